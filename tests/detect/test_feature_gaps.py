@@ -11,9 +11,7 @@ from sonde.core.errors import InputError, ShapeError
 from sonde.core.instrument import NotLabelled
 from sonde.core.stream import Stream
 from sonde.detect import FeatureGaps
-from sonde.detect._contrasts import ContrastSample, _principal
-from sonde.detect._logistic import logistic
-from sonde.detect.feature_gaps import UsualAnswers
+from sonde.detect.feature_gaps import ContrastSample, UsualAnswers, _principal, logistic
 from sonde.metrics import auroc
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit

@@ -17,7 +17,7 @@ from sonde.detect._grid_net import (
     symmetric_kl,
     widths,
 )
-from sonde.detect._grid_training import GridTraining, Usual, grid_columns, whole_images
+from sonde.detect.fod import GridTraining, Usual, grid_columns, whole_images
 from sonde.engine.running import Running
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sonde.core.errors import InputError
-from sonde.detect._hazards import step_chances
+from sonde.detect.trajectory_verifier import step_chances
 
 
 def _long(*values):

@@ -12,7 +12,7 @@ from sonde.core.errors import InputError, ShapeError, StateError
 from sonde.core.stream import Stream
 from sonde.detect import DictLookup
 from sonde.detect._lookup import Generators, retrieval, starting_weights
-from sonde.detect._lookup_training import HINGE, MARGIN, LookupTraining, scrambled
+from sonde.detect.dict_lookup import HINGE, MARGIN, LookupTraining, scrambled
 from sonde.engine.running import Running
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit

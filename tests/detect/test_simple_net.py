@@ -11,7 +11,7 @@ from sonde.core.errors import InputError, ShapeError, StateError
 from sonde.core.state import equal
 from sonde.core.stream import Stream
 from sonde.detect import SimpleNet
-from sonde.detect._noise_training import NoiseDiscriminator, NoiseTraining, hinge
+from sonde.detect.simple_net import NoiseDiscriminator, NoiseTraining, hinge
 from sonde.engine.running import Running
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit

@@ -11,7 +11,7 @@ from scipy.spatial.distance import jensenshannon
 from detect.shift_rates import assert_right_rate, comparisons
 from sonde.detect import UnitShift
 from sonde.detect._tails import subset_tail
-from sonde.detect._unit_histograms import _cells
+from sonde.detect.unit_shift import _cells
 from sonde.stats import LogHistogram
 
 

@@ -9,7 +9,7 @@ from forgetting import digits, items_of
 from sonde.core import InputError, Model
 from sonde.data import open_inputs
 from sonde.edit import CleanUnlearning, find_backdoor, remove_backdoor
-from sonde.edit._patches import Pixels, patched
+from sonde.edit.find_backdoor import Pixels, patched
 
 FRESH = 4
 """One of the seeds that the line between likely and not was drawn on: a planted truth, no rate."""

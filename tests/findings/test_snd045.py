@@ -5,7 +5,7 @@ import sonde
 from findings._evidence import evidence_of
 from findings._nets import assert_clear, assert_raised
 from scan._zoo import quiet
-from sonde.data.constant import constant_rows
+from sonde.data.inputs import constant_rows
 from sonde.findings.snd045 import SND045
 
 

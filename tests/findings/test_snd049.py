@@ -8,10 +8,9 @@ import torch
 
 from findings._evidence import gathered
 from findings._nets import assert_clear, assert_raised
-from sonde.findings._file_order import changes_in_file
 from sonde.findings._weak import known_columns
 from sonde.findings.evidence import Evidence
-from sonde.findings.snd049 import SND049
+from sonde.findings.snd049 import SND049, changes_in_file
 
 N, AT = 320, 190
 

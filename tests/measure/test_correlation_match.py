@@ -8,7 +8,7 @@ from sklearn.linear_model import Lasso
 from fixture_rows import X, Y
 from sonde.core.errors import InputError
 from sonde.measure import CorrelationMatch, correlation_match
-from sonde.measure._matching import one_to_one
+from sonde.measure.correlation_match import one_to_one
 
 
 @pytest.mark.truth("digits computed independently from the definition")

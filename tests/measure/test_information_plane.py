@@ -8,7 +8,7 @@ from scipy.special import digamma, logsumexp
 from fixture_rows import X
 from sonde import InputError
 from sonde.measure import information_plane, mutual_information
-from sonde.measure._neighbour_entropy import neighbour_entropy
+from sonde.measure.information_plane import neighbour_entropy
 
 BITS = math.log(2)
 

@@ -29,9 +29,8 @@ from sonde.report._pictures_versus import (
 from sonde.report._section_findings import findings_section, header
 from sonde.report._section_pictures import depth_section
 from sonde.report._section_rows import rows_section, versus_section
-from sonde.report._section_wrong import wrong_section
 from sonde.report._versus_words import sides
-from sonde.report.html import MAX_BYTES, SECTIONS
+from sonde.report.html import MAX_BYTES, SECTIONS, wrong_section
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&amp;\x00\u202e"
 

@@ -15,7 +15,7 @@ from sonde.run.bundles.merge import merge
 from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
-from sonde.run.scoring.long_examples import p_of_examples
+from sonde.run.scoring.batches import p_of_examples
 from sonde.run.scoring.score import score
 from sonde.stats import Calibrated, CalibratedScorer
 from sonde.stats.calibrated import Lengths

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sonde.stats.influence_bins import influence_edges
-from sonde.stats.table_bins import TableBins, fast_bins
+from sonde.stats.influence_bins import TableBins, fast_bins, influence_edges
 
 
 @pytest.mark.truth("torch.bucketize")

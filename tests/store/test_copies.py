@@ -5,7 +5,7 @@ import torch
 
 from sonde.core.stream import Stream
 from sonde.store import Store, write_store
-from sonde.store._copies import to_host
+from sonde.store.writing import to_host
 
 
 def test_rows_of_the_host_are_not_copied():

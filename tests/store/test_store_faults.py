@@ -18,7 +18,7 @@ from sonde.core.errors import StoreError
 from sonde.core.stream import Stream
 from sonde.files.durable import TEMPORARY
 from sonde.store import Store, append_store, verify_store, write_store
-from sonde.store._background import Background
+from sonde.store.writing import Background
 
 TESTS = Path(__file__).parent.parent
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}

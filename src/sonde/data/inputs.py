@@ -1,6 +1,6 @@
 """A data set as the batches of one model: ``ItemInputs``."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -8,17 +8,23 @@ from typing import Any, final
 
 import numpy as np
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from sonde.core.errors import InputError, near
 from sonde.core.inputs import InputBatch, Inputs
+from sonde.core.token_masks import NAMES
 from sonde.core.wording import plural
 from sonde.data.columns import LABEL_NAMES, PAIRED, Layout
-from sonde.data.constant import constant_rows
 from sonde.data.encoder import Collated, Encoder, Prepared
 from sonde.data.iterables import Iterated
 from sonde.data.limited import sample_note
 from sonde.data.listing import Listing, list_source, pick, taken
 from sonde.data.sources import Row, Source
+
+LEAST = 8
+MAP = 4
+
 
 CUT = {"audio": ("recording", "length that the feature extractor keeps")}
 """What is cut off, and where, of items that are no texts."""
@@ -432,3 +438,28 @@ def _tensor(values: np.ndarray, index: np.ndarray) -> torch.Tensor:
 
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | bool | int | float)
+
+
+def constant_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Bool[Tensor, "example"] | None:
+    """Return for each example whether its inputs are constant, each channel of a map on its own.
+
+    None if the model is given whole numbers, such as tokens, or fewer than eight numbers.
+    """
+    given = [*args, *(value for name, value in kwargs.items() if name not in NAMES)]
+    tensors = [x for x in given if isinstance(x, Tensor) and x.ndim > 0]
+    if not tensors or any(not x.is_floating_point() for x in tensors):
+        return None
+    if any(x.ndim < 2 or x[:1].numel() < LEAST for x in tensors):
+        return None
+    return torch.stack([_constant(x) for x in tensors]).all(0)
+
+
+def _constant(x: Tensor) -> Bool[Tensor, "example"]:
+    """Return whether channels of a map, lines or columns of a sequence, or rows are constant."""
+    if x.ndim >= MAP:
+        x = x.flatten(2)
+        return (x.amax(2) == x.amin(2)).all(1)
+    if x.ndim == 2:
+        return x.amax(1) == x.amin(1)
+    found = [(x.amax(a) == x.amin(a)).all(1) for a in (1, 2) if x.shape[a] > 1]
+    return torch.stack(found).any(0)

@@ -4,6 +4,7 @@ Only safetensors are opened, code that comes with a checkpoint runs only where t
 for this call, and a checkpoint that does not fill every parameter is an error.
 """
 
+import copy
 import importlib
 import logging
 import re
@@ -28,10 +29,19 @@ from sonde.data._checkpoint_model import (
 from sonde.data._checkpoints import checkpoint_directory
 from sonde.data._model_kind import config_of, task_of
 from sonde.data._quiet import quiet
-from sonde.data.live_sentences import is_live_sentences, live_encoder, live_tokenizer
-from sonde.data.sentence_encoder import SentenceEncoder
+from sonde.data.sentence_encoder import Pooling, SentenceEncoder
+from sonde.data.sentence_folder import (
+    check_kinds,
+    lower,
+    named_stages,
+    pooling_modes,
+    tell_prompt,
+)
 from sonde.data.shipped import is_shipped, model_directory
 from sonde.data.weight_files import WEIGHT_FILES, fill_from_file
+
+LIBRARY = "sentence_transformers"
+
 
 _log = logging.getLogger("sonde")
 
@@ -258,3 +268,42 @@ def _factory(path: str, attribute: str, name: str) -> Any:
 
 def _has_meta(module: nn.Module) -> bool:
     return any(p.is_meta for p in module.parameters())
+
+
+# Transformer and further stages keep the memory of the live model; its tokenizer is copied.
+def is_live_sentences(module: nn.Module) -> bool:
+    """Return whether a module is a model of that library, which is imported then."""
+    library = sys.modules.get(LIBRARY)
+    kind = getattr(library, "SentenceTransformer", None)
+    return isinstance(kind, type) and isinstance(module, kind)
+
+
+def live_encoder(module: Any) -> SentenceEncoder:
+    """Return the transformer of a live model with the stages after it.
+
+    Raises
+    ------
+    InputError
+        If there are stages that are not read here.
+    """
+    stages = [*module]
+    where = type(module).__name__
+    check_kinds([type(stage).__name__ for stage in stages], where)
+    after = named_stages(
+        (type(stage).__name__, stage.get_config_dict(), stage.state_dict, where)
+        for stage in stages[2:]
+    )
+    pooling = Pooling(pooling_modes(stages[1].get_config_dict(), where))
+    found = SentenceEncoder(stages[0].auto_model, pooling, after)
+    return found.train(module.training)
+
+
+def live_tokenizer(module: Any) -> Any:
+    """Return a copy of a live model's tokenizer that reads texts as that model does."""
+    tokenizer = copy.deepcopy(module.tokenizer)
+    if isinstance(module.max_seq_length, int):
+        tokenizer.model_max_length = module.max_seq_length
+    if getattr(module[0], "do_lower_case", False):
+        lower(tokenizer)
+    tell_prompt((module.prompts or {}).get(module.default_prompt_name), type(module).__name__)
+    return tokenizer

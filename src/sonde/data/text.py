@@ -5,21 +5,25 @@ that come with their own ``attention_mask`` keep their padding where it stands. 
 the context are cut into chunks without overlap, each with the special tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.hashing import bytes_key
+from sonde.core.hashing import bytes_key, tensor_key
 from sonde.core.state import canonical_json
-from sonde.data._arguments import TOKEN_TYPES, arguments, batched, content, cut
 from sonde.data.encoder import Collated, EmptyText, Encoder, Piece, Prepared, called, takes
 from sonde.data.sources import Row
+from sonde.data.tensors import column_tensor, stacked_items
 from sonde.data.vocabulary import Vocabulary
+
+TOKEN_TYPES = "token_type_ids"
+Arguments = Mapping[str, Tensor]
+
 
 Long = Literal["chunk", "truncate", "error"]
 DECODER_IDS, DECODER_MASK = "decoder_input_ids", "decoder_attention_mask"
@@ -418,3 +422,62 @@ def _padded(
         ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
         mask[i, : len(row)] = True
     return ids, mask
+
+
+# A value whose first axis is as long as the token ids belongs to the tokens: it is masked, cut and
+# padded with them. Any other belongs to the item and is stacked.
+def arguments(row: Row, names: Sequence[str], kept: Bool[Tensor, "pos"]) -> dict[str, Tensor]:
+    """Return the other arguments of an item, without the values of tokens that are not kept.
+
+    Token types that an item does not give are 0.
+
+    Raises
+    ------
+    InputError
+        If a value is missing or not numeric, or tokens and token types differ in number.
+    """
+    found: dict[str, Tensor] = {}
+    for name in names:
+        if name == TOKEN_TYPES and row.get(name) is None:
+            found[name] = torch.zeros(int(kept.sum()), dtype=torch.int64)
+            continue
+        x = column_tensor(row.get(name), name)
+        if name == TOKEN_TYPES and x.shape != kept.shape:
+            raise InputError(
+                f"expected {len(kept)} numbers in column {name!r}, one for each of input_ids, got "
+                f"shape {tuple(x.shape)}"
+            )
+        found[name] = x[kept] if _of_tokens(x, len(kept)) else x
+    return found
+
+
+def content(row: Row, found: Arguments) -> bytes:
+    """Return bytes that tell the other arguments of two items apart, for their ids."""
+    return b"".join(n.encode() + tensor_key(x) for n, x in found.items() if row.get(n) is not None)
+
+
+def cut(found: Arguments, length: int, start: int, stop: int) -> dict[str, Tensor]:
+    """Return the arguments of the tokens ``[start, stop)`` of ``length``."""
+    return {n: x[start:stop] if _of_tokens(x, length) else x for n, x in found.items()}
+
+
+def batched(
+    values: Sequence[Shaped[Tensor, "..."]],
+    lengths: Sequence[int],
+    name: str,
+) -> Shaped[Tensor, "..."]:
+    """Return an argument of several items: stacked, token values padded with 0 on the right.
+
+    Raises
+    ------
+    InputError
+        If the items' shapes do not fit.
+    """
+    if all(_of_tokens(x, n) for x, n in zip(values, lengths, strict=True)):
+        width = max(lengths)
+        values = [torch.cat([x, x.new_zeros(width - len(x), *x.shape[1:])]) for x in values]
+    return stacked_items(values, name)
+
+
+def _of_tokens(x: Shaped[Tensor, "..."], length: int) -> bool:
+    return x.ndim > 0 and len(x) == length

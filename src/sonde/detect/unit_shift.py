@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal, final
 
 import pyarrow as pa  # pyright: ignore[reportMissingTypeStubs]
 import torch
-from jaxtyping import Float, Int
-from scipy.special import kolmogorov
+from jaxtyping import Bool, Float, Int
+from scipy.special import bdtrc, chdtrc, kolmogorov, stdtr
 from torch import Tensor
 
 from sonde.core.ranges import check_ranges
@@ -23,21 +23,26 @@ from sonde.detect._sides import (
     two_sample_reads,
     two_samples,
 )
-from sonde.detect._unit_histograms import chi_squares, in_one_bin, wasserstein
-from sonde.detect._unit_p_values import (
-    paired_means,
-    paired_shares,
-    shuffled_means,
-    shuffled_tail,
-)
+from sonde.detect._tails import bennett_exponent, beyond_floor, subset_tail
 from sonde.stats import (
     LogHistogram,
     LogHistogramState,
     Scalars,
     ScalarsState,
     adjusted_p,
+    log_centres,
 )
 from sonde.stats.adjusted_p import Correction
+from sonde.stats.log_histogram import SUB
+
+TIMES = 999
+BORDERS = 15
+UNITS_AT_ONCE = 64
+
+
+LEAST, MOST = 10, 24
+LOG_2 = math.log(2)
+BIN_WIDTH = 2 ** (1 / (2 * SUB)) - 2 ** (-1 / (2 * SUB))
 
 
 @final
@@ -241,3 +246,171 @@ def _largest(values: Float[Tensor, "dim"]) -> float:
     """Return the largest number that is not NaN, or NaN if all are."""
     known = values[~torch.isnan(values)]
     return float(known.max()) if len(known) else math.nan
+
+
+def chi_squares(
+    a: LogHistogramState, b: LogHistogramState, n: tuple[int, int]
+) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"], Float[Tensor, "dim"]]:
+    """Return each unit's divergence in bits, homogeneity statistic and p-value.
+
+    Bins are joined, from the lowest on, into at most ``MOST`` cells of about equal shares. In each
+    cell the smaller side expects at least ``LEAST`` rows. If only one cell is left, p is 1.
+    """
+    counts = [state.counts.double().cpu() for state in (a, b)]
+    shares = [c / c.sum(1, keepdim=True) for c in counts]
+    cell = _cells((n[0] * shares[0] + n[1] * shares[1]) / sum(n), min(n))
+    joined = [torch.zeros(len(s), MOST + 1, dtype=s.dtype).scatter_add_(1, cell, s) for s in shares]
+    middle = (joined[0] + joined[1]) / 2
+    bits = (_relative(joined[0], middle) + _relative(joined[1], middle)) / 2
+    pooled = (n[0] * joined[0] + n[1] * joined[1]) / sum(n)
+    gap = (joined[0] - joined[1]).square()
+    weight = n[0] * n[1] / sum(n)
+    chi = weight * torch.where(pooled > 0, gap / pooled, torch.zeros_like(gap)).sum(1)
+    bits_of = [m * _relative(s, pooled) for m, s in zip(n, joined, strict=True)]
+    likelihood = 2 * LOG_2 * (bits_of[0] + bits_of[1])
+    statistic = torch.minimum(chi, likelihood)
+    freedom = (pooled > 0).sum(1) - 1
+    p = torch.from_numpy(chdtrc(freedom.clamp(min=1).numpy(), statistic.numpy()))
+    return bits, statistic, torch.where(freedom > 0, p, torch.ones_like(p))
+
+
+def _cells(pooled: Float[Tensor, "dim bin"], n: int) -> Int[Tensor, "dim bin"]:
+    """Return the cell of each bin; a cell closes at a least share, and the last takes the rest."""
+    full = max(LEAST / n, 1 / MOST) - 1e-12
+    cell = torch.zeros(pooled.shape, dtype=torch.int64)
+    held, at = torch.zeros(len(pooled), dtype=pooled.dtype), cell[:, 0].clone()
+    for i in torch.nonzero((pooled > 0).any(0)).flatten().tolist():
+        cell[:, i] = at
+        held += pooled[:, i]
+        at += held >= full
+        held = torch.where(held >= full, torch.zeros_like(held), held)
+    return torch.minimum(cell.cummax(1).values, (at - 1).clamp(min=0)[:, None])
+
+
+def _relative(p: Float[Tensor, "dim cell"], q: Float[Tensor, "dim cell"]) -> Float[Tensor, "dim"]:
+    """Return the relative entropy in bits; empty cells add nothing."""
+    ratio = torch.where(p > 0, p / q, torch.ones_like(p))
+    return (p * ratio.log2()).sum(1)
+
+
+def wasserstein(a: LogHistogramState, b: LogHistogramState) -> Float[Tensor, "dim"]:
+    """Return how far each unit's mass moved, in pooled standard deviations of the bins' centres.
+
+    NaN if this standard deviation is below the width of the unit's fullest bin.
+    """
+    centres = log_centres()
+    shares = [s.counts.double().cpu() / s.n for s in (a, b)]
+    gap = (shares[0] - shares[1]).cumsum(1)[:, :-1].abs()
+    moved = gap @ centres.diff()
+    weight = a.n / (a.n + b.n)
+    pooled = weight * shares[0] + (1 - weight) * shares[1]
+    mean = pooled @ centres
+    spread = (pooled @ centres.square() - mean.square()).clamp(min=0).sqrt()
+    width = BIN_WIDTH * centres[pooled.argmax(1)].abs()
+    moved = torch.where(spread > 0, moved / spread, torch.zeros_like(moved))
+    return torch.where(spread < width, torch.full_like(moved, math.nan), moved)
+
+
+def in_one_bin(a: LogHistogramState, b: LogHistogramState) -> Bool[Tensor, "dim"]:
+    """Return which units have all rows of both sides in the same bin, other than the zero bin."""
+    fullest = (a.counts + b.counts).max(1)
+    is_zero = log_centres()[fullest.indices.cpu()] == 0
+    return (fullest.values.cpu() == a.n + b.n) & ~is_zero
+
+
+def shuffled_means(
+    rows: TwoSamples, bound: Float[Tensor, "dim"], sampled: bool
+) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
+    """Return p-values of each unit's mean, plain and adjusted for the number of units.
+
+    The sample's rows are shuffled over both sides. The adjusted p-value compares with the most
+    surprising unit of each shuffle, by Bennett's exponent: a common measure for units of any
+    sparsity. If no shuffle reaches the observed value, ``bound``, from the means of all rows, may
+    lower the p-value. If the sample is not all rows, the p-value is twice the smaller of both.
+    """
+    found = []
+    for p, other in zip(_shuffled(rows), (bound, bound * len(bound)), strict=True):
+        both = 2 * torch.minimum(p, other) if sampled else beyond_floor(p, TIMES, other)
+        found.append(both.clamp(max=1.0))
+    return found[0], found[1]
+
+
+def _shuffled(rows: TwoSamples) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
+    """Return permutation p-values, plain and adjusted for the number of units."""
+    pooled = torch.cat([rows.x, rows.y])
+    pooled -= pooled.mean(0)
+    own = torch.arange(len(pooled)) < len(rows.x)
+    chosen = torch.cat([own[None], rows.shuffles(TIMES)]).double()
+    share = len(rows.x) / len(pooled)
+    variance = share * (1 - share) * pooled.square().sum(0)
+    reach = max(share, 1 - share) * pooled.abs().amax(0)
+    found = bennett_exponent((chosen @ pooled).abs(), variance, reach)
+    observed, shuffled = found[0], found[1:] * (1 + 1e-9)
+    highest = shuffled.amax(1, keepdim=True)
+    plain, joint = ((shuffled >= observed).sum(0), (highest >= observed).sum(0))
+    return (1 + plain).double() / (1 + TIMES), (1 + joint).double() / (1 + TIMES)
+
+
+def shuffled_tail(
+    a: ScalarsState, b: ScalarsState, n: tuple[int, int]
+) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
+    """Return each unit's difference of means in standard errors under shuffling, and a tail bound.
+
+    Both use all rows; ``n`` rows of each side are independent. Differences within rounding are 0.
+    """
+    shares = [m / sum(n) for m in n]
+    gap, mean = (b.mean - a.mean).abs(), shares[0] * a.mean + shares[1] * b.mean
+    gap = torch.where(gap > 1e-12 * torch.maximum(a.mean.abs(), b.mean.abs()), gap, 0.0)
+    between = shares[0] * shares[1] * gap.square()
+    spread = (shares[0] * a.variance + shares[1] * b.variance + between).sqrt()
+    reach = torch.maximum(torch.maximum(a.high, b.high) - mean, mean - torch.minimum(a.low, b.low))
+    errors = torch.where(gap > 0, gap / spread * (shares[0] * n[1]) ** 0.5, torch.zeros_like(gap))
+    return errors.cpu(), subset_tail(gap.cpu(), spread.cpu(), reach.cpu(), n)
+
+
+def paired_means(pairs: TwoSamples) -> Float[Tensor, "dim"]:
+    """Return Student's two-sided p-value of each unit's differences."""
+    gap = pairs.y - pairs.x
+    n, mean = len(gap), gap.mean(0)
+    error = ((gap - mean).square().sum(0) / (n * (n - 1))).sqrt()
+    t = torch.where(mean == 0, torch.zeros_like(mean), mean.abs() / error)
+    return torch.from_numpy(2 * stdtr(n - 1, -t.numpy()))
+
+
+def paired_shares(pairs: TwoSamples) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
+    """Return p-values of each unit's distribution, plain and adjusted for the number of units.
+
+    A unit's statistic is the largest standardised difference of the shares of both sides below 15
+    quantiles of the pooled rows; its null changes the sides of pairs at random. The adjusted
+    p-value compares with the largest statistic of all units under the same exchanges. If no
+    exchange reaches the observed value, McNemar's exact test at the clearest of the 15 may lower
+    the p-value: times 15 and, if adjusted, times the number of units.
+    """
+    signs = torch.cat([torch.ones(1, len(pairs.x)), pairs.signs(TIMES).float()])
+    found = [
+        _statistics(pairs.x[:, part], pairs.y[:, part], signs)
+        for part in torch.arange(pairs.x.shape[1]).split(UNITS_AT_ONCE)
+    ]
+    statistic = torch.cat([sums for sums, _ in found], dim=1)
+    exact = torch.cat([p for _, p in found])
+    observed, shuffled = statistic[0], statistic[1:] + 1e-5
+    highest = shuffled.amax(1)
+    plain = (1 + (shuffled >= observed).sum(0)).double() / (1 + TIMES)
+    joint = (1 + (highest[:, None] >= observed).sum(0)).double() / (1 + TIMES)
+    return beyond_floor(plain, TIMES, exact), beyond_floor(joint, TIMES, exact * len(exact))
+
+
+def _statistics(
+    x: Float[Tensor, "row unit"], y: Float[Tensor, "row unit"], signs: Float[Tensor, "time row"]
+) -> tuple[Float[Tensor, "time unit"], Float[Tensor, "unit"]]:
+    """Return each unit's statistic under each choice of signs, and its exact p-value."""
+    at = torch.linspace(0, 1, BORDERS + 2, dtype=x.dtype)[1:-1]
+    borders = torch.quantile(torch.cat([x, y]), at, dim=0)
+    below = [(rows[:, None] <= borders).float() for rows in (x, y)]
+    gap = (below[1] - below[0]).flatten(1)
+    scale = gap.square().sum(0).sqrt()
+    sums = (signs @ gap).abs() / scale.clamp(min=1.0)
+    changed = gap.square().sum(0).double()
+    common = (changed + gap.sum(0).abs()) / 2
+    exact = torch.from_numpy(2 * BORDERS * bdtrc((common - 1).numpy(), changed.long().numpy(), 0.5))
+    return sums.reshape(len(signs), BORDERS, -1).amax(1), exact.reshape(BORDERS, -1).amin(0)

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
-from sonde.findings._class_offset import mended_by_offset
 from sonde.findings._input_forms import Inputs, column_factors, one_column
 from sonde.findings._norm_fits import in_chunks, observe
 from sonde.findings._number_answers import number_rows
@@ -28,6 +28,10 @@ from sonde.findings.evidence import Evidence
 from sonde.findings.trial import Measure, Scope, Trial
 from sonde.tap import LiveStream
 from sonde.tap.streams.small_batches import SmallBatches, small_batches
+
+KEPT: Final = 0.95
+STEPS: Final = 12
+
 
 FEWEST = 15  # wrong rows, a third of which choose a form
 WRONG = 2 / 3  # of the targets' spread: how far off a number is wrong; half as far off it is right
@@ -251,3 +255,38 @@ def _given(stream: LiveStream, small: SmallBatches) -> Float[Tensor, "row class"
     found = [logits_of(observe(stream, batch, {}), stream) for batch in in_chunks(small)]
     known = [logits for logits in found if logits is not None]
     return torch.cat(known) if len(known) == len(found) else None
+
+
+# Rows beyond a shifted threshold can be taken for rows in another form: any change that moves them
+# back mends them too. A shifted threshold is the simpler explanation.
+def mended_by_offset(
+    wrong: Float[Tensor, "row class"],
+    truth: Int[Tensor, "row"],
+    right: Float[Tensor, "row2 class"],
+    chooses: Bool[Tensor, "row"],
+) -> float:
+    """Return the share that the best constant mends of the wrong rows that did not choose it.
+
+    Parameters
+    ----------
+    wrong, right : Float[Tensor, "row class"]
+        Logits of rows that the model gets wrong, and right. A constant must leave the answers of
+        95 % of the right rows unchanged.
+    truth : Int[Tensor, "row"]
+        Labels of the wrong rows.
+    chooses : Bool[Tensor, "row"]
+        Wrong rows that choose the class and the constant.
+    """
+    lack = wrong.amax(1) - wrong.gather(1, truth[:, None])[:, 0]
+    quantiles = torch.linspace(0, 1, STEPS, dtype=lack.dtype)
+    sizes = 1.01 * torch.quantile(lack[chooses], quantiles) + 1e-9
+    answers, best = right.argmax(1), (0.0, 0.0)
+    for k in range(wrong.shape[1]):
+        for size in torch.cat([sizes, -sizes]).tolist():
+            offset = torch.zeros(wrong.shape[1], dtype=wrong.dtype)
+            offset[k] = size
+            if float(((right + offset).argmax(1) == answers).double().mean()) < KEPT:
+                continue
+            hit = ((wrong + offset).argmax(1) == truth).double()
+            best = max(best, (float(hit[chooses].mean()), float(hit[~chooses].mean())))
+    return best[1]

@@ -17,11 +17,11 @@ from torch import Tensor
 from sonde.core.hashing import base_hashes, draws, rank_key
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Site
-from sonde.findings._block_sites import blocks_of
 from sonde.findings.counted_tokens import counted_losses, ids_of
 from sonde.findings.evidence import Evidence
 from sonde.findings.self_check import chosen_examples
 from sonde.tap import LiveStream
+from sonde.tap.model.blocks import block_paths
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.readout import head_module, readout
 from sonde.tap.model.seeding import untouched
@@ -360,3 +360,20 @@ def _positions(texts: Sequence[InputBatch], wanted: int, seed: int) -> list[Int[
 
 def _key(stream: LiveStream, site: Site) -> str:
     return next(k.key for k in stream.kinds if k.site is site and "|" not in k.key)
+
+
+def blocks_of(stream: LiveStream) -> list[Site]:
+    """Return the sites like the last output over tokens: as wide, of its class or both blocks."""
+    kinds = [k for k in stream.kinds if "|" not in k.key and k.site.port == "out"]
+    kinds = [k for k in kinds if k.reduction.axes.words == ("row", "pos", "dim")]
+    if not kinds:
+        return []
+    last = kinds[-1].schema
+    blocks = set(block_paths(stream.probe.names, stream.probe))
+    same = [
+        k.site
+        for k in kinds
+        if k.schema.dim == last.dim
+        and (k.schema.module == last.module or {k.site.path, last.site.path} <= blocks)
+    ]
+    return [site for site in same if not isinstance(site.call, str)]

@@ -1,13 +1,352 @@
 """SND049: something that changes from one row of the file on."""
 
-from dataclasses import dataclass
-from typing import ClassVar, final
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final, Literal, final
 
-from sonde.findings._file_order import Change, changes_in_file
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import fisher_exact, mannwhitneyu, norm
+
+from sonde.data.images import PICTURE_COLUMNS
+from sonde.data.numbers import as_number
+from sonde.findings._number_answers import number_rows
+from sonde.findings._once import once
 from sonde.findings._places import sentence
+from sonde.findings._shared import shared_rows
 from sonde.findings._text import number, percent, plural, shortened
+from sonde.findings._weak import file_names
+from sonde.findings.answers import answer_columns, right_rows
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.trial import Measure, Trial, chooses
+
+LEAST_ROWS: Final = 80
+MARGIN: Final = 0.05
+MOST_COLUMNS: Final = 100
+NEAR: Final = 1 / 3  # spreads of the targets that a right number may be off
+SLIPS: Final = (1, -1, 2, -2, 3, -3)
+Kind = Literal["error", "stuck", "value", "missing", "level"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change that begins at one row of the file.
+
+    Parameters
+    ----------
+    kind : str
+    name : str
+        The column; "the answers" for errors.
+    row : int
+        The first row after the change, by planned order.
+    before, after : float
+        Share of rows on either side of the change; for a level, the median.
+    p : float
+        Chance on the rows that did not choose the place, corrected for all series.
+    value : float
+        The value of a column that holds one value.
+    slip : int
+        By how many rows labels slip from there on; 0 if they do not.
+    mended : float
+        Accuracy from there on with the labels moved back.
+    """
+
+    kind: Kind
+    name: str
+    row: int
+    before: float
+    after: float
+    p: float
+    value: float = 0.0
+    slip: int = 0
+    mended: float = 0.0
+    trial: Trial | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Series:
+    """Numbers of the rows in the order of the file, NaN if a number is not known."""
+
+    kind: Kind
+    name: str
+    x: Float[np.ndarray, "row"]
+    value: float = 0.0
+
+
+@once
+def changes_in_file(evidence: Evidence) -> tuple[Change, ...] | str:
+    """Return what changes somewhere in the file, or why that cannot be asked."""
+    shared, data = shared_rows(evidence), evidence.data
+    if shared.order is None or (data.piece is not None and bool((data.piece > 0).any())):
+        return "the rows are pieces of texts, or their order is not known"
+    if data.grouped:
+        return "rows come in groups, whose order is theirs"
+    order = np.argsort(shared.order.numpy(), kind="stable")
+    if len(order) < LEAST_ROWS:
+        return f"needs {LEAST_ROWS} rows, {len(order)} present"
+    series = list(_series(evidence, order))
+    if not series:
+        return "neither right answers nor columns are known"
+    examples = shared.order.numpy()[order]
+    label = shared.column("label")
+    classes = None if label is None else label.numpy()[order]
+    found = [_change(one, examples, classes, len(series)) for one in series]
+    kept = [_with_slip(change, evidence, order) for change in found if change is not None]
+    ordered = sorted(kept, key=lambda c: (c.kind != "error", c.kind == "level", c.p))
+    first: dict[str, Change] = {}
+    for change in ordered:
+        old = first.setdefault(change.name, change)
+        if {old.kind, change.kind} == {"stuck", "value"}:
+            value = change if change.kind == "value" else old
+            stuck = old if change.kind == "value" else change
+            first[change.name] = value if value.before == 0 else stuck
+    return tuple(first.values())
+
+
+def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Series]:
+    right, numbers, shared = right_rows(evidence), number_rows(evidence), shared_rows(evidence)
+    examples = [] if shared.order is None else shared.order.numpy()[order].tolist()
+    if file_names(evidence, examples):
+        pass  # the order is that of the names: weak groups tell errors by how these begin
+    elif right is not None:
+        yield _Series("error", "the answers", 1 - right.double().numpy()[order])
+    elif not isinstance(numbers, str):
+        off = np.full(len(order), np.nan)
+        rows, said, truth = (x.double().numpy() for x in numbers)
+        off[rows.astype(int)] = np.abs(said - truth)
+        limit = NEAR * truth.std()
+        yield _Series("error", "the answers", np.where(np.isnan(off), off, off > limit)[order])
+    for name in PICTURE_COLUMNS:
+        column = shared.column(name)
+        if column is not None:
+            x = column.double().reshape(len(order), -1)[:, 0].numpy()[order]
+            yield _Series("level", f"the {name}", x)
+    data = evidence.data
+    if not data.inputs or data.key_columns is None or shared.order is None:
+        return
+    if not data.key_columns(examples[:1]):
+        return
+    given = data.key_columns(examples)
+    for name in [n for n in data.inputs if n in given][:MOST_COLUMNS]:
+        yield from _of_column(name, given[name])
+
+
+def _of_column(name: str, cells: Sequence[Any]) -> Iterator[_Series]:
+    x = np.array([_number(cell) for cell in cells])
+    missing = np.isnan(x)
+    if missing.all():
+        return
+    if missing.any():
+        yield _Series("missing", name, missing.astype(float))
+    known = ~missing
+    if len(np.unique(x[known])) < 3:
+        return
+    same = np.zeros(len(x))
+    same[1:] = x[1:] == x[:-1]
+    yield _Series("stuck", name, np.where(known, same, np.nan))
+    values, counts = np.unique(x[known], return_counts=True)
+    often = values[counts >= max(8, 0.03 * len(x))]
+    if len(often) and len(often) <= 20:
+        scores = [_cusum((x == value).astype(float))[1] for value in often]
+        value = float(often[int(np.argmax(scores))])
+        yield _Series("value", name, np.where(known, x == value, np.nan), value)
+
+
+def _number(cell: Any) -> float:
+    found = None if cell is None or cell == "" else as_number(cell)
+    return np.nan if found is None else float(found)
+
+
+def _cusum(x: Float[np.ndarray, "row"]) -> tuple[int, float]:
+    """Return where the two means of a series differ most, and by how many standard errors."""
+    n = len(x)
+    spread = float(x.std())
+    first, last = max(2, round(MARGIN * n)), n - max(2, round(MARGIN * n))
+    if spread == 0 or last <= first:
+        return n // 2, 0.0
+    k = np.arange(first, last + 1)
+    total = np.cumsum(x - x.mean())[k - 1]
+    score = np.abs(total) * np.sqrt(n / (k * (n - k))) / spread
+    best = int(np.argmax(score))
+    return int(k[best]), float(score[best])
+
+
+def _change(
+    series: _Series,
+    examples: Int[np.ndarray, "row"],
+    classes: Int[np.ndarray, "row"] | None,
+    n_series: int,
+) -> Change | None:
+    """Choose a place on every other row, test it on the rest, then place it on all rows."""
+    known = ~np.isnan(series.x)
+    x, at = series.x[known], examples[known]
+    flat = x if series.kind != "level" else np.argsort(np.argsort(x, kind="stable")) / len(x)
+    classes = None if classes is None or not _sorted(classes[known]) else classes[known]
+    flat = flat if classes is None else _within(flat, classes)
+    if len(x) < LEAST_ROWS:
+        return None
+    k, _ = _cusum(flat[::2])
+    cut = min(2 * k, len(x) - 1)
+    rest = np.arange(1, len(x), 2)
+    early, late = rest[rest < cut], rest[rest >= cut]
+    if min(len(early), len(late)) < 5:
+        return None
+    if classes is None:
+        chance, moved = _chance(series.kind, x, flat, early, late), None
+    else:
+        chance, moved = _chance_within(flat, classes, early, late)
+    p = n_series * chance
+    before, after = (float(np.median(x[i]) if series.kind == "level" else x[i].mean())
+                     for i in (early, late))  # fmt: skip
+    if p >= 0.001 or not _large(series.kind, before, after, flat[early], flat[late]):
+        return None
+    if moved is not None and abs(moved) < 0.1:
+        return None
+    place = _cusum(flat)[0]
+    return Change(
+        series.kind, series.name, int(at[place]), before, after, min(1.0, p), series.value
+    )
+
+
+def _sorted(classes: Int[np.ndarray, "row"]) -> bool:
+    """Return whether rows of a class stand together far more often than in a random order."""
+    n = len(classes)
+    sizes = np.unique(classes, return_counts=True)[1]
+    steps = int((classes[1:] != classes[:-1]).sum())
+    return steps < 0.8 * (n - 1) * (1 - float(((sizes / n) ** 2).sum()))
+
+
+def _within(
+    x: Float[np.ndarray, "row"], classes: Int[np.ndarray, "row"]
+) -> Float[np.ndarray, "row"]:
+    """Return numbers minus the mean of their class."""
+    out = x.astype(float).copy()
+    for k in np.unique(classes):
+        out[classes == k] -= x[classes == k].mean()
+    return out
+
+
+def _chance(kind: Kind, x: Any, flat: Any, early: Any, late: Any) -> float:
+    """Return the chance of the difference if the order of these rows told nothing."""
+    if kind == "level":
+        result: Any = mannwhitneyu(flat[early], flat[late])
+        return float(result.pvalue)
+    table = [[int(x[i].sum()), int(len(i) - x[i].sum())] for i in (early, late)]
+    result = fisher_exact(table)
+    return float(result.pvalue)
+
+
+def _chance_within(x: Any, classes: Any, early: Any, late: Any) -> tuple[float, float]:
+    """Return the chance of the difference if order within classes is random, and its mean.
+
+    The chance is a normal approximation. A class with rows on one side only is left out.
+    """
+    total = variance = gap = weight = 0.0
+    for k in np.unique(classes):
+        a, b = (x[i[classes[i] == k]] for i in (early, late))
+        if not len(a) or not len(b):
+            continue
+        both, share = np.concatenate([a, b]), len(a) * len(b) / (len(a) + len(b))
+        total += float(b.sum() - len(b) * both.mean())
+        variance += share * float(both.var(ddof=1))
+        gap, weight = gap + share * float(b.mean() - a.mean()), weight + share
+    if variance == 0 or weight == 0:
+        return 1.0, 0.0
+    return float(2 * norm.sf(abs(total) / np.sqrt(variance))), gap / weight
+
+
+def _large(kind: Kind, before: float, after: float, early: Any, late: Any) -> bool:
+    if kind == "stuck":
+        return max(before, after) >= 0.9 and min(before, after) <= 0.3
+    if kind == "level":
+        above = float((early[:, None] < late[None, :]).mean())
+        return abs(above - 0.5) >= 0.4
+    return abs(after - before) >= 0.1
+
+
+def _with_slip(change: Change, evidence: Evidence, order: Int[np.ndarray, "row"]) -> Change:
+    """Add how many rows labels slip, if answers after the change fit the labels of other rows."""
+    shared = shared_rows(evidence)
+    answers = _answers(evidence, order)
+    if change.kind != "error" or answers is None or shared.order is None:
+        return change
+    examples = shared.order.numpy()[order]
+    first = chooses(shared.group).numpy()[order]
+    best = (0, 1 - change.after)
+    for slip in SLIPS:
+        _, right = _slipped(answers, examples, first & (examples >= change.row), slip)
+        if len(right) >= 10 and right.mean() > best[1]:
+            best = slip, float(right.mean())
+    gained = best[1] - (1 - change.after)
+    if best[0] == 0 or gained < 0.7 * (change.after - change.before):
+        return change
+    row, own = _slips_from(answers, examples, best[0]), answers.fit(np.arange(len(examples)))
+    kept, mended = _slipped(answers, examples, ~first & (examples >= row), best[0])
+    if len(mended) < 10 or mended.mean() <= own[kept].mean():
+        return change
+    measure: Measure = "accuracy" if evidence.data.target is None else "error"
+    made = [torch.from_numpy(x.astype(float)) for x in (own[kept], mended)]
+    trial = Trial(f"labels {best[0]:+d} rows on", "labels", measure,
+                  torch.from_numpy(examples[kept]), *made)  # fmt: skip
+    after, before = (1 - float(own[late].mean()) for late in (examples >= row, examples < row))
+    return replace(change, row=row, before=before, after=after, slip=best[0],
+                   mended=float(mended.mean()), trial=trial)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """Answers and labels in the order of the file, and the largest distance at which they fit."""
+
+    said: Float[np.ndarray, "row"]
+    label: Float[np.ndarray, "row"]
+    near: float
+
+    def fit(self, other: Int[np.ndarray, "row"]) -> Bool[np.ndarray, "row"]:
+        """Return whether each answer fits the label of another row."""
+        return np.abs(self.said - self.label[other]) <= self.near
+
+
+def _answers(evidence: Evidence, order: Int[np.ndarray, "row"]) -> _Answers | None:
+    """Return classes, or numbers that fit within a third of the spread of the targets."""
+    columns, numbers = answer_columns(evidence), number_rows(evidence)
+    if not isinstance(columns, str):
+        said, label = columns[0].argmax(1).double().numpy(), columns[1].double().numpy()
+        return _Answers(said[order], np.where(label < 0, np.nan, label)[order], 0.0)
+    if isinstance(numbers, str):
+        return None
+    at, said, truth = (x.double().numpy() for x in numbers)
+    both = np.full((2, len(order)), np.nan)
+    both[:, at.astype(int)] = said, truth
+    return _Answers(both[0][order], both[1][order], NEAR * float(truth.std()))
+
+
+def _slips_from(answers: _Answers, examples: Int[np.ndarray, "row"], slip: int) -> int:
+    """Return the row at which a switch from the given labels to moved labels fits answers best."""
+    own = answers.fit(np.arange(len(examples))).astype(float)
+    moved = own.copy()
+    for i, example in enumerate(examples):
+        _, one = _slipped(answers, examples, examples == example, slip)
+        moved[i] = float(one[0]) if len(one) else own[i]
+    total = np.concatenate([[0.0], np.cumsum(own - moved)])
+    return int(examples[min(int(np.argmax(total[:-1])), len(examples) - 1)])
+
+
+def _slipped(
+    answers: _Answers,
+    examples: Int[np.ndarray, "row"],
+    chosen: Bool[np.ndarray, "row"],
+    slip: int,
+) -> tuple[list[int], Bool[np.ndarray, "kept"]]:
+    """Return which rows have a label ``slip`` rows further on, and whether answers fit that."""
+    where = {int(example): i for i, example in enumerate(examples)}
+    pairs = [(i, where.get(int(examples[i]) + slip, -1)) for i in np.flatnonzero(chosen)]
+    other = np.arange(len(examples))
+    kept = [int(i) for i, j in pairs if j >= 0 and np.isfinite(answers.label[j])]
+    for i, j in pairs:
+        other[i] = max(j, 0)
+    return kept, answers.fit(other)[kept]
 
 
 @final

@@ -1,9 +1,10 @@
 """SND066: kinds of tokens that a language model expects far more, or less, often than they come."""
 
 import math
-from collections.abc import Iterator
+import string
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, Final, final
 
 import torch
 from jaxtyping import Float
@@ -11,11 +12,24 @@ from torch import Tensor
 
 from sonde.findings._places import sentence, too_few
 from sonde.findings._text import number, percent, plural
-from sonde.findings._token_kinds import kinds_of
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import LEAST_ROWS
 from sonde.findings.lens import LensEvidence, TextAnswers
 from sonde.findings.rule import Check, Figure, Rule, Theme
+
+KINDS: Final[Mapping[str, Callable[[str], bool]]] = {
+    "capital letters": lambda w: any(c.isupper() for c in w),
+    "small letters": lambda w: any(c.islower() for c in w),
+    "digits": lambda w: any(c.isdigit() for c in w),
+    "line breaks": lambda w: "\n" in w,
+    "carriage returns": lambda w: "\r" in w,
+    "tabs": lambda w: "\t" in w,
+    "blanks": lambda w: " " in w,
+    "several blanks": lambda w: "  " in w,
+    "letters beyond ASCII": lambda w: any(ord(c) > 127 and c.isalpha() for c in w),
+    "signs or bytes beyond ASCII": lambda w: any(ord(c) > 127 and not c.isalpha() for c in w),
+    "punctuation": lambda w: any(c in string.punctuation for c in w),
+}
 
 
 @final
@@ -140,3 +154,15 @@ def _divergence(seen: float, said: float) -> float:
     said = min(max(said, 1e-9), 1 - 1e-9)
     parts = ((seen, said), (1 - seen, 1 - said))
     return sum(p * math.log(p / q) for p, q in parts if p > 0)
+
+
+def kinds_of(word: str) -> list[str]:
+    """Return the kinds of a token; a sign of punctuation is a kind of its own.
+
+    Examples
+    --------
+    >>> kinds_of(" The"), kinds_of("&")
+    (['capital letters', 'small letters', 'blanks'], ['punctuation', 'signs &'])
+    """
+    found = [name for name, is_kind in KINDS.items() if is_kind(word)]
+    return found + [f"signs {c}" for c in string.punctuation if c in word]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, Literal, final, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.chart import Chart, ChartAxis, curves
@@ -22,12 +22,14 @@ from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._codes import COMPRESSORS, Compressor, code_of
-from sonde.measure._neighbour_entropy import neighbour_entropy
 from sonde.measure._noisy_rows import information_bounds
 from sonde.measure._reads import labelled_sample, unlabelled
 from sonde.stats import HashSample, HashSampleState, Symbols
 from sonde.stats.joint_counts import entropy_nats, information_nats
 from sonde.stats.sampled_rows import SHUFFLES, SampledRows
+
+CHUNK_ENTRIES = 1 << 18
+
 
 About = Literal["input", "label"]
 Estimator = Literal["adaptive_bins", "bins", "adaptive_kde", "kde", "compressed"]
@@ -330,3 +332,26 @@ def _point(step: int, site: str, both: Mapping[str, Result]) -> dict[str, Any]:
 information_plane = as_function(
     InformationPlane, optional=("label",), given={"label": {"about": "label"}}
 )
+
+
+def neighbour_entropy(
+    x: Float[Tensor, "row dim"], group: Int[Tensor, "row"], k: int
+) -> Float[Tensor, ""]:
+    """Return the differential entropy in nats: the mean of ``psi(n) - psi(k) + dim ln(2 r)``.
+
+    ``r`` is the distance of the ``k`` th neighbour among rows of other groups, by the largest
+    difference of a unit; ``n`` counts these rows and the row itself. NaN if a row has fewer than
+    ``k`` rows of other groups.
+    """
+    group = group.to(x.device)
+    others = len(x) - torch.bincount(group)[group]
+    if not len(x) or int(others.min()) < k:
+        return torch.tensor(math.nan, dtype=torch.float64)
+    reach = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    for rows in torch.arange(len(x), device=x.device).split(max(1, CHUNK_ENTRIES // len(x))):
+        gaps = torch.cdist(x[rows], x, p=torch.inf)
+        gaps.masked_fill_(group[rows, None] == group, torch.inf)
+        reach[rows] = gaps.topk(k, largest=False).values[:, -1]
+    psi = torch.special.digamma((others + 1).double())
+    least = torch.special.digamma(torch.tensor(float(k), dtype=torch.float64))
+    return (psi + x.shape[1] * (2 * reach).log()).mean().cpu() - least

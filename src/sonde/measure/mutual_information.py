@@ -20,13 +20,9 @@ from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span, Statistic
+from sonde.measure._canonical import canonical_correlations
 from sonde.measure._codes import COMPRESSORS, Compressor, code_of
 from sonde.measure._flags import moment_flags
-from sonde.measure._gaussian_information import (
-    gaussian_information,
-    information_of_rows,
-    normal_scores,
-)
 from sonde.measure._ksg import ksg_terms, without_ties
 from sonde.measure._neighbourhood import without_copies
 from sonde.stats import (
@@ -38,6 +34,9 @@ from sonde.stats import (
     MomentsState,
 )
 from sonde.stats.sampled_rows import SHUFFLES, SampledRows
+
+ROUNDING = 1e-12
+
 
 Estimator = Literal["gaussian", "copula", "ksg"]
 Scale = Literal["none", "std"]
@@ -287,3 +286,45 @@ def _is_uneven(sites: Sequence[Float[Tensor, "row _dim"]]) -> bool:
 
 
 mutual_information = as_function(MutualInformation)
+
+
+def gaussian_information(
+    cross: CrossMomentsState, x: MomentsState, y: MomentsState, independent: float | None = None
+) -> tuple[Float[Tensor, ""], float]:
+    """Return ``-1/2 sum ln(1 - rho^2)`` in nats and its mean over unrelated Gaussian rows.
+
+    Differentiable in the moments. Infinite if a correlation is 1 to rounding. Both are NaN if there
+    are no more rows than varying directions of both sites: some correlation is then always 1.
+    """
+    found = canonical_correlations(cross, x, y)
+    null = gaussian_null(independent or cross.n, *found.ranks)
+    square = found.rho.square()
+    value = -0.5 * torch.log1p(-square).sum()
+    if bool((square.detach() > 1.0 - ROUNDING).any()):
+        value = torch.full_like(value.detach(), math.inf)
+    return (value, null) if math.isfinite(null) else (value * math.nan, null)
+
+
+def gaussian_null(n: float, dim: int, dim2: int) -> float:
+    """Return the exact mean estimate from ``n`` unrelated Gaussian rows; NaN with too few rows."""
+    if n <= dim + dim2:
+        return math.nan
+    half = 0.5 * (n - torch.arange(1, dim + dim2 + 1, dtype=torch.float64))
+    terms = torch.special.digamma(half)
+    return 0.5 * float(terms[:dim].sum() + terms[:dim2].sum() - terms.sum())
+
+
+def information_of_rows(rows: SampledRows) -> tuple[Float[Tensor, ""], float]:
+    """Return the information of two sites whose rows are taken as Gaussian, and its null."""
+    each = (Moments().observe(rows.rows[0]), Moments().observe(rows.rows[1]))
+    return gaussian_information(CrossMoments().observe(*rows.rows), *each)
+
+
+def normal_scores(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+    """Return the normal quantile of ``rank / (n + 1)`` of each unit; equal values share a rank."""
+    columns = x.T.contiguous()
+    ordered = columns.sort(dim=1).values
+    below = torch.searchsorted(ordered, columns)
+    upto = torch.searchsorted(ordered, columns, right=True)
+    rank = 0.5 * (below + upto + 1).T.double()
+    return torch.special.ndtri(rank / (len(x) + 1))

@@ -4,12 +4,17 @@ Use it to look at a scan; programs read the JSON that the page carries.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
-from sonde.report._format import Real, shown
-from sonde.report._markup import ElementIds, Markup, join
+from sonde.core.wording import gib
+from sonde.findings.answered import SHOWN, wrong_pairs
+from sonde.report._answers_words import answer_words, place_of
+from sonde.report._format import Real, number, plural, seconds, share, shown, words
+from sonde.report._markup import ElementIds, Markup, code, el, join
 from sonde.report._page import contents, page
-from sonde.report._parts import drawer, is_absent, section
+from sonde.report._parts import PICTURE, command, definitions, drawer, is_absent, section, tabled
+from sonde.report._picture import Numbers
 from sonde.report._section_findings import findings_section, header, verdict_line
 from sonde.report._section_pictures import (
     answers_section,
@@ -21,11 +26,13 @@ from sonde.report._section_pictures import (
     units_section,
 )
 from sonde.report._section_rows import checks_section, rows_section, versus_section
-from sonde.report._section_source import limits_section, provenance_section
-from sonde.report._section_wrong import wrong_section
 from sonde.report._select import drawn
 from sonde.report.compare import document as comparison
 from sonde.report.document_page import embedded
+
+OPEN = 3
+"""Pairs of classes that are shown; further ones are folded."""
+
 
 MAX_BYTES: Final = 5_000_000
 
@@ -198,3 +205,151 @@ def _right(report: dict[str, Any]) -> dict[str, Any]:
     rows = report.get("rows") or {}
     wrong = [row for row in rows.get("answers", ()) if row["right"] is False]
     return {**report, "rows": {**rows, "answers": wrong}} if rows else report
+
+
+def wrong_section(report: dict[str, Any], names: ElementIds) -> Markup | None:
+    """Return the wrong inputs of each pair, the worst first, or None if there is no pair."""
+    rows = (report.get("rows") or {}).get("answers") or []
+    pairs = wrong_pairs(rows)
+    if not pairs:
+        return None
+    known = any(row["right"] is not None for row in rows)
+    drawn = [_pair(some, known) for some in pairs]
+    parts, others = [el("div", *drawn[:OPEN], cls="pairs")], drawn[OPEN:]
+    if others:
+        summary = el("summary", f"{plural(len(others), 'more pair')} of classes")
+        parts.append(el("details", summary, el("div", *others, cls="pairs"), cls="how"))
+    listed = [row for row in rows if row["right"] is False] if known else pairs[0]
+    table = tuple(
+        (
+            place_of(row),
+            row["id"],
+            _cell(row["truth"]),
+            _cell(row["answer"]),
+            row["confidence"],
+            row["loss"],
+            ", ".join(row["findings"]) or None,
+        )
+        for row in listed[:500]
+    )
+    heads = ("where", "id", "truth", "answer", "sure", "loss", "named by")
+    parts.append(tabled(Numbers(heads, table, "wrong inputs"), names, "Wrong inputs"))
+    n_judged = sum(row["right"] is not None for row in rows)
+    lead = f"{len(listed):,} of {plural(n_judged, 'row')} are wrong. " if known else ""
+    lead += "The worst stand first."
+    if not report["shows_inputs"]:
+        lead += " Inputs are left out; a page written without --no-inputs and --hash-ids has them."
+    return section("wrong", "Wrong inputs" if known else "Worst inputs", *parts, lead=lead)
+
+
+def _pair(rows: Sequence[dict[str, Any]], known: bool) -> Markup:
+    truth, answer = (shown(rows[0][side] or "", 60) for side in ("truth", "answer"))
+    said = f"{truth} called {answer}: {plural(len(rows), 'row')}"
+    cards = [_card(row, known) for row in rows[:SHOWN]]
+    return el("div", el("h3", said) if known else None, el("div", *cards, cls="gallery"))
+
+
+def _card(row: dict[str, Any], known: bool) -> Markup:
+    sure = "" if row["confidence"] is None else f"{share(row['confidence'])} sure"
+    said = sure if known else answer_words(row)
+    codes = ", ".join(row["findings"])
+    return el(
+        "figure",
+        _input(row.get("input")),
+        el("figcaption", el("b", said), el("span", place_of(row)), el("span", codes)),
+    )
+
+
+def _input(given: str | None) -> Markup | None:
+    if given is None:
+        return None
+    if PICTURE.fullmatch(given):
+        return el("img", src=Markup(given), alt="the input", cls="thumb")
+    return el("div", *(el("p", line) for line in given.split("\n")), cls="words")
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, str) or value is None else number(value)
+
+
+def limits_section(report: dict[str, Any], absent: Sequence[Markup] = ()) -> Markup:
+    """Return what this scan cannot see: what was not measured, checks that were withheld."""
+    items = [*absent, *(el("li", text) for text in report["limits"])]
+    for state in ("withheld", "failed"):
+        for check in report["checks"]:
+            if check["state"] == state:
+                said = f" {check['title']}: {state}; {check['reason'] or 'no reason given'}."
+                items.append(el("li", el("span", check["code"], cls="code"), said))
+    folded = drawer(plural(len(items), "limit"), el("ul", *items, cls="limits"), cls="more")
+    return section("limits", "What this scan cannot see", folded)
+
+
+def provenance_section(report: dict[str, Any], names: ElementIds) -> Markup:
+    """Return model, data, run, versions and the exact command."""
+    where = report["provenance"]
+    parts = [el("h3", "Model"), definitions(_pairs(where["model"]))]
+    parts += [el("h3", "Data"), definitions(_pairs(where["data"]))]
+    if where["other"]:
+        parts += [el("h3", "Other data"), definitions(_pairs(where["other"]))]
+    parts += [el("h3", "Run"), definitions(_run(where))]
+    if report.get("left_out"):
+        rows = tuple((entry["site"], entry["reason"]) for entry in report["left_out"])
+        parts += [
+            el("h3", "Sites that were left out"),
+            tabled(Numbers(("site", "reason"), rows, "sites"), names, "Sites that were left out"),
+        ]
+    if where.get("thresholds"):
+        moved = [(key, number(value)) for key, value in where["thresholds"].items()]
+        parts += [el("h3", "Thresholds that were moved"), definitions(moved)]
+    if where.get("instruments"):
+        rows = tuple(
+            tuple(row[k] for k in ("name", "sites", "rows", "n_rows"))
+            for row in where["instruments"]
+        )
+        columns = ("statistic", "sites", "which rows", "rows")
+        parts += [
+            el("h3", "What was computed"),
+            tabled(Numbers(columns, rows, "statistics"), names, "Statistics"),
+        ]
+    parts += [el("h3", "Versions"), definitions([(k, v) for k, v in where["versions"].items()])]
+    parts += [el("h3", "Command"), command(where["command"])]
+    button = el("button", "Copy the JSON of this report", type="button", data_json="sonde")
+    closing = el("p", button, " Schema ", code(report["schema"]), ".", cls="closing")
+    folded = drawer("Model, data, run, versions and command", *parts, cls="more")
+    return section("provenance", "Provenance", folded, closing)
+
+
+def _run(where: dict[str, Any]) -> list[tuple[str, str | None]]:
+    known = {
+        "wall time": None if where.get("wall_seconds") is None else seconds(where["wall_seconds"]),
+        "peak memory": None
+        if where.get("peak_memory_bytes") is None
+        else gib(where["peak_memory_bytes"]),
+    }
+    keys = (
+        "sites",
+        "reducer",
+        "special_tokens",
+        "seed",
+        "unit_size",
+        "workers",
+        "threads",
+        "started",
+        "state_id",
+    )
+    plain = [(words(key), _shown(where[key])) for key in keys if where.get(key) is not None]
+    return [*plain, *known.items()]
+
+
+def _pairs(values: dict[str, Any]) -> list[tuple[str, str | None]]:
+    return [
+        (words(key.removeprefix("n_")), _shown(value))
+        for key, value in values.items()
+        if value is not None
+    ]
+
+
+def _shown(value: Any) -> Markup | str:
+    if isinstance(value, str):
+        return join(shown(value, 300))
+    return number(value)

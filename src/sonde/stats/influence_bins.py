@@ -2,12 +2,16 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.stats.table_bins import CHUNK, fast_bins
+CELLS_PER_EDGE = 64
+CHUNK = 1 << 16  # numbers at a time, so that what lies between stays in the cache
+MOST_CELLS = 1 << 16
 
 
 def thresholds(n_bins: int) -> Float[Tensor, "threshold"]:
@@ -63,3 +67,85 @@ def row_blocks(x: Float[Tensor, "row dim"]) -> Iterator[slice]:
     """Return blocks of rows small enough to stay in the cache between two operations."""
     step = max(1, CHUNK // max(1, x.shape[1]))
     return (slice(start, start + step) for start in range(0, len(x), step))
+
+
+@dataclass(frozen=True)
+class TableBins:
+    """Bins between ascending edges, equal to ``torch.bucketize(x, edges, right=True)``.
+
+    The range of the edges is cut into equal cells, each with at most one edge. A number's cell
+    gives the bin up to that edge, and one comparison decides. Cells are monotone in the number,
+    whatever the rounding, so the result is exact. Rounding to the rows' type is monotone too: a
+    rounded number finds the cell of its exact number, and the comparison then uses the exact
+    number.
+    """
+
+    edges: Float[Tensor, "edge"]
+    wide_edges: Float[Tensor, "edge"]
+    first: Int[Tensor, "cell"]
+    low: float
+    scale: float
+
+    @classmethod
+    def of(cls, wide: Float[Tensor, "edge"], dtype: torch.dtype) -> "TableBins | None":
+        """Return the table for rows of a type, or None if edges are too uneven or fewer than 2."""
+        edges = wide.to(dtype)
+        n_cells = min(MOST_CELLS, CELLS_PER_EDGE * (len(edges) + 1))
+        width = float(edges[-1] - edges[0])
+        if len(edges) < 2 or not width > 0.0 or not math.isfinite((n_cells - 2) / width):
+            return None
+        low, scale = float(edges[0]), (n_cells - 2) / width
+        cells = _cells(edges, low, scale, n_cells).long()
+        counts = torch.bincount(cells, minlength=n_cells)
+        if int(counts.max()) > 1:
+            return None
+        last = wide.new_full((1,), math.nan)  # above no number
+        first = (counts.cumsum(0) - counts).int()
+        return cls(torch.cat([edges, last.to(dtype)]), torch.cat([wide, last]), first, low, scale)
+
+    def __call__(
+        self, x: Float[Tensor, "row dim"], exact: Float[Tensor, "row dim"] | None = None
+    ) -> Int[Tensor, "row dim"]:
+        """Return the bin of each number as int32; NaN falls into the first bin."""
+        edges = self.edges if exact is None else self.wide_edges
+        flat, compared = x.flatten(), (x if exact is None else exact).flatten()
+        out = torch.empty(flat.shape, dtype=torch.int32, device=x.device)
+        for start in range(0, len(flat), CHUNK):
+            part, bins = slice(start, start + CHUNK), out[start : start + CHUNK]
+            cell = _cells(flat[part], self.low, self.scale, len(self.first))
+            torch.index_select(self.first, 0, cell, out=bins)
+            bins += compared[part] >= edges.index_select(0, bins)
+        return out.view(x.shape)
+
+
+def _cells(x: Tensor, low: float, scale: float, n_cells: int) -> Tensor:
+    position = x.mul(scale).add_(1.0 - low * scale).nan_to_num_(0.0).clamp_(0.0, n_cells - 1.0)
+    return position.int()
+
+
+@lru_cache(maxsize=64)
+def _table(edges: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> TableBins | None:
+    return TableBins.of(torch.tensor(edges, dtype=torch.float64, device=device), dtype)
+
+
+def fast_bins(
+    x: Float[Tensor, "row dim"],
+    edges: Float[Tensor, "edge"],
+    exact: Float[Tensor, "row dim"] | None = None,
+) -> Int[Tensor, "row dim"]:
+    """Return the bin of each number, the count of edges at or below it, as int32.
+
+    ``exact`` holds float64 numbers that round to ``x``: if given, they are binned against the edges
+    as they are. Otherwise ``x`` is binned against the edges rounded to its type.
+
+    Examples
+    --------
+    >>> import torch
+    >>> fast_bins(torch.tensor([[-1.0, 0.5, 2.0, 9.0]]), torch.tensor([0.0, 1.0, 2.0])).tolist()
+    [[0, 1, 3, 3]]
+    """
+    table = _table(tuple(edges.tolist()), x.dtype, x.device)
+    if table is not None:
+        return table(x, exact)
+    numbers = x if exact is None else exact
+    return torch.bucketize(numbers, edges.to(numbers), right=True, out_int32=True)

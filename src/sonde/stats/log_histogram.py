@@ -1,6 +1,8 @@
 """Counts of each unit's values on a signed logarithmic grid that needs no edges beforehand."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import final
 
 import torch
@@ -10,7 +12,13 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
-from sonde.stats._log_table import table_log_bins
+
+SHIFT = 15
+_CELLS = 1 << (32 - SHIFT)
+_NEVER = torch.iinfo(torch.int32).max
+
+Exact = Callable[[Float[Tensor, "number"]], Int[Tensor, "number"]]
+
 
 LOW, HIGH, SUB = -40, 24, 4
 _SIDE = (HIGH - LOW + 1) * SUB
@@ -127,3 +135,41 @@ class LogHistogram(Statistic[LogHistogramState]):
     def merge(self, a: LogHistogramState, b: LogHistogramState) -> LogHistogramState:
         """Return the sums of both."""
         return LogHistogramState(a.n + b.n, a.counts + b.counts)
+
+
+# Numbers with equal sign, exponent and first 8 bits of mantissa form a cell, in which at most one
+# edge lies, so the table holds for each cell its first bin, the step to its last bin, and the first
+# bit pattern past the edge.
+def table_log_bins(x: Float[Tensor, "*shape"], exact: Exact) -> Int[Tensor, "*shape"]:
+    """Return ``exact(x)`` for float32 numbers; NaN counts as a large number."""
+    first, step, edge = _table(exact, x.device)
+    bits = x.contiguous().view(torch.int32).flatten()
+    cell = (bits >> SHIFT).bitwise_and_(_CELLS - 1)
+    past = bits.bitwise_and(_NEVER) >= edge.index_select(0, cell)
+    out = first.index_select(0, cell)
+    out += past * step.index_select(0, cell)
+    return out.view(x.shape)
+
+
+@lru_cache(maxsize=4)
+def _table(exact: Exact, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    cells = torch.arange(_CELLS, dtype=torch.int64)
+    sign, magnitude = cells >> (31 - SHIFT), (cells << SHIFT) & _NEVER
+    # Patterns of infinity and NaN take the bin of the largest finite numbers of their sign.
+    top = torch.tensor(torch.finfo(torch.float32).max).view(torch.int32).long()
+
+    def bins(patterns: Tensor, sign: Tensor) -> Tensor:
+        value = patterns.clamp(max=int(top)).int().view(torch.float32)
+        return exact(torch.where(sign > 0, -value, value))
+
+    first = bins(magnitude, sign)
+    step = bins(magnitude + (1 << SHIFT) - 1, sign) - first
+    edge = torch.full_like(magnitude, _NEVER)
+    cut = torch.nonzero(step).flatten()  # few cells hold an edge
+    low, high = magnitude[cut], magnitude[cut] + (1 << SHIFT) - 1
+    for _ in range(SHIFT + 1):
+        middle = (low + high) // 2
+        before = bins(middle, sign[cut]) == first[cut]
+        low, high = torch.where(before, middle + 1, low), torch.where(before, high, middle)
+    edge[cut] = low
+    return first.to(device, torch.int32), step.to(device, torch.int32), edge.to(device, torch.int32)

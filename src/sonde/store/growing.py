@@ -4,15 +4,19 @@ Nothing that was written is written again. Each addition is a store of its own i
 and counts as soon as the manifest above it counts it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import copy
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
-from sonde.core.batch import SiteSchema
+import torch
+
+from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import StoreError
 from sonde.core.stream import Stream
 from sonde.engine.classes import with_classes
+from sonde.engine.derived import DerivedStream
 from sonde.files.durable import atomic_write
 from sonde.files.identity import which_rows
 from sonde.files.lock import RunLock
@@ -20,13 +24,13 @@ from sonde.store._columns import fits, kind_of
 from sonde.store._identity import (
     contradiction,
     data_of,
+    is_of_arrays,
     names_rows,
     number_columns,
     only_arrays,
     without_data,
     without_sites,
 )
-from sonde.store._later import counted_on
 from sonde.store.dataset import DataSet, class_names, common_schema
 from sonde.store.layout import DATA, MANIFEST, SITES, sealed
 from sonde.store.manifest import Manifest, read_manifest
@@ -244,3 +248,59 @@ def _other_rows(schema: Iterable[SiteSchema], here: dict[str, SiteSchema]) -> st
         ):
             return mine.key
     return None
+
+
+def counted_on(stream: Stream, earlier: Sequence[DataSet]) -> Stream:
+    """Return a stream that continues the occurrence counts of earlier data sets, by id.
+
+    A derived stream that chooses rows by hash uses the later occurrences.
+    """
+    if not earlier:
+        return stream
+    if not isinstance(stream, DerivedStream):
+        return LaterOccurrences(stream, earlier)
+    found = copy.copy(stream)
+    found.inner = counted_on(stream.inner, earlier)
+    return found
+
+
+@final
+class LaterOccurrences(DerivedStream):
+    """A stream that continues the occurrence counts of earlier data sets, by id.
+
+    Parameters
+    ----------
+    inner : Stream
+    earlier : sequence of DataSet
+    """
+
+    def __init__(self, inner: Stream, earlier: Sequence[DataSet]) -> None:
+        self.inner, self.seed = inner, inner.seed
+        self._by_position = is_of_arrays(earlier[0].manifest.identity)
+        self._counts: dict[Hashable, int] = {}
+        for part in earlier:
+            sites = frozenset(s.key for s in part.volumes[0].schema[:1])
+            for unit in range(len(part.manifest.bounds) - 1):
+                for batch in part.batches(unit, sites if self._by_position else frozenset()):
+                    self._add(batch)
+
+    def _add(self, batch: Batch) -> None:
+        occurrence = torch.as_tensor(batch.occurrence).tolist()
+        for key, n in zip(self._counted(batch), occurrence, strict=True):
+            self._counts[key] = max(n + 1, self._counts.get(key, 0))
+
+    def _counted(self, batch: Batch) -> Sequence[Hashable]:
+        """Return the key that equal examples share; for arrays, with the row's position."""
+        keys = [bytes(key) for key in batch.keys]
+        if not self._by_position:
+            return keys
+        site = next(iter(batch.rows))
+        position = torch.zeros(len(batch), dtype=torch.int64)
+        position[batch.example[site]] = batch.position[site].long()
+        return list(zip(keys, position.tolist(), strict=True))
+
+    def changed(self, batch: Batch) -> Batch:
+        """Return a batch with later occurrences."""
+        earlier = [self._counts.get(key, 0) for key in self._counted(batch)]
+        added = torch.tensor(earlier, dtype=torch.int64)
+        return replace(batch, occurrence=torch.as_tensor(batch.occurrence) + added)

@@ -4,14 +4,19 @@ The rows are written by a thread while the next ones are made; memory does not g
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from types import TracebackType
+from typing import Any, Generic, TypeVar, final
 
 import pyarrow as pa
+import torch
+from torch import Tensor
 
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, StoreError
@@ -19,15 +24,69 @@ from sonde.core.plan import UNIT_SIZE
 from sonde.core.stream import Stream
 from sonde.files.durable import TEMPORARY, atomic_write, make_directory, remove
 from sonde.files.lock import RunLock
-from sonde.store._background import Background
 from sonde.store._columns import chosen_column, examples_of, kind_of, rows_of
-from sonde.store._copies import Coming, to_host
 from sonde.store._files import HASHED_BYTES, MOST_HASHING, RangeFiles, Span
 from sonde.store._identity import first_difference
 from sonde.store._planned import files_beside, planned
 from sonde.store.layout import DATA, EXAMPLES, GROUPS, HEAD, MANIFEST, RANGES, ROWS, SITES, sealed
 from sonde.store.manifest import Manifest, is_whole, read_manifest
 from sonde.store.outputs import check_folder
+
+
+# The thread that writes the rows waits for the copies of a GPU's rows to pinned memory. Rows that
+# are on the host already are left as they are.
+@dataclass(frozen=True)
+class Coming:
+    """A batch whose rows are on the host, or will be once every event has happened."""
+
+    batch: Batch
+    copied: tuple[torch.cuda.Event, ...] = ()
+
+    def arrived(self) -> Batch:
+        """Wait for the copies and return the batch."""
+        for event in self.copied:
+            event.synchronize()
+        return self.batch
+
+
+def to_host(batch: Batch) -> Coming:
+    """Begin to copy the tensors on GPUs; kernels that are queued later do not disturb the copy.
+
+    A copy is queued behind the kernels that made its source, on the stream that is current there,
+    so memory that is freed meanwhile is not written again before the copy is done.
+    """
+    optional = () if batch.logits is None else (batch.logits,)
+    devices = _cuda([*batch.rows.values(), *batch.grad.values(), *optional])
+    if not devices:
+        return Coming(batch)
+    there = replace(
+        batch,
+        rows={key: _copied(x) for key, x in batch.rows.items()},
+        grad={key: _copied(x) for key, x in batch.grad.items()},
+        logits=None if batch.logits is None else _copied(batch.logits),
+    )
+    events = []
+    for device in devices:
+        with torch.cuda.device(device):
+            events.append(torch.cuda.Event())
+            events[-1].record()
+    return Coming(there, tuple(events))
+
+
+def _cuda(tensors: Iterable[Tensor]) -> list[torch.device]:
+    return list(dict.fromkeys(x.device for x in tensors if x.is_cuda))
+
+
+def _copied(x: Tensor) -> Tensor:
+    if not x.is_cuda:
+        return x
+    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    with torch.cuda.device(x.device):
+        return host.copy_(x.detach(), non_blocking=True)
+
+
+Item = TypeVar("Item")
+
 
 WAITING_BYTES = 64 * 2**20
 
@@ -276,3 +335,80 @@ def _drop(directory: Path) -> None:
         remove(record)
     for name in (ROWS, SITES, DATA):
         shutil.rmtree(directory / name, ignore_errors=True)
+
+
+class Background(Generic[Item]):
+    """Hands items to a thread, in order; the total size of waiting items is bounded.
+
+    Leaving the block waits until everything that was put has been worked on, also after an
+    exception of the caller's. An exception of the work is raised at the next ``put``, or at the end
+    of the block.
+
+    Parameters
+    ----------
+    work : callable
+        Takes one item.
+    most : int
+        Sum of the sizes of waiting items above which ``put`` waits; one item always fits.
+    """
+
+    def __init__(self, work: Callable[[Item], None], most: int) -> None:
+        self._work, self._most = work, most
+        self._waiting: deque[tuple[Item, int]] = deque()
+        self._size, self._ended = 0, False
+        self._failure: BaseException | None = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="sonde-store", daemon=True)
+
+    def __enter__(self) -> "Background[Item]":
+        self._thread.start()
+        return self
+
+    def put(self, item: Item, size: int) -> None:
+        """Hand an item to the thread; wait while the waiting items are too large."""
+        with self._changed:
+            while self._waiting and self._size + size > self._most and self._failure is None:
+                self._changed.wait()
+            self._raise()
+            self._waiting.append((item, size))
+            self._size += size
+            self._changed.notify_all()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+        self._thread.join()
+        if error is None:
+            self._raise()
+
+    def _raise(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._ended:
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                item, size = self._waiting[0]
+            try:
+                self._work(item)
+            except BaseException as error:
+                with self._changed:
+                    self._failure = error
+                    self._waiting.clear()
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                self._waiting.popleft()
+                self._size -= size
+                self._changed.notify_all()
+            del item

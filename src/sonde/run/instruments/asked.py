@@ -12,10 +12,14 @@ from sonde.core.errors import InputError, SondeWarning
 from sonde.core.instrument import Detector, Instrument, reads_rows, score_needs
 from sonde.core.site import HEAD_INPUT, POSITIONS
 from sonde.core.stream import Stream
+from sonde.data.inputs import ItemInputs
 from sonde.engine.requests import Task
-from sonde.run.instruments.classes import check_classes
 from sonde.stats import HeadWeightsState
 from sonde.tap import LiveStream
+
+COMPARED = {"label", "logits"}
+SHOWN = 6
+
 
 CLOSE = 0.05
 AUTO = "auto"
@@ -181,4 +185,31 @@ def check_grids(tasks: Iterable[Task], stream: Stream) -> None:
             raise InputError(
                 f"fit: expected patches on one grid at sites that are read together, got {found}. "
                 "Read sites of one grid, or the reducer 'mean'."
+            )
+
+
+def check_classes(instruments: Iterable[Instrument], stream: Stream) -> None:
+    """Refuse labels that are not the model's classes if a method compares them with its answers.
+
+    Labels that are not the model's classes are numbered in sorted order, so a number may mean
+    another class to the model.
+
+    Raises
+    ------
+    InputError
+        Naming the method and the labels.
+    """
+    if not isinstance(stream, LiveStream) or not isinstance(stream.inputs, ItemInputs):
+        return
+    if stream.inputs.own_labels or not stream.label_names:
+        return
+    names = ", ".join(stream.label_names[:SHOWN])
+    for instrument in instruments:
+        if any(set(r.statistic.needs()) >= COMPARED for r in instrument.all_reads().values()):
+            raise InputError(
+                f"{type(instrument).__name__}: expected labels that are the model's classes, "
+                f"which are compared with its answers, got {names}"
+                f"{'' if len(stream.label_names) <= SHOWN else ', ...'}. Name its outputs in "
+                "their order (--classes), correct the labels, or choose another column "
+                "(--label-column)."
             )

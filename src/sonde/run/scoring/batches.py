@@ -13,7 +13,7 @@ from torch import Tensor
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Detector, score_needs
-from sonde.core.reduction import AUTO, Reduced, reduction_at
+from sonde.core.reduction import AUTO, OWN, Reduced, reduction_at
 from sonde.core.result import Scorer
 from sonde.core.stream import Stream
 from sonde.engine.classes import with_classes
@@ -22,11 +22,13 @@ from sonde.engine.selection import JoinedRows
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import require_same_model
 from sonde.run.instruments.entries import Key, inner_of
-from sonde.run.scoring.long_examples import p_of_examples
 from sonde.run.scoring.loud_parts import COLUMNS, RecordLine, layers_of, positions_of, units_of
 from sonde.run.scoring.places import check_places
 from sonde.stats import Calibrated, CalibratedScorer
-from sonde.stats.calibrated import EXAMPLE
+from sonde.stats.calibrated import EXAMPLE, Lengths
+
+FALLS_WITH_ROWS = ("mean", OWN)
+
 
 SCHEMA = pa.schema(
     [
@@ -281,3 +283,54 @@ def reduction_of(fitted: Fitted, task: Task, asked: str = AUTO) -> str | None:
     inner = inner_of(task.instrument)
     own = isinstance(inner, Detector) and inner.reduces
     return reduction_at([reducers[key] for key in task.keys], asked, own)
+
+
+def p_of_examples(
+    scorer: CalibratedScorer,
+    found: Reduced,
+    label: Int[Tensor, "example"],
+    scores: Float[Tensor, "row"],
+    example: Int[Tensor, "_row"],
+    how: str,
+) -> Float[Tensor, "example"]:
+    """Return the p-value of each example's score.
+
+    The largest of many scores is larger than that of few. An example with more rows than any that
+    calibrated is therefore cut into parts of their mean length, and its p-value is the smallest of
+    its parts times their number (Bonferroni): the rate of false alarms holds, whatever the parts
+    have in common. A mean of scores does not grow with the rows and is compared as it is.
+    """
+    p, lengths = scorer.p_value(found.score, label), scorer.lengths
+    if lengths is None or how in FALLS_WITH_ROWS:
+        return p
+    n_rows = torch.bincount(example)
+    long = n_rows > lengths.longest
+    if not bool(long.any()):
+        return p
+    taken = torch.nonzero(long[example]).flatten()
+    part, owner, n_parts = parts_of(example[taken], lengths)
+    pieces = scorer.reduced(scores[taken], part, how)
+    place = torch.full((len(n_rows),), -1)
+    place[found.example] = torch.arange(len(found.example))
+    at = place[owner]
+    least = torch.ones_like(p).scatter_reduce(
+        0, at, scorer.p_value(pieces.score, label[at]), "amin", include_self=True
+    )
+    return torch.where(long[found.example], (least * n_parts[found.example]).clamp(max=1.0), p)
+
+
+def parts_of(
+    example: Int[Tensor, "row"], lengths: Lengths
+) -> tuple[Int[Tensor, "_row"], Int[Tensor, "part"], Int[Tensor, "example"]]:
+    """Return the part of each row, the example of each part, and the number of parts of examples.
+
+    Parts hold consecutive rows, nearly as many each, and at most the mean length.
+    """
+    n_rows = torch.bincount(example)
+    order = torch.argsort(example, stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order)) - (n_rows.cumsum(0) - n_rows)[example[order]]
+    n_parts = (n_rows / lengths.mean).ceil().long()
+    start = n_parts.cumsum(0) - n_parts
+    part = start[example] + rank * n_parts[example] // n_rows[example]
+    return part, torch.repeat_interleave(torch.arange(len(n_rows)), n_parts), n_parts

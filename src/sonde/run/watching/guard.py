@@ -1,7 +1,9 @@
 """``sonde.Guard``: fitted detectors on every forward of a live model, while it is in use."""
 
 import threading
+import warnings
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, final
@@ -13,27 +15,111 @@ from torch import Tensor, nn
 
 from sonde.core._shown import html_table
 from sonde.core.batch import Batch
-from sonde.core.errors import InputError, SiteError, StateError
+from sonde.core.errors import InputError, SiteError, SondeWarning, StateError
 from sonde.core.inputs import Model
 from sonde.core.wording import plural
 from sonde.data import load, special_ids
+from sonde.files.identity import agree, difference
 from sonde.run.bundles.fitted import Fitted
+from sonde.run.bundles.header import warn_other_code, warn_unknown_structure
 from sonde.run.instruments.entries import Key
-from sonde.run.watching._guarded import GuardedText
-from sonde.run.watching._same_model import require_live_model
+from sonde.run.scoring.batches import SCHEMA
 from sonde.run.watching._stacked import Stacked
 from sonde.run.watching._watched import (
     Alarm,
     GuardStep,
     Methods,
+    WatchedDetector,
     schema_of,
     scored,
     watches_of,
 )
 from sonde.run.watching.metrics import Metrics
-from sonde.tap import Onlooker
+from sonde.tap import (
+    Onlooker,
+    fingerprint,
+    forward_code,
+    known_config_hash,
+    known_structure,
+    placement,
+)
 from sonde.tap.forwards.watched_call import WatchedText
 from sonde.tap.hooks.latest import Latest
+
+
+@dataclass(eq=False)
+class GuardedText:
+    """Scores of one text: of a forward, and of those that go on from its key-value cache.
+
+    A text is the batch of a forward: one example or several. While the text grows it can be read
+    at any time.
+
+    Attributes
+    ----------
+    forwards : list of int
+        Numbers of its forwards among all that the guard has seen, from 0.
+    alarms : list of Alarm
+        In order.
+    """
+
+    watches: tuple[WatchedDetector, ...] = field(repr=False)
+    steps: list[GuardStep] = field(default_factory=list[GuardStep], repr=False)
+    forwards: list[int] = field(default_factory=list[int])
+    alarms: list[Alarm] = field(default_factory=list[Alarm])
+
+    @property
+    def scores(self) -> dict[Key, Float[Tensor, "row"]]:
+        """Scores by (method, site): a row for each example, token or patch."""
+        steps = list(self.steps)
+        parts = [step.scores.split(list(step.counts)) for step in steps]
+        return {w.name: torch.cat([p[i] for p in parts]) for i, w in self._seen(steps)}
+
+    @property
+    def example(self) -> dict[Key, Int[Tensor, "row"]]:
+        """Which row of the batch each score belongs to."""
+        steps = list(self.steps)
+        return {w.name: torch.cat([s.example[i] for s in steps]) for i, w in self._seen(steps)}
+
+    @property
+    def position(self) -> dict[Key, Int[Tensor, "row"]]:
+        """Where in its text or image each score stands."""
+        steps = list(self.steps)
+        return {w.name: torch.cat([s.position[i] for s in steps]) for i, w in self._seen(steps)}
+
+    @property
+    def p_values(self) -> dict[Key, Float[Tensor, "row"]]:
+        """Conformal p-values, of the detectors that are calibrated."""
+        steps, found = list(self.steps), dict[Key, Tensor]()
+        for i, watch in self._seen(steps):
+            scores = torch.cat([s.scores.split(list(s.counts))[i] for s in steps])
+            known = [label for s in steps if (label := s.label[i]) is not None]
+            p = watch.p_value(scores, torch.cat(known) if known else None)
+            if p is not None:
+                found[watch.name] = p
+        return found
+
+    def table(self) -> pa.Table:
+        """Return the text as ``sonde.score`` would: a line for each row, site and detector."""
+        scores, p_values = self.scores, self.p_values
+        example, position = self.example, self.position
+        parts = []
+        for name, found in scores.items():
+            n, p = len(found), p_values.get(name)
+            columns = {
+                "id": [str(i) for i in example[name].tolist()],
+                "row": example[name].tolist(),
+                "position": position[name].tolist(),
+                "site": [name[1]] * n,
+                "instrument": [name[0]] * n,
+                "score": found.tolist(),
+                "p": [None] * n if p is None else p.tolist(),
+            }
+            parts.append(pa.Table.from_pydict(columns, schema=SCHEMA))
+        return pa.concat_tables(parts) if parts else SCHEMA.empty_table()
+
+    def _seen(self, steps: list[GuardStep]) -> list[tuple[int, WatchedDetector]]:
+        return list(enumerate(self.watches)) if steps else []
+
 
 GAUSSIAN = "mahalanobis"
 MOST_LIMITS = 32
@@ -323,3 +409,48 @@ class Guard:
             p=None if p is None else float(p),
             forward=seen.forwards[-1],
         )
+
+
+def require_live_model(header: dict[str, Any], live: Model) -> torch.device:
+    """Refuse a model with other weights or another configuration; return where it runs.
+
+    In another float type the hash of the weights cannot be compared: this is only a warning.
+
+    Raises
+    ------
+    StateError
+        If the bundle was fitted on arrays, or on another model.
+    """
+    fitted = header["model"]
+    if fitted.get("model") is None:
+        raise StateError(
+            "Guard: the probe was fitted on arrays, not on a model. Fit it on sonde.read(model, "
+            "data) to guard that model."
+        )
+    device, dtype = placement(live.module)
+    here = {
+        "config": known_config_hash(live.config, live.module, fitted.get("config")),
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+    }
+    here["structure"] = known_structure(live.module, fitted.get("structure"))
+    warn_unknown_structure(header, here["structure"], "Guard")
+    here["attn"] = getattr(live.config, "_attn_implementation", None)
+    if here["dtype"] == fitted.get("dtype"):
+        here["model"] = fingerprint(live.module)
+    else:
+        warnings.warn(
+            f"Guard: the model runs in {here.pop('dtype')}, the probe was fitted in "
+            f"{fitted.get('dtype')}: that the weights are the same cannot be checked, and scores "
+            "shift by the rounding of the states. Calibrate the probe on this model.",
+            SondeWarning,
+            stacklevel=3,
+        )
+    for name, value in here.items():
+        if not agree(name, fitted.get(name), value):
+            raise StateError(
+                "Guard: the probe was fitted on another model: "
+                f"{difference(name, value, fitted.get(name))}. Guard the model that it was fitted "
+                "on, or fit again."
+            )
+    warn_other_code(header, forward_code(live.module), "Guard")
+    return device

@@ -5,7 +5,9 @@ with their columns, to a function as soon as the forward is over. Padding and ke
 taken from the arguments of the call.
 """
 
-from collections.abc import Callable, Collection, Sequence
+import contextlib
+import contextvars
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -20,10 +22,9 @@ from sonde.core.perturbation import Perturbation
 from sonde.core.site import ATTENTION_PORTS
 from sonde.core.token_masks import MaskMeaning
 from sonde.tap.attention.opening import watch_attention
-from sonde.tap.forwards.backward import Backward
+from sonde.tap.forwards.backward import Backward, require_gradients
 from sonde.tap.forwards.ends import Ends
 from sonde.tap.forwards.lone_encoder import EncoderRun, EncoderRuns
-from sonde.tap.forwards.perturbed_forward import in_perturbed_forward, moved_logits
 from sonde.tap.forwards.watched_call import WatchedCall, WatchedSite, WatchedText, slots_of
 from sonde.tap.forwards.watched_forward import WatchedForward, Watching
 from sonde.tap.hooks.cache import cache_in, cache_of
@@ -31,12 +32,15 @@ from sonde.tap.hooks.call import CallArguments
 from sonde.tap.hooks.latest import Latest
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.of_caches import OfCaches
-from sonde.tap.hooks.outputs import copied, find, find_input
+from sonde.tap.hooks.outputs import copied, find, find_input, leaves
 from sonde.tap.hooks.session import Followed, OutputHook, Session, check_readable
 from sonde.tap.model.axes import Axes
+from sonde.tap.model.perturb import perturbed_logits
 from sonde.tap.rows.kind import Kind
 from sonde.tap.rows.reduce import Reduction
 from sonde.tap.rows.shared import SharedSelections
+
+_PERTURBED = contextvars.ContextVar("sonde_perturbed_forward", default=False)
 
 
 class Onlooker:
@@ -311,3 +315,39 @@ def _kind(schema: SiteSchema) -> Kind:
         )
     axes = Axes(tuple(schema.axes.split()), schema.prefix, schema.suffix, schema.cls)
     return Kind(schema.key, schema.site, Reduction(schema.reducer, axes), schema)
+
+
+def in_perturbed_forward() -> bool:
+    """Return whether this thread runs a forward of ``moved_logits``."""
+    return _PERTURBED.get()
+
+
+def moved_logits(
+    root: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    step: Perturbation,
+    output: Any,
+    key: str | None = None,
+) -> Tensor:
+    """Return the logits after a step of the inputs of a call that is over and gave ``output``."""
+    require_gradients()
+    token = _PERTURBED.set(True)
+    try:
+        with _unwritten(output):
+            return perturbed_logits(root, args, kwargs, step, key)
+    finally:
+        _PERTURBED.reset(token)
+
+
+@contextlib.contextmanager
+def _unwritten(output: Any) -> Iterator[None]:
+    """Restore an output if the model writes the next output into the same memory."""
+    kept = [(x, x._version, x.detach().clone()) for x in leaves(output).values()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for x, version, values in kept:
+                if x._version != version:
+                    x.copy_(values)

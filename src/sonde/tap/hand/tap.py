@@ -4,7 +4,8 @@ For whole data sets use a stream (``sonde.read``): it finds axes by a probe forw
 and keeps ids. A tap keeps the rows of the last forward only.
 """
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any
@@ -13,21 +14,239 @@ import torch
 from torch import Tensor, nn
 
 from sonde.core.errors import SiteError
-from sonde.core.inputs import Model
+from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import ATTENTION_PORTS, Reducer
 from sonde.core.token_masks import MaskMeaning
 from sonde.tap.attention.opening import watch_attention
 from sonde.tap.attention.places import what_runs
 from sonde.tap.hand.tapped import TappedModule, TappedSite
-from sonde.tap.hand.tapped_forward import TappedForward, TappedRows
-from sonde.tap.hooks.cache import cache_in
+from sonde.tap.hooks.cache import cache_in, cached_length
 from sonde.tap.hooks.latest import Latest
 from sonde.tap.hooks.names import ModuleNames
-from sonde.tap.hooks.outputs import arguments
+from sonde.tap.hooks.outputs import arguments, decodes, find, find_input, known_names
+from sonde.tap.hooks.port_view import PortView
 from sonde.tap.hooks.session import Followed, Session, check_readable
+from sonde.tap.model.axes import Axes, guess_axes
 from sonde.tap.model.sites import Pattern, resolve
+from sonde.tap.model.time_first import rows_first
+from sonde.tap.rows.frame import Frame, all_set, unnamed
+from sonde.tap.rows.mean_writer import MeanWriter
+from sonde.tap.rows.nested import padded
+from sonde.tap.rows.reduce import Reduction
 from sonde.tap.rows.row_memory import RowMemory
 from sonde.tap.rows.shared import SharedSelections
+from sonde.tap.rows.waiting import Waiting
+
+
+class TappedRows:
+    """What one forward brought, by the names of the sites.
+
+    Attributes
+    ----------
+    taken : dict of str to list of Tensor
+        The rows of each call.
+    calls : dict of str to int
+        How often modules ran that ran, by path.
+    frame : Frame or None
+        The examples; None if no rows were reduced.
+    """
+
+    def __init__(self, memory: RowMemory) -> None:
+        self.taken: dict[str, list[Tensor]] = {}
+        self.waiting: Waiting[tuple[list[Tensor], int]] = Waiting()
+        self.calls: dict[str, int] = {}
+        self.frame: Frame | None = None
+        self._memory, self._lock = memory, threading.Lock()
+
+    def place(self) -> None:
+        """Make the rows that waited for other sites, and put them in place of the held tensors."""
+        frame = self.frame
+        if frame is None:
+            return
+        with self._lock:
+            for reduction, places, held in self.waiting.groups():
+                found = self._memory.keep(reduction.stacked(held, frame)[0])
+                for (parts, at), rows in zip(places, found.unbind(), strict=True):
+                    parts[at] = rows
+
+
+class TappedForward:
+    """Takes rows at sites, forward after forward: of one forward at a time.
+
+    Parameters
+    ----------
+    root : nn.Module
+    owners : sequence of TappedModule
+    reducer : Reducer or None
+    memory : RowMemory
+    shared : SharedSelections
+    meaning : MaskMeaning
+        What masks meant in the forwards before.
+
+    Attributes
+    ----------
+    rows : TappedRows
+        Those of the running forward.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        owners: Sequence[TappedModule],
+        reducer: Reducer | None,
+        memory: RowMemory,
+        shared: SharedSelections,
+        meaning: MaskMeaning,
+    ) -> None:
+        self.module, self.owners, self._reducer = root, owners, reducer
+        self._shared, self._meaning = shared, meaning
+        self._memory, self._writer = memory, MeanWriter(memory)
+        self._batch: InputBatch | None = None
+        self._counted: Hashable = None
+        self.reset(-1)
+
+    def reset(self, to_come: int) -> None:
+        """Forget the forward before.
+
+        Parameters
+        ----------
+        to_come : int
+            Sites after which the forward may end; -1 if it runs to its end.
+        """
+        self.rows = TappedRows(self._memory)
+        self._taken, self._waiting = self.rows.taken, self.rows.waiting
+        for owner in self.owners:
+            owner.calls = 0
+        self._masks: dict[str, Tensor | None] = {}
+        self._has_target, self._to_come = False, to_come
+        self._frame: Frame | None = None
+        self._named: Mapping[str, Any] = {}
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], to_come: int) -> None:
+        """Note what the root is called with."""
+        named = arguments(self.module, args, kwargs) if args else kwargs
+        if (cache := cache_in(named)) is not None and cached_length(cache) > 0:
+            raise SiteError(
+                "Tap: generation and calls with a filled key-value cache cannot be read live: rows "
+                "of beams and of rejected tokens would mix. Generate first, then read the result: "
+                "sonde.tap.replay(model, inputs). If another caller generates meanwhile, open the "
+                "Tap with here=True."
+            )
+        self.reset(to_come)
+        self._named = named
+        target = named.get("decoder_attention_mask")
+        self._masks = {
+            "pos": self._meaning.real_in(named, known_names(self.module)),
+            "pos2": target if isinstance(target, Tensor) and target.ndim == 2 else None,
+        }
+        self._has_target = decodes(self.module, named)
+        counted = None if self._writer.is_empty else self._what_counts()
+        if counted is not None and counted == self._counted:
+            self._writer.again_as_before()
+        else:
+            self._writer.begin()
+            self._counted = counted
+
+    def done(self) -> TappedRows:
+        """Return the rows of the forward, which is over."""
+        self.rows.calls = {owner.path: owner.calls for owner in self.owners if owner.calls}
+        return self.rows
+
+    def _what_counts(self) -> Hashable:
+        """Return the shapes of the masks, or None if a mask leaves out some tokens."""
+        masks = tuple(self._masks.values())
+        if any(mask is not None and not all_set(mask) for mask in masks):
+            return None
+        return self._has_target, *(None if mask is None else mask.shape for mask in masks)
+
+    def after(self, owner: TappedModule, output: Any) -> bool:
+        """Take rows from an output, by a shortcut if an earlier output was averaged alike.
+
+        Return whether the forward may end here.
+        """
+        tapped = owner.lone
+        if (
+            tapped is not None
+            and output.__class__ is Tensor
+            and not output.is_nested
+            and output.shape == tapped.shape
+            and not (owner.calls or output.requires_grad or self._to_come >= 0)
+        ):
+            rows = self._writer.again((tapped.mean, tapped.shape, output.dtype), output)
+            if rows is not None:
+                owner.calls, self._taken[tapped.name] = 1, [rows]
+                return False
+        may_end = False
+        for tapped in owner.called():
+            tapped.of_encoder = isinstance(output, PortView) and output.of_encoder
+            may_end |= self._keep(tapped, owner.module, find(output, tapped.leaf))
+        return may_end
+
+    def before(self, owner: TappedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Take rows from an input; return whether the forward may end here."""
+        may_end = False
+        for tapped in owner.called():
+            leaf = find_input(owner.module, args, kwargs, tapped.leaf)[1]
+            may_end |= self._keep(tapped, owner.module, leaf)
+        return may_end
+
+    def _keep(self, tapped: TappedSite, module: nn.Module, leaf: Tensor | None) -> bool:
+        taken, name = self._taken, tapped.name
+        if leaf is None:
+            raise SiteError(f"Tap: {name!r} returned no such floating-point tensor.")
+        if tapped.call is None and name in taken:
+            raise SiteError(
+                f"Tap: {tapped.site.path!r} is called more than once in one forward. "
+                f"Write {tapped.site.path}@0, @1, ..., @last or @all."
+            )
+        parts = taken[name] = taken.get(name, []) if tapped.call == "all" else []
+        parts.append(
+            self._reduced(leaf.detach() if leaf.requires_grad else leaf, tapped, module, parts)
+        )
+        return len(taken) == self._to_come and tapped.call not in ("last", "all")
+
+    def _reduced(
+        self, x: Tensor, tapped: TappedSite, module: nn.Module, parts: list[Tensor]
+    ) -> Tensor:
+        """Return the rows, or a tensor that the rows will replace once other sites have run."""
+        if x.is_nested:
+            x = padded(x, self._masks["pos"])
+        if self._reducer is None:
+            return self._memory.copy(x)
+        if x.ndim == 0:
+            raise SiteError(
+                f"Tap: {tapped.name!r} returned a single number, which has no rows to reduce. "
+                "Read it as it is: reducer=None."
+            )
+        given, x = x, rows_first(x, module, self.module, self._named, tapped.site.key)
+        frame = self._frame
+        if frame is None:
+            frame = self._frame = self.rows.frame = self._framed(x)
+        if tapped.reduction is None or tapped.shape != x.shape:
+            axis = 2 if tapped.site.port in ATTENTION_PORTS else self._reducer.axis
+            axes = guess_axes(x, module, self.module, axis)
+            in_encoder = tapped.of_encoder or "encoder" in tapped.site.path.split(".")
+            if self._has_target and not in_encoder:
+                axes = Axes(tuple("pos2" if word == "pos" else word for word in axes.words))
+            tapped.reduction, tapped.shape = Reduction(self._reducer, axes), x.shape
+            short = tapped.reduction.is_token_mean and x is given
+            tapped.mean = tapped.reduction.stack_key if short else None
+        if tapped.mean is not None:
+            return tapped.reduction.token_mean(x, frame, self._writer)
+        if Waiting.takes(tapped.reduction, x):
+            copy = x.clone()
+            self._waiting.add((parts, len(parts)), tapped.reduction, copy)
+            return copy
+        return self._memory.keep(tapped.reduction(x, frame)[0])
+
+    def _framed(self, x: Tensor) -> Frame:
+        if self._batch is None or len(self._batch) != x.shape[0]:
+            self._batch = unnamed(x.shape[0])
+        frame = Frame(self._batch, x.device, self._shared)
+        frame.masks |= self._masks
+        for own in (own for own in self._taken.values() if own):
+            frame.check(own[0].shape[0])  # taken the short way, without a frame
+        return frame
 
 
 class Tap:
