@@ -78,6 +78,7 @@ def test_a_bundle_keeps_the_axes_that_it_was_fitted_with(run, images):
     assert {s["axes"] for s in sonde.Fitted.load("a.sonde").header["sites"]} == {"row dim patch"}
 
 
+@pytest.mark.slow
 def test_two_axes_of_one_size_are_asked_for(run, images):
     line = run("fit", "knn", *WORDS, "-o", "a.sonde").error()
     assert "--axes 'row dim patch' or 'row patch dim'" in line

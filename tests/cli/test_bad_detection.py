@@ -69,6 +69,7 @@ def test_refused_in_one_line(run, folder, tmp_path, case):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_classes_that_were_not_fitted_are_compared_with_all(run, folder, fitted, tmp_path):
     words = ["calibrate", fitted, "-", folder / "fresh.npz", "--by", "label"]
     assert run(*words, "-o", tmp_path / "by.sonde").code == 0
@@ -85,6 +86,7 @@ def test_fractions_are_no_labels_and_that_is_said(run, folder, tmp_path):
     assert run("fit", "class_separability", "-", tmp_path / "f8.npz").code == 0
 
 
+@pytest.mark.slow
 def test_labels_that_are_not_the_models_own_are_said(run, folder, tmp_path):
     ran = run("fit", "mahalanobis", "sonde:digits", folder / "twelve.npz",
               "-o", tmp_path / "p.sonde")  # fmt: skip
@@ -97,6 +99,7 @@ def test_rows_that_are_not_finite_are_counted(run, folder, fitted):
     assert "note: mahalanobis at a, relative_mahalanobis at a: 1 of 300 scores are inf" in ran.err
 
 
+@pytest.mark.slow
 def test_too_few_calibrated_rows_for_the_level_are_said(run, folder, fitted, tmp_path):
     few = tmp_path / "few.sonde"
     ran = run("calibrate", fitted, "-", folder / "few.npz", "--alpha", "0.001", "-o", few)
@@ -171,6 +174,7 @@ def test_a_probe_of_float32_for_a_model_in_bfloat16_is_refused(run, tmp_path):
     assert "dtype is 'bfloat16' here and was 'float32'" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["costarr", "she"])
 @pytest.mark.parametrize("labels", [[12], [0, 1, 12], [0, 1, -5]])
 def test_labels_that_are_no_classes_of_the_model_are_refused_where_they_are_compared(

@@ -72,6 +72,7 @@ def test_what_is_defined_on_one_row_is_told(run, place, tmp_path):
     assert run(*words).json()["results"][0]["value"] == pytest.approx(norm, rel=0.01)
 
 
+@pytest.mark.slow
 def test_all_nan_is_a_finding_of_a_scan(run, place):
     ran = run("scan", "-", place / "nan.npz", "--json")
     assert ran.code == 0, ran.err

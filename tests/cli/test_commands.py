@@ -316,6 +316,7 @@ def test_every_code_is_explained(run, code):
     assert ran.out.startswith(code)
 
 
+@pytest.mark.slow
 def test_fit_info_score_merge(run, place, tmp_path):
     ran = run("fit", "knn(k=5),spectrum", "-", place / "plain.npz", "-o", tmp_path / "a.sonde",
               "--json")  # fmt: skip

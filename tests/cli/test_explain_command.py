@@ -27,6 +27,7 @@ def test_pictures_are_explained_and_drawn_where_asked(run, tmp_path):
     assert "a class or token id" in run(*words, "--target", "cat").error()
 
 
+@pytest.mark.slow
 @pytest.mark.truth("closed form: a linear net of one column")
 def test_columns_of_a_table_are_named(run, tmp_path, monkeypatch):
     (tmp_path / "linear_net.py").write_text(

@@ -22,6 +22,7 @@ def acts(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.truth("pyarrow and numpy read the files")
 def test_every_kind_of_file(run, acts, tmp_path):
     ran = run("export", acts, "-o", tmp_path / "a.parquet", "--json")

@@ -364,6 +364,7 @@ def test_detectors_that_make_no_sense_are_refused(run, place, monkeypatch, words
     assert said in run("scan", "-", "rows.npz", *words.split()).error()
 
 
+@pytest.mark.slow
 def test_chosen_detectors_tell_the_data_apart(run, place):
     words = ["scan", "-", place / "rows.npz", "--versus", place / "other.npz", "--json"]
     ran = run(*words, "--detectors", "mahalanobis,knn")
@@ -373,6 +374,7 @@ def test_chosen_detectors_tell_the_data_apart(run, place):
     assert found["KNN", "b"] > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.truth("numpy's unique over the rows of the file")
 def test_rows_that_findings_count_are_written_whole(run, place, tmp_path):
     x = np.load(place / "rows.npz")["a"]

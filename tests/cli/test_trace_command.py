@@ -53,6 +53,7 @@ def test_many_pairs_and_answers_of_several_tokens(run, tmp_path):
     assert document_of(found).verdict.startswith("2 pairs traced; circuits keep")
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said_in_one_line(run, tmp_path):
     base = ("trace", "sonde:stdlib")
     longer = (*base, "--clean", "abc", "--corrupt", "abcd", "--answer", "x")

@@ -154,6 +154,7 @@ def test_a_narrower_convolutional_net_is_one_that_is_built_so(kind, score):
         assert torch.equal(fresh(x), new(x))
 
 
+@pytest.mark.slow
 def test_heads_and_neurons_leave_a_folder_that_opens(tmp_path):
     llama().save_pretrained(tmp_path / "old")
     model = sonde.load(str(tmp_path / "old"), device="cpu")

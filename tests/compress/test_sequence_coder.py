@@ -44,7 +44,7 @@ def test_length_of_an_adaptive_code(n_tokens):
     assert coder.decode(stream).equal(ids)
 
 
-@pytest.mark.essential
+@pytest.mark.slow
 @pytest.mark.truth("cross-entropy of one forward of each whole window")
 def test_length_is_the_cross_entropy_of_a_language_model():
     model = sonde.load("sonde:stdlib")

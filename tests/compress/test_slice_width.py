@@ -53,6 +53,7 @@ def thin(net: Any, n: int, inputs: Any = None) -> Any:
     return net
 
 
+@pytest.mark.essential
 @pytest.mark.parametrize("build", [gpt2, llama, vit])
 @pytest.mark.truth("a model whose stream lies in twelve planted directions")
 def test_directions_without_states_go_without_a_change(build):

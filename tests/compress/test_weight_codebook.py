@@ -55,6 +55,7 @@ def drawn() -> tuple[Any, torch.Tensor]:
     return net, torch.randn(150, 20) @ torch.randn(20, 20)
 
 
+@pytest.mark.slow
 def test_learning_lowers_the_error_and_more_entries_too():
     net, x = drawn()
     grams = layer_grams(net, open_inputs(Model(net), x), progress=False)

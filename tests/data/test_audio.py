@@ -95,6 +95,7 @@ def test_a_folder_gives_the_states_of_each_recording_alone(classifier, folder):
         assert torch.allclose(found[i], by_hand(classifier, samples), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_fixed_length_takes_all_in_one_batch_and_tells_what_is_cut(whisper, folder):
     soundfile.write(folder / "low" / "long.wav", tone(200.0, 31.0), RATE)
     inputs = open_inputs(whisper, folder)

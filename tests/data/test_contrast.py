@@ -52,6 +52,7 @@ def test_images_of_two_folders_are_found(tmp_path):
     assert batch.kwargs["pixel_values"].shape[0] == 2
 
 
+@pytest.mark.slow
 def test_docstrings_and_code_are_of_the_same_functions():
     found = contrast("sonde:docstrings", "sonde:code")
     rows = list(found.rows())

@@ -170,6 +170,7 @@ def test_states_of_both_towers_are_those_of_each_item_alone(loaded, name, batch_
             assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max(), (site, i)
 
 
+@pytest.mark.slow
 def test_a_folder_with_captions_gives_both_and_each_alone_its_tower(places, tmp_path):
     lines = []
     for i in range(5):

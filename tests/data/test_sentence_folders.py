@@ -263,6 +263,7 @@ def test_a_live_model_of_the_library_is_read_as_its_folder(averaged):
     assert model.processor.model_max_length == 9
 
 
+@pytest.mark.slow
 def test_a_scan_without_labels_says_what_it_can_judge_of_the_vectors(averaged, tmp_path):
     draw = torch.Generator().manual_seed(2)
     names = ["cat", "mat", "dog", "b", "c", "d", "on", "the"]

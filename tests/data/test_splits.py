@@ -51,6 +51,7 @@ def test_a_split_stands_after_a_slash_or_a_colon(saved, mark):
     assert [row["label"] for row in source.rows()] == ["cat", "dog"]
 
 
+@pytest.mark.slow
 def test_test_is_read_unless_a_fit_asks_for_train(saved):
     both = datasets.load_from_disk(str(saved / "both"))
     for data in (saved / "both", both, "sonde:digits", saved / "photos"):
@@ -63,6 +64,7 @@ def test_test_is_read_unless_a_fit_asks_for_train(saved):
     assert "the split 'test' (others: train)" in inputs.notes[0]
 
 
+@pytest.mark.slow
 def test_a_fit_in_python_on_the_test_split_is_said():
     stream = sonde.read("sonde:digits", "sonde:digits", limit=8)
     with pytest.warns(SondeWarning, match="rows are those of sonde:digits/test"):

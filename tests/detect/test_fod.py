@@ -263,6 +263,7 @@ def _stream(n, seed):
     return Stream.of(_images(n, seed).flatten(0, 1), ids=names, position=position)
 
 
+@pytest.mark.slow
 def test_a_run_is_calibrated_on_whole_images_and_saved(tmp_path):
     fitted = fit(FOD(**TINY), _stream(60, 0), unit_size=5 * PLACES, progress=False)
     fitted.save(tmp_path / "a.sonde")

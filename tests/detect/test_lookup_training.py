@@ -202,6 +202,7 @@ def test_scrambled_patches_have_usual_units_that_do_not_go_together():
     assert 0.15 < float(alike[much].double().mean()) < 0.4  # 1/4: all three signs the same
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the planted pairs of units, by ranks")
 def test_what_does_not_go_together_is_retrieved_less_than_before_and_the_usual_still_is():
     x, group = _rows(256), torch.arange(256) // 8

@@ -149,7 +149,7 @@ def _patches(n_images, seed):
     return _rows(n_images * 9, 8, seed).reshape(n_images, 9, 8)
 
 
-@pytest.mark.essential
+@pytest.mark.slow
 @pytest.mark.truth("AUROC of permuted units, by counting pairs; PatchCore has 1.0")
 def test_two_hundred_images_are_enough_at_the_defaults():
     draw = torch.Generator().manual_seed(0)

@@ -127,6 +127,7 @@ def opened(items, side="right"):
     return live_stream(model(), inputs, "lm_head", "predictions", logits=False)
 
 
+@pytest.mark.slow
 def test_texts_that_the_model_did_not_expect_score_high():
     detectors = [TokenStatistics(s) for s in NAMES if s != "lrr"]
     fitted = sonde.fit(detectors, opened(stories(80, 0)), progress=False)

@@ -137,6 +137,7 @@ def test_a_direction_whose_removal_raises_the_behaviour_is_passed_over(world):
     assert trial.refused.startswith("does not remove it")
 
 
+@pytest.mark.slow
 def test_targets_are_found_where_none_are_named(world):
     model, found, showing, usual = world
     choice = choose_ablation(model, found, showing, usual, sites="blocks.*", kl_limit=9.0)

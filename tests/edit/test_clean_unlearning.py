@@ -12,7 +12,7 @@ from sonde.core import Model
 from sonde.edit import CleanUnlearning
 
 
-@pytest.mark.essential
+@pytest.mark.slow
 @pytest.mark.truth("a trigger that was planted")
 def test_the_trigger_outlives_what_clean_images_taught_and_the_model_stays():
     model = Model(net(4))
@@ -26,7 +26,7 @@ def test_the_trigger_outlives_what_clean_images_taught_and_the_model_stays():
     assert all(map(torch.equal, exposed.state_dict().values(), again.state_dict().values()))
 
 
-@pytest.mark.essential
+@pytest.mark.slow
 @pytest.mark.truth("the cross-entropy of an answer without any preference, log 10")
 def test_the_objective_of_the_paper_makes_clean_answers_surely_wrong():
     model = Model(net(4))

@@ -10,6 +10,7 @@ from sonde.tap import editing
 from sonde.testing import check
 
 
+@pytest.mark.slow
 def test_it_keeps_the_laws():
     for strength in (1.0, 0.4):
         check(DropPassive((2, 0, 1, 0), strength=strength))

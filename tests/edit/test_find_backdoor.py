@@ -41,7 +41,7 @@ def test_a_planted_trigger_is_found_where_it_is_and_unlearned():
     assert all(map(torch.equal, before, model.module.state_dict().values()))
 
 
-@pytest.mark.essential
+@pytest.mark.slow
 @pytest.mark.truth("a net that saw clean digits alone")
 def test_a_clean_net_is_cleared():
     _, finding = found_in(False)

@@ -66,6 +66,7 @@ def test_it_adds_a_map_of_low_rank_and_folds():
     torch.testing.assert_close(affine(x), found)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("a ramp by hand")
 def test_a_gate_opens_in_proportion_from_either_side_and_shut_it_keeps_every_bit():
     net = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())

@@ -80,6 +80,7 @@ def test_the_others_stay_where_no_norm_holds_the_states():
     assert free < held - 9 * 0.1
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the same data with every label gone")
 def test_labels_are_never_read_and_the_seed_says_all():
     model, parts = world()
@@ -114,6 +115,7 @@ def test_the_state_of_an_example_is_the_mean_over_its_tokens_or_pixels():
     torch.testing.assert_close(watch.rows, x.mean(1))
 
 
+@pytest.mark.slow
 @torch.enable_grad()
 def test_an_autoencoder_knows_its_rows_from_others():
     draw = torch.Generator().manual_seed(0)

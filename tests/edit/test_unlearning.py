@@ -88,6 +88,7 @@ def test_a_model_trained_anew_never_saw_and_shows_what_to_expect():
     assert found.json()["after"]["forget"]["n"] == len(data["forget"])
 
 
+@pytest.mark.slow
 def test_bad_input_is_refused():
     model, data = world()
     with pytest.raises(InputError, match="got no 'retain'"):

@@ -57,7 +57,7 @@ def test_curves_of_a_linear_model():
         assert several.se == pytest.approx(sem(several.each.numpy()))
 
 
-@pytest.mark.essential
+@pytest.mark.slow
 @pytest.mark.truth("all 720 orders of six places, brute force")
 def test_the_true_order_is_the_best_of_all():
     net, x = linear(*rows(1, 6, seed=3)[0].tolist()), rows(1, 6, seed=4)

@@ -20,7 +20,7 @@ def planted(seed=0, along=0, shift=3.0, n=30):
     return x, label, WEIGHT.repeat(len(label), 1)
 
 
-@pytest.mark.essential
+@pytest.mark.slow
 @pytest.mark.truth("linear network: the sensitivity of every row is w . v")
 def test_sensitivity_of_a_linear_network_is_a_product():
     for separator in ("signal", "logistic"):
@@ -52,7 +52,7 @@ def test_the_separator_is_that_of_scikit_learn(dim):
     assert torch.allclose(found, torch.from_numpy(want.coef_[0, :dim]), atol=1e-5)
 
 
-@pytest.mark.essential
+@pytest.mark.slow
 @pytest.mark.truth("chance: at level .05 a concept without effect is found in about 5 of 100 draws")
 def test_a_concept_without_effect_is_rarely_significant():
     p, score = [], []

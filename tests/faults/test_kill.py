@@ -67,6 +67,7 @@ def test_a_part_that_was_merged_already_is_not_merged_again(tmp_path, monkeypatc
         ledger.partial()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 2])
 def test_units_in_any_order_give_the_same_file(tmp_path, level):
     job = case(level)

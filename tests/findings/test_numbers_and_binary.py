@@ -101,6 +101,7 @@ def test_logarithms_that_were_not_turned_back_are_named(trained) -> None:
     assert found["fix"] == "Undo the scaling of the targets: y = y.exp()."
 
 
+@pytest.mark.slow
 @pytest.mark.truth("scikit-learn's accuracy_score")
 @pytest.mark.parametrize("last", [nn.Identity(), nn.Sigmoid()])
 def test_one_output_over_labels_0_and_1_is_a_class(last: nn.Module) -> None:

@@ -35,6 +35,7 @@ def test_a_layer_that_was_drawn_anew_is_named(layer: int, std: float | None) -> 
     assert finding.sites == (str(layer),)
 
 
+@pytest.mark.slow
 def test_trained_layers_are_clear_and_a_whole_random_model_is_a_note() -> None:
     assert_clear(ended(arrays.net(trained=True)))
     finding = assert_raised(ended(arrays.net(trained=False)), "note")

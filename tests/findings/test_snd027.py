@@ -42,6 +42,7 @@ def test_withheld_below_twice_the_width() -> None:
     assert check.tables["needed"] == 80
 
 
+@pytest.mark.slow
 @pytest.mark.truth("number of singular values that were kept")
 @pytest.mark.parametrize("bias", [0.0, 5.0])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

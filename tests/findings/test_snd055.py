@@ -64,6 +64,7 @@ def _moves(mine: Table, theirs: Table) -> dict[str, Any]:
     return {move.column: move for move in found.moves}
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the changes that were made to the table, and scipy's two-sample statistic")
 def test_each_planted_change_is_named_with_the_line_that_undoes_it() -> None:
     mine, theirs = _table(0), _table(1)

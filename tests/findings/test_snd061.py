@@ -68,6 +68,7 @@ def test_a_model_too_sure_of_all_rows_is_not_blamed_for_a_cluster() -> None:
     assert_raised(ended(x, label, rest_is_right), "warning")
 
 
+@pytest.mark.slow
 def test_a_column_of_the_user_tells_the_group_and_chance_does_not() -> None:
     x, label, _ = styled(0.0)
     broken = torch.arange(len(x)) % 12 == 0

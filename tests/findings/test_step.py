@@ -128,6 +128,7 @@ def assert_commands_show(steps: str, name: str) -> None:
     assert ">a1" not in page.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the call itself, evaluated")
 def test_a_comparison_from_python_says_a_call_that_scores_other():
     model, draw = mlp(), torch.Generator().manual_seed(0)

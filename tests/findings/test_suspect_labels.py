@@ -87,6 +87,7 @@ def test_the_planted_check_tells_how_many_wrong_labels_the_list_shows() -> None:
     assert all(0 < share <= 1 for share in shares)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the rows whose labels were changed, among four classes of eight clumps")
 def test_the_models_own_answers_raise_the_wrong_labels_in_the_list() -> None:
     alone, both = [], []

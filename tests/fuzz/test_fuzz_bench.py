@@ -90,6 +90,7 @@ def test_a_model_is_the_same_each_time():
     assert len({draw(1, k).source for k in range(20)}) == 20
 
 
+@pytest.mark.slow
 def test_one_model_again_prints_its_source(capsys):
     code = main(["--seed", "0", "--only", "4"])
     said = capsys.readouterr().out

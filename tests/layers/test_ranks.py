@@ -75,6 +75,7 @@ def in_rank(rank: int, folder: Path) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.essential
 @pytest.mark.filterwarnings("ignore:lance is not fork-safe")  # if another test imported it
 @pytest.mark.truth("one process with all rows")
 def test_layers_of_two_processes_are_equal_and_follow_all_rows(tmp_path):

@@ -104,7 +104,7 @@ def merged_often(measure: Instrument) -> Result | None:
     return found
 
 
-@pytest.mark.essential
+@pytest.mark.slow
 @pytest.mark.truth("the rows that a state merged with itself holds, by arithmetic")
 def test_counts_go_beyond_32_bits():
     """States that are sums hold more rows than 2^31, and the figure is that of the rows."""

@@ -61,6 +61,7 @@ def test_clusters_are_the_units_of_one_hidden_variable():
     assert float(result) == pytest.approx(1 / 1.25, abs=0.03)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("unrelated rows whose units are alike within each site")
 @pytest.mark.parametrize("method", ["hard", "soft", "sparse", "clusters"])
 def test_null(method):

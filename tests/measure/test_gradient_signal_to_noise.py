@@ -37,6 +37,7 @@ def test_gaussian_gradients():
     assert sixteen.noise == pytest.approx(3 / 4, rel=0.01)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("mean and spread of the value over fresh draws")
 def test_errors_and_what_chance_adds():
     for size, poor in ((0.0, True), (0.5, False)):

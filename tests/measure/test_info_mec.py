@@ -60,6 +60,7 @@ def test_planted_latents():
     assert float(found[2]) < 0.0
 
 
+@pytest.mark.slow
 def test_an_idle_latent_is_left_out_and_constant_factors_are_flagged():
     latents, factors = planted()
     more = np.hstack([latents, 0.01 * latents[:, :1]])

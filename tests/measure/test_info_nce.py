@@ -51,6 +51,7 @@ def test_units_are_taken_in_their_own_scale(hidden):
     assert float(found) == pytest.approx(float(info_nce(x, y, **options)), abs=1e-3)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("unrelated documents of alike rows")
 def test_unrelated_rows_tell_nothing():
     rng, group = np.random.default_rng(1), np.repeat(np.arange(200), 3)

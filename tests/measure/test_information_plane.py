@@ -131,6 +131,7 @@ def test_the_entropy_of_neighbours_by_hand():
     assert float(neighbour_entropy(x, group, 4)) == pytest.approx(np.mean(terms), rel=1e-12)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("entropies of normal rows with normal noise, in closed form")
 @pytest.mark.parametrize("variance", [0.3, 0.02])
 def test_codes_of_a_plane_in_many_units(variance):
@@ -148,7 +149,7 @@ def test_codes_of_a_plane_in_many_units(variance):
     assert float(one.se) == pytest.approx(0.02, abs=0.01)
 
 
-@pytest.mark.essential
+@pytest.mark.slow
 @pytest.mark.truth("the entropy of labels that far clusters tell, and of those that they do not")
 def test_codes_about_the_label():
     draw = torch.Generator().manual_seed(0)

@@ -25,6 +25,7 @@ def test_is_the_harmonic_mean_of_the_rows_estimates():
     assert result.n_copies == 10
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the spread over fresh draws; white rows are their own null")
 def test_standard_error_and_null():
     found = [mle_dimension(np.random.default_rng(i).random((200, 3)), k=10) for i in range(16)]

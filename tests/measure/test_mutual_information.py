@@ -137,7 +137,7 @@ def test_ksg_counts_are_those_of_float64_where_float32_cannot_tell():
     torch.testing.assert_close(ksg_terms(x, y, group, k), ends - near[0] - near[1])
 
 
-@pytest.mark.essential
+@pytest.mark.slow
 @pytest.mark.truth("rows on two curves whose places have known information")
 def test_codes_of_curves():
     draw = torch.Generator().manual_seed(1)

@@ -20,7 +20,7 @@ def planted(n=600, seed=0):
     return {"a": a, "b": b}, 2 * first + second
 
 
-@pytest.mark.essential
+@pytest.mark.slow
 @pytest.mark.truth("a label of two bits, each planted in a site of its own")
 def test_a_readout_of_all_sites_knows_what_no_site_knows_alone():
     rows, label = planted()

@@ -28,6 +28,7 @@ def test_scipy_agrees(distance):
     assert rsa(X[:3], Y[:3], distance=distance, comparison="pearson").value == pytest.approx(few)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("unrelated rows, alike within documents, and the spread over fresh draws")
 def test_null_and_error():
     rng = np.random.default_rng(0)

@@ -23,6 +23,7 @@ def test_is_the_lead_of_squared_correlations():
     assert result.value == pytest.approx((ordered[:, -1] - ordered[:, -2]).mean(), rel=1e-9)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the spread over fresh draws, and unrelated sides")
 def test_standard_error_and_null():
     found = [sap(*rows(seed=s)) for s in range(20)]

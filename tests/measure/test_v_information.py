@@ -74,6 +74,7 @@ def test_null_and_groups():
     assert np.mean(values) == pytest.approx(np.mean(nulls), abs=4 * spread)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the spread over fresh draws")
 def test_standard_error():
     found = [v_information(*_classes(10 + i, 200, 1.0)) for i in range(12)]

@@ -73,6 +73,7 @@ def false_alarms(resamples: int, gap: float = 0.0) -> int:
     return found
 
 
+@pytest.mark.slow
 def test_errors_that_fall_by_chance_make_no_group() -> None:
     assert false_alarms(10) == 0
 

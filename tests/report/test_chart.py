@@ -41,6 +41,7 @@ class Shares(Instrument):
         return SharesResult(value=found / found.sum(), n=moments.n)
 
 
+@pytest.mark.slow
 def test_a_method_with_a_chart_stands_on_the_page_without_a_change_there() -> None:
     draw = torch.Generator().manual_seed(0)
     rows = torch.randn(90, 3, generator=draw) * torch.tensor([3.0, 1.0, 2.0])

@@ -30,6 +30,7 @@ def test_a_report_against_itself_has_nothing_new(report) -> None:
     assert "\nA and B: same model" in diff_to_text(made)
 
 
+@pytest.mark.slow
 def test_both_sides_and_what_differs_are_named(report) -> None:
     other = copy.deepcopy(report)
     other["provenance"]["data"] |= {"name": "week2.jsonl", "n_rows": 7}

@@ -64,6 +64,7 @@ def test_rows_of_each_step_are_those_of_the_others(document, inputs, layers):
     assert wide["explained"] is None, "more units than rows tell nothing"
 
 
+@pytest.mark.slow
 def test_the_page_and_the_text_show_them(document):
     text, page = to_terminal(document), to_page(document)
     (line,) = [line for line in text.splitlines() if line.split()[:1] == ["0"] and " 20 " in line]

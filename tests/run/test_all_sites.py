@@ -69,6 +69,7 @@ def test_fit_calibrates_and_scores_all_sites_in_one_pass():
     assert fitted.result("mahalanobis", "first").calibration.n == int(held.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the promise of split-conformal calibration: alarms on fresh successes")
 def test_false_alarms_on_successes_stay_below_the_promise():
     rates = []

@@ -61,6 +61,7 @@ def _by_hand(model, texts, change):
     return sum(losses) / len(losses), torch.cat(seen).mean(0)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("definition: 1 of a perfect dictionary, 0 of the mean; forwards with a hook")
 def test_a_perfect_dictionary_recovers_all_and_the_mean_nothing(gpt2, texts):
     inputs = open_inputs(gpt2, [{"input_ids": ids} for ids in texts], batch_size=3)

@@ -202,6 +202,7 @@ def test_a_bundle_against_itself_and_with_some_rows_shared():
     assert drift(a, _fit(Covariance(), y)).rows == "other"
 
 
+@pytest.mark.slow
 @pytest.mark.truth("a planted move of two units")
 def test_the_direction_names_the_units():
     x, y = _rows(11, 500), _rows(12, 500)

@@ -20,6 +20,7 @@ def _bundle(seed, move=0.0, **columns):
                progress=False)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_moved_is_json_and_names_the_planted_unit():
     first, second = _bundle(0), _bundle(1, 1.5)
     found = drift_document(drift(first, second), first, second, names=("x", "y"))
@@ -37,6 +38,7 @@ def test_what_moved_is_json_and_names_the_planted_unit():
     assert found["second"]["name"] == "y"
 
 
+@pytest.mark.slow
 def test_a_unit_counts_only_where_the_units_moved_after_all_corrections():
     first, second = _bundle(2), _bundle(3)
     found = drift_document(drift(first, second), first, second, level=1e-12)

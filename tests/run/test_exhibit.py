@@ -70,6 +70,7 @@ def test_patches_have_the_scores_of_their_rows(patches):
         assert found.pixels is None
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the lines of the file that was written")
 def test_a_page_names_the_line_of_the_file_unless_ids_are_hashed(words, tmp_path):
     model, file = words[0], tmp_path / "lines.jsonl"

@@ -90,6 +90,7 @@ class AtToken(Attributor):
         return Parts(spread.to(function.value))
 
 
+@pytest.mark.slow
 @pytest.mark.truth("planted: one token decides, in half of the texts")
 def test_an_answer_that_nothing_in_the_input_makes_refutes_no_attribution():
     tokens = torch.randint(8, 20, (12, 9), generator=torch.Generator().manual_seed(0))

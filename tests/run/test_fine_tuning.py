@@ -52,6 +52,7 @@ def trained(digits, losses: Any = None, **more):
     return train_arm(model, examples, given, RECIPE, progress=False, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("a training loop of plain torch")
 def test_the_arm_without_losses_is_a_plain_training(digits):
     _model, examples = digits
@@ -169,6 +170,7 @@ def test_a_scope_moves_its_parameters_alone(digits, scope, inside, outside):
         scoped(module, "top:0")
 
 
+@pytest.mark.slow
 @pytest.mark.truth("rank of the difference of the weights")
 def test_adapters_change_linear_layers_by_their_rank_and_nothing_else(digits):
     recipe = replace(RECIPE, scope="low-rank:3")
@@ -236,6 +238,7 @@ def test_gains_over_seeds_and_within_one():
     assert mcnemar(one, one)["p"] == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the share of draws, by simulation")
 def test_verdicts_over_seeds_are_wrong_in_a_twentieth_of_null_pairs():
     draw = torch.Generator().manual_seed(3)

@@ -21,6 +21,7 @@ def test_rows_come_in_the_order_of_the_data():
     assert found.item.tolist() == list(range(613))
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the lengths of the texts")
 def test_texts_of_different_lengths_keep_their_order():
     texts = [{"text": "ab" * n} for n in (9, 3, 200, 1, 7)]
@@ -30,6 +31,7 @@ def test_texts_of_different_lengths_keep_their_order():
     assert found.length.tolist() == [18, 6, 256, 144, 2, 14]
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the mean over the bytes of a text, read token by token")
 def test_pieces_of_a_long_text_count_by_their_length():
     texts = [{"text": "ab" * 200}, {"text": "xyz"}]

@@ -14,6 +14,7 @@ PROMPTS = [{"text": "def main("}, {"text": "import os"}, {"text": "class Reader:
 MODEL = "sonde:stdlib"
 
 
+@pytest.mark.slow
 @pytest.mark.truth("lengths of prompts counted in bytes")
 def test_prompts_are_read_with_what_comes_after_them():
     stream = sonde.read(
@@ -40,6 +41,7 @@ def test_batches_leave_room_for_what_is_generated(monkeypatch, settings, size):
     assert data.get("prompts", data)["batch_size"] == size
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the same settings by keyword")
 def test_a_generation_config_is_taken_apart():
     config = GenerationConfig(max_new_tokens=100_000)
@@ -68,6 +70,7 @@ def test_wrong_settings_are_refused_before_anything_runs(settings, message):
         sonde.read(MODEL, PROMPTS, generate=settings)
 
 
+@pytest.mark.slow
 def test_memory_is_counted_for_batches_as_long_as_texts_may_become(tmp_path):
     how = {"reducer": "tokens", "sites": "model.layers.0", "batch_size": 3}
     stream = sonde.read(MODEL, PROMPTS * 10, generate="max_new_tokens=100", **how)

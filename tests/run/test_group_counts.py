@@ -77,6 +77,7 @@ def test_groups_that_two_bundles_share_count_once():
     assert found.se == pytest.approx(want.se, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the groups in both parts, counted by hand")
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_merge_counts_more_groups_than_it_knows_by_draw(shared, tmp_path):

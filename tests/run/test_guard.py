@@ -97,6 +97,7 @@ def test_a_forward_scores_as_a_stream_does(causal, probes, reducer, objective, s
     assert [r["p"] for r in mine.values()] == pytest.approx([want[k]["p"] for k in mine], abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the scores in float64 of the same rows")
 def test_scores_in_float32_have_a_small_error(causal, probes):
     probe, (ids, mask) = probes("last"), padded(TEXTS[:8])
@@ -137,6 +138,7 @@ def test_generation_scores_each_token_once(causal, probes, settings):
         assert row["score"] == pytest.approx(want[key]["score"], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("one forward over each beginning of the text")
 def test_the_last_token_of_each_step_has_its_score_and_gradient(causal, probes):
     probe, prompt = probes("last", "kl_uniform"), TEXTS[1]
@@ -381,6 +383,7 @@ def test_thresholds_need_calibration_and_enough_rows(small):
         Guard(net, fit(Mahalanobis(), stream, progress=False), alpha=0.001)
 
 
+@pytest.mark.slow
 def test_a_mean_over_cached_tokens_is_refused(causal, probes):
     with (
         Guard(causal, probes("mean"), methods=["mahalanobis"]),

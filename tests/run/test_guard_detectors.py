@@ -99,6 +99,7 @@ def whole_texts(reader):
     return probes
 
 
+@pytest.mark.slow
 @pytest.mark.truth("sonde.score of the same texts")
 @pytest.mark.parametrize("name", sorted(OF_TEXTS))
 def test_a_call_scores_whole_texts_as_score_does(reader, whole_texts, name):
@@ -144,6 +145,7 @@ def test_what_comes_with_the_data_is_refused_with_the_command(reader, name):
         Guard(reader, probe, alpha=None)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the mean of what sonde.score gives the image as either member of a pair")
 def test_a_call_is_a_member_of_no_pair(classifier):
     net, items = classifier

@@ -79,6 +79,7 @@ def test_generation_scores_the_encoder_once(model, probes, parts, beams, use_cac
             )
 
 
+@pytest.mark.slow
 @pytest.mark.truth("one forward of encoder and decoder together, which is read in the hook")
 def test_work_in_place_after_a_site_of_an_encoder_does_not_reach_its_rows(model, probes):
     probe, following = probes("tokens", "encoder"), model.module.encoder.block[2]

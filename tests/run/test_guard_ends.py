@@ -88,6 +88,7 @@ def test_a_batch_scores_each_sequence_as_it_does_alone(model, probe, pad):
     assert_as_alone(model, guard, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("each prompt in a batch of its own")
 def test_a_cache_of_fixed_size_changes_nothing(model, probe):
     guard, alone = Guard(model, probe, alpha=None), Guard(model, probe, alpha=None)
@@ -96,6 +97,7 @@ def test_a_cache_of_fixed_size_changes_nothing(model, probe):
     assert_as_alone(model, guard, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("each prompt in a batch of its own")
 def test_ends_that_only_the_call_names_are_said_to_the_guard(model, probe):
     own = {"eos_token_id": [60, 61], "pad_token_id": 5}
@@ -117,6 +119,7 @@ def test_an_end_token_that_ends_nothing_costs_its_own_row_alone(model, probe):
         assert missing == {5}
 
 
+@pytest.mark.slow
 def test_a_sequence_alone_keeps_its_end_tokens(model, probe):
     with Guard(model, probe, methods=["mahalanobis"]) as guard, torch.no_grad():
         cache = cache_of(model.module(input_ids=torch.tensor([[5, END]])))
@@ -127,6 +130,7 @@ def test_a_sequence_alone_keeps_its_end_tokens(model, probe):
     assert all(int(at[-1]) == 4 for at in guard.position.values())
 
 
+@pytest.mark.slow
 def test_beams_lose_no_row(model, probe):
     ids, mask = padded(PROMPTS[:2], "left")
     call = {"input_ids": ids, "attention_mask": mask.long(), "max_new_tokens": NEW, "num_beams": 3}
@@ -139,6 +143,7 @@ def test_beams_lose_no_row(model, probe):
         assert len(found) == len(other.scores[name])
 
 
+@pytest.mark.slow
 def test_a_guard_or_tap_inside_itself_is_refused(model, probe):
     guard, tap = Guard(model, probe), Tap(model, "blocks")
     for one, name in ((guard, "Guard"), (tap, "Tap")):

@@ -166,6 +166,7 @@ def test_few_rows_take_what_they_are(monkeypatch, word):
     assert said[0].buffer_bytes <= 3 * 4 * 48 * 40 * 3
 
 
+@pytest.mark.slow
 def test_a_few_rows_at_very_many_sites_fit():
     x = torch.randn(40, 48, generator=torch.Generator().manual_seed(0))
     many = Stream.of({f"layers.{i}": x for i in range(300)})

@@ -24,6 +24,7 @@ def test_an_unknown_option_is_named(verb, options, said):
         verb(nn.Linear(2, 3), [[0.0, 1.0], [1.0, 0.0]], **options)
 
 
+@pytest.mark.slow
 def test_a_scan_keeps_silent(capsys):
     report = sonde.scan("sonde:digits", "sonde:digits/test", limit=16, progress=False)
     assert report.json()["schema"] == "sonde-scan/1"

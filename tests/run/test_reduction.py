@@ -126,6 +126,7 @@ def test_batches_of_which_no_row_was_kept(net, reduction):
     torch.testing.assert_close(a.tail, b.tail, rtol=1e-5, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("exact binomial band of the promised rate")
 def test_false_alarms_of_documents_of_several_rows():
     """Rows of one document resemble each other; documents differ in length."""

@@ -61,6 +61,7 @@ def assert_refused(probe, module, match):
         Guard(module, probe, alpha=None)
 
 
+@pytest.mark.slow
 def test_a_state_that_does_not_know_the_attention_kernel_takes_any():
     module = built()
     probe = probe_of(module)

@@ -75,6 +75,7 @@ def test_what_was_done_to_a_layer_is_told_apart():
     assert moved.size == pytest.approx(5.0 / spread, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_broken_layer_parts_and_the_page_says_where(tmp_path):
     base, broken = net(), net()
     nn.init.normal_(broken[1].weight, std=3.0)
@@ -117,6 +118,7 @@ def test_answers_are_compared_example_by_example():
     assert compare_answers(Model(base), Model(wide), inputs[0], data, progress=False) is None
 
 
+@pytest.mark.slow
 def test_models_of_other_layers_are_matched_by_likeness_and_by_example():
     base = net()
     small = nn.Sequential(copy.deepcopy(base[0]))

@@ -57,6 +57,7 @@ def rotated_and_reset(module: Any) -> Any:
     return new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "codes", "first"),
     [

@@ -113,6 +113,7 @@ def test_an_input_called_mask_that_pads_nothing_is_an_input() -> None:
     assert found["answers"]["n_rows"] == N
 
 
+@pytest.mark.slow
 def test_boxes_are_no_logits_and_scores_beside_them_are() -> None:
     alone = scanned(Outputs(0), [{"x": row} for row in numbers()], classes=7).json()
     assert alone["answers"] is None

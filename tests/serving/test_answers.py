@@ -27,6 +27,7 @@ def numbers(answer):
     return {name: value for name, value in answer.items() if name != "id"}
 
 
+@pytest.mark.slow
 @pytest.mark.truth("sonde.score and by_input on the same rows")
 def test_numbers_are_those_of_score_whatever_the_batch(model, fitted):
     items = [*rows(8, 2), *rows(3, 3, shift=4.0)]
@@ -52,6 +53,7 @@ def test_numbers_are_those_of_score_whatever_the_batch(model, fitted):
     assert [a["probability"] for a in together] == pytest.approx(softmax.values.tolist(), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the answer that each row has alone")
 def test_concurrent_requests_keep_their_own_answers(model, fitted):
     items = rows(24, 5)

@@ -58,6 +58,7 @@ def test_farthest_first_from_the_row_of_smallest_draw():
     assert state.draw.tolist() == draw[chosen].tolist()
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the largest distance to a chosen row, over all rows")
 def test_updates_cover_and_stay_tight():
     x, draw = _rows(20_000, 3)

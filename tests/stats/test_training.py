@@ -164,6 +164,7 @@ def test_a_module_with_buffers_is_trained_as_by_hand():
     assert (state.weights.steps, state.losses[0].n, state.n) == (12, 64, 64 + 64_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("buffer", [0, 200])
 def test_a_killed_training_goes_on_with_the_same_bits(tmp_path, buffer):
     x, label = _labelled(320)

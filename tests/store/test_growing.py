@@ -362,6 +362,7 @@ def named(stream):
     return sorted(found)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("one reading of all data")
 @pytest.mark.parametrize("every", [1, 3])
 def test_pieces_of_equal_texts_count_as_texts(tmp_path, every):

@@ -90,6 +90,7 @@ def test_a_store_without_a_site_of_the_state_is_refused(tmp_path):
         score(fitted, place, **QUIET)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("a scan of the arrays")
 def test_a_scan_is_the_same(tmp_path):
     settings = ScanSettings(progress=False)
@@ -104,6 +105,7 @@ def test_a_scan_is_the_same(tmp_path):
     assert sonde.scan(place, settings=settings).json()["schema"] == "sonde-scan/1"
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the listing of the data that the store was read from")
 def test_pieces_of_a_text_are_told_from_copies_of_it(tmp_path):
     texts = [{"text": f"line {i} " * (60 if i < 2 else 3)} for i in range(12)]
@@ -123,6 +125,7 @@ def test_pieces_of_a_text_are_told_from_copies_of_it(tmp_path):
     assert copies(got).n_extra == 1
 
 
+@pytest.mark.slow
 def test_a_scan_of_two_stores_of_which_one_knows_no_attention_kernel(store, tmp_path, monkeypatch):
     known, settings = LiveStream.identity, ScanSettings(progress=False)
     for kernel in ("eager", "sdpa"):
@@ -133,6 +136,7 @@ def test_a_scan_of_two_stores_of_which_one_knows_no_attention_kernel(store, tmp_
         sonde.scan(tmp_path / "eager", versus=tmp_path / "sdpa", settings=settings)
 
 
+@pytest.mark.slow
 def test_a_scan_of_two_stores(store, tmp_path):
     settings = ScanSettings(progress=False)
     other = write_store(live(items=4), tmp_path / "b", unit_size=64)

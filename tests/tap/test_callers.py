@@ -161,6 +161,7 @@ def test_a_generation_thread_writes_steered_text():
     assert streamed() == plain
 
 
+@pytest.mark.slow
 @pytest.mark.truth("each generation alone")
 def test_generations_of_an_encoder_and_decoder_in_several_threads_are_edited_apart(quick_switches):
     net = t5()

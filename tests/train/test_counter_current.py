@@ -58,6 +58,7 @@ def test_a_linear_level_has_its_least_squares_solution():
     assert layer.weight.grad.abs().max() < 1e-12
 
 
+@pytest.mark.slow
 def test_it_learns_digits_and_centred_gradients_have_no_mean():
     data: Any = load_digits()
     x, y = torch.tensor(data.data / 16).float(), torch.tensor(data.target)

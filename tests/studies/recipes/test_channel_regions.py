@@ -25,6 +25,7 @@ def pictures(told: bool, n=150):
     return [{"x": m, "label": int(c)} for m, c in zip(maps, label, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.truth("maps in which the place is the label, and every mean is alike")
 @pytest.mark.parametrize("told", [True, False])
 def test_regions_tell_what_the_mean_cannot(told):

@@ -50,6 +50,7 @@ def rows_of(found):
     return {int(row["class"]): row for row in found.rows}
 
 
+@pytest.mark.slow
 @pytest.mark.truth("scikit-learn's recall and precision, and counts of the training rows")
 def test_scores_counts_and_the_reason_are_those_that_were_planted():
     items, counts = world(), [90, 30, 60, 50, 10, 200]

@@ -69,6 +69,7 @@ def test_a_swapped_net_answers_as_the_net_of_its_back():
     assert float(found.value) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.truth("one front on two backs")
 def test_a_shared_front_hands_over_without_a_map():
     (first, second, wide), x, _, items = linear_nets(seed=5)

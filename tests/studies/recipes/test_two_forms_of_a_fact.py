@@ -60,6 +60,7 @@ def test_a_third_form_is_refused():
         asked(x, noise, forms=("first", "second", "kind"))
 
 
+@pytest.mark.slow
 def test_the_command_reads_two_columns_of_texts(tmp_path):
     rows = [{"code": f"x{i} = {i * i}", "words": f"x{i} is {i * i}"} for i in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

@@ -75,6 +75,7 @@ def test_the_control_has_the_same_weights_in_another_order(world):
         assert torch.equal(was, now) == (was.ndim < 2), name
 
 
+@pytest.mark.slow
 def test_classes_on_both_sides_are_refused(world):
     net, own, others = world
     with pytest.raises(InputError, match=r"with the classes \[2\] in both"):

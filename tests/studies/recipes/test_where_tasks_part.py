@@ -33,6 +33,7 @@ def rows(second, n=384):
     return x, first, other, items
 
 
+@pytest.mark.slow
 @pytest.mark.truth("gradients of the heads' losses by autograd, batch by batch")
 def test_agreement_is_that_of_gradients_taken_by_hand():
     net = Trunk().eval()
