@@ -54,6 +54,7 @@ def test_answers_that_are_not_finite_are_wrong_and_counted():
     right = (logits.nan_to_num(nan=-9e9).argmax(1) == label) & torch.isfinite(logits).all(1)
     assert found["value"] == pytest.approx(float(right.double().mean()), abs=1e-12)
     assert (found["n_rows"], found["n_nonfinite"]) == (146, 25)
+    assert found["commonest"] == pytest.approx(70 / 146, abs=1e-6)  # of all rows, as the value is
     assert "25 of them with NaN or infinity in the answer" in answers_sentence({"answers": found})
 
 

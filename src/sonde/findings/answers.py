@@ -363,10 +363,13 @@ def _of_classes(found: ClassAnswers, evidence: Evidence) -> dict[str, Any]:
         sites = [{"site": s.key, "value": s.accuracy, "se": s.se} for s in chosen]
         fewer = {"n_probed": labels.n_rows}
     value, (low, high), n = found.accuracy, found.interval, len(found.right)
-    n_groups = len(torch.unique(found.group))
+    majority, n_groups = found.majority, len(torch.unique(found.group))
     if counts is not None and counts.n > n:  # rows beyond the sample, or not finite at a site
         value, (low, high) = _of_all_rows(found, counts, _cut(evidence))
         n, n_groups = counts.n, max(n_groups, min(counts.n, evidence.n_groups))
+        labels = evidence.data.label[evidence.data.label >= 0]
+        if len(labels) == n:  # the data is no sample, so rows without a finite answer count too
+            majority = float(torch.bincount(labels).max()) / n
     bad = 0 if counts is None else counts.nonfinite
     return {
         "measure": "accuracy",
@@ -375,7 +378,7 @@ def _of_classes(found: ClassAnswers, evidence: Evidence) -> dict[str, Any]:
         "high": high,
         "per_byte": None,
         "chance": 1 / found.n_classes,
-        "commonest": found.majority,
+        "commonest": majority,
         "last": sites[0] if sites else None,
         "best": sites[1] if sites else None,
         "n_rows": n,
