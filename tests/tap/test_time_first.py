@@ -108,3 +108,14 @@ def test_what_nothing_tells_is_refused():
         new(ids)
     new(ids[:3])
     new(ids)
+
+
+def test_one_row_is_run_alone_once(monkeypatch):
+    net, site = built("own")
+    new, sizes = sonde.inserted(net, {site: Attention(DIM, 2)}), []
+    plain = nn.Embedding.forward
+    monkeypatch.setattr(
+        nn.Embedding, "forward", lambda self, ids: sizes.append(len(ids)) or plain(self, ids)
+    )
+    new(torch.randint(16, (4, 4)))  # as many rows as tokens: sizes do not tell
+    assert sorted(sizes) == [1, 4]

@@ -1,6 +1,7 @@
 """Whether states at a module come time first, (time, row, dim): torch's default for sequences."""
 
 import copy
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,6 +80,7 @@ class _Known:
         self.of_inputs = shown == {True}
 
 
+_TRIAL = threading.local()
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, _Known]" = weakref.WeakKeyDictionary()
 
 
@@ -199,11 +201,19 @@ def _seen_alone(
                     found[own] = x.shape[1] == 1
 
             part.register_forward_hook(note)
+        _TRIAL.runs = True
         with torch.random.fork_rng(devices=gpus_of(root)), torch.no_grad(), no_calls():
             twin(**one)
     except Exception:  # whatever a model raises on one row
         return {}
+    finally:
+        _TRIAL.runs = False
     return found
+
+
+def in_trial() -> bool:
+    """Return whether this thread runs one row alone: what asks for the order then asks itself."""
+    return getattr(_TRIAL, "runs", False)
 
 
 def _twin(root: nn.Module) -> nn.Module:
