@@ -69,6 +69,15 @@ def test_two_directions_are_a_warning_and_few_units_are_not_judged() -> None:
     assert checked(SND022(), Stream.of(noise(300, 3))).state == "not_applicable"
 
 
+def test_few_directions_that_a_later_layer_widens_again_are_a_note() -> None:
+    few = (noise(300, 1) + 0.5 * noise(300, 20, seed=2)).double()
+    wide = noise(300, 20, seed=3).double()
+    assert_raised(checked(SND022(), Stream.of({"early": few, "late": wide})), "note")
+    assert_raised(checked(SND022(), Stream.of({"early": wide, "late": few})), "warning")
+    one = (noise(300, 1) + 0.02 * noise(300, 20, seed=2)).double()
+    assert_raised(checked(SND022(), Stream.of({"early": one, "late": wide})), "error")
+
+
 @pytest.mark.truth("between over total variance, unit by unit, by numpy")
 def test_two_collapsed_classes_are_left_to_another_code() -> None:
     label = torch.arange(300) % 2

@@ -36,7 +36,7 @@ class SND011(SiteRule):
     theme: ClassVar[Theme] = "units"
     why: ClassVar[str] = "Capacity that nothing uses; in large numbers, training went wrong."
     fix: ClassVar[str] = (
-        "Scale the inputs as in training; if the units stay dead, train with a smaller learning "
+        "Prepare inputs as in training; if the units stay dead, train with a smaller learning "
         "rate or a leaky activation, or prune them."
     )
     how: ClassVar[str] = (

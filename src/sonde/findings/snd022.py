@@ -10,7 +10,7 @@ from torch import Tensor
 from sonde.findings._feeding import fed_by_few, means_alone, of_few_channels, of_positions
 from sonde.findings._halves import interval
 from sonde.findings._places import log_effect, places, too_few
-from sonde.findings._site_rule import Measured, SiteRule, Worst
+from sonde.findings._site_rule import Measured, Reached, SiteRule, Worst
 from sonde.findings._text import number, percent, plural
 from sonde.findings.evidence import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.rule import Check, Theme
@@ -45,8 +45,8 @@ class SND022(SiteRule):
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = "All units say nearly the same: the layer carries one number for each row."
     fix: ClassVar[str] = (
-        "Scale the inputs as in training; if the rank stays low, add residual connections or a "
-        "norm, and train again."
+        "Check that inputs are prepared as in training; if the rank stays low, add residual "
+        "connections or a norm, and train again."
     )
     how: ClassVar[str] = (
         "D^2 / sum of squared correlations over units that vary, on pooled rows; on "
@@ -56,7 +56,8 @@ class SND022(SiteRule):
         "Withheld where two or three classes hold 80 % of the variance, and where a model "
         "answers (its logits, else its last site) with one or two numbers that explain 80 % of "
         "what so many directions can: nets of two or three classes, maps of so many, and those "
-        "that say one number, need no more."
+        "that say one number, need no more. A note at most where a layer is left with one to two "
+        "directions and the last site has more: what comes between finds them again."
     )
     false_positives: ClassVar[str] = (
         "Data that differ in one way only (one object, one brightness)."
@@ -95,6 +96,16 @@ class SND022(SiteRule):
                 value, site, evidence.n_groups, lambda x: _ratio(_correlations_of(x))
             )
         return {"n_rows": site.moments.n, "low": low, "high": high}
+
+    def level(self, site: SiteEvidence, value: float, evidence: Evidence) -> Reached:
+        """Return the level; a note at most where a few directions are left and more come later."""
+        found = super().level(site, value, evidence)
+        is_mild = found is not None and found[0] == "warning"
+        return ("note", self.warning) if is_mild and self._widens(evidence) else found
+
+    def _widens(self, evidence: Evidence) -> bool:
+        """Return whether the last site moves in as many directions as a healthy one."""
+        return directions(evidence.sites[-1]) >= self.warning
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
         """Say in how many directions the units move."""

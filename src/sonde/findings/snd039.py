@@ -31,7 +31,7 @@ class SND039(ClassAnswersRule):
         "not loaded or not trained, or training has fallen back to the commonest class."
     )
     fix: ClassVar[str] = (
-        "Scale the inputs as in training and load the head again; if both are right, train longer."
+        "Prepare inputs as in training and load the head again; if both are right, train longer."
     )
     how: ClassVar[str] = (
         "Right answers less rows of the commonest label, by row, with a standard error over "
