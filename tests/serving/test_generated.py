@@ -47,6 +47,28 @@ def test_the_text_and_its_p_values():
     assert f"at most {room} tokens" in refused.json()["error"]
 
 
+@pytest.mark.slow
+@pytest.mark.truth("the most likely next token after each text alone")
+def test_texts_of_like_length_share_a_forward_pass_without_a_probe():
+    model, given = gpt2(), prompts(12, 3)
+    with served(model) as client:
+        client.post("/predict", json={"inputs": given[:1]})
+        before = forwards_of(client)
+        answers = client.post("/predict", json={"inputs": given}).json()["answers"]
+        n_forwards = forwards_of(client) - before
+    assert len({len(ids) for ids in given}) >= 5
+    assert n_forwards == len({len(ids).bit_length() for ids in given})
+    for ids, answer in zip(given, answers, strict=True):
+        likely = model(torch.tensor([ids])).logits[0, -1].softmax(0).max(0)
+        assert answer["answer"] == int(likely.indices)
+        assert answer["probability"] == pytest.approx(float(likely.values), rel=1e-4)
+
+
+def forwards_of(client):
+    text = client.get("/metrics").text
+    return float(text.split("\nsonde_forwards_total ")[1].split()[0])
+
+
 def test_a_model_without_a_probe_generates_if_asked():
     model = gpt2()
     with served(model, generate=f"max_new_tokens={NEW}") as client:

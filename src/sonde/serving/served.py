@@ -31,7 +31,8 @@ from sonde.tap import LiveStream
 from sonde.tap.generating.generation import Generation
 from sonde.tap.generating.replay import ReplayInputs
 
-PLAIN_INPUTS = ("text", "pair", "messages", "tokens", "numbers", "tensor")
+PADDED_INPUTS = ("text", "pair", "messages", "tokens")
+PLAIN_INPUTS = (*PADDED_INPUTS, "numbers", "tensor")
 
 
 @dataclass(frozen=True)
@@ -265,9 +266,19 @@ class ServedModel:
         inputs.encoder.collate(prepared[:1])
         scales = self.column_scales
         return [
-            Item(one, key, shape_of_item(one), unusual_columns(row, scales) if scales else None)
+            Item(one, key, self._shape(one), unusual_columns(row, scales) if scales else None)
             for one, key, row in zip(prepared, keys, rows, strict=True)
         ]
+
+    def _shape(self, item: Prepared) -> Hashable:
+        """Return what inputs of one batch share: with detectors, whose bits count, the shape.
+
+        Without detectors texts are padded, and share a batch if the longest has less than twice as
+        many tokens as the shortest.
+        """
+        if self.verdicts is None and self.inputs.encoder.kind in PADDED_INPUTS:
+            return item.length.bit_length()
+        return shape_of_item(item)
 
     def _most_tokens(self, tokens: int | None) -> int | None:
         """Return the most tokens of a text; of a prompt those that leave room for new ones."""

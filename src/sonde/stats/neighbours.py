@@ -192,20 +192,21 @@ def largest_products(
     memory.
     """
     x = x.detach()
-    n_tiles = max(1, -(-len(bank) // TILE))
-    tile = -(-len(bank) // n_tiles)
+    n, n_bank = x.shape[0], bank.shape[0]
+    tile = -(-n_bank // max(1, -(-n_bank // TILE)))
     step = max(1, PRODUCTS // tile)
-    buffer = x.new_empty(min(len(x), step) * tile)
-    values = x.new_empty(len(x), k)
-    index = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
-    for first in range(0, len(x), step):
+    buffer = x.new_empty(min(n, step) * tile)
+    values = x.new_empty(n, k)
+    index = torch.empty(n, k, dtype=torch.int64, device=x.device)
+    for first in range(0, n, step):
         part = x[first : first + step]
         best, at = values[:0], index[:0]
-        for start in range(0, len(bank), tile):
+        for start in range(0, n_bank, tile):
             rows = bank[start : start + tile]
-            product = buffer[: len(part) * len(rows)].view(len(part), len(rows))
+            shape = part.shape[0], rows.shape[0]
+            product = buffer[: shape[0] * shape[1]].view(shape)
             torch.mm(part, rows.T, out=product)
-            top, where = _largest(product, min(k, len(rows)))
+            top, where = _largest(product, min(k, shape[1]))
             if start:
                 top, where = torch.cat([best, top], 1), torch.cat([at, where + start], 1)
             best, order = top.topk(min(k, top.shape[1]), dim=1)
