@@ -59,7 +59,8 @@ def test_texts_of_like_length_share_a_forward_pass_without_a_probe():
     assert len({len(ids) for ids in given}) >= 5
     assert n_forwards == len({len(ids).bit_length() for ids in given})
     for ids, answer in zip(given, answers, strict=True):
-        likely = model(torch.tensor([ids])).logits[0, -1].softmax(0).max(0)
+        with torch.no_grad():
+            likely = model(torch.tensor([ids])).logits[0, -1].softmax(0).max(0)
         assert answer["answer"] == int(likely.indices)
         assert answer["probability"] == pytest.approx(float(likely.values), rel=1e-4)
 
