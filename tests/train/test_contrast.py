@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
@@ -10,7 +11,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 from sonde.core import InputError
 from sonde.stats.soft_top_k import soft_top_k
-from sonde.train import Contrast
+from sonde.train import Contrast, similarity_smoothing
 
 
 @pytest.mark.truth("closed form of orthonormal pairs")
@@ -169,3 +170,36 @@ def test_what_is_refused(make, said):
 def test_rows_without_company_are_refused():
     with pytest.raises(InputError, match="expected rows that belong together, got none"):
         Contrast()(torch.randn(3, 2))
+
+
+@pytest.mark.truth("alignment and uniformity by loops over pairs of unit vectors, in numpy")
+def test_uniform_is_alignment_and_uniformity():
+    draw = torch.Generator().manual_seed(5)
+    x = torch.randn(7, 3, generator=draw)
+    label = torch.tensor([0, 1, 0, 2, 1, 0, -1])
+    loss = Contrast(0.25, denominator="uniform")(x, label=label)
+    u = (x / x.norm(dim=1, keepdim=True)).double().numpy()
+    far = ((u[:, None] - u[None]) ** 2).sum(-1)
+    apart = [np.exp(-2 * far[i, j]) for i in range(7) for j in range(7) if i != j]
+    near = [
+        np.mean([far[i, j] for j in range(7) if j != i and label[j] == label[i]])
+        for i in (0, 1, 2, 4, 5)
+    ]
+    assert loss.item() == pytest.approx(2 * np.mean(near) + np.log(np.mean(apart)), abs=1e-6)
+
+
+@pytest.mark.truth("a loop over places, with the values of a given map")
+def test_smoothing_sums_mapped_places_by_squared_cosines():
+    draw = torch.Generator().manual_seed(6)
+    x = torch.randn(2, 4, 3, generator=draw)
+    change = torch.nn.Linear(3, 2)
+    for value in (None, change):
+        found = similarity_smoothing(x, value)
+        for r in range(2):
+            for i in range(4):
+                wanted = 0
+                for j in range(4):
+                    a, b = x[r, i].double(), x[r, j].double()
+                    cos = (a @ b / (a.norm() * b.norm())).clamp(min=0)
+                    wanted = wanted + cos**2 * (x[r, j] if value is None else change(x[r, j]))
+                assert torch.allclose(found[r, i], wanted.to(found.dtype), atol=1e-5)

@@ -4,7 +4,8 @@ Rows are views of one example, or share a label, a group, or a place in a pictur
 with the number of candidates: compare values at one batch size only.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, final, get_args
 
 import torch
@@ -18,7 +19,7 @@ from sonde.stats.poincare import poincare_distance, to_ball
 from sonde.stats.sinkhorn import balanced_assignment
 from sonde.stats.soft_top_k import soft_top_k
 
-Denominator = Literal["softmax", "decoupled", "top_k", "none"]
+Denominator = Literal["softmax", "decoupled", "top_k", "uniform", "none"]
 Metric = Literal["cosine", "dot", "euclidean", "poincare"]
 
 
@@ -34,7 +35,8 @@ class Contrast(nn.Module):
     label in place of rows. With ``prototypes`` the vectors are learned, and each view has to
     predict the balanced assignment of the other views.
 
-    Range        [0, inf), nats; lower = positives nearer than all others. ``none``: not bounded.
+    Range        [0, inf), nats; lower = positives nearer than all others. ``none`` and ``uniform``
+                 can be negative.
     Cost         O(rows candidates dim) a step.
     Assumes      rows of at least one positive pair in the batch.
     Batching     log_mean: the value depends on the number of candidates.
@@ -42,9 +44,11 @@ class Contrast(nn.Module):
     Parameters
     ----------
     temperature : float, default=0.1
-    denominator : {"softmax", "decoupled", "top_k", "none"}, default="softmax"
+    denominator : {"softmax", "decoupled", "top_k", "uniform", "none"}, default="softmax"
         Candidates that a positive is compared with: all; the positive itself and all non-positives;
-        the ``k`` most similar (``-log`` of the positive's soft top-k weight); none: ``-2 s``.
+        the ``k`` most similar (``-log`` of the positive's soft top-k weight); ``uniform``: all
+        pairs of the batch at once, ``-s + log mean exp s``, which with cosines is alignment and
+        uniformity; none: ``-2 s``.
     include_positive : bool, default=True
         Of ``decoupled``: False leaves the positive itself out too.
     metric : {"cosine", "dot", "euclidean", "poincare"}, default="cosine"
@@ -74,6 +78,7 @@ class Contrast(nn.Module):
         "denominator='decoupled'": "gupta2024dexml",
         "denominator='top_k', k=3": "gupta2024dexml",
         "metric='poincare'": "doan2024hypow",
+        "denominator='uniform', temperature=0.25": "wang2020understanding",
         "denominator='none', temperature=1.0": "xie2021pixpro",
         "prototypes=8": "nguyen2023joint2d3d",
         "concepts=(0, 0, 1)": "cococoncepts",
@@ -85,6 +90,7 @@ class Contrast(nn.Module):
         {},
         {"temperature": 0.5, "denominator": "decoupled"},
         {"denominator": "top_k", "k": 3, "softness": 2.0},
+        {"denominator": "uniform", "temperature": 0.25},
         {"metric": "poincare", "temperature": 1.0},
         {"metric": "euclidean", "temperature": 2.0, "concepts": (0, 0, 1, 1)},
     )
@@ -240,6 +246,9 @@ class Contrast(nn.Module):
         elif self.denominator == "top_k":
             share = soft_top_k(scores, self.k, self.softness)[row, place]
             each = -share.clamp(min=1e-12).log()
+        elif self.denominator == "uniform":
+            pairs = scores.numel() - n * hides_itself
+            each = scores.flatten().logsumexp(0) - math.log(pairs) - own
         elif self.denominator == "softmax":
             each = scores.logsumexp(1)[row] - own
         else:
@@ -322,11 +331,18 @@ def view_count(x: Float[Tensor, "row dim"], view: Int[Tensor, "row"] | None) -> 
 @in_float32
 def similarity_smoothing(
     x: Float[Tensor, "row place dim"],
-) -> Float[Tensor, "row place dim"]:
+    value: Callable[[Tensor], Tensor] | None = None,
+) -> Float[Tensor, "row place dim2"]:
     """Return each place as the sum of all places, weighted by squared positive cosines.
 
-    ``q_i = sum_j max(cos(x_i, x_j), 0)^2 x_j``. Apply it to one of the two branches when the places
-    of two crops are contrasted.
+    ``q_i = sum_j max(cos(x_i, x_j), 0)^2 g(x_j)``. Apply it to one of the two branches when the
+    places of two crops are contrasted.
+
+    Parameters
+    ----------
+    x : Float[Tensor, "row place dim"]
+    value : callable, optional
+        The map ``g``, such as a linear layer that learns; without it ``g(x) = x``.
 
     Examples
     --------
@@ -338,4 +354,4 @@ def similarity_smoothing(
     xie2021pixpro
     """
     unit = normalize(x, dim=2)
-    return (unit @ unit.transpose(1, 2)).clamp(min=0).square() @ x
+    return (unit @ unit.transpose(1, 2)).clamp(min=0).square() @ (x if value is None else value(x))

@@ -25,7 +25,7 @@ class CommonAndSalientStudy(Study):
     name = "common-and-salient"
     title = "does a penalty on shared content leave the mark to the salient code alone?"
     paper = "louiset2024sepclr"
-    fidelity = "two heads on one encoder; views by noise; the joint entropy as penalty"
+    fidelity = "two heads on one encoder; views by noise; joint entropy or cosine as penalty"
     data = "digits, half of them with a bar of random height in a corner"
     claims = (
         Claim("mark", "The salient code knows the mark better than the common code does.",
@@ -34,6 +34,12 @@ class CommonAndSalientStudy(Study):
               "accuracy of a probe of the digit, common less salient, weight 10"),
         Claim("penalty", "The penalty takes the mark out of the common code.",
               "accuracy of a probe of the mark on the common code, weight 0 less weight 10"),
+        Claim("uniform", "So it does where alignment and uniformity take the contrast's place.",
+              "accuracy of a probe of the mark on the common code, weight 0 less weight 10"),
+        Claim("cosine", "So does the squared cosine of both codes.",
+              "accuracy of a probe of the mark on the common code, weight 0 less cosine"),
+        Claim("weak", "With pictures rebuilt of the common code it still knows the digit better.",
+              "accuracy of a probe of the digit, common less salient, cosine and rebuilding"),
     )  # fmt: skip
     null = Claim(
         "no mark", "Where no picture carries a mark, its column cannot be told.",
@@ -54,6 +60,12 @@ class CommonAndSalientStudy(Study):
         for weight in WEIGHTS:
             tick(f"weight {weight:g}")
             found[f"{weight:g}"] = _probed(marked, label, mark, weight, seed, steps)
+        others = {
+            "uniform, 0": _probed(marked, label, mark, 0.0, seed, steps, "uniform"),
+            "uniform, 10": _probed(marked, label, mark, 10.0, seed, steps, "uniform"),
+            "cosine, 10": _probed(marked, label, mark, 10.0, seed, steps, "cosine"),
+            "cosine, 10, rebuilt": _probed(marked, label, mark, 10.0, seed, steps, "rebuilt"),
+        }
         tick("without marks")
         empty = _probed(x, label, mark, WEIGHTS[-1], seed, steps)
         most, none = found[f"{WEIGHTS[-1]:g}"], found["0"]
@@ -61,21 +73,28 @@ class CommonAndSalientStudy(Study):
             "mark": most["mark, salient"] - most["mark, common"],
             "class": most["class, common"] - most["class, salient"],
             "penalty": none["mark, common"] - most["mark, common"],
+            "uniform": others["uniform, 0"]["mark, common"] - others["uniform, 10"]["mark, common"],
+            "cosine": none["mark, common"] - others["cosine, 10"]["mark, common"],
+            "weak": others["cosine, 10, rebuilt"]["class, common"]
+            - others["cosine, 10, rebuilt"]["class, salient"],
             "no mark": empty["mark, salient"],
-            **{f"{name} | {k}": v for name, row in found.items() for k, v in row.items()},
+            **{
+                f"{name} | {k}": v for name, row in (found | others).items() for k, v in row.items()
+            },
         }
 
 
 def _probed(
-    x: Tensor, label: Tensor, mark: Tensor, weight: float, seed: int, steps: int
+    x: Tensor, label: Tensor, mark: Tensor, weight: float, seed: int, steps: int, arm: str = ""
 ) -> dict[str, float]:
     def make() -> nn.ModuleDict:
-        body = nn.Sequential(nn.Linear(64, 96), nn.ReLU())
-        return nn.ModuleDict(
-            {"body": body, "common": nn.Linear(96, DIM), "own": nn.Linear(96, DIM)}
-        )
+        parts: dict[str, nn.Module] = {"body": nn.Sequential(nn.Linear(64, 96), nn.ReLU())}
+        parts |= {"common": nn.Linear(96, DIM), "own": nn.Linear(96, DIM)}
+        return nn.ModuleDict(parts | {"rebuild": nn.Linear(DIM, 64)} if arm == "rebuilt" else parts)
 
-    net, contrast, separate = drawn(make, seed), Contrast(0.2), Separate("joint_entropy")
+    net = drawn(make, seed)
+    contrast = Contrast(0.25, "uniform") if arm == "uniform" else Contrast(0.2)
+    separate = Separate("cosine" if arm in ("cosine", "rebuilt") else "joint_entropy")
 
     def loss(rows: Tensor) -> Tensor:
         views = [net["body"](x[rows] + 0.15 * torch.randn(len(rows), 64)) for _ in range(2)]
@@ -84,7 +103,10 @@ def _probed(
         told = contrast(own[kind], view=view[kind])
         empty = own[~kind].square().sum(1).mean()  # pictures without a mark have nothing salient
         shared = separate(nn.functional.normalize(common, dim=1), own) if weight else 0.0
-        return contrast(common, view=view) + told + empty + weight * shared
+        drawn_weakly = 0.0
+        if arm == "rebuilt":  # the common code alone draws the picture, its mark included
+            drawn_weakly = (net["rebuild"](common) - x[rows].repeat(2, 1)).square().mean()
+        return contrast(common, view=view) + told + empty + weight * shared + drawn_weakly
 
     minimise(loss, net.parameters(), FIT, steps=steps, seed=seed)
     with torch.no_grad():

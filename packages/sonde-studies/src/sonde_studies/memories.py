@@ -13,6 +13,8 @@ from sonde_studies.study import Claim, Figures, Study, Tick
 
 DIM, FLIPPED, ASKED = 64, 0.2, 200
 COUNTS, BETAS = (4, 8, 16, 64, 256), (0.05, 0.25, 1.0)
+UNITS, PATTERNS, BLANKS, REPEATS = 1_000, 3, (0.0, 0.3, 0.7), 3
+ARCHETYPES, EXAMPLES, QUALITY = 6, 20, 0.5
 
 
 @final
@@ -23,7 +25,7 @@ class MemoriesStudy(Study):
     title = "how many patterns do dense and Hebbian memories give back?"
     paper = "ramsauer2021hopfield"
     fidelity = "one update of the dense memory, as attention makes; twenty of the Hebbian one"
-    data = "simulated: random patterns of 64 signs, a fifth of the signs flipped"
+    data = "simulated: patterns of 64 signs, a fifth flipped; of 1,000 signs with blanks"
     claims = (
         Claim("dense", "A sharp dense memory holds 256 patterns, four for each unit.",
               "share of signs that are right at 256 patterns, less 0.95"),
@@ -31,6 +33,14 @@ class MemoriesStudy(Study):
               "share of right signs at 4 patterns less that at 64"),
         Claim("sharp", "A dense memory that is not sharp mixes its patterns.",
               "share of right signs at 256 patterns, sharp less blunt"),
+        Claim("parallel", "With three tenths of blanks one state holds the second pattern as well.",
+              "overlap with the second pattern, less 0.1"),
+        Claim("hierarchy", "Three overlaps are (1 - d) d^k, to 0.04.",
+              "0.04 less the largest distance from theory at d = 0.3"),
+        Claim("regimes", "Beyond 1 - 2 d + d^3 = 0 (d = 0.62) no pattern gets all of its units.",
+              "share that the first overlap lacks of 1 - d, d = 0.7 less d = 0.3"),
+        Claim("taught", "Couplings of means find archetypes that those of single examples miss.",
+              "overlap with the archetype, means less single examples"),
     )  # fmt: skip
     null = Claim("stranger", "Asked for a pattern that was not stored it says nothing of it.",
                  "share of right signs", above=0.5)  # fmt: skip
@@ -43,13 +53,27 @@ class MemoriesStudy(Study):
         dense = {b: {n: _dense(every[:n], every[:n], b, draw) for n in COUNTS} for b in BETAS}
         hebbian = {n: _hebbian(every[:n], draw) for n in COUNTS}
         most, sharp = max(COUNTS), BETAS[-1]
+        tick("blanks")
+        overlaps = {d: _overlaps(d, draw) for d in BLANKS}
+        lacks = {d: 1 - float(overlaps[d][0]) / (1 - d) for d in BLANKS}
+        theory = torch.tensor([0.7 * 0.3**k for k in range(PATTERNS)])
+        means, single = _archetypes(draw)
         return {
             "dense": dense[sharp][most] - 0.95,
             "hebbian": hebbian[4] - hebbian[64],
             "sharp": dense[sharp][most] - dense[BETAS[0]][most],
+            "parallel": float(overlaps[0.3][1]) - 0.1,
+            "hierarchy": 0.04 - float((overlaps[0.3] - theory).abs().max()),
+            "regimes": lacks[0.7] - lacks[0.3],
+            "taught": means - single,
             "stranger": _dense(every[:most], every[most:], sharp, draw, damaged=0.5),
             **{f"dense, beta {b:g} | {n}": v for b, row in dense.items() for n, v in row.items()},
             **{f"Hebbian | {n}": v for n, v in hebbian.items()},
+            **{
+                f"overlap {k + 1} | blanks {d:g}": float(o[k])
+                for d, o in overlaps.items()
+                for k in range(PATTERNS)
+            },
         }
 
 
@@ -71,3 +95,30 @@ def _hebbian(stored: Tensor, draw: torch.Generator) -> float:
     couplings = hebbian_couplings(stored)
     found = torch.stack([hebbian_recall(couplings, one, 20) for one in _damaged(some, draw)])
     return float((found.sign() == some).double().mean())
+
+
+def _overlaps(blanks: float, draw: torch.Generator) -> Tensor:
+    """Return the overlaps of states that started near the first of three diluted patterns."""
+    found = torch.zeros(PATTERNS)
+    for _ in range(REPEATS):
+        signs = 2.0 * torch.randint(2, (PATTERNS, UNITS), generator=draw) - 1
+        stored = signs * (torch.rand(signs.shape, generator=draw) >= blanks)
+        blank = 2.0 * torch.randint(2, (UNITS,), generator=draw) - 1
+        start = torch.where(stored[0] == 0, blank, stored[0])
+        held = hebbian_recall(hebbian_couplings(stored), start, 20)
+        found += (stored @ held / UNITS).abs().sort(descending=True).values / REPEATS
+    return found
+
+
+def _archetypes(draw: torch.Generator) -> tuple[float, float]:
+    """Return overlaps with archetypes of which damaged examples alone were stored."""
+    kinds = 2.0 * torch.randint(2, (ARCHETYPES, DIM), generator=draw) - 1
+    shown = kinds.repeat_interleave(EXAMPLES, 0)
+    shown = _damaged(shown, draw, (1 - QUALITY) / 2)
+    means = shown.reshape(ARCHETYPES, EXAMPLES, DIM).mean(1)
+    found: list[float] = []
+    for stored in (means, shown):
+        couplings = hebbian_couplings(stored)
+        recalled = torch.stack([hebbian_recall(couplings, x, 20) for x in _damaged(kinds, draw)])
+        found.append(float((recalled * kinds).mean()))
+    return found[0], found[1]
