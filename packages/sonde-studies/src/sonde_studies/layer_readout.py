@@ -1,6 +1,7 @@
 """Reading a frozen net from all its layers: mixtures, queries and recurrence over the last layer.
 
-A perceptron that was trained on one thing and is asked for another.
+A perceptron that was trained on one thing and is asked for another, of one digit and of a row of
+digits in which a query has to find its own.
 """
 
 from typing import Any, final
@@ -16,6 +17,8 @@ from sonde_studies.worlds.learning import drawn, minimise
 
 FIT, MORE, STEPS, TINY, DIM = 700, 500, 400, 15, 16
 ARMS = ("last", "weights", "concat", "queries", "recurrent")
+ROWS, LENGTH, QUERIES, LONGER = 4_000, 4, 3, 1_200
+TIMED = ("concat", "queries", "recurrent", "first to last")
 
 
 @final
@@ -34,6 +37,12 @@ class LayerReadoutStudy(Study):
               "accuracy of queries less that of the last"),
         Claim("recurrent", "So does a readout from the last layer to the first.",
               "accuracy of the recurrent readout less that of the last"),
+        Claim("found", "Asked for one of four digits in time, queries say it better than means.",
+              "accuracy of three queries with the asked digit less that of concatenated means"),
+        Claim("refined", "So does the recurrence from the last layer to the first.",
+              "accuracy of the recurrent readout less that of concatenated means"),
+        Claim("backwards", "From the last layer to the first it does better than back to front.",
+              "accuracy, last to first less first to last"),
     )  # fmt: skip
     null = Claim("shuffled", "Turns of other digits cannot be read.",
                  "accuracy of concatenated layers", above=0.5)  # fmt: skip
@@ -53,13 +62,19 @@ class LayerReadoutStudy(Study):
         for arm in ARMS:
             tick(arm)
             found[arm] = _accuracy(arm, sites, turned.long(), seed, steps)
+        tick("in time")
+        timed = {arm: _in_time(arm, sites, label, turned, seed, tiny) for arm in TIMED}
         other = turned[torch.randperm(len(turned), generator=draw)].long()
         return {
             "mixture": found["weights"] - found["last"],
             "queries": found["queries"] - found["last"],
             "recurrent": found["recurrent"] - found["last"],
+            "found": timed["queries"] - timed["concat"],
+            "refined": timed["recurrent"] - timed["concat"],
+            "backwards": timed["recurrent"] - timed["first to last"],
             "shuffled": _accuracy("concat", sites, other, seed, steps),
             **{f"accuracy | {arm}": v for arm, v in found.items()},
+            **{f"in time | {arm}": v for arm, v in timed.items()},
         }
 
 
@@ -80,3 +95,38 @@ def _accuracy(arm: str, sites: list[Tensor], truth: Tensor, seed: int, steps: in
     held = torch.arange(FIT + MORE, len(truth))
     with torch.no_grad():
         return float((said(held).argmax(1) == truth[held]).double().mean())
+
+
+def _in_time(
+    arm: str, sites: list[Tensor], label: Tensor, turned: Tensor, seed: int, tiny: bool
+) -> float:
+    """Return how often a readout says whether the asked one of four digits in time is turned."""
+    draw = torch.Generator().manual_seed(seed + 1)
+    first, last = FIT, FIT + MORE
+    some = torch.randint(first, last, (ROWS, LENGTH), generator=draw)
+    held = torch.randint(last, len(label), (ROWS // 2, LENGTH), generator=draw)
+    row = torch.cat([some, held])
+    at = torch.randint(LENGTH, (len(row), 1), generator=draw)
+    asked, truth = label[row.gather(1, at)[:, 0]], turned[row.gather(1, at)[:, 0]].long()
+    shown = [site[row][:, :, 0] for site in sites]  # (row, time, unit)
+    how: Any = {"first to last": "recurrent"}.get(arm, arm)
+    order: Any = "first_to_last" if arm == "first to last" else "last_to_first"
+    n = 1 if arm == "concat" else QUERIES
+    readout = drawn(lambda: Readout([s.shape[2] for s in shown], DIM, how, n, order), seed)
+    words = drawn(lambda: nn.Embedding(10, DIM), seed)
+    head = drawn(lambda: nn.Sequential(nn.Linear(2 * DIM, 32), nn.ReLU(), nn.Linear(32, 2)), seed)
+
+    def said(rows: Tensor) -> Tensor:
+        word = words(asked[rows])
+        condition = word.unsqueeze(1).expand(-1, n, -1)
+        found = readout(*(s[rows] for s in shown), condition=condition).mean(1)
+        return head(torch.cat([found, word], 1))
+
+    weights = [*readout.parameters(), *words.parameters(), *head.parameters()]
+    steps = TINY if tiny else LONGER
+    minimise(
+        lambda rows: cross_entropy(said(rows), truth[rows]), weights, ROWS, steps=steps, seed=seed
+    )
+    with torch.no_grad():
+        told = said(torch.arange(ROWS, len(row))).argmax(1)
+    return float((told == truth[ROWS:]).double().mean())

@@ -14,7 +14,6 @@ from sonde_studies.study import Claim, Figures, Study, Tick
 DIM, FLIPPED, ASKED = 64, 0.2, 200
 COUNTS, BETAS = (4, 8, 16, 64, 256), (0.05, 0.25, 1.0)
 UNITS, PATTERNS, BLANKS, REPEATS = 1_000, 3, (0.0, 0.3, 0.7), 3
-ARCHETYPES, EXAMPLES, QUALITY = 6, 20, 0.5
 
 
 @final
@@ -39,8 +38,6 @@ class MemoriesStudy(Study):
               "0.04 less the largest distance from theory at d = 0.3"),
         Claim("regimes", "Beyond 1 - 2 d + d^3 = 0 (d = 0.62) no pattern gets all of its units.",
               "share that the first overlap lacks of 1 - d, d = 0.7 less d = 0.3"),
-        Claim("taught", "Couplings of means find archetypes that those of single examples miss.",
-              "overlap with the archetype, means less single examples"),
     )  # fmt: skip
     null = Claim("stranger", "Asked for a pattern that was not stored it says nothing of it.",
                  "share of right signs", above=0.5)  # fmt: skip
@@ -57,7 +54,6 @@ class MemoriesStudy(Study):
         overlaps = {d: _overlaps(d, draw) for d in BLANKS}
         lacks = {d: 1 - float(overlaps[d][0]) / (1 - d) for d in BLANKS}
         theory = torch.tensor([0.7 * 0.3**k for k in range(PATTERNS)])
-        means, single = _archetypes(draw)
         return {
             "dense": dense[sharp][most] - 0.95,
             "hebbian": hebbian[4] - hebbian[64],
@@ -65,7 +61,6 @@ class MemoriesStudy(Study):
             "parallel": float(overlaps[0.3][1]) - 0.1,
             "hierarchy": 0.04 - float((overlaps[0.3] - theory).abs().max()),
             "regimes": lacks[0.7] - lacks[0.3],
-            "taught": means - single,
             "stranger": _dense(every[:most], every[most:], sharp, draw, damaged=0.5),
             **{f"dense, beta {b:g} | {n}": v for b, row in dense.items() for n, v in row.items()},
             **{f"Hebbian | {n}": v for n, v in hebbian.items()},
@@ -108,17 +103,3 @@ def _overlaps(blanks: float, draw: torch.Generator) -> Tensor:
         held = hebbian_recall(hebbian_couplings(stored), start, 20)
         found += (stored @ held / UNITS).abs().sort(descending=True).values / REPEATS
     return found
-
-
-def _archetypes(draw: torch.Generator) -> tuple[float, float]:
-    """Return overlaps with archetypes of which damaged examples alone were stored."""
-    kinds = 2.0 * torch.randint(2, (ARCHETYPES, DIM), generator=draw) - 1
-    shown = kinds.repeat_interleave(EXAMPLES, 0)
-    shown = _damaged(shown, draw, (1 - QUALITY) / 2)
-    means = shown.reshape(ARCHETYPES, EXAMPLES, DIM).mean(1)
-    found: list[float] = []
-    for stored in (means, shown):
-        couplings = hebbian_couplings(stored)
-        recalled = torch.stack([hebbian_recall(couplings, x, 20) for x in _damaged(kinds, draw)])
-        found.append(float((recalled * kinds).mean()))
-    return found[0], found[1]
