@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sonde.compress import shortened, token_budget
+from sonde.compress import segment_relevance, shortened, token_budget
 from sonde.core import InputError
 
 
@@ -52,3 +52,30 @@ def test_a_segment_is_pooled_to_its_tokens():
 def test_what_is_refused(relevance, budget, said):
     with pytest.raises(InputError, match=said):
         token_budget(torch.tensor(relevance), torch.tensor([4, 4]), budget)
+
+
+@pytest.mark.truth("the rest, shared without a floor over the room that is left")
+def test_a_floor_comes_first():
+    relevance, lengths = torch.tensor([3.0, 0.0, 1.0, 0.5]), torch.tensor([9, 7, 2, 8])
+    found = token_budget(relevance, lengths, 17, floor=3)
+    rest = token_budget(relevance, torch.tensor([6, 4, 0, 5]), 17 - 11)
+    assert torch.equal(found, rest + torch.tensor([3, 3, 2, 3]))
+    with pytest.raises(InputError, match="at least 11, what floor=3 takes"):
+        token_budget(relevance, lengths, 10, floor=3)
+
+
+@pytest.mark.truth("a loop over segments and parts, by cosine_similarity")
+def test_relevance_is_the_cosine_to_a_segments_mean():
+    draw = torch.Generator().manual_seed(3)
+    states, parts = torch.randn(9, 4, generator=draw), torch.randn(3, 4, generator=draw)
+    lengths = torch.tensor([2, 4, 3])
+    cos = torch.zeros(3, 3)
+    for i, (a, b) in enumerate(((0, 2), (2, 6), (6, 9))):
+        for j in range(3):
+            cos[i, j] = torch.cosine_similarity(states[a:b].mean(0), parts[j], dim=0)
+    assert (cos.amax(1) < 0).any() or (cos.mean(1) < 0).any()
+    largest, mean = cos.amax(1).clamp(min=0), cos.mean(1).clamp(min=0)
+    assert torch.allclose(segment_relevance(states, lengths, parts), largest, atol=1e-6)
+    assert torch.allclose(segment_relevance(states, lengths, parts, "mean"), mean, atol=1e-6)
+    with pytest.raises(InputError, match="sum to 9 tokens"):
+        segment_relevance(states, torch.tensor([2, 6]), parts)

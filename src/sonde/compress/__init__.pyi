@@ -83,6 +83,7 @@ from sonde.compress.smooth_quant import SmoothQuant as SmoothQuant
 from sonde.compress.snap_kv import SnapKV as SnapKV
 from sonde.compress.sparse_gpt import SparseGPT as SparseGPT
 from sonde.compress.streaming_cache import StreamingCache as StreamingCache
+from sonde.compress.token_budget import segment_relevance as segment_relevance
 from sonde.compress.token_budget import shortened as shortened
 from sonde.compress.token_budget import token_budget as token_budget
 from sonde.compress.token_merging import TokenMerging as TokenMerging

@@ -1,9 +1,11 @@
 """How many tokens each segment of a text or a video gets, by its relevance to a question."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool1d
+from torch.nn.functional import adaptive_avg_pool1d, normalize
 
 from sonde.core.errors import InputError
 
@@ -13,6 +15,7 @@ def token_budget(
     lengths: Int[Tensor, "segment"],
     budget: int,
     temperature: float | None = None,
+    floor: int = 0,
 ) -> Int[Tensor, "segment"]:
     """Return tokens for each segment that sum to the budget, in proportion to its relevance.
 
@@ -30,6 +33,8 @@ def token_budget(
         Of all segments together.
     temperature : float, optional
         Share by ``softmax(relevance / temperature)``; by default linear in the relevance.
+    floor : int, default=0
+        Tokens that every segment gets before the rest is shared, or its length if it has fewer.
 
     Raises
     ------
@@ -52,19 +57,69 @@ def token_budget(
             "token_budget: expected a finite relevance of 0 or more for each segment, got "
             f"{tuple(share.shape)} for {tuple(longest.shape)} lengths, from {share.min():.3g}."
         )
-    if not 0 <= budget <= int(longest.sum()):
+    least = longest.clamp(max=floor)
+    if floor < 0 or not int(least.sum()) <= budget <= int(longest.sum()):
         raise InputError(
-            f"token_budget: expected a budget of at most the {int(longest.sum())} tokens of all "
-            f"segments, got {budget}."
+            f"token_budget: expected a budget of at least {int(least.sum())}, what floor={floor} "
+            f"takes, and at most the {int(longest.sum())} tokens of all segments, got {budget}."
         )
     if temperature is not None:
         share = (share / temperature).softmax(0)
-    wanted = _filled(share, longest, budget)
+    room, rest = longest - least, budget - int(least.sum())
+    wanted = _filled(share, room, rest)
     found = wanted.floor().long()
-    fraction = torch.where(found < longest, wanted - found, -1.0)
-    left = budget - int(found.sum())
+    fraction = torch.where(found < room, wanted - found, -1.0)
+    left = rest - int(found.sum())
     found[fraction.argsort(descending=True, stable=True)[:left]] += 1
-    return found
+    return found + least.long()
+
+
+def segment_relevance(
+    states: Float[Tensor, "token dim"],
+    lengths: Int[Tensor, "segment"],
+    question: Float[Tensor, "part dim"],
+    combine: Literal["max", "mean"] = "max",
+) -> Float[Tensor, "segment"]:
+    """Return how relevant each segment is to the parts of a question.
+
+    The cosine between the mean of a segment's states and each part, the largest or the mean over
+    parts; negative values become 0.
+
+    Parameters
+    ----------
+    states : Float[Tensor, "token dim"]
+        Of all segments, one after the other.
+    lengths : Int[Tensor, "segment"]
+        Tokens of each segment, 1 or more.
+    question : Float[Tensor, "part dim"]
+        A vector for each thing that is asked for, in the same space.
+    combine : {"max", "mean"}, default="max"
+
+    Raises
+    ------
+    InputError
+        If the lengths do not sum to the tokens, or a segment has none.
+
+    Examples
+    --------
+    >>> states = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    >>> segment_relevance(states, torch.tensor([2, 1]), torch.tensor([[3.0, 0.0]])).tolist()
+    [1.0, 0.0]
+
+    References
+    ----------
+    luo2025quota
+    """
+    sizes = [int(n) for n in lengths]
+    if sum(sizes) != len(states) or min(sizes, default=0) < 1:
+        raise InputError(
+            f"segment_relevance: expected lengths of 1 or more that sum to {len(states)} tokens, "
+            f"got {sizes}."
+        )
+    means = torch.stack([part.double().mean(0) for part in states.split(sizes)])
+    found = normalize(means, dim=1) @ normalize(question.double(), dim=1).T
+    found = found.amax(1) if combine == "max" else found.mean(1)
+    return found.clamp(min=0).to(states.dtype)
 
 
 def shortened(

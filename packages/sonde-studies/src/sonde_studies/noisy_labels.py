@@ -40,7 +40,7 @@ class NoisyLabelsStudy(Study):
               "accuracy of co-teaching less that of plain training"),
         Claim("both", "With nested dropout in both nets they do better still.",
               "accuracy of co-teaching with nested dropout less without"),
-        Claim("prototypes", "Labels of the nearest prototype are right more often than the given ones.",
+        Claim("prototypes", "Labels of the nearest prototype are right more often than given ones.",
               "share of right labels, nearest prototype less given"),
     )  # fmt: skip
     null = Claim("clean", "Without noise nested dropout gains nothing.",
