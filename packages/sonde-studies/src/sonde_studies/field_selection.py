@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from sonde.layers import SharedTable, UnitGate
+from sonde_studies._field_arms import pair_selection, r_squared, table_uses, two_streams
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -37,6 +38,16 @@ class FieldSelectionStudy(Study):
               "R^2 of a shared table of 200 entries less that of four of 50, and 0.02"),
         Claim("lookups", "Two places for a value help a shared table.",
               "R^2 with two places less with one"),
+        Claim("apart", "Fields that share a table read it in directions further apart.",
+              "mean absolute cosine of the head's weights for two fields, four tables less shared"),
+        Claim("pairs", "Products of gates keep planted pairs of columns and leave out others.",
+              "share of planted pairs kept less that of others"),
+        Claim("streams", "A bilinear form of two gated streams errs less than their sum.",
+              "R^2 of the bilinear form less that of the sum"),
+        Claim("gates", "Gates of the streams are worth two hundredths.",
+              "R^2 with gates less without", above=0.02),
+        Claim("two uses", "A table for searching and one for meaning err less than one for both.",
+              "R^2 of 8 and 8 numbers for a value less that of 16 for both uses"),
     )  # fmt: skip
     null = Claim("only noise", "Gates over noise alone keep no column more than another.",
                  "share kept of the first ten columns less that of the others")  # fmt: skip
@@ -57,16 +68,25 @@ class FieldSelectionStudy(Study):
             "shared": _fields(seed, steps, "shared", VALUES, 1),
             "shared, two places": _fields(seed, steps, "shared", VALUES, 2),
         }
+        fitted, tables = tables, {name: fit for name, (fit, _) in tables.items()}
+        streams, uses = two_streams(seed, steps), table_uses(seed, steps)
         return {
             "found": float(kept[:REAL].mean() - kept[REAL:].mean()),
             "error": gated - plain,
             "shared": tables["shared"] - tables["four of 50"] + 0.02,
             "lookups": tables["shared, two places"] - tables["shared"],
+            "apart": fitted["four of 50"][1] - fitted["shared"][1],
+            "pairs": pair_selection(seed, steps),
+            "streams": streams["bilinear"] - streams["sum"],
+            "gates": streams["bilinear"] - streams["no gates"],
+            "two uses": uses["decoupled"] - uses["shared"],
             "only noise": float(nothing[:REAL].mean() - nothing[REAL:].mean()),
             "R^2 | gates": gated,
             "R^2 | no gates": plain,
             "R^2 | lasso": float(lasso.score(x[FIT:].numpy(), y[FIT:].numpy())),
             **{f"R^2 | {name}": v for name, v in tables.items()},
+            **{f"R^2, two streams | {name}": v for name, v in streams.items()},
+            **{f"R^2, two uses | {name}": v for name, v in uses.items()},
         }
 
 
@@ -78,10 +98,6 @@ def _table(seed: int) -> tuple[Tensor, Tensor]:
     y = torch.from_numpy(found.target).float()[order]  # pyright: ignore
     x = torch.cat([x / x.std(0), torch.randn(len(x), NOISE, generator=draw)], 1)
     return x, (y - y.mean()) / y.std()
-
-
-def _r2(said: Tensor, y: Tensor) -> float:
-    return float(1 - (said - y).square().mean() / y.var(correction=0))
 
 
 def _fitted(x: Tensor, y: Tensor, seed: int, steps: int, gated: bool) -> tuple[float, Tensor]:
@@ -106,10 +122,10 @@ def _fitted(x: Tensor, y: Tensor, seed: int, steps: int, gated: bool) -> tuple[f
     with torch.no_grad():
         shown = gate(x[FIT:]) if gated else x[FIT:]
         kept = (gate(torch.ones(1, REAL + NOISE))[0] > 0).float()
-        return _r2(body(shown)[:, 0], y[FIT:]), kept
+        return r_squared(body(shown)[:, 0], y[FIT:]), kept
 
 
-def _fields(seed: int, steps: int, tables: str, size: int, lookups: int) -> float:
+def _fields(seed: int, steps: int, tables: str, size: int, lookups: int) -> tuple[float, float]:
     draw = torch.Generator().manual_seed(seed)
     ids = (VALUES * torch.rand(ROWS, FIELDS, generator=draw) ** 3).long()  # few values are common
     worth = torch.randn(FIELDS, VALUES, generator=draw)
@@ -125,4 +141,6 @@ def _fields(seed: int, steps: int, tables: str, size: int, lookups: int) -> floa
     weights = [*table.parameters(), *head.parameters()]
     minimise(loss, weights, n, steps=steps, seed=seed, rate=1e-2)
     with torch.no_grad():
-        return _r2(head(table(asked[n:]).flatten(1))[:, 0], y[n:])
+        parts = nn.functional.normalize(head.weight.reshape(FIELDS, -1), dim=1)
+        alike = (parts @ parts.T)[*torch.triu_indices(FIELDS, FIELDS, 1)].abs().mean()
+        return r_squared(head(table(asked[n:]).flatten(1))[:, 0], y[n:]), float(alike)
