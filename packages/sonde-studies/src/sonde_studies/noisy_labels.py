@@ -122,7 +122,7 @@ class _Net(nn.Module):
 
 
 def _taught(x: Tensor, given: Tensor, seed: int, steps: int, std: float) -> _Net:
-    """Return the first of two nets, each of which learns from the other's rows of small loss."""
+    """Return one of two nets that choose rows of small loss for each other."""
     pair = nn.ModuleList(drawn(_Net, seed + 1_000 * i) for i in range(2))
     for net in pair:
         net.nested = NestedDropout(std=std, per="row", seed=seed) if std else None  # pyright: ignore
