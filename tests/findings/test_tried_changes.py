@@ -83,6 +83,28 @@ def transferred() -> tuple[nn.Sequential, Tensor, Tensor]:
 
 
 @pytest.mark.slow
+@pytest.mark.truth("the pixels by which the pictures were moved")
+def test_pictures_that_are_moved_by_several_pixels_are_told_with_the_way_back() -> None:
+    x, label = arrays.digits()
+    pictures = torch.zeros(1_300, 1, 12, 12)
+    pictures[:, :, 2:10, 2:10] = x[:1_300].reshape(-1, 1, 8, 8)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(144, 64), nn.ReLU(), nn.Linear(64, 10))
+    fit = torch.optim.Adam(net.parameters(), 3e-3)
+    with torch.enable_grad():
+        for rows in torch.randint(0, 900, (200, 128)):
+            fit.zero_grad()
+            cross_entropy(net(pictures[rows]), label[rows]).backward()
+            fit.step()
+    net.eval().requires_grad_(False)
+    moved = pictures[900:].roll(3, -1)
+    rows = [{"x": p, "label": int(k)} for p, k in zip(moved, label[900:1_300], strict=True)]
+    report = sonde.scan(net, rows, settings=ScanSettings(progress=False, only=("SND015",)))
+    (finding,) = report.findings
+    assert finding["fix"].startswith("Give the inputs moved by 3 pixels to the left: right on 9")
+
+
+@pytest.mark.slow
 def test_norms_of_a_frozen_trunk_are_not_accused() -> None:
     net, x, label = transferred()
     rows = [{"x": r, "label": int(k)} for r, k in zip(x, label, strict=True)]

@@ -38,8 +38,8 @@ LINES = {
     "ImageNet's constants": "x = (x - mean) / std  # ImageNet's mean and std, on pixels in 0..1",
     "upside down": "x = x.flip(-2)",
     "height and width": "x = x.transpose(-1, -2)",
-    "to the left": "x = x.rot90(1, (-2, -1))",
-    "to the right": "x = x.rot90(-1, (-2, -1))",
+    "turned to the left": "x = x.rot90(1, (-2, -1))",
+    "turned to the right": "x = x.rot90(-1, (-2, -1))",
     "mirrored": "x = x.flip(-1)",
 }
 """What brings a batch ``x`` into another form, by words that name the form."""
@@ -138,15 +138,52 @@ def changes(
     if x.ndim == 2:
         found["with columns moved by one to the left"] = lambda x: x.roll(-1, 1)
         found["with columns moved by one to the right"] = lambda x: x.roll(1, 1)
-    side = math.isqrt(x.shape[-1])
-    picture = x.shape[1:] if x.ndim == 4 else (1, side, side)
-    if x.ndim == 4 or (pictures and x.ndim == 2 and side > 1 and side * side == x.shape[1]):
+    picture = picture_shape(x) if pictures or x.ndim == 4 else None
+    if picture is not None:
         found |= _turned(picture)
         for power in GAMMAS:
             found[f"with their brightness to the power of {power:.2g}"] = lambda x, p=power: (
                 dark + room * ((x - dark) / room).clamp(min=0) ** p
             )
     return found
+
+
+def picture_shape(x: Inputs) -> Sequence[int] | None:
+    """Return the shape of each row as a picture; None if rows are no pictures or squares."""
+    side = math.isqrt(x.shape[-1])
+    if x.ndim == 4:
+        return x.shape[1:]
+    return (1, side, side) if x.ndim == 2 and side > 1 and side * side == x.shape[1] else None
+
+
+def pixel_moves(picture: Sequence[int]) -> dict[str, tuple[int, int]]:
+    """Return steps and axes of the moves to try first, by their words: 1, 2, 4, ... pixels.
+
+    Examples
+    --------
+    >>> list(pixel_moves((1, 8, 8)))[:3]
+    ['moved by one pixel to the left', 'moved by one pixel to the right', 'moved by one pixel up']
+    """
+    steps = [2**i for i in range(10)]
+    return {
+        move_words(sign * n, dim): (sign * n, dim)
+        for n in steps
+        for dim in (-1, -2)
+        for sign in (-1, 1)
+        if n == 1 or n < picture[dim] / 3
+    }
+
+
+def move_words(step: int, dim: int) -> str:
+    """Return the words for a move of pictures by some pixels along an axis."""
+    sides = {-1: ("to the left", "to the right"), -2: ("up", "down")}[dim]
+    n = "one pixel" if abs(step) == 1 else f"{abs(step)} pixels"
+    return f"moved by {n} {sides[step > 0]}"
+
+
+def pixel_move(picture: Sequence[int], step: int, dim: int) -> Change:
+    """Return the change that moves pictures; what leaves at one side comes in at the other."""
+    return lambda x: x.reshape(-1, *picture).roll(step, dim).reshape(x.shape)
 
 
 def _turned(picture: Sequence[int]) -> dict[str, Change]:
@@ -156,15 +193,13 @@ def _turned(picture: Sequence[int]) -> dict[str, Change]:
         return lambda x: change(x.reshape(-1, *picture)).reshape(x.shape)
 
     moved = {
-        f"moved by one pixel {side}": turned(lambda x, s=step, d=dim: x.roll(s, d))
-        for side, step, dim in (
-            ("to the left", -1, -1), ("to the right", 1, -1), ("up", -1, -2), ("down", 1, -2),
-        )
-    }  # fmt: skip
-    return moved | {
+        words: pixel_move(picture, step, dim) for words, (step, dim) in pixel_moves(picture).items()
+    }
+    return {
         "turned upside down": turned(lambda x: x.flip(-2)),
         "with height and width exchanged": turned(lambda x: x.transpose(-1, -2)),
         "turned to the left": turned(lambda x: x.rot90(1, (-2, -1))),
         "turned to the right": turned(lambda x: x.rot90(-1, (-2, -1))),
         "mirrored": turned(lambda x: x.flip(-1)),
+        **moved,
     }

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
-from sonde.findings._input_forms import Inputs, column_factors, one_column
+from sonde.findings._input_forms import Inputs
 from sonde.findings._norm_fits import in_chunks, observe
 from sonde.findings._number_answers import number_rows
 from sonde.findings._shared import one_per_group, shared_rows, two_logits
@@ -189,9 +189,7 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
         found = simple_form(stream, bad, form, hit, evidence)
         assert found.score is not None
         tried[found] = (found.score > rows.least).double()
-        if found.words not in forms:
-            column, _ = column_factors(evidence.data.inputs)[form.words]
-            forms[found.words] = one_column(column, found.factor, 0.0)
+        forms[found.words] = found.change
         return found
 
     near = min(tied, key=lambda form: float(measures[0](forms[form.words](x[chooses])).mean()))

@@ -18,7 +18,11 @@ from sonde.findings._input_forms import (
     changes,
     column_changes,
     column_factors,
+    move_words,
     one_column,
+    picture_shape,
+    pixel_move,
+    pixel_moves,
 )
 from sonde.findings._norm_fits import CHUNK, Sums, fit_norm, in_chunks, observe
 from sonde.findings._shared import two_logits
@@ -32,6 +36,10 @@ ROWS = 128
 HALF: Final = 0.5
 """Part of the budget of trials that forms of the inputs may take."""
 KIND: Final = ("form of the inputs", "forms of the inputs")
+
+
+def _as_given(x: Inputs) -> Inputs:
+    return x
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +61,8 @@ class Tried:
         Factors of one column that do about as well, if this form is such a factor.
     factor : float
         That factor.
+    change : callable
+        Gives inputs in this way.
     """
 
     words: str
@@ -61,6 +71,7 @@ class Tried:
     scale: tuple[float, float] | None = None
     range: tuple[float, float] | None = None
     factor: float = 1.0
+    change: Change = _as_given
 
     @property
     def line(self) -> str:
@@ -114,7 +125,8 @@ def tried_forms(
         if judged and len(given) == len(answers):
             score = score_rows_of(torch.cat(given), whole, evidence)
         scale = _scale(x, change(x))
-        yield Tried(words, score, fits[0].misfit if fits else math.nan, scale)
+        misfit = fits[0].misfit if fits else math.nan
+        yield Tried(words, score, misfit, scale, change=change)
 
 
 def score_rows_of(
@@ -165,8 +177,12 @@ def simple_form(
     of_choosing: Callable[[Tried], Tensor],
     evidence: Evidence,
 ) -> Tried:
-    """Return a form with the factor of its column replaced by the simplest that does as well."""
-    names = evidence.data.inputs
+    """Return a form with the simplest factor that does as well, or with the best step."""
+    x, names = numbers_of(small), evidence.data.inputs
+    picture = picture_shape(x)
+    moves = {} if picture is None else pixel_moves(picture)
+    if picture is not None and best.words in moves:
+        return _nearest_move(stream, small, best, of_choosing, evidence, picture)
     factors = column_factors(names)
     if best.words not in factors:
         return best
@@ -183,3 +199,24 @@ def simple_form(
     found = simplest_factor(scores, factor, [f for u in FACTORS for f in (u, 1 / u)])
     chosen = made[found.factor] or best
     return replace(chosen, range=(found.low, found.high), factor=found.factor)
+
+
+def _nearest_move(
+    stream: LiveStream,
+    small: SmallBatches,
+    best: Tried,
+    of_choosing: Callable[[Tried], Tensor],
+    evidence: Evidence,
+    picture: Sequence[int],
+) -> Tried:
+    """Return the move of pictures with the best step near that of the form: by halves of steps."""
+    step, dim = pixel_moves(picture)[best.words]
+    by = abs(step) // 2
+    while by:
+        steps = [step - by, step + by]
+        forms = {move_words(s, dim): pixel_move(picture, s, dim) for s in steps if s}
+        for made in tried_forms(stream, small, forms, (), evidence, True):
+            if made.score is not None and of_choosing(made).mean() > of_choosing(best).mean():
+                best, step = made, next(s for s in steps if move_words(s, dim) == made.words)
+        by //= 2
+    return best
