@@ -25,7 +25,7 @@ CLOSE: Final = 0.9
 NEARLY, TIMES = 0.75, {"accuracy": 1.5, "error": 1.25}
 LEFT: Final = {"accuracy": 0.02, "error": 0.005}
 """Gains of answers are close from this share on, if what is left wrong is hardly more than that."""
-ENOUGH: Final = 0.5
+ENOUGH: Final = 2 / 3
 """Share of what is lost, against the states' own probe, that a cause must give back."""
 COVERED: Final = 0.25
 """Share of its gain that a trial may add to the cause's and still be explained by it."""
@@ -40,7 +40,7 @@ def name_cause(settled: Mapping[str, Check], within: float | None = None) -> dic
         By code, explained as the table of causes says.
     within : float, optional
         Accuracy that the model's states allow, by a probe of the last layer. A change that mends
-        less than half of what is lost against it is no cause.
+        less than two thirds of what is lost against it is no cause.
     """
     found = {code: check.finding for code, check in settled.items() if check.finding is not None}
     tried = {code: f for code, f in found.items() if _is_tried(f)}
@@ -76,7 +76,7 @@ def _is_free(finding: Finding, found: Mapping[str, Finding]) -> bool:
 
 
 def _can_be_cause(trial: Trial | None, within: float | None) -> bool:
-    """Return whether a change undoes something, and gives back half of what the states allow."""
+    """Return whether a change undoes something, and gives back most of what the states allow."""
     if trial is None or trial.scope == "head":
         return False
     if within is None or trial.measure != "accuracy":
