@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -294,3 +295,35 @@ def test_the_page_names_the_inputs_that_are_explained(site, held, place):
     assert ("input (left, right)" if site == "input" else "at :in.right") in text
     assert ("held as given  left" in text) is bool(held)
     assert place in to_page(found)
+
+
+@dataclass(frozen=True)
+class Late(Attributor):
+    """Takes longer than the method before it gave reason to expect."""
+
+    def _parts(self, function, objective):
+        time.sleep(2.0)
+        return Parts(torch.ones_like(function.value))
+
+
+def test_the_first_look_comes_before_its_tests_and_time_ends_between_tests():
+    images = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    model, seen = Model(Corner()), []
+    inputs = open_inputs(model, [{"x": image} for image in images], batch_size=3)
+    judged = explain(
+        model, inputs, [Noise(), Late()], progress=False, seconds=2.0,
+        ready=lambda batch, word, found: seen.append((word, found.n, len(batch))),
+    )[1]  # fmt: skip
+    assert [one.word for one in judged] == ["noise"]
+    assert seen[0] == ("noise", 3, 3)
+
+
+@pytest.mark.slow
+def test_the_first_look_names_the_token_that_decides() -> None:
+    texts = [{"input_ids": [3, 7, 4, 5]}, {"input_ids": [1, 2, 3, 4]}]
+    said: list[str] = []
+    sonde.explain_answers(
+        Model(Marked()), texts, methods="saliency", say=said.append, progress=False
+    )
+    assert "not tested yet" in said[0]
+    assert said[1].split(": ")[1].split(", ")[0] == "'7'"

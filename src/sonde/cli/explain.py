@@ -104,6 +104,7 @@ class Explain:
             loading=self.reading.model_options(),
             directory=directory,
             progress=not self.printing.quiet,
+            say=None if self.printing.quiet else note,
             **self._data_options(),
         )
         for line in found.notes:

@@ -1,7 +1,7 @@
 """``sonde.explain_answers``: why a model gives its answers, by methods that are each tested."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from sonde.data import open_inputs, similarity_to
 from sonde.data.inputs import ItemInputs
 from sonde.data.pieces import pieces_of, texts_of
 from sonde.data.sentence_encoder import SentenceEncoder
-from sonde.explain import Attributor, Baseline, Objective
+from sonde.explain import Attribution, Attributor, Baseline, Objective
 from sonde.run.explaining.answers import answers_of
 from sonde.run.explaining.choosing import POOL, Choice
 from sonde.run.explaining.dictionaries import feature_effects, open_dictionary
@@ -33,6 +33,7 @@ from sonde.run.scoring.exhibit import pixels_of
 
 MOST, USUAL = 256, 32
 PIECES, TOKENS = 8, 128
+FIRST, LARGEST = 6, 4
 INPUT = "input"
 
 
@@ -74,6 +75,7 @@ def explain_answers(
     loading: Mapping[str, Any] | None = None,
     directory: Path | None = None,
     progress: bool = True,
+    say: Callable[[str], None] | None = None,
     **reading: Any,
 ) -> Explained:
     """Say what the answers of a model depend on, by several methods, each tested in the same run.
@@ -102,7 +104,8 @@ def explain_answers(
         How many inputs: 32 by default, or 8 pieces of 128 tokens for a language model.
     seconds : float, default=60.0
         Time for methods and their tests. The first method runs in any case; a further one starts
-        only if it is likely to end in time, else the document names it. 0 runs all.
+        only if it is likely to end in time, and stops between its tests when the time is over. The
+        document names those that are missing. 0 runs all.
     show_inputs : bool, default=True
         Put the inputs themselves into ``shown_inputs``.
     seed : int, default=0
@@ -112,6 +115,9 @@ def explain_answers(
     directory : Path, optional
         Where explanations are kept, so that they go on if they were stopped.
     progress : bool, default=True
+    say : callable, optional
+        Called with a line for each input as soon as the first method has an explanation, which is
+        long before its tests end.
     **reading
         Options of ``sonde.read`` about data, such as ``text_column``.
 
@@ -150,6 +156,7 @@ def explain_answers(
         directory=directory,
         baseline=baseline,
         seconds=seconds or math.inf,
+        ready=None if say is None else _FirstLook(say, found.processor, columns),
     )
     led = leading(judged) if is_embedding or target == "predicted" else None
     classes = _classes(found, inputs, judged[0].inputs["label"])
@@ -172,6 +179,41 @@ def explain_answers(
     is_shown = show_inputs and site == INPUT
     n_shown = len(document["examples"]) if is_shown else 0
     return Explained(document, judged, _drawn(found, batch, n_shown, bool(columns)), notes)
+
+
+@dataclass
+class _FirstLook:
+    """Says where the first explanation points, and when further methods are there."""
+
+    say: Callable[[str], None]
+    processor: Any
+    columns: Sequence[str]
+    is_said: bool = False
+
+    def __call__(self, batch: InputBatch, word: str, found: Attribution) -> None:
+        """Say it in a line for each of the first inputs, or that a method is there."""
+        if self.is_said:
+            self.say(f"note: {word} is there, its tests follow.")
+            return
+        self.is_said = True
+        self.say(f"note: a first look by {word}, not tested yet: what moves the answer most")
+        for i in range(min(FIRST, found.n)):
+            names = self._largest(batch, found, i)
+            if names:
+                self.say(f"  {batch.ids[i]}: {', '.join(names)}")
+
+    def _largest(self, batch: InputBatch, found: Attribution, i: int) -> list[str]:
+        """Return the names of the places of the largest values; empty if places have no names."""
+        size, pieces = (
+            found.per_place[i].flatten().abs(),
+            pieces_of(batch, self.processor, False, i),
+        )
+        if batch.mask is not None and len(pieces) < len(size) == batch.mask.shape[1]:
+            size = size[batch.mask[i].bool().to(size.device)]
+        names = pieces or list(self.columns)
+        if len(names) != len(size):
+            return []
+        return [repr(names[k].strip()) for k in size.argsort(descending=True)[:LARGEST].tolist()]
 
 
 def _methods(methods: str | Sequence[Attributor] | None) -> Sequence[Attributor]:

@@ -45,6 +45,13 @@ DEFAULTS: tuple[Attributor, ...] = (
 """The cheapest first: a budget of time ends with those that are ready."""
 
 
+Ready = Callable[[InputBatch, str, Attribution], None]
+
+
+class _OutOfTime(Exception):
+    """The time for explanations ended between two tests."""
+
+
 def find_attributor(word: str) -> type[Attributor]:
     """Return the class of an attribution by its word; raise with similar words if it is unknown."""
     import sonde.explain as family
@@ -93,10 +100,12 @@ def explain(
     directory: Path | None = None,
     baseline: Baseline | None = None,
     seconds: float = math.inf,
+    ready: Ready | None = None,
 ) -> tuple[InputBatch, list[Judged]]:
     """Return the first batch of inputs and the attributions of its answers, each judged.
 
-    Methods are run in the order given until the time is spent; the first is run in any case.
+    Methods are run in the order given until the time is spent; the first is run in any case. A
+    further one is left out if its tests do not end in time.
 
     Parameters
     ----------
@@ -116,7 +125,10 @@ def explain(
         What replaces places that are taken away, in tests and in methods without a baseline of
         their own.
     seconds : float, default=inf
-        A further method starts only if it is likely to end, with its tests, within this time.
+        A further method starts only if it is likely to end, with its tests, within this time, and
+        stops between its tests when the time is over.
+    ready : callable, optional
+        Called with the inputs and each attribution as soon as it is there, before its tests.
 
     Raises
     ------
@@ -135,8 +147,17 @@ def explain(
             if done and bar.wall_seconds * (done + 1) / done > seconds:
                 break
             based, own = _with_baseline(method, usual)
+
+            def step(done: int = done) -> None:
+                bar.advance(1)
+                if done and bar.wall_seconds > seconds:
+                    raise _OutOfTime
+
             judge = partial(_judged, model, batch, based, objective, test, site, n_random, own)
-            judged.append(kept.judged(based, partial(judge, lambda: bar.advance(1))))
+            try:
+                judged.append(kept.judged(based, partial(judge, step, ready)))
+            except _OutOfTime:
+                break
             bar.advance(STEPS * (done + 1) - bar.done)
     return batch, judged
 
@@ -159,8 +180,11 @@ def _judged(
     n_random: int,
     baseline: Baseline,
     step: Callable[[], None],
+    ready: Ready | None,
 ) -> Judged:
     found = method.explain(model, batch, objective=objective, site=site)
+    if ready is not None:
+        ready(batch, name_of(method), found)
     step()
     curves: list[dict[str, Any]] = []
     gains: list[Tensor] = []
