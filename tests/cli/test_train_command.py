@@ -80,7 +80,7 @@ def test_the_list_says_what_losses_need(run):
         ),
         (
             (*WORDS, *TERMS, "--scope", "half", "-o", "NEW"),
-            "--scope: expected all, norms, layers, top:N or low-rank:N",
+            "--scope: expected all, norms, layers, top:N, last:N or low-rank:N",
         ),
         ((*WORDS, *TERMS, "--sites", "blocks.9", "-o", "NEW"), "this model has 4 blocks"),
     ],

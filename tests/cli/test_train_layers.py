@@ -61,14 +61,17 @@ def test_what_transformers_saves_of_it_is_not_opened_without_its_layers(trained,
         sonde.load(str(tmp_path / "SAVED"), device="cpu")
 
 
-def test_the_page_compares_with_the_model_as_it_was(trained):
+@pytest.mark.truth("differences of the arms' losses; numbers of parameters by torch")
+def test_the_page_compares_with_as_many_parameters_trained_elsewhere(trained):
     new, told = trained
-    assert "without" not in told["seeds"][0]
-    ends = {arm: told["seeds"][0].get(arm, told["before"])["loss"]["value"] for arm in ("with", "")}
-    assert told["gain"]["loss"]["value"] == pytest.approx(ends["with"] - ends[""])
+    (seed,) = told["seeds"]
+    gap = seed["with"]["loss"]["value"] - seed["without"]["loss"]["value"]
+    assert told["gain"]["loss"]["value"] == pytest.approx(gap)
+    assert seed["without"]["loss"] != told["before"]["loss"]
+    assert told["scope_without"] == "last:64"
     page = new.with_suffix(".html").read_text()
-    assert "UnitGate at vit.layers.1" in page
-    assert "The layers alone were trained" in page
+    assert "One seed cannot tell whether UnitGate at vit.layers.1 helped" in page
+    assert "with as many other parameters trained instead" in page
 
 
 @pytest.mark.slow

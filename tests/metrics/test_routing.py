@@ -42,3 +42,20 @@ def test_the_threshold_is_the_highest_that_keeps_enough(keep):
 
     assert kept(found)
     assert not any(kept(bar) for bar in doubt if bar > found)
+
+
+@pytest.mark.truth("the law of the draws: rows of a known accuracy")
+def test_the_accuracy_is_kept_on_new_rows_as_often_as_promised():
+    def world(draw, n):
+        doubt = draw.random(n)
+        return draw.random(n) < 1 - 0.8 * doubt**2, draw.random(n) < 0.95, doubt
+
+    held, sent = [], []
+    for seed in range(60):
+        draw = np.random.default_rng(seed)
+        bar = Cascade(*world(draw, 900)).threshold(0.95, 0.95)
+        new = Cascade(*world(draw, 20_000))
+        held.append(new.kept(bar)[0] >= 0.95)
+        sent.append(new.at(bar)[0])
+    assert np.mean(held) >= 0.95
+    assert np.mean(sent) < 0.8

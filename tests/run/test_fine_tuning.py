@@ -15,6 +15,7 @@ from sonde.core import InputError, SondeWarning, StateError
 from sonde.data import open_inputs
 from sonde.layers import ScaledSkip, StateGraph
 from sonde.measure import rate_reduction
+from sonde.report.train import _is_change
 from sonde.run.fine_tuning.arms import Recipe, _epoch, scoped, train_arm
 from sonde.run.fine_tuning.figures import (
     TaskFigures,
@@ -155,6 +156,8 @@ def test_a_checkpoint_goes_on_in_its_own_training_alone(digits, tmp_path):
     [
         ("norms", "vit.layers.0.layernorm_before.weight", "vit.layers.0.attention.q_proj.weight"),
         ("top:1", "classifier.weight", "vit.layers.2.layernorm_before.weight"),
+        ("last:11", "classifier.weight", "vit.layernorm.bias"),
+        ("last:10", "classifier.bias", "classifier.weight"),
         ("all", "vit.embeddings.cls_token", None),
     ],
 )
@@ -165,7 +168,7 @@ def test_a_scope_moves_its_parameters_alone(digits, scope, inside, outside):
     assert inside in moving
     assert outside not in moving
     with pytest.raises(
-        InputError, match="expected all, norms, layers, top:N or low-rank:N, got 'top:0'"
+        InputError, match="expected all, norms, layers, top:N, last:N or low-rank:N, got 'top:0'"
     ):
         scoped(module, "top:0")
 
@@ -249,6 +252,17 @@ def test_verdicts_over_seeds_are_wrong_in_a_twentieth_of_null_pairs():
     size = sum(one["detects"] for one in told) / 4000
     seen = [student((row + size).tolist()) for row in gaps]
     assert sum(one["low"] > 0 for one in seen) / 4000 == pytest.approx(0.8, abs=0.08)
+
+
+@pytest.mark.truth("exact binomial test: 4 of 4 has p = 0.125, 6 of 6 has p = 0.03")
+def test_few_rows_that_changed_are_no_gain_of_one_model():
+    for n, is_gain in ((4, False), (6, True)):
+        ones = torch.ones(60, dtype=torch.float64)
+        one = TaskFigures(ones, ones, ones)
+        other = replace(one, right=(torch.arange(60) >= n).double())
+        gain = compared(one, other, "right") | mcnemar(one, other)
+        assert gain["low"] > 0
+        assert _is_change(gain) == is_gain
 
 
 def test_losses_by_their_words():

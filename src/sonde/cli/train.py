@@ -20,10 +20,10 @@ class Train:
     The model is trained on its task (labels, or next tokens) with the losses, and a second time
     without the losses: same rows, order and steps. The page shows separately whether the losses
     fell and whether the task gained, on examples that were not trained on. With --insert only the
-    new layers are trained, beside the model as it was, unless --scope names more. If it was
-    stopped, the same command goes on where it was. `sonde train --list` says what each loss and
-    layer needs and is for. If MODEL is package.module:factory, open the new model as
-    package.module:factory@NEW.
+    new layers are trained, unless --scope names more; beside them as many of the model's last
+    parameters are trained instead. If it was stopped, the same command goes on where it was. `sonde
+    train --list` says what each loss and layer needs and is for. If MODEL is
+    package.module:factory, open the new model as package.module:factory@NEW.
 
     Example: sonde train sonde:digits sonde:digits/train --terms rate_reduction --sites blocks.1
     -o NEW
@@ -69,9 +69,9 @@ class Train:
         str | None,
         named(
             "WORD",
-            "parameters that move: all (default), norms, top:N (the last N blocks), or low-rank:N "
-            "(adapters of rank N beside linear layers, by peft); with --insert by default the new "
-            "layers alone",
+            "parameters that move: all (default), norms, top:N (the last N blocks), last:N (the "
+            "last tensors, N numbers or more), or low-rank:N (adapters of rank N beside linear "
+            "layers, by peft); with --insert by default the new layers alone",
         ),
     ] = None
     epochs: Annotated[int, tyro.conf.arg(help="passes over the examples")] = 3

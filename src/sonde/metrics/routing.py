@@ -5,6 +5,7 @@ from typing import Any, final
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.stats import beta  # pyright: ignore[reportMissingTypeStubs]
 
 
 @final
@@ -57,20 +58,58 @@ class Cascade:
         passed = self.doubt >= threshold
         return float(passed.mean()), float(np.where(passed, self.strong, self.weak).mean())
 
-    def threshold(self, keep: float) -> float:
+    def threshold(self, keep: float, sure: float | None = None) -> float:
         """Return the highest threshold of doubt that keeps a share of the strong model's accuracy.
 
         Parameters
         ----------
         keep : float
             Share of the strong model's accuracy.
+        sure : float, optional
+            With which confidence the share is kept on new rows. Thresholds are tried from sending
+            all rows upward, and the last before the first that fails is taken: trying several then
+            costs no confidence. It is -inf if all must be sent. By default the share is kept on
+            these rows, which chose.
         """
         order = np.argsort(-self.doubt, kind="stable")
-        right = self.weak.sum() + np.r_[0, np.cumsum((self.strong * 1.0 - self.weak)[order])]
-        k = int(np.flatnonzero(right >= keep * self.strong.sum())[0])
+        if sure is None:
+            right = self.weak.sum() + np.r_[0, np.cumsum((self.strong * 1.0 - self.weak)[order])]
+            k = int(np.flatnonzero(right >= keep * self.strong.sum())[0])
+        else:
+            loses, wins = (
+                np.r_[0, np.cumsum(rows[order][::-1])][::-1]
+                for rows in (self.strong & ~self.weak, self.weak & ~self.strong)
+            )  # among the rows that are not sent, by how many are
+            most = _most_lost(loses, wins, len(order), sure)
+            fails = np.flatnonzero(most > (1 - keep) * self.strong.mean())
+            k = min(int(fails[-1]) + 1, len(order)) if len(fails) else 0
+            if k == len(order):
+                return float("-inf")
         return float(self.doubt[order[k - 1]] if k else np.nextafter(self.doubt.max(), np.inf))
+
+    def kept(self, threshold: float, sure: float = 0.95) -> tuple[float, float, float]:
+        """Return the share of the strong model's accuracy that is kept, with its exact interval.
+
+        Clopper and Pearson's intervals of what is lost and of what is won, joined by Bonferroni.
+        """
+        kept = self.doubt < threshold
+        loses = int((kept & self.strong & ~self.weak).sum())
+        wins = int((kept & self.weak & ~self.strong).sum())
+        n, alone = len(kept), max(float(self.strong.mean()), 1e-9)
+        most, least = (
+            _most_lost(*pair, n, (1 + sure) / 2) for pair in ((loses, wins), (wins, loses))
+        )
+        return 1 - (loses - wins) / n / alone, 1 - float(most) / alone, 1 + float(least) / alone
 
     def _along(self, rank: Any, shares: Any) -> Any:
         gained = (self.strong * 1.0 - self.weak)[np.argsort(-rank, kind="stable")]
         right = self.weak.sum() + np.r_[0, np.cumsum(gained)]
         return right[np.rint(shares * len(self.weak)).astype(int)] / len(self.weak)
+
+
+def _most_lost(loses: Any, wins: Any, n: int, sure: float) -> Any:
+    """Return an upper bound of the rate of losses less that of wins, from counts among n rows."""
+    each = (1 - sure) / 2
+    upper = np.where(loses < n, beta.ppf(1 - each, loses + 1, np.maximum(n - loses, 1)), 1.0)
+    lower = np.where(wins > 0, beta.ppf(each, np.maximum(wins, 1), n - wins + 1), 0.0)
+    return upper - lower

@@ -1,5 +1,6 @@
 """What a fine-tuning with losses or layers at sites gained."""
 
+from statistics import fmean
 from typing import Any
 
 from sonde.core.chart import Chart, ChartAxis, curves
@@ -86,8 +87,10 @@ def _task(found: dict[str, Any]) -> Section:
     lead = f"{found['answers']:,} answers on examples that trained nothing. "
     if "without" in _arms(found):
         lead += "Both arms saw the same rows in the same order. "
+        if (n := _instead(found)) is not None:
+            lead += f"The arm without layers trained the model's last {n:,} parameters or more. "
     elif found["recipe"]["scope"] == "layers":
-        lead += "The layers alone were trained, so the model without them is as it was before. "
+        lead += "The layers alone were trained, beside the model as it was before. "
     lead += "Intervals: 95 %, groups of examples drawn anew; they do not know how trainings in "
     lead += "another order would differ, which only several seeds show."
     return Section("task", "The task", made, lead)
@@ -214,22 +217,30 @@ def _worked(found: dict[str, Any]) -> str:
     return f"{'; '.join(parts)}." if parts else ""
 
 
+def _instead(found: dict[str, Any]) -> int | None:
+    """Return how many of the last parameters were trained instead of the layers."""
+    word, _, n = (found.get("scope_without") or "").partition("+")[0].partition(":")
+    return int(n) if word == "last" and found["inserted"] else None
+
+
 def _layers_helped(found: dict[str, Any]) -> str:
     """Return whether the inserted layers, and losses that were trained with them, helped."""
     every = [f"{one['layer']} at {shown(one['site'], 60)}" for one in found["layers"]]
     named = every[-len(found["inserted"]) :]  # others were there before
     who = " and ".join(named) + ", with losses," * bool(found["terms"])
     right, loss = found["gain"]["accuracy"], found["gain"]["loss"]
-    arms = [_figures_of_arm(found, arm) for arm in _arms(found)[-2:]]
-    before, after = (share(arm["accuracy"]["value"]) for arm in arms)
+    names = _arms(found)[-2:]
+    before, after = (share(_mean(found, arm, "accuracy")) for arm in names)
     word = "them" if named[1:] or found["terms"] else "it"
-    told = f"{after} of the answers are right with {word}, {before} without {word} "
+    instead = _instead(found) is not None and "without" in names
+    against = "with as many other parameters trained instead" if instead else f"without {word}"
+    told = f"{after} of the answers are right with {word}, {before} {against} "
     told += f"({_points(right['low'])} to {_points(right['high'])} points)"
-    if len(found["seeds"]) == 1 and "without" in _arms(found):
+    if len(found["seeds"]) == 1 and "without" in names:
         return f"One seed cannot tell whether {who} helped: {told}. Repeat with --seeds 5."
-    if right["low"] > 0 or right["high"] < 0:
+    if _is_change(right):
         return f"{who} {'helped' if right['low'] > 0 else 'did harm'}: {told}."
-    low, high = (number(arm["loss"]["value"]) for arm in arms)
+    low, high = (number(_mean(found, arm, "loss")) for arm in names)
     moved = "did not change beyond chance either"
     if loss["high"] < 0 or loss["low"] > 0:
         moved = f"{'fell' if loss['high'] < 0 else 'rose'} from {low} to {high} nats"
@@ -253,8 +264,8 @@ def _helped(found: dict[str, Any]) -> str:
     """Return whether the task gained: over seeds, by pairs of trainings in the same order."""
     gain, n_seeds = found["gain"]["accuracy"], len(found["seeds"])
     against = "without" if "without" in _arms(found) else "before"
-    told = f"{share(_mean_accuracy(found, 'with'))} right with, "
-    told += f"{share(_mean_accuracy(found, against))} {against}"
+    told = f"{share(_mean(found, 'with', 'accuracy'))} right with, "
+    told += f"{share(_mean(found, against, 'accuracy'))} {against}"
     if n_seeds == 1 and against == "without":
         return (
             f"One seed cannot tell whether the task gained: {told}; {gain['gained']:,} examples "
@@ -263,22 +274,28 @@ def _helped(found: dict[str, Any]) -> str:
         )
     range_words = f"{_points(gain['low'])} to {_points(gain['high'])}"
     over = f" over {n_seeds} seeds" if n_seeds > 1 else ""
-    if gain["low"] > 0:
-        return f"The task gained {_points(gain['value'])} points ({range_words}{over}): {told}."
-    if gain["high"] < 0:
-        return f"The task lost {_points(-gain['value'])} points ({range_words}{over}): {told}."
+    if _is_change(gain):
+        word, size = ("gained", gain["value"]) if gain["value"] > 0 else ("lost", -gain["value"])
+        return f"The task {word} {_points(size)} points ({range_words}{over}): {told}."
     seen = ""
     if "detects" in gain:
         seen = f"; a change of {_points(gain['detects'])} would show in 4 of 5 such comparisons"
     return f"The task did not change significantly ({range_words} points{over}{seen}): {told}."
 
 
-def _mean_accuracy(found: dict[str, Any], arm: str) -> float:
-    """Return the accuracy of an arm, mean over seeds."""
+def _is_change(gain: dict[str, Any]) -> bool:
+    """Return whether an interval leaves out 0, and within one seed McNemar's test agrees.
+
+    An interval of resampled rows is too narrow where few rows changed: 4 gained and 0 lost.
+    """
+    return (gain["low"] > 0 or gain["high"] < 0) and gain.get("p", 0.0) < 0.05
+
+
+def _mean(found: dict[str, Any], arm: str, name: str) -> float:
+    """Return the accuracy or loss of an arm, mean over seeds."""
     if arm == "before":
-        return found["before"]["accuracy"]["value"]
-    each = [seed[arm]["accuracy"]["value"] for seed in found["seeds"]]
-    return sum(each) / len(each)
+        return found["before"][name]["value"]
+    return fmean(seed[arm][name]["value"] for seed in found["seeds"])
 
 
 def _points(x: float) -> str:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 from sonde import InputError, Model
@@ -40,25 +41,52 @@ def asked(weak, strong, items, **options):
     return route_by_score(first, second, items, progress=False, **options)
 
 
-@pytest.mark.truth("every threshold tried one by one on the half that chooses")
+@pytest.mark.truth(
+    "every threshold tried one by one on the half that chooses; scipy's exact intervals"
+)
 @pytest.mark.parametrize("keep", [0.9, 0.985])
-def test_the_threshold_is_the_highest_that_keeps_the_accuracy(keep):
-    weak, strong, label, items = planted()
-    found = asked(weak, strong, items, keep=keep, seed=5)
+def test_the_threshold_is_the_highest_that_keeps_the_accuracy_on_new_rows(keep):
+    weak, strong, label, items = planted(1201)
+    found = asked(weak, strong, items, keep=keep, seed=5, score="entropy")
     chosen = np.random.default_rng(5).permutation(len(label)) < len(label) // 2
     chance = weak.double().softmax(1)
     doubt = -(chance * chance.log()).sum(1).numpy()
     right = [(x.argmax(1) == label).numpy() for x in (weak, strong)]
-    fits = [
-        t
-        for t in [*np.unique(doubt[chosen]), np.inf]
-        if np.where(doubt >= t, right[1], right[0])[chosen].sum() >= keep * right[1][chosen].sum()
-    ]
-    assert float(found.facts["threshold"]) == pytest.approx(max(fits), rel=1e-5)
-    judged = np.where(doubt >= max(fits), right[1], right[0])[~chosen].mean()
+
+    def passes(t):
+        own, n = chosen & (doubt < t), int(chosen.sum())
+        lost, won = int((own & right[1] & ~right[0]).sum()), int((own & right[0] & ~right[1]).sum())
+        most = stats.binomtest(lost, n).proportion_ci(0.95).high
+        least = stats.binomtest(won, n).proportion_ci(0.95).low
+        return most - least <= (1 - keep) * right[1][chosen].mean()
+
+    order = sorted({*doubt[chosen], np.inf})
+    bar = next(t for t in order if t == pytest.approx(float(found.facts["threshold"]), rel=1e-5))
+    k = order.index(bar)
+    assert [passes(t) for t in order[k - 3 : k + 2]] == [True] * 4 + [False]
+    judged = np.where(doubt >= bar, right[1], right[0])[~chosen].mean()
     assert f"{judged:.3f}" in found.sentence
-    assert found.level == "clear"
+    assert found.verdict == "route"
     assert float(found.value or 0) > 2 * float(found.se or 0)
+
+
+@pytest.mark.truth("which of two planted models is right more often")
+def test_a_strong_model_that_is_worse_is_not_routed_to():
+    weak, strong, _, items = planted()
+    assert asked(strong, weak.flip(0), items).verdict == "the weak model alone"
+    found = asked(weak, strong, items, keep=0.999)
+    assert found.verdict == "the strong model alone"
+    assert "needs 3688 or more that lose nothing" in found.advice[0]
+
+
+def test_numbers_out_of_range_and_answers_that_are_not_finite_are_refused():
+    weak, strong, _, items = planted(60)
+    for options in ({"cost": 0.0}, {"keep": 1.5}, {"keep": 0.0}):
+        with pytest.raises(InputError, match="cost above 0 and keep in"):
+            asked(weak, strong, items, **options)
+    weak[7] = float("nan")
+    with pytest.raises(InputError, match="the weak model, got NaN or infinity in 1 of 60"):
+        asked(weak, strong, items)
 
 
 @pytest.mark.truth("a score that is the answers themselves, and one that is their opposite")

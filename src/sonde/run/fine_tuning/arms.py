@@ -41,8 +41,8 @@ from sonde.tap.training.terms import EMA, Terms, moving_average, training
 from sonde.weights.tuning import row_losses, with_copy
 
 SAVED_EVERY_SECONDS = 60.0
-LAYERS = "layers"
-"""The scope of the inserted layers."""
+LAYERS, LAST = "layers", "last"
+"""The scopes of the inserted layers, and of the last tensors of a model."""
 Losses = Mapping[str | tuple[str, ...], nn.Module]
 
 
@@ -59,8 +59,9 @@ class Recipe:
         Weight of the losses, or one for each; the task has weight 1.
     scope : str
         Which parameters move: ``all``, ``norms``, ``layers`` (the inserted ones), ``top:N`` (the
-        last N blocks and what follows), ``low-rank:N`` (adapters of rank N beside linear layers,
-        merged at the end), or several as ``norms+layers``.
+        last N blocks and what follows), ``last:N`` (the last tensors that together hold N numbers
+        or more), ``low-rank:N`` (adapters of rank N beside linear layers, merged at the end), or
+        several as ``norms+layers``.
     seed : int
         Draws the order of the examples.
     """
@@ -242,6 +243,8 @@ def _in_scope(module: nn.Module, scope: str) -> set[str]:
             i for i, name in enumerate(order) if name.startswith(tuple(f"{b}." for b in blocks))
         ]
         wanted = {n for n in order[min(inside, default=0) :] if not n.startswith(earlier)}
+    elif word == LAST and number.isdigit() and int(number) > 0:
+        wanted = _last_tensors(module, int(number))
     elif scope == LAYERS:
         own = {id(p) for layer in inserted_layers(module).values() for p in layer.parameters()}
         wanted = {name for name, p in module.named_parameters() if id(p) in own}
@@ -251,11 +254,24 @@ def _in_scope(module: nn.Module, scope: str) -> set[str]:
         wanted = names
     else:
         raise InputError(
-            f"--scope: expected all, norms, layers, top:N or low-rank:N, got {scope!r}."
+            f"--scope: expected all, norms, layers, top:N, last:N or low-rank:N, got {scope!r}."
         )
     if not wanted:
         raise InputError(f"--scope: {type(module).__name__} has no parameter in {scope!r}.")
     return wanted
+
+
+def _last_tensors(module: nn.Module, least: int) -> set[str]:
+    """Return the names of the last parameters that together hold so many numbers or more."""
+    found: set[str] = set()
+    n = 0
+    for name, parameter in reversed(list(module.named_parameters())):
+        if n >= least:
+            break
+        if parameter.is_floating_point():
+            found.add(name)
+            n += parameter.numel()
+    return found
 
 
 def _begin(trainee: RowLosses, terms: Terms, batch: InputBatch, seed: int) -> None:

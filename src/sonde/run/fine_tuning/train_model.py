@@ -13,7 +13,7 @@ from sonde.data.inputs import ItemInputs
 from sonde.engine.steps import seeded
 from sonde.layers import inserted_layers, layer_files
 from sonde.run.compressing.choosing import chosen_parts
-from sonde.run.fine_tuning.arms import LAYERS, Arm, Recipe, check_scope, train_arm
+from sonde.run.fine_tuning.arms import LAST, LAYERS, Arm, Recipe, check_scope, train_arm
 from sonde.run.fine_tuning.document import train_document
 from sonde.run.fine_tuning.layers import asked_layers, check_places, with_asked, without_layers
 from sonde.run.fine_tuning.losses import attached, weights_of
@@ -83,8 +83,9 @@ def train_model(
     """Fine-tune a model with losses or new layers at its sites, and measure whether they helped.
 
     The model is trained on its task (labels, or next tokens) with the losses, and a second time
-    without: same rows, order and steps. A training that was stopped goes on where it was. The same
-    as ``sonde train``.
+    without: same rows, order and steps. If the new layers alone are trained, the second training
+    moves the last parameters of the model instead, at least as many. A training that was stopped
+    goes on where it was. The same as ``sonde train``.
 
     Parameters
     ----------
@@ -105,8 +106,8 @@ def train_model(
     teacher : str or Model, optional
         A model whose states are learned from; ``ema`` is an average of the model itself.
     scope : str, optional
-        Parameters that move: ``all``, ``norms``, ``top:N`` or ``low-rank:N``; with ``insert`` by
-        default the new layers alone.
+        Parameters that move: ``all``, ``norms``, ``top:N``, ``last:N`` or ``low-rank:N``; with
+        ``insert`` by default the new layers alone.
     epochs, rate, batch_size : number
         Passes over the examples, rate of Adam, examples of a step.
     seed, seeds : int
@@ -154,6 +155,7 @@ def train_model(
         "terms_typed": terms or "",
         "sites_typed": list(sites),
         "inserted": list(insert),
+        "scope_without": None if alone else job.scope_without(scope),
         "output": str(output),
     }
     document = train_document(found, others, pairs, recipe, names=names, n_trained=len(ours))
@@ -216,6 +218,19 @@ class _Job:
         n_losses = len(self.losses()) if self.terms else 1
         return Recipe(epochs, rate, weights_of(weight, n_losses), moved, self.seed)
 
+    def with_layers(self, seed: int) -> Model:
+        """Return the model with the new layers inside."""
+        return with_asked(self.model, self.asked, self.ours, seed) if self.asked else self.model
+
+    def scope_without(self, scope: str | None) -> str:
+        """Return what moves in the arm without: as many of the last parameters as layers hold."""
+        if scope not in (None, LAYERS) or not self.asked:
+            return scope or "all"
+        new, old = (sum(p.numel() for p in m.module.parameters())
+                    for m in (self.with_layers(self.seed), self.model))  # fmt: skip
+        earlier = f"+{LAYERS}" if inserted_layers(self.model.module) else ""
+        return f"{LAST}:{max(1, new - old)}{earlier}"
+
     def losses(self) -> dict[Any, Any]:
         """Return the losses by their sites."""
         if not self.terms:
@@ -235,17 +250,16 @@ class _Job:
     ) -> list[tuple[Arm, Arm | None]]:
         """Return for each seed the arm with losses and layers, and the arm without."""
         losses = self.losses()
-        is_alone = alone or recipe.scope == LAYERS  # without layers nothing would be trained
         what = " and ".join(["layers"] * bool(self.asked) + ["losses"] * bool(self.terms))
+        beside = self.scope_without(scope)
 
         def trained(name: str, seed: int) -> Arm:
             is_with = name == "with"
-            model, ours = self.model, self.ours
             return train_arm(
-                with_asked(model, self.asked, ours, seed) if is_with and self.asked else model,
-                ours,
+                self.with_layers(seed) if is_with else self.model,
+                self.ours,
                 losses if is_with else {},
-                replace(recipe, seed=seed, scope=recipe.scope if is_with else scope or "all"),
+                replace(recipe, seed=seed, scope=recipe.scope if is_with else beside),
                 teacher=self.teacher,
                 checkpoint=kept / f"{name}-{seed}.pt",
                 label=f"train {name} {what}" + (f", seed {seed}" if seeds > 1 else ""),
@@ -253,7 +267,7 @@ class _Job:
             )
 
         return [
-            (trained("with", n), None if is_alone else trained("without", n))
+            (trained("with", n), None if alone else trained("without", n))
             for n in range(self.seed, self.seed + seeds)
         ]
 

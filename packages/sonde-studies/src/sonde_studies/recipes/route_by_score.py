@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from scipy.stats import binomtest  # pyright: ignore[reportMissingTypeStubs]
 
 from sonde import InputError, Model
 from sonde.core import ChartAxis, curves
@@ -15,6 +16,7 @@ from sonde_studies.parts.states import graded
 
 QUESTION = "Which of two models should answer?"
 SHARES, RESAMPLES, LEAST = np.linspace(0, 1, 21), 200, 40
+SURE, ALPHA = 0.95, 0.05
 COLUMNS: tuple[str, ...] = ("sent", "cost", "accuracy", "random", "oracle")
 WORDED = {"accuracy": "by the score", "random": "at random", "oracle": "by the answers"}
 
@@ -24,7 +26,7 @@ def route_by_score(
     strong: Model,
     data: Any,
     *,
-    score: Literal["entropy", "margin", "states"] = "entropy",
+    score: Literal["margin", "entropy", "states"] = "margin",
     cost: float = 10.0,
     keep: float = 0.99,
     label_column: str | None = None,
@@ -35,8 +37,10 @@ def route_by_score(
 ) -> Answer:
     """Find the score of a weak model above which a strong model should answer instead.
 
-    Half of the data chooses the threshold, the other half judges it: accuracy against the share of
-    inputs that go to the strong model, beside random routing and routing that knows the answers.
+    Half of the data chooses the threshold, with a bound for rows that are new; the other half
+    judges it: accuracy against the fraction of inputs that go to the strong model, beside random
+    routing and routing that knows the answers. "Route" is said only if the cascade is more
+    accurate than the weak model, costs less than the strong one, and beats random routing.
 
     Example: sonde recipe route-by-score WEAK STRONG DATA -o answer.html
 
@@ -48,13 +52,14 @@ def route_by_score(
         A better one of the same classes, asked where the weak one is not sure.
     data : str, path or iterable
         Labelled inputs that neither model was trained on.
-    score : {"entropy", "margin", "states"}, default="entropy"
-        Entropy of the weak model's answer, the lead of its first class over its second, or a probe
-        of its last states that learns where it errs.
+    score : {"margin", "entropy", "states"}, default="margin"
+        The lead of the weak model's first class over its second, the entropy of its answer, or a
+        probe of its last states that learns where it errs.
     cost : float, default=10.0
         Cost of a strong answer, in weak ones.
     keep : float, default=0.99
-        Share of the strong model's accuracy that the cascade must keep.
+        Fraction of the strong model's accuracy that the cascade must keep on new inputs, with a
+        confidence of 95 %.
     label_column : str, optional
         Column of the class, where its name does not say so.
     classes : sequence of str, optional
@@ -64,13 +69,15 @@ def route_by_score(
     seed : int, default=0
         Draws the halves.
     """
+    if not cost > 0 or not 0 < keep <= 1:
+        raise InputError(
+            f"route_by_score: expected cost above 0 and keep in (0, 1], got {cost} and {keep}."
+        )
     options: dict[str, Any] = {"label_column": label_column, "classes": classes, "limit": limit}
     (first, weaker), (second, stronger) = (
         graded("route_by_score", m, data, LEAST, progress, **options) for m in (weak, strong)
     )
-    n, m = (found.logits.shape[1] for found in (first, second))
-    if n != m or len(first) != len(second):
-        raise InputError(f"route_by_score: expected two models of the same classes, got {n}, {m}.")
+    _check(first, second)
     check_order("route_by_score", max(weaker.mean(), stronger.mean()), first.label_names)
     draw, label = np.random.default_rng(seed), first.label.numpy()
     learns = draw.permutation(len(label)) < len(label) // 2
@@ -79,29 +86,30 @@ def route_by_score(
     def cascade(part: Any) -> Cascade:
         return Cascade(weaker[part], stronger[part], doubt[part])
 
-    threshold, judged = cascade(learns).threshold(keep), cascade(~learns)
+    threshold, judged = cascade(learns).threshold(keep, SURE), cascade(~learns)
     (sent, accuracy), held = judged.at(threshold), np.flatnonzero(~learns)
     draws = (draw.choice(held, len(held)) for _ in range(RESAMPLES))
     area, spread = judged.gain(), float(np.std([cascade(rows).gain() for rows in draws]))
     price, alone = 1 + cost * sent, (float(judged.weak.mean()), float(judged.strong.mean()))
-    saved, kept = 1 - price / cost, accuracy / max(alone[1], 1e-9)
+    saved, (kept, low, high) = 1 - price / cost, judged.kept(threshold, SURE)
+    verdict = _verdict(judged, threshold, is_order=area > 2 * spread, is_cheap=saved > 0)
+    missed = high < keep
     lines = (judged.accuracy(SHARES), judged.random(SHARES), judged.oracle(SHARES))
     columns = zip(SHARES, 1 + cost * SHARES, *lines, strict=True)
     rows = [dict(zip(COLUMNS, map(float, row), strict=True)) for row in columns]
-    title = "Accuracy of the cascade against the share that goes to the strong model"
-    x = ChartAxis("sent", title="share of inputs that the strong model answers", share=True)
+    title = "Accuracy of the cascade against the fraction that goes to the strong model"
+    x = ChartAxis("sent", title="fraction of inputs that the strong model answers", share=True)
     chosen = {"value": accuracy, "name": f"chosen: {sent:.0%} sent"}
     points = melted(rows, "sent", "accuracy", "routing", WORDED)
     facts = {"threshold": f"{threshold:.6g}", "score": score, "accuracy kept": f"{kept:.4f}"}
-    helps = area > 2 * spread and saved > 0
+    rule = f"{score} of {threshold:.3g} or more sends {sent:.0%}" if sent < 1 else "All inputs go"
     return Answer(
         question=QUESTION,
-        verdict="route" if helps else "no gain",
-        level="clear" if helps else "warning",
-        sentence=f"{'' if saved > 0 else 'Take the strong one alone: '}{score} of {threshold:.3g} "
-        f"or more sends {sent:.0%} to the strong model: accuracy is {accuracy:.3f} (weak alone "
-        f"{alone[0]:.3f}, strong alone {alone[1]:.3f}), at {abs(saved):.0%} "
-        f"{'less' if saved > 0 else 'more'} cost than the strong model alone.",
+        verdict=f"keep {keep:g} is missed" if verdict == "route" and missed else verdict,
+        level="clear" if verdict == "route" and not missed else "warning",
+        sentence=f"{rule} to the strong model: accuracy is {accuracy:.3f} (weak alone "
+        f"{alone[0]:.3f}, strong alone {alone[1]:.3f}), {kept:.1%} of the strong model's "
+        f"({low:.1%} to {high:.1%}), at {abs(saved):.0%} {'less' if saved > 0 else 'more'} cost than the strong model alone.",
         value=area,
         se=spread,
         n=len(label),
@@ -111,8 +119,53 @@ def route_by_score(
         facts=facts | {"cost": f"{price:.4g}", "rows that judge": str(len(held))},
         advice=(
             *check_usual(max(alone), label),
+            *_too_few(int(learns.sum()), keep, sent),
             f"The score finds {area:.0%} ± {spread:.0%} of what routing by the answers would gain "
-            "over random routing (averaged over all shares). Both models run on every input here; "
-            "in use only the weak one does.",
+            "over random routing (averaged over all fractions). Both models run on every input "
+            "here; in use only the weak one does.",
         ),
+    )
+
+
+def _check(first: Any, second: Any) -> None:
+    """Refuse models of other classes, and rows whose answers are not finite."""
+    n, m = (found.logits.shape[1] for found in (first, second))
+    if n != m or len(first) != len(second):
+        raise InputError(f"route_by_score: expected two models of the same classes, got {n}, {m}.")
+    for name, found in (("weak", first), ("strong", second)):
+        if bad := int((~found.logits.isfinite()).any(1).sum()):
+            raise InputError(
+                f"route_by_score: expected finite outputs of the {name} model, got NaN or infinity "
+                f"in {bad} of {len(found)} rows. Leave these inputs out, or mend the model."
+            )
+
+
+def _verdict(judged: Cascade, threshold: float, *, is_order: bool, is_cheap: bool) -> str:
+    """Return who should answer; each comparison of two sets of answers is McNemar's exact test."""
+    joined = np.where(judged.doubt >= threshold, judged.strong, judged.weak)
+    if not _is_better(joined, judged.weak):
+        if _is_better(judged.weak, judged.strong):
+            return "the weak model alone"
+        is_stronger = _is_better(judged.strong, judged.weak)
+        return "the strong model alone" if is_stronger else "no gain"
+    return "route" if is_order and is_cheap else "the strong model alone"
+
+
+def _is_better(one: Any, other: Any) -> bool:
+    """Return whether one of two models is right more often, at a level of 5 %."""
+    gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
+    p = binomtest(gained, gained + lost, alternative="greater").pvalue if gained else 1.0
+    return bool(p < ALPHA)
+
+
+def _too_few(n: int, keep: float, sent: float) -> tuple[str, ...]:
+    """Return how many rows a promise needs, if too few chose the threshold."""
+    least = int(np.ceil(np.log((1 - SURE) / 2) / np.log(max(keep, 1e-9)))) if keep < 1 else 0
+    if sent < 1 or n >= least > 0:
+        return ()
+    if keep == 1:
+        return ("No number of rows shows that all of the accuracy is kept. Give keep below 1.",)
+    return (
+        f"{n} rows chose the threshold; a promise to keep {keep:g} of the accuracy needs {least} "
+        "or more that lose nothing. Give more data, or a lower keep.",
     )

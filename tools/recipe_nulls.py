@@ -1,0 +1,109 @@
+"""Print how often recipes answer falsely where there is nothing: ``python -m tools.recipe_nulls``.
+
+Each row is one recipe on data of known truth, drawn anew (``--draws``, words choose recipes).
+``nothing``: the fraction of false answers where nothing is to be found, at most 5 % wanted.
+``planted``: the fraction of right answers where something is.
+"""
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sonde import Model
+from sonde.core.errors import SondeWarning
+from sonde.report import Answer
+from sonde_studies.recipes import recipe_of
+
+GOOD = 0.05
+Drawn = Callable[[int], bool]
+"""Draw a world by its seed, ask the recipe, and return whether the answer was the one counted."""
+
+
+class Lookup(nn.Module):
+    """Answers row i with the i-th of some logits: the first column of the input is i."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.logits = nn.Buffer(logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of rows (row, column)."""
+        return self.logits[x[:, 0].long()]
+
+
+def ask(word: str, *parts: Any, **options: Any) -> Answer:
+    """Return the answer of a recipe."""
+    return recipe_of(word)(*parts, progress=False, **options)
+
+
+def items_of(x: Tensor, label: Any) -> list[dict[str, Any]]:
+    """Return rows as labelled items."""
+    return [{"x": row, "label": int(c)} for row, c in zip(x, label, strict=True)]
+
+
+def answering(right: Tensor, sure: Tensor, label: Tensor, n_classes: int = 4) -> Model:
+    """Return a model that is right on given rows, and as sure as given."""
+    said = torch.where(right, label, (label + 1) % n_classes)
+    return Model(Lookup(nn.functional.one_hot(said, n_classes) * sure[:, None] - 0.5).eval())
+
+
+def routed(seed: int, weak: float, strong: float, told: float, n: int = 400) -> str:
+    """Return the verdict of route-by-score, where doubt tells so much of errors."""
+    random = torch.Generator().manual_seed(seed)
+    label = torch.randint(4, (n,), generator=random)
+    doubt = torch.rand(n, generator=random)
+    mixed = told * doubt + (1 - told) * torch.rand(n, generator=random)
+    is_right = mixed <= mixed.quantile(weak)
+    first = answering(is_right, 4 - 3 * doubt, label)
+    second = answering(torch.rand(n, generator=random) < strong, torch.full((n,), 5.0), label)
+    rows = torch.stack([torch.arange(n).float(), torch.ones(n)], 1)
+    return ask("route-by-score", first, second, items_of(rows, label), seed=seed, keep=0.95).verdict
+
+
+def cases() -> Iterator[tuple[str, str, str, Drawn]]:
+    """Return recipe, what was drawn, ``nothing`` or ``planted``, and the draw."""
+    word = "route-by-score"
+    yield word, "strong .08, weak .92", "nothing", lambda s: routed(s, 0.92, 0.08, 0.8) == "route"
+    yield (
+        word,
+        "both .8, doubt tells nothing",
+        "nothing",
+        lambda s: routed(s, 0.8, 0.8, 0) == "route",
+    )
+    yield (
+        word,
+        "strong .95, doubt tells nothing",
+        "nothing",
+        lambda s: routed(s, 0.8, 0.95, 0) == "route",
+    )
+    yield word, "strong .95, doubt tells", "planted", lambda s: routed(s, 0.8, 0.95, 0.8) == "route"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--draws", type=int, default=100)
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore", SondeWarning)
+    print("| recipe | drawn | arm | draws | answers | seconds of a draw | |\n" + "|---" * 7 + "|")
+    for word, what, arm, drawn in cases():
+        if asked.words and not any(w in word for w in asked.words):
+            continue
+        began = time.process_time()
+        found = [drawn(seed) for seed in range(asked.draws)]
+        rate, each = sum(found) / len(found), (time.process_time() - began) / len(found)
+        off = "<-- off" if arm == "nothing" and rate > GOOD else ""
+        print(
+            f"| {word} | {what} | {arm} | {len(found)} | {rate:.2f} | {each:.2f} | {off} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

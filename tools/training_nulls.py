@@ -1,0 +1,90 @@
+"""Print how often ``sonde train`` calls trainings different: ``python -m tools.training_nulls``.
+
+Null pairs differ in the order of rows alone; planted pairs in the number of training rows. The
+verdict over seeds stands beside two rules that ignore the noise of training: the interval over rows
+of one pair, and the mean of such intervals' ends over seeds.
+"""
+
+import argparse
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+
+from sonde import Model
+from sonde.data import open_inputs
+from sonde.report.train import document
+from sonde.run.fine_tuning.arms import Recipe, train_arm
+from sonde.run.fine_tuning.document import train_document
+
+DIM, CLASSES, TRAINED, HELD = 6, 3, 60, 200
+NAMES = {"model": "tiny", "data": "rows", "terms_typed": "", "sites_typed": [], "inserted": [],
+         "scope_without": None, "output": "NEW"}  # fmt: skip
+
+
+def rows_of(random: torch.Generator, n: int) -> list[dict[str, Any]]:
+    """Return rows of classes that overlap; the classes lie alike in every draw."""
+    means = torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(5))
+    label = torch.randint(CLASSES, (n,), generator=random)
+    x = means[label] + 1.2 * torch.randn(n, DIM, generator=random)
+    return [{"x": row, "label": int(c)} for row, c in zip(x, label, strict=True)]
+
+
+def trained_pairs(seed: int, n_seeds: int, *, fewer: int) -> dict[str, Any]:
+    """Return the document of trainings in other orders, the second on fewer rows."""
+    random = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    model = Model(nn.Sequential(nn.Linear(DIM, 12), nn.ReLU(), nn.Linear(12, CLASSES)).eval())
+    ours = open_inputs(model, rows_of(random, TRAINED), batch_size=10)
+    held = open_inputs(model, rows_of(random, HELD))
+    arms = []
+    for n in range(2 * n_seeds):
+        part = ours.first(TRAINED - fewer) if n % 2 else ours
+        recipe = Recipe(epochs=2, rate=0.02, seed=1000 * seed + n)
+        arms.append(train_arm(model, part, {}, recipe, progress=False))
+    pairs = list(zip(arms[::2], arms[1::2], strict=True))
+    return train_document(model, held, pairs, recipe, names=NAMES, n_trained=TRAINED)
+
+
+def is_off(gain: dict[str, float]) -> bool:
+    """Return whether an interval leaves out 0."""
+    return gain["low"] > 0 or gain["high"] < 0
+
+
+def verdicts(found: dict[str, Any]) -> dict[str, bool]:
+    """Return which rules call the two trainings different."""
+    said = document(found).verdict
+    each = {name: [seed["gain"][name] for seed in found["seeds"]] for name in found["gain"]}
+    ends = {n: {e: fmean(g[e] for g in gs) for e in ("low", "high")} for n, gs in each.items()}
+    return {
+        "verdict": "The task gained" in said or "The task lost" in said,
+        "loss over seeds": len(found["seeds"]) > 1 and is_off(found["gain"]["loss"]),
+        "rows of one pair": is_off(each["accuracy"][0]),
+        "loss, rows of one pair": is_off(each["loss"][0]),
+        "mean ends": is_off(ends["accuracy"]),
+        "loss, mean ends": is_off(ends["loss"]),
+    }
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--draws", type=int, default=200)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 5])
+    asked = parser.parse_args()
+    for fewer in (0, 40):
+        what = f"{fewer} of {TRAINED} rows fewer" if fewer else "null pairs"
+        n = asked.draws // 4 if fewer else asked.draws
+        for n_seeds in asked.seeds:
+            found = [trained_pairs(seed, n_seeds, fewer=fewer) for seed in range(n)]
+            told = [verdicts(one) for one in found]
+            gains = [one["gain"]["accuracy"] for one in found]
+            gap, size = (100 * fmean(g[name] for g in gains) for name in ("value", "detects"))
+            print(f"{what}, {n} draws, {n_seeds} seeds: gap {gap:+.1f} points, detects {size:.1f}")
+            for name in told[0]:
+                print(f"| {name} | {fmean(t[name] for t in told):.3f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
