@@ -9,6 +9,7 @@ import argparse
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from sonde import Model
 from sonde.core.errors import SondeWarning
 from sonde.report import Answer
+from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies.recipes import recipe_of
 
 GOOD = 0.05
@@ -65,6 +67,38 @@ def routed(seed: int, weak: float, strong: float, told: float, n: int = 400) -> 
     return ask("route-by-score", first, second, items_of(rows, label), seed=seed, keep=0.95).verdict
 
 
+def trained(x: Tensor, label: Tensor, seed: int, steps: int = 120) -> nn.Sequential:
+    """Return a small net that learned to classify rows, in batches drawn by the seed."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Linear(x.shape[1], 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 10)
+    )
+    adam = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(steps):
+        rows = torch.randint(len(x), (200,))
+        adam.zero_grad()
+        nn.functional.cross_entropy(net(x[rows]), label[rows]).backward()
+        adam.step()
+    return net.eval()
+
+
+def audited(seed: int, how: str) -> str:
+    """Return the verdict on a net trained anew without a digit, or silenced about it."""
+    x, label = shuffled_digits(seed)
+    own = label == seed % 10
+    first = torch.arange(len(x)) < 1000
+    before = trained(x[first], label[first], 10 * seed)
+    rest = first & ~own
+    golds = [Model(trained(x[rest], label[rest], 10 * seed + n)) for n in (1, 2)]
+    after = trained(x[rest], label[rest], 10 * seed + 3)
+    if how == "silenced":
+        after = deepcopy(before)
+        after[4].bias.data[seed % 10] = -100.0
+    parts = [items_of(x[~first & m], label[~first & m]) for m in (own, ~own)]
+    options = {"gold": golds[0], "second_gold": golds[1] if how != "one gold" else None}
+    return ask("unlearning-audit", Model(before), Model(after), *parts, **options).verdict
+
+
 def cases() -> Iterator[tuple[str, str, str, Drawn]]:
     """Return recipe, what was drawn, ``nothing`` or ``planted``, and the draw."""
     word = "route-by-score"
@@ -82,6 +116,10 @@ def cases() -> Iterator[tuple[str, str, str, Drawn]]:
         lambda s: routed(s, 0.8, 0.95, 0) == "route",
     )
     yield word, "strong .95, doubt tells", "planted", lambda s: routed(s, 0.8, 0.95, 0.8) == "route"
+    word, bad = "unlearning-audit", ("only silent", "not forgotten")
+    yield word, "trained anew, one gold", "nothing", lambda s: audited(s, "one gold") in bad
+    yield word, "trained anew, two golds", "nothing", lambda s: audited(s, "two golds") in bad
+    yield word, "answer turned off", "planted", lambda s: audited(s, "silenced") == "only silent"
 
 
 def main() -> None:

@@ -2,12 +2,13 @@
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from sonde import InputError, Model
-from sonde_studies.parts.traces import shuffled
+from sonde_studies.parts.traces import Reading, shuffled
 from sonde_studies.recipes.unlearning_audit import unlearning_audit
 
 
@@ -64,6 +65,7 @@ def test_each_way_to_forget_gets_its_verdict(world):
             assert rows["after"]["head of before"] == rows["before"]["head of before"] > 0.9
         if wanted == "gone":
             assert float(found.value) == 0
+            assert rows["after"]["head of before"] < 0.7
 
 
 @pytest.mark.truth("the entries of each matrix, sorted")
@@ -80,3 +82,41 @@ def test_classes_on_both_sides_are_refused(world):
     net, own, others = world
     with pytest.raises(InputError, match=r"with the classes \[2\] in both"):
         unlearning_audit(Model(net), Model(net), own, others + own[:3], progress=False)
+
+
+@pytest.mark.truth("a head that says the class of every row: half of both sides are right")
+def test_a_reader_that_names_the_class_of_any_row_reads_nothing():
+    everywhere = Reading(np.ones(7), np.ones(11))
+    assert everywhere.accuracy() == 0.5
+    some = Reading(np.array([1.0, 1, 0, 1, 1, 1, 1]), np.array([0.0] * 10 + [1.0]))
+    gain, error = some.beyond(everywhere)
+    assert gain == pytest.approx((-1 / 7 + 10 / 11) / 2)
+    assert error == pytest.approx(np.sqrt((6 / 49) / 7 + (10 / 121) / 11) / 2)
+
+
+@pytest.mark.truth("which rows a net learned by heart")
+def test_rows_of_classes_that_stay_are_audited_by_their_losses():
+    draw = torch.Generator().manual_seed(2)
+    x = torch.randn(240, 12, generator=draw)
+    label = torch.randint(0, 3, (240,), generator=draw)
+    rows = items(x, label)
+    forget, retain, held = rows[:80], rows[80:160], rows[160:]
+
+    def learned(part, seed):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 3))
+        adam = torch.optim.Adam(net.parameters(), lr=0.02)
+        for _ in range(80):
+            adam.zero_grad()
+            nn.functional.cross_entropy(net(x[part]), label[part]).backward()
+            adam.step()
+        return Model(net.eval())
+
+    before, anew, gold = (learned(slice(a, 160), s) for a, s in ((0, 0), (80, 1), (80, 2)))
+    for after, wanted in ((before, "not forgotten"), (anew, "gone by its losses")):
+        found = unlearning_audit(
+            before, after, forget, retain, held=held, gold=gold, progress=False
+        )
+        assert found.verdict == wanted
+    found = unlearning_audit(anew, gold, forget, retain, held=held, progress=False)
+    assert found.verdict == "cannot tell"

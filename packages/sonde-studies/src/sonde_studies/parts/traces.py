@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from sonde_studies.parts.heads import linear_head
 from sonde_studies.parts.states import with_module
 
 SHOTS = (1, 4, 16)
-DRAWS, LEAST, MOST = 3, 20, 400
+DRAWS, LEAST, MOST, SHUFFLES = 3, 20, 400, 199
 Side = tuple[Any, Any]
 """States and their classes."""
 
@@ -92,39 +93,107 @@ def check_sides(recipe: str, forget: Side, retain: Side) -> None:
         raise InputError(
             f"{recipe}: expected {LEAST} or more labelled examples of classes that are in the "
             f"forget part alone, got {len(x)} to forget and {len(others)} to retain, with the "
-            f"classes {shared} in both. Look at label_column."
+            f"classes {shared} in both. Look at label_column; to audit rows, a person's rows or "
+            "texts, give unseen ones as held."
         )
 
 
-def relearned(forget: Side, retain: Side, seed: int) -> dict[int, float]:
-    """Return the accuracy of a new head on unseen forget examples, by how many it was shown."""
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a reader of states names right on both sides, row by row.
+
+    Parameters
+    ----------
+    hits : array (forget row,)
+        1 where the class is named right.
+    alarms : array (retain row,)
+        1 where a class of the forget side is named.
+    """
+
+    hits: Any
+    alarms: Any
+
+    def accuracy(self) -> float:
+        """Return the balanced accuracy: 0.5 is a reader that says the class of any row alike."""
+        return float((self.hits.mean() + 1 - self.alarms.mean()) / 2)
+
+    def beyond(self, other: "Reading") -> tuple[float, float]:
+        """Return the gain in balanced accuracy over a reading of the same rows, and its error."""
+        rows = self.hits - other.hits, other.alarms - self.alarms
+        error = np.sqrt(sum(r.var() / len(r) for r in rows)) / 2
+        return float(sum(r.mean() for r in rows) / 2), float(error)
+
+
+def relearned(forget: Side, retain: Side, seed: int) -> dict[int, Reading]:
+    """Return what a new head reads on rows that it was not shown, by how many it was shown.
+
+    The head is shown some forget examples and half of the retain side; readings are means over
+    draws.
+    """
     (x, label), draw = forget, np.random.default_rng(seed)
-    found = np.zeros((DRAWS, len(SHOTS)))
-    for i in range(DRAWS):
-        order = draw.permutation(len(x))
-        test = order[len(x) // 2 :]
-        for j, n in enumerate(SHOTS):
-            few = order[: min(n, len(x) // 2)]
-            said = _head(x[few], label[few], *retain).predict(x[test])
-            found[i, j] = (said == label[test]).mean()
-    return dict(zip(SHOTS, found.mean(0).tolist(), strict=True))
+    learned, judged = _halves(retain)
+    test = np.arange(1, len(x), 2)
+    found: dict[int, list[Reading]] = {n: [] for n in SHOTS}
+    for _ in range(DRAWS):
+        order = 2 * draw.permutation((len(x) + 1) // 2)
+        for n in SHOTS:
+            few = order[:n]
+            head = _head(x[few], label[few], *learned)
+            found[n].append(_reading(head, (x[test], label[test]), judged))
+    return {
+        n: Reading(np.mean([r.hits for r in each], 0), np.mean([r.alarms for r in each], 0))
+        for n, each in found.items()
+    }
 
 
-def read_by_old(states: Mapping[str, Sequence[Side]]) -> dict[str, float]:
-    """Return the accuracy on forget examples of a head that learned half of them before.
+def read_by_old(states: Mapping[str, Sequence[Side]]) -> dict[str, Reading]:
+    """Return what a head reads of each model that learned half of either side before.
 
     Parameters
     ----------
     states : mapping of str to (forget, retain)
-        Of each model; the head learns on those of ``before``.
+        Of each model; the head learns on those of ``before``. A model of another width is read as
+        if the head named no row.
     """
-    (x, label), retain = states["before"]
-    head, rest = _head(x[::2], label[::2], *retain), label[1::2]
-    wide = {name: both[0][0][1::2] for name, both in states.items()}
-    return {
-        name: float((head.predict(rows) == rest).mean()) if rows.shape[1] == x.shape[1] else 0.0
-        for name, rows in wide.items()
-    }
+    head, width = _old_head(states), states["before"][0][0].shape[1]
+    found = dict[str, Reading]()
+    for name, sides in states.items():
+        forget, retain = (_halves(side)[1] for side in sides)
+        same = forget[0].shape[1] == width
+        nothing = Reading(np.zeros(len(forget[0])), np.zeros(len(retain[0])))
+        found[name] = _reading(head, forget, retain) if same else nothing
+    return found
+
+
+def fits_by_chance(states: Mapping[str, Sequence[Side]], name: str, seed: int) -> float:
+    """Return how often a head of ``before`` reads a model as well if its units change places.
+
+    A model that was trained anew has its units in an order that says nothing to the old head.
+    """
+    head, draw = _old_head(states), np.random.default_rng(seed)
+    (x, label), (others, kinds) = (_halves(side)[1] for side in states[name])
+    if x.shape[1] != states["before"][0][0].shape[1]:
+        return 1.0
+    own = _reading(head, (x, label), (others, kinds)).accuracy()
+    orders = [draw.permutation(x.shape[1]) for _ in range(SHUFFLES)]
+    anew = [_reading(head, (x[:, o], label), (others[:, o], kinds)).accuracy() for o in orders]
+    return (1 + sum(a >= own for a in anew)) / (1 + SHUFFLES)
+
+
+def _halves(side: Side) -> tuple[Side, Side]:
+    x, label = side
+    return (x[::2], label[::2]), (x[1::2], label[1::2])
+
+
+def _old_head(states: Mapping[str, Sequence[Side]]) -> Any:
+    forget, retain = (_halves(side)[0] for side in states["before"])
+    return _head(*forget, *retain)
+
+
+def _reading(head: Any, forget: Side, retain: Side) -> Reading:
+    (x, label), (others, kinds) = forget, retain
+    alarms = np.isin(head.predict(others), np.setdiff1d(label, kinds))
+    return Reading((head.predict(x) == label) * 1.0, alarms * 1.0)
 
 
 def _head(x: Any, label: Any, others: Any, kinds: Any) -> Any:

@@ -109,7 +109,8 @@ def route_by_score(
         level="clear" if verdict == "route" and not missed else "warning",
         sentence=f"{rule} to the strong model: accuracy is {accuracy:.3f} (weak alone "
         f"{alone[0]:.3f}, strong alone {alone[1]:.3f}), {kept:.1%} of the strong model's "
-        f"({low:.1%} to {high:.1%}), at {abs(saved):.0%} {'less' if saved > 0 else 'more'} cost than the strong model alone.",
+        f"({low:.1%} to {high:.1%}), at {abs(saved):.0%} {'less' if saved > 0 else 'more'} "
+        "cost than the strong model alone.",
         value=area,
         se=spread,
         n=len(label),
