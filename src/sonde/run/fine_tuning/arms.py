@@ -262,7 +262,7 @@ def _in_scope(module: nn.Module, scope: str) -> set[str]:
 
 
 def _last_tensors(module: nn.Module, least: int) -> set[str]:
-    """Return the names of the last parameters that together hold so many numbers or more."""
+    """Return the names of the last parameters that together hold `least` numbers or more."""
     found: set[str] = set()
     n = 0
     for name, parameter in reversed(list(module.named_parameters())):
