@@ -99,6 +99,19 @@ def audited(seed: int, how: str) -> str:
     return ask("unlearning-audit", Model(before), Model(after), *parts, **options).verdict
 
 
+def copying(seed: int, n_copies: int = 0, n_leaks: int = 0) -> str:
+    """Return the verdict on samples drawn like the other rows, from a curved sheet."""
+    random = torch.Generator().manual_seed(seed)
+    place = torch.randn(760, 3, generator=random) @ torch.randn(3, 11, generator=random)
+    x = torch.tanh(place) + 0.02 * torch.randn(760, 11, generator=random)
+    seen, held, samples = x[:300], x[300:600], x[600:]
+    held = torch.cat([held, seen[:n_leaks]])
+    samples = torch.cat([samples[n_copies:], seen[:n_copies]])
+    parts = [[{"x": row} for row in part] for part in (samples, seen, held)]
+    eye = Model(nn.Sequential(nn.Identity()).eval())
+    return ask("replication-check", eye, *parts, site="0", seed=seed).verdict
+
+
 def cases() -> Iterator[tuple[str, str, str, Drawn]]:
     """Return recipe, what was drawn, ``nothing`` or ``planted``, and the draw."""
     word = "route-by-score"
@@ -120,6 +133,16 @@ def cases() -> Iterator[tuple[str, str, str, Drawn]]:
     yield word, "trained anew, one gold", "nothing", lambda s: audited(s, "one gold") in bad
     yield word, "trained anew, two golds", "nothing", lambda s: audited(s, "two golds") in bad
     yield word, "answer turned off", "planted", lambda s: audited(s, "silenced") == "only silent"
+    word, none = "replication-check", "no copies found"
+    yield word, "no copies", "nothing", lambda s: copying(s) != none
+    yield (
+        word,
+        "no copies, 10 of 310 held rows leak",
+        "nothing",
+        lambda s: copying(s, 0, 10) != none,
+    )
+    yield word, "12 of 160 copied", "planted", lambda s: copying(s, 12) == "copies"
+    yield word, "12 copied, 10 leak", "planted", lambda s: copying(s, 12, 10) != none
 
 
 def main() -> None:
