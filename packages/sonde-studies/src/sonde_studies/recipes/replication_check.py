@@ -180,19 +180,6 @@ def _answer(
     lead = f"{leaks} of {len(near.fresh)} held-out rows equal a training row. " if leaks else ""
     what = "lie below the lowest" if verdict != "near to its rows" else "are smaller than those"
     shown = {"states": "ratios of distances", "words": "fractions of new words"}[way]
-    pooled = np.r_[found.made, found.fresh]
-    edges = np.linspace(0, 1.02 * max(float(np.quantile(pooled, 0.99)), 1e-9), BINS + 1)
-    title = "Samples left of the line are marked; held-out rows show what is usual"
-    axis = "distance to the nearest training row over that to a held-out row"
-    if way == "words":
-        axis = "fraction of the runs of three words that no training text has"
-    drawn = two_histograms(
-        title,
-        {"samples": torch.from_numpy(found.made), "held-out rows": torch.from_numpy(found.fresh)},
-        edges,
-        axis,
-        bar,
-    )
     return Answer(
         question=QUESTION,
         verdict=verdict,
@@ -206,17 +193,8 @@ def _answer(
         n=n,
         range=(0.0, 1.0),
         direction="higher",
-        rows=tuple(
-            {
-                "sample": int(found.samples[i]),
-                "training row": int(found.pair[i]),
-                "ratio" if way == "states" else "new words": float(found.made[i]),
-                "distance": float(near.distance[i]),
-                "copy": "yes" if copied[i] else "no",
-            }
-            for i in np.argsort(found.made, kind="stable")[:SHOWN].tolist()
-        ),
-        drawn=drawn,
+        rows=_pairs(way, found, near, copied),
+        drawn=_picture(way, found, bar),
         facts={
             "site": site,
             "compared by": way,
@@ -228,6 +206,34 @@ def _answer(
             *([NEAR] if verdict == "near to its rows" else []),
             *_leaking(leaks, verdict == "held rows leak"),
         ),
+    )
+
+
+def _pairs(way: str, found: _Ratios, near: _Ratios, copied: Any) -> tuple[dict[str, Any], ...]:
+    """Return the samples that are nearest to a training row, with that row."""
+    return tuple(
+        {
+            "sample": int(found.samples[i]),
+            "training row": int(found.pair[i]),
+            "ratio" if way == "states" else "new words": float(found.made[i]),
+            "distance": float(near.distance[i]),
+            "copy": "yes" if copied[i] else "no",
+        }
+        for i in np.argsort(found.made, kind="stable")[:SHOWN].tolist()
+    )
+
+
+def _picture(way: str, found: _Ratios, bar: float) -> dict[str, Any]:
+    """Return bars of samples and of held-out rows."""
+    parts = {"samples": found.made, "held-out rows": found.fresh}
+    high = float(np.quantile(np.concatenate([*parts.values()]), 0.99))
+    edges = np.linspace(0, 1.02 * max(high, 1e-9), BINS + 1)
+    title = "Samples left of the line are marked; held-out rows show what is usual"
+    axis = "distance to the nearest training row over that to a held-out row"
+    if way == "words":
+        axis = "fraction of the runs of three words that no training text has"
+    return two_histograms(
+        title, {name: torch.from_numpy(v) for name, v in parts.items()}, edges, axis, bar
     )
 
 
