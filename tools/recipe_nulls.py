@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,6 +113,22 @@ def copying(seed: int, n_copies: int = 0, n_leaks: int = 0) -> str:
     return ask("replication-check", eye, *parts, site="0", seed=seed).verdict
 
 
+def swapped(seed: int, damage: str, *, is_related: bool) -> str:
+    """Return the verdict of stage-swap on nets of digits, the second damaged at one end."""
+    x, label = shuffled_digits(seed)
+    first = trained(x[:700], label[:700], 10 * seed)
+    second = deepcopy(first) if is_related else trained(x[:700], label[:700], 10 * seed + 1)
+    if damage != "none":
+        part = second[0] if damage == "front" else second[4]
+        noise = torch.randn(part.weight.shape, generator=torch.Generator().manual_seed(seed))
+        part.weight.data += (1.5 if damage == "front" else 1.0) * part.weight.std() * noise
+    models = [Model(net) for net in (first, second)]
+    if seed % 2:
+        models.reverse()
+    items = items_of(x[700:], label[700:])
+    return ask("stage-swap", *models, items, sites="2", seed=seed).verdict
+
+
 def cases() -> Iterator[tuple[str, str, str, Drawn]]:
     """Return recipe, what was drawn, ``nothing`` or ``planted``, and the draw."""
     word = "route-by-score"
@@ -143,6 +160,19 @@ def cases() -> Iterator[tuple[str, str, str, Drawn]]:
     )
     yield word, "12 of 160 copied", "planted", lambda s: copying(s, 12) == "copies"
     yield word, "12 copied, 10 leak", "planted", lambda s: copying(s, 12, 10) != none
+    word = "stage-swap"
+    for is_related, what in ((True, "one origin"), (False, "two seeds")):
+        said = partial(swapped, is_related=is_related)
+        if not is_related:
+            yield word, what, "nothing", lambda s, f=said: f(s, "none").endswith("differs")
+        for end in ("front", "back"):
+            right = f"the {end} differs"
+            yield (
+                word,
+                f"{what}, damaged {end}",
+                "planted",
+                (lambda s, f=said, e=end, r=right: f(s, e) == r),
+            )
 
 
 def main() -> None:

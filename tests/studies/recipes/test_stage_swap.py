@@ -1,5 +1,7 @@
 """Halves of models: cut and joined again, nets that a linear map turns into one another."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -67,6 +69,41 @@ def test_a_swapped_net_answers_as_the_net_of_its_back():
         assert got == pytest.approx(want, abs=0.011)  # a row may change sides: the map has a ridge
     assert max(want) - min(want) > 0.03
     assert float(found.value) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.truth("which end of which net was damaged")
+@pytest.mark.parametrize("end", ["front", "back"])
+@pytest.mark.parametrize("is_related", [True, False])
+def test_the_damaged_end_is_named_in_both_directions(end, is_related):
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(400, 6, generator=draw)
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=draw))[0]
+    plain = nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 3)))
+    with torch.no_grad():
+        plain[0].weight.copy_(torch.eye(6))
+        plain[1][0].weight.copy_(3 * torch.eye(6)[:3])
+        for part in (plain[0], plain[1][0]):
+            part.bias.zero_()
+    other = deepcopy(plain)
+    label = plain(x).argmax(1)
+    with torch.no_grad():
+        if not is_related:
+            other[0].weight.copy_(turn)
+            other[1][0].weight.copy_(plain[1][0].weight @ turn.T)
+        if end == "front":
+            other[0].weight.copy_(other[0].weight @ torch.diag(torch.tensor([0.0, 1, 1, 1, 1, 1])))
+        else:
+            other[1][0].weight[0] = 0
+    items = [{"x": row, "label": int(c)} for row, c in zip(x, label, strict=True)]
+    models = [Model(net.eval()) for net in (plain, other)]
+    for first, second in (models, models[::-1]):
+        found = stage_swap(first, second, items, sites="0", progress=False)
+        assert found.verdict == f"the {end} differs"
+        assert ("one origin" in found.facts["map between models"]) == is_related
+    assert stage_swap(models[0], models[0], items, sites="0", progress=False).verdict == (
+        "they are alike"
+    )
 
 
 @pytest.mark.slow

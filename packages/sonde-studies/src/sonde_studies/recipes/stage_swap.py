@@ -4,13 +4,22 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from sonde import Model
+from torch import Tensor
+
+from sonde import Model, gather, read
 from sonde.core import matrix
 from sonde.report import Answer
-from sonde_studies.parts.figures import unfolded
-from sonde_studies.parts.halves import cuts_of
+from sonde_studies.parts.figures import error_of, unfolded
+from sonde_studies.parts.halves import Cut, cuts_of
+from sonde_studies.parts.heads import linear_head
 
 QUESTION = "Which part makes two models differ, the front or the back?"
+LEAST = 0.05
+"""Accuracy of heads by which fronts must differ at least: heads of equal fronts differ a little."""
+WITH_MAP = (
+    "The map to the states of a worse front passes on no more than that front knows: the table "
+    "cannot say whether the backs differ as well."
+)
 
 
 def stage_swap(
@@ -28,9 +37,11 @@ def stage_swap(
 ) -> Answer:
     """Put the front of each classifier on the back of each other, and judge all of them.
 
-    Between two models states go through a linear map, which is fitted on half of the data; the
-    other half judges. The table's variance is split into what fronts add, what backs add, and what
-    only some pairs do.
+    Models of one origin, whose fronts and backs fit as they are, need no map. Between others states
+    go through a linear map, which is fitted on half of the data; the other half judges. Such a map
+    aims at the other model's states, however bad: then a linear head on the states of each front
+    says whether fronts differ. The table's variance is split into what fronts add, what backs add,
+    and what only some pairs do.
 
     Example: sonde recipe stage-swap FIRST SECOND DATA -o swap.html
 
@@ -60,34 +71,39 @@ def stage_swap(
     options = {"label_column": label_column, "classes": classes, "limit": limit}
     cuts = cuts_of("stage_swap", models, data, sites, seed, **options)
     cut = cuts[(len(cuts) - 1) // 2]
-    found = cut.stitched("stage_swap")
+    found = cut.stitched("stage_swap", "none") if len(cut.widths()) == 1 else None
+    has_map = found is None or not _is_one_origin(found.accuracy, len(cut.label.unique()))
+    if found is None or has_map:
+        found = cut.stitched("stage_swap")
     table, n = found.accuracy, len(cut.held)
-    spread = [float(v.max() - v.min()) for v in (found.front, found.back)]
-    noise = 2 * float((table.mean() * (1 - table.mean()) / n).sqrt())
+    noise = 2 * float((2 * table.mean() * (1 - table.mean()) / n).sqrt())
+    fronts = _read_fronts(models, cut, data, progress, **options) if has_map else {}
+    verdict = _verdict(found, noise, list(fronts.values()))
     shares = found.share_front, found.share_back, found.share_interaction
     share = [0.0 if math.isnan(x) else x for x in shares]  # a table of equal cells has no variance
-    differ = max(*spread, float(found.null) - float(found.value)) > noise
-    which = "front" if spread[0] > spread[1] else "back"
-    verdict = f"the {which} differs" if max(spread) > noise else "they do not fit"
     own = zip(names, table.diagonal().tolist(), strict=True)
     cells = {
         a: dict(zip(names, r.tolist(), strict=True)) for a, r in zip(names, table, strict=True)
     }
+    heads = ", ".join(f"{float(r.mean()):.3f}" for r in fronts.values())
     return Answer(
         question=QUESTION,
-        verdict=verdict if differ else "they are alike",
+        verdict=verdict,
         level="clear",
         sentence="As they are the models have accuracy "
-        f"{', '.join(f'{v:.3f} ({name})' for name, v in own)}; with "
-        f"the front of one on the back of another it is {float(found.value):.3f} on average. "
-        f"Fronts make {share[0]:.0%} of the variance of the table, backs {share[1]:.0%}, pairs "
-        f"{share[2]:.0%}.",
+        f"{', '.join(f'{v:.3f} ({name})' for name, v in own)}; with the front of one on the back "
+        f"of another, {'with' if has_map else 'without'} a map between, it is "
+        f"{float(found.value):.3f} on average. Fronts make {share[0]:.0%} of the variance of the "
+        f"table, backs {share[1]:.0%}, pairs {share[2]:.0%}."
+        + (f" Linear heads on the states of the fronts have accuracy {heads}." if heads else ""),
         value=share[0],
         n=n,
         range=(0.0, 1.0),
         rows=tuple(
-            {"front": a, "site": site} | {f"back of {b}": v for b, v in cells[a].items()}
-            for a, site in zip(names, cut.sites, strict=True)
+            {"front": a, "site": site}
+            | {f"back of {b}": v for b, v in cells[a].items()}
+            | ({"head on the front": float(fronts[site_number].mean())} if fronts else {})
+            for site_number, (a, site) in enumerate(zip(names, cut.sites, strict=True))
         ),
         drawn=matrix(
             "Accuracy of fronts on backs",
@@ -100,11 +116,58 @@ def stage_swap(
         ),
         facts={
             "cut": ", ".join(cut.sites),
+            "map between models": "linear" if has_map else "none: models of one origin",
             "two standard errors": f"{noise:.3f}",
             "rows that fit maps": str(len(cut.fit)),
         },
         advice=(
             "A map is linear and fitted to the other model's states. Models of other seeds often "
             "pass on with such a map: that alone does not say that they see the same.",
+            *([WITH_MAP] if verdict == "the front differs" and has_map else []),
         ),
     )
+
+
+def _is_one_origin(table: Tensor, n_classes: int) -> bool:
+    """Return whether parts fit without a map: in each pair one of the two swaps still answers.
+
+    Where one part of one model is damaged, the swap that leaves this part out answers well.
+    """
+    chance, n = 1 / max(n_classes, 2), len(table)
+    for a in range(n):
+        for b in range(a):
+            best = float(table[[a, b], [a, b]].max())
+            if float(table[[a, b], [b, a]].max()) < chance + 0.5 * (best - chance):
+                return False
+    return True
+
+
+def _read_fronts(
+    models: Sequence[Model], cut: Cut, data: Any, progress: bool, **options: Any
+) -> dict[int, Any]:
+    """Return which held examples a linear head on the states of each front names right."""
+    found = dict[int, Any]()
+    for number, (model, site) in enumerate(zip(models, cut.sites, strict=True)):
+        rows = gather(read(model, data, sites=site, logits=False, **options), progress)
+        x, label = rows.last.numpy(), rows.label.numpy()
+        fit, held = cut.fit.numpy(), cut.held.numpy()
+        head = linear_head().fit(x[fit], label[fit])
+        found[number] = (head.predict(x[held]) == label[held]) * 1.0
+    return found
+
+
+def _verdict(found: Any, noise: float, heads: list[Any]) -> str:
+    """Return which part makes the difference.
+
+    With a map, fronts are compared by their heads: the map to a damaged front's states damages what
+    it passes on, as if the back were at fault.
+    """
+    front, back = (float(v.max() - v.min()) for v in (found.front, found.back))
+    if heads:
+        pairs = [a - b for i, a in enumerate(heads) for b in heads[:i]]
+        if any(abs(float(p.mean())) > max(3 * error_of(p), LEAST) for p in pairs):
+            return "the front differs"
+        front = 0.0
+    if max(front, back) > noise:
+        return "the front differs" if front > back else "the back differs"
+    return "they do not fit" if float(found.null - found.value) > noise else "they are alike"
