@@ -20,6 +20,7 @@ from sonde import Model
 from sonde.core.errors import SondeWarning
 from sonde.report import Answer
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.parts.figures import NOT_TOLD
 from sonde_studies.recipes import recipe_of
 
 GOOD = 0.05
@@ -129,6 +130,52 @@ def swapped(seed: int, damage: str, *, is_related: bool) -> str:
     return ask("stage-swap", *models, items, sites="2", seed=seed).verdict
 
 
+EYE = Model(nn.Sequential(nn.Identity()).eval())
+"""An encoder whose states are its inputs."""
+
+
+def by_lot(seed: int, n: int = 160, dim: int = 8) -> tuple[Tensor, list[int]]:
+    """Return rows, and labels of two uneven classes that say nothing of them."""
+    random = torch.Generator().manual_seed(seed)
+    label = (torch.rand(n, generator=random) < 0.3).long()
+    return torch.randn(n, dim, generator=random), label.tolist()
+
+
+def viewed(seed: int) -> str:
+    """Return the verdict of view-sets where one class is 0.3 of all, and no view tells it."""
+    x, label = by_lot(seed, 240)
+    rows = [{"view": r, "set": str(i // 3), "label": label[i // 3]} for i, r in enumerate(x)]
+    return ask("view-sets", EYE, rows, seed=seed).verdict
+
+
+def single_views(seed: int) -> str:
+    """Return the verdict where all views of a thing are the same: more views say no more."""
+    random = torch.Generator().manual_seed(seed)
+    label = torch.randint(3, (90,), generator=random)
+    x = torch.randn(90, 8, generator=random) + 1.2 * torch.eye(8)[label]
+    rows = [{"view": x[i], "set": str(i), "label": int(label[i])} for i in range(90) for _ in "abc"]
+    return ask("view-sets", EYE, rows, seed=seed).verdict
+
+
+def fused(word: str, seed: int) -> str:
+    """Return the verdict of a recipe of two encoders or views on labels by lot."""
+    x, label = by_lot(seed)
+    if word == "missing-view":
+        rows = [
+            {"first": a[:4], "second": a[4:], "label": c} for a, c in zip(x, label, strict=True)
+        ]
+        return ask(word, EYE, EYE, rows, seed=seed).verdict
+    return ask(word, EYE, EYE, items_of(x, label), seed=seed).verdict
+
+
+def changed(seed: int) -> str:
+    """Return the verdict of change-pairs where the label says nothing of the pairs."""
+    x, label = by_lot(seed)
+    sides = zip(x, x.flip(0), label, strict=True)
+    rows = [{"before": a, "after": b, "changed": str(c)} for a, b, c in sides]
+    return ask("change-pairs", EYE, rows, seed=seed).verdict
+
+
 def cases() -> Iterator[tuple[str, str, str, Drawn]]:
     """Return recipe, what was drawn, ``nothing`` or ``planted``, and the draw."""
     word = "route-by-score"
@@ -173,6 +220,11 @@ def cases() -> Iterator[tuple[str, str, str, Drawn]]:
                 "planted",
                 (lambda s, f=said, e=end, r=right: f(s, e) == r),
             )
+    for word in ("missing-view", "feature-fusion"):
+        yield word, "labels by lot", "nothing", lambda s, w=word: fused(w, s) != NOT_TOLD
+    yield "view-sets", "labels by lot", "nothing", lambda s: viewed(s) != NOT_TOLD
+    yield "view-sets", "views are equal", "nothing", lambda s: "views by" in single_views(s)
+    yield "change-pairs", "labels by lot", "nothing", lambda s: changed(s) != "not told"
 
 
 def main() -> None:

@@ -67,10 +67,14 @@ def test_its_page_says_what_was_gained_inside_in_answers_bytes_and_time(small):
 
 def test_a_model_that_became_slower_is_told_how_to_run_unpacked(small):
     for ratio, is_told in ((0.5, True), (1.4, False)):
-        times = [{**one, "ratio": ratio} for one in small[1]["times"]]
+        around = [0.9 * ratio, 1.05 * ratio]
+        times = [{**one, "ratio": ratio, "ratio_range": around} for one in small[1]["times"]]
         sections = document_of({**small[1], "times": times}).sections
         text = next(one.lead for one in sections if one is not None and one.key == "time")
         assert ("slower than the original on one token" in text) == is_told
+        assert ("one token not told apart" in document_of({**small[1], "times": [
+            {**one, "ratio": ratio, "ratio_range": [0.9 * ratio, 3]} for one in small[1]["times"]
+        ]}).verdict) == is_told  # fmt: skip
         assert ("sonde.weights.unpacked(model)" in text) == is_told
 
 

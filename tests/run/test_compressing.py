@@ -1,7 +1,9 @@
 """What a compression changed inside, how fast it is, what it is fitted on, which setting fits."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import nn
 
 from sonde import Model
@@ -11,7 +13,7 @@ from sonde.data import open_inputs
 from sonde.run.compressing.choosing import chosen_parts, enough_examples
 from sonde.run.compressing.inside import inside
 from sonde.run.compressing.settings import Setting, Trial, fitting
-from sonde.run.compressing.timing import speeds
+from sonde.run.compressing.timing import _median_of_pairs, speeds
 
 
 def net() -> nn.Sequential:
@@ -51,9 +53,23 @@ def test_a_slower_model_is_called_slower():
             return self.inner(x)
 
     one = net()
-    (found,) = speeds(Model(one), Slow(), open_inputs(Model(one), torch.randn(4, 11)), runs=5)
+    (found,) = speeds(Model(one), Slow(), open_inputs(Model(one), torch.randn(4, 11)), runs=9)
     assert found.ratio < 0.5
+    assert found.ratio_range[0] <= found.ratio <= found.ratio_range[1] < 1
     assert found.before[1] <= found.before[0] <= found.before[2]
+
+
+@pytest.mark.truth("scipy.stats: exact interval of a median by the binomial law")
+def test_the_interval_of_the_median_of_pairs():
+    draw = np.random.default_rng(2)
+    before, after = draw.random(20) + 0.5, draw.random(20) + 0.5
+    ratio, (low, high) = _median_of_pairs([*before], [*after])
+    each = before / after
+    assert ratio == pytest.approx(np.median(each))
+    assert binomtest(int((each <= low).sum()) - 1, 20).pvalue <= 0.05
+    assert binomtest(int((each <= low).sum()), 20).pvalue > 0.05
+    assert (each >= high).sum() == (each <= low).sum()
+    assert _median_of_pairs([1.0] * 5, [2.0] * 5)[1][0] == 0
 
 
 def test_both_parts_are_drawn_by_ids_and_groups_stay_together():

@@ -100,14 +100,16 @@ class Cache:
         if best is None:
             nearest = min(trials, key=lambda t: t.divergence_nats)
             return filled(
-                f"No rule stays below {self.max_kl:g} nats on these {n_texts} texts; the nearest "
+                f"No rule's mean divergence plus two standard errors stays below {self.max_kl:g} "
+                f"nats on these {n_texts} texts; the nearest "
                 f"is {_python(nearest.rule)} with {nearest.divergence_nats:.3g}. Try larger "
                 "--budgets, or allow more with --max-kl."
             )
         said = filled(
-            f"Smallest cache whose predictions differ by at most {self.max_kl:g} nats on these "
-            f"{n_texts} texts: {_python(best.rule)} holds {best.memory:.0%} of the bytes and costs "
-            f"{best.divergence_nats:.2g} nats; {best.same_answer:.1%} of the likeliest tokens stay."
+            f"Smallest cache whose mean divergence plus two standard errors is at most "
+            f"{self.max_kl:g} nats on these {n_texts} texts: {_python(best.rule)} holds "
+            f"{best.memory:.0%} of the bytes and costs {best.divergence_nats:.2g} nats; "
+            f"{best.same_answer:.1%} of the likeliest tokens stay."
         )
         kind = type(best.rule).__name__
         return (

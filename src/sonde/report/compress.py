@@ -52,10 +52,8 @@ def _verdict(found: dict[str, Any]) -> str:
         f"{what} {_times(found[key][0], found[key][1], 'smaller', 'larger')}"
         for what, key in (("files", "bytes"), ("memory", "memory"))
     ]
-    gains += [
-        f"{one['what']} {_times(one['before'][0], one['after'][0], 'as fast', 'as slow')}"
-        for one in found["times"]
-    ]
+    gains[1] += f" than as opened ({found['opened_in']})" if "as before" not in gains[1] else ""
+    gains += [f"{one['what']} {_speed(one)}" for one in found["times"]]
     told = found["fidelity"]
     changed = f"{share(told['changed'])} of {told['n']:,}"
     if _is_vector(told):
@@ -67,6 +65,14 @@ def _verdict(found: dict[str, Any]) -> str:
 def _is_vector(told: dict[str, Any]) -> bool:
     """Return whether the models answer with vectors, which are compared by the cosine."""
     return told.get("cosine") is not None
+
+
+def _speed(one: dict[str, Any]) -> str:
+    """Return how fast the smaller model is, unless the pairs of runs leave it open."""
+    low, high = one["ratio_range"]
+    if low <= 1 <= high:
+        return "not told apart"
+    return _times(one["ratio"], 1.0, "as fast", "as slow")
 
 
 def _times(before: float, after: float, gain: str, loss: str) -> str:
@@ -177,18 +183,32 @@ def _bytes(found: dict[str, Any]) -> Section:
 
 def _time(found: dict[str, Any]) -> Section:
     rows = tuple(
-        (one["what"], one["ratio"], *one["before"], *one["after"], *one["first"])
+        (
+            one["what"],
+            one["ratio"],
+            *one["ratio_range"],
+            *one["before"],
+            *one["after"],
+            *one["first"],
+        )
         for one in found["times"]
     )
-    columns = ("input", "x as fast")
+    columns = ("input", "x as fast", "from", "to")
     columns += tuple(
         f"{side}, {part}, s" for side in ("before", "after") for part in ("median", "low", "high")
     )
     columns += ("first run before, s", "first run after, s")
-    brief = (*columns[:3], columns[5])
+    brief = (*columns[:5], columns[7])
     told = ", ".join(f"{one['runs']} runs" for one in found["times"][:1])
     threads = plural(found["times"][0]["threads"], "thread") if found["times"] else ""
-    lead = f"Median of {told} of each model in turn, {threads}. Low and high are the 2.5 and "
+    clock = (
+        "processor time"
+        if found["times"] and found["times"][0]["clock"] == "process"
+        else ("wall time")
+    )
+    lead = f"Median of {told} of each model in turn, {threads}, {clock}. The ratio is the median "
+    lead += "over pairs of runs with its interval of 95 %; if that holds 1, the models are not "
+    lead += "told apart. Low and high are the 2.5 and "
     lead += "97.5 % quantiles; first runs are not counted. Kernels for packed weights here: "
     lead += f"{', '.join(found['kernels'])}; a layer holds the faster form."
     lead += _way_out(found)
@@ -198,7 +218,9 @@ def _time(found: dict[str, Any]) -> Section:
 
 def _way_out(found: dict[str, Any]) -> str:
     """Return which inputs the packed model is slower on, and how to run its weights unpacked."""
-    slower = [one["what"] for one in found["times"] if one["ratio"] < 0.95]
+    slower = [
+        one["what"] for one in found["times"] if one["ratio"] < 0.95 and one["ratio_range"][1] < 1
+    ]
     held = [one for one in found["packed"] if any(word in one["form"] for word in UNPACKABLE)]
     if not slower or not held:
         return ""

@@ -63,6 +63,7 @@ def compress_document(
         "layers": len({*plan.forms} - {*plan.blocks}) + sum(one["bytes"] == 0 for one in packed),
         "bytes": list(bytes_on_disk),
         "memory": [held_bytes(model.module), held_bytes(changed)],
+        "opened_in": _number_types(model.module),
         "packed": packed,
         "kept": _kept(changed, plan),
         "fidelity": fidelity.json(),
@@ -74,6 +75,16 @@ def compress_document(
         "tried": [dict(one) for one in tried],
     }
     return finite_json(found)
+
+
+def _number_types(module: nn.Module) -> str:
+    """Return the types of a model's floating-point parameters, the one of most numbers first."""
+    sizes: dict[str, int] = {}
+    for x in module.parameters():
+        if x.is_floating_point():
+            name = str(x.dtype).removeprefix("torch.")
+            sizes[name] = sizes.get(name, 0) + x.numel()
+    return " and ".join(sorted(sizes, key=lambda name: -sizes[name]))
 
 
 def held_bytes(module: nn.Module) -> int:

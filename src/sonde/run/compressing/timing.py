@@ -1,17 +1,19 @@
 """Compare the speed of two models by runs that take turns on the same input."""
 
+import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from scipy.stats import binom  # pyright: ignore[reportMissingTypeStubs]
 from torch import nn
 
 from sonde.core.inputs import Inputs, Model
 from sonde.tap import place_of
 
-RUNS = 20
+RUNS, UNBOUNDED = 20, 1e12
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,12 @@ class Speed:
         Seconds of the first run of each model. It is not counted, because quantised layers choose
         their kernel in it.
     ratio : float
-        Median of before over median of after: above 1 the changed model is faster.
+        Median over pairs of runs of before over after: above 1 the changed model is faster.
+    ratio_range : tuple of float
+        Interval of that median at 95 % or more, from the order of the pairs. If it holds 1, the
+        models are not told apart.
+    clock : {"process", "wall"}
+        Time of the processor, which other programs do not slow down, for one thread of a CPU.
     runs, threads : int
     """
 
@@ -37,6 +44,8 @@ class Speed:
     after: tuple[float, float, float]
     first: tuple[float, float]
     ratio: float
+    ratio_range: tuple[float, float]
+    clock: str
     runs: int
     threads: int
 
@@ -73,18 +82,33 @@ def speeds(model: Model, changed: nn.Module, inputs: Inputs, runs: int = RUNS) -
 
 def _raced(what: str, modules: Any, args: Any, kwargs: Any, runs: int) -> Speed:
     seconds: tuple[list[float], list[float]] = ([], [])
+    is_alone = torch.get_num_threads() == 1 and next(modules[0].parameters()).device.type == "cpu"
+    clock = time.process_time if is_alone else time.perf_counter
     with torch.no_grad():
-        for _ in range(runs + 1):
-            for module, into in zip(modules, seconds, strict=True):
-                start = time.perf_counter()
+        for turn in range(runs + 1):
+            for module, into in list(zip(modules, seconds, strict=True))[:: 1 - 2 * (turn % 2)]:
+                start = clock()
                 module(*args, **kwargs)
                 _wait(module)
-                into.append(time.perf_counter() - start)
+                into.append(clock() - start)
+    ratio, ratio_range = _median_of_pairs(*(one[1:] for one in seconds))
     shares = torch.tensor([0.5, 0.025, 0.975], dtype=torch.float64)
     spread = [torch.tensor(s[1:], dtype=torch.float64).quantile(shares).tolist() for s in seconds]
     before, after = ((one[0], one[1], one[2]) for one in spread)
     first = (seconds[0][0], seconds[1][0])
-    return Speed(what, before, after, first, before[0] / after[0], runs, torch.get_num_threads())
+    name, n_threads = "process" if is_alone else "wall", torch.get_num_threads()
+    return Speed(what, before, after, first, ratio, ratio_range, name, runs, n_threads)
+
+
+def _median_of_pairs(before: list[float], after: list[float]) -> tuple[float, tuple[float, float]]:
+    """Return the median ratio of pairs, and its interval from binomial ranks.
+
+    Fewer than six pairs bound nothing at 95 %.
+    """
+    each = sorted(a / max(b, 1e-12) for a, b in zip(before, after, strict=True))
+    n, rank = len(each), int(binom.ppf(0.025, len(each), 0.5))
+    found = (each[rank - 1], each[n - rank]) if rank else (0.0, UNBOUNDED)
+    return statistics.median(each), found
 
 
 def _wait(module: nn.Module) -> None:

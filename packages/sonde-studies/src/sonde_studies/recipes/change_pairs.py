@@ -1,5 +1,6 @@
 """Before and after: telling real changes from what always differs, by states of both."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from sonde_studies.parts.rows import apart, rows_with
 from sonde_studies.parts.states import last_states
 
 QUESTION = "Is it a real change, or what always differs?"
-LEAST, TEST, SHUFFLES = 60, 0.4, 20
+LEAST, TEST, SHUFFLES, SPREADS = 60, 0.4, 20, 2.4
+"""``SPREADS``: standard errors of the best of three arms, 5 % in all."""
 PLAIN, WEIGHTED = "plain difference", "weighted difference"
 JOINED, SHUFFLED = "both states", "weights of shuffled labels"
 
@@ -78,7 +80,9 @@ def change_pairs(
     by_chance = [float(auroc(s, truth[held], resamples=20).value) for s in chance]
     found = {arm: auroc(s, truth[held], seed=seed) for arm, s in score.items()}
     best = max(found, key=lambda arm: float(found[arm].value))
-    is_told, gains = found[best].low > 0.5, found[best].low > float(found[PLAIN].value)
+    is_told = float(found[best].value) - SPREADS * (found[best].se or 0.0) > 0.5
+    apart_by = SPREADS * math.hypot(found[best].se or 0.0, found[PLAIN].se or 0.0)
+    gains = float(found[best].value) - float(found[PLAIN].value) > apart_by
     table = [{"arm": a, "AUROC": float(v.value), "error": v.se} for a, v in found.items()]
     title, points = "How well changed pairs are told", auroc_rows(found, "arm")
     return Answer(

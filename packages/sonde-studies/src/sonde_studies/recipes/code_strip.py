@@ -14,7 +14,8 @@ from sonde_studies.parts.rows import rows_with
 from sonde_studies.parts.source import STEPS, listing, parses, without_some
 
 QUESTION = "What does the model read in code: names, comments or layout?"
-LEAST = 20
+LEAST, SPREADS = 20, 2.4
+"""Pieces at least, and standard errors of the largest of three steps: 5 % in all."""
 MOVED = ChartAxis("moved", share=True, zero=True)
 WORDED = {"moved": "stripped", "random bytes": "random bytes deleted"}
 
@@ -61,22 +62,24 @@ def code_strip(
         )
     plain, draw = _states(model, texts, site, progress), np.random.default_rng(seed)
     spread = float((plain - plain.mean(0)).square().sum(1).mean()) * 2
-    table, moved = list[dict[str, Any]](), dict[str, Any]()
+    table, moved, by_lot = list[dict[str, Any]](), dict[str, Any](), dict[str, Any]()
     for name, strip in STEPS.items():
         stripped = [strip(text) for text in texts]
         x, at_random = _states(model, stripped, site, progress), None
+        by_lot[name] = np.zeros(len(texts))
         moved[name] = (x - plain).square().sum(1).numpy() / spread
         if strip is not listing:
             pairs = zip(texts, stripped, strict=True)
             dealt = [without_some(text, len(text) - len(new), draw) for text, new in pairs]
             y = _states(model, dealt, site, progress)
-            at_random = float((y - plain).square().sum(1).mean()) / spread
+            by_lot[name] = (y - plain).square().sum(1).numpy() / spread
+            at_random = float(by_lot[name].mean())
         own = torch.cdist(x, plain).argmin(1) == torch.arange(len(x))
         row: dict[str, Any] = {"without": name, "bytes": float(np.mean([len(t) for t in stripped]))}
         row |= {"moved": float(moved[name].mean()), "random bytes": at_random}
         table.append(row | {"original is nearest": float(own.double().mean())})
-    before = zip([*moved][:-1], [0.0, *moved.values()], strict=False)  # the listing is no step
-    steps = {name: moved[name] - last for name, last in before}
+    beyond = {name: moved[name] - by_lot[name] for name in [*moved][:-1]}  # the listing is no step
+    steps = {n: x - last for (n, x), last in zip(beyond.items(), [0.0, *beyond.values()])}  # noqa: B905
     most = max(steps, key=lambda name: float(steps[name].mean()))
     step, error, names = float(steps[most].mean()), error_of(steps[most]), [*moved]
     title = "How far states move while code is stripped"
@@ -84,7 +87,7 @@ def code_strip(
     points = melted(table, "without", "moved", "what", WORDED)
     return Answer(
         question=QUESTION,
-        verdict=f"mostly {most}" if step > 2 * error else "none of them",
+        verdict=f"mostly {most}" if step > SPREADS * error else "none of them",
         level="clear",
         sentence=f"Without {names[0]} the states move by {table[0]['moved']:.0%} of the distance "
         f"between two pieces, without {names[1]} too by {table[1]['moved']:.0%}, without "

@@ -9,7 +9,17 @@ import numpy as np
 from sonde import Model
 from sonde.core import marks
 from sonde.report import Answer
-from sonde_studies.parts.figures import ACCURACY, compared, gained, is_sure, names, unfolded
+from sonde_studies.parts.figures import (
+    ACCURACY,
+    NOT_TOLD,
+    compared,
+    gain_of_best,
+    gained,
+    is_sure,
+    is_told,
+    names,
+    unfolded,
+)
 from sonde_studies.parts.heads import linear_head
 from sonde_studies.parts.rows import apart, check_two, classes_of, rows_with
 from sonde_studies.parts.states import last_states
@@ -72,13 +82,19 @@ def missing_view(
     worst = {arm: min(s[case] for case in alone) for arm, s in score.items()}
     best = max(worst, key=lambda arm: (worst[arm], score[arm][BOTH]))
     case = min(alone, key=lambda c: score[ONE][c])
-    gain = right[best][case] * 1.0 - right[ONE][case]
+    fusions = {(arm, c): r[c] for arm, r in right.items() for c in (case,) if arm != ONE}
+    gain = gain_of_best(fusions, {ONE: right[ONE][case]}, seed)
+    is_known = is_told({arm: r[BOTH] for arm, r in right.items()}, label[held])
+    survives = is_told({ONE: right[ONE][case]}, label[held])
+    verdict = (
+        f"take {best}" if is_sure(gain) else "one head survives" if survives else "none survives"
+    )
     title, usual = "Accuracy with both views and with one", Counter(label[held]).most_common(1)
     points = unfolded(score, "fusion", "present")
     return Answer(
         question=QUESTION,
-        verdict=f"take {best}" if is_sure(gain) else "one head survives",
-        level="warning" if is_sure(gain) else "clear",
+        verdict=verdict if is_known else NOT_TOLD,
+        level="clear" if verdict == "one head survives" and is_known else "warning",
         sentence=f"One head on both views is right on {score[ONE][BOTH]:.1%} of {len(held)} rows, "
         f"and with {case} on {score[ONE][case]:.1%}. For {best} it is {score[best][BOTH]:.1%} and "
         f"{score[best][case]:.1%}.",

@@ -15,6 +15,10 @@ from sonde_studies.parts.heads import linear_head
 
 QUESTION = "Were the colours of these pictures changed?"
 LEAST, ALARM = 20, 0.05
+UNSEEN = (
+    "The threshold comes from other pictures: a picture of another camera or archive may lie below "
+    "it though it was recoloured. That none is above it does not clear the questioned pictures."
+)
 
 
 def recolour(
@@ -71,10 +75,11 @@ def recolour(
     for name, p in opened("recolour", questioned or [], image_column, limit):
         of = (patches_of(p, draw) * 255).round() / 255
         asked[name] = float((score(best, of) > bar).mean())
+    power = float((said[best][truth.numpy()] > bar).mean())
     works = found[best].low > 0.5
     flagged = [name for name, share in asked.items() if share > 0.5]
     ending = f" Of {len(asked)} questioned pictures {len(flagged)} have most patches above it."
-    verdict = "recoloured" if flagged else "not seen" if asked else "can be told"
+    verdict = "recoloured" if flagged else "cannot tell" if asked else "can be told"
     listed = ", ".join(f"{kind} {float(v.value):.3f}" for kind, v in found.items())
     table = [{"what": f"AUROC, {kind}", "value": float(v.value)} for kind, v in found.items()]
     table += [{"what": f"flagged, {name}", "value": v} for name, v in asked.items()]
@@ -87,12 +92,14 @@ def recolour(
         level="warning" if flagged or not works else "clear",
         sentence=f"On {len(y)} patches of {n_held} other pictures {best} tell recoloured patches "
         f"with an AUROC of {float(found[best].value):.3f} ({listed}); {ALARM:.0%} of unchanged "
-        f"patches lie above the threshold.{ending if asked else ''}",
+        f"patches and {power:.0%} of recoloured ones lie above the threshold."
+        f"{ending if asked else ''}",
         **told(found[best]),
         rows=tuple(table),
         drawn=marks(title, points, "score", names("patch"), by="patch"),
         facts={"threshold": f"{bar:.4g}", "pictures": str(n)},
         advice=(
+            *([UNSEEN] if verdict == "cannot tell" else []),
             "The head knows curves and mixing of channels, at the quality of these files: "
             "compression or resizing of the questioned pictures alone may raise an alarm.",
         ),

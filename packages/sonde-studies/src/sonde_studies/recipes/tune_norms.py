@@ -11,7 +11,15 @@ from sonde.data import open_inputs
 from sonde.measure import cka
 from sonde.report import Answer
 from sonde.train import Scope
-from sonde_studies.parts.figures import WHOLE_ACCURACY, check_order, gained, is_sure, melted, names
+from sonde_studies.parts.figures import (
+    WHOLE_ACCURACY,
+    check_order,
+    gain_of_best,
+    gained,
+    is_sure,
+    melted,
+    names,
+)
 from sonde_studies.parts.states import graded, item_parts, tuned_copy
 
 QUESTION = "Which parameters should move on a new domain?"
@@ -100,7 +108,9 @@ def tune_norms(
     best = max([*found][1:], key=lambda name: float(found[name][0].mean()))
     ties = [n for n in [*found][1:] if not is_sure(found[best][0] * 1.0 - found[n][0])]
     chosen = min(ties, key=lambda name: share[name])
-    gain, (was, now) = found[chosen][0] * 1.0 - first, (told["before"], told[chosen])
+    tuned_right = {name: right for name, (right, *_) in found.items() if name != "before"}
+    gain = gain_of_best(tuned_right, {"before": first}, seed)
+    was, now = told["before"], told[chosen]
     rest = "" if chosen == "all" else f"; tuning all to {' and '.join(told['all'])}"
     title = "Accuracy on both domains by what was tuned"
     points = melted(table, "moved", "accuracy", "domain", WORDED)

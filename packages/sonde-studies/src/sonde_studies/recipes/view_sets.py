@@ -9,7 +9,16 @@ from torch import Tensor
 from sonde import InputError, Model
 from sonde.core import ChartAxis, curves
 from sonde.report import Answer
-from sonde_studies.parts.figures import ACCURACY, compared, gained, is_sure, unfolded
+from sonde_studies.parts.figures import (
+    ACCURACY,
+    NOT_TOLD,
+    compared,
+    gain_of_best,
+    gained,
+    is_sure,
+    is_told,
+    unfolded,
+)
 from sonde_studies.parts.heads import SetHead, linear_head
 from sonde_studies.parts.rows import apart, check_classes, rows_with
 from sonde_studies.parts.states import last_states
@@ -62,9 +71,9 @@ def view_sets(
     owner, kind = (np.array([str(r[c]) for r in rows]) for c in (set_column, label_column))
     sets = [np.flatnonzero(owner == name) for name in np.unique(owner)]
     label, n_most = np.array([kind[own[0]] for own in sets]), min(map(len, sets))
-    several = sum(len(set(kind[own])) > 1 for own in sets)
-    if n_most < 2 or several:
-        got = f"{n_most} views of some, and {several} things of several classes"
+    mixed = sum(len(set(kind[own])) > 1 for own in sets)
+    if n_most < 2 or mixed:
+        got = f"{n_most} views of some, and {mixed} things of several classes"
         raise InputError(f"view_sets: expected things of one class with two views, got {got}.")
     check_classes("view_sets", label, LEAST, kinds=1, each=4)
     states = last_states(model, [row[view_column] for row in rows], site, progress)
@@ -77,13 +86,15 @@ def view_sets(
     right, score = compared(said, label[held])
     best = max(score, key=lambda join: score[join][n_most])
     enough = next(n for n in sizes if score[best][n] >= score[best][n_most] - NEAR)
-    gain = right[best][n_most] * 1.0 - right[best][1]
+    several, single = ({join: r[k] for join, r in right.items()} for k in (n_most, 1))
+    gain, is_known = gain_of_best(several, single, seed), is_told(several, label[held])
+    verdict = f"{enough} views by {best}" if is_sure(gain) else "a single view will do"
     title, points = "Accuracy by the number of views", unfolded(score, "joined by", "views")
     worded = {n: f"{n} {'view' if n == 1 else 'views'}" for n in sizes}
     return Answer(
         question=QUESTION,
-        verdict=f"{enough} views by {best}" if is_sure(gain) else "a single view will do",
-        level="clear",
+        verdict=verdict if is_known else NOT_TOLD,
+        level="clear" if is_known else "warning",
         sentence=f"A single view names {max(s[1] for s in score.values()):.1%} of {len(held)} "
         f"things, all {n_most} views {score[best][n_most]:.1%} if joined by {best}; with "
         f"{worded[enough]} it is {score[best][enough]:.1%}.",
