@@ -20,7 +20,7 @@ from sonde import Model
 from sonde.core.errors import SondeWarning
 from sonde.report import Answer
 from sonde_studies._recipe_data import shuffled_digits
-from sonde_studies.parts.figures import NOT_TOLD
+from sonde_studies.parts.choice import NOT_TOLD
 from sonde_studies.recipes import recipe_of
 
 GOOD = 0.05
@@ -92,7 +92,7 @@ def audited(seed: int, how: str) -> str:
     before = trained(x[first], label[first], 10 * seed)
     rest = first & ~own
     golds = [Model(trained(x[rest], label[rest], 10 * seed + n)) for n in (1, 2)]
-    after = trained(x[rest], label[rest], 10 * seed + 3)
+    after: Any = trained(x[rest], label[rest], 10 * seed + 3)
     if how == "silenced":
         after = deepcopy(before)
         after[4].bias.data[seed % 10] = -100.0
@@ -118,7 +118,7 @@ def swapped(seed: int, damage: str, *, is_related: bool) -> str:
     """Return the verdict of stage-swap on nets of digits, the second damaged at one end."""
     x, label = shuffled_digits(seed)
     first = trained(x[:700], label[:700], 10 * seed)
-    second = deepcopy(first) if is_related else trained(x[:700], label[:700], 10 * seed + 1)
+    second: Any = deepcopy(first) if is_related else trained(x[:700], label[:700], 10 * seed + 1)
     if damage != "none":
         part = second[0] if damage == "front" else second[4]
         noise = torch.randn(part.weight.shape, generator=torch.Generator().manual_seed(seed))

@@ -6,6 +6,7 @@ of one pair, and the mean of such intervals' ends over seeds.
 """
 
 import argparse
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -38,11 +39,11 @@ def trained_pairs(seed: int, n_seeds: int, *, fewer: int) -> dict[str, Any]:
     model = Model(nn.Sequential(nn.Linear(DIM, 12), nn.ReLU(), nn.Linear(12, CLASSES)).eval())
     ours = open_inputs(model, rows_of(random, TRAINED), batch_size=10)
     held = open_inputs(model, rows_of(random, HELD))
-    arms = []
+    arms, recipe = [], Recipe(epochs=2, rate=0.02)
     for n in range(2 * n_seeds):
         part = ours.first(TRAINED - fewer) if n % 2 else ours
-        recipe = Recipe(epochs=2, rate=0.02, seed=1000 * seed + n)
-        arms.append(train_arm(model, part, {}, recipe, progress=False))
+        drawn = replace(recipe, seed=1000 * seed + n)
+        arms.append(train_arm(model, part, {}, drawn, progress=False))
     pairs = list(zip(arms[::2], arms[1::2], strict=True))
     return train_document(model, held, pairs, recipe, names=NAMES, n_trained=TRAINED)
 

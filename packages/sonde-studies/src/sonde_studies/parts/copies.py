@@ -1,6 +1,7 @@
 """Samples against held-out rows: distances to training rows, shared shingles, an exact test."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,22 @@ from jaxtyping import Float, Int
 from scipy.stats import hypergeom  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
+from sonde_studies.parts.figures import BINS, two_histograms
 from sonde_studies.parts.words import WORD
 
-CELLS, SHUFFLES, SHINGLE = 4_000_000, 1999, 3
+CELLS, SHUFFLES, SHINGLE, SHOWN, LEVEL = 4_000_000, 1999, 3, 10, 0.01
+LIMITS = (
+    "Look at the pairs of the table before you act. A copy that the model's states do not see as "
+    "near, such as a detail of a picture, is not found."
+)
+NEAR = (
+    "As a whole samples are nearer to training rows than held-out rows are, though no more than "
+    "usual are copies: the generator fits its rows closely."
+)
+LEAKS = (
+    "Held-out rows that equal training rows are leaks, or rows of this kind recur by nature. If "
+    "they are leaks, take them out of the held-out rows and ask again."
+)
 
 
 def nearest(
@@ -106,3 +120,127 @@ def shared(texts: Sequence[str], training: Iterable[str]) -> tuple[Any, Any]:
             if count / sizes[user] > most[user]:
                 most[user], which[user] = count / sizes[user], number
     return most, which
+
+
+@dataclass(frozen=True, eq=False)
+class Ratios:
+    """A number of each sample and of each held-out control, lower = nearer to a training row.
+
+    ``pair`` is the training row of each sample, ``distance`` the distance to it, ``leaks`` which
+    controls equal a training row.
+    """
+
+    samples: Any
+    made: Any
+    pair: Any
+    distance: Any
+    controls: Any
+    fresh: Any
+    leaks: Any
+
+
+@dataclass(frozen=True)
+class CopyTests:
+    """The p of samples below the lowest controls, of the same without leaks, and of all lower."""
+
+    below: float
+    clean: float
+    lower: float
+
+
+def ratios_by_states(made: Any, seen: Any, held: Any, seed: int) -> Ratios:
+    """Return ratios of distances of states; each item counts by its least ratio.
+
+    A third of the held-out items is what all ratios refer to, the others are the controls: then
+    samples and controls are drawn alike if nothing was copied. Equal held-out rows are one.
+    """
+    _, first = np.unique(held.last.numpy(), axis=0, return_index=True)
+    items = np.unique(held.item.numpy()[first])
+    draw = np.random.default_rng(seed)
+    controls = np.sort(draw.permutation(items)[len(items) // 3 :])
+    is_control = np.isin(held.item.numpy(), controls)
+    is_kept = np.isin(np.arange(len(held)), first)
+    refer = held.last[torch.from_numpy(~is_control & is_kept)]
+
+    def ratios(rows: Any, item: Any) -> tuple[Any, ...]:
+        near, which = nearest(rows, seen.last)
+        far = nearest(rows, refer)[0].clamp(min=1e-12)
+        names, least, row = lowest((near / far).numpy(), item)
+        return names, least, seen.item.numpy()[which.numpy()[row]], near.numpy()[row]
+
+    chosen = torch.from_numpy(is_control & is_kept)
+    names, own, pair, distance = ratios(made.last, made.item.numpy())
+    others, fresh, _, gap = ratios(held.last[chosen], held.item.numpy()[chosen.numpy()])
+    return Ratios(names, own, pair, distance, others, fresh, gap == 0)
+
+
+def ratios_by_words(texts: Any, near: Ratios) -> Ratios:
+    """Return the fraction of each text's runs of words that no training text has."""
+    made, seen, held = texts
+    own, pair = shared([made[i] for i in near.samples], seen)
+    fresh, _ = shared([held[i] for i in near.controls], seen)
+    return Ratios(near.samples, 1 - own, pair, 1 - own, near.controls, 1 - fresh, near.leaks)
+
+
+def nearest_pairs(way: str, found: Ratios, near: Ratios, copied: Any) -> tuple[dict[str, Any], ...]:
+    """Return the samples that are nearest to a training row, with that row."""
+    return tuple(
+        {
+            "sample": int(found.samples[i]),
+            "training row": int(found.pair[i]),
+            "ratio" if way == "states" else "new words": float(found.made[i]),
+            "distance": float(near.distance[i]),
+            "copy": "yes" if copied[i] else "no",
+        }
+        for i in np.argsort(found.made, kind="stable")[:SHOWN].tolist()
+    )
+
+
+def copies_picture(way: str, found: Ratios, bar: float) -> dict[str, Any]:
+    """Return bars of samples and of held-out rows."""
+    parts = {"samples": found.made, "held-out rows": found.fresh}
+    high = float(np.quantile(np.concatenate([*parts.values()]), 0.99))
+    edges = np.linspace(0, 1.02 * max(high, 1e-9), BINS + 1)
+    title = "Samples left of the line are marked; held-out rows show what is usual"
+    axis = "distance to the nearest training row over that to a held-out row"
+    if way == "words":
+        axis = "fraction of the runs of three words that no training text has"
+    return two_histograms(
+        title, {name: torch.from_numpy(v) for name, v in parts.items()}, edges, axis, bar
+    )
+
+
+def copy_bar(usual: Any, alpha: float) -> float:
+    """Return the value that at most a fraction alpha of fresh inputs reach from above."""
+    return lowcopy_bar(torch.from_numpy(usual), alpha, none=float(usual.min()) / 2)
+
+
+def leak_advice(leaks: int, verdict: str) -> tuple[str, ...]:
+    """Return what to do with pairs, with leaks, and with samples that are near as a whole."""
+    found = [LIMITS, *([NEAR] if verdict == "near to its rows" else [])]
+    if leaks:
+        hidden = "They hide copies. " if verdict == "held rows leak" else ""
+        found.append(hidden + LEAKS)
+    return tuple(found)
+
+
+def verdict_on(ways: Any, near: Ratios, alpha: float, seed: int) -> tuple[str, str, float]:
+    """Return the way that finds more, states or words, what it finds, and its p."""
+    tests = {
+        name: CopyTests(
+            reach_below(way.made, way.fresh, alpha),
+            reach_below(way.made, way.fresh[~near.leaks], alpha),
+            is_lower(way.made, way.fresh, seed),
+        )
+        for name, way in ways.items()
+    }
+    way = min(ways, key=lambda name: (tests[name].clean, tests[name].lower))
+    test, level = tests[way], LEVEL / len(ways)
+    verdict, p = "no copies found", test.clean
+    if test.below < level:
+        verdict, p = "copies", test.below
+    elif test.clean < level:
+        verdict = "held rows leak"
+    elif test.lower < level:
+        verdict, p = "near to its rows", test.lower
+    return way, verdict, min(1.0, len(ways) * p)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.special import ndtri  # pyright: ignore[reportMissingTypeStubs]
 from scipy.stats import spearmanr  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
@@ -22,8 +21,6 @@ WHOLE_ACCURACY = ChartAxis("accuracy", share=True, low=0.0, high=1.0)
 SHARE = ChartAxis("share", share=True, zero=True)
 AUROC = ChartAxis("AUROC", low=0.0, high=1.0)
 BINS, RESAMPLES = 24, 500
-NOT_TOLD = "the label is not told"
-"""The verdict if no arm is better than naming one class for all rows."""
 
 
 def names(column: str) -> ChartAxis:
@@ -54,44 +51,6 @@ def resampled_error(gain: Float[Tensor, "row"], seed: int) -> float:
 def is_sure(gain: Any) -> bool:
     """Return whether a mean gain lies above two standard errors."""
     return float(np.mean(gain)) > 2 * error_of(gain)
-
-
-def balanced(right: Any, label: Any) -> tuple[float, float]:
-    """Return the mean recall over classes, and its standard error over rows."""
-    own = [np.asarray(right)[np.asarray(label) == c] * 1.0 for c in np.unique(label)]
-    error = np.sqrt(sum(r.var() / len(r) for r in own)) / len(own)
-    return float(np.mean([r.mean() for r in own])), float(error)
-
-
-def is_told(arms: Mapping[str, Any], label: Any) -> bool:
-    """Return whether the best of some arms tells the classes, at 5 % over all arms together.
-
-    Balanced accuracy is compared with 1 over the number of classes: an arm that names the most
-    frequent class reaches no more.
-    """
-    n_classes = len(np.unique(label))
-    bound = float(ndtri(1 - 0.05 / len(arms)))
-    return any(
-        value - bound * max(error, 0.5 / len(label)) > 1 / n_classes
-        for value, error in (balanced(right, label) for right in arms.values())
-    )
-
-
-def gain_of_best(arms: Mapping[Any, Any], others: Mapping[Any, Any], seed: int) -> Any:
-    """Return, row by row, the gain of the best arm over the best of the others.
-
-    Each half of the rows is judged by the arms that were best on the other half: an arm that is
-    chosen on the rows that judge it looks better than it is.
-    """
-    n = len(next(iter(arms.values())))
-    half = np.random.default_rng(seed).permutation(n) < n // 2
-    gain = np.zeros(n)
-    for judged in (half, ~half):
-        best, rest = (
-            max(side.values(), key=lambda v: v[~judged].mean()) for side in (arms, others)
-        )
-        gain[judged] = best[judged] * 1.0 - rest[judged]
-    return gain
 
 
 def compared(said: Mapping[str, Mapping[Any, Any]], truth: Any) -> tuple[dict[str, Any], ...]:

@@ -1,5 +1,6 @@
 """Models that are cut at a site: the front runs up to there, the back goes on from given states."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,14 +9,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde import InputError, Model, Tap, editing, read
+from sonde import InputError, Model, Tap, editing, gather, read
 from sonde.core import Replace
 from sonde.data import ItemInputs, open_inputs
 from sonde.measure import stitch
 from sonde.tap import place_of
-from sonde_studies.parts.figures import check_order
+from sonde_studies.parts.figures import check_order, error_of
+from sonde_studies.parts.heads import linear_head
 
 MOST_CUTS = 6
+LEAST = 0.05
+"""Accuracy of heads by which fronts must differ at least: heads of equal fronts differ a little."""
 
 
 @dataclass(eq=False)
@@ -164,6 +168,51 @@ def cuts_of(
             f"{recipe}: expected labelled examples, got {n} without a label. Look at label_column."
         )
     return found
+
+
+def is_one_origin(table: Tensor, n_classes: int) -> bool:
+    """Return whether parts fit without a map: in each pair one of the two swaps still answers.
+
+    Where one part of one model is damaged, the swap that leaves this part out answers well.
+    """
+    chance, n = 1 / max(n_classes, 2), len(table)
+    for a in range(n):
+        for b in range(a):
+            best = float(table[[a, b], [a, b]].max())
+            if float(table[[a, b], [b, a]].max()) < chance + 0.5 * (best - chance):
+                return False
+    return True
+
+
+def read_fronts(
+    models: Sequence[Model], cut: Cut, data: Any, progress: bool, **options: Any
+) -> dict[int, Any]:
+    """Return which held examples a linear head on the states of each front names right."""
+    found = dict[int, Any]()
+    for number, (model, site) in enumerate(zip(models, cut.sites, strict=True)):
+        rows = gather(read(model, data, sites=site, logits=False, **options), progress)
+        x, label = rows.last.numpy(), rows.label.numpy()
+        fit, held = cut.fit.numpy(), cut.held.numpy()
+        head = linear_head().fit(x[fit], label[fit])
+        found[number] = (head.predict(x[held]) == label[held]) * 1.0
+    return found
+
+
+def which_differs(found: Any, noise: float, heads: list[Any]) -> str:
+    """Return which part makes the difference.
+
+    With a map, fronts are compared by their heads: the map to a damaged front's states damages what
+    it passes on, as if the back were at fault.
+    """
+    front, back = (float(v.max() - v.min()) for v in (found.front, found.back))
+    if heads:
+        pairs = [a - b for i, a in enumerate(heads) for b in heads[:i]]
+        if any(abs(float(p.mean())) > max(3 * error_of(p), LEAST) for p in pairs):
+            return "the front differs"
+        front = 0.0
+    if max(front, back) > noise:
+        return "the front differs" if front > back else "the back differs"
+    return "they do not fit" if float(found.null - found.value) > noise else "they are alike"
 
 
 def _places(models: list[Model], data: Any, sites: str, **options: Any) -> list[list[str]]:

@@ -10,7 +10,8 @@ from sonde.core import marks
 from sonde.data import open_inputs
 from sonde.measure import UnitClusters
 from sonde.report import Answer
-from sonde_studies.parts.figures import ACCURACY, NOT_TOLD, gained, is_sure, is_told, names
+from sonde_studies.parts.choice import unless_untold
+from sonde_studies.parts.figures import ACCURACY, gained, is_sure, names
 from sonde_studies.parts.regions import coherence, maps_of, nodes_of, read_by_head
 from sonde_studies.parts.rows import apart, check_classes
 
@@ -81,12 +82,11 @@ def channel_regions(
         {"read from": arm, "accuracy": v, "Moran's I": near.get(arm)} for arm, v in score.items()
     ]
     points = [{"read from": arm, "accuracy": v} for arm, v in score.items()]
-    gain, is_known = right[GRAPH] * 1.0 - right[MEAN], is_told(right, label[held])
+    gain = right[GRAPH] * 1.0 - right[MEAN]
     verdict = "regions say more" if is_sure(gain) else "the mean will do"
     return Answer(
         question=QUESTION,
-        verdict=verdict if is_known else NOT_TOLD,
-        level="clear" if is_known else "warning",
+        **unless_untold(verdict, right, label[held]),
         sentence=f"A graph of regions tells the label of {score[GRAPH]:.1%} of {len(held)} rows, "
         f"the mean over places of {score[MEAN]:.1%}, groups of channels by lot of "
         f"{score[LOT]:.1%}. Neighbouring places of a region correlate with {near[GRAPH]:.2f}, of "

@@ -8,7 +8,8 @@ from sonde import Model, gather, read
 from sonde.core import ChartAxis, bars
 from sonde.data import rows_of
 from sonde.report import Answer
-from sonde_studies.parts.figures import gain_of_best, names, resampled_error
+from sonde_studies.parts.choice import gain_of_best
+from sonde_studies.parts.figures import names, resampled_error
 from sonde_studies.parts.retrieval import answers_of, bm25, fused, passage_scores, places
 
 QUESTION = "Do the states of this model find the right document?"

@@ -8,16 +8,8 @@ from sklearn.decomposition import PCA  # pyright: ignore[reportMissingTypeStubs]
 from sonde import Model, gather, read
 from sonde.core import marks
 from sonde.report import Answer
-from sonde_studies.parts.figures import (
-    NOT_TOLD,
-    WHOLE_ACCURACY,
-    gain_of_best,
-    gained,
-    is_sure,
-    is_told,
-    most_frequent,
-    names,
-)
+from sonde_studies.parts.choice import gain_of_best, unless_untold
+from sonde_studies.parts.figures import WHOLE_ACCURACY, gained, is_sure, most_frequent, names
 from sonde_studies.parts.heads import linear_head
 from sonde_studies.parts.rows import apart, check_classes
 
@@ -81,7 +73,6 @@ def feature_fusion(
         score[arm] = float(right[arm].mean())
     best = max(states, key=lambda name: score[name])
     gain = gain_of_best({JOINT: right[JOINT]}, {name: right[name] for name in states}, seed)
-    is_known = is_told({name: right[name] for name in (*states, JOINT)}, label[held])
     verdict = "fuse them" if is_sure(gain) else f"the {best} alone will do"
     units = {arm: x.shape[1] for arm, x in arms.items()} | {SMALL: narrow}
     table = [{"source": arm, "units": units[arm], "accuracy": v} for arm, v in score.items()]
@@ -89,8 +80,7 @@ def feature_fusion(
     title = "Accuracy of a linear head"
     return Answer(
         question=QUESTION,
-        verdict=verdict if is_known else NOT_TOLD,
-        level="clear" if is_known else "warning",
+        **unless_untold(verdict, right, label[held]),
         sentence=f"Together the encoders name {score[JOINT]:.1%} of {len(held)} rows right, the "
         f"{best} alone {score[best]:.1%}; a tenth of the width keeps {score[SMALL]:.1%}.",
         **gained(gain),

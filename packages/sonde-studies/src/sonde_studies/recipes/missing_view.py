@@ -9,17 +9,8 @@ import numpy as np
 from sonde import Model
 from sonde.core import marks
 from sonde.report import Answer
-from sonde_studies.parts.figures import (
-    ACCURACY,
-    NOT_TOLD,
-    compared,
-    gain_of_best,
-    gained,
-    is_sure,
-    is_told,
-    names,
-    unfolded,
-)
+from sonde_studies.parts.choice import gain_of_best, is_told, unless_untold
+from sonde_studies.parts.figures import ACCURACY, compared, gained, is_sure, names, unfolded
 from sonde_studies.parts.heads import linear_head
 from sonde_studies.parts.rows import apart, check_two, classes_of, rows_with
 from sonde_studies.parts.states import last_states
@@ -82,19 +73,19 @@ def missing_view(
     worst = {arm: min(s[case] for case in alone) for arm, s in score.items()}
     best = max(worst, key=lambda arm: (worst[arm], score[arm][BOTH]))
     case = min(alone, key=lambda c: score[ONE][c])
-    fusions = {(arm, c): r[c] for arm, r in right.items() for c in (case,) if arm != ONE}
+    fusions = {arm: r[case] for arm, r in right.items() if arm != ONE}
     gain = gain_of_best(fusions, {ONE: right[ONE][case]}, seed)
-    is_known = is_told({arm: r[BOTH] for arm, r in right.items()}, label[held])
     survives = is_told({ONE: right[ONE][case]}, label[held])
-    verdict = (
-        f"take {best}" if is_sure(gain) else "one head survives" if survives else "none survives"
+    verdict = "one head survives" if survives else "none survives"
+    verdict, whole = (
+        f"take {best}" if is_sure(gain) else verdict,
+        {a: r[BOTH] for a, r in right.items()},
     )
     title, usual = "Accuracy with both views and with one", Counter(label[held]).most_common(1)
     points = unfolded(score, "fusion", "present")
     return Answer(
         question=QUESTION,
-        verdict=verdict if is_known else NOT_TOLD,
-        level="clear" if verdict == "one head survives" and is_known else "warning",
+        **unless_untold(verdict, whole, label[held], is_bad=verdict != "one head survives"),
         sentence=f"One head on both views is right on {score[ONE][BOTH]:.1%} of {len(held)} rows, "
         f"and with {case} on {score[ONE][case]:.1%}. For {best} it is {score[best][BOTH]:.1%} and "
         f"{score[best][case]:.1%}.",

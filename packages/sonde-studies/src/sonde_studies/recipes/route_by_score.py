@@ -4,19 +4,18 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import binomtest  # pyright: ignore[reportMissingTypeStubs]
 
 from sonde import InputError, Model
 from sonde.core import ChartAxis, curves
 from sonde.metrics import Cascade
 from sonde.report import Answer
+from sonde_studies.parts.cascades import SURE, check_answers, too_few, who_answers
 from sonde_studies.parts.figures import ACCURACY, check_order, check_usual, melted
 from sonde_studies.parts.heads import doubt_of
 from sonde_studies.parts.states import graded
 
 QUESTION = "Which of two models should answer?"
 SHARES, RESAMPLES, LEAST = np.linspace(0, 1, 21), 200, 40
-SURE, ALPHA = 0.95, 0.05
 COLUMNS: tuple[str, ...] = ("sent", "cost", "accuracy", "random", "oracle")
 WORDED = {"accuracy": "by the score", "random": "at random", "oracle": "by the answers"}
 
@@ -77,7 +76,7 @@ def route_by_score(
     (first, weaker), (second, stronger) = (
         graded("route_by_score", m, data, LEAST, progress, **options) for m in (weak, strong)
     )
-    _check(first, second)
+    check_answers(first, second)
     check_order("route_by_score", max(weaker.mean(), stronger.mean()), first.label_names)
     draw, label = np.random.default_rng(seed), first.label.numpy()
     learns = draw.permutation(len(label)) < len(label) // 2
@@ -92,7 +91,7 @@ def route_by_score(
     area, spread = judged.gain(), float(np.std([cascade(rows).gain() for rows in draws]))
     price, alone = 1 + cost * sent, (float(judged.weak.mean()), float(judged.strong.mean()))
     saved, (kept, low, high) = 1 - price / cost, judged.kept(threshold, SURE)
-    verdict = _verdict(judged, threshold, is_order=area > 2 * spread, is_cheap=saved > 0)
+    verdict = who_answers(judged, threshold, is_order=area > 2 * spread, is_cheap=saved > 0)
     missed = high < keep
     lines = (judged.accuracy(SHARES), judged.random(SHARES), judged.oracle(SHARES))
     columns = zip(SHARES, 1 + cost * SHARES, *lines, strict=True)
@@ -120,53 +119,9 @@ def route_by_score(
         facts=facts | {"cost": f"{price:.4g}", "rows that judge": str(len(held))},
         advice=(
             *check_usual(max(alone), label),
-            *_too_few(int(learns.sum()), keep, sent),
+            *too_few(int(learns.sum()), keep, sent),
             f"The score finds {area:.0%} ± {spread:.0%} of what routing by the answers would gain "
             "over random routing (averaged over all fractions). Both models run on every input "
             "here; in use only the weak one does.",
         ),
-    )
-
-
-def _check(first: Any, second: Any) -> None:
-    """Refuse models of other classes, and rows whose answers are not finite."""
-    n, m = (found.logits.shape[1] for found in (first, second))
-    if n != m or len(first) != len(second):
-        raise InputError(f"route_by_score: expected two models of the same classes, got {n}, {m}.")
-    for name, found in (("weak", first), ("strong", second)):
-        if bad := int((~found.logits.isfinite()).any(1).sum()):
-            raise InputError(
-                f"route_by_score: expected finite outputs of the {name} model, got NaN or infinity "
-                f"in {bad} of {len(found)} rows. Leave these inputs out, or mend the model."
-            )
-
-
-def _verdict(judged: Cascade, threshold: float, *, is_order: bool, is_cheap: bool) -> str:
-    """Return who should answer; each comparison of two sets of answers is McNemar's exact test."""
-    joined = np.where(judged.doubt >= threshold, judged.strong, judged.weak)
-    if not _is_better(joined, judged.weak):
-        if _is_better(judged.weak, judged.strong):
-            return "the weak model alone"
-        is_stronger = _is_better(judged.strong, judged.weak)
-        return "the strong model alone" if is_stronger else "no gain"
-    return "route" if is_order and is_cheap else "the strong model alone"
-
-
-def _is_better(one: Any, other: Any) -> bool:
-    """Return whether one of two models is right more often, at a level of 5 %."""
-    gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
-    p = binomtest(gained, gained + lost, alternative="greater").pvalue if gained else 1.0
-    return bool(p < ALPHA)
-
-
-def _too_few(n: int, keep: float, sent: float) -> tuple[str, ...]:
-    """Return how many rows a promise needs, if too few chose the threshold."""
-    least = int(np.ceil(np.log((1 - SURE) / 2) / np.log(max(keep, 1e-9)))) if keep < 1 else 0
-    if sent < 1 or n >= least > 0:
-        return ()
-    if keep == 1:
-        return ("No number of rows shows that all of the accuracy is kept. Give keep below 1.",)
-    return (
-        f"{n} rows chose the threshold; a promise to keep {keep:g} of the accuracy needs {least} "
-        "or more that lose nothing. Give more data, or a lower keep.",
     )

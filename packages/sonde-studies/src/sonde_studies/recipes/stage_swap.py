@@ -4,18 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
-
-from sonde import Model, gather, read
+from sonde import Model
 from sonde.core import matrix
 from sonde.report import Answer
-from sonde_studies.parts.figures import error_of, unfolded
-from sonde_studies.parts.halves import Cut, cuts_of
-from sonde_studies.parts.heads import linear_head
+from sonde_studies.parts.figures import unfolded
+from sonde_studies.parts.halves import cuts_of, is_one_origin, read_fronts, which_differs
 
 QUESTION = "Which part makes two models differ, the front or the back?"
-LEAST = 0.05
-"""Accuracy of heads by which fronts must differ at least: heads of equal fronts differ a little."""
 WITH_MAP = (
     "The map to the states of a worse front passes on no more than that front knows: the table "
     "cannot say whether the backs differ as well."
@@ -72,13 +67,13 @@ def stage_swap(
     cuts = cuts_of("stage_swap", models, data, sites, seed, **options)
     cut = cuts[(len(cuts) - 1) // 2]
     found = cut.stitched("stage_swap", "none") if len(cut.widths()) == 1 else None
-    has_map = found is None or not _is_one_origin(found.accuracy, len(cut.label.unique()))
+    has_map = found is None or not is_one_origin(found.accuracy, len(cut.label.unique()))
     if found is None or has_map:
         found = cut.stitched("stage_swap")
     table, n = found.accuracy, len(cut.held)
     noise = 2 * float((2 * table.mean() * (1 - table.mean()) / n).sqrt())
-    fronts = _read_fronts(models, cut, data, progress, **options) if has_map else {}
-    verdict = _verdict(found, noise, list(fronts.values()))
+    fronts = read_fronts(models, cut, data, progress, **options) if has_map else {}
+    verdict = which_differs(found, noise, list(fronts.values()))
     shares = found.share_front, found.share_back, found.share_interaction
     share = [0.0 if math.isnan(x) else x for x in shares]  # a table of equal cells has no variance
     own = zip(names, table.diagonal().tolist(), strict=True)
@@ -126,48 +121,3 @@ def stage_swap(
             *([WITH_MAP] if verdict == "the front differs" and has_map else []),
         ),
     )
-
-
-def _is_one_origin(table: Tensor, n_classes: int) -> bool:
-    """Return whether parts fit without a map: in each pair one of the two swaps still answers.
-
-    Where one part of one model is damaged, the swap that leaves this part out answers well.
-    """
-    chance, n = 1 / max(n_classes, 2), len(table)
-    for a in range(n):
-        for b in range(a):
-            best = float(table[[a, b], [a, b]].max())
-            if float(table[[a, b], [b, a]].max()) < chance + 0.5 * (best - chance):
-                return False
-    return True
-
-
-def _read_fronts(
-    models: Sequence[Model], cut: Cut, data: Any, progress: bool, **options: Any
-) -> dict[int, Any]:
-    """Return which held examples a linear head on the states of each front names right."""
-    found = dict[int, Any]()
-    for number, (model, site) in enumerate(zip(models, cut.sites, strict=True)):
-        rows = gather(read(model, data, sites=site, logits=False, **options), progress)
-        x, label = rows.last.numpy(), rows.label.numpy()
-        fit, held = cut.fit.numpy(), cut.held.numpy()
-        head = linear_head().fit(x[fit], label[fit])
-        found[number] = (head.predict(x[held]) == label[held]) * 1.0
-    return found
-
-
-def _verdict(found: Any, noise: float, heads: list[Any]) -> str:
-    """Return which part makes the difference.
-
-    With a map, fronts are compared by their heads: the map to a damaged front's states damages what
-    it passes on, as if the back were at fault.
-    """
-    front, back = (float(v.max() - v.min()) for v in (found.front, found.back))
-    if heads:
-        pairs = [a - b for i, a in enumerate(heads) for b in heads[:i]]
-        if any(abs(float(p.mean())) > max(3 * error_of(p), LEAST) for p in pairs):
-            return "the front differs"
-        front = 0.0
-    if max(front, back) > noise:
-        return "the front differs" if front > back else "the back differs"
-    return "they do not fit" if float(found.null - found.value) > noise else "they are alike"

@@ -11,15 +11,8 @@ from sonde.data import open_inputs
 from sonde.measure import cka
 from sonde.report import Answer
 from sonde.train import Scope
-from sonde_studies.parts.figures import (
-    WHOLE_ACCURACY,
-    check_order,
-    gain_of_best,
-    gained,
-    is_sure,
-    melted,
-    names,
-)
+from sonde_studies.parts.choice import gain_of_best
+from sonde_studies.parts.figures import WHOLE_ACCURACY, check_order, gained, is_sure, melted, names
 from sonde_studies.parts.states import graded, item_parts, tuned_copy
 
 QUESTION = "Which parameters should move on a new domain?"

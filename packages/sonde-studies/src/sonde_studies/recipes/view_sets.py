@@ -9,16 +9,8 @@ from torch import Tensor
 from sonde import InputError, Model
 from sonde.core import ChartAxis, curves
 from sonde.report import Answer
-from sonde_studies.parts.figures import (
-    ACCURACY,
-    NOT_TOLD,
-    compared,
-    gain_of_best,
-    gained,
-    is_sure,
-    is_told,
-    unfolded,
-)
+from sonde_studies.parts.choice import gain_of_best, unless_untold
+from sonde_studies.parts.figures import ACCURACY, compared, gained, is_sure, unfolded
 from sonde_studies.parts.heads import SetHead, linear_head
 from sonde_studies.parts.rows import apart, check_classes, rows_with
 from sonde_studies.parts.states import last_states
@@ -87,14 +79,13 @@ def view_sets(
     best = max(score, key=lambda join: score[join][n_most])
     enough = next(n for n in sizes if score[best][n] >= score[best][n_most] - NEAR)
     several, single = ({join: r[k] for join, r in right.items()} for k in (n_most, 1))
-    gain, is_known = gain_of_best(several, single, seed), is_told(several, label[held])
+    gain = gain_of_best(several, single, seed)
     verdict = f"{enough} views by {best}" if is_sure(gain) else "a single view will do"
     title, points = "Accuracy by the number of views", unfolded(score, "joined by", "views")
     worded = {n: f"{n} {'view' if n == 1 else 'views'}" for n in sizes}
     return Answer(
         question=QUESTION,
-        verdict=verdict if is_known else NOT_TOLD,
-        level="clear" if is_known else "warning",
+        **unless_untold(verdict, several, label[held]),
         sentence=f"A single view names {max(s[1] for s in score.values()):.1%} of {len(held)} "
         f"things, all {n_most} views {score[best][n_most]:.1%} if joined by {best}; with "
         f"{worded[enough]} it is {score[best][enough]:.1%}.",

@@ -1,0 +1,55 @@
+"""Which of two models should answer, and what too few rows cannot promise."""
+
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest  # pyright: ignore[reportMissingTypeStubs]
+
+from sonde import InputError
+from sonde.metrics import Cascade
+
+SURE, ALPHA = 0.95, 0.05
+
+
+def check_answers(first: Any, second: Any) -> None:
+    """Refuse models of other classes, and rows whose answers are not finite."""
+    n, m = (found.logits.shape[1] for found in (first, second))
+    if n != m or len(first) != len(second):
+        raise InputError(f"route_by_score: expected two models of the same classes, got {n}, {m}.")
+    for name, found in (("weak", first), ("strong", second)):
+        if bad := int((~found.logits.isfinite()).any(1).sum()):
+            raise InputError(
+                f"route_by_score: expected finite outputs of the {name} model, got NaN or infinity "
+                f"in {bad} of {len(found)} rows. Leave these inputs out, or mend the model."
+            )
+
+
+def who_answers(judged: Cascade, threshold: float, *, is_order: bool, is_cheap: bool) -> str:
+    """Return who should answer; each comparison of two sets of answers is McNemar's exact test."""
+    joined = np.where(judged.doubt >= threshold, judged.strong, judged.weak)
+    if not _is_better(joined, judged.weak):
+        if _is_better(judged.weak, judged.strong):
+            return "the weak model alone"
+        is_stronger = _is_better(judged.strong, judged.weak)
+        return "the strong model alone" if is_stronger else "no gain"
+    return "route" if is_order and is_cheap else "the strong model alone"
+
+
+def _is_better(one: Any, other: Any) -> bool:
+    """Return whether one of two models is right more often, at a level of 5 %."""
+    gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
+    p = binomtest(gained, gained + lost, alternative="greater").pvalue if gained else 1.0
+    return bool(p < ALPHA)
+
+
+def too_few(n: int, keep: float, sent: float) -> tuple[str, ...]:
+    """Return how many rows a promise needs, if too few chose the threshold."""
+    least = int(np.ceil(np.log((1 - SURE) / 2) / np.log(max(keep, 1e-9)))) if keep < 1 else 0
+    if sent < 1 or n >= least > 0:
+        return ()
+    if keep == 1:
+        return ("No number of rows shows that all of the accuracy is kept. Give keep below 1.",)
+    return (
+        f"{n} rows chose the threshold; a promise to keep {keep:g} of the accuracy needs {least} "
+        "or more that lose nothing. Give more data, or a lower keep.",
+    )

@@ -1,0 +1,166 @@
+"""Audits of forgetting by losses, and gains of readers of states over controls."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from sonde.core import ChartAxis, marks
+from sonde.data import ItemInputs
+from sonde.edit import Forgotten
+from sonde.metrics import Metric
+from sonde.report import Answer
+from sonde_studies.parts.figures import names, unfolded
+from sonde_studies.parts.traces import SHOTS, Reading
+
+QUESTION = "Is what the model was made to forget really gone?"
+UNHELD = "Pass unseen examples of the forgotten classes as held for an attack by loss."
+ATTACK = "attack by low loss (0.5 = nothing to tell)"
+
+
+def audit_by_losses(said: Forgotten, n: int, *, has_gold: bool) -> Answer:
+    """Return whether an attack by low loss still finds the rows or texts, for want of classes."""
+    now, then = (m for m in (said.attack, said.attack_before) if m is not None)
+    gold = said.attack_retrained
+    base = (0.5, 0.5) if gold is None else (gold.low, gold.high)
+    if now.low > base[1]:
+        verdict = "not forgotten"
+    elif now.high < base[0]:
+        verdict = "stands out by high losses"
+    else:
+        verdict = "gone by its losses" if then.low > base[1] else "cannot tell"
+    beside = f", on the gold model {interval_of(gold)}" if gold else ""
+    models = {"before": then, "after": now} | ({"control": gold} if gold else {})
+    rows = [{"model": k, "AUROC": float(m.value), "low": m.low, "high": m.high}
+            for k, m in models.items()]  # fmt: skip
+    title, x = (
+        "How well low losses tell forget from held examples",
+        ChartAxis("AUROC", low=0, high=1),
+    )
+    return Answer(
+        question=QUESTION,
+        verdict=verdict,
+        level="clear" if verdict == "gone by its losses"
+        else "warning" if verdict == "cannot tell" else "error",
+        sentence="An attack that takes low losses for a sign of training tells forget from held "
+        f"examples with an AUROC of {interval_of(now)} after, {interval_of(then)} before{beside} "
+        "(0.5 is chance).",
+        value=float(now.value),
+        se=now.se,
+        null=0.5 if gold is None else float(gold.value),
+        n=n,
+        range=(0.0, 1.0),
+        direction="higher",
+        rows=tuple(rows),
+        drawn=marks(title, rows, x, names("model"), size=110, filled=True),
+        facts={"control": "a model that never saw them" if has_gold else "none"},
+        advice=(
+            "Forget and retain examples share their classes, or have none: only the losses are "
+            "audited, not the states.",
+            *([] if has_gold else ["Pass a model that was trained without them as gold: easy rows "
+                                   "have low losses too."]),
+        ),
+    )  # fmt: skip
+
+
+def are_classes(inputs: Mapping[str, ItemInputs]) -> bool:
+    """Return whether the forget part has classes that the retain part has not."""
+    forget, retain = (
+        {*torch.cat([b.label for b in part.batches(0, len(part))]).tolist()}
+        for part in (inputs["forget"], inputs["retain"])
+    )
+    return not forget & retain and -1 not in forget | retain
+
+
+def least_gain(readings: Mapping[str, Reading], control: str) -> float:
+    """Return the lower end of the gain of the model after over a control."""
+    gain, error = readings["after"].beyond(readings[control])
+    return gain - 2 * error
+
+
+def mean_reading(readings: Sequence[Reading]) -> Reading:
+    """Return the mean of readings of the same rows."""
+    n = len(readings)
+    return Reading(sum(r.hits for r in readings) / n, sum(r.alarms for r in readings) / n)
+
+
+def interval_of(found: Metric) -> str:
+    """Return an AUROC with its interval, in words."""
+    return f"{float(found.value):.3f} ({found.low:.3f} to {found.high:.3f})"
+
+
+def attack_facts(said: Forgotten) -> dict[str, str]:
+    """Return the attack by low loss after and before, if unseen examples were given."""
+    now, then = said.attack, said.attack_before
+    return {ATTACK: f"{interval_of(now)}, before {interval_of(then)}"} if now and then else {}
+
+
+def readers_of(
+    said: Forgotten,
+    old: Mapping[str, Reading],
+    new: Mapping[str, Mapping[int, Reading]],
+    control: str,
+) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
+    """Return what models answer and what readers of their states know, as a table and a picture."""
+    answers = {"before": said.before, "after": said.after, "control": said.retrained or {}}
+    ways = {"head of before": {name: r.accuracy() for name, r in old.items()}}
+    ways |= {
+        f"new head, {k} shown": {name: by[k].accuracy() for name, by in new.items()} for k in SHOTS
+    }
+    table = [
+        {"model": name}
+        | {f"{part} accuracy": s.accuracy for part, s in answers.get(name, {}).items()}
+        | {way: scores[name] for way, scores in ways.items()}
+        for name in old
+    ]
+    worded = {"head that learned on the states before": ways.pop("head of before"), **ways}
+    points = unfolded(worded, "reader", "model")
+    points = [p | ({"model": control} if p["model"] == "control" else {}) for p in points]
+    title = "What readers of the states still know of the forgotten class"
+    x = ChartAxis(
+        "accuracy", title="balanced accuracy (0.5 = nothing)", share=True, low=0.0, high=1.0
+    )
+    picture = marks(title, points, x, names("reader"), by="model", size=110, filled=True)
+    return tuple(table), picture
+
+
+def audit_by_states(
+    said: Forgotten,
+    old: Mapping[str, Reading],
+    new: Mapping[str, Mapping[int, Reading]],
+    is_left: bool,
+    n: int,
+    has_gold: bool,
+    advice: Sequence[str],
+) -> Answer:
+    """Return what the readers of the states found."""
+    was, own = said.before["forget"].accuracy, said.after["forget"].accuracy
+    lost = said.before["retain"].accuracy - said.after["retain"].accuracy
+    silent = own < 0.5 * was
+    verdict = "not forgotten" if not silent else "only silent" if is_left else "gone"
+    control = "a model that never saw them" if has_gold else "shuffled weights"
+    table, drawn = readers_of(said, old, new, control)
+    gain, error = old["after"].beyond(old["control"])
+    shown, (more, other) = SHOTS[1], new["after"][SHOTS[1]].beyond(new["control"][SHOTS[1]])
+    reads = {name: f"{r.accuracy():.3f}" for name, r in old.items()}
+    learns = {name: f"{by[shown].accuracy():.3f}" for name, by in new.items()}
+    return Answer(
+        question=QUESTION,
+        verdict=verdict,
+        level="clear" if verdict == "gone" else "warning" if silent and not has_gold else "error",
+        sentence=f"Accuracy on the forget examples went from {was:.3f} to {own:.3f}, and on the "
+        f"others fell by {lost:.3f}. A head that learned on the states before tells the forgotten "
+        f"from the others with a balanced accuracy of {reads['after']} on the states after, and "
+        f"{reads['control']} on those of {control} (difference {gain:.3f} ± {2 * error:.3f}; 0.5 "
+        f"is chance); a new head that is shown {shown} examples with {learns['after']} and "
+        f"{learns['control']} ({more:.3f} ± {2 * other:.3f}).",
+        value=gain,
+        se=error,
+        null=0.0,
+        n=n,
+        direction="higher",
+        rows=table,
+        drawn=drawn,
+        facts={"control": control} | attack_facts(said),
+        advice=(*advice, *([UNHELD] if said.attack is None else [])),
+    )
