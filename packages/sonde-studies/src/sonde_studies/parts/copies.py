@@ -212,7 +212,7 @@ def copies_picture(way: str, found: Ratios, bar: float) -> dict[str, Any]:
 
 def copy_bar(usual: Any, alpha: float) -> float:
     """Return the value that at most a fraction alpha of fresh inputs reach from above."""
-    return lowcopy_bar(torch.from_numpy(usual), alpha, none=float(usual.min()) / 2)
+    return low_bar(torch.from_numpy(usual), alpha, none=float(usual.min()) / 2)
 
 
 def leak_advice(leaks: int, verdict: str) -> tuple[str, ...]:
