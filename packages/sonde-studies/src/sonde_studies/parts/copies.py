@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from scipy.stats import hypergeom  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
-from sonde_studies.parts.figures import BINS, two_histograms
+from sonde_studies.parts.figures import BINS, low_bar, two_histograms
 from sonde_studies.parts.words import WORD
 
 CELLS, SHUFFLES, SHINGLE, SHOWN, LEVEL = 4_000_000, 1999, 3, 10, 0.01
