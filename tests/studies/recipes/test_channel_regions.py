@@ -34,7 +34,7 @@ def test_regions_tell_what_the_mean_cannot(told):
     score = {row["read from"]: row["accuracy"] for row in found.rows}
     assert abs(score[MEAN] - 0.5) < 0.2
     assert (min(score[PLAIN], score[GRAPH]) > 0.9) == told
-    assert found.verdict == ("regions say more" if told else "the mean will do")
+    assert found.verdict == ("regions say more" if told else "the label is not told")
     near = {row["read from"]: row["Moran's I"] for row in found.rows}
     assert near[GRAPH] > near["groups by lot"]
 
