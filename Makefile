@@ -56,7 +56,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/typos
-	$(BIN)/python tools/check_layers.py
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/check_size.py
 	$(BIN)/python tools/check_exports.py
 	$(BIN)/python tools/check_truth.py

@@ -1,5 +1,7 @@
 """The checks of the project's own shape pass, and each can fail."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECKS = ("layers", "size", "exports", "truth")
+CHECKS = ("size", "exports", "truth")
 
 
 def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -35,24 +37,6 @@ def load(name: str):
     return module
 
 
-def test_upward_import_is_found(tmp_path: Path):
-    package = tmp_path / "src" / "sonde"
-    (package / "core").mkdir(parents=True)
-    source = "def f():\n    from sonde.stats import Moments\n    return Moments\n"
-    (package / "core" / "a.py").write_text(source)
-    (wrong,) = load("check_layers").violations(package)
-    assert wrong.endswith("a.py:2: core may not import stats")
-
-
-def test_family_may_not_import_its_sister(tmp_path: Path):
-    package = tmp_path / "src" / "sonde"
-    (package / "detect").mkdir(parents=True)
-    (package / "detect" / "a.py").write_text("import sonde.measure\n")
-    assert load("check_layers").violations(package) == [
-        "src/sonde/detect/a.py:1: detect may not import measure"
-    ]
-
-
 def test_studies_take_public_names_alone(tmp_path: Path):
     package, studies = tmp_path / "src" / "sonde", tmp_path / "src" / "sonde_studies"
     for folder, exported in ((package, "read"), (package / "detect", "knn")):
@@ -64,12 +48,12 @@ def test_studies_take_public_names_alone(tmp_path: Path):
         "from sonde_studies._b import c\nsonde.read.__doc__\nsonde.detect.knn(c)\n"
     )
     (studies / "a.py").write_text(good)
-    assert load("check_layers").deep_imports(studies, package) == []
+    assert load("contracts").deep_imports(studies, package) == []
     (studies / "a.py").write_text(
         "import sonde.run\nfrom sonde import write\nfrom sonde.detect.knn import knn\n"
         "def f():\n    from sonde.detect import _bank\n    return sonde.detect.shrink(_bank)\n"
     )
-    assert load("check_layers").deep_imports(studies, package) == [
+    assert load("contracts").deep_imports(studies, package) == [
         "src/sonde_studies/a.py:1: sonde.run is not public",
         "src/sonde_studies/a.py:2: sonde.write is not public",
         "src/sonde_studies/a.py:3: sonde.detect.knn.knn is not public",
@@ -78,46 +62,44 @@ def test_studies_take_public_names_alone(tmp_path: Path):
     ]
 
 
-def test_nothing_of_sonde_imports_the_studies(tmp_path: Path):
-    package = tmp_path / "src" / "sonde"
-    (package / "cli").mkdir(parents=True)
-    (package / "cli" / "a.py").write_text("from sonde_studies import STUDIES\n")
-    assert load("check_layers").violations(package) == [
-        "src/sonde/cli/a.py:1: cli may not import the studies"
-    ]
+@pytest.mark.slow
+def test_imports_keep_their_contracts_and_planted_ones_break_each(tmp_path: Path):
+    def lint(root: Path) -> str:
+        path = os.pathsep.join([str(root / "src"), str(root / "packages/sonde-studies/src")])
+        done = subprocess.run(
+            [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"],
+            cwd=root,
+            env=os.environ | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.stdout + done.stderr
 
-
-def test_upward_import_between_rooms_of_run_is_found(tmp_path: Path):
-    package = tmp_path / "src" / "sonde"
-    (package / "run" / "fitting").mkdir(parents=True)
-    source = "import sonde.run.bundles.fitted\nfrom sonde.run.scoring import score\n"
-    (package / "run" / "fitting" / "a.py").write_text(source)
-    assert load("check_layers").violations(package) == [
-        "src/sonde/run/fitting/a.py:2: fitting may not import scoring"
-    ]
-
-
-def test_module_outside_of_the_rooms_is_found(tmp_path: Path):
-    package = tmp_path / "src" / "sonde"
-    (package / "run").mkdir(parents=True)
-    (package / "run" / "__init__.py").write_text("import sonde.core\n")
-    (package / "run" / "a.py").write_text("")
-    assert load("check_layers").violations(package) == [
-        "src/sonde/run/a.py: sonde.run.a has no place in the order"
-    ]
-
-
-def test_circle_of_imports_is_found(tmp_path: Path):
-    package = tmp_path / "src" / "sonde"
-    (package / "run" / "fitting").mkdir(parents=True)
-    first, second = package / "run" / "fitting" / "a.py", package / "run" / "fitting" / "b.py"
-    first.write_text("def f():\n    from sonde.run.fitting.b import g\n    return g\n")
-    second.write_text("from sonde.run.fitting.a import f\n")
-    found = load("check_layers").circle(package)
-    assert sorted(set(found)) == ["sonde.run.fitting.a", "sonde.run.fitting.b"]
-    assert found[0] == found[-1]
-    second.write_text("if TYPE_CHECKING:\n    from sonde.run.fitting.a import f\n")
-    assert load("check_layers").circle(package) == []
+    assert "6 kept, 0 broken" in lint(ROOT)
+    for folder in ("src", "packages", "tools"):
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    package, studies = tmp_path / "src/sonde", tmp_path / "packages/sonde-studies/src/sonde_studies"
+    planted = {
+        package
+        / "core/a.py": "def f():\n    from sonde.stats import Moments\n    return Moments\n",
+        package / "detect/a.py": "import sonde.measure.cka\nfrom sonde_studies import STUDIES\n",
+        package / "run/fitting/a.py": "from sonde.run.scoring import score\n",
+        package / "tap/hooks/a.py": "from sonde.tap.rows import nested\n",
+        package / "data/a.py": "from sonde.data.b import c\n",
+        package / "data/b.py": "def c():\n    import sonde.data.a as a\n    return a\n",
+        studies / "a.py": "import sonde.run\n",
+    }
+    for path, text in planted.items():
+        path.write_text(text)
+    found = lint(tmp_path)
+    assert "0 kept, 6 broken" in found, found
+    for broken in ("core is not allowed", "detect is not allowed", "fitting is not", "hooks is not",
+                   "sonde.data.a -> sonde.data.b", "a.py:1: sonde.run is not public"):  # fmt: skip
+        assert broken in found
 
 
 def test_long_function_is_found(tmp_path: Path):
