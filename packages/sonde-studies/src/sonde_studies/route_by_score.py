@@ -9,11 +9,14 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from sonde import Model
+from sonde.layers import WeakAndStrong
 from sonde_studies._recipe_data import Part, items_of, learned, mlp, shuffled_digits
 from sonde_studies.recipes.route_by_score import route_by_score
 from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import drawn, minimise
 
 FIT, TINY = 700, 250
 SCORES = ("entropy", "margin", "states")
@@ -64,6 +67,16 @@ class RouteByScoreStudy(Study):
             "A probe of the weak model's last states finds more than the entropy of its answer.",
             "share found by the probe less that by the entropy",
         ),
+        Claim(
+            "in turn",
+            "Heads that are trained in turn, each on rows that are its own, are right more often.",
+            "accuracy with three tenths sent, in turn less apart",
+        ),
+        Claim(
+            "confidence",
+            "The evenness of the weak head's answer sends better rows than lot does.",
+            "accuracy with three tenths sent, by confidence less by lot, trained in turn",
+        ),
     )
     null = Claim(
         "noise",
@@ -84,6 +97,9 @@ class RouteByScoreStudy(Study):
         options = {"keep": 0.98, "seed": seed, "progress": False}
         found = {s: route_by_score(weak, strong, items, score=s, **options) for s in SCORES}
         noise = route_by_score(Model(_Unsure(weak.module).eval()), strong, items, **options)
+        tick("in turn")
+        steps = 60 if tiny else 900
+        heads = {way: _heads(way, x[:, quarter], label, seed, steps) for way in ("turn", "apart")}
         first = found["entropy"]
         kept, cost = (float(first.facts[name]) for name in ("accuracy kept", "cost"))
         shown = {
@@ -94,6 +110,40 @@ class RouteByScoreStudy(Study):
             "kept": kept - 0.97,
             "saved": 1 - cost / 10,
             "states": float(found["states"].value) - float(first.value),
+            "in turn": heads["turn"][0] - heads["apart"][0],
+            "confidence": heads["turn"][0] - heads["turn"][1],
             "noise": float(noise.value),
+            **{f"three tenths sent | {way}": v for way, (v, _) in heads.items()},
             **{k: float(v) for k, v in shown.items() if k.endswith(("0%", "20%", "50%", "100%"))},
         }
+
+
+def _heads(way: str, x: Tensor, label: Tensor, seed: int, steps: int) -> tuple[float, float]:
+    """Return the accuracy where the least sure three tenths go to the strong head, and by lot."""
+    pair = drawn(lambda: WeakAndStrong(x.shape[1], 10), seed)
+    done = 0
+
+    def loss(rows: Tensor) -> Tensor:
+        nonlocal done
+        done += 1
+        if way == "turn":
+            weak_moves = done // 50 % 2 == 0
+            pair.weak.requires_grad_(weak_moves)
+            pair.strong.requires_grad_(not weak_moves)
+            return pair.loss(x[rows], label[rows])
+        return cross_entropy(pair.weak(x[rows]), label[rows]) + cross_entropy(
+            pair.strong(x[rows]), label[rows]
+        )
+
+    minimise(loss, list(pair.parameters()), FIT, steps=steps, seed=seed)
+    with torch.no_grad():
+        weak, strong = (head(x[FIT:]).argmax(1) == label[FIT:] for head in (pair.weak, pair.strong))
+        sure = pair.confidence(pair.weak(x[FIT:]))
+    order = torch.rand(len(sure), generator=torch.Generator().manual_seed(seed))
+    n = round(0.3 * len(sure))
+    found: list[float] = []
+    for score in (sure, order):
+        sent = torch.zeros(len(sure), dtype=torch.bool)
+        sent[score.argsort()[:n]] = True
+        found.append(float(torch.where(sent, strong, weak).double().mean()))
+    return found[0], found[1]
