@@ -15,6 +15,9 @@ MOST_ROWS = 20
 LONGEST = 40
 """Letters of a nested value that are still written out."""
 MOST_SITES = 3
+MOST_FACTS = 6
+UNSHOWN = ("schema", "hash", "sonde")
+"""Keys of a document that say nothing about the model."""
 SILENT = (None, "", (), "none", (-math.inf, math.inf))
 
 
@@ -133,9 +136,46 @@ def listed(table: Any) -> str:
     return html_table("", table.column_names, rows, table.num_rows)
 
 
+def document_html(name: str, document: Mapping[str, Any]) -> str:
+    """Return the JSON of a command as HTML: its single values, then each list of rows as a table.
+
+    Parameters
+    ----------
+    name : str
+        Caption of the first table.
+    document : mapping
+    """
+    single = [(k, _cell(v)) for k, v in document.items() if k not in UNSHOWN and _is_single(v)]
+    facts = "".join(_row(key.replace("_", " "), text) for key, text in single if text)
+    parts = [f"<table><caption><b>{escape(name)}</b></caption><tbody>{facts}</tbody></table>"]
+    for key, held in document.items():
+        rows = cast("list[Any]", held) if isinstance(held, list) else []
+        if rows and all(isinstance(row, dict) for row in rows):
+            parts.append(_rows_html(key.replace("_", " "), rows))
+    return "".join(parts)
+
+
+def document_line(name: str, document: Mapping[str, Any]) -> str:
+    """Return the name of a result and the first single values of its document in one line."""
+    single = [(k, v) for k, v in document.items() if k not in UNSHOWN and _is_single(v)]
+    facts = [f"{k}={_cell(v)}" for k, v in single if len(_cell(v)) in range(1, LONGEST)]
+    return f"{name}({', '.join(facts[:MOST_FACTS])})"
+
+
+def _rows_html(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as a table of the columns that hold single values in every row."""
+    columns = [k for k in rows[0] if all(_is_single(row.get(k)) for row in rows)]
+    cells = [[_cell(row.get(k)) for k in columns] for row in rows]
+    return html_table(name, columns, cells, len(rows)) if columns else ""
+
+
+def _is_single(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)
+
+
 def _cell(value: Any) -> str:
-    if isinstance(value, str):
-        return value
+    if isinstance(value, str | bool):
+        return str(value)
     return "" if value is None else _number(value)
 
 

@@ -33,14 +33,14 @@ class TableAlone(nn.Module):
 
 
 def is_table(data: Any) -> bool:
-    """Return whether data are a file of a table, by its ending.
+    """Return whether data are a table: a file, by its ending, or rows in memory.
 
     Examples
     --------
-    >>> is_table("rows.csv"), is_table("states.npz")
-    (True, False)
+    >>> is_table("rows.csv"), is_table("states.npz"), is_table([{"height": 1.8}])
+    (True, False, True)
     """
-    return isinstance(data, str | Path) and Path(data).suffix.lower() in SUFFIXES
+    return not isinstance(data, str | Path) or Path(data).suffix.lower() in SUFFIXES
 
 
 def table_model() -> Model:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sonde.core._shown import document_html, document_line
 from sonde.core.edit import Edit
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
@@ -58,6 +59,12 @@ class Change:
     output: Path | None = None
     judgement: Judgement | None = None
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return document_line(type(self).__name__, self.document)
+
+    def _repr_html_(self) -> str:
+        return document_html("Change of a model", self.document)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde.compress import SequenceCoder
+from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.data import load
@@ -21,6 +22,12 @@ class CodedFile:
 
     output: Path
     document: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return document_line(type(self).__name__, self.document)
+
+    def _repr_html_(self) -> str:
+        return document_html("Coded file", self.document)
 
 
 def encode_file(

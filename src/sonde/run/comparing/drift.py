@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from sonde.core._shown import html_table, told
 from sonde.core.errors import InputError, SondeError
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.state import equal
@@ -60,6 +61,11 @@ class Drift:
     directions: dict[str, MovedDirection] = field(default_factory=dict[str, MovedDirection])
     rows: Sameness = "other"
     identical: bool = False
+
+    def _repr_html_(self) -> str:
+        rows = [(*key, told(c)[0], f"{c.p:.3g}") for key, c in self.found.items()]
+        columns = ("method", "site", "difference", "p")
+        return html_table(f"Drift: rows {self.rows}", columns, rows, len(rows))
 
     def __iter__(self) -> Iterator[tuple[Key, Comparison]]:
         return iter(self.found.items())

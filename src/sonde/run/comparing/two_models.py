@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sonde.core._shown import html_table
 from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Result
 from sonde.core.statistic import Statistic
+from sonde.core.wording import plural
 from sonde.engine.progress import Bar
 from sonde.measure import CorrelationMatch, LayerCKA, MutualKNN, Procrustes, Regression
 from sonde.run.bundles.evidence import sample
@@ -125,6 +127,12 @@ class TwoModels:
     n_rows: int
     n_missing: int
     grouped: bool
+
+    def _repr_html_(self) -> str:
+        rows = [(m.site, m.other, f"{m.cka:.3f}", f"{m.neighbours:.3f}") for m in self.matches]
+        columns = ("site", "site of the other model", "CKA", "common neighbours")
+        title = f"Comparison of two models on {plural(self.n_rows, 'row')}"
+        return html_table(title, columns, rows, len(rows))
 
 
 @final

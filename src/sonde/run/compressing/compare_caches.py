@@ -6,6 +6,7 @@ from typing import Any
 
 from sonde import compress
 from sonde.core import CachePacking, CacheRule
+from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError, near
 from sonde.data import load, open_inputs
 from sonde.run.compressing.caches import CacheTrial, smallest, suited, try_caches
@@ -31,6 +32,12 @@ class CacheComparison:
     trials: list[CacheTrial]
     best: CacheTrial | None
     settings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return document_line(type(self).__name__, self.document)
+
+    def _repr_html_(self) -> str:
+        return document_html("Comparison of caches", self.document)
 
 
 def compare_caches(

@@ -9,6 +9,7 @@ from typing import Any
 
 from sonde.compress import LayerGrams, fidelity, layer_grams
 from sonde.compress._layers import require_finite_weights, weighted_layers
+from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.data import load, open_inputs
@@ -68,6 +69,12 @@ class Compressed:
     plan: RewritePlan
     trials: Sequence[Trial | SizeTrial] = ()
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return document_line(type(self).__name__, self.document)
+
+    def _repr_html_(self) -> str:
+        return document_html("Compression of a model", self.document)
 
 
 @dataclass(frozen=True)

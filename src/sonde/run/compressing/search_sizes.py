@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sonde.core._shown import document_html, document_line
 from sonde.core.finite import finite_json
 from sonde.data import load, open_inputs
 from sonde.run.compressing.choosing import chosen_parts
@@ -36,6 +37,12 @@ class SizeSearch:
 
     document: dict[str, Any]
     trials: list[SizeTrial]
+
+    def __repr__(self) -> str:
+        return document_line(type(self).__name__, self.document)
+
+    def _repr_html_(self) -> str:
+        return document_html("Search over sizes of a model", self.document)
 
 
 def search_sizes(

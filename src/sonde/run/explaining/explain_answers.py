@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
 from sonde.data import open_inputs, similarity_to
@@ -56,6 +57,12 @@ class Explained:
     judged: Sequence[Judged]
     shown_inputs: list[dict[str, Any]]
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return document_line(type(self).__name__, self.document)
+
+    def _repr_html_(self) -> str:
+        return document_html("Explanation of answers", self.document)
 
 
 def explain_answers(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError
 from sonde.data import load
 from sonde.run.explaining.atlas import Atlas, fit_atlas
@@ -31,6 +32,12 @@ class UnitAtlas:
 
     document: dict[str, Any]
     atlas: Atlas
+
+    def __repr__(self) -> str:
+        return document_line(type(self).__name__, self.document)
+
+    def _repr_html_(self) -> str:
+        return document_html("Atlas of units", self.document)
 
 
 def explain_units(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.data import load, open_inputs
@@ -49,6 +50,12 @@ class Trained:
     patch: Path
     module: Any
     checkpoints: Path
+
+    def __repr__(self) -> str:
+        return document_line(type(self).__name__, self.document)
+
+    def _repr_html_(self) -> str:
+        return document_html("Fine-tuning of a model", self.document)
 
     def forget(self) -> None:
         """Remove the checkpoints of the training."""

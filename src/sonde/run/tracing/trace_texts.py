@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sonde.core._shown import document_html, document_line
 from sonde.run.reading.for_gradients import load_for_gradients
 from sonde.run.tracing.pairs import TextPair, read_pairs
 from sonde.run.tracing.trace import Traced, trace, trace_document
@@ -26,6 +27,12 @@ class TextTrace:
     document: dict[str, Any]
     traced: list[Traced]
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return document_line(type(self).__name__, self.document)
+
+    def _repr_html_(self) -> str:
+        return document_html("Trace of pairs of texts", self.document)
 
 
 def trace_texts(
