@@ -12,12 +12,13 @@ import torch
 
 import sonde
 import sonde.core
+from sonde.core.wording import DISTRIBUTION
 from sonde.run.instruments.listing import listed
 from sonde.stats import Moments
 
 
 def test_version_is_the_installed_one():
-    assert sonde.__version__ == version("sonde")
+    assert sonde.__version__ == version(DISTRIBUTION)
 
 
 def test_every_public_name_is_there():

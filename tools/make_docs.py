@@ -1,6 +1,7 @@
 """Generate the pages of methods, findings, packages and papers from the code itself."""
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from sonde.findings.catalogue import rule_classes
 from sonde.run.instruments.catalogue import Method, methods
 from sonde.run.instruments.families import FAMILIES
 from sonde.run.instruments.listing import listed
+from symptoms import symptoms_page
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,7 +33,23 @@ def make_pages(docs: Path) -> list[Path]:
     index = "\n\n".join([reference_index(), "```{toctree}\n:hidden:\n:glob:\n\nreference/*\n```"])
     written.append(_write(docs / "reference.md", index))
     written.append(_write(docs / "papers.md", papers_page(papers)))
-    return written
+    written.append(_write(docs / "symptoms.md", symptoms_page()))
+    return [*written, *copy_notebooks(docs / "tutorials")]
+
+
+def copy_notebooks(folder: Path) -> list[Path]:
+    """Copy the notebooks that are no page of their own, where Sphinx finds them."""
+    folder.mkdir(exist_ok=True)
+    found = sorted((ROOT / "examples").glob("*.ipynb"))
+    kept = {
+        p.name: text
+        for p in found
+        if "sonde" not in json.loads(text := p.read_text("utf-8"))["metadata"]
+    }
+    for old in folder.glob("*.ipynb"):
+        if old.name not in kept:
+            old.unlink()
+    return [_write(folder / name, text) for name, text in kept.items()]
 
 
 def _write_all(folder: Path, pages: dict[str, str]) -> Iterator[Path]:

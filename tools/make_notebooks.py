@@ -1,9 +1,9 @@
 """Make notebooks of how-to pages: their text and their code, run, with what each cell shows.
 
-python tools/make_notebooks.py docs/howto/route_inputs.md ...
+python tools/make_notebooks.py docs/howto/route_inputs.md examples/images.ipynb ...
 
 ``examples/NAME.ipynb`` is written for each page. Blocks of output and links to other pages are left
-out; a test compares code and page.
+out; a test compares code and page. A notebook that is no page is run again and keeps its cells.
 """
 
 import ast
@@ -37,6 +37,14 @@ def cells_of(text: str) -> list[tuple[str, str]]:
     return [(kind, source) for kind, source in found if source]
 
 
+def sources_of(path: Path) -> list[tuple[str, str]]:
+    """Return the kind and the source of each cell of a page or of a notebook."""
+    if path.suffix != ".ipynb":
+        return cells_of(path.read_text("utf-8"))
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+
+
 def outputs_of(source: str, names: dict[str, Any], number: int) -> list[dict[str, Any]]:
     """Run a cell and return what it prints, and what its last line shows."""
     tree, said = ast.parse(source), io.StringIO()
@@ -51,7 +59,11 @@ def outputs_of(source: str, names: dict[str, Any], number: int) -> list[dict[str
     if lines:
         found.append({"output_type": "stream", "name": "stdout", "text": lines})
     if value is not None:
-        told = getattr(value, "_repr_mimebundle_", lambda: {"text/plain": repr(value)})()
+        told = {"text/plain": repr(value)}
+        if hasattr(value, "_repr_html_"):
+            told["text/html"] = value._repr_html_()
+        if hasattr(value, "_repr_mimebundle_"):
+            told = value._repr_mimebundle_()
         found.append({
             "output_type": "execute_result", "execution_count": number, "metadata": {},
             "data": told,
@@ -63,7 +75,7 @@ def notebook_of(page: Path) -> dict[str, Any]:
     """Return the notebook of a page, run."""
     names: dict[str, Any] = {"__name__": "__main__"}
     cells, number = list[dict[str, Any]](), 0
-    for i, (kind, source) in enumerate(cells_of(page.read_text("utf-8"))):
+    for i, (kind, source) in enumerate(sources_of(page)):
         cell: dict[str, Any] = {
             "cell_type": kind, "id": f"cell-{i}", "metadata": {},
             "source": source.splitlines(keepends=True),
@@ -73,7 +85,8 @@ def notebook_of(page: Path) -> dict[str, Any]:
             made = outputs_of(source, names, number)
             cell |= {"execution_count": number, "outputs": made}
         cells.append(cell)
-    from_page = {"sonde": {"page": page.resolve().relative_to(ROOT).as_posix()}}
+    is_page = page.suffix == ".md"
+    from_page = {"sonde": {"page": page.resolve().relative_to(ROOT).as_posix()}} if is_page else {}
     return {"cells": cells, "metadata": KERNEL | from_page, "nbformat": 4, "nbformat_minor": 5}
 
 

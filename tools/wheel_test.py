@@ -39,7 +39,7 @@ def main() -> None:
             ROOT / "packages" / "sonde-studies",
             cwd=place,
         )
-        (wheel,), (studies,) = place.glob("sonde-*.whl"), place.glob("sonde_studies-*.whl")
+        (wheel,), (studies,) = place.glob("sonde_torch-*.whl"), place.glob("sonde_studies-*.whl")
         venv.create(place / "env", with_pip=True)
         folder = "Scripts" if os.name == "nt" else "bin"
         pip, sonde = place / "env" / folder / "pip", place / "env" / folder / "sonde"

@@ -261,5 +261,5 @@ def test_an_extra_that_is_missing_names_its_command(run, place, tmp_path, monkey
     monkeypatch.setitem(sys.modules, "datasets", None)
     words = ["fit", "knn", "sonde:digits", "some/dataset", "-o", tmp_path / "a.sonde"]
     line = run(*words).error()
-    assert "pip install 'datasets" in line
+    assert "pip install 'sonde-torch[hf]" in line
     assert list(tmp_path.iterdir()) == []

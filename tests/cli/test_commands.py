@@ -130,7 +130,7 @@ def test_the_overview(run, words):
 def test_version(run):
     from sonde import __version__
 
-    assert run("--version").out == f"sonde {__version__}\n"
+    assert run("--version").out == f"sonde-torch {__version__}\n"
 
 
 def test_the_package_runs_as_a_module_too(run):

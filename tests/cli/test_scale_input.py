@@ -113,7 +113,7 @@ def test_without_ray_the_runner_is_refused(run, place, tmp_path, command, monkey
     suffix = ".json" if command == "scan" else ".sonde"
     words = [*command.split(), "-", place / "rows.npz", "-o", tmp_path / f"a{suffix}"]
     line = run(*words, "--runner", "ray").error()
-    assert "pip install 'ray" in line
+    assert "pip install 'sonde-torch[ray]" in line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -86,7 +86,7 @@ def test_map_spreads_by_accelerate(gpt2):
 
 def test_map_without_accelerate_names_the_install(gpt2, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(errors.InputError, match=r"pip install 'accelerate"):
+    with pytest.raises(errors.InputError, match=r"pip install 'sonde-torch\[hf"):
         load(gpt2, device="map")
 
 

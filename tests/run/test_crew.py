@@ -64,7 +64,7 @@ def test_without_ray_the_error_says_how_to_install_it():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert "which is not installed" in done.stdout
-    assert "pip install 'ray" in done.stdout
+    assert "pip install 'sonde-torch[ray]" in done.stdout
 
 
 @pytest.mark.slow

@@ -228,7 +228,7 @@ def test_lance_holds_the_rows_and_finds_near_ones(store, tmp_path):
 
 def test_lance_that_is_not_installed_is_named(store, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lance", None)
-    with pytest.raises(InputError, match="pip install 'pylance"):
+    with pytest.raises(InputError, match=r"pip install 'sonde-torch\[lance"):
         export_store(store, tmp_path / "b.lance")
 
 

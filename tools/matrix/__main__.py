@@ -125,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = [cells[name, job] for name in names for job in typed.jobs]
     print(table(asked), "", reasons(asked), "", summary(asked), sep="\n")
     if typed.write:
-        versions = {name: version(name) for name in NAMED}
+        versions = {"sonde": sonde.__version__}
+        versions |= {name: version(name) for name in NAMED if name not in versions}
         STORED.write_text(stored(asked, versions), "utf-8")
         PAGE.write_text(page(asked, versions, ABOUT), "utf-8")
     return int(any(cell.verdict == WRONG for cell in asked))

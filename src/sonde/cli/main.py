@@ -67,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if words[0] == "--version":
         from sonde import __version__
+        from sonde.core.wording import DISTRIBUTION
 
-        say(f"sonde {__version__}")
+        say(f"{DISTRIBUTION} {__version__}")
         return 0
     typed.set(tuple(words))
     begun.set(time.time())

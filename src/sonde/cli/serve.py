@@ -17,6 +17,7 @@ from sonde.cli.options import (
     named,
 )
 from sonde.core.errors import InputError
+from sonde.core.wording import install_extra
 
 if TYPE_CHECKING:
     from sonde.serving.running import Settings
@@ -106,8 +107,8 @@ class Serve:
             from sonde.serving.running import check, run
         except ImportError as error:
             raise InputError(
-                f"serve: expected the package {error.name}, which is not installed. Install "
-                "sonde[serve]."
+                f"serve: expected the package {error.name}, which is not installed. Run: "
+                f"{install_extra('serve')}"
             ) from None
         settings = self._settings()
         check(settings)

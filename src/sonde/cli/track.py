@@ -10,6 +10,7 @@ from sonde.cli._presenting import check_page, present
 from sonde.cli.console import note
 from sonde.cli.options import PageWord, Printing, Reading, Workers, named
 from sonde.core.errors import InputError
+from sonde.core.wording import plural
 
 if TYPE_CHECKING:
     from sonde.run.training.track import Track as Recorded
@@ -39,6 +40,10 @@ class Track:
     record: Annotated[
         Path | None, named("RECORD", "where the steps are kept (default: FOLDER.track)")
     ] = None
+    log: Annotated[
+        str | None,
+        named("LOGGER", "hand each step to tensorboard:FOLDER, wandb:PROJECT or mlflow:EXPERIMENT"),
+    ] = None
     fresh: Annotated[
         bool, tyro.conf.arg(help="drop the steps in RECORD and read every checkpoint again")
     ] = False
@@ -51,8 +56,13 @@ class Track:
         from sonde.run.training.track_document import track_document
 
         check_page(self.output, self.folder, self.data)
-        document = track_document(self._recorded())
+        recorded = self._recorded()
+        document = track_document(recorded)
         present(document, self.printing, self.output)
+        if self.log is not None:
+            from sonde.run.training.loggers import log_track
+
+            note(f"{plural(log_track(recorded, self.log), 'step')} logged to {self.log}")
         return 0
 
     def _recorded(self) -> "Recorded":

@@ -7,6 +7,7 @@ import numpy as np
 
 from sonde.compress._wire import Reader, count_bytes
 from sonde.core.errors import InputError
+from sonde.core.wording import install_extra
 
 MOST = 1 << 20
 """Numbers from -MOST to MOST can be coded: further ones would cost all others their precision."""
@@ -105,5 +106,5 @@ def _stream(owner: str) -> Any:
     except ImportError:
         raise InputError(
             f"{owner}: entropy coding needs the package constriction, which is not installed. "
-            "Install it by: pip install 'sonde[codec]'"
+            f"Run: {install_extra('codec')}"
         ) from None

@@ -5,6 +5,9 @@ from typing import Final
 
 SHORT_NAME: Final = 24
 
+DISTRIBUTION = "sonde-torch"
+"""What pip calls this package: an index has another project under the name sonde."""
+
 
 def plural(count: int, noun: str, many: str = "") -> str:
     """Return a count with its noun.
@@ -69,3 +72,14 @@ def told_apart_names(mine: str, theirs: str) -> tuple[str, str]:
         if pair[0] != pair[1] and all(pair):
             return pair
     return "DATA", "OTHER"
+
+
+def install_extra(extra: str) -> str:
+    """Return the command that installs an extra; the distribution is not called as the package.
+
+    Examples
+    --------
+    >>> install_extra("serve")
+    "pip install 'sonde-torch[serve]'"
+    """
+    return f"pip install '{DISTRIBUTION}[{extra}]'"

@@ -15,6 +15,7 @@ from torch import nn
 
 from sonde.core.errors import InputError, SondeError, SondeWarning, near
 from sonde.core.inputs import Model
+from sonde.core.wording import install_extra
 from sonde.data._checkpoints import FACTORY_KEY, LIVE, config_dict, stages_of
 from sonde.data._model_kind import config_of, task_of
 from sonde.data._quiet import quiet
@@ -314,7 +315,7 @@ def _is_lost(x: torch.Tensor, dtype: torch.dtype | None) -> bool:
 
 def _need_accelerate() -> None:
     if importlib.util.find_spec("accelerate") is None:
-        raise InputError("load: device 'map' needs accelerate. Run: pip install 'accelerate>=1.10'")
+        raise InputError(f"load: device 'map' needs accelerate. Run: {install_extra('hf')}")
 
 
 def usable_device(name: str) -> torch.device:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from sonde.core.errors import InputError
 from sonde.core.hashing import bytes_key, tensor_key
 from sonde.core.inputs import Model
+from sonde.core.wording import install_extra
 from sonde.data._checkpoints import FACTORY
 from sonde.data.columns import Layout
 from sonde.data.encoder import Collated, Encoder, Piece, Prepared, called, dtype_of
@@ -231,8 +232,8 @@ def _soundfile() -> Any:
         import soundfile
     except ImportError:
         raise InputError(
-            "recordings are read by the package soundfile, which is not installed. Install "
-            "sonde[audio]."
+            "recordings are read by the package soundfile, which is not installed. Run: "
+            f"{install_extra('audio')}"
         ) from None
     return soundfile
 

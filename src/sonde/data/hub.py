@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, final
 
 from sonde.core.errors import InputError
+from sonde.core.wording import install_extra
 from sonde.data._quiet import offline, quiet
 from sonde.data.sources import Row, Source
 from sonde.data.splits import FIRST, TRAIN, chosen_split
@@ -149,9 +150,7 @@ def is_live_dataset(items: Any) -> bool:
 
 def _library(name: str) -> Any:
     if importlib.util.find_spec("datasets") is None:
-        raise InputError(
-            f"data: {name} needs the package datasets. Run: pip install 'datasets>=4.0'"
-        )
+        raise InputError(f"data: {name} needs the package datasets. Run: {install_extra('hf')}")
     with quiet():
         import datasets
     return datasets

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sonde import __version__
 from sonde.core.repacking import count_weights
 from sonde.engine.progress import peak_memory_bytes
 from sonde.findings._text import plural
@@ -18,7 +19,7 @@ from sonde.run.reading.notes import items_of
 from sonde.tap import LiveStream
 from sonde.tap.model.sites import ENTRY
 
-PACKAGES = ("sonde", "torch", "transformers", "numpy", "scipy", "scikit-learn", "pyarrow")
+PACKAGES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "pyarrow")
 
 CANNOT_SEE = (
     "Only these data were read; another data set can look different inside.",
@@ -85,7 +86,7 @@ def _call(scanned: Scanned, model: str) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"sonde": __version__}
     for name in PACKAGES:
         try:
             found[name] = version(name)

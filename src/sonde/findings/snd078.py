@@ -6,6 +6,7 @@ from typing import ClassVar, final
 
 import numpy as np
 
+from sonde.core.wording import install_extra
 from sonde.findings._by_class import largest_class
 from sonde.findings._places import rows_command, sentence
 from sonde.findings._text import listed, percent, plural
@@ -50,7 +51,7 @@ class SND078(Rule):
             return self.not_applicable(writing or "the inputs are no texts")
         by_language = can_tell_languages()
         names = writing.languages if by_language else writing.scripts
-        reason = "" if by_language else "scripts alone: pip install sonde[text] tells languages"
+        reason = "" if by_language else f"scripts alone: {install_extra('text')} tells languages"
         known = [name for name in names if name is not None]
         if len(known) < LEAST_TEXTS:
             return self.withheld(f"{len(known)} texts are long enough to tell their language")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sonde.core.errors import InputError
+from sonde.core.wording import install_extra
 from sonde.layers import inserted_layers
 from sonde.weights._kinds import is_linear
 
@@ -114,5 +115,5 @@ def _peft() -> Any:
     except ImportError:
         raise InputError(
             f"--scope {PREFIX}:N needs the package peft, which is not installed. Run: "
-            "pip install 'sonde[train]'."
+            f"{install_extra('train')}"
         ) from None

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol, final, runtime_checkable
 
 from sonde.core.errors import InputError
+from sonde.core.wording import install_extra
 from sonde.run.instruments.entries import Key
 
 BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -55,7 +56,7 @@ class PrometheusMetrics:
         except ImportError:
             raise InputError(
                 "PrometheusMetrics: expected the package prometheus-client, which is not "
-                "installed. Install sonde[serve]."
+                f"installed. Run: {install_extra('serve')}"
             ) from None
         self.registry = client.CollectorRegistry() if registry is None else registry
         labels, mine = ("method", "site"), self.registry

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sonde.core.errors import InputError
+from sonde.core.wording import install_extra
 from sonde.run.workers.crew import Crew, n_cores
 
 STORE_BYTES = 100 * 2**20
@@ -55,7 +56,7 @@ def import_ray() -> Any:
     except ImportError as error:
         raise InputError(
             "--runner ray: expected the package ray, which is not installed "
-            f"({error}). Install it: pip install 'ray>=2.60'."
+            f"({error}). Run: {install_extra('ray')}"
         ) from error
     return ray
 

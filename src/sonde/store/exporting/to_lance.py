@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from sonde.core.errors import InputError, SondeError, StoreError
+from sonde.core.wording import install_extra
 from sonde.files.durable import TEMPORARY, replace, sync_directory, write_error
 from sonde.files.seal import BLANK, sealed_file
 from sonde.store.exporting.facts import SEAL
@@ -113,7 +114,7 @@ def lance_module() -> Any:
         import lance
     except ImportError as error:
         raise InputError(
-            "export: Lance files need the package pylance. Run: pip install 'pylance>=14'."
+            f"export: Lance files need the package pylance. Run: {install_extra('lance')}"
         ) from error
     return lance
 
