@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Tests start hundreds of processes, each of which would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install scan test test-rest test-all test-processors test-lowest lint wheel-test shots bench faults fuzz bench-gpu matrix field studies docs clean
+.PHONY: install scan test test-rest test-all test-processors test-lowest lint wheel-test release shots bench faults fuzz bench-gpu matrix field studies docs clean
 
 install: $(STAMP)
 
@@ -75,11 +75,20 @@ test-lowest:
 wheel-test: install
 	$(BIN)/python tools/wheel_test.py
 
+# All of a release but the signed tag and the upload (docs/contributing/release.md).
+release: test
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tools/check_dist.py dist
+	$(MAKE) wheel-test
+
 shots: install
 	mkdir -p reports
 	test -f reports/fed-wrongly.html || $(MAKE) scan
 	$(BIN)/python tools/shots.py reports/digits.html reports/stdlib.html reports/fed-wrongly.html
 	$(BIN)/python tools/shots.py reports/fed-wrongly.html --top docs/_static/report.png
+	$(BIN)/python tools/gallery.py
 
 bench: install
 	$(BIN)/python -m benchmarks --write

@@ -1,21 +1,63 @@
-"""Sphinx configuration; the pages of methods and findings are generated from the code first."""
+"""Sphinx configuration; pages of methods, findings and notebooks are generated first."""
 
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
+from sphinx.application import Sphinx
+from sphinx.builders.html import StandaloneHTMLBuilder
+
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent / "tools"))
 
 from make_docs import make_pages  # noqa: E402 (found in the folder that was just added)
 
 project = "sonde"
 author = "The sonde developers"
-extensions = ["myst_parser"]
+extensions = ["myst_nb", "sphinx_design"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-html_theme = "furo"
+nb_execution_mode = "off"  # notebooks carry their output; tests run them
+nb_mime_priority_overrides = [("html", "image/svg+xml", 0)]
+html_theme = "pydata_sphinx_theme"
 html_title = "sonde"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_theme_options = {
+    "logo": {"text": "sonde"},
+    "navigation_with_keys": False,
+    "header_links_before_dropdown": 6,
+    "show_nav_level": 1,
+    "navigation_depth": 2,
+    "show_prev_next": False,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": [],
+    "footer_end": [],
+}
+# Hundreds of generated pages: their lists are pages, and a list beside each would take minutes.
+html_sidebars = {
+    name: []
+    for name in ("index", "methods/*", "findings/*", "reference/*", "decisions/*", "papers")
+}
 exclude_patterns = ["_build"]
 nitpicky = True
 
-make_pages(Path(__file__).resolve().parent)
+CONTRIBUTORS = ("contributing", "decisions", "overview", "glossary")
+"""Pages about how sonde is built; readers who search for a method do not find them."""
+
+
+class SiteBuilder(StandaloneHTMLBuilder):
+    """Builder of the site, whose search leaves out the pages for contributors."""
+
+    name = "html"
+
+    def index_page(self, pagename, doctree, title):  # pyright: ignore
+        if pagename.partition("/")[0] not in CONTRIBUTORS:
+            super().index_page(pagename, doctree, title)
+
+
+def setup(app: Sphinx) -> None:
+    app.add_builder(SiteBuilder, override=True)
+
+
+make_pages(DOCS)

@@ -207,6 +207,7 @@ def gallery_page() -> str:
         f":::{{grid-item-card}} {page.title}\n:link: {page.howto}\n:link-type: doc\n"
         f":img-bottom: _static/shots/{page.name}.webp\n:img-alt: {page.title}\n:::"
         for page in PAGES
+        if (SHOTS / f"{page.name}.webp").exists()
     ]
     return (
         "# Gallery\n\nEvery command writes one self-contained page that works offline. These are "

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
+from gallery import gallery_page
 from reference import reference_index, reference_pages, sections
 from sonde.findings.catalogue import rule_classes
 from sonde.run.instruments.catalogue import Method, methods
@@ -34,6 +35,7 @@ def make_pages(docs: Path) -> list[Path]:
     written.append(_write(docs / "reference.md", index))
     written.append(_write(docs / "papers.md", papers_page(papers)))
     written.append(_write(docs / "symptoms.md", symptoms_page()))
+    written.append(_write(docs / "gallery.md", gallery_page()))
     return [*written, *copy_notebooks(docs / "tutorials")]
 
 

@@ -120,10 +120,19 @@ def test_help_names_the_commands_behind_a_command(run, word):
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
-def test_the_overview(run, words):
+def test_the_overview_shows_five_commands_and_where_the_others_are(run, words):
     ran = run(*words)
     assert ran.code == 0
-    assert all(f"sonde {word}" in ran.out for word in COMMANDS)
+    assert sum(f"sonde {word} " in ran.out.partition("Example")[0] for word in COMMANDS) == 5
+    assert "sonde more" in ran.out
+    assert max(map(len, ran.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("words", [["more"], ["help", "more"]])
+def test_more_shows_every_command(run, words):
+    ran = run(*words)
+    assert ran.code == 0
+    assert all(f"sonde {word}" in ran.out for word in (*COMMANDS, "edit"))
     assert max(map(len, ran.out.splitlines())) <= 80
 
 

@@ -141,3 +141,25 @@ def _paragraph(box: str) -> str:
     text = kept.removeprefix("Error parsing ").strip().rstrip(".")
     text = re.sub(r"^Unrecognized options:", "unexpected words:", text)
     return f"{text or 'these words are not understood'}."
+
+
+def flag_names(command: type[Any]) -> list[str]:
+    """Return the names of all flags of a command, without its positional words.
+
+    Parameters
+    ----------
+    command : type
+        The dataclass of the command.
+    """
+    return sorted({name for name, _ in _flags(command)} - {*_positional(command)})
+
+
+def _positional(command: type[Any]) -> Iterator[str]:
+    """Yield the names of fields that are words and no flags."""
+    from tyro.conf import Positional
+
+    marker = get_args(Positional[int])[1:]
+    hints = get_type_hints(command, include_extras=True)
+    for f in fields(command):
+        if any(note in marker for note in get_args(hints[f.name])[1:]):
+            yield f"--{f.name.replace('_', '-')}"

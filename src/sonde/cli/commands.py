@@ -17,6 +17,7 @@ from sonde.cli.cache import Cache
 from sonde.cli.calibrate import Calibrate
 from sonde.cli.coding import Decode, Encode
 from sonde.cli.compare import Compare
+from sonde.cli.completion import Completion
 from sonde.cli.compress import Compress
 from sonde.cli.compress_search import CompressSearch
 from sonde.cli.console import REMARK, CommandFailed, error_line, note, note_interrupted, noting, say
@@ -77,6 +78,7 @@ COMMANDS: dict[str, type[Any]] = {
     "methods": Methods,
     "recipe": Recipe,
     "study": Study,
+    "completion": Completion,
 }
 
 

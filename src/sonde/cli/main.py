@@ -12,42 +12,63 @@ from collections.abc import Sequence
 
 from sonde.cli.console import begun, note_interrupted, say, typed
 
-USAGE = """sonde: a probe for the hidden states of neural networks
+USAGE = """sonde: look inside PyTorch models
 
-  sonde scan MODEL DATA [-o report.html]          what is going on inside
-  sonde scan MODEL DATA --versus OTHER            where two data sets differ
-  sonde read MODEL DATA -o acts/                  hidden states to disk
-  sonde fit METHODS MODEL DATA -o probe.sonde     statistics and detectors
-  sonde calibrate probe.sonde MODEL DATA          alarms at a stated rate
-  sonde score probe.sonde MODEL DATA              which new inputs are unusual
-  sonde evaluate USUAL.parquet UNUSUAL.parquet    how good the scores are
-  sonde generate MODEL TEXT [--steer A.sonde]     what it writes, also steered
-  sonde edit WORD MODEL ... -o NEW/               change a model, or undo it
-  sonde compress MODEL DATA -o SMALL/             smaller weights, what it costs
-  sonde train MODEL DATA -o NEW/                  train with losses on states
-  sonde encode FILE -o FILE                       texts in few bytes
-  sonde decode FILE -o FILE                       and back, bit for bit
-  sonde merge A.sonde B.sonde -o C.sonde          join bundles fitted separately
-  sonde drift A.sonde B.sonde                     what moved between two fits
-  sonde compare MODEL OTHER DATA                  two models, layer by layer
-  sonde track FOLDER [DATA]                       measures over a training
-  sonde explain MODEL DATA                        why these answers, tested
-  sonde trace MODEL --clean A --corrupt B ...     where two answers part
-  sonde cache MODEL DATA                          caches that keep fewer tokens
-  sonde units MODEL DATA --sites S -o atlas.html  what each unit stands for
-  sonde serve MODEL [probe.sonde]                 behind HTTP, watched inside
-  sonde info FILE                                 what a file holds
-  sonde export STORE -o FILE                      Parquet, arrays or Lance
-  sonde verify FILE|DIR [--repair]                whether it is as written
-  sonde methods [FAMILY]                          the catalogue
-  sonde recipe NAME MODEL DATA ...                one question, answered
-  sonde study NAME                                a paper's claims, tried here
+  sonde scan MODEL DATA -o report.html         is it right, and if not, why
+  sonde fit METHODS MODEL DATA -o probe.sonde  detectors and statistics of states
+  sonde score probe.sonde MODEL DATA           which inputs are out-of-distribution
+  sonde explain MODEL DATA                     why these answers, tested
+  sonde compress MODEL DATA -o SMALL/          quantise or prune, what it costs
+
+  sonde more                                   all commands
 
 MODEL is a Hugging Face directory or name, package.module:factory, sonde:digits,
 sonde:stdlib, or - for feature arrays or a table alone. DATA is an image folder,
 a JSONL, CSV or Parquet file, arrays, or a data set by name (sonde:digits/test).
 
 Example: sonde scan sonde:digits sonde:digits/test -o report.html
+`sonde WORD --help` shows the flags of a command and an example."""
+MORE = """Read, fit, score
+  sonde scan MODEL DATA [-o report.html]          what is going on inside
+  sonde scan MODEL DATA --versus OTHER            where two data sets differ
+  sonde read MODEL DATA -o acts/                  hidden states to disk
+  sonde fit METHODS MODEL DATA -o probe.sonde     statistics and detectors
+  sonde calibrate probe.sonde MODEL DATA          alarms at a stated rate
+  sonde score probe.sonde MODEL DATA              which inputs are unusual
+  sonde evaluate USUAL.parquet UNUSUAL.parquet    how good the scores are
+  sonde merge A.sonde B.sonde -o C.sonde          join bundles fitted separately
+
+Compare
+  sonde drift A.sonde B.sonde                     what moved between two fits
+  sonde compare MODEL OTHER DATA                  two models, layer by layer
+  sonde track FOLDER [DATA]                       measures over a training run
+
+Explain
+  sonde explain MODEL DATA                        attribution, tested
+  sonde trace MODEL --clean A --corrupt B ...     activation patching
+  sonde units MODEL DATA --sites S -o atlas.html  what each unit responds to
+
+Change
+  sonde edit WORD MODEL ... -o NEW/               steer, erase, forget, merge, undo
+  sonde generate MODEL TEXT [--steer A.sonde]     what it writes, also steered
+  sonde train MODEL DATA -o NEW/                  train with losses on states
+  sonde compress MODEL DATA -o SMALL/             quantise or prune
+  sonde cache MODEL DATA                          KV caches that keep fewer tokens
+
+Run and keep
+  sonde serve MODEL [probe.sonde]                 behind HTTP, monitored
+  sonde info FILE                                 what a file holds
+  sonde export STORE -o FILE                      Parquet, arrays or Lance
+  sonde verify FILE|DIR [--repair]                whether it is as written
+  sonde encode FILE -o FILE                       texts in few bytes
+  sonde decode FILE -o FILE                       and back, bit for bit
+
+Look up
+  sonde methods [FAMILY]                          the catalogue
+  sonde recipe NAME MODEL DATA ...                one question, answered
+  sonde study NAME                                a paper's claims, tried here
+  sonde completion SHELL                          completion for bash, zsh or fish
+
 `sonde WORD --help` shows the flags of a command and an example."""
 
 
@@ -62,8 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imports make objects that stay; to look for garbage among them after every 700 takes .4 s.
     gc.set_threshold(10_000)
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help", "help"):
-        say(USAGE)
+    if not words or words[0] in ("-h", "--help", "help", "more"):
+        say(MORE if "more" in words[:2] else USAGE)
         return 0
     if words[0] == "--version":
         from sonde import __version__

@@ -55,6 +55,9 @@ class Scan:
         str | None, named("BEFORE", "an older model: what changed inside and in its answers")
     ] = None
     output: Annotated[Path | None, named("FILE", "report to write: .html or .json", "-o")] = None
+    card: Annotated[
+        Path | None, named("README.md", "write a section of a model card into this file")
+    ] = None
     fail_on: Annotated[
         str | None,
         named("GATE", "exit with 1 on note, warning, error, codes, accuracy<.95, loss>1.2"),
@@ -119,6 +122,7 @@ class Scan:
     def _scan(self) -> int:
         from sonde.findings.step import Again
         from sonde.report import load_report, save_report
+        from sonde.report.card import save_card
         from sonde.report.scan import run_scan
         from sonde.run.passes.directory import dropped_on_error, remove_run
 
@@ -151,6 +155,8 @@ class Scan:
             save_report(report, self.output)
             if report["partial"] is None and directory is not None:
                 remove_run(directory)
+        if self.card is not None:
+            note(f"wrote {save_card(report, self.card)}")
         self._write_lists(scanned)
         if not self.printing.json:  # a page cannot hold the time of its own writing, a terminal can
             report["provenance"]["wall_seconds"] = round(time.time() - started, 2)
@@ -193,6 +199,7 @@ class Scan:
 
     def _check_files(self) -> Path | None:
         """Refuse files that cannot be written; return the folder in which a run is kept."""
+        from sonde.report.card import check_card
         from sonde.run.passes.directory import run_directory
         from sonde.run.scoring.tables import check_suffix
         from sonde.store.outputs import check_file
@@ -203,6 +210,8 @@ class Scan:
             check_file(self.rows, *sources, *filter(None, [self.output]))
         if self.groups is not None:
             check_file(self.groups, *sources, *filter(None, [self.output, self.rows]))
+        if self.card is not None:
+            check_card(self.card)
         if self.output is None:
             return None
         if self.output.suffix not in (".html", ".json"):

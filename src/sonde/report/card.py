@@ -1,0 +1,82 @@
+"""A section of a model card (Hugging Face ``README.md``): what a scan found, without inputs."""
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from sonde.core.errors import InputError
+from sonde.files.durable import atomic_write
+from sonde.report._answers_words import answers_sentence, not_judged
+from sonde.report._format import shown
+from sonde.report._section_findings import checks_line, verdict_line
+
+START: Final = "<!-- sonde: written by `sonde scan --card` -->"
+END: Final = "<!-- /sonde -->"
+SENTENCE: Final = 400
+
+
+def to_card(report: dict[str, Any]) -> str:
+    """Return the section of a scan as Markdown: answers, findings and how it was made.
+
+    Parameters
+    ----------
+    report : dict
+        JSON of a scan, schema ``sonde-scan/1``.
+    """
+    where = report["provenance"]
+    answers = answers_sentence(report) or not_judged(report) or "the answers were not judged"
+    verdict = verdict_line(report["verdict"])
+    lines = [
+        START,
+        "## Checked with sonde",
+        f"Data: {_plain(where['data']['name'])}, {where['data']['n_rows']:,} rows.",
+        f"Answers: {_plain(answers)}.",
+        f"Findings: {verdict}. {checks_line(report['verdict'])}.",
+        _findings(report["findings"]),
+        f"sonde {where['versions']['sonde']}, torch {where['versions']['torch']}. A finding is a "
+        "number at a layer; no finding is no proof of the absence of faults.",
+        END,
+    ]
+    return "\n\n".join(line for line in lines if line) + "\n"
+
+
+def save_card(report: dict[str, Any], path: str | Path) -> Path:
+    """Write the section into a Markdown file; an earlier section of sonde in it is replaced.
+
+    Raises
+    ------
+    InputError
+        If the name does not end in ``.md``.
+    """
+    path = Path(path)
+    check_card(path)
+    section = to_card(report)
+    text = path.read_text("utf-8") if path.exists() else ""
+    earlier = re.compile(re.escape(START) + r".*?" + re.escape(END) + r"\n?", re.DOTALL)
+    if earlier.search(text):
+        text = earlier.sub(lambda _: section, text, count=1)
+    else:
+        text = f"{text.rstrip()}\n\n{section}" if text.strip() else section
+    atomic_write(path, text.encode())
+    return path
+
+
+def check_card(path: Path) -> None:
+    """Refuse a name of a model card that does not end in ``.md``."""
+    if path.suffix.lower() != ".md":
+        raise InputError(f"scan: expected --card to end in .md, got {path}. Write README.md.")
+
+
+def _findings(found: list[dict[str, Any]]) -> str:
+    """Return the findings that nobody ignored as a table; notes stay in the report."""
+    rows = [f for f in found if f["level"] in ("error", "warning") and not f["ignored"]]
+    if not rows:
+        return ""
+    head = "| level | code | finding |\n|---|---|---|\n"
+    body = (f"| {f['level']} | {f['code']} | {_plain(f['sentence'])} |" for f in rows)
+    return head + "\n".join(body)
+
+
+def _plain(text: str) -> str:
+    """Return a text that is no Markdown of its own and fits a cell of a table."""
+    return re.sub(r"([|`<>*_\[\]])", r"\\\1", " ".join(shown(text, SENTENCE).split()))
