@@ -1,6 +1,7 @@
 """Check what is going to be uploaded: ``python tools/check_dist.py dist``.
 
-One wheel and one source archive, at most 12 MB each (5.9 MB are the language model that ships), with what a user needs and nothing of a run.
+One wheel and one source archive of at most 12 MB each, with what a user needs and nothing of a
+run. The language model that ships takes 5.9 MB of each.
 """
 
 import sys

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shots import browser, chromium
 
@@ -222,8 +223,9 @@ def _turned() -> None:
     import numpy as np
     from sklearn.datasets import load_digits
 
-    digits = load_digits().images[:500] / 8 - 1
-    np.savez("turned.npz", x=np.rot90(digits, axes=(1, 2))[:, None].astype("float32"))
+    digits: Any = load_digits()
+    upright = digits.images[:500] / 8 - 1
+    np.savez("turned.npz", x=np.rot90(upright, axes=(1, 2))[:, None].astype("float32"))
 
 
 def _run(command: str) -> None:
