@@ -15,8 +15,8 @@ from sonde.cli.console import begun, note_interrupted, say, typed
 USAGE = """sonde: look inside PyTorch models
 
   sonde scan MODEL DATA -o report.html         is it right, and if not, why
-  sonde fit METHODS MODEL DATA -o probe.sonde  detectors and statistics of states
-  sonde score probe.sonde MODEL DATA           which inputs are out-of-distribution
+  sonde fit METHODS MODEL DATA -o probe.sonde  detectors, statistics
+  sonde score probe.sonde MODEL DATA           which inputs are unusual
   sonde explain MODEL DATA                     why these answers, tested
   sonde compress MODEL DATA -o SMALL/          quantise or prune, what it costs
 
@@ -49,11 +49,11 @@ Explain
   sonde units MODEL DATA --sites S -o atlas.html  what each unit responds to
 
 Change
-  sonde edit WORD MODEL ... -o NEW/               steer, erase, forget, merge, undo
+  sonde edit WORD MODEL ... -o NEW/               steer, erase, merge, undo
   sonde generate MODEL TEXT [--steer A.sonde]     what it writes, also steered
   sonde train MODEL DATA -o NEW/                  train with losses on states
   sonde compress MODEL DATA -o SMALL/             quantise or prune
-  sonde cache MODEL DATA                          KV caches that keep fewer tokens
+  sonde cache MODEL DATA                          smaller KV caches
 
 Run and keep
   sonde serve MODEL [probe.sonde]                 behind HTTP, monitored
@@ -67,7 +67,7 @@ Look up
   sonde methods [FAMILY]                          the catalogue
   sonde recipe NAME MODEL DATA ...                one question, answered
   sonde study NAME                                a paper's claims, tried here
-  sonde completion SHELL                          completion for bash, zsh or fish
+  sonde completion SHELL                          for bash, zsh or fish
 
 `sonde WORD --help` shows the flags of a command and an example."""
 
