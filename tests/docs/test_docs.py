@@ -1,9 +1,11 @@
-"""The code in the docs runs, each page as the main program of this process."""
+"""The code in the docs runs, each page as the main program of this process; the docs build."""
 
 import contextlib
 import io
 import re
 import runpy
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +56,31 @@ def assert_prints(words: Sequence[str], shown: Sequence[str]) -> None:
     for word, wanted in zip(words, shown, strict=True):
         if word != wanted:
             assert float(word) == pytest.approx(float(wanted), abs=0.02)
+
+
+@pytest.mark.slow
+def test_docs_build_without_a_warning(tmp_path: Path):
+    # Six hundred pages of HTML take five times as long as all that can be wrong with them.
+    some = [
+        "index",
+        "tutorial",
+        "methods/mahalanobis",
+        "findings/snd011",
+        "howto/choose_a_detector",
+    ]
+    build(tmp_path, "dummy", "-W")
+    said = build(tmp_path, "html", *(f"docs/{name}.md" for name in some))
+    assert all("search index" in line for line in said.splitlines()), said  # not of all pages
+    assert all((tmp_path / "html" / f"{name}.html").exists() for name in some)
+
+
+def build(folder: Path, builder: str, *words: str) -> str:
+    """Build the docs and return what was said; pages that were read are not read again."""
+    command = [sys.executable, "-m", "sphinx", "-q", "-b", builder, "-d", str(folder / "read")]
+    command += ["docs", str(folder / builder), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stderr
 
 
 def test_readme_is_short():
