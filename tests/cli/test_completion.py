@@ -5,8 +5,8 @@ import subprocess
 
 import pytest
 
-from sonde.cli.commands import COMMANDS
-from sonde.cli.completion import script, words_and_flags
+from sonde.cli.commands import COMMANDS, words_and_flags
+from sonde.cli.completion import script
 
 
 def completed(script_file, folder, *words):

@@ -6,18 +6,19 @@ import os
 import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from sonde.cli._table import filled
-from sonde.cli._usage import wrong_usage
+from sonde.cli._usage import flag_names, wrong_usage
 from sonde.cli.cache import Cache
 from sonde.cli.calibrate import Calibrate
 from sonde.cli.coding import Decode, Encode
 from sonde.cli.compare import Compare
-from sonde.cli.completion import Completion
+from sonde.cli.completion import script
 from sonde.cli.compress import Compress
 from sonde.cli.compress_search import CompressSearch
 from sonde.cli.console import REMARK, CommandFailed, error_line, note, note_interrupted, noting, say
@@ -31,6 +32,7 @@ from sonde.cli.generate import Generate
 from sonde.cli.info import Info
 from sonde.cli.merge import Merge
 from sonde.cli.methods import Methods
+from sonde.cli.options import Printing, named
 from sonde.cli.read import Read
 from sonde.cli.recipe import Recipe, recipe_command
 from sonde.cli.scan import Scan
@@ -50,6 +52,28 @@ from sonde.core.errors import (
     is_out_of_memory,
     near,
 )
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Print the script that completes commands and flags in a shell.
+
+    It completes the words of `sonde` and, after them, flags and names of files. Load it in the file
+    that your shell reads when it starts, or put it where the shell looks for completions.
+
+    Example: sonde completion bash
+
+    For bash: sonde completion bash > ~/.local/share/bash-completion/completions/sonde
+    """
+
+    shell: Annotated[tyro.conf.Positional[Literal["bash", "zsh", "fish"]], named("SHELL", "shell")]
+    printing: Printing = field(default_factory=Printing)
+
+    def run(self) -> int:
+        """Print the script."""
+        say(script(self.shell, words_and_flags()))
+        return 0
+
 
 COMMANDS: dict[str, type[Any]] = {
     "scan": Scan,
@@ -92,6 +116,14 @@ SECOND: dict[str, dict[str, type[Any]]] = {
     "compress": {"undo": EDITS["undo"], "search": CompressSearch}
 }
 """Words that stand behind a command and are commands of their own."""
+
+
+def words_and_flags() -> dict[str, list[str]]:
+    """Return the flags of every command; words behind a command follow it after a blank."""
+    known = {**COMMANDS, **{f"{EDIT} {word}": command for word, command in EDITS.items()}}
+    for word, more in SECOND.items():
+        known |= {f"{word} {second}": command for second, command in more.items()}
+    return {word: flag_names(command) for word, command in known.items()}
 
 
 def run_command(word: str, arguments: list[str]) -> int:

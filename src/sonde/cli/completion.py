@@ -1,45 +1,4 @@
-"""``sonde completion SHELL``: the script that completes commands and flags."""
-
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
-
-import tyro
-
-from sonde.cli._usage import flag_names
-from sonde.cli.console import say
-from sonde.cli.options import Printing, named
-
-
-@dataclass(frozen=True)
-class Completion:
-    """Print the script that completes commands and flags in a shell.
-
-    It completes the words of `sonde` and, after them, flags and names of files. Load it in the file
-    that your shell reads when it starts, or put it where the shell looks for completions.
-
-    Example: sonde completion bash
-
-    For bash: sonde completion bash > ~/.local/share/bash-completion/completions/sonde
-    """
-
-    shell: Annotated[tyro.conf.Positional[Literal["bash", "zsh", "fish"]], named("SHELL", "shell")]
-    printing: Printing = field(default_factory=Printing)
-
-    def run(self) -> int:
-        """Print the script."""
-        say(script(self.shell, words_and_flags()))
-        return 0
-
-
-def words_and_flags() -> dict[str, list[str]]:
-    """Return the flags of every command; words behind a command follow it after a blank."""
-    from sonde.cli.commands import COMMANDS, EDIT, SECOND
-    from sonde.cli.edits import EDITS
-
-    known = {**COMMANDS, **{f"{EDIT} {word}": command for word, command in EDITS.items()}}
-    for word, more in SECOND.items():
-        known |= {f"{word} {second}": command for second, command in more.items()}
-    return {word: flag_names(command) for word, command in known.items()}
+"""The script that completes commands and flags in a shell, for ``sonde completion SHELL``."""
 
 
 def script(shell: str, known: dict[str, list[str]]) -> str:
