@@ -27,6 +27,7 @@ NAMED = 50
 FAR_Z = 4.0
 NEAR_NEEDS = 200
 NEAR_UNITS = 8
+OF_TOKENS = frozenset({"pos", "token", "window"})
 PARTS = ("tokens", "patches", "patches3", "predictions")
 
 
@@ -135,7 +136,7 @@ def last_token_lengths(shared: SharedRows) -> Tensor | None:
     Zeros if the lengths are not known: then no two texts are known to differ in length.
     """
     site = shared.evidence.sites[0]
-    if site.schema.reducer.name != "last" or "pos" not in site.schema.axes.split():
+    if site.schema.reducer.name != "last" or not OF_TOKENS & {*site.schema.axes.split()}:
         return None
     found = shared.column("length")
     return torch.zeros(len(shared.group), dtype=torch.int64) if found is None else found

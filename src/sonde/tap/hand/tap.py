@@ -19,16 +19,18 @@ from sonde.core.site import ATTENTION_PORTS, Reducer
 from sonde.core.token_masks import MaskMeaning
 from sonde.tap.attention.opening import watch_attention
 from sonde.tap.attention.places import what_runs
+from sonde.tap.hand.features_last import STATES
 from sonde.tap.hand.tapped import TappedModule, TappedSite
 from sonde.tap.hooks.cache import cache_in, cached_length
+from sonde.tap.hooks.call import fed_tokens
 from sonde.tap.hooks.latest import Latest
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import arguments, decodes, find, find_input, known_names
 from sonde.tap.hooks.port_view import PortView
 from sonde.tap.hooks.session import Followed, Session, check_readable
-from sonde.tap.model.axes import Axes, guess_axes
+from sonde.tap.model.axes import Axes, guess_axes, pads_itself
 from sonde.tap.model.sites import Pattern, resolve
-from sonde.tap.model.time_first import rows_first
+from sonde.tap.model.time_first import has_time_first_parts, rows_first, unknown_order
 from sonde.tap.rows.frame import Frame, all_set, unnamed
 from sonde.tap.rows.mean_writer import MeanWriter
 from sonde.tap.rows.nested import padded
@@ -209,7 +211,8 @@ class TappedForward:
         self, x: Tensor, tapped: TappedSite, module: nn.Module, parts: list[Tensor]
     ) -> Tensor:
         """Return the rows, or a tensor that the rows will replace once other sites have run."""
-        if x.is_nested:
+        is_nested = x.is_nested
+        if is_nested:
             x = padded(x, self._masks["pos"])
         if self._reducer is None:
             return self._memory.copy(x)
@@ -218,13 +221,15 @@ class TappedForward:
                 f"Tap: {tapped.name!r} returned a single number, which has no rows to reduce. "
                 "Read it as it is: reducer=None."
             )
-        given, x = x, rows_first(x, module, self.module, self._named, tapped.site.key)
+        given, x = x, x if is_nested else self._in_rows(x, tapped, module)
         frame = self._frame
         if frame is None:
             frame = self._frame = self.rows.frame = self._framed(x)
         if tapped.reduction is None or tapped.shape != x.shape:
             axis = 2 if tapped.site.port in ATTENTION_PORTS else self._reducer.axis
-            axes = guess_axes(x, module, self.module, axis)
+            is_flat = x.ndim > given.ndim
+            axes = STATES if is_flat else guess_axes(x, module, self.module, axis)
+            self._require_length(x, axes, tapped.name)
             in_encoder = tapped.of_encoder or "encoder" in tapped.site.path.split(".")
             if self._has_target and not in_encoder:
                 axes = Axes(tuple("pos2" if word == "pos" else word for word in axes.words))
@@ -238,6 +243,26 @@ class TappedForward:
             self._waiting.add((parts, len(parts)), tapped.reduction, copy)
             return copy
         return self._memory.keep(tapped.reduction(x, frame)[0])
+
+    def _in_rows(self, x: Tensor, tapped: TappedSite, module: nn.Module) -> Tensor:
+        """Return states with the rows first; tokens of all rows on one axis get two axes again."""
+        fed = fed_tokens(self._named)
+        if fed is None or x.ndim != 2 or not len(x) == fed.numel() > fed.shape[0]:
+            return rows_first(x, module, self.module, self._named, tapped.site.key)
+        if has_time_first_parts(self.module):
+            raise unknown_order(f"Tap: {tapped.name!r}", x)
+        return x.reshape(*fed.shape, -1)
+
+    def _require_length(self, x: Tensor, axes: Axes, name: str) -> None:
+        """Refuse states of texts that the model itself filled up to whole windows."""
+        fed = fed_tokens(self._named)
+        is_longer = fed is not None and x.ndim == 3 and x.shape[1] > fed.shape[-1]
+        if is_longer and axes.kind == "pos" and pads_itself(self.module):
+            raise SiteError(
+                f"Tap: {name!r} gives {x.shape[1]} states for {fed.shape[-1]} tokens: the model "
+                "pads texts itself, to whole windows. Read them at their own length with "
+                "sonde.read, or pad them to whole windows yourself, with an attention_mask."
+            )
 
     def _framed(self, x: Tensor) -> Frame:
         if self._batch is None or len(self._batch) != x.shape[0]:

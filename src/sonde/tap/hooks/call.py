@@ -1,5 +1,6 @@
 """What a call of a live model tells of its examples: tokens, padding, and what a cache holds."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class CallArguments:
         self.named = arguments(root, args, kwargs) if args else kwargs
         cache = cache_in(self.named)
         self.past = 0 if cache is None else cached_length(cache)
-        self.fed = _fed(self.named)
+        self.fed = fed_tokens(self.named)
         self._has_target = decodes(root, self.named) if decoding is None else decoding
         self.axis = "pos2" if self._has_target else "pos"
         self._masks = {name: _mask(self.named.get(name), self.past) for name in MASKS}
@@ -163,6 +164,7 @@ def _mask(found: Any, past: int) -> Tensor | None:
     return found.to(torch.bool, copy=True) if is_plain else None
 
 
-def _fed(named: dict[str, Any]) -> Tensor | None:
+def fed_tokens(named: Mapping[str, Any]) -> Tensor | None:
+    """Return the ids of the tokens whose states a call makes, or None."""
     found = (named.get(name) for name in ("decoder_input_ids", "input_ids"))
     return next((ids for ids in found if isinstance(ids, Tensor)), None)

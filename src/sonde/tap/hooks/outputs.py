@@ -8,8 +8,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from sonde.core.errors import SiteError
+from sonde.tap.hooks.packed_sequences import is_ordered, packed_like, unpacked
 from sonde.tap.hooks.port_view import PortView
 
 DEEPEST = 4
@@ -19,8 +21,8 @@ def leaves(output: Any) -> dict[str, Tensor]:
     """Return the tensors in a module's output by key, in order.
 
     A lone tensor has the key ``""``; members of tuples are numbered, those of mappings and
-    dataclasses named; deeper ones are joined by ``_`` (``"1_0"``). Objects that are none of these
-    (caches) hold no leaves.
+    dataclasses named; deeper ones are joined by ``_`` (``"1_0"``). A packed sequence is one nested
+    tensor. Objects that are none of these (caches) hold no leaves.
     """
     return dict(_walk(output, "", 0))
 
@@ -28,6 +30,8 @@ def leaves(output: Any) -> dict[str, Tensor]:
 def _walk(output: Any, key: str, depth: int) -> Iterator[tuple[str, Tensor]]:
     if isinstance(output, Tensor):
         yield key, output
+    elif isinstance(output, PackedSequence) and is_ordered(output):
+        yield key, unpacked(output)
     elif depth < DEEPEST:
         for name, member in _members(output):
             yield from _walk(member, f"{key}_{name}" if key else name, depth + 1)
@@ -51,6 +55,8 @@ def find(output: Any, key: str | None) -> Tensor | None:
         return next((x for _, x in _walk(output, "", 0) if x.is_floating_point()), None)
     if isinstance(output, PortView):
         return output.get(key)
+    if isinstance(output, PackedSequence) and key == "0":
+        key = ""
     return leaves(output).get(key)
 
 
@@ -62,6 +68,8 @@ def replaced(output: Any, old: Tensor, new: Tensor) -> Any:
         return output
     if isinstance(output, PortView):
         return {key: new if leaf is old else leaf for key, leaf in output.made.items()}
+    if isinstance(output, PackedSequence) and is_ordered(output):
+        return packed_like(output, new) if unpacked(output) is old else output
     if isinstance(output, Mapping):
         return _with_items(output, old, new)
     if isinstance(output, tuple | list):
@@ -90,6 +98,8 @@ def changed(value: Any, change: Callable[[str, Tensor], Tensor], key: str = "") 
     """
     if isinstance(value, Tensor):
         return change(key, value)
+    if isinstance(value, PackedSequence) and is_ordered(value):
+        return packed_like(value, change(key, unpacked(value)))
     if not leaves(value):
         return value
     new = {

@@ -14,6 +14,7 @@ from sonde.tap.model.influence import Influence
 from sonde.tap.model.probe import ROWS, Probe, TensorLayout
 
 SPACE = ("h", "w")
+TOKEN, FILLED = "token", "window"
 FREE = frozenset({"h", "w", "t", "patch"})
 
 
@@ -25,7 +26,8 @@ class Axes:
     ----------
     words : tuple of str
         One word an axis: ``row``, ``pos`` (tokens), ``pos2`` (the decoder's tokens), ``patch`` (one
-        axis of space), ``h w``, ``t h w``, ``dim``.
+        axis of space), ``h w``, ``t h w``, ``dim``. ``token`` holds the tokens of all rows, row
+        after row; ``window`` holds the tokens, and behind them what the model fills up with.
     prefix, suffix : int, default=0
         Tokens before and behind the patches: class, distillation and register tokens.
     cls : int or None, default=None
@@ -46,6 +48,8 @@ class Axes:
         for word in ("pos", "pos2"):
             if word in self.words:
                 return word
+        if TOKEN in self.words or FILLED in self.words:
+            return "pos"
         return "space" if FREE & set(self.words) else "vector"
 
     def last_dim(self, x: Tensor) -> Tensor:
@@ -81,7 +85,12 @@ def find_axes(
     first, second = probe.leaf(path, call, port, key)
     where = f"{path}:{port}"
     _require_dense(first, where)
+    if first.is_nested and len(first.shape) == 3 and probe.change.pos2 is None:
+        return Axes(("row", "pos", "dim"))
     words = _varying(first, second, probe)
+    may_hold = _may_hold_all_tokens(words, first, second, probe)
+    if may_hold and influence.joins_rows(Site(path, call, port, key)):
+        return Axes((TOKEN, "dim"))
     module = probe.names.modules[path]
     declared = by_number(module, first.shape, key or "") if port == "out" else None
     if declared is None and port in ("in", "out"):
@@ -116,14 +125,33 @@ def find_axes(
         words[chosen] = "dim"
     elif words.count("row") != len(words):
         raise SiteError(f"Site: expected a feature axis at {where}, got shape {first.shape}.")
-    if others and probe.change.kind == "tokens" and _pads_itself(probe.names.modules[""]):
-        raise SiteError(
-            f"Site: expected outputs as long as the texts at {where}, got {first.shape}: the model "
-            "pads texts itself there, to whole windows. Read a module after which they are cut "
-            "again, such as 'encoder', or the model itself ('')."
-        )
+    if others and probe.change.kind == "tokens" and pads_itself(probe.names.modules[""]):
+        if not influence.fills_up(Site(path, call, port, key), others, probe.change):
+            raise _filled_up(where, first)
+        words[others.pop()] = FILLED
     _name_space(words, others)
     return Axes(tuple(words))
+
+
+def _may_hold_all_tokens(
+    words: Sequence[str], first: TensorLayout, second: TensorLayout | None, probe: Probe
+) -> bool:
+    """Return whether one axis is as long as all rows together have tokens, the other has units."""
+    pos = probe.change.pos
+    if "row" in words or pos is None or second is None or len(first.shape) != 2:
+        return False
+    if first.shape[1] != second.shape[1]:
+        return False
+    return (first.shape[0], second.shape[0]) == (ROWS[0] * pos[0], ROWS[1] * pos[0])
+
+
+def _filled_up(where: str, leaf: TensorLayout) -> SiteError:
+    return SiteError(
+        f"Site: expected outputs as long as the texts at {where}, got {leaf.shape}: the model pads "
+        "texts itself there, to whole windows, and which states are those of the texts is not "
+        "known. Read a module after which they are cut again, such as 'encoder', or the model "
+        "itself ('')."
+    )
 
 
 def _told_axis(module: nn.Module, ndim: int) -> int | None:
@@ -157,7 +185,7 @@ def _choices(words: Sequence[str], fixed: Sequence[int]) -> str:
     return " or ".join(found)
 
 
-def _pads_itself(root: nn.Module) -> bool:
+def pads_itself(root: nn.Module) -> bool:
     """Return whether a model fills texts up to whole windows of attention."""
     config = root.__dict__.get("config")
     return any(hasattr(config, name) for name in ("attention_window", "local_attn_chunk_length"))
@@ -207,7 +235,7 @@ def _name_space(words: list[str], others: list[int]) -> None:
 def _routed(probe: Probe, path: str, leaf: TensorLayout) -> str:
     pos = probe.change.pos
     if pos is not None and leaf.shape[:1] == (ROWS[0] * pos[0],):
-        return " (the tokens of all examples lie on one axis here)"
+        return " (the tokens of all examples lie on one axis here, and their order is not known)"
     around = [path.rsplit(".", k)[0] for k in range(path.count(".") + 1)]
     for name in around:
         kind = type(probe.names.modules[name]).__name__ if name in probe.names.modules else ""

@@ -6,17 +6,22 @@ over. Where all has been mixed already (behind attention, behind a mean) this te
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.site import Site
-from sonde.tap.model.vary import SizeChange, sized
+from sonde.core.token_masks import REAL
+from sonde.tap.model.vary import SizeChange, sized, token_ids
 from sonde.tap.model.watch import watch
 
 SAME = SizeChange("none")
 N_ROWS = 2
+ROUNDING = 1e-3
+"""Largest difference between states that count as equal, as a part of the largest state."""
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 SIGNS = (1, -1)
 FAR = 0.6
 """Share of the places of an axis that a change must reach to count as all over."""
@@ -50,6 +55,56 @@ class Influence:
                     near |= {axis} if share > 0 else set()
         return far.pop() if len(far) == 1 and len(near) == len(candidates) - 1 else None
 
+    def joins_rows(self, site: Site) -> bool:
+        """Return whether a site has the states of each row alone, one row after the other.
+
+        False as well if the model gives two different rows the same states.
+        """
+        try:
+            args, kwargs = self._two_rows()
+            both = self._of(site, args, kwargs)
+            alone = [self._of(site, *_row(i, args, kwargs)) for i in range(N_ROWS)]
+        except Exception:  # whatever a model raises on inputs that are not its data
+            return False
+        return not _is_close(alone[0], alone[1]) and _is_close(torch.cat(alone), both)
+
+    def _two_rows(self) -> Call:
+        """Return the arguments of two different rows; the second may be the first turned round."""
+        args, kwargs = sized(self.batch, SAME, N_ROWS, 0)
+        ids = token_ids(replace(self.batch, args=args, kwargs=kwargs))
+        if ids is None or not torch.equal(ids[0], ids[1]):
+            return args, kwargs
+        other = torch.stack([ids[0], ids[0].flip(0)])
+        args = tuple(other if x is ids else x for x in args)
+        return args, {name: other if x is ids else x for name, x in kwargs.items()}
+
+    def fills_up(self, site: Site, axes: Sequence[int], change: SizeChange) -> bool:
+        """Return whether a model appends padding to its texts, up to the size of one axis.
+
+        Given texts that are padded to this size, it has the same states at the site.
+
+        Parameters
+        ----------
+        site : Site
+        axes : sequence of int
+            That hold neither rows nor features.
+        change : SizeChange
+            With the length of the texts that are tried.
+        """
+        pad = getattr(self.model.config, "pad_token_id", None)
+        if len(axes) != 1 or change.pos is None or not isinstance(pad, int):
+            return False
+        try:
+            args, kwargs = sized(self.batch, change, N_ROWS, 0)
+            found = self._of(site, args, kwargs)
+            more = found.shape[axes[0]] - change.pos[0]
+            if more <= 0:
+                return False
+            args, kwargs = _filled(args, kwargs, change.pos[0], more, pad)
+            return _is_close(self._of(site, args, kwargs), found)
+        except Exception:  # whatever a model raises on inputs that are not its data
+            return False
+
     def _reached(self, site: Site) -> Iterator[Tensor]:
         """Yield for each change, at one place of an input axis, a mask of the values it reaches.
 
@@ -80,8 +135,43 @@ class Influence:
             by_name[name] = _changed(by_name[name], axis, sign)
             args = tuple(by_name[i] for i in range(len(args)))
             kwargs = {key: by_name[key] for key in kwargs}
+        return self._of(site, args, kwargs)
+
+    def _of(self, site: Site, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         batch = replace(self.batch, args=args, kwargs=kwargs)
         return watch(self.model.module, batch, [site]).tensors[str(site)].double()
+
+
+def _row(i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Return the arguments of one of the rows."""
+
+    def one(x: Any) -> Any:
+        return x[i : i + 1] if isinstance(x, Tensor) and x.ndim and len(x) == N_ROWS else x
+
+    return tuple(map(one, args)), {name: one(x) for name, x in kwargs.items()}
+
+
+def _filled(
+    args: tuple[Any, ...], kwargs: dict[str, Any], length: int, more: int, pad: int
+) -> Call:
+    """Return the arguments with padded tokens behind the texts, and a mask that says so."""
+
+    def fill(name: str, x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.is_floating_point() or x.shape[1:] != (length,):
+            return x
+        value = pad if name == "input_ids" else 0
+        return torch.cat([x, x.new_full((len(x), more), value)], dim=1)
+
+    real = torch.ones(N_ROWS, length, dtype=torch.int64)
+    given = {REAL: real, **kwargs}
+    first, *rest = args or (None,)
+    new = (fill("input_ids", first), *(fill("", x) for x in rest)) if args else ()
+    return new, {name: fill(name, x) for name, x in given.items()}
+
+
+def _is_close(x: Tensor, y: Tensor) -> bool:
+    """Return whether two tensors are equal but for rounding."""
+    return x.shape == y.shape and bool(((x - y).abs() <= ROUNDING * y.abs().amax()).all())
 
 
 def _changed(x: Tensor, axis: int, sign: int) -> Tensor:

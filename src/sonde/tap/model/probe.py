@@ -41,13 +41,15 @@ _log = logging.getLogger("sonde")
 class TensorLayout:
     """Shape, type and layout of one tensor; a nested one is taken as if it were padded.
 
-    ``features`` is its feature axis, if the module that made it tells.
+    ``features`` is its feature axis, if the module that made it tells. ``is_nested`` says that each
+    row has tokens of its own number.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     features: int | None = field(default=None, compare=False)
     layout: torch.layout = torch.strided
+    is_nested: bool = field(default=False, compare=False)
 
 
 @dataclass
@@ -395,7 +397,8 @@ def _describe(x: Tensor, known: FeatureAxes) -> TensorLayout:
     if x.is_nested:
         parts = x.unbind()
         longest = max((len(p) for p in parts), default=0)
-        return TensorLayout((len(parts), longest, *parts[0].shape[1:]), x.dtype)
+        shape = (len(parts), longest, *parts[0].shape[1:])
+        return TensorLayout(shape, x.dtype, is_nested=True)
     return TensorLayout(tuple(x.shape), x.dtype, known.of(x), x.layout)
 
 

@@ -84,6 +84,13 @@ _TRIAL = threading.local()
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, _Known]" = weakref.WeakKeyDictionary()
 
 
+def has_time_first_parts(root: nn.Module) -> bool:
+    """Return whether some part of a model declares that it takes time first."""
+    if root not in _KNOWN:
+        _KNOWN[root] = _Known(root)
+    return _KNOWN[root].has_parts
+
+
 def known_time_first(
     x: Tensor, module: nn.Module, root: nn.Module, named: Mapping[str, Any]
 ) -> bool | None:

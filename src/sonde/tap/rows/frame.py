@@ -5,7 +5,7 @@ Sites of one layout share the very same column tensors, and no selection is buil
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -61,6 +61,7 @@ class Frame:
         self._selected: dict[Hashable, Tensor] = {}
         self._means: dict[Hashable, Mean] = {}
         self._columns: dict[Hashable, RowPlaces] = {}
+        self._nested: dict[Hashable, Frame] = {}
 
     def on_device(self, selection: Tensor, x: Tensor) -> Tensor:
         """Return a selection on the device of the states that it is used on, copied there once."""
@@ -75,6 +76,28 @@ class Frame:
         """Refuse states of another number of examples."""
         if n != self.n:
             raise ShapeError(f"expected {plural(self.n, 'example')}, got {n} in the states.")
+
+    @property
+    def length(self) -> int | None:
+        """Number of tokens of each example, padding included; None if it is not known."""
+        mask, ids = self.masks["pos"], token_ids(self.batch)
+        known = ids if mask is None else mask
+        return None if known is None else known.shape[1]
+
+    def of_lengths(self, lengths: tuple[int, ...]) -> "Frame":
+        """Return the same examples, with as many real tokens as these lengths say."""
+        key = ("lengths", lengths)
+        if key not in self._nested:
+            mask = torch.arange(max(lengths, default=0)) < torch.tensor(lengths)[:, None]
+            batch = replace(self.batch, mask=mask, special=None)
+            self._nested[key] = Frame(batch, self.device)
+        return self._nested[key]
+
+    def adopt(self, other: "Frame", key: Hashable, layout: Hashable) -> Hashable:
+        """Return a layout for rows of another frame of these examples, and keep their columns."""
+        mine = ("adopted", key, layout)
+        self._columns[mine] = other.columns(layout)
+        return mine
 
     @cached_property
     def first(self) -> Int[Tensor, "example"]:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from sonde.core.errors import ShapeError, SiteError
 from sonde.core.site import Reducer
 from sonde.stats import token_metrics
-from sonde.tap.model.axes import FREE, Axes
+from sonde.tap.model.axes import FILLED, FREE, TOKEN, Axes
 from sonde.tap.rows.frame import FROM_BEFORE, POOLED, Frame
 from sonde.tap.rows.mean_writer import MeanWriter
 from sonde.tap.rows.nested import padded, require_dense
@@ -72,11 +72,12 @@ class Reduction:
         """Return new rows of a raw output, and their layout."""
         require_dense(x)
         if x.is_nested:
-            x = padded(x, frame.masks["pos"])
+            return self._over_nested(x, frame)
         if x.ndim != len(self.axes.words):
             raise ShapeError(
                 f"expected an output with the axes ({self.axes}), as the first inputs gave, got "
-                f"shape {tuple(x.shape)}. Give inputs of the same kind."
+                f"shape {tuple(x.shape)}. Give inputs of the same kind; pack sequences with "
+                "enforce_sorted=False, which keeps the order of the texts."
             )
         if self._kind == "vector":
             return self._vector(x, frame)
@@ -84,10 +85,20 @@ class Reduction:
             return self._over_space(x, frame)
         return self._over_tokens(x, frame)
 
+    def _over_nested(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
+        """Return the rows of a nested tensor; without padding its own lengths say what is real."""
+        mask = frame.masks["pos"]
+        if frame.is_padded("pos") or frame.batch.special is not None or self._kind != "pos":
+            return self._over_tokens(padded(x, mask), frame)
+        counts = tuple(len(part) for part in x.unbind())
+        frame.check(len(counts))
+        own = frame.of_lengths(counts)
+        rows, layout = self._over_tokens(padded(x, own.masks["pos"]), own)
+        return rows, frame.adopt(own, counts, layout)
+
     def _over_tokens(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
-        if not self._in_order:
-            x = self.axes.last_dim(x)
-            x = x.flatten(2) if x.ndim != 3 else x
+        if not self._in_order and x.ndim == len(self.axes.words):
+            x = self._in_rows(x, frame)
         n, length, _ = x.shape
         frame.check(n)
         name, keep = self.reducer.name, self.reducer.keep_special
@@ -106,6 +117,25 @@ class Reduction:
             return x[:, 0 if name == "cls" else length - 1].clone(), POOLED
         example, position = frame.one(self._kind, length, name)
         return x[frame.on_device(example, x), frame.on_device(position, x)], POOLED
+
+    def _in_rows(self, x: Tensor, frame: Frame) -> Float[Tensor, "row pos dim"]:
+        """Return states with one axis of rows and one of tokens, without what fills windows up."""
+        if TOKEN in self.axes.words:
+            if len(x) % frame.n:
+                raise ShapeError(
+                    f"expected a state for each token of {frame.n} examples, got {len(x)}. Give "
+                    "texts of one length, or read the block around it."
+                )
+            return x.unflatten(0, (frame.n, -1))
+        x = self.axes.last_dim(x)
+        if FILLED in self.axes.words:
+            length = frame.length
+            if length is None or length > x.shape[1]:
+                raise ShapeError(
+                    f"expected at least as many states as tokens, {length}, got {x.shape[1]}."
+                )
+            x = x[:, :length]
+        return x.flatten(2) if x.ndim != 3 else x
 
     @cached_property
     def is_token_mean(self) -> bool:

@@ -1,0 +1,40 @@
+"""Packed sequences of torch as nested tensors: the tokens of each text, in the order of texts."""
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
+
+_NESTED = "_sonde_nested"
+
+
+def is_ordered(packed: PackedSequence) -> bool:
+    """Return whether the order of the texts is known.
+
+    It is unknown if somebody sorted texts of several lengths before they were packed
+    (``enforce_sorted=True``).
+    """
+    sizes = packed.batch_sizes
+    return packed.unsorted_indices is not None or int(sizes[0]) == int(sizes[-1])
+
+
+def unpacked(packed: PackedSequence) -> Tensor:
+    """Return the tokens of each text as a nested tensor, the same one while the data are the same.
+
+    Examples
+    --------
+    >>> given = pack_sequence([torch.ones(1, 2), torch.zeros(3, 2)], enforce_sorted=False)
+    >>> [len(part) for part in unpacked(given).unbind()]
+    [1, 3]
+    """
+    version, known = packed.data._version, packed.__dict__.get(_NESTED)
+    if known is None or known[0] != version:
+        found = torch.nested.as_nested_tensor(unpack_sequence(packed), layout=torch.jagged)
+        known = packed.__dict__[_NESTED] = version, found
+    return known[1]
+
+
+def packed_like(packed: PackedSequence, nested: Tensor) -> PackedSequence:
+    """Return a nested tensor packed as another sequence of the same lengths is."""
+    parts, order = list(nested.unbind()), packed.sorted_indices
+    parts = parts if order is None else [parts[i] for i in order.tolist()]
+    return packed._replace(data=pack_sequence(parts).data)
