@@ -14,7 +14,7 @@ from sonde.train import Mixup
 def mixed(share, order, **parameters):
     made = Mixup(**parameters)
     made.change(torch.zeros(len(order), 1))
-    made.share, made.order = torch.tensor(share), torch.tensor(order)
+    made.drawn.put((torch.tensor(share), torch.tensor(order)))
     return made
 
 

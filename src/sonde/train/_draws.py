@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from sonde.train._callers import CopiedLock
+
 SPREAD = 1_000_003
 
 
@@ -15,9 +17,11 @@ class Draws(nn.Module):
         super().__init__()
         self.seed = seed
         self.register_buffer("n", torch.zeros((), dtype=torch.int64))
+        self._turn = CopiedLock()
 
     def next(self) -> torch.Generator:
         """Return the generator of this call."""
-        number = int(self.n)
-        self.n += 1
+        with self._turn:
+            number = int(self.n)
+            self.n += 1
         return torch.Generator().manual_seed(self.seed * SPREAD + number)

@@ -18,6 +18,7 @@ from sonde.core.errors import BatchError, InputError
 from sonde.stats.poincare import poincare_distance, to_ball
 from sonde.stats.sinkhorn import balanced_assignment
 from sonde.stats.soft_top_k import soft_top_k
+from sonde.train._callers import CopiedLock, OfStep
 
 Denominator = Literal["softmax", "decoupled", "top_k", "uniform", "none"]
 Metric = Literal["cosine", "dot", "euclidean", "poincare"]
@@ -126,7 +127,8 @@ class Contrast(nn.Module):
         self.heads = nn.LazyLinear(prototypes, bias=False) if prototypes else None
         self.register_buffer("kept_rows", torch.empty(0, 0))
         self.register_buffer("kept_label", torch.empty(0, dtype=torch.int64))
-        self._new: tuple[Tensor, Tensor] | None = None
+        self._new: OfStep[tuple[Tensor, Tensor]] = OfStep()
+        self._turn = CopiedLock()
         self.register_load_state_dict_pre_hook(_as_many_kept)
 
     @in_float32
@@ -180,24 +182,24 @@ class Contrast(nn.Module):
                     "alone. Leave out memory, or group and place."
                 )
             own = torch.full((len(x),), -1, device=x.device) if label is None else label
-            self._new = (rows.detach(), own)
-            if len(self.kept_rows):
-                parts.append(self.kept_rows.to(rows))
-                marks.append((own[:, None] == self.kept_label) & (own >= 0)[:, None])
+            self._new.put((rows.detach(), own))
+            with self._turn:
+                kept_rows, kept_label = self.kept_rows, self.kept_label
+            if len(kept_rows):
+                parts.append(kept_rows.to(rows))
+                marks.append((own[:, None] == kept_label) & (own >= 0)[:, None])
         every = torch.cat(marks, 1) if len(marks) > 1 else positive
         others = torch.cat(parts) if len(parts) > 1 else rows
         return self._held(self._similar(rows, others), every, hides_itself=True)
 
     def step(self) -> None:
         """Move the rows of the last batch into the memory."""
-        if self._new is None:
-            return
-        rows, label = self._new
-        if len(self.kept_rows):
-            rows = torch.cat([rows, self.kept_rows.to(rows)])
-            label = torch.cat([label, self.kept_label.to(label)])
-        self.kept_rows, self.kept_label = rows[: self.memory], label[: self.memory]
-        self._new = None
+        for rows, label in self._new.taken():
+            with self._turn:
+                if len(self.kept_rows):
+                    rows = torch.cat([rows, self.kept_rows.to(rows)])
+                    label = torch.cat([label, self.kept_label.to(label)])
+                self.kept_rows, self.kept_label = rows[: self.memory], label[: self.memory]
 
     def _units(self, x: Tensor) -> Tensor:
         """Return the rows, or the largest unit of each concept."""

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, layer_norm
 from sonde.core.autocast import NARROW, in_float32
 from sonde.core.errors import InputError
 from sonde.engine.steps import seeded
+from sonde.train._callers import CopiedLock, OfStep
 from sonde.train._draws import Draws
 
 Target = Literal["features", "codes", "embeddings", "pixels"]
@@ -100,7 +101,8 @@ class MaskedFeatures(nn.Module):
         self.out: nn.Module = nn.Identity()
         self._head = (head,)  # not registered: its weights are the model's
         self.draws, self.in_forward = Draws(seed), in_forward
-        self._hidden: list[Tensor] = []
+        self._hidden: OfStep[Tensor] = OfStep()
+        self._turn = CopiedLock()
         self.register_load_state_dict_pre_hook(_as_wide)
 
     @in_float32
@@ -151,13 +153,14 @@ class MaskedFeatures(nn.Module):
             return x
         rows = self._by_position(x)
         self._build(rows.float() if rows.dtype in NARROW else rows)
-        self._hidden.append(self.hidden(len(rows), rows.shape[1], real).to(x.device))
-        whole = torch.where(self._hidden[-1][..., None], self.empty.to(rows.dtype), rows)
+        hidden = self.hidden(len(rows), rows.shape[1], real).to(x.device)
+        self._hidden.add(hidden)
+        whole = torch.where(hidden[..., None], self.empty.to(rows.dtype), rows)
         return whole.reshape(x.shape)
 
     def _chosen(self, x: Tensor, real: Tensor | None) -> Tensor:
         """Return the positions that the forwards of these rows hid; draw if there were none."""
-        kept, self._hidden = self._hidden, []
+        kept = self._hidden.taken(lone=True)
         found: list[Tensor] = []
         while self.training and kept and sum(map(len, found)) < len(x):
             found.insert(0, kept.pop())
@@ -244,10 +247,10 @@ class MaskedFeatures(nn.Module):
 
     def _build(self, x: Tensor) -> None:
         """Make vector, rebuilder and output at the first call, as wide as the site."""
-        if not isinstance(self.empty, nn.UninitializedParameter):
-            return
-        with seeded(self.draws.seed):
-            self._made(x)
+        with self._turn:
+            if isinstance(self.empty, nn.UninitializedParameter):
+                with seeded(self.draws.seed):
+                    self._made(x)
 
     def _made(self, x: Tensor) -> None:
         dim = x.shape[2]

@@ -16,6 +16,7 @@ from sonde.core.autocast import in_float32
 from sonde.core.errors import InputError, StateError
 from sonde.core.ranges import check_ranges
 from sonde.stats.divergence import kl_divergence
+from sonde.tap.hooks.latest import Latest
 from sonde.train._draws import Draws
 
 
@@ -24,10 +25,10 @@ class Mixup(nn.Module):
     """Cross entropy of mixed examples against the labels of both parts.
 
     ``change`` returns ``share x + (1 - share) x[order]`` and keeps ``share ~ Beta(alpha, alpha)``
-    and ``order``; the loss is ``share CE(label) + (1 - share) CE(label[order])``. ``decoupled``
-    adds ``eta`` times the two cross entropies in which each of the two classes competes with all
-    but the other, for rows whose labels differ. With ``teacher`` logits the loss is
-    ``T^2 KL(teacher || logits)`` at temperature ``T`` in place of labels.
+    and ``order`` for its thread; the loss is ``share CE(label) + (1 - share) CE(label[order])``.
+    ``decoupled`` adds ``eta`` times the two cross entropies in which each of the two classes
+    competes with all but the other, for rows whose labels differ. With ``teacher`` logits the loss
+    is ``T^2 KL(teacher || logits)`` at temperature ``T`` in place of labels.
 
     Range        [0, inf), nats; lower = better.
     Cost         O(row class).
@@ -78,22 +79,31 @@ class Mixup(nn.Module):
         self.temperature, self.unmixed = temperature, unmixed
         check_ranges(self, alpha="> 0", temperature="> 0", unmixed="[0, 1]", per=("batch", "row"))
         self.draws = Draws(seed)
-        self.share: Tensor | None = None
-        self.order: Tensor | None = None
+        self.drawn: Latest[tuple[Tensor, Tensor] | tuple[None, None]] = Latest()
+
+    @property
+    def share(self) -> Tensor | None:
+        """The share of each row in the last ``change`` of this thread or task."""
+        return self._last()[0]
+
+    @property
+    def order(self) -> Tensor | None:
+        """The rows that were mixed in by the last ``change`` of this thread or task."""
+        return self._last()[1]
 
     def change(self, x: Float[Tensor, "row *axes"]) -> Float[Tensor, "row *axes"]:
         """Return mixed rows and keep their shares and order; return ``x`` itself in evaluation."""
         if not self.training:
-            self.share = self.order = None
+            self.drawn.put((None, None))
             return x
         draw, n = self.draws.next(), len(x)
-        self.order = torch.randperm(n, generator=draw).to(x.device)
+        order = torch.randperm(n, generator=draw).to(x.device)
         wide = torch.full((2, n if self.per == "row" else 1), self.alpha, dtype=torch.float64)
         gamma = torch._standard_gamma(wide, generator=draw)  # pyright: ignore[reportPrivateImportUsage]
         first, second = gamma
         share = (first / (first + second)).expand(n).clone()
         share[: round(self.unmixed * n)] = 1.0
-        self.share = share.to(x)
+        self.drawn.put((share.to(x), order))
         return self.mixed(x)
 
     def mixed(self, x: Float[Tensor, "row *axes"]) -> Float[Tensor, "row *axes"]:
@@ -151,13 +161,25 @@ class Mixup(nn.Module):
         gap = mixed - self.mixed(plain)
         return gap.square().flatten(1).sum(1).mean()
 
+    def _last(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Return what the last ``change`` drew; a thread without one has that of the only other."""
+        own = self.drawn.own()
+        found = self.drawn.values() if own is None else [own]
+        if len(found) > 1:
+            raise StateError(
+                f"Mixup: expected change() in the thread of the loss, got it in {len(found)} other "
+                "threads: which one counts is not known. Call both in one thread."
+            )
+        return found[0] if found else (None, None)
+
     def _drawn(self, n: int) -> tuple[Tensor, Tensor]:
-        if self.share is None or self.order is None or len(self.share) != n:
+        share, order = self._last()
+        if share is None or order is None or len(share) != n:
             raise StateError(
                 f"Mixup: expected change() on the same {n} rows before. Call mixup.change(x) on "
                 "the batch first."
             )
-        return self.share, self.order
+        return share, order
 
 
 def _without(logits: Tensor, label: Tensor, other: Tensor) -> Tensor:

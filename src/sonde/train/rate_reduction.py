@@ -15,6 +15,7 @@ from sonde.core.autocast import in_float32
 from sonde.core.errors import BatchError
 from sonde.core.ranges import check_ranges
 from sonde.stats import rate_gain
+from sonde.train._callers import CopiedLock, OfStep
 
 
 @final
@@ -58,7 +59,8 @@ class RateReduction(nn.Module):
         check_ranges(self, eps2="> 0", average="[0, 1)")
         self.register_buffer("sums", torch.zeros(0, 1, 1))
         self.register_buffer("n", torch.zeros(0))
-        self._coming = self.sums, self.n
+        self._coming: OfStep[tuple[Tensor, Tensor, Tensor]] = OfStep()
+        self._turn = CopiedLock()
         self.register_load_state_dict_pre_hook(_as_large)
 
     @in_float32
@@ -71,8 +73,10 @@ class RateReduction(nn.Module):
         n = torch.bincount(of, minlength=len(classes)).to(rows)
         sums = torch.stack([part.T @ part for part in parts]) if parts else rows.new_zeros(0, 1, 1)
         if self.average and self.training:
-            self._coming = _added(self._coming, sums.detach(), n, classes)
-            sums, n = _added((self.sums, self.n), sums, n, classes)
+            self._coming.add((sums.detach(), n, classes))
+            with self._turn:
+                before = self.sums, self.n
+            sums, n = _added(before, sums, n, classes)
             sums, n = sums[n > 0], n[n > 0]
         if len(n) < 2:
             raise BatchError(
@@ -86,10 +90,13 @@ class RateReduction(nn.Module):
 
     def step(self) -> None:
         """Keep a share of the second moments seen so far for the next step."""
-        if self.average:
-            sums, n = self._coming
-            self.sums, self.n = self.average * sums, self.average * n
-            self._coming = self.sums, self.n
+        if not self.average:
+            return
+        with self._turn:
+            kept = self.sums, self.n
+            for sums, n, classes in self._coming.taken():
+                kept = _added(kept, sums, n, classes)
+            self.sums, self.n = (self.average * x for x in kept)
 
 
 def _added(
@@ -109,4 +116,4 @@ def _as_large(loss: RateReduction, state: dict[str, Any], prefix: str, *_: Any) 
         own = loss.get_buffer(name)
         saved = state.setdefault(f"{prefix}{name}", own)
         setattr(loss, name, saved.to(own.device, copy=True))
-    loss._coming = loss.sums, loss.n
+    loss._coming = OfStep()

@@ -1,0 +1,61 @@
+"""State of a step of training that belongs to the thread or task that runs it."""
+
+import threading
+from typing import Any, Generic, TypeVar
+
+from sonde.tap.hooks.latest import Latest
+
+Value = TypeVar("Value")
+
+
+class CopiedLock:
+    """A lock that a copy or a saved object has anew."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> Any:
+        """Copy and save without the threads that wait."""
+        return CopiedLock, ()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+class OfStep(Generic[Value]):
+    """What each caller keeps between its forward passes and its step; copies keep nothing."""
+
+    def __init__(self) -> None:
+        self._kept: Latest[list[Value]] = Latest()
+
+    def add(self, value: Value) -> None:
+        """Keep a value for the running caller, behind its other values."""
+        own = self._kept.own()
+        if own is None:
+            self._kept.put([value])
+        else:
+            own.append(value)
+
+    def put(self, value: Value) -> None:
+        """Keep one value for the running caller, in place of its other values."""
+        self._kept.put([value])
+
+    def taken(self, *, lone: bool = False) -> list[Value]:
+        """Return the values of the running caller and forget them.
+
+        A caller without any takes those of all others: it steps for them. With ``lone`` it takes
+        them from the only other caller, and nothing if there are several.
+        """
+        own = self._kept.own()
+        if own is not None:
+            own, found = [], [*own]
+            self._kept.put(own)
+            return found
+        others = [values for values in self._kept.values() if values]
+        if lone and len(others) > 1:
+            return []
+        self._kept.clear()
+        return [value for values in others for value in values]
