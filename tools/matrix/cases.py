@@ -54,7 +54,7 @@ class Case:
 
     def __post_init__(self) -> None:
         a, draw = self.architecture, torch.Generator().manual_seed(1)
-        self.built = a.build()
+        self.built: Any = a.build()
         for i in range(N_EXAMPLES):
             self.examples.append(_example(self.built, a, 5 + i // N_BATCH, draw))
         if a.saves:
@@ -176,7 +176,8 @@ class Case:
 
         task, texts = self.architecture.task, self.texts[:N_BATCH]
         typed: Any = task
-        pipe: Any = pipeline(typed, model=module, tokenizer=self.tokenizer, device="cpu")
+        network: Any = module
+        pipe: Any = pipeline(typed, model=network, tokenizer=self.tokenizer, device="cpu")
         if task == "text-classification":
             found = pipe(texts, top_k=None)
             scores = [{x["label"]: x["score"] for x in one} for one in found]
@@ -194,7 +195,10 @@ class Case:
         for path in paths:
 
             def keep(_m: Any, _a: Any, output: Any, path: str = path) -> None:
-                seen[path].append(first(output).detach().clone())
+                x = first(output)
+                if self.architecture.name == "longformer" and x.ndim == 3:
+                    x = x[:, : len(example["input_ids"])]  # windows are filled up behind a text
+                seen[path].append(x.detach().clone())
 
             handles.append(self.plain.get_submodule(path).register_forward_hook(keep))
         try:

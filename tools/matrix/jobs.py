@@ -186,11 +186,14 @@ def explain(case: Case) -> str:
     else:
         low = _target(case, explained | {name: torch.zeros_like(explained[name])}, target)[0]
     rise = logits - low
+    gap = found.gap
+    if not isinstance(found.value, Tensor) or gap is None:
+        raise Wrong("the explanation states no parts or no gap")
     parts = found.value.flatten(1).sum(1)
-    check_equal(parts + found.gap, rise, "sum of parts and gap", 1e-3)
-    wide = bool((found.gap.abs() > 0.1 * rise.abs().clamp(min=1e-3)).any())
+    check_equal(parts + gap, rise, "sum of parts and gap", 1e-3)
+    wide = bool((gap.abs() > 0.1 * rise.abs().clamp(min=1e-3)).any())
     if wide and "incomplete" not in found.flags:
-        raise Wrong(f"gap {float(found.gap.abs().max()):.3g} of {rise.tolist()} is not flagged")
+        raise Wrong(f"gap {float(gap.abs().max()):.3g} of {rise.tolist()} is not flagged")
     return path
 
 
@@ -202,9 +205,11 @@ def _target(case: Case, batch: Any, target: Tensor | None = None) -> tuple[Tenso
         logits = output[case.vector]
     else:
         logits = output if isinstance(output, Tensor) else first(getattr(output, "logits", output))
+    if logits is None:
+        raise Wrong("the model answers without logits")
     logits = logits[:, -1] if logits.ndim == 3 else logits
-    target = logits.argmax(1) if target is None else target
-    return logits.gather(1, target[:, None])[:, 0], target
+    chosen: Tensor = logits.argmax(1) if target is None else target
+    return logits.gather(1, chosen[:, None])[:, 0], chosen
 
 
 def insert(case: Case) -> str:
@@ -363,7 +368,8 @@ def generate(case: Case) -> str:
             full = {"input_ids": ids[0], "decoder_input_ids": out}
         states = case.states(full, paths)
         for s in stream.schema:
-            row = case.pooled(states[s.site.path][s.site.call or 0], s.reducer.name)[0]
+            call = s.site.call if isinstance(s.site.call, int) else 0
+            row = case.pooled(states[s.site.path][call], s.reducer.name)[0]
             check_equal(found[s.key][5 * i], row, f"{s.key} of example {5 * i}")
     return ""
 
