@@ -54,6 +54,7 @@ def _at_each_text(model: nn.Module, module: nn.Module, port: str, ids: Tensor) -
     return [x.flatten(0, -2)[:n] for x, n in zip(found, LENGTHS, strict=True)]
 
 
+@pytest.mark.slow
 @pytest.mark.truth("own hooks on each text alone")
 @pytest.mark.parametrize("part", ["gate", "gate:in", "experts"])
 def test_a_mixture_is_read_at_its_router_and_experts(part: str) -> None:
@@ -196,6 +197,7 @@ def _longformer() -> LongformerModel:
     return LongformerModel(config).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.truth("own hooks on each text alone, cut at its own length")
 def test_states_in_windows_are_read_at_the_own_length_of_the_texts() -> None:
     model = _longformer()

@@ -256,8 +256,9 @@ class TappedForward:
     def _require_length(self, x: Tensor, axes: Axes, name: str) -> None:
         """Refuse states of texts that the model itself filled up to whole windows."""
         fed = fed_tokens(self._named)
-        is_longer = fed is not None and x.ndim == 3 and x.shape[1] > fed.shape[-1]
-        if is_longer and axes.kind == "pos" and pads_itself(self.module):
+        if fed is None or x.ndim != 3 or x.shape[1] <= fed.shape[-1] or axes.kind != "pos":
+            return
+        if pads_itself(self.module):
             raise SiteError(
                 f"Tap: {name!r} gives {x.shape[1]} states for {fed.shape[-1]} tokens: the model "
                 "pads texts itself, to whole windows. Read them at their own length with "

@@ -75,7 +75,8 @@ def replaced(output: Any, old: Tensor, new: Tensor) -> Any:
     if isinstance(output, tuple | list):
         members = [replaced(member, old, new) for member in output]
         is_named = isinstance(output, tuple) and hasattr(output, "_fields")
-        return type(output)(*members) if is_named else type(output)(members)
+        make: Any = type(output)
+        return make(*members) if is_named else make(members)
     if is_dataclass(output) and not isinstance(output, type):
         members = {f.name: replaced(getattr(output, f.name), old, new) for f in fields(output)}
         return replace(output, **members)
@@ -110,7 +111,8 @@ def changed(value: Any, change: Callable[[str, Tensor], Tensor], key: str = "") 
         return _made(value, {name: new[str(name)] for name in value})
     if isinstance(value, tuple | list):
         is_named = isinstance(value, tuple) and hasattr(value, "_fields")
-        return type(value)(*new.values()) if is_named else type(value)(new.values())
+        make: Any = type(value)
+        return make(*new.values()) if is_named else make(new.values())
     return replace(value, **new) if new else value
 
 
