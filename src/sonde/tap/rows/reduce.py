@@ -119,7 +119,7 @@ class Reduction:
         return x[frame.on_device(example, x), frame.on_device(position, x)], POOLED
 
     def _in_rows(self, x: Tensor, frame: Frame) -> Float[Tensor, "row pos dim"]:
-        """Return states with one axis of rows and one of tokens, without what fills windows up."""
+        """Return states as (row, token, dim), without what fills windows up."""
         if TOKEN in self.axes.words:
             if len(x) % frame.n:
                 raise ShapeError(
