@@ -4,7 +4,6 @@ A net that cleans noisy pictures one by one is run on a clip; nothing is trained
 """
 
 import math
-from itertools import pairwise
 from typing import final
 
 import torch
@@ -91,11 +90,12 @@ def _turned(x: Tensor, angle: Tensor) -> Tensor:
 
 def _cleaner(x: Tensor, seed: int, steps: int) -> nn.Sequential:
     """Return a net that takes noise from turned digits, through 24 units."""
-    sizes = (64, 160, 24, 160, 64)
-    parts: list[nn.Module] = []
-    for a, b in pairwise(sizes):
-        parts += [nn.Linear(a, b), nn.ReLU()]
-    net = drawn(lambda: nn.Sequential(*parts[:3], *parts[4:-1]), seed)
+
+    def make() -> nn.Sequential:
+        outward = (nn.Linear(64, 160), nn.ReLU(), nn.Linear(160, 24))
+        return nn.Sequential(*outward, nn.Linear(24, 160), nn.ReLU(), nn.Linear(160, 64))
+
+    net = drawn(make, seed)
 
     def loss(rows: Tensor) -> Tensor:
         clean = _turned(x[rows], TURN * (torch.rand(len(rows)) - 0.5)).flatten(1)
