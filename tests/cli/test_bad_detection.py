@@ -104,7 +104,7 @@ def test_too_few_calibrated_rows_for_the_level_are_said(run, folder, fitted, tmp
     few = tmp_path / "few.sonde"
     ran = run("calibrate", fitted, "-", folder / "few.npz", "--alpha", "0.001", "-o", few)
     assert "too few" in ran.out
-    assert "alarms at 0.001 need at least 999 rows that calibrate, got 12" in ran.err
+    assert "alarms at 0.001 need at least 999 calibration rows, got 12" in ran.err
     assert "no alarms" in ran.out
     assert "0.0%-0.0%" not in ran.out
     ran = run("score", few, "-", folder / "rows.npz", "--alpha", "0.001")

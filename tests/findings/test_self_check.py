@@ -82,7 +82,7 @@ def test_a_model_for_one_length_is_read_whole() -> None:
     assert found.company is not None
     assert found.company.worst < found.tau
     assert found.n_tokens == 8 * 100
-    assert "refused shorter texts" in found.reasons["padding"]
+    assert "rejected shorter texts" in found.reasons["padding"]
 
 
 @pytest.mark.truth("forwards of the model, counted by a hook of the test")

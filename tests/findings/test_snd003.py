@@ -39,7 +39,7 @@ def test_a_layer_that_was_drawn_anew_is_named(layer: int, std: float | None) -> 
 def test_trained_layers_are_clear_and_a_whole_random_model_is_a_note() -> None:
     assert_clear(ended(arrays.net(trained=True)))
     finding = assert_raised(ended(arrays.net(trained=False)), "note")
-    assert "The model as a whole looks untrained" in finding.sentence
+    assert "The whole model looks untrained" in finding.sentence
 
 
 @pytest.mark.truth("simulation: random weights between fixed layers, and weights turned to them")

@@ -86,7 +86,7 @@ class Averaged(Forgetful):
 def test_answers_move_with_padding_where_no_state_does() -> None:
     finding = assert_raised(SND007().check(padded(Averaged(False).eval(), "right")), "error")
     assert finding.sentence.startswith("Padding on the right changes the answers")
-    assert "States at all sites stay as they are" in finding.sentence
+    assert "The states at all sites do not change" in finding.sentence
     assert_clear(SND007().check(padded(Averaged(True).eval(), "right")))
 
 

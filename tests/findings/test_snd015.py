@@ -66,7 +66,7 @@ def test_a_third_in_bgr_is_found_on_the_rows_that_a_good_model_gets_wrong() -> N
     x = ink[:, :, None, None] * (1 + 0.1 * noise(480, 16).reshape(480, 1, 4, 4))
     third = (torch.arange(480) // 4 % 3 == 1).reshape(-1, 1, 1, 1)
     (found,) = scanned(net, torch.where(third, x.flip(1), x), label).findings
-    assert "BGR for RGB): a share of the rows, at least 8.3 %" in found["sentence"]
+    assert "BGR for RGB): a fraction of the rows, at least 8.3 %" in found["sentence"]
     nearest.bias.data[3] -= 0.08
     faint = x + 0.05 * noise(480, 3, seed=1)[:, :, None, None]
     assert int((net(faint).argmax(1) != label).sum()) >= 40

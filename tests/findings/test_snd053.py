@@ -26,7 +26,7 @@ def test_a_leak_is_a_warning_and_a_clean_split_is_clear() -> None:
         "warning",
     )
     assert finding.sentence.startswith(
-        "6 of 597 inputs of OTHER (1 %) are copies of inputs of DATA, byte for byte."
+        "6 of 597 inputs of OTHER (1 %) also occur in DATA, byte for byte."
     )
     assert set(finding.examples) == set(range(6))
 

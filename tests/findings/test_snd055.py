@@ -86,7 +86,9 @@ def test_each_planted_change_is_named_with_the_line_that_undoes_it() -> None:
     assert moves["c0"].said.endswith("multiplied by 0.3048 (feet to metres)")
     assert moves["c2"].said.startswith("c2 is -999 in 4")
     assert moves["town"].said.endswith("of rows: 'Rom'")
-    assert moves["note"].said.startswith("the share of capitals in note is higher (median ")
+    assert moves["note"].said.startswith(
+        "the fraction of capital letters in note is higher (median "
+    )
     assert "c5" not in moves
     assert "name" not in moves
     pandas = pytest.importorskip("pandas")

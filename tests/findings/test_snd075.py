@@ -15,10 +15,11 @@ def test_impossible_numbers_and_dates_are_named() -> None:
     table = np.column_stack([x, age, late])
     finding = assert_raised(SND075().check(evidence_with(table, [*names, "Age", "lat"])), "warning")
     assert finding.examples == (3, 8, 50)
-    assert "Age is beyond the possible (age: 0 to 130) in 2 of 178 rows (1.1 %), such as 431." in (
-        finding.sentence
+    assert (
+        "Age is outside the possible range (age: 0 to 130) in 2 of 178 rows (1.1 %), such as 431."
+        in (finding.sentence)
     )
-    assert "lat is beyond the possible (lat: -90 to 90) in 1 of 178 rows" in finding.sentence
+    assert "lat is outside the possible range (lat: -90 to 90) in 1 of 178 rows" in finding.sentence
     day = np.array([20200000 + 100 * m + d for m in range(1, 13) for d in range(1, 29)], float)
     dates = np.column_stack([x, draw.choice(day, len(x))])
     finding = assert_raised(SND075().check(evidence_with(dates, [*names, "visit"])), "warning")

@@ -19,7 +19,7 @@ def test_writing_that_the_tokenizer_undoes_or_splits_is_named() -> None:
     finding = assert_raised(
         SND079().check(written([t.upper() for t in texts], words(False))), "warning"
     )
-    assert "times the tokens that they take in small letters." in finding.sentence
+    assert "times as many tokens as in small letters." in finding.sentence
     assert finding.fix.startswith("text = text.lower()")
     apart = [unicodedata.normalize("NFD", f"{t[:99]} {'éàüñô ' * 30}") for t in docstrings()]
     finding = assert_raised(SND079().check(written(apart, pieces())), "warning")

@@ -58,7 +58,7 @@ def test_a_class_that_the_model_recognises_is_not_told_by_a_probe() -> None:
         check = SND033().check(arrays.evidence_of(x, label=label, logits=logits, facts=OWN))
         assert check.state == state
     assert check.finding is not None
-    assert "The model itself names 0 %" in check.finding.sentence
+    assert "The model itself recognises 0 %" in check.finding.sentence
 
 
 def transferred() -> tuple[nn.Sequential, Tensor, Tensor]:

@@ -57,7 +57,7 @@ def test_empty_cells_are_explained_where_there_are_some(report) -> None:
     similarity["cka"][0][1] = 0.0
     made = similarity_picture(similarity)
     assert made is not None
-    assert "Empty: no more than two sites that share nothing." in made.note
+    assert "Empty: no more than two unrelated sites." in made.note
 
 
 def test_labels_that_were_given_are_not_called_missing(report) -> None:
@@ -68,7 +68,7 @@ def test_labels_that_were_given_are_not_called_missing(report) -> None:
     reason = "needs 30 rows in each of two classes, 18 present"
     report["checks"].append(report["checks"][0] | {"code": "SND036", "reason": reason})
     page = labels_section(report, ElementIds())
-    assert "Labels were given, but nothing could be read off: needs 30 rows in each" in page
+    assert "Labels were given, but no probe could be evaluated: needs 30 rows in each" in page
     assert "No labels were given" not in page
 
 

@@ -109,7 +109,7 @@ def test_what_reads_the_logits_alone_is_at_the_logits():
 
 def test_a_text_with_one_score_promises_no_marks():
     whole = drawn(Exhibit("text", [], [], [], pieces=["a ", "cat"], first=4))
-    assert "no token has one of its own" in whole
+    assert "tokens have no scores" in whole
     assert "underlined" not in whole
     assert "underlined" in drawn(Exhibit("text", [4], [1.0], [None], pieces=["a "], first=4))
 

@@ -50,12 +50,12 @@ def test_a_comparison_says_where_how_many_and_which(report) -> None:
     versus = report["versus"]
     text = " ".join(to_text(report).split())
     best = max(versus["sites"], key=lambda row: row["auroc"] or 0.0)
-    assert f"told apart best at {best['site']}: AUROC" in text
+    assert f"separated best at {best['site']}: AUROC" in text
     assert "of other.jsonl lie beyond the threshold" in text
     assert f"most unusual of other.jsonl: {versus['rows'][0]['id']}" in text
     for row in versus["sites"]:
         row["low"] = 0.4
-    assert "No site clearly tells support.jsonl and other.jsonl apart" in " ".join(
+    assert "No site clearly separates support.jsonl from other.jsonl" in " ".join(
         to_text(report).split()
     )
     assert "against " not in to_text(report | {"versus": None}).partition("----")[2]

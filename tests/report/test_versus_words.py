@@ -19,8 +19,8 @@ def _versus(**more):
 def test_copies_are_counted_on_the_side_of_which_they_are_the_larger_share() -> None:
     said = [line.replace("\u00a0", " ") for line in label_sentences(_versus(), ("TEST", "TRAIN"))]
     assert said[0] == (
-        "right on 90 % of TEST (87 % to 93 %) and 60 % of TRAIN (55 % to 65 %); other shares of "
-        "labels alone would give 88 %"
+        "right on 90 % of TEST (87 % to 93 %) and 60 % of TRAIN (55 % to 65 %); the change in "
+        "class proportions alone would give 88 %"
     )
     assert said[1] == "labels, TEST to TRAIN: ash 50 % to 20 %"
     assert "only TRAIN has the labels yew; TEST has none of them" in said
@@ -33,7 +33,7 @@ def test_copies_are_counted_on_the_side_of_which_they_are_the_larger_share() -> 
 
 def test_a_shift_of_labels_is_told_apart_from_one_of_inputs() -> None:
     found = {"site": "a", "auroc": 0.51, "low": 0.45, "high": 0.57, "n_rows": 150}
-    assert matched_sentence(_versus(matched=found)).endswith("the inputs of a label do not")
+    assert matched_sentence(_versus(matched=found)).endswith("the inputs within a class do not")
     moved = found | {"auroc": 0.9, "low": 0.85, "high": 0.94}
     assert matched_sentence(_versus(matched=moved)).endswith("the inputs themselves differ")
     assert matched_sentence({"matched": None}) == ""

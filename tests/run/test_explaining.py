@@ -197,7 +197,7 @@ def test_page_and_text_say_which_one(judged, tmp_path):
     assert json.loads(carried[1]) == found
     assert save_document(found, tmp_path / "e.json").exists()
     none = explain_document(both[:1], batch, model="m", data="d")
-    assert "No explanation can be believed" in document_of(none).verdict
+    assert "No explanation is reliable" in document_of(none).verdict
     assert len(Page(to_page(none)).all("svg")) > 12
 
 

@@ -116,7 +116,7 @@ def test_learners_train_in_the_driver_and_say_so(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "sonde"):
         fit(learners, stream, runner="ray", workers=1, **QUIET).save(tmp_path / "ray.sonde")
     assert (tmp_path / "ray.sonde").read_bytes() == (tmp_path / "alone.sonde").read_bytes()
-    assert "trained in this process, one step after the other; workers do the rest" in caplog.text
+    assert "trained sequentially in this process; workers run the other methods" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -442,7 +442,7 @@ def _of_tables() -> Iterator[Unnamed]:
         yield plant(
             "a third of rows in feet",
             lambda i: lambda x: _part(x, 0.33, _column(i, lambda v: v * 3.28084)),
-            r"3\.28|share of the rows",
+            r"3\.28|fraction of the rows",
         )
         yield plant("a column stuck from the middle", lambda i: _from_middle(i, lambda v: v[:1]),
                     r"from row")  # fmt: skip

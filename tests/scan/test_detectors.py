@@ -16,12 +16,12 @@ from sonde.detect import KNN, ViM
 from sonde.findings.scan import scan_stream
 
 REFUSED = {
-    "CLUE": "reads several sites at once",
+    "CLUE": "uses several sites at once",
     "ContrastProbe": "scores by side",
     "FOD": "learns in several passes",
-    "FeatureGaps": "reads several sites at once",
+    "FeatureGaps": "uses several sites at once",
     "NAC": "takes gradients",
-    "PAWN": "reads several sites at once",
+    "PAWN": "uses several sites at once",
     "PaDiM": "scores by position",
     "SimpleNet": "learns in several passes",
     "TokenStatistics": "scores tokens by how they were predicted",

@@ -94,7 +94,7 @@ def test_codes_and_a_task_head():
 
 
 @pytest.mark.essential
-@pytest.mark.truth("planted: states that their position alone tells")
+@pytest.mark.truth("planted: states that their position alone separates")
 @pytest.mark.parametrize("rebuilder", ["transformer", "conv"])
 def test_positions_are_told_apart(rebuilder):
     table = 3 * states(1, 8, 16, seed=2).float()

@@ -17,7 +17,7 @@ from sonde.run.reading.recipe import OPTIONS
 
 HELD_BY_A_PROBE = ("sites", "reducer", "keep_special", "seed", "limit", *OPTIONS)
 CLASSES = "classes of the labels, each with a mean of its own"
-HELD = "usual rows that were kept apart: their scores calibrate the detector"
+HELD = "held-out rows whose scores calibrate the detector"
 AT = "where the value is, and others like it"
 MOST_PLACES = 3
 SE = "standard error of the value"
@@ -97,7 +97,7 @@ def remarks(
         words = ["sonde", "calibrate", str(output), model, "UNSEEN", *flags_of(kept)]
         again = shlex.join(words)
         found.append(
-            f"p-values are too small where the model was trained on {data}: then run {again}, with "
+            f"p-values are too small if the model was trained on {data}. Then run {again}, with "
             "rows that the model has not seen"
         )
     return found

@@ -50,13 +50,13 @@ def answers_text(answers: pa.Table, alpha: float, listed: bool) -> str:
 def _answer_words(lines: list[dict[str, Any]], alpha: float, has_p: bool) -> dict[str, str]:
     by = lines[0]["instrument"] or ""
     together = f" of all detectors and sites together, {by}" if by.startswith("fuse(") else ""
-    own = "smallest p-value of its own" if has_p else "score furthest above those of other inputs"
+    own = "smallest p-value" if has_p else "highest score relative to those of other inputs"
     words = {"loudest": f"detector and site with the {own}; --each lists all"}
     if not has_p:
         return words | {"score": "higher = more unusual; - where several make no single score"}
     usual = f"about {100 * alpha:.3g}% of inputs like those that calibrated raise one"
     return words | {
-        "p": f"p-value{together}: how rarely a usual input is as unusual",
+        "p": f"p-value{together}: fraction of in-distribution inputs with a score at least as high",
         "verdict": f"alarm where p <= {alpha:g}: {usual}; - where none is known",
     }
 
@@ -94,14 +94,15 @@ def groups_text(answers: pa.Table, weak: WeakGroups) -> str:
     """Return for each weak group its description, its number of inputs, and the first of them."""
     told = answers.select(["id", "place", "row", "groups"]).to_pylist()
     if not weak.groups:
-        return "weak groups: none was found by the scan."
+        return "weak groups: the scan found none."
     lines = ["weak groups:"]
     for number, group in enumerate(weak.groups, 1):
         mine = [_called(line) for line in told if number in (line["groups"] or ())]
         right, rest = (f"{group.figures[name]:.1%}" for name in ("accuracy", "elsewhere"))
         first = ", ".join(mine[:SHOWN]) + (", ..." if len(mine) > SHOWN else "")
         said = (
-            f"{number}. {group.text}: the model is right on {right} there, elsewhere on {rest}. "
+            f"{number}. {group.text}: the model is right on {right} there, and on the other "
+            f"inputs on {rest}. "
             f"{len(mine):,} of {plural(len(told), 'input')}{': ' if mine else ''}{first}."
         )
         lines += _wrapped(said, text_width(), "  ")

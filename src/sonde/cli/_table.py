@@ -54,7 +54,7 @@ def legend(meanings: Mapping[str, str]) -> str:
 
 
 _CONTINUED = re.compile(r"(: sonde [^\n]*)\n[ ]*(--?\w)")
-"""A command of which a later line goes on with flags."""
+"""A command of which flags continue on a later line."""
 
 
 def filled(text: str) -> str:

@@ -21,10 +21,10 @@ from sonde.cli.options import (
 )
 
 MEANINGS = {
-    "memory": "bytes that the cache holds at the end of a text, against a cache of all tokens",
-    "KL": "nats by which the predictions of next tokens differ from those with all tokens kept",
+    "memory": "bytes of the cache at the end of a text, as a fraction of the full cache",
+    "KL": "mean KL divergence of next-token predictions from those with the full cache, in nats",
     "99 %": "the KL that one token in a hundred exceeds",
-    "same": "share of tokens whose likeliest next token stays the same",
+    "same": "fraction of positions whose most likely next token does not change",
     "time": "seconds against a plain cache",
 }
 
@@ -48,7 +48,7 @@ class Cache:
         tuple[str, ...], named("WORD ...", "caches to try; by default all, in their usual form")
     ] = ()
     budgets: Annotated[
-        tuple[float, ...], tyro.conf.arg(help="shares of the tokens or bytes that stay, in (0, 1]")
+        tuple[float, ...], tyro.conf.arg(help="fractions of the tokens or bytes to keep, in (0, 1]")
     ] = (0.5, 0.25, 0.125)
     bits: Annotated[
         tuple[int, ...], tyro.conf.arg(help="bits of a number in caches that round: 2, 4 or 8")

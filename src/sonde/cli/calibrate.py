@@ -23,10 +23,10 @@ from sonde.cli.options import (
 from sonde.core.errors import CalibrationError
 from sonde.core.wording import gib, plural
 
-CLASS = "rows that calibrate their own class; all: every row"
+CLASS = "number of calibration rows of the class; all: of every class"
 MOST_LACKING = 5
 ROWS = "rows whose scores calibrate"
-TRUE_RATE = "where the rate of false alarms lies with these rows, nine times in ten"
+TRUE_RATE = "90 % interval of the false-alarm rate with these rows"
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _lacking(rows: list[dict[str, Any]], alpha: float) -> list[str]:
         others = len({row["class"] for row in few}) - 1
         of += f", and too few of {plural(others, 'other class', 'other classes')}" if others else ""
         found.append(
-            f"alarms at {alpha:g} need at least {least['needed']} rows that calibrate, got "
+            f"alarms at {alpha:g} need at least {least['needed']} calibration rows, got "
             f"{least['n']}{of}: no score raises one. Calibrate on more rows, or take a larger "
             "--alpha."
         )

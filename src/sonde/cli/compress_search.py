@@ -16,7 +16,7 @@ class CompressSearch:
     """Try many ways to make a model smaller, and draw size against divergence.
 
     Every trial rounds, prunes or thins all linear layers and compares the answers with the
-    original's on examples that calibrated nothing; no model is written. Trials are kept in
+    original's on examples not used for calibration; no model is written. Trials are kept in
     PAGE.trials.jsonl: a search that is stopped, or asked for more, goes on where it was.
 
     Example: sonde compress search sonde:digits sonde:digits/train -o sizes.html

@@ -34,7 +34,8 @@ class Drift:
     correction: Annotated[
         Literal["holm", "bh"],
         tyro.conf.arg(
-            help="what --level bounds: the chance of any false alarm (holm), or their share (bh)"
+            help="what --level bounds: the chance of any false alarm (holm), or the fraction of "
+            "false alarms among the alarms (bh)"
         ),
     ] = "holm"
     methods: Annotated[

@@ -17,21 +17,22 @@ from sonde.core.wording import plural
 WHO = ("method", "site")
 INTERVAL = "95% interval"
 ERRORS = {
-    "PRR": "gain of leaving out the highest scores first: 1 = as good as knowing, 0 = chance",
+    "PRR": "gain of rejecting the highest scores first: 1 = optimal, 0 = random order",
     "AUROC": "chance that a wrong answer scores higher than a right one (0.5 = blind)",
-    "within": "the same for two answers of one group; - where no group holds both kinds",
+    "within": "the same chance for two answers of one group; - if no group has both kinds",
     "rows": "answers known to be right or wrong",
 }
 STEPS = {
-    "top-1": "share of wrong trajectories whose highest step is the first wrong one",
+    "top-1": "fraction of wrong trajectories whose highest-scoring step is the first wrong one",
     "AUROC": "chance that a first wrong step scores above a right one (- where a line is no step)",
     "F1": "of alarms (p <= {alpha:g}) as marks of first wrong steps (- without p-values)",
-    "joint": "share of trajectories with the right verdict and the right step",
+    "joint": "fraction of trajectories with the correct verdict and the correct step",
     "rows": "trajectories known to be right, or whose first wrong step is known",
 }
 PIXELS = {
     "AUROC": "chance that an unusual pixel scores higher than a usual one (0.5 = blind)",
-    "PRO": "mean share found of each unusual region, up to 30 % of usual pixels, over 0.3",
+    "PRO": "mean fraction detected of each unusual region, averaged over false-positive rates "
+    "up to 30 %",
     "masked": "images with an unusual pixel, of all scored",
 }
 

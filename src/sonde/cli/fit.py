@@ -51,7 +51,8 @@ class Fit:
         "probe.sonde"
     )
     calibrate: Annotated[
-        float, tyro.conf.arg(help="share of the groups held out to calibrate detectors; 0 = none")
+        float,
+        tyro.conf.arg(help="fraction of the groups held out to calibrate detectors; 0 = none"),
     ] = 0.2
     reduction: Annotated[
         str,

@@ -79,8 +79,10 @@ class Generate:
     decode_strength: Annotated[
         float | None, named("X", "strength of --decode; its own default is in its method page")
     ] = None
-    max_new_tokens: Annotated[int, tyro.conf.arg(help="tokens of one answer at most")] = 64
-    sample: Annotated[bool, tyro.conf.arg(help="draw tokens instead of the likeliest")] = False
+    max_new_tokens: Annotated[int, tyro.conf.arg(help="most tokens of one answer")] = 64
+    sample: Annotated[
+        bool, tyro.conf.arg(help="sample tokens instead of taking the most likely one")
+    ] = False
     temperature: Annotated[float, tyro.conf.arg(help="of --sample; low is close to greedy")] = 1.0
     seed: Annotated[int, tyro.conf.arg(help="of --sample")] = 0
     text_column: Annotated[str | None, named("NAME", "column of the prompts in a table")] = None

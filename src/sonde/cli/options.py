@@ -79,7 +79,7 @@ LongWord = Annotated[
         "models truncate, others cut them into chunks"
     ),
 ]
-MaxLength = Annotated[int | None, named("N", "tokens of one example at most")]
+MaxLength = Annotated[int | None, named("N", "most tokens of one example")]
 TextColumn = Annotated[str | None, named("NAME", "column of the text; a,b for pairs")]
 ImageColumn = Annotated[str | None, named("NAME", "column of the image")]
 LabelColumn = Annotated[
@@ -251,7 +251,10 @@ class Reading:
     trust_remote_code: TrustFlag = False
     seed: Annotated[int, tyro.conf.arg(help="key of the hash that samples and splits rows")] = 0
     no_check: Annotated[
-        bool, tyro.conf.arg(help="no two tiny forwards first, to see if rows depend on their batch")
+        bool,
+        tyro.conf.arg(
+            help="skip the two short forward passes that test whether rows depend on their batch"
+        ),
     ] = False
 
     def check(self, *words: str) -> None:
@@ -416,7 +419,7 @@ class RunFlags(Workers):
             help="fail if there is no interrupted run; the same command resumes one in any case"
         ),
     ] = False
-    fresh: Annotated[bool, tyro.conf.arg(help="drop what another run left beside the output")] = (
+    fresh: Annotated[bool, tyro.conf.arg(help="delete what another run left beside the output")] = (
         False
     )
 

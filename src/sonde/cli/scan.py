@@ -80,7 +80,10 @@ class Scan:
         False
     )
     deep: Annotated[
-        bool, tyro.conf.arg(help="also what takes gradients or more forwards, and more measures")
+        bool,
+        tyro.conf.arg(
+            help="also run checks that need gradients or more forward passes, and more measures"
+        ),
     ] = False
     measures: Annotated[
         str | None, named("METHODS", "measure at every site too: two_nn,uniformity(t=1)")

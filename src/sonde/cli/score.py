@@ -84,9 +84,7 @@ class Score:
     ] = 8
     batch_invariant: Annotated[
         bool,
-        tyro.conf.arg(
-            help="give an input the bits that it has alone and as sonde serve gives them; slower"
-        ),
+        tyro.conf.arg(help="compute each input alone, for the same bits as sonde serve; slower"),
     ] = False
     show_inputs: Annotated[bool, tyro.conf.arg(help="let the page hold inputs")] = False
     hash_ids: Annotated[bool, tyro.conf.arg(help="hash the ids of rows")] = False

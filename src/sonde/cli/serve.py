@@ -52,7 +52,8 @@ class Serve:
     ] = None
     port: Annotated[int, tyro.conf.arg(help="port; 0 takes a free one")] = 8000
     host: Annotated[
-        str, tyro.conf.arg(help="address to listen at; 0.0.0.0 is every one, and needs a token")
+        str,
+        tyro.conf.arg(help="address to listen at; 0.0.0.0 means all addresses, and needs a token"),
     ] = "127.0.0.1"
     token_file: Annotated[
         Path | None,
@@ -70,7 +71,7 @@ class Serve:
     period: Annotated[float, named("SECONDS", "time of one file of traffic (default: 3600)")] = (
         3600.0
     )
-    period_inputs: Annotated[int | None, named("N", "inputs of one file of traffic at most")] = None
+    period_inputs: Annotated[int | None, named("N", "most inputs in one file of traffic")] = None
     calibrate: Annotated[
         Path | None,
         named("FILE", "a calibration of PROBE that is taken anew whenever the file changes"),
@@ -83,15 +84,17 @@ class Serve:
         str | None, named("HOST:PORT", "a running Ray cluster, or auto; else one starts here")
     ] = None
     threads: Annotated[int | None, named("N", "threads of each replica")] = None
-    batch: Annotated[int, tyro.conf.arg(help="inputs of one forward at most")] = 32
+    batch: Annotated[int, tyro.conf.arg(help="most inputs of one forward pass")] = 32
     wait: Annotated[
-        float, named("SECONDS", "how long an input waits for others to share its forward pass")
+        float, named("SECONDS", "how long an input waits for other inputs to fill its batch")
     ] = 0.0
-    queue: Annotated[int, tyro.conf.arg(help="inputs that wait at most, then 429")] = 1024
+    queue: Annotated[
+        int, tyro.conf.arg(help="most inputs that wait; beyond, requests get status 429")
+    ] = 1024
     max_body: Annotated[
         str, named("SIZE", "most bytes of a request, e.g. 8MiB (default: 8MiB)")
     ] = "8MiB"
-    max_pixels: Annotated[int, tyro.conf.arg(help="pixels of one picture at most")] = 16_000_000
+    max_pixels: Annotated[int, tyro.conf.arg(help="most pixels of one image")] = 16_000_000
     keep_inputs: Annotated[
         int, named("N", "let the dashboard show the inputs of the last N alarms (default: 0)")
     ] = 0

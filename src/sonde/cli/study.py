@@ -48,7 +48,9 @@ class Study:
 
     name: Annotated[tyro.conf.Positional[str], named("NAME", "a study, or all")] = ""
     seeds: Annotated[int, named("N", "independent repetitions, at least 3")] = 3
-    tiny: Annotated[bool, tyro.conf.arg(help="a size that only shows that it runs")] = False
+    tiny: Annotated[
+        bool, tyro.conf.arg(help="a small size that only tests that the study runs")
+    ] = False
     output: Annotated[
         Path | None,
         named("FOLDER", "folder for NAME.json and NAME.txt", "-o", "--out"),

@@ -40,13 +40,24 @@ class Trace:
     model: ModelWord
     clean: Annotated[str | None, named("TEXT", "the text whose answer is known")] = None
     corrupt: Annotated[
-        str | None, named("TEXT", "the same but for what decides the answer; as many tokens")
+        str | None,
+        named(
+            "TEXT",
+            "the text with the deciding words exchanged; it must have the same number of tokens",
+        ),
     ] = None
     answer: Annotated[
-        str | None, named("TEXT", "what comes after the clean text, with its blank: ' Mary'")
+        str | None,
+        named(
+            "TEXT", "correct continuation of the clean text, including the leading space: ' Mary'"
+        ),
     ] = None
     instead: Annotated[
-        str | None, named("TEXT", "what comes after the other one; without, the answer alone")
+        str | None,
+        named(
+            "TEXT",
+            "correct continuation of the corrupted text; by default only the clean answer counts",
+        ),
     ] = None
     pairs: Annotated[
         Path | None, named("FILE", "JSONL of clean, corrupt, answer and maybe instead")

@@ -77,10 +77,12 @@ class Train:
     epochs: Annotated[int, tyro.conf.arg(help="passes over the examples")] = 3
     rate: Annotated[float, tyro.conf.arg(help="rate of Adam")] = 1e-4
     batch_size: Annotated[int, tyro.conf.arg(help="examples of a step")] = 32
-    seed: Annotated[int, tyro.conf.arg(help="draws the order of the examples")] = 0
-    seeds: Annotated[int, tyro.conf.arg(help="how many trainings of each arm")] = 1
-    alone: Annotated[bool, tyro.conf.arg(help="leave out the training beside it")] = False
-    limit: Annotated[int | None, named("N", "examples to train on at most (default: all)")] = None
+    seed: Annotated[int, tyro.conf.arg(help="seed of the order of the examples")] = 0
+    seeds: Annotated[int, tyro.conf.arg(help="number of training runs of each arm")] = 1
+    alone: Annotated[
+        bool, tyro.conf.arg(help="skip the control training run without the losses")
+    ] = False
+    limit: Annotated[int | None, named("N", "most examples to train on (default: all)")] = None
     held: Annotated[int, named("N", "other examples for the figures (default: 256)")] = 256
     report: Annotated[
         Path | None, named("FILE", "page to write, .html or .json (default: NEW.html)")
@@ -89,7 +91,7 @@ class Train:
         bool, tyro.conf.arg(name="list", help="print what each loss and layer needs and is for")
     ] = False
     fresh: Annotated[
-        bool, tyro.conf.arg(help="drop the checkpoints of another training beside NEW")
+        bool, tyro.conf.arg(help="delete the checkpoints of another training run beside NEW")
     ] = False
     device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda or mps")] = "auto"
     reading: DataReading = field(default_factory=DataReading)

@@ -113,9 +113,9 @@ def _verdict(found: Any, root: Path, removed: list[Path]) -> str:
         )
     faults = plural(n, "fault")
     again = (
-        "write what is missing again with the command that wrote it"
+        "run the command that wrote it again to replace what is missing"
         if found.kind in ("store of rows", "run directory")
-        else "take it from a backup, or write it again"
+        else "restore it from a backup, or write it again"
     )
     if removed:
         return f"{root}: {faults}; {plural(len(removed), 'file')} removed. Now {again}."

@@ -101,8 +101,9 @@ class Codec(ABC):
             )
         if version != VERSION or owner != zlib.crc32(name.encode()):
             raise StateError(
-                f"{name}.decode: expected a stream of {name}, version {VERSION}, got one of "
-                f"another codec or version ({version}). Decode with the codec that encoded."
+                f"{name}.decode: expected a stream of {name}, version {VERSION}, got a "
+                f"stream of another codec or version ({version}). Decode with the codec that "
+                "encoded."
             )
         return payload
 

@@ -221,7 +221,8 @@ def _eight_bits(image: Any) -> Any:
     if image.mode == "F" and not (x.min(initial=0.0) >= 0.0 and x.max(initial=0.0) <= 1.0):
         raise InputError(
             "expected floating-point pixels from 0 to 1, got "
-            f"{x.min():.4g} to {x.max():.4g}. Divide them by what white is in these images"
+            f"{x.min():.4g} to {x.max():.4g}. Divide the pixels by the value of white in these "
+            "images"
         )
     white = 1.0 if image.mode == "F" else 65535.0
     return Image.fromarray(np.rint(x * (255.0 / white)).astype(np.uint8))

@@ -300,5 +300,5 @@ def _require(wrong: int, right: int, what: str) -> None:
         raise InputError(
             f"TrajectoryVerifier: expected right and wrong {what}, got {right} right and {wrong} "
             "wrong. Give trajectories of both kinds: 'first_error' is the first wrong step, "
-            "counted from 0, and -1 where all are right; where it is empty nothing is known."
+            "counted from 0, and -1 where all are right; an empty value means unknown."
         )

@@ -194,7 +194,7 @@ def _reach(mean: LogitScoreSumState) -> float:
     reach = -float(mean.sum) / mean.n
     if not reach > 0.0:
         raise InputError(
-            "ViM: expected a positive mean of the largest logits, which the residual is scaled to, "
+            "ViM: expected a positive mean of the largest logits, to which the residual is scaled, "
             f"got {reach:.6g}. Use Mahalanobis for a model with such logits."
         )
     return reach

@@ -31,7 +31,7 @@ class Fact:
     prompt : str
         Text that names the subject and breaks off where the answer begins.
     subject : str
-        Whom or what the fact is about, as it stands in the prompt.
+        Whom or what the fact is about, as written in the prompt.
     target : str
         The new answer, appended to the prompt: begin it with a space if the text needs a space
         there.

@@ -200,7 +200,7 @@ def fuse(
     rest = torch.nonzero(~part).flatten()
     rest = rest[one_per_group(group[rest])]
     if len(first) == 0 or len(rest) == 0:
-        return "too few rows were held out"
+        return "too few held-out rows"
     one = one_per_group(other_group)
     own, theirs = {}, {}
     for name, scores in held.items():

@@ -162,7 +162,7 @@ def new_head(evidence: Evidence) -> Trial | None:
     shared, numbers, found = (
         shared_rows(evidence), number_answers(evidence), compared_answers(evidence),
     )  # fmt: skip
-    words = "its head trained again on the last layer"
+    words = "with its head retrained on the last layer"
     if shared.order is None:
         return None
     if not isinstance(numbers, str):

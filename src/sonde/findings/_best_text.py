@@ -48,5 +48,5 @@ def best_text(evidence: Evidence) -> BestText | None:
                                                     / t[1].given[t[1].chooses].mean()))  # fmt: skip
     judge = ~x.chooses
     given, after = x.given[judge], loss[judge]
-    trial = Trial(f"the texts given {words}", "inputs", "loss", x.rows[judge], -given, -after)
+    trial = Trial(f"the texts rewritten {words}", "inputs", "loss", x.rows[judge], -given, -after)
     return BestText(words, given, after, len(tried), trial)

@@ -50,8 +50,8 @@ class ColumnMove:
     kind : str
         What happened to the values.
     said : str
-        The move in words. Medians, means and shares of a chosen value are those of the rows that
-        did not choose it.
+        The move in words. Medians, means and shares of a chosen value are those of the rows held
+        out from the choice.
     fix : str
         A line of pandas code that undoes the move; empty if no line does.
     effect : float
@@ -380,7 +380,7 @@ def _moved(made: ColumnMove, of: Numbers, others: Sequence[Numbers]) -> ColumnMo
     ends = f"median {say(float(np.median(y)))}, not {say(float(np.median(x)))}"
     if abs(away) < 0.1:
         ends = f"mean {say(float(y.mean()))}, not {say(float(x.mean()))}"
-        return replace(made, kind="other", said=f"{name} is spread otherwise ({ends})")
+        return replace(made, kind="other", said=f"{name} has another distribution ({ends})")
     said = f"{name} is {'higher' if away > 0 else 'lower'} ({ends}; {number(abs(away))} sd)"
     return replace(made, kind="shift", said=said)
 

@@ -40,7 +40,7 @@ def where(sites: list[str]) -> str:
 def amount(deltas: Deltas, tau: float) -> str:
     """Return in words how large the largest difference is, and the limit."""
     return (
-        f"{percent(deltas.worst)} of the spread between rows (limit {percent(tau)}; "
+        f"{percent(deltas.worst)} of the standard deviation between rows (limit {percent(tau)}; "
         f"{plural(deltas.n_rows, 'row')})"
     )
 
@@ -50,8 +50,8 @@ def of_answers(deltas: Deltas, tau: float, sites: Sequence[str]) -> str:
     if deltas.answers <= tau:
         return ""
     if not sites:
-        return "States at all sites stay as they are: what comes after them does it."
-    return f"Answers move by {percent(deltas.answers)} of their spread."
+        return "The states at all sites do not change: the effect arises after them."
+    return f"Answers change by {percent(deltas.answers)} of their standard deviation."
 
 
 @dataclass(frozen=True)

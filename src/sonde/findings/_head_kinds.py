@@ -18,7 +18,7 @@ from sonde.engine.errorbars import group_error
 
 NOTHING: Final = 255  # of a map: what many masks write where nobody says what is there
 GAIN: Final = 0.05
-"""Share of answers that must be right beyond the present ones for another order to be named."""
+"""Fraction of the answers by which another order must be more accurate before it is reported."""
 
 Kind = Literal["accuracy", "label_accuracy", "rank_accuracy", "pixel_accuracy", "rms_error"]
 

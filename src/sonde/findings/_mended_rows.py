@@ -263,7 +263,7 @@ def mended_by_offset(
     right: Float[Tensor, "row2 class"],
     chooses: Bool[Tensor, "row"],
 ) -> float:
-    """Return the share that the best constant mends of the wrong rows that did not choose it.
+    """Return the share that the best constant mends of the wrong rows held out from the choice.
 
     Parameters
     ----------

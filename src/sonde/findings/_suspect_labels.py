@@ -24,7 +24,7 @@ LISTED: Final = 50
 PLANTED: Final = 0.03
 LEAST_PLANTED: Final = 20
 LEARNED: Final = 0.995
-"""Share of the labels that the model gives above which it may have learned wrong ones by heart."""
+"""Training accuracy above which the model may have memorised wrong labels."""
 
 
 @dataclass(frozen=True, eq=False)

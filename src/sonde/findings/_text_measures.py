@@ -128,14 +128,14 @@ def capitals(text: str) -> float:
 
 FORMS: Final[Mapping[str, Callable[[str], float]]] = {
     "the length of {}": len,
-    "the share of capitals in {}": capitals,
-    "the share of signs outside ASCII in {}": _share_of(lambda sign: not sign.isascii()),
-    "the share of digits in {}": _share_of(str.isdigit),
-    "the share of punctuation in {}": _share_of(
+    "the fraction of capital letters in {}": capitals,
+    "the fraction of non-ASCII characters in {}": _share_of(lambda sign: not sign.isascii()),
+    "the fraction of digits in {}": _share_of(str.isdigit),
+    "the fraction of punctuation in {}": _share_of(
         lambda sign: not sign.isalnum() and not sign.isspace()
     ),
     "the number of line breaks in {}": lambda text: text.count("\n"),
-    "the number of marks U+FFFD in {}": lambda text: text.count("\ufffd"),
+    "the number of U+FFFD characters in {}": lambda text: text.count("\ufffd"),
     "the number of HTML tags and entities in {}": n_marks,
 }
 """Numbers that are measured of a text."""

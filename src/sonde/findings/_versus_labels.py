@@ -87,7 +87,7 @@ def label_comparison(evidence: Evidence) -> LabelComparison | None:
         return None
     sides = (evidence, evidence.versus.other)
     labels = [_label_counts(side.data) for side in sides]
-    # outputs have no names where the labels are not the model's own classes
+    # outputs have no names where the labels are not the model's classes
     is_own = evidence.data.labels_are_models
     names = max((side.data.label_names or () for side in sides), key=len) if is_own else ()
     answers = [_answer_counts(side, names) for side in sides]

@@ -186,7 +186,7 @@ def answer_columns(evidence: Evidence, new_classes: bool = False) -> tuple[Tenso
         unfit = evidence.heads.reasons if isinstance(evidence.heads, Heads) else {}
         return next(iter(unfit.values()), "the data have no labels")
     if not evidence.data.labels_are_models:
-        return f"the labels are not the model's own classes{_order(evidence)}"
+        return f"the labels are not the model's classes{_order(evidence)}"
     shared = shared_rows(evidence)
     logits, label = shared.column("logits"), answered_labels(shared)
     if logits is None or label is None or logits.shape[1] < 2:
@@ -212,17 +212,15 @@ def _order(evidence: Evidence) -> str:
     right = float((answer == truth).double().mean())
     order = best_order(answer, truth, len(names))
     best = float((order[answer] == truth).double().mean())
-    said = (
-        f"; if its outputs stand in the order {listed(names, 4)}, it is right on {percent(right)}"
-    )
+    said = f"; if its outputs are in the order {listed(names, 4)}, it is right on {percent(right)}"
     usual = ",".join(names)
     if best > 1.2 * right:
         names = tuple(names[k] for k in order.tolist())
         said += f", in the order {listed(names, 4)} on {percent(best)}"
     if 1.2 * right < best <= 2 * right:  # two names may be exchanged: a fault
-        return f"{said}: say which order is right, with --classes {shlex.quote(usual)} or another"
+        return f"{said}: give the right order with --classes {shlex.quote(usual)} or another"
     typed = shlex.quote(",".join(names)) if len(names) <= MOST_TYPED else "with all of them"
-    return f"{said}: then say --classes {typed}"
+    return f"{said}: then pass --classes {typed}"
 
 
 def probabilities(logits: Float[Tensor, "row class"]) -> Float[Tensor, "row class"]:

@@ -95,7 +95,7 @@ def _check_single_pass(method: Detector) -> None:
     reducer = method.reading().get("reducer", "")
     why = ""
     if method.span != "one":
-        why = "reads several sites at once"
+        why = "uses several sites at once"
     elif "grad" in needs:
         why = "takes gradients"
     elif any(read.statistic.merging == "none" for read in reads):

@@ -49,7 +49,7 @@ FINE: Final = (COUNTS, PROBE, ERRS)
 
 @dataclass(frozen=True, eq=False)
 class PartTrials:
-    """The change that mends most, judged on rows that did not choose it.
+    """The change that mends most, judged on rows held out from the choice.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def _affordable(evidence: Evidence, small: SmallBatches) -> int:
 def _suffers(evidence: Evidence) -> str:
     """Return why nothing is tried; empty if the answers are worse than they could be."""
     if isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= UNTRAINED:
-        return "the model as a whole looks untrained"
+        return "the whole model looks untrained"
     lens = evidence.lens
     if isinstance(lens, LensEvidence) and math.isfinite(lens.final):
         return "" if lens.final > lens.counted else COUNTS
@@ -163,7 +163,7 @@ def _searched(
     budget.leave_out(PARTS, len(every) - len(first))
     if len(first) < min(LEAST_CHANGES, len(every)):
         budget.leave_out(PARTS, len(first))
-        return "the model is too large to try changes of its parts; --deep tries them"
+        return "the model is too large to try changes to its parts; --deep tries them"
     tried: list[tuple[float, PartChange]] = []
     with budget.bar(PARTS, len(first)) as bar:
         for change in first:

@@ -22,14 +22,14 @@ from sonde.tap.model.sites import ENTRY
 PACKAGES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "pyarrow")
 
 CANNOT_SEE = (
-    "Only these data were read; another data set can look different inside.",
+    "Only this data set was read; another data set can have different states.",
     "Only the listed sites were read; what happens between them was not.",
     "Averages over an example hide what happens to single tokens or patches.",
     "No cause was tested: nothing was switched off, no weight was changed.",
     "Backdoors that these data do not trigger leave no trace here.",
     "Quantised or low-rank weights that write to a residual stream do not show in its states.",
     "Slow drift over time is not seen in one scan.",
-    "Differences between runs below 3 % are not told apart in 16-bit types.",
+    "In 16-bit types, differences between runs below 3 % cannot be detected.",
     "Pairs of rows are compared within samples of at most 2,048 rows.",
 )
 
@@ -115,7 +115,7 @@ def _model(stream: Any, name: str) -> dict[str, Any]:
             "class": type(module).__name__,
             "n_parameters": count_weights(module),
             "device": None if first is None else str(first.device),
-            "mode": "train (read in eval, handed back as it was)" if module.training else "eval",
+            "mode": "train (read in eval mode, then set back)" if module.training else "eval",
         }
     return found
 
@@ -179,7 +179,7 @@ def limits(scanned: Scanned) -> list[str]:
         )
     withheld = [c.code for c in scanned.checks if c.state in ("withheld", "failed")]
     if withheld:
-        said.append(f"Checks that could not speak: {', '.join(withheld)}.")
+        said.append(f"Checks that could not run: {', '.join(withheld)}.")
     if torch.get_default_dtype() != torch.float32:
         said.append(f"torch's default type was {torch.get_default_dtype()}.")
     return said

@@ -76,7 +76,7 @@ class Finding:
         What removes the fault on these data, with the gain if it was measured; empty if the rule's
         general ``fix`` applies.
     trial : Trial or None
-        What that change made of rows that did not choose it; None if it was not made.
+        What that change made of rows held out from the choice; None if it was not made.
     is_cause : bool
         Whether this trial mended most of all trials of the scan.
     """

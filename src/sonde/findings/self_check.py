@@ -270,7 +270,7 @@ class _Compared:
             try:
                 rows = joined([self._read(self.small, part) for part in parts])
             except Exception as error:  # e.g. a batch norm in training mode given one row
-                reason = f"the forward refused fewer rows ({type(error).__name__})"
+                reason = f"the forward pass rejected fewer rows ({type(error).__name__})"
                 self.reasons["company"] = reason
                 continue
             return self._deltas(together, rows)
@@ -299,7 +299,9 @@ class _Compared:
         try:
             rest = self._read(short, self._every[1:])
         except Exception as error:  # a model for one length only
-            self.reasons["padding"] = f"the forward refused shorter texts ({type(error).__name__})"
+            self.reasons["padding"] = (
+                f"the forward pass rejected shorter texts ({type(error).__name__})"
+            )
             return
         alone = joined([of_example(together, 0), rest])
         sides: tuple[Side, ...] = ("left", "right") if deep else (side,)
@@ -315,7 +317,7 @@ class _Compared:
             batch = short.padded(side, positions=name == "left_positions")
             rows = self.trials.read(batch, self._every, self.seed)
         except Exception as error:  # a model may refuse one way to pad and bear the others
-            self.reasons[name] = f"the forward refused it ({type(error).__name__})"
+            self.reasons[name] = f"the forward pass rejected it ({type(error).__name__})"
             return
         self.found[name] = self._deltas(alone, rows)
 

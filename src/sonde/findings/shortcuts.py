@@ -33,9 +33,9 @@ FIT, CHOOSE, CONFIRM = range(3)
 USUAL_NUMBERS = 12_288
 RIDGE, LEVEL = 1e-2, 0.001
 ELSEWHERE: Final = 0.01
-"""Share of the rows of other classes that may hold a mark."""
+"""Largest fraction of the rows of other classes that contain a mark."""
 MARKED: Final = 0.3
-"""Share of a class that holds a mark, at least."""
+"""Smallest fraction of a class that contains a mark."""
 LEAST_MARKED = 5
 SAME = 0.8
 
@@ -103,7 +103,7 @@ class ShortcutEvidence:
         At most one shortcut for each class: the part whose exchange cost most on the rows that
         chose it.
     n_parts, n_rows : int
-        Parts, and rows that did not choose them.
+        Parts, and rows held out from the choice.
     kind : {"place", "column", "token"}
     """
 

@@ -27,7 +27,7 @@ class SND001(Rule):
     title: ClassVar[str] = "Non-finite states"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
-        "Everything computed from such a row is void; the row is left out of all other figures."
+        "Everything computed from such a row is void; the row is left out of all other statistics."
     )
     fix: ClassVar[str] = (
         "Load with --dtype float32 or bfloat16 if float16 overflows; else look for a division by "
@@ -69,7 +69,9 @@ class SND001(Rule):
         return self.raised_with(
             level="error",
             sentence=sentence(
-                f"{text}{more}.", "Such rows enter no other figure.", _beside(evidence, first)
+                f"{text}{more}.",
+                "These rows are left out of all other statistics.",
+                _beside(evidence, first),
             ),
             figure=figure,
             sites=tuple(hit),
@@ -91,7 +93,7 @@ class SND001(Rule):
             f"{bad[first]:,} of {plural(total[first], 'row')} of OTHER hold NaN, infinity or a "
             f"number too large to square at {shortened(first)}, none of DATA"
         )
-        said = "The two are compared without these rows."
+        said = "The comparison of DATA and OTHER leaves these rows out."
         return self.raised_with(
             level="error",
             sentence=sentence(f"{text}{_chance(evidence, first)}.", said),

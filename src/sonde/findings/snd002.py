@@ -36,21 +36,22 @@ class SND002(Rule):
     title: ClassVar[str] = "The number format is too small"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
-        "Distances, correlations and shifts at such a site are partly noise, or the next larger "
-        "input overflows."
+        "Distances, correlations and mean differences at this site are partly rounding noise, or a "
+        "slightly larger input overflows."
     )
     fix: ClassVar[str] = "Load with --dtype float32, or with bfloat16 in place of float16."
     how: ClassVar[str] = (
-        "sum_j s_j^2 / 12 / sum_j var_j with s_j the spacing of numbers at the mean of unit j: the "
-        "share of variance that rounding makes, a lower bound. Range: max |x| over the largest "
+        "sum_j s_j^2 / 12 / sum_j var_j with s_j the spacing of numbers at the mean of unit j: a "
+        "lower bound on the fraction of the variance that is due to rounding. Range: max |x| "
+        "over the largest "
         "number of the type of the states."
     )
     false_positives: ClassVar[str] = (
-        "A constant offset that the next layer removes makes the share large without harm to the "
-        "model; it harms what is computed from these states all the same."
+        "A constant offset that the next layer removes makes this fraction large without "
+        "harming the model, but still harms what is computed from these states."
     )
     plant: ClassVar[str] = "Twenty Linear + ReLU with default initialisation; 30,000 in float16."
-    twin: ClassVar[str] = "The same with He initialisation; the same in bfloat16."
+    twin: ClassVar[str] = "The same network with He initialisation; the 30,000 in bfloat16."
 
     def check(self, evidence: Evidence) -> Check:
         """Compare both shares at every site with their limits; the worst level speaks."""
@@ -66,10 +67,14 @@ class SND002(Rule):
         names = [r[3].name for r in hits if r[1] == kind]
         rows = f"{rows_of(site, evidence)}, {site.schema.dtype}."
         if kind == "p" and value >= 1:
-            text = f"Numbers at {places(names)} are spaced coarser than the spread of the states."
+            text = (
+                f"Numbers at {places(names)} are spaced more coarsely than the standard "
+                "deviation of the states."
+            )
         elif kind == "p":
             text = (
-                f"Rounding makes {percent(value)} of the variance of states at {places(names)}; "
+                f"Rounding accounts for {percent(value)} of the variance of states at "
+                f"{places(names)}; "
                 f"above {percent(limit)} counts."
             )
         else:

@@ -31,8 +31,8 @@ class SND003(Rule):
     title: ClassVar[str] = "Layers that look untrained"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
-        "Weights that were not found in a checkpoint are drawn at random, with a line in a log at "
-        "best: a head that was not loaded, a block that was renamed."
+        "Weights that were not found in a checkpoint are initialised at random, with a line in "
+        "a log at best: a head that was not loaded, a block that was renamed."
     )
     fix: ClassVar[str] = (
         "Load the weights again with model.load_state_dict(state, strict=True): it names the keys "
@@ -55,7 +55,7 @@ class SND003(Rule):
         "Layers that are random on purpose, such as random features; very wide layers that "
         "training hardly moved."
     )
-    plant: ClassVar[str] = "A trained net with one layer, or the head, drawn anew."
+    plant: ClassVar[str] = "A trained net with one layer, or the head, reinitialised."
     twin: ClassVar[str] = "The trained net."
 
     def check(self, evidence: Evidence) -> Check:
@@ -73,13 +73,13 @@ class SND003(Rule):
         is_whole = found.share >= self.whole
         first = fresh[0]
         named = f"{places([f.path for f in fresh], 2)} {'looks' if len(fresh) == 1 else 'look'}"
-        who = "The model as a whole looks" if is_whole and not _is_right(evidence) else named
+        who = "The whole model looks" if is_whole and not _is_right(evidence) else named
         text = (
             f"{who} untrained: the weights of {first.path} are those of an initialiser "
             f"({first.law}), none of its directions stands out (largest singular value "
             f"{percent(first.edge)} of the edge of random ones)"
         )
-        bias = {"zero": ", its bias is 0", "drawn": ", its bias is drawn too", "": ""}[first.bias]
+        bias = {"zero": ", its bias is 0", "drawn": ", its bias is random too", "": ""}[first.bias]
         level: Level = "note" if is_whole or _is_right(evidence) else "warning"
         return self.raised_with(
             level,

@@ -32,7 +32,7 @@ class SND004(ReadingComparison):
     )
     how: ClassVar[str] = (
         "Eight rows chosen by hash run twice with another random seed. Per site: rms difference "
-        "over the rms spread between rows."
+        "over the rms standard deviation between rows."
     )
     false_positives: ClassVar[str] = (
         "Models that draw random numbers by design: declare them with --stochastic."

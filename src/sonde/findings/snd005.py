@@ -87,7 +87,7 @@ class SND005(Rule):
         if found.repeat is not None and found.repeat.worst > found.tau:
             said.append("two runs differ")
         if found.company is not None and found.company.worst > found.tau:
-            said.append("other rows of the batch change a row")
+            said.append("the result for a row depends on other rows of the batch")
         text = " and ".join(said)
         return f"{text[:1].upper()}{text[1:]}." if said else ""
 

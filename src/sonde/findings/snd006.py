@@ -23,16 +23,17 @@ class SND006(ReadingComparison):
     """
 
     error: float = 0.1
-    title: ClassVar[str] = "Neighbours in the batch change a row"
+    title: ClassVar[str] = "The result for a row depends on other rows of the batch"
     theme: ClassVar[Theme] = "run"
-    why: ClassVar[str] = "The model's answer to a row depends on the company it comes in."
+    why: ClassVar[str] = "The model's answer to an input depends on the other inputs in its batch."
     fix: ClassVar[str] = (
         "Call model.eval(); a batch norm without running statistics has to be trained with "
         "track_running_stats=True."
     )
     how: ClassVar[str] = (
         "Up to eight rows cut to equal length run together, and again one of them alone and the "
-        "others in another order. Per site: rms difference over the rms spread between rows."
+        "others in another order. Per site: rms difference over the rms standard deviation "
+        "between rows."
     )
     false_positives: ClassVar[str] = (
         "Experts with a limited capacity do this by design; the sentence says if there is a router."
@@ -44,12 +45,12 @@ class SND006(ReadingComparison):
         """Compare two ways to put the same rows into batches."""
         deltas = found.company
         if deltas is None:
-            return self.withheld(found.reasons.get("company", "rows could not be run apart"))
+            return self.withheld(found.reasons.get("company", "rows could not be run one by one"))
         if deltas.worst <= tau:
             return self.alike(found, deltas, tau)
         sites = deltas.beyond(tau)
         text = (
-            f"The same rows differ with other rows beside them at {where(sites)}: "
+            f"States of a row change with the other rows of its batch, at {where(sites)}: "
             f"{amount(deltas, tau)}."
         )
         return self.differing(

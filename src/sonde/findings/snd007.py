@@ -28,7 +28,7 @@ class SND007(ReadingComparison):
     error: float = 0.1
     title: ClassVar[str] = "Padding changes real tokens"
     theme: ClassVar[Theme] = "run"
-    why: ClassVar[str] = "The answer to a text depends on the longest text beside it."
+    why: ClassVar[str] = "The answer to a text depends on the longest text in its batch."
     fix: ClassVar[str] = (
         "Give attention_mask to every layer that mixes positions, and pool over real tokens alone."
     )
@@ -36,7 +36,7 @@ class SND007(ReadingComparison):
         "Up to eight texts, all but one cut to half, run by length without padding and together "
         "with it, on the side that the processor uses; with --deep on the other side too, which "
         "is a note, as is padding that inputs of one length never need. Per "
-        "site, over real tokens: rms difference over the rms spread between rows."
+        "site, over real tokens: rms difference over the rms standard deviation between rows."
     )
     false_positives: ClassVar[str] = "Small leaks in 16 bit are missed rather than reported."
     plant: ClassVar[str] = "A model that ignores its attention mask."

@@ -37,7 +37,7 @@ class SND009(Rule):
     warning: int = 32
     title: ClassVar[str] = "Too few rows for some questions"
     theme: ClassVar[Theme] = "run"
-    why: ClassVar[str] = "What could not be looked at is not clear, it is unknown."
+    why: ClassVar[str] = "A check that could not run is unknown, not passed."
     fix: ClassVar[str] = "Read more rows."
     how: ClassVar[str] = (
         "Lists the checks that were withheld for want of rows, with rows present and needed. "

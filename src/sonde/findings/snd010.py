@@ -31,7 +31,7 @@ class SND010(Rule):
     why: ClassVar[str] = (
         "Weights that no answer depends on cost memory, or a branch is wired wrongly."
     )
-    fix: ClassVar[str] = "Call these parts in forward, or delete them."
+    fix: ClassVar[str] = "Call these modules in forward, or delete them."
     how: ClassVar[str] = (
         "In one forward on a few rows every operation's operands are compared with the memory of "
         "the parameters, so weights that a function uses and tied weights count as used. What is "
@@ -72,7 +72,7 @@ class SND010(Rule):
         names = [u.path for u in idle]
         verb = "takes" if len(names) == 1 else "take"
         text = (
-            f"{places(names)} {verb} no part in a forward: {count:,} of "
+            f"{places(names)} {verb} no part in a forward pass: {count:,} of "
             f"{plural(model.n_parameters, 'parameter')} ({percent(share)} of the model)."
         )
         return self.raised_with(

@@ -34,7 +34,7 @@ class SND011(SiteRule):
     error: float = 0.98
     title: ClassVar[str] = "Dead or constant units"
     theme: ClassVar[Theme] = "units"
-    why: ClassVar[str] = "Capacity that nothing uses; in large numbers, training went wrong."
+    why: ClassVar[str] = "These units are unused capacity. If there are many, training went wrong."
     fix: ClassVar[str] = (
         "Prepare inputs as in training; if the units stay dead, train with a smaller learning "
         "rate or a leaky activation, or prune them."

@@ -20,11 +20,11 @@ class SND012(Rule):
     note: float = 0.125
     warning: float = 0.5
 
-    title: ClassVar[str] = "Batch norms that do not know these rows"
+    title: ClassVar[str] = "Batch-norm statistics that do not fit these rows"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
-        "In eval mode a batch norm subtracts a mean and divides by a spread that it remembers; "
-        "where these are not those of its rows, everything after it works on the wrong scale."
+        "In eval mode a batch norm subtracts a stored mean and divides by a stored standard "
+        "deviation. If they do not match the inputs, everything after it works on the wrong scale."
     )
     fix: ClassVar[str] = (
         "Compare the scale of the inputs with that of training. Statistics of these rows can be "
@@ -115,7 +115,7 @@ def _of_trial(tried: Trial | None) -> tuple[str, str]:
             f"{gained(tried)}."
         )
     return (
-        f"With statistics of these rows the model is no better: {gained(tried)}.",
+        f"With batch-norm statistics of these rows the model is no better: {gained(tried)}.",
         "Leave the statistics as they are: the inputs are of another kind than those that the "
-        "norms were trained on, and the layers after them count on that.",
+        "norms were trained on, and the layers after them rely on those statistics.",
     )

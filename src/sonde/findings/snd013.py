@@ -53,7 +53,7 @@ class SND013(SiteRule):
     how: ClassVar[str] = (
         "The mean derivative follows from mean m and variance v: tanh 1 - v - m^2, sigmoid "
         "4 (m - v - m^2), relative to the steepest point; ReLU6, hardtanh and hardsigmoid: one "
-        "minus the share of rows at the ends. A unit counts below 0.05."
+        "minus the fraction of rows at the ends. A unit counts below 0.05."
     )
     false_positives: ClassVar[str] = (
         "Gates: closed gates are their job, so these are a note at most."

@@ -50,14 +50,15 @@ class SND014(SiteRule):
     explained: float = 0.8
     title: ClassVar[str] = "Duplicated units"
     theme: ClassVar[Theme] = "units"
-    why: ClassVar[str] = "Units that say the same can be merged, or a layer was copied by mistake."
+    why: ClassVar[str] = "Identical units can be merged, or a layer was copied by mistake."
     fix: ClassVar[str] = (
         "Keep one of the copies and add up their outgoing weights, or train from another "
         "initialisation."
     )
     how: ClassVar[str] = (
         "min(|r| on all rows, |r| without the 1 % of rows of largest norm) > 0.9999: two units "
-        "then differ by less than 1.4 % of their spread. Where a module slides over an image, they "
+        "then differ by less than 1.4 % of their standard deviation. Where a module slides over "
+        "an image, they "
         "must at single positions too. Constant units are left out; of a set of copies all but one "
         "count. The trim matters: one huge row makes everything correlate. Sites of fewer than "
         "eight units, or that are fed by fewer than eight numbers, are not judged, nor sites where "
@@ -84,8 +85,8 @@ class SND014(SiteRule):
                 del found[s.name]
         if not found:
             return self.not_applicable(
-                f"no site has {self.units} units, is fed by {self.numbers} numbers and must tell "
-                "more than one or two"
+                f"no site has {self.units} units, is fed by {self.numbers} numbers and must "
+                "encode more than one or two numbers"
             )
         shares = {n: float(c.double().mean()) for n, c in found.items()}
         return Measured(shares, if_raised={"shares": shares}, kept=found)

@@ -33,7 +33,7 @@ class SND015(Rule):
     near: float = 0.6
     rival: float = 0.15
 
-    title: ClassVar[str] = "Inputs that the model knows in another form"
+    title: ClassVar[str] = "Inputs in another form than in training"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
         "Inputs that are scaled, turned or ordered otherwise than in training give wrong answers "
@@ -78,7 +78,7 @@ class SND015(Rule):
 
     def _of_all_rows(self, evidence: Evidence, found: VariantEvidence) -> Check:
         if not found.tried:
-            return self.clear(Figure("gain", 0.0), "nothing gave a reason to try other forms")
+            return self.clear(Figure("gain", 0.0), "there was no reason to try other forms")
         given, *others = found.tried
         if given.score is not None:
             return self._by_answers(evidence, found, given)
@@ -88,7 +88,7 @@ class SND015(Rule):
         assert given.score is not None
         best, judge = found.best, ~found.chooses
         if best is None or best.score is None or int(judge.sum()) < LEAST_JUDGES:
-            return self.clear(Figure("gain", 0.0), "too few rows choose and judge other forms")
+            return self.clear(Figure("gain", 0.0), "too few rows to choose a form and to test it")
         trial = Trial(
             f"its inputs {best.words}",
             "inputs",
@@ -113,8 +113,8 @@ class SND015(Rule):
         before, after, most = (_reached(x, numbers) for x in (own, own + gain, found.probe))
         probe = "" if math.isnan(found.probe) else f"; a probe of its last layer {most}"
         text = (
-            f"With its inputs {best.words}, the model {after} on {plural(n, 'row')} that did not "
-            f"choose this, as they are given it {before}{probe}."
+            f"With its inputs {best.words}, the model {after} on {plural(n, 'row')} held out from "
+            f"this choice; with the inputs as given, it {before}{probe}."
         )
         whole = math.isnan(found.probe) or own + gain > reach - 0.1
         text = text if whole else f"{text[:-1]}: like this fault, but not all of it."
@@ -135,8 +135,8 @@ class SND015(Rule):
             return self.clear(figure, "a constant on the logit of one class mends as many rows")
         text = (
             f"Of {plural(found.n, 'row')} that the model gets wrong it is right on "
-            f"{percent(found.right)} with the inputs {found.form.words}: a share of the rows, at "
-            f"least {percent(found.right * found.wrong)}, is given in another form."
+            f"{percent(found.right)} with the inputs {found.form.words}: a fraction of the "
+            f"rows, at least {percent(found.right * found.wrong)}, is given in another form."
         )
         fix = f". Do so for these rows alone: {percent(found.wrong)} of the rows are wrong now."
         fix += _range(found.form)
@@ -160,7 +160,8 @@ class SND015(Rule):
             return self.clear(figure, "a constant on the logit of one class mends as many rows")
         text = (
             f"With its inputs {found.form.words}, the model is right on {percent(found.right)} of "
-            f"{plural(found.n, 'row')} that it gets wrong, and on {percent(found.kept)} of those "
+            f"{plural(found.n, 'row')} that it gets wrong, and keeps {percent(found.kept)} of "
+            "those "
             "that it gets right."
         )
         fix = f": about {percent(after)} right instead of {percent(before)}."
@@ -173,7 +174,9 @@ class SND015(Rule):
         known = [t for t in others if not math.isnan(t.misfit)]
         best = min(known, key=lambda t: t.misfit, default=None)
         if best is None or math.isnan(given.misfit):
-            return self.clear(Figure("gain", 0.0), "no answer and no norm tells the forms apart")
+            return self.clear(
+                Figure("gain", 0.0), "neither answers nor norms distinguish the forms"
+            )
         figure = Figure(
             "misfit_left", best.misfit, unit="nats", null=0.0, n_rows=found.n_rows,
             threshold=MISFIT, direction="below",
@@ -182,8 +185,8 @@ class SND015(Rule):
             return self.clear(figure)
         text = (
             f"With the inputs {best.words}, what reaches the first norm, {found.norms[0].path}, "
-            f"fits what it was trained on ({number(best.misfit)} nats), as they are given it does "
-            f"not ({number(given.misfit)} nats; {plural(found.n_rows, 'row')})."
+            f"fits what it was trained on ({number(best.misfit)} nats), with the inputs as "
+            f"given it does not ({number(given.misfit)} nats; {plural(found.n_rows, 'row')})."
         )
         fix = f": then what reaches {found.norms[0].path} fits its training."
         return self._raised(text, figure, best, fix)

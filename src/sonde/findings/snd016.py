@@ -77,7 +77,8 @@ class SND016(Rule):
     )
     how: ClassVar[str] = (
         "max |x| over the root mean square of the median unit that varies >= 1000; or the largest "
-        "1 % of units hold half of the mean square and 20 times their fair share. Warning only "
+        "1 % of units hold half of the mean square and 20 times as much as if all units were "
+        "equal. Warning only "
         "where rounding (SND002) reaches a warning at the same site, or where OTHER has such units "
         "and DATA has none."
     )
@@ -160,7 +161,7 @@ class SND016(Rule):
             text = (
                 f"{'Unit' if len(d.units) == 1 else 'Units'} {units} at {places(names)} "
                 f"{'holds' if len(d.units) == 1 else 'hold'} {percent(d.share)} of mean square, "
-                f"{number(d.fair)} times the fair share ({common})."
+                f"{number(d.fair)} times as much as with equal units ({common})."
             )
         with_, without = _cosines(worst, self._units(d))
         cosine = f"Mean cosine of rows {number(with_)}, without {number(without)}."

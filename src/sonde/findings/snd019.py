@@ -35,7 +35,7 @@ class SND019(ReadingComparison):
     how: ClassVar[str] = (
         "For models that predict next tokens, by their class and configuration: up to eight texts "
         "of one length, run once more with the second half of another text each. Per site, over "
-        "tokens of the first half: rms difference over the rms spread between rows."
+        "tokens of the first half: rms difference over the rms standard deviation between rows."
     )
     false_positives: ClassVar[str] = (
         "Models that read a prefix in both directions by design; capacity limits of experts, "

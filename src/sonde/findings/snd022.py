@@ -43,7 +43,9 @@ class SND022(SiteRule):
     explained: float = 0.8
     title: ClassVar[str] = "Rank collapse"
     theme: ClassVar[Theme] = "depth"
-    why: ClassVar[str] = "All units say nearly the same: the layer carries one number for each row."
+    why: ClassVar[str] = (
+        "All units are almost perfectly correlated: the layer carries one number for each row."
+    )
     fix: ClassVar[str] = (
         "Check that inputs are prepared as in training; if the rank stays low, add residual "
         "connections or a norm, and train again."
@@ -55,7 +57,8 @@ class SND022(SiteRule):
         "Sites that are fed by fewer than eight numbers or channels are left out. "
         "Withheld where two or three classes hold 80 % of the variance, and where a model "
         "answers (its logits, else its last site) with one or two numbers that explain 80 % of "
-        "what so many directions can: nets of two or three classes, maps of so many, and those "
+        "what that number of directions can explain at most: nets of two or three classes, maps "
+        "of so many, and those "
         "that say one number, need no more. A note at most where a layer is left with one to two "
         "directions and the last site has more: what comes between finds them again."
     )
@@ -126,8 +129,8 @@ def asked_for(site: SiteEvidence, evidence: Evidence, explained: float) -> str:
     """Return why the task asks for few directions; empty if it does not."""
     if means_alone(site):
         return (
-            f"of {places([site.name])} only means over positions are known: all units of a picture "
-            "say how bright it is"
+            f"{places([site.name])} was read with mean pooling, where every unit "
+            "follows the image's brightness"
         )
     share = few_classes(site, evidence)
     if share > explained:
@@ -136,7 +139,7 @@ def asked_for(site: SiteEvidence, evidence: Evidence, explained: float) -> str:
     if share > explained:
         return (
             f"the model answers with {plural(n, 'number')}, which at {places([site.name])} "
-            f"explain {percent(share)} of what so many directions can"
+            f"explain {percent(share)} of what that number of directions can explain at most"
         )
     return ""
 

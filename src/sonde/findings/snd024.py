@@ -29,15 +29,15 @@ class SND024(SiteRule):
     note: float = 0.01
     warning: float = 0.001
     late: float = 2 / 3
-    title: ClassVar[str] = "Tokens of an example become alike (over-smoothing)"
+    title: ClassVar[str] = "Tokens of an example become nearly identical (over-smoothing)"
     theme: ClassVar[Theme] = "depth"
-    why: ClassVar[str] = "What tells one token of an example from another is gone from here on."
+    why: ClassVar[str] = "From this layer on, the tokens of an example can hardly be distinguished."
     fix: ClassVar[str] = (
         "Use fewer layers for pooled rows, or add residual connections and train again."
     )
     how: ClassVar[str] = (
         "Median over units of 1 - variance of example means / variance of rows, over all tokens or "
-        "patches. 0.001 means that tokens differ by 3 % of the spread."
+        "patches. 0.001 means that tokens differ by 3 % of the standard deviation."
     )
     false_positives: ClassVar[str] = (
         "Models that pool all tokens afterwards lose nothing by it: a note at most late on."

@@ -34,7 +34,7 @@ class SND025(SiteRule):
     several: int = 2
     title: ClassVar[str] = "A block that does almost nothing"
     theme: ClassVar[Theme] = "depth"
-    why: ClassVar[str] = "It costs time and memory, and what comes next hardly notices it."
+    why: ClassVar[str] = "The block costs time and memory and hardly changes its input."
     fix: ClassVar[str] = "Remove the block, or start its last weights above zero and train again."
     how: ClassVar[str] = (
         "Median over units of rms(out - in) / std(in), for blocks with parameters that work on "

@@ -34,7 +34,8 @@ class SND026(Rule):
     title: ClassVar[str] = "A block makes the prediction worse"
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = (
-        "Later blocks spend their work on undoing it, or the model ends worse than it was."
+        "Later blocks have to undo the effect, or the final prediction is worse than after an "
+        "earlier block."
     )
     fix: ClassVar[str] = (
         "Load this block again from its checkpoint; if it is whole, fine-tune it, or answer from "
@@ -63,7 +64,7 @@ class SND026(Rule):
         assert lens.rise_se is not None
         late = [i for i in range(1, len(lens.sites)) if i >= self.half * len(lens.sites)]
         if not late:
-            return self.not_applicable("no block stands in the second half")
+            return self.not_applicable("no block is in the second half of the model")
         hits = [i for i in late if self._rises(lens, i)]
         at = max(hits or late, key=lambda i: float(lens.rise[i]))  # type: ignore[index]
         figure = self._figure(lens, at)
@@ -79,7 +80,7 @@ class SND026(Rule):
             f"({number(float(lens.loss[at - 1]), 3)} to {number(float(lens.loss[at]), 3)}; above "
             f"{number(self.nats)} counts)."
         )
-        end = "The model ends worse than after an earlier block." if worse else ""
+        end = "The final prediction is worse than after an earlier block." if worse else ""
         return self.raised_with(
             level="warning" if worse else "note",
             sentence=sentence(

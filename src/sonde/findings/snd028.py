@@ -24,11 +24,11 @@ class SND028(Rule):
     share: float = 0.05
     nats: float = 0.1
 
-    title: ClassVar[str] = "Texts that the model knows in another form"
+    title: ClassVar[str] = "Texts in another form than in training"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
-        "Positions or token numbers that are off by one, another case, blanks or encoding cost a "
-        "language model part of what it knows, without an error."
+        "Positions or token numbers that are off by one, another case, blanks or encoding raise "
+        "the loss of a language model without any error message."
     )
     fix: ClassVar[str] = "Prepare the texts in the form named."
     how: ClassVar[str] = (
@@ -66,9 +66,9 @@ class SND028(Rule):
         if gain < max(self.nats, self.share * own) or not p < self.level or own - gain > most:
             return self.clear(figure)
         text = (
-            f"Given {words}, the texts cost the model {number(own - gain, 3)} nats per token, as "
-            f"they are given {number(own, 3)} ({percent(gain / own)} less; "
-            f"{plural(len(loss), 'text')} that did not choose it)."
+            f"Given {words}, the texts cost the model {number(own - gain, 3)} nats per token, and "
+            f"{number(own, 3)} as given ({percent(gain / own)} less; "
+            f"{plural(len(loss), 'text')} held out from the choice)."
         )
         line = FORMS[words][0] if words in FORMS else ""
         sites = [s.schema.key for s in evidence.sites[:1]]

@@ -29,8 +29,8 @@ class SND029(Rule):
     title: ClassVar[str] = "The model expects other tokens than its texts have"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "A tokenizer of another model, or one that was trained anew, gives tokens other numbers: "
-        "every text is nonsense to the model and nothing fails."
+        "A tokenizer of another model, or a retrained one, gives tokens other ids: "
+        "every text is nonsense to the model, and no error appears."
     )
     fix: ClassVar[str] = (
         "Load the tokenizer that the model was trained with, from the same directory."
@@ -73,8 +73,9 @@ class SND029(Rule):
         text = (
             f"The model's loss is {number(lens.final)} nats per token (± "
             f"{number(Z * lens.final_se)}), the tokens' frequencies alone give "
-            f"{number(lens.unigram)}: it expects other tokens, as frequent as these but with other "
-            "numbers."
+            f"{number(lens.unigram)}: the model's vocabulary seems to be permuted, since it "
+            "predicts tokens that are equally "
+            "frequent but have other ids."
         )
         more = f"Is the tokenizer the model's own? {plural(lens.n_groups, 'text')}."
         sites = [s.schema.key for s in evidence.sites[:1]]

@@ -24,11 +24,11 @@ class SND031(LabelRule):
     errors: float = 3.0
     own_share: float = 0.25
 
-    title: ClassVar[str] = "Labels are clearest before the end"
+    title: ClassVar[str] = "Labels are decoded best before the last layer"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
-        "A classifier or an embedding taken from the last layer gives away what an earlier layer "
-        "still had."
+        "A classifier or an embedding taken from the last layer lacks information that an earlier "
+        "layer still had."
     )
     fix: ClassVar[str] = "Train a new head on the layer named, in place of the last one."
     how: ClassVar[str] = (
@@ -123,7 +123,8 @@ class SND031(LabelRule):
         if own is not None:
             tail = f"the model's own answers lag by {number(100 * own.value)} points"
         sentence = (
-            f"A simple classifier names {percent(shares[0])} of held-out rows right at "
+            f"A simple classifier (class means) classifies {percent(shares[0])} of held-out rows "
+            "correctly at "
             f"{site.name} and {percent(shares[1])} at the last one, {last.name}: "
             f"{number(100 * figure.value)} points less; {tail}. {plural(figure.n_rows, 'row')}."
         )

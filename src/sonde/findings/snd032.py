@@ -30,21 +30,21 @@ class SND032(Rule):
     title: ClassVar[str] = "Classes have collapsed to points"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
-        "Distances inside a class carry nothing here, features transfer worse, and inputs of no "
-        "class at all can land on one."
+        "Distances within a class carry no information, features transfer worse, and inputs "
+        "of no class can coincide with a class."
     )
     fix: ClassVar[str] = (
-        "Stop the training earlier or add weight decay if rows within a class have to be told "
-        "apart."
+        "Stop the training earlier or add weight decay if rows within a class must stay "
+        "distinguishable."
     )
     how: ClassVar[str] = (
-        "NC1 = tr(S_W S_B^+) / classes over averages, class means weighed alike, and the share of "
-        "the variance that lies between classes, both at the last site. Classes are the labels, "
+        "NC1 = tr(S_W S_B^+) / classes over averages, class means weighed alike, and the fraction "
+        "of the variance that lies between classes, both at the last site. Classes are the labels, "
         "without labels the model's own answers. The interval comes from random halves of the "
         "sampled groups."
     )
     false_positives: ClassVar[str] = (
-        "Usual on training data in the late phase of training; data with one row per class."
+        "Common on training data late in training; data with one row per class."
     )
     plant: ClassVar[str] = "Rows are their class mean plus 1 % of noise."
     twin: ClassVar[str] = "Test data of the same trained net."
@@ -65,7 +65,7 @@ class SND032(Rule):
             label = logits.argmax(1)
             every = fitted_on(x, label, wide)
         else:
-            return self.not_applicable("the data have no labels and the model names no classes")
+            return self.not_applicable("the data have no labels and the model has no class outputs")
         large = every.labels[every.n >= LEAST_ROWS]
         if len(large) < 2:
             return too_few(self, len(large), 2, f"classes of {LEAST_ROWS} rows")

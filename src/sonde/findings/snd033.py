@@ -21,7 +21,7 @@ class SND033(LabelRule):
     below: float = 0.2
     level: float = 0.001
 
-    title: ClassVar[str] = "A class that cannot be told apart"
+    title: ClassVar[str] = "A class that cannot be separated from the others"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
         "The states do not separate this class: its labels are mixed up with another one's, or the "
@@ -68,7 +68,9 @@ class SND033(LabelRule):
             missed = {k for k, share in own_recalls(own).items() if share < limit}
             poor = [r for r in poor if r[0] in missed]
             if not poor:
-                return self.clear(figure, "the model's own answers tell the class from the others")
+                return self.clear(
+                    figure, "the model's own answers do separate the class from the others"
+                )
             k = poor[0][0]
             recall, low, high, n = judged[k]
             figure = replace(figure, value=recall, low=low, high=high, n_rows=n, n_groups=n)
@@ -97,7 +99,7 @@ class SND033(LabelRule):
         rival = "" if taken is None else f", most others pass for {shortened(found.names[taken])!r}"
         more = "" if n_poor == 1 else f" {plural(n_poor - 1, 'more class', 'more classes')} alike."
         if own is not None:
-            more = f" The model itself names {percent(own_recalls(own)[k])} of them.{more}"
+            more = f" The model itself recognises {percent(own_recalls(own)[k])} of them.{more}"
         return (
             f"Only {percent(figure.value)} of class {shortened(found.names[k])!r} are recognised "
             f"at the best site, {found.sites[found.best].name} ({low} to {high}; middle class "

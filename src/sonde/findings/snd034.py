@@ -26,7 +26,7 @@ class SND034(LabelRule):
     usual: float = 0.006
     level: float = 0.001
 
-    title: ClassVar[str] = "Rows whose label looks wrong"
+    title: ClassVar[str] = "Rows whose label is probably wrong"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
         "Wrong labels teach the wrong thing and make every score on this data lower than it is."
@@ -83,7 +83,7 @@ class SND034(LabelRule):
         site = found.sites[found.best]
         sentence = (
             f"{plural(count, 'row')} of {n:,} ({percent(count / n)}) at {site.name} lie among rows "
-            f"of one other class and are classified as it; up to {percent(self.usual)} is usual."
+            f"of one other class and are classified as it; up to {percent(self.usual)} is normal."
         )
         return self.raised_with(
             "warning" if severe else "note",

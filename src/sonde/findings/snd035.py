@@ -24,7 +24,7 @@ NUISANCES = {
     "size": "the size in bytes",
     "brightness": "the mean brightness",
     "marks": "the number of HTML tags and entities",
-    "unknown": "the share of unknown tokens",
+    "unknown": "the fraction of unknown tokens",
     "language": "the language (1: another than most texts)",
 }
 OF_FILES = ("size", "brightness")
@@ -58,15 +58,15 @@ class SND035(LabelRule):
     margin: float = 0.02
     level: float = 0.001
 
-    title: ClassVar[str] = "The label can be told from a nuisance"
+    title: ClassVar[str] = "A nuisance variable predicts the label"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
         "A model trained on such data can score well without looking at the content, and fail "
-        "where the nuisance is distributed otherwise."
+        "where the nuisance has another distribution."
     )
     fix: ClassVar[str] = (
-        "Balance the labels over the nuisance: draw as many rows of each label at each of its "
-        "values, and train again."
+        "Balance the labels over the nuisance: sample equally many rows of each label at each "
+        "of its values, and train again."
     )
     how: ClassVar[str] = (
         "One-against-rest AUROC of each nuisance for each class on one sampled row of each group, "
@@ -154,7 +154,7 @@ class SND035(LabelRule):
             tail = f" Inside classes it explains {percent(share)} of the model's margin."
         name = found.names[worst.label]
         sentence = (
-            f"{NUISANCES[worst.nuisance].capitalize()} alone tells {shortened(name)!r} from "
+            f"{NUISANCES[worst.nuisance].capitalize()} alone separates {shortened(name)!r} from "
             f"the rest with AUROC {number(worst.auroc)} ({number(worst.low)} to "
             f"{number(worst.high)}; 0.5 is chance): median {number(own, 3)} against "
             f"{number(rest, 3)}. {plural(len(one), 'row')}.{tail}"

@@ -22,27 +22,26 @@ class SND036(LabelRule):
     level: float = 0.001
     hidden: float = 0.1
 
-    title: ClassVar[str] = "Labels leave no trace"
+    title: ClassVar[str] = "The states carry no information about the labels"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
         "Nothing about labels can be learned from these states: the labels are shuffled, belong to "
-        "another column, or name what this model does not see."
+        "another column, or describe something that this model does not see."
     )
     fix: ClassVar[str] = (
         "Compare labels and inputs of a few rows by eye: the join of the two files may be wrong."
     )
     how: ClassVar[str] = (
-        "At every site the held-out accuracy lies below what naming the largest class reaches with "
-        "luck (binomial, 99.9 %), and the variance between classes is less than labels without "
-        "meaning explain with luck: (classes - 1) / (n - 1) times chi2 / df at 99.9 % over all "
+        "At every site the held-out accuracy lies below the accuracy that always predicting the "
+        "largest class "
+        "reaches by chance (binomial, 99.9 %), and the variance between classes is less than "
+        "random "
+        "labels explain by chance: (classes - 1) / (n - 1) times chi2 / df at 99.9 % over all "
         "sites, df = (classes - 1) times the participation ratio of the site. Withheld where the "
         "rows cannot exclude an accuracy 10 points above the largest class; clear where the "
         "model's own answers are right more often than the largest class."
     )
-    false_positives: ClassVar[str] = (
-        "Labels of something that shows only at sites or in directions that a mean over tokens "
-        "hides."
-    )
+    false_positives: ClassVar[str] = "Labels of something that a mean over tokens hides."
     plant: ClassVar[str] = "Labels shuffled over rows."
     twin: ClassVar[str] = "The true labels at a net with random weights."
 
@@ -95,8 +94,10 @@ class SND036(LabelRule):
     def _raised(self, found: LabelEvidence, figure: Figure, explained: float, null: float) -> Check:
         best = found.sites[found.best]
         sentence = (
-            f"At no site do states tell the label: at best {percent(figure.value)} of held-out "
-            f"rows are right ({best.name}); naming the largest class gets "
+            f"At no site do the states predict the label: at best {percent(figure.value)} of "
+            "held-out "
+            f"rows are classified correctly ({best.name}); always predicting the largest class "
+            "gives "
             f"{percent(found.majority)}. "
             f"Classes explain {percent(explained)} of the variance, shuffled labels "
             f"{percent(null)}. {plural(found.n_rows, 'row')}."

@@ -40,20 +40,23 @@ class SND037(ClassAnswersRule):
     follows: float = 0.1
     whole: float = 0.8
 
-    title: ClassVar[str] = "The model is wrong where its states are right"
+    title: ClassVar[str] = "The model's answers are worse than its states allow"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
         "Answers that are worse than the model's own states, or than no model, come from inputs "
-        "that are scaled or cut otherwise than in training, or from labels in another order."
+        "that are scaled or cropped differently from training, or from labels in another order."
     )
     fix: ClassVar[str] = (
-        "Look at what precedes the head first: inputs prepared as in training, weights of this "
-        "model, labels in its order. Else load the head that belongs to these layers, or train one."
+        "First check everything before the head: inputs prepared as in training, this model's "
+        "weights, "
+        "labels in the model's order. If these are right, load the head that belongs to these "
+        "layers, or train a new head."
     )
     how: ClassVar[str] = (
-        "Classifiers: the share of largest logits that are the label, against the larger of the "
-        "held-out accuracy of class means at the last site (SND031) and the share of the "
-        "commonest label, on the same rows; a standard error over groups. Language models: the "
+        "Classifiers: the accuracy against the larger of the "
+        "held-out accuracy of class means at the last site (SND031) and the frequency "
+        "of the commonest label, on the same rows; a standard error over groups. Language "
+        "models: the "
         "loss at the next token against the entropy of the tokens' frequencies, or counts of up "
         "to three tokens of the other texts, if these are better at most tokens. Regressions: mean "
         "squares of errors, in shares of the targets' variance, against a held-out linear "
@@ -64,8 +67,8 @@ class SND037(ClassAnswersRule):
         "of that of equal ones), as one of random weights does, is not judged."
     )
     false_positives: ClassVar[str] = (
-        "Labels that are numbers of other classes than the model's; a head that was never trained "
-        "but is sure."
+        "Labels that number other classes than the model's; an untrained head with "
+        "confident answers."
     )
     plant: ClassVar[str] = "Labels that join two classes each under the number of another one."
     twin: ClassVar[str] = "Digits with their own labels, as the model was trained on them."
@@ -124,13 +127,13 @@ class SND037(ClassAnswersRule):
     ) -> Check:
         low, high = found.interval
         text = (
-            f"The model names {percent(found.accuracy)} of labels right ({percent(low)} to "
+            f"The model's accuracy is {percent(found.accuracy)} ({percent(low)} to "
             f"{percent(high)}), a linear probe on its last layer {percent(last.accuracy)}, the "
             f"commonest label alone {percent(found.majority)}."
         )
         hint = ""
         if found.renamed - found.accuracy > self.lag and found.renamed >= last.accuracy - self.lag:
-            hint = f"With its answers renamed one to one: {percent(found.renamed)}."
+            hint = f"With its answers renamed one-to-one, it would be {percent(found.renamed)}."
         elif found.unseen > 0.5:
             hint = f"{percent(found.unseen)} of its answers are no row's label."
         return self.raised_with(
@@ -156,7 +159,7 @@ class SND037(ClassAnswersRule):
         known = max(self.follows, self.whole * (1 - float(probe.mean()) / spread))
         mends = made is not None and made.error**2 < (1 - known) * spread
         if found.correlation**2 < self.follows or not (mends or found.correlation**2 > self.doubt):
-            return self.clear(figure, "its numbers hardly follow these targets")
+            return self.clear(figure, "its outputs hardly correlate with the targets")
         own, last = (root_mean(e, found.group)[0] for e in (found.own, probe))
         text = (
             f"The model is off by {number(own)} (root mean square), a linear probe on its last "
@@ -237,6 +240,6 @@ def _advice(made: Rescaled) -> str:
     if made.is_known:
         return f"Undo the scaling of the targets: {made.line}."
     return (
-        "See whether targets and inputs are scaled as in training. These fitted numbers mend part "
-        f"of whatever is wrong: {made.line}."
+        "See whether targets and inputs are scaled as in training. This fitted rescaling corrects "
+        f"part of the error, whatever its cause: {made.line}."
     )

@@ -40,7 +40,8 @@ class SND038(ClassAnswersRule):
         "the groups (linear assignment). Circles of names in it are tested on the other half: the "
         "weaker half of a circle's classes is called so more often than by any other name "
         "(binomial, corrected for the circles: 0.1 %, or 5 % if all circles together pass 0.1 %). "
-        "A chain counts only where every class is moved. So renamed, the model's log loss at its "
+        "A chain counts only where every class is moved. With this renaming, the model's log "
+        "loss at its "
         "best temperature must be at least 10 % below the entropy of the labels, and its accuracy "
         "no more than 20 points below the probe's at the last site."
     )
@@ -61,9 +62,7 @@ class SND038(ClassAnswersRule):
         figure = self._figure(found, accuracy - found.accuracy, names.p)
         probe = labels.sites[-1].accuracy
         if names.gain(found) < self.gain or accuracy < probe - self.lag:
-            return self.clear(
-                figure, "renamed, its answers are still those of a model that guesses"
-            )
+            return self.clear(figure, "even after renaming, its answers are no better than guesses")
         return self._raised(evidence, found, labels, names, figure)
 
     def _figure(self, found: ClassAnswers, value: float, p: float | None = None) -> Figure:
@@ -82,9 +81,9 @@ class SND038(ClassAnswersRule):
         figure: Figure,
     ) -> Check:
         text = (
-            f"{_in_words(evidence.data, names.answer_for)} So renamed, "
+            f"{_in_words(evidence.data, names.answer_for)} With this renaming, "
             f"{percent(figure.value + found.accuracy)} of "
-            f"answers are right, as they stand {percent(found.accuracy)} "
+            f"the answers are correct, without it {percent(found.accuracy)} "
             f"({plural(figure.n_rows, 'row')})."
         )
         right = found.answer == names.renamed(found)

@@ -24,11 +24,11 @@ class SND039(ClassAnswersRule):
     part: float = 0.25
     doubt: float = 0.5
 
-    title: ClassVar[str] = "Answers hardly better than the commonest label"
+    title: ClassVar[str] = "Accuracy hardly better than the commonest label"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
-        "A model that says the same of every input, or guesses, is right as often: its head was "
-        "not loaded or not trained, or training has fallen back to the commonest class."
+        "A model that gives one answer to every input, or guesses, is as accurate: its "
+        "head was not loaded or not trained, or training collapsed to the commonest class."
     )
     fix: ClassVar[str] = (
         "Prepare inputs as in training and load the head again; if both are right, train longer."
@@ -41,8 +41,8 @@ class SND039(ClassAnswersRule):
         "ones), as those of a model without training are."
     )
     false_positives: ClassVar[str] = (
-        "Few labelled rows of a rare class: the accuracy of a useful model can equal the share of "
-        "the commonest label."
+        "Few labelled rows of a rare class: a useful model can be no more accurate than "
+        "the commonest label alone."
     )
     plant: ClassVar[str] = "A trained net whose head has fallen back to one class."
     twin: ClassVar[str] = "The trained net."

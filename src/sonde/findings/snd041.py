@@ -20,7 +20,7 @@ class SND041(Rule):
     title: ClassVar[str] = "Duplicate inputs"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "Copies count twice in every figure, and a random split puts some of them on both sides."
+        "Copies count twice in every statistic, and a random split puts some of them on both sides."
     )
     fix: ClassVar[str] = (
         "Drop the copies (in pandas: frame.drop_duplicates()), and split into training and test "

@@ -21,7 +21,9 @@ class SND043(Rule):
 
     title: ClassVar[str] = "Truncated inputs"
     theme: ClassVar[Theme] = "data"
-    why: ClassVar[str] = "What was cut off was never seen: these states are of other inputs."
+    why: ClassVar[str] = (
+        "The model never saw the text that was cut off, so these states describe shortened inputs."
+    )
     fix: ClassVar[str] = (
         "If the rest of the texts matters, cut them into pieces (--long chunk) or raise "
         "--max-length."

@@ -25,8 +25,9 @@ class SND045(Rule):
     title: ClassVar[str] = "Blank inputs"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "A picture of one colour, an empty text, silence or a row of one number cannot be told: a "
-        "file that was not written, a crop beside the object, a sensor that was off."
+        "A picture of one colour, an empty text, silence or a row of one number cannot be "
+        "classified: "
+        "it is a file that was not written, a crop beside the object, a sensor that was off."
     )
     fix: ClassVar[str] = "Drop the blank rows, or fill them in."
     how: ClassVar[str] = (

@@ -25,14 +25,16 @@ class SND046(ClassAnswersRule):
     lag: float = 0.2
     level: float = 0.001
 
-    title: ClassVar[str] = "A class that the model misses though its states tell it"
+    title: ClassVar[str] = "A class that the model misses although its states encode it"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
         "One row of the head is missing, overwritten or biased, or training never asked for this "
-        "class: its inputs get other names although nothing is wrong before the head."
+        "class: its inputs are assigned to other classes although everything before the head is "
+        "right."
     )
     fix: ClassVar[str] = (
-        "Weight this class higher in the loss, or shift its logit, and train the head again."
+        "Weight this class higher in the loss, or change the bias of its logit, and retrain the "
+        "head."
     )
     how: ClassVar[str] = (
         "For each class, over its rows and those that a held-out linear probe of the last site "
@@ -108,8 +110,8 @@ class SND046(ClassAnswersRule):
         own = percent(float(found.right[mine].double().mean()))
         probe = percent(float((labels.sites[-1].even[mine] == k).double().mean()))
         text = (
-            f"The model names {own} of the rows of {names[0]}, a linear probe on its last layer "
-            f"{probe} ({plural(figure.n_rows, 'row')}); of all rows it is right on "
+            f"The model recognises {own} of the rows of {names[0]}, a linear probe on "
+            f"its last layer {probe} ({plural(figure.n_rows, 'row')}); of all rows it is right on "
             f"{percent(found.accuracy)}."
         )
         more = f"The same holds for {listed(names[1:])}." if len(names) > 1 else ""
@@ -120,10 +122,11 @@ class SND046(ClassAnswersRule):
             sign = "-" if moved.constant < 0 else "+"
             fix = (
                 f"logits[:, {moved.label}] {sign}= {number(abs(moved.constant))}: right on {after} "
-                f"of {plural(len(trial.rows), 'row')} that did not choose it, instead of {before}."
+                f"of {plural(len(trial.rows), 'row')} held out from the choice, instead of "
+                f"{before}."
             )
             if not moved.is_all:
-                fix += " Other classes are shifted as well: look for what is wrong before the head."
+                fix += " Biases of other classes are off too: look for the fault before the head."
         missing = torch.nonzero(mine & ~found.right).flatten()
         wrong = labels.where[missing]
         return self.raised_with(

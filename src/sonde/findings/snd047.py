@@ -37,7 +37,7 @@ class SND047(Rule):
     level: float = 0.0001
     rows: int = 200
 
-    title: ClassVar[str] = "Rows come in an order"
+    title: ClassVar[str] = "The order of the rows is not random"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
         "A split by position trains on one kind of rows and tests on another, and the first rows "

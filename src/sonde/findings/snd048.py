@@ -41,11 +41,11 @@ class SND048(Rule):
     level: float = 0.0001
     rows: int = 200
 
-    title: ClassVar[str] = "An identifier tells the labels"
+    title: ClassVar[str] = "An identifier predicts the labels"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "A model that is given this column, or a file name with it, learns who the row is and not "
-        "what it shows; and a split that ignores it is not one of new cases."
+        "A model that reads this column, or a file name with it, memorises identities instead "
+        "of content. A split that ignores the column does not test new cases."
     )
     fix: ClassVar[str] = "Drop this column from the inputs, and split by it."
     how: ClassVar[str] = (
@@ -56,7 +56,9 @@ class SND048(Rule):
         "less than one of 10,000, corrected for the columns. A warning where the column is an "
         "input of the model, else a note."
     )
-    false_positives: ClassVar[str] = "A time stamp in whole days that rightly tells the label."
+    false_positives: ClassVar[str] = (
+        "A time stamp in whole days that legitimately predicts the label."
+    )
     plant: ClassVar[str] = "A column that numbers the rows in order of their labels."
     twin: ClassVar[str] = "The same column in random order."
 
@@ -102,9 +104,13 @@ class SND048(Rule):
 
     def _raised(self, evidence: Evidence, name: str, seen: Ordered, figure: Figure) -> Check:
         is_input = name in evidence.data.inputs
-        use = "The model is given it: leave it out." if is_input else "Keep it out of the inputs."
+        use = (
+            "The model reads this column: remove it from the inputs."
+            if is_input
+            else "Keep it out of the inputs."
+        )
         text = (
-            f"Column {shortened(name)} numbers the rows and tells their labels: in its order "
+            f"Column {shortened(name)} numbers the rows and predicts their labels: in its order "
             f"{percent(seen.value)} of neighbours have one label, in random orders "
             f"{percent(seen.null)}. {plural(figure.n_rows, 'row')}."
         )

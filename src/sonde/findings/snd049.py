@@ -357,11 +357,11 @@ class SND049(Rule):
     difference: float = 0.1
     level: float = 0.001
 
-    title: ClassVar[str] = "Something changes from one row of the file on"
+    title: ClassVar[str] = "The data change at one row of the file"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "Labels that slip by a row, a sensor that stops or a camera that grows dim spoil the rest "
-        "of a file and leave its beginning as it was."
+        "Labels misaligned by a row, a sensor that stops or a camera that grows dim spoil "
+        "the rest of a file; its beginning stays correct."
     )
     fix: ClassVar[str] = "Compare the rows before and after the row named, and repair the rest."
     how: ClassVar[str] = (
@@ -414,7 +414,8 @@ def _said(change: Change, n: int) -> str:
     if change.slip:
         way = "earlier" if change.slip < 0 else "later"
         return (
-            f"{at} labels slip: answers fit the label {plural(abs(change.slip), 'row')} {way} "
+            f"{at} labels are misaligned: answers fit the label "
+            f"{plural(abs(change.slip), 'row')} {way} "
             f"({percent(change.mended)}, their own label {percent(1 - change.after)}; before "
             f"{percent(1 - change.before)})"
         )

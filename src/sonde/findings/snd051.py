@@ -19,7 +19,7 @@ class SND051(Rule):
     warning: float = 0.75
     length: float = 0.05
 
-    title: ClassVar[str] = "The two data sets differ inside"
+    title: ClassVar[str] = "The states of the two data sets differ"
     theme: ClassVar[Theme] = "versus"
     why: ClassVar[str] = (
         "What was measured or tuned on one data set need not hold on the other; the first site "
@@ -81,7 +81,7 @@ class SND051(Rule):
         if found.length_auroc is not None:
             tail = f" Length alone: {number(found.length_auroc)}"
             near = found.length_auroc > worst.auroc - self.length
-            tail += ", so explained by length." if near else "."
+            tail += ", so length explains the difference." if near else "."
         where = f"at {worst.name}" + ("" if first is worst else f", first at {first.name}")
         mine, theirs = two_names(evidence)
         return (

@@ -27,11 +27,11 @@ class SND052(Rule):
     level: float = 0.001
     close: float = 0.05
 
-    title: ClassVar[str] = "Rows unlike anything fitted"
+    title: ClassVar[str] = "Out-of-distribution rows in OTHER"
     theme: ClassVar[Theme] = "versus"
     why: ClassVar[str] = (
-        "On inputs that look like nothing it was fitted on, a model's answers are a guess. Rows "
-        "that a model was trained on look more usual to it than new ones: compare held-out rows."
+        "On out-of-distribution inputs, a model's answers are guesses. Training "
+        "rows score as less anomalous than new rows, so compare held-out rows."
     )
     fix: ClassVar[str] = (
         "Look at the rows listed; prepare them as DATA, or train on rows like them."
@@ -123,7 +123,7 @@ class SND052(Rule):
         there = float(theirs[beyond].nanmean())
         text = f"The model is right on {percent(other)} of it"
         if 0.0 <= data - other <= self.close and there > HALF:
-            return f"{text}, as on rows new to it beside those it learned.", True
+            return f"{text}, as is expected for new rows beside training rows.", True
         return f"{text}, {percent(data)} of {two_names(evidence)[0]}.", False
 
     def _figure(self, found: Alarms, alarm: Alarm) -> Figure:

@@ -47,10 +47,12 @@ class SND053(Rule):
     title: ClassVar[str] = "Look-alikes in DATA and OTHER"
     theme: ClassVar[Theme] = "versus"
     why: ClassVar[str] = (
-        "Where one set was trained on and the other tests, these inputs test memory alone."
+        "If one set is the training set and the other the test set, these inputs test "
+        "memorisation only."
     )
     fix: ClassVar[str] = (
-        "Remove the rows of one set that stand in the other (the command lists them), and test "
+        "Remove from one set the rows that also occur in the other (the command lists them), and "
+        "test "
         "again."
     )
     how: ClassVar[str] = (
@@ -59,7 +61,7 @@ class SND053(Rule):
         "times their fifth, at the sites of SND042, with the dimension of DATA's rows. Any "
         "equal input is a note; 0.1 % of OTHER, or 3 near pairs of chance below 0.001, a warning."
     )
-    false_positives: ClassVar[str] = "Short or categorical inputs, which meet by chance."
+    false_positives: ClassVar[str] = "Short or categorical inputs, which coincide by chance."
     plant: ClassVar[str] = "1 % of the training rows are copied into the test data."
     twin: ClassVar[str] = "A clean split."
 
@@ -144,9 +146,9 @@ def _copies(same: SharedContent, leak: _Leak, mine: str, theirs: str) -> str:
     n, of, name, elsewhere = len(leak.exact), leak.n, theirs, mine
     if same.mine * same.n_theirs > same.theirs * same.n_mine:
         n, of, name, elsewhere = same.mine, same.n_mine, mine, theirs
-    are = "is a copy of an input" if n == 1 else "are copies of inputs"
+    are = "also occurs" if n == 1 else "also occur"
     share = percent(n / of)
-    return f"{n:,} of {of:,} inputs of {name} ({share}) {are} of {elsewhere}, byte for byte."
+    return f"{n:,} of {of:,} inputs of {name} ({share}) {are} in {elsewhere}, byte for byte."
 
 
 def _is_short(data: DataEvidence, i: int) -> bool:

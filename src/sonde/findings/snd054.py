@@ -22,15 +22,16 @@ class SND054(Rule):
     difference: float = 0.1
     level: float = 0.001
 
-    title: ClassVar[str] = "Labels come in other shares"
+    title: ClassVar[str] = "Class proportions differ"
     theme: ClassVar[Theme] = "versus"
     why: ClassVar[str] = (
-        "Where classes come in other shares, the accuracy changes although the model and the "
+        "If class proportions differ, the accuracy changes although the model and the "
         "inputs of each class do not; a class that one data set lacks cannot be learned or tested "
         "there."
     )
     fix: ClassVar[str] = (
-        "Weight rows by share in OTHER over share in DATA when you train or report accuracy; add "
+        "Weight rows by the proportion of their class in OTHER, divided by its proportion in "
+        "DATA, when you train or report accuracy; add "
         "rows of classes that one data set lacks, or leave these classes out on both sides."
     )
     how: ClassVar[str] = (
@@ -100,6 +101,7 @@ class SND054(Rule):
         if own is None or other is None:
             return text
         return (
-            f"{text} The shares alone would take the accuracy from {percent(own['value'])} to "
+            f"{text} The change in class proportions alone would take the accuracy from "
+            f"{percent(own['value'])} to "
             f"{percent(found.expected)}; it is {percent(other['value'])}."
         )

@@ -22,16 +22,17 @@ class SND055(Rule):
 
     effect: float = 0.15
 
-    title: ClassVar[str] = "Columns or pictures that moved"
+    title: ClassVar[str] = "Columns or images whose distribution changed"
     theme: ClassVar[Theme] = "versus"
     why: ClassVar[str] = (
-        "A column in another unit, two columns that changed places, a sensor that is stuck or "
+        "A column in another unit, two exchanged columns, a sensor that is stuck or "
         "texts in capitals give wrong answers without an error."
     )
     fix: ClassVar[str] = "Prepare these columns of OTHER as those of DATA."
     how: ClassVar[str] = (
-        "At most 2,048 rows of different groups a side, thinned to equal shares of labels where "
-        "these moved (SND054). Tests: the smaller of Kolmogorov-Smirnov and the sum of ranks, "
+        "At most 2,048 rows of different groups a side, subsampled to equal class proportions "
+        "where these differ (SND054). Tests: the smaller of Kolmogorov-Smirnov and the sum of "
+        "ranks, "
         "doubled, for numbers, Fisher's exact test for missing values and one value, chi-squared "
         "for words, Holm's correction for all. The value that gained most rows and the factor are "
         "chosen on half of the rows and tested on the other half. Texts are compared by length, "
@@ -114,10 +115,12 @@ def _gain(evidence: Evidence, found: ColumnComparison) -> str:
         return ""
     if gain.numbers:
         return (
-            f" With units and places undone the model's R^2 is {number(gain.mended)} on "
+            " With units and exchanged columns corrected the model's R^2 is "
+            f"{number(gain.mended)} on "
             f"{plural(gain.n, 'row')} instead of {number(gain.given)}."
         )
     return (
-        f" With units and places undone the model is right on {percent(gain.mended)} of "
+        " With units and exchanged columns corrected the model is right on "
+        f"{percent(gain.mended)} of "
         f"{plural(gain.n, 'row')} instead of {percent(gain.given)}."
     )

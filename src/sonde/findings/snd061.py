@@ -46,7 +46,7 @@ class SND061(WeakGroupRule):
         "as it is wrong: its mean probability lies less than 10 points above the upper end of its "
         "accuracy there, at the temperature that suits all other rows if that is above 1."
     )
-    false_positives: ClassVar[str] = "Inputs that nobody can tell, such as blurred pictures."
+    false_positives: ClassVar[str] = "Inputs that nobody can classify, such as blurred images."
     plant: ClassVar[str] = "A style, a sensor, a length that the net was not trained on."
     twin: ClassVar[str] = "The same net without it; errors that fall on rows by chance."
 
@@ -62,7 +62,7 @@ class SND061(WeakGroupRule):
         """Return how often the model is right there and elsewhere."""
         return (
             f"right on {percent(1 - group.loss)} ({percent(1 - group.high)} to "
-            f"{percent(1 - group.low)}) of these inputs, elsewhere on "
+            f"{percent(1 - group.low)}) of these inputs, and on the other inputs on "
             f"{percent(1 - group.elsewhere)}."
         )
 

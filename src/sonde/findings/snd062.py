@@ -38,23 +38,25 @@ class SND062(Rule):
     least: int = 20
     level: float = 0.01
 
-    title: ClassVar[str] = "Rare classes are wrong far more often"
+    title: ClassVar[str] = "Accuracy on rare classes is far lower"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
         "Accuracy counts rows, so common classes decide it: a model that has not learned the rare "
         "ones looks good."
     )
     fix: ClassVar[str] = (
-        "Draw rows of rare classes more often in training, or weight their loss by one over their "
-        "share."
+        "Draw rows of rare classes more often in training, or divide their loss by the "
+        "class frequency."
     )
     how: ClassVar[str] = (
         "Classes with less than half of the rows that equal classes would have, together, against "
-        "all others: shares of right answers with 99 % intervals, exact for rows without groups. "
+        "all others: accuracies with 99 % intervals, exact for rows without groups. "
         "That of the rare classes must end 10 points below where that of the others begins. Beside "
         "the accuracy stands its mean over classes."
     )
-    false_positives: ClassVar[str] = "Rare classes that nobody can tell, such as a class 'other'."
+    false_positives: ClassVar[str] = (
+        "Rare classes that nobody can recognise, such as a class 'other'."
+    )
     plant: ClassVar[str] = "A trained net whose logits of three rare classes are too low."
     twin: ClassVar[str] = "The trained net on the same rows."
 
@@ -99,7 +101,8 @@ class SND062(Rule):
         named = [class_name(evidence.data, k) for k in rare]
         text = (
             f"Right on {percent(float(right[mine].mean()))} of {plural(int(mine.sum()), 'row')} of "
-            f"rare classes ({listed([shortened(name, 20) for name in named], 2)}), elsewhere on "
+            f"rare classes ({listed([shortened(name, 20) for name in named], 2)}), and on the "
+            "other inputs on "
             f"{percent(float(right[~mine].mean()))}."
         )
         even = percent(sum(recall.values()) / len(recall))

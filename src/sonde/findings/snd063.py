@@ -20,7 +20,7 @@ class SND063(WeakGroupRule):
 
     warning: float = 0.1
 
-    title: ClassVar[str] = "A group of inputs on which a regression errs much more"
+    title: ClassVar[str] = "A group of inputs on which a regression has much larger errors"
     theme: ClassVar[Theme] = "labels"
     figure_name: ClassVar[str] = "weak_group_error"
     unit: ClassVar[str] = "standard deviations"

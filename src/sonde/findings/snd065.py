@@ -1,4 +1,4 @@
-"""SND065: a small part of the input alone tells the label, and the model leans on it."""
+"""SND065: a small part of the input predicts the label, and the model relies on it."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -23,7 +23,9 @@ class SND065(Rule):
     carried: float = 0.9
     nearly_all: float = 0.95
 
-    title: ClassVar[str] = "A small part of the input tells the label, and the model leans on it"
+    title: ClassVar[str] = (
+        "A small part of the input predicts the label, and the model relies on it"
+    )
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
         "A mark in a corner, one word or one column that happens to go with a class lets a model "

@@ -41,7 +41,7 @@ class SND067(Rule):
     cost: float = 0.01
     untrained: float = 0.5
 
-    title: ClassVar[str] = "Tokens that the model reads or writes far worse than others"
+    title: ClassVar[str] = "Tokens with a far higher loss than others"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
         "Rows of an embedding or of a head that belong to other tokens, or tokens that training "
@@ -95,7 +95,7 @@ class SND067(Rule):
         text = f"With the rows of {pairs} in the {found.rows} exchanged, the model's loss is {gain}"
         return self.raised_with(
             "warning",
-            sentence(f"{text} ({plural(len(found.given), 'text')} that did not choose them)."),
+            sentence(f"{text} ({plural(len(found.given), 'text')} held out from the choice)."),
             figure,
             effect=min(1.0, 1 - new / own),
             fix=f"Exchange the rows of {pairs} in the {found.rows}, or load those that belong to "

@@ -33,11 +33,12 @@ class SND068(Rule):
     right: float = 0.02
     level: float = 0.001
 
-    title: ClassVar[str] = "A part of the model that a small change mends"
+    title: ClassVar[str] = "A small change to one part of the model restores its answers"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
         "A factor that was left out, an activation or a norm of another model, two exchanged "
-        "layers: shapes and names fit, nothing fails, and answers are worse than they need be."
+        "layers: shapes and names fit and no error appears, but answers are worse than they "
+        "could be."
     )
     fix: ClassVar[str] = "Make the change named, in the code or in the checkpoint."
     how: ClassVar[str] = (
@@ -87,7 +88,7 @@ class SND068(Rule):
             words = f"right on {percent(found.mended)} instead of {percent(found.right)}"
             text = f"With {change.words}, the model is {words}"
         rows = plural(n, "text" if found.of_tokens else "row")
-        rest = f"({rows} that did not choose it, of {found.n_tried} changes tried)."
+        rest = f"({rows} held out from the choice, of {found.n_tried} changes tried)."
         path = change.paths[0]
         return self.raised_with(
             "warning",

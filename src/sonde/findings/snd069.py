@@ -45,15 +45,15 @@ class SND069(Rule):
     errors: float = 3.0
     fine: float = 0.9
 
-    title: ClassVar[str] = "A classifier that is surer, or less sure, than it is right"
+    title: ClassVar[str] = "A classifier that is over- or underconfident"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
-        "Who acts on probabilities, sets a threshold or adds them up is misled, though the answers "
-        "are as good as before: a softmax applied twice, a wrong temperature, long training."
+        "Decisions that use the probabilities, such as thresholds and sums, are wrong although "
+        "the accuracy is unchanged: a softmax applied twice, a wrong temperature, long training."
     )
-    fix: ClassVar[str] = "Divide the logits by the temperature that rows held out choose."
+    fix: ClassVar[str] = "Divide the logits by a temperature that is chosen on held-out rows."
     how: ClassVar[str] = (
-        "The mean of the largest probability less the share of right answers, with a standard "
+        "The mean of the largest probability minus the accuracy, with a standard "
         "error over groups. The expected calibration error is over ten bins of equal size; the "
         "temperature of least loss is chosen on half of the groups, its error is that of the other "
         "half. A note from 0.05 on if too sure, 0.1 if not sure enough, and 3 standard errors; a "
@@ -80,7 +80,7 @@ class SND069(Rule):
             n_rows=found.n, n_groups=found.n,
         )  # fmt: skip
         if found.right <= answers.majority + self.over:
-            return self.clear(figure, "it is right no more often than the commonest label")
+            return self.clear(figure, "it is no more accurate than the commonest label")
         if not is_off(found, self.over, self.under, self.fall, self.errors):
             return self.clear(figure)
         how = "too sure" if found.temperature > 1 else "not sure enough"
@@ -90,8 +90,9 @@ class SND069(Rule):
             loud = -gap >= self.much_under and are_probabilities(columns[0])
         loud = loud or (gap > 0 and found.fall >= self.halved)
         text = (
-            f"The model is {how}: it gives its answers {percent(found.sure)} on average and is "
-            f"right on {percent(found.right)} (expected calibration error {percent(found.error)}; "
+            f"The model is {how}: its mean confidence is {percent(found.sure)}, "
+            f"its accuracy {percent(found.right)} (expected calibration error "
+            f"{percent(found.error)}; "
             f"{plural(found.n, 'row')})."
         )
         better = helps(found)
@@ -104,7 +105,7 @@ class SND069(Rule):
             figure,
             effect=min(1.0, abs(gap)),
             fix=f"logits = logits / {number(found.temperature)}: {mended} {percent(found.mended)} "
-            f"instead of {percent(found.given)} (rows that did not choose it)."
+            f"instead of {percent(found.given)} (rows held out from the choice)."
             if better
             else NO_TEMPERATURE,
             trial=trial,

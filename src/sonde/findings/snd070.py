@@ -33,8 +33,8 @@ class SND070(Rule):
     title: ClassVar[str] = "Blocks that look far less trained than their siblings"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
-        "A checkpoint that was put together of two steps, or loaded in part, has blocks that do "
-        "not belong together, and nothing fails."
+        "A checkpoint that was put together of two steps, or loaded in part, has blocks that "
+        "do not belong together, and no error appears."
     )
     fix: ClassVar[str] = "Load these blocks from the checkpoint that the others come from."
     how: ClassVar[str] = (

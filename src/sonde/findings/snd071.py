@@ -19,14 +19,14 @@ class SND071(Rule):
 
     errors: float = 4.0
 
-    title: ClassVar[str] = "A head that is worse than one answer for all"
+    title: ClassVar[str] = "A head that is worse than a constant answer"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
-        "A mean over heads or labels hides one that was not trained, or whose labels stand in "
-        "another order."
+        "A mean over heads or labels hides one that was not trained, or whose labels are "
+        "in another order."
     )
     fix: ClassVar[str] = (
-        "Look whether the labels stand in the order of the outputs; if they do, train this head."
+        "Check that the labels are in the order of the outputs; if they are, train this head."
     )
     how: ClassVar[str] = (
         "Asked of models with several heads, several labels for a row, ranks, or maps, on up to "
@@ -37,8 +37,8 @@ class SND071(Rule):
         "half of the rows where there are many orders, fit far better."
     )
     false_positives: ClassVar[str] = "A head that was trained to find a rare class at any price."
-    plant: ClassVar[str] = "Several labels of which two stand in each other's place."
-    twin: ClassVar[str] = "The same labels in their own order."
+    plant: ClassVar[str] = "Several labels of which two are exchanged."
+    twin: ClassVar[str] = "The labels in the model's order."
 
     def check(self, evidence: Evidence) -> Check:
         """Judge each head against the commonest answer."""
@@ -108,7 +108,7 @@ class SND071(Rule):
 
 def _said(part: Part) -> str:
     return (
-        f"label {part.name} is right on {percent(part.value)}, always the same answer on "
+        f"label {part.name} is right on {percent(part.value)}, a constant answer on "
         f"{percent(part.usual)}"
     )
 

@@ -12,7 +12,7 @@ from sonde.findings.input_table import InputTable
 from sonde.findings.rule import Check, Figure, Rule, Theme
 
 SAME: Final = 1e-9
-"""Most share of a column's variance that another column leaves, for both to be called the same."""
+"""Largest fraction of a column's variance that its copy may leave unexplained."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,14 @@ class SND073(Rule):
     note: float = 0.05
     warning: float = 0.2
 
-    title: ClassVar[str] = "Columns that carry nothing new"
+    title: ClassVar[str] = "Columns without new information"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
         "A constant column teaches nothing and moves every answer once it changes; a copy counts "
-        "twice in every distance; rows without a number are left out of every figure."
+        "twice in every distance; rows with a missing number are left out of every statistic."
     )
     fix: ClassVar[str] = (
-        "Leave these columns out (--ignore-columns), or look where their numbers were lost."
+        "Leave these columns out (--ignore-columns), or find where their numbers were lost."
     )
     how: ClassVar[str] = (
         "Over at most 20,000 rows (1,000 of wide tables), before any forward pass: columns of "

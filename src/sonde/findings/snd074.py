@@ -35,7 +35,7 @@ FOR_MODEL: Final = 30
 
 @dataclass(frozen=True)
 class TellingColumn:
-    """How well one column gives the label on rows that did not choose it.
+    """How well one column gives the label on rows held out from the choice.
 
     Errors are shares of wrong rows; for a label of numbers, squared errors over the label's
     variance.
@@ -239,7 +239,7 @@ class SND074(Rule):
     lead: float = 0.5
     level: float = 0.01
 
-    title: ClassVar[str] = "One column alone gives the label"
+    title: ClassVar[str] = "One column alone predicts the label"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
         "A column that was filled in after the label was known (a date of discharge, a code of the "
@@ -264,7 +264,7 @@ class SND074(Rule):
     twin: ClassVar[str] = "The same table without that column."
 
     def check(self, evidence: Evidence) -> Check:
-        """Judge the best single column on rows that did not choose it."""
+        """Judge the best single column on rows held out from the choice."""
         table = evidence.table
         if not isinstance(table, InputTable):
             return self.not_applicable(table or "the inputs are no rows of a table")
@@ -283,7 +283,7 @@ class SND074(Rule):
             return self.clear(figure)
         leads = found.error <= self.lead * found.others and found.p < self.level
         if not leads and np.isnan(found.model) and found.error > found.others:
-            return self.clear(figure, "all other columns together give it better")
+            return self.clear(figure, "all other columns together predict the label better")
         return self.raised_with(
             "warning" if leads else "note",
             _sentence(table, found),
@@ -298,13 +298,15 @@ def _sentence(table: InputTable, found: TellingColumn) -> str:
     n = plural(found.n, "row")
     if found.is_number:
         others, own = number(1 - found.others), number(1 - found.error)
-        text = f"{name} alone gives the label with R^2 {own} on {n} that did not choose it, all "
+        text = (
+            f"{name} alone predicts the label with R^2 {own} on {n} held out from the choice, all "
+        )
         text += f"other columns together with {others}"
         more = "" if np.isnan(found.model) else f", the model with {number(1 - found.model)}"
         return sentence(f"{text}{more}.")
     text = (
-        f"{name} alone gives the label in {percent(1 - found.error, 3)} of {n} that did not choose "
-        f"it, all other columns together in {percent(1 - found.others, 3)}"
+        f"{name} alone predicts the label in {percent(1 - found.error, 3)} of {n} held out from "
+        f"the choice, all other columns together in {percent(1 - found.others, 3)}"
     )
     if not np.isnan(found.model):
         text += f", the model in {percent(1 - found.model, 3)}"

@@ -111,10 +111,10 @@ def _are_dates(x: Float[np.ndarray, "row"]) -> Bool[np.ndarray, "row"]:
 class SND075(Rule):
     """Columns with numbers beyond the limits of their name, and columns of dates."""
 
-    title: ClassVar[str] = "Numbers that cannot be, and dates read as numbers"
+    title: ClassVar[str] = "Impossible numbers, and dates read as numbers"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "An age of 220 is an error of writing that a model takes for a fact; between 20240131 and "
+        "An age of 220 is a typing error that a model takes for a fact; between 20240131 and "
         "20240201 lies one day, and a model that reads them as numbers sees 70."
     )
     fix: ClassVar[str] = (
@@ -173,6 +173,7 @@ def _said(table: InputTable, odd: OddColumn, n: int) -> str:
     reach = f"{number(odd.low)} to {number(odd.high)}" if np.isfinite(odd.high) else "0 or more"
     worst = x[np.argmax(np.maximum(odd.low - x, x - odd.high))]
     return (
-        f"{name} is beyond the possible ({odd.word}: {reach}) in {count:,} of {plural(n, 'row')} "
+        f"{name} is outside the possible range ({odd.word}: {reach}) in {count:,} of "
+        f"{plural(n, 'row')} "
         f"({percent(count / n)}), such as {number(float(worst), 4)}."
     )

@@ -51,11 +51,12 @@ class SND076(Rule):
     note_bytes: float = 0.05
     warning_bytes: float = 0.3
 
-    title: ClassVar[str] = "Texts that the tokenizer does not know"
+    title: ClassVar[str] = "Texts with unknown tokens"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "All unknown signs become one token, so the model cannot tell them apart; bytes of a sign "
-        "are several rare tokens that few models have learned."
+        "All unknown characters become one token, so the model cannot distinguish them. A "
+        "character split "
+        "into bytes becomes several rare tokens that few models have learned."
     )
     fix: ClassVar[str] = (
         "Write the texts as the tokenizer's training texts were written (case, accents, encoding), "

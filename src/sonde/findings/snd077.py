@@ -16,18 +16,18 @@ from sonde.findings.writing import Writing
 @final
 @dataclass(frozen=True)
 class SND077(Rule):
-    """Share of texts with HTML tags or entities, and share with lost or wrongly decoded signs."""
+    """Fractions of texts with HTML tags or entities, and with wrongly decoded characters."""
 
     note: float = 0.02
     warning: float = 0.2
     note_broken: float = 0.005
     warning_broken: float = 0.02
 
-    title: ClassVar[str] = "Mark-up or broken signs in texts"
+    title: ClassVar[str] = "Markup or wrongly decoded characters in texts"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "Tags and entities are tokens that say nothing of the content and fill the context; a sign "
-        "that was read in another encoding makes another word of its word."
+        "Tags and entities are tokens without content that fill the context. A character that "
+        "was decoded with the wrong encoding turns its word into another word."
     )
     fix: ClassVar[str] = (
         "Take the mark-up out (html.unescape, and a parser for tags); read the files as UTF-8."
@@ -62,7 +62,7 @@ class SND077(Rule):
             f"{int(found.sum()):,} of {plural(n, 'text')} ({percent(share)}) hold {what}."
             for found, share, level, what in zip(
                 (marked, broken), shares, levels,
-                ("HTML tags or entities", "lost or wrongly decoded signs"), strict=True,
+                ("HTML tags or entities", "lost or wrongly decoded characters"), strict=True,
             )
             if level
         ]  # fmt: skip

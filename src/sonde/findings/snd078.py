@@ -27,11 +27,12 @@ class SND078(Rule):
     title: ClassVar[str] = "Texts of several languages"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "A model that learned one language answers texts of another by chance, and one figure for "
-        "all texts hides it."
+        "A model that learned one language answers texts of another by chance, and one accuracy or "
+        "loss for all texts hides this."
     )
     fix: ClassVar[str] = (
-        "Look at each language alone: give the texts a column with their language, and read it as "
+        "Evaluate each language separately: give the texts a column with their language, and "
+        "read it as "
         "--group-column or scan each part."
     )
     how: ClassVar[str] = (
@@ -51,10 +52,10 @@ class SND078(Rule):
             return self.not_applicable(writing or "the inputs are no texts")
         by_language = can_tell_languages()
         names = writing.languages if by_language else writing.scripts
-        reason = "" if by_language else f"scripts alone: {install_extra('text')} tells languages"
+        reason = "" if by_language else f"scripts alone: {install_extra('text')} identifies languages"
         known = [name for name in names if name is not None]
         if len(known) < LEAST_TEXTS:
-            return self.withheld(f"{len(known)} texts are long enough to tell their language")
+            return self.withheld(f"{len(known)} texts are long enough to identify their language")
         counts = Counter(known)
         main, n = counts.most_common(1)[0]
         least = max(5.0, self.least * len(known))

@@ -32,7 +32,7 @@ SPLIT: Final[Mapping[str, tuple[str, Callable[[str], str]]]] = {
     "with letters composed": (
         "text = unicodedata.normalize('NFC', text)", lambda t: unicodedata.normalize("NFC", t),
     ),
-    "with usual letters for those of full width": (
+    "with ordinary letters for full-width ones": (
         "text = unicodedata.normalize('NFKC', text)", lambda t: unicodedata.normalize("NFKC", t),
     ),
     "without HTML's entities": ("text = html.unescape(text)", html.unescape),
@@ -61,11 +61,12 @@ class SND079(Rule):
     told: float = 0.7
     merged: float = 0.005
 
-    title: ClassVar[str] = "What the tokenizer undoes, and writing that it splits"
+    title: ClassVar[str] = "Differences that the tokenizer removes, and spellings that it splits"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "A tokenizer that folds case or accents makes one input of two texts, whatever the model "
-        "learns; texts in capitals, or with letters and accents apart, become many rare tokens."
+        "A tokenizer that folds case or accents turns two different texts into one input, which no "
+        "model can tell apart. Texts in capitals, or with accents as separate characters, become "
+        "many rare tokens."
     )
     fix: ClassVar[str] = (
         "Take a model whose tokenizer keeps what the labels need, or write the texts as its "
@@ -100,7 +101,7 @@ class SND079(Rule):
         words = ""
         if splits:
             n, words = max(splits, key=lambda pair: round(pair[0], 2))
-            texts.append(f"The texts take {number(n)} times the tokens that they take {words}.")
+            texts.append(f"The texts need {number(n)} times as many tokens as {words}.")
         if len(merged) >= max(2, self.merged * len(writing.texts)):
             texts.append(
                 f"{plural(len(merged), 'text')} of {len(writing.texts):,} have the tokens of "

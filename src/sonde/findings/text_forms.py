@@ -83,10 +83,10 @@ FORMS: Final[Mapping[str, tuple[str, Form]]] = {
     "with letters composed (NFC)": (
         "text = unicodedata.normalize('NFC', text)", lambda t: unicodedata.normalize("NFC", t),
     ),
-    "with letters and accents apart (NFD)": (
+    "with accents as separate characters (NFD)": (
         "text = unicodedata.normalize('NFD', text)", lambda t: unicodedata.normalize("NFD", t),
     ),
-    "with letters of full width as usual ones (NFKC)": (
+    "with full-width letters as ordinary ones (NFKC)": (
         "text = unicodedata.normalize('NFKC', text)", lambda t: unicodedata.normalize("NFKC", t),
     ),
     "read as UTF-8": ("text = text.encode('latin-1').decode('utf-8')", _as_utf8),

@@ -1,6 +1,6 @@
 """The one cause of a scan: the tried change that mends most, with the least change.
 
-A finding is a candidate if its change was made and rows that did not choose it got better, unless
+A finding is a candidate if its change was made and rows held out from the choice got better, unless
 a finding that was not tried explains it. A head or numbers that were fitted to the answers mend
 part of whatever is wrong before them: they are never the cause. Candidates compete on the rows
 that all of them judged.
@@ -21,14 +21,14 @@ from sonde.findings.trial import SCOPES, Trial
 FEWEST: Final = 12
 """Common rows that a comparison of two trials takes."""
 CLOSE: Final = 0.9
-"""Share of the largest gain of a loss from which on the smaller change is preferred."""
+"""Fraction of the largest gain of a loss from which the smaller change is preferred."""
 NEARLY, TIMES = 0.75, {"accuracy": 1.5, "error": 1.25}
 LEFT: Final = {"accuracy": 0.02, "error": 0.005}
-"""Gains of answers are close from this share on, if what is left wrong is hardly more than that."""
+"""Gains of answers are close from this fraction on, if few more answers stay wrong."""
 ENOUGH: Final = 2 / 3
-"""Share of what is lost, against the states' own probe, that a cause must give back."""
+"""Fraction of the loss relative to a probe of the states that a cause must recover."""
 COVERED: Final = 0.25
-"""Share of its gain that a trial may add to the cause's and still be explained by it."""
+"""Largest fraction of a trial's gain that its cause may leave unexplained."""
 
 
 def name_cause(settled: Mapping[str, Check], within: float | None = None) -> dict[str, Check]:

@@ -1,4 +1,4 @@
-"""A change that a scan made for a trial, and what it made of rows that did not choose it.
+"""A change that a scan made for a trial, and what it made of rows held out from the choice.
 
 Rows with an even hash of their group choose a change, the others judge it. All rules share this
 split, so that their trials can be compared row by row.
@@ -25,7 +25,7 @@ Measure = Literal["accuracy", "error", "loss", "states", "probabilities"]
 SCOPES: Final[tuple[Scope, ...]] = (
     "mode", "answers", "inputs", "labels", "part", "statistics", "some inputs", "head",
 )  # fmt: skip
-"""What a change touches, from least to most: a larger change mends more by itself."""
+"""What a change modifies, from least to most: a larger change fits more by itself."""
 LEVEL: Final = 0.01
 
 
@@ -93,7 +93,7 @@ class Trial:
 def gained(trial: Trial) -> str:
     """Return the scores after and before a change in words, with the rows that judged it."""
     before, after = (float(x.mean()) for x in (trial.before, trial.after))
-    rows = f"{plural(len(trial.rows), 'row')} that did not choose it"
+    rows = f"{plural(len(trial.rows), 'row')} held out from the choice"
     if trial.measure == "accuracy":
         return f"right on {percent(after)} instead of {percent(before)} ({rows})"
     if trial.measure == "error":

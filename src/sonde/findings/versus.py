@@ -103,7 +103,7 @@ class DataComparison:
     sites : tuple of SiteShift
         In order of execution.
     length_auroc : float or None
-        How well the length of the input alone tells them apart.
+        AUROC of the length of the input alone.
     n_data, n_other : int
         Groups.
     """
@@ -248,7 +248,7 @@ def scored(evidence: Evidence) -> DetectorScores | str:
     if versus is None:
         return "there is no second data set (--versus OTHER)"
     if not versus.scorers:
-        return "no detector could be fitted on half of the data"
+        return "no detector could be fitted on half of DATA"
     mine, theirs = shared_rows(evidence), shared_rows(versus.other)
     held = _held_rows(evidence, versus.held)
     if held is None:

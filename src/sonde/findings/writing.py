@@ -86,7 +86,7 @@ class Writing:
 
     @cached_property
     def broken(self) -> Int[np.ndarray, "text"]:
-        """Number of lost or wrongly decoded signs in each text."""
+        """Number of lost or wrongly decoded characters in each text."""
         return np.array([n_broken(t) for t in self.texts], dtype=np.int64)
 
     @cached_property
@@ -105,8 +105,8 @@ class Writing:
         if self.tokenizer is None:
             return {}
         return {
-            "the share of unknown tokens in {}": lambda text: float(self._of(text).unknown[0]),
-            "the share of tokens that are bytes in {}": lambda t: float(self._of(t).in_bytes[0]),
+            "the fraction of unknown tokens in {}": lambda text: float(self._of(text).unknown[0]),
+            "the fraction of byte tokens in {}": lambda t: float(self._of(t).in_bytes[0]),
         }
 
     def _of(self, text: str) -> Tokens:

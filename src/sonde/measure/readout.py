@@ -1,7 +1,7 @@
 """How well a label can be read from the states of all sites together, by a small trained readout.
 
 For states that are stored or read anyway: several readouts in one ``sonde.fit`` share one sample.
-For how well each site alone tells a label, see the probe ``sonde.detect.LinearProbe``.
+For how well each site alone separates a label, see the probe ``sonde.detect.LinearProbe``.
 """
 
 from collections.abc import Sequence

@@ -171,7 +171,7 @@ def planted_sentence(found: dict[str, Any]) -> str:
     if not found["planted"]:
         return ""
     n, first = found["planted"], found["planted"] + found["n"]
-    return f"Of {n} labels exchanged for a check, {found['found']} stood among the first {first}."
+    return f"Of {n} labels exchanged as a test, {found['found']} were among the first {first}."
 
 
 def place_of(row: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from sonde.report._picture import Numbers
 MARKED: Final = 3
 MOST_LISTED: Final = 30
 MOST_PIECES: Final = 1500
-_WHOLE: Final = "One score for the whole: no token has one of its own, so none is marked."
+_WHOLE: Final = "One score for the whole example: tokens have no scores, so none is marked."
 _PATCHES: Final = (
     "Colour: the score of a patch, from the median of all patches shown here to the highest. Box: "
     "the most unusual patch of the example."
@@ -92,7 +92,7 @@ def _plain_image(found: Any, names: ElementIds) -> Markup:
 
 
 def _alone(found: Any) -> Markup:
-    return el("p", f"{plural(len(found.score), 'row')} without a place.", cls="empty")
+    return el("p", f"{plural(len(found.score), 'row')} without a position.", cls="empty")
 
 
 def _coloured_text(found: Any, scale: ColourScale, alpha: float, names: ElementIds) -> Markup:

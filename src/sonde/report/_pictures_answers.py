@@ -47,7 +47,9 @@ def confusion_picture(table: dict[str, Any]) -> Picture | None:
     worst = table["pairs"][0]
     message = f"Most often wrong: {shown(worst['label'], 60)} answered as "
     message += f"{shown(worst['predicted'], 60)}, {plural(worst['n'], 'row')}"
-    note = "Rows of each label by the model's answer; the colour is the share of the label."
+    note = (
+        "Rows of each label by the model's answer; the colour is the fraction of the label's rows."
+    )
     if table["n_classes"] > len(answers):
         note += f" Of {table['n_classes']:,} classes those that are confused most are drawn."
     few = len(answers) <= MOST_WRITTEN
@@ -57,7 +59,7 @@ def confusion_picture(table: dict[str, Any]) -> Picture | None:
         text = "rows" if few and width > NARROW else ""
         return matrix(message, rows, x, y, "share", low=0, high=1, text=text, scheme="blues")
 
-    columns = ("label", "answered as", "rows", "share of the label")
+    columns = ("label", "answered as", "rows", "fraction of the label's rows")
     pairs = tuple((p["label"], p["predicted"], p["n"], p["share"]) for p in table["pairs"])
     return Picture(
         "confusion", message, draw, Numbers(columns, pairs, "confused pairs"), note, square=True

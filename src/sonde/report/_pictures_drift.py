@@ -7,7 +7,7 @@ from sonde.report._fit import tip
 from sonde.report._format import Real, number, p_value, plural, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
 
-UNMOVED: Final = "No mean moved farther than it does without any change."
+UNMOVED: Final = "No mean moved farther than by chance."
 QUESTIONS: Final = {
     "hotelling": "mean",
     "unit_shift": "units",
@@ -56,7 +56,7 @@ def grid_picture(found: dict[str, Any]) -> Picture | None:
         look = {"colors": _STEPS, "size": 150, "stroke": "var(--line)"}
         return marks(message, rows, axis.across(), y, by="k", **look)
 
-    note = "A line for each question: anything is any difference of the distributions, linear "
+    note = "A line for each comparison: anything is any difference of the distributions, linear "
     note += (
         "classifier whether one tells the sides apart, energy outside how much leaves the leading "
     )
@@ -198,5 +198,7 @@ def units_picture(found: dict[str, Any]) -> Picture | None:
         return bars(message, rows, x, ChartAxis("v", title=""), by="k", colors=colors)
 
     note = "Wasserstein distance of each unit's values in pooled standard deviations; p-values are "
-    note += "corrected for the units of the site, and the clearest units stand first."
+    note += (
+        "corrected for the units of the site, and the units with the clearest change come first."
+    )
     return Picture("units", message, draw, Numbers(columns, table, "units"), note)

@@ -33,7 +33,7 @@ def histogram_picture(
     limit = bins.get("threshold")
     message = f"Scores of {' and '.join(f'{k} rows' for k in kinds)}"
     message += f": {who}" if who else ""
-    note = "Share of rows in each bin; higher scores are more unusual."
+    note = "Fraction of rows in each bin; higher scores are more unusual."
     if limit is not None:
         said = "" if alpha is None else f" at a false-alarm rate of {share(alpha)}"
         note += f" Dashed: the threshold{said}, {number(limit)}."
@@ -69,10 +69,10 @@ def roc_picture(curve: dict[str, Any], who: str = "", auroc: str = "") -> Pictur
     ]
     heights = zip(curve["grid"], curve["low"], curve["high"], strict=True)
     ends = [{"x": x, "lo": low, "hi": high} for x, low, high in heights]
-    message = "Share of unusual rows found, by the rate of false alarms"
+    message = "Fraction of unusual rows detected, by false-alarm rate"
     message += f": {who}" if who else ""
     message += f", AUROC {auroc}" if auroc else ""
-    note = "Dashed: scores that tell nothing."
+    note = "Dashed: scores without information."
     note += " The band holds 95 % of curves over resampled groups." if ends else ""
     rows = tuple((p["x"], p["v"]) for p in _few(steps))
 
@@ -124,7 +124,7 @@ def auroc_picture(rows: list[dict[str, Any]], instrument: str = "") -> Picture |
         return auroc_chart(message, dots, axis, [{"value": 0.5, "tip": "0.5 · tells nothing"}])
 
     numbers = Numbers(("site", "auroc", "low", "high"), table, "auroc by site")
-    note = "Sites in order; bars are 95 % intervals. Dashed: 0.5, scores that tell nothing."
+    note = "Sites in order; bars are 95 % intervals. Dashed: 0.5, scores without information."
     return Picture("auroc", message, draw, numbers, note)
 
 

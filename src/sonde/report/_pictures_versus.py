@@ -106,7 +106,7 @@ def scores_picture(report: dict[str, Any]) -> Picture | None:
     made = histogram_picture(bins, kinds=names)
     if made is None:
         return None
-    note = "Share of each data set in each bin, the last with all above it; the line is the "
+    note = "Fraction of each data set in each bin, the last with all above it; the line is the "
     note += "calibrated threshold."
     if alarm is None or alarm["rate"] is None:
         return replace(made, note=note)

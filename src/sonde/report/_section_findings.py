@@ -117,7 +117,7 @@ def _banner(report: dict[str, Any]) -> Markup:
         text = f"Stopped after {part}: {done:,} of {plural(total, 'unit')} were read."
         said.append(text if done < total else "Stopped before every result was computed.")
     if report["shows_inputs"]:
-        text = "This report shows inputs; --no-inputs leaves them out. Mind who may read it."
+        text = "This report shows inputs; --no-inputs leaves them out. Consider who may read it."
         said.append(text)
     return join(*(el("p", text, cls="banner", role="note") for text in said))
 

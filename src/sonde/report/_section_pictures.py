@@ -31,7 +31,7 @@ def depth_section(report: dict[str, Any], names: ElementIds) -> Markup:
     if len(report["sites"]) > MAX_SITES:
         lead += f" Of {len(report['sites']):,} sites one for each block is drawn."
     single = None if panels else el("p", "One site was read: there is no depth to draw.")
-    tools = tabled(depth_numbers(report), names, "Every figure of every site")
+    tools = tabled(depth_numbers(report), names, "All statistics of every site")
     return section(
         "depth", "Depth profile", single, *panels, tools,
         figure(spectrum, names) if spectrum else None, lead=lead,
@@ -45,7 +45,7 @@ def similarity_section(report: dict[str, Any], names: ElementIds) -> Markup:
     if made is None:
         return absent("Similarity map", "Needs two sites that share rows.")
     rows = plural(known["n_rows"], "row") if known and known.get("n_rows") else "all rows"
-    lead = f"How alike the geometry of {rows} is at each pair of sites."
+    lead = f"Similarity of the geometry of {rows} at each pair of sites."
     return section("similarity", "Similarity map", figure(made, names), lead=lead)
 
 
@@ -60,7 +60,7 @@ def units_section(report: dict[str, Any], names: ElementIds) -> Markup:
     """Return the size of units by depth and the units that findings name."""
     made = units_picture(report.get("units") or [])
     if made is None:
-        return absent("Units", "No figures of single units are in this report.")
+        return absent("Units", "This report has no statistics of single units.")
     rows = [
         (
             row["site"],
@@ -98,7 +98,7 @@ def labels_section(report: dict[str, Any], names: ElementIds) -> Markup:
     columns = ("class", "rows", "recall", "low", "high")
     parts.append(tabled(Numbers(columns, classes, "classes"), names, "Classes at the best site"))
     if confusions:
-        columns = ("label", "taken for", "rows", "share of the label")
+        columns = ("label", "taken for", "rows", "fraction of the label's rows")
         parts.append(tabled(Numbers(columns, confusions, "confusions"), names, "Confusions"))
         worst = labels["confusions"][0]
         said = f"Its probe confuses most: {shown(worst['label'], 60)}, taken for "
@@ -116,7 +116,7 @@ def _without_labels(report: dict[str, Any]) -> str:
         return "No labels were given (--label-column)."
     reasons = [check["reason"] for check in report["checks"] if check["code"] == "SND036"]
     said = "".join(f": {reason}" for reason in reasons if reason)
-    return f"Labels were given, but nothing could be read off{said}."
+    return f"Labels were given, but no probe could be evaluated{said}."
 
 
 def measures_section(report: dict[str, Any], names: ElementIds) -> Markup | None:

@@ -27,9 +27,10 @@ _LISTS: Final = (
     ),
     (
         "mislabelled",
-        "Rows whose label looks wrong",
+        "Rows whose label is probably wrong",
         ("places", "id", "label", "predicted", "share"),
-        "Predicted: the label of the share of its nearest neighbours, and of a classifier that was "
+        "Predicted: the label of that fraction of the row's nearest neighbours, and of a "
+        "classifier that was "
         "fitted on other rows. About three quarters of wrong labels are found; a row that is not "
         "listed may be wrong.",
     ),
@@ -107,7 +108,9 @@ def _classes(versus: dict[str, Any], names: ElementIds, sides: tuple[str, str]) 
     heads |= {"corrected": f"labels of {sides[1]} by its answers"}
     table = tuple((row["label"], *(_percent(row[kind]) for kind in kept)) for row in classes)
     numbers = Numbers(("class", *(heads[kind] for kind in kept)), table, "classes")
-    return [tabled(numbers, names, "Shares of labels and answers", opened=len(classes) <= _SHORT)]
+    return [
+        tabled(numbers, names, "Proportions of labels and answers", opened=len(classes) <= _SHORT)
+    ]
 
 
 def _percent(value: float | None) -> str | None:
@@ -168,7 +171,10 @@ def _suspects(found: dict[str, Any] | None, names: ElementIds, inputs: bool) -> 
     """Return the labels to look at first, and how well this list found planted wrong labels."""
     if not found or not found["rows"]:
         return []
-    note = "The held-out classifier and the nearest rows speak for another class; share: how much."
+    note = (
+        "The held-out classifier and the nearest rows suggest another class; share: with what "
+        "fraction."
+    )
     table_ = _rows_table([_flat(row) for row in found["rows"]],
                    ("places", "id", "label", "predicted", "share"), inputs)  # fmt: skip
     return [

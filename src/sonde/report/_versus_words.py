@@ -38,9 +38,9 @@ def told_apart(rows: Sequence[dict[str, Any]], say: Callable[[str], str], names:
     if best["low"] is not None:
         value += f" ({number(best['low'])} to {number(best['high'])})"
         if best["low"] <= NOTE_FLOOR:
-            said = f"No site clearly tells {names[0]} and {names[1]} apart"
+            said = f"No site clearly separates {names[0]} from {names[1]}"
             return f"{said}; best {say(best['site'])}, {value}"
-    return f"{names[0]} and {names[1]} are told apart best at {say(best['site'])}: {value}"
+    return f"{names[0]} and {names[1]} are separated best at {say(best['site'])}: {value}"
 
 
 def surest_alarm(versus: dict[str, Any]) -> dict[str, Any] | None:
@@ -91,7 +91,9 @@ def label_sentences(versus: dict[str, Any], names: Sides) -> Iterator[str]:
     if accuracy["other"] is not None or accuracy["data"] is not None:
         text = f"right on {' and '.join(filter(None, parts))}"
         if accuracy["expected"] is not None and accuracy["other"] is not None:
-            text += f"; other shares of labels alone would give {share(accuracy['expected'])}"
+            text += (
+                f"; the change in class proportions alone would give {share(accuracy['expected'])}"
+            )
         yield text
     for kind in ("labels", "answers"):
         moved = _shares(known["classes"], kind)
@@ -101,7 +103,7 @@ def label_sentences(versus: dict[str, Any], names: Sides) -> Iterator[str]:
         told = [f"{shown(r['label'], 20)} {share(r['corrected'])}" for r in known["classes"]
                 if r["corrected"] is not None][:MOST_CLASSES]  # fmt: skip
         if told:
-            yield f"labels that the answers on {names[1]} speak for: {', '.join(told)}"
+            yield f"labels that the answers on {names[1]} suggest: {', '.join(told)}"
     for side, other, kind in ((0, 1, "data"), (1, 0, "other")):
         if known["new"][kind]:
             new = ", ".join(shown(name, 30) for name in known["new"][kind][:MOST_CLASSES])
@@ -153,7 +155,9 @@ def matched_sentence(versus: dict[str, Any]) -> str:
     if found["low"] is not None and found["low"] > NOTE_FLOOR:
         return f"{text}: the inputs themselves differ"
     return (
-        f"{text}: the shares of labels differ, the inputs of a label do not" if is_shift else text
+        f"{text}: class proportions differ, but the inputs within a class do not"
+        if is_shift
+        else text
     )
 
 

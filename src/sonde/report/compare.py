@@ -15,14 +15,14 @@ _MOST: Final = {WIDE: 48, NARROW: 24}
 
 FOUND_AGAIN: Final = 0.7
 PARTED: Final = 0.9
-"""Layers of one name that are less alike than this are said to have parted."""
+"""CKA below which layers of one name count as diverged."""
 _MEANINGS: Final = {
     "CKA": "debiased, with its standard error: 1 is the same geometry, 0 nothing in common",
-    "near": "share of common nearest neighbours",
-    "A->B": "variance of the second model's layer that a linear map of the first's explains, "
-    "beyond chance",
+    "near": "fraction of nearest neighbours in common",
+    "A->B": "variance of the second model's layer that a linear map of the first model's layer "
+    "explains, above chance",
     "B->A": "the other way round",
-    "moved": "change of a state in its own spreads (layers of the same name and width)",
+    "moved": "change of a state in standard deviations (layers of the same name and width)",
 }
 
 
@@ -71,7 +71,7 @@ def _verdict(found: dict[str, Any]) -> str:
     said: list[str] = []
     both = found["answers"]
     if both is not None:
-        text = f"The same answer to {share(both['same'])}"
+        text = f"Identical answers to {share(both['same'])}"
         said.append(f"{text} ({number(both['divergence'])} nats apart).")
     known = [m for m in found["matches"] if m["cka"] is not None]
     if not known:
@@ -88,12 +88,13 @@ def _verdict(found: dict[str, Any]) -> str:
         least = min(named, key=lambda m: m["cka"])
         if parted is None:
             said.append(
-                f"Layers of one name stay alike: the least, {shown(least['site'], 40)}, has CKA "
+                "Layers of the same name stay similar: the least similar, "
+                f"{shown(least['site'], 40)}, has CKA "
                 f"{number(least['cka'])}."
             )
         else:
             said.append(
-                f"Layers of one name part at {shown(parted['site'], 40)} (CKA "
+                f"Layers of the same name diverge at {shown(parted['site'], 40)} (CKA "
                 f"{number(parted['cka'])}), most at {shown(least['site'], 40)} "
                 f"({number(least['cka'])})."
             )
@@ -156,7 +157,9 @@ def _units(found: dict[str, Any]) -> Section:
         (m["site"], m["other"], m["found_again"], m["distance"], ", ".join(m["flags"]) or None)
         for m in found["matches"]
     )
-    lead = f"Share of the first model's units that correlate by at least {FOUND_AGAIN} with a unit "
+    lead = (
+        f"Fraction of the first model's units that correlate by at least {FOUND_AGAIN} with a unit "
+    )
     lead += "of the second: near 1 where training found the same units, low where it found the "
     lead += "same space by others. The distance is that after the best rotation, in [0, 2]."
     made = Table(Numbers(columns, rows, "units"), "Sites", folded=len(rows) > 24)
@@ -177,7 +180,7 @@ def map_picture(found: dict[str, Any]) -> Picture:
     rows = tuple((a, *found["cka"][i]) for i, a in enumerate(sites))
     numbers = Numbers(("first \\ second", *others), rows, "cka")
     note = "Debiased CKA: 1 is the same geometry, 0 nothing in common. Across the first model, up "
-    note += "the second. A bright diagonal: the same layers do the same work."
+    note += "the second. A bright diagonal: layers of the same name have similar states."
     return Picture("map", message, draw, numbers, note, square=True)
 
 
@@ -190,9 +193,9 @@ def _map_message(found: dict[str, Any]) -> str:
     ]
     named = [i for i, s in enumerate(sites) if s in at]
     if not named:
-        return "How alike the layers of the two models are"
+        return "Similarity of the layers of the two models"
     own = sum(best[i] == at[sites[i]] for i in named)
-    return f"{own} of {len(named)} layers are most alike to the layer of their own name"
+    return f"{own} of {len(named)} layers are most similar to the layer of the same name"
 
 
 def _cells(found: dict[str, Any], across: Axis, up: Axis) -> Rows:
@@ -230,7 +233,9 @@ def alike_picture(found: dict[str, Any]) -> Picture | None:
     note = "Debiased CKA with its 95 % interval; a layer's partner has the same name, else it is "
     note += "the most alike."
     least = min(known, key=lambda m: m["cka"])
-    message = f"Least alike to its partner: {axis.say(least['site'])} (CKA {number(least['cka'])})"
+    message = (
+        f"Least similar to its partner: {axis.say(least['site'])} (CKA {number(least['cka'])})"
+    )
     return Picture("alike", message, draw, Numbers(columns, table, "matches"), note)
 
 
@@ -256,8 +261,8 @@ def moved_picture(found: dict[str, Any]) -> Picture | None:
         if m["site"] in axis.names
     ]
     most = max(moved, key=lambda m: m["movement"]["size"])
-    message = f"States moved most at {axis.say(most['site'])}: "
-    message += f"{number(most['movement']['size'])} of their own spreads"
+    message = f"States changed most at {axis.say(most['site'])}: "
+    message += f"{number(most['movement']['size'])} of their own standard deviations"
 
     def draw(width: int) -> Chart:
         return curves(message, rows, axis.across(), ChartAxis("v", title="", zero=True))
@@ -274,5 +279,5 @@ def moved_picture(found: dict[str, Any]) -> Picture | None:
         for m in moved
     )
     note = "Root mean square change of a state, in standard deviations of the first model's states "
-    note += "along it. In common: share of the change that is one shift of all rows."
+    note += "along it. In common: fraction of the change that is equal for all rows."
     return Picture("moved", message, draw, Numbers(columns, table, "moved"), note)

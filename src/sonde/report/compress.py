@@ -104,11 +104,18 @@ def _answers(found: dict[str, Any]) -> Section:
     rows = (
         ("KL, mean", f"{number(told['kl'])} nats", _interval(told["kl_low"], told["kl_high"])),
         ("KL, 99 % quantile", f"{number(told['kl_99'])} nats", "one answer in a hundred has more"),
-        ("another answer", share(told["changed"]), "the most likely class is another"),
+        (
+            "another answer",
+            share(told["changed"]),
+            "fraction of answers whose most likely class changed",
+        ),
         ("right to wrong", share(told["right_to_wrong"]), "of answers whose truth is known"),
         ("wrong to right", share(told["wrong_to_right"]), "of answers whose truth is known"),
     )
-    lead = f"{told['n']:,} answers of both models on examples that calibrated nothing. Accuracy "
+    lead = (
+        f"{told['n']:,} answers of both models on examples that were not used for calibration. "
+        "Accuracy "
+    )
     lead += "can stay while answers change, so read the divergence first."
     made = Table(Numbers(("figure", "value", "meaning"), rows, "answers"))
     return Section("answers", "Answers", [made], lead)
@@ -123,10 +130,14 @@ def _vectors(told: dict[str, Any]) -> Section:
     rows = (
         ("1 - cosine, mean", number(mean), _interval(low, high)),
         ("1 - cosine, 95 % quantile", number(least), "one vector in twenty has more"),
-        ("another neighbour", share(told["changed"]), "the nearest other example is another"),
+        (
+            "another neighbour",
+            share(told["changed"]),
+            "fraction of vectors whose nearest neighbour changed",
+        ),
     )
     lead = f"{told['n']:,} vectors of both models, the mean of an example's states over its real "
-    lead += "tokens, on examples that calibrated nothing."
+    lead += "tokens, on examples that were not used for calibration."
     made = Table(Numbers(("figure", "value", "meaning"), rows, "answers"))
     return Section("answers", "Answers", [made], lead)
 
@@ -139,7 +150,9 @@ def _inside(found: dict[str, Any]) -> Section | None:
     keys = ("site", "n", "error", "cosine", "cosine_5", "cka")
     numbers = Numbers(columns, tuple(tuple(one[key] for key in keys) for one in sites), "sites")
     worst = max(sites, key=lambda one: one["error"] or 0.0)
-    message = f"States moved most at {shown(worst['site'], 60)}: {share(worst['error'])} of their "
+    message = (
+        f"States changed most at {shown(worst['site'], 60)}: {share(worst['error'])} of their "
+    )
     message += "squared length"
 
     def draw(width: int) -> Chart:
@@ -241,6 +254,8 @@ def _tried(found: dict[str, Any]) -> Section | None:
 
 
 def _undo(found: dict[str, Any]) -> Section:
-    lead = "The original tensors lie in a folder beside the new model; every file of the old one "
+    lead = (
+        "The original tensors are kept in a folder beside the new model; every file of the old one "
+    )
     lead += "comes back with the same hash."
     return Section("undo", "Take it back", [Command(found["undo"])], lead)

@@ -83,7 +83,7 @@ def _curve(found: dict[str, Any]) -> Section:
         return overlaid(points, curves(message, best, across, up, dots=False))
 
     picture = Picture("size-kl", message, draw, Numbers(COLUMNS, _trial_rows(found), "trials"))
-    lead = "Read off what a size costs: the line is the least divergence that was found for files "
+    lead = "The cost of each size: the line is the smallest divergence found for files "
     lead += "of at most this size. Each step up the axis of divergence is a factor."
     return Section("curve", "Size against divergence", [Figure(picture)], lead, where="page")
 
@@ -91,7 +91,10 @@ def _curve(found: dict[str, Any]) -> Section:
 def _trials(found: dict[str, Any]) -> Section:
     made = Table(Numbers(COLUMNS, _trial_rows(found), "trials"), "All trials", folded=True,
                  kinds={"other answer": "share"}, brief=BRIEF, most=100)  # fmt: skip
-    lead = "KL is the mean over answers in nats, on examples that calibrated nothing. A trial is "
+    lead = (
+        "KL is the mean over answers in nats, on examples that were not used for calibration. A "
+        "trial is "
+    )
     lead += "best if no other is smaller and nearer at once."
     return Section("trials", "Trials", [made], lead)
 

@@ -15,7 +15,7 @@ from sonde.report._pictures_drift import (
 )
 from sonde.report.document import Document, Part, Prose, Section, Table, figures
 
-_NO_UNITS: Final = "No histogram of units was held that tells their values apart."
+_NO_UNITS: Final = "No unit has a histogram that can be compared."
 _ROWS: Final = {
     "same": "the same on both sides: compared one by one",
     "some": "some stand on both sides",
@@ -28,7 +28,7 @@ _SITES: Final = {
     "angle": "largest angle of the leading directions, in degrees",
 }
 _UNITS: Final = {
-    "effect": "how far apart its two distributions lie, by its test (ks: 0 to 1)",
+    "effect": "distance of its two distributions, by its test (ks: 0 to 1)",
     "by sd": "how far its values moved, in standard deviations",
     "p": "corrected for all units of the site",
 }
@@ -220,5 +220,7 @@ def _comparisons(found: dict[str, Any]) -> Section:
             Prose(said, where="terminal"),
             Table(numbers, "Left out", folded=True, where="verbose"),
         ]
-    lead = "Value: a size, to be read beside what it would be without any change."
+    lead = (
+        "Value: the size of the difference; compare it with its expected value without any change."
+    )
     return Section("comparisons", "All comparisons", parts, lead)

@@ -65,9 +65,9 @@ def edit_verdict(found: dict[str, Any]) -> str:
     alike = f"random changes of this size give {_signed(control['mean'])} ± "
     alike += number(control["sd"])
     if judged["no_effect"]:
-        said = "no more than chance gives"
+        said = "not significantly more than random changes"
     elif beyond is None:
-        said = "whether that is more than chance is not known"
+        said = "it is not known whether this exceeds chance"
     else:
         said = "far beyond chance"
     return shown(f"{effect}, {said} ({alike})", 240)
@@ -99,13 +99,13 @@ def _numbers(found: dict[str, Any]) -> Section | None:
         ("damage", _with_error(judged["kl"]), "nats of divergence there"),
     ]
     if judged["size"] is not None:
-        rows.append(("size", number(judged["size"]), "of the states' own spread"))
+        rows.append(("size", number(judged["size"]), "of the states' standard deviation"))
     parts: list[Part] = [Table(Numbers(("number", "value", "meaning"), tuple(rows), "four"))]
     if control["n"]:
         parts.insert(0, Figure(_control_picture(found)))
-    lead = "Effect: how far the target moves. Control: what random changes of the same size do to "
-    lead += "it. Damage: what the change does to data that it should leave alone. Size: how far "
-    lead += "states move, in the spread that they have by themselves."
+    lead = "Effect: change of the target. Control: effect of random changes of the same size on "
+    lead += "it. Damage: effect on data that should not change. Size: how far "
+    lead += "states move, in standard deviations of the unedited states."
     return Section("numbers", "Four numbers", parts, lead)
 
 
@@ -155,7 +155,9 @@ def _samples(found: dict[str, Any]) -> Section | None:
 def _undo(found: dict[str, Any]) -> Section | None:
     if found["undo"] is None:
         return None
-    lead = "The bytes that were overwritten lie in a folder beside the new model; every file of "
+    lead = (
+        "The bytes that were overwritten are kept in a folder beside the new model; every file of "
+    )
     lead += "the old one comes back with the same hash."
     return Section("undo", "Take it back", [Command(found["undo"])], lead)
 

@@ -138,10 +138,10 @@ def trust_text(found: dict[str, Any], kinds: tuple[str, str] = ("usual", "unusua
         )
         return f"Trust {who}: {how}, {rows}."
     if n == 1:
-        return f"Trust none: {who} has {has}, {rows}, which may be chance."
+        return f"Trust none: {who} has {has}, {rows}, which is not significant."
     return (
         f"Trust none: the best of {n} on one half of the examples, {who}, has {has} on the other, "
-        f"{rows}, which may be chance."
+        f"{rows}, which is not significant."
     )
 
 
@@ -235,10 +235,10 @@ def _figures_section(found: dict[str, Any]) -> Section:
     rows = tuple(tuple(row[key] for key in kept) for row in placed)
     at_most = f"with p at most {number(found['alpha'])}"
     meanings = {
-        "FPR@95": "share of usual rows above the score that catches 95 % of unusual ones",
+        "FPR@95": "false-positive rate at the score that detects 95 % of unusual rows",
         "AUPR": "average precision, unusual rows as positives",
-        "false": f"share of usual rows {at_most}",
-        "found": f"share of unusual rows {at_most}",
+        "false": f"fraction of usual rows {at_most}",
+        "found": f"fraction of unusual rows {at_most}",
     }
     kinds = {_COLUMNS[key]: "share" for key in _SHARES}
     numbers = Numbers(tuple(kept.values()), rows, "figures")

@@ -18,17 +18,19 @@ Shown = Mapping[str, Any]
 MOST_ANSWERS: Final = 10
 """Answers that a terminal shows in words."""
 _MEANINGS: Final = {
-    "holds": "where the explanation can be believed",
-    "effect": "insertion less deletion beyond random orders, as a share of what all places are "
-    "worth together: 0 is as random orders, 1 all at once",
+    "holds": "inputs on which the explanation is reliable",
+    "effect": "insertion minus deletion, relative to random orders, as a fraction of the effect of "
+    "all positions together: 0 is no better than random, 1 is perfect",
     "better on": "inputs with an effect above 0",
-    "deletion": "area under the answer's probability, or its number, while the places with the "
-    "largest attribution go first; low is good",
-    "insertion": "the same while they come first; high is good",
+    "deletion": "area under the answer's probability, or number, while positions are "
+    "deleted by decreasing attribution; low is good",
+    "insertion": "the same area while positions are inserted in that order; high is good",
     "deletion, random": "deletion in random orders",
     "insertion, random": "insertion in random orders",
-    "wrong signs": "how often the largest place moves the answer against its sign; half is a coin",
-    "redrawn": "likeness to the map after all weights are redrawn; above .5 it shows the input and "
+    "wrong signs": "how often the position with the largest attribution moves the answer against "
+    "its sign; 0.5 is chance",
+    "redrawn": "similarity to the map after all weights are randomised; above .5 it shows the "
+    "input and "
     "the architecture, not what was learned",
 }
 _BRIEF: Final = ("method", "holds", "effect", "deletion", "insertion", "wrong signs", "redrawn")
@@ -87,14 +89,16 @@ def _verdict(found: dict[str, Any]) -> str:
         )
     if found["best"] is None:
         return (
-            "No explanation can be believed here: none finds what the answers depend on clearly "
-            "better than random orders, with signs that hold, on all inputs or on those of a class."
+            "No explanation is reliable here: none ranks what the answers depend on "
+            "significantly better than random orders with correct signs, on all inputs or on "
+            "those of a class."
         )
     best = next(one for one in found["methods"] if one["method"] == found["best"])
     learned = (
         "and changes with what was learned"
         if best["sanity"]["passed"]
-        else "but looks the same after the weights are redrawn, so input and architecture make it"
+        else "but hardly changes when the weights are randomised, so it reflects the input and "
+        "the architecture"
     )
     held = best["verdict"]
     others = plural(found["n"] - held["n"], "input") if held["label"] is not None else ""
@@ -147,7 +151,7 @@ def _features(features: Sequence[dict[str, Any]]) -> Section:
     rows = tuple((str(f["feature"]), f["value"], f["ablated"], f["active"]) for f in features)
     lead = "Effect: activation times the slope of the answer along the feature's direction, the "
     lead += "mean over answers. Taken out: what answers do lose without the feature; where the two "
-    lead += "differ, the slope says little. Active: share of places."
+    lead += "differ, the slope says little. Active: fraction of positions."
     numbers = Numbers(("feature", "effect", "taken out", "active"), rows, "features")
     made = Table(numbers, kinds={"active": "share"})
     return Section("features", "Which features the answers depend on", [made], lead)

@@ -33,7 +33,7 @@ SHOWN: Final = 8
 _SUMMARY: Final = ("detector", "site", "rows", "median", "highest", "alarms", "infinite")
 _MEANINGS: Final = {
     "median": "score of the middle row; each detector and site has its own scale",
-    "alarms": "share of rows with p at most {alpha:g}",
+    "alarms": "fraction of rows with p at most {alpha:g}",
     "infinite": "scores of rows that are not finite, or too large",
 }
 

@@ -40,7 +40,7 @@ def document(found: dict[str, Any]) -> Document:
     sections = [_maps(found, live), _estimates(found, live), _circuits(live)] if live else []
     return Document(
         "trace",
-        "Where do the answers part?",
+        "Where do the two answers diverge?",
         _verdict(found),
         facts,
         sections,
@@ -96,7 +96,7 @@ def _maps(found: dict[str, Any], live: list[dict[str, Any]]) -> Section:
         picture = _shares(f"patched-{i}", message, one, one["patched"], found["sites"])
         made += [*_title(i, live), Figure(picture), _largest(one, found["sites"], i)]
     lead = "Each cell: one state of one run, put into the other run, and how much of the "
-    lead += "difference between their answers it brings: 0 nothing, 1 all of it."
+    lead += "difference between their answers it restores: 0 none, 1 all."
     return Section("maps", "Layers and positions", made, lead)
 
 
@@ -122,9 +122,12 @@ def _estimates(found: dict[str, Any], live: list[dict[str, Any]]) -> Section:
         message = f"Estimates miss {number(one['gap'])} of the difference (root mean square)"
         picture = _shares(f"estimated-{i}", message, one, one["estimated"], found["sites"])
         made += [*_title(i, live), Figure(picture)]
-    lead = "The same by gradients: a few backwards in place of a forward for each cell. Where the "
-    lead += "model bends between the two runs, they miss."
-    return Section("estimates", "Estimates, and what they miss", made, lead)
+    lead = (
+        "The same effects by gradients: a few backward passes instead of a forward pass for each "
+        "cell. Where the "
+    )
+    lead += "model is nonlinear between the two runs, they are wrong."
+    return Section("estimates", "Estimates by gradients, and their errors", made, lead)
 
 
 def _circuits(live: list[dict[str, Any]]) -> Section:
@@ -142,8 +145,11 @@ def _circuits(live: list[dict[str, Any]]) -> Section:
         numbers = Numbers(("writer", "reader", "lost without it"), rows, f"circuit-{i}")
         kinds = {"writer": "site", "reader": "site"}
         made += [Prose(said), Table(numbers, kinds=kinds, most=MOST_PAIRS)]
-    lead = "The fewest ways through the residual stream, from a layer that writes to a module that "
-    lead += "reads, with every other way corrupted."
+    lead = (
+        "The smallest set of paths through the residual stream, from a layer that writes to a "
+        "module that "
+    )
+    lead += "reads, with every other path corrupted."
     return Section("circuit", "The circuit", made, lead)
 
 
@@ -179,6 +185,6 @@ def _shares(
         return made | {"height": max(60, min(22 * len(axis.labels), 420))}
 
     rows = tuple((site, *row) for site, row in zip(sites, values, strict=True))
-    note = "Share of the difference between the two runs: 0 nothing, 1 all. Positions across, "
-    note += "layers upward; the positions with the largest shares where there are many."
+    note = "Fraction of the difference between the two runs: 0 none, 1 all. Positions across, "
+    note += "layers upward; the positions with the largest fractions if there are many."
     return Picture(key, message, draw, Numbers(("site", *names), rows, key), note)

@@ -93,8 +93,8 @@ def _across(sites: list[dict[str, Any]]) -> list[Part]:
     meanings = {
         "first CKA": "CKA of the first step's rows with the last's",
         f"{ALIKE:g} from": "step from which it stays above",
-        "read first": "share of the last step's features that the first step's rows tell",
-        "lateness": "mean share of them that earlier steps lack",
+        "read first": "fraction of the last step's features that the first step's states predict",
+        "lateness": "mean fraction of these features that earlier steps lack",
     }
     title = f"Each step against step {sites[0]['steps'][-1]:,}, by {plural(sites[0]['n'], 'row')}"
     return [Table(Numbers(columns, rows, "across"), title, folded=False, meanings=meanings)]

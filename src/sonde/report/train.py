@@ -84,15 +84,15 @@ def _task(found: dict[str, Any]) -> Section:
     columns = ("seed", "accuracy gained", "low", "high", "loss gained, nats", "low ", "high ")
     numbers = Numbers(columns, gains, "gains")
     made.append(Table(numbers, "With less without, by seed", folded=True, where="verbose"))
-    lead = f"{found['answers']:,} answers on examples that trained nothing. "
+    lead = f"{found['answers']:,} answers on examples that were not used for training. "
     if "without" in _arms(found):
         lead += "Both arms saw the same rows in the same order. "
         if (n := _instead(found)) is not None:
             lead += f"The arm without layers trained the model's last {n:,} parameters or more. "
     elif found["recipe"]["scope"] == "layers":
         lead += "The layers alone were trained, beside the model as it was before. "
-    lead += "Intervals: 95 %, groups of examples drawn anew; they do not know how trainings in "
-    lead += "another order would differ, which only several seeds show."
+    lead += "Intervals: 95 %, by resampling groups of examples; they do not include how runs in "
+    lead += "another order differ, which only several seeds show."
     return Section("task", "The task", made, lead)
 
 
@@ -119,14 +119,14 @@ def _terms(found: dict[str, Any]) -> Section | None:
     columns = ("loss", "before", "trained without it", "trained with it")
     parts = [Table(Numbers(columns, rows, "terms"))] if rows else []
     lead = "Values on all held-out rows together; lower is what the loss asks for. A loss that "
-    lead += "fell worked; whether it helped is told by the task."
+    lead += "fell did its job; whether it helped shows in the task."
     for one in found.get("left_out", ()):
         lead += f" {plural(one['steps'], 'batch', 'batches')} of {one['of']:,} had too few rows or "
         lead += f"classes for {shown(one['term'], 80)}: these steps trained the task alone."
     if found["conflict"]:
         told = ", ".join(number(x, 2) for x in found["conflict"])
         lead += f" Cosine of the gradients of task and losses at the start of each epoch: {told} "
-        lead += "(below 0 they pull apart)."
+        lead += "(below 0 they conflict)."
     return Section("losses", "The losses", parts, lead) if parts else None
 
 
@@ -166,7 +166,7 @@ def _inside(found: dict[str, Any]) -> Section | None:
         return None
     worst = min(rows, key=lambda row: row["cka"] if row["cka"] is not None else 2)
     message = (
-        f"States moved most at {shown(worst['site'], 60)} {worst['arm']} the "
+        f"States changed most at {shown(worst['site'], 60)} {worst['arm']} the "
         f"{' and '.join(_what(found))}: CKA with "
     )
     message += f"those before {number(worst['cka'])}"
@@ -189,7 +189,7 @@ def _inside(found: dict[str, Any]) -> Section | None:
 
 
 def _undo(found: dict[str, Any]) -> Section:
-    lead = "The original tensors lie in a folder beside the new model."
+    lead = "The original tensors are kept in a folder beside the new model."
     return Section("undo", "Take it back", [Command(found["undo"])], lead)
 
 
@@ -241,10 +241,12 @@ def _layers_helped(found: dict[str, Any]) -> str:
     if _is_change(right):
         return f"{who} {'helped' if right['low'] > 0 else 'did harm'}: {told}."
     low, high = (number(_mean(found, arm, "loss")) for arm in names)
-    moved = "did not change beyond chance either"
+    moved = "did not change significantly either"
     if loss["high"] < 0 or loss["low"] > 0:
         moved = f"{'fell' if loss['high'] < 0 else 'rose'} from {low} to {high} nats"
-    return f"{who} did not change the right answers beyond chance: {told}. The loss {moved}."
+    return (
+        f"{who} did not change the number of right answers significantly: {told}. The loss {moved}."
+    )
 
 
 def _moved(one: dict[str, Any], n_seeds: int) -> str:

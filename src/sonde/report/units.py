@@ -97,7 +97,9 @@ def _units(found: dict[str, Any]) -> Section:
     )
     count = el("span", "", id="unit-count", role="status")
     drawers = el("div", *(_drawer(unit) for unit in found["units"]), id="unit-list")
-    lead = "Highest rows, and rows of every range below, for what a unit does most of the time is "
+    lead = (
+        "Highest rows, and rows of every lower range, because what a unit does most of the time is "
+    )
     lead += (
         "not what it does at its highest. A unit follows a label if the rows on which it is high "
     )

@@ -45,8 +45,8 @@ def verify(path: str | Path, tick: Callable[[int], None] = lambda _: None) -> So
         if is_track(path):
             return verify_track(path, tick)
         raise InputError(
-            f"verify: {path} is neither a store of rows, a run directory nor the steps of a "
-            "training."
+            f"verify: {path} is neither a store of rows, a run directory nor the recorded "
+            "steps of a training run."
         )
     if path.suffix == ".sonde":
         return verify_state(path)

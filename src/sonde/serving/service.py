@@ -270,7 +270,7 @@ class Service:
         for alarm in self.changes.update(verdicts, at):
             self.figures.changes.labels(alarm.site).inc()
             _log.warning(
-                "the traffic changed: %s at %s, from input %d on; told at input %d",
+                "the traffic changed: %s at %s, from input %d on; detected at input %d",
                 alarm.detector,
                 alarm.site,
                 alarm.began,

@@ -29,7 +29,7 @@ class Verdict:
     each : dict of (method, site) to (score, p)
         Of a detector that scores several rows of an input the score and p of the loudest row.
     loudest : (method, site) or None
-        The detector and site with the smallest p-value of its own.
+        The detector and site with the smallest p-value.
     """
 
     p: float | None

@@ -232,9 +232,9 @@ def _require_same_kind(
     for name, kind in top.columns.items():
         if not fits(columns[name], kind):
             raise StoreError(
-                f"append_store: the column {name!r} of {first.directory} holds values of the kind "
-                f"{kind}, got {kind_of(columns[name])}. Leave out these data, or write a store of "
-                "all data."
+                f"append_store: the column {name!r} of {first.directory} contains {kind} "
+                f"values, got {kind_of(columns[name])}. Leave out this data set, or write "
+                "a new store of all data."
             )
 
 

@@ -104,7 +104,7 @@ class ModelFolder:
         """
         if (self.path / CONFIG).is_file() and LAYERS_KEY in self.config():
             raise InputError(
-                f"{self.path} has inserted layers, which were trained for its weights as they are. "
+                f"{self.path} has inserted layers, which were trained for its current weights. "
                 "Take the model without them (sonde edit undo), then train layers for the new one."
             )
         return self

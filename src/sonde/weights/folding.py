@@ -267,6 +267,6 @@ def _check_same(
     if not differs <= allowed * largest:
         raise StateError(
             f"fold_edit: the folded model differs from the hooked one at "
-            f"{', '.join(map(str, sites))} by {differs:.2g} of {largest:.2g}: what is edited there "
-            "goes elsewhere too. Open it with sonde.editing or sonde generate."
+            f"{', '.join(map(str, sites))} by {differs:.2g} of {largest:.2g}: the edited states "
+            "are used elsewhere too. Open it with sonde.editing or sonde generate."
         )

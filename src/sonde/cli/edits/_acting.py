@@ -25,7 +25,7 @@ class Acting:
         Path | None, named("FILE", "page to write, .html or .json (default: OUTPUT.html)")
     ] = None
     force: Annotated[
-        bool, tyro.conf.arg(help="write it even where it is too large, or does no more than chance")
+        bool, tyro.conf.arg(help="write the edit even if it is too large or no better than chance")
     ] = False
     show_inputs: Annotated[
         bool, tyro.conf.arg(help="show texts before and after in the report")

@@ -32,16 +32,22 @@ class LimitPattern:
 
     model: ModelWord
     data: DataWord
-    pattern: Annotated[str, named("PATTERN", "where a token may look, e.g. window:8")] = "window:8"
-    sites: Annotated[str, named("SITES", "attentions, e.g. layers.3; default: all blocks")] = (
-        "blocks"
-    )
-    strength: Annotated[float, tyro.conf.arg(help="share of the attention outside that goes")] = 1.0
+    pattern: Annotated[
+        str, named("PATTERN", "tokens that a token may attend to, e.g. window:8")
+    ] = "window:8"
+    sites: Annotated[
+        str, named("SITES", "attention layers, e.g. layers.3; default: all blocks")
+    ] = "blocks"
+    strength: Annotated[
+        float, tyro.conf.arg(help="fraction of the attention outside the window to remove")
+    ] = 1.0
     grid: Annotated[str | None, named("HxW", "height and width in patches, for images (7x7)")] = (
         None
     )
     prefix: Annotated[int, named("N", "tokens before the patches that see all (class token)")] = 0
-    tolerance: Annotated[float, named("NATS", "a layer that costs more needs to look far")] = 0.01
+    tolerance: Annotated[
+        float, named("NATS", "nats; a layer whose loss rises by more needs distant tokens")
+    ] = 0.01
     limit: Annotated[int, named("N", "examples to measure on, drawn from all")] = EXAMPLES
     text_column: Annotated[str | None, named("NAME", "column of the text")] = None
     max_length: MaxLength = None

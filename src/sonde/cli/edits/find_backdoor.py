@@ -34,12 +34,16 @@ class FindBackdoor:
         Path | None, tyro.conf.arg(aliases=["-o"], metavar="NEW", help="folder for the new model")
     ] = None
     limit: Annotated[int, named("N", "read only the first N images")] = 300
-    steps: Annotated[int, named("N", "of the search for each class; fewer find less")] = 220
+    steps: Annotated[
+        int, named("N", "steps of the search for each class; fewer steps find less")
+    ] = 220
     device: DeviceWord = "auto"
     report: Annotated[
         Path | None, named("FILE", "page to write, .html or .json (with -o: NEW.html)")
     ] = None
-    force: Annotated[bool, tyro.conf.arg(help="remove what is not likely, or is too large")] = False
+    force: Annotated[
+        bool, tyro.conf.arg(help="remove a trigger even if it is unlikely or too large")
+    ] = False
     reading: DataReading = field(default_factory=DataReading)
     printing: Printing = field(default_factory=Printing)
 

@@ -37,7 +37,7 @@ class RewriteFact:
     prompt: Annotated[str | None, named("TEXT", "text that names the subject and breaks off")] = (
         None
     )
-    subject: Annotated[str | None, named("TEXT", "the subject, as it stands in the prompt")] = None
+    subject: Annotated[str | None, named("TEXT", "the subject, as written in the prompt")] = None
     target: Annotated[str | None, named("TEXT", "what should come next")] = None
     facts: Annotated[
         Path | None, named("FILE", "instead: .jsonl with prompt, subject and target on each line")

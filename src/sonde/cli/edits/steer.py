@@ -61,7 +61,11 @@ class Steer:
     site: Annotated[str, named("SITE", "where it is added; auto: the block half way")] = "auto"
     strength: Annotated[
         float | None,
-        named("S", "spreads of the states; below 0: less of POSITIVE; auto: all that is allowed"),
+        named(
+            "S",
+            "length of the edit in standard deviations of the states; below 0: away from "
+            "POSITIVE; auto: the largest allowed",
+        ),
     ] = None
     method: Annotated[
         Literal["mean_difference", "pca_difference", "probe"],

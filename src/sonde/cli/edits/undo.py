@@ -41,5 +41,5 @@ class Undo:
         files = told["before"]
         if self.printing.json:
             say_json({"folder": str(self.output), "model": told["model"], "files": files})
-        note(f"wrote {self.output}: {told['model']} as it was, {len(files)} files")
+        note(f"restored {told['model']} to {self.output}: {len(files)} files")
         return 0

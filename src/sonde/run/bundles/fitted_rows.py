@@ -19,7 +19,7 @@ def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any
     ``value`` and ``se`` belong to a measure with a single number (``n_values`` counts the numbers).
     ``most`` is the largest possible value of a measure with a unit. ``n_held`` and ``threshold``
     belong to a calibrated detector: scores above ``threshold`` are alarms at a false-alarm rate of
-    5 %; the threshold is None if too few rows were held out.
+    5 %; the threshold is None if too few held-out rows.
     """
     return [
         {

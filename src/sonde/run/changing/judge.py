@@ -2,8 +2,9 @@
 
 The *effect* is how far the target moves: the log-probability of some texts or labels, less that of
 others. The *damage* is what else changes: cross-entropy and Kullback-Leibler divergence on neutral
-data. The *size* is how far states move, in the spread that they have by themselves. The *control*
-is the effect of random changes of the same size: an effect that is no larger is no evidence.
+data. The *size* is the change of states in standard deviations of the unedited states. The
+*control* is the effect of random changes of the same size: an effect that is no larger is no
+evidence.
 """
 
 import math
@@ -108,7 +109,8 @@ class Judgement:
         if math.isnan(self.beyond_control) and self.effect.value > mean:
             return ""  # controls that all do the same
         return (
-            f"its effect of {self.effect.value:+.3g} nats is no more than chance gives: random "
+            f"its effect of {self.effect.value:+.3g} nats is not significantly more than random "
+            "changes: random "
             f"changes of this size give {mean:+.3g} ± {spread:.2g}"
         )
 
@@ -117,7 +119,7 @@ class Judgement:
         """Why the change is too large to accept; empty if it is not too large."""
         said: list[str] = []
         if self.size > LARGEST_SIZE:
-            said.append(f"it moves states by {self.size:.3g} of their own spreads")
+            said.append(f"it moves states by {self.size:.3g} of their own standard deviations")
         worst = max(self.loss.value, self.kl.value)
         if worst > LARGEST_DAMAGE:
             said.append(f"it costs {worst:.3g} nats on neutral data")

@@ -52,7 +52,7 @@ def limit_attention(
     prefix : int, default=0
         Tokens before the patches that see all.
     tolerance : float, default=0.01
-        In nats: a layer that costs more needs to look far.
+        In nats: nats; a layer whose loss rises by more needs distant tokens.
     limit : int, default=32
         Examples to measure on, drawn from all.
     device : str, default="auto"

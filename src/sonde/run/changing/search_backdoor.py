@@ -46,7 +46,7 @@ def search_backdoor(
     limit : int, default=300
         Read only the first images.
     steps : int, default=220
-        Steps of the search for each class; fewer find less.
+        Steps steps of the search for each class; fewer steps find less.
     force : bool, default=False
         Remove also what is not likely, or is too large.
     device : str, default="auto"

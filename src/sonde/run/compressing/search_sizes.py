@@ -62,7 +62,7 @@ def search_sizes(
     """Try many ways to make a model smaller; no model is written.
 
     Every trial rounds, prunes or thins all linear layers and compares the answers with the
-    original's on examples that calibrated nothing. The same as ``sonde compress search``.
+    original's on examples not used for calibration. The same as ``sonde compress search``.
 
     Parameters
     ----------

@@ -118,7 +118,7 @@ def train_model(
     epochs, rate, batch_size : number
         Passes over the examples, rate of Adam, examples of a step.
     seed, seeds : int
-        The first seed, which draws the order of the examples, and how many trainings of each arm.
+        The first seed of the order of the examples, and the number of training runs of each arm.
     alone : bool, default=False
         Leave out the training beside it.
     limit : int, optional

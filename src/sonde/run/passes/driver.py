@@ -180,7 +180,7 @@ def _say_where(chain: Mapping[str, Request], crew: Crew) -> None:
     if chain and crew.is_apart:
         names = sorted({type(r.statistic).__name__ for r in chain.values()})
         _log.warning(
-            "%s: trained in this process, one step after the other; workers do the rest",
+            "%s: trained sequentially in this process; workers run the other methods",
             ", ".join(names),
         )
 

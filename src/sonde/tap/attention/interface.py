@@ -247,8 +247,8 @@ def require_mask(implementation: str | None, mask: Any, module: nn.Module) -> No
     is_plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
     if implementation not in WITH_MASKS or not is_plain:
         raise SiteError(
-            f"Site: probabilities of {type(module).__name__} need a kernel that is given the mask "
-            f"of each query, got {implementation!r}. Load the model with "
+            f"Site: probabilities of {type(module).__name__} need an attention kernel that "
+            f"takes a mask for each query, got {implementation!r}. Load the model with "
             "attn_implementation='sdpa'."
         )
 

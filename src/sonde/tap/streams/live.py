@@ -426,7 +426,9 @@ def _say_how(module: nn.Module) -> None:
         return
     if module.training:
         _TOLD.add(module)
-        _log.warning("the model is in training mode: read in eval mode, handed back as it was")
+        _log.warning(
+            "the model is in training mode: read in eval mode, then set back to its former mode"
+        )
     if any(type(part).__name__ == "OptimizedModule" for part in module.modules()):
         _TOLD.add(module)
         _log.warning("the model is compiled: read in eager mode, the last bits may differ")

@@ -86,8 +86,8 @@ class GivenInputs:
                     told = find_axes(found, *ran, None, influence)
                     axes[site] = special.marked(told, found.leaf(*ran)[0], str(site))
                 except SiteError as error:
-                    _log.debug("training: the patches of %s are not told: %s", site, error)
+                    _log.debug("training: the patches of %s are not known: %s", site, error)
         except Exception as error:  # whatever a model raises on two rows, or another size
-            _log.debug("training: the patches are not told: %s", error)
+            _log.debug("training: the patches are not known: %s", error)
             return {}
         return {site: one for site, one in axes.items() if "patch" in one.words}
