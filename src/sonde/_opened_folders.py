@@ -1,4 +1,4 @@
-"""What ``sonde.load`` does with folders of rooms above it, told to it without an import upward.
+"""Register how ``sonde.load`` opens folders of higher layers, without importing them.
 
 ``sonde._opening`` imports this as soon as ``sonde.data.loading`` is there; nobody calls it.
 """

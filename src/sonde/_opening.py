@@ -1,4 +1,4 @@
-"""Tells transformers and ``sonde.load`` of changed models as soon as they are imported, not before.
+"""Register changed models with transformers and ``sonde.load`` once these are imported.
 
 ``import sonde`` must not import transformers, which takes seconds; and whoever opens a packed model
 by ``from_pretrained`` imports sonde and transformers in any order.

@@ -1,4 +1,4 @@
-"""How transformers opens a packed model: its layers are exchanged before weights are loaded.
+"""Let transformers open packed models, by replacing layers before weights are loaded.
 
 ``sonde._opening`` imports this as soon as somebody has imported transformers; nobody calls it.
 """

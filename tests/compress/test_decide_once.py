@@ -44,5 +44,5 @@ def test_what_was_decided_never_changes_in_steps_as_in_one_call():
 
 
 def test_a_number_of_tokens_is_refused():
-    with pytest.raises(InputError, match="budget to be a share"):
+    with pytest.raises(InputError, match="budget to be a fraction"):
         DecideOnce(8)

@@ -205,7 +205,7 @@ def test_a_fit_beats_plain_cuts_on_a_trained_net():
 def test_what_cannot_go_is_refused_with_the_reason():
     net, x = mlp(), rows()
     assert PruneChannels(share=0.0).plan(net, {"calibration": x}).fold(net) is net
-    with pytest.raises(InputError, match="no layer whose channels can go matches '7'"):
+    with pytest.raises(InputError, match="no layer with removable channels matches '7'"):
         PruneChannels(layers=("7",)).plan(net, {"calibration": x})
     with pytest.raises(InputError, match="each channel reaches the model's output, or a norm"):
         PruneChannels().plan(nn.Sequential(nn.Linear(8, 3)), {"calibration": x})

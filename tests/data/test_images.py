@@ -173,7 +173,7 @@ def test_white_does_not_depend_on_the_brightest_pixel(brightest):
 @pytest.mark.parametrize(
     ("pixels", "said"),
     [
-        (np.array([[0, 200]], dtype=np.int32), "whole numbers of 32 bits, which do not say what"),
+        (np.array([[0, 200]], dtype=np.int32), "whole numbers of 32 bits, whose value for white"),
         (np.array([[0, 200]], dtype=np.float32), "pixels from 0 to 1, got 0 to 200. Divide"),
         (np.array([[0, np.nan]], dtype=np.float32), "pixels from 0 to 1, got nan to nan"),
         (np.array([[-0.1, 1]], dtype=np.float32), "pixels from 0 to 1, got -0.1 to 1"),

@@ -152,7 +152,7 @@ def test_a_source_that_shuffles_is_noticed(gpt2):
         items = Shuffled(rows)
         inputs = open_inputs(load(gpt2), items)
         items.step = -1
-        with pytest.raises(errors.InputError, match="item 0 of Shuffled: the content is not what"):
+        with pytest.raises(errors.InputError, match="item 0 of Shuffled: the content has changed"):
             list(inputs.batches(0, 2))
     shrinking = Again(["a", "b"])
     inputs = open_inputs(load(gpt2), shrinking)

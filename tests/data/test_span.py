@@ -132,7 +132,7 @@ def test_errors_say_what_to_do(gpt2, bert):
     refuse([{"text": "abcdef", "a": 1}], "has no column 'b'")
     refuse([row], "expected span as two columns or two delimiters", span="a")
     refuse([{"text": 20 * "a", "a": 1, "b": 3}], "is not cut into chunks; pass long='truncate'")
-    refuse([{"text": 20 * "a", "a": 1, "b": 18}], "the part that counts lies beyond them")
+    refuse([{"text": 20 * "a", "a": 1, "b": 18}], "the part that counts begins after them")
     refuse([{"input_ids": [1, 2]}], "expected texts, of which a span is a part, got items of kind")
     short = open_inputs(model, [{"text": 20 * "a", "a": 1, "b": 3}], span="a,b", long="truncate")
     batch, _ = only(short)

@@ -213,7 +213,7 @@ def test_a_file_that_changes_after_the_listing_is_noticed(id_column, gpt2, tmp_p
     path.write_text('{"text": "aaa", "id": 1}\n{"text": "bbb", "id": 2}\n')
     inputs = open_inputs(load(gpt2), path, id_column=id_column)
     path.write_text('{"text": "aaa", "id": 1}\n{"text": "bxb", "id": 2}\n')
-    with pytest.raises(errors.InputError, match=r"line 2: the content is not what it was"):
+    with pytest.raises(errors.InputError, match=r"line 2: the content has changed"):
         list(inputs.batches(0, 2))
 
 

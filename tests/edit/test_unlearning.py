@@ -104,7 +104,7 @@ def test_bad_input_is_refused():
         def forward(self, input):
             return input.flatten(1) @ self.weight
 
-    with pytest.raises(InputError, match="no way to draw them again"):
+    with pytest.raises(InputError, match="no method to reinitialise them"):
         Retrain().plan(Own(), data)
 
 

@@ -163,7 +163,7 @@ def test_what_has_no_attention_over_its_own_tokens_is_refused(model):
     with pytest.raises(SiteError, match="holds no attention"):
         AttentionRollout().explain(mlp(), torch.ones(2, 8))
     two = {"input_ids": IDS, "decoder_input_ids": IDS[:, :3]}
-    with pytest.raises(SiteError, match="one sequence to itself"):
+    with pytest.raises(SiteError, match="self-attention maps of one sequence"):
         AttentionRollout().explain(t5(), two, site="encoder.block.0:out")
     with pytest.raises(InputError, match=r"a layer in 0\.\.2"):
         RawAttention(layer=7).explain(model, INPUTS)

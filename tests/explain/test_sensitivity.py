@@ -80,5 +80,5 @@ def test_texts_and_pictures_and_more_exact_parts_do_better():
     slopes = GradTimesInput().explain(text, ids)
     test = Infidelity(ZERO, n_sets=20)
     assert test.judge(text, ids, shares).value < test.judge(text, ids, slopes).value
-    with pytest.raises(InputError, match=r"shares in \(0, 1\)"):
+    with pytest.raises(InputError, match=r"fractions in \(0, 1\)"):
         SensitivityN(shares=(1.0,))

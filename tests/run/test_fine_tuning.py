@@ -112,7 +112,7 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_bits(digits, tmp_path
         assert torch.equal(again.module.state_dict()[name], x), name
     with pytest.raises(
         StateError,
-        match=r"another training, whose site of the loss RateReduction 1 differs.*--fresh",
+        match=r"another training run, whose site of the loss RateReduction 1 differs.*--fresh",
     ):
         trained(digits, {"blocks.0": RateReduction()}, checkpoint=tmp_path / "run" / "with.pt")
 

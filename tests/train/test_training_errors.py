@@ -46,7 +46,7 @@ def test_states_without_gradients_in_reentrant_checkpoints_are_named():
             terms.loss(label=LABEL)
     with (
         training(net, {"a": NestedDropout()}),
-        pytest.raises(StateError, match="a:out is run anew in the backward pass"),
+        pytest.raises(StateError, match="a:out is recomputed in the backward pass"),
     ):
         net(x)
     with training(net, {"b": RateReduction()}) as terms:

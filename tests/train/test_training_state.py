@@ -78,7 +78,7 @@ def test_mixup_mixes_at_its_site_and_is_the_loss_of_the_answers():
 
 
 class Checked(nn.Module):
-    """A layer that is run anew in the backward pass."""
+    """A layer that is recomputed in the backward pass."""
 
     def __init__(self) -> None:
         super().__init__()

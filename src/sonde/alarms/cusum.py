@@ -52,7 +52,7 @@ class Cusum(State):
 
     @property
     def alarm(self) -> bool:
-        """Whether the limit is reached."""
+        """True if the limit is reached."""
         return self.value >= self.limit
 
     def after(self, z: float) -> "Cusum":

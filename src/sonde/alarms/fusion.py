@@ -246,7 +246,7 @@ def _learned(usual: Float[Tensor, "row site"], unusual: Float[Tensor, "row2 site
     weights = torch.as_tensor(model.coef_[0] / scale, dtype=torch.float64).clamp(min=0.0)
     if not bool((weights > 0).any()):
         raise InputError(
-            "fuse: no site scores the unusual rows above the usual ones, so there is nothing to "
-            "weigh. Use rule='sum'."
+            "fuse: no site scores the unusual rows above the usual ones, so no weights "
+            "can be learned. Use rule='sum'."
         )
     return weights

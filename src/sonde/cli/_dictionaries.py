@@ -1,4 +1,4 @@
-"""What ``sonde fit`` says of a dictionary that it trained: how sparse, how alive, how faithful."""
+"""Output of ``sonde fit`` on a dictionary: sparsity, dead features and fidelity."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What ``sonde fit`` prints: a line for each method and site, and remarks."""
+"""Output of ``sonde fit``: a line for each method and site, and notes."""
 
 import shlex
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Flags of fitted results: each flag once, with its meaning and its places."""
+"""Flags of fitted results: each flag once, with its meaning and its positions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

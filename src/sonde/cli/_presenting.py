@@ -1,4 +1,4 @@
-"""How a command shows its findings: a page if asked for, then text or JSON."""
+"""Output of a command's findings: a page if asked for, then text or JSON."""
 
 from pathlib import Path
 from typing import Any

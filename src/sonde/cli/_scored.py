@@ -1,4 +1,4 @@
-"""What ``sonde score`` says: a line for each input, or detector and site, and the oddest rows."""
+"""Output of ``sonde score``: a line for each input, or detector and site, and notes."""
 
 import math
 from textwrap import wrap

@@ -21,7 +21,7 @@ from sonde.core.errors import InputError
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare two models on the same inputs: which layers are alike, what moved, who is right.
+    """Compare two models on the same inputs: similar layers, changed states and accuracy.
 
     Two trainings, two checkpoints, a model and its fine-tuned or compressed copy. Inputs are read
     by each model in its own way and their states joined by input, so the models may differ in

@@ -1,4 +1,4 @@
-"""How commands print: results to stdout, everything else to stderr."""
+"""Output of commands: results to stdout, everything else to stderr."""
 
 import json
 import os

@@ -184,5 +184,5 @@ def parse_keep(text: str | None) -> int:
         return 1
     found = re.fullmatch(r"1/([1-9]\d{0,8})", text.strip())
     if found is None:
-        raise InputError(f"--keep: expected a share such as 1/8, got {text!r}.")
+        raise InputError(f"--keep: expected a fraction such as 1/8, got {text!r}.")
     return int(found[1])

@@ -270,7 +270,7 @@ class Scan:
 
     @property
     def _shows_inputs(self) -> bool:
-        """Whether the report holds inputs: if asked for, else in a page that is not private."""
+        """True if the report holds inputs: if asked for, else in a page that is not private."""
         is_page = self.output is not None and self.output.suffix == ".html"
         is_private = self.hash_ids or self.printing.json
         return not self.no_inputs and (self.show_inputs or (is_page and not is_private))

@@ -152,7 +152,7 @@ class Score:
         if (self.fuse == "learned") != (self.unusual is not None):
             raise InputError("--unusual: expected a table with --fuse learned, and only there.")
         if self.group is not None and self.each:
-            raise InputError("--group: tells of inputs, a line for each. Leave out --each.")
+            raise InputError("--group: reports one line for each input. Leave out --each.")
 
     def _by_input(self, table: Any, fitted: Any, known: Any, place: Any) -> Any:
         """Return a line for each input, and say why p-values or verdicts are missing."""

@@ -1,4 +1,4 @@
-"""``sonde trace``: which states carry what tells two texts apart."""
+"""``sonde trace``: which states carry what distinguishes two texts."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

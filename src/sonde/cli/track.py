@@ -1,4 +1,4 @@
-"""``sonde track``: measures over the steps of a training."""
+"""``sonde track``: measures over the steps of a training run."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Track:
-    """Show how measures of the hidden states change over a training.
+    """Show how measures of the hidden states change over a training run.
 
     FOLDER is what sonde.TrackCallback recorded, or a folder of checkpoints (checkpoint-500, ...).
     Checkpoints are read over DATA one after the other, and the states of each are kept in RECORD:
@@ -84,8 +84,8 @@ class Track:
         if there.steps:
             if self.data:
                 raise InputError(
-                    f"DATA: {self.folder} is a record; what it was read over is in it. Give the "
-                    "folder of checkpoints to read others."
+                    f"DATA: {self.folder} is a record; it already contains its data. Pass "
+                    "the folder of checkpoints to read other data."
                 )
             return there
         folders = checkpoint_folders(self.folder)

@@ -49,8 +49,9 @@ class Verify:
             raise InputError(f"verify: there is no file {self.file}.")
         if self.repair and not self.file.is_dir():
             raise InputError(
-                f"verify: --repair takes a store or a run directory, got the file {self.file}. A "
-                "damaged file comes back from a backup or from the command that wrote it."
+                f"verify: --repair takes a store or a run directory, got the file {self.file}. "
+                "Restore "
+                "a damaged file from a backup, or run the command that wrote it again."
             )
         removed: list[Path] = []
         with RunLock(self.file) if self.repair else nullcontext():

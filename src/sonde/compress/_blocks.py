@@ -82,7 +82,7 @@ class BlockCall:
 def block_calls(
     owner: str, model: Model, blocks: Blocks, batch: InputBatch
 ) -> dict[nn.Module, BlockCall]:
-    """Return how each block is called in one forward without gradients.
+    """Return how each block is called in one forward pass without gradients.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def placed_call(model: Model, batch: InputBatch) -> tuple[tuple[Any, ...], dict[
 
 
 def state_rows(x: Tensor, batch: InputBatch) -> Float[Tensor, "row dim"]:
-    """Return states as rows, in float64: of real tokens, or of places in a map."""
+    """Return states as rows, in float64: of real tokens, or of positions in a map."""
     x = without_padding(x, batch)
     x = x.movedim(1, -1) if x.ndim == 4 else x
     return x.reshape(-1, x.shape[-1]).double()

@@ -148,7 +148,7 @@ def cut_changes(
 def _axes(
     part: Any, leaf: str, rows: list[int] | None, columns: list[int] | None
 ) -> Iterator[tuple[int, list[int]]]:
-    """Yield each axis of a tensor that loses places, and the places that stay."""
+    """Yield each axis of a tensor that loses positions, and the positions that stay."""
     is_matrix = leaf == "weight" and kind_of(part) is not None
     if rows is not None:
         yield axis_of(part, OUT) if is_matrix else 0, rows
@@ -182,7 +182,7 @@ def columns_of(one: CoupledSet, layer: Weighted) -> list[list[int]]:
 
 
 class _Watch:
-    """Forwards of a model whose layers are frozen."""
+    """Forward passes of a model whose layers are frozen."""
 
     def __init__(self, model: Model, inputs: Inputs) -> None:
         self.model, self.module = model, model.module

@@ -200,7 +200,7 @@ class _Walk:
         return [layer for layer in self.outside if layer.module in calls[:first]]
 
     def _whole(self, layers: Sequence[Weighted]) -> LayerGrams:
-        """Return the moments of layers' inputs over whole forwards."""
+        """Return the moments of layers' inputs over whole forward passes."""
         chosen, found, broken = _by_module(layers), dict[str, MomentsState](), 0
         for batch, args, kwargs in self._batches():
             calls = calls_of(self.copy.module, list(chosen), args, kwargs)
@@ -208,7 +208,7 @@ class _Walk:
         return _grams(found, layers, broken)
 
     def _stored(self) -> Iterator[_Stored]:
-        """Yield each batch as it stands before the first block.
+        """Yield each batch as it is before the first block.
 
         Raises
         ------

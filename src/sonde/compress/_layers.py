@@ -49,12 +49,12 @@ class Weighted:
 
     @property
     def is_linear(self) -> bool:
-        """Whether the layer is linear, not a convolution."""
+        """True if the layer is linear, not a convolution."""
         return is_linear(self.module)
 
     @property
     def turned(self) -> bool:
-        """Whether the weight is held as (in, out)."""
+        """True if the weight is held as (in, out)."""
         return kind_of(self.module) == "transposed"
 
     def matrix(self) -> Float[Tensor, "out in"]:

@@ -257,7 +257,7 @@ def _kept_units(
 def _inner(
     model: Model, sets: Sequence[CoupledSet], cuts: Sequence[Cut] = ()
 ) -> dict[tuple[str, str], list[int] | None]:
-    """Return the outputs of layers that make the units of sets, and the places that stay."""
+    """Return the outputs of layers that make the units of sets, and the positions that stay."""
     kept = {id(one): left for one, left in cuts}
     found: dict[tuple[str, str], list[int] | None] = {}
     for one in sets:
@@ -277,7 +277,7 @@ def _outer(stream: Stream, kept: list[int]) -> dict[tuple[str, str], list[int] |
 def _watched(
     module: nn.Module, sites: Mapping[tuple[str, str], Any]
 ) -> Iterator[dict[tuple[str, str], list[Tensor]]]:
-    """Record the inputs or outputs of modules in forwards inside a ``with`` block."""
+    """Record the inputs or outputs of modules in forward passes inside a ``with`` block."""
     found: dict[tuple[str, str], list[Tensor]] = {site: [] for site in sites}
     parts = {module.get_submodule(name): (name, side) for name, side in sites}
 

@@ -1,4 +1,4 @@
-"""How many more bits one codec takes than another for the same quality."""
+"""Excess bit rate of one codec over another at equal quality (BD rate)."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def bd_rate(
     rates2: Any,
     qualities2: Any,
 ) -> float:
-    """Return the mean excess of the second codec's rate, as a share of the first codec's rate.
+    """Return the mean excess of the second codec's rate, as a fraction of the first codec's rate.
 
     Both curves of log rate over quality are drawn through their points by monotone cubic pieces;
     the mean is taken over the qualities that both reach (Bjontegaard's difference).

@@ -167,11 +167,11 @@ class _Stack:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every block before the last one that was made is kept."""
+        """True if every block before the last one that was made is kept."""
         return self.kept == len(self.blocks) - 1
 
     def add(self) -> float:
-        """Make a further block; return the fall of the error as a share of the output's energy."""
+        """Make a further block; return the fall of the error relative to the output's energy."""
         sign = torch.where(self.residual >= 0, 1.0, -1.0).to(self.residual)
         u, s, v = torch.linalg.svd(self.residual.abs(), full_matrices=False)
         root = s[: self.rank].sqrt()

@@ -217,7 +217,7 @@ class _Done(Exception):
 
 
 class _Search:
-    """Forwards of a copy of a model, up to the last stage of a run."""
+    """Forward passes of a copy of a model, up to the last stage of a run."""
 
     def __init__(self, model: Model, batches: list[InputBatch], layers: list[Weighted]) -> None:
         self.copy = replace(model, module=with_tensors(model.module, {}))

@@ -85,7 +85,7 @@ class CrossLayerCache(CachePacking):
 
     @property
     def setting(self) -> str:
-        """Share of the bytes and number of layers."""
+        """Fraction of the bytes and number of layers."""
         return f"{100 * self.share:g} %, {self.layers} layers"
 
     @property

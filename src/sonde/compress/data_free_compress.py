@@ -113,7 +113,8 @@ class DataFreeCompress(Rewrite):
         makers = [m for m in makers if any(fnmatchcase(m.layer.name, p) for p in wanted)]
         if not makers:
             raise InputError(
-                f"DataFreeCompress.plan: expected layers whose channels stand alone, got none that "
+                "DataFreeCompress.plan: expected layers whose channels no other layer shares, "
+                "got none that "
                 f"matches {', '.join(wanted)}; found {', '.join(names) or 'none'}. Take "
                 "PruneChannels."
             )

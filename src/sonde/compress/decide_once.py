@@ -16,7 +16,7 @@ from sonde.core.cache_rule import kept_count
 @final
 @dataclass(frozen=True)
 class DecideOnce(RuleAround):
-    """Keep a share of each block of tokens, chosen by another rule when the block is full.
+    """Keep a fraction of each block of tokens, chosen by another rule when the block is full.
 
     What was kept of a block stays for good and what was dropped never comes back, so that slots of
     decided blocks are written once and their order never changes. The tokens of the block that is
@@ -46,12 +46,12 @@ class DecideOnce(RuleAround):
         super().__post_init__()
         if not isinstance(self.budget, float) or self.block < 1:
             raise InputError(
-                "DecideOnce: expected budget to be a share in (0, 1] and block from 1, got "
+                "DecideOnce: expected budget to be a fraction in (0, 1] and block from 1, got "
                 f"budget={self.budget!r} and block={self.block!r}."
             )
 
     def kept(self, total: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
-        """Return the share of the full blocks, and all tokens of the last block."""
+        """Return the fraction of the full blocks, and all tokens of the last block."""
         share = kept_count(float(self.budget), self.block)
         return total // self.block * share + total % self.block
 

@@ -156,7 +156,7 @@ class DistillDataset:
         return DistilledData(x.detach(), label, probs, losses)
 
     def smallest(self, step: int) -> float:
-        """Return the smallest share of the area that is seen at a step."""
+        """Return the smallest fraction of the area that is seen at a step."""
         end = self.ramp * (self.steps - 1)
         gone = 1.0 if step >= end else step / end
         fall = (1 - math.cos(math.pi * gone)) / 2 if self.schedule == "cosine" else gone

@@ -140,7 +140,7 @@ class DropBlocks(Rewrite):
         if len({*kinds}) > 1:
             raise InputError(
                 "DropBlocks.plan: expected blocks of one kind for replace='linear', got "
-                f"{', '.join(sorted({*kinds}))}: caches tell these apart by their place. Leave "
+                f"{', '.join(sorted({*kinds}))}: caches distinguish these by their position. Leave "
                 "blocks out without a map."
             )
         return walk.checked(plan)
@@ -235,7 +235,7 @@ def _finite(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _runs(places: Sequence[int]) -> list[range]:
-    """Return sorted places as runs of neighbours."""
+    """Return sorted positions as runs of neighbours."""
     runs: list[range] = []
     for i in places:
         if runs and runs[-1].stop == i:

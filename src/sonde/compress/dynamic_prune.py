@@ -137,7 +137,7 @@ class DynamicPrune:
 
 
 def hot_filters(z: Float[Tensor, "row filter h w"], heat: float) -> Bool[Tensor, "row filter"]:
-    """Return the smallest set of filters of each row whose heat sums to a share of all heat.
+    """Return the smallest set of filters of each row whose heat sums to a fraction of all heat.
 
     Heat is the mean absolute value of a map. Filters without heat are never in the set; of equal
     filters the first is taken.
@@ -221,7 +221,7 @@ class DynamicConv(nn.Module):
 
 
 def _saved(module: nn.Module, inputs: Inputs, names: Sequence[str], heat: float) -> float:
-    """Return the share of some convolutions' multiplications that the targets leave out."""
+    """Return the fraction of some convolutions' multiplications that the targets leave out."""
     found: list[tuple[nn.Conv2d, Tensor, int]] = []
 
     def keep(conv: Any, _: Any, z: Tensor) -> None:  # at once: what follows may write into z

@@ -167,7 +167,7 @@ class LatentCodec(Codec):
 
     @property
     def width(self) -> int:
-        """How many channels there are."""
+        """Number of channels."""
         return len(self.medians)
 
     def most_lost(self, x: Tensor) -> float:

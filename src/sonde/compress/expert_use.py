@@ -1,4 +1,4 @@
-"""How often a router picks each expert, and how alike its scores are over tokens.
+"""Selection frequency of each expert, and similarity of the experts' router scores.
 
 For layers of transformers that hold their experts in two stacked tensors (Mixtral, Qwen, OLMoE and
 their like). States of shards are merged by addition. Rows of padding are left out.
@@ -42,7 +42,7 @@ class Mixture:
 
     @property
     def size(self) -> int:
-        """How many experts there are."""
+        """Number of experts."""
         return len(self.experts.down_proj)
 
 
@@ -88,7 +88,7 @@ class ExpertUse(State):
         return ExpertUse(self.names, counts, grams, self.tokens + other.tokens, self.model)
 
     def share(self, layer: int) -> Float[Tensor, "expert"]:
-        """Return the share of tokens that picked each expert of a layer."""
+        """Return the fraction of tokens that picked each expert of a layer."""
         return self.counts[layer].double() / max(1, self.tokens)
 
     def likeness(self, layer: int) -> Float[Tensor, "expert expert"]:

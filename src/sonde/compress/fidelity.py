@@ -1,4 +1,4 @@
-"""How far the answers of a changed model are from those of the original, on the same examples."""
+"""Divergence between the answers of a changed model and the original's."""
 
 import math
 from collections.abc import Mapping

@@ -262,7 +262,7 @@ def _moments(rows: Float[Tensor, "row dim"], exact: bool) -> MomentsState:
 def _rows_of(
     chosen: Mapping[nn.Module, Weighted], calls: list[tuple[nn.Module, Tensor]], batch: InputBatch
 ) -> dict[str, Tensor]:
-    """Return the rows of each tensor that layers read in one forward, by the layers' names."""
+    """Return the rows of each tensor that layers read in one forward pass, by the layers' names."""
     readers: dict[Any, list[Weighted]] = defaultdict(list)
     tensors: dict[Any, Tensor] = {}
     for module, x in calls:

@@ -1,4 +1,4 @@
-"""Merge the experts of a mixture that its router treats alike, weighted by how often it picks them.
+"""Merge experts of a mixture with similar router scores, weighted by selection frequency.
 
 The new model computes with merged experts, and ``share_experts`` then holds each of them once. For
 a mixture whose experts overlap; experts that were trained far apart do not average.

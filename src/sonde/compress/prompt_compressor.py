@@ -45,7 +45,7 @@ class CompressedPrompt:
 
     @property
     def share(self) -> float:
-        """Share of the words that were kept; above what was asked for if more were forced."""
+        """Fraction of the words that were kept; above what was asked for if more were forced."""
         return float(self.kept.double().mean()) if len(self.kept) else 1.0
 
 

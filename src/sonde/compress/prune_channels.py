@@ -155,7 +155,7 @@ class PruneChannels(Rewrite):
             names = [name for one in sets for name in one.layers]
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise InputError(
-                    f"PruneChannels.plan: no layer whose channels can go matches {pattern!r}."
+                    f"PruneChannels.plan: no layer with removable channels matches {pattern!r}."
                     f"{near(pattern, names)}{f' Refused: {told}.' if told else ''}"
                 )
         if self.layers is not None:

@@ -68,7 +68,7 @@ class RandomKCodec(Codec):
         return shape_bytes(x) + count_bytes(k, self.seed) + float_bytes(values)
 
     def unpack(self, payload: bytes) -> Tensor:
-        """Return zeros with the sent values in the places that the seed draws."""
+        """Return zeros with the sent values in the positions that the seed draws."""
         reader = Reader("RandomKCodec", payload)
         shape, k, seed = reader.shape(), reader.count(), reader.count()
         flat = torch.zeros(shape).reshape(-1)

@@ -139,7 +139,7 @@ class SequenceCoder(Codec):
         return fingerprint(self.model) + self._versions() + head + check + words
 
     def unpack(self, payload: bytes) -> Tensor:
-        """Return the ids, found by the same forwards as those of ``pack``."""
+        """Return the ids, found by the same forward passes as those of ``pack``."""
         reader = Reader("SequenceCoder", payload)
         self._refuse_others(reader)
         start, window, rows, n, threads = (reader.count() for _ in range(5))

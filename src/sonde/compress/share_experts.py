@@ -13,7 +13,7 @@ from sonde.weights import module_of, with_tensors
 
 
 class SharedExperts(nn.Module):
-    """Stacked experts in which several places hold the same expert.
+    """Stacked experts in which several positions hold the same expert.
 
     Parameters
     ----------

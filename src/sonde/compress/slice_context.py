@@ -122,7 +122,7 @@ class SliceContext(nn.Module):
         return known, bits
 
     def passes(self, y: Tensor) -> Iterator[tuple[slice, Bool[Tensor, "high wide"]]]:
-        """Yield the channels and the places of each pass, in the order of decoding."""
+        """Yield the channels and the positions of each pass, in the order of decoding."""
         high, wide = (torch.arange(n, device=y.device) for n in y.shape[2:])
         even = (high[:, None] + wide) % 2 == 0
         first = 0
@@ -155,7 +155,7 @@ class SliceContext(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Attention of every place to all places, both of the known map."""
+    """Attention of every place to all positions, both of the known map."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ class SliceCodec(Codec):
 
     @property
     def width(self) -> int:
-        """How many channels there are."""
+        """Number of channels."""
         return self.context.channels
 
     def most_lost(self, x: Tensor) -> float:
@@ -246,7 +246,7 @@ class SliceCodec(Codec):
         return known.movedim(1, -1).reshape(shape)
 
     def _predicted(self, step: int, known: Tensor) -> tuple[Tensor, Tensor]:
-        """Return rounded means and spreads in float64."""
+        """Return rounded means and standard deviations in float64."""
         if not known.numel():
             passes = 2 if self.context.checkerboard else 1
             none = known[:, : self.context.slices[step // passes]].double()

@@ -1,4 +1,4 @@
-"""Merge tokens that are alike, block by block, in image and text encoders (ToMe)."""
+"""Merge similar tokens, block by block, in image and text encoders (ToMe)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final

@@ -1,4 +1,4 @@
-"""How often each hidden unit of a model's dense blocks is among the most active at a token.
+"""Frequency with which each hidden unit of dense blocks is among the most active.
 
 A unit counts by what it writes: its activation times the length of its output weights. States of
 shards are merged by addition. Rows of padding are left out.

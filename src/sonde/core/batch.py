@@ -119,7 +119,7 @@ class Batch:
 
     @cached_property
     def group_draw(self) -> Int[Tensor, "example"]:
-        """Draw of each example's group, purpose ``sample``."""
+        """Sampling key of each example's group, purpose ``sample``."""
         own = self.group_keys is self.keys
         base = self._base("sample") if own else base_hashes(self.group_keys, "sample", self.seed)
         zero = np.zeros(len(base), dtype=np.uint64)
@@ -127,7 +127,7 @@ class Batch:
 
     @cached_property
     def split_draw(self) -> Int[Tensor, "example"]:
-        """Draw of each example's group, purpose ``split``."""
+        """Sampling key of each example's group, purpose ``split``."""
         base = base_hashes(self.group_keys, "split", self.seed)
         zero = np.zeros(len(base), dtype=np.uint64)
         return draws(base, zero, zero)
@@ -142,7 +142,7 @@ class Batch:
         return {}
 
     def draw(self, key: str, purpose: Purpose = "sample") -> Int[Tensor, "_row"]:
-        """Return the draw of each row of ``key``; computed once per row layout and purpose."""
+        """Return each row's sampling key for ``key``; computed once per row layout and purpose."""
         layout = (id(self.example[key]), id(self.position[key]), purpose)
         if layout not in self._draws:
             example = self.example[key].numpy()
@@ -231,7 +231,7 @@ class Batch:
     def _require(value: Any, name: str) -> Any:
         if value is None:
             raise InputError(
-                f"a method needs the column {name!r}, which this stream does not bring: "
+                f"a method needs the column {name!r}, which this stream does not have: "
                 f"{declared(name).missing}."
             )
         return value

@@ -145,7 +145,7 @@ class CacheRule(ABC):
 
 
 def kept_count(share: float, total: int) -> int:
-    """Return a share of ``total``, rounded up; at least 1 unless ``total`` is 0.
+    """Return a fraction of ``total``, rounded up; at least 1 unless ``total`` is 0.
 
     The product is exact: in floating point ``10 * (1 - 0.9)`` rounds to less than 1.
 
@@ -173,6 +173,6 @@ def check_budget(owner: str, budget: Any) -> None:
     is_tokens = isinstance(budget, int) and not isinstance(budget, bool) and budget >= 1
     if not is_tokens and not (isinstance(budget, float) and 0.0 < budget <= 1.0):
         raise InputError(
-            f"{owner}: expected budget to be a number of tokens, 1 or more, or a share in (0, 1] "
-            f"such as 0.25, got {budget!r}."
+            f"{owner}: expected budget to be a number of tokens, 1 or more, or a fraction in "
+            f"(0, 1] such as 0.25, got {budget!r}."
         )

@@ -46,7 +46,7 @@ class ChartAxis:
     zero: bool = False
 
     def channel(self, rows: Sequence[Row], named: bool = False) -> dict[str, Any]:
-        """Return the Vega-Lite channel; ``named`` takes numbers as names of places."""
+        """Return the Vega-Lite channel; ``named`` takes numbers as names of positions."""
         values = [row[self.field] for row in rows if row.get(self.field) is not None]
         title = self.field if self.title is None else self.title or None
         found: dict[str, Any] = {"field": self.field, "title": title}
@@ -78,7 +78,7 @@ def curves(
     colors: Mapping[str, str] | None = None,
     **look: Any,
 ) -> Chart:
-    """Return a line through the rows; ``by`` names the column that tells several lines apart.
+    """Return a line through the rows; ``by`` names the column that separates several lines.
 
     Parameters
     ----------

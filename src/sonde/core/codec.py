@@ -48,7 +48,7 @@ class Codec(ABC):
         """Return the tensor of bytes that ``pack`` wrote."""
 
     def most_lost(self, x: Tensor) -> float:
-        """Return the largest share of the squared norm of ``x`` that a round trip may lose."""
+        """Return the largest fraction of the squared norm of ``x`` that a round trip may lose."""
         return 0.0
 
     def encode(self, x: Tensor) -> bytes:

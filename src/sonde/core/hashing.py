@@ -74,7 +74,7 @@ def draws(base: np.ndarray, position: np.ndarray, occurrence: np.ndarray) -> Ten
 
 
 def rank_key(draw: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """Return signed numbers that sort like the draws as unsigned numbers."""
+    """Return signed numbers that sort like the sampling keys as unsigned numbers."""
     return draw ^ _SIGN
 
 

@@ -1,4 +1,4 @@
-"""What a tap feeds to a model: batches of model inputs with the columns of their examples."""
+"""Inputs that a tap feeds to a model: batches of tensors and their examples' columns."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,7 +53,7 @@ class Model:
 
 @dataclass(frozen=True)
 class InputBatch:
-    """Inputs of one forward, and the columns of the examples in it.
+    """Inputs of one forward pass, and the columns of the examples in it.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class Inputs(OneLine, ABC):
     @property
     @abstractmethod
     def grouped(self) -> bool:
-        """Whether a group column was given or examples were cut into chunks."""
+        """True if a group column was given or examples were cut into chunks."""
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -127,7 +127,7 @@ class Inputs(OneLine, ABC):
 
     @property
     def own_labels(self) -> bool:
-        """Whether class numbers are known to be the model's own."""
+        """True if class numbers are known to be the model's own."""
         return False
 
     @property
@@ -149,7 +149,7 @@ class Inputs(OneLine, ABC):
 
     @property
     def pads(self) -> bool:
-        """Whether batches get padding that the examples did not bring."""
+        """True if batches get padding that the examples did not bring."""
         return False
 
     @property

@@ -1,4 +1,4 @@
-"""How a run is cut: units, commits, and the two parts of a split.
+"""Partition of a run into units, commits, and the two parts of a split.
 
 A plan depends on the data and the parameters alone, never on the number of workers, so one worker
 and sixty-four make the same bits.
@@ -74,14 +74,14 @@ class Split:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.held < 1.0:
-            raise InputError(f"Split: expected a held-out share in (0, 1), got {self.held}.")
+            raise InputError(f"Split: expected a held-out fraction in (0, 1), got {self.held}.")
 
     def is_held(self, split_draw: Tensor) -> Bool[Tensor, "example"]:
         """Return which examples are held out, from the draw of their groups."""
         return fraction(split_draw) < (self.held if self.cut is None else self.cut)
 
     def of_groups(self, group_draws: Tensor) -> "Split":
-        """Return the split whose two parts both hold a group, from the draw of each group.
+        """Return the split whose two parts both hold a group, from the sampling key of each group.
 
         The hash of few groups may leave a part empty. The cut is then moved in the order of the
         hash, to the nearest number of groups; a single group stays where it is.

@@ -143,7 +143,7 @@ class Result(OneLine):
 
     @classmethod
     def over_training(cls, found: Iterable[tuple[int, str, "Result"]]) -> Chart | None:
-        """Return a picture of results over a training, if curves of their values are not enough.
+        """Return a chart of results over a training run, if curves of values are not enough.
 
         Parameters
         ----------
@@ -212,7 +212,7 @@ class Scorer(Result):
 
     @property
     def needs_double(self) -> bool:
-        """Whether scores would change visibly if its float64 tensors were held in float32."""
+        """True if scores would change visibly if its float64 tensors were held in float32."""
         return False
 
     def score(self, *columns: Any, **_: Any) -> Float[Tensor, "row"]:

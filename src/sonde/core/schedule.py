@@ -1,4 +1,4 @@
-"""How the weight of a loss moves over the steps of a training."""
+"""How the weight of a loss moves over the steps of a training run."""
 
 import math
 from abc import ABC, abstractmethod

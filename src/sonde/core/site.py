@@ -181,7 +181,7 @@ class Reducer:
 
     @property
     def one_row(self) -> bool:
-        """Whether every example becomes exactly one row."""
+        """True if every example becomes exactly one row."""
         return self.name in self.POOLED
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What is merged, saved, sharded and resumed: statistics of rows.
+"""Statistics of rows, which can be merged, saved, sharded and resumed.
 
 A ``Statistic`` is a frozen dataclass of parameters with two pure functions, ``observe`` and
 ``merge``. The parameter names of ``observe`` are its needs: the columns that the runner must bring.
@@ -115,7 +115,7 @@ class Statistic(ABC, Generic[StateT]):
 
     @property
     def holds_rows(self) -> bool:
-        """Whether a state grows with the rows up to a limit, given by its own ``size_bytes``."""
+        """True if a state grows with the rows up to a limit, given by its own ``size_bytes``."""
         default: object = Statistic[Any].size_bytes
         return type(self).size_bytes is not default and self.merging != "none"
 
@@ -156,11 +156,11 @@ class Learner(Statistic[StateT]):
         return 1
 
     def close_pass(self, state: StateT) -> StateT:
-        """Return the state after the last row of a walk."""
+        """Return the state after the last row of a pass."""
         return state
 
     def is_trained(self, state: StateT) -> bool:
-        """Return whether no further walk is wanted; asked after each one."""
+        """Return whether no further pass is wanted; asked after each one."""
         return False
 
     def size_bytes(self, *dims: int) -> int:

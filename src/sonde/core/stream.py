@@ -1,4 +1,4 @@
-"""Where batches come from: the re-iterable ``Stream``."""
+"""The re-iterable ``Stream`` of batches."""
 
 import itertools
 from abc import ABC, abstractmethod
@@ -40,7 +40,7 @@ class Stream(OneLine, ABC):
     @property
     @abstractmethod
     def grouped(self) -> bool:
-        """Whether a group column was given, or examples are in pairs or were cut into chunks."""
+        """True if a group column was given, or examples are in pairs or were cut into chunks."""
 
     @property
     def examples_of_rows(self) -> Sequence[Hashable] | None:
@@ -57,7 +57,7 @@ class Stream(OneLine, ABC):
 
     @property
     def own_labels(self) -> bool:
-        """Whether class numbers are known to be the model's own."""
+        """True if class numbers are known to be the model's own."""
         return False
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What a model directory may hold: checked before anything in it is loaded."""
+"""Check the contents of a model directory before anything in it is loaded."""
 
 import json
 import re

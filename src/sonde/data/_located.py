@@ -11,7 +11,7 @@ def check_locates(text: TextEncoder, what: str) -> None:
     tokenizer: Any = text.tokenizer
     if not (text.vocabulary.bytes_only or getattr(tokenizer, "is_fast", False)):
         raise InputError(
-            f"{what}: expected a tokenizer that says where its tokens stand, got "
+            f"{what}: expected a tokenizer that gives the offsets of its tokens, got "
             f"{type(tokenizer).__name__}. Pass a fast tokenizer."
         )
 

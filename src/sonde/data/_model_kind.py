@@ -1,4 +1,4 @@
-"""What kind of model a module is, by its class and configuration."""
+"""Kind of model that a module is, by its class and configuration."""
 
 import sys
 from typing import Any

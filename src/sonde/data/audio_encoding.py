@@ -67,14 +67,14 @@ class AudioEncoder(Encoder):
 
     @cached_property
     def is_fixed(self) -> bool:
-        """Whether every recording is cut or padded to one length."""
+        """True if every recording is cut or padded to one length."""
         lengths = (self.rate // 2, self.rate)
         half, whole = (self._features([np.zeros(n, np.float32)])[self.main] for n in lengths)
         return half.shape == whole.shape
 
     @property
     def even(self) -> bool:
-        """Whether a batch holds recordings of one length only."""
+        """True if a batch holds recordings of one length only."""
         return not self.is_fixed
 
     def key(self, row: Row) -> bytes:
@@ -146,7 +146,7 @@ class AudioEncoder(Encoder):
         return dict(made)
 
     def _given(self, found: Any) -> tuple[np.ndarray, int]:
-        """Return samples in memory, whole numbers as shares of their range, and their rate."""
+        """Return samples in memory, whole numbers as fractions of their range, and their rate."""
         rate = self.rate
         if isinstance(found, Mapping):
             found, rate = found["array"], int(found.get("sampling_rate") or rate)

@@ -1,4 +1,4 @@
-"""From rows of a source to the arguments of one forward: what every kind of item must say."""
+"""From rows of a source to the arguments of one forward pass: what every kind of item must say."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -51,7 +51,7 @@ class EmptyText(InputError):
 
 @dataclass(frozen=True)
 class Collated:
-    """The inputs of one forward, and the examples that could not be made into inputs."""
+    """The inputs of one forward pass, and the examples that could not be made into inputs."""
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -77,12 +77,12 @@ class Encoder(ABC):
 
     @property
     def even(self) -> bool:
-        """Whether a batch holds only examples of one length, because nothing may be padded."""
+        """True if a batch holds only examples of one length, because nothing may be padded."""
         return False
 
     @property
     def pads(self) -> bool:
-        """Whether items get padding that they did not bring."""
+        """True if items get padding that they did not bring."""
         return False
 
     @abstractmethod
@@ -115,7 +115,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def collate(self, items: Sequence[Prepared]) -> Collated:
-        """Return the inputs of one forward."""
+        """Return the inputs of one forward pass."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class ImageFlags:
 
     @property
     def any(self) -> bool:
-        """Whether any flag was given."""
+        """True if any flag was given."""
         return self != ImageFlags()
 
 

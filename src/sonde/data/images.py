@@ -215,7 +215,7 @@ def _eight_bits(image: Any) -> Any:
     if image.mode == "I":
         raise InputError(
             "expected an image of 8 or 16 bits, or floating-point numbers from 0 to 1, got whole "
-            "numbers of 32 bits, which do not say what white is. Convert it to one of these"
+            "numbers of 32 bits, whose value for white is unknown. Convert it to one of these"
         )
     x = np.asarray(image, dtype=np.float64)
     if image.mode == "F" and not (x.min(initial=0.0) >= 0.0 and x.max(initial=0.0) <= 1.0):

@@ -101,13 +101,13 @@ class ItemInputs(Inputs):
 
     @property
     def grouped(self) -> bool:
-        """Whether a group column was given, or items are in pairs or were cut into chunks."""
+        """True if a group column was given, or items are in pairs or were cut into chunks."""
         of_items = self.layout.group is not None or self.layout.paired
         return of_items or self.listing.n_chunked > 0
 
     @property
     def pads(self) -> bool:
-        """Whether texts are padded here, on the right."""
+        """True if texts are padded here, on the right."""
         return self.encoder.pads
 
     @property
@@ -173,7 +173,7 @@ class ItemInputs(Inputs):
 
     @property
     def own_labels(self) -> bool:
-        """Whether class numbers are the model's own."""
+        """True if class numbers are the model's own."""
         return self.listing.labels.own
 
     def with_own_labels(self, reason: str) -> "ItemInputs":
@@ -301,9 +301,9 @@ class ItemInputs(Inputs):
         for row, number in zip(rows, numbers, strict=True):
             if self.encoder.key(row) != listed[int(number)]:
                 raise InputError(
-                    f"{self.source.where(int(number))}: the content is not what it was when the "
-                    "data were "
-                    "listed. Pass data that stay the same and keep their order."
+                    f"{self.source.where(int(number))}: the content has changed "
+                    "since the data "
+                    "were listed. Pass data whose content and order do not change."
                 )
 
     def assembled(self, index: np.ndarray, items: list[Prepared]) -> InputBatch | None:

@@ -223,7 +223,7 @@ def _rows_of_table(items: Any) -> Any:
 
 @final
 class _Anew:
-    """The items of a function without arguments, which is called again for each walk."""
+    """The items of a function without arguments, which is called again for each pass."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
@@ -259,9 +259,10 @@ def _checked(items: Any) -> Any:
     if isinstance(items, Iterable):
         if iter(items) is items:
             raise InputError(
-                f"data: a {type(items).__name__} can be iterated only once, and a run reads its "
-                "data twice. Pass a list, a file, a function that returns it anew, or an object "
-                "whose __iter__ starts anew."
+                f"data: a {type(items).__name__} can be iterated only once, but a run "
+                "reads its data twice. Pass a list, a file, a function that returns a new "
+                "iterator, or an "
+                "object whose __iter__ starts again."
             )
         return items
     if hasattr(items, "__getitem__") and hasattr(items, "__len__"):

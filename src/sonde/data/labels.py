@@ -48,7 +48,7 @@ class Labels:
 
     @property
     def any(self) -> bool:
-        """Whether at least one item has a label."""
+        """True if at least one item has a label."""
         return bool((self.values != NONE).any())
 
 

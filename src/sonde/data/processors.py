@@ -108,7 +108,7 @@ class PillowProcessor:
         if len({a.shape for a in arrays}) > 1:
             raise InputError(
                 f"images: expected one size, got {sorted({a.shape[1:] for a in arrays})}. "
-                "Pass image_size= (--image-size), which brings them to one."
+                "Pass image_size= (--image-size), which resizes them to one size."
             )
         return torch.from_numpy(np.stack(arrays))
 

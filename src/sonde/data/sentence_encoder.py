@@ -132,7 +132,7 @@ def similarity_to(model: Model, text: str) -> Model:
     if not isinstance(module, SentenceEncoder) or tokenizer is None:
         raise InputError(
             f"similarity_to: expected a folder of sentence-transformers, got {model.name or 'a'} "
-            f"model of class {type(module).__name__}. Only vectors of texts are alike."
+            f"model of class {type(module).__name__}. Only vectors of texts can be compared."
         )
     place = next(module.parameters()).device
     fed = tokenizer([text], truncation=True, return_tensors="pt")

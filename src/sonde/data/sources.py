@@ -1,4 +1,4 @@
-"""Where items come from, one row of named values after another, and how to reach a row again."""
+"""Sources of items: rows of named values, read in order or by index."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -41,7 +41,7 @@ class SpanEncoder(Encoder):
 
     @property
     def even(self) -> bool:
-        """Whether nothing may be padded."""
+        """True if nothing may be padded."""
         return self.text.even
 
     def key(self, row: Row) -> bytes:
@@ -94,8 +94,9 @@ class SpanEncoder(Encoder):
         around = len(self.text.vocabulary.before) + len(self.text.vocabulary.after)
         if 0 in inside[room:]:
             raise InputError(
-                f"the text has {len(tokens)} tokens, the model reads {room}, and the part that "
-                "counts lies beyond them; shorten the text, or read a longer one (--max-length)"
+                f"the text has {len(tokens)} tokens, the model reads {room}, and the part "
+                "that counts begins after them; shorten the text, or read a longer one "
+                "(--max-length)"
             )
         if room < len(tokens) and self.text.long != "truncate":
             raise InputError(

@@ -84,7 +84,7 @@ class TensorEncoder(Encoder):
 @final
 @dataclass(frozen=True, eq=False)
 class FeatureEncoder(Encoder):
-    """A dictionary of tensors per row: keyword arguments of one forward without a batch axis.
+    """A dictionary of tensors per row: keyword arguments of one forward pass without a batch axis.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ class CallableEncoder(Encoder):
 
     @property
     def even(self) -> bool:
-        """Whether a batch holds items of one length alone: a function says nothing of padding."""
+        """True if a batch holds items of one length alone: a function says nothing of padding."""
         return self.by_length
 
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:

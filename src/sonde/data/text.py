@@ -89,12 +89,12 @@ class TextEncoder(Encoder):
 
     @property
     def even(self) -> bool:
-        """Whether ``forward`` can be given no mask, so that it would read padding as text."""
+        """True if ``forward`` can be given no mask, so that it would read padding as text."""
         return not takes("attention_mask", self.names)
 
     @property
     def pads(self) -> bool:
-        """Whether texts get padding; token ids with a mask of their own bring theirs."""
+        """True if texts get padding; token ids with a mask of their own bring theirs."""
         return not (self.even or self.masked)
 
     def key(self, row: Row) -> bytes:

@@ -51,7 +51,7 @@ class TrajectoryEncoder(Encoder):
 
     @property
     def even(self) -> bool:
-        """Whether nothing may be padded."""
+        """True if nothing may be padded."""
         return self.text.even
 
     def key(self, row: Row) -> bytes:

@@ -43,7 +43,7 @@ def fill_from_file(module: nn.Module, path: Path) -> None:
     if missing or strange:
         said = [f"{what} {_some(names)}" for what, names in _unequal(missing, strange)]
         raise InputError(
-            f"load: {path} does not fit the module that the factory makes: {'; '.join(said)}. "
+            f"load: {path} does not fit the module that the factory returns: {'; '.join(said)}. "
             "Pass the weights of this module, or the factory that belongs to the file."
         )
     shapes = [n for n in own if isinstance(own[n], Tensor) and own[n].shape != given[n].shape]

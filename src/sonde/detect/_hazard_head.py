@@ -1,4 +1,4 @@
-"""Fitting the hazard of steps: Newton's method over walks, or moments in one pass.
+"""Fitting the hazard of steps: Newton's method over passes, or moments in one pass.
 
 A row is a step with its features: the state, and the logarithm of one plus the step's number.
 """
@@ -85,7 +85,7 @@ class StepMoments(Statistic[StepMomentsState]):
 
 @dataclass(frozen=True)
 class HazardState(State):
-    """The progress of Newton's method, and the sums of the current walk over the rows.
+    """The progress of Newton's method, and the sums of the current pass over the rows.
 
     Walk 0 learns the scale of the features. ``weight`` ends with the intercept; ``before`` is the
     last accepted weight and ``loss`` its loss. ``right`` and ``wrong`` count the trajectories of
@@ -110,7 +110,7 @@ class HazardState(State):
 @final
 @dataclass(frozen=True)
 class HazardWalks(Learner[HazardState]):
-    """A logistic hazard of steps, by Newton's method: one step after each walk over the rows.
+    """A logistic hazard of steps, by Newton's method: one step after each pass over the rows.
 
     The loss of a trajectory is minus the log of the chance of what is known: which step is the
     first wrong step, that no step is wrong, or only that some step is wrong. In this last case the
@@ -136,7 +136,7 @@ class HazardWalks(Learner[HazardState]):
         )  # fmt: skip
 
     def n_passes(self) -> int:
-        """Return the largest number of walks: a walk for the scale, then the walks that train."""
+        """Return the largest number of passes: a pass for the scale, then the passes that train."""
         return 1 + MOST_WALKS
 
     def is_trained(self, state: HazardState) -> bool:
@@ -152,7 +152,7 @@ class HazardWalks(Learner[HazardState]):
         ids: Int[Tensor, "row 2"],
         occurrence: Int[Tensor, "row"],
     ) -> HazardState:
-        """Add these trajectories to the sums of the walk."""
+        """Add these trajectories to the sums of the pass."""
         known = first_error >= SOMEWHERE
         z = features(x[known.to(x.device)], position[known]).cpu()
         if len(z) == 0:

@@ -1,4 +1,4 @@
-"""What patches retrieve from a dictionary of usual ones, as they are or through trained maps."""
+"""Attention of patches to a dictionary of normal patches, plain or with trained maps."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Whether a classifier can tell two samples apart on rows that it was not trained on."""
+"""Test whether a classifier can distinguishes two samples on rows that it was not trained on."""
 
 from dataclasses import dataclass
 from math import comb
@@ -19,7 +19,7 @@ from sonde.stats import Shrinkage, check_shrinkage, inverse_root
 @final
 @dataclass(frozen=True, kw_only=True)
 class ClassifierComparison(Comparison):
-    """Share of held-out rows that are classified rightly; ``axis`` is the classifier's weight."""
+    """Accuracy on held-out rows; ``axis`` is the classifier's weight."""
 
     axis: Float[Tensor, "dim"]
 

@@ -198,7 +198,7 @@ def contrast_loss(p1: Float[Tensor, "*pair"], p0: Float[Tensor, "*pair"]) -> Flo
 def _lowest(
     z: Float[Tensor, "2 pair dim"], restarts: int, l2: float, seed: int
 ) -> tuple[float, Float[Tensor, "dim"], float]:
-    """Return loss, weight and bias of the best of several trainings."""
+    """Return loss, weight and bias of the best of several training runs."""
     dim = z.shape[2]
     generator = torch.Generator().manual_seed(seed)
     best: tuple[float, np.ndarray] | None = None
@@ -226,7 +226,7 @@ def _lowest(
 
 
 def _principal(gap: Float[Tensor, "pair dim"]) -> tuple[float, Float[Tensor, "dim"], float]:
-    """Return the share of variance on the first principal axis, and the axis."""
+    """Return the fraction of variance on the first principal axis, and the axis."""
     values, vectors = torch.linalg.eigh(gap.T @ gap)
     total = float(values.sum())
     return (float(values[-1]) / total if total > 0 else 0.0), vectors[:, -1], 0.0

@@ -20,7 +20,7 @@ from sonde.stats import HeadWeights, HeadWeightsState, Moments, MomentsState
 @final
 @dataclass(frozen=True, kw_only=True)
 class DICEScorer(Scorer):
-    """Energy of the logits of the sparse ``head``; ``value`` is the share of weights kept."""
+    """Energy of the logits of the sparse ``head``; ``value`` is the fraction of weights kept."""
 
     head: HeadWeightsState
     threshold: float

@@ -1,4 +1,4 @@
-"""How well each patch of an image is put together from a few patches of usual images.
+"""Error of rebuilding each patch of an image from a few patches of normal images.
 
 Meant for few usual images: what lies between two patches of the dictionary is retrieved too.
 """
@@ -118,7 +118,7 @@ class LookupTraining(Trainer[LookupTrainingState]):
 def scrambled(
     x: Float[Tensor, "row dim"], source: torch.Generator
 ) -> tuple[Float[Tensor, "row dim"], Float[Tensor, "row"]]:
-    """Return unit patches blended with scrambled patches, and the scrambled share of each.
+    """Return unit patches blended with scrambled patches, and the scrambled fraction of each.
 
     Each unit of a scrambled patch has the value of another patch drawn at random: each unit is
     usual by itself, but the combination is not. The share is uniform in (0, 1).
@@ -329,7 +329,7 @@ class DictLookup(Detector):
         )
 
     def _trained(self, trained: LookupTrainingState) -> dict[str, Any]:
-        """Return steps and mean scores of the training; refuse one that did not finish."""
+        """Return steps and mean scores of the training run; refuse one that did not finish."""
         trained.require_trained("DictLookup")
         return {
             "steps": trained.weights.steps,

@@ -31,7 +31,7 @@ PARTIAL = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class GridTrainingState(TrainingState):
-    """What a training holds between images; its loss is the error of an image."""
+    """State of a training run between images; its loss is the error of an image."""
 
     places: PositionMomentsState
     n_images: int = 0
@@ -89,7 +89,7 @@ class GridTraining(Trainer[GridTrainingState]):
         occurrence: Int[Tensor, "row"],
         position: Int[Tensor, "row"],
     ) -> tuple[GridTrainingState, Examples | None]:
-        """Return whole images, in units of each unit's spread."""
+        """Return whole images, in units of each unit's standard deviation."""
         who = torch.column_stack([ids, occurrence]).cpu()
         rows, partial = whole_images(who, position.cpu(), len(state.places.counts))
         state = replace(
@@ -120,7 +120,7 @@ class GridTraining(Trainer[GridTrainingState]):
         return self.divergence * (intra - _gap(c.attention_fixed() for c in rebuilt.inter))
 
     def _attentions(self, rebuilt: Rebuilt) -> Float[Tensor, ""]:
-        """Return the loss of the attentions: intra wide, far from its target, inter near it."""
+        """Return the loss of both attention maps: intra far from its target, inter near it."""
         intra = _gap(c.target_fixed() for c in rebuilt.intra)
         inter = _gap(c.target_fixed() for c in rebuilt.inter)
         return self.divergence * (inter - intra) + self.entropy * (
@@ -170,7 +170,7 @@ class Usual:
         return cls(mean, spread, (places.mean - mean) / spread)
 
     def scaled(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        """Return rows minus the mean, divided by the spread of each unit."""
+        """Return rows minus the mean, divided by the standard deviation of each unit."""
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
         return (wide - self.mean.to(wide)) / self.spread.to(wide)
 
@@ -204,15 +204,16 @@ def grid_columns(n: int, columns: int | None) -> int:
     """
     if n < 2:
         raise InputError(
-            "FOD: expected at least 2 patches in an image, got one row for each: nothing lies "
-            "beside it. Read images with the reducer 'patches', or give position= for each patch."
+            "FOD: expected at least 2 patches in an image, got one row for each image, so "
+            "patches have no neighbours. Read images with the reducer 'patches', or give "
+            "position= for each patch."
         )
     found = math.isqrt(n) if columns is None else columns
     if n % found or (columns is None and found * found != n):
         shape = "a square number of patches" if columns is None else f"lines of {columns} patches"
         raise InputError(
-            f"FOD: expected {shape} in an image, got {n} positions. Say how many lie in a line "
-            "(columns=), and give whole images of one size."
+            f"FOD: expected {shape} in an image, got {n} positions. Give the number of patches "
+            "in a line (columns=), and give whole images of one size."
         )
     return found
 
@@ -395,7 +396,7 @@ class FOD(Detector):
         return {"reducer": "patches"}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read a training."""
+        """Read the state of a training run."""
         training = GridTraining(
             GridNet(self.width, self.heads, self.layers),
             self.columns,

@@ -1,4 +1,4 @@
-"""Whether two means differ, in the metric of the shared covariance."""
+"""Test whether two means differ, in the metric of the shared covariance."""
 
 import math
 from dataclasses import dataclass

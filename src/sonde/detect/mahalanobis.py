@@ -43,7 +43,7 @@ class MahalanobisScorer(Scorer):
 
     @property
     def needs_double(self) -> bool:
-        """Whether float32 would lose digits of the metric that scores show."""
+        """True if float32 would lose digits of the metric that scores show."""
         return self.space.metric.is_lossy
 
     @property
@@ -59,7 +59,7 @@ class MahalanobisScorer(Scorer):
         return self.space.drops(x)
 
     def null_energy(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return the share of each row's energy in directions where the fitted rows had none."""
+        """Return the fraction of each row's energy in directions where the fitted rows had none."""
         return self.space.metric.null_energy(x.double() - self.space.origin)
 
 

@@ -201,7 +201,8 @@ def _steepness(influence: LogHistogramState, share: float) -> tuple[float, tuple
             typical = float(living.median())
             if typical <= LEAST_INFLUENCE:
                 raise StateError(
-                    "NAC: expected output times gradient of a size that alpha='auto' can see, got "
+                    "NAC: expected output times gradient that is large enough for alpha='auto', "
+                    "got "
                     f"at most {LEAST_INFLUENCE:.0e} in most units. Give a number as alpha, such as "
                     "2 over the largest of these products in most units."
                 )

@@ -1,4 +1,4 @@
-"""How far each patch of an image lies from the patches at its place in usual images.
+"""Distance of each patch of an image from the patches at its position in normal images.
 
 For images that are aligned: the same part of the object at the same place. For other images use a
 bank of patches of all places (``PatchCore``).
@@ -31,7 +31,7 @@ LEAST_IMAGES = 2
 @final
 @dataclass(frozen=True, kw_only=True)
 class PaDiMScorer(Scorer):
-    """Distance of each patch in the metric of its place; ``value`` counts the places."""
+    """Distance of each patch in the metric of its place; ``value`` counts the positions."""
 
     mean: Float[Tensor, "position coordinate"]
     root: Float[Tensor, "position coordinate coordinate"]
@@ -69,7 +69,7 @@ class PaDiMScorer(Scorer):
     def _whitened(
         self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield some places, the indices of their rows, and these rows centred and whitened."""
+        """Yield some positions, the indices of their rows, and these rows centred and whitened."""
         check_fitted_width("PaDiM", x, self.dim)
         if len(x) == 0:
             return

@@ -1,4 +1,4 @@
-"""How far each patch of an image lies from every patch of usual images.
+"""Distance of each patch of an image to the nearest patch of normal images.
 
 For images that need not be aligned: a patch may match a patch of any place.
 """

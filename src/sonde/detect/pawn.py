@@ -75,7 +75,7 @@ class PAWNTraining(Learner[PAWNState]):
         return PAWNState(0, shape, net, zeros, 0, Tally(), 0, 0, 0)
 
     def n_passes(self) -> int:
-        """Return one walk that counts the texts of each kind, then those of the training."""
+        """Return one pass that counts the texts of each kind, then those of the training run."""
         return 1 + self.epochs
 
     def update(
@@ -88,7 +88,7 @@ class PAWNTraining(Learner[PAWNState]):
         occurrence: Int[Tensor, "row"],
         position: Int[Tensor, "row"],
     ) -> PAWNState:
-        """Count labelled texts in the first walk, then train on them."""
+        """Count labelled texts in the first pass, then train on them."""
         check_metrics(y.shape[1])
         known = torch.nonzero(label >= 0).flatten()
         text = example_numbers(ids[known], occurrence[known])
@@ -180,7 +180,7 @@ def check_metrics(width: int, owner: str = "PAWN") -> None:
 @final
 @dataclass(frozen=True, kw_only=True)
 class PAWNScorer(Scorer):
-    """A trained network; ``value`` is its mean loss in the last walk."""
+    """A trained network; ``value`` is its mean loss in the last pass."""
 
     shape: NetShape
     values: tuple[Tensor, ...]
@@ -336,7 +336,7 @@ class PAWN(Detector):
         return {"sites": ["logits:in|tokens", "logits|predictions"]}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read a training."""
+        """Read the state of a training run."""
         training = PAWNTraining(
             features=self.features,
             gates=self.gates,

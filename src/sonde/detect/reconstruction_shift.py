@@ -1,4 +1,4 @@
-"""Whether rows leave the subspace in which the reference has its variance."""
+"""Test whether rows leave the subspace in which the reference has its variance."""
 
 import math
 from dataclasses import dataclass

@@ -36,7 +36,7 @@ class RelativeMahalanobisScorer(Scorer):
 
     @property
     def needs_double(self) -> bool:
-        """Whether either of the two needs float64."""
+        """True if either of the two needs float64."""
         return self.nearest.needs_double or self.background.needs_double
 
     def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:

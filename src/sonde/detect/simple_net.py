@@ -57,7 +57,7 @@ class NoiseDiscriminator:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseTrainingState(TrainingState):
-    """What a training holds between rows; the first walk is for ``moments``."""
+    """State of a training run between rows; the first pass is for ``moments``."""
 
     moments: MomentsState
     n_held: int = 0
@@ -106,7 +106,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
         )
 
     def times(self, state: NoiseTrainingState) -> int:
-        """Return how often a walk repeats its rows, so that all walks together have ``steps``."""
+        """Return how often a pass repeats its rows, so that all passes together have ``steps``."""
         return max(1, -(-self.steps // max(1, self.passes * state.steps_in_walk)))
 
     def examples(
@@ -181,7 +181,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
 
 
 def standardised(x: Float[Tensor, "row dim"], moments: MomentsState) -> Float[Tensor, "row dim"]:
-    """Return rows minus the mean, over the spread of each unit, in single precision."""
+    """Return rows minus the mean, over the standard deviation of each unit, in single precision."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     return ((wide - moments.mean.to(wide)) / filled_spread(moments).to(wide)).float()
 
@@ -259,7 +259,7 @@ class SimpleNetScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class SimpleNet(Detector):
-    """How surely a small net takes each row for a noisy copy of a usual one.
+    """Score of a small network that separates normal rows from noisy copies of them.
 
     Usual rows and their copies with normal noise are told apart by one hidden layer; what lies off
     the usual rows in any direction falls to the side of the copies. Rows are scaled to variance 1
@@ -355,7 +355,7 @@ class SimpleNet(Detector):
         return {"reducer": "patches"}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read a training."""
+        """Read the state of a training run."""
         training = NoiseTraining(
             sigma=self.sigma,
             margin=self.margin,

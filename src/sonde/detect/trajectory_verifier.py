@@ -1,4 +1,4 @@
-"""Whether a trajectory went wrong, and at which step first.
+"""Test whether a trajectory went wrong, and at which step first.
 
 For data whose wrong steps are known, such as trajectories that were perturbed on purpose. Injected
 errors are not natural ones: calibrate on clean natural trajectories, and look at the false alarms

@@ -141,7 +141,7 @@ class UnitShift(Shift):
         check_ranges(self, test=("ks", "js", "mean"), correction=("holm", "bh"))
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the histogram of each unit, or its mean and spread with the sample."""
+        """Read the histogram of each unit, or its mean and standard deviation with the sample."""
         if self.test == "mean":
             return {"units": Scalars(), **two_sample_reads()}
         return {"units": LogHistogram()}

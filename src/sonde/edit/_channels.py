@@ -123,12 +123,12 @@ def silenced(
 
 @torch.no_grad()
 def accuracy(model: Model, module: nn.Module, clean: Inputs) -> float:
-    """Return the share of labelled examples that a module classifies correctly."""
+    """Return the fraction of labelled examples that a module classifies correctly."""
     return accuracy_of(row_losses(model, module, clean), each_batch(clean))
 
 
 def accuracy_of(losses: Any, batches: Iterable[InputBatch]) -> float:
-    """Return the share of right answers among the answers with a known truth."""
+    """Return the fraction of correct answers among the answers with a known truth."""
     right = n = 0
     for batch in batches:
         told = losses.answers(batch)

@@ -14,7 +14,7 @@ from sonde.stats import ClassMomentsState, TwoGroups
 @final
 @dataclass(frozen=True)
 class Direction:
-    """A unit vector, the spread of all rows along it, and how far two groups lie apart along it.
+    """A unit vector, and along it: the rows' standard deviation and the distance of two groups.
 
     A vector of zeros says that no direction was found.
     """

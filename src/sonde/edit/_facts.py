@@ -50,7 +50,7 @@ class Fact:
         if not self.subject or self.subject not in self.prompt:
             raise InputError(
                 f"Fact: expected the subject in the prompt, got subject {self.subject!r} and "
-                f"prompt {self.prompt!r}. Write the subject as it stands there."
+                f"prompt {self.prompt!r}. Write the subject exactly as in the prompt."
             )
         if not self.target:
             raise InputError(f"Fact: expected a target after {self.prompt!r}, got an empty text.")

@@ -127,7 +127,7 @@ def attention_mass(
     queries: Positions | None = None,
     keys: Positions | None = None,
 ) -> Float[Tensor, "example head"]:
-    """Return the share of attention that the queries of one region give to the keys of another.
+    """Return the fraction of attention that the queries of one region give to the keys of another.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def _with_prior(probs: Tensor, prior: Tensor, chosen: Tensor, site: Site) -> Ten
     lost = chosen.any(3, keepdim=True) & (sums <= 0) & (left > 1e-3 * total)
     if bool(lost.any()):
         raise InputError(
-            f"AttentionSteer: expected every query to have a key left to look at, got "
+            f"AttentionSteer: expected every query to have a key left to attend to, got "
             f"{int(lost.sum())} rows without any at {site}. Forbid fewer keys, or name the queries "
             "that see others (the first token of a text sees itself alone)."
         )

@@ -157,7 +157,8 @@ def _answers(model: Model, inputs: Inputs, site: str) -> Float[Tensor, "example 
     for batch in stream.batches(0, len(inputs)):
         if batch.logits is None:
             raise InputError(
-                "choose_ablation: the model returns no logits, so its answers cannot be told. Take "
+                "choose_ablation: the model returns no logits, so its answers cannot be "
+                "compared. Take "
                 "a classifier or a causal language model."
             )
         found.append(batch.logits.double().cpu().log_softmax(1))

@@ -67,7 +67,7 @@ class ConditionScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class ConditionalSteering(Detector):
-    """Whether a prompt meets a condition: its cosine with a direction, and a threshold.
+    """Test of whether a prompt meets a condition: its cosine with a direction, and a threshold.
 
     The direction leads from the mean of all other rows to that of class ``positive``. The threshold
     has the highest F1 on a sample of the rows, half way between two scores. Fit it at every block

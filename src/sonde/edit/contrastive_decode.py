@@ -120,5 +120,5 @@ class ContrastiveDecode(Decode):
 
 
 def plausible_tokens(p: Float[Tensor, "row token"], share: float) -> Tensor:
-    """Return which tokens have at least a share of the greatest probability; ``p`` in nats."""
+    """Return which tokens have at least a fraction of the greatest probability; ``p`` in nats."""
     return p >= p.amax(dim=1, keepdim=True) + torch.tensor(share, dtype=torch.float64).log().to(p)

@@ -106,7 +106,7 @@ def _orthonormal(directions: Float[Tensor, "dim n"]) -> Float[Tensor, "dim n"]:
     if bool((r.diagonal().abs() < DEPENDENT).any()):
         raise InputError(
             f"Ablate: expected directions of which none lies in the span of the others, got "
-            f"{directions.shape[1]} that do. Leave out those that say the same."
+            f"{directions.shape[1]} that do. Leave out linearly dependent directions."
         )
     return q
 

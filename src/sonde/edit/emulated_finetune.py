@@ -97,7 +97,7 @@ class EmulatedFinetune(Decode):
 
 
 def _nucleus(p: Float[Tensor, "row token"], share: float) -> Bool[Tensor, "row token"]:
-    """Return the fewest likeliest tokens that have a share of the probability; ``p`` in nats."""
+    """Return the fewest likeliest tokens that have a fraction of the probability; ``p`` in nats."""
     if share == 1.0:
         return torch.ones_like(p, dtype=torch.bool)
     values, order = p.exp().sort(dim=1, descending=True)

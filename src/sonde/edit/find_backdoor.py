@@ -1,4 +1,4 @@
-"""Whether an image classifier hides a backdoor, for which class, and how to take it out.
+"""Test whether an image classifier hides a backdoor, for which class, and how to take it out.
 
 A backdoor is a small *trigger* that turns any image into one class. Needs a hundred clean images
 with labels. Triggers that cover the image, or bend it, are not found.
@@ -67,7 +67,7 @@ class BackdoorFinding:
 
     @property
     def likely(self) -> bool:
-        """Whether a backdoor is likely: a ratio of at least 1.2, which 0 of 60 clean nets reached.
+        """True if a backdoor is likely: a ratio of at least 1.2, which 0 of 60 clean nets reached.
 
         So at most 6.0 % of clean nets like these, small ones of digits, are accused (95 %).
         """
@@ -195,7 +195,7 @@ class Triggered(Inputs):
 
     @property
     def grouped(self) -> bool:
-        """Whether the clean images are grouped."""
+        """True if the clean images are grouped."""
         return self._clean.grouped
 
     def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
@@ -293,8 +293,8 @@ def image_of(batch: InputBatch) -> Tensor:
         if isinstance(value, Tensor) and value.is_floating_point() and value.ndim == 4:
             return value
     raise InputError(
-        "find_backdoor: expected images (example, channel, height, width), got none. Backdoors are "
-        "looked for in image classifiers."
+        "find_backdoor: expected images (example, channel, height, width), got none. The search "
+        "for backdoors needs an image classifier."
     )
 
 
@@ -353,14 +353,14 @@ class Pixels:
 
     @torch.no_grad()
     def success(self, mask: Tensor, pattern: Tensor, target: int) -> float:
-        """Return the share of images of other classes that a patch turns into the target."""
+        """Return the fraction of images of other classes that a patch turns into the target."""
         other = self.label != target
         said = self.logits(patched(self.images, mask, pattern)).argmax(1)
         return float((said == target)[other].float().mean())
 
     @torch.no_grad()
     def accuracy(self) -> float:
-        """Return the share of right answers."""
+        """Return the fraction of correct answers."""
         return float((self.logits(self.images).argmax(1) == self.label).float().mean())
 
 

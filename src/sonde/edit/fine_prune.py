@@ -136,7 +136,7 @@ class FinePrune(Rewrite):
 
 @torch.no_grad()
 def mean_passed(model: Model, clean: Inputs, layer: str) -> Tensor:
-    """Return the mean of ``max(x, 0)`` of each channel of a layer over images and places."""
+    """Return the mean of ``max(x, 0)`` of each channel of a layer over images and positions."""
     watch, losses = MeanPassed(), row_losses(model, model.module, clean)
     with editing(model, watch, layer, here=True):
         for batch in each_batch(clean):

@@ -1,4 +1,4 @@
-"""Whether a model has forgotten: against a retrained model, and under a membership attack."""
+"""Test whether a model has forgotten: against a retrained model, and under a membership attack."""
 
 import math
 from collections.abc import Mapping
@@ -159,7 +159,7 @@ def membership_attack(members: Float[Tensor, "member"], others: Float[Tensor, "o
 def _losses_and_right(
     live: Model, module: nn.Module, part: str, data: Inputs
 ) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]]:
-    """Return the loss of each example that has a truth, and its share of right answers."""
+    """Return the loss of each example that has a truth, and its fraction of correct answers."""
     compute = row_losses(live, module, data)
     losses: list[Tensor] = []
     right: list[Tensor] = []

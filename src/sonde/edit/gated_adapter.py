@@ -227,7 +227,7 @@ def soft_gate(
     if (full > start) != rising or full == start:
         raise InputError(
             f"soft_gate: expected {open_for:.0%} of the request's scores beyond {shut_for:.0%} of "
-            f"the others, got {full:.4g} against {start:.4g}. Take another detector or site, or a "
-            "smaller share."
+            f"the others, got {full:.4g} against {start:.4g}. Take another detector or site, or "
+            "a smaller fraction."
         )
     return Gate(scorer, start, site, reducer, full)

@@ -1,4 +1,4 @@
-"""Bring the mean, the spread or the states of another run into this run."""
+"""Replace the mean, standard deviation or states of this run by those of another run."""
 
 import math
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ class Inject(Edit):
 
     @property
     def others_per(self) -> Literal["token", "example"]:
-        """A state for each place of ``level="local"``, else examples of any length."""
+        """A state for each position of ``level="local"``, else examples of any length."""
         return "token" if self.level == "local" else "example"
 
     def apply(
@@ -107,7 +107,7 @@ class Inject(Edit):
 
 
 def _moments(x: Float[Tensor, "example *places dim"], mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation over the real places of each example."""
+    """Return mean and standard deviation over the real positions of each example."""
     flat = x.reshape(x.shape[0], -1, x.shape[-1])
     weight = torch.ones(flat.shape[:2], dtype=x.dtype, device=x.device)
     if mask is not None and mask.shape == flat.shape[:2]:

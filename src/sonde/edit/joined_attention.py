@@ -1,4 +1,4 @@
-"""Attention that also looks at the keys and values of another run.
+"""Attention that includes the keys and values of another run.
 
 To bring in one mean or a state for each place instead, take ``Inject``; for a net that is trained
 to look at a second source, ``sonde.layers.DecoupledCrossAttention``.
@@ -98,7 +98,7 @@ def joined_attention(
         module(**source)
     if not kept.heads:
         raise InputError(
-            "joined_attention: expected attentions that take their kernel from the "
+            "joined_attention: expected attention layers that take their kernel from the "
             f"AttentionInterface of transformers, found none in {type(module).__name__} among "
             f"{'all layers' if layers is None else ', '.join(layers)}."
         )
@@ -108,7 +108,7 @@ def joined_attention(
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
-    """Keys and values of the attentions of a run, by id of the module."""
+    """Keys and values of the attention layers of a run, by id of the module."""
 
     chosen: set[int]
     heads: dict[int, Heads] = field(default_factory=dict[int, Heads])

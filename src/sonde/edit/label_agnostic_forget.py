@@ -188,7 +188,7 @@ def drifted(
 
 
 class Autoencoder(nn.Module):
-    """A variational autoencoder of rows in units of their own spread.
+    """A variational autoencoder of rows in units of their own standard deviation.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ class Autoencoder(nn.Module):
         self.decode = nn.Sequential(nn.Linear(latent, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, dim))
 
     def error(self, rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return the mean squared error of each row, without noise, in squared spreads."""
+        """Return the mean squared error of each row, without noise, in variances."""
         x = (rows - self.centre) / self.spread
         return (self.decode(self.encode(x).chunk(2, 1)[0]) - x).square().mean(1)
 

@@ -105,7 +105,7 @@ class LimitAttention(Edit):
             if bool((lost & ~(own & allowed).any(3, keepdim=True)).any()):
                 row, query = (int(i) for i in lost.nonzero()[0][:2])
                 raise InputError(
-                    f"LimitAttention: {self.pattern} leaves nothing to look at for token {query} "
+                    f"LimitAttention: {self.pattern} leaves no key to attend to for token {query} "
                     f"of example {row} at {site}. Choose a pattern that holds the token itself."
                 )
             kept = torch.where(lost & own, total, kept)
@@ -116,7 +116,7 @@ class LimitAttention(Edit):
     def outside(
         self, x: Float[Tensor, "example query heads_keys"], site: Site, context: EditContext
     ) -> Float[Tensor, "example query"]:
-        """Return the share of attention that each query gives to keys outside the pattern."""
+        """Return the fraction of attention that each query gives to keys outside the pattern."""
         probs = self._by_head(x, site)
         gone = probs.masked_fill(self.allowed(probs, context), 0.0).sum((2, 3))
         return gone / probs.sum((2, 3)).clamp(min=1e-12)

@@ -1,4 +1,4 @@
-"""What probes read off states, before and after an edit: at the edited site and at all later sites.
+"""Probe accuracies before and after an edit, at the edited site and all later sites.
 
 An eraser guards against linear readers at its own site. A two-layer probe may still read the
 concept there, and later layers may compute it anew from the rest of the states (self-repair).
@@ -24,7 +24,7 @@ STEPS = 100
 @final
 @dataclass(frozen=True)
 class Probed:
-    """Shares of held-out rows that probes classify correctly.
+    """Fractions of held-out rows that probes classify correctly.
 
     Parameters
     ----------

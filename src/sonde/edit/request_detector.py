@@ -37,7 +37,7 @@ Sites = str | Site | Sequence[str | Site]
 @final
 @dataclass(frozen=True)
 class RequestLayer(State):
-    """What a request's texts look like at one layer.
+    """Statistics of a request's texts at one layer.
 
     Parameters
     ----------
@@ -245,7 +245,7 @@ def layer_rows(
 
 
 def without_words(text: str, share: float, draw: torch.Generator) -> str:
-    """Return a text without some of its words and signs, drawn at random; at least one stays.
+    """Return a text without some of its words and signs, chosen at random; at least one stays.
 
     Examples
     --------

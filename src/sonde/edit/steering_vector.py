@@ -29,7 +29,7 @@ How = Literal["mean_difference", "pca_difference", "probe"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class SteeringDirection(Result):
-    """A direction that points at the positive side, and the spread of all rows along it.
+    """A direction to the positive side, and the standard deviation of all rows along it.
 
     ``vector`` has unit length; ``value`` is the distance of both sides' means along it, in spreads:
     an edit of that strength moves the one mean onto the other.
@@ -40,7 +40,7 @@ class SteeringDirection(Result):
     spread: float
 
     def edit(self, strength: float = 1.0) -> Add:
-        """Return the edit that adds the direction, ``strength`` spreads long.
+        """Return the edit that adds the direction, ``strength`` standard deviations long.
 
         Raises
         ------

@@ -315,8 +315,9 @@ def _fresh(module: nn.Module) -> nn.Module:
             reset()
         elif next(part.parameters(recurse=False), None) is not None:
             raise InputError(
-                f"Retrain: {path or type(part).__name__} has weights and no way to draw them again "
-                "(reset_parameters). Pass make=, a function that returns a fresh model."
+                f"Retrain: {path or type(part).__name__} has weights but no method to "
+                "reinitialise them (reset_parameters). Pass make=, a function that returns a "
+                "fresh model."
             )
     return new
 

@@ -60,7 +60,7 @@ class RowIdentity:
 
     @cached_property
     def has_examples_of_rows(self) -> bool:
-        """Whether an example with a given id or key has rows at several positions."""
+        """True if an example with a given id or key has rows at several positions."""
         named = self._ids is not None or self._keys is not None
         if not named or bool((self._positions == 0).all()):
             return False

@@ -80,7 +80,7 @@ class ArrayStream(Stream):
 
     @property
     def grouped(self) -> bool:
-        """Whether groups were given, or rows at several positions are one example."""
+        """True if groups were given, or rows at several positions are one example."""
         return self.groups is not None or self.who.has_examples_of_rows
 
     @property

@@ -1,4 +1,4 @@
-"""Rows of plain arrays that copy another row, told from rows that are equal by chance."""
+"""Detect rows of plain arrays that copy another row, except rows equal by chance."""
 
 import math
 

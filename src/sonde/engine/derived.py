@@ -33,7 +33,7 @@ class DerivedStream(Stream):
 
     @property
     def grouped(self) -> bool:
-        """Whether groups were given or examples were cut into chunks."""
+        """True if groups were given or examples were cut into chunks."""
         return self.inner.grouped
 
     @property
@@ -48,7 +48,7 @@ class DerivedStream(Stream):
 
     @property
     def own_labels(self) -> bool:
-        """Whether class numbers are known to be the model's own."""
+        """True if class numbers are known to be the model's own."""
         return self.inner.own_labels
 
     @property

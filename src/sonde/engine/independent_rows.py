@@ -1,4 +1,4 @@
-"""How many independent rows have the sampling noise of rows that come in groups."""
+"""Effective sample size of rows that come in groups."""
 
 import math
 from collections.abc import Sequence

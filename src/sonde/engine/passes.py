@@ -133,7 +133,7 @@ def observe_unit(
 def still_learning(
     wanted: Mapping[str, Request], states: States, n_done: int
 ) -> dict[str, Request]:
-    """Return the learners that want another walk over the rows after ``n_done`` of them."""
+    """Return the learners that want another pass over the rows after ``n_done`` of them."""
     found: dict[str, Request] = {}
     for i, request in wanted.items():
         learner, state = request.statistic, states.get(i)
@@ -145,7 +145,7 @@ def still_learning(
 
 
 def close_pass(wanted: Mapping[str, Request], states: States) -> States:
-    """Return the states of learners after the last row of a walk; None if there was no row."""
+    """Return the states of learners after the last row of a pass; None if there was no row."""
     closed: States = {}
     for i, request in wanted.items():
         learner, state = request.statistic, states[i]

@@ -95,7 +95,7 @@ class Bar:
 
     @property
     def done(self) -> int:
-        """How many examples are done."""
+        """Number of examples done."""
         return self._done
 
     @property

@@ -49,7 +49,7 @@ class Request:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all rows of a unit go into one ``observe``, as groups or examples must be whole.
+        """True if all rows of a unit go into one ``observe``, as groups or examples must be whole.
 
         Learners that need whole examples get them batch by batch: a batch holds whole examples.
         """

@@ -73,7 +73,7 @@ class Running:
         if digest(self.what) != digest(other.what):
             raise StateError(
                 f"Running.merge: expected {type(self.what).__name__} with the same parameters, "
-                f"got {type(other.what).__name__}. Merge only what was made alike."
+                f"got {type(other.what).__name__}. Merge only results with equal parameters."
             )
         if other._task is None:
             return
@@ -100,7 +100,8 @@ class Running:
             raise StateError("Running.result: a statistic has no result. Use state.")
         if self._task is None:
             raise StateError(
-                f"Running.result: {type(self.what).__name__} has seen no row yet. Update it first."
+                f"Running.result: {type(self.what).__name__} has seen no row yet. Call update "
+                "first."
             )
         arguments = states_of(self._task, self._states)
         return result_with_error(self.what, arguments, terms_of(self._task), None)

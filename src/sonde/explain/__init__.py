@@ -1,4 +1,4 @@
-"""What units, directions and inputs stand for, with the tests that can refute it."""
+"""Explain units, directions and inputs, with tests that can refute the explanation."""
 
 from sonde.core._lazy import lazy
 

@@ -1,4 +1,4 @@
-"""Batches of inputs for several forwards, in whichever form the inputs are given."""
+"""Batches of inputs for several forward passes, in whichever form the inputs are given."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any

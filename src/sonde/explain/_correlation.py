@@ -1,4 +1,4 @@
-"""How alike two maps over the same places are, example by example."""
+"""How alike two maps over the same positions are, example by example."""
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ WINDOW = 7
 
 
 def pearson(a: Maps, b: Maps) -> Float[Tensor, "row"]:
-    """Return the correlation over places.
+    """Return the correlation over positions.
 
     If a map is constant, the correlation is 1 for equal maps and 0 for all others.
     """
@@ -25,7 +25,7 @@ def pearson(a: Maps, b: Maps) -> Float[Tensor, "row"]:
 
 
 def spearman(a: Maps, b: Maps) -> Float[Tensor, "row"]:
-    """Return the correlation of the ranks over places; equal entries share their mean rank."""
+    """Return the correlation of the ranks over positions; equal entries share their mean rank."""
     ranks = [torch.from_numpy(rankdata(x.cpu().numpy(), axis=1)) for x in (a, b)]
     return pearson(ranks[0], ranks[1])
 

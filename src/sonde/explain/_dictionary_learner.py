@@ -59,13 +59,13 @@ class DictionaryLearner(Instrument):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The parameters of the training."""
+        """The parameters of the training run."""
         names = ("features", "k", "act", "passes", "batch", "penalty", "dead_after", "seed")
         own = {"top_rate": self.rate, "buffer": self.mixed * self.batch}
         return {n: getattr(self, n) for n in names} | own
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read a training."""
+        """Read the state of a training run."""
         return {"trained": self.training()}
 
     def result(self, trained: DictionaryState) -> Dictionary:

@@ -60,12 +60,12 @@ class DictionaryTraining(Trainer[DictionaryState]):
     reviews: ClassVar[bool] = True
 
     def start(self, dim: int) -> DictionaryState:
-        """Return the state before the first row; weights follow from the first walk."""
+        """Return the state before the first row; weights follow from the first pass."""
         return DictionaryState(weights=Weights.of())
 
     @property
     def is_own(self) -> bool:
-        """Whether the dictionary rebuilds the sites that it reads."""
+        """True if the dictionary rebuilds the sites that it reads."""
         return True
 
     @abstractmethod
@@ -305,7 +305,7 @@ class PairTraining(DictionaryTraining):
 
     @property
     def is_own(self) -> bool:
-        """Whether both sites are rebuilt from both."""
+        """True if both sites are rebuilt from both."""
         return self.both
 
     def sides(self, *columns: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -21,7 +21,7 @@ def standard_error(each: Float[Tensor, "part"]) -> float | None:
 def judged_by(
     test: Any, baseline: Baseline, function: SiteFunction, found: Attribution, fixed: FixedObjective
 ) -> dict[str, Any]:
-    """Return the conventions of a test that replaces places by a baseline."""
+    """Return the conventions of a test that replaces positions by a baseline."""
     return {
         "method": repr(test),
         "objective": fixed.objective.name,

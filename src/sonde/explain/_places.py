@@ -1,4 +1,4 @@
-"""The places of a tensor (pixels, tokens, units of a row) that can be taken away one by one."""
+"""The positions of a tensor (pixels, tokens, units of a row) that can be taken away one by one."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ MOST_ROWS = 256
 
 @dataclass(frozen=True, eq=False)
 class ExamplePlaces:
-    """Values at the places of each example, and what stands there when a place is taken away.
+    """Values at the positions of each example, and what stands there when a place is taken away.
 
     Places are the tokens or pixels of what is varied; of a row of numbers, the numbers. Those of
     several inputs come one input after another.
@@ -58,11 +58,11 @@ class ExamplePlaces:
 
     @property
     def n(self) -> int:
-        """How many places there are."""
+        """Number of positions."""
         return self.real.shape[1]
 
     def scores(self, found: Attribution) -> Float[Tensor, "row place"]:
-        """Return an attribution as one number for each place.
+        """Return an attribution as one number for each position.
 
         Raises
         ------
@@ -88,12 +88,12 @@ class ExamplePlaces:
         return shuffled[ranked.argsort(dim=1, descending=True, stable=True)]
 
     def without(self, gone: Bool[Tensor, "row place"]) -> Tensor:
-        """Return the values with the baseline at some places, in the shape of the site."""
+        """Return the values with the baseline at some positions, in the shape of the site."""
         at = (gone & self.real)[:, self.place]
         return torch.where(at, self.base, self.x).reshape(self.shape)
 
     def spread(self, each: Float[Tensor, "row place"]) -> Tensor:
-        """Return a number for each place, shared evenly by its features, in the site's shape."""
+        """Return a number for each position, shared evenly by its features, in the site's shape."""
         shared = each.to(self.x) / torch.bincount(self.place, minlength=self.n)
         return shared[:, self.place].reshape(self.shape)
 

@@ -41,7 +41,7 @@ class Points:
 
     @property
     def n(self) -> int:
-        """How many points there are."""
+        """Number of points."""
         width = self.shape[self.axis]
         places = 1
         for size in self.shape[1:]:
@@ -49,12 +49,12 @@ class Points:
         return {"positions": places // width, "units": width, "whole": 1}[self.over]
 
     def by_place(self, x: Tensor) -> Float[Tensor, "row place unit"]:
-        """Return states as places and units."""
+        """Return states as positions and units."""
         wide = x.movedim(self.axis, -1)
         return wide.reshape(len(wide), -1, wide.shape[-1])
 
     def states(self, x: Float[Tensor, "row place unit"]) -> Tensor:
-        """Return places and units as states."""
+        """Return positions and units as states."""
         sizes = [n for i, n in enumerate(self.shape) if i not in (0, self.axis)]
         return x.reshape(len(x), *sizes, x.shape[-1]).movedim(-1, self.axis)
 

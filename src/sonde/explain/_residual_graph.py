@@ -54,7 +54,8 @@ class ResidualGraph:
         if not edges:
             raise StateError(
                 "edges: expected modules that read a sum of layers' outputs which differ between "
-                "the two runs, found none: a norm stands on the stream, or the runs are the same. "
+                "the two runs, found none: a norm is applied to the stream, or the two runs are "
+                "identical. "
                 "Patch sites instead (ActivationPatching)."
             )
         return cls(writers, readers, edges)

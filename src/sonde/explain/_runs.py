@@ -49,7 +49,7 @@ class FixedGoal(Protocol):
 
 @runtime_checkable
 class Goal(Protocol):
-    """A number that tells two runs apart: an ``Objective``, or ``AnswerMargin``."""
+    """A number that distinguishes two runs: an ``Objective``, or ``AnswerMargin``."""
 
     @property
     def name(self) -> str:
@@ -67,7 +67,7 @@ States = dict[Site, Tensor]
 
 
 class TwoRuns:
-    """A clean and a corrupted run of one model, and the number that tells them apart.
+    """A clean and a corrupted run of one model, and the number that distinguishes them.
 
     The model runs in eval mode, its parameters frozen, and is left as it was. The targets of the
     objective are those of the clean run.
@@ -195,7 +195,7 @@ class TwoRuns:
 
     @property
     def n(self) -> int:
-        """How many examples a run has."""
+        """Number of examples of a run."""
         return next((len(x) for x in leaves(self._given["clean"]).values() if x.ndim), 1)
 
     def log_probs(self, side: Side, outputs: Any) -> Float[Tensor, "answer class"]:
@@ -281,7 +281,7 @@ class TwoRuns:
         missing = [str(site) for site in sites if site not in seen]
         if missing:
             raise SiteError(
-                f"{', '.join(missing[:4])} brought no state of numbers. Name modules that run."
+                f"{', '.join(missing[:4])} returned no tensor of numbers. Name modules that run."
             )
 
 

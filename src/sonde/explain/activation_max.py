@@ -204,7 +204,7 @@ class ActivationMax(Explainer):
 
 
 class _UnitOf:
-    """The activation of a unit, mean over places, as a function of the input."""
+    """The activation of a unit, mean over positions, as a function of the input."""
 
     def __init__(self, at: SiteFunction, site: Pattern, unit: int) -> None:
         self.at, self.unit = at, unit

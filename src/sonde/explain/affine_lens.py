@@ -19,7 +19,7 @@ from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
 @final
 @dataclass(frozen=True, kw_only=True)
 class AffineLensResult(Result):
-    """``value`` is the share of the second site's variance that the first explains linearly."""
+    """``value`` is the fraction of the second site's variance that the first explains linearly."""
 
     weight: Float[Tensor, "dim2 dim"]
     bias: Float[Tensor, "dim2"]

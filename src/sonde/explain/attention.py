@@ -48,7 +48,7 @@ class AttentionLayers(NamedTuple):
 
 @dataclass(frozen=True)
 class AttentionMap(Attributor):
-    """A map over tokens from the attentions of a model; at a picture, grown to its pixels.
+    """A map over tokens from the attention layers of a model; at a picture, grown to its pixels.
 
     The tokens after the special tokens are laid over a picture as a grid of its proportions.
     """
@@ -219,7 +219,7 @@ class AttentionRelevance(AttentionMap):
 
 
 def _read(function: SiteFunction, objective: FixedObjective) -> tuple[AttentionLayers, bool]:
-    """Return what attentions look at on the way from a site to the objective."""
+    """Return what attention layers attend to on the way from a site to the objective."""
     names = ModuleNames(function.module)
     kept: list[Tensor] = []
 
@@ -240,7 +240,7 @@ def _read(function: SiteFunction, objective: FixedObjective) -> tuple[AttentionL
     shapes = {tuple(x.shape[1::2]) for x in kept}
     if len(shapes) != 1 or any(queries != keys for queries, keys in shapes):
         raise SiteError(
-            "attention: expected attentions of one sequence to itself after "
+            "attention: expected self-attention maps of one sequence after "
             f"{function.site}, got (queries, keys) {sorted(shapes) or 'none'}. Name a site before "
             "them, or take a method of gradients: IntegratedGradients."
         )
@@ -279,15 +279,16 @@ def _layer(layers: AttentionLayers, index: int) -> AttentionGradient:
 
 
 def _over_places(found: Float[Tensor, "row token"], function: SiteFunction) -> Tensor:
-    """Return a map over tokens as one over the places of a site."""
+    """Return a map over tokens as one over the positions of a site."""
     value, n = function.value, found.shape[1]
     if value.ndim == 3 and value.shape[1] == n:
         return found.to(value)
     grid = _grid(n, tuple(value.shape[2:])) if value.ndim == 4 else None
     if grid is None:
         raise SiteError(
-            f"attention: {n} tokens are not the places of {tuple(value.shape)} at {function.site}, "
-            "nor a grid of their proportions. Name a site of tokens, such as the embeddings."
+            f"attention: {n} tokens are not the positions of {tuple(value.shape)} at "
+            f"{function.site}, "
+            "nor a grid of the same proportions. Name a site of tokens, such as the embeddings."
         )
     laid = found[:, n - grid[0] * grid[1] :].unflatten(1, grid).unsqueeze(1).to(value)
     return interpolate(laid, list(value.shape[2:]), mode="bilinear", align_corners=False)[:, 0]

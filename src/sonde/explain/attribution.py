@@ -67,7 +67,7 @@ class Attribution(Result):
 
     @property
     def signed(self) -> bool:
-        """Whether the method can say that something lowers the objective."""
+        """True if the method can say that something lowers the objective."""
         return bool(self.conventions["signed"])
 
     @property
@@ -88,7 +88,7 @@ class Attribution(Result):
 
     @property
     def per_place(self) -> Float[Tensor, "row *place"]:
-        """One number for each place: token, pixel, or entry of a row of numbers."""
+        """One number for each position: token, pixel, or entry of a row of numbers."""
         if not self.inputs:
             return torch.as_tensor(self.value) if self._is_rows else self.by_place
         zipped = zip(self.inputs, self.parts.values(), strict=True)
@@ -205,7 +205,7 @@ class Attributor(Explainer):
 
     @property
     def signed(self) -> bool:
-        """Whether values can say that something lowers the objective."""
+        """True if values can say that something lowers the objective."""
         return True
 
     def _compared_with(self, function: SiteFunction) -> str:

@@ -329,7 +329,7 @@ class _Sum:
         return cls(name, module, sent, given)
 
     def listen(self, before: "_Sum") -> None:
-        """Note which places of the input each unit of the layer before fills.
+        """Note which positions of the input each unit of the layer before fills.
 
         Raises
         ------
@@ -348,7 +348,7 @@ class _Sum:
         self.owner = unit == torch.arange(n)[:, None]
 
     def at_rest(self, x: Tensor, off: Bool[Tensor, "place"], rest: Tensor) -> Tensor:
-        """Return an input with some places of its units axis at their baseline."""
+        """Return an input with some positions of its units axis at their baseline."""
         shape = [1] * x.ndim
         shape[self.axis] = -1
         return torch.where(off.to(x.device).reshape(shape), rest.to(x), x)
@@ -357,7 +357,7 @@ class _Sum:
     def messages(
         self, taken: Bool[Tensor, "group place"], rest: Tensor, children: Int[Tensor, "child"]
     ) -> Float[Tensor, "group row *place child"]:
-        """Return how much some children lose if each group of places is at its baseline."""
+        """Return how much some children lose if each group of positions is at its baseline."""
         found: list[Tensor] = []
         for some in taken.split(max(1, ROWS // len(self.sent))):
             x = torch.cat([self.at_rest(self.sent, off, rest) for off in some])

@@ -1,4 +1,4 @@
-"""The few edges of a residual stream that carry what tells two inputs apart, and their test."""
+"""The few edges of a residual stream that carry what distinguishes two inputs, and their test."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final

@@ -1,4 +1,4 @@
-"""Maps of where an image or a text speaks for a class, from a layer that keeps places.
+"""Maps of where an image or a text speaks for a class, from a layer that keeps positions.
 
 ``GradCam`` weighs channels by their mean gradient, ``HiResCam`` and ``LayerCam`` place by place,
 ``GradCamPP`` by positive gradients that count less in a very active channel. No map is scaled: a
@@ -22,7 +22,7 @@ from sonde.tap.streams.site_function import INPUT, SiteFunction
 
 @dataclass(frozen=True)
 class ClassActivation(Attributor):
-    """A map over the places of a layer; subclasses say how channels are weighed.
+    """A map over the positions of a layer; subclasses say how channels are weighed.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class ClassActivation(Attributor):
 @final
 @dataclass(frozen=True)
 class GradCam(ClassActivation):
-    """Channels weighed by their mean gradient over places: ``relu(sum_k mean_u(g_k) A_k(u))``.
+    """Channels weighed by their mean gradient over positions: ``relu(sum_k mean_u(g_k) A_k(u))``.
 
     Range        [0, inf) with ``relu``; units of the objective over places, never scaled.
     Cost         one forward and backward from the layer on.
@@ -178,7 +178,7 @@ class GradCamPP(ClassActivation):
 def upsampled(
     found: Attribution, size: tuple[int, int], grid: tuple[int, int] | None = None
 ) -> Float[Tensor, "row height width"]:
-    """Return a map at the size of the picture, bilinear between the centres of its places.
+    """Return a map at the size of the picture, bilinear between the centres of its positions.
 
     Parameters
     ----------

@@ -115,8 +115,8 @@ class Comet:
         if self.weight and self.area_weight * (1.0 - self.area) < self.weight * self.gap:
             raise InputError(
                 f"Comet: expected area_weight (1 - area) of at least weight gap = "
-                f"{self.weight * self.gap:g}, got {self.area_weight * (1 - self.area):g}: to keep "
-                "all would cost less than to leave out what tells nothing. Raise area_weight."
+                f"{self.weight * self.gap:g}, got {self.area_weight * (1 - self.area):g}: keeping "
+                "everything would cost less than removing uninformative parts. Raise area_weight."
             )
 
     def fit(

@@ -1,4 +1,4 @@
-"""Whether a probe reads what the states hold, or learns the labels by itself.
+"""Test whether a probe reads what the states hold, or learns the labels by itself.
 
 For rows of tokens or words whose label is a property of the type. Labels that differ within a type
 need another control.
@@ -39,7 +39,7 @@ class ControlTaskResult(Result):
 @final
 @dataclass(frozen=True)
 class ControlTask(Instrument):
-    """How much better a probe reads the true classes than classes drawn at random for each type.
+    """How much better a probe reads the true classes than classes chosen at random for each type.
 
     Every type (byte, token, word) gets a fixed class drawn from the frequencies of the true
     labels. A probe that only learns by heart reads the drawn classes just as well as the true
@@ -130,7 +130,7 @@ class ControlTask(Instrument):
         if len(seen) < 2:
             raise InputError(
                 f"ControlTask: expected rows of several types in the column {self.types!r}, got "
-                f"{len(seen)}. Name a column that tells types apart."
+                f"{len(seen)}. Name a column with at least two types."
             )
         key = splitmix64(types.cpu().long().numpy().view(np.uint64) + np.uint64(self.seed))
         draw = torch.from_numpy((key >> np.uint64(11)).astype(np.float64) * 2.0**-53)

@@ -11,7 +11,7 @@ from sonde.explain._dictionary_training import PairTraining
 @final
 @dataclass(frozen=True)
 class Crosscoder(DictionaryLearner):
-    """Share of the variance of two sites that few features of both together leave unexplained.
+    """Fraction of the variance of two sites that few features of both together leave unexplained.
 
     ``z = act(sum_s encoder_s x_s + bias)`` rebuilds every site, ``x_s = z decoder_s + offset_s``.
     Between layers, or between two models, ``shares`` says at which of them each feature lives.

@@ -92,7 +92,7 @@ class Alignment(Result):
 @final
 @dataclass(frozen=True)
 class InterchangeIntervention(Explainer):
-    """Share of pairs whose answer is the causal model's when a variable takes its source value.
+    """Fraction of pairs whose answer is the causal model's when a variable takes its source value.
 
     States of the source run, in a subspace, some units or the whole site, come into the base run.
 
@@ -281,7 +281,7 @@ class _Pairs:
         return -self.runs.number("clean", outputs).mean()
 
     def accuracy(self, values: Tensor) -> float:
-        """Return the share of expected answers with these states."""
+        """Return the fraction of expected answers with these states."""
         outputs = self.runs.going_on("clean", self.site, values)
         best = self.runs.log_probs("clean", outputs).argmax(-1)
         return float((best.cpu() == self.expected.cpu()).double().mean())

@@ -90,7 +90,7 @@ class Dictionary(Result):
 
     @property
     def n_features(self) -> int:
-        """How many features there are."""
+        """Number of features."""
         return len(self.bias)
 
     @property
@@ -100,7 +100,7 @@ class Dictionary(Result):
 
     @property
     def dead_share(self) -> float:
-        """Share of features that are active in no row; NaN where densities are not known."""
+        """Fraction of features that are active in no row; NaN where densities are not known."""
         if self.density is None or self.n_features == 0:
             return math.nan
         return float((self.density == 0).double().mean())

@@ -1,4 +1,4 @@
-"""Which way through a residual stream carries what tells two inputs apart: effects of edges.
+"""Which way through a residual stream carries what distinguishes two inputs: effects of edges.
 
 An edge goes from a layer that writes into the stream to a module that reads it. ``EdgePatching``
 runs the model for each; ``EdgeAttribution`` estimates all of them from a few backwards.
@@ -26,7 +26,7 @@ Edge = tuple[str, str]
 @final
 @dataclass(frozen=True, kw_only=True)
 class EdgeEffects(Result):
-    """What each edge does to the number that tells two runs apart.
+    """What each edge does to the number that distinguishes two runs.
 
     ``value`` is the share of the difference that an edge brings, mean over pairs. ``edges`` are
     names of a writer's output and a reader's input; ``effects``, ``base``, ``source`` and
@@ -50,7 +50,7 @@ class EdgeEffects(Result):
 @final
 @dataclass(frozen=True)
 class EdgePatching(Explainer):
-    """Share of the difference that a layer's output brings through a single reader.
+    """Fraction of the difference that a layer's output brings through a single reader.
 
     The reader takes in ``x + (u_source - u_base)``; every other module, the later readers of the
     same writer too, sees the patched run's own stream.
@@ -190,7 +190,7 @@ def edge_effects(
     ends: tuple[Float[Tensor, "pair"], Float[Tensor, "pair"]],
     tol: float,
 ) -> EdgeEffects:
-    """Return the shares of edges, mean over the pairs that differ."""
+    """Return the fractions of edges, mean over the pairs that differ."""
     base, source = (x.double().cpu() for x in ends)
     mean, se, kept = mean_share(effects, source - base, tol)
     return EdgeEffects(

@@ -1,4 +1,4 @@
-"""Whether an attribution says what the model uses: take places away and see what the model does.
+"""Test whether an attribution shows what the model uses, by removing positions.
 
 Every figure comes beside that of random orders of the same places.
 """
@@ -59,7 +59,7 @@ class FaithfulnessResult(Result):
 
 @dataclass(frozen=True)
 class OrderTest(Judge):
-    """Judges an attribution by the order in which it puts the places.
+    """Judges an attribution by the order in which it puts the positions.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ class OrderTest(Judge):
     @property
     @abstractmethod
     def shares(self) -> tuple[float, ...]:
-        """Which shares of the places are taken, from first to last."""
+        """Which fractions of the positions are taken, from first to last."""
 
     @abstractmethod
     def _figure(self, curves: Float[Tensor, "row step"]) -> Float[Tensor, "row"]:
@@ -170,7 +170,7 @@ class OrderTest(Judge):
 
 @dataclass(frozen=True)
 class CurveTest(OrderTest):
-    """An order test whose figure is the area under the objective over the share of places.
+    """An order test whose figure is the area under the objective over the fraction of positions.
 
     Parameters
     ----------
@@ -213,7 +213,7 @@ class Deletion(CurveTest):
 @final
 @dataclass(frozen=True)
 class Insertion(CurveTest):
-    """Area under the objective while places are put in, the largest attribution first.
+    """Area under the objective while positions are put in, the largest attribution first.
 
     Range        of the objective, [0, 1] for a probability; higher = better.
     Cost         ``steps`` forwards, and as many for each random order.
@@ -241,7 +241,9 @@ class ShareTest(OrderTest):
 
     def __post_init__(self) -> None:
         if not self.parts or not all(0.0 < p <= 1.0 for p in self.parts):
-            raise InputError(f"{type(self).__name__}: expected shares in (0, 1], got {self.parts}.")
+            raise InputError(
+                f"{type(self).__name__}: expected fractions in (0, 1], got {self.parts}."
+            )
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -255,7 +257,7 @@ class ShareTest(OrderTest):
 @final
 @dataclass(frozen=True)
 class Comprehensiveness(ShareTest):
-    """Fall of the objective when the places with the largest attribution are gone.
+    """Fall of the objective when the positions with the largest attribution are gone.
 
     Range        of the objective; higher = what was pointed at is needed.
     Cost         a forward for each share, and as many for each random order.
@@ -269,7 +271,7 @@ class Comprehensiveness(ShareTest):
 @final
 @dataclass(frozen=True)
 class Sufficiency(ShareTest):
-    """Fall of the objective when only the places with the largest attribution are left.
+    """Fall of the objective when only the positions with the largest attribution are left.
 
     Range        of the objective; lower = what was pointed at is enough.
     Cost         a forward for each share, and as many for each random order.

@@ -1,4 +1,4 @@
-"""Whether the sign of an attribution holds: taking a place away must move the objective its way."""
+"""Test the signs of an attribution, by removing positions one at a time."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
@@ -49,7 +49,7 @@ class ViolationResult(Result):
 @final
 @dataclass(frozen=True)
 class FaithfulnessViolation(Judge):
-    """Takes the places with the largest absolute attribution away, one at a time.
+    """Takes the positions with the largest absolute attribution away, one at a time.
 
     A place violates where ``sign(attribution) * sign(f(x) - f(x without it)) < 0``, with the
     objective's target fixed from the whole input. A change below ``tol`` is a tie, which never

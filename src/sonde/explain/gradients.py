@@ -298,7 +298,7 @@ class SmoothGrad(Attributor):
 
 
 def _chunks(n: int, rows: int) -> list[slice]:
-    """Return slices of ``n`` steps that make at most ``MOST_ROWS`` rows of one forward."""
+    """Return slices of ``n`` steps that make at most ``MOST_ROWS`` rows of one forward pass."""
     size = max(1, MOST_ROWS // max(rows, 1))
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 

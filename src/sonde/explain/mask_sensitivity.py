@@ -1,4 +1,4 @@
-"""Whether a model answers from the object or from what lies around it."""
+"""Test whether a model answers from the object or from what lies around it."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
@@ -46,7 +46,7 @@ class MaskSensitivityResult(Result):
 
     @property
     def has_shortcut(self) -> bool:
-        """Whether classes are told without the object more often than by chance."""
+        """True if classes are told without the object more often than by chance."""
         return float(self.low[CONDITIONS.index("box removed")]) > 0.5
 
     def chart(self) -> Chart:
@@ -182,7 +182,7 @@ class MaskSensitivity(Judge):
         )
 
     def _base(self, model: Model | nn.Module, images: Pictures) -> Pictures:
-        """Return what stands at places that are taken away, of all pictures together."""
+        """Return what stands at positions that are taken away, of all pictures together."""
         if self.baseline.kind == "mean":
             return images.mean((0, 2, 3))[None, :, None, None].expand_as(images)
         parts = images.split(ROWS)
@@ -203,7 +203,7 @@ class MaskSensitivity(Judge):
 
 
 def _gone(region: Regions, seed: int) -> list[Regions]:
-    """Return the places that go under each condition."""
+    """Return the positions that go under each condition."""
     draw = np.random.default_rng(seed)
     box, other = torch.zeros_like(region), torch.zeros_like(region)
     height, width = region.shape[1:]

@@ -61,7 +61,7 @@ class NeuronLensResult(Result):
         return marks(self.title, rows, "kurtosis", "z")
 
     def agreement(self, other: "NeuronLensResult") -> float:
-        """Return the share of units with the same top token in another model.
+        """Return the fraction of units with the same top token in another model.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Where a layer that does nothing would learn: each place's part of its weight gradient.
+"""Where a layer that does nothing would learn: each position's part of its weight gradient.
 
 An identity layer is imagined at a site; the gradient of the objective at its weights is a sum over
 places, and the size of a place's term is the map. ``ClassSensitivity`` asks whether such maps
@@ -36,7 +36,7 @@ Given = Float[Tensor, "row group part place"]
 @final
 @dataclass(frozen=True)
 class NormGrad(Attributor):
-    """Size of each place's term in the weight gradient of a layer at the site.
+    """Size of each position's term in the weight gradient of a layer at the site.
 
     With the state ``h`` and the gradient ``g`` at a place, the term is ``g`` for a bias, ``h g``
     for a scaling and ``g h'`` for a convolution of 1 x 1; a convolution of 3 x 3 has the patch
@@ -149,7 +149,7 @@ class MetaSaliency(Attributor):
 @final
 @dataclass(frozen=True)
 class ClassSensitivity(Judge):
-    """Correlation over places between the maps for the likeliest and the least likely class.
+    """Correlation over positions between the maps for the likeliest and the least likely class.
 
     Range        [-1, 1]; 1 = the map is the same whatever the class, 0 or below = it depends on it.
     Cost         two attributions.
@@ -260,7 +260,7 @@ def combined(
 
 
 def _factors(function: SiteFunction, gradient: Tensor, layer: Kind) -> tuple[Slopes, Given]:
-    """Return gradient and input of each place; their outer products by group are the terms."""
+    """Return gradient and input of each position; their outer products by group are the terms."""
     if function.value.ndim < 3:
         raise InputError(
             f"NormGrad: expected a site that keeps places, (row, channel, h, w) or (row, token, "
@@ -300,7 +300,7 @@ def _own(function: SiteFunction, g: Float[Tensor, "row out place"]) -> tuple[Slo
 
 
 def _aggregated(g: Slopes, h: Given, how: How) -> Float[Tensor, "row place"]:
-    """Return one number for each place's outer products, without forming them."""
+    """Return one number for each position's outer products, without forming them."""
     if how == "sum":
         return (g.sum(2) * h.sum(2)).sum(1)
     if how == "max":

@@ -189,7 +189,8 @@ class Objective:
         if found.ndim == MAP:
             raise InputError(
                 f"expected logits of (row, class), got a map of shape {tuple(found.shape)}. "
-                "Explain it by a gradient or by what is taken away: Saliency, IntegratedGradients."
+                "Explain it by a gradient or by removing parts of the input: Saliency, "
+                "IntegratedGradients."
             )
         return found
 

@@ -1,4 +1,4 @@
-"""Which states carry what tells two inputs apart: put them from one run into the other.
+"""Which states carry what distinguishes two inputs: put them from one run into the other.
 
 ``ActivationPatching`` runs the model for every point; ``AttributionPatching`` estimates all of them
 from a few backwards. Not for one input alone: take an attribution.
@@ -37,7 +37,7 @@ SIDES: dict[str, tuple[Side, Side]] = {
 @final
 @dataclass(frozen=True, kw_only=True)
 class PatchEffects(Result):
-    """What each point of each site does to the number that tells two runs apart.
+    """What each point of each site does to the number that distinguishes two runs.
 
     ``value`` is the share of the difference that a point brings, mean over pairs: 0 nothing, 1 all;
     it may leave [0, 1]. ``effects`` are the rises of the objective above ``base``; ``base`` and
@@ -75,7 +75,7 @@ class PatchEffects(Result):
 @final
 @dataclass(frozen=True)
 class ActivationPatching(Explainer):
-    """Share of the difference between two runs that one state, put into the other run, brings.
+    """Fraction of the difference between two runs that one state, put into the other run, brings.
 
     ``(m_patched - m_base) / (m_source - m_base)`` for every site and position, where ``m`` is the
     objective. Each layer's positions run as one batch, from that layer on; states that do not
@@ -410,7 +410,7 @@ def mean_share(
     tol: float,
     has: Bool[Tensor, "pair *part"] | None = None,
 ) -> tuple[Float[Tensor, "*part"], Float[Tensor, "*part"] | None, Bool[Tensor, "pair"]]:
-    """Return the mean share of each part, its standard error, and the pairs that differ."""
+    """Return the mean fraction of each part, its standard error, and the pairs that differ."""
     wide = [-1, *[1] * (effects.ndim - 1)]
     kept = whole.abs() >= tol
     counted = kept.view(wide).expand_as(effects)

@@ -132,8 +132,9 @@ class ProbeBaselines:
         """
         if not isinstance(stream, LiveStream):
             raise InputError(
-                "ProbeBaselines: expected the stream of a live model, whose weights can be drawn "
-                f"anew, got {type(stream).__name__}. Read the model: sonde.read(model, data)."
+                "ProbeBaselines: expected the stream of a live model, whose weights can "
+                f"be reinitialised, got {type(stream).__name__}. Read the model: "
+                "sonde.read(model, data)."
             )
         sites = tuple(site.key for site in stream.schema)
         source, model = _input_stream(stream), stream.model.module

@@ -1,4 +1,4 @@
-"""Whether an attribution ranks what tells classes: train again on what it leaves.
+"""Test whether an attribution ranks what tells classes: train again on what it leaves.
 
 A model that is only tested on masked inputs may fail because it never saw masked inputs; a model
 that is trained on them fails because what tells the classes is gone.
@@ -31,7 +31,7 @@ ROUNDS = 100
 @final
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """Inputs with their classes, and an attribution to their places.
+    """Inputs with their classes, and an attribution to their positions.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class Ranked:
 @final
 @dataclass(frozen=True, kw_only=True)
 class RoarResult(Result):
-    """Accuracy of models trained again, for each share of places and each seed.
+    """Accuracy of models trained again, for each fraction of positions and each seed.
 
     ``accuracy`` is without the places that the attribution ranks highest, ``random`` without as
     many random ones.
@@ -94,7 +94,7 @@ class RoarResult(Result):
 @final
 @dataclass(frozen=True, kw_only=True)
 class DiffRoarResult(Result):
-    """Accuracy on the top places less that on the bottom ones, and the same for masks alone.
+    """Accuracy on the top positions less that on the bottom ones, and the same for masks alone.
 
     ``top`` and ``bottom`` are accuracies of models that saw only these places, for each seed;
     ``control`` is the difference of models that saw only which places were kept: the shape of a
@@ -108,7 +108,7 @@ class DiffRoarResult(Result):
 
     @property
     def beyond_control(self) -> float:
-        """What the values at the places say, beyond the shape of the mask."""
+        """What the values at the positions say, beyond the shape of the mask."""
         return float(self.value) - self.control
 
 
@@ -141,7 +141,7 @@ class Retraining(Judge):
         gone: Callable[[Ranked, int], Bool[Tensor, "row *place"]],
         shown: Callable[[Tensor, Bool[Tensor, "row *place"]], Tensor] | None = None,
     ) -> Float[Tensor, "seed"]:
-        """Return the accuracy of models trained and tested without some places.
+        """Return the accuracy of models trained and tested without some positions.
 
         ``shown`` turns inputs and the places that are gone into a model's inputs; by default the
         inputs with these places filled.
@@ -172,7 +172,7 @@ class Retraining(Judge):
 @final
 @dataclass(frozen=True)
 class Roar(Retraining):
-    """Accuracy that is lost by taking the places ranked highest away and training again.
+    """Accuracy that is lost by taking the positions ranked highest away and training again.
 
     Range        [-1, 1]; mean over shares of the accuracy without random places less that without
                  the top ones; higher = better, 0 = no better than random.
@@ -193,7 +193,7 @@ class Roar(Retraining):
     paper: ClassVar[str] = "hooker2019roar"
 
     def judge(self, train: Train, fit: Ranked, test: Ranked) -> RoarResult:
-        """Return what training again without the top places costs, against random ones.
+        """Return what training again without the top positions costs, against random ones.
 
         Parameters
         ----------
@@ -233,7 +233,7 @@ class Roar(Retraining):
 @final
 @dataclass(frozen=True)
 class DiffRoar(Retraining):
-    """Accuracy of models that see only the top places less that of models that see only the bottom.
+    """Accuracy of models that see only the top positions, minus that for the bottom ones.
 
     Range        [-1, 1]; above 0 = places that tell classes are ranked high, below 0 = low;
                  ``beyond_control`` leaves out what the shape of the mask tells.
@@ -254,7 +254,7 @@ class DiffRoar(Retraining):
     paper: ClassVar[str] = "shah2021diffroar"
 
     def judge(self, train: Train, fit: Ranked, test: Ranked) -> DiffRoarResult:
-        """Return how much more the top places tell than the bottom ones.
+        """Return how much more the top positions tell than the bottom ones.
 
         Parameters
         ----------
@@ -263,7 +263,7 @@ class DiffRoar(Retraining):
         fit, test : Ranked
         """
         if not 0.0 < self.share <= 0.5:
-            raise InputError(f"DiffRoar: expected a share in (0, 0.5], got {self.share}.")
+            raise InputError(f"DiffRoar: expected a fraction in (0, 0.5], got {self.share}.")
 
         def but(sign: int) -> Callable[[Ranked, int], Tensor]:
             return lambda part, seed: ~part.top(self.share, seed, sign)

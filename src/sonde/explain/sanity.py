@@ -1,4 +1,4 @@
-"""Whether an attribution shows what a model learned: redraw its weights and look again.
+"""Test whether an attribution shows what a model learned: redraw its weights and look again.
 
 A map that stays as it was shows the input and the architecture. It may still be right, where the
 architecture alone decides which places count.
@@ -53,7 +53,7 @@ class SanityResult(Result):
 
     @property
     def is_passed(self) -> bool:
-        """Whether the attribution changed with the weights."""
+        """True if the attribution changed with the weights."""
         return float(self.value) < SAME
 
     def chart(self) -> Chart:
@@ -198,7 +198,7 @@ def _kept(objective: Objective, fixed: FixedObjective) -> Objective:
 
 
 def _map(found: Attribution) -> Tensor:
-    """Return one number for each place, on the processor."""
+    """Return one number for each position, on the processor."""
     return found.per_place.detach().double().cpu()
 
 

@@ -1,4 +1,4 @@
-"""Whether the attributions of a set of places say how far the objective falls without them.
+"""Test whether the attributions of a set of positions say how far the objective falls without them.
 
 ``SensitivityN`` asks for the correlation, which bears any scale; ``Infidelity`` for the squared
 error, which does not, and reports the best scale beside it.
@@ -32,14 +32,14 @@ LOGIT = Objective()
 @final
 @dataclass(frozen=True, kw_only=True)
 class SensitivityResult(Result):
-    """Correlation over sets of places, also ``by_share`` of the places that a set takes."""
+    """Correlation over sets of positions, also ``by_share`` of the positions that a set takes."""
 
     title: ClassVar[str] = "Attribution against fall, by the size of the set"
     share: Float[Tensor, "share"]
     by_share: Float[Tensor, "share"]
 
     def chart(self) -> Chart:
-        """Return the correlation by the share of the places."""
+        """Return the correlation by the fraction of the positions."""
         pairs = zip(self.share.tolist(), self.by_share.tolist(), strict=True)
         rows = [{"share": share, "correlation": value} for share, value in pairs]
         return curves(self.title, rows, "share", "correlation")
@@ -64,7 +64,7 @@ ResultT = TypeVar("ResultT", SensitivityResult, InfidelityResult)
 
 @dataclass(frozen=True)
 class SetTest(Judge, Generic[ResultT]):
-    """Takes random sets of places away and compares the fall with the sum of their attributions.
+    """Takes random sets of positions away and compares the fall with the sum of their attributions.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class SetTest(Judge, Generic[ResultT]):
     def __post_init__(self) -> None:
         if self.n_sets < 2 or not self.shares or not all(0.0 < s < 1.0 for s in self.shares):
             raise InputError(
-                f"{type(self).__name__}: expected two sets or more and shares in (0, 1), got "
+                f"{type(self).__name__}: expected two sets or more and fractions in (0, 1), got "
                 f"{self.n_sets} and {self.shares}."
             )
 

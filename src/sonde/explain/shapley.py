@@ -31,7 +31,7 @@ Shares = tuple[Float[Tensor, "row part"], Float[Tensor, "row"]]
 
 @dataclass(frozen=True)
 class PartTest(Attributor):
-    """Attribution to parts of an input: places, or groups of them.
+    """Attribution to parts of an input: positions, or groups of them.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class PartTest(Attributor):
         group: Int[Tensor, "place"],
         base: Float[Tensor, "row"] | None = None,
     ) -> Parts:
-        """Return the figures of parts at their places, in the shape of the site.
+        """Return the figures of parts at their positions, in the shape of the site.
 
         The objective counts as independent of the site (``is_reached`` is false) where no figure
         exceeds the rounding of objectives of this ``size``.

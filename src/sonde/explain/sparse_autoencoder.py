@@ -14,7 +14,7 @@ from sonde.explain._dictionary_training import OwnTraining
 @final
 @dataclass(frozen=True)
 class SparseAutoencoder(DictionaryLearner):
-    """Share of the variance that few features of a trained dictionary leave unexplained.
+    """Fraction of the variance that few features of a trained dictionary leave unexplained.
 
     ``z = act(encoder (x - offset) + bias)``, rebuilt as ``z decoder + offset`` with decoder rows of
     unit length, on rows that are centred and scaled to a mean variance of 1 for each unit (folded

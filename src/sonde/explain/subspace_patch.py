@@ -1,4 +1,4 @@
-"""Whether a direction that moves the answer when it is patched is what the model uses.
+"""Test whether a direction that moves the answer when it is patched is what the model uses.
 
 A patch along a direction can work through two parts that do nothing by themselves: one that varies
 with the inputs but is read by nobody, and one that is read but never varies. Not for the residual
@@ -267,7 +267,7 @@ def _variance(rows: tuple[Tensor, ...], part: Tensor) -> float:
 
 
 def _out_of_range(old: Tensor, patched: Tensor, rows: Tensor) -> float:
-    """Return the share of changed coordinates that leave the marginal range of the rows."""
+    """Return the fraction of changed coordinates that leave the marginal range of the rows."""
     ends = torch.tensor(QUANTILES, dtype=rows.dtype)
     low, high = torch.quantile(rows, ends, dim=0)
     margin = 1e-9 * (high - low).clamp(min=1.0)

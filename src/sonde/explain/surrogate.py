@@ -121,7 +121,8 @@ class SurrogateRules(Explainer):
         is_right = (self.k is None or self.k >= 1) and self.depth >= 1 and 0.0 < self.held_out < 1.0
         if not is_right:
             raise InputError(
-                "SurrogateRules: expected k and depth of at least 1 and a share held out in (0, 1),"
+                "SurrogateRules: expected k and depth of at least 1 and a held-out fraction in "
+                "(0, 1),"
                 f" got {self.k}, {self.depth} and {self.held_out}."
             )
 

@@ -28,7 +28,7 @@ LEAST, SETS = 100, 20
 @final
 @dataclass(frozen=True, kw_only=True)
 class TcavResult(Result):
-    """``value`` is, for each concept, the share of rows that it raises the answer on.
+    """``value`` is, for each concept, the fraction of rows that it raises the answer on.
 
     ``sensitivity`` is the mean derivative along the concept's unit direction, ``null_sensitivity``
     the mean and ``null_spread`` the standard deviation of random concepts' derivatives; ``p`` the

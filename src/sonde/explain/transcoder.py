@@ -11,7 +11,7 @@ from sonde.explain._dictionary_training import PairTraining
 @final
 @dataclass(frozen=True)
 class Transcoder(DictionaryLearner):
-    """Share of the variance of a site that few features of another site leave unexplained.
+    """Fraction of the variance of a site that few features of another site leave unexplained.
 
     Read at a layer's input and at its output, the features stand for what the layer does:
     ``y = act(encoder x + bias) decoder + offset``.

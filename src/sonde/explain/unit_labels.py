@@ -42,7 +42,7 @@ class UnitLabelsResult(Result):
 
     @property
     def labelled(self) -> float:
-        """Share of the units that have a label."""
+        """Fraction of the units that have a label."""
         return float((self.label >= 0).double().mean())
 
 

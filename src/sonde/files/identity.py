@@ -1,4 +1,4 @@
-"""Whether the identities of two streams agree on the model, and which rows a stream reads.
+"""Test whether the identities of two streams agree on the model, and which rows a stream reads.
 
 An unknown fact is no difference, nor is the way rows are cut into batches.
 """

@@ -49,7 +49,7 @@ class Alarm:
 
     @property
     def possible(self) -> bool:
-        """Whether there are enough held-out groups for an alarm at this rate."""
+        """True if there are enough held-out groups for an alarm at this rate."""
         return self.calibration.alarms_allowed(self.alpha) > 0
 
     @property
@@ -64,7 +64,7 @@ class Alarm:
 
     @property
     def rate(self) -> float:
-        """Share of the counted groups beyond the threshold."""
+        """Fraction of the counted groups beyond the threshold."""
         return self.n_alarms / max(self.n, 1)
 
     @property
@@ -225,7 +225,7 @@ def _sum(surprises: Mapping[tuple[str, str], Tensor], names: Sequence[tuple[str,
 
 
 def _seen(usual: Tensor, other: Tensor, alpha: float) -> tuple[float, float]:
-    """Return the mean share of ``other`` beyond the highest usual scores, and the AUROC.
+    """Return the mean fraction of ``other`` beyond the highest usual scores, and the AUROC.
 
     The share is a partial area under the ROC curve, up to a few times ``alpha``: with so few
     scores, a single threshold is mostly luck.

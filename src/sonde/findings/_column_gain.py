@@ -22,7 +22,7 @@ ROWS: Final = 400
 
 @dataclass(frozen=True)
 class ColumnGain:
-    """Share of right answers as given and with columns brought back, on ``n`` rows of OTHER.
+    """Fraction of correct answers as given and with columns brought back, on ``n`` rows of OTHER.
 
     For a regression (``numbers``), both values are R^2.
     """
@@ -72,7 +72,7 @@ def _truths(other: Evidence) -> Tensor | None:
 
 
 def _reached(stream: LiveStream, some: Sequence[InputBatch], truth: Tensor, numbers: bool) -> float:
-    """Return the share of right answers, or R^2."""
+    """Return the fraction of correct answers, or R^2."""
     if not numbers:
         return float((class_answers_of(stream, some) == truth.numpy()).mean())
     said = answers_of(stream, some)

@@ -195,7 +195,7 @@ def _side(evidence: Evidence) -> _Side:
 
 
 def _of_equal_labels(mine: _Side, theirs: _Side) -> tuple[_Side, _Side]:
-    """Return both sides, thinned to equal shares of labels if the shares moved.
+    """Return both sides, thinned to equal fractions of labels if the shares moved.
 
     A column that depends on the label moves with the shares of labels, which SND054 reports. Each
     label keeps the smaller of its two shares.
@@ -278,7 +278,7 @@ class Words:
     confirms: tuple[Bool[np.ndarray, "row"], Bool[np.ndarray, "row2"]]
 
     def tests(self) -> list["_Test"]:
-        """Return the test of the shares of all words."""
+        """Return the test of the fractions of all words."""
         counts = [Counter(x) for x in (self.mine, self.theirs)]
         names = sorted(set().union(*counts))
         table = np.array([[c[name] for name in names] for c in counts], dtype=float)

@@ -1,4 +1,4 @@
-"""What the rules about the self-check share: tolerances, levels, figures, places."""
+"""What the rules about the self-check share: tolerances, levels, figures, positions."""
 
 from abc import abstractmethod
 from collections.abc import Sequence

@@ -61,7 +61,7 @@ def _fit(
 
 
 def eta_squared(classes: ClassMomentsState) -> float:
-    """Return the share of the variance of labelled rows that lies between classes."""
+    """Return the fraction of the variance of labelled rows that lies between classes."""
     within = classes.pooled
     inside = float(within.sum() if within.ndim == 1 else within.diagonal().sum())
     between = float((classes.weight[:, None] * (classes.mean - classes.grand_mean).square()).sum())

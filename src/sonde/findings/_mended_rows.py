@@ -239,7 +239,7 @@ def _scored(
 
 
 def _by_offset(stream: LiveStream, bad: SmallBatches, good: SmallBatches, chooses: Tensor) -> float:
-    """Return the share of the wrong rows that a constant on one class's logit mends."""
+    """Return the fraction of the wrong rows that a constant on one class's logit mends."""
     given = [_given(stream, small) for small in (bad, good)]
     truth = bad.together(range(len(bad))).label
     if given[0] is None or given[1] is None or len(truth) != len(chooses):

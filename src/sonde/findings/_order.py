@@ -28,7 +28,7 @@ class Ordered:
 
 
 def of_tenths(x: Float[Tensor, "row dim"], seed: int = 0) -> Ordered:
-    """Return the largest share of a column's variance that the tenths of the order explain.
+    """Return the largest fraction of a column's variance that the tenths of the order explain.
 
     Rows are given in the order. A share is the variance of the ten means over the variance of the
     rows. The chance refers to the sum of all columns' shares, under a normal law with the mean and

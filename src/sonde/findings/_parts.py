@@ -1,4 +1,4 @@
-"""The small parts of inputs: places of a picture, columns of a table, tokens of a text."""
+"""The small parts of inputs: positions of a picture, columns of a table, tokens of a text."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Whether a classifier's answers are right once classes are given each other's names."""
+"""Test whether a classifier's answers are right once classes are given each other's names."""
 
 import math
 from collections.abc import Mapping

@@ -105,7 +105,7 @@ def examples_at(evidence: Evidence, rows: Sequence[int]) -> list[int]:
 
 
 def ids_at(evidence: Evidence, rows: Sequence[int]) -> list[str]:
-    """Return the printable ids of shared rows; their places where the order is not known."""
+    """Return the printable ids of shared rows; their positions where the order is not known."""
     order = shared_rows(evidence).order
     if order is None:
         return [str(i) for i in rows]

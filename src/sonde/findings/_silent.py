@@ -55,7 +55,7 @@ class Silent:
 
     @contextmanager
     def touching(self) -> Iterator[None]:
-        """Look at one forward closely."""
+        """Look at one forward pass closely."""
         touched = _Touched()
         with touched:
             yield

@@ -1,4 +1,4 @@
-"""How sentences write numbers, shares, lists and places."""
+"""How sentences write numbers, shares, lists and positions."""
 
 import math
 from collections.abc import Sequence

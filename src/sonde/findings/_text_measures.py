@@ -121,7 +121,7 @@ def _share_of(test: Callable[[str], bool]) -> Callable[[str], float]:
 
 
 def capitals(text: str) -> float:
-    """Return the share of capitals among the letters of a text."""
+    """Return the fraction of capitals among the letters of a text."""
     letters = [sign for sign in text if sign.isalpha()]
     return sum(map(str.isupper, letters)) / max(len(letters), 1)
 

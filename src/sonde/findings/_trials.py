@@ -150,7 +150,7 @@ def _sorted(x: Tensor, example: Tensor) -> TrialRows:
 
 
 def joined(parts: Sequence[Taken]) -> Taken:
-    """Return the rows of several forwards together."""
+    """Return the rows of several forward passes together."""
     return {
         key: _sorted(
             torch.cat([p[key].x for p in parts]), torch.cat([p[key].example for p in parts])

@@ -1,4 +1,4 @@
-"""How much a block changes its input, in units of the input's spread."""
+"""How much a block changes its input, in units of the input's standard deviation."""
 
 import torch
 from jaxtyping import Float

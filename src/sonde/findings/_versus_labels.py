@@ -135,7 +135,7 @@ def _answered_as(evidence: Evidence, names: list[str]) -> Int[np.ndarray, "class
 def _corrected(
     table: Int[np.ndarray, "class class2"] | None, answers: Int[np.ndarray, "class"]
 ) -> Float[np.ndarray, "class"] | None:
-    """Solve ``answers = shares @ rates`` for shares of at least zero.
+    """Solve ``answers = shares @ rates`` for fractions of at least zero.
 
     Rates are how often DATA's rows of each label get each answer (black box shift estimation).
     """

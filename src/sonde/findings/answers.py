@@ -79,7 +79,7 @@ class ClassAnswers:
 
     @property
     def right(self) -> Bool[Tensor, "row"]:
-        """Whether the answer is the label."""
+        """True if the answer is the label."""
         return self.answer == self.truth
 
     def given(self, rows: Int[Tensor, "_row"]) -> tuple[float, ...]:
@@ -95,7 +95,7 @@ class ClassAnswers:
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers."""
+        """Fraction of correct answers."""
         return float(self.right.double().mean())
 
     @property

@@ -105,7 +105,7 @@ class SiteEvidence:
 
     @property
     def is_wide(self) -> bool:
-        """Whether the moments are variances alone; rules on directions then read the sample."""
+        """True if the moments are variances alone; rules on directions then read the sample."""
         return self.moments.scatter.ndim == 1
 
     @cached_property
@@ -195,7 +195,7 @@ class DataEvidence:
 
     @cached_property
     def has_labels(self) -> bool:
-        """Whether any example has a label."""
+        """True if any example has a label."""
         return bool((self.label >= 0).any())
 
 

@@ -86,7 +86,7 @@ class FreshLayers:
 
     @property
     def share(self) -> float:
-        """Share of the layers that look untrained."""
+        """Fraction of the layers that look untrained."""
         return len(self.fresh) / max(len(self.sizes), 1)
 
 

@@ -78,7 +78,7 @@ class HeadAnswers:
 
     @property
     def value(self) -> float:
-        """Share of right answers, or the root of the mean squared error."""
+        """Fraction of correct answers, or the root of the mean squared error."""
         mean = float(self.right.mean())
         return mean**0.5 if self.measure == "rms_error" else mean
 
@@ -245,7 +245,7 @@ def _truths(
 def _answers(
     stream: LiveStream, inputs: ItemInputs, truth: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[int], Int[Tensor, "row"]]:
-    """Return the model's outputs by name, and the places and groups of their rows.
+    """Return the model's outputs by name, and the positions and groups of their rows.
 
     Maps of classes are returned as classes.
     """

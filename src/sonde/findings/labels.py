@@ -100,7 +100,7 @@ class LabelEvidence:
 
     @property
     def majority(self) -> float:
-        """Share of the largest class among the evaluated rows."""
+        """Fraction of the largest class among the evaluated rows."""
         return float(torch.bincount(self.truth).max()) / max(self.n_rows, 1)
 
     @cached_property
@@ -257,7 +257,7 @@ def recalls(found: LabelEvidence, site: int, level: float) -> list[tuple[float, 
 
 
 def confusions(found: LabelEvidence, site: int) -> list[tuple[int, int, int, float]]:
-    """Return (class, predicted class, rows, share of the class), most frequent first."""
+    """Return (class, predicted class, rows, fraction of the class), most frequent first."""
     k = len(found.names)
     table = torch.bincount(found.truth * k + found.sites[site].even, minlength=k * k).reshape(k, k)
     sizes = table.sum(1)

@@ -1,4 +1,4 @@
-"""Whether a small change of one part of the model mends its answers.
+"""Test whether a small change of one part of the model mends its answers.
 
 A part that is twice too strong, an activation of another model or two exchanged blocks leave
 weights and shapes as they should be. Undoing them is a trial: if the loss falls by much on rows
@@ -220,7 +220,7 @@ def _nearest(
 
 
 class _Runs:
-    """Forwards of a few rows, and the losses of their answers."""
+    """Forward passes of a few rows, and the losses of their answers."""
 
     def __init__(self, stream: LiveStream, evidence: Evidence, small: SmallBatches) -> None:
         self.stream, self.small, self.evidence = stream, small, evidence
@@ -235,7 +235,7 @@ class _Runs:
 
     @property
     def cost(self) -> float:
-        """Operations of a forward of all rows."""
+        """Operations of a forward pass of all rows."""
         return self.evidence.budget.cost.of(len(self.small) * (self.small.length or 1))
 
     def few(self, which: Sequence[int]) -> "_Runs":
@@ -294,7 +294,7 @@ class _Runs:
         return -given.clamp(min=1e-12).log()
 
     def right(self, logits: Tensor | None, which: Sequence[int]) -> float:
-        """Return the share of rows whose label the model names; NaN without labels."""
+        """Return the fraction of rows whose label the model names; NaN without labels."""
         if self.causal or self.data.target is not None or logits is None:
             return math.nan
         label = self.small.together(which).label

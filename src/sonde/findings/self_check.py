@@ -1,4 +1,4 @@
-"""Whether a state is a function of its row: the same few examples, fed in different company.
+"""Test whether a state is a function of its row: the same few examples, fed in different company.
 
 A healthy model takes at most eight small forwards before the pass: under two random seeds, with
 other rows in the batch, and padded. Differences are measured against the spread between rows.
@@ -112,7 +112,7 @@ class SelfCheck:
 
     @property
     def is_narrow(self) -> bool:
-        """Whether rounding is that of 16 bits or fewer."""
+        """True if rounding is that of 16 bits or fewer."""
         return self.tau >= TAU_NARROW
 
 

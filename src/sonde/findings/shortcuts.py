@@ -89,7 +89,7 @@ class Shortcut:
 
     @property
     def drop(self) -> float:
-        """Share of the marked rows that the model loses."""
+        """Fraction of the marked rows that the model loses."""
         return self.kept - self.right
 
 
@@ -317,7 +317,7 @@ class _Exchange:
         return lost, float(kept.mean()), float(right.mean())
 
     def carried(self, part: int, own: Rows, others: Rows) -> float:
-        """Return the share of other classes' rows called this class with its part pasted in."""
+        """Return the fraction of other classes' rows called this class with its part pasted in."""
         if self.parts.kind == "token":
             return 0.0
         made = self.parts.swap(part, others, self.draw.choice(own, len(others)), self.draw)

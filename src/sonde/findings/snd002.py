@@ -18,7 +18,7 @@ BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 @final
 @dataclass(frozen=True)
 class SND002(Rule):
-    """Share of the rows' variance that is rounding, and share of the format's range in use.
+    """Fraction of the rows' variance that is rounding, and fraction of the format's range in use.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ class SND002(Rule):
 
 
 def rounding_share(site: SiteEvidence) -> float:
-    """Return the share of a site's variance that rounding makes; 0 where nothing varies."""
+    """Return the fraction of a site's variance that rounding makes; 0 where nothing varies."""
     moments = site.all.moments
     total = float(moments.variance.sum())
     if total <= 0:

@@ -18,7 +18,7 @@ LAG = 0.1
 @final
 @dataclass(frozen=True)
 class SND003(Rule):
-    """Share of layers whose weights, spectrum, bias and effect are those of random weights.
+    """Fraction of layers whose weights, spectrum, bias and effect are those of random weights.
 
     Parameters
     ----------

@@ -80,7 +80,7 @@ class SND018(SiteRule):
         return Measured(found)
 
     def limits(self) -> dict[str, float]:
-        """Return the least share of units for a note."""
+        """Return the least fraction of units for a note."""
         return {"note": self.units}
 
     def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:

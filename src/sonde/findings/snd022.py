@@ -184,7 +184,7 @@ def _counted(value: float) -> str:
 
 
 def few_classes(site: SiteEvidence, evidence: Evidence) -> float:
-    """Return the share of standardised variance between at most three classes; 0 with more.
+    """Return the fraction of standardised variance between at most three classes; 0 with more.
 
     Classes are the labels, else what the model predicts.
     """

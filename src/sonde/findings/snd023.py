@@ -90,7 +90,7 @@ class SND023(SiteRule):
         )
 
     def more(self, worst: Worst) -> dict[str, Any]:
-        """Return the effect, 1 at a spread of a millionth; a note is common."""
+        """Return the effect, 1 at a standard deviation of a millionth; a note is common."""
         effect = 1.0 - log_effect(worst.value, 1e-6, self.note)
         return {"effect": effect, "common": worst.level == "note"}
 

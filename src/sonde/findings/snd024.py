@@ -16,7 +16,7 @@ GROUPS = 32
 @final
 @dataclass(frozen=True)
 class SND024(SiteRule):
-    """Share of the variance of token rows that lies inside examples, median over units.
+    """Fraction of the variance of token rows that lies inside examples, median over units.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class SND024(SiteRule):
         )
 
     def more(self, worst: Worst) -> dict[str, Any]:
-        """Return the effect, 1 at a share of a millionth."""
+        """Return the effect, 1 at a fraction of a millionth."""
         return {"effect": 1.0 - log_effect(worst.value, 1e-6, self.note)}
 
     def _is_late(self, site: SiteEvidence, evidence: Evidence) -> bool:
@@ -86,7 +86,7 @@ class SND024(SiteRule):
 
 
 def within_share(site: SiteEvidence) -> float | None:
-    """Return the median share of variance inside examples; None if each has one row only."""
+    """Return the median fraction of variance inside examples; None if each has one row only."""
     groups = site.all.groups
     if groups is None or groups.rows.n <= groups.n_examples:
         return None

@@ -17,7 +17,7 @@ GROUPS = 32
 @final
 @dataclass(frozen=True)
 class SND025(SiteRule):
-    """Change of a block against the spread of what it receives, median over units.
+    """Change of a block against the standard deviation of what it receives, median over units.
 
     Parameters
     ----------

@@ -96,7 +96,7 @@ class SND027(SiteRule):
         )
 
     def more(self, worst: Worst) -> dict[str, Any]:
-        """Return the effect, the share of dimensions that are missing."""
+        """Return the effect, the fraction of dimensions that are missing."""
         return {"effect": 1.0 - worst.value}
 
     def _possible(self, before: SiteEvidence, site: SiteEvidence) -> int:

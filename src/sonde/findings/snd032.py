@@ -154,7 +154,7 @@ def collapse(
 
 
 def _explained(classes: ClassMomentsState, kept: Int[Tensor, "kept"]) -> float:
-    """Return the share of the variance that lies between the kept classes."""
+    """Return the fraction of the variance that lies between the kept classes."""
     at = torch.isin(classes.labels, kept)
     share = classes.weight[at] / classes.weight[at].sum()
     means = classes.mean[at]

@@ -109,7 +109,7 @@ class SND033(LabelRule):
 
 
 def own_recalls(own: ClassAnswers) -> dict[int, float]:
-    """Return the share of each probed class's rows that the model itself names."""
+    """Return the fraction of each probed class's rows that the model itself names."""
     assert own.labels is not None
     truth, right = own.labels.truth, own.right.double()
     return {k: float(right[truth == k].mean()) for k in range(len(own.labels.names))

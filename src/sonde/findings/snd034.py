@@ -19,7 +19,7 @@ from sonde.stats.intervals import clopper_pearson
 @final
 @dataclass(frozen=True)
 class SND034(LabelRule):
-    """Share of rows whose neighbours and held-out classifier agree on another label."""
+    """Fraction of rows whose neighbours and held-out classifier agree on another label."""
 
     note: float = 0.01
     warning: float = 0.02

@@ -176,7 +176,7 @@ def _has_no_task(evidence: Evidence) -> bool:
 
 
 def explained_margin(logits: Tensor, label: Int[Tensor, "row"], nuisance: Tensor) -> float:
-    """Return the share of the margin's variance inside classes that the nuisance explains.
+    """Return the fraction of the margin's variance inside classes that the nuisance explains.
 
     The margin is the logit of the row's class minus the largest other logit.
     """

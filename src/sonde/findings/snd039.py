@@ -48,7 +48,7 @@ class SND039(ClassAnswersRule):
     twin: ClassVar[str] = "The trained net."
 
     def judged(self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence) -> Check:
-        """Compare right answers with the commonest label and with a probe."""
+        """Compare correct answers with the commonest label and with a probe."""
         commonest = torch.mode(found.truth).values
         lead = found.right.double() - (found.truth == commonest).double()
         n_groups = len(torch.unique(found.group))

@@ -13,7 +13,7 @@ from sonde.findings.rule import Check, Figure, Rule, Theme
 @final
 @dataclass(frozen=True)
 class SND041(Rule):
-    """Share of inputs that are further copies of another input."""
+    """Fraction of inputs that are further copies of another input."""
 
     warning: float = 0.01
 

@@ -14,7 +14,7 @@ from sonde.findings.rule import Check, Figure, Rule, Theme
 @final
 @dataclass(frozen=True)
 class SND043(Rule):
-    """Share of examples cut at the context or at ``--max-length``, and of tokens lost."""
+    """Fraction of examples cut at the context or at ``--max-length``, and of tokens lost."""
 
     examples: float = 0.05
     tokens: float = 0.2

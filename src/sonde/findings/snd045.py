@@ -18,7 +18,7 @@ from sonde.findings.rule import Check, Figure, Rule, Theme
 @final
 @dataclass(frozen=True)
 class SND045(Rule):
-    """Share of inputs that are constant or empty."""
+    """Fraction of inputs that are constant or empty."""
 
     warning: float = 0.01
 

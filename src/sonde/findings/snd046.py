@@ -20,7 +20,7 @@ from sonde.findings.rule import Check, Figure, Theme
 @final
 @dataclass(frozen=True)
 class SND046(ClassAnswersRule):
-    """Hits of a probe of the last site less right answers of the model, class by class."""
+    """Hits of a probe of the last site less correct answers of the model, class by class."""
 
     lag: float = 0.2
     level: float = 0.001

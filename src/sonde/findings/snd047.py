@@ -22,7 +22,7 @@ LABELS = "labels"
 @final
 @dataclass(frozen=True)
 class SND047(Rule):
-    """Share of the variance of a class or of a direction of states between tenths of the file.
+    """Fraction of the variance of a class or of a direction of states between tenths of the file.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ HALF = 0.5
 @final
 @dataclass(frozen=True)
 class SND052(Rule):
-    """Share of OTHER that raises an alarm at a rate promised on DATA."""
+    """Fraction of OTHER that raises an alarm at a rate promised on DATA."""
 
     times: float = 2.0
     level: float = 0.001

@@ -108,7 +108,7 @@ def _fix(evidence: Evidence, found: ColumnComparison, moves: list[ColumnMove]) -
 
 
 def _gain(evidence: Evidence, found: ColumnComparison) -> str:
-    """Return what the model gains with changed units and places undone; empty if nothing."""
+    """Return what the model gains with changed units and positions undone; empty if nothing."""
     mended = evidence.versus.mended
     gain = None if mended is None else mended(evidence.versus.other, found.moves)
     if gain is None or not gain.mended > gain.given:

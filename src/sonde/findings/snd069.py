@@ -20,7 +20,7 @@ NO_TEMPERATURE = (
 @final
 @dataclass(frozen=True)
 class SND069(Rule):
-    """Mean probability of the answers less the share of right ones.
+    """Mean probability of the answers less the fraction of right ones.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ from sonde.findings.rule import Check, Figure, Rule, Theme
 @final
 @dataclass(frozen=True)
 class SND072(Rule):
-    """Share of rows in which a column holds a constant far outside its other values."""
+    """Fraction of rows in which a column holds a constant far outside its other values."""
 
     warning: float = 0.001
 

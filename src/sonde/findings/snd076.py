@@ -36,7 +36,7 @@ WAYS: Final[Mapping[str, Callable[[str], str]]] = {
 @final
 @dataclass(frozen=True)
 class SND076(Rule):
-    """Share of all tokens that are unknown, and that are bytes of a sign.
+    """Fraction of all tokens that are unknown, and that are bytes of a sign.
 
     Parameters
     ----------

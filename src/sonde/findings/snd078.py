@@ -19,7 +19,7 @@ from sonde.findings.writing import LEAST_TEXTS, Writing
 @final
 @dataclass(frozen=True)
 class SND078(Rule):
-    """Share of the texts that are not of the commonest language, or script."""
+    """Fraction of the texts that are not of the commonest language, or script."""
 
     note: float = 0.05
     least: float = 0.01

@@ -133,7 +133,7 @@ class SND079(Rule):
         )
 
     def _undone(self, writing: Writing, way: Callable[[str], str]) -> float | None:
-        """Return the share of texts that a change touches, if the tokenizer undoes it."""
+        """Return the fraction of texts that a change touches, if the tokenizer undoes it."""
         assert writing.tokens is not None
         some = range(min(TRIED, len(writing.texts)))
         touched = [i for i in some if way(writing.texts[i]) != writing.texts[i]]

@@ -47,13 +47,13 @@ Kind = tuple[str, str]
 
 @dataclass(frozen=True)
 class ForwardCost:
-    """Operations of a forward: of every call, and of each row (of each token, for texts)."""
+    """Operations of a forward pass: of every call, and of each row (of each token, for texts)."""
 
     call: float = 0.0
     each: float = 0.0
 
     def of(self, n: float) -> float:
-        """Return the operations of a forward of ``n`` rows or tokens."""
+        """Return the operations of a forward pass of ``n`` rows or tokens."""
         return self.call + self.each * n
 
 
@@ -79,7 +79,7 @@ class _Counter(TorchDispatchMode):
 
 
 def forward_cost(stream: LiveStream) -> ForwardCost:
-    """Return the cost of a forward, counted while one example runs."""
+    """Return the cost of a forward pass, counted while one example runs."""
     module, batch = stream.model.module, single(stream.inputs, 0)
     if batch is None:
         return ForwardCost()
@@ -118,7 +118,7 @@ class TrialBudget:
 
     @property
     def cost(self) -> ForwardCost:
-        """The cost of a forward."""
+        """The cost of a forward pass."""
         return self._known[0]
 
     @property
@@ -128,7 +128,7 @@ class TrialBudget:
 
     @property
     def spent(self) -> float:
-        """Operations of the forwards that were counted."""
+        """Operations of the forward passes that were counted."""
         return sum(times * self.cost.of(n) for n, times in self._sizes.items())
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""DATA against OTHER: how well each site tells them apart, and alarms on rows of OTHER."""
+"""DATA against OTHER: how well each site distinguishes them, and alarms on rows of OTHER."""
 
 import math
 from collections.abc import Callable, Mapping

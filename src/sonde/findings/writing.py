@@ -51,7 +51,7 @@ class Tokens:
         return np.array([len(ids) for ids in self.ids], dtype=np.int64)
 
     def share(self, of: Float[np.ndarray, "text"]) -> float:
-        """Return the share of all tokens."""
+        """Return the fraction of all tokens."""
         return float((of * self.n).sum() / max(int(self.n.sum()), 1))
 
 

@@ -55,8 +55,9 @@ class EarlierStates:
                 return state
         raise StateError(
             f"{layer}: expected gradient checkpointing to run one of the last "
-            f"{self._kept.maxlen} forward passes again, got other states. The layer has moved on, "
-            "so the gradient would be of another layer. Run the backward pass after each forward "
+            f"{self._kept.maxlen} forward passes again, got other states. The layer's state has "
+            "changed, so the gradient would belong to another state. Run the backward pass after "
+            "each forward "
             "pass, or leave the layer out of the checkpointed part."
         )
 

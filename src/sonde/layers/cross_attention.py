@@ -126,7 +126,7 @@ def drop_sources(n: int, share: float = 0.05, seed: int = 0) -> tuple[Tensor, Te
     (True, True)
     """
     if not 0.0 <= share <= 1 / 3:
-        raise InputError(f"drop_sources: expected a share in [0, 1/3], got {share}.")
+        raise InputError(f"drop_sources: expected a fraction in [0, 1/3], got {share}.")
     draw = torch.rand(n, generator=torch.Generator().manual_seed(seed))
     both = (draw >= 2 * share) & (draw < 3 * share)
     return (draw < share) | both, ((draw >= share) & (draw < 2 * share)) | both

@@ -105,7 +105,8 @@ class Exchange(Layer):
             )
         if n_streams < 2 or (how != "shift" and n_streams != 2) or not 0.0 <= share <= 1.0:
             raise InputError(
-                f"Exchange: expected two streams (more only for shift) and a share in [0, 1], got "
+                "Exchange: expected two streams (more only for shift) and a fraction in [0, 1], "
+                "got "
                 f"{n_streams} and {share}."
             )
         self.how, self.share, self.axis, self.non_adjacent = how, share, axis, non_adjacent
@@ -242,7 +243,7 @@ class Exchange(Layer):
         return tuple(made)
 
     def blurred(self, x: Float[Tensor, "row dim high wide"]) -> Float[Tensor, "row dim high wide"]:
-        """Return the bilateral mean in the window; weights of places on the grid sum to 1."""
+        """Return the bilateral mean in the window; weights of positions on the grid sum to 1."""
         near, far = self.widths
         size, total = torch.zeros_like(x), torch.zeros_like(x[:, :1])
         r, high, wide = self.radius, x.shape[2], x.shape[3]

@@ -200,7 +200,7 @@ def hebbian_recall(
 
 
 def keys_for_mass(probs: Float[Tensor, "*axes key"], mass: float = 0.9) -> Int[Tensor, "*axes"]:
-    """Return the smallest number of keys that hold a share of each row's attention.
+    """Return the smallest number of keys that hold a fraction of each row's attention.
 
     Examples
     --------

@@ -188,7 +188,7 @@ class SiteCall:
         found = mask_in(calls, x.shape[0], x.shape[1], self.meaning)
         if again and found is None and any(mask is not None for _, mask in known.values()):
             raise StateError(
-                f"inserted: the layer at {self.key} is run anew in the backward pass "
+                f"inserted: the layer at {self.key} is recomputed in the backward pass "
                 "(torch.utils.checkpoint), where the mask of the tokens is not known. Give the "
                 "mask to the part of the model that is checkpointed."
             )

@@ -94,12 +94,12 @@ class Layer(nn.Module):
 
     @property
     def mixes_positions(self) -> bool:
-        """Whether a position's output may depend on other positions: it needs whole texts."""
+        """True if a position's output may depend on other positions: it needs whole texts."""
         return bool(POSITIONS & {*self.layout[0].split()}) and not self.pointwise
 
     @torch.no_grad()
     def flops(self, *shapes: tuple[int, ...]) -> int:
-        """Return the operations of matrix products and convolutions in one forward.
+        """Return the operations of matrix products and convolutions in one forward pass.
 
         A product and a sum are two operations. Sums, activations and norms are left out.
 

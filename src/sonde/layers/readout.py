@@ -146,7 +146,7 @@ class Readout(Layer):
         return state
 
     def weights(self) -> Float[Tensor, "site"]:
-        """Return the share of each site for ``combine="weights"``; they sum to 1."""
+        """Return the fraction of each site for ``combine="weights"``; they sum to 1."""
         if self.logits is None:
             raise InputError(f"Readout.weights: {self.combine!r} has no weights of sites.")
         return self.logits.softmax(0)

@@ -139,7 +139,7 @@ class SharedTable(Layer):
         return self.narrow[self.places(ids)[..., 0]]
 
     def collisions(self, ids: Int[Tensor, "row field"]) -> Float[Tensor, "_field"]:
-        """Return, for each field, the share of its values that have no place to themselves.
+        """Return, for each field, the fraction of its values that have no place to themselves.
 
         Only values of the same field are compared.
         """
@@ -157,7 +157,7 @@ class SharedTable(Layer):
 
 
 def collision_rate(n: int, size: int, lookups: int = 1) -> float:
-    """Return the expected share of ``n`` values that have no place to themselves.
+    """Return the expected fraction of ``n`` values that have no place to themselves.
 
     Examples
     --------

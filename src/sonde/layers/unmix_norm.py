@@ -76,7 +76,7 @@ class UnMixNorm(Layer):
         if norm.running_mean is None or components < 1 or not 0.0 <= spread < 1.0:
             raise InputError(
                 "UnMixNorm: expected a batch norm with running statistics, at least one component "
-                f"and a spread in [0, 1), got {norm}, {components} and {spread}."
+                f"and a standard deviation in [0, 1), got {norm}, {components} and {spread}."
             )
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
         self.temperature, self.momentum, self.within = temperature, momentum, within

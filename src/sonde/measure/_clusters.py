@@ -99,7 +99,7 @@ def cluster_figures(
 
 
 def _chunk(kept: Bool[Tensor, "row"], own: slice) -> slice:
-    """Return the places of a chunk's kept rows in the list of all kept rows."""
+    """Return the positions of a chunk's kept rows in the list of all kept rows."""
     before = int(kept[: own.start].sum())
     return slice(before, before + int(kept[own].sum()))
 

@@ -68,7 +68,7 @@ def information(rows: SampledRows) -> tuple[Float[Tensor, "factor latent"], Floa
 
 
 def normalised(rows: SampledRows) -> Float[Tensor, "factor latent"]:
-    """Return the share of each factor's entropy that a latent knows; NaN for constant factors."""
+    """Return mutual information over the entropy of each factor; NaN for constant factors."""
     found, entropy = information(rows)
     return found / torch.where(entropy > 0, entropy, math.nan)[:, None]
 

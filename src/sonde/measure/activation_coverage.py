@@ -1,4 +1,4 @@
-"""Share of possible states that a model's units reach: a criterion to choose checkpoints.
+"""Fraction of possible states that a model's units reach: a criterion to choose checkpoints.
 
 It needs gradients: a stream with ``objective="kl_uniform"``, at the last pooled layer. To tell
 whether an input is unusual, see the detector ``NAC``.
@@ -97,7 +97,7 @@ class ActivationCoverageResult(Result):
 @final
 @dataclass(frozen=True)
 class ActivationCoverage(Instrument):
-    """Share of the states of each unit that rightly predicted rows reach, mean over units.
+    """Fraction of the states of each unit that rightly predicted rows reach, mean over units.
 
     A unit's state is ``sigmoid(alpha o g)`` with output ``o`` and gradient ``g`` of the divergence
     of the prediction from uniform. A bin of states is covered by ``min(rows in it / full, 1)``;

@@ -1,4 +1,4 @@
-"""Whether all rows point the same way: the mean cosine between two rows, from moments alone."""
+"""Test whether rows share a direction: the mean cosine between two rows, from moments alone."""
 
 import math
 from dataclasses import dataclass

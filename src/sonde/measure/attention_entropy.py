@@ -50,7 +50,7 @@ class AttentionEntropyResult(Result):
 @final
 @dataclass(frozen=True)
 class AttentionEntropy(Instrument):
-    """Mean entropy of attention, as a share of the most that each query's keys allow.
+    """Mean entropy of attention, as a fraction of the most that each query's keys allow.
 
     ``H_i / ln m_i`` with ``H_i = -sum_j p_ij ln p_ij`` and ``m_i`` the keys that query ``i`` may
     see: a causal head that spreads evenly has 1, not less for early queries. Rows are queries and

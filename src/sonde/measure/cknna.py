@@ -186,7 +186,7 @@ def _scale(x: _Products, y: _Products) -> float:
 
 
 def _sources(rows: SampledRows) -> list[Int[Tensor, "row"]]:
-    """Return orders of the rows in which whole groups change places."""
+    """Return orders of the rows in which whole groups change positions."""
     index = torch.arange(len(rows), dtype=torch.float64)[:, None]
     moved = SampledRows((index,), rows.group, len(rows)).shuffled()
     return [order.rows[0][:, 0].long() for order in moved]

@@ -43,7 +43,7 @@ class ClassSeparabilityResult(Result):
 @final
 @dataclass(frozen=True)
 class ClassSeparability(Instrument):
-    """Share of the variance that lies between classes, with scale-free companions.
+    """Fraction of the variance that lies between classes, with scale-free companions.
 
     ``eta2 = tr S_B / (tr S_B + tr S_W)``. Rows whose label says nothing give
     ``(classes - 1) / (n - 1)``, the null.

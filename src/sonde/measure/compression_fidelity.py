@@ -1,4 +1,4 @@
-"""Whether a compressed memory keeps the facts of a text that a reader would guess wrongly.
+"""Test whether a compressed memory keeps the facts of a text that a reader would guess wrongly.
 
 For the memory vectors themselves see ``participation_ratio``, ``stable_rank``, ``entropy_rank``,
 ``effective_rank`` and ``two_nn``: compare compressors only at equal loss of reconstruction.
@@ -22,7 +22,7 @@ Tokens = Sequence[Sequence[Any]]
 @final
 @dataclass(frozen=True, kw_only=True)
 class CompressionFidelityResult(Result):
-    """Share of planted tokens that the decoder replaces by the usual token.
+    """Fraction of planted tokens that the decoder replaces by the usual token.
 
     ``copied`` and ``other`` are the shares with the planted token and with a third token; the three
     shares add to 1. ``exact`` is the share of texts that come back unchanged, ``drift`` the mean
@@ -137,8 +137,8 @@ def compression_fidelity(
 def _kind(text: Sequence[Any], said: Sequence[Any], place: int, prior: Any) -> str:
     if not 0 <= place < len(text) or text[place] == prior:
         raise InputError(
-            "compression_fidelity: expected places of the text whose token is not the usual one, "
-            f"got place {place} of {len(text)} tokens with {prior!r} as the usual one."
+            "compression_fidelity: expected positions of the text whose token is not the "
+            f"prior's, got position {place} of {len(text)} tokens with {prior!r} as the usual one."
         )
     answer = said[place] if place < len(said) else None
     return "copied" if answer == text[place] else "overwritten" if answer == prior else "other"
@@ -153,7 +153,7 @@ def _f1(a: Sequence[Any], b: Sequence[Any]) -> float:
 def _entropies(
     usual: Sequence[dict[int, Any]], entropy: Sequence[Any] | None
 ) -> tuple[float, float]:
-    """Return the mean entropy at planted places, and at all others."""
+    """Return the mean entropy at planted positions, and at all others."""
     if entropy is None:
         return math.nan, math.nan
     parts: tuple[list[Tensor], list[Tensor]] = ([], [])

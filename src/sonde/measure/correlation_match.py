@@ -63,7 +63,7 @@ def one_to_best(r: Float[Tensor, "dim dim2"]) -> Matched:
 def one_to_few(
     r: Float[Tensor, "dim dim2"], gram: Float[Tensor, "dim2 dim2"], penalty: float
 ) -> Matched:
-    """Return the share of each unit's variance that few units of the second site explain.
+    """Return the fraction of each unit's variance that few units of the second site explain.
 
     The weights minimise ``b^T G b / 2 - b^T r + penalty |b|_1`` (the lasso on standardised units).
     """

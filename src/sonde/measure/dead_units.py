@@ -16,7 +16,7 @@ from sonde.stats import Scalars, ScalarsState
 @final
 @dataclass(frozen=True, kw_only=True)
 class DeadUnitsResult(Result):
-    """Share of dead units; ``zero`` and ``constant`` mark them."""
+    """Fraction of dead units; ``zero`` and ``constant`` mark them."""
 
     direction: Direction = "higher"
     zero: Bool[Tensor, "dim"]
@@ -27,7 +27,7 @@ class DeadUnitsResult(Result):
 @final
 @dataclass(frozen=True)
 class DeadUnits(Instrument):
-    """Share of the units that have one value on all rows.
+    """Fraction of the units that have one value on all rows.
 
     Exact: a unit counts only if its smallest and largest value are equal. A unit that is active on
     at least a share ``rate_bound`` of independent rows would have been seen alive. This holds for

@@ -115,7 +115,7 @@ class SublayerUse:
 @final
 @dataclass(frozen=True, kw_only=True)
 class DepthUseResult(Result):
-    """Share of the second half of the blocks in all contributions.
+    """Fraction of the second half of the blocks in all contributions.
 
     Means over tokens for each block. ``contribution`` is the length of the block's addition over
     the length of its input, ``largest_contribution`` its maximum over tokens, ``cosine`` the cosine

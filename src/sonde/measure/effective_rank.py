@@ -71,7 +71,7 @@ class EffectiveRank(Instrument):
         return spectrum_reads(self.source)
 
     def result(self, rows: Rows, independent: float | None = None) -> RankResult:
-        """Take the entropy of the singular values as shares of their sum."""
+        """Take the entropy of the singular values as fractions of their sum."""
         conventions = {"entropy": "of singular values"}
         return rank_result(
             rows, _of_singular_values, _white, conventions, self.centered, independent

@@ -21,7 +21,7 @@ from sonde.measure.feature_complexity import EMERGED, Features, feature_complexi
 @final
 @dataclass(frozen=True, kw_only=True)
 class EmergenceResult(Result):
-    """Mean over features of the share of their variance that earlier checkpoints lack.
+    """Mean over features of the fraction of their variance that earlier checkpoints lack.
 
     ``lateness`` is that share for each feature, ``step`` the first checkpoint that explains nine
     tenths of the feature (the last checkpoint if no earlier one does), ``r2`` the adjusted share
@@ -53,7 +53,7 @@ def emergence(
     k: int = 20,
     m: int = SAMPLE,
 ) -> EmergenceResult:
-    """Return when features of a trained layer emerge, from its states at steps of the training.
+    """Return when features of a trained layer emerge, from its states at steps of the training run.
 
     ``1 - mean_t max(R2_t, 0)`` over the earlier checkpoints, with the share ``R2_t`` of a feature's
     variance that least squares from the states at step ``t`` explain, adjusted for the number of

@@ -48,14 +48,14 @@ class EntropyRank(SpectrumInstrument):
     paper: ClassVar[str] = "roy2007effective"
 
     def result(self, rows: Rows, independent: float | None = None) -> RankResult:
-        """Take the entropy of the eigenvalues as shares of their sum."""
+        """Take the entropy of the eigenvalues as fractions of their sum."""
         return rank_result(
             rows, exp_entropy, _white, {"entropy": "of variances"}, independent=independent
         )
 
 
 def exp_entropy(weights: Float[Tensor, "rank"]) -> Float[Tensor, ""]:
-    """Return the exponential of the entropy of positive weights as shares of their sum."""
+    """Return the exponential of the entropy of positive weights as fractions of their sum."""
     share = weights / weights.sum()
     return torch.exp(-torch.xlogy(share, share).sum())
 

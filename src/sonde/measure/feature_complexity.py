@@ -151,7 +151,7 @@ def _principal(x: Float[Tensor, "row dim"], k: int) -> Float[Tensor, "row direct
 def _explained(
     rows: SampledRows,
 ) -> tuple[Float[Tensor, "layer feature"], Int[Tensor, "layer"]]:
-    """Return the adjusted share of each feature that each earlier site explains, and site ranks.
+    """Return the adjusted fraction of each feature that each earlier site explains, and site ranks.
 
     NaN unless there are at least two more rows than directions; NaN if the feature is constant.
     """

@@ -1,4 +1,4 @@
-"""Whether groups of rows, or objectives, pull a site the same way: agreement of their gradients.
+"""Agreement of the gradients that groups of rows, or objectives, have at a site.
 
 For tasks that share a network, clients, domains, a task beside its auxiliary loss. Noise keeps even
 groups of one direction from a cosine of 1: compare with ``null``.
@@ -95,7 +95,7 @@ class GradientConflict(Instrument):
         return {} if self.objective is None else {"objective": self.objective}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read mean and spread of the gradients of each group."""
+        """Read mean and standard deviation of the gradients of each group."""
         return {"groups": _GroupGradients()}
 
     def result(self, groups: ClassMomentsState) -> GradientConflictResult:

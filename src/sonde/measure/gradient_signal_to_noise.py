@@ -100,7 +100,7 @@ class GradientSignalToNoise(Instrument):
         return {"gradients": Scalars("grad")}
 
     def result(self, gradients: ScalarsState) -> GradientSignalToNoiseResult:
-        """Divide the length of the mean by the spread of means of batches."""
+        """Divide the length of the mean by the standard deviation of means of batches."""
         variance = gradients.scatter / (max(gradients.n - 1, 1) * self.batch)
         square = gradients.mean.square()
         signal, noise = (float(x.detach().sum().sqrt()) for x in (square, variance))

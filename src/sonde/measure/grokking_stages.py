@@ -202,7 +202,7 @@ class _World:
         return before.square() if self.activation == "square" else before.relu()
 
     def _concentration(self, first: Float[Tensor, "dim unit"]) -> float:
-        """Return the mean share of a unit's largest frequency; NaN without blocks."""
+        """Return the mean fraction of a unit's largest frequency; NaN without blocks."""
         m = self.goal.shape[1]
         if len(first) % m:
             return math.nan

@@ -70,7 +70,7 @@ class CriticTraining(Trainer[CriticTrainingState]):
     def survey(
         self, state: CriticTrainingState, x: Tensor, y: Tensor, group: Tensor
     ) -> CriticTrainingState:
-        """Learn the mean and the spread of each unit."""
+        """Learn the mean and the standard deviation of each unit."""
         moments = Moments("diag")
         seen_x = moments.merge(state.x, moments.observe(x))
         return replace(state, x=seen_x, y=moments.merge(state.y, moments.observe(y)))

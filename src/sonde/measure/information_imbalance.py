@@ -104,7 +104,7 @@ class InformationImbalance(PairSampleInstrument):
 def _shares(
     rows: SampledRows, near: int, ranked: int
 ) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]]:
-    """Return each row's rank of its nearest neighbour, as a share of the mean rank.
+    """Return each row's rank of its nearest neighbour, as a fraction of the mean rank.
 
     Also return how much each row adds to the ranks of others by being nearer than their neighbours.
     """

@@ -288,7 +288,7 @@ class InformationPlane(Instrument):
         return noise * float(x.square().max()) if len(x) else 0.0
 
     def _coded(self, rows: SampledRows, variance: float) -> tuple[SampledRows, float]:
-        """Return codes with noise in place of the rows, and the share of variance they hold."""
+        """Return codes with noise in place of the rows, and the fraction of variance they hold."""
         code, kept = code_of(rows.rows[0], self.codes, self.compressor)
         draw = torch.Generator().manual_seed(0)
         noise = torch.randn(code.shape, generator=draw, dtype=torch.float64).to(code)

@@ -196,7 +196,7 @@ class KernelCKA(Instrument):
 
 
 def _features_error(pair: Sums, swapped: Sums, first: Sums, second: Sums) -> float:
-    """Return the spread of the value over draws of features, to first order.
+    """Return the standard deviation of the value over draws of features, to first order.
 
     A kernel is the mean over frequencies and the criterion is linear in each kernel. To first order
     the value is therefore the mean of a two-way table: the effect of each pair of frequencies, one

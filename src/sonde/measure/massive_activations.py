@@ -24,7 +24,7 @@ MEAN_RANK = 0.5264  # Chen and Tyler: the mean of the largest lies at this power
 @final
 @dataclass(frozen=True, kw_only=True)
 class MassiveActivationsResult(Result):
-    """Largest ratio, the ratio of each unit, and the share of the energy that a few units hold.
+    """Largest ratio, the ratio of each unit, and the fraction of the energy that a few units hold.
 
     ``position`` says where in its text or image each unit's largest value stood. ``massive`` marks
     units at or above the threshold, ``constant`` those of them that vary by less
@@ -43,7 +43,7 @@ class MassiveActivationsResult(Result):
 
     @property
     def outlier_units(self) -> bool:
-        """Whether a few units hold half of the energy, and twenty times their fair share."""
+        """True if a few units hold half of the energy, and twenty times their fair share."""
         return self.share >= 0.5 and self.share >= 20.0 * self.fair
 
     def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]

@@ -1,4 +1,4 @@
-"""How evenly the directions of rows spread over the space: their entropy, as a share of the most.
+"""How evenly the directions of rows spread over the space: their entropy, relative to its maximum.
 
 Lengths of rows count for nothing here, as in ``coding_rate`` and ``uniformity``. For a number of
 directions that weighs rows by their lengths see ``entropy_rank``.
@@ -47,7 +47,7 @@ class MatrixEntropyResult(Result):
 @final
 @dataclass(frozen=True)
 class MatrixEntropy(Instrument):
-    """Von Neumann entropy of the directions of rows, as a share of ``ln dim``.
+    """Von Neumann entropy of the directions of rows, as a fraction of ``ln dim``.
 
     ``-sum l ln l / ln dim`` over the eigenvalues ``l`` of the mean of ``u u^T``, with ``u`` the row
     less the mean row, divided by its length. 1 if no direction is preferred, ``ln k / ln dim`` for

@@ -1,4 +1,4 @@
-"""Whether each latent knows about one known factor alone.
+"""Test whether each latent knows about one known factor alone.
 
 The latents are the first site and the factors the second, one unit for each factor.
 """

@@ -1,4 +1,4 @@
-"""Whether one latent holds each known factor: the gap between the two latents that know it best.
+"""Mutual information gap: the lead of the best latent over the second, for each factor.
 
 The latents are the first site and the factors the second, one unit for each factor.
 """

@@ -23,7 +23,7 @@ Metric = Literal["cosine", "euclidean"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class MutualKNNResult(Result):
-    """Mean share of common neighbours; ``jaccard`` divides by the neighbours at either site."""
+    """Mean fraction of common neighbours; ``jaccard`` divides by the neighbours at either site."""
 
     direction: Direction = "higher"
     jaccard: float
@@ -32,7 +32,7 @@ class MutualKNNResult(Result):
 @final
 @dataclass(frozen=True)
 class MutualKNN(PairSampleInstrument):
-    """Share of a row's nearest neighbours at one site that are its neighbours at the other.
+    """Fraction of a row's nearest neighbours at one site that are its neighbours at the other.
 
     ``mean_i |N_x(i) & N_y(i)| / k``. It sees local structure alone: clusters that lie elsewhere, or
     have another shape, count as the same as long as their members stay together.

@@ -199,7 +199,7 @@ def _head_gap(means: Float[Tensor, "class dim"], rows: Float[Tensor, "class dim"
 def _disagreement(
     classes: ClassMomentsState, head: HeadWeightsState, sample: HashSampleState
 ) -> tuple[float, tuple[str, ...]]:
-    """Return the share of sampled rows where head and nearest class mean disagree, and flags."""
+    """Return the fraction of sampled rows where head and nearest class mean disagree, and flags."""
     rows = SampledRows.of([sample])
     x = rows.rows[0]
     said = head.logits(x).argmax(1)

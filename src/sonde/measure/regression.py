@@ -18,7 +18,7 @@ from sonde.stats import CrossMomentsState, MomentsState
 @final
 @dataclass(frozen=True, kw_only=True)
 class RegressionResult(Result):
-    """Explained share of the second site's variance; ``x @ weight + bias`` is the prediction."""
+    """Explained fraction of the second site's variance; ``x @ weight + bias`` is the prediction."""
 
     direction: Direction = "higher"
     weight: Float[Tensor, "dim dim2"]
@@ -29,7 +29,7 @@ class RegressionResult(Result):
 @final
 @dataclass(frozen=True)
 class Regression(CrossInstrument):
-    """Share of the variance of the second site that a linear map of the first explains.
+    """Fraction of the variance of the second site that a linear map of the first explains.
 
     Ordinary least squares from sums alone: ``tr(C^T S_x^-1 C) / tr S_y`` with the cross scatter
     ``C``. Unrelated rows give ``dim / (n - 1)`` (the null); ``adjusted`` takes that away.

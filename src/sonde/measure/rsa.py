@@ -1,4 +1,4 @@
-"""Whether two sites find the same pairs of rows far apart: representational similarity analysis.
+"""Representational similarity analysis: rank correlation of two sites' pair distances.
 
 It compares distances, large and small alike; for near neighbours alone see ``mutual_knn``.
 """

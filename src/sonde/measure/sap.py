@@ -1,4 +1,4 @@
-"""Whether one latent predicts each known factor far better than any other, from moments alone.
+"""Test whether one latent predicts each known factor far better than any other, from moments alone.
 
 The latents are the first site and the factors the second, one unit for each factor.
 """

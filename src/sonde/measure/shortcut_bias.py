@@ -1,4 +1,4 @@
-"""Whether a model relies on an available feature more than its predictivity justifies.
+"""Test whether a model relies on an available feature more than its predictivity justifies.
 
 A generator of rows with a core and a shortcut feature of chosen predictivity and availability, the
 grid of rows on which a trained model is asked, and the figure from the model's answers.

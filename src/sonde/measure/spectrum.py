@@ -23,7 +23,7 @@ class SpectrumResult(Result):
     dim: int
 
     def needed(self, share: float) -> int:
-        """Return how many leading directions hold at least this share of the variance."""
+        """Return how many leading directions hold at least this fraction of the variance."""
         return int((self.share.cumsum(0) < share - 1e-12).sum()) + 1
 
 
@@ -84,7 +84,7 @@ class Spectrum(SpectrumInstrument):
 
 
 def _white(count: int, dim: int, n: int) -> Float[Tensor, "count"]:
-    """Return the shares of the first ``count`` of all directions of white rows."""
+    """Return the fractions of the first ``count`` of all directions of white rows."""
     rank, nodes, weights = white_eigenvalues(dim, n)
     middle = (torch.arange(rank, dtype=torch.float64) + 0.5) / rank
     at = torch.searchsorted(weights.cumsum(0), middle).clamp(max=len(nodes) - 1)

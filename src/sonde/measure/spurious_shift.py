@@ -1,4 +1,4 @@
-"""Whether rows vary by context more than by concept: by where a thing is seen, not what it is."""
+"""Compare how much rows vary with the context and with the concept."""
 
 import math
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from sonde.stats.joint_counts import entropy_nats, information_nats
 @final
 @dataclass(frozen=True, kw_only=True)
 class SpuriousShiftResult(Result):
-    """Share of context less share of concept, with both shares and the labels' dependence.
+    """Fraction of context less fraction of concept, with both shares and the labels' dependence.
 
     ``mutual`` is the mutual information of concept and context over the root of the product of
     their entropies, ``cramers_v`` another figure of the same counts: 0 where they are independent.
@@ -52,7 +52,7 @@ class SpuriousShiftResult(Result):
 @final
 @dataclass(frozen=True)
 class SpuriousShift(Instrument):
-    """Share of the variance of cell means that context explains, less the share of concept.
+    """Fraction of the variance of cell means that context explains, less the fraction of concept.
 
     A cell is a concept (the label) in a context. Its mean counts once, however many rows it has:
     ``SS_context / SS - SS_concept / SS`` of a two-way design, what is left is their interaction.

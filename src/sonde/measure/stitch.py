@@ -114,7 +114,7 @@ def stitch(
 
 
 def of_table(right: Float[Tensor, "front back row"]) -> StitchResult:
-    """Return the two-way analysis of a table of right answers (1) and wrong ones (0)."""
+    """Return the two-way analysis of a table of correct answers (1) and wrong ones (0)."""
     n, n_rows = len(right), right.shape[2]
     table = right.mean(2)
     other = ~torch.eye(n, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Whether the accuracies of many models on two subpopulations lie on a line or on a curve.
+"""Test whether the accuracies of many models on two subpopulations lie on a line or on a curve.
 
 Each point is a model, or an epoch of one: its accuracy on the majority and on the minority.
 """
@@ -184,7 +184,7 @@ def _probit(p: Float[Tensor, "point"], n: int | None) -> tuple[Float[Tensor, "po
 
 
 def _binomial_weight(z: Float[Tensor, "point"], n: int) -> Float[Tensor, "point"]:
-    """Return one over the variance of a probit of a share of ``n`` examples."""
+    """Return one over the variance of a probit of a fraction of ``n`` examples."""
     share = torch.special.ndtr(z)
     density = torch.exp(-0.5 * z.square()) / math.sqrt(2.0 * math.pi)
     return n * density.square() / (share * (1.0 - share))

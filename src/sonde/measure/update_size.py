@@ -61,13 +61,13 @@ class UpdateSize(Instrument):
     paper: ClassVar[str] = "men2024shortgpt"
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of the difference, and range and spread of each site."""
+        """Read the moments of the difference, and range and standard deviation of each site."""
         return {"update": UpdateMoments(), "each": Scalars()}
 
     def result(
         self, update: MomentsState, each: tuple[ScalarsState, ScalarsState]
     ) -> UpdateSizeResult:
-        """Compare each unit's update with the spread of its input."""
+        """Compare each unit's update with the standard deviation of its input."""
         before = each[0]
         square = update.mean.square() + update.variance
         alive = (before.high > before.low) & (before.variance.detach() > 0)

@@ -138,7 +138,7 @@ def fpr_at_tpr(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Metric:
-    """Return the share of negatives that pass where at least ``rate`` of the positives do.
+    """Return the fraction of negatives that pass where at least ``rate`` of the positives do.
 
     The threshold is the highest at which the share of positives at or above it is at least
     ``rate``. Two conventions are in use: ``positive="unusual"`` finds 95 % of the unusual rows and

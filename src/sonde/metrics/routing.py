@@ -47,7 +47,7 @@ class Cascade:
         return (1 - passed) * self.weak.mean() + passed * self.strong.mean()
 
     def gain(self, n_shares: int = 21) -> float:
-        """Return what doubt gains over random routing, as a share of what the oracle gains."""
+        """Return what doubt gains over random routing, as a fraction of what the oracle gains."""
         shares = np.linspace(0, 1, n_shares)
         random = self.random(shares)
         best = (self.oracle(shares) - random).mean()

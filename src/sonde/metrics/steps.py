@@ -70,7 +70,7 @@ def localisation(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Metric:
-    """Return the share of trajectories whose highest step is the first wrong one (top-1).
+    """Return the fraction of trajectories whose highest step is the first wrong one (top-1).
 
     Only trajectories with a wrong step count. Where several steps share the highest score, the
     share of them that is right counts: the mean over ways to break the tie.
@@ -117,7 +117,7 @@ def joint_match(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Metric:
-    """Return the share of trajectories with the right verdict and the right first step.
+    """Return the fraction of trajectories with the right verdict and the right first step.
 
     A trajectory counts as right when its first alarm is at its first wrong step, or when it has
     neither.

@@ -54,7 +54,7 @@ def _visible(name: str) -> str:
 
 
 def _ninth(strongest: Sequence[int], shape: Sequence[int]) -> str:
-    """Return the ninth of a picture with the most of the places, the strongest counted most.
+    """Return the ninth of a picture with the most of the positions, the strongest counted most.
 
     The mean of the places would mislead: if two corners matter, it lies in the middle.
     """

@@ -109,7 +109,7 @@ def _chart_rows(layer: Chart, spec: Chart) -> list[dict[str, Any]]:
 
 
 def _names(layers: list[Chart], channel: str, spec: Chart) -> list[str]:
-    """Return the names along an axis of places, in order; no names for an axis of numbers."""
+    """Return the names along an axis of positions, in order; no names for an axis of numbers."""
     found: dict[Any, None] = {}
     for layer in layers:
         encoding = layer["encoding"].get(channel, {})

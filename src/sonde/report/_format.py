@@ -43,7 +43,7 @@ def score_words(score: Real) -> str:
 
 
 def share(value: Real | None, digits: int = 3) -> str:
-    """Return a share of one as per cent.
+    """Return a fraction of one as per cent.
 
     Examples
     --------

@@ -62,7 +62,7 @@ def _bars(kind: str, ends: list[tuple[Real, Real]], counts: list[int], beyond: i
 
 
 def roc_picture(curve: dict[str, Any], who: str = "", auroc: str = "") -> Picture:
-    """Return the share of unusual rows that are found at each share of false alarms."""
+    """Return the fraction of unusual rows that are found at each fraction of false alarms."""
     steps = [
         {"x": x, "v": y, "i": i, "tip": tip(f"false alarms {share(x)}", f"found {share(y)}")}
         for i, (x, y) in enumerate(zip(curve["fpr"], curve["tpr"], strict=True))

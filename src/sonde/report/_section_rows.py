@@ -97,7 +97,7 @@ def _columns(versus: dict[str, Any], names: ElementIds) -> list[Markup]:
 
 
 def _classes(versus: dict[str, Any], names: ElementIds, sides: tuple[str, str]) -> list[Markup]:
-    """Return the shares of labels and answers of both sides as a table."""
+    """Return the fractions of labels and answers of both sides as a table."""
     classes = (versus.get("labels") or {}).get("classes") or []
     kinds = ("labels_data", "labels_other", "answers_data", "answers_other", "corrected")
     kept = [kind for kind in kinds if any(row[kind] is not None for row in classes)]

@@ -160,7 +160,7 @@ def _title(i: int, live: list[dict[str, Any]]) -> list[Part]:
 def _shares(
     key: str, message: str, one: dict[str, Any], values: list[list[float | None]], sites: list[str]
 ) -> Picture:
-    """Return the shares of one pair, positions across and layers upward."""
+    """Return the fractions of one pair, positions across and layers upward."""
     names = [f"{i} {shown(_place(one, i), 14)}" if one["tokens"] else str(i)
              for i in range(len(values[0]))]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Measures over the steps of a training."""
+"""Measures over the steps of a training run."""
 
 from collections import Counter
 from typing import Any, Final

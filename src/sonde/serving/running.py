@@ -69,7 +69,7 @@ class Settings:
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine reaches the server."""
+        """True if only this machine reaches the server."""
         if self.host == "localhost":
             return True
         try:

@@ -80,7 +80,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answered:
-    """Answers of one forward, and the rows that the traffic's statistics are made of."""
+    """Answers of one forward pass, and the rows that the traffic's statistics are made of."""
 
     answers: tuple[Answer, ...]
     batch: Batch = field(repr=False)
@@ -136,12 +136,12 @@ class ServedModel:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is known how items become inputs; else the first request tells."""
+        """True if it is known how items become inputs; else the first request tells."""
         return self._reader is not None
 
     @property
     def most(self) -> int:
-        """The most inputs of one forward."""
+        """The most inputs of one forward pass."""
         return self.largest if self._reader is None else self._reader.largest
 
     @property
@@ -158,7 +158,7 @@ class ServedModel:
 
     @property
     def has_plain_inputs(self) -> bool:
-        """Whether inputs are texts or numbers; others take long to decode."""
+        """True if inputs are texts or numbers; others take long to decode."""
         return self.inputs.encoder.kind in PLAIN_INPUTS
 
     @property

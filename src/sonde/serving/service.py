@@ -74,7 +74,7 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the model answers."""
+        """True if the model answers."""
         return self._served is not None and not self._stopping
 
     def start(self) -> None:
@@ -287,7 +287,7 @@ class Service:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the server ends."""
+        """True if the server ends."""
         return self._stopping
 
     def counted(self, route: str, code: int, seconds: float) -> None:

@@ -37,7 +37,7 @@ class CoresetState(State):
 
     @property
     def is_everything(self) -> bool:
-        """Whether every row that was seen is among the chosen."""
+        """True if every row that was seen is among the chosen."""
         return self.n == len(self.draw)
 
 

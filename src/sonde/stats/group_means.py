@@ -1,4 +1,4 @@
-"""How much of the spread of token rows lies inside examples."""
+"""How much of the standard deviation of token rows lies inside examples."""
 
 from dataclasses import dataclass
 from typing import final
@@ -25,7 +25,7 @@ class GroupMeansState(State):
 
     @property
     def within_share(self) -> Float[Tensor, "dim"]:
-        """Share of each unit's variance that lies inside examples; NaN for constant units.
+        """Fraction of each unit's variance that lies inside examples; NaN for constant units.
 
         With equally long examples this is ``1 - var(example means) / var(rows)``.
         """

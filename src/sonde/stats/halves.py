@@ -25,5 +25,5 @@ def random_halves(
 
 
 def half_error(values: Float[Tensor, "half *figure"]) -> Float[Tensor, "*figure"]:
-    """Return the standard error: the spread of the figure over random halves."""
+    """Return the standard error: the standard deviation of the figure over random halves."""
     return values.double().std(dim=0, correction=1)

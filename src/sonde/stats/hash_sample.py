@@ -29,7 +29,7 @@ class HashSampleState(State):
 
     @property
     def is_everything(self) -> bool:
-        """Whether no row had to be left out."""
+        """True if no row had to be left out."""
         return self.n == len(self.draw)
 
     def first_of_each_group(self) -> Int[Tensor, "group"]:

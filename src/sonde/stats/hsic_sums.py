@@ -86,7 +86,7 @@ class HsicSumsState(State):
 
     @property
     def has_drifted(self) -> bool:
-        """Whether the mean lies so far from the reference that digits would be lost."""
+        """True if the mean lies so far from the reference that digits would be lost."""
         return bool(self.sum_x @ self.sum_x > 0.5 * self.n * self.square_x) or bool(
             self.sum_y @ self.sum_y > 0.5 * self.n * self.square_y
         )

@@ -1,4 +1,4 @@
-"""Intervals for a share of successes."""
+"""Intervals for a fraction of successes."""
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -46,7 +46,7 @@ def clopper_pearson(successes: int, n: int, level: float = 0.95) -> tuple[float,
 def grouped_share(
     hits: Bool[np.ndarray, "row"], group: Int[np.ndarray, "row"], level: float = 0.95
 ) -> tuple[float, float]:
-    """Return the interval of a share of rows that come in groups, as if there were fewer rows.
+    """Return the interval of a fraction of rows that come in groups, as if there were fewer rows.
 
     This is the exact interval for the number of independent rows whose share would vary as much as
     the observed share varies between groups; without groups it is the exact interval of all rows.

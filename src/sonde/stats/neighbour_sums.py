@@ -34,7 +34,7 @@ class NeighbourSumsState(State):
         return self.over(torch.ones_like)[1]
 
     def over(self, expected: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-        """Return ``mean`` over ``expected`` of the share of equal-label pairs, and its error.
+        """Return ``mean`` over ``expected`` of the fraction of equal-label pairs, and its error.
 
         The standard error comes from leaving out one block at a time; it is NaN below two blocks.
         """

@@ -35,7 +35,7 @@ class OctaveSampleState(State):
 
     @property
     def filled(self) -> Tensor:
-        """Which places hold a row."""
+        """Which positions hold a row."""
         return self.key != LAST
 
 
@@ -63,7 +63,7 @@ class OctaveSample(Statistic[OctaveSampleState]):
         check_ranges(self, m=">= 1", octaves=">= 1")
 
     def size_bytes(self, *dims: int) -> int:
-        """Return the bytes of float32 values with their places."""
+        """Return the bytes of float32 values with their positions."""
         return dims[0] * (8 + (self.octaves + 1) * self.m * 36)
 
     def observe(

@@ -72,7 +72,7 @@ class SampledRows:
 
     @property
     def grouped(self) -> bool:
-        """Whether some rows belong together."""
+        """True if some rows belong together."""
         return self.n_groups < len(self)
 
     def take(self, keep: Bool[Tensor, "row"] | Int[Tensor, "_kept"]) -> "SampledRows":

@@ -45,12 +45,12 @@ class Sequences:
 
     @property
     def rank(self) -> Int[Tensor, "row"]:
-        """How many rows of its example stand before the row at each place."""
+        """How many rows of its example stand before the row at each position."""
         return torch.arange(len(self.rows), device=self.rows.device) - self.starts[self.member]
 
     @property
     def continues(self) -> Bool[Tensor, "row"]:
-        """Whether the row at each place follows another row of its example."""
+        """True if the row at each position follows another row of its example."""
         return self.rank > 0
 
     def each(self) -> tuple[Int[Tensor, "_row"], ...]:

@@ -87,7 +87,7 @@ class InverseRoot:
 
     @property
     def is_lossy(self) -> bool:
-        """Whether float32 rows are whitened in float64 to keep the digits of their distances."""
+        """True if float32 rows are whitened in float64 to keep the digits of their distances."""
         return self.loss > LARGEST_LOSS
 
     def reaching_outside(self) -> "InverseRoot":

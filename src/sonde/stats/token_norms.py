@@ -41,7 +41,7 @@ class TokenNormsState(State):
 
     @property
     def energy_share(self) -> Float[Tensor, "3"]:
-        """Share of each bucket in the sum of squared norms."""
+        """Fraction of each bucket in the sum of squared norms."""
         return self.square / self.square.sum()
 
 

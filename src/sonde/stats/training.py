@@ -28,7 +28,7 @@ SURVEY, TRAIN, REVIEW, DONE = range(4)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState(State):
-    """What a training holds between rows; subclasses add what their first walk learns.
+    """State of a training run between rows; subclasses add what their first pass learns.
 
     ``losses`` are those of the current walk or, after training, of the last training walk.
     ``diverged`` is the step that led to numbers that are not finite; the weights are those before
@@ -115,7 +115,7 @@ class Trainer(Learner[TrainingT]):
 
     @abstractmethod
     def survey(self, state: TrainingT, *columns: Any, **_: Any) -> TrainingT:
-        """Return the state after rows of the first walk."""
+        """Return the state after rows of the first pass."""
 
     @abstractmethod
     def examples(
@@ -137,7 +137,7 @@ class Trainer(Learner[TrainingT]):
         live.adam(gradients, self.rate)
 
     def times(self, state: TrainingT) -> int:
-        """Return how often a walk goes over the examples of a call; once with a buffer."""
+        """Return how often a pass goes over the examples of a call; once with a buffer."""
         return 1
 
     def held_loss(
@@ -148,7 +148,7 @@ class Trainer(Learner[TrainingT]):
         return torch.tensor(math.nan) if found is None else found[0]
 
     def review(self, state: TrainingT, *columns: Any, **_: Any) -> TrainingT:
-        """Return the state after rows of the last walk."""
+        """Return the state after rows of the last pass."""
         return state
 
     def needs(self) -> tuple[str, ...]:
@@ -156,7 +156,7 @@ class Trainer(Learner[TrainingT]):
         return parameter_names(type(self).examples)[1:]
 
     def n_passes(self) -> int:
-        """Return the number of walks: a survey, the training passes, and the review if any."""
+        """Return the number of passes: a survey, the training passes, and the review if any."""
         return 1 + self.passes + self.reviews
 
     def is_trained(self, state: TrainingT) -> bool:

@@ -1,4 +1,4 @@
-"""Weights between the steps of a training, with the means of Adam, and sums of losses."""
+"""Weights between the steps of a training run, with the means of Adam, and sums of losses."""
 
 import math
 from collections.abc import Sequence

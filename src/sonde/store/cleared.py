@@ -82,7 +82,7 @@ class Cleared(Stream):
 
     @property
     def grouped(self) -> bool:
-        """Whether groups were given or examples were cut into chunks."""
+        """True if groups were given or examples were cut into chunks."""
         return self.store.grouped
 
     @property
@@ -92,7 +92,7 @@ class Cleared(Stream):
 
     @property
     def own_labels(self) -> bool:
-        """Whether class numbers are the model's own."""
+        """True if class numbers are the model's own."""
         return self.store.own_labels
 
     @property

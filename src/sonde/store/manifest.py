@@ -160,7 +160,7 @@ def read_manifest(directory: Path) -> Manifest:
         if len(manifest.group_keys) != bounds[-1] or not 0 <= manifest.level < 63:
             raise ValueError("group keys and units do not agree")
         if manifest.unit_size < 1 or manifest.every < 1:
-            raise ValueError("a unit or share of rows below 1")
+            raise ValueError("a unit size or fraction of rows below 1")
         _check_tables(manifest.tables)
         if not is_sealed(directory / MANIFEST, raw):
             raise ValueError("the checksum does not match")

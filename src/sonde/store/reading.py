@@ -267,7 +267,7 @@ class Store(Stream):
 
     @property
     def grouped(self) -> bool:
-        """Whether groups were given or examples were cut into chunks."""
+        """True if groups were given or examples were cut into chunks."""
         return any(s.manifest.grouped for s in self._sets)
 
     @property
@@ -277,7 +277,7 @@ class Store(Stream):
 
     @property
     def own_labels(self) -> bool:
-        """Whether class numbers are those of the model that was read, in all data sets."""
+        """True if class numbers are those of the model that was read, in all data sets."""
         return all(part.manifest.own_labels for part in self._sets)
 
     def identity(self) -> dict[str, Any]:

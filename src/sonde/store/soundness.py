@@ -51,7 +51,7 @@ class Soundness:
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if nothing is wrong."""
         return not self.faults
 
     def json(self, root: Path) -> dict[str, Any]:

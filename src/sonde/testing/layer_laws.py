@@ -410,7 +410,7 @@ def law_unseen(case: LayerCase) -> None:
 
 
 def law_counted(case: LayerCase) -> None:
-    """``n_parameters`` and ``flops`` equal the numbers counted in a forward of the layer."""
+    """``n_parameters`` and ``flops`` equal the numbers counted in a forward pass of the layer."""
     own, given = moved(case.layer), case.drawn()
     numbers = {(p.data_ptr(), p.numel()) for p in own.parameters()}
     counted = sum(n for _, n in numbers)

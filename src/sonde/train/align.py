@@ -171,7 +171,7 @@ class Align(nn.Module):
         return smooth_l1_loss(x, y, reduction="none", beta=2.0).mean(1)
 
     def _at_places(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return projected rows and targets, at the target's places where there are grids."""
+        """Return projected rows and targets, at the target's positions where there are grids."""
         if self.grids is None:
             return self.projector(x), y
         (high, wide), (high2, wide2) = self.grids

@@ -26,7 +26,7 @@ class Masks:
 
     @property
     def density(self) -> float:
-        """Share of weights that are active, over all masked layers."""
+        """Fraction of weights that are active, over all masked layers."""
         each = self.active.values()
         return sum(int(m.sum()) for m in each) / sum(m.numel() for m in each)
 
@@ -34,7 +34,7 @@ class Masks:
 @final
 @dataclass(frozen=True)
 class SparseTraining:
-    """Keep a share of the weights of every layer active, and exchange some of them now and then.
+    """Keep a fraction of the weights of every layer active, and exchange some of them now and then.
 
     Every ``period`` steps a share of the active weights, from ``prune_share`` down to 0 by a cosine
     over ``steps``, is exchanged for as many that were not active. ``gradient``: the smallest

@@ -97,7 +97,7 @@ class Layer:
         return changes
 
     def difference(self, affine: AffineMap, port: str, changes: Mapping[str, Change]) -> float:
-        """Return the largest error of the changed layer, as a share of the largest output.
+        """Return the largest error of the changed layer, as a fraction of the largest output.
 
         The changed layer is compared with the mapped one in float64, on rows of noise or on some
         tokens.

@@ -199,7 +199,7 @@ def _shell(held: LoadedFolder, config: Mapping[str, Any]) -> nn.Module | None:
 def _lost(
     held: LoadedFolder, shell: nn.Module, found: Mapping[str, StoredTensor], wanted: Set[str]
 ) -> set[str]:
-    """Return the wanted tensors that would not be loaded into their places in the new model."""
+    """Return the wanted tensors that would not be loaded into their positions in the new model."""
     stay = {n: held.stored_entry(n) for n in held.folder.places if n not in found}
     entries = {**stay, **{n: w.entry for n, w in found.items() if w.entry is not None}}
     names = StoredNames(shell, {n: empty(entry) for n, entry in entries.items()})

@@ -472,7 +472,7 @@ class Pruned(Packed):
         return {"mask": pack(there.to(torch.uint8), 1), "kept": flat[there].contiguous()}
 
     def words(self) -> str:
-        """Return the share of zeros."""
+        """Return the fraction of zeros."""
         return f"{float((self.values == 0).double().mean()):.1%} zeros"
 
     def matrix(self) -> Float[Tensor, "out in"]:

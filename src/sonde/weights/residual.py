@@ -219,7 +219,7 @@ def sums_at(module: nn.Module, sites: Sequence[Site], inputs: Any = None) -> lis
 
 
 def run(module: nn.Module, inputs: Any = None, mode: "_SumWatch | None" = None) -> Tensor:
-    """Return the first output of a forward in evaluation mode, without gradients."""
+    """Return the first output of a forward pass in evaluation mode, without gradients."""
     inputs = example_inputs(module) if inputs is None else inputs
     trained = [part for part in module.modules() if part.training]
     module.eval()
@@ -282,7 +282,7 @@ def inputs_or_none(module: nn.Module) -> dict[str, Tensor] | None:
 
 
 class _SumWatch(TorchDispatchMode):
-    """Follows which layers' outputs are added up in each tensor of a forward."""
+    """Follows which layers' outputs are added up in each tensor of a forward pass."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

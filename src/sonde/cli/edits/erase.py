@@ -19,7 +19,7 @@ ClassesWord = Annotated[
 
 @dataclass(frozen=True)
 class EraseLabel:
-    """Change a layer so that no linear probe of its states tells POSITIVE from NEGATIVE.
+    """Change a layer so that no linear probe of its states separates POSITIVE from NEGATIVE.
 
     Given DATA instead, no probe tells its classes apart: its labels, or those of --label-column.
     The change is fitted on the split train and written into the weights of the linear layer that

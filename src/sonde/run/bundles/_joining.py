@@ -83,8 +83,8 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
     """Raise if the states of two bundles cannot be merged."""
     if any(has_stages(task) for task in (*a.tasks, *b.tasks)):
         raise StateError(
-            "Fitted.merge: an instrument of two passes is fitted in one run: what its second "
-            "pass counts depends on all rows of the first. Fit it over all data."
+            "Fitted.merge: an instrument of two passes is fitted in one run: its second "
+            "pass depends on all rows of the first pass. Fit it over all data."
         )
     if "calibrations" in a.header or "calibrations" in b.header:
         raise StateError(
@@ -182,7 +182,7 @@ class RowOverlap:
 
     @property
     def is_most(self) -> bool:
-        """Whether the common rows are most rows of the smaller sample."""
+        """True if the common rows are most rows of the smaller sample."""
         return self.n > MOST_SHARED * self.of
 
     def judge(self, owner: str, remedy: str) -> None:

@@ -130,7 +130,7 @@ def _distinct(n: int, first: np.ndarray, second: np.ndarray, end: np.uint64) -> 
 
 
 def split_draws(stream: Stream) -> torch.Tensor:
-    """Return the ``split`` draw of each group of a stream."""
+    """Return the ``split`` sampling key of each group of a stream."""
     return _draws_of(Counter(stream.group_keys), stream.seed)
 
 

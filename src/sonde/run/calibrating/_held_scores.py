@@ -60,7 +60,7 @@ def held_scores(
         keep(name, found)
     empty = [f"{word} at {site}" for (word, site), state in states.items() if state is None]
     if empty:
-        raise InputError(f"calibrate: expected usual rows, got none for {empty[0]}.")
+        raise InputError(f"calibrate: expected in-distribution rows, got none for {empty[0]}.")
     return {name: state for name, state in states.items() if state is not None}, lengths
 
 

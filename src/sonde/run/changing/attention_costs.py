@@ -119,7 +119,7 @@ def _cost(
 @final
 @dataclass(frozen=True, eq=False)
 class _Outside(Edit):
-    """A limit that also records the share of attention that it removes."""
+    """A limit that also records the fraction of attention that it removes."""
 
     limit: LimitAttention
     sums: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])

@@ -127,7 +127,7 @@ class Judgement:
         return f"{' and '.join(said)} ({limits})" if said else ""
 
     def json(self) -> dict[str, Any]:
-        """Return the judgement as it stands in reports."""
+        """Return the judgement as it is in reports."""
         mean, spread = self.control
         control = {"mean": mean, "sd": spread, "n": len(self.controls)}
         sides = {name: asdict(d) for name, d in self.by_side.items()}

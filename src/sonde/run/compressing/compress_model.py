@@ -106,7 +106,7 @@ class Wish:
 
     @property
     def seeks(self) -> bool:
-        """Whether a size is searched."""
+        """True if a size is searched."""
         return self.budget is not None or self.max_kl is not None
 
     def rule(self) -> Any:

@@ -114,8 +114,8 @@ def method_asked(text: str | None, target: Target | None, given: Mapping[str, An
             able = [w for w, kind in weight_methods().items()
                     if target.parameter in {f.name for f in fields(kind)}]  # fmt: skip
             raise InputError(
-                f"--to {target.said}: {word} has no {target.parameter}, so it cannot reach that "
-                f"size. Methods that may: {', '.join(able)}."
+                f"--to {target.said}: {word} has no {target.parameter}, so it cannot reach "
+                f"that size. Methods that can: {', '.join(able)}."
             )
         asked[target.parameter] = target.value
         if (

@@ -112,7 +112,7 @@ def ends(name: str, metric: Metric) -> dict[str, float | None]:
 
 
 def _alarms(usual: pa.Table, unusual: pa.Table, alpha: float) -> dict[str, Any]:
-    """Return the share of rows of either kind with ``p <= alpha``, None without calibration."""
+    """Return the fraction of rows of either kind with ``p <= alpha``, None without calibration."""
     names = ("false_alarms", "false_alarms_low", "false_alarms_high", "found")
     if any("p" not in t.column_names or t["p"].null_count for t in (usual, unusual)):
         return dict.fromkeys(names)

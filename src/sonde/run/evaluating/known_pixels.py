@@ -128,7 +128,7 @@ def grid_of(n: int, size: Grid) -> Grid:
     shapes = {s for s in shapes if s[0] in (height, s[1])}
     if len(shapes) != 1:
         raise InputError(
-            f"evaluate: {n} patches lie in no known grid of an image of {size[0]} x {size[1]} "
+            f"evaluate: {n} patches form no known grid of an image of {size[0]} x {size[1]} "
             "pixels. Name it: --grid LINES COLUMNS."
         )
     return shapes.pop()

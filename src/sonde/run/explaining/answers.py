@@ -1,4 +1,4 @@
-"""What a model answers to explained inputs, and what it says without the strongest places."""
+"""What a model answers to explained inputs, and what it says without the strongest positions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final

@@ -97,7 +97,7 @@ class Atlas:
 
     @property
     def n_units(self) -> int:
-        """How many units or features there are."""
+        """Number of units or features."""
         return len(self.histogram.counts)
 
 
@@ -144,7 +144,7 @@ def fit_atlas(
 
 @dataclass(frozen=True, kw_only=True)
 class HistogramResult(Result):
-    """``value`` is the share of rows on which each unit is above 0."""
+    """``value`` is the fraction of rows on which each unit is above 0."""
 
     counts: ScaledHistogramState
 
@@ -165,7 +165,7 @@ class UnitHistogram(Instrument):
         return {"counts": ScaledHistogram(self.bins)}
 
     def result(self, counts: ScaledHistogramState) -> HistogramResult:
-        """Return the histograms, with the share of rows on which each unit is above 0."""
+        """Return the histograms, with the fraction of rows on which each unit is above 0."""
         half = counts.counts.shape[1] // 2
         return HistogramResult(value=counts.above[:, half] / counts.n, n=counts.n, counts=counts)
 

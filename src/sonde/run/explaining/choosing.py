@@ -74,8 +74,9 @@ class Choice:
         if said is None:
             if self.wrong or self.pair is not None:
                 raise InputError(
-                    "explain: expected labels that are the model's own classes to tell right from "
-                    "wrong, got none. Name the column (--label-column) and the classes (--classes)."
+                    "explain: expected labels that are the model's classes, to "
+                    "find wrong answers, got none. Name the column (--label-column) and the "
+                    "classes (--classes)."
                     " Of a language model choose texts by loss: sonde scan --rows FILE, then "
                     "explain --rows FILE."
                 )
@@ -146,8 +147,8 @@ def _numbers(model: Model, inputs: ItemInputs) -> Float[np.ndarray, "row"]:
         numbers = one_number(model, batch)
         if numbers is None:
             raise InputError(
-                "explain: expected a model of one number for each row, to tell how far off it is, "
-                "got another answer. Name a column of classes (--label-column)."
+                "explain: expected a model of one number for each row, to measure its error, "
+                "got another kind of output. Name a column of classes (--label-column)."
             )
         said[batch.order.numpy()] = numbers.numpy()
     return said

@@ -44,12 +44,12 @@ class LossRecovered:
 
     @property
     def value(self) -> float:
-        """Share of the loss that is recovered."""
+        """Fraction of the loss that is recovered."""
         gap = self.mean - self.clean
         return (self.mean - self.rebuilt) / gap if abs(gap) > LEAST else math.nan
 
     def json(self) -> dict[str, Any]:
-        """Return the share of the loss, and the losses that it is made from."""
+        """Return the fraction of the loss, and the losses that it is made from."""
         value = None if math.isnan(self.value) else self.value
         return {"value": value, **asdict(self)}
 
@@ -57,7 +57,7 @@ class LossRecovered:
 def loss_recovered(
     model: Model, inputs: Inputs, dictionary: Dictionary, site: str
 ) -> LossRecovered | None:
-    """Return the loss that a dictionary recovers, or None if the data hold no right answers.
+    """Return the loss that a dictionary recovers, or None if the data hold no correct answers.
 
     The model runs on the first ``MOST`` examples, which should not be examples of the training. The
     mean of the site is taken over them too.

@@ -347,5 +347,5 @@ def explain_document(
 
 
 def _places(found: Attribution, i: int) -> Tensor:
-    """Return the attribution of an example by place, or by unit if it has no places."""
+    """Return the attribution of an example by place, or by unit if it has no positions."""
     return found.per_place[i].double().cpu()

@@ -47,14 +47,14 @@ class Verdict:
 
     @property
     def is_believable(self) -> bool:
-        """Whether the effect is not small or due to chance, and signs, if any, beat a coin flip."""
+        """True if the effect is not small or due to chance, and signs, if any, beat a coin flip."""
         is_clear = self.p < self.level and self.effect >= LEAST
         _, high = clopper_pearson(self.wrong, self.moved) if self.moved else (0.0, 1.0)
         return is_clear and (not self.signed or high < 0.5)
 
     @property
     def is_open(self) -> bool:
-        """Whether every input supports the attribution, but too few were judged to believe it."""
+        """True if every input supports the attribution, but too few were judged to believe it."""
         held = self.n < ENOUGH and self.better == self.n and self.wrong == 0
         return held and self.effect >= LEAST and not self.is_believable
 
@@ -137,7 +137,7 @@ class Judged:
 
     @property
     def is_believable(self) -> bool:
-        """Whether the attribution can be believed on all inputs, or on the inputs of a class."""
+        """True if the attribution can be believed on all inputs, or on the inputs of a class."""
         return self.best.is_believable
 
 

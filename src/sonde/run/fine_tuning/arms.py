@@ -362,7 +362,7 @@ def _module(teacher: Any) -> nn.Module | None:
 
 
 class _Keeper:
-    """Checkpoint file: saves the state of a training, and loads it again."""
+    """Checkpoint file: saves the state of a training run, and loads it again."""
 
     def __init__(
         self,
@@ -401,7 +401,8 @@ class _Keeper:
         held: dict[str, Any] = torch.load(self._path, weights_only=True)
         if (what := find_difference(held.get("known", {}), self._known)) is not None:
             raise StateError(
-                f"sonde train: {self._path} is the checkpoint of another training, whose {what} "
+                f"sonde train: {self._path} is the checkpoint of another training run, whose "
+                f"{what} "
                 "differs. Run with --fresh to drop it, or choose another -o."
             )
         self._arm.module.load_state_dict(held["module"])

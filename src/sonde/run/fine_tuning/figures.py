@@ -25,7 +25,7 @@ from sonde.weights.tuning import row_losses
 
 @dataclass(frozen=True, eq=False)
 class TaskFigures:
-    """Losses and right answers on held-out examples, summed over the answers of each group.
+    """Losses and correct answers on held-out examples, summed over the answers of each group.
 
     Parameters
     ----------

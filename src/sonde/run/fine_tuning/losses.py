@@ -38,7 +38,7 @@ class Listed:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the command can give all that the loss needs, and report its value."""
+        """True if the command can give all that the loss needs, and report its value."""
         return self.has_value and set(self.needs) <= set(GIVEN)
 
 

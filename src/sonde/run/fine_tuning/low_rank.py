@@ -66,8 +66,8 @@ def with_adapters(module: nn.Module, rank: int, seed: int) -> None:
     names = _linear(module)
     if not names:
         raise InputError(
-            f"--scope {PREFIX}:{rank}: {type(module).__name__} has no linear layer that an "
-            "adapter can stand beside. Choose another scope."
+            f"--scope {PREFIX}:{rank}: {type(module).__name__} has no linear "
+            "layer for an adapter. Choose another scope."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -58,7 +58,7 @@ class Trained:
         return document_html("Fine-tuning of a model", self.document)
 
     def forget(self) -> None:
-        """Remove the checkpoints of the training."""
+        """Remove the checkpoints of the training run."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
@@ -187,8 +187,8 @@ def check_words(
     if bool(terms) != bool(sites) or not (terms or insert):
         raise InputError(
             "sonde train: expected --terms and --sites, as --terms rate_reduction --sites "
-            "blocks.3, or --insert unit_gate@blocks.3. `sonde train --list` says which losses "
-            "and layers there are."
+            "blocks.3, or --insert unit_gate@blocks.3. `sonde train --list` says lists "
+            "the losses and layers."
         )
     for name, value in positive.items():
         if value is not None and not value > 0:

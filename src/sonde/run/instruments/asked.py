@@ -162,7 +162,7 @@ def check_reading(instruments: Iterable[Instrument], stream: Stream) -> None:
 
 
 def check_grids(tasks: Iterable[Task], stream: Stream) -> None:
-    """Refuse to join patches of different grids: equal positions are different places there.
+    """Refuse to join patches of different grids: equal positions are different positions there.
 
     Raises
     ------

@@ -149,7 +149,8 @@ def tasks_of(
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = str(error).rstrip(".")
         raise StateError(
-            f"Fitted.load: the header of {path} says what this version does not know: {reason}. "
+            f"Fitted.load: the header of {path} contains entries that this version does not "
+            f"know: {reason}. "
             "Fit it again with this version; name classes of your own: Fitted.load(path, [Class])."
         ) from error
     return tasks, split, sample

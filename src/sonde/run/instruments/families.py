@@ -61,7 +61,7 @@ class Listed:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether ``sonde fit`` knows it."""
+        """True if ``sonde fit`` knows it."""
         return self.kind in FITTED
 
     def json(self) -> dict[str, Any]:

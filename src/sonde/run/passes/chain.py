@@ -1,4 +1,4 @@
-"""Learners: walks over the units in plan order, checkpointed after every commit range."""
+"""Learners: passes over the units in plan order, checkpointed after every commit range."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ def walk_chain(
     durable: bool,
     tick: Callable[[int], None] = lambda _: None,
 ) -> States:
-    """Return learners' states after all walks, continued from a checkpoint of the same plan.
+    """Return learners' states after all passes, continued from a checkpoint of the same plan.
 
     ``tick`` is called with the number of examples done since its last call.
     """
@@ -51,7 +51,7 @@ def _write(path: Path, plan: Plan, n_done: int, units: int, states: States, dura
 
 
 def _resume(path: Path, wanted: Mapping[str, Request], plan: Plan) -> tuple[int, int, States]:
-    """Return the numbers of walks done and of units done in the next walk, and the states."""
+    """Return the numbers of passes done and of units done in the next walk, and the states."""
     anew: tuple[int, int, States] = 0, 0, dict.fromkeys(wanted)
     if not path.exists():
         return anew

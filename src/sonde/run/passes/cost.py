@@ -1,4 +1,4 @@
-"""What a run does beyond one forward for each example: told before it starts."""
+"""What a run does beyond one forward pass for each example: told before it starts."""
 
 import sys
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ MOVED = "a backward and another forward beside every forward, for moved inputs"
 
 
 def cost_of(stream: Stream, tasks: Iterable[Task] = (), deep: bool = False) -> str:
-    """Return in words what a run takes beyond one forward for each example; empty if nothing.
+    """Return in words what a run takes beyond one forward pass for each example; empty if nothing.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def cost_of(stream: Stream, tasks: Iterable[Task] = (), deep: bool = False) -> s
 def say_cost(
     stream: Stream, tasks: Iterable[Task] = (), shown: bool = True, deep: bool = False
 ) -> None:
-    """Write to stderr what a run takes beyond one forward for each example."""
+    """Write to stderr what a run takes beyond one forward pass for each example."""
     text = cost_of(stream, tasks, deep)
     if shown and text:
         sys.stderr.write(f"note: this run takes {text}.\n")

@@ -69,7 +69,7 @@ class Outcome:
 
     @property
     def complete(self) -> bool:
-        """Whether every unit is in and every learner trained."""
+        """True if every unit is in and every learner trained."""
         return self.done == self.total and not self.learning
 
 

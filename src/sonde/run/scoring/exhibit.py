@@ -168,7 +168,7 @@ class Exhibits:
 
 
 def in_whole_batches(stream: Stream) -> Stream:
-    """Return a stream whose parts hold the texts that a walk over the whole stream generates."""
+    """Return a stream whose parts hold the texts that a pass over the whole stream generates."""
     if not (isinstance(stream, LiveStream) and isinstance(stream.inputs, ReplayInputs)):
         return stream
     return replace(stream, inputs=replace(stream.inputs, units=tuple(stream.units())))
@@ -203,7 +203,7 @@ def places(stream: Stream) -> dict[str, list[tuple[int, int]]]:
 
 
 def pixels_of(raw: InputBatch) -> Tensor | None:
-    """Return the image among the arguments of a forward."""
+    """Return the image among the arguments of a forward pass."""
     for value in (*raw.args, *raw.kwargs.values()):
         if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] in (1, 3):
             return value[0].detach().float().cpu()

@@ -1,4 +1,4 @@
-"""Whether a detector was calibrated on enough rows for any alarm."""
+"""Test whether a detector was calibrated on enough rows for any alarm."""
 
 from sonde.run.bundles.fitted import Fitted
 

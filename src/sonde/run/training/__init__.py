@@ -1,1 +1,1 @@
-"""``sonde.Track``: fitted states over the steps of a training."""
+"""``sonde.Track``: fitted states over the steps of a training run."""

@@ -1,4 +1,4 @@
-"""Similarity of a site's rows between the steps of a training.
+"""Similarity of a site's rows between the steps of a training run.
 
 States keep a sample of rows, mostly for error bars. The sample has the same rows at every step, so
 steps can be compared without the models.
@@ -30,7 +30,7 @@ Samples = Mapping[str, Mapping[int, HashSampleState]]
 
 @dataclass(frozen=True)
 class SiteAcrossSteps:
-    """Comparison of a site's rows between the steps of a training.
+    """Comparison of a site's rows between the steps of a training run.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class SiteAcrossSteps:
 
     @property
     def explained(self) -> Float[Tensor, "step"] | None:
-        """Mean share of the last step's features that each earlier step explains, in [0, 1]."""
+        """Mean fraction of the last step's features that each earlier step explains, in [0, 1]."""
         return None if self.emergence is None else self.emergence.r2.clamp(min=0).mean(1)
 
 

@@ -1,4 +1,4 @@
-"""Fitted states over the steps of a training: a folder with a file for each step.
+"""Fitted states over the steps of a training run: a folder with a file for each step.
 
 Every file is whole or missing, so a killed training leaves the steps that it had recorded. A
 training that resumes from an earlier checkpoint writes later steps again.

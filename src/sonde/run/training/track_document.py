@@ -1,4 +1,4 @@
-"""Measures over the steps of a training as JSON, ``sonde-track/1``: what pages read."""
+"""Measures over the steps of a training run as JSON, ``sonde-track/1``: what pages read."""
 
 import math
 from typing import Any, Final

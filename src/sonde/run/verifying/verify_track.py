@@ -12,7 +12,7 @@ from sonde.store import Fault, Soundness
 
 
 def is_track(directory: Path) -> bool:
-    """Return whether a folder holds states of the steps of a training."""
+    """Return whether a folder holds states of the steps of a training run."""
     return len(Track(directory)) > 0
 
 

@@ -99,7 +99,7 @@ class WatchedDetector:
 
 @dataclass(frozen=True)
 class ScoredForward:
-    """Scores of one detector in one forward; ``label`` if thresholds depend on the class."""
+    """Scores of one detector in one forward pass; ``label`` if thresholds depend on the class."""
 
     scores: Float[Tensor, "row"]
     example: Int[Tensor, "_row"]
@@ -109,7 +109,7 @@ class ScoredForward:
 
 @dataclass(frozen=True)
 class GuardStep:
-    """The scores of one forward, detector after detector."""
+    """The scores of one forward pass, detector after detector."""
 
     scores: Float[Tensor, "score"]
     counts: tuple[int, ...]
@@ -229,7 +229,7 @@ def scored(
     cut: Collection[str] = (),
     known: Float[Tensor, "row"] | None = None,
 ) -> ScoredForward:
-    """Return a detector's scores of the rows of a forward; ``known`` are scores made before.
+    """Return a detector's scores of the rows of a forward pass; ``known`` are scores made before.
 
     ``cut`` holds the keys of sites whose rows are only a part of their text.
     """

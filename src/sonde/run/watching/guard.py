@@ -49,7 +49,7 @@ from sonde.tap.hooks.latest import Latest
 
 @dataclass(eq=False)
 class GuardedText:
-    """Scores of one text: of a forward, and of those that go on from its key-value cache.
+    """Scores of one text: of a forward pass, and of those that go on from its key-value cache.
 
     A text is the batch of a forward: one example or several. While the text grows it can be read
     at any time.
@@ -333,7 +333,7 @@ class Guard:
         return html_table(title, columns, rows, len(rows))
 
     def _see(self, batch: Batch, text: WatchedText, goes_on: bool, cut: Collection[str]) -> None:
-        """Score the rows of a forward, in the thread that made it."""
+        """Score the rows of a forward pass, in the thread that made it."""
         known = {} if self._stacked is None else self._stacked.scores(batch.rows)
         parts = [
             scored(w, batch, cut, known.get(w.name[1]) if w.name in self._together else None)

@@ -80,7 +80,7 @@ class _Floor:
 
     @property
     def has_work(self) -> bool:
-        """Whether a range waits or is worked on."""
+        """True if a range waits or is worked on."""
         return bool(self._waiting) or any(hand.flying for hand in self._hands)
 
     def hire(self) -> None:

@@ -52,7 +52,7 @@ class Crew:
 
     @property
     def is_apart(self) -> bool:
-        """Whether others than this process do the work."""
+        """True if others than this process do the work."""
         return self.workers > 0 or self.runner == "ray"
 
     @property

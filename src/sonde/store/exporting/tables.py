@@ -50,7 +50,7 @@ class Table:
 
     @cached_property
     def grid(self) -> bool:
-        """Whether rows have a line and a column."""
+        """True if rows have a line and a column."""
         return self.store.schema[0].key in self.store.first_batch().grid
 
     @cached_property

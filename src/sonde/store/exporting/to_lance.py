@@ -138,7 +138,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def file_hash(path: Path) -> str:
-    """Return the hash of a file as it stands in the list."""
+    """Return the hash of a file as it is in the list."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 

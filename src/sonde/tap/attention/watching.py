@@ -18,7 +18,7 @@ Figures = Mapping[str, Callable[[], Tensor]]
 
 
 class _OfThread(threading.local):
-    """What a watch keeps of the attentions that run in one thread."""
+    """What a watch keeps of the attention layers that run in one thread."""
 
     def __init__(self) -> None:
         self.notes: dict[int, Any] = {}
@@ -52,7 +52,7 @@ class AttentionWatch:
 
     @property
     def notes(self) -> dict[int, Any]:
-        """What is known of the attentions that run in this thread, by id of the module."""
+        """What is known of the attention layers that run in this thread, by id of the module."""
         return self.own.notes
 
     def enter(self, mode: TorchFunctionMode) -> None:

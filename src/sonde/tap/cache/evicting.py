@@ -146,7 +146,7 @@ def caching(
 
 
 def _rotating(cache: EvictingCache, module: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
-    """Yield hooks on the attentions of layers that must know how these rotate."""
+    """Yield hooks on the attention layers of layers that must know how these rotate."""
     for part in module.modules():
         number = getattr(part, "layer_idx", None)
         if number is None or number >= len(cache.layers) or not asks_interface(type(part)):

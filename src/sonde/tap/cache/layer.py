@@ -80,7 +80,7 @@ class GrowingLayer(CacheLayerMixin):
 
     @property
     def needs_rotation(self) -> bool:
-        """Whether the form in which tokens are held asks how the attention rotates."""
+        """True if the form in which tokens are held asks how the attention rotates."""
         return False
 
     def note(self, turn: Turn, cos: Tensor, sin: Tensor) -> None:
@@ -185,7 +185,7 @@ class EvictingLayer(GrowingLayer):
 
     @property
     def needs_rotation(self) -> bool:
-        """Whether the rule asks how the attention rotates."""
+        """True if the rule asks how the attention rotates."""
         return self.rule.reads_rotation()
 
     def _forget(self) -> None:

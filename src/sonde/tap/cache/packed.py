@@ -82,12 +82,12 @@ class PackingLayer(GrowingLayer):
 
     @property
     def needs_rotation(self) -> bool:
-        """Whether keys are packed as they were before the attention rotated them."""
+        """True if keys are packed as they were before the attention rotated them."""
         return self.group.packing.before_rotation
 
     @property
     def knows_rotation(self) -> bool:
-        """Whether keys can be turned back; two tokens are needed, for the angle between them."""
+        """True if keys can be turned back; two tokens are needed, for the angle between them."""
         return self.rotation is None or self.rotation.angle is not None
 
     @property

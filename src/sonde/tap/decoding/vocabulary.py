@@ -1,4 +1,4 @@
-"""Whether two language models mean the same by a token."""
+"""Test whether two language models mean the same by a token."""
 
 from typing import Any
 

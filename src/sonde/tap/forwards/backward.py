@@ -1,4 +1,4 @@
-"""Gradients at some sites of a forward that somebody else makes, and the forward as it was."""
+"""Gradients at some sites of a forward pass that somebody else makes, and the forward as it was."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from sonde.tap.rows.kind import Kind
 
 
 class Backward:
-    """Turns gradients on for one forward, takes those at the sites, and gives the mode back.
+    """Turns gradients on for one forward pass, takes those at the sites, and gives the mode back.
 
     Parameters of the model get no gradient. If the caller trains the model, the graph is kept.
 

@@ -1,4 +1,4 @@
-"""Logits of a forward, kept to judge the token that the next forward reads."""
+"""Logits of a forward pass, kept to judge the token that the next forward reads."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from sonde.tap.hooks.call import CallArguments
 
 
 class CarriedLogits:
-    """Hands the last logits of a forward to the forward that goes on from its key-value cache.
+    """Hands the last logits of a forward pass to the forward that goes on from its key-value cache.
 
     Beam search changes the order of a cache's rows between two forwards: the logits follow,
     matched by the last token's keys. A cache that was cut, as in assisted decoding, is refused.

@@ -1,4 +1,4 @@
-"""What an encoder brought when ``generate`` ran it alone, for the forwards of its decoder.
+"""What an encoder brought when ``generate`` ran it alone, for the forward passes of its decoder.
 
 ``generate`` runs the encoder once, outside the whole model, and hands its output to every step.
 """

@@ -303,7 +303,7 @@ class Onlooker:
         self._latest.put(now.text)
 
     def _finish(self, now: WatchedCall) -> None:
-        """Leave nothing of a forward behind, also of one that raised."""
+        """Leave nothing of a forward pass behind, also of one that raised."""
         if now.backward is not None:
             now.backward.end()
 

@@ -41,7 +41,7 @@ def slots_of(kinds: Sequence[Kind], modules: Mapping[str, nn.Module]) -> list[Wa
 
 @dataclass(eq=False)
 class WatchedText:
-    """Texts that one forward begins and later forwards go on with.
+    """Texts that one forward pass begins and later forwards go on with.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Rows at the sites of one forward of a watched model, for the tokens that it was fed."""
+"""Rows at the sites of one forward pass of a watched model, for the tokens that it was fed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ class Watching:
 
 
 class WatchedForward:
-    """Rows and columns of one forward, from its first site to its last.
+    """Rows and columns of one forward pass, from its first site to its last.
 
     Parameters
     ----------

@@ -52,13 +52,13 @@ class Generation:
 
     @property
     def is_pair(self) -> bool:
-        """Whether an encoder reads the prompts and a decoder generates."""
+        """True if an encoder reads the prompts and a decoder generates."""
         config = self.model.config or self.model.module.__dict__.get("config")
         return bool(getattr(config, "is_encoder_decoder", False))
 
     @property
     def keeps_rows_in_place(self) -> bool:
-        """Whether the rows of a batch stay in their order while it is generated from."""
+        """True if the rows of a batch stay in their order while it is generated from."""
         chosen = self.chosen
         beams = self._setting("num_beams")
         is_moved = any(chosen.get(name) is not None for name in MOVING)

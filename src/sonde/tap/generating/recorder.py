@@ -1,4 +1,4 @@
-"""Rows taken while a model generates, as one forward over the whole texts would give them.
+"""Rows taken while a model generates, as one forward pass over the whole texts would give them.
 
 Every call of the model is one stretch of positions: the prompts, then one token at a time. The ids
 that the model was given are kept beside the rows; if the ids do not spell the sequences, the rows

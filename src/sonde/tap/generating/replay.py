@@ -83,7 +83,7 @@ class ReplayInputs(Inputs):
 
     @property
     def grouped(self) -> bool:
-        """Whether the prompts are grouped."""
+        """True if the prompts are grouped."""
         return self.prompts.grouped
 
     @property
@@ -103,7 +103,7 @@ class ReplayInputs(Inputs):
 
     @property
     def own_labels(self) -> bool:
-        """Whether class numbers are the model's own."""
+        """True if class numbers are the model's own."""
         return self.prompts.own_labels
 
     @property
@@ -189,7 +189,7 @@ class StandIns(Inputs):
 
     @property
     def grouped(self) -> bool:
-        """Whether the prompts are grouped."""
+        """True if the prompts are grouped."""
         return self.replayed.grouped
 
     def identity(self) -> dict[str, Any]:

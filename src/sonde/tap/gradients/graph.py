@@ -1,4 +1,4 @@
-"""Where parameters meet the rows of a batch, found in the graph that a backward pass walks.
+"""Where parameters meet the rows of a batch, found in the graph that a backward pass passes.
 
 A parameter is first reshaped, cast, or looked up by positions that all rows share; then some
 operation combines it with values of the rows. The gradient of one row splits off at that meeting.

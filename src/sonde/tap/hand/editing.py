@@ -218,7 +218,7 @@ class _Editor:
 
     @property
     def _asks_for_prompts(self) -> bool:
-        """Whether the edit depends on where a prompt ends."""
+        """True if the edit depends on where a prompt ends."""
         return self.gate is not None or bool(self.places.words - {"all"})
 
     def check_acted(self) -> None:

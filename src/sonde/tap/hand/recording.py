@@ -52,7 +52,7 @@ class RecordedCall:
 
 
 class CallRecorder:
-    """Writes down the calls of one forward."""
+    """Writes down the calls of one forward pass."""
 
     def __init__(self) -> None:
         self._clock = 0
@@ -191,7 +191,7 @@ def _shares(x: Tensor, y: Tensor) -> bool:
 def calls_of(
     root: nn.Module, modules: Sequence[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[tuple[nn.Module, Tensor]]:
-    """Return the first tensor that each call of some modules takes in one forward, in order.
+    """Return the first tensor that each call of some modules takes in one forward pass, in order.
 
     The model runs in eval mode without gradients, and is left as it was. Tensors are copies;
     modules that read the same tensor share one copy.

@@ -41,7 +41,7 @@ from sonde.tap.rows.waiting import Waiting
 
 
 class TappedRows:
-    """What one forward brought, by the names of the sites.
+    """What one forward pass brought, by the names of the sites.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class TappedRows:
 
 
 class TappedForward:
-    """Takes rows at sites, forward after forward: of one forward at a time.
+    """Takes rows at sites, forward after forward: of one forward pass at a time.
 
     Parameters
     ----------

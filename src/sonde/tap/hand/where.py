@@ -55,7 +55,7 @@ class TermPlaces:
 
     @staticmethod
     def of(where: Where) -> "TermPlaces":
-        """Return the places that a user named.
+        """Return the positions that a user named.
 
         Raises
         ------
@@ -80,7 +80,7 @@ class TermPlaces:
 
     @property
     def is_all(self) -> bool:
-        """Whether every token is meant."""
+        """True if every token is meant."""
         return "all" in self.words
 
     def select(self, context: EditContext, prompt_length: int) -> Bool[Tensor, "example pos"]:

@@ -1,4 +1,4 @@
-"""What sessions keep of a forward while it runs, in the context of whoever runs it.
+"""What sessions keep of a forward pass while it runs, in the context of whoever runs it.
 
 Hooks are on the module and run for every caller. A hook before the root opens a ``Running`` in a
 ``ContextVar``; the hooks at sites, which run in the same context, write into the state that they
@@ -70,7 +70,7 @@ class Running:
 
     @property
     def is_running(self) -> bool:
-        """Whether the forward still runs, in any thread."""
+        """True if the forward still runs, in any thread."""
         frames = sys._current_frames().values()
         return any(_is_in(self.frame, innermost) for innermost in frames)
 

@@ -274,7 +274,7 @@ _SIGNATURES: WeakKeyDictionary[Callable[..., Any], inspect.Signature] = WeakKeyD
 
 
 def _signature(forward: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of a forward; that of a class's method is made once."""
+    """Return the signature of a forward pass; that of a class's method is made once."""
     if not isinstance(forward, MethodType):
         return inspect.signature(forward)
     known = _SIGNATURES.get(forward.__func__)

@@ -194,7 +194,7 @@ class Session:
 
     @property
     def acts_here(self) -> bool:
-        """Whether the hooks act in this context."""
+        """True if the hooks act in this context."""
         return self.is_open and (not self.here or self in _ACTIVE.get())
 
     @property
@@ -204,12 +204,12 @@ class Session:
 
     @property
     def is_opener(self) -> bool:
-        """Whether this context opened the session."""
+        """True if this context opened the session."""
         return self in _ACTIVE.get()
 
     @property
     def runs_here(self) -> bool:
-        """Whether ``run`` has begun the forward of this context."""
+        """True if ``run`` has begun the forward of this context."""
         return self in _RUNS.get()
 
     def __reduce__(self) -> Any:

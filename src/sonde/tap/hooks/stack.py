@@ -42,7 +42,7 @@ def runs_again(with_grad: bool) -> bool:
 
 
 def require_one_run(what: str, with_grad: bool) -> None:
-    """Raise if a changed part of a forward pass is run once more in the backward pass.
+    """Raise if a changed part of a forward pass pass is run once more in the backward pass.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def require_one_run(what: str, with_grad: bool) -> None:
     """
     if runs_again(with_grad):
         raise StateError(
-            f"{what} is run anew in the backward pass (torch.utils.checkpoint), where no edit "
+            f"{what} is recomputed in the backward pass (torch.utils.checkpoint), where no edit "
             "acts, so the gradient would be wrong. Switch checkpointing off, as with "
             "model.gradient_checkpointing_disable(), or run without gradients."
         )

@@ -104,7 +104,7 @@ def by_classes(module: nn.Module, ndim: int) -> set[int]:
 
 
 class FeatureAxes:
-    """Feature axes of the tensors of one forward, followed through views and modules.
+    """Feature axes of the tensors of one forward pass, followed through views and modules.
 
     A view (permuted, cut, reshaped) of a tensor keeps its memory: the feature axis is the
     axis of the same size and the same stride in memory.

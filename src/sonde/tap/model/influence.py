@@ -121,7 +121,7 @@ class Influence:
             return
 
     def _changes(self) -> Iterator[tuple[int | str, int]]:
-        """Yield each argument and axis of floating-point numbers with several places."""
+        """Yield each argument and axis of floating-point numbers with several positions."""
         args, kwargs = sized(self.batch, SAME, N_ROWS, 0)
         for name, x in (*enumerate(args), *kwargs.items()):
             if isinstance(x, Tensor) and x.is_floating_point():

@@ -112,7 +112,7 @@ def _step_size(std: float | tuple[float, ...], x: Tensor) -> float | Tensor:
 def _with(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], new: dict[str, Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of one forward: new inputs by name, copies of all others."""
+    """Return the arguments of one forward pass: new inputs by name, copies of all others."""
 
     def given(name: str, x: Tensor) -> Tensor:
         return new[name] if name in new else x.detach().clone()

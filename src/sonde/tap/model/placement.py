@@ -27,7 +27,7 @@ class Place:
     def call(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of one forward, whose tensors are copies.
+        """Return the arguments of one forward pass, whose tensors are copies.
 
         Models work in place, and their inputs are read again: by a second forward, by the columns,
         by a later pass over the same data.

@@ -111,11 +111,11 @@ class Probe:
     probabilities: frozenset[str] = frozenset()
 
     def calls(self, path: str) -> int:
-        """Return how often a module ran in one forward."""
+        """Return how often a module ran in one forward pass."""
         return len(self.trace.get(path, ()))
 
     def order(self, path: str, call: int, port: str) -> int:
-        """Return when the tensor at a port came to be, as a rank in one forward."""
+        """Return when the tensor at a port came to be, as a rank in one forward pass."""
         at = self.trace[path][call]
         if port in at.ports:
             return at.ports[port][0]

@@ -1,4 +1,4 @@
-"""Whether states at a module come time first, (time, row, dim): torch's default for sequences."""
+"""Detect states with the time axis first, (time, row, dim): torch's default for sequences."""
 
 import copy
 import threading

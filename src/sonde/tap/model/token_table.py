@@ -72,7 +72,7 @@ class _Call:
 
 @dataclass(eq=False)
 class _Watch:
-    """The calls of one forward. ``known`` are all integer inputs by where they are stored."""
+    """The calls of one forward pass. ``known`` are all integer inputs by where they are stored."""
 
     ids: dict[str, Tensor]
     known: dict[int, str]

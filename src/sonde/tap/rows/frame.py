@@ -1,4 +1,4 @@
-"""The examples of one forward: which tokens count, and which row is whose.
+"""The examples of one forward pass: which tokens count, and which row is whose.
 
 Sites of one layout share the very same column tensors, and no selection is built twice.
 """
@@ -34,7 +34,7 @@ class RowPlaces:
 
 
 class Frame:
-    """The examples of one forward, as reductions need them.
+    """The examples of one forward pass, as reductions need them.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Means over tokens for the sites of one forward, written to where they stay."""
+"""Means over tokens for the sites of one forward pass, written to where they stay."""
 
 from collections.abc import Hashable
 
@@ -10,7 +10,7 @@ from sonde.tap.rows.row_memory import PIECE_BYTES, RowMemory
 
 
 class MeanWriter:
-    """Takes means of the outputs of one forward, site after site, into places that stay.
+    """Takes means of the outputs of one forward pass, site after site, into positions that stay.
 
     The ``Mean`` of the first output of a shape serves later outputs too. Making a place costs as
     much as a small mean, so as many places are made at once as the forward before took. A place is
@@ -28,7 +28,7 @@ class MeanWriter:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the last forward brought nothing that was averaged here."""
+        """True if the last forward brought nothing that was averaged here."""
         return not self._lanes
 
     def again_as_before(self) -> None:
@@ -85,14 +85,14 @@ class _Lane:
         self.n_made = 0
 
     def renew(self, memory: RowMemory) -> bool:
-        """Make as many places as the forward before took; False if it took none."""
+        """Make as many positions as the forward before took; False if it took none."""
         taken, self.n_made = self.n_made - len(self.free), 0
         if taken:
             self.make(taken, memory)
         return taken > 0
 
     def make(self, count: int, memory: RowMemory) -> None:
-        """Make places for outputs to come, as many as one piece holds and at least one."""
+        """Make positions for outputs to come, as many as one piece holds and at least one."""
         count = max(1, min(count, self.most))
         _, dim, dtype = self.kind
         places = memory.place((count, self.n, 1, dim), dtype)

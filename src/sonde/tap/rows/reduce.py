@@ -61,7 +61,7 @@ class Reduction:
 
     @property
     def is_over_tokens(self) -> bool:
-        """Whether there is an axis of tokens."""
+        """True if there is an axis of tokens."""
         return self._kind in ("pos", "pos2")
 
     @cached_property
@@ -139,7 +139,7 @@ class Reduction:
 
     @cached_property
     def is_token_mean(self) -> bool:
-        """Whether ``token_mean`` takes an output as it comes."""
+        """True if ``token_mean`` takes an output as it comes."""
         return self._in_order and self.reducer.name == "mean"
 
     def token_mean(
@@ -189,7 +189,7 @@ class Reduction:
 
     @cached_property
     def can_wait(self) -> bool:
-        """Whether copies of small outputs may wait for ``stacked`` until the forward is over."""
+        """True if copies of small outputs may wait for ``stacked`` until the forward is over."""
         return self._in_order and self.reducer.name not in ("mean", "predictions", *STEPPED)
 
     @cached_property

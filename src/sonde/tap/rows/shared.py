@@ -11,7 +11,7 @@ MOST_SHARED = 32
 
 
 class SharedSelections:
-    """Selections that depend on sizes alone, kept for the forwards to come, of any thread."""
+    """Selections that depend on sizes alone, kept for the forward passes to come, of any thread."""
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, tuple[Tensor, ...]] = {}

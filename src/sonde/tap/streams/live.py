@@ -207,7 +207,7 @@ class LiveStream(Stream):
 
     @property
     def grouped(self) -> bool:
-        """Whether groups were given or examples were cut into chunks."""
+        """True if groups were given or examples were cut into chunks."""
         return self.inputs.grouped
 
     @property
@@ -222,7 +222,7 @@ class LiveStream(Stream):
 
     @cached_property
     def checked(self) -> bool:
-        """Whether rows were checked to be those of their example; a fault is warned of once."""
+        """True if rows were checked to be those of their example; a fault is warned of once."""
         if self.check and len(self):
             found = fault_of(self) or padding_fault(self)
             if found is not None:
@@ -246,7 +246,7 @@ class LiveStream(Stream):
 
     @property
     def gives_logits(self) -> bool:
-        """Whether the model's output holds logits of the examples."""
+        """True if the model's output holds logits of the examples."""
         return self.logits_key is not None
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
@@ -367,7 +367,7 @@ class LiveStream(Stream):
 
     @property
     def own_labels(self) -> bool:
-        """Whether class numbers are the model's own."""
+        """True if class numbers are the model's own."""
         return self.inputs.own_labels
 
     def identity(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whether a model answers alike for texts padded on the left, on the right, and alone.
+"""Test whether a model answers alike for texts padded on the left, on the right, and alone.
 
 Where sonde itself pads the batches of a stream, both sides are compared. Inputs that come with
 padding of their own run as they came; they are compared with the same texts alone.

@@ -135,7 +135,7 @@ HELD_BYTES = 2**17
 
 @dataclass
 class ForwardReading:
-    """What one forward brought."""
+    """What one forward pass brought."""
 
     rows: dict[str, Tensor]
     columns: dict[str, RowPlaces]
@@ -244,7 +244,7 @@ class Reader:
         return taken
 
     def _read(self, taken: Taken) -> ForwardReading:
-        """Return the rows of a forward at once."""
+        """Return the rows of a forward pass at once."""
         with advising(taken.batch):
             make_rows([taken])
         return self._reading(taken)

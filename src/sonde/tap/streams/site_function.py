@@ -277,7 +277,7 @@ class SiteFunction:
 
     @cached_property
     def _reads_source(self) -> bool:
-        """Whether the site has states of an encoder beside a decoder, with tokens of its own."""
+        """True if the site has states of an encoder beside a decoder, with tokens of its own."""
         encoder = encoder_of(self._root)
         if encoder is None:
             return False

@@ -272,7 +272,7 @@ def stacked(parts: Sequence[InputBatch]) -> InputBatch:
 
 
 def with_tokens(batch: InputBatch, ids: Tensor) -> InputBatch:
-    """Return a batch of texts with other tokens in the same places."""
+    """Return a batch of texts with other tokens in the same positions."""
     if "input_ids" in batch.kwargs:
         return replace(batch, kwargs={**batch.kwargs, "input_ids": ids})
     return replace(batch, args=(ids, *batch.args[1:]))

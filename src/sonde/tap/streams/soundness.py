@@ -1,4 +1,4 @@
-"""Whether rows are a function of their own example: two tiny forwards before a run.
+"""Test whether rows are a function of their own example: two tiny forwards before a run.
 
 A model that puts its batch into another order, lets examples influence each other or draws random
 numbers gives rows that say little of the example they stand beside. For where it begins and why,
@@ -110,7 +110,7 @@ def fault_of(stream: "LiveStream") -> RowFault | None:
 
 
 class RowCheck:
-    """Forwards of a few examples through the model of a stream, read as the stream reads."""
+    """Forward passes of a few examples through the model of a stream, read as the stream reads."""
 
     def __init__(self, stream: "LiveStream", small: SmallBatches) -> None:
         self.stream, self.small = stream, small

@@ -1,4 +1,4 @@
-"""What hooks took of one forward: rows, and copies that become rows when it is over."""
+"""What hooks took of one forward pass: rows, and copies that become rows when it is over."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
@@ -53,7 +53,7 @@ class Held(NamedTuple):
 
 
 class Taken:
-    """Rows of one forward by kind and call.
+    """Rows of one forward pass by kind and call.
 
     Parameters
     ----------

@@ -69,12 +69,12 @@ def evaluated(
 
 
 def _is_whole(term: Term) -> bool:
-    """Whether a loss takes whole states or maps, whose shapes differ from batch to batch."""
+    """Return whether a loss takes whole states or maps, whose shapes differ from batch to batch."""
     return any(place.is_whole for place in term.places)
 
 
 def _call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a forward."""
+    """Return the arguments of a forward pass."""
     if isinstance(inputs, Tensor):
         return (inputs,), {}
     if isinstance(inputs, Mapping):

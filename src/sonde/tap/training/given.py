@@ -121,7 +121,7 @@ def check_views(
 
 
 def zero(places: Sequence[Place]) -> Tensor:
-    """Return 0 with a graph to the rows of some places, for a loss that is left out."""
+    """Return 0 with a graph to the rows of some positions, for a loss that is left out."""
     return torch.stack([0.0 * x.float().sum() for place in places for x in place.brought]).sum()
 
 

@@ -25,7 +25,7 @@ _log = logging.getLogger("sonde")
 
 @dataclass(frozen=True, eq=False)
 class GivenInputs:
-    """The arguments of a forward as a batch of examples without columns.
+    """The arguments of a forward pass as a batch of examples without columns.
 
     Parameters
     ----------

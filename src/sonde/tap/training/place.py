@@ -36,7 +36,7 @@ class Changing(Protocol):
 
 @dataclass(eq=False)
 class Place:
-    """A site, and what the forwards since the last loss brought there.
+    """A site, and what the forward passes since the last loss brought there.
 
     Attributes
     ----------
@@ -62,18 +62,18 @@ class Place:
 
     @property
     def is_map(self) -> bool:
-        """Whether it holds maps of attention: probabilities, not a figure of each head."""
+        """True if it holds maps of attention: probabilities, not a figure of each head."""
         return self.site.port == "probs" and (self.site.key or "0").isdigit()
 
     @property
     def is_mean(self) -> bool:
-        """Whether it holds a mean over tokens or places, along axes that nobody named."""
+        """True if it holds a mean over tokens or positions, along axes that nobody named."""
         how = self.reducer
         return self.change is None and how is not None and how.name == "mean" and how.axis is None
 
     @property
     def is_whole(self) -> bool:
-        """Whether it holds states or maps as they are, not rows of one width."""
+        """True if it holds states or maps as they are, not rows of one width."""
         return self.site.port != WEIGHT and (self.is_map or self.reducer is None)
 
     @property

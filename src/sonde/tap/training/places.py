@@ -137,7 +137,7 @@ class Places:
         return self._places.setdefault(key, made)
 
     def open(self, places: Iterable[Place]) -> None:
-        """Put hooks at these places and at no others: early reads, changes, reads."""
+        """Put hooks at these positions and at no others: early reads, changes, reads."""
         self.close()
         in_forward = (place for place in places if place.site.port != WEIGHT)
         self._active = sorted(in_forward, key=lambda p: (not p.is_before, p.change is None))
@@ -173,7 +173,7 @@ class Places:
 
     @contextmanager
     def reading(self, places: Iterable[Place]) -> Iterator[None]:
-        """Read these places, without gradients too; on exit go back to the places before."""
+        """Read these positions, without gradients too; on exit go back to the positions before."""
         was_open, before = bool(self._open), self._active
         self._evaluator = caller()
         try:
@@ -188,7 +188,7 @@ class Places:
 
     @property
     def n_waiting(self) -> int:
-        """Forwards of the running thread or task that wait for their loss."""
+        """Forward passes of the running thread or task that wait for their loss."""
         me = caller()
         with self._lock:
             return sum(who() is me for who, _ in self._waiting)
@@ -206,7 +206,7 @@ class Places:
             raise
 
     def collect(self) -> None:
-        """Bring the rows of the forwards that wait into the views of their places.
+        """Bring the rows of the forward passes that wait into the views of their positions.
 
         These are the forwards of the running thread or task; if it made none, those of all others.
         """
@@ -225,7 +225,7 @@ class Places:
 
     @property
     def n_collected(self) -> int:
-        """Forwards with gradients whose rows are in the views of the places."""
+        """Forwards with gradients whose rows are in the views of the positions."""
         return len(self._collected)
 
     def forget(self) -> None:
@@ -275,7 +275,7 @@ class Places:
         return True
 
     def not_called(self, names: Iterable[str]) -> StateError:
-        """Return the error of places that ran outside of a forward of the model."""
+        """Return the error of positions that ran outside of a forward pass of the model."""
         return StateError(
             f"training: {', '.join(names)} ran, but the {type(self.module).__name__} that "
             "sonde.training was opened on was not called itself, so that inputs and padding are "
@@ -353,7 +353,7 @@ class Places:
         return replaced(output, leaf, new if x is leaf else new.transpose(0, 1))
 
     def _finish(self, forward: TrainedForward) -> None:
-        """Keep the rows of a forward that gradients will run through, and ask the teacher."""
+        """Keep the rows of a forward pass that gradients will run through, and ask the teacher."""
         if not self._reads or (forward.has_inner and not forward.brought):
             return  # the model called itself, and that call was read
         reading = [place for place in self._active if place.change is None]
@@ -407,7 +407,8 @@ class Places:
 
 def _changed_once(place: Place) -> StateError:
     return StateError(
-        f"training: {place.name} is run anew in the backward pass (torch.utils.checkpoint), where "
+        f"training: {place.name} is recomputed in the backward pass (torch.utils.checkpoint), "
+        "where "
         "nothing changes it, so the gradient would be wrong. Switch checkpointing off, as with "
         "model.gradient_checkpointing_disable()."
     )

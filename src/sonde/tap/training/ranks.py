@@ -1,4 +1,4 @@
-"""Rows of all processes of a training, for losses whose value depends on all rows together."""
+"""Rows of all processes of a training run, for losses whose value depends on all rows together."""
 
 from collections.abc import Sequence
 from typing import Any

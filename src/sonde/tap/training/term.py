@@ -26,7 +26,7 @@ AUTO = "auto"
 
 @dataclass(eq=False)
 class Term:
-    """A loss, the places that it reads, the place that it changes, and its weight.
+    """A loss, the positions that it reads, the place that it changes, and its weight.
 
     ``n_values`` counts the batches on which it was computed, ``n_missed`` the successive batches
     since then that were too small for it.
@@ -42,7 +42,7 @@ class Term:
 
     @property
     def has_value(self) -> bool:
-        """Whether there is a loss, not only a change of states."""
+        """True if there is a loss, not only a change of states."""
         return not isinstance(self.loss, Changing) or self.loss.has_loss
 
     def value(self, given: dict[str, Any], loss: nn.Module | None = None) -> Any:
@@ -75,7 +75,7 @@ def made_term(
     weight: Weight,
     reducer: Reduced | Mapping[Any, Reduced],
 ) -> Term:
-    """Return one entry of the user's mapping with its places."""
+    """Return one entry of the user's mapping with its positions."""
     if not isinstance(loss, nn.Module):
         raise InputError(
             f"training: expected a module as the loss at {key!r}, got {type(loss).__name__}."
