@@ -130,7 +130,7 @@ def test_what_cannot_be_fitted_block_after_block_is_refused():
         LowRankWeights(whiten="none", sequential=True)
     shared = drawn(1)[0]
     shared.blocks[2].up.weight = shared.blocks[0].up.weight
-    with pytest.raises(InputError, match="weights that one block has alone"):
+    with pytest.raises(InputError, match="weights that belong to one block only"):
         GPTQ(sequential=True).plan(shared, {"calibration": x})
 
     class Scales(Residual):

@@ -32,7 +32,7 @@ def turned(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda x: 1 - x, "inverted, bright for dark"),
+        (lambda x: 1 - x, "with inverted brightness"),
         (turned, "with height and width exchanged"),
         (lambda x: x.roll(1, 1), "moved by one to the left"),
     ],

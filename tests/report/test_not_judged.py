@@ -19,7 +19,10 @@ def said(label) -> str:
 @pytest.mark.slow
 def test_the_reason_stands_in_the_first_lines() -> None:
     numbers = said(lambda i: {"label": 0.5 + i})
-    assert "not judged: the labels are numbers, and the model gives no single number" in numbers
+    assert (
+        "not judged: the labels are numbers, but the model does not return a single number"
+        in numbers
+    )
     bare = said(lambda _: {})
     assert "nothing found" not in bare or "not checked whether answers are right: the data" in bare
     judged = said(lambda i: {"label": i % 3})

@@ -107,7 +107,7 @@ def test_a_model_that_switches_its_attention_is_refused():
         **SMALL, intermediate_size=32, block_size=2, num_random_blocks=1, max_position_embeddings=80
     )
     net = BigBirdModel(config).eval()
-    with pytest.raises(SiteError, match="turns itself to full attention"):
+    with pytest.raises(SiteError, match="switches permanently to full attention"):
         _ = live_stream(net, Texts(WORDS[:6]), "encoder.layer.0").schema
     assert net.attention_type == "block_sparse"
     net.set_attention_type("original_full")

@@ -18,7 +18,7 @@ from sonde.run.reading.recipe import OPTIONS
 HELD_BY_A_PROBE = ("sites", "reducer", "keep_special", "seed", "limit", *OPTIONS)
 CLASSES = "classes of the labels, each with a mean of its own"
 HELD = "held-out rows whose scores calibrate the detector"
-AT = "where the value is, and others like it"
+AT = "sites of the value, and of other values with the same remark"
 MOST_PLACES = 3
 SE = "standard error of the value"
 MOST = "the value cannot be larger"

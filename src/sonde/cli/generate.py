@@ -58,7 +58,7 @@ class Generate:
         None
     )
     act_at: Annotated[
-        tuple[str, ...], named("PATTERN ...", "where it acts; by default where it was fitted")
+        tuple[str, ...], named("PATTERN ...", "sites to steer; by default the sites of the fit")
     ] = ()
     dictionary: Annotated[
         Path | None,

@@ -147,8 +147,9 @@ class _Walk:
             places = {inner.get(root.get_submodule(n)) for n in layers_of_weight(root, layer.name)}
             if len(places) > 1:
                 raise InputError(
-                    f"{self.owner}.plan: expected weights that one block has alone for "
-                    f"sequential=True, got {layer.weight}, which others share. Leave it out, or "
+                    f"{self.owner}.plan: expected weights that belong to one "
+                    f"block only for sequential=True, got {layer.weight}, which others share. "
+                    "Leave it out, or "
                     "take one pass."
                 )
             if layer.module in inner:

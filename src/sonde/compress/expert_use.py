@@ -80,8 +80,8 @@ class ExpertUse(State):
         """
         if (self.model, self.names) != (other.model, other.names):
             raise StateError(
-                "ExpertUse.merge: expected the same layers read at the same weights, got those of "
-                "two models. Take them again."
+                "ExpertUse.merge: expected the same layers read at the same weights, got layers of "
+                "two models. Measure them again on one model."
             )
         counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
         grams = tuple(a + b for a, b in zip(self.grams, other.grams, strict=True))

@@ -111,8 +111,8 @@ class LayerGrams(State):
         """
         if self.model != other.model:
             raise StateError(
-                "LayerGrams.merge: expected inputs read at the same weights, got those of two "
-                "models. Take them again."
+                "LayerGrams.merge: expected inputs read at the same weights, got layers of two "
+                "models. Measure them again on one model."
             )
         states = self.states
         for name, state in other.states.items():

@@ -66,9 +66,9 @@ class ContrastScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class ContrastProbe(Detector):
-    """The direction along which two contradicting statements are told apart consistently.
+    """Direction that consistently separates two contradicting statements.
 
-    Rows of each side are brought to mean 0 and variance 1 for each unit, so that the wording of the
+    Rows of each side are standardised for each unit, so that the wording of the
     sides cannot be read. ``ccs``: a probability ``p = sigmoid(w . z + b)`` with the least mean of
     ``(p_1 - (1 - p_0))^2 + min(p_1, p_0)^2`` over pairs: consistent, and not undecided. ``crc``:
     the first principal axis of the differences ``z_1 - z_0``, in closed form.

@@ -22,7 +22,7 @@ ANSWERED, RANDOM = 0, -1
 NEWTON = 12
 SEPARATED, LEVEL = 0.6, 0.05
 LEAST, SETS = 100, 20
-"""Random concepts from which on ``p`` can be believed, and sets that each is told from."""
+"""Fewest random concepts for a reliable ``p``, and sets that each is compared with."""
 
 
 @final
@@ -191,7 +191,7 @@ class Tcav(Instrument):
         order = [torch.randperm(len(pool), generator=draw) for _ in range(self.n_random)]
         sets = torch.stack([pool[o[:size]] for o in order])
         along = self._directions(own.expand(SETS, -1, -1), sets[:SETS])
-        # A random concept has no row in common with the sets that it is told from.
+        # A random concept has no row in common with the sets that it is compared with.
         by_chance = torch.stack(
             [
                 self._directions(chance.expand(len(rest), -1, -1), rest)

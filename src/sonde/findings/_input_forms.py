@@ -118,17 +118,17 @@ def changes(
     found: dict[str, Change] = {
         "divided by 255": lambda x: x / 255,
         "multiplied by 255": lambda x: x * 255,
-        "brought to 0..1": unit,
-        "brought to -1..1": lambda x: 2 * unit(x) - 1,
-        "brought to 0..255": lambda x: 255 * unit(x),
-        "brought to mean 0 and variance 1": lambda x: (x - mean) / std,
-        "inverted, bright for dark": lambda x: dark + bright - x,
+        "rescaled to 0..1": unit,
+        "rescaled to -1..1": lambda x: 2 * unit(x) - 1,
+        "rescaled to 0..255": lambda x: 255 * unit(x),
+        "standardised to mean 0 and variance 1": lambda x: (x - mean) / std,
+        "with inverted brightness": lambda x: dark + bright - x,
         "mirrored along the last axis": lambda x: x.flip(-1),
     }
     if x.ndim == 4 and x.shape[1] == 3:
         found["with channels in reverse order (BGR for RGB)"] = lambda x: x.flip(1)
         usual, scale = (x.new_tensor(v).reshape(1, 3, 1, 1) for v in IMAGENET)
-        found["brought to 0..1 and normalised with ImageNet's constants"] = lambda x: (
+        found["rescaled to 0..1 and normalised with ImageNet's constants"] = lambda x: (
             (unit(x) - usual.to(x.device)) / scale.to(x.device)
         )
     axes = (0, *range(2, x.ndim))

@@ -64,7 +64,7 @@ def number_rows(evidence: Evidence) -> tuple[Tensor, Tensor, Tensor] | str:
     shared = shared_rows(evidence)
     logits, order = shared.column("logits"), shared.order
     if logits is None or order is None or logits.shape[1] != 1:
-        return "the labels are numbers, and the model gives no single number for a row"
+        return "the labels are numbers, but the model does not return a single number for a row"
     said, truth = logits[:, 0].double(), target[order].double()
     where = torch.nonzero(torch.isfinite(said) & torch.isfinite(truth)).flatten()
     said, truth = said[where], truth[where]

@@ -40,9 +40,10 @@ class SND003(Rule):
     )
     how: ClassVar[str] = (
         "For each linear layer and convolution of at least 512 weights that ran, all of: its "
-        "weights are those of a usual initialiser with its own scale (Kolmogorov-Smirnov, p above "
-        "0.1 %), none of its directions stands out of the spectrum of such random weights "
-        "(Tracy-Widom) and its rows and columns are alike (chi-squared), four p-values that are "
+        "weights fit a common initialiser with a free scale (Kolmogorov-Smirnov, p above "
+        "0.1 %), none of its singular values exceeds those of such random weights "
+        "(Tracy-Widom) and its rows and columns have equal norms (chi-squared), four p-values "
+        "that are "
         "above 5 % together (Fisher), with two more that it passes on between the layers beside it "
         "what random weights pass on; its bias is exactly zero, or drawn as torch draws it; "
         "and its inputs come out as strong as random weights make them, within 4 "

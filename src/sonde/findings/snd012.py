@@ -116,6 +116,6 @@ def _of_trial(tried: Trial | None) -> tuple[str, str]:
         )
     return (
         f"With batch-norm statistics of these rows the model is no better: {gained(tried)}.",
-        "Leave the statistics as they are: the inputs are of another kind than those that the "
+        "Keep the stored statistics: the inputs are of another kind than those that the "
         "norms were trained on, and the layers after them rely on those statistics.",
     )

@@ -43,9 +43,7 @@ class SND013(SiteRule):
     warning: float = 0.5
     title: ClassVar[str] = "Saturated units"
     theme: ClassVar[Theme] = "units"
-    why: ClassVar[str] = (
-        "Nothing below such a unit learns through it, and its output is nearly binary."
-    )
+    why: ClassVar[str] = "Gradients hardly pass such a unit, and its output is nearly binary."
     fix: ClassVar[str] = (
         "Scale what reaches the layer as in training; if it saturates there too, put a norm "
         "before its activation."

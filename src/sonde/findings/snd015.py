@@ -43,7 +43,7 @@ class SND015(Rule):
     how: ClassVar[str] = (
         "Asked where the model is right far less often than a linear probe of its last layer, "
         "wrong on a tenth of the rows, or where the first batch norm does not fit (SND012): up to "
-        "128 rows are run again divided by 255, brought to 0..1, -1..1 or mean 0 and variance 1, "
+        "128 rows are run again divided by 255, rescaled to 0..1, -1..1 or mean 0 and variance 1, "
         "inverted, mirrored, turned, with channels reversed or columns moved, one named column in "
         "another unit, two exchanged, ... Raised where one of them closes half of the gap to the "
         "probe (a regression: has 95 % of its R^2, less .05) and rows that it mends outnumber rows "
@@ -117,7 +117,9 @@ class SND015(Rule):
             f"this choice; with the inputs as given, it {before}{probe}."
         )
         whole = math.isnan(found.probe) or own + gain > reach - 0.1
-        text = text if whole else f"{text[:-1]}: like this fault, but not all of it."
+        text = (
+            text if whole else f"{text[:-1]}: like this fault, but it does not explain all errors."
+        )
         then, now = (_figure(x, numbers) for x in (own + gain, own))
         fix = f": {'R^2 of' if numbers else 'right on'} {then} instead of {now}.{_range(best)}"
         return self._raised(text, figure, best, fix, "error" if whole else "warning", trial)

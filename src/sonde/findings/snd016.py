@@ -68,11 +68,11 @@ class SND016(Rule):
     title: ClassVar[str] = "A few units dominate (massive activations, outlier dimensions)"
     theme: ClassVar[Theme] = "units"
     why: ClassVar[str] = (
-        "Attention sinks live there: removing or rounding them breaks models; cosine, distances "
-        "and 8-bit formats see only these units."
+        "These units serve as attention sinks: removing or rounding them breaks models. Cosine, "
+        "distances and 8-bit formats are dominated by them."
     )
     fix: ClassVar[str] = (
-        "Nothing has to change for the answers. Standardise the units before you compare rows, "
+        "The answers need no change. Standardise the units before you compare rows, "
         "and keep these units in 16 bits when you quantise."
     )
     how: ClassVar[str] = (

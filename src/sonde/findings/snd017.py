@@ -31,9 +31,7 @@ class SND017(Rule):
     energy: float = 0.5
     title: ClassVar[str] = "Special tokens dominate (first position, separators)"
     theme: ClassVar[Theme] = "units"
-    why: ClassVar[str] = (
-        "A mean over tokens is then mostly the mean of tokens that carry no content."
-    )
+    why: ClassVar[str] = "A mean over tokens then mostly reflects tokens without content."
     fix: ClassVar[str] = (
         "Leave the special tokens out when you pool: --reducer last, or --reducer mean over the "
         "other tokens."

@@ -47,8 +47,8 @@ class SND018(SiteRule):
     active: int = 64
     title: ClassVar[str] = "States lie on a grid (quantised?)"
     theme: ClassVar[Theme] = "units"
-    why: ClassVar[str] = "Activations were rounded to few levels: neighbouring rows coincide there."
-    fix: ClassVar[str] = "Load the weights that are not quantised if rounding matters to you."
+    why: ClassVar[str] = "Activations were rounded to few levels, so similar rows become identical."
+    fix: ClassVar[str] = "If rounding matters, load the weights without quantisation."
     how: ClassVar[str] = (
         "In the sampled rows a unit takes at most 256 distinct non-zero values, at least 95 % of "
         "their gaps are whole multiples of the smallest one within 1 %, and that is coarser than "

@@ -25,7 +25,7 @@ class SND019(ReadingComparison):
     title: ClassVar[str] = "The future leaks"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
-        "A model that sees the tokens that it is asked to predict has a low loss and cannot write: "
+        "A model that sees the tokens it should predict has a low loss but cannot generate text: "
         "its causal mask is missing, or its positions are shifted against it."
     )
     fix: ClassVar[str] = (

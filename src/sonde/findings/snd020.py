@@ -42,8 +42,8 @@ class SND020(Rule):
     title: ClassVar[str] = "Weights whose size stands out from their siblings"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
-        "A layer that was scaled twice, merged or converted wrongly, or that training blew up, "
-        "drowns what others add, or adds nothing."
+        "A layer that was scaled twice, merged or converted wrongly, or that diverged in training, "
+        "dominates the other layers, or contributes nothing."
     )
     fix: ClassVar[str] = (
         "Load this weight again from the checkpoint it came from, or divide it by the factor named."
@@ -89,7 +89,7 @@ class SND020(Rule):
         )
         return self.raised_with(
             "warning",
-            sentence(text, f"So do {places(more)} stand out." if more else ""),
+            sentence(text, f"{places(more)} stand out as well." if more else ""),
             figure,
             sites=tuple(o.path for o in outliers),
             effect=min(1.0, abs(math.log(first.ratio)) / math.log(100)),

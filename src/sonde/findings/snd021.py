@@ -30,7 +30,7 @@ class SND021(Rule):
     title: ClassVar[str] = "Norms explode or vanish"
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = (
-        "Gradients grow or vanish by the same factor, and the number format runs out."
+        "Gradients grow or vanish by the same factor, and values overflow or underflow."
     )
     fix: ClassVar[str] = (
         "Put a norm before each block, or divide residual weights by the square root of twice the "
@@ -42,7 +42,7 @@ class SND021(Rule):
         "rows that hold huge values."
     )
     false_positives: ClassVar[str] = (
-        "Sites of one class that serve different ends (a head of logits)."
+        "Sites of one class with different purposes, such as a head of logits."
     )
     plant: ClassVar[str] = "Sixteen ReLU layers with weights of scale 4 / sqrt(inputs)."
     twin: ClassVar[str] = "The same with scale 1.414 / sqrt(inputs)."

@@ -34,13 +34,13 @@ class SND023(SiteRule):
     error: float = 1e-4
     title: ClassVar[str] = "Rows nearly identical (anisotropy)"
     theme: ClassVar[Theme] = "depth"
-    why: ClassVar[str] = "Cosine cannot tell such rows apart: centre them first."
+    why: ClassVar[str] = "Cosine cannot separate such rows: centre them first."
     fix: ClassVar[str] = "Subtract the mean row before you compare rows by cosine."
     how: ClassVar[str] = (
         "r = sqrt(trace of the covariance) / |mean| over all rows, after the 1 % of units (at "
         "least 3) with the largest squared mean are left out; the mean cosine of two rows is "
-        "1 / (1 + r^2). A note at most at sites whose rows differ again at the last site: what "
-        "comes after tells them apart."
+        "1 / (1 + r^2). A note at most at sites whose rows differ again at the last site, "
+        "because later layers separate them."
     )
     false_positives: ClassVar[str] = "A note is common in trained language models."
     plant: ClassVar[str] = "Twenty Linear + ReLU with default initialisation."

@@ -102,8 +102,8 @@ class SND033(LabelRule):
             more = f" The model itself recognises {percent(own_recalls(own)[k])} of them.{more}"
         return (
             f"Only {percent(figure.value)} of class {shortened(found.names[k])!r} are recognised "
-            f"at the best site, {found.sites[found.best].name} ({low} to {high}; middle class "
-            f"{middle}){rival}. "
+            f"at the best site, {found.sites[found.best].name} ({low} to {high}; median "
+            f"class {middle}){rival}. "
             f"{plural(figure.n_rows, 'row')}.{more}"
         )
 

@@ -99,7 +99,7 @@ class SND044(Rule):
 
     def _sentence(self, worst: _Steps, whose: str) -> str:
         return (
-            f"Rows{whose} that follow one another in the file are alike at {worst.site.name}: "
+            f"Consecutive rows{whose} of the file are similar at {worst.site.name}: "
             f"their squared distance is {percent(worst.value)} of that of independent rows "
             f"({percent(max(0.0, worst.value - 2.13 * worst.se))} to "
             f"{percent(worst.value + 2.13 * worst.se)}). "

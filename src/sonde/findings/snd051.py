@@ -26,7 +26,7 @@ class SND051(Rule):
         "that differs says how deep the difference goes."
     )
     fix: ClassVar[str] = (
-        "Look which columns or inputs moved, and prepare OTHER in the same way as DATA."
+        "Find the columns or inputs that changed, and prepare OTHER in the same way as DATA."
     )
     how: ClassVar[str] = (
         "Per site: the direction S^-1 (mean of OTHER - mean of DATA), covariance within, OAS, from "
@@ -85,7 +85,7 @@ class SND051(Rule):
         where = f"at {worst.name}" + ("" if first is worst else f", first at {first.name}")
         mine, theirs = two_names(evidence)
         return (
-            f"{theirs} is told from {mine} {where} with AUROC {number(worst.auroc)} "
+            f"{theirs} is separated from {mine} {where} with AUROC {number(worst.auroc)} "
             f"({number(worst.low)} to {number(worst.high)}; 0.5 is no difference).{tail} "
             f"{found.n_data:,} and {found.n_other:,} {counted_as(evidence)}."
         )

@@ -99,8 +99,14 @@ class SND065(Rule):
     def _finding(self, evidence: Evidence, worst: Shortcut, found: ShortcutEvidence) -> Finding:
         name = shortened(worst.name, 16)
         done, usual = {
-            "place": ("With that of other classes pasted in", "with that of another of them"),
-            "column": ("With values of other classes", "with those of another of them"),
+            "place": (
+                "With that of other classes pasted in",
+                "with the same part of another example of their class",
+            ),
+            "column": (
+                "With values of other classes",
+                "with values of another example of their class",
+            ),
             "token": ("Replaced by tokens of other classes", "with other tokens replaced"),
         }[found.kind]
         where = shortened(worst.where, 72)

@@ -113,8 +113,8 @@ class SND066(Rule):
 
 
 def _fix(kind: "_Kind", cost: str) -> str:
-    lost = f"Look whether the texts lost their {kind.name} on the way to the model"
-    new = f"The training texts had few {kind.name}: look where those of these texts come from"
+    lost = f"Check whether the texts lost their {kind.name} on the way to the model"
+    new = f"The training texts had few {kind.name}: check where those of these texts come from"
     return f"{lost if kind.seen < kind.said else new}. They cost {cost} nats per token at least."
 
 

@@ -33,8 +33,9 @@ class SND072(Rule):
     how: ClassVar[str] = (
         "Over at most 20,000 rows (1,000 of wide tables), before any forward pass: a value of at "
         "least 3 rows at an end of the column that is further from the nearest other value than "
-        "the other values are from each other; up to 3 such values at each end. A usual code "
-        "(-999, 9999, 32767 and their like) needs 2 rows and half that distance, a negative code "
+        "the other values are from each other; up to 3 such values at each end. A common "
+        "code (-999, 9999, 32767 and their like) needs 2 rows and half that distance, a negative "
+        "code "
         "only a column without other negative values; in columns of fewer than 20 other values "
         "only usual codes count, 5 times as far. -1 counts below numbers that are not all whole. "
         "A warning from 0.1 % of the rows. A note: zeros below positive numbers that keep a "

@@ -243,10 +243,12 @@ class SND074(Rule):
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
         "A column that was filled in after the label was known (a date of discharge, a code of the "
-        "diagnosis) makes the scores on this data high, and it is not there when the model is used."
+        "diagnosis) makes the scores on this data high, but it is not available when the model "
+        "is used."
     )
     fix: ClassVar[str] = (
-        "Ask where the column comes from. If it is known only after the label, train without it."
+        "Find out how the column is computed. If it is known only after the label, train without "
+        "it."
     )
     how: ClassVar[str] = (
         "Before any forward pass, on at most 4,000 rows (1,000 of wide tables): every column "

@@ -86,7 +86,7 @@ class Trial:
 
     @property
     def holds(self) -> bool:
-        """True if the rows that judge got better beyond chance."""
+        """True if the held-out rows improved significantly."""
         return self.gain > 0 and self.p < LEVEL
 
 

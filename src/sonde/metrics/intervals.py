@@ -97,7 +97,8 @@ def members(group: Any, n_rows: int) -> Int[Tensor, "row"]:
         return torch.as_tensor(np.unique(found, return_inverse=True)[1])
     except TypeError as error:
         raise InputError(
-            f"metrics: expected numbers or texts as groups, got {found[0]!r}. Name every row's."
+            f"metrics: expected numbers or texts as groups, got {found[0]!r}. Give every row a "
+            "group."
         ) from error
 
 

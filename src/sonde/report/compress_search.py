@@ -95,7 +95,7 @@ def _trials(found: dict[str, Any]) -> Section:
         "KL is the mean over answers in nats, on examples that were not used for calibration. A "
         "trial is "
     )
-    lead += "best if no other is smaller and nearer at once."
+    lead += "best if no other trial has both smaller files and a lower divergence."
     return Section("trials", "Trials", [made], lead)
 
 

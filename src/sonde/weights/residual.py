@@ -269,7 +269,7 @@ def example_inputs(module: nn.Module) -> dict[str, Tensor]:
             values = torch.linspace(-1, 1, int(torch.tensor(shape).prod())).reshape(shape)
             return {name: values.to(first)}
     raise InputError(
-        f"fold: {type(module).__name__} does not say what it is called with. Pass inputs=..."
+        f"fold: {type(module).__name__} does not reveal its example inputs. Pass inputs=..."
     )
 
 

@@ -74,8 +74,8 @@ def _patch(folder: Path) -> Patch:
         sources: list[dict[str, Any]] = patch.told["sources"]
         named = ", ".join(str(source["model"]) for source in sources)
         raise InputError(
-            f"undo: {folder} was merged from {named}: nothing of them was overwritten. Take the "
-            f"one that you want; {found / 'patch.json'} has their hashes."
+            f"undo: {folder} was merged from {named}: no model was overwritten. Open "
+            f"the original that you want; {found / 'patch.json'} has their hashes."
         )
     return patch
 

@@ -102,7 +102,7 @@ class Judgement:
 
     @property
     def no_effect(self) -> str:
-        """Why the effect may be chance; empty if it is beyond chance or there are no controls."""
+        """Why the effect may be chance; empty if it is significant or has no controls."""
         if not self.controls or self.beyond_control >= CLEAR:
             return ""
         mean, spread = self.control

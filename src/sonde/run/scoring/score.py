@@ -128,8 +128,8 @@ def _say_without_row(table: pa.Table, stream: Stream) -> None:
     if len(lost) and stream.identity().get("model") is not None:
         warnings.warn(
             f"score: {len(lost):,} of {len(np.unique(source)):,} items have no line, the first is "
-            f"item {lost[0]:,}: nothing was read of them at the scored sites, as of texts with a "
-            "single token (predictions) or with special tokens alone.",
+            f"item {lost[0]:,}: the scored sites have no rows for them, for example because "
+            "a text has a single token (predictions) or only special tokens.",
             SondeWarning,
             stacklevel=3,
         )

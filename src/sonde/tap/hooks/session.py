@@ -426,8 +426,8 @@ def check_readable(root: nn.Module) -> None:
         name = type(module).__name__
         if getattr(module, "attention_type", None) == "block_sparse":
             raise SiteError(
-                f"Tap: {name} turns itself to full attention at the first short text, for good, so "
-                "its rows would depend on what was read before. Turn it before: "
+                f"Tap: {name} switches permanently to full attention at the first short text, "
+                "so its rows would depend on earlier inputs. Switch it before reading: "
                 "model.set_attention_type('original_full')."
             )
         if isinstance(module, torch.jit.ScriptModule):
