@@ -1,4 +1,4 @@
-"""SND051: the two data sets differ inside."""
+"""SND051: the states of the two data sets differ."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
