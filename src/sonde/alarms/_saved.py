@@ -1,4 +1,4 @@
-"""Files that keep where a watch stands in its stream, so that a restarted service goes on."""
+"""Files with a watch's position in its stream, so that a restarted service continues."""
 
 from dataclasses import dataclass
 from pathlib import Path

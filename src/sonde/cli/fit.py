@@ -1,4 +1,4 @@
-"""``sonde fit``: methods on a model's states, to one file."""
+"""``sonde fit``: fit methods on a model's states and save them in one file."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

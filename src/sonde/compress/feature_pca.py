@@ -61,7 +61,7 @@ class FeaturePCA(Codec):
 
     @staticmethod
     def fit(rows: Float[Tensor, "row dim"] | MomentsState, bits: float = 4.0) -> "FeaturePCA":
-        """Return the codec for rows like these.
+        """Return the codec of the fitted rows.
 
         Parameters
         ----------

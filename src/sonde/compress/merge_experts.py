@@ -123,7 +123,7 @@ class MergeExperts(Rewrite):
         return RewritePlan.of(model, changes, word, n_experts=float(n_before), n_kept=n_after)
 
     def _apart(self, shares: Sequence[Float[Tensor, "expert"]]) -> list[Int[Tensor, "kept"]]:
-        """Return the experts of each layer that stay apart, the most used first."""
+        """Return the experts of each layer that are not merged, the most used first."""
         draw = torch.Generator().manual_seed(self.seed)
         if self.by == "random":
             shares = [torch.rand(s.shape, generator=draw, dtype=torch.float64) for s in shares]

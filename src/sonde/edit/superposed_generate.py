@@ -58,7 +58,7 @@ class NGrams:
         return cls(weights, tuple(dict(found) for found in counts))
 
     def merge(self, other: "NGrams") -> "NGrams":
-        """Return the counts of both."""
+        """Return the sum of two tables of counts."""
         if self.weights != other.weights:
             raise InputError(f"NGrams.merge: expected weights {self.weights}, got {other.weights}.")
         return NGrams(

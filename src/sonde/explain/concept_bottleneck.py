@@ -236,5 +236,5 @@ class ConceptBottleneck:
 
 
 def _scores(x: Tensor, concept: Tensor) -> Tensor:
-    """Return what the layer of concepts gives."""
+    """Return the output of the concept layer."""
     return x.to(concept) @ concept.T

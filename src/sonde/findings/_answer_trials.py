@@ -75,7 +75,7 @@ def _others_help(
     k: int,
     chosen: Bool[Tensor, "row"],
 ) -> bool:
-    """Return whether constants on all logits beat one on logit ``k``, by the loss of the judges."""
+    """Return whether biases on all logits beat one on logit ``k``, by the held-out loss."""
     n = logits.shape[1]
     if n * FEW_OF > int(chosen.sum()):  # too few rows to fit so many
         return False

@@ -81,7 +81,7 @@ class _Counts:
         self.tables = [self._table(texts, n) for n in range(1, ORDERS + 1)]
 
     def _codes(self, text: Ids, n: int) -> Int[Tensor, "run"]:
-        """Return one number for each run of ``n`` tokens."""
+        """Return one id for each n-gram of tokens."""
         code = torch.zeros(max(0, len(text) - n + 1), dtype=torch.int64)
         for k in range(n):
             code = code * self.size + text[k : k + len(code)].clamp(max=self.size - 1)

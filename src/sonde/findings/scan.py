@@ -245,7 +245,7 @@ def _was_cut(evidence: Evidence, checks: list[Check]) -> bool:
 
 
 def run_rule(rule: Rule, evidence: Evidence) -> Check:
-    """Return how a rule ended; an exception of its own becomes the state ``failed``."""
+    """Return the state in which a rule ended; an exception in the rule gives ``failed``."""
     if rule.theme == "versus" and evidence.awaited:
         return rule.withheld(evidence.awaited)
     try:

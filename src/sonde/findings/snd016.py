@@ -181,7 +181,7 @@ class SND016(Rule):
 
 
 def dominance(site: SiteEvidence, steady: float = 0.1) -> Dominance | None:
-    """Return how far the largest units stand out, or None if fewer than two units vary."""
+    """Return the relative size of the largest units, or None if fewer than two units vary."""
     moments, top = site.all.moments, site.all.extremes
     square = moments.mean.square() + moments.variance
     alive = moments.variance > 0

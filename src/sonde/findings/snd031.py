@@ -96,7 +96,7 @@ class SND031(LabelRule):
     def _own_lags(
         self, evidence: Evidence, found: LabelEvidence, best: int, rows: Tensor
     ) -> Figure | None:
-        """Return by how much the model's own answers lag, or None if they do not.
+        """Return the lag of the model's own answers, or None if they do not lag.
 
         None too if the classes are not its own, or if the answers hardly beat the commonest class.
         """

@@ -61,7 +61,7 @@ class SND065(Rule):
     twin: ClassVar[str] = "The same rows, and a net that learned without that column."
 
     def check(self, evidence: Evidence) -> Check:
-        """Judge the most constant mark or, without a mark, the part with the surest drop."""
+        """Judge the most constant mark or, without a mark, the part with the most certain drop."""
         found = _shortcuts(evidence)
         if isinstance(found, str):
             return self.not_applicable(found)

@@ -15,7 +15,7 @@ from sonde.findings.rule import Check, Figure, Rule, Theme
 @final
 @dataclass(frozen=True)
 class SND068(Rule):
-    """How far the loss falls where one part of the model is changed for a trial.
+    """Fall of the loss if one part of the model is changed for a trial.
 
     Parameters
     ----------

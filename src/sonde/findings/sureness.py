@@ -126,7 +126,7 @@ def is_off(
 
 
 def helps(found: Sureness) -> bool:
-    """Return whether the temperature makes both figures that it is named for better."""
+    """Return whether the temperature lowers both the loss and the calibration error."""
     holds = found.trial is None or found.trial.holds
     return holds and found.fall > 0 and found.mended < found.given
 

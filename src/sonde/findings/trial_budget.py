@@ -96,7 +96,7 @@ def forward_cost(stream: LiveStream) -> ForwardCost:
 
 
 class TrialBudget:
-    """What the trials of one scan may cost, what they cost so far, and what was left out.
+    """Budget of the trials of one scan, the cost so far, and the skipped trials.
 
     Parameters
     ----------

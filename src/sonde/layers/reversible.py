@@ -120,7 +120,7 @@ class Reversible(Layer):
 
 
 class _Column(nn.Module):
-    """One column; ``back`` finds its input, ``draws`` are random states to write or to read."""
+    """One column; ``back`` recomputes its input, ``draws`` are saved or restored random states."""
 
     def __init__(self, dim: int, level: int, width: int, block: nn.Module | None) -> None:
         super().__init__()

@@ -116,7 +116,7 @@ class _HeadSums(Statistic[_HeadSumsState]):
         return _HeadSumsState(len(x), wide.mean(0), low, high)
 
     def merge(self, a: _HeadSumsState, b: _HeadSumsState) -> _HeadSumsState:
-        """Return the sums of both."""
+        """Return the sums of two states."""
         n = a.n + b.n
         mean = a.mean + (b.mean - a.mean) * (b.n / n)
         return _HeadSumsState(n, mean, a.collapsed + b.collapsed, a.overloaded + b.overloaded)

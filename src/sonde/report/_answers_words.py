@@ -180,7 +180,7 @@ def place_of(row: dict[str, Any]) -> str:
 
 
 def answer_words(row: dict[str, Any]) -> str:
-    """Return what an input is and what the model says of it."""
+    """Return an input's label and the model's answer."""
     if row["answer"] is None:
         return "not judged" if row.get("loss") is None else f"loss {number(row['loss'])}"
     truth, answer = (_value(row[side]) for side in ("truth", "answer"))

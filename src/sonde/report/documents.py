@@ -38,7 +38,7 @@ UNSEALED: Final = {
 
 
 def document_of(found: dict[str, Any], **shown: Any) -> Document:
-    """Return the document that the JSON of a command says.
+    """Return the document that a command's JSON describes.
 
     Parameters
     ----------

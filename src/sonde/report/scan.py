@@ -264,7 +264,7 @@ def _with_classes(again: Again | None, mine: Stream, options: dict[str, Any]) ->
 def _scan_stores(
     place: Path, data: Any, versus: Any, settings: ScanSettings | None, options: dict[str, Any]
 ) -> tuple[Scanned, str]:
-    """Return a scan of stored rows; what only a live model can tell is not applicable."""
+    """Return a scan of stored rows; checks that need a live model are not applicable."""
     stream = read(place, data, **options)
     other = None
     if versus is not None:

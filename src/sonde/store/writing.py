@@ -222,7 +222,7 @@ class StoreWriter:
         return is_whole(self.directory, self.manifest, span)
 
     def write(self, spans: Sequence[Span], tick: Tick = lambda _: None) -> None:
-        """Write ranges that are not committed yet, or have lost a file, in this order.
+        """Write uncommitted ranges, and ranges with a lost file, in this order.
 
         An exception, Ctrl-C too, leaves whole ranges committed and nothing else behind.
         """

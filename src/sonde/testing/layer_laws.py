@@ -30,7 +30,7 @@ FAR = 7
 
 @dataclass(frozen=True, eq=False)
 class LayerCase:
-    """A layer with the tensors that it is tried on.
+    """A layer with its test inputs.
 
     Parameters
     ----------
@@ -287,7 +287,7 @@ def has_floats(case: LayerCase) -> bool:
 
 
 def law_large(case: LayerCase) -> None:
-    """Large states of half types give finite numbers wherever those of float64 fit the type."""
+    """Large half-precision states give finite outputs if the float64 outputs fit the type."""
     for kind, size in HALF:
         own = moved(case.layer).to(kind)
         given = tuple((size * x).to(kind) if x.is_floating_point() else x for x in case.drawn())
@@ -342,7 +342,7 @@ def is_causal(case: LayerCase) -> bool:
 
 
 def law_causal(case: LayerCase) -> None:
-    """Other later tokens or steps change no earlier output, in training too."""
+    """Changes to later tokens or steps do not change earlier outputs, also in training."""
     words = case.layer.layout[0].split()
     axis = next(i for i, word in enumerate(words) if word in ORDERED)
     x, *others = case.drawn()

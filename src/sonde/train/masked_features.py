@@ -148,7 +148,7 @@ class MaskedFeatures(nn.Module):
     def change(
         self, x: Float[Tensor, "*axes dim"], real: Bool[Tensor, "row pos"] | None = None
     ) -> Float[Tensor, "*axes dim"]:
-        """Return states with the learned vector at positions that are drawn; keep where."""
+        """Return states with the learned vector at random positions; remember the positions."""
         if not self.training:
             return x
         rows = self._by_position(x)

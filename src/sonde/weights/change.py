@@ -271,7 +271,7 @@ class Quantised(Packed):
 @final
 @dataclass(frozen=True, eq=False)
 class QuantisedTensor(Change):
-    """Round a tensor that is no linear layer's to a grid: an embedding, a stack of experts.
+    """Round a tensor outside linear layers to a grid: an embedding, a stack of experts.
 
     The module keeps its class; its parameter is held as codes. Groups run along the last axis.
 

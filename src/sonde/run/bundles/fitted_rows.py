@@ -1,4 +1,4 @@
-"""What was fitted, a line for each method and site, as values of JSON."""
+"""Fitted results, one row for each method and site, as values of JSON."""
 
 import math
 from collections.abc import Mapping

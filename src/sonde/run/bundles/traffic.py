@@ -1,4 +1,4 @@
-"""What a file of served traffic says of itself: spans of time, and how each ended."""
+"""Header of a file of served traffic: its time spans, and how each span ended."""
 
 from typing import Any, Final
 

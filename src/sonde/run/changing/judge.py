@@ -255,7 +255,7 @@ class _ModelTrial:
     def rises(
         self, act: Act, target: Sequence[JudgedSide], plain: Mapping[str, Tensor]
     ) -> dict[str, Difference]:
-        """Return how far the log-probability of each side rises."""
+        """Return the rise in log-probability of each side."""
         return {
             side.name: difference(self.log_p(act, side.inputs) - plain[side.name], side.inputs)
             for side in target

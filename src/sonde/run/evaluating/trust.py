@@ -79,7 +79,7 @@ def trust(
 def trust_of(
     candidates: Sequence[Candidate], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Any]:
-    """Choose a candidate on one half of the groups, and say how it does on the other half.
+    """Choose a candidate on one half of the groups and evaluate it on the other half.
 
     The candidate of highest AUROC on the first half is chosen. On these rows it would look better
     than it is. A single candidate is judged on all rows, as there is nothing to choose.

@@ -268,7 +268,7 @@ def _trains(kind: type[Layer], given: dict[str, Any]) -> bool:
 
 
 def _needed(kind: type[Layer]) -> tuple[str, ...] | None:
-    """Return the parameters that must be typed, or None if no parameters let it be inserted.
+    """Return the required parameters, or None if no parameters allow insertion.
 
     The width is never among them, as the states give it. If the required parameters alone do not
     start as the identity, all parameters of an example that does are returned, with values.

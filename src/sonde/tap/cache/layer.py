@@ -220,7 +220,7 @@ class EvictingLayer(GrowingLayer):
         return self.keys, self.values
 
     def _widen(self) -> None:
-        """Hold each head's tokens in slots again, empty ones where it has fewer than others."""
+        """Put each head's tokens back into slots, with empty slots for shorter heads."""
         if self.index is None or self.flat_keys is None or self.flat_values is None:
             return
         at, shape = self.index >= 0, self.index.shape

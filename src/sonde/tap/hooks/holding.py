@@ -37,7 +37,7 @@ class Holding:
         return mine
 
     def give(self, mine: Iterable[Any]) -> None:
-        """Take back what ``take`` returned."""
+        """Restore what ``take`` returned."""
         with self._lock:
             for o in mine:
                 self._readers[id(o)] -= 1

@@ -480,5 +480,5 @@ def moving_average(module: nn.Module) -> AveragedModel:
 
 
 def _own_names(terms: list[Term]) -> str:
-    """Return the names of losses that learn something."""
+    """Return the names of losses with trained parameters."""
     return ", ".join(term.name for term in terms if any(True for _ in term.loss.parameters()))
