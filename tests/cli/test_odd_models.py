@@ -64,7 +64,7 @@ CASES = {
         r"expected a dense output, got one of layout sparse_coo .*at sparse:out"
     ),
     "fit mahalanobis nets:net x.npz --sites act@all": (
-        r"calls of 'act@all:out' give rows of \[4, 8\] features.* Read them apart: @0, @1"
+        r"calls of 'act@all:out' give rows of \[4, 8\] features.* Read them separately: @0, @1"
     ),
     "fit mahalanobis nets:checkpointed x.npz --sites act:grad --objective max_logit": (
         r"no gradient reached 'act:grad': .* switch checkpointing off"

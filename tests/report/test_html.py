@@ -353,7 +353,10 @@ def test_what_reads_logits_is_at_the_logits_and_no_p_value_is_zero(report) -> No
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (0.01, "1 site of 12 differs from the one before by less than 5 % of its spread; least "),
+        (
+            0.01,
+            "1 site of 12 differs from the one before by less than 5 % of its standard deviation; least ",
+        ),
         (0.5, "Every site differs from the one before; least, relative to its spread, "),
     ],
 )

@@ -93,7 +93,7 @@ def test_tokens_that_are_mixed_before_they_can_be_seen_are_asked_for():
 
 def test_special_tokens_among_the_patches_are_refused():
     net, inputs = Net("psp").eval(), images(32, n=3, keyword=None)
-    with pytest.raises(SiteError, match="which ones cannot be told"):
+    with pytest.raises(SiteError, match="their positions are unknown"):
         assert live_stream(Model(net), inputs, "layers.1", "patches").schema
 
 

@@ -86,7 +86,9 @@ def test_several_forwards_are_views_only_with_a_word():
         alone = terms.loss(label=LABEL)
         net(x + 3)
         net(x)
-        with pytest.warns(SondeWarning, match="2 forwards came before this loss, and 1 before"):
+        with pytest.warns(
+            SondeWarning, match="2 forward passes came before this loss, and 1 before"
+        ):
             assert not torch.equal(terms.loss(label=LABEL), alone)
         net(x + 3)
         net(x)

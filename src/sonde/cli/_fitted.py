@@ -108,7 +108,7 @@ def _apart(row: dict[str, Any]) -> str:
     return (
         f"{row['method']} at {row['site']}: the means of class {row['positive']} and of the "
         f"others lie {_short(row['value'])} apart ({row['unit']}, of the fitted rows); sonde "
-        "evaluate says how well it tells rows that were not fitted"
+        "evaluate measures how well it classifies new rows"
     )
 
 

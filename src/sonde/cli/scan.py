@@ -50,7 +50,7 @@ class Scan:
 
     model: SourceWord = ""
     data: SourceDataWord = ""
-    versus: Annotated[str | None, named("OTHER", "a second data set to tell apart")] = None
+    versus: Annotated[str | None, named("OTHER", "a second data set to compare with DATA")] = None
     versus_model: Annotated[
         str | None, named("BEFORE", "an older model: what changed inside and in its answers")
     ] = None
@@ -440,7 +440,7 @@ def _unasked(report: dict[str, Any], gate: tuple[str, ...]) -> list[str]:
 
 def _told(asked: str | None, codes: list[str], has_baseline: bool, unasked: list[str]) -> str:
     """Return in one line why a gate was reached or passed."""
-    idle = f"; had nothing to look at: {'; '.join(unasked)}" if unasked else ""
+    idle = f"; does not apply here: {'; '.join(unasked)}" if unasked else ""
     if codes:
         return f"gate {asked}: failed by {', '.join(codes)}{idle}"
     new = "new or worse since the baseline" if has_baseline else "found"

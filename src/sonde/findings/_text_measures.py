@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, Final
 
 LETTERS: Final = 40
-"""Letters that a text needs for its language to be told."""
+"""Letters that a text needs for its language to be identified."""
 SURE: Final = 0.9
 SIGNS: Final = 2_000
 """Signs of a text that are looked at."""

@@ -100,8 +100,8 @@ class SND014(SiteRule):
         site, count = worst.site, int(worst.kept.sum())
         return (
             f"{count:,} of {plural(site.dim, 'unit')} at {places([site.name])} "
-            f"{'repeats' if count == 1 else 'repeat'} another up to 1.4 % of its spread "
-            f"({percent(worst.value)}; above {percent(worst.limit)} counts). "
+            f"{'repeats' if count == 1 else 'repeat'} another up to 1.4 % of its "
+            f"standard deviation ({percent(worst.value)}; above {percent(worst.limit)} counts). "
             f"{plural(site.moments.n, 'row')}.",
             worst.also(),
         )

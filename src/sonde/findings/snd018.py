@@ -59,7 +59,7 @@ class SND018(SiteRule):
         "Whole-number inputs, also behind a Flatten, and embeddings of bytes look like this; they "
         "are not looked at. "
         "Values that a 16-bit format holds count as rounded to it, so rounding to 256 levels by a "
-        "power of two is not told from bfloat16."
+        "power of two cannot be distinguished from bfloat16."
     )
     plant: ClassVar[str] = "Eight-bit rounding after a ReLU."
     twin: ClassVar[str] = "bfloat16, also where float32 holds it."

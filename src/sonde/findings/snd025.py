@@ -100,7 +100,8 @@ class SND025(SiteRule):
         one = len(idle) == 1
         text = (
             f"{places(idle)} {'changes what it receives' if one else 'change what they receive'} "
-            f"by {'' if one else 'as little as '}{percent(worst.value)}{ends} of its spread; below "
+            f"by {'' if one else 'as little as '}{percent(worst.value)}{ends} of its standard "
+            "deviation; below "
             f"{percent(self.note)} counts as almost nothing"
         )
         rest = ""

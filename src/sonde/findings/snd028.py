@@ -45,7 +45,7 @@ class SND028(Rule):
         "Few texts of one kind. A start token that was left out on purpose is still raised."
     )
     plant: ClassVar[str] = "The shipped language model with its positions moved by one."
-    twin: ClassVar[str] = "The same model as it is."
+    twin: ClassVar[str] = "The unchanged model."
 
     def check(self, evidence: Evidence) -> Check:
         """Look for a form that the model does better on."""

@@ -77,8 +77,8 @@ class SND032(Rule):
             return self.clear(figure)
         what = "class" if of_labels else "class that the model names"
         sentence = (
-            f"At {site.name}, {percent(explained, 3)} of the variance lies between classes and the "
-            f"spread inside a {what} is {number(value)} of that between classes (NC1; below "
+            f"At {site.name}, {percent(explained, 3)} of the variance lies between classes and "
+            f"the variance inside a {what} is {number(value)} of that between classes (NC1; below "
             f"{number(self.nc1)} counts as collapsed). {plural(figure.n_rows, 'row')}, "
             f"{plural(len(large), 'class', 'classes')}."
         )

@@ -35,8 +35,9 @@ class SND034(LabelRule):
     how: ClassVar[str] = (
         "At the site of best labels: none of the 10 nearest rows of other groups has the row's "
         "label, at least 9 share another one, and the held-out classifier names that one too. "
-        "Healthy data show up to 0.6 % of such rows, so their count must also be improbable at "
-        "that share. Where it is, rows are listed beside them of which six neighbours say so and "
+        "Healthy data show up to 0.6 % of such rows, so their count must also be improbable "
+        "at that fraction. Where it is, rows are listed beside them of which six neighbours say "
+        "so and "
         "at most 2 have the row's label, if the model itself answers that class at least as "
         "surely as it does for the rows of that class on average. The report's list of labels to "
         "look at first has its own order, by what the probe, the neighbours and the model's own "

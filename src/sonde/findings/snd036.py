@@ -74,7 +74,9 @@ class SND036(LabelRule):
             return self.clear(figure)
         answers = compared_answers(evidence)
         if not isinstance(answers, str) and answers.interval[0] > found.majority:
-            return self.clear(figure, "the model's own answers tell the label, if not linearly")
+            return self.clear(
+                figure, "the model's own answers predict the label, though not linearly"
+            )
         if high > found.majority + self.hidden:
             return self.withheld(
                 f"no trace seen, but {plural(n, 'row')} do not exclude an accuracy "

@@ -42,7 +42,7 @@ class SND042(Rule):
     false_positives: ClassVar[str] = (
         "Rows of very heavy tails or of few distinct values; saturated states, which share corners."
     )
-    plant: ClassVar[str] = "Rows copied with noise of 0.2 % of a unit's spread."
+    plant: ClassVar[str] = "Rows copied with noise of 0.2 % of a unit's standard deviation."
     twin: ClassVar[str] = "The same with noise of 10 %."
 
     def check(self, evidence: Evidence) -> Check:
@@ -52,7 +52,7 @@ class SND042(Rule):
             return too_few(self, n, NEAR_NEEDS, "rows")
         if rows_are_parts(evidence):
             return self.not_applicable(
-                "a row is one token or patch, and those of texts that begin alike are equal; "
+                "a row is one token or patch, and rows of texts with the same beginning are equal; "
                 "--reducer mean compares whole texts"
             )
         found = near_duplicates(evidence)
@@ -105,8 +105,8 @@ class SND042(Rule):
 def _alike(n: int) -> str:
     return (
         f"{plural(n, 'row')} {'is' if n == 1 else 'are'} near another of its length, and the last "
-        "tokens of texts of one length and ending can be alike whatever stands before; "
-        "--reducer mean can tell"
+        "tokens of texts of one length and ending can be similar whatever precedes "
+        "them; --reducer mean avoids this"
     )
 
 

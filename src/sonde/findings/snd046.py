@@ -38,7 +38,7 @@ class SND046(ClassAnswersRule):
     )
     how: ClassVar[str] = (
         "For each class, over its rows and those that a held-out linear probe of the last site "
-        "gives it: hits of the probe less right answers of the model, in shares of the class. The "
+        "gives it: accuracy of the probe minus accuracy of the model. The "
         "lower end of that difference, with errors over groups "
         "and a level of 0.1 % corrected for the classes, must be above 20 points, and the model's "
         "recall below half of its median recall. The model as a whole must be better than the "

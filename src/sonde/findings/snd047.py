@@ -47,7 +47,8 @@ class SND047(Rule):
     how: ClassVar[str] = (
         "The sampled rows, one of each group, in the order of the file, in ten parts. Of each "
         "class and of 16 principal components of the states (three sites; with labels, what these "
-        "leave of them) the share of the variance between the parts. The largest share must be 5 "
+        "leave of them) the fraction of the variance between the parts. The largest fraction "
+        "must be 5 "
         "points above its mean over 200 random orders of the same rows, and their sum as large by "
         "chance in less than one of 10,000, corrected for what was tried. Labels are not "
         "looked at where files are read in the order of their names: folders of classes follow "

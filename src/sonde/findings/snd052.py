@@ -104,8 +104,8 @@ class SND052(Rule):
         first, (mine, theirs) = found.each[0], two_names(evidence)
         low, high = clopper_pearson(first.n_alarms, first.n)
         text = (
-            f"{percent(first.rate)} of {theirs} ({percent(low)} to {percent(high)}) lie beyond "
-            f"what {percent(first.alpha)} of rows like {mine} exceed"
+            f"{percent(first.rate)} of {theirs} ({percent(low)} to {percent(high)}) score above "
+            f"the threshold that {percent(first.alpha)} of rows like {mine} exceed"
         )
         if found.lead is None:
             return f"{text}."

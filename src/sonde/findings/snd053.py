@@ -56,8 +56,9 @@ class SND053(Rule):
         "again."
     )
     how: ClassVar[str] = (
-        "Exact: inputs of OTHER whose 16-byte content hash DATA has; inputs below 16 bytes are "
-        "counted apart. Near: sampled rows of OTHER whose nearest row of DATA is nearer than eps "
+        "Exact: inputs of OTHER whose 16-byte content hash DATA has; inputs below 16 bytes "
+        "are counted separately. Near: sampled rows of OTHER whose nearest row of DATA is nearer "
+        "than eps "
         "times their fifth, at the sites of SND042, with the dimension of DATA's rows. Any "
         "equal input is a note; 0.1 % of OTHER, or 3 near pairs of chance below 0.001, a warning."
     )
@@ -133,11 +134,13 @@ class SND053(Rule):
         if near:
             chance = "below 1e-12" if leak.p < 1e-12 else number(leak.p, 1)
             parts.append(
-                f"{plural(len(leak.near), 'more row')} of {theirs} look like rows of {mine} "
-                f"without being equal (chance {chance})."
+                f"{plural(len(leak.near), 'more row')} of {theirs} are near-copies "
+                f"of rows of {mine} (chance {chance})."
             )
         if leak.short:
-            parts.append(f"{plural(len(leak.short), 'shared input')} below 16 bytes apart.")
+            parts.append(
+                f"{plural(len(leak.short), 'shared input')} below 16 bytes counted separately."
+            )
         return " ".join(parts)
 
 

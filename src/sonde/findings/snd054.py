@@ -36,7 +36,8 @@ class SND054(Rule):
     )
     how: ClassVar[str] = (
         "Labels of all inputs, by name. Figure: half the sum over labels of the absolute "
-        "difference of their shares. A note from 0.1 on where a chi-squared test of the counts "
+        "difference of their proportions. A note from 0.1 on where a chi-squared test of the "
+        "counts "
         "stays below 0.001 and each side has 50 labels; a warning where OTHER has labels that DATA "
         "lacks, on 1 % of its rows or more."
     )

@@ -51,8 +51,8 @@ class SND062(Rule):
     how: ClassVar[str] = (
         "Classes with less than half of the rows that equal classes would have, together, against "
         "all others: accuracies with 99 % intervals, exact for rows without groups. "
-        "That of the rare classes must end 10 points below where that of the others begins. Beside "
-        "the accuracy stands its mean over classes."
+        "That of the rare classes must end 10 points below where that of the others begins. The "
+        "finding also gives the mean accuracy over classes."
     )
     false_positives: ClassVar[str] = (
         "Rare classes that nobody can recognise, such as a class 'other'."

@@ -51,7 +51,7 @@ class SND063(WeakGroupRule):
         """Return how far off the answers are."""
         return (
             f"off by {number(group.loss)} ({number(group.low)} to {number(group.high)}) standard "
-            f"deviations of the target, elsewhere by {number(group.elsewhere)}."
+            f"deviations of the target, and on the other inputs by {number(group.elsewhere)}."
         )
 
 

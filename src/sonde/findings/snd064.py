@@ -54,8 +54,8 @@ class SND064(WeakGroupRule):
         more = group.loss - group.elsewhere
         return (
             f"a token takes {number(more)} ({number(group.low - group.elsewhere_high)} to "
-            f"{number(group.high - group.elsewhere_low)}) nats more than elsewhere, "
-            f"a perplexity {number(math.exp(more))} times as large."
+            f"{number(group.high - group.elsewhere_low)}) nats more than in the "
+            f"other texts, a perplexity {number(math.exp(more))} times as large."
         )
 
 

@@ -63,7 +63,7 @@ class SND067(Rule):
     plant: ClassVar[str] = (
         "The shipped language model with the embeddings of two letters exchanged."
     )
-    twin: ClassVar[str] = "The model as it is."
+    twin: ClassVar[str] = "The unchanged model."
 
     def check(self, evidence: Evidence) -> Check:
         """Look for tokens that stand out."""
@@ -115,8 +115,9 @@ class SND067(Rule):
         same = [o for o in found.odd if o.side == first.side]
         text = (
             f"{first.side.capitalize()} {_tokens(found, same)} the model's loss is "
-            f"{number(first.beyond)} nats above that of counts of three tokens, elsewhere "
-            f"{number(abs(first.elsewhere))} {'below' if first.elsewhere < 0 else 'above'}."
+            f"{number(first.beyond)} nats above that of counts of three tokens, and at "
+            f"the other tokens {number(abs(first.elsewhere))} "
+            f"{'below' if first.elsewhere < 0 else 'above'}."
         )
         cost = sum(o.n * o.beyond for o in same) / max(1, figure.n_rows)
         return self.raised_with(

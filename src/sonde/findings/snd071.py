@@ -31,7 +31,8 @@ class SND071(Rule):
     how: ClassVar[str] = (
         "Asked of models with several heads, several labels for a row, ranks, or maps, on up to "
         "2,048 rows: right answers (several labels: of each label; maps: of each pixel; numbers: "
-        "squared errors in shares of the targets' variance) against those of the commonest answer "
+        "squared errors as fractions of the targets' variance) against those of the commonest "
+        "answer "
         "alone, or the mean. Raised where the head, or one of its labels, is worse by 4 standard "
         "errors over groups, or where labels in another order, or maps turned otherwise, chosen on "
         "half of the rows where there are many orders, fit far better."

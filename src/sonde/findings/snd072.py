@@ -24,7 +24,8 @@ class SND072(Rule):
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
         "A model computes with -999 as with any number: such rows get answers that depend on a "
-        "value that nobody measured, and the mean and spread of the column are wrong for all rows."
+        "value that nobody measured, and the mean and standard deviation of the column are wrong "
+        "for all rows."
     )
     fix: ClassVar[str] = (
         "Replace the constant by the median of the column's other values, computed on the training "

@@ -306,7 +306,7 @@ def _put(new: nn.Module, layers: Mapping[str, Layer]) -> None:
             watch_calls(part)
         if without:
             _log.warning(
-                "inserted: %s at %s looks at other tokens, so generate() of this model runs "
+                "inserted: %s at %s attends to other tokens, so generate() of this model runs "
                 "without a key-value cache, which assisted decoding needs.",
                 type(layer).__name__, path,
             )  # fmt: skip

@@ -202,5 +202,5 @@ def _update_message(panel: Panel, points: Rows, least: str) -> str:
     if not small:
         return f"Every site differs from the one before; least, relative to its spread, {least}"
     what = f"{plural(small, 'site')} of {len(points)} {'differs' if small == 1 else 'differ'}"
-    limit = f"by less than {share(panel.limit)} of its spread"
+    limit = f"by less than {share(panel.limit)} of its standard deviation"
     return f"{what} from the one before {limit}; least {least}"

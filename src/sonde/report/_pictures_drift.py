@@ -58,7 +58,7 @@ def grid_picture(found: dict[str, Any]) -> Picture | None:
 
     note = "A line for each comparison: anything is any difference of the distributions, linear "
     note += (
-        "classifier whether one tells the sides apart, energy outside how much leaves the leading "
+        "classifier whether one separates the sides, energy outside how much leaves the leading "
     )
     note += (
         "directions of the first. p-values are corrected for the number of comparisons; clearly: "

@@ -121,7 +121,7 @@ def auroc_picture(rows: list[dict[str, Any]], instrument: str = "") -> Picture |
     )
 
     def draw(width: int) -> Chart:
-        return auroc_chart(message, dots, axis, [{"value": 0.5, "tip": "0.5 · tells nothing"}])
+        return auroc_chart(message, dots, axis, [{"value": 0.5, "tip": "0.5 · no information"}])
 
     numbers = Numbers(("site", "auroc", "low", "high"), table, "auroc by site")
     note = "Sites in order; bars are 95 % intervals. Dashed: 0.5, scores without information."

@@ -8,8 +8,8 @@ from sonde.report._format import Real, number, plural, share
 from sonde.report._picture import Axis, Numbers, Picture
 
 _NOTE = (
-    "Root mean square of each unit: all units, the middle half, the median. Diamonds: units that a "
-    "finding names. Zero stands at the lower edge."
+    "Root mean square of each unit: all units, the middle half, the median. Diamonds: units that "
+    "a finding names. Zero is at the lower edge."
 )
 
 

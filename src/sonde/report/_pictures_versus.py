@@ -75,7 +75,7 @@ def detectors_picture(report: dict[str, Any]) -> Picture | None:
         for method, row in best.items()
     ]  # fmt: skip
     first, row = next(iter(best.items()))
-    message = f"{shown(first, 40)} tells {names[1]} from {names[0]} best: AUROC "
+    message = f"{shown(first, 40)} separates {names[1]} from {names[0]} best: AUROC "
     message += number(row["auroc"])
     columns = ("method", "site", "auroc", "low", "high")
     table = tuple(
@@ -153,7 +153,7 @@ def _plane(plane: dict[str, Any], labels: list[str | None], key: str, by: str) -
         made = marks(message, values, x, y, by="k", colors=colors, opacity=0.8)
         return made | {"width": side, "height": round(side * 0.75)}
 
-    note = "Rows that lie together here may be far apart along other directions."
+    note = "Rows that lie together here may be distant along other directions."
     table = tuple((p["id"], n, p["x"], p["y"]) for p, n in zip(points, labels, strict=True))
     return Picture(
         key, message, draw, Numbers(("id", by, "x", "y"), table, "rows"), note, square=True

@@ -212,7 +212,7 @@ def checks_section(report: dict[str, Any], names: ElementIds) -> Markup:
         rows.append((check["code"], check["title"], state, value, said))
     columns = ("code", "check", "state", "figure", "of what, reason, limits")
     lead = (
-        "Every check and how it ended; one that does not apply has nothing to look at here. "
+        "Every check and how it ended; one that does not apply has no data to check here. "
         "--explain CODE says how a figure is computed, --set CODE.LIMIT=X moves a limit."
     )
     kinds = {2: "state", 3: "number"}

@@ -80,7 +80,9 @@ def _verdict(found: dict[str, Any]) -> str:
     if not named:
         best = max(known, key=lambda m: m["cka"])
         pair = f"{shown(best['site'], 40)} and {shown(best['other'], 40)}"
-        said.append(f"No layers of one name; most alike are {pair} (CKA {number(best['cka'])}).")
+        said.append(
+            f"No layers have the same name; most similar are {pair} (CKA {number(best['cka'])})."
+        )
     elif all(m["movement"] is not None and m["movement"]["size"] == 0.0 for m in named):
         said.append("Every state is the same.")
     else:

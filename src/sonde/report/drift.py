@@ -18,7 +18,7 @@ from sonde.report.document import Document, Part, Prose, Section, Table, figures
 _NO_UNITS: Final = "No unit has a histogram that can be compared."
 _ROWS: Final = {
     "same": "the same on both sides: compared one by one",
-    "some": "some stand on both sides",
+    "some": "some groups are on both sides",
     "other": "different ones on the two sides",
 }
 _SITES: Final = {

@@ -236,7 +236,7 @@ def wrong_section(report: dict[str, Any], names: ElementIds) -> Markup | None:
     parts.append(tabled(Numbers(heads, table, "wrong inputs"), names, "Wrong inputs"))
     n_judged = sum(row["right"] is not None for row in rows)
     lead = f"{len(listed):,} of {plural(n_judged, 'row')} are wrong. " if known else ""
-    lead += "The worst stand first."
+    lead += "The worst come first."
     if not report["shows_inputs"]:
         lead += " Inputs are left out; a page written without --no-inputs and --hash-ids has them."
     return section("wrong", "Wrong inputs" if known else "Worst inputs", *parts, lead=lead)

@@ -143,8 +143,8 @@ def _unusual(
         ]
     lead = (
         "Ordered by p-value, then by how far the score lies above the others of its site. Colour "
-        "and marks compare the parts of the examples on this page. The sign alarm stands where p "
-        f"is at most {alpha:g}."
+        "and marks compare the parts of the examples on this page. The sign alarm marks "
+        f"p of at most {alpha:g}."
     )
     if not parts:
         parts.append(Prose("No rows were scored.", "empty"))

@@ -270,7 +270,7 @@ def _helped(found: dict[str, Any]) -> str:
     told += f"{share(_mean(found, against, 'accuracy'))} {against}"
     if n_seeds == 1 and against == "without":
         return (
-            f"One seed cannot tell whether the task gained: {told}; {gain['gained']:,} examples "
+            f"One seed cannot show whether the task gained: {told}; {gain['gained']:,} examples "
             f"gained and {gain['lost']:,} lost (p = {number(gain['p'], 2)} by McNemar's test of "
             "these two models alone). Repeat with --seeds 5."
         )

@@ -57,7 +57,7 @@ def loss_text(loss: Mapping[str, Any]) -> str:
     of = "an unknown share" if loss["value"] is None else share(loss["value"])
     return (
         f"rebuilt states recover {of} of the loss ({number(loss['rebuilt'])} nats; "
-        f"{number(loss['clean'])} as it is, {number(loss['mean'])} at the mean)"
+        f"{number(loss['clean'])} with the original states, {number(loss['mean'])} with the mean)"
     )
 
 

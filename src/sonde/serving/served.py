@@ -170,7 +170,7 @@ class ServedModel:
     @property
     def _open_reader(self) -> InvariantReader:
         if self._reader is None:
-            raise StateError("serve: no item has said yet how items become inputs.")
+            raise StateError("serve: no request has shown yet how items become inputs.")
         return self._reader
 
     def open(self, row: Row) -> None:

@@ -227,7 +227,7 @@ def _require_same_kind(
     if what is not None:
         raise StoreError(
             f"append_store: expected rows of the model and reading of {first.directory}, got "
-            f"others (other {what}). Read with the same options, or write elsewhere."
+            f"others (other {what}). Read with the same options, or write to another path."
         )
     for name, kind in top.columns.items():
         if not fits(columns[name], kind):

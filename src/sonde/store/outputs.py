@@ -100,8 +100,8 @@ def _check_above(output: Path) -> None:
         kind = _kind_of(folder)
         if kind:
             raise InputError(
-                f"cannot write {output}: {folder.name} is {kind}, in which nothing else may stand. "
-                "Write beside it."
+                f"cannot write {output}: {folder.name} is {kind}, which may contain no other "
+                "files. Write the output beside it."
             )
 
 

@@ -256,7 +256,8 @@ def _check_tie(old: ModelFolder, group: tuple[str, ...]) -> None:
     if len(group) > 2:
         raise StateError(
             f"save_edited: {', '.join(group)} are one tensor in {old.path}, and its configuration "
-            "cannot hold them apart. Change all of them alike, or another tensor."
+            "cannot store them separately. Give all of them the same change, or edit another "
+            "tensor."
         )
 
 

@@ -225,7 +225,7 @@ class Ledger:
         if found not in (None, text) and not fresh:
             raise StoreError(
                 f"Ledger: {self.directory} holds a run of another plan (other model, data, sites, "
-                "methods or options). Run with --fresh to drop it, or write elsewhere."
+                "methods or options). Run with --fresh to drop it, or write to another path."
             )
         self.resumed = found == text and not fresh
         if found != text:

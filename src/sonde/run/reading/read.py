@@ -200,7 +200,8 @@ def _weights(
     """Return parameters as rows; refuse data, and options that apply to states alone."""
     if typed := _typed(asked):
         raise InputError(
-            f"read: weights are as they are: leave out {', '.join(typed)}, which is about states."
+            f"read: weights are read unchanged: leave out {', '.join(typed)}, which is about "
+            "states."
         )
     if data is not None:
         raise InputError("read: weights are read without data, got some. Leave the data out.")
@@ -235,7 +236,7 @@ def _arrays(
     typed = _typed(options)
     if typed:
         raise InputError(
-            f"read: {path} is a file of feature arrays, which are as they are: leave out "
+            f"read: {path} is a file of feature arrays, which are read unchanged: leave out "
             f"{', '.join(typed)}. Its labels, groups and ids are the arrays called label, group "
             "and id."
         )
@@ -339,7 +340,7 @@ def require_alone(stream: Stream, name: str, data: Any, options: Mapping[str, An
     typed = _typed(options, (0, stream.seed))
     if typed:
         raise InputError(
-            f"read: {name} is a {kind} of rows, which are as they were read: leave out "
+            f"read: {name} is a {kind} of rows, which were read before: leave out "
             f"{', '.join(typed)}, or read the model again with it."
         )
 

@@ -147,7 +147,7 @@ class Guard:
     has ended while ``generate`` continues others of its batch is scored no more, if
     ``generation_config`` has the end token and the padding token of the call to ``generate``;
     without a cache the padding is scored. A probe that is calibrated by label is used with the
-    threshold of all classes together: a running model brings no labels.
+    threshold of all classes together: a running model has no labels.
 
     Parameters
     ----------

@@ -96,7 +96,7 @@ def write_npy(store: Store, path: Path, tick: Tick) -> int:
         If the path exists already, or the disk is full.
     """
     if path.exists():
-        raise StoreError(f"export: {path} exists. Remove it, or write elsewhere.")
+        raise StoreError(f"export: {path} exists. Remove it, or write to another path.")
     facts = _facts(store, tick)
     aside = path.with_name(f"{path.name}{TEMPORARY}{secrets.token_hex(6)}")
     make_directory(aside)

@@ -47,7 +47,7 @@ def write_lance(table: Table, path: Path, tick: Tick) -> int:
     """
     lance = lance_module()
     if path.exists():
-        raise StoreError(f"export: {path} exists. Remove it, or write elsewhere.")
+        raise StoreError(f"export: {path} exists. Remove it, or write to another path.")
     aside = path.with_name(f"{path.name}{TEMPORARY}{secrets.token_hex(6)}")
     rows = _CountedRows(table, tick)
     try:

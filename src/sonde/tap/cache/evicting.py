@@ -219,9 +219,9 @@ def _begin(cache: EvictingCache, module: nn.Module, args: Any, kwargs: Any) -> E
     if named.get("use_cache") is False:
         raise InputError(
             "caching: expected calls that use the cache, got use_cache=False: every step of "
-            "generate() would read the whole text anew. Leave use_cache out, or leave the block "
-            "for calls without a cache. A model with inserted layers that look at other tokens "
-            "generates without a cache."
+            "generate() would read the whole text again. Leave use_cache out, or leave the block "
+            "for calls without a cache. A model with inserted layers that attend to other "
+            "tokens generates without a cache."
         )
     if cache_in(named) is not cache:
         return None

@@ -33,7 +33,7 @@ class Backward:
         if objective not in ("kl_uniform", "max_logit"):
             raise InputError(
                 f"Guard: expected the objective kl_uniform or max_logit, got {objective!r}: a "
-                "running model brings no labels. Fit with one of these."
+                "running model has no labels. Fit with one of these."
             )
         self.root, self.objective = root, objective
         self._before: bool | None = None

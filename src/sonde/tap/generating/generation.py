@@ -143,8 +143,9 @@ class Generation:
         names = [name for name in STOPPING if self._setting(name)]
         if names and len(prompts) > 1:
             raise InputError(
-                f"replay: expected prompts one by one where texts end by {' and '.join(names)}, as "
-                f"nothing tells the padding after such an end, got {len(prompts)} in a batch. "
+                f"replay: expected prompts one by one where texts end by {' and '.join(names)}, "
+                "because "
+                f"padding after such an end cannot be recognised, got {len(prompts)} in a batch. "
                 "Pass batch_size=1 (--batch-size 1), or name the end by eos_token_id."
             )
 

@@ -216,7 +216,7 @@ def _real(name: str, mask: Tensor, meaning: MaskMeaning) -> Tensor:
     if torch.compiler.is_exporting():
         raise InputError(
             f"expected a mask whose name and type say which tokens are real, got {name!r} of "
-            f"{mask.dtype}: an exported model cannot look at its values. Pass whole numbers or "
+            f"{mask.dtype}: an exported model cannot check its values. Pass whole numbers or "
             f"booleans under the name {REAL!r}."
         )
     return meaning.real_tokens(name, mask)
@@ -296,7 +296,8 @@ def _require_one_text(looks: Tensor, real: Tensor) -> None:
         asks = real[:, :, None].expand(shape)
     if not any(bool(((looks == plain) | ~asks).all()) for plain in (whole, before)):
         raise InputError(
-            f"expected an attention_mask (row, token), got one of shape {tuple(looks.shape)} that "
-            "lets tokens of a row see different tokens: an inserted layer would mix what it keeps "
-            "apart. Give each text a row of its own."
+            f"expected an attention_mask (row, token), got a mask of shape {tuple(looks.shape)} "
+            "that "
+            "lets tokens of a row see different tokens: an inserted layer would mix tokens that "
+            "the mask separates. Give each text a row of its own."
         )

@@ -114,8 +114,8 @@ def find_axes(
         chosen = influence.features(Site(path, call, port, key), fixed)
     if fixed and chosen is None:
         raise SiteError(
-            f"Site: expected one feature axis at {where}, got shape {first.shape} where each of "
-            f"{fixed} could be it: neither what made it nor another input tells. Say which one: "
+            f"Site: expected one feature axis at {where}, got shape {first.shape} where "
+            f"each of {fixed} could be the feature axis. Give the axis: "
             f"--axes {_choices(words, fixed)} (axes= in Python, or Reducer(name, axis=...))."
         )
     others = [i for i in fixed if i != chosen]

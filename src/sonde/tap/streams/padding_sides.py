@@ -94,8 +94,9 @@ def _tell_given(stream: "LiveStream", few: range) -> None:
     if found is not None:
         _TOLD.add(module)
         _log.warning(
-            "texts with the padding that they came with differ at %s by %.3g times the spread "
-            "between rows from the texts alone; they ran as they came. Give position_ids that "
+            "texts with the padding that they came with differ at %s by %.3g times the standard "
+            "deviation between rows from the texts alone; they ran as they came. Give "
+            "position_ids that "
             "count real tokens alone, pad on the other side, or leave the padding out",
             *found,
         )
@@ -129,8 +130,8 @@ def _compared(stream: "LiveStream", small: SmallBatches) -> RowFault | None:
     if sides is not None and module not in _TOLD:
         _TOLD.add(module)
         _log.warning(
-            "texts padded on the left and on the right differ at %s by %.3g times the spread "
-            "between rows; the right was taken%s",
+            "texts padded on the left and on the right differ at %s by %.3g times the standard "
+            "deviation between rows; the right was taken%s",
             *sides,
             "" if found is not None else ", where each text is as it is alone",
         )

@@ -299,7 +299,7 @@ class Reader:
             raise SiteError(
                 f"Site: the calls of {str(kind.site)!r} give rows of {sorted(widths)} features, "
                 f"which cannot be joined (examples {', '.join(taken.batch.ids[:3])}, ...). Read "
-                "them apart: @0, @1, ..."
+                "them separately: @0, @1, ..."
             )
         each = [taken.frame.columns(layout) for _, layout in parts]
         shift = int(kind.reduction.reducer.one_row)

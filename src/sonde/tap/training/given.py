@@ -111,8 +111,10 @@ def check_views(
     if n > 1 and n != n_before and (n_before or not takes_views):
         last = f", and {n_before} before the last one" if n_before else ""
         warnings.warn(
-            f"training: {n} forwards came before this loss{last}. They are taken as views of the "
-            f"same examples, one below the other. Say terms.loss(views={n}) if they are, or call "
+            f"training: {n} forward passes came before this loss{last}. They are treated as "
+            "views of "
+            f"the same examples, one below the other. Pass terms.loss(views={n}) if they are, or "
+            "call "
             "terms.loss after each forward and run others under torch.no_grad().",
             SondeWarning,
             stacklevel=4,
