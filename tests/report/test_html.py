@@ -355,9 +355,13 @@ def test_what_reads_logits_is_at_the_logits_and_no_p_value_is_zero(report) -> No
     [
         (
             0.01,
-            "1 site of 12 differs from the one before by less than 5 % of its standard deviation; least ",
+            "1 site of 12 differs from the one before by less than 5 % of its standard "
+            "deviation; least ",
         ),
-        (0.5, "Every site differs from the one before; least, relative to its spread, "),
+        (
+            0.5,
+            "Every site differs from the one before; least, relative to its standard deviation, ",
+        ),
     ],
 )
 def test_small_changes_are_counted_by_site_not_by_block(report, value: float, said: str) -> None:
