@@ -200,7 +200,8 @@ def _message(panel: Panel, points: Rows, axis: Axis) -> str:
 def _update_message(panel: Panel, points: Rows, least: str) -> str:
     small = sum(point["value"] < (panel.limit or 0.0) for point in points)
     if not small:
-        return f"Every site differs from the one before; least, relative to its standard deviation, {least}"
+        text = "Every site differs from the one before; least, relative to its standard deviation, "
+        return f"{text}{least}"
     what = f"{plural(small, 'site')} of {len(points)} {'differs' if small == 1 else 'differ'}"
     limit = f"by less than {share(panel.limit)} of its standard deviation"
     return f"{what} from the one before {limit}; least {least}"
