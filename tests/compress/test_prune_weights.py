@@ -61,5 +61,5 @@ def test_what_cannot_be_pruned_is_refused():
         PruneWeights(share=1.0)
     with pytest.raises(InputError, match="a pattern such as '2:4', got 'half'"):
         PruneWeights(pattern="half")
-    with pytest.raises(InputError, match="within a row alone, got 'layer'"):
+    with pytest.raises(InputError, match="only within a row, got 'layer'"):
         PruneWeights(score="wanda", within="layer")

@@ -75,7 +75,7 @@ class Explain:
         ),
     ] = 60.0
     no_inputs: Annotated[
-        bool, tyro.conf.arg(help="leave the inputs out of the page: only places and ids")
+        bool, tyro.conf.arg(help="leave the inputs out of the page and show only positions and ids")
     ] = False
     reading: Reading = field(default_factory=Reading)
     printing: Printing = field(default_factory=Printing)

@@ -416,7 +416,8 @@ class RunFlags(Workers):
     resume: Annotated[
         bool,
         tyro.conf.arg(
-            help="fail if there is no interrupted run; the same command resumes one in any case"
+            help="fail if there is no interrupted run; without this flag, the same command also "
+            "resumes a run"
         ),
     ] = False
     fresh: Annotated[bool, tyro.conf.arg(help="delete what another run left beside the output")] = (

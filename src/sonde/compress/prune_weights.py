@@ -71,8 +71,8 @@ class PruneWeights(Rewrite):
         check_pattern("PruneWeights", self.pattern)
         if self.score == "wanda" and self.within != "row":
             raise InputError(
-                "PruneWeights: expected within='row' for wanda, whose scores compare within a row "
-                f"alone, got {self.within!r}."
+                "PruneWeights: expected within='row' for wanda, whose scores are comparable "
+                f"only within a row, got {self.within!r}."
             )
 
     def reads(self) -> dict[str, Examples]:

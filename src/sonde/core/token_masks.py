@@ -196,7 +196,7 @@ class MaskMeaning:
         if _possible(name, [mask]) == {not marks}:
             raise InputError(
                 f"expected {name!r} to be {'' if marks else 'not '}zero at padding, as in the "
-                "batches before, got one that can only mean the opposite. Pass the mask under the "
+                "batches before, got a mask that has the opposite meaning. Pass the mask under the "
                 f"name {REAL!r} (1 at real tokens) or {PADDED[0]!r} (true at padding)."
             )
         return real_tokens(name, mask, marks)

@@ -109,7 +109,8 @@ class LookupTraining(Trainer[LookupTrainingState]):
         if state.sample is None or len(state.sample.group.unique()) < 2:
             raise InputError(
                 "DictLookup: expected patches of at least 2 images (groups), got 1: in training a "
-                "patch is looked up in those of other images, not in its own. Give more images, "
+                "patch is compared with patches of other images, not of its own image. Give more "
+                "images, "
                 "train on those of another kind (over), or take generators='identity'."
             )
         return super().close_pass(state)

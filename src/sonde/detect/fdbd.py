@@ -129,7 +129,8 @@ def _steepness(weight: Float[Tensor, "class dim"]) -> Float[Tensor, "class class
     n_classes = len(weight)
     if n_classes > MOST_CLASSES:
         raise InputError(
-            f"FDBD: expected a head of at most {MOST_CLASSES} classes, whose pairs are kept, got "
+            f"FDBD: expected a head of at most {MOST_CLASSES} classes, because all pairs of "
+            "classes are stored, got "
             f"{n_classes}. Use Energy or KNN for it."
         )
     squares = weight.square().sum(1)

@@ -42,8 +42,8 @@ KEPT: Final = 3
 HOPE: Final = 0.02
 UNTRAINED: Final = 0.5
 COUNTS: Final = "the model predicts better than counts of tokens"
-PROBE: Final = "the model is right as often as a probe of its layers"
-ERRS: Final = "the model errs no more than a probe of its layers"
+PROBE: Final = "the model is as accurate as a probe of its layers"
+ERRS: Final = "the model's error is no larger than that of a probe of its layers"
 FINE: Final = (COUNTS, PROBE, ERRS)
 
 

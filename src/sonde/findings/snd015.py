@@ -134,7 +134,7 @@ class SND015(Rule):
         if found.right < self.most or found.nearer < self.near or p >= self.level:
             return clear
         if found.offset >= found.right - self.rival:
-            return self.clear(figure, "a constant on the logit of one class mends as many rows")
+            return self.clear(figure, "a bias on the logit of one class corrects as many rows")
         text = (
             f"Of {plural(found.n, 'row')} that the model gets wrong it is right on "
             f"{percent(found.right)} with the inputs {found.form.words}: a fraction of the "
@@ -159,7 +159,7 @@ class SND015(Rule):
         if found.form.scale is not None:  # larger inputs drown any bias of the model
             return self.clear(figure, "a scale of the inputs makes up for a bias as well")
         if found.offset >= found.right - self.rival:
-            return self.clear(figure, "a constant on the logit of one class mends as many rows")
+            return self.clear(figure, "a bias on the logit of one class corrects as many rows")
         text = (
             f"With its inputs {found.form.words}, the model is right on {percent(found.right)} of "
             f"{plural(found.n, 'row')} that it gets wrong, and keeps {percent(found.kept)} of "

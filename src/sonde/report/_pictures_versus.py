@@ -30,7 +30,7 @@ def shift_picture(report: dict[str, Any]) -> Picture | None:
     note += (
         ""
         if length is None
-        else f" The length of the input alone has {number(length)}, dashed too."
+        else f" Second dashed line: AUROC of the input length alone, {number(length)}."
     )
     columns = ("site", "auroc", "low", "high", "p")
     table = tuple(tuple(row[key] for key in columns) for row in versus["sites"])

@@ -174,7 +174,7 @@ def affine_of(edit: Edit) -> AffineMap:
     if affine is None:
         raise StateError(
             f"fold_edit: {type(edit).__name__} is no affine map of each row by itself, so no "
-            "weights do the same. Open it with sonde.editing or sonde generate."
+            "change of weights has the same effect. Open it with sonde.editing or sonde generate."
         )
     return affine
 

@@ -170,7 +170,8 @@ def _require_dense(leaf: TensorLayout, where: str) -> None:
     if leaf.layout is not torch.strided:
         layout = str(leaf.layout).removeprefix("torch.")
         raise SiteError(
-            f"Site: expected a dense output, got one of layout {layout} and shape {leaf.shape} at "
+            f"Site: expected a dense output, got an output of layout {layout} and shape "
+            f"{leaf.shape} at "
             f"{where}. Read the module after it."
         )
 

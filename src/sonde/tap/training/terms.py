@@ -226,7 +226,9 @@ class Terms:
             If rows of a forward wait for ``loss``, or there is no batch.
         """
         if self._places.n_waiting:
-            raise StateError("Terms.evaluate: a forward waits for its loss. Call loss(...) before.")
+            raise StateError(
+                "Terms.evaluate: a forward pass still waits for its loss. Call loss(...) first."
+            )
         terms = [term for term in self._terms if term.has_value]
         given = partial(self._arguments, gathers=False)
         with self._lock:
