@@ -128,7 +128,7 @@ def test_a_third_at_another_gamma_is_found_with_its_gain(power: float, undone: s
     x[:, 0, 0, 0], x[:, 0, 0, 1] = 0.0, 1.0
     bent = torch.rand(600, generator=torch.Generator().manual_seed(1)) < 1 / 3
     (found,) = scanned(net, torch.where(bent[:, None, None, None], x**power, x), label).findings
-    assert f"with their brightness to the power of {undone}: a share" in found["sentence"]
+    assert f"with their brightness to the power of {undone}: a fraction" in found["sentence"]
     assert not scanned(net, x, label).findings
 
 

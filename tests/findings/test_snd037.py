@@ -165,7 +165,7 @@ def test_targets_in_logarithms_are_told_with_the_line_that_undoes_it() -> None:
         items = [{"x": a, "label": float(t)} for a, t in zip(x, truth + noise, strict=True)]
         report = sonde.scan(net, items, settings=ScanSettings(progress=False, only=("SND037",)))
         (finding,) = report.findings
-        line = re.search(r"wrong: (.*)\.$", finding["fix"])  # numbers that nobody chose
+        line = re.search(r"cause: (.*)\.$", finding["fix"])  # numbers that nobody chose
         assert line is not None
         assert finding["trial"] is None
         space = {"y": said.clone()}

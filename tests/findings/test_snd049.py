@@ -77,7 +77,7 @@ def test_a_sensor_that_sticks_and_one_that_says_minus_999_are_named() -> None:
     assert (found["q"].kind, found["r"].kind, found["r"].value) == ("stuck", "value", -999)
     assert abs(found["q"].row - AT) <= 2
     assert found["r"].row == AT + 40
-    assert "r is -999 in 100 % of these rows, and in 0 % of the earlier rows" in finding.sentence
+    assert "r is -999 in 100 % of rows (0 % before)" in finding.sentence
     assert finding.fix.startswith("Take '")
     x[AT:, 3] = np.nan
     found = {c.name: c for c in changes_in_file(_evidence(x, label, said))}

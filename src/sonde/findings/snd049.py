@@ -420,22 +420,12 @@ def _said(change: Change, n: int) -> str:
             f"{percent(1 - change.before)})"
         )
     if change.kind == "error":
-        return (
-            f"{at} the model is wrong on {after} of these rows, and on {before} of the earlier rows"
-        )
+        return f"{at} the model is wrong on {after} of rows ({before} before)"
     if change.kind == "stuck":
-        return (
-            f"{at} {name} repeats its last value on {after} of these rows, and on {before} of "
-            "the earlier rows"
-        )
+        return f"{at} {name} repeats its last value on {after} of rows ({before} before)"
     if change.kind == "missing":
-        return (
-            f"{at} {name} is missing in {after} of these rows, and in {before} of the earlier rows"
-        )
-    return (
-        f"{at} {name} is {number(change.value, 6)} in {after} of these rows, and in {before} of "
-        "the earlier rows"
-    )
+        return f"{at} {name} is missing in {after} of rows ({before} before)"
+    return f"{at} {name} is {number(change.value, 6)} in {after} of rows ({before} before)"
 
 
 def _fix(change: Change) -> str:

@@ -101,11 +101,11 @@ class SND065(Rule):
         done, usual = {
             "place": (
                 "With that of other classes pasted in",
-                "with the same part of another example of their class",
+                "with another example's part",
             ),
             "column": (
                 "With values of other classes",
-                "with values of another example of their class",
+                "with another example's values",
             ),
             "token": ("Replaced by tokens of other classes", "with other tokens replaced"),
         }[found.kind]
