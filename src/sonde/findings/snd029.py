@@ -73,9 +73,9 @@ class SND029(Rule):
         text = (
             f"The model's loss is {number(lens.final)} nats per token (± "
             f"{number(Z * lens.final_se)}), the tokens' frequencies alone give "
-            f"{number(lens.unigram)}: the model's vocabulary seems to be permuted, since it "
-            "predicts tokens that are equally "
-            "frequent but have other ids."
+            f"{number(lens.unigram)}. Its vocabulary seems permuted: "
+            "it predicts equally frequent "
+            "tokens with other ids."
         )
         more = f"Is the tokenizer the model's own? {plural(lens.n_groups, 'text')}."
         sites = [s.schema.key for s in evidence.sites[:1]]

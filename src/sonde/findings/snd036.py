@@ -98,8 +98,8 @@ class SND036(LabelRule):
         sentence = (
             f"At no site do the states predict the label: at best {percent(figure.value)} of "
             "held-out "
-            f"rows are classified correctly ({best.name}); always predicting the largest class "
-            "gives "
+            f"rows are correct ({best.name}); the largest class "
+            "alone gives "
             f"{percent(found.majority)}. "
             f"Classes explain {percent(explained)} of the variance, shuffled labels "
             f"{percent(null)}. {plural(found.n_rows, 'row')}."
