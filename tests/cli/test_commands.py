@@ -178,7 +178,7 @@ def test_the_package_runs_as_a_module_too(run):
         (["scan", "-", "rows.npz", "--memory", "1KB"], ["would take about", "--memory"]),
         (["read", "-", "rows.npz", "--unit-size", "0"], ["--unit-size"]),
         (["read", "-", "rows.npz", "--resume"], ["nothing to resume"]),
-        (["fit", "knn", "-", "rows.npz", "--calibrate", "2"], ["held-out share"]),
+        (["fit", "knn", "-", "rows.npz", "--calibrate", "2"], ["held-out fraction"]),
     ],
 )
 def test_words_that_are_wrong_are_named(run, place, monkeypatch, words, said):

@@ -77,7 +77,7 @@ def test_no_folder_goes_into_a_store(run, place, acts, command):
 def test_the_manifest_of_a_store_is_not_replaced(run, place, acts):
     before = content(acts)
     ran = run("fit", "norms", "-", place / "rows.npz", "-o", acts / "store.json")
-    assert "Write beside it" in ran.error()
+    assert "Write the output beside it" in ran.error()
     assert content(acts) == before
 
 

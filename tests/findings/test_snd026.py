@@ -12,7 +12,7 @@ def test_a_block_that_takes_the_answer_back() -> None:
     check = SND026().check(evidence)
     finding = assert_raised(check, "warning")
     assert finding.sites == ("blocks.3",)
-    assert "ends worse" in finding.sentence
+    assert "final prediction is worse" in finding.sentence
     section = prediction_section(evidence)
     assert section is not None
     assert [s["site"] for s in section["sites"]] == [f"blocks.{i}:out" for i in range(4)]

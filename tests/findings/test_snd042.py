@@ -149,7 +149,7 @@ def test_tokens_that_texts_begin_with_are_no_copies() -> None:
     items[12][:] = [*items[0][:9], *items[12][9:]]
     check = SND042().check(stream_evidence(stream))
     assert check.state == "not_applicable"
-    assert "begin alike" in check.reason
+    assert "the same beginning" in check.reason
 
 
 class Places(nn.Module):

@@ -47,7 +47,7 @@ def test_noisy_copies_in_other_are_a_warning() -> None:
     generator = torch.Generator().manual_seed(0)
     test[:8] = train[:8] + 0.002 * torch.randn(8, 64, generator=generator)
     finding = assert_raised(SND053().check(versus_of(states(train)[0], states(test)[0])), "warning")
-    assert "more rows of OTHER look like" in finding.sentence
+    assert "more rows of OTHER are near-copies of" in finding.sentence
 
 
 @pytest.mark.slow

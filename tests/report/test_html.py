@@ -79,7 +79,7 @@ def test_figures_have_units_and_columns_are_explained(report, page) -> None:
     assert said in checks.partition(check["title"])[2]
     assert "--set CODE.LIMIT=X moves a limit" in checks
     rows = words.partition("Rows #")[2]
-    assert "the label of that fraction of the row's nearest neighbours" in rows
+    assert "the label of that fraction of the row" in rows
     assert "z: log distance to the row's 5th neighbour" in html.unescape(rows)
 
 

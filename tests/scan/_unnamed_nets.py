@@ -452,7 +452,7 @@ def _of_tables() -> Iterator[Unnamed]:
             r"from row|-999",
         )  # fmt: skip
         yield Unnamed(
-            model, "labels slip from the middle", r"slip",
+            model, "labels slip from the middle", r"misaligned",
             lambda w=world: w().scan(y=_slipped(w().y)),
         )  # fmt: skip
     yield Unnamed("friedman", "targets in logs", r"log", lambda: friedman().scan(

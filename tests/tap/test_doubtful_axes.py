@@ -61,7 +61,12 @@ def test_a_norm_that_declares_its_features_is_believed() -> None:
 @pytest.mark.parametrize(
     ("module", "data", "site", "said"),
     [
-        (Words(), {"input_ids": torch.arange(6)}, "turned", r"each of \[1, 2\] could be it"),
+        (
+            Words(),
+            {"input_ids": torch.arange(6)},
+            "turned",
+            r"each of \[1, 2\] could be the feature axis",
+        ),
         (Patches(), torch.randn(6, 3, 4, 4), "mixed", "10 tokens of which 6 are no patches"),
     ],
     ids=["as many tokens as features", "padding"],
