@@ -206,7 +206,7 @@ def test_what_no_layer_tells_is_told_by_changes_of_the_input_or_asked_for():
     x = torch.randn(3, 10, 6)
     (told,) = live_stream(Model(Plain(mixes=False)), Arrays(x), "out", "mean").schema
     assert told.axes == "row patch dim"
-    with pytest.raises(SiteError, match=r"could be it.*Say which one.*axis"):
+    with pytest.raises(SiteError, match=r"could be the feature axis.*Give the axis"):
         assert live_stream(Model(Plain(mixes=True)), Arrays(x), "out", "mean").schema
     (named,) = live_stream(Model(Plain(mixes=True)), Arrays(x), "out", Reducer("mean", 2)).schema
     assert named.axes == "row patch dim"
