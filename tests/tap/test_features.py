@@ -274,7 +274,7 @@ class Sparse(nn.Module):
 def test_an_axis_of_one_place_does_not_win_because_a_rectifier_stops_changes():
     generator = torch.Generator().manual_seed(331)
     x = torch.randn(3, 1, 10, 7, generator=generator)
-    with pytest.raises(SiteError, match="Say which one"):
+    with pytest.raises(SiteError, match="Give the axis"):
         assert live_stream(Model(Sparse().eval()), Arrays(x), "act").schema
 
 

@@ -52,7 +52,9 @@ class SND078(Rule):
             return self.not_applicable(writing or "the inputs are no texts")
         by_language = can_tell_languages()
         names = writing.languages if by_language else writing.scripts
-        reason = "" if by_language else f"scripts alone: {install_extra('text')} identifies languages"
+        reason = (
+            "" if by_language else f"scripts alone: {install_extra('text')} identifies languages"
+        )
         known = [name for name in names if name is not None]
         if len(known) < LEAST_TEXTS:
             return self.withheld(f"{len(known)} texts are long enough to identify their language")
