@@ -30,6 +30,7 @@ from sonde.tap.hooks.running import (
 )
 from sonde.tap.hooks.stack import in_backward
 from sonde.tap.model.features import by_class, by_classes, by_kind_of_pool
+from sonde.tap.model.shown_axes import shown_axis
 from sonde.tap.model.sites import places_of
 from sonde.tap.model.time_first import has_time_first, in_trial, known_time_first, unknown_order
 from sonde.tap.rows.nested import nested_like, padded
@@ -153,12 +154,28 @@ class SiteCall:
             return replaced(output, leaf, layer(leaf))
         time_first = leaf.ndim == 3 and self._is_time_first(leaf, site, layer, calls)
         x = leaf.transpose(0, 1) if time_first else leaf
-        axis, wanted = self.axes.features_of(x, layer, self.key), layer.features_axis % x.ndim
+        axis, wanted = self._features(x, site, layer, calls), layer.features_axis % x.ndim
         x = x if axis == wanted else x.movedim(axis, wanted)
         mask = self._mask(x, calls) if self.takes_mask and x.ndim == 3 else None
         new = self._run(layer, x, mask)
         new = new if axis == wanted else new.movedim(wanted, axis)
         return replaced(output, leaf, new.transpose(0, 1) if time_first else new)
+
+    def _features(
+        self, x: Tensor, site: nn.Module, layer: Layer, calls: tuple[RunningCall, ...]
+    ) -> int:
+        """Return the axis of the features: by classes and sizes, or else by probe passes."""
+        try:
+            return self.axes.features_of(x, layer, self.key)
+        except SiteError:
+            around = calls[0] if calls else None
+            if around is None:
+                raise
+            root, named = around.module, around.named
+            found = shown_axis(x, site, root, (), named, without=SiteCall)
+            if found is None or x.shape[found] != getattr(layer, "dim", None):
+                raise
+            return found
 
     def _run(self, layer: Layer, x: Tensor, mask: Tensor | None) -> Tensor:
         if mask is None or not self.takes_mask:

@@ -332,7 +332,8 @@ class _Editor:
         now = self._forward().encoding if of_encoder else self._now(spot)
         axis = 2 if spot.site.port in ATTENTION_PORTS else None
         call = None if now is None else now.call
-        view = FeaturesLast.of(leaf, spot.module, self.root, call, axis)
+        where = spot.site.port, spot.site.key
+        view = FeaturesLast.of(leaf, spot.module, self.root, call, axis, *where)
         new = self._edited(view.x, spot, now, view.has_tokens)
         return leaf if new is view.x else view.back(new)
 

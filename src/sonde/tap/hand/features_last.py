@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from sonde.tap.hooks.call import CallArguments
-from sonde.tap.model.axes import Axes, guess_axes
+from sonde.tap.model.axes import Axes
+from sonde.tap.model.shown_axes import axes_here
 from sonde.tap.model.time_first import rows_first
 from sonde.tap.rows.nested import nested_like, padded
 
@@ -42,6 +43,8 @@ class FeaturesLast:
         root: nn.Module,
         call: CallArguments | None,
         axis: int | None = None,
+        port: str = "out",
+        key: str | None = None,
     ) -> "FeaturesLast":
         """Return an output of a module; a nested one is padded as in the mask of the call.
 
@@ -58,7 +61,7 @@ class FeaturesLast:
         fed = None if call is None else call.fed
         if fed is not None and leaf.ndim == 2 and len(leaf) == fed.numel() > fed.shape[0]:
             return FeaturesLast(leaf, leaf.reshape(*fed.shape, -1), has_tokens=True, is_flat=True)
-        axes = axes_in(call, leaf, module, root, axis)
+        axes = axes_in(call, leaf, module, root, axis, port, key)
         dim = axes.words.index("dim")
         x = leaf if dim == leaf.ndim - 1 else leaf.movedim(dim, -1)
         return FeaturesLast(leaf, x, axes.kind == "pos", dim)
@@ -80,9 +83,12 @@ def axes_in(
     module: nn.Module,
     root: nn.Module,
     axis: int | None = None,
+    port: str = "out",
+    key: str | None = None,
 ) -> Axes:
     """Return an output's axes; with a state for each token that the call reads, they are three."""
     fed = None if call is None else call.fed
     if x.ndim == 3 and axis is None and fed is not None and x.shape[:2] == fed.shape:
         return STATES
-    return guess_axes(x, module, root, axis)
+    given = None if call is None else (call.args, call.kwargs)
+    return axes_here(x, module, root, given, axis, port, key)

@@ -88,7 +88,7 @@ class Gate:
         """
         reducer = Reducer(self.reducer) if isinstance(self.reducer, str) else self.reducer
         x = rows_first(x, module, root, call.named, site.key)
-        axes = axes_in(call, x, module, root, reducer.axis)
+        axes = axes_in(call, x, module, root, reducer.axis, site.port, site.key)
         axes = Axes(tuple(call.axis if word == "pos" else word for word in axes.words))
         n = len(x.unbind()) if x.is_nested else len(x)
         frame = Frame(call.inputs(n, None), x.device)

@@ -28,7 +28,8 @@ from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import arguments, decodes, find, find_input, known_names
 from sonde.tap.hooks.port_view import PortView
 from sonde.tap.hooks.session import Followed, Session, check_readable
-from sonde.tap.model.axes import Axes, guess_axes, pads_itself
+from sonde.tap.model.axes import Axes, pads_itself
+from sonde.tap.model.shown_axes import axes_here
 from sonde.tap.model.sites import Pattern, resolve
 from sonde.tap.model.time_first import has_time_first_parts, rows_first, unknown_order
 from sonde.tap.rows.frame import Frame, all_set, unnamed
@@ -228,7 +229,8 @@ class TappedForward:
         if tapped.reduction is None or tapped.shape != x.shape:
             axis = 2 if tapped.site.port in ATTENTION_PORTS else self._reducer.axis
             is_flat = x.ndim > given.ndim
-            axes = STATES if is_flat else guess_axes(x, module, self.module, axis)
+            ran, at = ((), self._named), (tapped.site.port, tapped.site.key)
+            axes = STATES if is_flat else axes_here(x, module, self.module, ran, axis, *at)
             self._require_length(x, axes, tapped.name)
             in_encoder = tapped.of_encoder or "encoder" in tapped.site.path.split(".")
             if self._has_target and not in_encoder:

@@ -197,7 +197,7 @@ def _seen_alone(
     modules = dict(root.named_modules())
     found: dict[nn.Module, bool] = {}
     try:
-        twin = _twin(root).eval()
+        twin = twin_of(root).eval()
         one = {k: x[:1] if isinstance(x, Tensor) and x.shape[:1] == (n,) else x
                for k, x in named.items()}  # fmt: skip
         for path, part in twin.named_modules():
@@ -223,7 +223,7 @@ def in_trial() -> bool:
     return getattr(_TRIAL, "runs", False)
 
 
-def _twin(root: nn.Module) -> nn.Module:
+def twin_of(root: nn.Module) -> nn.Module:
     """Return a copy whose parameters are the same memory; hooks of sessions stay behind."""
     held = [*root.parameters()]
     for part in root.modules():

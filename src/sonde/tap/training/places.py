@@ -29,7 +29,8 @@ from sonde.tap.hooks.outputs import (
 from sonde.tap.hooks.port_view import PortView
 from sonde.tap.hooks.session import Followed, Session
 from sonde.tap.hooks.stack import in_checkpoint
-from sonde.tap.model.axes import Axes, guess_axes
+from sonde.tap.model.axes import Axes
+from sonde.tap.model.shown_axes import axes_here
 from sonde.tap.model.sites import places_of, port_of, resolve
 from sonde.tap.model.time_first import rows_first
 from sonde.tap.rows.reduce import NARROW, Reduction
@@ -345,7 +346,8 @@ class Places:
             raise _changed_once(place)
         assert place.change is not None
         x = rows_first(leaf, place.module, place.root, {} if now is None else now.named)
-        axes = guess_axes(x, place.module, place.root)
+        given = None if now is None else ((), now.named)
+        axes = axes_here(x, place.module, place.root, given)
         dim = axes.words.index("dim") if "dim" in axes.words else x.ndim - 1
         takes = "real" in inspect.signature(place.change.change).parameters
         told = {"real": None if now is None else now.real(place, x)} if takes else {}
@@ -380,7 +382,8 @@ class Places:
         key = place.site.key
         x, wide = (rows_first(y, place.module, place.root, now.named, key) for y in (x, wide))
         axis = 2 if place.site.port in ATTENTION_PORTS else place.reducer.axis
-        axes = guess_axes(x, place.module, place.root, axis)
+        site = place.site
+        axes = axes_here(x, place.module, place.root, ((), now.named), axis, site.port, site.key)
         of_encoder = isinstance(output, PortView) and output.of_encoder
         if now.has_target(place, of_encoder=of_encoder):
             axes = Axes(tuple("pos2" if word == "pos" else word for word in axes.words))
