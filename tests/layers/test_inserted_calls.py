@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import sonde
-from sonde.core import InputError, SiteError, StateError
+from sonde.core import InputError, StateError
 from sonde.core.edit import Scale
 from sonde.layers import (
     Adapter,
@@ -269,10 +269,9 @@ def test_what_is_not_known_is_refused():
     square = behind(IDS[:, :N], REAL[:, :N])  # as many rows as tokens
     torch.testing.assert_close(square[1, :3], behind(IDS[1:2, :3])[0])
     assert_alone(lambda ids, mask: behind(ids, mask))
-    mixed = nn.Sequential(nn.Conv2d(3, DIM, 1), nn.ReLU(), nn.Linear(DIM, DIM))
-    gated = sonde.inserted(mixed, {"1": UnitGate(DIM)})
-    with pytest.raises(SiteError, match=r"one axis of 8 features at 1, got states \(2, 8, 5, 8\)"):
-        gated(torch.randn(2, 3, 5, DIM))
+    maps = nn.Sequential(nn.Conv2d(3, DIM, 1), nn.ReLU(), nn.Flatten(), nn.Linear(5 * DIM**2, 4))
+    gated = sonde.inserted(maps, {"1": UnitGate(DIM)})  # channels, though a map is as wide
+    assert gated(torch.randn(2, 3, 5, DIM)).shape == (2, 4)
 
 
 @pytest.mark.truth("each text alone, without and with a mask of ones")

@@ -212,14 +212,15 @@ def test_what_no_layer_tells_is_told_by_changes_of_the_input_or_asked_for():
     assert named.axes == "row patch dim"
 
 
-def test_a_tap_asks_where_layers_of_both_kinds_are_around():
+def test_a_tap_tries_where_layers_of_both_kinds_are_around():
     x = torch.randn(2, 6, 10)
     net = nn.Sequential(nn.Conv1d(6, 8, 1), nn.ReLU(), Turned(), nn.Linear(8, 4))
     with Tap(net, ["0", "3"], "mean") as tap:
         net(x)
     assert {k: tuple(v.shape) for k, v in tap.rows.items()} == {"0:out": (2, 8), "3:out": (2, 4)}
-    with Tap(net, ["1"], "mean"), pytest.raises(SiteError, match=r"Say which one: Reducer"):
+    with Tap(net, ["1"], "mean") as tap:
         net(x)
+    torch.testing.assert_close(tap.rows["1:out"], net[:2](x).mean(2))
 
 
 class Words(nn.Module):

@@ -313,12 +313,12 @@ def test_a_reducer_that_does_not_fit_lists_those_that_do(build, inputs, reducer)
         whole(build(), inputs, reducer)
 
 
-def test_blocks_around_routed_experts_are_read_and_experts_refused():
+def test_routed_experts_are_read_as_the_blocks_around_them():
     stream, (batch,) = whole(mixtral(), texts(batch_size=5), "tokens")
     assert [s.module for s in stream.schema] == ["MixtralDecoderLayer"] * 3
     assert len(batch.rows["model.layers.0:out"]) == 20
-    with pytest.raises(SiteError, match=r"all examples lie on one axis.*Read the block around it"):
-        whole(mixtral(), texts(), "tokens", sites="layers.0.mlp.experts")
+    _, (batch,) = whole(mixtral(), texts(batch_size=5), "tokens", sites="layers.0.mlp.experts")
+    assert len(batch.rows["model.layers.0.mlp.experts:out"]) == 20
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
