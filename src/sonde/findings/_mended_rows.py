@@ -160,14 +160,17 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
     tied = [form for form, hit in tried.items() if float(hit[chooses].mean()) >= most - TIED]
     offset = _by_offset(stream, bad, good, chooses) if evidence.data.target is None else 0.0
 
-    def made(form: Tried) -> MendedRows:
+    def made(form: Tried) -> MendedRows | None:
         change, held = forms[form.words], tried[form][~chooses]
         gain, usual = max(
             ([m(given) - m(change(given)) for given in (x[~chooses], others[1::2])]
              for m in measures), key=lambda pair: float((pair[0] > 0).double().mean()),
         )  # fmt: skip
         usual_forms = {"": forms[""], form.words: change}
-        right, still = tried_forms(stream, good, usual_forms, (), evidence, True)
+        both = list(tried_forms(stream, good, usual_forms, (), evidence, True))
+        if len(both) < 2:  # the budget of trials ended: what the form breaks is not known
+            return None
+        right, still = both
         kept = 0.0 if still.score is None else float((still.score > rows.least).double().mean())
         return MendedRows(
             form=form,
@@ -194,7 +197,8 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
 
     near = min(tied, key=lambda form: float(measures[0](forms[form.words](x[chooses])).mean()))
     best = max(tied, key=lambda form: float(tried[form][chooses].mean()))
-    return tuple(made(simple(form)) for form in ((near,) if best is near else (near, best)))
+    found = [made(simple(form)) for form in ((near,) if best is near else (near, best))]
+    return tuple(one for one in found if one is not None)
 
 
 Distance = Callable[[Inputs], Tensor]
