@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
-from sonde.findings._input_forms import Inputs
+from sonde.findings._input_forms import Change, Inputs
 from sonde.findings._norm_fits import in_chunks, observe
 from sonde.findings._number_answers import number_rows
 from sonde.findings._shared import one_per_group, shared_rows, two_logits
@@ -166,12 +166,11 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
             ([m(given) - m(change(given)) for given in (x[~chooses], others[1::2])]
              for m in measures), key=lambda pair: float((pair[0] > 0).double().mean()),
         )  # fmt: skip
-        usual_forms = {"": forms[""], form.words: change}
-        both = list(tried_forms(stream, good, usual_forms, (), evidence, True))
-        if len(both) < 2:  # the budget of trials ended: what the form breaks is not known
+        both = _on_right_rows(stream, good, {"": forms[""], form.words: change}, evidence)
+        if both is None:
             return None
-        right, still = both
-        kept = 0.0 if still.score is None else float((still.score > rows.least).double().mean())
+        still = both[1].score
+        kept = 0.0 if still is None else float((still > rows.least).double().mean())
         return MendedRows(
             form=form,
             right=float(held.mean()),
@@ -181,7 +180,7 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
             wrong=rows.share,
             offset=offset,
             kept=kept,
-            scored=_scored(bad, good, ~chooses, (tried_as_given, form), (right, still), evidence),
+            scored=_scored(bad, good, ~chooses, (tried_as_given, form), both, evidence),
         )
 
     def simple(form: Tried) -> Tried:
@@ -197,8 +196,16 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
 
     near = min(tied, key=lambda form: float(measures[0](forms[form.words](x[chooses])).mean()))
     best = max(tied, key=lambda form: float(tried[form][chooses].mean()))
-    found = [made(simple(form)) for form in ((near,) if best is near else (near, best))]
+    found = (made(simple(form)) for form in dict.fromkeys((near, best)))
     return tuple(one for one in found if one is not None)
+
+
+def _on_right_rows(
+    stream: LiveStream, good: SmallBatches, forms: dict[str, Change], evidence: Evidence
+) -> tuple[Tried, Tried] | None:
+    """Return right rows as given and in a form; None if the budget of trials ends before."""
+    both = list(tried_forms(stream, good, forms, (), evidence, True))
+    return (both[0], both[1]) if len(both) > 1 else None
 
 
 Distance = Callable[[Inputs], Tensor]

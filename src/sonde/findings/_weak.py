@@ -106,7 +106,7 @@ def known_columns(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, An
     for name in OF_ROWS:
         values = shared.column(name)
         if values is not None:
-            found[name] = values[where].double().reshape(len(where), -1)[:, 0]
+            found[name] = values.double().reshape(len(values), -1)[where, 0]
     if evidence.data.own_columns is not None and shared.order is not None:
         own = evidence.data.own_columns(shared.order[where].tolist())
         found |= {name: _typed(values) for name, values in own.items()}
