@@ -169,8 +169,7 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
         both = _on_right_rows(stream, good, {"": forms[""], form.words: change}, evidence)
         if both is None:
             return None
-        still = both[1].score
-        kept = 0.0 if still is None else float((still > rows.least).double().mean())
+        kept = _share_right(both[1], rows.least)
         return MendedRows(
             form=form,
             right=float(held.mean()),
@@ -198,6 +197,11 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
     best = max(tied, key=lambda form: float(tried[form][chooses].mean()))
     found = (made(simple(form)) for form in dict.fromkeys((near, best)))
     return tuple(one for one in found if one is not None)
+
+
+def _share_right(form: Tried, least: float) -> float:
+    """Return the share of rows whose score in a form is above a limit; 0 without scores."""
+    return 0.0 if form.score is None else float((form.score > least).double().mean())
 
 
 def _on_right_rows(
