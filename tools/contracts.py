@@ -39,7 +39,7 @@ class NoCircles(Contract):
         )
         found = circle({m: graph.find_modules_directly_imported_by(m) for m in graph.modules})
         return ContractCheck(
-            kept=not found, warnings=removal.warnings, metadata={"circle": " -> ".join(found)}
+            kept=not found, warnings=list(removal.warnings), metadata={"circle": " -> ".join(found)}
         )
 
     def render_broken_contract(self, check: ContractCheck) -> None:
