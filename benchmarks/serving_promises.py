@@ -92,21 +92,26 @@ def _body(inputs: Sequence[Any]) -> bytes:
 
 async def _alarm_rate(ask: Ask, n: int) -> float:
     """Return the alarm rate of ``n`` requests, each of a usual input."""
-    given, alarms = iter(rows(n, 10)), [0]
+    found = await _together(ask, rows(n, 10))
+    return sum(bool(one["alarm"]) for one in found) / n
+
+
+async def _together(ask: Ask, inputs: Sequence[Any]) -> list[Any]:
+    """Return the answer to each input, asked by many clients, each in a request of its own."""
+    left, answers = iter(inputs), list[Any]()
 
     async def one() -> None:
-        for row in given:
+        for row in left:
             _, found = await ask(_body([row]))
-            alarms[0] += bool(found["answers"][0]["alarm"])
+            answers.extend(found["answers"])
 
     await asyncio.gather(*(one() for _ in range(TOGETHER)))
-    return alarms[0] / n
+    return answers
 
 
 async def _change(ask: Ask, service: Any, n: int) -> float:
     """Return how many moved inputs it takes to tell, after ``n`` more usual ones."""
-    for row in rows(n, 11):
-        await ask(_body([row]))
+    await _together(ask, rows(n, 11))
     service._watcher.submit(lambda: None).result()
     first, before = service.changes.n, len(service.changes.alarms)
     for row in rows(400, 12, shift=1.5):

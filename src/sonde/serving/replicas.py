@@ -58,11 +58,12 @@ def run_on_ray(settings: Settings, address: str | None) -> int:
     from ray import serve
 
     ray.init(address=address, ignore_reinit_error=True, log_to_driver=True)
-    serve.start(http_options={"host": settings.host, "port": settings.port})
-    serve.run(deployment(settings), name="sonde", route_prefix="/")
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
+        # Ray ends at once; the first replica answers before all run, and a signal may come then.
         signal.signal(number, lambda *_: ended.set())
+    serve.start(http_options={"host": settings.host, "port": settings.port})
+    serve.run(deployment(settings), name="sonde", route_prefix="/")
     ended.wait()
     serve.shutdown()
     ray.shutdown()
