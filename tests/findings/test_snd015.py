@@ -87,7 +87,7 @@ def test_rows_beyond_a_shifted_threshold_are_in_no_other_form(k: int, shift: flo
     net.bias[1:] -= 20 * shift
     assert 0.85 < float((net(x).argmax(1) == label).double().mean()) < 0.95
     (check,) = scanned(net, x, label).json()["checks"]
-    assert (check["state"], "constant on the logit" in check["reason"]) == ("clear", True)
+    assert (check["state"], "bias on the logit" in check["reason"]) == ("clear", True)
 
 
 @pytest.mark.slow
