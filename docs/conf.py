@@ -23,6 +23,7 @@ html_title = "sonde"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_context = {"default_mode": "auto"}
 html_theme_options = {
     "logo": {"text": "sonde"},
     "navigation_with_keys": False,

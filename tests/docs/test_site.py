@@ -1,0 +1,130 @@
+"""The site in a real browser: widths, themes, console; its links, its search, its headings."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlparse
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOME = ("index", "install", "howto", "gallery", "faq", "howto/label_errors", "tutorials/tables",
+        "methods/mahalanobis", "coming_from/captum", "symptoms")  # fmt: skip
+WIDTHS = (400, 1000, 1600)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The whole site, built without a warning."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", "docs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+class Links(HTMLParser):
+    """The targets of a page's links and pictures, and the ids that can be linked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.ids: set[str] = set()
+
+    def handle_starttag(self, tag, attrs):
+        held = dict(attrs)
+        self.ids |= {value for value in (held.get("id"), held.get("name")) if value}
+        self.targets += [held[k] for k in ("href", "src") if held.get(k) and tag != "link"]
+
+
+@pytest.mark.slow
+def test_every_internal_link_has_a_target(site):
+    pages = {}
+    for path in site.rglob("*.html"):
+        if "_static" in path.parts:  # a template of the theme
+            continue
+        pages[path.resolve()] = links = Links()
+        links.feed(path.read_text("utf-8"))
+    broken = []
+    for path, links in pages.items():
+        for target in set(links.targets):
+            address, part = urldefrag(target)
+            if urlparse(address).scheme or target == "#":
+                continue
+            there = (
+                (path.parent / unquote(address).partition("?")[0]).resolve() if address else path
+            )
+            known = pages.get(there)
+            if not there.exists() or (part and known and unquote(part) not in known.ids):
+                broken.append(f"{path.relative_to(site)}: {target}")
+    assert broken == []
+    assert len(pages) > 400
+
+
+@pytest.mark.slow
+def test_the_search_leaves_out_what_is_for_contributors(site):
+    text = (site / "searchindex.js").read_text("utf-8")
+    names = json.loads(
+        re.search(r'docnames:(\[.*?\])|"docnames":\s*(\[.*?\])', text)[0].partition(":")[2]
+    )
+    assert "howto/label_errors" in names
+    assert [name for name in names if name.startswith(("decisions", "overview", "glossary"))] == []
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_pages_fit_and_stay_silent(site, width, theme):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        pytest.skip("no chromium on this machine")
+    noise: list[str] = []
+
+    def told(name, message):
+        if message.type in ("error", "warning"):  # the theme logs which mode it took
+            noise.append(f"{name}: {message.type}: {message.text}")
+
+    with sync_api.sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        context = opened.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+        for name in SOME:
+            page = context.new_page()
+            page.on("console", lambda m, n=name: told(n, m))
+            page.on("pageerror", lambda e, n=name: noise.append(f"{n}: {e}"))
+            page.goto((site / f"{name}.html").as_uri())
+            wide = page.evaluate("document.documentElement.scrollWidth")
+            assert wide <= width, (name, wide)
+            look = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            bright = sum(map(int, re.findall(r"\d+", look)[:3])) / 3
+            assert (bright > 128) == (theme == "light"), (name, look)
+            empty = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+            assert page.evaluate(empty) == 0, name
+            page.close()
+        opened.close()
+    assert noise == []
+
+
+def test_pictures_are_small():
+    shots = list((ROOT / "docs" / "_static").rglob("*.*"))
+    assert sum(path.stat().st_size for path in shots) < 3_000_000
+
+
+def test_symptoms_name_every_code():
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import symptoms
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
+    held = symptoms.SYMPTOMS["Labels are wrong"].pop("Label errors")
+    try:
+        with pytest.raises(ValueError, match="SND034"):
+            symptoms.symptoms_page()
+    finally:
+        symptoms.SYMPTOMS["Labels are wrong"]["Label errors"] = held
+    assert "[Rows whose label looks wrong](findings/snd034.md)" in symptoms.symptoms_page()
