@@ -104,7 +104,7 @@ def test_what_is_refused():
         fuse([[math.nan, 1.0]])
     with pytest.raises(InputError, match=r"\(row, 4\)"):
         fuse(rows(30, g)).score([[1.0, 2.0]])
-    with pytest.raises(InputError, match="nothing to"):
+    with pytest.raises(InputError, match="no weights can be learned"):
         fuse(rows(300, g), rule="learned", unusual=rows(300, g) - 5)
 
 

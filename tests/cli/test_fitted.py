@@ -124,7 +124,7 @@ def test_tables_say_what_their_words_mean(run, place, tmp_path, words):
                 tmp_path / "b.sonde", "--alpha", "0.1")  # fmt: skip
     assert "alarm at 10%" in again.out
     assert "higher = more unusual" in " ".join(again.out.split())
-    assert "true rate     where" in again.out
+    assert "true rate     90 % interval" in again.out
     assert max(map(len, again.out.splitlines())) <= 80
 
 

@@ -61,7 +61,7 @@ def checkpointed():
 CASES = {
     "fit mahalanobis nets:scripted x.npz": r"TorchScript\): its inner modules run without hooks",
     "fit mahalanobis nets:net x.npz --sites sparse": (
-        r"expected a dense output, got one of layout sparse_coo .*at sparse:out"
+        r"expected a dense output, got an output of layout sparse_coo .*at sparse:out"
     ),
     "fit mahalanobis nets:net x.npz --sites act@all": (
         r"calls of 'act@all:out' give rows of \[4, 8\] features.* Read them separately: @0, @1"

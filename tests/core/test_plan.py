@@ -76,7 +76,7 @@ def test_commits_are_aligned_ranges():
 
 @pytest.mark.parametrize("held", [0.0, 1.0, -0.1, 2.0])
 def test_a_split_holds_out_a_share(held):
-    with pytest.raises(ValueError, match="share in"):
+    with pytest.raises(ValueError, match="held-out fraction in"):
         Split(held)
 
 

@@ -374,7 +374,7 @@ def test_what_the_stream_does_not_bring_is_named():
     stream = Stream.of(torch.randn(5, 2))
     with pytest.raises(InputError, match=r"no rows \['z'\], only \['x'\]"):
         rows_of(stream, Keep(), "z")
-    with pytest.raises(InputError, match=r"'logits'.*does not bring"):
+    with pytest.raises(InputError, match=r"'logits'.*does not have"):
         rows_of(stream, Keep("logits"), "x")
     with pytest.raises(InputError, match=r"'grad'.*objective="):
         rows_of(stream, Keep("grad"), "x")

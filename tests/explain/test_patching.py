@@ -202,7 +202,7 @@ def test_what_does_not_fit_is_refused(net):
     cache = cache_of(net(**A, use_cache=True))
     with pytest.raises(InputError, match="without a cache"):
         patch.explain(net, {**A, CACHE: cache}, corrupt={**B, CACHE: cache})
-    with pytest.raises(SiteError, match="no state of numbers"):
+    with pytest.raises(SiteError, match="no tensor of numbers"):
         patch.explain(net, A, corrupt=B, site="transformer.h.0.attn:heads.9")
     with pytest.raises(InputError, match="check of at least 0"):
         AttributionPatching(check=-1)

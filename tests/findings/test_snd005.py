@@ -19,7 +19,9 @@ def test_a_batch_norm_left_in_training() -> None:
     evidence = evidence_of(tensors(module, noise(64, 8)))
     check = SND005().check(evidence)
     finding = assert_raised(check, "error")
-    assert finding.sentence.startswith("1 still behaves as in training. Other rows")
+    assert finding.sentence.startswith(
+        "1 still behaves as in training. The result for a row depends on other rows"
+    )
     company = SND006().check(evidence)
     assert_raised(company, "error")
     assert company.finding is not None

@@ -75,7 +75,7 @@ def test_length_that_explains_it_is_named() -> None:
         )
     )
     assert check.finding is not None
-    assert "explained by length" in check.finding.sentence
+    assert "length explains the difference" in check.finding.sentence
 
 
 @pytest.mark.truth("scikit-learn's AUROC of the direction, solved in numpy")

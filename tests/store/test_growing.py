@@ -246,7 +246,7 @@ class TestArrays:
 def test_a_column_keeps_its_kind(tmp_path, first, later, kept):
     place = write_store(live(items(2, 1)), tmp_path / "a", columns={"c": first})
     if kept is None:
-        with pytest.raises(StoreError, match=r"column 'c' .* kind integer, got"):
+        with pytest.raises(StoreError, match=r"column 'c' .* contains integer values, got"):
             append_store(live(items(2, 2)), place, columns={"c": later})
         return
     append_store(live(items(2, 2)), place, columns={"c": later})

@@ -192,7 +192,7 @@ def test_a_sparse_output_is_left_out_of_auto_with_its_reason():
     assert [s.key for s in stream.schema] == ["0:out", "2:out", "3:out"]
     (left,) = stream.left_out
     assert left.site == "1:out"
-    assert "expected a dense output, got one of layout sparse_coo" in left.reason
+    assert "expected a dense output, got an output of layout sparse_coo" in left.reason
     assert sum(len(b.ids) for b in stream) == 6
 
 
