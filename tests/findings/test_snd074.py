@@ -27,7 +27,7 @@ def test_a_column_that_was_made_from_the_label_is_named_with_its_accuracy() -> N
     for column in (leak, leak + draw.normal(0, 0.1, len(y)), np.array([5.0, -2.0, 7.5])[leak]):
         whole = np.column_stack([x, column, 2 * column + draw.normal(0, 1e-6, len(y))])
         finding = assert_raised(_check(whole, y), "warning")
-        assert finding.sentence.startswith(("column 7 alone gives", "column 8 alone gives"))
+        assert finding.sentence.startswith(("column 7 alone predicts", "column 8 alone predicts"))
         assert finding.figure.value == pytest.approx(1 - wrong.mean(), abs=0.03)
     assert_clear(_check(x, y))
     number = y + draw.normal(0, 0.5, len(y))

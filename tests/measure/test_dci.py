@@ -43,6 +43,7 @@ def test_importances_are_the_peers_coefficients():
     assert result.value == pytest.approx(float(concentration(result.importance.T)[0]), rel=1e-12)
 
 
+@pytest.mark.essential
 @pytest.mark.truth("the spread over fresh draws, and unrelated sides")
 def test_standard_error_and_null():
     for mixing, most in ((DENSE, 1.4), (SPARSE, 2.2)):

@@ -40,7 +40,7 @@ def test_the_fixture_keeps_the_page_of_a_scan_that_fails(tmp_path):
         "    assert_scan('sonde:digits', 'sonde:digits/test', 'accuracy>=.9',\n"
         "                image_mean=0, image_std=1, limit=64, progress=False)\n"
     )
-    plugin = ("-p", "sonde.testing.pytest_plugin", "--sonde-pages", "pages", "-q")
+    plugin = ("--sonde-pages", "pages", "-q")  # the installed package names the plugin
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", *plugin, "-p", "no:cacheprovider", "test_it.py"],
         cwd=tmp_path,

@@ -84,7 +84,7 @@ def test_a_broken_layer_parts_and_the_page_says_where(tmp_path):
     both = compare_answers(Model(base), Model(broken), *inputs, progress=False)
     assert both is not None
     document = two_models_document(found, both, names=("<b>a</b>", "b"), data="items")
-    assert "part at 1:out" in to_terminal(document, quiet=True)
+    assert "diverge at 1:out" in to_terminal(document, quiet=True)
     text, html = to_terminal(document), to_page(document)
     assert max(map(len, text.splitlines())) <= 80
     page = Page(html)

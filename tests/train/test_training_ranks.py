@@ -64,6 +64,7 @@ def in_rank(rank: int, folder: Path, cut: int) -> None:
     distributed.destroy_process_group()
 
 
+@pytest.mark.essential
 @pytest.mark.filterwarnings("ignore:lance is not fork-safe")  # if another test imported it
 @pytest.mark.truth("one process with all rows")
 @pytest.mark.parametrize("cut", [4, 5])

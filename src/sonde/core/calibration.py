@@ -95,7 +95,8 @@ class Calibration(State):
 
     @cached_property
     def _sorted(self) -> np.ndarray:
-        return self.scores.detach().cpu().numpy()
+        # a copy: workers move the tensor to shared memory, and a view would read what was freed
+        return self.scores.detach().cpu().numpy().copy()
 
     def alarms_allowed(self, alpha: float) -> int:
         """Return how many held-out scores may lie above the threshold for level ``alpha``."""

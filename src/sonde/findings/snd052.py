@@ -123,7 +123,7 @@ class SND052(Rule):
         there = float(theirs[beyond].nanmean())
         text = f"The model is right on {percent(other)} of it"
         if 0.0 <= data - other <= self.close and there > HALF:
-            return f"{text}, as is expected for new rows beside training rows.", True
+            return f"{text}, as expected of new rows.", True
         return f"{text}, {percent(data)} of {two_names(evidence)[0]}.", False
 
     def _figure(self, found: Alarms, alarm: Alarm) -> Figure:

@@ -195,7 +195,8 @@ class SampledCalibration(State):
 
     @cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.tail.detach().cpu().numpy(), self.scores.detach().cpu().numpy()
+        # copies: workers move tensors to shared memory, and a view would read what was freed
+        return self.tail.detach().cpu().numpy().copy(), self.scores.detach().cpu().numpy().copy()
 
     def threshold(self, alpha: float) -> float:
         """Return the score above which (strictly) an alarm is raised at false-alarm rate ``alpha``.

@@ -83,6 +83,7 @@ def test_distances_in_blocks_and_shared_words(monkeypatch):
     assert number.tolist() == [1, 2, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.truth("the law of the draws: both samples alike")
 def test_two_samples_drawn_alike_differ_as_often_as_the_level_says():
     draw = np.random.default_rng(5)
