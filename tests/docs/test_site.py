@@ -127,4 +127,4 @@ def test_symptoms_name_every_code():
             symptoms.symptoms_page()
     finally:
         symptoms.SYMPTOMS["Labels are wrong"]["Label errors"] = held
-    assert "[Rows whose label looks wrong](findings/snd034.md)" in symptoms.symptoms_page()
+    assert "[Rows whose label is probably wrong](findings/snd034.md)" in symptoms.symptoms_page()
