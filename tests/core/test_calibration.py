@@ -1,5 +1,6 @@
 """Split-conformal calibration: printed numbers, and the false-alarm rate it promises."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from scipy.stats import beta, binom
 
 from sonde.core.calibration import Calibration, Guarantee
 from sonde.core.errors import CalibrationError, InputError
+from sonde.stats.held_scores import SampledCalibration
 
 SCORES = [0.1, 0.2, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1.1]
 
@@ -133,3 +135,16 @@ def test_what_is_refused():
     for alpha in (0.0, 1.0, -0.1):
         with pytest.raises(InputError, match="alpha"):
             uniform(30).threshold(alpha)
+
+
+@pytest.mark.truth("the p-values before the scores moved")
+def test_p_values_stay_when_workers_move_the_scores_to_shared_memory():
+    scores = torch.linspace(-3, 40, 997, dtype=torch.float64)
+    for found in (Calibration(scores), SampledCalibration(scores[900:], scores[:900], 997)):
+        asked = scores[::7] + 0.01
+        before = found.p_value(asked)
+        for field in dataclasses.fields(found):
+            if isinstance(value := getattr(found, field.name), torch.Tensor):
+                value.share_memory_()
+        torch.full((997,), 7.0, dtype=torch.float64)  # takes the memory that was freed
+        assert torch.equal(found.p_value(asked), before)

@@ -54,7 +54,7 @@ def legend(meanings: Mapping[str, str]) -> str:
 
 
 _CONTINUED = re.compile(r"(: sonde [^\n]*)\n[ ]*(--?\w)")
-"""A command of which flags continue on a later line."""
+"""A command that is broken before a flag, which then stands on the next line."""
 
 
 def filled(text: str) -> str:

@@ -49,7 +49,7 @@ class ViolationResult(Result):
 @final
 @dataclass(frozen=True)
 class FaithfulnessViolation(Judge):
-    """Takes the positions with the largest absolute attribution away, one at a time.
+    """Removes the positions with the largest absolute attribution, one at a time.
 
     A place violates where ``sign(attribution) * sign(f(x) - f(x without it)) < 0``, with the
     objective's target fixed from the whole input. A change below ``tol`` is a tie, which never

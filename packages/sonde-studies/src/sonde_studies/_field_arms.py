@@ -93,7 +93,10 @@ def two_streams(seed: int, steps: int) -> dict[str, float]:
 
 
 def table_uses(seed: int, steps: int) -> dict[str, float]:
-    """Return R^2 of the mean worth of past values of the target's kind, one table against two."""
+    """Return how well nets with one and with two embedding tables predict a target, as R^2.
+
+    The target is the mean worth of those past values that are of the same kind as the last one.
+    """
     draw = torch.Generator().manual_seed(seed)
     kind, worth = torch.arange(VALUES) % KINDS, torch.randn(VALUES, generator=draw)
     past = torch.randint(VALUES, (LONG, PAST), generator=draw)

@@ -1,4 +1,4 @@
-"""Fitted results, one row for each method and site, as values of JSON."""
+"""The table of fitted results: a row for each method and site, in values that JSON can hold."""
 
 import math
 from collections.abc import Mapping

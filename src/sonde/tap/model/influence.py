@@ -56,7 +56,7 @@ class Influence:
         return far.pop() if len(far) == 1 and len(near) == len(candidates) - 1 else None
 
     def joins_rows(self, site: Site) -> bool:
-        """Return whether a site has the states of each row alone, one row after the other.
+        """Return whether a site puts the states of all rows on one axis, row after row.
 
         False as well if the model gives two different rows the same states.
         """
