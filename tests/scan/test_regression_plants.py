@@ -107,4 +107,4 @@ def test_a_share_of_the_rows_and_the_rest_of_the_file_are_named() -> None:
     assert rest is not None
     assert f"c{i} divided by 3.28084" in share["fix"]
     assert "a fraction of the rows" in share["sentence"]
-    assert (rest["code"], "labels slip" in rest["sentence"]) == ("SND049", True)
+    assert (rest["code"], "misaligned" in rest["sentence"]) == ("SND049", True)

@@ -20,6 +20,7 @@ from sonde.core.calibration import Calibration, Guarantee
 from sonde.core.errors import CalibrationError, InputError
 from sonde.core.hashing import base_hashes, splitmix64
 from sonde.core.plan import Split
+from sonde.core.random_state import kept_random_state
 from sonde.core.state import State
 from sonde.core.tensors import as_tensor
 from sonde.core.wording import plural
@@ -237,7 +238,8 @@ def _halves(group: np.ndarray, n_rows: int, seed: int) -> tuple[Bool[Tensor, "ro
 
 def _learned(usual: Float[Tensor, "row site"], unusual: Float[Tensor, "row2 site"]) -> Tensor:
     """Return logistic weights of the sites, none below 0."""
-    from sklearn.linear_model import LogisticRegression
+    with kept_random_state():
+        from sklearn.linear_model import LogisticRegression
 
     x = torch.cat([usual, unusual]).clamp(max=1e6).numpy()
     scale = np.maximum(x.std(axis=0), 1e-12)

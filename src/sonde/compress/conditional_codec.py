@@ -16,6 +16,7 @@ from sonde.compress._range_coder import normal_bytes, read_normal, read_table, t
 from sonde.compress._wire import Reader, refuse_others, shape_bytes, tensors_key
 from sonde.core.codec import Codec
 from sonde.core.errors import InputError
+from sonde.core.random_state import kept_random_state
 
 SMALLEST = 0.11
 """Least spread of a difference in steps, so that an unexpected number has some mass."""
@@ -87,7 +88,8 @@ class ConditionalCodec(Codec):
                 f"ConditionalCodec.fit: expected rows, 1 to {len(rows)} entries and a step above "
                 f"0, got shape {tuple(rows.shape)}, {size} and {step:g}."
             )
-        from sklearn.cluster import KMeans  # pyright: ignore[reportMissingTypeStubs]
+        with kept_random_state():
+            from sklearn.cluster import KMeans  # pyright: ignore[reportMissingTypeStubs]
 
         x = rows.detach().cpu().double()
         means: Any = KMeans(size, n_init=2, random_state=seed)  # pyright: ignore[reportArgumentType]

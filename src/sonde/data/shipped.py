@@ -12,6 +12,7 @@ from typing import Any, cast, final, get_args
 import numpy as np
 
 from sonde.core.errors import InputError, near
+from sonde.core.random_state import kept_random_state
 from sonde.data.functions import Functions, Part
 from sonde.data.sources import Row, Source
 
@@ -122,7 +123,8 @@ def _digits_table() -> tuple[np.ndarray, np.ndarray]:
         if path.is_file():
             table = np.loadtxt(path, delimiter=",")
             return table[:, :-1], table[:, -1].astype(np.int64)
-    from sklearn import datasets
+    with kept_random_state():
+        from sklearn import datasets
 
     found: Any = datasets.load_digits()
     return found.data, found.target.astype(np.int64)

@@ -1,11 +1,11 @@
 """Progress on stderr: rate, remaining time and memory, for anything that takes over two seconds."""
 
-import random
 import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from sonde.core.random_state import kept_random_state
 from sonde.core.wording import gib, plural
 
 if TYPE_CHECKING:
@@ -147,13 +147,11 @@ class Bar:
 
 
 def _drawn() -> "Progress":
-    """Return a bar of rich; importing rich leaves Python's random state as the user had it."""
-    state = random.getstate()
-    try:
+    """Return a bar of rich."""
+    with kept_random_state():
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-    finally:
-        random.setstate(state)
+
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

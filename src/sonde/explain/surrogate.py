@@ -13,6 +13,7 @@ from sonde.core.chart import Chart, bars
 from sonde.core.errors import InputError
 from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
+from sonde.core.random_state import kept_random_state
 from sonde.core.result import Result
 from sonde.explain.objective import Objective
 from sonde.tap.hooks.session import Session
@@ -186,7 +187,8 @@ class SurrogateRules(Explainer):
         return likely[best], moved[best]
 
     def _tree(self, x: Rows, said: Answers) -> Any:
-        from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+        with kept_random_state():
+            from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
         made = DecisionTreeClassifier if said.shape[1] > 1 else DecisionTreeRegressor
         tree = made(max_depth=self.depth, random_state=self.seed)

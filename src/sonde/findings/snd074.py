@@ -7,10 +7,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import binom, rankdata, ttest_1samp
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
-from sklearn.linear_model import Ridge
 
+from sonde.core.random_state import kept_random_state
 from sonde.findings._number_answers import number_rows
 from sonde.findings._places import read_command, sentence
 from sonde.findings._shared import shared_rows
@@ -160,21 +158,24 @@ def _of_others(rows: _Rows, column: int, seed: int) -> Float[np.ndarray, "row"]:
         return _errors(rows, np.zeros(len(rows.y)))
     spread = x[rows.fits].std(0)
     x = (x - x[rows.fits].mean(0)) / np.where(spread > 0, spread, 1)
-    models: list[Any] = (
-        [Ridge(1e-3), ExtraTreesRegressor(TREES, random_state=seed)]
-        if rows.is_number
-        else [_linear(), ExtraTreesClassifier(TREES, random_state=seed)]
-    )
     found = []
-    for model in models:
+    for model in _predictors(rows.is_number, seed):
         said = model.fit(x[rows.fits], rows.y[rows.fits]).predict(x)
         wrong = (said - rows.y) ** 2 if rows.is_number else (said != rows.y).astype(float)
         found.append(wrong)
     return min(found, key=lambda e: float(e[~rows.fits].mean()))
 
 
-def _linear() -> LinearDiscriminantAnalysis:
-    return LinearDiscriminantAnalysis(solver="lsqr", shrinkage=1e-3)
+def _predictors(is_number: bool, seed: int) -> list[Any]:
+    with kept_random_state():
+        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+        from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
+        from sklearn.linear_model import Ridge
+
+    if is_number:
+        return [Ridge(1e-3), ExtraTreesRegressor(TREES, random_state=seed)]
+    linear = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=1e-3)
+    return [linear, ExtraTreesClassifier(TREES, random_state=seed)]
 
 
 def _correlates(x: Float[np.ndarray, "row column"], column: int) -> Float[np.ndarray, "column"]:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sonde.core.random_state import kept_random_state
 from sonde.findings._shared import shared_rows
 from sonde.findings.evidence import Evidence
 from sonde.findings.rows import FAR_Z, NEAR_NEEDS, copies, far_scores, near_duplicates
@@ -73,7 +74,8 @@ def clusters(x: Float[Tensor, "row dim"]) -> tuple[int, int]:
     Rows are brought to their first ten principal directions; a cluster has at least a fiftieth of
     the rows, and ten.
     """
-    from sklearn.cluster import HDBSCAN
+    with kept_random_state():
+        from sklearn.cluster import HDBSCAN
 
     x = x - x.mean(0)
     basis = torch.linalg.svd(x, full_matrices=False).Vh[:CLUSTER_UNITS]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.function import as_function
+from sonde.core.random_state import kept_random_state
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.measure._canonical import null_draws
@@ -81,7 +82,8 @@ def many_to_many(r: Float[Tensor, "dim dim2"], k: int) -> Matched:
     k-means on the first vectors of its normalised Laplacian, with each unit's point scaled to
     length 1. A unit has 0 if its cluster has no unit of the other site.
     """
-    from sklearn.cluster import KMeans
+    with kept_random_state():
+        from sklearn.cluster import KMeans
 
     size = _size(r)
     degree, degree2 = (size.sum(axis).clamp(min=1e-300).rsqrt() for axis in (1, 0))

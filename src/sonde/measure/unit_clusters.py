@@ -15,6 +15,7 @@ from torch import Tensor
 from sonde.core.errors import ShapeError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument
+from sonde.core.random_state import kept_random_state
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -171,7 +172,8 @@ class UnitClusters(Instrument):
         return sum(found) / len(found) if found else math.nan
 
     def _stability(self, cluster: Tensor, sample: HashSampleState) -> float:
-        from sklearn.metrics import adjusted_rand_score
+        with kept_random_state():
+            from sklearn.metrics import adjusted_rand_score
 
         if len(sample.group.unique()) < LEAST_FOR_HALVES:
             return math.nan

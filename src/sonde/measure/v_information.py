@@ -17,6 +17,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.function import as_function
 from sonde.core.instrument import SAMPLE, Instrument, Read
+from sonde.core.random_state import kept_random_state
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
@@ -178,7 +179,8 @@ def _log_probabilities(
     l2: float,
 ) -> Float[np.ndarray, "row2 class"]:
     """Return the logarithms of the classes' probabilities, classes in ascending order."""
-    from sklearn.linear_model import LogisticRegression
+    with kept_random_state():
+        from sklearn.linear_model import LogisticRegression
 
     mean = x.mean(0)
     scale = math.sqrt(float(np.square(x - mean).mean())) or 1.0
