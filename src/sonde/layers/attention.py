@@ -17,6 +17,7 @@ from sonde.layers._attending import by_group, on_axes, over_pairs, wide_type
 from sonde.layers._recomputing import EarlierStates, is_recomputing
 from sonde.layers.layer import Layer, Symmetry
 from sonde.layers.patterns import All, Axial, Grid, Histogram, Pattern, Where, Window, pattern_of
+from sonde.tap.hooks.latest import CopiedLock
 
 LONGEST_CUBIC = 128
 LATEST = 256
@@ -137,7 +138,7 @@ class Attention(Layer):
             self.sharpness = nn.Parameter(torch.ones(heads))
             self.gate = nn.Parameter(torch.ones(heads))
         self.register_buffer("done", torch.zeros((), dtype=torch.long))
-        self.earlier = EarlierStates(LATEST)
+        self.earlier, self._turn = EarlierStates(LATEST), CopiedLock()
         self.bfloat16_safe = not self.pattern.sorts  # a rounded value may fall in another bin
         self.symmetry = self._symmetry()
 
@@ -232,9 +233,10 @@ class Attention(Layer):
             return pattern, (int(self.done),)
         if is_recomputing():
             return pattern, (self.earlier.of(x, "Attention"),)
-        number = int(self.done)
+        with self._turn:
+            number = int(self.done)
+            self.done += 1
         self.earlier.keep(x, number)
-        self.done += 1
         return pattern, (number,)
 
     @staticmethod

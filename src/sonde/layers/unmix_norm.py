@@ -13,6 +13,7 @@ from sonde.core.inputs import Model
 from sonde.layers._attending import wide_type
 from sonde.layers._recomputing import EarlierStates, is_recomputing
 from sonde.layers.layer import Layer
+from sonde.tap.hooks.latest import CopiedLock
 from sonde.tap.training.ranks import added_up
 
 LATEST = 4
@@ -83,7 +84,7 @@ class UnMixNorm(Layer):
         mean, variance = norm.running_mean.detach(), norm.running_var.detach()
         spread = spread if components > 1 else 0.0
         generator = torch.Generator().manual_seed(seed)
-        self.earlier = EarlierStates(LATEST)
+        self.earlier, self._turn = EarlierStates(LATEST), CopiedLock()
         noise = torch.randn(components, len(mean), generator=generator).to(mean)
         width = (spread * components / max(components - 1, 1)) ** 0.5
         self.register_buffer("mean", mean + width * variance.sqrt() * noise)
@@ -91,7 +92,8 @@ class UnMixNorm(Layer):
 
     def _held(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return copies of the components, which move before the backward pass."""
-        held = self.mean.to(x, copy=True), self.variance.to(x, copy=True)
+        with self._turn:
+            held = self.mean.to(x, copy=True), self.variance.to(x, copy=True)
         self.earlier.keep(x, held)
         return held
 
@@ -131,7 +133,8 @@ class UnMixNorm(Layer):
         mean = means.mean(1)
         variance = (variances + means.square()).mean(1) - mean.square()
         if not again:
-            self._follow(share.detach(), mu.detach(), v.detach())
+            with self._turn:
+                self._follow(share.detach(), mu.detach(), v.detach())
         shape = (*mean.shape, *[1] * (x.ndim - 2))
         y = (x - mean.reshape(shape)) / (variance.reshape(shape) + self.eps).sqrt()
         if self.weight is None:

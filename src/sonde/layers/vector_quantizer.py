@@ -13,6 +13,7 @@ from sonde.core.errors import InputError, ShapeError
 from sonde.layers._attending import wide_type
 from sonde.layers._recomputing import EarlierStates, is_recomputing
 from sonde.layers.layer import Layer, LayerEdit
+from sonde.tap.hooks.latest import CopiedLock
 from sonde.tap.training.ranks import added_up, rank, rows_by_rank
 
 CHUNK = 4096
@@ -107,7 +108,7 @@ class VectorQuantizer(Layer):
             codes = torch.linspace(-0.5, 0.5, n_codes)[None, :, None].repeat(1, 1, dim)
         self.codes = nn.Parameter(codes, requires_grad=self.update == "gradient")
         self.register_buffer("counts", torch.ones(stages, n_codes))
-        self.earlier = EarlierStates(LATEST)
+        self.earlier, self._turn = EarlierStates(LATEST), CopiedLock()
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     @classmethod
@@ -149,11 +150,12 @@ class VectorQuantizer(Layer):
         if is_recomputing():
             codes = self.earlier.of(x, "VectorQuantizer")
             return self._sums(self._numbers(x, codes), codes)
-        self.earlier.keep(x, self.codes.detach().clone())
-        numbers = self.encode(x)
-        q = self.decode(numbers)
-        self._follow(x.detach(), numbers, mask)
-        return q
+        with self._turn:  # another thread would move the codes meanwhile
+            codes = self.codes.detach().clone()
+            numbers = self._numbers(x, codes)
+            self._follow(x.detach(), numbers, mask)
+        self.earlier.keep(x, codes)
+        return self._sums(numbers, codes)
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "*axes dim"]) -> Int[Tensor, "*axes code"]:

@@ -1,28 +1,10 @@
 """State of a step of training that belongs to the thread or task that runs it."""
 
-import threading
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from sonde.tap.hooks.latest import Latest
 
 Value = TypeVar("Value")
-
-
-class CopiedLock:
-    """A lock that a copy or a saved object has anew."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __reduce__(self) -> Any:
-        """Copy and save without the threads that wait."""
-        return CopiedLock, ()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
 
 
 class OfStep(Generic[Value]):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sonde.train._callers import CopiedLock
+from sonde.tap.hooks.latest import CopiedLock
 
 SPREAD = 1_000_003
 

@@ -18,7 +18,8 @@ from sonde.core.errors import BatchError, InputError
 from sonde.stats.poincare import poincare_distance, to_ball
 from sonde.stats.sinkhorn import balanced_assignment
 from sonde.stats.soft_top_k import soft_top_k
-from sonde.train._callers import CopiedLock, OfStep
+from sonde.tap.hooks.latest import CopiedLock
+from sonde.train._callers import OfStep
 
 Denominator = Literal["softmax", "decoupled", "top_k", "uniform", "none"]
 Metric = Literal["cosine", "dot", "euclidean", "poincare"]

@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy, layer_norm
 from sonde.core.autocast import NARROW, in_float32
 from sonde.core.errors import InputError
 from sonde.engine.steps import seeded
-from sonde.train._callers import CopiedLock, OfStep
+from sonde.tap.hooks.latest import CopiedLock
+from sonde.train._callers import OfStep
 from sonde.train._draws import Draws
 
 Target = Literal["features", "codes", "embeddings", "pixels"]

@@ -15,7 +15,8 @@ from sonde.core.autocast import in_float32
 from sonde.core.errors import BatchError
 from sonde.core.ranges import check_ranges
 from sonde.stats import rate_gain
-from sonde.train._callers import CopiedLock, OfStep
+from sonde.tap.hooks.latest import CopiedLock
+from sonde.train._callers import OfStep
 
 
 @final

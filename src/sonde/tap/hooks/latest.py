@@ -1,4 +1,4 @@
-"""The last value of each caller: an asyncio task, or else a thread."""
+"""The last value of each caller, an asyncio task or else a thread, and a lock between callers."""
 
 import sys
 import threading
@@ -16,6 +16,23 @@ def caller() -> object:
         if task is not None:
             return task
     return threading.current_thread()
+
+
+class CopiedLock:
+    """A lock that a copy or a saved object has anew."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> Any:
+        """Copy and save without the threads that wait."""
+        return CopiedLock, ()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class Latest(Generic[Value]):
