@@ -151,6 +151,7 @@ def test_codes_move_once_if_the_pass_is_recomputed(reentrant):
         found.append([weight.grad, layer.codes, layer.counts, layer.steps])
         copied = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
         assert copied.earlier.most == layer.earlier.most > 0
-        assert layer.earlier._kept.values() and not copied.earlier._kept.values()
+        assert layer.earlier._kept.values()
+        assert not copied.earlier._kept.values()
     for mine, plain in zip(*found, strict=True):
         torch.testing.assert_close(mine, plain)
