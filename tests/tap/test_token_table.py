@@ -272,3 +272,12 @@ def test_without_such_a_module_a_site_must_be_named():
     for module in (Functional(), time_first.eval(), nn.EmbeddingBag(50, 3)):
         with pytest.raises(SiteError, match="Name a site"):
             SiteFunction(module, IDS)
+
+
+def test_token_ids_by_their_name_are_refused_with_the_module_that_is_fed_them():
+    net = Positions().eval()
+    inputs = {"segments": torch.zeros_like(IDS), "text": IDS}
+    with pytest.raises(SiteError, match=r"got int64\. Name the .* numbers: words:out"):
+        GradTimesInput().explain(net, inputs, site=":in.text")
+    with pytest.raises(SiteError, match=r"got int64\. Name a module behind it"):
+        Occlusion(Baseline("zero")).explain(net, inputs, site=":in.segments")

@@ -298,6 +298,7 @@ class SiteFunction:
             if found.path == "" and found.port == "in":
                 name = name_of_input(*named, found.key)
                 every = told_apart(named_inputs(*named))
+                self._require_floats(name, every)
                 self.inputs, self.held = (name,), tuple(n for n in every if n != name)
                 found = replace(found, key=name)
             return found
@@ -314,6 +315,21 @@ class SiteFunction:
         self.held = (*(name for name in floats.held if name != table.ids), *table.others)
         self._table = table
         return table.site
+
+    def _require_floats(self, name: str, every: dict[str, Tensor]) -> None:
+        """Raise if the input of this name holds integers, which have no values in between."""
+        found = every.get(name)
+        if found is None or found.is_floating_point():
+            return
+        table = find_token_table(self.module, self._args, self._kwargs)
+        if table is not None and table.ids == name:
+            words = f"Name the module that turns its tokens into numbers: {table.site}."
+        else:
+            words = "Name a module behind it, whose output can be varied."
+        kind = str(found.dtype).removeprefix("torch.")
+        raise SiteError(
+            f"SiteFunction: expected a floating-point input at :in.{name}, got {kind}. {words}"
+        )
 
     def _gone_on(self, forward: RecordedForward, values: Tensor, repeats: int) -> Any:
         """Return the outputs of the part of the model after the site.
