@@ -128,7 +128,7 @@ def test_replicas_on_ray(wanted, monkeypatch):
     import ray
     from ray import serve
 
-    from sonde.serving.replicas import deployment
+    from sonde.serving.replicas import READY_CHECK, deployment
     from sonde.serving.running import Settings
 
     path, p_values = wanted
@@ -136,6 +136,7 @@ def test_replicas_on_ray(wanted, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *sys.path]))
     monkeypatch.setenv("MODEL", "serving_case:net")
     monkeypatch.setenv("PROBE", str(path))
+    monkeypatch.setenv(READY_CHECK, "20")  # as ``run_on_ray``: the machine may be busy
     ray.init(
         address="local",
         num_cpus=3,

@@ -1,11 +1,15 @@
 """Several replicas on Ray Serve: the same application, by Ray's own scaling and restarts."""
 
+import os
 import signal
 import threading
 from typing import Any
 
 from sonde.core.errors import InputError
 from sonde.serving.running import Settings, made
+
+READY_CHECK = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
+"""Ray kills its HTTP proxy if three checks of this many seconds pass before it has started."""
 
 
 def deployment(settings: Settings, **options: Any) -> Any:
@@ -57,6 +61,9 @@ def run_on_ray(settings: Settings, address: str | None) -> int:
     import ray
     from ray import serve
 
+    # Ray waits 15 s for its proxy by default, and a busy machine needs longer to import Ray. With
+    # 20 s a check Ray waits the minute that it gives a proxy anyway.
+    os.environ.setdefault(READY_CHECK, "20")
     ray.init(address=address, ignore_reinit_error=True, log_to_driver=True)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
