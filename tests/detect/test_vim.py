@@ -64,6 +64,17 @@ def test_brute_force(alpha, dtype):
     )
 
 
+@pytest.mark.truth("the minimum-norm solution without the direction that is equal for all classes")
+def test_a_float32_head_that_sums_to_zero_over_classes_has_the_origin_of_its_other_directions():
+    random = torch.Generator().manual_seed(0)
+    weight, bias = (torch.randn(5, *d, generator=random).double() for d in ((8,), ()))
+    weight, bias = weight - weight.mean(0), bias - bias.mean()
+    wanted = -(torch.linalg.pinv(weight, rtol=1e-9) @ bias)
+    x = torch.randn(60, 8, generator=random) + weight[0].float()
+    scorer = _fit(ViM(principal=3), x, weight.float(), bias.float())
+    torch.testing.assert_close(scorer.origin.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_sees_what_the_logits_cannot():
     scorer = _fit(ViM(principal=2), X, WEIGHT, BIAS)
     rows = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.5], [1.0, 1.0, 5.0]]).double()

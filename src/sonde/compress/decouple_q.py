@@ -30,6 +30,7 @@ from sonde.compress.gptq import loss_of, solved
 from sonde.compress.grams import LayerGrams, parts_of
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
+from sonde.stats import GRAM_CUT
 from sonde.weights import Examples, Grid, Quantised, Rewrite, RewritePlan
 
 MOST = 2**22
@@ -216,6 +217,6 @@ def best_scales(
     right = torch.einsum("rbgi,rgi->rbg", both, aims)
     size = 2 * grid.n_groups(n)
     system, right = system.reshape(len(w), size, size), right.reshape(len(w), size)
-    found = torch.linalg.pinv(system, hermitian=True) @ right[..., None]
+    found = torch.linalg.pinv(system, rtol=GRAM_CUT, hermitian=True) @ right[..., None]
     scale, offset = found.reshape(len(w), 2, -1).unbind(1)
     return scale, offset

@@ -20,6 +20,7 @@ from sonde.compress.gptq import BLOCK, damped, inverse_factor, loss_of
 from sonde.compress.grams import LayerGrams, parts_of
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
+from sonde.stats import solve_normal_equations
 from sonde.weights import Examples, Pruned, Rewrite, RewritePlan
 from sonde.weights.change import rounded_to_half
 
@@ -173,7 +174,7 @@ def refitted(
     """Return the kept weights of each row that change its outputs least."""
     new = torch.zeros_like(w)
     for i, kept in enumerate(~gone):
-        inverse = torch.linalg.pinv(h[kept][:, kept], hermitian=True)
-        new[i, kept] = inverse @ (h[kept] @ w[i])
+        fit = solve_normal_equations(h[kept][:, kept], (h[kept] @ w[i])[:, None])
+        new[i, kept] = fit[:, 0]
     better = loss_of(w - new, h) < loss_of(w - found, h)
     return torch.where(better[:, None], new, found)

@@ -20,7 +20,7 @@ from sonde.detect._sides import (
     two_sample_reads,
     two_samples,
 )
-from sonde.stats import Moments, MomentsState
+from sonde.stats import GRAM_CUT, Moments, MomentsState
 
 WIDE = 32
 
@@ -116,7 +116,7 @@ class SubspaceShift(Shift):
 
     def _rank(self, a: MomentsState, b: MomentsState) -> int:
         """Return how many leading directions to compare: each side must vary along all of them."""
-        known = [int(torch.linalg.matrix_rank(m.scatter, hermitian=True)) for m in (a, b)]
+        known = [_rank_of(m.scatter) for m in (a, b)]
         return min(self.rank, len(a.mean) // 2, *known)
 
     def _permuted(self, rows: TwoSamples, rank: int) -> tuple[float, Float[Tensor, "time"]]:
@@ -129,6 +129,10 @@ class SubspaceShift(Shift):
         chosen = torch.cat([first[None], rows.shuffles(self.permutations)]).double()
         found = torch.cat([_apart(pooled, part, rank) for part in chosen.split(500)])
         return float(found[0]), found[1:]
+
+
+def _rank_of(scatter: Float[Tensor, "dim dim"]) -> int:
+    return int(torch.linalg.matrix_rank(scatter, rtol=GRAM_CUT, hermitian=True))
 
 
 def _basis(scatter: Float[Tensor, "*time dim dim"], rank: int) -> Float[Tensor, "*time dim rank"]:

@@ -201,11 +201,17 @@ def _reach(mean: LogitScoreSumState) -> float:
 
 
 def _origin(head: HeadWeightsState) -> Float[Tensor, "dim"]:
-    """Return the row that the head maps nearest to logits of zero."""
+    """Return the row that the head maps nearest to logits of zero.
+
+    Weights that sum to 0 over classes do so up to the rounding of their type. Directions that
+    rounding could have made do not count.
+    """
     weight = head.weight.double()
     if head.bias is None:
         return weight.new_zeros(weight.shape[1])
-    return -(torch.linalg.pinv(weight) @ head.bias.double())
+    unit = torch.finfo(head.weight.dtype).eps / 2
+    rounding = unit * float(weight.norm()) * sum(n**-0.5 for n in weight.shape)
+    return -(torch.linalg.pinv(weight, atol=rounding, rtol=0.0) @ head.bias.double())
 
 
 def _least_energy(

@@ -12,6 +12,7 @@ from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Model
 from sonde.edit._facts import Fact, FactTexts, Search, log_probability, prompts, read_means
 from sonde.edit._linear import linear_layer
+from sonde.stats import GRAM_CUT
 from sonde.tap import resolve
 from sonde.weights import AtSites, Change, LowRank, RewritePlan
 
@@ -152,5 +153,5 @@ def least_update(
     """
     gram = keys.T @ reach
     inner = gram + weight * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    left = torch.linalg.lstsq(inner.T, residual.T, driver="gelsd").solution.T
+    left = torch.linalg.lstsq(inner.T, residual.T, rcond=GRAM_CUT, driver="gelsd").solution.T
     return LowRank(left, reach.T)

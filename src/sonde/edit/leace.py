@@ -21,6 +21,7 @@ from sonde.stats import (
     CrossMomentsState,
     Moments,
     MomentsState,
+    solve_normal_equations,
 )
 from sonde.stats.class_moments import Products
 
@@ -122,7 +123,7 @@ class PairedLeace(Instrument):
                 "second site. Name the site of the concept second."
             )
         cross = together.covariance.detach()
-        slope = torch.linalg.lstsq(concept.covariance.detach(), cross.T, driver="gelsd").solution.T
+        slope = solve_normal_equations(concept.covariance.detach(), cross.T).T
         joint = Joint(
             rows.n,
             rows.mean.detach(),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.ranges import check_ranges
-from sonde.stats import MomentsState
+from sonde.stats import MomentsState, solve_normal_equations
 from sonde.weights.merging import MergeRule, check_number
 
 PARALLEL, OPPOSITE = 1e-9, 1e-6
@@ -170,7 +170,7 @@ class RegMean(MergeRule):
             grams.append(gram)
             answers.append(gram @ apart)
         # Solved around the mean: what no model has inputs for stays the mean.
-        found: Any = torch.linalg.lstsq(sum(grams), sum(answers), driver="gelsd").solution
+        found = solve_normal_equations(torch.stack(grams).sum(0), torch.stack(answers).sum(0))
         return middle + (found if self.transposed else found.T).to(base)
 
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sonde.stats import solve_normal_equations
 from sonde.stats.moments import Moments, MomentsState
 from sonde.stats.training import TrainingState
 
@@ -99,5 +100,5 @@ def lengths(decoder: Tensor, widths: Sequence[int]) -> Tensor:
 def least_squares(cross: Float[Tensor, "dim1 dim1_and_out"]) -> tuple[Tensor, Tensor]:
     """Return the linear map and the offset of least squares from sums of products."""
     n = len(cross)
-    found = torch.linalg.lstsq(cross[:, :n], cross[:, n:], driver="gelsd").solution
+    found = solve_normal_equations(cross[:, :n], cross[:, n:])
     return found[:-1].T, found[-1]

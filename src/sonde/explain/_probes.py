@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
-from sonde.stats import HashSampleState
+from sonde.stats import HashSampleState, solve_normal_equations
 
 TINY = 1e-300
 
@@ -105,7 +105,7 @@ def ridge_map(
     cross = weight[:, None] * (mean - grand)
     size = (ridge * scatter.diagonal().mean()).clamp(min=TINY)
     penalised = scatter + size * torch.eye(len(scatter)).to(scatter)
-    found = torch.linalg.lstsq(penalised, cross.T).solution.T
+    found = solve_normal_equations(penalised, cross.T).T
     return found, share - found @ grand
 
 

@@ -13,7 +13,13 @@ from sonde.core.instrument import Instrument
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.core.statistic import Span, Statistic
-from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
+from sonde.stats import (
+    CrossMoments,
+    CrossMomentsState,
+    Moments,
+    MomentsState,
+    solve_normal_equations,
+)
 
 
 @final
@@ -97,7 +103,7 @@ class AffineLens(Instrument):
         dim = len(covariance)
         size = covariance.diagonal().mean()
         ridged = covariance + (self.ridge * size).clamp(min=1e-300) * torch.eye(dim).to(covariance)
-        weight = torch.linalg.lstsq(ridged, cross.covariance).solution.T
+        weight = solve_normal_equations(ridged, cross.covariance).T
         explained = 2 * (weight * cross.covariance.T).sum() - ((weight @ covariance) * weight).sum()
         total = second.covariance.diagonal().sum()
         is_dead = not float(total) > 0

@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.stats import CrossMomentsState, MomentsState
+from sonde.stats import GRAM_CUT, CrossMomentsState, MomentsState
 
-CUT = 1e-10
 """Directions below this share of the largest eigenvalue, between standardised units, are none."""
 DRAWS = 20
 ENTRIES = 2000
@@ -60,7 +59,7 @@ def _whitener(scatter: Float[Tensor, "dim dim"], keep: float | None) -> Float[Te
         scale = torch.ones_like(scale)
     values, vectors = torch.linalg.eigh(fixed * scale[:, None] * scale)
     values, vectors = values.flip(0), vectors.flip(1)
-    kept = values > CUT * values[:1].clamp(min=0)
+    kept = values > GRAM_CUT * values[:1].clamp(min=0)
     if keep is not None:
         share = values.clamp(min=0).cumsum(0) / values.clamp(min=0).sum()
         kept &= torch.arange(len(values)) <= int((share < keep - 1e-12).sum())

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.engine.steps import Descent
+from sonde.stats import GRAM_CUT
 
 Compressor = Literal["pca", "autoencoder"]
 COMPRESSORS: tuple[Compressor, ...] = get_args(Compressor)
-CUT = 1e-10
 WIDEST, HIDDEN = 64, 64
 STEPS, RATE, BATCH = 600, 3e-3, 512
 
@@ -59,7 +59,7 @@ def components(
     z = x - x.mean(0)
     values, vectors = torch.linalg.eigh(z.T @ z / len(z))
     values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
-    live = values > CUT * values[0]
+    live = values > GRAM_CUT * values[0]
     whole = float(z.square().sum() / len(z))
     found = z @ vectors[:, live]
     return found * values[live].rsqrt() if scaled else found, float(values[live].sum()) / whole

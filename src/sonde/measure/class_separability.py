@@ -18,7 +18,7 @@ from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._flags import moment_flags
 from sonde.measure.neural_collapse import class_collapse
-from sonde.stats import ClassMoments, ClassMomentsState
+from sonde.stats import GRAM_CUT, ClassMoments, ClassMomentsState
 
 
 @final
@@ -123,7 +123,7 @@ def _lda(
     values, vectors = torch.linalg.eigh(inverse[:, None] * total * inverse)
     most = min(len(values), n - 1)
     values, vectors = values[-most:], vectors[:, -most:]
-    keep = values > 1e-10 * values[-1].clamp(min=0.0)
+    keep = values > GRAM_CUT * values[-1].clamp(min=0.0)
     basis = inverse[:, None] * vectors[:, keep]
     trace = ((basis.T @ between @ basis).diagonal() / values[keep]).sum()
     return float(trace), int(keep.sum())

@@ -20,10 +20,9 @@ from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span
 from sonde.measure._reads import PairSampleInstrument
-from sonde.stats import HashSampleState
+from sonde.stats import GRAM_CUT, HashSampleState
 from sonde.stats.sampled_rows import SampledRows
 
-CUT = 1e-10
 """Directions below this share of the largest eigenvalue, between standardised units, are none."""
 EMERGED = 0.9
 
@@ -175,7 +174,7 @@ def _basis(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row rank"]:
     z = x - x.sum(0) / max(len(x), 1)
     z = z / torch.where(_dead(x), torch.inf, z.square().sum(0).sqrt())
     values, vectors = torch.linalg.eigh(z.T @ z)
-    kept = values > CUT * values[-1:].clamp(min=0)
+    kept = values > GRAM_CUT * values[-1:].clamp(min=0)
     return z @ (vectors[:, kept] * values[kept].rsqrt())
 
 

@@ -11,10 +11,9 @@ from torch import Tensor
 from sonde.core.function import as_function
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
-from sonde.measure._canonical import CUT
 from sonde.measure._flags import moment_flags
 from sonde.measure._reads import CrossInstrument
-from sonde.stats import CrossMomentsState, MomentsState
+from sonde.stats import GRAM_CUT, CrossMomentsState, MomentsState
 
 
 @final
@@ -106,7 +105,7 @@ def _smoother(moments: MomentsState, ridge: float) -> Float[Tensor, "dim dim"]:
     even = covariance * scale[:, None] * scale + ridge * torch.diag(scale.square())
     if ridge > 0:
         return torch.linalg.inv(even) * scale[:, None] * scale
-    return torch.linalg.pinv(even, rtol=CUT, hermitian=True) * scale[:, None] * scale
+    return torch.linalg.pinv(even, rtol=GRAM_CUT, hermitian=True) * scale[:, None] * scale
 
 
 gulp = as_function(GULP)

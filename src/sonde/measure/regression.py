@@ -12,7 +12,7 @@ from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.measure._flags import moment_flags
 from sonde.measure._reads import CrossInstrument
-from sonde.stats import CrossMomentsState, MomentsState
+from sonde.stats import CrossMomentsState, MomentsState, solve_normal_equations
 
 
 @final
@@ -104,6 +104,8 @@ def _solved(
     scatter: Float[Tensor, "dim dim"], cross: Float[Tensor, "dim dim2"], ridge: float
 ) -> Float[Tensor, "dim dim2"]:
     """Return the weights, solved between standardised units; constant units have none."""
+    if ridge == 0:
+        return solve_normal_equations(scatter, cross)
     square = scatter.diagonal().detach()
     live = square > 0
     scale = torch.where(live, square, 1.0).sqrt()

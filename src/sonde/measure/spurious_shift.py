@@ -14,7 +14,7 @@ from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._cells import VALUES, CellMoments
-from sonde.stats import ClassMomentsState
+from sonde.stats import GRAM_CUT, ClassMomentsState
 from sonde.stats.joint_counts import entropy_nats, information_nats
 
 
@@ -139,7 +139,7 @@ class _Design:
         at = torch.stack([torch.unique(p, return_inverse=True)[1] for p in parts], 1)
         a, b = (int(i) for i in at.max(0).values + 1)
         one = torch.cat([torch.eye(a)[at[:, 0].cpu()], torch.eye(b)[at[:, 1].cpu()]], 1).double()
-        fit = torch.linalg.pinv(one)
+        fit = torch.linalg.pinv(one, rtol=GRAM_CUT)  # of rank a + b - 1 by construction
         if min(a, b) < 2 or int(torch.linalg.matrix_rank(one)) < a + b - 1 or len(at) < a + b:
             raise InputError(
                 "SpuriousShift: expected at least two concepts and two contexts that are linked by "

@@ -16,6 +16,7 @@ from sonde.core.chart import Chart, ChartAxis, curves, marks, overlaid
 from sonde.core.errors import InputError
 from sonde.core.result import Direction, Result
 from sonde.core.tensors import as_tensor
+from sonde.stats import GRAM_CUT
 
 
 @final
@@ -215,7 +216,9 @@ def _fitted(
 ) -> Float[Tensor, "power"]:
     """Return the coefficients of a weighted least-squares polynomial."""
     root = weight.sqrt()[:, None]
-    return torch.linalg.lstsq(root * _design(x, degree), root * y[:, None]).solution[:, 0]
+    return torch.linalg.lstsq(
+        root * _design(x, degree), root * y[:, None], rcond=GRAM_CUT, driver="gelsd"
+    ).solution[:, 0]
 
 
 def _left(

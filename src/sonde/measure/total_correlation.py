@@ -16,9 +16,8 @@ from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._factors import unit_correlations
 from sonde.measure._flags import moment_flags
-from sonde.stats import Moments, MomentsState
+from sonde.stats import GRAM_CUT, Moments, MomentsState
 
-CUT = 1e-10
 """Eigenvalues of the correlations below this are none: a unit follows from others."""
 
 
@@ -93,7 +92,7 @@ class TotalCorrelation(Instrument):
         raw = torch.full_like(moments.mean.sum(), math.nan)
         if "dead" not in flags and math.isfinite(bias):
             values = torch.linalg.eigvalsh(r)
-            deficient = bool(values[0].detach() <= CUT)
+            deficient = bool(values[0].detach() <= GRAM_CUT)
             flags += ["rank_deficient"] if deficient else []
             raw = torch.full_like(raw, math.inf) if deficient else -0.5 * values.log().sum()
         return TotalCorrelationResult(
