@@ -9,7 +9,8 @@ import torch
 from tools.field.planting import Fault, on_arrays, on_table, on_weights
 from torch import Tensor
 
-Tensors, Draw = dict[str, Tensor], np.random.Generator
+Tensors = dict[str, Tensor]
+Draw = np.random.Generator
 
 
 def _sentinel(head: list[str], rows: np.ndarray, draw: Draw) -> None:
@@ -113,7 +114,11 @@ def _resampled(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _offset(place: Path) -> None:
-    on_weights(lambda t: t["head.bias"].add_(0.8))(place)
+    on_weights(_add_offset)(place)
+
+
+def _add_offset(tensors: Tensors) -> None:
+    tensors["head.bias"] += 0.8
 
 
 TABLES = (

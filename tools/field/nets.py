@@ -98,6 +98,9 @@ class Table(nn.Module):
         Of the answers of a regression.
     """
 
+    mean: Tensor
+    spread: Tensor
+
     def __init__(
         self, n_columns: int, n_outputs: int, scale: float = 1.0, offset: float = 0.0
     ) -> None:

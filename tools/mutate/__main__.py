@@ -3,6 +3,7 @@
     python -m tools.mutate src/sonde/edit/leace.py            # every mutant that survived, by line
     python -m tools.mutate src/sonde/edit --most 8 --json out.jsonl --seed 1
     python -m tools.mutate --all                              # twelve mutants of every method file
+    python -m tools.mutate --all --figures                    # wrong numbers in results
 
 A mutant changes one thing: a number, a sign, an operator, or an index. Messages, checks of
 arguments, defaults of parameters and numbers below 1e-5 are left alone. Sonde is imported once and
@@ -11,7 +12,8 @@ their new code. Nothing of the checkout changes, and processes that a test start
 is. A file without a test of its own is tried on the tests of its room that lead to it; after the
 tests come the laws of ``sonde.testing``, for each class of the file that holds them with its
 examples alone. Some mutants compute the same function; a survivor is a line to look at, not yet a
-missing test.
+missing test. With ``--figures`` a mutant makes wrong one number of a result instead (value, error,
+null and what else it prints): a survivor is a figure that no test sees.
 """
 
 import argparse
@@ -24,23 +26,22 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-from tools.mutate.mutants import mutants
-from tools.mutate.trials import ROOT, SOURCE, own_tests, trials_of, warm_up
+from tools.mutate.mutants import mutants, wrong_figures
+from tools.mutate.trials import ROOT, SOURCE, numeric_fields, own_tests, trials_of, warm_up
 
 ROOMS = ("measure", "detect", "explain", "edit", "compress", "train", "layers")
 WANTED = 0.8
 """Share of mutants that a method's tests and laws should notice."""
 
 
-def tried(
-    path: Path, most: int, seed: int, seconds: float, ran: frozenset[CodeType], markers: str
-) -> dict[str, Any] | None:
+def tried(path: Path, asked: argparse.Namespace, ran: frozenset[CodeType]) -> dict[str, Any] | None:
     """Return what became of some mutants of one file, or None without a test or a formula."""
-    every = list(mutants(path.read_text(encoding="utf-8")))
+    text, most = path.read_text(encoding="utf-8"), asked.most
+    every = list(wrong_figures(text, numeric_fields(path)) if asked.figures else mutants(text))
     if not own_tests(path) or not every:
         return None
-    chosen = random.Random(f"{seed}|{path.name}").sample(every, min(most, len(every)))
-    found = trials_of(path, sorted(chosen, key=lambda m: m.line), seconds, ran, markers)
+    chosen = random.Random(f"{asked.seed}|{path.name}").sample(every, min(most, len(every)))
+    found = trials_of(path, sorted(chosen, key=lambda m: m.line), asked.seconds, ran, asked.markers)
     left = [f for f in found if f.by == "nothing"]
     never = "   (no test runs it)"
     return {
@@ -83,6 +84,7 @@ def main() -> int:
     parser.add_argument(
         "-m", "--markers", default="", help="only tests that this expression of markers selects"
     )
+    parser.add_argument("--figures", action="store_true", help="wrong numbers in results instead")
     parser.add_argument(
         "--json", type=Path, help="file of one line for each method; goes on with it"
     )
@@ -99,9 +101,7 @@ def main() -> int:
     for path in files:
         name = path.relative_to(ROOT).as_posix()
         try:
-            row = known.get(name) or tried(
-                path, asked.most, asked.seed, asked.seconds, ran, asked.markers
-            )
+            row = known.get(name) or tried(path, asked, ran)
         except RuntimeError as error:
             print(f"not tried: {name}: {error}", flush=True)
             continue

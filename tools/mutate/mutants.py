@@ -1,8 +1,8 @@
-"""Copies of a file that differ from it in one number, sign, operator or index."""
+"""Copies of a file that differ from it in one number, sign, operator, index or printed figure."""
 
 import ast
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 SMALLEST = 1e-5
@@ -85,6 +85,29 @@ def _changed(node: ast.expr) -> ast.expr:
     return new
 
 
+class _Printed(ast.NodeVisitor):
+    """Collect the arguments that fill fields of results, where a result is made."""
+
+    def __init__(self, fields: Mapping[str, Sequence[str]]) -> None:
+        self.found: list[ast.expr] = []
+        self._fields = fields
+
+    def visit_Call(self, node: ast.Call) -> None:
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        for word in node.keywords:
+            is_none = isinstance(word.value, ast.Constant) and word.value.value is None
+            if word.arg in self._fields.get(name, ()) and not is_none:
+                self.found.append(word.value)
+        self.generic_visit(node)
+
+
+def _moved(node: ast.expr) -> ast.expr:
+    """Return an expression for a value that is wrong; None stays None."""
+    return ast.parse(
+        f"None if (_v := {ast.unparse(node)}) is None else 1.25 * _v + 0.125", mode="eval"
+    ).body
+
+
 def mutants(text: str) -> Iterator[Mutant]:
     r"""Yield every mutant of a file's text.
 
@@ -95,15 +118,41 @@ def mutants(text: str) -> Iterator[Mutant]:
     """
     visitor = _Formulas()
     visitor.visit(ast.parse(text))
+    yield from _copies(text, visitor.found, _changed)
+
+
+def wrong_figures(text: str, fields: Mapping[str, Sequence[str]]) -> Iterator[Mutant]:
+    r"""Yield a mutant for each number that a file writes into a result.
+
+    Parameters
+    ----------
+    text : str
+    fields : dict
+        Names of the numeric fields of each class of results.
+
+    Examples
+    --------
+    >>> text = "def f(x):\n    return Gap(value=x, n=3)"
+    >>> [m.change for m in wrong_figures(text, {"Gap": ["value", "se"]})]
+    ['x -> None if (_v := x) is None else 1.25 * _v + 0.125']
+    """
+    visitor = _Printed(fields)
+    visitor.visit(ast.parse(text))
+    yield from _copies(text, visitor.found, _moved)
+
+
+def _copies(
+    text: str, nodes: Sequence[ast.expr], changed: Callable[[ast.expr], ast.expr]
+) -> Iterator[Mutant]:
     raw = text.encode().splitlines(keepends=True)
     starts = [0]
     for line in raw:
         starts.append(starts[-1] + len(line))
     whole = b"".join(raw)
-    for node in visitor.found:
+    for node in nodes:
         first = starts[node.lineno - 1] + node.col_offset
         last = starts[(node.end_lineno or node.lineno) - 1] + (node.end_col_offset or 0)
-        new = ast.unparse(_changed(node))
+        new = ast.unparse(changed(node))
         # An exchanged operator in the text of its parents keeps its place only in brackets.
         # Its lines stay as many, so that the code below keeps its line numbers.
         lines = "\n" * whole.count(b"\n", first, last)

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, fields
 from functools import partial
 from inspect import CO_OPTIMIZED, isabstract
 from multiprocessing import get_context
@@ -247,6 +247,22 @@ class _Trials:
                 os._exit(1)
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         return "nothing" if status == 0 else "law" if status == 2 else "test"
+
+
+def numeric_fields(path: Path) -> dict[str, list[str]]:
+    """Return the fields of floating-point numbers of each class of results that a file names."""
+    base = importlib.import_module("sonde.core.result").Result
+    named = vars(importlib.import_module(_module_name(path))).values()
+    found = {
+        c.__name__: [f.name for f in fields(c) if f.name != "range" and _is_numeric(f)]
+        for c in named
+        if isinstance(c, type) and issubclass(c, base)
+    }
+    return {**found, "replace": sorted({name for names in found.values() for name in names})}
+
+
+def _is_numeric(field: Field[Any]) -> bool:
+    return re.search(r"float|Float\[|Tensor", str(field.type)) is not None
 
 
 def _classes_with_laws(path: Path) -> list[type]:
