@@ -28,6 +28,8 @@ def test_scores_are_standardised_projections_on_the_axis_of_all_differences():
     along = (x - x.mean(0)) @ axis
     torch.testing.assert_close(scorer.score(x), along / along.std(correction=0))
     assert roc_auc_score(label, scorer.score(x)) > 0.95
+    apart = along[label == 1].mean() - along[label == 0].mean()
+    assert float(scorer) == pytest.approx(float(apart / along.std(correction=0)))
 
 
 @pytest.mark.truth("the rule of signs in the docstring")

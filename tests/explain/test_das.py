@@ -63,6 +63,46 @@ def test_the_true_subspace_gives_every_answer_and_the_whole_site_does_not():
     )
 
 
+@pytest.mark.truth("the exchange along the drawn direction by hand")
+def test_the_null_is_the_accuracy_of_a_drawn_direction():
+    net, axes = planted()
+    base, source, expected = pairs()
+    found = InterchangeIntervention(seed=4).explain(net, **given(), subspace=axes[:, :1])
+    drawn = torch.randn(6, 1, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    unit = drawn / drawn.norm()
+    moved = net[0](base) + (net[0](source) - net[0](base)) @ unit @ unit.T
+    right = (net[1](moved).argmax(1) == expected).double().mean()
+    assert present(found.null) == pytest.approx(float(right))
+    assert 0.3 < float(right) < 0.9
+
+
+@pytest.mark.truth("answers at the last position, which takes its own state alone")
+def test_one_position_is_exchanged():
+    net, axes = planted()
+    base, source, expected = pairs()
+    others = torch.randn(2, 128, 6, generator=torch.Generator().manual_seed(7)).double()
+    texts = [torch.stack(two, 1) for two in zip(others, (base, source), strict=True)]
+    judge, column = InterchangeIntervention(), axes[:, :1]
+    shares = {
+        at: judge.explain(
+            net,
+            texts[0],
+            source=texts[1],
+            expected=expected,
+            site="0",
+            subspace=column,
+            position=at,
+        )
+        for at in (0, 1)
+    }
+    assert float(shares[0]) == shares[0].unpatched < 0.8
+    assert float(shares[1]) == 1.0
+    with pytest.raises(InputError, match="position in -2..1"):
+        judge.explain(net, texts[0], source=texts[1], expected=expected, site="0", position=2)
+    with pytest.raises(InputError, match="states with positions"):
+        judge.explain(net, **given(), position=0)
+
+
 def test_the_edit_gives_the_answers_and_is_a_projection():
     net, axes = planted()
     base, source, expected = pairs()

@@ -260,6 +260,16 @@ class _Pairs:
         self.old, self.new = old[self.site], new[self.site]
         self.expected, self.position = expected, position
         self.width = self.old.shape[-1]
+        if position is None:
+            return
+        if self.old.ndim < 3:
+            raise InputError(
+                f"interchange: expected states with positions at {self.site}, got shape "
+                f"{tuple(self.old.shape)}. Leave position out."
+            )
+        n = self.old.shape[1]
+        if not -n <= position < n:
+            raise InputError(f"interchange: expected a position in {-n}..{n - 1}, got {position}.")
 
     def moved(self, subspace: Float[Tensor, "dim k"] | None) -> Tensor:
         """Return the base's states with the source's component."""
@@ -269,7 +279,7 @@ class _Pairs:
                 f"{tuple(subspace.shape)}."
             )
         made = self.new if subspace is None else swapped(self.old, self.new, subspace, subspace)
-        if self.position is None or self.old.ndim < 3:
+        if self.position is None:
             return made
         at = torch.zeros(self.old.shape[1], 1, dtype=torch.bool, device=self.old.device)
         at[self.position] = True
