@@ -97,7 +97,7 @@ def test_one_position_is_exchanged():
     }
     assert float(shares[0]) == shares[0].unpatched < 0.8
     assert float(shares[1]) == 1.0
-    with pytest.raises(InputError, match="position in -2..1"):
+    with pytest.raises(InputError, match=r"position in -2\.\.1"):
         judge.explain(net, texts[0], source=texts[1], expected=expected, site="0", position=2)
     with pytest.raises(InputError, match="states with positions"):
         judge.explain(net, **given(), position=0)
