@@ -156,12 +156,17 @@ class Batcher:
                 await asyncio.wait_for(self._arrived.wait(), left)
 
     def _same_shape(self) -> list[_Waiting]:
-        shape, found = self._queue[0].item.shape, list[_Waiting]()
+        """Return inputs that the oldest one can share a batch with, few of them padding."""
+        first, most, found = self._queue[0].item, self._most(), list[_Waiting]()
+        shortest = longest = first.length
         for one in self._queue:
-            if one.item.shape == shape and not one.answer.done():
-                found.append(one)
-                if len(found) == self._most():
-                    break
+            low, high = min(shortest, one.item.length), max(longest, one.item.length)
+            if one.item.shape != first.shape or one.answer.done() or (low < high >= 2 * low):
+                continue
+            found.append(one)
+            shortest, longest = low, high
+            if len(found) == most:
+                break
         return found
 
     def _outcomes(self, items: Sequence[Item]) -> list[Any]:

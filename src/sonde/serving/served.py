@@ -25,6 +25,7 @@ from sonde.run.reading.recipe import recipe_in
 from sonde.run.scoring.batches import check_scoring
 from sonde.run.scoring.invariant import InvariantReader, shape_of_item
 from sonde.run.scoring.opening import open_for
+from sonde.serving.refusals import Refusal
 from sonde.serving.unusual_columns import UnusualColumn, scales_in, unusual_columns
 from sonde.serving.verdicts import Verdict, Verdicts
 from sonde.tap import LiveStream
@@ -46,6 +47,8 @@ class Item:
         Its own 16 bytes; nothing of the input is in it.
     shape : hashable
         What inputs of one batch must share.
+    length : int, default=1
+        Its tokens. The longest input of a batch has less than twice as many as the shortest.
     columns : tuple of UnusualColumn or None, default=None
         Of a row of a table, if the probe knows where its columns usually lie.
     """
@@ -53,6 +56,7 @@ class Item:
     prepared: Prepared
     key: bytes
     shape: Hashable
+    length: int = 1
     columns: tuple[UnusualColumn, ...] | None = None
 
 
@@ -250,42 +254,64 @@ class ServedModel:
         ------
         InputError
             If the model cannot read a row.
+        Refusal
+            413 for an input with more tokens.
         """
         if self._reader is None:
             self.open(rows[0])
-        inputs, tokens = self.inputs, self._most_tokens(tokens)
-        pieces = inputs.encoder.pieces(rows)
-        for i, mine in enumerate(pieces):
-            if len(mine) != 1 or (tokens is not None and mine[0].length > tokens):
-                most = getattr(inputs.encoder, "max_length", None) if tokens is None else tokens
-                raise InputError(
-                    f"input {i}: expected a text of at least one and at most {most} tokens. "
-                    "Shorten it, or cut it into several."
-                )
-        prepared = inputs.encoder.prepare(rows, [(i, 0) for i in range(len(rows))])
-        inputs.encoder.collate(prepared[:1])
+        encoder, most = self.inputs.encoder, self._most_tokens(tokens)
+        is_text = encoder.kind in PADDED_INPUTS
+        if not is_text:
+            self._check_pieces(rows, range(len(rows)), most)
+        prepared = encoder.prepare(rows, [(i, 0) for i in range(len(rows))])
+        if is_text:
+            self._check_texts(rows, [one.length for one in prepared], most)
+        encoder.collate(prepared[:1])
         scales = self.column_scales
         return [
-            Item(one, key, self._shape(one), unusual_columns(row, scales) if scales else None)
+            Item(
+                one,
+                key,
+                self._shape(one),
+                one.length,
+                unusual_columns(row, scales) if scales else None,
+            )
             for one, key, row in zip(prepared, keys, rows, strict=True)
         ]
+
+    def _check_texts(self, rows: Sequence[Row], lengths: Sequence[int], most: int | None) -> None:
+        """Refuse texts that are empty or too long, from the tokens of their first pieces."""
+        context = getattr(self.inputs.encoder, "max_length", None)
+        for i, length in enumerate(lengths):
+            if most is not None and length > most:
+                raise _too_long(i, most)
+        whole = range(1, max(lengths) + 1 if context is None else context)
+        doubtful = [i for i, length in enumerate(lengths) if length not in whole]
+        self._check_pieces(rows, doubtful, most)
+
+    def _check_pieces(self, rows: Sequence[Row], which: Sequence[int], most: int | None) -> None:
+        """Refuse inputs that are more than one example, or too long."""
+        found = self.inputs.encoder.pieces([rows[i] for i in which])
+        for i, mine in zip(which, found, strict=True):
+            if len(mine) != 1 or (most is not None and mine[0].length > most):
+                context = getattr(self.inputs.encoder, "max_length", None)
+                raise _too_long(i, context if most is None else most)
 
     def _shape(self, item: Prepared) -> Hashable:
         """Return what inputs of one batch share: with detectors, whose bits count, the shape.
 
-        Without detectors texts are padded, and share a batch if the longest has less than twice as
-        many tokens as the shortest.
+        Without detectors texts are padded.
         """
         if self.verdicts is None and self.inputs.encoder.kind in PADDED_INPUTS:
-            return item.length.bit_length()
+            return None
         return shape_of_item(item)
 
     def _most_tokens(self, tokens: int | None) -> int | None:
         """Return the most tokens of a text; of a prompt those that leave room for new ones."""
-        context = context_of(self.model)
-        if self.generation is None or self.generation.new_tokens is None or context is None:
+        generation, context = self.generation, self._context
+        if generation is None or generation.new_tokens is None or context is None:
             return tokens
-        room = context - self.generation.new_tokens
+        room = context - generation.new_tokens
         return room if tokens is None else min(tokens, room)
 
     def answer(self, items: Sequence[Item]) -> Answered:
@@ -342,9 +368,21 @@ class ServedModel:
         return names[number] if number < len(names) else number
 
     @cached_property
+    def _context(self) -> int | None:
+        return context_of(self.model)
+
+    @cached_property
     def detectors(self) -> tuple[Key, ...]:
         """The detectors and sites of the probe."""
         return () if self.fitted is None else tuple(self.fitted.scorers)
+
+
+def _too_long(number: int, most: int | None) -> Refusal:
+    return Refusal(
+        413,
+        f"Input {number}: expected a text of at most {most} tokens. Shorten it, or cut it into "
+        "several.",
+    )
 
 
 def prompts_of(stream: LiveStream) -> ItemInputs | None:
