@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.environments import peer_version
+from sonde import load
 from sonde.compress import TOVA, ExpectedAttention, KeyDiff, KeyNorm, SnapKV, StreamingCache
 from sonde.core import CacheRule
-from sonde.data import load
 from sonde.data.opening import open_inputs
 from sonde.tap.cache.evicting import caching
 

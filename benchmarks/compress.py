@@ -156,8 +156,8 @@ def _held(size: Size) -> Iterator[Row]:
 
 
 def _packed(folder: Path, small: Path) -> None:
+    from sonde import load
     from sonde.compress import RTN
-    from sonde.data import load
 
     model = load(str(folder))
     RTN(bits=4, group=32).plan(model).save(str(folder), small)
@@ -190,8 +190,8 @@ def opened(folder: str) -> dict[str, float]:
 
 
 def _coding(size: Size) -> Row:
+    from sonde import load
     from sonde.compress import SequenceCoder
-    from sonde.data import load
 
     what = "lossless coding: bytes above the model's cross-entropy, over what is allowed"
     try:
@@ -275,8 +275,8 @@ def _parts(size: Size) -> Iterator[Row]:
 
 
 def _across(size: Size) -> Row:
+    from sonde import load
     from sonde.compress import CrossLayerCache
-    from sonde.data import load
     from sonde.data.opening import open_inputs
     from sonde.tap.cache.evicting import caching
 

@@ -11,8 +11,8 @@ from benchmarks.environments import PeerError, python_of
 from benchmarks.protocol import AGAIN, PLAIN, interleaved, ratio_of
 from benchmarks.rows import Row, not_measured
 from benchmarks.size import Size
+from sonde import load
 from sonde.core.inputs import Model
-from sonde.data import load
 from sonde.edit import BatchEdit, Fact, NullSpace, SecondMoment
 
 PEER = "concept-erasure"

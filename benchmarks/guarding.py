@@ -11,9 +11,9 @@ from benchmarks.nets import Tokens, classifier, forward_of, token_batch, transfo
 from benchmarks.protocol import AGAIN, PLAIN, interleaved, ratio_of
 from benchmarks.rows import Row
 from benchmarks.size import Size
+from sonde import load
 from sonde.core.instrument import Detector
 from sonde.core.stream import Stream
-from sonde.data import load
 from sonde.detect import KNN, NAC, Mahalanobis
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import MODEL_FIELDS

@@ -18,7 +18,6 @@ from sonde.core import SondeWarning as SondeWarning
 from sonde.core import StateError as StateError
 from sonde.core import StoreError as StoreError
 from sonde.core import Stream as Stream
-from sonde.data import load as load
 from sonde.layers.inserting import inserted as inserted
 from sonde.layers.inserting import removed as removed
 from sonde.report import Report as Report
@@ -48,6 +47,7 @@ from sonde.run.explaining.explain_units import explain_units as explain_units
 from sonde.run.fine_tuning.train_model import train_model as train_model
 from sonde.run.fitting.fit import fit as fit
 from sonde.run.reading.gather import gather as gather
+from sonde.run.reading.load import load as load
 from sonde.run.reading.read import read as read
 from sonde.run.scoring.score import score as score
 from sonde.run.tracing.trace_texts import trace_texts as trace_texts

@@ -1,7 +1,8 @@
-"""Register changed models with transformers and ``sonde.load`` once these are imported.
+"""Register packed models with transformers once it is imported.
 
-``import sonde`` must not import transformers, which takes seconds; and whoever opens a packed model
-by ``from_pretrained`` imports sonde and transformers in any order.
+transformers has a registry of packed forms but no entry points, so a package must be imported to
+be known. ``import sonde`` must not import transformers, which takes seconds; and whoever opens a
+packed model by ``from_pretrained`` imports sonde and transformers in any order.
 """
 
 import importlib
@@ -11,45 +12,42 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-FOLLOWERS = {
-    "transformers.quantizers": "sonde._packed_models",
-    "sonde.data.loading": "sonde._opened_folders",
-}
-"""Modules that are watched, and those of ours that are imported behind them."""
+WATCHED = "transformers.quantizers"
+FOLLOWER = "sonde._packed_models"
+"""What is imported behind the watched module."""
 
 
 class _Following(Loader):
     """Runs a module as its own loader does, then imports ours."""
 
-    def __init__(self, loader: Any, follower: str) -> None:
-        self.loader, self.follower = loader, follower
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        importlib.import_module(self.follower)
+        importlib.import_module(FOLLOWER)
 
 
 class _Watcher(MetaPathFinder):
-    """Finds the watched modules, as they are found without us."""
+    """Finds the watched module, as it is found without us."""
 
     def find_spec(
         self, fullname: str, path: Any, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in FOLLOWERS:
+        if fullname != WATCHED:
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None:
-            spec.loader = _Following(spec.loader, FOLLOWERS[fullname])
+            spec.loader = _Following(spec.loader)
         return spec
 
 
 def watch() -> None:
-    """Import what follows on modules that are there, and on others when they are imported."""
-    for watched, follower in FOLLOWERS.items():
-        if watched in sys.modules:
-            importlib.import_module(follower)
-    if not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
+    """Register now if transformers is there, else when it is imported."""
+    if WATCHED in sys.modules:
+        importlib.import_module(FOLLOWER)
+    elif not any(isinstance(finder, _Watcher) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Watcher())

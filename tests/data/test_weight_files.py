@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from sonde import load
 from sonde.core.errors import InputError
-from sonde.data import load
 from sonde.data.opening import names_of_classes
 
 NET = """

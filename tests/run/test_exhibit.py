@@ -11,8 +11,8 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from narrow import present
+from sonde import load
 from sonde.core import Stream
-from sonde.data import load
 from sonde.data.pieces import texts_of
 from sonde.data.shipped import model_directory
 from sonde.detect import Mahalanobis, PaDiM

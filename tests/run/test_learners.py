@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from sonde import load
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
-from sonde.data.loading import load
 from sonde.detect import FOD, SimpleNet
 from sonde.run.fitting.fit import fit
 from sonde.run.instruments.words import parse_methods

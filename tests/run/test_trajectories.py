@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from sonde.data import load
+from sonde import load
 from sonde.data.shipped import model_directory
 from sonde.detect import Mahalanobis, TrajectoryVerifier
 from sonde.run.bundles.fitted import Fitted

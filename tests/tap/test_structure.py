@@ -12,7 +12,7 @@ from torch import nn
 
 from models import gpt2, mlp
 from narrow import expect
-from sonde.data import load
+from sonde import load
 from sonde.tap import structure
 
 

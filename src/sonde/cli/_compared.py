@@ -25,10 +25,10 @@ def compared(
     first : Model, optional
         The older model, if it is open already.
     """
-    from sonde.data import load
     from sonde.run.comparing.compare import compare
     from sonde.run.comparing.two_answers import compare_answers
     from sonde.run.comparing.two_models_document import two_models_document
+    from sonde.run.reading.load import load
 
     options = reading.model_options()
     first = load(names[0], **options) if first is None else first

@@ -137,7 +137,7 @@ class Generate:
             raise InputError("--decode-strength: needs --decode.")
 
     def _load(self, word: str) -> Any:
-        from sonde.data import load
+        from sonde.run.reading.load import load
 
         return load(word, self.device, self.dtype, self.trust_remote_code)
 

@@ -349,7 +349,7 @@ def source_of(command: str, model: str, data: str, reading: Reading) -> tuple[An
     InputError
         If data are missing or do not exist, or a flag that only a model takes is typed for a store.
     """
-    from sonde.data import load
+    from sonde.run.reading.load import load
     from sonde.run.reading.read import ARRAYS, reads_weights
     from sonde.store import is_store
 

@@ -141,7 +141,7 @@ def _is_model(hint: Any) -> bool:
 
 def _run(command: Any, word: str, function: Callable[..., Any]) -> int:
     """Load the models, ask, print and write."""
-    from sonde.data import load
+    from sonde.run.reading.load import load
 
     asking: Asking = command.asking
     hints = get_type_hints(function, include_extras=True)

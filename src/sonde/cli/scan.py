@@ -179,7 +179,7 @@ class Scan:
     def _older(self) -> Any:
         """Return the older model, tried on the data before anything runs; None if none is named."""
         from sonde.cli._compared import inputs_of
-        from sonde.data import load
+        from sonde.run.reading.load import load
 
         if self.versus_model is None:
             return None

@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,29 @@ _log = logging.getLogger("sonde")
 
 _FACTORY = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 _FILLED = re.compile(r"^(?P<factory>[A-Za-z_][\w.]*:[A-Za-z_]\w*)@(?P<folder>.+)$")
-TIMM, SENTENCES = "timm:", "sentence-transformers:"
-FILL: list[Callable[[nn.Module, Path], None]] = []
-"""What fills a module of a factory from a folder; ``sonde._opened_folders`` adds it."""
-INSERT: list[Callable[[nn.Module, Path], None]] = []
-"""What puts the layers of a folder into its model; ``sonde._opened_folders`` adds it."""
 _CODE_FILE = re.compile(r"^(?P<folder>.*/)?(?P<stem>[A-Za-z_]\w*)\.py:(?P<factory>[A-Za-z_]\w*)$")
+TIMM, SENTENCES = "timm:", "sentence-transformers:"
+FromFolder = Callable[[nn.Module, Path], None]
+
+
+def _leave(module: nn.Module, folder: Path) -> None:
+    """Leave a module as transformers made it."""
+
+
+def _refuse(module: nn.Module, folder: Path) -> None:
+    raise InputError(f"load: expected a file of weights, got the folder {folder}. Use sonde.load.")
+
+
+@dataclass(frozen=True)
+class _How:
+    """How a model is opened, as ``load`` was told."""
+
+    device: str
+    dtype: str
+    trust_remote_code: bool
+    processor: Any
+    fill: FromFolder
+    insert: FromFolder
 
 
 def load(
@@ -61,27 +78,21 @@ def load(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     processor: Any = None,
+    *,
+    fill: FromFolder = _refuse,
+    insert: FromFolder = _leave,
 ) -> Model:
     """Return the model that the user means, with what turns items into its inputs.
 
+    ``sonde.load`` describes the arguments; it passes down what this room cannot import.
+
     Parameters
     ----------
-    model : str, path, nn.Module or Model
-        A Hugging Face directory or name, ``package.module:factory``, ``sonde:digits``,
-        ``sonde:stdlib``, or a live module, which stays where it is; of a live model of
-        sentence-transformers the stages are read as from its folder. Weights in a file, a state
-        dictionary or safetensors, are ``package.module:factory@FILE``; a factory's model that
-        `sonde compress` wrote is ``package.module:factory@FOLDER``. ``timm:NAME`` asks timm,
-        ``sentence-transformers:NAME`` the hub.
-    device : str, default="auto"
-        ``auto`` is cuda, mps or cpu for models that are loaded here; ``map`` spreads a checkpoint
-        over the devices; else a torch device.
-    dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
-        ``auto`` is what the configuration says.
-    trust_remote_code : bool, default=False
-        Run Python code that comes with the checkpoint.
-    processor : object, optional
-        Tokenizer, image processor, or callable that turns one item into a tensor.
+    model, device, dtype, trust_remote_code, processor
+    fill : callable
+        Puts what a folder holds into a module of its factory.
+    insert : callable
+        Puts the layers that a folder holds into its model.
 
     Raises
     ------
@@ -95,12 +106,13 @@ def load(
         )
     if isinstance(model, Model | nn.Module):
         return _live(model, device, dtype, processor)
-    found = _named(str(model), device, dtype, trust_remote_code, processor)
+    found = _named(str(model), _How(device, dtype, trust_remote_code, processor, fill, insert))
     _log.info("model %s: %s", found.name, _described(found.module))
     return found
 
 
-def _named(name: str, device: str, dtype: str, trust_remote_code: bool, processor: Any) -> Model:
+def _named(name: str, how: _How) -> Model:
+    device, dtype, processor = how.device, how.dtype, how.processor
     if is_shipped(name):
         directory = model_directory(name)
         return replace(from_directory(directory, device, dtype, False, processor), name=name)
@@ -109,15 +121,15 @@ def _named(name: str, device: str, dtype: str, trust_remote_code: bool, processo
         if name.startswith(TIMM):
             return _from_timm(name, device, dtype, processor)
         if filled := _FILLED.match(name):
-            return _filled(filled, device, dtype, processor)
+            return _filled(filled, how)
         if is_factory(name):
             return _from_factory(name, device, dtype, processor)
         name = _hub_name(name)
     with quiet():
-        directory = checkpoint_directory(name, trust_remote_code)
-    found = from_directory(directory, device, dtype, trust_remote_code, processor)
-    for insert in INSERT if (directory / "config.json").is_file() else ():
-        insert(found.module, directory)
+        directory = checkpoint_directory(name, how.trust_remote_code)
+    found = from_directory(directory, device, dtype, how.trust_remote_code, processor)
+    if (directory / "config.json").is_file():
+        how.insert(found.module, directory)
     return replace(found, name=name)
 
 
@@ -201,7 +213,7 @@ def folder_of_factory(name: str) -> Path | None:
     return Path(found["folder"]).expanduser() if found else None
 
 
-def _filled(word: re.Match[str], device: str, dtype: str, processor: Any) -> Model:
+def _filled(word: re.Match[str], how: _How) -> Model:
     """Return a factory's module with the weights of a file, or those and forms of a folder."""
     given = Path(word["folder"]).expanduser()
     is_file = given.is_file() or given.suffix in WEIGHT_FILES
@@ -210,12 +222,11 @@ def _filled(word: re.Match[str], device: str, dtype: str, processor: Any) -> Mod
             f"load: expected the folder of a model of {word['factory']} after @, or a file of "
             f"weights ({', '.join(WEIGHT_FILES)}), got {given}."
         )
-    found = _from_factory(word["factory"], "cpu", "auto", processor)
-    for fill in [fill_from_file] if is_file else FILL:
-        fill(found.module, given)
-    if dtype != "auto":
-        found.module.to(DTYPES[dtype])
-    found.module.to(usable_device(device))
+    found = _from_factory(word["factory"], "cpu", "auto", how.processor)
+    (fill_from_file if is_file else how.fill)(found.module, given)
+    if how.dtype != "auto":
+        found.module.to(DTYPES[how.dtype])
+    found.module.to(usable_device(how.device))
     return replace(found, name=word[0])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import Model
 from sonde.core.stream import Stream
-from sonde.data import check_data, load
+from sonde.data import check_data
 from sonde.files.identity import agree
 from sonde.findings.detectors import with_columns_of
 from sonde.findings.document import document
@@ -37,6 +37,7 @@ from sonde.report.notebook import to_mime
 from sonde.report.terminal import to_text
 from sonde.run.bundles.header import MODEL_FIELDS, READING_FIELDS
 from sonde.run.reading.class_order import stream_in_sorted_order
+from sonde.run.reading.load import load
 from sonde.run.reading.notes import data_name, items_of
 from sonde.run.reading.read import ARRAYS, AS_IT_IS, read
 from sonde.run.reading.recipe import columns_of

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, final
 
 from sonde.core.errors import InputError
-from sonde.data import load
+from sonde.run.reading.load import load
 from sonde.serving.authentication import read_token
 from sonde.serving.limits import Limits
 from sonde.serving.traffic import Schedule

@@ -11,7 +11,6 @@ import torch
 from sonde.core.batch import Batch
 from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import InputBatch, Model
-from sonde.data import load
 from sonde.data.encoder import Prepared
 from sonde.data.inputs import ItemInputs
 from sonde.data.opening import class_names
@@ -20,6 +19,7 @@ from sonde.data.sources import Row
 from sonde.data.text_encoding import context_of
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.instruments.entries import Key
+from sonde.run.reading.load import load
 from sonde.run.reading.read import read
 from sonde.run.reading.recipe import recipe_in
 from sonde.run.scoring.batches import check_scoring

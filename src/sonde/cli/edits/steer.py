@@ -108,8 +108,8 @@ class Steer:
 
     def _write_directions(self, kind: str) -> int:
         """Write the directions of all blocks, for sonde generate or llama.cpp."""
-        from sonde.data import load
         from sonde.run.changing.steer import save_control_vector, steering_directions
+        from sonde.run.reading.load import load
         from sonde.store.outputs import check_file
 
         check_file(self.output)

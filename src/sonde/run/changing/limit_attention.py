@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from sonde.core.errors import InputError
-from sonde.data import load, open_inputs
+from sonde.data import open_inputs
 from sonde.edit import LimitAttention
 from sonde.run.changing.acting import Change
 from sonde.run.changing.attention_costs import ALL, PatternCost, pattern_costs
 from sonde.run.changing.edit_document import EditTable, edit_document
+from sonde.run.reading.load import load
 from sonde.run.reading.notes import data_name
 
 EXAMPLES, SEED = 32, 0

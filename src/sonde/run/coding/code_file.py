@@ -8,10 +8,10 @@ from sonde.compress import SequenceCoder
 from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
-from sonde.data import load
 from sonde.files.durable import atomic_write
 from sonde.run.coding.coded_file import contents_of, file_of, read_contents, write_contents
 from sonde.run.coding.sizes import model_bytes, plain_sizes
+from sonde.run.reading.load import load
 
 SUFFIX = ".coded"
 

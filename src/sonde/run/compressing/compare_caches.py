@@ -8,9 +8,10 @@ from sonde import compress
 from sonde.core import CachePacking, CacheRule
 from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError, near
-from sonde.data import load, open_inputs
+from sonde.data import open_inputs
 from sonde.run.compressing.caches import CacheTrial, smallest, suited, try_caches
 from sonde.run.instruments.families import snake_case
+from sonde.run.reading.load import load
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from sonde.compress._layers import require_finite_weights, weighted_layers
 from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
-from sonde.data import load, open_inputs
+from sonde.data import open_inputs
 from sonde.data.inputs import ItemInputs
 from sonde.run.compressing.choosing import (
     chosen_parts,
@@ -34,6 +34,7 @@ from sonde.run.compressing.search import (
 from sonde.run.compressing.settings import Setting, Trial, fitting, require_divergence
 from sonde.run.compressing.sizes import sized_settings
 from sonde.run.compressing.timing import speeds
+from sonde.run.reading.load import load
 from sonde.run.reading.notes import data_name
 from sonde.weights import Examples, Rewrite, RewritePlan, save_edited
 from sonde.weights.factory_folder import check_change, source_folder

@@ -7,7 +7,7 @@ from typing import Any
 
 from sonde.core._shown import document_html, document_line
 from sonde.core.finite import finite_json
-from sonde.data import load, open_inputs
+from sonde.data import open_inputs
 from sonde.run.compressing.choosing import chosen_parts
 from sonde.run.compressing.search import (
     SCHEMA,
@@ -19,6 +19,7 @@ from sonde.run.compressing.search import (
     trials,
 )
 from sonde.run.compressing.settings import require_divergence
+from sonde.run.reading.load import load
 from sonde.run.reading.notes import data_name
 from sonde.weights.factory_folder import source_folder
 from sonde.weights.folder import ModelFolder, weight_bytes

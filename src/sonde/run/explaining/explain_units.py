@@ -7,12 +7,12 @@ from typing import Any
 
 from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError
-from sonde.data import load
 from sonde.run.explaining.atlas import Atlas, fit_atlas
 from sonde.run.explaining.atlas_of_model import model_atlas
 from sonde.run.explaining.dictionaries import open_dictionary
 from sonde.run.explaining.dictionary_health import loss_recovered
 from sonde.run.passes.directory import dropped_on_error
+from sonde.run.reading.load import load
 from sonde.run.reading.notes import data_name
 from sonde.run.reading.read import read
 from sonde.tap.streams.live import LiveStream

@@ -9,7 +9,7 @@ from typing import Any
 from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
-from sonde.data import load, open_inputs
+from sonde.data import open_inputs
 from sonde.data.inputs import ItemInputs
 from sonde.engine.steps import seeded
 from sonde.layers import inserted_layers, layer_files
@@ -19,6 +19,7 @@ from sonde.run.fine_tuning.document import train_document
 from sonde.run.fine_tuning.layers import asked_layers, check_places, with_asked, without_layers
 from sonde.run.fine_tuning.losses import attached, weights_of
 from sonde.run.passes.directory import run_directory
+from sonde.run.reading.load import load
 from sonde.run.reading.notes import data_name
 from sonde.tap.training.terms import EMA
 from sonde.weights import save_edited

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sonde.core.inputs import Model
-from sonde.data import load
+from sonde.run.reading.load import load
 from sonde.weights import unpacked
 
 

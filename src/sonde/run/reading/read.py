@@ -12,10 +12,11 @@ from sonde.core.inputs import Model
 from sonde.core.perturbation import Perturbation
 from sonde.core.site import WEIGHT, Reducer, Site
 from sonde.core.stream import Stream
-from sonde.data import check_data, load, open_arrays, open_inputs, reader_of
+from sonde.data import check_data, open_arrays, open_inputs, reader_of
 from sonde.data.inputs import ItemInputs
 from sonde.data.table_alone import TableAlone, is_table, table_model
 from sonde.data.text_encoding import context_of
+from sonde.run.reading.load import load
 from sonde.store import Store, is_store
 from sonde.tap import LiveStream, live_stream, replay, weight_stream
 from sonde.tap.generating.replay import ReplayInputs

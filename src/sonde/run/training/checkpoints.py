@@ -13,12 +13,12 @@ from sonde.core.errors import InputError, SondeWarning, StateError
 from sonde.core.instrument import Instrument
 from sonde.core.stream import Stream
 from sonde.core.wording import plural
-from sonde.data import load
 from sonde.files.durable import atomic_write
 from sonde.run.fitting.fit import fit
 from sonde.run.fitting.prepared import prepare
 from sonde.run.instruments.asked import asked
 from sonde.run.instruments.words import Asked, instruments_of
+from sonde.run.reading.load import load
 from sonde.run.reading.read import read
 from sonde.run.training.track import Track
 

@@ -18,11 +18,12 @@ from sonde.core.batch import Batch
 from sonde.core.errors import InputError, SiteError, SondeWarning, StateError
 from sonde.core.inputs import Model
 from sonde.core.wording import plural
-from sonde.data import load, special_ids
+from sonde.data import special_ids
 from sonde.files.identity import agree, difference
 from sonde.run.bundles.fitted import Fitted
 from sonde.run.bundles.header import warn_other_code, warn_unknown_structure
 from sonde.run.instruments.entries import Key
+from sonde.run.reading.load import load
 from sonde.run.scoring.batches import SCHEMA
 from sonde.run.watching._stacked import Stacked
 from sonde.run.watching._watched import (

@@ -1,0 +1,66 @@
+"""The model that the user names, with the layers and packed weights that its folder holds."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sonde.core.inputs import Model
+from sonde.data import loading
+
+
+def load(
+    model: Any,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    processor: Any = None,
+) -> Model:
+    """Return the model that the user means, with what turns items into its inputs.
+
+    Parameters
+    ----------
+    model : str, path, nn.Module or Model
+        A Hugging Face directory or name, ``package.module:factory``, ``sonde:digits``,
+        ``sonde:stdlib``, or a live module, which stays where it is; of a live model of
+        sentence-transformers the stages are read as from its folder. Weights in a file, a state
+        dictionary or safetensors, are ``package.module:factory@FILE``; a factory's model that
+        `sonde compress` wrote is ``package.module:factory@FOLDER``. ``timm:NAME`` asks timm,
+        ``sentence-transformers:NAME`` the hub.
+    device : str, default="auto"
+        ``auto`` is cuda, mps or cpu for models that are loaded here; ``map`` spreads a checkpoint
+        over the devices; else a torch device.
+    dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
+        ``auto`` is what the configuration says.
+    trust_remote_code : bool, default=False
+        Run Python code that comes with the checkpoint.
+    processor : object, optional
+        Tokenizer, image processor, or callable that turns one item into a tensor.
+
+    Raises
+    ------
+    InputError
+        If there is no such model, or it cannot be loaded safely and whole.
+    """
+    return loading.load(
+        model,
+        device,
+        dtype,
+        trust_remote_code,
+        processor,
+        fill=_fill,
+        insert=_insert,
+    )
+
+
+def _fill(module: nn.Module, folder: Path) -> None:
+    from sonde.weights.factory_folder import fill
+
+    fill(module, folder)
+    _insert(module, folder)
+
+
+def _insert(module: nn.Module, folder: Path) -> None:
+    from sonde.layers.saving import insert_saved_layers
+
+    insert_saved_layers(module, folder)
