@@ -1,6 +1,7 @@
 """Answers: the numbers of sonde score, whatever the batch; labels; the Open Inference Protocol."""
 
 import asyncio
+import tracemalloc
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from serving_case import DIM, asked, net, probe, rows, served
 from sonde.detect import Energy, Mahalanobis
 from sonde.run.scoring.by_input import by_input
 from sonde.serving import Limits, app
+from sonde.serving.feedback import Feedback
+from sonde.serving.refusals import Refusal
+from sonde.serving.served import Answer
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +126,33 @@ def test_feedback_counts_each_answer_once(model, fitted):
     assert figures["rest"]["n"] == 10 - n_alarms
     bounds = [figures["all"]["low"], figures["all"]["high"]]
     assert bounds == pytest.approx([0.2624, 0.8784], abs=5e-5)
+
+
+def test_feedback_compares_texts_and_numbers_and_forgets_the_oldest():
+    feedback, given = Feedback(kept=5), [Answer(x) for x in (-1.0, 3, "cat", [4, 5], "3", 0.0, "z")]
+    feedback.remember([f"id-{i}" for i in range(7)], given)
+    for name in ("id-0", "id-1", "", "of another"):
+        with pytest.raises(Refusal, match="the last 5"):
+            feedback.take(name, 3)
+    assert feedback.take("id-2", "cat")
+    assert feedback.take("id-3", "[4, 5]")
+    assert feedback.take("id-4", 3)
+    assert feedback.take("id-5", 0)
+    assert not feedback.take("id-6", "cat")
+    feedback.remember(["a", "b", "c"], [Answer(-1.0), Answer(3), Answer(2**60)])
+    assert not feedback.take("a", -2)  # Python's hashes of -1 and -2 are equal
+    assert feedback.take("b", 3.0)
+    assert feedback.take("c", 2**60)
+
+
+def test_feedback_takes_no_more_memory_for_more_or_longer_answers():
+    feedback = Feedback(kept=2000)
+    tracemalloc.start()
+    for i in range(2000):
+        feedback.remember([f"{i:016x}-0"], [Answer("a" * 1000 + str(i))])
+    grown = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert grown < 50_000
 
 
 class Crowded(nn.Module):

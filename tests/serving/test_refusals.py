@@ -72,13 +72,11 @@ def test_hostile_bodies_get_a_sentence_and_the_server_goes_on(model, caplog):
     assert SECRET not in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("text", "code"), [("ab cd", 200), ("ab cde", 413), ("ab", 200), ("", 400)]
-)
-def test_a_text_has_at_most_the_stated_tokens(text, code):
+def test_a_text_has_at_most_the_stated_tokens():
     with served("sonde:stdlib", limits=Limits(tokens=5)) as client:  # a token is a byte
-        found = client.post("/predict", json={"inputs": ["ok", text]})
-    assert found.status_code == code, found.text
+        for text, code in {"ab cd": 200, "ab cde": 413, "ab": 200, "": 400}.items():
+            found = client.post("/predict", json={"inputs": ["ok", text]})
+            assert found.status_code == code, found.text
 
 
 class Picky(nn.Module):

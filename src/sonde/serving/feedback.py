@@ -1,19 +1,26 @@
 """How often the model was correct, among alarms and among the other inputs."""
 
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from sonde.serving.refusals import Refusal
 from sonde.serving.served import Answer
 from sonde.stats.intervals import clopper_pearson
 
 KEPT = 100_000
+ALARMS: tuple[bool | None, ...] = (None, False, True)
+NO_ID, EXACT = 0, 2**53
+"""The hash of an empty text; and up to which integers are floats without rounding."""
 
 
 class Feedback:
     """Answers that were given, by id, until the truth arrives.
+
+    Ids and answers are remembered as hashes of 64 bits in arrays of a fixed size, so that long
+    answers and many requests take no more memory than the first.
 
     Parameters
     ----------
@@ -22,18 +29,20 @@ class Feedback:
     """
 
     def __init__(self, kept: int = KEPT) -> None:
-        self._kept, self._lock = kept, threading.Lock()
-        self._given: OrderedDict[str, tuple[Any, bool | None]] = OrderedDict()
-        self._counts: dict[bool | None, list[int]] = {True: [0, 0], False: [0, 0], None: [0, 0]}
+        self._kept, self._lock, self._next = kept, threading.Lock(), 0
+        self._ids = np.full(kept, NO_ID, np.int64)
+        self._texts, self._numbers = np.full((2, kept), 0, np.int64)
+        self._alarms = np.full(kept, 0, np.int8)
+        self._counts: dict[bool | None, list[int]] = {alarm: [0, 0] for alarm in ALARMS}
 
     def remember(self, ids: Sequence[str], answers: Sequence[Answer]) -> None:
         """Keep the answers to some inputs."""
         with self._lock:
             for name, one in zip(ids, answers, strict=True):
-                alarm = None if one.verdict is None else one.verdict.alarm
-                self._given[name] = (one.answer, alarm)
-            while len(self._given) > self._kept:
-                self._given.popitem(last=False)
+                at, alarm = self._next, None if one.verdict is None else one.verdict.alarm
+                self._ids[at], self._alarms[at] = hash(name), ALARMS.index(alarm)
+                self._texts[at], self._numbers[at] = _hashes(one.answer)
+                self._next = (at + 1) % self._kept
 
     def take(self, name: Any, truth: Any) -> bool:
         """Count the truth about one input; each input counts once.
@@ -51,16 +60,20 @@ class Feedback:
         if not isinstance(name, str) or not isinstance(truth, str | int | float):
             raise Refusal(400, 'Expected {"id": "...", "truth": "the class"}.')
         with self._lock:
-            if name not in self._given:
+            found = np.flatnonzero(self._ids == hash(name))
+            if not name or not len(found):
                 raise Refusal(
                     404,
                     f"No answer with this id waits for its truth: each is taken once, and the last "
                     f"{self._kept:,} are remembered.",
                 )
-            answer, alarm = self._given.pop(name)
-            is_right = answer == truth or str(answer) == str(truth)
-            self._counts[alarm][0] += is_right
-            self._counts[alarm][1] += 1
+            at = int(found[0])
+            self._ids[at] = NO_ID
+            text, number = _hashes(truth)
+            is_right = bool(self._texts[at] == text or self._numbers[at] == number)
+            counts = self._counts[ALARMS[self._alarms[at]]]
+            counts[0] += is_right
+            counts[1] += 1
         return is_right
 
     def figures(self) -> dict[str, Any]:
@@ -70,6 +83,14 @@ class Feedback:
         every = (sum(a for a, _ in counts.values()), sum(n for _, n in counts.values()))
         named = {"all": every, "alarms": counts[True], "rest": counts[False]}
         return {name: _share(*pair) for name, pair in named.items()}
+
+
+def _hashes(answer: Any) -> tuple[int, int]:
+    """Return hashes of an answer as text and as a number, which 3 and 3.0 share."""
+    text = number = str(answer)
+    if isinstance(answer, float) or (isinstance(answer, int) and abs(answer) <= EXACT):
+        number = f"number {answer + 0.0!r}"
+    return hash(text), hash(number)
 
 
 def _share(n_right: int, n: int) -> dict[str, Any]:
