@@ -157,3 +157,15 @@ def test_registers_are_counted_by_the_configuration_of_a_known_model(site):
         model.embeddings.register_tokens.fill_(torch.nan)
     (found,) = live_stream(Model(model, config=model.config), images(24), site, "patches").schema
     assert (found.prefix, found.suffix, found.cls) == (5, 0, 0)
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+def test_a_first_picture_that_is_not_finite_hides_no_token(broken):
+    net, found = deit().eval(), []
+    for where in ((), (0, slice(None), 2, 1), (0,)):
+        given = images(24, n=2)
+        if where:
+            given.x[where] = broken
+        found += [[(s.key, s.axes, s.prefix) for s in live_stream(Model(net), given).schema]]
+    assert found[1] == found[2] == found[0]
+    assert found[0][0][2] == 2

@@ -116,7 +116,10 @@ def _floats(batch: InputBatch) -> list[Tensor]:
 def sized(
     batch: InputBatch, change: SizeChange, n_rows: int, which: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a probe forward on ``n_rows`` rows."""
+    """Return the arguments of a probe forward on ``n_rows`` rows.
+
+    NaN and infinity are replaced by random numbers: they reach all that follows, whatever changes.
+    """
     n = len(batch)
     length, length2 = source_length(batch), target_length(batch)
     resized = change.kind == "tokens"
@@ -131,7 +134,7 @@ def sized(
         if name in batch.packed:
             return _of_packed(x, batch.packed[name], n_rows)
         fixed = isinstance(x, Tensor) and not may_hold_tokens(x, batch)
-        return _fit(name, x, (n, n_rows, none, none) if fixed else sizes, doubled)
+        return _finite(name, _fit(name, x, (n, n_rows, none, none) if fixed else sizes, doubled))
 
     args = tuple(fit("", x) for x in batch.args)
     kwargs = {name: fit(name, x) for name, x in batch.kwargs.items()}
@@ -160,6 +163,19 @@ def _fit(name: str, x: Any, sizes: Sizes, doubled: tuple[int, ...]) -> Any:
         x = _along(x, axis, 2 * x.shape[axis]) if axis < x.ndim else x
     is_target = name.startswith("decoder_") or name == "labels"
     return _lengthened(x, *(target if is_target else source))
+
+
+def _finite(name: str, x: Any) -> Any:
+    """Return an argument whose entries are numbers; what is added to scores keeps its infinities."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or "mask" in name.lower():
+        return x
+    is_number = x.isfinite()
+    numbers, others = x[is_number], x[~is_number]
+    is_mask = len(numbers) > 0 and not bool(numbers.any()) and bool((others == -torch.inf).all())
+    if not len(others) or is_mask:
+        return x
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    return torch.where(is_number, x, noise.to(x))
 
 
 def _unpadded(name: str, x: Any, given: Any, mask: Tensor | None) -> Any:
