@@ -166,7 +166,7 @@ def _fit(name: str, x: Any, sizes: Sizes, doubled: tuple[int, ...]) -> Any:
 
 
 def _finite(name: str, x: Any) -> Any:
-    """Return an argument whose entries are numbers; what is added to scores keeps its infinities."""
+    """Return an argument without NaN or infinity; masks that are added to scores keep theirs."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or "mask" in name.lower():
         return x
     is_number = x.isfinite()
