@@ -1,4 +1,4 @@
-"""Rows without random numbers, on which values were computed independently."""
+"""Rows without random numbers, on which measures are held against their definitions."""
 
 import torch
 
