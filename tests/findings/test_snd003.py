@@ -8,7 +8,7 @@ from torch import nn
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised, evidence_of, tensors, tokens
 from narrow import expect
-from sonde.findings.fresh_weights import neighbours, spectrum_edge
+from sonde.findings.fresh_weights import fresh_layers, neighbours, spectrum_edge
 from sonde.findings.rule import Check
 from sonde.findings.snd003 import SND003
 
@@ -105,3 +105,59 @@ def test_a_norm_at_its_initial_values_among_moved_ones_is_named() -> None:
     assert check.finding.sites == ("5",)
     norms[2].weight += 0.1
     assert SND003().check(evidence_of(stream, variants=True)).state == "not_applicable"
+
+
+class Recurrent(nn.Module):
+    """Digits line by line through two recurrent layers, or one attention layer."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "attention":
+            self.body: nn.Module = nn.MultiheadAttention(64, 4, batch_first=True)
+        else:
+            made = {"lstm": nn.LSTM, "gru": nn.GRU}[kind]
+            self.body = made(64, 48, 2, batch_first=True)
+        width = 64 if kind == "attention" else 48
+        self.head = nn.Sequential(nn.Linear(width, 48), nn.ReLU(), nn.Linear(48, 24))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        steps = x[:, None, :].repeat(1, 3, 1)
+        if self.kind == "attention":
+            return self.head(self.body(steps, steps, steps)[0].mean(1))
+        return self.head(self.body(steps)[0][:, -1])
+
+
+@pytest.mark.slow
+@pytest.mark.truth("planted: one matrix of a recurrent or attention layer drawn anew")
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("lstm", "weight_hh_l1"), ("gru", "weight_ih_l0"), ("attention", "in_proj_weight")],
+)
+def test_matrices_inside_recurrent_and_attention_layers_are_judged(kind: str, name: str) -> None:
+    torch.manual_seed(0)
+    net, (x, label) = Recurrent(kind), arrays.digits()
+    steps = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(120):
+        steps.zero_grad()
+        nn.functional.cross_entropy(net(x[:600]), label[:600]).backward()
+        steps.step()
+    net = net.eval().requires_grad_(False)
+    found = fresh_layers(tensors(net, x[:64]), 0)
+    assert (found.inner, found.n_inner) == ((), 1 if kind == "attention" else 4)
+    weight = net.body.get_parameter(name)
+    bound = 48**-0.5 if kind != "attention" else (6 / 256) ** 0.5
+    weight.data.uniform_(-bound, bound)
+    found = fresh_layers(tensors(net, x[:64]), 0)
+    assert [one.path for one in found.inner] == [f"body.{name}"]
+    finding = assert_raised(ended(net), "warning")
+    assert finding.sites == ("body",)
+
+
+def test_a_table_of_zeros_is_named() -> None:
+    net = Reader().eval().requires_grad_(False)
+    stream = tokens(net, [6] * 64)
+    assert fresh_layers(stream, 0).zeros == ()
+    net.table.weight.zero_()
+    finding = assert_raised(SND003().check(evidence_of(stream, variants=True)), "warning")
+    assert "zero everywhere" in finding.sentence

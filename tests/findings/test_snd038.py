@@ -82,3 +82,26 @@ def test_exchanges_of_several_pairs_of_a_sure_model_hold_together() -> None:
         check = SND038().check(answering(label, answer, sure=60.0))
         told += check.finding is not None and len(check.finding.classes) == 6
     assert told >= 5
+
+
+@pytest.mark.truth("planted: all labels moved by the same step")
+@pytest.mark.parametrize(("step", "said"), [(1, "1 above"), (-7, "7 below")])
+def test_labels_of_few_rows_each_that_are_moved_by_a_step_are_named(step: int, said: str) -> None:
+    draw = torch.Generator().manual_seed(5)
+    answer = torch.randint(10, 50, (300,), generator=draw)
+    errs = torch.rand(300, generator=draw) < 0.2
+    answer = torch.where(errs, torch.randint(0, 60, (300,), generator=draw), answer)
+
+    def check(label: Tensor) -> Check:
+        x = torch.randn(300, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        logits = 5 * one_hot(answer, 60).double()
+        return SND038().check(arrays.evidence_of(x, label=label, logits=logits, facts=OWN))
+
+    finding = assert_raised(check(answer - step), "error")
+    assert said in finding.sentence
+    assert finding.trial is not None
+    assert finding.trial.holds
+    assert float(finding.trial.after.mean()) == 1.0
+    assert check(answer).state == "withheld"
+    lot = torch.randint(0, 60, (300,), generator=draw)
+    assert check(lot).state == "withheld"

@@ -152,3 +152,47 @@ def test_a_small_net_that_is_mostly_right_is_tried_on_more_rows() -> None:
     assert 0.9 < float((net(x).argmax(1) == label).double().mean()) < 0.97
     finding = assert_raised(ended_on(net, x, label), "warning")
     assert "elu for LeakyReLU at 1 and 1 more" in finding.sentence
+
+
+class Pooled(nn.Module):
+    """Three blocks over tokens and a head on their mean, or on the first of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.first = False
+        self.table = nn.Embedding(40, DIM)
+        self.blocks = nn.ModuleList([Part() for _ in range(3)])
+        self.head = nn.Linear(DIM, 4)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.table(input_ids)
+        for block in self.blocks:
+            x = block(x)
+        weight = attention_mask[..., None].to(x)
+        return 4 * self.head(x[:, 0] if self.first else (x * weight).sum(1) / weight.sum(1))
+
+
+@pytest.mark.slow
+@pytest.mark.truth("planted: labels are the answers of the same net with the mean over tokens")
+def test_the_first_token_pooled_for_the_mean_is_named() -> None:
+    net, draw = Pooled().eval().requires_grad_(False), torch.Generator().manual_seed(6)
+    sizes = torch.randint(5, 12, (ROWS,), generator=draw).tolist()
+    texts = [torch.randint(1, 40, (n,), generator=draw) for n in sizes]
+    whole = [net(t[None], torch.ones(1, len(t)))[0] for t in texts]
+    label = torch.stack(whole).argmax(1).tolist()
+
+    def check() -> Check:
+        items = [{"input_ids": t.tolist(), "label": k} for t, k in zip(texts, label, strict=True)]
+        stream = sonde.read(net, items)
+        assert isinstance(stream, LiveStream)
+        evidence = evidence_of(stream)
+        evidence = replace(evidence, data=by_answers(evidence.data, stream.first_batch().logits))
+        return SND068().check(evidence.having(parts=part_trials(stream, evidence)))
+
+    assert_clear(check())
+    net.first = True
+    finding = assert_raised(check(), "warning")
+    assert "the mean over tokens pooled" in finding.sentence
+    assert finding.trial is not None
+    assert float(finding.trial.after.mean()) > 0.9  # on texts that are cut to one length

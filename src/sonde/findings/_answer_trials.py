@@ -1,6 +1,6 @@
 """Changes that are tried on the answers alone: a constant on one logit, other names, a new head."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -9,6 +9,7 @@ from scipy.stats import ttest_rel
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from sonde.findings._cooled import cooled_loss, fitted_constants
 from sonde.findings._number_answers import number_answers, number_rows
 from sonde.findings._once import once
 from sonde.findings._shared import shared_rows
@@ -20,7 +21,6 @@ from sonde.findings.trial import LEVEL, Scope, Trial, chooses
 
 LEAST = 12
 FEW_OF: Final = 5
-RIDGE: Final = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,9 @@ def logit_constant(evidence: Evidence) -> LogitConstant | None:
     words = f"{number(constant)} added to the logit of {name}"
     is_all = not _others_help(x, truth, k, chosen)
     trial = answer_trial(evidence, where, words, "answers" if is_all else "head", before, after)
+    if trial is not None:
+        nats = cooled_loss(moved, truth, chosen)
+        trial = replace(trial, nats=None if nats is None else nats[~chosen])
     return None if trial is None else LogitConstant(k, constant, is_all, trial)
 
 
@@ -82,29 +85,10 @@ def _others_help(
     alone = torch.eye(n, dtype=logits.dtype)[:, [k]]
     losses = []
     for basis in (alone, torch.eye(n, dtype=logits.dtype)):
-        scale, moved = _fitted_constants(logits[chosen], truth[chosen], basis)
+        scale, moved = fitted_constants(logits[chosen], truth[chosen], basis)
         losses.append(cross_entropy(scale * logits + moved, truth, reduction="none")[~chosen])
     test = ttest_rel(losses[0].numpy(), losses[1].numpy(), alternative="greater")
     return float(test.pvalue) < LEVEL  # type: ignore[union-attr]
-
-
-def _fitted_constants(
-    logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"], basis: Float[Tensor, "class of"]
-) -> tuple[Tensor, Tensor]:
-    """Return the factor of all logits and the constants in a span that lower the loss most."""
-    weight = torch.zeros(basis.shape[1] + 1, dtype=logits.dtype).requires_grad_()
-    solver = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
-
-    def loss() -> Tensor:
-        solver.zero_grad()
-        moved = logits * weight[-1].exp() + basis @ weight[:-1]
-        found = cross_entropy(moved, truth) + RIDGE * weight[:-1].square().sum()
-        found.backward()
-        return found
-
-    with torch.enable_grad():
-        solver.step(loss)  # type: ignore[arg-type]
-    return weight.detach()[-1].exp(), basis @ weight.detach()[:-1]
 
 
 def best_constant(

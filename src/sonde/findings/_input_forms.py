@@ -1,9 +1,11 @@
 """Other forms of inputs that are numbers: scales, turns, orders and units."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from typing import Final
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -28,6 +30,22 @@ FACTORS = (
     57.29578,
 )
 MOST_COLUMNS = 40
+NEVER, OF_EXPONENTS = -math.inf, 60.0
+COLUMN_CURVES: Final[Mapping[str, tuple[Change, float, float]]] = {
+    "the logarithm of {}": (torch.log, 0.0, math.inf),
+    "the logarithm of 1 plus {}": (torch.log1p, -1e-9, math.inf),
+    "e to the power of {}": (torch.exp, NEVER, OF_EXPONENTS),
+    "10 to the power of {}": (lambda x: 10**x, NEVER, OF_EXPONENTS / 2),
+}
+"""Curves of a column, with the range of numbers that each takes."""
+CURVES: Final[Mapping[str, tuple[Change, float, float]]] = {
+    "with each number as its logarithm": (torch.log, 0.0, math.inf),
+    "with 1 plus each number as its logarithm": (torch.log1p, -1e-9, math.inf),
+    "with each number as an exponent of e": (torch.exp, NEVER, OF_EXPONENTS),
+    "from decibels to power": (lambda x: 10 ** (x / 10), NEVER, 300.0),
+    "from power to decibels": (lambda x: 10 * torch.log10(x), 0.0, math.inf),
+}
+"""Curves of all numbers of a signal or spectrum."""
 
 LINES = {
     "each column at mean 0": "x = (x - x.mean(0)) / x.std(0)  # of the training rows",
@@ -41,6 +59,12 @@ LINES = {
     "turned to the left": "x = x.rot90(1, (-2, -1))",
     "turned to the right": "x = x.rot90(-1, (-2, -1))",
     "mirrored": "x = x.flip(-1)",
+    "with the order of steps reversed": "x = x.flip(1)",
+    "with 1 plus each number as its logarithm": "x = x.log1p()",
+    "with each number as its logarithm": "x = x.log()",
+    "with each number as an exponent of e": "x = x.exp()",
+    "from decibels to power": "x = 10 ** (x / 10)",
+    "from power to decibels": "x = 10 * x.log10()",
 }
 """What brings a batch ``x`` into another form, by words that name the form."""
 
@@ -59,9 +83,29 @@ def column_changes(x: Inputs, names: Sequence[str]) -> dict[str, Change]:
         found[f"with {name} multiplied by -1"] = one_column(i, -1.0, 0.0)
         found[f"with {name} from Fahrenheit to Celsius"] = one_column(i, 5 / 9, -160 / 9)
         found[f"with {name} from Celsius to Fahrenheit"] = one_column(i, 9 / 5, 32.0)
+        found |= {f"with {words.format(name)}": _on_column(i, curve)
+                  for words, curve in _curves_of(x[:, i], COLUMN_CURVES).items()}  # fmt: skip
     for i, j in combinations(range(len(names)), 2):
         found[f"with {names[i]} and {names[j]} exchanged"] = _exchanged(i, j)
     return found
+
+
+def _curves_of(
+    x: Float[Tensor, "*rest"], curves: Mapping[str, tuple[Change, float, float]]
+) -> dict[str, Change]:
+    """Return the curves, by their words, that numbers of this range can be put through."""
+    low, high = float(x.min()), float(x.max())
+    return {w: curve for w, (curve, least, most) in curves.items()
+            if least < low < high < most}  # fmt: skip
+
+
+def _on_column(i: int, curve: Change) -> Change:
+    def change(x: Inputs) -> Inputs:
+        made = x.clone()
+        made[:, i] = curve(x[:, i])
+        return made
+
+    return change
 
 
 def column_factors(names: Sequence[str]) -> dict[str, tuple[int, float]]:
@@ -138,6 +182,9 @@ def changes(
     if x.ndim == 2:
         found["with columns moved by one to the left"] = lambda x: x.roll(-1, 1)
         found["with columns moved by one to the right"] = lambda x: x.roll(1, 1)
+    if x.ndim == 3:
+        found["with the order of steps reversed"] = lambda x: x.flip(1)
+        found |= _curves_of(x, CURVES)
     picture = picture_shape(x) if pictures or x.ndim == 4 else None
     if picture is not None:
         found |= _turned(picture)

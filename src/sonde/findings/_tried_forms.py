@@ -63,6 +63,8 @@ class Tried:
         That factor.
     change : callable
         Gives inputs in this way.
+    logits : Float[Tensor, "row class"] or None
+        Answers to the rows with a label.
     """
 
     words: str
@@ -72,6 +74,7 @@ class Tried:
     range: tuple[float, float] | None = None
     factor: float = 1.0
     change: Change = _as_given
+    logits: Float[Tensor, "row class"] | None = None
 
     @property
     def line(self) -> str:
@@ -120,13 +123,15 @@ def tried_forms(
         except (RuntimeError, ValueError):  # e.g. images that are not square, turned
             continue
         fits = [fit_norm(name, module, sums[name]) for name, module in norms if sums[name].n]
-        score = None
+        score = logits = None
         given = [a for a in answers if a is not None]
         if judged and len(given) == len(answers):
             score = score_rows_of(torch.cat(given), whole, evidence)
+            if evidence.data.target is None:
+                logits = torch.cat(given)[whole.label >= 0]
         scale = _scale(x, change(x))
         misfit = fits[0].misfit if fits else math.nan
-        yield Tried(words, score, misfit, scale, change=change)
+        yield Tried(words, score, misfit, scale, change=change, logits=logits)
 
 
 def score_rows_of(

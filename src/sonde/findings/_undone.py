@@ -1,5 +1,6 @@
 """Changes that undo what weights and buffers show: tried on rows with and without them."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,9 +27,21 @@ def can_judge(stream: LiveStream, evidence: Evidence) -> bool:
 
 
 def refitted_norms(
-    stream: LiveStream, evidence: Evidence, small: SmallBatches, norms: Sequence[BatchNorm]
+    stream: LiveStream,
+    evidence: Evidence,
+    small: SmallBatches,
+    choices: Mapping[str, Sequence[BatchNorm]],
 ) -> Trial | None:
-    """Return the trial of batch norms with the statistics of the rows that choose a change."""
+    """Return the trial of batch norms with the statistics of the rows that choose a change.
+
+    Parameters
+    ----------
+    stream, evidence : LiveStream, Evidence
+    small : SmallBatches
+    choices : mapping of str to sequence of BatchNorm
+        Norms that are changed together, by the words for them. The rows that choose a change choose
+        among these; the others judge.
+    """
     if not can_judge(stream, evidence):
         return None
     before = row_scores(stream, evidence, small)
@@ -36,10 +49,19 @@ def refitted_norms(
     rows = torch.nonzero(first).flatten().tolist()
     if before is None or min(len(rows), len(small) - len(rows)) < CHUNK // 2:
         return None
-    with _refitted(stream, replace(small, singles=tuple(small.singles[i] for i in rows)), norms):
-        after = row_scores(stream, evidence, small)
-    words = "the statistics of these rows in its batch norms"
-    return None if after is None else before.tried(after, words, "statistics")
+    best, most = None, -math.inf
+    for words, norms in choices.items():
+        with _refitted(
+            stream, replace(small, singles=tuple(small.singles[i] for i in rows)), norms
+        ):
+            after = row_scores(stream, evidence, small)
+        if after is None or not torch.equal(after.rows, before.rows):
+            continue
+        mean = float(after.score[after.chooses].mean())
+        if mean > most:
+            said = f"the statistics of these rows in {words}"
+            best, most = before.tried(after, said, "statistics"), mean
+    return best
 
 
 @contextmanager

@@ -44,12 +44,15 @@ class Fresh:
         Largest singular value over the edge of the spectrum of random entries.
     bias : str
         ``zero`` or ``drawn``, as an initialiser leaves the bias; empty without a bias.
+    module : str, default=""
+        The module of the weight, if ``path`` names one of its several weights.
     """
 
     path: str
     law: str
     edge: float
     bias: str
+    module: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,12 @@ class FreshLayers:
         Norms whose weight is exactly 1 and whose bias is exactly 0, if most norms have moved.
     n_norms : int
         Norms with weights that ran.
+    inner : tuple of Fresh
+        Matrices of recurrent layers and of joined attention layers that look untrained.
+    n_inner : int
+        All such matrices that were looked at.
+    zeros : tuple of str
+        Embeddings of several rows that ran and hold nothing but zeros.
     """
 
     fresh: tuple[Fresh, ...] = ()
@@ -83,11 +92,19 @@ class FreshLayers:
     tables: tuple[Fresh, ...] = ()
     norms: tuple[str, ...] = ()
     n_norms: int = 0
+    inner: tuple[Fresh, ...] = ()
+    n_inner: int = 0
+    zeros: tuple[str, ...] = ()
+
+    @property
+    def n(self) -> int:
+        """Number of weights that were looked at."""
+        return len(self.sizes) + self.n_inner
 
     @property
     def share(self) -> float:
         """Fraction of the layers that look untrained."""
-        return len(self.fresh) / max(len(self.sizes), 1)
+        return (len(self.fresh) + len(self.inner)) / max(self.n, 1)
 
 
 def fresh_layers(stream: LiveStream, seed: int) -> FreshLayers:
@@ -111,7 +128,60 @@ def fresh_layers(stream: LiveStream, seed: int) -> FreshLayers:
     sizes = {
         path: Size(tuple(w.shape), float(w.float().square().mean().sqrt())) for path, w, _ in looked
     }
-    return FreshLayers(fresh, sizes, tuple(_fresh_tables(stream)), *_fresh_norms(stream))
+    inner = list(_inner_weights(stream))
+    return FreshLayers(
+        fresh,
+        sizes,
+        tuple(_fresh_tables(stream)),
+        *_fresh_norms(stream),
+        inner=tuple(one for weight in inner for one in _fresh_inner(*weight)),
+        n_inner=len(inner),
+        zeros=tuple(_zero_tables(stream)),
+    )
+
+
+def _inner_weights(stream: LiveStream) -> Iterator[tuple[str, str, Matrix, float]]:
+    """Yield the matrices of recurrent and attention modules that ran: module, name, draw's bound.
+
+    Torch draws the weights of a recurrent layer by its width, not by that of its inputs.
+    """
+    for path, module in stream.probe.names.modules.items():
+        if not stream.probe.calls(path):
+            continue
+        held = dict(module.named_parameters(recurse=False))
+        if isinstance(module, nn.RNNBase):
+            bound = module.hidden_size**-0.5
+            names = [n for n in held if n.startswith("weight_")]
+        elif isinstance(module, nn.MultiheadAttention):
+            bound = 0.0
+            names = [n for n in held if n.startswith("in_proj_weight")]
+        else:
+            continue
+        for name in names:
+            weight = held[name].detach()
+            large = not weight.is_meta and weight.numel() >= LEAST and min(weight.shape) > 1
+            if large and weight.is_floating_point():
+                yield path, name, weight, bound
+
+
+def _fresh_inner(path: str, name: str, weight: Matrix, bound: float) -> Iterator[Fresh]:
+    """Yield the matrix if its entries, spectrum and evenness are those of random weights."""
+    law = _law(weight, bound)
+    if law is None:
+        return
+    edge, p = spectrum_edge(weight, law.spread)
+    if _combined([law.p, p, *_evenness(weight, law)]) > LEVEL:
+        yield Fresh(f"{path}.{name}" if path else name, law.words, edge, "", path)
+
+
+def _zero_tables(stream: LiveStream) -> Iterator[str]:
+    """Yield the embeddings that ran and whose rows, several of them, are all zero."""
+    for name, module in stream.probe.names.modules.items():
+        if isinstance(module, nn.Embedding) and stream.probe.calls(name) > 0:
+            weight = module.weight.detach()
+            large = not weight.is_meta and weight.numel() >= LEAST and min(weight.shape) > 1
+            if large and not bool(weight.any()):
+                yield name
 
 
 def _fresh_norms(stream: LiveStream) -> tuple[tuple[str, ...], int]:
@@ -213,12 +283,19 @@ def _uniform(x: np.ndarray, bound: float) -> np.ndarray:
     return np.clip((x + bound) / (2 * bound), 0.0, 1.0)
 
 
-def _law(weight: Matrix) -> _Law | None:
-    """Return the usual initialiser that fits the entries best, or None if none fits."""
+def _law(weight: Matrix, own: float = 0.0) -> _Law | None:
+    """Return the usual initialiser that fits the entries best, or None if none fits.
+
+    Parameters
+    ----------
+    weight : Matrix
+    own : float, default=0.0
+        Bound of torch's own uniform law, if it does not follow from the number of columns.
+    """
     rows, columns = weight.shape
     entries = _some(weight)
     bounds = {
-        "torch's own, uniform": columns**-0.5,
+        "torch's own, uniform": own or columns**-0.5,
         "Glorot's, uniform": (6 / (rows + columns)) ** 0.5,
         "He's, uniform": (6 / columns) ** 0.5,
         "LeCun's, uniform": (3 / columns) ** 0.5,

@@ -3,6 +3,7 @@
 Each change is a context manager around a forward; the model is as it was afterwards.
 """
 
+import inspect
 import itertools
 import math
 import re
@@ -57,6 +58,8 @@ class PartChange:
         Returns more changes of the same parts, to try if this change helps.
     factor : float
         Factor on the logits.
+    alone : bool
+        Whether it is worth trying by itself, if the budget does not reach for the usual changes.
     """
 
     words: str
@@ -65,6 +68,7 @@ class PartChange:
     around: Callable[[], AbstractContextManager[Any]]
     near: Callable[[], Sequence["PartChange"]] | None = None
     factor: float = 1.0
+    alone: bool = False
 
 
 def part_changes(stream: LiveStream) -> list[PartChange]:
@@ -74,6 +78,7 @@ def part_changes(stream: LiveStream) -> list[PartChange]:
     blocks = [b for b in block_paths(names, probe) if b in ran]
     roles = _roles(ran)
     found = [
+        *pooled(stream, blocks),
         *_exchanged(names.modules, blocks),
         *_activations(stream),
         *_epsilons(ran),
@@ -88,6 +93,86 @@ def part_changes(stream: LiveStream) -> list[PartChange]:
         found += [_scaled(ran, path, (path,), f) for f in FIRST]
     found += _moved(ran, roles)
     return found
+
+
+def pooled(stream: LiveStream, blocks: Sequence[str]) -> list[PartChange]:
+    """Return trials of another pooling of tokens: their mean, or the first one, for each of them.
+
+    What a model pools is its own code; where every token has the mean of all, whatever it picks is
+    the mean. Empty unless a classifier has blocks of tokens.
+    """
+    path = _last_of_tokens(stream, blocks)
+    if path is None or stream.model.task == "causal":
+        return []
+    module, root = stream.probe.names.modules[path], stream.model.module
+    kinds = {
+        "the mean over tokens": (
+            _mean_of_tokens, "(states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)",
+        ),
+        "the first token": (lambda y, _: y[:, :1].expand_as(y), "states[:, 0]"),
+    }  # fmt: skip
+    return [
+        PartChange(
+            f"{words} pooled from the states of {path}",
+            f"pool {words} of {path}: {line}",
+            (path,),
+            partial(_pooling, root, module, change),
+            alone=True,
+        )
+        for words, (change, line) in kinds.items()
+    ]
+
+
+def _last_of_tokens(stream: LiveStream, blocks: Sequence[str]) -> str | None:
+    """Return the last block, or the norm after it, whose output has a state for each token."""
+    probe = stream.probe
+    if not blocks or not any(k.startswith("attention") for k in _argument_names(stream)):
+        return None
+    last = probe.order(blocks[-1], 0, "out")
+    after = [
+        name
+        for name, module in probe.names.modules.items()
+        if "Norm" in type(module).__name__
+        and probe.calls(name) == 1
+        and probe.order(name, 0, "out") > last
+        and "." not in name.removeprefix(blocks[-1].split(".")[0] + ".")
+    ]
+    return after[-1] if after else blocks[-1]
+
+
+def _argument_names(stream: LiveStream) -> list[str]:
+    return list(inspect.signature(stream.model.module.forward).parameters)
+
+
+def _mean_of_tokens(y: Tensor, mask: Tensor | None) -> Tensor:
+    weight = y.new_ones(y.shape[:2]) if mask is None else mask.to(y)
+    mean = (y * weight[..., None]).sum(1, keepdim=True) / weight.sum(1)[:, None, None].clamp(min=1)
+    return mean.expand_as(y)
+
+
+@contextmanager
+def _pooling(
+    root: nn.Module, module: nn.Module, change: Callable[[Tensor, Tensor | None], Tensor]
+) -> Iterator[None]:
+    """Replace the states of a module by one state for all tokens; the mask is the model's own."""
+    given: list[Tensor | None] = [None]
+    names = inspect.signature(root.forward)
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found = names.bind_partial(*args, **kwargs).arguments.get("attention_mask")
+        given[0] = found if isinstance(found, Tensor) and found.ndim == 2 else None
+
+    def pooled(_: Any, y: Tensor) -> Tensor:
+        mask = given[0]
+        fits = y.ndim == 3 and (mask is None or mask.shape == y.shape[:2])
+        return change(y, mask) if fits else y
+
+    handle = root.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        with hooked([module], pooled):
+            yield
+    finally:
+        handle.remove()
 
 
 def _roles(ran: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:

@@ -162,7 +162,10 @@ def _searched(
     first = every[: int(min(len(every), able))]
     budget.leave_out(PARTS, len(every) - len(first))
     if len(first) < min(LEAST_CHANGES, len(every)):
-        budget.leave_out(PARTS, len(first))
+        alone = [change for change in first if change.alone]
+        budget.leave_out(PARTS, len(first) - len(alone))
+        first = alone
+    if not first:
         return "the model is too large to try changes to its parts; --deep tries them"
     tried: list[tuple[float, PartChange]] = []
     with budget.bar(PARTS, len(first)) as bar:
@@ -315,7 +318,7 @@ class _Runs:
         if self.data.target is not None:
             return Trial(words, scope, "error", batch.order, 1 - before[1], 1 - after[1])
         hits = [(two_logits(x).argmax(1) == batch.label).double() for x in (before[0], after[0])]
-        return Trial(words, scope, "accuracy", batch.order, *hits)
+        return Trial(words, scope, "accuracy", batch.order, *hits, nats=after[1])
 
     def keeps_order(self, change: PartChange) -> bool:
         """Return whether a changed language model still does not see later tokens."""

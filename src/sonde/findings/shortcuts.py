@@ -21,13 +21,13 @@ from sonde.findings.answers import right_rows
 from sonde.findings.evidence import Evidence
 from sonde.findings.labels import LEAST_ROWS, class_name, usable
 from sonde.findings.text_losses import in_lists
-from sonde.findings.variants import USUAL_WEIGHTS
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
 from sonde.tap.model.watch import watch
 from sonde.tap.streams.small_batches import single, stacked
 
+USUAL_WEIGHTS: Final = 2_000_000
 ROWS, TOGETHER, DRAWS, TRIED = 800, 128, 2, 3
 FIT, CHOOSE, CONFIRM = range(3)
 USUAL_NUMBERS = 12_288

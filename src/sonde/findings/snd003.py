@@ -47,8 +47,10 @@ class SND003(Rule):
         "above 5 % together (Fisher), with two more that it passes on between the layers beside it "
         "what random weights pass on; its bias is exactly zero, or drawn as torch draws it; "
         "and its inputs come out as strong as random weights make them, within 4 "
-        "standard errors. Embeddings in the same way, if their spread is below 0.2: those that "
-        "start larger are hardly changed by training. A note where half of the layers look so, or "
+        "standard errors. Matrices of recurrent layers and of joined attention layers by the "
+        "weights alone. Embeddings in the same way, if their spread is below 0.2: those that "
+        "start larger are hardly changed by training; embeddings of zeros are named first. "
+        "A note where half of the layers look so, or "
         "where the model's own answers are as good as a probe of its last layer. Norms of weight "
         "exactly 1 and bias 0, if more than half of the norms have moved."
     )
@@ -62,11 +64,13 @@ class SND003(Rule):
     def check(self, evidence: Evidence) -> Check:
         """List the layers that look untrained in every respect."""
         found = evidence.fresh
-        if not isinstance(found, FreshLayers) or not (found.sizes or found.norms):
+        if not isinstance(found, FreshLayers) or not (found.n or found.norms or found.zeros):
             return self.not_applicable("no linear layer of 512 weights or more ran")
-        fresh = (*found.tables, *found.fresh)
-        share = len(fresh) / max(len(found.sizes), 1)
+        fresh = (*found.tables, *found.fresh, *found.inner)
+        share = len(fresh) / max(found.n, 1)
         figure = Figure("untrained_layers", share, unit="share", null=0.0, threshold=self.whole)
+        if found.zeros:
+            return self._of_zeros(found)
         if not fresh and not found.norms:
             return self.clear(figure)
         if not fresh:
@@ -84,12 +88,27 @@ class SND003(Rule):
         level: Level = "note" if is_whole or _is_right(evidence) else "warning"
         return self.raised_with(
             level,
-            sentence(f"{text}{bias}.", f"{plural(len(found.sizes), 'layer')} looked at."),
+            sentence(f"{text}{bias}.", f"{plural(found.n, 'layer')} looked at."),
             figure,
-            sites=tuple(f.path for f in fresh),
+            sites=tuple(dict.fromkeys(f.module or f.path for f in fresh)),
             effect=min(1.0, share),
-            next=read_command(first.path),
+            next=read_command(first.module or first.path),
             trial=_new_head(evidence) if _is_head(found) else None,
+        )
+
+    def _of_zeros(self, found: FreshLayers) -> Check:
+        verb = "is" if len(found.zeros) == 1 else "are"
+        text = (
+            f"{places(found.zeros, 2)} {verb} zero everywhere: the model adds nothing for any row "
+            "of this table, whatever the input."
+        )
+        return self.raised_with(
+            "warning",
+            sentence(text),
+            Figure("zero_tables", float(len(found.zeros)), null=0.0, threshold=0.0),
+            sites=found.zeros,
+            effect=0.1,
+            next=read_command(found.zeros[0]),
         )
 
     def _of_norms(self, evidence: Evidence, found: FreshLayers) -> Check:

@@ -37,8 +37,9 @@ class SND012(Rule):
         "channels. 0.125 is a mean that is off by half a standard deviation, 0.5 by a whole one. "
         "Buffers still at mean 0 and variance 1 are said to have never moved; that is a note "
         "where no weight or bias of any batch norm was trained either. Where the answers can be "
-        "judged, the norms take the mean and variance of half of the rows, and the other half "
-        "judges that; a note if it does not help."
+        "judged, the norms that do not fit take the mean and variance of half of the rows, all "
+        "together, the first alone and the worst alone; the other half judges the best of these; "
+        "a note if it does not help."
     )
     false_positives: ClassVar[str] = (
         "Data of another kind than the training data: then SND051 shows it too. Very small "
@@ -105,10 +106,18 @@ class SND012(Rule):
         )
 
 
+ALL = "its batch norms"
+
+
 def _of_trial(tried: Trial | None) -> tuple[str, str]:
     """Return what statistics of these rows make of the answers, and what to do."""
     if tried is None:
         return "", ""
+    if tried.holds and not tried.change.endswith(ALL):
+        return f"With {tried.change} alone the model is {gained(tried)}.", (
+            "Load this norm's running_mean and running_var again from the checkpoint of the "
+            f"training run; with the mean and variance of these rows: {gained(tried)}."
+        )
     if tried.holds:
         return "", (
             "Run model.train() over the rows once under torch.no_grad(), then model.eval(): "

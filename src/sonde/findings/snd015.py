@@ -4,17 +4,20 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
+from jaxtyping import Bool, Float, Int
 from scipy.stats import binom
 from torch import Tensor
 
+from sonde.findings._cooled import cooled_loss, recalibrated_loss
 from sonde.findings._mended_rows import MendedRows
 from sonde.findings._places import sentence
-from sonde.findings._text import number, percent, plural
+from sonde.findings._stored_columns import StoredColumns
+from sonde.findings._text import listed, number, percent, plural, shortened
 from sonde.findings._tried_forms import Tried
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Check, Figure, Level, Rule, Theme
 from sonde.findings.step import Step
-from sonde.findings.trial import Trial
+from sonde.findings.trial import Trial, chance_of_gain
 from sonde.findings.variants import MISFIT, VariantEvidence
 
 LEAST_JUDGES = 8
@@ -32,6 +35,7 @@ class SND015(Rule):
     blind: float = 0.3
     near: float = 0.6
     rival: float = 0.15
+    fall: float = 0.1
 
     title: ClassVar[str] = "Inputs in another form than in training"
     theme: ClassVar[Theme] = "run"
@@ -54,7 +58,14 @@ class SND015(Rule):
         "rows that are right, more than it does these (Mann-Whitney, 0.1 %), unless a constant on "
         "the logit of one class, chosen in the same way, mends about as many. A form that brings "
         "them no nearer is that of all rows: raised where it closes half of the gap to no wrong "
-        "row, rows that it breaks taken off, and is no scale. Without labels: "
+        "row, rows that it breaks taken off, and is no scale. Where no form corrects "
+        "enough answers, the log loss of the rows that judge, at the best temperature of each "
+        "form, must be a tenth below that of the inputs as given with the best bias of each "
+        "class (signed ranks, 0.1 %), and accuracy must not fall. Columns of "
+        "a table are held against the mean and standard deviation that the model has stored (a "
+        "batch norm, or two buffers as wide as the table): raised where a column lies two stored "
+        "standard deviations away, or has a quarter or four times the spread, while most columns "
+        "fit; the unit, curve or exchange that makes it fit is tried. Without labels: "
         "where a form takes three quarters of the first batch norm's misfit away and leaves less "
         "than 0.125 nats."
     )
@@ -68,6 +79,8 @@ class SND015(Rule):
         if not isinstance(found, VariantEvidence):
             return self.not_applicable("no model was run")
         check = self._of_all_rows(evidence, found)
+        if found.stored is not None:
+            check = self._of_stored(evidence, found, found.stored, check)
         for mended in found.mended:
             if check.state == "clear":
                 check = self._of_some_rows(mended, check)
@@ -89,14 +102,9 @@ class SND015(Rule):
         best, judge = found.best, ~found.chooses
         if best is None or best.score is None or int(judge.sum()) < LEAST_JUDGES:
             return self.clear(Figure("gain", 0.0), "too few rows to choose a form and to test it")
-        trial = Trial(
-            f"its inputs {best.words}",
-            "inputs",
-            "accuracy" if evidence.data.target is None else "error",
-            found.rows[judge],
-            given.score[judge],
-            best.score[judge],
-        )
+        trial = _trial(evidence, found.rows, found.chooses, (given, best))
+        if trial is None:
+            return self.clear(Figure("gain", 0.0), "the answers in this form are not known")
         reach = 1.0 if math.isnan(found.probe) else found.probe
         own, gain, n = float(trial.before.mean()), trial.gain, len(trial.rows)
         mended, broken = (int(d.sum()) for d in _differences(trial))
@@ -109,7 +117,7 @@ class SND015(Rule):
         assert figure.threshold is not None
         least = max(own + figure.threshold, max(self.whole * reach - 0.05, 0.1) if numbers else 0.0)
         if gain <= 0 or p >= self.level or own + gain < least:
-            return self.clear(figure)
+            return self._by_loss(evidence, found, (given, best), trial, self.clear(figure))
         before, after, most = (_reached(x, numbers) for x in (own, own + gain, found.probe))
         probe = "" if math.isnan(found.probe) else f"; a probe of its last layer {most}"
         text = (
@@ -123,6 +131,91 @@ class SND015(Rule):
         then, now = (_figure(x, numbers) for x in (own + gain, own))
         fix = f": {'R^2 of' if numbers else 'right on'} {then} instead of {now}.{_range(best)}"
         return self._raised(text, figure, best, fix, "error" if whole else "warning", trial)
+
+    def _by_loss(
+        self,
+        evidence: Evidence,
+        found: VariantEvidence,
+        pair: tuple[Tried, Tried],
+        trial: Trial,
+        clear: Check,
+    ) -> Check:
+        """Judge a form that corrects too few answers for a sign test by the log loss of rows."""
+        label = evidence.data.label[found.rows]
+        if pair[0].logits is None or trial.nats is None or trial.gain < 0:
+            return clear
+        before = recalibrated_loss(pair[0].logits, label, found.chooses)
+        if before is None:
+            return clear
+        before = before[~found.chooses]
+        own, then = float(before.mean()), float(trial.nats.mean())
+        p = chance_of_gain(-before, -trial.nats)
+        fall = 1 - then / own if own > 0 else 0.0
+        figure = Figure(
+            "loss_fall", fall, unit="share", null=0.0, p=p, n_rows=len(before), threshold=self.fall
+        )  # fmt: skip
+        if fall < self.fall or p >= self.level:
+            return clear
+        right, now = (percent(float(x.mean())) for x in (trial.after, trial.before))
+        text = (
+            f"With its inputs {pair[1].words}, the model's log loss is {number(then, 2)} nats "
+            f"instead of {number(own, 2)} on {plural(len(before), 'row')} held out from this "
+            f"choice, at the best temperature; accuracy {right} instead of {now}."
+        )
+        fix = f": log loss {number(then, 2)} nats instead of {number(own, 2)}.{_range(pair[1])}"
+        return self._raised(text, figure, pair[1], fix, "warning", trial if trial.holds else None)
+
+    def _of_stored(
+        self, evidence: Evidence, found: VariantEvidence, stored: StoredColumns, other: Check
+    ) -> Check:
+        """Judge columns that do not have the mean and spread that the model has stored of them.
+
+        A form that rows chose is kept if it corrects more answers than these columns put right.
+        """
+        trial, best = None, None
+        if len(found.restored) == 2:
+            best = found.restored[1]
+            order, chooses = found.judged
+            trial = _trial(evidence, order, chooses, (found.restored[0], best))
+        known = None if other.finding is None else other.finding.trial
+        if known is not None and known.holds and (trial is None or trial.gain < known.gain - 0.05):
+            return other
+        figure = Figure(
+            "columns_off", len(stored.off) / stored.n_columns, unit="share", null=0.0,
+            threshold=0.0, n_rows=evidence.data.n,
+        )  # fmt: skip
+        first = stored.off[0]
+        n_fit = stored.n_columns - len(stored.off)
+        text = (
+            f"{shortened(first.name, 30)} has mean {number(first.found[0])} and standard deviation "
+            f"{number(first.found[1])}; the model has stored {number(first.stored[0])} and "
+            f"{number(first.stored[1])} ({stored.where}); "
+            f"{n_fit} of {stored.n_columns} columns fit."
+        )
+        if len(stored.off) > 1:
+            text += f" Also off: {listed([shortened(c.name, 30) for c in stored.off[1:4]])}."
+        if best is None or trial is None:
+            fix = f"Give {first.name} in the unit and place of the training table"
+            if best is not None:
+                fix = f"Give the inputs {best.words}: then these columns fit what is stored"
+            return self.raised_with(
+                "warning", sentence(text), figure, effect=figure.value, fix=f"{fix}."
+            )
+        numbers = evidence.data.target is not None
+        then, now = (_figure(float(x.mean()), numbers) for x in (trial.after, trial.before))
+        what = "R^2" if numbers else "accuracy"
+        text += (
+            f" With its inputs {best.words}, {what} is {then} instead of {now} "
+            f"({plural(len(trial.rows), 'row')})."
+        )
+        return self.raised_with(
+            "error" if trial.holds else "warning",
+            sentence(text),
+            figure,
+            effect=max(figure.value, min(1.0, trial.gain)),
+            fix=f"Give the inputs {best.words}: {what} {then} instead of {now}.",
+            trial=trial if trial.holds else None,
+        )
 
     def _of_some_rows(self, found: MendedRows, clear: Check) -> Check:
         """Judge the form that mends most of the rows that the model gets wrong."""
@@ -211,6 +304,37 @@ class SND015(Rule):
             fix=f"{best.line or f'Give the inputs {best.words}'}{fix}",
             trial=trial,
         )
+
+
+def _trial(
+    evidence: Evidence,
+    rows: Int[Tensor, "row"],
+    chooses: Bool[Tensor, "row"],
+    pair: tuple[Tried, Tried],
+) -> Trial | None:
+    """Return the trial of a form on the rows that judge; None if a score is not known."""
+    scores = [one.score for one in pair]
+    if scores[0] is None or scores[1] is None or not len(scores[0]) == len(scores[1]) == len(rows):
+        return None
+    return Trial(
+        f"its inputs {pair[1].words}",
+        "inputs",
+        "accuracy" if evidence.data.target is None else "error",
+        rows[~chooses],
+        scores[0][~chooses],
+        scores[1][~chooses],
+        _nats(evidence, rows, chooses, pair[1]),
+    )
+
+
+def _nats(
+    evidence: Evidence, rows: Int[Tensor, "row"], chooses: Bool[Tensor, "row"], form: Tried
+) -> Float[Tensor, "row2"] | None:
+    """Return the log loss of the rows that judge, at the temperature of those that choose."""
+    if form.logits is None:
+        return None
+    loss = cooled_loss(form.logits, evidence.data.label[rows], chooses)
+    return None if loss is None else loss[~chooses]
 
 
 def _differences(trial: Trial) -> tuple[Tensor, Tensor]:

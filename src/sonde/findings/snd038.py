@@ -7,6 +7,7 @@ from typing import ClassVar, final
 import torch
 
 from sonde.findings._answer_trials import answer_trial
+from sonde.findings._class_step import ClassStep, class_step
 from sonde.findings._places import read_command, sentence
 from sonde.findings._renaming import Renaming, renaming
 from sonde.findings._shared import examples_at
@@ -43,7 +44,9 @@ class SND038(ClassAnswersRule):
         "A chain counts only where every class is moved. With this renaming, the model's log "
         "loss at its "
         "best temperature must be at least 10 % below the entropy of the labels, and its accuracy "
-        "no more than 20 points below the probe's at the last site."
+        "no more than 20 points below the probe's at the last site. Where classes have too few "
+        "rows for that: the step between label and answer that half of the groups choose must be "
+        "right on half of the other rows, of five classes or more (sign test, 1 %)."
     )
     false_positives: ClassVar[str] = (
         "Two classes whose labels in the data were exchanged on purpose; a random model of two "
@@ -51,6 +54,34 @@ class SND038(ClassAnswersRule):
     )
     plant: ClassVar[str] = "A trained net, labels moved on by one; two labels exchanged."
     twin: ClassVar[str] = "The true labels; a class that is always mistaken for another one."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Look for classes under each other's names; with few rows of each, for a common step."""
+        usual = super().check(evidence)
+        step = None if usual.state in ("raised", "clear") else class_step(evidence)
+        return usual if step is None else self._of_step(step)
+
+    def _of_step(self, found: ClassStep) -> Check:
+        before, after = (float(x.mean()) for x in (found.trial.before, found.trial.after))
+        n, size = len(found.trial.rows), abs(found.step)
+        side = "above" if found.step > 0 else "below"
+        text = (
+            f"The number of the model's answer is {size} {side} that of the label in "
+            f"{percent(after)} of {plural(n, 'row')} held out from the choice; the model is right "
+            f"on {percent(before)} of them: labels, or answers, are moved by {size}."
+        )
+        figure = Figure("renamed_gain", after - before, unit="share", null=0.0,
+                        p=found.trial.p, n_rows=n)  # fmt: skip
+        sign = "+" if found.step > 0 else "-"
+        return self.raised_with(
+            "error",
+            sentence(text),
+            figure,
+            effect=min(1.0, after - before),
+            fix=f"label = label {sign} {size}, or inputs that move no answer (the sampling rate of "
+            f"signals): right on {percent(after)} instead of {percent(before)}.",
+            trial=found.trial,
+        )
 
     def judged(self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence) -> Check:
         """Look for classes that are called by each other's names."""

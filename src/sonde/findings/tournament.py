@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.findings.rule import Check, Finding
-from sonde.findings.trial import SCOPES, Trial
+from sonde.findings.trial import LEVEL, SCOPES, Trial, chance_of_gain
 
 FEWEST: Final = 12
 """Common rows that a comparison of two trials takes."""
@@ -27,6 +27,8 @@ LEFT: Final = {"accuracy": 0.02, "error": 0.005}
 """Gains of answers are close from this fraction on, if few more answers stay wrong."""
 ENOUGH: Final = 2 / 3
 """Fraction of the loss relative to a probe of the states that a cause must recover."""
+LESS: Final = 0.9
+"""Log loss relative to that of a smaller change from which the larger change is preferred."""
 COVERED: Final = 0.25
 """Largest fraction of a trial's gain that its cause may leave unexplained."""
 
@@ -98,7 +100,27 @@ def _best(trials: Mapping[str, Trial]) -> str:
     gains = _gains(trials)
     best = max(gains, key=lambda code: gains[code])
     tied = [code for code in trials if _is_close(gains[code], gains[best], trials[best])]
-    return min(tied, key=lambda code: (SCOPES.index(trials[code].scope), -gains[code], code))
+    least = min(tied, key=lambda code: (SCOPES.index(trials[code].scope), -gains[code], code))
+    surer = {code: _nats_of(trials[code], trials[least]) for code in tied if code != least}
+    kept = {code: nats for code, nats in surer.items() if nats is not None}
+    return min(kept, key=lambda code: kept[code]) if kept else least
+
+
+def _nats_of(trial: Trial, rival: Trial) -> float | None:
+    """Return the log loss after a trial if it is below a rival's on common rows, else None.
+
+    A constant on a logit corrects many answers of a model whose inputs are in another form, but it
+    leaves them unsure; the true form gives the loss of training back.
+    """
+    if trial.nats is None or rival.nats is None:
+        return None
+    order = sorted(set(trial.rows.tolist()) & set(rival.rows.tolist()))
+    if len(order) < FEWEST:
+        return None
+    own, other = (_picked(t, t.nats, order) for t in (trial, rival) if t.nats is not None)
+    if float(own.mean()) > LESS * float(other.mean()) or chance_of_gain(-other, -own) >= LEVEL:
+        return None
+    return float(own.mean())
 
 
 def _gains(trials: Mapping[str, Trial]) -> dict[str, float]:
@@ -135,8 +157,14 @@ def _paired(a: Trial, b: Trial) -> tuple[Float[Tensor, "row"], Float[Tensor, "ro
 
 
 def _at(trial: Trial, scores: Float[Tensor, "row"], order: list[int]) -> Float[Tensor, "common"]:
+    return _picked(trial, _bounded(trial, scores), order)
+
+
+def _picked(
+    trial: Trial, values: Float[Tensor, "row"], order: list[int]
+) -> Float[Tensor, "common"]:
     where = {example: i for i, example in enumerate(trial.rows.tolist())}
-    return _bounded(trial, scores)[torch.tensor([where[example] for example in order])]
+    return values[torch.tensor([where[example] for example in order])]
 
 
 def _is_covered(trial: Trial | None, cause: Trial | None) -> bool:

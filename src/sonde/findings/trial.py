@@ -57,6 +57,9 @@ class Trial:
         Examples by planned order.
     before, after : Float[Tensor, "row"]
         Higher is better.
+    nats : Float[Tensor, "row"] or None
+        For answers: the log loss of each row after the change, at the temperature that suits the
+        rows that choose. Tells changes apart that correct equally many answers.
     """
 
     change: str
@@ -65,6 +68,7 @@ class Trial:
     rows: Int[Tensor, "row"]
     before: Float[Tensor, "row"]
     after: Float[Tensor, "row"]
+    nats: Float[Tensor, "row"] | None = None
 
     @property
     def gain(self) -> float:

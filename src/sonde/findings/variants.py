@@ -12,11 +12,15 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from sonde.findings._cooled import cooled_loss
+from sonde.findings._input_forms import Change
 from sonde.findings._mended_rows import MendedRows, mended_rows, wrong_and_right
 from sonde.findings._norm_fits import NormFit, batch_norms, norm_fits
 from sonde.findings._number_answers import number_answers
+from sonde.findings._stored_columns import StoredColumns, stored_columns
+from sonde.findings._text import listed
 from sonde.findings._tried_forms import (
     HALF,
     ROWS,
@@ -38,9 +42,14 @@ from sonde.tap.streams.small_batches import SmallBatches, small_batches
 
 LEAST = 24
 FORMS = 16  # that are tried on fewer rows if they cost too much on all
-USUAL_WEIGHTS = 2_000_000
+FEW, SCREENED, KEPT, MOST = 64, 16, 2, 0.8  # rows; and the part of the budget for the best
+TIED, SAME, NIL = 0.03, 1.05, 0.005
 GAP, ERRORS = 0.1, 3.0
 MISFIT = 0.125  # of a mean that is off by half a standard deviation
+
+
+def _no_rows() -> tuple[Tensor, Tensor]:
+    return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +74,12 @@ class VariantEvidence:
     mended : tuple of MendedRows
         The form that brings wrong rows nearest to right ones, and the form that mends most of them.
         Empty if the model gets too few rows wrong, or if no form mends half of them.
+    stored : StoredColumns or None
+        Columns of a table that do not have the mean and spread that the model has stored of them.
+    restored : tuple of Tried
+        The inputs as they are, and with the changes that make these columns fit.
+    judged : (Int[Tensor, "row2"], Bool[Tensor, "row2"])
+        Examples of the scores of ``restored``, and which of them choose a change.
     refitted : Trial or None
         The norms with statistics of the rows, if these do not fit and the answers can be judged.
     """
@@ -78,41 +93,116 @@ class VariantEvidence:
     best: Tried | None = None
     mended: tuple[MendedRows, ...] = ()
     refitted: Trial | None = None
+    stored: StoredColumns | None = None
+    restored: tuple[Tried, ...] = ()
+    judged: tuple[Int[Tensor, "row2"], Bool[Tensor, "row2"]] = field(default_factory=_no_rows)
 
 
 def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
     """Run the model on a few rows of its data, and on the same rows given otherwise."""
     norms, probe = batch_norms(stream), _better_probe(evidence)
     judged = not math.isnan(probe) or _often_wrong(evidence)
-    rows = wrong_and_right(evidence) if judged or _is_small(evidence) else None
-    if not norms and not judged and rows is None:
+    rows = wrong_and_right(evidence) if judged or _is_cheap(evidence) else None
+    names = evidence.data.inputs
+    if not norms and not judged and rows is None and not names:
         return VariantEvidence()
-    small = small_batches(
+    every = small_batches(
         stream.model, stream.inputs, chosen_examples(stream, ROWS, evidence.data.seed), None
     )
     able = evidence.budget.rows(ROWS, LEAST, FORMS, HALF)
-    small = replace(small, singles=small.singles[:able])
+    small = replace(every, singles=every.singles[:able])
     if len(small) < LEAST:
         return VariantEvidence()
     with untouched(stream.model.module), torch.no_grad():
         fits = norm_fits(stream, small, norms)
-        first = fits[0].misfit if fits else 0.0
-        tried: tuple[Tried, ...] = ()
-        best, (order, chooses) = None, _judged_rows(small, evidence)
+        found = VariantEvidence(fits, probe=probe, n_rows=len(small))
         changeable = is_changeable(small.singles[0])
+        if changeable and names:
+            found = _with_stored(stream, every, evidence, found)
+        first = fits[0].misfit if fits else 0.0
         if changeable and (first > MISFIT or judged):
-            forms = forms_of(numbers_of(small), evidence, judged)
-            tried = tuple(tried_forms(stream, small, forms, norms[:1], evidence, judged))
-            best = _chosen(stream, small, tried, chooses, evidence)
+            found = _with_forms(stream, every, small, norms[:1], evidence, found, judged)
         mended = mended_rows(stream, evidence, rows) if changeable and rows is not None else ()
-        refitted = None
-        bad = [fit for fit in fits if fit.misfit > MISFIT]
-        if bad:
-            unmoved = {f.path for f in bad if f.unmoved and len(bad) < len(fits)}
-            names = unmoved or {f.path for f in bad}
-            modules = [module for path, module in norms if path in names]
-            refitted = refitted_norms(stream, evidence, small, modules)
-    return VariantEvidence(fits, tried, probe, len(small), order, chooses, best, mended, refitted)
+        refitted = _refitted(stream, evidence, small, norms, fits)
+    return replace(found, mended=mended, refitted=refitted)
+
+
+def _with_stored(
+    stream: LiveStream, every: SmallBatches, evidence: Evidence, found: VariantEvidence
+) -> VariantEvidence:
+    """Return the evidence with columns that differ from what the model has stored of them."""
+    stored = stored_columns(stream, numbers_of(every), evidence.data.inputs)
+    if stored is None or stored.change is None:
+        return replace(found, stored=stored)
+    forms = {"": lambda x: x, listed(stored.words): stored.change}
+    restored = tuple(tried_forms(stream, every, forms, (), evidence, True))
+    return replace(found, stored=stored, restored=restored, judged=_judged_rows(every, evidence))
+
+
+def _with_forms(
+    stream: LiveStream,
+    every: SmallBatches,
+    small: SmallBatches,
+    norms: Sequence[tuple[str, nn.modules.batchnorm._BatchNorm]],
+    evidence: Evidence,
+    found: VariantEvidence,
+    judged: bool,
+) -> VariantEvidence:
+    """Return the evidence with the rows in other forms, and the form that the rows choose.
+
+    If a forward is so costly that few rows can be run in all forms, rows that choose screen the
+    forms first, and the best of them are run on as many rows as the rest of the budget allows.
+    """
+    forms = forms_of(numbers_of(every), evidence, judged)
+    if judged and evidence.data.target is None and len(small) < min(FEW, len(every)):
+        forms = _screened(stream, every, forms, evidence)
+        able = evidence.budget.rows(len(every), len(small), len(forms), MOST)
+        small = replace(every, singles=every.singles[:able])
+    tried = tuple(tried_forms(stream, small, forms, norms, evidence, judged))
+    order, chooses = _judged_rows(small, evidence)
+    best = _chosen(stream, small, tried, chooses, evidence)
+    return replace(found, tried=tried, n_rows=len(small), rows=order, chooses=chooses, best=best)
+
+
+def _screened(
+    stream: LiveStream, every: SmallBatches, forms: dict[str, Change], evidence: Evidence
+) -> dict[str, Change]:
+    """Return the unchanged inputs and the forms of least log loss on a few rows that choose."""
+    keys = [key for one in every.singles for key in one.group_keys]
+    which = torch.nonzero(chooses_by_key(keys)).flatten().tolist()[:SCREENED]
+    few = replace(every, singles=tuple(every.singles[i] for i in which))
+    label = few.together(range(len(few))).label
+    label = label[label >= 0]
+    losses: dict[str, float] = {}
+    for form in tried_forms(stream, few, forms, (), evidence, True):
+        loss = None if form.logits is None else cooled_loss(form.logits, label, label >= 0)
+        losses[form.words] = math.inf if loss is None else float(loss.mean())
+    best = sorted((w for w in losses if w), key=lambda words: losses[words])[:KEPT]
+    return {words: forms[words] for words in ("", *best)}
+
+
+def _refitted(
+    stream: LiveStream,
+    evidence: Evidence,
+    small: SmallBatches,
+    norms: Sequence[tuple[str, nn.modules.batchnorm._BatchNorm]],
+    fits: Sequence[NormFit],
+) -> Trial | None:
+    """Return the trial of norms that do not fit, with the statistics of the rows."""
+    bad = [fit for fit in fits if fit.misfit > MISFIT]
+    if not bad:
+        return None
+    unmoved = {f.path for f in bad if f.unmoved and len(bad) < len(fits)}
+    together = [f.path for f in bad if f.path in unmoved or not unmoved]
+    worst = max(bad, key=lambda fit: fit.misfit)
+    choices = {"its batch norms": together, bad[0].path: [bad[0].path], worst.path: [worst.path]}
+    modules = dict(norms)
+    return refitted_norms(
+        stream,
+        evidence,
+        small,
+        {words: [modules[p] for p in paths] for words, paths in choices.items()},
+    )
 
 
 def _judged_rows(
@@ -141,7 +231,27 @@ def _chosen(
         return form.score[chooses]
 
     best = max(known, key=lambda form: float(of_choosing(form).mean()))
+    nats = _nats(small, known, chooses)
+    most = float(of_choosing(best).mean()) - TIED  # answers hardly tell forms apart: losses do
+    tied = [f for f in known if f.words in nats and float(of_choosing(f).mean()) >= most]
+    least = min((nats[form.words] for form in tied), default=0.0)  # about as little: the first
+    best = next((form for form in tied if nats[form.words] <= SAME * least + NIL), best)
     return simple_form(stream, small, best, of_choosing, evidence)
+
+
+def _nats(
+    small: SmallBatches,
+    known: Sequence[Tried],
+    chooses: Bool[Tensor, "row"],
+) -> dict[str, float]:
+    """Return the mean log loss of the rows that choose, by the words of each form."""
+    label = small.together(range(len(small))).label
+    label, found = label[label >= 0], dict[str, float]()
+    for form in known:
+        loss = None if form.logits is None else cooled_loss(form.logits, label, chooses)
+        if loss is not None:
+            found[form.words] = float(loss[chooses].mean())
+    return found
 
 
 def _better_probe(evidence: Evidence) -> float:
@@ -161,10 +271,12 @@ def _better_probe(evidence: Evidence) -> float:
 
 
 def _often_wrong(evidence: Evidence) -> bool:
-    """Return whether a small classifier is wrong on a tenth of the rows."""
+    """Return whether a classifier is wrong on a tenth of the rows and forms can be afforded."""
     found = class_answers(evidence)
-    return not isinstance(found, str) and found.accuracy < 1 - GAP and _is_small(evidence)
+    return not isinstance(found, str) and found.accuracy < 1 - GAP and _is_cheap(evidence)
 
 
-def _is_small(evidence: Evidence) -> bool:
-    return evidence.model is None or evidence.model.n_parameters < USUAL_WEIGHTS
+def _is_cheap(evidence: Evidence) -> bool:
+    """Return whether the budget of trials pays for the usual forms on a few rows."""
+    budget = evidence.budget
+    return FORMS * budget.cost.of(LEAST) <= HALF * budget.total
