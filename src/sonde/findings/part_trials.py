@@ -160,11 +160,9 @@ def _searched(
     reference = float(few.loss_of(temperature, few.logits(few.every), few.every).mean())
     able = budget.left(SCREEN * part) / max(1.0, few.cost)
     first = every[: int(min(len(every), able))]
-    budget.leave_out(PARTS, len(every) - len(first))
     if len(first) < min(LEAST_CHANGES, len(every)):
-        alone = [change for change in first if change.alone]
-        budget.leave_out(PARTS, len(first) - len(alone))
-        first = alone
+        first = [change for change in first if change.alone]
+    budget.leave_out(PARTS, len(every) - len(first))
     if not first:
         return "the model is too large to try changes to its parts; --deep tries them"
     tried: list[tuple[float, PartChange]] = []

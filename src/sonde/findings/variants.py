@@ -45,6 +45,7 @@ FORMS = 16  # that are tried on fewer rows if they cost too much on all
 FEW, SCREENED, KEPT, MOST = 64, 16, 2, 0.8  # rows; and the part of the budget for the best
 TIED, SAME, NIL = 0.03, 1.05, 0.005
 GAP, ERRORS = 0.1, 3.0
+SEVERE = 0.5  # nats: of a mean that is off by a whole standard deviation
 MISFIT = 0.125  # of a mean that is off by half a standard deviation
 
 
@@ -195,7 +196,9 @@ def _refitted(
     unmoved = {f.path for f in bad if f.unmoved and len(bad) < len(fits)}
     together = [f.path for f in bad if f.path in unmoved or not unmoved]
     worst = max(bad, key=lambda fit: fit.misfit)
-    choices = {"its batch norms": together, bad[0].path: [bad[0].path], worst.path: [worst.path]}
+    severe = next((fit for fit in bad if fit.misfit >= SEVERE), worst)
+    alone = {fit.path: [fit.path] for fit in (bad[0], severe, worst)}
+    choices = {"its batch norms": together, **alone}
     modules = dict(norms)
     return refitted_norms(
         stream,
@@ -277,6 +280,6 @@ def _often_wrong(evidence: Evidence) -> bool:
 
 
 def _is_cheap(evidence: Evidence) -> bool:
-    """Return whether the budget of trials pays for the usual forms on a few rows."""
+    """Return whether the budget of trials pays for a screening of the usual forms."""
     budget = evidence.budget
-    return FORMS * budget.cost.of(LEAST) <= HALF * budget.total
+    return FORMS * budget.cost.of(SCREENED) <= HALF * budget.total
