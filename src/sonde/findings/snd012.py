@@ -38,7 +38,8 @@ class SND012(Rule):
         "Buffers still at mean 0 and variance 1 are said to have never moved; that is a note "
         "where no weight or bias of any batch norm was trained either. Where the answers can be "
         "judged, the norms that do not fit take the mean and variance of half of the rows, all "
-        "together, and the first, the first from 0.5 nats on and the worst alone; the other half judges the best of these; "
+        "together, and the first, the first from 0.5 nats on and the worst alone; the other half "
+        "judges the best of these; "
         "a note if it does not help."
     )
     false_positives: ClassVar[str] = (
