@@ -30,6 +30,7 @@ def test_layers_against_their_null():
     assert torch.equal(result.layers.argsort(), torch.arange(4))
     assert result.layers[0] == pytest.approx(float(result.layer_nulls[0]), abs=0.03)
     assert result.layers[3] > result.layer_nulls[3] + 0.2
+    assert result.null == pytest.approx(float(result.layer_nulls.mean()))
     assert len(result.chart()["data"]["values"]) == 6 * 4
 
 

@@ -34,6 +34,7 @@ def test_the_trimmed_figure_is_that_of_the_other_units(dim, n_left):
     result = anisotropy(x)
     assert len(result.units) == dim - n_left
     assert result.trimmed == pytest.approx(want, rel=1e-5)
+    assert 1 / (1 + result.spread_trimmed**2) == pytest.approx(want, rel=1e-5)
 
 
 @pytest.mark.truth("definition 1 / (1 + spread^2)")

@@ -18,6 +18,7 @@ def even_causal(n):
 def test_an_even_causal_head_has_one(n, mean_log):
     result = attention_entropy(even_causal(n)[None], causal=True)
     assert result.value == pytest.approx(1.0, rel=1e-9)
+    assert result.null == 1.0  # an even head has nothing to see
     assert result.n == n - 1
     assert result.overloaded.tolist() == [1.0]
     assert result.entropy_nats is not None
