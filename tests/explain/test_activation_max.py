@@ -19,6 +19,7 @@ def test_a_linear_unit_is_driven_along_its_weights():
     found = ActivationMax(radius=2.0).explain(net, real, site="0", unit=2)
     assert torch.allclose(found.found, 2 * weight / weight.norm(), atol=1e-3)
     assert found.value == pytest.approx(float(2 * weight.norm()), rel=1e-4)
+    assert float(found.losses[-1]) == pytest.approx(float(found.value), rel=1e-3)
     natural = real @ weight
     assert torch.allclose(found.natural, natural)
     assert found.best == int(natural.argmax())

@@ -66,6 +66,9 @@ def test_laws_of_attributions(model, method):
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p, before[n]) for n, p in module.state_dict().items())
     assert all(p.grad is None for p in module.parameters())
+    with torch.no_grad():
+        logits = module(X).logits
+    torch.testing.assert_close(found.objective, logits[:, 3], rtol=1e-4, atol=1e-4)
     alone = torch.cat([value(method.explain(model, x[None], objective=WHY, site=SITE)) for x in X])
     torch.testing.assert_close(alone, value(found), rtol=1e-4, atol=1e-4)
     turned = value(method.explain(model, X.flip(0), objective=WHY, site=SITE)).flip(0)

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.compress._grid import method_of, rounded
+from sonde.compress._layer_scores import LayerScore, LayerScores
 from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
 from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.allocate import allocate
@@ -39,13 +40,23 @@ class BitAllocation(Rewrite):
     one over the layer's output energy. The widths with the least sum of costs within the bytes are
     found by dynamic programming, as ``allocate`` does.
 
+    With ``score``, layers are ordered as papers order them, and as many as fit into the mean width
+    get the largest of ``widths``, the others the smallest. ``lim``: blocks by minus the mean cosine
+    of the states before and behind them. ``cca``: blocks by minus the mean canonical correlation of
+    these states. ``zd``: layers by minus the fraction of weights more than a standard deviation
+    above their mean. ``prune``: by the divergence of the answers without the smallest tenth of the
+    weights. ``taylor``: by the sum of ``gradient size x change of the weight`` at the smallest
+    width. Layers outside of blocks come first for ``lim`` and ``cca``.
+
     Range        the sum of codes is at most ``bits`` in the mean; scales come on top, the same for
                  all widths.
     Cost         one pass over the data, roundings at every width, then ``GPTQ``; ``kl``: a run of
                  16 examples for each layer.
     Assumes      divergences of layers add up, and grow in proportion to the layer's error.
-    Differs      from the paper: it orders layers by a score and gives a share of them the larger of
-                 two widths; costs and the programme are ours.
+    Differs      from the papers: they order layers by a score; costs and the programme are ours.
+                 ``taylor`` takes the root mean square of the gradients of single examples, with
+                 answers drawn from the model, since the gradient of the mean loss is nearly zero
+                 where training ended; ``prune`` takes divergence for the loss.
 
     Parameters
     ----------
@@ -56,6 +67,8 @@ class BitAllocation(Rewrite):
     widths : sequence of int, default=(2, 3, 4, 5, 6, 8)
         Numbers of bits to choose from.
     by : {"kl", "error"}, default="kl"
+    score : {"lim", "cca", "zd", "prune", "taylor"}, optional
+        Order layers by this score, in place of ``by``.
     layers : sequence of str, optional
         Patterns of layers' names; all linear layers by default, but those tied to an embedding.
 
@@ -68,11 +81,13 @@ class BitAllocation(Rewrite):
     group: int = 32
     widths: Sequence[int] = (2, 3, 4, 5, 6, 8)
     by: Literal["kl", "error"] = "kl"
+    score: LayerScore | None = None
     layers: Sequence[str] | None = None
     paper: ClassVar[str] = "dumitru2024layerwise"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"bits": 3.5, "group": 5, "by": "error", "widths": (2, 4), "layers": ("*",)},
+        {"bits": 3, "group": 5, "widths": (2, 4), "score": "zd"},
     )
 
     def __post_init__(self) -> None:
@@ -88,7 +103,8 @@ class BitAllocation(Rewrite):
 
     def reads(self) -> dict[str, Examples]:
         """Read examples; for ``error`` the moments of layers' inputs over them suffice."""
-        return {"calibration": Examples(summed=LayerGrams if self.by == "error" else None)}
+        sums = self.score == "zd" if self.score else self.by == "error"
+        return {"calibration": Examples(summed=LayerGrams if sums else None)}
 
     def planned(self, model: Model, calibration: Inputs | LayerGrams) -> RewritePlan:
         """Return the rounded weights."""
@@ -103,17 +119,26 @@ class BitAllocation(Rewrite):
         if not layers:
             return plan_with_tensors("BitAllocation", model, self.layers, asked, changes, word)
         grams = grams_for("BitAllocation", model, calibration, self.layers)
-        costs = torch.stack([self._errors(layer, model, grams) for layer in layers])
         numbers = torch.tensor([layer.module.weight.numel() for layer in layers])
-        costs *= self._units(layers, costs, model, grams, calibration)[:, None]
         sizes = numbers[:, None] * torch.tensor(tuple(self.widths))
-        chosen = allocate(costs, sizes, int(self.bits * int(numbers.sum())))
+        budget = int(self.bits * int(numbers.sum()))
+        if self.score is None:
+            costs = torch.stack([self._errors(layer, model, grams) for layer in layers])
+            costs *= self._units(layers, costs, model, grams, calibration)[:, None]
+            chosen = allocate(costs, sizes, budget)
+            figures = {"cost": sum(float(costs[row, i]) for row, i in enumerate(chosen))}
+        else:
+            inputs = None if isinstance(calibration, LayerGrams) else calibration
+            least = Grid(min(self.widths), self.group)
+            scores = LayerScores(model, layers, inputs, least, MOST_RUN).of(self.score)
+            chosen = _in_order(scores, sizes, budget)
+            named = zip(layers, scores.tolist(), strict=True)
+            figures = {f"score.{layer.name}": score for layer, score in named}
         for layer, i in zip(layers, chosen, strict=True):
             rule = GPTQ(self.widths[i], self.group, layers=(layer.name,))
             changes |= rule.planned(model, grams).changes
         spent = sum(int(sizes[row, i]) for row, i in enumerate(chosen))
-        total = sum(float(costs[row, i]) for row, i in enumerate(chosen))
-        figures = {"bits": spent / int(numbers.sum()), "cost": total}
+        figures = {"bits": spent / int(numbers.sum()), **figures}
         return plan_with_tensors("BitAllocation", model, self.layers, asked, changes, word, figures)
 
     def _errors(self, layer: Weighted, model: Model, grams: LayerGrams) -> Float[Tensor, "width"]:
@@ -150,3 +175,17 @@ class BitAllocation(Rewrite):
                 cost = told.kl / lost if error > 0 else 0.0
             found.append(cost)
         return torch.tensor(found, dtype=torch.float64)
+
+
+def _in_order(
+    scores: Float[Tensor, "layer"], sizes: Int[Tensor, "layer width"], budget: int
+) -> list[int]:
+    """Return the largest width for the first layers that fit, the smallest for all others."""
+    narrow, wide = int(sizes[0].argmin()), int(sizes[0].argmax())
+    chosen, left = [narrow] * len(sizes), budget - int(sizes[:, narrow].sum())
+    for layer in scores.argsort(descending=True, stable=True).tolist():
+        left -= int(sizes[layer, wide] - sizes[layer, narrow])
+        if left < 0:
+            break
+        chosen[layer] = wide
+    return chosen

@@ -1,0 +1,158 @@
+"""Scores of how many bits a layer should get, as papers order layers for two widths."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from sonde.compress._blocks import Blocks, block_calls, same_shape, state_rows
+from sonde.compress._grid import rounded
+from sonde.compress._layers import Weighted
+from sonde.compress.fidelity import fidelity
+from sonde.core.inputs import Inputs, Model
+from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
+from sonde.stats.normal_equations import GRAM_CUT
+from sonde.tap import squared_gradients
+from sonde.tap.rows.padding import right_padded
+from sonde.weights import Exchange, Grid, RewritePlan
+
+LayerScore = Literal["lim", "zd", "cca", "prune", "taylor"]
+Rows = Float[Tensor, "row dim"]
+SMALL_SHARE = 0.1
+"""Fraction of a layer's weights that ``prune`` leaves out."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerScores:
+    """Score the layers of a model; a higher score asks for more bits.
+
+    Parameters
+    ----------
+    model : Model
+    layers : sequence of Weighted
+    inputs : Inputs or None
+        Examples; ``zd`` needs none.
+    grid : Grid
+        Of the smallest width.
+    most : int
+        Examples on which answers are compared.
+    """
+
+    model: Model
+    layers: Sequence[Weighted]
+    inputs: Inputs | None
+    grid: Grid
+    most: int
+
+    def of(self, score: LayerScore) -> Float[Tensor, "layer"]:
+        """Return the score of each layer; infinite for layers outside of the blocks."""
+        found = {
+            "lim": self._moved,
+            "cca": self._uncorrelated,
+            "zd": self._near_weights,
+            "prune": self._pruned,
+            "taylor": self._rounding_loss,
+        }[score]()
+        return torch.tensor(found, dtype=torch.float64)
+
+    def _near_weights(self) -> list[float]:
+        """Return minus the fraction of weights more than a deviation above their mean."""
+        found: list[float] = []
+        for layer in self.layers:
+            w = layer.matrix().double()
+            found.append(-float((w > w.mean() + w.std(correction=0)).double().mean()))
+        return found
+
+    def _moved(self) -> list[float]:
+        """Return minus the mean cosine of what a layer's block reads and returns."""
+        totals, n = dict[str, float](), dict[str, int]()
+        for name, x, y in self._ends():
+            cosine = cosine_similarity(x, y, dim=1)
+            totals[name] = totals.get(name, 0.0) + float(cosine.sum())
+            n[name] = n.get(name, 0) + len(x)
+        return self._by_block({name: -total / n[name] for name, total in totals.items()})
+
+    def _uncorrelated(self) -> list[float]:
+        """Return minus the mean canonical correlation of a block's input and output."""
+        found = dict[str, tuple[MomentsState, MomentsState, CrossMomentsState]]()
+        for name, x, y in self._ends():
+            one, other = Moments().observe(x), Moments().observe(y)
+            cross = CrossMoments().observe(x, y)
+            if name in found:
+                before = found[name]
+                one, other = Moments().merge(before[0], one), Moments().merge(before[1], other)
+                cross = CrossMoments().merge(before[2], cross)
+            found[name] = one, other, cross
+        return self._by_block({name: -_canonical(*states) for name, states in found.items()})
+
+    def _pruned(self) -> list[float]:
+        """Return the divergence of answers without each layer's smallest weights."""
+        assert self.inputs is not None
+        found: list[float] = []
+        for layer in self.layers:
+            w = layer.module.weight.detach()
+            n = round(SMALL_SHARE * w.numel())
+            gone = w.abs().flatten().argsort(stable=True)[:n]
+            values = w.flatten().index_fill(0, gone, 0.0).reshape(w.shape)
+            plan = RewritePlan.of(self.model, {layer.weight: Exchange(values)}, "prune")
+            changed = plan.fold(self.model)
+            found.append(fidelity(self.model, changed, self.inputs, stop=self.most).kl)
+        return found
+
+    def _rounding_loss(self) -> list[float]:
+        """Return the sum of ``gradient size x change of the weight`` at the smallest width."""
+        assert self.inputs is not None
+        names = [layer.weight for layer in self.layers]
+        state = squared_gradients(
+            self.model, self.inputs, "sampled", parameters=names, progress=False
+        )
+        sizes = {name: square.sqrt() for name, square in state.means().items()}
+        found: list[float] = []
+        for layer in self.layers:
+            w = layer.matrix()
+            gap = (rounded(w, self.grid, "asymmetric").matrix() - w).abs().double()
+            found.append(float((layer.matrix_of(sizes[layer.weight]) * gap).sum()))
+        return found
+
+    def _ends(self) -> Iterator[tuple[str, Rows, Rows]]:
+        """Yield the states before and behind each block that keeps their shape, as rows."""
+        assert self.inputs is not None
+        blocks = Blocks.of("BitAllocation", self.model, self.inputs)
+        for batch in map(right_padded, self.inputs.batches(0, len(self.inputs))):
+            calls = block_calls("BitAllocation", self.model, blocks, batch)
+            for i, block in enumerate(blocks.modules):
+                if not same_shape([calls[block]]):
+                    continue
+                x, y = (state_rows(v, batch) for v in (calls[block].x, calls[block].y))
+                both = torch.isfinite(x).all(1) & torch.isfinite(y).all(1)
+                if bool(both.any()):
+                    yield f"{blocks.name}.{i}", x[both], y[both]
+
+    def _by_block(self, scores: Mapping[str, float]) -> list[float]:
+        """Return the score of the block that holds each layer."""
+        found: list[float] = []
+        for layer in self.layers:
+            above = [name for name in scores if layer.name.startswith(f"{name}.")]
+            found.append(scores[above[0]] if above else math.inf)
+        return found
+
+
+def _canonical(x: MomentsState, y: MomentsState, cross: CrossMomentsState) -> float:
+    """Return the mean canonical correlation of two sets of units."""
+    left, right = (_whitening(state.covariance) for state in (x, y))
+    found = torch.linalg.svdvals(left.T @ cross.covariance @ right)
+    return float(found.mean()) if found.numel() else 0.0
+
+
+def _whitening(covariance: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim rank"]:
+    """Return directions of variance 1, without correlation and without constant directions."""
+    square = covariance.diagonal()
+    scale = torch.where(square > 0, square, 1.0).rsqrt()
+    values, vectors = torch.linalg.eigh(covariance * scale[:, None] * scale)
+    kept = values > GRAM_CUT * values[-1]
+    return scale[:, None] * vectors[:, kept] * values[kept].rsqrt()
