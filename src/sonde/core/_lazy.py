@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from sonde.core.wording import install_extra
+
 _LINE = re.compile(r"from (\S+) import \(?\s*(\w+) as (\w+)")
 
 
@@ -26,7 +28,9 @@ def homes_of(file: Path) -> dict[str, tuple[str, str]]:
     return {name: (home, own) for home, own, name in _LINE.findall(text)}
 
 
-def lazy(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
+def lazy(
+    package: str, extra: str | None = None
+) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
     """Return ``__all__``, ``__getattr__`` and ``__dir__`` of a package.
 
     The names are listed only in the ``__init__.pyi`` beside the package's file, where type checkers
@@ -37,6 +41,8 @@ def lazy(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], li
     ----------
     package : str
         Its ``__name__``.
+    extra : str or None, default=None
+        The extra that installs what the package needs.
     """
     module = sys.modules[package]
     homes = homes_of(Path(str(module.__file__)))
@@ -49,9 +55,21 @@ def lazy(package: str) -> tuple[list[str], Callable[[str], Any], Callable[[], li
         home, own = homes[name]
         if home == package:
             return importlib.import_module(f"{package}.{own}")
-        value = getattr(importlib.import_module(home), own)
+        value = getattr(_imported(home, package, extra), own)
         setattr(module, name, value)
         return value
 
     names = sorted(homes, key=lambda name: (not name.isupper(), name[0].islower(), name))
     return names, found, lambda: sorted(homes)
+
+
+def _imported(home: str, package: str, extra: str | None) -> ModuleType:
+    try:
+        return importlib.import_module(home)
+    except ModuleNotFoundError as error:
+        if extra is None or error.name is None or error.name.partition(".")[0] == "sonde":
+            raise
+        raise ImportError(
+            f"{package}: expected the package {error.name}, which is not installed. Run: "
+            f"{install_extra(extra)}"
+        ) from None

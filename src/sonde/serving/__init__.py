@@ -2,4 +2,4 @@
 
 from sonde.core._lazy import lazy
 
-__all__, __getattr__, __dir__ = lazy(__name__)
+__all__, __getattr__, __dir__ = lazy(__name__, extra="serve")
