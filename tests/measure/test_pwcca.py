@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+import torch
 
 import independent_pairs
 from fixture_rows import X, Y
 from sonde.measure import cca, pwcca
+from sonde.measure._canonical import _turning
 
 
 @pytest.mark.truth("weighted angles between the spans of the units in numpy")
@@ -32,3 +34,30 @@ def test_directions_that_the_first_site_hardly_uses_count_little():
     assert float(pwcca(x, shared @ np.array([[1.0, 2], [0, 1]]))) > 0.99
     y = np.hstack([shared, rng.standard_normal((500, 2))])
     assert float(pwcca(x, y)) > float(cca(x, y)) + 0.3
+
+
+@pytest.mark.truth("torch's derivative of singular vectors")
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)])
+def test_singular_vectors_turn_as_they_do_where_rows_tell_them_apart(shape):
+    random = torch.Generator().manual_seed(0)
+    middle = torch.randn(*shape, generator=random, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(shape[0], min(shape), generator=random, dtype=torch.float64)
+    exact = torch.linalg.svd(middle, full_matrices=False).U
+    slopes = [
+        torch.autograd.grad((u.abs() * weight).sum(), middle)[0]
+        for u in (_turning(middle, 1e-9), exact)
+    ]
+    torch.testing.assert_close(*slopes, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.truth("the spread over fresh draws")
+def test_the_error_counts_the_weights():
+    plan, found = np.random.default_rng(1), []
+    scale, turn = np.array([6.0, 2, 1, 0.5, 0.2]), plan.standard_normal((5, 4)) / 3
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((200, 5)) * scale
+        found.append(pwcca(x, x @ turn + rng.standard_normal((200, 4))))
+    errors = [float(torch.as_tensor(r.se)) for r in found]
+    assert 0.8 < np.mean(errors) / np.std([float(r) for r in found]) < 1.5
+    assert max(errors) < 4 * np.median(errors)

@@ -5,6 +5,7 @@ from sklearn.linear_model import LogisticRegression
 
 from sonde.core.errors import InputError
 from sonde.measure import VInformation, v_information
+from sonde.measure.v_information import _Fit
 
 
 def _classes(seed, n=600, apart=2.0):
@@ -80,6 +81,39 @@ def test_standard_error():
     found = [v_information(*_classes(10 + i, 200, 1.0)) for i in range(12)]
     errors = [float(torch.as_tensor(r.se)) for r in found]
     assert 0.6 < np.mean(errors) / np.std([float(r) for r in found]) < 1.5
+
+
+@pytest.mark.truth("classifiers fitted without each row in turn")
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_what_a_row_taught_is_what_is_lost_without_it(n_classes):
+    rng = np.random.default_rng(n_classes)
+    label = np.arange(120.0) % n_classes
+    x, judged = rng.standard_normal((2, 120, 4)) + label[None, :, None] * [1.0, 0, 0, 0]
+    at = label.astype(int)
+
+    def gained(keep):
+        fit = _Fit.of(x[keep], label[keep], 1.0)
+        share = np.bincount(at[keep]) / len(keep)
+        return (fit.log_probabilities(judged)[np.arange(120), at] - np.log(share)[at]).sum()
+
+    rows = np.arange(120)
+    lost = [gained(rows) - gained(np.delete(rows, j)) for j in range(0, 120, 5)]
+    taught = _Fit.of(x, label, 1.0).taught(judged, at)[::5]
+    assert np.corrcoef(lost, taught)[0, 1] > 0.93
+    assert 0.7 < np.std(taught) / np.std(lost) < 1.1
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the spread over fresh draws")
+def test_the_error_counts_what_the_classifiers_learned():
+    found = []
+    for seed in range(40):
+        rng = np.random.default_rng(100 + seed)
+        label = rng.integers(0, 4, 100)
+        x = rng.standard_normal((100, 8)) + 1.5 * np.eye(4, 8)[label]
+        found.append(v_information(x, label, l2=0.3))
+    errors = [float(torch.as_tensor(r.se)) for r in found]
+    assert 0.8 < np.mean(errors) / np.std([float(r) for r in found]) < 1.3
 
 
 def test_bad_labels_are_flagged_or_refused():

@@ -19,11 +19,13 @@ class Canonical:
     """Canonical correlations, descending, and the maps to the canonical variables of each side.
 
     ``x @ left[:, a]`` and ``y @ right[:, a]`` have unit scatter and correlate by ``rho[a]``.
+    ``main`` are the maps of ``left`` that have a correlation, differentiable in the moments.
     """
 
     rho: Float[Tensor, "pair"]
     left: Float[Tensor, "dim rank"]
     right: Float[Tensor, "dim2 rank2"]
+    main: Float[Tensor, "dim pair"]
 
     @property
     def ranks(self) -> tuple[int, int]:
@@ -36,7 +38,7 @@ def canonical_correlations(
 ) -> Canonical:
     """Return the canonical correlations of two sites.
 
-    Correlations are differentiable in the moments; the directions that vary are taken as fixed.
+    Correlations are differentiable in the moments; which directions vary is taken as fixed.
 
     Parameters
     ----------
@@ -47,7 +49,23 @@ def canonical_correlations(
     two = _whitener(y.scatter, keep)
     middle = one.T @ cross.cross @ two
     u, _, vh = torch.linalg.svd(middle.detach())
-    return Canonical(torch.linalg.svdvals(middle), one.detach() @ u, two.detach() @ vh.T)
+    main = one @ _turning(middle, cross.n**-0.5)
+    return Canonical(torch.linalg.svdvals(middle), one.detach() @ u, two.detach() @ vh.T, main)
+
+
+def _turning(middle: Float[Tensor, "rank rank2"], noise: float) -> Float[Tensor, "rank pair"]:
+    """Return the left singular vectors, with a derivative that is bounded where values are near.
+
+    Vectors of two squared values that differ by ``gap`` turn into each other at the rate ``1 /
+    gap``. Rows cannot tell values apart that differ by less than their ``noise``: the rate is ``gap
+    / (gap^2 + noise^2)``, so that the angle stays bounded.
+    """
+    u, s, vh = torch.linalg.svd(middle.detach(), full_matrices=False)
+    change = u.T @ (middle - middle.detach()) @ vh.T * s
+    gap = s.square() - s.square()[:, None]
+    turned = u @ ((change + change.T) * gap / (gap.square() + noise**2))
+    outside = (middle - middle.detach()) @ vh.T - u @ (u.T @ (middle - middle.detach()) @ vh.T)
+    return u + turned + outside * s / (s.square() + noise**2)
 
 
 def _whitener(scatter: Float[Tensor, "dim dim"], keep: float | None) -> Float[Tensor, "dim _rank"]:

@@ -51,7 +51,7 @@ class PWCCA(CrossInstrument):
         plain = result_of(found, cross.n, each, told, independent)
         if found is None:
             return plain
-        on_units = found.left[:, : len(found.rho)].T @ each[0].scatter.detach()
+        on_units = found.main.T @ each[0].scatter
         weight = on_units.abs().sum(1)
         return replace(plain, value=(weight * found.rho).sum() / weight.sum())
 

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 
 from sonde.core.errors import InputError
@@ -60,7 +61,7 @@ class VInformation(Instrument):
                  = more usable. Invariant to  rotation, isotropic scale, shifts.
     Cost         one pass; state ``m`` rows; result twelve logistic fits to half of them.
     Assumes      two classes or more; rows with label -1 are left out, and so are classes that one
-                 half lacks (flag ``few_rows``). The error holds for the classifiers as fitted.
+                 half lacks (flag ``few_rows``). The error counts what each row taught.
     Differs      from the paper: linear classifiers alone, both halves are judged.
 
     Parameters
@@ -108,16 +109,18 @@ class VInformation(Instrument):
             )
         x = sample.rows[0]
         dead = not bool((x != x[:1]).any())
-        judged = None if dead else self._judged(sample)
+        judged = None if dead else self._judged(sample, with_error=True)
         flags = [*sample.flags, *unlabelled(rows, every), *(["dead"] if dead else [])]
         if judged is None or judged.n_left_out:
             flags += [] if dead else ["few_rows"]
         if judged is None:
             nothing = torch.zeros(0, dtype=torch.float64)
-            judged = _Judged(nothing, nothing, nothing.bool(), nothing, len(sample), sample)
+            judged = _Judged(
+                nothing, nothing, nothing.bool(), nothing, nothing, len(sample), sample
+            )
         others = [self._judged(s) for s in sample.shuffled(n=NULLS)] if len(judged.gain) else []
         nulls = [float(other.gain.mean()) for other in others if other is not None]
-        se, how = judged.rows.error_of_mean(judged.gain) if nulls else (None, "no value")
+        se, how = judged.error() if nulls else (None, "no value")
         known = torch.unique(judged.label)
         return VInformationResult(
             value=float(judged.gain.mean()),
@@ -138,7 +141,7 @@ class VInformation(Instrument):
             of_class=torch.tensor([float(judged.gain[judged.label == k].mean()) for k in known]),
         )
 
-    def _judged(self, rows: SampledRows) -> "_Judged | None":
+    def _judged(self, rows: SampledRows, *, with_error: bool = False) -> "_Judged | None":
         """Fit on each half of the groups and judge the other; None if classes are too few."""
         half = random_halves(rows.group, n_halves=1)[0]
         label = rows.rows[1][:, 0].cpu()
@@ -147,45 +150,124 @@ class VInformation(Instrument):
             return None
         rows, half, label = rows.take(kept), half[kept], label[kept]
         x, wanted = rows.rows[0].cpu().numpy(), label.numpy()
-        own, log_own = np.zeros(len(x)), np.zeros(len(x))
+        own, log_own, taught = np.zeros(len(x)), np.zeros(len(x)), np.zeros(len(x))
         right = np.zeros(len(x), dtype=bool)
         for fitted in (half.numpy(), ~half.numpy()):
-            log = _log_probabilities(x[fitted], wanted[fitted], x[~fitted], self.l2)
+            fit = _Fit.of(x[fitted], wanted[fitted], self.l2)
+            log = fit.log_probabilities(x[~fitted])
             classes, counts = np.unique(wanted[fitted], return_counts=True)
             at = np.searchsorted(classes, wanted[~fitted])
             own[~fitted] = -np.log(counts / counts.sum())[at]
             log_own[~fitted] = log[np.arange(len(at)), at]
             right[~fitted] = log.argmax(1) == at
-        gain, sure = torch.from_numpy(log_own + own), torch.from_numpy(own)
-        return _Judged(gain, sure, torch.from_numpy(right), label, int((~kept).sum()), rows)
+            if with_error:
+                taught[fitted] = fit.taught(x[~fitted], at)
+        gain, sure, taught = (torch.from_numpy(v) for v in (log_own + own, own, taught))
+        right = torch.from_numpy(right)
+        return _Judged(gain, sure, right, label, taught, int((~kept).sum()), rows)
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """Held-out rows: usable information, ``-ln`` of the class's frequency, and which are right."""
+    """Held-out rows: usable information, ``-ln`` of the class's frequency, and which are right.
+
+    ``taught`` is the first-order effect of one more such row on the sum of ``gain``, through the
+    classifier that learns from it.
+    """
 
     gain: Float[Tensor, "row"]
     own: Float[Tensor, "row"]
     right: Bool[Tensor, "row"]
     label: Float[Tensor, "row"]
+    taught: Float[Tensor, "row"]
     n_left_out: int
     rows: SampledRows
 
+    def error(self) -> tuple[Tensor | None, str]:
+        """Return the standard error of the mean gain, and how it was made.
 
-def _log_probabilities(
-    x: Float[np.ndarray, "row dim"],
-    label: Float[np.ndarray, "row"],
-    judged: Float[np.ndarray, "row2 dim"],
-    l2: float,
-) -> Float[np.ndarray, "row2 class"]:
-    """Return the logarithms of the classes' probabilities, classes in ascending order."""
-    with kept_random_state():
-        from sklearn.linear_model import LogisticRegression
+        What the classifiers lose by learning from few rows is a square of the error of their
+        weights. Its first-order effects have twice the variance of that square, so half counts.
+        """
+        fixed, how = self.rows.error_of_mean(self.gain)
+        moving, _ = self.rows.error_of_mean(self.gain + self.taught)
+        if fixed is None or moving is None:
+            return None, how
+        return ((fixed.square() + moving.square()) / 2).sqrt(), f"{how}, with what each row taught"
 
-    mean = x.mean(0)
-    scale = math.sqrt(float(np.square(x - mean).mean())) or 1.0
-    model = LogisticRegression(C=1.0 / l2, max_iter=STEPS).fit((x - mean) / scale, label)
-    return model.predict_log_proba((judged - mean) / scale)
+
+@dataclass(frozen=True)
+class _Fit:
+    """A logistic classifier on standardised rows with a column of ones, and what it learned from.
+
+    ``excess`` is the probability of each class less 1 for the row's own class; of two classes the
+    second alone is kept, as scikit-learn fits one logit.
+    """
+
+    model: Any
+    mean: Float[np.ndarray, "dim"]
+    scale: float
+    rows: Float[np.ndarray, "row dim1"]
+    at: Int[np.ndarray, "row"]
+    l2: float
+
+    @classmethod
+    def of(
+        cls, x: Float[np.ndarray, "row dim"], label: Float[np.ndarray, "row"], l2: float
+    ) -> "_Fit":
+        """Fit to rows and their labels."""
+        with kept_random_state():
+            from sklearn.linear_model import LogisticRegression
+
+        mean = x.mean(0)
+        scale = math.sqrt(float(np.square(x - mean).mean())) or 1.0
+        z = (x - mean) / scale
+        model = LogisticRegression(C=1.0 / l2, max_iter=STEPS).fit(z, label)
+        return cls(model, mean, scale, _with_ones(z), np.searchsorted(model.classes_, label), l2)
+
+    def log_probabilities(
+        self, x: Float[np.ndarray, "row2 dim"]
+    ) -> Float[np.ndarray, "row2 class"]:
+        """Return the logarithms of the classes' probabilities, classes in ascending order."""
+        return self.model.predict_log_proba((x - self.mean) / self.scale)
+
+    def taught(
+        self, x: Float[np.ndarray, "row2 dim"], at: Int[np.ndarray, "row2"]
+    ) -> Float[np.ndarray, "row"]:
+        """Return the effect of each fitted row on the sum of gains of judged rows.
+
+        One more row ``j`` moves the weights by ``-H^-1 g_j``, with the Hessian ``H`` of the
+        penalised loss and the gradient ``g_j`` of the row's loss; and it moves the frequencies.
+        """
+        judged = _with_ones((x - self.mean) / self.scale)
+        p, excess = self._excess(self.rows, self.at)
+        slope = judged.T @ self._excess(judged, at)[1]
+
+        def hessian(flat: Float[np.ndarray, "_size"]) -> Float[np.ndarray, "_size"]:
+            v = flat.reshape(slope.shape)
+            moved = p * (self.rows @ v)
+            penalty = self.l2 * v
+            penalty[-1] = 0.0  # the intercept is free
+            return (self.rows.T @ (moved - p * moved.sum(1, keepdims=True)) + penalty).ravel()
+
+        size = slope.size
+        product = LinearOperator((size, size), hessian, dtype=float)  # pyright: ignore
+        solved, _ = cg(product, slope.ravel(), rtol=1e-4)
+        n_classes = len(self.model.classes_)
+        share = [np.bincount(a, minlength=n_classes) / len(a) for a in (self.at, at)]
+        frequency = len(at) / len(self.at) * (1.0 - (share[1] / share[0])[self.at])
+        return (self.rows @ solved.reshape(slope.shape) * excess).sum(1) + frequency
+
+    def _excess(
+        self, rows: Float[np.ndarray, "row2 dim1"], at: Int[np.ndarray, "row2"]
+    ) -> tuple[Float[np.ndarray, "row2 kept"], Float[np.ndarray, "row2 kept"]]:
+        p = self.model.predict_proba(rows[:, :-1])
+        excess = p - np.eye(p.shape[1])[at]
+        return (p[:, 1:], excess[:, 1:]) if p.shape[1] == 2 else (p, excess)
+
+
+def _with_ones(z: Float[np.ndarray, "row dim"]) -> Float[np.ndarray, "row dim1"]:
+    return np.concatenate([z, np.ones_like(z[:, :1])], 1)
 
 
 v_information = as_function(VInformation, "label")
