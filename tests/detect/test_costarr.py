@@ -21,12 +21,15 @@ def _fit(x=ROWS, label=(0, 0, 0), head=SMALL_HEAD, **parameters):
     return COSTARR(**parameters).fit(x, label, logits=_logits(x, head), head=head)
 
 
-@pytest.mark.truth("computed independently with numpy: mean of class 0 and three scores")
+@pytest.mark.truth("the formulas in numpy, for three rows of one class")
 def test_equals_the_reference_numbers():
     scorer = _fit(logit="minmax", logit_range=(-0.5, 4.0))
-    assert scorer.mean[0].tolist() == pytest.approx([0.95485656, 0.22991641, 1, 0], abs=1e-8)
-    got = scorer.score(FRESH, _logits(FRESH)).tolist()
-    assert got == pytest.approx([-0.54844909, -0.31337564, -0.33319493], abs=1e-6)
+    halves = [np.r_[_unit(h), _unit(h * WEIGHT[0].numpy())] for h in ROWS.numpy()]
+    assert scorer.mean[0].tolist() == pytest.approx(np.mean(halves, 0).tolist(), rel=1e-9)
+    rows, logits, fresh, weight = (v.numpy() for v in (ROWS, _logits(ROWS), FRESH, WEIGHT))
+    given = {"use": "both", "logit": "minmax", "ends": (-0.5, 4.0)}
+    want = _by_hand(rows, (0, 0, 0), logits, weight, fresh, _logits(FRESH).numpy(), **given)
+    assert scorer.score(FRESH, _logits(FRESH)).tolist() == pytest.approx(want, rel=1e-9)
     assert scorer.conventions["classes_without_rows"] == [1, 2]
 
 
@@ -51,7 +54,7 @@ def _unit(a):
     return a / np.linalg.norm(a) if np.linalg.norm(a) else a
 
 
-def _by_hand(rows, label, logits, weight, fresh, fresh_logits, use, logit):
+def _by_hand(rows, label, logits, weight, fresh, fresh_logits, use, logit, ends=None):
     """Every formula, one row and one class at a time."""
     means, dim = {}, rows.shape[1]
     wins = [f.max() for f, y in zip(logits, label, strict=True) if f.argmax() == y]
@@ -79,7 +82,8 @@ def _by_hand(rows, label, logits, weight, fresh, fresh_logits, use, logit):
         v = np.r_[_unit(h), _unit(h * weight[c])]
         like = _cosine(v[take], means[c][take]) if c in means else 0.0
         if logit == "minmax":
-            like *= np.clip((f.max() - min(wins)) / (max(wins) - min(wins)), 0, 1)
+            low, high = ends or (min(wins), max(wins))
+            like *= np.clip((f.max() - low) / (high - low), 0, 1)
         out.append(-like)
     return out
 

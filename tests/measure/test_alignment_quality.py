@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+import independent_classes
 from sonde.core.errors import InputError
 from sonde.measure import AlignmentQuality, alignment_quality
 
@@ -11,13 +12,14 @@ A = [[0.0, 0.0], [0.0, 2.0], [6.0, 0.0], [6.0, 2.0]]
 B = [[0.0, 0.0], [2.0, 2.0], [6.0, 0.0], [8.0, 2.0]]
 
 
-@pytest.mark.truth("digits computed independently from the definition")
+@pytest.mark.truth("the four indices from distances of rows")
 def test_known_values():
     result = alignment_quality({"a": A, "b": B}, [0, 0, 1, 1])
-    assert result.layers.tolist() == pytest.approx([0.8432432432, 0.7644367779], rel=1e-8)
-    assert result.value == pytest.approx((0.8432432432 + 0.7644367779) / 2, rel=1e-8)
+    parts = [independent_classes.alignment_quality(x, [0, 0, 1, 1]) for x in (A, B)]
+    assert result.layers.tolist() == pytest.approx(np.mean(parts, 1).tolist(), rel=1e-9)
+    assert result.value == pytest.approx(np.mean(parts), rel=1e-9)
     only = alignment_quality({"a": A}, [0, 0, 1, 1], weights=(0, 0, 0, 2))
-    assert only.value == pytest.approx(0.9)
+    assert only.value == pytest.approx(parts[0][3], rel=1e-9)
 
 
 @pytest.mark.truth("labels that say nothing, and a class that moves away with depth")

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from fixture_rows import X
+from independent_classes import mixture_bound, pairs_bound
 from measure.digits import DIGITS, NAMES
 from sonde.core.errors import InputError
 from sonde.measure import BottleneckDegree, bottleneck_degree, class_separability
@@ -14,17 +15,19 @@ def _classes(seed, n=300, apart=2.0):
     return rng.standard_normal((n, 4)) + apart * np.eye(3, 4)[label], label
 
 
-@pytest.mark.truth("digits computed independently from the definition")
+@pytest.mark.truth("pairs of rows of a class, one at a time")
 def test_known_values():
     points, zero = [[-1.0], [1.0]], [0, 0]
     found = bottleneck_degree(points, zero, estimator="mc", noise=1.0, relative=False)
-    assert found.value == pytest.approx(0.5662191695, rel=1e-8)
-    assert found.lower == pytest.approx(0.2190701964, rel=1e-8)
-    half = bottleneck_degree(X[:30], [0] * 30, noise=0.25, relative=False)
-    assert half.value == pytest.approx(9.9679484674, rel=1e-8)
-    assert bottleneck_degree(DIGITS, NAMES, noise=100.0, relative=False).value == pytest.approx(
-        6.9602677604, rel=1e-8
-    )
+    assert found.value == pytest.approx(mixture_bound(points, zero, 2.0), rel=1e-9)
+    assert found.lower == pytest.approx(mixture_bound(points, zero, 8.0), rel=1e-9)
+    rows, label = X[:60], [0, 1, 1] * 20
+    found = bottleneck_degree(rows, label, estimator="mc", noise=0.25, relative=False)
+    assert found.value == pytest.approx(mixture_bound(rows, label, 0.5), rel=1e-9)
+    for rows, label, noise in ((X[:30], [0] * 30, 0.25), (DIGITS, NAMES, 100.0)):
+        want = pairs_bound(rows, label, noise)
+        found = bottleneck_degree(rows, label, noise=noise, relative=False)
+        assert found.value == pytest.approx(want, rel=1e-9)
 
 
 @pytest.mark.truth("an integral over the mixture of two Gaussians")
