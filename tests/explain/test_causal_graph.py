@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from circuits import linear
+from narrow import present
 from sonde.core import InputError, SiteError
 from sonde.explain import CausalGraph
 
@@ -47,6 +48,9 @@ def test_the_graph_has_exactly_the_true_edges(screen):
         (("0", 0), ("2", 0)): 2.0,  # in half of the rows
         (("0", 1), ("2", 0)): 2.0,
     }
+    # Effects of 4 in four rows and of 0 in the four others have a variance of 32 / 7.
+    errors = sorted(present(found.se).tolist())
+    assert errors == pytest.approx([0.0, (4 / 7) ** 0.5, (4 / 7) ** 0.5])
     assert (found.necessity, found.sufficiency) == (0.0, 1.0)
     assert bool(found.screened) == (screen > 0)
     halves = [

@@ -50,6 +50,7 @@ def test_nulls_and_errors():
     rng = np.random.default_rng(0)
     label = np.tile(np.arange(3), 60)
     free = [cluster_indices(rng.standard_normal((180, 4)), label) for _ in range(8)]
+    assert all(r.se == r.errors["silhouette"] for r in free)
     for name in ("calinski_harabasz", "davies_bouldin", "eta2"):
         want = np.mean([r.nulls[name] for r in free])
         assert np.mean([getattr(r, name) for r in free]) == pytest.approx(want, rel=0.25)
