@@ -148,3 +148,14 @@ def sampled_correlation(mu, variance):
 def normal_information(a, b):
     """``-ln(1 - r^2) / 2``, the information of two normal numbers with correlation ``r``."""
     return -math.log1p(-(np.corrcoef(a.ravel(), b.ravel())[0, 1] ** 2)) / 2
+
+
+def normal_information_bias(n, dim, dim2):
+    """By how much the information of ``n`` unrelated normal rows is estimated above 0.
+
+    The log determinant of the scatter of ``n`` rows of ``d`` units is on average ``sum_i psi((n -
+    i) / 2)`` over ``i = 1 .. d``, up to a constant for each unit (Wishart); the information is
+    half of that of both sites less that of the two together.
+    """
+    one, two, both = (digamma((n - np.arange(1, d + 1)) / 2).sum() for d in (dim, dim2, dim + dim2))
+    return (one + two - both) / 2
