@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sonde import Model
+from sonde import Model, load
 from sonde.core.errors import SondeWarning
 from sonde.report import Answer
+from sonde_studies._planted import PatchAttention
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies.parts.choice import NOT_TOLD
 from sonde_studies.recipes import recipe_of
@@ -176,6 +177,84 @@ def changed(seed: int) -> str:
     return ask("change-pairs", EYE, rows, seed=seed).verdict
 
 
+class SaysAndLooks(nn.Module):
+    """Answers what the first pixel says, and looks at patches by weights drawn from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        random = torch.Generator().manual_seed(seed)
+        self.net = PatchAttention()
+        for parameter in self.net.parameters():
+            parameter.data = 0.7 * torch.randn(parameter.shape, generator=random)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of five classes."""
+        said = (x[:, 0, 0, 0] * 10).round().long()
+        return 5.0 * nn.functional.one_hot(said, 5) + 1e-3 * self.net(x)[:, :5]
+
+
+def panelled(seed: int) -> str:
+    """Return the verdict of class-panel where answers, looks and numbers of rows are by lot."""
+    random = torch.Generator().manual_seed(seed)
+    items, train = [], []
+    for c, n in enumerate(torch.randperm(5, generator=random).tolist()):
+        train += [{"label": c}] * (10 + 20 * n)
+        share = torch.rand((), generator=random)
+        for _ in range(10):
+            x = torch.rand(1, 16, 8, generator=random)
+            is_right = bool(torch.rand((), generator=random) < 0.3 + 0.7 * share)
+            x[0, 0, 0] = (c if is_right else (c + 1) % 5) / 10
+            top, left = (0.25 * int(torch.randint(0, 3, (), generator=random)) for _ in range(2))
+            items.append({"x": x, "label": c, "box": [top, left, top + 0.5, left + 0.25]})
+    return ask("class-panel", Model(SaysAndLooks(seed).eval()), items, train=train).verdict
+
+
+def tuned_anew(seed: int, shift: float = 0.0) -> str:
+    """Return the verdict of tune-norms on a plain Sequential: labels by lot, or a moved domain."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(6, 12), nn.LayerNorm(12), nn.Tanh(), nn.Linear(12, 3))
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(240, 6, generator=random)
+    with torch.no_grad():
+        label = net(x).argmax(1)
+    by_lot = torch.randint(0, 3, (240,), generator=random)
+    target = items_of(x + shift, label if shift else by_lot)
+    model, how = Model(net.eval()), {"epochs": 6, "rate": 0.01, "seed": seed}
+    return ask("tune-norms", model, target, items_of(x, label), **how).verdict
+
+
+def retrieved(seed: int, *, shared: bool) -> str:
+    """Return the verdict of document-retrieval where queries have nothing of their document.
+
+    Their words are those of all documents, or of none.
+    """
+    random = torch.Generator().manual_seed(seed)
+    letters = torch.randint(26, (60, 4), generator=random).tolist()
+    words = ["".join(chr(97 + c) for c in word) for word in letters]
+    chosen = torch.randint(30, (40, 8), generator=random).tolist()
+    texts = [
+        " ".join(words[w if shared or i < 20 else w + 30] for w in text)
+        for i, text in enumerate(chosen)
+    ]
+    rows = [{"id": str(i % 20), "text": text} for i, text in enumerate(texts)]
+    model = load("sonde:stdlib")
+    return ask("document-retrieval", model, rows[:20], rows[20:], seed=seed).verdict
+
+
+CHANNELS = nn.Conv2d(6, 6, 1, bias=False)
+nn.init.dirac_(CHANNELS.weight)
+MAPS = Model(nn.Sequential(CHANNELS, nn.Flatten(), nn.Linear(6 * 20, 2)).eval())
+"""A net whose maps are its pictures."""
+
+
+def mapped(seed: int) -> str:
+    """Return the verdict of channel-regions where labels are by lot."""
+    _, label = by_lot(seed)
+    x = torch.randn(160, 6, 4, 5, generator=torch.Generator().manual_seed(seed))
+    how = {"site": "0", "regions": 2, "steps": 60, "seed": seed}
+    return ask("channel-regions", MAPS, items_of(x, label), **how).verdict
+
+
 def cases() -> Iterator[tuple[str, str, str, Drawn]]:
     """Return recipe, what was drawn, ``nothing`` or ``planted``, and the draw."""
     word = "route-by-score"
@@ -225,6 +304,13 @@ def cases() -> Iterator[tuple[str, str, str, Drawn]]:
     yield "view-sets", "labels by lot", "nothing", lambda s: viewed(s) != NOT_TOLD
     yield "view-sets", "views are equal", "nothing", lambda s: "views by" in single_views(s)
     yield "change-pairs", "labels by lot", "nothing", lambda s: changed(s) != "not told"
+    yield "tune-norms", "labels by lot", "nothing", lambda s: tuned_anew(s) != "no gain"
+    yield "tune-norms", "rows moved by 2", "planted", lambda s: tuned_anew(s, 2.0) != "no gain"
+    yield "channel-regions", "labels by lot", "nothing", lambda s: mapped(s) != NOT_TOLD
+    yield "class-panel", "all by lot", "nothing", lambda s: panelled(s) != "neither tells"
+    word, told = "document-retrieval", "use BM25"
+    yield word, "by lot", "nothing", lambda s: retrieved(s, shared=True) != told
+    yield word, "no word is shared", "nothing", lambda s: retrieved(s, shared=False) != told
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import permutation_test, spearmanr
 from sklearn.metrics import precision_score, recall_score
 from torch import nn
 from torch.nn.functional import interpolate, one_hot
@@ -12,6 +13,7 @@ from torch.nn.functional import interpolate, one_hot
 from sonde import InputError, Model
 from sonde.tap import Tap
 from sonde_studies._planted import PatchAttention
+from sonde_studies.parts.figures import rank_agreement
 from sonde_studies.recipes.class_panel import class_panel
 
 RIGHT = (0.9, 0.35, 0.75, 0.55, 0.2, 1.0)
@@ -92,6 +94,16 @@ def test_the_look_is_the_attention_in_the_box_over_its_area():
         own = np.mean(look[c * PER_CLASS : (c + 1) * PER_CLASS])
         assert table[c]["attention"] == pytest.approx(own, rel=1e-4)
     assert np.ptp([row["attention"] for row in table.values()]) > 0.01
+
+
+@pytest.mark.truth("all orders counted by scipy's permutation test, and by hand")
+def test_few_classes_that_agree_are_no_certainty():
+    assert rank_agreement([1, 2, 3, 4], [5, 6, 8, 9], 4) == (1.0, pytest.approx(2 / 24))
+    assert rank_agreement([3, 1, 2, 5, 4], [1, 2, 3, 4, 5])[1] == pytest.approx(
+        permutation_test(
+            ([3, 1, 2, 5, 4],), lambda x: spearmanr(x, range(5))[0], permutation_type="pairings"
+        ).pvalue
+    )
 
 
 def test_boxes_that_are_none_are_refused():

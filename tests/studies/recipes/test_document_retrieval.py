@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sonde import InputError, load
-from sonde_studies.parts.retrieval import bm25
+from sonde_studies.parts.retrieval import bm25, reciprocal_ranks
 from sonde_studies.recipes.document_retrieval import document_retrieval
 
 TEXTS = ["the cat sat", "a dog and the cat and the cat", "birds sing at dawn", "the the the dog"]
@@ -26,6 +26,13 @@ def test_bm25_is_the_published_sum():
                 if df:
                     want += idf * tf * 2.2 / (tf + 1.2 * (0.25 + 0.75 * len(words) / mean))
             assert float(got) == pytest.approx(want)
+
+
+@pytest.mark.truth("the mean over all orders of equal scores, by hand")
+def test_equal_scores_have_the_mean_reciprocal_rank_of_their_orders():
+    score = torch.tensor([[3.0, 2, 2, 2, 0], [0, 0, 0, 0, 0], [1, 5, 4, 3, 2]])
+    wanted = [(1 / 2 + 1 / 3 + 1 / 4) / 3, sum(1 / k for k in range(1, 6)) / 5, 1 / 5]
+    assert reciprocal_ranks(score, torch.tensor([2, 4, 0])).tolist() == pytest.approx(wanted)
 
 
 @pytest.mark.slow

@@ -64,6 +64,19 @@ def test_noise_is_no_gain_on_rows_that_did_not_train():
     assert all(abs(row["new domain"] - 1 / 3) < 0.15 for row in found.rows)
 
 
+@pytest.mark.slow
+@pytest.mark.truth("labels of the net itself, on rows that were moved")
+def test_a_plain_sequential_has_no_last_block_and_is_tuned_in_the_rest():
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(6, 12), nn.LayerNorm(12), nn.Tanh(), nn.Linear(12, 3)).eval()
+    x = torch.randn(240, 6)
+    label = net(x).argmax(1).tolist()
+    parts = [[{"x": r, "label": c} for r, c in zip(x + by, label, strict=True)] for by in (2.0, 0)]
+    found = tune_norms(Model(net), *parts, epochs=6, rate=0.01, progress=False)
+    assert [row["moved"] for row in found.rows] == ["before", "norms", "biases", "all"]
+    assert found.verdict.startswith("tune ")
+
+
 def test_rows_without_labels_are_refused():
     model, target, source = domains()
     with pytest.raises(InputError, match="all of them labelled"):

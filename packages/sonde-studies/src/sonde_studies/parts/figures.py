@@ -1,13 +1,13 @@
 """How answers are worded and drawn: gains and AUROCs as fields, tables in long form, axes."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import spearmanr  # pyright: ignore[reportMissingTypeStubs]
+from scipy.stats import rankdata, spearmanr  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from sonde import InputError
@@ -20,7 +20,7 @@ ZERO_ACCURACY = ChartAxis("accuracy", share=True, zero=True)
 WHOLE_ACCURACY = ChartAxis("accuracy", share=True, low=0.0, high=1.0)
 SHARE = ChartAxis("share", share=True, zero=True)
 AUROC = ChartAxis("AUROC", low=0.0, high=1.0)
-BINS, RESAMPLES = 24, 500
+BINS, RESAMPLES, EXACT = 24, 500, 7
 
 
 def names(column: str) -> ChartAxis:
@@ -87,11 +87,20 @@ def auroc_rows(found: Mapping[str, Metric], name: str = "what") -> Rows:
 
 
 def rank_agreement(x: Any, y: Any, least: int = 3) -> tuple[float, float]:
-    """Return Spearman's correlation and its p; 0 and 1 of constant values or few."""
+    """Return Spearman's correlation and its p; 0 and 1 of constant values or few.
+
+    Of up to ``EXACT`` values p counts all orders; scipy's p of two equal orders of four is 0.
+    """
     if len(x) < least or min(len(set(np.asarray(side).tolist())) for side in (x, y)) < 2:
         return 0.0, 1.0
     found: Any = spearmanr(np.asarray(x), np.asarray(y))
-    return float(found.statistic), float(found.pvalue)
+    rho = float(found.statistic)
+    if len(x) > EXACT:
+        return rho, float(found.pvalue)
+    first, second = (rankdata(side) - (len(x) + 1) / 2 for side in (x, y))
+    orders = second[np.array([*permutations(range(len(y)))])]
+    least = abs(float(first @ second)) - 1e-9
+    return rho, float(np.mean(np.abs(orders @ first) >= least))
 
 
 def melted(

@@ -95,3 +95,14 @@ def places(score: Scores, answer: Int[Tensor, "query"]) -> Int[Tensor, "query"]:
     """Return how many documents score above the right document; of equals, half."""
     own = score.gather(1, answer[:, None])
     return (score > own).sum(1) + ((score == own).sum(1) - 1) // 2
+
+
+def reciprocal_ranks(score: Scores, answer: Int[Tensor, "query"]) -> Float[Tensor, "query"]:
+    """Return one over the rank of the right document, the mean over all orders of equals.
+
+    One over the mean rank is less: words that no document holds would lose to scores by lot.
+    """
+    own = score.gather(1, answer[:, None])
+    above, equal = (score > own).sum(1), (score == own).sum(1)
+    total = torch.cat([torch.zeros(1), 1 / torch.arange(1, score.shape[1] + 1)]).double().cumsum(0)
+    return (total[above + equal] - total[above]) / equal

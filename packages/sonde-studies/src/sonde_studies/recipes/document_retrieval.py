@@ -10,7 +10,14 @@ from sonde.data import rows_of
 from sonde.report import Answer
 from sonde_studies.parts.choice import gain_of_best
 from sonde_studies.parts.figures import names, resampled_error
-from sonde_studies.parts.retrieval import answers_of, bm25, fused, passage_scores, places
+from sonde_studies.parts.retrieval import (
+    answers_of,
+    bm25,
+    fused,
+    passage_scores,
+    places,
+    reciprocal_ranks,
+)
 
 QUESTION = "Do the states of this model find the right document?"
 LEAST, SPREADS = 10, 2.24
@@ -71,7 +78,7 @@ def document_retrieval(
     found["BM25 and states"] = fused(found["BM25"], found["states, mean of passages"])
     place = {arm: places(score, answer) for arm, score in found.items()}
     hit = {arm: (p < top).double() for arm, p in place.items()}
-    rank = {arm: 1 / (p.double() + 1) for arm, p in place.items()}
+    rank = {arm: reciprocal_ranks(score, answer) for arm, score in found.items()}
     arms = {k: v.numpy() for k, v in rank.items() if k.startswith("states")}
     own = max(arms, key=lambda k: float(arms[k].mean()))
     words = {"BM25": rank["BM25"].numpy()}
@@ -86,7 +93,7 @@ def document_retrieval(
             "arm": arm,
             "recall at 1": float((p < 1).double().mean()),
             f"recall at {top}": float(hit[arm].mean()),
-            "mean reciprocal rank": float((1 / (p.double() + 1)).mean()),
+            "mean reciprocal rank": float(rank[arm].mean()),
         }
         for arm, p in place.items()
     ]

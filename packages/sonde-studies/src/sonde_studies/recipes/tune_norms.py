@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from sonde import InputError, Model
-from sonde.core import marks
+from sonde.core import SiteError, marks
 from sonde.data import open_inputs
 from sonde.measure import cka
 from sonde.report import Answer
@@ -86,7 +86,7 @@ def tune_norms(
     for name, rule in RULES.items():
         try:
             copy, share[name] = tuned_copy(model, ours, Scope(rule), label=f"tune {name}", **how)
-        except InputError:
+        except (InputError, SiteError):
             if rule == "all":
                 raise
             continue  # a model without norms, biases or blocks
