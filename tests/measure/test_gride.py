@@ -11,7 +11,7 @@ from sonde.measure.gride import _beta_dimension, _plateau
 
 @pytest.mark.truth("neighbours from scipy's tree, and the root of the likelihood's slope")
 def test_known_values():
-    x = np.random.default_rng(0).random((2000, 2))
+    x = np.random.default_rng(0).random((1600, 2))
     result = gride(x, largest=8)
     assert result.rank.tolist() == [1, 2, 4, 8]
     want = [independent_neighbours.gride(x, rank) for rank in (2, 4, 8)]
