@@ -1,10 +1,13 @@
 import math
 
 import pytest
+import torch
 from torch import Tensor, nn
 
+import sonde
 from findings._nets import assert_clear, assert_raised, evidence_of, noise, tensors
 from sonde.findings.rule import Check
+from sonde.findings.settings import ScanSettings
 from sonde.findings.snd012 import SND012
 
 
@@ -44,3 +47,25 @@ def test_the_first_norm_that_does_not_fit_is_named() -> None:
     assert check.finding is not None
     assert "What reaches 2 lies" in check.finding.sentence
     assert "0, the first, fits." in check.finding.sentence
+
+
+@pytest.mark.slow
+@pytest.mark.truth("planted: labels are the answers of the net with its own running variance")
+def test_one_norm_among_others_that_do_not_fit_is_tried_alone() -> None:
+    torch.manual_seed(3)
+    layers = [nn.BatchNorm1d(8), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 8)]
+    net = nn.Sequential(*layers, nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4))
+    x = torch.randn(256, 8)
+    for i in range(80):
+        net(x[3 * i :][:64] if i < 64 else x)
+    net.eval().requires_grad_(False)
+    net[2].get_parameter("weight").fill_(1.2)
+    other = 1.7 * x + 0.2  # rows of another kind: the first norm does not fit, and that is no fault
+    label = net(other).argmax(1)
+    items = [{"x": a, "label": int(k)} for a, k in zip(other, label, strict=True)]
+    settings = ScanSettings(progress=False, only=("SND012",))
+    net[2].get_buffer("running_var").mul_(40)
+    net[2].get_buffer("running_mean").add_(4.0)
+    (found,) = sonde.scan(net, items, settings=settings).findings
+    assert (found["level"], found["sites"]) == ("warning", ["2:out"])
+    assert "running_mean and running_var of 2" in found["fix"]

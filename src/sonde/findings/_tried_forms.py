@@ -113,9 +113,10 @@ def tried_forms(
     norms: Sequence[tuple[str, nn.modules.batchnorm._BatchNorm]],
     evidence: Evidence,
     judged: bool,
+    part: float = HALF,
 ) -> Iterator[Tried]:
     whole, x = small.together(range(len(small))), numbers_of(small)
-    for words, change in evidence.budget.affordable(forms, len(x), KIND, HALF):
+    for words, change in evidence.budget.affordable(forms, len(x), KIND, part):
         sums, answers = {name: Sums() for name, _ in norms}, []
         try:
             for batch in in_chunks(small, ROWS if x.ndim == 2 else CHUNK):

@@ -39,6 +39,7 @@ LEAST_CHANGES: Final = 8
 PARTS: Final = ("change of a part", "changes of parts")
 CHEAP, BETTER = 200_000, 0.97  # weights of a small model, and an accuracy that is fine
 KEPT: Final = 3
+MORE_ROWS, SURE = (64, 128), 5e-4
 HOPE: Final = 0.02
 UNTRAINED: Final = 0.5
 COUNTS: Final = "the model predicts better than counts of tokens"
@@ -69,6 +70,8 @@ class PartTrials:
     n_tried : int
     trial : Trial or None
         Scores of the rows that judge: correct answers, errors, or the loss of texts.
+    temperature : PartChange or None
+        The factor on the logits that suits the unchanged model best.
     """
 
     change: PartChange | None
@@ -82,6 +85,7 @@ class PartTrials:
     of_tokens: bool
     n_tried: int
     trial: Trial | None = None
+    temperature: PartChange | None = None
 
 
 def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
@@ -96,10 +100,14 @@ def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
     small = replace(small, singles=small.singles[: TEXTS // 2] if causal else small.singles)
     if len(small) < 2 * LEAST:
         return f"needs {2 * LEAST} rows of one size"
+    whole = small
     small = replace(small, singles=small.singles[: _affordable(evidence, small)])
     part = FINE_PART if reason else 1.0
     with untouched(stream.model.module), torch.no_grad():
-        return _searched(stream, evidence, small, part)
+        found = _searched(stream, evidence, small, part)
+        if isinstance(found, PartTrials) and found.change is not None and found.change.alone:
+            found = _on_more_rows(stream, evidence, whole, found)
+    return found
 
 
 def _affordable(evidence: Evidence, small: SmallBatches) -> int:
@@ -176,9 +184,19 @@ def _searched(
     closer = _nearest(runs, few, even, closer, part)
     found = [(runs.mean(change, even), change) for change in closer]
     best = min(found, key=lambda t: t[0], default=(math.inf, None))[1]
+    return _judged(runs, odd, best, temperature, len(first) + len(closer))
+
+
+def _judged(
+    runs: "_Runs",
+    odd: Sequence[int],
+    best: PartChange | None,
+    temperature: PartChange,
+    n_tried: int,
+) -> PartTrials:
+    """Return what a change makes of the rows that did not choose it."""
     own = runs.logits(odd)
     given = runs.loss_of(temperature, own, odd)
-    n_tried = len(first) + len(closer)
     plain = runs.loss_of(answers_scaled(1.0), own, odd)
     changed = None if best is None else runs.logits(odd, best)
     if best is None or own is None or changed is None or not runs.keeps_order(best):
@@ -200,7 +218,27 @@ def _searched(
         of_tokens=runs.causal,
         n_tried=n_tried,
         trial=runs.trial(best, odd, (own, plain), (changed, loss)),
+        temperature=temperature,
     )
+
+
+def _on_more_rows(
+    stream: LiveStream, evidence: Evidence, whole: SmallBatches, found: PartTrials
+) -> PartTrials:
+    """Judge a hopeful change that was tried alone on more rows, two forwards of which it takes.
+
+    Few trials leave few rows for the judgement of a large model: hope alone is not enough.
+    """
+    first_half = chooses_by_key([key for one in whole.singles for key in one.group_keys])
+    odd = torch.nonzero(~first_half).flatten().tolist()
+    runs = _Runs(stream, evidence, whole)
+    for n in MORE_ROWS:
+        hopeful = float(found.changed.mean()) < (1 - HOPE) * float(found.given.mean())
+        done = found.p < SURE or len(found.given) >= min(n, len(odd)) or not hopeful
+        if done or found.temperature is None or found.change is None:
+            break
+        found = _judged(runs, odd[:n], found.change, found.temperature, found.n_tried)
+    return found
 
 
 def _nearest(

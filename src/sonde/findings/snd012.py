@@ -80,28 +80,31 @@ class SND012(Rule):
         level: Level,
         limit: float,
     ) -> Check:
-        shown = worst if first.unmoved else first
+        alone = _alone(found)
+        shown = alone or (worst if first.unmoved else first)
         off = (
             f"What reaches {shown.path} lies {number(shown.shift)} standard deviations from its "
             f"running mean, with {number(shown.ratio)} times its running variance (median channel, "
             f"{plural(found.n_rows, 'row')})."
         )
         more = f"{len(bad)} of {len(found.norms)} batch norms do not fit."
-        if first.unmoved:
+        if alone is not None and alone is not found.norms[0]:
+            more = f"{more[:-1]}; with other statistics in this one the answers are restored."
+        elif first.unmoved:
             names = places([n.path for n in bad], 1)
             more = f"The buffers of {names} have never moved from mean 0 and variance 1."
         elif first is found.norms[0]:
             more += " It is the first: inputs have another scale than in training."
         else:
             more += f" {found.norms[0].path}, the first, fits."
-        said, fix = _of_trial(found.refitted)
+        said, fix = _of_trial(found.refitted, alone)
         return self.raised_with(
             level,
             sentence(off, said or more, more if said else ""),
             self._figure(worst, found, limit),
-            sites=tuple(n.path for n in bad),
+            sites=tuple(n.path for n in bad) if alone is None else (alone.path,),
             effect=min(1.0, worst.misfit / (1 + worst.misfit)),
-            next=read_command(first.path),
+            next=read_command(shown.path if alone else first.path),
             fix=fix,
             trial=found.refitted,
         )
@@ -110,14 +113,23 @@ class SND012(Rule):
 ALL = "its batch norms"
 
 
-def _of_trial(tried: Trial | None) -> tuple[str, str]:
+def _alone(found: VariantEvidence) -> NormFit | None:
+    """Return the norm that mends the answers by itself, or None."""
+    tried = found.refitted
+    if tried is None or not tried.holds or tried.change.endswith(ALL):
+        return None
+    return next((n for n in found.norms if tried.change.endswith(f" in {n.path}")), None)
+
+
+def _of_trial(tried: Trial | None, alone: NormFit | None) -> tuple[str, str]:
     """Return what statistics of these rows make of the answers, and what to do."""
     if tried is None:
         return "", ""
-    if tried.holds and not tried.change.endswith(ALL):
-        return f"With {tried.change} alone the model is {gained(tried)}.", (
-            "Load this norm's running_mean and running_var again from the checkpoint of the "
-            f"training run; with the mean and variance of these rows: {gained(tried)}."
+    if alone is not None:
+        return "", (
+            "Scale the inputs as in training; if they are, load running_mean and running_var of "
+            f"{alone.path} again from the checkpoint of the training run; with the mean and "
+            f"variance of these rows: {gained(tried)}."
         )
     if tried.holds:
         return "", (

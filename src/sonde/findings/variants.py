@@ -155,11 +155,13 @@ def _with_forms(
     forms first, and the best of them are run on as many rows as the rest of the budget allows.
     """
     forms = forms_of(numbers_of(every), evidence, judged)
+    part = HALF
     if judged and evidence.data.target is None and len(small) < min(FEW, len(every)):
+        part = MOST
         forms = _screened(stream, every, forms, evidence)
-        able = evidence.budget.rows(len(every), len(small), len(forms), MOST)
+        able = evidence.budget.rows(len(every), len(small), len(forms), part)
         small = replace(every, singles=every.singles[:able])
-    tried = tuple(tried_forms(stream, small, forms, norms, evidence, judged))
+    tried = tuple(tried_forms(stream, small, forms, norms, evidence, judged, part))
     order, chooses = _judged_rows(small, evidence)
     best = _chosen(stream, small, tried, chooses, evidence)
     return replace(found, tried=tried, n_rows=len(small), rows=order, chooses=chooses, best=best)
