@@ -112,4 +112,7 @@ def test_a_temperature_is_no_repair() -> None:
     assert losses[0] is not None
     assert losses[1] is not None
     torch.testing.assert_close(losses[0], losses[1])
+    between = cooled_loss(2**0.25 * logits, label, chooses)  # no factor of a coarse grid
+    assert between is not None
+    torch.testing.assert_close(losses[0], between, rtol=0.05, atol=1e-3)
     assert cooled_loss(logits / 0, label, chooses) is None

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from sonde.findings._shared import two_logits
 
 RIDGE: Final = 1e-4
-GRID, LEAST_LABELLED = tuple(2 ** (k / 2) for k in range(-8, 14)), 8
+GRID, LEAST_LABELLED = tuple(2 ** (k / 16) for k in range(-64, 105)), 8
 
 
 def cooled_loss(
