@@ -225,7 +225,7 @@ def _judged(
 def _on_more_rows(
     stream: LiveStream, evidence: Evidence, whole: SmallBatches, found: PartTrials
 ) -> PartTrials:
-    """Judge a hopeful change that was tried alone on more rows, two forwards of which it takes.
+    """Judge a hopeful change that was tried alone on more rows, with two forward passes of them.
 
     Few trials leave few rows for the judgement of a large model: hope alone is not enough.
     """
