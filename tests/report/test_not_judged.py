@@ -25,5 +25,6 @@ def test_the_reason_stands_in_the_first_lines() -> None:
     )
     bare = said(lambda _: {})
     assert "nothing found" not in bare or "not checked whether answers are right: the data" in bare
+    assert "--label-column" in bare
     judged = said(lambda i: {"label": i % 3})
     assert "not checked" not in judged

@@ -38,6 +38,9 @@ from sonde.stats.intervals import grouped_share, wilson
 MOST_PAIRS: Final = 12
 MOST_TYPED: Final = 12
 WHOLE_TABLE: Final = 20
+NO_LABELS: Final = (
+    "the data have no labels. If a column holds them, name it with label_column= (--label-column)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +187,7 @@ def answer_columns(evidence: Evidence, new_classes: bool = False) -> tuple[Tenso
         return "no row is finite at every site"
     if not evidence.data.has_labels:
         unfit = evidence.heads.reasons if isinstance(evidence.heads, Heads) else {}
-        return next(iter(unfit.values()), "the data have no labels")
+        return next(iter(unfit.values()), NO_LABELS)
     if not evidence.data.labels_are_models:
         return f"the labels are not the model's classes{_order(evidence)}"
     shared = shared_rows(evidence)
