@@ -109,4 +109,4 @@ def test_the_null_is_the_mean_over_orders():
     x = np.array([[0.3, 1.0], [2.0, -1.5], [0.7, 0.2], [-1.0, 4.0], [5.0, 0.1], [1.1, 1.9]])
     orders = {tuple(order) for order in permutations([0, 0, 0, 1, 1, 2])}
     every = [class_separability(x, list(order)) for order in orders]
-    assert np.mean([found.value for found in every]) == pytest.approx(every[0].null)
+    assert np.mean([float(found) for found in every]) == pytest.approx(every[0].null)

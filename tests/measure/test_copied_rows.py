@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import sonde
+from narrow import present
 from sonde import measure
 from sonde.core.stream import Stream
 from sonde.engine.copies import copied_rows
@@ -106,7 +107,9 @@ def test_rows_that_are_equal_by_chance_are_no_copies():
     assert copied_rows([torch.where(is_off, 0.0, x)]) is None
     assert copied_rows([torch.where(is_off, 3.5, x)]) is None
     often = torch.where(is_off, 3.5, x)[order]
-    assert len(copied_rows([often]).unique()) == 500  # 300 rows, and 200 that are no copies
+    assert (
+        len(present(copied_rows([often])).unique()) == 500
+    )  # 300 rows, and 200 that are no copies
 
 
 def test_streams_say_which_rows_have_the_content_or_id_of_another():
@@ -132,4 +135,6 @@ def test_named_rows_and_groups_stay_as_they_are():
         measure.stable_rank(x[order], group=np.arange(len(order))),
         measure.stable_rank(x[order]),
     )
-    assert float(own.se) / float(free.se) == pytest.approx(math.sqrt(TIMES), rel=0.02)
+    assert float(present(own.se)) / float(present(free.se)) == pytest.approx(
+        math.sqrt(TIMES), rel=0.02
+    )

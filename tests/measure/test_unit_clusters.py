@@ -1,5 +1,7 @@
 """Clusters of units: planted blocks, a limit of the size, dead units, pools."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -31,7 +33,7 @@ def test_blocks_are_recovered():
     assert torch.equal(unit_clusters(1e-6 * (x - 2.0), k=3).cluster, found.cluster)
     first = [found.cluster.tolist().index(k) for k in range(3)]
     assert first == sorted(first)
-    running = Running(UnitClusters(k=3))
+    running: Any = Running(UnitClusters(k=3))
     for part in x.split(171):
         running.update(part)
     assert torch.equal(running.result().cluster, found.cluster)

@@ -28,7 +28,9 @@ def test_null_is_a_normal_unit():
     result: Any = unit_entropy(np.random.default_rng(1).standard_normal((20000, 6)))
     assert result.value == pytest.approx(result.null, abs=0.05)
     ends = scipy.stats.norm.ppf([0.1, 0.9])  # the outer two of five bins are open
-    shares = np.diff(scipy.stats.norm.cdf([-np.inf, *np.linspace(*ends, 6)[1:-1], np.inf]))
+    shares = np.diff(
+        scipy.stats.norm.cdf([-np.inf, *np.linspace(ends[0], ends[1], 6)[1:-1], np.inf])
+    )
     many = np.random.default_rng(1).standard_normal((5000, 2))
     few: Any = unit_entropy(many, n_bins=5, trim=0.1)
     assert few.null == pytest.approx(scipy.stats.entropy(shares), rel=1e-6)
