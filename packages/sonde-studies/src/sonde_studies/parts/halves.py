@@ -18,6 +18,7 @@ from sonde_studies.parts.figures import check_order, error_of
 from sonde_studies.parts.heads import linear_head
 
 MOST_CUTS = 6
+EITHER = "the front or the back differs"
 LEAST = 0.05
 """Accuracy of heads by which fronts must differ at least: heads of equal fronts differ a little."""
 
@@ -201,16 +202,17 @@ def read_fronts(
 def which_differs(found: Any, noise: float, heads: list[Any]) -> str:
     """Return which part makes the difference.
 
-    With a map, fronts are compared by their heads: the map to a damaged front's states damages what
-    it passes on, as if the back were at fault.
+    With a map, fronts are compared by their heads. Backs are not: the map to the states of a front
+    that its back cannot read passes on what this back cannot read either, and the back looks bad.
     """
     front, back = (float(v.max() - v.min()) for v in (found.front, found.back))
     if heads:
         pairs = [a - b for i, a in enumerate(heads) for b in heads[:i]]
         if any(abs(float(p.mean())) > max(3 * error_of(p), LEAST) for p in pairs):
             return "the front differs"
-        front = 0.0
-    if max(front, back) > noise:
+        if back > noise:
+            return EITHER
+    elif max(front, back) > noise:
         return "the front differs" if front > back else "the back differs"
     return "they do not fit" if float(found.null - found.value) > noise else "they are alike"
 

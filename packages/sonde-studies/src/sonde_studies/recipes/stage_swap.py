@@ -8,9 +8,20 @@ from sonde import Model
 from sonde.core import matrix
 from sonde.report import Answer
 from sonde_studies.parts.figures import unfolded
-from sonde_studies.parts.halves import cuts_of, is_one_origin, read_fronts, which_differs
+from sonde_studies.parts.halves import (
+    EITHER,
+    cuts_of,
+    is_one_origin,
+    read_fronts,
+    which_differs,
+)
 
 QUESTION = "Which part makes two models differ, the front or the back?"
+ONE_OF_BOTH = (
+    "The states of the fronts say equally much, and one back does badly: it is damaged, or its own "
+    "front gives states that it cannot read. Compare with an earlier copy of the same model, which "
+    "needs no map: that tells which."
+)
 WITH_MAP = (
     "The map to the states of a worse front passes on no more than that front knows: the table "
     "cannot say whether the backs differ as well."
@@ -35,7 +46,8 @@ def stage_swap(
     Models of one origin, whose fronts and backs fit as they are, need no map. Between others states
     go through a linear map, which is fitted on half of the data; the other half judges. Such a map
     aims at the other model's states, however bad: then a linear head on the states of each front
-    says whether fronts differ. The table's variance is split into what fronts add, what backs add,
+    says whether fronts differ, and a back that does badly may have a front that it cannot read. The
+    table's variance is split into what fronts add, what backs add,
     and what only some pairs do.
 
     Example: sonde recipe stage-swap FIRST SECOND DATA -o swap.html
@@ -119,5 +131,6 @@ def stage_swap(
             "A map is linear and fitted to the other model's states. Models of other seeds often "
             "pass on with such a map: that alone does not say that they see the same.",
             *([WITH_MAP] if verdict == "the front differs" and has_map else []),
+            *([ONE_OF_BOTH] if verdict == EITHER else []),
         ),
     )
