@@ -17,15 +17,17 @@ from sonde_studies.parts.halves import (
 )
 
 QUESTION = "Which part makes two models differ, the front or the back?"
-ONE_OF_BOTH = (
-    "The states of the fronts say equally much, and one back does badly: it is damaged, or its own "
-    "front gives states that it cannot read. Compare with an earlier copy of the same model, which "
-    "needs no map: that tells which."
-)
-WITH_MAP = (
-    "The map to the states of a worse front passes on no more than that front knows: the table "
-    "cannot say whether the backs differ as well."
-)
+ADVICE = {
+    EITHER: (
+        "The states of the fronts say equally much, and one back does badly: it is damaged, or its "
+        "own front gives states that it cannot read. Compare with an earlier copy of the same "
+        "model, which needs no map: that tells which.",
+    ),
+    "the front differs": (
+        "The map to the states of a worse front passes on no more than that front knows: the table "
+        "cannot say whether the backs differ as well.",
+    ),
+}
 
 
 def stage_swap(
@@ -130,7 +132,6 @@ def stage_swap(
         advice=(
             "A map is linear and fitted to the other model's states. Models of other seeds often "
             "pass on with such a map: that alone does not say that they see the same.",
-            *([WITH_MAP] if verdict == "the front differs" and has_map else []),
-            *([ONE_OF_BOTH] if verdict == EITHER else []),
+            *(ADVICE.get(verdict, ()) if has_map else ()),
         ),
     )
