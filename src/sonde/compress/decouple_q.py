@@ -30,7 +30,7 @@ from sonde.compress.gptq import loss_of, solved
 from sonde.compress.grams import LayerGrams, parts_of
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
-from sonde.stats import GRAM_CUT
+from sonde.stats.normal_equations import GRAM_CUT
 from sonde.weights import Examples, Grid, Quantised, Rewrite, RewritePlan
 
 MOST = 2**22

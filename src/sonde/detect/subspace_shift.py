@@ -20,7 +20,8 @@ from sonde.detect._sides import (
     two_sample_reads,
     two_samples,
 )
-from sonde.stats import GRAM_CUT, Moments, MomentsState
+from sonde.stats import Moments, MomentsState
+from sonde.stats.normal_equations import GRAM_CUT
 
 WIDE = 32
 

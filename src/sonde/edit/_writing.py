@@ -12,7 +12,7 @@ from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Model
 from sonde.edit._facts import Fact, FactTexts, Search, log_probability, prompts, read_means
 from sonde.edit._linear import linear_layer
-from sonde.stats import GRAM_CUT
+from sonde.stats.normal_equations import GRAM_CUT
 from sonde.tap import resolve
 from sonde.weights import AtSites, Change, LowRank, RewritePlan
 

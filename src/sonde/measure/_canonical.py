@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.stats import GRAM_CUT, CrossMomentsState, MomentsState
+from sonde.stats import CrossMomentsState, MomentsState
+from sonde.stats.normal_equations import GRAM_CUT
 
 """Directions below this share of the largest eigenvalue, between standardised units, are none."""
 DRAWS = 20

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.engine.steps import Descent
-from sonde.stats import GRAM_CUT
+from sonde.stats.normal_equations import GRAM_CUT
 
 Compressor = Literal["pca", "autoencoder"]
 COMPRESSORS: tuple[Compressor, ...] = get_args(Compressor)

@@ -18,7 +18,8 @@ from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._flags import moment_flags
 from sonde.measure.neural_collapse import class_collapse
-from sonde.stats import GRAM_CUT, ClassMoments, ClassMomentsState
+from sonde.stats import ClassMoments, ClassMomentsState
+from sonde.stats.normal_equations import GRAM_CUT
 
 
 @final

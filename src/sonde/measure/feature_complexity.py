@@ -20,7 +20,8 @@ from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Span
 from sonde.measure._reads import PairSampleInstrument
-from sonde.stats import GRAM_CUT, HashSampleState
+from sonde.stats import HashSampleState
+from sonde.stats.normal_equations import GRAM_CUT
 from sonde.stats.sampled_rows import SampledRows
 
 """Directions below this share of the largest eigenvalue, between standardised units, are none."""

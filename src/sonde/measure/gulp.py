@@ -13,7 +13,8 @@ from sonde.core.ranges import check_ranges
 from sonde.core.result import Direction, Result
 from sonde.measure._flags import moment_flags
 from sonde.measure._reads import CrossInstrument
-from sonde.stats import GRAM_CUT, CrossMomentsState, MomentsState
+from sonde.stats import CrossMomentsState, MomentsState
+from sonde.stats.normal_equations import GRAM_CUT
 
 
 @final

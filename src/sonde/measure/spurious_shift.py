@@ -14,8 +14,9 @@ from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._cells import VALUES, CellMoments
-from sonde.stats import GRAM_CUT, ClassMomentsState
+from sonde.stats import ClassMomentsState
 from sonde.stats.joint_counts import entropy_nats, information_nats
+from sonde.stats.normal_equations import GRAM_CUT
 
 
 @final

@@ -16,7 +16,7 @@ from sonde.core.chart import Chart, ChartAxis, curves, marks, overlaid
 from sonde.core.errors import InputError
 from sonde.core.result import Direction, Result
 from sonde.core.tensors import as_tensor
-from sonde.stats import GRAM_CUT
+from sonde.stats.normal_equations import GRAM_CUT
 
 
 @final

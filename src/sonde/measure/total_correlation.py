@@ -16,7 +16,8 @@ from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._factors import unit_correlations
 from sonde.measure._flags import moment_flags
-from sonde.stats import GRAM_CUT, Moments, MomentsState
+from sonde.stats import Moments, MomentsState
+from sonde.stats.normal_equations import GRAM_CUT
 
 """Eigenvalues of the correlations below this are none: a unit follows from others."""
 

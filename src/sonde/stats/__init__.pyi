@@ -72,7 +72,6 @@ from sonde.stats.neighbour_sums import NeighbourSumsState as NeighbourSumsState
 from sonde.stats.neighbours import distance_chunks as distance_chunks
 from sonde.stats.neighbours import largest_products as largest_products
 from sonde.stats.neighbours import nearest as nearest
-from sonde.stats.normal_equations import GRAM_CUT as GRAM_CUT
 from sonde.stats.normal_equations import solve_normal_equations as solve_normal_equations
 from sonde.stats.octave_sample import OctaveSample as OctaveSample
 from sonde.stats.octave_sample import OctaveSampleState as OctaveSampleState

@@ -99,8 +99,8 @@ def rank_agreement(x: Any, y: Any, least: int = 3) -> tuple[float, float]:
         return rho, float(found.pvalue)
     first, second = (rankdata(side) - (len(x) + 1) / 2 for side in (x, y))
     orders = second[np.array([*permutations(range(len(y)))])]
-    least = abs(float(first @ second)) - 1e-9
-    return rho, float(np.mean(np.abs(orders @ first) >= least))
+    own = abs(float(first @ second)) - 1e-9
+    return rho, float(np.mean(np.abs(orders @ first) >= own))
 
 
 def melted(

@@ -19,6 +19,18 @@ from sonde_studies.parts.heads import linear_head
 
 MOST_CUTS = 6
 EITHER = "the front or the back differs"
+ADVICE = {
+    EITHER: (
+        "The states of the fronts say equally much, and one back does badly: it is damaged, or its "
+        "own front gives states that it cannot read. Compare with an earlier copy of the same "
+        "model, which needs no map: that tells which.",
+    ),
+    "the front differs": (
+        "The map to the states of a worse front passes on no more than that front knows: the table "
+        "cannot say whether the backs differ as well.",
+    ),
+}
+"""What to say beside a verdict that was reached through a map."""
 LEAST = 0.05
 """Accuracy of heads by which fronts must differ at least: heads of equal fronts differ a little."""
 

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sonde import InputError
+from sonde_studies.parts.choice import gain_of_best
+from sonde_studies.parts.figures import resampled_error
 
 TERM = re.compile(r"[a-z0-9]+")
 SATURATION, LENGTH = 1.2, 0.75
 SMOOTH = 60
+SPREADS = 2.24
+"""Standard errors of a gain: 5 % over two comparisons."""
 Scores = Float[Tensor, "query document"]
 
 
@@ -106,3 +110,26 @@ def reciprocal_ranks(score: Scores, answer: Int[Tensor, "query"]) -> Float[Tenso
     above, equal = (score > own).sum(1), (score == own).sum(1)
     total = torch.cat([torch.zeros(1), 1 / torch.arange(1, score.shape[1] + 1)]).double().cumsum(0)
     return (total[above + equal] - total[above]) / equal
+
+
+def index_to_use(
+    rank: Mapping[str, Float[Tensor, "query"]], seed: int
+) -> tuple[str, Float[Tensor, "query"], float]:
+    """Return what to use, the gain of both indices over BM25 and its standard error.
+
+    The states' arm is chosen on one half of the queries and judged on the other.
+
+    Parameters
+    ----------
+    rank : dict of Tensor
+        Reciprocal rank of each query's document in each arm.
+    seed : int
+    """
+    states = {arm: value.numpy() for arm, value in rank.items() if arm.startswith("states")}
+    alone = torch.from_numpy(gain_of_best(states, {"BM25": rank["BM25"].numpy()}, seed))
+    gain = rank["BM25 and states"] - rank["BM25"]
+    spread = resampled_error(gain, seed)
+    verdict = "use both" if float(gain.mean()) > SPREADS * spread else "use BM25"
+    if float(alone.mean()) > SPREADS * resampled_error(alone, seed):
+        verdict = "use states"
+    return verdict, gain, spread

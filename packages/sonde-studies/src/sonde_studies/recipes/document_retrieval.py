@@ -2,26 +2,24 @@
 
 from typing import Any
 
-import torch
-
 from sonde import Model, gather, read
 from sonde.core import ChartAxis, bars
 from sonde.data import rows_of
 from sonde.report import Answer
-from sonde_studies.parts.choice import gain_of_best
-from sonde_studies.parts.figures import names, resampled_error
+from sonde_studies.parts.figures import names
 from sonde_studies.parts.retrieval import (
     answers_of,
     bm25,
     fused,
+    index_to_use,
     passage_scores,
     places,
     reciprocal_ranks,
 )
 
 QUESTION = "Do the states of this model find the right document?"
-LEAST, SPREADS = 10, 2.24
-"""Queries at least, and standard errors of a gain: 5 % over two comparisons."""
+LEAST = 10
+"""Queries."""
 WEAK = "States of a model that was not trained for retrieval are a weak index."
 
 
@@ -79,15 +77,8 @@ def document_retrieval(
     place = {arm: places(score, answer) for arm, score in found.items()}
     hit = {arm: (p < top).double() for arm, p in place.items()}
     rank = {arm: reciprocal_ranks(score, answer) for arm, score in found.items()}
-    arms = {k: v.numpy() for k, v in rank.items() if k.startswith("states")}
-    own = max(arms, key=lambda k: float(arms[k].mean()))
-    words = {"BM25": rank["BM25"].numpy()}
-    alone = torch.from_numpy(gain_of_best(arms, words, seed))
-    gain = rank["BM25 and states"] - rank["BM25"]
-    spread = resampled_error(gain, seed)
-    verdict = "use both" if float(gain.mean()) > SPREADS * spread else "use BM25"
-    if float(alone.mean()) > SPREADS * resampled_error(alone, seed):
-        verdict = "use states"
+    own = max((k for k in rank if k.startswith("states")), key=lambda k: float(rank[k].mean()))
+    verdict, gain, spread = index_to_use(rank, seed)
     table = [
         {
             "arm": arm,

@@ -8,26 +8,9 @@ from sonde import Model
 from sonde.core import matrix
 from sonde.report import Answer
 from sonde_studies.parts.figures import unfolded
-from sonde_studies.parts.halves import (
-    EITHER,
-    cuts_of,
-    is_one_origin,
-    read_fronts,
-    which_differs,
-)
+from sonde_studies.parts.halves import ADVICE, cuts_of, is_one_origin, read_fronts, which_differs
 
 QUESTION = "Which part makes two models differ, the front or the back?"
-ADVICE = {
-    EITHER: (
-        "The states of the fronts say equally much, and one back does badly: it is damaged, or its "
-        "own front gives states that it cannot read. Compare with an earlier copy of the same "
-        "model, which needs no map: that tells which.",
-    ),
-    "the front differs": (
-        "The map to the states of a worse front passes on no more than that front knows: the table "
-        "cannot say whether the backs differ as well.",
-    ),
-}
 
 
 def stage_swap(
