@@ -1,6 +1,8 @@
 """A small net with a calibrated probe, served: what the tests of ``sonde serve`` share."""
 
+import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
@@ -52,3 +54,9 @@ def asked(client, items, **options):
     found = client.post("/predict", json={"inputs": [x.tolist() for x in items]}, **options)
     assert found.status_code == 200, found.text
     return found.json()["answers"]
+
+
+def run_apart(coroutine):
+    """Run a coroutine in a thread of its own: browsers of other tests keep a loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import sonde
-from serving_case import DIM, asked, net, probe, rows, served
+from serving_case import DIM, asked, net, probe, rows, run_apart, served
 from sonde.detect import Energy, Mahalanobis
 from sonde.run.scoring.by_input import by_input
 from sonde.serving import Limits, app
@@ -74,7 +74,7 @@ def test_concurrent_requests_keep_their_own_answers(model, fitted):
             together = await asyncio.gather(*each)
         return alone, together, service.figures.text()
 
-    alone, together, text = asyncio.run(all_at_once())
+    alone, together, text = run_apart(all_at_once())
     assert together == alone
     assert len({one.verdict.p for (one,) in together}) > 12
     assert "sonde_inputs_total 48.0" in text

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from serving_case import asked, net, probe, rows, served
+from serving_case import asked, net, probe, rows, run_apart, served
 from sonde.core.errors import InputError
 from sonde.serving import Limits, app
 from sonde.serving.authentication import read_token
@@ -111,7 +111,7 @@ def test_a_bad_input_fails_alone():
                 *(client.post("/predict", json={"inputs": [row]}) for row in every)
             )
 
-    found = asyncio.run(ask(app(Picky(), limits=Limits(wait_seconds=0.05))))
+    found = run_apart(ask(app(Picky(), limits=Limits(wait_seconds=0.05))))
     assert [answer.status_code for answer in found] == [200] * 5 + [400]
     assert SECRET not in found[-1].text
     assert "cannot take this input" in found[-1].json()["error"]
@@ -189,7 +189,7 @@ def test_a_slow_body_is_given_up():
 
     began = time.monotonic()
     with pytest.raises(Refusal, match="1 bytes of it") as caught:
-        asyncio.run(read_body(Slow(), Limits(body_seconds=0.05)))
+        run_apart(read_body(Slow(), Limits(body_seconds=0.05)))
     assert caught.value.status == 408
     assert time.monotonic() - began < 2
 
