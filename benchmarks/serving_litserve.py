@@ -26,7 +26,7 @@ class Api(litserve.LitAPI):
         torch.set_num_threads(1)
         self.answers = answering(self.model)
 
-    def decode_request(self, request):
+    def decode_request(self, request):  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the input; LitServe takes an annotation for the form of the body."""
         return request["inputs"][0]
 
@@ -34,7 +34,7 @@ class Api(litserve.LitAPI):
         """Return several inputs as one."""
         return list(inputs)
 
-    def predict(self, x: list[Any]) -> list[dict[str, Any]]:
+    def predict(self, x: list[Any]) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the answers."""
         return self.answers(x)
 
@@ -42,7 +42,7 @@ class Api(litserve.LitAPI):
         """Return the answer of each input."""
         return output
 
-    def encode_response(self, output: Any) -> Any:
+    def encode_response(self, output: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return one answer as JSON."""
         return {"answers": [output]}
 

@@ -40,7 +40,8 @@ def write_text_model(folder: Path, sizes: dict[str, int]) -> None:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     torch.manual_seed(0)
-    BertForSequenceClassification(BertConfig(**sizes)).save_pretrained(folder)
+    options: dict[str, Any] = dict(sizes)
+    BertForSequenceClassification(BertConfig(**options)).save_pretrained(folder)
     PreTrainedTokenizerFast(
         tokenizer_object=tokens,
         pad_token="[PAD]",

@@ -97,7 +97,7 @@ def _stepping(
             terms.open()
         loss: Tensor = net(input_ids=ids, labels=ids).loss
         if terms is not None:
-            given = {} if options else {"y": table}
+            given: dict[str, Any] = {} if options else {"y": table}
             loss = loss + terms.loss(**given)
         loss.backward()
         sgd.step()
