@@ -129,7 +129,12 @@ def test_answers_stay_near_and_memory_falls():
                 again = model(ids[:, 160:], **{CACHE: cache}).logits[0].log_softmax(-1)
                 apart = (expected.exp() * (expected - again)).sum(-1).mean()
                 found[bits] = float(apart), cache.size_bytes
-    whole = 2 * 4 * 200 * sum(layer.self_attn.k_proj.out_features for layer in model.model.layers)
+    whole = (
+        2
+        * 4
+        * 200
+        * sum(layer.self_attn.k_proj.out_features for layer in model.model.layers.children())
+    )
     assert 0 < found[8][0] < 1e-3 < found[2][0] < 1.0
     assert found[2][1] < found[8][1] < 0.45 * whole
 
