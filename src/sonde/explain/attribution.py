@@ -169,7 +169,7 @@ class Attributor(Explainer):
         explained = fixed.of(function.outputs).detach()
         with torch.enable_grad():  # also within a user's no_grad, where slopes would be 0
             parts = self._parts(function, fixed)
-        value, gap = parts.value, None
+        value, gap = _of_real_tokens(parts.value, function.mask), None
         flags = [] if parts.is_reached else ["unused"]
         if parts.base is not None:
             rise = explained - parts.base.to(explained)
@@ -216,6 +216,14 @@ class Attributor(Explainer):
     @abstractmethod
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
         """Return what the method finds."""
+
+
+def _of_real_tokens(value: Tensor, mask: Tensor | None) -> Tensor:
+    """Return parts with 0 at padding, where kernels that round by the batch leave some 1e-9."""
+    if mask is None or value.shape[:2] != mask.shape:
+        return value
+    real = mask.reshape(*mask.shape, *[1] * (value.ndim - 2)).to(value.device)
+    return torch.where(real, value, 0.0)
 
 
 def sites_named(function: SiteFunction) -> dict[str, str]:
