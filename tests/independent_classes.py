@@ -1,4 +1,4 @@
-"""Definitions of figures of labelled rows, in numpy, one class or one pair of rows at a time."""
+"""Measures of labelled rows by their definitions, in numpy: class by class, or pair by pair."""
 
 import numpy as np
 from scipy.spatial.distance import cdist, pdist

@@ -107,7 +107,7 @@ def procrustes(x, y):
 
 
 def gulp(x, y, ridge=0.0):
-    """The sum over targets, one for each row, of the squared difference of ridge predictions.
+    """Squared distance of the ridge predictions of two sites, summed over one target per row.
 
     Each prediction is least squares with ``dim`` further rows of ``sqrt(n ridge)`` and target 0.
     """

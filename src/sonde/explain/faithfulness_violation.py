@@ -49,7 +49,9 @@ class ViolationResult(Result):
 @final
 @dataclass(frozen=True)
 class FaithfulnessViolation(Judge):
-    """Removes the positions with the largest absolute attribution, one at a time.
+    """Count positions whose removal moves the answer against the sign of their attribution.
+
+    The positions with the largest absolute attribution are removed, one at a time.
 
     A place violates where ``sign(attribution) * sign(f(x) - f(x without it)) < 0``, with the
     objective's target fixed from the whole input. A change below ``tol`` is a tie, which never

@@ -60,13 +60,13 @@ def fitted_constants(
     weight = torch.zeros(basis.shape[1] + 1, dtype=logits.dtype).requires_grad_()
     solver = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
 
-    def loss() -> Tensor:
+    def loss() -> float:
         solver.zero_grad()
         moved = logits * weight[-1].exp() + basis @ weight[:-1]
         found = cross_entropy(moved, truth) + RIDGE * weight[:-1].square().sum()
         found.backward()
-        return found
+        return float(found.detach())
 
     with torch.enable_grad():
-        solver.step(loss)  # type: ignore[arg-type]
+        solver.step(loss)
     return weight.detach()[-1].exp(), basis @ weight.detach()[:-1]
