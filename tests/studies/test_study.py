@@ -1,10 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
 from sonde.core.errors import InputError
 from sonde_studies import Claim, Outcome, Study, StudyTable, as_text, run_study, study_of
+from sonde_studies.study import verdict_of
 
 VALUES = (0.03, 0.05, 0.04, 0.07)
 
@@ -39,6 +41,22 @@ def test_interval_is_students():
     assert Outcome(VALUES, level=0.99).interval == pytest.approx((low, high))
 
 
+@pytest.mark.truth("scipy.stats.nct, the law of a one-sample t")
+@pytest.mark.parametrize("n", [3, 10, 30, 41])
+def test_an_effect_that_matters_is_called_too_small_in_at_most_one_of_forty(n):
+    wide = Outcome(tuple(0.3 * x for x in range(n)))
+    assert wide.matters / wide.deviation == pytest.approx(
+        2 * stats.t.ppf(0.975, 29) / math.sqrt(30)
+    )
+    effect = wide.matters / wide.deviation * math.sqrt(n)  # in standard errors
+    edges = np.linspace(-6, 6, 501)  # t of an interval
+    said = [verdict_of(t - (h := stats.t.ppf(0.975, n - 1)), t + h, 0.0, n) for t in edges]
+    small = edges[[v == "does not hold: too small" for v in said]]
+    reached = stats.nct.cdf(small.max(), n - 1, effect)
+    assert 0 < reached <= 0.025
+    assert ("too few seeds" in said) == (n < 30)
+
+
 @pytest.mark.truth("scipy.stats.nct, the power of a one-sample t test")
 def test_the_effect_that_would_have_been_seen_is_seen_about_four_times_out_of_five():
     wide = Outcome(tuple(0.1 * x for x in range(30)))
@@ -50,7 +68,8 @@ def test_the_effect_that_would_have_been_seen_is_seen_about_four_times_out_of_fi
 
 def test_verdicts_follow_the_interval():
     assert Outcome(VALUES).verdict == "holds"
-    assert Outcome(VALUES, above=0.05).verdict == "too few seeds"
+    assert Outcome(VALUES, above=0.04).verdict == "too few seeds"
+    assert Outcome(tuple(x - 0.048 for x in VALUES * 3)).verdict == "does not hold: too small"
     assert Outcome(VALUES, above=0.5).verdict == "does not hold"
     assert Outcome((0.4, 0.5, 0.6), above=0.5).covers
     assert not Outcome(VALUES).covers
@@ -77,6 +96,17 @@ def test_a_table_says_what_was_claimed_and_found():
     assert blind.json()["null"]["verdict"] == "as expected, weak"
     assert "as expected, weak" in as_text(blind)
     assert "no evidence" in as_text(StudyTable(Planted(), (0,), table.figures, tiny=True))
+
+
+def test_a_null_arm_has_to_see_the_smallest_effect_that_matters_where_nothing_was_found():
+    table = run_study(Planted(), range(4))
+    noise = (-5.0, 5.0, 5.0, -5.0)
+    found = {"effect": noise, "large": tuple(10 + x for x in noise)}
+    table = StudyTable(Planted(), table.seeds, {**table.figures, **found})
+    assert 0 < table.outcome(Planted.null).detectable < table.outcome(Planted.claims[0]).matters
+    assert table.null_verdict == "as expected"
+    wide = {**table.figures, "null": tuple(2 * x for x in table.figures["null"])}
+    assert StudyTable(Planted(), table.seeds, wide).null_verdict == "as expected, weak"
 
 
 def test_without_its_premise_a_claim_was_not_tested():

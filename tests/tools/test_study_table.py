@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from sonde_studies import STUDIES, study_of
+from sonde_studies import STUDIES, Claim, Study, study_of
 from sonde_studies.study import Verdict
 from tools import study_table
 
@@ -60,20 +60,50 @@ def test_the_page_has_the_claims_of_the_code_and_no_others():
         for (_, figure, _, _, verdict), claim in zip(rows, claims, strict=True):
             assert figure.endswith(f"] {claim.figure}")
             assert verdict.partition(",")[0] in VERDICTS
-        assert (", weak" in rows[-1][-1]) == _is_weak(
-            rows, {c.premise for c in study.claims}, study
-        )
 
 
-def _is_weak(rows, premises, study):
-    """Return whether the null arm sees no effect as small as the largest of a claim."""
-    *claims, null = rows
-    effects = [
-        abs(float(figure.split()[0]) - float(bar))
-        for (_, figure, bar, *_), claim in zip(claims, study.claims, strict=True)
-        if claim.key not in premises
+def test_verdicts_of_the_page_are_those_of_its_numbers():
+    for word, lines in study_table.rows_of(Path("docs/studies.md").read_text("utf-8")).items():
+        assert study_table.judged(study_of(word), lines) == lines
+
+
+class Judged(Study):
+    """Claims of which one is the premise of another."""
+
+    claims = (
+        Claim("then", "Then.", "units", premise="there"),
+        Claim("there", "There.", "units", above=0.1),
+    )
+    null = Claim("null", "Nothing.", "units")
+
+    def run(self, seed, tiny, tick):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("interval", "seeds", "then", "there"),
+    [
+        ("0.400 [0.200, 0.600]", ", 5 seeds", "holds", "holds"),
+        ("0.130 [0.090, 0.170]", ", 30 seeds", "not tested", "does not hold: too small"),
+        ("0.130 [0.090, 0.170]", "", "not tested", "too few seeds"),
+        ("0.100 [0.060, 0.140]", "", "not tested", "does not hold: too small"),
+        ("0.050 [0.020, 0.080]", ", 3 seeds", "not tested", "does not hold"),
+        ("0.105 [0.100, 0.110]", ", 9 seeds", "not tested", "does not hold: too small"),
+    ],
+)
+def test_rows_are_judged_anew(interval, seeds, then, there):
+    said = there if seeds == ", 9 seeds" else "holds"  # its rounding hides on which side it lies
+    rows = [
+        f"| `judged` | Then. | 1.000 [0.500, 1.500] units | 0 | 0.750 | holds{seeds} |",
+        f"| `judged` | There. | {interval} units | 0.1 | 0.050 | {said}{seeds} |",
+        f"| `judged` | {study_table.NULL}Nothing. | 0.000 [-0.010, 0.010] units | 0 | {{}} "
+        f"| as expected{{}}{seeds} |",
     ]
-    return float(null[3]) > max(effects)
+    sharp, blind = (rows[2].format(*x) for x in (("0.012", ", weak"), ("9.000", "")))
+    *claims, null = study_table.judged(Judged(), [*rows[:2], sharp])
+    assert [row.rpartition(" | ")[2] for row in claims] == [f"{v}{seeds} |" for v in (then, there)]
+    assert null.endswith(f"| as expected{seeds} |")
+    assert study_table.judged(Judged(), [*rows[:2], blind])[2].endswith(f", weak{seeds} |")
 
 
 def test_a_tiny_run_is_no_table_for_the_docs(folder):

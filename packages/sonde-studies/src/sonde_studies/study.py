@@ -8,19 +8,22 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from statistics import fmean, stdev
 from typing import Any, ClassVar, Literal
 
 from sonde import InputError
 
-Verdict = Literal["holds", "does not hold", "too few seeds", "not tested"]
+Verdict = Literal[
+    "holds", "does not hold", "does not hold: too small", "too few seeds", "not tested"
+]
 Figures = Mapping[str, float]
 Tick = Callable[[str], None]
 
 LEVEL, POWER = 0.95, 0.8
 NULL_LEVEL = 0.99
 """Of a null arm's interval: every study has one, and at 95 % one in twenty misses its bar."""
-LEAST_SEEDS = 3
+LEAST_SEEDS, MOST_SEEDS = 3, 30
 BETWEEN = " | "
 
 
@@ -94,16 +97,14 @@ class Outcome:
         return (_t(1 - (1 - self.level) / 2, n) + _t(POWER, n)) * self._error
 
     @property
-    def verdict(self) -> Verdict:
-        """Say on which side of the bar the interval lies.
+    def matters(self) -> float:
+        """The smallest effect that matters."""
+        return smallest_that_matters(*self.interval, len(self.values), self.level)
 
-        Where it holds the bar, the effect is smaller than what this design would have seen.
-        """
-        low, high = self.interval
-        if low > self.above:
-            return "holds"
-        settled = high < self.above or low == high
-        return "does not hold" if settled else "too few seeds"
+    @property
+    def verdict(self) -> Verdict:
+        """Say on which side of the bar the interval lies."""
+        return verdict_of(*self.interval, self.above, len(self.values), self.level)
 
     @property
     def covers(self) -> bool:
@@ -117,6 +118,50 @@ class Outcome:
         return stdev(self.values) / math.sqrt(n) if n > 1 else math.inf
 
 
+def verdict_of(low: float, high: float, above: float, n: int, level: float = LEVEL) -> Verdict:
+    """Return what an interval says of a claim.
+
+    An interval that holds the bar and lies below the smallest effect that matters says that the
+    effect is too small. That is true of every such interval of ``MOST_SEEDS`` seeds.
+
+    Parameters
+    ----------
+    low, high : float
+        Ends of the interval.
+    above : float
+        The bar.
+    n : int
+        Number of seeds.
+    level : float, default=0.95
+        Of the interval.
+    """
+    if low > above:
+        return "holds"
+    if high < above or low == high:
+        return "does not hold"
+    small = n >= MOST_SEEDS or high < above + smallest_that_matters(low, high, n, level)
+    return "does not hold: too small" if small else "too few seeds"
+
+
+def smallest_that_matters(low: float, high: float, n: int, level: float = LEVEL) -> float:
+    """Return how wide the interval would be with ``MOST_SEEDS`` seeds of equal spread.
+
+    At 95 % it is 0.75 standard deviations between seeds: an effect as large has the right sign in
+    three of four single runs.
+
+    Parameters
+    ----------
+    low, high : float
+        Ends of the interval of ``n`` seeds.
+    n : int
+    level : float, default=0.95
+        Of the interval.
+    """
+    most, here = (_t(1 - (1 - level) / 2, k) / math.sqrt(k) for k in (MOST_SEEDS, n))
+    return (high - low) * most / here
+
+
+@cache
 def _t(quantile: float, n: int) -> float:
     from scipy.stats import t  # pyright: ignore[reportMissingTypeStubs]
 
@@ -203,11 +248,11 @@ class StudyTable:
         """Say whether the null arm is as expected, and whether it could see the claims' effects.
 
         The arm is weak if the smallest effect that it would have seen is larger than the largest
-        effect of a claim.
+        effect of a claim, and than the smallest effect of a claim that matters.
         """
         null, premises = self.outcome(self.study.null), {c.premise for c in self.study.claims}
         found = (self.outcome(c) for c in self.study.claims if c.key not in premises)
-        largest = max(abs(claim.mean - claim.above) for claim in found)
+        largest = max(max(abs(claim.mean - claim.above), claim.matters) for claim in found)
         said = "as expected" if null.covers else "not as expected"
         return said + ", weak" * (null.detectable > largest)
 
