@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -100,6 +101,31 @@ def test_a_restart_goes_on_with_the_file_and_tells_of_the_kill(model, tmp_path):
         (25, "stopped"),
     ]
     assert "up to 3 s after this are missing" in describe(found.header)
+
+
+@pytest.mark.truth("the number of inputs")
+@pytest.mark.parametrize("jump", [-86_400.0, 86_400.0, -3.0])
+def test_a_clock_that_jumps_loses_and_repeats_nothing(model, tmp_path, monkeypatch, jump):
+    stream, true = sonde.read(model, rows(2, 0), sites=["1", "2"]), time.time
+    traffic = Traffic(tmp_path, stream, Schedule())
+    traffic.add(batch_of(30, 0, 1))
+    assert traffic.commit()
+    monkeypatch.setattr(time, "time", lambda: true() + jump)
+    traffic.add(batch_of(20, 30, 2))
+    assert traffic.commit()
+    traffic.close()
+    again = Traffic(tmp_path, stream, Schedule())
+    again.add(batch_of(7, 50, 3))
+    again.close()
+    monkeypatch.undo()
+    last = Traffic(tmp_path, stream, Schedule())
+    last.add(batch_of(5, 57, 4))
+    last.close()
+    found = [Fitted.load(path) for path in sorted(tmp_path.rglob("*.sonde"))]
+    merged = found[0] if len(found) == 1 else sonde.merge(*found)
+    assert merged.result("covariance", "2:out").n == 62
+    assert sum(span["inputs"] for span in merged.header["traffic"]["spans"]) == 62
+    assert "62 inputs" in describe(merged.header)
 
 
 def test_two_servers_on_one_folder_write_files_of_their_own(model, tmp_path):

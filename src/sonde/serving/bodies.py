@@ -22,6 +22,8 @@ from sonde.serving.limits import Limits
 from sonde.serving.refusals import Refusal
 
 JSON, FORM = "application/json", "multipart/form-data"
+MOST_DIGITS = 18
+"""Digits of a length that a body can have."""
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
@@ -33,7 +35,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         413 for a body that is too large, 408 for one that arrives too slowly.
     """
     said = request.headers.get("content-length", "0")
-    if said.isdigit() and int(said) > limits.body_bytes:
+    if said.isdecimal() and (len(said) > MOST_DIGITS or int(said) > limits.body_bytes):
         raise _too_large(limits)
     parts, size = list[bytes](), 0
     try:
@@ -144,10 +146,15 @@ class Rows:
     columns : sequence of str
         The columns that hold them.
     limits : Limits
+    named : bool, default=True
+        Whether the columns are known; else those of each object are taken.
     """
 
-    def __init__(self, kind: str, columns: Sequence[str], limits: Limits) -> None:
+    def __init__(
+        self, kind: str, columns: Sequence[str], limits: Limits, named: bool = True
+    ) -> None:
         self.kind, self.columns, self.limits = kind, tuple(columns), limits
+        self.named = named
 
     def of(self, inputs: Sequence[Any]) -> list[Row]:
         """Return a row for each input.
@@ -167,10 +174,11 @@ class Rows:
         if isinstance(value, list):
             return self._of_list(value, i)
         if isinstance(value, dict) and self.kind not in ("image", "audio"):
-            missing = [name for name in self.columns if name not in value]
+            names = self.columns if self.named else tuple(value)
+            missing = [name for name in names if name not in value]
             if missing:
                 raise Refusal(400, f"Input {i}: expected the column {missing[0]!r}, got none.")
-            row = {name: value[name] for name in self.columns}
+            row = {name: value[name] for name in names}
             return {name: self._cell(cell, i) for name, cell in row.items()}
         raise self._wrong(i)
 
@@ -248,7 +256,8 @@ def array_of(value: Any, i: int) -> np.ndarray:
         found = np.array(None)
     if found.dtype.kind not in "if" or not found.size:
         raise Refusal(400, f"Input {i}: expected numbers in lists of equal length.")
-    return found.astype(np.float32) if found.dtype.kind == "f" else found.astype(np.int64)
+    with np.errstate(over="ignore"):  # infinity in float32 is an input that the detectors see
+        return found.astype(np.float32) if found.dtype.kind == "f" else found.astype(np.int64)
 
 
 def picture(content: bytes, i: int, limits: Limits) -> Any:

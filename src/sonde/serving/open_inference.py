@@ -13,18 +13,13 @@ from sonde.serving.served import Answer, ServedModel
 
 PLATFORM = "sonde_pytorch"
 NUMBERS = {"FP16", "FP32", "FP64", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32"}
-DEEPEST = 8
+TEXTS = ("text", "pair", "messages", "image")
+DEEPEST, LARGEST = 8, 2**31 - 1
+"""Axes of a tensor at most, and entries along one of them."""
 
 
 def metadata(served: ServedModel) -> dict[str, Any]:
     """Return the metadata of the model."""
-    kind = served.inputs.encoder.kind if served.is_open else "tensor"
-    text = kind in ("text", "pair", "messages", "image")
-    one = {"name": "inputs", "datatype": "BYTES" if text else "FP32", "shape": [-1]}
-    if kind == "numbers":
-        one["shape"] = [-1, len(served.inputs.encoder.identity()["inputs"])]
-    elif not text:
-        one["shape"] = [-1, -1]
     outputs = [
         {"name": "answer", "datatype": "BYTES", "shape": [-1]},
         {"name": "probability", "datatype": "FP64", "shape": [-1]},
@@ -42,13 +37,27 @@ def metadata(served: ServedModel) -> dict[str, Any]:
         "name": served.name,
         "versions": ["1"],
         "platform": PLATFORM,
-        "inputs": [one],
+        "inputs": _input_tensors(served),
         "outputs": outputs,
     }
 
 
+def _input_tensors(served: ServedModel) -> list[dict[str, Any]]:
+    """Return the tensors that a request holds: one, or one for each of several inputs."""
+    kind = served.inputs.encoder.kind if served.is_open else "tensor"
+    names = tuple(served.inputs.encoder.identity()["inputs"]) if served.is_open else ()
+    if kind in TEXTS:
+        one = {"datatype": "BYTES", "shape": [-1]}
+    else:
+        one = {"datatype": "FP32", "shape": [-1, len(names) if kind == "numbers" else -1]}
+    if kind == "numbers" or len(names) < 2:
+        return [{"name": "inputs", **one}]
+    whole = {"datatype": "INT64"} if kind not in TEXTS else {}
+    return [{"name": n, **one, **({} if n in served.floats else whole)} for n in names]
+
+
 def inputs_of(found: Mapping[str, Any], rows: Rows, limits: Limits) -> list[Any]:
-    """Return the inputs in the first tensor of a request.
+    """Return the inputs in the tensor of a request, or in its tensors by their names.
 
     Raises
     ------
@@ -56,12 +65,33 @@ def inputs_of(found: Mapping[str, Any], rows: Rows, limits: Limits) -> list[Any]
         400 if it holds no such tensor, or shape and data contradict each other.
     """
     tensors = found.get("inputs")
-    if not isinstance(tensors, list) or len(tensors) != 1 or not isinstance(tensors[0], dict):
-        raise Refusal(400, "Expected one tensor in 'inputs'. GET the model's metadata.")
-    shape, kind, data = (tensors[0].get(name) for name in ("shape", "datatype", "data"))
+    if not isinstance(tensors, list) or not all(isinstance(one, dict) for one in tensors):
+        tensors = []
+    names = [one.get("name") for one in tensors]
+    if rows.kind == "numbers" or (len(rows.columns) < 2 and rows.named):
+        if len(tensors) != 1:
+            raise Refusal(400, "Expected one tensor in 'inputs'. GET the model's metadata.")
+        return _values(tensors[0], rows, limits)
+    if len(tensors) == 1 and not rows.named:
+        return _values(tensors[0], rows, limits)
+    if (
+        not all(isinstance(name, str) for name in names)
+        or len({*names}) != len(tensors)
+        or not names
+    ):
+        raise Refusal(400, "Expected a named tensor for each input. GET the model's metadata.")
+    values = [_values(one, rows, limits) for one in tensors]
+    if len({len(each) for each in values}) > 1:
+        raise Refusal(400, "Expected tensors with the same number of rows.")
+    return [dict(zip(names, each, strict=True)) for each in zip(*values, strict=True)]
+
+
+def _values(tensor: Mapping[str, Any], rows: Rows, limits: Limits) -> list[Any]:
+    """Return the value of each row of a tensor."""
+    shape, kind, data = (tensor.get(name) for name in ("shape", "datatype", "data"))
     if (
         not (isinstance(shape, list) and 0 < len(shape) <= DEEPEST)
-        or any(type(n) is not int or n < 1 for n in shape)
+        or any(type(n) is not int or not 0 < n <= LARGEST for n in shape)
         or not isinstance(data, list)
     ):
         raise Refusal(400, "Expected 'shape', a list of whole numbers above 0, and 'data', a list.")
@@ -70,9 +100,9 @@ def inputs_of(found: Mapping[str, Any], rows: Rows, limits: Limits) -> list[Any]
         if len(data) != shape[0] or not all(isinstance(value, str) for value in data):
             raise Refusal(400, f"Expected {shape[0]} texts in 'data', as 'shape' says.")
         return [{"b64": value} for value in data] if rows.kind == "image" else list(data)
-    if kind not in NUMBERS:
+    if not isinstance(kind, str) or kind not in NUMBERS:
         raise Refusal(400, "Expected a 'datatype' of BYTES, FP32, FP64, INT64 or another number.")
-    return _numbers(data, shape, str(kind))
+    return _numbers(data, shape, kind)
 
 
 def _numbers(data: list[Any], shape: Sequence[int], kind: str) -> list[Any]:
@@ -82,8 +112,15 @@ def _numbers(data: list[Any], shape: Sequence[int], kind: str) -> list[Any]:
         found = np.array(None)
     if found.dtype.kind not in "if" or found.size != math.prod(shape):
         raise Refusal(400, f"Expected {math.prod(shape):,} numbers in 'data', as 'shape' says.")
-    found = found.astype(np.float64 if kind.startswith("FP") else np.int64)
-    return found.reshape(tuple(shape)).tolist()
+    if kind.startswith("FP"):
+        return found.astype(np.float64).reshape(tuple(shape)).tolist()
+    bounds = np.iinfo(kind.lower())
+    fine = (found == np.trunc(found)) & (found >= bounds.min) & (found < float(bounds.max) + 1)
+    if not fine.all():
+        raise Refusal(
+            400, f"Expected whole numbers from {bounds.min} to {bounds.max}, as 'datatype' says."
+        )
+    return found.astype(np.int64).reshape(tuple(shape)).tolist()
 
 
 def infer_json(
@@ -110,10 +147,17 @@ def infer_json(
     return {
         "model_name": served.name,
         "model_version": "1",
-        "id": given if isinstance(given, str) and len(given) <= 128 else name,
+        "id": given if _can_be_repeated(given) else name,
         "parameters": {"sonde_id": name},
         "outputs": outputs,
     }
+
+
+def _can_be_repeated(given: Any) -> bool:
+    """Return whether an id is a short text, without half a pair of surrogates."""
+    if not isinstance(given, str) or len(given) > 128:
+        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in given)
 
 
 def _tensor(name: str, kind: str, data: list[Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sonde.serving.open_inference import TEXTS
 from sonde.serving.service import Service
 
 EXAMPLES: dict[str, Any] = {
@@ -54,7 +55,7 @@ def _example(service: Service) -> Any:
     if rows.kind == "numbers":
         return dict.fromkeys(rows.columns, 0.0)
     if len(rows.columns) > 1:
-        return dict.fromkeys(rows.columns, "a text")
+        return dict.fromkeys(rows.columns, EXAMPLES["text" if rows.kind in TEXTS else "tensor"])
     return EXAMPLES.get(rows.kind, EXAMPLES["tensor"])
 
 

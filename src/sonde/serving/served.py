@@ -3,13 +3,15 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sonde.core.batch import Batch
-from sonde.core.errors import InputError, StateError
+from sonde.core.errors import InputError, SondeError, StateError
 from sonde.core.inputs import InputBatch, Model
 from sonde.data.encoder import Prepared
 from sonde.data.inputs import ItemInputs
@@ -25,6 +27,7 @@ from sonde.run.reading.recipe import recipe_in
 from sonde.run.scoring.batches import check_scoring
 from sonde.run.scoring.invariant import InvariantReader, shape_of_item
 from sonde.run.scoring.opening import open_for
+from sonde.run.watching.guard import require_live_model
 from sonde.serving.refusals import Refusal
 from sonde.serving.unusual_columns import UnusualColumn, scales_in, unusual_columns
 from sonde.serving.verdicts import Verdict, Verdicts
@@ -34,6 +37,8 @@ from sonde.tap.generating.replay import ReplayInputs
 
 PADDED_INPUTS = ("text", "pair", "messages", "tokens")
 PLAIN_INPUTS = (*PADDED_INPUTS, "numbers", "tensor")
+MOST_TRIED = 3
+"""Arrays of whole numbers that are tried as floats."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +113,11 @@ class ServedModel:
     ------
     StateError
         If the probe was fitted on another model, or holds no detector.
+
+    Attributes
+    ----------
+    floats : tuple of str
+        Names of the arrays that the model reads as floats.
     """
 
     def __init__(
@@ -128,9 +138,12 @@ class ServedModel:
         self.column_scales = scales_in(self.fitted)
         self._names = class_names(self.model) or {}
         self._reader: InvariantReader | None = None
+        self.floats: tuple[str, ...] = ()
         sample = self._sample()
         if sample is not None:
             self.open(sample)
+        elif self.fitted is not None:  # before a client could be told that its input is wrong
+            require_live_model(self.fitted.header, self.model, "serve", same_dtype=True)
 
     @property
     def name(self) -> str:
@@ -186,6 +199,27 @@ class ServedModel:
             If the model cannot read such items, or the probe belongs to another model.
         """
         self._reader = self._reader_for(self.fitted, row)
+
+    def _open_with(self, row: Row) -> None:
+        """Learn from the first row of a request, and which columns are floats.
+
+        JSON has one kind of number: a float of a client may arrive as a whole number. Arrays of
+        whole numbers are tried as they are, then as floats.
+        """
+        arrays = {name: x for name, x in row.items() if isinstance(x, np.ndarray)}
+        floats = tuple(name for name, x in arrays.items() if x.dtype.kind == "f")
+        whole = [name for name in arrays if name not in floats][:MOST_TRIED]
+        first: Exception | None = None
+        for more in (each for n in range(len(whole) + 1) for each in combinations(whole, n)):
+            try:
+                self.open(_with_floats(row, more))
+            except (SondeError, RuntimeError, TypeError, ValueError, IndexError) as error:
+                first = first or error
+            else:
+                self.floats = (*floats, *more)
+                return
+        assert first is not None  # the row as it is was tried
+        raise first
 
     def _reader_for(self, fitted: Fitted | None, row: Row) -> InvariantReader:
         options = {"check": False, "batch_size": self.largest, **self.options}
@@ -258,7 +292,8 @@ class ServedModel:
             413 for an input with more tokens.
         """
         if self._reader is None:
-            self.open(rows[0])
+            self._open_with(rows[0])
+        rows = [_with_floats(row, self.floats) for row in rows]
         encoder, most = self.inputs.encoder, self._most_tokens(tokens)
         is_text = encoder.kind in PADDED_INPUTS
         if not is_text:
@@ -375,6 +410,17 @@ class ServedModel:
     def detectors(self) -> tuple[Key, ...]:
         """The detectors and sites of the probe."""
         return () if self.fitted is None else tuple(self.fitted.scorers)
+
+
+def _with_floats(row: Row, names: Sequence[str]) -> Row:
+    """Return a row whose arrays of some names are floats."""
+    found = {name: row.get(name) for name in names}
+    whole = {
+        name: x.astype(np.float32)
+        for name, x in found.items()
+        if isinstance(x, np.ndarray) and x.dtype.kind == "i"
+    }
+    return {**row, **whole} if whole else row
 
 
 def _too_long(number: int, most: int | None) -> Refusal:

@@ -181,7 +181,7 @@ class Service:
         """Return how inputs of requests become rows; until one was read any form is tried."""
         served = self.served()
         if not served.is_open:
-            return Rows("tensor", ("x",), self.limits)
+            return Rows("tensor", ("x",), self.limits, named=False)
         encoder = served.inputs.encoder
         kind = encoder.kind
         return Rows(kind, tuple(encoder.identity()["inputs"]), self.limits)
@@ -301,5 +301,5 @@ def _without_values(error: SondeError) -> str:
     """Return an error's sentence if it is ours and names no value, else a general one."""
     text = str(error)
     if text.startswith("input ") or text.startswith("no value in column"):
-        return text[:300]
+        return text[:300].rstrip(".") + "."
     return "The model cannot read these inputs. GET /openapi.json shows the form that it reads."

@@ -412,10 +412,13 @@ class Guard:
         )
 
 
-def require_live_model(header: dict[str, Any], live: Model) -> torch.device:
+def require_live_model(
+    header: dict[str, Any], live: Model, who: str = "Guard", same_dtype: bool = False
+) -> torch.device:
     """Refuse a model with other weights or another configuration; return where it runs.
 
-    In another float type the hash of the weights cannot be compared: this is only a warning.
+    In another float type the hash of the weights cannot be compared: this is only a warning,
+    unless the same type is asked for.
 
     Raises
     ------
@@ -425,8 +428,8 @@ def require_live_model(header: dict[str, Any], live: Model) -> torch.device:
     fitted = header["model"]
     if fitted.get("model") is None:
         raise StateError(
-            "Guard: the probe was fitted on arrays, not on a model. Fit it on sonde.read(model, "
-            "data) to guard that model."
+            f"{who}: the probe was fitted on arrays, not on a model. Fit it on sonde.read(model, "
+            f"data) to {who.lower()} that model."
         )
     device, dtype = placement(live.module)
     here = {
@@ -434,13 +437,13 @@ def require_live_model(header: dict[str, Any], live: Model) -> torch.device:
         "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
     }
     here["structure"] = known_structure(live.module, fitted.get("structure"))
-    warn_unknown_structure(header, here["structure"], "Guard")
+    warn_unknown_structure(header, here["structure"], who)
     here["attn"] = getattr(live.config, "_attn_implementation", None)
-    if here["dtype"] == fitted.get("dtype"):
+    if same_dtype or here["dtype"] == fitted.get("dtype"):
         here["model"] = fingerprint(live.module)
     else:
         warnings.warn(
-            f"Guard: the model runs in {here.pop('dtype')}, the probe was fitted in "
+            f"{who}: the model runs in {here.pop('dtype')}, the probe was fitted in "
             f"{fitted.get('dtype')}: that the weights are the same cannot be checked, and scores "
             "shift by the rounding of the states. Calibrate the probe on this model.",
             SondeWarning,
@@ -449,9 +452,9 @@ def require_live_model(header: dict[str, Any], live: Model) -> torch.device:
     for name, value in here.items():
         if not agree(name, fitted.get(name), value):
             raise StateError(
-                "Guard: the probe was fitted on another model: "
-                f"{difference(name, value, fitted.get(name))}. Guard the model that it was fitted "
-                "on, or fit again."
+                f"{who}: the probe was fitted on another model: "
+                f"{difference(name, value, fitted.get(name))}. {who.capitalize()} the model that "
+                "it was fitted on, or fit again."
             )
-    warn_other_code(header, forward_code(live.module), "Guard")
+    warn_other_code(header, forward_code(live.module), who)
     return device
