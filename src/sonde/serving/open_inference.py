@@ -43,7 +43,7 @@ def metadata(served: ServedModel) -> dict[str, Any]:
 
 
 def _input_tensors(served: ServedModel) -> list[dict[str, Any]]:
-    """Return the tensors that a request holds: one, or one for each of several inputs."""
+    """Return the tensor of a request, or a tensor for each of several inputs."""
     kind = served.inputs.encoder.kind if served.is_open else "tensor"
     names = tuple(served.inputs.encoder.identity()["inputs"]) if served.is_open else ()
     if kind in TEXTS:
