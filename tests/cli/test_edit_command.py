@@ -1,13 +1,8 @@
 """``sonde edit WORD``: what its help teaches, and how a wrong word is told."""
 
-import shlex
-
 import pytest
-import torch
 
-import sonde
 from sonde.cli.edits import EDITS, told_by
-from sonde.weights import Exchange, RewritePlan
 
 
 def test_the_overview_teaches_every_word(run):
@@ -41,24 +36,3 @@ def test_help_is_as_wide_as_the_terminal(run, monkeypatch, words, columns):
 )
 def test_wrong_words_are_told_in_one_line(run, words, said):
     assert said in run(*words).error()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("word", EDITS)
-def test_the_example_of_every_word_runs(run, tmp_path, monkeypatch, word):
-    monkeypatch.chdir(tmp_path)
-    if word == "undo":
-        model = sonde.load("sonde:digits")
-        name = next(n for n, x in model.module.state_dict().items() if x.ndim == 1)
-        zeros = Exchange(torch.zeros_like(model.module.state_dict()[name]))
-        RewritePlan.of(model, {name: zeros}).save(model, "NEW")
-    words = shlex.split(told_by(EDITS[word], "Example"))
-    flags = run(*words[1:3], "--help").out
-    few = [["--limit", "8"]]
-    if "--limit" in words:  # so few rows may do no more than chance
-        few = [["--limit", "8"], ["--max-length", "16"], ["--force"]]
-    few = [word for option in few if option[0] in flags for word in option]
-    ran = run(*words[1:], *few)
-    assert ran.code == 0, ran.err
-    if "-o" in words:
-        assert (tmp_path / words[words.index("-o") + 1]).exists()

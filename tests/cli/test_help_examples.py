@@ -87,13 +87,23 @@ def test_the_example_runs(word, tmp_path, monkeypatch):
     for command in FIRST.get(word, ()):
         ran = run_words(*shlex.split(command))
         assert ran.code == 0, (command, ran.err)
-    words = shlex.split(example_of(KNOWN[word]))[1:]
-    flags = inspect.getdoc(KNOWN[word]) and run_words(*word.split(), "--help").out
-    if "--limit" in flags and "--limit" not in words:
-        words += ["--limit", "64"]
-    if word == "cache":  # every rule at every budget over 32 texts takes minutes
-        words[words.index("--limit") + 1] = "4"
-        words += ["--rules", "streaming_cache"]
+    words = few_rows(word, shlex.split(example_of(KNOWN[word]))[1:])
     ran = run_words(*words)
     assert ran.code == 0, (words, ran.err)
     assert (ran.out + ran.err).strip()
+    if "-o" in words:
+        assert (tmp_path / words[words.index("-o") + 1]).exists()
+    assert not list(tmp_path.glob("*.run"))
+
+
+def few_rows(word: str, words: list[str]) -> list[str]:
+    """Return the words of an example, told to take few rows or short texts where they can be."""
+    flags = run_words(*word.split(), "--help").out
+    if word == "cache":  # every rule at every budget over 32 texts takes minutes
+        return [*words, "--limit", "4", "--rules", "streaming_cache"]
+    if word == "train":
+        return [*words, "--epochs", "1", "--limit", "240"]
+    few = [("--limit", "8" if word.startswith("edit ") else "64")]
+    if word.startswith("edit ") and "--limit" in words:  # so few rows may do no more than chance
+        few += [("--max-length", "16"), ("--force",)]
+    return [*words, *(x for option in few if option[0] in flags for x in option)]
