@@ -13,7 +13,7 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.edit.directional_ablation import AblationDirection
 from sonde.stats.divergence import kl_divergence
-from sonde.tap import editing, live_stream
+from sonde.tap import LiveStream, editing, live_stream
 
 
 @final
@@ -116,8 +116,13 @@ def choose_ablation(
             "choose_ablation: expected candidates and prompts of both kinds, got "
             f"{len(candidates)} candidates, {len(showing)} and {len(usual)} prompts. Give all."
         )
-    site = next(iter(candidates))
-    plain, plain_usual = _answers(model, showing, site), _answers(model, usual, site)
+    site = next(iter(candidates)).partition("|")[0]
+    # One probe forward for each kind of prompts serves all candidates: no edit changes a shape.
+    shown_stream, usual_stream = (
+        live_stream(model, prompts, site, logits=True, logits_asked=True)
+        for prompts in (showing, usual)
+    )
+    plain, plain_usual = _answers(shown_stream), _answers(usual_stream)
     behaviour = _behaviour(plain, plain_usual, targets)
     before = (_odds(plain, behaviour), _odds(plain_usual, behaviour))
     trials: list[AblationTrial] = []
@@ -127,10 +132,10 @@ def choose_ablation(
             trials.append(AblationTrial(name, depth, math.nan, math.nan, math.nan, "no direction"))
             continue
         with editing(model, direction.edit(), sites, here=True):
-            bypass = _odds(_answers(model, showing, site), behaviour)
-            after = _answers(model, usual, site)
+            bypass = _odds(_answers(shown_stream), behaviour)
+            after = _answers(usual_stream)
         with editing(model, direction.induce(), name, here=True):
-            induce = _odds(_answers(model, usual, site), behaviour)
+            induce = _odds(_answers(usual_stream), behaviour)
         kl = float(kl_divergence(plain_usual, after).mean())
         why = [f"does not remove it ({bypass:.3g} after {before[0]:.3g})"] * (bypass >= before[0])
         why += [f"does not induce it ({induce:.3g} after {before[1]:.3g})"] * (induce <= before[1])
@@ -149,12 +154,11 @@ def choose_ablation(
     return AblationChoice(best.site, candidates[best.site], tuple(trials), before, chosen)
 
 
-def _answers(model: Model, inputs: Inputs, site: str) -> Float[Tensor, "example answer"]:
+def _answers(stream: LiveStream) -> Float[Tensor, "example answer"]:
     """Return the log-probabilities of each example's class or next token, in the planned order."""
-    stream = live_stream(model, inputs, site.partition("|")[0], logits=True, logits_asked=True)
     found: list[Tensor] = []
     order: list[Tensor] = []
-    for batch in stream.batches(0, len(inputs)):
+    for batch in stream.batches(0, len(stream)):
         if batch.logits is None:
             raise InputError(
                 "choose_ablation: the model returns no logits, so its answers cannot be "
