@@ -71,8 +71,10 @@ class CodeStripStudy(Study):
 def functions_of(owner: Any) -> Iterator[str]:
     """Yield the functions of a module or class that are neither short nor long."""
     text = textwrap.dedent(inspect.getsource(owner))
+    lines = text.splitlines(keepends=True)  # once: ast.get_source_segment does so for each function
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            found = textwrap.dedent(ast.get_source_segment(text, node, padded=True) or "")
+            last = lines[(node.end_lineno or 0) - 1].encode()[: node.end_col_offset].decode()
+            found = textwrap.dedent("".join([*lines[node.lineno - 1 : node.end_lineno][:-1], last]))
             if SHORT < len(found) < LONG:
                 yield found
