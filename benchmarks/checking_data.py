@@ -21,7 +21,7 @@ FAULTS = (
 
 def audit_rows(size: Size) -> list[Row]:
     """Measure what an audit finds, against each peer."""
-    return [*data_rows(size), *slice_rows(size), *drift_rows(size)]
+    return [*data_rows(size), *label_rows(size), *slice_rows(size), *drift_rows(size)]
 
 
 def data_rows(size: Size) -> list[Row]:
@@ -57,6 +57,24 @@ def data_rows(size: Size) -> list[Row]:
             note=f"{room['sonde']:.0f} MiB against {room[PEER]:.0f} MiB",
         ),
     ]
+
+
+def label_rows(size: Size) -> list[Row]:
+    """Exchanged labels that are missed by rank: the model, a probe, both, the peer."""
+    try:
+        python = python_of(PEER, size.offline)
+        found = run_child("benchmarks.label_runner:ranked", python=python, seeds=size.pick(10, 1))
+    except (PeerError, ChildError) as error:
+        return [not_measured("data", f"ranks of exchanged labels against {PEER}", str(error))]
+    version, rows = found.pop("version"), []
+    for kind, said in found.items():
+        arms = said["arms"]
+        name = f"{said['n']} rows of {kind}, against {version}"
+        note = "found: " + ", ".join(f"{arm} {share:.1%}" for arm, share in arms.items())
+        note += f"; the model is {said['accuracy']:.1%} accurate"
+        what = f"{name}: exchanged labels (5 %) not among as many first rows"
+        rows.append(Row("data", what, 1 - arms["both"], "", 1 - arms[PEER], note=note))
+    return rows
 
 
 def slice_rows(size: Size) -> list[Row]:
