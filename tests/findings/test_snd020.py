@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from findings import _evidence as arrays
 from findings._nets import Patches, assert_clear, assert_raised, evidence_of, tensors
@@ -20,6 +21,18 @@ def test_a_weight_of_another_size_is_named(factor: float) -> None:
     finding = assert_raised(ended(factor), "warning")
     assert finding.sites == ("blocks.2.up",)
     assert finding.figure.value == pytest.approx(factor, rel=0.1)
+
+
+def test_the_gain_of_a_norm_is_compared_with_those_of_the_other_blocks() -> None:
+    parts = [nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)) for _ in range(5)]
+    net = nn.Sequential(*parts).eval().requires_grad_(False)
+    stream = tensors(net, torch.randn(16, 8, generator=torch.Generator().manual_seed(0)))
+    for factor, state in ((1.5, "clear"), (6.0, "raised")):
+        net.get_submodule("3.1").get_parameter("weight").fill_(factor)
+        check = SND020().check(evidence_of(stream).having(fresh=fresh_layers(stream, 0)))
+        assert check.state == state
+    assert check.finding is not None
+    assert (check.finding.sites, check.finding.figure.value) == (("3.1",), pytest.approx(6))
 
 
 @pytest.mark.slow

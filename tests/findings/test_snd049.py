@@ -84,6 +84,29 @@ def test_a_sensor_that_sticks_and_one_that_says_minus_999_are_named() -> None:
     assert (found["s"].kind, found["s"].row) == ("missing", AT)
 
 
+@pytest.mark.truth("the row from which on targets were shuffled")
+def test_targets_of_other_rows_from_one_row_on_are_named() -> None:
+    draw = np.random.default_rng(5)
+    truth = 40 + 9 * draw.normal(size=N)
+    said = 20 + 0.5 * truth + 4 * draw.normal(size=N)
+
+    def found(order: np.ndarray, target: np.ndarray) -> Evidence:
+        facts = {"target": torch.tensor(target[order])}
+        logits = torch.tensor(said[order, None])
+        return gathered(np.stack([said, truth], 1)[order], logits=logits, facts=facts)[0].evidence
+
+    given, moved = np.arange(N), truth.copy()
+    moved[AT:] = draw.permutation(truth[AT:])
+    finding = assert_raised(SND049().check(found(given, moved)), "warning")
+    (change,) = changes_in_file(found(given, moved))
+    assert (change.kind, finding.examples) == ("fit", (change.row,))
+    assert abs(change.row - AT) <= 20
+    assert change.before > 0.6
+    assert abs(change.after) < 0.3
+    assert_clear(SND049().check(found(given, truth)))
+    assert_clear(SND049().check(found(np.argsort(truth), truth)))  # in the order of the targets
+
+
 def test_pictures_that_grow_dim_are_a_note() -> None:
     x, label, said = _rows(2)
     light = 0.5 + 0.1 * np.random.default_rng(0).normal(size=N)

@@ -61,6 +61,31 @@ def test_rows_between_two_classes_do_not_hide_labels_that_are_wrong_in_one_direc
     assert (found.of, found.called) == (3, 1)
 
 
+@pytest.mark.truth("the rows whose labels were changed, among three classes of eight clumps")
+def test_a_model_that_is_better_than_the_probe_shows_labels_wrong_in_one_direction() -> None:
+    draw = np.random.default_rng(1)
+    centre, label = 1.1 * draw.normal(size=(3, 8, 8)), draw.integers(0, 3, 500)
+    x = centre[label, draw.integers(0, 8, 500)] + 0.7 * draw.normal(size=(500, 8))
+    gaps = ((x[:, None, None] - centre) ** 2).sum(-1)
+    logits = torch.from_numpy(-gaps / (2 * 0.7**2)).logsumexp(2)  # the true posterior
+    wrong = (label == 2) & (draw.random(500) < 0.3)
+    given, facts = torch.from_numpy(np.where(wrong, 0, label)), {"labels_are_models": True}
+
+    def found(shown: torch.Tensor, said: torch.Tensor) -> Evidence:
+        return evidence_of(torch.from_numpy(x), label=shown, logits=said, facts=facts)
+
+    evidence = found(given, logits)
+    way = one_way(evidence)
+    assert way is not None
+    assert (way.of, way.called) == (2, 0)
+    assert np.mean(wrong[_examples(evidence, way.rows)]) > 0.85
+    truth = torch.from_numpy(label)
+    assert one_way(evidence_of(torch.from_numpy(x), label=given)) is None  # the probe alone
+    assert one_way(found(truth, logits)) is None
+    biased = logits + torch.tensor([0.0, 0.0, 6.0])  # a fault of the model, not of the labels
+    assert one_way(found(truth, biased)) is None
+
+
 @pytest.mark.truth("the rows of breast_cancer whose labels were changed")
 def test_the_planted_check_tells_how_many_wrong_labels_the_list_shows() -> None:
     x, truth = _cancer()

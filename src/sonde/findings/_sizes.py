@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Final
 
 import torch
 
@@ -17,6 +18,9 @@ from sonde.tap import LiveStream
 from sonde.tap.model.seeding import untouched
 from sonde.tap.streams.small_batches import small_batches
 
+NUMBER: Final = re.compile(r"\d+")
+BLOCK: Final = re.compile(r"(?:(?<=^)|(?<=\.))\d+(?=\.)")
+"""Number of the block that a path lies in. Norms of a plain stack of layers differ more."""
 SIBLINGS, RATIO, DEVIATIONS = 4, 4.0, 6.0
 ROWS, LONGEST = 128, 64
 
@@ -30,13 +34,30 @@ class SizeOutlier:
     n_siblings: int
 
 
-def sibling_groups(sizes: Mapping[str, Size], least: int) -> list[list[tuple[str, float]]]:
-    """Return the layers that share a shape and, apart from numbers, a name, with their sizes."""
+def sibling_groups(
+    sizes: Mapping[str, Size], least: int, number: re.Pattern[str] = NUMBER
+) -> list[list[tuple[str, float]]]:
+    """Return the layers that share a shape and, apart from numbers, a name, with their sizes.
+
+    Parameters
+    ----------
+    sizes : mapping of path to Size
+    least : int
+        Fewest layers of a group.
+    number : Pattern
+        What is left out of a name.
+    """
     groups: dict[tuple[str, tuple[int, ...]], list[tuple[str, float]]] = {}
     for path, size in sizes.items():
-        name = re.sub(r"\d+", "*", path)
+        name = number.sub("*", path)
         groups.setdefault((name, size.shape), []).append((path, size.rms))
     return [g for g in groups.values() if len(g) >= least]
+
+
+def all_groups(found: FreshLayers, least: int) -> list[list[tuple[str, float]]]:
+    """Return the groups of layers, and those of norms, that stand at one place of all blocks."""
+    inside = {path: size for path, size in found.gains.items() if BLOCK.search(path)}
+    return [*sibling_groups(found.sizes, least), *sibling_groups(inside, least, BLOCK)]
 
 
 def size_outliers(
@@ -71,7 +92,7 @@ def resized(stream: LiveStream, evidence: Evidence) -> Trial | None:
     found = evidence.fresh
     if not isinstance(found, FreshLayers):
         return None
-    outliers = size_outliers(sibling_groups(found.sizes, SIBLINGS), RATIO, DEVIATIONS)
+    outliers = size_outliers(all_groups(found, SIBLINGS), RATIO, DEVIATIONS)
     if not outliers:
         return None
     outliers.sort(key=lambda o: -abs(math.log(o.ratio)))

@@ -178,13 +178,34 @@ def one_way(evidence: Evidence) -> OneWay | None:
 
     Rows that look like the first class and have the label of the second are about as typical of
     the first class as its own rows, and errors in the opposite direction are at most 0.6 times as
-    frequent. Both hold on each half of the groups. Ask ``labels.usable`` first.
+    frequent. Both hold on each half of the groups. Rows look like the class that a held-out probe
+    gives them; if this shows nothing and the model itself is more accurate than the probe, like
+    the class that the model gives them, where the probe does not give most of them their label.
+    Ask ``labels.usable`` first.
     """
     found = label_evidence(evidence)
     score = _scores(evidence, found, found.truth)
-    said, half = score.argmax(1), torch.remainder(found.group // 4, 2) == 0
-    pairs = [(a, b) for a in range(len(found.names)) for b in range(len(found.names)) if a != b]
-    made = [_pair(score, said, found.truth, a, b, half) for a, b in pairs]
+    half = torch.remainder(found.group // 4, 2) == 0
+    way = _surest(score, found.truth, half)
+    own = model_support(evidence, found)
+    if way is not None or own is None:
+        return way
+    if _share_right(own, found.truth) <= _share_right(score, found.truth):
+        return None
+    way = _surest(own.clamp(min=1e-12).log(), found.truth, half)
+    if way is None:
+        return None
+    agrees = score[way.rows, way.of] > score[way.rows, way.called]
+    return way if float(agrees.double().mean()) > 0.5 else None
+
+
+def _surest(
+    score: Float[Tensor, "row class"], truth: Int[Tensor, "row"], half: Tensor
+) -> OneWay | None:
+    """Return the surest pair by these log-odds of the classes."""
+    said, names = score.argmax(1), range(score.shape[1])
+    pairs = [(a, b) for a in names for b in names if a != b]
+    made = [_pair(score, said, truth, a, b, half) for a, b in pairs]
     kept = [pair for pair in made if pair is not None and pair.p * len(pairs) < 0.001]
     return min(kept, key=lambda pair: pair.p, default=None)
 

@@ -85,6 +85,8 @@ class FreshLayers:
         All such matrices that were looked at.
     zeros : tuple of str
         Embeddings of several rows that ran and hold nothing but zeros.
+    gains : mapping of path to Size
+        Weights of the norms that ran; each counts for one unit, so that widths are left out.
     """
 
     fresh: tuple[Fresh, ...] = ()
@@ -95,6 +97,7 @@ class FreshLayers:
     inner: tuple[Fresh, ...] = ()
     n_inner: int = 0
     zeros: tuple[str, ...] = ()
+    gains: Mapping[str, Size] = field(default_factory=dict[str, Size])
 
     @property
     def n(self) -> int:
@@ -137,7 +140,17 @@ def fresh_layers(stream: LiveStream, seed: int) -> FreshLayers:
         inner=tuple(one for weight in inner for one in _fresh_inner(*weight)),
         n_inner=len(inner),
         zeros=tuple(_zero_tables(stream)),
+        gains=dict(_norm_gains(stream)),
     )
+
+
+def _norm_gains(stream: LiveStream) -> Iterator[tuple[str, Size]]:
+    for name, module in stream.probe.names.modules.items():
+        weight = dict(module.named_parameters(recurse=False)).get("weight")
+        if "Norm" not in type(module).__name__ or not stream.probe.calls(name) or weight is None:
+            continue
+        if not weight.is_meta and weight.is_floating_point():
+            yield name, Size((), float(weight.detach().float().square().mean().sqrt()))
 
 
 def _inner_weights(stream: LiveStream) -> Iterator[tuple[str, str, Matrix, float]]:

@@ -9,8 +9,8 @@ from sonde.findings._sizes import (
     DEVIATIONS,
     RATIO,
     SIBLINGS,
+    all_groups,
     ratios,
-    sibling_groups,
     size_outliers,
 )
 from sonde.findings._text import number, plural
@@ -50,7 +50,8 @@ class SND020(Rule):
     )
     how: ClassVar[str] = (
         "Linear layers and convolutions of at least 512 weights that ran, grouped by shape and by "
-        "name with numbers left out, so that the same place of all blocks is one group. The root "
+        "name with numbers left out, so that the same place of all blocks is one group; and the "
+        "weights of norms inside of numbered blocks, grouped by name. The root "
         "mean square of a layer's weights over the median of the others in its group is at least "
         "4 or at most 1/4, and the logarithm 6 robust standard deviations (1.48 times the median "
         "deviation, at least log 1.2) away."
@@ -66,7 +67,7 @@ class SND020(Rule):
         found = evidence.fresh
         if not isinstance(found, FreshLayers):
             return self.not_applicable("no model was run")
-        large = sibling_groups(found.sizes, self.siblings)
+        large = all_groups(found, self.siblings)
         if not large:
             return self.not_applicable(f"no {self.siblings} blocks have a layer of one name")
         outliers = size_outliers(large, self.ratio, self.deviations)

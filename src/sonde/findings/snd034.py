@@ -39,14 +39,17 @@ class SND034(LabelRule):
         "at that fraction. Where it is, rows are listed beside them of which six neighbours say "
         "so and "
         "at most 2 have the row's label, if the model itself answers that class at least as "
-        "surely as it does for the rows of that class on average. The report's list of labels to "
+        "surely as it does for the rows of that class on average; a warning if all rows listed "
+        "are at least 2 % of the rows. The report's list of labels to "
         "look at first has its own order, by what the probe, the neighbours and the model's own "
         "answers leave to the label, and says how many of some exchanged labels come first in it. "
         "Labels that are wrong in one direction: of the rows that the held-out classifier "
         "gives one class, at least 20 % are labelled as another class, more than the reverse, and "
         "they lie as far on its side as its own rows (medians within a quarter), on each half of "
         "the groups; chance below 0.001 over all pairs of classes, over the rows that lie as far "
-        "as 19 of 20 of the own ones."
+        "as 19 of 20 of the own ones. If the classifier shows none and the model's own answers are "
+        "more accurate, the same of these, where the classifier gives most of the rows another "
+        "label than their own."
     )
     false_positives: ClassVar[str] = (
         "Rare kinds of a class that look like another one to this model; classes that overlap."
@@ -64,7 +67,7 @@ class SND034(LabelRule):
         share = clear / n
         low, high = clopper_pearson(clear, n)
         p = float(binom.sf(clear - 1, n, self.usual))
-        severe = share >= self.warning
+        severe = count / n >= self.warning
         figure = Figure(
             "doubtful_labels",
             share,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, Literal, final
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import fisher_exact, mannwhitneyu, norm
+from scipy.stats import fisher_exact, mannwhitneyu, norm, spearmanr
 
 from sonde.data.images import PICTURE_COLUMNS
 from sonde.data.numbers import as_number
@@ -27,7 +27,9 @@ MARGIN: Final = 0.05
 MOST_COLUMNS: Final = 100
 NEAR: Final = 1 / 3  # spreads of the targets that a right number may be off
 SLIPS: Final = (1, -1, 2, -2, 3, -3)
-Kind = Literal["error", "stuck", "value", "missing", "level"]
+Kind = Literal["error", "fit", "stuck", "value", "missing", "level"]
+RANKED: Final = ("level", "fit")
+LESS: Final = 0.3  # fall of the correlation of numbers with their targets
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Change:
     row : int
         The first row after the change, by planned order.
     before, after : float
-        Share of rows on either side of the change; for a level, the median.
+        Share of rows on either side of the change; for a level, the median; for a fit, the
+        correlation of the model's numbers with the targets.
     p : float
         Chance on the rows that did not choose the place, corrected for all series.
     value : float
@@ -94,7 +97,7 @@ def changes_in_file(evidence: Evidence) -> tuple[Change, ...] | str:
     classes = None if label is None else label.numpy()[order]
     found = [_change(one, examples, classes, len(series)) for one in series]
     kept = [_with_slip(change, evidence, order) for change in found if change is not None]
-    ordered = sorted(kept, key=lambda c: (c.kind != "error", c.kind == "level", c.p))
+    ordered = sorted(kept, key=lambda c: (c.kind not in ("error", "fit"), c.kind == "level", c.p))
     first: dict[str, Change] = {}
     for change in ordered:
         old = first.setdefault(change.name, change)
@@ -118,6 +121,12 @@ def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Seri
         off[rows.astype(int)] = np.abs(said - truth)
         limit = NEAR * truth.std()
         yield _Series("error", "the answers", np.where(np.isnan(off), off, off > limit)[order])
+        gap, one = np.full(len(order), np.nan), (_standard(said), _standard(truth))
+        gap[rows.astype(int)] = np.abs(one[0] - one[1])
+        places = shared.order.numpy()[rows.astype(int)] if shared.order is not None else rows
+        ranked: Any = spearmanr(places, truth)
+        if ranked.pvalue > 0.01:  # else rows may stand in the order of their targets
+            yield _Series("fit", "the answers", gap[order])
     for name in PICTURE_COLUMNS:
         column = shared.column(name)
         if column is not None:
@@ -131,6 +140,11 @@ def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Seri
     given = data.key_columns(examples)
     for name in [n for n in data.inputs if n in given][:MOST_COLUMNS]:
         yield from _of_column(name, given[name])
+
+
+def _standard(x: Float[np.ndarray, "row"]) -> Float[np.ndarray, "row"]:
+    """Return numbers with mean 0 and variance 1: half the square of two's gap is 1 less r."""
+    return (x - x.mean()) / max(float(x.std()), 1e-12)
 
 
 def _of_column(name: str, cells: Sequence[Any]) -> Iterator[_Series]:
@@ -182,7 +196,7 @@ def _change(
     """Choose a place on every other row, test it on the rest, then place it on all rows."""
     known = ~np.isnan(series.x)
     x, at = series.x[known], examples[known]
-    flat = x if series.kind != "level" else np.argsort(np.argsort(x, kind="stable")) / len(x)
+    flat = x if series.kind not in RANKED else np.argsort(np.argsort(x, kind="stable")) / len(x)
     classes = None if classes is None or not _sorted(classes[known]) else classes[known]
     flat = flat if classes is None else _within(flat, classes)
     if len(x) < LEAST_ROWS:
@@ -198,8 +212,7 @@ def _change(
     else:
         chance, moved = _chance_within(flat, classes, early, late)
     p = n_series * chance
-    before, after = (float(np.median(x[i]) if series.kind == "level" else x[i].mean())
-                     for i in (early, late))  # fmt: skip
+    before, after = (_middle(series.kind, x[i]) for i in (early, late))
     if p >= 0.001 or not _large(series.kind, before, after, flat[early], flat[late]):
         return None
     if moved is not None and abs(moved) < 0.1:
@@ -208,6 +221,13 @@ def _change(
     return Change(
         series.kind, series.name, int(at[place]), before, after, min(1.0, p), series.value
     )
+
+
+def _middle(kind: Kind, x: Float[np.ndarray, "row"]) -> float:
+    """Return what a part of the rows has: a median, a correlation, or a share."""
+    if kind == "fit":
+        return 1 - float(np.square(x).mean()) / 2
+    return float(np.median(x) if kind == "level" else x.mean())
 
 
 def _sorted(classes: Int[np.ndarray, "row"]) -> bool:
@@ -230,7 +250,7 @@ def _within(
 
 def _chance(kind: Kind, x: Any, flat: Any, early: Any, late: Any) -> float:
     """Return the chance of the difference if the order of these rows told nothing."""
-    if kind == "level":
+    if kind in RANKED:
         result: Any = mannwhitneyu(flat[early], flat[late])
         return float(result.pvalue)
     table = [[int(x[i].sum()), int(len(i) - x[i].sum())] for i in (early, late)]
@@ -263,7 +283,7 @@ def _large(kind: Kind, before: float, after: float, early: Any, late: Any) -> bo
     if kind == "level":
         above = float((early[:, None] < late[None, :]).mean())
         return abs(above - 0.5) >= 0.4
-    return abs(after - before) >= 0.1
+    return abs(after - before) >= (LESS if kind == "fit" else 0.1)
 
 
 def _with_slip(change: Change, evidence: Evidence, order: Int[np.ndarray, "row"]) -> Change:
@@ -366,11 +386,13 @@ class SND049(Rule):
     fix: ClassVar[str] = "Compare the rows before and after the row named, and repair the rest."
     how: ClassVar[str] = (
         "Rows in the order of the file: errors of the model (numbers: off by a third of the "
-        "targets' spread), and for each column of numbers that the model is given whether a value "
-        "equals the one before, equals a frequent value, or is missing; brightness, contrast and "
+        "targets' spread), the gap between standardised numbers and targets, whose mean square is "
+        "2 less twice their correlation (raised if it changes by 0.3), and for each column "
+        "of numbers that the model is given whether a value equals the one before, equals a "
+        "frequent value, or is missing; brightness, contrast and "
         "sharpness of pictures. On every other row the place is chosen where the two means differ "
         "most; the other rows are tested there: Fisher's exact test (the null of all orders), for "
-        "pictures Mann and Whitney's, times the number of series, below 0.001. "
+        "gaps and pictures Mann and Whitney's, times the number of series, below 0.001. "
         "Raised where shares differ by 0.1; a column is stuck where values repeat on 90 % of one "
         "part and 30 % of the other. Labels slip where answers fit labels up to three rows away. "
         "Files that are sorted by class are compared within classes."
@@ -421,6 +443,12 @@ def _said(change: Change, n: int) -> str:
         )
     if change.kind == "error":
         return f"{at} the model is wrong on {after} of rows ({before} before)"
+    if change.kind == "fit":
+        return (
+            f"{at} the model's numbers follow the targets less: correlation "
+            f"{number(change.after, 2)}, before {number(change.before, 2)}; the targets from there "
+            "on seem to belong to other rows"
+        )
     if change.kind == "stuck":
         return f"{at} {name} repeats its last value on {after} of rows ({before} before)"
     if change.kind == "missing":

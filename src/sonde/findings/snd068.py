@@ -25,7 +25,8 @@ class SND068(Rule):
     right : float, default=0.02
         Least gain of a classifier's accuracy.
     level : float, default=0.001
-        Of the paired t test on rows that did not choose the change.
+        Of the paired t test on rows that did not choose the change; half of it of the sign test of
+        their answers.
     """
 
     share: float = 0.1
@@ -51,8 +52,9 @@ class SND068(Rule):
         "the eps of norms, the base and layout of rotated positions, the order of blocks and "
         "layers of one shape are exchanged. The best is judged on the other half: its loss must "
         "be a tenth (of tokens a twentieth) below that of the model at its best temperature "
-        "(paired t test, 0.1 %), and a classifier's accuracy must rise by 2 points. A language "
-        "model must still not see later tokens, and do better than the tokens' frequencies."
+        "(paired t test, 0.1 %; or a sign test of answers that become correct, 0.05 %), and a "
+        "classifier's accuracy must rise by 2 points. A language model must still not see later "
+        "tokens, and do better than the tokens' frequencies."
     )
     false_positives: ClassVar[str] = (
         "A small model that was trained too briefly can gain from a weaker block."
@@ -76,7 +78,10 @@ class SND068(Rule):
         gained = math.isnan(found.right) or found.mended - found.right >= self.right
         if found.of_tokens and isinstance(evidence.lens, LensEvidence):
             gained = after < evidence.lens.unigram
-        if found.change is None or figure.value < least or found.p >= self.level or not gained:
+        trial = found.trial
+        answers = trial is not None and trial.measure == "accuracy" and trial.p < self.level / 2
+        is_sure = found.p < self.level or answers
+        if found.change is None or figure.value < least or not is_sure or not gained:
             return self.clear(
                 figure, f"none of {plural(found.n_tried, 'change')} mends the answers"
             )
