@@ -187,6 +187,14 @@ def _cusum(x: Float[np.ndarray, "row"]) -> tuple[int, float]:
     return int(k[best]), float(score[best])
 
 
+def _variance_step(x: Float[np.ndarray, "row"]) -> int:
+    """Return the likeliest place of one change of the mean square, for normal numbers."""
+    n, total = len(x), np.cumsum(np.square(x))
+    k = np.arange(max(2, round(MARGIN * n)), n - max(2, round(MARGIN * n)) + 1)
+    early, late = total[k - 1] / k, (total[-1] - total[k - 1]) / (n - k)
+    return int(k[np.argmin(k * np.log(early) + (n - k) * np.log(late))])
+
+
 def _change(
     series: _Series,
     examples: Int[np.ndarray, "row"],
@@ -217,7 +225,7 @@ def _change(
         return None
     if moved is not None and abs(moved) < 0.1:
         return None
-    place = _cusum(flat)[0]
+    place = _variance_step(x) if series.kind == "fit" else _cusum(flat)[0]
     return Change(
         series.kind, series.name, int(at[place]), before, after, min(1.0, p), series.value
     )
