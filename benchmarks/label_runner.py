@@ -134,7 +134,7 @@ def task(kind: str) -> Task:
 
 
 def exchanged(one: Task, seed: int) -> tuple[Tensor, Tensor]:
-    """Return labels of which some are exchanged for another class, and which ones."""
+    """Return labels, some of them exchanged for another class, and which ones."""
     draw = np.random.default_rng(seed)
     n, n_classes = len(one.x), int(one.label.max()) + 1
     chosen = torch.from_numpy(draw.choice(n, round(EXCHANGED * n), replace=False))
