@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sonde.compress._blocks import BlockCall, Blocks, block_calls, placed_call
+from sonde.compress._grid import Symmetry
 from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.grams import LayerGrams, add_rows, grams_for, layers_of_weight, require_rows
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
@@ -24,7 +26,7 @@ from sonde.tap.hand.recording import Forward, intercepted
 from sonde.tap.hooks.outputs import find, replaced
 from sonde.tap.hooks.session import Session
 from sonde.tap.rows.padding import right_padded
-from sonde.weights import Change
+from sonde.weights import Change, RewritePlan
 from sonde.weights.live import with_tensors
 
 Solve = Callable[[Weighted, Model, Any], tuple[Change | None, Mapping[str, float]]]
@@ -79,6 +81,39 @@ def each_layer(
         change, found = solve(layer, model, grams)
         _add(changes, figures, layer.weight, change, found)
     return changes, figures
+
+
+def round_each_layer(
+    owner: str,
+    model: Model,
+    calibration: Inputs | LayerGrams,
+    layers: Sequence[str] | None,
+    grid: tuple[int | None, int, Symmetry],
+    solve: Solve,
+    word: str,
+    *,
+    sequential: bool = False,
+) -> RewritePlan:
+    """Return the plan that rounds each layer, and the tensors that no layer holds beside them.
+
+    Parameters
+    ----------
+    owner, model, calibration, layers, solve, sequential
+        As in ``each_layer``.
+    grid : (int or None, int, str)
+        Bits (None changes nothing), group and symmetry.
+    word : str
+        The method with its parameters.
+    """
+    bits, group, symmetry = grid
+    if bits is None:
+        return RewritePlan.of(model, {}, word)
+    names = names_of_tensors(model.module, layers)
+    changes, figures = each_layer(
+        owner, model, calibration, layers, solve, sequential=sequential, beside=names
+    )
+    asked = bits, group, symmetry
+    return plan_with_tensors(owner, model, layers, asked, changes, word, figures)
 
 
 def _add(

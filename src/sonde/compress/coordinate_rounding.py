@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.compress._each_layer import each_layer
+from sonde.compress._each_layer import round_each_layer
 from sonde.compress._grid import (
     Symmetry,
     check_grid,
@@ -23,7 +23,6 @@ from sonde.compress._grid import (
     quantised,
 )
 from sonde.compress._layers import Weighted
-from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.gptq import loss_of, solved
 from sonde.compress.grams import LayerGrams, parts_of
 from sonde.core.inputs import Inputs, Model
@@ -91,16 +90,9 @@ class CoordinateRounding(Rewrite):
         StateError
             If the inputs were read at other weights.
         """
-        word = method_of("CoordinateRounding", asdict(self))
-        if self.bits is None:
-            return RewritePlan.of(model, {}, word)
-        how = (self.layers, self._one)
-        names = names_of_tensors(model.module, self.layers)
-        changes, figures = each_layer("CoordinateRounding", model, calibration, *how, beside=names)
-        asked = self.bits, self.group, self.symmetry
-        return plan_with_tensors(
-            "CoordinateRounding", model, self.layers, asked, changes, word, figures
-        )
+        grid = self.bits, self.group, self.symmetry
+        how = self.layers, grid, self._one, method_of("CoordinateRounding", asdict(self))
+        return round_each_layer("CoordinateRounding", model, calibration, *how)
 
     def _one(
         self, layer: Weighted, model: Model, grams: LayerGrams

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from sonde.compress._each_layer import each_layer
+from sonde.compress._each_layer import round_each_layer
 from sonde.compress._grid import (
     SMALLEST,
     check_grid,
@@ -24,7 +24,6 @@ from sonde.compress._grid import (
     quantised,
 )
 from sonde.compress._layers import Weighted
-from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.coordinate_rounding import descended
 from sonde.compress.gptq import loss_of, solved
 from sonde.compress.grams import LayerGrams, parts_of
@@ -99,15 +98,9 @@ class DecoupleQ(Rewrite):
         StateError
             If the inputs were read at other weights.
         """
-        word = method_of("DecoupleQ", asdict(self))
-        if self.bits is None:
-            return RewritePlan.of(model, {}, word)
-        names = names_of_tensors(model.module, self.layers)
-        changes, figures = each_layer(
-            "DecoupleQ", model, calibration, self.layers, self._one, beside=names
-        )
-        asked = self.bits, self.group, "asymmetric"
-        return plan_with_tensors("DecoupleQ", model, self.layers, asked, changes, word, figures)
+        grid, word = (self.bits, self.group, "asymmetric"), method_of("DecoupleQ", asdict(self))
+        how = self.layers, grid, self._one, word
+        return round_each_layer("DecoupleQ", model, calibration, *how)
 
     def _one(
         self, layer: Weighted, model: Model, grams: LayerGrams

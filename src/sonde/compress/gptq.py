@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.compress._each_layer import each_layer
+from sonde.compress._each_layer import round_each_layer
 from sonde.compress._grid import (
     Symmetry,
     check_grid,
@@ -23,7 +23,6 @@ from sonde.compress._grid import (
     quantised,
 )
 from sonde.compress._layers import Weighted
-from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.grams import LayerGrams, parts_of
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
@@ -102,16 +101,9 @@ class GPTQ(Rewrite):
         StateError
             If the inputs were read at other weights.
         """
-        word = method_of("GPTQ", asdict(self))
-        if self.bits is None:
-            return RewritePlan.of(model, {}, word)
-        how = (self.layers, self._one)
-        names = names_of_tensors(model.module, self.layers)
-        changes, figures = each_layer(
-            "GPTQ", model, calibration, *how, sequential=self.sequential, beside=names
-        )
-        asked = self.bits, self.group, self.symmetry
-        return plan_with_tensors("GPTQ", model, self.layers, asked, changes, word, figures)
+        grid, word = (self.bits, self.group, self.symmetry), method_of("GPTQ", asdict(self))
+        how = self.layers, grid, self._one, word
+        return round_each_layer("GPTQ", model, calibration, *how, sequential=self.sequential)
 
     def _one(
         self, layer: Weighted, model: Model, grams: LayerGrams

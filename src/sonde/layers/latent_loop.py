@@ -1,6 +1,5 @@
 """Steps of thought without words: a language model's last state becomes its next input."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, cast, final
 
@@ -259,17 +258,6 @@ class LatentLoop(Layer):
 
     def _table(self) -> Tensor:
         return self.model.get_input_embeddings().weight
-
-
-def start_of(a: float, c: float = 8.0) -> float:
-    """Return the ``L`` at which ``a = exp(-c softplus(L))``.
-
-    Examples
-    --------
-    >>> [round(start_of(a), 6) for a in (0.99, 0.999)]
-    [-6.678963, -8.986634]
-    """
-    return math.log(math.expm1(-math.log(a) / c))
 
 
 def _to_the_end(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
