@@ -87,12 +87,19 @@ def exported(code: str) -> Any:
 
 
 def truth_of(code: str, tests: Path = ROOT / "tests") -> str:
-    """Return the test file that names an independent source for an export; else an empty text."""
+    """Return the test file that names an independent source for an export; else an empty text.
+
+    It is the test of the file that defines the export, or another one that uses its name.
+    """
     room, _, name = code.partition("(")[0].rpartition(".")
     own = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-    of_room = sorted((tests / ("studies/recipes" if room == "recipes" else room)).glob("test_*.py"))
-    for file in sorted(of_room, key=lambda f: (f.stem != f"test_{own}", f.stem)):
-        if re.search(rf"\b{name}\b", file.read_text("utf-8")) and truths(file):
+    named = re.compile(rf"\b({name}|{own})\b")
+    recipe = room == "recipes"
+    module = own if recipe else exported(code).__module__.rpartition(".")[2]
+    home = f"test_{module}"
+    of_room = sorted((tests / ("studies/recipes" if recipe else room)).glob("test_*.py"))
+    for file in sorted(of_room, key=lambda f: (f.stem != home, f.stem != f"test_{own}", f.stem)):
+        if (file.stem == home or named.search(file.read_text("utf-8"))) and truths(file):
             return file.relative_to(tests.parent).as_posix()
     return ""
 

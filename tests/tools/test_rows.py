@@ -22,6 +22,19 @@ def test_a_name_that_is_gone_is_noticed(code):
         rows.exported(code)
 
 
+@pytest.mark.parametrize(
+    ("code", "test"),
+    [
+        ("measure.SpuriousShift", "tests/measure/test_spurious_shift.py"),  # by its function
+        ("compress.KeepProbe", "tests/compress/test_prompt_compressor.py"),  # of another's file
+        ("edit.LogLinear", "tests/edit/test_coda.py"),  # by another method's test
+        ("recipes.no_such_recipe", ""),
+    ],
+)
+def test_truth_of_an_export(code, test):
+    assert rows.truth_of(code) == test
+
+
 def test_status_of_planted_rows():
     known = {("nac", claim.text): "holds" for claim in study_of("nac").claims}
     known["nac", rows.NULL + study_of("nac").null.text] = "as expected"
