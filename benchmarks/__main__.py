@@ -24,7 +24,7 @@ def registry() -> "dict[str, Callable[[Size], Iterable[Row]]]":
     """Return the benchmarks by name, in the order in which they run."""
     from benchmarks.attributing import attribution_rows
     from benchmarks.calibrating import calibration_rows
-    from benchmarks.checking_data import audit_rows
+    from benchmarks.checking_data import audit_rows, label_rows
     from benchmarks.clustering import ray_rows
     from benchmarks.compress import cache_rows, compress_rows
     from benchmarks.detect import detector_rows, nac_rows
@@ -87,6 +87,7 @@ def registry() -> "dict[str, Callable[[Size], Iterable[Row]]]":
         "scan-memory": scan_memory,
         "scan-cost": scan_cost_rows,
         "data": audit_rows,
+        "labels": label_rows,
         "ray": ray_rows,
         "compress": compress_rows,
         "cache": cache_rows,

@@ -21,7 +21,7 @@ FAULTS = (
 
 def audit_rows(size: Size) -> list[Row]:
     """Measure what an audit finds, against each peer."""
-    return [*data_rows(size), *label_rows(size), *slice_rows(size), *drift_rows(size)]
+    return [*data_rows(size), *slice_rows(size), *drift_rows(size)]
 
 
 def data_rows(size: Size) -> list[Row]:
@@ -65,7 +65,7 @@ def label_rows(size: Size) -> list[Row]:
         python = python_of(PEER, size.offline)
         found = run_child("benchmarks.label_runner:ranked", python=python, seeds=size.pick(10, 1))
     except (PeerError, ChildError) as error:
-        return [not_measured("data", f"ranks of exchanged labels against {PEER}", str(error))]
+        return [not_measured("labels", f"ranks of exchanged labels against {PEER}", str(error))]
     version, rows = found.pop("version"), []
     for kind, said in found.items():
         arms = said["arms"]
@@ -73,7 +73,7 @@ def label_rows(size: Size) -> list[Row]:
         note = "found: " + ", ".join(f"{arm} {share:.1%}" for arm, share in arms.items())
         note += f"; the model is {said['accuracy']:.1%} accurate"
         what = f"{name}: exchanged labels (5 %) not among as many first rows"
-        rows.append(Row("data", what, 1 - arms["both"], "", 1 - arms[PEER], note=note))
+        rows.append(Row("labels", what, 1 - arms["both"], "", 1 - arms[PEER], note=note))
     return rows
 
 

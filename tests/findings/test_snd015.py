@@ -56,6 +56,16 @@ def test_a_model_that_is_right_and_one_that_never_learned_are_clear() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.truth("planted: two sensors of a series are exchanged")
+def test_two_exchanged_channels_of_a_series_are_named() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(24, 4)).eval().requires_grad_(False)
+    x = torch.randn(300, 6, 4)
+    (found,) = scanned(net, x[:, [0, 4, 2, 3, 1, 5]], net(x).argmax(1)).findings
+    assert "with channels 1 and 4 along axis 1 exchanged" in found["sentence"]
+
+
+@pytest.mark.slow
 def test_a_third_in_bgr_is_found_on_the_rows_that_a_good_model_gets_wrong() -> None:
     hues = torch.tensor([[0.9, 0.1, 0.2], [0.2, 0.8, 0.2], [0.5, 0.4, 0.5], [0.3, 0.1, 0.3]])
     nearest = nn.Linear(3, 4)

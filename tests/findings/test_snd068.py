@@ -155,6 +155,33 @@ def test_a_small_net_that_is_mostly_right_is_tried_on_more_rows() -> None:
     assert "elu for LeakyReLU at 1 and 1 more" in finding.sentence
 
 
+class Summed(nn.Module):
+    """A block whose last layer is added to its input before a norm, as BERT's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(DIM, 20)
+        self.out = nn.ModuleDict({"dense": nn.Linear(20, DIM), "norm": nn.LayerNorm(DIM)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out["norm"](3 * self.out["dense"](torch.relu(self.up(x))) + x)
+
+
+@pytest.mark.slow
+@pytest.mark.truth("planted: labels are the answers of the net without the change")
+def test_a_layer_before_a_sum_that_is_turned_is_named() -> None:
+    torch.manual_seed(9)
+    net: Any = Stack()
+    net.parts = nn.ModuleList([Summed() for _ in range(3)])
+    net.eval().requires_grad_(False)
+    x = rows()[0]
+    label = net(x).argmax(1)
+    for parameter in net.get_submodule("parts.1.out.dense").parameters():
+        parameter.neg_()
+    finding = assert_raised(ended_on(net, x, label), "warning")
+    assert "parts.1.out.dense gives times -1" in finding.sentence
+
+
 class Pooled(nn.Module):
     """Three blocks over tokens and a head on their mean, or on the first of them."""
 

@@ -30,6 +30,7 @@ FACTORS = (
     57.29578,
 )
 MOST_COLUMNS = 40
+MOST_CHANNELS: Final = 12
 NEVER, OF_EXPONENTS = -math.inf, 60.0
 COLUMN_CURVES: Final[Mapping[str, tuple[Change, float, float]]] = {
     "the logarithm of {}": (torch.log, 0.0, math.inf),
@@ -184,7 +185,7 @@ def changes(
         found["with columns moved by one to the right"] = lambda x: x.roll(1, 1)
     if x.ndim == 3:
         found["with the order of steps reversed"] = lambda x: x.flip(1)
-        found |= _curves_of(x, CURVES)
+        found |= _curves_of(x, CURVES) | _sequence_exchanges(x)
     picture = picture_shape(x) if pictures or x.ndim == 4 else None
     if picture is not None:
         found |= _turned(picture)
@@ -192,6 +193,23 @@ def changes(
             found[f"with their brightness to the power of {power:.2g}"] = lambda x, p=power: (
                 dark + room * ((x - dark) / room).clamp(min=0) ** p
             )
+    return found
+
+
+def _sequence_exchanges(x: Float[Tensor, "row one two"]) -> dict[str, Change]:
+    """Return exchanges of two channels of sequences, whichever axis may hold the channels.
+
+    Channels are counted from 0. Axes of more than 12 are left out: the pairs would be too many.
+    """
+    found: dict[str, Change] = {}
+    for axis in (1, 2):
+        n = x.shape[axis]
+        for pair in combinations(range(n if n <= MOST_CHANNELS else 0), 2):
+            order = list(range(n))
+            order[pair[0]], order[pair[1]] = order[pair[1]], order[pair[0]]
+            where = "along axis 1" if axis == 1 else "along the last axis"
+            words = f"with channels {pair[0]} and {pair[1]} {where} exchanged"
+            found[words] = lambda x, o=order, a=axis: x.index_select(a, x.new_tensor(o).long())
     return found
 
 

@@ -23,6 +23,8 @@ NEIGHBOURS: Final = 10
 LISTED: Final = 50
 PLANTED: Final = 0.03
 LEAST_PLANTED: Final = 20
+FLOOR: Final = 0.02
+"""Probability that is spread over all classes before logarithms are taken."""
 LEARNED: Final = 0.995
 """Training accuracy above which the model may have memorised wrong labels."""
 
@@ -39,8 +41,8 @@ class Doubts:
         What the label lacks of full support, if another class has more support than the label; else
         minus the support of the label. In [-1, 1]; above 0 another class is likelier. Support is
         the mean of the held-out probability of the probe and of the share of the nearest rows; if
-        the model's own answers are known, the mean of both and of the model's probability, which
-        counts as much as the two together.
+        the model's own answers are known, the geometric mean of this and of the model's
+        probability, so that a class that either of them rules out has little support.
     """
 
     named: Int[Tensor, "row"]
@@ -165,11 +167,20 @@ def _doubts(
     votes = (votes * (near >= 0)[:, :, None]).sum(1).double() / k
     both = (p + votes) / 2
     said = model_support(evidence, found)
-    both = both if said is None else (both + said) / 2
+    both = both if said is None else _joined(both, said)
     own = both.gather(1, label[:, None])[:, 0]
     other = both.scatter(1, label[:, None], -1.0)
     best, named = other.max(1)
     return Doubts(named, torch.where(best > own, 1 - own, -own))
+
+
+def _joined(
+    one: Float[Tensor, "row class"], two: Float[Tensor, "row class"]
+) -> Float[Tensor, "row class"]:
+    """Return the geometric mean of two probabilities of the classes, normalised."""
+    n = one.shape[1]
+    logs = [((1 - FLOOR) * p + FLOOR / n).log() for p in (one, two)]
+    return ((logs[0] + logs[1]) / 2).softmax(1)
 
 
 @once

@@ -89,6 +89,7 @@ def part_changes(stream: LiveStream) -> list[PartChange]:
         if len(paths) > 1 and all(_is_linear(ran[p]) for p in paths):
             found += [_scaled(ran, role, paths, f) for f in (0.3, 3.0)]
     found += _identities(ran)
+    found += [_scaled(ran, path, (path,), -1.0) for path in _inner_layers(ran, blocks)]
     for path in _members(ran, blocks):
         found += [_scaled(ran, path, (path,), f) for f in FIRST]
     found += _moved(ran, roles)
@@ -196,6 +197,13 @@ def _members(ran: Mapping[str, nn.Module], blocks: Sequence[str]) -> list[str]:
         tables = [n for n in held if isinstance(ran[n], nn.Embedding)]
         return inside + tables
     return [n for n in held if not any(True for _ in ran[n].children())][:-1]
+
+
+def _inner_layers(ran: Mapping[str, nn.Module], blocks: Sequence[str]) -> list[str]:
+    """Return the linear layers deeper inside of blocks than their parts, as before a sum."""
+    parts = set(_members(ran, blocks))
+    inside = [n for n, m in ran.items() if n not in parts and _is_linear(m)]
+    return [n for n in inside if any(n.startswith(f"{block}.") for block in blocks)]
 
 
 @contextmanager

@@ -39,8 +39,7 @@ class SND034(LabelRule):
         "at that fraction. Where it is, rows are listed beside them of which six neighbours say "
         "so and "
         "at most 2 have the row's label, if the model itself answers that class at least as "
-        "surely as it does for the rows of that class on average; a warning if all rows listed "
-        "are at least 2 % of the rows. The report's list of labels to "
+        "surely as it does for the rows of that class on average. The report's list of labels to "
         "look at first has its own order, by what the probe, the neighbours and the model's own "
         "answers leave to the label, and says how many of some exchanged labels come first in it. "
         "Labels that are wrong in one direction: of the rows that the held-out classifier "
@@ -67,7 +66,7 @@ class SND034(LabelRule):
         share = clear / n
         low, high = clopper_pearson(clear, n)
         p = float(binom.sf(clear - 1, n, self.usual))
-        severe = count / n >= self.warning
+        severe = share >= self.warning
         figure = Figure(
             "doubtful_labels",
             share,

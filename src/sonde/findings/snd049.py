@@ -1,5 +1,6 @@
 """SND049: something that changes from one row of the file on."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, Literal, final
@@ -28,6 +29,7 @@ MOST_COLUMNS: Final = 100
 NEAR: Final = 1 / 3  # spreads of the targets that a right number may be off
 SLIPS: Final = (1, -1, 2, -2, 3, -3)
 Kind = Literal["error", "fit", "stuck", "value", "missing", "level"]
+OF_ANSWERS: Final = ("error", "fit")
 RANKED: Final = ("level", "fit")
 LESS: Final = 0.3  # fall of the correlation of numbers with their targets
 
@@ -76,6 +78,8 @@ class _Series:
     name: str
     x: Float[np.ndarray, "row"]
     value: float = 0.0
+    pair: Float[np.ndarray, "2 row"] | None = None
+    """For a fit: the model's numbers and the targets."""
 
 
 @once
@@ -95,9 +99,10 @@ def changes_in_file(evidence: Evidence) -> tuple[Change, ...] | str:
     examples = shared.order.numpy()[order]
     label = shared.column("label")
     classes = None if label is None else label.numpy()[order]
-    found = [_change(one, examples, classes, len(series)) for one in series]
+    counts = Counter(one.kind in OF_ANSWERS for one in series)
+    found = [_change(one, examples, classes, counts[one.kind in OF_ANSWERS]) for one in series]
     kept = [_with_slip(change, evidence, order) for change in found if change is not None]
-    ordered = sorted(kept, key=lambda c: (c.kind not in ("error", "fit"), c.kind == "level", c.p))
+    ordered = sorted(kept, key=_rank)
     first: dict[str, Change] = {}
     for change in ordered:
         old = first.setdefault(change.name, change)
@@ -106,6 +111,12 @@ def changes_in_file(evidence: Evidence) -> tuple[Change, ...] | str:
             stuck = old if change.kind == "value" else change
             first[change.name] = value if value.before == 0 else stuck
     return tuple(first.values())
+
+
+def _rank(change: Change) -> tuple[bool, bool, bool, bool, float]:
+    """Return the key by which what says most comes first."""
+    kind = change.kind
+    return change.slip == 0, kind != "fit", kind != "error", kind == "level", change.p
 
 
 def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Series]:
@@ -121,12 +132,13 @@ def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Seri
         off[rows.astype(int)] = np.abs(said - truth)
         limit = NEAR * truth.std()
         yield _Series("error", "the answers", np.where(np.isnan(off), off, off > limit)[order])
-        gap, one = np.full(len(order), np.nan), (_standard(said), _standard(truth))
-        gap[rows.astype(int)] = np.abs(one[0] - one[1])
+        pair = np.full((2, len(order)), np.nan)
+        pair[:, rows.astype(int)] = _standard(said), _standard(truth)
+        pair = pair[:, order]
         places = shared.order.numpy()[rows.astype(int)] if shared.order is not None else rows
         ranked: Any = spearmanr(places, truth)
         if ranked.pvalue > 0.01:  # else rows may stand in the order of their targets
-            yield _Series("fit", "the answers", gap[order])
+            yield _Series("fit", "the answers", np.abs(pair[0] - pair[1]), pair=pair)
     for name in PICTURE_COLUMNS:
         column = shared.column(name)
         if column is not None:
@@ -217,6 +229,10 @@ def _change(
         return None
     if classes is None:
         chance, moved = _chance(series.kind, x, flat, early, late), None
+        if series.pair is not None:
+            chance = _less_related(series.pair[:, known], early, late)
+    elif series.pair is not None:
+        return None
     else:
         chance, moved = _chance_within(flat, classes, early, late)
     p = n_series * chance
@@ -236,6 +252,22 @@ def _middle(kind: Kind, x: Float[np.ndarray, "row"]) -> float:
     if kind == "fit":
         return 1 - float(np.square(x).mean()) / 2
     return float(np.median(x) if kind == "level" else x.mean())
+
+
+def _less_related(
+    pair: Float[np.ndarray, "2 row"], early: Int[np.ndarray, "row2"], late: Int[np.ndarray, "row3"]
+) -> float:
+    """Return the chance of two rank correlations that differ so much, by Fisher's transform.
+
+    The variance of the transform is that of Bonett and Wright, which holds for heavy tails.
+    """
+    total = variance = 0.0
+    for sign, part in ((1, early), (-1, late)):
+        ranked: Any = spearmanr(*pair[:, part])
+        r = float(np.clip(np.nan_to_num(ranked.statistic), -0.999, 0.999))
+        total += sign * np.arctanh(r)
+        variance += (1 + r**2 / 2) / max(len(part) - 3, 1)
+    return float(2 * norm.sf(abs(total) / np.sqrt(variance)))
 
 
 def _sorted(classes: Int[np.ndarray, "row"]) -> bool:
@@ -394,16 +426,17 @@ class SND049(Rule):
     fix: ClassVar[str] = "Compare the rows before and after the row named, and repair the rest."
     how: ClassVar[str] = (
         "Rows in the order of the file: errors of the model (numbers: off by a third of the "
-        "targets' spread), the gap between standardised numbers and targets, whose mean square is "
-        "2 less twice their correlation (raised if it changes by 0.3), and for each column "
+        "targets' spread), the gap between standardised numbers and targets, whose mean square "
+        "is 2 less twice their correlation (raised if it changes by 0.3), and for each column "
         "of numbers that the model is given whether a value equals the one before, equals a "
-        "frequent value, or is missing; brightness, contrast and "
-        "sharpness of pictures. On every other row the place is chosen where the two means differ "
-        "most; the other rows are tested there: Fisher's exact test (the null of all orders), for "
-        "gaps and pictures Mann and Whitney's, times the number of series, below 0.001. "
-        "Raised where shares differ by 0.1; a column is stuck where values repeat on 90 % of one "
-        "part and 30 % of the other. Labels slip where answers fit labels up to three rows away. "
-        "Files that are sorted by class are compared within classes."
+        "frequent value, or is missing; brightness, contrast and sharpness of pictures. On "
+        "every other row the place is chosen where the two means differ most; the other rows "
+        "are tested there: Fisher's exact test (the null of all orders), for pictures Mann and "
+        "Whitney's, for gaps Fisher's transform of rank correlations, times the number of "
+        "series (those of answers, or the others), below 0.001. Raised where shares differ by "
+        "0.1; a column is stuck where values repeat on 90 % of one part and 30 % of the other. "
+        "Labels slip where answers fit labels up to three rows away. Files that are sorted by "
+        "class are compared within classes."
     )
     false_positives: ClassVar[str] = "Files that are put together of parts, on purpose."
     plant: ClassVar[str] = "Labels of the second half are moved by one row; a column sticks."
