@@ -220,6 +220,7 @@ class Generate:
         import torch
 
         from sonde.tap import placement
+        from sonde.tap.hooks.holding import in_eval
 
         tokens = model.processor(text, return_tensors="pt")
         given = {n: tokens[n].to(placement(model.module)[0]) for n in INPUTS if n in tokens}
@@ -228,14 +229,15 @@ class Generate:
             raise InputError("sonde generate: expected a prompt of at least one token, got none.")
         sampled = {"temperature": self.temperature} if self.sample else {}
         torch.manual_seed(self.seed)
-        out = model.module.generate(
-            **given,
-            **sampled,
-            do_sample=self.sample,
-            max_new_tokens=self.max_new_tokens,
-            logits_processor=[] if processor is None else [processor],
-            streamer=None if self.printing.json else streamer(model.processor),
-        )
+        with in_eval(model.module):
+            out = model.module.generate(
+                **given,
+                **sampled,
+                do_sample=self.sample,
+                max_new_tokens=self.max_new_tokens,
+                logits_processor=[] if processor is None else [processor],
+                streamer=None if self.printing.json else streamer(model.processor),
+            )
         return str(model.processor.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs
 from sonde.core.repacking import in_own_form
 from sonde.tap import place_of
+from sonde.tap.hooks.holding import in_eval
 from sonde.tap.rows.padding import right_padded
 
 ROWS = 64
@@ -41,7 +43,8 @@ def batches_of(
 
 def answers_of(module: nn.Module, args: Any, kwargs: Any, training: bool = False) -> Tensor:
     """Return a model's logits, (answer, class); each token of a text is an answer."""
-    with torch.set_grad_enabled(training):
+    mode = nullcontext() if training else in_eval(module)
+    with torch.set_grad_enabled(training), mode:
         output = module(*args, **kwargs)
     found = output if isinstance(output, Tensor) else getattr(output, "logits", output[0])
     return found.flatten(0, -2)

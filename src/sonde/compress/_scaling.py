@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sonde.compress._layers import Weighted
 from sonde.core.inputs import Inputs, Model
 from sonde.tap import calls_of, place_of
+from sonde.tap.hooks.holding import in_eval
 from sonde.tap.rows.padding import right_padded
 from sonde.weights._kinds import in_and_out, is_linear, kind_of
 from sonde.weights.live import with_tensors
@@ -130,14 +131,8 @@ def _is_same(
 @torch.no_grad()
 def answers_of(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
     """Return a model's answers in eval mode, in float64; modes and random state stay."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            found = module(*args, **kwargs)
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
+    with torch.random.fork_rng(devices=[]), in_eval(module):
+        found = module(*args, **kwargs)
     found = getattr(found, "logits", found)
     found = getattr(found, "last_hidden_state", found)
     return (found[0] if isinstance(found, tuple) else found).double()

@@ -31,6 +31,7 @@ from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.ranges import check_ranges
 from sonde.stats.divergence import kl_divergence
 from sonde.tap.hand.recording import Forward, intercepted
+from sonde.tap.hooks.holding import in_eval
 from sonde.tap.hooks.outputs import find
 from sonde.tap.rows.padding import right_padded
 from sonde.weights import Change, Examples, Exchange, Resized, Rewrite, RewritePlan
@@ -192,7 +193,7 @@ def disturbed_taylor(
     found = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in named.items()}
     for batch in map(right_padded, inputs.batches(0, len(inputs))):
         args, kwargs = placed_call(model, batch)
-        with torch.enable_grad():
+        with torch.enable_grad(), in_eval(module):
             output = find(module(*args, **kwargs), None)
             assert output is not None  # a model that returned a tensor before
             f = without_padding(output, batch)

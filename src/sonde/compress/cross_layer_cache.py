@@ -20,6 +20,7 @@ from sonde.stats import Moments, MomentsState
 from sonde.tap import place_of
 from sonde.tap.cache.evicting import caching
 from sonde.tap.hooks.cache import cache_argument
+from sonde.tap.hooks.holding import in_eval
 from sonde.tap.rows.padding import right_padded
 
 KEYS, VALUES = 0.8, 1.2
@@ -244,7 +245,8 @@ def cross_layer_moments(
     module: Any = model.module if isinstance(model, Model) else model
     whole = CrossLayerCache(layers=layers, recent=2**40)  # nothing is ever packed
     found: CrossLayerMoments | None = None
-    with Bar("keys and values of texts", len(inputs), progress) as bar, torch.no_grad():
+    bar = Bar("keys and values of texts", len(inputs), progress)
+    with bar, in_eval(module), torch.no_grad():
         for batch in map(right_padded, inputs.batches(0, len(inputs))):
             args, kwargs = place_of(module, batch).call(batch.args, batch.kwargs)
             with caching(model, whole, here=True) as cache:

@@ -17,6 +17,7 @@ from sonde.tap import place_of
 from sonde.tap.cache.evicting import caching
 from sonde.tap.cache.layer import EvictingLayer
 from sonde.tap.hooks.cache import cache_argument
+from sonde.tap.hooks.holding import in_eval
 from sonde.tap.rows.padding import right_padded
 
 
@@ -144,7 +145,7 @@ def expected_attention_of(
     rule = ExpectedAttention() if rule is None else rule
     module: Any = model.module if isinstance(model, Model) else model
     found = dict[int, QueryMoments]()
-    with Bar("queries of texts", len(inputs), progress) as bar, torch.no_grad():
+    with Bar("queries of texts", len(inputs), progress) as bar, in_eval(module), torch.no_grad():
         for batch in map(right_padded, inputs.batches(0, len(inputs))):
             args, kwargs = place_of(module, batch).call(batch.args, batch.kwargs)
             with caching(model, replace(rule, budget=1.0, queries=None), here=True) as cache:

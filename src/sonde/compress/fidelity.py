@@ -14,6 +14,7 @@ from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.metrics.intervals import Bootstrap, measured
 from sonde.stats.divergence import kl_divergence
 from sonde.tap import live_stream, place_of
+from sonde.tap.hooks.holding import in_eval
 from sonde.tap.hooks.outputs import find, leaves
 from sonde.tap.model.vary import token_ids
 from sonde.tap.rows.padding import right_padded
@@ -107,7 +108,8 @@ def fidelity(
     for batch in map(right_padded, inputs.batches(start, end)):
         place = place_of(live.module, batch)
         args, kwargs = place.call(batch.args, batch.kwargs)
-        outputs = [module(*args, **kwargs) for module in (live.module, changed)]
+        with in_eval(live.module, changed):
+            outputs = [module(*args, **kwargs) for module in (live.module, changed)]
         one, other = (told_by(output, live, batch, logits) for output in outputs)
         is_vector = one is None or other is None
         if one is None or other is None:

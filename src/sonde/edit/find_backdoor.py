@@ -18,6 +18,7 @@ from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.engine.progress import Bar
 from sonde.engine.steps import Descent
 from sonde.tap import place_of
+from sonde.tap.hooks.holding import in_eval
 from sonde.weights import RewritePlan, as_model
 from sonde.weights.tuning import Trainee, check_positive, mean_loss, plan_of, tuned
 
@@ -155,9 +156,7 @@ def find_backdoor(
     if not 0 < wanted <= 1:
         raise InputError(f"find_backdoor: expected wanted in (0, 1], got {wanted}.")
     module = as_model(model).module
-    was_training = module.training
-    module.eval()
-    try:
+    with in_eval(module):
         pixels = Pixels(module, clean, n_images)
         if pixels.n_classes < LEAST_CLASSES:
             raise InputError(
@@ -171,8 +170,6 @@ def find_backdoor(
         mask, pattern = found.mask[target], found.pattern[target]
         success = pixels.success(mask, pattern, target)
         accuracy = pixels.accuracy()
-    finally:
-        module.train(was_training)
     return BackdoorFinding(target, second / first, found.size, success, mask, pattern, accuracy)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.metrics import Metric, auroc
+from sonde.tap.hooks.holding import in_eval
 from sonde.weights import as_model
 from sonde.weights.tuning import each_batch, row_losses
 
@@ -163,19 +164,14 @@ def _losses_and_right(
     compute = row_losses(live, module, data)
     losses: list[Tensor] = []
     right: list[Tensor] = []
-    was_training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            for batch in each_batch(data):
-                found = compute(batch)
-                told = found.answers
-                assert told is not None
-                hits = (told.log_p.argmax(1) == told.truth).float()
-                losses.append(found.losses[found.known].double())
-                right.append(told.per_example(hits, len(batch))[found.known])
-    finally:
-        module.train(was_training)
+    with torch.no_grad(), in_eval(module):
+        for batch in each_batch(data):
+            found = compute(batch)
+            told = found.answers
+            assert told is not None
+            hits = (told.log_p.argmax(1) == told.truth).float()
+            losses.append(found.losses[found.known].double())
+            right.append(told.per_example(hits, len(batch))[found.known])
     if not losses or not sum(map(len, losses)):
         raise InputError(
             f"forgotten: expected labels in the {part} data, got no example that has one."

@@ -21,6 +21,7 @@ from sonde.tap.attention.interface import (
     kernels_through,
     require_mask,
 )
+from sonde.tap.hooks.holding import in_eval
 from sonde.weights import module_of
 
 Heads = tuple[Tensor, Tensor, Tensor | None]
@@ -94,7 +95,7 @@ def joined_attention(
         return
     chosen = {owner for owner, name in names.items() if layers is None or name in layers}
     kept = _Kept(chosen)
-    with torch.no_grad(), kernels_through(kept.record):
+    with torch.no_grad(), in_eval(module), kernels_through(kept.record):
         module(**source)
     if not kept.heads:
         raise InputError(

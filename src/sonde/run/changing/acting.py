@@ -22,6 +22,7 @@ from sonde.run.fitting.fit import fit
 from sonde.run.reading.load import load
 from sonde.run.reading.notes import data_name
 from sonde.run.reading.read import read
+from sonde.tap.hooks.holding import in_eval
 from sonde.tap.hooks.outputs import find
 from sonde.tap.model.sites import resolve
 from sonde.weights import RewritePlan, fold_edit, save_edited
@@ -320,7 +321,8 @@ def samples(model: Model, act: Act, inputs: Inputs) -> Sequence[dict[str, str]]:
 def _continued(model: Model, prompt: Any, act: Act | None) -> str:
     with nullcontext(model.module) if act is None else act() as module:
         made: Any = module
-        out = made.generate(prompt, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+        with in_eval(made):
+            out = made.generate(prompt, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
     return _decoded(model, out[0, prompt.shape[1] :])
 
 

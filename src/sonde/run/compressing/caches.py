@@ -25,6 +25,7 @@ from sonde.engine.progress import Bar
 from sonde.stats.divergence import kl_divergence
 from sonde.tap.cache.evicting import Form, caching
 from sonde.tap.hooks.cache import cache_argument
+from sonde.tap.hooks.holding import in_eval
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def try_caches(
     if step < 1:
         raise InputError(f"try_caches: expected step of 1 or more, got {step}.")
     sums = [_Sums() for _ in rules]
-    with Bar("caches", len(inputs) * (len(rules) + 1), progress) as bar, torch.no_grad():
+    total, quiet = len(inputs) * (len(rules) + 1), in_eval(model.module)
+    with Bar("caches", total, progress) as bar, quiet, torch.no_grad():
         for batch in inputs.batches(0, len(inputs)):
             texts = _Texts.of(model, batch, step)
             if texts is None:

@@ -14,6 +14,7 @@ from sonde.core.inputs import Model
 from sonde.data.inputs import ItemInputs
 from sonde.data.listing import taken
 from sonde.tap import place_of
+from sonde.tap.hooks.holding import in_eval
 
 ROWS_PER_INPUT = 8
 """Rows for each input of a layer: more change its moments little."""
@@ -70,7 +71,7 @@ def require_still_weights(model: Model, inputs: ItemInputs) -> None:
     before = {name: x._version for name, x in named.items()}
     for batch in inputs.batches(0, 1):
         args, kwargs = place_of(model.module, batch).call(batch.args, batch.kwargs)
-        with torch.no_grad():
+        with torch.no_grad(), in_eval(model.module):
             model.module(*args, **kwargs)
     moved = [name for name, x in named.items() if x._version != before[name]]
     if moved:

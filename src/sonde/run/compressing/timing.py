@@ -12,6 +12,7 @@ from torch import nn
 
 from sonde.core.inputs import Inputs, Model
 from sonde.tap import place_of
+from sonde.tap.hooks.holding import in_eval
 
 RUNS, UNBOUNDED = 20, 1e12
 
@@ -84,7 +85,7 @@ def _raced(what: str, modules: Any, args: Any, kwargs: Any, runs: int) -> Speed:
     seconds: tuple[list[float], list[float]] = ([], [])
     is_alone = torch.get_num_threads() == 1 and next(modules[0].parameters()).device.type == "cpu"
     clock = time.process_time if is_alone else time.perf_counter
-    with torch.no_grad():
+    with torch.no_grad(), in_eval(*modules):
         for turn in range(runs + 1):
             for module, into in list(zip(modules, seconds, strict=True))[:: 1 - 2 * (turn % 2)]:
                 start = clock()

@@ -11,7 +11,7 @@ from sonde.core.errors import InputError
 from sonde.tap.decoding.last_states import LastStates
 from sonde.tap.decoding.prompts import Rewording
 from sonde.tap.hooks.cache import NAMES, cache_of
-from sonde.tap.hooks.session import TRAINING
+from sonde.tap.hooks.holding import TRAINING
 from sonde.tap.model.placement import placement
 from sonde.tap.model.probe import find_logits
 

@@ -4,10 +4,13 @@ The first reader changes a flag, the last gives it back: until then it is False 
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import compress
 from operator import attrgetter
 from typing import Any
+
+from torch import nn
 
 
 class Holding:
@@ -44,3 +47,20 @@ class Holding:
                 if self._readers[id(o)] == 0:
                     del self._readers[id(o)]
                     setattr(o, self.name, True)
+
+
+# The flags themselves: user classes override train() and eval() to merge or to freeze weights.
+TRAINING, REQUIRES_GRAD = Holding("training"), Holding("requires_grad")
+
+
+@contextmanager
+def in_eval(*roots: nn.Module) -> Iterator[None]:
+    """Put models in eval mode for a block, each part back in its own mode after it.
+
+    A forward pass in training mode draws dropout and moves the running statistics of batch norms.
+    """
+    held = TRAINING.take([part for root in roots for part in root.modules()])
+    try:
+        yield
+    finally:
+        TRAINING.give(held)

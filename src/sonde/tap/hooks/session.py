@@ -31,12 +31,10 @@ from sonde.tap.hooks.following import (
     running_inside,
     state_of,
 )
-from sonde.tap.hooks.holding import Holding
+from sonde.tap.hooks.holding import REQUIRES_GRAD, TRAINING
 from sonde.tap.hooks.inert import Hook
 
 GUARDS = "_guards_fn"
-# The flags themselves: user classes override train() and eval() to merge or to freeze weights.
-TRAINING, REQUIRES_GRAD = Holding("training"), Holding("requires_grad")
 OutputHook = Callable[[Any], Any]
 InputHook = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 PATIENCE_SECONDS = 60.0
