@@ -88,3 +88,64 @@ def test_parameters_that_nothing_holds_are_named():
     net[1].requires_grad_(False)
     with warnings.catch_warnings(action="error"), memory.on(net, made):
         pass
+
+
+def split_tasks():
+    """Two tasks in separate directions: the new one agrees with the first and not the second."""
+    draw = torch.Generator().manual_seed(7)
+    layer = nn.Linear(9, 4).double()
+    x = [inputs(20, 9, 2, seed) for seed in (4, 5)]
+    y = [torch.randn(20, 4, generator=draw).double() for _ in range(2)]
+    with torch.no_grad():
+        y = [layer(a) + 0.3 * b for a, b in zip(x, y, strict=True)]
+    new = torch.cat([x[0], x[1]]), torch.cat([y[0], 2 * layer(x[1]).detach() - y[1]])
+    return layer, list(zip(x, y, strict=True)), new
+
+
+def squared(layer):
+    return lambda batch: (layer(batch[0]) - batch[1]).square().mean()
+
+
+@pytest.mark.truth("cosines of gradients by hand: 2 (W x - y) x' of each task")
+def test_agreement_is_the_cosine_of_gradients():
+    layer, tasks, new = split_tasks()
+    memory = SubspaceProjection(1.0, admit=0.0)
+    for x, y in tasks:
+        memory.remember(layer, [(x[:7], y[:7]), (x[7:14], y[7:14])], squared(layer))
+    found = memory.agreement(layer, [new], squared(layer))[""]
+
+    def gradient(x, y):
+        gap = (layer(x) - y).detach()
+        return gap.T @ torch.cat([x, torch.ones(len(x), 1).double()], 1)
+
+    for cosine, (x, y) in zip(found, tasks, strict=True):
+        old, own = gradient(x[:14], y[:14]), gradient(*new)
+        assert cosine == pytest.approx(float((old * own).sum() / old.norm() / own.norm()), rel=1e-9)
+    assert found[0] > 0 > found[1]
+    assert memory.ranks == {"": 6 if layer.bias is None else 5}  # the bias is shared
+
+
+@pytest.mark.truth(
+    "outputs on both tasks' inputs: that which disagrees keeps them, the other gains"
+)
+def test_a_task_that_agrees_admits_updates():
+    layer, tasks, new = split_tasks()
+    memory = SubspaceProjection(1.0, admit=0.0)
+    for task in tasks:
+        memory.remember(layer, [task], squared(layer))
+    before = [layer(x).detach() for x, _ in tasks]
+    loss = [float(squared(layer)(task).detach()) for task in tasks]
+    made = torch.optim.Adam(layer.parameters(), 1e-3)
+    with memory.on(layer, made, memory.agreement(layer, [new], squared(layer))):
+        for _ in range(5):
+            made.zero_grad()
+            squared(layer)(new).backward()
+            made.step()
+    assert float((layer(tasks[1][0]) - before[1]).abs().max().detach()) < 1e-12
+    assert float(squared(layer)(tasks[0]).detach()) < loss[0] - 1e-4
+    with pytest.raises(InputError, match="agreement with 2 tasks"), memory.on(layer, made):
+        pass
+    with pytest.raises(InputError, match="expected loss"):
+        memory.remember(layer, [tasks[0][0]])
+    with pytest.raises(InputError, match=r"admit in \[-1, 1\]"):
+        SubspaceProjection(admit=2.0)

@@ -5,14 +5,14 @@ are not protected: keep them in eval mode, or separate for each task.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import pad, unfold
+from torch.nn.functional import cosine_similarity, pad, unfold
 
 from sonde.core.errors import InputError, SondeWarning
 from sonde.core.inputs import Model
@@ -20,6 +20,7 @@ from sonde.core.ranges import check_ranges
 from sonde.tap.hooks.session import Session
 
 Layer = nn.Linear | nn.Conv2d
+Loss = Callable[[Any], Tensor]
 
 
 @final
@@ -31,52 +32,69 @@ class SubspaceProjection:
     directions known before. ``on`` takes ``(update) U U'`` away after each step of the optimiser,
     whatever the optimiser did to the gradient.
 
+    With ``admit``, a task's own directions in a layer are left open if the loss of that task falls
+    with the new one's: if the cosine of both gradients (``agreement``) is at least ``admit``. Old
+    tasks can then gain from new ones.
+
     Range        outputs on old inputs change by at most the energy left out.
     Cost         an eigendecomposition in the layer's input width for each task, two products a
                  step.
     Assumes      old inputs of a layer do not change, as they do not if all layers before it are
                  kept.
-    Differs      from CUBER: no gate that admits updates along old inputs. It is the gradient
-                 projection memory that CUBER extends, applied to the update in place of the
-                 gradient.
+    Differs      from the papers: applied to the update in place of the gradient. From CUBER: one
+                 condition (the cosine), tested once, and no scaled weights for tasks that disagree.
 
     Parameters
     ----------
     energy : float, default=0.97
         Share of the second moment that is kept; 1 keeps every direction that occurred.
+    admit : float, optional
+        Cosine in [-1, 1] from which an old task admits updates along its inputs.
 
     References
     ----------
-    saha2021gpm
+    saha2021gpm, lin2022cuber
     """
 
     paper: ClassVar[str] = "saha2021gpm"
+    variants: ClassVar[Mapping[str, str]] = {"admit=0.0": "lin2022cuber"}
 
-    def __init__(self, energy: float = 0.97) -> None:
-        self.energy = energy
+    def __init__(self, energy: float = 0.97, admit: float | None = None) -> None:
+        self.energy, self.admit = energy, admit
         check_ranges(self, energy="(0, 1]")
+        if admit is not None:
+            check_ranges(self, admit="[-1, 1]")
         self.known: dict[str, Tensor] = {}
+        self.tasks: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
 
     @property
     def ranks(self) -> dict[str, int]:
         """Number of directions kept for the inputs of each layer."""
         return {name: basis.shape[1] for name, basis in self.known.items()}
 
-    @torch.no_grad()
-    def remember(self, model: Model | nn.Module, data: Iterable[Any]) -> None:
+    def remember(
+        self, model: Model | nn.Module, data: Iterable[Any], loss: Loss | None = None
+    ) -> None:
         """Keep the inputs that every layer gets on the batches of a task.
 
         Parameters
         ----------
         model : Model or nn.Module
         data : iterable of Tensor
-            Batches that the model is called with.
+            Batches that the model, or ``loss``, is called with.
+        loss : callable, optional
+            The task's loss of a batch, which runs the model; needed for ``admit``.
 
         Raises
         ------
         InputError
-            If no layer was reached.
+            If no layer was reached, or a loss is missing.
         """
+        if self.admit is not None and loss is None:
+            raise InputError(
+                "SubspaceProjection.remember: expected loss, since admit compares gradients. Pass "
+                "loss=, a function of a batch."
+            )
         module = model.module if isinstance(model, Model) else model
         sums: dict[str, Tensor] = {}
         reads = [
@@ -84,8 +102,13 @@ class SubspaceProjection:
             for name, layer in _layers(module).items()
         ]
         with Session(module, inputs=reads, reading=True, owner="SubspaceProjection"):
-            for batch in data:
-                module(batch)
+            gradients = dict[str, Tensor]()
+            if loss is not None:
+                gradients = _gradients(_layers(module), data, loss)
+            else:
+                with torch.no_grad():
+                    for batch in data:
+                        module(batch)
         if not sums:
             raise InputError(
                 "SubspaceProjection.remember: expected a batch, and linear or convolution layers "
@@ -93,10 +116,53 @@ class SubspaceProjection:
             )
         for name, moment in sums.items():
             self.known[name] = self._extended(self.known.get(name), moment)
+        if self.admit is not None:
+            own = {name: self._extended(None, moment) for name, moment in sums.items()}
+            self.tasks.append((own, gradients))
+
+    def agreement(
+        self, model: Model | nn.Module, data: Iterable[Any], loss: Loss
+    ) -> dict[str, list[float]]:
+        """Return for each layer the cosines of a new task's gradient and those of old tasks.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+        data : iterable
+            Batches of the new task.
+        loss : callable
+            Its loss of a batch, which runs the model.
+        """
+        module = model.module if isinstance(model, Model) else model
+        new = _gradients(_layers(module), data, loss)
+        return {
+            name: [
+                float(cosine_similarity(new[name].flatten(), old[name].flatten(), 0, 1e-300))
+                for _, old in self.tasks
+            ]
+            for name in self.known
+        }
 
     @contextmanager
-    def on(self, model: Model | nn.Module, optimiser: torch.optim.Optimizer) -> Iterator[None]:
+    def on(
+        self,
+        model: Model | nn.Module,
+        optimiser: torch.optim.Optimizer,
+        agreement: Mapping[str, Sequence[float]] | None = None,
+    ) -> Iterator[None]:
         """Project every update of the optimiser inside the block.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+        optimiser : torch.optim.Optimizer
+        agreement : mapping of str to sequence of float, optional
+            What ``agreement`` returned for the new task; needed for ``admit``.
+
+        Raises
+        ------
+        InputError
+            If ``agreement`` is missing.
 
         Warns
         -----
@@ -105,6 +171,7 @@ class SubspaceProjection:
         """
         module = model.module if isinstance(model, Model) else model
         layers = {name: _layers(module)[name] for name in self.known}
+        held = {name: self._held(name, agreement) for name in layers}
         _warn_of_free(module, layers.values(), optimiser)
         before: dict[str, Tensor] = {}
 
@@ -113,7 +180,7 @@ class SubspaceProjection:
 
         def project(*_: Any) -> None:
             for name, layer in layers.items():
-                basis = self.known[name]
+                basis = held[name]
                 update = (_weights(layer) - before[name]).double()
                 _put(layer, before[name].double() + update - update @ basis @ basis.T)
 
@@ -127,6 +194,28 @@ class SubspaceProjection:
             for handle in handles:
                 handle.remove()
 
+    def _held(
+        self, name: str, agreement: Mapping[str, Sequence[float]] | None
+    ) -> Float[Tensor, "dim rank"]:
+        """Return the directions of the tasks that do not agree with the new one."""
+        if self.admit is None:
+            return self.known[name]
+        if agreement is None or len(agreement[name]) != len(self.tasks):
+            raise InputError(
+                f"SubspaceProjection.on: expected the agreement with {len(self.tasks)} tasks, "
+                f"got {None if agreement is None else len(agreement[name])}. Pass "
+                "agreement=memory.agreement(model, data, loss)."
+            )
+        kept = [
+            own[name]
+            for (own, _), cosine in zip(self.tasks, agreement[name], strict=True)
+            if cosine < self.admit
+        ]
+        if not kept:
+            return self.known[name][:, :0]
+        left, size, _ = torch.linalg.svd(torch.cat(kept, 1), full_matrices=False)
+        return left[:, size > 1e-9 * size[0]]
+
     def _extended(self, known: Tensor | None, moment: Tensor) -> Float[Tensor, "dim rank"]:
         """Return the basis with as many new directions as the energy of a task needs."""
         basis = moment.new_zeros(len(moment), 0) if known is None else known
@@ -139,6 +228,30 @@ class SubspaceProjection:
         n = int((held < self.energy * total * (1 - 1e-12)).sum()) + 1 if bool(lacking) else 0
         n = min(n, int((values > 1e-12 * total).sum()))
         return torch.linalg.qr(torch.cat((basis, vectors[:, :n]), 1))[0]
+
+
+def _gradients(
+    layers: Mapping[str, Layer], data: Iterable[Any], loss: Loss
+) -> dict[str, Float[Tensor, "out dim"]]:
+    """Return the mean gradient of a loss by the weight and bias of each layer, over batches."""
+    parameters = [p for layer in layers.values() for p in (layer.weight, layer.bias)]
+    some, n = [p for p in parameters if p is not None and p.requires_grad], 0
+    sums = {id(p): torch.zeros_like(p, dtype=torch.float64) for p in some}
+    for batch in data:
+        with torch.enable_grad():
+            found = torch.autograd.grad(loss(batch), some, allow_unused=True)
+        n += 1
+        for p, g in zip(some, found, strict=True):
+            sums[id(p)] += 0 if g is None else g.double()
+
+    def mean(p: nn.Parameter) -> Float[Tensor, "out dim"]:
+        total = sums.get(id(p), torch.zeros_like(p, dtype=torch.float64))
+        return total.reshape(len(p), -1) / max(n, 1)
+
+    return {
+        name: torch.cat([mean(p) for p in (layer.weight, layer.bias) if p is not None], 1)
+        for name, layer in layers.items()
+    }
 
 
 def _layers(module: nn.Module) -> dict[str, Layer]:

@@ -150,6 +150,7 @@ STUDIES: dict[str, str] = {
     "subspace-patch": "SubspacePatchStudy",
     "superposed-generate": "SuperposedGenerateStudy",
     "surrogate-rules": "SurrogateRulesStudy",
+    "swapped-codes": "SwappedCodesStudy",
     "tabular-attribution": "TabularAttributionStudy",
     "token-budgets": "TokenBudgetsStudy",
     "trajectories": "TrajectoriesStudy",

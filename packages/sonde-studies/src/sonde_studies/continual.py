@@ -3,29 +3,25 @@
 Five pairs of digits and one head for all. Larger nets and more tasks fill the subspaces sooner.
 """
 
-from contextlib import nullcontext
-from statistics import fmean
-from typing import Any, final
+from typing import final
 
 import torch
-from torch import Tensor, nn
 
-from sonde.train import SubspaceProjection
-from sonde_studies._recipe_data import mlp, shuffled_digits
+from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies._tasks_in_turn import PAIRS, RULES, learned_in_turn
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn
 
-FIT, EPOCHS, TINY, PAIRS = 1_200, 8, 1, 5
+EPOCHS, TINY = 8, 1
 
 
 @final
 class ContinualStudy(Study):
-    """Two new digits at a time, with plain steps and with projected ones."""
+    """Two new digits at a time, with plain steps, projected ones, and a head of descriptions."""
 
     name = "continual"
     title = "does projecting updates off the inputs of old tasks keep what was learned?"
     paper = "saha2021gpm"
-    fidelity = "gradient projection memory on the update; no gate that admits helpful old inputs"
+    fidelity = "gradient projection memory on the update; the gate tests the cosine alone"
     data = "digits: five tasks of two classes; each task's own pair of logits is asked"
     claims = (
         Claim(
@@ -43,6 +39,31 @@ class ContinualStudy(Study):
             "New tasks are learned as well, to two points.",
             "accuracy right after each task, projected less plain, and 0.02",
         ),
+        Claim(
+            "gate",
+            "Where old tasks whose gradient agrees admit updates, they gain from new ones.",
+            "backward transfer, projected with the gate less without",
+        ),
+        Claim(
+            "adapters",
+            "Where adapters and head alone move after the first task, less is lost.",
+            "backward transfer, adapters less plain",
+        ),
+        Claim(
+            "teacher",
+            "Less still where a slow average of the net pulls at their states.",
+            "backward transfer, adapters with the average as teacher less adapters",
+        ),
+        Claim(
+            "text",
+            "A head whose classes are frozen descriptions loses less than a learned head.",
+            "backward transfer, frozen descriptions less learned head, both with plain steps",
+        ),
+        Claim(
+            "meaning",
+            "And less than a head of as many frozen random vectors.",
+            "backward transfer, frozen descriptions less frozen random vectors",
+        ),
     )
     null = Claim(
         "random",
@@ -56,56 +77,20 @@ class ContinualStudy(Study):
         order = torch.randperm(10, generator=torch.Generator().manual_seed(seed))
         tasks = [torch.isin(label, order[2 * i : 2 * i + 2]) for i in range(PAIRS)]
         found: dict[str, dict[str, float]] = {}
-        for rule in ("plain", "projected", "random"):
+        for rule in RULES:
             tick(rule)
-            found[rule] = _learned(rule, x, label, tasks, seed, TINY if tiny else EPOCHS)
-        plain, kept, random = (found[r] for r in ("plain", "projected", "random"))
+            found[rule] = learned_in_turn(rule, x, label, tasks, seed, TINY if tiny else EPOCHS)
+        back = {rule: row["backward"] for rule, row in found.items()}
+        plain, kept = found["plain"], found["projected"]
         return {
-            "kept": kept["backward"] - plain["backward"],
+            "kept": back["projected"] - back["plain"],
             "average": kept["average"] - plain["average"],
             "new": kept["new"] - plain["new"] + 0.02,
-            "random": random["backward"] - plain["backward"],
+            "gate": back["gated"] - back["projected"],
+            "adapters": back["adapters"] - back["plain"],
+            "teacher": back["slow teacher"] - back["adapters"],
+            "text": back["text"] - back["plain"],
+            "meaning": back["text"] - back["vectors"],
+            "random": back["random"] - back["plain"],
             **{f"{rule} | {name}": v for rule, row in found.items() for name, v in row.items()},
         }
-
-
-def _learned(
-    rule: str, x: Tensor, label: Tensor, tasks: list[Tensor], seed: int, epochs: int
-) -> dict[str, float]:
-    """Return the mean accuracy after the last task, right after each, and the change between."""
-    net, memory = drawn(lambda: mlp(64, 100), seed), SubspaceProjection(0.97)
-    first, last = torch.zeros(PAIRS), torch.zeros(PAIRS)
-
-    def accuracy(task: int) -> float:
-        rows = tasks[task].clone()
-        rows[:FIT] = False
-        classes = label[tasks[task]].unique()
-        said = classes[net(x[rows])[:, classes].argmax(1)]
-        return float((said == label[rows]).double().mean())
-
-    for i in range(PAIRS):
-        rows = torch.nonzero(tasks[i][:FIT]).flatten()
-        optimiser: Any = torch.optim.SGD(net.parameters(), 0.1)
-        guard = memory.on(net, optimiser) if i and rule != "plain" else nullcontext()
-        with guard:
-            for _ in range(epochs):
-                for part in rows.split(16):
-                    optimiser.zero_grad()
-                    nn.functional.cross_entropy(net(x[part]), label[part]).backward()
-                    optimiser.step()
-        if rule != "plain":
-            memory.remember(net, [x[rows]])
-        if rule == "random":
-            draw = torch.Generator().manual_seed(seed + i)
-            memory.known = {
-                name: torch.linalg.qr(torch.randn(basis.shape, generator=draw).double())[0]
-                for name, basis in memory.known.items()
-            }
-        first[i] = accuracy(i)
-    for i in range(PAIRS):
-        last[i] = accuracy(i)
-    return {
-        "average": float(last.mean()),
-        "new": float(first.mean()),
-        "backward": fmean((last - first)[:-1].tolist()),
-    }

@@ -1,0 +1,100 @@
+"""Nets that learn pairs of digits one after the other, by several rules."""
+
+from contextlib import ExitStack
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from sonde import training
+from sonde.layers import Adapter, TargetHead
+from sonde.train import Align, Scope, SubspaceProjection
+from sonde_studies._recipe_data import mlp
+from sonde_studies.worlds.learning import drawn
+from sonde_studies.zero_shot_text import STROKES
+
+FIT, PAIRS, DECAY = 1_200, 5, 0.99
+RULES = ("plain", "projected", "random", "gated", "adapters", "slow teacher", "text", "vectors")
+HELD, ADAPTED = ("projected", "random", "gated"), ("adapters", "slow teacher")
+MOVING = ("2.*", "5.*", "6.*")
+"""Adapters and head."""
+
+
+def _net(rule: str) -> nn.Sequential:
+    """Return a net whose last layer is learned, or compares with the strokes of each digit."""
+    net = mlp(64, 100)
+    if rule in ADAPTED:
+        one, relu, two, _, last = net
+        return nn.Sequential(one, relu, Adapter(100, 16), two, nn.ReLU(), Adapter(100, 16), last)
+    if rule in ("text", "vectors"):
+        told = torch.tensor([[float(s in strokes) for s in "abcdefg"] for strokes in STROKES])
+        told = told if rule == "text" else torch.randn(told.shape)
+        net[-1] = TargetHead.of(told - told.mean(0), 100, temperature=0.1)
+    return net
+
+
+def learned_in_turn(
+    rule: str, x: Tensor, label: Tensor, tasks: list[Tensor], seed: int, epochs: int
+) -> dict[str, float]:
+    """Return the mean accuracy after the last task, right after each, and the change between."""
+    net = drawn(lambda: _net(rule), seed)
+    memory = SubspaceProjection(0.97, admit=0.0 if rule == "gated" else None)
+    slow = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+    first, last = torch.zeros(PAIRS), torch.zeros(PAIRS)
+
+    def accuracy(task: int) -> float:
+        rows = tasks[task].clone()
+        rows[:FIT] = False
+        classes = label[tasks[task]].unique()
+        said = classes[net(x[rows])[:, classes].argmax(1)]
+        return float((said == label[rows]).double().mean())
+
+    def cost(rows: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(net(x[rows]), label[rows])
+
+    for i in range(PAIRS):
+        rows = torch.nonzero(tasks[i][:FIT]).flatten()
+        optimiser: Any = torch.optim.SGD(net.parameters(), 0.1)
+        batches = rows.split(16)
+        with ExitStack() as stack:
+            if i and rule in HELD:
+                agreement = memory.agreement(net, batches, cost) if rule == "gated" else None
+                stack.enter_context(memory.on(net, optimiser, agreement))
+            if i and rule in ADAPTED:
+                stack.enter_context(Scope("pattern", patterns=MOVING).on(net))
+            pull = None
+            if i and rule == "slow teacher":
+                terms = training(net, {("5", "teacher:5"): Align()}, teacher=slow)
+                pull = stack.enter_context(terms)
+            for _ in range(epochs):
+                for part in batches:
+                    optimiser.zero_grad()
+                    (cost(part) + (0.0 if pull is None else pull.loss())).backward()
+                    optimiser.step()
+                    if pull is not None:
+                        pull.step()
+        if rule in HELD:
+            _remember(memory, rule, net, batches if rule == "gated" else [x[rows]], cost, seed + i)
+        first[i] = accuracy(i)
+    for i in range(PAIRS):
+        last[i] = accuracy(i)
+    return {
+        "average": float(last.mean()),
+        "new": float(first.mean()),
+        "backward": fmean((last - first)[:-1].tolist()),
+    }
+
+
+def _remember(
+    memory: SubspaceProjection, rule: str, net: nn.Module, data: Any, cost: Any, seed: int
+) -> None:
+    """Remember a task; for the null arm, random directions in place of its inputs'."""
+    memory.remember(net, data, cost if rule == "gated" else None)
+    if rule == "random":
+        draw = torch.Generator().manual_seed(seed)
+        memory.known = {
+            name: torch.linalg.qr(torch.randn(basis.shape, generator=draw).double())[0]
+            for name, basis in memory.known.items()
+        }
