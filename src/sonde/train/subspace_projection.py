@@ -244,7 +244,7 @@ def _gradients(
         for p, g in zip(some, found, strict=True):
             sums[id(p)] += 0 if g is None else g.double()
 
-    def mean(p: nn.Parameter) -> Float[Tensor, "out dim"]:
+    def mean(p: Tensor) -> Float[Tensor, "out dim"]:
         total = sums.get(id(p), torch.zeros_like(p, dtype=torch.float64))
         return total.reshape(len(p), -1) / max(n, 1)
 
