@@ -1,6 +1,7 @@
 """Print how often recipes answer falsely where there is nothing: ``python -m tools.recipe_nulls``.
 
-Each row is one recipe on data of known truth, drawn anew (``--draws``, words choose recipes).
+Each row is one recipe on data of known truth, drawn anew (``--draws``, ``--first`` is the first
+seed, words choose recipes).
 ``nothing``: the fraction of false answers where nothing is to be found, at most 5 % wanted.
 ``planted``: the fraction of right answers where something is.
 """
@@ -8,25 +9,22 @@ Each row is one recipe on data of known truth, drawn anew (``--draws``, words ch
 import argparse
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from functools import partial
 from typing import Any
 
 import torch
+from tools.recipe_worlds import EYE, Drawn, ask, items_of, more_cases
 from torch import Tensor, nn
 
 from sonde import Model, load
 from sonde.core.errors import SondeWarning
-from sonde.report import Answer
 from sonde_studies._planted import PatchAttention
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies.parts.choice import NOT_TOLD
-from sonde_studies.recipes import recipe_of
 
 GOOD = 0.05
-Drawn = Callable[[int], bool]
-"""Draw a world by its seed, ask the recipe, and return whether the answer was the one counted."""
 
 
 class Lookup(nn.Module):
@@ -39,16 +37,6 @@ class Lookup(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of rows (row, column)."""
         return self.logits[x[:, 0].long()]
-
-
-def ask(word: str, *parts: Any, **options: Any) -> Answer:
-    """Return the answer of a recipe."""
-    return recipe_of(word)(*parts, progress=False, **options)
-
-
-def items_of(x: Tensor, label: Any) -> list[dict[str, Any]]:
-    """Return rows as labelled items."""
-    return [{"x": row, "label": int(c)} for row, c in zip(x, label, strict=True)]
 
 
 def answering(right: Tensor, sure: Tensor, label: Tensor, n_classes: int = 4) -> Model:
@@ -129,10 +117,6 @@ def swapped(seed: int, damage: str, *, is_related: bool) -> str:
         models.reverse()
     items = items_of(x[700:], label[700:])
     return ask("stage-swap", *models, items, sites="2", seed=seed).verdict
-
-
-EYE = Model(nn.Sequential(nn.Identity()).eval())
-"""An encoder whose states are its inputs."""
 
 
 def by_lot(seed: int, n: int = 160, dim: int = 8) -> tuple[Tensor, list[int]]:
@@ -311,6 +295,7 @@ def cases() -> Iterator[tuple[str, str, str, Drawn]]:
     word, told = "document-retrieval", "use BM25"
     yield word, "by lot", "nothing", lambda s: retrieved(s, shared=True) != told
     yield word, "no word is shared", "nothing", lambda s: retrieved(s, shared=False) != told
+    yield from more_cases()
 
 
 def main() -> None:
@@ -318,18 +303,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*")
     parser.add_argument("--draws", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0)
     asked = parser.parse_args()
     warnings.simplefilter("ignore", SondeWarning)
-    print("| recipe | drawn | arm | draws | answers | seconds of a draw | |\n" + "|---" * 7 + "|")
+    print("| recipe | drawn | arm | answers | seconds of a draw | |\n" + "|---" * 6 + "|")
     for word, what, arm, drawn in cases():
         if asked.words and not any(w in word for w in asked.words):
             continue
         began = time.process_time()
-        found = [drawn(seed) for seed in range(asked.draws)]
+        found = [drawn(seed) for seed in range(asked.first, asked.first + asked.draws)]
         rate, each = sum(found) / len(found), (time.process_time() - began) / len(found)
         off = "<-- off" if arm == "nothing" and rate > GOOD else ""
         print(
-            f"| {word} | {what} | {arm} | {len(found)} | {rate:.2f} | {each:.2f} | {off} |",
+            f"| {word} | {what} | {arm} | {sum(found)} of {len(found)} | {each:.2f} | {off} |",
             flush=True,
         )
 

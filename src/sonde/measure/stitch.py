@@ -28,7 +28,8 @@ class StitchResult(Result):
 
     ``front`` and ``back`` are what each adds to the mean of the table, ``interaction`` is the rest;
     ``share_front``, ``share_back`` and ``share_interaction`` are their shares of the variance.
-    ``null`` is the mean accuracy of the models as they are.
+    ``null`` is the mean accuracy of the models as they are; ``right`` holds which answers are right
+    (1) or wrong (0).
     """
 
     direction: Direction = "higher"
@@ -39,6 +40,7 @@ class StitchResult(Result):
     share_front: float
     share_back: float
     share_interaction: float
+    right: Float[Tensor, "front back row"]
 
 
 @torch.no_grad()
@@ -127,6 +129,7 @@ def of_table(right: Float[Tensor, "front back row"]) -> StitchResult:
     total = sum(squares)
     shares = [s / total if total > 0 else math.nan for s in squares]
     return StitchResult(
+        right=right,
         value=float(table[other].mean()),
         se=float(each.std() / math.sqrt(n_rows)) if n_rows > 1 else None,
         null=float(table.diagonal().mean()),

@@ -49,7 +49,9 @@ def test_each_epoch_moves_one_group_and_judges_other_rows():
 @pytest.mark.truth("a single group of all parameters is the joint training")
 def test_a_group_of_all_is_no_difference():
     *_, items = rows()
-    found = alternating_fields(Model(net()), items, groups=("*",), epochs=3, progress=False)
+    found = alternating_fields(
+        Model(net()), items, groups=("*",), epochs=3, rate=0.05, progress=False
+    )
     assert float(found.value) == 0.0
     assert found.verdict == "no difference"
 

@@ -13,7 +13,7 @@ from sonde import InputError, Model
 from sonde.core import Codec
 from sonde.data import ItemInputs
 from sonde.tap import RowLosses, live_stream, place_of
-from sonde_studies.parts.rows import Rows
+from sonde_studies.parts.rows import Rows, Values
 
 LEAST, TEST = 60, 0.3
 
@@ -48,6 +48,8 @@ class Federation:
         self._module = deepcopy(model.module).eval()
         place = place_of(self._module, self.held[0])
         self._losses = RowLosses(model, self._module, "label", logits, place)
+        self.label: Values = np.zeros(0, int)
+        """Classes of the rows that judge, once a training was judged."""
         self._weights = [p for p in self._module.parameters() if p.is_floating_point()]
         for weight in self._weights:
             weight.requires_grad_(True)
@@ -55,8 +57,10 @@ class Federation:
 
     def trained(
         self, rounds: int, controls: bool = True, codec: Callable[[int], Codec] | None = None
-    ) -> Rows:
-        """Return the accuracy against the megabytes sent, about eight times during the rounds.
+    ) -> tuple[Rows, Values]:
+        """Return the accuracy against the megabytes sent, and which rows are right at the end.
+
+        The accuracy is taken about eight times during the rounds.
 
         Parameters
         ----------
@@ -70,7 +74,7 @@ class Federation:
         self._draw, n_bytes = np.random.default_rng(self._seed), 0
         state, seeds = self._start, itertools.count(10_000 * self._seed)
         variates = torch.zeros(len(self.clients), len(state))
-        curve = list[dict[str, Any]]()
+        curve, right = list[dict[str, Any]](), np.zeros(0)
         for turn in range(rounds):
             told, mean = list[Tensor](), variates.mean(0)
             for i, batches in enumerate(self.clients):
@@ -88,9 +92,9 @@ class Federation:
             variates = variates + step if controls else variates
             state = state - self._steps * self._rate * (variates if controls else step).mean(0)
             if turn % max(1, rounds // 8) == 0 or turn == rounds - 1:
-                right = self._accuracy(state)
-                curve.append({"megabytes": n_bytes / 1e6, "accuracy": right})
-        return curve
+                right = self._right(state)
+                curve.append({"megabytes": n_bytes / 1e6, "accuracy": float(right.mean())})
+        return curve, right
 
     def _gradient(self, state: Tensor, batches: list[Any], drift: Tensor) -> Tensor:
         """Return the mean gradient of a client over its local steps."""
@@ -107,11 +111,11 @@ class Federation:
         return (state - local) / (self._steps * self._rate) + drift
 
     @torch.no_grad()
-    def _accuracy(self, state: Tensor) -> float:
+    def _right(self, state: Tensor) -> Values:
         nn.utils.vector_to_parameters(state, self._weights)
         told = [self._losses.answers(batch) for batch in self.held]
-        right = torch.cat([t.log_p.argmax(1) == t.truth for t in told])
-        return float(right.double().mean())
+        self.label = torch.cat([t.truth for t in told]).cpu().numpy()
+        return torch.cat([t.log_p.argmax(1) == t.truth for t in told]).double().cpu().numpy()
 
 
 def _dealt(inputs: ItemInputs, owner: list[Any], seed: int) -> tuple[list[list[Any]], list[Any]]:

@@ -133,6 +133,18 @@ def unfolded(
     return [{rows: a, columns: b, value: v} for a, own in table.items() for b, v in own.items()]
 
 
+def auroc_effects(score: Any, is_positive: Any) -> Any:
+    """Return how much each row moves an AUROC; the squares add up to its variance over rows."""
+    positive, score = np.asarray(is_positive, bool), np.asarray(score)
+    effects = np.zeros(len(score))
+    for own, sign in ((positive, 1), (~positive, -1)):
+        others = np.sort(score[~own])
+        below = [np.searchsorted(others, score[own], side) for side in ("left", "right")]
+        rate = sign * (below[0] + below[1]) / (2 * len(others))
+        effects[own] = (rate - rate.mean()) / len(rate)
+    return effects
+
+
 def low_bar(usual: Float[Tensor, "row"], share: float, none: float) -> float:
     """Return a value that at most a share of fresh rows reach from above, by the conformal rank.
 

@@ -12,7 +12,7 @@ from sonde.data import open_inputs
 from sonde.tap import place_of
 from sonde_studies.parts.heads import linear_head
 
-MOST, BATCHES = 50_000, 64
+MOST, BATCHES, SHUFFLES = 50_000, 64, 400
 
 
 class TaskHead(nn.Module):
@@ -84,6 +84,41 @@ def task_gradients(
                     parts[name].append(_some(torch.cat([g.flatten() for g in flat]), seed))
                 task.append(number)
     return {name: torch.stack(rows) for name, rows in parts.items()}, torch.tensor(task)
+
+
+def of_one_task(
+    parts: dict[str, Tensor], task: Tensor, seed: int
+) -> tuple[dict[str, float], str, float]:
+    """Return the cosine of a single task at each block, the block that is least like it, and its p.
+
+    Batches are dealt to two tasks by lot: of a single task the mean gradients of the tasks would
+    agree as those of the lots do. p counts the largest gap of all blocks, in standard deviations
+    of the lots.
+
+    Parameters
+    ----------
+    parts : dict of str to Float[Tensor, "batch weight"]
+    task : Int[Tensor, "batch"]
+    seed : int
+        Draws the lots.
+    """
+    draw, own = torch.Generator().manual_seed(seed), task == 0
+    lots = [own[torch.randperm(len(own), generator=draw)] for _ in range(SHUFFLES)]
+    first = torch.stack([own, *lots]).double()
+    sides = [side / side.sum(1, keepdim=True) for side in (first, 1 - first)]
+    cosine = list[Tensor]()
+    for gradients in parts.values():
+        x = gradients.double()
+        for side in (own, ~own):  # a task of larger losses counts no more than the other
+            x[side] /= x[side].square().sum(1).mean().sqrt().clamp(min=1e-300)
+        means = [side @ (x @ x.T) for side in sides]
+        within = [(m * side).sum(1).clamp(min=1e-300) for m, side in zip(means, sides, strict=True)]
+        cosine.append((means[0] * sides[1]).sum(1) / (within[0] * within[1]).sqrt())
+    table = torch.stack(cosine)
+    null, spread = table[:, 1:].mean(1), table[:, 1:].std(1).clamp(min=1e-12)
+    far = (null[:, None] - table) / spread[:, None]
+    p = float((far.amax(0) >= far[:, 0].max()).double().mean())
+    return dict(zip(parts, null.tolist(), strict=True)), [*parts][int(far[:, 0].argmax())], p
 
 
 def _some(x: Tensor, seed: int) -> Tensor:

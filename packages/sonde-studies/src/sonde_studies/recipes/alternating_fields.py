@@ -10,6 +10,7 @@ from sonde.core import curves
 from sonde.data import open_inputs
 from sonde.report import Answer
 from sonde.train import Scope
+from sonde_studies.parts.choice import unless_untold
 from sonde_studies.parts.figures import ACCURACY, error_of, gained
 from sonde_studies.parts.states import graded, item_parts, tuned_copy
 
@@ -72,7 +73,7 @@ def alternating_fields(
     deck = [named[int(i)] for i in draw.permutation(len(named))]
     by_lot = [deck[i :: len(turns)] for i in range(len(turns))]
     arms: dict[str, list[list[str]]] = {JOINT: [["*"]], TURNS: turns, RANDOM: by_lot}
-    table, last = list[dict[str, Any]](), dict[str, Any]()
+    table, last, label = list[dict[str, Any]](), dict[str, Any](), np.zeros(0)
     for arm, patterns in arms.items():
         other = model
         for epoch in range(epochs):
@@ -84,15 +85,16 @@ def alternating_fields(
                 found, right = graded(
                     "alternating_fields", other, data, LEAST, progress, check=False, **options
                 )
-                last[arm] = right[np.isin(found.item.numpy(), held)]
+                judges = np.isin(found.item.numpy(), held)
+                last[arm], label = right[judges], found.label.numpy()[judges]
                 table.append({"arm": arm, "epochs": epoch + 1, "accuracy": float(last[arm].mean())})
     score = {arm: float(r.mean()) for arm, r in last.items()}
     gain = last[TURNS] * 1.0 - last[JOINT]
     better, worse = (sign * gain.mean() > 2 * error_of(gain) for sign in (1, -1))
+    verdict = "in turn" if better else "at once" if worse else "no difference"
     return Answer(
         question=QUESTION,
-        verdict="in turn" if better else "at once" if worse else "no difference",
-        level="clear",
+        **unless_untold(verdict, last, label),
         sentence=f"After {epochs} epochs accuracy is {score[JOINT]:.3f} if all parameters move at "
         f"once, {score[TURNS]:.3f} if groups move in turn, {score[RANDOM]:.3f} if random groups "
         f"do: on {len(gain)} rows that did not train.",

@@ -10,7 +10,7 @@ from sonde import InputError, Model, gather, read
 from sonde.core import curves
 from sonde.report import Answer
 from sonde.train import InputDecoder
-from sonde_studies.parts.figures import melted
+from sonde_studies.parts.figures import is_sure, melted
 from sonde_studies.parts.states import patterns, said_by, tensor_inputs
 
 QUESTION = "How much of an input is left after each layer?"
@@ -59,22 +59,24 @@ def decode_states(
     order = torch.from_numpy(np.random.default_rng(seed).permutation(n))
     kept, held = order[int(TEST * n) :], order[: int(TEST * n)]
     flat, said = x.flatten(1), said_by(model, x[held])
-    spread = (flat[held] - flat[kept].mean(0)).square().sum()
-    rows = list[dict[str, Any]]()
+    spread = (flat[held] - flat[kept].mean(0)).square().sum(1)
+    rows, is_read = list[dict[str, Any]](), dict[str, bool]()
     for site, found in states.items():
         h = found.float().flatten(1)
         made = InputDecoder(flat.shape[1]).solve(h[kept], flat[kept]).decode(h[held]).detach()
-        missed = float((made - flat[held]).square().sum() / spread)
+        far = (made - flat[held]).square().sum(1)
+        missed, is_read[site] = float(far.sum() / spread.sum()), is_sure((spread - far).numpy())
         same = _same(said_by(model, made.reshape(x[held].shape)), said)
         rows.append({"site": site, "units": h.shape[1], "missed": missed, "same": same})
     lost = max(rows, key=lambda row: row["missed"])
+    left = f"{1 - lost['missed']:.0%}" if is_read[lost["site"]] else "nothing"
     points = melted(
         [row | {"site": i} for i, row in enumerate(rows)], "site", "share", "what", WORDED
     )
     title = "What a linear decoder misses, and what the model still sees"
     return Answer(
         question=QUESTION,
-        verdict=f"{1 - lost['missed']:.0%} is left at {lost['site']}",
+        verdict=f"{left} is left at {lost['site']}",
         level="clear",
         sentence=f"A linear map reads back {1 - rows[0]['missed']:.1%} of the inputs' variance "
         f"at {rows[0]['site']} and {1 - rows[-1]['missed']:.1%} at {rows[-1]['site']}; on what "

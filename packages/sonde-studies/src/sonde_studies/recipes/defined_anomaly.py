@@ -11,7 +11,7 @@ from sonde.detect import Mahalanobis
 from sonde.layers import TargetHead
 from sonde.metrics import auroc
 from sonde.report import Answer
-from sonde_studies.parts.figures import AUROC, melted, names
+from sonde_studies.parts.figures import AUROC, auroc_effects, melted, names
 from sonde_studies.parts.rows import apart, check_classes
 
 QUESTION = "Can the definition of normal change after training?"
@@ -78,17 +78,21 @@ def defined_anomaly(
     blind, draw = distance(kept, np.zeros_like(label)), np.random.default_rng(seed)
     drawn = [draw.permutation(len(kinds))[: max(2, len(kinds) // 2)] for _ in range(definitions)]
     named = [str(states.label_names[k]) if states.label_names else str(k) for k in kinds]
-    table = list[dict[str, Any]]()
+    table, effects = list[dict[str, Any]](), np.zeros(len(held))
     for i, own in enumerate(drawn):
         is_normal, other = np.isin(label, kinds[own]), drawn[(i + 1) % len(drawn)]
         refit = distance(kept[is_normal[kept]], label)
-        scores = zip(WAYS, (beyond(own), blind, refit, beyond(other)), strict=True)
-        row = {w: float(auroc(s, ~is_normal[held], resamples=20).value) for w, s in scores}
+        scores = dict(zip(WAYS, (beyond(own), blind, refit, beyond(other)), strict=True))
+        truth = ~is_normal[held]
+        row = {w: float(auroc(s, truth, resamples=20).value) for w, s in scores.items()}
+        effects += auroc_effects(scores[NAMED], truth) - auroc_effects(blind, truth)
         table.append(row | {"normal": ", ".join(sorted(named[k] for k in own))})
     mean = {way: float(np.mean([row[way] for row in table])) for way in WAYS}
     gain = np.array([row[NAMED] - row[BLIND] for row in table])
-    error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else None
-    helps = float(gain.mean()) > 2 * (error or np.inf)
+    over_rows, over_all = float(np.linalg.norm(effects / len(gain))), None
+    if len(gain) > 1:
+        over_all = float(np.hypot(gain.std(ddof=1) / np.sqrt(len(gain)), over_rows))
+    helps = float(gain.mean()) > 2 * (over_all or np.inf)
     points = melted(table, "normal", "AUROC", "way", WAYS)
     return Answer(
         question=QUESTION,
@@ -98,7 +102,7 @@ def defined_anomaly(
         f"{mean[NAMED]:.3f} if the definition is given, a detector without it with "
         f"{mean[BLIND]:.3f}, a detector that is fitted anew for each with {mean[REFIT]:.3f}.",
         value=mean[NAMED],
-        se=error,
+        se=over_all,
         null=mean[BLIND],
         n=len(held),
         range=(0.0, 1.0),

@@ -3,9 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from sonde import Model
 from sonde.core import ChartAxis, curves
 from sonde.report import Answer
+from sonde_studies.parts.choice import balanced, unless_untold
 from sonde_studies.parts.figures import ACCURACY, melted
 from sonde_studies.parts.halves import cuts_of
 
@@ -54,16 +59,21 @@ def family_of_models(
         Draws the halves.
     """
     options = {"label_column": label_column, "classes": classes, "limit": limit}
-    rows, own = list[dict[str, Any]](), [0.0, 0.0]
+    rows, own, fits = list[dict[str, Any]](), [0.0, 0.0], {how: list[Any]() for how in HOWS}
+    whole, label = torch.zeros(0), np.zeros(0)
     cuts = cuts_of("family_of_models", [small, large], data, sites, seed, **options)
     for cut in cuts:
-        mapped = cut.stitched("family_of_models").accuracy
-        own, plain = mapped.diagonal().tolist(), None
+        mapped, plain = cut.stitched("family_of_models").right, None
         if len(cut.widths()) == 1:
-            plain = float(cut.stitched("family_of_models", "none").accuracy[0, 1])
-        found = dict(zip(HOWS, (float(mapped[0, 1]), plain), strict=True))
-        rows.append({"small up to": cut.sites[0], "large from": cut.sites[1], **found})
-    fits = {how: [r for r in rows if (r[how] or 0.0) >= KEPT * own[1]] for how in HOWS}
+            plain = cut.stitched("family_of_models", "none").right[0, 1]
+        found = dict[str, float | None]()
+        own, whole, label = mapped.mean(2).diagonal().tolist(), mapped[1, 1], cut.label.numpy()
+        place = {"small up to": cut.sites[0], "large from": cut.sites[1]}
+        for how, right in zip(HOWS, (mapped[0, 1], plain), strict=True):
+            found[how] = None if right is None else float(right.mean())
+            if right is not None and _keeps(right, whole, label):
+                fits[how].append(place | found)
+        rows.append(place | found)
     how = next((how for how in reversed(HOWS) if fits[how]), None)
     best = max(rows, key=lambda row: row[HOWS[0]])
     said = f"the best place is {best['small up to']}, with accuracy {best[HOWS[0]]:.3f}"
@@ -73,10 +83,10 @@ def family_of_models(
     levels = [
         {"value": v, "name": f"{n} model"} for v, n in zip(own, ("small", "large"), strict=True)
     ]
+    verdict = "hand over" if how == HOWS[1] else "only with a map" if how else "do not"
     return Answer(
         question=QUESTION,
-        verdict="hand over" if how == HOWS[1] else "only with a map" if how else "do not",
-        level="clear" if how else "warning",
+        **unless_untold(verdict, {"large": whole.numpy()}, label, is_bad=how is None),
         sentence=f"The small model alone has accuracy {own[0]:.3f}, the large one {own[1]:.3f}; if "
         f"the small one begins and the large one goes on, {said}.",
         value=best[HOWS[0]],
@@ -95,7 +105,15 @@ def family_of_models(
         ),
         facts={"small model": f"{own[0]:.4f}", "large model": f"{own[1]:.4f}"},
         advice=(
-            "A place keeps enough if it has 95 % of the large model's accuracy. Models that are "
-            "to hand over without a map are trained for it, e.g. by sonde.train.Align.",
+            "A place keeps enough if it has 95 % of what the large model's balanced accuracy is "
+            "above chance. Models that are to hand over without a map are trained for it, e.g. by "
+            "sonde.train.Align.",
         ),
     )
+
+
+def _keeps(right: Tensor, large: Tensor, label: Any) -> bool:
+    """Return whether enough is kept of what the large model tells of the classes."""
+    chance = 1 / len(np.unique(label))
+    value, whole = (balanced(r.numpy(), label)[0] for r in (right, large))
+    return value - chance >= KEPT * (whole - chance)

@@ -8,6 +8,7 @@ from sonde.compress import QsgdCodec, SignCodec, TopKCodec
 from sonde.core import ChartAxis, Codec, curves
 from sonde.data import open_inputs, rows_of
 from sonde.report import Answer
+from sonde_studies.parts.choice import unless_untold
 from sonde_studies.parts.federation import Federation
 from sonde_studies.parts.figures import ACCURACY
 
@@ -74,7 +75,8 @@ def federated_bits(
     inputs = open_inputs(model, data, **options)
     owner = [row.get(client_column) for row in rows_of(data, limit)]
     federation = Federation(model, inputs, owner, rate, local_steps, seed)
-    found = {arm: federation.trained(rounds, arm != PLAIN, codec) for arm, codec in CODECS.items()}
+    ran = {arm: federation.trained(rounds, arm != PLAIN, codec) for arm, codec in CODECS.items()}
+    found, right = ({arm: parts[i] for arm, parts in ran.items()} for i in (0, 1))
     score = {arm: curve[-1]["accuracy"] for arm, curve in found.items()}
     sent = {arm: curve[-1]["megabytes"] for arm, curve in found.items()}
     share = {arm: size / sent[PLAIN] for arm, size in sent.items()}
@@ -85,8 +87,7 @@ def federated_bits(
     size = sum(p.numel() for p in model.module.parameters())
     return Answer(
         question=QUESTION,
-        verdict=chosen,
-        level="clear",
+        **unless_untold(chosen, right, federation.label),
         sentence=f"{PLAIN.capitalize()} reaches accuracy {score[PLAIN]:.3f} with "
         f"{sent[PLAIN]:.3g} MB of uplink; {chosen} reaches {score[chosen]:.3f} with "
         f"{share[chosen]:.1%} of that. Control variates in full reach {score[CONTROL]:.3f}.",

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
 from sonde import InputError
 from sonde.core import marks
@@ -15,6 +16,7 @@ from sonde_studies.parts.heads import linear_head
 
 QUESTION = "Were the colours of these pictures changed?"
 LEAST, ALARM = 20, 0.05
+"""Patches, and how often one or more of the questioned pictures are named falsely."""
 UNSEEN = (
     "The threshold comes from other pictures: a picture of another camera or archive may lie below "
     "it though it was recoloured. That none is above it does not clear the questioned pictures."
@@ -61,6 +63,7 @@ def recolour(
             f"{n} with {n_patches} patches."
         )
     sides = [torch.cat([patches[i] for i in o]) for o in (order[n_held:], order[:n_held])]
+    owner = np.repeat(np.arange(n_held), [len(patches[i]) for i in order[:n_held]])
     (x, changed), (y, truth) = (recoloured(side, draw) for side in sides)
     heads = {kind: linear_head().fit(features(kind, x).numpy(), changed.numpy()) for kind in KINDS}
 
@@ -70,12 +73,15 @@ def recolour(
     said = {kind: score(kind, y) for kind in KINDS}
     found = {kind: auroc(s, truth.numpy(), seed=seed) for kind, s in said.items()}
     best = max(KINDS, key=lambda kind: float(found[kind].value))
-    bar = float(np.quantile(said[best][~truth.numpy()], 1 - ALARM))
+    given = opened("recolour", questioned or [], image_column, limit)
+    fine = ~truth.numpy()
+    own = [said[best][fine & (owner == i)] for i in range(n_held)]
+    bar = _bar([float(np.median(s)) for s in own if len(s)], ALARM / max(1, len(given)))
     asked = dict[str, float]()
-    for name, p in opened("recolour", questioned or [], image_column, limit):
+    for name, p in given:
         of = (patches_of(p, draw) * 255).round() / 255
         asked[name] = float((score(best, of) > bar).mean())
-    power = float((said[best][truth.numpy()] > bar).mean())
+    above = [float((said[best][of] > bar).mean()) for of in (fine, ~fine)]
     works = found[best].low > 0.5
     flagged = [name for name, share in asked.items() if share > 0.5]
     ending = f" Of {len(asked)} questioned pictures {len(flagged)} have most patches above it."
@@ -91,8 +97,8 @@ def recolour(
         verdict=verdict if works else "cannot be told",
         level="warning" if flagged or not works else "clear",
         sentence=f"On {len(y)} patches of {n_held} other pictures {best} tell recoloured patches "
-        f"with an AUROC of {float(found[best].value):.3f} ({listed}); {ALARM:.0%} of unchanged "
-        f"patches and {power:.0%} of recoloured ones lie above the threshold."
+        f"with an AUROC of {float(found[best].value):.3f} ({listed}); {above[0]:.0%} of unchanged "
+        f"patches and {above[1]:.0%} of recoloured ones lie above the threshold."
         f"{ending if asked else ''}",
         **told(found[best]),
         rows=tuple(table),
@@ -104,3 +110,15 @@ def recolour(
             "compression or resizing of the questioned pictures alone may raise an alarm.",
         ),
     )
+
+
+def _bar(scores: list[float], level: float) -> float:
+    """Return what the median patch of one more picture exceeds so rarely, by Student's law.
+
+    Patches of one picture lie above a threshold together, so pictures count and not patches.
+    """
+    n = len(scores)
+    if n < 3:
+        return float("inf")
+    spread = float(np.std(scores, ddof=1)) * (1 + 1 / n) ** 0.5
+    return float(np.mean(scores) + stdtrit(n - 1, 1 - level) * spread)

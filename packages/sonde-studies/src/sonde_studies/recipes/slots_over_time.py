@@ -3,18 +3,20 @@
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 from torch.nn.functional import normalize
 
 from sonde import Model
 from sonde.core import bars
 from sonde.report import Answer
-from sonde_studies.parts.figures import SHARE, error_of, is_sure, melted, names
+from sonde_studies.parts.figures import SHARE, error_of, melted, names
 from sonde_studies.parts.rows import rows_with
 from sonde_studies.parts.states import last_states
 from sonde_studies.parts.tracks import Match, clips_of, followed, greedy, optimal
 
 QUESTION = "Does the model keep apart which object is which over time?"
-LEAST, MEMORY = 10, 0.7
+LEAST, MEMORY, LEVEL = 10, 0.7, 0.05
+"""``LEVEL``: how often the best of three ways is named where states say nothing."""
 GREEDY, OPTIMAL = "frame to frame, greedy", "frame to frame, optimal"
 REFERENCE, RANDOM = "with a reference, optimal", "at random"
 WORDED = {"kept": "all", "kept after a gap": "after a gap"}
@@ -79,7 +81,8 @@ def slots_over_time(
     back = {way: [x for _, again in k for x in again] for way, k in kept.items()}
     score = {way: float(v.mean()) for way, v in share.items()}
     best = max((GREEDY, OPTIMAL, REFERENCE), key=lambda way: score[way])
-    follows = is_sure(share[best] - share[RANDOM])
+    gain, bound = share[best] - share[RANDOM], float(stdtrit(len(clips) - 1, 1 - LEVEL / 3))
+    follows = float(gain.mean()) > bound * float(gain.std(ddof=1)) / len(clips) ** 0.5
     table: list[dict[str, Any]] = [
         {"way": way, "kept": score[way], "kept after a gap": float(np.mean(b)) if b else None}
         for way, b in back.items()

@@ -11,12 +11,13 @@ from sonde.core import curves
 from sonde.measure import gradient_conflict
 from sonde.report import Answer
 from sonde_studies.parts.figures import melted, names
-from sonde_studies.parts.forks import task_gradients, task_head
+from sonde_studies.parts.forks import of_one_task, task_gradients, task_head
 from sonde_studies.parts.rows import check_two, rows_with
 
 QUESTION = "Where should two tasks part?"
 WORDED = {"agreement": "two tasks", "of one task": "a task and itself"}
-LEAST = 128
+LEAST, LEVEL = 128, 0.025
+"""Rows, and how often one of all blocks is named falsely."""
 
 
 def where_tasks_part(
@@ -33,8 +34,8 @@ def where_tasks_part(
 
     A linear head on the states of the last block learns each task on half of the rows. On the other
     half its loss is differentiated for the weights of each block: the first task's on even batches,
-    the second's on odd batches. Where the mean gradients agree less than those of a single task
-    would, sharing costs most.
+    the second's on odd batches. Where the mean gradients agree less than those of batches that are
+    dealt to two tasks by lot, sharing costs most.
 
     Example: sonde recipe where-tasks-part MODEL DATA --tasks language topic -o fork.html
 
@@ -71,20 +72,18 @@ def where_tasks_part(
     truths, items = [torch.from_numpy(truth[held]) for _, truth in kinds], [items[i] for i in held]
     key = [*found.rows][-1]
     parts, task = task_gradients(model, items, key, heads, truths, blocks, seed)
+    single, least, p = of_one_task(parts, task, seed)
     table = list[dict[str, Any]]()
     for name, part in parts.items():
         both = gradient_conflict(part, task)
-        row = {"block": name, "agreement": float(both.value), "of one task": both.attainable}
+        row = {"block": name, "agreement": float(both.value), "of one task": single[name]}
         table.append(row | {"standard error": both.se})
-    at = max(table, key=lambda row: row["of one task"] - row["agreement"])
-    gap = at["of one task"] - at["agreement"]
+    at = next(row for row in table if row["block"] == least)
     points = melted(table, "block", "cosine", "between", WORDED)
     title = "Agreement of gradients by block"
     return Answer(
         question=QUESTION,
-        verdict=f"part at {at['block']}"
-        if gap > 2 * (at["standard error"] or 1.0)
-        else "share all",
+        verdict=f"part at {at['block']}" if p <= LEVEL else "share all",
         level="clear",
         sentence=f"The tasks {tasks[0]} and {tasks[1]} agree least at {at['block']}: the cosine of "
         f"their mean gradients is {at['agreement']:.2f}, where a single task would have "
@@ -97,7 +96,7 @@ def where_tasks_part(
         direction="higher",
         rows=tuple(table),
         drawn=curves(title, points, names("block"), "cosine", by="between"),
-        facts={"heads read": key, "batches": str(len(task))},
+        facts={"heads read": key, "batches": str(len(task)), "p of the largest gap": f"{p:.3g}"},
         advice=(
             "This is the model as it is, before the tasks are trained on it. Blocks below the "
             "named one may be shared; train both forks to be sure.",

@@ -1,0 +1,52 @@
+"""Drawn worlds in which recipes once found what is not there; each seed was answered falsely."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from sonde_studies.parts.choice import NOT_TOLD
+from sonde_studies.parts.figures import auroc_effects
+from sonde_studies.parts.forks import of_one_task
+from tools import recipe_worlds as worlds
+
+CASES = {
+    "alternating-fields": (partial(worlds.alternated, 0, "by lot"), NOT_TOLD),
+    "decode-states": (partial(worlds.decoded, 0, is_left=False), "nothing is left at 0:out"),
+    "family-of-models": (partial(worlds.handed, 0, "by lot"), NOT_TOLD),
+    "federated-bits": (partial(worlds.federated, 0, is_told=False), NOT_TOLD),
+    "recolour": (partial(worlds.coloured, 2, is_changed=False), "cannot tell"),
+    "slots-over-time": (partial(worlds.tracked, 5, 0.0), "it does not"),
+}
+
+
+@pytest.mark.truth("worlds that were drawn without anything to find")
+@pytest.mark.parametrize("word", CASES)
+def test_nothing_is_found_where_there_is_nothing(word):
+    ask, verdict = CASES[word]
+    assert ask() == verdict
+
+
+@pytest.mark.truth("DeLong's variance of an AUROC, pair by pair")
+def test_effects_of_rows_add_up_to_the_variance_of_an_auroc():
+    draw = np.random.default_rng(3)
+    truth = draw.random(60) < 0.3
+    score = (draw.normal(size=60) + truth).round(1)
+    pairs = np.sign(score[truth][:, None] - score[~truth]) / 2 + 0.5
+    want = sum(np.var(pairs.mean(axis)) / pairs.shape[1 - axis] for axis in (0, 1))
+    assert np.square(auroc_effects(score, truth)).sum() == pytest.approx(want)
+
+
+@pytest.mark.truth("batches of one law, and a block where one task is against the other")
+def test_lots_of_batches_differ_as_often_as_p_says():
+    draw, task = torch.Generator().manual_seed(2), torch.arange(40) % 2
+    found = list[float]()
+    for _ in range(60):
+        parts = {n: torch.randn(40, d, generator=draw) + 0.3 for n, d in (("low", 9), ("high", 4))}
+        found.append(of_one_task(parts, task, 1)[2])
+    assert sum(p <= 0.1 for p in found) <= 12  # more in one of 100
+    assert np.mean(found) == pytest.approx(0.5, abs=0.12)
+    parts["high"][task == 1] *= -1
+    _, block, p = of_one_task(parts, task, 1)
+    assert (block, p) == ("high", pytest.approx(1 / 401))
