@@ -4,22 +4,27 @@ The application runs in this process without sockets.
 """
 
 import asyncio
+import base64
 import json
+import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from benchmarks.rows import Row
 from benchmarks.serving import probe_of
+from benchmarks.serving_bodies import FORM, JSON, Sent, form, hostile, picture
 from benchmarks.serving_models import net, rows
 from benchmarks.size import Size
 from sonde.serving import Limits, app
 
 ALPHA, MEMORY, TOGETHER = 0.05, 1.05, 64
 MALFORMED = (b"", b"{", b"[]", b'{"inputs": [[NaN]]}', b'{"inputs": "x"}', b"\xff", b"[" * 4000)
-NAME = "serve-promise"
+NAME, REFUSED = "serve-promise", (400, 404, 413, 415)
 Ask = Callable[[bytes], Awaitable[tuple[int, Any]]]
 
 
@@ -41,6 +46,8 @@ async def _promises(width: int, n: int, size: Size) -> list[Row]:
         most = size.pick(120.0, 5.0)
         n_asked, wrong = await _exchanged(ask, size.pick(100_000, 200), most)
         bad = await _malformed(ask, size.pick(10_000, 20))
+    n_hostile = size.pick(10_000, 100)
+    codes = await _hostile(n_hostile)
     small, seconds = net(16), size.pick(180.0, 20.0)
     memory, n_ran = await _memory(small, probe_of(16, 400), size.pick(200_000, 600), seconds)
     usual = f"alarm rate of {n:,} inputs like those that calibrated"
@@ -49,11 +56,19 @@ async def _promises(width: int, n: int, size: Size) -> list[Row]:
         Row(NAME, f"inputs until a change at request {n // 2:,} is told", told, "inputs", 200),
         Row(NAME, f"{n_asked:,} concurrent requests: answers of another", wrong, "answers", 0),
         Row(NAME, "malformed bodies without a sentence", bad, "bodies", 0),
+        Row(
+            NAME,
+            f"{n_hostile:,} hostile bodies of each of five kinds of input: status 500, no "
+            "sentence, or other answers afterwards",
+            sum(codes.values()),
+            "bodies",
+            0,
+        ),
         Row(NAME, f"memory after {n_ran:,} requests / after a tenth", memory, budget=MEMORY),
     ]
 
 
-def asking(made: Any) -> Ask:
+def asking(made: Any, path: str = "/predict", kind: str = JSON) -> Ask:
     """Return a function that asks an application in this process: a body gives status, answer."""
     scope = {
         "type": "http",
@@ -61,11 +76,11 @@ def asking(made: Any) -> Ask:
         "http_version": "1.1",
         "method": "POST",
         "scheme": "http",
-        "path": "/predict",
-        "raw_path": b"/predict",
+        "path": path,
+        "raw_path": path.encode(),
         "root_path": "",
         "query_string": b"",
-        "headers": [(b"host", b"sonde"), (b"content-type", b"application/json")],
+        "headers": [(b"host", b"sonde"), (b"content-type", kind.encode("latin-1"))],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 80),
     }
@@ -151,6 +166,74 @@ async def _malformed(ask: Ask, n: int) -> int:
             status, found = await ask(body)
             n_wrong += status != 400 or not found["error"].endswith(".")
     return n_wrong
+
+
+def _kinds() -> list[tuple[Any, list[Sent]]]:
+    """Return an application for each kind of input, with good requests."""
+    table, pictures = [[1, 2.5, 0], [0.5, 0, 1]], [picture(seed) for seed in range(4)]
+    coded = [base64.b64encode(one).decode() for one in pictures]
+    texts = ["def f(x):", "import os"]
+    named = [{"ids": [1, 2], "x": [1, 2, 3.5]}]
+    each = [
+        (app(net(16)), "Sequential", rows(2, 4), [_tensor("x", "FP32", rows(2, 4))]),
+        (app(nn.Linear(3, 2), number_columns="a,b,c"), "Linear", table,
+         [_tensor("x", "FP64", table)]),
+        (app(Joined()), "Joined", named, [_tensor("ids", "INT64", [[1, 2]]),
+                                          _tensor("x", "FP32", [[1, 2, 3.5]])]),
+        (app("sonde:digits", keep_inputs=5), "sonde-digits", [{"b64": one} for one in coded],
+         [_tensor("x", "BYTES", coded)]),
+        (app("sonde:stdlib"), "sonde-stdlib", texts, [_tensor("x", "BYTES", texts)]),
+    ]  # fmt: skip
+    told = Sent("/feedback", JSON, json.dumps({"feedback": [{"id": "a", "truth": "7"}]}).encode())
+    found: list[tuple[Any, list[Sent]]] = []
+    for made, name, inputs, tensors in each:
+        body = json.dumps({"id": "a", "inputs": tensors}).encode()
+        good = [Sent("/predict", JSON, _body(inputs)), told]
+        good += [Sent(f"/v2/models/{name}/infer", JSON, body)]
+        good += [Sent("/predict", FORM, form(pictures))] if name == "sonde-digits" else []
+        found.append((made, good))
+    return found
+
+
+def _tensor(name: str, kind: str, data: Sequence[Any]) -> dict[str, Any]:
+    shape = [len(data), *([] if kind == "BYTES" else [len(data[0])])]
+    return {"name": name, "datatype": kind, "shape": shape, "data": list(data)}
+
+
+class Joined(nn.Module):
+    """Reads ids and a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.numbers = nn.Embedding(9, 4), nn.Linear(3, 4)
+
+    def forward(self, ids: Tensor, x: Tensor) -> Tensor:
+        """Return the sum of both."""
+        return self.tokens(ids).mean(1) + self.numbers(x)
+
+
+async def _hostile(n: int) -> Counter[str]:
+    """Return the faults of each application under ``n`` hostile bodies."""
+    faults: Counter[str] = Counter()
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    for made, good in _kinds():
+        async with made.router.lifespan_context(made):
+            while not made.state.service.is_ready:
+                await asyncio.sleep(0.05)
+            before = [await _plain_answer(made, one) for one in good]
+            for one in hostile(good, n, seed=7):
+                status, found = await asking(made, one.path, one.kind)(one.body)
+                fine = status == 200 or (status in REFUSED and found["error"].endswith("."))
+                faults[f"{one.path} {status}"] += not fine
+            faults["afterwards"] += before != [await _plain_answer(made, one) for one in good]
+    return faults
+
+
+async def _plain_answer(made: Any, one: Sent) -> tuple[int, Any]:
+    """Return the status and the answers, without ids."""
+    status, found = await asking(made, one.path, one.kind)(one.body)
+    answers = [(each["answer"], each["probability"]) for each in found.get("answers", ())]
+    return status, answers or [each["data"] for each in found.get("outputs", ())]
 
 
 async def _memory(model: Any, probe: Any, n: int, seconds: float) -> tuple[float, int]:

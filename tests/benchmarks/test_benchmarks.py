@@ -28,7 +28,7 @@ NAMES = {
     "soak": 3,
     "guard": 8,
     "serve": 14,
-    "serve-promise": 4,
+    "serve-promise": 5,
     "generate": 4,
     "train": 1,
     "dictionary": 6,
