@@ -28,7 +28,7 @@ import httpx
 
 import sonde
 from benchmarks.protocol import PLAIN
-from benchmarks.rows import Row
+from benchmarks.rows import Row, not_measured
 from benchmarks.serving_models import (
     SITES,
     TEXT,
@@ -102,22 +102,32 @@ def _rows(
     with ExitStack() as stack:
         servers = {arm: stack.enter_context(_server(arm, model, probe, bodies[0])) for arm in ARMS}
         for clients in size.pick((1, 8, 64), (1, 4)):
-            n = max(n, 4 * clients)
-            for server in servers.values():
-                asyncio.run(closed_loop(server, clients, max(clients, n // 10), sent))
-            rounds = [
-                {arm: asyncio.run(closed_loop(servers[arm], clients, n, sent)) for arm in ARMS}
-                for _ in range(size.rounds)
-            ]
-            closed = {arm: _median([each[arm] for each in rounds]) for arm in ARMS}
-            rate = LOAD * closed["plain"]["rate"]
-            rounds = [
-                {arm: asyncio.run(fixed_rate(servers[arm], clients, n, sent, rate)) for arm in ARMS}
-                for _ in range(size.rounds)
-            ]
-            fixed = {arm: _median([each[arm] for each in rounds]) for arm in ARMS}
-            found += _figures(f"{title}, {clients} clients", closed, fixed, rate, size.rounds)
+            where = f"{title}, {clients} clients"
+            try:
+                found += _rows_of(where, servers, clients, max(n, 4 * clients), sent, size)
+            except httpx.TransportError as error:  # the other rows took long
+                found.append(not_measured("serve", where, repr(error)))
     return found
+
+
+def _rows_of(
+    where: str, servers: dict[str, "Server"], clients: int, n: int, sent: list[bytes], size: Size
+) -> list[Row]:
+    """Return the figures of one number of clients."""
+    for server in servers.values():
+        asyncio.run(closed_loop(server, clients, max(clients, n // 10), sent))
+    rounds = [
+        {arm: asyncio.run(closed_loop(servers[arm], clients, n, sent)) for arm in ARMS}
+        for _ in range(size.rounds)
+    ]
+    closed = {arm: _median([each[arm] for each in rounds]) for arm in ARMS}
+    rate = LOAD * closed["plain"]["rate"]
+    rounds = [
+        {arm: asyncio.run(fixed_rate(servers[arm], clients, n, sent, rate)) for arm in ARMS}
+        for _ in range(size.rounds)
+    ]
+    fixed = {arm: _median([each[arm] for each in rounds]) for arm in ARMS}
+    return _figures(where, closed, fixed, rate, size.rounds)
 
 
 def _median(found: list[Figures]) -> Figures:

@@ -1,12 +1,15 @@
 """Scores that no other input changes: an input alone, among few and among many has equal bits."""
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import sonde
 from models import gpt2
 from sonde.core.errors import InputError
 from sonde.detect import KNN, Mahalanobis
+from sonde.run.scoring.invariant import InvariantReader
 
 
 def texts(n, seed):
@@ -43,6 +46,45 @@ def test_a_text_has_the_bits_that_it_has_alone(probe):
     assert plain.keys() == every.keys()
     gaps = [abs(plain[key][0] - every[key][0]) / every[key][0] for key in every]
     assert max(gaps) < 1e-4
+
+
+def plain_net(*sizes):
+    torch.manual_seed(0)
+    layers = [nn.Linear(5, sizes[0]), nn.ReLU(), nn.Linear(sizes[0], sizes[1])]
+    return nn.Sequential(*layers).eval(), (5,)
+
+
+def pooled_net():
+    torch.manual_seed(0)
+    layers = [nn.Conv1d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(4, 3)).eval(), (2, 9)
+
+
+@pytest.mark.truth("the scores of the same inputs read alone")
+@pytest.mark.parametrize("first", ["zeros", "any"])
+@pytest.mark.parametrize("made", [plain_net(8, 1), plain_net(16, 3), pooled_net()])
+def test_few_states_have_equal_bits_by_chance_in_one_example_not_in_all(made, first):
+    model, shape = made
+    generator = torch.Generator().manual_seed(3)
+    each = [list(torch.randn(n, *shape, generator=generator)) for n in (60, 20)]
+    stream = sonde.read(model, each[0], sites=["1"])
+    fitted = sonde.fit([Mahalanobis(), KNN(k=3)], stream, progress=False)
+    items = [torch.zeros(shape), *each[1]] if first == "zeros" else each[1]
+    reader = InvariantReader(sonde.read(model, items, sites=["1"]), fitted, 32)
+    inputs = reader.stream.inputs
+    prepared = inputs.prepared(np.arange(len(items)))
+
+    def scores(numbers):
+        def make(chosen):
+            which = [numbers[i] for i in chosen]
+            return inputs.assembled(np.array(which), [prepared[i] for i in which])
+
+        found = reader.read(make, len(numbers)).scored.values()
+        return torch.stack([torch.as_tensor(one.score) for one in found])
+
+    alone = torch.cat([scores([i]) for i in range(len(items))], dim=1)
+    for size in (2, 3, 5, 7, 11, len(items)):
+        assert torch.equal(scores([*range(size)]), alone[:, :size]), size
 
 
 def test_rows_that_were_read_are_refused():

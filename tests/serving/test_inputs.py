@@ -82,6 +82,21 @@ def test_json_has_one_kind_of_number(first):
     assert found[0]["probability"] == wanted["probability"]
 
 
+@pytest.mark.truth("sonde.score of the same rows in double precision")
+def test_a_model_in_double_precision_gets_all_digits():
+    model = net().double()
+    generator = torch.Generator().manual_seed(0)
+    fit, held, items = (
+        list(torch.randn(n, DIM, dtype=torch.float64, generator=generator)) for n in (60, 60, 4)
+    )
+    fitted = sonde.fit("mahalanobis", sonde.read(model, fit, sites="1"), calibrate=0)
+    fitted = sonde.calibrate(fitted, model, held, progress=False)
+    table = sonde.score(fitted, model, items, batch_invariant=True, progress=False)
+    with served(model, fitted) as client:
+        found = [one["score"]["mahalanobis"]["1:out"] for one in asked(client, items)]
+    assert sorted(found) == sorted(table["score"].to_pylist())
+
+
 def test_whole_numbers_stay_whole_for_a_model_of_tokens(joined):
     model, fitted = joined
     with served(model, fitted) as client:

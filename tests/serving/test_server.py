@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
@@ -53,6 +54,31 @@ def test_kill_restart_and_term(probe_file, tmp_path):
     found = Fitted.load(path)
     assert found.header["data"]["n_examples"] == n_before + 11
     assert [s["end"] for s in found.header["traffic"]["spans"]] == ["killed", "stopped"]
+
+
+@pytest.mark.truth("the answers that clients got")
+def test_a_stopping_server_answers_what_it_took_and_counts_it(probe_file, tmp_path):
+    log, given, wrong = tmp_path / "traffic", [], []
+    with running(probe_file, "--log", log, "--commit", 1000) as server:
+
+        def client(number):
+            with suppress(OSError, http.client.HTTPException):  # no server any more
+                while True:
+                    code, found = server.ask("/predict", body_of(3, number))
+                    if code == 503:  # it stops
+                        return
+                    given.append(len(found["answers"]) if code == 200 else wrong.append(code))
+
+        with ThreadPoolExecutor(8) as pool:
+            asking = [pool.submit(client, number) for number in range(8)]
+            while len(given) < 40:
+                time.sleep(0.01)
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(60) == 0
+            assert all(one.result(30) is None for one in asking)
+    assert wrong == []
+    (path,) = log.rglob("*.sonde")
+    assert Fitted.load(path).header["data"]["n_examples"] == sum(given)
 
 
 @pytest.mark.truth("the answers given before the server died between two file operations")
@@ -108,6 +134,9 @@ def test_slow_and_large_bodies_and_tokens(probe_file, tmp_path):
     token.write_text(TOKEN)
     with running(probe_file, "--token-file", token, token=TOKEN) as server:
         assert server.ask("/predict", body_of(1, 0), token="wrong" * 5)[0] == 401
+        idle = http.client.HTTPConnection("127.0.0.1", server.port)
+        idle.request("GET", "/v2/health/live")
+        assert idle.getresponse().read()
         with socket.create_connection(("127.0.0.1", server.port)) as slow:
             head = (
                 "POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -120,6 +149,10 @@ def test_slow_and_large_bodies_and_tokens(probe_file, tmp_path):
             answer = slow.recv(4096).decode()
             assert re.match(r"HTTP/1.1 408 ", answer), answer
             assert time.monotonic() - began < 25
+        connection = idle.sock
+        idle.request("GET", "/v2/health/live")
+        assert idle.getresponse().read(), "a connection that was idle for 10 s is still open"
+        assert idle.sock is connection
         with socket.create_connection(("127.0.0.1", server.port)) as large:
             large.sendall(head.replace("1000", "99999999999").encode())
             large.settimeout(30)

@@ -148,13 +148,20 @@ class Rows:
     limits : Limits
     named : bool, default=True
         Whether the columns are known; else those of each object are taken.
+    dtype : numpy float type, default=float32
+        Of arrays of floats.
     """
 
     def __init__(
-        self, kind: str, columns: Sequence[str], limits: Limits, named: bool = True
+        self,
+        kind: str,
+        columns: Sequence[str],
+        limits: Limits,
+        named: bool = True,
+        dtype: Any = np.float32,
     ) -> None:
         self.kind, self.columns, self.limits = kind, tuple(columns), limits
-        self.named = named
+        self.named, self.dtype = named, dtype
 
     def of(self, inputs: Sequence[Any]) -> list[Row]:
         """Return a row for each input.
@@ -186,7 +193,7 @@ class Rows:
         if isinstance(cell, str):
             return _clean(cell, i)
         if self.kind in ("tensor", "features") and isinstance(cell, list):
-            return array_of(cell, i)
+            return array_of(cell, i, self.dtype)
         if self.kind in ("messages", "tokens") and isinstance(cell, list):
             return cell
         if cell is None or isinstance(cell, int | float):
@@ -203,7 +210,7 @@ class Rows:
         if self.kind == "tokens" and all(type(v) is int for v in value):
             return {self.columns[0]: value}
         if self.kind in ("tensor", "callable"):
-            return {self.columns[0]: array_of(value, i)}
+            return {self.columns[0]: array_of(value, i, self.dtype)}
         if self.kind == "messages" and all(isinstance(v, dict) for v in value):
             return {self.columns[0]: value}
         raise self._wrong(i)
@@ -248,8 +255,8 @@ def _clean(text: str, i: int) -> str:
     return text
 
 
-def array_of(value: Any, i: int) -> np.ndarray:
-    """Return nested lists of numbers as an array: whole numbers as int64, others as float32."""
+def array_of(value: Any, i: int, dtype: Any = np.float32) -> np.ndarray:
+    """Return nested lists of numbers as an array: whole numbers as int64, others as floats."""
     try:
         found = np.array(value)
     except (ValueError, OverflowError):
@@ -257,7 +264,7 @@ def array_of(value: Any, i: int) -> np.ndarray:
     if found.dtype.kind not in "if" or not found.size:
         raise Refusal(400, f"Input {i}: expected numbers in lists of equal length.")
     with np.errstate(over="ignore"):  # infinity in float32 is an input that the detectors see
-        return found.astype(np.float32) if found.dtype.kind == "f" else found.astype(np.int64)
+        return found.astype(dtype) if found.dtype.kind == "f" else found.astype(np.int64)
 
 
 def picture(content: bytes, i: int, limits: Limits) -> Any:

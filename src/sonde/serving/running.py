@@ -19,6 +19,10 @@ _log = logging.getLogger("sonde")
 SETTINGS = "SONDE_SERVE"
 """Environment variable that hands the settings, without the token, to further processes."""
 LOCAL = ("127.0.0.1", "localhost")
+KEEP_SECONDS = 75
+"""How long an idle connection stays open: longer than clients and load balancers reuse one, as a
+request that meets the end of its connection is lost.
+"""
 
 
 @final
@@ -165,6 +169,7 @@ def run(settings: Settings) -> int:
         "access_log": False,
         "server_header": False,
         "log_level": "warning",
+        "timeout_keep_alive": KEEP_SECONDS,
         "timeout_graceful_shutdown": int(settings.limits.drain_seconds) + 1,
         "lifespan": "on",
     }

@@ -34,6 +34,7 @@ from sonde.serving.verdicts import Verdict, Verdicts
 from sonde.tap import LiveStream
 from sonde.tap.generating.generation import Generation
 from sonde.tap.generating.replay import ReplayInputs
+from sonde.tap.model.placement import placement
 
 PADDED_INPUTS = ("text", "pair", "messages", "tokens")
 PLAIN_INPUTS = (*PADDED_INPUTS, "numbers", "tensor")
@@ -151,6 +152,12 @@ class ServedModel:
         raw = (self.model.name or type(self.model.module).__name__).rstrip("/").rpartition("/")[2]
         return "".join(c if c.isalnum() or c in "._-" else "-" for c in raw) or "model"
 
+    @cached_property
+    def float_type(self) -> Any:
+        """The type of NumPy that floats of a request get: that of a model in double precision."""
+        _, dtype = placement(self.model.module)
+        return np.float64 if dtype == torch.float64 else np.float32
+
     @property
     def is_open(self) -> bool:
         """True if it is known how items become inputs; else the first request tells."""
@@ -212,7 +219,7 @@ class ServedModel:
         first: Exception | None = None
         for more in (each for n in range(len(whole) + 1) for each in combinations(whole, n)):
             try:
-                self.open(_with_floats(row, more))
+                self.open(_with_floats(row, more, self.float_type))
             except (SondeError, RuntimeError, TypeError, ValueError, IndexError) as error:
                 first = first or error
             else:
@@ -293,7 +300,7 @@ class ServedModel:
         """
         if self._reader is None:
             self._open_with(rows[0])
-        rows = [_with_floats(row, self.floats) for row in rows]
+        rows = [_with_floats(row, self.floats, self.float_type) for row in rows]
         encoder, most = self.inputs.encoder, self._most_tokens(tokens)
         is_text = encoder.kind in PADDED_INPUTS
         if not is_text:
@@ -412,11 +419,11 @@ class ServedModel:
         return () if self.fitted is None else tuple(self.fitted.scorers)
 
 
-def _with_floats(row: Row, names: Sequence[str]) -> Row:
+def _with_floats(row: Row, names: Sequence[str], dtype: Any) -> Row:
     """Return a row whose arrays of some names are floats."""
     found = {name: row.get(name) for name in names}
     whole = {
-        name: x.astype(np.float32)
+        name: x.astype(dtype)
         for name, x in found.items()
         if isinstance(x, np.ndarray) and x.dtype.kind == "i"
     }

@@ -181,10 +181,11 @@ class Service:
         """Return how inputs of requests become rows; until one was read any form is tried."""
         served = self.served()
         if not served.is_open:
-            return Rows("tensor", ("x",), self.limits, named=False)
+            return Rows("tensor", ("x",), self.limits, named=False, dtype=served.float_type)
         encoder = served.inputs.encoder
         kind = encoder.kind
-        return Rows(kind, tuple(encoder.identity()["inputs"]), self.limits)
+        names = tuple(encoder.identity()["inputs"])
+        return Rows(kind, names, self.limits, dtype=served.float_type)
 
     async def answer(
         self, name: str, inputs: Sequence[Any], size: int | None = None

@@ -42,6 +42,7 @@ from sonde.run.scoring.batches import (
     with_layers,
 )
 from sonde.run.scoring.places import check_places
+from sonde.run.scoring.witnesses import n_witnesses, varied_inputs, varied_rows
 from sonde.stats import CalibratedScorer
 from sonde.store._subset import first_examples, with_copies
 from sonde.tap import LiveStream
@@ -190,15 +191,22 @@ class InvariantReader:
         top = min(REFERENCE, max(FEW, POSITIONS // length))
         sizes = [size for size in SIZES if size < top]
         every = self._batch(make([0] * top))
-        read = self._read_parts(every)
-        forward = _smallest(sizes, read, lambda n: self._read_parts(self._batch(make([0] * n))))
         alone = first_examples(every, 1)
 
-        def scores(n: int) -> list[bytes]:
-            found = self._scores(with_copies(alone, n - 1)).values()
-            return _parts(n, [(one.example, one.score) for one in found])
+        def read(numbers: Sequence[int]) -> list[bytes]:
+            made = varied_inputs(make([0] * len(numbers)), numbers)
+            return self._read_parts(self._batch(made))
 
-        return Filling(forward, _smallest(sizes, scores(top), scores))
+        def scores(numbers: Sequence[int]) -> list[bytes]:
+            batch = varied_rows(with_copies(alone, len(numbers) - 1), numbers)
+            found = self._scores(batch).values()
+            return _parts(len(numbers), [(one.example, one.score) for one in found])
+
+        n_read = sum(x.numel() for x in alone.rows.values())
+        return Filling(
+            _smallest(sizes, top, n_witnesses(n_read, top), read),
+            _smallest(sizes, top, n_witnesses(len(self.scorers), top), scores),
+        )
 
     def _read_parts(self, batch: Batch) -> list[bytes]:
         """Return for each example the bytes of everything that a detector reads of it."""
@@ -214,18 +222,25 @@ def _reads_logits(scorer: Scorer) -> bool:
 
 
 def _smallest(
-    sizes: Sequence[int], wanted: Sequence[bytes], of: Callable[[int], Sequence[bytes]]
+    sizes: Sequence[int], top: int, n: int, of: Callable[[Sequence[int]], Sequence[bytes]]
 ) -> int:
-    """Return the size from which on all copies have the bits of ``wanted``, else 32.
+    """Return the size of a batch from which on ``n`` witnesses have the bits that count.
 
-    That is the size of ``wanted`` itself if its copies are equal, but no smaller batch has them.
+    These are their bits in a batch of ``top``, which is the size if no smaller one gives them. If
+    they depend on the place in the batch, the size is 32.
     """
-    if len({*wanted}) > 1:
-        return REFERENCE
-    found = len(wanted)
+    order = [i % n for i in range(top)]
+    wanted: dict[int, bytes] = {}
+    for numbers in (order, order[::-1]):
+        for i, part in zip(numbers, of(numbers), strict=True):
+            if wanted.setdefault(i, part) != part:
+                return REFERENCE
+    found = top
     for size in reversed(sizes):
-        if {*of(size)} != {*wanted}:
-            break
+        for first in range(0, n, size):
+            numbers = [(first + i) % n for i in range(size)]
+            if any(wanted[i] != part for i, part in zip(numbers, of(numbers), strict=True)):
+                return found
         found = size
     return found
 
