@@ -66,7 +66,7 @@ def pooled_net():
 def test_few_states_have_equal_bits_by_chance_in_one_example_not_in_all(made, first):
     model, shape = made
     generator = torch.Generator().manual_seed(3)
-    each = [list(torch.randn(n, *shape, generator=generator)) for n in (60, 20)]
+    each = [list(torch.randn(n, *shape, generator=generator)) for n in (60, 12)]
     stream = sonde.read(model, each[0], sites=["1"])
     fitted = sonde.fit([Mahalanobis(), KNN(k=3)], stream, progress=False)
     items = [torch.zeros(shape), *each[1]] if first == "zeros" else each[1]
@@ -83,7 +83,7 @@ def test_few_states_have_equal_bits_by_chance_in_one_example_not_in_all(made, fi
         return torch.stack([torch.as_tensor(one.score) for one in found])
 
     alone = torch.cat([scores([i]) for i in range(len(items))], dim=1)
-    for size in (2, 3, 5, 7, 11, len(items)):
+    for size in (2, 5, 7, len(items)):
         assert torch.equal(scores([*range(size)]), alone[:, :size]), size
 
 
