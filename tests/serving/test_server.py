@@ -153,6 +153,7 @@ def test_slow_and_large_bodies_and_tokens(probe_file, tmp_path):
         idle.request("GET", "/v2/health/live")
         assert idle.getresponse().read(), "a connection that was idle for 10 s is still open"
         assert idle.sock is connection
+        idle.close()
         with socket.create_connection(("127.0.0.1", server.port)) as large:
             large.sendall(head.replace("1000", "99999999999").encode())
             large.settimeout(30)
