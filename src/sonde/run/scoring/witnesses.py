@@ -63,7 +63,7 @@ def varied_rows(batch: Batch, numbers: Sequence[int]) -> Batch:
 
 
 def _varied(x: Tensor, numbers: Sequence[int]) -> Tensor:
-    """Return rows of which each is shrunk by its witness's noise; zeros become noise.
+    """Shrink each row by the noise of its witness; zeros become noise.
 
     Signs and ranges stay: a model may refuse a probability above 1.
     """
