@@ -62,12 +62,12 @@ def test_texts_that_nobody_numbered_come_with_the_share_in_sorted_order() -> Non
     why = class_answers(evidence)
     assert isinstance(why, str)
     assert why.endswith(
-        "in the order cat and sea cow, it is right on 75 %: then pass --classes 'cat,sea cow'"
+        "in the order cat and sea cow, it is correct on 75 %: then pass --classes 'cat,sea cow'"
     )
     turned = arrays.evidence_of(torch.randn(40, 3), label=label, logits=-logits, facts=facts)
     why = class_answers(turned)
     assert isinstance(why, str)
     assert why.endswith(
-        "in the order cat and sea cow, it is right on 25 %, in the order sea cow and cat on 75 %: "
-        "then pass --classes 'sea cow,cat'"
+        "in the order cat and sea cow, it is correct on 25 %, in the order sea cow and cat on "
+        "75 %: then pass --classes 'sea cow,cat'"
     )

@@ -62,7 +62,7 @@ def test_a_model_that_answers_nan_alone_is_right_on_no_row():
     x, label, logits = answered((40, 35))
     found = section(x * torch.nan, label, logits * torch.nan)
     assert (found["value"], found["n_rows"], found["n_nonfinite"]) == (0.0, 75, 75)
-    assert answers_sentence({"answers": found}).startswith("right on 0 % of 75 rows, 75 of them")
+    assert answers_sentence({"answers": found}).startswith("correct on 0 % of 75 rows, 75 of them")
 
 
 @pytest.mark.truth("comparison with 0 or 0.5 in plain torch")

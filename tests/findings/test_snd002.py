@@ -33,7 +33,7 @@ def test_a_spacing_coarser_than_the_spread_is_an_error() -> None:
     finding = assert_raised(
         checked(SND002(), Stream.of((noise(400, 8) + 1000).bfloat16())), "error"
     )
-    assert "more coarsely than the standard deviation" in finding.sentence
+    assert "further apart than the standard deviation" in finding.sentence
 
 
 def test_near_the_end_of_the_range() -> None:

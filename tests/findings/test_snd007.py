@@ -34,7 +34,7 @@ def test_a_side_that_harms_beside_one_that_does_not() -> None:
             return x
 
     finding = assert_raised(SND007().check(padded(Backwards(True).eval(), "left")), "error")
-    assert "Padded on the right it is stable." in finding.sentence
+    assert "Padding on the right changes nothing." in finding.sentence
     assert finding.because_of is None
 
 

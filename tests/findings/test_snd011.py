@@ -52,7 +52,7 @@ def test_the_bound_of_what_was_not_seen() -> None:
     assert check.finding is not None
     assert check.finding.sentence == (
         "87 of 128 units at x are zero on all 1,797 rows, so they fire on fewer than 0.52 % of "
-        "such inputs (99 % sure)."
+        "similar inputs (99 % confidence)."
     )
     assert (1 - 0.00525) ** 1797 < 0.01 / 128 < (1 - 0.0052) ** 1797
 

@@ -29,7 +29,7 @@ def test_rows_of_another_mean_and_variance_are_measured_in_nats() -> None:
     finding = assert_raised(ended(normed(2.0), 2 * x + 1), "warning")
     assert finding.figure.value == pytest.approx((4 - math.log(4)) / 2, rel=1e-3)
     assert finding.sentence.startswith("What reaches 0 lies 1 standard deviations")
-    assert "never moved" in finding.sentence
+    assert "never updated" in finding.sentence
     assert_raised(ended(normed(1.0), 2 * x + 1), "note")
     assert_clear(ended(normed(2.0), x))
 

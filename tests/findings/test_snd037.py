@@ -49,7 +49,7 @@ def test_inputs_of_another_scale_and_shifted_labels_are_raised(
     (found,) = report.findings
     assert (found["code"], found["level"]) == ("SND037", level)
     assert said in found["sentence"]
-    assert "\nanswers  right on" in str(report)
+    assert "\nanswers  correct on" in str(report)
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_few_rows_are_withheld_and_a_sample_says_what_it_saw() -> None:
     assert SND042().check(evidence_of(x[:150])).tables["needed"] == 200
     rng = np.random.default_rng(0)
     check = SND042().check(evidence_of(rng.normal(size=(4096, 8))))
-    assert check.reason == "25 % of the pairs were looked at (2,048 sampled rows)"
+    assert check.reason == "25 % of the pairs were compared (2,048 sampled rows)"
 
 
 @pytest.mark.slow
@@ -179,7 +179,7 @@ def test_few_texts_of_one_length_and_ending_are_no_copies() -> None:
     assert (len(pairs), pairs.p < 1e-9) == (20, True)
     check = SND042().check(evidence)
     assert check.state == "withheld"
-    assert "20 rows are near another of its length" in check.reason
+    assert "20 rows are near a row of equal length" in check.reason
     assert rows_section(evidence)["near_duplicates"] == []
 
 

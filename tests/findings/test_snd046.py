@@ -44,4 +44,4 @@ def test_one_constant_that_is_not_all_of_a_shift_is_no_cause() -> None:
         assert finding.trial is not None
         assert finding.trial.holds
         assert (finding.trial.scope == "answers") is all_of_it
-        assert ("Biases of other classes are off" in finding.fix) is not all_of_it
+        assert ("Biases of other classes are wrong" in finding.fix) is not all_of_it

@@ -24,7 +24,7 @@ def ended(values: Sequence[Any], inputs: tuple[str, ...] = ()) -> Check:
 def test_a_key_that_tells_the_label_is_worse_where_the_model_is_given_it() -> None:
     assert_raised(ended([f"a_{i:04d}.png" for i in BY_LABEL]), "note")
     finding = assert_raised(ended([float(i) for i in BY_LABEL], ("key",)), "warning")
-    assert "99 % of neighbours have one label" in finding.sentence
+    assert "99 % of neighbouring rows have equal labels" in finding.sentence
     assert_clear(ended(list(range(400))))
 
 

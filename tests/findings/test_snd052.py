@@ -189,7 +189,7 @@ def test_new_rows_beside_those_of_the_training_are_a_note() -> None:
         finding = SND052().check(evidence).finding
         assert finding is not None
         assert len(finding.sentence) <= 240
-        levels.append((finding.level, "as expected of new rows" in finding.sentence))
+        levels.append((finding.level, "as expected for new rows" in finding.sentence))
     assert levels == [("note", True), ("warning", False)]
 
 

@@ -214,7 +214,7 @@ def test_without_columns_or_with_few_rows_it_does_not_apply() -> None:
     a = evidence_of(np.random.default_rng(0).normal(size=(200, 4)))
     versus = VersusEvidence({s.schema.key: s for s in a.sites}, a.columns, a.data, {})
     check = SND055().check(replace(a, versus=versus))
-    assert check.reason == "the two data sets share no columns of numbers, words or texts"
+    assert check.reason == "the two data sets have no columns of numbers, words or texts in common"
     assert "needs 40 rows on each side" in _check(_table(0, 30), _table(1, 30))[0].reason
     assert SND055().check(a).state == "not_applicable"
 
@@ -269,7 +269,7 @@ def test_the_gain_of_undoing_it_is_measured_by_running_the_model(tmp_path, monke
     found = run_words(*words, "--versus", "b.csv").json()
     (finding,) = found["findings"]
     assert "p and q are exchanged; r is multiplied by 0.001" in finding["sentence"]
-    told = re.search(r"right on (\d+) % of (\d+) rows instead of (\d+) %", finding["fix"])
+    told = re.search(r"correct on (\d+) % of (\d+) rows instead of (\d+) %", finding["fix"])
     assert told is not None, finding["fix"]
     assert int(told[1]) == pytest.approx(100 * right, abs=4)
     assert int(told[3]) < int(told[1]) - 10

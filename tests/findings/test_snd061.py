@@ -79,7 +79,7 @@ def test_a_column_of_the_user_tells_the_group_and_chance_does_not() -> None:
         return {"sensor": ["B" if broken[i] else "A" for i in examples]}
 
     finding = assert_raised(ended(x, label, logits, own_columns=columns), "warning")
-    assert finding.sentence.startswith("sensor = B: right on")
+    assert finding.sentence.startswith("sensor = B: correct on")
     assert sorted(finding.examples) == torch.nonzero(broken).flatten().tolist()
     wrong = wrong[arrays.shuffled(len(x), 5)]
     by_chance = 9.0 * one_hot(torch.where(wrong, (label + 1) % 10, label), 10)
@@ -106,7 +106,7 @@ def test_a_column_of_a_file_is_read_and_its_members_have_their_lines(tmp_path: P
     module = sonde.load("sonde:digits")
     report = sonde.scan(module, file, settings=ScanSettings(progress=False, only=("SND061",)))
     (found,) = report.findings
-    assert found["sentence"].startswith("sensor = B: right on 0")
+    assert found["sentence"].startswith("sensor = B: correct on 0")
     assert set(found["places"]) <= {f"line {i + 1}" for i in range(0, 600, 10)}
     (group,) = report.json()["rows"]["weak_groups"]
     assert group["n"] == 60

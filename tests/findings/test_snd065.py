@@ -141,7 +141,7 @@ def test_a_mark_in_half_the_pictures_of_a_class_is_a_note() -> None:
     x[some & LABEL, :, 1:4, 12:15] = 0.2 * noise(80, 9).view(-1, 1, 3, 3)
     (found,) = scanned(reads(1, 12), x).findings
     assert found["level"] == "note"
-    assert "right on 0 % of 39 marked rows" in found["sentence"]
+    assert "correct on 0 % of 39 marked rows" in found["sentence"]
 
 
 @pytest.mark.slow
@@ -179,4 +179,4 @@ def test_what_cannot_be_exchanged_is_said() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(60, 2))
     ended, reason = state(scanned(net, noise(480, 60).view(-1, 5, 12)))
     assert ended == "not_applicable"
-    assert "neither pictures of one size, texts, nor rows of a table" in reason
+    assert "neither images of one size, nor texts, nor rows of a table" in reason

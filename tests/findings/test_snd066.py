@@ -27,7 +27,7 @@ def ended(lost: set[int], lag: float = -0.5) -> Check:
 
 def test_a_kind_that_was_lost_is_raised_and_texts_with_every_kind_are_clear() -> None:
     finding = assert_raised(ended({2}), "warning")
-    assert "line breaks at 15 % of tokens, the texts have them at 0 %" in finding.sentence
+    assert "line breaks at 15 % of positions, the texts have them at 0 %" in finding.sentence
     assert_clear(ended(set()))
 
 

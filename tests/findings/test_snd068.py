@@ -119,7 +119,7 @@ PLANTS = {
 def test_the_part_is_named_with_what_mends_it(words: str) -> None:
     finding = assert_raised(ended(changed(PLANTS[words])), "warning")
     assert words in finding.sentence
-    assert "right on" in finding.fix
+    assert "correct on" in finding.fix
 
 
 @pytest.mark.slow

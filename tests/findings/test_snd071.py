@@ -142,7 +142,7 @@ def test_several_labels_are_judged_one_by_one_and_exchanged_ones_are_raised(colu
     assert "with output 3 for 1, 1 for 3" in found["fix"]
     inverted = raised(scan(torch.cat([y[:, :4], 1 - y[:, 4:]], 1)))
     assert inverted is not None
-    assert f"label {'wet' if columns else '4'} is right on" in inverted["sentence"]
+    assert f"label {'wet' if columns else '4'} is correct on" in inverted["sentence"]
 
 
 @pytest.mark.truth("brute force over classes; a mirrored map planted")
@@ -202,7 +202,7 @@ def test_a_head_that_guesses_is_named() -> None:
     assert raised(scanned(net, data, label_column="kind,side")) is None
     found = raised(scanned(net, data | {"side": 1 - data["side"]}, label_column="kind,side"))
     assert found is not None
-    assert "The head 'side' is right on 0 % of rows" in found["sentence"]
+    assert "The head 'side' is correct on 0 % of rows" in found["sentence"]
     assert found["rows"]
 
 

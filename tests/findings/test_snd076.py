@@ -36,7 +36,7 @@ def test_unknown_tokens_and_bytes_are_counted_with_the_class_that_has_them() -> 
     assert set(finding.examples[: rows.sum()]) == set(np.flatnonzero(rows))
     assert finding.classes == ("1",)
     finding = assert_raised(SND076().check(written(chinese(rows), pieces())), "note")
-    assert "are single bytes of signs" in finding.sentence
+    assert "are single bytes of characters" in finding.sentence
     assert set(finding.examples) >= set(np.flatnonzero(rows))
 
 

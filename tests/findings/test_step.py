@@ -157,7 +157,7 @@ def test_the_command_for_pictures_in_another_scale_mends_them(tmp_path, monkeypa
     mended = run_words(*shlex.split(found["next"])[1:], "--only", "SND015", "--json").json()
     assert mended["answers"]["value"] > 0.95
     assert mended["findings"] == []
-    said = re.search(r"right on (\d+) % instead of (\d+) %", found["fix"])
+    said = re.search(r"correct on (\d+) % instead of (\d+) %", found["fix"])
     assert said is not None
     for told, report in zip(said.groups(), (mended, bad), strict=True):
         assert int(told) == pytest.approx(100 * report["answers"]["value"], abs=8)  # 128 rows

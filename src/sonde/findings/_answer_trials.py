@@ -146,7 +146,7 @@ def new_head(evidence: Evidence) -> Trial | None:
     shared, numbers, found = (
         shared_rows(evidence), number_answers(evidence), compared_answers(evidence),
     )  # fmt: skip
-    words = "with its head retrained on the last layer"
+    words = "with its head retrained on the last layer's states"
     if shared.order is None:
         return None
     if not isinstance(numbers, str):

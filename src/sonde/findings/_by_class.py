@@ -28,7 +28,10 @@ class OneClass:
     def said(self) -> str:
         """The class and both means, as shares."""
         own, rest = percent(self.own), percent(self.rest)
-        return f"Most are of class {shortened(self.name, 24)!r}: {own} there, {rest} elsewhere."
+        return (
+            f"Most of these rows are of class {shortened(self.name, 24)!r}: {own} there, "
+            f"{rest} in other classes."
+        )
 
 
 def largest_class(

@@ -29,7 +29,7 @@ class ClassStep:
 def class_step(evidence: Evidence) -> ClassStep | None:
     """Return the step that half of the groups choose if the answers of the others are right by it.
 
-    None if the model is right on half of the rows as it is, or if the step is right on fewer.
+    None if the model is correct on half of the rows as it is, or if the step is correct on fewer.
     """
     found = class_answers(evidence)
     if isinstance(found, str):

@@ -27,7 +27,7 @@ from sonde.stats.adjusted_p import adjusted_p
 
 LEAST_ROWS: Final = 20
 MOST_VALUES: Final = 50
-OF_PICTURES: Final = {name: f"the {name} of the pictures" for name in PICTURE_COLUMNS}
+OF_PICTURES: Final = {name: f"the {name} of the images" for name in PICTURE_COLUMNS}
 MOST_COLUMNS: Final = 300
 LABELS_MOVED: Final = 0.01
 FACTORS: Final = {
@@ -109,9 +109,12 @@ def column_comparison(evidence: Evidence) -> ColumnComparison | str:
     sides = _of_equal_labels(_side(evidence), _side(evidence.versus.other))
     names = [name for name in sides[0].columns if name in sides[1].columns]
     if not names:
-        return "the two data sets share no columns of numbers, words or texts"
+        return "the two data sets have no columns of numbers, words or texts in common"
     if min(int(side.confirms.sum()) for side in sides) < LEAST_ROWS:
-        return f"needs {2 * LEAST_ROWS} rows on each side, half of them to confirm what is chosen"
+        return (
+            f"needs {2 * LEAST_ROWS} rows in each data set: half of them choose a change, "
+            "the others test it"
+        )
     n = [len(side.confirms) for side in sides]
     of_tokens = evidence.writing.measures if isinstance(evidence.writing, Writing) else {}
     pairs = {

@@ -15,7 +15,8 @@ from sonde.findings.trial import Trial
 
 SHAPES = 3.0
 NARROW_HINT = (
-    "in 16 bit or quantised only faults above 3 % are seen; rerun with --dtype float32 to be sure"
+    "in 16-bit or quantised models only differences above 3 % are detected; rerun with "
+    "--dtype float32 to be sure"
 )
 
 

@@ -98,8 +98,8 @@ def _of_classes(answer: Tensor, truth: Tensor, measure: Kind) -> dict[str, Any] 
 def _stepped(step: Float[Tensor, "row"], truth: Float[Tensor, "row"]) -> tuple[str, float] | None:
     """Return the step between label and answer that every other row chooses, and its accuracy.
 
-    None unless it is right on half of the rows that did not choose it, of five classes or more, and
-    the answers as they are on fewer.
+    None unless there are five classes or more, the step is correct on half of the held-out rows,
+    and unchanged answers are correct on fewer.
     """
     chosen, judge = step[::2], step[1::2]
     if len(judge) < MOVED_ROWS:

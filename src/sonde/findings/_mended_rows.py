@@ -1,4 +1,4 @@
-"""The form of the inputs in which the model is right on rows that it gets wrong."""
+"""The form of the inputs in which the model is correct on rows that it gets wrong."""
 
 import math
 from collections.abc import Callable
@@ -40,7 +40,7 @@ TIED, HOPELESS = 0.1, 0.5
 
 @dataclass(frozen=True, eq=False)
 class MendedRows:
-    """The form in which the model is right on most of the rows that it gets wrong.
+    """The form in which the model is correct on most of the rows that it gets wrong.
 
     A third of these rows chose the form. The figures are of the others.
 

@@ -76,12 +76,12 @@ def parts_of(singles: Sequence[InputBatch], processor: object, names: Sequence[s
         return _tokens(singles, processor)
     x = [values[0] for values in given if len(values) == 1]
     if len(x) < len(singles) or len({v.shape for v in x}) > 1 or x[0].ndim not in (2, 4):
-        return "inputs are neither pictures of one size, texts, nor rows of a table"
+        return "the inputs are neither images of one size, nor texts, nor rows of a table"
     whole = torch.cat(x)
     if whole.ndim == 2:
         return _columns(singles, whole, names)
     if min(whole.shape[-2:]) < SMALLEST:
-        return f"pictures have fewer than {SMALLEST} pixels on a side"
+        return f"the images have fewer than {SMALLEST} pixels on a side"
     return _places(singles, whole)
 
 
@@ -111,7 +111,7 @@ def _places(singles: Sequence[InputBatch], x: Tensor) -> Parts:
             mask = torch.zeros(height, width, dtype=torch.bool)
             mask[y0:y1, x0:x1] = True
             masks.append(mask.expand(x.shape[1:]))
-            words.append(f"rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1} of the picture")
+            words.append(f"rows {y0} to {y1 - 1}, columns {x0} to {x1 - 1} of the image")
     swap = _pasting(singles, x, torch.stack(masks))
     return Parts("place", torch.stack(blocks).numpy(), words.__getitem__, swap, swap, x[0].numel())
 
@@ -145,7 +145,7 @@ def _tokens(singles: Sequence[InputBatch], processor: object) -> Parts | str:
     """Return the tokens that many texts hold and many do not."""
     ids = [x for b in singles if (x := _ids(b)) is not None]
     if len(ids) < len(singles):
-        return "the texts hold no token numbers"
+        return "the texts have no token ids"
     special: set[int] = set(getattr(processor, "all_special_ids", None) or ())
     texts = _Texts(singles, [x[0].cpu() for x in ids], special)
     holds = [set(x.tolist()) - special for x in texts.ids]
@@ -153,7 +153,7 @@ def _tokens(singles: Sequence[InputBatch], processor: object) -> Parts | str:
     rare = {t: min(c, len(holds) - c) for t, c in counts.items()}
     usual = sorted((t for t in rare if rare[t] >= LEAST_TEXTS), key=lambda t: (-rare[t], t))
     if not usual:
-        return "no token is held by some texts and not by others"
+        return "no token occurs in some texts only"
     usual = usual[:MOST_TOKENS]
     blocks = np.array([[[float(t in held)] for held in holds] for t in usual])
     swap, control = partial(texts.swapped, usual, True), partial(texts.swapped, usual, False)

@@ -170,7 +170,7 @@ def _expected(
 
 
 def accuracy(evidence: Evidence, of_other: bool = False) -> dict[str, Any] | None:
-    """Return how often the model is right on labelled rows of a side, with a 95 % interval.
+    """Return how often the model is correct on labelled rows of a side, with a 95 % interval.
 
     In OTHER, labels may go beyond the model's classes; their rows are wrong.
     """

@@ -168,7 +168,7 @@ class ClassAnswersRule(Rule):
 
 
 def right_rows(evidence: Evidence, new_classes: bool = False) -> Float[Tensor, "row"] | None:
-    """Return whether the model is right on each sampled row, NaN without a label; None if unknown.
+    """Return whether the model is correct on each sampled row (NaN: no label), or None if unknown.
 
     Cheaper than ``class_answers``: no probe is fitted. With ``new_classes`` the labels may have
     more classes than the model; rows of the additional classes are wrong.
@@ -184,7 +184,7 @@ def right_rows(evidence: Evidence, new_classes: bool = False) -> Float[Tensor, "
 def answer_columns(evidence: Evidence, new_classes: bool = False) -> tuple[Tensor, Tensor] | str:
     """Return logits and labels of the sampled rows, or the reason why they cannot be compared."""
     if evidence.data.has_labels and not evidence.sites:
-        return "no row is finite at every site"
+        return "every row has NaN or infinity at some site"
     if not evidence.data.has_labels:
         unfit = evidence.heads.reasons if isinstance(evidence.heads, Heads) else {}
         return next(iter(unfit.values()), NO_LABELS)
@@ -193,10 +193,12 @@ def answer_columns(evidence: Evidence, new_classes: bool = False) -> tuple[Tenso
     shared = shared_rows(evidence)
     logits, label = shared.column("logits"), answered_labels(shared)
     if logits is None or label is None or logits.shape[1] < 2:
-        return "the model gives no logits of two classes or more"
+        return "the model has no output with logits of at least two classes"
     n = len(torch.unique(label[label >= 0]))
     if n > logits.shape[1] and not new_classes:
-        return f"the labels have {n} classes, the model gives {logits.shape[1]} numbers for a row"
+        return (
+            f"the labels have {n} classes, but the model returns {logits.shape[1]} numbers per row"
+        )
     return logits, label
 
 
@@ -207,15 +209,14 @@ def _order(evidence: Evidence) -> str:
     if logits is None or label is None or not logits.shape[1] >= 2 or not names:
         return ""
     if logits.shape[1] != len(names):
-        return (
-            f"; name its {logits.shape[1]} outputs in their order: --classes "
-            f"{','.join(names[:2])},..."
-        )
+        return f"; name its {logits.shape[1]} outputs in order: --classes {','.join(names[:2])},..."
     answer, truth = logits.argmax(1)[label >= 0], label[label >= 0]
     right = float((answer == truth).double().mean())
     order = best_order(answer, truth, len(names))
     best = float((order[answer] == truth).double().mean())
-    said = f"; if its outputs are in the order {listed(names, 4)}, it is right on {percent(right)}"
+    said = (
+        f"; if its outputs are in the order {listed(names, 4)}, it is correct on {percent(right)}"
+    )
     usual = ",".join(names)
     if best > 1.2 * right:
         names = tuple(names[k] for k in order.tolist())

@@ -202,7 +202,7 @@ def head_answers(stream: LiveStream, data: DataEvidence, is_judged: bool) -> Hea
             continue
         kept = torch.isfinite(made["right"])  # rows that have a label
         if len(torch.unique(group[kept])) < 2:
-            reasons[column] = f"the rows with a label in column {column!r} are of one group"
+            reasons[column] = f"all rows with a label in column {column!r} belong to one group"
             continue
         places = kept.nonzero()[:, 0].tolist()
         made |= {key: made[key][kept] for key in ("right", "usual")}

@@ -67,14 +67,14 @@ def input_table(stream: LiveStream, data: DataEvidence) -> InputTable | str:
     inputs = stream.inputs
     n_columns = _width(inputs) if isinstance(inputs, ItemInputs) else None
     if not isinstance(inputs, ItemInputs) or n_columns is None:
-        return "the inputs are no rows of numbers"
+        return "the inputs are not rows of numbers"
     n, most = len(inputs), min(ROWS, max(FEW_ROWS, NUMBERS // n_columns))
     chosen = np.arange(n)
     if n > most:
         chosen = np.sort(np.random.default_rng(data.seed).permutation(n)[:most])
     found = _named(inputs, chosen) or _plain(inputs, chosen)
     if found is None:
-        return "the inputs are no rows of numbers"
+        return "the inputs are not rows of numbers"
     values, names = found
     if len(values) < LEAST_ROWS or values.shape[1] > MOST_COLUMNS:
         return f"needs {LEAST_ROWS} rows or more, and {MOST_COLUMNS:,} columns or fewer"

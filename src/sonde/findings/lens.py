@@ -143,7 +143,7 @@ def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
     if not texts:
         return LensEvidence(reason="no text has two tokens")
     head, blocks, decode = head_module(stream.probe), blocks_of(stream), None
-    reason = "needs a head, and at least two blocks among the sites"
+    reason = "needs a model with a head, and at least two blocks among the sites"
     with untouched(stream.model.module), torch.no_grad():
         if head is not None and len(blocks) >= 2:
             decode = readout(stream.model.module, stream.probe, head, blocks[-1], texts[0])

@@ -132,8 +132,12 @@ def say_measures(stream: Stream, found: ScanMeasures, plan: Plan, shown: bool) -
     for name in dict.fromkeys(names):
         mine = [task for task, its in zip(tasks, names, strict=True) if its == name]
         size = estimate(requests_of(mine, None, plan.split), stream, plan).state_bytes
-        where = plural(len(mine), "place")
-        when = "in the scan's pass" if mine[0] in found.tasks else f"in {TWICE} of its own"
+        where = plural(len(mine), "site")
+        when = (
+            "computed in the pass of the scan"
+            if mine[0] in found.tasks
+            else f"computed in {TWICE} of its own"
+        )
         sys.stderr.write(f"note: {name}: {where}, {gib(size)} of states, {when}.\n")
     _say_left_out(found.left_out)
 

@@ -153,7 +153,7 @@ def _searched(
     first_half = chooses_by_key([key for one in small.singles for key in one.group_keys])
     even, odd = (torch.nonzero(half).flatten().tolist() for half in (first_half, ~first_half))
     if min(len(even), len(odd)) < LEAST:
-        return f"needs {LEAST} rows that choose a change, and {LEAST} others"
+        return f"needs {LEAST} rows to choose a change and {LEAST} others to test it"
     own = runs.logits(even)
     if own is None:
         return "the model's answers to a few rows are not known"
@@ -172,7 +172,7 @@ def _searched(
         first = [change for change in first if change.alone]
     budget.leave_out(PARTS, len(every) - len(first))
     if not first:
-        return "the model is too large to try changes to its parts; --deep tries them"
+        return "not tried because the model is large; --deep tries changes to its parts"
     tried: list[tuple[float, PartChange]] = []
     with budget.bar(PARTS, len(first)) as bar:
         for change in first:

@@ -24,11 +24,12 @@ PACKAGES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "pyarrow"
 CANNOT_SEE = (
     "Only this data set was read; another data set can have different states.",
     "Only the listed sites were read; what happens between them was not.",
-    "Averages over an example hide what happens to single tokens or patches.",
-    "No cause was tested: nothing was switched off, no weight was changed.",
+    "Averages over an example hide differences between its tokens or patches.",
+    "No cause was tested: no unit was switched off and no weight was changed.",
     "Backdoors that these data do not trigger leave no trace here.",
-    "Quantised or low-rank weights that write to a residual stream do not show in its states.",
-    "Slow drift over time is not seen in one scan.",
+    "Quantised or low-rank weights that write to a residual stream cannot be detected in "
+    "its states.",
+    "A single scan cannot detect slow drift over time.",
     "In 16-bit types, differences between runs below 3 % cannot be detected.",
     "Pairs of rows are compared within samples of at most 2,048 rows.",
 )
@@ -74,7 +75,7 @@ def _sites(scanned: Scanned) -> str:
     n_read = len({key.split("|")[0] for key in keys})
     n_kept = len(scanned.evidence.sites)
     many = plural(n_read, "site")
-    return many if n_kept >= n_read else f"{n_kept:,} of {many} with finite rows"
+    return many if n_kept >= n_read else f"{n_kept:,} of {many} that have finite rows"
 
 
 def _call(scanned: Scanned, model: str) -> str:
@@ -115,7 +116,7 @@ def _model(stream: Any, name: str) -> dict[str, Any]:
             "class": type(module).__name__,
             "n_parameters": count_weights(module),
             "device": None if first is None else str(first.device),
-            "mode": "train (read in eval mode, then set back)" if module.training else "eval",
+            "mode": "train (read in eval mode, then restored)" if module.training else "eval",
         }
     return found
 
@@ -174,7 +175,7 @@ def limits(scanned: Scanned) -> list[str]:
     n_wide = sum(s.is_wide for s in scanned.evidence.sites)
     if n_wide:
         said.append(
-            f"At {plural(n_wide, 'site')} wider than 2,048 units only variances were kept; "
+            f"At {plural(n_wide, 'site')} of more than 2,048 units only variances were kept; "
             "spectra, ranks and similarity there come from the sampled rows."
         )
     withheld = [c.code for c in scanned.checks if c.state in ("withheld", "failed")]

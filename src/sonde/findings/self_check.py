@@ -189,7 +189,7 @@ class _Compared:
         if self._harms("repeat"):
             together = self._without_dropout(together, again)
         if len(self.small) < 2:
-            self.reasons["company"] = "needs two examples of one size"
+            self.reasons["company"] = "needs two examples of equal size"
         else:
             self.found["company"] = self._company(together)
         if self.stream.model.task == "causal" and (self.small.length or 0) > SHORTEST:

@@ -122,7 +122,7 @@ def shortcut_evidence(stream: LiveStream, evidence: Evidence) -> ShortcutEvidenc
         return "needs labels that are the model's own classes, and its logits"
     weights = count_weights(stream.model.module)
     if weights > USUAL_WEIGHTS and not evidence.deep:
-        return "not tested for a model of this size without --deep"
+        return "the model is too large for this check; --deep runs it"
     found = _examples(stream, evidence)
     if isinstance(found, str):
         return found
@@ -130,7 +130,7 @@ def shortcut_evidence(stream: LiveStream, evidence: Evidence) -> ShortcutEvidenc
     if isinstance(parts, str):
         return parts
     if parts.n_numbers > USUAL_NUMBERS and not evidence.deep:
-        return "not tested for inputs of this size without --deep"
+        return "the inputs are too large for this check; --deep runs it"
     with untouched(stream.model.module), torch.no_grad():
         return _searched(stream, evidence, found, parts)
 

@@ -27,25 +27,30 @@ class SND001(Rule):
     title: ClassVar[str] = "Non-finite states"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
-        "Everything computed from such a row is void; the row is left out of all other statistics."
+        "Nothing computed from such a row is meaningful; it is left out of all other statistics."
     )
     fix: ClassVar[str] = (
         "Load with --dtype float32 or bfloat16 if float16 overflows; else look for a division by "
         "zero or a logarithm of zero in the first layer named."
     )
     how: ClassVar[str] = (
-        "Rows of real tokens that hold a NaN, an infinity, or a number too large to square (above "
-        "1e15, in float64 1e60) are counted at every site, of OTHER too; one is enough. Fisher's "
-        "exact test says whether the fractions of DATA and OTHER differ. Padded positions are no "
-        "rows: the pass does not look at them, but for a note the self-check does, in the one "
-        "batch of up to eight texts that it pads."
+        "Rows of real tokens that hold a NaN, an infinity, or a number too large to square "
+        " "
+        "(above 1e15, in float64 1e60) are counted at every site, of OTHER too; one is "
+        "enough. "
+        "Fisher's exact test compares the fractions in DATA and OTHER. Padded "
+        " "
+        "positions are not counted. The self-check looks for NaN there in the one batch of up "
+        ""
+        "to eight texts that it pads, and reports it as a note."
     )
     false_positives: ClassVar[str] = (
-        "None known: masks are read at ports that may hold -inf only. Attention over nothing "
-        "leaves NaN at padded positions of some models; that is the note."
+        "None known: attention masks, which may contain -inf, are not counted. Some models "
+        "compute NaN at padded positions because nothing can be attended to there; that is a "
+        "note."
     )
     plant: ClassVar[str] = "One infinite weight; the logarithm of a negative number."
-    twin: ClassVar[str] = "The same net without it; NaN at padded positions alone is a note."
+    twin: ClassVar[str] = "The same net without the fault; NaN at padded positions alone is a note."
 
     def check(self, evidence: Evidence) -> Check:
         """Count rows per site, over pooled rows and tokens, of DATA and then of OTHER."""
@@ -91,7 +96,7 @@ class SND001(Rule):
         first = hit[0]
         text = (
             f"{bad[first]:,} of {plural(total[first], 'row')} of OTHER hold NaN, infinity or a "
-            f"number too large to square at {shortened(first)}, none of DATA"
+            f"number too large to square at {shortened(first)}; no row of DATA does"
         )
         said = "The comparison of DATA and OTHER leaves these rows out."
         return self.raised_with(
@@ -129,7 +134,7 @@ def _beside(evidence: Evidence, site: str) -> str:
         return ""
     bad, total = _counts(evidence.versus.other)
     rows = plural(total.get(site, 0), "row")
-    return f"Of OTHER {bad.get(site, 0):,} of {rows} do{_chance(evidence, site)}."
+    return f"In OTHER, {bad.get(site, 0):,} of {rows} do{_chance(evidence, site)}."
 
 
 def _chance(evidence: Evidence, site: str) -> str:

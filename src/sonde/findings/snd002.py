@@ -47,8 +47,8 @@ class SND002(Rule):
         "number of the type of the states."
     )
     false_positives: ClassVar[str] = (
-        "A constant offset that the next layer removes makes this fraction large without "
-        "harming the model, but still harms what is computed from these states."
+        "A constant offset that the next layer removes makes this fraction large. The model is "
+        "not harmed, but statistics of these states are."
     )
     plant: ClassVar[str] = "Twenty Linear + ReLU with default initialisation; 30,000 in float16."
     twin: ClassVar[str] = "The same network with He initialisation; the 30,000 in bfloat16."
@@ -68,19 +68,18 @@ class SND002(Rule):
         rows = f"{rows_of(site, evidence)}, {site.schema.dtype}."
         if kind == "p" and value >= 1:
             text = (
-                f"Numbers at {places(names)} are spaced more coarsely than the standard "
-                "deviation of the states."
+                f"At {places(names)}, neighbouring numbers of this type are further apart than "
+                "the standard deviation of the states."
             )
         elif kind == "p":
             text = (
                 f"Rounding accounts for {percent(value)} of the variance of states at "
-                f"{places(names)}; "
-                f"above {percent(limit)} counts."
+                f"{places(names)} (limit {percent(limit)})."
             )
         else:
             text = (
                 f"The largest state at {places(names)} reaches {percent(value)} of the largest "
-                f"number of {site.schema.dtype}; above {percent(limit)} counts."
+                f"number of {site.schema.dtype} (limit {percent(limit)})."
             )
         name = "rounding_share" if kind == "p" else "range_share"
         return self.raised_with(

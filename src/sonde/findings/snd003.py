@@ -31,28 +31,27 @@ class SND003(Rule):
     title: ClassVar[str] = "Layers that look untrained"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
-        "Weights that were not found in a checkpoint are initialised at random, with a line in "
-        "a log at best: a head that was not loaded, a block that was renamed."
+        "Weights that a checkpoint lacks stay at their random initialisation, at best with a "
+        "line in a log: a head that was not loaded, a block that was renamed."
     )
     fix: ClassVar[str] = (
-        "Load the weights again with model.load_state_dict(state, strict=True): it names the keys "
-        "that the checkpoint lacks."
+        "Load the weights again with model.load_state_dict(state, strict=True), which lists "
+        "the keys that the checkpoint lacks."
     )
     how: ClassVar[str] = (
         "For each linear layer and convolution of at least 512 weights that ran, all of: its "
-        "weights fit a common initialiser with a free scale (Kolmogorov-Smirnov, p above "
-        "0.1 %), none of its singular values exceeds those of such random weights "
-        "(Tracy-Widom) and its rows and columns have equal norms (chi-squared), four p-values "
-        "that are "
-        "above 5 % together (Fisher), with two more that it passes on between the layers beside it "
-        "what random weights pass on; its bias is exactly zero, or drawn as torch draws it; "
-        "and its inputs come out as strong as random weights make them, within 4 "
-        "standard errors. Matrices of recurrent layers and of joined attention layers by the "
-        "weights alone. Embeddings in the same way, if their spread is below 0.2: those that "
-        "start larger are hardly changed by training; embeddings of zeros are named first. "
-        "A note where half of the layers look so, or "
-        "where the model's own answers are as good as a probe of its last layer. Norms of weight "
-        "exactly 1 and bias 0, if more than half of the norms have moved."
+        "weights fit a common initialiser with a free scale (Kolmogorov-Smirnov, p above 0.1 "
+        "%), none of its singular values exceeds those of such random weights (Tracy-Widom) "
+        "and its rows and columns have equal norms (chi-squared), and these four p-values, "
+        "with two more for how it transmits signals between its neighbouring layers, are above "
+        "5 % when combined (Fisher); its bias is exactly zero, or distributed as torch "
+        "initialises it; and it amplifies its inputs as much as random weights do, within 4 "
+        "standard errors. Recurrent layers and fused attention projections are judged by their "
+        "weights alone; embeddings too, if their standard deviation is below 0.2 (training "
+        "hardly changes larger ones). Embeddings of zeros are named first. A note if half of "
+        "the layers look untrained, or if the model's own answers are as good as a probe of "
+        "its last layer. Norms with weight exactly 1 and bias 0 are reported if more than half "
+        "of the norms have changed in training."
     )
     false_positives: ClassVar[str] = (
         "Layers that are random on purpose, such as random features; very wide layers that "
@@ -80,9 +79,9 @@ class SND003(Rule):
         named = f"{places([f.path for f in fresh], 2)} {'looks' if len(fresh) == 1 else 'look'}"
         who = "The whole model looks" if is_whole and not _is_right(evidence) else named
         text = (
-            f"{who} untrained: the weights of {first.path} are those of an initialiser "
-            f"({first.law}), none of its directions stands out (largest singular value "
-            f"{percent(first.edge)} of the edge of random ones)"
+            f"{who} untrained: the weights of {first.path} are distributed like those of an "
+            f"initialiser ({first.law}), and no singular value exceeds those of random weights "
+            f"(the largest is {percent(first.edge)} of their upper edge)"
         )
         bias = {"zero": ", its bias is 0", "drawn": ", its bias is random too", "": ""}[first.bias]
         level: Level = "note" if is_whole or _is_right(evidence) else "warning"
@@ -115,8 +114,9 @@ class SND003(Rule):
         share = len(found.norms) / found.n_norms
         verb = "is" if len(found.norms) == 1 else "are"
         text = (
-            f"{places(found.norms, 2)} {verb} as a new norm is, weight 1 and bias 0, while the "
-            f"other {plural(found.n_norms - len(found.norms), 'norm')} have moved in training."
+            f"{places(found.norms, 2)} {verb} in the initial state of a norm, weight 1 and bias "
+            f"0, while the other {plural(found.n_norms - len(found.norms), 'norm')} have "
+            "changed in training."
         )
         return self.raised_with(
             "note" if _is_right(evidence) else "warning",

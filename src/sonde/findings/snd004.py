@@ -27,8 +27,8 @@ class SND004(ReadingComparison):
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = "Nothing in this report, and no answer of the model, can be repeated."
     fix: ClassVar[str] = (
-        "Call model.eval(), and draw no random numbers in forward; say --stochastic if randomness "
-        "is meant."
+        "Call model.eval(), and draw no random numbers in forward; if the model is meant to be "
+        "random, pass --stochastic."
     )
     how: ClassVar[str] = (
         "Eight rows chosen by hash run twice with another random seed. Per site: rms difference "
@@ -49,7 +49,10 @@ class SND004(ReadingComparison):
             return self.clear(figure_of(found.repeat, tau))
         sites = found.repeat.beyond(min(tau, worst / 2))
         if worst <= tau:
-            text = f"Two runs differ by {amount(found.repeat, tau)}: the order of summation."
+            text = (
+                f"Two runs differ by {amount(found.repeat, tau)}, as a different order of "
+                "summation explains."
+            )
             level = "note"
         else:
             level = "note" if evidence.stochastic else level_of(worst, tau, self.error)
@@ -70,6 +73,6 @@ class SND004(ReadingComparison):
 
 def _reason(evidence: Evidence) -> str:
     if evidence.stochastic:
-        return "Declared as drawing random numbers."
+        return "The model was declared random (--stochastic)."
     training = evidence.model.training
     return f"{shortened(training[0])} is still in training mode." if training else ""

@@ -32,9 +32,10 @@ class SND005(Rule):
     fix: ClassVar[str] = "Call model.eval() after the weights are loaded."
     how: ClassVar[str] = (
         "Modules whose behaviour depends on the mode (dropout above 0, batch norm, recurrent "
-        "dropout, own forwards that read self.training) with their flag set in a model that is in "
-        "eval mode, and batch norms without running statistics. Error if two runs differ or the "
-        "batch changes a row. The scan itself reads in eval mode."
+        "dropout, modules whose forward reads self.training) that are in training mode while "
+        "the model is in eval mode, and batch norms without running statistics. An error if "
+        "two runs differ, or if the result for a row depends on its batch. The scan itself "
+        "reads in eval mode."
     )
     false_positives: ClassVar[str] = "Dropout kept on for sampling by design (--stochastic)."
     plant: ClassVar[str] = "model.eval(); model.block.bn.train()."
@@ -51,7 +52,11 @@ class SND005(Rule):
             n_rows=model.self_check.n_rows,
         )  # fmt: skip
         if len(wrong) < self.warning:
-            mode = "in training mode as a whole: read in eval mode" if model.was_training else ""
+            mode = (
+                "the whole model is in training mode; the scan read it in eval mode"
+                if model.was_training
+                else ""
+            )
             return self.clear(figure, mode)
         harm = self._harm(evidence)
         return self.raised_with(

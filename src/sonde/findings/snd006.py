@@ -31,12 +31,13 @@ class SND006(ReadingComparison):
         "track_running_stats=True."
     )
     how: ClassVar[str] = (
-        "Up to eight rows cut to equal length run together, and again one of them alone and the "
-        "others in another order. Per site: rms difference over the rms standard deviation "
-        "between rows."
+        "Up to eight rows, cut to equal length, run in one batch; then one of them runs alone "
+        "and the others in another order. Per site: rms difference over the rms standard "
+        "deviation between rows."
     )
     false_positives: ClassVar[str] = (
-        "Experts with a limited capacity do this by design; the sentence says if there is a router."
+        "Mixtures of experts with a limited capacity do this by design; the sentence says "
+        "whether the model has a router."
     )
     plant: ClassVar[str] = "Batch norm in training mode or without running statistics."
     twin: ClassVar[str] = "Batch norm with frozen statistics in eval mode."

@@ -33,12 +33,15 @@ class SND007(ReadingComparison):
         "Give attention_mask to every layer that mixes positions, and pool over real tokens alone."
     )
     how: ClassVar[str] = (
-        "Up to eight texts, all but one cut to half, run by length without padding and together "
-        "with it, on the side that the processor uses; with --deep on the other side too, which "
-        "is a note, as is padding that inputs of one length never need. Per "
-        "site, over real tokens: rms difference over the rms standard deviation between rows."
+        "Up to eight texts, all but one cut to half, run twice: without padding, sorted by "
+        "length, and in one padded batch, on the side that the processor uses. With --deep the "
+        "other side is tried too. That is a note, as is padding if all inputs have one length. "
+        "Per site, over real tokens: rms difference over the rms standard deviation between "
+        "rows."
     )
-    false_positives: ClassVar[str] = "Small leaks in 16 bit are missed rather than reported."
+    false_positives: ClassVar[str] = (
+        "Small effects in 16-bit models are missed rather than reported."
+    )
     plant: ClassVar[str] = "A model that ignores its attention mask."
     twin: ClassVar[str] = "The same model with the mask."
 
@@ -58,7 +61,7 @@ class SND007(ReadingComparison):
 
     def _harmful(self, found: SelfCheck, deltas: Deltas, tau: float, side: str) -> Check:
         sites = deltas.beyond(tau)
-        advice = "Padded on the right it is stable." if _right_is_fine(found, tau, side) else ""
+        advice = "Padding on the right changes nothing." if _right_is_fine(found, tau, side) else ""
         text = f"Padding on the {side} changes {_what(sites)}: {amount(deltas, tau)}."
         return self.differing(
             deltas,
@@ -81,7 +84,7 @@ class SND007(ReadingComparison):
 
     def _unable(self, found: SelfCheck) -> Check:
         known = [found.reasons[name] for name in REASONS if name in found.reasons]
-        reason = known[0] if known else "could not be run padded"
+        reason = known[0] if known else "the model could not be run with padding"
         if reason.startswith("needs"):
             return self.withheld(reason)
         return self.not_applicable(reason)

@@ -27,9 +27,9 @@ class SND008(ReadingComparison):
         "attention_mask.cumsum(-1) - 1."
     )
     how: ClassVar[str] = (
-        "Texts padded on the left with and without position_ids = cumsum(mask) - 1, against texts "
-        "without padding. Raised where the processor pads left, the difference without positions "
-        "is above the tolerance, and with them it is not."
+        "Texts padded on the left with and without position_ids = cumsum(mask) - 1, against "
+        "texts without padding. Raised if the processor pads on the left and the difference is "
+        "above the tolerance without position_ids, but not with them."
     )
     false_positives: ClassVar[str] = "None known; rotary and ALiBi models do not need positions."
     plant: ClassVar[str] = "A model with learned positions and a processor that pads left."
@@ -41,16 +41,20 @@ class SND008(ReadingComparison):
             return self.not_applicable("the processor does not pad on the left")
         if found.left is None:
             known = [found.reasons[name] for name in REASONS if name in found.reasons]
-            return self.not_applicable(known[0] if known else "no left padding was run")
+            return self.not_applicable(
+                known[0] if known else "the model was not run with left padding"
+            )
         if found.left.worst <= tau:
             return self.alike(found, found.left, tau)
         if not positions_cure(found, tau):
             figure = figure_of(found.left, tau)
-            return self.clear(figure, "positions from the mask do not help: see SND007")
+            return self.clear(
+                figure, "position_ids from the mask do not remove the difference: see SND007"
+            )
         sites = found.left.beyond(tau)
         text = (
-            f"Padded on the left without position_ids, states at {where(sites)} differ by "
-            f"{amount(found.left, tau)}; with them they do not."
+            f"With left padding and without position_ids, states at {where(sites)} differ by "
+            f"{amount(found.left, tau)}; with position_ids they do not."
         )
         return self.differing(
             found.left,

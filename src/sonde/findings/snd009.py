@@ -40,9 +40,9 @@ class SND009(Rule):
     why: ClassVar[str] = "A check that could not run is unknown, not passed."
     fix: ClassVar[str] = "Read more rows."
     how: ClassVar[str] = (
-        "Lists the checks that were withheld for want of rows, with rows present and needed. "
-        "Warning below 32 groups or where --fail-on names such a check. Also raised where --limit "
-        "saw only some of the classes of a sorted file."
+        "Lists the checks that had too few rows, with the number of rows present and needed. A "
+        "warning below 32 groups, or if --fail-on names one of these checks. Also raised if "
+        "--limit read only some of the classes of a file sorted by label."
     )
     plant: ClassVar[str] = "20 rows."
     twin: ClassVar[str] = "2,000 rows."
@@ -91,7 +91,7 @@ class SND009(Rule):
     def _text(self, evidence: Evidence, starved: Sequence[Check]) -> list[str]:
         have = plural(evidence.n_groups, counted_as(evidence).removesuffix("s"))
         if not starved:
-            return [f"Only {have}; intervals are wide below {self.warning}."]
+            return [f"There are only {have}; below {self.warning}, confidence intervals are wide."]
         worst = max(starved, key=lambda c: int(c.tables.get("needed", 0)))
         codes = listed([c.code for c in starved], 4)
         return [
@@ -113,7 +113,8 @@ class SND009(Rule):
             return ""
         of = f" of {named}" if named > classes else ""
         return (
-            f"--limit read a file sorted by label: {plural(classes, 'class', 'classes')}{of} seen."
+            "The file is sorted by label, and --limit read only "
+            f"{plural(classes, 'class', 'classes')}{of}."
         )
 
 

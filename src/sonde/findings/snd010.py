@@ -40,12 +40,12 @@ class SND010(Rule):
         "a module that holds most weights are the head of a former task: a note."
     )
     false_positives: ClassVar[str] = (
-        "Branches for other kinds of input. Heads and poolers near the top that were not asked for "
-        "are left out."
+        "Branches for other kinds of input. Heads and poolers near the top that this task does "
+        "not use are left out."
     )
     plant: ClassVar[str] = "A branch that forward does not call."
     twin: ClassVar[str] = (
-        "An output layer tied to the embedding; the weight of an attention's output."
+        "An output layer tied to the embedding; the output projection of an attention layer."
     )
 
     watches_modules: ClassVar[bool] = True
@@ -94,4 +94,4 @@ class SND010(Rule):
 def _of_heads(idle: list[Unused]) -> str:
     """Say that a part is what a backbone keeps of its former task."""
     names = [u.path for u in idle if u.is_old_head]
-    return f"{places(names, 1)} is the head of a former task." if names else ""
+    return f"{places(names, 1)} is the head of an earlier task." if names else ""

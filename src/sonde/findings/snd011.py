@@ -40,14 +40,16 @@ class SND011(SiteRule):
         "rate or a leaky activation, or prune them."
     )
     how: ClassVar[str] = (
-        "Units whose smallest and largest value over all rows are equal. What was not seen is "
-        "bounded: such a unit changes on fewer than 1 - (0.01 / units)^(1 / groups) of such "
-        "inputs, 99 % sure for all units of the site together. Sites that hold the model's input, "
-        "as a Flatten does, are left out: the margins of images are the same in all."
+        "Units whose smallest and largest value over all rows are equal. Inputs that were not "
+        "read are bounded: such a unit varies on fewer than 1 - (0.01 / units)^(1 / groups) of "
+        "similar inputs, with 99 % confidence for all units of the site together. Sites that "
+        "hold the model's input, as a Flatten does, are left out: the margins of images are "
+        "the same in all."
     )
     false_positives: ClassVar[str] = (
-        "Large ReLU language models keep half of the units of early layers silent: then it is true "
-        "and means removable. Healthy small nets have up to 37 % at random initialisation."
+        "Large ReLU language models really have silent units in early layers, up to half of "
+        "them; these can be removed. Healthy small nets have up to 37 % at random "
+        "initialisation."
     )
     plant: ClassVar[str] = (
         "Bias -100 on 60 % of the units before a ReLU; a weight with 55 % zero rows."
@@ -61,7 +63,7 @@ class SND011(SiteRule):
         g = evidence.n_groups
         models = [s for s in evidence.sites if not is_input(s, evidence)]
         if not models:
-            return self.not_applicable("no site but the model's input")
+            return self.not_applicable("only the model's input was read")
         needs = {s.schema.key: least_groups_for_silence(s.dim) for s in models}
         sites = [s for s in models if g >= needs[s.schema.key]]
         if not sites:
@@ -107,7 +109,7 @@ class SND011(SiteRule):
             f"{constant:,} of {plural(site.dim, 'unit')} at {places([site.name])} "
             f"{'is' if one else 'are'} {what} on all {rows_of(site, evidence)}, so "
             f"{'it ' + verb if one else 'they ' + verb.removesuffix('s')} on fewer than "
-            f"{percent(bound)} of such inputs (99 % sure)."
+            f"{percent(bound)} of similar inputs (99 % confidence)."
         )
 
 

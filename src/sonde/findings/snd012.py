@@ -24,26 +24,27 @@ class SND012(Rule):
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
         "In eval mode a batch norm subtracts a stored mean and divides by a stored standard "
-        "deviation. If they do not match the inputs, everything after it works on the wrong scale."
+        "deviation. If these do not match the inputs, all later layers receive numbers on the "
+        "wrong scale."
     )
     fix: ClassVar[str] = (
-        "Compare the scale of the inputs with that of training. Statistics of these rows can be "
-        "tried on rows with labels: model.train() over them once under torch.no_grad(), then "
+        "Compare the scale of the inputs with that in training. To try the statistics of these "
+        "rows on rows with labels: model.train() over them once under torch.no_grad(), then "
         "model.eval()."
     )
     how: ClassVar[str] = (
-        "Up to 128 rows are run and the mean and variance of each channel before each batch norm "
-        "compared with its buffers: the relative entropy of two Gaussians, in nats, median over "
-        "channels. 0.125 is a mean that is off by half a standard deviation, 0.5 by a whole one. "
-        "Buffers still at mean 0 and variance 1 are said to have never moved; that is a note "
-        "where no weight or bias of any batch norm was trained either. Where the answers can be "
-        "judged, the norms that do not fit take the mean and variance of half of the rows, all "
-        "together, and the first, the first from 0.5 nats on and the worst alone; the other half "
-        "judges the best of these; "
-        "a note if it does not help."
+        "Up to 128 rows are run and the mean and variance of each channel before each batch "
+        "norm compared with its buffers: the relative entropy of two Gaussians, in nats, "
+        "median over channels. 0.125 is a mean that is off by half a standard deviation, 0.5 "
+        "by a whole one. Buffers still at mean 0 and variance 1 are reported as never updated; "
+        "that is a note if no weight or bias of any batch norm was trained either. If the "
+        "answers can be judged, norms that do not fit are given the mean and variance of half "
+        "of the rows: all of them, the first, the first above 0.5 nats, and the worst. The "
+        "other half of the rows tests the best choice; the finding is a note if it does not "
+        "help."
     )
     false_positives: ClassVar[str] = (
-        "Data of another kind than the training data: then SND051 shows it too. Very small "
+        "Data that differ from the training data: SND051 then reports them too. Very small "
         "batches in training leave noisy statistics."
     )
     plant: ClassVar[str] = "A trained net with the buffers of new batch norms."
@@ -83,18 +84,18 @@ class SND012(Rule):
         alone = _alone(found)
         shown = alone or (worst if first.unmoved else first)
         off = (
-            f"What reaches {shown.path} lies {number(shown.shift)} standard deviations from its "
-            f"running mean, with {number(shown.ratio)} times its running variance (median channel, "
-            f"{plural(found.n_rows, 'row')})."
+            f"The inputs of {shown.path} lie {number(shown.shift)} standard deviations from its "
+            f"running mean and have {number(shown.ratio)} times its running variance (median "
+            f"channel, {plural(found.n_rows, 'row')})."
         )
         more = f"{len(bad)} of {len(found.norms)} batch norms do not fit."
         if alone is not None and alone is not found.norms[0]:
-            more = f"{more[:-1]}; with other statistics in this one the answers are restored."
+            more = f"{more[:-1]}; other statistics in this norm restore the answers."
         elif first.unmoved:
             names = places([n.path for n in bad], 1)
-            more = f"The buffers of {names} have never moved from mean 0 and variance 1."
+            more = f"The buffers of {names} were never updated: mean 0 and variance 1."
         elif first is found.norms[0]:
-            more += " It is the first: inputs have another scale than in training."
+            more += " It is the first norm, so the inputs have another scale than in training."
         else:
             more += f" {found.norms[0].path}, the first, fits."
         said, fix = _of_trial(found.refitted, alone)

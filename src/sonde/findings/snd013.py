@@ -43,10 +43,10 @@ class SND013(SiteRule):
     warning: float = 0.5
     title: ClassVar[str] = "Saturated units"
     theme: ClassVar[Theme] = "units"
-    why: ClassVar[str] = "Gradients hardly pass such a unit, and its output is nearly binary."
+    why: ClassVar[str] = "Such a unit passes almost no gradient, and its output is nearly binary."
     fix: ClassVar[str] = (
-        "Scale what reaches the layer as in training; if it saturates there too, put a norm "
-        "before its activation."
+        "Scale the inputs of the layer as in training; if it saturates in training too, put a "
+        "norm before its activation."
     )
     how: ClassVar[str] = (
         "The mean derivative follows from mean m and variance v: tanh 1 - v - m^2, sigmoid "
@@ -54,7 +54,7 @@ class SND013(SiteRule):
         "minus the fraction of rows at the ends. A unit counts below 0.05."
     )
     false_positives: ClassVar[str] = (
-        "Gates: closed gates are their job, so these are a note at most."
+        "Gates are meant to close, so for gates this is a note at most."
     )
     plant: ClassVar[str] = "Weights times 10 before a tanh."
     twin: ClassVar[str] = "A trained tanh net."
@@ -73,7 +73,9 @@ class SND013(SiteRule):
             return too_few(self, g, least, counted_as(evidence))
         found = {s.name: d for s in sites if (d := slope(s, evidence)) is not None}
         if not found:
-            return self.not_applicable("rows are means over positions, which hide the ends")
+            return self.not_applicable(
+                "rows are means over positions, which hide saturated positions"
+            )
         shares = {n: float((d < self.passes).double().mean()) for n, d in found.items()}
         return Measured(shares, if_raised={"shares": shares})
 

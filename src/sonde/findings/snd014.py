@@ -57,12 +57,12 @@ class SND014(SiteRule):
     )
     how: ClassVar[str] = (
         "min(|r| on all rows, |r| without the 1 % of rows of largest norm) > 0.9999: two units "
-        "then differ by less than 1.4 % of their standard deviation. Where a module slides over "
-        "an image, they "
-        "must at single positions too. Constant units are left out; of a set of copies all but one "
-        "count. The trim matters: one huge row makes everything correlate. Sites of fewer than "
-        "eight units, or that are fed by fewer than eight numbers, are not judged, nor sites where "
-        "SND022 would find that few directions are what the task asks for."
+        "then differ by less than 1.4 % of their standard deviation. For a module that slides "
+        "over an image, they must be copies at single positions too. Constant units are left "
+        "out; in a set of copies, all but one count. Large rows are trimmed because one huge "
+        "row makes all units correlate. Not judged: sites of fewer than eight units, sites "
+        "with fewer than eight inputs, and sites where the task needs only few directions "
+        "(SND022)."
     )
     false_positives: ClassVar[str] = "Rank one (SND022) makes all units copies."
     plant: ClassVar[str] = "Half of a weight's rows copied onto the other half."
@@ -85,8 +85,8 @@ class SND014(SiteRule):
                 del found[s.name]
         if not found:
             return self.not_applicable(
-                f"no site has {self.units} units, is fed by {self.numbers} numbers and must "
-                "encode more than one or two numbers"
+                f"no site has {self.units} units, {self.numbers} inputs, and a task that needs "
+                "more than one or two numbers"
             )
         shares = {n: float(c.double().mean()) for n, c in found.items()}
         return Measured(shares, if_raised={"shares": shares}, kept=found)

@@ -40,36 +40,38 @@ class SND015(Rule):
     title: ClassVar[str] = "Inputs in another form than in training"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
-        "Inputs that are scaled, turned or ordered otherwise than in training give wrong answers "
-        "without an error."
+        "Inputs that are scaled, rotated or ordered differently than in training give wrong "
+        "answers without an error."
     )
     fix: ClassVar[str] = "Prepare the inputs in the form named."
     how: ClassVar[str] = (
-        "Asked where the model is right far less often than a linear probe of its last layer, "
-        "wrong on a tenth of the rows, or where the first batch norm does not fit (SND012): up to "
-        "128 rows are run again divided by 255, rescaled to 0..1, -1..1 or mean 0 and variance 1, "
-        "inverted, mirrored, turned, with channels reversed or columns moved, one named column in "
-        "another unit, two exchanged, ... Raised where one of them closes half of the gap to the "
-        "probe (a regression: has 95 % of its R^2, less .05) and rows that it mends outnumber rows "
-        "that it breaks (sign test, 0.1 %, corrected for the forms tried). From 15 rows on, those "
-        "that are wrong (numbers: off by two thirds of the targets' spread and three usual errors) "
-        "are tried by themselves, and a third of them choose the form: raised where it mends 65 % "
-        "of the others (sign test against 30 %, 0.1 %) and brings three fifths of them nearer to "
-        "rows that are right, more than it does these (Mann-Whitney, 0.1 %), unless a constant on "
-        "the logit of one class, chosen in the same way, mends about as many. A form that brings "
-        "them no nearer is that of all rows: raised where it closes half of the gap to no wrong "
-        "row, rows that it breaks taken off, and is no scale. Where no form corrects "
-        "enough answers, the log loss of the rows that judge, at the best temperature of each "
-        "form, must be a tenth below that of the inputs as given with the best bias of each "
-        "class (signed ranks, 0.1 %), and accuracy must not fall. Columns of "
-        "a table are held against the mean and standard deviation that the model has stored (a "
-        "batch norm, or two buffers as wide as the table): raised where a column lies two stored "
-        "standard deviations away, or has a quarter or four times the spread, while most columns "
-        "fit; the unit, curve or exchange that makes it fit is tried. Without labels: "
-        "where a form takes three quarters of the first batch norm's misfit away and leaves less "
-        "than 0.125 nats."
+        "Tested if the model is far less accurate than a linear probe of its last layer or "
+        "wrong on a tenth of the rows, or if the first batch norm does not fit (SND012): up to "
+        "128 rows are run again divided by 255, rescaled to 0..1, to -1..1 or to mean 0 and "
+        "variance 1, inverted, mirrored, rotated, with reversed channels or moved columns, "
+        "with one named column in another unit, with two columns exchanged, ... Raised if one "
+        "form closes half of the gap to the probe (a regression: reaches 95 % of the probe's "
+        "R^2, less .05) and corrects more rows than it spoils (sign test, 0.1 %, corrected for "
+        "the forms tried). If at least 15 rows are wrong (numbers: off by two thirds of the "
+        "targets' standard deviation and by three robust standard deviations of the errors), "
+        "these rows are tried separately, and a third of them choose the form. It is raised if "
+        "it corrects 65 % of the other wrong rows (sign test against 30 %, 0.1 %) and moves "
+        "three fifths of their states nearer to those of correct rows, more than it moves "
+        "correct rows (Mann-Whitney, 0.1 %), unless a constant on the logit of one class, "
+        "chosen in the same way, corrects about as many. A form that does not move them nearer "
+        "must fit all rows: it is raised if it removes half of the errors, spoiled rows "
+        "deducted, and is not a scale. If no form corrects enough answers, the log loss of the "
+        "held-out rows, at the best temperature of each form, must be a tenth below that of "
+        "the unchanged inputs with the best bias for each class (signed ranks, 0.1 %), and "
+        "accuracy must not fall. Columns of a table are compared with the mean and standard "
+        "deviation that the model stores (in a batch norm, or in two buffers as wide as the "
+        "table): raised if a column lies two stored standard deviations away, or if its "
+        "standard deviation is a quarter or four times the stored one, while most columns fit; "
+        "the unit, curve or exchange that makes it fit is tried. Without labels: raised if a "
+        "form removes three quarters of the first batch norm's misfit and leaves less than "
+        "0.125 nats."
     )
-    false_positives: ClassVar[str] = "A form that helps by luck is possible at the stated level."
+    false_positives: ClassVar[str] = "At the stated level, a form can help by luck."
     plant: ClassVar[str] = "A net for pixels in -1..1 over pixels in 0..255."
     twin: ClassVar[str] = "The same net over pixels in -1..1."
 
@@ -104,7 +106,9 @@ class SND015(Rule):
             return self.clear(Figure("gain", 0.0), "too few rows to choose a form and to test it")
         trial = _trial(evidence, found.rows, found.chooses, (given, best))
         if trial is None:
-            return self.clear(Figure("gain", 0.0), "the answers in this form are not known")
+            return self.clear(
+                Figure("gain", 0.0), "the answers to inputs in this form are not known"
+            )
         reach = 1.0 if math.isnan(found.probe) else found.probe
         own, gain, n = float(trial.before.mean()), trial.gain, len(trial.rows)
         mended, broken = (int(d.sum()) for d in _differences(trial))
@@ -121,15 +125,13 @@ class SND015(Rule):
         before, after, most = (_reached(x, numbers) for x in (own, own + gain, found.probe))
         probe = "" if math.isnan(found.probe) else f"; a probe of its last layer {most}"
         text = (
-            f"With its inputs {best.words}, the model {after} on {plural(n, 'row')} held out from "
-            f"this choice; with the inputs as given, it {before}{probe}."
+            f"With its inputs {best.words}, the model {after} on {plural(n, 'row')} held out "
+            f"from this choice; with unchanged inputs, it {before}{probe}."
         )
         whole = math.isnan(found.probe) or own + gain > reach - 0.1
-        text = (
-            text if whole else f"{text[:-1]}: like this fault, but it does not explain all errors."
-        )
+        text = text if whole else f"{text[:-1]}: this fault explains some of the errors, not all."
         then, now = (_figure(x, numbers) for x in (own + gain, own))
-        fix = f": {'R^2 of' if numbers else 'right on'} {then} instead of {now}.{_range(best)}"
+        fix = f": {'R^2 of' if numbers else 'correct on'} {then} instead of {now}.{_range(best)}"
         return self._raised(text, figure, best, fix, "error" if whole else "warning", trial)
 
     def _by_loss(
@@ -195,9 +197,9 @@ class SND015(Rule):
         if len(stored.off) > 1:
             text += f" Also off: {listed([shortened(c.name, 30) for c in stored.off[1:4]])}."
         if best is None or trial is None:
-            fix = f"Give {first.name} in the unit and place of the training table"
+            fix = f"Give {first.name} in the unit and column position of the training table"
             if best is not None:
-                fix = f"Give the inputs {best.words}: then these columns fit what is stored"
+                fix = f"Give the inputs {best.words}: then these columns fit the stored statistics"
             return self.raised_with(
                 "warning", sentence(text), figure, effect=figure.value, fix=f"{fix}."
             )
@@ -229,7 +231,7 @@ class SND015(Rule):
         if found.offset >= found.right - self.rival:
             return self.clear(figure, "a bias on the logit of one class corrects as many rows")
         text = (
-            f"Of {plural(found.n, 'row')} that the model gets wrong it is right on "
+            f"Of {plural(found.n, 'row')} that the model gets wrong it is correct on "
             f"{percent(found.right)} with the inputs {found.form.words}: a fraction of the "
             f"rows, at least {percent(found.right * found.wrong)}, is given in another form."
         )
@@ -250,14 +252,13 @@ class SND015(Rule):
         if found.right < self.most or gain < self.part * found.wrong or lucky >= self.level:
             return clear
         if found.form.scale is not None:  # larger inputs drown any bias of the model
-            return self.clear(figure, "a scale of the inputs makes up for a bias as well")
+            return self.clear(figure, "scaling the inputs corrects a bias equally well")
         if found.offset >= found.right - self.rival:
             return self.clear(figure, "a bias on the logit of one class corrects as many rows")
         text = (
-            f"With its inputs {found.form.words}, the model is right on {percent(found.right)} of "
-            f"{plural(found.n, 'row')} that it gets wrong, and keeps {percent(found.kept)} of "
-            "those "
-            "that it gets right."
+            f"With its inputs {found.form.words}, the model is correct on {percent(found.right)} "
+            f"of {plural(found.n, 'row')} that it gets wrong, and stays correct on "
+            f"{percent(found.kept)} of the rows that it gets right."
         )
         fix = f": about {percent(after)} right instead of {percent(before)}."
         fix += _range(found.form)
@@ -270,7 +271,7 @@ class SND015(Rule):
         best = min(known, key=lambda t: t.misfit, default=None)
         if best is None or math.isnan(given.misfit):
             return self.clear(
-                Figure("gain", 0.0), "neither answers nor norms distinguish the forms"
+                Figure("gain", 0.0), "neither the answers nor the norms distinguish the forms"
             )
         figure = Figure(
             "misfit_left", best.misfit, unit="nats", null=0.0, n_rows=found.n_rows,
@@ -279,11 +280,12 @@ class SND015(Rule):
         if best.misfit >= min(MISFIT, given.misfit / 4):
             return self.clear(figure)
         text = (
-            f"With the inputs {best.words}, what reaches the first norm, {found.norms[0].path}, "
-            f"fits what it was trained on ({number(best.misfit)} nats), with the inputs as "
-            f"given it does not ({number(given.misfit)} nats; {plural(found.n_rows, 'row')})."
+            f"With the inputs {best.words}, the first norm, {found.norms[0].path}, receives the "
+            f"distribution that it was trained on (divergence {number(best.misfit)} nats), with "
+            f"unchanged inputs it does not ({number(given.misfit)} nats; "
+            f"{plural(found.n_rows, 'row')})."
         )
-        fix = f": then what reaches {found.norms[0].path} fits its training."
+        fix = f": then the inputs of {found.norms[0].path} are distributed as in training."
         return self._raised(text, figure, best, fix)
 
     def _raised(
@@ -352,7 +354,7 @@ def _range(form: Tried) -> str:
 
 def _reached(score: float, numbers: bool) -> str:
     """Return a mean score in words."""
-    return f"{'has an R^2 of' if numbers else 'is right on'} {_figure(score, numbers)}"
+    return f"{'has an R^2 of' if numbers else 'is correct on'} {_figure(score, numbers)}"
 
 
 def _figure(score: float, numbers: bool) -> str:

@@ -68,8 +68,8 @@ class SND016(Rule):
     title: ClassVar[str] = "A few units dominate (massive activations, outlier dimensions)"
     theme: ClassVar[Theme] = "units"
     why: ClassVar[str] = (
-        "These units serve as attention sinks: removing or rounding them breaks models. Cosine, "
-        "distances and 8-bit formats are dominated by them."
+        "These units serve as attention sinks: removing or rounding them breaks models. They "
+        "dominate cosines, distances and the scales of 8-bit formats."
     )
     fix: ClassVar[str] = (
         "The answers need no change. Standardise the units before you compare rows, "
@@ -84,7 +84,9 @@ class SND016(Rule):
     )
     false_positives: ClassVar[str] = "Common in trained language models, and needed there."
     plant: ClassVar[str] = "A bias of 3,000 on one unit; 20,000 on one unit of position 0."
-    twin: ClassVar[str] = "Rows of Student's t with 3 degrees; 60 % dead units."
+    twin: ClassVar[str] = (
+        "Rows from Student's t distribution with 3 degrees of freedom; 60 % dead units."
+    )
 
     def check(self, evidence: Evidence) -> Check:
         """Measure dominance at every site, on all rows."""
@@ -148,23 +150,26 @@ class SND016(Rule):
     def _sentence(
         self, names: list[str], worst: SiteEvidence, d: Dominance, evidence: Evidence, other: bool
     ) -> str:
-        common = "only in the other data" if other else "common"
+        common = "only in the other data set" if other else "common"
         if d.ratio >= self.massive:
             at = f", position {d.position}" if d.position is not None else ""
-            steady = "; it hardly changes and acts as a bias" if d.steady else ""
+            steady = "; its value hardly varies, so it acts as a bias" if d.steady else ""
             text = (
-                f"Unit {d.unit}{at} at {places(names)} reaches {about(d.ratio)} times the median "
-                f"unit's size ({common}){steady}."
+                f"Unit {d.unit}{at} at {places(names)} reaches {about(d.ratio)} times the "
+                f"median unit's size ({common}){steady}."
             )
         else:
             units = listed([str(u) for u in d.units])
             text = (
                 f"{'Unit' if len(d.units) == 1 else 'Units'} {units} at {places(names)} "
-                f"{'holds' if len(d.units) == 1 else 'hold'} {percent(d.share)} of mean square, "
-                f"{number(d.fair)} times as much as with equal units ({common})."
+                f"{'holds' if len(d.units) == 1 else 'hold'} {percent(d.share)} of the mean "
+                f"square, {number(d.fair)} times as much as if all units were equal ({common})."
             )
         with_, without = _cosines(worst, self._units(d))
-        cosine = f"Mean cosine of rows {number(with_)}, without {number(without)}."
+        cosine = (
+            f"The mean cosine of two rows is {number(with_)}, and {number(without)} "
+            "without these units."
+        )
         return sentence(text, cosine, f"{rows_of(worst, evidence)}.")
 
     def _figure(self, d: Dominance, evidence: Evidence, site: SiteEvidence) -> Figure:

@@ -37,13 +37,13 @@ class SND017(Rule):
         "other tokens."
     )
     how: ClassVar[str] = (
-        "Median norm of rows at the first position, and of other special tokens, over the median "
-        "of the rest; at least 3 is a note. Warning where the reducer averages them in and they "
-        "hold more than half of the squared norms."
+        "Median norm of rows at the first position, and of other special tokens, over the "
+        "median of the rest; at least 3 is a note. A warning if the reducer includes them in "
+        "its average and they account for more than half of the squared norms."
     )
     false_positives: ClassVar[str] = "Common in trained language models (attention sinks)."
     plant: ClassVar[str] = "200 added to one unit of position 0, read as the mean over tokens."
-    twin: ClassVar[str] = "The same read at the last token: a note at most."
+    twin: ClassVar[str] = "The same model read at the last token: a note at most."
 
     def check(self, evidence: Evidence) -> Check:
         """Compare medians at every site that has tokens."""
@@ -54,7 +54,7 @@ class SND017(Rule):
             return too_few(self, evidence.n_groups, GROUPS)
         found = [(s, b, r) for s in sites for b in BUCKETS if (r := _ratio(s, b)) is not None]
         if not found:
-            return self.not_applicable("all tokens are first or special ones")
+            return self.not_applicable("every token is the first of its text or a special token")
         site, bucket, ratio = max(found, key=lambda f: f[2])
         figure = Figure(
             "norm_per_other_tokens", ratio, unit="ratio", threshold=self.note,
@@ -67,10 +67,12 @@ class SND017(Rule):
         drowned = [f for f in hits if self._drowns(f[0], f[1])]
         share = float(site.all.norms.energy_share[bucket])
         text = (
-            f"{BUCKETS[bucket]} are {number(ratio)} times as long as others at {places(names)} "
-            f"(common) and hold {percent(share)} of the squared norms."
+            f"{BUCKETS[bucket]} are {number(ratio)} times as long as other tokens at "
+            f"{places(names)} (common) and account for {percent(share)} of the squared norms."
         )
-        mixed = f"The reducer {site.schema.reducer} averages them in." if drowned else ""
+        mixed = (
+            f"The reducer {site.schema.reducer} includes them in its average." if drowned else ""
+        )
         return self.raised_with(
             level="warning" if drowned else "note",
             sentence=sentence(text, mixed, f"{rows_of(site, evidence)}."),

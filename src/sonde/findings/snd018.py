@@ -50,19 +50,19 @@ class SND018(SiteRule):
     why: ClassVar[str] = "Activations were rounded to few levels, so similar rows become identical."
     fix: ClassVar[str] = "If rounding matters, load the weights without quantisation."
     how: ClassVar[str] = (
-        "In the sampled rows a unit takes at most 256 distinct non-zero values, at least 95 % of "
-        "their gaps are whole multiples of the smallest one within 1 %, and that is coarser than "
-        "the number format's own spacing; in at least half of the units. Sees quantised "
-        "activations; quantised weights leave no such trace."
+        "Raised if in at least half of the units the sampled rows take at most 256 distinct "
+        "non-zero values, at least 95 % of the gaps between these values are whole multiples "
+        "of the smallest gap within 1 %, and that gap is coarser than the spacing of the "
+        "number format. This detects quantised activations, not quantised weights."
     )
     false_positives: ClassVar[str] = (
-        "Whole-number inputs, also behind a Flatten, and embeddings of bytes look like this; they "
-        "are not looked at. "
-        "Values that a 16-bit format holds count as rounded to it, so rounding to 256 levels by a "
-        "power of two cannot be distinguished from bfloat16."
+        "Whole-number inputs, also after a Flatten, and embeddings of bytes have such values "
+        "too and are not tested. Values that a 16-bit format can represent count as rounded to "
+        "it, so rounding to 256 levels with a power of two as step cannot be distinguished "
+        "from bfloat16."
     )
     plant: ClassVar[str] = "Eight-bit rounding after a ReLU."
-    twin: ClassVar[str] = "bfloat16, also where float32 holds it."
+    twin: ClassVar[str] = "bfloat16 values, also if stored as float32."
 
     figure_name: ClassVar[str] = "units_on_a_grid"
 
@@ -70,7 +70,7 @@ class SND018(SiteRule):
         """Look at the sampled values of every unit."""
         sites = [s for s in evidence.sites if _is_judged(s, evidence)]
         if not sites:
-            return self.not_applicable("no site has rows that are states of one position")
+            return self.not_applicable("no site has rows that are states of single positions")
         most = max(len(s.sample.draw) for s in sites)
         if most < self.rows:
             return too_few(self, most, self.rows, "rows")

@@ -33,9 +33,10 @@ class SND019(ReadingComparison):
         "diagonal=1."
     )
     how: ClassVar[str] = (
-        "For models that predict next tokens, by their class and configuration: up to eight texts "
-        "of one length, run once more with the second half of another text each. Per site, over "
-        "tokens of the first half: rms difference over the rms standard deviation between rows."
+        "For models that predict next tokens, by their class and configuration: up to eight "
+        "texts of one length, run again after the second half of each is replaced by that of "
+        "another text. Per site, over tokens of the first half: rms difference over the rms "
+        "standard deviation between rows."
     )
     false_positives: ClassVar[str] = (
         "Models that read a prefix in both directions by design; capacity limits of experts, "
@@ -48,7 +49,9 @@ class SND019(ReadingComparison):
         """Compare states before different endings."""
         deltas = found.future
         if deltas is None or not deltas.values:
-            return self.not_applicable("the model does not predict a next token, or runs one text")
+            return self.not_applicable(
+                "the model does not predict a next token, or could run only one text"
+            )
         if deltas.worst <= tau:
             return self.alike(found, deltas, tau)
         sites = deltas.beyond(tau)

@@ -49,15 +49,15 @@ class SND020(Rule):
         "Load this weight again from the checkpoint it came from, or divide it by the factor named."
     )
     how: ClassVar[str] = (
-        "Linear layers and convolutions of at least 512 weights that ran, grouped by shape and by "
-        "name with numbers left out, so that the same place of all blocks is one group; and the "
-        "weights of norms inside of numbered blocks, grouped by name. The root "
-        "mean square of a layer's weights over the median of the others in its group is at least "
-        "4 or at most 1/4, and the logarithm 6 robust standard deviations (1.48 times the median "
+        "Linear layers and convolutions of at least 512 weights that ran, grouped by shape and "
+        "by name without numbers, so that layers at the same position in all blocks form one "
+        "group; and the weights of norms inside numbered blocks, grouped by name. The root mean "
+        "square of a layer's weights over the median of the others in its group is at least 4 "
+        "or at most 1/4, and the logarithm 6 robust standard deviations (1.48 times the median "
         "deviation, at least log 1.2) away."
     )
     false_positives: ClassVar[str] = (
-        "Models that scale blocks by their depth on purpose, where the first differs much."
+        "Models that scale blocks by depth on purpose, so that the first block differs much."
     )
     plant: ClassVar[str] = "A trained net of six blocks, one weight of which is ten times as large."
     twin: ClassVar[str] = "The trained net."
@@ -69,7 +69,9 @@ class SND020(Rule):
             return self.not_applicable("no model was run")
         large = all_groups(found, self.siblings)
         if not large:
-            return self.not_applicable(f"no {self.siblings} blocks have a layer of one name")
+            return self.not_applicable(
+                f"fewer than {self.siblings} blocks have a layer of the same name"
+            )
         outliers = size_outliers(large, self.ratio, self.deviations)
         every = [r for group in large for r in ratios(group)]
         worst = max(every, key=lambda r: abs(math.log(r)), default=1.0)
@@ -85,8 +87,9 @@ class SND020(Rule):
         trial: Trial | None = evidence.resized
         fix = "" if trial is None or not trial.holds else f"With {trial.change}: {gained(trial)}."
         text = (
-            f"The weights of {first.path} are {times} those at the same place of "
-            f"{plural(first.n_siblings, 'other block')} (root mean square, median of the others)."
+            f"The weights of {first.path} are {times} those of the same layer in "
+            f"{plural(first.n_siblings, 'other block')} (root mean square, median of the "
+            "others)."
         )
         return self.raised_with(
             "warning",

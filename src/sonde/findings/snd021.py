@@ -38,8 +38,8 @@ class SND021(Rule):
     )
     how: ClassVar[str] = (
         "Median norm of all rows at every site, divided by the root of the width; largest over "
-        "smallest among sites whose modules are of one class. The median does not see the few "
-        "rows that hold huge values."
+        "smallest among sites whose modules are of one class. The few rows with huge values do "
+        "not affect the median."
     )
     false_positives: ClassVar[str] = (
         "Sites of one class with different purposes, such as a head of logits."
@@ -76,8 +76,8 @@ class SND021(Rule):
         least = "at least " if _is_below(small) or _is_above(large) else ""
         text = (
             f"States {verb} {least}{about(ratio)} times from {places([first.name])} to "
-            f"{places([last.name])}: median norm per root unit {_words(first)} to "
-            f"{_words(last)}; above {number(level[1])} times counts."
+            f"{places([last.name])}: median norm, divided by the root of the width, "
+            f"{_words(first)} to {_words(last)} (limit {number(level[1])} times)."
         )
         return self.raised_with(
             level=level[0],

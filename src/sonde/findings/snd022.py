@@ -51,16 +51,15 @@ class SND022(SiteRule):
         "connections or a norm, and train again."
     )
     how: ClassVar[str] = (
-        "D^2 / sum of squared correlations over units that vary, on pooled rows; on "
-        "single positions where a module slides over an image and these have more. The raw "
-        "covariance is not used: one large unit brings its ratio to 1 on healthy networks. "
-        "Sites that are fed by fewer than eight numbers or channels are left out. "
-        "Withheld where two or three classes hold 80 % of the variance, and where a model "
-        "answers (its logits, else its last site) with one or two numbers that explain 80 % of "
-        "what that number of directions can explain at most: nets of two or three classes, maps "
-        "of so many, and those "
-        "that say one number, need no more. A note at most where a layer is left with one to two "
-        "directions and the last site has more: what comes between finds them again."
+        "D^2 / sum of squared correlations over units that vary, on pooled rows, or on single "
+        "positions if a module slides over an image and these have a higher rank. The raw "
+        "covariance is not used: one large unit lowers its ratio to 1 in healthy networks. "
+        "Sites with fewer than eight inputs or input channels are left out. Withheld if two or "
+        "three classes account for 80 % of the variance, or if the model's output (its logits, "
+        "else its last site) is one or two numbers that explain 80 % of the most that so few "
+        "directions can explain: nets with two or three classes and regressions need no more. "
+        "A note at most if one or two directions are left at a layer but more at the last "
+        "site, because the layers between recover them."
     )
     false_positives: ClassVar[str] = (
         "Data that differ in one way only (one object, one brightness)."
@@ -81,7 +80,7 @@ class SND022(SiteRule):
         sites = [s for s in sites if s.name not in fed]
         if not sites:
             return self.not_applicable(
-                f"no site has {self.units} units that vary, fed by as many numbers or channels"
+                f"no site has {self.units} units that vary and as many inputs or input channels"
             )
         values = {s.name: directions(s) for s in sites}
         low = [s for s in sites if values[s.name] < self.warning]
@@ -114,9 +113,9 @@ class SND022(SiteRule):
         """Say in how many directions the units move."""
         site = worst.site
         return (
-            f"The {int(site.alive.sum()):,} units that vary at {places([site.name])} move in "
-            f"{_counted(worst.value)} (participation ratio of correlations); below "
-            f"{number(worst.limit)} counts. {plural(site.moments.n, 'row')}.",
+            f"The {int(site.alive.sum()):,} units that vary at {places([site.name])} span "
+            f"{_counted(worst.value)} (participation ratio of correlations; limit "
+            f"{number(worst.limit)}). {plural(site.moments.n, 'row')}.",
             worst.also(),
         )
 
@@ -134,12 +133,15 @@ def asked_for(site: SiteEvidence, evidence: Evidence, explained: float) -> str:
         )
     share = few_classes(site, evidence)
     if share > explained:
-        return f"few classes hold {percent(share)} of the variance: see SND032"
+        return (
+            f"the differences between a few classes account for {percent(share)} of the "
+            "variance: see SND032"
+        )
     n, share = few_outputs(site, evidence)
     if share > explained:
         return (
-            f"the model answers with {plural(n, 'number')}, which at {places([site.name])} "
-            f"explain {percent(share)} of what that number of directions can explain at most"
+            f"the model answers with {plural(n, 'number')}, which explain {percent(share)} of "
+            f"the variance at {places([site.name])} that so few directions can explain"
         )
     return ""
 

@@ -40,7 +40,7 @@ class SND024(SiteRule):
         "patches. 0.001 means that tokens differ by 3 % of the standard deviation."
     )
     false_positives: ClassVar[str] = (
-        "Models that pool all tokens afterwards lose nothing by it: a note at most late on."
+        "Models that pool all tokens afterwards lose nothing: a note at most in late layers."
     )
     plant: ClassVar[str] = "Attention blocks without a skip connection."
     twin: ClassVar[str] = "A trained vision transformer with mean pooling."
@@ -67,9 +67,8 @@ class SND024(SiteRule):
         site = worst.site
         what = "tokens" if site.all.key.endswith("tokens") else "positions"
         return (
-            f"Inside an example {what} hold {percent(worst.value)} of the variance at "
-            f"{places(worst.names)}; below {percent(worst.limit)} counts. "
-            f"{rows_of(site, evidence)}.",
+            f"Inside an example, {what} account for {percent(worst.value)} of the variance at "
+            f"{places(worst.names)} (limit {percent(worst.limit)}). {rows_of(site, evidence)}.",
             "The model pools them afterwards." if self._is_late(site, evidence) else "",
         )
 

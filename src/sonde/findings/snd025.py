@@ -37,14 +37,15 @@ class SND025(SiteRule):
     why: ClassVar[str] = "The block costs time and memory and hardly changes its input."
     fix: ClassVar[str] = "Remove the block, or start its last weights above zero and train again."
     how: ClassVar[str] = (
-        "Median over units of rms(out - in) / std(in), for blocks with parameters that work on "
-        "what the site before returned, and for the first one. Below 0.05 the input alone explains "
-        "99.7 % of the output. An input of another shape (an embedding's) is not compared. "
-        "Change over the whole norm is not used: one huge unit makes it small at every later block."
+        "Median over units of rms(out - in) / std(in), for blocks with parameters whose input "
+        "is the output of the site before, and for the first block. Below 0.05 the input alone "
+        "explains 99.7 % of the output. Blocks whose input has another shape, such as "
+        "embeddings, are not compared. The change relative to the whole norm is not used: one "
+        "huge unit makes it small at every later block."
     )
     false_positives: ClassVar[str] = (
-        "Similarity is a hint, no proof: a small change can matter. A residual branch that was "
-        "just initialised to zero is idle and fine."
+        "Similarity is no proof: a small change can matter. A residual branch that was "
+        "initialised to zero and not yet trained changes nothing and is no fault."
     )
     plant: ClassVar[str] = "A block's projections times 0.02; all zero."
     twin: ClassVar[str] = "The same blocks at random initialisation."
@@ -57,11 +58,15 @@ class SND025(SiteRule):
         """Compare change and spread at every block."""
         model = evidence.model
         if not isinstance(model, ModelEvidence):
-            return self.not_applicable("no model was run: what lies between sites is not known")
+            return self.not_applicable(
+                "no model was run, so the modules between sites are not known"
+            )
         blocks = self._blocks(evidence, model)
         values = {s.name: v for s in blocks if (v := _change(s)) is not None}
         if not values:
-            return self.not_applicable("no block keeps its width and follows another site")
+            return self.not_applicable(
+                "no block has equal input and output width and follows another site"
+            )
         if evidence.n_groups < GROUPS:
             return too_few(self, evidence.n_groups, GROUPS)
         return Measured(values, {"values": values})

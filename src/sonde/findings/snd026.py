@@ -38,14 +38,15 @@ class SND026(Rule):
         "earlier block."
     )
     fix: ClassVar[str] = (
-        "Load this block again from its checkpoint; if it is whole, fine-tune it, or answer from "
-        "the block before it."
+        "Load this block again from its checkpoint; if it is whole, fine-tune it, or take the "
+        "answer from the block before it."
     )
     how: ClassVar[str] = (
-        "Mean next-token loss of the states after every block through the model's own final norm "
-        "and head, on a hash sample of its data; the rise over a block is paired by token, its "
-        "error is over groups. Second half only, and only where both losses are below the entropy "
-        "of the targets' own frequencies: above it this reading means nothing."
+        "Mean next-token loss of the states after every block through the model's own final "
+        "norm and head, on a hash sample of its data; the rise over a block is paired by "
+        "token, with a standard error over groups. Only blocks in the second half count, and "
+        "only if both losses are below the entropy of the targets' own frequencies: above it, "
+        "these predictions mean nothing."
     )
     false_positives: ClassVar[str] = "Models trained with early exits or other heads inside."
     plant: ClassVar[str] = "The output of one late block times -2."
@@ -70,7 +71,11 @@ class SND026(Rule):
         figure = self._figure(lens, at)
         if not hits:
             meaningful = float(lens.loss[late].min()) < lens.unigram
-            reason = "" if meaningful else "losses inside are above the targets' own entropy"
+            reason = (
+                ""
+                if meaningful
+                else "the losses after inner blocks are above the entropy of the targets"
+            )
             return self.clear(figure, reason)
         worse = self._ends_worse(lens)
         names = [lens.sites[i].removesuffix(":out") for i in hits]

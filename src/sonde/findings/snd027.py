@@ -41,12 +41,12 @@ class SND027(SiteRule):
     why: ClassVar[str] = "The layer can be replaced by two smaller ones that give the same numbers."
     fix: ClassVar[str] = "Widen the layer that caps the rank, or feed more independent columns."
     how: ClassVar[str] = (
-        "Eigenvalues of the covariance of rows, in units of the rounding of each unit, above 1, at "
-        "linear layers that work on exactly what the site before returned. Rounding: that of the "
-        "states (s^2 / 12, s the spacing of numbers), of the weights ((16 u)^2 times the mean "
-        "variance, u the unit roundoff) and of sums in float32. Possible is the least of units "
-        "that vary, rank of that input, and rows - 1. Low-rank weights that write to a residual "
-        "stream do not show."
+        "The number of eigenvalues above 1 of the covariance of rows, in units of the rounding "
+        "error of each unit, at linear layers whose input is exactly the output of the site "
+        "before. Rounding: that of the states (s^2 / 12, s the spacing of numbers), of the "
+        "weights ((16 u)^2 times the mean variance, u the unit roundoff) and of sums in "
+        "float32. The possible rank is the smallest of: units that vary, rank of that input, "
+        "and rows - 1. Low-rank weights that write to a residual stream are not detected."
     )
     false_positives: ClassVar[str] = "Layers built as low rank on purpose."
     plant: ClassVar[str] = "A weight cut to its twelve largest singular values."
@@ -59,7 +59,9 @@ class SND027(SiteRule):
         """Count directions before and after every linear layer that follows a site."""
         model = evidence.model
         if not isinstance(model, ModelEvidence):
-            return self.not_applicable("no model was run: what lies between sites is not known")
+            return self.not_applicable(
+                "no model was run, so the modules between sites are not known"
+            )
         pairs = [
             (a, b)
             for a, b in zip(evidence.sites, evidence.sites[1:], strict=False)

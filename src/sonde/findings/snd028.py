@@ -27,22 +27,21 @@ class SND028(Rule):
     title: ClassVar[str] = "Texts in another form than in training"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
-        "Positions or token numbers that are off by one, another case, blanks or encoding raise "
-        "the loss of a language model without any error message."
+        "Positions or token ids that are off by one, or another case, spacing or encoding, "
+        "raise the loss of a language model without any error message."
     )
     fix: ClassVar[str] = "Prepare the texts in the form named."
     how: ClassVar[str] = (
-        "Up to 32 texts of one length, cut to 64 tokens, run again with positions one lower, one "
-        "or two higher, token numbers one lower or higher, from the end to the start, and with "
-        "the start token before them; and texts of 128 tokens in another case, with other blanks, "
-        "line ends, quotation marks, encodings and normalisations, whose loss counts by the "
-        "characters of the shorter text. Raised where the mean loss after the first token falls by "
-        "at least 5 % and 0.1 nats, and Wilcoxon's signed rank test over the texts that did "
-        "not choose the form has p below 0.1 %, and the new loss is below that of the tokens' "
-        "frequencies."
+        "Up to 32 texts of one length, cut to 64 tokens, run again with positions one lower "
+        "and one or two higher, with token ids one lower or higher, in reverse order, and with "
+        "a start token; and texts of 128 tokens in another case, with other spaces, line ends, "
+        "quotation marks, encodings and normalisations, whose loss is divided by the "
+        "characters of the shorter text. Raised if the mean loss after the first token falls "
+        "by at least 5 % and 0.1 nats, Wilcoxon's signed rank test over held-out texts has p "
+        "below 0.1 %, and the new loss is below that of the tokens' frequencies."
     )
     false_positives: ClassVar[str] = (
-        "Few texts of one kind. A start token that was left out on purpose is still raised."
+        "Few, similar texts. A start token that was left out on purpose is reported too."
     )
     plant: ClassVar[str] = "The shipped language model with its positions moved by one."
     twin: ClassVar[str] = "The unchanged model."
@@ -66,8 +65,8 @@ class SND028(Rule):
         if gain < max(self.nats, self.share * own) or not p < self.level or own - gain > most:
             return self.clear(figure)
         text = (
-            f"Given {words}, the texts cost the model {number(own - gain, 3)} nats per token, and "
-            f"{number(own, 3)} as given ({percent(gain / own)} less; "
+            f"Given {words}, the texts have a loss of {number(own - gain, 3)} nats per token, "
+            f"and of {number(own, 3)} unchanged ({percent(gain / own)} less; "
             f"{plural(len(loss), 'text')} held out from the choice)."
         )
         line = FORMS[words][0] if words in FORMS else ""

@@ -29,24 +29,24 @@ class SND029(Rule):
     title: ClassVar[str] = "The model expects other tokens than its texts have"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "A tokenizer of another model, or a retrained one, gives tokens other ids: "
+        "The tokenizer of another model, or a retrained tokenizer, gives tokens other ids: "
         "every text is nonsense to the model, and no error appears."
     )
     fix: ClassVar[str] = (
         "Load the tokenizer that the model was trained with, from the same directory."
     )
     how: ClassVar[str] = (
-        "Where the loss at the next token is above the entropy of the tokens' frequencies by 3 "
-        "standard errors: the model's probabilities are averaged over positions. Their cross "
-        "entropy with the frequencies, less the entropy, is what expecting the wrong tokens "
-        "costs. Raised where that is at least 0.5 nats and falls to less than half once both are "
-        "sorted: the model expects as uneven tokens as these, but others. A single token "
-        "that makes half of it is no sign of other numbers. Nearly even predictions, "
-        "as those of random weights, cost as much sorted; a model half of whose layers look "
-        "untrained (SND003) is not judged."
+        "Tested if the next-token loss is above the entropy of the tokens' frequencies by 3 "
+        "standard errors. The model's probabilities are averaged over positions; their "
+        "divergence from the frequencies is the cost of expecting the wrong tokens. Raised if "
+        "it is at least 0.5 nats and falls to less than half once both distributions are "
+        "sorted: the model expects an equally uneven distribution, but over other tokens. If a "
+        "single token accounts for half of the cost, nothing is raised. Nearly even "
+        "predictions, as from random weights, cost as much after sorting; a model half of "
+        "whose layers look untrained (SND003) is not judged."
     )
     false_positives: ClassVar[str] = "Texts of a language that the model was not trained on."
-    plant: ClassVar[str] = "The shipped language model over tokens whose numbers are shuffled."
+    plant: ClassVar[str] = "The shipped language model over tokens whose ids are shuffled."
     twin: ClassVar[str] = "The same model over its own tokens."
 
     def check(self, evidence: Evidence) -> Check:
@@ -63,13 +63,13 @@ class SND029(Rule):
             n_rows=lens.n_rows, n_groups=lens.n_groups,
         )  # fmt: skip
         if not math.isfinite(cost) or lag < self.errors * lens.final_se:
-            return self.clear(figure, "its loss is below that of the tokens' frequencies")
+            return self.clear(figure, "the model's loss is below that of the tokens' frequencies")
         if cost < self.nats or by_rank > cost / 2:
             return self.clear(figure)
         if _of_one_token(lens) > self.one * cost:
-            return self.clear(figure, "one token makes most of it")
+            return self.clear(figure, "a single token accounts for most of the cost")
         if isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= self.untrained:
-            return self.clear(figure, "its layers look untrained")
+            return self.clear(figure, "the model's layers look untrained")
         text = (
             f"The model's loss is {number(lens.final)} nats per token (± "
             f"{number(Z * lens.final_se)}), the tokens' frequencies alone give "

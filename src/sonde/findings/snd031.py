@@ -32,13 +32,14 @@ class SND031(LabelRule):
     )
     fix: ClassVar[str] = "Train a new head on the layer named, in place of the last one."
     how: ClassVar[str] = (
-        "Class means in the metric of the OAS-shrunk covariance within classes, fitted without one "
-        "of four folds of the groups, tested on it. The best site is chosen on half of the sampled "
-        "groups; its accuracy minus the last site's, or that of the logits' site, is measured on "
-        "the other half, with a standard error over groups. A warning where the classes are the "
-        "model's own and its own answers lag behind the best site by as much; answers "
-        "that beat the commonest class by less than "
-        "a quarter of what the best site does are those of a model that these labels do not train."
+        "Class means in the metric of the OAS-shrunk covariance within classes, fitted without "
+        "one of four folds of the groups, tested on it. The best site is chosen on half of the "
+        "sampled groups; its accuracy minus that of the last site, or of the logits, is "
+        "measured on the other half, with a standard error over groups. A warning if the "
+        "labels are the model's own classes and its own answers lag behind the best site by as "
+        "much. If the answers beat the commonest class by less than a quarter of the best "
+        "site's margin, the model was not trained on these labels, and the finding stays a "
+        "note."
     )
     false_positives: ClassVar[str] = (
         "Common in the middle layers of pretrained models, whose last layers serve another task; "
@@ -53,7 +54,7 @@ class SND031(LabelRule):
             return self.not_applicable("there is one site only")
         chosen = torch.remainder(found.group // 8, 2) == 0
         if bool(chosen.all()) or not bool(chosen.any()):
-            return self.withheld("all rows are of one half of the groups")
+            return self.withheld("all rows belong to one half of the groups")
         best = best_site([float(s.hit[chosen].mean()) for s in found.sites])
         last = _answering(found)
         figure = self._gain(found, best, found.sites[last].hit, ~chosen)

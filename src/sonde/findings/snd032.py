@@ -31,17 +31,17 @@ class SND032(Rule):
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
         "Distances within a class carry no information, features transfer worse, and inputs "
-        "of no class can coincide with a class."
+        "that belong to no class can coincide with a class."
     )
     fix: ClassVar[str] = (
         "Stop the training earlier or add weight decay if rows within a class must stay "
         "distinguishable."
     )
     how: ClassVar[str] = (
-        "NC1 = tr(S_W S_B^+) / classes over averages, class means weighed alike, and the fraction "
-        "of the variance that lies between classes, both at the last site. Classes are the labels, "
-        "without labels the model's own answers. The interval comes from random halves of the "
-        "sampled groups."
+        "NC1 = tr(S_W S_B^+) / classes over averages, class means with equal weights, and the "
+        "fraction of the variance that lies between classes, both at the last site. Classes "
+        "are the labels, or the model's own answers if there are no labels. The interval comes "
+        "from random halves of the sampled groups."
     )
     false_positives: ClassVar[str] = (
         "Common on training data late in training; data with one row per class."
@@ -75,11 +75,11 @@ class SND032(Rule):
         figure = self._figure(value, every, large, x, label, shared.group, wide)
         if not (value < self.nc1 and explained > self.explained):
             return self.clear(figure)
-        what = "class" if of_labels else "class that the model names"
+        what = "class" if of_labels else "class predicted by the model"
         sentence = (
             f"At {site.name}, {percent(explained, 3)} of the variance lies between classes and "
-            f"the variance inside a {what} is {number(value)} of that between classes (NC1; below "
-            f"{number(self.nc1)} counts as collapsed). {plural(figure.n_rows, 'row')}, "
+            f"the variance inside a {what} is {number(value)} of that between classes (NC1; "
+            f"below {number(self.nc1)} is collapsed). {plural(figure.n_rows, 'row')}, "
             f"{plural(len(large), 'class', 'classes')}."
         )
         return self.raised_with(

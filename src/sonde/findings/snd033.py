@@ -29,12 +29,14 @@ class SND033(LabelRule):
     )
     fix: ClassVar[str] = "Merge the classes that are confused, or add rows of the class named."
     how: ClassVar[str] = (
-        "Held-out recall at the best site, all classes counted alike. Raised where its upper "
-        "Wilson bound, at a level divided by the number of classes, is below the median recall "
-        "minus 0.2. Rows of one group count as one. Where the model's own answers are known, "
-        "its recall of the class must be below that limit too."
+        "Held-out recall at the best site, with all classes weighted equally. Raised if its "
+        "upper Wilson bound, at a level divided by the number of classes, is below the median "
+        "recall minus 0.2. Rows of one group count as one. If the model's own answers are "
+        "known, its recall of the class must be below that limit too."
     )
-    false_positives: ClassVar[str] = "Classes that differ in something this model never learned."
+    false_positives: ClassVar[str] = (
+        "Classes that differ in a feature that this model never learned."
+    )
     plant: ClassVar[str] = "The labels of two classes are swapped at random."
     twin: ClassVar[str] = "A class of 30 rows."
 
@@ -69,7 +71,7 @@ class SND033(LabelRule):
             poor = [r for r in poor if r[0] in missed]
             if not poor:
                 return self.clear(
-                    figure, "the model's own answers do separate the class from the others"
+                    figure, "the model's own answers separate the class from the others"
                 )
             k = poor[0][0]
             recall, low, high, n = judged[k]
@@ -96,7 +98,11 @@ class SND033(LabelRule):
     ) -> str:
         low, high, middle = (percent(v or 0.0) for v in (figure.low, figure.high, figure.null))
         taken = next((b for a, b, *_ in confusions(found, found.best) if a == k), None)
-        rival = "" if taken is None else f", most others pass for {shortened(found.names[taken])!r}"
+        rival = (
+            ""
+            if taken is None
+            else f", most others are classified as {shortened(found.names[taken])!r}"
+        )
         more = "" if n_poor == 1 else f" {plural(n_poor - 1, 'more class', 'more classes')} alike."
         if own is not None:
             more = f" The model itself recognises {percent(own_recalls(own)[k])} of them.{more}"

@@ -33,22 +33,22 @@ class SND034(LabelRule):
     )
     fix: ClassVar[str] = "Look at the rows listed, and correct or drop those whose label is wrong."
     how: ClassVar[str] = (
-        "At the site of best labels: none of the 10 nearest rows of other groups has the row's "
-        "label, at least 9 share another one, and the held-out classifier names that one too. "
-        "Healthy data show up to 0.6 % of such rows, so their count must also be improbable "
-        "at that fraction. Where it is, rows are listed beside them of which six neighbours say "
-        "so and "
-        "at most 2 have the row's label, if the model itself answers that class at least as "
-        "surely as it does for the rows of that class on average. The report's list of labels to "
-        "look at first has its own order, by what the probe, the neighbours and the model's own "
-        "answers leave to the label, and says how many of some exchanged labels come first in it. "
-        "Labels that are wrong in one direction: of the rows that the held-out classifier "
-        "gives one class, at least 20 % are labelled as another class, more than the reverse, and "
-        "they lie as far on its side as its own rows (medians within a quarter), on each half of "
-        "the groups; chance below 0.001 over all pairs of classes, over the rows that lie as far "
-        "as 19 of 20 of the own ones. If the classifier shows none and the model's own answers are "
-        "more accurate, the same of these, where the classifier gives most of the rows another "
-        "label than their own."
+        "At the site whose states predict labels best: none of the 10 nearest rows of other "
+        "groups has the row's label, at least 9 share another one, and the held-out classifier "
+        "names that one too. Healthy data show up to 0.6 % of such rows, so their count must "
+        "also be improbable at that fraction. If it is, further rows are listed: at least six "
+        "of their neighbours share another label and at most 2 have the row's label, and the "
+        "model predicts that other class at least as confidently as it does on average for rows "
+        "of that class. The report's list of labels to check first is ordered by the "
+        "probability that the probe, the neighbours and the model's own answers give to the "
+        "label; the report prints how many of some deliberately exchanged labels come first in "
+        "it. Labels that are wrong in one direction: of the rows that the held-out classifier "
+        "gives one class, at least 20 % are labelled as another class, more than the reverse, "
+        "and lie as far on that class's side as its own rows (medians within a quarter), on "
+        "each half of the groups; p below 0.001 over all pairs of classes, among rows that lie "
+        "as far as 19 of 20 rows of the class. If the classifier shows none and the model's own "
+        "answers are more accurate, the same test uses these answers, if the classifier "
+        "disagrees with most of the rows' labels."
     )
     false_positives: ClassVar[str] = (
         "Rare kinds of a class that look like another one to this model; classes that overlap."
@@ -85,8 +85,9 @@ class SND034(LabelRule):
         examples = examples_at(evidence, doubtful_rows(evidence))
         site = found.sites[found.best]
         sentence = (
-            f"{plural(count, 'row')} of {n:,} ({percent(count / n)}) at {site.name} lie among rows "
-            f"of one other class and are classified as it; up to {percent(self.usual)} is normal."
+            f"{plural(count, 'row')} of {n:,} ({percent(count / n)}) at {site.name} lie among "
+            "rows of one other class and are classified as that class; up to "
+            f"{percent(self.usual)} is normal."
         )
         return self.raised_with(
             "warning" if severe else "note",

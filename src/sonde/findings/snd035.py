@@ -25,7 +25,7 @@ NUISANCES = {
     "brightness": "the mean brightness",
     "marks": "the number of HTML tags and entities",
     "unknown": "the fraction of unknown tokens",
-    "language": "the language (1: another than most texts)",
+    "language": "the language (1: not that of most texts)",
 }
 OF_FILES = ("size", "brightness")
 
@@ -69,13 +69,14 @@ class SND035(LabelRule):
         "of its values, and train again."
     )
     how: ClassVar[str] = (
-        "One-against-rest AUROC of each nuisance for each class on one sampled row of each group, "
-        "in the direction in which it is above one half; lower bound (Newcombe) at a level divided "
-        "by twice the number of nuisances and classes. A warning becomes a note where the nuisance "
-        "explains less than 2 % of the margin of the model's own answers inside classes; size and "
-        "brightness also where these answers are not known, since they hang on what a picture "
-        "shows. Texts are also judged by HTML tags and entities, unknown tokens and their language "
-        "(unless the classes are languages). Order in the file is SND044."
+        "One-against-rest AUROC of each nuisance for each class on one sampled row of each "
+        "group, in the direction in which it is above one half; lower bound (Newcombe) at a "
+        "level divided by twice the number of nuisances and classes. A warning becomes a note "
+        "where the nuisance explains less than 2 % of the margin of the model's own answers "
+        "inside classes; size and brightness also if these answers are not known, since they "
+        "depend on the content of an image. For texts, HTML tags and entities, unknown tokens "
+        "and the language (unless the classes are languages) are nuisances too. Order in the "
+        "file is SND044."
     )
     false_positives: ClassVar[str] = "Classes that differ in length or language by nature."
     plant: ClassVar[str] = "The texts of one class are twice as long."
@@ -151,7 +152,10 @@ class SND035(LabelRule):
                 values[worst.nuisance],
             )
             used = share >= self.margin
-            tail = f" Inside classes it explains {percent(share)} of the model's margin."
+            tail = (
+                f" Inside classes it explains {percent(share)} of the variance of the "
+                "model's margin."
+            )
         name = found.names[worst.label]
         sentence = (
             f"{NUISANCES[worst.nuisance].capitalize()} alone separates {shortened(name)!r} from "

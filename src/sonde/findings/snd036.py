@@ -29,21 +29,23 @@ class SND036(LabelRule):
         "another column, or describe something that this model does not see."
     )
     fix: ClassVar[str] = (
-        "Compare labels and inputs of a few rows by eye: the join of the two files may be wrong."
+        "Compare labels and inputs of a few rows by eye: the files of inputs and labels may "
+        "have been joined wrongly."
     )
     how: ClassVar[str] = (
-        "At every site the held-out accuracy lies below the accuracy that always predicting the "
-        "largest class "
-        "reaches by chance (binomial, 99.9 %), and the variance between classes is less than "
-        "random "
-        "labels explain by chance: (classes - 1) / (n - 1) times chi2 / df at 99.9 % over all "
-        "sites, df = (classes - 1) times the participation ratio of the site. Withheld where the "
-        "rows cannot exclude an accuracy 10 points above the largest class; clear where the "
-        "model's own answers are right more often than the largest class."
+        "At every site the held-out accuracy lies below the accuracy that always predicting "
+        "the largest class reaches by chance (binomial, 99.9 %), and the variance between "
+        "classes is less than random labels explain by chance: (classes - 1) / (n - 1) times "
+        "chi2 / df at 99.9 % over all sites, df = (classes - 1) times the participation ratio "
+        "of the site. Withheld where the rows cannot exclude an accuracy 10 points above the "
+        "largest class; passed if the model's own answers are more accurate than the largest "
+        "class."
     )
-    false_positives: ClassVar[str] = "Labels of something that a mean over tokens hides."
+    false_positives: ClassVar[str] = (
+        "Labels that depend on something that a mean over tokens hides."
+    )
     plant: ClassVar[str] = "Labels shuffled over rows."
-    twin: ClassVar[str] = "The true labels at a net with random weights."
+    twin: ClassVar[str] = "The true labels, and a net with random weights."
 
     def judged(self, evidence: Evidence, found: LabelEvidence) -> Check:
         """Look for a trace at every site."""
@@ -79,8 +81,8 @@ class SND036(LabelRule):
             )
         if high > found.majority + self.hidden:
             return self.withheld(
-                f"no trace seen, but {plural(n, 'row')} do not exclude an accuracy "
-                f"{number(100 * self.hidden)} points above the largest class"
+                f"the states carry no trace of the labels, but {plural(n, 'row')} do not "
+                f"exclude an accuracy {number(100 * self.hidden)} points above the largest class"
             )
         return self._raised(found, figure, max(explained), null)
 

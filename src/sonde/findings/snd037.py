@@ -53,24 +53,25 @@ class SND037(ClassAnswersRule):
         "layers, or train a new head."
     )
     how: ClassVar[str] = (
-        "Classifiers: the accuracy against the larger of the "
-        "held-out accuracy of class means at the last site (SND031) and the frequency "
-        "of the commonest label, on the same rows; a standard error over groups. Language "
-        "models: the "
-        "loss at the next token against the entropy of the tokens' frequencies, or counts of up "
-        "to three tokens of the other texts, if these are better at most tokens. Regressions: mean "
-        "squares of errors, in shares of the targets' variance, against a held-out linear "
-        "regression at the last site and the mean alone, where half of that variance is in the "
-        "model's numbers, or a tenth and a factor, an offset, a logarithm or a power of them, "
-        "fitted on half of the groups, has four fifths of the probe's R^2 on the others. A model "
-        "that says itself that it does not know (mean entropy of its probabilities at least half "
-        "of that of equal ones), as one of random weights does, is not judged."
+        "Classifiers: the accuracy against the larger of the held-out accuracy of class means "
+        "at the last site (SND031) and the frequency of the commonest label, on the same rows; "
+        "a standard error over groups. Language models: the loss at the next token against the "
+        "entropy of the tokens' frequencies, or counts of up to three tokens of the other "
+        "texts, if these are better at most tokens. Regressions: the mean squared error, as a "
+        "fraction of the targets' variance, against a held-out linear regression at the last "
+        "site and the mean alone. They are judged if the model's numbers explain half of that "
+        "variance, or if they explain a tenth and a factor, offset, logarithm or power of "
+        "them, fitted on half of the groups, reaches four fifths of the probe's R^2 on the "
+        "others. A model with nearly even probabilities (mean entropy at least half of the "
+        "maximum), as with random weights, is not judged."
     )
     false_positives: ClassVar[str] = (
-        "Labels that number other classes than the model's; an untrained head with "
+        "Labels whose numbers mean other classes than the model's; an untrained head with "
         "confident answers."
     )
-    plant: ClassVar[str] = "Labels that join two classes each under the number of another one."
+    plant: ClassVar[str] = (
+        "Labels in which pairs of classes are joined under the number of a third."
+    )
     twin: ClassVar[str] = "Digits with their own labels, as the model was trained on them."
 
     def check(self, evidence: Evidence) -> Check:
@@ -91,7 +92,9 @@ class SND037(ClassAnswersRule):
         figure = self._lag(found, last)
         if figure.low is not None and self._holds(figure, self.lag):
             if found.doubt >= self.doubt:
-                return self.clear(figure, "its own probabilities are those of an untrained model")
+                return self.clear(
+                    figure, "the model's probabilities are nearly even, as if it were untrained"
+                )
             return self._raised(evidence, found, last, figure)
         return self.clear(figure)
 
@@ -135,7 +138,9 @@ class SND037(ClassAnswersRule):
         if found.renamed - found.accuracy > self.lag and found.renamed >= last.accuracy - self.lag:
             hint = f"With its answers renamed one-to-one, it would be {percent(found.renamed)}."
         elif found.unseen > 0.5:
-            hint = f"{percent(found.unseen)} of its answers are no row's label."
+            hint = (
+                f"{percent(found.unseen)} of its answers are classes that no row has as its label."
+            )
         return self.raised_with(
             "error" if high < found.majority else "warning",
             sentence(text, hint, f"{plural(figure.n_rows, 'row')}."),
@@ -159,7 +164,7 @@ class SND037(ClassAnswersRule):
         known = max(self.follows, self.whole * (1 - float(probe.mean()) / spread))
         mends = made is not None and made.error**2 < (1 - known) * spread
         if found.correlation**2 < self.follows or not (mends or found.correlation**2 > self.doubt):
-            return self.clear(figure, "its outputs hardly correlate with the targets")
+            return self.clear(figure, "the model's outputs hardly correlate with the targets")
         own, last = (root_mean(e, found.group)[0] for e in (found.own, probe))
         text = (
             f"The model is off by {number(own)} (root mean square), a linear probe on its last "
@@ -206,7 +211,9 @@ class SND037(ClassAnswersRule):
             return self.clear(figure)
         fresh = isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= self.doubt
         if fresh or (least == self.nats and lens.doubt >= self.doubt):
-            return self.clear(figure, "its own probabilities are those of an untrained model")
+            return self.clear(
+                figure, "the model's probabilities are nearly even, as if it were untrained"
+            )
         text = (
             f"The model's loss is {number(lens.final)} nats per token; {said}. "
             f"{plural(lens.n_rows, 'token')} of {plural(lens.n_groups, 'text')}."
@@ -219,8 +226,8 @@ class SND037(ClassAnswersRule):
             sites=sites,
             effect=min(1.0, value / max(known, 1e-9)),
             next=read_command(sites[0]) if sites else None,
-            fix="Load the weights again, the head first, and look whether the tokenizer is the "
-            "model's own.",
+            fix="Load the weights again, the head first, and check whether the tokenizer is "
+            "the model's own.",
         )
 
 
@@ -240,6 +247,6 @@ def _advice(made: Rescaled) -> str:
     if made.is_known:
         return f"Undo the scaling of the targets: {made.line}."
     return (
-        "See whether targets and inputs are scaled as in training. This fitted rescaling corrects "
-        f"part of the error, whatever its cause: {made.line}."
+        "Check whether targets and inputs are scaled as in training. This fitted rescaling "
+        f"corrects part of the error, whatever its cause: {made.line}."
     )

@@ -30,29 +30,29 @@ class SND038(ClassAnswersRule):
     title: ClassVar[str] = "Labels in another order than the model's classes"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
-        "The model knows the classes and each answer is counted as wrong: names were exchanged or "
-        "moved on by one, in the data or in the list of the model's classes."
+        "The model knows the classes, but its answers count as wrong: names were exchanged or "
+        "shifted by one, in the data or in the list of the model's classes."
     )
     fix: ClassVar[str] = (
         "Name the classes in the order of the model's outputs: --classes, or the label column."
     )
     how: ClassVar[str] = (
-        "The one-to-one naming of labels by answers that is right most often is found on half of "
-        "the groups (linear assignment). Circles of names in it are tested on the other half: the "
-        "weaker half of a circle's classes is called so more often than by any other name "
-        "(binomial, corrected for the circles: 0.1 %, or 5 % if all circles together pass 0.1 %). "
-        "A chain counts only where every class is moved. With this renaming, the model's log "
-        "loss at its "
-        "best temperature must be at least 10 % below the entropy of the labels, and its accuracy "
-        "no more than 20 points below the probe's at the last site. Where classes have too few "
-        "rows for that: the step between label and answer that half of the groups choose must be "
-        "right on half of the other rows, of five classes or more (sign test, 1 %)."
+        "The one-to-one assignment of answers to labels with the highest accuracy is found on "
+        "half of the groups (linear assignment). Its cycles are tested on the other half: the "
+        "weaker half of a cycle's classes must be answered by the assigned class more often "
+        "than by any other (binomial, corrected for the number of cycles: 0.1 %, or 5 % if all "
+        "cycles together pass 0.1 %). An open chain counts only if every class is in it. With "
+        "this renaming, the model's log loss at its best temperature must be at least 10 % "
+        "below the entropy of the labels, and its accuracy no more than 20 points below the "
+        "probe's at the last site. If classes have too few rows for that, the step between "
+        "label and answer that is best on half of the groups must be correct on half of the "
+        "other rows, with five classes or more (sign test, 1 %)."
     )
     false_positives: ClassVar[str] = (
-        "Two classes whose labels in the data were exchanged on purpose; a random model of two "
-        "classes that is sure of the opposite by luck."
+        "Two classes whose labels in the data were exchanged on purpose; an untrained model of "
+        "two classes that is confident of the opposite by luck."
     )
-    plant: ClassVar[str] = "A trained net, labels moved on by one; two labels exchanged."
+    plant: ClassVar[str] = "A trained net and labels shifted by one; two labels exchanged."
     twin: ClassVar[str] = "The true labels; a class that is always mistaken for another one."
 
     def check(self, evidence: Evidence) -> Check:
@@ -79,7 +79,7 @@ class SND038(ClassAnswersRule):
             figure,
             effect=min(1.0, after - before),
             fix=f"label = label {sign} {size}, or inputs that move no answer (the sampling rate of "
-            f"signals): right on {percent(after)} instead of {percent(before)}.",
+            f"signals): correct on {percent(after)} instead of {percent(before)}.",
             trial=found.trial,
         )
 
@@ -93,7 +93,9 @@ class SND038(ClassAnswersRule):
         figure = self._figure(found, accuracy - found.accuracy, names.p)
         probe = labels.sites[-1].accuracy
         if names.gain(found) < self.gain or accuracy < probe - self.lag:
-            return self.clear(figure, "even after renaming, its answers are no better than guesses")
+            return self.clear(
+                figure, "even after renaming, the model's answers are no better than guesses"
+            )
         return self._raised(evidence, found, labels, names, figure)
 
     def _figure(self, found: ClassAnswers, value: float, p: float | None = None) -> Figure:

@@ -34,11 +34,11 @@ class SND039(ClassAnswersRule):
         "Prepare inputs as in training and load the head again; if both are right, train longer."
     )
     how: ClassVar[str] = (
-        "Right answers less rows of the commonest label, by row, with a standard error over "
-        "groups. Raised where that, 3 standard errors added, is less than a quarter of what a "
-        "held-out linear probe on the model's own states gains at its best site. A note where the "
-        "model's probabilities are nearly even (their mean entropy at least half of that of equal "
-        "ones), as those of a model without training are."
+        "The model's accuracy minus that of the commonest label, paired by row, with a "
+        "standard error over groups. Raised if this difference, plus 3 standard errors, is "
+        "less than a quarter of the gain of a held-out linear probe on the model's own states "
+        "at its best site. A note if the model's probabilities are nearly even (mean entropy "
+        "at least half of the maximum), as in an untrained model."
     )
     false_positives: ClassVar[str] = (
         "Few labelled rows of a rare class: a useful model can be no more accurate than "
@@ -68,14 +68,16 @@ class SND039(ClassAnswersRule):
         best = labels.sites[labels.best]
         low, high = found.interval
         text = (
-            f"The model is right on {percent(found.accuracy)} of rows ({percent(low)} to "
+            f"The model is correct on {percent(found.accuracy)} of rows ({percent(low)} to "
             f"{percent(high)}), the commonest label alone on {percent(found.majority)}; a linear "
             f"probe on its states reaches {percent(best.accuracy)} at {best.name}."
         )
         answer = torch.mode(found.answer).values
         share = float((found.answer == answer).double().mean())
         name = shortened(class_name(evidence.data, int(answer)), 20)
-        hint = f"{percent(share)} of its answers are {name}." if share > found.majority else ""
+        hint = (
+            f"{percent(share)} of the model's answers are {name}." if share > found.majority else ""
+        )
         return self.raised_with(
             "note" if found.doubt >= self.doubt else "warning",
             sentence(text, hint, f"{plural(figure.n_rows, 'row')}."),

@@ -45,7 +45,9 @@ class SND041(Rule):
             "duplicate_share", share, unit="share", threshold=self.warning, n_rows=found.n
         )
         if found.n_extra == 0:
-            return self.clear(figure, "only the part that was read" if self._part(evidence) else "")
+            return self.clear(
+                figure, "only the part that was read was compared" if self._part(evidence) else ""
+            )
         severe = share >= self.warning or bool(found.contradicting)
         split = set(found.contradicting)
         order = [*found.contradicting, *(i for i in range(len(found.sets)) if i not in split)]

@@ -30,14 +30,15 @@ class SND042(Rule):
     )
     fix: ClassVar[str] = "Keep one of each pair, and split into training and test set by groups."
     how: ClassVar[str] = (
-        "Sampled rows at the first and the last site of eight units whose nearest row of "
-        "another group and content is nearer than eps times their fifth, those of the first site "
-        "only if within half of the fifth's distance at the last one too, and equal rows of the "
-        "last site only if so at the first; where a row is a text's last token, at the "
-        "last site alone and between texts of different length. With d the dimension from the "
-        "second and fifth neighbour, an even density puts 4 n eps^d rows there; eps is 0.1, or "
-        "less so that 0.01 rows are expected. At least 3 rows and a Poisson chance below 0.001 "
-        "over these sites."
+        "Sampled rows at the first and the last site with at least eight units. A row counts "
+        "if its nearest row of another group and with other content is nearer than eps times "
+        "the distance of its fifth nearest row. Pairs of the first site must also lie within "
+        "half of the fifth's distance at the last site, and equal rows of the last site must "
+        "be equal at the first. If a row is the last token of a text, only the last site and "
+        "texts of different lengths are compared. With d the dimension estimated from the "
+        "second and fifth neighbour, a uniform density has 4 n eps^d such rows; eps is 0.1, or "
+        "less so that 0.01 rows are expected. Raised for at least 3 rows with a Poisson "
+        "probability below 0.001 over these sites."
     )
     false_positives: ClassVar[str] = (
         "Rows of very heavy tails or of few distinct values; saturated states, which share corners."
@@ -57,7 +58,7 @@ class SND042(Rule):
             )
         found = near_duplicates(evidence)
         if not found:
-            return self.not_applicable(f"no site has {NEAR_UNITS} units")
+            return self.not_applicable(f"no site has {NEAR_UNITS} units or more")
         at, pairs = min(found.items(), key=lambda item: (item[1].p, -len(item[1]), item[0]))
         share = len(pairs) / n
         p = min(1.0, pairs.p * len(found))
@@ -96,16 +97,16 @@ class SND042(Rule):
     def _sentence(self, site: SiteEvidence, pairs: NearPairs, share: float, n: int) -> str:
         near = number(100 * float(pairs.ratio.median())) if len(pairs) else "0"
         return (
-            f"{plural(len(pairs), 'row')} of {n:,} ({percent(share)}) at {site.name} have another "
-            f"row at {near} % of the distance of their fifth nearest (middle one; below "
-            f"{percent(pairs.eps)} counts); by chance {number(pairs.expected, 1)} would."
+            f"{plural(len(pairs), 'row')} of {n:,} ({percent(share)}) at {site.name} have "
+            f"another row at {near} % of the distance of their fifth nearest row (median; limit "
+            f"{percent(pairs.eps)}); by chance, {number(pairs.expected, 1)} rows would."
         )
 
 
 def _alike(n: int) -> str:
     return (
-        f"{plural(n, 'row')} {'is' if n == 1 else 'are'} near another of its length, and the last "
-        "tokens of texts of one length and ending can be similar whatever precedes "
+        f"{plural(n, 'row')} {'is' if n == 1 else 'are'} near a row of equal length, and the "
+        "last tokens of texts with equal length and ending can be similar whatever precedes "
         "them; --reducer mean avoids this"
     )
 
@@ -115,4 +116,4 @@ def _unseen(evidence: Evidence, n: int) -> str:
     if seen.is_everything:
         return ""
     share = math.prod((n / seen.n, n / seen.n))
-    return f"{percent(share)} of the pairs were looked at ({n:,} sampled rows)"
+    return f"{percent(share)} of the pairs were compared ({n:,} sampled rows)"

@@ -29,18 +29,18 @@ class SND043(Rule):
         "--max-length."
     )
     how: ClassVar[str] = (
-        "Counters of the reader: examples cut at the model's context, or at --max-length where "
-        "that is less, and tokens lost of all tokens. Any is a note, 5 % of the examples or 20 % "
-        "of the tokens a warning."
+        "The number of examples cut at the model's context (or at --max-length if that is "
+        "less), and the fraction of tokens lost. Any cut example is a note; 5 % of the "
+        "examples or 20 % of the tokens are a warning."
     )
-    plant: ClassVar[str] = "Texts of three times the context."
-    twin: ClassVar[str] = "Texts of exactly the context."
+    plant: ClassVar[str] = "Texts three times as long as the context."
+    twin: ClassVar[str] = "Texts exactly as long as the context."
 
     def check(self, evidence: Evidence) -> Check:
         """Read the counters."""
         data = evidence.data
         if data.n_tokens == 0:
-            return self.not_applicable("these inputs have no tokens")
+            return self.not_applicable("the inputs have no tokens")
         share = data.n_truncated / max(data.n, 1)
         lost = data.n_tokens_cut / max(data.n_tokens + data.n_tokens_cut, 1)
         figure = Figure(

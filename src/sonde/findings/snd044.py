@@ -52,21 +52,23 @@ class SND044(Rule):
         "them together."
     )
     how: ClassVar[str] = (
-        "Mean of |x_i - x_(i+1)|^2 over consecutive rows of different groups, divided by what "
-        "independent rows give: twice the variance; with labels, twice that within labels for "
-        "pairs of one label, so that files sorted by label are 1 too. Standard error by leaving "
-        "out one of 16 interleaved blocks. A warning where no groups are given and p-values "
-        "against OTHER are printed."
+        "Mean of |x_i - x_(i+1)|^2 over consecutive rows of different groups, divided by its "
+        "expectation for independent rows: twice the variance. With labels, pairs with equal "
+        "labels are compared with twice the variance within labels, so that a file sorted by "
+        "label has ratio 1 too. Standard error by leaving out one of 16 interleaved blocks. A "
+        "warning if no groups are given and p-values against OTHER are printed."
     )
     false_positives: ClassVar[str] = "Files sorted by source, or by labels that are not given."
-    plant: ClassVar[str] = "Images whose brightness steps every 40 rows."
+    plant: ClassVar[str] = "Images whose brightness changes every 40 rows."
     twin: ClassVar[str] = "The same rows in random order."
 
     def check(self, evidence: Evidence) -> Check:
         """Compare steps with spread at every site."""
         steps = [s for site in evidence.sites if (s := _steps(site)) is not None]
         if not steps:
-            return self.withheld("groups do not lie together, so neighbours were not compared")
+            return self.withheld(
+                "rows of one group do not follow one another, so neighbours were not compared"
+            )
         worst = min(steps, key=lambda s: s.value)
         if worst.pairs < self.least:
             return too_few(self, worst.pairs, int(self.least), "neighbouring rows")

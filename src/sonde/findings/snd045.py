@@ -25,26 +25,26 @@ class SND045(Rule):
     title: ClassVar[str] = "Blank inputs"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "A picture of one colour, an empty text, silence or a row of one number cannot be "
-        "classified: "
-        "it is a file that was not written, a crop beside the object, a sensor that was off."
+        "An image of one colour, an empty text, silence or a row of equal numbers cannot be "
+        "classified: the file was not written, the crop missed the object, or the sensor was "
+        "off."
     )
     fix: ClassVar[str] = "Drop the blank rows, or fill them in."
     how: ClassVar[str] = (
         "Empty texts, by their size in bytes; and inputs of eight numbers or more that are all "
-        "equal: each channel of a picture or signal, each unit of a sequence, a whole row. "
-        "Constant inputs are looked for among the sampled rows, and all inputs of equal content "
-        "count. Any is a note, 1 % a warning."
+        "equal: each channel of an image or signal, each unit of a sequence, or a whole row. "
+        "Constant inputs are searched for among the sampled rows, and all inputs with equal "
+        "content count. Any blank input is a note, 1 % are a warning."
     )
-    false_positives: ClassVar[str] = "Tiles of an empty background, which belong to the task."
-    plant: ClassVar[str] = "5 % of the pictures are black."
+    false_positives: ClassVar[str] = "Tiles of empty background that belong to the task."
+    plant: ClassVar[str] = "5 % of the images are black."
     twin: ClassVar[str] = "The same pictures."
 
     def check(self, evidence: Evidence) -> Check:
         """Count constant and empty inputs."""
         blank = _blank(evidence)
         if blank is None:
-            return self.not_applicable("the inputs are no numbers or texts that were read")
+            return self.not_applicable("no input is an array of numbers or a text")
         n, count = len(blank), int(blank.sum())
         share = count / max(n, 1)
         figure = Figure("blank_share", share, unit="share", threshold=self.warning, n_rows=n)

@@ -38,14 +38,14 @@ class SND046(ClassAnswersRule):
     )
     how: ClassVar[str] = (
         "For each class, over its rows and those that a held-out linear probe of the last site "
-        "gives it: accuracy of the probe minus accuracy of the model. The "
-        "lower end of that difference, with errors over groups "
-        "and a level of 0.1 % corrected for the classes, must be above 20 points, and the model's "
-        "recall below half of its median recall. The model as a whole must be better than the "
+        "gives it: accuracy of the probe minus accuracy of the model. The lower confidence "
+        "limit of that difference, with standard errors over groups and a level of 0.1 % "
+        "corrected for the number of classes, must be above 20 points, and the model's recall "
+        "below half of its median recall. The model as a whole must be more accurate than the "
         "commonest label (else SND039)."
     )
     false_positives: ClassVar[str] = (
-        "A rare class that the model avoids because it was trained for cost, not for recall."
+        "A rare class that the model avoids because a false alarm was costly in training."
     )
     plant: ClassVar[str] = "A trained net one of whose logits is far too low."
     twin: ClassVar[str] = "The trained net."
@@ -62,7 +62,9 @@ class SND046(ClassAnswersRule):
         known, moved = labels.sites[-1].accuracy, logit_constant(evidence)
         if found.accuracy <= max(found.majority, known / 2) and not self._mends(moved, known):
             # What names hardly any class rightly misses one by chance: SND037 or SND039 tell that.
-            return self.clear(worst, "the model as a whole is far behind its own last layer")
+            return self.clear(
+                worst, "the whole model is far less accurate than a probe of its last layer"
+            )
         missed = [
             k
             for k, f in enumerate(figures)
@@ -110,8 +112,8 @@ class SND046(ClassAnswersRule):
         own = percent(float(found.right[mine].double().mean()))
         probe = percent(float((labels.sites[-1].even[mine] == k).double().mean()))
         text = (
-            f"The model recognises {own} of the rows of {names[0]}, a linear probe on "
-            f"its last layer {probe} ({plural(figure.n_rows, 'row')}); of all rows it is right on "
+            f"The model recognises {own} of the rows of {names[0]}, a linear probe on its last "
+            f"layer {probe} ({plural(figure.n_rows, 'row')}); on all rows its accuracy is "
             f"{percent(found.accuracy)}."
         )
         more = f"The same holds for {listed(names[1:])}." if len(names) > 1 else ""
@@ -121,12 +123,12 @@ class SND046(ClassAnswersRule):
             before, after = (percent(float(x.mean())) for x in (trial.before, trial.after))
             sign = "-" if moved.constant < 0 else "+"
             fix = (
-                f"logits[:, {moved.label}] {sign}= {number(abs(moved.constant))}: right on {after} "
-                f"of {plural(len(trial.rows), 'row')} held out from the choice, instead of "
+                f"logits[:, {moved.label}] {sign}= {number(abs(moved.constant))}: correct on "
+                f"{after} of {plural(len(trial.rows), 'row')} held out from the choice, instead of "
                 f"{before}."
             )
             if not moved.is_all:
-                fix += " Biases of other classes are off too: look for the fault before the head."
+                fix += " Biases of other classes are wrong too, so the fault lies before the head."
         missing = torch.nonzero(mine & ~found.right).flatten()
         wrong = labels.where[missing]
         return self.raised_with(

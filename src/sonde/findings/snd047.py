@@ -40,24 +40,23 @@ class SND047(Rule):
     title: ClassVar[str] = "The order of the rows is not random"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "A split by position trains on one kind of rows and tests on another, and the first rows "
-        "that --limit reads are not like the rest."
+        "A split by position trains on one kind of rows and tests on another, and the first "
+        "rows, which --limit reads, differ from the rest."
     )
     fix: ClassVar[str] = "Shuffle the rows before you split them or train on them."
     how: ClassVar[str] = (
-        "The sampled rows, one of each group, in the order of the file, in ten parts. Of each "
-        "class and of 16 principal components of the states (three sites; with labels, what these "
-        "leave of them) the fraction of the variance between the parts. The largest fraction "
-        "must be 5 "
-        "points above its mean over 200 random orders of the same rows, and their sum as large by "
-        "chance in less than one of 10,000, corrected for what was tried. Labels are not "
-        "looked at where files are read in the order of their names: folders of classes follow "
-        "one another."
+        "The sampled rows, one of each group, in the order of the file, in ten parts. The "
+        "statistic is the fraction of variance between the parts, of each class and of 16 "
+        "principal components of the states (at three sites; with labels, of the residuals "
+        "after the class means). The largest fraction must be 5 points above its mean over 200 "
+        "random orders of the same rows, and the sum must have p below 1 in 10,000, corrected "
+        "for the number of tests. Labels are not tested if files are read in the order of "
+        "their names, because folders of classes follow one another."
     )
     false_positives: ClassVar[str] = (
         "A table that was sorted on purpose and is never split by position."
     )
-    plant: ClassVar[str] = "Rows sorted by label; pictures that grow brighter along the file."
+    plant: ClassVar[str] = "Rows sorted by label; images that get brighter along the file."
     twin: ClassVar[str] = "The same rows in random order."
 
     def check(self, evidence: Evidence) -> Check:
@@ -106,8 +105,8 @@ class SND047(Rule):
         what = "Labels come" if at == LABELS else f"States at {at.removesuffix(':out')} drift"
         text = (
             f"{what} in the order of the file: its tenths explain {percent(seen.value)} of "
-            f"{'one class' if at == LABELS else 'one direction'} (random orders "
-            f"{percent(seen.null)}). {plural(len(where), 'row')}."
+            f"{'one class' if at == LABELS else 'one direction'} ({percent(seen.null)} in "
+            f"random orders). {plural(len(where), 'row')}."
         )
         return sentence(text, "Shuffle before a split by position.", self._split(evidence, where))
 

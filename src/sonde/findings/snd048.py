@@ -45,16 +45,16 @@ class SND048(Rule):
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
         "A model that reads this column, or a file name with it, memorises identities instead "
-        "of content. A split that ignores the column does not test new cases."
+        "of content. A split that ignores the column does not test unseen cases."
     )
     fix: ClassVar[str] = "Drop this column from the inputs, and split by it."
     how: ClassVar[str] = (
-        "Columns of the data of which 95 % of the values are distinct and that number the rows: "
-        "whole numbers, or texts without spaces by the numbers in them, whose range is at most "
-        "four times the number of rows. The sampled labelled rows in the order of such a column: "
-        "neighbours of one label must be 10 points more than in 200 random orders, by chance in "
-        "less than one of 10,000, corrected for the columns. A warning where the column is an "
-        "input of the model, else a note."
+        "Columns that number the rows: 95 % of their values are distinct whole numbers (or "
+        "texts without spaces that contain a number), with a range of at most four times the "
+        "number of rows. The sampled labelled rows are sorted by such a column: the fraction "
+        "of neighbours with equal labels must be 10 points larger than in 200 random orders, "
+        "with p below 1 in 10,000, corrected for the number of columns. A warning where the "
+        "column is an input of the model, else a note."
     )
     false_positives: ClassVar[str] = (
         "A time stamp in whole days that legitimately predicts the label."
@@ -110,9 +110,9 @@ class SND048(Rule):
             else "Keep it out of the inputs."
         )
         text = (
-            f"Column {shortened(name)} numbers the rows and predicts their labels: in its order "
-            f"{percent(seen.value)} of neighbours have one label, in random orders "
-            f"{percent(seen.null)}. {plural(figure.n_rows, 'row')}."
+            f"Column {shortened(name)} numbers the rows and predicts their labels: sorted by "
+            f"it, {percent(seen.value)} of neighbouring rows have equal labels, in random "
+            f"orders {percent(seen.null)}. {plural(figure.n_rows, 'row')}."
         )
         key = evidence.sites[-1].schema.key
         return self.raised_with(

@@ -89,13 +89,13 @@ def changes_in_file(evidence: Evidence) -> tuple[Change, ...] | str:
     if shared.order is None or (data.piece is not None and bool((data.piece > 0).any())):
         return "the rows are pieces of texts, or their order is not known"
     if data.grouped:
-        return "rows come in groups, whose order is theirs"
+        return "rows come in groups, and the order inside a group has a meaning"
     order = np.argsort(shared.order.numpy(), kind="stable")
     if len(order) < LEAST_ROWS:
         return f"needs {LEAST_ROWS} rows, {len(order)} present"
     series = list(_series(evidence, order))
     if not series:
-        return "neither right answers nor columns are known"
+        return "neither correct answers nor columns are known"
     examples = shared.order.numpy()[order]
     label = shared.column("label")
     classes = None if label is None else label.numpy()[order]
@@ -420,25 +420,25 @@ class SND049(Rule):
     title: ClassVar[str] = "The data change at one row of the file"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "Labels misaligned by a row, a sensor that stops or a camera that grows dim spoil "
-        "the rest of a file; its beginning stays correct."
+        "Labels misaligned by a row, a sensor that stops or a camera that gets darker spoil "
+        "the rest of a file, while its beginning stays correct."
     )
     fix: ClassVar[str] = "Compare the rows before and after the row named, and repair the rest."
     how: ClassVar[str] = (
-        "Rows in the order of the file: errors of the model (numbers: off by a third of the "
-        "targets' spread), the gap between standardised numbers and targets, whose mean square "
-        "is 2 less twice their correlation (raised if it changes by 0.3), and for each column "
-        "of numbers that the model is given whether a value equals the one before, equals a "
-        "frequent value, or is missing; brightness, contrast and sharpness of pictures. On "
-        "every other row the place is chosen where the two means differ most; the other rows "
-        "are tested there: Fisher's exact test (the null of all orders), for pictures Mann and "
-        "Whitney's, for gaps Fisher's transform of rank correlations, times the number of "
-        "series (those of answers, or the others), below 0.001. Raised where shares differ by "
-        "0.1; a column is stuck where values repeat on 90 % of one part and 30 % of the other. "
-        "Labels slip where answers fit labels up to three rows away. Files that are sorted by "
-        "class are compared within classes."
+        "Rows in the order of the file: the model's errors (numbers: off by a third of the "
+        "targets' standard deviation); the gap between standardised numbers and targets, whose "
+        "mean square is 2 minus twice their correlation (raised if it changes by 0.3); for each "
+        "numeric input column, whether a value repeats the value before it, equals a frequent "
+        "value, or is missing; and brightness, contrast and sharpness of images. Half of the "
+        "rows (every second one) choose the position where the means before and after differ "
+        "most; the other half tests it: Fisher's exact test (null: any order), for images the "
+        "Mann-Whitney test, for gaps Fisher's transform of rank correlations, p times the "
+        "number of series (those of answers, or the others) below 0.001. Raised if the "
+        "fractions differ by 0.1; a column is stuck if values repeat on 90 % of one part and at "
+        "most 30 % of the other. Labels are misaligned if answers fit labels up to three rows "
+        "away. Files sorted by class are compared within classes."
     )
-    false_positives: ClassVar[str] = "Files that are put together of parts, on purpose."
+    false_positives: ClassVar[str] = "Files that were joined from different parts on purpose."
     plant: ClassVar[str] = "Labels of the second half are moved by one row; a column sticks."
     twin: ClassVar[str] = "The same rows before the change."
 
@@ -478,9 +478,8 @@ def _said(change: Change, n: int) -> str:
         way = "earlier" if change.slip < 0 else "later"
         return (
             f"{at} labels are misaligned: answers fit the label "
-            f"{plural(abs(change.slip), 'row')} {way} "
-            f"({percent(change.mended)}, their own label {percent(1 - change.after)}; before "
-            f"{percent(1 - change.before)})"
+            f"{plural(abs(change.slip), 'row')} {way} ({percent(change.mended)}, their own "
+            f"label {percent(1 - change.after)}; before that row {percent(1 - change.before)})"
         )
     if change.kind == "error":
         return f"{at} the model is wrong on {after} of rows ({before} before)"
@@ -503,8 +502,8 @@ def _fix(change: Change) -> str:
     if change.slip:
         return (
             f"rest = frame.index[{row}:]; frame.loc[rest, 'label'] = frame['label'].shift("
-            f"{-change.slip})[rest] (the column of labels): right on {percent(change.mended)} from "
-            f"there on instead of {percent(1 - change.after)}."
+            f"{-change.slip})[rest] (the column of labels): correct on "
+            f"{percent(change.mended)} from there on instead of {percent(1 - change.after)}."
         )
     if change.kind in ("stuck", "value"):
         which = f" where it is {number(change.value, 6)}" if change.kind == "value" else ""

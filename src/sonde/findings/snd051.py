@@ -22,17 +22,18 @@ class SND051(Rule):
     title: ClassVar[str] = "The states of the two data sets differ"
     theme: ClassVar[Theme] = "versus"
     why: ClassVar[str] = (
-        "What was measured or tuned on one data set need not hold on the other; the first site "
-        "that differs says how deep the difference goes."
+        "Results measured or tuned on one data set need not hold on the other; the first site "
+        "that differs shows where the difference begins."
     )
     fix: ClassVar[str] = (
         "Find the columns or inputs that changed, and prepare OTHER in the same way as DATA."
     )
     how: ClassVar[str] = (
-        "Per site: the direction S^-1 (mean of OTHER - mean of DATA), covariance within, OAS, from "
-        "half of the groups; AUROC of one row of each other group, p from its rank sum, times the "
-        "number of sites. Raised where p < 0.001 and the lower bound (Newcombe, 99.9 % over all "
-        "sites) is above 0.6, a warning above 0.75. Never an error: OTHER is often meant to differ."
+        "Per site: the direction S^-1 (mean of OTHER - mean of DATA), with S the OAS-shrunk "
+        "covariance within the sets, fitted on half of the groups; AUROC on one row of each "
+        "held-out group, p from the rank-sum test, times the number of sites. Raised where p < "
+        "0.001 and the lower bound (Newcombe, 99.9 % over all sites) is above 0.6, a warning "
+        "above 0.75. Never an error: OTHER is often meant to differ."
     )
     false_positives: ClassVar[str] = "Rows of one source that come in unnamed groups."
     plant: ClassVar[str] = "Images shifted by one pixel."
@@ -62,7 +63,7 @@ class SND051(Rule):
         )
         first = found.first(self.note)
         if first is None:
-            return self.clear(figure, "smaller differences than the limit can be there")
+            return self.clear(figure, "differences below the limit are possible")
         sites = tuple(s.key for s in found.sites if s.low > self.note and s.p < LEVEL)
         return self.raised_with(
             "warning" if severe else "note",

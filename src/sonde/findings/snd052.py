@@ -37,14 +37,15 @@ class SND052(Rule):
         "Look at the rows listed; prepare them as DATA, or train on rows like them."
     )
     how: ClassVar[str] = (
-        "Detectors fitted on half of DATA's groups at every site score the other half and OTHER. "
-        "The one that sees most is chosen on a quarter of these rows of DATA and half of OTHER, "
-        "then calibrated and counted on the rest; beside it the sum of the logarithms of all "
-        "p-values, calibrated, one row of each group. The number of alarms is compared with a "
-        "beta-binomial, because the threshold itself was estimated; the chance is that of two "
-        "tests. Raised where it is below 0.001 and the share above twice the rate; a note where "
-        "the model is as right on OTHER as on DATA within 5 points, and on most of the rows beyond "
-        "the threshold, as new rows are beside those of its training."
+        "Detectors fitted on half of DATA's groups at every site score the other half and "
+        "OTHER. The detector with most alarms is chosen on a quarter of these rows of DATA and "
+        "half of OTHER, then calibrated and counted on the rest. A second test uses the "
+        "calibrated sum of the logarithms of all p-values, with one row of each group. The "
+        "number of alarms is compared with a beta-binomial distribution, because the threshold "
+        "itself was estimated; p is corrected for the two tests. Raised if p is below 0.001 "
+        "and the fraction of alarms above twice the rate. A note if the model's accuracy on "
+        "OTHER is within 5 points of that on DATA and most rows above the threshold are "
+        "answered correctly, as is usual for new rows beside training rows."
     )
     false_positives: ClassVar[str] = (
         "OTHER is meant to differ; rows that come in unnamed groups; DATA that the model was "
@@ -63,7 +64,9 @@ class SND052(Rule):
         total = found.total
         if not total.possible:
             needed = total.calibration.needed(total.alpha)
-            what = f"held-out {counted_as(evidence)} for a rate of {percent(total.alpha)}"
+            what = (
+                f"held-out {counted_as(evidence)} for a false-alarm rate of {percent(total.alpha)}"
+            )
             return too_few(self, total.calibration.n, needed, what)
         hits = [a for a in found.each if self._holds(found, a)]
         figure = self._figure(found, hits[0] if hits else found.each[0])
@@ -112,7 +115,7 @@ class SND052(Rule):
         ((method, key),) = first.names
         where = f"{method} at {shortened(key.removesuffix(':out'), 24)}"
         best = f"By {where}, the best of {len(found.total.names)} scores"
-        return f"{best}, {text}; by all scores together {percent(found.total.rate)}."
+        return f"{best}, {text}; with all scores combined, {percent(found.total.rate)}."
 
     def _answers(self, evidence: Evidence, beyond: Tensor) -> tuple[str, bool]:
         """Return what the model's own answers say of OTHER, and whether they explain alarms."""
@@ -121,9 +124,9 @@ class SND052(Rule):
             return "", False
         data, other = float(mine.nanmean()), float(theirs.nanmean())
         there = float(theirs[beyond].nanmean())
-        text = f"The model is right on {percent(other)} of it"
+        text = f"The model's accuracy there is {percent(other)}"
         if 0.0 <= data - other <= self.close and there > HALF:
-            return f"{text}, as expected of new rows.", True
+            return f"{text}, as expected for new rows.", True
         return f"{text}, {percent(data)} of {two_names(evidence)[0]}.", False
 
     def _figure(self, found: Alarms, alarm: Alarm) -> Figure:

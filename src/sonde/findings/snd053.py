@@ -56,11 +56,11 @@ class SND053(Rule):
         "again."
     )
     how: ClassVar[str] = (
-        "Exact: inputs of OTHER whose 16-byte content hash DATA has; inputs below 16 bytes "
-        "are counted separately. Near: sampled rows of OTHER whose nearest row of DATA is nearer "
-        "than eps "
-        "times their fifth, at the sites of SND042, with the dimension of DATA's rows. Any "
-        "equal input is a note; 0.1 % of OTHER, or 3 near pairs of chance below 0.001, a warning."
+        "Exact: inputs of OTHER whose 16-byte content hash DATA has; inputs below 16 bytes are "
+        "counted separately. Near: sampled rows of OTHER whose nearest row of DATA is nearer "
+        "than eps times their fifth nearest, at the sites of SND042, with the dimension of "
+        "DATA's rows. Any equal input is a note; 0.1 % of OTHER, or 3 near pairs with p below "
+        "0.001, are a warning."
     )
     false_positives: ClassVar[str] = "Short or categorical inputs, which coincide by chance."
     plant: ClassVar[str] = "1 % of the training rows are copied into the test data."

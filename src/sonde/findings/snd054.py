@@ -35,11 +35,10 @@ class SND054(Rule):
         "rows of classes that one data set lacks, or leave these classes out on both sides."
     )
     how: ClassVar[str] = (
-        "Labels of all inputs, by name. Figure: half the sum over labels of the absolute "
-        "difference of their proportions. A note from 0.1 on where a chi-squared test of the "
-        "counts "
-        "stays below 0.001 and each side has 50 labels; a warning where OTHER has labels that DATA "
-        "lacks, on 1 % of its rows or more."
+        "Labels of all inputs, by name. The statistic is half the sum over labels of the "
+        "absolute difference of their proportions. A note from 0.1 on if a chi-squared test of "
+        "the counts has p below 0.001 and each data set has 50 labels; a warning if OTHER has "
+        "labels that DATA lacks, on at least 1 % of its rows."
     )
     false_positives: ClassVar[str] = "Sets that were balanced on purpose; classes that are rare."
     plant: ClassVar[str] = "Two thirds of one class are left out of OTHER; a class has a new name."

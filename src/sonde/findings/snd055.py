@@ -30,19 +30,18 @@ class SND055(Rule):
     )
     fix: ClassVar[str] = "Prepare these columns of OTHER as those of DATA."
     how: ClassVar[str] = (
-        "At most 2,048 rows of different groups a side, subsampled to equal class proportions "
-        "where these differ (SND054). Tests: the smaller of Kolmogorov-Smirnov and the sum of "
-        "ranks, "
-        "doubled, for numbers, Fisher's exact test for missing values and one value, chi-squared "
-        "for words, Holm's correction for all. The value that gained most rows and the factor are "
-        "chosen on half of the rows and tested on the other half. Texts are compared by length, "
-        "capitals, signs outside ASCII, digits, punctuation, line breaks, HTML, language, script, "
-        "unknown tokens and bytes among tokens, pictures by "
-        "brightness, contrast and sharpness (steps between neighbours, over those of noise of the "
-        "same contrast). Raised where p is below 0.001 and the cumulative shares differ by 0.15 "
-        "(missing and one value by 0.05, words by 0.1): a warning for columns that the model is "
-        "given, else a note. A factor or an exchange is named where it takes away two thirds of "
-        "the difference on the rows that confirm."
+        "At most 2,048 rows of different groups from each data set, subsampled to equal class "
+        "proportions if these differ (SND054). Tests: for numbers, twice the smaller p of the "
+        "Kolmogorov-Smirnov and the rank-sum test, Fisher's exact test for missing values and "
+        "one value, chi-squared for words, Holm's correction for all. The value that gained "
+        "most rows and the factor are chosen on half of the rows and tested on the other half. "
+        "Texts are compared by length, capitals, non-ASCII characters, digits, punctuation, "
+        "line breaks, HTML, language, script, unknown tokens and byte tokens; images by "
+        "brightness, contrast and sharpness (differences between neighbouring pixels, relative "
+        "to noise of the same contrast). Raised if p is below 0.001 and the cumulative "
+        "distributions differ by 0.15 (fractions of missing and repeated values by 0.05, words "
+        "by 0.1): a warning for columns that the model reads, else a note. A factor or an "
+        "exchange is named if it removes two thirds of the difference on the held-out rows."
     )
     false_positives: ClassVar[str] = "Columns that differ by design, such as a date."
     plant: ClassVar[str] = "A column in millimetres, two exchanged columns, a column that is stuck."
@@ -100,11 +99,11 @@ def _fix(evidence: Evidence, found: ColumnComparison, moves: list[ColumnMove]) -
     """Return the lines that undo the moves, and what the model gains; empty without such lines."""
     if all(m.column in _PICTURE_CAUSES for m in moves):
         causes = _PICTURE_CAUSES[moves[0].column]
-        return f"Prepare the pictures of OTHER as those of DATA: {causes}."
+        return f"Prepare the images of OTHER as those of DATA; possible causes: {causes}."
     lines = list(dict.fromkeys(m.fix for m in moves if m.fix))
     if not lines:
         return ""
-    return f"Undo it in OTHER: {'; '.join(lines[:6])}.{_gain(evidence, found)}"
+    return f"Undo these changes in OTHER: {'; '.join(lines[:6])}.{_gain(evidence, found)}"
 
 
 def _gain(evidence: Evidence, found: ColumnComparison) -> str:
@@ -115,12 +114,11 @@ def _gain(evidence: Evidence, found: ColumnComparison) -> str:
         return ""
     if gain.numbers:
         return (
-            " With units and exchanged columns corrected the model's R^2 is "
-            f"{number(gain.mended)} on "
-            f"{plural(gain.n, 'row')} instead of {number(gain.given)}."
+            " With units and exchanged columns corrected, the model's R^2 is "
+            f"{number(gain.mended)} on {plural(gain.n, 'row')} instead of {number(gain.given)}."
         )
     return (
-        " With units and exchanged columns corrected the model is right on "
+        " With units and exchanged columns corrected the model is correct on "
         f"{percent(gain.mended)} of "
         f"{plural(gain.n, 'row')} instead of {percent(gain.given)}."
     )

@@ -27,7 +27,7 @@ class SND061(WeakGroupRule):
     figure_name: ClassVar[str] = "weak_group_gap"
     unit: ClassVar[str] = "share"
     why: ClassVar[str] = (
-        "An average hides inputs of one kind that the model has not learned: a rare style, one "
+        "An average hides a kind of input that the model has not learned: a rare style, one "
         "sensor, short texts."
     )
     fix: ClassVar[str] = (
@@ -35,20 +35,20 @@ class SND061(WeakGroupRule):
         "--group."
     )
     how: ClassVar[str] = (
-        "On a random half of the groups of the sampled labelled rows: values and tails of the "
-        "data's own columns, of length, size, brightness, contrast and sharpness, of the answer, "
-        "and clusters of the states (k-means with 5, 10 and 20 centres on 16 principal components, "
-        "at most 6 sites), alone or two together; at most five are taken, by how much of the "
-        "errors each explains. "
-        "On the other half both shares of errors have an interval, at 99 % over all groups that "
-        "were tried there, exact for rows without groups. The interval of the group must lie 10 "
-        "points above that of the rest. A cluster of states is a note where the model is as unsure "
-        "as it is wrong: its mean probability lies less than 10 points above the upper end of its "
-        "accuracy there, at the temperature that suits all other rows if that is above 1."
+        "On a random half of the groups of the sampled labelled rows: groups are built from "
+        "values and tails of the data's own columns, of length, size, brightness, contrast, "
+        "sharpness and the answer, and from clusters of the states (k-means with 5, 10 and 20 "
+        "centres on 16 principal components, at most 6 sites), alone or in pairs. The five "
+        "groups that explain most of the errors are kept. On the other half, both error rates "
+        "have an interval, at 99 % over all groups tested there, exact for rows without "
+        "groups. The interval of the group must lie 10 points above that of the rest. A "
+        "cluster of states is a note if the model's confidence is as low as its accuracy: its "
+        "mean probability lies less than 10 points above the upper confidence limit of its "
+        "accuracy there, at the best temperature of all other rows if that is above 1."
     )
     false_positives: ClassVar[str] = "Inputs that nobody can classify, such as blurred images."
-    plant: ClassVar[str] = "A style, a sensor, a length that the net was not trained on."
-    twin: ClassVar[str] = "The same net without it; errors that fall on rows by chance."
+    plant: ClassVar[str] = "A style, a sensor or a length that the net was not trained on."
+    twin: ClassVar[str] = "The same net on data without that group; errors on random rows."
 
     def found(self, evidence: Evidence) -> WeakRows | str:
         """Return the groups in which the model may be right less often."""
@@ -61,9 +61,9 @@ class SND061(WeakGroupRule):
     def said(self, group: WeakGroup) -> str:
         """Return how often the model is right there and elsewhere."""
         return (
-            f"right on {percent(1 - group.loss)} ({percent(1 - group.high)} to "
-            f"{percent(1 - group.low)}) of these inputs, and on the other inputs on "
-            f"{percent(1 - group.elsewhere)}."
+            f"correct on {percent(1 - group.loss)} ({percent(1 - group.high)} to "
+            f"{percent(1 - group.low)}) of these inputs, and on {percent(1 - group.elsewhere)} "
+            "of the others."
         )
 
     def is_expected(self, evidence: Evidence, found: WeakRows, group: WeakGroup) -> bool:

@@ -20,7 +20,7 @@ from sonde.stats.intervals import grouped_share
 @final
 @dataclass(frozen=True)
 class SND062(Rule):
-    """How much less often the model is right on rare classes than on all other classes.
+    """How much less often the model is correct on rare classes than on all other classes.
 
     Parameters
     ----------
@@ -45,14 +45,14 @@ class SND062(Rule):
         "ones looks good."
     )
     fix: ClassVar[str] = (
-        "Draw rows of rare classes more often in training, or divide their loss by the "
-        "class frequency."
+        "Sample rows of rare classes more often in training, or divide their loss by the class "
+        "frequency."
     )
     how: ClassVar[str] = (
-        "Classes with less than half of the rows that equal classes would have, together, against "
-        "all others: accuracies with 99 % intervals, exact for rows without groups. "
-        "That of the rare classes must end 10 points below where that of the others begins. The "
-        "finding also gives the mean accuracy over classes."
+        "Rare classes have less than half of the rows that classes of equal size would have. "
+        "Their joint accuracy and that of all other classes have 99 % intervals, exact for "
+        "rows without groups. The interval of the rare classes must end 10 points below that "
+        "of the others. The finding also gives the mean accuracy over classes."
     )
     false_positives: ClassVar[str] = (
         "Rare classes that nobody can recognise, such as a class 'other'."

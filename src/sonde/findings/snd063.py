@@ -25,7 +25,7 @@ class SND063(WeakGroupRule):
     figure_name: ClassVar[str] = "weak_group_error"
     unit: ClassVar[str] = "standard deviations"
     why: ClassVar[str] = (
-        "A mean error hides inputs of one kind that the model has not learned: one sensor, one "
+        "A mean error hides a kind of input that the model has not learned: one sensor, one "
         "season, small objects."
     )
     fix: ClassVar[str] = (
@@ -33,10 +33,10 @@ class SND063(WeakGroupRule):
         "--group."
     )
     how: ClassVar[str] = (
-        "Absolute errors in standard deviations of the targets. Groups are looked for on one half "
-        "of the sampled rows as in SND061, by the data's own columns, size, brightness, contrast, "
-        "sharpness and clusters of the states. On the other half both means have a Student "
-        "interval over groups, at 99 % over all groups that were tried there. That of the group "
+        "Absolute errors in standard deviations of the targets. Groups are searched for on one "
+        "half of the sampled rows as in SND061, by the data's own columns, size, brightness, "
+        "contrast, sharpness and clusters of the states. On the other half, both means have a "
+        "Student interval over groups, at 99 % over all groups tested there. That of the group "
         "must lie 0.1 standard deviations above that of the rest."
     )
     false_positives: ClassVar[str] = "Inputs whose targets are noisier than the others'."

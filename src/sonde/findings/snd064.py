@@ -26,18 +26,18 @@ class SND064(WeakGroupRule):
     figure_name: ClassVar[str] = "weak_group_loss"
     unit: ClassVar[str] = "nats per token"
     why: ClassVar[str] = (
-        "A mean loss hides texts of one kind that the model has not learned: a language, a "
+        "A mean loss hides a kind of text that the model has not learned: a language, a "
         "source, a broken encoding."
     )
     fix: ClassVar[str] = "Add texts like these to the training set."
     how: ClassVar[str] = (
-        "Next-token loss of at most 160 texts of different groups, 24 tokens of each (320 and 128 "
-        "with --deep), beyond the mean loss of all texts at such positions, which are taken "
-        "together by octaves. Groups are looked for on one half of the texts as in SND061, by the "
-        "data's own columns, length and clusters of the states. On the other half both means have "
-        "a Student interval over groups, at 99 % over all groups that were tried there. That of "
-        "the group must lie 0.5 nats per token above that of the rest: a perplexity 1.6 times as "
-        "large."
+        "Next-token loss of at most 160 texts of different groups, 24 tokens of each (320 and "
+        "128 with --deep), minus the mean loss of all texts at similar positions (grouped by "
+        "octaves). Groups are searched for on one half of the texts as in SND061, by the "
+        "data's own columns, length and clusters of the states. On the other half, both means "
+        "have a Student interval over groups, at 99 % over all groups tested there. That of "
+        "the group must lie 0.5 nats per token above that of the rest: a perplexity 1.6 times "
+        "as large."
     )
     false_positives: ClassVar[str] = (
         "Texts that nobody can predict: random keys, tables of numbers."
@@ -53,9 +53,9 @@ class SND064(WeakGroupRule):
         """Return how much larger the loss is, and what that makes of the perplexity."""
         more = group.loss - group.elsewhere
         return (
-            f"a token takes {number(more)} ({number(group.low - group.elsewhere_high)} to "
-            f"{number(group.high - group.elsewhere_low)}) nats more than in the "
-            f"other texts, a perplexity {number(math.exp(more))} times as large."
+            f"the loss per token is {number(more)} ({number(group.low - group.elsewhere_high)} "
+            f"to {number(group.high - group.elsewhere_low)}) nats higher than in the other "
+            f"texts, a perplexity {number(math.exp(more))} times as large."
         )
 
 

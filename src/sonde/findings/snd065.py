@@ -36,29 +36,30 @@ class SND065(Rule):
         "again."
     )
     how: ClassVar[str] = (
-        "Parts are all squares of a quarter of a picture's side at steps of an eighth, the "
+        "Parts are all squares with a quarter of an image's side at steps of an eighth, the "
         "columns of a table, and the tokens of texts. On half of at most 800 rows of different "
-        "groups, the ridge direction of each part is fitted to each class and scored on other "
-        "rows. A row is marked where the score is nearer to those of the class than to the "
-        "highest of 99 % of the other classes, and the direction is fitted again to the marked "
-        "rows. Of six parts that mark 30 % of a class and vary least there, at most three on much "
-        "the same rows, the part is taken whose exchange costs most. On the other half it is "
-        "exchanged in the marked rows with that of rows of other classes (a token, and the phrase "
-        "in which it always stands: replaced by tokens of theirs), against that of marked rows "
-        "(against as many other tokens). Raised where at most 3 % of other rows are marked, the "
-        "score varies in the marked rows by less than 3 % of its distance from the others or 95 % "
-        "of the class are marked, and the lost accuracy is 0.1, with an interval at 99.9 % over "
-        "all classes. A warning where 70 % of the class are marked and the score varies by less "
-        "than 3 %, or 90 % of the rows of other classes are called this class with the part pasted "
-        "in; a note otherwise. Marks that move, and marks in every row, are not found; models "
-        "above two million weights and large inputs are tested with --deep."
+        "groups, a ridge regression from each part to each class is fitted and scored on other "
+        "rows. A row is marked if its score is nearer to the scores of the class than to the "
+        "99 % quantile of the other classes, and the regression is fitted again to the marked "
+        "rows. Of six parts that mark 30 % of a class and vary least there, at most three on "
+        "much the same rows, the part is taken whose exchange costs most. On the other half it "
+        "is exchanged in the marked rows with that of rows of other classes (a token, and the "
+        "phrase in which it always stands: replaced by tokens of theirs), against that of "
+        "marked rows (against as many other tokens). Raised where at most 3 % of other rows "
+        "are marked, the score varies in the marked rows by less than 3 % of its distance from "
+        "the others or 95 % of the class are marked, and the lost accuracy is 0.1, with an "
+        "interval at 99.9 % over all classes. A warning where 70 % of the class are marked and "
+        "the score varies by less than 3 %, or 90 % of the rows of other classes are called "
+        "this class with the part pasted in; a note otherwise. Marks that move, and marks in "
+        "every row, are not found; models above two million weights and large inputs are "
+        "tested with --deep."
     )
     false_positives: ClassVar[str] = (
-        "A part that makes the class what it is, such as the hole of a zero or a word of a topic: "
+        "A part that defines the class, such as the hole of a zero or a word of a topic: "
         "mostly a note."
     )
     plant: ClassVar[str] = "A column that repeats the label, in training too."
-    twin: ClassVar[str] = "The same rows, and a net that learned without that column."
+    twin: ClassVar[str] = "The same rows, and a net trained without that column."
 
     def check(self, evidence: Evidence) -> Check:
         """Judge the most constant mark or, without a mark, the part with the most certain drop."""
@@ -115,12 +116,12 @@ class SND065(Rule):
         right, kept, rest = map(percent, (worst.right, worst.kept, worst.elsewhere))
         if worst.carried >= self.carried:
             sentence = (
-                f"{marks} {rest} of others. {done}, the model is right on {right} of {rows} "
+                f"{marks} {rest} of others. {done}, the model is correct on {right} of {rows} "
                 f"({kept} {usual}); pasted into others, it makes {percent(worst.carried)} {name!r}."
             )
         else:
             sentence = (
-                f"{marks} {rest} of the other rows. {done}, the model is right on {right} of the "
+                f"{marks} {rest} of the other rows. {done}, the model is correct on {right} of the "
                 f"{rows}, {usual} on {kept}. Whether it belongs to {name!r} is yours to judge."
             )
         return Finding(

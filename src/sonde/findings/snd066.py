@@ -27,7 +27,7 @@ KINDS: Final[Mapping[str, Callable[[str], bool]]] = {
     "blanks": lambda w: " " in w,
     "several blanks": lambda w: "  " in w,
     "letters beyond ASCII": lambda w: any(ord(c) > 127 and c.isalpha() for c in w),
-    "signs or bytes beyond ASCII": lambda w: any(ord(c) > 127 and not c.isalpha() for c in w),
+    "non-ASCII symbols or bytes": lambda w: any(ord(c) > 127 and not c.isalpha() for c in w),
     "punctuation": lambda w: any(c in string.punctuation for c in w),
 }
 
@@ -55,23 +55,25 @@ class SND066(Rule):
     part: float = 0.3
     errors: float = 4.0
 
-    title: ClassVar[str] = "The model expects tokens of a kind that the texts do not have"
+    title: ClassVar[str] = "The model expects a kind of token that the texts do not have"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "Texts that lost their capital letters, line breaks or signs on the way, or that were "
-        "escaped or read in another encoding, cost a language model much, without an error."
+        "Texts that lost their capital letters, line breaks or special characters, or that "
+        "were escaped or read in another encoding, raise the loss of a language model without "
+        "an error."
     )
-    fix: ClassVar[str] = "Read the texts anew, as the model's training texts were read."
+    fix: ClassVar[str] = "Read the texts again, in the way the model's training texts were read."
     how: ClassVar[str] = (
-        "On 48 texts, the probabilities that the model gives to next tokens are summed over tokens "
-        "of a kind (capital and small letters, digits, line breaks, tabs, blanks, letters and "
-        "signs beyond ASCII, each sign of punctuation, unknown tokens) and compared with how often "
-        "such a token came. A model that knows its texts is right on average, whatever they say. "
-        "Raised where one share is 3 times the other, the difference is 4 standard errors over "
-        "texts, and expecting it costs 0.01 nats per token (Kullback and Leibler's divergence of "
-        "both shares; a note from 0.004 on), or 30 % of what the model loses to counts of tokens."
+        "On 48 texts, the model's next-token probabilities are summed over kinds of tokens "
+        "(capital and small letters, digits, line breaks, tabs, spaces, non-ASCII letters and "
+        "symbols, each punctuation mark, unknown tokens) and compared with the frequency of "
+        "each kind. For texts like its training texts, a model is correct on average. Raised "
+        "if one frequency is 3 times the other, the difference is 4 standard errors over "
+        "texts, and the mismatch costs 0.01 nats per token (Kullback-Leibler divergence of the "
+        "two frequencies; a note from 0.004 on), or 30 % of the loss that the model has above "
+        "counts of tokens."
     )
-    false_positives: ClassVar[str] = "Texts of a kind that the model was not trained on."
+    false_positives: ClassVar[str] = "Texts that differ from the training texts of the model."
     plant: ClassVar[str] = "The shipped language model over texts without line breaks."
     twin: ClassVar[str] = "The same texts with their line breaks."
 
@@ -79,7 +81,9 @@ class SND066(Rule):
         """Compare what is expected with what comes, kind by kind."""
         lens = evidence.lens
         if not isinstance(lens, LensEvidence) or lens.texts is None or not lens.texts.words:
-            return self.not_applicable("no next token is predicted, or tokens have no text")
+            return self.not_applicable(
+                "the model does not predict next tokens, or its tokens have no text"
+            )
         if lens.n_groups < LEAST_ROWS:
             return too_few(self, lens.n_groups, LEAST_ROWS, "texts")
         kinds = sorted(_kinds(lens.texts), key=lambda k: -k.cost)
@@ -91,11 +95,11 @@ class SND066(Rule):
         odd = [k for k in kinds if self._is_odd(k)]
         cost, lag = sum(k.cost for k in odd), lens.final - lens.counted
         if not odd or cost < self.part * lag:
-            return self.clear(figure, "the model is worse at all kinds" if odd else "")
+            return self.clear(figure, "the model is worse at all kinds of tokens" if odd else "")
         first = odd[0]
         text = (
-            f"The model expects {first.name} at {percent(first.said)} of tokens, the texts have "
-            f"them at {percent(first.seen)}"
+            f"The model expects {first.name} at {percent(first.said)} of positions, the texts "
+            f"have them at {percent(first.seen)}"
         )
         more = [f"{k.name} {percent(k.said)} and {percent(k.seen)}" for k in odd[1:3]]
         rest = f" ({'; '.join(more)})" if more else ""
@@ -114,7 +118,10 @@ class SND066(Rule):
 
 def _fix(kind: "_Kind", cost: str) -> str:
     lost = f"Check whether the texts lost their {kind.name} on the way to the model"
-    new = f"The training texts had few {kind.name}: check where those of these texts come from"
+    new = (
+        f"The training texts had few {kind.name}: check where the {kind.name} in these texts "
+        "come from"
+    )
     return f"{lost if kind.seen < kind.said else new}. They cost {cost} nats per token at least."
 
 

@@ -49,15 +49,16 @@ class SND067(Rule):
     )
     fix: ClassVar[str] = "Compare the rows of these tokens with the tokenizer that the model has."
     how: ClassVar[str] = (
-        "On 48 texts, the loss at each next token less that of counts of three tokens of the other "
-        "texts; its mean after each token, and at it. A token stands out where that is at least "
-        "0.5 nats, 1.5 nats above the median elsewhere, and 4 standard errors away, at 10 places "
-        "in 4 texts or more. It is named where the model as a whole beats these counts, as a note "
-        "if that costs less than 0.01 nats for each token of the texts. Where two stand out, ten "
-        "of them are given each other's row of the embedding, of the head or of "
-        "both, pair by pair on half of up to 48 texts; exchanged rows are named where the loss of "
-        "the others falls by a twentieth (signed rank test, 0.1 %), below that of the tokens' "
-        "frequencies, and no other form of the texts (SND028) takes 1.5 times as much off."
+        "On 48 texts, the excess of the model's next-token loss over that of counts of three "
+        "tokens from the other texts; its mean at each token, and after each token. A token "
+        "stands out if its excess is at least 0.5 nats, 1.5 nats above the median of the other "
+        "tokens, and 4 standard errors away, at 10 positions in 4 texts or more. It is named "
+        "if the model as a whole beats these counts; the finding is a note if it costs less "
+        "than 0.01 nats per token of the texts. If two tokens stand out, up to ten of them "
+        "exchange their rows of the embedding, of the head or of both, pair by pair, on half "
+        "of up to 48 texts; exchanged rows are named if the loss of the other half falls by a "
+        "twentieth (signed rank test, 0.1 %), below that of the tokens' frequencies, and no "
+        "other form of the texts (SND028) lowers it 1.5 times as much."
     )
     false_positives: ClassVar[str] = "Tokens of a language that the model never saw."
     plant: ClassVar[str] = (
@@ -78,7 +79,7 @@ class SND067(Rule):
         if not found.odd:
             return self.clear(figure)
         if isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= self.untrained:
-            return self.clear(figure, "its layers look untrained")
+            return self.clear(figure, "the model's layers look untrained")
         if found.rows is not None and found.p < self.level:
             own, new = float(found.given.mean()), float(found.changed.mean())
             form = best_text(evidence)

@@ -43,12 +43,12 @@ class SND068(Rule):
     )
     fix: ClassVar[str] = "Make the change named, in the code or in the checkpoint."
     how: ClassVar[str] = (
-        "Asked where a classifier lags a probe of its layers or is wrong on a tenth of the rows "
-        "(of less than 200,000 weights: on three in a hundred), where a regression errs more than "
-        "such a probe, and of language models always, as far as the budget of trials reaches (a "
-        "few times the forward of the data; --deep lifts it). Up to 256 rows "
-        "(768 of a model of less than 200,000 weights), or 32 texts of 128 tokens: on half of "
-        "them parts of blocks are left out, weakened, strengthened or turned, and activations, "
+        "Tested if a classifier is less accurate than a probe of its layers or wrong on a tenth "
+        "of the rows (with less than 200,000 weights: on 3 %), if a regression has larger "
+        "errors than such a probe, and always for language models, within the budget of trials "
+        "(a few times the cost of the forward pass; --deep removes the limit). Up to 256 rows "
+        "(768 for a model of less than 200,000 weights), or 32 texts of 128 tokens: on half of "
+        "them parts of blocks are left out, weakened, amplified or inverted, and activations, "
         "the eps of norms, the base and layout of rotated positions, the order of blocks and "
         "layers of one shape are exchanged. The best is judged on the other half: its loss must "
         "be a tenth (of tokens a twentieth) below that of the model at its best temperature "
@@ -57,10 +57,10 @@ class SND068(Rule):
         "tokens, and do better than the tokens' frequencies."
     )
     false_positives: ClassVar[str] = (
-        "A small model that was trained too briefly can gain from a weaker block."
+        "A small model with too little training can gain from a weaker block."
     )
     plant: ClassVar[str] = "One block's update three times too strong."
-    twin: ClassVar[str] = "The model as it was trained."
+    twin: ClassVar[str] = "The trained model without that change."
 
     def check(self, evidence: Evidence) -> Check:
         """Look for a change that mends the answers."""
@@ -83,14 +83,14 @@ class SND068(Rule):
         is_sure = found.p < self.level or answers
         if found.change is None or figure.value < least or not is_sure or not gained:
             return self.clear(
-                figure, f"none of {plural(found.n_tried, 'change')} mends the answers"
+                figure, f"none of {plural(found.n_tried, 'change')} restores the answers"
             )
         change = found.change
         if math.isnan(found.right):
             words = f"{number(after, 3)} {found.unit} instead of {number(found.own, 3)}"
             text = f"With {change.words}, the model's loss is {words}"
         else:
-            words = f"right on {percent(found.mended)} instead of {percent(found.right)}"
+            words = f"correct on {percent(found.mended)} instead of {percent(found.right)}"
             text = f"With {change.words}, the model is {words}"
         rows = plural(n, "text" if found.of_tokens else "row")
         rest = f"({rows} held out from the choice, of {found.n_tried} changes tried)."

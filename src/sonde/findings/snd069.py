@@ -53,15 +53,15 @@ class SND069(Rule):
     )
     fix: ClassVar[str] = "Divide the logits by a temperature that is chosen on held-out rows."
     how: ClassVar[str] = (
-        "The mean of the largest probability minus the accuracy, with a standard "
-        "error over groups. The expected calibration error is over ten bins of equal size; the "
-        "temperature of least loss is chosen on half of the groups, its error is that of the other "
-        "half. A note from 0.05 on if too sure, 0.1 if not sure enough, and 3 standard errors; a "
-        "warning from 0.15 and 0.3 on, not sure enough only where the model gives probabilities: "
-        "small logits are often meant, by smoothed labels or bounded weights. Too sure also "
-        "where that temperature takes 30 % of the loss of the other half away, and 50 % for a "
-        "warning. A model that is right no more often than "
-        "the commonest label is not judged."
+        "The mean of the largest probability minus the accuracy, with a standard error over "
+        "groups. The expected calibration error uses ten bins of equal size; the temperature "
+        "with the least loss is chosen on half of the groups and evaluated on the other half. "
+        "A difference of 3 standard errors is a note from 0.05 on if the model is "
+        "overconfident, from 0.1 on if it is underconfident, and a warning from 0.15 and 0.3 "
+        "on (underconfident only if the model returns probabilities: small logits are often "
+        "intended, with smoothed labels or bounded weights). Also overconfident if that "
+        "temperature removes 30 % of the loss of the other half (50 % for a warning). A model "
+        "that is no more accurate than the commonest label is not judged."
     )
     false_positives: ClassVar[str] = "Labels smoothed in training make a model less sure."
     plant: ClassVar[str] = "A trained net whose logits are multiplied by 10."
@@ -80,7 +80,7 @@ class SND069(Rule):
             n_rows=found.n, n_groups=found.n,
         )  # fmt: skip
         if found.right <= answers.majority + self.over:
-            return self.clear(figure, "it is no more accurate than the commonest label")
+            return self.clear(figure, "the model is no more accurate than the commonest label")
         if not is_off(found, self.over, self.under, self.fall, self.errors):
             return self.clear(figure)
         how = "too sure" if found.temperature > 1 else "not sure enough"

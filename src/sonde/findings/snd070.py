@@ -33,16 +33,18 @@ class SND070(Rule):
     title: ClassVar[str] = "Blocks that look far less trained than their siblings"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
-        "A checkpoint that was put together of two steps, or loaded in part, has blocks that "
-        "do not belong together, and no error appears."
+        "A checkpoint that mixes two training steps, or was loaded in part, has blocks that do "
+        "not belong together, and no error appears."
     )
     fix: ClassVar[str] = "Load these blocks from the checkpoint that the others come from."
     how: ClassVar[str] = (
-        "Asked where answers suffer, as in SND068. Of each of at least four blocks of one class: "
-        "the mean logarithm of the largest singular value of its weights over that of random ones "
-        "of their size, that of their root mean square, and how far the weights of its norms lie "
-        "from 1. Raised where two of these figures set the same blocks apart as the lower ones, "
-        "with a gap twice as wide as either side, and no direction stands out in these blocks."
+        "Tested if the answers are poor, as in SND068. For each of at least four blocks of one "
+        "class: the mean logarithm of the largest singular value of its weights relative to "
+        "that of random weights of the same size, the mean logarithm of their root mean "
+        "square, and the distance of its norm weights from 1. Raised if two of these "
+        "statistics separate the same blocks as the lower ones, with a gap twice as wide as "
+        "the range on either side, and no singular value in these blocks exceeds those of "
+        "random weights."
     )
     false_positives: ClassVar[str] = "Blocks that were added to a trained model on purpose."
     plant: ClassVar[str] = "Two of six blocks with the weights of an early step."
@@ -52,11 +54,14 @@ class SND070(Rule):
         """Look for blocks that stand apart."""
         found, parts = evidence.blocks, evidence.parts
         if not isinstance(found, BlockTraining):
-            return self.not_applicable("no four blocks of one class ran")
+            return self.not_applicable("fewer than four blocks of the same class ran")
         lens = evidence.lens
         fine = isinstance(lens, LensEvidence) and lens.final <= lens.counted
         if fine or parts in FINE:
-            return self.clear(Figure("edge", 1.0, unit="ratio"), "answers do not suffer")
+            return self.clear(
+                Figure("edge", 1.0, unit="ratio"),
+                "the answers are not poor enough to look for a cause",
+            )
         if not isinstance(parts, PartTrials):
             return self.not_applicable(str(parts))
         low = less_trained(found, self.ratio)
@@ -79,8 +84,12 @@ class SND070(Rule):
         sizes = [math.exp(sum(found.size[i] for i in some) / len(some)) for some in (low, high)]
         return self.raised_with(
             "warning",
-            sentence(f"{text}.", f"Weights have a root mean square of {number(sizes[0])} and "
-                     f"{number(sizes[1])}.", f"{plural(len(found.paths), 'block')}."),
+            sentence(
+                f"{text}.",
+                f"The root mean square of the weights is {number(sizes[0])} in these blocks and "
+                f"{number(sizes[1])} in the others.",
+                f"{plural(len(found.paths), 'block')}.",
+            ),
             figure,
             sites=tuple(paths),
             effect=0.9,

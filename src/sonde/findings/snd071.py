@@ -22,23 +22,25 @@ class SND071(Rule):
     title: ClassVar[str] = "A head that is worse than a constant answer"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
-        "A mean over heads or labels hides one that was not trained, or whose labels are "
-        "in another order."
+        "A mean over heads or labels hides a head that was not trained, or whose labels are in "
+        "another order."
     )
     fix: ClassVar[str] = (
         "Check that the labels are in the order of the outputs; if they are, train this head."
     )
     how: ClassVar[str] = (
-        "Asked of models with several heads, several labels for a row, ranks, or maps, on up to "
-        "2,048 rows: right answers (several labels: of each label; maps: of each pixel; numbers: "
-        "squared errors as fractions of the targets' variance) against those of the commonest "
-        "answer "
-        "alone, or the mean. Raised where the head, or one of its labels, is worse by 4 standard "
-        "errors over groups, or where labels in another order, or maps turned otherwise, chosen on "
-        "half of the rows where there are many orders, fit far better."
+        "Tested for models with several heads, several labels per row, ranks, or maps, on up "
+        "to 2,048 rows: the accuracy (several labels: of each label; maps: of each pixel; "
+        "numbers: squared errors as fractions of the targets' variance) against that of the "
+        "commonest answer alone, or of the mean. Raised if the head, or one of its labels, is "
+        "worse by 4 standard errors over groups, or if labels in another order, or rotated or "
+        "mirrored maps, fit far better; many possible orders are compared on half of the rows "
+        "and tested on the other."
     )
-    false_positives: ClassVar[str] = "A head that was trained to find a rare class at any price."
-    plant: ClassVar[str] = "Several labels of which two are exchanged."
+    false_positives: ClassVar[str] = (
+        "A head that was trained to detect a rare class whatever the false alarms."
+    )
+    plant: ClassVar[str] = "Several labels, two of them exchanged."
     twin: ClassVar[str] = "The labels in the model's order."
 
     def check(self, evidence: Evidence) -> Check:
@@ -77,14 +79,14 @@ class SND071(Rule):
             n_rows=len(head.right),
         )  # fmt: skip
         text = (
-            f"{_named(head)} is right on {percent(head.value)} of {_of(head)}; {words} it is right "
-            f"on {percent(after)}."
+            f"{_named(head)} is correct on {percent(head.value)} of {_of(head)}; {words} it is "
+            f"correct on {percent(after)}."
         )
         return self.raised_with(
             "error", sentence(text, f"{plural(len(head.right), 'row')}."), figure,
             examples=_wrong(head), effect=min(1.0, after - head.value),
-            fix=f"Give labels and outputs in one order: {words}, {percent(after)} are right instead"
-            f" of {percent(head.value)}.",
+            fix=f"Give labels and outputs in the same order: {words}, {percent(after)} are "
+                f"correct instead of {percent(head.value)}.",
         )  # fmt: skip
 
     def _of_head(self, head: HeadAnswers, figure: Figure) -> Check:
@@ -98,7 +100,7 @@ class SND071(Rule):
             text = f"{_named(head)}: {listed([_said(p) for p in worst], 2)}."
         else:
             text = (
-                f"{_named(head)} is right on {percent(head.value)} of {_of(head)}, the commonest "
+                f"{_named(head)} is correct on {percent(head.value)} of {_of(head)}, the commonest "
                 f"answer alone on {percent(head.commonest)}."
             )
         return self.raised_with(
@@ -109,7 +111,7 @@ class SND071(Rule):
 
 def _said(part: Part) -> str:
     return (
-        f"label {part.name} is right on {percent(part.value)}, a constant answer on "
+        f"label {part.name} is correct on {percent(part.value)}, a constant answer on "
         f"{percent(part.usual)}"
     )
 

@@ -32,16 +32,15 @@ class SND072(Rule):
         "rows, and give the model a further column that says where it was missing."
     )
     how: ClassVar[str] = (
-        "Over at most 20,000 rows (1,000 of wide tables), before any forward pass: a value of at "
-        "least 3 rows at an end of the column that is further from the nearest other value than "
-        "the other values are from each other; up to 3 such values at each end. A common "
-        "code (-999, 9999, 32767 and their like) needs 2 rows and half that distance, a negative "
-        "code "
-        "only a column without other negative values; in columns of fewer than 20 other values "
-        "only usual codes count, 5 times as far. -1 counts below numbers that are not all whole. "
-        "A warning from 0.1 % of the rows. A note: zeros below positive numbers that keep a "
-        "quarter of their range away from zero, and -1 below whole numbers, each in at most half "
-        "of the rows."
+        "Over at most 20,000 rows (1,000 of wide tables), before any forward pass: a value "
+        "that occurs in at least 3 rows, at an end of the column, and is further from the "
+        "nearest other value than the range of all other values; up to 3 such values at each "
+        "end. A common code (-999, 9999, 32767 and similar) needs 2 rows and half that "
+        "distance, a negative code only a column without other negative values; in columns "
+        "with fewer than 20 other values only common codes count, at 5 times the distance. -1 "
+        "counts below numbers that are not all whole. A warning from 0.1 % of the rows. A "
+        "note: zeros below positive numbers that keep a quarter of their range away from zero, "
+        "and -1 below whole numbers, each in at most half of the rows."
     )
     false_positives: ClassVar[str] = (
         "Columns with rare huge values of equal size, such as a fee of 1,000,000."

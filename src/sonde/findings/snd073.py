@@ -92,14 +92,16 @@ class SND073(Rule):
     )
     how: ClassVar[str] = (
         "Over at most 20,000 rows (1,000 of wide tables), before any forward pass: columns of "
-        "one value; columns that an earlier one gives up to a factor and a constant (equal in "
-        "every row if they have two values), leaving at most 1e-9 of their variance; and columns "
-        "that have no number in 5 % of the rows, rows that were left out counted. A note; a "
-        "warning if 20 % are missing."
+        "one value; columns that are a linear function of an earlier column (equal in every "
+        "row if they have two values), up to 1e-9 of their variance; and columns without a "
+        "number in 5 % of the rows, including rows that were left out. A note; a warning if 20 "
+        "% are missing."
     )
-    false_positives: ClassVar[str] = "Pixels at the edge of pictures, which are always empty."
-    plant: ClassVar[str] = "A column of one value, and a column in Fahrenheit beside Celsius."
-    twin: ClassVar[str] = "The same table without them."
+    false_positives: ClassVar[str] = "Pixels at the edge of images, which are always empty."
+    plant: ClassVar[str] = (
+        "A constant column, and a temperature in Fahrenheit beside the same in Celsius."
+    )
+    twin: ClassVar[str] = "The same table without these columns."
 
     def check(self, evidence: Evidence) -> Check:
         """Compare every column with the others."""

@@ -105,7 +105,7 @@ def telling_column(evidence: Evidence, table: InputTable, ratio: float) -> Telli
 def _labelled(evidence: Evidence, table: InputTable) -> _Rows | str:
     data = evidence.data
     if table.values.shape[1] < 2:
-        return "there is a single column"
+        return "the table has a single column"
     is_number = data.target is not None
     label = data.target if data.target is not None else data.label
     y = label.numpy()[table.order]

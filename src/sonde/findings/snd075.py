@@ -114,8 +114,8 @@ class SND075(Rule):
     title: ClassVar[str] = "Impossible numbers, and dates read as numbers"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "An age of 220 is a typing error that a model takes for a fact; between 20240131 and "
-        "20240201 lies one day, and a model that reads them as numbers sees 70."
+        "An age of 220 is a typing error that a model takes for a fact. 20240131 and 20240201 "
+        "are one day apart, but a model that reads them as numbers sees a difference of 70."
     )
     fix: ClassVar[str] = (
         "Correct these numbers or mark them as missing. Give dates as days since a fixed day, or "
@@ -131,7 +131,7 @@ class SND075(Rule):
     )
     false_positives: ClassVar[str] = "A column whose name uses such a word in another sense."
     plant: ClassVar[str] = "Three ages of 220, and a column of dates such as 20240131."
-    twin: ClassVar[str] = "The same table without them."
+    twin: ClassVar[str] = "The same table without these ages and dates."
 
     def check(self, evidence: Evidence) -> Check:
         """Compare every column with the limits of its name."""

@@ -29,7 +29,7 @@ WAYS: Final[Mapping[str, Callable[[str], str]]] = {
     "text = unicodedata.normalize('NFC', text)": lambda t: unicodedata.normalize("NFC", t),
     "text = unicodedata.normalize('NFKC', text)": lambda t: unicodedata.normalize("NFKC", t),
     "text = html.unescape(text)": html.unescape,
-    "take the accents off (NFD, without combining signs)": without_accents,
+    "remove the accents (NFD, without combining characters)": without_accents,
 }
 
 
@@ -59,8 +59,8 @@ class SND076(Rule):
         "into bytes becomes several rare tokens that few models have learned."
     )
     fix: ClassVar[str] = (
-        "Write the texts as the tokenizer's training texts were written (case, accents, encoding), "
-        "or take a model whose tokenizer knows their language."
+        "Write the texts as the tokenizer's training texts were written (case, accents, "
+        "encoding), or use a model whose tokenizer covers their language."
     )
     how: ClassVar[str] = (
         "The tokenizer reads the first 2,000 signs of at most 2,048 sampled texts. Unknown tokens "
@@ -77,9 +77,9 @@ class SND076(Rule):
         """Count unknown tokens and bytes."""
         writing = evidence.writing
         if not isinstance(writing, Writing):
-            return self.not_applicable(writing or "the inputs are no texts")
+            return self.not_applicable(writing or "the inputs are not texts")
         if writing.tokens is None:
-            return self.not_applicable("no tokenizer with unknown tokens reads these texts")
+            return self.not_applicable("the tokenizer of these texts has no unknown token")
         tokens = writing.tokens
         shares = tokens.share(tokens.unknown), tokens.share(tokens.in_bytes)
         is_bytes = shares[0] < self.note and shares[1] >= self.note_bytes
@@ -92,7 +92,7 @@ class SND076(Rule):
         )  # fmt: skip
         if share < limits[0]:
             return self.clear(figure)
-        what = "are single bytes of signs" if is_bytes else "are unknown to the tokenizer"
+        what = "are single bytes of characters" if is_bytes else "are unknown to the tokenizer"
         text = (
             f"{percent(share)} of {plural(int(tokens.n.sum()), 'token')} in "
             f"{plural(len(writing.texts), 'text')} {what}."

@@ -30,22 +30,22 @@ class SND077(Rule):
         "was decoded with the wrong encoding turns its word into another word."
     )
     fix: ClassVar[str] = (
-        "Take the mark-up out (html.unescape, and a parser for tags); read the files as UTF-8."
+        "Remove the mark-up (html.unescape, and a parser for tags); read the files as UTF-8."
     )
     how: ClassVar[str] = (
-        "Over the first 2,000 signs of at most 2,048 sampled texts: texts that hold a tag of HTML "
-        "or an entity (a note from 2 %, a warning from 20 %), and texts that hold U+FFFD or UTF-8 "
-        "that was read as one sign for each byte (a note from 0.5 %, a warning from 2 %)."
+        "Over the first 2,000 characters of at most 2,048 sampled texts: texts with an HTML "
+        "tag or entity (a note from 2 %, a warning from 20 %), and texts with U+FFFD or with "
+        "UTF-8 that was read as one character per byte (a note from 0.5 %, a warning from 2 %)."
     )
     false_positives: ClassVar[str] = "Texts about HTML; models that were trained on mark-up."
     plant: ClassVar[str] = "Half of the texts in <p>, with &amp; for &."
-    twin: ClassVar[str] = "The same texts without."
+    twin: ClassVar[str] = "The same texts without mark-up."
 
     def check(self, evidence: Evidence) -> Check:
         """Count texts with mark-up and with broken signs."""
         writing = evidence.writing
         if not isinstance(writing, Writing):
-            return self.not_applicable(writing or "the inputs are no texts")
+            return self.not_applicable(writing or "the inputs are not texts")
         marked, broken = writing.marks > 0, writing.broken > 0
         shares, n = (float(marked.mean()), float(broken.mean())), len(writing.texts)
         levels = (
@@ -84,8 +84,8 @@ class SND077(Rule):
         )
 
 
-_UNMARK = "Take the mark-up out: html.unescape for entities, a parser (html.parser) for tags."
-_READ = "Read the files as UTF-8 (open(path, encoding='utf-8')), and look where U+FFFD came from."
+_UNMARK = "Remove the mark-up: html.unescape for entities, a parser (html.parser) for tags."
+_READ = "Read the files as UTF-8 (open(path, encoding='utf-8')), and find where U+FFFD came from."
 
 
 def _level(share: float, note: float, warning: float) -> Level | None:

@@ -27,8 +27,8 @@ class SND078(Rule):
     title: ClassVar[str] = "Texts of several languages"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "A model that learned one language answers texts of another by chance, and one accuracy or "
-        "loss for all texts hides this."
+        "A model that learned one language gives random answers to texts in another, and an "
+        "accuracy or loss over all texts hides this."
     )
     fix: ClassVar[str] = (
         "Evaluate each language separately: give the texts a column with their language, and "
@@ -36,10 +36,10 @@ class SND078(Rule):
         "--group-column or scan each part."
     )
     how: ClassVar[str] = (
-        "Over the first 2,000 signs of at most 2,048 sampled texts, without mark-up and addresses: "
-        "the language by py3langid, where a text has 40 letters and the probability is 0.9; else "
-        "the script of most letters by Unicode. Languages of less than 1 % of the texts, or fewer "
-        "than 5, are not counted. A note from 5 % of other languages on."
+        "Over the first 2,000 characters of at most 2,048 sampled texts, without mark-up and "
+        "addresses: the language by py3langid, if a text has 40 letters and the probability is "
+        "0.9; else the Unicode script of most letters. Languages of less than 1 % of the "
+        "texts, or fewer than 5, are not counted. A note from 5 % of other languages on."
     )
     false_positives: ClassVar[str] = "Languages that are close to each other, in short texts."
     plant: ClassVar[str] = "A fifth of the texts in German."
@@ -49,11 +49,13 @@ class SND078(Rule):
         """Count languages, or scripts where languages cannot be told."""
         writing = evidence.writing
         if not isinstance(writing, Writing):
-            return self.not_applicable(writing or "the inputs are no texts")
+            return self.not_applicable(writing or "the inputs are not texts")
         by_language = can_tell_languages()
         names = writing.languages if by_language else writing.scripts
         reason = (
-            "" if by_language else f"scripts alone: {install_extra('text')} identifies languages"
+            ""
+            if by_language
+            else f"only scripts were identified; for languages: {install_extra('text')}"
         )
         known = [name for name in names if name is not None]
         if len(known) < LEAST_TEXTS:

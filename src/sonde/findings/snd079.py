@@ -25,7 +25,7 @@ LEAST: Final = 8
 UNDONE: Final[Mapping[str, Callable[[str], str]]] = {
     "capitals": str.lower,
     "accents": without_accents,
-    "line breaks and runs of blanks": lambda t: " ".join(t.split()),
+    "line breaks and repeated spaces": lambda t: " ".join(t.split()),
 }
 SPLIT: Final[Mapping[str, tuple[str, Callable[[str], str]]]] = {
     "in small letters": ("text = text.lower()", str.lower),
@@ -64,21 +64,22 @@ class SND079(Rule):
     title: ClassVar[str] = "Differences that the tokenizer removes, and spellings that it splits"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "A tokenizer that folds case or accents turns two different texts into one input, which no "
-        "model can tell apart. Texts in capitals, or with accents as separate characters, become "
-        "many rare tokens."
+        "A tokenizer that folds case or accents turns two different texts into one input, "
+        "which no model can distinguish. Texts in capitals, or with accents as separate "
+        "characters, become many rare tokens."
     )
     fix: ClassVar[str] = (
-        "Take a model whose tokenizer keeps what the labels need, or write the texts as its "
-        "training texts were written."
+        "Use a model whose tokenizer keeps what the labels depend on, or write the texts as "
+        "its training texts were written."
     )
     how: ClassVar[str] = (
-        "On 256 sampled texts, the tokens as given are compared with those in small letters, "
-        "without accents, and with single blanks: a change is undone if 95 % of the texts that it "
-        "changes (8 at least) keep their tokens; that is a note. A warning if capitals are undone "
-        "and give a class (AUROC above 0.7, lower bound at 0.1 % over classes), if 0.5 % of the "
-        "texts have the tokens of another text with another label, or if another writing of the "
-        "texts (small letters, NFC, NFKC, entities resolved) needs fewer tokens by a factor of 1.3."
+        "On 256 sampled texts, their tokens are compared with those of the texts in small "
+        "letters, without accents, and with single spaces: the tokenizer removes a difference "
+        "if 95 % of the changed texts (at least 8) keep their tokens; that is a note. A "
+        "warning if capitals are removed although they predict a class (AUROC above 0.7, lower "
+        "bound at 0.1 % over classes), if 0.5 % of the texts have the tokens of another text "
+        "with another label, or if another spelling of the texts (small letters, NFC, NFKC, "
+        "entities resolved) needs fewer tokens by a factor of 1.3."
     )
     false_positives: ClassVar[str] = "Texts in capitals by their nature, such as telegrams."
     plant: ClassVar[str] = "A tokenizer of small letters, and classes that differ in capitals."
@@ -88,9 +89,9 @@ class SND079(Rule):
         """Tokenise some texts in other writings."""
         writing = evidence.writing
         if not isinstance(writing, Writing):
-            return self.not_applicable(writing or "the inputs are no texts")
+            return self.not_applicable(writing or "the inputs are not texts")
         if writing.tokens is None:
-            return self.not_applicable("no tokenizer reads these texts")
+            return self.not_applicable("these texts are not read by a tokenizer")
         lost = {name: share for name, way in UNDONE.items()
                 if (share := self._undone(writing, way)) is not None}  # fmt: skip
         splits = [(n, words) for words, (_, way) in SPLIT.items()
@@ -109,8 +110,8 @@ class SND079(Rule):
             )
         if told is not None and told[2] > self.told:
             texts.append(
-                f"Capitals give {shortened(told[0], 24)!r} (AUROC {number(told[1])}), and the "
-                "tokenizer takes them out."
+                f"Capitals predict {shortened(told[0], 24)!r} (AUROC {number(told[1])}), but "
+                "the tokenizer removes them."
             )
         figure = Figure("tokens_by_writing", max((n for n, _ in splits), default=1.0), unit="ratio",
                         threshold=self.ratio, n_rows=len(writing.texts))  # fmt: skip
@@ -118,7 +119,7 @@ class SND079(Rule):
             return self.clear(figure)
         said = [f"{name} (in {percent(share)} of texts)" for name, share in lost.items()]
         if said:
-            texts.append(f"The tokenizer takes out {listed(said)}.")
+            texts.append(f"The tokenizer removes {listed(said)}.")
         warns = bool(splits) or len(texts) > bool(said)
         return self.raised_with(
             "warning" if warns else "note",

@@ -73,7 +73,7 @@ def sureness(evidence: Evidence) -> Sureness | str:
     gap = sure - right.double()
     half = chooses(group)
     if not bool(half.any()) or bool(half.all()):
-        return "needs rows of two groups"
+        return "needs rows from two groups"
     logits = p.clamp(min=1e-12).log()
     temperature = best_temperature(logits[half], truth[half])
     mended = (logits[~half] / temperature).softmax(1).amax(1)

@@ -59,8 +59,8 @@ FORMS: Final[Mapping[str, tuple[str, Form]]] = {
     "in lower case but for the starts of sentences": (
         "capitalise the starts of sentences of text.lower()", _sentences,
     ),
-    "with HTML's signs as characters": ("text = html.unescape(text)", html.unescape),
-    "with signs as HTML writes them": ("text = html.escape(text)", html.escape),
+    "with HTML entities as characters": ("text = html.unescape(text)", html.unescape),
+    "with characters as HTML entities": ("text = html.escape(text)", html.escape),
     "with line ends \\n for \\r\\n": (
         "text = text.replace('\\r\\n', '\\n')", lambda t: t.replace("\r\n", "\n"),
     ),
@@ -70,14 +70,14 @@ FORMS: Final[Mapping[str, tuple[str, Form]]] = {
     "with line breaks for \\n of two characters": (
         "text = text.replace('\\\\n', '\\n')", lambda t: t.replace("\\n", "\n"),
     ),
-    "with four blanks for a tab": ("text = text.expandtabs(4)", lambda t: t.replace("\t", "    ")),
-    "with a tab for four blanks": (
+    "with four spaces for a tab": ("text = text.expandtabs(4)", lambda t: t.replace("\t", "    ")),
+    "with a tab for four spaces": (
         "text = text.replace('    ', '\\t')", lambda t: t.replace("    ", "\t"),
     ),
-    "with half of the blanks of each run": (
+    "with half of the spaces of each run": (
         "text = text.replace('  ', ' ')", lambda t: t.replace("  ", " "),
     ),
-    "with quotation marks and dashes of ASCII": (
+    "with ASCII quotation marks and dashes": (
         "replace “ ” ‘ ’ – — by \" ' -", lambda t: t.translate(_STRAIGHT),
     ),
     "with letters composed (NFC)": (
@@ -90,15 +90,15 @@ FORMS: Final[Mapping[str, tuple[str, Form]]] = {
         "text = unicodedata.normalize('NFKC', text)", lambda t: unicodedata.normalize("NFKC", t),
     ),
     "read as UTF-8": ("text = text.encode('latin-1').decode('utf-8')", _as_utf8),
-    "read as UTF-8, with quotation marks and dashes of ASCII": (
+    "read as UTF-8, with ASCII quotation marks and dashes": (
         "text = text.encode('latin-1').decode('utf-8'), then replace “ ” ‘ ’ – — by \" ' -",
         lambda t: _as_utf8(t).translate(_STRAIGHT),
     ),
     "with % signs resolved as in URLs": (
         "text = urllib.parse.unquote(text)", urllib.parse.unquote,
     ),
-    "with a blank before them": ("text = ' ' + text", lambda t: " " + t),
-    "without blanks at their ends": ("text = text.strip()", str.strip),
+    "with a leading space": ("text = ' ' + text", lambda t: " " + t),
+    "without spaces at their ends": ("text = text.strip()", str.strip),
 }  # fmt: skip
 
 

@@ -89,7 +89,7 @@ def _ways(stream: LiveStream, takes_positions: bool) -> Iterator[tuple[str, Way]
     if n_words is not None:
         for step in (-1, 1):
             yield (
-                f"with the numbers of all tokens {_moved(step)}",
+                f"with all token ids {_moved(step)}",
                 lambda x, s=step: (
                     (x + s) % n_words,
                     {},
@@ -100,7 +100,7 @@ def _ways(stream: LiveStream, takes_positions: bool) -> Iterator[tuple[str, Way]
     start = getattr(stream.model.config, "bos_token_id", None) if start is None else start
     if isinstance(start, int) and (n_words is None or start < n_words):
         yield (
-            "with the token of a start before them",
+            "with a start token before them",
             lambda x: (
                 torch.cat([x.new_full((len(x), 1), start), x], dim=1),
                 {},

@@ -99,7 +99,7 @@ def gained(trial: Trial) -> str:
     before, after = (float(x.mean()) for x in (trial.before, trial.after))
     rows = f"{plural(len(trial.rows), 'row')} held out from the choice"
     if trial.measure == "accuracy":
-        return f"right on {percent(after)} instead of {percent(before)} ({rows})"
+        return f"correct on {percent(after)} instead of {percent(before)} ({rows})"
     if trial.measure == "error":
         return f"an R^2 of {number(after)} instead of {number(before)} ({rows})"
     return f"{number(-after, 3)} nats instead of {number(-before, 3)} ({rows})"

@@ -181,7 +181,7 @@ class TrialBudget:
             return ""
         said = " and ".join(plural(n, *kind) for kind, n in self.left_out.items())
         return (
-            f"{said} left untried: trials may take about {self.total / SPEED:.0f} s on one core "
+            f"{said} not tried: trials may take about {self.total / SPEED:.0f} s on one core "
             "(--deep tries all)"
         )
 

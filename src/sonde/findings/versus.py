@@ -252,7 +252,7 @@ def scored(evidence: Evidence) -> DetectorScores | str:
     mine, theirs = shared_rows(evidence), shared_rows(versus.other)
     held = _held_rows(evidence, versus.held)
     if held is None:
-        return "the data have no order by which held-out rows could be found"
+        return "the order of the rows is not known, so no rows can be held out"
     usable = [name for name in versus.scorers if _can_score(name, versus, mine, theirs)]
     if not usable:
         return "OTHER, or DATA, lacks the sites or columns that the detectors score"

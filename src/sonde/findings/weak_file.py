@@ -18,7 +18,7 @@ def weak_groups_of(scanned: Scanned) -> WeakGroups:
     check = next((c for c in scanned.checks if c.code == SND061.code), None)
     found, rule = weak_rows(scanned.evidence), scanned.rules.get(SND061.code)
     if check is None or found is None or check.state not in ("clear", "raised"):
-        reason = "it is not among the checks of --only" if check is None else check.reason
+        reason = "--only does not include it" if check is None else check.reason
         raise InputError(f"--groups: {SND061.code} did not look for weak groups: {reason}.")
     assert isinstance(rule, SND061)  # the rule of its code
     return WeakGroups.of(

@@ -135,15 +135,15 @@ def text_writing(stream: LiveStream, evidence: Evidence) -> Writing | str:
     """Return the texts of the sampled rows, or the reason why there are none."""
     data, shared = evidence.data, shared_rows(evidence)
     if not isinstance(stream.inputs, ItemInputs) or data.key_columns is None or not data.inputs:
-        return "the inputs are no texts"
+        return "the inputs are not texts"
     if shared.order is None or not len(shared.order):
-        return "no row is finite at every site"
+        return "every row has NaN or infinity at some site"
     seen: dict[bytes, int] = {}
     for example in sorted(shared.order.tolist()):
         seen.setdefault(data.keys[example], example)
     chosen = sorted(seen.values())[:TEXTS]
     if not _texts(data.key_columns(chosen[:1]), data.inputs):
-        return "the inputs are no texts"
+        return "the inputs are not texts"
     found = _texts(data.key_columns(chosen), data.inputs)
     if len(found) < LEAST_TEXTS:
         return f"needs {LEAST_TEXTS} different texts"

@@ -35,7 +35,7 @@ def in_sorted_order(model: Model, inputs: ItemInputs, seed: int = 0) -> ItemInpu
 
     Labels that are names are numbered in sorted order, as most loaders of folders do it. On 256
     rows drawn by content the model's accuracy must be at least ``chance + (1 - chance) / 5``, and
-    no other order may be right on a fifth more rows: otherwise the user must name the classes.
+    no other order may be correct on a fifth more rows: otherwise the user must name the classes.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def in_sorted_order(model: Model, inputs: ItemInputs, seed: int = 0) -> ItemInpu
     shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
     return inputs.with_own_labels(
         f"the model does not name its outputs; they are taken as {shown} in this order, in which "
-        f"it is right on {right:.0%} of {plural(len(truth), 'row')} (else --classes)"
+        f"it is correct on {right:.0%} of {plural(len(truth), 'row')} (else --classes)"
     )
 
 
