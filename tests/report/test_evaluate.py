@@ -118,9 +118,9 @@ def test_the_drawn_curve_goes_through_the_points(found):
 def test_the_page_names_its_tables_and_says_that_the_best_was_chosen(found, page):
     assert "60 of usual.parquet" in page
     assert "40 of unusual.parquet" in page
-    chosen = "chosen on these very rows, so its figures are optimistic"
+    chosen = "chosen on these same rows, so its scores are optimistic"
     assert f"best of 2 detectors and sites was {chosen}" in page
-    assert "optimistic because chosen on these rows" in pictures_of(found)[-1].message
+    assert "optimistic because it was chosen on these rows" in pictures_of(found)[-1].message
     alone = to_page(evaluated(table([0.0, 1.0]), table([2.0])))
     assert "optimistic" not in alone
 

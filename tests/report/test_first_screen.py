@@ -20,7 +20,9 @@ def _finding(code: str, level: str, **more):
 def test_answers_cause_fix_and_worst_inputs_come_before_all_else(report) -> None:
     cause = first_finding(report)
     assert cause is not None
-    cause["fix"] = "Call model.eval() after the weights are loaded: right on 98 % instead of 27 %."
+    cause["fix"] = (
+        "Call model.eval() after the weights are loaded: correct on 98 % instead of 27 %."
+    )
     report["cause"], cause["trial"] = cause["code"], TRIED
     text = to_text(report, width=200)
     names = ("answers  ", "cause    ", "fix      ", "worst    ")
@@ -31,7 +33,7 @@ def test_answers_cause_fix_and_worst_inputs_come_before_all_else(report) -> None
     assert text.count(cause["sentence"]) == 1
     assert text.count(cause["next"]) == 1
     page = to_html(report)
-    marks = ('class="large"', 'class="why"', "right on 98", "Worst inputs", 'id="findings"')
+    marks = ('class="large"', 'class="why"', "correct on 98", "Worst inputs", 'id="findings"')
     found = [page.replace("\u00a0", " ").index(mark) for mark in marks]
     assert found == sorted(found)
     assert page.index('id="findings"') < page.index('id="measured"')

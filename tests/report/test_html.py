@@ -77,9 +77,9 @@ def test_figures_have_units_and_columns_are_explained(report, page) -> None:
     figure = check["figure"]
     said = f"{quantity(figure['value'], 'share')} {figure['name'].replace('_', ' ')}"
     assert said in checks.partition(check["title"])[2]
-    assert "--set CODE.LIMIT=X moves a limit" in checks
+    assert "--set CODE.LIMIT=X changes a limit" in checks
     rows = words.partition("Rows #")[2]
-    assert "the label of that fraction of the row" in rows
+    assert "nearest neighbours with this label" in rows
     assert "z: log distance to the row's 5th neighbour" in html.unescape(rows)
 
 
@@ -203,7 +203,7 @@ def _large(report: dict[str, Any], count: int) -> dict[str, Any]:
 def test_the_page_stays_small_whatever_the_model(report) -> None:
     text = to_html(_large(report, 700))
     assert len(text.encode()) < MAX_BYTES
-    assert "one for each block is drawn" in text
+    assert "one per block is drawn" in text
     found = re.search(r'id="sonde">(.*?)</script>', text, re.S)
     assert found is not None
     carried = json.loads(found[1])
@@ -360,7 +360,8 @@ def test_what_reads_logits_is_at_the_logits_and_no_p_value_is_zero(report) -> No
         ),
         (
             0.5,
-            "Every site differs from the one before; least, relative to its standard deviation, ",
+            "Every site differs from the site before; the smallest difference, in standard "
+            "deviations, ",
         ),
     ],
 )

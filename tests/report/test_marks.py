@@ -57,7 +57,7 @@ def test_empty_cells_are_explained_where_there_are_some(report) -> None:
     similarity["cka"][0][1] = 0.0
     made = similarity_picture(similarity)
     assert made is not None
-    assert "Empty: no more than two unrelated sites." in made.note
+    assert "Empty cells: no more similar than two unrelated sites." in made.note
 
 
 def test_labels_that_were_given_are_not_called_missing(report) -> None:

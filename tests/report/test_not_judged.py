@@ -24,7 +24,10 @@ def test_the_reason_stands_in_the_first_lines() -> None:
         in numbers
     )
     bare = said(lambda _: {})
-    assert "nothing found" not in bare or "not checked whether answers are right: the data" in bare
+    assert (
+        "nothing found" not in bare
+        or "whether the answers are correct was not checked: the data" in bare
+    )
     assert "--label-column" in bare
     judged = said(lambda i: {"label": i % 3})
     assert "not checked" not in judged

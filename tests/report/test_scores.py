@@ -62,8 +62,8 @@ def test_the_most_unusual_come_first(scored):
     assert "row7, counted from 0" in plain[1]
     few = scores_to_html(found, Exhibits(fitted, stream), alpha=0.01)
     n = fitted.result("mahalanobis").calibration.n
-    assert f"too few</dt><dd>{n} rows calibrated, an alarm takes 99" in few
-    assert "an alarm takes" not in page
+    assert f"too few</dt><dd>{n} calibration rows, but an alarm needs 99" in few
+    assert "an alarm needs" not in page
     assert "alarm" in plain[1]
     ids = [attrs["id"] for _, attrs in seen.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
@@ -74,7 +74,7 @@ def test_the_whole_has_no_position_and_marks_are_explained(scored):
     page = scores_to_html(found, Exhibits(fitted, stream, inputs=True), alpha=0.2)
     words = " ".join(re.sub("<[^>]*>", " ", page).split())
     assert "position" not in words.partition("Rows #")[0].partition("Most unusual examples")[2]
-    assert "The sign alarm marks p of at most 0.2." in words
+    assert "The mark 'alarm' means p of at most 0.2." in words
     heads = [re.sub("<[^>]*>", " ", t).split() for t in re.findall("<thead>.*?</thead>", page)]
     assert ["id", "row", "instrument", "site", "score", "p"] in heads
 
@@ -84,7 +84,7 @@ def test_the_median_is_a_score_and_no_threshold_stands_where_nothing_alarms():
     rows = [(f"r{i}", 0, "s", "knn", score, 0.5) for i, score in enumerate((1.0, 2.0, 3.0, 9.0))]
     words = " ".join(re.sub("<[^>]*>", " ", scores_to_html(table(rows))).split())
     summary = words.partition("Detectors and sites #")[2]
-    assert "median score of the middle row" in summary
+    assert "median score of the median row" in summary
     assert "knn s 4 2 9 0 % 0" in summary
     assert "threshold" not in words
     rows[-1] = (*rows[-1][:-1], 0.01)
@@ -109,7 +109,7 @@ def test_what_reads_the_logits_alone_is_at_the_logits():
 
 def test_a_text_with_one_score_promises_no_marks():
     whole = drawn(Exhibit("text", [], [], [], pieces=["a ", "cat"], first=4))
-    assert "tokens have no scores" in whole
+    assert "so no token is marked" in whole
     assert "underlined" not in whole
     assert "underlined" in drawn(Exhibit("text", [4], [1.0], [None], pieces=["a "], first=4))
 

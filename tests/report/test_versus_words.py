@@ -19,7 +19,7 @@ def _versus(**more):
 def test_copies_are_counted_on_the_side_of_which_they_are_the_larger_share() -> None:
     said = [line.replace("\u00a0", " ") for line in label_sentences(_versus(), ("TEST", "TRAIN"))]
     assert said[0] == (
-        "right on 90 % of TEST (87 % to 93 %) and 60 % of TRAIN (55 % to 65 %); the change in "
+        "correct on 90 % of TEST (87 % to 93 %) and 60 % of TRAIN (55 % to 65 %); the change in "
         "class proportions alone would give 88 %"
     )
     assert said[1] == "labels, TEST to TRAIN: ash 50 % to 20 %"

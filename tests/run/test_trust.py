@@ -100,7 +100,7 @@ def test_the_command_says_whom_to_trust(tmp_path):
     assert "Trust knn at h.1" in (tmp_path / "e.html").read_text("utf-8")
     assert run_words(*words, "--json").json()["trust"]["site"] == "h.1:out"
     said = " ".join(run_words("evaluate", usual, blind, "--resamples", "50").out.split())
-    assert "Trust none: the best of 3 on one half of the examples" in said, said
+    assert "Trust no detector: the best of 3 on one half of the examples" in said, said
 
 
 @pytest.mark.truth("planted: the scores of one site are the errors")

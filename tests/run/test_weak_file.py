@@ -63,7 +63,7 @@ def test_new_inputs_of_the_planted_group_are_told(folder):
     assert len(mine - planted) <= 0.02 * len(lines)
     assert all(line["group_accuracy"] < 0.6 for line in lines if line["groups"])
     said = " ".join(run_words(*words).out.split())
-    assert "weak groups: 1. sensor = B: the model is right on" in said
+    assert "weak groups: 1. sensor = B: the model is correct on" in said
     assert "40 of 200 inputs: r0" in said
     assert "Leave out --each" in run_words(*words, "--each").error()
     line = run_words(*words[:-1], folder / "p.sonde").error()

@@ -19,7 +19,7 @@ def answers_sentence(report: dict[str, Any]) -> str:
     >>> found = {"measure": "accuracy", "value": 0.95, "low": 0.93, "high": 0.97, "chance": 0.1}
     >>> found |= {"commonest": 0.12, "last": site, "best": site, "per_byte": None, "n_rows": 597}
     >>> answers_sentence({"answers": found})
-    'right on 95 % of 597 rows (93 to 97 %); a linear probe on the last layer: 97 %, the commonest label alone: 12 %, chance: 10 %'
+    'correct on 95 % of 597 rows (93 to 97 %); a linear probe on the last layer: 97 %, the commonest label alone: 12 %, chance: 10 %'
     """  # noqa: E501
     found = report.get("answers")
     if found is None:
@@ -59,7 +59,7 @@ def head_sentence(head: dict[str, Any]) -> str:
     --------
     >>> head = {"measure": "label_accuracy", "value": 0.93, "low": 0.92, "high": 0.94, "n_rows": 90}
     >>> head_sentence(head | {"commonest": 0.6, "all_right": 0.81})
-    'right on 93 % of labels (92 to 94 %), on all labels of 81 % of 90 rows; the commonest answers alone: 60 %'
+    'correct on 93 % of labels (92 to 94 %), on all labels of 81 % of 90 rows; the commonest answers alone: 60 %'
     """  # noqa: E501
     rows = plural(head["n_rows"], "row")
     if head["measure"] == "rms_error":
@@ -73,16 +73,16 @@ def head_sentence(head: dict[str, Any]) -> str:
     usual = share(head["commonest"])
     if head["measure"] == "label_accuracy":
         return (
-            f"right on {ends.format('labels')}, on all labels of {share(head['all_right'])} of "
+            f"correct on {ends.format('labels')}, on all labels of {share(head['all_right'])} of "
             f"{rows}; the commonest answers alone: {usual}"
         )
     if head["measure"] == "pixel_accuracy":
         return (
-            f"right on {ends.format('pixels')} of {rows}, mean intersection over union "
+            f"correct on {ends.format('pixels')} of {rows}, mean intersection over union "
             f"{number(head['mean_overlap'])}; the commonest class alone: {usual}"
         )
     off = f", off by {number(head['ranks_off'])} ranks on average" if head["ranks_off"] else ""
-    return f"right on {ends.format(rows)}{off}; the commonest label alone: {usual}"
+    return f"correct on {ends.format(rows)}{off}; the commonest label alone: {usual}"
 
 
 def _parts(head: dict[str, Any]) -> str:
@@ -171,7 +171,10 @@ def planted_sentence(found: dict[str, Any]) -> str:
     if not found["planted"]:
         return ""
     n, first = found["planted"], found["planted"] + found["n"]
-    return f"Of {n} labels exchanged as a test, {found['found']} were among the first {first}."
+    return (
+        f"Of {n} labels exchanged as a test, {found['found']} were among the first {first} "
+        "rows of this list."
+    )
 
 
 def place_of(row: dict[str, Any]) -> str:
@@ -217,7 +220,7 @@ def _of_classes(found: dict[str, Any]) -> str:
     if bad := found.get("n_nonfinite", 0):
         rows += f", {bad:,} of them with NaN or infinity in the answer"
     ends = f"{number(100 * found['low'])} to {share(found['high'])}"
-    return f"right on {share(found['value'])} of {rows} ({ends}){_sureness(found)}; " + ", ".join(
+    return f"correct on {share(found['value'])} of {rows} ({ends}){_sureness(found)}; " + ", ".join(
         rest
     )
 

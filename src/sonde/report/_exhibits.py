@@ -13,7 +13,7 @@ from sonde.report._picture import Numbers
 MARKED: Final = 3
 MOST_LISTED: Final = 30
 MOST_PIECES: Final = 1500
-_WHOLE: Final = "One score for the whole example: tokens have no scores, so none is marked."
+_WHOLE: Final = "The detector has one score for the whole example, so no token is marked."
 _PATCHES: Final = (
     "Colour: the score of a patch, from the median of all patches shown here to the highest. Box: "
     "the most unusual patch of the example."
@@ -132,7 +132,7 @@ def _key_of_colours(what: str) -> Markup:
     spaced = [part for sample in samples for part in (sample, " ")]
     said = f"Colour: {what}s among the most unusual "
     mark = el("mark", "underlined")
-    tail = f" of all {what}s shown here; ", mark, ": alarms, or the highest where there is none."
+    tail = f" of all {what}s shown here; ", mark, ": alarms, or the highest if there are no alarms."
     return el("p", said, *spaced, *tail, cls="reading")
 
 

@@ -12,13 +12,13 @@ ABOUT_ANSWERS: Final = frozenset(
     f"SND0{n:02}"
     for n in (1, 3, 4, 5, 6, 12, 15, 19, 20, 28, 29, *range(33, 40), 46, 48, 49, *range(61, 72))
 )
-"""Codes that explain why answers are wrong, or why right ones cannot be trusted."""
+"""Codes that explain why answers are wrong, or why correct answers cannot be trusted."""
 UNTRAINED: Final = "SND003"
 GUESSES: Final = "SND039"
 WHY_IT_GUESSES: Final = frozenset(
     f"SND0{n:02}" for n in (1, 4, 5, 6, 12, 15, 20, 28, 29, 37, 38, 49, 66, 68, 70)
 )
-"""Codes of a model or its inputs that can bring all answers down to guesses."""
+"""Codes of faults in a model or its inputs that can reduce all answers to guesses."""
 NO_CAUSE: Final = "no cause found: none of the changes that were tried corrects the answers"
 SHOWN: Final = 6
 _WIDE: Final = 420

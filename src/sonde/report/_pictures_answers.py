@@ -13,11 +13,11 @@ from sonde.report._picture import Axis, Numbers, Picture
 MOST_WRITTEN: Final = 24
 _LABELS = (
     "Accuracy of a closed-form classifier on held-out rows, with its 95 % interval. "
-    "Dashed: always naming the largest class."
+    "Dashed: always predicting the largest class."
 )
 _LOSS = (
-    "Read through the model's own final norm and head after each block. Dashed: what the "
-    "frequencies of tokens alone give, and the model's final loss."
+    "Read through the model's own final norm and head after each block. Dashed: the loss "
+    "of the tokens' frequencies alone, and the model's final loss."
 )
 
 
@@ -51,7 +51,7 @@ def confusion_picture(table: dict[str, Any]) -> Picture | None:
         "Rows of each label by the model's answer; the colour is the fraction of the label's rows."
     )
     if table["n_classes"] > len(answers):
-        note += f" Of {table['n_classes']:,} classes those that are confused most are drawn."
+        note += f" Of {table['n_classes']:,} classes only those that are confused most are drawn."
     few = len(answers) <= MOST_WRITTEN
 
     def draw(width: int) -> Chart:
@@ -74,7 +74,7 @@ def labels_picture(report: dict[str, Any]) -> Picture | None:
     message = "Labels by depth"
     if at.get(best) is not None:
         last = labels["sites"][-1]
-        message = f"Labels are read best at {axis.say(best)}: {share(at[best])} of held-out rows"
+        message = f"Labels are decoded best at {axis.say(best)}: {share(at[best])} of held-out rows"
         message += f", {share(last['value'])} at the last site" if last["site"] != best else ""
     rules = () if labels["majority"] is None else (("largest class", labels["majority"]),)
     curve = _Curve("labels", "accuracy", "share", rules, best)

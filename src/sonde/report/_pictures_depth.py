@@ -147,7 +147,7 @@ def _panel(panel: Panel, points: Rows, axis: Axis, others: Rows) -> Picture:
     def draw(width: int) -> Chart:
         return _chart(panel, message, points, axis, others)
 
-    note = f"Dashed: {share(panel.limit)}, below which it counts as almost nothing."
+    note = f"Dashed: {share(panel.limit)}, below which a change counts as almost nothing."
     return Picture(f"depth-{panel.name}", message, draw, note=note if panel.limit else "")
 
 
@@ -189,7 +189,10 @@ def _message(panel: Panel, points: Rows, axis: Axis) -> str:
         ratio = number(high["value"] / low["value"]) if low["value"] > 0 else ""
         return f"{head}; largest over smallest {ratio}" if ratio else head
     if panel.name == "spread":
-        return f"Spread between rows: {at(points[0])}, {at(points[-1])}; smallest {at(low)}"
+        return (
+            f"Standard deviation between rows: {at(points[0])}, {at(points[-1])}; smallest "
+            f"{at(low)}"
+        )
     if panel.name == "participation_ratio":
         return f"Directions in use (participation ratio): fewest {at(low)}, most {at(high)}"
     if panel.name == "update_per_spread":
@@ -200,7 +203,10 @@ def _message(panel: Panel, points: Rows, axis: Axis) -> str:
 def _update_message(panel: Panel, points: Rows, least: str) -> str:
     small = sum(point["value"] < (panel.limit or 0.0) for point in points)
     if not small:
-        text = "Every site differs from the one before; least, relative to its standard deviation, "
+        text = (
+            "Every site differs from the site before; the smallest difference, in standard "
+            "deviations, "
+        )
         return f"{text}{least}"
     what = f"{plural(small, 'site')} of {len(points)} {'differs' if small == 1 else 'differ'}"
     limit = f"by less than {share(panel.limit)} of its standard deviation"

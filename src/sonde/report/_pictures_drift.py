@@ -7,7 +7,7 @@ from sonde.report._fit import tip
 from sonde.report._format import Real, number, p_value, plural, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
 
-UNMOVED: Final = "No mean moved farther than by chance."
+UNMOVED: Final = "No mean moved significantly."
 QUESTIONS: Final = {
     "hotelling": "mean",
     "unit_shift": "units",
@@ -56,14 +56,12 @@ def grid_picture(found: dict[str, Any]) -> Picture | None:
         look = {"colors": _STEPS, "size": 150, "stroke": "var(--line)"}
         return marks(message, rows, axis.across(), y, by="k", **look)
 
-    note = "A line for each comparison: anything is any difference of the distributions, linear "
-    note += (
-        "classifier whether one separates the sides, energy outside how much leaves the leading "
+    note = (
+        "One line per comparison. Anything: any difference of the distributions. Linear "
+        "classifier: whether one separates the two sides. Energy outside: the fraction outside "
+        "the leading directions of the first side. p-values are corrected for the number of "
+        "comparisons; clearly: at most 0.001."
     )
-    note += (
-        "directions of the first. p-values are corrected for the number of comparisons; clearly: "
-    )
-    note += "at most 0.001."
     return Picture("grid", message, draw, Numbers(columns, table, "comparisons"), note)
 
 
@@ -114,7 +112,7 @@ def mean_picture(found: dict[str, Any]) -> Picture | None:
     def draw(width: int) -> Chart:
         return curves(message, rows, axis.across(), ChartAxis("v", title="", zero=True))
 
-    note = "Along the direction in which the mean went. A small move may be noise: see the table."
+    note = "Along the direction in which the mean moved. A small move may be noise: see the table."
     return Picture("mean", message, draw, Numbers(columns, table, "means"), note)
 
 
@@ -150,7 +148,7 @@ def angles_picture(found: dict[str, Any]) -> Picture | None:
         return marks(message, rows, axis.across(), y, opacity=0.75)
 
     note = "Angles between the leading directions of both sides. Directions of nearly equal "
-    note += "variance turn without any change: the p-value knows."
+    note += "variance turn without any change; the p-value takes this into account."
     return Picture("angles", message, draw, Numbers(columns, table, "angles"), note)
 
 
@@ -197,8 +195,9 @@ def units_picture(found: dict[str, Any]) -> Picture | None:
         colors = {"moved": "var(--c2)", "not moved": "var(--c1)"}
         return bars(message, rows, x, ChartAxis("v", title=""), by="k", colors=colors)
 
-    note = "Wasserstein distance of each unit's values in pooled standard deviations; p-values are "
-    note += (
-        "corrected for the units of the site, and the units with the clearest change come first."
+    note = (
+        "Wasserstein distance of each unit's values in pooled standard deviations; p-values "
+        "are corrected for the units of the site, and the units with the clearest change come "
+        "first."
     )
     return Picture("units", message, draw, Numbers(columns, table, "units"), note)

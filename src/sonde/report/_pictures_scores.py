@@ -37,7 +37,7 @@ def histogram_picture(
     if limit is not None:
         said = "" if alpha is None else f" at a false-alarm rate of {share(alpha)}"
         note += f" Dashed: the threshold{said}, {number(limit)}."
-    note += " The bins widen to the right by one factor." if bins["log"] else ""
+    note += " The bins widen to the right by a constant factor." if bins["log"] else ""
     lost = [f"{plural(n, f'{kind} row')}" for kind, n in beyond.items() if n]
     note += f" Not drawn: infinite scores of {' and '.join(lost)}." if lost else ""
 
@@ -72,8 +72,8 @@ def roc_picture(curve: dict[str, Any], who: str = "", auroc: str = "") -> Pictur
     message = "Fraction of unusual rows detected, by false-alarm rate"
     message += f": {who}" if who else ""
     message += f", AUROC {auroc}" if auroc else ""
-    note = "Dashed: scores without information."
-    note += " The band holds 95 % of curves over resampled groups." if ends else ""
+    note = "Dashed: uninformative scores."
+    note += " The band contains 95 % of the curves over resampled groups." if ends else ""
     rows = tuple((p["x"], p["v"]) for p in _few(steps))
 
     def draw(width: int) -> Chart:
@@ -90,7 +90,7 @@ def _few(points: Rows) -> Rows:
 
 
 def _roc(message: str, steps: Rows, ends: Rows, width: int) -> Chart:
-    x = ChartAxis("x", title="false alarms among usual rows", low=0, high=1, share=True)
+    x = ChartAxis("x", title="false alarms among in-distribution rows", low=0, high=1, share=True)
     y = ChartAxis("v", title="", low=0, high=1, share=True)
     blind = [{"x": 0, "v": 0}, {"x": 1, "v": 1}]
     dash = {"color": "var(--soft)", "strokeDash": [5, 4], "strokeWidth": 1.5, "aria": False}
@@ -115,7 +115,7 @@ def auroc_picture(rows: list[dict[str, Any]], instrument: str = "") -> Picture |
     best = max(kept, key=lambda row: row["auroc"])
     message = f"{shown(instrument, 40)}: " if instrument else ""
     message += f"best at {axis.say(best['site'])}, AUROC {auroc_text(best)}"
-    message += ", optimistic because chosen on these rows" if len(kept) > 1 else ""
+    message += ", optimistic because it was chosen on these rows" if len(kept) > 1 else ""
     table = tuple(
         tuple(row[k] for k in ("site", "auroc", "auroc_low", "auroc_high")) for row in rows
     )
@@ -124,7 +124,9 @@ def auroc_picture(rows: list[dict[str, Any]], instrument: str = "") -> Picture |
         return auroc_chart(message, dots, axis, [{"value": 0.5, "tip": "0.5 · no information"}])
 
     numbers = Numbers(("site", "auroc", "low", "high"), table, "auroc by site")
-    note = "Sites in order; bars are 95 % intervals. Dashed: 0.5, scores without information."
+    note = (
+        "Sites in order of execution; bars are 95 % intervals. Dashed: 0.5, uninformative scores."
+    )
     return Picture("auroc", message, draw, numbers, note)
 
 

@@ -12,10 +12,10 @@ from sonde.report._picture import Axis, Numbers, Picture
 
 _MAP_SITES: Final = {WIDE: 48, NARROW: 24}
 _SPECTRA: Final = 6
-_CKA = "Debiased CKA: 1 is the same geometry, 0 is nothing in common."
-_FAINT = " Empty: no more than two unrelated sites."
+_CKA = "Debiased CKA: 1 is the same geometry, 0 is unrelated geometry."
+_FAINT = " Empty cells: no more similar than two unrelated sites."
 _SPECTRUM = "Fraction of the variance along each direction, largest first; a line for each site."
-_WHITE = " Dashed: white noise of as many rows."
+_WHITE = " Dashed: white noise with the same number of rows."
 
 
 def similarity_picture(similarity: dict[str, Any]) -> Picture | None:

@@ -60,7 +60,8 @@ def _message(rows: Rows, axis: Axis) -> str:
     if ratios:
         ratio, site = max(ratios)
         text = (
-            f"The largest unit is at most {number(ratio)} times the median one, at {axis.say(site)}"
+            f"The largest unit is at most {number(ratio)} times the median unit, at "
+            f"{axis.say(site)}"
         )
     dead, site = max((row.get("n_dead") or 0, row["site"]) for row in rows)
     return f"{text}; most dead units: {dead:,} at {axis.say(site)}" if dead else text

@@ -26,7 +26,10 @@ def shift_picture(report: dict[str, Any]) -> Picture | None:
         return None
     dots = [_shift_point(row, axis) for row in rows]
     length = versus["length_auroc"]
-    note = "0.5 is no difference, 1 is certain. Dashed: 0.5, and where a note and a warning begin."
+    note = (
+        "0.5 is no difference, 1 is perfect separation. Dashed: 0.5, and the limits of a "
+        "note and a warning."
+    )
     note += (
         ""
         if length is None
@@ -89,8 +92,10 @@ def detectors_picture(report: dict[str, Any]) -> Picture | None:
         made = marks(message, dots, x, y, low="low", high="high", size=70)
         return made | {"height": max(60, 34 * len(dots))}
 
-    note = f"Each at its best site, fitted on half of {names[0]}; bars are 95 % intervals. 0.5 "
-    note += "tells nothing."
+    note = (
+        f"Each detector at its best site, fitted on half of {names[0]}; bars are 95 % "
+        "intervals. 0.5 tells nothing."
+    )
     return Picture("detectors", message, draw, Numbers(columns, table, "detectors"), note)
 
 
@@ -106,8 +111,10 @@ def scores_picture(report: dict[str, Any]) -> Picture | None:
     made = histogram_picture(bins, kinds=names)
     if made is None:
         return None
-    note = "Fraction of each data set in each bin, the last with all above it; the line is the "
-    note += "calibrated threshold."
+    note = (
+        "Fraction of each data set in each bin, the last bin including all higher scores; the "
+        "line is the calibrated threshold."
+    )
     if alarm is None or alarm["rate"] is None:
         return replace(made, note=note)
     return replace(made, message=beyond_threshold(alarm, lambda s: shown(s, 60), names), note=note)
@@ -140,7 +147,7 @@ def _plane(plane: dict[str, Any], labels: list[str | None], key: str, by: str) -
     message = f"{len(points):,} rows at {shown(plane['site'], 60)} along their two main directions"
     if len(plane["axes"]) == 2:
         first, second = (share(axis, 2) for axis in plane["axes"])
-        message += f", which hold {first} and {second} of the variance"
+        message += f", which account for {first} and {second} of the variance"
     if key != "map":
         message = f"The same {len(points):,} rows by label"
 

@@ -127,7 +127,10 @@ def findings_section(report: dict[str, Any]) -> Markup:
     chosen = select(report["findings"])
     sites = [row["site"] for row in report["sites"]]
     if not chosen.first and not chosen.more:
-        lead = "No check found anything. All checks lists what was checked, and what could not be."
+        lead = (
+            "No check found anything. The section 'All checks' lists what was checked and "
+            "what could not be checked."
+        )
         return section("findings", "Findings", _ignored(chosen.ignored, sites), lead=lead)
     cards = [_card(f, sites, chosen.folded.get(f["code"], ())) for f in chosen.first]
     more = [_card(f, sites, chosen.folded.get(f["code"], ())) for f in chosen.more]

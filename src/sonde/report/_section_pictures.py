@@ -29,8 +29,10 @@ def depth_section(report: dict[str, Any], names: ElementIds) -> Markup:
     if (report.get("versus") or {}).get("profiles"):
         lead += " Dashed, squares: {1}; without dashes: {0}.".format(*sides(report))
     if len(report["sites"]) > MAX_SITES:
-        lead += f" Of {len(report['sites']):,} sites one for each block is drawn."
-    single = None if panels else el("p", "One site was read: there is no depth to draw.")
+        lead += f" Of {len(report['sites']):,} sites, one per block is drawn."
+    single = (
+        None if panels else el("p", "Only one site was read, so no profile by depth can be drawn.")
+    )
     tools = tabled(depth_numbers(report), names, "All statistics of every site")
     return section(
         "depth", "Depth profile", single, *panels, tools,
@@ -43,7 +45,7 @@ def similarity_section(report: dict[str, Any], names: ElementIds) -> Markup:
     known = report.get("similarity")
     made = similarity_picture(known) if known else None
     if made is None:
-        return absent("Similarity map", "Needs two sites that share rows.")
+        return absent("Similarity map", "Needs two sites with the same rows.")
     rows = plural(known["n_rows"], "row") if known and known.get("n_rows") else "all rows"
     lead = f"Similarity of the geometry of {rows} at each pair of sites."
     return section("similarity", "Similarity map", figure(made, names), lead=lead)
@@ -101,7 +103,7 @@ def labels_section(report: dict[str, Any], names: ElementIds) -> Markup:
         columns = ("label", "taken for", "rows", "fraction of the label's rows")
         parts.append(tabled(Numbers(columns, confusions, "confusions"), names, "Confusions"))
         worst = labels["confusions"][0]
-        said = f"Its probe confuses most: {shown(worst['label'], 60)}, taken for "
+        said = f"Its probe confuses most: {shown(worst['label'], 60)}, classified as "
         said += shown(worst["predicted"], 60)
         parts.insert(
             1,
@@ -145,5 +147,7 @@ def prediction_section(report: dict[str, Any], names: ElementIds) -> Markup:
     known = report.get("prediction")
     made = prediction_picture(known) if known else None
     if made is None:
-        return absent("Prediction by depth", "Only for causal language models with a head.")
+        return absent(
+            "Prediction by depth", "Available only for causal language models with a head."
+        )
     return section("prediction", "Prediction by depth", figure(made, names))

@@ -22,17 +22,16 @@ _LISTS: Final = (
         "weak_groups",
         "Groups of inputs on which the model is much worse",
         ("told", "n", "accuracy", "low", "high", "elsewhere", "confused", "places"),
-        "Found on one half of the inputs, counted on the other. Places: first the inputs that went "
-        "wrong, the most typical ones in front.",
+        "Found on one half of the inputs, counted on the other. Wrongly answered inputs come "
+        "first, the most typical ones in front.",
     ),
     (
         "mislabelled",
         "Rows whose label is probably wrong",
         ("places", "id", "label", "predicted", "share"),
-        "Predicted: the label of that fraction of the row's nearest neighbours, and of a "
-        "classifier that was "
-        "fitted on other rows. About three quarters of wrong labels are found; a row that is not "
-        "listed may be wrong.",
+        "Predicted: the label that a classifier fitted on other rows predicts, and the "
+        "fraction of the row's nearest neighbours with this label. About three quarters of "
+        "wrong labels are detected, so a row that is not listed may be wrong.",
     ),
     ("duplicates", "Exact copies", ("places", "ids", "n", "labels"), ""),
     (
@@ -43,11 +42,11 @@ _LISTS: Final = (
     ),
     (
         "far",
-        "Far from all others",
+        "Far from all other rows",
         ("places", "id", "site", "z"),
-        "z: log distance to the row's 5th neighbour, in robust standard deviations from the middle "
-        "row of the site. Nobody can say without clean reference data whether these rows are "
-        "unusual: for that, compare with data that you trust (--versus).",
+        "z: log distance to the row's 5th neighbour, in robust standard deviations from the "
+        "median row of the site. Without clean reference data it is not known whether these "
+        "rows are out of distribution: compare with data that you trust (--versus).",
     ),
 )
 
@@ -56,7 +55,7 @@ def versus_section(report: dict[str, Any], names: ElementIds) -> Markup:
     """Return which sites tell DATA and OTHER apart, the alarm, the most unusual rows."""
     versus = report.get("versus")
     if versus is None:
-        text = "none was given (--versus OTHER)."
+        text = "no second data set was given (--versus OTHER)."
         return absent("Second data set", text)
     where = report["provenance"]
     mine, theirs = sides(report)
@@ -72,7 +71,7 @@ def versus_section(report: dict[str, Any], names: ElementIds) -> Markup:
     parts += _classes(versus, names, (mine, theirs))
     parts += [figure(made, names) for made in pictures if made]
     alarms = [_alarm(alarm, theirs) for alarm in (versus.get("lead"), versus["alarm"]) if alarm]
-    parts += [drawer("The alarms in figures", *alarms)] if alarms else []
+    parts += [drawer("The alarms in numbers", *alarms)] if alarms else []
     if versus["rows"]:
         n_other = where["other"]["n_rows"] if where["other"] else None
         listed = [_flat(row) for row in versus["rows"]]
@@ -91,7 +90,13 @@ def _columns(versus: dict[str, Any], names: ElementIds) -> list[Markup]:
     if not rows:
         return []
     keys = ("column", "said", "effect", "p", "fix")
-    heads = ("column", "how it moved", "effect", "adjusted p", "line that undoes it")
+    heads = (
+        "column",
+        "how it moved",
+        "effect",
+        "adjusted p",
+        "line of code that undoes the change",
+    )
     table = tuple(tuple(row[key] or None for key in keys) for row in rows)
     return [tabled(Numbers(heads, table, "columns"), names, "Columns that moved", opened=True)]
 
@@ -105,7 +110,7 @@ def _classes(versus: dict[str, Any], names: ElementIds, sides: tuple[str, str]) 
         return []
     heads = {"labels_data": f"labels, {sides[0]}", "labels_other": f"labels, {sides[1]}"}
     heads |= {"answers_data": f"answers, {sides[0]}", "answers_other": f"answers, {sides[1]}"}
-    heads |= {"corrected": f"labels of {sides[1]} by its answers"}
+    heads |= {"corrected": f"labels of {sides[1]}, estimated from its answers"}
     table = tuple((row["label"], *(_percent(row[kind]) for kind in kept)) for row in classes)
     numbers = Numbers(("class", *(heads[kind] for kind in kept)), table, "classes")
     return [
@@ -153,7 +158,7 @@ def rows_section(report: dict[str, Any], names: ElementIds) -> Markup:
     lead = (
         "Rows by id, with their inputs."
         if inputs
-        else "Rows by id; inputs only with --show-inputs."
+        else "Rows by id; inputs are shown only with --show-inputs."
     )
     parts: list[Markup | None] = [figure(made, names) for made in rows_pictures(report)]
     for key, title, columns, note in _LISTS:
@@ -172,13 +177,13 @@ def _suspects(found: dict[str, Any] | None, names: ElementIds, inputs: bool) -> 
     if not found or not found["rows"]:
         return []
     note = (
-        "The held-out classifier and the nearest rows suggest another class; share: with what "
-        "fraction."
+        "The held-out classifier and the nearest rows suggest another class; share: the "
+        "fraction of the nearest rows."
     )
     table_ = _rows_table([_flat(row) for row in found["rows"]],
                    ("places", "id", "label", "predicted", "share"), inputs)  # fmt: skip
     return [
-        el("h3", "Look at these labels first"),
+        el("h3", "Check these labels first"),
         el("p", " ".join(filter(None, (note, planted_sentence(found)))), cls="reading"),
         tabled(table_, names, opened=len(found["rows"]) <= _SHORT),
     ]
@@ -210,10 +215,10 @@ def checks_section(report: dict[str, Any], names: ElementIds) -> Markup:
         limits = f"limits: {check['threshold']}" if check["threshold"] else None
         said = "; ".join(text for text in (what, check["reason"], limits) if text)
         rows.append((check["code"], check["title"], state, value, said))
-    columns = ("code", "check", "state", "figure", "of what, reason, limits")
+    columns = ("code", "check", "state", "figure", "subject, reason, limits")
     lead = (
-        "Every check and how it ended; one that does not apply has no data to check here. "
-        "--explain CODE says how a figure is computed, --set CODE.LIMIT=X moves a limit."
+        "Every check with its result; a check that does not apply has no data to check here. "
+        "--explain CODE describes how a number is computed, --set CODE.LIMIT=X changes a limit."
     )
     kinds = {2: "state", 3: "number"}
     made = table(Numbers(columns, tuple(rows), "checks"), names, "All checks", kinds)

@@ -6,7 +6,7 @@ from sonde.report._format import number, plural, share
 
 POOLINGS: Final = {
     "mean": "mean of tokens",
-    "mean+special": "mean of tokens, special ones too",
+    "mean+special": "mean of all tokens, special tokens included",
     "cls": "first token",
     "last": "last token",
 }
@@ -23,18 +23,18 @@ def vectors_sentence(report: dict[str, Any]) -> str:
     >>> for part in vectors_sentence({"vectors": found}).split("; "):
     ...     print(part)
     384 numbers each, pooled by the first token
-    two rows have a cosine of 0.91 on average (near 1: directions are hardly used)
+    two rows have a cosine of 0.91 on average  (near 1: rows differ in few directions)
     4.2 of 384 dimensions in use
     no copies, 7 near copies, 1 outlier
     3 clusters with 80 % of 300 rows
-    with labels, --label-column, probes say what the vectors know
+    with labels (--label-column), probes show what the vectors encode
     """
     found = report.get("vectors")
     if found is None:
         return ""
     pooling = POOLINGS.get(found["pooling"], found["pooling"])
     cosine = found["mean_cosine"]
-    narrow = " (near 1: directions are hardly used)" if (cosine or 0) > 0.7 else ""
+    narrow = " (near 1: rows differ in few directions)" if (cosine or 0) > 0.7 else ""
     parts = [f"{found['dim']} numbers each, pooled by the {pooling}"]
     if cosine is not None:
         parts.append(f"two rows have a cosine of {number(cosine)} on average{narrow}")
@@ -51,7 +51,7 @@ def vectors_sentence(report: dict[str, Any]) -> str:
     else:
         parts.append(f"no clusters among {rows}")
     if report.get("labels") is None:
-        parts.append("with labels, --label-column, probes say what the vectors know")
+        parts.append("with labels (--label-column), probes show what the vectors encode")
     return "; ".join(parts)
 
 

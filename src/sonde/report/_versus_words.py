@@ -54,7 +54,9 @@ def surest_alarm(versus: dict[str, Any]) -> dict[str, Any] | None:
 def beyond_threshold(alarm: dict[str, Any], say: Callable[[str], str], names: Sides) -> str:
     """Return the share of the second data beyond the threshold, the detector and promised rate."""
     one = len(alarm["sites"]) == 1 and "," not in alarm["detector"]
-    by = f"by {alarm['detector']} at {say(alarm['sites'][0])}" if one else "by all scores together"
+    by = (
+        f"by {alarm['detector']} at {say(alarm['sites'][0])}" if one else "with all scores combined"
+    )
     return (
         f"{share(alarm['rate'])} of {names[1]} lie beyond the threshold that "
         f"{share(alarm['alpha'])} of rows like {names[0]} exceed, {by}"
@@ -89,7 +91,7 @@ def label_sentences(versus: dict[str, Any], names: Sides) -> Iterator[str]:
     accuracy = known["accuracy"]
     parts = [_right(accuracy[k], name) for k, name in zip(("data", "other"), names, strict=True)]
     if accuracy["other"] is not None or accuracy["data"] is not None:
-        text = f"right on {' and '.join(filter(None, parts))}"
+        text = f"correct on {' and '.join(filter(None, parts))}"
         if accuracy["expected"] is not None and accuracy["other"] is not None:
             text += (
                 f"; the change in class proportions alone would give {share(accuracy['expected'])}"

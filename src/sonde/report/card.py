@@ -24,7 +24,7 @@ def to_card(report: dict[str, Any]) -> str:
         JSON of a scan, schema ``sonde-scan/1``.
     """
     where = report["provenance"]
-    answers = answers_sentence(report) or not_judged(report) or "the answers were not judged"
+    answers = answers_sentence(report) or not_judged(report) or "the answers were not evaluated"
     verdict = verdict_line(report["verdict"])
     lines = [
         START,
@@ -33,8 +33,9 @@ def to_card(report: dict[str, Any]) -> str:
         f"Answers: {_plain(answers)}.",
         f"Findings: {verdict}. {checks_line(report['verdict'])}.",
         _findings(report["findings"]),
-        f"sonde {where['versions']['sonde']}, torch {where['versions']['torch']}. A finding is a "
-        "number at a layer; no finding is no proof of the absence of faults.",
+        f"sonde {where['versions']['sonde']}, torch {where['versions']['torch']}. A finding is "
+        "a number at a layer; a scan without findings does not prove that the model has no "
+        "faults.",
         END,
     ]
     return "\n\n".join(line for line in lines if line) + "\n"

@@ -15,14 +15,14 @@ _MOST: Final = {WIDE: 48, NARROW: 24}
 
 FOUND_AGAIN: Final = 0.7
 PARTED: Final = 0.9
-"""CKA below which layers of one name count as diverged."""
+"""CKA below which layers of the same name count as diverged."""
 _MEANINGS: Final = {
-    "CKA": "debiased, with its standard error: 1 is the same geometry, 0 nothing in common",
+    "CKA": "debiased, with its standard error: 1 is the same geometry, 0 is unrelated geometry",
     "near": "fraction of nearest neighbours in common",
     "A->B": "variance of the second model's layer that a linear map of the first model's layer "
     "explains, above chance",
-    "B->A": "the other way round",
-    "moved": "change of a state in standard deviations (layers of the same name and width)",
+    "B->A": "the same with the two models exchanged",
+    "moved": "change of a state in standard deviations (only layers with the same name and width)",
 }
 
 
@@ -46,7 +46,7 @@ def document(found: dict[str, Any]) -> Document:
         if both["loss"][0] is not None:
             right = " and ".join(share(v) for v in both["right"])
             loss = " and ".join(f"{number(v)} nats" for v in both["loss"])
-            facts += [("right, first and second", right), ("loss, first and second", loss)]
+            facts += [("accuracy, first and second", right), ("loss, first and second", loss)]
     said = [Finding(f["level"], f["code"], shown(f["sentence"], 240))
             for f in found.get("findings", [])]  # fmt: skip
     alike, moved = alike_picture(found), moved_picture(found)
@@ -75,13 +75,14 @@ def _verdict(found: dict[str, Any]) -> str:
         said.append(f"{text} ({number(both['divergence'])} nats apart).")
     known = [m for m in found["matches"] if m["cka"] is not None]
     if not known:
-        return " ".join([*said, "No layer has variance enough to be compared."])
+        return " ".join([*said, "No layer has enough variance to be compared."])
     named = [m for m in known if m["site"] == m["other"]]
     if not named:
         best = max(known, key=lambda m: m["cka"])
         pair = f"{shown(best['site'], 40)} and {shown(best['other'], 40)}"
         said.append(
-            f"No layers have the same name; most similar are {pair} (CKA {number(best['cka'])})."
+            f"No layers have the same name; the most similar layers are {pair} (CKA "
+            f"{number(best['cka'])})."
         )
     elif all(m["movement"] is not None and m["movement"]["size"] == 0.0 for m in named):
         said.append("Every state is the same.")
@@ -120,7 +121,7 @@ def _stayed(last: dict[str, Any]) -> str:
         return ""
     return (
         f"Of the nearest rows of a row at {shown(last['site'].removesuffix(':out'), 40)}, "
-        f"{share(stay)} stay among the nearest (by chance {share(chance)})."
+        f"{share(stay)} stay among the nearest (expected by chance: {share(chance)})."
     )
 
 
@@ -129,7 +130,11 @@ def _rows_sentence(found: dict[str, Any]) -> str:
     text = f"From {plural(found['n_rows'], 'row')} that both models have"
     text += ", one of each group in CKA" if found["grouped"] else ""
     missing = found["n_missing"]
-    return f"{text}; {plural(missing, 'row')} of one alone left out." if missing else f"{text}."
+    return (
+        f"{text}; {plural(missing, 'row')} that only one model has are left out."
+        if missing
+        else f"{text}."
+    )
 
 
 def _layers(found: dict[str, Any]) -> Table:
@@ -160,10 +165,10 @@ def _units(found: dict[str, Any]) -> Section:
         for m in found["matches"]
     )
     lead = (
-        f"Fraction of the first model's units that correlate by at least {FOUND_AGAIN} with a unit "
+        f"Fraction of the first model's units that correlate by at least {FOUND_AGAIN} with a "
+        "unit of the second: near 1 if training found the same units, low if it found the same "
+        "space with other units. The distance is that after the best rotation, in [0, 2]."
     )
-    lead += "of the second: near 1 where training found the same units, low where it found the "
-    lead += "same space by others. The distance is that after the best rotation, in [0, 2]."
     made = Table(Numbers(columns, rows, "units"), "Sites", folded=len(rows) > 24)
     return Section("units", "Units found again", [made], lead, where="verbose")
 
@@ -181,8 +186,11 @@ def map_picture(found: dict[str, Any]) -> Picture:
 
     rows = tuple((a, *found["cka"][i]) for i, a in enumerate(sites))
     numbers = Numbers(("first \\ second", *others), rows, "cka")
-    note = "Debiased CKA: 1 is the same geometry, 0 nothing in common. Across the first model, up "
-    note += "the second. A bright diagonal: layers of the same name have similar states."
+    note = (
+        "Debiased CKA: 1 is the same geometry, 0 is unrelated geometry. Horizontal: the first "
+        "model; vertical: the second. A bright diagonal: layers of the same name have similar "
+        "states."
+    )
     return Picture("map", message, draw, numbers, note, square=True)
 
 
@@ -232,8 +240,10 @@ def alike_picture(found: dict[str, Any]) -> Picture | None:
         y = ChartAxis("v", title="", low=min(0.0, *(r["lo"] for r in rows)), high=1.0)
         return curves(message, rows, axis.across(), y, bands=[("lo", "hi")])
 
-    note = "Debiased CKA with its 95 % interval; a layer's partner has the same name, else it is "
-    note += "the most alike."
+    note = (
+        "Debiased CKA with its 95 % interval. The partner of a layer has the same name, else "
+        "it is the most alike."
+    )
     least = min(known, key=lambda m: m["cka"])
     message = (
         f"Least similar to its partner: {axis.say(least['site'])} (CKA {number(least['cka'])})"
@@ -269,7 +279,7 @@ def moved_picture(found: dict[str, Any]) -> Picture | None:
     def draw(width: int) -> Chart:
         return curves(message, rows, axis.across(), ChartAxis("v", title="", zero=True))
 
-    columns = ("site", "moved", "in common", "strongest direction", "units that moved most")
+    columns = ("site", "moved", "in common", "strongest direction", "units that changed most")
     table = tuple(
         (
             m["site"],
@@ -281,5 +291,5 @@ def moved_picture(found: dict[str, Any]) -> Picture | None:
         for m in moved
     )
     note = "Root mean square change of a state, in standard deviations of the first model's states "
-    note += "along it. In common: fraction of the change that is equal for all rows."
+    note += "at this layer. In common: fraction of the change that is equal for all rows."
     return Picture("moved", message, draw, Numbers(columns, table, "moved"), note)

@@ -88,7 +88,11 @@ def _kept_words(found: dict[str, Any]) -> str:
     total = mib(sum(one["bytes"] for one in kept))
     named = ", ".join(f"{shown(one['layer'], 60)} ({one['kind']})" for one in kept[:3])
     more = f" and {len(kept) - 3} more" if len(kept) > 3 else ""
-    return f"{total} in memory were not packed: {named}{more}" if kept else "nothing: all is packed"
+    return (
+        f"{total} in memory were not packed: {named}{more}"
+        if kept
+        else "nothing: all weights are packed"
+    )
 
 
 def _interval(low: float | None, high: float | None) -> str:
@@ -103,20 +107,31 @@ def _answers(found: dict[str, Any]) -> Section:
         return _vectors(told)
     rows = (
         ("KL, mean", f"{number(told['kl'])} nats", _interval(told["kl_low"], told["kl_high"])),
-        ("KL, 99 % quantile", f"{number(told['kl_99'])} nats", "one answer in a hundred has more"),
+        (
+            "KL, 99 % quantile",
+            f"{number(told['kl_99'])} nats",
+            "exceeded by one answer in a hundred",
+        ),
         (
             "another answer",
             share(told["changed"]),
             "fraction of answers whose most likely class changed",
         ),
-        ("right to wrong", share(told["right_to_wrong"]), "of answers whose truth is known"),
-        ("wrong to right", share(told["wrong_to_right"]), "of answers whose truth is known"),
+        (
+            "right to wrong",
+            share(told["right_to_wrong"]),
+            "of answers whose correct label is known",
+        ),
+        (
+            "wrong to right",
+            share(told["wrong_to_right"]),
+            "of answers whose correct label is known",
+        ),
     )
     lead = (
         f"{told['n']:,} answers of both models on examples that were not used for calibration. "
-        "Accuracy "
+        "Accuracy can stay while answers change, so read the divergence first."
     )
-    lead += "can stay while answers change, so read the divergence first."
     made = Table(Numbers(("figure", "value", "meaning"), rows, "answers"))
     return Section("answers", "Answers", [made], lead)
 
@@ -129,7 +144,7 @@ def _vectors(told: dict[str, Any]) -> Section:
     )
     rows = (
         ("1 - cosine, mean", number(mean), _interval(low, high)),
-        ("1 - cosine, 95 % quantile", number(least), "one vector in twenty has more"),
+        ("1 - cosine, 95 % quantile", number(least), "exceeded by one vector in twenty"),
         (
             "another neighbour",
             share(told["changed"]),
@@ -152,8 +167,8 @@ def _inside(found: dict[str, Any]) -> Section | None:
     worst = max(sites, key=lambda one: one["error"] or 0.0)
     message = (
         f"States changed most at {shown(worst['site'], 60)}: {share(worst['error'])} of their "
+        "squared length"
     )
-    message += "squared length"
 
     def draw(width: int) -> Chart:
         axis = Axis.of([one["site"] for one in sites], 48 if width > 400 else 24)
@@ -164,8 +179,11 @@ def _inside(found: dict[str, Any]) -> Section | None:
         ]  # fmt: skip
         return bars(message, rows, axis.across(), ChartAxis("error", share=True, zero=True))
 
-    lead = "All layers are compressed at once, so errors of earlier sites are in those of later "
-    lead += "ones. Error: squared difference over squared length. CKA near 1: the same geometry."
+    lead = (
+        "All layers are compressed at once, so errors of earlier sites are included in those "
+        "of later ones. Error: squared difference over squared length. CKA near 1: the same "
+        "geometry."
+    )
     picture = Picture("inside-errors", message, draw, numbers)
     return Section("inside", "Inside", [Figure(picture, most=8)], lead)
 
@@ -185,12 +203,12 @@ def _bytes(found: dict[str, Any]) -> Section:
     kept = tuple((one["layer"], one["kind"], one["bytes"]) for one in found["kept"])
     if kept:
         numbers = Numbers(("layer", "kind", "bytes"), kept, "kept")
-        parts.append(Table(numbers, "What kept its size", folded=True, where="verbose"))
-    lead = "Bits of a weight count scales, offsets and the bits that say where zeros are. Zeros "
-    lead += (
-        "are packed in files alone: in memory a pruned layer keeps its size. Memory is what the "
+        parts.append(Table(numbers, "Layers that kept their size", folded=True, where="verbose"))
+    lead = (
+        "Bits per weight include scales, offsets and the positions of zeros. Zeros are packed "
+        "only in files: in memory a pruned layer keeps its size. Memory is the size of the "
+        "model's tensors."
     )
-    lead += "tensors of the model take."
     return Section("bytes", "Bytes", parts, lead)
 
 
@@ -220,8 +238,8 @@ def _time(found: dict[str, Any]) -> Section:
         else ("wall time")
     )
     lead = f"Median of {told} of each model in turn, {threads}, {clock}. The ratio is the median "
-    lead += "over pairs of runs with its interval of 95 %; if that holds 1, the models are not "
-    lead += "told apart. Low and high are the 2.5 and "
+    lead += "over pairs of runs with its 95 % interval; if it includes 1, no difference is "
+    lead += "detected. Low and high are the 2.5 and "
     lead += "97.5 % quantiles; first runs are not counted. Kernels for packed weights here: "
     lead += f"{', '.join(found['kernels'])}; a layer holds the faster form."
     lead += _way_out(found)
@@ -238,9 +256,9 @@ def _way_out(found: dict[str, Any]) -> str:
     if not slower or not held:
         return ""
     return (
-        f" Here the smaller model is slower than the original on {' and '.join(slower)}. "
-        "If time counts more than memory: sonde.weights.unpacked(model) runs the same weights as "
-        f"plain layers, and takes the memory of the original, {mib(found['memory'][0])}."
+        f" Here the smaller model is slower than the original on {' and '.join(slower)}. If "
+        "time matters more than memory, sonde.weights.unpacked(model) runs the same weights as "
+        f"plain layers and needs the memory of the original, {mib(found['memory'][0])}."
     )
 
 
@@ -255,7 +273,7 @@ def _tried(found: dict[str, Any]) -> Section | None:
 
 def _undo(found: dict[str, Any]) -> Section:
     lead = (
-        "The original tensors are kept in a folder beside the new model; every file of the old one "
+        "The original tensors are kept in a folder beside the new model; every file of the old "
+        "model can be restored with the same hash."
     )
-    lead += "comes back with the same hash."
     return Section("undo", "Take it back", [Command(found["undo"])], lead)

@@ -51,8 +51,8 @@ def _verdict(found: dict[str, Any]) -> str:
         least = min(best, key=lambda one: one["fidelity"]["kl"])
         kl = number(least["fidelity"]["kl"])
         return (
-            f"No trial stays below {found['max_kl']:g} nats; the nearest is {least['size']} by "
-            f"{least['method']} with {kl}"
+            f"No trial stays below {found['max_kl']:g} nats; the nearest trial is "
+            f"{least['size']} by {least['method']} with {kl}"
         )
     return (
         f"{one['size']} by {one['method']} is the smallest below {found['max_kl']:g} nats: "
@@ -84,7 +84,7 @@ def _curve(found: dict[str, Any]) -> Section:
 
     picture = Picture("size-kl", message, draw, Numbers(COLUMNS, _trial_rows(found), "trials"))
     lead = "The cost of each size: the line is the smallest divergence found for files "
-    lead += "of at most this size. Each step up the axis of divergence is a factor."
+    lead += "of at most this size. The axis of divergence is logarithmic."
     return Section("curve", "Size against divergence", [Figure(picture)], lead, where="page")
 
 
@@ -92,10 +92,9 @@ def _trials(found: dict[str, Any]) -> Section:
     made = Table(Numbers(COLUMNS, _trial_rows(found), "trials"), "All trials", folded=True,
                  kinds={"other answer": "share"}, brief=BRIEF, most=100)  # fmt: skip
     lead = (
-        "KL is the mean over answers in nats, on examples that were not used for calibration. A "
-        "trial is "
+        "KL is the mean over answers in nats, on examples that were not used for calibration. "
+        "A trial is best if no other trial has both smaller files and a lower divergence."
     )
-    lead += "best if no other trial has both smaller files and a lower divergence."
     return Section("trials", "Trials", [made], lead)
 
 

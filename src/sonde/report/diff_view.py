@@ -68,7 +68,7 @@ def provenance_line(difference: dict[str, Any]) -> str:
     more = f" and {len(differs) - 6} more" if len(differs) > 6 else ""
     text = f"A and B differ in {'; '.join(said)}{more}."
     if not difference["comparable"]:
-        text += " With another reducer or number format nothing is called better or worse."
+        text += " With a different reducer or number format, nothing is judged better or worse."
     return text
 
 

@@ -12,7 +12,7 @@ from sonde.report._markup import Markup
 from sonde.report._picture import Numbers, Picture
 
 Where = Literal["both", "page", "terminal", "verbose"]
-"""``verbose``: on the page, and in a terminal that was asked for everything."""
+"""``verbose``: shown on the page, and in a terminal only with ``-v``."""
 MOST_ROWS: Final = 16
 
 

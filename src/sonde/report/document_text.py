@@ -13,7 +13,7 @@ from sonde.report.document import Command, Document, Drawing, Figure, Finding, P
 
 COLUMNS: Final = 80
 NARROWEST, GAP = 12, "  "
-"""Letters that a cell of text keeps where there is no room."""
+"""Characters that a text cell keeps if the table is too wide."""
 
 
 def document_text(
@@ -106,7 +106,7 @@ def _table(part: Table, verbose: bool, width: int, room: int) -> Iterator[str]:
         yield f"and {plural(left, 'more row')} (-v shows them)"
     if len(widths) < len(chosen):
         hidden = ", ".join(heads[len(widths) :])
-        yield from _wrapped(f"not shown for lack of room: {hidden}", width)
+        yield from _wrapped(f"columns not shown for lack of space: {hidden}", width)
     said = [(name, text) for name, text in part.meanings.items() if name in heads]
     if said:
         yield ""

@@ -29,7 +29,7 @@ KINDS: Final = {
     "sonde-track/1": ("measures over a training", "track"),
     "sonde-units/1": ("atlas of units", "units"),
 }
-"""By schema: what it is, and the module whose ``document`` makes it of JSON alone, if any does."""
+"""By schema: a description, and the module whose ``document`` reads its JSON, if there is one."""
 UNSEALED: Final = {
     "schema", "level", "correction", "moved", "identical", "rows", "same_model", "first", "second",
     "notes", "sites", "comparisons", "left_out", "direction", "states",

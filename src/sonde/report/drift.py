@@ -17,27 +17,27 @@ from sonde.report.document import Document, Part, Prose, Section, Table, figures
 
 _NO_UNITS: Final = "No unit has a histogram that can be compared."
 _ROWS: Final = {
-    "same": "the same on both sides: compared one by one",
-    "some": "some groups are on both sides",
-    "other": "different ones on the two sides",
+    "same": "the same rows on both sides, compared one by one",
+    "some": "some groups occur on both sides",
+    "other": "different rows on the two sides",
 }
 _SITES: Final = {
-    "moved": "whether one of its comparisons did",
+    "moved": "yes if one of its comparisons moved",
     "adjusted p": "smallest p-value of the site, corrected for all comparisons",
     "mean, sd": "how far the mean moved, in standard deviations along its direction",
     "angle": "largest angle of the leading directions, in degrees",
 }
 _UNITS: Final = {
-    "effect": "distance of its two distributions, by its test (ks: 0 to 1)",
+    "effect": "distance between its two distributions, measured by the test named (ks: 0 to 1)",
     "by sd": "how far its values moved, in standard deviations",
     "p": "corrected for all units of the site",
 }
 _COMPARED: Final = {
     "value": "size of the difference; sonde methods METHOD says its unit",
-    "no change": "what the value would be on average if nothing had changed",
+    "no change": "expected value if nothing had changed",
     "adjusted": "p, corrected for all comparisons",
     "first": "independent rows of the first side: groups, if rows come in groups",
-    "second": "the same of the second side",
+    "second": "the same for the second side",
 }
 MOST_UNITS: Final = 8
 SIDES: Final = ("first", "second")
@@ -89,7 +89,7 @@ def sizes(states: list[dict[str, Any]]) -> Section:
 
 def _verdict(found: dict[str, Any]) -> str:
     if found["identical"]:
-        return "The same states twice: nothing moved"
+        return "Both files hold the same states: nothing moved"
     if found["moved"] is None:
         return "Nothing could be tested"
     sites = found["sites"]
@@ -140,10 +140,12 @@ def _where(found: dict[str, Any]) -> Section:
             brief=columns[:-1],
         )
     )
-    lead = "A site moved where one of its comparisons did. p-values are those of one test."
+    lead = "A site counts as moved if one of its comparisons moved. p-values are those of one test."
     if found["correction"] == "holm":
-        lead = "A site moved where one of its comparisons did, with at most the level's chance of "
-        lead += "a single false alarm over the whole page."
+        lead = (
+            "A site counts as moved if one of its comparisons moved; the level bounds the "
+            "probability of any false alarm on the whole page."
+        )
     return Section("where", "What moved where", parts, lead)
 
 
@@ -171,7 +173,7 @@ def _directions(found: dict[str, Any]) -> Section:
     units = ", ".join(f"{unit} ({weight:+.2f})" for unit, weight in site["units"][:6])
     far, noise = site["deviations"], site["beyond_noise"]
     size = "" if far is None else f" by {number(far, 2)} standard deviations"
-    sure = "" if noise is None else f", {share(noise, 2)} of its square beyond noise"
+    sure = "" if noise is None else f", {share(noise, 2)} of its square above noise"
     name = shown(direction["site"].removesuffix(":out"), 200)
     parts += [
         Prose("The direction that moved most", "heading", "page"),
@@ -179,12 +181,12 @@ def _directions(found: dict[str, Any]) -> Section:
     ]
     vector = direction["vector"]
     if vector is None:
-        parts.append(Prose("Too wide for this page.", "empty", "page"))
+        parts.append(Prose("The direction has too many components for this page.", "empty", "page"))
     else:
         order = sorted(range(len(vector)), key=lambda unit: -abs(vector[unit]))
         rows = tuple((str(unit), vector[unit]) for unit in order)
         numbers = Numbers(("unit", "component"), rows, "direction")
-        title = "Unit vector, the largest components first"
+        title = "Unit vector, largest components first"
         parts.append(Table(numbers, title, folded=True, where="page"))
     return Section("directions", "Directions", parts)
 
@@ -214,7 +216,7 @@ def _comparisons(found: dict[str, Any]) -> Section:
     ]  # fmt: skip
     if found["left_out"]:
         left = tuple((e["site"], e["method"], e["reason"]) for e in found["left_out"])
-        said = f"{plural(len(left), 'comparison')} could not be made: -v says why."
+        said = f"{plural(len(left), 'comparison')} could not be made; -v prints the reasons."
         numbers = Numbers(("site", "method", "reason"), left, "left out")
         parts += [
             Prose(said, where="terminal"),

@@ -43,7 +43,7 @@ def document(found: dict[str, Any]) -> Document:
     word = shown(found["word"], 40)
     return Document(
         "edit",
-        f"What sonde edit {word} did",
+        f"Result of sonde edit {word}",
         edit_verdict(found),
         facts,
         [_numbers(found), _tables(found), _samples(found), _undo(found)],
@@ -67,7 +67,7 @@ def edit_verdict(found: dict[str, Any]) -> str:
     if judged["no_effect"]:
         said = "not significantly more than random changes"
     elif beyond is None:
-        said = "it is not known whether this exceeds chance"
+        said = "not compared with random changes"
     else:
         said = "far beyond chance"
     return shown(f"{effect}, {said} ({alike})", 240)
@@ -139,7 +139,7 @@ def _tables(found: dict[str, Any]) -> Section | None:
         )
         for i, one in enumerate(found["tables"])
     ]
-    return Section("more", "What the method found", parts) if parts else None
+    return Section("more", "Results of the method", parts) if parts else None
 
 
 def _samples(found: dict[str, Any]) -> Section | None:
@@ -148,17 +148,15 @@ def _samples(found: dict[str, Any]) -> Section | None:
         pairs = (el("div", el("dt", k), el("dd", code(shown(v, 2000)))) for k, v in sample.items())
         lines = [f"{key}: {shown(text, 200)}" for key, text in sample.items()]
         made.append(Drawing(el("dl", *pairs), lines))
-    lead = f"{plural(len(made), 'input')}, answered by the model as it was and as it is now."
+    lead = f"{plural(len(made), 'input')}, answered by the model before and after the edit."
     return Section("samples", "Before and after", made, lead) if made else None
 
 
 def _undo(found: dict[str, Any]) -> Section | None:
     if found["undo"] is None:
         return None
-    lead = (
-        "The bytes that were overwritten are kept in a folder beside the new model; every file of "
-    )
-    lead += "the old one comes back with the same hash."
+    lead = "The overwritten bytes are kept in a folder beside the new model; every file of "
+    lead += "the old model can be restored with the same hash."
     return Section("undo", "Take it back", [Command(found["undo"])], lead)
 
 

@@ -35,8 +35,8 @@ _COLUMNS: Final = {
 }
 
 CHOSEN: Final = (
-    "The best of {n:,} detectors and sites was chosen on these very rows, so its figures are "
-    "optimistic: report them on rows that were not used to choose."
+    "The best of {n:,} detectors and sites was chosen on these same rows, so its scores "
+    "are optimistic: report them on rows that were not used to choose."
 )
 
 # They stand in the header too.
@@ -89,7 +89,7 @@ def document(found: dict[str, Any]) -> Document:
     facts = [
         ("usual rows", _counted(best["n_usual"], found["usual"])),
         ("unusual rows", _counted(best["n_unusual"], found["unusual"])),
-        ("false-alarm rate that was asked for", share(found["alpha"])),
+        ("requested false-alarm rate", share(found["alpha"])),
         ("false alarms", _rate(best)),
         ("unusual rows found", None if best["found"] is None else share(best["found"])),
         ("resamples behind intervals", f"{found['resamples']:,}"),
@@ -98,7 +98,7 @@ def document(found: dict[str, Any]) -> Document:
     notes += [trust_text(found["trust"])] if found["trust"] else []
     return Document(
         "evaluate",
-        "Usual against unusual rows",
+        "In-distribution against out-of-distribution rows",
         _verdict(best),
         facts,
         [_layers(found), _curves(found), _figures_section(found)],
@@ -124,24 +124,24 @@ def trust_text(found: dict[str, Any], kinds: tuple[str, str] = ("usual", "unusua
     n = found["n_candidates"]
     if found["trusted"] is None:
         return (
-            "Trust: too few examples to choose on one half and judge on the other (8 of either "
-            "kind in each)."
+            "No detector can be recommended: too few examples to choose on one half and "
+            "evaluate on the other (8 of either kind in each)."
         )
     who = named(found["instrument"], found["site"])
     rows = f"{found['n_usual']:,} {kinds[0]} and {found['n_unusual']:,} {kinds[1]}"
     has = f"AUROC {auroc_text(found)}"
     if found["trusted"]:
         how = (
-            f"chosen of {n} on one half of the examples, it has {has} on the other"
+            f"chosen among {n} on one half of the examples, it has {has} on the other"
             if n > 1
             else f"it has {has}"
         )
         return f"Trust {who}: {how}, {rows}."
     if n == 1:
-        return f"Trust none: {who} has {has}, {rows}, which is not significant."
+        return f"Trust no detector: {who} has {has}, {rows}, which is not significant."
     return (
-        f"Trust none: the best of {n} on one half of the examples, {who}, has {has} on the other, "
-        f"{rows}, which is not significant."
+        f"Trust no detector: the best of {n} on one half of the examples, {who}, has {has} on "
+        f"the other, {rows}, which is not significant."
     )
 
 
@@ -186,7 +186,10 @@ def _layers(found: dict[str, Any]) -> Section:
     for method in methods:
         mine = [row for row in found["rows"] if row["instrument"] == method]
         made += figures(auroc_picture(mine, method) if len(mine) > 1 else None)
-    lead = "Chance that an unusual row scores higher than a usual one, at each site."
+    lead = (
+        "Probability that an out-of-distribution row scores higher than an in-distribution "
+        "row, at each site."
+    )
     if not made:
         made.append(Prose("Each detector was scored at one site: see the table.", "empty"))
         lead = ""
@@ -235,10 +238,10 @@ def _figures_section(found: dict[str, Any]) -> Section:
     rows = tuple(tuple(row[key] for key in kept) for row in placed)
     at_most = f"with p at most {number(found['alpha'])}"
     meanings = {
-        "FPR@95": "false-positive rate at the score that detects 95 % of unusual rows",
-        "AUPR": "average precision, unusual rows as positives",
-        "false": f"fraction of usual rows {at_most}",
-        "found": f"fraction of unusual rows {at_most}",
+        "FPR@95": "false-positive rate at the score that detects 95 % of out-of-distribution rows",
+        "AUPR": "average precision, with out-of-distribution rows as positives",
+        "false": f"fraction of in-distribution rows {at_most}",
+        "found": f"fraction of out-of-distribution rows {at_most}",
     }
     kinds = {_COLUMNS[key]: "share" for key in _SHARES}
     numbers = Numbers(tuple(kept.values()), rows, "figures")

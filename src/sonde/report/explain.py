@@ -14,9 +14,9 @@ from sonde.report.pictures import heat_map, tokens
 from sonde.run.explaining.judged import ENOUGH
 
 Shown = Mapping[str, Any]
-"""Of an example: ``pixels`` of a picture, ``pieces`` of a text, or ``values`` of a row."""
+"""Keys of an example: ``pixels`` of an image, ``pieces`` of a text, or ``values`` of a row."""
 MOST_ANSWERS: Final = 10
-"""Answers that a terminal shows in words."""
+"""Number of answers that a terminal describes in words."""
 _MEANINGS: Final = {
     "holds": "inputs on which the explanation is reliable",
     "effect": "insertion minus deletion, relative to random orders, as a fraction of the effect of "
@@ -25,13 +25,12 @@ _MEANINGS: Final = {
     "deletion": "area under the answer's probability, or number, while positions are "
     "deleted by decreasing attribution; low is good",
     "insertion": "the same area while positions are inserted in that order; high is good",
-    "deletion, random": "deletion in random orders",
-    "insertion, random": "insertion in random orders",
-    "wrong signs": "how often the position with the largest attribution moves the answer against "
-    "its sign; 0.5 is chance",
-    "redrawn": "similarity to the map after all weights are randomised; above .5 it shows the "
-    "input and "
-    "the architecture, not what was learned",
+    "deletion, random": "deletion area for random orders",
+    "insertion, random": "insertion area for random orders",
+    "wrong signs": "fraction of inputs in which deleting the position with the largest "
+    "attribution moves the answer against its sign; 0.5 is chance",
+    "redrawn": "similarity to the map after all weights are randomised; above .5 the map "
+    "reflects the input and the architecture, not what was learned",
 }
 _BRIEF: Final = ("method", "holds", "effect", "deletion", "insertion", "wrong signs", "redrawn")
 
@@ -82,10 +81,10 @@ def _verdict(found: dict[str, Any]) -> str:
     if found["best"] is None and few:
         one = few[0]
         return (
-            f"{plural(found['n'], 'input').capitalize()} cannot show whether an explanation holds: "
-            f"{shown(one['method'], 60)} finds what the answers depend on in each of them (effect "
-            f"{number(one['verdict']['effect'])}; 0 as random orders, 1 all at once), which chance "
-            f"may do. Explain {ENOUGH} or more."
+            f"{plural(found['n'], 'input').capitalize()} are too few to show whether an "
+            f"explanation is reliable: {shown(one['method'], 60)} finds what the answers depend "
+            f"on in each of them (effect {number(one['verdict']['effect'])}; 0 as random "
+            f"orders, 1 all at once), which may be chance. Explain {ENOUGH} or more."
         )
     if found["best"] is None:
         return (
@@ -95,7 +94,7 @@ def _verdict(found: dict[str, Any]) -> str:
         )
     best = next(one for one in found["methods"] if one["method"] == found["best"])
     learned = (
-        "and changes with what was learned"
+        "and its map depends on what was learned"
         if best["sanity"]["passed"]
         else "but hardly changes when the weights are randomised, so it reflects the input and "
         "the architecture"
@@ -104,11 +103,11 @@ def _verdict(found: dict[str, Any]) -> str:
     others = plural(found["n"] - held["n"], "input") if held["label"] is not None else ""
     where = "here" if not others else f"for answers of {shown(held['label'], 40)}"
     said = (
-        f"Believe {shown(found['best'], 60)} {where}: its effect is {number(held['effect'])} (0 as "
-        f"random orders, 1 all at once), above 0 on {held['better']} of {held['n']} inputs, "
+        f"Trust {shown(found['best'], 60)} {where}: its effect is {number(held['effect'])} (0 "
+        f"as random orders, 1 all at once), above 0 on {held['better']} of {held['n']} inputs, "
         f"{learned}."
     )
-    return f"{said} Of the other {others} it is not shown." if others else said
+    return f"{said} The other {others} are not shown to be reliable." if others else said
 
 
 def _methods(found: dict[str, Any]) -> Section:
@@ -150,8 +149,8 @@ def _holds(one: dict[str, Any]) -> str:
 def _features(features: Sequence[dict[str, Any]]) -> Section:
     rows = tuple((str(f["feature"]), f["value"], f["ablated"], f["active"]) for f in features)
     lead = "Effect: activation times the slope of the answer along the feature's direction, the "
-    lead += "mean over answers. Taken out: what answers do lose without the feature; where the two "
-    lead += "differ, the slope says little. Active: fraction of positions."
+    lead += "mean over answers. Taken out: the measured change without the feature; if the two "
+    lead += "differ, the slope is a poor estimate. Active: fraction of positions."
     numbers = Numbers(("feature", "effect", "taken out", "active"), rows, "features")
     made = Table(numbers, kinds={"active": "share"})
     return Section("features", "Which features the answers depend on", [made], lead)
@@ -172,8 +171,8 @@ def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown]) -> Section:
     if not shown_inputs:
         made.insert(0, Prose("Inputs are left out (--no-inputs).", "small", "page"))
     signed = any(m["method"] == best and m["violation"]["signed"] for m in found["methods"])
-    warm = "raises the answer" if signed else "moves the answer most, up or down"
-    lead = f"Attributions by {best}: what is warm {warm}."
+    warm = "raises the answer" if signed else "marks what moves the answer most, up or down"
+    lead = f"Attributions by {best}: warm colour {warm}."
     return Section("examples", "Answers, one by one", made, lead)
 
 

@@ -31,7 +31,7 @@ from sonde.report.compare import document as comparison
 from sonde.report.document_page import embedded
 
 OPEN = 3
-"""Pairs of classes that are shown; further ones are folded."""
+"""Number of pairs of classes that are shown; further pairs are folded."""
 
 
 MAX_BYTES: Final = 5_000_000
@@ -52,7 +52,7 @@ SECTIONS: Final = {
     "rows": "Rows",
     "measures": "Measures",
     "checks": "All checks",
-    "limits": "What this scan cannot see",
+    "limits": "What this scan cannot detect",
     "provenance": "Provenance",
 }
 
@@ -236,7 +236,7 @@ def wrong_section(report: dict[str, Any], names: ElementIds) -> Markup | None:
     parts.append(tabled(Numbers(heads, table, "wrong inputs"), names, "Wrong inputs"))
     n_judged = sum(row["right"] is not None for row in rows)
     lead = f"{len(listed):,} of {plural(n_judged, 'row')} are wrong. " if known else ""
-    lead += "The worst come first."
+    lead += "The worst rows come first."
     if not report["shows_inputs"]:
         lead += " Inputs are left out; a page written without --no-inputs and --hash-ids has them."
     return section("wrong", "Wrong inputs" if known else "Worst inputs", *parts, lead=lead)
@@ -281,7 +281,7 @@ def limits_section(report: dict[str, Any], absent: Sequence[Markup] = ()) -> Mar
                 said = f" {check['title']}: {state}; {check['reason'] or 'no reason given'}."
                 items.append(el("li", el("span", check["code"], cls="code"), said))
     folded = drawer(plural(len(items), "limit"), el("ul", *items, cls="limits"), cls="more")
-    return section("limits", "What this scan cannot see", folded)
+    return section("limits", "What this scan cannot detect", folded)
 
 
 def provenance_section(report: dict[str, Any], names: ElementIds) -> Markup:
@@ -300,7 +300,7 @@ def provenance_section(report: dict[str, Any], names: ElementIds) -> Markup:
         ]
     if where.get("thresholds"):
         moved = [(key, number(value)) for key, value in where["thresholds"].items()]
-        parts += [el("h3", "Thresholds that were moved"), definitions(moved)]
+        parts += [el("h3", "Thresholds that were changed"), definitions(moved)]
     if where.get("instruments"):
         rows = tuple(
             tuple(row[k] for k in ("name", "sites", "rows", "n_rows"))

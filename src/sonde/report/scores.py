@@ -32,7 +32,7 @@ SHOWN: Final = 8
 
 _SUMMARY: Final = ("detector", "site", "rows", "median", "highest", "alarms", "infinite")
 _MEANINGS: Final = {
-    "median": "score of the middle row; each detector and site has its own scale",
+    "median": "score of the median row; each detector and site has its own scale",
     "alarms": "fraction of rows with p at most {alpha:g}",
     "infinite": "scores of rows that are not finite, or too large",
 }
@@ -123,7 +123,7 @@ def _too_few(scored: pa.Table, exhibits: Any, alpha: float) -> str | None:
     if exhibits is None:
         return None
     few = [found for key in keys_of(scored) if (found := lacking(exhibits.fitted, key, alpha))]
-    return "{} rows calibrated, an alarm takes {}".format(*min(few)) if few else None
+    return "{} calibration rows, but an alarm needs {}".format(*min(few)) if few else None
 
 
 def _unusual(
@@ -142,9 +142,9 @@ def _unusual(
             for rank, (line, found) in enumerate(zip(mine, made, strict=True), 1)
         ]
     lead = (
-        "Ordered by p-value, then by how far the score lies above the others of its site. Colour "
-        "and marks compare the parts of the examples on this page. The sign alarm marks "
-        f"p of at most {alpha:g}."
+        "Ordered by p-value, then by how far the score lies above the others of its site. "
+        "Colour and marks compare the parts of the examples on this page. The mark 'alarm' "
+        f"means p of at most {alpha:g}."
     )
     if not parts:
         parts.append(Prose("No rows were scored.", "empty"))

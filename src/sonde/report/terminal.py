@@ -96,7 +96,9 @@ def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
     sites = [row["site"] for row in report["sites"]]
     if not chosen.first and not chosen.more:
         reason = "" if answers_sentence(report) else not_judged(report)
-        more = f" inside; not checked whether answers are right: {reason}" if reason else ""
+        more = (
+            f" inside; whether the answers are correct was not checked: {reason}" if reason else ""
+        )
         yield from wrap(f"nothing found{more}", width)
     for finding in chosen.first:
         if finding["level"] == "note" and not verbose:

@@ -9,7 +9,7 @@ from sonde.report._picture import Axis, Numbers, Picture
 from sonde.report.document import Document, Figure, Part, Prose, Section, Table
 
 MOST_PAIRS: Final = 12
-"""Pairs that are shown; the JSON holds all."""
+"""Number of pairs that are shown; the JSON contains all."""
 FAITHFUL: Final = 0.8
 _MOST: Final = {WIDE: 48, NARROW: 24}
 _POSITIONS: Final = {WIDE: 64, NARROW: 24}
@@ -33,7 +33,7 @@ def document(found: dict[str, Any]) -> Document:
         ("model", shown(found["model"], 120)),
         ("pairs", f"{found['n']}" + (f", {dropped} without a difference" if dropped else "")),
         ("from", None if found["data"] is None else shown(found["data"], 120)),
-        ("what is looked at", one["objective"]),
+        ("the states that were exchanged", one["objective"]),
         ("states go", "clean into corrupted" if is_denoised else "corrupted into clean"),
         ("restart", one["restart"]),
     ]
@@ -53,7 +53,7 @@ def _verdict(found: dict[str, Any]) -> str:
     """Return in a sentence which states make the answers differ."""
     live = [one for one in found["pairs"] if not one["dropped"]]
     if not live:
-        return "The texts get the same answer: there is nothing to trace."
+        return "The model gives both texts the same answer: there is nothing to trace."
     if len(live) > 1:
         known = [one["circuit"]["faithfulness"] for one in live if one["circuit"]]
         part = f"{plural(len(live), 'pair')} traced"
@@ -95,8 +95,10 @@ def _maps(found: dict[str, Any], live: list[dict[str, Any]]) -> Section:
         message += f"position {best['position']} ({_place(one, best['position'])})"
         picture = _shares(f"patched-{i}", message, one, one["patched"], found["sites"])
         made += [*_title(i, live), Figure(picture), _largest(one, found["sites"], i)]
-    lead = "Each cell: one state of one run, put into the other run, and how much of the "
-    lead += "difference between their answers it restores: 0 none, 1 all."
+    lead = (
+        "Each cell: one state of one run is put into the other run; the colour is the fraction of "
+        "the difference between their answers that it restores: 0 none, 1 all."
+    )
     return Section("maps", "Layers and positions", made, lead)
 
 
@@ -119,14 +121,14 @@ def _largest(one: dict[str, Any], sites: list[str], i: int) -> Table:
 def _estimates(found: dict[str, Any], live: list[dict[str, Any]]) -> Section:
     made: list[Part] = []
     for i, one in enumerate(live):
-        message = f"Estimates miss {number(one['gap'])} of the difference (root mean square)"
+        message = f"Estimates are off by {number(one['gap'])} of the difference (root mean square)"
         picture = _shares(f"estimated-{i}", message, one, one["estimated"], found["sites"])
         made += [*_title(i, live), Figure(picture)]
     lead = (
-        "The same effects by gradients: a few backward passes instead of a forward pass for each "
-        "cell. Where the "
+        "The same effects estimated by gradients: a few backward passes instead of a forward "
+        "pass for each cell. If the model is nonlinear between the two runs, the estimates are "
+        "wrong."
     )
-    lead += "model is nonlinear between the two runs, they are wrong."
     return Section("estimates", "Estimates by gradients, and their errors", made, lead)
 
 
@@ -138,18 +140,20 @@ def _circuits(live: list[dict[str, Any]]) -> Section:
         if circuit is None:
             made.append(Prose(f"No circuit: {one['no_circuit']}"))
             continue
-        said = f"{circuit['n_edges']} of {plural(circuit['n_all'], 'edge')} keep "
-        said += f"{share(circuit['faithfulness'])} of the difference; as many at random "
-        said += f"{share(circuit['random'])}; without them {share(circuit['without'])} is left."
+        said = (
+            f"{circuit['n_edges']} of {plural(circuit['n_all'], 'edge')} keep "
+            f"{share(circuit['faithfulness'])} of the difference; the same number of random "
+            f"paths {share(circuit['random'])}; without them {share(circuit['without'])} is "
+            "left."
+        )
         rows = tuple((e["writer"], e["reader"], e["needed"]) for e in circuit["edges"])
         numbers = Numbers(("writer", "reader", "lost without it"), rows, f"circuit-{i}")
         kinds = {"writer": "site", "reader": "site"}
         made += [Prose(said), Table(numbers, kinds=kinds, most=MOST_PAIRS)]
     lead = (
         "The smallest set of paths through the residual stream, from a layer that writes to a "
-        "module that "
+        "module that reads, with every other path corrupted."
     )
-    lead += "reads, with every other path corrupted."
     return Section("circuit", "The circuit", made, lead)
 
 

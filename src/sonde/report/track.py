@@ -53,8 +53,8 @@ def _verdict(found: dict[str, Any]) -> str:
     most = max(changed, key=lambda pair: pair[0])[1]
     low, high = _ends(most) or (0.0, 0.0)
     return (
-        f"{text} {most['method']} at {shown(most['site'], 60)} changed most for its size: "
-        f"{number(low)} to {number(high)}."
+        f"{text} {most['method']} at {shown(most['site'], 60)} changed most relative to its "
+        f"size: {number(low)} to {number(high)}."
     )
 
 
@@ -92,11 +92,13 @@ def _across(sites: list[dict[str, Any]]) -> list[Part]:
     columns = ("site", "first CKA", f"{ALIKE:g} from", "read first", "lateness")
     meanings = {
         "first CKA": "CKA of the first step's rows with the last's",
-        f"{ALIKE:g} from": "step from which it stays above",
+        f"{ALIKE:g} from": "first step from which it stays above",
         "read first": "fraction of the last step's features that the first step's states predict",
         "lateness": "mean fraction of these features that earlier steps lack",
     }
-    title = f"Each step against step {sites[0]['steps'][-1]:,}, by {plural(sites[0]['n'], 'row')}"
+    title = (
+        f"Each step compared with step {sites[0]['steps'][-1]:,}, by {plural(sites[0]['n'], 'row')}"
+    )
     return [Table(Numbers(columns, rows, "across"), title, folded=False, meanings=meanings)]
 
 

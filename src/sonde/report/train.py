@@ -42,7 +42,7 @@ def document(found: dict[str, Any]) -> Document:
     sections = [_task(found), _layers(found), _terms(found), _curves(found), _inside(found)]
     return Document(
         "train",
-        f"What the {' and '.join(_what(found))} at sites changed",
+        f"Effects of the {' and '.join(_what(found))} on the sites",
         " ".join([verdict, _worked(found)] if found["inserted"] else [_worked(found), verdict]),
         facts,
         [*sections, _undo(found)],
@@ -83,16 +83,23 @@ def _task(found: dict[str, Any]) -> Section:
     )  # fmt: skip
     columns = ("seed", "accuracy gained", "low", "high", "loss gained, nats", "low ", "high ")
     numbers = Numbers(columns, gains, "gains")
-    made.append(Table(numbers, "With less without, by seed", folded=True, where="verbose"))
+    made.append(
+        Table(numbers, "Accuracy with minus without, by seed", folded=True, where="verbose")
+    )
     lead = f"{found['answers']:,} answers on examples that were not used for training. "
     if "without" in _arms(found):
-        lead += "Both arms saw the same rows in the same order. "
+        lead += "Both training runs used the same rows in the same order. "
         if (n := _instead(found)) is not None:
-            lead += f"The arm without layers trained the model's last {n:,} parameters or more. "
+            lead += (
+                f"The training run without layers trained at least the model's last {n:,} "
+                "parameters. "
+            )
     elif found["recipe"]["scope"] == "layers":
-        lead += "The layers alone were trained, beside the model as it was before. "
-    lead += "Intervals: 95 %, by resampling groups of examples; they do not include how runs in "
-    lead += "another order differ, which only several seeds show."
+        lead += "Only the new layers were trained; they are compared with the original model. "
+    lead += (
+        "Intervals: 95 %, by resampling groups of examples; they do not include the variation "
+        "between runs in another order, which needs several seeds."
+    )
     return Section("task", "The task", made, lead)
 
 
@@ -103,10 +110,8 @@ def _layers(found: dict[str, Any]) -> Section | None:
     )
     columns = ("layer", "behind", "parameters", "of all", "moves states by")
     kinds = {"of all": "share", "moves states by": "share"}
-    lead = (
-        "How far a layer moves the states at its site: root mean square of the difference of what "
-    )
-    lead += "leaves it and what enters it, over that of what enters it, on held-out examples."
+    lead = "How much a layer changes the states at its site: root mean square of its output "
+    lead += "minus its input, over that of its input, on held-out examples."
     table = Table(Numbers(columns, rows, "layers"), kinds=kinds)
     return Section("layers", "The layers", [table], lead) if rows else None
 
@@ -118,11 +123,11 @@ def _terms(found: dict[str, Any]) -> Section | None:
     )
     columns = ("loss", "before", "trained without it", "trained with it")
     parts = [Table(Numbers(columns, rows, "terms"))] if rows else []
-    lead = "Values on all held-out rows together; lower is what the loss asks for. A loss that "
-    lead += "fell did its job; whether it helped shows in the task."
+    lead = "Values on all held-out rows together; lower is better for each loss. A loss that "
+    lead += "fell was optimised; whether it helped is shown by the task."
     for one in found.get("left_out", ()):
         lead += f" {plural(one['steps'], 'batch', 'batches')} of {one['of']:,} had too few rows or "
-        lead += f"classes for {shown(one['term'], 80)}: these steps trained the task alone."
+        lead += f"classes for {shown(one['term'], 80)}: these steps trained only the task."
     if found["conflict"]:
         told = ", ".join(number(x, 2) for x in found["conflict"])
         lead += f" Cosine of the gradients of task and losses at the start of each epoch: {told} "
@@ -167,9 +172,8 @@ def _inside(found: dict[str, Any]) -> Section | None:
     worst = min(rows, key=lambda row: row["cka"] if row["cka"] is not None else 2)
     message = (
         f"States changed most at {shown(worst['site'], 60)} {worst['arm']} the "
-        f"{' and '.join(_what(found))}: CKA with "
+        f"{' and '.join(_what(found))}: CKA with those before {number(worst['cka'])}"
     )
-    message += f"those before {number(worst['cka'])}"
 
     def draw(width: int) -> Chart:
         axis = Axis.of(list(dict.fromkeys(row["site"] for row in rows)), 48 if width > 400 else 24)
@@ -183,8 +187,10 @@ def _inside(found: dict[str, Any]) -> Section | None:
     columns = ("site", "arm", "rows", "error", "CKA")
     cells = tuple((r["site"], r["arm"], r["n"], r["error"], r["cka"]) for r in rows)
     picture = Picture("inside", message, draw, Numbers(columns, cells, "inside"))
-    lead = "Each arm's states beside those before the training, on held-out examples. Error: "
-    lead += "squared difference over squared length."
+    lead = (
+        "The states of each training run compared with those before training, on held-out "
+        "examples. Error: squared difference over squared length."
+    )
     return Section("inside", "Inside", [Figure(picture, most=8)], lead)
 
 
@@ -233,8 +239,8 @@ def _layers_helped(found: dict[str, Any]) -> str:
     before, after = (share(_mean(found, arm, "accuracy")) for arm in names)
     word = "them" if named[1:] or found["terms"] else "it"
     instead = _instead(found) is not None and "without" in names
-    against = "with as many other parameters trained instead" if instead else f"without {word}"
-    told = f"{after} of the answers are right with {word}, {before} {against} "
+    against = "with equally many other parameters trained instead" if instead else f"without {word}"
+    told = f"{after} of the answers are correct with {word}, {before} {against} "
     told += f"({_points(right['low'])} to {_points(right['high'])} points)"
     if len(found["seeds"]) == 1 and "without" in names:
         return f"One seed cannot tell whether {who} helped: {told}. Repeat with --seeds 5."
@@ -245,7 +251,8 @@ def _layers_helped(found: dict[str, Any]) -> str:
     if loss["high"] < 0 or loss["low"] > 0:
         moved = f"{'fell' if loss['high'] < 0 else 'rose'} from {low} to {high} nats"
     return (
-        f"{who} did not change the number of right answers significantly: {told}. The loss {moved}."
+        f"{who} did not change the number of correct answers significantly: {told}. The loss "
+        f"{moved}."
     )
 
 
@@ -255,7 +262,9 @@ def _moved(one: dict[str, Any], n_seeds: int) -> str:
     if gap is None:
         if number(one["with"]) == number(one["without"]):
             return "did not move"
-        return ("fell" if one["with"] < one["without"] else "did not fall") + " further in one seed"
+        return (
+            "fell" if one["with"] < one["without"] else "did not fall"
+        ) + " further with one seed"
     words = f"(difference {number(gap['low'])} to {number(gap['high'])} over {n_seeds} seeds)"
     if gap["high"] < 0:
         return f"worked {words}"

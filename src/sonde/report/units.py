@@ -10,7 +10,7 @@ from sonde.report._picture import Numbers
 from sonde.report.document import Document, Drawing, Section, Table
 
 MOST: Final = 10
-"""Units that a terminal shows."""
+"""Number of units that a terminal shows."""
 
 
 def document(found: dict[str, Any]) -> Document:
@@ -30,7 +30,7 @@ def document(found: dict[str, Any]) -> Document:
     ]
     return Document(
         "units",
-        f"What does each {what} stand for?",
+        f"What does each {what} respond to?",
         _verdict(found),
         facts,
         [_units(found), _clearest(found)],
@@ -98,13 +98,11 @@ def _units(found: dict[str, Any]) -> Section:
     count = el("span", "", id="unit-count", role="status")
     drawers = el("div", *(_drawer(unit) for unit in found["units"]), id="unit-list")
     lead = (
-        "Highest rows, and rows of every lower range, because what a unit does most of the time is "
+        "Highest rows, and rows of every lower range, because what a unit responds to most of "
+        "the time is not what it responds to at its highest. A unit follows a label if the "
+        "rows on which it is high are those of the label: their overlap, at the best threshold "
+        "for that label, is at least halfway from that of a unit that is always high to 1."
     )
-    lead += (
-        "not what it does at its highest. A unit follows a label if the rows on which it is high "
-    )
-    lead += "are those of the label: their overlap, above the threshold that suits the label best, "
-    lead += "is at least halfway from that of a unit that is always high to 1."
     has_inputs = bool(found["inputs"]) or any(
         "t" in row for u in found["units"] for row in u["rows"]
     )

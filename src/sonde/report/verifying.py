@@ -13,7 +13,7 @@ from sonde.run.verifying.verify_track import is_track, verify_track
 from sonde.store import Fault, Soundness, is_store, verify_store
 from sonde.store.exporting import is_export, verify_export
 
-_UNSEALED = "it holds no hash, so only its form was checked"
+_UNSEALED = "the file holds no hash, so only its form was checked"
 
 
 def verify(path: str | Path, tick: Callable[[int], None] = lambda _: None) -> Soundness:
