@@ -138,7 +138,7 @@ def test_rows_that_are_not_finite_leave_no_alarm_and_that_is_said(run, folder, f
     rows[:6, 0] = np.nan
     np.savez(tmp_path / "bad.npz", a=rows)
     ran = run("calibrate", fitted, "-", tmp_path / "bad.npz", "-o", tmp_path / "c.sonde", "--json")
-    assert "more than 0.05 of the rows that calibrate are not finite" in ran.err
+    assert "more than 0.05 of the calibration rows are not finite" in ran.err
     assert {row["threshold"] for row in ran.json()["rows"]} == {None}
 
 

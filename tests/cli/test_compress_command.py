@@ -346,5 +346,5 @@ def test_a_model_whose_page_is_interrupted_is_taken_away(run, tmp_path, monkeypa
     monkeypatch.setattr("sonde.cli.compress.present", stopped)
     words = ("compress", "sonde:digits", "sonde:digits/train", "--limit", 8, "--held", 8)
     ran = run(*words, "-o", tmp_path / "SMALL")
-    assert "Nothing half written is left" in ran.err
+    assert "No incomplete file is left" in ran.err
     assert list(tmp_path.iterdir()) == []

@@ -40,7 +40,7 @@ def test_the_gate_and_the_correction(run, fits):
     assert halves.code == 0
     assert halves.out.startswith("None of 1 site moved")
     same = run("drift", fits / "a.sonde", fits / "a.sonde", *words)
-    assert (same.code, same.out) == (0, "The same states twice: nothing moved\n")
+    assert (same.code, same.out) == (0, "Both files hold the same states: nothing moved\n")
     loose = run("drift", fits / "p.sonde", fits / "m.sonde", "--correction", "bh", "--json").json()
     strict = run("drift", fits / "p.sonde", fits / "m.sonde", "--json").json()
     pairs = zip(loose["comparisons"], strict["comparisons"], strict=True)

@@ -92,7 +92,7 @@ def test_help_says_it_too(run, word):
 def test_missing_labels_are_said_once(run, place, tmp_path, words):
     ran = run("fit", "mahalanobis,knn", "-", place / "plain.npz", "-o", tmp_path / "a.sonde")
     (line,) = [line for line in ran.err.splitlines() if "no labels" in line]
-    assert "mahalanobis took all rows as one class" in line
+    assert "mahalanobis treated all rows as one class" in line
     assert "no labels" not in run(*words, "-o", tmp_path / "b.sonde").err
 
 
@@ -115,7 +115,7 @@ def test_tables_fill_the_terminal_and_names_are_whole_in_a_pipe(monkeypatch):
 def test_tables_say_what_their_words_mean(run, place, tmp_path, words):
     ran = run("fit", "mahalanobis,cka,norms,spectrum", *words[2:], "-o", tmp_path / "a.sonde")
     meanings = {line[:11].strip(): line for line in ran.out.splitlines() if line[:11].strip()}
-    assert "higher = more unusual" in meanings["alarm at 5%"]
+    assert "higher = more anomalous" in meanings["alarm at 5%"]
     assert "calibrate" in meanings["held out"]
     assert "in units of the rows; higher = more" in " ".join(ran.out.split())
     assert "standard error" in ran.out
@@ -123,7 +123,7 @@ def test_tables_say_what_their_words_mean(run, place, tmp_path, words):
     again = run("calibrate", tmp_path / "a.sonde", "-", place / "other.npz", "-o",
                 tmp_path / "b.sonde", "--alpha", "0.1")  # fmt: skip
     assert "alarm at 10%" in again.out
-    assert "higher = more unusual" in " ".join(again.out.split())
+    assert "higher = more anomalous" in " ".join(again.out.split())
     assert "true rate     90 % interval" in again.out
     assert max(map(len, again.out.splitlines())) <= 80
 

@@ -76,7 +76,7 @@ def test_sites_count_once_every_data_set_has_them(run, tmp_path):
 
     ran = run("read", "-", second, "-o", acts, "--sites", "q", "--add-sites")
     assert said_by(ran) == [("q", 1)]
-    assert "q (1 of 2 data sets). Add them to the others with --add-sites" in ran.err
+    assert "q (1 of 2 data sets). Add them to the other data sets with --add-sites" in ran.err
     assert said_by(run("read", "-", first, "-o", acts, "--sites", "q", "--add-sites")) == []
 
 

@@ -24,7 +24,7 @@ def make():
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()).eval()
 """
 KEPT = "is kept in out/a.run; the same command continues from there"
-NOTHING = "Nothing half written is left; run the same command again"
+NOTHING = "No incomplete file is left; run the same command again"
 
 pytestmark = [
     pytest.mark.slow,

@@ -83,7 +83,7 @@ def half_nan(place):
 def test_a_gate_is_an_exit_code_and_says_why(run, place, gate, code):
     ran = run("scan", "-", place / "half_nan.npz", "--fail-on", gate)
     assert ran.code == code
-    told = "failed by SND001" if code else "passed, nothing that reaches it is found"
+    told = "failed by SND001" if code else "passed, no finding at this level is found"
     assert f"gate {gate}: {told}" in ran.err
 
 

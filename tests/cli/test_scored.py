@@ -15,8 +15,8 @@ def test_a_table_of_scores_says_what_its_numbers_are(run, place):
     alarms = np.mean([r["p"] <= 0.1 for r in mine])
     assert f"{median:.4g}" in text
     assert f"{alarms:.1%}" in text
-    assert "higher = more unusual" in " ".join(text.split())
-    assert "of rows like those that calibrated about 10% raise one" in " ".join(text.split())
+    assert "higher = more anomalous" in " ".join(text.split())
+    assert "about 10% of rows like the calibration rows raise an alarm" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 80
 
 

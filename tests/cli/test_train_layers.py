@@ -71,7 +71,7 @@ def test_the_page_compares_with_as_many_parameters_trained_elsewhere(trained):
     assert told["scope_without"] == "last:64"
     page = new.with_suffix(".html").read_text()
     assert "One seed cannot tell whether UnitGate at vit.layers.1 helped" in page
-    assert "with as many other parameters trained instead" in page
+    assert "with equally many other parameters trained instead" in page
 
 
 @pytest.mark.slow

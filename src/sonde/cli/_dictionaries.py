@@ -15,7 +15,7 @@ def dictionary_healths(
 ) -> list[dict[str, Any]]:
     """Return the health of each dictionary: active features, dead ones, and the loss recovered.
 
-    The loss is None without a live model, or if the data have no split that was not read.
+    The loss is None without a live model, or if every split of the data was used for the fit.
     """
     from sonde.explain import Dictionary
     from sonde.run.explaining.dictionary_health import loss_recovered

@@ -16,21 +16,21 @@ from sonde.run.instruments.entries import place_of
 from sonde.run.reading.recipe import OPTIONS
 
 HELD_BY_A_PROBE = ("sites", "reducer", "keep_special", "seed", "limit", *OPTIONS)
-CLASSES = "classes of the labels, each with a mean of its own"
-HELD = "held-out rows whose scores calibrate the detector"
-AT = "sites of the value, and of other values with the same remark"
+CLASSES = "number of classes, each with its own mean"
+HELD = "held-out rows used for calibration"
+AT = "sites of the value, and of other values with the same note"
 MOST_PLACES = 3
 SE = "standard error of the value"
-MOST = "the value cannot be larger"
-SEVERAL = "several numbers: fitted.result(METHOD, SITE) in Python holds them"
+MOST = "the largest possible value"
+SEVERAL = "several numbers, which fitted.result(METHOD, SITE) returns in Python"
 
 
 def alarm(alpha: float) -> tuple[str, str]:
     """Return the title of a column of thresholds and its meaning."""
     rate = f"{100 * alpha:.3g}%"
     return f"alarm at {rate}", (
-        "a row that scores above it raises an alarm (higher = more unusual), which at most "
-        f"{rate} of rows like the calibrating ones do"
+        "a row that scores above it raises an alarm (higher = more anomalous), as at most "
+        f"{rate} of rows like the calibration rows do"
     )
 
 
@@ -80,8 +80,8 @@ def remarks(
     unlabelled = list(dict.fromkeys(row["method"] for row in rows if row["n_classes"] == 0))
     if unlabelled:
         found.append(
-            f"no labels: {', '.join(unlabelled)} took all rows as one class (--label-column names "
-            "the labels of a table)"
+            f"no labels: {', '.join(unlabelled)} treated all rows as one class (--label-column "
+            "names the label column of a table)"
         )
     probes = [row for row in rows if row.get("positive") is not None]
     found += [_apart(row) for row in probes if row["unit"].startswith("standard deviations")]
@@ -98,7 +98,7 @@ def remarks(
         again = shlex.join(words)
         found.append(
             f"p-values are too small if the model was trained on {data}. Then run {again}, with "
-            "rows that the model has not seen"
+            "rows that the model was not trained on"
         )
     return found
 

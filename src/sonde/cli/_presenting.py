@@ -13,7 +13,7 @@ PIPE_TABLE = 1000
 
 
 def check_page(page: Path | None, *inputs: object, flag: str = "-o") -> None:
-    """Refuse the name of a page that cannot be written, before anything runs.
+    """Raise if the page cannot be written, before anything runs.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def present(
     wrote: str = "",
     **shown: Any,
 ) -> None:
-    """Write the page of a document, print it, and say what was written.
+    """Write the page of a document, print it, and name the files written.
 
     Parameters
     ----------

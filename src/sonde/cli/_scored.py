@@ -20,7 +20,7 @@ from sonde.run.scoring.tables import keys_of, part_of, scores_of
 from sonde.run.scoring.weak_file import WeakGroups
 
 SHOWN = 5
-MEDIAN = "score of the middle row; higher = more unusual, each detector and site on its own scale"
+MEDIAN = "score of the median row; higher = more anomalous, each detector and site on its own scale"
 
 
 def answers_text(answers: pa.Table, alpha: float, listed: bool) -> str:
@@ -49,15 +49,17 @@ def answers_text(answers: pa.Table, alpha: float, listed: bool) -> str:
 
 def _answer_words(lines: list[dict[str, Any]], alpha: float, has_p: bool) -> dict[str, str]:
     by = lines[0]["instrument"] or ""
-    together = f" of all detectors and sites together, {by}" if by.startswith("fuse(") else ""
-    own = "smallest p-value" if has_p else "highest score relative to those of other inputs"
+    together = f" over all detectors and sites, combined by {by}" if by.startswith("fuse(") else ""
+    own = "smallest p-value" if has_p else "highest score relative to the scores of other inputs"
     words = {"loudest": f"detector and site with the {own}; --each lists all"}
     if not has_p:
-        return words | {"score": "higher = more unusual; - where several make no single score"}
-    usual = f"about {100 * alpha:.3g}% of inputs like those that calibrated raise one"
+        return words | {
+            "score": "higher = more anomalous; - if several detectors give no single score"
+        }
+    usual = f"about {100 * alpha:.3g}% of inputs like the calibration inputs raise an alarm"
     return words | {
         "p": f"p-value{together}: fraction of in-distribution inputs with a score at least as high",
-        "verdict": f"alarm where p <= {alpha:g}: {usual}; - where none is known",
+        "verdict": f"alarm if p <= {alpha:g}: {usual}; - if the p-value is not known",
     }
 
 
@@ -94,25 +96,25 @@ def groups_text(answers: pa.Table, weak: WeakGroups) -> str:
     """Return for each weak group its description, its number of inputs, and the first of them."""
     told = answers.select(["id", "place", "row", "groups"]).to_pylist()
     if not weak.groups:
-        return "weak groups: the scan found none."
+        return "weak groups: the scan found no weak group."
     lines = ["weak groups:"]
     for number, group in enumerate(weak.groups, 1):
         mine = [_called(line) for line in told if number in (line["groups"] or ())]
         right, rest = (f"{group.figures[name]:.1%}" for name in ("accuracy", "elsewhere"))
         first = ", ".join(mine[:SHOWN]) + (", ..." if len(mine) > SHOWN else "")
         said = (
-            f"{number}. {group.text}: the model is right on {right} there, and on the other "
-            f"inputs on {rest}. "
-            f"{len(mine):,} of {plural(len(told), 'input')}{': ' if mine else ''}{first}."
+            f"{number}. {group.text}: the model is correct on {right} of this group and on "
+            f"{rest} of the other inputs. {len(mine):,} of "
+            f"{plural(len(told), 'input')}{': ' if mine else ''}{first}."
         )
         lines += _wrapped(said, text_width(), "  ")
     unknown = sum(line["groups"] is None for line in told)
-    lines += [f"  Of {plural(unknown, 'input')} it is not known."] if unknown else []
+    lines += [f"  For {plural(unknown, 'input')} the group is not known."] if unknown else []
     return "\n".join(lines)
 
 
 def say_infinite(scored: pa.Table) -> None:
-    """Note where scores are infinite, and how many."""
+    """Note which scores are infinite, and how many."""
     for instrument, site in keys_of(scored):
         scores = scores_of(part_of(scored, (instrument, site)))
         n_broken = int(np.isposinf(scores).sum())
@@ -141,12 +143,14 @@ def scored_text(scored: pa.Table, fitted: Fitted, alpha: float) -> str:
         rows.append((name[0], place_of(*name), f"{part.num_rows:,}", median, alarms))
     if few:
         n, needed = min(few)
-        note(f"note: p <= {alpha:g} needs at least {needed} calibrated rows, got {n}.")
+        note(f"note: p <= {alpha:g} needs at least {needed} calibration rows, got {n}.")
     title = f"p<={alpha:g}"
     meanings = {"median": MEDIAN}
     if any(row[-1] != "-" for row in rows):
         usual = f"{100 * alpha:.3g}%"
-        meanings[title] = f"alarms; of rows like those that calibrated about {usual} raise one"
+        meanings[title] = (
+            f"number of alarms; about {usual} of rows like the calibration rows raise an alarm"
+        )
     titles = ("detector", "site", "rows", "median", title)
     return f"{table(titles, rows)}\n\n{legend(meanings)}"
 
@@ -168,7 +172,7 @@ def without_units(scored: pa.Table) -> list[str]:
     """Return which detectors cannot say which units made a score, in a sentence."""
     told = scored.filter(scored["units"].is_valid())["instrument"].unique().to_pylist()
     names = [n for n in scored["instrument"].unique().to_pylist() if n not in told]
-    named = f"no units: {', '.join(names)} cannot say which units made a score."
+    named = f"no units: {', '.join(names)} cannot attribute scores to units."
     return [named] if names else []
 
 

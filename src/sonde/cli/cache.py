@@ -23,21 +23,21 @@ from sonde.cli.options import (
 MEANINGS = {
     "memory": "bytes of the cache at the end of a text, as a fraction of the full cache",
     "KL": "mean KL divergence of next-token predictions from those with the full cache, in nats",
-    "99 %": "the KL that one token in a hundred exceeds",
+    "99 %": "KL divergence that 1 % of the tokens exceed",
     "same": "fraction of positions whose most likely next token does not change",
-    "time": "seconds against a plain cache",
+    "time": "time relative to a plain cache",
 }
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Try smaller key-value caches: what they save and what they cost.
+    """Try smaller key-value caches: the memory they save and the accuracy they cost.
 
-    A language model keeps keys and values of every token that it has read. A rule keeps a share of
-    the tokens; quant_cache keeps all in a few bits, cross_layer_cache in thin matrices. Half of
-    each text is read as a prompt; the rest is read in parts, with the cache made small after each,
-    and every prediction is compared with that of the whole cache. The last lines recommend a cache
-    and show the Python that uses it.
+    A language model keeps the keys and values of every token that it has read. An eviction rule
+    keeps a fraction of the tokens; quant_cache keeps all tokens in a few bits, cross_layer_cache in
+    low-rank matrices. Half of each text is read as a prompt. The rest is read in parts, the cache
+    is shrunk after each part, and every prediction is compared with that of the full cache. The
+    last lines recommend a cache and show how to use it in Python.
 
     Example: sonde cache sonde:stdlib sonde:stdlib/test --limit 32
     """
@@ -45,7 +45,8 @@ class Cache:
     model: ModelWord
     data: DataWord
     rules: Annotated[
-        tuple[str, ...], named("WORD ...", "caches to try; by default all, in their usual form")
+        tuple[str, ...],
+        named("WORD ...", "caches to try; by default all, with their default parameters"),
     ] = ()
     budgets: Annotated[
         tuple[float, ...], tyro.conf.arg(help="fractions of the tokens or bytes to keep, in (0, 1]")
@@ -54,21 +55,21 @@ class Cache:
         tuple[int, ...], tyro.conf.arg(help="bits of a number in caches that round: 2, 4 or 8")
     ] = (8, 4, 2)
     max_kl: Annotated[
-        float, tyro.conf.arg(help="nats of divergence that a recommended cache may cost")
+        float, tyro.conf.arg(help="largest divergence, in nats, of a recommended cache")
     ] = 0.05
     step: Annotated[int, tyro.conf.arg(help="tokens read between two evictions")] = 16
-    limit: Annotated[int, tyro.conf.arg(help="how many texts, or pieces of texts, are read")] = 64
+    limit: Annotated[int, tyro.conf.arg(help="number of texts, or pieces of texts, to read")] = 64
     max_length: MaxLength = None
     long: LongWord = "auto"
     text_column: Annotated[str | None, named("NAME", "column of the text")] = None
-    batch_size: Annotated[int, tyro.conf.arg(help="texts in one forward")] = 8
+    batch_size: Annotated[int, tyro.conf.arg(help="texts in one forward pass")] = 8
     device: DeviceWord = "auto"
     dtype: DtypeWord = "auto"
     trust_remote_code: TrustFlag = False
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Try the caches and print what they cost."""
+        """Try the caches and print their costs."""
         from sonde.run.compressing.compare_caches import compare_caches
 
         names = ("budgets", "bits", "max_kl", "step", "limit", "batch_size")
@@ -106,10 +107,10 @@ class Cache:
                 "--budgets, or allow more with --max-kl."
             )
         said = filled(
-            f"Smallest cache whose mean divergence plus two standard errors is at most "
+            "Smallest cache whose mean divergence plus two standard errors is at most "
             f"{self.max_kl:g} nats on these {n_texts} texts: {_python(best.rule)} holds "
             f"{best.memory:.0%} of the bytes and costs {best.divergence_nats:.2g} nats; "
-            f"{best.same_answer:.1%} of the likeliest tokens stay."
+            f"{best.same_answer:.1%} of the most likely tokens do not change."
         )
         kind = type(best.rule).__name__
         return (

@@ -23,21 +23,21 @@ from sonde.cli.options import (
 from sonde.core.errors import CalibrationError
 from sonde.core.wording import gib, plural
 
-CLASS = "number of calibration rows of the class; all: of every class"
+CLASS = "number of calibration rows of the class; all: of all classes"
 MOST_LACKING = 5
-ROWS = "rows whose scores calibrate"
+ROWS = "number of calibration rows"
 TRUE_RATE = "90 % interval of the false-alarm rate with these rows"
 
 
 @dataclass(frozen=True)
 class Calibrate:
-    """Calibrate fitted detectors on rows that they were not fitted on.
+    """Calibrate fitted detectors on rows that were not used to fit them.
 
-    Rows that were held out before are replaced; the file holds only the detectors.
+    Earlier held-out rows are replaced; the file contains only the detectors.
 
     Example: sonde calibrate probe.sonde sonde:digits sonde:digits/test -o calibrated.sonde
 
-    Rows that sonde read wrote: sonde calibrate probe.sonde acts -o calibrated.sonde
+    On rows that sonde read wrote: sonde calibrate probe.sonde acts -o calibrated.sonde
     """
 
     probe: ProbeWord
@@ -47,24 +47,30 @@ class Calibrate:
         "calibrated.sonde"
     )
     alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the printed thresholds")] = 0.05
-    rows: Annotated[int, tyro.conf.arg(help="most scores of a class in the kept sample")] = 10_000
+    rows: Annotated[int, tyro.conf.arg(help="largest number of scores kept per class")] = 10_000
     by: Annotated[
         str | None,
         named(
-            "label|predicted|COLUMN", "keep the rate in each class, or in each value of a column"
+            "label|predicted|COLUMN",
+            "control the false-alarm rate separately in each class, or for each value of a column",
         ),
     ] = None
     pooled_below: Annotated[
-        int, named("N", "with --by: classes of fewer rows are compared with all rows")
+        int, named("N", "with --by: classes with fewer rows are calibrated on all rows")
     ] = 0
     guarantee: Annotated[
         Literal["marginal", "pac"],
-        tyro.conf.arg(help="the rate holds on average, or for this calibration with 1 - delta"),
+        tyro.conf.arg(
+            help="marginal: the rate holds on average; pac: it holds for this "
+            "calibration with probability 1 - delta"
+        ),
     ] = "marginal"
-    delta: Annotated[float, tyro.conf.arg(help="probability that a pac promise may fail")] = 0.05
+    delta: Annotated[float, tyro.conf.arg(help="probability that the pac guarantee fails")] = 0.05
     reduction: Annotated[
         str,
-        tyro.conf.arg(help="p-values of examples by max, mean or topk_mean(k), or of rows"),
+        tyro.conf.arg(
+            help="how rows become the p-value of an example: max, mean or topk_mean(k); or rows"
+        ),
     ] = "auto"
     reading: Reading = field(default_factory=Reading)
     running: Workers = field(default_factory=Workers)
@@ -184,7 +190,7 @@ def _lacking(rows: list[dict[str, Any]], alpha: float) -> list[str]:
     if endless:
         row = endless[0]
         found.append(
-            f"{row['method']} at {row['site']}: more than {alpha:g} of the rows that calibrate are "
+            f"{row['method']} at {row['site']}: more than {alpha:g} of the calibration rows are "
             "not finite, or too large for their type: no score raises an alarm."
         )
     return found

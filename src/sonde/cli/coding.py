@@ -17,11 +17,11 @@ ModelFlag = Annotated[
 
 @dataclass(frozen=True)
 class Encode:
-    """Write a file in fewer bytes, without loss, by a language model that predicts it.
+    """Compress a file without loss, with a language model that predicts it.
 
     The better the model predicts the text, the smaller the file. sonde decode needs the same model,
     the same versions of torch and transformers, and a processor with the same kernels; it checks
-    all of them. With a model of bytes every file can be coded, and pictures by their pixels.
+    all of them. A byte-level model can code every file, and images by their pixels.
 
     Example: sonde encode notes.txt --model sonde:stdlib
     """
@@ -39,14 +39,14 @@ class Encode:
     ] = None
     window: Annotated[
         int | None,
-        named("N", "tokens that are read together (default: the context of the model)"),
+        named("N", "tokens per window (default: the context of the model)"),
     ] = None
-    rows: Annotated[int, tyro.conf.arg(help="windows that are read side by side")] = 32
+    rows: Annotated[int, tyro.conf.arg(help="windows that are processed in parallel")] = 32
     device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda or mps")] = "auto"
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Encode, write, and say how many bytes it took, beside plain coders."""
+        """Encode, write, and print the size beside that of general-purpose compressors."""
         from sonde.run.coding.code_file import encode_file
 
         document = encode_file(
@@ -67,9 +67,9 @@ class Encode:
 
 @dataclass(frozen=True)
 class Decode:
-    """Write back the file that sonde encode coded.
+    """Restore the file that sonde encode compressed.
 
-    Pictures come back as PNG, with the same pixels; all other files byte for byte.
+    Images are restored as PNG with the same pixels, all other files byte for byte.
 
     Example: sonde decode notes.txt.coded --model sonde:stdlib -o notes.txt
     """
@@ -116,8 +116,9 @@ def _told(document: dict[str, Any], *, quiet: bool) -> str:
     if saved > 0:
         enough = round(document["model_bytes"] * size / saved)
         last = (
-            f"{saved:,} bytes less than {best}. Whoever decodes needs the model too, "
-            f"{document['model_bytes']:,} bytes: it pays from {enough:,} bytes of such files on."
+            f"{saved:,} bytes less than {best}. The decoder needs the model too "
+            f"({document['model_bytes']:,} bytes), so coding saves space from {enough:,} bytes "
+            "of such files on."
         )
     else:
         last = f"{best} is smaller: the model does not predict this file well enough."

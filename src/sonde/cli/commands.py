@@ -58,8 +58,8 @@ from sonde.core.errors import (
 class Completion:
     """Print the script that completes commands and flags in a shell.
 
-    It completes the words of `sonde` and, after them, flags and names of files. Load it in the file
-    that your shell reads when it starts, or put it where the shell looks for completions.
+    It completes the commands of `sonde`, their flags and file names. Load it in the start-up file
+    of your shell, or put it into the folder of its completions.
 
     Example: sonde completion bash
 
@@ -185,8 +185,8 @@ def _run(word: str, kind: type[Any], arguments: list[str]) -> int:
             error_line(f"{said} ({where[0]}; --debug shows where it failed)")
             return 2
         error_line(
-            f"memory ran out: {' '.join(str(error).split()) or type(error).__name__}. What is "
-            "committed is kept. Take a smaller --batch-size, fewer methods or sites."
+            f"out of memory: {' '.join(str(error).split()) or type(error).__name__}. Committed "
+            "results are kept. Use a smaller --batch-size, or fewer methods or sites."
         )
         return 2
     except KeyboardInterrupt:
@@ -216,7 +216,7 @@ def _parsed(word: str, kind: type[Any], arguments: list[str]) -> Any:
 
 
 class _Help(io.TextIOWrapper):
-    """What the parser prints, with the colours and the letters that stdout can show."""
+    """Print the parser's messages with the colours and characters that stdout supports."""
 
     def __init__(self) -> None:
         super().__init__(io.BytesIO(), sys.stdout.encoding or "ascii", "replace")
@@ -245,7 +245,7 @@ def _kept(command: Any) -> Path | None:
 
 
 def _configure(debug: bool, verbose: bool) -> None:
-    """Show sonde's warnings on one line each; ``-v`` adds what is read, ``--debug`` everything."""
+    """Show each of sonde's warnings on one line; ``-v`` adds reading, ``--debug`` everything."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)

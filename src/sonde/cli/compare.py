@@ -23,16 +23,18 @@ from sonde.core.errors import InputError
 class Compare:
     """Compare two models on the same inputs: similar layers, changed states and accuracy.
 
-    Two trainings, two checkpoints, a model and its fine-tuned or compressed copy. Inputs are read
-    by each model in its own way and their states joined by input, so the models may differ in
-    depth and width. To compare two fits of one model on different data, use `sonde drift`.
+    For two training runs, two checkpoints, or a model and its fine-tuned or compressed copy. Each
+    model reads the inputs with its own processor and the states are joined by input, so the models
+    may differ in depth and width. To compare two fits of one model on different data, use `sonde
+    drift`.
 
     Example: sonde compare sonde:digits sonde:digits sonde:digits/test -o compare.html --limit 64
     """
 
     first: ModelWord
     second: Annotated[
-        tyro.conf.Positional[str], named("OTHER", "the model that is compared, named like MODEL")
+        tyro.conf.Positional[str],
+        named("OTHER", "the second model, in any form that MODEL can have"),
     ]
     data: DataWord
     output: PageWord = None
@@ -44,7 +46,7 @@ class Compare:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Read both, compare, print and write."""
+        """Read both models, compare them, print and write."""
         from sonde.cli._compared import compared
 
         self._check()

@@ -13,16 +13,16 @@ from sonde.cli.options import DataReading, DataWord, ModelWord, Printing, named
 
 @dataclass(frozen=True)
 class Compress:
-    """Write a model with smaller weights, and say what it costs.
+    """Write a model with smaller weights, and report the cost.
 
     --to names the size: 4bit rounds the weights of linear layers to four bits, 50% removes half of
-    them, 2:4 two of every four, rank16 replaces them by thin matrices, 5blocks leaves out all but
-    five blocks. Stacked experts are rounded with them. Embeddings and convolutions stay unless
-    --layers names them; an embedding that is also the head stays one tensor with it. Some examples
-    of DATA, drawn by the hash of their ids, calibrate the method; others measure the change.
-    `sonde methods compress` lists the methods. `sonde compress search MODEL DATA` tries many sizes
-    and methods and writes no model. `sonde compress undo SMALL -o OLD` gives every file back while
-    SMALL.patch is there. If MODEL is package.module:factory, open the small model as
+    them, 2:4 two of every four, rank16 replaces them by low-rank matrices, 5blocks keeps only five
+    blocks. Stacked experts are compressed like linear layers. Embeddings and convolutions are
+    unchanged unless --layers names them; an embedding that is also the head remains one tensor.
+    Some examples of DATA, chosen by the hash of their ids, calibrate the method; others measure the
+    change. `sonde methods compress` lists the methods. `sonde compress search MODEL DATA` tries
+    many sizes and methods and writes no model. `sonde compress undo SMALL -o OLD` restores every
+    file, as long as SMALL.patch exists. If MODEL is package.module:factory, open the small model as
     package.module:factory@SMALL.
 
     Example: sonde compress sonde:stdlib sonde:stdlib/train --to 4bit --limit 16 --held 8 -o SMALL
@@ -39,19 +39,28 @@ class Compress:
     ] = None
     budget: Annotated[
         str | None,
-        named("SIZE", "most bytes of weight files, as 100MiB; seeks the size of the method"),
+        named(
+            "SIZE",
+            "largest total size of the weight files, e.g. 100MiB; searches for the method's size",
+        ),
     ] = None
     max_kl: Annotated[
-        float | None, named("NATS", "most divergence of answers; seeks the smallest such model")
+        float | None,
+        named(
+            "NATS",
+            "largest divergence of the answers, in nats; searches for the smallest such model",
+        ),
     ] = None
     method: Annotated[
         str | None,
         named(
-            "WORD", "as gptq or 'sparse_gpt(refit=True)'; any: all, for a budget (default: by size)"
+            "WORD",
+            "e.g. gptq or 'sparse_gpt(refit=True)'; any: try all, with a budget (default: by size)",
         ),
     ] = None
     group: Annotated[
-        int | None, named("N", "weights that share a scale (default: the method's, mostly 32)")
+        int | None,
+        named("N", "number of weights that share a scale (default: the method's, mostly 32)"),
     ] = None
     layers: Annotated[
         tuple[str, ...],
@@ -62,9 +71,9 @@ class Compress:
     ] = ()
     limit: Annotated[
         int | None,
-        named("N", "examples to calibrate on (default: 8 rows for each input of a layer)"),
+        named("N", "number of calibration examples (default: 8 rows for each input of a layer)"),
     ] = None
-    held: Annotated[int, named("N", "other examples to compare on (default: 64)")] = 64
+    held: Annotated[int, named("N", "number of other examples to compare on (default: 64)")] = 64
     report: Annotated[
         Path | None, named("FILE", "page to write, .html or .json (default: SMALL.html)")
     ] = None
@@ -73,7 +82,7 @@ class Compress:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Plan, compare, write and tell."""
+        """Plan, compare, write and report."""
         from sonde.run.compressing.compress_model import compress_model
         from sonde.weights.folder import removed_on_error
 
@@ -92,7 +101,7 @@ class Compress:
         with removed_on_error(self.output):
             for line in found.notes:
                 note(line)
-            wrote = f"{self.output}, {page}, and {found.patch} to take it back"
+            wrote = f"{self.output}, {page}, and {found.patch} for undoing it"
             present(found.document, self.printing, page, wrote)
         return 0
 

@@ -13,7 +13,7 @@ from sonde.cli.options import DataReading, DataWord, ModelWord, Printing, named
 
 @dataclass(frozen=True)
 class CompressSearch:
-    """Try many ways to make a model smaller, and draw size against divergence.
+    """Try many ways to make a model smaller, and plot size against divergence.
 
     Every trial rounds, prunes or thins all linear layers and compares the answers with the
     original's on examples not used for calibration; no model is written. Trials are kept in
@@ -28,22 +28,23 @@ class CompressSearch:
         Path, tyro.conf.arg(aliases=["-o"], metavar="PAGE", help="page to write, .html or .json")
     ] = Path("compress-search.html")
     to: Annotated[
-        tuple[str, ...], named("SIZE ...", "sizes as 4bit 50% 2:4 rank16 (default: a usual list)")
+        tuple[str, ...],
+        named("SIZE ...", "sizes, e.g. 4bit 50% 2:4 rank16 (default: a standard list)"),
     ] = ()
     methods: Annotated[
-        tuple[str, ...], named("WORD ...", "methods to try (default: those that suit each size)")
+        tuple[str, ...], named("WORD ...", "methods to try (default: those that support each size)")
     ] = ()
     max_kl: Annotated[
-        float, tyro.conf.arg(help="nats that the recommended model may differ by")
+        float, tyro.conf.arg(help="largest divergence, in nats, of the recommended model")
     ] = 0.01
-    limit: Annotated[int, tyro.conf.arg(help="examples to calibrate on")] = 64
-    held: Annotated[int, tyro.conf.arg(help="other examples to compare on")] = 32
+    limit: Annotated[int, tyro.conf.arg(help="number of calibration examples")] = 64
+    held: Annotated[int, tyro.conf.arg(help="number of other examples to compare on")] = 32
     device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda or mps")] = "auto"
     reading: DataReading = field(default_factory=DataReading)
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Try, draw and tell."""
+        """Try all sizes, plot and report."""
         from sonde.run.compressing.search_sizes import search_sizes
 
         check_page(self.output, self.model, self.data)

@@ -23,7 +23,7 @@ begun: ContextVar[float] = ContextVar("begun")
 
 
 class CommandFailed(Exception):
-    """A command that has said why and ends with a code."""
+    """End of a command that has printed its reason, with an exit code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -36,18 +36,18 @@ def error_line(text: str) -> None:
 
 
 def note_interrupted(directory: Path | None) -> None:
-    """Say that the user stopped a command, what is kept, and how to go on."""
+    """Print that the user stopped a command, what is kept, and how to continue."""
     if directory is None:
-        error_line("interrupted. Nothing half written is left; run the same command again.")
+        error_line("interrupted. No incomplete file is left; run the same command again.")
     else:
         error_line(
-            f"interrupted. What is done is kept in {directory}; the same command continues from "
-            "there."
+            f"interrupted. Finished work is kept in {directory}; the same command continues "
+            "from there."
         )
 
 
 def say(text: str) -> None:
-    """Write text to stdout, with what the terminal cannot show replaced."""
+    """Write text to stdout; characters that the terminal cannot show are replaced."""
     encoding = sys.stdout.encoding or "utf-8"
     safe = text.encode(encoding, "replace").decode(encoding)
     sys.stdout.write(safe if safe.endswith("\n") else safe + "\n")

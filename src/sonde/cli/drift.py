@@ -14,11 +14,12 @@ from sonde.core.errors import InputError
 
 @dataclass(frozen=True)
 class Drift:
-    """Say which sites, units and directions moved between two fits, with sizes and p-values.
+    """Report which sites, units and directions moved between two fits, with sizes and p-values.
 
-    Two weeks of traffic, two versions of a model on the same data, before and after fine-tuning:
-    the files of sonde fit are enough, rows are not needed again. The same rows on both sides are
-    compared one by one. Most methods store enough for this; covariance stores everything.
+    For two weeks of traffic, two versions of a model on the same data, or a model before and after
+    fine-tuning. The files of sonde fit are enough; rows are not needed again. If both sides have
+    the same rows, these are compared in pairs. Most methods store enough for this; covariance
+    stores everything.
 
     Example: sonde drift a.sonde b.sonde -o drift.html
     """
@@ -28,25 +29,26 @@ class Drift:
     ]
     second: Annotated[tyro.conf.Positional[Path], named("SECOND", "the other one")]
     output: PageWord = None
-    level: Annotated[float, tyro.conf.arg(help="chance of a false alarm over all comparisons")] = (
-        0.05
-    )
+    level: Annotated[
+        float, tyro.conf.arg(help="probability of a false alarm over all comparisons")
+    ] = 0.05
     correction: Annotated[
         Literal["holm", "bh"],
         tyro.conf.arg(
-            help="what --level bounds: the chance of any false alarm (holm), or the fraction of "
-            "false alarms among the alarms (bh)"
+            help="what --level bounds: the probability of any false alarm (holm), or the "
+            "fraction of false alarms among the alarms (bh)"
         ),
     ] = "holm"
     methods: Annotated[
-        str | None, named("METHODS", "shifts with commas, e.g. hotelling,unit_shift(test='js')")
+        str | None,
+        named(
+            "METHODS", "drift measures, separated by commas, e.g. hotelling,unit_shift(test='js')"
+        ),
     ] = None
     fail_on: Annotated[
-        Literal["moved", "never"], tyro.conf.arg(help="moved: exit with 1 where something moved")
+        Literal["moved", "never"], tyro.conf.arg(help="moved: exit with code 1 if anything moved")
     ] = "never"
-    sizes: Annotated[bool, tyro.conf.arg(help="print how large each state is, nothing else")] = (
-        False
-    )
+    sizes: Annotated[bool, tyro.conf.arg(help="print only the size of each state")] = False
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:

@@ -18,41 +18,46 @@ WHO = ("method", "site")
 INTERVAL = "95% interval"
 ERRORS = {
     "PRR": "gain of rejecting the highest scores first: 1 = optimal, 0 = random order",
-    "AUROC": "chance that a wrong answer scores higher than a right one (0.5 = blind)",
-    "within": "the same chance for two answers of one group; - if no group has both kinds",
-    "rows": "answers known to be right or wrong",
+    "AUROC": "probability that a wrong answer scores higher than a correct one (0.5 = "
+    "uninformative)",
+    "within": "the same probability for two answers of one group; - if no group has both kinds",
+    "rows": "answers known to be correct or wrong",
 }
 STEPS = {
     "top-1": "fraction of wrong trajectories whose highest-scoring step is the first wrong one",
-    "AUROC": "chance that a first wrong step scores above a right one (- where a line is no step)",
-    "F1": "of alarms (p <= {alpha:g}) as marks of first wrong steps (- without p-values)",
+    "AUROC": "probability that a first wrong step scores above a correct step (- if a line is "
+    "not a step)",
+    "F1": "precision and recall of alarms (p <= {alpha:g}) for first wrong steps (- without "
+    "p-values)",
     "joint": "fraction of trajectories with the correct verdict and the correct step",
-    "rows": "trajectories known to be right, or whose first wrong step is known",
+    "rows": "trajectories known to be correct, or whose first wrong step is known",
 }
 PIXELS = {
-    "AUROC": "chance that an unusual pixel scores higher than a usual one (0.5 = blind)",
-    "PRO": "mean fraction detected of each unusual region, averaged over false-positive rates "
-    "up to 30 %",
-    "masked": "images with an unusual pixel, of all scored",
+    "AUROC": "probability that an anomalous pixel scores higher than a normal pixel (0.5 = "
+    "uninformative)",
+    "PRO": "mean fraction of each anomalous region that is detected, averaged over "
+    "false-positive rates up to 30 %",
+    "masked": "images with an anomalous pixel, of all scored images",
 }
 
 
 @dataclass(frozen=True)
 class KnownRows:
-    """The truth in DATA about the rows of SCORES: which are wrong, or where."""
+    """Known truth about the rows of SCORES: which answers, steps or pixels are wrong."""
 
     errors: Annotated[
-        str | None, named("COLUMN", "a column of DATA: 1 where an answer is wrong, else 0")
+        str | None, named("COLUMN", "a column of DATA: 1 if an answer is wrong, else 0")
     ] = None
     by: Annotated[
-        str | None, named("COLUMN", "with --errors: figures for each value of this column too")
+        str | None,
+        named("COLUMN", "with --errors: also report results for each value of this column"),
     ] = None
     steps: Annotated[
         bool, tyro.conf.arg(help="DATA are trajectories: find the first wrong step")
     ] = False
     masks: Annotated[
         str | None,
-        named("COLUMN|DIR", "a column of DATA, or a folder: masks of the unusual pixels"),
+        named("COLUMN|DIR", "a column of DATA, or a folder: masks of the anomalous pixels"),
     ] = None
     grid: Annotated[
         tuple[int, int] | None,
@@ -64,11 +69,11 @@ class KnownRows:
 
     @property
     def n_kinds(self) -> int:
-        """Number of kinds of figures that are asked for; 0 if two tables are compared."""
+        """Number of kinds of truth that are given; 0 if two tables are compared."""
         return sum((self.errors is not None, self.steps, self.masks is not None))
 
     def check(self) -> None:
-        """Refuse --grid and --sigma if no figures are asked for, and --by without --errors."""
+        """Raise for --grid and --sigma without a kind of truth, and for --by without --errors."""
         if not self.n_kinds and (self.grid is not None or self.sigma):
             raise InputError("--grid, --sigma: expected --masks with them.")
         if self.by is not None and self.errors is None:
@@ -158,7 +163,7 @@ def _figures_table(rows: list[dict[str, Any]], *columns: Any) -> str:
         for row in rows
     ]
     left = max(row.get("left_out", 0) for row in rows)
-    note = f"\n{left:,} left out: nothing is known about them." if left else ""
+    note = f"\n{left:,} left out, because their truth is not known." if left else ""
     return f"{table(titles, cells)}{note}\n\n{legend(meanings)}"
 
 
@@ -167,7 +172,7 @@ PAGES = (".html", ".htm", ".svg", ".png")
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Tell how well detectors separate USUAL from UNUSUAL rows, with intervals over groups.
+    """Report how well detectors separate USUAL from UNUSUAL rows, with intervals over groups.
 
     INPUTS are two tables of `sonde score`, USUAL UNUSUAL; or PROBE MODEL USUAL UNUSUAL; or PROBE
     USUAL UNUSUAL with two folders of rows that `sonde read` wrote.
@@ -175,7 +180,7 @@ class Evaluate:
     With -o, histograms with the threshold, the ROC curve and AUROC by site too.
 
     With --errors, --steps or --masks, INPUTS are SCORES DATA: one table, and the data that were
-    scored. The data hold the truth: which rows are wrong, or where.
+    scored. The data contain the truth: which rows are wrong, or where.
 
     Example: sonde evaluate usual.parquet unusual.parquet -o evaluate.html
     """
@@ -191,7 +196,9 @@ class Evaluate:
         Path | None, named("FILE", "picture to write: .html (one page), .svg or .png", "-o")
     ] = None
     alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the alarms that count")] = 0.05
-    resamples: Annotated[int, tyro.conf.arg(help="resamples behind the intervals")] = 1000
+    resamples: Annotated[
+        int, tyro.conf.arg(help="number of bootstrap resamples for the intervals")
+    ] = 1000
     known: KnownRows = field(default_factory=KnownRows)
     reading: Reading = field(default_factory=Reading)
     running: Workers = field(default_factory=Workers)
@@ -296,7 +303,7 @@ class Evaluate:
 
 
 def _say_infinite(scored: Any, where: str) -> None:
-    """Note how many scores are missing or infinite: those of rows that are not finite."""
+    """Note how many scores are missing or infinite because their rows are not finite."""
     import numpy as np
 
     from sonde.run.scoring.tables import scores_of
@@ -304,13 +311,13 @@ def _say_infinite(scored: Any, where: str) -> None:
     n = int(np.isposinf(scores_of(scored)).sum())
     if n:
         note(
-            f"note: {n:,} of {scored.num_rows:,} scores of {where} are missing or infinite, as of "
-            "rows that are not finite: the most unusual of all."
+            f"note: {n:,} of {scored.num_rows:,} scores of {where} are missing or infinite, "
+            "because their rows are not finite; they count as the most anomalous."
         )
 
 
 def check_picture(path: Path, *inputs: str) -> None:
-    """Refuse an unknown ending, and a file that cannot be written, before anything runs."""
+    """Raise if the ending is unknown or the file cannot be written, before anything runs."""
     from sonde.store.outputs import check_file
 
     if path.suffix.lower() not in PAGES:

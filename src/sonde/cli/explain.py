@@ -19,12 +19,12 @@ PAGES = (".html", ".htm", ".json")
 
 @dataclass(frozen=True)
 class Explain:
-    """Say what the answers of a model depend on, by several methods, each tested in the same run.
+    """Show what a model's answers depend on, by several methods, each tested in the same run.
 
     Some inputs of DATA are explained (--limit: 32, or 8 pieces of 128 tokens for a language model),
-    spread over classes, right and wrong, at the input or at the one site that --sites names. Beside
-    each method stand the tests that can refute it: does the answer fall when what it points at is
-    taken away, faster than for random orders, and do its signs hold?
+    sampled from all classes and from correct and wrong answers, at the input or at the one site
+    that --sites names. Each method is tested: when the parts that it ranks highest are removed,
+    does the answer fall faster than for random orders, and are its signs correct?
 
     Example: sonde explain sonde:digits sonde:digits/test --wrong -o explain.html
 
@@ -50,10 +50,10 @@ class Explain:
     ] = None
     dictionary: Annotated[
         Path | None,
-        named("FILE", "say which features of a dictionary the answers depend on, at its site"),
+        named("FILE", "report which features of a dictionary the answers depend on, at its site"),
     ] = None
     wrong: Annotated[
-        bool, tyro.conf.arg(help="explain wrong answers alone, or those farthest off")
+        bool, tyro.conf.arg(help="explain only wrong answers, or those with the largest errors")
     ] = False
     rows: Annotated[
         Path | None, named("FILE", "explain the rows of a table: what scan --rows wrote")
@@ -61,11 +61,12 @@ class Explain:
     label: Annotated[
         str | None,
         tyro.conf.arg(
-            name="class", metavar="NAME", help="explain one class alone", help_behavior_hint=""
+            name="class", metavar="NAME", help="explain only this class", help_behavior_hint=""
         ),
     ] = None
     pair: Annotated[
-        str | None, named("TRUTH,ANSWER", "explain inputs of one class that are called another")
+        str | None,
+        named("TRUTH,ANSWER", "explain inputs of one class that are classified as another"),
     ] = None
     seconds: Annotated[
         float,
@@ -81,7 +82,7 @@ class Explain:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Explain, judge, print and write."""
+        """Explain, evaluate, print and write."""
         from sonde.run.explaining.explain_answers import explain_answers
         from sonde.run.explaining.kept import remove_kept
         from sonde.run.passes.directory import run_directory

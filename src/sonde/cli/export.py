@@ -21,12 +21,12 @@ class Export:
     """Write hidden states as Parquet, arrays (.npz, .safetensors, .npy) or Lance with an index.
 
     The states come from a folder that sonde read wrote. With `acts MODEL DATA` they are read now,
-    and the flags about reading apply. An interrupted run goes on with the same command.
+    and the flags about reading apply. The same command continues an interrupted run.
 
     A table holds states, ids, labels, groups and the stored columns. For embedding viewers it also
     holds two principal directions of the last site as x and y, and the nearest rows of a sample.
-    Arrays can be read by sonde fit METHODS - FILE. All vectors are held in memory together only for
-    Lance's index.
+    Arrays can be read by sonde fit METHODS - FILE. Only Lance's index needs all vectors in memory
+    at once.
 
     Example: sonde export acts -o acts.parquet
 
@@ -48,7 +48,7 @@ class Export:
     ]
     columns: Annotated[
         tuple[str, ...] | None,
-        named("NAME ...", "which columns of the data go into a table; all that are stored"),
+        named("NAME ...", "columns of the data to write; by default all that are stored"),
     ] = None
     no_rows: Annotated[bool, tyro.conf.arg(help="leave the states themselves out of Parquet")] = (
         False
@@ -56,15 +56,15 @@ class Export:
     neighbors: Annotated[
         int, tyro.conf.arg(help="nearest rows of the sample for each row; 0 for none")
     ] = 10
-    sample: Annotated[int, tyro.conf.arg(help="rows from which directions and neighbours come")] = (
-        2048
-    )
+    sample: Annotated[
+        int, tyro.conf.arg(help="size of the sample for directions and neighbours")
+    ] = 2048
     reading: Reading = field(default_factory=Reading)
     running: RunFlags = field(default_factory=RunFlags)
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Write, and say what was written."""
+        """Write, and name the file written."""
         from sonde.core.wording import gib
         from sonde.engine.progress import Bar
         from sonde.store import Store
@@ -97,7 +97,7 @@ class Export:
         return 0
 
     def _read(self) -> Path:
-        """Read the states to a folder beside the output, or go on there, and return it."""
+        """Read the states to a folder beside the output, or continue there, and return it."""
         from sonde.run.passes.directory import run_directory
 
         if self.what[0] != ACTS or len(self.what) > 3:

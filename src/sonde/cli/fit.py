@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 class Fit:
     """Fit methods on the hidden states of a model over data, in one pass.
 
-    METHODS are words of `sonde methods` with commas, parameters in brackets: knn(k=10),energy.
-    If DATA has splits, `train` is read, unless DATA names a split (NAME/SPLIT or NAME:SPLIT).
-    Commands that train, compress or fit an edit read `train` too, all others `test`.
+    METHODS are names from `sonde methods`, separated by commas, with parameters in brackets:
+    knn(k=10),energy. If DATA has splits, `train` is read, unless DATA names a split (NAME/SPLIT or
+    NAME:SPLIT). Commands that train, compress or fit an edit read `train` too, all others `test`.
 
     Detectors are calibrated on rows held out of DATA. If the model was trained on DATA, these rows
-    look more usual than new rows and p-values come out too small: run `sonde calibrate` on rows
-    that the model has not seen.
+    score lower than new rows and p-values are too small: run `sonde calibrate` on rows that the
+    model was not trained on.
 
     Example: sonde fit mahalanobis,knn sonde:digits sonde:digits/train -o probe.sonde
 
@@ -56,7 +56,9 @@ class Fit:
     ] = 0.2
     reduction: Annotated[
         str,
-        tyro.conf.arg(help="p-values of examples by max, mean or topk_mean(k), or of rows"),
+        tyro.conf.arg(
+            help="how rows become the p-value of an example: max, mean or topk_mean(k); or rows"
+        ),
     ] = "auto"
     objective: Annotated[
         str | None,

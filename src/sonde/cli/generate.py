@@ -18,13 +18,13 @@ INPUTS = ("input_ids", "attention_mask")
 
 @dataclass(frozen=True)
 class Generate:
-    """Continue prompts and print the text as it comes, to try an edit or a decoding rule.
+    """Continue prompts and print the text as it is generated, to try an edit or a decoding rule.
 
-    --steer adds what was fitted to the states: any file of sonde fit whose result makes an edit.
-    --feature sets features of a dictionary (--dictionary).
-    --decode changes the choice of the next token: contrastive against a worse model or an early
-    layer (--amateur), dola against the block of the lower half that differs most, emulated by
-    adding the change that tuning made to a small model (--tuned, --untuned).
+    --steer adds a fitted direction to the states, from any file of sonde fit whose result makes an
+    edit. --feature sets features of a dictionary (--dictionary). --decode changes the choice of the
+    next token: contrastive subtracts a worse model or an early layer (--amateur), dola subtracts
+    the block of the lower half that differs most, emulated adds the change that fine-tuning made to
+    a small model (--tuned, --untuned).
 
     Example: sonde generate sonde:stdlib "def read(path):" --max-new-tokens 40
 
@@ -46,44 +46,52 @@ class Generate:
         Path | None, named("FILE.sonde", "a file that sonde fit wrote, whose result makes an edit")
     ] = None
     strength: Annotated[
-        float, tyro.conf.arg(help="strength of --steer; 0 is plain, below 0 the other way")
+        float,
+        tyro.conf.arg(
+            help="strength of --steer; 0 changes nothing, below 0 steers in the opposite direction"
+        ),
     ] = 1.0
     where: Annotated[
         str, tyro.conf.arg(help="tokens that are steered: all, prompt, generated or last")
     ] = "all"
     method: Annotated[
-        str | None, named("WORD", "which method of the file, where it holds several")
+        str | None, named("WORD", "method of the file, if the file holds several")
     ] = None
-    site: Annotated[str | None, named("SITE", "at which of its sites the direction was fitted")] = (
-        None
-    )
+    site: Annotated[str | None, named("SITE", "site at which the direction was fitted")] = None
     act_at: Annotated[
         tuple[str, ...], named("PATTERN ...", "sites to steer; by default the sites of the fit")
     ] = ()
     dictionary: Annotated[
         Path | None,
-        named("FILE", "a dictionary: of sonde fit, a safetensors file, or a folder of SAELens"),
+        named(
+            "FILE", "a dictionary: a file of sonde fit, a safetensors file, or a folder of SAELens"
+        ),
     ] = None
     feature: Annotated[
-        tuple[str, ...], named("N=VALUE ...", "features of --dictionary and what they are set to")
+        tuple[str, ...], named("N=VALUE ...", "features of --dictionary and their new values")
     ] = ()
     decode: Annotated[
         Literal["contrastive", "dola", "emulated"] | None,
         named("contrastive|dola|emulated", "rule for the next token"),
     ] = None
-    amateur: Annotated[str | None, named("MODEL|LAYER", "what contrastive decoding subtracts")] = (
-        None
-    )
+    amateur: Annotated[
+        str | None,
+        named("MODEL|LAYER", "model, or early layer, that contrastive decoding subtracts"),
+    ] = None
     tuned: Annotated[str | None, named("MODEL", "small tuned model of emulated tuning")] = None
     untuned: Annotated[str | None, named("MODEL", "the same small model before its tuning")] = None
     decode_strength: Annotated[
-        float | None, named("X", "strength of --decode; its own default is in its method page")
+        float | None, named("X", "strength of --decode; the method page gives the default")
     ] = None
-    max_new_tokens: Annotated[int, tyro.conf.arg(help="most tokens of one answer")] = 64
+    max_new_tokens: Annotated[int, tyro.conf.arg(help="largest number of tokens of one answer")] = (
+        64
+    )
     sample: Annotated[
         bool, tyro.conf.arg(help="sample tokens instead of taking the most likely one")
     ] = False
-    temperature: Annotated[float, tyro.conf.arg(help="of --sample; low is close to greedy")] = 1.0
+    temperature: Annotated[
+        float, tyro.conf.arg(help="temperature of --sample; low values are close to greedy")
+    ] = 1.0
     seed: Annotated[int, tyro.conf.arg(help="of --sample")] = 0
     text_column: Annotated[str | None, named("NAME", "column of the prompts in a table")] = None
     device: DeviceWord = "auto"
@@ -92,7 +100,7 @@ class Generate:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Load, steer, generate, and print each text as it grows."""
+        """Load, steer, generate, and print each text while it is generated."""
         self._check()
         texts = prompts_of(self.prompts, self.text_column)
         model = self._load(self.model)
@@ -112,7 +120,7 @@ class Generate:
         return 0
 
     def _check(self) -> None:
-        """Refuse numbers and flags that do not go together, before a model is loaded."""
+        """Raise for invalid numbers and contradictory flags, before a model is loaded."""
         if self.max_new_tokens < 1:
             raise InputError(f"--max-new-tokens: expected at least 1, got {self.max_new_tokens}.")
         if self.temperature <= 0:

@@ -20,7 +20,7 @@ FITTED = "fitted state"
 class Info:
     """Describe a state, a store, a run directory, a report or an export from its header.
 
-    Of a fitted state it also says the flags of its results, and --plot draws them.
+    For a fitted state it also prints the flags of its results, and --plot draws them.
 
     Example: sonde info probe.sonde --plot -
     """
@@ -31,7 +31,7 @@ class Info:
     ]
     plot: Annotated[
         Path | None,
-        named("FILE", "pictures of its results: a page, .html; their JSON; - for the terminal"),
+        named("FILE", "plot the results: to a page (.html), to JSON, or to the terminal (-)"),
     ] = None
     printing: Printing = field(default_factory=Printing)
 
@@ -263,7 +263,7 @@ def _store_words(facts: dict[str, Any]) -> dict[str, str]:
     units = f"{plural(facts['n_units'], 'unit')} of {facts['unit_size']}"
     files = plural(facts["n_files"], "file")
     listed = ", ".join(f"{s['key']} ({s['dim']} {s['dtype']})" for s in sites)
-    part = f"1 row of tokens or patches in {facts['every']}" if facts["every"] > 1 else ""
+    part = f"1 of {facts['every']} rows of tokens or patches" if facts["every"] > 1 else ""
     return {
         "kind": f"store of rows, {files}, {gib(facts['size_bytes'])}",
         "sites": f"{len(sites)}: {listed}",

@@ -13,7 +13,7 @@ from sonde.core.wording import plural
 
 @dataclass(frozen=True)
 class Merge:
-    """Add up bundles that were fitted apart, without their rows.
+    """Merge files that were fitted separately, without their rows.
 
     Example: sonde merge a.sonde b.sonde -o both.sonde
     """

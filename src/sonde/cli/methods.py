@@ -25,15 +25,15 @@ class Methods:
 
     Example: sonde methods detect
 
-    What knn does, and its parameters, as in `sonde fit 'knn(k=10)'`: sonde methods knn
+    Description and parameters of knn, as in `sonde fit 'knn(k=10)'`: sonde methods knn
     """
 
     which: Annotated[
         tyro.conf.Positional[str],
-        named("[FAMILY|METHOD]", f"{', '.join(FAMILIES)}, or a method; all where left out"),
+        named("[FAMILY|METHOD]", f"{', '.join(FAMILIES)}, or a method; by default all methods"),
     ] = ""
     paper: Annotated[
-        str, named("KEY", "methods of a paper, by a part of its key in docs/papers.bib: haste")
+        str, named("KEY", "methods of a paper, by a part of its key in docs/papers.bib, e.g. haste")
     ] = ""
     printing: Printing = field(default_factory=Printing)
 

@@ -61,11 +61,13 @@ MemoryWord = Annotated[
     str | None,
     named(
         "SIZE",
-        "most memory for what is held at once: states, rows on their way, scores; e.g. 8GiB "
-        "(default: 80 percent of what is free)",
+        "largest memory for states, rows not yet written, and scores; e.g. 8GiB (default: 80 "
+        "percent of the free memory)",
     ),
 ]
-DeviceWord = Annotated[str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread)")]
+DeviceWord = Annotated[
+    str, tyro.conf.arg(help="auto, cpu, cuda, mps, or map (spread over devices)")
+]
 DtypeWord = Annotated[
     str, tyro.conf.arg(help="auto (as the config says), float32, bfloat16, float16")
 ]
@@ -79,7 +81,7 @@ LongWord = Annotated[
         "models truncate, others cut them into chunks"
     ),
 ]
-MaxLength = Annotated[int | None, named("N", "most tokens of one example")]
+MaxLength = Annotated[int | None, named("N", "largest number of tokens of one example")]
 TextColumn = Annotated[str | None, named("NAME", "column of the text; a,b for pairs")]
 ImageColumn = Annotated[str | None, named("NAME", "column of the image")]
 LabelColumn = Annotated[
@@ -88,23 +90,25 @@ LabelColumn = Annotated[
 NumberColumns = Annotated[
     str | None,
     named(
-        "NAMES", "columns of numbers that are one vector, in this order: a,b", "--feature-columns"
+        "NAMES",
+        "numeric columns that form one input vector, in this order: a,b",
+        "--feature-columns",
     ),
 ]
 ClassNames = Annotated[
     str | None,
     named(
         "NAMES",
-        "what the outputs of a classifier stand for, in their order: cat,dog or a file of names",
+        "class names of the classifier's outputs, in order: cat,dog or a file of names",
     ),
 ]
 ImageSize = Annotated[
-    str | None, named("H[,W]", "pixels that images are resized to, where no processor says")
+    str | None, named("H[,W]", "size in pixels to which images are resized, without a processor")
 ]
 ImageMean = Annotated[
-    str | None, named("M[,M,M]", "taken from pixels in 0..1; one for each channel")
+    str | None, named("M[,M,M]", "subtracted from pixels in 0..1; one per channel")
 ]
-ImageStd = Annotated[str | None, named("S[,S,S]", "pixels are divided by it; one for each channel")]
+ImageStd = Annotated[str | None, named("S[,S,S]", "divisor of the pixels; one per channel")]
 PageWord = Annotated[Path | None, named("FILE", "page to write: .html, or .json", "-o")]
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
@@ -158,7 +162,7 @@ def _numbers(flag: str, text: str | None, kind: type[int] | type[float]) -> tupl
 
 @dataclass(frozen=True)
 class DataReading:
-    """How data are read, without the flags that choose states."""
+    """Options for reading data, without the flags that choose states."""
 
     text_column: TextColumn = None
     image_column: ImageColumn = None
@@ -188,7 +192,7 @@ def image_numbers(typed: Any) -> dict[str, tuple[Any, ...] | None]:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the model and the data are read."""
+    """Options for reading the model and the data."""
 
     sites: Annotated[
         tuple[str, ...],
@@ -203,14 +207,17 @@ class Reading:
     ] = "auto"
     axes: Annotated[
         tuple[str, ...],
-        named("'[PATTERN=]WORDS' ...", "axes that sonde asks for: 'row patch dim' (dim: features)"),
+        named(
+            "'[PATTERN=]WORDS' ...",
+            "meaning of the axes, if sonde asks: 'row patch dim' (dim: features)",
+        ),
     ] = ()
     device: DeviceWord = "auto"
     dtype: DtypeWord = "auto"
-    batch_size: Annotated[str, tyro.conf.arg(help="examples in one forward")] = "auto"
+    batch_size: Annotated[str, tyro.conf.arg(help="examples in one forward pass")] = "auto"
     limit: Annotated[
         int | None,
-        named("N", "read N examples: with labels a sample over the classes, else the first ones"),
+        named("N", "read N examples: with labels a sample of all classes, else the first N"),
     ] = None
     max_length: MaxLength = None
     long: LongWord = "auto"
@@ -222,14 +229,14 @@ class Reading:
         str | None, named("NAME", "column of the group (document, person, trajectory)")
     ] = None
     target_column: Annotated[
-        str | None, named("NAME", "column that the decoder of an encoder-decoder reads")
+        str | None, named("NAME", "column that the decoder of an encoder-decoder model reads")
     ] = None
     logits: Annotated[
         str | None, named("OUTPUT", "which output of the model holds its logits: a name, or 0, 1")
     ] = None
     ignore_columns: Annotated[
         str | None,
-        named("NAMES", "columns that are no input: a,b", "--ignore-column"),
+        named("NAMES", "columns that are not inputs: a,b", "--ignore-column"),
     ] = None
     number_columns: NumberColumns = None
     classes: ClassNames = None
@@ -244,12 +251,12 @@ class Reading:
     image_size: ImageSize = None
     image_mean: ImageMean = None
     image_std: ImageStd = None
-    keep_special: Annotated[bool, tyro.conf.arg(help="keep special tokens in tokens and mean")] = (
-        False
-    )
-    skip_bad: Annotated[bool, tyro.conf.arg(help="leave out broken items and count them")] = False
+    keep_special: Annotated[
+        bool, tyro.conf.arg(help="include special tokens in the reducers tokens and mean")
+    ] = False
+    skip_bad: Annotated[bool, tyro.conf.arg(help="skip unreadable items and count them")] = False
     trust_remote_code: TrustFlag = False
-    seed: Annotated[int, tyro.conf.arg(help="key of the hash that samples and splits rows")] = 0
+    seed: Annotated[int, tyro.conf.arg(help="seed of the hash that samples and splits rows")] = 0
     no_check: Annotated[
         bool,
         tyro.conf.arg(
@@ -258,7 +265,7 @@ class Reading:
     ] = False
 
     def check(self, *words: str) -> None:
-        """Refuse data that are not there, and columns that they lack, before a model is loaded."""
+        """Raise if data or columns do not exist, before a model is loaded."""
         from sonde.data import check_data
 
         self.data_options()
@@ -369,22 +376,26 @@ def source_of(command: str, model: str, data: str, reading: Reading) -> tuple[An
 
 @dataclass(frozen=True)
 class Workers:
-    """Who does the work."""
+    """Options for workers."""
 
     workers: Annotated[
         int,
         tyro.conf.arg(
-            help="processes, or actors on Ray (0: as many as fit); the same bytes for any number"
+            help="processes, or actors on Ray (0: as many as fit); the result does not depend "
+            "on the number"
         ),
     ] = 0
     threads: Annotated[int | None, named("N", "threads of each worker")] = None
     runner: Annotated[
         Literal["local", "ray"],
-        tyro.conf.arg(help="who the workers are: processes here, or a Ray cluster"),
+        tyro.conf.arg(help="workers: local processes, or a Ray cluster"),
     ] = "local"
     address: Annotated[
         str | None,
-        named("HOST:PORT", "a running Ray cluster, or auto; without it one starts here"),
+        named(
+            "HOST:PORT",
+            "address of a running Ray cluster, or auto; by default a local cluster is started",
+        ),
     ] = None
     memory: MemoryWord = None
 
@@ -410,22 +421,24 @@ class Workers:
 
 @dataclass(frozen=True)
 class RunFlags(Workers):
-    """How the run is driven."""
+    """Options for committing and resuming a run."""
 
-    unit_size: Annotated[int, tyro.conf.arg(help="examples that are committed together")] = 256
+    unit_size: Annotated[
+        int, tyro.conf.arg(help="number of examples that are committed together")
+    ] = 256
     resume: Annotated[
         bool,
         tyro.conf.arg(
-            help="fail if there is no interrupted run; without this flag, the same command also "
-            "resumes a run"
+            help="fail if there is no interrupted run; without this flag, the same command "
+            "also resumes a run"
         ),
     ] = False
-    fresh: Annotated[bool, tyro.conf.arg(help="delete what another run left beside the output")] = (
-        False
-    )
+    fresh: Annotated[
+        bool, tyro.conf.arg(help="delete the files that another run left beside the output")
+    ] = False
 
     def check(self, directory: Path | None, started: str = "plan.json") -> None:
-        """Refuse absurd numbers, and ``--resume`` where nothing can be resumed.
+        """Raise for invalid numbers, and for ``--resume`` if nothing can be resumed.
 
         Raises
         ------
@@ -446,8 +459,8 @@ class Printing:
 
     json: Annotated[bool, tyro.conf.arg(help="print everything as JSON")] = False
     quiet: Annotated[bool, tyro.conf.arg(help="print only the last line")] = False
-    verbose: Annotated[bool, tyro.conf.arg(aliases=["-v"], help="print more, and what is read")] = (
-        False
-    )
-    no_color: Annotated[bool, tyro.conf.arg(help="no colour (also NO_COLOR)")] = False
+    verbose: Annotated[
+        bool, tyro.conf.arg(aliases=["-v"], help="print more details, and what is read")
+    ] = False
+    no_color: Annotated[bool, tyro.conf.arg(help="print without colour (also NO_COLOR)")] = False
     debug: Annotated[bool, tyro.conf.arg(help="show tracebacks and the log")] = False

@@ -25,8 +25,8 @@ from sonde.core.wording import plural
 class Read:
     """Write the hidden states of a model over data to a folder of Arrow files.
 
-    Weights are read without DATA: --sites 'layers.*.mlp.down_proj:weight'. From a folder
-    of stored rows, some sites or a share of the rows are written to another folder.
+    Weights are read without DATA: --sites 'layers.*.mlp.down_proj:weight'. From a folder of stored
+    rows, some sites or a fraction of the rows are written to another folder.
 
     Example: sonde read sonde:digits sonde:digits/test --sites blocks -o acts
 
@@ -37,21 +37,21 @@ class Read:
     model: SourceWord
     data: SourceDataWord = ""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="folder to write")] = Path("acts")
-    append: Annotated[
-        bool, tyro.conf.arg(help="append to the rows of other data in the folder")
-    ] = False
+    append: Annotated[bool, tyro.conf.arg(help="append rows of further data to the folder")] = False
     add_sites: Annotated[
-        bool, tyro.conf.arg(help="write sites of the same data that the folder lacks")
+        bool, tyro.conf.arg(help="add further sites of the same data to the folder")
     ] = False
     keep: Annotated[
-        str | None, named("1/N", "keep one row of tokens or patches in N, chosen by its hash")
+        str | None, named("1/N", "keep 1 of N rows of tokens or patches, chosen by hash")
     ] = None
-    columns: Annotated[str | None, named("A,B", "columns of the data to store beside the rows")] = (
+    columns: Annotated[str | None, named("A,B", "columns of the data to store with the rows")] = (
         None
     )
     further: Annotated[
         str | None,
-        named("REDUCER,...", "read the sites by these too, e.g. tokens, under site|tokens"),
+        named(
+            "REDUCER,...", "further reducers of the same sites, e.g. tokens, stored as site|tokens"
+        ),
     ] = None
     reading: Reading = field(default_factory=Reading)
     running: RunFlags = field(default_factory=RunFlags)
@@ -85,13 +85,13 @@ class Read:
                 self._write(stream, columns, bar.advance)
         except KeyboardInterrupt:
             note(
-                f"interrupted. What is written stays in {self.output}; the same command continues."
+                f"interrupted. Written rows are kept in {self.output}; the same command continues."
             )
             raise CommandFailed(130) from None
         return stream
 
     def _check(self) -> None:
-        """Refuse a place that is taken, and flags that contradict each other."""
+        """Raise if the output exists, or if flags contradict each other."""
         from sonde.core.errors import InputError
         from sonde.store.outputs import check_folder
 
@@ -156,8 +156,8 @@ class Read:
             say("\n".join(f"{s['key']:<40} {s['dim']:>6} {s['dtype']}" for s in facts["sites"]))
             if facts["partial_sites"]:
                 note(
-                    f"note: not in all data sets, and not counted: {partial_sites(facts)}. "
-                    "Add them to the others with --add-sites too."
+                    "note: these sites are missing in some data sets and not counted: "
+                    f"{partial_sites(facts)}. Add them to the other data sets with --add-sites."
                 )
 
 

@@ -37,8 +37,8 @@ WORDS: Final = (
 class Recipe:
     """Ask a question about your own models and data; without NAME the questions are listed.
 
-    `sonde recipe NAME --help` says what a recipe needs. Each prints its answer in a sentence and a
-    table, and writes a page with -o. `sonde study NAME` tries it on known data.
+    `sonde recipe NAME --help` lists the inputs of a recipe. Each recipe prints its answer as a
+    sentence and a table, and writes a page with -o. `sonde study NAME` tries it on known data.
 
     Example: sonde recipe
     """
@@ -59,12 +59,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Asking:
-    """What all recipes have in common."""
+    """Options that all recipes have."""
 
     output: PageWord = None
     fail_on: Annotated[
         Literal["warning", "error"] | None,
-        named("LEVEL", "end with code 1 if the answer is a warning (or worse), or an error"),
+        named(
+            "LEVEL",
+            "exit with code 1 if the answer is a warning (or worse), or only if it is an error",
+        ),
     ] = None
     device: DeviceWord = "auto"
     trust_remote_code: TrustFlag = False

@@ -39,7 +39,7 @@ from sonde.report.gate import LEVELS, LIMIT, codes_reaching, parse_gate
 
 @dataclass(frozen=True)
 class Scan:
-    """Read the hidden states of a model over data and say what is going on inside.
+    """Read the hidden states of a model over data and report what is going on inside.
 
     Example: sonde scan sonde:digits sonde:digits/test -o report.html
 
@@ -52,7 +52,8 @@ class Scan:
     data: SourceDataWord = ""
     versus: Annotated[str | None, named("OTHER", "a second data set to compare with DATA")] = None
     versus_model: Annotated[
-        str | None, named("BEFORE", "an older model: what changed inside and in its answers")
+        str | None,
+        named("BEFORE", "an older model, to report what changed inside and in its answers"),
     ] = None
     output: Annotated[Path | None, named("FILE", "report to write: .html or .json", "-o")] = None
     card: Annotated[
@@ -63,7 +64,7 @@ class Scan:
         named("GATE", "exit with 1 on note, warning, error, codes, accuracy<.95, loss>1.2"),
     ] = None
     baseline: Annotated[
-        Path | None, named("REPORT", "an older report: only what is new or worse counts")
+        Path | None, named("REPORT", "an older report: only new or worse findings count")
     ] = None
     diff: Annotated[
         tuple[Path, Path] | None, named("OLD NEW", "compare two reports instead of scanning")
@@ -74,9 +75,9 @@ class Scan:
     ] = ()
     only: Annotated[tuple[str, ...], named("CODE ...", "run only these codes")] = ()
     set: Annotated[
-        tuple[str, ...], named("CODE.NAME=X ...", "move thresholds: SND011.warning=0.6")
+        tuple[str, ...], named("CODE.NAME=X ...", "change thresholds: SND011.warning=0.6")
     ] = ()
-    stochastic: Annotated[bool, tyro.conf.arg(help="the model draws random numbers by design")] = (
+    stochastic: Annotated[bool, tyro.conf.arg(help="the model uses random numbers by design")] = (
         False
     )
     deep: Annotated[
@@ -86,20 +87,23 @@ class Scan:
         ),
     ] = False
     measures: Annotated[
-        str | None, named("METHODS", "measure at every site too: two_nn,uniformity(t=1)")
+        str | None, named("METHODS", "further measures at every site: two_nn,uniformity(t=1)")
     ] = None
-    alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate against OTHER")] = 0.01
+    alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the comparison with OTHER")] = (
+        0.01
+    )
     detectors: Annotated[
-        str | None, named("METHODS", "what scores OTHER: mahalanobis,knn(k=5),msp")
+        str | None, named("METHODS", "detectors that score OTHER: mahalanobis,knn(k=5),msp")
     ] = None
     rows: Annotated[
-        Path | None, named("FILE", "every input, its answer and findings: .csv, .parquet, .jsonl")
+        Path | None,
+        named("FILE", "table of every input, its answer and findings: .csv, .parquet, .jsonl"),
     ] = None
     groups: Annotated[
-        Path | None, named("FILE", "the weak groups that were found, for `sonde score --group`")
+        Path | None, named("FILE", "file for the weak groups found, for `sonde score --group`")
     ] = None
     show_inputs: Annotated[
-        bool, tyro.conf.arg(help="let the report hold inputs, with --json or --hash-ids too")
+        bool, tyro.conf.arg(help="include inputs in the report, also with --json or --hash-ids")
     ] = False
     no_inputs: Annotated[bool, tyro.conf.arg(help="leave the inputs out of the page")] = False
     hash_ids: Annotated[
@@ -110,7 +114,7 @@ class Scan:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Scan, or explain, or compare; print and write."""
+        """Scan, explain or compare; print and write."""
         if self.explain is not None:
             from sonde.findings.catalogue import explain
 
@@ -201,7 +205,7 @@ class Scan:
         return {"versus_model": found}
 
     def _check_files(self) -> Path | None:
-        """Refuse files that cannot be written; return the folder in which a run is kept."""
+        """Raise if a file cannot be written; return the folder in which a run is kept."""
         from sonde.report.card import check_card
         from sonde.run.passes.directory import run_directory
         from sonde.run.scoring.tables import check_suffix
@@ -223,7 +227,7 @@ class Scan:
         return run_directory(self.output)
 
     def _write_lists(self, scanned: Any) -> None:
-        """Write the inputs that findings count, and the weak groups, where asked for."""
+        """Write the inputs that findings count, and the weak groups, if requested."""
         from sonde.findings.row_table import row_table
         from sonde.findings.weak_file import weak_groups_of
         from sonde.run.scoring.tables import write_table
@@ -238,7 +242,7 @@ class Scan:
             note(f"wrote {self.groups}: {plural(len(known.groups), 'weak group')}")
 
     def _check_gate(self, gate: tuple[str, ...]) -> None:
-        """Refuse a gate on a check that would not run."""
+        """Raise for a gate on a check that would not run."""
         from sonde.findings.catalogue import rule_classes
 
         for code in (word for word in gate if word not in LEVELS and not LIMIT.fullmatch(word)):
@@ -270,7 +274,7 @@ class Scan:
 
     @property
     def _shows_inputs(self) -> bool:
-        """True if the report holds inputs: if asked for, else in a page that is not private."""
+        """True if the report contains inputs: if requested, else on a page that is not private."""
         is_page = self.output is not None and self.output.suffix == ".html"
         is_private = self.hash_ids or self.printing.json
         return not self.no_inputs and (self.show_inputs or (is_page and not is_private))
@@ -372,7 +376,7 @@ def _written(scanned: Any, model: str, started: float) -> dict[str, Any]:
     try:
         return document(scanned, model, started)
     except KeyboardInterrupt:
-        note("stopping: writing a report without error bars; Ctrl-C again leaves without one.")
+        note("stopping: writing a report without error bars; Ctrl-C again exits without a report.")
     done = scanned.gathered.outcome.done + (scanned.other.outcome.done if scanned.other else 0)
     quick = replace(scanned.settings, error_bars=False)
     return document(
@@ -389,7 +393,7 @@ def _stopped(partial: dict[str, int], directory: Path | None) -> str:
         else "stopped after the pass"
     )
     if directory is None:
-        return f"{said}; with -o FILE the same command continues where it stopped."
+        return f"{said}; with -o FILE, the same command would continue from here."
     return f"{said}; run the same command to continue."
 
 
@@ -444,4 +448,4 @@ def _told(asked: str | None, codes: list[str], has_baseline: bool, unasked: list
     if codes:
         return f"gate {asked}: failed by {', '.join(codes)}{idle}"
     new = "new or worse since the baseline" if has_baseline else "found"
-    return f"gate {asked}: passed, nothing that reaches it is {new}{idle}"
+    return f"gate {asked}: passed, no finding at this level is {new}{idle}"

@@ -25,15 +25,15 @@ PAGES = (".html", ".htm")
 
 @dataclass(frozen=True)
 class Score:
-    """Say whether each input is unusual: one p-value, the verdict, and the loudest detector.
+    """Report whether each input is anomalous: a p-value, the verdict and the most extreme detector.
 
-    The p-value covers all detectors and sites, and is valid however they depend on each other. It
-    compares an input with the rows that calibrated the detectors. If the model was trained on these
-    rows, p-values of new inputs are too small: run `sonde calibrate` on rows it has not seen.
+    The p-value combines all detectors and sites, and is valid for any dependence between them. It
+    compares an input with the calibration rows. If the model was trained on these rows, p-values of
+    new inputs are too small: run `sonde calibrate` on rows that the model was not trained on.
 
     --each writes a line for each input, detector and site instead, as `sonde evaluate` reads them.
 
-    A page (-o scores.html) shows the most unusual examples first: patches of images, tokens and
+    A page (-o scores.html) shows the most anomalous examples first: patches of images, tokens and
     steps of texts with their scores; the inputs themselves only with --show-inputs.
 
     Example: sonde score probe.sonde sonde:digits sonde:digits/test -o scores.parquet
@@ -52,41 +52,52 @@ class Score:
         float, tyro.conf.arg(aliases=["--alpha"], help="false-alarm rate of the verdict")
     ] = 0.05
     each: Annotated[
-        bool, tyro.conf.arg(help="a line for each input (or row of it), detector and site")
+        bool,
+        tyro.conf.arg(help="write a line for each input (or each of its rows), detector and site"),
     ] = False
     reduction: Annotated[
         str,
         tyro.conf.arg(
-            help="one score of an input's rows by max, mean or topk_mean(k); or rows, for --each"
+            help="how rows become the score of an input: max, mean or topk_mean(k); or rows, "
+            "for --each"
         ),
     ] = "auto"
     explain: Annotated[
         int,
         tyro.conf.arg(
-            help="name this many of the most unusual layers, units, tokens or patches in each line"
+            help="name the N most anomalous layers, units, tokens or patches in each line"
         ),
     ] = 0
     fuse: Annotated[
         Literal["sum", "max", "learned", "bonferroni", "simes", "twice_mean"] | None,
         named(
             "sum|max|learned|bonferroni|simes|twice_mean",
-            "how several detectors and sites become one p-value; with --each lines are added",
+            "how p-values of several detectors and sites are combined; with --each, further "
+            "lines are written",
         ),
     ] = None
     unusual: Annotated[
-        Path | None, named("TABLE", "scores of known unusual rows (--each), for --fuse learned")
+        Path | None,
+        named("TABLE", "scores of known out-of-distribution rows (--each), for --fuse learned"),
     ] = None
     group: Annotated[
-        Path | None, named("FILE", "weak groups that `sonde scan --groups FILE` wrote: who belongs")
+        Path | None,
+        named(
+            "FILE",
+            "weak groups that `sonde scan --groups FILE` wrote: reports "
+            "which inputs belong to them",
+        ),
     ] = None
     examples: Annotated[
-        int, named("N", "most unusual examples of each detector on the page (.html)")
+        int, named("N", "number of most anomalous examples of each detector on the page (.html)")
     ] = 8
     batch_invariant: Annotated[
         bool,
-        tyro.conf.arg(help="compute each input alone, for the same bits as sonde serve; slower"),
+        tyro.conf.arg(
+            help="run each input in its own batch, for results identical to sonde serve; slower"
+        ),
     ] = False
-    show_inputs: Annotated[bool, tyro.conf.arg(help="let the page hold inputs")] = False
+    show_inputs: Annotated[bool, tyro.conf.arg(help="include inputs in the page")] = False
     hash_ids: Annotated[bool, tyro.conf.arg(help="hash the ids of rows")] = False
     reading: Reading = field(default_factory=Reading)
     running: Workers = field(default_factory=Workers)
@@ -139,7 +150,7 @@ class Score:
         return 0
 
     def _check(self) -> None:
-        """Refuse wrong flags and outputs before anything is read."""
+        """Raise for wrong flags and outputs before anything is read."""
         from sonde.run.scoring.tables import check_suffix
         from sonde.store.outputs import check_file
 

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Serve:
-    """Serve a model over HTTP. Each answer says whether the model knows such an input.
+    """Serve a model over HTTP. Each answer says whether its input is in distribution.
 
-    With a calibrated PROBE the answer to an input holds its p-value at each detector and site, an
-    alarm at the stated rate, and the site that finds the input most unusual. The numbers are those
-    of `sonde score --batch-invariant`, bit for bit, whatever else is asked at the same time.
+    With a calibrated PROBE, the answer to an input contains its p-value for each detector and site,
+    an alarm at the stated rate, and the site with the smallest p-value. The numbers equal those of
+    `sonde score --batch-invariant`, bit for bit, whatever other requests run at the same time.
 
     Only this machine reaches the server, unless --host and --token-file say otherwise.
 
@@ -57,46 +57,61 @@ class Serve:
     ] = "127.0.0.1"
     token_file: Annotated[
         Path | None,
-        named("FILE", "first line: the token that clients send as 'Authorization: Bearer TOKEN'"),
+        named(
+            "FILE",
+            "file whose first line is the token that clients send as 'Authorization: Bearer TOKEN'",
+        ),
     ] = None
     alarm: Annotated[
         float, tyro.conf.arg(aliases=["--alpha"], help="false-alarm rate of the verdicts")
     ] = 0.05
     log: Annotated[
-        Path | None, named("FOLDER", "commit the statistics of the traffic there, no inputs")
+        Path | None, named("FOLDER", "folder for statistics of the traffic (inputs are not stored)")
     ] = None
     commit: Annotated[
-        float, named("SECONDS", "a kill loses the traffic of at most this time (default: 10)")
+        float,
+        named(
+            "SECONDS",
+            "seconds between two commits: a crash loses at most this much traffic (default: 10)",
+        ),
     ] = 10.0
-    period: Annotated[float, named("SECONDS", "time of one file of traffic (default: 3600)")] = (
+    period: Annotated[float, named("SECONDS", "seconds of traffic in one file (default: 3600)")] = (
         3600.0
     )
-    period_inputs: Annotated[int | None, named("N", "most inputs in one file of traffic")] = None
+    period_inputs: Annotated[
+        int | None, named("N", "largest number of inputs in one file of traffic")
+    ] = None
     calibrate: Annotated[
         Path | None,
-        named("FILE", "a calibration of PROBE that is taken anew whenever the file changes"),
+        named("FILE", "a calibration of PROBE that is loaded again whenever the file changes"),
     ] = None
     replicas: Annotated[int, tyro.conf.arg(help="processes, or replicas on Ray")] = 1
     runner: Annotated[
         Literal["local", "ray"], tyro.conf.arg(help="processes of this machine, or Ray Serve")
     ] = "local"
     address: Annotated[
-        str | None, named("HOST:PORT", "a running Ray cluster, or auto; else one starts here")
+        str | None,
+        named(
+            "HOST:PORT",
+            "address of a running Ray cluster, or auto; by default a local cluster is started",
+        ),
     ] = None
     threads: Annotated[int | None, named("N", "threads of each replica")] = None
-    batch: Annotated[int, tyro.conf.arg(help="most inputs of one forward pass")] = 32
+    batch: Annotated[int, tyro.conf.arg(help="largest batch of one forward pass")] = 32
     wait: Annotated[
-        float, named("SECONDS", "how long an input waits for other inputs to fill its batch")
+        float, named("SECONDS", "time an input waits for other inputs to fill its batch")
     ] = 0.0
     queue: Annotated[
-        int, tyro.conf.arg(help="most inputs that wait; beyond, requests get status 429")
+        int, tyro.conf.arg(help="largest number of waiting inputs; further requests get status 429")
     ] = 1024
     max_body: Annotated[
-        str, named("SIZE", "most bytes of a request, e.g. 8MiB (default: 8MiB)")
+        str, named("SIZE", "largest size of a request, e.g. 8MiB (default: 8MiB)")
     ] = "8MiB"
-    max_pixels: Annotated[int, tyro.conf.arg(help="most pixels of one image")] = 16_000_000
+    max_pixels: Annotated[int, tyro.conf.arg(help="largest number of pixels of one image")] = (
+        16_000_000
+    )
     keep_inputs: Annotated[
-        int, named("N", "let the dashboard show the inputs of the last N alarms (default: 0)")
+        int, named("N", "show the inputs of the last N alarms on the dashboard (default: 0)")
     ] = 0
     device: DeviceWord = "auto"
     dtype: DtypeWord = "auto"

@@ -39,9 +39,9 @@ def package_of(word: str) -> Any:
 
 @dataclass(frozen=True)
 class Study:
-    """Run the experiment of a paper at a size for one core, and say which claims hold here.
+    """Run the experiment of a paper at a size for one core, and report which claims hold.
 
-    NAME is a study, or all; without it the studies are listed.
+    NAME is a study, or all; without NAME the studies are listed.
 
     Example: sonde study nac
     """
@@ -49,7 +49,7 @@ class Study:
     name: Annotated[tyro.conf.Positional[str], named("NAME", "a study, or all")] = ""
     seeds: Annotated[int, named("N", "independent repetitions, at least 3")] = 3
     tiny: Annotated[
-        bool, tyro.conf.arg(help="a small size that only tests that the study runs")
+        bool, tyro.conf.arg(help="run at a tiny size, to test only that the study runs")
     ] = False
     output: Annotated[
         Path | None,
@@ -58,7 +58,7 @@ class Study:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Run what is asked for, and print a table after each."""
+        """Run the requested studies, and print a table after each."""
         from sonde.store.outputs import check_folder
 
         package = package_of("study")

@@ -25,16 +25,17 @@ from sonde.core.errors import InputError
 class Trace:
     """Find the states of a language model that make the answers to two texts differ.
 
-    Two texts of as many tokens, that differ in what decides the answer, are run. The states of one
-    run are put into the other one by one, at each layer and position: the share of the difference
-    that comes back says what that state carries. Beside it stand the estimates by gradients, with
-    what they miss, and the fewest ways through the residual stream that do as much.
+    Runs two texts with the same number of tokens that differ in the decisive words. The states of
+    one run are put into the other run, one layer and position at a time: the fraction of the
+    difference that is restored measures how much of the answer this state determines. The page also
+    shows gradient estimates with their errors, and the smallest set of paths through the residual
+    stream that restores as much.
 
     Example: sonde trace sonde:stdlib --clean "for name in names:" --corrupt "for item in names:"
     --answer " print(name" --instead " print(item"
 
     Many pairs: sonde trace MODEL --pairs pairs.jsonl -o trace.html (clean, corrupt, answer and
-    maybe instead on each line)
+    optionally instead on each line)
     """
 
     model: ModelWord
@@ -43,7 +44,7 @@ class Trace:
         str | None,
         named(
             "TEXT",
-            "the text with the deciding words exchanged; it must have the same number of tokens",
+            "the text with the decisive words replaced; it must have the same number of tokens",
         ),
     ] = None
     answer: Annotated[
@@ -60,16 +61,21 @@ class Trace:
         ),
     ] = None
     pairs: Annotated[
-        Path | None, named("FILE", "JSONL of clean, corrupt, answer and maybe instead")
+        Path | None,
+        named("FILE", "JSONL with the keys clean, corrupt, answer and optionally instead"),
     ] = None
     output: PageWord = None
     sites: Annotated[
         tuple[str, ...],
-        tyro.conf.arg(metavar="PATTERN ...", help="whose states are exchanged: 'layers.*.mlp'"),
+        tyro.conf.arg(
+            metavar="PATTERN ...", help="sites whose states are exchanged: 'layers.*.mlp'"
+        ),
     ] = ("blocks",)
     how: Annotated[
         Literal["denoise", "noise"],
-        tyro.conf.arg(help="clean states into the corrupted run, or the other way"),
+        tyro.conf.arg(
+            help="put clean states into the corrupted run, or corrupted states into the clean run"
+        ),
     ] = "denoise"
     show_inputs: Annotated[
         bool, tyro.conf.arg(help="show the tokens of --pairs; those of --clean are always shown")

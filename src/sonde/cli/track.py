@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 class Track:
     """Show how measures of the hidden states change over a training run.
 
-    FOLDER is what sonde.TrackCallback recorded, or a folder of checkpoints (checkpoint-500, ...).
+    FOLDER is a record of sonde.TrackCallback, or a folder of checkpoints (checkpoint-500, ...).
     Checkpoints are read over DATA one after the other, and the states of each are kept in RECORD:
-    the same command goes on where it was stopped, and reads only new checkpoints. Steps are also
-    compared by the sample of rows that their states hold: how similar each step is to the last
-    step, and when the features of the last step can first be read.
+    the same command continues where it was stopped, and reads only new checkpoints. Steps are also
+    compared on their sampled rows: how similar each step is to the last step, and from which step
+    on the features of the last step can be predicted.
 
     Example: sonde track run.track -o track.html
 
@@ -32,17 +32,19 @@ class Track:
     """
 
     folder: Annotated[tyro.conf.Positional[Path], named("FOLDER", "a record, or checkpoints")]
-    data: Annotated[tyro.conf.Positional[str], named("DATA", "what checkpoints are read over")] = ""
+    data: Annotated[
+        tyro.conf.Positional[str], named("DATA", "data over which checkpoints are read")
+    ] = ""
     output: PageWord = None
-    methods: Annotated[str, named("METHODS", "measures with commas; see sonde methods measure")] = (
-        "participation_ratio,stable_rank,anisotropy,norms"
-    )
+    methods: Annotated[
+        str, named("METHODS", "measures, separated by commas; see sonde methods measure")
+    ] = "participation_ratio,stable_rank,anisotropy,norms"
     record: Annotated[
-        Path | None, named("RECORD", "where the steps are kept (default: FOLDER.track)")
+        Path | None, named("RECORD", "folder in which the steps are kept (default: FOLDER.track)")
     ] = None
     log: Annotated[
         str | None,
-        named("LOGGER", "hand each step to tensorboard:FOLDER, wandb:PROJECT or mlflow:EXPERIMENT"),
+        named("LOGGER", "log each step to tensorboard:FOLDER, wandb:PROJECT or mlflow:EXPERIMENT"),
     ] = None
     fresh: Annotated[
         bool, tyro.conf.arg(help="drop the steps in RECORD and read every checkpoint again")
@@ -52,7 +54,7 @@ class Track:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Read what is not read yet, print and write."""
+        """Read the remaining checkpoints, print and write."""
         from sonde.run.training.track_document import track_document
 
         check_page(self.output, self.folder, self.data)

@@ -15,14 +15,14 @@ from sonde.core.errors import InputError
 
 @dataclass(frozen=True)
 class Train:
-    """Fine-tune a model with losses or new layers at its sites, and say whether they helped.
+    """Fine-tune a model with losses or new layers at its sites, and report whether they helped.
 
     The model is trained on its task (labels, or next tokens) with the losses, and a second time
     without the losses: same rows, order and steps. The page shows separately whether the losses
     fell and whether the task gained, on examples that were not trained on. With --insert only the
-    new layers are trained, unless --scope names more; beside them as many of the model's last
-    parameters are trained instead. If it was stopped, the same command goes on where it was. `sonde
-    train --list` says what each loss and layer needs and is for. If MODEL is
+    new layers are trained, unless --scope names more; the control run trains equally many of the
+    model's last parameters instead. The same command continues an interrupted run. `sonde train
+    --list` prints the purpose and inputs of each loss and layer. If MODEL is
     package.module:factory, open the new model as package.module:factory@NEW.
 
     Example: sonde train sonde:digits sonde:digits/train --terms rate_reduction --sites blocks.1
@@ -43,52 +43,66 @@ class Train:
         ),
     ] = None
     terms: Annotated[
-        str | None, named("LOSS,...", "losses at sites, as rate_reduction or align(distance='mse')")
+        str | None,
+        named("LOSS,...", "losses at sites, e.g. rate_reduction or align(distance='mse')"),
     ] = None
     sites: Annotated[
         tuple[str, ...],
-        named("SITE ...", "where each loss reads, or one site for all; SITE+SITE for two"),
+        named(
+            "SITE ...",
+            "site of each loss, or one site for all losses; SITE+SITE for a loss of two sites",
+        ),
     ] = ()
     insert: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]],
         named(
             "LAYER@SITE",
-            "a new layer behind a module, as adapter(width=8)@blocks.3; may be repeated",
+            "insert a new layer after a module, e.g. adapter(width=8)@blocks.3; may be repeated",
         ),
     ] = ()
     weight: Annotated[
-        str, named("W,...", "weight of the losses beside the task, or one for each: 0.1,0.5")
+        str,
+        named(
+            "W,...", "weight of the losses relative to the task, or one weight per loss: 0.1,0.5"
+        ),
     ] = "0.1"
     teacher: Annotated[
         str | None,
         named(
-            "MODEL", "a model whose states are learned from; ema: an average of the model itself"
+            "MODEL",
+            "teacher model for losses that need one; ema: a moving average of the model itself",
         ),
     ] = None
     scope: Annotated[
         str | None,
         named(
             "WORD",
-            "parameters that move: all (default), norms, top:N (the last N blocks), last:N (the "
-            "last tensors, N numbers or more), or low-rank:N (adapters of rank N beside linear "
-            "layers, by peft); with --insert by default the new layers alone",
+            "parameters that are trained: all (default), norms, top:N (the last N blocks), "
+            "last:N (the last tensors, N numbers or more), or low-rank:N (adapters of rank N "
+            "beside linear layers, by peft); with --insert by default the new layers alone",
         ),
     ] = None
     epochs: Annotated[int, tyro.conf.arg(help="passes over the examples")] = 3
     rate: Annotated[float, tyro.conf.arg(help="rate of Adam")] = 1e-4
     batch_size: Annotated[int, tyro.conf.arg(help="examples of a step")] = 32
-    seed: Annotated[int, tyro.conf.arg(help="seed of the order of the examples")] = 0
-    seeds: Annotated[int, tyro.conf.arg(help="number of training runs of each arm")] = 1
+    seed: Annotated[int, tyro.conf.arg(help="seed of the order of examples")] = 0
+    seeds: Annotated[
+        int, tyro.conf.arg(help="number of training runs with and without the losses")
+    ] = 1
     alone: Annotated[
         bool, tyro.conf.arg(help="skip the control training run without the losses")
     ] = False
-    limit: Annotated[int | None, named("N", "most examples to train on (default: all)")] = None
-    held: Annotated[int, named("N", "other examples for the figures (default: 256)")] = 256
+    limit: Annotated[
+        int | None, named("N", "largest number of training examples (default: all)")
+    ] = None
+    held: Annotated[
+        int, named("N", "number of held-out examples for evaluation (default: 256)")
+    ] = 256
     report: Annotated[
         Path | None, named("FILE", "page to write, .html or .json (default: NEW.html)")
     ] = None
     list_losses: Annotated[
-        bool, tyro.conf.arg(name="list", help="print what each loss and layer needs and is for")
+        bool, tyro.conf.arg(name="list", help="print the purpose and inputs of each loss and layer")
     ] = False
     fresh: Annotated[
         bool, tyro.conf.arg(help="delete the checkpoints of another training run beside NEW")
@@ -98,7 +112,7 @@ class Train:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Train both arms, compare, write and tell."""
+        """Train with and without the losses, compare, write and report."""
         if self.list_losses:
             return self._list()
         output, page = self._checked()
@@ -114,7 +128,7 @@ class Train:
             progress=not self.printing.quiet,
             **self.reading.data_options(),
         )
-        wrote = f"{output}, {page}, and {found.patch} to take it back"
+        wrote = f"{output}, {page}, and {found.patch} for undoing it"
         with removed_on_error(output):
             present(found.document, self.printing, page, wrote)
         found.forget()

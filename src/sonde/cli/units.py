@@ -13,11 +13,11 @@ from sonde.core.errors import InputError
 
 @dataclass(frozen=True)
 class Units:
-    """Write a page about what the units of a site, or features of a dictionary, stand for.
+    """Write a page about what the units of a site, or the features of a dictionary, respond to.
 
-    For each: the rows on which it is highest, rows of every range below, its histogram, the label
-    of the data that it follows, the tokens that it writes, and how the answers change if it is
-    held at its highest value.
+    For each unit: the rows on which it is highest, rows of every lower range, its histogram, the
+    label that it follows, the tokens that it promotes, and how the answers change if it is fixed at
+    its highest value.
 
     Example: sonde units sonde:digits sonde:digits/test --sites vit.layers.1 -o atlas.html
 
@@ -29,21 +29,27 @@ class Units:
     output: PageWord = None
     dictionary: Annotated[
         Path | None,
-        named("FILE", "features of a dictionary: of sonde fit, safetensors, or a SAELens folder"),
+        named(
+            "FILE",
+            "features of a dictionary: a file of sonde fit, safetensors, or a SAELens folder",
+        ),
     ] = None
-    exemplars: Annotated[int, named("N", "highest rows of each unit")] = 8
+    exemplars: Annotated[int, named("N", "number of highest rows of each unit")] = 8
     clamp: Annotated[
-        int, named("N", "hold the first N units at their highest and say what changes; 0 = none")
+        int,
+        named(
+            "N", "fix the first N units at their highest value and report what changes; 0 = none"
+        ),
     ] = 256
     no_inputs: Annotated[
-        bool, tyro.conf.arg(help="leave texts and pictures out of the page: numbers alone")
+        bool, tyro.conf.arg(help="leave texts and images out of the page: show only numbers")
     ] = False
     reading: Reading = field(default_factory=Reading)
     running: RunFlags = field(default_factory=RunFlags)
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Read, fit, look, print and write."""
+        """Read, fit, describe, print and write."""
         from sonde.run.explaining.explain_units import explain_units
         from sonde.run.passes.directory import remove_run, run_directory
 

@@ -18,10 +18,11 @@ from sonde.core.wording import plural
 class Verify:
     """Check every byte of a store, a state, a run directory, a report or an export.
 
-    Hashes, counts, gaps, duplicates, and what Arrow thinks of every value. Ends with 0 if all is
-    as it was written, 1 if something is wrong, 2 if the file is not of sonde, or of a later sonde.
-    --repair removes damaged ranges and left-over files, never sound ones. Then repeat the command
-    that wrote the store, or the run: it writes the missing parts again.
+    Checks hashes, counts, gaps and duplicates, and validates every value with Arrow. The exit code
+    is 0 if everything is as written, 1 if something is wrong, 2 if the file was not written by
+    sonde, or by a later version. --repair removes damaged ranges and left-over files, never sound
+    ones. Then repeat the command that wrote the store, or the run: it writes the missing parts
+    again.
 
     Example: sonde verify acts
     """
@@ -33,9 +34,7 @@ class Verify:
             "a folder of sonde read, a .sonde file, a .run folder, a report or an export",
         ),
     ]
-    repair: Annotated[
-        bool, tyro.conf.arg(help="remove damaged ranges of units and left-over files")
-    ] = False
+    repair: Annotated[bool, tyro.conf.arg(help="remove damaged ranges and left-over files")] = False
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
@@ -114,9 +113,9 @@ def _verdict(found: Any, root: Path, removed: list[Path]) -> str:
         )
     faults = plural(n, "fault")
     again = (
-        "run the command that wrote it again to replace what is missing"
+        "run the command that wrote the file again to replace the missing parts"
         if found.kind in ("store of rows", "run directory")
-        else "restore it from a backup, or write it again"
+        else "restore the file from a backup, or write it again"
     )
     if removed:
         return f"{root}: {faults}; {plural(len(removed), 'file')} removed. Now {again}."

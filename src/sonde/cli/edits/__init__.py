@@ -34,11 +34,10 @@ EDITS: dict[str, type[Any]] = {
     "undo": Undo,
 }
 
-_HEAD = """sonde edit WORD: change a model, and take it back
+_HEAD = """sonde edit WORD: change a model, and undo the change
 
 Every edit is written as a new model: its folder is copied,
-only the changed tensors are rewritten, and NEW.patch beside
-it holds what they were.
+only the changed tensors are rewritten, and NEW.patch beside it holds the original values.
 """
 _FOOT = "`sonde edit WORD --help` shows the flags of a word."
 

@@ -16,16 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Acting:
-    """How an act is judged and reported."""
+    """Options for evaluating and reporting an edit."""
 
     neutral: Annotated[
-        str | None, named("DATA", "data that the edit should leave alone; by default --negative")
+        str | None, named("DATA", "data on which answers should not change; by default --negative")
     ] = None
     report: Annotated[
         Path | None, named("FILE", "page to write, .html or .json (default: OUTPUT.html)")
     ] = None
     force: Annotated[
-        bool, tyro.conf.arg(help="write the edit even if it is too large or no better than chance")
+        bool,
+        tyro.conf.arg(
+            help="write the edit even if it is too large or no better than random changes"
+        ),
     ] = False
     show_inputs: Annotated[
         bool, tyro.conf.arg(help="show texts before and after in the report")
@@ -55,7 +58,7 @@ class Acting:
 def show_change(
     change: "Change", page: Path | None, printing: Printing, *, is_idle_shown: bool = False
 ) -> int:
-    """Print a change and write its page; return 1 if it did nothing and was not written.
+    """Print a change and write its page; return 1 if it had no effect and was not written.
 
     Parameters
     ----------

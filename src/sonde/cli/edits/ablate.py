@@ -16,12 +16,12 @@ class AblateDirection:
     """Remove the direction behind the behaviour that POSITIVE evokes in a model.
 
     Candidates are fitted at the last token of every block on the split train. On the split test
-    each is removed and added. The candidate that removes the behaviour most, can also induce it,
-    and leaves the answers to NEGATIVE alone is projected out of all layers that write to the
+    each candidate is removed and added. The candidate that removes the behaviour most, also induces
+    it, and hardly changes the answers to NEGATIVE is projected out of all layers that write to the
     states.
 
-    Differs: takes away what the model does; erase takes away what can be read off its states, steer
-    makes more or less of it.
+    Differs: removes a behaviour of the model; erase removes information from its states, steer
+    makes a behaviour stronger or weaker.
 
     Example: sonde edit ablate sonde:stdlib --positive sonde:upper --negative sonde:lower -o NEW
     """
@@ -30,10 +30,12 @@ class AblateDirection:
     positive: PositiveWord
     negative: NegativeWord
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="folder for the new model")]
-    site: Annotated[str, named("SITE", "the candidates' sites; auto: all blocks")] = "auto"
+    site: Annotated[str, named("SITE", "sites of the candidate directions; auto: all blocks")] = (
+        "auto"
+    )
     strength: Annotated[float, tyro.conf.arg(help="1 removes, 0.5 halves")] = 1.0
     kl_limit: Annotated[
-        float, tyro.conf.arg(help="nats by which answers to NEGATIVE may differ")
+        float, tyro.conf.arg(help="largest divergence, in nats, of the answers to NEGATIVE")
     ] = 0.1
     reading: Contrasted = field(default_factory=lambda: Contrasted(reducer="last"))
     acting: Acting = field(default_factory=Acting)

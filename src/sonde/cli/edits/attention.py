@@ -16,15 +16,15 @@ EXAMPLES = 32
 
 @dataclass(frozen=True)
 class LimitPattern:
-    """Say which layers need to look far: what a pattern costs at the attention of each.
+    """Report which attention layers need distant tokens, by restricting each to a pattern.
 
-    Each layer in turn looks only at the keys inside the pattern, while the other layers stay as
-    they are. The cost is how far the model's answers to DATA move. Nothing is written but a page.
+    Each layer in turn attends only to the keys inside the pattern, while the other layers are
+    unchanged. The cost is the divergence of the model's answers to DATA. Only a page is written.
 
     Patterns: window:8 (8 tokens to each side), window:8:4 (every 4th of them), global:2:8 (and the
     first 2 tokens), block:16, axial and stripes:2 (with --grid), random:0.25.
 
-    Differs: asks where attention must be long; trace finds single heads and edges, ablate and
+    Differs: finds layers that need long attention; trace finds single heads and edges, ablate and
     steer change states.
 
     Example: sonde edit attention sonde:stdlib sonde:stdlib/test --pattern window:8 --limit 16
@@ -44,11 +44,15 @@ class LimitPattern:
     grid: Annotated[str | None, named("HxW", "height and width in patches, for images (7x7)")] = (
         None
     )
-    prefix: Annotated[int, named("N", "tokens before the patches that see all (class token)")] = 0
+    prefix: Annotated[
+        int, named("N", "tokens before the patches that attend to everything (class token)")
+    ] = 0
     tolerance: Annotated[
-        float, named("NATS", "nats; a layer whose loss rises by more needs distant tokens")
+        float, named("NATS", "nats; a layer needs distant tokens if its divergence is larger")
     ] = 0.01
-    limit: Annotated[int, named("N", "examples to measure on, drawn from all")] = EXAMPLES
+    limit: Annotated[int, named("N", "number of examples to measure on, sampled from all")] = (
+        EXAMPLES
+    )
     text_column: Annotated[str | None, named("NAME", "column of the text")] = None
     max_length: MaxLength = None
     device: DeviceWord = "auto"

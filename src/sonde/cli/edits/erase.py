@@ -21,24 +21,26 @@ ClassesWord = Annotated[
 class EraseLabel:
     """Change a layer so that no linear probe of its states separates POSITIVE from NEGATIVE.
 
-    Given DATA instead, no probe tells its classes apart: its labels, or those of --label-column.
-    The change is fitted on the split train and written into the weights of the linear layer that
-    --site names: its output, or with :in its input. The report says what a linear and a two-layer
-    probe find on the split test, there and at every later block: the model may compute anew what
-    was erased.
+    Given DATA instead, no linear probe separates its classes: its labels, or those of
+    --label-column. The change is fitted on the split train and written into the weights of the
+    linear layer that --site names: its output, or with :in its input. The report shows what a
+    linear and a two-layer probe find on the split test, at this site and at every later block,
+    since later layers may compute the erased information again.
 
-    Differs: takes away what can be read off states; ablate takes away what the model does.
+    Differs: removes information from states; ablate removes a behaviour of the model.
 
     Example: sonde edit erase sonde:stdlib --positive sonde:docstrings --negative sonde:code
     --site layers.3.mlp.down_proj --limit 24 -o NEW
     """
 
     model: ModelWord
-    site: Annotated[str, named("SITE", "a linear layer, for what it gives; :in for what it reads")]
+    site: Annotated[str, named("SITE", "a linear layer: its output, or with :in its input")]
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="folder for the new model")]
     data: ClassesWord = ""
-    positive: Annotated[str | None, named("DATA", "data of one side, in place of DATA")] = None
-    negative: Annotated[str | None, named("DATA", "data of the other")] = None
+    positive: Annotated[str | None, named("DATA", "data of the first class, instead of DATA")] = (
+        None
+    )
+    negative: Annotated[str | None, named("DATA", "data of the second class")] = None
     method: Annotated[
         Literal["leace", "sal", "inlp"],
         tyro.conf.arg(help="least change, spectral, or iterative erasure"),

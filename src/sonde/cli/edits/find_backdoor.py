@@ -14,13 +14,13 @@ from sonde.core.errors import InputError
 
 @dataclass(frozen=True)
 class FindBackdoor:
-    """Say whether an image classifier hides a backdoor, for which class, and show its trigger.
+    """Report whether an image classifier has a backdoor, for which class, and show its trigger.
 
     A backdoor is a small trigger that turns any image into one class. DATA are a few hundred images
-    with labels that nobody tampered with. The model is read only; --remove -o NEW writes one that
-    was taught to ignore the trigger that was found.
+    with trustworthy labels. The model is not changed; --remove -o NEW writes a model that was
+    trained to ignore the trigger.
 
-    Differs: finds what nobody named; forget takes named examples away, ablate a named behaviour.
+    Differs: finds an unknown trigger; forget removes given examples, ablate a given behaviour.
 
     Example: sonde edit find-backdoor sonde:digits sonde:digits/test --steps 60
     """
@@ -28,7 +28,7 @@ class FindBackdoor:
     model: ModelWord
     data: DataWord
     remove: Annotated[
-        bool, tyro.conf.arg(help="teach the model to ignore the trigger; needs -o")
+        bool, tyro.conf.arg(help="train the model to ignore the trigger; needs -o")
     ] = False
     output: Annotated[
         Path | None, tyro.conf.arg(aliases=["-o"], metavar="NEW", help="folder for the new model")

@@ -12,7 +12,7 @@ from sonde.cli.options import DataReading, DeviceWord, ModelWord, Printing, name
 
 @dataclass(frozen=True)
 class ForgetData:
-    """What is forgotten and what is kept."""
+    """Data to forget and data to keep."""
 
     forget: Annotated[str, named("DATA", "examples to forget, with their labels or texts")]
     retain: Annotated[
@@ -38,13 +38,13 @@ class ForgetData:
 class Forget:
     """Make a model as if it had never seen some of its training data.
 
-    random, preference and ascent train a copy: wrong answers for these examples, answers less
-    likely than before, or a higher loss, and the old answers for the rest. dampen trains nothing:
-    it shrinks the weights that matter to these examples far more than to all, which may change
-    nothing. The report has what became of each side and, with --held, whether an attacker can
-    still tell who was in the training data.
+    random, preference and ascent train a copy: with wrong answers for these examples, with answers
+    less likely than before, or with a higher loss, and with the old answers for the rest. dampen
+    needs no training: it shrinks the weights that matter far more to these examples than to all,
+    which may change nothing. The report shows the accuracy on both sides and, with --held, whether
+    an attacker can still detect membership in the training data.
 
-    Differs: forgets examples; erase takes a concept out of the states, ablate a behaviour.
+    Differs: forgets examples; erase removes a concept from the states, ablate a behaviour.
 
     Example: sonde edit forget sonde:digits --forget sonde:digits --of-class 3 -o NEW
     """
@@ -56,7 +56,7 @@ class Forget:
     ]
     method: Annotated[
         Literal["random", "preference", "ascent", "dampen"],
-        tyro.conf.arg(help="how it is made to forget"),
+        tyro.conf.arg(help="method of forgetting"),
     ] = "random"
     alpha: Annotated[
         float | None, named("A", "dampen: how much more a weight must matter to --forget")
@@ -73,7 +73,7 @@ class Forget:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Plan, judge, write, and say what became of the examples."""
+        """Plan, evaluate, write, and report the effect on the examples."""
         from sonde.run.changing.forget import forget
 
         page = checked_page(self.report, self.output)

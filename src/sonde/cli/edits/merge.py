@@ -12,40 +12,50 @@ from sonde.cli.options import Printing, named
 
 @dataclass(frozen=True)
 class MergeModels:
-    """Join models that were trained from the same base, without any data.
+    """Merge models that were fine-tuned from the same base, without any data.
 
-    ties adds what the models agree on, arithmetic all that they changed, dare a random tenth of it,
-    slerp goes half way from BASE to one other model. Memory stays below that of one model.
+    ties adds the changes on which the models agree, arithmetic adds all changes, dare a random
+    tenth of them, and slerp interpolates half way from BASE to one other model. Memory stays below
+    the size of one model.
 
-    Differs: takes models and no data; sonde merge joins fitted .sonde files, not models.
+    Differs: merges models and needs no data; sonde merge joins fitted .sonde files.
 
     Example: sonde edit merge sonde:stdlib sonde:stdlib -o NEW --method ties
     """
 
     models: Annotated[
         tyro.conf.Positional[tuple[str, ...]],
-        named("BASE MODEL [...]", "the base, then models that were trained from it"),
+        named("BASE MODEL [...]", "the base model, then models that were fine-tuned from it"),
     ]
     output: Annotated[
         Path, tyro.conf.arg(aliases=["-o"], metavar="NEW", help="folder for the merged model")
     ]
     method: Annotated[
-        Literal["arithmetic", "ties", "dare", "slerp"], tyro.conf.arg(help="how they are merged")
+        Literal["arithmetic", "ties", "dare", "slerp"], tyro.conf.arg(help="method of merging")
     ] = "ties"
     weight: Annotated[
         float | None,
-        named("W", "of what is added (arithmetic 0.3, ties 1), or the way to go (slerp 0.5)"),
+        named(
+            "W",
+            "scale of the added change (arithmetic 0.3, ties 1), or position between "
+            "the models (slerp 0.5)",
+        ),
     ] = None
-    density: Annotated[float | None, named("SHARE", "of entries that ties keeps (0.2)")] = None
-    drop: Annotated[float | None, named("SHARE", "of entries that dare drops (0.9)")] = None
-    seed: Annotated[int | None, named("N", "of what dare drops (0)")] = None
+    density: Annotated[
+        float | None, named("SHARE", "fraction of entries that ties keeps (0.2)")
+    ] = None
+    drop: Annotated[float | None, named("SHARE", "fraction of entries that dare drops (0.9)")] = (
+        None
+    )
+    seed: Annotated[int | None, named("N", "seed of the entries that dare drops (0)")] = None
     keep: Annotated[
-        tuple[str, ...], named("PATTERN ...", "tensors that stay the base's: 'classifier.*'")
+        tuple[str, ...],
+        named("PATTERN ...", "tensors that keep the values of the base: 'classifier.*'"),
     ] = ()
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Merge, and say what was written."""
+        """Merge, and name the files written."""
         from sonde.run.changing.merge_models import merge_models
 
         names = ("weight", "density", "drop", "seed")

@@ -21,11 +21,11 @@ KEYS = ("prompt", "subject", "target")
 class RewriteFact:
     """Write new answers into the last linear layer of a block.
 
-    TARGET is put right behind PROMPT: begin TARGET with a space if the text needs a space.
-    --facts has one object for each answer, with the keys prompt, subject and target. DATA is plain
-    text that the model must handle as before: the cost there is kept small, and is reported.
+    TARGET is appended directly to PROMPT: begin TARGET with a space if the text needs a space.
+    --facts has one object per answer, with the keys prompt, subject and target. DATA is plain text
+    on which the model should not change: the cost on it is kept small, and is reported.
 
-    Differs: changes what the model says of a subject; forget removes what examples taught it.
+    Differs: changes the model's answer about a subject; forget removes the effect of examples.
 
     Example: sonde edit rewrite-fact sonde:stdlib sonde:code --prompt "        self.assertEqual("
     --subject assertEqual --target "None)" --steps 60 --largest 10 --limit 40 -o NEW
@@ -34,24 +34,32 @@ class RewriteFact:
     model: ModelWord
     data: DataWord
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="folder for the new model")]
-    prompt: Annotated[str | None, named("TEXT", "text that names the subject and breaks off")] = (
-        None
-    )
+    prompt: Annotated[
+        str | None, named("TEXT", "text that mentions the subject and ends before the answer")
+    ] = None
     subject: Annotated[str | None, named("TEXT", "the subject, as written in the prompt")] = None
-    target: Annotated[str | None, named("TEXT", "what should come next")] = None
+    target: Annotated[str | None, named("TEXT", "the new answer, which should come next")] = None
     facts: Annotated[
-        Path | None, named("FILE", "instead: .jsonl with prompt, subject and target on each line")
+        Path | None,
+        named(
+            "FILE", "instead of a single fact: .jsonl with prompt, subject and target on each line"
+        ),
     ] = None
     layer: Annotated[
-        str, named("LAYER", "a linear layer; auto: the last of the block a third of the way up")
+        str,
+        named(
+            "LAYER",
+            "a linear layer; auto: the last linear layer of the block at a third of the depth",
+        ),
     ] = "auto"
     ridge: Annotated[
-        float, tyro.conf.arg(help="added to the second moment, in its mean entries")
+        float,
+        tyro.conf.arg(help="ridge added to the second moment, relative to its mean diagonal entry"),
     ] = 1e-3
-    steps: Annotated[int, named("N", "steps of the search for what the layer should give")] = 25
+    steps: Annotated[int, named("N", "steps of the search for the layer's new output")] = 25
     largest: Annotated[
         float,
-        tyro.conf.arg(help="longest change that is searched, in lengths of the layer's output"),
+        tyro.conf.arg(help="largest change of the layer's output, relative to its norm"),
     ] = 4.0
     limit: Annotated[int | None, named("N", "read only the first N examples of DATA")] = None
     text_column: Annotated[str | None, named("NAME", "column of the text")] = None

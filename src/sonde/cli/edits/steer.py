@@ -14,18 +14,18 @@ from sonde.core.errors import InputError
 
 FITTED, CONTROL = ".sonde", ".gguf"
 PositiveWord = Annotated[str, named("DATA", "data that show the behaviour")]
-NegativeWord = Annotated[str, named("DATA", "data that do not")]
+NegativeWord = Annotated[str, named("DATA", "data that do not show the behaviour")]
 
 
 @dataclass(frozen=True)
 class Contrasted(DataReading):
-    """How two data sets are read."""
+    """Options for reading two data sets."""
 
     reducer: Annotated[
         str,
         tyro.conf.arg(
-            help="how an input becomes rows: positions (each token or patch; the whole where there "
-            "are none), mean, last, tokens, cls, auto"
+            help="how an input becomes rows: positions (each token or patch, or the whole "
+            "input), mean, last, tokens, cls, auto"
         ),
     ] = "positions"
     limit: Annotated[int | None, named("N", "read only the first N examples of each")] = None
@@ -41,12 +41,12 @@ class Steer:
     """Move every state of a block along the direction from NEGATIVE to POSITIVE.
 
     The direction between the two is fitted on their split train and added as a bias, at the largest
-    strength that neither moves states nor costs too much. Its effect is judged on the split test.
-    An OUTPUT that ends in .sonde keeps the directions of all blocks for sonde generate; one that
-    ends in .gguf holds them as a control vector for llama.cpp.
+    strength that neither moves the states too far nor costs too much. Its effect is judged on the
+    split test. An OUTPUT that ends in .sonde keeps the directions of all blocks for sonde generate;
+    one that ends in .gguf holds them as a control vector for llama.cpp.
 
-    Differs: makes a behaviour stronger or weaker; ablate takes away what the model does, erase what
-    can be read off its states.
+    Differs: makes a behaviour stronger or weaker; ablate removes a behaviour, erase removes
+    information from the states.
 
     Example: sonde edit steer sonde:stdlib --positive sonde:docstrings --negative sonde:code -o NEW
     --limit 24
@@ -58,7 +58,9 @@ class Steer:
     output: Annotated[
         Path, tyro.conf.arg(aliases=["-o"], help="folder, or FILE.sonde, or FILE.gguf")
     ]
-    site: Annotated[str, named("SITE", "where it is added; auto: the block half way")] = "auto"
+    site: Annotated[
+        str, named("SITE", "site at which the direction is added; auto: the middle block")
+    ] = "auto"
     strength: Annotated[
         float | None,
         named(
@@ -69,14 +71,14 @@ class Steer:
     ] = None
     method: Annotated[
         Literal["mean_difference", "pca_difference", "probe"],
-        tyro.conf.arg(help="how the direction is found"),
+        tyro.conf.arg(help="method of finding the direction"),
     ] = "mean_difference"
     reading: Contrasted = field(default_factory=Contrasted)
     acting: Acting = field(default_factory=Acting)
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Fit, judge, write and report; or write the directions alone."""
+        """Fit, evaluate, write and report; or write only the directions."""
         if self.strength is not None and not math.isfinite(self.strength):
             raise InputError(f"--strength: expected a finite number, got {self.strength}.")
         kind = self.output.suffix.lower()

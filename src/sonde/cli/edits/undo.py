@@ -12,12 +12,12 @@ from sonde.cli.options import Printing, named
 
 @dataclass(frozen=True)
 class Undo:
-    """Restore the model that a changed model was made from, every file with its old hash.
+    """Restore the original of a changed model, every file with its old hash.
 
-    NEW.patch must lie beside NEW. Where a model was edited several times, the last edit is taken
-    back first; run undo again on the result to take back the edit before.
+    NEW.patch must lie beside NEW. If a model was edited several times, the last edit is undone
+    first; run undo again on the result to undo the edit before.
 
-    Differs: reads no data and makes no choice; strength 0 of another word copies, this restores.
+    Differs: needs no data; other edits with strength 0 copy the model, undo restores the original.
 
     Example: sonde edit undo NEW -o OLD
     """
@@ -32,7 +32,7 @@ class Undo:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Check the patch, write, and say what was written."""
+        """Check the patch, write, and name the files written."""
         from sonde.weights import undo
         from sonde.weights.patch import Patch, patch_of
 
