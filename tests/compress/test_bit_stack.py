@@ -102,7 +102,7 @@ def test_its_folder_opens_and_uses_fewer_blocks(tmp_path):
     assert (again(x).logits - wanted).abs().max() > 0.1
     with pytest.raises(ShapeError, match="expected 1 to"):
         stacks[0].use(99)
-    with pytest.raises(InputError, match="packed already"):
+    with pytest.raises(InputError, match="got a packed model"):
         BitStack().plan(again, {"calibration": data})
 
 

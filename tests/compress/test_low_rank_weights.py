@@ -68,7 +68,7 @@ def test_a_share_bounds_the_numbers_and_the_folder_opens(tmp_path):
             assert isinstance(again.get_submodule("model.layers.1.mlp.up_proj"), ThinLinear)
             torch.testing.assert_close(again(ids).logits, wanted)  # alignment turns last bits
     assert LowRankWeights(share=0.0).plan(model, {"calibration": ["a"]}).fold(model) is model.module
-    with pytest.raises(InputError, match="packed already"):
+    with pytest.raises(InputError, match="got a packed model"):
         LowRankWeights(whiten="none").plan(new)
 
 

@@ -83,7 +83,7 @@ def test_what_cannot_be_rounded_is_refused():
     with pytest.raises(InputError, match="expected linear layers, got none"):
         RTN().plan(nn.Sequential(nn.Conv1d(2, 3, 2)))
     net = weights()
-    with pytest.raises(InputError, match="packed already"):
+    with pytest.raises(InputError, match="got a packed model"):
         RTN().plan(RTN().plan(net).fold(net))
     net[0].weight.data[1, 1] = float("inf")
     with pytest.raises(InputError, match=r"NaN or infinity in 0\.weight"):

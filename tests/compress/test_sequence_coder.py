@@ -99,7 +99,7 @@ def test_other_probabilities_are_noticed(monkeypatch):
     coder = SequenceCoder(model)
     stream = coder.encode(ids)
     model.lm_head.register_forward_hook(lambda _m, _i, out: out * 1.5)
-    with pytest.raises(StateError, match=r"other probabilities|does not fit the probabilities"):
+    with pytest.raises(StateError, match=r"different probabilities|does not fit the probabilities"):
         coder.decode(stream)
 
 

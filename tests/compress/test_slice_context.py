@@ -124,5 +124,5 @@ def test_other_nets_and_damaged_predictions_are_refused():
         context.codec().decode(stream)
     with pytest.raises(InputError, match=r"add up to 5 channels, got \(2, 2\)"):
         SliceContext(5, (2, 2))
-    with pytest.raises(InputError, match="a map of 2 channels that both sides know, got 0"):
+    with pytest.raises(InputError, match="2 channels that encoder and decoder share, got 0"):
         moved(hyper=2)(latent())

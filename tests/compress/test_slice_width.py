@@ -182,7 +182,7 @@ def test_what_cannot_be_rotated_is_refused_with_the_reason():
             return x + self.map(self.norm(x))
 
     torch.manual_seed(0)
-    with pytest.raises(InputError, match="Reads answers otherwise if its residual stream"):
+    with pytest.raises(InputError, match="Reads gives other answers if its residual stream"):
         SliceWidth().plan(Reads(), {"calibration": torch.randn(9, 6)})
     with pytest.raises(InputError, match="expected a residual stream"):
         SliceWidth().plan(nn.Linear(6, 3), {"calibration": torch.randn(9, 6)})

@@ -24,7 +24,7 @@ def test_law(law, shift):
 
 @pytest.mark.parametrize("shift", SHIFTS, ids=[repr(s).replace(" ", "") for s in SHIFTS])
 def test_sides_of_another_width_are_refused(shift):
-    with pytest.raises(ShapeError, match=r"expected sides of one width, got dim=4 and dim=3"):
+    with pytest.raises(ShapeError, match=r"expected sides of equal width, got dim=4 and dim=3"):
         shift.between(laws.normal_rows(20, 0), laws.normal_rows(20, 1, 3))
 
 

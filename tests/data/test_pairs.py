@@ -110,7 +110,7 @@ def test_errors_name_the_item(gpt2):
     many = [{"text": f"a{i}", "pair": i, "side": 0} for i in range(300)]
     with pytest.raises(InputError, match="of at least -1 in column 'side', got -2"):
         open_inputs(model, [{"text": "a", "pair": 1, "side": -2}])
-    with pytest.raises(InputError, match="expected a value in column 'pair' beside its 'side'"):
+    with pytest.raises(InputError, match="in column 'pair' for each value in 'side'"):
         open_inputs(model, [{"text": "a", "pair": None, "side": 0}])
     with pytest.raises(InputError, match=r"of at least -1 in column 'side', got 'x'\. Fix it"):
         open_inputs(model, [*many, {"text": "b", "pair": 1, "side": "x"}])

@@ -177,7 +177,7 @@ def test_token_rows_need_no_tokenizer(gpt2, tmp_path):
     assert by_order(open_inputs(model, [torch.tensor([1, 2])]))[0][0] == [1, 2]
     with pytest.raises(errors.InputError, match=r"token ids in \[0, 256\)"):
         open_inputs(model, [[300]])
-    with pytest.raises(errors.InputError, match="came without a tokenizer"):
+    with pytest.raises(errors.InputError, match="has no tokenizer"):
         open_inputs(model, ["text"])
 
 

@@ -69,7 +69,7 @@ def test_a_file_that_does_not_fit_or_runs_code_is_refused_with_the_names(place):
         "short.pt": r"the file lacks 2\.bias",
         "more.pt": r"the module lacks 3\.weight",
         "shape.pt": r"2\.weight of shape \(2, 5\).*got \(3, 5\)",
-        "whole.pt": r"more than tensors.*Save model\.state_dict\(\) alone",
+        "whole.pt": r"more than tensors.*Save only model\.state_dict",
         "list.pt": r"state dictionary.*got list",
         "noise.pt": r"more than tensors, or is damaged",
         "traced.pt": r"TorchScript programme.*factory",

@@ -182,13 +182,13 @@ def test_errors():
     with pytest.raises(InputError, match="needs the column 'first_error'"):
         TrajectoryVerifier().fit(x, position=columns["position"])
     clean: dict[str, Any] = {**columns, "first_error": np.full(len(x), -1)}
-    with pytest.raises(InputError, match=r"got 10 right and 0 wrong\. .* -1 where all are right"):
+    with pytest.raises(InputError, match=r"got 10 correct and 0 wrong\. .* -1 if all steps"):
         TrajectoryVerifier().fit(x, **clean)
-    with pytest.raises(InputError, match="expected right and wrong steps"):
+    with pytest.raises(InputError, match="expected correct and wrong steps"):
         TrajectoryVerifier(head="lda").fit(x, **clean)
     broken, hidden, who = _trajectories(9, hidden=True)
     broken[int(np.flatnonzero(who == 1)[1])] = math.nan
-    with pytest.raises(InputError, match=r"all steps of a trajectory of which only .* got steps"):
+    with pytest.raises(InputError, match=r"all steps of a trajectory with a known .*, got steps"):
         TrajectoryVerifier().fit(broken, **hidden)
     with pytest.raises(InputError, match=r"l2 above 0, got 0\.0"):
         TrajectoryVerifier(l2=0.0)

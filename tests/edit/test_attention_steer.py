@@ -107,14 +107,14 @@ def test_padding_moves_no_region_and_a_cache_changes_nothing(gpt2):
 
 def test_bad_input_is_refused(gpt2):
     with (
-        pytest.raises(InputError, match="the first token of a text sees itself alone"),
+        pytest.raises(InputError, match="the first token of a text attends only to itself"),
         sonde.editing(gpt2, AttentionSteer(HEADS, keys=(0,), how="forbid"), AT),
     ):
         gpt2(ids(0, 1, 4))
     with pytest.raises(InputError, match=r"sonde\.editing\(others="):
         AttentionSteer(1).apply(rows(0, 1, 2, 2), SITE, EditContext())
     other = EditContext(others={"source": rows(1, 1, 2, 3)})
-    with pytest.raises(ShapeError, match="as many queries and keys"):
+    with pytest.raises(ShapeError, match="same number of queries and keys"):
         AttentionSteer(1).apply(rows(0, 1, 2, 2), SITE, other)
     with pytest.raises(ShapeError, match="name the heads"):
         AttentionSteer(3).apply(rows(0, 1, 2, 2), SITE, EditContext())

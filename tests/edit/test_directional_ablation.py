@@ -95,7 +95,7 @@ def test_what_is_no_direction_is_refused():
         Ablate(torch.zeros(6, 1))
     with pytest.raises(InputError, match="expected a direction, got one of length nan"):
         Ablate(torch.full((6, 1), float("nan")))
-    with pytest.raises(InputError, match="none lies in the span of the others"):
+    with pytest.raises(InputError, match="expected linearly independent directions"):
         found.edit(others=[found])
     with pytest.raises(ShapeError, match="expected dim=6, that of its directions, got dim=5"):
         found.edit().apply(x[:, :5], SITE, NOTHING)

@@ -153,7 +153,7 @@ def test_random_groups_share_the_real_tokens_out_evenly():
         (
             lambda: LimitAttention("all").apply(torch.ones(1, 3, 8), SITE, EditContext()),
             InputError,
-            "as many keys as queries at 0:probs:out, got a row of 8 for 3 queries",
+            "equally many keys and queries at 0:probs:out, got a row of 8 for 3 queries",
         ),
         (
             lambda: LimitAttention("all", n_heads=3).apply(

@@ -62,7 +62,7 @@ def test_two_other_runs_in_place_of_a_direction():
     torch.testing.assert_close(edit.apply(x, SITE, EditContext(others=others)), 2 * x)
     with pytest.raises(InputError, match=r"states of the run 'positive' at 0:out, got none"):
         edit.apply(x, SITE, NOTHING)
-    with pytest.raises(ShapeError, match="aligned place by place"):
+    with pytest.raises(ShapeError, match="aligned position by position"):
         edit.apply(x, SITE, EditContext(others={**others, "negative": x[:1]}))
 
 

@@ -122,7 +122,7 @@ def test_errors_and_flags():
     x = rows()
     with pytest.raises(InputError, match="SteeringVector: expected rows of class 1 and of another"):
         SteeringVector().fit(x, torch.zeros(60, dtype=torch.int64))
-    with pytest.raises(InputError, match="expected pairs with a row on side 1"):
+    with pytest.raises(InputError, match="expected pairs with one row on side 1"):
         SteeringVector(how="pca_difference", paired=True).fit(x, pair=LABEL, side=LABEL * 0)
     with pytest.raises(InputError, match="expected paired with how='pca_difference'"):
         SteeringVector(paired=True)

@@ -64,7 +64,7 @@ def test_an_outlier_dimension() -> None:
     x[:, 17] *= 50
     finding = assert_raised(checked(SND016(), Stream.of(x)), "note")
     assert finding.units == ("17",)
-    assert "96 % of mean square" in finding.sentence
+    assert "96 % of the mean square" in finding.sentence
 
 
 def test_warning_where_rounding_eats_the_same_site() -> None:

@@ -206,7 +206,7 @@ def test_what_happened_to_pictures_comes_first(name: str) -> None:
         return
     finding = assert_raised(check, "warning")
     what, _, how = name.partition(" ")
-    assert f"the {what} of the pictures is {how or 'lower'} (median" in finding.sentence[:60]
+    assert f"the {what} of the images is {how or 'lower'} (median" in finding.sentence[:60]
     assert {"sharpness": "focus", "brightness": "exposure", "contrast": "gain"}[what] in finding.fix
 
 
@@ -215,7 +215,7 @@ def test_without_columns_or_with_few_rows_it_does_not_apply() -> None:
     versus = VersusEvidence({s.schema.key: s for s in a.sites}, a.columns, a.data, {})
     check = SND055().check(replace(a, versus=versus))
     assert check.reason == "the two data sets have no columns of numbers, words or texts in common"
-    assert "needs 40 rows on each side" in _check(_table(0, 30), _table(1, 30))[0].reason
+    assert "needs 40 rows in each data set" in _check(_table(0, 30), _table(1, 30))[0].reason
     assert SND055().check(a).state == "not_applicable"
 
 

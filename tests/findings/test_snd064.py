@@ -43,7 +43,7 @@ def test_a_source_that_the_model_does_not_know_is_named_in_nats_per_token() -> N
     loss = nats(model, odd)
     own = nats(model, ids)
     finding = assert_raised(ended(beyond_position(list(loss))), "warning")
-    assert finding.sentence.startswith("source = scanned: a token takes")
+    assert finding.sentence.startswith("source = scanned: the loss per token is")
     figure = finding.figure
     assert figure.low is not None
     assert figure.high is not None

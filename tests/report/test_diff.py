@@ -125,7 +125,7 @@ def test_another_reducer_or_type_is_not_called_better_or_worse(report, part: str
     assert made["comparable"] is False
     assert made["counts"]["worse"] == made["counts"]["better"] == 0
     assert _states(made)["SND025"] == ["unjudged"]
-    assert "nothing is called better or worse" in diff_to_text(made)
+    assert "nothing is judged better or worse" in diff_to_text(made)
 
 
 def test_new_after_withheld_says_so(report) -> None:

@@ -416,7 +416,7 @@ def test_a_whole_file_of_nonsense_is_refused(tmp_path, monkeypatch, name):
 
 def test_what_is_not_finite_is_not_written(tmp_path):
     path, x = tmp_path / "a.sonde", torch.zeros(8, 2)
-    said = r"write_state: expected a finite state .*, got NaN or infinity in mean, which no finite"
+    said = r"write_state: expected a finite state .*, got NaN or infinity in mean, although"
     with pytest.raises(StateError, match=said):
         fit(Overflowing(), Stream.of(x), **QUIET)
     running = Running(Overflowing())

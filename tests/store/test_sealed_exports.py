@@ -124,7 +124,7 @@ def test_arrays_that_changed_are_not_read(exported, tmp_path, suffix):
     at = content.index(torch.as_tensor(plain["a"]).numpy().tobytes())
     content[at] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match="its bytes are not those that sonde export wrote"):
+    with pytest.raises(InputError, match="its bytes differ from those that sonde export wrote"):
         load_arrays(path)
 
 

@@ -268,7 +268,7 @@ def test_a_square_mask_is_padding_or_not_and_never_guessed(name):
         assert bool(touched.all())
     prefix = CAUSAL | (torch.arange(T) < 3)
     with Tap(net, ["body"], "mean") as tap:
-        with pytest.raises(InputError, match=r"may also say which token sees which"):
+        with pytest.raises(InputError, match=r"may also mean which token attends to which"):
             net(x, **{name: prefix})
         net(x[:4], **{name: prefix})  # four examples of five tokens: not padding
         net(x, **{name: prefix})

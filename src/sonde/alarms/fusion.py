@@ -135,7 +135,9 @@ def fuse(
             "twice_mean, cauchy."
         )
     if (rule == "learned") != (unusual is not None):
-        raise InputError("fuse: expected unusual scores with rule 'learned', and only there.")
+        raise InputError(
+            "fuse: expected unusual scores with rule 'learned' and with no other rule."
+        )
     names = np.arange(len(values)) if group is None else np.asarray(group).ravel()
     first, second = _halves(names, len(values), seed)
     reference = tuple(column.sort().values for column in values[first].T)
@@ -248,7 +250,7 @@ def _learned(usual: Float[Tensor, "row site"], unusual: Float[Tensor, "row2 site
     weights = torch.as_tensor(model.coef_[0] / scale, dtype=torch.float64).clamp(min=0.0)
     if not bool((weights > 0).any()):
         raise InputError(
-            "fuse: no site scores the unusual rows above the usual ones, so no weights "
-            "can be learned. Use rule='sum'."
+            "fuse: no site scores the unusual rows above the in-distribution rows, so no "
+            "weights can be learned. Use rule='sum'."
         )
     return weights

@@ -53,7 +53,7 @@ class Blocks:
         if not found:
             raise InputError(
                 f"{owner}.plan: expected a model with a list of blocks, got "
-                f"{type(model.module).__name__}. Take a method that changes single layers."
+                f"{type(model.module).__name__}. Use a method that changes single layers."
             )
         name = max(found, key=lambda name: len(found[name]))
         return cls(name, found[name])
@@ -113,7 +113,7 @@ def block_calls(
         if one is None:
             raise InputError(
                 f"{owner}.plan: expected blocks that run once and return states, got "
-                f"{len(several)} calls of {blocks.name}.{i}. Take a method that changes single "
+                f"{len(several)} calls of {blocks.name}.{i}. Use a method that changes single "
                 "layers."
             )
         calls[block] = one

@@ -182,10 +182,9 @@ class _Walk:
             places = {inner.get(root.get_submodule(n)) for n in layers_of_weight(root, layer.name)}
             if len(places) > 1:
                 raise InputError(
-                    f"{self.owner}.plan: expected weights that belong to one "
-                    f"block only for sequential=True, got {layer.weight}, which others share. "
-                    "Leave it out, or "
-                    "take one pass."
+                    f"{self.owner}.plan: expected weights that belong to one block only for "
+                    f"sequential=True, got {layer.weight}, which others share. Leave it out, or "
+                    "use sequential=False."
                 )
             if layer.module in inner:
                 self.stages[inner[layer.module]].append(layer)
@@ -261,8 +260,8 @@ class _Walk:
                 if not same:
                     raise InputError(
                         f"{self.owner}.plan: expected each block to read what the block before "
-                        f"returned for sequential=True, got other states in "
-                        f"{self.blocks.name}.{i + 1}. Take one pass."
+                        "returned for sequential=True, got other states in "
+                        f"{self.blocks.name}.{i + 1}. Use sequential=False."
                     )
             yield _Stored(batch, calls[0].x, [_with_hole(call) for call in calls])
 

@@ -116,8 +116,8 @@ def weighted_layers(
     """
     if any(map(is_packed, model.module.modules())):
         raise InputError(
-            f"{owner}: expected a model whose weights are numbers, got one that was packed "
-            "already. Take the model that it was made from."
+            f"{owner}: expected a model with plain weights, got a packed model. Use the model "
+            "from which it was made."
         )
     found: dict[int, Weighted] = {}
     tied: dict[str, str] = {}
@@ -170,8 +170,8 @@ def _refuse_embedding(owner: str, parts: Sequence[tuple[str, nn.Module]], patter
     tables = [n for n, part in parts if isinstance(part, nn.Embedding) and fnmatchcase(n, pattern)]
     if tables:
         raise InputError(
-            f"{owner}: {tables[0]} is an embedding, and {owner} changes linear layers alone. Leave "
-            "it out, or take a method that rounds to a grid (rtn, gptq, awq)."
+            f"{owner}: {tables[0]} is an embedding, but {owner} changes only linear layers. "
+            "Leave it out, or use a method that rounds to a grid (rtn, gptq, awq)."
         )
 
 
@@ -207,6 +207,6 @@ def require_finite_weights(owner: str, layer: Weighted) -> None:
     """
     if not bool(torch.isfinite(layer.module.weight).all()):
         raise InputError(
-            f"{owner}: expected finite weights, got NaN or infinity in {layer.weight}. Load "
-            "the model in float32, or take another checkpoint."
+            f"{owner}: expected finite weights, got NaN or infinity in {layer.weight}. Load the "
+            "model in float32, or use another checkpoint."
         )

@@ -52,7 +52,7 @@ def check_width(owner: str, pattern: str, width: int, layer: str) -> None:
     if width % run:
         raise InputError(
             f"{owner}.plan: expected rows of a multiple of {run} weights for {pattern}, got "
-            f"{width} in {layer}. Leave the layer out with layers=[...], or take a fraction."
+            f"{width} in {layer}. Leave the layer out with layers=[...], or use a fraction."
         )
 
 

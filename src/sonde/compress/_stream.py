@@ -81,7 +81,7 @@ class Stream:
                 raise _refused(owner, f"{name} ({type(part).__name__}) reads it without a norm")
         centred = {_centres(part) for part in norms.values()}
         if len(centred) != 1:
-            raise _refused(owner, "its norms are of two kinds, or there are none")
+            raise _refused(owner, "its norms are of two kinds, or it has none")
         readers = _readers(model, list(norms.values()), args, kwargs)
         named = {name: readers[part] for name, part in norms.items()}
         return cls(width, writers, named, centred.pop())

@@ -54,8 +54,8 @@ def plan_with_tensors(
         assert weight is not None  # what is chosen is there
         if not bool(torch.isfinite(weight).all()):
             raise InputError(
-                f"{owner}: expected finite weights, got NaN or infinity in {name}. Load the model "
-                "in float32, or take another checkpoint."
+                f"{owner}: expected finite weights, got NaN or infinity in {name}. Load the "
+                "model in float32, or use another checkpoint."
             )
         made[name] = _rounded(weight, leaf, *grid)
         for other in names[1:]:

@@ -49,8 +49,8 @@ def bd_rate(
     low, high = max(one.x[0], two.x[0]), min(one.x[-1], two.x[-1])
     if not low < high:
         raise InputError(
-            f"bd_rate: expected curves that share qualities, got {one.x[0]:g} to {one.x[-1]:g} and "
-            f"{two.x[0]:g} to {two.x[-1]:g}. Add settings between."
+            f"bd_rate: expected curves with overlapping qualities, got {one.x[0]:g} to "
+            f"{one.x[-1]:g} and {two.x[0]:g} to {two.x[-1]:g}. Add settings between."
         )
     gap = float(two.integrate(low, high)) - float(one.integrate(low, high))
     return float(np.expm1(gap / (high - low)))

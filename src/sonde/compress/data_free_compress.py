@@ -114,9 +114,8 @@ class DataFreeCompress(Rewrite):
         if not makers:
             raise InputError(
                 "DataFreeCompress.plan: expected layers whose channels no other layer shares, "
-                "got none that "
-                f"matches {', '.join(wanted)}; found {', '.join(names) or 'none'}. Take "
-                "PruneChannels."
+                f"got none that matches {', '.join(wanted)}; found "
+                f"{', '.join(names) or 'none'}. Use PruneChannels."
             )
         cuts, now = list[tuple[CoupledSet, list[int]]](), dict[str, Tensor]()
         gone = 0

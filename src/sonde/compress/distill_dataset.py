@@ -131,7 +131,7 @@ class DistillDataset:
         unknown = sorted(wanted.keys() - named.keys())
         if unknown or (self.crop < 1 and len(shape) != 3):
             raise InputError(
-                "DistillDataset.distil: expected layers of the model, and images where crop is "
+                "DistillDataset.distil: expected layers of the model, and images if crop is "
                 f"below 1, got {unknown[:1]} and the shape {shape}."
             )
         layers = {named[name]: state for name, state in wanted.items()}

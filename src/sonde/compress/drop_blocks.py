@@ -140,8 +140,8 @@ class DropBlocks(Rewrite):
         if len({*kinds}) > 1:
             raise InputError(
                 "DropBlocks.plan: expected blocks of one kind for replace='linear', got "
-                f"{', '.join(sorted({*kinds}))}: caches distinguish these by their position. Leave "
-                "blocks out without a map."
+                f"{', '.join(sorted({*kinds}))}: caches distinguish these by their position. "
+                "Leave blocks out with replace=None."
             )
         return walk.checked(plan)
 
@@ -172,7 +172,7 @@ class _Walk:
                 totals[i] += float(moved.sum())
                 rows[i] += len(x)
         if not bool((rows > 0).any()):
-            raise InputError("DropBlocks.plan: expected finite states behind blocks, got none.")
+            raise InputError("DropBlocks.plan: expected finite states after blocks, got none.")
         return totals / rows.clamp(min=1)
 
     def moments(
@@ -209,8 +209,8 @@ class _Walk:
         except Exception as error:  # whatever a model raises that misses what a block made
             raise InputError(
                 f"DropBlocks.plan: {type(new).__name__} does not run without these blocks of "
-                f"{self.blocks.name} ({type(error).__name__}: {error}). Leave out others, or take "
-                "a method that changes single layers."
+                f"{self.blocks.name} ({type(error).__name__}: {error}). Leave out other blocks, "
+                "or use a method that changes single layers."
             ) from error
         return with_own_config(self.model, plan)
 

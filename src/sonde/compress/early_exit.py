@@ -121,8 +121,8 @@ class EarlyExit:
         missing = [name for name in found if name not in known]
         if missing or not found:
             raise SiteError(
-                f"EarlyExit: expected modules to leave behind, got {missing or 'no block'} in "
-                f"{type(module).__name__}. Name them with sites."
+                f"EarlyExit: expected modules after which to exit, got {missing or 'no block'} "
+                f"in {type(module).__name__}. Name them with sites."
             )
         return found
 
@@ -268,8 +268,8 @@ class _Run:
                 return ExitAnswers(logits, depth)
             if len(logits) != len(self.rows):
                 raise SiteError(
-                    f"EarlyExits: expected {len(self.rows)} answers for the rows that were left, "
-                    f"got {len(logits)}: the model works on its first inputs behind the blocks."
+                    f"EarlyExits: expected {len(self.rows)} answers for the remaining rows, got "
+                    f"{len(logits)}: the model uses its first inputs again after the blocks."
                 )
             if self.logits is None:
                 self.logits = logits.new_zeros(self.n, logits.shape[1])

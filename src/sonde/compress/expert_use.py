@@ -80,8 +80,8 @@ class ExpertUse(State):
         """
         if (self.model, self.names) != (other.model, other.names):
             raise StateError(
-                "ExpertUse.merge: expected the same layers read at the same weights, got layers of "
-                "two models. Measure them again on one model."
+                "ExpertUse.merge: expected the same layers with the same weights, got layers "
+                "of two models. Measure both on one model."
             )
         counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
         grams = tuple(a + b for a, b in zip(self.grams, other.grams, strict=True))
@@ -135,7 +135,7 @@ def expert_use(
     if not n or min(n.values()) == 0 or len(set(n.values())) > 1:
         raise InputError(
             "expert_use: expected the same tokens at the router of every layer, got "
-            f"{sorted(set(n.values()))}. Give it data that reach all layers."
+            f"{sorted(set(n.values()))}. Pass data that reach all layers."
         )
     names = tuple(one.name for one in found.values())
     seen, totals = tuple(counts.values()), tuple(grams.values())
@@ -192,7 +192,7 @@ def mixtures(owner: str, module: nn.Module) -> list[Mixture]:
         )
     if not found:
         raise InputError(
-            f"{owner}: expected layers with stacked experts ({' and '.join(STACKED)}) beside a "
+            f"{owner}: expected layers with stacked experts ({' and '.join(STACKED)}) with a "
             f"router, got none in {type(module).__name__}. Pass a mixture of experts of "
             "transformers, such as Mixtral."
         )

@@ -248,6 +248,7 @@ def _check_alone(block: DenseBlock) -> None:
     gap = (sum(parts) - twice - whole).abs().max()
     if gap > LINEAR * whole.abs().max() + 1e-6:
         raise InputError(
-            f"ExtractExperts.extract: expected hidden units that are computed alone, got a block, "
-            f"{block.name} ({type(block.module).__name__}), whose halves do not add up to it."
+            "ExtractExperts.extract: expected hidden units that are computed independently, "
+            f"got a block, {block.name} ({type(block.module).__name__}), whose halves do not "
+            "add up to it."
         )

@@ -96,8 +96,8 @@ class LayerGrams(State):
                     found = _both(found, state)
         if found is None:
             raise StateError(
-                f"LayerGrams: expected rows of {' and '.join(sorted(wanted))}, got none. Take them "
-                "with layer_grams(model, inputs), for these layers."
+                f"LayerGrams: expected rows of {' and '.join(sorted(wanted))}, got none. "
+                "Compute them with layer_grams(model, inputs), for these layers."
             )
         return found
 
@@ -111,8 +111,8 @@ class LayerGrams(State):
         """
         if self.model != other.model:
             raise StateError(
-                "LayerGrams.merge: expected inputs read at the same weights, got layers of two "
-                "models. Measure them again on one model."
+                "LayerGrams.merge: expected inputs of layers with the same weights, got layers "
+                "of two models. Measure both on one model."
             )
         states = self.states
         for name, state in other.states.items():
@@ -180,9 +180,10 @@ def layer_grams(
         require_rows(found, chosen.values())
     if silent:
         warnings.warn(
-            f"layer_grams: no row that is finite reaches {silent[0].name}"
-            f"{f' and {len(silent) - 1} more layers' if silent[1:] else ''}: all inputs of such a "
-            "layer count alike. Give data that reach it, or leave it out (layers=...).",
+            "layer_grams: no row that is finite reaches "
+            f"{silent[0].name}{f' and {len(silent) - 1} more layers' if silent[1:] else ''}: "
+            "all inputs of such a layer get equal weights. Pass data that reach it, or leave "
+            "it out (layers=...).",
             SondeWarning,
             stacklevel=2,
         )
@@ -242,8 +243,9 @@ def require_rows(found: Mapping[str, MomentsState], layers: Iterable[Weighted]) 
     silent = sorted(one.name for one in silent_layers(found, layers))
     if silent:
         raise InputError(
-            f"layer_grams: expected rows at every layer, got none that is finite at {silent[0]}"
-            f"{f' and {len(silent) - 1} more' if silent[1:] else ''}. Give it data that reach it."
+            "layer_grams: expected rows at every layer, got none that is finite at "
+            f"{silent[0]}{f' and {len(silent) - 1} more' if silent[1:] else ''}. Pass data that "
+            "reach this layer."
         )
 
 

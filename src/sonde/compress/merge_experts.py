@@ -172,8 +172,8 @@ def heads_of(
     head = torch.arange(len(like))
     if capacity is not None and capacity * len(stay) < len(like):
         raise InputError(
-            f"MergeExperts.plan: expected groups that hold {len(like)} experts, got {len(stay)} of "
-            f"at most {capacity}. Raise keep or capacity."
+            f"MergeExperts.plan: expected groups with room for {len(like)} experts, got "
+            f"{len(stay)} of at most {capacity}. Raise keep or capacity."
         )
     room = dict.fromkeys(stay.tolist(), len(like) if capacity is None else capacity - 1)
     for e in share.argsort(descending=True, stable=True).tolist():

@@ -106,8 +106,8 @@ def _table(model: SlicedModel, batch: InputBatch) -> Float[Tensor, "token dim"]:
     weight = None if found is None else getattr(found.module, "weight", None)
     if not isinstance(weight, Tensor):
         raise InputError(
-            "PreGate.fit: expected a model with a table of token embeddings, found none that is "
-            "fed the tokens. Slice a causal language model of transformers."
+            "PreGate.fit: expected a model with an embedding that reads the token ids, found "
+            "none. Use a causal language model of transformers."
         )
     return weight
 

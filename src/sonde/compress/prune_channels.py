@@ -167,8 +167,8 @@ class PruneChannels(Rewrite):
         if not found:
             why = told or "each channel reaches the model's output, or a norm mixes all of them"
             raise InputError(
-                f"PruneChannels.plan: expected channels that other layers read, got none that can "
-                f"go ({why}). Take a method that changes single layers."
+                "PruneChannels.plan: expected channels that other layers read, got none that "
+                f"can be removed ({why}). Use a method that changes single layers."
             )
         return found
 

@@ -163,9 +163,9 @@ class SequenceCoder(Codec):
                         p = steps.send(_filled(ids, live, len(lengths), start))
         if zlib.crc32(out.astype("<i8").tobytes()) != check:
             raise StateError(
-                "SequenceCoder.decode: the decoded ids have another checksum than those encoded: "
-                "this machine computes other probabilities. Decode where the stream was encoded, "
-                "or on a processor with the same kernels."
+                "SequenceCoder.decode: the decoded ids have another checksum than the encoded "
+                "ids: this machine computes different probabilities. Decode where the stream "
+                "was encoded, or on a processor with the same kernels."
             )
         return torch.from_numpy(out)
 

@@ -138,8 +138,8 @@ class SliceContext(nn.Module):
         """Return the mean and the spread of the slice of a pass; unknown numbers must be 0."""
         if (0 if hyper is None else hyper.shape[1]) != self.hyper:
             raise InputError(
-                f"SliceContext: expected a map of {self.hyper} channels that both sides know, got "
-                f"{0 if hyper is None else hyper.shape[1]}."
+                f"SliceContext: expected a map of {self.hyper} channels that encoder and "
+                f"decoder share, got {0 if hyper is None else hyper.shape[1]}."
             )
         x = known if hyper is None else torch.cat([known, hyper], 1)
         found = self.near[step](x)

@@ -117,9 +117,9 @@ class SliceWidth(Rewrite):
         coarse = max(SAME, 8 * torch.finfo(next(model.module.parameters()).dtype).eps)
         if not bool(gap <= coarse * wanted.abs().max()):
             raise InputError(
-                f"SliceWidth.plan: {type(model.module).__name__} answers otherwise if its residual "
-                "stream is rotated: something reads the stream beside its norms, or a norm does "
-                "more than to divide and scale. Take PruneChannels or DropBlocks."
+                f"SliceWidth.plan: {type(model.module).__name__} gives other answers if its "
+                "residual stream is rotated: a module reads the stream without a norm, or a "
+                "norm does more than divide and scale. Use PruneChannels or DropBlocks."
             )
 
 

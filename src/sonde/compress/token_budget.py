@@ -60,8 +60,9 @@ def token_budget(
     least = longest.clamp(max=floor)
     if floor < 0 or not int(least.sum()) <= budget <= int(longest.sum()):
         raise InputError(
-            f"token_budget: expected a budget of at least {int(least.sum())}, what floor={floor} "
-            f"takes, and at most the {int(longest.sum())} tokens of all segments, got {budget}."
+            f"token_budget: expected a budget of at least {int(least.sum())}, which "
+            f"floor={floor} needs, and at most the {int(longest.sum())} tokens of all segments, "
+            f"got {budget}."
         )
     if temperature is not None:
         share = (share / temperature).softmax(0)

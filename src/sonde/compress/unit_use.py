@@ -85,8 +85,8 @@ class UnitUse(State):
         """
         if (self.model, self.names, self.top) != (other.model, other.names, other.top):
             raise StateError(
-                "UnitUse.merge: expected units read at the same weights with the same top, got "
-                "two kinds. Take them again."
+                "UnitUse.merge: expected two states with the same weights and the same top. "
+                "Measure both again."
             )
         counts = tuple(a + b for a, b in zip(self.counts, other.counts, strict=True))
         return UnitUse(self.names, counts, self.tokens + other.tokens, self.top, self.model)

@@ -25,7 +25,7 @@ def require_cleared(header: Mapping[str, Any], stream: Stream) -> None:
     lacking = sorted({*header.get(LABELS, ())} - {*stream.clearance})
     if lacking:
         raise StateError(
-            f"score: the state has seen rows with the labels {', '.join(lacking)}, for which this "
-            "reader is not cleared. Score sonde.store.Cleared(store, column, clearance), or pass "
-            "fitted.declassified(...) with these labels."
+            f"score: the state was fitted on rows with the labels {', '.join(lacking)}, for "
+            "which this reader has no clearance. Score sonde.store.Cleared(store, column, "
+            "clearance), or pass fitted.declassified(...) with these labels."
         )

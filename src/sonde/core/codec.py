@@ -90,7 +90,8 @@ class Codec(ABC):
         if len(stream) < _HEAD.size or stream[:4] != MAGIC:
             raise StateError(
                 f"{name}.decode: expected a stream that begins with {MAGIC!r}, got "
-                f"{bytes(stream[:4])!r} in {len(stream)} bytes. Pass what encode returned, whole."
+                f"{bytes(stream[:4])!r} in {len(stream)} bytes. Pass the complete result of "
+                "encode."
             )
         magic, version, owner, checksum = _HEAD.unpack_from(stream)
         payload = bytes(stream[_HEAD.size :])

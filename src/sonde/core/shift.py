@@ -86,7 +86,7 @@ class Side(Result):
         """
         if digest(self.shift) != digest(other.shift):
             raise StateError(
-                f"Side.compare: expected a side of {self.shift}, got one of {other.shift}. "
+                f"Side.compare: expected a side of {self.shift}, got a side of {other.shift}. "
                 "Fit the second side with the parameters of the first, `first.shift.fit(rows)`."
             )
         fewest, least = min(self.independent, other.independent), self.shift.least_rows

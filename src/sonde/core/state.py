@@ -95,7 +95,7 @@ def require_finite(states: Mapping[str, State | None]) -> None:
         if lost := nonfinite_field(state):
             raise StateError(
                 f"write_state: expected a finite state {name}, got NaN or infinity in {lost}, "
-                "which no finite rows lead to. Look for them in the columns beside the rows, or "
+                "although the rows are finite. Look for such values in the other columns, or "
                 "leave the method out."
             )
 

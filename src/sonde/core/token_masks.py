@@ -166,9 +166,9 @@ class MaskMeaning:
         if bool(own.all()) or not bool(own.any()):
             raise InputError(
                 f"expected a mask that says which tokens are padding, got a square {name!r} of "
-                f"{len(mask)} x {len(mask)}, which may also say which token sees which. Pass it "
-                f"under the name {REAL!r} (1 at real tokens), or run another number of examples "
-                "first."
+                f"{len(mask)} x {len(mask)}, which may also mean which token attends to which. "
+                f"Pass it under the name {REAL!r} (1 at real tokens), or run another number of "
+                "examples first."
             )
         return True
 

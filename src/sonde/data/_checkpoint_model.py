@@ -120,9 +120,9 @@ def _config(directory: Path, trust_remote_code: bool) -> Any:
     known = written.get("model_type") in CONFIG_MAPPING
     if remote and not known and not trust_remote_code:
         raise InputError(
-            f"load: {directory} wants to run Python code that comes with it "
-            f"(model type {written.get('model_type')!r}). Read that code, then pass "
-            "trust_remote_code=True (--trust-remote-code)."
+            f"load: {directory} contains Python code that has to run (model type "
+            f"{written.get('model_type')!r}). Read that code, then pass trust_remote_code=True "
+            "(--trust-remote-code)."
         )
     if not remote and not known:
         names = near(str(written.get("model_type")), CONFIG_MAPPING)
@@ -245,9 +245,9 @@ def _check_whole(report: dict[str, Any], kind: str, directory: Path) -> None:
     others = sorted(map(str, report.get("unexpected_keys") or ()))
     if layers := [name for name in others if re.search(r"(^|\.)inserted[._]", name)]:
         raise InputError(
-            f"load: {directory} holds {layers[0]} of a layer that sonde inserted, and nothing that "
-            "says which layer. Save the layers by sonde.layers.save_layers, and the model without "
-            "them (sonde.removed)."
+            f"load: {directory} holds {layers[0]} of a layer that sonde inserted, but no "
+            "description of the layer. Save the layers by sonde.layers.save_layers, and the "
+            "model without them (sonde.removed)."
         )
     if missing or uneven:
         what = "without" if missing else "with other shapes for"

@@ -107,7 +107,7 @@ def stages_of(path: Path) -> list[tuple[str, Path]]:
         rows = sorted(json.loads(file.read_text(encoding="utf-8")), key=lambda row: row["idx"])
         listed = [(str(r["type"]).rpartition(".")[2], path / str(r["path"])) for r in rows]
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"load: {file} is no list of stages: {error!r}. {LIVE}") from None
+        raise InputError(f"load: {file} is not a list of stages: {error!r}. {LIVE}") from None
     top = path.resolve()
     for _, folder in listed:
         if top not in (folder.resolve(), *folder.resolve().parents):

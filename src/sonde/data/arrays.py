@@ -95,8 +95,8 @@ def open_arrays(
         raise InputError(f"open_arrays: no such file: {path}.")
     if path.suffix not in ARRAY_SUFFIXES:
         raise InputError(
-            f"open_arrays: expected {', '.join(ARRAY_SUFFIXES)}, got {path}. Save its numbers as "
-            "one of these, or name a model that reads it in place of '-'."
+            f"open_arrays: expected {', '.join(ARRAY_SUFFIXES)}, got {path}. Save its numbers "
+            "in one of these formats, or name a model that reads it instead of '-'."
         )
     arrays = load_arrays(path)
     rows = {k: len(v) if v.ndim else "no" for k, v in arrays.items()}
@@ -163,8 +163,8 @@ def load_arrays(path: Path) -> dict[str, Any]:
     """Return the arrays of a file; no pickles, headers checked before anything is read."""
     if is_sealed(path) is False:
         raise InputError(
-            f"{path} is damaged: its bytes are not those that sonde export wrote. Export it again, "
-            "or take it from a backup."
+            f"{path} is damaged: its bytes differ from those that sonde export wrote. Export it "
+            "again, or restore it from a backup."
         )
     try:
         if path.suffix == ".safetensors":

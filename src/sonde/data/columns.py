@@ -412,9 +412,9 @@ def _refuse_items(name: str, model: str, source: str) -> None:
 
 def _not_numbers(name: str, source: str) -> InputError:
     return InputError(
-        f"{source}: expected numbers in column {name!r}, which is to be a feature, got texts. Say "
-        f"what it is (--label-column, --id-column or --group-column {name}), or leave it out "
-        f"(--ignore-columns {name})."
+        f"{source}: expected numbers in column {name!r}, which would be used as a feature, got "
+        f"texts. Declare what it is (--label-column, --id-column or --group-column {name}), or "
+        f"leave it out (--ignore-columns {name})."
     )
 
 
@@ -424,10 +424,10 @@ def _no_column(
     found = f"the columns {', '.join(free)}" if free else "no column that is free"
     many = f" (more than one could be it: {', '.join(candidates)})" if candidates else ""
     return InputError(
-        f"{model} reads {what}s, and {source} has {found}{many}. Name the column with {flag}, "
+        f"{model} reads {what}s, but {source} has {found}{many}. Name the column with {flag}, "
         "or pass data of the right kind."
         if what in ("text", "image", "item")
-        else f"{model} needs an {what}, and {source} has {found}. Pass {flag}."
+        else f"{model} needs an {what}, but {source} has {found}. Pass {flag}."
     )
 
 

@@ -167,8 +167,8 @@ def _known_arguments(inputs: Sequence[str], names: frozenset[str], model: Model)
     if strange:
         raise InputError(
             f"{model.name or 'the model'}.forward has no argument {strange[0]!r}, only "
-            f"{', '.join(sorted(names))}.{near(strange[0], names)} Name the items' entries after "
-            f"its arguments, say what {strange[0]!r} is (--label-column, --id-column, "
+            f"{', '.join(sorted(names))}.{near(strange[0], names)} Name the items' entries "
+            f"after its arguments, declare what {strange[0]!r} is (--label-column, --id-column, "
             f"--group-column), or leave it out (--ignore-columns {','.join(strange)})."
         )
 
@@ -187,10 +187,11 @@ def _refuse_beside(layout: Layout, names: frozenset[str], model: Model) -> None:
     found = next((name for name in layout.beside if name in names), None)
     if found is not None:
         raise InputError(
-            f"{model.name or 'the model'}.forward has an argument {found!r}, and the data have a "
-            f"column of that name beside {layout.inputs[0]!r}, with which it cannot be read. "
-            f"Give items of tensors (input_ids or pixel_values, and {found!r}), say that it is the "
-            f"label (--label-column {found}), or leave it out (--ignore-columns {found})."
+            f"{model.name or 'the model'}.forward has an argument {found!r}, and the data have "
+            f"a column of that name and a column {layout.inputs[0]!r}, which cannot be read "
+            f"together. Give items of tensors (input_ids or pixel_values, and {found!r}), "
+            f"declare it as the label (--label-column {found}), or leave it out "
+            f"(--ignore-columns {found})."
         )
 
 

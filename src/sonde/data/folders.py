@@ -39,7 +39,8 @@ class MediaFolder(Source):
         if found["image"] and found["audio"]:
             raise InputError(
                 f"{path} holds {plural(len(found['image']), 'image')} and "
-                f"{plural(len(found['audio']), 'recording')}. Pass a folder with one kind of them."
+                f"{plural(len(found['audio']), 'recording')}. Pass a folder with only one of "
+                "these kinds."
             )
 
     def where(self, index: int) -> str:

@@ -95,8 +95,9 @@ class ImageTextEncoder(Encoder):
         beyond = 0 if self.max_length is None else max(0, length - self.max_length)
         if beyond and self.long != "truncate":
             raise InputError(
-                f"the text has {length} tokens, the model reads {self.max_length}, and a text of "
-                "such a model is not cut into chunks; pass long='truncate' (--long truncate)"
+                f"the text has {length} tokens, the model reads at most {self.max_length}, and "
+                "texts with images are not cut into chunks; pass long='truncate' (--long "
+                "truncate)"
             )
         return beyond
 

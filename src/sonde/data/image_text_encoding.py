@@ -32,8 +32,8 @@ def image_text_encoder(
     """
     if layout.target is not None:
         raise InputError(
-            f"{model.name or 'the model'}: targets beside images are not read. Leave out "
-            "target_column."
+            f"{model.name or 'the model'}: targets cannot be read together with images. Leave "
+            "out target_column."
         )
     processor = model.processor
     image = layout.inputs[0] if layout.kind != "text" else None

@@ -106,7 +106,7 @@ class ArrayRows(Source):
                     f"{name}: expected an array with one row per item, got a single number."
                 )
             raise InputError(
-                f"{name}: expected arrays or lists of one length, a row for each item, got "
+                f"{name}: expected arrays or lists of equal length, one row per item, got "
                 f"{told or 'none'}."
             )
         self._n = next(iter(lengths.values())) or 0
@@ -248,8 +248,8 @@ def _data_set_of(loader: "torch.utils.data.DataLoader[Any]") -> Any:
         return loader.dataset
     what = "its own collate_fn" if plain or iterable else f"a {type(loader.sampler).__name__}"
     raise InputError(
-        f"data: expected items without a batch axis, got a DataLoader with {what}. Pass a data set "
-        "whose items are what the model takes, without a batch axis (often loader.dataset)."
+        f"data: expected items without a batch axis, got a DataLoader with {what}. Pass a data "
+        "set whose items are inputs of the model without a batch axis (often loader.dataset)."
     )
 
 

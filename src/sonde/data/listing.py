@@ -340,7 +340,7 @@ def _member(row: Row, layout: Layout) -> tuple[int, int]:
         return 0, -1
     pair = row.get(PAIRED[0])
     if is_missing(pair):
-        raise InputError("expected a value in column 'pair' beside its 'side'")
+        raise InputError("expected a value in column 'pair' for each value in 'side'")
     try:
         whole = int(side)
         fits = whole == float(side)

@@ -155,16 +155,16 @@ def _refuse_file_of_code(name: str) -> None:
 def _live(model: Any, device: str, dtype: str, processor: Any) -> Model:
     if device != "auto" or dtype != "auto":
         raise InputError(
-            f"load: a live module stays where it is, got device={device!r}, dtype={dtype!r}. "
-            "Call .to(...) on it before you pass it."
+            f"load: a live module keeps its device and dtype, got device={device!r}, "
+            f"dtype={dtype!r}. Call .to(...) on it before you pass it."
         )
     if isinstance(model, Model):
         return model if processor is None else replace(model, processor=processor)
     inner = getattr(model, "_orig_mod", model)
     if isinstance(inner, torch.jit.ScriptModule):
         raise InputError(
-            f"load: {type(inner).__name__} is scripted or traced (TorchScript): its inner modules "
-            "run without hooks. Give the Python module that it was made from."
+            f"load: {type(inner).__name__} is scripted or traced (TorchScript): its inner "
+            "modules run without hooks. Pass the Python module from which it was made."
         )
     if is_live_sentences(inner):
         processor = live_tokenizer(inner) if processor is None else processor
@@ -177,7 +177,8 @@ def _live(model: Any, device: str, dtype: str, processor: Any) -> Model:
 def _from_factory(name: str, device: str, dtype: str, processor: Any) -> Model:
     if device == "map":
         raise InputError(
-            "load: device 'map' spreads checkpoints; a factory places its module itself."
+            "load: device 'map' works for checkpoints; a factory chooses the device of its "
+            "module itself."
         )
     path, attribute = name.split(":")
     made = _factory(path, attribute, name)()
@@ -242,7 +243,7 @@ def _from_timm(name: str, device: str, dtype: str, processor: Any) -> Model:
         timm: Any = importlib.import_module("timm")
     except ModuleNotFoundError as error:
         raise InputError(
-            f"load: {name} needs timm, and there is no module {error.name!r}. Run `pip install "
+            f"load: {name} needs timm, but there is no module {error.name!r}. Run `pip install "
             "timm`, or name a factory that makes the module: package.module:factory@FILE."
         ) from None
     try:

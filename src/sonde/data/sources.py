@@ -127,8 +127,8 @@ class Walk:
             row = next(self._rows, None)
             if row is None:
                 raise InputError(
-                    f"{name} gave only {plural(self._next, 'item')} the second time. "
-                    "Pass something that gives the same items each time it is iterated."
+                    f"{name} gave only {plural(self._next, 'item')} the second time. Pass an "
+                    "iterable that returns the same items each time."
                 )
             if self._next >= start:
                 out.append(row)

@@ -346,8 +346,8 @@ def stacked_items(values: Sequence[Shaped[Tensor, "..."]], name: str) -> Shaped[
     shapes = sorted({tuple(v.shape) for v in values})
     if len(shapes) > 1:
         raise InputError(
-            f"{name}: expected items of one shape, got {', '.join(map(str, shapes[:4]))}. "
-            "Bring them to one shape, or pass batch_size=1 (--batch-size 1)."
+            f"{name}: expected items of equal shape, got {', '.join(map(str, shapes[:4]))}. Pad "
+            "or crop them to one shape, or pass batch_size=1 (--batch-size 1)."
         )
     return torch.stack([v.cpu() for v in values])
 

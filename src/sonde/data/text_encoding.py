@@ -30,10 +30,9 @@ def text_encoder(
     tokenizer = model.processor if is_tokenizer(model.processor) else None
     if tokenizer is None and layout.kind != "tokens":
         raise InputError(
-            f"{model.name or 'the model'} came without a tokenizer, and column "
-            f"{layout.inputs[0]!r} holds "
-            "texts. Give rows with input_ids, put its tokenizer beside it, or pass processor= in "
-            f"Python; {FACTORY}."
+            f"{model.name or 'the model'} has no tokenizer, but column {layout.inputs[0]!r} "
+            "contains texts. Pass rows with input_ids, save the tokenizer in the model's "
+            f"folder, or pass processor= in Python; {FACTORY}."
         )
     if layout.kind == "messages" and not getattr(tokenizer, "chat_template", None):
         raise InputError(
@@ -51,7 +50,8 @@ def text_encoder(
     around = len(vocabulary.before) + len(vocabulary.after)
     if context is not None and context <= around:
         raise InputError(
-            f"open_inputs: max_length={context} leaves no room beside {around} special tokens."
+            f"open_inputs: max_length={context} leaves no room for tokens other than {around} "
+            "special tokens."
         )
     return TextEncoder(
         tokenizer=tokenizer,

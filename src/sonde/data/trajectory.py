@@ -144,9 +144,9 @@ class TrajectoryEncoder(Encoder):
             return len(segment)
         if self.text.long != "truncate":
             raise InputError(
-                f"a trajectory has {len(segment)} tokens, the model reads {room}, and it cannot be "
-                "cut into chunks that do not see the steps before; pass long='truncate' "
-                "(--long truncate), which leaves out the last steps"
+                f"a trajectory has {len(segment)} tokens, the model reads at most {room}, and "
+                "it cannot be cut into chunks, because a step depends on the steps before; "
+                "pass long='truncate' (--long truncate), which leaves out the last steps"
             )
         fits = [step for step in range(int(segment.max()) + 1) if (segment <= step).sum() <= room]
         if not fits:

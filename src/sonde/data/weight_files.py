@@ -103,8 +103,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise InputError(
-            f"load: {path} holds more than tensors, or is damaged, and is not opened "
-            f"({str(error).strip().splitlines()[0][:120]}). Save model.state_dict() alone."
+            f"load: {path} contains more than tensors, or is damaged, so it is not opened "
+            f"({str(error).strip().splitlines()[0][:120]}). Save only model.state_dict()."
         ) from None
     found = _state_dict(held)
     if found is None:

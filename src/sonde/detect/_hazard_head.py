@@ -232,9 +232,9 @@ def _check_whole(position: Int[Tensor, "step"]) -> None:
     """Raise if steps of a trajectory are missing, because a bare verdict needs them all."""
     if not torch.equal(position, torch.arange(len(position))):
         raise InputError(
-            "TrajectoryVerifier: expected all steps of a trajectory of which only the verdict is "
-            f"known, got steps {position[:5].tolist()}. Give its rows one 'group', so that they "
-            "come together, and leave out trajectories with states that are not finite."
+            "TrajectoryVerifier: expected all steps of a trajectory with a known verdict only, "
+            f"got steps {position[:5].tolist()}. Give its rows the same 'group', so that they "
+            "stay together, and leave out trajectories with non-finite states."
         )
 
 

@@ -146,8 +146,8 @@ def check_widths(owner: str, a: int, b: int) -> None:
     """Raise a ``ShapeError`` unless both sides have one width."""
     if a != b:
         raise ShapeError(
-            f"{owner}: expected sides of one width, got dim={a} and dim={b}. "
-            "Compare the same site of the same architecture."
+            f"{owner}: expected sides of equal width, got dim={a} and dim={b}. Compare the same "
+            "site of the same architecture."
         )
 
 

@@ -108,10 +108,10 @@ class LookupTraining(Trainer[LookupTrainingState]):
         """Raise if the sample holds fewer than 2 groups (images)."""
         if state.sample is None or len(state.sample.group.unique()) < 2:
             raise InputError(
-                "DictLookup: expected patches of at least 2 images (groups), got 1: in training a "
-                "patch is compared with patches of other images, not of its own image. Give more "
-                "images, "
-                "train on those of another kind (over), or take generators='identity'."
+                "DictLookup: expected patches of at least 2 images (groups), got 1: in "
+                "training a patch is compared with patches of other images, not of its own "
+                "image. Pass more images, train on other images (over), or use "
+                "generators='identity'."
             )
         return super().close_pass(state)
 

@@ -212,8 +212,8 @@ def grid_columns(n: int, columns: int | None) -> int:
     if n % found or (columns is None and found * found != n):
         shape = "a square number of patches" if columns is None else f"lines of {columns} patches"
         raise InputError(
-            f"FOD: expected {shape} in an image, got {n} positions. Give the number of patches "
-            "in a line (columns=), and give whole images of one size."
+            f"FOD: expected {shape} in an image, got {n} positions. Pass the number of patches "
+            "in a line (columns=), and whole images of equal size."
         )
     return found
 

@@ -217,8 +217,8 @@ def _unfit(counts: Int[Tensor, "dim bin"], full: int) -> tuple[str, ...]:
     if is_covered.double().mean() > 0.5:
         warnings.warn(
             f"NAC: in {int(is_covered.sum())} of {len(counts)} units the fitted rows cover an "
-            "outer bin, and with it all that lies beyond: unusual rows may score as usual. Lower "
-            "alpha, or use 'auto'.",
+            "outer bin, which includes all values beyond it: out-of-distribution rows may get "
+            "low scores. Lower alpha, or use 'auto'.",
             SondeWarning,
             stacklevel=3,
         )

@@ -105,8 +105,9 @@ class NNGuide(Detector):
         n_negative = int((evidence < 0).sum())
         if n_negative:
             warnings.warn(
-                f"NNGuide: {n_negative} of {len(evidence)} fitted rows have negative log evidence, "
-                "which turns their guidance round. Use KNN for a model with such logits.",
+                f"NNGuide: {n_negative} of {len(evidence)} fitted rows have negative log "
+                "evidence, which reverses the sign of their guidance. Use KNN for a model with "
+                "such logits.",
                 SondeWarning,
                 stacklevel=2,
             )

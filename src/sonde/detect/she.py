@@ -153,6 +153,6 @@ def _check_labels(right: RightRowsState) -> None:
     if empty:
         shown = ", ".join(str(c) for c in empty[:5]) + (", ..." if len(empty) > 5 else "")
         raise InputError(
-            f"SHE: expected for every class a row that is labelled and predicted as it, got none "
-            f"for {len(empty)} of {k} classes ({shown}). Fit on labelled rows of all classes."
+            "SHE: expected at least one correctly predicted row in every class, got none for "
+            f"{len(empty)} of {k} classes ({shown}). Fit on labelled rows of all classes."
         )

@@ -298,7 +298,8 @@ class TrajectoryVerifier(Detector):
 def _require(wrong: int, right: int, what: str) -> None:
     if min(wrong, right) == 0:
         raise InputError(
-            f"TrajectoryVerifier: expected right and wrong {what}, got {right} right and {wrong} "
-            "wrong. Give trajectories of both kinds: 'first_error' is the first wrong step, "
-            "counted from 0, and -1 where all are right; an empty value means unknown."
+            f"TrajectoryVerifier: expected correct and wrong {what}, got {right} correct and "
+            f"{wrong} wrong. Give trajectories of both kinds: 'first_error' is the first wrong "
+            "step, counted from 0, and -1 if all steps are correct; an empty value means "
+            "unknown."
         )

@@ -194,7 +194,7 @@ def _reach(mean: LogitScoreSumState) -> float:
     reach = -float(mean.sum) / mean.n
     if not reach > 0.0:
         raise InputError(
-            "ViM: expected a positive mean of the largest logits, to which the residual is scaled, "
+            "ViM: expected a positive mean of the largest logits, which scales the residual, "
             f"got {reach:.6g}. Use Mahalanobis for a model with such logits."
         )
     return reach

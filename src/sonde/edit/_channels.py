@@ -49,7 +49,7 @@ def channel_layers(owner: str, module: nn.Module, only: str | None = None) -> di
     if not found:
         raise InputError(
             f"{owner}.plan: expected a model with convolutions, got none in "
-            f"{type(module).__name__}. Take another method for this model."
+            f"{type(module).__name__}. Use another method for this model."
         )
     if only is None:
         return found

@@ -115,8 +115,9 @@ class AttentionSteer(Edit):
         prior = context.others[self.source].to(x)
         if prior.shape != x.shape:
             raise ShapeError(
-                f"AttentionSteer: expected another run's probabilities of shape {tuple(x.shape)}, "
-                f"got {tuple(prior.shape)} at {site}. Run both on as many queries and keys."
+                "AttentionSteer: expected another run's probabilities of shape "
+                f"{tuple(x.shape)}, got {tuple(prior.shape)} at {site}. Run both with the same "
+                "number of queries and keys."
             )
         return by_head(prior, self.n_heads, "AttentionSteer")
 
@@ -161,9 +162,9 @@ def _with_prior(probs: Tensor, prior: Tensor, chosen: Tensor, site: Site) -> Ten
     lost = chosen.any(3, keepdim=True) & (sums <= 0) & (left > 1e-3 * total)
     if bool(lost.any()):
         raise InputError(
-            f"AttentionSteer: expected every query to have a key left to attend to, got "
-            f"{int(lost.sum())} rows without any at {site}. Forbid fewer keys, or name the queries "
-            "that see others (the first token of a text sees itself alone)."
+            "AttentionSteer: expected every query to have a key left to attend to, got "
+            f"{int(lost.sum())} rows without any at {site}. Forbid fewer keys, or name queries "
+            "that attend to several keys (the first token of a text attends only to itself)."
         )
     new = given + rest * (left / torch.where(sums > 0, sums, torch.ones_like(sums)))
     return torch.where(chosen.any(3, keepdim=True), new, probs)

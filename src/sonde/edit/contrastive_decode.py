@@ -81,8 +81,9 @@ class ContrastiveDecode(Decode):
             )
         if -1 not in self.layers or (len(self.layers) > 1 and isinstance(self.amateur, int)):
             raise InputError(
-                "ContrastiveDecode: expected layers with -1, the last, and a whole model or "
-                f"another prompt where there are more, got {self.layers} of {self.amateur!r}."
+                "ContrastiveDecode: expected layers with -1 (the last layer), and several "
+                f"layers only with a whole model or another prompt, got {self.layers} of "
+                f"{self.amateur!r}."
             )
 
     def reads(self) -> Mapping[str, OtherLogits]:

@@ -105,8 +105,8 @@ def _orthonormal(directions: Float[Tensor, "dim n"]) -> Float[Tensor, "dim n"]:
     q, r = torch.linalg.qr(wide / wide.norm(dim=0))
     if bool((r.diagonal().abs() < DEPENDENT).any()):
         raise InputError(
-            f"Ablate: expected directions of which none lies in the span of the others, got "
-            f"{directions.shape[1]} that do. Leave out linearly dependent directions."
+            f"Ablate: expected linearly independent directions, got {directions.shape[1]} "
+            "dependent ones. Leave out linearly dependent directions."
         )
     return q
 

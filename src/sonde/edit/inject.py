@@ -62,8 +62,8 @@ class Inject(Edit):
         check_ranges(self, merge=("adain_mean", "adain", "add"), level=("global", "local"))
         if self.level == "local" and self.merge != "add":
             raise InputError(
-                f"Inject: {self.merge} takes a mean over places, so its level is global. Take "
-                "merge='add' for states place by place."
+                f"Inject: {self.merge} averages over positions, so its level is global. Use "
+                "merge='add' to add states position by position."
             )
 
     @property

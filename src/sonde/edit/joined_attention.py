@@ -161,7 +161,7 @@ class _Joined:
         first, second, real = self.heads[id(module)]
         if len(first) != len(key):
             raise ShapeError(
-                f"joined_attention: expected {len(first)} examples, as many as the source has, got "
+                f"joined_attention: expected {len(first)} examples, like the source, got "
                 f"{len(key)}."
             )
         seen = in_sight(query, key, mask, _is_causal(implementation, module, kwargs))

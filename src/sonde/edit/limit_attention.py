@@ -69,8 +69,8 @@ class LimitAttention(Edit):
         found = pattern_of(self.pattern)
         if found.sorts:
             raise InputError(
-                f"LimitAttention: {self.pattern} sorts values, and the port probs has none. Choose "
-                "another pattern."
+                f"LimitAttention: {self.pattern} sorts values, but the port probs has no "
+                "values. Choose another pattern."
             )
         if found.spatial and self.grid is None:
             raise InputError(f"LimitAttention: expected grid=(high, wide) for {self.pattern}.")
@@ -105,8 +105,9 @@ class LimitAttention(Edit):
             if bool((lost & ~(own & allowed).any(3, keepdim=True)).any()):
                 row, query = (int(i) for i in lost.nonzero()[0][:2])
                 raise InputError(
-                    f"LimitAttention: {self.pattern} leaves no key to attend to for token {query} "
-                    f"of example {row} at {site}. Choose a pattern that holds the token itself."
+                    f"LimitAttention: {self.pattern} leaves no key to attend to for token "
+                    f"{query} of example {row} at {site}. Choose a pattern that includes the "
+                    "token itself."
                 )
             kept = torch.where(lost & own, total, kept)
             left = kept.sum(3, keepdim=True)
@@ -150,7 +151,8 @@ class LimitAttention(Edit):
             heads, rest = divmod(x.shape[-1], x.shape[1])
             if rest or not heads:
                 raise InputError(
-                    f"LimitAttention: expected as many keys as queries at {site}, got a row of "
-                    f"{x.shape[-1]} for {x.shape[1]} queries. Pass n_heads (for generate, say)."
+                    f"LimitAttention: expected equally many keys and queries at {site}, got a "
+                    f"row of {x.shape[-1]} for {x.shape[1]} queries. Pass n_heads (for "
+                    "generate, say)."
                 )
         return by_head(x, heads, f"LimitAttention at {site}")

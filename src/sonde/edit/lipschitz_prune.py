@@ -70,7 +70,7 @@ class LipschitzPrune(Rewrite):
         if not n_channels:
             raise InputError(
                 "LipschitzPrune.plan: expected convolutions with a batch norm behind them, got "
-                f"none in {type(module_of(model)).__name__}. Take another method for this model."
+                f"none in {type(module_of(model)).__name__}. Use another method for this model."
             )
         return RewritePlan.of(
             model,

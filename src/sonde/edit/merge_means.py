@@ -138,8 +138,9 @@ class RegMean(MergeRule):
                     )
                 if state.scatter.ndim == 1:
                     raise InputError(
-                        f"RegMean: expected moments with all products of inputs, got the diagonal "
-                        f"alone for {name} of model {i}. Fit Moments(scatter='full') at its input."
+                        "RegMean: expected moments with all products of inputs, got only the "
+                        f"diagonal for {name} of model {i}. Fit Moments(scatter='full') at its "
+                        "input."
                     )
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -225,9 +226,9 @@ class Slerp(MergeRule):
         angle = 2 * torch.asin(((first - second).square().sum().sqrt() / 2).clamp(max=1.0))
         if math.pi - float(angle) < OPPOSITE and 0 < self.weight < 1:
             raise InputError(
-                f"Slerp: expected two models with an arc between them, got opposite tensors for "
-                f"{name}: every way is equally short. Keep it of the base, or merge with "
-                "TaskArithmetic."
+                "Slerp: expected tensors that are not opposite, got opposite tensors for "
+                f"{name}, between which no shortest arc is unique. Keep the tensor of the base, "
+                "or merge with TaskArithmetic."
             )
         if torch.sin(angle) < PARALLEL:
             return torch.lerp(base, other, self.weight)
@@ -255,9 +256,9 @@ def _check_names(
     if strange or not every:
         got = repr(strange[0]) if strange else "none"
         raise InputError(
-            f"{rule}: expected names of what is merged, such as "
-            f"{next(iter(shapes), '').removesuffix(suffix)!r}, got {got}. Name what was fitted as "
-            "the file names its tensors, and leave out what is kept."
+            f"{rule}: expected names of merged tensors, such as "
+            f"{next(iter(shapes), '').removesuffix(suffix)!r}, got {got}. Use the tensor names "
+            "of the file for the fitted moments, and leave out tensors that are kept."
         )
     for i, one in enumerate(found):
         missing = sorted(every - one.keys())

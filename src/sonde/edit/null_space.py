@@ -46,8 +46,9 @@ class NullSpaceResult(Result):
             )
         if free == 0:
             raise StateError(
-                f"NullSpace.project: protected inputs reach all {dim} directions, so no change "
-                "leaves their outputs alone. Fit it with a larger tolerance, or on fewer inputs."
+                f"NullSpace.project: protected inputs span all {dim} directions, so every "
+                "change would affect their outputs. Fit it with a larger tolerance, or on "
+                "fewer inputs."
             )
         basis = self.basis.to(keys)
         return basis @ (basis.T @ keys)

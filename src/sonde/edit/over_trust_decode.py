@@ -58,8 +58,8 @@ class AttentionColumns:
         """Return the score of each column of a window of as many queries as keys."""
         if probs.shape[2] != probs.shape[3]:
             raise InputError(
-                "AttentionColumns.score: expected as many queries as keys, those of a window, got "
-                f"{tuple(probs.shape)}. Cut out probs[:, :, start:, start:]."
+                "AttentionColumns.score: expected equally many queries and keys of a window, "
+                f"got {tuple(probs.shape)}. Cut out probs[:, :, start:, start:]."
             )
         seen = probs.double().amax(dim=1)
         logs = (seen / seen.sum(dim=2, keepdim=True) * self.scale).log()

@@ -103,8 +103,8 @@ class ContrastVector(Edit):
             if context.others[name].shape != x.shape:
                 raise ShapeError(
                     f"ContrastVector: expected a run {name!r} of shape {tuple(x.shape)}, got "
-                    f"{tuple(context.others[name].shape)} at {site}. The runs are aligned place by "
-                    "place."
+                    f"{tuple(context.others[name].shape)} at {site}. The runs are aligned "
+                    "position by position."
                 )
             runs.append(context.others[name].to(x))
         return x + self.strength * (runs[0] - runs[1])

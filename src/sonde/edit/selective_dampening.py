@@ -111,9 +111,10 @@ class SelectiveDampening(Rewrite):
         alpha = max(1.0, SHARE * ratio) if self.alpha is None else self.alpha
         if alpha >= ratio:
             raise InputError(
-                f"SelectiveDampening.plan: expected alpha below {ratio:.4g} (examples in all over "
-                f"forget examples), got {alpha:.4g}. No weight can matter that much more to a part "
-                f"than to the whole: take at most {SHARE * ratio:.3g}, or leave alpha out."
+                f"SelectiveDampening.plan: expected alpha below {ratio:.4g} (examples in all "
+                f"over forget examples), got {alpha:.4g}. No weight can matter that much more "
+                f"to a part than to the whole: use at most {SHARE * ratio:.3g}, or leave alpha "
+                "out."
             )
         return self._dampened(model, part, whole, alpha)
 

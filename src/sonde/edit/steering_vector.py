@@ -206,8 +206,8 @@ class PairDifferencesState(State):
         if self.n:
             return self
         raise InputError(
-            f"{owner}: expected pairs with a row on side {positive} and one on another, got none. "
-            "Give columns pair and side, or leave paired out."
+            f"{owner}: expected pairs with one row on side {positive} and one row on another "
+            "side, got none. Pass columns pair and side, or leave paired out."
         )
 
 

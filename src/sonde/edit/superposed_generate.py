@@ -126,8 +126,8 @@ class SuperposedGenerate:
     def __post_init__(self) -> None:
         if self.drafts < 1 or self.top < self.drafts:
             raise InputError(
-                "SuperposedGenerate: expected at least one draft and as many tokens at the top, "
-                f"got drafts={self.drafts}, top={self.top}."
+                "SuperposedGenerate: expected at least one draft, and top at least as large as "
+                f"drafts, got drafts={self.drafts}, top={self.top}."
             )
         check_ranges(self, mix="[0, 1]", temperature="> 0")
 

@@ -462,6 +462,6 @@ def _check_alike(own: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     if apart or shapes:
         name = (apart or shapes)[0]
         raise ShapeError(
-            f"TwinMerge.join: an expert's {name} is not like the base's. Give models that were "
-            "trained from one base, heads left out."
+            f"TwinMerge.join: an expert's {name} has another shape than the base's. Pass models "
+            "that were trained from the same base, without their heads."
         )
