@@ -20,7 +20,7 @@ METHOD = "sonde"
 
 @register_quantization_config(METHOD)
 class PackedConfig(QuantizationConfigMixin):
-    """What ``config.json`` says of packed layers.
+    """Entry of ``config.json`` about packed layers.
 
     Parameters
     ----------

@@ -186,7 +186,7 @@ class EProcess:
 
 
 class ChangeDetector:
-    """When did the stream change? Shiryaev and Roberts' sum of bets, restarted after an alarm.
+    """Shiryaev-Roberts change detection by a sum of bets, restarted after an alarm.
 
     ``R_t = (1 + R_(t-1)) e_t`` with the mean of 32 bets as ``e_t``; an alarm at ``R >= patience``.
     Without change the mean number of scores to a false alarm is at least ``patience``. After an

@@ -455,7 +455,7 @@ class RunFlags(Workers):
 
 @dataclass(frozen=True)
 class Printing:
-    """What is printed."""
+    """Options for printing."""
 
     json: Annotated[bool, tyro.conf.arg(help="print everything as JSON")] = False
     quiet: Annotated[bool, tyro.conf.arg(help="print only the last line")] = False

@@ -198,7 +198,7 @@ def _refuse_made(owner: str, made: Sequence[str], layers: Sequence[str] | None) 
 
 
 def require_finite_weights(owner: str, layer: Weighted) -> None:
-    """Refuse a weight that is not finite.
+    """Raise if a weight is not finite.
 
     Raises
     ------

@@ -10,7 +10,7 @@ from sonde.core.errors import InputError
 
 
 def check_pattern(owner: str, pattern: str | None) -> None:
-    """Refuse a pattern that keeps no weight, or more weights than a run has.
+    """Raise if a pattern keeps no weight, or more weights than a run has.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def kept_of(owner: str, pattern: str) -> tuple[int, int]:
 
 
 def check_width(owner: str, pattern: str, width: int, layer: str) -> None:
-    """Refuse a layer whose rows are not whole runs of a pattern.
+    """Raise if the rows of a layer are not whole runs of a pattern.
 
     Raises
     ------

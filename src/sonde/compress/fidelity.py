@@ -24,7 +24,7 @@ from sonde.weights import as_model
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How far two models' answers are apart.
+    """Divergence of two models' answers.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class Fidelity:
 
     @property
     def loss(self) -> float:
-        """What a search keeps small: the mean KL in nats, or 1 - cosine for vectors."""
+        """Loss that a search minimises: the mean KL in nats, or 1 - cosine for vectors."""
         return self.kl if math.isnan(self.cosine) else 1.0 - self.cosine
 
     def json(self) -> dict[str, Any]:

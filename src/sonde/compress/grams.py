@@ -233,7 +233,7 @@ def _without_rows(layer: Weighted) -> dict[str, MomentsState]:
 
 
 def require_rows(found: Mapping[str, MomentsState], layers: Iterable[Weighted]) -> None:
-    """Refuse layers that read no row.
+    """Raise if a layer reads no row.
 
     Raises
     ------

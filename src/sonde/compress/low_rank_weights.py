@@ -98,7 +98,7 @@ class LowRankWeights(Rewrite):
         return {"calibration": Examples(optional=self.whiten == "none", summed=summed)}
 
     def check(self, model: Model) -> None:
-        """Refuse a rank that saves nothing, or a convolution, before anything is calibrated."""
+        """Raise for a rank that saves nothing, or for a convolution, before calibration."""
         if self.share > 0 or self.rank is not None:
             chosen = weighted_layers("LowRankWeights", model, self.layers)
             ranks = [self._rank(layer, len(chosen) == 1) for layer in chosen]

@@ -84,7 +84,7 @@ class MergeExperts(Rewrite):
         return {"calibration": Examples(summed=ExpertUse)}
 
     def check(self, model: Model) -> None:
-        """Refuse a model without experts that can be merged."""
+        """Raise if a model has no experts that can be merged."""
         mixtures("MergeExperts", model.module)
 
     def planned(self, model: Model, calibration: Inputs | ExpertUse) -> RewritePlan:

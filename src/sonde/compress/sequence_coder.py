@@ -108,7 +108,7 @@ class SequenceCoder(Codec):
 
     @property
     def alphabet(self) -> int:
-        """How many tokens the model knows."""
+        """Size of the model's vocabulary."""
         size = self._vocabulary()
         assert size is not None  # checked when it was made
         return size

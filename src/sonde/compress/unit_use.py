@@ -54,7 +54,7 @@ class DenseBlock:
 @final
 @dataclass(frozen=True)
 class UnitUse(State):
-    """How often hidden units were among the most active.
+    """Counts of how often hidden units were among the most active.
 
     Parameters
     ----------

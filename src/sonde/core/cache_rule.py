@@ -24,7 +24,7 @@ Queries = int | Literal["all"]
 
 @dataclass(frozen=True, eq=False)
 class CachedTokens:
-    """What a rule knows of the tokens in one layer's cache.
+    """Inputs of a cache rule: the tokens in one layer's cache.
 
     A row is one text of the batch, a head one key-value head, a slot one place in the cache. Slots
     of a row that holds fewer tokens than others are empty.
@@ -86,7 +86,7 @@ class CachedTokens:
 
 
 class CacheRule(ABC):
-    """Which tokens a key-value cache keeps. Subclasses are final frozen dataclasses.
+    """Rule for the tokens that a key-value cache keeps. Subclasses are final frozen dataclasses.
 
     Every subclass has a field ``budget``: tokens of each row and head that stay (an integer), or
     the share of the real tokens seen so far (a float in (0, 1], rounded up).

@@ -15,7 +15,7 @@ def joined_labels(*headers: Mapping[str, Any]) -> list[str]:
 
 
 def require_cleared(header: Mapping[str, Any], stream: Stream) -> None:
-    """Refuse a reader who lacks a label that a state was fitted on.
+    """Raise if a reader lacks a label of the rows that a state was fitted on.
 
     Raises
     ------

@@ -36,7 +36,7 @@ class Codec(ABC):
 
     @property
     def width(self) -> int | None:
-        """How long the last axis must be, if the codec was fitted to rows; None if any length."""
+        """Required length of the last axis, if the codec was fitted to rows; None if any length."""
         return None
 
     @abstractmethod

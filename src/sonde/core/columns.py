@@ -15,7 +15,7 @@ Kind = Literal["float", "int", "bool"]
 
 @dataclass(frozen=True)
 class Column:
-    """What one column holds.
+    """Description of the values of one column.
 
     Parameters
     ----------
@@ -128,7 +128,7 @@ _OF_THE_DATA = Column("a column of the data", "int")
 
 
 class Columns(TypedDict, total=False):
-    """What plain arrays may bring beside their rows, one entry for each row unless said.
+    """Columns that plain arrays may have, one entry per row unless stated otherwise.
 
     ``group``, ``ids`` (what is printed, and hashed where there are no ``keys``), ``keys`` (bytes
     that are hashed), ``position`` (if any is not 0, rows of equal ids are one example), ``pair``

@@ -19,7 +19,7 @@ from sonde.core.site import Site
 
 @dataclass(frozen=True)
 class EditContext:
-    """What an edit knows beside the activation.
+    """Information that an edit receives with the activation.
 
     Parameters
     ----------
@@ -324,7 +324,7 @@ def check_direction(owner: str, direction: Tensor) -> None:
 
 
 def check_width(owner: str, direction: Tensor, x: Tensor, site: Site) -> None:
-    """Refuse activations of another width.
+    """Raise if activations have another width.
 
     Raises
     ------

@@ -154,7 +154,7 @@ class Inputs(OneLine, ABC):
 
     @property
     def source_rows(self) -> np.ndarray | None:
-        """Which item of the data each example is, or is a piece of, from 0; None if unknown."""
+        """Index of the data item that each example is, or is a piece of; None if unknown."""
         return None
 
     def __len__(self) -> int:

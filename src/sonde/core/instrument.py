@@ -26,7 +26,7 @@ WIDEST_FULL = 2048
 
 
 class Where(ABC):
-    """Which rows a statistic sees: a frozen dataclass of parameters.
+    """Filter of the rows that a statistic reads: a frozen dataclass of parameters.
 
     ``by_layout`` says that the mask follows from example and position alone, so that sites whose
     rows correspond share it. ``finite`` says that rows which are not finite are left out, as every
@@ -42,7 +42,7 @@ class Where(ABC):
 
     @property
     def advice(self) -> str:
-        """What to do if no row is kept; empty if this filter alone cannot cause that."""
+        """Advice if no row is kept; empty if this filter alone cannot cause that."""
         return ""
 
 
@@ -224,7 +224,7 @@ class Instrument(ABC):
         return filled
 
     def require_rows(self, result: Result, place: str) -> None:
-        """Refuse an answer from fewer rows than the quantity is defined for.
+        """Raise if there are fewer rows than the quantity is defined for.
 
         Raises
         ------

@@ -109,7 +109,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run reads, computes and commits.
+    """Plan of one run: what it reads, computes and commits.
 
     Parameters
     ----------

@@ -65,7 +65,7 @@ class QueryMoments(State):
 
 
 class ComingRotation(ABC):
-    """How an attention will rotate the queries that come next in each text."""
+    """Rotations that an attention layer will apply to the next queries of each text."""
 
     @abstractmethod
     def each(self, n: int) -> Float[Tensor, "row next width width2"]:

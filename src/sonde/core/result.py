@@ -196,7 +196,7 @@ class Scorer(Result):
 
     @property
     def n_places(self) -> int | None:
-        """How many positions every example must have; None if any number will do."""
+        """Number of positions that every example must have; None if any number is allowed."""
         return None
 
     @property

@@ -19,7 +19,7 @@ from sonde.core.state import State, digest, map_tensors
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Result):
-    """How far two data sets lie apart; ``value`` is an effect size, with ``null`` without change.
+    """Distance between two data sets: an effect size ``value``, which is ``null`` without change.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Comparison(Result):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Side(Result):
-    """What a shift keeps of one data set; ``value`` counts the rows.
+    """Statistics that a shift keeps of one data set; ``value`` counts the rows.
 
     Parameters
     ----------

@@ -125,7 +125,7 @@ ReducerName = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Reducer:
-    """How a raw module output becomes rows.
+    """Rule that turns a raw module output into rows.
 
     Parameters
     ----------

@@ -168,13 +168,13 @@ class Learner(Statistic[StateT]):
         return size_bytes(self.start(dims[0]))
 
     def observe(self, *columns: Any, **_: Any) -> StateT:
-        """Refuse: a learner has no state of a batch alone."""
+        """Raise: a learner has no state of a single batch."""
         raise StateError(
             f"{type(self).__name__}: a learner is updated in plan order, not observed."
         )
 
     def merge(self, a: StateT, b: StateT) -> StateT:
-        """Refuse: two trained states have no sum."""
+        """Raise: two trained states cannot be added."""
         raise StateError(
             f"{type(self).__name__}.merge: a trained state cannot be merged (merging = 'none'). "
             "Fit it in one run over all data."

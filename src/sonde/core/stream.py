@@ -73,7 +73,7 @@ class Stream(OneLine, ABC):
 
     @property
     def source_rows(self) -> np.ndarray | None:
-        """Which item of the data each example is, or is a piece of, from 0; None if unknown."""
+        """Index of the data item that each example is, or is a piece of; None if unknown."""
         return None
 
     @property

@@ -93,7 +93,7 @@ def marks_real(name: str, masks: Iterable[Tensor]) -> bool:
 
 
 class MaskMeaning:
-    """Which value of a mask marks real tokens, decided by the first batch and kept for all others.
+    """Mask value that marks real tokens, decided on the first batch and kept for all others.
 
     If the first batch decides nothing, true is taken to mark real tokens.
     """

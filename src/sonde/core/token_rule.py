@@ -16,7 +16,7 @@ Asked = Literal["first", "last"]
 
 @dataclass(frozen=True, eq=False)
 class InsideTokens:
-    """What a rule sees of the tokens behind one block.
+    """Inputs of a token rule: the tokens after one block.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class InsideTokens:
 
 @dataclass(frozen=True, eq=False)
 class Reduction:
-    """Which token each token becomes a part of.
+    """Assignment of each token to the token that it is merged into.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Reduction:
 
 
 class TokenRule(ABC):
-    """How tokens become fewer behind the blocks of a model. Subclasses are final dataclasses.
+    """Rule that removes or merges tokens after blocks. Subclasses are final dataclasses.
 
     Attributes
     ----------

@@ -7,7 +7,7 @@ from sonde.data.text import TextEncoder
 
 
 def check_locates(text: TextEncoder, what: str) -> None:
-    """Refuse a tokenizer that does not say where its tokens stand."""
+    """Raise if a tokenizer does not return the offsets of its tokens."""
     tokenizer: Any = text.tokenizer
     if not (text.vocabulary.bytes_only or getattr(tokenizer, "is_fast", False)):
         raise InputError(

@@ -37,7 +37,7 @@ class Joined:
 
 
 class StoredNames:
-    """How the tensors of a checkpoint and of its model correspond.
+    """Correspondence of the tensors of a checkpoint and of its model.
 
     Parameters
     ----------

@@ -13,7 +13,7 @@ from sonde.data.splits import path_of
 
 
 def check_data(data: Any, columns: Sequence[str | None] = (), skip_bad: bool = False) -> None:
-    """Refuse a path that does not exist, or a table without a named column, at once.
+    """Raise at once if a path does not exist, or a table lacks a named column.
 
     Data sets by name are not looked up, and a folder of images is not walked.
 

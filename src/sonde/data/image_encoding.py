@@ -18,7 +18,7 @@ from sonde.data.processors import PillowProcessor, is_image_processor, no_recipe
 
 @dataclass(frozen=True)
 class ImageFlags:
-    """What the user says about images."""
+    """Options of the user about images."""
 
     size: tuple[int, int] | None = None
     mean: tuple[float, ...] | None = None

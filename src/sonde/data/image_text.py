@@ -213,7 +213,7 @@ class ImageTextEncoder(Encoder):
         }
 
     def notes(self) -> list[str]:
-        """Say which tower is read, or how an image stands in its text."""
+        """Return notes on which tower is read, or on how an image is placed in its text."""
         if self.two_towers:
             if self.image is not None and self.text is not None:
                 return [

@@ -210,7 +210,7 @@ class ItemInputs(Inputs):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know about these data, one sentence each, to be said once."""
+        """Notes on these data for the user, one sentence each, printed once."""
         listing = self.listing
         found = [*self._split_note(), *sample_note(listing.n_items, listing.sample_of)]
         found += self.encoder.notes()

@@ -71,7 +71,7 @@ class NumbersEncoder(Encoder):
         return {"kind": self.kind, "inputs": list(self.columns), "dtype": str(self.dtype)}
 
     def notes(self) -> list[str]:
-        """Say which columns became features."""
+        """Return a note on the columns that became features."""
         shown = ", ".join(self.columns[:SHOWN_COLUMNS])
         more = len(self.columns) - SHOWN_COLUMNS
         rest = f" and {more} more" if more > 0 else ""

@@ -309,7 +309,7 @@ def _from_folder(path: Path, wanted: str | None) -> Source:
 
 
 def require_path(data: str | Path) -> None:
-    """Refuse a path that does not exist; a word that may name a data set passes.
+    """Raise if a path does not exist; a word that may name a data set is accepted.
 
     Raises
     ------

@@ -33,7 +33,7 @@ MOST_EXPANSION = 12
 
 @dataclass(frozen=True)
 class Decoder:
-    """What the decoder of an encoder-decoder model reads.
+    """Inputs of the decoder of an encoder-decoder model.
 
     Parameters
     ----------
@@ -371,7 +371,7 @@ class TextEncoder(Encoder):
         }
 
     def notes(self) -> list[str]:
-        """Say what the decoder reads, what is not read, and that nothing is padded."""
+        """Return notes on the decoder's inputs, unread columns, and a missing padding token."""
         found: list[str] = []
         if self.decoder is not None and self.decoder.column is None and not self.decoder.given:
             found.append(

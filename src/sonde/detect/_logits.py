@@ -123,7 +123,7 @@ class LogitScorer(Scorer):
 
 @dataclass(frozen=True)
 class Rivals:
-    """How far the other logits of each row lie below the largest one.
+    """Gaps between the largest logit of each row and its other logits.
 
     Softmax scores are computed from these gaps without the subtraction ``1 - p``, so a confident
     row keeps all of its digits.

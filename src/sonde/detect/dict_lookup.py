@@ -136,7 +136,7 @@ IDENTITY = Generators()
 @final
 @dataclass(frozen=True, kw_only=True)
 class DictLookupScorer(Scorer):
-    """How far patches point away from what ``bank`` gives back; ``value`` counts its entries.
+    """Angle between patches and their reconstruction by ``bank``; ``value`` counts its entries.
 
     Every fitted patch lies within ``radius`` of the bank; ``radius`` is None if not known.
     """

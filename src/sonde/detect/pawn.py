@@ -168,7 +168,7 @@ class PAWNTraining(Learner[PAWNState]):
 
 
 def check_metrics(width: int, owner: str = "PAWN") -> None:
-    """Refuse rows that are no token metrics."""
+    """Raise if rows are not token metrics."""
     if width != len(TOKEN_METRICS):
         raise ShapeError(
             f"{owner}: expected hidden states at a first site and {len(TOKEN_METRICS)} token "

@@ -139,7 +139,7 @@ def accuracy_of(losses: Any, batches: Iterable[InputBatch]) -> float:
 
 
 def labelled(owner: str, clean: Inputs) -> None:
-    """Refuse data without labels.
+    """Raise if the data have no labels.
 
     Raises
     ------

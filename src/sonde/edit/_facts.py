@@ -24,7 +24,7 @@ STATEMENT = "{} is a"
 @final
 @dataclass(frozen=True)
 class Fact:
-    """What a model should say after a prompt.
+    """A prompt and the answer that a model should give.
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ EVERY = 10**9
 
 @dataclass(frozen=True, eq=False)
 class BackdoorFinding:
-    """What was found out about a backdoor.
+    """Result of the search for a backdoor.
 
     Parameters
     ----------

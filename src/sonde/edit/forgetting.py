@@ -38,7 +38,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """How a model does on the examples that it was to forget, on the others, and on new ones.
+    """Accuracy of a model on examples to forget, on the other training examples, and on new ones.
 
     Parameters
     ----------

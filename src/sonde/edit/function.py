@@ -18,7 +18,7 @@ from sonde.core.site import Site
 @final
 @dataclass(frozen=True)
 class Function(Edit):
-    """What a function makes of the activation.
+    """Replace the activation by a function of it.
 
     The function gets a copy, so it may write into it. Padding and tokens that ``where`` leaves out
     keep their values, whatever it does there.

@@ -18,7 +18,7 @@ from sonde.tap.decoding.layers import ModelBlocks
 @final
 @dataclass(frozen=True)
 class AttentionColumns:
-    """How much later tokens keep looking at one token: the column of an attention matrix.
+    """Attention of later tokens to one token: a column of the attention matrix.
 
     ``P`` is the attention among the tokens of a window, greatest over heads, each row made to sum
     to 1. The score of token j is the sum of ``log(scale P_ij)`` over later tokens i, which is the

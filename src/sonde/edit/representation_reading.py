@@ -154,7 +154,7 @@ class ReadingScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class RepresentationReading(Detector):
-    """How much of a concept each row shows: its projection on the main axis of pair differences.
+    """Score of a concept: projection of each row on the main axis of pair differences.
 
     Read rows with the concept (class ``positive``) and without it at the last token of one
     template. The direction is the first principal axis, not centred, of the differences of every

@@ -25,7 +25,7 @@ ORDER_WEIGHTS = (0.01, 0.04, 0.15, 0.18, 0.12, 0.5)
 @final
 @dataclass(frozen=True, eq=False)
 class NGrams:
-    """How often each token followed each context, for contexts of 1, 2, ... tokens; exact counts.
+    """Exact counts of the tokens after each context, for contexts of 1, 2, ... tokens.
 
     Parameters
     ----------

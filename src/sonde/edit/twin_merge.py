@@ -215,7 +215,7 @@ def branch_of(
 @final
 @dataclass(frozen=True, eq=False)
 class LinearRouter:
-    """Which expert an input is for, read off the shared model's state at a site.
+    """Linear router that chooses an expert from the shared model's state at a site.
 
     ``softmax(weight x + bias)``, e.g. the linear discriminant of the experts' own data.
 

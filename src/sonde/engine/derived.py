@@ -38,7 +38,7 @@ class DerivedStream(Stream):
 
     @property
     def examples_of_rows(self) -> Sequence[Hashable] | None:
-        """Which example each entry is a row of; None if each entry is a whole example."""
+        """Index of the example of each entry; None if each entry is a whole example."""
         return self.inner.examples_of_rows
 
     @property
@@ -53,7 +53,7 @@ class DerivedStream(Stream):
 
     @property
     def source_rows(self) -> np.ndarray | None:
-        """Which item of the data each example is."""
+        """Index of the data item of each example."""
         return self.inner.source_rows
 
     @property

@@ -126,7 +126,7 @@ class Bar:
             )
 
     def advance(self, n: int) -> None:
-        """Say that ``n`` more examples are done."""
+        """Report that ``n`` more examples are done."""
         self._done += n
         if self._speaks and not self._said and n:
             self._steps.append((self.wall_seconds, self._done))

@@ -16,7 +16,7 @@ SITE_COLUMNS = ("x", "grad")
 
 
 class FiniteRows:
-    """Which rows of a batch are finite at a site and at every earlier one, and how many are not.
+    """Rows of a batch that are finite at a site and at all earlier ones, and the number of others.
 
     Sites of one layout drop single rows. A site with another layout drops whole examples: each
     example with a row that is not finite at an earlier site.

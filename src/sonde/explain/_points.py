@@ -16,7 +16,7 @@ Over = Literal["positions", "units", "whole"]
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """How the states at one site fall into points.
+    """Partition of the states at one site into points.
 
     Parameters
     ----------

@@ -38,7 +38,7 @@ class AnswerMargin:
 
     @property
     def name(self) -> str:
-        """How results name it."""
+        """Name of the answer in results."""
         return f"log-probability of {self.length} tokens, less that of {self.other} others"
 
     def fixed(

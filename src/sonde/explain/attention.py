@@ -55,7 +55,7 @@ class AttentionMap(Attributor):
 
     @property
     def signed(self) -> bool:
-        """No: what is looked at may speak for or against."""
+        """False: attention has no sign for or against the answer."""
         return False
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
@@ -98,7 +98,7 @@ class RawAttention(AttentionMap):
 @final
 @dataclass(frozen=True)
 class AttentionRollout(AttentionMap):
-    """Where mass at the position that answers comes from, through all layers.
+    """Attention traced back from the answering position through all layers.
 
     ``A = (1 - residual) heads(probs) + residual I``, rows scaled to 1; the product from the first
     to the last layer.
@@ -183,7 +183,7 @@ class AttentionTimesGradient(AttentionMap):
 
     @property
     def signed(self) -> bool:
-        """Yes."""
+        """True: the values have signs."""
         return True
 
     def _map(self, layers: AttentionLayers) -> Float[Tensor, "row token"]:

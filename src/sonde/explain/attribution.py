@@ -108,7 +108,7 @@ class Attribution(Result):
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What a method found.
+    """Attributions of a method.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ class ControlTaskResult(Result):
 @final
 @dataclass(frozen=True)
 class ControlTask(Instrument):
-    """How much better a probe reads the true classes than classes chosen at random for each type.
+    """Selectivity: accuracy of a probe on true classes minus that on random classes per type.
 
     Every type (byte, token, word) gets a fixed class drawn from the frequencies of the true
     labels. A probe that only learns by heart reads the drawn classes just as well as the true

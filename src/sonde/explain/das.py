@@ -64,7 +64,7 @@ class Interchange(Edit):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Alignment(Result):
-    """How often exchanged states give the answer that the causal model gives.
+    """Fraction of exchanged states that give the answer of the causal model.
 
     ``value`` is the share of pairs with the expected answer; ``null`` the same for a random
     subspace of this size; ``unpatched`` without any exchange. ``subspace`` is None if the whole

@@ -410,7 +410,7 @@ def read_saelens(folder: Path) -> dict[str, Any]:
 
 
 def check_fields(fields: dict[str, Any], path: Path) -> None:
-    """Refuse tensors that do not fit one another, or the activation.
+    """Raise if tensors do not match one another, or the activation.
 
     Raises
     ------

@@ -26,7 +26,7 @@ Edge = tuple[str, str]
 @final
 @dataclass(frozen=True, kw_only=True)
 class EdgeEffects(Result):
-    """What each edge does to the number that distinguishes two runs.
+    """Effect of each edge on the number that distinguishes two runs.
 
     ``value`` is the share of the difference that an edge brings, mean over pairs. ``edges`` are
     names of a writer's output and a reader's input; ``effects``, ``base``, ``source`` and

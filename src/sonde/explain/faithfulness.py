@@ -142,7 +142,7 @@ class OrderTest(Judge):
     @property
     @abstractmethod
     def shares(self) -> tuple[float, ...]:
-        """Which fractions of the positions are taken, from first to last."""
+        """Fractions of the positions that are removed, from first to last."""
 
     @abstractmethod
     def _figure(self, curves: Float[Tensor, "row step"]) -> Float[Tensor, "row"]:

@@ -48,7 +48,7 @@ class Saliency(Attributor):
 
     @property
     def signed(self) -> bool:
-        """No."""
+        """False: a magnitude has no sign."""
         return False
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:

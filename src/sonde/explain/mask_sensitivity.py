@@ -60,7 +60,7 @@ class MaskSensitivityResult(Result):
 @final
 @dataclass(frozen=True)
 class MaskSensitivity(Judge):
-    """How well a model tells classes with the region of the object taken away, or with it alone.
+    """Accuracy of a model without the region of the object, and with only this region.
 
     Five conditions: the whole picture; the region alone; without the region; without the box around
     the region, which hides the object's shape; without a box of the same size elsewhere. A model

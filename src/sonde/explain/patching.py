@@ -37,7 +37,7 @@ SIDES: dict[str, tuple[Side, Side]] = {
 @final
 @dataclass(frozen=True, kw_only=True)
 class PatchEffects(Result):
-    """What each point of each site does to the number that distinguishes two runs.
+    """Effect of each point of each site on the number that distinguishes two runs.
 
     ``value`` is the share of the difference that a point brings, mean over pairs: 0 nothing, 1 all;
     it may leave [0, 1]. ``effects`` are the rises of the objective above ``base``; ``base`` and

@@ -108,7 +108,7 @@ class DiffRoarResult(Result):
 
     @property
     def beyond_control(self) -> float:
-        """What the values at the positions say, beyond the shape of the mask."""
+        """Accuracy gained from the values at the positions, beyond the shape of the mask."""
         return float(self.value) - self.control
 
 

@@ -110,7 +110,7 @@ class Occlusion(PartTest):
 @final
 @dataclass(frozen=True)
 class Shapley(PartTest):
-    """What a part adds to the objective, averaged over all sets of the other parts.
+    """Shapley values: the gain in the objective from each part, averaged over sets of other parts.
 
     ``sum_S |S|! (n - |S| - 1)! / n! (v(S + i) - v(S))`` where ``v(S)`` is the objective with the
     parts outside ``S`` at the baseline: the only shares that add up, treat equal parts alike and

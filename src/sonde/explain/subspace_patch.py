@@ -28,7 +28,7 @@ QUANTILES = (0.001, 0.999)
 @final
 @dataclass(frozen=True, kw_only=True)
 class SubspaceVerdict(Result):
-    """What a direction does, and through which of its parts.
+    """Effect of a direction, and of each of its parts.
 
     ``value`` is the effect of the direction as a share of what the whole site brings. ``verdict``
     is ``illusory`` or ``not shown``, never that a direction is real. ``effects`` are the mean

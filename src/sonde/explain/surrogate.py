@@ -57,7 +57,7 @@ class Rule:
 @final
 @dataclass(frozen=True, kw_only=True)
 class SurrogateResult(Result):
-    """How well the rules answer as the model does, on rows that they were not made from.
+    """Agreement of the rules with the model on held-out rows.
 
     ``value`` is the share of equal classes, or the share of variance explained. ``features`` are
     the inputs kept, the most important first. Their ``importance`` is the mean squared change of

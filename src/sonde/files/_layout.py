@@ -58,7 +58,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class TensorSlot:
-    """Where one tensor lies in the payload."""
+    """Position of one tensor in the payload."""
 
     code: str
     shape: tuple[int, ...]

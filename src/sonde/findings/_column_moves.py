@@ -42,7 +42,7 @@ Kind = Literal["missing", "one value", "new values", "exchanged", "factor", "shi
 
 @dataclass(frozen=True)
 class ColumnMove:
-    """How one column of OTHER differs from that of DATA.
+    """Difference of one column between OTHER and DATA.
 
     Parameters
     ----------

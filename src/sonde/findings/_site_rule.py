@@ -50,7 +50,7 @@ class Worst:
 
     @property
     def kept(self) -> Any:
-        """What the sentence needs of this site."""
+        """Data about this site for the sentence."""
         return self.found.kept[self.site.name]
 
     def also(self, words: str = "Also", names: list[str] | None = None) -> str:

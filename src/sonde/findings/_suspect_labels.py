@@ -31,7 +31,7 @@ LEARNED: Final = 0.995
 
 @dataclass(frozen=True, eq=False)
 class Doubts:
-    """How much speaks against each evaluated row's label.
+    """Evidence against the label of each evaluated row.
 
     Parameters
     ----------

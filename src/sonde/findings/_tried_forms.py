@@ -44,7 +44,7 @@ def _as_given(x: Inputs) -> Inputs:
 
 @dataclass(frozen=True, eq=False)
 class Tried:
-    """What the model makes of inputs given in one way.
+    """Answers of the model to inputs in one form.
 
     Parameters
     ----------

@@ -192,7 +192,7 @@ def _share(right: Bool[Tensor, "row"], group: Int[Tensor, "row"]) -> dict[str, A
 
 @dataclass(frozen=True)
 class SharedContent:
-    """How many inputs of DATA and of OTHER have content that both sides have, and of how many."""
+    """Number of inputs of DATA and OTHER whose content both contain, and the totals."""
 
     mine: int
     n_mine: int

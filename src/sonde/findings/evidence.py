@@ -116,7 +116,7 @@ class SiteEvidence:
 
 @dataclass(frozen=True, eq=False)
 class DataEvidence:
-    """What the listing knows of one data set; one entry per example in planned order.
+    """Listing of one data set; one entry per example in planned order.
 
     Parameters
     ----------
@@ -357,7 +357,7 @@ class Evidence:
 
     @property
     def budget(self) -> TrialBudget:
-        """What trials may cost; without limit if no live model is scanned."""
+        """Budget of the trials; unlimited if no live model is scanned."""
         return self.gathered.get("budget", self) or TrialBudget(lambda: NO_LIMIT)
 
     @property

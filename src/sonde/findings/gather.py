@@ -76,7 +76,7 @@ class ScanStatistics:
 
     @property
     def entry(self) -> SiteSchema | None:
-        """What the first site receives, where the stream brings it."""
+        """Input of the first site, if the stream contains it."""
         return next((s for s in self.schema if s.key.endswith(f"|{ENTRY}")), None)
 
     def all_key(self, site: SiteSchema) -> str:

@@ -37,7 +37,7 @@ USUAL = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class TextAnswers:
-    """What a language model says of every token of some texts.
+    """Predictions of a language model for every token of some texts.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class TextAnswers:
 
     @property
     def seen(self) -> Float[Tensor, "text word"]:
-        """How often each token occurs after the first position, by text."""
+        """Counts of each token after the first position, by text."""
         n_words = self.said.shape[1]
         return torch.stack([torch.bincount(x[1:], minlength=n_words) for x in self.ids]).float()
 

@@ -23,7 +23,7 @@ ROUTERS = ("router", "expert", "moe")
 
 @dataclass(frozen=True)
 class SiteFacts:
-    """What is known of the module at a site.
+    """Properties of the module at a site.
 
     Parameters
     ----------

@@ -104,7 +104,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """How one rule ended, on the whole scan.
+    """Outcome of one rule on the whole scan.
 
     ``tables`` holds further results that the report shows elsewhere, e.g. the accuracy at every
     site.

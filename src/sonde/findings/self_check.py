@@ -31,7 +31,7 @@ ROWS = 8
 
 @dataclass(frozen=True)
 class Deltas:
-    """How much the states of the same rows differ between two ways to compute them, by site.
+    """Difference by site between the states of the same rows, computed in two ways.
 
     Parameters
     ----------

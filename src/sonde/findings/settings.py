@@ -13,7 +13,7 @@ from sonde.run.workers.crew import Crew, Runner
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """How a scan is run and what it says.
+    """Settings of a scan and of its report.
 
     Parameters
     ----------

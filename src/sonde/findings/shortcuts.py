@@ -42,7 +42,7 @@ SAME = 0.8
 
 @dataclass(frozen=True)
 class Shortcut:
-    """A small part of the inputs that tells a class, and how far the model needs it.
+    """A small part of the inputs that predicts a class, and the accuracy that depends on it.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class Shortcut:
 
 @dataclass(frozen=True, eq=False)
 class ShortcutEvidence:
-    """What was tried.
+    """Parts of the inputs that were tested as shortcuts.
 
     Parameters
     ----------

@@ -90,7 +90,7 @@ class SND011(SiteRule):
         return {"sites": tuple(_alike(worst)), "units": tuple(map(str, _units(worst.site)[:20]))}
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
-        """Say how many units never change, and how rarely they could."""
+        """Describe how many units never change, and the bound for unseen inputs."""
         at_level = _alike(worst)
         rest = len(worst.names) - len(at_level)
         return (

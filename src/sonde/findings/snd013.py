@@ -87,7 +87,7 @@ class SND013(SiteRule):
         return found
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
-        """Say how many units are saturated."""
+        """Describe how many units are saturated."""
         site, count = worst.site, round(worst.value * worst.site.dim)
         return (
             f"{count:,} of {plural(site.dim, 'unit')} at {places([site.name])} ({_kind(site)}) "

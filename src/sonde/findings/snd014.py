@@ -96,7 +96,7 @@ class SND014(SiteRule):
         return {"n_rows": site.moments.n}
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
-        """Say how many units repeat another."""
+        """Describe how many units repeat another."""
         site, count = worst.site, int(worst.kept.sum())
         return (
             f"{count:,} of {plural(site.dim, 'unit')} at {places([site.name])} "

@@ -26,7 +26,7 @@ LEAST_JUDGES = 8
 @final
 @dataclass(frozen=True)
 class SND015(Rule):
-    """How much better the model does on the same inputs, given in another form."""
+    """Accuracy gained by giving the model the same inputs in another form."""
 
     level: float = 0.001
     part: float = 0.5

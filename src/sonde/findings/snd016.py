@@ -17,7 +17,7 @@ GROUPS = 32
 
 @dataclass(frozen=True)
 class Dominance:
-    """How far the largest units of a site stand out.
+    """Dominance of the largest units of a site.
 
     Parameters
     ----------

@@ -88,7 +88,7 @@ class SND018(SiteRule):
         return {"n_rows": len(site.sample.draw), "flags": ("sampled",)}
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
-        """Say how many units take few values."""
+        """Describe how many units take few values."""
         return (
             f"{percent(worst.value)} of the units at {places(worst.names)} take at most "
             f"{self.values} evenly spaced values (quantised activations).",

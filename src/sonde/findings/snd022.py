@@ -110,7 +110,7 @@ class SND022(SiteRule):
         return directions(evidence.sites[-1]) >= self.warning
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
-        """Say in how many directions the units move."""
+        """Describe the number of directions in which the units vary."""
         site = worst.site
         return (
             f"The {int(site.alive.sum()):,} units that vary at {places([site.name])} span "

@@ -80,7 +80,7 @@ class SND023(SiteRule):
         return found if found is None or is_used else ("note", self.note)
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
-        """Say by how much rows differ."""
+        """Describe how much rows differ."""
         value, common = worst.value, " (common)" if worst.level == "note" else ""
         return (
             f"Rows at {places(worst.names)} differ by {percent(value)} of their mean's "

@@ -63,7 +63,7 @@ class SND024(SiteRule):
         return ("note", self.note) if found and self._is_late(site, evidence) else found
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
-        """Say how much of the variance is left inside examples."""
+        """Describe how much variance is left inside examples."""
         site = worst.site
         what = "tokens" if site.all.key.endswith("tokens") else "positions"
         return (

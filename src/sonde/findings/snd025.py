@@ -96,7 +96,7 @@ class SND025(SiteRule):
         return found
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
-        """Say how little the blocks change, and how much the others do."""
+        """Describe how little these blocks change their input, and how much the others do."""
         idle, figure = worst.names, worst.figure
         others = sorted(v for name, v in worst.found.values.items() if name not in idle)
         ends = ""

@@ -89,7 +89,7 @@ class SND027(SiteRule):
         return {"n_rows": len(site.sample.draw), "flags": flags}
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
-        """Say in how many dimensions the outputs lie."""
+        """Describe the number of dimensions of the outputs."""
         site, (found, possible) = worst.site, worst.kept
         return (
             f"Outputs of {places([site.name])} lie in {plural(found, 'dimension')} of "

@@ -18,7 +18,7 @@ from sonde.findings.text_forms import FORMS
 @final
 @dataclass(frozen=True)
 class SND028(Rule):
-    """How much lower the loss is on the same texts, given in another form."""
+    """Reduction of the loss if the same texts are given in another form."""
 
     level: float = 0.001
     share: float = 0.05

@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"\d+")
 @final
 @dataclass(frozen=True)
 class SND048(Rule):
-    """How often rows with neighbouring identifiers have one label, against random orders.
+    """Fraction of neighbours by identifier with equal labels, compared with random orders.
 
     Parameters
     ----------

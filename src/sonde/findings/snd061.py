@@ -18,7 +18,7 @@ from sonde.metrics.weak_groups import WeakGroup
 @final
 @dataclass(frozen=True)
 class SND061(WeakGroupRule):
-    """How much less often the model is right in a group of inputs than elsewhere."""
+    """Accuracy lost in a group of inputs, compared with the other inputs."""
 
     warning: float = 0.1
 

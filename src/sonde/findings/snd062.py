@@ -20,7 +20,7 @@ from sonde.stats.intervals import grouped_share
 @final
 @dataclass(frozen=True)
 class SND062(Rule):
-    """How much less often the model is correct on rare classes than on all other classes.
+    """Accuracy lost on rare classes, compared with all other classes.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ from sonde.metrics.weak_groups import WeakGroup
 @final
 @dataclass(frozen=True)
 class SND063(WeakGroupRule):
-    """How much larger the absolute error is in a group of inputs than elsewhere."""
+    """Excess of the absolute error in a group of inputs over that of the other inputs."""
 
     warning: float = 0.1
 

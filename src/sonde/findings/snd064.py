@@ -17,7 +17,7 @@ from sonde.metrics.weak_groups import WeakGroup
 @final
 @dataclass(frozen=True)
 class SND064(WeakGroupRule):
-    """How much larger the loss of a token is in a group of texts than elsewhere."""
+    """Excess of the loss per token in a group of texts over that of the other texts."""
 
     warning: float = 0.5
 

@@ -14,7 +14,7 @@ from sonde.findings.shortcuts import Shortcut, ShortcutEvidence
 @final
 @dataclass(frozen=True)
 class SND065(Rule):
-    """How much of a class the model loses where the part that tells it is exchanged."""
+    """Accuracy lost on a class if the part that predicts it is exchanged."""
 
     drop: float = 0.1
     elsewhere: float = 0.03

@@ -35,7 +35,7 @@ KINDS: Final[Mapping[str, Callable[[str], bool]]] = {
 @final
 @dataclass(frozen=True)
 class SND066(Rule):
-    """How often the model expects tokens of a kind, beside how often they come.
+    """Predicted frequency of a kind of token, compared with its actual frequency.
 
     Parameters
     ----------

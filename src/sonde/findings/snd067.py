@@ -19,7 +19,7 @@ STANDS = 0.19  # below the effect of exchanged rows from which on they explain o
 @final
 @dataclass(frozen=True)
 class SND067(Rule):
-    """How far the loss after some tokens, or at them, lies above that of counts.
+    """Excess of the loss after some tokens, or at them, over that of counts.
 
     Parameters
     ----------

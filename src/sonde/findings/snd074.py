@@ -33,7 +33,7 @@ FOR_MODEL: Final = 30
 
 @dataclass(frozen=True)
 class TellingColumn:
-    """How well one column gives the label on rows held out from the choice.
+    """Accuracy with which one column predicts the label of held-out rows.
 
     Errors are shares of wrong rows; for a label of numbers, squared errors over the label's
     variance.

@@ -42,7 +42,7 @@ SPLIT: Final[Mapping[str, tuple[str, Callable[[str], str]]]] = {
 @final
 @dataclass(frozen=True)
 class SND079(Rule):
-    """What the tokenizer does not see, and how many more tokens the writing of the texts costs.
+    """Differences that the tokenizer removes, and the extra tokens that the spelling costs.
 
     Parameters
     ----------

@@ -37,7 +37,7 @@ class Step:
 @final
 @dataclass(frozen=True)
 class Again:
-    """How a scan asked for its rows, so that a step can ask for them in the same way.
+    """Arguments with which a scan read its rows, for commands that read them again.
 
     Parameters
     ----------

@@ -32,7 +32,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, eq=False)
 class VersusEvidence:
-    """What a second pass gathered on OTHER, and the detectors that half of DATA fitted.
+    """Evidence from a second pass over OTHER, and detectors fitted on half of DATA.
 
     Parameters
     ----------

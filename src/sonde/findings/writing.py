@@ -76,7 +76,7 @@ class Writing:
 
     @cached_property
     def tokens(self) -> Tokens | None:
-        """What the tokenizer makes of the texts."""
+        """Statistics of the tokenized texts."""
         return None if self.tokenizer is None else tokens_of(self.tokenizer, self.texts)
 
     @cached_property
@@ -101,7 +101,7 @@ class Writing:
 
     @property
     def measures(self) -> Mapping[str, Callable[[str], float]]:
-        """What the tokenizer makes of one text, by the words for it."""
+        """Statistics of one tokenized text, by name."""
         if self.tokenizer is None:
             return {}
         return {

@@ -46,7 +46,7 @@ _LOCK = threading.Lock()
 
 
 class StateAxes:
-    """Which axes of a site's states hold features and rows, as far as the classes tell.
+    """Axes of a site's states that contain features and rows, if the module's class defines them.
 
     Parameters
     ----------

@@ -87,7 +87,7 @@ class Layer(nn.Module):
 
     @property
     def features_axis(self) -> int:
-        """Where the layer takes the features, counted from the end if they come last."""
+        """Axis of the features, counted from the end if they come last."""
         words = self.layout[0].split()
         at = words.index("dim") if "dim" in words else len(words) - 1
         return at - len(words) if any(w.startswith("*") for w in words[:at]) else at

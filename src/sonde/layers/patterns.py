@@ -25,7 +25,7 @@ CHUNK = 1024
 
 @dataclass(frozen=True)
 class Where:
-    """What a pattern knows of the tokens.
+    """Information that a pattern has about the tokens.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class Where:
 
 @dataclass(frozen=True)
 class Pattern(ABC):
-    """Which tokens a token may look at. Subclasses are final frozen dataclasses."""
+    """Pattern of the tokens that each token may attend to. Subclasses are final dataclasses."""
 
     word: ClassVar[str]
     spatial: ClassVar[bool] = False

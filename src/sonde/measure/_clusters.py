@@ -44,12 +44,12 @@ class Labelings:
 
     @property
     def sizes(self) -> Int[Tensor, "class"]:
-        """How many rows each class has."""
+        """Number of rows of each class."""
         return torch.bincount(self.label[0])
 
     @property
     def how(self) -> str:
-        """How the standard error is made."""
+        """Method of the standard error."""
         enough = f"{self.n_halves} random halves"
         return enough if self.n_halves else f"none: fewer than {LEAST_FOR_HALVES} groups"
 

@@ -193,7 +193,7 @@ class CorrelationMatchResult(Result):
 @final
 @dataclass(frozen=True)
 class CorrelationMatch(CrossInstrument):
-    """How well the units of one site are found again among the units of another.
+    """Correlation of each unit of one site with the best matching unit of another.
 
     Two networks may span the same subspace with different units. This measure sees the rotation
     between them, to which ``cka`` is blind. All methods use the correlations ``R`` of units:

@@ -56,7 +56,7 @@ class DCIResult(Result):
 @final
 @dataclass(frozen=True)
 class DCI(CrossInstrument):
-    """How nearly each latent serves one factor in a linear prediction of all factors (DCI).
+    """Disentanglement, completeness and informativeness (DCI) by linear predictions of factors.
 
     The importance ``R_jf`` of latent ``j`` for factor ``f`` is the absolute coefficient of a ridge
     regression between standardised units. ``D_j = 1 - H(R_j / sum) / ln factors``, averaged over

@@ -36,7 +36,7 @@ class Forward:
 
     @property
     def added(self) -> Float[Tensor, "layer *axes"]:
-        """What each block adds."""
+        """Update added by each block."""
         return torch.stack([b - a for a, b in zip(self.before, self.after, strict=True)]).double()
 
 
@@ -86,7 +86,7 @@ def answer_changes(plain: Forward, log_p: Tensor | None) -> Float[Tensor, "2 *ax
 @final
 @dataclass(frozen=True, kw_only=True)
 class SublayerUse:
-    """What each sublayer adds to its block, and what the answer loses without it.
+    """Contribution of each sublayer to its block, and the change of the answer without it.
 
     Means over tokens for each sublayer of ``names``, such as the attention and the MLP of each
     block. ``contribution`` is the length of its output over the length of the stream before the

@@ -59,7 +59,7 @@ class FeatureComplexityResult(Result):
 @final
 @dataclass(frozen=True)
 class FeatureComplexity(PairSampleInstrument):
-    """How little of a feature the earlier sites explain, on average over sites.
+    """Fraction of a feature that earlier sites do not explain, averaged over sites.
 
     ``1 - mean_l max(R2_l, 0)`` with the share ``R2_l`` of the feature's variance that least squares
     from site ``l`` explain, adjusted for the number of units. 0: a linear map reads it off

@@ -47,7 +47,7 @@ class InfoMECResult(Result):
 @final
 @dataclass(frozen=True)
 class InfoMEC(PairSampleInstrument):
-    """How modular and how compact latents represent factors, and how well factors can be read off.
+    """Modularity, explicitness and compactness (InfoMEC) of latents as codes of factors.
 
     With ``N_fj = I(v_f; z_j) / H(v_f)``: modularity is the mean over latents of ``max_f N_fj /
     sum_f N_fj``, compactness the mean over factors of ``max_j N_fj / sum_j N_fj``, each stretched

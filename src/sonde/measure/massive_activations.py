@@ -70,7 +70,7 @@ class PeaksState(State):
 @final
 @dataclass(frozen=True)
 class Peaks(Statistic[PeaksState]):
-    """Where each unit is largest, exact under any split: of equal values the first position."""
+    """Position of the maximum of each unit, the first of equal values; exact under any split."""
 
     def observe(self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]) -> PeaksState:
         """Return the peaks of a batch."""

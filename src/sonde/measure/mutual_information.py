@@ -66,7 +66,7 @@ class MutualInformationResult(Result):
 @final
 @dataclass(frozen=True)
 class MutualInformation(Instrument):
-    """How much the rows of one site tell about the rows of another, in nats.
+    """Mutual information between the rows of two sites, in nats.
 
     ``gaussian`` is ``-1/2 sum ln(1 - rho^2)`` over canonical correlations, exact for Gaussian rows
     and blind to dependence without correlation. ``copula`` is the same of normal scores of each

@@ -75,7 +75,7 @@ def kinds(name: str, values: Any, n_rows: int) -> Bool[Tensor, "row"]:
 
 
 def require_both(name: str, positive: Bool[Tensor, "row"]) -> None:
-    """Refuse rows of one kind only."""
+    """Raise if all rows are of one kind."""
     n_positive = int(positive.sum())
     if n_positive in (0, len(positive)):
         raise InputError(

@@ -47,7 +47,7 @@ class Metric(Result):
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """How resamples are drawn: whole groups with replacement, from one seed.
+    """Bootstrap settings: whole groups are resampled with replacement, from one seed.
 
     Two figures of the same groups with the same settings see the same resamples.
     """

@@ -56,7 +56,7 @@ class WeakGroup:
 
     @property
     def text(self) -> str:
-        """What sets the rows apart, in words."""
+        """Description of the condition that defines the group."""
         return " and ".join(c.text for c in self.conditions)
 
 

@@ -24,7 +24,7 @@ STEPS: Final = (0.6, 0.75, 0.88, 0.95, 0.99)
 @final
 @dataclass(frozen=True)
 class ColourScale:
-    """Which scores are drawn without colour and which in full colour.
+    """Range of scores between no colour and full colour.
 
     Patches go from ``low`` to ``high`` evenly; tokens and steps by the quantiles ``steps``, since
     one token often lies far above all others.

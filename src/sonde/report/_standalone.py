@@ -60,7 +60,7 @@ class Svg(str):
 
 
 def check_picture_name(path: Path) -> None:
-    """Refuse a name that ends neither in ``.svg`` nor in ``.png``."""
+    """Raise if a name ends neither in ``.svg`` nor in ``.png``."""
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"Svg.save: expected a name that ends in .svg or .png, got {str(path)!r}.")
 

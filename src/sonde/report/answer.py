@@ -23,7 +23,7 @@ Level = Literal["clear", "note", "warning", "error", "withheld"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class Answer(Result):
-    """What a recipe answers about a user's own models and data.
+    """Answer of a recipe about a user's own models and data.
 
     Parameters
     ----------

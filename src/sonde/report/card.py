@@ -63,7 +63,7 @@ def save_card(report: dict[str, Any], path: str | Path) -> Path:
 
 
 def check_card(path: Path) -> None:
-    """Refuse a name of a model card that does not end in ``.md``."""
+    """Raise if the name of a model card does not end in ``.md``."""
     if path.suffix.lower() != ".md":
         raise InputError(f"scan: expected --card to end in .md, got {path}. Write README.md.")
 

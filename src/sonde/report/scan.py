@@ -67,7 +67,7 @@ class ReportFinding(dict[str, Any]):
 
     @property
     def sentence(self) -> str:
-        """What was found in this scan, with its figures, in at most 240 characters."""
+        """Summary of this scan, with its numbers, in at most 240 characters."""
         return self["sentence"]
 
     @property
@@ -82,7 +82,7 @@ class ReportFinding(dict[str, Any]):
 
 
 class Report:
-    """What a scan found: print it, save it, gate on it.
+    """Result of a scan: print it, save it, gate on it.
 
     Attributes
     ----------

@@ -32,7 +32,7 @@ Held = dict[str, tuple[HashSampleState, ...]]
 @final
 @dataclass(frozen=True)
 class Lengths:
-    """How many rows the examples have that calibrated scores of examples."""
+    """Numbers of rows of the examples whose scores were calibrated."""
 
     n: int
     mean: float
@@ -111,7 +111,7 @@ class CalibratedScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class Kept:
-    """How scores are kept when a fitted detector is calibrated on other rows.
+    """Storage of scores when a fitted detector is calibrated on other rows.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ class Calibrated(Instrument):
 
     @property
     def span(self) -> Span:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Which sites one result is about: those of the detector."""
+        """Sites of one result: those of the detector."""
         return self.detector.span
 
     @property

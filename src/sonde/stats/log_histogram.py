@@ -67,7 +67,7 @@ class LogHistogramState(State):
 
     @property
     def clipped(self) -> Bool[Tensor, "dim"]:
-        """Which units have a tenth of their values outside 2^-40 to 2^24, in the outermost bins."""
+        """Mask of units with a tenth of their values in the outermost bins outside 2^-40..2^24."""
         outermost = self.magnitudes[:, [1, -1]].sum(1)
         return outermost > 0.1 * self.n
 

@@ -35,7 +35,7 @@ class OctaveSampleState(State):
 
     @property
     def filled(self) -> Tensor:
-        """Which positions hold a row."""
+        """Mask of the positions with a row."""
         return self.key != LAST
 
 

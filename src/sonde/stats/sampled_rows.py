@@ -62,7 +62,7 @@ class SampledRows:
 
     @property
     def n_groups(self) -> int:
-        """How many groups the rows come from."""
+        """Number of groups of the rows."""
         return int(self.group.max()) + 1 if len(self) else 0
 
     @property

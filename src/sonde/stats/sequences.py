@@ -45,7 +45,7 @@ class Sequences:
 
     @property
     def rank(self) -> Int[Tensor, "row"]:
-        """How many rows of its example stand before the row at each position."""
+        """Index of each row within its example, in order of position."""
         return torch.arange(len(self.rows), device=self.rows.device) - self.starts[self.member]
 
     @property

@@ -47,7 +47,7 @@ class TrainingState(State):
     waited: int = 0
 
     def require_trained(self, owner: str) -> None:
-        """Refuse a training that diverged, or that was fed by hand and never came to its end.
+        """Raise if a training run diverged, or was fed by hand and never finished.
 
         Raises
         ------
@@ -69,7 +69,7 @@ class TrainingState(State):
 
 @dataclass(frozen=True)
 class Examples:
-    """What minibatches are cut from: tensors of one length, and which entries are held out."""
+    """Source of minibatches: tensors of equal length, and the held-out entries."""
 
     columns: tuple[Tensor, ...]
     held: Bool[Tensor, "example"] | None = None

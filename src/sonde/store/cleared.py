@@ -97,7 +97,7 @@ class Cleared(Stream):
 
     @property
     def source_rows(self) -> Int[np.ndarray, "_example"] | None:
-        """Which item of the data each example is."""
+        """Index of the data item of each example."""
         found = self.store.source_rows
         return None if found is None else found[self._kept]
 

@@ -54,7 +54,7 @@ class DataSet:
         return [span for volume in self.volumes for span in volume.missing()]
 
     def check_files(self) -> None:
-        """Refuse a file that is missing or has another size."""
+        """Raise if a file is missing or has another size."""
         for volume in self.volumes:
             volume.check_files()
 

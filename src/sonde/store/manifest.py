@@ -31,7 +31,7 @@ MAX_FURTHER: Final = 100_000
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a store holds: who made it, its units, and which sites are in which table.
+    """Contents of a store: its origin, its units, and the sites of each table.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ _SHOWN = 3
 
 
 def check_file(output: Path, *inputs: str | Path) -> None:
-    """Refuse an output that could not be written, or that would replace an input, before any work.
+    """Raise if an output cannot be written, or would replace an input, before any work.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def check_file(output: Path, *inputs: str | Path) -> None:
 
 
 def check_folder(output: Path, *inputs: str | Path, alone: bool = True) -> None:
-    """Refuse a folder that is a file, is read, lies inside a store, or holds other files.
+    """Raise if a folder is a file, is an input, lies inside a store, or holds other files.
 
     Parameters
     ----------

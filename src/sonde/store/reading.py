@@ -231,7 +231,7 @@ class Store(Stream):
         return f"Process {holder.pid} on {holder.host} is writing it: wait for it."
 
     def check_files(self) -> None:
-        """Refuse a store that lacks a file, or has one of another size.
+        """Raise if a file of a store is missing or has another size.
 
         Raises
         ------
@@ -262,7 +262,7 @@ class Store(Stream):
 
     @property
     def source_rows(self) -> Int[np.ndarray, "_example"] | None:
-        """Which item of the data each example is, or None if data were appended."""
+        """Index of the data item of each example, or None if data were appended."""
         return self.manifest.source_rows if len(self._sets) == 1 else None
 
     @property

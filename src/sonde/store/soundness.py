@@ -28,7 +28,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Soundness:
-    """What was checked and what was found.
+    """Results of a check.
 
     Parameters
     ----------

@@ -67,7 +67,7 @@ class Volume:
         return [span for span in spans if not is_whole(self.directory, self.manifest, span)]
 
     def check_files(self) -> None:
-        """Refuse a file that is missing or has another size, before rows are read.
+        """Raise if a file is missing or has another size, before rows are read.
 
         Raises
         ------

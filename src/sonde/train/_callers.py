@@ -8,7 +8,7 @@ Value = TypeVar("Value")
 
 
 class OfStep(Generic[Value]):
-    """What each caller keeps between its forward passes and its step; copies keep nothing."""
+    """Values of each caller between its forward passes and its step; copies are empty."""
 
     def __init__(self) -> None:
         self._kept: Latest[list[Value]] = Latest()

@@ -22,7 +22,7 @@ Penalty = Literal["cosine", "cross_covariance", "hsic", "joint_entropy", "advers
 
 @final
 class Separate(nn.Module):
-    """How much the rows of two sites share; minimised, they become independent.
+    """Dependence between the rows of two sites; minimising it makes them independent.
 
     ``cosine``: mean of ``cos(x, y)^2``, for codes in the same space. ``cross_covariance``:
     ``|C_xy|_F^2 / (|C_xx|_F |C_yy|_F)``, the linear CKA of the batch. ``hsic``: the unbiased

@@ -53,7 +53,7 @@ def source_folder(model: Model) -> Generator[Path, None, None]:
 
 
 def check_change(model: Model, output: Path, *, plain: bool = False) -> None:
-    """Refuse a change of a model's weights that could not be written, before anything runs.
+    """Raise if a change of a model's weights cannot be written, before anything runs.
 
     Parameters
     ----------

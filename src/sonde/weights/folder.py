@@ -171,7 +171,7 @@ def patch_of(folder: Path) -> Path:
 
 
 def check_output(output: Path, *sources: Path) -> None:
-    """Refuse a folder that is there and not empty, has a patch already, or lies in a source.
+    """Raise if a folder is not empty, has a patch already, or lies in a source.
 
     Raises
     ------
@@ -207,7 +207,7 @@ def removed_on_error(output: Path) -> Generator[None]:
 
 
 def check_files(folder: Path, hashes: Mapping[str, str]) -> None:
-    """Refuse a folder in which a file of packed weights is damaged: they would be wrong numbers.
+    """Raise if a file of packed weights in a folder is damaged.
 
     Raises
     ------

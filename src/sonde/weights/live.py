@@ -26,7 +26,7 @@ def module_of(model: Model | nn.Module) -> nn.Module:
 
 
 def require_in_memory(owner: str, module: nn.Module) -> None:
-    """Refuse a model whose weights are not in memory.
+    """Raise if the weights of a model are not in memory.
 
     Raises
     ------

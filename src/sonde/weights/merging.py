@@ -50,7 +50,7 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class MergeRule(ABC):
-    """How one tensor of a merged model is made. Subclasses are final frozen dataclasses."""
+    """Rule that merges one tensor of several models. Subclasses are final frozen dataclasses."""
 
     most: ClassVar[int | None] = None
     """The most models beside the base that the rule takes; None for any number."""
@@ -93,7 +93,7 @@ class MergeRule(ABC):
         return self._merged(name, base, others)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:  # noqa: B027 (most fit none)
-        """Refuse a rule that was fitted for other tensors than the merged tensors.
+        """Raise if a rule was fitted for other tensors than the merged tensors.
 
         Parameters
         ----------
@@ -108,7 +108,7 @@ class MergeRule(ABC):
 
 @dataclass(frozen=True)
 class Merged:
-    """What ``merge_models`` wrote.
+    """Result of ``merge_models``.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from sonde.core.errors import StateError
 
 @runtime_checkable
 class Unpacks(Protocol):
-    """What holds the codes of a tensor."""
+    """Container of the codes of a tensor."""
 
     def rows(self, part: Any) -> Float[Tensor, "..."]:
         """Return the rows of the first axis that a slice or a tensor of numbers selects."""

@@ -36,7 +36,7 @@ KEPT, FILES, EARLIER = "patch.safetensors", "files", "earlier"
 
 @dataclass(frozen=True)
 class Step:
-    """What was done to a model.
+    """Record of a change of a model.
 
     Parameters
     ----------
@@ -140,7 +140,7 @@ class Patch:
         copytree(self.path, patch / EARLIER)
 
     def check_applies(self, folder: Path) -> None:
-        """Refuse a folder whose files are not those that this patch belongs to.
+        """Raise if the files of a folder are not those of this patch.
 
         Raises
         ------

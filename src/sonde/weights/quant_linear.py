@@ -36,7 +36,7 @@ BLOCK = 2**18
 
 @dataclass(frozen=True)
 class Grid:
-    """How a weight was rounded to codes.
+    """Grid on which a weight was rounded to codes.
 
     Parameters
     ----------

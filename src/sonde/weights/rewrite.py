@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RewritePlan:
-    """Which tensors of a model change, and how. It changes nothing by itself.
+    """Plan of the changes of a model's tensors. It changes nothing by itself.
 
     Parameters
     ----------
@@ -279,7 +279,7 @@ class Rewrite(ABC):
         return found
 
     def check(self, model: Model) -> None:  # noqa: B027 (most say all else in ``planned``)
-        """Refuse a model for which no data give a plan, by its weights and the parameters alone.
+        """Raise if no data can give a plan, judged by the weights and the parameters alone.
 
         Commands call this before they read data.
         """

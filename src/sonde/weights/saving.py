@@ -48,7 +48,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 @final
 @dataclass(frozen=True)
 class Saved:
-    """What ``save_edited`` wrote.
+    """Result of ``save_edited``.
 
     Parameters
     ----------

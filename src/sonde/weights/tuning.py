@@ -169,7 +169,7 @@ def each_batch(inputs: Inputs) -> Iterator[InputBatch]:
 
 
 def check_positive(owner: str, **values: float) -> None:
-    """Refuse parameters that must be above zero.
+    """Raise if a parameter is not above zero.
 
     Raises
     ------

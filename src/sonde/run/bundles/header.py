@@ -94,7 +94,7 @@ def warn_other_code(header: dict[str, Any], here: str | None, who: str) -> None:
 
 
 def require_same_model(header: dict[str, Any], stream: Stream) -> None:
-    """Refuse a stream whose model, sites, reducers or widths are not those of a bundle.
+    """Raise if the model, sites, reducers or widths of a stream differ from those of a bundle.
 
     Raises
     ------

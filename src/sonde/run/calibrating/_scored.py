@@ -31,7 +31,7 @@ WHO = (*EXAMPLE, "draw", "position")
 
 @dataclass(frozen=True)
 class Asked:
-    """What is needed to score held-out rows.
+    """Inputs for scoring held-out rows.
 
     Parameters
     ----------

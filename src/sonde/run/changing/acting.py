@@ -42,7 +42,7 @@ N_SAMPLES, PROMPT, NEW = 3, 32, 80
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What a change of a model did, and where the changed model is.
+    """Effects of a change of a model, and the path of the changed model.
 
     Attributes
     ----------
@@ -241,7 +241,7 @@ def idle_note(judgement: Judgement, *, force: bool) -> tuple[str, ...]:
 
 
 def require_foldable(model: Model, site: str, edit: Callable[[int], Edit]) -> None:
-    """Refuse a site whose weights cannot hold an edit, before the edit is fitted.
+    """Raise if the weights of a site cannot hold an edit, before the edit is fitted.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ def edit_controls(
 
 
 def plan_act(model: Model, plan: RewritePlan) -> Act:
-    """Return the act of a change of weights, folded once."""
+    """Return the evaluation plan of a change of weights, folded once."""
     return module_act(plan.fold(model))
 
 

@@ -35,14 +35,14 @@ Way = Literal["leace", "sal", "inlp"]
 
 @dataclass(frozen=True)
 class Concept:
-    """What is erased: the classes of data, or the difference between two data sets."""
+    """Concept to erase: the classes of data, or the difference between two data sets."""
 
     data: Any = None
     positive: Any = None
     negative: Any = None
 
     def check(self) -> None:
-        """Refuse a concept that is named twice, by half, or not at all."""
+        """Raise if a concept is named twice, only in part, or not at all."""
         sides = [self.positive is not None, self.negative is not None]
         if (self.data is not None) == any(sides) or (any(sides) and not all(sides)):
             raise InputError(

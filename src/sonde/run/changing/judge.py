@@ -62,7 +62,7 @@ class JudgedSide:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a change did.
+    """Measured effects of a change.
 
     Parameters
     ----------
@@ -96,13 +96,13 @@ class Judgement:
 
     @property
     def beyond_control(self) -> float:
-        """How many standard deviations of random effects the effect lies above their mean."""
+        """Effect minus the mean of random effects, in standard deviations of random effects."""
         mean, spread = self.control
         return (self.effect.value - mean) / spread if spread > 0 else float("nan")
 
     @property
     def no_effect(self) -> str:
-        """Why the effect may be chance; empty if it is significant or has no controls."""
+        """Reason why the effect may be chance; empty if it is significant or has no controls."""
         if not self.controls or self.beyond_control >= CLEAR:
             return ""
         mean, spread = self.control
@@ -116,7 +116,7 @@ class Judgement:
 
     @property
     def too_large(self) -> str:
-        """Why the change is too large to accept; empty if it is not too large."""
+        """Reason why the change is too large to accept; empty if it is not too large."""
         said: list[str] = []
         if self.size > LARGEST_SIZE:
             said.append(f"it moves states by {self.size:.3g} of their own standard deviations")

@@ -31,7 +31,7 @@ def search_backdoor(
     progress: bool = True,
     **reading: Any,
 ) -> Change:
-    """Say whether an image classifier hides a backdoor, for which class, and show its trigger.
+    """Search an image classifier for a backdoor, its class and its trigger.
 
     A backdoor is a small trigger that turns any image into one class. Without ``output`` the model
     is read only. The same as ``sonde edit find-backdoor``.

@@ -17,7 +17,7 @@ ROUNDING = float(torch.finfo(torch.float32).eps)
 
 @dataclass(frozen=True)
 class MovedDirection:
-    """Where a mean went.
+    """Direction in which a mean moved.
 
     Parameters
     ----------

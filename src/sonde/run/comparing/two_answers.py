@@ -14,7 +14,7 @@ from sonde.tap.streams.answers import Answers, answers
 
 @dataclass(frozen=True)
 class TwoAnswers:
-    """How the answers of two models differ, each example counting once.
+    """Difference between the answers of two models, each example counted once.
 
     Parameters
     ----------

@@ -32,7 +32,7 @@ SAME_UNIT = 0.99
 
 @dataclass(frozen=True)
 class Movement:
-    """How the states of a site moved between two models that both have it at the same width.
+    """Change of the states at a site that two models have with equal width.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ from sonde.tap.hooks.holding import in_eval
 
 @dataclass(frozen=True)
 class CacheTrial:
-    """What one cache costs on the texts that it was tried on.
+    """Measured costs of one cache on some texts.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ class _Texts:
 
     @property
     def counted(self) -> Tensor:
-        """Which columns after the prompt hold a real token, not padding, (row, column)."""
+        """Mask (row, column) of the real tokens after the prompt."""
         return self.mask[:, self.n_prompt :].bool()
 
 

@@ -16,7 +16,7 @@ from sonde.run.reading.load import load
 
 @dataclass(frozen=True, eq=False)
 class CacheComparison:
-    """What each cache costs, and the one to take.
+    """Costs of all caches, and the recommended cache.
 
     Attributes
     ----------

@@ -80,7 +80,7 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Wish:
-    """How small a model should become.
+    """Requested size of a compressed model.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ MOST_ROWS, MOST_BYTES = 4096, 2**28
 
 @dataclass(frozen=True)
 class SiteFidelity:
-    """How far the states of two models are apart at one site.
+    """Distance between the states of two models at one site.
 
     Parameters
     ----------

@@ -53,7 +53,7 @@ class Trial:
 
 
 def require_divergence(model: Model, inputs: Inputs) -> None:
-    """Refuse to seek a divergence of a model that answers with vectors, before anything is tried.
+    """Raise if a divergence is requested for a model that answers with vectors.
 
     Raises
     ------

@@ -33,7 +33,7 @@ Seen = Mapping[tuple[int, int, int], dict[str, Any]]
 
 @runtime_checkable
 class UnitEncoder(Protocol):
-    """What turns rows of a site into features."""
+    """Encoder that turns rows of a site into features."""
 
     def encode(self, rows: Float[Tensor, "row dim"], /) -> Float[Tensor, "row feature"]:
         """Return the features of each row, computed from this row alone."""

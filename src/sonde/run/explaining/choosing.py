@@ -31,7 +31,7 @@ READERS: Final = {
 
 @dataclass(frozen=True)
 class Choice:
-    """What is to be explained.
+    """Choice of the answers to explain.
 
     Parameters
     ----------

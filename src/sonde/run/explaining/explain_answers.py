@@ -85,7 +85,7 @@ def explain_answers(
     say: Callable[[str], None] | None = None,
     **reading: Any,
 ) -> Explained:
-    """Say what the answers of a model depend on, by several methods, each tested in the same run.
+    """Attribute the answers of a model by several methods, each tested in the same run.
 
     Some inputs of ``data`` are explained, spread over classes, right and wrong. Beside each method
     stand the tests that can refute it. The same as ``sonde explain``.

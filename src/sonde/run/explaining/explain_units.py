@@ -20,7 +20,7 @@ from sonde.tap.streams.live import LiveStream
 
 @dataclass(frozen=True, eq=False)
 class UnitAtlas:
-    """What the units of a site, or the features of a dictionary, stand for.
+    """Description of the units of a site, or of the features of a dictionary.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ def explain_units(
     progress: bool = True,
     **reading: Any,
 ) -> UnitAtlas:
-    """Say what each unit of a site, or feature of a dictionary, stands for.
+    """Describe each unit of a site, or feature of a dictionary.
 
     For each unit: the rows on which it is highest, rows of every range below, its histogram, the
     label of the data that it follows, the tokens that it writes, and how the answers change if it

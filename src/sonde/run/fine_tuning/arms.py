@@ -48,7 +48,7 @@ Losses = Mapping[str | tuple[str, ...], nn.Module]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How both arms are trained.
+    """Settings of both training runs.
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ def scoped(module: nn.Module, scope: str) -> None:
 
 
 def check_scope(module: nn.Module, scope: str) -> None:
-    """Refuse a scope that a model does not have, before data are read.
+    """Raise if a model does not have the scope, before data are read.
 
     Raises
     ------

@@ -104,7 +104,7 @@ def _require_insertable(asked: AskedLayer) -> None:
 
 
 def check_places(model: Model, asked: Sequence[AskedLayer]) -> None:
-    """Refuse sites that the model does not have, before data are read.
+    """Raise if the model does not have a site, before data are read.
 
     Raises
     ------
@@ -195,7 +195,7 @@ def without_layers(model: Model | nn.Module) -> Any:
 
 @dataclass(frozen=True)
 class LayerFigures:
-    """What a layer is and does at its site, after a training.
+    """Size and effect of an inserted layer after training.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ GIVEN = ("x", "y", "probs", "label")
 
 @dataclass(frozen=True)
 class Listed:
-    """What a loss needs, and what it is for.
+    """Inputs and purpose of a loss.
 
     Parameters
     ----------

@@ -178,7 +178,7 @@ def train_model(
 def check_words(
     terms: str | None, sites: Sequence[str], insert: Sequence[str], **positive: float | None
 ) -> None:
-    """Refuse losses without sites, sites without losses, and numbers that are not positive.
+    """Raise for losses without sites, sites without losses, and numbers that are not positive.
 
     Raises
     ------

@@ -34,7 +34,7 @@ class Prepared:
 
     @property
     def notes(self) -> list[str]:
-        """Say which false-alarm rate the held-out groups can promise, if they are few."""
+        """Return notes on the false-alarm rate that few held-out groups can guarantee."""
         least = needed_scores(USUAL_RATE, "marginal", 0.0)
         if self.split is None or self.n_held >= least:
             return []

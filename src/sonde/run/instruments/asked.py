@@ -132,7 +132,7 @@ def _enters_head(site: SiteSchema, batch: Batch, weight: Tensor, bias: Tensor | 
 
 
 def check_reading(instruments: Iterable[Instrument], stream: Stream) -> None:
-    """Refuse a stream that was read otherwise than a method asks.
+    """Raise if a stream was not read as a method requires.
 
     Plain arrays do not say how they were read, so they pass. Sites and reducers are checked
     elsewhere, site by site.
@@ -162,7 +162,7 @@ def check_reading(instruments: Iterable[Instrument], stream: Stream) -> None:
 
 
 def check_grids(tasks: Iterable[Task], stream: Stream) -> None:
-    """Refuse to join patches of different grids: equal positions are different positions there.
+    """Raise if joined patches have different grids, where equal indices mean other positions.
 
     Raises
     ------
@@ -189,7 +189,7 @@ def check_grids(tasks: Iterable[Task], stream: Stream) -> None:
 
 
 def check_classes(instruments: Iterable[Instrument], stream: Stream) -> None:
-    """Refuse labels that are not the model's classes if a method compares them with its answers.
+    """Raise if labels are not the model's classes and a method compares them with its answers.
 
     Labels that are not the model's classes are numbered in sorted order, so a number may mean
     another class to the model.

@@ -36,7 +36,7 @@ FEW = 8
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the states, the row buffers and the waiting ranges of one pass take at most.
+    """Upper bounds of the memory of states, row buffers and waiting ranges in one pass.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ def _free_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def check_limit(limit: int | None) -> None:
-    """Refuse a memory limit of 0 or less, or of more than this machine has.
+    """Raise if a memory limit is not positive, or above the memory of this machine.
 
     Raises
     ------
@@ -216,7 +216,7 @@ def allowed_bytes(limit: int | None) -> int:
 
 
 def check_memory(needed: Estimate, limit: int | None, say: bool = False) -> None:
-    """Refuse a pass that would not fit; with ``say``, write the needs of a large pass to stderr.
+    """Raise if a pass does not fit in memory; with ``say``, print the needs of a large pass.
 
     Raises
     ------

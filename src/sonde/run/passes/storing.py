@@ -54,7 +54,7 @@ class StoreJob(Job):
     token: str
 
     def begin(self, readable: bool = True) -> None:
-        """Refuse a machine that does not see the folder."""
+        """Raise if a machine does not see the folder."""
         super().begin(readable)
         if not (self.writer.directory / self.token).exists():
             raise InputError(

@@ -324,7 +324,7 @@ def open_store(
 
 
 def require_alone(stream: Stream, name: str, data: Any, options: Mapping[str, Any]) -> None:
-    """Refuse data and options of a reading beside rows that have been read.
+    """Raise if data or reading options are given for rows that were already read.
 
     Raises
     ------

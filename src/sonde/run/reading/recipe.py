@@ -103,7 +103,7 @@ def default_options(
 
 
 def require_same_recipe(fitted: Recipe, here: Recipe, what: str = "score") -> None:
-    """Refuse images of another recipe than a bundle was fitted on; warn of other differences.
+    """Raise if images were prepared differently than for a bundle; warn of other differences.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def require_same_recipe(fitted: Recipe, here: Recipe, what: str = "score") -> No
 
 
 def require_same_columns(fitted: Recipe, here: Recipe, what: str) -> None:
-    """Refuse vectors of numbers that were put together from other columns, or in another order.
+    """Raise if vectors were built from other columns, or in another order.
 
     Raises
     ------

@@ -45,7 +45,7 @@ EXPLAINED = pa.schema([*SCHEMA, *COLUMNS])
 
 
 def check_scoring(fitted: Fitted, stream: Stream, explain: int) -> None:
-    """Refuse a bundle, data or options that cannot give scores.
+    """Raise if a bundle, data or options cannot give scores.
 
     Raises
     ------
@@ -121,7 +121,7 @@ class Whole:
         self.seen: set[tuple[str, int]] = set()
 
     def check(self, batch: Batch) -> None:
-        """Refuse a batch whose examples have rows in an earlier one."""
+        """Raise if examples of a batch have rows in an earlier batch."""
         if not self.reduces or not batch.scattered:
             return
         here = set(zip(batch.ids, torch.as_tensor(batch.occurrence).tolist(), strict=True))

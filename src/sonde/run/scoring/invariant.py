@@ -72,7 +72,7 @@ class InvariantBatch:
 
 
 class Filling(NamedTuple):
-    """How many examples a batch is filled up to.
+    """Number of examples to which a batch is filled.
 
     Parameters
     ----------

@@ -27,7 +27,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class RecordLine:
-    """What one record of the table says, before layers are compared.
+    """Text of one record of the table, before layers are compared.
 
     ``where`` names the row: id, occurrence and position. If an example's rows make one score, the
     number of the text's piece replaces the position.

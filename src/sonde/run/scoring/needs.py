@@ -80,7 +80,7 @@ def needs_of_scoring(
 
 
 def check_scoring_memory(needed: ScoringNeeds, limit: int | None, command: str = "score") -> None:
-    """Refuse to score what would not fit.
+    """Raise if scoring does not fit in memory.
 
     Raises
     ------

@@ -13,7 +13,7 @@ from sonde.stats import CalibratedScorer
 
 
 def check_places(batch: Batch, tasks: Mapping[Key, Task], scorers: Mapping[Key, Scorer]) -> None:
-    """Refuse images whose number of positions differs from the fitted images.
+    """Raise if the number of positions differs from that of the fitted images.
 
     Only detectors that compare position by position are asked. Rows are not checked if their
     image is unknown.

@@ -21,7 +21,7 @@ NEEDED = ("id", "site", "instrument", "score")
 
 
 def check_suffix(path: Path, further: tuple[str, ...] = ()) -> None:
-    """Refuse a path whose suffix is neither a table format nor one of ``further``.
+    """Raise if the suffix of a path is neither a table format nor one of ``further``.
 
     Raises
     ------

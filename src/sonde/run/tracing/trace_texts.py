@@ -13,7 +13,7 @@ from sonde.run.tracing.trace import Traced, trace, trace_document
 
 @dataclass(frozen=True, eq=False)
 class TextTrace:
-    """Which states carry the difference between the runs of two texts.
+    """States that carry the difference between the runs of two texts.
 
     Attributes
     ----------

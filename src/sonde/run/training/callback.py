@@ -165,7 +165,7 @@ class TrackCallback(TrainerCallback):
 
     @property
     def track(self) -> Track:
-        """What has been recorded."""
+        """Track recorded so far."""
         return self.recorder.track
 
     def log_to(self, target: Any) -> None:

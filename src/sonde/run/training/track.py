@@ -86,7 +86,7 @@ class Track:
         fitted.save(self.file(step))
 
     def check(self, fitted: Fitted) -> None:
-        """Refuse states that are not of the instruments, sites and data recorded before.
+        """Raise if states have other instruments, sites or data than those recorded before.
 
         Raises
         ------
@@ -98,7 +98,7 @@ class Track:
         self._compare(fitted.header, fitted.tasks, self.steps[0])
 
     def check_reading(self, step: int, settled: Prepared) -> None:
-        """Refuse a reading that is not the reading of a recorded step, before it is made.
+        """Raise if a reading differs from that of the recorded steps, before it starts.
 
         Parameters
         ----------

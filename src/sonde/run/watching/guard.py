@@ -415,7 +415,7 @@ class Guard:
 def require_live_model(
     header: dict[str, Any], live: Model, who: str = "Guard", same_dtype: bool = False
 ) -> torch.device:
-    """Refuse a model with other weights or another configuration; return where it runs.
+    """Raise if weights or configuration differ; return the device and type of the model.
 
     In another float type the hash of the weights cannot be compared: this is only a warning,
     unless the same type is asked for.

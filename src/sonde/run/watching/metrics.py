@@ -17,7 +17,7 @@ P_VALUES = "Conformal p-values of rows; usual rows are spread evenly from 0 to 1
 
 @runtime_checkable
 class Metrics(Protocol):
-    """What ``Guard(metrics=)`` takes: it is told of every forward, then of each detector."""
+    """Interface of ``Guard(metrics=)``: receives each forward pass, then each detector's scores."""
 
     def forward(self) -> None:
         """Count a forward."""

@@ -186,7 +186,7 @@ def n_actors(ray: Any, needs: ActorNeeds, asked: int) -> int:
 
 
 def check_room(nodes: Sequence[Mapping[str, float]], needs: ActorNeeds, asked: int) -> None:
-    """Refuse a plan for which the machines of a cluster are too few or too small.
+    """Raise if the machines of a cluster are too few or too small for a plan.
 
     Raises
     ------

@@ -66,7 +66,7 @@ class _Hand:
 
     @property
     def end(self) -> str:
-        """How a process that is dead ended, and where it was."""
+        """Cause of death of a process, and its last range."""
         code = self.process.exitcode
         how = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
         return f"process {self.process.pid} on {socket.gethostname()}: {how}"

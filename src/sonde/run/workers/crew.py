@@ -18,7 +18,7 @@ PATIENCE_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Crew:
-    """Who works on a plan.
+    """Workers of a plan.
 
     Parameters
     ----------

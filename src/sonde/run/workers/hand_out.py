@@ -35,7 +35,7 @@ def hand_out(job: Job, spans: Sequence[Span], crew: Crew) -> Generator[tuple[Spa
 
 
 def check_crew(crew: Crew) -> None:
-    """Refuse a crew that cannot be had here, before any work starts.
+    """Raise if the workers are not available here, before any work starts.
 
     Raises
     ------

@@ -17,7 +17,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Job(ABC):
-    """What a worker does with a range of units. It is sent to workers, so it must be picklable.
+    """Work on a range of units. A job is sent to workers, so it must be picklable.
 
     Parameters
     ----------

@@ -30,7 +30,7 @@ GROUP_ROWS = 65_536
 
 @dataclass(frozen=True)
 class Table:
-    """What one exported table holds.
+    """Contents of one exported table.
 
     Parameters
     ----------

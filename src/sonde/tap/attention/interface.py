@@ -101,7 +101,7 @@ def _get_interface(
 
 @dataclass(frozen=True)
 class KeySource:
-    """Where the keys of one call come from.
+    """Source of the keys of one call.
 
     Parameters
     ----------

@@ -112,7 +112,7 @@ class _Call:
 
     @cached_property
     def in_sight(self) -> Tensor | None:
-        """Which keys each query sees, (example or 1, head or 1, query, key); None for all."""
+        """Mask of keys for each query, (example or 1, head or 1, query, key); None for all."""
         if self.mask is None:
             return None
         seen = self.mask > -torch.inf

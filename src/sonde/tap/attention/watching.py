@@ -27,7 +27,7 @@ class _OfThread(threading.local):
 
 @dataclass(eq=False)
 class AttentionWatch:
-    """What one session watches.
+    """Attention layers that one session watches.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class AttentionWatch:
 
     @property
     def notes(self) -> dict[int, Any]:
-        """What is known of the attention layers that run in this thread, by id of the module."""
+        """Notes on the attention layers that run in this thread, by id of the module."""
         return self.own.notes
 
     def enter(self, mode: TorchFunctionMode) -> None:

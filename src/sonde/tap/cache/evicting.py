@@ -67,7 +67,7 @@ class EvictingCache(Cache):
         return own + sum(x.numel() * x.element_size() for x in held if isinstance(x, Tensor))
 
     def start(self, mask: Tensor | None, n_rows: int, n_new: int, device: torch.device) -> None:
-        """Tell all layers which columns are real, before a call of the model."""
+        """Pass the mask of real columns to all layers, before a call of the model."""
         total = self.get_seq_length() + n_new
         if mask is None:
             mask = torch.ones(n_rows, total, dtype=torch.bool, device=device)

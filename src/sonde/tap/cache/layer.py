@@ -21,7 +21,7 @@ CHUNK = 256
 
 @dataclass(frozen=True, eq=False)
 class RealTokens:
-    """Which columns of the texts that a cache has seen are real tokens.
+    """Mask of real tokens in the texts that a cache has read.
 
     Parameters
     ----------

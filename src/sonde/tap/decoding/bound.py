@@ -30,7 +30,7 @@ Read = OtherLogits | OtherState
 
 
 class BoundRule(LogitsProcessor):
-    """What ``Decode.bind`` returns; gives the logarithms of the rule's own probabilities.
+    """Result of ``Decode.bind``: computes the rule's log-probabilities.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ class _Group:
         return found
 
     def check(self, own: "_Group", model: Model | nn.Module) -> None:
-        """Refuse a model that cannot read the texts of the one that generates."""
+        """Raise if a model cannot read the texts of the generating model."""
         for module in (own.module, self.module):
             if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
                 raise InputError(

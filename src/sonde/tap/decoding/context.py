@@ -52,7 +52,7 @@ class OtherState:
 
 @dataclass(frozen=True, eq=False)
 class DecodeContext:
-    """What a rule knows beside the logits.
+    """Information that a decoding rule receives with the logits.
 
     Parameters
     ----------

@@ -76,7 +76,7 @@ class ModelBlocks:
 
     @property
     def between(self) -> list[nn.Module]:
-        """What runs between the last block and the head, in order: the final norm."""
+        """Modules between the last block and the head, in order: the final norm."""
         return modules_between(self._probe, self.head, self.site(-1)) or []
 
     def decode(self, state: Float[Tensor, "row dim"]) -> Float[Tensor, "row token"]:
@@ -84,7 +84,7 @@ class ModelBlocks:
         return self._readout(state)
 
     def check(self) -> None:
-        """Refuse a model whose layers cannot be read out."""
+        """Raise if the layers of a model cannot be read out."""
         assert self._readout is not None
 
     def logits(self, state: Float[Tensor, "row dim"]) -> Float[Tensor, "row token"]:

@@ -9,7 +9,7 @@ from sonde.core.inputs import Model
 
 
 def check_vocabulary(model: Model | nn.Module, other: Model | nn.Module) -> None:
-    """Refuse another model of other tokens, as far as sizes and tokenizers tell.
+    """Raise if the sizes or tokenizers of two models show different vocabularies.
 
     Raises
     ------

@@ -114,7 +114,7 @@ class Backward:
 
 
 def require_gradients() -> None:
-    """Refuse a call in which no gradient can be taken."""
+    """Raise if no gradient can be computed in a call."""
     if torch.is_inference_mode_enabled():
         raise InputError(
             "Guard: a detector needs the gradient of the model, which inference_mode forbids. "

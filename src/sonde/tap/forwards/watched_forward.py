@@ -22,7 +22,7 @@ WHOLE_TEXTS = ("mean", "cls")
 
 @dataclass(frozen=True)
 class Watching:
-    """What is the same for all forwards of one model.
+    """Data common to all forward passes of one model.
 
     Parameters
     ----------

@@ -46,17 +46,17 @@ class Stretch:
 
     @cached_property
     def any_real(self) -> Bool[Tensor, "example"]:
-        """Which texts have a real token here."""
+        """Mask of texts with a real token in this stretch."""
         return self.real.any(dim=1)
 
     @cached_property
     def first(self) -> Int[Tensor, "example"]:
-        """Where in the stretch each text has its first real token."""
+        """Position of each text's first real token in this stretch."""
         return self.real.to(torch.uint8).argmax(dim=1)
 
     @cached_property
     def last(self) -> Int[Tensor, "example"]:
-        """Where in the stretch each text has its last real token."""
+        """Position of each text's last real token in this stretch."""
         return self.real.shape[1] - 1 - self.real.flip(1).to(torch.uint8).argmax(dim=1)
 
 

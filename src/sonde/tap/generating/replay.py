@@ -88,7 +88,7 @@ class ReplayInputs(Inputs):
 
     @property
     def source_rows(self) -> np.ndarray | None:
-        """Which item of the data each prompt is."""
+        """Index of the data item of each prompt."""
         return self.prompts.source_rows
 
     @property
@@ -108,7 +108,7 @@ class ReplayInputs(Inputs):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader must know about the prompts."""
+        """Notes on the prompts for the user."""
         return getattr(self.prompts, "notes", ())
 
     def identity(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class ReplayInputs(Inputs):
 
     @cached_property
     def generation(self) -> Generation:
-        """What generates after the prompts."""
+        """Generation after the prompts."""
         return Generation(self.model, self.seed, self.generate)
 
     def prompt_batches(self, start: int, stop: int) -> Iterator[InputBatch]:

@@ -30,7 +30,7 @@ def check_loss(loss: Loss) -> None:
 
 @dataclass(frozen=True)
 class RowLosses:
-    """How the loss of each example is computed.
+    """Definition of the loss of each example.
 
     Parameters
     ----------

@@ -42,7 +42,7 @@ from sonde.tap.rows.waiting import Waiting
 
 
 class TappedRows:
-    """What one forward pass brought, by the names of the sites.
+    """Rows of one forward pass, by the names of the sites.
 
     Attributes
     ----------
@@ -361,7 +361,7 @@ class Tap:
 
     @property
     def rows(self) -> dict[str, Tensor]:
-        """What the last forward brought, by site.
+        """Rows of the last forward pass, by site.
 
         It is the last forward of the thread or task that asks; if it made none, that of any.
 

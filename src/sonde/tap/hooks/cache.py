@@ -52,7 +52,7 @@ def _holds_positions(found: Any) -> bool:
 
 
 def require_no_cache(named: dict[str, Any]) -> None:
-    """Refuse a cache among the arguments of a call that is to be repeated with other states.
+    """Raise if a call that will be repeated with other states has a cache argument.
 
     Every forward would append to it, and the states of its tokens were made before.
     """

@@ -91,7 +91,7 @@ class CallArguments:
 
     @property
     def mask(self) -> Bool[Tensor, "example pos"] | None:
-        """Which tokens are real, those in the cache first; None if nothing is known."""
+        """Mask of real tokens, those in the cache first; None if unknown."""
         return self._masks[MASKS[self._has_target]]
 
     def real(self, length: int) -> Bool[Tensor, "example pos"] | None:

@@ -52,7 +52,7 @@ class Running:
         _INNERMOST.set(self)
 
     def close(self) -> None:
-        """Run ``finish``, then let hooks find the forward around this one."""
+        """Run ``finish``, then restore the enclosing forward pass for hooks."""
         try:
             self.finish(self.state)
         finally:
@@ -98,7 +98,7 @@ def running_inside(outer: Running | None) -> list[Running]:
 
 
 def running_in(owner: object, frame: FrameType | None) -> Running | None:
-    """Return the forward of a session that a frame calls, or None."""
+    """Return the forward pass of a session that a frame calls, or None."""
     found = _INNERMOST.get()
     while found is not None and not (found.owner is owner and found.frame is frame):
         found = found.outer

@@ -197,7 +197,7 @@ class Session:
 
     @property
     def state(self) -> Any:
-        """What ``begin`` returned for the innermost call that runs in this context, or None."""
+        """Result of ``begin`` for the innermost call in this context, or None."""
         return state_of(self)
 
     @property
@@ -419,7 +419,7 @@ def _forget(session: Session) -> None:
 
 
 def check_readable(root: nn.Module) -> None:
-    """Refuse models whose modules hooks cannot see, or see in several replicas at once."""
+    """Raise if hooks cannot see a model's modules, or see several replicas at once."""
     for module in root.modules():
         name = type(module).__name__
         if getattr(module, "attention_type", None) == "block_sparse":

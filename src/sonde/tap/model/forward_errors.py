@@ -25,7 +25,7 @@ OBJECTIVES = Path(__file__).with_name("objectives.py")
 
 @contextlib.contextmanager
 def forward_on(batch: InputBatch, first: bool = False) -> Iterator[None]:
-    """Say which inputs a model refused, such as images smaller than its patches.
+    """Add to errors the inputs that a model refused, such as images smaller than its patches.
 
     Parameters
     ----------

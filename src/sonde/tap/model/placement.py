@@ -12,7 +12,7 @@ from sonde.tap.hooks.outputs import leaves, replaced
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model takes its inputs, and the types of the inputs that are cast.
+    """Device of a model's inputs, and the types of the inputs that are cast.
 
     Parameters
     ----------

@@ -74,7 +74,7 @@ Trace = dict[str, list[ModuleCall]]
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """What the probe forwards found.
+    """Results of the probe forward passes.
 
     Parameters
     ----------

@@ -27,7 +27,7 @@ TABLE = 2
 
 @dataclass(frozen=True, eq=False)
 class TokenTable:
-    """Where tokens become states.
+    """Embedding table that turns tokens into states.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ IDS = ("input_ids", "inputs_embeds", "input_values", "input_features")
 
 @dataclass(frozen=True)
 class SizeChange:
-    """What another size is in the probe forwards.
+    """Size that is changed in a probe forward pass.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ from sonde.tap.model.placement import Place
 
 @dataclass(frozen=True, eq=False)
 class Watched:
-    """What one forward pass brought.
+    """Outputs recorded in one forward pass.
 
     Parameters
     ----------

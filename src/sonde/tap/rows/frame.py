@@ -25,7 +25,7 @@ FROM_BEFORE = ("step_deltas", "step_sources")
 
 @dataclass(frozen=True)
 class RowPlaces:
-    """Which example each row belongs to, and where in it the row stands."""
+    """Example and position of each row."""
 
     example: Int[Tensor, "row"]
     position: Int[Tensor, "row"]
@@ -73,7 +73,7 @@ class Frame:
         return self._selected[key]
 
     def check(self, n: int) -> None:
-        """Refuse states of another number of examples."""
+        """Raise if states have another number of examples."""
         if n != self.n:
             raise ShapeError(f"expected {plural(self.n, 'example')}, got {n} in the states.")
 
@@ -310,7 +310,7 @@ class Frame:
         return RowPlaces(example, position, grid)
 
     def grid_of(self, sizes: tuple[int, ...]) -> tuple[int, int]:
-        """Return lines and columns of patches, which stand in one axis or in two.
+        """Return the numbers of lines and columns of patches on one axis or two.
 
         Raises
         ------

@@ -162,7 +162,7 @@ class LiveStream(Stream):
 
     @cached_property
     def probe(self) -> Probe:
-        """What a probe forward on the first example found."""
+        """Result of a probe forward pass on the first example."""
         _say_how(self.model.module)
         inside = {p for p in map(port_of, self.sites) if p in ATTENTION_PORTS}
         return probe(self.model, self._first, sorted(inside))
@@ -212,7 +212,7 @@ class LiveStream(Stream):
 
     @property
     def source_rows(self) -> np.ndarray | None:
-        """Which item of the data each example is, or is a piece of."""
+        """Index of the data item that each example is, or is a piece of."""
         return self.inputs.source_rows
 
     @cached_property

@@ -64,7 +64,7 @@ class NamedAxes:
         return len(self.words) == n_axes and fnmatchcase(site.path, self.pattern)
 
     def check(self, site: Site, found: Axes) -> None:
-        """Refuse names of axes that follow the inputs in another way.
+        """Raise if names of axes contradict how outputs vary with the inputs.
 
         Raises
         ------

@@ -135,7 +135,7 @@ HELD_BYTES = 2**17
 
 @dataclass
 class ForwardReading:
-    """What one forward pass brought."""
+    """Rows read in one forward pass."""
 
     rows: dict[str, Tensor]
     columns: dict[str, RowPlaces]

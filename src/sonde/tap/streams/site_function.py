@@ -65,7 +65,7 @@ class Varied:
 
 
 class SiteFunction:
-    """What a model makes of its inputs when the tensor at one site has other values.
+    """A model as a function of the tensor at one site.
 
     At a named site the model goes on from there where it can, else it runs as a whole. It runs in
     eval mode, its parameters frozen, and is left as it was. Rows must not interact: the gradient of
@@ -445,7 +445,7 @@ def _turned(x: Tensor, first: int) -> Tensor:
 
 
 def require_no_inference_mode() -> None:
-    """Refuse ``torch.inference_mode``: its tensors have no gradient, and no count of changes.
+    """Raise in ``torch.inference_mode``: its tensors have no gradient, and no version counter.
 
     Raises
     ------

@@ -126,7 +126,7 @@ class SmallBatches:
         return _along(self.together(range(len(self))), length, fit)
 
     def shortened(self) -> "SmallBatches | str":
-        """Return the same texts, all but the first cut to half of their tokens, or why not."""
+        """Return the texts, all but the first cut to half, or the reason why they cannot be cut."""
         length = self.length
         if length is None:
             return "inputs are not texts"

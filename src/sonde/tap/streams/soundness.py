@@ -37,7 +37,7 @@ Rows = dict[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class RowFault:
-    """What makes rows unsound.
+    """Reason why rows are unsound.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ Calls = dict[int, tuple[Tensor, Hashable]]
 
 
 class TakenTensor:
-    """What is read of one tensor among those that a module receives or returns.
+    """Rows read from one of the tensors that a module receives or returns.
 
     ``late`` are the kinds read after the forward, from a copy: kinds that need a copy anyway, and
     then means too. ``soon`` are the kinds read in the hook. All kinds of a large tensor are read

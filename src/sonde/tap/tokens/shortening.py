@@ -115,7 +115,7 @@ class _ShorterCall:
 
 
 class Shortening:
-    """What is known of the tokens in the last call of a shortened model.
+    """Tokens kept in the last call of a shortened model.
 
     It is the last call of the thread or task that asks; if it made none, that of any.
     """

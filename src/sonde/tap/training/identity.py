@@ -100,7 +100,7 @@ def first_difference(known: Mapping[str, str], here: Mapping[str, str]) -> str |
 
 
 class Origin:
-    """What attached losses, their model and their teacher are, for the state that is saved.
+    """Identity of attached losses, their model and their teacher, for the saved state.
 
     Parameters
     ----------

@@ -78,7 +78,7 @@ class Place:
 
     @property
     def brought(self) -> list[Tensor]:
-        """What the forwards brought, or the parameter that it names, which no forward makes."""
+        """Tensors of the forward passes, or the parameter that the place names."""
         if self.site.port != WEIGHT:
             return self.views
         return [self.module.get_parameter(self.site.key or WEIGHT)]

@@ -151,7 +151,7 @@ def finite_weight(term: Term, step: int) -> float:
 
 
 def check_column(term: Term, name: str, column: Any, n: int) -> None:
-    """Refuse a column of rows that has another length, or class labels that are none."""
+    """Raise if a column has another length, or its class labels are invalid."""
     if not isinstance(column, Tensor) or not column.ndim or len(column) != n:
         told = isinstance(column, Tensor) and column.ndim
         got = f"{len(column)} entries" if told else f"a single {type(column).__name__}"
