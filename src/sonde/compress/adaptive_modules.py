@@ -167,7 +167,7 @@ class AdaptiveModules:
 
 
 def enough(error: Float[Tensor, "row number"], patience: float) -> Int[Tensor, "row"]:
-    """Return the least number of learners beyond which one more gains less than a share.
+    """Return the least number of learners beyond which one more gains less than a fraction.
 
     Parameters
     ----------

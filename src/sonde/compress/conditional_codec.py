@@ -105,7 +105,7 @@ class ConditionalCodec(Codec):
         return self.entries.shape[1]
 
     def most_lost(self, x: Tensor) -> float:
-        """Return the share that is lost if every entry is off by half a step."""
+        """Return the fraction that is lost if every entry is off by half a step."""
         norm = float(x.double().square().sum())
         return (1 + 1e-6) * x.numel() * self.step**2 / 4 / norm if norm else float("inf")
 

@@ -53,7 +53,7 @@ class ScalarCodec(Codec):
         check_ranges(self, bits="[1, 8]")
 
     def most_lost(self, x: Tensor) -> float:
-        """Return the share that is lost if every entry is off by half a step."""
+        """Return the fraction that is lost if every entry is off by half a step."""
         rows = _channel_rows(x)
         if not rows.numel():
             return 0.0

@@ -199,7 +199,7 @@ class SliceCodec(Codec):
         return self.context.channels
 
     def most_lost(self, x: Tensor) -> float:
-        """Return the share that is lost if every entry is off by half a step."""
+        """Return the fraction that is lost if every entry is off by half a step."""
         norm = float(x.double().square().sum())
         return (1 + 1e-5) * x.numel() / 4 / norm if norm else float("inf")
 

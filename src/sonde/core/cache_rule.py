@@ -164,7 +164,7 @@ def exact_share(share: float) -> Fraction:
 
 
 def check_budget(owner: str, budget: Any) -> None:
-    """Raise unless a budget is a positive number of tokens or a share in (0, 1].
+    """Raise unless a budget is a positive number of tokens or a fraction in (0, 1].
 
     Raises
     ------

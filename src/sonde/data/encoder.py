@@ -77,7 +77,7 @@ class Encoder(ABC):
 
     @property
     def even(self) -> bool:
-        """True if a batch holds only examples of one length, because nothing may be padded."""
+        """True if a batch holds only examples of equal length, because nothing may be padded."""
         return False
 
     @property

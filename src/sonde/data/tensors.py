@@ -220,7 +220,7 @@ class CallableEncoder(Encoder):
 
     @property
     def even(self) -> bool:
-        """True if a batch holds items of one length alone: a function says nothing of padding."""
+        """True if a batch holds items of equal length alone: a function says nothing of padding."""
         return self.by_length
 
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
@@ -342,7 +342,7 @@ def column_tensor(value: Any, name: str) -> Shaped[Tensor, "..."]:
 
 
 def stacked_items(values: Sequence[Shaped[Tensor, "..."]], name: str) -> Shaped[Tensor, "..."]:
-    """Return tensors of one shape as a batch, in the type that they have."""
+    """Return tensors of equal shape as a batch, in the type that they have."""
     shapes = sorted({tuple(v.shape) for v in values})
     if len(shapes) > 1:
         raise InputError(

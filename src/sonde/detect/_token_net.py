@@ -125,7 +125,7 @@ class TextTokens:
         return torch.cat([before, self.x, self.place[:, None]], dim=1)
 
     def dropped(self, share: float, source: torch.Generator) -> Int[Tensor, "kept"]:
-        """Return the tokens left after dropping a random share: at least one of each text."""
+        """Return the tokens left after dropping a random fraction: at least one of each text."""
         luck = torch.rand(len(self.text), generator=source)
         best = torch.zeros(len(self.counts)).scatter_reduce_(0, self.text, luck, "amax")
         return torch.nonzero((luck >= share) | (luck == best[self.text])).flatten()

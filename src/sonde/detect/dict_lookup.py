@@ -163,7 +163,7 @@ class DictLookupScorer(Scorer):
         return retrieval(self.generators(QUERY, self._unit(x)), self._keys, self.temperature)
 
     def over(self, x: Float[Tensor, "entry dim"]) -> "DictLookupScorer":
-        """Return this lookup with another dictionary: a few usual patches of another kind.
+        """Return this lookup with another dictionary: a few normal patches of another kind.
 
         Its scores are about other patches, so calibrate them anew.
         """
@@ -193,7 +193,7 @@ class DictLookupScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class DictLookup(Detector):
-    """One minus the cosine between each patch and a sparse mean of usual patches like it, halved.
+    """One minus the cosine between each patch and a sparse mean of normal patches like it, halved.
 
     Patches of usual images are keys and values of a dictionary. A query ``q`` retrieves
     ``r = sum_i w_i v(s_i)`` with ``w = sparsemax(q . k(s_i) / temperature)`` over rows of unit

@@ -305,7 +305,7 @@ class FODScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class FOD(Detector):
-    """Rebuilding error of each patch, times how little it looks like usual patches at its place.
+    """Rebuilding error of each patch, times how little it looks like normal patches at its place.
 
     A small transformer rebuilds the patches of an image from each other and from the mean patch at
     each position. Usual patches attend to the references around their own place. A patch that looks

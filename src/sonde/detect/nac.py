@@ -192,7 +192,7 @@ class NAC(Detector):
 
 
 def _steepness(influence: LogHistogramState, share: float) -> tuple[float, tuple[str, ...]]:
-    """Return the steepness at which the grid spans a share, and a flag where nothing varies."""
+    """Return the steepness at which the grid spans a fraction, and a flag where nothing varies."""
     varies = influence.counts.amax(1) < influence.n
     for reached in (share, 1.0):
         reach = influence.quantile(reached, absolute=True)

@@ -85,7 +85,7 @@ class PatchCoreScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class PatchCore(Detector):
-    """Distance of each patch to its nearest neighbour in a coreset of patches of usual images.
+    """Distance of each patch to its nearest neighbour in a coreset of patches of normal images.
 
     The bank is chosen farthest first, so that rare usual patches are in it too. The score of an
     image is that of its worst patch, ``s (1 - exp(s) / sum_m exp(|x - m|))`` over the ``b`` rows of

@@ -78,7 +78,7 @@ class ReconstructionShift(Shift):
         return {"moments": Moments(), **two_sample_reads()}
 
     def compare(self, first: Side, second: Side) -> ReconstructionComparison:
-        """Return the share outside and its p-value."""
+        """Return the fraction outside and its p-value."""
         a, b = two_moments("ReconstructionShift", first, second)
         rows = two_samples("ReconstructionShift", first, second)
         basis = self._basis(a.scatter)
@@ -102,7 +102,7 @@ class ReconstructionShift(Shift):
         )
 
     def _basis(self, scatter: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim rank"]:
-        """Return the fewest leading directions that hold the share; none without variance."""
+        """Return the fewest leading directions that hold the fraction; none without variance."""
         values, vectors = torch.linalg.eigh(scatter)
         values = values.flip(0).clamp(min=0)
         if not bool(values[0] > 0):

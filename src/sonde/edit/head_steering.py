@@ -26,7 +26,7 @@ from sonde.stats import ClassMoments, ClassMomentsState, HashSample, HashSampleS
 @final
 @dataclass(frozen=True, kw_only=True)
 class HeadDirections(Result):
-    """Accuracy of each head at telling the sides apart, chosen heads, and the push of each site.
+    """Accuracy of each head at separating the sides, chosen heads, and the push of each site.
 
     ``value`` is the mean held-out accuracy of the chosen heads. ``push`` is, at the units of each
     chosen head, its direction times the rows' spread along it, and 0 elsewhere.

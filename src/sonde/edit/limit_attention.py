@@ -125,7 +125,7 @@ class LimitAttention(Edit):
     def allowed(
         self, probs: Float[Tensor, "example query head key"], context: EditContext
     ) -> Bool[Tensor, "example query head key"]:
-        """Return which keys each query may look at."""
+        """Return which keys each query may attend to."""
         _, n_queries, n_heads, n_keys = probs.shape
         _, place = positions(probs, context, False)
         first = place < self.prefix

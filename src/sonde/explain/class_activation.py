@@ -107,7 +107,7 @@ class GradCam(ClassActivation):
 @final
 @dataclass(frozen=True)
 class HiResCam(ClassActivation):
-    """Gradient times activation, summed over channels, place by place.
+    """Gradient times activation, summed over channels, position by position.
 
     Range        objective; without ``relu`` the sum over places of a linear read-out is its logit
                  less the bias.
@@ -130,7 +130,7 @@ class HiResCam(ClassActivation):
 @final
 @dataclass(frozen=True)
 class LayerCam(ClassActivation):
-    """Activations weighed by the gradients that raise the objective, place by place.
+    """Activations weighed by the gradients that raise the objective, position by position.
 
     Range        [0, inf) with ``relu``.
     Cost         one forward and backward from the layer on.

@@ -25,7 +25,7 @@ from sonde.tap.streams.site_function import INPUT, SiteFunction
 @final
 @dataclass(frozen=True, kw_only=True)
 class ViolationResult(Result):
-    """Share of places whose removal moves the objective against the sign of their attribution.
+    """Fraction of places whose removal moves the objective against the sign of their attribution.
 
     Counts are by rank of the absolute attribution. ``low`` and ``high`` are the exact 95 % interval
     of ``value``; ``without_ties`` leaves out places whose removal moves nothing; ``base_rate`` is

@@ -375,7 +375,7 @@ def summed(
     conventions: dict[str, Any],
     gap: float | None = None,
 ) -> PatchEffects:
-    """Return the shares, mean over the pairs that differ and whose point is no padding."""
+    """Return the fractions, mean over the pairs that differ and whose point is no padding."""
     base, source = (x.double().cpu() for x in ends)
     has = torch.ones_like(effects, dtype=torch.bool)
     mask, first = runs.call.mask, points[sites[0]]

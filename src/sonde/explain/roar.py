@@ -57,7 +57,7 @@ class Ranked:
             )
 
     def top(self, share: float, seed: int, sign: int = 1) -> Bool[Tensor, "row *place"]:
-        """Return the share of places with the largest scores; equal ones in a random order."""
+        """Return the fraction of places with the largest scores; equal ones in a random order."""
         flat = sign * self.scores.flatten(1)
         generator = torch.Generator().manual_seed(seed)
         shuffled = torch.randperm(flat.shape[1], generator=generator)
@@ -82,7 +82,7 @@ class RoarResult(Result):
     random: Float[Tensor, "share seed"]
 
     def chart(self) -> Chart:
-        """Return accuracy by the share that is taken away."""
+        """Return accuracy by the fraction that is taken away."""
         rows = [
             {"share": s, "accuracy": v, "order": order}
             for order, values in (("attribution", self.accuracy), ("random", self.random))
@@ -94,7 +94,7 @@ class RoarResult(Result):
 @final
 @dataclass(frozen=True, kw_only=True)
 class DiffRoarResult(Result):
-    """Accuracy on the top positions less that on the bottom ones, and the same for masks alone.
+    """Accuracy on the top positions minus that on the bottom ones, and the same for masks alone.
 
     ``top`` and ``bottom`` are accuracies of models that saw only these places, for each seed;
     ``control`` is the difference of models that saw only which places were kept: the shape of a

@@ -231,7 +231,7 @@ def _own(module: nn.Module) -> list[nn.Parameter]:
 
 
 def redraw(layers: list[nn.Module]) -> None:
-    """Draw weights anew in place."""
+    """Draw new weights in place."""
     with torch.no_grad():
         for module in layers:
             draw = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))

@@ -38,7 +38,7 @@ def agree(name: str, a: Any, b: Any) -> bool:
 
 
 def same_code(a: str | None, b: str | None) -> bool:
-    """Return whether two hashes of forwards are the same, as far as they can be compared.
+    """Return whether two hashes of forward passes are the same, as far as they can be compared.
 
     Each version of Python compiles differently, so a hash begins with the version.
     """

@@ -187,7 +187,7 @@ def fuse(
     other_group: Int[Tensor, "row2"],
     alpha: float,
 ) -> Alarms | str:
-    """Return the alarms of the leading score and of the sum, or why there can be none.
+    """Return the alarms of the leading score and of the sum, or the reason if there can be none.
 
     Each score becomes the negative logarithm of its p-value among a quarter of the held-out
     groups. The other held-out groups, one row of each, calibrate the scores and their sum. The

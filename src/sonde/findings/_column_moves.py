@@ -198,7 +198,7 @@ def _side(evidence: Evidence) -> _Side:
 
 
 def _of_equal_labels(mine: _Side, theirs: _Side) -> tuple[_Side, _Side]:
-    """Return both sides, thinned to equal fractions of labels if the shares moved.
+    """Return both sides, thinned to equal fractions of labels if the fractions moved.
 
     A column that depends on the label moves with the shares of labels, which SND054 reports. Each
     label keeps the smaller of its two shares.

@@ -200,7 +200,7 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
 
 
 def _share_right(form: Tried, least: float) -> float:
-    """Return the share of rows whose score in a form is above a limit; 0 without scores."""
+    """Return the fraction of rows whose score in a form is above a limit; 0 without scores."""
     return 0.0 if form.score is None else float((form.score > least).double().mean())
 
 
@@ -278,7 +278,7 @@ def mended_by_offset(
     right: Float[Tensor, "row2 class"],
     chooses: Bool[Tensor, "row"],
 ) -> float:
-    """Return the share that the best constant mends of the wrong rows held out from the choice.
+    """Return the fraction that the best constant mends of the wrong rows held out from the choice.
 
     Parameters
     ----------

@@ -57,7 +57,7 @@ class NumberAnswers:
 
 @once
 def number_rows(evidence: Evidence) -> tuple[Tensor, Tensor, Tensor] | str:
-    """Return the shared rows with a target, the answers, and the targets, or why there are none."""
+    """Return the shared rows with a target, the answers, and the targets, or a reason if none."""
     target = evidence.data.target
     if target is None or not evidence.sites:
         return "the data have no labels"

@@ -58,7 +58,7 @@ class Parts:
 
 
 def parts_of(singles: Sequence[InputBatch], processor: object, names: Sequence[str]) -> Parts | str:
-    """Return the parts of pictures, texts or rows of a table, or why there are none.
+    """Return the parts of pictures, texts or rows of a table, or a reason if none.
 
     Parameters
     ----------

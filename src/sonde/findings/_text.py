@@ -32,7 +32,7 @@ def about(value: float) -> str:
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """Return a share between 0 and 1 in per cent.
+    """Return a fraction between 0 and 1 in per cent.
 
     Examples
     --------

@@ -110,13 +110,13 @@ class ClassAnswers:
 
 @once
 def class_answers(evidence: Evidence) -> ClassAnswers | str:
-    """Return a classifier's own answers to all sampled rows with a label, or why there are none."""
+    """Return a classifier's own answers to all sampled rows with a label, or a reason if none."""
     return _answers_at(evidence, None)
 
 
 @once
 def compared_answers(evidence: Evidence) -> ClassAnswers | str:
-    """Return the answers to the rows of classes that a probe can judge, or why there are none.
+    """Return the answers to the rows of classes that a probe can judge, or a reason if none.
 
     A probe needs rows of each class: figures that are compared with it are of the same rows.
     """

@@ -372,12 +372,12 @@ class Evidence:
 
     @property
     def table(self) -> Any:
-        """``InputTable``: the columns of numbers that the model is given, or why there are none."""
+        """``InputTable``: the columns of numbers that the model is given, or a reason if none."""
         return self.gathered.get("table", self)
 
     @property
     def writing(self) -> Any:
-        """``Writing``: how the texts are written, or why there are none; None without a model."""
+        """``Writing``: how the texts are written, or a reason if none; None without a model."""
         return self.gathered.get("writing", self)
 
     @property

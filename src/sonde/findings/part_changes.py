@@ -254,7 +254,7 @@ def _scaled(
 
 
 def answers_scaled(factor: float) -> PartChange:
-    """Return the change that scales the logits; it is judged without another forward."""
+    """Return the change that scales the logits; it is judged without another forward pass."""
     words = f"the logits times {factor:g}"
     line = f"logits = {factor:g} * logits"
     return PartChange(words, line, ("logits",), nullcontext, factor=factor)

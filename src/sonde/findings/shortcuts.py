@@ -335,7 +335,7 @@ def class_answers_of(stream: LiveStream, singles: Sequence[InputBatch]) -> Int[n
 def answers_of(
     stream: LiveStream, singles: Sequence[InputBatch]
 ) -> Float[Tensor, "row class"] | None:
-    """Return the logits of single examples; examples of one shape run together.
+    """Return the logits of single examples; examples of equal shape run together.
 
     None if the model gives no row of logits for each example.
     """

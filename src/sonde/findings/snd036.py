@@ -87,7 +87,7 @@ class SND036(LabelRule):
         return self._raised(found, figure, max(explained), null)
 
     def _luck(self, site: SiteEvidence, n_classes: int, n_sites: int) -> float:
-        """Return the share that random labels explain by luck, as a multiple of its mean."""
+        """Return the fraction that random labels explain by luck, as a multiple of its mean."""
         freedom = (n_classes - 1) * _participation(site)
         return float(chi2.isf(self.level / n_sites, freedom)) / freedom
 

@@ -119,7 +119,7 @@ def _steps(site: SiteEvidence) -> _Steps | None:
 
 
 def _expected(site: SiteEvidence, alike: Float[Tensor, "*part"]) -> Float[Tensor, "*part"]:
-    """Return the mean squared step of independent rows if a share ``alike`` is within labels.
+    """Return the mean squared step of independent rows if a fraction ``alike`` is within labels.
 
     A step within a label counts ``2 W``, with ``W`` the variance around the labels' means. A step
     between labels counts the number that makes rows in random order give ``2 V`` on average, with

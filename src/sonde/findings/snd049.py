@@ -248,7 +248,7 @@ def _change(
 
 
 def _middle(kind: Kind, x: Float[np.ndarray, "row"]) -> float:
-    """Return what a part of the rows has: a median, a correlation, or a share."""
+    """Return what a part of the rows has: a median, a correlation, or a fraction."""
     if kind == "fit":
         return 1 - float(np.square(x).mean()) / 2
     return float(np.median(x) if kind == "level" else x.mean())

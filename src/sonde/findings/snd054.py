@@ -17,7 +17,7 @@ LEAST = 50
 @final
 @dataclass(frozen=True)
 class SND054(Rule):
-    """Half the summed absolute difference of label shares, and labels of one side alone."""
+    """Half the summed absolute difference of label fractions, and labels of one side alone."""
 
     difference: float = 0.1
     level: float = 0.001

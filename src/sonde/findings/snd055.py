@@ -18,7 +18,7 @@ from sonde.findings.rule import Check, Figure, Rule, Theme
 @final
 @dataclass(frozen=True)
 class SND055(Rule):
-    """Largest difference of a column's cumulative shares in DATA and in OTHER."""
+    """Largest difference of a column's cumulative fractions in DATA and in OTHER."""
 
     effect: float = 0.15
 

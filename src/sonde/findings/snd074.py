@@ -78,7 +78,7 @@ class _Rows:
 
 
 def telling_column(evidence: Evidence, table: InputTable, ratio: float) -> TellingColumn | str:
-    """Return the column that gives the label best on the rows that choose, or why there is none.
+    """Return the column that gives the label best on the rows that choose, or a reason if none.
 
     The other columns are asked only if the column's error is at most ``ratio`` of the error
     without any column, and no larger than the model's by more than 0.01.

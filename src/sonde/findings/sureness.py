@@ -60,7 +60,7 @@ class Sureness:
 
 @once
 def sureness(evidence: Evidence) -> Sureness | str:
-    """Return the calibration of a classifier's answers, or why it is not known."""
+    """Return the calibration of a classifier's answers, or the reason why it is not known."""
     found = class_answers(evidence)
     if isinstance(found, str):
         return found

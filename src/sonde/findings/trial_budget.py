@@ -133,12 +133,12 @@ class TrialBudget:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count every forward that runs while this is open."""
+        """Count every forward pass that runs while this is open."""
         with metered(lambda batch: self.note(_size(batch))):
             yield
 
     def note(self, n: int) -> None:
-        """Count a forward of ``n`` rows or tokens."""
+        """Count a forward pass of ``n`` rows or tokens."""
         self._sizes[n] += 1
 
     def left(self, part: float = 1.0) -> float:
@@ -151,7 +151,7 @@ class TrialBudget:
         return int(min(most, max(least, able)))
 
     def affords(self, n: float, part: float = 1.0) -> bool:
-        """Return whether a forward of ``n`` rows or tokens fits into what is left."""
+        """Return whether a forward pass of ``n`` rows or tokens fits into what is left."""
         return self.cost.of(n) <= self.left(part)
 
     def affordable(
@@ -190,7 +190,7 @@ NO_LIMIT: Final = (ForwardCost(), math.inf)
 
 
 def trial_budget(stream: LiveStream, evidence: "Evidence", shown: bool) -> TrialBudget:
-    """Return the budget of a scan's trials, beside the forward of its data."""
+    """Return the budget of a scan's trials, beside the forward pass of its data."""
 
     def limits() -> tuple[ForwardCost, float]:
         cost, n, times = forward_cost(stream), float(evidence.data.n), OF_ROWS

@@ -186,7 +186,7 @@ def _shift(site: SiteEvidence, mine: Tensor, theirs: Tensor, n_sites: int) -> Si
 
 @once
 def matched_shift(evidence: Evidence) -> dict[str, Any] | None:
-    """Return how well the best site tells DATA and OTHER apart with equal counts of each label.
+    """Return how well the best site separates DATA and OTHER with equal counts of each label.
 
     Then different shares of labels cannot tell them apart. None if labels are not known, or if
     fewer than 50 groups of a side are left.

@@ -20,7 +20,7 @@ def by_group(
     real: Bool[Tensor, "row token"],
     position: Int[Tensor, "row token"] | None,
 ) -> Float[Tensor, "row head token width"]:
-    """Return attention inside groups; with positions a token looks at no later token."""
+    """Return attention inside groups; with positions a token attends to no later token."""
     if not v.numel():
         return torch.zeros_like(v)
     plain = bool(real.all())

@@ -354,7 +354,7 @@ class Attention(Layer):
 def non_locality(
     probs: Float[Tensor, "*axes query key"], place: Float[Tensor, "key axis"]
 ) -> Float[Tensor, "*axes"]:
-    """Return the mean distance between a query and the keys that it looks at.
+    """Return the mean distance between a query and the keys that it attends to.
 
     Parameters
     ----------

@@ -90,7 +90,7 @@ class Pattern(ABC):
 
     @abstractmethod
     def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
-        """Return which keys each query may look at; sizes of 1 stand for all rows or heads."""
+        """Return which keys each query may attend to; sizes of 1 stand for all rows or heads."""
 
     def groups(self, where: Where) -> Int[Tensor, "row head token"] | None:
         """Return the group of each token, or None if the pattern is no cut in groups."""
@@ -113,7 +113,7 @@ class _Groups(Pattern):
 @final
 @dataclass(frozen=True)
 class All(Pattern):
-    """Every token looks at every token."""
+    """Every token attends to every token."""
 
     word: ClassVar[str] = "all"
 
@@ -174,7 +174,7 @@ class Global(Pattern):
 @final
 @dataclass(frozen=True)
 class Blocks(_Groups):
-    """Consecutive blocks of tokens. A token looks at its own block alone.
+    """Consecutive blocks of tokens. A token attends to its own block alone.
 
     Parameters
     ----------

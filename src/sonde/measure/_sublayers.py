@@ -22,7 +22,7 @@ from sonde.tap.model.watch import watch
 
 @dataclass(frozen=True)
 class Sublayers:
-    """Modules whose outputs a block adds to its input, in order; or why there are none.
+    """Modules whose outputs a block adds to its input, in order; or a reason if none.
 
     Parameters
     ----------

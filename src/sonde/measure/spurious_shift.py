@@ -36,7 +36,7 @@ class SpuriousShiftResult(Result):
     cramers_v: float
 
     def since(self, train: "SpuriousShiftResult") -> "SpuriousShiftResult":
-        """Return this figure less that of the training rows, taken as independent rows."""
+        """Return this figure minus that of the training rows, taken as independent rows."""
         errors = [r.se for r in (self, train)]
         known = [float(e) for e in errors if e is not None]
         nulls = [float(torch.as_tensor(r.null)) for r in (self, train)]

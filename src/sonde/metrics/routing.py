@@ -54,7 +54,7 @@ class Cascade:
         return float((self.accuracy(shares) - random).mean() / best) if best > 0 else 0.0
 
     def at(self, threshold: float) -> tuple[float, float]:
-        """Return the share that is passed on from this doubt upward, and the accuracy."""
+        """Return the fraction that is passed on from this doubt upward, and the accuracy."""
         passed = self.doubt >= threshold
         return float(passed.mean()), float(np.where(passed, self.strong, self.weak).mean())
 
@@ -88,7 +88,7 @@ class Cascade:
         return float(self.doubt[order[k - 1]] if k else np.nextafter(self.doubt.max(), np.inf))
 
     def kept(self, threshold: float, sure: float = 0.95) -> tuple[float, float, float]:
-        """Return the share of the strong model's accuracy that is kept, with its exact interval.
+        """Return the fraction of the strong model's accuracy that is kept, with its exact interval.
 
         Clopper and Pearson's intervals of what is lost and of what is won, joined by Bonferroni.
         """
@@ -108,7 +108,7 @@ class Cascade:
 
 
 def _most_lost(loses: Any, wins: Any, n: int, sure: float) -> Any:
-    """Return an upper bound of the rate of losses less that of wins, from counts among n rows."""
+    """Return an upper bound of the rate of losses minus that of wins, from counts among n rows."""
     each = (1 - sure) / 2
     upper = np.where(loses < n, beta.ppf(1 - each, loses + 1, np.maximum(n - loses, 1)), 1.0)
     lower = np.where(wins > 0, beta.ppf(each, np.maximum(wins, 1), n - wins + 1), 0.0)

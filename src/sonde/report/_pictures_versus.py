@@ -18,7 +18,7 @@ _CATEGORIES: Final = 7
 
 
 def shift_picture(report: dict[str, Any]) -> Picture | None:
-    """Return how far each site tells the two data sets apart, with its interval."""
+    """Return how far each site separates the two data sets, with its interval."""
     versus = report["versus"]
     axis = Axis.of_layers([row["site"] for row in versus["sites"]], report)
     rows = [r for r in versus["sites"] if r["auroc"] is not None and r["site"] in axis.names]

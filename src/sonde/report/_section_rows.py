@@ -52,7 +52,7 @@ _LISTS: Final = (
 
 
 def versus_section(report: dict[str, Any], names: ElementIds) -> Markup:
-    """Return which sites tell DATA and OTHER apart, the alarm, the most unusual rows."""
+    """Return which sites separate DATA and OTHER, the alarm, the most out-of-distribution rows."""
     versus = report.get("versus")
     if versus is None:
         text = "no second data set was given (--versus OTHER)."

@@ -32,7 +32,7 @@ def sides(report: dict[str, Any]) -> tuple[str, str]:
 
 
 def told_apart(rows: Sequence[dict[str, Any]], say: Callable[[str], str], names: Sides) -> str:
-    """Return which site tells the two data sets apart best, or that none surely does."""
+    """Return which site separates the two data sets best, or that none surely does."""
     best = max(rows, key=lambda row: row["auroc"])
     value = f"AUROC {number(best['auroc'])}"
     if best["low"] is not None:
@@ -121,7 +121,7 @@ def _right(found: dict[str, Any] | None, name: str) -> str:
 
 
 def _shares(classes: Sequence[dict[str, Any]], kind: str) -> str:
-    """Return the shares that moved most, from DATA to OTHER."""
+    """Return the fractions that moved most, from DATA to OTHER."""
     known = [(row["label"], row[f"{kind}_data"], row[f"{kind}_other"]) for row in classes]
     kept = [row for row in known if row[1] is not None and row[2] is not None and row[1] + row[2]]
     kept.sort(key=lambda row: -abs(row[2] - row[1]))

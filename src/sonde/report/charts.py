@@ -32,7 +32,7 @@ def chart_to_svg(chart: Chart, width: int = WIDE) -> Svg:
 
 
 def chart_picture(chart: Chart, key: str) -> Picture:
-    """Return a chart as a picture of a page, beside the numbers that it carries."""
+    """Return a chart as a plot of a page, beside the numbers that it carries."""
     rows = chart.get("data", {}).get("values", [])
     columns = tuple(name for name in (rows[0] if rows else {}) if name != "tip")
     table = tuple(tuple(row.get(name) for name in columns) for row in rows)

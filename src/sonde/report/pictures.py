@@ -40,7 +40,7 @@ def histogram(
     bins: int = 40,
     width: int = WIDE,
 ) -> Svg:
-    """Return the histogram of the scores of usual rows, and of unusual ones beside them.
+    """Return the histogram of the scores of in-distribution rows, and of unusual ones beside them.
 
     Parameters
     ----------

@@ -103,7 +103,7 @@ def _maps(found: dict[str, Any], live: list[dict[str, Any]]) -> Section:
 
 
 def _largest(one: dict[str, Any], sites: list[str], i: int) -> Table:
-    """Return the shares at the positions where they are largest, the last layer first."""
+    """Return the fractions at the positions where they are largest, the last layer first."""
     rows = one["patched"]
     size = [max(abs(row[at] or 0.0) for row in rows) for at in range(len(rows[0]))]
     kept = sorted(sorted(range(len(size)), key=lambda at: -size[at])[:MOST_COLUMNS])

@@ -8,7 +8,7 @@ from sonde.core.errors import InputError
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's score interval of a share.
+    """Return Wilson's score interval of a fraction.
 
     Examples
     --------
@@ -30,7 +30,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def clopper_pearson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the exact interval of a share: it covers at least ``level``, whatever the share.
+    """Return the exact interval of a fraction: it covers at least ``level``, whatever the fraction.
 
     References
     ----------

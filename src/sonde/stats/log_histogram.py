@@ -72,7 +72,7 @@ class LogHistogramState(State):
         return outermost > 0.1 * self.n
 
     def quantile(self, q: float, absolute: bool = False) -> Float[Tensor, "dim"]:
-        """Return the centre of the bin in which the share ``q`` of the rows is reached.
+        """Return the centre of the bin in which the fraction ``q`` of the rows is reached.
 
         Zeros are rows like any other; a unit that is mostly zero has quantiles of 0.
         """

@@ -87,7 +87,7 @@ def _cells(
 
 @lru_cache(maxsize=32)
 def _spread(n: int, size: int, sigma: float) -> Float[Tensor, "size n"]:
-    """Return the share that each of ``n`` centres has in each of ``size`` pixels."""
+    """Return the fraction that each of ``n`` centres has in each of ``size`` pixels."""
     place = ((torch.arange(size, dtype=torch.float64) + 0.5) * n / size - 0.5).clamp(0, n - 1)
     low = place.floor().long().clamp(max=max(0, n - 2))
     share = place - low

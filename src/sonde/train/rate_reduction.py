@@ -90,7 +90,7 @@ class RateReduction(nn.Module):
         return value + (n.sum() / len(rows) - 1) * (value - value.detach())
 
     def step(self) -> None:
-        """Keep a share of the second moments seen so far for the next step."""
+        """Keep a fraction of the second moments seen so far for the next step."""
         if not self.average:
             return
         with self._turn:

@@ -16,7 +16,7 @@ from sonde.tap.training.ranks import averaged
 
 @final
 class StructuredTransfer(nn.Module):
-    """Distance of a student's maps to a teacher's: place by place, and layer to layer.
+    """Distance of a student's maps to a teacher's: position by position, and layer to layer.
 
     A learned 1 x 1 map brings each of the student's maps to the teacher's channels. ``intra`` is
     the mean over layers and places of ``1 - cos``. ``inter`` is the mean over pairs of layers of

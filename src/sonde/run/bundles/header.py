@@ -83,7 +83,7 @@ def warn_unknown_structure(header: dict[str, Any], here: str | None, who: str) -
 
 
 def warn_other_code(header: dict[str, Any], here: str | None, who: str) -> None:
-    """Warn if the code of the forward is not the code that a bundle was fitted on."""
+    """Warn if the code of the forward pass is not the code that a bundle was fitted on."""
     if not same_code(header["model"].get(CODE), here):
         warnings.warn(
             f"{who}: weights and modules are those of the fit, but a forward, or a function that "

@@ -100,7 +100,7 @@ def scored_batches(asked: Asked, stream: Stream) -> Iterator[ScoredBatch]:
 
 @dataclass(frozen=True)
 class Found:
-    """Scores of usual examples; ``entry`` is the number of each in the planned order."""
+    """Scores of in-distribution examples; ``entry`` is the number of each in the planned order."""
 
     score: Float[Tensor, "example"]
     label: Int[Tensor, "example"]

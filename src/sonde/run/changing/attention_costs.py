@@ -126,7 +126,7 @@ class _Outside(Edit):
 
     @property
     def share(self) -> float:
-        """Mean share over all real queries that were seen."""
+        """Mean fraction over all real queries that were seen."""
         return sum(s for s, _ in self.sums) / max(1, sum(n for _, n in self.sums))
 
     def apply(

@@ -94,7 +94,7 @@ def erase(
     progress: bool = True,
     **reading: Any,
 ) -> Change:
-    """Write a model in which no linear probe of a layer's states tells classes apart.
+    """Write a model in which no linear probe of a layer's states separates classes.
 
     The change is fitted on the split train and written into the weights of the linear layer that
     ``site`` names. The document says what a linear and a two-layer probe find on the split test,

@@ -179,7 +179,7 @@ def _count_rows_left_out(made: Drift, first: Fitted, second: Fitted, keys: list[
 
 
 def _note(made: Drift, name: Key, first: Fitted, second: Fitted, task: Task, asked: bool) -> None:
-    """Add one comparison, or why there is none."""
+    """Add one comparison, or a reason if none."""
     try:
         one, other = (_side(bundle, task) for bundle in (first, second))
         if one is not None and other is not None:

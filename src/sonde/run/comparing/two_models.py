@@ -241,7 +241,7 @@ def _measured(
 
 
 def _beyond_null(result: Result) -> float:
-    """Return explained variance less that of unrelated rows, rescaled so that the most is 1."""
+    """Return explained variance minus that of unrelated rows, rescaled so that the most is 1."""
     null = 0.0 if result.null is None else float(torch.as_tensor(result.null))
     return (float(result) - null) / (1.0 - null) if null < 0.95 else math.nan
 

@@ -22,7 +22,7 @@ def evaluate(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Return how well each detector at each site tells two tables of scores apart.
+    """Return how well each detector at each site separates two tables of scores.
 
     Parameters
     ----------

@@ -58,7 +58,7 @@ Make = Callable[[Sequence[int]], InputBatch]
 
 @dataclass(frozen=True)
 class InvariantBatch:
-    """Rows, logits and scores of some examples of one shape, without the copies.
+    """Rows, logits and scores of some examples of equal shape, without the copies.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ class InvariantReader:
         self._reader = stream.reader()
 
     def read(self, make: Make, n: int) -> InvariantBatch:
-        """Return the scores of ``n`` examples of one shape.
+        """Return the scores of ``n`` examples of equal shape.
 
         Parameters
         ----------

@@ -41,7 +41,7 @@ class RecordLine:
 def units_of(
     scorer: Scorer, columns: Mapping[str, Any], row: Int[Tensor, "record"], n: int
 ) -> dict[str, list[Any]]:
-    """Return the ``n`` units that add most to the scores of some rows, and their shares.
+    """Return the ``n`` units that add most to the scores of some rows, and their fractions.
 
     None if the method cannot say which units made a score. For a row that is not finite, the units
     that are not finite, without shares.

@@ -29,7 +29,7 @@ class TextPair:
 
 @dataclass(frozen=True, eq=False)
 class EncodedPair:
-    """Model inputs of both texts, the number that tells the runs apart, and tokens as text."""
+    """Model inputs of both texts, the number that separates the runs, and tokens as text."""
 
     clean: dict[str, Any]
     corrupt: dict[str, Any]
@@ -139,7 +139,7 @@ def _answer(ids: Any, text: str, read: list[int], tokenizer: Any, answer: str) -
 
 
 def _goal(model: Model, answers: list[list[int]]) -> tuple[Goal, list[list[int]]]:
-    """Return the number that tells the runs apart, and each example's tokens after the text."""
+    """Return the number that separates the runs, and each example's tokens after the text."""
     if all(len(answer) == 1 for answer in answers):
         target = answers[0][0]
         other = answers[1][0] if len(answers) > 1 else None

@@ -128,7 +128,7 @@ MOST_LIMITS = 32
 
 @final
 class Guard:
-    """Scores every forward of a live model inside a ``with`` block; the output stays as it is.
+    """Scores every forward pass of a live model inside a ``with`` block; the output stays as it is.
 
     ``scores``, ``p_values`` and ``alarms`` are those of the last text: a forward that goes on from
     a filled key-value cache (each step of ``model.generate``) adds its new tokens, any other

@@ -20,7 +20,7 @@ class Metrics(Protocol):
     """Interface of ``Guard(metrics=)``: receives each forward pass, then each detector's scores."""
 
     def forward(self) -> None:
-        """Count a forward."""
+        """Count a forward pass."""
         ...
 
     def passed_by(self) -> None:
@@ -69,11 +69,11 @@ class PrometheusMetrics:
         )
 
     def forward(self) -> None:
-        """Count a forward."""
+        """Count a forward pass."""
         self._forwards.inc()
 
     def passed_by(self) -> None:
-        """Count a forward that the guard does not see."""
+        """Count a forward pass that the guard does not see."""
         self._passed.inc()
 
     def rows(self, key: Key, n: int, n_alarms: int, p_values: Iterable[float]) -> None:
@@ -111,11 +111,11 @@ class OpenTelemetryMetrics:
         )
 
     def forward(self) -> None:
-        """Count a forward."""
+        """Count a forward pass."""
         self._forwards.add(1)
 
     def passed_by(self) -> None:
-        """Count a forward that the guard does not see."""
+        """Count a forward pass that the guard does not see."""
         self._passed.add(1)
 
     def rows(self, key: Key, n: int, n_alarms: int, p_values: Iterable[float]) -> None:

@@ -62,7 +62,7 @@ class AttentionWatch:
         mode.__enter__()
 
     def leave(self) -> None:
-        """Close the mode, if one is open; a forward that was ended early leaves it behind."""
+        """Close the mode, if one is open; a forward pass that was ended early leaves it behind."""
         if self.own.mode is not None:
             self.own.mode.__exit__(None, None, None)
         self.own.mode = None

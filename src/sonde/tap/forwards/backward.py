@@ -107,7 +107,7 @@ class Backward:
         return output
 
     def end(self) -> None:
-        """Give the gradient mode back, also after a forward that raised."""
+        """Give the gradient mode back, also after a forward pass that raised."""
         if self._before is not None:
             torch.set_grad_enabled(self._before)
         self._before, self._edges, self._named = None, {}, {}

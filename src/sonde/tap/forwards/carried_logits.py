@@ -57,7 +57,7 @@ class CarriedLogits:
         self._saying[key] = logits
 
     def end(self, call: CallArguments, output: Any) -> None:
-        """Keep the logits of this call if the forward left a cache to go on from."""
+        """Keep the logits of this call if the forward pass left a cache to go on from."""
         said, fed, past = self._saying, call.fed, call.past
         self.clear()
         cache = cache_in(call.named)

@@ -36,7 +36,7 @@ class Ends:
     def after(
         self, ids: Tensor | None, past: int, before: Tensor | None
     ) -> Bool[Tensor, "example"] | None:
-        """Return which sequences are over in this forward, or None if none or all are over.
+        """Return which sequences are over in this forward pass, or None if none or all are over.
 
         Parameters
         ----------

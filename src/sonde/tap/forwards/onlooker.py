@@ -44,7 +44,7 @@ _PERTURBED = contextvars.ContextVar("sonde_perturbed_forward", default=False)
 
 
 class Onlooker:
-    """Hands the rows of each forward of a live model to a function; changes no output.
+    """Hands the rows of each forward pass of a live model to a function; changes no output.
 
     Every forward of the model counts, whichever thread or task makes it; its rows are handed out in
     that thread. A forward that goes on from a filled key-value cache brings the rows of its new
@@ -217,7 +217,7 @@ class Onlooker:
                 now.forward.take(kind, leaf, call)
 
     def _now(self) -> WatchedCall | None:
-        """Return the forward that runs in this context, if its rows are wanted."""
+        """Return the forward pass that runs in this context, if its rows are wanted."""
         if in_perturbed_forward():
             return None
         now: WatchedCall | None = self.session.state
@@ -318,7 +318,7 @@ def _kind(schema: SiteSchema) -> Kind:
 
 
 def in_perturbed_forward() -> bool:
-    """Return whether this thread runs a forward of ``moved_logits``."""
+    """Return whether this thread runs a forward pass of ``moved_logits``."""
     return _PERTURBED.get()
 
 

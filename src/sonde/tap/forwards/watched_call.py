@@ -60,7 +60,7 @@ class WatchedText:
 
 @dataclass(eq=False)
 class WatchedCall:
-    """A forward of the whole model, or of its encoder alone, that is under way.
+    """A forward pass of the whole model, or of its encoder alone, that is under way.
 
     Attributes
     ----------

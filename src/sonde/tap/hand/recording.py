@@ -93,7 +93,7 @@ class CallRecorder:
 
 @contextmanager
 def intercepted(modules: Sequence[nn.Module], around: Around) -> Iterator[None]:
-    """Run ``around`` in place of the forward of modules, for calls of this thread or task.
+    """Run ``around`` in place of the forward pass of modules, for calls of this thread or task.
 
     Several threads may intercept one module, each for itself, and end in any order.
     """
@@ -117,7 +117,7 @@ def intercepted(modules: Sequence[nn.Module], around: Around) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Interception:
-    """A function that runs in place of the forward of modules, given by their ids."""
+    """A function that runs in place of the forward pass of modules, given by their ids."""
 
     modules: frozenset[int]
     around: Around
@@ -149,7 +149,7 @@ def _give_back(module: nn.Module) -> None:
 
 
 def _dispatching(module: nn.Module, forward: Forward) -> Forward:
-    """Return a forward that runs through the functions of the context that calls it."""
+    """Return a forward pass that runs through the functions of the context that calls it."""
 
     @wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:

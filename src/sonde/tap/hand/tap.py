@@ -109,7 +109,7 @@ class TappedForward:
         self.reset(-1)
 
     def reset(self, to_come: int) -> None:
-        """Forget the forward before.
+        """Forget the forward pass before.
 
         Parameters
         ----------
@@ -151,7 +151,7 @@ class TappedForward:
             self._counted = counted
 
     def done(self) -> TappedRows:
-        """Return the rows of the forward, which is over."""
+        """Return the rows of the forward pass, which is over."""
         self.rows.calls = {owner.path: owner.calls for owner in self.owners if owner.calls}
         return self.rows
 
@@ -186,7 +186,7 @@ class TappedForward:
         return may_end
 
     def before(self, owner: TappedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Take rows from an input; return whether the forward may end here."""
+        """Take rows from an input; return whether the forward pass may end here."""
         may_end = False
         for tapped in owner.called():
             leaf = find_input(owner.module, args, kwargs, tapped.leaf)[1]

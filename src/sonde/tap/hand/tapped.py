@@ -26,7 +26,7 @@ class TappedSite:
 
 
 class TappedModule:
-    """One module and port: its sites, and how often it was called in this forward.
+    """One module and port: its sites, and how often it was called in this forward pass.
 
     Attributes
     ----------

@@ -70,7 +70,7 @@ class Running:
 
     @property
     def is_running(self) -> bool:
-        """True if the forward still runs, in any thread."""
+        """True if the forward pass still runs, in any thread."""
         frames = sys._current_frames().values()
         return any(_is_in(self.frame, innermost) for innermost in frames)
 

@@ -207,7 +207,7 @@ class Session:
 
     @property
     def runs_here(self) -> bool:
-        """True if ``run`` has begun the forward of this context."""
+        """True if ``run`` has begun the forward pass of this context."""
         return self in _RUNS.get()
 
     def __reduce__(self) -> Any:
@@ -218,7 +218,7 @@ class Session:
         )
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return the model's outputs, or None if a hook ended the forward early."""
+        """Return the model's outputs, or None if a hook ended the forward pass early."""
         outer, token = innermost(), _RUNS.set((*_RUNS.get(), self))
         try:
             with torch.enable_grad() if self.with_grad else torch.no_grad():
@@ -234,7 +234,7 @@ class Session:
             _RUNS.reset(token)
 
     def stop(self) -> None:
-        """End the forward that ``run`` has begun; do nothing in anybody else's forward."""
+        """End the forward pass that ``run`` has begun; do nothing in anybody else's forward."""
         if self.runs_here:
             raise Stop(self)
 
@@ -256,7 +256,7 @@ class Session:
                     self._over.notify_all()
 
     def pass_by(self) -> None:
-        """Count a forward that is not followed."""
+        """Count a forward pass that is not followed."""
         with self._lock:
             self.n_passed += 1
 

@@ -259,7 +259,7 @@ def _given_axis(axis: int | None, leaf: TensorLayout, fixed: list[int], where: s
 
 
 def guess_axes(x: Tensor, module: nn.Module, root: nn.Module, axis: int | None = None) -> Axes:
-    """Return the axes of a tensor seen once, rows first; a probe forward would tell better.
+    """Return the axes of a tensor seen once, rows first; a probe forward pass would tell better.
 
     The classes of the module's parts tell, else the classes of the model's parts; if they do not
     agree, the sizes of the module's own weights tell.

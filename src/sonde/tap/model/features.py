@@ -181,7 +181,7 @@ def _kept(module: nn.Module, given: Tensor, axis: int | None, x: Tensor) -> int 
 def _agreed(
     inside: Sequence[tuple[tuple[int, ...], int]], shape: tuple[int, ...], width: int | None
 ) -> int | None:
-    """Return the feature axis that all tensors of one shape inside a module have.
+    """Return the feature axis that all tensors of equal shape inside a module have.
 
     Where two axes have one size, a part may have exchanged them, unless it is the ``width`` that
     the configuration declares, and the axis is the last.

@@ -123,7 +123,7 @@ class Probe:
 
     @property
     def n_forwards(self) -> int:
-        """Number of forwards that were run."""
+        """Number of forward passes that were run."""
         return sum(trace is not None for trace in (self.trace, self.other, self.resized))
 
     def leaf(

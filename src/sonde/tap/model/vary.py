@@ -116,7 +116,7 @@ def _floats(batch: InputBatch) -> list[Tensor]:
 def sized(
     batch: InputBatch, change: SizeChange, n_rows: int, which: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a probe forward on ``n_rows`` rows.
+    """Return the arguments of a probe forward pass on ``n_rows`` rows.
 
     NaN and infinity are replaced by random numbers: they reach all that follows, whatever changes.
     """

@@ -351,7 +351,7 @@ def image_size(batch: InputBatch) -> tuple[int, int] | None:
 
 
 def unnamed(n: int) -> InputBatch:
-    """Return ``n`` examples without ids of their own, for a forward that was run by hand."""
+    """Return ``n`` examples without ids of their own, for a forward pass that was run by hand."""
     index = torch.arange(n)
     keys = [b""] * n
     return InputBatch(

@@ -28,11 +28,11 @@ class MeanWriter:
 
     @property
     def is_empty(self) -> bool:
-        """True if the last forward brought nothing that was averaged here."""
+        """True if the last forward pass brought nothing that was averaged here."""
         return not self._lanes
 
     def again_as_before(self) -> None:
-        """Begin a forward whose examples and tokens count as in the one before.
+        """Begin a forward pass whose examples and tokens count as in the one before.
 
         The means of that forward are used again; there are places for as many outputs as it had.
         """
@@ -85,7 +85,7 @@ class _Lane:
         self.n_made = 0
 
     def renew(self, memory: RowMemory) -> bool:
-        """Make as many positions as the forward before took; False if it took none."""
+        """Make as many positions as the forward pass before took; False if it took none."""
         taken, self.n_made = self.n_made - len(self.free), 0
         if taken:
             self.make(taken, memory)

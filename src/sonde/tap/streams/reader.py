@@ -216,7 +216,7 @@ class Reader:
         return taken if 0 < taken.held_bytes <= HELD_BYTES else self._read(taken)
 
     def readings(self, several: Sequence[ForwardReading | Taken]) -> list[ForwardReading]:
-        """Return the rows of forwards; the session is open still."""
+        """Return the rows of forward passes; the session is open still."""
         waiting = [one for one in several if isinstance(one, Taken)]
         if waiting:
             with advising(waiting[0].batch):

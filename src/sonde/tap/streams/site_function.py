@@ -181,7 +181,7 @@ class SiteFunction:
 
     @torch.enable_grad()
     def slope(self, objective: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor, bool]:
-        """Return ``gradient`` at ``value``; without a forward while a graph is kept."""
+        """Return ``gradient`` at ``value``; without a forward pass while a graph is kept."""
         point, self._point = self._point, None  # the graph is gone after one backward
         if point is None:
             return self.gradient(self.value, objective)

@@ -90,7 +90,7 @@ class Taken:
         self.held_bytes = 0
 
     def take(self, leaf: TakenTensor, x: Tensor, call: int) -> None:
-        """Take rows of a tensor, or hold a copy of it until the forward is over."""
+        """Take rows of a tensor, or hold a copy of it until the forward pass is over."""
         if x.layout not in DENSE:
             with at_site(leaf.kinds[0].key):
                 require_dense(x)

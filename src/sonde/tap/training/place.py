@@ -86,7 +86,7 @@ class Place:
 
 @dataclass(eq=False)
 class TrainedForward:
-    """A forward that is running, or that is over and waits for its loss.
+    """A forward pass that is running, or that is over and waits for its loss.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ class TrainedForward:
         return self.decodes and not (of_encoder or "encoder" in place.site.path.split("."))
 
     def real(self, place: Place, x: Tensor) -> Tensor | None:
-        """Return which positions of states are no padding, if the forward was told a mask."""
+        """Return which positions of states are no padding, if the forward pass was told a mask."""
         real = self.masks["pos2" if self.has_target(place, of_encoder=False) else "pos"]
         if real is None or x.is_nested or x.ndim < 3 or x.shape[:2] != real.shape:
             return None

@@ -257,7 +257,7 @@ class Places:
 
     @property
     def _state(self) -> TrainedForward | None:
-        """The forward of the model that runs in this context."""
+        """The forward pass of the model that runs in this context."""
         return None if self._own is None else self._own.state
 
     def _hears(self, place: Place) -> bool:

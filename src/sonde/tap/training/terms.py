@@ -201,7 +201,7 @@ class Terms:
         self._places.changes_in_eval = True
 
     def forget(self) -> None:
-        """Drop the rows of all forwards since the last loss."""
+        """Drop the rows of all forward passes since the last loss."""
         with self._lock:
             self._places.collect()
             self._places.forget()
