@@ -75,7 +75,7 @@ def _sites(scanned: Scanned) -> str:
     n_read = len({key.split("|")[0] for key in keys})
     n_kept = len(scanned.evidence.sites)
     many = plural(n_read, "site")
-    return many if n_kept >= n_read else f"{n_kept:,} of {many} that have finite rows"
+    return many if n_kept >= n_read else f"{n_kept:,} of {many} with finite rows"
 
 
 def _call(scanned: Scanned, model: str) -> str:
