@@ -191,5 +191,5 @@ def _readers(
 def _refused(owner: str, why: str) -> InputError:
     return InputError(
         f"{owner}.plan: expected a residual stream that norms read, and layers read these: {why}. "
-        "Take a method that changes single layers."
+        "Use a method that changes single layers."
     )

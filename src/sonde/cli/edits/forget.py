@@ -68,7 +68,10 @@ class Forget:
         Path | None, named("FILE", "page to write, .html or .json (default: NEW.html)")
     ] = None
     force: Annotated[
-        bool, tyro.conf.arg(help="write the edit even if it is too large or no better than random changes")
+        bool,
+        tyro.conf.arg(
+            help="write the edit even if it is too large or no better than random changes"
+        ),
     ] = False
     printing: Printing = field(default_factory=Printing)
 
