@@ -8,7 +8,7 @@ import torch
 
 from sonde_studies.parts.choice import NOT_TOLD
 from sonde_studies.parts.figures import auroc_effects
-from sonde_studies.parts.forks import of_one_task
+from sonde_studies.parts.forks import least_alike
 from tools import recipe_worlds as worlds
 
 CASES = {
@@ -44,9 +44,9 @@ def test_lots_of_batches_differ_as_often_as_p_says():
     found = list[float]()
     for _ in range(60):
         parts = {n: torch.randn(40, d, generator=draw) + 0.3 for n, d in (("low", 9), ("high", 4))}
-        found.append(of_one_task(parts, task, 1)[2])
+        found.append(least_alike(parts, task, 1)[1])
     assert sum(p <= 0.1 for p in found) <= 12  # more in one of 100
     assert np.mean(found) == pytest.approx(0.5, abs=0.12)
     parts["high"][task == 1] *= -1
-    _, block, p = of_one_task(parts, task, 1)
+    block, p = least_alike(parts, task, 1)
     assert (block, p) == ("high", pytest.approx(1 / 401))

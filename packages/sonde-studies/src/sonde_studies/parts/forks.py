@@ -86,14 +86,12 @@ def task_gradients(
     return {name: torch.stack(rows) for name, rows in parts.items()}, torch.tensor(task)
 
 
-def of_one_task(
-    parts: dict[str, Tensor], task: Tensor, seed: int
-) -> tuple[dict[str, float], str, float]:
-    """Return the cosine of a single task at each block, the block that is least like it, and its p.
+def least_alike(parts: dict[str, Tensor], task: Tensor, seed: int) -> tuple[str, float]:
+    """Return the block where two tasks are least like a single task, and the p of its gap.
 
-    Batches are dealt to two tasks by lot: of a single task the mean gradients of the tasks would
-    agree as those of the lots do. p counts the largest gap of all blocks, in standard deviations
-    of the lots.
+    Batches are dealt to two tasks by lot: of a single task the product of the mean gradients of
+    the tasks is as that of the lots. p counts the largest gap of all blocks, in standard
+    deviations of the lots. A cosine would not do: of opposed tasks that of lots is near -1 too.
 
     Parameters
     ----------
@@ -105,20 +103,18 @@ def of_one_task(
     draw, own = torch.Generator().manual_seed(seed), task == 0
     lots = [own[torch.randperm(len(own), generator=draw)] for _ in range(SHUFFLES)]
     first = torch.stack([own, *lots]).double()
-    sides = [side / side.sum(1, keepdim=True) for side in (first, 1 - first)]
-    cosine = list[Tensor]()
+    one, two = (side / side.sum(1, keepdim=True) for side in (first, 1 - first))
+    found = list[Tensor]()
     for gradients in parts.values():
         x = gradients.double()
         for side in (own, ~own):  # a task of larger losses counts no more than the other
             x[side] /= x[side].square().sum(1).mean().sqrt().clamp(min=1e-300)
-        means = [side @ (x @ x.T) for side in sides]
-        within = [(m * side).sum(1).clamp(min=1e-300) for m, side in zip(means, sides, strict=True)]
-        cosine.append((means[0] * sides[1]).sum(1) / (within[0] * within[1]).sqrt())
-    table = torch.stack(cosine)
+        found.append(((one @ (x @ x.T)) * two).sum(1))
+    table = torch.stack(found)
     null, spread = table[:, 1:].mean(1), table[:, 1:].std(1).clamp(min=1e-12)
     far = (null[:, None] - table) / spread[:, None]
     p = float((far.amax(0) >= far[:, 0].max()).double().mean())
-    return dict(zip(parts, null.tolist(), strict=True)), [*parts][int(far[:, 0].argmax())], p
+    return [*parts][int(far[:, 0].argmax())], p
 
 
 def _some(x: Tensor, seed: int) -> Tensor:

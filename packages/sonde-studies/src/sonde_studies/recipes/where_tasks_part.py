@@ -11,7 +11,7 @@ from sonde.core import curves
 from sonde.measure import gradient_conflict
 from sonde.report import Answer
 from sonde_studies.parts.figures import melted, names
-from sonde_studies.parts.forks import of_one_task, task_gradients, task_head
+from sonde_studies.parts.forks import least_alike, task_gradients, task_head
 from sonde_studies.parts.rows import check_two, rows_with
 
 QUESTION = "Where should two tasks part?"
@@ -35,7 +35,7 @@ def where_tasks_part(
     A linear head on the states of the last block learns each task on half of the rows. On the other
     half its loss is differentiated for the weights of each block: the first task's on even batches,
     the second's on odd batches. Where the mean gradients agree less than those of batches that are
-    dealt to two tasks by lot, sharing costs most.
+    dealt to two tasks by lot, sharing costs most: that is tested over all blocks together.
 
     Example: sonde recipe where-tasks-part MODEL DATA --tasks language topic -o fork.html
 
@@ -72,11 +72,11 @@ def where_tasks_part(
     truths, items = [torch.from_numpy(truth[held]) for _, truth in kinds], [items[i] for i in held]
     key = [*found.rows][-1]
     parts, task = task_gradients(model, items, key, heads, truths, blocks, seed)
-    single, least, p = of_one_task(parts, task, seed)
+    least, p = least_alike(parts, task, seed)
     table = list[dict[str, Any]]()
     for name, part in parts.items():
         both = gradient_conflict(part, task)
-        row = {"block": name, "agreement": float(both.value), "of one task": single[name]}
+        row = {"block": name, "agreement": float(both.value), "of one task": both.attainable}
         table.append(row | {"standard error": both.se})
     at = next(row for row in table if row["block"] == least)
     points = melted(table, "block", "cosine", "between", WORDED)
