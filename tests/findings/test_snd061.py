@@ -45,6 +45,18 @@ def test_a_rare_style_is_found_in_the_states() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.truth("planted: a constant on one logit")
+def test_a_class_that_is_answered_too_often_is_told_with_the_constant_that_was_tried() -> None:
+    x, label = arrays.digits()
+    own = arrays.states(x)[1].clone()
+    own[:, 3] += 9.0
+    finding = assert_raised(ended(x, label, own), "warning")
+    assert finding.sentence.startswith("answer 3")
+    assert finding.fix.startswith("logits[:, 3] -= ")
+    assert finding.trial is None  # an advice: what causes it is left to other rules
+
+
+@pytest.mark.slow
 def test_a_cluster_between_classes_is_a_note_where_the_model_says_so() -> None:
     x, label, style = styled(0.08)
     logits = 9.0 * one_hot(label, 10).double()

@@ -42,6 +42,10 @@ class WeakGroupRule(Rule):
         """Return whether the model itself expects the larger loss; the finding is then a note."""
         return False
 
+    def advice(self, evidence: Evidence, group: WeakGroup) -> str:
+        """Return what was tried and helps such a group; empty: the advice of the rule."""
+        return ""
+
     def tables(
         self, evidence: Evidence, found: WeakRows, groups: list[WeakGroup]
     ) -> dict[str, Any]:
@@ -107,4 +111,5 @@ class WeakGroupRule(Rule):
             examples=tuple(examples_at(evidence, members(evidence, found, group))),
             effect=min(1.0, group.loss - group.elsewhere),
             next=after,
+            fix=self.advice(evidence, group),
         )

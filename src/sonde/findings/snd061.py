@@ -3,15 +3,16 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+from sonde.findings._answer_trials import logit_constant
 from sonde.findings._shared import shared_rows
-from sonde.findings._text import percent
+from sonde.findings._text import number, percent, plural
 from sonde.findings._weak import WeakRows, weak_rows, weak_table, worst_pairs
 from sonde.findings._weak_rule import WeakGroupRule
 from sonde.findings.answers import class_answers, probabilities
 from sonde.findings.evidence import Evidence
 from sonde.findings.rule import Theme
 from sonde.findings.sureness import best_temperature
-from sonde.metrics._conditions import Nearest
+from sonde.metrics._conditions import Equals, Nearest
 from sonde.metrics.weak_groups import WeakGroup
 
 
@@ -87,6 +88,20 @@ class SND061(WeakGroupRule):
     ) -> list[tuple[str, str, int]]:
         """Return the commonest errors of the group."""
         return worst_pairs(evidence, found, group)
+
+    def advice(self, evidence: Evidence, group: WeakGroup) -> str:
+        """Return the constant that corrects a class that is answered too often, if one does."""
+        moved = logit_constant(evidence)
+        if moved is None or moved.constant >= 0 or not moved.trial.holds:
+            return ""
+        answers = [c for c in group.conditions if isinstance(c, Equals) and c.kind == "answer"]
+        if [int(c.value) for c in answers] != [moved.label]:
+            return ""
+        before, after = (percent(float(x.mean())) for x in (moved.trial.before, moved.trial.after))
+        return (
+            f"logits[:, {moved.label}] -= {number(-moved.constant)}: right on {after} of "
+            f"{plural(len(moved.trial.rows), 'row')} held out from the choice, instead of {before}."
+        )
 
     def tables(
         self, evidence: Evidence, found: WeakRows, groups: list[WeakGroup]
