@@ -81,6 +81,8 @@ class SND034(LabelRule):
         )
         if share < self.note or p >= self.level:
             seen = "no row was listed" if clear == 0 else f"{plural(clear, 'row')} listed"
+            if share >= self.note:
+                seen += f", which chance explains (p {p:.2g}, not below {self.level:g})"
             return self.clear(figure, seen)
         examples = examples_at(evidence, doubtful_rows(evidence))
         site = found.sites[found.best]

@@ -138,7 +138,7 @@ def sureness_section(evidence: Evidence) -> dict[str, float] | None:
         return None
     return {
         "sure": found.sure,
-        "error": found.given,
+        "error": found.error,
         "temperature": found.temperature,
         "mended": found.mended,
     }
