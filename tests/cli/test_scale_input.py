@@ -88,8 +88,8 @@ def test_no_memory_outside_a_forward_is_one_line(run, here, monkeypatch):
 
     monkeypatch.setattr("sonde.run.fitting.fit.run_pass", asks)
     line = run("fit", *FIT.format("x.npz").split()).error()
-    assert "memory ran out: Unable to allocate 512. PiB" in line
-    assert "Take a smaller --batch-size" in line
+    assert "out of memory: Unable to allocate 512. PiB" in line
+    assert "Use a smaller --batch-size" in line
 
 
 SIZES = ["-1", "-8GiB", "0", "0GiB", "nan", "inf", "lots", "8 apples", "1e30", "900TiB", ""]

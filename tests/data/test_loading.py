@@ -103,7 +103,7 @@ def test_a_live_module_stays_as_it_is():
     assert next(module.parameters()).dtype == torch.float64
     assert (model.task, model.processor) == ("tensor", str.upper)
     assert load(model) is model
-    with pytest.raises(errors.InputError, match="stays where it is"):
+    with pytest.raises(errors.InputError, match="keeps its device"):
         load(module, dtype="float32")
 
 

@@ -59,7 +59,7 @@ def test_frozen_statistics_and_a_model_in_training_are_clear() -> None:
     assert_clear(SND006().check(evidence))
     check = SND005().check(evidence_of(tensors(net().train(), noise(64, 8))))
     assert_clear(check)
-    assert "read in eval mode" in check.reason
+    assert "read it in eval mode" in check.reason
 
 
 def test_a_dropout_of_zero_does_no_harm() -> None:

@@ -36,7 +36,7 @@ def test_without_labels_the_models_own_answers_are_the_classes() -> None:
     logits = torch.nn.functional.one_hot(label, 10).double()
     check = SND032().check(evidence_of(rows, logits=logits))
     assert check.finding is not None
-    assert "model names" in check.finding.sentence
+    assert "predicted by the model" in check.finding.sentence
     assert SND032().check(evidence_of(rows)).state == "not_applicable"
 
 

@@ -19,7 +19,7 @@ def test_one_answer_for_all_is_raised_and_one_that_learned_is_clear() -> None:
     x, label = x[:900], label[:900]
     threes = torch.full_like(label, 3)
     finding = assert_raised(ended(threes, label, x, 9.0), "warning")
-    assert "100 % of its answers are 3." in finding.sentence
+    assert "100 % of the model's answers are 3." in finding.sentence
     assert_raised(ended(threes, label, x, 0.1), "note")
     assert_clear(ended(label, label, x, 9.0))
 

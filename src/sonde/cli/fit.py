@@ -150,7 +150,7 @@ def reading_of(
 ) -> dict[str, Any]:
     """Return the options of the reading: the user's words, else the methods' wishes.
 
-    Rows that are ``stored`` keep their sites, and their reducers if a method wishes for positions.
+    ``stored`` rows keep their sites, and their reducers if a method needs positions.
     """
     from sonde.core.site import POSITIONS
     from sonde.run.instruments.asked import asked

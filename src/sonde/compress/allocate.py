@@ -41,8 +41,8 @@ def allocate(
     least = int(sizes.amin(1).sum())
     if least > budget:
         raise InputError(
-            f"allocate: expected a budget of at least {least:,}, what the smallest choices need, "
-            f"got {budget:,}."
+            f"allocate: expected a budget of at least {least:,}, the total of the smallest "
+            f"choices, got {budget:,}."
         )
     more = (sizes - sizes.amin(1, keepdim=True)).cpu().numpy()
     # divided by their common divisor, many budgets are small enough to be exact

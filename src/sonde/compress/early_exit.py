@@ -227,7 +227,7 @@ class _Run:
         self.depth: Tensor | None = None
 
     def behind(self, number: int, output: Any) -> Any:
-        """Let rows leave behind a module; return the output of the others."""
+        """Let rows exit after a module; return the output of the remaining rows."""
         x = output if isinstance(output, Tensor) else output[0]
         if self.rows is None:
             self.n = len(x)

@@ -35,7 +35,7 @@ class Choice:
 
     @property
     def experts(self) -> Tensor | None:
-        """The experts that hold for the running thread or task."""
+        """Experts that are active in the running thread or task."""
         return self._held.get()
 
     def chosen(self, experts: Tensor) -> AbstractContextManager[None]:

@@ -110,7 +110,7 @@ def open_arrays(
     chosen = {k: _floats(k, arrays[k], path) for k in _matched(named, sites, path)}
     if not chosen:
         raise InputError(
-            f"open_arrays: {path} holds no array beside {', '.join(arrays) or 'nothing'}."
+            f"open_arrays: {path} contains no array except {', '.join(arrays) or 'none'}."
         )
     if not next(iter(rows.values())):
         raise InputError(f"open_arrays: {path} is empty: its arrays have no row.")

@@ -82,7 +82,7 @@ class AttentionSteer(Edit):
             raise InputError("AttentionSteer: expected keys to forbid, got all. Name some of them.")
         if not 0 <= self.strength <= 1:
             raise InputError(
-                f"AttentionSteer: expected a strength in [0, 1], got {self.strength}: beyond, "
+                f"AttentionSteer: expected a strength in [0, 1], got {self.strength}: beyond 1, "
                 "probabilities are negative."
             )
 

@@ -19,7 +19,7 @@ from sonde.explain.objective import FixedObjective
 from sonde.tap.streams.site_function import SiteFunction, Varied
 
 MOST_ROWS = 256
-"""Rows of one forward and backward, so that memory does not grow with the number of steps."""
+"""Rows per forward and backward pass, so that memory does not grow with the number of steps."""
 
 
 @final

@@ -116,7 +116,7 @@ def known_columns(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, An
 
 
 def file_names(evidence: Evidence, examples: Sequence[int]) -> dict[str, list[str]]:
-    """Return the files' names without their last number, if 2 to 12 such beginnings occur."""
+    """Return the file names without their last number, if this gives 2 to 12 groups."""
     place = evidence.data.place
     if not evidence.data.by_name or place is None:
         return {}

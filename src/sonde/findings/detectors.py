@@ -29,7 +29,7 @@ SCAN_NEIGHBOURS = 2048
 
 
 def chosen_detectors(stream: Stream, chosen: Sequence[Detector]) -> dict[tuple[str, str], Task]:
-    """Return the tasks of every detector at every pooled site; of logits alone, at the last site.
+    """Return the tasks of detectors at all pooled sites; detectors of logits only at the last site.
 
     Detectors of the final linear layer stand where its input was read. The name of each task is
     the detector's class, with the parameters that the width of the rows changed, and its site.

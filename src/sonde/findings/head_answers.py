@@ -120,7 +120,7 @@ class HeadAnswers:
 
 @dataclass(frozen=True, eq=False)
 class Heads:
-    """The heads that could be judged, and why others could not, by their columns."""
+    """Heads that could be evaluated, and the reasons for all others, by column."""
 
     found: tuple[HeadAnswers, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict[str, str])

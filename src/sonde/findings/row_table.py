@@ -35,7 +35,7 @@ SCHEMA = pa.schema([
 
 
 def row_table(scanned: Scanned) -> pa.Table:
-    """Return every input that a finding counts, most telling first, then other sampled inputs.
+    """Return the inputs that findings count, the most informative first, then other sampled inputs.
 
     ``data`` is the data set as typed, ``row`` counts its items from 0 and is null where they are
     not numbered, ``place`` is a file, a line or a row. ``figure`` is the number by which the check

@@ -31,7 +31,7 @@ class TokenNormsState(State):
 
     @property
     def median(self) -> Float[Tensor, "3"]:
-        """Median norm of each bucket, right to a factor of ``2**(1/8)``; NaN where it is empty."""
+        """Median norm of each bucket, up to a factor of ``2**(1/8)``; NaN for an empty bucket."""
         return torch.stack([_median(c) for c in self.counts])
 
     @property

@@ -28,7 +28,7 @@ class TopKState(State):
 @final
 @dataclass(frozen=True)
 class TopK(Statistic[TopKState]):
-    """The ``k`` largest values of each unit and where they stand; ties go to smaller draws. Exact.
+    """The ``k`` largest values of each unit and their rows; ties go to smaller keys. Exact.
 
     Parameters
     ----------

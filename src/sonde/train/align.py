@@ -106,9 +106,11 @@ class Align(nn.Module):
     ) -> None:
         super().__init__()
         if projector != "none" and width is None:
-            raise InputError("Align: expected width, the target's, beside a projector. Pass it.")
+            raise InputError(
+                "Align: expected width, the width of the target, with a projector. Pass it."
+            )
         if prefix and grids is None:
-            raise InputError("Align: expected grids beside prefix, to count the target's tokens.")
+            raise InputError("Align: expected grids with prefix, to count the target's tokens.")
         self.distance, self.temperature = distance, temperature
         self.grids, self.resample, self.heads, self.prefix = grids, resample, heads, prefix
         check_ranges(

@@ -167,7 +167,7 @@ class Contrast(nn.Module):
         rows = self._units(x)
         if prototype is not None:
             if label is None:
-                raise InputError("Contrast: expected labels beside prototypes. Pass label.")
+                raise InputError("Contrast: expected labels for prototypes, got none. Pass label.")
             scores = self._similar(rows, self._units(prototype))
             place_of = torch.arange(len(prototype), device=x.device)
             return self._held(scores, label[:, None] == place_of, hides_itself=False)
@@ -179,8 +179,8 @@ class Contrast(nn.Module):
         if self.memory:
             if group is not None or place is not None:
                 raise InputError(
-                    "Contrast: expected no groups or places beside a memory, which keeps labels "
-                    "alone. Leave out memory, or group and place."
+                    "Contrast: expected no groups or places with a memory, which keeps only "
+                    "labels. Leave out memory, or group and place."
                 )
             own = torch.full((len(x),), -1, device=x.device) if label is None else label
             self._new.put((rows.detach(), own))
@@ -301,7 +301,7 @@ def _together(
 ) -> Tensor:
     """Return which rows belong together, (row, row)."""
     if label is None and (group is not None or place is not None):
-        raise InputError("Contrast: expected labels beside groups or places. Pass label.")
+        raise InputError("Contrast: expected labels with groups or places, got none. Pass label.")
     if label is not None:
         same = (label[:, None] == label[None]) & (label >= 0)[:, None]
         if group is not None:

@@ -143,7 +143,7 @@ class MaskedFeatures(nn.Module):
         if head is None:
             return value
         if label is None:
-            raise InputError("MaskedFeatures: expected label beside head. Pass label=...")
+            raise InputError("MaskedFeatures: expected label with head, got none. Pass label=...")
         return value + cross_entropy(head(torch.where(hidden[..., None], made, x)), label)
 
     def change(

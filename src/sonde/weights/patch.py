@@ -136,7 +136,7 @@ class Patch:
         return Patch.open(self.path / EARLIER) if (self.path / EARLIER).is_dir() else None
 
     def copy_into(self, patch: Path) -> None:
-        """Copy this patch into another patch, as that patch's earlier one."""
+        """Copy this patch into a later patch, as its predecessor."""
         copytree(self.path, patch / EARLIER)
 
     def check_applies(self, folder: Path) -> None:

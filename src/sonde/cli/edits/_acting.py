@@ -47,7 +47,7 @@ class Acting:
         return checked_page(self.report, output)
 
     def options(self) -> dict[str, Any]:
-        """Return the named options of a change about how it is judged."""
+        """Return the options for evaluating a change, by name."""
         return {"neutral": self.neutral, "force": self.force, "show_inputs": self.show_inputs}
 
     def show(self, change: "Change", page: Path, printing: Printing) -> int:

@@ -32,7 +32,7 @@ class Contrasted(DataReading):
     device: DeviceWord = "auto"
 
     def options(self) -> dict[str, Any]:
-        """Return the named options of a change about data."""
+        """Return the options about data of a change, by name."""
         return {"reducer": self.reducer, "limit": self.limit, **self.data_options()}
 
 

@@ -200,7 +200,7 @@ class _FirstLook:
     def __call__(self, batch: InputBatch, word: str, found: Attribution) -> None:
         """Say it in a line for each of the first inputs, or that a method is there."""
         if self.is_said:
-            self.say(f"note: {word} is there, its tests follow.")
+            self.say(f"note: {word} is computed; its tests follow.")
             return
         self.is_said = True
         self.say(f"note: a first look by {word}, not tested yet: what moves the answer most")

@@ -236,7 +236,9 @@ class Onlooker:
         for kind in kinds:
             leaf = find(output, kind.site.key)
             if leaf is None:
-                raise SiteError(f"Guard: {str(kind.site)!r} returned no such tensor this time.")
+                raise SiteError(
+                    f"Guard: {str(kind.site)!r} returned no tensor in this forward pass."
+                )
             now.take(kind, leaf, call)
         if now.backward is None:
             return None

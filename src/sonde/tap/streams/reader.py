@@ -83,7 +83,7 @@ class SiteHooks:
             x = find(output, leaf.key)
             if x is None:
                 site = str(leaf.kinds[0].site)
-                raise SiteError(f"Site: {site!r} returned no such tensor this time.")
+                raise SiteError(f"Site: {site!r} returned no tensor in this forward pass.")
             taken.take(leaf, x, self._calls)
             found.append((leaf, x))
         changed = self._watched(taken, output, found) if self.differentiates else output
