@@ -20,6 +20,7 @@ WHY_IT_GUESSES: Final = frozenset(
 )
 """Codes of faults in a model or its inputs that can reduce all answers to guesses."""
 NO_CAUSE: Final = "no cause found: none of the changes that were tried corrects the answers"
+NOT_TRIED: Final = "no cause was tried, since it is not known which answers are correct"
 SHOWN: Final = 6
 _WIDE: Final = 420
 
@@ -78,8 +79,13 @@ def cause_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     advice = shown(found.get("fix") or "", 1000)
     if is_cause(report, found):
         return [("cause", said), (fix_word(found), advice)]
-    none = [("cause", NO_CAUSE)] if found["code"] in ABOUT_ANSWERS else []
+    none = [("cause", _without_cause(report))] if found["code"] in ABOUT_ANSWERS else []
     return [*none, ("seen", said), ("advice", advice)]
+
+
+def _without_cause(report: dict[str, Any]) -> str:
+    """Return why no cause is named: nothing helped, or the truth of the answers is not known."""
+    return NO_CAUSE if report.get("answers") is not None else NOT_TRIED
 
 
 def first_screen(report: dict[str, Any]) -> Markup | None:
@@ -146,13 +152,13 @@ def _cause(report: dict[str, Any]) -> Markup | None:
     if found is None:
         said = next((text for _, text in cause_lines(report)), "")
         return el("p", tied(said[:1].upper() + said[1:]), ".", cls="why") if said else None
-    none = any(text == NO_CAUSE for _, text in cause_lines(report))
+    none = next((text for _, text in cause_lines(report) if text in (NO_CAUSE, NOT_TRIED)), "")
     link = el("a", found["code"], href=f"#finding-{found['code']}")
     fix = found.get("fix")
     word = fix_word(found).capitalize() if is_cause(report, found) else "Advice"
     return el(
         "div",
-        el("p", tied(f"{NO_CAUSE[:1].upper()}{NO_CAUSE[1:]}. Also seen:")) if none else None,
+        el("p", tied(f"{none[:1].upper()}{none[1:]}. Also seen:")) if none else None,
         el("p", badge(found["level"], found["title"]), " ", link, cls="named"),
         el("p", tied(found["sentence"]), cls="sentence"),
         el("p", el("b", f"{word}: "), tied(fix)) if fix else None,
