@@ -81,7 +81,7 @@ def test_the_command(three, tmp_path):
         (["base", "a", "--drop", "0.5"], "--drop: ties does not read it"),
         (["base", "a", "b", "--method", "slerp"], "Slerp takes 1 model beside the base, got 2"),
         (["base", "a", "--keep", "head.*"], "no tensor of"),
-        (["base", "sonde:stdlib"], "another vocabulary|no models of one base"),
+        (["base", "sonde:stdlib"], "another vocabulary|not made from the same base"),
         (["base", "a", "--output", "base"], "not empty"),
         (["base", "a", "--method", "tie"], "expected one of"),
     ],

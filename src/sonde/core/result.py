@@ -49,7 +49,7 @@ FLAGS: dict[str, str] = {
     "incomplete": "the parts miss more than 5 % of the whole: take more steps",
     "unused": "the objective does not depend on this site, or no gradient reaches it: parts are 0",
     "diverged": "training met numbers that are not finite: the weights are those before that step",
-    "whole_blocks": "some blocks are no sum of their input and one sublayer after the other",
+    "whole_blocks": "some blocks are not the sum of their input and their sublayers",
     "se_first_order": "the standard error is first-order and known to be poor here",
 }
 

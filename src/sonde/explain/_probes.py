@@ -123,7 +123,7 @@ def ridge_fit(
 def held_out_right(
     rows: LabelledRows, member: Int[Tensor, "row"], ridge: float, folds: int
 ) -> tuple[Bool[Tensor, "row"], Bool[Tensor, "row"]]:
-    """Return where the probe of the other folds is right, and where their commonest class is."""
+    """Return masks of rows that the probe of other folds, and their majority class, get right."""
     fold, n_classes = rows.fold(folds).to(member.device), int(member.max()) + 1
     right = torch.zeros(len(member), dtype=torch.bool, device=member.device)
     usual = right.clone()

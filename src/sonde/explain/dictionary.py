@@ -325,7 +325,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {n: file.get_tensor(n) for n in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise StateError(f"load_dictionary: {path} is no safetensors file: {error}.") from error
+        raise StateError(f"load_dictionary: {path} is not a safetensors file: {error}.") from error
 
 
 def write_saelens(

@@ -222,7 +222,7 @@ def _envelope(inner: str, path: Path) -> dict[str, Any]:
 
 
 def _refused(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _finite(text: str) -> float:

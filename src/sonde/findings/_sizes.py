@@ -63,7 +63,7 @@ def all_groups(found: FreshLayers, least: int) -> list[list[tuple[str, float]]]:
 def size_outliers(
     groups: Sequence[Sequence[tuple[str, float]]], ratio: float, deviations: float
 ) -> list[SizeOutlier]:
-    """Return the layers that stand out of their groups."""
+    """Return the layers whose size is an outlier in their group."""
     return [outlier for group in groups for outlier in _outliers(group, ratio, deviations)]
 
 

@@ -45,13 +45,13 @@ class SND047(Rule):
     )
     fix: ClassVar[str] = "Shuffle the rows before you split them or train on them."
     how: ClassVar[str] = (
-        "The sampled rows, one of each group, in the order of the file, in ten parts. The "
-        "statistic is the fraction of variance between the parts, of each class and of 16 "
-        "principal components of the states (at three sites; with labels, of the residuals "
-        "after the class means). The largest fraction must be 5 points above its mean over 200 "
-        "random orders of the same rows, and the sum must have p below 1 in 10,000, corrected "
-        "for the number of tests. Labels are not tested if files are read in the order of "
-        "their names, because folders of classes follow one another."
+        "The sampled rows, one of each group, are split into ten parts in the order of the "
+        "file. The statistic is the fraction of variance between the parts, of each class and "
+        "of 16 principal components of the states (at three sites; with labels, of the "
+        "residuals after the class means). The largest fraction must be 5 points above its "
+        "mean over 200 random orders of the same rows, and the sum must have p below 1 in "
+        "10,000, corrected for the number of tests. Labels are not tested if files are read in "
+        "the order of their names, because folders of classes follow one another."
     )
     false_positives: ClassVar[str] = (
         "A table that was sorted on purpose and is never split by position."

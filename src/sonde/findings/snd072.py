@@ -52,7 +52,7 @@ class SND072(Rule):
         """Look for repeated values far outside their column."""
         table = evidence.table
         if not isinstance(table, InputTable):
-            return self.not_applicable(table or "the inputs are no rows of a table")
+            return self.not_applicable(table or "the inputs are not rows of a table")
         found, n = stand_ins(table), len(table.values)
         share = max((s.n for s in found), default=0) / n
         figure = Figure("stand_in_share", share, unit="share", threshold=self.warning, n_rows=n)

@@ -107,7 +107,7 @@ class SND073(Rule):
         """Compare every column with the others."""
         table = evidence.table
         if not isinstance(table, InputTable):
-            return self.not_applicable(table or "the inputs are no rows of a table")
+            return self.not_applicable(table or "the inputs are not rows of a table")
         found, n = idle_columns(table, self.note), len(table.names)
         share = found.missing[0][1] if found.missing else 0.0
         count = len({*found.constant, *(c[0] for c in found.copies)})

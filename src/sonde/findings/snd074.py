@@ -270,7 +270,7 @@ class SND074(Rule):
         """Judge the best single column on rows held out from the choice."""
         table = evidence.table
         if not isinstance(table, InputTable):
-            return self.not_applicable(table or "the inputs are no rows of a table")
+            return self.not_applicable(table or "the inputs are not rows of a table")
         found = telling_column(evidence, table, self.ratio)
         if isinstance(found, str):
             return self.not_applicable(found)

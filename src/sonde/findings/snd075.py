@@ -137,7 +137,7 @@ class SND075(Rule):
         """Compare every column with the limits of its name."""
         table = evidence.table
         if not isinstance(table, InputTable):
-            return self.not_applicable(table or "the inputs are no rows of a table")
+            return self.not_applicable(table or "the inputs are not rows of a table")
         constants = {(s.column, s.value) for s in stand_ins(table)}
         found = [c for c in odd_columns(table) if not _are_constants(table, c, constants)]
         n = len(table.values)

@@ -122,4 +122,4 @@ def _reason(module: nn.Module, path: str, block: dict[str, Tensor], made: Sequen
         orders = permutations((block["in"], a.rows, b.rows))
         if any(is_sum(block["out"], *terms) for terms in orders):
             return f"{path} is parallel: no module reads its input plus {a.name} or plus {b.name}"
-    return f"{path} is no sum of its input and of what modules in it return"
+    return f"{path} is not the sum of its input and the outputs of its modules"

@@ -101,7 +101,8 @@ def _units(found: dict[str, Any]) -> Section:
         "Highest rows, and rows of every lower range, because what a unit responds to most of "
         "the time is not what it responds to at its highest. A unit follows a label if the "
         "rows on which it is high are those of the label: their overlap, at the best threshold "
-        "for that label, is at least halfway from that of a unit that is always high to 1."
+        "for that label, is at least halfway between 1 and the overlap of a unit that is "
+        "always high."
     )
     has_inputs = bool(found["inputs"]) or any(
         "t" in row for u in found["units"] for row in u["rows"]

@@ -35,7 +35,7 @@ class Sequences:
 
     @property
     def starts(self) -> Int[Tensor, "example"]:
-        """The place at which each example begins."""
+        """Index at which each example begins."""
         return self.counts.cumsum(0) - self.counts
 
     @property

@@ -217,8 +217,9 @@ def check_files(folder: Path, hashes: Mapping[str, str]) -> None:
     for file, digest in hashes.items():
         if file_hash(folder / file) != digest:
             raise StateError(
-                f"load: {folder / file} is not the file that was written with config.json: it was "
-                "damaged or changed since. Copy the whole folder again, or compress the model anew."
+                f"load: {folder / file} is not the file that was written with config.json: it "
+                "was damaged or changed since. Copy the whole folder again, or compress the "
+                "model again."
             )
 
 

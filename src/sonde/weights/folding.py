@@ -157,8 +157,8 @@ def _refuse_hooks(name: str, part: nn.Module) -> None:
     if hooks or "forward" in vars(part):
         what = "forward hooks" if hooks else "a forward of its own instance"
         raise StateError(
-            f"fold_edit: {name or 'the model'} has {what}, and what is folded into weights would "
-            "act before them. Remove them, or open the edit with sonde.editing."
+            f"fold_edit: {name or 'the model'} has {what}, and a change of weights would act "
+            "before these hooks. Remove the hooks, or open the edit with sonde.editing."
         )
 
 
@@ -173,8 +173,9 @@ def affine_of(edit: Edit) -> AffineMap:
     affine = edit.as_affine()
     if affine is None:
         raise StateError(
-            f"fold_edit: {type(edit).__name__} is no affine map of each row by itself, so no "
-            "change of weights has the same effect. Open it with sonde.editing or sonde generate."
+            f"fold_edit: {type(edit).__name__} is not an affine map of single rows, so no "
+            "change of weights has the same effect. Open it with sonde.editing or sonde "
+            "generate."
         )
     return affine
 

@@ -283,8 +283,9 @@ def _chosen(
         if apart:
             has, lacks = (name, names[0]) if apart[0] in mine else (names[0], name)
             raise InputError(
-                f"merge_models: {has} has {apart[0]} and {lacks} has not: they are no models of "
-                f"one base. Give models of one base, or name {apart[0]!r} among those to keep."
+                f"merge_models: {has} has {apart[0]} and {lacks} has not: they were not made "
+                f"from the same base. Give models of one base, or name {apart[0]!r} among those "
+                "to keep."
             )
         for n in mine:
             one, its = first.entry(n).shape, other.entry(n).shape

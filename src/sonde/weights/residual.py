@@ -112,8 +112,8 @@ def residual_writers(
     found = sums_at(module, [last], inputs)[0]
     if found.other:
         raise StateError(
-            f"residual_writers: at {last} the stream is no sum of linear layers: {found.other}. "
-            "Open the edit with sonde.editing instead."
+            f"residual_writers: at {last} the stream is not a sum of linear layers: "
+            f"{found.other}. Open the edit with sonde.editing instead."
         )
     unsaved = [name for name in found.fixed if name not in module.state_dict()]
     if unsaved:

@@ -62,7 +62,7 @@ class Forget:
         float | None, named("A", "dampen: how much more a weight must matter to --forget")
     ] = None
     retrain: Annotated[
-        bool, tyro.conf.arg(help="train a model anew without --forget, to compare with (slow)")
+        bool, tyro.conf.arg(help="train a new model without --forget, for comparison (slow)")
     ] = False
     report: Annotated[
         Path | None, named("FILE", "page to write, .html or .json (default: NEW.html)")

@@ -7,7 +7,7 @@ TRAFFIC: Final = "traffic"
 
 
 def joined_traffic(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """Return the field of two headers together, empty if neither is of traffic."""
+    """Return the joined traffic field of two headers, empty if neither has one."""
     told = [header[TRAFFIC] for header in (a, b) if header.get(TRAFFIC)]
     if not told:
         return {}

@@ -186,7 +186,7 @@ class ErrorSample:
         return merged  # type: ignore[return-value]
 
     def rows(self, keys: Sequence[str], states: States, n_groups: int) -> SampleRows | None:
-        """Return the sampled rows at some sites, joined on their draws.
+        """Return the sampled rows at some sites, joined on their sampling keys.
 
         These are the rows of whole groups; or single rows, if there are no groups and an example
         has several rows.

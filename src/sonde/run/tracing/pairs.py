@@ -58,7 +58,7 @@ def read_pairs(path: Path) -> list[TextPair]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"trace: {path}:{number} is no JSON: {error}.") from error
+            raise InputError(f"trace: {path}:{number} is not JSON: {error}.") from error
         values = row if isinstance(row, dict) else {}
         given = {name: values[name] for name in known if values.get(name) is not None}
         if {"clean", "corrupt", "answer"} - given.keys() or not all(

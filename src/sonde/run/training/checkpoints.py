@@ -182,7 +182,7 @@ def _digests_in(file: Path) -> dict[str, str]:
     except (ValueError, TypeError) as error:
         raise StateError(
             f"track: expected hashes of checkpoints in {file}, got a damaged file ({error}). "
-            "Record the track anew (--fresh)."
+            "Record the track again (--fresh)."
         ) from None
 
 

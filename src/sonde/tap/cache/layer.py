@@ -267,7 +267,7 @@ class EvictingLayer(GrowingLayer):
         return torch.arange(slots, device=self.keys.device).expand(rows, heads, slots)
 
     def in_sight(self) -> Bool[Tensor, "row head query slot"] | None:
-        """Return which keys each query of the running call sees; None if the model's mask holds."""
+        """Return the mask of keys for each query of this call; None to use the model's mask."""
         if self.index is None or self.real is None:
             return None
         query = self.real.index[:, None, self.n_seen - self.n_new :, None]

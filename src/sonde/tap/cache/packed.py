@@ -87,7 +87,7 @@ class PackingLayer(GrowingLayer):
 
     @property
     def knows_rotation(self) -> bool:
-        """True if keys can be turned back; two tokens are needed, for the angle between them."""
+        """True if the rotation of keys is known; this needs the angle between two tokens."""
         return self.rotation is None or self.rotation.angle is not None
 
     @property

@@ -18,7 +18,7 @@ _INNERMOST: ContextVar["Running | None"] = ContextVar("sonde_running", default=N
 
 
 class Running:
-    """One forward that is running, as one session sees it.
+    """A running forward pass, as one session sees it.
 
     Parameters
     ----------

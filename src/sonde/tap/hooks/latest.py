@@ -59,7 +59,7 @@ class Latest(Generic[Value]):
             self._own.pop(caller(), None)
 
     def put(self, value: Value) -> None:
-        """Keep a value for the running caller; it is the last of all callers too."""
+        """Keep a value for the running caller, which is also the last value of all callers."""
         with self._lock:
             self._own[caller()] = value
             self.last = value
