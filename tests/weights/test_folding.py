@@ -147,7 +147,7 @@ def _own_forward(net):
 def test_a_layer_under_hooks_of_the_user_does_not_fold(change, site):
     net = models.mlp()
     change(net)
-    with pytest.raises(StateError, match="Remove the hooks, or open the edit"):
+    with pytest.raises(StateError, match="Remove it, or open the edit"):
         fold_edit(net, Project(torch.randn(16)), site)
 
 
@@ -155,7 +155,7 @@ def test_writers_under_hooks_of_the_user_do_not_fold():
     model = models.llama()
     model.model.layers[1].mlp.down_proj.register_forward_hook(_doubled)
     for fold in (fold_writers, lambda m, e: fold_edit(m, e, "model.layers.1.mlp")):
-        with pytest.raises(StateError, match="Remove the hooks"):
+        with pytest.raises(StateError, match="Remove it"):
             fold(model, Project(torch.randn(32)))
 
 

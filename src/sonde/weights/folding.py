@@ -158,7 +158,7 @@ def _refuse_hooks(name: str, part: nn.Module) -> None:
         what = "forward hooks" if hooks else "a forward of its own instance"
         raise StateError(
             f"fold_edit: {name or 'the model'} has {what}, and a change of weights would act "
-            "before these hooks. Remove the hooks, or open the edit with sonde.editing."
+            "before this code. Remove it, or open the edit with sonde.editing."
         )
 
 
