@@ -121,6 +121,6 @@ def test_errors_have_their_own_line(tmp_path):
     words = ("evaluate", tmp_path / "s.parquet", tmp_path / "d.jsonl", "--errors", "wrong")
     ran = run_words(*words, "--resamples", "50")
     said = " ".join(ran.out.split())
-    assert "Trust knn at h.2: chosen of 4 on one half of the examples" in said, said + ran.err
+    assert "Trust knn at h.2: chosen among 4 on one half of the examples" in said, said + ran.err
     assert "40 right and 20 wrong answers" in said
     assert run_words(*words, "--resamples", "50", "--json").json()["trust"]["trusted"] is True
