@@ -94,7 +94,9 @@ def test_the_command_says_whom_to_trust(tmp_path):
     words = ("evaluate", usual, seen, "--resamples", "50")
     ran = run_words(*words, "-o", tmp_path / "e.html")
     said = " ".join(ran.out.split())
-    assert "Trust knn at h.1: chosen among 3 on one half of the examples, it has AUROC" in said, said
+    assert "Trust knn at h.1: chosen among 3 on one half of the examples, it has AUROC" in said, (
+        said
+    )
     assert "20 usual and 20 unusual rows" in said
     assert max(map(len, ran.out.splitlines())) <= 80
     assert "Trust knn at h.1" in (tmp_path / "e.html").read_text("utf-8")
