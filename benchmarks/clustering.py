@@ -22,8 +22,8 @@ from sonde.core.plan import Plan
 from sonde.core.stream import Stream
 from sonde.engine.requests import Request
 from sonde.run.fitting.fit import make_plan
+from sonde.run.passes.crew import Crew, Runner
 from sonde.run.passes.driver import run_pass
-from sonde.run.workers.crew import Crew, Runner
 from sonde.stats import Moments
 from sonde.tap import live_stream
 

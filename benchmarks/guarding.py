@@ -15,9 +15,9 @@ from sonde import load
 from sonde.core.instrument import Detector
 from sonde.core.stream import Stream
 from sonde.detect import KNN, NAC, Mahalanobis
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.bundles.header import MODEL_FIELDS
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.header import MODEL_FIELDS
 from sonde.run.watching.guard import Guard
 from sonde.tap import live_stream
 

@@ -40,7 +40,7 @@ from benchmarks.serving_models import (
 )
 from benchmarks.size import Size
 from sonde.detect import KNN, Mahalanobis
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 
 ARMS = {
     "plain": "Starlette alone",

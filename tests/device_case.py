@@ -24,13 +24,13 @@ from sonde.core.inputs import Model
 from sonde.core.stream import Stream
 from sonde.detect import Energy, Mahalanobis
 from sonde.engine.derived import DerivedStream
-from sonde.findings.lens import lens_evidence
+from sonde.findings.evidence.lens import lens_evidence
 from sonde.measure import Covariance, LayerCKA
 from sonde.run.fitting.fit import fit
+from sonde.run.passes.job import Job
 from sonde.run.scoring.score import score
 from sonde.run.training.callback import Recorder
 from sonde.run.watching.guard import Guard
-from sonde.run.workers.job import Job
 from sonde.store import KeptRows, Store, write_store
 from sonde.tap import live_stream, replay
 from sonde.testing import instrument_laws as laws

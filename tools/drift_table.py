@@ -29,8 +29,8 @@ from sonde.detect import (
     UnitShift,
 )
 from sonde.measure import Covariance
-from sonde.run.bundles.fitted import Fitted
 from sonde.run.comparing.drift import drift
+from sonde.run.fitting.fitted import Fitted
 from sonde.stats import adjusted_p, clopper_pearson
 
 LEVELS = (0.05, 0.01)

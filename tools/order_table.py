@@ -14,12 +14,12 @@ from torch.nn.functional import one_hot
 
 from sonde.core.stream import Stream
 from sonde.engine.folding import observe_stream
-from sonde.findings.evidence import Evidence
-from sonde.findings.facts import data_evidence
-from sonde.findings.gather import scan_statistics
-from sonde.findings.snd047 import SND047
-from sonde.findings.snd048 import SND048
-from sonde.findings.snd062 import SND062
+from sonde.findings.codes.snd047 import SND047
+from sonde.findings.codes.snd048 import SND048
+from sonde.findings.codes.snd062 import SND062
+from sonde.findings.evidence.facts import data_evidence
+from sonde.findings.evidence.gather import scan_statistics
+from sonde.findings.evidence.record import Evidence
 
 RESAMPLES, ROWS = 200, 600
 RULES = (SND047(), SND048(), SND062())

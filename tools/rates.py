@@ -19,7 +19,7 @@ import sonde
 from sonde.core.errors import SondeError, SondeWarning
 from sonde.core.stream import Stream
 from sonde.detect import KNN, DictLookup, Mahalanobis, PatchCore
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 
 LEVELS = 0.1, 0.2
 QUIET: dict[str, Any] = {"progress": False}

@@ -16,8 +16,8 @@ from torch import nn
 from sonde import Model
 from sonde.data import open_inputs
 from sonde.report.train import document
-from sonde.run.fine_tuning.arms import Recipe, train_arm
-from sonde.run.fine_tuning.document import train_document
+from sonde.run.training.arms import Recipe, train_arm
+from sonde.run.training.document import train_document
 
 DIM, CLASSES, TRAINED, HELD = 6, 3, 60, 200
 NAMES = {"model": "tiny", "data": "rows", "terms_typed": "", "sites_typed": [], "inserted": [],

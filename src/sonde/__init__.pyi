@@ -23,9 +23,6 @@ from sonde.layers.inserting import removed as removed
 from sonde.report import Report as Report
 from sonde.report import scan as scan
 from sonde.report.verifying import verify as verify
-from sonde.run.bundles.fitted import Fitted as Fitted
-from sonde.run.bundles.merge import merge as merge
-from sonde.run.calibrating.calibrate import calibrate as calibrate
 from sonde.run.changing.ablate import ablate as ablate
 from sonde.run.changing.erase import erase as erase
 from sonde.run.changing.forget import forget as forget
@@ -41,20 +38,23 @@ from sonde.run.comparing.drift import drift as drift
 from sonde.run.compressing.compare_caches import compare_caches as compare_caches
 from sonde.run.compressing.compress_model import compress_model as compress_model
 from sonde.run.compressing.search_sizes import search_sizes as search_sizes
-from sonde.run.evaluating.evaluate import evaluate as evaluate
 from sonde.run.explaining.explain_answers import explain_answers as explain_answers
 from sonde.run.explaining.explain_units import explain_units as explain_units
-from sonde.run.fine_tuning.train_model import train_model as train_model
+from sonde.run.explaining.trace_texts import trace_texts as trace_texts
 from sonde.run.fitting.fit import fit as fit
+from sonde.run.fitting.fitted import Fitted as Fitted
+from sonde.run.fitting.merge import merge as merge
 from sonde.run.reading.gather import gather as gather
 from sonde.run.reading.load import load as load
 from sonde.run.reading.read import read as read
+from sonde.run.scoring.calibrate import calibrate as calibrate
+from sonde.run.scoring.evaluate import evaluate as evaluate
 from sonde.run.scoring.score import score as score
-from sonde.run.tracing.trace_texts import trace_texts as trace_texts
 from sonde.run.training.callback import TrackCallback as TrackCallback
 from sonde.run.training.checkpoints import track as track
 from sonde.run.training.terms_callback import TermsCallback as TermsCallback
 from sonde.run.training.track import Track as Track
+from sonde.run.training.train_model import train_model as train_model
 from sonde.run.watching.guard import Guard as Guard
 from sonde.store.exporting import export_store as export  # noqa: F401 - under a second name
 from sonde.tap import Tap as Tap

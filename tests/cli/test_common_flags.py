@@ -8,7 +8,7 @@ from typing import get_type_hints
 import pytest
 import torch
 
-import sonde.run.calibrating.calibrate
+import sonde.run.scoring.calibrate
 from sonde.cli._usage import _flags
 from sonde.cli.commands import COMMANDS
 from sonde.cli.options import Reading
@@ -86,13 +86,13 @@ def test_studies_are_listed_as_json(run):
 
 
 def test_calibrate_computes_in_the_threads_that_are_asked_for(run, place, tmp_path, monkeypatch):
-    seen, scored = [], sonde.run.calibrating.calibrate.held_scores
+    seen, scored = [], sonde.run.scoring.calibrate.held_scores
 
     def watched(*args):
         seen.append(torch.get_num_threads())
         return scored(*args)
 
-    monkeypatch.setattr("sonde.run.calibrating.calibrate.held_scores", watched)
+    monkeypatch.setattr("sonde.run.scoring.calibrate.held_scores", watched)
     words = [
         "calibrate",
         place / "probe.sonde",

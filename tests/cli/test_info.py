@@ -14,10 +14,10 @@ from sonde.detect import Mahalanobis
 from sonde.engine.running import Running
 from sonde.files.state_file import read_header, write_state
 from sonde.measure import Covariance, UnitEntropy
-from sonde.run.bundles.merge import merge
-from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.merge import merge
 from sonde.run.passes.ledger import Ledger
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.training.track import Track
 from sonde.stats import Moments
 from sonde.store import Store, write_store

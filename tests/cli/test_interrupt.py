@@ -123,7 +123,7 @@ def test_before_the_pass_nothing_is_left(place, stopped):
 FIT_MOMENTS = {
     "pass": ("sonde.run.passes.ranges:observe_unit", 4, "", "interrupted after 3 of 6 units."),
     "commit": ("sonde.files.durable:replace", 3, "states", "interrupted after 2 of 6 units."),
-    "results": ("sonde.run.bundles.fitted:result_with_error", 1, "", KEPT),
+    "results": ("sonde.run.fitting.fitted:result_with_error", 1, "", KEPT),
     "writing": ("sonde.files.durable:replace", 1, "a.sonde", KEPT),
 }
 
@@ -162,7 +162,7 @@ def test_a_resumed_scan_gives_the_same_report(place, stopped):
 
 def test_workers_of_an_interrupted_terminal_are_silent(place, stopped):
     words = FIT + " --workers 2"
-    err = stopped(words, "sonde.run.workers._processes:_opened", group=True)
+    err = stopped(words, "sonde.run.passes._processes:_opened", group=True)
     assert KEPT in err
     ended(words + " --resume")
     assert files(place) == ["out/a.sonde"]

@@ -4,7 +4,7 @@ import pytest
 
 from sonde.core.plan import STATE_VERSION
 from sonde.files.state_file import read_header, write_state
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 
 
 @pytest.fixture(scope="module")

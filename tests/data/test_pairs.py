@@ -17,8 +17,8 @@ from sonde.data import load, open_arrays, open_inputs
 from sonde.data.columns import are_pairs
 from sonde.data.listing import pick
 from sonde.detect import ContrastProbe
-from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.reading.read import read
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cli_case import run_words
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.reading.read import read
 
 SPAN = ("--span", "<t>,</t>")

@@ -13,8 +13,8 @@ from sonde.core.stream import Stream
 from sonde.detect import FeatureGaps
 from sonde.detect.feature_gaps import ContrastSample, UsualAnswers, _principal, logistic
 from sonde.metrics import auroc
-from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.scoring.score import score
 
 DIMS = (5, 7, 6, 4)

@@ -19,8 +19,8 @@ from sonde.detect._grid_net import (
 )
 from sonde.detect.fod import GridTraining, Usual, grid_columns, whole_images
 from sonde.engine.running import Running
-from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.scoring.score import score
 from sonde.stats.training_weights import Weights
 

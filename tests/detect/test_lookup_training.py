@@ -14,8 +14,8 @@ from sonde.detect import DictLookup
 from sonde.detect._lookup import Generators, retrieval, starting_weights
 from sonde.detect.dict_lookup import HINGE, MARGIN, LookupTraining, scrambled
 from sonde.engine.running import Running
-from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.passes.driver import Interrupted
 from sonde.run.scoring.score import score
 

@@ -5,9 +5,9 @@ from sklearn.covariance import OAS
 
 from sonde.core.errors import InputError, ShapeError, StateError
 from sonde.detect import PaDiM
-from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.score import score
 
 

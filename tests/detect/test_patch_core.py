@@ -6,8 +6,8 @@ from scipy.spatial.distance import cdist
 from sonde.core import Stream
 from sonde.core.errors import InputError, ShapeError
 from sonde.detect import PatchCore
-from sonde.run.bundles.merge import merge
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.merge import merge
 from sonde.run.scoring.score import score
 
 

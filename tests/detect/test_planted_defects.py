@@ -10,8 +10,8 @@ from detect.planted import maps_of, stream_of, textures, with_defects
 from sonde.core.errors import InputError
 from sonde.detect import DictLookup, PaDiM, PatchCore
 from sonde.metrics import aupro, pixel_auroc
-from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.reading.read import read
 from sonde.run.scoring.score import score
 

@@ -13,8 +13,8 @@ from sonde.core.stream import Stream
 from sonde.detect import SimpleNet
 from sonde.detect.simple_net import NoiseDiscriminator, NoiseTraining, hinge
 from sonde.engine.running import Running
-from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.passes.driver import Interrupted
 from sonde.run.scoring.score import score
 from sonde.stats.training_weights import Weights

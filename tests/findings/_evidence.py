@@ -20,10 +20,10 @@ from sonde.engine.array_stream import ArrayStream
 from sonde.engine.folding import observe_stream
 from sonde.engine.passes import states_of
 from sonde.engine.requests import Task, requests
-from sonde.findings.evidence import Evidence
-from sonde.findings.facts import data_evidence
-from sonde.findings.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
-from sonde.findings.versus import VersusEvidence
+from sonde.findings.evidence.facts import data_evidence
+from sonde.findings.evidence.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.versus import VersusEvidence
 from sonde.stats import Calibrated
 
 

@@ -12,15 +12,15 @@ from narrow import expect
 from sonde.core.inputs import Model
 from sonde.core.stream import Stream
 from sonde.findings.catalogue import rule_classes
-from sonde.findings.evidence import Evidence
-from sonde.findings.facts import data_evidence
-from sonde.findings.fresh_weights import fresh_layers
-from sonde.findings.lens import lens_evidence
-from sonde.findings.modules import model_evidence
+from sonde.findings.evidence.facts import data_evidence
+from sonde.findings.evidence.fresh_weights import fresh_layers
+from sonde.findings.evidence.lens import lens_evidence
+from sonde.findings.evidence.modules import model_evidence
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.variants import variant_evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule
 from sonde.findings.scan import gather
 from sonde.findings.settings import ScanSettings
-from sonde.findings.variants import variant_evidence
 from sonde.tap import LiveStream, live_stream
 from tap_inputs import Arrays, Texts
 

@@ -10,8 +10,8 @@ from sklearn.utils import Bunch
 
 from findings._evidence import evidence_of
 from narrow import expect
-from sonde.findings.evidence import Evidence
-from sonde.findings.input_table import InputTable
+from sonde.findings.evidence.input_table import InputTable
+from sonde.findings.evidence.record import Evidence
 
 HEALTHY = ("iris", "wine", "breast_cancer", "digits", "diabetes")
 

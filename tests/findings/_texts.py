@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
 from findings._nets import Block, evidence_of, tokens
 from narrow import expect
-from sonde.findings.evidence import Evidence
+from sonde.findings.evidence.record import Evidence
 
 LENGTHS = [9 + 3 * (i % 8) for i in range(24)]
 

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from findings._evidence import evidence_of
-from sonde.findings.evidence import Evidence
-from sonde.findings.writing import Writing
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.writing import Writing
 
 MODULES = (np, scipy.stats, torch.nn, logging, shutil, threading, subprocess)
 GERMAN = (

@@ -5,8 +5,8 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from findings import _evidence as arrays
-from sonde.findings.answers import class_answers, confusion
-from sonde.findings.evidence import Evidence
+from sonde.findings.evidence.answers import class_answers, confusion
+from sonde.findings.evidence.record import Evidence
 
 OWN = {"labels_are_models": True}
 SWAP = torch.tensor([0, 1, 2, 8, 4, 5, 6, 7, 3, 9])

@@ -2,7 +2,7 @@ import pytest
 
 from findings._evidence import digits, evidence_of, states
 from sonde.findings.causes import TABLE, name_causes
-from sonde.findings.evidence import Evidence
+from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check, Figure, Finding, Level
 
 

@@ -4,9 +4,9 @@ from torch import nn
 
 from findings._evidence import digits
 from findings._nets import assert_clear, assert_raised, checked, evidence_of, tensors
-from sonde.findings._feeding import is_input
-from sonde.findings.snd011 import SND011
-from sonde.findings.snd018 import SND018
+from sonde.findings.codes.snd011 import SND011
+from sonde.findings.codes.snd018 import SND018
+from sonde.findings.evidence._feeding import is_input
 
 
 @pytest.mark.slow

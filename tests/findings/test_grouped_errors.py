@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from findings._evidence import evidence_of
-from sonde.findings._update import sampled_ends, update_per_spread
-from sonde.findings.evidence import Evidence
+from sonde.findings.codes.snd022 import SND022
+from sonde.findings.codes.snd023 import SND023
+from sonde.findings.evidence._update import sampled_ends, update_per_spread
+from sonde.findings.evidence.record import Evidence
 from sonde.findings.profile import site_profile
-from sonde.findings.snd022 import SND022
-from sonde.findings.snd023 import SND023
 
 GROUPS, EACH = 200, 30
 MEAN = 6 * torch.arange(1, 13).double()

@@ -1,8 +1,8 @@
 import pytest
 
-from sonde.findings._places import least_groups_for_silence, places, sentence
-from sonde.findings._text import LONGEST
 from sonde.findings.catalogue import rule_classes
+from sonde.findings.words.places import least_groups_for_silence, places, sentence
+from sonde.findings.words.text import LONGEST
 
 MINE = [c for c in rule_classes() if c < "SND030"]
 

@@ -15,8 +15,8 @@ from findings._nets import (
     tokens,
 )
 from narrow import expect
-from sonde.findings.snd001 import SND001
-from sonde.findings.versus import VersusEvidence
+from sonde.findings.codes.snd001 import SND001
+from sonde.findings.evidence.versus import VersusEvidence
 
 
 class Log(nn.Module):

@@ -3,7 +3,7 @@ import torch
 
 from findings._nets import assert_clear, assert_raised, checked, deep_relu, noise, tensors
 from sonde.core.stream import Stream
-from sonde.findings.snd002 import SND002, spacing
+from sonde.findings.codes.snd002 import SND002, spacing
 
 
 @pytest.mark.truth("torch.nextafter in float32; the same in bfloat16 by bits")

@@ -8,9 +8,9 @@ from torch import nn
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised, evidence_of, tensors, tokens
 from narrow import expect
-from sonde.findings.fresh_weights import fresh_layers, neighbours, spectrum_edge
+from sonde.findings.codes.snd003 import SND003
+from sonde.findings.evidence.fresh_weights import fresh_layers, neighbours, spectrum_edge
 from sonde.findings.rule import Check
-from sonde.findings.snd003 import SND003
 
 
 def ended(net: nn.Module) -> Check:

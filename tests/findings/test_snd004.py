@@ -3,7 +3,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from findings._nets import assert_clear, assert_raised, checked, evidence_of, noise, tensors
-from sonde.findings.snd004 import SND004
+from sonde.findings.codes.snd004 import SND004
 
 
 class Dropping(nn.Module):

@@ -2,9 +2,9 @@ import torch
 from torch import nn
 
 from findings._nets import assert_clear, assert_raised, evidence_of, noise, tensors
-from sonde.findings.snd004 import SND004
-from sonde.findings.snd005 import SND005
-from sonde.findings.snd006 import SND006
+from sonde.findings.codes.snd004 import SND004
+from sonde.findings.codes.snd005 import SND005
+from sonde.findings.codes.snd006 import SND006
 
 
 def net() -> nn.Sequential:

@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from findings._nets import assert_clear, assert_raised, checked, evidence_of, noise, tensors
 from findings._texts import Forgetful, llama, padded
-from sonde.findings.snd004 import SND004
-from sonde.findings.snd006 import SND006
+from sonde.findings.codes.snd004 import SND004
+from sonde.findings.codes.snd006 import SND006
 
 
 class Company(nn.Module):

@@ -7,8 +7,8 @@ from torch.nn import functional
 
 from findings._nets import Block, assert_clear, assert_raised
 from findings._texts import Forgetful, gpt2, llama, padded
-from sonde.findings.snd004 import SND004
-from sonde.findings.snd007 import SND007
+from sonde.findings.codes.snd004 import SND004
+from sonde.findings.codes.snd007 import SND007
 
 
 def test_a_model_that_ignores_its_mask() -> None:

@@ -3,8 +3,8 @@ import torch
 
 from findings._nets import assert_clear, assert_raised
 from findings._texts import Forgetful, gpt2, llama, padded
-from sonde.findings.snd007 import SND007
-from sonde.findings.snd008 import SND008
+from sonde.findings.codes.snd007 import SND007
+from sonde.findings.codes.snd008 import SND008
 
 
 @pytest.mark.slow

@@ -7,12 +7,12 @@ import torch
 from findings._nets import assert_clear, assert_raised, evidence_of, noise
 from sonde.core.stream import Stream
 from sonde.data.shipped import PIECES, shipped_source
+from sonde.findings.codes.snd009 import LARGER, SND009
+from sonde.findings.codes.snd011 import SND011
+from sonde.findings.codes.snd014 import SND014
+from sonde.findings.codes.snd022 import SND022
 from sonde.findings.rule import Check, Rule
-from sonde.findings.snd009 import LARGER, SND009
-from sonde.findings.snd011 import SND011
-from sonde.findings.snd014 import SND014
-from sonde.findings.snd022 import SND022
-from sonde.findings.step import Step
+from sonde.findings.words.step import Step
 
 
 def check(n: int, rules: tuple[Rule, ...] = (SND011(), SND014(), SND022()), **options) -> Check:

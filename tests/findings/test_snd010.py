@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from findings._nets import assert_clear, assert_raised, checked, noise, tensors, tokens
-from sonde.findings.snd010 import SND010
+from sonde.findings.codes.snd010 import SND010
 
 
 class Branched(nn.Module):

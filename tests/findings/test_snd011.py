@@ -5,7 +5,7 @@ from torch import nn
 from findings._nets import assert_clear, assert_raised, checked, noise, tensors
 from narrow import expect
 from sonde.core.stream import Stream
-from sonde.findings.snd011 import SND011
+from sonde.findings.codes.snd011 import SND011
 
 
 def net(bias: float = 0.0, share: float = 0.0, width: int = 100) -> nn.Sequential:

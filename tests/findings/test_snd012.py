@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 import sonde
 from findings._nets import assert_clear, assert_raised, evidence_of, noise, tensors
+from sonde.findings.codes.snd012 import SND012
 from sonde.findings.rule import Check
 from sonde.findings.settings import ScanSettings
-from sonde.findings.snd012 import SND012
 
 
 def normed(weight: float) -> nn.Sequential:

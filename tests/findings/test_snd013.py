@@ -4,7 +4,7 @@ from torch import nn
 
 from findings._nets import assert_clear, assert_raised, checked, evidence_of, noise, tensors
 from narrow import expect
-from sonde.findings.snd013 import SND013, slope
+from sonde.findings.codes.snd013 import SND013, slope
 
 
 def net(gain: float, activation: nn.Module) -> nn.Sequential:

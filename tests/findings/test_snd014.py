@@ -15,8 +15,8 @@ from findings._nets import (
 )
 from narrow import expect
 from sonde.core.stream import Stream
-from sonde.findings.snd014 import SND014
-from sonde.findings.snd022 import SND022
+from sonde.findings.codes.snd014 import SND014
+from sonde.findings.codes.snd022 import SND022
 
 
 def test_copied_rows_of_a_weight() -> None:

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 import sonde
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised, evidence_of, noise, tensors
-from sonde.findings._input_forms import changes
+from sonde.findings.codes.snd015 import SND015
+from sonde.findings.evidence._input_forms import changes
+from sonde.findings.evidence.variants import MendedRows, Tried, VariantEvidence
 from sonde.findings.rule import Check
 from sonde.findings.settings import ScanSettings
-from sonde.findings.snd015 import SND015
-from sonde.findings.variants import MendedRows, Tried, VariantEvidence
 from sonde.report import Report
 
 ONLY = ScanSettings(progress=False, only=("SND015",))

@@ -15,8 +15,8 @@ from findings._nets import (
     tensors,
 )
 from sonde.core.stream import Stream
-from sonde.findings.snd016 import SND016
-from sonde.findings.snd023 import SND023
+from sonde.findings.codes.snd016 import SND016
+from sonde.findings.codes.snd023 import SND023
 
 
 class Spiked(Patches):

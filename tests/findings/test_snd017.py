@@ -2,7 +2,7 @@ import torch
 from torch import Tensor, nn
 
 from findings._nets import Block, assert_clear, assert_raised, checked, tokens
-from sonde.findings.snd017 import SND017
+from sonde.findings.codes.snd017 import SND017
 
 
 class Reader(nn.Module):

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from findings._nets import assert_clear, assert_raised, checked, noise, tensors
 from sonde.core.stream import Stream
-from sonde.findings.snd018 import SND018
+from sonde.findings.codes.snd018 import SND018
 
 
 class FakeQuantised(nn.Module):

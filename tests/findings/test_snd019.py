@@ -6,9 +6,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from findings._nets import assert_clear, assert_raised, evidence_of, tokens
 from sonde.findings.causes import name_causes
+from sonde.findings.codes.snd007 import SND007
+from sonde.findings.codes.snd019 import SND019
 from sonde.findings.rule import Check
-from sonde.findings.snd007 import SND007
-from sonde.findings.snd019 import SND019
 
 
 def gpt2() -> GPT2LMHeadModel:

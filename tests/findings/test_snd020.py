@@ -4,9 +4,9 @@ from torch import nn
 
 from findings import _evidence as arrays
 from findings._nets import Patches, assert_clear, assert_raised, evidence_of, tensors
-from sonde.findings.fresh_weights import fresh_layers
+from sonde.findings.codes.snd020 import SND020
+from sonde.findings.evidence.fresh_weights import fresh_layers
 from sonde.findings.rule import Check
-from sonde.findings.snd020 import SND020
 
 
 def ended(factor: float, depth: int = 6) -> Check:

@@ -2,7 +2,7 @@ import pytest
 
 from findings._nets import assert_clear, assert_raised, checked, deep_relu, noise, tensors
 from sonde.core.stream import Stream
-from sonde.findings.snd021 import SND021
+from sonde.findings.codes.snd021 import SND021
 
 ENDS = ("1", "11", "23")
 

@@ -18,9 +18,9 @@ from findings._nets import (
 )
 from narrow import expect
 from sonde.core.stream import Stream
-from sonde.findings.evidence import as_array
-from sonde.findings.snd014 import SND014
-from sonde.findings.snd022 import SND022, _of_moments, directions, few_classes, few_outputs
+from sonde.findings.codes.snd014 import SND014
+from sonde.findings.codes.snd022 import SND022, _of_moments, directions, few_classes, few_outputs
+from sonde.findings.evidence.record import as_array
 from sonde.store import Store, write_store
 
 

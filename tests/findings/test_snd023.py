@@ -3,7 +3,7 @@ import torch
 
 from findings._nets import assert_clear, assert_raised, checked, deep_relu, noise, tensors
 from sonde.core.stream import Stream
-from sonde.findings.snd023 import SND023
+from sonde.findings.codes.snd023 import SND023
 
 
 @pytest.mark.truth("mean cosine of all pairs of rows, by brute force")

@@ -10,7 +10,7 @@ from findings._nets import (
     noise,
     tensors,
 )
-from sonde.findings.snd024 import SND024, within_share
+from sonde.findings.codes.snd024 import SND024, within_share
 
 
 def inputs(inside: float = 1.0, n: int = 48) -> torch.Tensor:

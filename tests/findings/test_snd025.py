@@ -15,8 +15,8 @@ from findings._nets import (
     tokens,
 )
 from narrow import expect
+from sonde.findings.codes.snd025 import SND025
 from sonde.findings.profile import site_profile
-from sonde.findings.snd025 import SND025
 
 
 def net(scale: float | None, block: int = 3, depth: int = 6) -> Patches:

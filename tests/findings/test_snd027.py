@@ -4,7 +4,7 @@ from torch import nn
 
 from findings._nets import assert_clear, assert_raised, checked, noise, tensors
 from narrow import expect
-from sonde.findings.snd027 import SND027
+from sonde.findings.codes.snd027 import SND027
 
 
 def net(rank: int | None, widths: tuple[int, int, int] = (24, 40, 40)) -> nn.Sequential:

@@ -3,9 +3,9 @@ import torch
 from torch import Tensor, nn
 
 from findings._nets import assert_clear, assert_raised, evidence_of, texts_of, tokens
+from sonde.findings.codes.snd028 import SND028
+from sonde.findings.evidence.text_variants import text_variant_evidence
 from sonde.findings.rule import Check
-from sonde.findings.snd028 import SND028
-from sonde.findings.text_variants import text_variant_evidence
 
 WORDS = 61
 

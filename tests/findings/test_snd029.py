@@ -7,9 +7,9 @@ from findings._counting import WORDS, Counter, counting
 from findings._nets import assert_clear, assert_raised, texts_of
 from models import ARCHITECTURES
 from scan._zoo import scan_architecture
-from sonde.findings.lens import lens_evidence
+from sonde.findings.codes.snd029 import SND029
+from sonde.findings.evidence.lens import lens_evidence
 from sonde.findings.rule import Check
-from sonde.findings.snd029 import SND029
 
 
 def ended(numbers: list[int], surely: float = 3.0) -> Check:

@@ -5,10 +5,10 @@ from sklearn.covariance import OAS
 
 from findings._evidence import digits, evidence_of, shuffled, states
 from findings._nets import assert_raised
-from sonde.findings._held_out import FOLDS
-from sonde.findings._linear import fitted_on, without
-from sonde.findings.labels import label_evidence
-from sonde.findings.snd031 import SND031
+from sonde.findings.codes.snd031 import SND031
+from sonde.findings.evidence._held_out import FOLDS
+from sonde.findings.evidence._linear import fitted_on, without
+from sonde.findings.evidence.labels import label_evidence
 
 
 def planted() -> dict[str, torch.Tensor]:

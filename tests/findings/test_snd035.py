@@ -5,7 +5,7 @@ from scipy.stats import norm
 
 from findings._evidence import digits, evidence_of
 from findings._nets import assert_raised
-from sonde.findings.snd035 import SND035, explained_margin
+from sonde.findings.codes.snd035 import SND035, explained_margin
 from sonde.stats.auroc_bounds import auroc_bounds
 
 

@@ -3,8 +3,8 @@ import torch
 
 from findings._evidence import digits, evidence_of, shuffled, states
 from findings._nets import assert_raised
-from sonde.findings._held_out import eta_squared
-from sonde.findings.snd036 import SND036
+from sonde.findings.codes.snd036 import SND036
+from sonde.findings.evidence._held_out import eta_squared
 
 
 @pytest.mark.slow

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 import sonde
 from findings import _evidence as arrays
 from findings._counting import Counter, counting
-from sonde.findings._number_answers import rescaled
-from sonde.findings.answers import answers_section
-from sonde.findings.lens import lens_evidence
+from sonde.findings.codes.snd037 import SND037
+from sonde.findings.evidence._number_answers import rescaled
+from sonde.findings.evidence.answers import answers_section
+from sonde.findings.evidence.lens import lens_evidence
 from sonde.findings.settings import ScanSettings
-from sonde.findings.snd037 import SND037
 from sonde.report import Report
 from sonde.report._answers_words import answers_sentence
 

@@ -5,9 +5,9 @@ from torch.nn.functional import one_hot
 
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
-from sonde.findings.evidence import Evidence
+from sonde.findings.codes.snd038 import SND038
+from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check
-from sonde.findings.snd038 import SND038
 
 OWN = {"labels_are_models": True}
 SHIFT = torch.arange(10).roll(-1)

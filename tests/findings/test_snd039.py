@@ -3,8 +3,8 @@ from torch.nn.functional import one_hot
 
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
+from sonde.findings.codes.snd039 import SND039
 from sonde.findings.rule import Check
-from sonde.findings.snd039 import SND039
 
 OWN = {"labels_are_models": True}
 

@@ -2,7 +2,7 @@ import pytest
 
 from findings._evidence import digits, evidence_of
 from findings._nets import assert_raised
-from sonde.findings.snd043 import SND043
+from sonde.findings.codes.snd043 import SND043
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import torch
 
 from findings._evidence import digits, evidence_of, shuffled, states, versus_of
 from findings._nets import assert_clear, assert_raised
-from sonde.findings.snd044 import SND044
-from sonde.findings.step import Again
+from sonde.findings.codes.snd044 import SND044
+from sonde.findings.words.step import Again
 
 
 def test_rows_sorted_by_label_are_raised_and_shuffled_ones_are_not() -> None:

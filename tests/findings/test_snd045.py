@@ -6,7 +6,7 @@ from findings._evidence import evidence_of
 from findings._nets import assert_clear, assert_raised
 from scan._zoo import quiet
 from sonde.data.inputs import constant_rows
-from sonde.findings.snd045 import SND045
+from sonde.findings.codes.snd045 import SND045
 
 
 def test_constant_channels_lines_and_rows_are_blank_and_tokens_are_not() -> None:

@@ -3,8 +3,8 @@ from torch.nn.functional import one_hot
 
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
+from sonde.findings.codes.snd046 import SND046
 from sonde.findings.rule import Check
-from sonde.findings.snd046 import SND046
 
 OWN = {"labels_are_models": True}
 

@@ -5,8 +5,8 @@ import torch
 
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
+from sonde.findings.codes.snd048 import SND048, _number
 from sonde.findings.rule import Check
-from sonde.findings.snd048 import SND048, _number
 
 LABEL = torch.randint(3, (400,), generator=torch.Generator().manual_seed(0))
 BY_LABEL = torch.argsort(torch.argsort(LABEL, stable=True)).tolist()

@@ -12,11 +12,11 @@ from findings._nets import assert_raised
 from sonde.core.calibration import Calibration
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Mahalanobis
-from sonde.findings._alarm import Alarm, Alarms, fuse, surprise
-from sonde.findings.snd052 import SND052
-from sonde.findings.versus import alarms, scored, versus_section
-from sonde.run.calibrating.calibrate import calibrate
+from sonde.findings.codes.snd052 import SND052
+from sonde.findings.evidence._alarm import Alarm, Alarms, fuse, surprise
+from sonde.findings.evidence.versus import alarms, scored, versus_section
 from sonde.run.fitting.fit import fit
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.fuse import with_fused
 from sonde.run.scoring.score import score
 from sonde.run.scoring.tables import part_of

@@ -6,7 +6,7 @@ from torch import nn
 from findings._evidence import digits, shuffled, states, versus_of
 from findings._nets import assert_raised, framed, grey
 from narrow import expect
-from sonde.findings.snd053 import SND053
+from sonde.findings.codes.snd053 import SND053
 
 
 def split() -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,10 +8,10 @@ from scipy.stats import chi2_contingency
 
 from findings._evidence import evidence_of
 from findings._nets import assert_raised
-from sonde.findings._versus_labels import accuracy, label_comparison, labels_of_both
-from sonde.findings.evidence import Evidence
-from sonde.findings.snd054 import SND054
-from sonde.findings.versus import VersusEvidence, matched_shift
+from sonde.findings.codes.snd054 import SND054
+from sonde.findings.evidence._versus_labels import accuracy, label_comparison, labels_of_both
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.versus import VersusEvidence, matched_shift
 
 NAMES = ("ash", "birch", "cedar")
 MIX = np.array([[0.85, 0.1, 0.05], [0.2, 0.7, 0.1], [0.05, 0.15, 0.8]])

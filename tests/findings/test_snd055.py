@@ -15,12 +15,12 @@ from findings._evidence import evidence_of
 from findings._nets import assert_raised
 from findings._writing import GERMAN, docstrings
 from sonde.data.images import picture_columns
-from sonde.findings._column_moves import column_comparison, moved_by_chance
-from sonde.findings._text_measures import FORMS
-from sonde.findings.evidence import Evidence
+from sonde.findings.codes.snd055 import SND055
+from sonde.findings.evidence._column_moves import column_comparison, moved_by_chance
+from sonde.findings.evidence._text_measures import FORMS
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.versus import VersusEvidence
 from sonde.findings.rule import Check
-from sonde.findings.snd055 import SND055
-from sonde.findings.versus import VersusEvidence
 
 Table = Mapping[str, Sequence[Any]]
 

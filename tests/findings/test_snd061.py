@@ -10,9 +10,9 @@ from torch.nn.functional import one_hot
 import sonde
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
+from sonde.findings.codes.snd061 import SND061
 from sonde.findings.rule import Check
 from sonde.findings.settings import ScanSettings
-from sonde.findings.snd061 import SND061
 
 OWN = {"labels_are_models": True}
 

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
+from sonde.findings.codes.snd063 import SND063
 from sonde.findings.rule import Check
-from sonde.findings.snd063 import SND063
 
 N = 800
 DRAW = np.random.default_rng(0)  # of numpy: torch's normal numbers depend on the processor

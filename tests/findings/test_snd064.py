@@ -6,10 +6,10 @@ from torch.nn.functional import cross_entropy
 from findings import _evidence as arrays
 from findings._nets import assert_raised
 from scan._plants_chain import Chain, drawn, exchanged
-from sonde.findings._shared import shared_rows
+from sonde.findings.codes.snd064 import SND064
+from sonde.findings.evidence._shared import shared_rows
+from sonde.findings.evidence.text_losses import TextLosses, beyond_position
 from sonde.findings.rule import Check
-from sonde.findings.snd064 import SND064
-from sonde.findings.text_losses import TextLosses, beyond_position
 
 N = 240
 SOURCE = ["scanned" if i % 5 == 0 else "typed" for i in range(N)]

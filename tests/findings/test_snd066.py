@@ -5,9 +5,9 @@ import torch
 
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
-from sonde.findings.lens import LensEvidence, TextAnswers
+from sonde.findings.codes.snd066 import SND066, _kinds
+from sonde.findings.evidence.lens import LensEvidence, TextAnswers
 from sonde.findings.rule import Check
-from sonde.findings.snd066 import SND066, _kinds
 
 WORDS = {0: "a", 1: " B", 2: "\n", 3: ".", 4: "é"}
 SHARES = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05])

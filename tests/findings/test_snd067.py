@@ -8,11 +8,11 @@ import torch
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised, texts_of, tokens
 from scan._plants_chain import WORDS, Chain, drawn
-from sonde.findings.lens import lens_evidence
+from sonde.findings.codes.snd067 import SND067
+from sonde.findings.evidence.lens import lens_evidence
+from sonde.findings.evidence.text_forms import TextForms
+from sonde.findings.evidence.token_rows import OddToken, token_rows
 from sonde.findings.rule import Check
-from sonde.findings.snd067 import SND067
-from sonde.findings.text_forms import TextForms
-from sonde.findings.token_rows import OddToken, token_rows
 
 TEXTS = 64
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import sonde
 from findings._nets import assert_clear, assert_raised, evidence_of
-from sonde.findings.evidence import Evidence
-from sonde.findings.facts import by_answers
-from sonde.findings.part_trials import PartTrials, part_trials
+from sonde.findings.codes.snd068 import SND068
+from sonde.findings.evidence.facts import by_answers
+from sonde.findings.evidence.part_trials import PartTrials, part_trials
+from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check
-from sonde.findings.snd068 import SND068
 from sonde.tap import LiveStream
 
 ROWS, DIM = 260, 12

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 import sonde
 from findings._nets import assert_clear, assert_raised, evidence_of
-from sonde.findings.facts import by_answers
+from sonde.findings.codes.snd069 import SND069
+from sonde.findings.evidence.facts import by_answers
 from sonde.findings.rule import Check
 from sonde.findings.settings import ScanSettings
-from sonde.findings.snd069 import SND069
 from sonde.report import Report
 from sonde.tap import LiveStream
 

@@ -5,10 +5,10 @@ import torch
 
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
-from sonde.findings.block_training import BlockTraining, less_trained
-from sonde.findings.part_trials import PROBE, PartTrials
+from sonde.findings.codes.snd070 import SND070
+from sonde.findings.evidence.block_training import BlockTraining, less_trained
+from sonde.findings.evidence.part_trials import PROBE, PartTrials
 from sonde.findings.rule import Check
-from sonde.findings.snd070 import SND070
 
 PATHS = tuple(f"layers.{i}" for i in range(6))
 GROWING = (0.11, 0.13, 0.12, 0.15, 0.16, 0.19)

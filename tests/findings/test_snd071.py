@@ -11,9 +11,9 @@ from torch import Tensor, nn
 import sonde
 from findings._evidence import evidence_of
 from findings._nets import assert_clear, assert_raised
-from sonde.findings import head_answers
+from sonde.findings.codes.snd071 import SND071
+from sonde.findings.evidence import head_answers
 from sonde.findings.settings import ScanSettings
-from sonde.findings.snd071 import SND071
 from sonde.report import Report
 
 N, K = 160, 5

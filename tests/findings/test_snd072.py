@@ -7,9 +7,9 @@ from torch import nn
 import sonde
 from findings._nets import assert_clear, assert_raised
 from findings._tables import HEALTHY, bundled, evidence_with, table_of
-from sonde.findings._stand_ins import stand_ins
+from sonde.findings.codes.snd072 import SND072
+from sonde.findings.evidence._stand_ins import stand_ins
 from sonde.findings.settings import ScanSettings
-from sonde.findings.snd072 import SND072
 
 
 def _planted(value: float, column: int = 3, share: float = 0.1) -> tuple[np.ndarray, np.ndarray]:

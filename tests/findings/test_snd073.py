@@ -3,7 +3,7 @@ import pytest
 
 from findings._nets import assert_clear, assert_raised
 from findings._tables import bundled, evidence_with, table_of
-from sonde.findings.snd073 import SND073, idle_columns
+from sonde.findings.codes.snd073 import SND073, idle_columns
 
 
 @pytest.mark.truth("the columns that were added to a table of scikit-learn")

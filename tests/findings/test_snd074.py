@@ -4,8 +4,8 @@ import torch
 
 from findings._nets import assert_clear, assert_raised
 from findings._tables import HEALTHY, bundled, evidence_with
+from sonde.findings.codes.snd074 import SND074
 from sonde.findings.rule import Check
-from sonde.findings.snd074 import SND074
 
 
 def _check(x: np.ndarray, y: np.ndarray, names: list[str] | None = None, **known: object) -> Check:

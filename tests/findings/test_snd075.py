@@ -3,7 +3,7 @@ import pytest
 
 from findings._nets import assert_clear, assert_raised
 from findings._tables import HEALTHY, bundled, evidence_with
-from sonde.findings.snd075 import SND075
+from sonde.findings.codes.snd075 import SND075
 
 
 @pytest.mark.truth("the numbers that were written in a table of scikit-learn")

@@ -5,11 +5,11 @@ from transformers import PreTrainedTokenizerFast
 
 from findings._nets import assert_clear, assert_raised
 from findings._writing import chinese, docstrings, pieces, some, words, written
+from sonde.findings.codes.snd076 import SND076
+from sonde.findings.codes.snd077 import SND077
+from sonde.findings.codes.snd078 import SND078
+from sonde.findings.codes.snd079 import SND079
 from sonde.findings.rule import Rule
-from sonde.findings.snd076 import SND076
-from sonde.findings.snd077 import SND077
-from sonde.findings.snd078 import SND078
-from sonde.findings.snd079 import SND079
 
 
 @pytest.mark.slow

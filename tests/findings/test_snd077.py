@@ -5,7 +5,7 @@ import pytest
 
 from findings._nets import assert_clear, assert_raised
 from findings._writing import docstrings, some, written
-from sonde.findings.snd077 import SND077
+from sonde.findings.codes.snd077 import SND077
 
 
 @pytest.mark.truth("the texts in which mark-up and wrongly read signs were put")

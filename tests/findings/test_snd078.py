@@ -5,8 +5,8 @@ import pytest
 
 from findings._nets import assert_clear, assert_raised
 from findings._writing import GERMAN, docstrings, some, words, written
-from sonde.findings.snd035 import SND035
-from sonde.findings.snd078 import SND078
+from sonde.findings.codes.snd035 import SND035
+from sonde.findings.codes.snd078 import SND078
 
 
 @pytest.mark.truth("the texts that were replaced by German ones")

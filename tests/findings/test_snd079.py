@@ -5,7 +5,7 @@ import pytest
 
 from findings._nets import assert_clear, assert_raised
 from findings._writing import docstrings, pieces, some, words, written
-from sonde.findings.snd079 import SND079
+from sonde.findings.codes.snd079 import SND079
 
 
 @pytest.mark.slow

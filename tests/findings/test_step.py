@@ -12,7 +12,7 @@ import sonde
 from models import mlp
 from sonde.cli.options import Reading
 from sonde.findings.settings import ScanSettings
-from sonde.findings.step import MORE_DATA, Again, Step
+from sonde.findings.words.step import MORE_DATA, Again, Step
 
 COMMAND = {
     "sites": ("blocks", "head"), "reducer": "mean", "text_column": "my text", "long": "truncate",

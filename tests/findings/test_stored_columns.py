@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 import sonde
 from findings._nets import tensors
-from sonde.findings._cooled import cooled_loss
-from sonde.findings._stored_columns import stored_columns
+from sonde.findings.evidence._cooled import cooled_loss
+from sonde.findings.evidence._stored_columns import stored_columns
 from sonde.findings.settings import ScanSettings
 
 NAMES = ("age", "height", "weight", "pulse", "sugar", "iron")

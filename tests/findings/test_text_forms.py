@@ -8,7 +8,7 @@ import torch
 
 import sonde
 from scan._unnamed_texts import shipped, source_texts
-from sonde.findings.text_forms import FORMS, LONGEST, TextForms, text_forms
+from sonde.findings.evidence.text_forms import FORMS, LONGEST, TextForms, text_forms
 from sonde.tap import LiveStream
 
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 import sonde
 from findings._nets import evidence_of
 from sonde.core.inputs import Model
-from sonde.findings.evidence import Evidence
-from sonde.findings.facts import by_answers
-from sonde.findings.part_trials import part_trials
+from sonde.findings.evidence.facts import by_answers
+from sonde.findings.evidence.part_trials import part_trials
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.variants import variant_evidence
 from sonde.findings.scan import scan_stream
 from sonde.findings.settings import ScanSettings
 from sonde.findings.trial_budget import ForwardCost, TrialBudget, forward_cost
-from sonde.findings.variants import variant_evidence
 from sonde.tap import LiveStream
 
 N, SIDE = 200, 8

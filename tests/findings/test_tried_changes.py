@@ -8,10 +8,10 @@ from torch.nn.functional import cross_entropy, one_hot
 import sonde
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
-from sonde.findings._simplest import simplest_factor
+from sonde.findings.codes.snd033 import SND033
+from sonde.findings.codes.snd046 import SND046
+from sonde.findings.evidence._simplest import simplest_factor
 from sonde.findings.settings import ScanSettings
-from sonde.findings.snd033 import SND033
-from sonde.findings.snd046 import SND046
 
 OWN = {"labels_are_models": True}
 

@@ -18,8 +18,8 @@ from page_case import Page
 from sonde.core.errors import InputError
 from sonde.report.documents import to_page
 from sonde.report.evaluate import evaluation, pictures_of, save_evaluation
-from sonde.run.evaluating.curves import curves
-from sonde.run.evaluating.evaluate import evaluate
+from sonde.run.scoring.curves import curves
+from sonde.run.scoring.evaluate import evaluate
 
 pytestmark = pytest.mark.slow
 

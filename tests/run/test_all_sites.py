@@ -14,10 +14,10 @@ from sonde.core.instrument import NotLabelled
 from sonde.core.stream import Stream
 from sonde.detect import CLUE, Mahalanobis
 from sonde.engine.selection import JoinedRows
-from sonde.run.bundles.calibrations import merge_calibrations
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.fitting.calibrations import merge_calibrations
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.score import score
 from sonde.stats import CalibratedScorer
 

@@ -9,10 +9,10 @@ from sonde.core.errors import InputError
 from sonde.core.stream import Stream
 from sonde.detect import ODIN, PAWN, Energy, Mahalanobis, TokenStatistics
 from sonde.measure import LayerCKA
-from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
 from sonde.run.instruments.asked import asked, check_reading
 from sonde.run.reading.read import read
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.opening import open_for
 from sonde.run.scoring.score import score
 

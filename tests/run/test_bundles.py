@@ -25,10 +25,10 @@ from sonde.detect import KNN, Mahalanobis
 from sonde.engine.running import Running
 from sonde.files.state_file import read_header, read_state, write_state
 from sonde.measure import ParticipationRatio, StableRank
-from sonde.run.bundles._soundness import flaw_of
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.bundles.merge import merge
+from sonde.run.fitting._soundness import flaw_of
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.merge import merge
 from sonde.run.instruments.catalogue import detectors, find, methods
 from sonde.run.passes.directory import remove_run, run_directory
 from sonde.run.passes.driver import Interrupted
@@ -404,7 +404,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize("name", NONSENSE)
 def test_a_whole_file_of_nonsense_is_refused(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("sonde.run.bundles.fitted.require_finite", lambda _: None)
+    monkeypatch.setattr("sonde.run.fitting.fitted.require_finite", lambda _: None)
     path = tmp_path / "a.sonde"
     fitted = fit(ParticipationRatio(), stream(300), **QUIET)
     damage, said = NONSENSE[name]

@@ -11,11 +11,11 @@ from sonde.core import Calibration, Stream
 from sonde.core.errors import CalibrationError, InputError, SondeWarning, StateError
 from sonde.detect import CLUE, KNN, Mahalanobis
 from sonde.measure import Spectrum
-from sonde.run.bundles.calibrations import merge_calibrations
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.bundles.merge import merge
-from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.fitting.calibrations import merge_calibrations
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.merge import merge
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.score import score
 from sonde.stats import SampledCalibration
 

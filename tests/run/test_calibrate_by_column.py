@@ -9,11 +9,11 @@ from torch import nn
 from sonde.core import Stream
 from sonde.core.errors import InputError, StateError
 from sonde.detect import Mahalanobis, MassMean
-from sonde.run.bundles.calibrations import merge_calibrations
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.fitting.calibrations import merge_calibrations
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.reading.read import read
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.score import score
 
 SCALES = {"north": 1.0, "south": 3.0}

@@ -12,11 +12,11 @@ from sonde.core.errors import InputError, SondeWarning, StateError
 from sonde.core.stream import Stream
 from sonde.detect import Mahalanobis
 from sonde.measure import Covariance, Norms
-from sonde.run.bundles.calibrations import merge_calibrations
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.bundles.merge import merge
-from sonde.run.calibrating.calibrate import calibrate
+from sonde.run.fitting.calibrations import merge_calibrations
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.merge import merge
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.score import score
 from sonde.store import Store, add_sites, append_store, verify_store, write_store
 

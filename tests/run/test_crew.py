@@ -22,11 +22,11 @@ from sonde.core.errors import InputError, MachineError
 from sonde.core.stream import Stream
 from sonde.detect import Mahalanobis
 from sonde.run.fitting.fit import fit
-from sonde.run.workers import _processes
-from sonde.run.workers._actors import WorkerFailure, unpacked
-from sonde.run.workers._cluster import ActorNeeds, _require_reachable, check_room
-from sonde.run.workers.crew import Crew
-from sonde.run.workers.job import Job, can_read
+from sonde.run.passes import _processes
+from sonde.run.passes._actors import WorkerFailure, unpacked
+from sonde.run.passes._cluster import ActorNeeds, _require_reachable, check_room
+from sonde.run.passes.crew import Crew
+from sonde.run.passes.job import Job, can_read
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_nothing_at_an_address_is_refused_at_once():
 @pytest.mark.slow
 def test_something_else_at_an_address_is_refused(monkeypatch):
     pytest.importorskip("ray")
-    monkeypatch.setattr("sonde.run.workers._cluster.HEALTH_SECONDS", 2.0)
+    monkeypatch.setattr("sonde.run.passes._cluster.HEALTH_SECONDS", 2.0)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(5)

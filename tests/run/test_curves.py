@@ -8,7 +8,7 @@ import pytest
 import sklearn.metrics
 
 from sonde.core.errors import InputError
-from sonde.run.evaluating.curves import MOST_POINTS, curves, histogram, roc_points, threshold_of
+from sonde.run.scoring.curves import MOST_POINTS, curves, histogram, roc_points, threshold_of
 
 
 def table(scores, p=None, site="a"):

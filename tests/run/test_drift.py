@@ -9,9 +9,9 @@ from sonde.core.errors import InputError
 from sonde.core.stream import Stream
 from sonde.detect import KNN, MMD, FourierMMD, Frechet, Hotelling, Mahalanobis, UnitShift
 from sonde.measure import Covariance, Norms
-from sonde.run.bundles.fitted import Fitted
 from sonde.run.comparing.drift import Drift, drift
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.reading.read import read
 from sonde.stats import ClassMomentsState, adjusted_p
 

@@ -6,10 +6,10 @@ import torch
 from sonde.core.stream import Stream
 from sonde.detect import Hotelling, UnitShift
 from sonde.measure import Covariance
-from sonde.run.bundles.state_sizes import state_sizes
 from sonde.run.comparing.drift import drift
 from sonde.run.comparing.drift_document import SCHEMA, drift_document
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.state_sizes import state_sizes
 from sonde.stats import LogHistogram
 
 

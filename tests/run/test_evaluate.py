@@ -11,8 +11,8 @@ from pyarrow import parquet
 from sonde.core import Stream
 from sonde.core.errors import InputError
 from sonde.detect import Mahalanobis
-from sonde.run.evaluating.evaluate import evaluate
 from sonde.run.fitting.fit import fit
+from sonde.run.scoring.evaluate import evaluate
 from sonde.run.scoring.score import score
 from sonde.run.scoring.tables import read_table, write_table
 

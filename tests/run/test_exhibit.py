@@ -18,11 +18,11 @@ from sonde.data.shipped import model_directory
 from sonde.detect import Mahalanobis, PaDiM
 from sonde.findings.inputs import input_of
 from sonde.report.scores import scores_to_html
-from sonde.run.evaluating.unusual import most_unusual
 from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
 from sonde.run.scoring.exhibit import Exhibits, hashed_id, places
 from sonde.run.scoring.score import score
+from sonde.run.scoring.unusual import most_unusual
 from sonde.tap.streams.live import LiveStream
 
 QUIET: Any = {"progress": False}

@@ -16,8 +16,8 @@ from sonde.data import open_inputs
 from sonde.layers import ScaledSkip, StateGraph
 from sonde.measure import rate_reduction
 from sonde.report.train import _is_change
-from sonde.run.fine_tuning.arms import Recipe, _epoch, scoped, train_arm
-from sonde.run.fine_tuning.figures import (
+from sonde.run.training.arms import Recipe, _epoch, scoped, train_arm
+from sonde.run.training.figures import (
     TaskFigures,
     compared,
     mcnemar,
@@ -26,9 +26,9 @@ from sonde.run.fine_tuning.figures import (
     term_values,
     thinned,
 )
-from sonde.run.fine_tuning.layers import layer_figures
-from sonde.run.fine_tuning.losses import attached, listed, weights_of
-from sonde.run.fine_tuning.low_rank import (
+from sonde.run.training.layers import layer_figures
+from sonde.run.training.losses import attached, listed, weights_of
+from sonde.run.training.low_rank import (
     adapter_parameters,
     merge_adapters,
     rank_in,
@@ -103,7 +103,7 @@ def test_a_training_that_was_stopped_goes_on_with_the_same_bits(digits, tmp_path
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("sonde.run.fine_tuning.arms._Keeper.tick", stop)
+        patched.setattr("sonde.run.training.arms._Keeper.tick", stop)
         with pytest.raises(KeyboardInterrupt):
             trained(digits, checkpoint=tmp_path / "run" / "with.pt")
     again = trained(digits, checkpoint=tmp_path / "run" / "with.pt")

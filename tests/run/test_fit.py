@@ -32,8 +32,8 @@ from sonde.measure import (
     cka,
     unit_entropy,
 )
-from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import place_of
 from sonde.run.instruments.tasks import assign
 from sonde.run.passes.driver import Interrupted

@@ -14,8 +14,8 @@ from sonde.alarms import fuse, simes
 from sonde.core import Stream
 from sonde.core.errors import InputError, StateError
 from sonde.detect import KNN, Mahalanobis
-from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.fuse import COMBINED, AnyRule, held_rows, with_fused
 from sonde.run.scoring.score import score
 from sonde.run.scoring.tables import keys_of, part_of, scores_of

@@ -5,8 +5,8 @@ from transformers import GenerationConfig
 
 import sonde
 from sonde.core import InputError
+from sonde.run.passes.crew import Crew
 from sonde.run.passes.storing import filled_by
-from sonde.run.workers.crew import Crew
 from sonde.store import write_store
 from sonde.store.writing import StoreWriter
 

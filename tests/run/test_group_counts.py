@@ -12,10 +12,10 @@ from sonde.detect import Hotelling, Mahalanobis
 from sonde.engine.derived import DerivedStream
 from sonde.files.state_file import read_state, state_type, write_state
 from sonde.measure import ParticipationRatio
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.bundles.merge import merge
 from sonde.run.comparing.drift import drift
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.merge import merge
 
 GROUPS, ROWS = 100, 8
 

@@ -15,9 +15,9 @@ from sonde.core import CalibrationError, InputError, Model, ShapeError, StateErr
 from sonde.core.edit import Scale
 from sonde.core.errors import SondeWarning
 from sonde.detect import KNN, MSP, NAC, Energy, Mahalanobis
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.score import score
 from sonde.tap import Tap, cache_of, editing, live_stream
 from tap_inputs import Arrays, Texts, padded

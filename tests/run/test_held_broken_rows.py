@@ -14,7 +14,7 @@ from sonde.core.hashing import rank_key
 from sonde.core.instrument import Detector
 from sonde.core.plan import Split
 from sonde.detect import KNN, FeatureGaps, Mahalanobis
-from sonde.run.bundles.evidence import sample
+from sonde.run.fitting.evidence import sample
 from sonde.run.fitting.fit import fit
 from sonde.run.scoring.score import score
 from sonde.stats import HashSampleState

@@ -14,9 +14,9 @@ from sonde.detect import FDBD, KNN, SHE, Mahalanobis, NNGuide, RelativeMahalanob
 from sonde.engine.running import Running
 from sonde.findings.scan import scan_stream
 from sonde.measure import Covariance
-from sonde.run.bundles.fitted import Fitted
 from sonde.run.comparing.drift import drift
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.fitting.sklearn import OutlierDetector
 from sonde.stats import Moments, MomentsState
 

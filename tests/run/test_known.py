@@ -10,10 +10,10 @@ import sklearn.metrics
 from PIL import Image
 
 from sonde.core.errors import InputError
-from sonde.run.evaluating.known_errors import evaluate_errors
-from sonde.run.evaluating.known_pixels import evaluate_pixels, grid_of
-from sonde.run.evaluating.known_steps import evaluate_steps
 from sonde.run.scoring.exhibit import hashed_id
+from sonde.run.scoring.known_errors import evaluate_errors
+from sonde.run.scoring.known_pixels import evaluate_pixels, grid_of
+from sonde.run.scoring.known_steps import evaluate_steps
 
 
 def table(scores, row, position: Any = 0, p=None, ids=None):

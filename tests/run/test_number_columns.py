@@ -10,9 +10,9 @@ from torch import nn
 import sonde
 from sonde.core.errors import InputError, StateError, StoreError
 from sonde.detect import Mahalanobis
-from sonde.run.bundles.fitted import Fitted
 from sonde.run.comparing.drift import drift
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.reading.read import read
 from sonde.run.scoring.score import score
 from sonde.store import Store, append_store, write_store

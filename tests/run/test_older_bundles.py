@@ -7,8 +7,8 @@ from sonde.core import StateError
 from sonde.core.stream import Stream
 from sonde.files.state_file import read_header, read_state, state_type, write_state
 from sonde.measure import Covariance
-from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
 
 
 @pytest.mark.parametrize(

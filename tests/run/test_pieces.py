@@ -11,9 +11,9 @@ from sonde.core import Stream
 from sonde.core.errors import InputError
 from sonde.core.plan import Split
 from sonde.detect import Mahalanobis
-from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.score import score
 from sonde.store import Store, write_store
 

@@ -20,9 +20,9 @@ import sonde
 from sonde.core.errors import MachineError
 from sonde.core.stream import Stream
 from sonde.measure import StableRank
-from sonde.run.workers.crew import Crew
-from sonde.run.workers.hand_out import hand_out
-from sonde.run.workers.job import Job
+from sonde.run.passes.crew import Crew
+from sonde.run.passes.hand_out import hand_out
+from sonde.run.passes.job import Job
 
 pytestmark = [
     pytest.mark.slow,
@@ -151,7 +151,7 @@ def test_ranges_of_killed_workers_go_to_others():
 def test_the_first_process_too_starts_with_ctrl_c_held_back():
     program = """
 import multiprocessing, signal, time
-from sonde.run.workers._processes import _sigint_held
+from sonde.run.passes._processes import _sigint_held
 
 if __name__ == "__main__":
     for _ in range(2):

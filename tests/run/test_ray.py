@@ -23,9 +23,9 @@ from sonde.detect import Mahalanobis, SimpleNet
 from sonde.engine.requests import Request
 from sonde.measure import ParticipationRatio
 from sonde.run.fitting.fit import fit
+from sonde.run.passes import _ray
+from sonde.run.passes.crew import Crew
 from sonde.run.passes.driver import Interrupted, run_pass
-from sonde.run.workers import _ray
-from sonde.run.workers.crew import Crew
 from sonde.stats import Moments
 
 ray = pytest.importorskip("ray")
@@ -172,7 +172,7 @@ def test_more_than_the_cluster_has_is_refused_before_the_start(tmp_path, workers
 
 
 def test_a_cluster_that_is_busy_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("sonde.run.workers._cluster.SETTLE_SECONDS", 1.0)
+    monkeypatch.setattr("sonde.run.passes._cluster.SETTLE_SECONDS", 1.0)
 
     @ray.remote(num_cpus=2)
     class Busy:

@@ -17,9 +17,9 @@ from run_case import rows
 from sonde.cli.main import main
 from sonde.detect import KNN, Mahalanobis
 from sonde.findings.settings import ScanSettings
+from sonde.run.passes.crew import Crew
+from sonde.run.passes.parts import spans_of
 from sonde.run.passes.storing import filled_by
-from sonde.run.workers.crew import Crew
-from sonde.run.workers.parts import spans_of
 from sonde.store import write_store
 
 pytest.importorskip("ray")

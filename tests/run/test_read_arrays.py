@@ -10,9 +10,9 @@ from cli_case import run_words
 from sonde.core import Stream
 from sonde.core.errors import InputError
 from sonde.detect import Energy, Mahalanobis
-from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
+from sonde.run.scoring.calibrate import calibrate
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ import sonde
 from cli_case import run_words
 from sonde.core.errors import SondeWarning, StateError
 from sonde.detect import Mahalanobis
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.reading.read import read
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.score import score
 from sonde.store import write_store
 

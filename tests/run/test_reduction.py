@@ -10,12 +10,12 @@ from sonde.core import Calibration, Stream
 from sonde.core.errors import CalibrationError, InputError, SondeWarning
 from sonde.core.plan import Split
 from sonde.detect import KNN, Mahalanobis
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.bundles.merge import merge
-from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.merge import merge
 from sonde.run.reading.read import read
 from sonde.run.scoring.batches import p_of_examples
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.score import score
 from sonde.stats import Calibrated, CalibratedScorer
 from sonde.stats.calibrated import Lengths

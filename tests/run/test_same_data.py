@@ -8,12 +8,12 @@ import torch
 from models import mlp
 from sonde.core.errors import InputError, StateError
 from sonde.detect import Hotelling, Mahalanobis
-from sonde.run.bundles.header import data_fingerprint
-from sonde.run.bundles.merge import merge
-from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.comparing.drift import drift
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.header import data_fingerprint
+from sonde.run.fitting.merge import merge
 from sonde.run.reading.read import read
+from sonde.run.scoring.calibrate import calibrate
 from sonde.store import Store, append_store, write_store
 
 QUIET: dict[str, Any] = {"progress": False}

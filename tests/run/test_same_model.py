@@ -14,8 +14,8 @@ from sonde import Guard
 from sonde.core import Model, StateError, Stream
 from sonde.core.errors import SondeWarning
 from sonde.detect import DICE, Mahalanobis
-from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.score import score
 from sonde.tap import config_hash, live_stream
 from tap_inputs import Texts

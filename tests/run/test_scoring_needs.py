@@ -10,8 +10,8 @@ from run_case import stream
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Mahalanobis
-from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.needs import needs_of_scoring
 from sonde.run.scoring.score import score
 

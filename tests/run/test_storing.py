@@ -14,8 +14,8 @@ from ray_case import source
 from run_case import rows
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
+from sonde.run.passes.crew import Crew
 from sonde.run.passes.storing import StoreJob, filled_by
-from sonde.run.workers.crew import Crew
 from sonde.store import append_store, verify_store, write_store
 from sonde.store.writing import StoreWriter
 

@@ -10,11 +10,11 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from sonde import load
 from sonde.data.shipped import model_directory
 from sonde.detect import Mahalanobis, TrajectoryVerifier
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.calibrating.calibrate import calibrate
-from sonde.run.evaluating.known_steps import evaluate_steps
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.reading.read import read
+from sonde.run.scoring.calibrate import calibrate
+from sonde.run.scoring.known_steps import evaluate_steps
 from sonde.run.scoring.score import score
 from sonde.run.scoring.tables import part_of, read_table, write_table
 from sonde_studies.worlds import Calculator, build_trajectories, write_trajectories

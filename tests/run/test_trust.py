@@ -6,7 +6,7 @@ import pytest
 import sklearn.metrics
 
 from cli_case import run_words
-from sonde.run.evaluating.trust import Candidate, trust, trust_of
+from sonde.run.scoring.trust import Candidate, trust, trust_of
 
 SITES = 12
 

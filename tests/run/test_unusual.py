@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from sonde.core.errors import InputError
-from sonde.run.evaluating.unusual import beyond, most_unusual
+from sonde.run.scoring.unusual import beyond, most_unusual
 
 
 def table(rows):

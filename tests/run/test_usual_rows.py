@@ -10,8 +10,8 @@ import sonde.detect as detect
 from sonde.core import Calibration, Stream
 from sonde.core.instrument import Detector
 from sonde.detect import ContrastProbe, LinearProbe, MassMean, TrajectoryVerifier
-from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.score import score
 
 N = 600

@@ -10,8 +10,8 @@ import pytest
 from ledger_case import case, in_memory, run_units, same
 from sonde.core.errors import InputError, StoreError
 from sonde.files.durable import TEMPORARY
+from sonde.run.comparing.verify_run import is_run_directory, verify_run
 from sonde.run.passes.ledger import Ledger
-from sonde.run.verifying.verify_run import is_run_directory, verify_run
 from sonde.store import repair
 
 DONE = 7

@@ -11,8 +11,8 @@ from sonde.core.errors import StoreError
 from sonde.detect import Mahalanobis
 from sonde.engine.running import Running
 from sonde.files.state_file import read_header, write_state
+from sonde.run.comparing.verify_state import verify_state
 from sonde.run.fitting.fit import fit
-from sonde.run.verifying.verify_state import verify_state
 from sonde.stats import Moments
 
 

@@ -6,9 +6,9 @@ from run_case import stream
 from sonde.core.errors import InputError
 from sonde.files.durable import TEMPORARY
 from sonde.measure import Covariance, ParticipationRatio
+from sonde.run.comparing.verify_track import is_track, verify_track
 from sonde.run.fitting.fit import fit
 from sonde.run.training.track import Track
-from sonde.run.verifying.verify_track import is_track, verify_track
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from served_process import TESTS, body_of, running
 from serving_case import net, probe
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 
 pytest.importorskip("ray.serve")
 

@@ -16,7 +16,7 @@ import pytest
 
 from served_process import TESTS, body_of, running
 from serving_case import net, probe, rows
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 
 pytestmark = pytest.mark.slow
 TOKEN = "0123456789abcdef0123456789abcdef"

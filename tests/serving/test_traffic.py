@@ -12,7 +12,7 @@ import sonde
 from kill_case import Killed, killed_at
 from serving_case import asked, net, probe, rows, served
 from sonde.core.batch import Batch
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 from sonde.serving.traffic import Schedule, Traffic, describe
 
 

@@ -10,7 +10,7 @@ import sonde
 from sonde import Fitted, Stream, merge
 from sonde.core import InputError, StateError
 from sonde.detect import Mahalanobis
-from sonde.run.workers.parts import StreamPart
+from sonde.run.passes.parts import StreamPart
 from sonde.store import Cleared, Policy, Store, write_store
 
 WIDTH = 4

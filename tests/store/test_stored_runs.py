@@ -11,12 +11,12 @@ from run_case import rows, stream
 from sonde.core.errors import InputError, SiteError, StateError, StoreError
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Energy, Mahalanobis, ViM
-from sonde.findings.facts import data_evidence
-from sonde.findings.rows import copies
+from sonde.findings.evidence.facts import data_evidence
+from sonde.findings.evidence.rows import copies
 from sonde.findings.scan import scan_stream
 from sonde.findings.settings import ScanSettings
-from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.opening import open_for
 from sonde.run.scoring.score import score
 from sonde.store import Store, write_store

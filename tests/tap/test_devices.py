@@ -11,8 +11,8 @@ from sonde.core.inputs import Model
 from sonde.core.site import Reducer
 from sonde.core.state import leaves
 from sonde.detect import KNN, Energy, Mahalanobis, ViM
-from sonde.run.calibrating.calibrate import calibrate
 from sonde.run.fitting.fit import fit
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.score import score
 from sonde.run.watching.guard import Guard
 from sonde.tap import live_stream, replay

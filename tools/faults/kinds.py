@@ -70,12 +70,12 @@ def _export(kind: str, writer: str, reads: bool = False) -> Kind:
 FINISHED: Mapping[str, Kind] = {
     "state": Kind(
         "left.sonde",
-        "run.bundles.fitted:Fitted.save",
+        "run.fitting.fitted:Fitted.save",
         refused_by=("verify left.sonde", "merge left.sonde right.sonde -o out.sonde"),
     ),
     "merged state": Kind(
         "merged.sonde",
-        "run.bundles.fitted:Fitted.save",
+        "run.fitting.fitted:Fitted.save",
         refused_by=("verify merged.sonde", _SCORED.replace("left", "merged") + " -o out.csv"),
     ),
     "running state": Kind(
@@ -86,7 +86,7 @@ FINISHED: Mapping[str, Kind] = {
     ),
     "step of a training": Kind(
         f"{TRACK}/step-0000000005.sonde",
-        "run.bundles.fitted:Fitted.save",
+        "run.fitting.fitted:Fitted.save",
         refused_by=(f"verify {TRACK}",),
     ),
     "report, JSON": _page("report.json", "report.files:save_report", "scan - {source}/scan.npz"),
@@ -136,7 +136,7 @@ NOT_TRIED: Mapping[str, str] = {
     "run.coding.code_file:encode_file": "decoding checks the hash: tests/cli/test_commands.py",
     "run.coding.code_file:decode_file": "the text as it was: no command reads it",
     "layers.saving:save_layers": "safetensors that loads without sonde: no hash",
-    "run.fine_tuning.arms:_Keeper._save": "the state of a training: torch reads it, unsealed",
+    "run.training.arms:_Keeper._save": "the state of a training: torch reads it, unsealed",
     "cli.study:Study._one": "for people and other programs: no command reads it",
     "report._standalone:Svg.save": "for people: no command reads it",
     "run.passes.chain:_write": "a learner's state in a run: tests/run/test_damaged_runs.py",

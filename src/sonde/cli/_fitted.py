@@ -9,8 +9,8 @@ from sonde.cli._table import legend, table
 from sonde.core.calibration import needed_scores
 from sonde.core.errors import SondeError
 from sonde.core.wording import plural
-from sonde.findings.step import flags_of
-from sonde.run.bundles.fitted_rows import ALPHA
+from sonde.findings.words.step import flags_of
+from sonde.run.fitting.fitted_rows import ALPHA
 from sonde.run.instruments.catalogue import method_of
 from sonde.run.instruments.entries import place_of
 from sonde.run.reading.recipe import OPTIONS

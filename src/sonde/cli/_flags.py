@@ -7,7 +7,7 @@ from typing import Any
 from sonde.core.errors import SondeError
 from sonde.core.result import FLAGS, Result
 from sonde.core.wording import plural
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import Key, place_of
 
 MOST_PLACES = 3

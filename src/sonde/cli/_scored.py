@@ -10,13 +10,13 @@ import pyarrow as pa
 from sonde.cli._table import PIPE_WIDTH, legend, table, terminal_width, text_width
 from sonde.cli.console import note
 from sonde.core.wording import plural
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.evaluating.unusual import most_unusual
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import place_of
 from sonde.run.reading.row_places import Place
 from sonde.run.scoring.lacking import lacking
 from sonde.run.scoring.score import spot
 from sonde.run.scoring.tables import keys_of, part_of, scores_of
+from sonde.run.scoring.unusual import most_unusual
 from sonde.run.scoring.weak_file import WeakGroups
 
 SHOWN = 5

@@ -80,8 +80,8 @@ class Calibrate:
         """Calibrate, save, and print the thresholds."""
         from sonde.cli._fitted import in_place_of
         from sonde.cli.score import options_of
-        from sonde.run.bundles.fitted import Fitted
-        from sonde.run.calibrating.calibrate import calibrate
+        from sonde.run.fitting.fitted import Fitted
+        from sonde.run.scoring.calibrate import calibrate
         from sonde.store.outputs import check_file
 
         self.running.crew()

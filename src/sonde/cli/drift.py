@@ -53,9 +53,9 @@ class Drift:
 
     def run(self) -> int:
         """Compare, print and write."""
-        from sonde.run.bundles.fitted import Fitted
         from sonde.run.comparing.drift import drift
         from sonde.run.comparing.drift_document import drift_document
+        from sonde.run.fitting.fitted import Fitted
 
         self._check()
         first, second = Fitted.load(self.first), Fitted.load(self.second)
@@ -100,7 +100,7 @@ class Drift:
         from sonde.report.document import Document
         from sonde.report.document_text import document_text
         from sonde.report.drift import sizes
-        from sonde.run.bundles.state_sizes import state_sizes
+        from sonde.run.fitting.state_sizes import state_sizes
 
         sides = (("first", first), ("second", second))
         states = [{"side": name, **e} for name, bundle in sides for e in state_sizes(bundle)]

@@ -86,7 +86,7 @@ class KnownRows:
         options: dict[str, Any] = {"resamples": resamples, "seed": reading.seed}
         if self.errors is not None:
             from sonde.report.evaluate import trust_text
-            from sonde.run.evaluating.known_errors import (
+            from sonde.run.scoring.known_errors import (
                 evaluate_errors,
                 evaluate_errors_by,
                 trust_errors,
@@ -106,14 +106,14 @@ class KnownRows:
                 told += f"\n\n{_text_by(found['by'], self.by)}"
             return found, told
         if self.steps:
-            from sonde.run.evaluating.known_steps import evaluate_steps
+            from sonde.run.scoring.known_steps import evaluate_steps
 
             options |= {"label_column": reading.label_column, "alpha": alpha}
             rows = evaluate_steps(scored, data, **options)
             meanings = {word: text.format(alpha=alpha) for word, text in STEPS.items()}
             pairs = (("top-1", "localised"), ("AUROC", "auroc"), ("F1", "f1"), ("joint", "joint"))
             return {"rows": rows}, _figures_table(rows, *pairs, meanings)
-        from sonde.run.evaluating.known_pixels import evaluate_pixels
+        from sonde.run.scoring.known_pixels import evaluate_pixels
 
         assert self.masks is not None  # one of the three was asked for
         options |= {"image_column": reading.image_column, "grid": self.grid, "sigma": self.sigma}
@@ -206,8 +206,8 @@ class Evaluate:
 
     def run(self) -> int:
         """Read or make the scores, and print the figures."""
-        from sonde.run.evaluating.evaluate import evaluate
-        from sonde.run.evaluating.trust import trust
+        from sonde.run.scoring.evaluate import evaluate
+        from sonde.run.scoring.trust import trust
 
         if not 0 < self.alpha < 1:
             raise InputError(f"--alpha: expected a rate in (0, 1), got {self.alpha}.")
@@ -256,7 +256,7 @@ class Evaluate:
 
     def _draw(self, path: Path, rows: Any, usual: Any, unusual: Any, told: dict[str, Any]) -> None:
         from sonde.report.evaluate import evaluation, save_evaluation
-        from sonde.run.evaluating.curves import curves
+        from sonde.run.scoring.curves import curves
 
         options: dict[str, Any] = {"alpha": self.alpha, "resamples": self.resamples}
         drawn = curves(usual, unusual, seed=self.reading.seed, **options)
@@ -282,7 +282,7 @@ class Evaluate:
             )
         from sonde.cli.options import source_of
         from sonde.cli.score import options_of
-        from sonde.run.bundles.fitted import Fitted
+        from sonde.run.fitting.fitted import Fitted
         from sonde.run.scoring.score import score
         from sonde.store import is_store
 

@@ -73,8 +73,8 @@ class Fit:
         from sonde.cli._dictionaries import dictionary_healths, health_texts
         from sonde.cli._fitted import fitted_text, in_place_of, remarks
         from sonde.cli._flags import flag_entries, flag_texts
-        from sonde.run.bundles.fitted_rows import fitted_rows
         from sonde.run.fitting.fit import fit
+        from sonde.run.fitting.fitted_rows import fitted_rows
         from sonde.run.instruments.words import parse_methods
         from sonde.run.passes.directory import dropped_on_error, remove_run, run_directory
         from sonde.run.reading.notes import split_of

@@ -155,7 +155,7 @@ class Generate:
             return self._setting(model, self.dictionary)
         if self.steer is None:
             return nullcontext(), ""
-        from sonde.run.bundles.fitted import Fitted
+        from sonde.run.fitting.fitted import Fitted
         from sonde.tap import editing, fingerprint
 
         fitted = Fitted.load(self.steer)

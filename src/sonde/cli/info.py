@@ -57,7 +57,7 @@ def _plotted(path: Path, kind: str, output: Path) -> int:
         raise InputError(f"info: --plot draws the results of a fitted state, got a {kind}: {path}.")
     from sonde.report.charts import chart_to_text, charts_document
     from sonde.report.documents import save_document
-    from sonde.run.bundles.fitted import Fitted
+    from sonde.run.fitting.fitted import Fitted
 
     found = charts_document(Fitted.load(path), str(path))
     if not found["charts"]:
@@ -96,9 +96,9 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _folder(path: Path) -> dict[str, Any]:
-    from sonde.run.verifying.describe_run import describe_run
-    from sonde.run.verifying.verify_run import is_run_directory
-    from sonde.run.verifying.verify_track import is_track
+    from sonde.run.comparing.describe_run import describe_run
+    from sonde.run.comparing.verify_run import is_run_directory
+    from sonde.run.comparing.verify_track import is_track
     from sonde.store import describe_store, is_store
 
     if not is_store(path) and (path / "config.json").is_file():
@@ -147,7 +147,7 @@ def _report(path: Path) -> dict[str, Any]:
 
 def _state(path: Path) -> dict[str, Any]:
     from sonde.files.state_file import read_header
-    from sonde.run.verifying.verify_state import refuse_future
+    from sonde.run.comparing.verify_state import refuse_future
 
     refuse_future(path)
     header = read_header(path)

@@ -30,8 +30,8 @@ class Merge:
     def run(self) -> int:
         """Load, merge, save."""
         from sonde.cli._fitted import in_place_of
-        from sonde.run.bundles.fitted import Fitted
-        from sonde.run.bundles.merge import merge
+        from sonde.run.fitting.fitted import Fitted
+        from sonde.run.fitting.merge import merge
         from sonde.store.outputs import check_file
 
         check_file(self.output)

@@ -11,7 +11,7 @@ import tyro
 from sonde.core.errors import InputError
 
 if TYPE_CHECKING:
-    from sonde.run.workers.crew import Crew
+    from sonde.run.passes.crew import Crew
 
 
 def named(metavar: str, help: str, *names: str) -> Any:
@@ -401,8 +401,8 @@ class Workers:
 
     def crew(self) -> "Crew":
         """Return the workers; raise if flags contradict each other or Ray is not installed."""
-        from sonde.run.workers.crew import Crew
-        from sonde.run.workers.hand_out import check_crew
+        from sonde.run.passes.crew import Crew
+        from sonde.run.passes.hand_out import check_crew
 
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads: expected at least 1, got {self.threads}.")

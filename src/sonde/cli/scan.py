@@ -127,7 +127,7 @@ class Scan:
         return self._scan()
 
     def _scan(self) -> int:
-        from sonde.findings.step import Again
+        from sonde.findings.words.step import Again
         from sonde.report import load_report, save_report
         from sonde.report.card import save_card
         from sonde.report.scan import run_scan
@@ -323,7 +323,7 @@ class Scan:
         from sonde.cli._fitted import measures_text
         from sonde.cli._flags import flag_entries, flag_texts
         from sonde.report import to_text
-        from sonde.run.bundles.fitted_rows import fitted_rows
+        from sonde.run.fitting.fitted_rows import fitted_rows
 
         if self.printing.json:
             say_json(report)

@@ -107,7 +107,7 @@ class Score:
         """Score, write the table, and print how many rows raise an alarm."""
         from sonde.cli._flags import flag_entries, flag_texts
         from sonde.cli._notes import say_notes
-        from sonde.run.bundles.fitted import Fitted
+        from sonde.run.fitting.fitted import Fitted
         from sonde.run.reading.row_places import places_of_rows
         from sonde.run.scoring.fuse import with_fused
         from sonde.run.scoring.opening import open_for

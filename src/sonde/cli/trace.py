@@ -87,8 +87,8 @@ class Trace:
 
     def run(self) -> int:
         """Trace, print and write."""
-        from sonde.run.tracing.pairs import TextPair
-        from sonde.run.tracing.trace_texts import trace_texts
+        from sonde.run.explaining.pairs import TextPair
+        from sonde.run.explaining.trace_texts import trace_texts
 
         self._check()
         typed = TextPair(self.clean or "", self.corrupt or "", self.answer or "", self.instead)

@@ -116,7 +116,7 @@ class Train:
         if self.list_losses:
             return self._list()
         output, page = self._checked()
-        from sonde.run.fine_tuning.train_model import train_model
+        from sonde.run.training.train_model import train_model
         from sonde.weights.folder import removed_on_error
 
         found = train_model(
@@ -147,7 +147,7 @@ class Train:
             raise InputError("sonde train: expected MODEL DATA. See sonde train --help.")
         if self.output is None:
             raise InputError("sonde train: expected -o NEW, the folder for the trained model.")
-        from sonde.run.fine_tuning.train_model import check_words
+        from sonde.run.training.train_model import check_words
 
         names = ("epochs", "rate", "batch_size", "seeds", "held", "limit")
         numbers = {name: getattr(self, name) for name in names}
@@ -157,8 +157,8 @@ class Train:
         return self.output, page
 
     def _list(self) -> int:
-        from sonde.run.fine_tuning.layers import listed_layers
-        from sonde.run.fine_tuning.losses import listed
+        from sonde.run.training.layers import listed_layers
+        from sonde.run.training.losses import listed
 
         losses, layers = listed(), listed_layers()
         if self.printing.json:

@@ -7,14 +7,14 @@ from typing import Any, Final
 
 import torch
 
-from sonde.findings._number_answers import number_rows
-from sonde.findings._shared import EXAMPLES, shared_rows
-from sonde.findings.answers import answer_columns, probabilities
-from sonde.findings.evidence import Evidence
-from sonde.findings.head_answers import Heads, head_rows
-from sonde.findings.labels import class_name
+from sonde.findings.evidence._number_answers import number_rows
+from sonde.findings.evidence._shared import EXAMPLES, shared_rows
+from sonde.findings.evidence.answers import answer_columns, probabilities
+from sonde.findings.evidence.head_answers import Heads, head_rows
+from sonde.findings.evidence.labels import class_name
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.text_losses import TextLosses
 from sonde.findings.rule import Check
-from sonde.findings.text_losses import TextLosses
 
 PAIRS: Final = 12
 SHOWN: Final = 8

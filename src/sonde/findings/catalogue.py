@@ -1,4 +1,4 @@
-"""Every rule by its code, found from the files of this package."""
+"""Every rule by its code, found from the files of ``codes``."""
 
 import importlib
 import pkgutil
@@ -16,11 +16,11 @@ _FILE = re.compile(r"^snd\d{3}$")
 @cache
 def rule_classes() -> dict[str, type[Rule]]:
     """Return the class of every code, in order of the codes."""
-    package = importlib.import_module("sonde.findings")
+    package = importlib.import_module("sonde.findings.codes")
     names = sorted(m.name for m in pkgutil.iter_modules(package.__path__) if _FILE.match(m.name))
     found: dict[str, type[Rule]] = {}
     for name in names:
-        module = importlib.import_module(f"sonde.findings.{name}")
+        module = importlib.import_module(f"sonde.findings.codes.{name}")
         cls: type[Rule] = getattr(module, name.upper())
         found[cls.code] = cls
     return found

@@ -17,7 +17,7 @@ from sonde.core.stream import Stream
 from sonde.detect import KNN, Energy, Mahalanobis
 from sonde.engine.passes import states_of
 from sonde.engine.requests import States, Task
-from sonde.findings.gather import SAMPLED_COLUMNS
+from sonde.findings.evidence.gather import SAMPLED_COLUMNS
 from sonde.run.instruments.asked import at_head, head_sites, need
 from sonde.run.instruments.catalogue import word_of_class
 from sonde.stats import Calibrated, CalibratedScorer

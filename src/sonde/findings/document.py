@@ -8,24 +8,24 @@ from typing import Any
 
 import torch
 
-from sonde.findings._shared import EXAMPLES
-from sonde.findings._suspect_labels import suspects_section
 from sonde.findings.answered import answered_rows
-from sonde.findings.answers import answers_section
-from sonde.findings.evidence import Evidence
+from sonde.findings.evidence._shared import EXAMPLES
+from sonde.findings.evidence._suspect_labels import suspects_section
+from sonde.findings.evidence.answers import answers_section
+from sonde.findings.evidence.labels import labels_section
+from sonde.findings.evidence.lens import prediction_section
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.rows import NAMED, rows_section
+from sonde.findings.evidence.sureness import sureness_section
+from sonde.findings.evidence.versus import versus_section
 from sonde.findings.inputs import other_rows, own_rows, show_inputs
-from sonde.findings.labels import labels_section
-from sonde.findings.lens import prediction_section
 from sonde.findings.profile import similarity, site_profile, site_units, site_values, unit_facts
 from sonde.findings.provenance import limits, provenance
-from sonde.findings.rows import NAMED, rows_section
 from sonde.findings.rule import LEVELS, Check, Figure, Finding, Rule
 from sonde.findings.scan import Scanned
-from sonde.findings.sureness import sureness_section
 from sonde.findings.trial import Trial
 from sonde.findings.vectors import vectors_section
-from sonde.findings.versus import versus_section
-from sonde.run.bundles.fitted_rows import fitted_rows
+from sonde.run.fitting.fitted_rows import fitted_rows
 from sonde.run.reading.row_places import Place, places_of
 from sonde.run.scoring.exhibit import hashed_id
 

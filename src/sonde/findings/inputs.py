@@ -10,9 +10,9 @@ from torch import Tensor
 from sonde.core.stream import Stream
 from sonde.data.pieces import pieces_of
 from sonde.data.pixels import as_bytes, as_png
-from sonde.findings._shared import EXAMPLES
 from sonde.findings.answered import SHOWN, wrong_pairs
-from sonde.findings.evidence import DataEvidence
+from sonde.findings.evidence._shared import EXAMPLES
+from sonde.findings.evidence.record import DataEvidence
 from sonde.run.scoring.exhibit import in_whole_batches, largest, pixels_of
 from sonde.tap import LiveStream
 

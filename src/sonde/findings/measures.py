@@ -15,9 +15,9 @@ from sonde.core.stream import Stream
 from sonde.core.wording import gib, plural
 from sonde.engine.requests import Request, States, Task
 from sonde.findings.settings import ScanSettings
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.bundles.header import make_header, unit_entry
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.header import make_header, unit_entry
 from sonde.run.instruments.asked import head_sites, need, ready
 from sonde.run.instruments.catalogue import word_of_class
 from sonde.run.instruments.entries import names_of

@@ -11,10 +11,10 @@ import torch
 from sonde import __version__
 from sonde.core.repacking import count_weights
 from sonde.engine.progress import peak_memory_bytes
-from sonde.findings._text import plural
-from sonde.findings.evidence import DataEvidence
-from sonde.findings.gather import ScanStatistics
+from sonde.findings.evidence.gather import ScanStatistics
+from sonde.findings.evidence.record import DataEvidence
 from sonde.findings.scan import Gathered, Scanned
+from sonde.findings.words.text import plural
 from sonde.run.reading.notes import items_of
 from sonde.tap import LiveStream
 from sonde.tap.model.sites import ENTRY

@@ -4,9 +4,9 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
-from sonde.findings.evidence import Evidence
-from sonde.findings.step import Step
+from sonde.findings.evidence.record import Evidence
 from sonde.findings.trial import Trial
+from sonde.findings.words.step import Step
 
 Level = Literal["note", "warning", "error"]
 CheckState = Literal["raised", "clear", "withheld", "not_applicable", "failed"]

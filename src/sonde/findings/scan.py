@@ -17,35 +17,35 @@ from sonde.core.result import Result
 from sonde.core.stream import Stream
 from sonde.engine.progress import Bar
 from sonde.engine.requests import Request, Task, requests
-from sonde.findings._column_gain import column_gain
-from sonde.findings._number_answers import number_rows
-from sonde.findings._sizes import resized
-from sonde.findings.answers import answer_columns
-from sonde.findings.block_training import block_training
 from sonde.findings.causes import name_causes
 from sonde.findings.detectors import chosen_detectors, fitted_scorers
-from sonde.findings.evidence import DataEvidence, Evidence, EvidenceParts, Gatherer
-from sonde.findings.facts import by_answers, data_evidence
-from sonde.findings.fresh_weights import fresh_layers
-from sonde.findings.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
-from sonde.findings.head_answers import head_answers
-from sonde.findings.input_table import input_table
-from sonde.findings.lens import lens_evidence
+from sonde.findings.evidence._column_gain import column_gain
+from sonde.findings.evidence._number_answers import number_rows
+from sonde.findings.evidence._sizes import resized
+from sonde.findings.evidence.answers import answer_columns
+from sonde.findings.evidence.block_training import block_training
+from sonde.findings.evidence.facts import by_answers, data_evidence
+from sonde.findings.evidence.fresh_weights import fresh_layers
+from sonde.findings.evidence.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
+from sonde.findings.evidence.head_answers import head_answers
+from sonde.findings.evidence.input_table import input_table
+from sonde.findings.evidence.lens import lens_evidence
+from sonde.findings.evidence.modules import ModelEvidence, model_evidence
+from sonde.findings.evidence.part_trials import part_trials
+from sonde.findings.evidence.record import DataEvidence, Evidence, EvidenceParts, Gatherer
+from sonde.findings.evidence.shortcuts import shortcut_evidence
+from sonde.findings.evidence.text_forms import text_forms
+from sonde.findings.evidence.text_losses import text_losses
+from sonde.findings.evidence.text_variants import text_variant_evidence
+from sonde.findings.evidence.token_rows import token_rows
+from sonde.findings.evidence.variants import variant_evidence
+from sonde.findings.evidence.versus import VersusEvidence
+from sonde.findings.evidence.writing import text_writing
 from sonde.findings.measures import ScanMeasures, chosen_measures, measured, say_measures
-from sonde.findings.modules import ModelEvidence, model_evidence
-from sonde.findings.part_trials import part_trials
 from sonde.findings.rule import Check, Rule
 from sonde.findings.settings import ScanSettings
-from sonde.findings.shortcuts import shortcut_evidence
-from sonde.findings.step import Again
-from sonde.findings.text_forms import text_forms
-from sonde.findings.text_losses import text_losses
-from sonde.findings.text_variants import text_variant_evidence
-from sonde.findings.token_rows import token_rows
 from sonde.findings.trial_budget import trial_budget
-from sonde.findings.variants import variant_evidence
-from sonde.findings.versus import VersusEvidence
-from sonde.findings.writing import text_writing
+from sonde.findings.words.step import Again
 from sonde.run.fitting.fit import make_plan
 from sonde.run.passes.cost import say_cost
 from sonde.run.passes.directory import held

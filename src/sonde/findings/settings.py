@@ -8,7 +8,7 @@ from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import UNIT_SIZE
 from sonde.findings.catalogue import check_code, rules
 from sonde.findings.rule import Rule
-from sonde.run.workers.crew import Crew, Runner
+from sonde.run.passes.crew import Crew, Runner
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from sonde.core.batch import word_of
-from sonde.findings._text import number, percent, plural
+from sonde.findings.words.text import number, percent, plural
 
 Scope = Literal["mode", "answers", "inputs", "labels", "part", "statistics", "some inputs", "head"]
 Measure = Literal["accuracy", "error", "loss", "states", "probabilities"]

@@ -28,7 +28,7 @@ from sonde.tap.model.watch import metered, watch
 from sonde.tap.streams.small_batches import single, token_length
 
 if TYPE_CHECKING:
-    from sonde.findings.evidence import Evidence
+    from sonde.findings.evidence.record import Evidence
 
 SPEED: Final = 1e11
 """Operations of one core in a second: what turns a budget into about seconds."""

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.random_state import kept_random_state
-from sonde.findings._shared import shared_rows
-from sonde.findings.evidence import Evidence
-from sonde.findings.rows import FAR_Z, NEAR_NEEDS, copies, far_scores, near_duplicates
+from sonde.findings.evidence._shared import shared_rows
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.rows import FAR_Z, NEAR_NEEDS, copies, far_scores, near_duplicates
 from sonde.tap import LiveStream
 
 LEAST: Final = 20

@@ -1,9 +1,9 @@
 """The weak groups of a scan, as a file by which ``sonde score --group`` recognises them."""
 
 from sonde.core.errors import InputError
-from sonde.findings._weak import told, weak_rows
+from sonde.findings.codes.snd061 import SND061
+from sonde.findings.evidence._weak import told, weak_rows
 from sonde.findings.scan import Scanned
-from sonde.findings.snd061 import SND061
 from sonde.run.scoring.weak_file import KnownGroup, WeakGroups
 
 

@@ -59,13 +59,13 @@ def evaluation(
     Parameters
     ----------
     rows, curves : list of dict
-        What ``evaluate`` and ``curves`` of ``sonde.run.evaluating`` return.
+        What ``evaluate`` and ``curves`` of ``sonde.run.scoring`` return.
     alpha : float
     resamples : int
     usual, unusual : str, default=""
         What the two tables are called.
     trust : dict, optional
-        What ``trust`` of ``sonde.run.evaluating`` returns.
+        What ``trust`` of ``sonde.run.scoring`` returns.
     """
     return {
         "schema": SCHEMA, "alpha": alpha, "resamples": resamples, "usual": usual,

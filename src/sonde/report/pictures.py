@@ -19,8 +19,8 @@ from sonde.report._heat import SIDE, ColourScale, heat, legend, panels
 from sonde.report._markup import Markup, el, join
 from sonde.report._pictures_scores import auroc_picture, histogram_picture, roc_picture
 from sonde.report._standalone import Svg, drawn, plain
-from sonde.run.evaluating.curves import RESAMPLES, roc_points
-from sonde.run.evaluating.curves import histogram as _histogram
+from sonde.run.scoring.curves import RESAMPLES, roc_points
+from sonde.run.scoring.curves import histogram as _histogram
 
 LETTER: Final = 9
 LINE: Final = 30
@@ -107,7 +107,7 @@ def auroc_by_site(rows: list[dict[str, Any]], instrument: str, *, width: int = W
     Parameters
     ----------
     rows : list of dict
-        What ``sonde.run.evaluating.evaluate.evaluate`` returns.
+        What ``sonde.run.scoring.evaluate.evaluate`` returns.
     instrument : str
         The detector.
     width : int, default=770

@@ -15,7 +15,7 @@ from sonde.findings.detectors import with_columns_of
 from sonde.findings.document import document
 from sonde.findings.scan import Scanned, scan_stream
 from sonde.findings.settings import ScanSettings
-from sonde.findings.step import Again
+from sonde.findings.words.step import Again
 from sonde.report._picture import Picture
 from sonde.report._pictures_answers import (
     confusion_picture,
@@ -35,7 +35,7 @@ from sonde.report._standalone import Svg, drawn
 from sonde.report.files import save_report
 from sonde.report.notebook import to_mime
 from sonde.report.terminal import to_text
-from sonde.run.bundles.header import MODEL_FIELDS, READING_FIELDS
+from sonde.run.fitting.header import MODEL_FIELDS, READING_FIELDS
 from sonde.run.reading.class_order import stream_in_sorted_order
 from sonde.run.reading.load import load
 from sonde.run.reading.notes import data_name, items_of

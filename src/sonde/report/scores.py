@@ -18,12 +18,12 @@ from sonde.report._pictures_scores import histogram_picture, named
 from sonde.report.document import Document, Drawing, Part, Prose, Section, Table, figures
 from sonde.report.document_page import document_page
 from sonde.report.files import sealed_page
-from sonde.run.evaluating.curves import histogram, threshold_of
-from sonde.run.evaluating.unusual import most_unusual
 from sonde.run.instruments.entries import place_of
+from sonde.run.scoring.curves import histogram, threshold_of
 from sonde.run.scoring.lacking import lacking
 from sonde.run.scoring.score import spot
 from sonde.run.scoring.tables import keys_of, part_of, scores_of
+from sonde.run.scoring.unusual import most_unusual
 
 SCHEMA: Final = "sonde-scores/1"
 MOST_DRAWN: Final = 4

@@ -7,9 +7,9 @@ from sonde.core.errors import InputError, StateError, StoreError
 from sonde.report._schema import check_report
 from sonde.report.documents import KINDS, UNSEALED, other_page
 from sonde.report.files import is_sealed, load_report
-from sonde.run.verifying.verify_run import is_run_directory, verify_run
-from sonde.run.verifying.verify_state import verify_state
-from sonde.run.verifying.verify_track import is_track, verify_track
+from sonde.run.comparing.verify_run import is_run_directory, verify_run
+from sonde.run.comparing.verify_state import verify_state
+from sonde.run.comparing.verify_track import is_track, verify_track
 from sonde.store import Fault, Soundness, is_store, verify_store
 from sonde.store.exporting import is_export, verify_export
 

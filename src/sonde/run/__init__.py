@@ -1,6 +1,7 @@
 """What people do with hidden states, from reading them to acting on them, in the order of imports.
 
-From the bottom: ``instruments`` and ``workers``; ``reading`` and ``passes``; ``bundles`` that hold
-fitted states; ``fitting``; ``scoring``; ``calibrating``; then what is done with all these:
-``evaluating``, ``watching``, ``comparing``, ``training``; and ``verifying``.
+From the bottom: ``instruments``; ``reading``, and ``passes`` with their workers; ``fitting``, with
+the bundles that hold fitted states; ``scoring``, with calibration and evaluation; then what is done
+with all these: ``watching``, ``training``, ``changing``, ``explaining``, ``coding`` and
+``compressing``; and ``comparing``, which also verifies runs.
 """

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sonde.alarms import ChangeDetector
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.scoring.by_input import calibration_of
 from sonde.serving.verdicts import Verdict

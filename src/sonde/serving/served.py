@@ -19,7 +19,7 @@ from sonde.data.opening import class_names
 from sonde.data.processors import is_image_processor, is_tokenizer
 from sonde.data.sources import Row
 from sonde.data.text_encoding import context_of
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.reading.load import load
 from sonde.run.reading.read import read

@@ -27,10 +27,10 @@ from sonde.engine.passes import observe_unit
 from sonde.engine.requests import States
 from sonde.files.lock import RunLock
 from sonde.measure import Covariance
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.bundles.group_counts import kept_draws, smallest_draws
-from sonde.run.bundles.header import make_header
-from sonde.run.bundles.traffic import TRAFFIC
+from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.group_counts import kept_draws, smallest_draws
+from sonde.run.fitting.header import make_header
+from sonde.run.fitting.traffic import TRAFFIC
 from sonde.run.instruments.tasks import assign, error_sample, requests_of
 
 _log = logging.getLogger("sonde")

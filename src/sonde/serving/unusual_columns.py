@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sonde.data.numbers import as_number
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 
 FAR, MOST = 3.0, 5
 

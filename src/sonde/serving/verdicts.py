@@ -9,7 +9,7 @@ import torch
 
 from sonde.alarms.fusion import FusedScore, Surprises
 from sonde.core.errors import CalibrationError, StateError
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.scoring.batches import ScoredRows
 from sonde.run.scoring.by_input import default_rule, held_scores, least_p

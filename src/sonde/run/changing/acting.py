@@ -15,10 +15,10 @@ from sonde.core.inputs import Inputs, Model
 from sonde.core.repacking import count_weights
 from sonde.data import open_inputs
 from sonde.data.loading import is_factory
-from sonde.run.bundles.fitted import Fitted
 from sonde.run.changing.edit_document import EditTable, edit_document
 from sonde.run.changing.judge import Act, JudgedSide, Judgement, judge
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.reading.load import load
 from sonde.run.reading.notes import data_name
 from sonde.run.reading.read import read

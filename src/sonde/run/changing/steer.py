@@ -13,7 +13,6 @@ from sonde.data import contrast
 from sonde.edit import SteeringVector
 from sonde.edit.steering_vector import SteeringDirection
 from sonde.files.gguf import write_control_vector
-from sonde.run.bundles.fitted import Fitted
 from sonde.run.changing.acting import (
     Change,
     Deed,
@@ -27,6 +26,7 @@ from sonde.run.changing.acting import (
 )
 from sonde.run.changing.acts import edit_act, edit_controls
 from sonde.run.changing.judge import largest_strength
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.reading.notes import data_name
 from sonde.tap.model.sites import resolve
 from sonde.weights import fold_edit

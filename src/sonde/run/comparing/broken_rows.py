@@ -8,7 +8,7 @@ from typing import Any, Final
 from scipy.stats import fisher_exact
 
 from sonde.core.shift import Comparison
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 
 BROKEN: Final = "nonfinite"
 MISSING: Final = "missing"

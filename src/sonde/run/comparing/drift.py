@@ -23,10 +23,10 @@ from sonde.detect import (
 from sonde.detect._sides import TwoSamples, paired_rows
 from sonde.engine.progress import Bar
 from sonde.engine.requests import Task
-from sonde.run.bundles.evidence import evidence, groups_of, sample
-from sonde.run.bundles.fitted import Fitted
 from sonde.run.comparing.broken_rows import BROKEN, MISSING, broken_rows, missing_values
 from sonde.run.comparing.moved_direction import MovedDirection, moved_direction
+from sonde.run.fitting.evidence import evidence, groups_of, sample
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import Key, names_of
 from sonde.run.reading.recipe import recipe_in, require_same_columns
 from sonde.stats import HashSampleState, adjusted_p

@@ -6,9 +6,9 @@ from typing import Any, Final
 from sonde.detect.subspace_shift import SubspaceComparison
 from sonde.detect.unit_shift import UnitComparison
 from sonde.files.identity import agree
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.bundles.state_sizes import state_sizes
 from sonde.run.comparing.drift import MOST_TIMES, Drift
+from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.state_sizes import state_sizes
 from sonde.run.instruments.entries import Key
 from sonde.stats.adjusted_p import Correction
 

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.detect._sides import TwoSamples
-from sonde.run.bundles.evidence import moments
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.evidence import moments
+from sonde.run.fitting.fitted import Fitted
 
 NAMED = 8
 ROUNDING = float(torch.finfo(torch.float32).eps)

@@ -16,8 +16,8 @@ from sonde.core.statistic import Statistic
 from sonde.core.wording import plural
 from sonde.engine.progress import Bar
 from sonde.measure import CorrelationMatch, LayerCKA, MutualKNN, Procrustes, Regression
-from sonde.run.bundles.evidence import sample
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.evidence import sample
+from sonde.run.fitting.fitted import Fitted
 from sonde.stats import HashSample, HashSampleState
 from sonde.stats.sampled_rows import SampledRows
 from sonde.stats.spreads import spreads

@@ -10,7 +10,7 @@ from torch import nn
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
 from sonde.explain import Dictionary, Objective, load_dictionary
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 from sonde.tap import fingerprint
 from sonde.tap.streams.site_function import SiteFunction
 

@@ -13,19 +13,19 @@ from sonde.core.stream import Stream
 from sonde.engine.folding import check_whole
 from sonde.engine.progress import Bar
 from sonde.engine.requests import Request, States
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.bundles.header import make_header, unit_entry
+from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.header import make_header, unit_entry
 from sonde.run.fitting.prepared import Prepared, prepare
 from sonde.run.instruments.stages import next_tasks
 from sonde.run.instruments.tasks import ErrorSample, error_sample, requests_of
 from sonde.run.instruments.words import Asked
 from sonde.run.passes.cost import say_cost
+from sonde.run.passes.crew import Crew, Runner
 from sonde.run.passes.directory import held
 from sonde.run.passes.driver import Outcome, run_pass
+from sonde.run.passes.hand_out import gathered
 from sonde.run.passes.memory import Estimate, check_memory, commit_level, estimate
 from sonde.run.reading.checking import check_rows
-from sonde.run.workers.crew import Crew, Runner
-from sonde.run.workers.hand_out import gathered
 
 DEFAULT_HELD = 0.2
 

@@ -12,7 +12,7 @@ from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import Split
 from sonde.core.stream import Stream
 from sonde.engine.requests import Task
-from sonde.run.bundles.group_counts import split_draws
+from sonde.run.fitting.group_counts import split_draws
 from sonde.run.instruments.asked import check_grids, head_sites, ready
 from sonde.run.instruments.tasks import assign
 from sonde.run.instruments.words import Asked, instruments_of

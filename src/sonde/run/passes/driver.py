@@ -20,11 +20,11 @@ from sonde.core.stream import Stream
 from sonde.core.wording import plural
 from sonde.engine.requests import Request, States
 from sonde.run.passes.chain import walk_chain
+from sonde.run.passes.crew import Crew, using_threads
+from sonde.run.passes.hand_out import hand_out
 from sonde.run.passes.ledger import Ledger
 from sonde.run.passes.memory import state_bytes
 from sonde.run.passes.ranges import RangeJob, Tick, commit_range, token_in
-from sonde.run.workers.crew import Crew, using_threads
-from sonde.run.workers.hand_out import hand_out
 
 ROUNDS = 3
 REST = 5.0

@@ -17,8 +17,8 @@ from sonde.engine.folding import fold, grow
 from sonde.engine.passes import observe_unit
 from sonde.engine.requests import Request, States
 from sonde.files.durable import TEMPORARY, atomic_write, make_directory, remove
+from sonde.run.passes.job import Job
 from sonde.run.passes.ledger import STATES, Ledger
-from sonde.run.workers.job import Job
 
 Tick = Callable[[int], None]
 Files = list[tuple[str, bytes]]

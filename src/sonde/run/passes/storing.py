@@ -10,11 +10,11 @@ from sonde.core.errors import InputError, MachineError, SondeError, StoreError
 from sonde.core.wording import gib
 from sonde.engine.derived import innermost
 from sonde.files.lock import RunLock
+from sonde.run.passes.crew import Crew, using_threads
+from sonde.run.passes.hand_out import hand_out
+from sonde.run.passes.job import Job
 from sonde.run.passes.memory import allowed_bytes
 from sonde.run.passes.ranges import Tick, token_in
-from sonde.run.workers.crew import Crew, using_threads
-from sonde.run.workers.hand_out import hand_out
-from sonde.run.workers.job import Job
 from sonde.store.layout import RANGES
 from sonde.store.writing import Fill, StoreWriter, fill
 from sonde.tap import LiveStream

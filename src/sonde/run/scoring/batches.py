@@ -19,8 +19,8 @@ from sonde.core.stream import Stream
 from sonde.engine.classes import with_classes
 from sonde.engine.requests import Task
 from sonde.engine.selection import JoinedRows
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.bundles.header import require_same_model
+from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.header import require_same_model
 from sonde.run.instruments.entries import Key, inner_of
 from sonde.run.scoring.loud_parts import COLUMNS, RecordLine, layers_of, positions_of, units_of
 from sonde.run.scoring.places import check_places

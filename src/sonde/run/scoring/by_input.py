@@ -15,7 +15,7 @@ from sonde.alarms.fusion import surprise
 from sonde.core.calibration import Calibration
 from sonde.core.errors import CalibrationError, InputError, StateError
 from sonde.core.wording import plural
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.scoring.batches import SCHEMA
 from sonde.run.scoring.fuse import COMBINED, AnyRule, fused_of, with_fused

@@ -13,7 +13,7 @@ from sonde.core.batch import Batch
 from sonde.core.inputs import InputBatch
 from sonde.core.stream import Stream
 from sonde.data.pieces import pieces_of
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.reading.row_places import Place, places_of
 from sonde.run.scoring.batches import record, scored_rows
 from sonde.store._subset import with_examples

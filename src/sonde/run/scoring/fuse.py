@@ -17,7 +17,7 @@ from sonde.alarms import FusedScore, bonferroni, fuse, simes, twice_mean
 from sonde.alarms.fusion import Rule
 from sonde.core.errors import InputError, StateError
 from sonde.engine.requests import reads_of
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.scoring.batches import SCHEMA
 from sonde.run.scoring.tables import keys_of, part_of, scores_of

@@ -27,7 +27,7 @@ from sonde.data.encoder import Prepared
 from sonde.data.encoding import takes_one
 from sonde.data.inputs import ItemInputs
 from sonde.engine.classes import with_classes
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.scoring.batches import (
     EXPLAINED,

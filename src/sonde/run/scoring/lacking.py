@@ -1,6 +1,6 @@
 """Test whether a detector was calibrated on enough rows for any alarm."""
 
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 
 
 def lacking(fitted: Fitted, name: tuple[str, str], alpha: float) -> tuple[int, int] | None:

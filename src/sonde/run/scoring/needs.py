@@ -11,7 +11,7 @@ from sonde.core.state import size_bytes
 from sonde.core.stream import Stream
 from sonde.core.wording import gib
 from sonde.engine.derived import innermost
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.passes.memory import BASE, COPIES, SLACK, allowed_bytes, rows_of_an_example
 from sonde.run.scoring.batches import reduction_of
 from sonde.tap import LiveStream

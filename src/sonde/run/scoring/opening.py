@@ -7,8 +7,8 @@ from sonde.core.errors import SiteError, StateError
 from sonde.core.site import Reducer
 from sonde.core.stream import Stream
 from sonde.data import kept_for
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.bundles.header import require_same_model
+from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.header import require_same_model
 from sonde.run.instruments.asked import asking_logits
 from sonde.run.reading.read import ARRAYS, open_store, read, require_alone
 from sonde.run.reading.recipe import default_options, recipe_in

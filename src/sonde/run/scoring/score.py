@@ -13,15 +13,15 @@ from sonde.core.reduction import AUTO
 from sonde.core.site import Reducer
 from sonde.core.stream import Stream
 from sonde.engine.progress import Bar
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.passes.cost import say_cost
+from sonde.run.passes.crew import Crew, Runner, using_threads
+from sonde.run.passes.parts import PartJob, has_parts, in_order
 from sonde.run.reading.checking import check_rows
 from sonde.run.scoring.batches import EXPLAINED, SCHEMA, check_scoring, score_batches
 from sonde.run.scoring.invariant import invariant_batches
 from sonde.run.scoring.needs import check_scoring_memory, needs_of_scoring
 from sonde.run.scoring.opening import open_for
-from sonde.run.workers.crew import Crew, Runner, using_threads
-from sonde.run.workers.parts import PartJob, has_parts, in_order
 
 
 def score(

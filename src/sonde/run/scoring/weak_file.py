@@ -21,7 +21,7 @@ from sonde.data.numbers import as_number
 from sonde.engine.classes import with_classes
 from sonde.files.state_file import read_header, read_state, write_state
 from sonde.metrics._conditions import Beyond, Condition, Equals, Nearest
-from sonde.run.bundles.header import make_header, require_same_model
+from sonde.run.fitting.header import make_header, require_same_model
 from sonde.run.reading.notes import items_of
 from sonde.run.scoring.opening import open_as
 

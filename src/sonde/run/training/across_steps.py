@@ -14,8 +14,8 @@ from torch import Tensor
 from sonde.core.chart import Chart, ChartAxis, curves, matrix
 from sonde.measure.emergence import EmergenceResult, emergence
 from sonde.measure.layer_cka import LayerCKA, LayerCKAResult
-from sonde.run.bundles.evidence import sample
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.evidence import sample
+from sonde.run.fitting.fitted import Fitted
 from sonde.stats import HashSampleState
 from sonde.stats.sampled_rows import SampledRows
 

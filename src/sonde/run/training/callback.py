@@ -19,8 +19,8 @@ from sonde.core.instrument import Instrument
 from sonde.core.site import Reducer, Site
 from sonde.core.stream import Stream
 from sonde.data.inputs import ItemInputs
-from sonde.run.bundles.fitted import Fitted
 from sonde.run.fitting.fit import fit
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.reading.read import read
 from sonde.run.training.track import Track
 from sonde.tap import LiveStream

@@ -19,8 +19,8 @@ from sonde.core.wording import plural
 from sonde.engine.requests import Task
 from sonde.files.durable import make_directory
 from sonde.files.state_file import read_header
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.bundles.header import data_fingerprint, make_header
+from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.header import data_fingerprint, make_header
 from sonde.run.fitting.prepared import Prepared
 from sonde.run.instruments.entries import entry_of
 

@@ -16,7 +16,7 @@ from sonde.core.state import map_tensors
 from sonde.core.statistic import Span
 from sonde.engine.requests import Task
 from sonde.engine.selection import JoinedRows
-from sonde.run.bundles.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.scoring.batches import class_columns, classes_of, needs_of
 from sonde.stats import CalibratedScorer, ClassCalibration

@@ -20,8 +20,8 @@ from sonde.core.inputs import Model
 from sonde.core.wording import plural
 from sonde.data import special_ids
 from sonde.files.identity import agree, difference
-from sonde.run.bundles.fitted import Fitted
-from sonde.run.bundles.header import warn_other_code, warn_unknown_structure
+from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.header import warn_other_code, warn_unknown_structure
 from sonde.run.instruments.entries import Key
 from sonde.run.reading.load import load
 from sonde.run.scoring.batches import SCHEMA

@@ -1,0 +1,144 @@
+"""The base of rules that take a number at each site and judge the worst number."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from sonde.findings.evidence.record import Evidence, SiteEvidence
+from sonde.findings.rule import LEVELS, Check, Figure, Finding, Level, Rule
+from sonde.findings.words.places import places, reached, read_command, sentence
+
+Reached = tuple[Level, float] | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The number that is judged at each site, by the site's name.
+
+    Parameters
+    ----------
+    values : mapping of str to float
+    tables, if_raised : mapping of str
+        What a report shows beside the figure: always, or only if the rule is raised.
+    kept : mapping of str
+        What the sentence needs besides, by the site's name.
+    """
+
+    values: Mapping[str, float]
+    tables: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    if_raised: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    kept: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The worst site, its number, the level and limit that it reached, and all sites' levels."""
+
+    site: SiteEvidence
+    value: float
+    level: Level
+    limit: float
+    levels: Mapping[str, Level]
+    figure: Figure
+    found: Measured
+
+    @property
+    def names(self) -> list[str]:
+        """The sites that reached a level, in order of execution."""
+        return list(self.levels)
+
+    @property
+    def kept(self) -> Any:
+        """Data about this site for the sentence."""
+        return self.found.kept[self.site.name]
+
+    def also(self, words: str = "Also", names: list[str] | None = None) -> str:
+        """Return a sentence that lists the other sites, empty if there are none."""
+        others = [n for n in names or self.names if n != self.site.name]
+        return f"{words} at {places(others)}." if others else ""
+
+
+@dataclass(frozen=True)
+class SiteRule(Rule):
+    """A rule that takes one number at each site and holds it against a limit for each level.
+
+    Figure and sentence come from the site of the highest level, and in a tie from the most extreme
+    number. All sites that reach a level are named. A subclass says what is measured (``measured``)
+    and in which words (``said``); its fields ``note``, ``warning`` and ``error`` are the limits.
+    A rule that differs from this overrides the other methods.
+
+    Attributes
+    ----------
+    figure_name, unit : str
+        Name and unit of the figure.
+    below : bool
+        Whether numbers below a limit reach it, instead of those at or above it.
+    """
+
+    figure_name: ClassVar[str]
+    unit: ClassVar[str] = "share"
+    below: ClassVar[bool] = False
+
+    @abstractmethod
+    def measured(self, evidence: Evidence) -> Measured | Check:
+        """Return the number of each site, or why none was taken."""
+
+    @abstractmethod
+    def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
+        """Return the parts of the sentence; all but the first are left out where it gets long."""
+
+    def limits(self) -> dict[str, float]:
+        """Return the limit of each level, mildest first."""
+        return {level: getattr(self, level) for level in LEVELS if hasattr(self, level)}
+
+    def level(self, site: SiteEvidence, value: float, evidence: Evidence) -> Reached:
+        """Return which level a site's number reaches, and its limit."""
+        return reached(value, **self.limits(), below=self.below)
+
+    def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
+        """Return fields of the figure: ``n_rows``, and where known ``low``, ``high``, ``flags``."""
+        return {"n_rows": site.all.scalars.n}
+
+    def more(self, worst: Worst) -> dict[str, Any]:
+        """Return fields of the finding that replace or extend the usual fields."""
+        return {}
+
+    def check(self, evidence: Evidence) -> Check:
+        """Measure every site and report the worst."""
+        found = self.measured(evidence)
+        if isinstance(found, Check):
+            return found
+        sites = {s.name: s for s in evidence.sites if s.name in found.values}
+        levels = {n: self.level(s, found.values[n], evidence) for n, s in sites.items()}
+        sign = -1 if self.below else 1
+        name = max(sites, key=lambda n: (_rank(levels[n]), sign * found.values[n]))
+        site, value, at = sites[name], found.values[name], levels[name]
+        figure = Figure(
+            self.figure_name,
+            value,
+            unit=self.unit,
+            threshold=at[1] if at else next(iter(self.limits().values())),
+            direction="below" if self.below else "above",
+            n_groups=evidence.n_groups,
+            **self.basis(site, value, evidence),
+        )
+        if at is None:
+            return self.clear(figure, **found.tables)
+        seen: dict[str, Level] = {n: own[0] for n, own in levels.items() if own}
+        worst = Worst(site, value, *at, seen, figure, found)
+        fields = {
+            "level": worst.level,
+            "sentence": sentence(*self.said(worst, evidence)),
+            "sites": tuple(worst.names),
+            "effect": value,
+            "next": read_command(name),
+            **self.more(worst),
+        }
+        return self.raised(
+            Finding(self.code, figure=figure, **fields), **found.tables, **found.if_raised
+        )
+
+
+def _rank(found: Reached) -> int:
+    return -1 if found is None else LEVELS.index(found[0])

@@ -1,0 +1,148 @@
+"""SND003: layers that look as their initialiser left them."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
+
+from sonde.findings.evidence._answer_trials import new_head
+from sonde.findings.evidence.answers import compared_answers
+from sonde.findings.evidence.fresh_weights import FreshLayers
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.rule import Check, Figure, Level, Rule, Theme
+from sonde.findings.trial import Trial
+from sonde.findings.words.places import places, read_command, sentence
+from sonde.findings.words.text import percent, plural
+
+LAG = 0.1
+
+
+@final
+@dataclass(frozen=True)
+class SND003(Rule):
+    """Fraction of layers whose weights, spectrum, bias and effect are those of random weights.
+
+    Parameters
+    ----------
+    whole : float, default=0.5
+        Least share of such layers at which the whole model looks untrained; that is a note.
+    """
+
+    whole: float = 0.5
+
+    title: ClassVar[str] = "Layers that look untrained"
+    theme: ClassVar[Theme] = "run"
+    why: ClassVar[str] = (
+        "Weights that a checkpoint lacks stay at their random initialisation, at best with a "
+        "line in a log: a head that was not loaded, a block that was renamed."
+    )
+    fix: ClassVar[str] = (
+        "Load the weights again with model.load_state_dict(state, strict=True), which lists "
+        "the keys that the checkpoint lacks."
+    )
+    how: ClassVar[str] = (
+        "For each linear layer and convolution of at least 512 weights that ran, all of: its "
+        "weights fit a common initialiser with a free scale (Kolmogorov-Smirnov, p above 0.1 "
+        "%), none of its singular values exceeds those of such random weights (Tracy-Widom) "
+        "and its rows and columns have equal norms (chi-squared), and these four p-values, "
+        "with two more for how it transmits signals between its neighbouring layers, are above "
+        "5 % when combined (Fisher); its bias is exactly zero, or distributed as torch "
+        "initialises it; and it amplifies its inputs as much as random weights do, within 4 "
+        "standard errors. Recurrent layers and fused attention projections are judged by their "
+        "weights alone; embeddings too, if their standard deviation is below 0.2 (training "
+        "hardly changes larger ones). Embeddings of zeros are named first. A note if half of "
+        "the layers look untrained, or if the model's own answers are as good as a probe of "
+        "its last layer. Norms with weight exactly 1 and bias 0 are reported if more than half "
+        "of the norms have changed in training."
+    )
+    false_positives: ClassVar[str] = (
+        "Layers that are random on purpose, such as random features; very wide layers that "
+        "training hardly moved."
+    )
+    plant: ClassVar[str] = "A trained net with one layer, or the head, reinitialised."
+    twin: ClassVar[str] = "The trained net."
+
+    def check(self, evidence: Evidence) -> Check:
+        """List the layers that look untrained in every respect."""
+        found = evidence.fresh
+        if not isinstance(found, FreshLayers) or not (found.n or found.norms or found.zeros):
+            return self.not_applicable("no linear layer of 512 weights or more ran")
+        fresh = (*found.tables, *found.fresh, *found.inner)
+        share = len(fresh) / max(found.n, 1)
+        figure = Figure("untrained_layers", share, unit="share", null=0.0, threshold=self.whole)
+        if found.zeros:
+            return self._of_zeros(found)
+        if not fresh and not found.norms:
+            return self.clear(figure)
+        if not fresh:
+            return self._of_norms(evidence, found)
+        is_whole = found.share >= self.whole
+        first = fresh[0]
+        named = f"{places([f.path for f in fresh], 2)} {'looks' if len(fresh) == 1 else 'look'}"
+        who = "The whole model looks" if is_whole and not _is_right(evidence) else named
+        text = (
+            f"{who} untrained: the weights of {first.path} are distributed like those of an "
+            f"initialiser ({first.law}), and no singular value exceeds those of random weights "
+            f"(the largest is {percent(first.edge)} of their upper edge)"
+        )
+        bias = {"zero": ", its bias is 0", "drawn": ", its bias is random too", "": ""}[first.bias]
+        level: Level = "note" if is_whole or _is_right(evidence) else "warning"
+        return self.raised_with(
+            level,
+            sentence(f"{text}{bias}.", f"{plural(found.n, 'layer')} looked at."),
+            figure,
+            sites=tuple(dict.fromkeys(f.module or f.path for f in fresh)),
+            effect=min(1.0, share),
+            next=read_command(first.module or first.path),
+            trial=_new_head(evidence) if _is_head(found) else None,
+        )
+
+    def _of_zeros(self, found: FreshLayers) -> Check:
+        verb = "is" if len(found.zeros) == 1 else "are"
+        text = (
+            f"{places(found.zeros, 2)} {verb} zero everywhere: the model adds nothing for any row "
+            "of this table, whatever the input."
+        )
+        return self.raised_with(
+            "warning",
+            sentence(text),
+            Figure("zero_tables", float(len(found.zeros)), null=0.0, threshold=0.0),
+            sites=found.zeros,
+            effect=0.1,
+            next=read_command(found.zeros[0]),
+        )
+
+    def _of_norms(self, evidence: Evidence, found: FreshLayers) -> Check:
+        share = len(found.norms) / found.n_norms
+        verb = "is" if len(found.norms) == 1 else "are"
+        text = (
+            f"{places(found.norms, 2)} {verb} in the initial state of a norm, weight 1 and bias "
+            f"0, while the other {plural(found.n_norms - len(found.norms), 'norm')} have "
+            "changed in training."
+        )
+        return self.raised_with(
+            "note" if _is_right(evidence) else "warning",
+            sentence(text),
+            Figure("untrained_norms", share, unit="share", null=0.0, threshold=0.0),
+            sites=found.norms,
+            effect=min(1.0, share),
+            next=read_command(found.norms[0]),
+        )
+
+
+def _new_head(evidence: Evidence) -> Trial | None:
+    """Return the trial of a new head in place of one of random weights: one part of the model."""
+    made = new_head(evidence)
+    return None if made is None else replace(made, scope="part")
+
+
+def _is_head(found: FreshLayers) -> bool:
+    """Return whether the last layer alone looks untrained: then a new head can be tried."""
+    paths = [f.path for f in (*found.tables, *found.fresh)]
+    return paths == list(found.sizes)[-1:]
+
+
+def _is_right(evidence: Evidence) -> bool:
+    """Return whether the model's own answers are as good as its last layer allows."""
+    answers = compared_answers(evidence)
+    if isinstance(answers, str) or answers.labels is None:
+        return False
+    return answers.accuracy > max(answers.labels.sites[-1].accuracy - LAG, answers.majority)

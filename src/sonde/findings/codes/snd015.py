@@ -1,0 +1,361 @@
+"""SND015: inputs that the model knows in another form."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
+
+from jaxtyping import Bool, Float, Int
+from scipy.stats import binom
+from torch import Tensor
+
+from sonde.findings.evidence._cooled import cooled_loss, recalibrated_loss
+from sonde.findings.evidence._mended_rows import MendedRows
+from sonde.findings.evidence._stored_columns import StoredColumns
+from sonde.findings.evidence._tried_forms import Tried
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.variants import MISFIT, VariantEvidence
+from sonde.findings.rule import Check, Figure, Level, Rule, Theme
+from sonde.findings.trial import Trial, chance_of_gain
+from sonde.findings.words.places import sentence
+from sonde.findings.words.step import Step
+from sonde.findings.words.text import listed, number, percent, plural, shortened
+
+LEAST_JUDGES = 8
+
+
+@final
+@dataclass(frozen=True)
+class SND015(Rule):
+    """Accuracy gained by giving the model the same inputs in another form."""
+
+    level: float = 0.001
+    part: float = 0.5
+    whole: float = 0.95
+    most: float = 0.65
+    blind: float = 0.3
+    near: float = 0.6
+    rival: float = 0.15
+    fall: float = 0.1
+
+    title: ClassVar[str] = "Inputs in another form than in training"
+    theme: ClassVar[Theme] = "run"
+    why: ClassVar[str] = (
+        "Inputs that are scaled, rotated or ordered differently than in training give wrong "
+        "answers without an error."
+    )
+    fix: ClassVar[str] = "Prepare the inputs in the form named."
+    how: ClassVar[str] = (
+        "Tested if the model is far less accurate than a linear probe of its last layer or "
+        "wrong on a tenth of the rows, or if the first batch norm does not fit (SND012): up to "
+        "128 rows are run again divided by 255, rescaled to 0..1, to -1..1 or to mean 0 and "
+        "variance 1, inverted, mirrored, rotated, with reversed channels or moved columns, "
+        "with one named column in another unit, with two columns exchanged, ... Raised if one "
+        "form closes half of the gap to the probe (a regression: reaches 95 % of the probe's "
+        "R^2, less .05) and corrects more rows than it spoils (sign test, 0.1 %, corrected for "
+        "the forms tried). If at least 15 rows are wrong (numbers: off by two thirds of the "
+        "targets' standard deviation and by three robust standard deviations of the errors), "
+        "these rows are tried separately, and a third of them choose the form. It is raised if "
+        "it corrects 65 % of the other wrong rows (sign test against 30 %, 0.1 %) and moves "
+        "three fifths of their states nearer to those of correct rows, more than it moves "
+        "correct rows (Mann-Whitney, 0.1 %), unless a constant on the logit of one class, "
+        "chosen in the same way, corrects about as many. A form that does not move them nearer "
+        "must fit all rows: it is raised if it removes half of the errors, spoiled rows "
+        "deducted, and is not a scale. If no form corrects enough answers, the log loss of the "
+        "held-out rows, at the best temperature of each form, must be a tenth below that of "
+        "the unchanged inputs with the best bias for each class (signed ranks, 0.1 %), and "
+        "accuracy must not fall. Columns of a table are compared with the mean and standard "
+        "deviation that the model stores (in a batch norm, or in two buffers as wide as the "
+        "table): raised if a column lies two stored standard deviations away, or if its "
+        "standard deviation is a quarter or four times the stored one, while most columns fit; "
+        "the unit, curve or exchange that makes it fit is tried. Without labels: raised if a "
+        "form removes three quarters of the first batch norm's misfit and leaves less than "
+        "0.125 nats."
+    )
+    false_positives: ClassVar[str] = "At the stated level, a form can help by luck."
+    plant: ClassVar[str] = "A net for pixels in -1..1 over pixels in 0..255."
+    twin: ClassVar[str] = "The same net over pixels in -1..1."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Look for a form of the inputs that the model does better on."""
+        found = evidence.variants
+        if not isinstance(found, VariantEvidence):
+            return self.not_applicable("no model was run")
+        check = self._of_all_rows(evidence, found)
+        if found.stored is not None:
+            check = self._of_stored(evidence, found, found.stored, check)
+        for mended in found.mended:
+            if check.state == "clear":
+                check = self._of_some_rows(mended, check)
+        for mended in reversed(found.mended):
+            if check.state == "clear":
+                check = self._of_wrong_rows(mended, check)
+        return check
+
+    def _of_all_rows(self, evidence: Evidence, found: VariantEvidence) -> Check:
+        if not found.tried:
+            return self.clear(Figure("gain", 0.0), "there was no reason to try other forms")
+        given, *others = found.tried
+        if given.score is not None:
+            return self._by_answers(evidence, found, given)
+        return self._by_norm(evidence, found, given, others)
+
+    def _by_answers(self, evidence: Evidence, found: VariantEvidence, given: Tried) -> Check:
+        assert given.score is not None
+        best, judge = found.best, ~found.chooses
+        if best is None or best.score is None or int(judge.sum()) < LEAST_JUDGES:
+            return self.clear(Figure("gain", 0.0), "too few rows to choose a form and to test it")
+        trial = _trial(evidence, found.rows, found.chooses, (given, best))
+        if trial is None:
+            return self.clear(
+                Figure("gain", 0.0), "the answers to inputs in this form are not known"
+            )
+        reach = 1.0 if math.isnan(found.probe) else found.probe
+        own, gain, n = float(trial.before.mean()), trial.gain, len(trial.rows)
+        mended, broken = (int(d.sum()) for d in _differences(trial))
+        p = float(binom.sf(mended - 1, mended + broken, 0.5))
+        figure = Figure(
+            "gain", gain, unit="share", null=0.0, p=p, n_rows=n,
+            threshold=self.part * max(0.0, reach - own),
+        )  # fmt: skip
+        numbers = evidence.data.target is not None
+        assert figure.threshold is not None
+        least = max(own + figure.threshold, max(self.whole * reach - 0.05, 0.1) if numbers else 0.0)
+        if gain <= 0 or p >= self.level or own + gain < least:
+            return self._by_loss(evidence, found, (given, best), trial, self.clear(figure))
+        before, after, most = (_reached(x, numbers) for x in (own, own + gain, found.probe))
+        probe = "" if math.isnan(found.probe) else f"; a probe of its last layer {most}"
+        text = (
+            f"With its inputs {best.words}, the model {after} on {plural(n, 'row')} held out "
+            f"from this choice; with unchanged inputs, it {before}{probe}."
+        )
+        whole = math.isnan(found.probe) or own + gain > reach - 0.1
+        text = text if whole else f"{text[:-1]}: this fault explains some of the errors, not all."
+        then, now = (_figure(x, numbers) for x in (own + gain, own))
+        fix = f": {'R^2 of' if numbers else 'correct on'} {then} instead of {now}.{_range(best)}"
+        return self._raised(text, figure, best, fix, "error" if whole else "warning", trial)
+
+    def _by_loss(
+        self,
+        evidence: Evidence,
+        found: VariantEvidence,
+        pair: tuple[Tried, Tried],
+        trial: Trial,
+        clear: Check,
+    ) -> Check:
+        """Judge a form that corrects too few answers for a sign test by the log loss of rows."""
+        label = evidence.data.label[found.rows]
+        if pair[0].logits is None or trial.nats is None or trial.gain < 0:
+            return clear
+        before = recalibrated_loss(pair[0].logits, label, found.chooses)
+        if before is None:
+            return clear
+        before = before[~found.chooses]
+        own, then = float(before.mean()), float(trial.nats.mean())
+        p = chance_of_gain(-before, -trial.nats)
+        fall = 1 - then / own if own > 0 else 0.0
+        figure = Figure(
+            "loss_fall", fall, unit="share", null=0.0, p=p, n_rows=len(before), threshold=self.fall
+        )  # fmt: skip
+        if fall < self.fall or p >= self.level:
+            return clear
+        right, now = (percent(float(x.mean())) for x in (trial.after, trial.before))
+        text = (
+            f"With its inputs {pair[1].words}, the model's log loss is {number(then, 2)} nats "
+            f"instead of {number(own, 2)} on {plural(len(before), 'row')} held out from this "
+            f"choice, at the best temperature; accuracy {right} instead of {now}."
+        )
+        fix = f": log loss {number(then, 2)} nats instead of {number(own, 2)}.{_range(pair[1])}"
+        return self._raised(text, figure, pair[1], fix, "warning", trial if trial.holds else None)
+
+    def _of_stored(
+        self, evidence: Evidence, found: VariantEvidence, stored: StoredColumns, other: Check
+    ) -> Check:
+        """Judge columns that do not have the mean and spread that the model has stored of them.
+
+        A form that rows chose is kept if it corrects more answers than these columns put right.
+        """
+        trial, best = None, None
+        if len(found.restored) == 2:
+            best = found.restored[1]
+            order, chooses = found.judged
+            trial = _trial(evidence, order, chooses, (found.restored[0], best))
+        known = None if other.finding is None else other.finding.trial
+        if known is not None and known.holds and (trial is None or trial.gain < known.gain - 0.05):
+            return other
+        figure = Figure(
+            "columns_off", len(stored.off) / stored.n_columns, unit="share", null=0.0,
+            threshold=0.0, n_rows=evidence.data.n,
+        )  # fmt: skip
+        first = stored.off[0]
+        n_fit = stored.n_columns - len(stored.off)
+        text = (
+            f"{shortened(first.name, 30)} has mean {number(first.found[0])} and standard deviation "
+            f"{number(first.found[1])}; the model has stored {number(first.stored[0])} and "
+            f"{number(first.stored[1])} ({stored.where}); "
+            f"{n_fit} of {stored.n_columns} columns fit."
+        )
+        if len(stored.off) > 1:
+            text += f" Also off: {listed([shortened(c.name, 30) for c in stored.off[1:4]])}."
+        if best is None or trial is None:
+            fix = f"Give {first.name} in the unit and column position of the training table"
+            if best is not None:
+                fix = f"Give the inputs {best.words}: then these columns fit the stored statistics"
+            return self.raised_with(
+                "warning", sentence(text), figure, effect=figure.value, fix=f"{fix}."
+            )
+        numbers = evidence.data.target is not None
+        then, now = (_figure(float(x.mean()), numbers) for x in (trial.after, trial.before))
+        what = "R^2" if numbers else "accuracy"
+        text += (
+            f" With its inputs {best.words}, {what} is {then} instead of {now} "
+            f"({plural(len(trial.rows), 'row')})."
+        )
+        return self.raised_with(
+            "error" if trial.holds else "warning",
+            sentence(text),
+            figure,
+            effect=max(figure.value, min(1.0, trial.gain)),
+            fix=f"Give the inputs {best.words}: {what} {then} instead of {now}.",
+            trial=trial if trial.holds else None,
+        )
+
+    def _of_some_rows(self, found: MendedRows, clear: Check) -> Check:
+        """Judge the form that mends most of the rows that the model gets wrong."""
+        lucky = float(binom.sf(round(found.right * found.n) - 1, found.n, self.blind))
+        p = max(lucky, found.p)
+        figure = Figure(
+            "mended", found.right, unit="share", null=0.0, p=p, n_rows=found.n, threshold=self.most
+        )  # fmt: skip
+        if found.right < self.most or found.nearer < self.near or p >= self.level:
+            return clear
+        if found.offset >= found.right - self.rival:
+            return self.clear(figure, "a bias on the logit of one class corrects as many rows")
+        text = (
+            f"Of {plural(found.n, 'row')} that the model gets wrong it is correct on "
+            f"{percent(found.right)} with the inputs {found.form.words}: a fraction of the "
+            f"rows, at least {percent(found.right * found.wrong)}, is given in another form."
+        )
+        fix = f". Do so for these rows alone: {percent(found.wrong)} of the rows are wrong now."
+        fix += _range(found.form)
+        form = replace(found.form, scale=None)
+        return self._raised(text, figure, form, fix, trial=found.trial("some inputs"))
+
+    def _of_wrong_rows(self, found: MendedRows, clear: Check) -> Check:
+        """Judge the form that mends rows that the model gets wrong and keeps the others right."""
+        before, after = 1 - found.wrong, found.right * found.wrong + found.kept * (1 - found.wrong)
+        gain = after - before
+        lucky = float(binom.sf(round(found.right * found.n) - 1, found.n, self.blind))
+        figure = Figure(
+            "gain", gain, unit="share", null=0.0, p=lucky, n_rows=found.n,
+            threshold=self.part * found.wrong,
+        )  # fmt: skip
+        if found.right < self.most or gain < self.part * found.wrong or lucky >= self.level:
+            return clear
+        if found.form.scale is not None:  # larger inputs drown any bias of the model
+            return self.clear(figure, "scaling the inputs corrects a bias equally well")
+        if found.offset >= found.right - self.rival:
+            return self.clear(figure, "a bias on the logit of one class corrects as many rows")
+        text = (
+            f"With its inputs {found.form.words}, the model is correct on {percent(found.right)} "
+            f"of {plural(found.n, 'row')} that it gets wrong, and stays correct on "
+            f"{percent(found.kept)} of the rows that it gets right."
+        )
+        fix = f": about {percent(after)} right instead of {percent(before)}."
+        fix += _range(found.form)
+        return self._raised(text, figure, found.form, fix, "warning", found.trial("inputs"))
+
+    def _by_norm(
+        self, evidence: Evidence, found: VariantEvidence, given: Tried, others: list[Tried]
+    ) -> Check:
+        known = [t for t in others if not math.isnan(t.misfit)]
+        best = min(known, key=lambda t: t.misfit, default=None)
+        if best is None or math.isnan(given.misfit):
+            return self.clear(
+                Figure("gain", 0.0), "neither the answers nor the norms distinguish the forms"
+            )
+        figure = Figure(
+            "misfit_left", best.misfit, unit="nats", null=0.0, n_rows=found.n_rows,
+            threshold=MISFIT, direction="below",
+        )  # fmt: skip
+        if best.misfit >= min(MISFIT, given.misfit / 4):
+            return self.clear(figure)
+        text = (
+            f"With the inputs {best.words}, the first norm, {found.norms[0].path}, receives the "
+            f"distribution that it was trained on (divergence {number(best.misfit)} nats), with "
+            f"unchanged inputs it does not ({number(given.misfit)} nats; "
+            f"{plural(found.n_rows, 'row')})."
+        )
+        fix = f": then the inputs of {found.norms[0].path} are distributed as in training."
+        return self._raised(text, figure, best, fix)
+
+    def _raised(
+        self,
+        text: str,
+        figure: Figure,
+        best: Tried,
+        fix: str,
+        level: Level = "error",
+        trial: Trial | None = None,
+    ) -> Check:
+        return self.raised_with(
+            level,
+            sentence(text),
+            figure,
+            effect=1.0 if figure.name == "misfit_left" else min(1.0, figure.value),
+            next=Step("scan", scale=best.scale) if best.scale else None,
+            fix=f"{best.line or f'Give the inputs {best.words}'}{fix}",
+            trial=trial,
+        )
+
+
+def _trial(
+    evidence: Evidence,
+    rows: Int[Tensor, "row"],
+    chooses: Bool[Tensor, "row"],
+    pair: tuple[Tried, Tried],
+) -> Trial | None:
+    """Return the trial of a form on the rows that judge; None if a score is not known."""
+    scores = [one.score for one in pair]
+    if scores[0] is None or scores[1] is None or not len(scores[0]) == len(scores[1]) == len(rows):
+        return None
+    return Trial(
+        f"its inputs {pair[1].words}",
+        "inputs",
+        "accuracy" if evidence.data.target is None else "error",
+        rows[~chooses],
+        scores[0][~chooses],
+        scores[1][~chooses],
+        _nats(evidence, rows, chooses, pair[1]),
+    )
+
+
+def _nats(
+    evidence: Evidence, rows: Int[Tensor, "row"], chooses: Bool[Tensor, "row"], form: Tried
+) -> Float[Tensor, "row2"] | None:
+    """Return the log loss of the rows that judge, at the temperature of those that choose."""
+    if form.logits is None:
+        return None
+    loss = cooled_loss(form.logits, evidence.data.label[rows], chooses)
+    return None if loss is None else loss[~chooses]
+
+
+def _differences(trial: Trial) -> tuple[Tensor, Tensor]:
+    """Return which rows a change mends, and which it breaks."""
+    return trial.after > trial.before, trial.after < trial.before
+
+
+def _range(form: Tried) -> str:
+    """Return which factors of a column the rows cannot tell from the one that is named."""
+    if form.range is None or form.range[1] / form.range[0] < 1.5:
+        return ""
+    low, high = form.range
+    return f" Factors from {number(low)} to {number(high)} do about as well."
+
+
+def _reached(score: float, numbers: bool) -> str:
+    """Return a mean score in words."""
+    return f"{'has an R^2 of' if numbers else 'is correct on'} {_figure(score, numbers)}"
+
+
+def _figure(score: float, numbers: bool) -> str:
+    return number(score) if numbers else percent(score)

@@ -1,0 +1,103 @@
+"""SND020: weights whose size stands out from those at the same place of other blocks."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings.evidence._sizes import (
+    DEVIATIONS,
+    RATIO,
+    SIBLINGS,
+    all_groups,
+    ratios,
+    size_outliers,
+)
+from sonde.findings.evidence.fresh_weights import FreshLayers
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.trial import Trial, gained
+from sonde.findings.words.places import places, read_command, sentence
+from sonde.findings.words.text import number, plural
+
+
+@final
+@dataclass(frozen=True)
+class SND020(Rule):
+    """Root mean square of each layer's weights beside the median of its siblings.
+
+    Parameters
+    ----------
+    siblings : int, default=4
+        Least number of layers that share a shape and, apart from numbers, a name.
+    ratio : float, default=4
+        How many times larger or smaller than the median of the others.
+    deviations : float, default=6
+        Least distance from the siblings' median, in robust standard deviations of the logarithms.
+    """
+
+    siblings: int = SIBLINGS
+    ratio: float = RATIO
+    deviations: float = DEVIATIONS
+
+    title: ClassVar[str] = "Weights whose size stands out from their siblings"
+    theme: ClassVar[Theme] = "run"
+    why: ClassVar[str] = (
+        "A layer that was scaled twice, merged or converted wrongly, or that diverged in training, "
+        "dominates the other layers, or contributes nothing."
+    )
+    fix: ClassVar[str] = (
+        "Load this weight again from the checkpoint it came from, or divide it by the factor named."
+    )
+    how: ClassVar[str] = (
+        "Linear layers and convolutions of at least 512 weights that ran, grouped by shape and "
+        "by name without numbers, so that layers at the same position in all blocks form one "
+        "group; and the weights of norms inside numbered blocks, grouped by name. The root mean "
+        "square of a layer's weights over the median of the others in its group is at least 4 "
+        "or at most 1/4, and the logarithm 6 robust standard deviations (1.48 times the median "
+        "deviation, at least log 1.2) away."
+    )
+    false_positives: ClassVar[str] = (
+        "Models that scale blocks by depth on purpose, so that the first block differs much."
+    )
+    plant: ClassVar[str] = "A trained net of six blocks, one weight of which is ten times as large."
+    twin: ClassVar[str] = "The trained net."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare every layer with the same place of other blocks."""
+        found = evidence.fresh
+        if not isinstance(found, FreshLayers):
+            return self.not_applicable("no model was run")
+        large = all_groups(found, self.siblings)
+        if not large:
+            return self.not_applicable(
+                f"fewer than {self.siblings} blocks have a layer of the same name"
+            )
+        outliers = size_outliers(large, self.ratio, self.deviations)
+        every = [r for group in large for r in ratios(group)]
+        worst = max(every, key=lambda r: abs(math.log(r)), default=1.0)
+        figure = Figure("size_over_siblings", worst, null=1.0, threshold=self.ratio)
+        if not outliers:
+            return self.clear(figure)
+        first = max(outliers, key=lambda o: abs(math.log(o.ratio)))
+        is_larger = first.ratio > 1
+        times = f"{number(max(first.ratio, 1 / first.ratio))} times " + (
+            "as large as" if is_larger else "smaller than"
+        )
+        more = [o.path for o in outliers if o is not first]
+        trial: Trial | None = evidence.resized
+        fix = "" if trial is None or not trial.holds else f"With {trial.change}: {gained(trial)}."
+        text = (
+            f"The weights of {first.path} are {times} those of the same layer in "
+            f"{plural(first.n_siblings, 'other block')} (root mean square, median of the "
+            "others)."
+        )
+        return self.raised_with(
+            "warning",
+            sentence(text, f"{places(more)} stand out as well." if more else ""),
+            figure,
+            sites=tuple(o.path for o in outliers),
+            effect=min(1.0, abs(math.log(first.ratio)) / math.log(100)),
+            next=read_command(first.path),
+            fix=fix,
+            trial=trial,
+        )

@@ -1,0 +1,84 @@
+"""SND028: texts that a language model knows in another form."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from scipy.stats import wilcoxon
+
+from sonde.findings.evidence._best_text import best_text
+from sonde.findings.evidence.lens import LensEvidence
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.text_forms import FORMS
+from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.words.places import read_command, sentence
+from sonde.findings.words.text import number, percent, plural
+
+
+@final
+@dataclass(frozen=True)
+class SND028(Rule):
+    """Reduction of the loss if the same texts are given in another form."""
+
+    level: float = 0.001
+    share: float = 0.05
+    nats: float = 0.1
+
+    title: ClassVar[str] = "Texts in another form than in training"
+    theme: ClassVar[Theme] = "run"
+    why: ClassVar[str] = (
+        "Positions or token ids that are off by one, or another case, spacing or encoding, "
+        "raise the loss of a language model without any error message."
+    )
+    fix: ClassVar[str] = "Prepare the texts in the form named."
+    how: ClassVar[str] = (
+        "Up to 32 texts of one length, cut to 64 tokens, run again with positions one lower "
+        "and one or two higher, with token ids one lower or higher, in reverse order, and with "
+        "a start token; and texts of 128 tokens in another case, with other spaces, line ends, "
+        "quotation marks, encodings and normalisations, whose loss is divided by the "
+        "characters of the shorter text. Raised if the mean loss after the first token falls "
+        "by at least 5 % and 0.1 nats, Wilcoxon's signed rank test over held-out texts has p "
+        "below 0.1 %, and the new loss is below that of the tokens' frequencies."
+    )
+    false_positives: ClassVar[str] = (
+        "Few, similar texts. A start token that was left out on purpose is reported too."
+    )
+    plant: ClassVar[str] = "The shipped language model with its positions moved by one."
+    twin: ClassVar[str] = "The unchanged model."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Look for a form that the model does better on."""
+        best = best_text(evidence)
+        if best is None:
+            return self.not_applicable("the model does not predict a next token, or has few texts")
+        words, given, loss = best.words, best.given, best.loss
+        own = float(given.mean())
+        gain = own - float(loss.mean())
+        test = wilcoxon(given.numpy() - loss.numpy(), alternative="greater")
+        p = float(test.pvalue)  # type: ignore[union-attr]
+        figure = Figure(
+            "loss_gain", gain, unit="nats", null=0.0, p=p, n_rows=len(loss), n_groups=len(loss),
+            threshold=max(self.nats, self.share * own),
+        )  # fmt: skip
+        lens = evidence.lens
+        most = lens.unigram if isinstance(lens, LensEvidence) else math.inf
+        if gain < max(self.nats, self.share * own) or not p < self.level or own - gain > most:
+            return self.clear(figure)
+        text = (
+            f"Given {words}, the texts have a loss of {number(own - gain, 3)} nats per token, "
+            f"and of {number(own, 3)} unchanged ({percent(gain / own)} less; "
+            f"{plural(len(loss), 'text')} held out from the choice)."
+        )
+        line = FORMS[words][0] if words in FORMS else ""
+        sites = [s.schema.key for s in evidence.sites[:1]]
+        return self.raised_with(
+            "warning",
+            sentence(text),
+            figure,
+            effect=min(1.0, gain / own),
+            next=read_command(sites[0]) if sites else None,
+            fix=f"{line}: {number(own - gain, 3)} nats per token instead of {number(own, 3)}."
+            if line
+            else "",
+            trial=best.trial,
+        )

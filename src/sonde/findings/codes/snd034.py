@@ -1,0 +1,127 @@
+"""SND034: rows whose label looks wrong."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from scipy.stats import binom
+
+from sonde.findings.evidence._shared import examples_at
+from sonde.findings.evidence._suspect_labels import OneWay, one_way
+from sonde.findings.evidence.labels import LabelEvidence, LabelRule
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.rows import doubtful_labels, doubtful_rows
+from sonde.findings.rule import Check, Figure, Theme
+from sonde.findings.words.places import rows_command
+from sonde.findings.words.text import percent, plural, shortened
+from sonde.stats.intervals import clopper_pearson
+
+
+@final
+@dataclass(frozen=True)
+class SND034(LabelRule):
+    """Fraction of rows whose neighbours and held-out classifier agree on another label."""
+
+    note: float = 0.01
+    warning: float = 0.02
+    usual: float = 0.006
+    level: float = 0.001
+
+    title: ClassVar[str] = "Rows whose label is probably wrong"
+    theme: ClassVar[Theme] = "labels"
+    why: ClassVar[str] = (
+        "Wrong labels teach the wrong thing and make every score on this data lower than it is."
+    )
+    fix: ClassVar[str] = "Look at the rows listed, and correct or drop those whose label is wrong."
+    how: ClassVar[str] = (
+        "At the site whose states predict labels best: none of the 10 nearest rows of other "
+        "groups has the row's label, at least 9 share another one, and the held-out classifier "
+        "names that one too. Healthy data show up to 0.6 % of such rows, so their count must "
+        "also be improbable at that fraction. If it is, further rows are listed: at least six "
+        "of their neighbours share another label and at most 2 have the row's label, and the "
+        "model predicts that other class at least as confidently as it does on average for rows "
+        "of that class. The report's list of labels to check first is ordered by the "
+        "probability that the probe, the neighbours and the model's own answers give to the "
+        "label; the report prints how many of some deliberately exchanged labels come first in "
+        "it. Labels that are wrong in one direction: of the rows that the held-out classifier "
+        "gives one class, at least 20 % are labelled as another class, more than the reverse, "
+        "and lie as far on that class's side as its own rows (medians within a quarter), on "
+        "each half of the groups; p below 0.001 over all pairs of classes, among rows that lie "
+        "as far as 19 of 20 rows of the class. If the classifier shows none and the model's own "
+        "answers are more accurate, the same test uses these answers, if the classifier "
+        "disagrees with most of the rows' labels."
+    )
+    false_positives: ClassVar[str] = (
+        "Rare kinds of a class that look like another one to this model; classes that overlap."
+    )
+    plant: ClassVar[str] = "One label in twenty is replaced by another one."
+    twin: ClassVar[str] = "The true labels."
+
+    def judged(self, evidence: Evidence, found: LabelEvidence) -> Check:
+        """Count doubtful labels at the best site."""
+        found_way = one_way(evidence)
+        if found_way is not None:
+            return self._in_one_direction(evidence, found, found_way)
+        doubt = doubtful_labels(evidence)
+        count, clear, n = len(doubt.row), doubt.n_clear, doubt.n
+        share = clear / n
+        low, high = clopper_pearson(clear, n)
+        p = float(binom.sf(clear - 1, n, self.usual))
+        severe = share >= self.warning
+        figure = Figure(
+            "doubtful_labels",
+            share,
+            low,
+            high,
+            "share",
+            null=self.usual,
+            threshold=self.warning if severe else self.note,
+            p=p,
+            n_rows=n,
+            n_groups=found.n_groups,
+        )
+        if share < self.note or p >= self.level:
+            seen = "no row was listed" if clear == 0 else f"{plural(clear, 'row')} listed"
+            if share >= self.note:
+                seen += f", which chance explains (p {p:.2g}, not below {self.level:g})"
+            return self.clear(figure, seen)
+        examples = examples_at(evidence, doubtful_rows(evidence))
+        site = found.sites[found.best]
+        sentence = (
+            f"{plural(count, 'row')} of {n:,} ({percent(count / n)}) at {site.name} lie among "
+            "rows of one other class and are classified as that class; up to "
+            f"{percent(self.usual)} is normal."
+        )
+        return self.raised_with(
+            "warning" if severe else "note",
+            sentence,
+            figure,
+            sites=(site.key,),
+            examples=tuple(examples),
+            figures=tuple(doubtful_labels(evidence).share.tolist()),
+            effect=min(1.0, share),
+            next=rows_command(self.code),
+        )
+
+    def _in_one_direction(self, evidence: Evidence, found: LabelEvidence, way: OneWay) -> Check:
+        site, n = found.sites[found.best], len(way.rows)
+        of, called = (shortened(found.names[k], 20) for k in (way.of, way.called))
+        low, high = clopper_pearson(n, round(n / way.share))
+        figure = Figure(
+            "wrong_in_one_direction", way.share, low, high, "share", null=way.back,
+            threshold=0.2, p=way.p, n_rows=found.n_rows, n_groups=found.n_groups,
+        )  # fmt: skip
+        sentence = (
+            f"{percent(way.share)} of the rows that look like {of!r} at {site.name} are labelled "
+            f"{called!r} ({plural(n, 'row')}; the reverse: {percent(way.back)}). Their labels are "
+            f"wrong, or one kind of {called!r} looks like {of!r}."
+        )
+        return self.raised_with(
+            "warning",
+            sentence,
+            figure,
+            sites=(site.key,),
+            examples=tuple(examples_at(evidence, found.where[way.rows].tolist())),
+            classes=(found.names[way.of], found.names[way.called]),
+            effect=min(1.0, n / found.n_rows),
+            next=rows_command(self.code),
+        )

@@ -1,0 +1,128 @@
+"""SND036: labels leave no trace in any state."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from scipy.stats import binom, chi2
+
+from sonde.findings.evidence.answers import compared_answers
+from sonde.findings.evidence.labels import LabelEvidence, LabelRule
+from sonde.findings.evidence.record import Evidence, SiteEvidence, rows_as_float
+from sonde.findings.rule import Check, Figure, Theme
+from sonde.findings.words.places import read_command
+from sonde.findings.words.text import number, percent, plural
+from sonde.stats.intervals import wilson
+
+
+@final
+@dataclass(frozen=True)
+class SND036(LabelRule):
+    """Held-out accuracy no better than naming the largest class, at every site."""
+
+    level: float = 0.001
+    hidden: float = 0.1
+
+    title: ClassVar[str] = "The states carry no information about the labels"
+    theme: ClassVar[Theme] = "labels"
+    why: ClassVar[str] = (
+        "Nothing about labels can be learned from these states: the labels are shuffled, belong to "
+        "another column, or describe something that this model does not see."
+    )
+    fix: ClassVar[str] = (
+        "Compare labels and inputs of a few rows by eye: the files of inputs and labels may "
+        "have been joined wrongly."
+    )
+    how: ClassVar[str] = (
+        "At every site the held-out accuracy lies below the accuracy that always predicting "
+        "the largest class reaches by chance (binomial, 99.9 %), and the variance between "
+        "classes is less than random labels explain by chance: (classes - 1) / (n - 1) times "
+        "chi2 / df at 99.9 % over all sites, df = (classes - 1) times the participation ratio "
+        "of the site. Withheld where the rows cannot exclude an accuracy 10 points above the "
+        "largest class; passed if the model's own answers are more accurate than the largest "
+        "class."
+    )
+    false_positives: ClassVar[str] = (
+        "Labels that depend on something that a mean over tokens hides."
+    )
+    plant: ClassVar[str] = "Labels shuffled over rows."
+    twin: ClassVar[str] = "The true labels, and a net with random weights."
+
+    def judged(self, evidence: Evidence, found: LabelEvidence) -> Check:
+        """Look for a trace at every site."""
+        n, best = found.n_groups, found.sites[found.best]
+        bound = float(binom.ppf(1 - self.level, n, found.majority)) / n
+        low, high = wilson(round(best.accuracy * n), n, 0.99)
+        figure = Figure(
+            "accuracy",
+            best.accuracy,
+            low,
+            high,
+            "share",
+            null=found.majority,
+            threshold=bound,
+            direction="below",
+            n_rows=found.n_rows,
+            n_groups=n,
+            confidence=0.99,
+        )
+        n_classes = len(found.names) + len(found.small)
+        rows = evidence.n_groups if evidence.data.grouped else self._labelled(evidence)
+        null = (n_classes - 1) / max(rows - 1, 1)
+        explained = [s.eta2 for s in found.sites]
+        luck = [self._luck(s, n_classes, len(found.sites)) for s in evidence.sites]
+        if best.accuracy > bound or any(
+            share >= null * times for share, times in zip(explained, luck, strict=True)
+        ):
+            return self.clear(figure)
+        answers = compared_answers(evidence)
+        if not isinstance(answers, str) and answers.interval[0] > found.majority:
+            return self.clear(
+                figure, "the model's own answers predict the label, though not linearly"
+            )
+        if high > found.majority + self.hidden:
+            return self.withheld(
+                f"the states carry no trace of the labels, but {plural(n, 'row')} do not "
+                f"exclude an accuracy {number(100 * self.hidden)} points above the largest class"
+            )
+        return self._raised(found, figure, max(explained), null)
+
+    def _luck(self, site: SiteEvidence, n_classes: int, n_sites: int) -> float:
+        """Return the fraction that random labels explain by luck, as a multiple of its mean."""
+        freedom = (n_classes - 1) * _participation(site)
+        return float(chi2.isf(self.level / n_sites, freedom)) / freedom
+
+    @staticmethod
+    def _labelled(evidence: Evidence) -> int:
+        return int((evidence.data.label >= 0).sum())
+
+    def _raised(self, found: LabelEvidence, figure: Figure, explained: float, null: float) -> Check:
+        best = found.sites[found.best]
+        sentence = (
+            f"At no site do the states predict the label: at best {percent(figure.value)} of "
+            "held-out "
+            f"rows are correct ({best.name}); the largest class "
+            "alone gives "
+            f"{percent(found.majority)}. "
+            f"Classes explain {percent(explained)} of the variance, shuffled labels "
+            f"{percent(null)}. {plural(found.n_rows, 'row')}."
+        )
+        # The interval is only used to exclude a trace: the level does not hang on it.
+        return self.raised_with(
+            "warning",
+            sentence,
+            Figure(**{**vars(figure), "low": None, "high": None}),
+            sites=tuple(s.key for s in found.sites),
+            effect=1.0,
+            next=read_command(best.key),
+        )
+
+
+def _participation(site: SiteEvidence) -> float:
+    """Return the participation ratio of the rows: their number of directions of equal variance."""
+    scatter = site.moments.scatter
+    if scatter.ndim == 1:
+        rows = rows_as_float(site.sample)
+        z = rows - rows.mean(0)
+        scatter = z @ z.T if len(z) < z.shape[1] else z.T @ z
+    square = float(scatter.square().sum())
+    return float(scatter.trace().square()) / square if square > 0 else 1.0

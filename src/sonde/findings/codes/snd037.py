@@ -1,0 +1,252 @@
+"""SND037: the model is wrong far more often than its own states are."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.engine.errorbars import group_error
+from sonde.findings.evidence._answer_trials import new_head
+from sonde.findings.evidence._halves import Z
+from sonde.findings.evidence._number_answers import (
+    NumberAnswers,
+    Rescaled,
+    number_answers,
+    rescaled,
+    root_mean,
+)
+from sonde.findings.evidence.answers import ClassAnswers, ClassAnswersRule, class_answers
+from sonde.findings.evidence.fresh_weights import FreshLayers
+from sonde.findings.evidence.labels import LEAST_ROWS, LabelEvidence, SiteLabels
+from sonde.findings.evidence.lens import LensEvidence
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.rule import Check, Figure, Theme
+from sonde.findings.words.places import counted_as, read_command, sentence, too_few
+from sonde.findings.words.text import number, percent, plural
+
+
+@final
+@dataclass(frozen=True)
+class SND037(ClassAnswersRule):
+    """Accuracy or loss of a sure model, against its last layer's and the commonest answer's."""
+
+    lag: float = 0.2
+    nats: float = 0.5
+    counted: float = 0.2
+    errors: float = 3.0
+    doubt: float = 0.5
+    follows: float = 0.1
+    whole: float = 0.8
+
+    title: ClassVar[str] = "The model's answers are worse than its states allow"
+    theme: ClassVar[Theme] = "labels"
+    why: ClassVar[str] = (
+        "Answers that are worse than the model's own states, or than no model, come from inputs "
+        "that are scaled or cropped differently from training, or from labels in another order."
+    )
+    fix: ClassVar[str] = (
+        "First check everything before the head: inputs prepared as in training, this model's "
+        "weights, "
+        "labels in the model's order. If these are right, load the head that belongs to these "
+        "layers, or train a new head."
+    )
+    how: ClassVar[str] = (
+        "Classifiers: the accuracy against the larger of the held-out accuracy of class means "
+        "at the last site (SND031) and the frequency of the commonest label, on the same rows; "
+        "a standard error over groups. Language models: the loss at the next token against the "
+        "entropy of the tokens' frequencies, or counts of up to three tokens of the other "
+        "texts, if these are better at most tokens. Regressions: the mean squared error, as a "
+        "fraction of the targets' variance, against a held-out linear regression at the last "
+        "site and the mean alone. They are judged if the model's numbers explain half of that "
+        "variance, or if they explain a tenth and a factor, offset, logarithm or power of "
+        "them, fitted on half of the groups, reaches four fifths of the probe's R^2 on the "
+        "others. A model with nearly even probabilities (mean entropy at least half of the "
+        "maximum), as with random weights, is not judged."
+    )
+    false_positives: ClassVar[str] = (
+        "Labels whose numbers mean other classes than the model's; an untrained head with "
+        "confident answers."
+    )
+    plant: ClassVar[str] = (
+        "Labels in which pairs of classes are joined under the number of a third."
+    )
+    twin: ClassVar[str] = "Digits with their own labels, as the model was trained on them."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare the model's own answers with what its last layer, or no model, knows."""
+        lens = evidence.lens
+        if isinstance(lens, LensEvidence) and lens.n_words > 1:
+            return self._of_tokens(evidence, lens)
+        numbers = number_answers(evidence)
+        if not isinstance(numbers, str):
+            return self._of_numbers(evidence, numbers)
+        if isinstance(class_answers(evidence), str) and evidence.data.target is not None:
+            return self.not_applicable(numbers)
+        return super().check(evidence)
+
+    def judged(self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence) -> Check:
+        """Compare the answers with those of a probe on the last layer."""
+        last = labels.sites[-1]
+        figure = self._lag(found, last)
+        if figure.low is not None and self._holds(figure, self.lag):
+            if found.doubt >= self.doubt:
+                return self.clear(
+                    figure, "the model's probabilities are nearly even, as if it were untrained"
+                )
+            return self._raised(evidence, found, last, figure)
+        return self.clear(figure)
+
+    def _lag(self, found: ClassAnswers, last: SiteLabels) -> Figure:
+        """Return how far the model's accuracy is below the better of probe and commonest label."""
+        knows = last.accuracy >= found.majority
+        right = found.right.double()
+        lag = last.hit - right if knows else found.majority - right
+        return self._figure("accuracy_lag", lag, found.group)
+
+    def _figure(self, name: str, lag: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> Figure:
+        """Return the mean shortfall of the rows, with its interval over groups."""
+        n_groups = int(group.unique().numel())
+        value, se = float(lag.mean()), group_error(lag / len(lag), group, n_groups)
+        return Figure(
+            name,
+            value,
+            value - Z * se,
+            value + Z * se,
+            "share",
+            null=0.0,
+            threshold=self.lag,
+            n_rows=len(lag),
+            n_groups=n_groups,
+        )
+
+    def _holds(self, figure: Figure, least: float) -> bool:
+        assert figure.low is not None
+        return figure.value > max(least, self.errors * (figure.value - figure.low) / Z)
+
+    def _raised(
+        self, evidence: Evidence, found: ClassAnswers, last: SiteLabels, figure: Figure
+    ) -> Check:
+        low, high = found.interval
+        text = (
+            f"The model's accuracy is {percent(found.accuracy)} ({percent(low)} to "
+            f"{percent(high)}), a linear probe on its last layer {percent(last.accuracy)}, the "
+            f"commonest label alone {percent(found.majority)}."
+        )
+        hint = ""
+        if found.renamed - found.accuracy > self.lag and found.renamed >= last.accuracy - self.lag:
+            hint = f"With its answers renamed one-to-one, it would be {percent(found.renamed)}."
+        elif found.unseen > 0.5:
+            hint = (
+                f"{percent(found.unseen)} of its answers are classes that no row has as its label."
+            )
+        return self.raised_with(
+            "error" if high < found.majority else "warning",
+            sentence(text, hint, f"{plural(figure.n_rows, 'row')}."),
+            figure,
+            sites=(last.key,),
+            effect=min(1.0, figure.value),
+            next=read_command(last.key),
+            trial=new_head(evidence),
+        )
+
+    def _of_numbers(self, evidence: Evidence, found: NumberAnswers) -> Check:
+        n_groups = len(torch.unique(found.group))
+        if n_groups < LEAST_ROWS:
+            return too_few(self, n_groups, LEAST_ROWS, counted_as(evidence))
+        (key, probe), spread = found.probes[-1], float(found.mean.mean())
+        lag = (found.own - torch.minimum(probe.mean(), found.mean.mean())) / spread
+        figure = self._figure("error_lag", lag, found.group)
+        if not self._holds(figure, self.lag):
+            return self.clear(figure)
+        made = rescaled(evidence)
+        known = max(self.follows, self.whole * (1 - float(probe.mean()) / spread))
+        mends = made is not None and made.error**2 < (1 - known) * spread
+        if found.correlation**2 < self.follows or not (mends or found.correlation**2 > self.doubt):
+            return self.clear(figure, "the model's outputs hardly correlate with the targets")
+        own, last = (root_mean(e, found.group)[0] for e in (found.own, probe))
+        text = (
+            f"The model is off by {number(own)} (root mean square), a linear probe on its last "
+            f"layer by {number(last)}, the mean alone by {number(spread**0.5)}."
+        )
+        hint = f"Its numbers follow the targets (correlation {number(found.correlation)})."
+        if made is not None and mends:
+            hint = f"With {made.words} it is off by {number(made.error)}."
+        return self.raised_with(
+            "warning",
+            sentence(text, hint, f"{plural(len(lag), 'row')}."),
+            figure,
+            sites=(key,),
+            effect=min(1.0, figure.value),
+            next=read_command(key),
+            fix=_advice(made) if made and mends else "",
+            trial=made.trial if made and mends else new_head(evidence),
+        )
+
+    def _of_tokens(self, evidence: Evidence, lens: LensEvidence) -> Check:
+        if lens.n_groups < LEAST_ROWS:
+            return too_few(self, lens.n_groups, LEAST_ROWS, "texts")
+        least, known = self.nats, lens.unigram
+        said = f"the tokens' frequencies alone give {number(known)}"
+        if lens.counted + self.counted < known + self.nats and _counts_win(lens):
+            least, known = self.counted, lens.counted
+            said = (
+                f"counts of {plural(lens.counted_tokens, 'token')} of the other texts give "
+                f"{number(known)}"
+            )
+        value, se = lens.final - known, lens.final_se
+        figure = Figure(
+            "loss_lag",
+            value,
+            value - Z * se,
+            value + Z * se,
+            "nats",
+            null=0.0,
+            threshold=least,
+            n_rows=lens.n_rows,
+            n_groups=lens.n_groups,
+        )
+        if not self._holds(figure, least):
+            return self.clear(figure)
+        fresh = isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= self.doubt
+        if fresh or (least == self.nats and lens.doubt >= self.doubt):
+            return self.clear(
+                figure, "the model's probabilities are nearly even, as if it were untrained"
+            )
+        text = (
+            f"The model's loss is {number(lens.final)} nats per token; {said}. "
+            f"{plural(lens.n_rows, 'token')} of {plural(lens.n_groups, 'text')}."
+        )
+        sites = lens.sites[-1:]
+        return self.raised_with(
+            "warning",
+            text,
+            figure,
+            sites=sites,
+            effect=min(1.0, value / max(known, 1e-9)),
+            next=read_command(sites[0]) if sites else None,
+            fix="Load the weights again, the head first, and check whether the tokenizer is "
+            "the model's own.",
+        )
+
+
+def _counts_win(lens: LensEvidence) -> bool:
+    """Return whether counts of several tokens predict most tokens better than the model.
+
+    A model that is far too sure has a large mean loss, and is right all the same.
+    """
+    if lens.counted_tokens < 2 or lens.texts is None:
+        return False
+    pairs = zip(lens.texts.losses, lens.texts.counted, strict=True)
+    return float(torch.cat([own - counts for own, counts in pairs]).median()) > 0
+
+
+def _advice(made: Rescaled) -> str:
+    """Return what to do if a change of the numbers fits the targets."""
+    if made.is_known:
+        return f"Undo the scaling of the targets: {made.line}."
+    return (
+        "Check whether targets and inputs are scaled as in training. This fitted rescaling "
+        f"corrects part of the error, whatever its cause: {made.line}."
+    )

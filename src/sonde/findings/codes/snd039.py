@@ -1,0 +1,88 @@
+"""SND039: answers that are right hardly more often than the commonest label."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+
+from sonde.engine.errorbars import group_error
+from sonde.findings.evidence._halves import Z
+from sonde.findings.evidence.answers import ClassAnswers, ClassAnswersRule
+from sonde.findings.evidence.labels import LabelEvidence, class_name
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.rule import Check, Figure, Theme
+from sonde.findings.words.places import read_command, sentence
+from sonde.findings.words.text import percent, plural, shortened
+
+
+@final
+@dataclass(frozen=True)
+class SND039(ClassAnswersRule):
+    """Lead of the accuracy over the commonest label's share: the model's against a probe's."""
+
+    errors: float = 3.0
+    part: float = 0.25
+    doubt: float = 0.5
+
+    title: ClassVar[str] = "Accuracy hardly better than the commonest label"
+    theme: ClassVar[Theme] = "labels"
+    why: ClassVar[str] = (
+        "A model that gives one answer to every input, or guesses, is as accurate: its "
+        "head was not loaded or not trained, or training collapsed to the commonest class."
+    )
+    fix: ClassVar[str] = (
+        "Prepare inputs as in training and load the head again; if both are right, train longer."
+    )
+    how: ClassVar[str] = (
+        "The model's accuracy minus that of the commonest label, paired by row, with a "
+        "standard error over groups. Raised if this difference, plus 3 standard errors, is "
+        "less than a quarter of the gain of a held-out linear probe on the model's own states "
+        "at its best site. A note if the model's probabilities are nearly even (mean entropy "
+        "at least half of the maximum), as in an untrained model."
+    )
+    false_positives: ClassVar[str] = (
+        "Few labelled rows of a rare class: a useful model can be no more accurate than "
+        "the commonest label alone."
+    )
+    plant: ClassVar[str] = "A trained net whose head has fallen back to one class."
+    twin: ClassVar[str] = "The trained net."
+
+    def judged(self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence) -> Check:
+        """Compare correct answers with the commonest label and with a probe."""
+        commonest = torch.mode(found.truth).values
+        lead = found.right.double() - (found.truth == commonest).double()
+        n_groups = len(torch.unique(found.group))
+        value, se = float(lead.mean()), group_error(lead / len(lead), found.group, n_groups)
+        gain = labels.sites[labels.best].accuracy - found.majority
+        figure = Figure(
+            "accuracy_lead", value, value - Z * se, value + Z * se, "share", null=0.0,
+            n_rows=len(lead), n_groups=n_groups,
+        )  # fmt: skip
+        if value + self.errors * se >= self.part * gain:
+            return self.clear(figure)
+        return self._raised(evidence, found, labels, figure)
+
+    def _raised(
+        self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence, figure: Figure
+    ) -> Check:
+        best = labels.sites[labels.best]
+        low, high = found.interval
+        text = (
+            f"The model is correct on {percent(found.accuracy)} of rows ({percent(low)} to "
+            f"{percent(high)}), the commonest label alone on {percent(found.majority)}; a linear "
+            f"probe on its states reaches {percent(best.accuracy)} at {best.name}."
+        )
+        answer = torch.mode(found.answer).values
+        share = float((found.answer == answer).double().mean())
+        name = shortened(class_name(evidence.data, int(answer)), 20)
+        hint = (
+            f"{percent(share)} of the model's answers are {name}." if share > found.majority else ""
+        )
+        return self.raised_with(
+            "note" if found.doubt >= self.doubt else "warning",
+            sentence(text, hint, f"{plural(figure.n_rows, 'row')}."),
+            figure,
+            sites=(labels.sites[-1].key,),
+            effect=min(1.0, best.accuracy - found.accuracy),
+            next=read_command(best.key),
+        )

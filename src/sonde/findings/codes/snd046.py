@@ -1,0 +1,146 @@
+"""SND046: a class that the model misses though its own states tell it."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from scipy.stats import norm
+
+from sonde.engine.errorbars import group_error
+from sonde.findings.evidence._answer_trials import LogitConstant, logit_constant
+from sonde.findings.evidence._shared import examples_at
+from sonde.findings.evidence.answers import ClassAnswers, ClassAnswersRule
+from sonde.findings.evidence.labels import LabelEvidence
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.rule import Check, Figure, Theme
+from sonde.findings.words.places import class_command, sentence
+from sonde.findings.words.text import listed, number, percent, plural, shortened
+
+
+@final
+@dataclass(frozen=True)
+class SND046(ClassAnswersRule):
+    """Hits of a probe of the last site less correct answers of the model, class by class."""
+
+    lag: float = 0.2
+    level: float = 0.001
+
+    title: ClassVar[str] = "A class that the model misses although its states encode it"
+    theme: ClassVar[Theme] = "labels"
+    why: ClassVar[str] = (
+        "One row of the head is missing, overwritten or biased, or training never asked for this "
+        "class: its inputs are assigned to other classes although everything before the head is "
+        "right."
+    )
+    fix: ClassVar[str] = (
+        "Weight this class higher in the loss, or change the bias of its logit, and retrain the "
+        "head."
+    )
+    how: ClassVar[str] = (
+        "For each class, over its rows and those that a held-out linear probe of the last site "
+        "gives it: accuracy of the probe minus accuracy of the model. The lower confidence "
+        "limit of that difference, with standard errors over groups and a level of 0.1 % "
+        "corrected for the number of classes, must be above 20 points, and the model's recall "
+        "below half of its median recall. The model as a whole must be more accurate than the "
+        "commonest label (else SND039)."
+    )
+    false_positives: ClassVar[str] = (
+        "A rare class that the model avoids because a false alarm was costly in training."
+    )
+    plant: ClassVar[str] = "A trained net one of whose logits is far too low."
+    twin: ClassVar[str] = "The trained net."
+
+    def judged(self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence) -> Check:
+        """Compare the recall of every class with that of the probe."""
+        own = found.right.double()
+        mine = [labels.truth == k for k in range(len(labels.names))]
+        recall = torch.stack([own[m].mean() for m in mine])
+        figures = [self._figure(found, labels, k, m) for k, m in enumerate(mine)]
+        lags = torch.tensor([f.value for f in figures])
+        worst = figures[int(lags.argmax())]
+        middle = float(recall.median() if len(mine) > 2 else recall.max())
+        known, moved = labels.sites[-1].accuracy, logit_constant(evidence)
+        if found.accuracy <= max(found.majority, known / 2) and not self._mends(moved, known):
+            # What names hardly any class rightly misses one by chance: SND037 or SND039 tell that.
+            return self.clear(
+                worst, "the whole model is far less accurate than a probe of its last layer"
+            )
+        missed = [
+            k
+            for k, f in enumerate(figures)
+            if f.low is not None and f.low > self.lag and float(recall[k]) < middle / 2
+        ]
+        if not missed:
+            return self.clear(worst)
+        missed.sort(key=lambda k: -float(lags[k]))
+        return self._raised(evidence, found, labels, missed, figures[missed[0]])
+
+    def _mends(self, moved: LogitConstant | None, known: float) -> bool:
+        """Return whether a constant on one logit closes the gap to the probe, but for 10 points."""
+        if moved is None or not moved.trial.holds:
+            return False
+        return float(moved.trial.after.mean()) > known - self.lag / 2
+
+    def _figure(
+        self, found: ClassAnswers, labels: LabelEvidence, k: int, mine: torch.Tensor
+    ) -> Figure:
+        even, n = labels.sites[-1].even, int(mine.sum())
+        rows = mine | (even == k)
+        lag = ((even == labels.truth).double() - found.right.double())[rows]
+        group = found.group[rows]
+        n_groups = len(torch.unique(group))
+        value = float(lag.sum()) / n
+        se = group_error(lag / n, group, n_groups) if n_groups > 1 else 1.0
+        level = self.level / len(labels.names)
+        z = float(norm.isf(level))
+        return Figure(
+            "recall_lag", value, value - z * se, value + z * se, "share", null=0.0,
+            threshold=self.lag, n_rows=n, n_groups=n_groups, confidence=1 - 2 * level,
+        )  # fmt: skip
+
+    def _raised(
+        self,
+        evidence: Evidence,
+        found: ClassAnswers,
+        labels: LabelEvidence,
+        missed: list[int],
+        figure: Figure,
+    ) -> Check:
+        k = missed[0]
+        mine = labels.truth == k
+        names = [shortened(labels.names[j], 20) for j in missed]
+        own = percent(float(found.right[mine].double().mean()))
+        probe = percent(float((labels.sites[-1].even[mine] == k).double().mean()))
+        text = (
+            f"The model recognises {own} of the rows of {names[0]}, a linear probe on its last "
+            f"layer {probe} ({plural(figure.n_rows, 'row')}); on all rows its accuracy is "
+            f"{percent(found.accuracy)}."
+        )
+        more = f"The same holds for {listed(names[1:])}." if len(names) > 1 else ""
+        moved, fix = logit_constant(evidence), ""
+        trial = None if moved is None or not moved.trial.holds else moved.trial
+        if moved is not None and trial is not None:
+            before, after = (percent(float(x.mean())) for x in (trial.before, trial.after))
+            sign = "-" if moved.constant < 0 else "+"
+            fix = (
+                f"logits[:, {moved.label}] {sign}= {number(abs(moved.constant))}: correct on "
+                f"{after} of {plural(len(trial.rows), 'row')} held out from the choice, instead of "
+                f"{before}."
+            )
+            if not moved.is_all:
+                fix += " Biases of other classes are wrong too, so the fault lies before the head."
+        missing = torch.nonzero(mine & ~found.right).flatten()
+        wrong = labels.where[missing]
+        return self.raised_with(
+            "warning",
+            sentence(text, more),
+            figure,
+            sites=(labels.sites[-1].key,),
+            examples=tuple(examples_at(evidence, wrong.tolist())),
+            figures=found.given(missing),
+            classes=tuple(labels.names[j] for j in missed),
+            effect=min(1.0, figure.value * float(mine.double().mean())),
+            next=class_command(labels.names[missed[0]]),
+            fix=fix,
+            trial=trial,
+        )

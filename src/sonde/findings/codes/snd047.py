@@ -1,0 +1,152 @@
+"""SND047: labels or states that change along the order of the rows."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from sonde.findings.evidence._order import Ordered, of_tenths
+from sonde.findings.evidence._shared import one_per_group, shared_rows
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.rows import spread_sites
+from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.words.places import read_command, sentence, too_few
+from sonde.findings.words.text import percent, plural
+
+SITES, WIDTH, CLASSES = 3, 16, 256
+LABELS = "labels"
+
+
+@final
+@dataclass(frozen=True)
+class SND047(Rule):
+    """Fraction of the variance of a class or of a direction of states between tenths of the file.
+
+    Parameters
+    ----------
+    share : float, default=0.05
+        Least share above that of random orders.
+    level : float, default=0.0001
+    rows : int, default=200
+        Least rows, one of each group.
+    """
+
+    share: float = 0.05
+    level: float = 0.0001
+    rows: int = 200
+
+    title: ClassVar[str] = "The order of the rows is not random"
+    theme: ClassVar[Theme] = "data"
+    why: ClassVar[str] = (
+        "A split by position trains on one kind of rows and tests on another, and the first "
+        "rows, which --limit reads, differ from the rest."
+    )
+    fix: ClassVar[str] = "Shuffle the rows before you split them or train on them."
+    how: ClassVar[str] = (
+        "The sampled rows, one of each group, are split into ten parts in the order of the "
+        "file. The statistic is the fraction of variance between the parts, of each class and "
+        "of 16 principal components of the states (at three sites; with labels, of the "
+        "residuals after the class means). The largest fraction must be 5 points above its "
+        "mean over 200 random orders of the same rows, and the sum must have p below 1 in "
+        "10,000, corrected for the number of tests. Labels are not tested if files are read in "
+        "the order of their names, because folders of classes follow one another."
+    )
+    false_positives: ClassVar[str] = (
+        "A table that was sorted on purpose and is never split by position."
+    )
+    plant: ClassVar[str] = "Rows sorted by label; images that get brighter along the file."
+    twin: ClassVar[str] = "The same rows in random order."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare the order of the file with random orders."""
+        shared = shared_rows(evidence)
+        if shared.order is None or not evidence.sites:
+            return self.not_applicable("the order of the rows is not known")
+        first = one_per_group(shared.group)
+        if len(first) < self.rows:
+            return too_few(self, len(first), self.rows)
+        where = first[torch.argsort(shared.order[first], stable=True)]
+        found = _tried(evidence, where)
+        raised = {
+            name: seen
+            for name, seen in found.items()
+            if seen.value - seen.null > self.share and seen.p * len(found) < self.level
+        }
+        at = (
+            LABELS if LABELS in raised else max(found, key=lambda k: found[k].value - found[k].null)
+        )
+        seen = found[at]
+        figure = Figure(
+            "share_between_tenths",
+            seen.value,
+            unit="share",
+            null=seen.null,
+            threshold=seen.null + self.share,
+            p=min(1.0, seen.p * len(found)),
+            n_rows=len(where),
+            n_groups=len(where),
+        )
+        if not raised:
+            return self.clear(figure)
+        sites = tuple(name for name in raised if name != LABELS)
+        return self.raised_with(
+            "note",
+            self._sentence(evidence, at, seen, where),
+            figure,
+            sites=sites,
+            effect=min(1.0, seen.value),
+            next=read_command(sites[0] if sites else evidence.sites[-1].schema.key),
+            common=True,
+        )
+
+    def _sentence(self, evidence: Evidence, at: str, seen: Ordered, where: Tensor) -> str:
+        what = "Labels come" if at == LABELS else f"States at {at.removesuffix(':out')} drift"
+        text = (
+            f"{what} in the order of the file: its tenths explain {percent(seen.value)} of "
+            f"{'one class' if at == LABELS else 'one direction'} ({percent(seen.null)} in "
+            f"random orders). {plural(len(where), 'row')}."
+        )
+        return sentence(text, "Shuffle before a split by position.", self._split(evidence, where))
+
+    @staticmethod
+    def _split(evidence: Evidence, where: Tensor) -> str:
+        """Return how many classes a split of the last fifth would leave on one side."""
+        label = shared_rows(evidence).column("label")
+        if label is None:
+            return ""
+        ordered = label[where]
+        cut = len(ordered) * 4 // 5
+        before, after = ordered[:cut].unique(), ordered[cut:].unique()
+        known = int((ordered.unique() >= 0).sum())
+        alone = known - int((torch.isin(before, after) & (before >= 0)).sum())
+        return (
+            f"Of {plural(known, 'class', 'classes')} {alone} would be on one side." if alone else ""
+        )
+
+
+def _tried(evidence: Evidence, where: Tensor) -> dict[str, Ordered]:
+    """Return what the tenths of the file explain of labels and of states at a few sites."""
+    shared = shared_rows(evidence)
+    label = shared.column("label")
+    found: dict[str, Ordered] = {}
+    classes = torch.zeros(len(where), dtype=torch.int64)
+    if label is not None and bool((label[where] >= 0).any()):
+        classes = torch.unique(label[where], return_inverse=True)[1]
+        if 1 < int(classes.max()) + 1 <= CLASSES and not evidence.data.by_name:
+            found[LABELS] = of_tenths(one_hot(classes).double())
+    for i in spread_sites(len(evidence.sites), SITES):
+        rows = _centred(shared.x(i)[where], classes)
+        width = min(WIDTH, *rows.shape)
+        left, size, _ = torch.linalg.svd(rows, full_matrices=False)
+        kept = size[:width] > 1e-9 * size[0].clamp(min=1e-300)
+        found[evidence.sites[i].schema.key] = of_tenths(left[:, :width][:, kept])
+    return found
+
+
+def _centred(rows: Tensor, classes: Tensor) -> Tensor:
+    """Return rows less the mean of their class, each unit divided by its spread."""
+    member = one_hot(classes).double()
+    rows = rows - member @ ((member.T @ rows) / member.sum(0).clamp(min=1)[:, None])
+    return rows / rows.std(0).clamp(min=1e-12)

@@ -1,0 +1,511 @@
+"""SND049: something that changes from one row of the file on."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final, Literal, final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import fisher_exact, mannwhitneyu, norm, spearmanr
+
+from sonde.data.images import PICTURE_COLUMNS
+from sonde.data.numbers import as_number
+from sonde.findings.evidence._number_answers import number_rows
+from sonde.findings.evidence._once import once
+from sonde.findings.evidence._shared import shared_rows
+from sonde.findings.evidence._weak import file_names
+from sonde.findings.evidence.answers import answer_columns, right_rows
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.trial import Measure, Trial, chooses
+from sonde.findings.words.places import sentence
+from sonde.findings.words.text import number, percent, plural, shortened
+
+LEAST_ROWS: Final = 80
+MARGIN: Final = 0.05
+MOST_COLUMNS: Final = 100
+NEAR: Final = 1 / 3  # spreads of the targets that a right number may be off
+SLIPS: Final = (1, -1, 2, -2, 3, -3)
+Kind = Literal["error", "fit", "stuck", "value", "missing", "level"]
+OF_ANSWERS: Final = ("error", "fit")
+RANKED: Final = ("level", "fit")
+LESS: Final = 0.3  # fall of the correlation of numbers with their targets
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change that begins at one row of the file.
+
+    Parameters
+    ----------
+    kind : str
+    name : str
+        The column; "the answers" for errors.
+    row : int
+        The first row after the change, by planned order.
+    before, after : float
+        Share of rows on either side of the change; for a level, the median; for a fit, the
+        correlation of the model's numbers with the targets.
+    p : float
+        Chance on the rows that did not choose the place, corrected for all series.
+    value : float
+        The value of a column that holds one value.
+    slip : int
+        By how many rows labels slip from there on; 0 if they do not.
+    mended : float
+        Accuracy from there on with the labels moved back.
+    """
+
+    kind: Kind
+    name: str
+    row: int
+    before: float
+    after: float
+    p: float
+    value: float = 0.0
+    slip: int = 0
+    mended: float = 0.0
+    trial: Trial | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Series:
+    """Numbers of the rows in the order of the file, NaN if a number is not known."""
+
+    kind: Kind
+    name: str
+    x: Float[np.ndarray, "row"]
+    value: float = 0.0
+    pair: Float[np.ndarray, "2 row"] | None = None
+    """For a fit: the model's numbers and the targets."""
+
+
+@once
+def changes_in_file(evidence: Evidence) -> tuple[Change, ...] | str:
+    """Return what changes somewhere in the file, or why that cannot be asked."""
+    shared, data = shared_rows(evidence), evidence.data
+    if shared.order is None or (data.piece is not None and bool((data.piece > 0).any())):
+        return "the rows are pieces of texts, or their order is not known"
+    if data.grouped:
+        return "rows come in groups, and the order inside a group has a meaning"
+    order = np.argsort(shared.order.numpy(), kind="stable")
+    if len(order) < LEAST_ROWS:
+        return f"needs {LEAST_ROWS} rows, {len(order)} present"
+    series = list(_series(evidence, order))
+    if not series:
+        return "neither correct answers nor columns are known"
+    examples = shared.order.numpy()[order]
+    label = shared.column("label")
+    classes = None if label is None else label.numpy()[order]
+    counts = Counter(one.kind in OF_ANSWERS for one in series)
+    found = [_change(one, examples, classes, counts[one.kind in OF_ANSWERS]) for one in series]
+    kept = [_with_slip(change, evidence, order) for change in found if change is not None]
+    ordered = sorted(kept, key=_rank)
+    first: dict[str, Change] = {}
+    for change in ordered:
+        old = first.setdefault(change.name, change)
+        if {old.kind, change.kind} == {"stuck", "value"}:
+            value = change if change.kind == "value" else old
+            stuck = old if change.kind == "value" else change
+            first[change.name] = value if value.before == 0 else stuck
+    return tuple(first.values())
+
+
+def _rank(change: Change) -> tuple[bool, bool, bool, bool, float]:
+    """Return the key by which what says most comes first."""
+    kind = change.kind
+    return change.slip == 0, kind != "fit", kind != "error", kind == "level", change.p
+
+
+def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Series]:
+    right, numbers, shared = right_rows(evidence), number_rows(evidence), shared_rows(evidence)
+    examples = [] if shared.order is None else shared.order.numpy()[order].tolist()
+    if file_names(evidence, examples):
+        pass  # the order is that of the names: weak groups tell errors by how these begin
+    elif right is not None:
+        yield _Series("error", "the answers", 1 - right.double().numpy()[order])
+    elif not isinstance(numbers, str):
+        off = np.full(len(order), np.nan)
+        rows, said, truth = (x.double().numpy() for x in numbers)
+        off[rows.astype(int)] = np.abs(said - truth)
+        limit = NEAR * truth.std()
+        yield _Series("error", "the answers", np.where(np.isnan(off), off, off > limit)[order])
+        pair = np.full((2, len(order)), np.nan)
+        pair[:, rows.astype(int)] = _standard(said), _standard(truth)
+        pair = pair[:, order]
+        places = shared.order.numpy()[rows.astype(int)] if shared.order is not None else rows
+        ranked: Any = spearmanr(places, truth)
+        if ranked.pvalue > 0.01:  # else rows may stand in the order of their targets
+            yield _Series("fit", "the answers", np.abs(pair[0] - pair[1]), pair=pair)
+    for name in PICTURE_COLUMNS:
+        column = shared.column(name)
+        if column is not None:
+            x = column.double().reshape(len(order), -1)[:, 0].numpy()[order]
+            yield _Series("level", f"the {name}", x)
+    data = evidence.data
+    if not data.inputs or data.key_columns is None or shared.order is None:
+        return
+    if not data.key_columns(examples[:1]):
+        return
+    given = data.key_columns(examples)
+    for name in [n for n in data.inputs if n in given][:MOST_COLUMNS]:
+        yield from _of_column(name, given[name])
+
+
+def _standard(x: Float[np.ndarray, "row"]) -> Float[np.ndarray, "row"]:
+    """Return numbers with mean 0 and variance 1: half the square of two's gap is 1 less r."""
+    return (x - x.mean()) / max(float(x.std()), 1e-12)
+
+
+def _of_column(name: str, cells: Sequence[Any]) -> Iterator[_Series]:
+    x = np.array([_number(cell) for cell in cells])
+    missing = np.isnan(x)
+    if missing.all():
+        return
+    if missing.any():
+        yield _Series("missing", name, missing.astype(float))
+    known = ~missing
+    if len(np.unique(x[known])) < 3:
+        return
+    same = np.zeros(len(x))
+    same[1:] = x[1:] == x[:-1]
+    yield _Series("stuck", name, np.where(known, same, np.nan))
+    values, counts = np.unique(x[known], return_counts=True)
+    often = values[counts >= max(8, 0.03 * len(x))]
+    if len(often) and len(often) <= 20:
+        scores = [_cusum((x == value).astype(float))[1] for value in often]
+        value = float(often[int(np.argmax(scores))])
+        yield _Series("value", name, np.where(known, x == value, np.nan), value)
+
+
+def _number(cell: Any) -> float:
+    found = None if cell is None or cell == "" else as_number(cell)
+    return np.nan if found is None else float(found)
+
+
+def _cusum(x: Float[np.ndarray, "row"]) -> tuple[int, float]:
+    """Return where the two means of a series differ most, and by how many standard errors."""
+    n = len(x)
+    spread = float(x.std())
+    first, last = max(2, round(MARGIN * n)), n - max(2, round(MARGIN * n))
+    if spread == 0 or last <= first:
+        return n // 2, 0.0
+    k = np.arange(first, last + 1)
+    total = np.cumsum(x - x.mean())[k - 1]
+    score = np.abs(total) * np.sqrt(n / (k * (n - k))) / spread
+    best = int(np.argmax(score))
+    return int(k[best]), float(score[best])
+
+
+def _variance_step(x: Float[np.ndarray, "row"]) -> int:
+    """Return the likeliest place of one change of the mean square, for normal numbers."""
+    n, total = len(x), np.cumsum(np.square(x))
+    k = np.arange(max(2, round(MARGIN * n)), n - max(2, round(MARGIN * n)) + 1)
+    early, late = total[k - 1] / k, (total[-1] - total[k - 1]) / (n - k)
+    return int(k[np.argmin(k * np.log(early) + (n - k) * np.log(late))])
+
+
+def _change(
+    series: _Series,
+    examples: Int[np.ndarray, "row"],
+    classes: Int[np.ndarray, "row"] | None,
+    n_series: int,
+) -> Change | None:
+    """Choose a place on every other row, test it on the rest, then place it on all rows."""
+    known = ~np.isnan(series.x)
+    x, at = series.x[known], examples[known]
+    flat = x if series.kind not in RANKED else np.argsort(np.argsort(x, kind="stable")) / len(x)
+    classes = None if classes is None or not _sorted(classes[known]) else classes[known]
+    flat = flat if classes is None else _within(flat, classes)
+    if len(x) < LEAST_ROWS:
+        return None
+    k, _ = _cusum(flat[::2])
+    cut = min(2 * k, len(x) - 1)
+    rest = np.arange(1, len(x), 2)
+    early, late = rest[rest < cut], rest[rest >= cut]
+    if min(len(early), len(late)) < 5:
+        return None
+    if classes is None:
+        chance, moved = _chance(series.kind, x, flat, early, late), None
+        if series.pair is not None:
+            chance = _less_related(series.pair[:, known], early, late)
+    elif series.pair is not None:
+        return None
+    else:
+        chance, moved = _chance_within(flat, classes, early, late)
+    p = n_series * chance
+    before, after = (_middle(series.kind, x[i]) for i in (early, late))
+    if p >= 0.001 or not _large(series.kind, before, after, flat[early], flat[late]):
+        return None
+    if moved is not None and abs(moved) < 0.1:
+        return None
+    place = _variance_step(x) if series.kind == "fit" else _cusum(flat)[0]
+    return Change(
+        series.kind, series.name, int(at[place]), before, after, min(1.0, p), series.value
+    )
+
+
+def _middle(kind: Kind, x: Float[np.ndarray, "row"]) -> float:
+    """Return what a part of the rows has: a median, a correlation, or a fraction."""
+    if kind == "fit":
+        return 1 - float(np.square(x).mean()) / 2
+    return float(np.median(x) if kind == "level" else x.mean())
+
+
+def _less_related(
+    pair: Float[np.ndarray, "2 row"], early: Int[np.ndarray, "row2"], late: Int[np.ndarray, "row3"]
+) -> float:
+    """Return the chance of two rank correlations that differ so much, by Fisher's transform.
+
+    The variance of the transform is that of Bonett and Wright, which holds for heavy tails.
+    """
+    total = variance = 0.0
+    for sign, part in ((1, early), (-1, late)):
+        ranked: Any = spearmanr(*pair[:, part])
+        r = float(np.clip(np.nan_to_num(ranked.statistic), -0.999, 0.999))
+        total += sign * np.arctanh(r)
+        variance += (1 + r**2 / 2) / max(len(part) - 3, 1)
+    return float(2 * norm.sf(abs(total) / np.sqrt(variance)))
+
+
+def _sorted(classes: Int[np.ndarray, "row"]) -> bool:
+    """Return whether rows of a class stand together far more often than in a random order."""
+    n = len(classes)
+    sizes = np.unique(classes, return_counts=True)[1]
+    steps = int((classes[1:] != classes[:-1]).sum())
+    return steps < 0.8 * (n - 1) * (1 - float(((sizes / n) ** 2).sum()))
+
+
+def _within(
+    x: Float[np.ndarray, "row"], classes: Int[np.ndarray, "row"]
+) -> Float[np.ndarray, "row"]:
+    """Return numbers minus the mean of their class."""
+    out = x.astype(float).copy()
+    for k in np.unique(classes):
+        out[classes == k] -= x[classes == k].mean()
+    return out
+
+
+def _chance(kind: Kind, x: Any, flat: Any, early: Any, late: Any) -> float:
+    """Return the chance of the difference if the order of these rows told nothing."""
+    if kind in RANKED:
+        result: Any = mannwhitneyu(flat[early], flat[late])
+        return float(result.pvalue)
+    table = [[int(x[i].sum()), int(len(i) - x[i].sum())] for i in (early, late)]
+    result = fisher_exact(table)
+    return float(result.pvalue)
+
+
+def _chance_within(x: Any, classes: Any, early: Any, late: Any) -> tuple[float, float]:
+    """Return the chance of the difference if order within classes is random, and its mean.
+
+    The chance is a normal approximation. A class with rows on one side only is left out.
+    """
+    total = variance = gap = weight = 0.0
+    for k in np.unique(classes):
+        a, b = (x[i[classes[i] == k]] for i in (early, late))
+        if not len(a) or not len(b):
+            continue
+        both, share = np.concatenate([a, b]), len(a) * len(b) / (len(a) + len(b))
+        total += float(b.sum() - len(b) * both.mean())
+        variance += share * float(both.var(ddof=1))
+        gap, weight = gap + share * float(b.mean() - a.mean()), weight + share
+    if variance == 0 or weight == 0:
+        return 1.0, 0.0
+    return float(2 * norm.sf(abs(total) / np.sqrt(variance))), gap / weight
+
+
+def _large(kind: Kind, before: float, after: float, early: Any, late: Any) -> bool:
+    if kind == "stuck":
+        return max(before, after) >= 0.9 and min(before, after) <= 0.3
+    if kind == "level":
+        above = float((early[:, None] < late[None, :]).mean())
+        return abs(above - 0.5) >= 0.4
+    return abs(after - before) >= (LESS if kind == "fit" else 0.1)
+
+
+def _with_slip(change: Change, evidence: Evidence, order: Int[np.ndarray, "row"]) -> Change:
+    """Add how many rows labels slip, if answers after the change fit the labels of other rows."""
+    shared = shared_rows(evidence)
+    answers = _answers(evidence, order)
+    if change.kind != "error" or answers is None or shared.order is None:
+        return change
+    examples = shared.order.numpy()[order]
+    first = chooses(shared.group).numpy()[order]
+    best = (0, 1 - change.after)
+    for slip in SLIPS:
+        _, right = _slipped(answers, examples, first & (examples >= change.row), slip)
+        if len(right) >= 10 and right.mean() > best[1]:
+            best = slip, float(right.mean())
+    gained = best[1] - (1 - change.after)
+    if best[0] == 0 or gained < 0.7 * (change.after - change.before):
+        return change
+    row, own = _slips_from(answers, examples, best[0]), answers.fit(np.arange(len(examples)))
+    kept, mended = _slipped(answers, examples, ~first & (examples >= row), best[0])
+    if len(mended) < 10 or mended.mean() <= own[kept].mean():
+        return change
+    measure: Measure = "accuracy" if evidence.data.target is None else "error"
+    made = [torch.from_numpy(x.astype(float)) for x in (own[kept], mended)]
+    trial = Trial(f"labels {best[0]:+d} rows on", "labels", measure,
+                  torch.from_numpy(examples[kept]), *made)  # fmt: skip
+    after, before = (1 - float(own[late].mean()) for late in (examples >= row, examples < row))
+    return replace(change, row=row, before=before, after=after, slip=best[0],
+                   mended=float(mended.mean()), trial=trial)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """Answers and labels in the order of the file, and the largest distance at which they fit."""
+
+    said: Float[np.ndarray, "row"]
+    label: Float[np.ndarray, "row"]
+    near: float
+
+    def fit(self, other: Int[np.ndarray, "row"]) -> Bool[np.ndarray, "row"]:
+        """Return whether each answer fits the label of another row."""
+        return np.abs(self.said - self.label[other]) <= self.near
+
+
+def _answers(evidence: Evidence, order: Int[np.ndarray, "row"]) -> _Answers | None:
+    """Return classes, or numbers that fit within a third of the spread of the targets."""
+    columns, numbers = answer_columns(evidence), number_rows(evidence)
+    if not isinstance(columns, str):
+        said, label = columns[0].argmax(1).double().numpy(), columns[1].double().numpy()
+        return _Answers(said[order], np.where(label < 0, np.nan, label)[order], 0.0)
+    if isinstance(numbers, str):
+        return None
+    at, said, truth = (x.double().numpy() for x in numbers)
+    both = np.full((2, len(order)), np.nan)
+    both[:, at.astype(int)] = said, truth
+    return _Answers(both[0][order], both[1][order], NEAR * float(truth.std()))
+
+
+def _slips_from(answers: _Answers, examples: Int[np.ndarray, "row"], slip: int) -> int:
+    """Return the row at which a switch from the given labels to moved labels fits answers best."""
+    own = answers.fit(np.arange(len(examples))).astype(float)
+    moved = own.copy()
+    for i, example in enumerate(examples):
+        _, one = _slipped(answers, examples, examples == example, slip)
+        moved[i] = float(one[0]) if len(one) else own[i]
+    total = np.concatenate([[0.0], np.cumsum(own - moved)])
+    return int(examples[min(int(np.argmax(total[:-1])), len(examples) - 1)])
+
+
+def _slipped(
+    answers: _Answers,
+    examples: Int[np.ndarray, "row"],
+    chosen: Bool[np.ndarray, "row"],
+    slip: int,
+) -> tuple[list[int], Bool[np.ndarray, "kept"]]:
+    """Return which rows have a label ``slip`` rows further on, and whether answers fit that."""
+    where = {int(example): i for i, example in enumerate(examples)}
+    pairs = [(i, where.get(int(examples[i]) + slip, -1)) for i in np.flatnonzero(chosen)]
+    other = np.arange(len(examples))
+    kept = [int(i) for i, j in pairs if j >= 0 and np.isfinite(answers.label[j])]
+    for i, j in pairs:
+        other[i] = max(j, 0)
+    return kept, answers.fit(other)[kept]
+
+
+@final
+@dataclass(frozen=True)
+class SND049(Rule):
+    """Difference of errors, stuck or missing values before and after one row of the file."""
+
+    difference: float = 0.1
+    level: float = 0.001
+
+    title: ClassVar[str] = "The data change at one row of the file"
+    theme: ClassVar[Theme] = "data"
+    why: ClassVar[str] = (
+        "Labels misaligned by a row, a sensor that stops or a camera that gets darker spoil "
+        "the rest of a file, while its beginning stays correct."
+    )
+    fix: ClassVar[str] = "Compare the rows before and after the row named, and repair the rest."
+    how: ClassVar[str] = (
+        "Rows in the order of the file: the model's errors (numbers: off by a third of the "
+        "targets' standard deviation); the gap between standardised numbers and targets, whose "
+        "mean square is 2 minus twice their correlation (raised if it changes by 0.3); for each "
+        "numeric input column, whether a value repeats the value before it, equals a frequent "
+        "value, or is missing; and brightness, contrast and sharpness of images. Half of the "
+        "rows (every second one) choose the position where the means before and after differ "
+        "most; the other half tests it: Fisher's exact test (null: any order), for images the "
+        "Mann-Whitney test, for gaps Fisher's transform of rank correlations, p times the "
+        "number of series (those of answers, or the others) below 0.001. Raised if the "
+        "fractions differ by 0.1; a column is stuck if values repeat on 90 % of one part and at "
+        "most 30 % of the other. Labels are misaligned if answers fit labels up to three rows "
+        "away. Files sorted by class are compared within classes."
+    )
+    false_positives: ClassVar[str] = "Files that were joined from different parts on purpose."
+    plant: ClassVar[str] = "Labels of the second half are moved by one row; a column sticks."
+    twin: ClassVar[str] = "The same rows before the change."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Look for a change in every series."""
+        found = changes_in_file(evidence)
+        if isinstance(found, str):
+            return self.not_applicable(found)
+        if not found:
+            return self.clear(Figure("difference", 0.0, unit="share", threshold=self.difference))
+        first, n = found[0], evidence.data.n
+        figure = Figure(
+            "difference", abs(first.after - first.before), unit="share", null=0.0,
+            threshold=self.difference if first.kind != "level" else None, p=first.p,
+            n_rows=n,
+        )  # fmt: skip
+        said = [_said(change, n) for change in found[:4]]
+        text = f"{'; '.join(said)}."
+        return self.raised_with(
+            "note" if first.kind == "level" else "warning",
+            sentence(text[:1].upper() + text[1:]),
+            figure,
+            examples=tuple(dict.fromkeys(change.row for change in found)),
+            effect=min(1.0, abs(first.after - first.before)) if first.kind != "level" else 0.3,
+            trial=next((c.trial for c in found if c.trial is not None), None),
+            fix=_fix(first) or next(filter(None, map(_fix, found)), ""),
+        )
+
+
+def _said(change: Change, n: int) -> str:
+    at, name = f"from row {change.row + 1:,} of {n:,} on", shortened(change.name, 30)
+    if change.kind == "level":
+        side = "falls" if change.after < change.before else "rises"
+        return f"{at} {name} {side}: median {number(change.after)}, before {number(change.before)}"
+    before, after = percent(change.before), percent(change.after)
+    if change.slip:
+        way = "earlier" if change.slip < 0 else "later"
+        return (
+            f"{at} labels are misaligned: answers fit the label "
+            f"{plural(abs(change.slip), 'row')} {way} ({percent(change.mended)}, their own "
+            f"label {percent(1 - change.after)}; before that row {percent(1 - change.before)})"
+        )
+    if change.kind == "error":
+        return f"{at} the model is wrong on {after} of rows ({before} before)"
+    if change.kind == "fit":
+        return (
+            f"{at} the model's numbers follow the targets less: correlation "
+            f"{number(change.after, 2)}, before {number(change.before, 2)}; the targets from there "
+            "on seem to belong to other rows"
+        )
+    if change.kind == "stuck":
+        return f"{at} {name} repeats its last value on {after} of rows ({before} before)"
+    if change.kind == "missing":
+        return f"{at} {name} is missing in {after} of rows ({before} before)"
+    return f"{at} {name} is {number(change.value, 6)} in {after} of rows ({before} before)"
+
+
+def _fix(change: Change) -> str:
+    """Return the line that undoes the change, if there is a line."""
+    row, name = change.row, repr(change.name)
+    if change.slip:
+        return (
+            f"rest = frame.index[{row}:]; frame.loc[rest, 'label'] = frame['label'].shift("
+            f"{-change.slip})[rest] (the column of labels): correct on "
+            f"{percent(change.mended)} from there on instead of {percent(1 - change.after)}."
+        )
+    if change.kind in ("stuck", "value"):
+        which = f" where it is {number(change.value, 6)}" if change.kind == "value" else ""
+        return f"Take {name} as missing from row {row + 1:,} on{which}, or drop these rows."
+    return ""

@@ -1,0 +1,107 @@
+"""SND054: labels that come in other shares, or in one data set alone."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import numpy as np
+
+from sonde.findings.evidence._versus_labels import LabelComparison, accuracy, label_comparison
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.words.places import too_few, two_names
+from sonde.findings.words.text import listed, number, percent, plural, shortened
+
+LEAST = 50
+
+
+@final
+@dataclass(frozen=True)
+class SND054(Rule):
+    """Half the summed absolute difference of label fractions, and labels of one side alone."""
+
+    difference: float = 0.1
+    level: float = 0.001
+
+    title: ClassVar[str] = "Class proportions differ"
+    theme: ClassVar[Theme] = "versus"
+    why: ClassVar[str] = (
+        "If class proportions differ, the accuracy changes although the model and the "
+        "inputs of each class do not; a class that one data set lacks cannot be learned or tested "
+        "there."
+    )
+    fix: ClassVar[str] = (
+        "Weight rows by the proportion of their class in OTHER, divided by its proportion in "
+        "DATA, when you train or report accuracy; add "
+        "rows of classes that one data set lacks, or leave these classes out on both sides."
+    )
+    how: ClassVar[str] = (
+        "Labels of all inputs, by name. The statistic is half the sum over labels of the "
+        "absolute difference of their proportions. A note from 0.1 on if a chi-squared test of "
+        "the counts has p below 0.001 and each data set has 50 labels; a warning if OTHER has "
+        "labels that DATA lacks, on at least 1 % of its rows."
+    )
+    false_positives: ClassVar[str] = "Sets that were balanced on purpose; classes that are rare."
+    plant: ClassVar[str] = "Two thirds of one class are left out of OTHER; a class has a new name."
+    twin: ClassVar[str] = "A random split."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare the labels of both sides."""
+        if evidence.versus is None:
+            return self.not_applicable("there is no second data set (--versus OTHER)")
+        found = label_comparison(evidence)
+        if found is None or found.shift is None:
+            return self.not_applicable("the labels of both data sets are not known")
+        n = min(int(counts.sum()) for counts in found.labels)
+        if n < LEAST:
+            return too_few(self, n, LEAST, "labels on each side")
+        value, p = found.shift
+        figure = Figure(
+            "share_difference", value, unit="share", null=0.0, threshold=self.difference, p=p,
+            n_rows=int(found.labels[1].sum()),
+        )  # fmt: skip
+        new, total = found.only(1), int(found.labels[1].sum())
+        n_new = sum(int(found.labels[1][found.classes.index(name)]) for name in new)
+        if n_new >= 0.01 * total:
+            return self._raised(evidence, self._new(evidence, new, n_new, total), figure, new)
+        if value < self.difference or p >= self.level:
+            return self.clear(figure)
+        return self._raised(evidence, self._moved(evidence, found), figure, ())
+
+    def _raised(self, evidence: Evidence, text: str, figure: Figure, new: tuple[str, ...]) -> Check:
+        return self.raised_with(
+            "warning" if new else "note",
+            text,
+            figure,
+            classes=new,
+            effect=min(1.0, figure.value),
+        )
+
+    def _new(self, evidence: Evidence, new: tuple[str, ...], n: int, total: int) -> str:
+        mine, theirs = two_names(evidence)
+        names = listed([shortened(name, 20) for name in new], 3)
+        text = (
+            f"{plural(n, 'row')} of {theirs} ({percent(n / total)}) have labels that {mine} does "
+            f"not have: {names}."
+        )
+        is_judged = accuracy(evidence, of_other=True) is not None
+        return f"{text} They count as wrong in the accuracy on {theirs}." if is_judged else text
+
+    def _moved(self, evidence: Evidence, found: LabelComparison) -> str:
+        mine, theirs = two_names(evidence)
+        shares = [counts / counts.sum() for counts in found.labels]
+        k = int(np.argmax(np.abs(shares[1] - shares[0])))
+        text = (
+            f"{shortened(found.classes[k], 20)!r} is {percent(float(shares[0][k]))} of the labels "
+            f"of {mine} and {percent(float(shares[1][k]))} of {theirs} (all labels differ by "
+            f"{number(100 * float(np.abs(shares[1] - shares[0]).sum() / 2))} points)."
+        )
+        if found.expected is None:
+            return text
+        own, other = accuracy(evidence), accuracy(evidence, of_other=True)
+        if own is None or other is None:
+            return text
+        return (
+            f"{text} The change in class proportions alone would take the accuracy from "
+            f"{percent(own['value'])} to "
+            f"{percent(found.expected)}; it is {percent(other['value'])}."
+        )

@@ -1,0 +1,65 @@
+"""SND063: groups of inputs on which a regression errs much more."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings.codes._weak_rule import WeakGroupRule
+from sonde.findings.evidence._number_answers import number_rows
+from sonde.findings.evidence._once import once
+from sonde.findings.evidence._weak import WeakRows, weak_losses
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.rule import Theme
+from sonde.findings.words.text import number
+from sonde.metrics.weak_groups import WeakGroup
+
+
+@final
+@dataclass(frozen=True)
+class SND063(WeakGroupRule):
+    """Excess of the absolute error in a group of inputs over that of the other inputs."""
+
+    warning: float = 0.1
+
+    title: ClassVar[str] = "A group of inputs on which a regression has much larger errors"
+    theme: ClassVar[Theme] = "labels"
+    figure_name: ClassVar[str] = "weak_group_error"
+    unit: ClassVar[str] = "standard deviations"
+    why: ClassVar[str] = (
+        "A mean error hides a kind of input that the model has not learned: one sensor, one "
+        "season, small objects."
+    )
+    fix: ClassVar[str] = (
+        "Add rows like these to the training set, or answer 'not sure' on them: sonde score "
+        "--group."
+    )
+    how: ClassVar[str] = (
+        "Absolute errors in standard deviations of the targets. Groups are searched for on one "
+        "half of the sampled rows as in SND061, by the data's own columns, size, brightness, "
+        "contrast, sharpness and clusters of the states. On the other half, both means have a "
+        "Student interval over groups, at 99 % over all groups tested there. That of the group "
+        "must lie 0.1 standard deviations above that of the rest."
+    )
+    false_positives: ClassVar[str] = "Inputs whose targets are noisier than the others'."
+    plant: ClassVar[str] = "A sensor whose readings are scaled."
+    twin: ClassVar[str] = "The same readings without the scale."
+
+    def found(self, evidence: Evidence) -> WeakRows | str:
+        """Return the groups on which a regression may err more."""
+        return _weak_numbers(evidence)
+
+    def said(self, group: WeakGroup) -> str:
+        """Return how far off the answers are."""
+        return (
+            f"off by {number(group.loss)} ({number(group.low)} to {number(group.high)}) standard "
+            f"deviations of the target, and on the other inputs by {number(group.elsewhere)}."
+        )
+
+
+@once
+def _weak_numbers(evidence: Evidence) -> WeakRows | str:
+    """Return the groups on which a regression may err more, or the reason why there are none."""
+    numbers = number_rows(evidence)
+    if isinstance(numbers, str):
+        return numbers
+    where, said, truth = numbers
+    return weak_losses(evidence, where, (said - truth).abs() / truth.std())

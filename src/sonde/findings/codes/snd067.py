@@ -1,0 +1,139 @@
+"""SND067: tokens that a language model reads or writes far worse than others."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings.evidence._best_text import best_text
+from sonde.findings.evidence.fresh_weights import FreshLayers
+from sonde.findings.evidence.lens import LensEvidence
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.token_rows import OddToken, TokenRows
+from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.trial import Trial
+from sonde.findings.words.places import sentence
+from sonde.findings.words.text import listed, number, plural
+
+STANDS = 0.19  # below the effect of exchanged rows from which on they explain other findings
+
+
+@final
+@dataclass(frozen=True)
+class SND067(Rule):
+    """Excess of the loss after some tokens, or at them, over that of counts.
+
+    Parameters
+    ----------
+    share : float, default=0.05
+        Least fall of the loss, as a share, for rows to be called exchanged.
+    forms : float, default=1.5
+        How many times the fall of the exchange another form of the texts may reach.
+    level : float, default=0.001
+        Of the signed rank test on texts that did not choose the pairs.
+    cost : float, default=0.01
+        Least cost of the tokens that stand out for each token of the texts, in nats, for a warning.
+    untrained : float, default=0.5
+        Least share of layers that look untrained at which the model is not judged.
+    """
+
+    share: float = 0.05
+    forms: float = 1.5
+    level: float = 0.001
+    cost: float = 0.01
+    untrained: float = 0.5
+
+    title: ClassVar[str] = "Tokens with a far higher loss than others"
+    theme: ClassVar[Theme] = "run"
+    why: ClassVar[str] = (
+        "Rows of an embedding or of a head that belong to other tokens, or tokens that training "
+        "never showed, spoil every text that holds them."
+    )
+    fix: ClassVar[str] = "Compare the rows of these tokens with the tokenizer that the model has."
+    how: ClassVar[str] = (
+        "On 48 texts, the excess of the model's next-token loss over that of counts of three "
+        "tokens from the other texts; its mean at each token, and after each token. A token "
+        "stands out if its excess is at least 0.5 nats, 1.5 nats above the median of the other "
+        "tokens, and 4 standard errors away, at 10 positions in 4 texts or more. It is named "
+        "if the model as a whole beats these counts; the finding is a note if it costs less "
+        "than 0.01 nats per token of the texts. If two tokens stand out, up to ten of them "
+        "exchange their rows of the embedding, of the head or of both, pair by pair, on half "
+        "of up to 48 texts; exchanged rows are named if the loss of the other half falls by a "
+        "twentieth (signed rank test, 0.1 %), below that of the tokens' frequencies, and no "
+        "other form of the texts (SND028) lowers it 1.5 times as much."
+    )
+    false_positives: ClassVar[str] = "Tokens of a language that the model never saw."
+    plant: ClassVar[str] = (
+        "The shipped language model with the embeddings of two letters exchanged."
+    )
+    twin: ClassVar[str] = "The unchanged model."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Look for tokens that stand out."""
+        found, lens = evidence.rows, evidence.lens
+        if not isinstance(found, TokenRows) or not isinstance(lens, LensEvidence):
+            return self.not_applicable("the model does not predict a next token")
+        worst = found.odd[0].beyond if found.odd else 0.0
+        figure = Figure(
+            "loss_beyond_counts", worst, unit="nats", null=0.0, n_rows=lens.n_rows,
+            n_groups=lens.n_groups,
+        )  # fmt: skip
+        if not found.odd:
+            return self.clear(figure)
+        if isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= self.untrained:
+            return self.clear(figure, "the model's layers look untrained")
+        if found.rows is not None and found.p < self.level:
+            own, new = float(found.given.mean()), float(found.changed.mean())
+            form = best_text(evidence)
+            least = 0.0 if form is None else (1 - form.ratio) / self.forms
+            if new < min((1 - max(self.share, least)) * own, lens.unigram):
+                return self._of_pairs(found, figure, own, new)
+        if lens.final > lens.counted:
+            return self.clear(figure, "the model predicts worse than counts at most tokens")
+        return self._of_tokens(found, figure)
+
+    def _of_pairs(self, found: TokenRows, figure: Figure, own: float, new: float) -> Check:
+        pairs = listed([f"{_word(found, a)} and {_word(found, b)}" for a, b in found.pairs], 3)
+        gain = f"{number(new, 3)} nats per token instead of {number(own, 3)}"
+        text = f"With the rows of {pairs} in the {found.rows} exchanged, the model's loss is {gain}"
+        return self.raised_with(
+            "warning",
+            sentence(f"{text} ({plural(len(found.given), 'text')} held out from the choice)."),
+            figure,
+            effect=min(1.0, 1 - new / own),
+            fix=f"Exchange the rows of {pairs} in the {found.rows}, or load those that belong to "
+            f"this tokenizer: {gain}.",
+            trial=Trial(
+                f"the rows of {pairs} in the {found.rows} exchanged",
+                "part",
+                "loss",
+                found.texts,
+                -found.given,
+                -found.changed,
+            ),
+        )
+
+    def _of_tokens(self, found: TokenRows, figure: Figure) -> Check:
+        first = found.odd[0]
+        same = [o for o in found.odd if o.side == first.side]
+        text = (
+            f"{first.side.capitalize()} {_tokens(found, same)} the model's loss is "
+            f"{number(first.beyond)} nats above that of counts of three tokens, and at "
+            f"the other tokens {number(abs(first.elsewhere))} "
+            f"{'below' if first.elsewhere < 0 else 'above'}."
+        )
+        cost = sum(o.n * o.beyond for o in same) / max(1, figure.n_rows)
+        return self.raised_with(
+            "warning" if cost >= self.cost else "note",
+            sentence(text, f"{plural(first.n, 'place')}."),
+            figure,
+            effect=min(STANDS, cost),
+        )
+
+
+def _tokens(found: TokenRows, odd: list[OddToken]) -> str:
+    words = listed([_word(found, o.token) for o in odd], 4)
+    return f"the token{'s' if len(odd) > 1 else ''} {words}"
+
+
+def _word(found: TokenRows, token: int) -> str:
+    word = found.words.get(token)
+    return f"number {token}" if word is None or "\ufffd" in word else repr(word)

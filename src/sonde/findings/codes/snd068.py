@@ -1,0 +1,107 @@
+"""SND068: a part of the model that a small change mends."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings.evidence.lens import LensEvidence
+from sonde.findings.evidence.part_trials import FINE, PartTrials
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.words.places import read_command, sentence
+from sonde.findings.words.text import number, percent, plural
+
+
+@final
+@dataclass(frozen=True)
+class SND068(Rule):
+    """Fall of the loss if one part of the model is changed for a trial.
+
+    Parameters
+    ----------
+    share, tokens : float
+        Least fall, as a share of the loss with the best temperature: in general, and for a language
+        model.
+    right : float, default=0.02
+        Least gain of a classifier's accuracy.
+    level : float, default=0.001
+        Of the paired t test on rows that did not choose the change; half of it of the sign test of
+        their answers.
+    """
+
+    share: float = 0.1
+    tokens: float = 0.05
+    right: float = 0.02
+    level: float = 0.001
+
+    title: ClassVar[str] = "A small change to one part of the model restores its answers"
+    theme: ClassVar[Theme] = "run"
+    why: ClassVar[str] = (
+        "A factor that was left out, an activation or a norm of another model, two exchanged "
+        "layers: shapes and names fit and no error appears, but answers are worse than they "
+        "could be."
+    )
+    fix: ClassVar[str] = "Make the change named, in the code or in the checkpoint."
+    how: ClassVar[str] = (
+        "Tested if a classifier is less accurate than a probe of its layers or wrong on a tenth "
+        "of the rows (with less than 200,000 weights: on 3 %), if a regression has larger "
+        "errors than such a probe, and always for language models, within the budget of trials "
+        "(a few times the cost of the forward pass; --deep removes the limit). Up to 256 rows "
+        "(768 for a model of less than 200,000 weights), or 32 texts of 128 tokens: on half of "
+        "them parts of blocks are left out, weakened, amplified or inverted, and activations, "
+        "the eps of norms, the base and layout of rotated positions, the order of blocks and "
+        "layers of one shape are exchanged. The best is judged on the other half: its loss must "
+        "be a tenth (of tokens a twentieth) below that of the model at its best temperature "
+        "(paired t test, 0.1 %; or a sign test of answers that become correct, 0.05 %), and a "
+        "classifier's accuracy must rise by 2 points. A language model must still not see later "
+        "tokens, and do better than the tokens' frequencies."
+    )
+    false_positives: ClassVar[str] = (
+        "A small model with too little training can gain from a weaker block."
+    )
+    plant: ClassVar[str] = "One block's update three times too strong."
+    twin: ClassVar[str] = "The trained model without that change."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Look for a change that mends the answers."""
+        found = evidence.parts
+        if found in FINE:
+            return self.clear(Figure("loss_fall", 0.0, unit="share"), found)
+        if not isinstance(found, PartTrials):
+            return self.not_applicable(found or "no model was run")
+        before, after, n = float(found.given.mean()), float(found.changed.mean()), len(found.given)
+        least = self.tokens if found.of_tokens else self.share
+        figure = Figure(
+            "loss_fall", 1 - after / before if before > 0 else 0.0, unit="share", null=0.0,
+            threshold=least, p=found.p, n_rows=n, n_groups=n,
+        )  # fmt: skip
+        gained = math.isnan(found.right) or found.mended - found.right >= self.right
+        if found.of_tokens and isinstance(evidence.lens, LensEvidence):
+            gained = after < evidence.lens.unigram
+        trial = found.trial
+        answers = trial is not None and trial.measure == "accuracy" and trial.p < self.level / 2
+        is_sure = found.p < self.level or answers
+        if found.change is None or figure.value < least or not is_sure or not gained:
+            return self.clear(
+                figure, f"none of {plural(found.n_tried, 'change')} restores the answers"
+            )
+        change = found.change
+        if math.isnan(found.right):
+            words = f"{number(after, 3)} {found.unit} instead of {number(found.own, 3)}"
+            text = f"With {change.words}, the model's loss is {words}"
+        else:
+            words = f"correct on {percent(found.mended)} instead of {percent(found.right)}"
+            text = f"With {change.words}, the model is {words}"
+        rows = plural(n, "text" if found.of_tokens else "row")
+        rest = f"({rows} held out from the choice, of {found.n_tried} changes tried)."
+        path = change.paths[0]
+        return self.raised_with(
+            "warning",
+            sentence(f"{text} {rest}"),
+            figure,
+            sites=(path,) if path != "logits" else (),
+            effect=min(1.0, figure.value),
+            next=read_command(path) if path != "logits" else None,
+            fix=f"{change.line}: {words}.",
+            trial=found.trial,
+        )

@@ -1,0 +1,112 @@
+"""SND069: a classifier that is surer, or less sure, than it is right."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings.evidence._halves import Z
+from sonde.findings.evidence.answers import answer_columns, are_probabilities, class_answers
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.sureness import helps, is_off, sureness
+from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.words.places import sentence
+from sonde.findings.words.text import number, percent, plural
+
+NO_TEMPERATURE = (
+    "No temperature makes both the loss and the calibration error of other rows smaller: calibrate "
+    "on rows of your own, class by class."
+)
+
+
+@final
+@dataclass(frozen=True)
+class SND069(Rule):
+    """Mean probability of the answers less the fraction of right ones.
+
+    Parameters
+    ----------
+    over, under : float
+        Least difference of a model that is too sure, or not sure enough, for a note.
+    much_over, much_under : float
+        For a warning.
+    fall, halved : float
+        Least share of the loss that the temperature takes away: for a note, and for a warning.
+    errors : float, default=3.0
+        Least difference in standard errors.
+    fine : float, default=0.9
+        Least share of correct answers at which the temperature can be the cause of what is wrong.
+    """
+
+    over: float = 0.05
+    under: float = 0.1
+    much_over: float = 0.15
+    much_under: float = 0.3
+    fall: float = 0.3
+    halved: float = 0.5
+    errors: float = 3.0
+    fine: float = 0.9
+
+    title: ClassVar[str] = "A classifier that is over- or underconfident"
+    theme: ClassVar[Theme] = "labels"
+    why: ClassVar[str] = (
+        "Decisions that use the probabilities, such as thresholds and sums, are wrong although "
+        "the accuracy is unchanged: a softmax applied twice, a wrong temperature, long training."
+    )
+    fix: ClassVar[str] = "Divide the logits by a temperature that is chosen on held-out rows."
+    how: ClassVar[str] = (
+        "The mean of the largest probability minus the accuracy, with a standard error over "
+        "groups. The expected calibration error uses ten bins of equal size; the temperature "
+        "with the least loss is chosen on half of the groups and evaluated on the other half. "
+        "A difference of 3 standard errors is a note from 0.05 on if the model is "
+        "overconfident, from 0.1 on if it is underconfident, and a warning from 0.15 and 0.3 "
+        "on (underconfident only if the model returns probabilities: small logits are often "
+        "intended, with smoothed labels or bounded weights). Also overconfident if that "
+        "temperature removes 30 % of the loss of the other half (50 % for a warning). A model "
+        "that is no more accurate than the commonest label is not judged."
+    )
+    false_positives: ClassVar[str] = "Labels smoothed in training make a model less sure."
+    plant: ClassVar[str] = "A trained net whose logits are multiplied by 10."
+    twin: ClassVar[str] = "The trained net."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare how sure the model is with how often it is right."""
+        found, answers, columns = (
+            sureness(evidence), class_answers(evidence), answer_columns(evidence),
+        )  # fmt: skip
+        if isinstance(found, str) or isinstance(answers, str) or isinstance(columns, str):
+            return self.not_applicable(str(found))
+        gap = found.sure - found.right
+        figure = Figure(
+            "sureness_gap", gap, gap - Z * found.se, gap + Z * found.se, "share", null=0.0,
+            n_rows=found.n, n_groups=found.n,
+        )  # fmt: skip
+        if found.right <= answers.majority + self.over:
+            return self.clear(figure, "the model is no more accurate than the commonest label")
+        if not is_off(found, self.over, self.under, self.fall, self.errors):
+            return self.clear(figure)
+        how = "too sure" if found.temperature > 1 else "not sure enough"
+        if gap > 0:
+            loud = gap >= self.much_over
+        else:
+            loud = -gap >= self.much_under and are_probabilities(columns[0])
+        loud = loud or (gap > 0 and found.fall >= self.halved)
+        text = (
+            f"The model is {how}: its mean confidence is {percent(found.sure)}, "
+            f"its accuracy {percent(found.right)} (expected calibration error "
+            f"{percent(found.error)}; "
+            f"{plural(found.n, 'row')})."
+        )
+        better = helps(found)
+        mended = f"the loss falls by {percent(found.fall)}, the expected calibration error is"
+        # a model that is often wrong has another fault: its probabilities are no cause of that
+        trial = found.trial if better and found.right >= self.fine else None
+        return self.raised_with(
+            "warning" if loud else "note",
+            sentence(text),
+            figure,
+            effect=min(1.0, abs(gap)),
+            fix=f"logits = logits / {number(found.temperature)}: {mended} {percent(found.mended)} "
+            f"instead of {percent(found.given)} (rows held out from the choice)."
+            if better
+            else NO_TEMPERATURE,
+            trial=trial,
+        )

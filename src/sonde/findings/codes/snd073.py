@@ -1,0 +1,146 @@
+"""SND073: columns of a table that are constant, copies of another column, or often missing."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Final, final
+
+import numpy as np
+
+from sonde.findings.evidence.input_table import InputTable
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.words.places import read_command, sentence
+from sonde.findings.words.text import listed, percent, plural, shortened
+
+SAME: Final = 1e-9
+"""Largest fraction of a column's variance that its copy may leave unexplained."""
+
+
+@dataclass(frozen=True)
+class IdleColumns:
+    """Columns by what they lack.
+
+    Parameters
+    ----------
+    constant : tuple of int
+        Columns of a single value.
+    copies : tuple of (int, int, bool)
+        A column, an earlier column that gives it, and whether both are equal in every row; else
+        one is a multiple of the other plus a constant.
+    missing : tuple of (int, float)
+        A column and the share of the rows in which it has no number, largest share first.
+    """
+
+    constant: tuple[int, ...]
+    copies: tuple[tuple[int, int, bool], ...]
+    missing: tuple[tuple[int, float], ...]
+
+
+def idle_columns(table: InputTable, least_missing: float) -> IdleColumns:
+    """Return the columns that are constant, copies, or often missing."""
+    known = [table.known(j) for j in range(table.values.shape[1])]
+    constant = [j for j, x in enumerate(known) if len(x) and x.min() == x.max()]
+    shares = [(j, table.missing.get(n, 0) / table.n_read) for j, n in enumerate(table.names)]
+    missing = sorted((s for s in shares if s[1] >= least_missing), key=lambda s: (-s[1], s[0]))
+    return IdleColumns(tuple(constant), _copies(table, set(constant)), tuple(missing))
+
+
+def _copies(table: InputTable, left_out: set[int]) -> tuple[tuple[int, int, bool], ...]:
+    """Return the columns that an earlier column gives, each with the first such column.
+
+    Columns of two values are compared for equality only: two answers to yes or no may agree.
+    """
+    x = table.values[np.isfinite(table.values).all(1)]
+    chosen = [j for j in range(x.shape[1]) if j not in left_out]
+    if len(x) < 3 or not chosen:
+        return ()
+    z = x[:, chosen] - x[:, chosen].mean(0)
+    size = np.abs(z).max(0)
+    z = z / np.where(size > 0, size, 1)
+    norm = np.sqrt((z**2).sum(0))
+    z = z / np.where(norm > 0, norm, 1)
+    close = np.abs(z.T @ z) > 1 - 1e-6
+    found: list[tuple[int, int, bool]] = []
+    for b in range(len(chosen)):
+        for a in np.flatnonzero(close[:b, b]).tolist():
+            sign = np.sign(z[:, a] @ z[:, b])
+            if float(((z[:, b] - sign * z[:, a]) ** 2).sum()) > SAME:
+                continue
+            first, second = chosen[a], chosen[b]
+            equal = bool((x[:, first] == x[:, second]).all())
+            if equal or len(np.unique(x[:, second])) > 2:
+                found.append((second, first, equal))
+                break
+    return tuple(found)
+
+
+@final
+@dataclass(frozen=True)
+class SND073(Rule):
+    """Columns that are constant or copies, and the largest share of missing numbers in a column."""
+
+    note: float = 0.05
+    warning: float = 0.2
+
+    title: ClassVar[str] = "Columns without new information"
+    theme: ClassVar[Theme] = "data"
+    why: ClassVar[str] = (
+        "A constant column teaches nothing and moves every answer once it changes; a copy counts "
+        "twice in every distance; rows with a missing number are left out of every statistic."
+    )
+    fix: ClassVar[str] = (
+        "Leave these columns out (--ignore-columns), or find where their numbers were lost."
+    )
+    how: ClassVar[str] = (
+        "Over at most 20,000 rows (1,000 of wide tables), before any forward pass: columns of "
+        "one value; columns that are a linear function of an earlier column (equal in every "
+        "row if they have two values), up to 1e-9 of their variance; and columns without a "
+        "number in 5 % of the rows, including rows that were left out. A note; a warning if 20 "
+        "% are missing."
+    )
+    false_positives: ClassVar[str] = "Pixels at the edge of images, which are always empty."
+    plant: ClassVar[str] = (
+        "A constant column, and a temperature in Fahrenheit beside the same in Celsius."
+    )
+    twin: ClassVar[str] = "The same table without these columns."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare every column with the others."""
+        table = evidence.table
+        if not isinstance(table, InputTable):
+            return self.not_applicable(table or "the inputs are not rows of a table")
+        found, n = idle_columns(table, self.note), len(table.names)
+        share = found.missing[0][1] if found.missing else 0.0
+        count = len({*found.constant, *(c[0] for c in found.copies)})
+        figure = Figure("idle_columns", float(count), unit="columns", n_rows=len(table.values))
+        if share >= self.note:
+            figure = Figure("missing_share", share, unit="share", threshold=self.note,
+                            n_rows=table.n_read)  # fmt: skip
+        if not count and share < self.note:
+            return self.clear(figure)
+        return self.raised_with(
+            "warning" if share >= self.warning else "note",
+            sentence(*_texts(table, found)),
+            figure,
+            effect=max(count / n, share),
+            common=share < self.note and not found.copies,
+            next=read_command(evidence.sites[0].schema.key) if evidence.sites else None,
+        )
+
+
+def _texts(table: InputTable, found: IdleColumns) -> list[str]:
+    names = [shortened(name, 24) for name in table.names]
+    texts: list[str] = []
+    if found.missing:
+        said = [f"{names[j]} in {percent(share)}" for j, share in found.missing]
+        texts.append(f"Numbers are missing: {listed(said, 2)} of {plural(table.n_read, 'row')}.")
+    if found.copies:
+        said = [
+            f"{names[b]} {'equals' if equal else 'is a multiple (plus a constant) of'} {names[a]}"
+            for b, a, equal in found.copies
+        ]
+        texts.append(f"{listed(said, 2)}.")
+    if found.constant:
+        verb = "has" if len(found.constant) == 1 else "have"
+        of = plural(len(table.values), "row")
+        texts.append(f"{listed([names[j] for j in found.constant])} {verb} one value in {of}.")
+    return texts

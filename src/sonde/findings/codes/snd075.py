@@ -1,0 +1,179 @@
+"""SND075: numbers that cannot be what their column's name says, and dates read as numbers."""
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Final, final
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from sonde.findings.evidence._stand_ins import stand_ins
+from sonde.findings.evidence.input_table import InputTable
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.words.places import rows_command, sentence
+from sonde.findings.words.text import number, percent, plural, shortened
+
+LIMITS: Final[dict[str, tuple[float, float]]] = {
+    "age": (0, 130), "latitude": (-90, 90), "lat": (-90, 90), "longitude": (-180, 360),
+    "lon": (-180, 360), "lng": (-180, 360), "month": (0, 12), "hour": (0, 24),
+    "minute": (0, 60), "second": (0, 60), "weekday": (0, 7), "day": (0, 366),
+    "humidity": (0, 100), "ph": (0, 14), "probability": (0, 100), "height": (0, np.inf),
+    "weight": (0, np.inf), "length": (0, np.inf), "width": (0, np.inf), "area": (0, np.inf),
+    "volume": (0, np.inf), "count": (0, np.inf), "distance": (0, np.inf), "price": (0, np.inf),
+    "duration": (0, np.inf), "population": (0, np.inf), "mass": (0, np.inf),
+    "bmi": (0, np.inf), "kelvin": (0, np.inf),
+}  # fmt: skip
+"""The smallest and largest number that a column can hold whose name has this word."""
+RARE: Final = 0.1
+"""Columns with more such rows hold other quantities, such as scaled or centred ones."""
+DATES: Final = 20
+
+
+@dataclass(frozen=True)
+class OddColumn:
+    """A column with numbers that cannot be, or of dates.
+
+    Parameters
+    ----------
+    column : int
+    word : str
+        The word of its name that sets the limits; empty for dates.
+    low, high : float
+        The limits.
+    rows : Bool[ndarray, "row"]
+        Rows beyond the limits, or all dates.
+    form : str
+        How the dates are written; empty for other numbers.
+    """
+
+    column: int
+    word: str
+    low: float
+    high: float
+    rows: Bool[np.ndarray, "row"]
+    form: str = ""
+
+
+def odd_columns(table: InputTable) -> list[OddColumn]:
+    """Return the columns with impossible numbers, most rows first, then columns of dates."""
+    n = table.values.shape[1]
+    limits = [c for j in range(n) if table.are_named and (c := _impossible(table, j)) is not None]
+    dates = [c for j in range(n) if (c := _dates(table, j)) is not None]
+    return sorted(limits, key=lambda c: -int(c.rows.sum())) + dates
+
+
+def words_of(name: str) -> list[str]:
+    """Return the words of a column's name in lower case, without a plural's s.
+
+    Examples
+    --------
+    >>> words_of("mean_ageYears"), words_of("Pages"), words_of("sepal length (cm)")
+    (['mean', 'age', 'year'], ['page'], ['sepal', 'length', 'cm'])
+    """
+    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return [p.lower()[:-1] if len(p) > 3 and p.lower().endswith("s") else p.lower() for p in parts]
+
+
+def _impossible(table: InputTable, column: int) -> OddColumn | None:
+    x, known = table.values[:, column], table.known(column)
+    words = words_of(table.names[column])
+    changes = {"change", "delta", "diff", "difference", "log", "error", "std", "z", "scaled", "net"}
+    if not len(known) or changes & {*words}:
+        return None
+    for word in words:
+        if word in LIMITS:
+            low, high = LIMITS[word]
+            beyond = (x < low) | (x > high)
+            if 0 < beyond.sum() <= RARE * len(known):
+                return OddColumn(column, word, low, high, beyond)
+    return None
+
+
+def _dates(table: InputTable, column: int) -> OddColumn | None:
+    """Return a column whose numbers all are calendar dates written as YYYYMMDD."""
+    x, known = table.values[:, column], table.known(column)
+    if len(np.unique(known)) < DATES or known.min() < 19000101 or known.max() > 21001231:
+        return None
+    is_date = _are_dates(known)
+    if is_date.mean() < 0.99 or not (known % 1 == 0).all():
+        return None
+    return OddColumn(column, "", known.min(), known.max(), np.isfinite(x), "YYYYMMDD")
+
+
+def _are_dates(x: Float[np.ndarray, "row"]) -> Bool[np.ndarray, "row"]:
+    month, day = x // 100 % 100, x % 100
+    return (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
+
+
+@final
+@dataclass(frozen=True)
+class SND075(Rule):
+    """Columns with numbers beyond the limits of their name, and columns of dates."""
+
+    title: ClassVar[str] = "Impossible numbers, and dates read as numbers"
+    theme: ClassVar[Theme] = "data"
+    why: ClassVar[str] = (
+        "An age of 220 is a typing error that a model takes for a fact. 20240131 and 20240201 "
+        "are one day apart, but a model that reads them as numbers sees a difference of 70."
+    )
+    fix: ClassVar[str] = (
+        "Correct these numbers or mark them as missing. Give dates as days since a fixed day, or "
+        "as year, month and weekday."
+    )
+    how: ClassVar[str] = (
+        "Over at most 20,000 rows (1,000 of wide tables), before any forward pass. A column "
+        "whose name has a word such as age, latitude, month, hour, humidity, pH, height, weight, "
+        "price or count has limits; numbers beyond them in at most 10 % of the rows are named "
+        "(in more rows, the column holds another quantity, such as a scaled one; constants of "
+        "SND072 are left out). A column of 20 different whole numbers or more that are all dates "
+        "between 19000101 and 21001231 holds dates."
+    )
+    false_positives: ClassVar[str] = "A column whose name uses such a word in another sense."
+    plant: ClassVar[str] = "Three ages of 220, and a column of dates such as 20240131."
+    twin: ClassVar[str] = "The same table without these ages and dates."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare every column with the limits of its name."""
+        table = evidence.table
+        if not isinstance(table, InputTable):
+            return self.not_applicable(table or "the inputs are not rows of a table")
+        constants = {(s.column, s.value) for s in stand_ins(table)}
+        found = [c for c in odd_columns(table) if not _are_constants(table, c, constants)]
+        n = len(table.values)
+        impossible = [c for c in found if not c.form]
+        held = np.zeros(n, dtype=bool)
+        for odd in impossible:
+            held |= odd.rows
+        share = float(held.mean())
+        figure = Figure("impossible_share", share, unit="share", null=0.0, n_rows=n)
+        if not found:
+            return self.clear(figure)
+        return self.raised_with(
+            "warning",
+            sentence(*(_said(table, odd, n) for odd in found)),
+            figure,
+            examples=table.examples(np.flatnonzero(held)),
+            effect=min(1.0, 0.1 + share),
+            next=rows_command(self.code) if impossible else None,
+        )
+
+
+def _are_constants(table: InputTable, odd: OddColumn, known: set[tuple[int, float]]) -> bool:
+    """Return whether all impossible numbers of a column are constants that SND072 names."""
+    values = np.unique(table.values[odd.rows, odd.column])
+    return not odd.form and all((odd.column, float(v)) in known for v in values)
+
+
+def _said(table: InputTable, odd: OddColumn, n: int) -> str:
+    name, x = shortened(table.names[odd.column], 30), table.values[odd.rows, odd.column]
+    if odd.form:
+        return f"{name} holds dates ({odd.form}), which the model reads as numbers."
+    count = len(x)
+    reach = f"{number(odd.low)} to {number(odd.high)}" if np.isfinite(odd.high) else "0 or more"
+    worst = x[np.argmax(np.maximum(odd.low - x, x - odd.high))]
+    return (
+        f"{name} is outside the possible range ({odd.word}: {reach}) in {count:,} of "
+        f"{plural(n, 'row')} "
+        f"({percent(count / n)}), such as {number(float(worst), 4)}."
+    )

@@ -1,0 +1,86 @@
+"""SND078: texts of several languages or scripts."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import numpy as np
+
+from sonde.core.wording import install_extra
+from sonde.findings.evidence._by_class import largest_class
+from sonde.findings.evidence._text_measures import can_tell_languages
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.writing import LEAST_TEXTS, Writing
+from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.words.places import rows_command, sentence
+from sonde.findings.words.text import listed, percent, plural
+
+
+@final
+@dataclass(frozen=True)
+class SND078(Rule):
+    """Fraction of the texts that are not of the commonest language, or script."""
+
+    note: float = 0.05
+    least: float = 0.01
+
+    title: ClassVar[str] = "Texts of several languages"
+    theme: ClassVar[Theme] = "data"
+    why: ClassVar[str] = (
+        "A model that learned one language gives random answers to texts in another, and an "
+        "accuracy or loss over all texts hides this."
+    )
+    fix: ClassVar[str] = (
+        "Evaluate each language separately: give the texts a column with their language, and "
+        "read it as "
+        "--group-column or scan each part."
+    )
+    how: ClassVar[str] = (
+        "Over the first 2,000 characters of at most 2,048 sampled texts, without mark-up and "
+        "addresses: the language by py3langid, if a text has 40 letters and the probability is "
+        "0.9; else the Unicode script of most letters. Languages of less than 1 % of the "
+        "texts, or fewer than 5, are not counted. A note from 5 % of other languages on."
+    )
+    false_positives: ClassVar[str] = "Languages that are close to each other, in short texts."
+    plant: ClassVar[str] = "A fifth of the texts in German."
+    twin: ClassVar[str] = "English texts alone."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Count languages, or scripts where languages cannot be told."""
+        writing = evidence.writing
+        if not isinstance(writing, Writing):
+            return self.not_applicable(writing or "the inputs are not texts")
+        by_language = can_tell_languages()
+        names = writing.languages if by_language else writing.scripts
+        reason = (
+            ""
+            if by_language
+            else f"only scripts were identified; for languages: {install_extra('text')}"
+        )
+        known = [name for name in names if name is not None]
+        if len(known) < LEAST_TEXTS:
+            return self.withheld(f"{len(known)} texts are long enough to identify their language")
+        counts = Counter(known)
+        main, n = counts.most_common(1)[0]
+        least = max(5.0, self.least * len(known))
+        others = {name: c for name, c in counts.most_common() if name != main and c >= least}
+        share = sum(others.values()) / len(known)
+        figure = Figure("other_languages", share, unit="share", threshold=self.note,
+                        n_rows=len(known))  # fmt: skip
+        if share < self.note:
+            return self.clear(figure, reason)
+        parts = {main: n, **others}
+        said = listed([f"{name} {percent(c / len(known))}" for name, c in parts.items()], 4)
+        what = "languages" if by_language else "scripts"
+        is_other = np.array([name is not None and name in others for name in names])
+        one = largest_class(evidence.data, writing.order, is_other.astype(float))
+        text = f"The texts are of {len(parts)} {what}: {said} of {plural(len(known), 'text')}"
+        return self.raised_with(
+            "note",
+            sentence(f"{text}.", "" if one is None else one.said),
+            figure,
+            examples=writing.examples(np.flatnonzero(is_other)),
+            classes=() if one is None else (one.name,),
+            effect=min(1.0, share),
+            next=rows_command(self.code),
+        )

@@ -1,0 +1,287 @@
+"""The model on the same inputs given in other ways, and what its batch norms were trained on.
+
+Run after the pass on few rows. The norms' inputs are always looked at. Other inputs are tried only
+if the model is wrong far more often than a probe of its states, if it is wrong on a tenth of the
+rows, or if the inputs of its first norm do not fit its statistics. From 15 wrong rows on, these
+rows are also tried by themselves.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from sonde.findings.evidence._cooled import cooled_loss
+from sonde.findings.evidence._input_forms import Change
+from sonde.findings.evidence._mended_rows import MendedRows, mended_rows, wrong_and_right
+from sonde.findings.evidence._norm_fits import NormFit, batch_norms, norm_fits
+from sonde.findings.evidence._number_answers import number_answers
+from sonde.findings.evidence._stored_columns import StoredColumns, stored_columns
+from sonde.findings.evidence._tried_forms import (
+    HALF,
+    ROWS,
+    Tried,
+    forms_of,
+    is_changeable,
+    numbers_of,
+    simple_form,
+    tried_forms,
+)
+from sonde.findings.evidence._undone import refitted_norms
+from sonde.findings.evidence.answers import class_answers, compared_answers
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.self_check import chosen_examples
+from sonde.findings.trial import Trial, chooses_by_key
+from sonde.findings.words.text import listed
+from sonde.tap import LiveStream
+from sonde.tap.model.seeding import untouched
+from sonde.tap.streams.small_batches import SmallBatches, small_batches
+
+LEAST = 24
+FORMS = 16  # that are tried on fewer rows if they cost too much on all
+FEW, SCREENED, KEPT, MOST = 64, 16, 2, 0.8  # rows; and the part of the budget for the best
+TIED, SAME, NIL = 0.03, 1.05, 0.005
+GAP, ERRORS = 0.1, 3.0
+SEVERE = 0.5  # nats: of a mean that is off by a whole standard deviation
+MISFIT = 0.125  # of a mean that is off by half a standard deviation
+
+
+def _no_rows() -> tuple[Tensor, Tensor]:
+    return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)
+
+
+@dataclass(frozen=True, eq=False)
+class VariantEvidence:
+    """Batch norms on rows of the data, and other ways to give the inputs.
+
+    Parameters
+    ----------
+    norms : tuple of NormFit
+        In order of execution.
+    tried : tuple of Tried
+        The inputs as they are first; empty where there was no reason to try others.
+    probe : float
+        Accuracy, or R^2, of a linear probe on the last layer where it is far above the model's.
+    n_rows : int
+    rows : Int[Tensor, "row"]
+        Examples of the scores, by planned order.
+    chooses : Bool[Tensor, "row"]
+        Which of them choose a form; the others judge it.
+    best : Tried or None
+        The form that the rows of ``chooses`` choose, in its simplest terms.
+    mended : tuple of MendedRows
+        The form that brings wrong rows nearest to right ones, and the form that mends most of them.
+        Empty if the model gets too few rows wrong, or if no form mends half of them.
+    stored : StoredColumns or None
+        Columns of a table that do not have the mean and spread that the model has stored of them.
+    restored : tuple of Tried
+        The inputs as they are, and with the changes that make these columns fit.
+    judged : (Int[Tensor, "row2"], Bool[Tensor, "row2"])
+        Examples of the scores of ``restored``, and which of them choose a change.
+    refitted : Trial or None
+        The norms with statistics of the rows, if these do not fit and the answers can be judged.
+    """
+
+    norms: tuple[NormFit, ...] = ()
+    tried: tuple[Tried, ...] = ()
+    probe: float = math.nan
+    n_rows: int = 0
+    rows: Int[Tensor, "row"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    chooses: Bool[Tensor, "row"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    best: Tried | None = None
+    mended: tuple[MendedRows, ...] = ()
+    refitted: Trial | None = None
+    stored: StoredColumns | None = None
+    restored: tuple[Tried, ...] = ()
+    judged: tuple[Int[Tensor, "row2"], Bool[Tensor, "row2"]] = field(default_factory=_no_rows)
+
+
+def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
+    """Run the model on a few rows of its data, and on the same rows given otherwise."""
+    norms, probe = batch_norms(stream), _better_probe(evidence)
+    judged = not math.isnan(probe) or _often_wrong(evidence)
+    rows = wrong_and_right(evidence) if judged or _is_cheap(evidence) else None
+    names = evidence.data.inputs
+    if not norms and not judged and rows is None and not names:
+        return VariantEvidence()
+    every = small_batches(
+        stream.model, stream.inputs, chosen_examples(stream, ROWS, evidence.data.seed), None
+    )
+    able = evidence.budget.rows(ROWS, LEAST, FORMS, HALF)
+    small = replace(every, singles=every.singles[:able])
+    if len(small) < LEAST:
+        return VariantEvidence()
+    with untouched(stream.model.module), torch.no_grad():
+        fits = norm_fits(stream, small, norms)
+        found = VariantEvidence(fits, probe=probe, n_rows=len(small))
+        changeable = is_changeable(small.singles[0])
+        if changeable and names:
+            found = _with_stored(stream, every, evidence, found)
+        first = fits[0].misfit if fits else 0.0
+        if changeable and (first > MISFIT or judged):
+            found = _with_forms(stream, every, small, norms[:1], evidence, found, judged)
+        mended = mended_rows(stream, evidence, rows) if changeable and rows is not None else ()
+        refitted = _refitted(stream, evidence, small, norms, fits)
+    return replace(found, mended=mended, refitted=refitted)
+
+
+def _with_stored(
+    stream: LiveStream, every: SmallBatches, evidence: Evidence, found: VariantEvidence
+) -> VariantEvidence:
+    """Return the evidence with columns that differ from what the model has stored of them."""
+    stored = stored_columns(stream, numbers_of(every), evidence.data.inputs)
+    if stored is None or stored.change is None:
+        return replace(found, stored=stored)
+    forms = {"": lambda x: x, listed(stored.words): stored.change}
+    restored = tuple(tried_forms(stream, every, forms, (), evidence, True))
+    return replace(found, stored=stored, restored=restored, judged=_judged_rows(every, evidence))
+
+
+def _with_forms(
+    stream: LiveStream,
+    every: SmallBatches,
+    small: SmallBatches,
+    norms: Sequence[tuple[str, nn.modules.batchnorm._BatchNorm]],
+    evidence: Evidence,
+    found: VariantEvidence,
+    judged: bool,
+) -> VariantEvidence:
+    """Return the evidence with the rows in other forms, and the form that the rows choose.
+
+    If a forward is so costly that few rows can be run in all forms, rows that choose screen the
+    forms first, and the best of them are run on as many rows as the rest of the budget allows.
+    """
+    forms = forms_of(numbers_of(every), evidence, judged)
+    part = HALF
+    if judged and evidence.data.target is None and len(small) < min(FEW, len(every)):
+        part = MOST
+        forms = _screened(stream, every, forms, evidence)
+        able = evidence.budget.rows(len(every), len(small), len(forms), part)
+        small = replace(every, singles=every.singles[:able])
+    tried = tuple(tried_forms(stream, small, forms, norms, evidence, judged, part))
+    order, chooses = _judged_rows(small, evidence)
+    best = _chosen(stream, small, tried, chooses, evidence)
+    return replace(found, tried=tried, n_rows=len(small), rows=order, chooses=chooses, best=best)
+
+
+def _screened(
+    stream: LiveStream, every: SmallBatches, forms: dict[str, Change], evidence: Evidence
+) -> dict[str, Change]:
+    """Return the unchanged inputs and the forms of least log loss on a few rows that choose."""
+    keys = [key for one in every.singles for key in one.group_keys]
+    which = torch.nonzero(chooses_by_key(keys)).flatten().tolist()[:SCREENED]
+    few = replace(every, singles=tuple(every.singles[i] for i in which))
+    label = few.together(range(len(few))).label
+    label = label[label >= 0]
+    losses: dict[str, float] = {}
+    for form in tried_forms(stream, few, forms, (), evidence, True):
+        loss = None if form.logits is None else cooled_loss(form.logits, label, label >= 0)
+        losses[form.words] = math.inf if loss is None else float(loss.mean())
+    best = sorted((w for w in losses if w), key=lambda words: losses[words])[:KEPT]
+    return {words: forms[words] for words in ("", *best)}
+
+
+def _refitted(
+    stream: LiveStream,
+    evidence: Evidence,
+    small: SmallBatches,
+    norms: Sequence[tuple[str, nn.modules.batchnorm._BatchNorm]],
+    fits: Sequence[NormFit],
+) -> Trial | None:
+    """Return the trial of norms that do not fit, with the statistics of the rows."""
+    bad = [fit for fit in fits if fit.misfit > MISFIT]
+    if not bad:
+        return None
+    unmoved = {f.path for f in bad if f.unmoved and len(bad) < len(fits)}
+    together = [f.path for f in bad if f.path in unmoved or not unmoved]
+    worst = max(bad, key=lambda fit: fit.misfit)
+    severe = next((fit for fit in bad if fit.misfit >= SEVERE), worst)
+    alone = {fit.path: [fit.path] for fit in (bad[0], severe, worst)}
+    choices = {"its batch norms": together, **alone}
+    modules = dict(norms)
+    return refitted_norms(
+        stream,
+        evidence,
+        small,
+        {words: [modules[p] for p in paths] for words, paths in choices.items()},
+    )
+
+
+def _judged_rows(
+    small: SmallBatches, evidence: Evidence
+) -> tuple[Int[Tensor, "row"], Bool[Tensor, "row"]]:
+    """Return the rows that are scored, and which of them choose a form."""
+    whole, target = small.together(range(len(small))), evidence.data.target
+    known = whole.label >= 0 if target is None else torch.isfinite(target[whole.order])
+    return whole.order[known], chooses_by_key(whole.group_keys)[known]
+
+
+def _chosen(
+    stream: LiveStream,
+    small: SmallBatches,
+    tried: Sequence[Tried],
+    chooses: Bool[Tensor, "row"],
+    evidence: Evidence,
+) -> Tried | None:
+    """Return the form with the best mean over the rows that choose; a factor made simple."""
+    known = [t for t in tried[1:] if t.score is not None and len(t.score) == len(chooses)]
+    if not known or not bool(chooses.any()):
+        return None
+
+    def of_choosing(form: Tried) -> Float[Tensor, "row"]:
+        assert form.score is not None
+        return form.score[chooses]
+
+    best = max(known, key=lambda form: float(of_choosing(form).mean()))
+    nats = _nats(small, known, chooses)
+    most = float(of_choosing(best).mean()) - TIED  # answers hardly tell forms apart: losses do
+    tied = [f for f in known if f.words in nats and float(of_choosing(f).mean()) >= most]
+    least = min((nats[form.words] for form in tied), default=0.0)  # about as little: the first
+    best = next((form for form in tied if nats[form.words] <= SAME * least + NIL), best)
+    return simple_form(stream, small, best, of_choosing, evidence)
+
+
+def _nats(
+    small: SmallBatches,
+    known: Sequence[Tried],
+    chooses: Bool[Tensor, "row"],
+) -> dict[str, float]:
+    """Return the mean log loss of the rows that choose, by the words of each form."""
+    label = small.together(range(len(small))).label
+    label, found = label[label >= 0], dict[str, float]()
+    for form in known:
+        loss = None if form.logits is None else cooled_loss(form.logits, label, chooses)
+        if loss is not None:
+            found[form.words] = float(loss[chooses].mean())
+    return found
+
+
+def _better_probe(evidence: Evidence) -> float:
+    """Return the score of a probe of the last layer if it is far above the model's, else NaN."""
+    found, numbers = compared_answers(evidence), number_answers(evidence)
+    if not isinstance(numbers, str):
+        spread = numbers.mean.mean()
+        reached = 1 - float(numbers.probes[-1][1].mean() / spread)
+        lag, group = (numbers.own - numbers.probes[-1][1]) / spread, numbers.group
+    elif not isinstance(found, str) and found.labels is not None:
+        last = found.labels.sites[-1]
+        reached, lag, group = last.accuracy, last.hit - found.right.double(), found.group
+    else:
+        return math.nan
+    clear = float(lag.mean()) > ERRORS * float(lag.std()) / max(1, len(torch.unique(group))) ** 0.5
+    return reached if clear and float(lag.mean()) > GAP else math.nan
+
+
+def _often_wrong(evidence: Evidence) -> bool:
+    """Return whether a classifier is wrong on a tenth of the rows and forms can be afforded."""
+    found = class_answers(evidence)
+    return not isinstance(found, str) and found.accuracy < 1 - GAP and _is_cheap(evidence)
+
+
+def _is_cheap(evidence: Evidence) -> bool:
+    """Return whether the budget of trials pays for a screening of the usual forms."""
+    budget = evidence.budget
+    return FORMS * budget.cost.of(SCREENED) <= HALF * budget.total

@@ -1,0 +1,1 @@
+"""How sentences name numbers, sites, levels and the next step."""

@@ -1,1 +1,0 @@
-"""``sonde.calibrate``: the scores of other rows become p-values and thresholds."""

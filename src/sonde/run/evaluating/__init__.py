@@ -1,1 +1,0 @@
-"""Judge tables of scores by what is known about their rows."""

@@ -1,1 +1,0 @@
-"""Fine-tuning with losses at sites, beside the same training without them."""

@@ -1,0 +1,130 @@
+"""Header of a bundle: its model, reading, sites and data, and the check of a stream by them."""
+
+import warnings
+from typing import Any
+
+from sonde.core.clearance import LABELS, require_cleared
+from sonde.core.errors import SondeWarning, StateError
+from sonde.core.plan import Plan, Split
+from sonde.core.stream import Stream
+from sonde.files.identity import CODE, agree, data_hash, difference, same_code
+from sonde.run.fitting.group_counts import counts_of, group_draws
+from sonde.run.reading.recipe import recipe_in, recipe_of, require_same_recipe
+from sonde.tap import LiveStream, known_config_hash, known_structure
+
+MODEL_FIELDS = ("model", "structure", "config", "dtype", "attn", "head")
+READING_FIELDS = ("objective", "keep_special", "perturb")
+
+
+def unit_entry(plan: Plan, stream: Stream) -> dict[str, Any]:
+    """Return the header's entry of all units of a plan, with the fingerprint of the data."""
+    units = [[0, plan.n_units - 1]]
+    return {"plan": plan.id, "data": data_fingerprint(stream), "units": units}
+
+
+def data_fingerprint(stream: Stream) -> str:
+    """Return the hash of the part of a stream's identity that says which rows it reads."""
+    return data_hash(stream.identity())
+
+
+def make_header(
+    stream: Stream,
+    units: list[dict[str, Any]],
+    counters: dict[str, int],
+    split: Split | None = None,
+) -> dict[str, Any]:
+    """Return what a bundle says about its model, sites and data."""
+    identity = stream.identity()
+    return {
+        "group_draws": group_draws(stream),
+        "model": {name: identity.get(name) for name in MODEL_FIELDS} | {CODE: identity.get(CODE)},
+        "reading": {
+            **{name: identity.get(name) for name in READING_FIELDS},
+            **({"logits_output": identity["logits_output"]} if "logits_output" in identity else {}),
+        },
+        "recipe": recipe_of(stream),
+        "sites": [
+            {
+                "text": s.key,
+                "dim": s.dim,
+                "reducer": str(s.reducer),
+                "order": i,
+                "dtype": s.dtype,
+                "axes": s.axes,
+                "prefix": s.prefix,
+                "suffix": s.suffix,
+                "cls": s.cls,
+            }
+            for i, s in enumerate(stream.schema)
+        ],
+        "units": units,
+        "counters": dict(sorted(counters.items())),
+        **({LABELS: identity[LABELS]} if identity.get(LABELS) else {}),
+        "data": {
+            "fingerprint": units[0]["data"] if units else "",
+            **counts_of(stream, split),
+            "grouped": stream.grouped,
+            "label_names": list(stream.label_names),
+            "seed": stream.seed,
+        },
+    }
+
+
+def warn_unknown_structure(header: dict[str, Any], here: str | None, who: str) -> None:
+    """Warn if a bundle of an earlier version lacks the module structure of its model."""
+    if here is not None and header["model"].get("structure") is None:
+        warnings.warn(
+            f"{who}: the state is of an earlier version, which kept of its model the weights and "
+            "the configuration alone. That the classes and settings of the modules are the same "
+            "cannot be checked. Fit again to have them in the state.",
+            SondeWarning,
+            stacklevel=3,
+        )
+
+
+def warn_other_code(header: dict[str, Any], here: str | None, who: str) -> None:
+    """Warn if the code of the forward pass is not the code that a bundle was fitted on."""
+    if not same_code(header["model"].get(CODE), here):
+        warnings.warn(
+            f"{who}: weights and modules are those of the fit, but a forward, or a function that "
+            "it calls, is written otherwise. Fit again, unless it computes the same.",
+            SondeWarning,
+            stacklevel=3,
+        )
+
+
+def require_same_model(header: dict[str, Any], stream: Stream) -> None:
+    """Raise if the model, sites, reducers or widths of a stream differ from those of a bundle.
+
+    Raises
+    ------
+    StateError
+        Naming the first thing that differs.
+    """
+    identity = stream.identity()
+    require_cleared(header, stream)
+    if isinstance(stream, LiveStream):
+        live, known = stream.model, header["model"]
+        identity["config"] = known_config_hash(live.config, live.module, known.get("config"))
+        identity["structure"] = known_structure(live.module, known.get("structure"))
+    warn_unknown_structure(header, identity.get("structure"), "score")
+    for kind, names in (("model", MODEL_FIELDS[::-1]), ("reading", READING_FIELDS)):
+        for name in names:
+            fitted, here = header[kind].get(name), identity.get(name)
+            if not agree(name, fitted, here):
+                more = " sonde drift says what moved between two models." if kind == "model" else ""
+                raise StateError(
+                    f"score: the state was fitted for another {kind}: "
+                    f"{difference(name, here, fitted)}. Fit again.{more}"
+                )
+    warn_other_code(header, identity.get(CODE), "score")
+    require_same_recipe(recipe_in(header), recipe_of(stream))
+    schema = {s.key: s for s in stream.schema}
+    for site in header["sites"]:
+        mine = schema.get(site["text"])
+        if mine is None or mine.dim != site["dim"] or str(mine.reducer) != site["reducer"]:
+            got = "nothing" if mine is None else f"dim={mine.dim}, reducer {mine.reducer}"
+            raise StateError(
+                f"score: expected dim={site['dim']}, reducer {site['reducer']} at {site['text']} "
+                f"(as fitted), got {got}."
+            )

@@ -1,0 +1,81 @@
+"""Parts of a stream done apart by workers, their answers in the order of the rows."""
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from sonde.core.plan import UNIT_SIZE
+from sonde.core.stream import Stream
+from sonde.engine.array_stream import ArrayStream
+from sonde.engine.derived import DerivedStream
+from sonde.run.passes.crew import Crew
+from sonde.run.passes.hand_out import hand_out
+from sonde.run.passes.job import Job, Span
+
+PARTS = 4
+MOST_UNITS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class StreamPart(DerivedStream):
+    """Some units of a stream; everything else is taken from the whole stream."""
+
+    inner: Stream
+    bounds: tuple[int, ...]
+    seed: int = 0
+
+    def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
+        """Return the bounds of the units of this part."""
+        return list(self.bounds)
+
+
+@dataclass(frozen=True)
+class PartJob(Job):
+    """Do a part of a stream that does not need the other parts.
+
+    Parameters
+    ----------
+    bounds : tuple of int
+        Where the units of the whole stream begin, and the end.
+    """
+
+    bounds: tuple[int, ...]
+
+    @abstractmethod
+    def of_part(self, part: Stream) -> Any:
+        """Do one part in a worker; what it returns goes to the driver."""
+
+    def work(self, start: int, stop: int) -> Any:
+        """Do the units ``[start, stop)``."""
+        return self.of_part(
+            StreamPart(self.stream, self.bounds[start : stop + 1], self.stream.seed)
+        )
+
+
+def has_parts(stream: Stream) -> bool:
+    """Return whether parts can be done alone; rows of plain arrays are compared with all rows."""
+    return not isinstance(stream, ArrayStream)
+
+
+def in_order(job: PartJob, crew: Crew) -> Generator[Any]:
+    """Yield the answers of all parts in the order of the rows, whoever is done first."""
+    spans = spans_of(len(job.bounds) - 1, crew.workers)
+    waiting: dict[Span, Any] = {}
+    following = iter(spans)
+    awaited = next(following, None)
+    with closing(hand_out(job, spans, crew)) as answers:
+        for span, answer in answers:
+            waiting[span] = answer
+            while awaited in waiting:
+                yield waiting.pop(awaited)
+                awaited = next(following, None)
+
+
+def spans_of(n_units: int, workers: int) -> list[Span]:
+    """Return ranges of units, short enough that each worker gets several of them."""
+    step = min(MOST_UNITS, max(1, n_units // (PARTS * max(1, workers))))
+    edges = [*range(0, n_units, step), n_units]
+    return list(itertools.pairwise(edges))

@@ -1,1 +1,0 @@
-"""Checks of every byte of what was written: bundles, run directories, tracks."""
