@@ -23,7 +23,7 @@ def test_known_curves():
 
 
 def test_curves_that_do_not_compare_are_refused():
-    with pytest.raises(InputError, match="share qualities, got 27 to 38 and 39 to 40"):
+    with pytest.raises(InputError, match="overlapping qualities, got 27 to 38 and 39 to 40"):
         bd_rate(RATES, QUALITIES, [1, 2], [39, 40])
     with pytest.raises(InputError, match="rates above 0 that rise with the quality"):
         bd_rate(RATES, QUALITIES, [2, 1], [30, 35])

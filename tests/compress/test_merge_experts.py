@@ -84,7 +84,7 @@ def test_no_group_is_larger_than_its_capacity():
     head = heads_of(like, torch.tensor([2, 4]), share, 4)
     assert torch.bincount(head).tolist() == [0, 0, 4, 0, 3]
     assert head[[2, 4, 6, 3, 1]].tolist() == [2, 4, 2, 2, 2]  # the most used choose first
-    with pytest.raises(InputError, match=r"hold 7 experts, got 2 of at most 3\."):
+    with pytest.raises(InputError, match=r"room for 7 experts, got 2 of at most 3\."):
         heads_of(like, torch.tensor([2, 4]), share, 3)
 
 

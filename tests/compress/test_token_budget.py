@@ -60,7 +60,7 @@ def test_a_floor_comes_first():
     found = token_budget(relevance, lengths, 17, floor=3)
     rest = token_budget(relevance, torch.tensor([6, 4, 0, 5]), 17 - 11)
     assert torch.equal(found, rest + torch.tensor([3, 3, 2, 3]))
-    with pytest.raises(InputError, match="at least 11, what floor=3 takes"):
+    with pytest.raises(InputError, match="at least 11, which floor=3 needs"):
         token_budget(relevance, lengths, 10, floor=3)
 
 

@@ -150,11 +150,11 @@ def test_arguments_beside_texts_and_images_are_refused(encoder, bert, vit):
     model = load(encoder, processor=load(bert).processor)
     pixels = load(ViTModel(VIT), processor=load(vit).processor)
     items = [{"text": "a b", "position_ids": [0, 1, 2, 3], "attention_mask": [1], "scores": [1.0]}]
-    with pytest.raises(errors.InputError, match=r"argument 'position_ids'.* beside 'text'.*input_"):
+    with pytest.raises(errors.InputError, match=r"argument 'position_ids'.* column 'text'.*input_"):
         open_inputs(model, items)
-    with pytest.raises(errors.InputError, match=r"argument 'bool_masked_pos'.* beside 'image'"):
+    with pytest.raises(errors.InputError, match=r"argument 'bool_masked_pos'.* column 'image'"):
         open_inputs(pixels, [{"image": "a.png", "bool_masked_pos": [True] * 4}])
-    with pytest.raises(errors.InputError, match=r"argument 'position_ids'.* beside 'text'"):
+    with pytest.raises(errors.InputError, match=r"argument 'position_ids'.* column 'text'"):
         open_inputs(load(encoder, processor=Letters("left")), items)
     del items[0]["position_ids"]
     assert open_inputs(model, items).notes == ()

@@ -208,7 +208,7 @@ def test_figures_over_a_batch_are_no_logits_of_an_item(loaded):
 
 def test_a_text_beyond_the_context_says_what_to_do(loaded):
     rows = [{"image": picture(0), "text": "red " * 20}]
-    with pytest.raises(InputError, match=r"22 tokens, the model reads 12.*--long truncate"):
+    with pytest.raises(InputError, match=r"22 tokens, the model reads at most 12.*--long truncate"):
         open_inputs(loaded["clip"], rows)
     cut = open_inputs(loaded["clip"], rows, long="truncate")
     assert cut.n_truncated == 1

@@ -55,7 +55,7 @@ def test_tensors_are_stacked_and_known_by_their_bytes():
     assert torch.equal(batch.args[0][1], torch.ones(8))
     assert batch.keys[:2] == [tensor_key(items[0]), tensor_key(items[1])]
     assert model.module(*batch.args).shape == (3, 4)
-    with pytest.raises(errors.InputError, match=r"one shape, got \(7,\), \(8,\).*batch_size=1"):
+    with pytest.raises(errors.InputError, match=r"equal shape, got \(7,\), \(8,\).*batch_size=1"):
         only(open_inputs(model, [torch.ones(8), torch.ones(7)]))
 
 
@@ -119,7 +119,7 @@ def test_forms_that_could_mean_something_else_are_refused():
     some = torch.utils.data.DataLoader(MapStyle(), sampler=SubsetRandomSampler([0, 1]))  # pyright: ignore[reportArgumentType]
     with pytest.raises(errors.InputError, match="a SubsetRandomSampler"):
         open_inputs(model, some)
-    with pytest.raises(errors.InputError, match=r"one length.*got x 3, label 2"):
+    with pytest.raises(errors.InputError, match=r"equal length.*got x 3, label 2"):
         open_inputs(model, {"x": torch.ones(3, 8), "label": [0, 1]})
     with pytest.raises(errors.InputError, match="text one value"):
         open_inputs(model, {"text": "abc"})

@@ -129,7 +129,7 @@ def test_max_length_is_at_most_the_context(gpt2, bert):
         4,
     ]
     assert len(by_order(open_inputs(load(gpt2), ["y" * 20], max_length=99))[0][0]) == 16
-    with pytest.raises(errors.InputError, match="no room beside 2 special"):
+    with pytest.raises(errors.InputError, match="no room for tokens other than 2 special"):
         open_inputs(load(bert), ["a"], max_length=2)
 
 

@@ -139,5 +139,5 @@ def test_bad_input():
     with pytest.raises(ShapeError, match=r"shifts of shape \(3, 16\), got \(2, 16\)"):
         BatchEdit(FACTS, [LAYER], shifts=normal(2, 16)).plan(model, moment)
     full = NullSpace().fit(normal(99, 24))
-    with pytest.raises(StateError, match="reach all 24 directions"):
+    with pytest.raises(StateError, match="span all 24 directions"):
         BatchEdit(FACTS, [LAYER], how="null_space", shifts=normal(3, 16)).plan(model, full)

@@ -105,7 +105,7 @@ def test_opposite_tensors_have_no_arc():
 
 def test_what_was_fitted_for_a_merge_is_checked():
     x, nan = torch.randn(9, 2), float("nan")
-    with pytest.raises(InputError, match=r"diagonal alone for 0 of model 1.*scatter='full'"):
+    with pytest.raises(InputError, match=r"only the diagonal for 0 of model 1.*scatter='full'"):
         RegMean([{"0": Moments().observe(x)}, {"0": Moments("diag").observe(x)}])
     for wrong in (-0.1, nan):
         with pytest.raises(InputError, match="not below 0, got others in w of model 0"):

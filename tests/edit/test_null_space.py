@@ -36,7 +36,7 @@ def test_no_room_is_said():
     found = NullSpace().fit(normal(100, 4))
     assert found.value == 0.0
     assert found.range == (0.0, 4.0)
-    with pytest.raises(StateError, match="reach all 4 directions"):
+    with pytest.raises(StateError, match="span all 4 directions"):
         found.restrict(normal(2, 4))
     with pytest.raises(ShapeError, match="dim=4, got dim=5"):
         found.restrict(normal(2, 5))

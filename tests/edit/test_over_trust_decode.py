@@ -101,7 +101,7 @@ def test_taking_back_ends_and_forbids_what_stood_there():
 def test_what_is_refused():
     with pytest.raises(InputError, match="scale above 0"):
         AttentionColumns(scale=0.0)
-    with pytest.raises(InputError, match="as many queries as keys"):
+    with pytest.raises(InputError, match="equally many queries and keys"):
         AttentionColumns().score(torch.ones(1, 1, 2, 3))
     with pytest.raises(InputError, match="beams of at least 1, got 0"):
         OverTrustDecode(beams=0)

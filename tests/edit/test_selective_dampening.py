@@ -81,7 +81,7 @@ def test_a_class_is_forgotten_and_the_others_are_kept():
 def test_what_cannot_select_anything_is_refused():
     model, x, label, k = world()
     data = sides(model, x, label, k)
-    with pytest.raises(InputError, match=r"alpha below 7\.5 .*take at most 2\.62"):
+    with pytest.raises(InputError, match=r"alpha below 7\.5 .*use at most 2\.62"):
         SelectiveDampening(alpha=10.0).plan(model, data)
     with pytest.raises(InputError, match="above 0"):
         SelectiveDampening(alpha=0.0)

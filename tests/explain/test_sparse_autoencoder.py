@@ -361,7 +361,7 @@ def test_errors_say_what_to_do(tmp_path, signed):
     with pytest.raises(StoreError, match="no file"):
         load_dictionary(tmp_path / "nowhere.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"1234567890")
-    with pytest.raises(StateError, match="no safetensors file"):
+    with pytest.raises(StateError, match="is not a safetensors file"):
         load_dictionary(tmp_path / "bad.safetensors")
 
 

@@ -110,7 +110,7 @@ def test_the_first_trials_run_and_the_rest_is_counted() -> None:
         budget.note(5)
         done.append(name)
     assert done == ["a", "b"]  # 11 operations each, and 24 may be spent
-    assert budget.text().startswith("4 forms of the inputs left untried")
+    assert budget.text().startswith("4 forms of the inputs not tried")
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ def suspects_sentence(report: dict[str, Any]) -> str:
     >>> row = {"id": "b", "places": ["line 8"], "label": "cat", "predicted": "dog", "share": 0.9}
     >>> found = {"rows": [row], "n": 1, "planted": 20, "found": 18}
     >>> suspects_sentence({"rows": {"suspects": found}})
-    'look first at line 8 (cat, looks like dog); of 20 labels exchanged as a test, 18 were among the first 21'
+    'look first at line 8 (cat, looks like dog); of 20 labels exchanged as a test, 18 were among the first 21 rows of this list'
     """  # noqa: E501
     found = (report.get("rows") or {}).get("suspects")
     if not found or not found["rows"]:

@@ -23,7 +23,7 @@ def vectors_sentence(report: dict[str, Any]) -> str:
     >>> for part in vectors_sentence({"vectors": found}).split("; "):
     ...     print(part)
     384 numbers each, pooled by the first token
-    two rows have a cosine of 0.91 on average  (near 1: rows differ in few directions)
+    two rows have a cosine of 0.91 on average (near 1: rows differ in few directions)
     4.2 of 384 dimensions in use
     no copies, 7 near copies, 1 outlier
     3 clusters with 80 % of 300 rows

@@ -114,8 +114,8 @@ def _stayed(last: dict[str, Any]) -> str:
     Examples
     --------
     >>> _stayed({"site": "normalize:out", "neighbours": 0.62, "neighbours_null": 0.03})
-    'Of the nearest rows of a row at normalize, 62 % stay among the nearest (by chance 3 %).'
-    """
+    'Of the nearest rows of a row at normalize, 62 % stay among the nearest (expected by chance: 3 %).'
+    """  # noqa: E501
     stay, chance = last.get("neighbours"), last.get("neighbours_null")
     if stay is None or chance is None:
         return ""

@@ -37,7 +37,8 @@ EDITS: dict[str, type[Any]] = {
 _HEAD = """sonde edit WORD: change a model, and undo the change
 
 Every edit is written as a new model: its folder is copied,
-only the changed tensors are rewritten, and NEW.patch beside it holds the original values.
+only the changed tensors are rewritten,
+and NEW.patch beside it holds the original values.
 """
 _FOOT = "`sonde edit WORD --help` shows the flags of a word."
 
