@@ -86,8 +86,10 @@ def was_it_generated(
         scores[name] = cross_val_predict(head, x[:known], is_made, **how)
     found = {name: auroc(x, is_made) for name, x in scores.items()}
     best = max(heads, key=lambda name: found[name].value)
-    own = auroc(_chosen_apart(heads, is_made, known, seed), is_made)
-    tells = bool(own.low > 0.5)
+    apart = _chosen_apart(heads, is_made, known, seed)
+    own = auroc(apart, is_made)
+    # Training texts of two folds overlap, so that the interval over texts is too narrow for a test.
+    tells = bool(auroc(apart, is_made, level=0.99).low > 0.5)
     new = _judged(heads[best], is_made, known) if texts is not None else []
     likely = sum(p > 0.5 for p in new)
     ending = f" Of {len(new)} new texts {likely} are more likely generated." if new else ""
