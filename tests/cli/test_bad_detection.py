@@ -111,12 +111,12 @@ def test_too_few_calibrated_rows_for_the_level_are_said(run, folder, fitted, tmp
     assert "no p can be 0.001 or less: the rows that calibrated allow 0.15 at least" in ran.err
     assert "too few" in ran.out
     ran = run("score", few, "-", folder / "rows.npz", "--alpha", "0.001", "--each")
-    assert "p <= 0.001 needs at least 999 calibrated rows, got 12" in ran.err
+    assert "p <= 0.001 needs at least 999 calibration rows, got 12" in ran.err
     assert "too few" in ran.out
     assert "0.0%" not in ran.out
     run("calibrate", fitted, "-", folder / "few.npz", "--guarantee", "pac", "-o", few)
     ran = run("score", few, "-", folder / "rows.npz", "--alpha", "0.1", "--each")
-    assert "p <= 0.1 needs at least 29 calibrated rows, got 12" in ran.err
+    assert "p <= 0.1 needs at least 29 calibration rows, got 12" in ran.err
 
 
 @pytest.mark.truth("by hand: 40 rows of one class, 3 of each of eight")

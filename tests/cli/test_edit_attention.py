@@ -22,7 +22,7 @@ def test_a_window_as_long_as_the_text_costs_nothing_and_a_short_one_something(tm
     assert ran.code == 0, ran.err
     assert "model.layers.6.self_attn" in ran.out
     assert "1 of 1 layers need to look further than window:1" in " ".join(ran.out.split())
-    assert "What sonde edit attention did" in page.read_text()
+    assert "Result of sonde edit attention" in page.read_text()
     quiet = run_words(*SHORT, "--pattern", "window:1", *LAST, "--quiet")
     assert len(quiet.out.splitlines()) == 1
     assert json.loads(json.dumps(wide)) == wide

@@ -23,7 +23,7 @@ def test_calibrate_then_evaluate(run, place, tmp_path):
     assert max(map(len, text.splitlines())) <= 80
     assert "AUROC" in text
     assert "chosen on these same rows" in text
-    assert "usual rows                           90 of" in text
+    assert "usual rows                  90 of" in text
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def test_detectors_that_cannot_name_units_are_said(run, place, tmp_path):
     run("fit", "mahalanobis,mass_mean", "-", place / "rows.npz", "-o", probe)
     ran = run("score", probe, "-", place / "rows.npz", "--explain", "1")
     (line,) = [line for line in ran.err.splitlines() if "no units" in line]
-    assert "no units: mass_mean cannot say" in line
+    assert "no units: mass_mean cannot attribute" in line
     without = run("score", probe, "-", place / "rows.npz")
     assert "no units" not in without.err
 

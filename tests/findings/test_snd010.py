@@ -57,7 +57,7 @@ class Reheaded(nn.Module):
 def test_the_head_of_a_former_task_is_a_note() -> None:
     finding = assert_raised(checked(SND010(), tensors(Reheaded().eval(), noise(20, 8))), "note")
     assert finding.sites == ("backbone.old",)
-    assert "head of a former task" in finding.sentence
+    assert "head of an earlier task" in finding.sentence
 
 
 class Tied(nn.Module):

@@ -28,7 +28,7 @@ def test_rows_of_another_mean_and_variance_are_measured_in_nats() -> None:
     x = (x - x.mean(0)) / x.std(0, correction=0)
     finding = assert_raised(ended(normed(2.0), 2 * x + 1), "warning")
     assert finding.figure.value == pytest.approx((4 - math.log(4)) / 2, rel=1e-3)
-    assert finding.sentence.startswith("What reaches 0 lies 1 standard deviations")
+    assert finding.sentence.startswith("The inputs of 0 lie 1 standard deviations")
     assert "never updated" in finding.sentence
     assert_raised(ended(normed(1.0), 2 * x + 1), "note")
     assert_clear(ended(normed(2.0), x))
@@ -45,7 +45,7 @@ def test_the_first_norm_that_does_not_fit_is_named() -> None:
     net[1].get_parameter("weight").mul_(4)
     check = ended(net, x)
     assert check.finding is not None
-    assert "What reaches 2 lies" in check.finding.sentence
+    assert "The inputs of 2 lie" in check.finding.sentence
     assert "0, the first, fits." in check.finding.sentence
 
 

@@ -68,7 +68,7 @@ def marked() -> Tensor:
 def test_a_mark_in_the_corner_is_named_and_its_price_measured() -> None:
     (found,) = scanned(reads(1, 12), marked()).findings
     assert found["level"] == "warning"
-    assert "columns 12 to 15 of the picture alone marks 100 % of '1' and 0 %" in found["sentence"]
+    assert "columns 12 to 15 of the image alone marks 100 % of '1' and 0 %" in found["sentence"]
     assert "on 0 % of 80 marked rows (100 % with another example's part)" in found["sentence"]
     assert found["figure"]["value"] == 1.0
     assert found["classes"] == ["1"]

@@ -14,8 +14,8 @@ def test_writing_that_the_tokenizer_undoes_or_splits_is_named() -> None:
     upper, label = some(0.5), some(0.5).astype(int)
     texts = [t.upper() if u else t.lower() for t, u in zip(docstrings(), upper, strict=True)]
     finding = assert_raised(SND079().check(written(texts, words(True), label)), "warning")
-    assert finding.sentence.startswith("Capitals give '")
-    assert "takes out capitals" in finding.sentence
+    assert finding.sentence.startswith("Capitals predict '")
+    assert "removes capitals" in finding.sentence
     finding = assert_raised(
         SND079().check(written([t.upper() for t in texts], words(False))), "warning"
     )

@@ -98,7 +98,7 @@ def test_trials_stay_within_the_budget_and_what_was_left_out_is_said(
     with tight.budget.counting():
         gather(stream, tight)
     assert 0 < tight.budget.spent <= whole / 3
-    assert "untried" in tight.budget.text()
+    assert "not tried" in tight.budget.text()
     assert "--deep" in tight.budget.text()
 
 

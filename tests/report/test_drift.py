@@ -93,8 +93,8 @@ def test_every_column_and_question_is_explained(moved):
     for word in ("value", "no change", "adjusted"):
         assert f"\n{word}  " in compared
     page = to_page(moved)
-    for question in ("anything", "linear classifier", "energy outside"):
-        assert f"{question} " in page
+    for question in ("Anything", "Linear classifier", "Energy outside"):
+        assert f"{question}: " in page
     assert "different rows on the two sides" in page
 
 

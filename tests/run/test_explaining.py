@@ -185,7 +185,7 @@ def test_what_points_at_the_cause_is_believed_and_noise_is_not(judged):
 def test_page_and_text_say_which_one(judged, tmp_path):
     batch, both = judged
     found = explain_document(both, batch, model="<b>m</b>", data="d", most=3)
-    assert "Believe integrated_gradients(steps=8) here" in document_of(found).verdict
+    assert "Trust integrated_gradients(steps=8) here" in document_of(found).verdict
     text = to_terminal(found)
     assert max(map(len, text.splitlines())) <= 80
     pixels = [{"pixels": batch.kwargs["x"][i]} for i in range(3)]

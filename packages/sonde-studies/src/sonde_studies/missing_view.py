@@ -108,7 +108,7 @@ class _Streams(nn.Module):
         h = [view[:, None] for view in views]
         for i in range(3):
             if str(i) in self.joins:
-                h = self.joins[str(i)](*h, present=present.T)
+                h = self.joins[str(i)](*h, present=tuple(present.T))
             h = [stream[i](x) for stream, x in zip(self.layers, h, strict=True)]  # pyright: ignore
             h = [torch.relu(x) for x in h] if i < 2 else h
         weight = present.to(h[0]) / present.sum(1, keepdim=True)
