@@ -16,6 +16,7 @@ from torch.nn import functional
 from sonde.compress._each_layer import round_each_layer
 from sonde.compress._grid import (
     SMALLEST,
+    Symmetry,
     check_grid,
     codes_of,
     each_entry,
@@ -98,8 +99,8 @@ class DecoupleQ(Rewrite):
         StateError
             If the inputs were read at other weights.
         """
-        grid, word = (self.bits, self.group, "asymmetric"), method_of("DecoupleQ", asdict(self))
-        how = self.layers, grid, self._one, word
+        grid: tuple[int | None, int, Symmetry] = self.bits, self.group, "asymmetric"
+        how = self.layers, grid, self._one, method_of("DecoupleQ", asdict(self))
         return round_each_layer("DecoupleQ", model, calibration, *how)
 
     def _one(

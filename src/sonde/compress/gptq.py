@@ -101,8 +101,8 @@ class GPTQ(Rewrite):
         StateError
             If the inputs were read at other weights.
         """
-        grid, word = (self.bits, self.group, self.symmetry), method_of("GPTQ", asdict(self))
-        how = self.layers, grid, self._one, word
+        grid: tuple[int | None, int, Symmetry] = self.bits, self.group, self.symmetry
+        how = self.layers, grid, self._one, method_of("GPTQ", asdict(self))
         return round_each_layer("GPTQ", model, calibration, *how, sequential=self.sequential)
 
     def _one(
