@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs]
 from sklearn.feature_extraction.text import TfidfVectorizer  # pyright: ignore
 from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
-from sklearn.model_selection import cross_val_predict  # pyright: ignore
+from sklearn.model_selection import StratifiedKFold, cross_val_predict  # pyright: ignore
 from sklearn.pipeline import make_pipeline  # pyright: ignore[reportUnknownVariableType]
 from sklearn.preprocessing import StandardScaler  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from sonde import InputError
 from sonde.layers import Attention, Readout
+from sonde.metrics import auroc
 from sonde_studies.worlds.learning import drawn, minimise
 
 CHARACTERS = (1, 3)
@@ -112,3 +114,28 @@ class SetHead(nn.Module):
         self.join = Readout([self.dim], self.dim, "queries")
         self.last = nn.Linear(self.dim, len(self.classes_))
         return self
+
+
+def chosen_apart(heads: dict[str, tuple[Any, Any]], is_made: Any, folds: int, seed: int) -> Any:
+    """Return the score of each labelled row by the head that is best on all other folds.
+
+    Scores are ranks within a fold, as the heads of two folds have scales of their own.
+    """
+    known = len(is_made)
+    scores = np.zeros(known)
+    outer = StratifiedKFold(folds, shuffle=True, random_state=seed + 1)
+    inner = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    for chosen, held in outer.split(np.zeros(known), is_made):
+        how: dict[str, Any] = {"cv": inner, "method": "decision_function"}
+        value = {
+            name: auroc(
+                cross_val_predict(head, x[chosen], is_made[chosen], **how),
+                is_made[chosen],
+                resamples=2,
+            ).value
+            for name, (head, x) in heads.items()
+        }
+        head, x = heads[max(heads, key=lambda name: value[name])]
+        made = head.fit(x[:known][chosen], is_made[chosen]).decision_function(x[:known][held])
+        scores[held] = rankdata(made) / (len(held) + 1)
+    return scores

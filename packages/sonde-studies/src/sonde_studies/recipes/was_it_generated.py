@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs]
 from sklearn.model_selection import StratifiedKFold, cross_val_predict  # pyright: ignore
 
 from sonde import InputError, Model, gather, read
@@ -12,7 +11,7 @@ from sonde.data import rows_of
 from sonde.metrics import auroc
 from sonde.report import Answer
 from sonde_studies.parts.figures import AUROC, auroc_rows, names, told
-from sonde_studies.parts.heads import character_head, linear_head
+from sonde_studies.parts.heads import character_head, chosen_apart, linear_head
 from sonde_studies.parts.tokens import NAMES, text_features
 
 QUESTION = "Was this text generated?"
@@ -86,7 +85,7 @@ def was_it_generated(
         scores[name] = cross_val_predict(head, x[:known], is_made, **how)
     found = {name: auroc(x, is_made) for name, x in scores.items()}
     best = max(heads, key=lambda name: found[name].value)
-    apart = _chosen_apart(heads, is_made, known, seed)
+    apart = chosen_apart(heads, is_made, FOLDS, seed)
     own = auroc(apart, is_made)
     # Training texts of two folds overlap, so that the interval over texts is too narrow for a test.
     tells = bool(auroc(apart, is_made, level=0.99).low > 0.5)
@@ -111,30 +110,6 @@ def was_it_generated(
             "own texts. In the table the best of three heads looks better than it is.",
         ),
     )
-
-
-def _chosen_apart(heads: dict[str, tuple[Any, Any]], is_made: Any, known: int, seed: int) -> Any:
-    """Return the score of each text by the head that is best on the texts of all other folds.
-
-    Scores are ranks within a fold, as the heads of two folds have scales of their own.
-    """
-    scores = np.zeros(known)
-    outer = StratifiedKFold(FOLDS, shuffle=True, random_state=seed + 1)
-    inner = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    for chosen, held in outer.split(np.zeros(known), is_made):
-        how: dict[str, Any] = {"cv": inner, "method": "decision_function"}
-        value = {
-            name: auroc(
-                cross_val_predict(head, x[chosen], is_made[chosen], **how),
-                is_made[chosen],
-                resamples=2,
-            ).value
-            for name, (head, x) in heads.items()
-        }
-        head, x = heads[max(heads, key=lambda name: value[name])]
-        made = head.fit(x[chosen], is_made[chosen]).decision_function(x[held])
-        scores[held] = rankdata(made) / (len(held) + 1)
-    return scores
 
 
 def _judged(head: tuple[Any, Any], is_made: Any, known: int) -> list[float]:
