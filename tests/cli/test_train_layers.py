@@ -130,8 +130,8 @@ def test_a_wider_scope_trains_the_same_beside_it_without_the_layers(tmp_path):
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("layers.safetensors", lambda old: old[:-9], "a file was changed since"),
-        ("layers.json", lambda old: old.replace(b"0.3", b"0.4"), "a file was changed since"),
+        ("layers.safetensors", lambda old: old[:-9], "a file was changed afterwards"),
+        ("layers.json", lambda old: old.replace(b"0.3", b"0.4"), "a file was changed afterwards"),
         ("layers.json", None, r"layers\.json cannot be read"),
     ],
 )

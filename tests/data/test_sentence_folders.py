@@ -196,7 +196,7 @@ def test_how_near_a_text_is_can_be_explained(averaged):
     torch.testing.assert_close(found.objective.float(), (vectors[:1] @ vectors[1:].T)[0])
     assert found.by_place.shape == (1, 8)
     assert bool((found.by_place != 0).all())
-    with pytest.raises(InputError, match=r"no likeliest class.*--target TEXT"):
+    with pytest.raises(InputError, match=r"no most likely class.*--target TEXT"):
         Saliency().explain(model, fed)
     with pytest.raises(InputError, match="expected a folder of sentence-transformers"):
         similarity_to(sonde.Model(averaged[1]), "cat")

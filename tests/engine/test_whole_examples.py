@@ -146,7 +146,8 @@ def test_rows_of_one_example_share_a_number_in_arrays_and_stores(tmp_path):
 def test_order_that_cannot_tell_examples_apart_is_refused():
     ids, position = [f"example {i // 7}" for i in range(70)], torch.arange(70) % 7
     with pytest.raises(
-        InputError, match=r"StepsByOrder takes whole examples by their 'order'.*Take"
+        InputError,
+        match=r"StepsByOrder needs whole examples and finds them by the column 'order'.*Use",
     ):
         PathLength(StepsByOrder()).fit(torch.zeros(70, 2), ids=ids, position=position)
     lone = PathLength(StepsByOrder()).fit(torch.zeros(70, 2))

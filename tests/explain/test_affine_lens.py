@@ -23,7 +23,9 @@ def test_the_map_is_that_of_ridge_regression():
     rest = y - x @ found.weight.T - found.bias
     share = 1 - rest.square().sum() / (y - y.mean(0)).square().sum()
     assert found.value == pytest.approx(float(share))
-    with pytest.raises(InputError, match="expected sites of one width, got 5 and 4"):
+    with pytest.raises(
+        InputError, match="expected two sites of the same width, got widths 5 and 4"
+    ):
         _ = found.map
 
 

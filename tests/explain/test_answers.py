@@ -54,6 +54,6 @@ def test_distributions_are_those_that_the_tokens_are_drawn_from(pairs):
 def test_odd_numbers_of_texts_and_no_tokens_are_refused(pairs):
     logits, tokens, mask = pairs
     for wrong in ((logits[:3], tokens[:3], mask[:3]), (logits, None, None)):
-        with pytest.raises(InputError, match="texts of tokens in twos"):
+        with pytest.raises(InputError, match="pairs of tokenised texts"):
             AnswerMargin(*LENGTHS).fixed(*wrong)
     assert "log-probability of 2 tokens" in AnswerMargin(*LENGTHS).name

@@ -160,7 +160,7 @@ def test_a_picture_gets_a_map_of_its_size():
 
 
 def test_what_has_no_attention_over_its_own_tokens_is_refused(model):
-    with pytest.raises(SiteError, match="holds no attention"):
+    with pytest.raises(SiteError, match="contains no attention layer"):
         AttentionRollout().explain(mlp(), torch.ones(2, 8))
     two = {"input_ids": IDS, "decoder_input_ids": IDS[:, :3]}
     with pytest.raises(SiteError, match="self-attention maps of one sequence"):

@@ -143,7 +143,7 @@ def test_layers_that_do_not_follow_are_refused():
         CausalGraph().explain(exclusive_or(), ODD, site=["0"], target=1)
     with pytest.raises(InputError, match="expected reference inputs with baseline='mean'"):
         CausalGraph(baseline="mean").explain(exclusive_or(), ODD, site=LAYERS, target=1)
-    with pytest.raises(SiteError, match="follow one another"):
+    with pytest.raises(SiteError, match="Name successive layers"):
         CausalGraph().explain(exclusive_or(), ODD, site=["0", "4"], target=1)
     with pytest.raises(InputError, match="quantile"):
         CausalGraph(quantile=1.0)

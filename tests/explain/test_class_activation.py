@@ -102,7 +102,7 @@ def test_maps_over_tokens_leave_the_class_token_out_and_grow_to_the_picture():
     assert upsampled(found, (4, 6), grid=(2, 3)).shape == (2, 4, 6)
     with pytest.raises(InputError, match="Leave special tokens out"):
         upsampled(GradCam().explain(model, x, site="embed"), (4, 6), grid=(2, 3))
-    with pytest.raises(InputError, match="a layer that keeps places"):
+    with pytest.raises(InputError, match="a layer whose output keeps spatial or token positions"):
         GradCam().explain(model, x)
 
 

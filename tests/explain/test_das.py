@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_refused():
         InterchangeIntervention().explain(net, **given(), subspace=axes[:3, :1])
     with pytest.raises(InputError, match="at most 6"):
         Das(k=7).fit(net, *pairs(), "0")
-    with pytest.raises(InputError, match="Take Replace"):
+    with pytest.raises(InputError, match="Use Replace"):
         InterchangeIntervention().explain(net, **given()).edit()
     with pytest.raises(InputError, match=r"held_out in \(0, 1\), got 1\.0"):
         Das(held_out=1.0)

@@ -109,9 +109,9 @@ def test_damaged_files_are_refused(tmp_path):
         (good, told | {"format": "other"}, "another safetensors file"),
         (good, {k: v for k, v in told.items() if k != "act"}, "is damaged"),
         ({n: t for n, t in good.items() if n != "bias"}, told, "is damaged"),
-        (good | {"decoder": good["decoder"][:-1]}, told, "do not fit one another"),
-        (good, told | {"k": 0}, "do not fit one another"),
-        (good, told | {"act": "jumprelu"}, "do not fit one another"),
+        (good | {"decoder": good["decoder"][:-1]}, told, "contradict each other"),
+        (good, told | {"k": 0}, "contradict each other"),
+        (good, told | {"act": "jumprelu"}, "contradict each other"),
     ):
         with pytest.raises(StateError, match=said):
             load_dictionary(written(tensors, about))

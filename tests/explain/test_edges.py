@@ -97,7 +97,8 @@ def test_positions_that_no_input_changes_keep_the_stream(kind):
 def test_a_stream_with_norms_on_it_is_refused():
     ids = torch.tensor([[1, 5, 6, 7]])
     with pytest.raises(
-        StateError, match="a norm is applied to the stream, or the two runs are identical"
+        StateError,
+        match="a norm is applied to the residual stream itself, or the two runs are identical",
     ):
         EdgePatching().explain(Induction(), CLEAN, corrupt=CLEAN, objective=GOAL)
     with pytest.raises(InputError, match="one length"):

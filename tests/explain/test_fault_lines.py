@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ShapeError, match="width 3"):
         FaultLines().explain(head, torch.ones(1, 3), concepts=torch.eye(4))
     own = int(head(torch.ones(1, 3)).argmax())
-    with pytest.raises(InputError, match="another answer than the model's own"):
+    with pytest.raises(InputError, match="a class other than the model's answer"):
         FaultLines().explain(head, torch.ones(1, 3), concepts=torch.eye(3), other=own)
     stuck = FaultLines(bound=1e-6).explain(head, torch.ones(1, 3), concepts=torch.eye(3))
     assert torch.as_tensor(stuck.value).tolist() == [float("inf")]

@@ -70,7 +70,7 @@ def test_a_clamped_unit_shifts_logits_by_its_scores():
 
 
 def test_layers_of_other_widths_are_refused(gpt2):
-    with pytest.raises(ShapeError, match="width 32, the residual stream, got"):
+    with pytest.raises(ShapeError, match="the width 32 of the residual stream, got"):
         NeuronLens(side="writes").explain(gpt2, site="transformer.h.0.mlp.c_fc")
     with pytest.raises(InputError, match="is square"):
         NeuronLens().explain(gpt2, site="transformer.h.0.attn.c_proj")

@@ -87,11 +87,11 @@ def test_the_sum_of_a_scaling_is_gradient_times_activation_at_tokens_too():
     _, gradient, _ = function.gradient(function.value, TARGET.at(function).of)
     found = NormGrad("scaling", "sum").at(function, TARGET)
     torch.testing.assert_close(found.value, (gradient * function.value).sum(2))
-    with pytest.raises(InputError, match="Take conv1x1"):
+    with pytest.raises(InputError, match="conv3x3 needs maps"):
         NormGrad("conv3x3").at(function, TARGET)
-    with pytest.raises(SiteError, match="own needs the output"):
+    with pytest.raises(SiteError, match="for 'own', got"):
         NormGrad("own").at(function, TARGET)
-    with pytest.raises(InputError, match="keeps places"):
+    with pytest.raises(InputError, match="keeps spatial or token positions"):
         NormGrad().explain(nn.Linear(3, 2), torch.ones(2, 3))
 
 

@@ -101,7 +101,7 @@ def test_one_output_has_no_margin_and_no_second_class():
         Saliency().explain(net, X, objective=Objective("margin"))
     with pytest.raises(InputError, match="two classes"):
         ClassSensitivity().judge(net, X, Saliency())
-    with pytest.raises(InputError, match="keeps places"):
+    with pytest.raises(InputError, match="keeps spatial or token positions"):
         MetaSaliency().explain(net, X, site="hidden")
     maps = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Tanh(), nn.Flatten(), nn.Linear(18, 1))
     x, inner = torch.randn(2, 1, 3, 3, generator=DRAW), GradTimesInput()
@@ -235,5 +235,5 @@ def test_a_class_of_a_map_counts_over_its_pixels_or_at_one():
     with pytest.raises(InputError, match=r"a map of 5 x 7, got \(5, 0\)"):
         Saliency().explain(net, x.detach(), objective=Objective(pixel=(5, 0)))
     flat = nn.Linear(2, 3)
-    with pytest.raises(InputError, match="a pixel is one of a map"):
+    with pytest.raises(InputError, match="expected a map of logits"):
         Saliency().explain(flat, torch.randn(4, 2), objective=Objective(pixel=(0, 0)))

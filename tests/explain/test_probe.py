@@ -71,7 +71,9 @@ def test_labels_that_cannot_be_probed_are_refused():
 def test_classes_that_groups_held_out_share_with_no_other_are_refused_or_flagged():
     group = (torch.arange(600) >= 250).long()
     for method in (Probe(), MdlProbe(), ControlTask("group")):
-        with pytest.raises(InputError, match="each of 2 classes within one part of 2 groups"):
+        with pytest.raises(
+            InputError, match="2 classes of which each lies in one fold of the 2 groups"
+        ):
             method.fit(X, label=group, group=group)
     # the third class stands in one group alone: its rows are wrong whatever the states say
     group = torch.arange(600) % 7

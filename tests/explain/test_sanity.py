@@ -83,7 +83,7 @@ def test_a_cascade_redraws_what_it_says_and_alone_gives_the_rest_back():
         SanityChecks().judge(net, rows(2, 6), Breaking())
     assert torch.equal(net[0].weight, weights)
     assert torch.equal(torch.get_rng_state(), state)
-    with pytest.raises(InputError, match="no weights"):
+    with pytest.raises(InputError, match="weights that can be randomised, got none"):
         SanityChecks().judge(nn.Tanh(), rows(2, 6), Saliency())
     with pytest.raises(InputError, match="stages of at least 1, got 0"):
         SanityChecks(stages=0)

@@ -285,5 +285,5 @@ def test_what_cannot_be_explained_together_is_refused_with_advice():
         IntegratedGradients().explain(NET, shared)
     with pytest.raises(InputError, match="one tensor of rows"):
         SurrogateRules().explain(NET, (LEFT, RIGHT))
-    with pytest.raises(InputError, match="pictures alone"):
+    with pytest.raises(InputError, match="a single input of pictures"):
         MaskSensitivity().judge(NET, (LEFT, RIGHT), torch.ones(4, 2, 2) > 0, labels=torch.arange(4))

@@ -79,7 +79,7 @@ def test_composed_readers_prove_nothing():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ShapeError, match="of one width, got 2"):
+    with pytest.raises(ShapeError, match="of the same width, got a direction of 2"):
         found([1.0, 0.0])
     with pytest.raises(InputError, match="not zero"):
         found([0.0, 0.0, 0.0])

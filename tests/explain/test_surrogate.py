@@ -65,7 +65,7 @@ def test_numbers_and_what_cannot_be_imitated():
     assert found.features.tolist() == [40]
     assert 0.95 < found.value < 1.0
     assert (found.null, found.se) == (0.0, None)
-    with pytest.raises(InputError, match="one answer"):
+    with pytest.raises(InputError, match="the same answer for all"):
         SurrogateRules().explain(lambda x: torch.zeros(len(x), 2), x)
     with pytest.raises(InputError, match="20 rows"):
         SurrogateRules().explain(Tree(), x[:5])

@@ -235,7 +235,7 @@ def test_plain_attention_is_that_of_torch():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Attention(8, 3), "a dim that 3 heads divide, got 8"),
+        (lambda: Attention(8, 3), "a dim that is a multiple of the 3 heads, got 8"),
         (lambda: pattern_of("windows:3"), "axial:AXIS.*window:RADIUS:STEP, got 'windows:3'"),
         (lambda: pattern_of("window:3:4:5"), "got 'window:3:4:5'"),
         (lambda: Window(-1), r"radius >= 0 and step >= 1, got window:-1:1"),
@@ -243,7 +243,7 @@ def test_plain_attention_is_that_of_torch():
         (lambda: Attention(8, 2, prior="position", grid=(3, 5)), "a square number of heads"),
         (lambda: Attention(6, 3, "stripes", grid=(3, 5))(torch.zeros(1, 15, 6)), "even number"),
         (lambda: made(order=3)(states(n=129)), "at most 128 tokens for order=3, got 129: .* GiB"),
-        (lambda: made(order=3, scores="relu"), "neither a prior"),
+        (lambda: made(order=3, scores="relu"), "order=2 with a prior"),
         (
             lambda: made()(states(), mask=torch.arange(2)[:, None].expand(2, N) > 0),
             "a real token in every row, got none in 0",
@@ -281,7 +281,9 @@ def test_a_mask_hides_keys_of_every_pattern(word, causal):
 
 def test_masks_that_are_no_masks_of_these_states():
     x = torch.randn(2, 6, 4)
-    with pytest.raises(ShapeError, match="expected a boolean mask, True for what may be used"):
+    with pytest.raises(
+        ShapeError, match="expected a boolean mask, True at positions that may be used"
+    ):
         Attention(4, 2)(x, torch.ones(2, 6))
     with pytest.raises(ShapeError, match=r"expected a mask \(2, 6\) as the states, got \(2, 5\)"):
         Attention(4, 2)(x, mask=torch.ones(2, 5, dtype=torch.bool))
@@ -398,7 +400,7 @@ def test_weights_and_features_are_of_the_pattern_that_runs(word, kind):
 
 
 def test_weights_of_pairs_and_of_neighbours_are_refused():
-    with pytest.raises(InputError, match="order=3, whose weights belong to pairs"):
+    with pytest.raises(InputError, match="order=3, which has a weight for each pair"):
         made(order=3).probs(states())
     for layer in (made(order=3), made(local_position=True, grid=(HIGH, WIDE))):
         with pytest.raises(InputError, match="linear in mixtures of the states"):

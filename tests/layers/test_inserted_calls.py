@@ -349,7 +349,7 @@ def test_generation_is_that_of_full_passes(looking, gpt, caplog):
         known: dict[str, Any] = {"attention_mask": real.long(), "max_new_tokens": 5}
         assert torch.equal(new.generate(IDS, do_sample=False, **known), ids)
     if told:
-        with pytest.raises(InputError, match=r"goes on from 6 tokens in a cache"):
+        with pytest.raises(InputError, match=r"continues after 6 cached tokens"):
             new.generate(IDS, max_new_tokens=2, use_cache=True)
         assert sonde.removed(new).generation_config.use_cache
 

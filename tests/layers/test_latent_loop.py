@@ -100,7 +100,7 @@ def test_a_text_goes_on_after_the_steps():
     [
         (lambda: LatentLoop(nn.Linear(2, 2)), "a causal language model of transformers"),
         (lambda: made(n_steps=-1), "n_steps of 0 or more"),
-        (lambda: made(mix="attend")(IDS), "a memory for mix='attend'"),
+        (lambda: made(mix="attend")(IDS), "memory= together with mix='attend'"),
     ],
 )
 def test_what_is_refused(make, said):
@@ -145,5 +145,5 @@ def test_padded_texts_of_recurrent_models(config):
         said = model(inputs_embeds=given, use_cache=False).logits[0, -1]
         torch.testing.assert_close(loop(ids, mask)[row], said, rtol=1e-4, atol=1e-4)
     if not loop.hides_padding:
-        with pytest.raises(InputError, match="reads padding, got several lengths"):
+        with pytest.raises(InputError, match="also reads padding tokens, got several lengths"):
             loop.prompt(ids, mask)

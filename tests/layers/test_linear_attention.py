@@ -102,10 +102,10 @@ def test_crosstalk_of_the_state():
 @torch.no_grad()
 def test_a_text_that_is_shorter_than_the_prefix_is_told():
     layer, x = made(), states(rows=1, n=3)
-    with pytest.warns(SondeWarning, match="a prefix of 4 tokens for a text of 3"):
+    with pytest.warns(SondeWarning, match="the prefix of 4 tokens covers the whole text of 3"):
         alone = layer(x, prefix=4)
     padded, real = torch.cat([x, x], 1), torch.arange(6)[None] < 3
-    with pytest.warns(SondeWarning, match="a prefix of 4 tokens for a text of 3"):
+    with pytest.warns(SondeWarning, match="the prefix of 4 tokens covers the whole text of 3"):
         found = layer(padded, real, prefix=4)
     torch.testing.assert_close(found[:, :3], alone)
     torch.testing.assert_close(alone, brute(layer, x, 3))

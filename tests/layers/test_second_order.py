@@ -52,7 +52,7 @@ def test_spatial_correlation():
     cubed = layer(field**3)[0, 0].tolist()
     for rho, lower in zip((6 / 9, 4 / 9, 3 / 9), cubed, strict=True):
         assert lower == pytest.approx((9 * rho + 6 * rho**3) / 15, abs=0.015)
-    with pytest.raises(InputError, match="leave two pairs"):
+    with pytest.raises(InputError, match="at least two pairs"):
         layer(field[:, :, :1, :1])
 
 

@@ -59,8 +59,8 @@ def test_each_field_has_its_own_table_and_searching_leaves_the_other_alone():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: SharedTable(2, 5, lookups=2), "a width that the lookups divide"),
-        (lambda: SharedTable(1, 4, tables="per_field", lookups=2), "several lookups"),
+        (lambda: SharedTable(2, 5, lookups=2), "a width that is a multiple of the lookups"),
+        (lambda: SharedTable(1, 4, tables="per_field", lookups=2), "for several lookups"),
         (lambda: SharedTable(1, 4).search(torch.tensor([[1]])), "expected tables='decoupled'"),
         (lambda: SharedTable(1, 4)(torch.tensor([[-1]])), "from 0 to 2147483646"),
         (lambda: SharedTable(1, 4, 9, "per_field")(torch.tensor([[9]])), "from 0 to 8"),

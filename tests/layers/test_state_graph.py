@@ -94,7 +94,10 @@ def test_padded_nodes_send_nothing():
     [
         (lambda: StateGraph(3, k=0), "k of at least 1, got 0"),
         (lambda: StateGraph(3, "learned", n=3, budget=6), "a budget of 1 to 5"),
-        (lambda: StateGraph(3, "given")(drawn(1, 2, 3).float()), "an adjacency for kind='given'"),
+        (
+            lambda: StateGraph(3, "given")(drawn(1, 2, 3).float()),
+            "an adjacency together with kind='given'",
+        ),
         (lambda: propagate(drawn(2, 2), drawn(2, 2), 1.0), r"alpha in \[0, 1\)"),
     ],
 )

@@ -95,9 +95,9 @@ def test_an_empty_queue_is_the_identity_and_what_is_wrong_is_said():
     assert torch.equal(made(length=0)(x), x)
     for given, message in (
         ({"length": -1}, "length and lookahead of 0 or more"),
-        ({"streaming": True, "lookahead": 1}, "streaming knows no later states"),
-        ({"read": "attention", "stride": 2}, "are for read='filter'"),
-        ({"push": "soft"}, "for read='attention'"),
+        ({"streaming": True, "lookahead": 1}, "streaming has no later states"),
+        ({"read": "attention", "stride": 2}, "only used with read='filter'"),
+        ({"push": "soft"}, "only used with read='attention'"),
     ):
         with pytest.raises(InputError, match=message):
             StateQueue(3, **given)

@@ -100,5 +100,5 @@ def test_without_right_answers_or_of_another_site_there_is_no_loss():
         decoder=torch.zeros(16, 3),
         offset=torch.zeros(3),
     )
-    with pytest.raises(InputError, match="rebuilds the site that it reads"):
+    with pytest.raises(InputError, match="reconstructs the same site that it reads"):
         loss_recovered(model, inputs, wide, "1")

@@ -69,7 +69,7 @@ def test_packed_weights_are_counted_and_a_packed_head_is_found(small):
 
 def test_weights_that_cannot_be_redrawn_are_refused(small):
     with (
-        pytest.raises(InputError, match=r"packed ones. Take sonde.weights.unpacked"),
+        pytest.raises(InputError, match=r"packed weights. Use sonde.weights.unpacked"),
         given_back(small),
     ):
         raise AssertionError("packed weights were taken for redrawn")

@@ -73,9 +73,9 @@ def labels(values: Any, n: int) -> Tensor:
     missing = int((label == -1).sum())
     if 0 < missing < n and bool((label.abs() == 1).all()):
         warnings.warn(
-            f"Stream.of: {missing:,} of {n:,} labels are -1, which means 'none', and all others "
-            "are 1, so that one class is left. Number the classes 0 and 1, unless the rest have no "
-            "label.",
+            f"Stream.of: {missing:,} of {n:,} labels are -1, which means 'none', and all "
+            "others are 1, so only one class remains. Number the classes 0 and 1, unless the "
+            "rows with -1 really have no label.",
             SondeWarning,
             stacklevel=4,
         )

@@ -137,8 +137,9 @@ def check_whole(stream: Stream, wanted: Mapping[str, Request], bounds: Sequence[
     groups = {type(s).__name__ for s in statistics if s.whole_groups}
     if groups and stream.grouped and not groups_are_whole(stream.group_keys, bounds):
         raise InputError(
-            f"fit: {', '.join(sorted(groups))} needs the rows of a group together, and some groups "
-            "are spread over the data. Sort the data by its group column, or leave it out."
+            f"fit: {', '.join(sorted(groups))} needs the rows of a group together, and the "
+            "rows of some groups do not follow each other. Sort the data by its group "
+            "column, or leave that method out."
         )
     examples = {type(s).__name__ for s in statistics if s.whole_examples}
     members = stream.examples_of_rows if examples else None
@@ -147,13 +148,15 @@ def check_whole(stream: Stream, wanted: Mapping[str, Request], bounds: Sequence[
     )
     if members is not None and by_order:
         raise InputError(
-            f"fit: {', '.join(by_order)} takes whole examples by their 'order', which numbers the "
-            "rows of plain arrays. Take the column 'example', which the rows of one example share."
+            f"fit: {', '.join(by_order)} needs whole examples and finds them by the column "
+            "'order', which has a different number in every row of plain arrays. Use the "
+            "column 'example', which has the same value in all rows of an example."
         )
     if members is not None and not groups_are_whole(members, bounds):
         raise InputError(
-            f"fit: {', '.join(sorted(examples))} needs the rows of an example together, and some "
-            "are spread over the data, or are more than a unit holds. Sort the rows by their ids."
+            f"fit: {', '.join(sorted(examples))} needs the rows of an example together, but "
+            "the rows of some examples do not follow each other, or are more than a unit "
+            "holds. Sort the rows by their ids."
         )
 
 

@@ -56,14 +56,15 @@ class PairedStream(DerivedStream):
         sizes = {name: len(stream) for name, stream in self.sides.items()}
         if len(set(sizes.values())) > 1:
             raise InputError(
-                f"PairedStream: expected one example of each run for each of the others, got "
-                f"{sizes}. Give data sets of as many items in one order."
+                "PairedStream: expected the same number of examples in every run, got "
+                f"{sizes}. Give data sets with the same number of items in the same order."
             )
         rows = [s.source_rows for s in self.sides.values() if s.source_rows is not None]
         if any(not np.array_equal(rows[0], other) for other in rows[1:]):
             raise InputError(
-                "PairedStream: expected the examples of all runs in one order, got other items "
-                "at some places. Read both with the same options, and texts uncut (long='error')."
+                "PairedStream: expected the same examples in the same order in all runs, got "
+                "different items at some positions. Read all runs with the same options, and "
+                "do not cut texts into chunks (long='error')."
             )
 
     @property

@@ -137,8 +137,9 @@ class Running:
         header, states = read_state(path, lambda name: types(name.split("|")[0]))
         if header.get("digest") != digest(what):
             raise StateError(
-                f"Running.load: {path} was written for something else than {type(what).__name__} "
-                "with these parameters."
+                f"Running.load: expected a state of {type(what).__name__} with these "
+                f"parameters, got a state of another method or of other parameters in {path}. "
+                "Load it with the method and parameters that wrote it."
             )
         if header["sites"]:
             running._prepare(tuple(header["sites"]))

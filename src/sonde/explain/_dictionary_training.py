@@ -212,8 +212,8 @@ class DictionaryTraining(Trainer[DictionaryState]):
         n, width = state.read[0].n, self.width(sum(len(m.mean) for m in state.read))
         if 0 < width < self.k:
             raise InputError(
-                f"expected k of at most the {width} features of the dictionary, got {self.k}. A "
-                "row whose features are all active is not explained by few."
+                f"expected k of at most the {width} features of the dictionary, got {self.k}. "
+                "If all features are active in a row, the dictionary is not sparse."
             )
         if n < width:
             raise InputError(

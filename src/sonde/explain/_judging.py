@@ -42,8 +42,8 @@ def require_method(who: str, explanation: Any) -> None:
     """
     if not isinstance(explanation, Attributor):
         raise InputError(
-            f"{who}.judge: expected the method itself, which is asked again, got "
-            f"{type(explanation).__name__}. Pass the attributor, such as Saliency()."
+            f"{who}.judge: expected the method itself, which is run again on other inputs, "
+            f"got {type(explanation).__name__}. Pass the attributor, such as Saliency()."
         )
 
 
@@ -56,6 +56,6 @@ def require_attribution(who: str, explanation: Any) -> None:
     """
     if not isinstance(explanation, Attribution):
         raise InputError(
-            f"{who}.judge: expected an attribution, got {type(explanation).__name__}. Pass what "
-            "its explain(model, inputs) returned."
+            f"{who}.judge: expected an attribution, got {type(explanation).__name__}. Pass "
+            "the attribution that explain(model, inputs) of the method returned."
         )

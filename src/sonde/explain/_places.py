@@ -75,8 +75,8 @@ class ExamplePlaces:
         if flat.shape != self.real.shape:
             raise ShapeError(
                 f"judge: expected an attribution over {tuple(self.real.shape)} places, got "
-                f"{tuple(flat.shape)}. Grow a map to the picture first (upsampled), or judge it at "
-                "the site that it was made for."
+                f"{tuple(flat.shape)}. Upsample the map to the size of the picture first "
+                "(upsampled), or judge it at the site that it was computed at."
             )
         return flat.to(self.x)
 

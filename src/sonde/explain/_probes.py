@@ -48,8 +48,8 @@ class LabelledRows:
         order, group = torch.unique(rank_key(rows.group_draw), return_inverse=True)
         if len(order) < 2:
             raise InputError(
-                f"{owner}: expected rows of at least two groups, of which some are held out, got "
-                "one. Give rows of other documents, or no groups."
+                f"{owner}: expected rows of at least two groups, of which some are held out, "
+                "got one. Add rows from more groups (documents), or leave the groups out."
             )
         return cls(rows.rows.double(), member.to(rows.rows.device), labels, group, len(order))
 
@@ -70,9 +70,10 @@ class LabelledRows:
         alone = torch.bincount(classes, minlength=len(self.labels)) < 2
         if bool(alone.all()):
             raise InputError(
-                "expected a class with rows in several groups, got each of "
-                f"{len(self.labels)} classes within one part of {self.n_groups} groups: no probe "
-                "of other groups knows the class of a group held out. Give more groups."
+                f"expected a class with rows in several groups, got {len(self.labels)} "
+                f"classes of which each lies in one fold of the {self.n_groups} groups: a "
+                "probe trained on the other folds has never seen the class that it is tested "
+                "on. Give rows of each class in more groups."
             )
         return alone
 

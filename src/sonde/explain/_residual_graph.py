@@ -53,10 +53,10 @@ class ResidualGraph:
         )
         if not edges:
             raise StateError(
-                "edges: expected modules that read a sum of layers' outputs which differ between "
-                "the two runs, found none: a norm is applied to the stream, or the two runs are "
-                "identical. "
-                "Patch sites instead (ActivationPatching)."
+                "edges: expected modules that read a sum of layers' outputs which differ "
+                "between the two runs, found none: either a norm is applied to the residual "
+                "stream itself, or the two runs are identical. Patch sites instead "
+                "(ActivationPatching)."
             )
         return cls(writers, readers, edges)
 

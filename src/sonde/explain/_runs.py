@@ -296,8 +296,8 @@ def check_pair(clean: dict[Any, Any], corrupt: dict[Any, Any]) -> None:
     first, second = leaves(clean), leaves(corrupt)
     if first.keys() != second.keys():
         raise InputError(
-            f"expected clean and corrupted inputs of the same names, got {sorted(first)} and "
-            f"{sorted(second)}."
+            "expected clean and corrupted inputs with the same argument names, got "
+            f"{sorted(first)} and {sorted(second)}."
         )
     for name, x in first.items():
         y = second[name]
@@ -305,13 +305,13 @@ def check_pair(clean: dict[Any, Any], corrupt: dict[Any, Any]) -> None:
             kind = "tokens" if x.ndim == 2 and not x.is_floating_point() else "entries"
             raise InputError(
                 f"expected clean and corrupted inputs of one length, got {tuple(x.shape)} and "
-                f"{tuple(y.shape)} {kind} at {name!r}. States go from a position to the same "
-                "position: write texts with as many tokens."
+                f"{tuple(y.shape)} {kind} at {name!r}. States are copied to the same "
+                "position, so write texts with the same number of tokens."
             )
         if "mask" in name and not torch.equal(x, y):
             raise InputError(
-                f"expected clean and corrupted inputs with padding at the same places, got "
-                f"{name!r} that differ. Give each pair as many tokens."
+                "expected clean and corrupted inputs with padding at the same positions, got "
+                f"different {name!r}. Give both texts of a pair the same number of tokens."
             )
 
 

@@ -41,8 +41,8 @@ class AffineLensResult(Result):
         """
         if self.weight.shape[0] != self.weight.shape[1]:
             raise InputError(
-                f"AffineLensResult.map: expected sites of one width, got {self.weight.shape[1]} "
-                f"and {self.weight.shape[0]}."
+                "AffineLensResult.map: expected two sites of the same width, got widths "
+                f"{self.weight.shape[1]} and {self.weight.shape[0]}."
             )
         return AffineMap(
             left=self.weight,

@@ -54,8 +54,8 @@ class AnswerMargin:
         logits = _logits(outputs)
         if len(logits) % 2 or tokens is None:
             raise InputError(
-                "AnswerMargin: expected texts of tokens in twos, with the answer and with the "
-                f"other one, got {len(logits)} examples."
+                "AnswerMargin: expected pairs of tokenised texts, the first with the correct "
+                f"answer and the second with the wrong answer, got {len(logits)} examples."
             )
         lengths = (self.length, self.other)
         both = [
@@ -95,5 +95,7 @@ def _logits(outputs: Any) -> Tensor:
     found = find(outputs, "logits")
     found = find(outputs, None) if found is None else found
     if found is None:
-        raise InputError("AnswerMargin: the model returns no logits.")
+        raise InputError(
+            "AnswerMargin: expected a model that returns logits, got a model without them."
+        )
     return found

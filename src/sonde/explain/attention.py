@@ -232,17 +232,17 @@ def _read(function: SiteFunction, objective: FixedObjective) -> tuple[AttentionL
     look = watch_attention(found, edits=True)
     if look is None:
         raise SiteError(
-            f"attention: {type(function.module).__name__} holds no attention whose probabilities "
-            "can be read. Take a method of gradients: IntegratedGradients."
+            f"attention: {type(function.module).__name__} contains no attention layer whose "
+            "probabilities can be read. Use a gradient method: IntegratedGradients."
         )
     with look():
         number = objective.of(function.run(function.value.detach().requires_grad_(True)))
     shapes = {tuple(x.shape[1::2]) for x in kept}
     if len(shapes) != 1 or any(queries != keys for queries, keys in shapes):
         raise SiteError(
-            "attention: expected self-attention maps of one sequence after "
-            f"{function.site}, got (queries, keys) {sorted(shapes) or 'none'}. Name a site before "
-            "them, or take a method of gradients: IntegratedGradients."
+            f"attention: expected self-attention maps of one sequence after {function.site}, "
+            f"got (queries, keys) {sorted(shapes) or 'none'}. Name a site before these "
+            "attention layers, or use a gradient method: IntegratedGradients."
         )
     is_reached = number.requires_grad
     slopes = (
@@ -286,9 +286,9 @@ def _over_places(found: Float[Tensor, "row token"], function: SiteFunction) -> T
     grid = _grid(n, tuple(value.shape[2:])) if value.ndim == 4 else None
     if grid is None:
         raise SiteError(
-            f"attention: {n} tokens are not the positions of {tuple(value.shape)} at "
-            f"{function.site}, "
-            "nor a grid of the same proportions. Name a site of tokens, such as the embeddings."
+            f"attention: the {n} tokens of the attention map match neither the positions of "
+            f"the states {tuple(value.shape)} at {function.site} nor a grid of the same "
+            "proportions. Name a site of tokens, such as the embeddings."
         )
     laid = found[:, n - grid[0] * grid[1] :].unflatten(1, grid).unsqueeze(1).to(value)
     return interpolate(laid, list(value.shape[2:]), mode="bilinear", align_corners=False)[:, 0]

@@ -55,7 +55,9 @@ class Baseline:
     def __post_init__(self) -> None:
         check_ranges(self, kind=get_args(Kind))
         if (self.kind == "values") != (self.values is not None):
-            raise InputError("Baseline: expected values with kind='values', and with no other.")
+            raise InputError(
+                "Baseline: expected values= together with kind='values', and only then."
+            )
         if self.kind == "blur" and (self.size < 3 or self.size % 2 == 0):
             raise InputError(f"Baseline: expected an odd size of at least 3, got {self.size}.")
 

@@ -339,8 +339,8 @@ class _Sum:
         n, places = before.given.shape[before.axis], self.sent.shape[self.axis]
         if places % n or (self.is_kernel and places != n):
             raise SiteError(
-                f"CausalGraph: expected {self.name} to take the {n} units of {before.name}, got "
-                f"{places}. Name layers that follow one another."
+                f"CausalGraph: expected {self.name} to read the {n} units of {before.name}, "
+                f"got {places} inputs. Name successive layers."
             )
         # Flattened maps lie channel by channel, flattened tokens place by place.
         unit = torch.arange(places)

@@ -45,9 +45,10 @@ class ClassActivation(Attributor):
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
         if function.site == INPUT or function.value.ndim < 3:
             raise InputError(
-                f"{type(self).__name__}: expected a layer that keeps places (row, channel, h, w) "
-                f"or (row, token, unit), got {tuple(function.value.shape)} at {function.site}. "
-                "Name one: site='layer4', or the last block."
+                f"{type(self).__name__}: expected a layer whose output keeps spatial or token "
+                "positions, of shape (row, channel, h, w) or (row, token, unit), got "
+                f"{tuple(function.value.shape)} at {function.site}. Name one: site='layer4', "
+                "or the last block."
             )
         _, gradient, reached = function.slope(objective.of)
         axis = function.feature_axis

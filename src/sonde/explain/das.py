@@ -85,7 +85,10 @@ class Alignment(Result):
             If the whole site was exchanged: take ``Replace``.
         """
         if self.subspace is None:
-            raise InputError("Alignment.edit: the whole site was exchanged. Take Replace.")
+            raise InputError(
+                "Alignment.edit: expected an alignment of a subspace, got one that exchanges "
+                "the whole site. Use Replace."
+            )
         return Interchange(self.subspace, strength)
 
 

@@ -165,9 +165,9 @@ class Dictionary(Result):
         """
         if self.encoder.shape[1] != self.decoder.shape[1] or len(self.widths) > 1:
             raise InputError(
-                "Dictionary.edit: expected a dictionary that rebuilds the site that it reads, got "
-                f"{self.encoder.shape[1]} units in and {self.decoder.shape[1]} out, of "
-                f"{max(1, len(self.widths))} sites."
+                "Dictionary.edit: expected a dictionary that reconstructs the same site that "
+                f"it reads, got {self.encoder.shape[1]} units in and {self.decoder.shape[1]} "
+                f"out, of {max(1, len(self.widths))} sites."
             )
         known = tuple(sorted((features or {}).items()))
         wrong = [i for i, _ in known if not 0 <= i < self.n_features]
@@ -253,8 +253,8 @@ def load_dictionary(path: str | Path) -> Dictionary:
         about = json.loads(told.get("sonde", "null"))
         if about is None or about["format"] != FORMAT:
             raise StateError(
-                f"load_dictionary: expected {FORMAT}, got another safetensors file: {path}. Give "
-                "the folder with cfg.json for one of SAELens."
+                f"load_dictionary: expected {FORMAT}, got another safetensors file: {path}. "
+                "For a dictionary of SAELens, give the folder with cfg.json."
             )
         fields: dict[str, Any] = {
             "value": math.nan if about["value"] is None else float(about["value"]),
@@ -427,6 +427,7 @@ def check_fields(fields: dict[str, Any], path: Path) -> None:
     known = act == "batchtopk" or has_threshold == (act == "jumprelu")
     if not (fits and known) or (act in FEW and fields["k"] < 1):
         raise StateError(
-            f"load_dictionary: the tensors of {path} do not fit one another: encoder "
-            f"{tuple(encoder.shape)}, decoder {tuple(decoder.shape)}, {act}, k={fields['k']}."
+            f"load_dictionary: the shapes of the tensors in {path} contradict each other: "
+            f"encoder {tuple(encoder.shape)}, decoder {tuple(decoder.shape)}, {act}, "
+            f"k={fields['k']}."
         )

@@ -139,8 +139,9 @@ class FaultLines(Explainer):
         rivals = predicted if fixed.other is None else fixed.other.to(predicted)
         if bool((rivals == predicted).any()):
             raise InputError(
-                "FaultLines: expected another answer than the model's own, got the same for row "
-                f"{int((rivals == predicted).nonzero()[0])}. Name another class."
+                "FaultLines: expected a class other than the model's answer, got the model's "
+                f"own answer for row {int((rivals == predicted).nonzero()[0])}. Name another "
+                "class."
             )
 
         def behind(outputs: Any) -> Float[Tensor, "row"]:

@@ -130,8 +130,9 @@ class MaskSensitivity(Judge):
         if not isinstance(images, Tensor) or images.ndim != 4:
             kind = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images)
             raise InputError(
-                "MaskSensitivity: expected pictures alone, (row, channel, height, width), got "
-                f"{kind}. Wrap a model of several inputs in one that holds the others."
+                "MaskSensitivity: expected a single input of pictures (row, channel, height, "
+                f"width), got {kind}. Wrap a model of several inputs in a module that "
+                "supplies the other inputs."
             )
         if images.shape[2:] != region.shape[1:] or not len(images) == len(region) == len(labels):
             raise ShapeError(

@@ -221,8 +221,9 @@ class NeuronLens(Explainer):
             not reads and not writes
         ):
             raise ShapeError(
-                f"NeuronLens: expected a layer with a side of width {dim}, the residual stream, "
-                f"got {tuple(matrix.shape)} at {name}. Name an up- or a down-projection."
+                f"NeuronLens: expected a layer whose input or output has the width {dim} of "
+                f"the residual stream, got shape {tuple(matrix.shape)} at {name}. Name an up- "
+                "or a down-projection."
             )
         return matrix if self.side == "reads" or (self.side == "auto" and reads) else matrix.T
 

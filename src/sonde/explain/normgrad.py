@@ -263,8 +263,9 @@ def _factors(function: SiteFunction, gradient: Tensor, layer: Kind) -> tuple[Slo
     """Return gradient and input of each position; their outer products by group are the terms."""
     if function.value.ndim < 3:
         raise InputError(
-            f"NormGrad: expected a site that keeps places, (row, channel, h, w) or (row, token, "
-            f"unit), got {tuple(function.value.shape)} at {function.site}. Name a layer."
+            "NormGrad: expected a site that keeps spatial or token positions, of shape (row, "
+            f"channel, h, w) or (row, token, unit), got {tuple(function.value.shape)} at "
+            f"{function.site}. Name a layer."
         )
     axis = function.feature_axis
     g, h = (x.movedim(axis, 1).flatten(2) for x in (gradient, function.value))
@@ -290,11 +291,15 @@ def _own(function: SiteFunction, g: Float[Tensor, "row out place"]) -> tuple[Slo
         return g.unsqueeze(1), x.movedim(-1, 1).flatten(2).unsqueeze(1)
     if not isinstance(module, nn.Conv2d) or isinstance(module.padding, str):
         raise SiteError(
-            f"NormGrad: own needs the output of a linear layer or a convolution in two axes with "
-            f"padding in numbers, got {type(module).__name__} at {function.site}. Take conv1x1."
+            "NormGrad: expected the output of a linear layer or of a 2-d convolution with "
+            f"numeric padding for 'own', got {type(module).__name__} at {function.site}. Use "
+            "conv1x1."
         )
     if module.padding_mode != "zeros":
-        raise SiteError(f"NormGrad: {function.site} pads by {module.padding_mode}. Take conv1x1.")
+        raise SiteError(
+            f"NormGrad: expected zero padding, got padding_mode={module.padding_mode!r} at "
+            f"{function.site}. Use conv1x1."
+        )
     h = unfold(x, module.kernel_size, module.dilation, module.padding, module.stride)
     return g.unflatten(1, (module.groups, -1)), h.unflatten(1, (module.groups, -1))
 

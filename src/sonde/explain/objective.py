@@ -100,8 +100,8 @@ class Objective:
             return replace(fixed, pixels=pixels)
         if self.pixel is not None:
             raise InputError(
-                f"Objective: a pixel is one of a map (row, class, height, width), got logits of "
-                f"{tuple(logits.shape)}. Leave pixel out."
+                "Objective: expected a map of logits (row, class, height, width) for pixel=, "
+                f"got {tuple(logits.shape)}. Leave pixel out."
             )
         return named._at(logits.detach(), tokens, mask)
 
@@ -189,8 +189,7 @@ class Objective:
         if found.ndim == MAP:
             raise InputError(
                 f"expected logits of (row, class), got a map of shape {tuple(found.shape)}. "
-                "Explain it by a gradient or by removing parts of the input: Saliency, "
-                "IntegratedGradients."
+                "Use a gradient method instead: Saliency, IntegratedGradients."
             )
         return found
 
@@ -204,9 +203,10 @@ class Objective:
         found = every.get(wanted)
         if wanted == EMBEDDING and isinstance(self.target, str):
             raise InputError(
-                "Objective: expected an answer, got the vector of a text, which has no likeliest "
-                "class. Explain how near it is to another text: --target TEXT, in Python "
-                "sonde.data.similarity_to(model, text); or one number of it by Objective(target=3)."
+                "Objective: expected a model that gives an answer, got a model that embeds a "
+                "text as a vector, which has no most likely class. Explain the similarity to "
+                "another text: --target TEXT, or in Python sonde.data.similarity_to(model, "
+                "text). Or explain a single entry of the vector: Objective(target=3)."
             )
         if found is None or not found.is_floating_point():
             shapes = ", ".join(f"{k} {tuple(every[k].shape)}" for k in able)

@@ -429,8 +429,8 @@ def _points(runs: TwoRuns, states: States, over: Over) -> dict[Site, Points]:
     sizes = {str(site): points.n for site, points in found.items()}
     if len(set(sizes.values())) > 1:
         raise InputError(
-            f"patching: expected sites with as many {over}, got {sizes}. Trace them one by one, or "
-            "over='whole'."
+            f"patching: expected sites with the same number of {over}, got {sizes}. Trace the "
+            "sites one by one, or use over='whole'."
         )
     return found
 

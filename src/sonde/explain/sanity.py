@@ -156,7 +156,9 @@ class SanityChecks(Judge):
     def _groups(self, layers: list[tuple[str, nn.Module]]) -> list[tuple[str, list[nn.Module]]]:
         n = min(self.stages or len(layers), len(layers))
         if not n:
-            raise InputError("SanityChecks: the model has no weights to redraw.")
+            raise InputError(
+                "SanityChecks: expected a model with weights that can be randomised, got none."
+            )
         parts = [[layers[i] for i in part] for part in np.array_split(range(len(layers)), n)]
         named = ((part[0][0], part[-1][0], [module for _, module in part]) for part in parts)
         return [(a if a == b else f"{a} to {b}", modules) for a, b, modules in named]
@@ -249,13 +251,13 @@ def given_back(module: nn.Module) -> Iterator[None]:
     held = [*module.parameters(), *module.buffers()]
     if packed_weights(module):
         raise InputError(
-            "expected weights that can be redrawn, found packed ones. Take "
-            "sonde.weights.unpacked(model): the same weights in plain layers."
+            "expected weights that can be randomised, got packed weights. Use "
+            "sonde.weights.unpacked(model), the same weights in plain layers."
         )
     if not all(x.is_floating_point() for x in module.parameters()):
         raise InputError(
-            "expected weights of floating point, found quantised ones, which cannot be redrawn. "
-            "Load the model without quantisation."
+            "expected floating-point weights, got quantised weights, which cannot be "
+            "randomised. Load the model without quantisation."
         )
     copies = [x.detach().clone() for x in held]
     try:

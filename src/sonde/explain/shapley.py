@@ -53,8 +53,9 @@ class PartTest(Attributor):
         n = int(group.max()) + 1 if len(group) else 0
         if len(group) != places.n or n < 1 or len(torch.unique(group)) != n:
             raise InputError(
-                f"{type(self).__name__}: expected a part from 0 to n - 1 for each of {places.n} "
-                f"places, got {len(group)} of {len(torch.unique(group))} parts."
+                f"{type(self).__name__}: expected a group number from 0 to n - 1 for each of "
+                f"{places.n} positions, got {len(group)} numbers of "
+                f"{len(torch.unique(group))} groups."
             )
         return group, n
 

@@ -201,8 +201,9 @@ def _stacked(
     widths = {width, site_width, *(w.shape[-1] for w in several)}
     if not several or len(widths) > 1:
         raise ShapeError(
-            f"SubspacePatch: expected direction, readers (out, dim) and site of one width, got "
-            f"{width}, {[tuple(w.shape) for w in several]} and {site_width}."
+            "SubspacePatch: expected a direction, readers (out, dim) and a site of the same "
+            f"width, got a direction of {width}, readers of "
+            f"{[tuple(w.shape) for w in several]} and a site of {site_width}."
         )
     return torch.cat([w.detach().double().cpu() for w in several])
 

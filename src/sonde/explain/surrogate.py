@@ -147,8 +147,9 @@ class SurrogateRules(Explainer):
         if not isinstance(x, Tensor) or x.ndim != 2:
             kind = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise InputError(
-                f"SurrogateRules: expected one tensor of rows (row, dim), got {kind}. Join several "
-                "inputs: pass a function of the joined rows that splits them and calls the model."
+                f"SurrogateRules: expected one tensor of rows (row, dim), got {kind}. For a "
+                "model of several inputs, pass a function that takes the concatenated rows, "
+                "splits them and calls the model."
             )
         if len(x) < 20:
             raise InputError(f"SurrogateRules: expected 20 rows or more, got {len(x)}.")
@@ -161,8 +162,8 @@ class SurrogateRules(Explainer):
         is_class = said.shape[1] > 1
         if bool((_read(said) == _read(said)[0]).all()):
             raise InputError(
-                f"SurrogateRules: the model gives all {len(used)} rows one answer, so there is "
-                "nothing to imitate. Give rows of several kinds."
+                f"SurrogateRules: the model gives the same answer for all {len(used)} rows, "
+                "so there is nothing to imitate. Give rows with different answers."
             )
         chosen, importance = self._chosen(answer, used, said, generator)
         tree = self._tree(used[:, chosen], said)

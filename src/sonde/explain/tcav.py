@@ -174,13 +174,13 @@ class Tcav(Instrument):
         sizes = [int((kind == c).sum()) for c in concepts]
         if not sizes or not n_asked:
             raise InputError(
-                f"Tcav: expected rows of concepts (label 1, 2, ..) and rows that are asked about "
-                f"(label 0), got {len(sizes)} concepts and {n_asked} rows."
+                "Tcav: expected rows of concepts (label 1, 2, ..) and rows to explain (label "
+                f"0), got {len(sizes)} concepts and {n_asked} rows to explain."
             )
         if min(sizes) < 10 or n_random < 20:
             raise InputError(
-                f"Tcav: expected 10 rows of each concept and 20 random rows (label -1) or more, "
-                f"got {min(sizes)} and {n_random}. Give it larger sets."
+                "Tcav: expected 10 rows of each concept and 20 random rows (label -1) or "
+                f"more, got {min(sizes)} and {n_random}. Give larger sets."
             )
 
     def _concept(self, own: Tensor, pool: Tensor, slope: Tensor, n_concepts: int) -> dict[str, Any]:

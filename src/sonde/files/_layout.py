@@ -152,7 +152,11 @@ def read_contents(file: BufferedReader, path: Path, limit: int = HEADER_LIMIT) -
     slots = _table(head, position, path)
     payload = slots[-1].end if slots else 0
     if payload != size - 8 - length:
-        raise damaged(path, f"{payload} bytes of tensors announced, {size - 8 - length} there")
+        raise damaged(
+            path,
+            f"the header announces {payload} bytes of tensors, the file contains "
+            f"{size - 8 - length}",
+        )
     table = "".join(slot.entry(i) for i, slot in enumerate(slots))
     envelope = _envelope(inner, path)
     if head_of(envelope, table).decode() != head:
@@ -182,7 +186,7 @@ def _table(head: str, position: int, path: Path) -> list[TensorSlot]:
         slot = TensorSlot(code, shape, int(first), int(last))
         n_bytes = _size_of(slot, path)
         if int(index) != len(slots) or slot.begin != begin or slot.end != begin + n_bytes:
-            raise damaged(path, f"tensor t{index} is out of place")
+            raise damaged(path, f"tensor t{index} has a wrong offset")
         if len(slots) == MOST_TENSORS:
             raise damaged(path, f"more than {MOST_TENSORS} tensors")
         slots.append(slot)

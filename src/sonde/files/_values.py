@@ -106,7 +106,7 @@ def _member(
     raise StateError(
         reasons[0]
         if len(reasons) == 1
-        else f"{where}: fits none of {len(options)} types: {reasons[0]}"
+        else f"{where}: the value matches none of the {len(options)} allowed types: {reasons[0]}"
     )
 
 

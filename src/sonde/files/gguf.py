@@ -40,8 +40,8 @@ def write_control_vector(
     kept = {n: v.detach().cpu().float().numpy() for n, v in sorted(vectors.items()) if n > 0}
     if not kept or not all(np.isfinite(v).all() for v in kept.values()):
         raise InputError(
-            "write_control_vector: expected finite vectors of blocks after the first, got "
-            f"{'none' if not kept else 'some that are not finite'}. Fit at all blocks."
+            "write_control_vector: expected finite vectors for the blocks after the first "
+            f"block, got {'none' if not kept else 'NaN or infinity'}. Fit at all blocks."
         )
     facts = {
         "general.architecture": "controlvector",

@@ -76,7 +76,7 @@ class RunLock:
             ) from None
         except OSError as error:
             raise StoreError(
-                f"RunLock: could not write {self._path}: {error.strerror}. Choose another place."
+                f"RunLock: could not write {self._path}: {error.strerror}. Choose another folder."
             ) from error
         return self
 

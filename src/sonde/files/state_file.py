@@ -295,7 +295,9 @@ class _Loader:
             if self._file.readinto(raw.numpy().data) != raw.numel():
                 raise StateError("read_state: the file became shorter while it was read.")
         if slot.code == "BOOL" and raw.numel() and int(raw.max()) > 1:
-            raise StateError(f"read_state: tensor {name} holds bytes that are not truth values.")
+            raise StateError(
+                f"read_state: tensor {name} is boolean, but contains bytes other than 0 and 1."
+            )
         self._seen[name] = raw.view(DTYPES[slot.code][0]).reshape(slot.shape)
         return self._seen[name]
 

@@ -81,8 +81,9 @@ def _sites_of(method: Detector, pooled: list[SiteSchema], heads: set[str]) -> li
         return pooled if "x" in score_needs(method) else pooled[-1:]
     if not heads:
         raise InputError(
-            f"scan: {type(method).__name__} reads the input of the model's final linear layer, of "
-            "which these rows know none. Scan a live classifier, or leave the detector out."
+            f"scan: {type(method).__name__} reads the input of the model's final linear "
+            "layer, which these stored rows do not contain. Scan a live classifier, or leave "
+            "the detector out."
         )
     return [s for s in pooled if s.key in heads][-1:]
 

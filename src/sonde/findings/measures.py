@@ -101,7 +101,9 @@ def _tasks(
 ) -> list[Task]:
     """Return a measure's tasks; raise with the reason if the measure cannot be computed."""
     if isinstance(instrument, Detector):
-        raise InputError("it is a detector, no measure. `sonde methods measure` lists these.")
+        raise InputError(
+            "it is a detector, not a measure. `sonde methods measure` lists the measures."
+        )
     if need([instrument], "label") and not has_labels:
         raise InputError("it needs labels, and the data have none")
     if need([instrument], "grad"):

@@ -112,13 +112,17 @@ class Attention(Layer):
     ) -> None:
         super().__init__()
         if dim % heads:
-            raise InputError(f"Attention: expected a dim that {heads} heads divide, got {dim}.")
+            raise InputError(
+                f"Attention: expected a dim that is a multiple of the {heads} heads, got {dim}."
+            )
         self.pattern = pattern_of(pattern)
         spatial = self.pattern.spatial or prior is not None or local_position
         if spatial and grid is None:
             raise InputError(f"Attention: expected grid=(high, wide) for {pattern}, got none.")
         if order == 3 and (prior is not None or scores == "relu"):
-            raise InputError("Attention: order=3 has neither a prior nor scores='relu'.")
+            raise InputError(
+                "Attention: expected order=2 with a prior or scores='relu', got order=3."
+            )
         self.dim, self.heads, self.causal, self.seed = dim, heads, causal, seed
         self.grid = None if grid is None else (int(grid[0]), int(grid[1]))
         if self.grid is not None:
@@ -193,8 +197,8 @@ class Attention(Layer):
         """
         if self.order == 3:
             raise InputError(
-                "Attention.probs: expected order=2, got order=3, whose weights belong to pairs of "
-                "keys. Compare outputs of the layer."
+                "Attention.probs: expected order=2, got order=3, which has a weight for each "
+                "pair of keys. Compare the layer's outputs instead."
             )
         pattern, numbers = self._draws(x, is_forward=False)
         made: list[Tensor] = []

@@ -81,8 +81,8 @@ def conditioned(
     parts = [m for m in module.modules() if isinstance(m, ConditionedLayer) and m.condition]
     if not parts:
         raise InputError(
-            "conditioned: expected a model with a layer that reads a condition, got none in it. "
-            "Insert a ConditionalNorm or a conditioned UnitGate."
+            "conditioned: expected a model with a layer that reads a condition, got a model "
+            "without one. Insert a ConditionalNorm or a conditioned UnitGate."
         )
     before = [part.shared for part in parts]
     for part in parts:

@@ -100,8 +100,8 @@ class Exchange(Layer):
         super().__init__()
         if how not in HOW or (how not in ("swap", "shift") and not dim):
             raise InputError(
-                f"Exchange: expected a way of {' '.join(HOW)}, and a dim for all but swap and "
-                f"shift, got {how!r} and dim={dim}."
+                f"Exchange: expected how as one of {', '.join(HOW)}, and a dim for all of "
+                f"them except swap and shift, got how={how!r} and dim={dim}."
             )
         if n_streams < 2 or (how != "shift" and n_streams != 2) or not 0.0 <= share <= 1.0:
             raise InputError(

@@ -110,7 +110,7 @@ class Hopfield(Layer):
         """
         if (memory is None) == (self.mode == "retrieve"):
             raise InputError(
-                "Hopfield: expected patterns with the call for mode='retrieve' and for no other."
+                "Hopfield: expected patterns in the call with mode='retrieve', and only then."
             )
         if self.mode == "pool":
             queries = self.patterns.expand(len(x), -1, -1)

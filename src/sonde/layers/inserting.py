@@ -85,8 +85,8 @@ class StateAxes:
         if len(wide) > 1:
             raise SiteError(
                 f"inserted: expected one axis of {dim} features at {key}, got states "
-                f"{tuple(x.shape)}: which of them holds the features is not known. Choose a site "
-                "whose module is a layer of torch, such as a convolution or a linear map."
+                f"{tuple(x.shape)}: which axis holds the features is not known. Choose a site "
+                "whose module is a layer of torch, such as a convolution or a linear layer."
             )
         return wide[0] if wide else layer.features_axis % x.ndim
 
@@ -189,9 +189,10 @@ class SiteCall:
         past = cached_tokens(calls)
         if past and layer.mixes_positions:
             raise InputError(
-                f"{type(layer).__name__}: expected all tokens of the texts, got a call that goes "
-                f"on from {past} tokens in a cache: the layer at {self.key} would not see them. "
-                "Generate with use_cache=False, which is this model's default."
+                f"{type(layer).__name__}: expected all tokens of the texts, got a call that "
+                f"continues after {past} cached tokens: the layer at {self.key} would not see "
+                "the cached tokens. Generate with use_cache=False, which is this model's "
+                "default."
             )
 
     def _mask(self, x: Tensor, calls: tuple[RunningCall, ...]) -> Tensor | None:
@@ -323,8 +324,9 @@ def _put(new: nn.Module, layers: Mapping[str, Layer]) -> None:
             watch_calls(part)
         if without:
             _log.warning(
-                "inserted: %s at %s attends to other tokens, so generate() of this model runs "
-                "without a key-value cache, which assisted decoding needs.",
+                "inserted: %s at %s attends to other tokens, so generate() of this model "
+                "runs without a key-value cache, and assisted decoding, which needs the "
+                "cache, is not possible.",
                 type(layer).__name__, path,
             )  # fmt: skip
 
@@ -377,8 +379,8 @@ def removed(model: Model | nn.Module) -> Any:
     lost += [path for path, site, call in calls if call.layer(site) is None]
     if lost:
         raise StateError(
-            f"removed: the model changed since: {lost[0]} has lost its layer or its hook. Go on "
-            "from the model without layers."
+            f"removed: the model was changed after the layers were inserted: {lost[0]} has "
+            "lost its layer or its hook. Start again from the model without layers."
         )
     if not calls:
         raise InputError("removed: expected a model with inserted layers, got none in it.")
@@ -424,14 +426,15 @@ def _check(old: nn.Module, layers: Mapping[str, Layer]) -> None:
         path = _path(pattern, names)
         if not isinstance(layer, Layer) or not layer.insertable or len(layer.layout) != 1:
             raise InputError(
-                f"inserted: expected a layer that keeps the shape and starts as the identity, got "
-                f"{type(layer).__name__} for {path}. Use it alone."
+                "inserted: expected a layer that keeps the shape and starts as the identity, "
+                f"got {type(layer).__name__} for {path}. Call this layer in your own code "
+                "instead of inserting it."
             )
         if path in known or id(layer) in met:
             what = f"a layer at {path}" if path in known else f"this {type(layer).__name__}"
             raise InputError(
-                f"inserted: {what} was inserted before. Take it out with sonde.removed(model), or "
-                "make a new layer for another site."
+                f"inserted: {what} is already inserted. Remove it with sonde.removed(model), "
+                "or create a new layer for another site."
             )
         known[path] = layer
         met.add(id(layer))
@@ -448,11 +451,14 @@ def _path(pattern: str, names: ModuleNames) -> str:
     places = [name for name, part in names.modules.items() if part is module]
     if len(places) > 1:
         raise SiteError(
-            f"inserted: {' and '.join(places)} are one module: a layer there would run at both. "
-            "Choose a module around one of them."
+            f"inserted: {' and '.join(places)} are the same module, so an inserted layer "
+            "would run at both sites. Choose a module that contains only one of them."
         )
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
-        raise SiteError(f"inserted: {found[0]} is a list that is never called. Choose a member.")
+        raise SiteError(
+            f"inserted: {found[0]} is a list of modules, which is never called. Choose a "
+            "module of the list."
+        )
     if found[0] and isinstance(names.modules[above], nn.MultiheadAttention):
         raise SiteError(
             f"inserted: the kernel of {above} uses the weights of {found[0]} and never calls it. "
@@ -477,5 +483,7 @@ def _owner(path: str, names: ModuleNames) -> tuple[nn.Module, str]:
             return names.modules[around], f"{NAME}_{path.replace('.', '_')}"
     inside = [part for part in site.modules() if not isinstance(part, (*CONTAINERS, Layer))]
     if not inside:
-        raise SiteError(f"inserted: expected a module with parts at {path!r}, got an empty one.")
+        raise SiteError(
+            f"inserted: expected a container with modules at {path!r}, got an empty container."
+        )
     return inside[-1], f"{NAME}_{path.replace('.', '_') or 'root'}"

@@ -144,9 +144,9 @@ class LatentLoop(Layer):
         packed, real = _to_the_end(ids, mask)
         if not bool(real.all()) and not self._hides_padding(packed, real):
             raise InputError(
-                "LatentLoop.prompt: expected texts of one length, since "
-                f"{type(self.model).__name__} reads padding, got several lengths. Generate after "
-                "texts of one length at a time."
+                "LatentLoop.prompt: expected texts of the same length, because "
+                f"{type(self.model).__name__} also reads padding tokens, got several lengths. "
+                "Generate for texts of one length at a time."
             )
         embedded = torch.cat([self._embedded(packed), *(x.unsqueeze(1) for x in made)], 1)
         real = torch.cat([real, real.new_ones(len(ids), len(made))], 1)
@@ -157,7 +157,9 @@ class LatentLoop(Layer):
     ) -> tuple[list[Tensor], Tensor]:
         """Return the inputs of the latent steps, and the logits after them."""
         if (memory is not None) != (self.mix == "attend"):
-            raise InputError("LatentLoop: expected a memory for mix='attend' and no other.")
+            raise InputError(
+                "LatentLoop: expected memory= together with mix='attend', and only then."
+            )
         packed, real = _to_the_end(ids, mask)
         if bool(real.all()) or self._hides_padding(packed, real):
             return self._steps(packed, real, memory)

@@ -130,8 +130,9 @@ class Layer(nn.Module):
         """
         if len(self.layout) != 1 or not self.insertable:
             raise InputError(
-                f"{type(self).__name__}.as_edit: expected a layer that maps one tensor to another "
-                f"of its shape, got {' and '.join(self.layout)}. Use the layer alone."
+                f"{type(self).__name__}.as_edit: expected a layer that maps a tensor to a "
+                "tensor of the same shape, got a layer with the inputs "
+                f"{' and '.join(self.layout)}. Call this layer in your own code instead."
             )
         return LayerEdit(self, strength)
 
@@ -175,8 +176,8 @@ class Layer(nn.Module):
             return
         if mask.dtype != torch.bool:
             raise ShapeError(
-                f"{type(self).__name__}.forward: expected a boolean mask, True for what may be "
-                f"used, got {mask.dtype}. Pass mask.bool()."
+                f"{type(self).__name__}.forward: expected a boolean mask, True at positions "
+                f"that may be used, got {mask.dtype}. Pass mask.bool()."
             )
         n, place = mask.ndim, self.layout[0].split()[1]
         most = x.ndim - x.is_floating_point()  # ids of tokens have no axis of features

@@ -174,8 +174,8 @@ def _first(real: Tensor, prefix: int) -> Tensor:
     counted = real.cumsum(1)
     if real.shape[1] and (n := int(counted[:, -1].min())) < prefix:
         warnings.warn(
-            f"LinearAttention: got a prefix of {prefix} tokens for a text of {n}. All tokens of "
-            "this text see each other.",
+            f"LinearAttention: the prefix of {prefix} tokens covers the whole text of {n} "
+            "tokens, so all its tokens attend to each other, also to later ones.",
             SondeWarning,
             stacklevel=2,
         )

@@ -356,7 +356,10 @@ class Histogram(Pattern):
 
     def _intensity(self, where: Where) -> Float[Tensor, "row head token"]:
         if where.intensity is None:
-            raise InputError("Attention: histogram sorts values, and this port has none.")
+            raise InputError(
+                "Attention: the pattern 'histogram' sorts the values, which this port does "
+                "not provide."
+            )
         return where.intensity.masked_fill(~where.real[:, None], float("inf"))
 
     def _bins(self, rank: Tensor, n: Tensor) -> Tensor:

@@ -80,8 +80,9 @@ class Reversible(Layer):
         norms = [] if block is None else [m for m in block.modules() if _moves(m)]
         if norms:
             raise InputError(
-                f"Reversible: expected a block without batch norm, got {type(norms[0]).__name__}. "
-                "Take a layer or group norm: the backward pass runs the block again."
+                "Reversible: expected a block without batch norm, got "
+                f"{type(norms[0]).__name__}. The backward pass runs the block again, which "
+                "would update its statistics twice: use layer norm or group norm."
             )
         self.dim, self.level, self.recompute = dim, level, recompute
         wide = width or 2 * dim

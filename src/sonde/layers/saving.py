@@ -116,8 +116,9 @@ def insert_saved_layers(module: nn.Module, folder: Path) -> None:
     files = {name: _bytes(place / name) for name in (WEIGHTS, TOLD)}
     if files_hash(files) != wanted:
         raise StateError(
-            f"load: the layers in {place} are not those that this model was saved with: a file "
-            "was changed since. Take the folder from a backup, or train the layers again."
+            f"load: the layers in {place} are not the layers that were saved with this model: "
+            "a file was changed afterwards. Restore the folder from a backup, or train the "
+            "layers again."
         )
     if (config := config_of(module)) is not None:
         vars(config).pop(LAYERS_KEY, None)  # a copy that transformers saves has no such folder
@@ -147,8 +148,9 @@ def _told(site: str, layer: Layer) -> dict[str, Any]:
     given = {key: _plain(value) for key, value in layer.given.items()}
     if strange := [key for key, value in given.items() if not _is_plain(value)]:
         raise InputError(
-            f"save_layers: {name} at {site} has a parameter that no file holds ({strange[0]}: "
-            f"{type(given[strange[0]]).__name__}). Save the state dict of the whole model."
+            f"save_layers: {name} at {site} has a constructor argument that cannot be written "
+            f"to JSON ({strange[0]}: {type(given[strange[0]]).__name__}). Save the state dict "
+            "of the whole model."
         )
     with torch.random.fork_rng(devices=()):
         first = _attributes(type(layer)(**given))
@@ -180,7 +182,7 @@ def _made(folder: Path, site: str, entry: dict[str, Any], tensors: dict[str, Any
     try:
         kind = getattr(import_module(ROOM), entry["class"])
         if not issubclass(kind, Layer):
-            raise TypeError(f"{entry['class']} is no layer")
+            raise TypeError(f"{entry['class']} is not a layer")
         made = kind(**{name: _tuples(value) for name, value in entry["parameters"].items()})
         made.load_state_dict(state)
         for key, value in entry.get("changed", {}).items():

@@ -150,8 +150,8 @@ def _shifted(x: Tensor, down: int, right: int) -> Tensor:
     high, wide = x.shape[2] - down, x.shape[3] - right
     if min(down, right) < 0 or min(high, wide) < 1 or high * wide < 2:
         raise InputError(
-            f"SecondOrder.forward: expected lags that leave two pairs on maps {tuple(x.shape[2:])}"
-            f", got ({down}, {right})."
+            f"SecondOrder.forward: expected lags for which maps of {tuple(x.shape[2:])} still "
+            f"have at least two pairs of positions, got ({down}, {right})."
         )
     here = x[:, :, :high, :wide].flatten(2)
     return _correlation(here, x[:, :, down:, right:].flatten(2))

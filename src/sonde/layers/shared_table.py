@@ -69,11 +69,12 @@ class SharedTable(Layer):
         super().__init__()
         if min(field, width, size, lookups, search_width) < 1 or width % lookups:
             raise InputError(
-                "SharedTable: expected positive sizes and a width that the lookups divide, got "
-                f"{field} fields, width {width}, size {size} and {lookups} lookups."
+                "SharedTable: expected positive sizes and a width that is a multiple of the "
+                f"lookups, got {field} fields, width {width}, size {size} and {lookups} "
+                "lookups."
             )
         if lookups > 1 and tables != "shared":
-            raise InputError("SharedTable: several lookups are for tables='shared'.")
+            raise InputError("SharedTable: expected tables='shared' for several lookups.")
         self.field, self.width, self.size, self.tables = field, width, size, tables
         draw = torch.Generator().manual_seed(seed)
         n_tables, part = (field if tables == "per_field" else 1), width // lookups

@@ -106,7 +106,7 @@ class StateGraph(Layer):
         """
         if (adjacency is not None) != (self.kind == "given"):
             raise InputError(
-                "StateGraph: expected an adjacency for kind='given', and for it alone."
+                "StateGraph: expected an adjacency together with kind='given', and only then."
             )
         edges = self.edges(x, mask) if adjacency is None else adjacency
         if mask is not None:

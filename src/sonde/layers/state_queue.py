@@ -79,11 +79,16 @@ class StateQueue(Layer):
                 f"got {length}, {lookahead} and {stride}."
             )
         if streaming and (lookahead or push == "soft"):
-            raise InputError("StateQueue: streaming knows no later states, and shifts the queue.")
+            raise InputError(
+                "StateQueue: streaming has no later states and shifts the queue, so "
+                "lookahead must be 0 and the push 'shift'."
+            )
         if read == "attention" and (lookahead or gated or stride > 1):
-            raise InputError("StateQueue: stride, lookahead and gated are for read='filter'.")
+            raise InputError(
+                "StateQueue: stride, lookahead and gated are only used with read='filter'."
+            )
         if read == "filter" and push == "soft":
-            raise InputError("StateQueue: push='soft' is for read='attention'.")
+            raise InputError("StateQueue: push='soft' is only used with read='attention'.")
         self.dim, self.length, self.stride, self.lookahead = dim, length, stride, lookahead
         self.causal = lookahead == 0
         self.streaming = streaming
@@ -123,7 +128,9 @@ class StateQueue(Layer):
             True for real steps.
         """
         if self.streaming and mask is not None:
-            raise InputError("StateQueue: expected no mask while streaming. Stream one text each.")
+            raise InputError(
+                "StateQueue: expected no mask while streaming. Stream each text by itself."
+            )
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         h = x if mask is None else x * real.unsqueeze(-1)
         if not self.length + self.lookahead:

@@ -156,7 +156,8 @@ class TargetHead(Layer):
         if w.shape[-1] != self.width:
             raise ShapeError(
                 f"TargetHead.forward: expected targets (class width={self.width}), got "
-                f"{tuple(w.shape)}. Embed the classes by the model that made the others."
+                f"{tuple(w.shape)}. Embed the classes with the model that embedded the "
+                "training classes."
             )
         cosines = torch.einsum("...d,cvd->...cv", normalize(h, dim=-1), normalize(w, dim=-1))
         if self.reduce == "max":

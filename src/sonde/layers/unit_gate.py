@@ -108,7 +108,8 @@ class UnitGate(ConditionedLayer):
         score = score or (known[0] if known else "")
         if score not in known:
             raise InputError(
-                f"UnitGate: expected over and score of {SCORES}, got {over!r} and {score!r}."
+                f"UnitGate: expected over and score as one of the pairs {SCORES}, got "
+                f"{over!r} and {score!r}."
             )
         sizes = list(fields or ()) if over == "fields" else [1] * dim
         if sum(sizes) != dim or min(sizes, default=0) < 1:
@@ -180,7 +181,10 @@ class UnitGate(ConditionedLayer):
         if self.score == "fixed":
             return self.powers
         if self.score != "learned":
-            raise InputError(f"UnitGate.gates: gates of score {self.score!r} depend on the states.")
+            raise InputError(
+                f"UnitGate.gates: with score={self.score!r} the gates depend on the states, "
+                "so there are no fixed gates to return. Call the layer."
+            )
         if self.is_hard:
             return (self.c > 0).to(self.c.dtype)
         tau = self.gamma ** self.progress.to(self.c.dtype)

@@ -99,7 +99,9 @@ class VectorQuantizer(Layer):
         self.dim, self.kind, self.k, self.metric = dim, kind, k, metric
         self.update = update or ("gradient" if scalar else "ema")
         if scalar and self.update == "ema":
-            raise InputError("VectorQuantizer: expected update 'gradient' or 'fixed' for scalars.")
+            raise InputError(
+                "VectorQuantizer: expected update='gradient' or 'fixed' for kind='scalar'."
+            )
         self.decay, self.commitment, self.revive = decay, commitment, revive
         self.strength, self.seed, self.insertable = strength, seed, strength == 0.0
         generator = torch.Generator().manual_seed(seed)
