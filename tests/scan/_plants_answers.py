@@ -54,6 +54,14 @@ def biased(by: Mapping[int, float]) -> Report:
     return scan(module, *digits())
 
 
+def times_as_sure(factor: float) -> Report:
+    """Scan the trained net with its logits times a factor."""
+    module = deepcopy(net()).requires_grad_(False)
+    for part in module[6].parameters():
+        part.mul_(factor)
+    return scan(module, *digits())
+
+
 def fallen_back() -> Report:
     """Scan the trained net with a head that has fallen back to one class."""
     module = deepcopy(net()).requires_grad_(False)
@@ -226,6 +234,7 @@ PLANTS = (
     Plant("SND071", "error", lambda: several([0, 3, 2, 1, 4]), lambda: several([0, 1, 2, 3, 4])),
     Plant("SND065", "warning", lambda: leak(True), lambda: leak(False)),
     Plant("SND064", "warning", lambda: two_sources(exchanged), lambda: two_sources(torch.clone)),
+    Plant("SND069", "warning", lambda: times_as_sure(20.0), healthy),
     Plant("SND063", "warning", lambda: readings(0.1), lambda: readings(1.0)),
     Plant("SND045", "warning", lambda: blanks(50), healthy),
     Plant(

@@ -1,4 +1,4 @@
-"""Plants in parts of a model, in how sure it is, and in texts that a language model reads."""
+"""Plants in parts of a model, and in texts that a language model reads."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -52,9 +52,6 @@ def of_layers(fault: str) -> Report:
             for i in (1, 3):
                 state = early().get_submodule(f"layers.{i}").state_dict()
                 layers[i].load_state_dict(state)
-        if fault == "sure":
-            for part in net.get_submodule("head").parameters():
-                part.mul_(20)
 
     return patched().scan(change)
 
@@ -63,6 +60,5 @@ PLANTS = (
     Plant("SND066", "warning", lambda: of_source(_without_breaks), lambda: of_source()),
     Plant("SND067", "warning", lambda: of_source(letters="et"), lambda: of_source()),
     Plant("SND068", "warning", lambda: of_layers("exchanged"), lambda: of_layers("")),
-    Plant("SND069", "warning", lambda: of_layers("sure"), lambda: of_layers("")),
     Plant("SND070", "warning", lambda: of_layers("early"), lambda: of_layers("")),
 )
