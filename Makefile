@@ -28,9 +28,6 @@ scan: install
 	$(BIN)/sonde scan sonde:digits sonde:digits/test --image-mean 0 --image-std 1 -o reports/fed-wrongly.html
 	@echo "reports: reports/digits.html reports/stdlib.html reports/fed-wrongly.html (has a finding)"
 
-# Without files of bytecode each worker and each command that a test starts compiles sonde anew.
-unexport PYTHONDONTWRITEBYTECODE
-
 # Tests without a marker take at most a second of processor time each (tests/processor_time.py).
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --timeout 900
 QUICK := not (slow or more or browser)
