@@ -22,7 +22,7 @@ class RoutedDimensionsStudy(Study):
     name = "routed-dimensions"
     title = "do routed units do more than as many units that are always on?"
     paper = "chen2024mohd"
-    fidelity = "one hidden layer in place of all layers of a language model; no fusion map"
+    fidelity = "one hidden layer in place of all of a language model's; one fusion map, no groups"
     data = "simulated: eight kinds of rows, each with a curved map of its own"
     claims = (
         Claim("active", "Routed units do more than as many that are always on.",
@@ -31,6 +31,8 @@ class RoutedDimensionsStudy(Study):
               "R2, routed less dense of all units, and 0.05"),
         Claim("apart", "Kinds of rows turn on different parts.",
               "mean overlap of the parts of two rows, of one kind less of two kinds"),
+        Claim("fused", "A map that mixes the parts' outputs helps.",
+              "R2, routed with less without the map behind it"),
     )  # fmt: skip
     null = Claim("again", "Another order of the batches changes nothing.",
                  "R2, difference of two dense trainings")  # fmt: skip
@@ -46,13 +48,19 @@ class RoutedDimensionsStudy(Study):
         y = torch.tanh(torch.einsum("nd,nde->ne", noise, maps[kind]))
         arms = {
             "routed": lambda: Experts(DIM, 9, PART, over="units", k=2, shared=1),
+            "routed, alone": lambda: Experts(DIM, 9, PART, over="units", k=2, shared=1),
             "dense, active": lambda: Adapter(DIM, 3 * PART),
             "dense, all": lambda: Adapter(DIM, 9 * PART),
         }
         found, nets = dict[str, float](), dict[str, nn.Module]()
         for arm, make in (*arms.items(), ("again", arms["dense, active"])):
             tick(arm)
-            net = drawn(lambda make=make: nn.Sequential(make(), nn.Linear(DIM, DIM)), seed)
+            net = drawn(
+                lambda arm=arm, make=make: nn.Sequential(
+                    make(), nn.Identity() if "alone" in arm else nn.Linear(DIM, DIM)
+                ),
+                seed,
+            )
             minimise(
                 lambda r, net=net: (net(x[r]) - y[r]).square().mean(), net.parameters(), FIT,
                 steps=TINY if tiny else STEPS, seed=seed + 50 * (arm == "again"), batch=128,
@@ -66,6 +74,7 @@ class RoutedDimensionsStudy(Study):
             "active": found["routed"] - found["dense, active"],
             "all": found["routed"] - found["dense, all"] + 0.05,
             "apart": _apart(nets["routed"], x[FIT:], kind[FIT:]),
+            "fused": found["routed"] - found["routed, alone"],
             "again": found["again"] - found["dense, active"],
             **{f"R2 | {arm}": v for arm, v in found.items()},
         }
