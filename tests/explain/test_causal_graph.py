@@ -60,6 +60,19 @@ def test_the_graph_has_exactly_the_true_edges(screen):
     torch.testing.assert_close(halves[0].squares + halves[1].squares, found.squares)
 
 
+@pytest.mark.truth("units of each layer drawn without replacement, counted")
+def test_random_units_are_as_many_of_each_layer_as_the_graph_has():
+    net, found = exclusive_or(), list[float]()
+    for seed in range(24):
+        find = CausalGraph(threshold=0.1, baseline="zero", seed=seed)
+        found.append(find.explain(net, ODD, site=LAYERS, target=1).random_necessity)
+    # One of two units of the second layer, and two of six of the first; only unit 0 of the second
+    # and units 0 and 1 of the first count: all rows keep the class with chance 1/2 * 6/15, half of
+    # them with chance 1/2 * 8/15.
+    assert set(found) == {0.0, 0.5, 1.0}
+    assert sum(found) / 24 == pytest.approx(1 / 3, abs=3 * (0.156 / 24) ** 0.5)
+
+
 def test_redundant_units_hide_one_another_unless_they_go_together():
     net = exclusive_or(copies=2)
     alone = CausalGraph(threshold=0.1, baseline="zero").explain(net, ODD, site=LAYERS, target=1)

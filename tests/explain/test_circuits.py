@@ -6,7 +6,7 @@ import torch
 from circuits import ANSWER, CIRCUIT, CLEAN, CORRUPT, INSTEAD, Induction
 from models import gpt2
 from sonde.core import InputError
-from sonde.explain import CircuitSearch, EdgePatching, Objective
+from sonde.explain import CircuitSearch, EdgeAttribution, EdgePatching, Objective
 
 GOAL = Objective("margin", target=ANSWER, other=INSTEAD)
 
@@ -36,6 +36,10 @@ def test_no_edge_is_the_corrupted_run_and_all_are_the_clean_one():
     assert found.null == pytest.approx(1.0, abs=1e-4)  # any draw of all edges is all edges
     alone = EdgePatching("noise").explain(gpt2(), {"input_ids": one}, corrupt={"input_ids": other})
     assert found.all_edges == alone.edges
+    ranked = EdgeAttribution("noise", 1).explain(
+        gpt2(), {"input_ids": one}, corrupt={"input_ids": other}
+    )
+    torch.testing.assert_close(found.scores, ranked.value)
     torch.testing.assert_close(found.needed, alone.value, atol=1e-4, rtol=0)
     with pytest.raises(InputError, match="tau of at least 0"):
         CircuitSearch(tau=-1)

@@ -130,6 +130,22 @@ def test_losses_and_usage_are_those_of_the_batches_after_the_last_step(trained):
     torch.testing.assert_close(found.usage[site], counts / counts.sum())
 
 
+@pytest.mark.truth("codes of each row chosen by hand, and counted")
+def test_each_row_uses_two_codes_of_a_book_of_two():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 4))
+    rows = torch.randn(40, 6)
+    found = Codebook(n_codes=5, k=2, steps=3).fit(
+        net, "0", lambda _: rows, lambda out, x: (out - x[:, :4]).square().mean()
+    )
+    with torch.no_grad():
+        index = found.codes["0"].chosen(found.module[0](rows))
+    want = torch.bincount(index.flatten(), minlength=5) / 40
+    assert found.n == 8 * 40
+    assert float(want.sum()) == pytest.approx(2)
+    torch.testing.assert_close(found.usage["0"], want)
+
+
 def test_bad_input_is_refused(planted):
     codes, _, rows = planted
     edit, net = Codes(codes, 2), nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
