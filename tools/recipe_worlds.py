@@ -356,6 +356,86 @@ def parted(seed: int, what: str) -> str:
     return ask("where-tasks-part", Model(net), rows, seed=seed).verdict
 
 
+def unlearned(seed: int, of: str, *, has_gold: bool, is_silent: bool = False) -> str:
+    """Return the verdict of unlearning-audit on rows, a person's rows or texts.
+
+    The model after was trained anew without them, or it is the model before.
+    """
+    parts, train = _texts_to_forget(seed) if of == "texts" else _rows_to_forget(seed, of)
+    both = [*parts["forget"], *parts["retain"]]
+    before, anew, gold = (
+        train(rows, 10 * seed + n)
+        for n, rows in enumerate((both, parts["retain"], parts["retain"]))
+    )
+    after = before if is_silent else anew
+    sides = parts["forget"], parts["retain"]
+    options = {"held": parts["held"], "gold": gold if has_gold else None, "seed": seed}
+    return ask("unlearning-audit", before, after, *sides, **options).verdict
+
+
+Parts = dict[str, list[dict[str, Any]]]
+Trained = Callable[[list[dict[str, Any]], int], Model]
+
+
+def _rows_to_forget(seed: int, of: str) -> tuple[Parts, Trained]:
+    """Return rows of persons who differ: rows of all persons, or all that are known of one.
+
+    ``other persons``: the held-out rows are not of the person who is forgotten.
+    """
+    n_persons, dim = 6, 10
+    n = 40 + 10 * (seed % 4)
+    person = torch.arange(n * n_persons) % n_persons
+    own = normal(seed + 1, n_persons, dim) * (0.0 if of == "rows" else 1.0)
+    x = normal(seed, len(person), dim) + own[person]
+    score = x[:, :3] + normal(seed + 2, len(person), 3) + torch.tensor([0.5, 0.0, -0.5])
+    rows = items_of(x, score.argmax(1))
+    if of == "rows":
+        n_own = n + 15
+        parts = {
+            "forget": rows[:n_own],
+            "held": rows[n_own : 2 * n_own],
+            "retain": rows[2 * n_own :],
+        }
+    else:
+        mine = [row for row, p in zip(rows, person.tolist(), strict=True) if p == 0]
+        others = [row for row, p in zip(rows, person.tolist(), strict=True) if p > 1]
+        strange = [row for row, p in zip(rows, person.tolist(), strict=True) if p == 1]
+        half = len(mine) // 2
+        held = strange if of == "other persons" else mine[half:]
+        parts = {"forget": mine[:half], "held": held, "retain": others}
+
+    def train(rows: list[dict[str, Any]], seed: int) -> Model:
+        x, label = torch.stack([r["x"] for r in rows]), torch.tensor([r["label"] for r in rows])
+        return Model(_fitted(small_net(seed, dim, 48, 3), x, label, 80))
+
+    return parts, train
+
+
+def _texts_to_forget(seed: int) -> tuple[Parts, Trained]:
+    draw = random.Random(seed)
+    words = vocabulary(draw, 25)
+    rows = [{"text": said(draw, words, draw.randint(4, 7))} for _ in range(90 + 10 * (seed % 4))]
+    parts = {"forget": rows[:25], "held": rows[25:55], "retain": rows[55:]}
+    return parts, _trained_writer
+
+
+def _trained_writer(rows: list[dict[str, Any]], seed: int, steps: int = 60) -> Model:
+    """Return a causal model of bytes that learned some texts."""
+    model = drawn_writer(seed)
+    ids = nn.utils.rnn.pad_sequence(
+        [torch.tensor(list(row["text"].encode())) for row in rows], batch_first=True
+    )
+    net: Any = model.module
+    adam = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(steps):
+        adam.zero_grad()
+        logits = net(input_ids=ids).logits[:, :-1].flatten(0, 1)
+        nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), ignore_index=0).backward()
+        adam.step()
+    net.eval()
+    return model
+
+
 def written(seed: int, what: str) -> str:
     """Return the verdict of who-wrote-it: writers by lot, or who differ in words or in more."""
     draw = random.Random(seed)
@@ -417,6 +497,16 @@ def _trained_cases() -> Iterator[Case]:
     yield case(word, "labels by lot", null, partial(handed, what="by lot"), NOT_TOLD)
     yield case(word, "front scrambles", null, partial(handed, what="scrambled"), "do not")
     yield case(word, "a copy", planted, partial(handed, what="copy"), "hand over")
+    word, bad = "unlearning-audit", ("not forgotten", "stands out by high losses")
+    for of in ("rows", "a person", "other persons", "texts"):
+        for has_gold in (True, False):
+            what = f"{of}, {'one gold' if has_gold else 'no gold'}"
+            said = partial(unlearned, of=of, has_gold=has_gold)
+            yield word, what, null, lambda s, f=said: f(s) in bad
+            yield (
+                word, f"{what}, still known", planted,
+                lambda s, f=said: f(s, is_silent=True) == bad[0],
+            )  # fmt: skip
     word = "federated-bits"
     yield case(word, "labels by lot", null, partial(federated, is_told=False), NOT_TOLD)
     yield word, "label is told", planted, lambda s: federated(s, is_told=True) != NOT_TOLD

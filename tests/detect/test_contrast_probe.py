@@ -156,3 +156,24 @@ def test_constant_units_are_flagged_and_left_out():
     scorer = ContrastProbe(method="crc").fit(x, **columns)
     assert scorer.flags == ("rank_deficient",)
     assert scorer.axis[:, 3].tolist() == [0.0, 0.0]
+
+
+def test_pairs_that_any_direction_fits_and_pairs_without_a_difference_are_flagged():
+    x, _, columns = _pairs(11, n=4)
+    wide = torch.randn(8, 9, generator=torch.Generator().manual_seed(0))
+    for method in ("ccs", "crc"):
+        probe = ContrastProbe(method=method, restarts=2)
+        assert "few_rows" in probe.fit(wide, **columns).flags
+        x, label, many = _pairs(11, n=40)
+        plain = probe.fit(x, label, **many)
+        assert plain.flags == ()
+        half = [i for i, s in enumerate(many["side"]) if s == 0]
+        same = x[half].repeat(2, 1)
+        pair, side = [*range(len(half))] * 2, [0] * len(half) + [1] * len(half)
+        found = probe.fit(same, pair=pair, side=side)
+        assert "dead" in found.flags
+    x[1] = x[0]
+    label = [1, 0] + [-1] * (len(x) - 2)
+    assert (
+        ContrastProbe(method="crc").fit(x, label, **many).sign == "undefined"
+    )  # one row, both labels

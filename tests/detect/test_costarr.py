@@ -181,3 +181,9 @@ def test_errors_say_what_to_do():
         _fit().score(FRESH[:, :1], _logits(FRESH))
     with pytest.raises(InputError, match=r"expected logit_range as \(low, high\)"):
         COSTARR(logit_range=(1.0, 1.0))
+
+
+def test_rows_of_one_direction_are_flagged():
+    assert "dead" not in _fit().flags
+    same = torch.ones(4, 2) * torch.tensor([[1.0], [2.0], [0.5], [7.0]])
+    assert "dead" in _fit(same, [0, 1, 0, 2]).flags

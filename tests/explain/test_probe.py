@@ -88,3 +88,13 @@ def test_it_fits_from_a_stream():
     assert fitted.result("probe").value == pytest.approx(
         Probe().fit(X, label=LABEL).value, abs=0.03
     )
+
+
+@pytest.mark.truth("the exact interval of n of n")
+def test_a_probe_that_is_always_right_has_an_error():
+    far = torch.eye(6, dtype=torch.float64)[LABEL[:80]] * 50 + X[:80]
+    found = Probe().fit(far, label=LABEL[:80])
+    assert float(found.value) == 1.0
+    assert 1.959964 * float(found.se) == pytest.approx(1 - 0.025 ** (1 / 80))
+    pairs = Probe().fit(far, label=LABEL[:80], group=torch.arange(80) // 2)
+    assert 1.959964 * float(pairs.se) == pytest.approx(1 - 0.025 ** (1 / 40))

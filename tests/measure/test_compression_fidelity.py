@@ -4,6 +4,7 @@ import random
 import pytest
 import torch
 
+from narrow import present
 from sonde import InputError
 from sonde.measure import compression_fidelity
 
@@ -77,3 +78,19 @@ def test_texts_of_a_document_stand_together_in_the_error():
 def test_what_is_planted_must_not_be_usual():
     with pytest.raises(InputError, match="whose token is not the prior's, got position 1 of 2"):
         compression_fidelity([["a", "b"]], [["a", "b"]], [{1: "b"}])
+
+
+@pytest.mark.truth("the exact interval of 0 of n; the figures of the texts without their copies")
+def test_texts_that_agree_have_an_error_and_copies_are_one_text():
+    source, usual = texts(20)
+    found = compression_fidelity(source, source, usual)
+    assert 0.0 + 1.959964 * float(present(found.se)) == pytest.approx(1 - 0.025 ** (1 / 20))
+    said = [[usual[0].get(i, t) for i, t in enumerate(source[0])], *source[1:]]
+    once = compression_fidelity(source, said, usual)
+    thrice = compression_fidelity(3 * source, 3 * said, 3 * usual)
+    assert thrice.n == once.n == 20
+    assert float(present(thrice.se)) == pytest.approx(float(present(once.se)))
+    assert thrice.conventions["copies"].startswith("40 of 60")
+    assert "copies" not in once.flags
+    with pytest.raises(InputError, match="20 groups, got 3"):
+        compression_fidelity(source, said, usual, group=[1, 2, 3])

@@ -138,3 +138,22 @@ def test_named_rows_and_groups_stay_as_they_are():
     assert float(present(own.se)) / float(present(free.se)) == pytest.approx(
         math.sqrt(TIMES), rel=0.02
     )
+
+
+@pytest.mark.truth("the error of the rows without their copies, times sqrt((n - 1) / n)")
+def test_copies_of_logits_and_of_attentions_are_no_new_rows():
+    draw = torch.Generator().manual_seed(4)
+    logits = torch.randn(60, 7, 5, generator=draw)
+    for z in (logits, logits[:, 0]):
+        several = z.repeat(3, *[1] * (z.ndim - 1))
+        once, copied = measure.token_entropy(z), measure.token_entropy(several)
+        assert "copies" not in once.flags
+        assert copied.conventions["copies"].startswith("120 of 180")
+        assert float(present(copied.se)) == pytest.approx(float(present(once.se)), rel=1e-6)
+        alone = measure.token_entropy(several, group=range(180))
+        assert "copies" not in alone.flags
+    probs = torch.randn(40, 2, 4, 6, generator=draw).softmax(-1)
+    once, copied = (measure.attention_entropy(p) for p in (probs, probs.repeat(2, 1, 1, 1)))
+    assert "copies" not in once.flags
+    assert copied.conventions["copies"].startswith("40 of 80")
+    assert float(present(copied.se)) == pytest.approx(float(present(once.se)), rel=1e-6)

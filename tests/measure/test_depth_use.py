@@ -257,3 +257,23 @@ def test_a_block_that_changes_the_width_is_named():
     net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 4))
     with pytest.raises(InputError, match="depth_use: expected blocks that keep the shape"):
         used(net, torch.randn(3, 4))
+
+
+@pytest.mark.truth("the rows without the row that is not finite, and without the copies")
+def test_rows_that_are_not_finite_are_left_out_and_copies_are_one_example():
+    draw = torch.Generator().manual_seed(6)
+    net = stack([torch.randn(3, 3, generator=draw) / 2 for _ in range(4)])
+    rows = torch.randn(9, 3, generator=draw)
+    plain = used(net, rows)
+    for broken in (float("nan"), float("inf"), 0.0):  # a stream of length 0 has no relative update
+        found = used(net, torch.cat([rows, torch.full((1, 3), broken)]))
+        assert "nonfinite" in found.flags
+        assert "1 token" in found.conventions["not finite"]
+        assert found.n == 9
+        assert float(found) == pytest.approx(float(plain))
+        assert found.se == pytest.approx(present(plain.se))
+    twice = used(net, torch.cat([rows, rows]))
+    assert "copies" in twice.flags
+    assert twice.n == 9
+    assert twice.se == pytest.approx(present(plain.se), rel=1e-5)
+    assert "nonfinite" not in plain.flags

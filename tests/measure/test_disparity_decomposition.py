@@ -7,7 +7,7 @@ from scipy.special import xlogy
 
 import independent_information
 from sonde.core.errors import InputError
-from sonde.measure import disparity_decomposition
+from sonde.measure import disparity_decomposition, fair_accuracy_limit
 from sonde.measure.disparity_decomposition import decompose
 
 BITS = [(z, s) for z in (0, 1) for s in (0, 1)] * 4
@@ -68,3 +68,14 @@ def test_bad_columns_are_named():
         disparity_decomposition([0, 1], [0, 1, 1], [0, 1])
     with pytest.raises(InputError, match="decompose: expected counts of at least 0"):
         decompose(torch.zeros(2, 2, 2))
+
+
+def test_missing_values_are_no_values_of_their_own():
+    """Each NaN would be an attribute of one row, which its prediction tells exactly."""
+    z = [0.0, 1.0, math.nan, math.nan]
+    for call in (
+        lambda: disparity_decomposition(z, [0, 1, 0, 1], [0, 0, 1, 1]),
+        lambda: fair_accuracy_limit([0, 1, 0, 1], [0, 0, 1, 1], z),
+    ):
+        with pytest.raises(InputError, match="expected a known value"):
+            call()

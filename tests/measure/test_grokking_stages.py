@@ -91,3 +91,40 @@ def test_stages_of_a_training():
     assert float(found.train_accuracy[1]) == 1.0
     with pytest.raises(InputError, match="grokking_stages: expected a label and a mark"):
         grokking_stages(kept, x, label[:-1], learned)
+
+
+@pytest.mark.truth("the same checkpoints in the order of their steps")
+def test_steps_in_any_order_are_one_training():
+    x, label = addition(5)
+    draw = torch.Generator().manual_seed(3)
+    layers = {
+        s: (torch.randn(10, 6, generator=draw), torch.randn(6, 5, generator=draw))
+        for s in (0, 20, 70)
+    }
+    learned = part(len(x), 0.6)
+    found, other = (
+        grokking_stages({s: layers[s] for s in order}, x, label, learned)
+        for order in ((0, 20, 70), (70, 0, 20))
+    )
+    assert other.step.tolist() == [0, 20, 70]
+    assert other.moved.tolist() == found.moved.tolist()
+    assert other.stage.tolist() == found.stage.tolist()
+    assert float(found.moved[0]) == 0.0 < float(found.moved[1])
+
+
+def test_what_has_no_accuracy_is_refused():
+    x, label = addition(5)
+    first, second = torch.ones(10, 6), torch.ones(6, 5)
+    layers, learned = {0: (first, second)}, part(len(x), 0.6)
+    broken = {0: (first, second), 9: (first * math.nan, second)}
+    for given, message in (
+        ((broken, x, label, learned), "diverged"),
+        ((layers, torch.where(x > 0, math.inf, x), label, learned), "finite rows"),
+        ((layers, x, label, torch.arange(len(x))), "mark for each row"),
+        ((layers, x, label - 1, learned), "from 0 to 4"),
+        ((layers, x, label + 0.5, learned), "whole numbers"),
+    ):
+        with pytest.raises(InputError, match=message):
+            grokking_stages(*given)
+    few = grokking_stages(layers, x, label.clamp(max=3), learned)  # a class without rows
+    assert few.test_accuracy.isfinite().all()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from narrow import present
 from sonde.core import InputError
 from sonde.measure import stitch
 from sonde.measure.stitch import of_table
@@ -56,3 +57,20 @@ def test_labels_and_parts_must_fit():
         stitch(fronts, backs[:1], x, x, label)
     with pytest.raises(InputError, match="expected 400 labels, got 3"):
         stitch(fronts, backs, x, x, label[:3])
+
+
+def test_answers_that_are_not_finite_are_refused():
+    """The largest of NaNs is class 0, so a row that broke would count as an answer."""
+    fronts, backs, x, label = nets()
+    broken = x.clone()
+    broken[3] = float("nan")
+    with pytest.raises(InputError, match="finite logits"):
+        stitch(fronts, backs, x, broken, label)
+    with pytest.raises(InputError, match="finite logits of shape"):
+        stitch(fronts, backs, x, x, label[:, None])
+
+
+@pytest.mark.truth("the exact interval of n of n")
+def test_rows_that_are_all_right_have_an_error():
+    found = of_table(torch.ones(2, 2, 30, dtype=torch.float64))
+    assert 1.959964 * float(present(found.se)) == pytest.approx(1 - 0.025 ** (1 / 30))

@@ -80,7 +80,8 @@ class ContrastProbe(Detector):
                  like ``positive`` where the sign is fixed.
     Cost         one pass; state 8 m dim bytes; result O(m dim) for each of some hundred steps of
                  each restart (ccs), or O(m dim^2 + dim^3) (crc).
-    Assumes      columns ``pair`` and ``side`` (0 or 1); pairs with one member are left out.
+    Assumes      columns ``pair`` and ``side`` (0 or 1); pairs with one member are left out. More
+                 pairs than units: some direction fits any fewer pairs (flag ``few_rows``).
     Differs      from the paper: L-BFGS on a sample of pairs instead of gradient steps; a row is
                  scored by itself, one of no pair (side -1, and what a guard reads) as the mean of
                  its scores on both sides.
@@ -165,13 +166,20 @@ class ContrastProbe(Detector):
             value, weight, bias = _principal(z[1] - z[0])
         scores = z @ weight
         flip, sign, area = _sign(scores, pairs.label[entries], self.positive, weight)
+        found = {
+            "rank_deficient": not bool(live.all()),
+            "few_rows": n_pairs <= rows.shape[2],  # some direction fits any pairs
+            "dead": bool((z[1] == z[0]).all()),
+        }
         return ContrastScorer(
             value=value,
             n=n_pairs,
-            flags=() if bool(live.all()) else ("rank_deficient",),
+            flags=tuple(flag for flag, raised in found.items() if raised),
             conventions={
                 "value": "lowest loss" if self.method == "ccs" else "share of variance on the axis",
-                "sign": sign if sign == "labels" else "undefined: no labelled rows of both classes",
+                "sign": sign
+                if sign == "labels"
+                else "undefined: labelled rows do not order the ends",
                 "auroc_of_labelled": area,
                 "left_out": pairs.n - 2 * n_pairs,
                 "se": "not given for a scorer: calibrate its scores",
@@ -242,5 +250,6 @@ def _sign(
     ones, others = scores[label == positive], scores[(label >= 0) & (label != positive)]
     if len(ones) and len(others):
         area = auroc(others, ones).value
-        return (1.0 if area >= 0.5 else -1.0), "labels", max(area, 1.0 - area)
+        if area != 0.5:
+            return (1.0 if area > 0.5 else -1.0), "labels", max(area, 1.0 - area)
     return (1.0 if float(weight[weight.abs().argmax()]) >= 0 else -1.0), "undefined", None

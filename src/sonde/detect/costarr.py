@@ -22,6 +22,7 @@ from sonde.detect._metric import check_fitted_width
 from sonde.stats import HeadWeights, HeadWeightsState
 
 CHUNK_ENTRIES = 1 << 22
+SAME = 1e-14
 
 Use = Literal["both", "pre", "post"]
 LogitFactor = Literal["none", "minmax", "zscore"]
@@ -248,11 +249,13 @@ class COSTARR(Detector):
         rows = torch.where(fallback, other, right)
         n = int(rows.sum())
         labelled = sums.n - sums.n_unlabelled
+        mean = total / rows.clamp(min=1)[:, None]
+        flags = [*(["unlabelled"] if sums.n_unlabelled else []), *(["dead"] if _dead(mean) else [])]
         return COSTARRScorer(
             value=n / labelled,
             n=n,
             range=(-1.0, 1.0) if self.logit != "zscore" else (-math.inf, math.inf),
-            flags=("unlabelled",) if sums.n_unlabelled else (),
+            flags=tuple(flags),
             conventions={
                 "value": "share of the labelled rows that the means are made of",
                 "fidelity": "reconstructed",
@@ -264,7 +267,7 @@ class COSTARR(Detector):
                 "se": "not given for a scorer: calibrate its scores",
             },
             weight=head.weight.double(),
-            mean=total / rows.clamp(min=1)[:, None],
+            mean=mean,
             known=rows > 0,
             logit_range=self.logit_range or (sums.low, sums.high),
             use=self.use,
@@ -302,6 +305,13 @@ def _unit(x: Float[Tensor, "*row dim"]) -> Float[Tensor, "*row dim"]:
     scaled = x / top.where(top > 0, torch.ones_like(top))
     length = scaled.norm(dim=-1, keepdim=True)
     return scaled / length.where(length > 0, torch.ones_like(length))
+
+
+def _dead(mean: Float[Tensor, "class both"]) -> bool:
+    """Return whether all rows point one way: then the means of all classes are one unit vector."""
+    half = mean[:, : mean.shape[1] // 2]
+    own = half[half.norm(dim=1) > 0]
+    return not len(own) or bool(((own - own[0]).norm(dim=1) + (1 - own.norm(dim=1)) < SAME).all())
 
 
 def _sums(

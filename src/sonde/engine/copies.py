@@ -45,6 +45,17 @@ def copied_rows(sites: list[Float[Tensor, "row _dim"]]) -> Int[Tensor, "row"] | 
     return None if len(first.unique()) == len(first) else first
 
 
+def n_copies(first: Int[Tensor, "row"] | None) -> int:
+    """Return how many rows copy another, from the answer of ``copied_rows``.
+
+    Examples
+    --------
+    >>> n_copies(torch.tensor([0, 1, 0])), n_copies(None)
+    (1, 0)
+    """
+    return 0 if first is None else len(first) - len(first.unique())
+
+
 def _sketch(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
     """Return a number for each row that is equal for equal rows; few operations, each rounded."""
     found = torch.zeros(len(x), dtype=torch.float64)

@@ -8,7 +8,7 @@ in a sample of whole groups or of rows, is the standard error of the value.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +19,8 @@ from sonde.core.result import Result
 from sonde.core.state import State, leaves, map_tensors
 from sonde.core.statistic import Statistic, parameter_names
 from sonde.engine.independent_rows import independent_rows
+
+R = TypeVar("R", bound=Result)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def left_out(result: Result) -> Result:
     return replace(result, flags=(*result.flags, "nonfinite"))
 
 
-def with_copies(result: Result, n_copies: int, n: int) -> Result:
+def with_copies(result: R, n_copies: int, n: int) -> R:
     """Return the result with the flag ``copies`` if rows copy others, and say how they count."""
     if n_copies == 0:
         return result

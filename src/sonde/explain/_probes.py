@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.hashing import rank_key
-from sonde.stats import HashSampleState, solve_normal_equations
+from sonde.stats import HashSampleState, error_if_all_agree, solve_normal_equations
 
 TINY = 1e-300
 
@@ -78,7 +78,12 @@ class LabelledRows:
         return alone
 
     def shares_error(self, right: Float[Tensor, "row"]) -> float:
-        """Return the standard error of a mean over rows, with groups as clusters."""
+        """Return the standard error of a mean over rows, with groups as clusters.
+
+        Where all rows agree it is that of the exact interval of a fraction of groups.
+        """
+        if bool((right == right[:1]).all()):
+            return error_if_all_agree(self.n_groups)
         return clustered_error(right, self.group, self.n_groups) / len(right)
 
 

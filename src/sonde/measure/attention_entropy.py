@@ -18,6 +18,8 @@ from sonde.core.result import Direction, Result
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.core.tensors import as_tensor
+from sonde.engine.copies import copied_rows, n_copies
+from sonde.engine.errorbars import with_copies
 from sonde.stats import query_entropy
 
 COLLAPSED, OVERLOADED = 0.05, 0.95
@@ -143,7 +145,8 @@ def attention_entropy(
     causal : bool, default=False
         Whether a query sees no later key; the last query sees all.
     group : array (example,), optional
-        Which examples belong together; without, each is a group of its own.
+        Which examples belong together; without, each is a group of its own, and equal examples
+        are one group (flag ``copies``).
 
     Raises
     ------
@@ -159,7 +162,8 @@ def attention_entropy(
             "attention_entropy: expected probabilities (example, head, query, key), got shape "
             f"{tuple(p.shape)}."
         )
-    seen = _in_sight(p, mask, causal)
+    copies = None if group is not None else copied_rows([p.flatten(1)])
+    seen, n = _in_sight(p, mask, causal), len(p)
     n_keys = seen.sum(-1)
     rows = n_keys >= 2
     if not bool(rows.any()):
@@ -175,8 +179,10 @@ def attention_entropy(
         )
     nats, most = query_entropy(p, seen[rows][:, None].broadcast_to(p.shape))
     example = rows.nonzero()[:, 0]
-    names = example if group is None else _of_examples(group, len(seen))[example]
+    own = torch.arange(n) if copies is None else copies
+    names = (own if group is None else _of_examples(group, n))[example.cpu()]
     result = AttentionEntropy().fit(nats / most, group=names)
+    result = with_copies(result, n_copies(copies), n)
     return replace(result, entropy_nats=nats.mean(0), sink=p[:, :, 0].mean(0))
 
 

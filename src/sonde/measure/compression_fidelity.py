@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.result import Direction, Result
+from sonde.engine.errorbars import with_copies
+from sonde.stats import error_if_all_agree
 
 Tokens = Sequence[Sequence[Any]]
 
@@ -28,6 +31,7 @@ class CompressionFidelityResult(Result):
     shares add to 1. ``exact`` is the share of texts that come back unchanged, ``drift`` the mean
     over texts of 1 less the F1 of tokens. ``entropy_planted`` and ``entropy_other`` are mean
     entropies of the decoder at planted and other places, in nats (NaN if no entropies are given).
+    Where all documents agree the error is that of the exact interval.
     """
 
     direction: Direction = "lower"
@@ -69,7 +73,8 @@ def compression_fidelity(
     entropy : sequence of arrays (token,), optional
         Entropy of the decoder's answer at each place of each text, in nats.
     group : sequence, optional
-        Which texts belong to one document: the error takes them as one.
+        Which texts belong to one document: the error takes them as one. Without, equal texts are
+        one document (flag ``copies``).
 
     Raises
     ------
@@ -95,7 +100,9 @@ def compression_fidelity(
             raise InputError(
                 f"compression_fidelity: expected {name} for {n} texts, got {len(given)}."
             )
-    members = list(range(n)) if group is None else list(group)
+    members = _equal_texts(source) if group is None else list(group)
+    if len(members) != n:
+        raise InputError(f"compression_fidelity: expected {n} groups, got {len(members)}.")
     overwritten: dict[Any, list[int]] = {}
     kinds: Counter[str] = Counter()
     for text, said, places, member in zip(source, decoded, usual, members, strict=True):
@@ -114,7 +121,9 @@ def compression_fidelity(
     many = len(sums) > 1
     se = math.sqrt(float(gap.square().sum()) * len(sums) / (len(sums) - 1)) if many else math.nan
     planted, rest = _entropies(usual, entropy)
-    return CompressionFidelityResult(
+    if share["overwritten"] in (0.0, 1.0):
+        se = error_if_all_agree(len(sums)) * n_planted
+    found = CompressionFidelityResult(
         value=share["overwritten"],
         se=se / n_planted if many else None,
         n=len(sums),
@@ -132,6 +141,14 @@ def compression_fidelity(
         entropy_planted=planted,
         entropy_other=rest,
     )
+    return with_copies(found, n - len({*members}) if group is None else 0, n)
+
+
+def _equal_texts(source: Tokens) -> list[int]:
+    """Return, for each text, the number of the first text with the same tokens."""
+    known: dict[tuple[Any, ...], int] = {}
+    plain = [tuple(x.tolist() if isinstance(x, Tensor | np.ndarray) else x) for x in source]
+    return [known.setdefault(text, i) for i, text in enumerate(plain)]
 
 
 def _kind(text: Sequence[Any], said: Sequence[Any], place: int, prior: Any) -> str:

@@ -19,6 +19,7 @@ from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.result import Direction, Result
 from sonde.core.site import Site
+from sonde.engine.errorbars import with_copies
 from sonde.measure._sublayers import Sublayers, is_sum, sublayers_of
 from sonde.tap import editing
 from sonde.tap.decoding.layers import ModelBlocks
@@ -93,7 +94,7 @@ class SublayerUse:
     addition, ``cosine`` the cosine of the two (NaN if the output is zero at a token).
     ``answer_change`` and ``answer_kl_nats`` are as in ``DepthUseResult``, with the sublayer's
     output set to zero.
-    Standard errors (``_se``) are jackknives over examples, NaN for one example.
+    Standard errors (``_se``) are jackknives over groups of examples, NaN for one group.
     """
 
     names: tuple[str, ...]
@@ -166,7 +167,8 @@ def depth_use(
                  copy with random weights. Invariant to the scale of the stream.
     Cost         a forward for each block and one more, on every batch; with ``sublayers`` also one
                  for each sublayer and one more, and once a forward for each block.
-    Assumes      blocks that keep the width of their input, in one stream. States of first tokens
+    Assumes      blocks that keep the width of their input, in one stream. Tokens whose
+                 contributions are not finite are left out and counted. States of first tokens
                  may be far longer than others: compare with ``leave_out``. Blocks that are not
                  their input plus one sublayer after the other on all tokens (post-norm and parallel
                  blocks) have no sublayers (flag ``whole_blocks``); ``conventions`` names them and
@@ -210,20 +212,25 @@ def depth_use(
     parts: dict[str, Sublayers] | None = {} if sublayers else None
     with torch.no_grad():
         found = [_measured(module, b, paths, leave_out, parts) for b in batches]
-    texts = [text for batch in found for text in batch]
+    texts = _of_groups([text for batch in found for text in batch.texts])
+    n_broken = sum(batch.n_broken for batch in found)
     if not texts:
         raise InputError(
-            f"depth_use: expected texts of more than {leave_out} tokens, got none. Give longer "
-            "texts, or leave out fewer tokens."
+            f"depth_use: expected texts of more than {leave_out} tokens with finite states, got "
+            f"none ({n_broken} tokens were not finite). Give longer texts, or leave out fewer "
+            "tokens."
         )
     whole = [] if parts is None else [one.why for one in parts.values() if one.why]
     conventions = {
         "left out": f"the first {leave_out} tokens",
         **({"whole blocks": "; ".join(whole)} if whole else {}),
     }
+    if n_broken:
+        conventions["not finite"] = f"{n_broken} tokens whose states or additions were not finite"
     by_part = None if parts is None else _sublayer_use(parts, texts)
-    flags = ("whole_blocks",) if whole else ()
-    return replace(_of_blocks(paths, texts, flags, conventions), sublayers=by_part)
+    flags = (*(["whole_blocks"] if whole else []), *(["nonfinite"] if n_broken else []))
+    result = replace(_of_blocks(paths, texts, flags, conventions), sublayers=by_part)
+    return with_copies(result, sum(b.n_copies for b in found), sum(len(b.texts) for b in found))
 
 
 FIGURES = 4
@@ -235,13 +242,41 @@ class _Text:
     """Sums and maxima over ``n`` tokens of one example.
 
     Columns: contribution, cosine, changes of the answer; for blocks also the effect of skipping
-    each block.
+    each block. ``group`` names the document that the example belongs to.
     """
 
+    group: bytes
     n: int
     sums: Float[Tensor, "layer figure"]
     largest: Float[Tensor, "layer figure"]
     parts: dict[str, Float[Tensor, "part_figure"]]
+
+    def joined(self, other: "_Text") -> "_Text":
+        """Return the sums and maxima over the tokens of both."""
+        parts = {k: v + other.parts[k] for k, v in self.parts.items() if k in other.parts}
+        largest = torch.maximum(self.largest, other.largest)
+        return _Text(self.group, self.n + other.n, self.sums + other.sums, largest, parts)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Figures of the examples of a batch, and how many of them copy another example.
+
+    ``n_broken`` counts tokens that were left out because their contributions are not finite.
+    """
+
+    texts: list[_Text]
+    n_copies: int
+    n_broken: int
+
+
+def _of_groups(texts: list[_Text]) -> list[_Text]:
+    """Return the figures of each group; equal examples are one group."""
+    known: dict[bytes, _Text] = {}
+    for text in texts:
+        one = known.get(text.group)
+        known[text.group] = text if one is None else one.joined(text)
+    return [*known.values()]
 
 
 def _of_blocks(
@@ -267,7 +302,7 @@ def _of_blocks(
         flags=(*(("dead",) if dead else ()), *flags),
         conventions={
             "second half": f"{len(paths) - half} of {len(paths)} blocks",
-            "se": "jackknife over examples" if len(texts) > 1 else "none: one example",
+            "se": "jackknife over groups" if len(texts) > 1 else "none: one group",
             **conventions,
         },
         layers=tuple(paths),
@@ -334,7 +369,7 @@ def _measured(
     paths: list[str],
     leave_out: int,
     parts: dict[str, Sublayers] | None,
-) -> list[_Text]:
+) -> _Measured:
     """Return the figures of each example of a batch."""
     plain = forward(module, batch, paths)
     before, added = torch.stack(plain.before).double(), plain.added
@@ -349,10 +384,12 @@ def _measured(
         figures[s, 2:FIGURES] = answer_changes(plain, skipped.log_p)
     if figures.ndim == 3:  # one row for each example
         figures = figures[..., None]
-    kept = _kept(batch, figures, leave_out)
+    counted = _kept(batch, figures, leave_out)
+    kept = counted & figures[:, 0].isfinite().all(0)
     by_part = {} if parts is None else _of_parts(module, batch, paths, plain, kept, parts)
-    return [
+    texts = [
         _Text(
+            batch.group_keys[i],
             int(mask.sum()),
             own.sum(-1),
             own.amax(-1),
@@ -362,6 +399,7 @@ def _measured(
         if bool(mask.any())
         for own in (figures[:, :, i][..., mask],)
     ]
+    return _Measured(texts, int((batch.occurrence > 0).sum()), int((counted & ~kept).sum()))
 
 
 def _of_parts(

@@ -191,6 +191,11 @@ def _codes(owner: str, name: str, column: Any) -> Int[Tensor, "row"]:
     found = as_tensor(owner, column, name, InputError).cpu()
     if found.ndim != 1:
         raise InputError(f"{owner}: expected {name} of shape (row,), got {tuple(found.shape)}.")
+    if not bool(torch.isfinite(found.double()).all()):
+        raise InputError(
+            f"{owner}: expected a known value of {name} for each row, got NaN or infinity. Leave "
+            "such rows out, or give them a number of their own."
+        )
     return torch.unique(found, return_inverse=True)[1]
 
 

@@ -5,12 +5,12 @@ For inputs with a finite table of rows, such as arithmetic modulo ``M``. On othe
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.chart import Chart, curves
@@ -87,13 +87,13 @@ def grokking_stages(
     Parameters
     ----------
     weights : mapping of int to (array (dim, unit), array (unit, class))
-        First and second layer at each step, the first step first.
+        First and second layer at each step; ``moved`` counts from the lowest step.
     x : array (row, dim)
         All rows.
     label : ints (row,)
-        Class of each row.
+        Class of each row, below the width of the second layer.
     train : array of bool (row,)
-        Which rows are learned from.
+        Which rows are learned from; also as 0 and 1.
     activation : {"square", "relu"}, default="square"
         Of the hidden layer.
 
@@ -107,13 +107,22 @@ def grokking_stages(
     >>> round(float(found.energy[0]), 6), m / 4
     (1.75, 1.75)
 
+    Raises
+    ------
+    InputError
+        If rows or weights are not finite, labels are no classes of the network, or ``train`` is no
+        mark for each row.
+
     References
     ----------
     tian2025grokking
     """
     rows = as_tensor("grokking_stages", x, "x", InputError).double()
-    answer = as_tensor("grokking_stages", label, "label", InputError).long()
-    learned = as_tensor("grokking_stages", train, "train", InputError).bool()
+    answer = as_tensor("grokking_stages", label, "label", InputError)
+    if not bool((answer == answer.long()).all()):
+        raise InputError("grokking_stages: expected whole numbers as label, got fractions.")
+    answer = answer.long()
+    learned = _marks(train)
     if not len(rows) == len(answer) == len(learned) or not bool(learned.any()):
         raise InputError(
             "grokking_stages: expected a label and a mark for each row, some of them for training, "
@@ -121,17 +130,20 @@ def grokking_stages(
         )
     if not weights:
         raise InputError("grokking_stages: expected weights at one step at least, got none.")
-    goal = torch.nn.functional.one_hot(answer).double()
-    world = _World(rows, goal - goal.mean(0), answer, learned, activation)
+    steps = sorted(weights)
     layers = [
         tuple(as_tensor("grokking_stages", w, "weights", InputError).double() for w in pair)
-        for pair in weights.values()
+        for pair in (weights[s] for s in steps)
     ]
+    n_classes = layers[0][1].shape[1]
+    _check(rows, answer, layers, n_classes)
+    goal = torch.nn.functional.one_hot(answer, n_classes).double()
+    world = _World(rows, goal - goal.mean(0), answer, learned, activation)
     found = torch.tensor(
         [world.watched(first, second, layers[0][0]) for first, second in layers],
         dtype=torch.float64,
     )
-    step, trained, fresh = torch.tensor(list(weights)), found[:, 0], found[:, 1]
+    step, trained, fresh = torch.tensor(steps), found[:, 0], found[:, 1]
     memorised = (trained >= LEARNED).cummax(0).values
     general = memorised & (fresh >= GENERAL)
     reached = torch.nonzero(general).flatten()
@@ -157,6 +169,37 @@ def grokking_stages(
         concentration=found[:, 5],
         interaction=found[:, 6],
     )
+
+
+def _marks(train: Any) -> Bool[Tensor, "row"]:
+    found = as_tensor("grokking_stages", train, "train", InputError)
+    if not bool(((found == 0) | (found == 1)).all()):
+        raise InputError(
+            "grokking_stages: expected train as a mark for each row, true or false, got other "
+            "numbers. Turn indices of rows into marks."
+        )
+    return found.bool()
+
+
+def _check(
+    x: Float[Tensor, "row dim"],
+    label: Int[Tensor, "row"],
+    layers: Sequence[tuple[Tensor, ...]],
+    n_classes: int,
+) -> None:
+    """Refuse what has no accuracy: entries that are not finite, and labels that are no classes."""
+    if not bool(torch.isfinite(x).all()):
+        raise InputError("grokking_stages: expected finite rows, got NaN or infinity in x.")
+    if not all(bool(torch.isfinite(w).all()) for pair in layers for w in pair):
+        raise InputError(
+            "grokking_stages: expected finite weights, got NaN or infinity: the training run "
+            "diverged. Leave out the steps from there on."
+        )
+    if int(label.min()) < 0 or int(label.max()) >= n_classes:
+        raise InputError(
+            f"grokking_stages: expected labels from 0 to {n_classes - 1}, the width of the second "
+            f"layer, got {int(label.min())} to {int(label.max())}. Number the classes."
+        )
 
 
 @dataclass(frozen=True)
@@ -204,7 +247,7 @@ class _World:
     def _concentration(self, first: Float[Tensor, "dim unit"]) -> float:
         """Return the mean fraction of a unit's largest frequency; NaN without blocks."""
         m = self.goal.shape[1]
-        if len(first) % m:
+        if len(first) % m or not first.numel():
             return math.nan
         power = torch.fft.rfft(first.reshape(-1, m, first.shape[1]), dim=1)[:, 1:].abs().square()
         of_unit = power.sum(0)

@@ -16,7 +16,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.result import Direction, Result
 from sonde.core.tensors import as_tensor
-from sonde.stats import ridge_of_rows
+from sonde.stats import error_if_all_agree, ridge_of_rows
 
 Part = Callable[[Tensor], Tensor]
 
@@ -111,7 +111,15 @@ def stitch(
             if how == "map" and a != b:
                 weight, bias = ridge_of_rows(states[a].double(), states[b].double())
                 given = (rows.double() @ weight + bias).to(states[b].dtype)
-            right[a, b] = (back(given).argmax(-1) == truth).double().cpu()
+            said = back(given)
+            if said.shape[:-1] != truth.shape or not bool(torch.isfinite(said).all()):
+                raise InputError(
+                    f"stitch: expected finite logits of shape {(*truth.shape, 'class')}, got "
+                    f"{tuple(said.shape)} from back {b} on front {a}"
+                    f"{', not all finite' if said.shape[:-1] == truth.shape else ''}. Leave out "
+                    "rows that are not finite, and give one label for each row."
+                )
+            right[a, b] = (said.argmax(-1) == truth).double().cpu()
     return of_table(right)
 
 
@@ -131,7 +139,7 @@ def of_table(right: Float[Tensor, "front back row"]) -> StitchResult:
     return StitchResult(
         right=right,
         value=float(table[other].mean()),
-        se=float(each.std() / math.sqrt(n_rows)) if n_rows > 1 else None,
+        se=_error(each),
         null=float(table.diagonal().mean()),
         n=n_rows,
         range=(0.0, 1.0),
@@ -144,3 +152,12 @@ def of_table(right: Float[Tensor, "front back row"]) -> StitchResult:
         share_back=shares[1],
         share_interaction=shares[2],
     )
+
+
+def _error(each: Float[Tensor, "row"]) -> float | None:
+    """Return the standard error of the mean; of the exact interval if all rows agree."""
+    if len(each) < 2:
+        return None
+    if bool((each == each[0]).all()):
+        return error_if_all_agree(len(each))
+    return float(each.std() / math.sqrt(len(each)))

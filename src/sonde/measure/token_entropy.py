@@ -19,6 +19,8 @@ from sonde.core.result import Direction, Result
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.core.tensors import as_tensor
+from sonde.engine.copies import copied_rows, n_copies
+from sonde.engine.errorbars import with_copies
 from sonde.stats import TOKEN_METRICS, token_metrics
 
 LOG_P, ENTROPY, QUANTILE, LOG_RANK = (
@@ -192,7 +194,8 @@ def token_entropy(
         Positions of the tokens that came. If None, the first logits of a document predict position
         1; plain rows have position 0.
     group : array (document,) or (row,), optional
-        Which documents or rows belong together; if None, the rows of a document.
+        Which documents or rows belong together; if None, the rows of a document, and equal
+        documents or rows (flag ``copies``).
 
     Raises
     ------
@@ -209,18 +212,20 @@ def token_entropy(
     keep = _like("mask", mask, shape, torch.ones(shape, dtype=torch.bool)).bool()
     places = torch.zeros(shape) if z.ndim == 2 else torch.arange(1, shape[1] + 1).expand(shape)
     places = _like("position", position, shape, places)[keep].long()
-    z = z[keep.to(z.device)]
-    came = z.argmax(1) if token is None else _like("token", token, shape, None)[keep].long()
     document = torch.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)).expand(shape)[keep]
-    names = document.tolist()
+    copies = None if group is not None else copied_rows([z.flatten(1)])
+    names = (document if copies is None else copies[document]).tolist()
     if group is not None:
         given = group.tolist() if hasattr(group, "tolist") else list(group)
         if len(given) != shape[0]:
             raise ShapeError(f"token_entropy: expected {shape[0]} groups, got {len(given)}.")
         names = [given[i] for i in names]
     ids = [f"{i}" for i in document.tolist()]
+    z = z[keep.to(z.device)]
+    came = z.argmax(1) if token is None else _like("token", token, shape, None)[keep].long()
     rows = token_metrics(z, came.to(z.device))
     found = TokenEntropy().fit(rows, group=names, ids=ids, position=places)
+    found = with_copies(found, n_copies(copies), shape[0])
     return found if token is not None else replace(found, surprise=math.nan, perplexity=math.nan)
 
 

@@ -54,6 +54,7 @@ from sonde.stats.histogram import HistogramState as HistogramState
 from sonde.stats.hsic_sums import HsicSums as HsicSums
 from sonde.stats.hsic_sums import HsicSumsState as HsicSumsState
 from sonde.stats.intervals import clopper_pearson as clopper_pearson
+from sonde.stats.intervals import error_if_all_agree as error_if_all_agree
 from sonde.stats.intervals import grouped_share as grouped_share
 from sonde.stats.intervals import wilson as wilson
 from sonde.stats.kernel_sums import conditional_divergence as conditional_divergence
