@@ -38,7 +38,17 @@ html_theme_options = {
 # Hundreds of generated pages: their lists are pages, and a list beside each would take minutes.
 html_sidebars = {
     name: []
-    for name in ("index", "methods/*", "findings/*", "reference/*", "decisions/*", "papers")
+    for name in (
+        "index",
+        "install",
+        "gallery",
+        "faq",
+        "methods/*",
+        "findings/*",
+        "reference/*",
+        "decisions/*",
+        "papers",
+    )
 }
 exclude_patterns = ["_build"]
 nitpicky = True

@@ -15,7 +15,7 @@ from sonde.run.compressing import search
 from sonde.run.compressing.search import SizeTrial, best_trials
 
 WORDS = ("compress", "search", "sonde:digits", "sonde:digits/train", "--limit", 8, "--held", 24)
-SOME = ("--to", "2bit", "4bit", "50%", "--methods", "rtn", "prune_weights")
+SOME = ("--to", "2bit,4bit", "50%", "--methods", "rtn,prune_weights")
 
 
 @pytest.mark.truth("every pair of trials compared")

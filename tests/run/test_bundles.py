@@ -21,10 +21,11 @@ from sonde.core.instrument import Instrument
 from sonde.core.result import Result
 from sonde.core.statistic import Statistic
 from sonde.core.stream import Stream
-from sonde.detect import KNN, Mahalanobis
+from sonde.detect import KNN, Hotelling, Mahalanobis
 from sonde.engine.running import Running
 from sonde.files.state_file import read_header, read_state, write_state
 from sonde.measure import ParticipationRatio, StableRank
+from sonde.run.comparing.drift import drift
 from sonde.run.fitting._soundness import flaw_of
 from sonde.run.fitting.fit import fit
 from sonde.run.fitting.fitted import Fitted
@@ -34,6 +35,7 @@ from sonde.run.passes.directory import remove_run, run_directory
 from sonde.run.passes.driver import Interrupted
 from sonde.run.reading.read import read
 from sonde.run.scoring.batches import SCHEMA
+from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.score import score
 from sonde.run.scoring.tables import write_table
 from sonde.stats import Moments
@@ -375,6 +377,18 @@ def test_outputs_are_checked_before_work(tmp_path):
         check_file(tmp_path / "none" / "p.sonde")
     with pytest.raises(StoreError, match="it is a folder"):
         check_file(tmp_path)
+
+
+def test_a_path_stands_for_the_bundle_that_it_holds(tmp_path, bundle):
+    path = tmp_path / "probe.sonde"
+    bundle.save(path)
+    fresh = stream(100, seed=5)
+    assert score(path, fresh, progress=False) == score(bundle, fresh, progress=False)
+    ours = calibrate(str(path), fresh, progress=False)
+    theirs = calibrate(bundle, fresh, progress=False)
+    assert score(ours, fresh, progress=False) == score(theirs, fresh, progress=False)
+    assert merge(path).header == merge(Fitted.load(path)).header
+    assert drift(path, str(path), Hotelling()).moved() == []
 
 
 def test_the_catalogue_has_words_and_near_ones():

@@ -17,6 +17,7 @@ from sonde.cli.options import (
     ModelWord,
     Printing,
     TrustFlag,
+    listed,
     named,
 )
 
@@ -46,7 +47,7 @@ class Cache:
     data: DataWord
     rules: Annotated[
         tuple[str, ...],
-        named("WORD ...", "caches to try; by default all, with their default parameters"),
+        named("WORD,...", "caches to try; by default all, with their default parameters"),
     ] = ()
     budgets: Annotated[
         tuple[float, ...], tyro.conf.arg(help="fractions of the tokens or bytes to keep, in (0, 1]")
@@ -77,7 +78,7 @@ class Cache:
         found = compare_caches(
             self.model,
             self.data,
-            self.rules,
+            listed(self.rules),
             **{name: getattr(self, name) for name in (*names, *reading)},
             loading={
                 "device": self.device,

@@ -8,7 +8,7 @@ import tyro
 
 from sonde.cli._presenting import check_page, present
 from sonde.cli.console import note
-from sonde.cli.options import DataReading, DataWord, ModelWord, Printing, named
+from sonde.cli.options import DataReading, DataWord, ModelWord, Printing, listed, named
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Compress:
     layers: Annotated[
         tuple[str, ...],
         named(
-            "PATTERN ...",
+            "PATTERN,...",
             "layers by name, '*' with embeddings and convolutions (default: all linear ones)",
         ),
     ] = ()
@@ -108,7 +108,8 @@ class Compress:
     def _wish(self) -> dict[str, Any]:
         """Return what was typed about the size, and about how many examples it is found on."""
         names = ("to", "method", "budget", "max_kl", "group", "layers", "limit", "held")
-        return {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in names}
+        return found | {"layers": listed(self.layers)}
 
     def _told(self, words: str) -> None:
         if not self.printing.quiet:

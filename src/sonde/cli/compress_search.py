@@ -8,7 +8,7 @@ import tyro
 
 from sonde.cli._presenting import check_page, present
 from sonde.cli.console import note
-from sonde.cli.options import DataReading, DataWord, ModelWord, Printing, named
+from sonde.cli.options import DataReading, DataWord, ModelWord, Printing, listed, named
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class CompressSearch:
     ] = Path("compress-search.html")
     to: Annotated[
         tuple[str, ...],
-        named("SIZE ...", "sizes, e.g. 4bit 50% 2:4 rank16 (default: a standard list)"),
+        named("SIZE,...", "sizes, e.g. 4bit,50%,2:4,rank16 (default: a standard list)"),
     ] = ()
     methods: Annotated[
-        tuple[str, ...], named("WORD ...", "methods to try (default: those that support each size)")
+        tuple[str, ...], named("WORD,...", "methods to try (default: those that support each size)")
     ] = ()
     max_kl: Annotated[
         float, tyro.conf.arg(help="largest divergence, in nats, of the recommended model")
@@ -53,8 +53,8 @@ class CompressSearch:
             self.model,
             self.data,
             path,
-            to=self.to,
-            methods=self.methods,
+            to=listed(self.to),
+            methods=listed(self.methods),
             max_kl=self.max_kl,
             limit=self.limit,
             held=self.held,

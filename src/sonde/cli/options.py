@@ -340,12 +340,16 @@ class Reading:
 def listed(words: Sequence[str]) -> tuple[str, ...]:
     """Return the members of a list that was typed with blanks, commas or both.
 
+    Commas inside brackets belong to the member.
+
     Examples
     --------
+    >>> listed(("quest(page=8,sinks=2),h2o",))
+    ('quest(page=8,sinks=2)', 'h2o')
     >>> listed(("layers.0,layers.2", "head"))
     ('layers.0', 'layers.2', 'head')
     """
-    return tuple(part for word in words for part in word.split(",") if part)
+    return tuple(part for word in words for part in re.split(r",(?![^(]*\))", word) if part)
 
 
 def source_of(command: str, model: str, data: str, reading: Reading) -> tuple[Any, str | None]:

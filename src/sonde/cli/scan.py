@@ -29,6 +29,7 @@ from sonde.cli.options import (
     RunFlags,
     SourceDataWord,
     SourceWord,
+    listed,
     named,
     source_of,
 )
@@ -71,11 +72,11 @@ class Scan:
     ] = None
     explain: Annotated[str | None, named("CODE", "what a code means")] = None
     ignore: Annotated[
-        tuple[str, ...], named("CODE[@SITE] ...", "silence CODE or CODE@site pattern")
+        tuple[str, ...], named("CODE[@SITE],...", "silence CODE or CODE@site pattern")
     ] = ()
-    only: Annotated[tuple[str, ...], named("CODE ...", "run only these codes")] = ()
+    only: Annotated[tuple[str, ...], named("CODE,...", "run only these codes")] = ()
     set: Annotated[
-        tuple[str, ...], named("CODE.NAME=X ...", "change thresholds: SND011.warning=0.6")
+        tuple[str, ...], named("CODE.NAME=X,...", "change thresholds: SND011.warning=0.6")
     ] = ()
     stochastic: Annotated[bool, tyro.conf.arg(help="the model uses random numbers by design")] = (
         False
@@ -112,6 +113,10 @@ class Scan:
     reading: Reading = field(default_factory=Reading)
     running: RunFlags = field(default_factory=RunFlags)
     printing: Printing = field(default_factory=Printing)
+
+    def __post_init__(self) -> None:
+        for name in ("ignore", "only", "set"):
+            object.__setattr__(self, name, listed(getattr(self, name)))
 
     def run(self) -> int:
         """Scan, explain or compare; print and write."""

@@ -104,12 +104,12 @@ def _large_figure(report: dict[str, Any]) -> Markup | None:
     say = share if share_of else number
     ends = "" if found["low"] is None else f" ({say(found['low'])} to {say(found['high'])})"
     label, noun = {
-        "accuracy": ("right", "row"),
+        "accuracy": ("correct", "row"),
         "nats_per_token": ("nats per token", "token"),
         "rms_error": ("off (root mean square)", "row"),
-        "label_accuracy": ("of labels right", "row"),
-        "rank_accuracy": ("right", "row"),
-        "pixel_accuracy": ("of pixels right", "row"),
+        "label_accuracy": ("of labels correct", "row"),
+        "rank_accuracy": ("correct", "row"),
+        "pixel_accuracy": ("of pixels correct", "row"),
     }[found["measure"]]
     heads = found.get("heads") or []
     own = shown(heads[0]["column"], 28) if len(heads) > 1 else "this model"

@@ -19,7 +19,7 @@ from sonde.data.opening import class_names
 from sonde.data.processors import is_image_processor, is_tokenizer
 from sonde.data.sources import Row
 from sonde.data.text_encoding import context_of
-from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted, as_fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.reading.load import load
 from sonde.run.reading.read import read
@@ -133,7 +133,7 @@ class ServedModel:
         if not 0 < alpha < 1:
             raise InputError(f"serve: expected a false-alarm rate in (0, 1), got {alpha}.")
         self.model: Model = load(model)
-        self.fitted = Fitted.load(fitted) if isinstance(fitted, str | Path) else fitted
+        self.fitted = None if fitted is None else as_fitted(fitted, "serve")
         self.alpha, self.largest, self.options = alpha, largest, dict(options or {})
         self.verdicts = None if self.fitted is None else Verdicts(self.fitted, alpha)
         self.column_scales = scales_in(self.fitted)

@@ -99,7 +99,7 @@ class SND061(WeakGroupRule):
             return ""
         before, after = (percent(float(x.mean())) for x in (moved.trial.before, moved.trial.after))
         return (
-            f"logits[:, {moved.label}] -= {number(-moved.constant)}: right on {after} of "
+            f"logits[:, {moved.label}] -= {number(-moved.constant)}: correct on {after} of "
             f"{plural(len(moved.trial.rows), 'row')} held out from the choice, instead of {before}."
         )
 

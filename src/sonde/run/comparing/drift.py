@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -26,7 +27,7 @@ from sonde.engine.requests import Task
 from sonde.run.comparing.broken_rows import BROKEN, MISSING, broken_rows, missing_values
 from sonde.run.comparing.moved_direction import MovedDirection, moved_direction
 from sonde.run.fitting.evidence import evidence, groups_of, sample
-from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted, as_fitted
 from sonde.run.instruments.entries import Key, names_of
 from sonde.run.reading.recipe import recipe_in, require_same_columns
 from sonde.stats import HashSampleState, adjusted_p
@@ -90,8 +91,8 @@ class Drift:
 
 
 def drift(
-    first: Fitted,
-    second: Fitted,
+    first: Fitted | str | Path,
+    second: Fitted | str | Path,
     shifts: Shift | Iterable[Shift] | None = None,
     *,
     level: float = 0.05,
@@ -106,7 +107,7 @@ def drift(
 
     Parameters
     ----------
-    first, second : Fitted
+    first, second : Fitted, or the paths of bundles
         The reference and the other.
     shifts : Shift or iterable of Shift, optional
         By default the shifts that a bundle was fitted with, and the default shifts, as far as both
@@ -142,6 +143,7 @@ def drift(
     >>> drift(a, b, Hotelling()).moved()
     [('hotelling', 'x')]
     """
+    first, second = as_fitted(first, "drift"), as_fitted(second, "drift")
     require_same_columns(recipe_in(first.header), recipe_in(second.header), "drift")
     keys = _shared_sites(first, second)
     named = _known(first, second, len(keys), level) if shifts is None else shifts

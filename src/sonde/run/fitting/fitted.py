@@ -13,7 +13,7 @@ from typing import Any
 
 from sonde.core._shown import html_table, places, told
 from sonde.core.clearance import LABELS, joined_labels
-from sonde.core.errors import StateError
+from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import STATE_VERSION, Split
 from sonde.core.result import Result, Scorer
@@ -299,6 +299,24 @@ class Fitted:
         return Bundle(
             self.tasks, self.requests, self.states, self.header, self.split, self.label_names
         )
+
+
+def as_fitted(probe: Fitted | str | Path, caller: str) -> Fitted:
+    """Return a bundle, read from its file if a path is given.
+
+    Raises
+    ------
+    InputError
+        If it is neither a bundle nor a path.
+    """
+    if isinstance(probe, Fitted):
+        return probe
+    if isinstance(probe, str | Path):
+        return Fitted.load(probe)
+    raise InputError(
+        f"{caller}: expected a fitted bundle or the path of one, got {type(probe).__name__}. "
+        "Pass what sonde.fit returned, or the file that it was saved to."
+    )
 
 
 _FIELDS = {

@@ -20,7 +20,7 @@ from sonde.engine.classes import joined_names, renumbered, with_classes
 from sonde.engine.progress import Bar
 from sonde.engine.requests import States, Task, requests
 from sonde.run.fitting.calibrations import held_requests
-from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted, as_fitted
 from sonde.run.fitting.header import data_fingerprint, require_same_model
 from sonde.run.instruments.entries import Key, inner_of
 from sonde.run.passes.cost import say_cost
@@ -44,7 +44,7 @@ GROUP = "group"
 
 
 def calibrate(
-    fitted: Fitted,
+    fitted: Fitted | str | Path,
     model: Any,
     data: Any = None,
     *,
@@ -71,7 +71,7 @@ def calibrate(
 
     Parameters
     ----------
-    fitted : Fitted
+    fitted : Fitted, or the path of a bundle
     model : Model, nn.Module, str or Stream
         The model that the bundle was fitted on; or a stream of its states, then without ``data``.
     data : str, path or iterable
@@ -111,6 +111,7 @@ def calibrate(
     StateError
         If the bundle holds no detector, or is of another model.
     """
+    fitted = as_fitted(fitted, "calibrate")
     column, labels = None if by in (None, *get_args(By)) else by, None
     if column is not None:
         _require_table(column, model)

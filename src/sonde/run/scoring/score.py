@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from sonde.core.reduction import AUTO
 from sonde.core.site import Reducer
 from sonde.core.stream import Stream
 from sonde.engine.progress import Bar
-from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted, as_fitted
 from sonde.run.passes.cost import say_cost
 from sonde.run.passes.crew import Crew, Runner, using_threads
 from sonde.run.passes.parts import PartJob, has_parts, in_order
@@ -25,7 +26,7 @@ from sonde.run.scoring.opening import open_for
 
 
 def score(
-    fitted: Fitted,
+    fitted: Fitted | str | Path,
     model: Any,
     data: Any = None,
     *,
@@ -44,7 +45,7 @@ def score(
 
     Parameters
     ----------
-    fitted : Fitted
+    fitted : Fitted, or the path of a bundle
     model : Model, nn.Module, str or Stream
         The model that the bundle was fitted on; or a stream or a store of its states, then without
         ``data``.
@@ -89,6 +90,7 @@ def score(
     StateError
         If the bundle was fitted for another model, site or reducer, or holds no detector.
     """
+    fitted = as_fitted(fitted, "score")
     stream = open_for(fitted, model, data, **options)
     crew = Crew(workers, runner, address)
     how: dict[str, Any] = {"reduction": reduction, "explain": explain}

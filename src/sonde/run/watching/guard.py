@@ -20,7 +20,7 @@ from sonde.core.inputs import Model
 from sonde.core.wording import plural
 from sonde.data import special_ids
 from sonde.files.identity import agree, difference
-from sonde.run.fitting.fitted import Fitted
+from sonde.run.fitting.fitted import Fitted, as_fitted
 from sonde.run.fitting.header import warn_other_code, warn_unknown_structure
 from sonde.run.instruments.entries import Key
 from sonde.run.reading.load import load
@@ -224,7 +224,7 @@ class Guard:
                 f"{type(metrics).__name__}. Add the missing ones, as in PrometheusMetrics."
             )
         live = load(model, processor=processor)
-        fitted = probe if isinstance(probe, Fitted) else Fitted.load(probe)
+        fitted = as_fitted(probe, "Guard")
         device = require_live_model(fitted.header, live)
         self.alpha, self.on_alarm, self._metrics = alpha, on_alarm, metrics
         self._watches = tuple(watches_of(fitted, alpha, methods, device))
