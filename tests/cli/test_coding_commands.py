@@ -32,5 +32,7 @@ def test_what_cannot_work_is_told_in_one_line(run, tmp_path):
     assert not (tmp_path / "b").exists()
     file.write_bytes(b"")
     for command in ("encode", "decode"):
-        assert "expected a file with contents" in run(command, file, "-o", tmp_path / "b").error()
+        assert (
+            "expected a file that is not empty" in run(command, file, "-o", tmp_path / "b").error()
+        )
         assert [p.name for p in tmp_path.iterdir()] == ["a.py"]

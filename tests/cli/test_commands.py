@@ -90,7 +90,7 @@ def test_the_package_runs_as_a_module_too(run):
         (["fit", "knn(n=3)", "-", "x.npz"], ["'n'", "k"]),
         (["fit", "knn(k=open)", "-", "x.npz"], ["plain value"]),
         (["fit", "knn(k='a')", "-", "x.npz"], ["KNN"]),
-        (["fit", "knn(", "-", "x.npz"], ["expected words with commas"]),
+        (["fit", "knn(", "-", "x.npz"], ["expected method names separated by commas"]),
         (["fit", "__import__('os')", "-", "x.npz"], ["METHODS"]),
         (["fit", "", "-", "x.npz"], ["at least one method"]),
         (["methods", "detects"], ["measure, detect"]),

@@ -112,7 +112,7 @@ def test_a_budget_is_sought_among_the_sizes_of_a_method_without_bits(run, tmp_pa
     near = run(*words, "--budget", "1KiB", "-o", tmp_path / "C")
     assert "the nearest is 80% by prune_weights" in near.err
     wrong = run(*words[:-3], "--method", "any", "-o", tmp_path / "C")
-    assert "--method any: say what fits" in wrong.err
+    assert "--method any: expected a limit" in wrong.err
 
 
 def test_sonde_opens_it_with_the_weights_that_were_planned(small):

@@ -65,7 +65,10 @@ def test_a_feature_is_set_while_a_model_writes(tmp_path, fitted):
     found.save(tmp_path / "d.safetensors")
     plain = ("--dictionary", tmp_path / "d.safetensors", *setting)
     assert run_words(*words, *plain, "--act-at", SITE).json()[0]["text"] == want
-    assert "names no site of this model. Give --act-at" in run_words(*words, *plain).error()
+    assert (
+        "that this model does not have. Name a site with --act-at"
+        in run_words(*words, *plain).error()
+    )
     assert (
         "expected NUMBER=VALUE" in run_words(*words, "--dictionary", path, "--feature", "x").error()
     )

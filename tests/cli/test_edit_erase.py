@@ -62,7 +62,7 @@ def test_the_classes_of_a_column_are_erased(run, tmp_path):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ("edit", "erase", "sonde:stdlib", data, "--site", site, "-o", new, "--force")
     assert "label" in run(*words).error()
-    assert "Name one or the other" in run(*words, "--positive", data).error()
+    assert "Give exactly one of these" in run(*words, "--positive", data).error()
     ran = run(*words, "--label-column", "kind", "--json")
     assert ran.code == 0, ran.err
     probes = ran.json()["tables"][0]["rows"]

@@ -98,7 +98,7 @@ def test_what_is_read_is_not_replaced(run, place, report, tmp_path, words, file)
     path = Path(shutil.copy(place / sources.get(file, "rows.npz"), tmp_path / file))
     before = path.read_bytes()
     ran = run(*words.format(path, place).split(), "-o", path)
-    assert "is read here, and would be replaced" in ran.error()
+    assert "this command reads it, so it would be overwritten" in ran.error()
     assert path.read_bytes() == before
 
 
@@ -112,7 +112,10 @@ def test_an_output_may_be_a_link(run, place, tmp_path):
     (tmp_path / "c.sonde").symlink_to(tmp_path / "none" / "b.sonde")
     assert "there is no folder" in run(*words, tmp_path / "c.sonde").error()
     (tmp_path / "d.sonde").symlink_to(place / "plain.npz")
-    assert "is read here, and would be replaced" in run(*words, tmp_path / "d.sonde").error()
+    assert (
+        "this command reads it, so it would be overwritten"
+        in run(*words, tmp_path / "d.sonde").error()
+    )
 
 
 def test_rows_do_not_go_among_other_files(run, place, tmp_path):

@@ -41,7 +41,7 @@ CASES = {
     ),
     "compress limit": ("compress no no.csv --to 4bit --limit 0 -o new", "--limit: expected at"),
     "compress held": ("compress no no.csv --to 4bit --held 0 -o new", "--held: expected at"),
-    "compress none": ("compress no no.csv --to 0% -o new", "expected more than 0 % to leave out"),
+    "compress none": ("compress no no.csv --to 0% -o new", "expected to remove more than 0 %"),
     "compress ranks": ("compress sonde:digits no.csv --to rank999 -o new", "at most 42, got 999"),
     "cache limit": ("cache no no.csv --limit 0", "--limit: expected at least 1, got 0"),
     "attention limit": ("edit attention no no.csv --limit 0", "--limit: expected at least 1"),

@@ -93,7 +93,7 @@ def test_columns_and_a_share_of_the_patches(tmp_path):
         (["fit", "knn", "acts", "--limit", "3"], ["leave out limit"]),
         (["fit", "knn", "acts", "--device", "cpu"], ["--device", "no model is loaded"]),
         (["fit", "knn", "acts", "--sites", "c"], ["no site 'c'", "It has a, b"]),
-        (["fit", "knn", "acts", "--unit-size", "7"], ["units of the store", "256"]),
+        (["fit", "knn", "acts", "--unit-size", "7"], ["unit size of the store", "256"]),
         (["fit", "knn", "-"], ["expected DATA"]),
         (["scan", "acts", "--versus", "rows.npz"], ["expected another store"]),
         (["read", "-", "rows.npz", "-o", "none", "--append"], ["no store in none"]),
@@ -104,10 +104,13 @@ def test_columns_and_a_share_of_the_patches(tmp_path):
             ["matched by their ids", "the same ids"],
         ),
         (["read", "-", "rows.npz", "-o", "new", "--keep", "0.5"], ["--keep", "1/8", "'0.5'"]),
-        (["read", "-", "rows.npz", "-o", "new", "--keep", "1/8"], ["nothing to choose from"]),
+        (["read", "-", "rows.npz", "-o", "new", "--keep", "1/8"], ["no rows to choose from"]),
         (["read", "-", "rows.npz", "-o", "new", "--columns", "a"], ["a table of data"]),
         (["read", "-", "more.npz", "-o", "acts"], ["of another model, data or reading"]),
-        (["read", "acts", "-o", "acts", "--fresh"], ["it is read here", "Name another folder"]),
+        (
+            ["read", "acts", "-o", "acts", "--fresh"],
+            ["this command reads it", "Name another folder"],
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line(here, monkeypatch, words, said):
@@ -135,7 +138,7 @@ def test_a_store_that_is_not_whole_is_one_line(here, tmp_path, broken):
     else:
         path = place / "store.json"
         path.write_bytes(sealed({**read_json(path), "version": 2}))
-    said = {"range": "not written to the end", "file": "is missing", "version": "later sonde"}
+    said = {"range": "is not complete", "file": "is missing", "version": "later sonde"}
     for words in (["fit", "knn", place, "-o", tmp_path / "p.sonde"], ["scan", place]):
         assert said[broken] in run_words(*words).error()
     assert not (tmp_path / "p.sonde").exists()

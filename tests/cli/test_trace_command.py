@@ -57,7 +57,7 @@ def test_many_pairs_and_answers_of_several_tokens(run, tmp_path):
 def test_what_does_not_fit_is_said_in_one_line(run, tmp_path):
     base = ("trace", "sonde:stdlib")
     longer = (*base, "--clean", "abc", "--corrupt", "abcd", "--answer", "x")
-    assert "as many tokens, got 3 and 4" in run(*longer).error()
+    assert "the same number of tokens, got 3 and 4" in run(*longer).error()
     same = (*base, "--clean", "abc", "--corrupt", "abc", "--answer", "x")
     assert "the same tokens" in run(*same).error()
     assert "all three" in run(*base, "--clean", "abc").error()

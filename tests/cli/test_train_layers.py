@@ -195,7 +195,7 @@ def test_layers_that_do_not_fit_are_refused_before_anything_is_written(
 def test_a_language_model_may_not_read_the_answers(run, tmp_path):
     words = ("train", "sonde:stdlib", "sonde:stdlib/train", "--limit", 2, "--held", 2)
     layer = ("--insert", "attention@blocks.1", "-o", tmp_path / "NEW")
-    assert "would read the answers" in run(*words, *layer).error()
+    assert "would see the correct answers" in run(*words, *layer).error()
 
 
 OPENED = """

@@ -121,5 +121,5 @@ def test_heads_of_other_widths_and_shares_of_nothing_are_refused():
     for layer in layers:
         layer.real = RealTokens(torch.ones(1, 2, dtype=torch.bool))
     layers[0].update(torch.zeros(1, 2, 2, 4), torch.zeros(1, 2, 2, 4))
-    with pytest.raises(SiteError, match=r"heads have one width.*\[4, 6\]"):
+    with pytest.raises(SiteError, match=r"heads of the same width.*\[4, 6\]"):
         layers[1].update(torch.zeros(1, 2, 2, 6), torch.zeros(1, 2, 2, 6))

@@ -160,5 +160,7 @@ def test_verdict_and_place_together():
 def test_reducer_needs_steps(gpt2):
     model = load(gpt2)
     stream = live_stream(model, open_inputs(model, ["abc"]), "transformer.h.1", "steps")
-    with pytest.raises(InputError, match="Reducer 'steps': expected inputs that come in steps"):
+    with pytest.raises(
+        InputError, match="Reducer 'steps': expected inputs that are divided into steps"
+    ):
         list(stream)

@@ -336,7 +336,7 @@ def test_errors_say_what_to_do(tiny):
     running = Running(FOD(**TINY))
     ids, _, position = _columns(4)
     running.update(_images(4, 0).flatten(0, 1), ids=ids[:, 0], position=position)
-    with pytest.raises(StateError, match="fed by hand it sees rows once"):
+    with pytest.raises(StateError, match="sees each row only once"):
         running.result()
     with pytest.raises(InputError, match=r"expected positions in \[0, 9\)"):
         _fit(FOD(max_positions=9, **TINY), _images(4, 0))

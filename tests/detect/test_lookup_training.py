@@ -288,7 +288,7 @@ def test_errors_say_what_to_do():
         DictLookup(**SMALL).fit(_rows(9), group=["one"] * 9)
     running = Running(DictLookup(**SMALL))
     running.update(_rows(9))
-    with pytest.raises(StateError, match=r"got one after 0 walks.*fed by hand it sees rows once"):
+    with pytest.raises(StateError, match=r"got a net after 0 epochs.*sees each row only once"):
         running.result()
     with pytest.raises(StateError, match="training diverged"):
         DictLookup(**{**SMALL, "rate": 1e38}).fit(_rows(200))

@@ -109,7 +109,7 @@ def test_a_bundle_refuses_another_step():
 
 def test_token_ids_are_refused():
     stream = live_stream(Model(gpt2(), task="causal"), texts(), perturb=ODIN().perturbation)
-    with pytest.raises(InputError, match=r"token ids cannot be moved"):
+    with pytest.raises(InputError, match=r"token ids cannot be changed"):
         sonde.fit(ODIN(), stream, progress=False)
 
 

@@ -346,7 +346,7 @@ def test_rows_seen_once_are_not_enough():
     _, (x, y, text, position) = made_up([5, 3])
     running = Running(PAWN(**SMALL))
     running.update({"a": x, "b": y}, text, position=position)
-    with pytest.raises(StateError, match="expected a net that was trained"):
+    with pytest.raises(StateError, match="expected a trained net"):
         running.result()
 
 

@@ -290,7 +290,7 @@ def test_errors_say_what_to_do():
         SimpleNet(passes=2, **SMALL).fit(_rows(9)).score(torch.zeros(1, 3))
     running = Running(SimpleNet(passes=2, **SMALL))
     running.update(_rows(9))
-    with pytest.raises(StateError, match="fed by hand it sees rows once"):
+    with pytest.raises(StateError, match="sees each row only once"):
         running.result()
     with pytest.raises(StateError, match="training diverged"):
         SimpleNet(passes=5, hidden=8, batch=4, rate=1e30, adapter_rate=1e30).fit(_rows(16))

@@ -142,5 +142,5 @@ def test_bad_input_is_refused():
         LowRankAdapter(torch.ones(2, 3), torch.ones(2, 3))
     with pytest.raises(InputError, match="expected rank above 0"):
         GatedAdapter(rank=0)
-    with pytest.raises(InputError, match="full beside the threshold"):
+    with pytest.raises(InputError, match="full to differ from the threshold"):
         Gate(First(), 1.0, full=1.0)

@@ -153,7 +153,7 @@ def test_a_damaged_unit_is_done_again(tmp_path, damage, caplog):
     resumed = Ledger(tmp_path, job.plan, job.wanted)
     again = (3, 4) if damage == "duplicated" else (2, 3)
     assert again in resumed.missing()
-    assert "are done again" in caplog.text
+    assert "are computed again" in caplog.text
     for start, stop in resumed.missing():
         put(resumed, job, start, stop)
     same(resumed.finish()[0], in_memory(job)[0])

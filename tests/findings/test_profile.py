@@ -42,5 +42,7 @@ def test_a_site_without_variance_has_no_curve():
 
 def test_variances_alone_have_no_eigenvalues():
     moments = Moments("diag").observe(three_directions(8))
-    with pytest.raises(StateError, match=r"MomentsState.eigenvalues: expected .* whole scatter"):
+    with pytest.raises(
+        StateError, match=r"MomentsState.eigenvalues: expected .* full scatter matrix"
+    ):
         _ = moments.eigenvalues

@@ -96,7 +96,9 @@ def test_says_where_the_steepness_leaves_nothing_to_see():
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(InputError, match="expected rows that are predicted as their label, got no"):
+    with pytest.raises(
+        InputError, match="expected rows that the model classifies correctly, got no"
+    ):
         _small(columns=_columns(Z) | {"label": 1 - LABEL})
     with pytest.raises(InputError, match="expected labels below 2, the number of logits, got 2"):
         _small(columns=_columns(Z) | {"label": LABEL + 1})

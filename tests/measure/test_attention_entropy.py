@@ -71,9 +71,9 @@ def test_the_error_counts_examples():
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(InputError, match="add up to 1 over the keys in sight"):
+    with pytest.raises(InputError, match="sum to 1 over the keys that are not masked"):
         attention_entropy(torch.full((1, 4, 4), 0.25), causal=True)
-    with pytest.raises(InputError, match="expected a query that sees two keys"):
+    with pytest.raises(InputError, match="expected at least one query that attends to two keys"):
         attention_entropy(torch.ones(1, 3, 1))
     with pytest.raises(ShapeError, match=r"\(example, head, query, key\), got shape \(4, 4\)"):
         attention_entropy(torch.eye(4))

@@ -76,7 +76,10 @@ def test_texts_of_a_document_stand_together_in_the_error():
 
 
 def test_what_is_planted_must_not_be_usual():
-    with pytest.raises(InputError, match="whose token is not the prior's, got position 1 of 2"):
+    with pytest.raises(
+        InputError,
+        match="whose token differs from the prior's token, got position 1 in a text of 2",
+    ):
         compression_fidelity([["a", "b"]], [["a", "b"]], [{1: "b"}])
 
 

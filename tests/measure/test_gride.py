@@ -74,5 +74,5 @@ def test_scales_without_groups_enough_do_not_appear():
 
 
 def test_wrong_rank_is_named():
-    with pytest.raises(InputError, match="Gride: expected a largest rank of 1, 2, 4"):
+    with pytest.raises(InputError, match="Gride: expected largest to be a power of 2"):
         Gride(3)

@@ -43,6 +43,6 @@ def test_all_zero_is_nan_and_dead():
 
 def test_unequal_widths_are_named():
     with pytest.raises(
-        ShapeError, match="UpdateSimilarity: expected sites of equal width, got 9 and 4"
+        ShapeError, match="UpdateSimilarity: expected two sites of the same width, got 9 and 4"
     ):
         update_similarity(_pair()[0], _pair()[1][:, :4])

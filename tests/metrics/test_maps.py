@@ -76,9 +76,9 @@ def test_by_brute_force(limit):
 def test_what_is_refused():
     with pytest.raises(InputError, match="a mask for each map"):
         aupro([MAP], [])
-    with pytest.raises(InputError, match="one shape"):
+    with pytest.raises(InputError, match="a mask of the same shape"):
         aupro([MAP], [MASK[:2]])
-    with pytest.raises(InputError, match="one kind"):
+    with pytest.raises(InputError, match="got only one of the two"):
         aupro([MAP], [MASK * 0])
     with pytest.raises(InputError, match="limit"):
         aupro([MAP], [MASK], limit=0)

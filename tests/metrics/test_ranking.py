@@ -135,13 +135,13 @@ def test_differences_are_paired():
 
 
 def test_what_is_refused():
-    with pytest.raises(InputError, match=r"3 usual and 0 unusual"):
+    with pytest.raises(InputError, match=r"3 with label 0 \(in-distribution\) and 0 with label 1"):
         auroc([1, 2, 3], [0, 0, 0])
     with pytest.raises(InputError, match="without NaN"):
         aupr([1, np.nan], [0, 1])
     with pytest.raises(InputError, match="a label for each of 2 rows"):
         auroc([1, 2], [0, 1, 1])
-    with pytest.raises(InputError, match="labels of 0"):
+    with pytest.raises(InputError, match=r"labels 0 \(in-distribution\) and 1"):
         auroc([1, 2], [0, 2])
     with pytest.raises(InputError, match="a group for each of 2"):
         auroc([1, 2], [0, 1], [1])

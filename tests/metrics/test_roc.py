@@ -73,7 +73,7 @@ def test_infinite_scores_are_ranked():
     [
         ([], [], "at least one row"),
         ([0.0, math.nan], [0, 1], "without NaN"),
-        ([0.0, 1.0], [1, 1], "usual and unusual rows"),
+        ([0.0, 1.0], [1, 1], "expected rows of both labels"),
     ],
 )
 def test_what_is_refused(scores, unusual, said):

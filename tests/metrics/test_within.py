@@ -47,7 +47,7 @@ def test_difficulty_of_prompts_tells_nothing_within():
 
 
 def test_groups_of_one_kind_are_refused():
-    with pytest.raises(InputError, match="expected a group with usual and unusual rows, got 2"):
+    with pytest.raises(InputError, match=r"outliers \(label 1\), got 2"):
         auroc_within([1.0, 2.0, 3.0], [0, 0, 1], [0, 0, 1])
     with pytest.raises(InputError, match="expected a group for each of 3 rows, got 2"):
         auroc_within([1.0, 2.0, 3.0], [0, 0, 1], [0, 0])

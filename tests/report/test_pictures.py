@@ -63,7 +63,7 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
             pictures.histogram(values)
     with pytest.raises(InputError, match="without NaN"):
         pictures.histogram([math.nan])
-    with pytest.raises(InputError, match="usual and unusual rows"):
+    with pytest.raises(InputError, match="expected rows of both labels"):
         pictures.roc([0.0, 1.0], [1, 1])
     with pytest.raises(InputError, match="no finite value"):
         pictures.auroc_by_site([], "knn")

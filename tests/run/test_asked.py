@@ -23,7 +23,9 @@ def test_methods_say_what_they_need():
     assert asked([Energy(), Mahalanobis()]) == {}
     found = asked([ODIN(), TokenStatistics(), TokenStatistics("min_k")])
     assert found == {"perturb": ODIN().perturbation.json(), "reducer": "predictions"}
-    with pytest.raises(InputError, match=r"ODIN: expected perturb=.*Fit them one after the other"):
+    with pytest.raises(
+        InputError, match=r"ODIN: expected perturb=.*Fit the two methods in separate runs"
+    ):
         asked([ODIN(), ODIN(eps=0.1)])
 
 

@@ -161,7 +161,7 @@ def test_other_parameters_of_the_same_states_do_not_merge():
     five, seven = (fit(KNN(k=k), stream(200, seed=k), **QUIET) for k in (5, 7))
     assert five.requests.keys() == seven.requests.keys()
     assert five.spec != seven.spec
-    with pytest.raises(StateError, match=r"different questions .*KNN\(k=5.*KNN\(k=7"):
+    with pytest.raises(StateError, match=r"different methods .*KNN\(k=5.*KNN\(k=7"):
         merge(five, seven)
     again = fit(KNN(k=5), stream(200, seed=9), **QUIET)
     assert again.spec == five.spec

@@ -78,8 +78,8 @@ def test_a_text_is_coded_by_the_tokens_of_its_tokenizer():
 @pytest.mark.parametrize(
     ("raw", "normalizer", "message"),
     [
-        (b"abAB", normalizers.Lowercase(), "does not give the text back"),
-        (b"abz", None, "does not give the text back"),
+        (b"abAB", normalizers.Lowercase(), "does not give the original text"),
+        (b"abz", None, "does not give the original text"),
         (b"ab\xff", None, "not a UTF-8 text"),
     ],
 )

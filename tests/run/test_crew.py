@@ -33,7 +33,7 @@ from sonde.run.passes.job import Job, can_read
     ("options", "match"),
     [
         ({"workers": -1}, "--workers: expected 0 or more, got -1"),
-        ({"address": "head:6379"}, "--address: expected --runner ray beside it"),
+        ({"address": "head:6379"}, "--address: expected --runner ray, because only Ray"),
     ],
 )
 def test_what_contradicts_itself_is_refused(options, match):

@@ -270,7 +270,7 @@ def test_two_stages_give_what_the_arrays_give(tmp_path):
 def test_two_stages_do_not_merge():
     a = fit(UnitEntropy(), stream(300), **QUIET)
     b = fit(UnitEntropy(), stream(300, seed=1), **QUIET)
-    with pytest.raises(StateError, match="two passes is fitted in one run"):
+    with pytest.raises(StateError, match="two passes cannot be merged"):
         a.merge(b)
 
 

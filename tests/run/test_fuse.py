@@ -145,7 +145,7 @@ def test_what_is_refused(fitted, bundle):
     with pytest.raises(InputError, match=r"a rule of sum, .*, twice_mean, got 'fisher'"):
         untyped(table, bundle, "fisher")
     for wrong in ({"rule": "learned"}, {"unusual": table}):
-        with pytest.raises(InputError, match="known unusual rows"):
+        with pytest.raises(InputError, match="known outliers"):
             untyped(table, bundle, **wrong)
     with pytest.raises(InputError, match="a p-value in every line"):
         with_fused(scored(fitted, sites(20, 2)), fitted, "simes")
@@ -161,5 +161,5 @@ def test_what_is_refused(fitted, bundle):
     with pytest.raises(StateError, match="without --by"):
         with_fused(lines, by)
     other = pa.table({**table.to_pydict(), "instrument": ["other"] * table.num_rows})
-    with pytest.raises(StateError, match="kept scores of other"):
+    with pytest.raises(StateError, match="calibration scores of other"):
         with_fused(other, bundle)

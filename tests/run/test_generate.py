@@ -84,7 +84,7 @@ def test_memory_is_counted_for_batches_as_long_as_texts_may_become(tmp_path):
 def test_pieces_of_a_text_and_arrays_are_no_prompts():
     with pytest.raises(InputError, match="longer than the context of the model"):
         sonde.read(MODEL, [{"text": "x" * 400}], generate={"max_new_tokens": 2})
-    with pytest.raises(InputError, match="arrays generate nothing"):
+    with pytest.raises(InputError, match="arrays cannot generate text"):
         sonde.read("-", "rows.npz", generate="max_new_tokens=2")
     images = sonde.read("sonde:digits", "sonde:digits/test", limit=2)
     assert len(images) == 2

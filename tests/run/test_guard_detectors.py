@@ -141,7 +141,7 @@ def test_what_comes_with_the_data_is_refused_with_the_command(reader, name):
     options: dict[str, Any] = {} if by_steps else {"span": ("start", "end")}
     stream = sonde.read(reader, items, sites="layers.1", **options, **detector.reading())
     probe = sonde.fit(detector, stream, calibrate=0, progress=False)
-    with pytest.raises(InputError, match=r"comes with the data.*`sonde score PROBE MODEL DATA`"):
+    with pytest.raises(InputError, match=r"a column of the data.*`sonde score PROBE MODEL DATA`"):
         Guard(reader, probe, alpha=None)
 
 

@@ -111,7 +111,9 @@ def test_a_cache_that_was_cut_or_filled_elsewhere_is_refused(causal, probes):
     with Guard(causal, probes["TokenStatistics"]) as guard:
         cache = cache_of(cached(causal, [TEXTS[0][:5]], use_cache=True))
         cache.crop(-1)
-        with pytest.raises(InputError, match=r"after 5 of them, got another one of 4.*assistant"):
+        with pytest.raises(
+            InputError, match=r"with 5 tokens, got another cache with 4 tokens.*assistant"
+        ):
             cached(causal, [[7]], cache)
         cached(causal, [TEXTS[1][:5]], use_cache=True)
         with pytest.raises(InputError, match="after 5 of them, got another one of 5"):

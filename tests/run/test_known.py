@@ -103,7 +103,7 @@ def test_tables_of_other_data_are_refused():
     named = [hashed_id(f"r{i}") for i in range(4)]
     for ids in (None, named):
         assert only(evaluate_errors(table(scores, range(4), ids=ids), items, "wrong"))["n"] == 4
-    with pytest.raises(InputError, match="got row 9 with the id r9, which is none of its 4"):
+    with pytest.raises(InputError, match="got row 9 with the id r9, which is not among its 4"):
         evaluate_errors(table(scores, [0, 1, 2, 9]), items, "wrong")
     with pytest.raises(InputError, match="got row 1 with the id r0"):
         evaluate_errors(table(scores, [0, 1, 2, 3], ids=["r0"] * 4), items, "wrong")
@@ -162,7 +162,7 @@ def test_steps_that_do_not_fit_are_refused():
         evaluate_steps(table([1.0, 2.0], [0, 0], [0, 1]), TRAJECTORIES)
     with pytest.raises(InputError, match="each of the 2 steps of item 1, got 3 lines"):
         evaluate_steps(table([1.0, 2.0, 3.0], [1, 1, 1], [0, 1, 1]), TRAJECTORIES)
-    with pytest.raises(InputError, match="a trajectory with a wrong step that is known"):
+    with pytest.raises(InputError, match="trajectory whose first wrong step is known"):
         evaluate_steps(table([1.0, 2.0], [1, 1], [0, 1]), TRAJECTORIES)
     with pytest.raises(InputError, match="no column 'steps'"):
         evaluate_steps(table([1.0], [0]), [{"text": "a"}])
@@ -229,7 +229,9 @@ def test_masks_that_do_not_fit_are_refused(folders):
         evaluate_pixels(scored, test, str(folders / "truth"))
     Image.fromarray(MASK * 0).save(folders / "truth" / "bad" / "7.png")
     (folders / "truth" / "bad" / "7.png").rename(mask)
-    with pytest.raises(InputError, match="none of the 3 scored images has an unusual pixel"):
+    with pytest.raises(
+        InputError, match="masks with anomalous pixels, got none in the 3 scored images"
+    ):
         evaluate_pixels(scored, test, str(folders / "truth"))
     Image.fromarray(MASK).resize((12, 8)).save(mask)
     with pytest.raises(InputError, match="each of 8 x 12 patches of an image, got 95 lines"):

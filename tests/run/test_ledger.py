@@ -238,7 +238,7 @@ def test_a_file_of_other_units_under_this_name_is_done_again(tmp_path, caplog):
     write_state(tmp_path / "states" / "3-4.sonde", header, states)
     assert (3, 4) not in ledger.missing()
     assert (3, 4) in Ledger(tmp_path, job.plan, job.wanted).missing()
-    assert "units 3 to 3 are done again" in caplog.text
+    assert "units 3 to 3 are computed again" in caplog.text
 
 
 def test_an_empty_state_is_kept_as_none(tmp_path):

@@ -16,7 +16,7 @@ from sonde.run.fitting.fitted import Fitted
     [
         ({"instrument": "spread"}, r"no method is called 'spread'"),
         ({"params": {"gone": 1}}, r"gone"),
-        ({"digest": "0"}, r"other parameters today.*Fit it again"),
+        ({"digest": "0"}, r"different parameters in this version.*Fit it again"),
     ],
 )
 def test_what_to_do_is_said(tmp_path, change, said):

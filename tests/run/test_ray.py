@@ -123,7 +123,7 @@ def test_learners_train_in_the_driver_and_say_so(tmp_path, caplog):
     ("how", "kind", "match"),
     [
         ("own", ZeroDivisionError, "by the user's model"),
-        ("dies", InputError, r"2 workers died at units 2 to 2, the last: .*What is committed is"),
+        ("dies", InputError, r"2 workers died at units 2 to 2, the last: .*Committed units are"),
     ],
 )
 def test_what_goes_wrong_in_a_worker_is_told(tmp_path, monkeypatch, how, kind, match):

@@ -130,7 +130,7 @@ def test_the_command_line_takes_the_runner(tmp_path, capsys):
     probe, there = str(tmp_path / "ray.sonde"), ["--address", "nowhere"]
     words = ["score", probe, "sonde:digits", "sonde:digits/test"]
     assert main([*words, *there]) == 2
-    assert "expected --runner ray beside it" in capsys.readouterr().err
+    assert "expected --runner ray, because only Ray" in capsys.readouterr().err
     words = ["fit", "mahalanobis", "sonde:digits", "sonde:digits/train", "-o", probe]
     assert main([*words, "--runner", "ray", "--workers", "64"]) == 2
     assert "the cluster has 2 CPU" in capsys.readouterr().err

@@ -205,7 +205,7 @@ def test_another_function_inside_a_forward_is_warned_of():
         return fit(Mahalanobis(), read(net, rows), calibrate=0, progress=False)
 
     probe, other = fitted(called(), ROWS), called(hidden_tanh)
-    says = pytest.warns(SondeWarning, match="a forward, .* is written otherwise. Fit again")
+    says = pytest.warns(SondeWarning, match="of a forward method, .* has changed. Fit again")
     with says:
         score(probe, read(other, ROWS + 1), progress=False)
     with says:

@@ -131,5 +131,5 @@ def test_models_of_other_layers_are_matched_by_likeness_and_by_example():
     assert found.matches[0].movement is not None
     assert found.matches[0].movement.size < 1e-6
     other = [{"x": i["x"] + 1, "label": 0} for i in items()]
-    with pytest.raises(InputError, match="rows that both models have, got 0"):
+    with pytest.raises(InputError, match="rows that both models have in common, got 0"):
         compare_models(fitted(base), fitted(base, other), progress=False)

@@ -54,5 +54,5 @@ def test_what_interrupted_writes_left_is_listed(track):
 
 def test_a_folder_without_steps_is_no_track(tmp_path):
     assert not is_track(tmp_path)
-    with pytest.raises(InputError, match="holds no steps of a training"):
+    with pytest.raises(InputError, match="contains no recorded steps of a training"):
         verify_track(tmp_path)

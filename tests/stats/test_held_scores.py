@@ -106,7 +106,7 @@ def test_shards_merge_and_classes_stay_apart():
         assert whole.calibration(k).threshold(0.05) == alone.threshold(0.05)
     pooled = observed(scores, statistic)
     assert equal(whole.calibration(), pooled.calibration())
-    with pytest.raises(CalibrationError, match="no score of class 7"):
+    with pytest.raises(CalibrationError, match="no held-out score of class 7"):
         whole.calibration(7)
 
 

@@ -45,5 +45,5 @@ def test_refuses_even_windows_and_places_taken_twice():
     x, grid, example = _rows(2, 2, 2)
     with pytest.raises(InputError, match="odd window, got 2"):
         neighbour_average(x, grid, example, 2)
-    with pytest.raises(InputError, match="a place twice"):
+    with pytest.raises(InputError, match="a position twice"):
         neighbour_average(x, grid, example * 0)

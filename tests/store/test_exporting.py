@@ -312,7 +312,9 @@ def test_a_whole_name_is_one_kind_of_rows(two_reducers, tmp_path, sites, keys, n
 
 
 def test_a_pattern_of_several_kinds_of_rows_is_refused(two_reducers, tmp_path):
-    with pytest.raises(InputError, match=r"got mean \(conv2:out\), patches .* by its whole name"):
+    with pytest.raises(
+        InputError, match=r"got mean \(conv2:out\), patches .* kind by its full name"
+    ):
         export_store(two_reducers, tmp_path / "a.npz", sites="conv?")
 
 

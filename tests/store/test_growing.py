@@ -278,7 +278,7 @@ def test_nothing_is_added_to_a_store_that_lost_a_file(tmp_path):
     store = write_store(live(items(30, 1)), tmp_path / "a")
     next((store / "rows" / "pooled").iterdir()).unlink()
     for grow in (append_store, add_sites):
-        with pytest.raises(StoreError, match="not written to the end: 1 ranges"):
+        with pytest.raises(StoreError, match="is not complete: 1 ranges"):
             grow(live(items(30, 1)), store)
     assert not (store / "data").exists()
 
@@ -303,7 +303,7 @@ def test_nothing_is_added_to_an_unfinished_store(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_store(Stopping(live(items(30, 1)), 2), tmp_path / "a", unit_size=10)
     for grow in (append_store, add_sites):
-        with pytest.raises(StoreError, match="not written to the end: 2 ranges"):
+        with pytest.raises(StoreError, match="is not complete: 2 ranges"):
             grow(live(items(30, 2)), tmp_path / "a")
 
 
@@ -393,7 +393,7 @@ def test_rows_of_one_example_count_by_their_position(tmp_path):
 
 
 def test_a_share_of_pooled_rows_is_refused():
-    with pytest.raises(InputError, match="nothing to choose"):
+    with pytest.raises(InputError, match="no rows to choose"):
         KeptRows(live(items(4, 1)), 8)
     with pytest.raises(InputError, match="one row in 1 or more, got 0"):
         KeptRows(tokens(), 0)

@@ -118,7 +118,7 @@ def test_a_redacted_store_holds_none_of_the_names(tmp_path):
 
 
 def test_what_is_wrong_is_said(tmp_path):
-    with pytest.raises(InputError, match="patterns of what to hide, got none"):
+    with pytest.raises(InputError, match="for the text to hide, got none"):
         Policy(())
     store = stored(tmp_path / "all")[0]
     with pytest.raises(InputError, match=r"no column 'users'.*Did you mean.*user"):

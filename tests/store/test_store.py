@@ -114,7 +114,7 @@ def test_an_interrupted_write_goes_on(tmp_path, monkeypatch, after):
     stopping = Stopping(source, after + 1)  # the first example is asked for once
     with pytest.raises(KeyboardInterrupt):
         write_store(stopping, tmp_path / "a", unit_size=50)
-    with pytest.raises(StoreError, match=rf"not written to the end: {6 - after} of 6 ranges"):
+    with pytest.raises(StoreError, match=rf"is not complete: {6 - after} of 6 ranges"):
         Store(tmp_path / "a")
     assert describe_store(tmp_path / "a")["ranges_written"] == f"{after} of 6"
     resumed = Stopping(source)
@@ -302,7 +302,7 @@ def test_a_row_that_points_at_no_example_is_refused(tmp_path):
     raw = json.loads(record.read_text())
     raw["files"][path.parent.name]["size_bytes"] = path.stat().st_size
     record.write_text(json.dumps(raw))
-    with pytest.raises(StoreError, match="points at no example"):
+    with pytest.raises(StoreError, match="refers to an example that does not exist"):
         list(Store(place))
 
 
@@ -318,7 +318,7 @@ def test_files_open_without_sonde(tmp_path):
 
 def test_units_of_another_size_are_refused(tmp_path):
     store = Store(write_store(stream(100), tmp_path / "a", unit_size=50))
-    with pytest.raises(InputError, match="expected units of the store"):
+    with pytest.raises(InputError, match="expected the unit size of the store"):
         fit(KNN(), store, unit_size=30, **QUIET)
 
 

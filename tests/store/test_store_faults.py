@@ -109,7 +109,7 @@ def test_a_store_that_another_process_writes_is_left_alone(tmp_path):
         with pytest.raises(StoreError, match=f"Process {other.pid} on .* is writing it: wait"):
             Store(place)
         other.stdin.write("\n")
-    with pytest.raises(StoreError, match="Run the command that writes it again"):
+    with pytest.raises(StoreError, match="Run the command that wrote this store again"):
         Store(place)
 
 

@@ -191,7 +191,7 @@ def test_a_missing_file_is_named_before_work_starts(tmp_path):
 
 
 def test_another_unit_size_is_named_before_work_starts(store):
-    with pytest.raises(InputError, match=r"units of the store, 64 examples, got 30"):
+    with pytest.raises(InputError, match=r"unit size of the store, 64 examples, got 30"):
         fit(KNN(), store, unit_size=30, **QUIET)
 
 

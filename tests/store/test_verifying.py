@@ -222,7 +222,11 @@ def without_site(table: pa.Table) -> pa.Table:
         ("examples", replaced("order", lambda v: [None, *v[1:]]), "empty values in order"),
         ("examples", replaced("group_key", lambda v: [b"x", *v[1:]]), "groups of unit 1"),
         ("examples", lambda t: t.drop_columns("key"), "lacks the columns key"),
-        ("rows", replaced("index", lambda v: [99, *v[1:]]), "points at no example"),
+        (
+            "rows",
+            replaced("index", lambda v: [99, *v[1:]]),
+            "refers to an example that does not exist",
+        ),
         ("rows", replaced("index", lambda v: [v[1], *v[1:]]), "stand there twice"),
         ("rows", replaced("label", lambda v: [v[0] + 1, *v[1:]]), "the column label"),
         ("rows", lambda t: t.drop_columns("s000"), "lacks the column s000 of a"),

@@ -157,7 +157,9 @@ def test_what_is_refused():
     embeds = model.get_input_embeddings()(ids).detach()
     with pytest.raises(InputError, match="pass input_ids"):
         model.generate(inputs_embeds=embeds, max_new_tokens=2, logits_processor=[rule.bind(model)])
-    with pytest.raises(InputError, match=r"one vocabulary, got 32 tokens of .* and 61 of GPT2"):
+    with pytest.raises(
+        InputError, match=r"the same vocabulary, got 32 tokens of .* and 61 of GPT2"
+    ):
         Mixture({"other": OtherLogits(models.gpt2())}).bind(model)
     with pytest.raises(InputError, match="causal language models, got T5"):
         Mixture({"other": OtherLogits(models.t5())}).bind(model)

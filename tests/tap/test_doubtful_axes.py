@@ -67,7 +67,7 @@ def test_a_norm_that_declares_its_features_is_believed() -> None:
             "turned",
             r"each of \[1, 2\] could be the feature axis",
         ),
-        (Patches(), torch.randn(6, 3, 4, 4), "mixed", "10 tokens of which 6 are no patches"),
+        (Patches(), torch.randn(6, 3, 4, 4), "mixed", "10 tokens, of which 6 are not patches"),
     ],
     ids=["as many tokens as features", "padding"],
 )

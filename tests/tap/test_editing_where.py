@@ -250,7 +250,7 @@ def test_a_gate_leaves_closed_rows_bit_for_bit_and_asks_before_the_edit():
     assert torch.equal(gated, torch.where(opens, edited, plain))
     late = Gate(First(), 0.0, "2")
     with (
-        pytest.raises(SiteError, match="gate's site had not run"),
+        pytest.raises(SiteError, match="ran before the site of the gate"),
         editing(net, Scale(3.0), "0", gate=late),
     ):
         net(x)
@@ -456,6 +456,9 @@ class Gathers(nn.Module):
 def test_an_expert_that_reads_some_tokens_is_refused_with_padding():
     net = Gathers()
     with torch.no_grad(), editing(net, Scale(2.0), "expert"):
-        with pytest.raises(SiteError, match=r"reads 4 rows, neither an example nor a token"):
+        with pytest.raises(
+            SiteError,
+            match=r"reads 4 rows, which are neither one for each example nor one for each token",
+        ):
             net(input_ids=IDS, attention_mask=MASK.long())
         net(input_ids=IDS)

@@ -124,7 +124,7 @@ def test_several_lengths_without_a_mask_are_said_once(caplog):
     for _ in range(2):
         list(sonde.read(net, [{"x": one} for one in x], sites="body"))
     assert [r.message for r in caplog.records].count(caplog.messages[0]) == 1
-    assert "padding may be in the rows" in caplog.text
+    assert "rows may contain padding" in caplog.text
     caplog.clear()
     other = takes("padding_mask")
     list(sonde.read(other, [{"x": one} for one in torch.randn(4, 5, 3)], sites="body"))

@@ -101,8 +101,8 @@ def test_given_padding_is_compared_with_the_text_alone(caplog):
         (batch,) = sonde.read(net, items, sites="blocks.0", reducer="last")
     said = [r.getMessage() for r in caplog.records if "padding" in r.getMessage()]
     assert len(said) == 1
-    assert "ran as they came" in said[0]
-    assert "was taken" not in said[0]
+    assert "were read with their padding" in said[0]
+    assert "was used" not in said[0]
     with torch.no_grad():
         given, alone = (
             net(**_tensors(i), output_hidden_states=True).hidden_states[1][0, -1]

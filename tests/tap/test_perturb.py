@@ -146,7 +146,7 @@ def test_a_store_is_read_with_its_own_step_alone(tmp_path):
 
 def test_token_ids_are_refused_before_anything_runs():
     stream = live_stream(Model(gpt2(), task="causal"), texts(), perturb=Perturbation())
-    with pytest.raises(InputError, match=r"token ids cannot be moved.*MSP"):
+    with pytest.raises(InputError, match=r"token ids cannot be changed.*MSP"):
         _ = stream.schema
 
 

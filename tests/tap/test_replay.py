@@ -170,7 +170,9 @@ def test_texts_that_no_token_ends_come_one_by_one():
     criteria = StoppingCriteriaList([IsEnd()])
     assert lengths(1, stopping_criteria=criteria) == lengths(3, eos_token_id=end)
     for more in ({"stopping_criteria": criteria}, {"stop_strings": ["x"]}):
-        with pytest.raises(InputError, match=f"one by one where texts end by {next(iter(more))}"):
+        with pytest.raises(
+            InputError, match=f"one prompt at a time, because texts end by {next(iter(more))}"
+        ):
             lengths(3, **more)
 
 
@@ -203,7 +205,7 @@ def test_generation_inside_a_live_tap_is_refused(settings):
 def test_what_cannot_be_replayed_is_refused():
     with pytest.raises(InputError, match="a model that generates, got Sequential"):
         replay(Model(mlp()), Arrays(torch.ones(2, 8)))
-    with pytest.raises(InputError, match="one sequence for each prompt"):
+    with pytest.raises(InputError, match="one generated sequence for each prompt"):
         replay(causal(llama()), PROMPTS, num_return_sequences=2, do_sample=True)
 
 

@@ -85,7 +85,7 @@ def test_special_tokens_are_where_the_model_puts_them(order, positions):
 
 def test_tokens_that_are_mixed_before_they_can_be_seen_are_asked_for():
     net, inputs = Net("cp", hides=True).eval(), images(32, n=3, keyword=None)
-    with pytest.raises(SiteError, match=r"17 tokens of which 1 are no patches.*'flat'"):
+    with pytest.raises(SiteError, match=r"17 tokens, of which 1 are not patches.*'flat'"):
         assert live_stream(Model(net), inputs, "layers.1", "patches").schema
     (batch,) = live_stream(Model(net), inputs, "layers.1", "flat").batches(0, 3)
     assert batch.rows["layers.1:out"].shape == (3, 17 * DIM)
@@ -93,7 +93,7 @@ def test_tokens_that_are_mixed_before_they_can_be_seen_are_asked_for():
 
 def test_special_tokens_among_the_patches_are_refused():
     net, inputs = Net("psp").eval(), images(32, n=3, keyword=None)
-    with pytest.raises(SiteError, match="their positions are unknown"):
+    with pytest.raises(SiteError, match="have unknown positions"):
         assert live_stream(Model(net), inputs, "layers.1", "patches").schema
 
 

@@ -73,9 +73,9 @@ def test_weights_are_no_states():
         sonde.read(model, "sonde:stdlib/test", sites=SITE)
     with pytest.raises(InputError, match="leave out reducer, which is about states"):
         sonde.read(model, sites=SITE, reducer="mean")
-    with pytest.raises(SiteError, match="is no state of a forward"):
+    with pytest.raises(SiteError, match="is not a state of a forward pass"):
         Tap(model, SITE)
-    with pytest.raises(SiteError, match="is no state of a forward"):
+    with pytest.raises(SiteError, match="is not a state of a forward pass"):
         _ = live_stream(model, Texts([[3, 4]]), SITE).schema
 
 

@@ -67,5 +67,5 @@ def test_widths_stay_and_shapes_must_agree():
     loss(5 * rows(20), rows(20, 2, 1), rows(20), rows(20))
     assert torch.equal(loss.widths, held)
     assert "widths" in loss.state_dict()
-    with pytest.raises(InputError, match="one number of predictions for each target, got 2 and 1"):
+    with pytest.raises(InputError, match="as many predictions as targets in each row, got 2 and 1"):
         loss(rows(4), None, rows(4, 2), rows(4))

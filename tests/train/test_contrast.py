@@ -147,7 +147,7 @@ def test_places_within_the_radius_and_concepts_are_taken():
     ("make", "said"),
     [
         (lambda x: Contrast(denominator="top_k")(x), "k above 0 for denominator='top_k'"),
-        (lambda x: Contrast()(x, group=torch.zeros(3).long()), "labels with groups"),
+        (lambda x: Contrast()(x, group=torch.zeros(3).long()), "labels together with group"),
         (lambda x: Contrast()(x, prototype=x), "labels for prototypes"),
         (lambda x: Contrast(prototypes=2)(x), "two views or more"),
         (lambda x: Contrast(concepts=(0, 1, 2))(x), "a concept for each of 2 units"),
@@ -158,7 +158,7 @@ def test_places_within_the_radius_and_concepts_are_taken():
         (lambda x: Contrast()(x, view=torch.tensor([0, 0, 1])), "unequal sizes"),
         (
             lambda x: Contrast(memory=3)(x, torch.arange(3) // 2, group=torch.arange(3)),
-            "no groups or places with a memory",
+            "no group and no place together with a memory",
         ),
     ],
 )
@@ -168,7 +168,7 @@ def test_what_is_refused(make, said):
 
 
 def test_rows_without_company_are_refused():
-    with pytest.raises(InputError, match="expected rows that belong together, got none"):
+    with pytest.raises(InputError, match="expected positive pairs of rows, got none"):
         Contrast()(torch.randn(3, 2))
 
 

@@ -82,5 +82,5 @@ def test_it_learns_digits_and_centred_gradients_have_no_mean():
 def test_widths_that_do_not_fit_are_named():
     with pytest.raises(InputError, match="a width for each but the last"):
         CounterCurrent(net(4, 5, 3), [5, 3], 3)
-    with pytest.raises(InputError, match="expected 6 numbers of an example at level 0, got 5"):
+    with pytest.raises(InputError, match="expected width 6 at level 0, got 5"):
         CounterCurrent(net(4, 5, 3), [6], 3)(torch.ones(2, 4), torch.tensor([0, 1]))

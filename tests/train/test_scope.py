@@ -62,5 +62,5 @@ def test_shares_and_a_scope_without_parameters():
         Scope("pattern", patterns=("9.*",)).on(module).__enter__()
     with pytest.raises(InputError, match="expected 4 blocks or more, got 3"):
         Scope("top", k=4).on(module).__enter__()
-    with pytest.raises(InputError, match="an optimiser that holds what moves"):
+    with pytest.raises(InputError, match="an optimiser with the parameters"):
         Scope("norms").on(module, torch.optim.SGD(module[0].parameters(), 0.1)).__enter__()

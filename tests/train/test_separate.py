@@ -39,7 +39,7 @@ def test_cross_covariance_is_the_biased_cka():
 def test_cosine_needs_one_width():
     x, y = codes()
     assert float(Separate("cosine")(x, -3 * x)) == pytest.approx(1.0)
-    with pytest.raises(InputError, match="expected codes of one width, got 3 and 5"):
+    with pytest.raises(InputError, match="expected x and y of the same width, got 3 and 5"):
         Separate("cosine")(x, y)
 
 
@@ -83,7 +83,7 @@ def test_an_adversary_learns_and_the_code_unlearns():
     torch.testing.assert_close(turned, -0.4 * present(x.grad))
     for a, b in zip(own, adversary.parameters(), strict=True):
         torch.testing.assert_close(a, b.grad)
-    with pytest.raises(InputError, match="expected width, that of y"):
+    with pytest.raises(InputError, match="expected width= for the adversary"):
         Separate("adversary")
     with pytest.raises(InputError, match="four rows or more for hsic, got 3"):
         Separate("hsic")(x[:3], y[:3])

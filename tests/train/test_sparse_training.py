@@ -79,5 +79,5 @@ def test_small_layers_are_denser():
     assert total == pytest.approx(0.1 * 20_452)
     module = net()
     made = torch.optim.SGD(module.parameters(), 0.1)
-    with pytest.raises(InputError, match="direction= for score='congruity'"):
+    with pytest.raises(InputError, match="direction= together with score='congruity'"):
         SparseTraining(score="congruity").on(module, made).__enter__()

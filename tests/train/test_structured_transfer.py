@@ -73,7 +73,7 @@ def test_maps_that_carry_the_teacher_reach_zero():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: StructuredTransfer([(3, 3)]), "two or more where between counts"),
+        (lambda: StructuredTransfer([(3, 3)]), "two if the weight between is above 0"),
         (lambda: StructuredTransfer([(3, 3)], between=0)(drawn((1, 3, 2, 2)), []), "1 maps of"),
     ],
 )

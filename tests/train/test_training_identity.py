@@ -102,7 +102,7 @@ def test_another_activation_and_another_site_are_refused_and_older_files_warn(tm
         with pytest.raises(StateError, match=r"written for RateReduction\(0:out\)"):
             terms.load(tmp_path / "terms")
         del state["origin"]
-        with pytest.warns(SondeWarning, match="of an earlier version"):
+        with pytest.warns(SondeWarning, match="by an earlier version"):
             terms.load_state_dict(state)
 
 

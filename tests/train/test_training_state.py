@@ -71,7 +71,7 @@ def test_mixup_mixes_at_its_site_and_is_the_loss_of_the_answers():
         with pytest.raises(InputError, match="needs logits"):
             terms.loss(label=LABEL)
     with (
-        pytest.raises(SiteError, match="port out for what changes"),
+        pytest.raises(SiteError, match="port out for a loss that changes"),
         training(net, {"1:in": mixup}),
     ):
         pass

@@ -80,7 +80,7 @@ def test_folded_is_hooked(place):
     for edit in every(dim):
         has_shift = edit.as_affine().shift is not None
         if place == "head in, tied" and has_shift:
-            with pytest.raises(StateError, match="no bias to fold a shift into"):
+            with pytest.raises(StateError, match="no bias, which this edit needs"):
                 fold_edit(model, edit, site)
             continue
         new = fold_edit(model, edit, site).fold(model)
@@ -100,7 +100,7 @@ def test_the_input_of_a_kernel():
         with editing(net, edit, "2:in"):
             assert_same(logits(net, x), logits(folded, x))
     padded = nn.Conv2d(6, 4, 3, padding=1)
-    with pytest.raises(StateError, match="pads with zeros"):
+    with pytest.raises(StateError, match="pads its input with zeros"):
         fold_edit(nn.Sequential(padded), Add(torch.ones(6)), "0:in")
 
 
@@ -147,7 +147,7 @@ def _own_forward(net):
 def test_a_layer_under_hooks_of_the_user_does_not_fold(change, site):
     net = models.mlp()
     change(net)
-    with pytest.raises(StateError, match="Remove it, or open the edit"):
+    with pytest.raises(StateError, match="Remove this code, or open the edit"):
         fold_edit(net, Project(torch.randn(16)), site)
 
 
@@ -155,7 +155,7 @@ def test_writers_under_hooks_of_the_user_do_not_fold():
     model = models.llama()
     model.model.layers[1].mlp.down_proj.register_forward_hook(_doubled)
     for fold in (fold_writers, lambda m, e: fold_edit(m, e, "model.layers.1.mlp")):
-        with pytest.raises(StateError, match="Remove it"):
+        with pytest.raises(StateError, match="Remove this code"):
             fold(model, Project(torch.randn(32)))
 
 
@@ -219,13 +219,13 @@ def test_what_does_not_fold_says_why():
         fold_edit(gpt2, Project(ones), "transformer.h.1")
     with pytest.raises(StateError, match="LayerNorm"):
         fold_edit(gpt2, Project(ones), "transformer.h.1.ln_1")
-    with pytest.raises(StateError, match="with a shift"):
+    with pytest.raises(StateError, match="with a bias"):
         fold_writers(gpt2, Add(ones))
     with pytest.raises(ShapeError, match=r"32 features at .*wte, got one of 5"):
         fold_edit(gpt2, Add(torch.ones(5)), "transformer.wte")
     with pytest.raises(StateError, match=r"LayerNorm.*stands there"):
         residual_writers(models.bert())
-    with pytest.raises(StateError, match="no option for one"):
+    with pytest.raises(StateError, match="no option for a bias"):
         fold_edit(models.qwen2(), Add(ones), "model.layers.0.self_attn.o_proj")
     with pytest.raises(InputError, match="changed twice"):
         fold_edit(llama, Project(ones), ["model.layers.0.mlp", "model.layers.0.mlp.down_proj"])

@@ -235,7 +235,7 @@ def test_a_patch_names_no_file_outside(small, name):
     for key in ("before", "after"):
         sealed(patch, {**told, key: {**told[key], name: told["before"]["config.json"]}})
         before = sorted(small.rglob("*"))
-        with pytest.raises(StoreError, match=f"{key!r} is missing or not what a patch says"):
+        with pytest.raises(StoreError, match=f"{key!r} is missing or has a wrong type"):
             undo(small / "in" / "new", small / "old")
         assert sorted(small.rglob("*")) == before
 
@@ -270,5 +270,5 @@ def test_any_change_of_a_patch_is_refused_before_anything_is_written(small):
     (patch / "patch.json").write_bytes(text)
     earlier = patch / "earlier" / "patch.json"
     earlier.write_text(earlier.read_text().replace('"method": "test"', '"method": "Test"'))
-    with pytest.raises(StoreError, match="was changed since it was written"):
+    with pytest.raises(StoreError, match="was changed after it was written"):
         undo(new, small / "old")

@@ -166,7 +166,7 @@ def test_a_configuration_of_another_model_is_refused():
     net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
     for name, told, message in (
         ("7", {"shapes": {"weight": [2, 4]}}, "the model has no such layer"),
-        ("0", {"colour": 3}, "a form that this version does not know"),
+        ("0", {"colour": 3}, "which this version does not know"),
         ("1", {"bits": 4, "group": 8}, "expected a linear layer"),
         ("0", {"shapes": {}, "numbers": {"forward": 3}}, "a part with a whole number forward"),
         ("0", {"blocks": [0]}, "a list of more than 0 blocks"),

@@ -179,7 +179,10 @@ class Generate:
         found, site = open_dictionary(path, model.module, self.site)
         sites = list(self.act_at) or [site]
         if not sites[0]:
-            raise InputError(f"--dictionary: {path} names no site of this model. Give --act-at.")
+            raise InputError(
+                f"--dictionary: {path} was fitted at a site that this model does not have. Name a "
+                "site with --act-at."
+            )
         edit = found.edit(self.strength, features=parse_features(self.feature))
         where: Any = self.where
         said = f"{', '.join(self.feature)} of {path.name} at {', '.join(sites)}"

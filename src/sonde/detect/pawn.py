@@ -359,9 +359,9 @@ class PAWN(Detector):
         """Take the weights after the last step."""
         if trained.net.steps == 0:
             raise StateError(
-                f"PAWN: expected a net that was trained, got {plural(trained.seen, 'text')} after "
-                f"{trained.walks} walks. Fit it with fit or sonde.fit: fed by hand it sees rows "
-                "once, which is not enough."
+                f"PAWN: expected a trained net, got {plural(trained.seen, 'text')} after "
+                f"{trained.walks} epochs. Fit it with fit or sonde.fit: with update alone, the net "
+                "sees each row only once, which is not enough."
             )
         if not all(bool(torch.isfinite(w).all()) for w in trained.net.values):
             raise StateError("PAWN: the training diverged. Take a smaller rate.")

@@ -15,7 +15,7 @@ HASHED = {
     "config": "configuration differs",
     "structure": "module classes, their settings or unsaved buffers differ",
     "head": "head differs",
-    "code": "forward, or a function that it calls, is written otherwise",
+    "code": "code differs in a forward method, or in a function that it calls",
 }
 HOW_READ = ("batch_size", "skip_bad", "even")
 NESTED = ("prompts", "appended")

@@ -201,8 +201,9 @@ class ActivationCoverage(Instrument):
             )
         if right.n == 0:
             raise InputError(
-                "ActivationCoverage: expected rows that are predicted as their label, got none "
-                f"among {right.n_rows}. Give it labelled rows that the model gets right."
+                "ActivationCoverage: expected rows that the model classifies correctly, got "
+                f"none among {right.n_rows}. Give labelled rows that the model classifies "
+                "correctly."
             )
 
 

@@ -167,15 +167,19 @@ def attention_entropy(
     n_keys = seen.sum(-1)
     rows = n_keys >= 2
     if not bool(rows.any()):
-        raise InputError("attention_entropy: expected a query that sees two keys, got none.")
+        raise InputError(
+            "attention_entropy: expected at least one query that attends to two keys or "
+            "more, got none."
+        )
     p = p.movedim(1, 2)[rows]
     hidden = p.masked_fill(seen[rows][:, None], 0.0).abs().amax()
     gap = (p.sum(-1) - 1.0).abs().amax()
     if not (float(hidden) < 1e-3 and float(gap) < 1e-2 and float(p.min()) >= 0.0):
         raise InputError(
-            "attention_entropy: expected probabilities that add up to 1 over the keys in sight, "
-            f"got sums off by {float(gap):.3g} and {float(hidden):.3g} on a hidden key. Pass the "
-            "mask that the model used, and probabilities after the softmax."
+            "attention_entropy: expected probabilities that sum to 1 over the keys that are "
+            f"not masked, got sums off by {float(gap):.3g} and a probability of "
+            f"{float(hidden):.3g} on a masked key. Pass the mask that the model used, and "
+            "probabilities after the softmax."
         )
     nats, most = query_entropy(p, seen[rows][:, None].broadcast_to(p.shape))
     example = rows.nonzero()[:, 0]

@@ -154,8 +154,9 @@ def _equal_texts(source: Tokens) -> list[int]:
 def _kind(text: Sequence[Any], said: Sequence[Any], place: int, prior: Any) -> str:
     if not 0 <= place < len(text) or text[place] == prior:
         raise InputError(
-            "compression_fidelity: expected positions of the text whose token is not the "
-            f"prior's, got position {place} of {len(text)} tokens with {prior!r} as the usual one."
+            "compression_fidelity: expected positions within the text whose token differs "
+            f"from the prior's token, got position {place} in a text of {len(text)} tokens, "
+            f"where the prior's token is {prior!r}."
         )
     answer = said[place] if place < len(said) else None
     return "copied" if answer == text[place] else "overwritten" if answer == prior else "other"

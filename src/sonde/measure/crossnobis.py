@@ -95,8 +95,8 @@ class Crossnobis(Instrument):
         if min(shape) < 2 or len(cells.labels) != shape[0] * shape[1]:
             raise InputError(
                 "Crossnobis: expected every class in every part, at least two of each, got "
-                f"{len(cells.labels)} cells of {shape[0]} classes and {shape[1]} parts. "
-                "Leave out classes that are not seen in every part."
+                f"{len(cells.labels)} cells of {shape[0]} classes and {shape[1]} parts. Leave "
+                "out classes that do not occur in every part."
             )
         mean = cells.mean.reshape(*shape, -1)
         freedom = cells.n_labelled - len(cells.labels)

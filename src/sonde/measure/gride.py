@@ -108,7 +108,9 @@ class Gride(SampleInstrument):
 
     def __post_init__(self) -> None:
         if self.largest < 1 or self.largest & (self.largest - 1):
-            raise InputError(f"Gride: expected a largest rank of 1, 2, 4, ..., got {self.largest}.")
+            raise InputError(
+                f"Gride: expected largest to be a power of 2 (1, 2, 4, ...), got {self.largest}."
+            )
 
     def result(self, sample: HashSampleState) -> GrideResult:
         """Fit each scale and find the plateau."""

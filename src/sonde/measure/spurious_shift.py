@@ -143,9 +143,10 @@ class _Design:
         fit = torch.linalg.pinv(one, rtol=GRAM_CUT)  # of rank a + b - 1 by construction
         if min(a, b) < 2 or int(torch.linalg.matrix_rank(one)) < a + b - 1 or len(at) < a + b:
             raise InputError(
-                "SpuriousShift: expected at least two concepts and two contexts that are linked by "
-                f"more than {a + b - 1} cells, got {len(at)} cells of {a} concepts and {b} "
-                "contexts. Leave out concepts and contexts that are seen in one cell alone."
+                "SpuriousShift: expected at least two concepts and two contexts that are "
+                f"linked by more than {a + b - 1} cells, got {len(at)} cells of {a} concepts "
+                f"and {b} contexts. Leave out concepts and contexts that occur in only one "
+                "cell."
             )
         effects = [e - e.mean(0) for e in (fit[:a], fit[a:])]
         rest = torch.eye(len(at)).double() - one @ fit

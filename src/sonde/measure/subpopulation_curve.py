@@ -178,8 +178,9 @@ def _probit(p: Float[Tensor, "point"], n: int | None) -> tuple[Float[Tensor, "po
     z = torch.special.ndtri(p.clamp(edge, 1.0 - edge))
     if not bool(z.isfinite().all()):
         raise InputError(
-            "subpopulation_curve: expected accuracies above 0 and below 1, or the number of "
-            "examples behind them. Pass n_majority and n_minority."
+            "subpopulation_curve: expected accuracies strictly between 0 and 1, or the "
+            "number of examples from which they were computed. Pass n_majority and "
+            "n_minority."
         )
     return z, bool(((p < edge) | (p > 1.0 - edge)).any())
 

@@ -60,8 +60,8 @@ class Cosines(Statistic[CosinesState]):
 def _cosines(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if x.shape[1] != y.shape[1]:
         raise ShapeError(
-            f"UpdateSimilarity: expected sites of equal width, got {x.shape[1]} and {y.shape[1]}. "
-            "Compare the input and the output of a residual block, or use cka."
+            f"UpdateSimilarity: expected two sites of the same width, got {x.shape[1]} and "
+            f"{y.shape[1]}. Compare the input and the output of a residual block, or use cka."
         )
     x, y = x.double(), y.double()
     lengths = x.norm(dim=1) * y.norm(dim=1)

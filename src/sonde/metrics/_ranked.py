@@ -70,7 +70,9 @@ def kinds(name: str, values: Any, n_rows: int) -> Bool[Tensor, "row"]:
             f"{name}: expected a label for each of {plural(n_rows, 'row')}, got {len(found)}."
         )
     if not bool(((found == 0) | (found == 1)).all()):
-        raise InputError(f"{name}: expected labels of 0 (usual) and 1 (unusual).")
+        raise InputError(
+            f"{name}: expected labels 0 (in-distribution) and 1 (outlier), got other values."
+        )
     return found.bool()
 
 
@@ -79,6 +81,6 @@ def require_both(name: str, positive: Bool[Tensor, "row"]) -> None:
     n_positive = int(positive.sum())
     if n_positive in (0, len(positive)):
         raise InputError(
-            f"{name}: expected usual and unusual rows, got {len(positive) - n_positive} usual and "
-            f"{n_positive} unusual."
+            f"{name}: expected rows of both labels, got {len(positive) - n_positive} with "
+            f"label 0 (in-distribution) and {n_positive} with label 1 (outlier)."
         )

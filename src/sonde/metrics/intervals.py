@@ -162,8 +162,9 @@ def difference(first: Metric, second: Metric) -> Metric:
     a, b = first.resampled, second.resampled
     if not same or a is None or b is None or first.level != second.level:
         raise InputError(
-            "difference: expected two figures of the same rows, groups, resamples and seed, got "
-            f"{first.conventions.get('se')} and {second.conventions.get('se')}."
+            "difference: expected two metrics with the same rows, groups, resamples and "
+            f"seed, got standard errors from {first.conventions.get('se')} and "
+            f"{second.conventions.get('se')}."
         )
     gap = a - b
     low, high, se = _spread(gap[gap.isfinite()], first.level)

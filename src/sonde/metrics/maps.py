@@ -78,7 +78,9 @@ def aupro(
         raise InputError(f"aupro: expected a limit in (0, 1], got {limit}.")
     values, unusual, image, region = _pixels("aupro", maps, masks)
     if not bool(unusual.any()) or bool(unusual.all()):
-        raise InputError("aupro: expected usual and unusual pixels, got one kind.")
+        raise InputError(
+            "aupro: expected both normal and anomalous pixels, got only one of the two."
+        )
     ranked = Ranked.of(values, descending=True)
     sizes = torch.bincount(region[unusual]).double()
     share = torch.zeros(len(values), dtype=torch.float64)
@@ -121,8 +123,8 @@ def _pixels(
         truth = (as_tensor(name, mask, "masks").detach() != 0).cpu().numpy()
         if score.ndim != 2 or score.shape != truth.shape or np.isnan(score).any():
             raise InputError(
-                f"{name}: expected a map without NaN and a mask of one shape (line, column), got "
-                f"{score.shape} and {truth.shape} for image {i}."
+                f"{name}: expected a map without NaN and a mask of the same shape (line, "
+                f"column), got {score.shape} and {truth.shape} for image {i}."
             )
         labelled: Any = label(truth, structure=np.ones((3, 3)))
         regions, found = labelled

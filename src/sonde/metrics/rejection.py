@@ -49,8 +49,8 @@ def prediction_rejection(
     good = numbers("prediction_rejection", quality, "qualities")
     if len(values) != len(good) or not bool(good.isfinite().all()):
         raise InputError(
-            f"prediction_rejection: expected a finite quality for each of {len(values)} answers, "
-            f"got {int(good.isfinite().sum())}."
+            f"prediction_rejection: expected a finite quality for each of {len(values)} "
+            f"answers, got {int(good.isfinite().sum())} finite values."
         )
     ranked, oracle = Ranked.of(values), Ranked.of(good, descending=True)
 

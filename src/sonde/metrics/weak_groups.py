@@ -116,7 +116,10 @@ def weak_groups(
     ('sensor = old', 50, 0.0)
     """
     if not bool(torch.isfinite(loss).all()):
-        raise InputError("weak_groups: expected a finite loss of each row. Leave out the others.")
+        raise InputError(
+            "weak_groups: expected a finite loss for each row, got NaN or infinity. Leave "
+            "out these rows."
+        )
     random = torch.Generator().manual_seed(seed)
     member = torch.unique(group, return_inverse=True)[1]
     half = torch.randperm(int(member.max()) + 1, generator=random)[member] % 2 == 0

@@ -48,9 +48,9 @@ def auroc_within(
     won, pairs = _pairs(values, positive, member)
     if not bool(pairs.any()):
         raise InputError(
-            f"auroc_within: expected a group with usual and unusual rows, got "
-            f"{plural(len(pairs), 'group')} "
-            "of one kind each. Score several rows of each group."
+            "auroc_within: expected a group with both in-distribution rows (label 0) and "
+            f"outliers (label 1), got {plural(len(pairs), 'group')} with only one label each. "
+            "Score several rows of each group."
         )
     first = torch.full((len(pairs),), len(values))
     first.scatter_reduce_(0, member, torch.arange(len(values)), "amin")

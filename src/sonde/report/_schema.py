@@ -66,9 +66,7 @@ def check_report(report: Any, *, strict: bool = True) -> None:
 def _raise_first(faults: Iterator[str]) -> None:
     fault = next(faults, None)
     if fault is not None:
-        raise StateError(
-            f"check_report: {fault}. Is this the JSON or HTML that `sonde scan` wrote?"
-        )
+        raise StateError(f"check_report: {fault}. Give the JSON or HTML that `sonde scan` wrote.")
 
 
 def _faults(value: Any, rule: dict[str, Any], at: str, strict: bool) -> Iterator[str]:

@@ -39,7 +39,7 @@ def load_report(path: str | Path) -> dict[str, Any]:
         check_report(report, strict=False)
     except RecursionError as error:
         raise StateError(
-            f"load_report: expected a report, got deeper nesting in {path}."
+            f"load_report: expected a report, got JSON that is nested too deeply in {path}."
         ) from error
     except StateError as error:
         error.add_note(f"in {path}")
@@ -61,8 +61,8 @@ def carried(path: str | Path) -> Any:
         match = _EMBEDDED.search(text)
         if match is None:
             raise StoreError(
-                f"load_report: expected a page that carries the JSON of a scan, got {path}. "
-                "Give a report that sonde wrote."
+                "load_report: expected an HTML page that contains the JSON of a scan, got a "
+                f"page without it: {path}. Give a report that sonde wrote."
             )
         text = match[1]
     try:

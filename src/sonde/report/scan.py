@@ -205,7 +205,10 @@ def run_scan(
     ``again`` says how the scan was asked for, in the words of the command or of the call.
     """
     if isinstance(data, Stream):
-        raise InputError("scan: expected data, got a stream. Use sonde.findings.scan_stream.")
+        raise InputError(
+            "scan: expected a data set, got a stream. To scan a stream, call "
+            "sonde.findings.scan_stream."
+        )
     if isinstance(model, str | Path) and is_store(Path(model)):
         more = options | {"processor": processor}
         scanned, name = _scan_stores(Path(model), data, versus, settings, more)
@@ -279,8 +282,9 @@ def _scan_stores(
             mine, its = stream.identity().get(name), other.identity().get(name)
             if not agree(name, mine, its):
                 raise StateError(
-                    f"scan: {versus} holds rows of another model or reading: {name} is {its!r} "
-                    f"there and {mine!r} in {place}. Read both with one model."
+                    f"scan: {versus} contains rows of another model or rows that were read "
+                    f"with other options: {name} is {its!r} there and {mine!r} in {place}. "
+                    "Read both data sets with the same model and options."
                 )
     found = scan_stream(
         stream, str(place), other=other, other_name=name_of(versus), settings=settings

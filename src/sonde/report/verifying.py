@@ -76,7 +76,10 @@ def verify_report(path: str | Path) -> Soundness:
         if other is not None:
             notes = () if sealed else (_UNSEALED,)
             if not sealed and other.keys() != UNSEALED:
-                raise StateError("it holds no hash, and other keys than sonde writes without one")
+                raise StateError(
+                    "it has no hash, and its keys are not those of a file that sonde writes "
+                    "without a hash"
+                )
             return Soundness(KINDS[other["schema"]][0], checked, notes=notes)
         report = load_report(path)
         check_report(report, strict=not sealed)

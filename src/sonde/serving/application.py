@@ -227,7 +227,9 @@ class _Handlers:
     def _named(self, request: Request) -> Any:
         served = self.service.served()
         if request.path_params["name"] != served.name:
-            raise Refusal(404, f"Expected the model {served.name!r}, which is the only one here.")
+            raise Refusal(
+                404, f"Expected the model {served.name!r}, the only model of this server."
+            )
         return served
 
     async def infer(self, request: Request) -> Response:
@@ -298,7 +300,9 @@ class _Handlers:
     async def events(self, request: Request) -> Response:
         """Give the state of the dashboard once a second; a browser asks again when it ends."""
         if self.n_listening >= MOST_LISTENING:
-            raise Refusal(429, "Enough dashboards are open. Close one.", {"Retry-After": "5"})
+            raise Refusal(
+                429, "Too many dashboards are open. Close another dashboard.", {"Retry-After": "5"}
+            )
 
         async def lines() -> AsyncIterator[str]:
             self.n_listening += 1

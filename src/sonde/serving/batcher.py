@@ -80,7 +80,9 @@ class Batcher:
             self._task.cancel()
         for one in self._queue:
             if not one.answer.done():
-                one.answer.set_exception(Refusal(503, "The server stops. Ask again."))
+                one.answer.set_exception(
+                    Refusal(503, "The server is stopping. Send the request again later.")
+                )
         self._queue.clear()
         self._thread.shutdown(wait=False)
 
@@ -100,7 +102,8 @@ class Batcher:
             wait = max(1, math.ceil(len(self._queue) / self._rate)) if self._rate else 1
             raise Refusal(
                 429,
-                f"{len(self._queue):,} inputs wait already. Ask again in {wait} s.",
+                f"{len(self._queue):,} inputs are already queued. Send the request again in "
+                f"{wait} s.",
                 {"Retry-After": str(wait)},
             )
         loop = asyncio.get_running_loop()
@@ -184,23 +187,25 @@ class Batcher:
         try:
             self._seen(items, found, seconds)
         except Exception as error:  # watching must not take an answer from anybody
-            _log.error("the watch of the traffic failed: %s: %s", type(error).__name__, error)
+            _log.error("the monitoring of the traffic failed: %s: %s", type(error).__name__, error)
         return list(found.answers)
 
 
 def _refused(error: Exception) -> Refusal:
     """Return why the model could not take an input, without the input."""
     if is_out_of_memory(error):
-        _log.error("memory ran out in a forward")
-        return Refusal(503, "Memory ran out at this input. Send a smaller one.")
+        _log.error("memory ran out in a forward pass")
+        return Refusal(503, "The model ran out of memory on this input. Send a smaller input.")
     if isinstance(error, (SondeError, RuntimeError, ValueError, TypeError, IndexError)):
         _log.info("an input was refused by the model: %s", type(error).__name__)
         return Refusal(
             400,
-            f"The model cannot take this input ({type(error).__name__}): its size or its values "
-            "are of another kind.",
+            f"The model raised {type(error).__name__} on this input: its size, its type or "
+            "the range of its values is wrong.",
         )
     _log.error("a forward failed: %s", type(error).__name__)
     return Refusal(
-        500, f"The model failed at this input ({type(error).__name__}). The server goes on."
+        500,
+        f"The model failed on this input ({type(error).__name__}). The server continues "
+        "with other inputs.",
     )

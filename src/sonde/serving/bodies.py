@@ -48,12 +48,12 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     except TimeoutError:
         raise Refusal(
             408,
-            f"Expected the body within {limits.body_seconds:g} s, got {size:,} bytes of it. Send "
-            "it faster, or in smaller requests.",
+            f"Expected the body within {limits.body_seconds:g} s, got only {size:,} bytes in "
+            "that time. Send the body faster, or send smaller requests.",
             {"Connection": "close"},
         ) from None
     except ClientDisconnect:
-        raise Refusal(400, "The client left before the body had arrived.") from None
+        raise Refusal(400, "The client disconnected before it had sent the whole body.") from None
     return b"".join(parts)
 
 
@@ -77,7 +77,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
         found = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise Refusal(
-            400, "Expected a JSON object in UTF-8, got something else. NaN is no JSON."
+            400, "Expected a JSON object in UTF-8, got something else. NaN is not valid JSON."
         ) from None
     if not isinstance(found, dict):
         raise Refusal(400, 'Expected a JSON object such as {"inputs": [...]}.')
@@ -250,7 +250,7 @@ def _clean(text: str, i: int) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise Refusal(
-            400, f"Input {i}: expected a text in Unicode, got half a character."
+            400, f"Input {i}: expected valid Unicode text, got an unpaired surrogate."
         ) from None
     return text
 
@@ -288,7 +288,7 @@ def picture(content: bytes, i: int, limits: Limits) -> Any:
                 raise Refusal(
                     413,
                     f"Input {i}: expected at most {limits.pixels:,} pixels, got {width} x "
-                    f"{height}. Make the picture smaller.",
+                    f"{height}. Send a smaller picture.",
                 )
             return decode(image)
     except (UnidentifiedImageError, InputError, OSError, ValueError, SyntaxError, MemoryError,

@@ -64,8 +64,8 @@ class Feedback:
             if not name or not len(found):
                 raise Refusal(
                     404,
-                    f"No answer with this id waits for its truth: each is taken once, and the last "
-                    f"{self._kept:,} are remembered.",
+                    "No answer with this id is waiting for feedback: each answer accepts "
+                    f"feedback once, and only the last {self._kept:,} answers are kept.",
                 )
             at = int(found[0])
             self._ids[at] = NO_ID

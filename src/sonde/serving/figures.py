@@ -101,8 +101,8 @@ def _meter() -> OpenTelemetryMetrics | None:
         from opentelemetry.sdk.metrics import MeterProvider
     except ImportError:
         raise InputError(
-            "serve: expected the package opentelemetry-sdk, as OTEL_ variables are set. Install "
-            "it, or unset them."
+            "serve: OTEL_ environment variables are set, but the package opentelemetry-sdk "
+            "is not installed. Install it, or unset the variables."
         ) from None
     if not isinstance(get_meter_provider(), MeterProvider):
         readers = [_reader(name.strip()) for name in _exporters() if name.strip() != "none"]

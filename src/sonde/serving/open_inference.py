@@ -70,7 +70,9 @@ def inputs_of(found: Mapping[str, Any], rows: Rows, limits: Limits) -> list[Any]
     names = [one.get("name") for one in tensors]
     if rows.kind == "numbers" or (len(rows.columns) < 2 and rows.named):
         if len(tensors) != 1:
-            raise Refusal(400, "Expected one tensor in 'inputs'. GET the model's metadata.")
+            raise Refusal(
+                400, "Expected one tensor in 'inputs'. GET the model's metadata for the names."
+            )
         return _values(tensors[0], rows, limits)
     if len(tensors) == 1 and not rows.named:
         return _values(tensors[0], rows, limits)
@@ -79,7 +81,9 @@ def inputs_of(found: Mapping[str, Any], rows: Rows, limits: Limits) -> list[Any]
         or len({*names}) != len(tensors)
         or not names
     ):
-        raise Refusal(400, "Expected a named tensor for each input. GET the model's metadata.")
+        raise Refusal(
+            400, "Expected a named tensor for each input. GET the model's metadata for the names."
+        )
     values = [_values(one, rows, limits) for one in tensors]
     if len({len(each) for each in values}) > 1:
         raise Refusal(400, "Expected tensors with the same number of rows.")
@@ -98,7 +102,7 @@ def _values(tensor: Mapping[str, Any], rows: Rows, limits: Limits) -> list[Any]:
     check_count(shape[0], limits)
     if kind == "BYTES":
         if len(data) != shape[0] or not all(isinstance(value, str) for value in data):
-            raise Refusal(400, f"Expected {shape[0]} texts in 'data', as 'shape' says.")
+            raise Refusal(400, f"Expected {shape[0]} texts in 'data', the number given in 'shape'.")
         return [{"b64": value} for value in data] if rows.kind == "image" else list(data)
     if not isinstance(kind, str) or kind not in NUMBERS:
         raise Refusal(400, "Expected a 'datatype' of BYTES, FP32, FP64, INT64 or another number.")
@@ -111,14 +115,18 @@ def _numbers(data: list[Any], shape: Sequence[int], kind: str) -> list[Any]:
     except (ValueError, OverflowError):
         found = np.array(None)
     if found.dtype.kind not in "if" or found.size != math.prod(shape):
-        raise Refusal(400, f"Expected {math.prod(shape):,} numbers in 'data', as 'shape' says.")
+        raise Refusal(
+            400, f"Expected {math.prod(shape):,} numbers in 'data', the product of 'shape'."
+        )
     if kind.startswith("FP"):
         return found.astype(np.float64).reshape(tuple(shape)).tolist()
     bounds = np.iinfo(kind.lower())
     fine = (found == np.trunc(found)) & (found >= bounds.min) & (found < float(bounds.max) + 1)
     if not fine.all():
         raise Refusal(
-            400, f"Expected whole numbers from {bounds.min} to {bounds.max}, as 'datatype' says."
+            400,
+            f"Expected whole numbers from {bounds.min} to {bounds.max}, the range of the "
+            "'datatype'.",
         )
     return found.astype(np.int64).reshape(tuple(shape)).tolist()
 

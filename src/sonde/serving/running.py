@@ -94,8 +94,9 @@ def check(settings: Settings) -> None:
         read_token(settings.token_file)
     elif not settings.is_local:
         raise InputError(
-            f"--host: expected a --token-file with {settings.host}, which other machines reach. "
-            "Make one: openssl rand -hex 32 > token, and pass --token-file token."
+            "--host: expected a --token-file, because other machines can reach "
+            f"{settings.host}. Make one: openssl rand -hex 32 > token, and pass --token-file "
+            "token."
         )
     if not 0 <= settings.port < 2**16:
         raise InputError(f"--port: expected a number from 0 to 65535, got {settings.port}.")

@@ -194,7 +194,10 @@ class ServedModel:
     @property
     def _open_reader(self) -> InvariantReader:
         if self._reader is None:
-            raise StateError("serve: no request has shown yet how items become inputs.")
+            raise StateError(
+                "serve: the form of the inputs is not known before the first request. Send a "
+                "request first."
+            )
         return self._reader
 
     def open(self, row: Row) -> None:
@@ -247,8 +250,9 @@ class ServedModel:
             )
         if isinstance(stream.inputs, ReplayInputs) and stream.inputs.generation.new_tokens is None:
             raise InputError(
-                "serve: expected max_new_tokens in what is generated, as it bounds the time of a "
-                "request. Pass --generate max_new_tokens=64, and fit the probe with it."
+                "serve: expected max_new_tokens among the settings of generation, because it "
+                "limits the time of a request. Pass --generate max_new_tokens=64, and fit "
+                "the probe with it."
             )
         return InvariantReader(stream, fitted, self.largest)
 
@@ -433,8 +437,8 @@ def _with_floats(row: Row, names: Sequence[str], dtype: Any) -> Row:
 def _too_long(number: int, most: int | None) -> Refusal:
     return Refusal(
         413,
-        f"Input {number}: expected a text of at most {most} tokens. Shorten it, or cut it into "
-        "several.",
+        f"Input {number}: expected a text of at most {most} tokens. Shorten the text, or "
+        "split it into several inputs.",
     )
 
 

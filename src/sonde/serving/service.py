@@ -136,9 +136,13 @@ class Service:
         try:
             await batcher.call(lambda: served.calibrated(path))
         except (SondeError, OSError) as error:
-            _log.error("%s is not taken: %s The calibration before it stays.", path, error)
+            _log.error(
+                "the calibration %s was rejected: %s The previous calibration stays in use.",
+                path,
+                error,
+            )
         else:
-            _log.warning("the calibration of %s is taken", path)
+            _log.warning("the calibration of %s is now in use", path)
 
     async def stop(self) -> None:
         """Answer what waits, commit the traffic, and end."""
@@ -169,12 +173,22 @@ class Service:
             503 while it is being loaded, when it could not be, and when the server stops.
         """
         if self._stopping:
-            raise Refusal(503, "The server stops. Ask again in a moment.", {"Retry-After": "2"})
+            raise Refusal(
+                503,
+                "The server is stopping. Send the request again in a moment.",
+                {"Retry-After": "2"},
+            )
         self.start()
         if self.failure is not None:
-            raise Refusal(503, "The model could not be loaded. The server's log says why.")
+            raise Refusal(
+                503, "The model could not be loaded. See the server's log for the reason."
+            )
         if self._served is None:
-            raise Refusal(503, "The model is being loaded. Ask again.", {"Retry-After": "1"})
+            raise Refusal(
+                503,
+                "The model is being loaded. Send the request again in a moment.",
+                {"Retry-After": "1"},
+            )
         return self._served
 
     def rows(self) -> Rows:
@@ -234,8 +248,8 @@ class Service:
         except (ValueError, TypeError, RuntimeError) as error:
             raise Refusal(
                 400,
-                f"The inputs are of a form that the model does not read "
-                f"({type(error).__name__}). GET /openapi.json shows an example.",
+                f"The model does not accept inputs of this form ({type(error).__name__}). GET "
+                "/openapi.json shows an example.",
             ) from None
 
     def _run(self, items: Sequence[Item]) -> Answered:
@@ -271,7 +285,8 @@ class Service:
         for alarm in self.changes.update(verdicts, at):
             self.figures.changes.labels(alarm.site).inc()
             _log.warning(
-                "the traffic changed: %s at %s, from input %d on; detected at input %d",
+                "the distribution of the traffic changed: %s at %s, from input %d on; "
+                "detected at input %d",
                 alarm.detector,
                 alarm.site,
                 alarm.began,

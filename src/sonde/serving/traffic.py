@@ -97,7 +97,9 @@ class Traffic:
                     raise
                 continue
             return folder / f"{number}"
-        raise StoreError(f"serve: {folder} has {MOST_REPLICAS} replicas already. Name another.")
+        raise StoreError(
+            f"serve: {folder} has {MOST_REPLICAS} replicas already. Name another folder."
+        )
 
     def _newest(self) -> Fitted | None:
         """Return the last file, if its period goes on and it is of this model."""
@@ -107,7 +109,7 @@ class Traffic:
         try:
             found = Fitted.load(paths[-1])
         except StateError as error:
-            _log.warning("%s is not read: %s A new file begins.", paths[-1], error)
+            _log.warning("%s cannot be read: %s Starting a new file.", paths[-1], error)
             return None
         told = found.header.get(TRAFFIC)
         same = all(found.header[n] == self._header[n] for n in ("model", "reading", "sites"))
@@ -192,7 +194,10 @@ class Traffic:
             try:
                 self._fitted().save(self.path)
             except (SondeError, OSError) as error:
-                _log.error("the traffic could not be committed: %s It stays in memory.", error)
+                _log.error(
+                    "the statistics of the traffic could not be written: %s They stay in memory.",
+                    error,
+                )
                 return False
             self._changed = False
             return True

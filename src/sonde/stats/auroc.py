@@ -44,7 +44,9 @@ def auroc(negative: Shaped[Tensor, "negative"], positive: Shaped[Tensor, "positi
     """
     n, m = len(negative), len(positive)
     if n == 0 or m == 0:
-        raise InputError(f"auroc: expected rows on both sides, got {n} and {m}.")
+        raise InputError(
+            f"auroc: expected at least one score in each of the two samples, got {n} and {m}."
+        )
     scores = torch.cat([negative.double(), positive.double()])
     if bool(torch.isnan(scores).any()):
         raise InputError("auroc: expected scores without NaN. Score non-finite rows as +inf.")

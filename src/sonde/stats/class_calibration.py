@@ -61,8 +61,8 @@ class ClassCalibration(State):
         labels = [label for label in held.labels if label >= 0]
         if not labels:
             raise CalibrationError(
-                f"calibrate: expected classes by {by}, got rows without any. Give labelled rows "
-                "(--label-column), or calibrate all together.",
+                f"calibrate: expected classes by {by}, got rows without labels. Give labelled "
+                "rows (--label-column), or calibrate all classes together.",
                 1,
             )
         each = {label: held.calibration(label, guarantee, delta) for label in labels}

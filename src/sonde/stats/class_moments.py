@@ -86,8 +86,8 @@ class ClassMomentsState(State):
         """Moments of all rows, labelled or not."""
         if self.scatter == "trace":
             raise StateError(
-                "ClassMomentsState.total: expected scatters with units, got 'trace'. "
-                'Fit ClassMoments(scatter="diag") or "pooled".'
+                "ClassMomentsState.total: expected the scatter of each unit, got "
+                'scatter=\'trace\'. Fit ClassMoments(scatter="diag") or "pooled".'
             )
         weight, mean, scatter = self.weight, self.mean, self.pooled
         if self.unlabelled is not None:

@@ -46,8 +46,9 @@ class HeadWeights(Statistic[HeadWeightsState]):
         )
         if not same:
             raise StateError(
-                "HeadWeights.merge: expected the same head on both sides, got different weights. "
-                "The two states were fitted on different models; fit both on one."
+                "HeadWeights.merge: expected the same head on both sides, got different "
+                "weights. The two states were fitted on different models; fit both on the "
+                "same model."
             )
         return a
 

@@ -64,8 +64,9 @@ class HeldScoresState(State):
         parts = [c for c in self.classes if label is None or c.label == label]
         if not parts:
             raise CalibrationError(
-                f"HeldScores.calibration: no score of class {label}, only of {self.labels}. Use "
-                "the calibration of all classes for it.",
+                f"HeldScores.calibration: there is no held-out score of class {label}, only "
+                f"of the classes {self.labels}. Use the calibration of all classes for class "
+                f"{label}.",
                 1,
             )
         c = _smallest(NO_LABEL, _joined(parts), self.m, self.top)

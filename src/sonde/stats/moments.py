@@ -43,8 +43,8 @@ class MomentsState(State):
         """
         if self.scatter.ndim == 1:
             raise StateError(
-                "MomentsState.second_moment: expected a whole scatter, got its diagonal. Fit "
-                "Moments(scatter='full')."
+                "MomentsState.second_moment: expected a full scatter matrix, got only its "
+                "diagonal. Fit Moments(scatter='full')."
             )
         return self.covariance + torch.outer(self.mean, self.mean)
 
@@ -64,8 +64,8 @@ class MomentsState(State):
         """
         if self.scatter.ndim == 1:
             raise StateError(
-                "MomentsState.eigenvalues: expected a whole scatter, got its diagonal. "
-                'Fit Moments("full"), or take the spectrum of a HashSample.'
+                "MomentsState.eigenvalues: expected a full scatter matrix, got only its "
+                'diagonal. Fit Moments("full"), or take the spectrum of a HashSample.'
             )
         return torch.linalg.eigvalsh(self.covariance).flip(0)
 

@@ -55,8 +55,8 @@ def neighbour_average(
     table[place] = torch.arange(len(x))
     if bool((grid < 0).any()) or not torch.equal(table[place], torch.arange(len(x))):
         raise InputError(
-            "neighbour_average: expected each place of an image once, got a place twice. Say "
-            "which rows belong to which example."
+            "neighbour_average: expected each position of an image once, got a position "
+            "twice. Pass the example of each row."
         )
     total, count = torch.zeros_like(wide), torch.zeros(len(x), 1, dtype=wide.dtype)
     for line in range(-reach, reach + 1):

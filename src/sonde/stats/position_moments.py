@@ -115,7 +115,8 @@ class PositionMoments(Statistic[PositionMomentsState]):
         """Return the moments of both sets of rows."""
         if a.dim != b.dim:
             raise InputError(
-                f"PositionMoments.merge: expected rows of one width, got {a.dim} and {b.dim}."
+                "PositionMoments.merge: expected two states with rows of the same width, got "
+                f"{a.dim} and {b.dim}."
             )
         top = max(len(a.counts), len(b.counts))
         n_a, n_b = _padded(a.counts, top), _padded(b.counts, top)

@@ -75,7 +75,8 @@ class ScaledHistogram(Statistic[ScaledHistogramState]):
     def __post_init__(self) -> None:
         if self.bins < 4 or self.bins & (self.bins - 1):
             raise InputError(
-                f"ScaledHistogram: expected bins as a power of two from 4 on, got {self.bins}."
+                "ScaledHistogram: expected bins to be a power of two of at least 4, got "
+                f"{self.bins}."
             )
 
     def needs(self) -> tuple[str, ...]:
@@ -148,7 +149,7 @@ class ScaledHistogram(Statistic[ScaledHistogramState]):
         if n > MOST:
             raise InputError(
                 f"ScaledHistogram: expected at most {MOST} concepts, got {n} in the column "
-                f"{self.concepts!r}. Join some of them."
+                f"{self.concepts!r}. Merge some of the concepts."
             )
         number = torch.arange(n, device=concept.device)
         if self.concepts == "label":

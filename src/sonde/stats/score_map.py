@@ -68,8 +68,9 @@ def _cells(
 ) -> Float[Tensor, "line column"]:
     if len(scores) == 0 or len(scores) != len(grid) or bool(scores.isnan().any()):
         raise InputError(
-            f"score_map: expected a number and a place for at least one patch, got {len(scores)} "
-            f"scores ({int(scores.isnan().sum())} NaN) and {len(grid)} places."
+            "score_map: expected a score without NaN and a grid position for at least one "
+            f"patch, got {len(scores)} scores ({int(scores.isnan().sum())} NaN) and "
+            f"{len(grid)} positions."
         )
     grid = grid.cpu()
     height, width = (int(n) + 1 for n in grid.max(0).values)
@@ -77,8 +78,9 @@ def _cells(
     distinct = torch.unique(index)
     if bool((grid < 0).any()) or len(distinct) != height * width or len(index) != len(distinct):
         raise InputError(
-            f"score_map: expected each patch of a {height} x {width} grid once, got {len(index)} "
-            f"patches at {len(distinct)} places. Pass all patches of one image."
+            f"score_map: expected each patch of a {height} x {width} grid once, got "
+            f"{len(index)} patches at {len(distinct)} positions. Pass all patches of one "
+            "image."
         )
     cells = torch.empty(height * width, dtype=torch.float64)
     cells[index] = scores.detach().to("cpu", torch.float64)

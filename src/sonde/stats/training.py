@@ -56,14 +56,14 @@ class TrainingState(State):
         """
         if self.diverged is not None:
             raise StateError(
-                f"{owner}: the training diverged at step {self.diverged}. Take a smaller rate, or "
-                "look for huge rows."
+                f"{owner}: the training diverged at step {self.diverged}. Use a smaller rate, "
+                "or check the rows for very large values."
             )
         if self.stage != DONE:
             raise StateError(
-                f"{owner}: expected a net that was trained, got one after {self.walks} walks and "
-                f"{self.weights.steps} steps. Fit it with fit or sonde.fit: fed by hand it sees "
-                "rows once, which is not enough."
+                f"{owner}: expected a trained net, got a net after {self.walks} epochs and "
+                f"{self.weights.steps} steps. Fit it with fit or sonde.fit: with update "
+                "alone, the net sees each row only once, which is not enough."
             )
 
 

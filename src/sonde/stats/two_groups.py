@@ -38,8 +38,9 @@ class TwoGroups:
         n = float(weight[~chosen].sum()), float(weight[chosen].sum())
         if min(n) == 0:
             raise InputError(
-                f"{owner}: expected rows of class {positive} and of another class, got {n[1]:.0f} "
-                f"and {n[0]:.0f}. Give labelled rows of both, or pass positive=."
+                f"{owner}: expected rows of class {positive} and of another class, got "
+                f"{n[1]:.0f} and {n[0]:.0f} rows. Give labelled rows of both, or choose "
+                "another class with positive=."
             )
         mean = classes.mean.detach()
         shares = torch.stack([weight * ~chosen / n[0], weight * chosen / n[1]])

@@ -43,8 +43,8 @@ class UpdateMoments(Statistic[MomentsState]):
 def _difference(x: Tensor, y: Tensor) -> Tensor:
     if x.shape[1] != y.shape[1]:
         raise ShapeError(
-            f"UpdateMoments.observe: expected two sites of one width, got {x.shape[1]} and "
-            f"{y.shape[1]}. Name sites of one width (--sites)."
+            f"UpdateMoments.observe: expected two sites of the same width, got {x.shape[1]} "
+            f"and {y.shape[1]}. Name such sites (--sites)."
         )
     kind = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     return y.to(kind) - x.to(kind)

@@ -67,8 +67,8 @@ def _extra(values: Tensor, name: str, n: int) -> pa.Array:
     fits = isinstance(values, Tensor) and values.ndim >= 1 and len(values) == n
     if not fits or values.is_complex() or values.is_sparse:
         raise StoreError(
-            f"write_store: the column {name!r} cannot be stored: expected a number, or an array of "
-            "one shape, for each example."
+            f"write_store: the column {name!r} cannot be stored: expected a number for each "
+            "example, or arrays of the same shape."
         )
     if values.ndim == 1 and values.dtype != torch.bfloat16:
         return pa.array(values.detach().cpu().numpy())

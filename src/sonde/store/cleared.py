@@ -55,8 +55,9 @@ class Cleared(Stream):
         self._kept = np.flatnonzero(allowed)
         if not len(self._kept):
             raise InputError(
-                f"Cleared: none of {len(told):,} examples has a label among "
-                f"{', '.join(self._clearance) or 'none'} in {column!r}."
+                f"Cleared: expected at least one example whose {column!r} is among the "
+                f"cleared labels ({', '.join(self._clearance) or 'none'}), got none among "
+                f"{len(told):,} examples."
             )
         self.labels = tuple(sorted({str(told[i]) for i in self._kept if told[i] is not None}))
 

@@ -34,7 +34,9 @@ class DataSet:
         self.volumes = (first, *(Volume(folder, checked) for folder in added))
         for volume in self.volumes[1:]:
             if volume.manifest.bounds != self.manifest.bounds:
-                raise StoreError(f"Store: {volume.directory} has other units than {directory}.")
+                raise StoreError(
+                    f"Store: the units of {volume.directory} differ from those of {directory}."
+                )
 
     def __len__(self) -> int:
         return self.manifest.bounds[-1]
@@ -80,8 +82,8 @@ class DataSet:
         first = batches[0]
         if not all(torch.equal(first.order, b.order) for b in batches[1:]):
             raise StoreError(
-                f"Store: the sites that were added to {self.directory} are of other examples. "
-                "Write the store again."
+                f"Store: the sites that were added to {self.directory} come from other "
+                "examples. Write the store again."
             )
         names = ("rows", "example", "position", "grad", "grid", "special")
         found = {n: {k: x for b in batches for k, x in getattr(b, n).items()} for n in names}

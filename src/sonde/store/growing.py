@@ -144,8 +144,8 @@ def _data_sets(directory: Path) -> list[DataSet]:
     missing = first.volumes[0].to_write()
     if missing:
         raise StoreError(
-            f"write_store: {directory} is not written to the end: {len(missing)} ranges of units "
-            "are missing. Run the command that writes it again before you add to it."
+            f"write_store: {directory} is not complete: {len(missing)} ranges of units are "
+            "missing. Run the command that wrote this store again before you add to it."
         )
     n = first.manifest.n_data
     return [first, *(DataSet(directory / DATA / f"{k + 1}") for k in range(n))]
@@ -189,8 +189,8 @@ def _same_rows(stream: Stream, sets: list[DataSet]) -> int:
     identity = stream.identity()
     if not names_rows(identity):
         raise StoreError(
-            "add_sites: rows of plain arrays are matched by their ids, got none. Give both the "
-            "same ids, or write all arrays at once."
+            "add_sites: rows of plain arrays are matched by their ids, got none. Give both "
+            "sets of arrays the same ids, or write all arrays at once."
         )
     mine = without_sites(identity)
     held = [without_sites(part.identities[0]) for part in sets]
@@ -199,12 +199,13 @@ def _same_rows(stream: Stream, sets: list[DataSet]) -> int:
         return found[0]
     if not found:
         raise StoreError(
-            f"add_sites: {sets[0].directory} holds rows of another model, data or reading (its "
-            f"{contradiction(held[0], mine)}). Name the data that it was read from."
+            f"add_sites: {sets[0].directory} was written with another model, other data or "
+            f"other options ({contradiction(held[0], mine)} differs). Name the data that the "
+            "store was read from."
         )
     raise StoreError(
-        f"add_sites: {len(found)} data sets of {sets[0].directory} have these ids. Write a store "
-        "with all sites, and ids that differ."
+        f"add_sites: {len(found)} data sets of {sets[0].directory} have these ids. Write one "
+        "store with all sites, and use a different id for each example."
     )
 
 
@@ -226,8 +227,9 @@ def _require_same_kind(
         what = "columns"
     if what is not None:
         raise StoreError(
-            f"append_store: expected rows of the model and reading of {first.directory}, got "
-            f"others (other {what}). Read with the same options, or write to another path."
+            "append_store: expected rows of the same model and options as in "
+            f"{first.directory}, got another {what}. Read with the same options, or write to "
+            "another path."
         )
     for name, kind in top.columns.items():
         if not fits(columns[name], kind):

@@ -35,7 +35,7 @@ class KeptRows(DerivedStream):
     --------
     >>> KeptRows(Stream.of(torch.zeros(3, 2)), 8)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    sonde.core.errors.InputError: KeptRows: no site has several rows for an example...
+    sonde.core.errors.InputError: KeptRows: no site has more than one row for each example...
     """
 
     def __init__(self, inner: Stream, every: int) -> None:
@@ -44,8 +44,8 @@ class KeptRows(DerivedStream):
         self.inner, self.every, self.seed = inner, every, inner.seed
         if every > 1 and all(_is_pooled(s) for s in inner.schema):
             raise InputError(
-                "KeptRows: no site has several rows for an example, so there is nothing to choose "
-                "from. Read tokens or patches, or leave --keep out."
+                "KeptRows: no site has more than one row for each example, so there are no "
+                "rows to choose from. Read tokens or patches, or leave --keep out."
             )
 
     def identity(self) -> dict[str, Any]:

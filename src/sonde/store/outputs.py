@@ -44,8 +44,8 @@ def check_file(output: Path, *inputs: str | Path) -> None:
             pass
     except OSError as error:
         raise StoreError(
-            f"cannot write {output}: {folder} takes no files ({error.strerror}). Name another "
-            "folder."
+            f"cannot write {output}: {folder} does not accept files ({error.strerror}). Name "
+            "another folder."
         ) from None
 
 
@@ -78,8 +78,8 @@ def _check_not_read(output: Path, inputs: Iterable[str | Path], kind: str) -> No
     for source in inputs:
         if output.exists() and Path(source).exists() and output.samefile(source):
             raise InputError(
-                f"cannot write {output}: it is read here, and would be replaced. Name another "
-                f"{kind}."
+                f"cannot write {output}: this command reads it, so it would be overwritten. "
+                f"Name another {kind}."
             )
 
 

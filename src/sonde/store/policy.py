@@ -42,7 +42,10 @@ class Policy:
 
     def __post_init__(self) -> None:
         if not self.patterns or not all(self.patterns):
-            raise InputError("Policy: expected patterns of what to hide, got none or an empty one.")
+            raise InputError(
+                "Policy: expected regular expressions for the text to hide, got none or an "
+                "empty one."
+            )
 
     def redacted(self, value: Any) -> Any:
         """Return a text, or the texts of a mapping, list or tuple, with pseudonyms.

@@ -214,14 +214,14 @@ class Store(Stream):
         missing = self._sets[0].missing()
         if missing:
             raise StoreError(
-                f"Store: {self.directory} is not written to the end: {len(missing)} of "
-                f"{len(spans)} ranges of units are missing. {self._advice()}"
+                f"Store: {self.directory} is not complete: {len(missing)} of {len(spans)} "
+                f"ranges of units are missing. {self._advice()}"
             )
         for part in self._sets[1:]:
             if part.missing():
                 raise StoreError(
-                    f"Store: {part.directory} lacks ranges of units that were committed. "
-                    "Run the command that added it again."
+                    f"Store: {part.directory} lacks ranges of units that were committed. Run "
+                    "the command that added this data set again."
                 )
 
     def _advice(self) -> str:
@@ -296,8 +296,8 @@ class Store(Stream):
         own = self.manifest.unit_size
         if unit_size not in (own, UNIT_SIZE):
             raise InputError(
-                f"Store.units: expected units of the store, {own} examples, got {unit_size}. Leave "
-                "out --unit-size, or read the model again with that size."
+                f"Store.units: expected the unit size of the store, {own} examples, got "
+                f"{unit_size}. Leave out --unit-size, or read the model again with that size."
             )
         return self._bounds
 

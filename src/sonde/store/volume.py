@@ -245,7 +245,9 @@ class Volume:
         part = file.batch(i)
         example, position = integer_column(part, "index"), integer_column(part, "position")
         if len(example) and not 0 <= int(example.min()) <= int(example.max()) < n_examples:
-            raise StoreError(f"Store: a row of {self.directory} points at no example.")
+            raise StoreError(
+                f"Store: a row of {self.directory} refers to an example that does not exist."
+            )
         names = set(part.schema.names)
         special = (
             torch.from_numpy(part.column("special").to_numpy(False)) if "special" in names else None

@@ -51,8 +51,8 @@ def assert_scan(
     if broken:
         where = "" if page is None else f"\nThe report: {page}"
         raise AssertionError(
-            f"the scan does not hold {', '.join(wanted) or 'no error'}: {'; '.join(broken)}\n"
-            f"{report}{where}"
+            f"the scan does not satisfy {', '.join(wanted) or 'no error'}: "
+            f"{'; '.join(broken)}\n{report}{where}"
         )
     return report
 

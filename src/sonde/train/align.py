@@ -110,7 +110,10 @@ class Align(nn.Module):
                 "Align: expected width, the width of the target, with a projector. Pass it."
             )
         if prefix and grids is None:
-            raise InputError("Align: expected grids with prefix, to count the target's tokens.")
+            raise InputError(
+                "Align: expected grids together with prefix: the number of the target's "
+                "tokens is computed from them."
+            )
         self.distance, self.temperature = distance, temperature
         self.grids, self.resample, self.heads, self.prefix = grids, resample, heads, prefix
         check_ranges(

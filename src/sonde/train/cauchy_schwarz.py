@@ -89,8 +89,9 @@ class CauchySchwarzBottleneck(nn.Module):
         predicted = logits.reshape(len(x), -1)
         if predicted.shape != truth.shape:
             raise InputError(
-                "CauchySchwarzBottleneck: expected one number of predictions for each target, got "
-                f"{predicted.shape[1]} and {truth.shape[1]}. Pass the model's output as logits."
+                "CauchySchwarzBottleneck: expected as many predictions as targets in each "
+                f"row, got {predicted.shape[1]} and {truth.shape[1]}. Pass the model's output "
+                "as logits."
             )
         before = x if y is None else y
         self._freeze(x, before, truth)

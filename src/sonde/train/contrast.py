@@ -179,8 +179,8 @@ class Contrast(nn.Module):
         if self.memory:
             if group is not None or place is not None:
                 raise InputError(
-                    "Contrast: expected no groups or places with a memory, which keeps only "
-                    "labels. Leave out memory, or group and place."
+                    "Contrast: expected no group and no place together with a memory, which "
+                    "stores only labels. Leave out memory, or group and place."
                 )
             own = torch.full((len(x),), -1, device=x.device) if label is None else label
             self._new.put((rows.detach(), own))
@@ -230,13 +230,14 @@ class Contrast(nn.Module):
         (row, place), n = positive.nonzero(as_tuple=True), len(scores)
         if not len(row):
             raise BatchError(
-                "Contrast: expected rows that belong together, got none. Run the model on two "
+                "Contrast: expected positive pairs of rows, got none. Run the model on two "
                 "views before the loss, or pass labels that repeat in a batch."
             )
         if self.denominator != "none" and len(row) == positive.numel() - n * hides_itself:
             raise BatchError(
-                "Contrast: expected rows of two classes or examples, got rows that all belong "
-                "together. Draw batches that mix them."
+                "Contrast: expected rows of two classes or examples, got a batch in which "
+                "all rows are positives of each other. Draw batches with several classes or "
+                "examples."
             )
         if hides_itself:
             scores[:, :n].fill_diagonal_(-torch.inf)
@@ -301,7 +302,9 @@ def _together(
 ) -> Tensor:
     """Return which rows belong together, (row, row)."""
     if label is None and (group is not None or place is not None):
-        raise InputError("Contrast: expected labels with groups or places, got none. Pass label.")
+        raise InputError(
+            "Contrast: expected labels together with group or place, got none. Pass label."
+        )
     if label is not None:
         same = (label[:, None] == label[None]) & (label >= 0)[:, None]
         if group is not None:

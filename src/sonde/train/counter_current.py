@@ -101,8 +101,8 @@ class CounterCurrent(nn.Module):
             rows = a.flatten(1)
             if rows.shape[1] != b.shape[1]:
                 raise InputError(
-                    f"CounterCurrent: expected {b.shape[1]} numbers of an example at level "
-                    f"{len(found)}, got {rows.shape[1]}. Pass widths as they are."
+                    f"CounterCurrent: expected width {b.shape[1]} at level {len(found)}, got "
+                    f"{rows.shape[1]}. Pass the actual widths of the parts."
                 )
             found.append(self._error(rows, b, alike))
         return [*found, _cross_entropy(last(a.detach()), label)]

@@ -66,8 +66,8 @@ class Distil(nn.Module):
         """
         if label is None and self.weight < 1:
             raise InputError(
-                f"Distil: expected labels with weight {self.weight:g}, got none. Pass them, or "
-                "take weight=1."
+                f"Distil: expected labels with weight {self.weight:g}, got none. Pass labels, "
+                "or use weight=1."
             )
         p = (teacher.detach() / self.temperature).log_softmax(-1)
         q = (logits / self.temperature).log_softmax(-1)

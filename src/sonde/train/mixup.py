@@ -167,8 +167,9 @@ class Mixup(nn.Module):
         found = self.drawn.values() if own is None else [own]
         if len(found) > 1:
             raise StateError(
-                f"Mixup: expected change() in the thread of the loss, got it in {len(found)} other "
-                "threads: which one counts is not known. Call both in one thread."
+                "Mixup: expected change() in the thread of the loss, got calls in "
+                f"{len(found)} other threads: which call belongs to this loss is not known. "
+                "Call both in one thread."
             )
         return found[0] if found else (None, None)
 
@@ -176,8 +177,8 @@ class Mixup(nn.Module):
         share, order = self._last()
         if share is None or order is None or len(share) != n:
             raise StateError(
-                f"Mixup: expected change() on the same {n} rows before. Call mixup.change(x) on "
-                "the batch first."
+                f"Mixup: expected a previous call of change() on the same {n} rows, got none. "
+                "Call mixup.change(x) on the batch first."
             )
         return share, order
 

@@ -154,8 +154,8 @@ class Resize:
             return copy.deepcopy(like)
         if config is None:
             raise InputError(
-                f"Resize: {type(old).__name__} has no configuration to make another size from. "
-                "Pass like=, a module of the new size."
+                f"Resize: {type(old).__name__} has no configuration from which a model of "
+                "another size can be built. Pass like=, a module of the new size."
             )
         config = copy.deepcopy(config)
         if self.width is not None:
@@ -175,7 +175,7 @@ class Resize:
         if self.width == "decoalesce":
             return n * self.factor
         if n % self.factor:
-            raise InputError(f"Resize: expected {name} that {self.factor} divides, got {n}.")
+            raise InputError(f"Resize: expected {name} to be a multiple of {self.factor}, got {n}.")
         return n // self.factor
 
     def _sources(self, n: int) -> list[int]:
@@ -188,7 +188,10 @@ class Resize:
         """
         if self.depth == "merge":
             if n % self.factor:
-                raise InputError(f"Resize: expected blocks that {self.factor} divides, got {n}.")
+                raise InputError(
+                    "Resize: expected a number of blocks that is a multiple of "
+                    f"{self.factor}, got {n}."
+                )
             return list(range(0, n, self.factor))
         if self.depth == "repeat":
             return [i for i in range(n) for _ in range(self.factor)]
@@ -293,8 +296,9 @@ class Resize:
         scale = before.abs().max()
         if before.shape == after.shape and not bool((before - after).abs().max() <= CLOSE * scale):
             raise SiteError(
-                f"Resize: {type(old).__name__} does not compute the same with copied units: it "
-                "holds a layer that counts units or heads. Grow its depth, or a part of it alone."
+                f"Resize: {type(old).__name__} does not compute the same function with copied "
+                "units: a layer in it depends on the number of units or heads. Grow its "
+                "depth instead, or resize only a part of it."
             )
 
     def _mix(self, new: nn.Module, big: nn.Module) -> None:
@@ -302,7 +306,8 @@ class Resize:
         for name, x in new.state_dict().items():
             if name not in theirs or theirs[name].shape != x.shape:
                 raise InputError(
-                    f"Resize: expected a big model of the new size, got another {name}."
+                    "Resize: expected the big model to have the new size, got a tensor "
+                    f"{name} that is missing or of another shape in it."
                 )
             if x.is_floating_point():
                 x.lerp_(theirs[name].to(x), 1 - self.interpolate)

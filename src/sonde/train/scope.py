@@ -121,7 +121,10 @@ class Scope:
         if optimiser is not None:
             held = {id(p) for group in optimiser.param_groups for p in group["params"]}
             if any(not any(id(named[n]) in held for n in group) for group in groups):
-                raise InputError("Scope.on: expected an optimiser that holds what moves.")
+                raise InputError(
+                    "Scope.on: expected an optimiser with the parameters that the scope "
+                    "trains, got one without them."
+                )
         try:
             moving = Moving(module, groups)
             if self.freeze_statistics:

@@ -87,7 +87,10 @@ class Select:
         if self.rule == "small_loss":
             return self._least(evidence, step)
         if other is None or len(other) != len(evidence):
-            raise InputError(f"Select: expected a second value of each row for {self.rule!r}.")
+            raise InputError(
+                f"Select: expected a second value for each row with the rule {self.rule!r}, "
+                "got none."
+            )
         if self.rule == "co_teaching":
             return self._least(other, step), self._least(evidence, step)
         if self.rule == "agreement":

@@ -91,7 +91,9 @@ class Separate(nn.Module):
         self.head = None
         if penalty == "adversary":
             if width is None:
-                raise InputError("Separate: expected width, that of y, for the adversary.")
+                raise InputError(
+                    "Separate: expected width= for the adversary, got none. Pass the width of y."
+                )
             self.head = nn.Sequential(nn.LazyLinear(hidden), nn.ReLU(), nn.Linear(hidden, width))
 
     @in_float32
@@ -107,8 +109,8 @@ class Separate(nn.Module):
         if self.penalty == "cosine":
             if x.shape[1] != y.shape[1]:
                 raise InputError(
-                    f"Separate: expected codes of one width, got {x.shape[1]} and {y.shape[1]}. "
-                    "Take penalty='cross_covariance'."
+                    f"Separate: expected x and y of the same width, got {x.shape[1]} and "
+                    f"{y.shape[1]}. Take penalty='cross_covariance'."
                 )
             return cosine_similarity(x, y, dim=1, eps=1e-12).square().mean()
         if self.penalty == "hsic":

@@ -112,8 +112,8 @@ class SparseTraining:
         weights = {n: p for n, p in module.named_parameters() if p.ndim >= 2}
         if not weights or (self.score == "congruity" and direction is None):
             raise InputError(
-                "SparseTraining.on: expected a model with weights of two axes or more, and "
-                "direction= for score='congruity'."
+                "SparseTraining.on: expected a model with weights of at least two axes, and "
+                "direction= together with score='congruity'."
             )
         draw = torch.Generator().manual_seed(self.seed)
         masks = Masks(self._drawn(weights, draw))

@@ -51,8 +51,9 @@ class StructuredTransfer(nn.Module):
         super().__init__()
         if not dims or min(inside, between) < 0 or (between > 0 and len(dims) < 2):
             raise InputError(
-                "StructuredTransfer: expected layers, two or more where between counts, and "
-                f"weights of 0 or more, got {len(dims)} layers, {inside} and {between}."
+                "StructuredTransfer: expected at least one layer (two if the weight between "
+                f"is above 0) and weights of at least 0, got {len(dims)} layers, {inside} and "
+                f"{between}."
             )
         self.maps = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in dims)
         self.inside, self.between = inside, between
@@ -85,8 +86,8 @@ class StructuredTransfer(nn.Module):
         """Return both parts, neither scaled nor weighted; parameters as for a call."""
         if len(student) != len(self.maps) or len(teacher) != len(self.maps):
             raise InputError(
-                f"StructuredTransfer: expected {len(self.maps)} maps of each net, got "
-                f"{len(student)} and {len(teacher)}."
+                f"StructuredTransfer: expected {len(self.maps)} feature maps of both the "
+                f"student and the teacher, got {len(student)} and {len(teacher)}."
             )
         own, other = list[Tensor](), list[Tensor]()
         for change, x, y in zip(self.maps, student, teacher, strict=True):

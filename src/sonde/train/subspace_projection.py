@@ -92,8 +92,8 @@ class SubspaceProjection:
         """
         if self.admit is not None and loss is None:
             raise InputError(
-                "SubspaceProjection.remember: expected loss, since admit compares gradients. Pass "
-                "loss=, a function of a batch."
+                "SubspaceProjection.remember: expected loss=, because admit compares "
+                "gradients, got none. Pass loss=, a function of a batch."
             )
         module = model.module if isinstance(model, Model) else model
         sums: dict[str, Tensor] = {}
@@ -272,9 +272,9 @@ def _warn_of_free(
     if free:
         first = ", ".join(free[:3]) + (" ..." if len(free) > 3 else "")
         warnings.warn(
-            f"SubspaceProjection: {len(free)} parameters that the optimiser moves are not of the "
-            f"layers that are held, so answers on old inputs may change: {first}. Freeze them, or "
-            "leave them out of the optimiser.",
+            f"SubspaceProjection: {len(free)} parameters of the optimiser lie outside the "
+            f"protected layers, so outputs on old inputs may change: {first}. Freeze these "
+            "parameters, or leave them out of the optimiser.",
             SondeWarning,
             stacklevel=4,
         )
@@ -285,7 +285,10 @@ def _add(sums: dict[str, Tensor], name: str, layer: Layer, x: Tensor) -> None:
     """Add the products of a layer's inputs."""
     if isinstance(layer, nn.Conv2d):
         if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-            raise InputError(f"SubspaceProjection: expected zero padding by number at {name}.")
+            raise InputError(
+                f"SubspaceProjection: expected zero padding given as numbers at {name}, got "
+                "another padding."
+            )
         parts = unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
         x = parts.movedim(1, 2)
     rows = x.flatten(0, -2).double()

@@ -78,7 +78,10 @@ class Layer:
             kernel and the map shifts.
         """
         if self.kind == "rows":
-            raise StateError(f"fold_edit: {self.name} takes tokens in; name its output.")
+            raise StateError(
+                f"fold_edit: the input of {self.name} is token ids, which cannot be edited. "
+                "Name its output."
+            )
         matrix = self._matrix()
         if self.kind == "maps":
             matrix = self._kernel(affine)
@@ -142,16 +145,16 @@ class Layer:
             (0,),
         ):
             raise StateError(
-                f"fold_edit: {self.name} pads with zeros, which a shift would not reach. Name the "
-                "output that it reads."
+                f"fold_edit: {self.name} pads its input with zeros, to which the bias of the "
+                "edit would not be added. Name the output of the layer before it."
             )
         return self.module.weight.detach().double()
 
     def _grouped(self, end: str) -> StateError:
         return StateError(
-            f"fold_edit: each group of {self.name} reads its own channels, so a map that mixes the "
-            f"channels of its {end} is not in its weights. Open the edit with sonde.editing, or "
-            "name another layer."
+            f"fold_edit: each group of {self.name} reads its own channels, so an edit that "
+            f"mixes all channels of its {end} cannot be folded into its weights. Open the "
+            "edit with sonde.editing, or name another layer."
         )
 
     def _noise(self) -> Tensor:

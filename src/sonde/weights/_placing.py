@@ -179,8 +179,9 @@ def _checked(
         lost = _lost(held, shell, found, wanted)
     if lost:
         raise StateError(
-            f"save_edited: transformers would not load {min(lost)} into the new model under any "
-            "name. Fold the plan in Python, and save the new model with save_pretrained."
+            f"save_edited: transformers would not load the tensor {min(lost)} of the new "
+            "model under any name. Fold the plan in Python, and save the new model with "
+            "save_pretrained."
         )
     return found
 

@@ -36,10 +36,10 @@ def read_told(folder: Path) -> dict[str, Any]:
         if told.get("format") != FORMAT:
             raise ValueError(f"expected the format {FORMAT!r}")
         if told.pop("seal", None) != _seal(told):
-            raise ValueError("it was changed since it was written")
+            raise ValueError("it was changed after it was written")
         for key, is_right in (_MERGE if "sources" in told else _EDIT).items():
             if key not in told or not is_right(told[key]):
-                raise ValueError(f"{key!r} is missing or not what a patch says there")
+                raise ValueError(f"{key!r} is missing or has a wrong type")
         if not told.get("after", {}).keys() <= told.get("before", {}).keys():
             raise ValueError("'before' lacks files that the edited model has")
     except (OSError, ValueError, RecursionError) as error:

@@ -126,7 +126,7 @@ def fill(module: nn.Module, folder: Path) -> None:
         raise StoreError(
             f"load: {folder} does not hold the weights of this factory's model: "
             f"{(wrong or missing)[0]} {'does not fit' if wrong else 'is missing'}. Name the "
-            f"factory that it was made with, {config.get(FACTORY_KEY)}."
+            f"factory that the folder was written with, {config.get(FACTORY_KEY)}."
         )
     module.load_state_dict(tensors, strict=False)
     for name in told:

@@ -104,8 +104,9 @@ class ModelFolder:
         """
         if (self.path / CONFIG).is_file() and LAYERS_KEY in self.config():
             raise InputError(
-                f"{self.path} has inserted layers, which were trained for its current weights. "
-                "Take the model without them (sonde edit undo), then train layers for the new one."
+                f"{self.path} has inserted layers, which were trained for its current "
+                "weights. Use the model without these layers (sonde edit undo), then train "
+                "layers for the new model."
             )
         return self
 
@@ -183,8 +184,8 @@ def check_output(output: Path, *sources: Path) -> None:
         raise InputError(f"cannot write {output}: it is {kind}. Name a new folder.")
     if patch_of(output).exists():
         raise InputError(
-            f"cannot write {output}: {patch_of(output)} is there, the patch of a model of this "
-            "name. Name another folder, or remove the patch."
+            f"cannot write {output}: {patch_of(output)} exists, the patch of another model "
+            "with this name. Name another folder, or remove the patch."
         )
     whole = output.resolve()
     for source in sources:

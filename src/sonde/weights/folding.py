@@ -72,8 +72,9 @@ def fold_edit(
     affine = affine_of(edit)
     if where != "all":
         raise StateError(
-            f"fold_edit: weights change every position, got where={where!r}. Open the edit with "
-            "sonde.editing(..., where=...) or sonde generate."
+            "fold_edit: expected where='all', because a change of weights affects every "
+            f"position, got where={where!r}. Open the edit with sonde.editing(..., where=...) "
+            "or sonde generate."
         )
     module = module_of(model)
     names, modules = names_of(module), ModuleNames(module).modules
@@ -119,8 +120,8 @@ def fold_writers(model: Model | nn.Module, edit: Edit, inputs: Any = None) -> Re
     affine = affine_of(edit)
     if affine.shift is not None:
         raise StateError(
-            f"fold_writers: expected a linear edit, got {type(edit).__name__} with a shift: each "
-            "writer would add it once more. Use fold_edit at one site."
+            f"fold_writers: expected a linear edit, got {type(edit).__name__} with a bias, "
+            "which every writer would add again. Use fold_edit at one site."
         )
     module = module_of(model)
     named, changes = module.state_dict(), dict[str, Change]()
@@ -157,8 +158,9 @@ def _refuse_hooks(name: str, part: nn.Module) -> None:
     if hooks or "forward" in vars(part):
         what = "forward hooks" if hooks else "a forward of its own instance"
         raise StateError(
-            f"fold_edit: {name or 'the model'} has {what}, and a change of weights would act "
-            "before this code. Remove it, or open the edit with sonde.editing."
+            f"fold_edit: {name or 'the model'} has {what}, and a change of the weights would "
+            "take effect before this code. Remove this code, or open the edit with "
+            "sonde.editing."
         )
 
 
@@ -217,9 +219,9 @@ def _bias_option(module: nn.Module, name: str) -> tuple[dict[str, Any], dict[str
         if name in new:
             return {option: True}, {n: Exchange(torch.zeros(shape)) for n, shape in new.items()}
     raise StateError(
-        f"fold_edit: {name.removesuffix('.bias')} has no bias to fold a shift into, and "
-        f"{type(config).__name__} has no option for one. Open the edit with sonde.editing or "
-        "sonde generate."
+        f"fold_edit: {name.removesuffix('.bias')} has no bias, which this edit needs, and "
+        f"{type(config).__name__} has no option for a bias. Open the edit with sonde.editing "
+        "or sonde generate."
     )
 
 
@@ -250,8 +252,9 @@ def _join(changes: dict[str, Change], more: Mapping[str, Change], site: Site) ->
     twice = sorted(changes.keys() & more.keys())
     if twice:
         raise InputError(
-            f"fold_edit: {twice[0]} would be changed twice, again for {site}. Fold one edit after "
-            "the other: each into the model that the one before gave."
+            f"fold_edit: {twice[0]} would be changed twice, the second time for {site}. Fold "
+            "the edits one after another, each into the model that resulted from the "
+            "previous one."
         )
     changes |= more
 

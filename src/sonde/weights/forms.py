@@ -60,8 +60,9 @@ def put_form(module: nn.Module, name: str, told: Told) -> nn.Module:
     make = next((form for key, form in _FORMS.items() if key in told), None)
     if make is None:
         raise StoreError(
-            f"{name}: the configuration tells {', '.join(told)}, a form that this version does not "
-            "know. Open it with the version of sonde that wrote it."
+            f"{name}: the configuration describes a packed layer with the keys "
+            f"{', '.join(told)}, which this version does not know. Open it with the version "
+            "of sonde that wrote it."
         )
     new = make(part, **told)
     if new is not part:

@@ -284,15 +284,15 @@ def _chosen(
             has, lacks = (name, names[0]) if apart[0] in mine else (names[0], name)
             raise InputError(
                 f"merge_models: {has} has {apart[0]} and {lacks} has not: they were not made "
-                f"from the same base. Give models of one base, or name {apart[0]!r} among those "
-                "to keep."
+                f"from the same base. Give models with the same base, or list {apart[0]!r} "
+                "among the tensors to keep."
             )
         for n in mine:
             one, its = first.entry(n).shape, other.entry(n).shape
             if one != its:
                 raise InputError(
-                    f"merge_models: {n} is {tuple(one)} in {names[0]} and {tuple(its)} in {name}."
-                    f" Give models of one base, or keep {n!r} as the base has it."
+                    f"merge_models: {n} is {tuple(one)} in {names[0]} and {tuple(its)} in "
+                    f"{name}. Give models with the same base, or keep {n!r} from the base."
                 )
         _check_config(first.folder, other.folder, names[0], name)
     tracked = [n for n in first.stored if TRACKED.search(n) and n not in kept]
@@ -319,8 +319,8 @@ def _check_vocabulary(one: ModelFolder, other: ModelFolder, name: str, name2: st
         found.append(model.get("vocab") if isinstance(model, dict) else None)
     if None not in found and found[0] != found[1]:
         raise InputError(
-            f"merge_models: {name2} has another vocabulary than {name}, so their embeddings mean "
-            "other tokens. Give models of one base."
+            f"merge_models: {name2} has another vocabulary than {name}, so their embeddings "
+            "mean other tokens. Give models with the same base."
         )
 
 
@@ -332,7 +332,8 @@ def _check_config(one: ModelFolder, other: ModelFolder, name: str, name2: str) -
         key = apart[0]
         raise InputError(
             f"merge_models: {key} is {first.get(key)!r} in {name} and {second.get(key)!r} in "
-            f"{name2}, so the same weights do something else. Give models of one base."
+            f"{name2}, so the same weights compute something else. Give models with the same "
+            "base."
         )
 
 

@@ -181,5 +181,5 @@ def kept_bytes(patch: Patch, name: str) -> bytes:
         If they are not bytes.
     """
     if patch.kept.entries[name].dtype != "U8":
-        raise StoreError(f"{patch.path / KEPT} is damaged: {name} is no bytes.")
+        raise StoreError(f"{patch.path / KEPT} is damaged: {name} does not contain bytes.")
     return bytes(tensor_bytes(patch.kept.tensor(name)))

@@ -112,14 +112,14 @@ def residual_writers(
     found = sums_at(module, [last], inputs)[0]
     if found.other:
         raise StateError(
-            f"residual_writers: at {last} the stream is not a sum of linear layers: "
-            f"{found.other}. Open the edit with sonde.editing instead."
+            f"residual_writers: at {last} the residual stream is not a sum of outputs of "
+            f"linear layers: {found.other}. Open the edit with sonde.editing instead."
         )
     unsaved = [name for name in found.fixed if name not in module.state_dict()]
     if unsaved:
         raise StateError(
-            f"residual_writers: at {last} the stream also holds {unsaved[0]}, which is not saved "
-            "with the weights. Open the edit with sonde.editing instead."
+            f"residual_writers: at {last} the residual stream also contains {unsaved[0]}, "
+            "which is not saved with the weights. Open the edit with sonde.editing instead."
         )
     return (*found.fixed, *found.terms)
 

@@ -184,7 +184,7 @@ class RewritePlan:
             if name not in named or tensor_hash(named[name]) != digest:
                 raise StateError(
                     f"RewritePlan.fold: {name} is not the tensor that this plan was made for. "
-                    "Plan again for this model."
+                    "Make a new plan for this model."
                 )
         dtype = next((x.dtype for x in named.values() if x.is_floating_point()), None)
         new = with_tensors(module, {})
@@ -325,8 +325,9 @@ def _rounded(name: str, new: Tensor, old: Tensor | None, other: torch.dtype | No
         wanted, got = (x.double() - old.double() for x in (new, value))
         if (got - wanted).square().sum() > MOST_LOST**2 * wanted.square().sum():
             warnings.warn(
-                f"RewritePlan.fold: rounding to {value.dtype} takes away more than half of the "
-                f"change of {name}. Load the model in float32 before you fold, or save the plan.",
+                f"RewritePlan.fold: rounding to {value.dtype} loses more than half of the "
+                f"change of {name}. Load the model in float32 before you fold, or save the "
+                "plan.",
                 SondeWarning,
                 stacklevel=3,
             )

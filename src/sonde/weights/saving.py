@@ -247,8 +247,8 @@ def _found(held: LoadedFolder, name: str, plan: "RewritePlan") -> str:
             if wanted in (tensor_hash(x.to(dtype)) for dtype in (x.dtype, *FLOATS)):
                 return candidate
     raise StateError(
-        f"save_edited: {held.folder.path} has no {name} with the weights that this plan was made "
-        "for. Plan again for this model."
+        f"save_edited: {held.folder.path} has no {name} with the weights that this plan was "
+        "made for. Make a new plan for this model."
     )
 
 
@@ -332,6 +332,7 @@ def _check_loads(new: Path, held: LoadedFolder, plan: "RewritePlan") -> None:
         got = loaded.get(name)
         if got is None or prod(got.shape) == 0 or not torch.equal(got.cpu(), expected):
             raise InputError(
-                f"save_edited: {name} does not load from the new folder: the model's class ties it "
-                "or has no place for it. Nothing was written; fold the plan in Python instead."
+                f"save_edited: {name} does not load from the new folder: the model's class "
+                "ties this tensor to another one, or has no parameter of this name. Nothing "
+                "was written; fold the plan in Python instead."
             )

@@ -52,8 +52,8 @@ def undo(model: str | Path, output: str | Path) -> Path:
             (new / file).parent.mkdir(parents=True, exist_ok=True)
             if write_hashed(new / file, _original(patch, folder, file)) != digest:
                 raise StateError(
-                    f"undo: {file} does not come back from {patch.path} as it was: the patch was "
-                    "changed. Take the original model."
+                    f"undo: restoring {file} from {patch.path} does not give the original "
+                    "bytes: the patch was changed. Use the original model."
                 )
         if (patch.path / EARLIER).is_dir():
             copytree(patch.path / EARLIER, earlier)
@@ -66,8 +66,8 @@ def _patch(folder: Path) -> Patch:
     found = patch_of(folder)
     if not found.is_dir():
         raise InputError(
-            f"undo: there is no patch {found}. Only a model that sonde edited can be taken back, "
-            "with its patch beside it under the model's name."
+            f"undo: there is no patch {found}. Only a model that sonde edited can be "
+            "restored, and its patch must lie beside it under the model's name."
         )
     patch = Patch.open(found)
     if "sources" in patch.told:

@@ -146,7 +146,7 @@ def test_one_layer_runs_explicitly_and_is_refused_where_heads_are_not_the_produc
     monkeypatch.setattr(modeling, "eager_attention_forward", doubled)
     with (
         editing(model, Copied(), "layers.1:probs"),
-        pytest.raises(SiteError, match="not its probabilities times its values"),
+        pytest.raises(SiteError, match="not the product of its probabilities and values"),
     ):
         model(**inputs)
     assert layers == [1]

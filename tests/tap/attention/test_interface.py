@@ -80,7 +80,9 @@ def test_a_stream_reads_the_real_tokens_of_padded_texts():
 
 
 def test_a_row_as_wide_as_its_text_is_refused_and_one_of_an_image_is_not():
-    with pytest.raises(SiteError, match=r"as wide as its text.*layers\.1\.self_attn:probs\.KEY"):
+    with pytest.raises(
+        SiteError, match=r"is the length of its text.*layers\.1\.self_attn:probs\.KEY"
+    ):
         _ = live_stream(Model(models.llama()), Texts([[3, 4, 5, 6]]), "layers.1:probs").schema
     patches = live_stream(Model(models.vit()), images(24), "layers.1:probs", "patches")
     assert patches.schema[0].dim == HEADS * 17
@@ -131,7 +133,7 @@ def test_a_figure_cannot_be_changed():
     model = models.llama()
     layer = model.model.layers[0].self_attn
     look = watch_attention([(layer, "probs", lambda view: {"first": view["first"] * 0})])
-    with Session(model, inside=look), pytest.raises(SiteError, match="a figure of the heads"):
+    with Session(model, inside=look), pytest.raises(SiteError, match="a statistic of the heads"):
         model(torch.arange(3, 8)[None])
 
 

@@ -46,8 +46,8 @@ class Concept:
         sides = [self.positive is not None, self.negative is not None]
         if (self.data is not None) == any(sides) or (any(sides) and not all(sides)):
             raise InputError(
-                "sonde edit erase: expected DATA with classes, or --positive and --negative. Name "
-                "one or the other."
+                "sonde edit erase: expected DATA with classes, or --positive and --negative. "
+                "Give exactly one of these."
             )
 
     @property

@@ -88,8 +88,8 @@ def forget(
     rule, output = _rule(method, alpha), Path(output)
     if retain is None and of_class is None:
         raise InputError(
-            "edit forget: expected --retain, the training data to be kept, got none. Name "
-            "them, or a class of --forget by --of-class."
+            "edit forget: expected --retain, the training data that the model must not "
+            "forget, got none. Name this data, or name the class to forget with --of-class."
         )
     found = open_for_change(model, output, device)
     kept = data if retain is None else retain
@@ -139,7 +139,7 @@ def _rule(method: Way, alpha: float | None) -> Rewrite:
     if method == "dampen":
         return SelectiveDampening(alpha)
     if alpha is not None:
-        raise InputError(f"--alpha: {method} does not read it.")
+        raise InputError(f"--alpha: the method {method} has no parameter alpha. Leave --alpha out.")
     return TRAINED[method]()
 
 

@@ -180,8 +180,8 @@ def judge(
     """
     if not target or any(not len(side.inputs) for side in target) or not len(neutral):
         raise InputError(
-            "judge: expected at least one example on each side of the target and in the neutral "
-            "data, got none. Give it data."
+            "judge: expected at least one example on each side of the target and in the "
+            "neutral data, got none on one of them. Give examples for all three."
         )
     total = sum(len(side.inputs) for side in target) * (2 + len(controls)) + 2 * len(neutral)
     with Bar("judge", total, shown=progress) as bar:
@@ -297,8 +297,8 @@ def difference(rises: Tensor, inputs: Inputs) -> Difference:
     n = int(known.sum())
     if not n:
         raise InputError(
-            "judge: expected answers whose truth is known (labels, or texts of two tokens), got "
-            "none. Give data with labels."
+            "judge: expected examples whose correct answer is known (labels, or texts of at "
+            "least two tokens), got none. Give data with labels."
         )
     numbers = {key: i for i, key in enumerate(dict.fromkeys(inputs.group_keys))}
     group = torch.tensor([numbers[key] for key in inputs.group_keys])[known]

@@ -72,7 +72,9 @@ def merge_models(
 def _rule(method: Way, parameters: dict[str, Any]) -> Any:
     unused = [name for name in parameters if name not in USES[method]]
     if unused:
-        raise InputError(f"--{unused[0]}: {method} does not read it.")
+        raise InputError(
+            f"--{unused[0]}: the method {method} has no such parameter. Leave --{unused[0]} out."
+        )
     if method != "dare":
         return RULES[method](**parameters)
     how = dict(parameters)

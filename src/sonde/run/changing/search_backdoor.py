@@ -104,7 +104,7 @@ def _remove(
     """Write a model without the trigger; return the plan and what the change did."""
     if not finding.likely and not force:
         raise InputError(
-            f"--remove: {finding.verdict(names)} Pass --force to unlearn that patch all the same."
+            f"--remove: {finding.verdict(names)} Pass --force to unlearn that patch anyway."
         )
     plan = remove_backdoor(model, clean, finding, progress=progress)
     judgement: Judgement = judge(

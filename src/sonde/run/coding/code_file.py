@@ -138,9 +138,11 @@ def _decoded_path(file: Path, output: str | Path | None) -> Path:
 
 def _read(path: Path) -> bytes:
     if not path.is_file():
-        raise InputError(f"no file {path}. Pass a file that is there.")
+        raise InputError(f"there is no file {path}. Pass an existing file.")
     if not (raw := path.read_bytes()):
-        raise InputError(f"expected a file with contents, got an empty file {path}. Pass another.")
+        raise InputError(
+            f"expected a file that is not empty, got 0 bytes in {path}. Pass another file."
+        )
     return raw
 
 

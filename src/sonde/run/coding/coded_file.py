@@ -89,8 +89,9 @@ def contents_of(raw: bytes, model: Model) -> Contents:
     ids = model.processor(text, add_special_tokens=False, verbose=False)["input_ids"]
     if _text_of_ids(ids, model.processor) != text:
         raise InputError(
-            "encode: the tokenizer of the model does not give the text back (it changes spaces, "
-            "case or unknown letters). Pass a model of bytes or of byte-level tokens."
+            "encode: decoding the tokens does not give the original text: the tokenizer "
+            "changes spaces, case or unknown characters. Pass a model of bytes or of "
+            "byte-level tokens."
         )
     return Contents("text", torch.tensor(ids, dtype=torch.int64))
 

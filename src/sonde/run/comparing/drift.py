@@ -227,7 +227,9 @@ def _side(bundle: Fitted, task: Task) -> _Found | None:
         shift = following
     shift.require_rows(side, key)
     if not isinstance(side, Side):
-        raise TypeError(f"drift: expected a side of {shift}, got {type(side).__name__}.")
+        raise TypeError(
+            f"drift: expected the state of one data set for {shift}, got {type(side).__name__}."
+        )
     beside = sample(bundle, key)
     if beside is not None and "sample" not in states:
         states["sample"] = beside.state

@@ -166,9 +166,9 @@ def compare_models(first: Fitted, second: Fitted, *, progress: bool = True) -> T
     joined = SampledRows.of((*one.values(), *two.values()))
     if len(joined) < LEAST_ROWS:
         raise InputError(
-            f"compare: expected at least {LEAST_ROWS} rows that both models have, got "
-            f"{len(joined)}. Give both the same data; models that cut texts into other tokens are "
-            "compared by --reducer mean or last."
+            f"compare: expected at least {LEAST_ROWS} rows that both models have in common, "
+            f"got {len(joined)}. Give both models the same data. If their tokenizers differ, "
+            "use --reducer mean or last."
         )
     both = tuple(one.values()) + tuple(two.values())
     found = LayerCKA(max(LEAST_ROWS, *(len(s.draw) for s in both))).result(samples=both)

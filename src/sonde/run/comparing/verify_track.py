@@ -28,7 +28,7 @@ def verify_track(directory: str | Path, tick: Callable[[int], None] = lambda _: 
     """
     directory, track = Path(directory), Track(directory)
     if not len(track):
-        raise InputError(f"verify: {directory} holds no steps of a training.")
+        raise InputError(f"verify: {directory} contains no recorded steps of a training run.")
     checked = {"n_files": 0, "n_bytes": 0, "n_results": 0}
     faults: list[Fault] = []
     notes: list[str] = []

@@ -114,11 +114,14 @@ class Wish:
         """Return the method with its parameters, None for ``any``; a search replaces its bits."""
         if self.seeks and (self.to is not None or self.group is not None):
             raise InputError(
-                "--budget and --max-kl seek bits and group: leave out --to and --group."
+                "--budget and --max-kl search for the bits and the group size: leave out "
+                "--to and --group."
             )
         if self.method == ANY:
             if not self.seeks:
-                raise InputError("--method any: say what fits, with --budget or --max-kl.")
+                raise InputError(
+                    "--method any: expected a limit to search under. Pass --budget or --max-kl."
+                )
             return None
         target = None if self.to is None else Target.of(self.to)
         given = {"group": self.group, "layers": self.layers or None}

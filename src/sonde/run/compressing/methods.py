@@ -54,7 +54,7 @@ class Target:
             return cls(said, "bits", int(bits) if bits.is_integer() else bits)
         if found := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", said):
             if float(found[1]) == 0:
-                raise InputError(f"--to: expected more than 0 % to leave out, got {text!r}.")
+                raise InputError(f"--to: expected to remove more than 0 %, got {text!r}.")
             return cls(said, "share", float(found[1]) / 100)
         if re.fullmatch(r"\d+:\d+", said):
             return cls(said, "pattern", said)

@@ -230,8 +230,8 @@ def fitting_trial(
     if not fine:
         near, more = min(below, key=lambda t: t.kl), "" if budget is None else " within --budget"
         raise InputError(
-            f"--max-kl: no setting that was tried{more} costs at most {max_kl:g} nats; the nearest "
-            f"is {near} with {near.kl:.3g}. Allow more."
+            f"--max-kl: no setting that was tried{more} has a KL divergence of at most "
+            f"{max_kl:g} nats; the nearest is {near} with {near.kl:.3g}. Raise --max-kl."
         )
     return min(fine, key=lambda t: t.n_bytes)
 
@@ -256,7 +256,10 @@ def pairs_to_seek(method: str) -> list[tuple[str, str]]:
             continue
         found.append((size, method))
     if not found:
-        raise InputError(f"--budget and --max-kl: {method} has no size. Take gptq, or any.")
+        raise InputError(
+            f"--budget and --max-kl: the method {method} has no size to search for. Use "
+            "--method gptq, or --method any."
+        )
     return found
 
 

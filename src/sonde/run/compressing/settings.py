@@ -62,9 +62,9 @@ def require_divergence(model: Model, inputs: Inputs) -> None:
     """
     if not math.isnan(fidelity(model, model.module, inputs, stop=1).cosine):
         raise InputError(
-            f"a divergence in nats: expected a model that answers with probabilities, got "
-            f"{type(model.module).__name__}, which answers with vectors. These are compared by the "
-            "cosine: give sonde compress --to or --budget."
+            "a limit on the KL divergence: expected a model that outputs probabilities, got "
+            f"{type(model.module).__name__}, which outputs vectors. Vectors are compared by "
+            "their cosine: use sonde compress --to or --budget."
         )
 
 
@@ -117,7 +117,8 @@ def fitting(
         near = min(made, key=lambda t: t.fidelity.kl)
         more = "" if budget is None else " within --budget"
         raise InputError(
-            f"--max-kl: no setting that was tried{more} costs at most {max_kl:g} nats; the nearest "
-            f"is {near.setting} with {near.fidelity.kl:.3g}. Allow more."
+            f"--max-kl: no setting that was tried{more} has a KL divergence of at most "
+            f"{max_kl:g} nats; the nearest is {near.setting} with {near.fidelity.kl:.3g}. "
+            "Raise --max-kl."
         )
     return min(fine, key=lambda t: t.setting.n_bytes if t.setting else 0), made

@@ -74,11 +74,10 @@ class Choice:
         if said is None:
             if self.wrong or self.pair is not None:
                 raise InputError(
-                    "explain: expected labels that are the model's classes, to "
-                    "find wrong answers, got none. Name the column (--label-column) and the "
-                    "classes (--classes)."
-                    " Of a language model choose texts by loss: sonde scan --rows FILE, then "
-                    "explain --rows FILE."
+                    "explain: expected labels that are the model's classes, to find wrong "
+                    "answers, got none. Name the column (--label-column) and the classes "
+                    "(--classes). For a language model, choose texts by their loss: sonde "
+                    "scan --rows FILE, then explain --rows FILE."
                 )
             said = truth
         kept = np.arange(len(pool))
@@ -88,7 +87,10 @@ class Choice:
             kept = np.flatnonzero(said == pool.class_number(self.pair[1]))
         if not len(kept):
             asked = f"among {plural(len(pool), 'row')} that were asked"
-            raise InputError(f"explain: expected such an input, got none {asked}. Choose others.")
+            raise InputError(
+                f"explain: expected at least one input to explain, got none {asked}. Choose "
+                "other inputs."
+            )
         # a folder is sorted: its first rows are of one class, one day, one file
         kept = np.random.default_rng(seed).permutation(kept)
         return pool.at(spread(kept, truth, said, n, pool.listing.group_keys))
@@ -147,8 +149,9 @@ def _numbers(model: Model, inputs: ItemInputs) -> Float[np.ndarray, "row"]:
         numbers = one_number(model, batch)
         if numbers is None:
             raise InputError(
-                "explain: expected a model of one number for each row, to measure its error, "
-                "got another kind of output. Name a column of classes (--label-column)."
+                "explain: expected a model that outputs one number for each row, whose error "
+                "can be measured, got another kind of output. Name a column of classes "
+                "(--label-column)."
             )
         said[batch.order.numpy()] = numbers.numpy()
     return said

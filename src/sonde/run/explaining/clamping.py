@@ -103,6 +103,8 @@ def _clamped(rows: Tensor, units: Sequence[int], level: Tensor) -> Tensor:
 def _answer(output: object, place: int) -> Float[Tensor, "row token"]:
     logits = find_logits(output)
     if logits is None:
-        raise InputError("units: expected a model that gives logits, got none to compare.")
+        raise InputError(
+            "units: expected a model that returns logits to compare, got a model without logits."
+        )
     last = logits[:, place] if logits.ndim == 3 else logits
     return last.double().log_softmax(-1).cpu()

@@ -233,8 +233,8 @@ def _text(target: str | int) -> str:
     """Return the text whose vector those of the inputs are compared with."""
     if target == "predicted" or isinstance(target, int):
         raise InputError(
-            "explain: the answers are vectors of texts, which have no likeliest class. Name a "
-            "text: --target TEXT explains how near each input is to it."
+            "explain: the model embeds texts as vectors, which have no most likely class. "
+            "Name a text: --target TEXT explains the similarity of each input to this text."
         )
     return target
 
@@ -255,7 +255,10 @@ def _features(
     """Return the features of a dictionary that the answers depend on."""
     found, place = open_dictionary(path, model.module, None if site == INPUT else site)
     if not place:
-        raise InputError(f"--dictionary: {path} names no site of this model. Give --sites.")
+        raise InputError(
+            f"--dictionary: {path} was fitted at a site that this model does not have. Name a "
+            "site with --sites."
+        )
     return feature_effects(model, batch, found, objective, place)
 
 

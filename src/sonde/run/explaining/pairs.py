@@ -65,12 +65,12 @@ def read_pairs(path: Path) -> list[TextPair]:
             isinstance(v, str) for v in given.values()
         ):
             raise InputError(
-                f"trace: expected texts clean, corrupt, answer (and maybe instead) in "
-                f"{path}:{number}, got {sorted(values)}."
+                "trace: expected the texts clean, corrupt and answer (and optionally "
+                f"instead) in {path}:{number}, got {sorted(values)}."
             )
         found.append(TextPair(**given))
     if not found:
-        raise InputError(f"trace: {path} holds no pair.")
+        raise InputError(f"trace: expected at least one pair of texts in {path}, got none.")
     return found
 
 
@@ -118,11 +118,15 @@ def _check(clean: list[int], corrupt: list[int], tokenizer: Any) -> None:
     if len(clean) != len(corrupt):
         said = " and ".join(repr(texts_of(side, tokenizer)[-12:]) for side in (clean, corrupt))
         raise InputError(
-            f"trace: expected texts of as many tokens, got {len(clean)} and {len(corrupt)}: {said}."
-            " States go from a position to the same position: change words, not their number."
+            f"trace: expected texts with the same number of tokens, got {len(clean)} and "
+            f"{len(corrupt)}: {said}. States are copied to the same position: replace words "
+            "so that the number of tokens stays the same."
         )
     if clean == corrupt:
-        raise InputError("trace: the clean and the corrupted text are the same tokens.")
+        raise InputError(
+            "trace: expected two different texts, got the same tokens for the clean and the "
+            "corrupted text."
+        )
 
 
 def _answer(ids: Any, text: str, read: list[int], tokenizer: Any, answer: str) -> list[int]:
@@ -133,7 +137,7 @@ def _answer(ids: Any, text: str, read: list[int], tokenizer: Any, answer: str) -
     found = list(tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"])
     if not found:
         raise InputError(
-            f"trace: the answer {answer!r} has no token. Write its blank too: ' Mary'."
+            f"trace: the answer {answer!r} has no token. Include the leading space: ' Mary'."
         )
     return found
 

@@ -83,13 +83,13 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
     """Raise if the states of two bundles cannot be merged."""
     if any(has_stages(task) for task in (*a.tasks, *b.tasks)):
         raise StateError(
-            "Fitted.merge: an instrument of two passes is fitted in one run: its second "
-            "pass depends on all rows of the first pass. Fit it over all data."
+            "Fitted.merge: an instrument with two passes cannot be merged: its second pass "
+            "depends on all rows of the first pass. Fit it on all data in one run."
         )
     if "calibrations" in a.header or "calibrations" in b.header:
         raise StateError(
-            "Fitted.merge: scores that calibrated one bundle do not belong to detectors fitted "
-            "on both. Merge first, then calibrate."
+            "Fitted.merge: the calibration scores of one bundle are not valid for detectors "
+            "that are fitted on both. Merge first, then calibrate."
         )
     if a.requests.keys() != b.requests.keys():
         raise StateError(
@@ -99,7 +99,7 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
     if spec_of(a.tasks) != spec_of(b.tasks):
         mine, theirs = (_wanted(bundle) for bundle in (a, b))
         raise StateError(
-            "Fitted.merge: the bundles answer different questions from the same states, "
+            "Fitted.merge: the bundles hold different methods on the same states, "
             f"{sorted(mine - theirs)[:3]} and {sorted(theirs - mine)[:3]}. Fit both with the "
             "same methods and parameters."
         )
@@ -109,7 +109,9 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
     if any(not agree(name, mine.get(name), its.get(name)) for name in {*mine, *its} - {CODE}):
         others.insert(0, "model")
     if others:
-        raise StateError(f"Fitted.merge: the bundles are not of the same {others[0]}.")
+        raise StateError(
+            f"Fitted.merge: expected bundles with the same {others[0]}, got two different ones."
+        )
     warn_other_code(a.header, its.get(CODE), "Fitted.merge")
     require_same_recipe(recipe_in(a.header), recipe_in(b.header), "Fitted.merge")
     seeds = [bundle.header["data"].get("seed") for bundle in (a, b)]
@@ -146,9 +148,10 @@ def _require_alike_parts(a: Bundle, b: Bundle) -> None:
         return
     if n := groups_between(a.header, b.header, (a.split, b.split)):
         raise StateError(
-            f"Fitted.merge: {plural(n, 'group')} of both bundles {'is' if n == 1 else 'are'} held "
-            "out in one and fitted in the other, as few groups moved its cut. Fit both data "
-            "together, or give different groups different names."
+            f"Fitted.merge: {plural(n, 'group')} of both bundles {'is' if n == 1 else 'are'} "
+            "held out in one bundle and fitted in the other: with so few groups the split "
+            "differs between them. Fit both data sets together, or give different groups "
+            "different names."
         )
 
 

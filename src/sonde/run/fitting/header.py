@@ -74,9 +74,9 @@ def warn_unknown_structure(header: dict[str, Any], here: str | None, who: str) -
     """Warn if a bundle of an earlier version lacks the module structure of its model."""
     if here is not None and header["model"].get("structure") is None:
         warnings.warn(
-            f"{who}: the state is of an earlier version, which kept of its model the weights and "
-            "the configuration alone. That the classes and settings of the modules are the same "
-            "cannot be checked. Fit again to have them in the state.",
+            f"{who}: the state was written by an earlier version, which recorded only the "
+            "weights and the configuration of its model, so the classes and settings of the "
+            "modules cannot be compared. Fit again to record them.",
             SondeWarning,
             stacklevel=3,
         )
@@ -86,8 +86,9 @@ def warn_other_code(header: dict[str, Any], here: str | None, who: str) -> None:
     """Warn if the code of the forward pass is not the code that a bundle was fitted on."""
     if not same_code(header["model"].get(CODE), here):
         warnings.warn(
-            f"{who}: weights and modules are those of the fit, but a forward, or a function that "
-            "it calls, is written otherwise. Fit again, unless it computes the same.",
+            f"{who}: the weights and modules are the same as in the fit, but the code of a "
+            "forward method, or of a function that it calls, has changed. Fit again, unless "
+            "the new code computes the same result.",
             SondeWarning,
             stacklevel=3,
         )

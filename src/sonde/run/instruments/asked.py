@@ -46,8 +46,8 @@ def asked(instruments: Sequence[Instrument]) -> dict[str, Any]:
                 continue
             if found.setdefault(name, value) != value:
                 raise InputError(
-                    f"{type(instrument).__name__}: expected {name}={value!r}, and another method "
-                    f"asks for {found[name]!r}. Fit them one after the other."
+                    f"{type(instrument).__name__}: expected {name}={value!r}, but another "
+                    f"method needs {found[name]!r}. Fit the two methods in separate runs."
                 )
     wishes = [wants_positions(i) for i in instruments if reads_rows(i)]
     if wishes and all(wishes):
@@ -147,9 +147,10 @@ def check_reading(instruments: Iterable[Instrument], stream: Stream) -> None:
     for instrument in instruments:
         if pooled and wants_positions(instrument):
             warnings.warn(
-                f"{type(instrument).__name__}: rows of the reducer {str(pooled[0].reducer)!r} do "
-                f"not show what one token or patch of many has (at {pooled[0].key}). Read with "
-                f"reducer={POSITIONS!r} (--reducer {POSITIONS}).",
+                f"{type(instrument).__name__}: rows of the reducer {str(pooled[0].reducer)!r} "
+                "average over tokens or patches, so an effect on a single token or patch is "
+                f"hardly visible (at {pooled[0].key}). Read with reducer={POSITIONS!r} "
+                f"(--reducer {POSITIONS}).",
                 SondeWarning,
                 stacklevel=5,
             )
@@ -157,7 +158,8 @@ def check_reading(instruments: Iterable[Instrument], stream: Stream) -> None:
             if name in BY_VALUE and identity.get(name, value) != value:
                 raise InputError(
                     f"fit: {type(instrument).__name__} expects a stream that was read with "
-                    f"{name}={value!r}, got {identity[name]!r}. Pass it to sonde.read."
+                    f"{name}={value!r}, got {identity[name]!r}. Pass {name}={value!r} to "
+                    "sonde.read."
                 )
 
 
@@ -183,8 +185,8 @@ def check_grids(tasks: Iterable[Task], stream: Stream) -> None:
         if len(sizes) > 1:
             found = " and ".join(f"{h} x {w} at {key}" for (h, w), key in list(sizes.items())[::-1])
             raise InputError(
-                f"fit: expected patches on one grid at sites that are read together, got {found}. "
-                "Read sites of one grid, or the reducer 'mean'."
+                "fit: expected the same grid of patches at all sites that are read together, "
+                f"got {found}. Read sites with the same grid, or use the reducer 'mean'."
             )
 
 

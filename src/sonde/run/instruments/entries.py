@@ -162,8 +162,8 @@ def _task_of(entry: dict[str, Any], further: tuple[type[Instrument], ...]) -> Ta
     instrument = cls(**parameters)
     if digest(instrument) != entry["digest"]:
         raise StateError(
-            f"Fitted.load: {entry['instrument']} has other parameters today than when the state "
-            "was fitted. Fit it again."
+            f"Fitted.load: {entry['instrument']} has different parameters in this version "
+            "than when the state was fitted. Fit it again."
         )
     if entry["calibrated"] is not None:
         if not isinstance(instrument, Detector):

@@ -51,7 +51,8 @@ def parse_methods(text: str, find: Callable[[str], type[Any]] = find) -> list[An
         parsed = ast.parse(f"[{_with_underscores(text)}]", mode="eval").body
     except SyntaxError:
         raise InputError(
-            f"METHODS: expected words with commas, e.g. knn(k=10),mahalanobis, got {text!r}."
+            "METHODS: expected method names separated by commas, e.g. knn(k=10),mahalanobis, "
+            f"got {text!r}."
         ) from None
     nodes = parsed.elts if isinstance(parsed, ast.List) else []
     if not nodes:
@@ -69,7 +70,7 @@ def _method(node: object, find: Callable[[str], type[Any]]) -> Any:
     if isinstance(node, ast.Name):
         return find(node.id)()
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args):
-        raise InputError("METHODS: expected a word such as mahalanobis, or knn(k=10).")
+        raise InputError("METHODS: expected a method name such as mahalanobis or knn(k=10).")
     cls = find(node.func.id)
     known = list(inspect.signature(cls).parameters)
     parameters = {}

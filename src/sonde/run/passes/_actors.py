@@ -62,8 +62,9 @@ class WorkerFailure:
         """Return the exception that the driver raises."""
         if self.memory:
             return MachineError(
-                f"run: memory ran out in a worker on {self.where}: {self.text}. Take a smaller "
-                "--batch-size, fewer --workers, or a larger machine; what is committed is kept."
+                f"run: memory ran out in a worker on {self.where}: {self.text}. Take a "
+                "smaller --batch-size, fewer --workers, or a larger machine. Committed units "
+                "are kept."
             )
         if self.files:
             return MachineError(

@@ -165,7 +165,9 @@ class _Floor:
                 "again, with a smaller --batch-size or fewer --workers, or use --workers 0."
             )
         spans = list(hand.flying)
-        _log.warning("a worker was lost (%s); its %d ranges go to others", hand.end, len(spans))
+        _log.warning(
+            "a worker was lost (%s); its %d ranges are given to other workers", hand.end, len(spans)
+        )
         self._waiting.extend(spans[:1])  # it may be what kills: others first
         self._waiting.extendleft(reversed(spans[1:]))
         for other in self._hands:

@@ -153,12 +153,15 @@ class _Floor:
         if self._deaths[at] >= MOST_DEATHS:
             where = "before they began" if at is None else f"at units {at[0]} to {at[1] - 1}"
             raise MachineError(
-                f"run: {MOST_DEATHS} workers died {where}, the last: {reason} Their memory may "
-                "have run out: take a smaller --batch-size or fewer --workers. What is committed "
-                "is kept."
+                f"run: {MOST_DEATHS} workers died {where}, the last: {reason} Their memory "
+                "may have run out: take a smaller --batch-size or fewer --workers. Committed "
+                "units are kept."
             ) from error
         _log.warning(
-            "%s was lost; its %d ranges go to others: %s", hand.name, len(spans), reason[:200]
+            "%s was lost; its %d ranges are given to other workers: %s",
+            hand.name,
+            len(spans),
+            reason[:200],
         )
         self._hands.remove(hand)
         self._waiting.extend(spans[:1])  # it may be what kills: others first
@@ -180,8 +183,8 @@ class _Floor:
         never = f"{', '.join(waiting)} did not start" if waiting else ""
         raise MachineError(
             f"run: no worker has answered for {limit:.0f} seconds: "
-            f"{'; '.join(filter(None, (stuck, never)))}. Machines: {state_of(self._ray)}. What is "
-            "committed is kept; run the same command again."
+            f"{'; '.join(filter(None, (stuck, never)))}. Machines: {state_of(self._ray)}. "
+            "Committed units are kept; run the same command again."
         )
 
     def finish(self) -> list[tuple[Span, Any]]:

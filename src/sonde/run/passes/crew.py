@@ -48,7 +48,7 @@ class Crew:
         if self.runner not in RUNNERS:
             raise InputError(f"--runner: expected local or ray, got {self.runner!r}.")
         if self.address is not None and self.runner != "ray":
-            raise InputError("--address: expected --runner ray beside it, which it is for.")
+            raise InputError("--address: expected --runner ray, because only Ray uses an address.")
 
     @property
     def is_apart(self) -> bool:

@@ -217,6 +217,7 @@ def _with_workers(
             if not ledger.missing():
                 return
     raise StoreError(
-        f"run: what workers committed to {ledger.directory} is not seen here, or is damaged. Use a "
-        "directory on a file system that all machines share, or one of this machine alone."
+        f"run: the units that workers committed to {ledger.directory} are not visible on this "
+        "machine, or are damaged. Use a directory on a file system that all machines share, "
+        "or run on this machine alone."
     )

@@ -328,7 +328,9 @@ class Ledger:
         try:
             self._check(place, check_state(self._states / place.name))
         except StateError as error:
-            _log.warning("units %d to %d are done again: %s", place.start, place.stop - 1, error)
+            _log.warning(
+                "units %d to %d are computed again: %s", place.start, place.stop - 1, error
+            )
             self._remove(place)
             return False
         return True

@@ -103,7 +103,9 @@ def gather(stream: Stream, progress: bool = True) -> Gathered:
             logits += [] if batch.logits is None else [batch.logits]
             bar.update(len(batch))
     if not order:
-        raise InputError("gather: expected examples, got none. Look at the data and --limit.")
+        raise InputError(
+            "gather: expected at least one example, got none. Check the data and --limit."
+        )
     planned = torch.cat(order)
     item = planned if stream.source_rows is None else torch.as_tensor(stream.source_rows)[planned]
     kept = torch.argsort(item * (int(planned.max()) + 1) + planned)

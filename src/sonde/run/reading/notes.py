@@ -93,11 +93,10 @@ def warn_of_split(stream: Stream) -> None:
     if source is None or source.split is None or source.split_was_named or source.split in TRAIN:
         return
     warnings.warn(
-        f"fit: the rows are those of {source.name}, which is read where no split is named; a "
-        "method "
-        "that is fitted on them cannot be tested on them. Name the split "
-        f"({', '.join(source.other_splits)}"
-        f"), or {source.split!r} if you mean it: sonde.read(model, data, split=...).",
+        f"fit: no split was named, so the rows are those of {source.name}; a method that is "
+        "fitted on these rows cannot be tested on them. Name another split "
+        f"({', '.join(source.other_splits)}), or {source.split!r} if this split is intended: "
+        "sonde.read(model, data, split=...).",
         SondeWarning,
         stacklevel=4,
     )

@@ -137,7 +137,7 @@ def read(
         if objective is not None or perturb is not None:
             raise InputError("read: feature arrays have no gradient. Pass a model, not '-'.")
         if generate is not None:
-            raise InputError("read: feature arrays generate nothing. Pass a model, not '-'.")
+            raise InputError("read: feature arrays cannot generate text. Pass a model, not '-'.")
         options |= {"reducer": reducer, "further": tuple(further), "batch_size": batch_size}
         options |= {"processor": processor, "keep_special": keep_special, "logits": logits}
         options |= {"axes": axes}
@@ -180,8 +180,8 @@ def _opened(live: Model, data: Any, options: dict[str, Any]) -> ItemInputs:
         if not isinstance(live.module, TableAlone):
             raise
         raise InputError(
-            f"read: without a model, expected a table of numbers or arrays (.npz), got {data}: "
-            f"{error} Or name a model that reads it."
+            "read: without a model, expected a table of numbers or arrays (.npz), got "
+            f"{data}: {error} Or name a model that reads this data."
         ) from None
 
 
@@ -201,8 +201,8 @@ def _weights(
     """Return parameters as rows; refuse data, and options that apply to states alone."""
     if typed := _typed(asked):
         raise InputError(
-            f"read: weights are read unchanged: leave out {', '.join(typed)}, which is about "
-            "states."
+            f"read: weights are read unchanged: leave out {', '.join(typed)}, which only "
+            "apply to states."
         )
     if data is not None:
         raise InputError("read: weights are read without data, got some. Leave the data out.")
@@ -259,8 +259,8 @@ def _continued(
     if prompts.listing.n_chunked:
         raise InputError(
             f"read: {prompts.listing.n_chunked:,} prompts are longer than the context of the "
-            "model, and a piece of one is not a prompt. Pass long='truncate' (--long truncate), or "
-            "shorter prompts."
+            "model, and a part of a prompt is not a prompt. Pass long='truncate' (--long "
+            "truncate), or shorter prompts."
         )
     context, new = context_of(model), settings.get("max_new_tokens")
     longest = int(prompts.listing.length.max(initial=0))
@@ -317,7 +317,7 @@ def open_store(
         if value is not None and name in identity and identity[name] != value:
             raise InputError(
                 f"read: the rows of {place} were read with {name}={identity[name]!r}, and "
-                f"{value!r} is needed. Read the model again with it."
+                f"{value!r} is needed. Read the model again with {name}={value!r}."
             )
     store.check_files()
     return store.select(sites if isinstance(sites, str | Site) else list(sites), reducer)
@@ -335,14 +335,14 @@ def require_alone(stream: Stream, name: str, data: Any, options: Mapping[str, An
     if data is not None and not (isinstance(data, str) and not data):
         got = data if isinstance(data, str | Path) else type(data).__name__
         raise InputError(
-            f"read: {name} is a {kind} of rows and brings its data, got {got} besides. Leave "
-            f"DATA out, or name the model instead of the {kind}."
+            f"read: {name} is a {kind} of rows that contains its data, got {got} in addition. "
+            f"Leave DATA out, or name the model instead of the {kind}."
         )
     typed = _typed(options, (0, stream.seed))
     if typed:
         raise InputError(
-            f"read: {name} is a {kind} of rows, which were read before: leave out "
-            f"{', '.join(typed)}, or read the model again with it."
+            f"read: {name} is a {kind} of rows, which were already read: leave out "
+            f"{', '.join(typed)}, or read the model again with these options."
         )
 
 

@@ -116,9 +116,10 @@ def require_same_recipe(fitted: Recipe, here: Recipe, what: str = "score") -> No
         mine, its = here[name], fitted[name]
         if name == "pixels" and all(str(v).startswith(PILLOW) for v in (mine, its)):
             raise StateError(
-                f"{what}: the state was fitted on images of another recipe: it is {mine} here and "
-                f"was {its}. Leave image_size, image_mean and image_std out (--image-size "
-                "--image-mean --image-std): they are taken from the state. Or fit again."
+                f"{what}: the state was fitted on images that were preprocessed differently: "
+                f"{mine} here, {its} in the fit. Leave image_size, image_mean and image_std "
+                "out (--image-size --image-mean --image-std): they are taken from the state. "
+                "Or fit again."
             )
         word = "the image processor " if name == "pixels" else f"{name}="
         warnings.warn(

@@ -76,8 +76,8 @@ def with_fused(
         raise InputError(f"fuse: expected a rule of {known}, got {rule!r}.")
     if (rule == "learned") != (unusual is not None):
         raise InputError(
-            "fuse: expected scores of known unusual rows (--unusual) with the rule learned, and "
-            "only there."
+            "fuse: expected scores of known outliers (--unusual) with the rule 'learned', "
+            "and only then."
         )
     if len(keys) < 2:
         raise InputError(
@@ -138,9 +138,9 @@ def held_rows(
         if kept is None or kept.by is not None:
             how = "" if kept is None else " without --by"
             raise StateError(
-                f"fuse: expected kept scores of {key[0]} at {key[1]} for all classes together. "
-                f"Calibrate with `sonde calibrate`{how}, or fuse p-values by bonferroni, "
-                "twice_mean or simes."
+                f"fuse: expected calibration scores of {key[0]} at {key[1]} that are pooled "
+                f"over all classes. Calibrate with `sonde calibrate`{how}, or fuse p-values "
+                "by bonferroni, twice_mean or simes."
             )
         ((request,),) = reads_of(tasks[key], fitted.split)["held_scores"]
         state = fitted.states[request.id]
@@ -167,9 +167,9 @@ def _aligned(scored: pa.Table, keys: list[Key]) -> list[pa.Table]:
         names = _names(part)
         if names.keys() != order.keys():
             raise InputError(
-                f"fuse: expected lines of the same rows from every detector, got {len(order):,} of "
-                f"{keys[0][0]} at {keys[0][1]} and {len(names):,} of {key[0]} at {key[1]}. Score "
-                "detectors with rows of one kind."
+                "fuse: expected lines of the same rows from every detector, got "
+                f"{len(order):,} of {keys[0][0]} at {keys[0][1]} and {len(names):,} of "
+                f"{key[0]} at {key[1]}. Score all detectors on the same kind of rows."
             )
         found.append(part.take([names[name] for name in order]))
     return found

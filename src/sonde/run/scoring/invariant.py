@@ -307,8 +307,8 @@ def invariant_batches(
     check_scoring(fitted, stream, explain)
     if not isinstance(stream, LiveStream) or not isinstance(stream.inputs, ItemInputs):
         raise InputError(
-            f"score: expected a model and data for batch_invariant, got {stream!r}. Stored rows "
-            "cannot be computed again: leave --batch-invariant out."
+            f"score: expected a model and data for batch_invariant, got {stream!r}. Stored "
+            "rows cannot be recomputed: leave --batch-invariant out."
         )
     if with_classes(stream, fitted.label_names) is not stream:
         raise InputError(

@@ -71,8 +71,8 @@ class KnownItems:
                 own = name if item is None or is_missing(item.get("id")) else str(item["id"])
                 if item is None or name not in (own, hashed_id(own)):
                     raise InputError(
-                        f"evaluate: expected scores of the items of {self.source.name}, got row "
-                        f"{number} with the id {name}, which is none of its {len(self.items):,}. "
-                        "Name the data that were scored."
+                        f"evaluate: expected scores of the items of {self.source.name}, got "
+                        f"row {number} with the id {name}, which is not among its "
+                        f"{len(self.items):,} items. Name the data that were scored."
                     )
             yield key, part, numbers

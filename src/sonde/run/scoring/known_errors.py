@@ -121,8 +121,8 @@ def evaluate_errors_by(
     values = {i: str(v) for i, v in KnownItems.of(data).column(by).items()}
     if len(names := sorted(set(values.values()))) > MOST_VALUES:
         raise InputError(
-            f"evaluate: expected at most {MOST_VALUES} values in column {by!r}, got {len(names)}. "
-            "Name a column of kinds."
+            f"evaluate: expected at most {MOST_VALUES} values in column {by!r}, got "
+            f"{len(names)}. Name a column with few distinct values."
         )
     options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     judged = list(_judged(scored, data, column, group_column))
@@ -159,8 +159,8 @@ def _judged(
         wrong = np.array([errors[numbers[k]] for k in kept])
         if len(set(wrong.tolist())) < 2:
             raise InputError(
-                f"evaluate: expected right and wrong answers in column {column!r}, got "
-                f"{len(kept):,} scored items with {'no' if not kept else 'one and the same'} value."
+                f"evaluate: expected both correct and wrong answers in column {column!r}, got "
+                f"{len(kept):,} scored items with {'no' if not kept else 'the same'} value."
             )
         group = [groups[numbers[k]] for k in kept]
         one = Candidate((instrument, site), scores_of(part)[kept], wrong > 0, group)
@@ -174,8 +174,8 @@ def _error(value: Any, item: int, column: str) -> float:
         found = np.nan
     if not (np.isfinite(found) and (found >= 0 or found == -1)):
         raise InputError(
-            f"evaluate: expected in column {column!r} how wrong each answer is, a number of at "
-            f"least 0 (0 right, 1 wrong), got {value!r:.40} for item {item}."
+            f"evaluate: expected in column {column!r} the error of each answer, a number of "
+            f"at least 0 (0 = correct, 1 = wrong), got {value!r:.40} for item {item}."
         )
     return found
 

@@ -83,7 +83,8 @@ def evaluate_pixels(
         n_masked = sum(bool(mask.any()) for mask in mine)
         if n_masked == 0:
             raise InputError(
-                f"evaluate: none of the {len(mine):,} scored images has an unusual pixel."
+                "evaluate: expected masks with anomalous pixels, got none in the "
+                f"{len(mine):,} scored images."
             )
         maps = [
             _map(scores[k], place[k], mask.shape, grid, sigma)
@@ -128,8 +129,8 @@ def grid_of(n: int, size: Grid) -> Grid:
     shapes = {s for s in shapes if s[0] in (height, s[1])}
     if len(shapes) != 1:
         raise InputError(
-            f"evaluate: {n} patches form no known grid of an image of {size[0]} x {size[1]} "
-            "pixels. Name it: --grid LINES COLUMNS."
+            f"evaluate: {n} patches do not form a known grid for an image of {size[0]} x "
+            f"{size[1]} pixels. Give the grid: --grid LINES COLUMNS."
         )
     return shapes.pop()
 

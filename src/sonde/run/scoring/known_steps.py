@@ -73,8 +73,8 @@ def evaluate_steps(
         steps = _Steps.of(part, numbers, lengths, first, alpha)
         if not steps.first.any():
             raise InputError(
-                "evaluate: expected a trajectory with a wrong step that is known, got none. Give "
-                "the step in a column first_error."
+                "evaluate: expected at least one trajectory whose first wrong step is known, "
+                "got none. Give the step in a column first_error."
             )
         kept = len({i for i in numbers if first[i] >= RIGHT})
         row = {"instrument": instrument, "site": site, "n": kept}
@@ -168,8 +168,6 @@ def _require_steps(item: np.ndarray, place: np.ndarray, lengths: Mapping[int, in
         i = int(wrong[0])
         raise InputError(
             f"evaluate: expected a line for each of the {plural(lengths[i], 'step')} of item "
-            f"{i}, got "
-            f"{plural(int((item == i).sum()), 'line')}. Read with the reducer steps, whole, and "
-            "score with "
-            "--reduction rows."
+            f"{i}, got {plural(int((item == i).sum()), 'line')}. Read whole trajectories with "
+            "the reducer steps, and score with --reduction rows."
         )

@@ -291,8 +291,8 @@ def _step(
         task = -told.log_p_of_truth.sum() / known
         row = {"step": float(descent.n_steps), "task": float(task.detach())}
         if terms is None and not task.requires_grad:
-            raise InputError("sonde train: the task depends on none of the parameters that are "
-                             "trained. Choose another layer, site or --scope.")  # fmt: skip
+            raise InputError("sonde train: the task loss depends on no trained parameter. Choose "
+                "another layer, site or --scope.")  # fmt: skip
         if terms is None:
             descent.step(task)
             return row

@@ -98,8 +98,8 @@ def _require_insertable(asked: AskedLayer) -> None:
         typed = {name: example[name] for name in missing} | asked.given
         words = ",".join(f"{name}={value!r}" for name, value in typed.items())
         raise InputError(
-            f"{at}@{asked.site}: expected a value of {' and '.join(missing)}, got none. Type it, "
-            f"as {word}({words})@{asked.site}."
+            f"{at}@{asked.site}: expected a value of {' and '.join(missing)}, got none. Add "
+            f"it, as {word}({words})@{asked.site}."
         )
 
 
@@ -167,9 +167,10 @@ def with_asked(model: Model, asked: Sequence[AskedLayer], examples: Inputs, seed
             layers[path] = _starting(one, one.made(sites[0].dim))
             if model.task == "causal" and _sees_ahead(layers[path], sites[0].dim):
                 raise InputError(
-                    f"--insert {one.word}@{one.site}: the layer shows later tokens to earlier "
-                    "ones, so a model that predicts the next token would read the answers. Choose "
-                    "causal parameters, such as attention(causal=True)."
+                    f"--insert {one.word}@{one.site}: the layer lets earlier tokens attend to "
+                    "later tokens, so a model that predicts the next token would see the "
+                    "correct answers. Choose causal parameters, such as "
+                    "attention(causal=True)."
                 )
     return inserted(model, layers)
 

@@ -123,8 +123,8 @@ class Track:
         """Return the error of a recorded step whose checkpoint holds other weights now."""
         return StateError(
             f"Track: step {step:,} in {self.directory} was read from a checkpoint with other "
-            "weights than the folder holds now. Run with --fresh to drop the record, or keep "
-            "another by --record."
+            "weights than the folder holds now. Run with --fresh to drop the record, or "
+            "choose another folder with --record."
         )
 
     def clear(self) -> None:

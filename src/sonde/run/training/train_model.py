@@ -188,8 +188,8 @@ def check_words(
     if bool(terms) != bool(sites) or not (terms or insert):
         raise InputError(
             "sonde train: expected --terms and --sites, as --terms rate_reduction --sites "
-            "blocks.3, or --insert unit_gate@blocks.3. `sonde train --list` says lists "
-            "the losses and layers."
+            "blocks.3, or --insert unit_gate@blocks.3. `sonde train --list` lists the losses "
+            "and layers."
         )
     for name, value in positive.items():
         if value is not None and not value > 0:

@@ -70,8 +70,8 @@ def one_layout(store: Store) -> tuple[SiteSchema, ...]:
     if len(kinds) > 1:
         listed = ", ".join(f"{kind[0]} ({key})" for kind, key in kinds.items())
         raise InputError(
-            f"export: a file holds one kind of rows, got {listed}. Choose one by its whole name "
-            "(--sites)."
+            f"export: a file holds one kind of rows, got {listed}. Choose one kind by its "
+            "full name (--sites)."
         )
     return store.schema
 
@@ -120,7 +120,8 @@ def parts_of(store: Store, kinds: dict[str, str]) -> Iterator[ExportPart]:
             same = torch.equal(batch.example[key], example)
             if not (same and torch.equal(batch.position[key], position)):
                 raise InputError(
-                    f"export: {key} has other rows than {keys[0]}. Choose one of them with --sites."
+                    f"export: the rows of {key} belong to other positions or examples than "
+                    f"the rows of {keys[0]}. Choose one of the two sites with --sites."
                 )
         index = pa.array(example.numpy())
         held = {} if examples is None else {n: examples.column(CHOSEN + n) for n in kinds}

@@ -56,7 +56,10 @@ def write_lance(table: Table, path: Path, tick: Tick) -> int:
         for name in table.schema.names[-len(table.store.schema) :] if rows.n else ():
             _index(found, name, rows.n)
         if found.count_rows() != rows.n:
-            raise StoreError(f"export: Lance holds {found.count_rows()} of {rows.n} rows.")
+            raise StoreError(
+                f"export: the written Lance file contains {found.count_rows()} of {rows.n} "
+                "rows. Export it again."
+            )
         _list_files(aside)
         _to_disk(aside)
         replace(aside, path)

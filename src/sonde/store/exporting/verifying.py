@@ -54,8 +54,8 @@ def _unsealed(path: Path, facts: dict[str, Any]) -> Fault:
     """Return the fault of a file without a hash, if it says that it is ours."""
     if "spec" not in facts:
         raise InputError(
-            f"verify: {path} carries no hash of sonde: another program wrote it, or its end is "
-            "damaged. Export it again to have one."
+            f"verify: {path} carries no hash of sonde: another program wrote it, or its end "
+            "is damaged. Export it again to add a hash."
         )
     return Fault(path, _UNSEALED)
 
@@ -86,8 +86,8 @@ def _listed(folder: Path) -> dict[str, str] | Fault:
     path = folder / FILES
     if not path.is_file():
         raise InputError(
-            f"verify: {folder} holds no {FILES}: another program wrote it, or an earlier sonde. "
-            "Export it again to have one."
+            f"verify: {folder} holds no {FILES}: another program wrote it, or an earlier "
+            "sonde. Export it again to add a hash."
         )
     if not is_sealed(path):
         return Fault(path, _OTHER)

@@ -232,8 +232,9 @@ def _from_probs(
         bound = 8 * torch.finfo(probs.dtype).eps * float(every.abs().max())
     if not off <= bound:
         raise SiteError(
-            f"editing: heads of {type(module).__name__} are not its probabilities times its values "
-            f"(off by {off:.2g}), so changed probabilities give no heads. Edit the port heads."
+            f"editing: the head outputs of {type(module).__name__} are not the product of its "
+            f"probabilities and values (difference {off:.2g}), so an edit of the "
+            "probabilities cannot be applied. Edit the port heads instead."
         )
     return _heads(changed, every)
 

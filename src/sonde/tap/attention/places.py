@@ -72,9 +72,10 @@ def attention_at(path: str, port: str, names: ModuleNames) -> str:
             f"Name one of them, as in {found[0]}:{port}."
         )
     raise SiteError(
-        f"Site: expected an attention for the port {port}, got {path!r} ({kind}): neither it nor a "
-        "module in it is nn.MultiheadAttention, takes its kernel from the AttentionInterface of "
-        "transformers, or calls softmax. Name a block with an attention."
+        f"Site: expected an attention layer for the port {port}, got {path!r} ({kind}): "
+        "neither it nor a module in it is nn.MultiheadAttention, takes its kernel from the "
+        "AttentionInterface of transformers, or calls softmax. Name a block with an "
+        "attention layer."
     )
 
 

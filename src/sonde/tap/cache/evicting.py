@@ -218,10 +218,10 @@ def _begin(cache: EvictingCache, module: nn.Module, args: Any, kwargs: Any) -> E
     named = arguments(module, args, kwargs)
     if named.get("use_cache") is False:
         raise InputError(
-            "caching: expected calls that use the cache, got use_cache=False: every step of "
-            "generate() would read the whole text again. Leave use_cache out, or leave the block "
-            "for calls without a cache. A model with inserted layers that attend to other "
-            "tokens generates without a cache."
+            "caching: expected calls that use the cache, got use_cache=False: without a "
+            "cache, every step of generate() reads the whole text again. Leave use_cache "
+            "out, or call the model outside the with block. (A model with inserted layers "
+            "that attend to other tokens always generates without a cache.)"
         )
     if cache_in(named) is not cache:
         return None

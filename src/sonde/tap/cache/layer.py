@@ -102,8 +102,9 @@ class GrowingLayer(CacheLayerMixin):
         """Add new keys and values behind those that are held."""
         if self.real is None or not self.is_open:
             raise StateError(
-                "caching: expected the cache to be used inside its with block, got a call of the "
-                "model after it, or of another model. Keep generating inside the block."
+                "caching: expected the cache to be used inside its with block and with its "
+                "model, got a call after the block or of another model. Generate inside the "
+                "block."
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -131,7 +132,7 @@ class GrowingLayer(CacheLayerMixin):
         """Raise: tokens that were evicted or packed cannot come back."""
         if tokens_to_remove:
             raise InputError(
-                "caching: expected a cache that only grows, got a request to take tokens back. "
+                "caching: expected a cache that only grows, got a request to remove tokens. "
                 "Assisted decoding needs a plain cache."
             )
 
@@ -204,8 +205,8 @@ class EvictingLayer(GrowingLayer):
         """Append new keys and values and return all that are held."""
         if self.n_new:
             raise SiteError(
-                "caching: an attention changed its keys between the cache and its kernel, so "
-                "tokens cannot be evicted. Use a plain cache with this model."
+                "caching: an attention layer changed its keys between the cache and its "
+                "kernel, so tokens cannot be evicted. Use a plain cache with this model."
             )
         first = self.n_seen
         self._widen()

@@ -48,8 +48,9 @@ class PackingGroup:
             values.append(layer.values[:, :, :size])
         if len({x.shape[3] for x in keys}) + len({x.shape[3] for x in values}) > 2:
             raise SiteError(
-                "caching: expected layers whose heads have one width, to pack them together, got "
-                f"{sorted({x.shape[3] for x in keys})}. Pack single layers: layers=1."
+                "caching: expected heads of the same width in all layers that are packed "
+                f"together, got widths {sorted({x.shape[3] for x in keys})}. Pack each layer "
+                "by itself: layers=1."
             )
         return torch.cat(keys, 1), torch.cat(values, 1), real.mask[:, columns]
 

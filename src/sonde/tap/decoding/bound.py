@@ -154,8 +154,8 @@ class _Group:
         for module in (own.module, self.module):
             if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
                 raise InputError(
-                    f"Decode: expected causal language models, got {type(module).__name__}, whose "
-                    "decoder reads another text than its encoder."
+                    f"Decode: expected causal language models, got {type(module).__name__}, "
+                    "an encoder-decoder model, whose decoder does not read the prompt."
                 )
         check_vocabulary(model, self.model)
 

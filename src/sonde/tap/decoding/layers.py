@@ -61,8 +61,9 @@ class ModelBlocks:
             decode = readout(self._module, self._probe, head, last, self._few_tokens)
         if decode is None:
             raise SiteError(
-                f"Decode: the final norm and head of {type(self._module).__name__} alone do not "
-                f"give its logits after {last.path}, so its layers cannot be read out."
+                "Decode: applying only the final norm and head of "
+                f"{type(self._module).__name__} after {last.path} does not give its logits, "
+                "so the logits of earlier layers cannot be computed."
             )
         return decode
 

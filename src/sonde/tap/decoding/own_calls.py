@@ -55,8 +55,8 @@ class OwnCalls(threading.local):
         if not new or width != ids.shape[1] or any(len(part) != len(ids) for part in parts):
             self._parts, self._is_new = [], True
             raise InputError(
-                "Decode: expected the model to read each token of the texts once before a rule is "
-                "asked for the next. Assisted decoding, prompt lookup and inputs_embeds do not: "
+                "Decode: expected the model to read each token once before the rule chooses "
+                "the next token. Assisted decoding, prompt lookup and inputs_embeds do not: "
                 "leave out assistant_model and prompt_lookup_num_tokens, and pass input_ids."
             )
         begins = width != before.shape[1] + 1 or (self._is_new and self._cache is not None)

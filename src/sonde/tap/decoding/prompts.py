@@ -50,8 +50,8 @@ class OtherPrompts:
         real = torch.ones_like(given) if self.attention_mask is None else self.attention_mask
         if len(given) == 0 or len(ids) % len(given):
             raise InputError(
-                f"OtherPrompts: expected a prompt for each that is generated from, got "
-                f"{len(given)} for {len(ids)} rows. Pass as many as input_ids of generate has."
+                "OtherPrompts: expected one other prompt for each row of input_ids, got "
+                f"{len(given)} for {len(ids)} rows. Pass one prompt for each row of input_ids."
             )
         times = len(ids) // len(given)
         given, real = given.repeat_interleave(times, 0), real.to(ids.device) != 0

@@ -20,16 +20,17 @@ def check_vocabulary(model: Model | nn.Module, other: Model | nn.Module) -> None
     advice = "Take models that were trained with one tokenizer."
     if mine is not None and its is not None and mine != its:
         raise InputError(
-            f"Decode: expected models of one vocabulary, got {mine} tokens of {_name(model)} and "
-            f"{its} of {_name(other)}. {advice}"
+            f"Decode: expected models with the same vocabulary, got {mine} tokens of "
+            f"{_name(model)} and {its} of {_name(other)}. {advice}"
         )
     words, others = _words(model), _words(other)
     if words is None or others is None or words == others:
         return
     token = min(w for w in words.keys() | others.keys() if words.get(w) != others.get(w))
     raise InputError(
-        f"Decode: expected models of one vocabulary, got token {token!r} as number "
-        f"{words.get(token)} of {_name(model)} and {others.get(token)} of {_name(other)}. {advice}"
+        f"Decode: expected models with the same vocabulary, got token {token!r} as number "
+        f"{words.get(token)} of {_name(model)} and {others.get(token)} of {_name(other)}. "
+        f"{advice}"
     )
 
 

@@ -42,9 +42,9 @@ class CarriedLogits:
         order = _order(marks, now) if call.past == end else None
         if order is None:
             raise InputError(
-                "Guard: the reducer 'predictions' needs a cache with the keys of each token, as "
-                f"the forward before left it after {end} of them, got another one of {call.past}. "
-                "Generate without an assistant model, or call the model on the finished text."
+                "Guard: the reducer 'predictions' needs the cache of the previous forward "
+                f"pass with {end} tokens, got another cache with {call.past} tokens. Generate "
+                "without an assistant model, or call the model on the finished text."
             )
         self._said = {key: logits[order.to(logits.device)] for key, logits in said.items()}
 

@@ -275,8 +275,8 @@ class Onlooker:
             if now.call.named.get("encoder_outputs") is not None:
                 advice = "Open the guard before the encoder runs"
             raise SiteError(
-                f"Guard: {', '.join(forward.missing)} did not run in this forward, though it did "
-                f"when the probe was fitted. {advice}."
+                f"Guard: {', '.join(forward.missing)} did not run in this forward pass, but "
+                f"ran when the probe was fitted. {advice}."
             )
         wants = self._logits or now.backward is not None
         logits = forward.logits(output, frame) if wants else None

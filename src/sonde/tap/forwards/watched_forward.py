@@ -91,8 +91,8 @@ class WatchedForward:
         taken = self._taken[kind.key]
         if kind.site.call is None and taken:
             raise SiteError(
-                f"Guard: {kind.site.path!r} is called more than once in this forward, once when "
-                "the probe was fitted. Fit at @last or @all."
+                f"Guard: {kind.site.path!r} is called more than once in this forward pass, "
+                "but was called once when the probe was fitted. Fit at @last or @all."
             )
         try:
             x = leaf.detach() if leaf.requires_grad else leaf

@@ -143,10 +143,10 @@ class Generation:
         names = [name for name in STOPPING if self._setting(name)]
         if names and len(prompts) > 1:
             raise InputError(
-                f"replay: expected prompts one by one where texts end by {' and '.join(names)}, "
-                "because "
-                f"padding after such an end cannot be recognised, got {len(prompts)} in a batch. "
-                "Pass batch_size=1 (--batch-size 1), or name the end by eos_token_id."
+                "replay: expected one prompt at a time, because texts end by "
+                f"{' and '.join(names)} and padding after such an end cannot be recognised, "
+                f"got {len(prompts)} in a batch. Pass batch_size=1 (--batch-size 1), or name "
+                "the end by eos_token_id."
             )
 
     def ends(self) -> list[int]:

@@ -57,7 +57,8 @@ def replay(
         )
     if generate.get("num_return_sequences", 1) != 1:
         raise InputError(
-            "replay: expected one sequence for each prompt. Repeat the prompts instead."
+            "replay: expected one generated sequence for each prompt, got several. Repeat "
+            "the prompts instead."
         )
     return ReplayInputs(model, inputs, seed, generate)
 

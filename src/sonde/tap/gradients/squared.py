@@ -80,8 +80,8 @@ class SquaredGradients(State):
         for what in ("model", "names", "loss"):
             if getattr(self, what) != getattr(other, what):
                 raise StateError(
-                    f"SquaredGradients.merge: the two were taken of another {what}. Merge states "
-                    "of one model, with the same parameters and loss."
+                    f"SquaredGradients.merge: the two states differ in their {what}. Merge "
+                    "states of one model, with the same parameters and loss."
                 )
         sums = tuple(a + b for a, b in zip(self.sums, other.sums, strict=True))
         total = self.total_loss + other.total_loss
@@ -207,8 +207,8 @@ def _check(sums: Mapping[str, Tensor], n: int) -> None:
     for name, total in sums.items():
         if not bool(torch.isfinite(total).all()):
             raise InputError(
-                f"squared_gradients: expected finite gradients, got NaN or infinity at {name}. "
-                "Look for broken examples, or read the model in float32."
+                "squared_gradients: expected finite gradients, got NaN or infinity at "
+                f"{name}. Check the data for broken examples, or read the model in float32."
             )
 
 

@@ -120,13 +120,15 @@ class EditedCall:
         decided, origin = self.texts.decided, self.texts.origin
         if decided is None:
             raise SiteError(
-                "editing: the gate's site had not run yet when the edit's did, so nothing was "
-                "decided. Give Gate(site=...) a module that runs before the edited ones."
+                "editing: the edited site ran before the site of the gate, so the gate had "
+                "made no decision yet. Give Gate(site=...) a module that runs before the "
+                "edited modules."
             )
         if n != len(origin):
             raise SiteError(
-                f"editing: expected the {len(origin)} examples that the gate decided about, got "
-                f"{n}. Edit a module that keeps the examples of the model's call."
+                f"editing: expected the {len(origin)} examples that the gate decided about, "
+                f"got {n}. Edit a module whose output has one entry for each example of the "
+                "model's call."
             )
         return decided.to(device)[origin.to(device)]
 
@@ -177,17 +179,18 @@ class EditedCall:
             if other.ndim != x.ndim or len(other) != len(x) or other.shape[-1] != x.shape[-1]:
                 raise InputError(
                     f"editing: expected others[{run!r}] to hold {len(x)} examples of "
-                    f"{x.shape[-1]} features at {name}, got shape {shape}. Run both on examples "
-                    "in one order."
+                    f"{x.shape[-1]} features at {name}, got shape {shape}. Run both on the "
+                    "same examples in the same order."
                 )
             return other
         if x.ndim == 3 and other.ndim == 3 and other.shape[1] > x.shape[1]:
             other = other[:, past : past + x.shape[1]]
         if other.shape != x.shape:
             raise InputError(
-                f"editing: expected others[{run!r}] to hold a state for each of {tuple(x.shape)} "
-                f"at {name}, got shape {shape}. Run both on examples in one order, padded to one "
-                "length; with where='prompt' generated tokens need none."
+                f"editing: expected others[{run!r}] to hold a state for each of "
+                f"{tuple(x.shape)} at {name}, got shape {shape}. Run both on the same "
+                "examples in the same order, padded to the same length; with where='prompt', "
+                "generated tokens need no state."
             )
         return other
 

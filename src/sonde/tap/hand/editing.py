@@ -165,7 +165,7 @@ class _Editor:
         here: bool = False,
     ) -> None:
         if any(site.port == "grad" for site in sites):
-            raise SiteError("editing: gradients cannot be edited. Name the port out or in.")
+            raise SiteError("editing: gradients cannot be edited. Use the port out or in.")
         self.edit, self.places, self.gate = edit, places, gate
         self.recorded, self.keeps_cache = others, False
         self.modules = ModuleNames(root).modules
@@ -233,8 +233,8 @@ class _Editor:
         idle = [spot.name for spot in self.spots if n_calls and not spot.acted]
         if idle:
             raise SiteError(
-                f"editing: where={self.places} selected no token at {', '.join(idle)}, so "
-                "the edit had no effect there. Name tokens that the calls have."
+                f"editing: where={self.places} selected no token at {', '.join(idle)}, so the "
+                "edit had no effect there. Select tokens that occur in the calls."
             )
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _EditedForward:
@@ -284,7 +284,10 @@ class _Editor:
         call = in_call[spot.name] = in_call.get(spot.name, -1) + 1
         wanted = spot.site.call
         if wanted == "last":
-            raise SiteError("editing: which call is the last is known only after it. Write @0, @1.")
+            raise SiteError(
+                "editing: @last cannot be edited, because only after the call is it known to "
+                "be the last. Write @0 or @1."
+            )
         return not isinstance(wanted, int) or wanted == call
 
     def _take(self, spot: _Spot, output: Any) -> None:
@@ -386,9 +389,9 @@ class _Editor:
         padded = now is not None and now.call.mask is not None and not bool(now.call.mask.all())
         if padded and now is not None and now.is_gathered(x):
             raise SiteError(
-                f"editing: {site} reads {len(x)} rows, neither an example nor a token each, so "
-                "which of them are padding is not known. Run texts of one length, or name a module "
-                "that reads all tokens."
+                f"editing: {site} reads {len(x)} rows, which are neither one for each example "
+                "nor one for each token, so which rows are padding is not known. Run texts "
+                "of the same length, or name a module that reads all tokens."
             )
         if not self.places.is_all:
             raise SiteError(
@@ -401,8 +404,9 @@ class _Editor:
         """Return how far the gate is open for each example, in [0, 1], to broadcast to ``x``."""
         if now is None:
             raise SiteError(
-                f"editing: {site} ran outside a call of {type(self.root).__name__}, so its gate "
-                "knows no examples. Open the edit on the module that you call."
+                f"editing: {site} ran outside a call of {type(self.root).__name__}, so the "
+                "gate does not know which example each state belongs to. Open the edit on "
+                "the module that you call."
             )
         return now.gated(len(x), x.device).view(-1, *[1] * (x.ndim - 1))
 
@@ -412,7 +416,7 @@ def _require_prompt_alone(places: TermPlaces, gate: Gate | None) -> None:
     if in_assisted_decoding():
         asked = f"where={places}" if gate is None else "a gate"
         raise InputError(
-            f"editing: {asked} needs the prompt alone in the first call, and assisted decoding "
-            "reads proposed tokens behind it. Leave out assistant_model and "
+            f"editing: {asked} needs only the prompt in the first call, but assisted decoding "
+            "also reads proposed tokens after it. Leave out assistant_model and "
             "prompt_lookup_num_tokens, or say where='all' without a gate."
         )

@@ -72,8 +72,8 @@ class Gate:
     def __post_init__(self) -> None:
         if self.full == self.threshold:
             raise InputError(
-                f"Gate: expected full beside the threshold, got {self.full} for both. Leave full "
-                "out for a gate that is open or shut."
+                f"Gate: expected full to differ from the threshold, got {self.full} for both. "
+                "Leave full out for a gate that is either open or closed."
             )
 
     def rows(

@@ -211,7 +211,9 @@ class RecordedForward:
         with Session(self._root, outputs, inputs, reading=False, inside=look):
             output = self._root(*args, **kwargs)
         if not done:
-            raise SiteError(f"RecordedForward.from_site: {site} never ran. Name one that runs.")
+            raise SiteError(
+                f"RecordedForward.from_site: {site} never ran. Name a module that runs."
+            )
         return output
 
 

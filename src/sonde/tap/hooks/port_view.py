@@ -85,8 +85,9 @@ class PortView(Mapping[str, Tensor]):
                 changed[int(key)] = dense
             else:
                 raise SiteError(
-                    f"Site: {key!r} is a figure of the heads: it can be read, not changed, and has "
-                    "no gradient. Edit the port without a key, or one head."
+                    f"Site: {key!r} is a statistic of the heads: it can be read, but not "
+                    "changed, and it has no gradient. Edit the port without a key, or one "
+                    "head."
                 )
         if not changed:
             return x

@@ -165,8 +165,9 @@ def mask_in(
         misfits += others
         if len(fits) > 1 and not torch.equal(fits[0], fits[1]):
             raise InputError(
-                f"expected the mask of these {length} states, got one for each side of "
-                f"{type(call.module).__name__}. Insert the layer inside its encoder or decoder."
+                f"expected a mask for these {length} states, got one mask for the encoder and "
+                f"one for the decoder of {type(call.module).__name__}. Insert the layer "
+                "inside its encoder or decoder."
             )
         if fits:
             return fits[0]

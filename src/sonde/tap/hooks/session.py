@@ -275,9 +275,9 @@ class Session:
         """Follow a call from here on."""
         if self._by_row and module is not followed.module and "_is_replica" in module.__dict__:
             raise SiteError(
-                f"{self._owner}: {type(module).__name__} runs in replicas of nn.DataParallel, each "
-                "with a part of the rows, in no order. Call the module inside (model.module), one "
-                "process per device."
+                f"{self._owner}: {type(module).__name__} runs in replicas of nn.DataParallel, "
+                "each with a part of the rows, in no fixed order. Call the wrapped module "
+                "(model.module), one process per device."
             )
         call = Running(self, calling_frame(), followed.finish)
         with self._lock:
@@ -435,8 +435,8 @@ def check_readable(root: nn.Module) -> None:
             )
         if isinstance(module, nn.DataParallel):
             raise SiteError(
-                "Tap: replicas of nn.DataParallel return rows in no order. "
-                "Tap the module inside (model.module), one process per device."
+                "Tap: replicas of nn.DataParallel return rows in no fixed order. Tap the "
+                "wrapped module (model.module), one process per device."
             )
         if name == "FullyShardedDataParallel" or name.startswith("FSDP"):
             raise SiteError(

@@ -147,10 +147,10 @@ def _may_hold_all_tokens(
 
 def _filled_up(where: str, leaf: TensorLayout) -> SiteError:
     return SiteError(
-        f"Site: expected outputs as long as the texts at {where}, got {leaf.shape}: the model pads "
-        "texts itself there, to whole windows, and which states are those of the texts is not "
-        "known. Read a module after which they are cut again, such as 'encoder', or the model "
-        "itself ('')."
+        f"Site: expected outputs as long as the texts at {where}, got {leaf.shape}: the model "
+        "pads texts itself there, to whole windows, and which states belong to the texts is "
+        "not known. Read a module that removes the padding again, such as 'encoder', or the "
+        "model itself ('')."
     )
 
 
@@ -228,7 +228,7 @@ def _name_space(words: list[str], others: list[int]) -> None:
     free = [i for i, word in enumerate(words) if word == "?"]
     names = {1: ("patch",), 2: SPACE, 3: ("t", *SPACE)}.get(len(free), ())
     if len(names) != len(free):
-        raise SiteError(f"Site: expected at most three axes of space, got axes {words}.")
+        raise SiteError(f"Site: expected at most three spatial axes, got axes {words}.")
     for i, name in zip(free, names, strict=True):
         words[i] = name
 
@@ -252,8 +252,8 @@ def _given_axis(axis: int | None, leaf: TensorLayout, fixed: list[int], where: s
     chosen = axis % len(leaf.shape) if leaf.shape else 0
     if chosen not in fixed:
         raise SiteError(
-            f"Reducer: axis {axis} of {where} follows the inputs, got shape {leaf.shape}. "
-            f"Feature axes could be {fixed}."
+            f"Reducer: the length of axis {axis} of {where} depends on the inputs (shape "
+            f"{leaf.shape}), so it is not the feature axis. Possible feature axes: {fixed}."
         )
     return chosen
 

@@ -45,8 +45,9 @@ def float_inputs(
     if len(set(rows.values())) > 1:
         shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in varied.items())
         raise InputError(
-            f"{who}: expected a row of each floating-point input for each example, got {shapes}. "
-            f"Repeat what all examples share, or name one input: site=':in.{next(iter(rows))}'."
+            f"{who}: expected a row of each floating-point input for each example, got "
+            f"{shapes}. Repeat an input that all examples share, or name a single input: "
+            f"site=':in.{next(iter(rows))}'."
         )
     return FloatInputs(varied, tuple(name for name in every if name not in varied))
 

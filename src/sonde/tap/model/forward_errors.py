@@ -62,8 +62,8 @@ def forward_on(batch: InputBatch, first: bool = False) -> Iterator[None]:
         reason = said.partition("\n")[0]
         raise ForwardError(
             f"the model's forward failed on inputs of shape {', '.join(shapes) or 'unknown'} "
-            f"({examples}): {reason.rstrip('.')}. "
-            "Give inputs of the kind and size that it is made for."
+            f"({examples}): {reason.rstrip('.')}. Give inputs of the type and size that the "
+            "model expects."
         ) from error
 
 
@@ -77,8 +77,8 @@ def advising(batch: InputBatch) -> Iterator[None]:
         if isinstance(error, SondeError) or not is_out_of_memory(error):
             raise
         raise MachineError(
-            f"out of memory with {plural(len(batch), 'example')} in a forward. "
-            f"Try --batch-size {max(1, len(batch) // 2)}."
+            f"out of memory with {plural(len(batch), 'example')} in a forward pass. Try "
+            f"--batch-size {max(1, len(batch) // 2)}."
         ) from error
 
 

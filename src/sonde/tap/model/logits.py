@@ -85,12 +85,12 @@ def _alone(rows: Mapping[str, TensorLayout], probe: Probe) -> str | None:
         return free[0]
     if not free:
         raise InputError(
-            f"logits: expected what comes before the softmax, got probabilities in {_listed(rows)}."
-            " Return the logits too, and name them (--logits)."
+            "logits: expected logits (the values before the softmax), got probabilities in "
+            f"{_listed(rows)}. Return the logits too, and name them (--logits)."
         )
     raise InputError(
-        f"logits: expected one output with a row of numbers for each example, got "
-        f"{_listed(rows)}. Say which holds the logits: logits=, --logits OUTPUT."
+        "logits: expected one output with a row of numbers for each example, got "
+        f"{_listed(rows)}. Name the output that holds the logits: logits=, --logits OUTPUT."
     )
 
 

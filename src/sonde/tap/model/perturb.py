@@ -78,8 +78,8 @@ def moved_inputs(
     kinds = sorted({str(v.dtype) for v in named_inputs(_root(module), args, kwargs).values()})
     raise InputError(
         "perturb: expected inputs of floating-point numbers (images, features), got "
-        f"{', '.join(kinds) or 'none'}: token ids cannot be moved a small step. "
-        "Use a detector on the logits, such as MSP or Energy."
+        f"{', '.join(kinds) or 'none'}: token ids cannot be changed by a small step. Use a "
+        "detector on the logits, such as MSP or Energy."
     )
 
 

@@ -170,9 +170,9 @@ def _leaf(call: ModuleCall, port: str, key: str | None, path: str) -> TensorLayo
         return call.input
     if port in ATTENTION_PORTS and port not in call.ports:
         raise SiteError(
-            f"Site: {path!r} ran, but its {port} were not seen: it calls no kernel that shows "
-            f"them. Seen there: {', '.join(call.ports) or 'nothing'}. With transformers, load the "
-            "model with attn_implementation='sdpa'."
+            f"Site: {path!r} ran, but its {port} could not be read: the module calls no "
+            f"kernel that exposes them. Readable there: {', '.join(call.ports) or 'nothing'}. "
+            "With transformers, load the model with attn_implementation='sdpa'."
         )
     outputs = call.ports[port][1] if port in call.ports else call.outputs
     if key is not None:
@@ -290,7 +290,7 @@ class _Recorder:
         found = self.run(change, n_rows, which)
         failed = [name for name, calls in self.open.items() if calls]
         if failed:
-            raise RuntimeError(f"{', '.join(failed)} failed, and the model went on")
+            raise RuntimeError(f"{', '.join(failed)} raised an error that the model caught")
         return found
 
     def run(

@@ -56,8 +56,9 @@ def resolve(
     found: dict[str, Site] = {}
     if weights := [str(pattern) for pattern in several if port_of(pattern) == WEIGHT]:
         raise SiteError(
-            f"resolve: {', '.join(weights)} is no state of a forward: a parameter is read once, "
-            "alone and without data, by sonde.read(model, sites=...), and changed by sonde.weights."
+            f"resolve: {', '.join(weights)} is not a state of a forward pass: a parameter is "
+            "read once, without other sites and without data, by sonde.read(model, "
+            "sites=...), and changed by sonde.weights."
         )
     for pattern in several:
         for site in _sites_of(pattern, names, probe):

@@ -88,10 +88,9 @@ class SpecialTokens:
         if is_scattered or (is_few and (is_odd or not same)):
             n_other = extra if is_odd or not same else len(same)
             raise SiteError(
-                f"Site: expected patches at {where}, got {n} tokens of which {n_other} "
-                "are no patches, and their positions are unknown. Read them all in one row "
-                "(reducer "
-                "'flat'), or a module at which the patches are alone."
+                f"Site: expected patches at {where}, got {n} tokens, of which {n_other} are "
+                "not patches and have unknown positions. Read all tokens as one row (reducer "
+                "'flat'), or read a module whose tokens are only patches."
             )
         cls = None if x is None else self._class_token(x[0], same)
         return replace(axes, prefix=before, suffix=behind, cls=cls)

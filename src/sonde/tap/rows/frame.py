@@ -152,9 +152,9 @@ class Frame:
         if bool(empty.any()):
             name = self.batch.ids[int(empty.nonzero()[0])]
             raise InputError(
-                f"expected at least one {what} token in each example for the reducer {reducer!r}, "
-                f"got none in example {name}. Leave it out, or keep special tokens "
-                "(keep_special=True)."
+                f"expected at least one {what} token in each example for the reducer "
+                f"{reducer!r}, got none in example {name}. Leave this example out, or keep "
+                "special tokens (keep_special=True)."
             )
         return mask
 
@@ -242,10 +242,10 @@ class Frame:
             segment = self.batch.segment if axis == "pos" else None
             if segment is None or segment.shape != (self.n, length):
                 raise InputError(
-                    "Reducer 'steps': expected inputs that come in steps, got "
+                    "Reducer 'steps': expected inputs that are divided into steps, got "
                     f"{'none' if segment is None else tuple(segment.shape)} beside {length} "
-                    "states. Read rows with a column 'steps', or say which part of a text counts "
-                    "(span=, --span), at a site over their tokens."
+                    "states. Read rows with a column 'steps', or say which part of a text "
+                    "counts (span=, --span), at a site over their tokens."
                 )
             segment = segment.cpu()
             flat = (self.kept(axis, length, keep_special) & (segment >= 0)).flatten().nonzero()
@@ -274,8 +274,8 @@ class Frame:
                 name = self.batch.ids[int(flat[first[0]]) // length]
                 raise InputError(
                     "expected a token before each step, whose state the reducers "
-                    f"{' and '.join(FROM_BEFORE)} take, got none in example {name}. Put a prompt "
-                    "before it, or begin the span later."
+                    f"{' and '.join(FROM_BEFORE)} take, got none in example {name}. Put a "
+                    "prompt before the first step, or start the span later."
                 )
             self._selected[key] = flat
         return flat, row

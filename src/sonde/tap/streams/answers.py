@@ -90,8 +90,8 @@ def answers_in(
     found = None if logits is None else find(output, logits)
     if found is None:
         raise InputError(
-            f"answers: {type(module).__name__} returns no logits, so its answers "
-            "are unknown. Take a classifier or a language model."
+            f"answers: {type(module).__name__} returns no logits, so its answers are unknown. "
+            "Use a classifier or a language model."
         )
     wide = found if found.dtype == torch.float64 else found.float()
     log_p = torch.log_softmax(wide.cpu(), dim=-1)

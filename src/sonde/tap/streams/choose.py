@@ -121,8 +121,8 @@ def _named(
         for site, _ in sites:
             if site in found:
                 raise SiteError(
-                    f"Site: {str(site)!r} is named with two reducers. Read one of them beside the "
-                    "other with further=."
+                    f"Site: {str(site)!r} is named with two reducers. Pass one of the two "
+                    "readings with further=."
                 )
             found[site] = Reducer.parse(name) if name else None
     return sorted(found.items(), key=lambda item: item[0]), loose, unreadable
@@ -208,9 +208,10 @@ def _refuse_wide(site: Site, leaf: TensorLayout, probe: Probe) -> None:
     """Refuse probabilities whose rows are as wide as their text is long."""
     figures = [key for key in probe.trace[site.path][0].ports["probs"][1] if key.isidentifier()]
     raise SiteError(
-        f"Site: a row of {str(site)!r} is as wide as its text is long, so rows of different texts "
-        f"do not fit together. Read a statistic of each head, {site.path}:probs.KEY with KEY one "
-        f"of {', '.join(figures)}; or the probabilities of one forward by hand, with sonde.Tap."
+        f"Site: the width of a row of {str(site)!r} is the length of its text, so rows of "
+        "different texts have different widths. Read a statistic of each head, "
+        f"{site.path}:probs.KEY with KEY one of {', '.join(figures)}; or the probabilities of "
+        "a single forward pass, with sonde.Tap."
     )
 
 

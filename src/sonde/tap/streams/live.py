@@ -410,8 +410,8 @@ def _say_if_padded(model: Model, kinds: Sequence[Kind], batch: InputBatch) -> No
     if over and module not in _TOLD_PADDED and seems_padded(batch, pad):
         _TOLD_PADDED.add(module)
         _log.warning(
-            "some examples end in padding (%s) and no mask says which tokens that is: padding may "
-            "be in the rows. Give the model's mask of padding among the inputs (%s)",
+            "some examples end in padding (%s) and no mask marks the padding tokens: rows "
+            "may contain padding. Add the model's padding mask to the inputs (%s)",
             f"the id {pad}" if pad else "zeros",
             ", ".join(NAMES),
         )
@@ -427,11 +427,13 @@ def _say_how(module: nn.Module) -> None:
     if module.training:
         _TOLD.add(module)
         _log.warning(
-            "the model is in training mode: read in eval mode, then set back to its former mode"
+            "the model is in training mode: it is read in eval mode, then set back to training mode"
         )
     if any(type(part).__name__ == "OptimizedModule" for part in module.modules()):
         _TOLD.add(module)
-        _log.warning("the model is compiled: read in eager mode, the last bits may differ")
+        _log.warning(
+            "the model is compiled: it is read in eager mode, so states may differ in the last bits"
+        )
 
 
 def _n_ahead(inputs: Sequence[InputBatch], made: Sequence[Batch]) -> int:

@@ -73,8 +73,8 @@ class NamedAxes:
         """
         if found.words != self.words:
             raise SiteError(
-                f"axes: expected {str(found)!r} at {site}, as the axes follow the inputs, got "
-                f"{str(self)!r}. Write the first, or move dim."
+                f"axes: expected {str(found)!r} at {site}, because of how the axes change "
+                f"with the inputs, got {str(self)!r}. Write {str(found)!r}, or move dim."
             )
 
 

@@ -94,10 +94,10 @@ def _tell_given(stream: "LiveStream", few: range) -> None:
     if found is not None:
         _TOLD.add(module)
         _log.warning(
-            "texts with the padding that they came with differ at %s by %.3g times the standard "
-            "deviation between rows from the texts alone; they ran as they came. Give "
-            "position_ids that "
-            "count real tokens alone, pad on the other side, or leave the padding out",
+            "at %s, padded texts give states that differ by %.3g standard deviations between "
+            "rows from those of the same texts without padding; the texts were read with "
+            "their padding. Give position_ids that count only real tokens, pad on the other "
+            "side, or leave the padding out",
             *found,
         )
 
@@ -130,9 +130,9 @@ def _compared(stream: "LiveStream", small: SmallBatches) -> RowFault | None:
     if sides is not None and module not in _TOLD:
         _TOLD.add(module)
         _log.warning(
-            "texts padded on the left and on the right differ at %s by %.3g times the standard "
-            "deviation between rows; the right was taken%s",
+            "at %s, states differ by %.3g standard deviations between rows if texts are "
+            "padded on the left instead of on the right; padding on the right was used%s",
             *sides,
-            "" if found is not None else ", where each text is as it is alone",
+            "" if found is not None else ", which gives the same states as each text by itself",
         )
     return None if found is None else RowFault("SND007", *found, "padding")

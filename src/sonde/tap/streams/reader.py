@@ -287,8 +287,8 @@ class Reader:
             raise self._missing(kind, taken)
         if kind.site.call is None and len(calls) > 1:
             raise SiteError(
-                f"Site: {str(kind.site)!r} ran {len(calls)} times in this forward, once in the "
-                "probe forward. Write @last or @all."
+                f"Site: {str(kind.site)!r} ran {len(calls)} times in this forward pass, but "
+                "once in the probe forward pass. Write @last or @all."
             )
         if kind.site.call != "all":
             rows, layout = calls[max(calls)]
@@ -315,9 +315,9 @@ class Reader:
                 "checkpointing off, or leave the site out."
             )
         return SiteError(
-            f"Site: {str(kind.site)!r} did not run in this forward, though it did in the probe "
-            f"forward (examples {', '.join(taken.batch.ids[:3])}, ...). "
-            "Read a module that runs for every input."
+            f"Site: {str(kind.site)!r} did not run in this forward pass, but ran in the probe "
+            f"forward pass (examples {', '.join(taken.batch.ids[:3])}, ...). Read a module "
+            "that runs for every input."
         )
 
 

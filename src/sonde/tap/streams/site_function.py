@@ -294,7 +294,9 @@ class SiteFunction:
         if site != INPUT:
             (found,) = _one(resolve(self.module, site), site)
             if found.port == "grad":
-                raise SiteError("SiteFunction: gradients are no site. Name the port out or in.")
+                raise SiteError(
+                    "SiteFunction: a gradient cannot be the site. Use the port out or in."
+                )
             if found.path == "" and found.port == "in":
                 name = name_of_input(*named, found.key)
                 every = told_apart(named_inputs(*named))

@@ -86,8 +86,8 @@ class _ShorterCall:
         assert self.n_input is not None
         if self.keys is None:
             raise SiteError(
-                "shortening: expected an attention in each block that takes its kernel from the "
-                "interface of transformers, got none in a block of this model."
+                "shortening: expected in each block an attention layer that takes its kernel "
+                "from the AttentionInterface of transformers, got a block without one."
             )
         found = self.rule.reduce(InsideTokens(self.keys, self.received, real, size, self.n_input))
         place, member = _places(found, real)
@@ -255,8 +255,8 @@ def _shorter_arguments(
         return None
     if not isinstance(given, tuple) or given[0].ndim != 3:
         raise SiteError(
-            f"shortening: expected rotations (row, token, plane), got others in "
-            f"{type(block).__name__}."
+            "shortening: expected rotary embeddings of shape (row, token, plane), got "
+            f"another shape in {type(block).__name__}."
         )
     at = position[..., None]
     each = (x.expand(len(at), -1, -1).gather(1, at.expand(-1, -1, x.shape[2])) for x in given)

@@ -103,8 +103,9 @@ def check_views(
     if n_asked is not None:
         if n != n_asked:
             raise InputError(
-                f"training: expected {plural(n_asked, 'forward')} before the loss, got {n}. Drop "
-                "others by terms.forget(), or run them under torch.no_grad()."
+                f"training: expected {plural(n_asked, 'forward')} before the loss, got {n}. "
+                "Discard the other forward passes with terms.forget(), or run them under "
+                "torch.no_grad()."
             )
         return n
     takes_views = any("view" in inspect.signature(t.loss.forward).parameters for t in terms)
@@ -112,10 +113,9 @@ def check_views(
         last = f", and {n_before} before the last one" if n_before else ""
         warnings.warn(
             f"training: {n} forward passes came before this loss{last}. They are treated as "
-            "views of "
-            f"the same examples, one below the other. Pass terms.loss(views={n}) if they are, or "
-            "call "
-            "terms.loss after each forward and run others under torch.no_grad().",
+            "views of the same examples, concatenated along the rows. Pass "
+            f"terms.loss(views={n}) if they are, or call terms.loss after each forward and "
+            "run others under torch.no_grad().",
             SondeWarning,
             stacklevel=4,
         )
@@ -159,8 +159,8 @@ def _check_rows(term: Term, rows: list[Tensor], step: int, least: int) -> None:
         n_broken = int((~torch.isfinite(x.detach())).reshape(len(x), -1).any(1).sum())
         if n_broken:
             raise InputError(
-                f"training: {n_broken} of {len(x)} rows of {place.name} are not finite at step "
-                f"{step}. Lower the rate, or look at the inputs of this step."
+                f"training: {n_broken} of {len(x)} rows of {place.name} are not finite at "
+                f"step {step}. Lower the learning rate, or check the inputs of this step."
             )
     if not torch.is_grad_enabled():
         return
@@ -169,6 +169,6 @@ def _check_rows(term: Term, rows: list[Tensor], step: int, least: int) -> None:
     )
     if rows and not trains:
         raise SiteError(
-            f"training: the loss {term.name} trains nothing: nothing below its sites has "
-            "gradients. Choose a site above what is trained."
+            f"training: the loss {term.name} trains nothing: no trainable parameter comes "
+            "before its sites. Choose a site after the trained layers."
         )

@@ -140,9 +140,9 @@ class Origin:
         """
         if known is None:
             warnings.warn(
-                f"{owner} is of an earlier version, which kept the names of the losses alone. That "
-                "the model, the teacher and the parameters of the losses are the same cannot be "
-                "checked.",
+                f"{owner} was written by an earlier version, which recorded only the names of "
+                "the losses, so whether the model, the teacher and the parameters of the "
+                "losses are the same cannot be checked.",
                 SondeWarning,
                 stacklevel=4,
             )

@@ -126,13 +126,15 @@ class Places:
             raise SiteError(f"training: expected states or a weight, got the gradient {site}.")
         if change is not None and (site.port != "out" or of_teacher):
             raise SiteError(
-                f"training: expected a site of the model with port out for what changes states, "
-                f"got {pattern}."
+                "training: expected a site of the model with port out for a loss that "
+                f"changes states, got {pattern}."
             )
         name = (TEACHER if of_teacher else "") + str(site)
         key = name, reducer, change is not None, before
         if change is not None and key in self._places:
-            raise InputError(f"training: expected one change at {name}, got two.")
+            raise InputError(
+                f"training: expected at most one loss that changes the states of {name}, got two."
+            )
         owner = names.modules[site.path]
         made = Place(name, site, owner, root, reducer, of_teacher, change, before)
         return self._places.setdefault(key, made)
@@ -368,8 +370,9 @@ class Places:
                 raise
             except Exception as error:
                 raise InputError(
-                    f"training: the teacher {type(self._teacher).__name__} does not take what the "
-                    f"model is called with: {error}. Wrap it in a module that does."
+                    f"training: the teacher {type(self._teacher).__name__} does not accept "
+                    f"the arguments of the model's call: {error}. Wrap the teacher in a "
+                    "module that accepts them."
                 ) from error
         with self._lock:
             self._waiting.append((weakref.ref(caller()), forward))
@@ -411,7 +414,6 @@ class Places:
 def _changed_once(place: Place) -> StateError:
     return StateError(
         f"training: {place.name} is recomputed in the backward pass (torch.utils.checkpoint), "
-        "where "
-        "nothing changes it, so the gradient would be wrong. Switch checkpointing off, as with "
-        "model.gradient_checkpointing_disable()."
+        "where the states are not changed, so the gradient would be wrong. Switch "
+        "checkpointing off, as with model.gradient_checkpointing_disable()."
     )

@@ -180,7 +180,7 @@ class Terms:
             if not bool(torch.isfinite(value.detach())):
                 raise InputError(
                     f"training: the loss {term.name} is {float(value.detach())} at step "
-                    f"{self.n_steps}. Lower the rate, or look at the rows of its site."
+                    f"{self.n_steps}. Lower the learning rate, or check the rows of its site."
                 )
             if term.n_missed == 0:
                 self.figures[term.name] = float(value.detach())
@@ -284,8 +284,9 @@ class Terms:
         average = {n.removeprefix(start): held.pop(n) for n in list(held) if n.startswith(start)}
         if bool(average) != isinstance(self._teacher, AveragedModel):
             raise StateError(
-                "Terms.load_state_dict: expected the same kind of teacher as when it was saved, "
-                "a moving average or none. Pass teacher='ema' as before, or leave it out."
+                "Terms.load_state_dict: expected the same kind of teacher (a moving average "
+                "or none) as when the state was saved. Pass teacher='ema' as before, or "
+                "leave it out."
             )
         self._held.load_state_dict(held)
         if self._teacher is not None and average:
@@ -351,8 +352,8 @@ class Terms:
         self._versions = {id(p): p._version for p in own}
         if self._n_still >= STILL:
             raise StateError(
-                f"training: what {_own_names(self._terms)} learns did not move in {STILL} steps. "
-                "Give terms.parameters() to the optimiser."
+                f"training: the parameters of {_own_names(self._terms)} did not change in "
+                f"{STILL} steps. Give terms.parameters() to the optimiser."
             )
 
     def _tell_accumulated(self) -> None:
@@ -361,8 +362,9 @@ class Terms:
                 term.told("memory", 0) or term.told("average", 0)
             ):
                 warnings.warn(
-                    f"{term.name}: its value depends on the rows of one batch, and gradients of "
-                    f"{self._n_losses} batches were added up. That is not the loss of all rows.",
+                    f"{term.name}: its value depends on the rows of one batch, but the "
+                    f"gradients of {self._n_losses} batches were accumulated, which is not "
+                    "the gradient of the loss of all rows.",
                     SondeWarning,
                     stacklevel=3,
                 )
