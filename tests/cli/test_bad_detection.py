@@ -108,7 +108,10 @@ def test_too_few_calibrated_rows_for_the_level_are_said(run, folder, fitted, tmp
     assert "no alarms" in ran.out
     assert "0.0%-0.0%" not in ran.out
     ran = run("score", few, "-", folder / "rows.npz", "--alpha", "0.001")
-    assert "no p can be 0.001 or less: the rows that calibrated allow 0.15 at least" in ran.err
+    assert (
+        "no p-value can be 0.001 or less: with this number of calibration rows, the smallest is"
+        in ran.err
+    )
     assert "too few" in ran.out
     ran = run("score", few, "-", folder / "rows.npz", "--alpha", "0.001", "--each")
     assert "p <= 0.001 needs at least 999 calibration rows, got 12" in ran.err

@@ -147,8 +147,8 @@ def test_the_error_of_the_participation_ratio_of_documents():
     ("kind", "reason"),
     [
         ("no formula", "no influence formula for HashSample"),
-        ("vector", "not a differentiable scalar"),
-        ("constant", "not a differentiable scalar"),
+        ("vector", "not a differentiable function"),
+        ("constant", "not a differentiable function"),
         ("infinite", "not finite"),
     ],
 )

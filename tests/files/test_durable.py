@@ -77,8 +77,8 @@ def test_durable_syncs_the_file_before_the_rename_and_the_directory_after(tmp_pa
     ("number", "advice"),
     [
         (errno.ENOSPC, "Free some space"),
-        (errno.EACCES, "may write to"),
-        (errno.EROFS, "may write to"),
+        (errno.EACCES, "permission to write"),
+        (errno.EROFS, "permission to write"),
         (errno.EIO, "Check the path and the disk"),
     ],
 )

@@ -40,7 +40,7 @@ def test_copies_of_unrelated_rows_tell_no_more_than_the_rows(name):
         getattr(measure, name)(x[rows], y[rows], **PAIRS[name]) for rows in (np.arange(N), order)
     )
     assert "copies" in copied.flags
-    assert "450 of 600 rows copy another" in copied.conventions["copies"]
+    assert "450 of 600 rows are copies of another row" in copied.conventions["copies"]
     assert "copies" not in once.flags
     spread = float(once.se)
     assert abs(float(copied.value) - float(once.value)) < 0.6 * spread

@@ -71,7 +71,7 @@ def test_the_page_and_the_text_show_them(document):
     assert line.split()[2] == "20", "from step 20 on it is like the last"
     assert max(map(len, text.splitlines())) <= 80
     assert page.count("Similarity of the steps at") >= 2
-    assert "can be read at each step" in page
+    assert "the states of each step predict" in page
 
 
 def test_a_vector_is_the_median_of_its_entries(document):

@@ -84,7 +84,7 @@ def test_what_is_not_known_is_null_and_said(fits):
     found = by_input(table, fits["held"], alpha=0.001)
     assert found.table["alarm"].null_count == 20
     assert found.table["p"].null_count == 0
-    assert "no p can be 0.001 or less" in found.notes[-1]
+    assert "no p-value can be 0.001 or less" in found.notes[-1]
 
 
 @pytest.mark.truth("by hand: of two rows the one of smaller p, and no p of both")

@@ -90,7 +90,7 @@ def test_other_widths_are_left_out_with_the_reason():
 def test_states_that_are_not_there_are_named():
     bundles = [_fit(Norms(), _rows(s)) for s in (0, 1)]
     asked = drift(bundles[0], bundles[1], Hotelling())
-    assert "fit both with it" in asked.left_out["hotelling", "x"]
+    assert "fit both bundles with it" in asked.left_out["hotelling", "x"]
     with pytest.raises(InputError, match="expected bundles that both hold the states of a shift"):
         drift(bundles[0], bundles[1], [])
 

@@ -57,7 +57,7 @@ def test_units_that_a_histogram_cannot_tell_apart_are_unknown():
     assert (units[1]["effect"], units[1]["moved_by"], units[1]["p"]) == (None, None, None)
     assert list(units)[-1] == 1
     assert found["comparisons"][0]["flags"] == ["coarse"]
-    assert any("spread less than a bin" in note for note in found["notes"])
+    assert any("lie within one bin" in note for note in found["notes"])
 
 
 @pytest.mark.slow

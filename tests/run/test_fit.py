@@ -232,7 +232,7 @@ def test_five_groups_calibrate_and_say_which_rate_they_can_promise(capsys):
         seen.add(present(fitted.split).cut is None)
     assert seen == {True, False}
     fit(Mahalanobis(), Stream.of(rows(60), group=[1] * 60))
-    assert "one group cannot be fitted and held out" in capsys.readouterr().err
+    assert "with only one group, no rows can be held out" in capsys.readouterr().err
     fit(Mahalanobis(), stream(200))
     assert "promised" not in capsys.readouterr().err
 

@@ -116,7 +116,7 @@ def test_a_cache_that_was_cut_or_filled_elsewhere_is_refused(causal, probes):
         ):
             cached(causal, [[7]], cache)
         cached(causal, [TEXTS[1][:5]], use_cache=True)
-        with pytest.raises(InputError, match="after 5 of them, got another one of 5"):
+        with pytest.raises(InputError, match="with 5 tokens, got another cache with 5 tokens"):
             cached(causal, [[7]], elsewhere)
         cached(causal, [TEXTS[1][:5]], DynamicCache(config=causal.config))
     assert guard.n_forwards == 3

@@ -99,7 +99,7 @@ def test_a_truncated_file_is_removed_and_its_units_done_again(place, name, keep)
 def test_units_under_another_name_are_found(place):
     shutil.copy(place / "states" / "6-7.sonde", place / "states" / "9-10.sonde")
     found = verify_run(place)
-    assert [f.what for f in found.faults] == ["holds other units than its name says: [[6, 6]]"]
+    assert [f.what for f in found.faults] == ["contains other units than its file name: [[6, 6]]"]
     assert [p.name for p in repair(place, found)] == ["9-10.sonde"]
     assert verify_run(place).is_sound
 

@@ -126,5 +126,8 @@ def test_what_is_wrong_is_said(tmp_path):
     with pytest.raises(InputError, match="a set of labels, got the text 'a'"):
         Cleared(store, "user", "a")
     write_store(Stream.of({"0": torch.ones(3, 2)}), tmp_path / "b", columns={"user": ["b"] * 3})
-    with pytest.raises(InputError, match="none of 3 examples has a label among a, c in 'user'"):
+    with pytest.raises(
+        InputError,
+        match=r"whose 'user' is among the cleared labels .a, c., got none among 3 examples",
+    ):
         Cleared(Store(tmp_path / "b"), "user", {"c", "a"})

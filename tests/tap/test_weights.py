@@ -71,7 +71,7 @@ def test_weights_are_no_states():
     model = models.llama()
     with pytest.raises(InputError, match="read without data"):
         sonde.read(model, "sonde:stdlib/test", sites=SITE)
-    with pytest.raises(InputError, match="leave out reducer, which is about states"):
+    with pytest.raises(InputError, match="leave out reducer, which only states can have"):
         sonde.read(model, sites=SITE, reducer="mean")
     with pytest.raises(SiteError, match="is not a state of a forward pass"):
         Tap(model, SITE)

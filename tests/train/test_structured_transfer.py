@@ -74,7 +74,10 @@ def test_maps_that_carry_the_teacher_reach_zero():
     ("make", "said"),
     [
         (lambda: StructuredTransfer([(3, 3)]), "two if the weight between is above 0"),
-        (lambda: StructuredTransfer([(3, 3)], between=0)(drawn((1, 3, 2, 2)), []), "1 maps of"),
+        (
+            lambda: StructuredTransfer([(3, 3)], between=0)(drawn((1, 3, 2, 2)), []),
+            "1 feature maps of",
+        ),
     ],
 )
 def test_what_is_refused(make, said):

@@ -81,7 +81,7 @@ def with_copies(result: R, n_copies: int, n: int) -> R:
     """Return the result with the flag ``copies`` if rows copy others, and say how they count."""
     if n_copies == 0:
         return result
-    told = f"{n_copies:,} of {n:,} rows copy another: equal rows are one group"
+    told = f"{n_copies:,} of {n:,} rows are copies of another row: equal rows count as one group"
     flags = tuple(dict.fromkeys((*result.flags, "copies")))
     return replace(result, flags=flags, conventions={**result.conventions, "copies": told})
 
@@ -114,16 +114,16 @@ def _with_error(
     if result.se is not None or "se" in result.conventions:
         return _detached(result)
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-        reason = "the value is not a differentiable scalar of its states"
+        reason = "the value is not a differentiable function of the states"
         return _explained(_detached(result), reason)
     if not bool(torch.isfinite(value)):
         return _explained(_detached(result), "the value is not finite")
     if bool((sample.group == sample.group[:1]).all()):
-        return _explained(_detached(result), "the sampled rows are of one group")
+        return _explained(_detached(result), "all sampled rows belong to one group")
     effect = _effects(tracked, _gradients(value, tracked), terms, sample)
     se = group_error(effect, sample.group, sample.n_groups, sample.n_rows)
     if not math.isfinite(se):
-        return _explained(_detached(result), "the effect of single rows is not finite")
+        return _explained(_detached(result), "the influence of single rows is not finite")
     return replace(_detached(result), se=se)
 
 

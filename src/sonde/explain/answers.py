@@ -39,7 +39,10 @@ class AnswerMargin:
     @property
     def name(self) -> str:
         """Name of the answer in results."""
-        return f"log-probability of {self.length} tokens, less that of {self.other} others"
+        return (
+            f"log-probability of the {self.length} tokens of the answer minus that of the "
+            f"{self.other} tokens of the other answer"
+        )
 
     def fixed(
         self, outputs: Any, tokens: Tensor | None = None, mask: Tensor | None = None

@@ -127,7 +127,7 @@ class CodebookResult(Result):
     model with codes and of the model that was given, on the same batches.
     """
 
-    title: ClassVar[str] = "Share of rows that have each code"
+    title: ClassVar[str] = "Fraction of rows with each code"
     module: nn.Module = field(repr=False)
     codes: Mapping[str, Codes]
     usage: Mapping[str, Float[Tensor, "code"]]
@@ -277,7 +277,7 @@ class Codebook:
             n=int(sum(float(u.sum()) for u in used)) // (self.k * len(used)),
             unit="nats",
             direction="lower",
-            conventions={"method": repr(self), "loss": "of 8 batches after the last step"},
+            conventions={"method": repr(self), "loss": "over 8 batches after the last step"},
             module=module,
             codes={n: Codes(b.detach().clone(), self.k) for n, b in zip(names, books, strict=True)},
             usage={n: u * self.k / u.sum() for n, u in zip(names, used, strict=True)},

@@ -30,7 +30,7 @@ class CometResult(Result):
     of the picture that was kept.
     """
 
-    title: ClassVar[str] = "Accuracy on what was kept and on what was left out"
+    title: ClassVar[str] = "Accuracy on the kept part and on the hidden part of the inputs"
     selector: nn.Module = field(repr=False)
     predictor: nn.Module = field(repr=False)
     detector: nn.Module = field(repr=False)

@@ -33,7 +33,7 @@ class EdgeEffects(Result):
     ``n_dropped`` are as of ``PatchEffects``.
     """
 
-    title: ClassVar[str] = "Share of the difference that an edge brings"
+    title: ClassVar[str] = "Fraction of the difference between the two runs that each edge restores"
     value: Float[Tensor, "edge"]  # pyright: ignore[reportGeneralTypeIssues]
     effects: Float[Tensor, "pair edge"]
     base: Float[Tensor, "pair"]

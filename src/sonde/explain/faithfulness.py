@@ -38,7 +38,7 @@ class FaithfulnessResult(Result):
     the objective after the last step less that after the first.
     """
 
-    title: ClassVar[str] = "Objective while places are taken away"
+    title: ClassVar[str] = "Objective as positions are removed"
     each: Float[Tensor, "row"]
     share: Float[Tensor, "step"]
     curve: Float[Tensor, "step"]

@@ -42,7 +42,7 @@ class LensResult(Result):
     each block the tokens whose top token is the model's own from exactly that block on.
     """
 
-    title: ClassVar[str] = "How far each block is from the answer"
+    title: ClassVar[str] = "Divergence of each block's prediction from the model's answer"
     layers: tuple[str, ...]
     cross_entropy: Float[Tensor, "layer"]
     entropy: Float[Tensor, "layer"]

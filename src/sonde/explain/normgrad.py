@@ -214,7 +214,7 @@ class ClassSensitivity(Judge):
             conventions={
                 "method": maps[0].conventions["method"],
                 **sites_named(function),
-                "classes": "the likeliest against the least likely",
+                "classes": "the most likely class against the least likely class",
                 "correlation": "Pearson over places",
             },
         )

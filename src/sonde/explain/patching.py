@@ -46,7 +46,9 @@ class PatchEffects(Result):
     a share of the difference.
     """
 
-    title: ClassVar[str] = "Share of the difference that a patch brings"
+    title: ClassVar[str] = (
+        "Fraction of the difference between the two runs that each patch restores"
+    )
     value: Float[Tensor, "site point"]  # pyright: ignore[reportGeneralTypeIssues]
     effects: Float[Tensor, "pair site point"]
     base: Float[Tensor, "pair"]

@@ -45,7 +45,7 @@ class ProbeBaselinesResult(Result):
     drawn by type, and ``selectivity`` the accuracy less ``control``.
     """
 
-    title: ClassVar[str] = "Probes and what they are worth"
+    title: ClassVar[str] = "Probes compared with baselines"
     sites: tuple[str, ...]
     at_input: float
     redrawn: Float[Tensor, "site"]

@@ -76,7 +76,7 @@ class RoarResult(Result):
     many random ones.
     """
 
-    title: ClassVar[str] = "Accuracy after training again without places"
+    title: ClassVar[str] = "Accuracy after retraining without the positions"
     share: Float[Tensor, "share"]
     accuracy: Float[Tensor, "share seed"]
     random: Float[Tensor, "share seed"]
@@ -101,7 +101,9 @@ class DiffRoarResult(Result):
     mask may tell the class.
     """
 
-    title: ClassVar[str] = "Accuracy on the places ranked highest less on those ranked lowest"
+    title: ClassVar[str] = (
+        "Accuracy on the positions ranked highest minus accuracy on those ranked lowest"
+    )
     top: Float[Tensor, "seed"]
     bottom: Float[Tensor, "seed"]
     control: float

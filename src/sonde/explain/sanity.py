@@ -45,7 +45,7 @@ class SanityResult(Result):
     ``absolute`` at the last stage, where a cascade has redrawn everything.
     """
 
-    title: ClassVar[str] = "Likeness to maps of redrawn models"
+    title: ClassVar[str] = "Similarity to the maps of models with randomised weights"
     stages: tuple[str, ...]
     absolute: Float[Tensor, "stage"]
     signed: Float[Tensor, "stage"]

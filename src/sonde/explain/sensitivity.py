@@ -34,7 +34,9 @@ LOGIT = Objective()
 class SensitivityResult(Result):
     """Correlation over sets of positions, also ``by_share`` of the positions that a set takes."""
 
-    title: ClassVar[str] = "Attribution against fall, by the size of the set"
+    title: ClassVar[str] = (
+        "Correlation of attribution and drop of the objective, by the size of the set"
+    )
     share: Float[Tensor, "share"]
     by_share: Float[Tensor, "share"]
 
@@ -53,7 +55,7 @@ class InfidelityResult(Result):
     ``scaled`` is the error left after each example's attribution is multiplied by its ``scale``.
     """
 
-    title: ClassVar[str] = "Squared error of the attribution of sets of places"
+    title: ClassVar[str] = "Squared error of the attribution of sets of positions"
     each: Float[Tensor, "row"]
     scale: Float[Tensor, "row"]
     scaled: float

@@ -39,7 +39,7 @@ class SubspaceVerdict(Result):
     null part; ``out_of_range`` is the share of patched coordinates outside the range of the rows.
     """
 
-    title: ClassVar[str] = "Effect of a direction, as a share of its site's"
+    title: ClassVar[str] = "Effect of a direction, as a fraction of the effect of its site"
     verdict: Literal["illusory", "not shown"]
     effects: dict[str, float]
     null_share: float

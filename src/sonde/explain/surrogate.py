@@ -64,7 +64,7 @@ class SurrogateResult(Result):
     the model's own answers after an input is shuffled.
     """
 
-    title: ClassVar[str] = "What shuffling an input does to the answers"
+    title: ClassVar[str] = "Fraction of answers that change if an input is shuffled"
     features: Int[Tensor, "feature"]
     importance: Float[Tensor, "feature"]
     rules: tuple[Rule, ...]

@@ -250,11 +250,11 @@ def write_error(path: Path, error: OSError) -> StoreError:
 def _explained(action: str, path: Path, error: OSError) -> str:
     reason = error.strerror or type(error).__name__
     if error.errno in _FULL:
-        advice = "Free some space or choose another place; what was committed before is kept."
+        advice = "Free some space or choose another folder; earlier commits are kept."
     elif error.errno in _DENIED:
-        advice = "Choose a place that you may write to."
+        advice = "Choose a folder in which you have permission to write."
     elif error.errno == errno.ENOENT:
-        advice = "Check that the directory exists and that nothing removed the file meanwhile."
+        advice = "Check that the directory exists and that no other program removed the file."
     else:
         advice = "Check the path and the disk."
     return f"could not {action} {path}: {reason}. {advice}"

@@ -66,7 +66,7 @@ TABLE: tuple[Cause, ...] = (
     Cause(
         "SND036",
         ("SND031", "SND032", "SND033", "SND034"),
-        void="labels leave no trace in these states",
+        void="the labels cannot be predicted from these states",
     ),
     Cause("SND001", (), "same or later", levels=_LOOK),
     Cause(

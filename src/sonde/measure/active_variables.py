@@ -34,7 +34,7 @@ class ActiveVariablesResult(Result):
     variance above 0.01. The correlations are those of the means, and of codes drawn around them.
     """
 
-    title: ClassVar[str] = "Rows in which a latent is off the prior"
+    title: ClassVar[str] = "Rows in which a latent variable differs from the prior"
     direction: Direction = "higher"
     n_mixed: int
     n_passive: int

@@ -128,7 +128,7 @@ class DepthUseResult(Result):
     mean block number, from 1, weighted by the mean effect of skipping the block on later blocks.
     """
 
-    title: ClassVar[str] = "Effect of skipping a block on those after it"
+    title: ClassVar[str] = "Effect of skipping a block on later blocks"
     direction: Direction = "higher"
     layers: tuple[str, ...]
     contribution: Float[Tensor, "layer"]

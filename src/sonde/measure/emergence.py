@@ -28,7 +28,7 @@ class EmergenceResult(Result):
     that each earlier checkpoint explains.
     """
 
-    title: ClassVar[str] = "Share of each feature that a checkpoint explains"
+    title: ClassVar[str] = "Fraction of each feature's variance that a checkpoint explains"
     direction: Direction = "higher"
     lateness: Float[Tensor, "feature"]
     step: Int[Tensor, "feature"]

@@ -39,7 +39,7 @@ class FeatureComplexityResult(Result):
     ``emerges`` the first site with nine tenths of the share of the last earlier site (-1: nowhere).
     """
 
-    title: ClassVar[str] = "Share of each feature that a layer explains"
+    title: ClassVar[str] = "Fraction of each feature's variance that a layer explains"
     direction: Direction = "higher"
     complexity: Float[Tensor, "feature"]
     r2: Float[Tensor, "layer feature"]

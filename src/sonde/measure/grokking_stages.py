@@ -37,7 +37,7 @@ class GrokkingStages(Result):
     frequency; ``interaction`` the share of the squared covariances of units off the diagonal.
     """
 
-    title: ClassVar[str] = "What is watched over the training"
+    title: ClassVar[str] = "Measured quantities over the training run"
     direction: Direction = "lower"
     unit: str = "steps"
     step: Int[Tensor, "checkpoint"]

@@ -38,7 +38,7 @@ class ReadoutResult(Result):
     ``weights`` is the share of each site in the mixture, empty for other ways to combine.
     """
 
-    title: ClassVar[str] = "Shares of sites in a readout"
+    title: ClassVar[str] = "Weights of the sites in a readout"
     direction: Direction = "higher"
     weights: Float[Tensor, "site"]
 

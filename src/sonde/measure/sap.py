@@ -30,7 +30,7 @@ from sonde.stats import CrossMomentsState, MomentsState
 class SAPResult(Result):
     """Mean lead; ``lead`` is that of each factor, ``scores`` the squared correlations."""
 
-    title: ClassVar[str] = "What each latent predicts of each factor"
+    title: ClassVar[str] = "Accuracy with which each latent predicts each factor"
     direction: Direction = "higher"
     lead: Float[Tensor, "factor"]
     scores: Float[Tensor, "factor latent"]

@@ -46,7 +46,7 @@ class SpuriousShiftResult(Result):
             se=math.hypot(*known) if len(known) == 2 else None,
             null=nulls[0] - nulls[1],
             range=(-2.0, 2.0),
-            conventions={**self.conventions, "from": "the same figure of training rows"},
+            conventions={**self.conventions, "from": "the same statistic of the training rows"},
         )
 
 

@@ -94,7 +94,7 @@ def detectors_picture(report: dict[str, Any]) -> Picture | None:
 
     note = (
         f"Each detector at its best site, fitted on half of {names[0]}; bars are 95 % "
-        "intervals. 0.5 tells nothing."
+        "intervals. 0.5 is chance."
     )
     return Picture("detectors", message, draw, Numbers(columns, table, "detectors"), note)
 

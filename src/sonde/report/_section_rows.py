@@ -22,8 +22,8 @@ _LISTS: Final = (
         "weak_groups",
         "Groups of inputs on which the model is much worse",
         ("told", "n", "accuracy", "low", "high", "elsewhere", "confused", "places"),
-        "Found on one half of the inputs, counted on the other. Wrongly answered inputs come "
-        "first, the most typical ones in front.",
+        "The groups were searched for on one half of the inputs and evaluated on the other "
+        "half. Wrongly answered inputs come first, the most typical ones in front.",
     ),
     (
         "mislabelled",

@@ -33,7 +33,7 @@ _UNITS: Final = {
     "p": "corrected for all units of the site",
 }
 _COMPARED: Final = {
-    "value": "size of the difference; sonde methods METHOD says its unit",
+    "value": "size of the difference; sonde methods METHOD prints its unit",
     "no change": "expected value if nothing had changed",
     "adjusted": "p, corrected for all comparisons",
     "first": "independent rows of the first side: groups, if rows come in groups",

@@ -171,7 +171,9 @@ def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown]) -> Section:
     if not shown_inputs:
         made.insert(0, Prose("Inputs are left out (--no-inputs).", "small", "page"))
     signed = any(m["method"] == best and m["violation"]["signed"] for m in found["methods"])
-    warm = "raises the answer" if signed else "marks what moves the answer most, up or down"
+    warm = (
+        "raises the answer" if signed else "marks the parts that change the answer most, up or down"
+    )
     lead = f"Attributions by {best}: warm colour {warm}."
     return Section("examples", "Answers, one by one", made, lead)
 

@@ -140,7 +140,11 @@ async def _no_address(request: Request, error: Any) -> Response:
     """Say that there is no such address."""
     code = int(error.status_code)
     return JSONResponse(
-        {"error": f"No address answers this {request.method}. GET /openapi.json lists them."}, code
+        {
+            "error": f"No path of this server accepts this {request.method} request. GET "
+            "/openapi.json lists the paths."
+        },
+        code,
     )
 
 
@@ -189,7 +193,11 @@ class _Handlers:
             except Exception as error:
                 _log.error("%s failed: %s", route, type(error).__name__)
                 answer = JSONResponse(
-                    {"error": "The server failed at this request. Its log says where."}, 500
+                    {
+                        "error": "The server failed on this request. See the server's log for the "
+                        "cause."
+                    },
+                    500,
                 )
             finally:
                 self.service.counted(route, code, time.perf_counter() - began)

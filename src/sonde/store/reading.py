@@ -227,7 +227,7 @@ class Store(Stream):
     def _advice(self) -> str:
         holder = holder_of(self.directory)
         if holder is None:
-            return "Run the command that writes it again."
+            return "Run the command that wrote this store again."
         return f"Process {holder.pid} on {holder.host} is writing it: wait for it."
 
     def check_files(self) -> None:

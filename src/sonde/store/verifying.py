@@ -382,7 +382,7 @@ def _aligned(part: pa.RecordBatch, examples: pa.RecordBatch) -> Iterator[str]:
     """Check that every row points at an example, agrees with it, and stands once."""
     index = np.asarray(part.column("index"))
     if len(index) and not 0 <= index.min() <= index.max() < examples.num_rows:
-        yield "a row points at no example"
+        yield "a row refers to an example that does not exist"
         return
     for name in ("occurrence", "label"):
         if not np.array_equal(np.asarray(part.column(name)), np.asarray(examples[name])[index]):

@@ -33,11 +33,12 @@ class SND010(Rule):
     )
     fix: ClassVar[str] = "Call these modules in forward, or delete them."
     how: ClassVar[str] = (
-        "In one forward on a few rows every operation's operands are compared with the memory of "
-        "the parameters, so weights that a function uses and tied weights count as used. What is "
-        "left counts as used if it is called in the probe, in another forward of the self-check "
-        "or in the pass (with --workers the pass runs out of hearing). Linear layers at the end of "
-        "a module that holds most weights are the head of a former task: a note."
+        "In one forward on a few rows every operation's operands are compared with the "
+        "memory of the parameters, so weights that a function uses and tied weights count as "
+        "used. Other weights count as used if their module is called in the probe, in "
+        "another forward pass of the self-check or in the pass (not observed with "
+        "--workers). Linear layers at the end of a module that holds most weights are the "
+        "head of a former task: a note."
     )
     false_positives: ClassVar[str] = (
         "Branches for other kinds of input. Heads and poolers near the top that this task does "

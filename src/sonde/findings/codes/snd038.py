@@ -67,8 +67,8 @@ class SND038(ClassAnswersRule):
         side = "above" if found.step > 0 else "below"
         text = (
             f"The number of the model's answer is {size} {side} that of the label in "
-            f"{percent(after)} of {plural(n, 'row')} held out from the choice; the model is right "
-            f"on {percent(before)} of them: labels, or answers, are moved by {size}."
+            f"{percent(after)} of {plural(n, 'row')} held out from the choice; the model is "
+            f"correct on {percent(before)} of them: labels, or answers, are shifted by {size}."
         )
         figure = Figure("renamed_gain", after - before, unit="share", null=0.0,
                         p=found.trial.p, n_rows=n)  # fmt: skip

@@ -27,8 +27,9 @@ class SND039(ClassAnswersRule):
     title: ClassVar[str] = "Accuracy hardly better than the commonest label"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
-        "A model that gives one answer to every input, or guesses, is as accurate: its "
-        "head was not loaded or not trained, or training collapsed to the commonest class."
+        "A model that gives the same answer to every input, or guesses, is as accurate as "
+        "this model: its head was not loaded or not trained, or training collapsed to the "
+        "commonest class."
     )
     fix: ClassVar[str] = (
         "Prepare inputs as in training and load the head again; if both are right, train longer."

@@ -100,10 +100,10 @@ class SND062(Rule):
         rare = sorted(names.tolist(), key=lambda k: recall[k])
         named = [class_name(evidence.data, k) for k in rare]
         text = (
-            f"Right on {percent(float(right[mine].mean()))} of {plural(int(mine.sum()), 'row')} of "
-            f"rare classes ({listed([shortened(name, 20) for name in named], 2)}), and on the "
-            "other inputs on "
-            f"{percent(float(right[~mine].mean()))}."
+            f"The model is correct on {percent(float(right[mine].mean()))} of "
+            f"{plural(int(mine.sum()), 'row')} of rare classes "
+            f"({listed([shortened(name, 20) for name in named], 2)}), and on the other inputs "
+            f"on {percent(float(right[~mine].mean()))}."
         )
         even = percent(sum(recall.values()) / len(recall))
         more = f"Accuracy {percent(float(right.mean()))}, its mean over classes {even}."

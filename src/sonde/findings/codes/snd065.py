@@ -28,8 +28,8 @@ class SND065(Rule):
     )
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
-        "A mark in a corner, one word or one column that happens to go with a class lets a model "
-        "score well and fail wherever it is missing."
+        "If a mark in a corner, a word or a column happens to occur with one class, a model "
+        "can rely on it: it scores well here and fails on inputs without it."
     )
     fix: ClassVar[str] = (
         "Remove that part from all inputs, or exchange it at random between classes, and train "

@@ -147,8 +147,9 @@ def _trials(choice: AblationChoice, positive: str, negative: str) -> EditTable:
     columns = ("site", "taken out", "added", "KL", "")
     before, usual = choice.plain
     title = (
-        f"Log-odds of the behaviour, {before:.3g} on {positive} and {usual:.3g} on "
-        f"{negative} before: with each candidate taken out of the first, added to the "
-        "second, and the divergence of the second's answers when it is taken out"
+        f"Log-odds of the behaviour, {before:.3g} on {positive} and {usual:.3g} on {negative} "
+        f"before: after each candidate is removed from the states of {positive}, after it is "
+        f"added to the states of {negative}, and the divergence of the answers on {negative} "
+        "when it is removed there"
     )
     return EditTable(title, columns, rows)

@@ -236,8 +236,8 @@ def idle_note(judgement: Judgement, *, force: bool) -> tuple[str, ...]:
     """Return a sentence about a change that does no more than chance; nothing about others."""
     if not judgement.no_effect:
         return ()
-    written = "It is written all the same" if force else "Nothing was written; --force writes it"
-    return (f"this edit does nothing that was asked for: {judgement.no_effect}. {written}.",)
+    written = "It is written anyway" if force else "Nothing was written; --force writes it"
+    return (f"this edit does not have the requested effect: {judgement.no_effect}. {written}.",)
 
 
 def require_foldable(model: Model, site: str, edit: Callable[[int], Edit]) -> None:

@@ -188,8 +188,9 @@ def _probes(
     with editing(model, edit, site):
         after = probes_along(read(model, data, sites=[site, "blocks"], **options))
     title = (
-        "Share of held-out rows whose class a probe names, before and after, at the site and "
-        f"at later ones; {before[later[0]].majority:.3g} says nothing"
+        "Accuracy of a probe of the class on held-out rows before and after the edit, at the "
+        "site and at later sites; always predicting the commonest class reaches "
+        f"{before[later[0]].majority:.3g}"
     )
     columns = ("site", "linear before", "after", "two-layer before", "after")
     rows = tuple(

@@ -162,9 +162,9 @@ def _sides(
 
 
 def _remarks(found: Forgotten) -> list[str]:
-    notes = [] if found.attack else ["Without --held nobody can tell how an attacker fares."]
+    notes = [] if found.attack else ["Without --held, a membership attack cannot be evaluated."]
     if found.retrained is None:
-        notes.append("--retrain shows a model that never saw the examples, beside these.")
+        notes.append("--retrain also shows a model that was trained without these examples.")
     return notes
 
 
@@ -177,7 +177,7 @@ def tables_of(found: Forgotten) -> list[EditTable]:
         (name, *(value for part in parts.values() for value in (part.accuracy, part.loss)))
         for name, parts in shown.items()
     )
-    tables = [EditTable("Share of right answers and mean loss of each part", columns, rows)]
+    tables = [EditTable("Accuracy and mean loss on each part of the data", columns, rows)]
     attacks = {
         "before": found.attack_before,
         "after": found.attack,
@@ -185,6 +185,6 @@ def tables_of(found: Forgotten) -> list[EditTable]:
     }
     told = tuple((n, float(m.value), m.low, m.high) for n, m in attacks.items() if m is not None)
     if told:
-        title = "Membership attack by low loss, forgotten against unseen examples; .5 = cannot tell"
+        title = "Membership attack by low loss, forgotten against unseen examples; 0.5 is chance"
         tables.append(EditTable(title, ("model", "AUROC", "low", "high"), told))
     return tables

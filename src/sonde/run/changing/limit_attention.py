@@ -99,10 +99,10 @@ def _table(costs: Sequence[PatternCost], pattern: str, tolerance: float) -> Edit
         for cost in costs
     )
     title = (
-        f"Cost of {pattern} at each layer alone: divergence of the answers and its "
-        "standard error, rise of the cross-entropy (both in nats per answer), and the share of "
-        "attention outside the pattern. A layer needs to look far if the divergence exceeds "
-        f"{tolerance:g} nats by two standard errors"
+        f"Cost of {pattern} at each layer alone: divergence of the answers and its standard "
+        "error, rise of the cross-entropy (both in nats per answer), and the fraction of "
+        "attention outside the pattern. A layer needs attention beyond the pattern if the "
+        f"divergence exceeds {tolerance:g} nats by two standard errors"
     )
     return EditTable(title, ("layer", "KL", "se", "loss", "outside", "looks"), rows)
 
@@ -119,13 +119,16 @@ def _verdict(
     )
     if not far:
         worst = max(layers, key=lambda cost: cost.kl.value)
-        said = f"No layer clearly needs to look further than {pattern}: alone, each costs at most "
+        said = (
+            f"No layer clearly needs attention beyond {pattern}: limiting a single layer "
+            "costs at most "
+        )
         return said + f"{worst.kl.value:.3g} nats" + (f" ({whole})." if whole else ".")
     names = _short([cost.site for cost in layers])
     order = sorted(far, key=lambda cost: -cost.kl.value)
     shown = ", ".join(f"{names[c.site]} ({c.kl.value:.2g})" for c in order[:3])
     more = f" and {len(order) - 3} more" if len(order) > 3 else ""
-    said = f"{len(far)} of {len(layers)} layers need to look further than {pattern}: {shown}{more}"
+    said = f"{len(far)} of {len(layers)} layers need attention beyond {pattern}: {shown}{more}"
     return said + (f"; {whole}." if whole else " nats.")
 
 

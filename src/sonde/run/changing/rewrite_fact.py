@@ -114,7 +114,7 @@ def rewrite_fact(
         sites=[f"{place}:out"],
         prompts=answers,
         tables=lambda: (
-            EditTable("What the search found, over several prefixes", ("", ""), figures),
+            EditTable("Result of the search, over several prefixes", ("", ""), figures),
         ),
     )
     return carry_out(deed, force=force, show_inputs=show_inputs, progress=progress)

@@ -78,13 +78,13 @@ def search_backdoor(
         model=found.name,
         method="find_backdoor" if plan is None else plan.method,
         places=[] if plan is None else list(plan.changes),
-        target="images with the trigger told right",
+        target="images with the trigger that are classified correctly",
         neutral=data_name(data),
         output=None if change.output is None else str(change.output),
         tables=_tables(finding, names, plan),
         notes=[
             finding.verdict(names),
-            "Triggers that cover the image, or bend it, are not found.",
+            "Triggers that cover the whole image or distort it are not detected.",
         ],
     )
     facts = {"backdoor": _facts(finding, names)}
@@ -131,7 +131,9 @@ def _tables(
     order = sorted(range(len(sizes)), key=sizes.__getitem__)
     found = tuple((names.get(c, str(c)), round(sizes[c], 4)) for c in order)
     tables = [
-        EditTable("Share of the image under the smallest patch", ("class", "share"), found),
+        EditTable(
+            "Fraction of the image that the smallest patch covers", ("class", "share"), found
+        ),
         EditTable(
             "The trigger: # bright, o dark, . not covered",
             ("line",),
@@ -140,7 +142,7 @@ def _tables(
     ]
     if plan is not None:
         figures = tuple((name, value) for name, value in plan.figures.items())
-        title = "Share of images that the trigger turns, and of right answers"
+        title = "Fraction of images whose answer the trigger changes, and accuracy"
         tables.insert(0, EditTable(title, ("what", "share"), figures))
     return tables
 

@@ -208,7 +208,7 @@ def _deed(
         sites=[site],
         places=[site],
         prompts=target[1].inputs,
-        notes=(f"{strength:g} spreads are added behind {site}.",),
+        notes=(f"{strength:g} standard deviations are added after {site}.",),
     )
 
 

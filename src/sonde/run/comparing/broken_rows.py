@@ -81,7 +81,7 @@ def _compared(first: Count, second: Count, units: tuple[int, int], what: str) ->
         n=first[1] + second[1],
         range=(-1.0, 1.0),
         conventions={
-            "value": f"fraction of {what}, second less first",
+            "value": f"fraction of {what}, second side minus first side",
             "p": "Fisher's exact test of both fractions of independent rows",
         },
         p=chance_of_counts((a, units[0]), (b, units[1])),

@@ -189,7 +189,10 @@ def _note(made: Drift, name: Key, first: Fitted, second: Fitted, task: Task, ask
             made.found[name] = _withheld(found, made, first, second, task.keys[0])
             made.basis[name] = (one.basis, other.basis)
         elif asked:
-            made.left_out[name] = "the bundles do not both hold its states; fit both with it"
+            made.left_out[name] = (
+                "one of the bundles does not hold the states of this method; fit both "
+                "bundles with it"
+            )
     except SondeError as error:
         made.left_out[name] = str(error)
 

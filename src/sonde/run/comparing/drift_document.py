@@ -95,7 +95,7 @@ def _notes(
     if found.identical:
         notes.append("Both files hold the same states: nothing can have moved.")
     if _model(first) != _model(second):
-        notes.append("The sides are of two models; sites are matched by name.")
+        notes.append("The two sides come from different models; sites are matched by name.")
     if found.rows == "same" and not found.identical:
         notes.append(
             "Both sides are the same rows. p-values ask whether rows changed in a common way, more "
@@ -104,8 +104,8 @@ def _notes(
         )
     if found.rows == "some":
         notes.append(
-            "Some sampled rows stand on both sides. As long as their states are alike there, "
-            "p-values are too large, if anything."
+            "Some sampled rows occur on both sides. If their states are similar on both "
+            "sides, p-values are too large rather than too small."
         )
     for what in ("reading", "model"):
         one, other = first.header[what], second.header[what]
@@ -113,18 +113,19 @@ def _notes(
             k for k in one if k not in ("model", "code") and not agree(k, one[k], other.get(k))
         )
         if differ:
-            notes.append(f"The sides were read with another {', '.join(differ)}.")
+            notes.append(f"The two sides were read with different settings: {', '.join(differ)}.")
     blind = sum("paired" in c.flags for _, c in found)
     if blind:
         notes.append(
-            f"{blind} comparisons have no p-value: the rows are the same and a side holds no "
-            "sample of them. Fit covariance beside it, which keeps one."
+            f"{blind} comparisons have no p-value: both sides have the same rows, but one "
+            "side holds no sample of them. Fit covariance as well, which keeps a sample."
         )
     coarse = sum("coarse" in c.flags for _, c in found)
     if coarse:
         notes.append(
-            f"In {coarse} of {len(found)} comparisons, units spread less than a bin of their "
-            "histograms: what they do inside one is not known. unit_shift(test='mean') sees it."
+            f"In {coarse} of {len(found)} comparisons, the values of units lie within one bin "
+            "of their histograms, so changes inside the bin are not detected. "
+            "unit_shift(test='mean') detects them."
         )
     known = sum(not math.isnan(p) for p in adjusted.values())
     if known / (MOST_TIMES + 1) > level:

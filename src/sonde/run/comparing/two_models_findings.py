@@ -68,8 +68,11 @@ def _renumbered(matches: list[SiteMatch]) -> ModelFinding | None:
     if not matches:
         return None
     first = matches[0]
-    said = f"The units of {_places(matches)} are the same in another order: no more like those of "
-    said += f"their own number than like others, but {first.found_same:.0%} are found again."
+    said = (
+        f"The units of {_places(matches)} are the same in another order: they are no more "
+        "similar to the units of "
+    )
+    said += f"the same number than to other units, but {first.found_same:.0%} have a counterpart."
     return ModelFinding("CMP003", "note", said, tuple(m.site for m in matches))
 
 
@@ -77,8 +80,11 @@ def _strange(matches: list[SiteMatch]) -> ModelFinding | None:
     if not matches:
         return None
     first = matches[0]
-    said = f"The units of {_places(matches)} are no more like those of their own number than like "
-    said += f"others, and {first.found_again:.0%} are found again (CKA {first.cka:.2f}): "
+    said = (
+        f"The units of {_places(matches)} are no more similar to the units of the same number "
+        "than to "
+    )
+    said += f"other units, and {first.found_again:.0%} have a counterpart (CKA {first.cka:.2f}): "
     turned = sum(map(_is_turned, matches))
     kinds = ("rotated", turned), ("re-initialised or trained anew", len(matches) - turned)
     here = [f"{kind} ({n})" if 0 < turned < len(matches) else kind for kind, n in kinds if n]

@@ -134,13 +134,13 @@ class _Pass:
 
     def _header(self, header: dict[str, Any], place: Range) -> str | None:
         if header.get("units") != [[place.start, place.stop - 1]]:
-            return f"holds other units than its name says: {header.get('units')}"
+            return f"contains other units than its file name: {header.get('units')}"
         if self.plan is not None and header.get("plan") != self.plan:
             return "is of another plan"
         if not isinstance(header.get("counters"), dict):
             return "has no counters"
         if self.n_units is not None and not place.is_node(self.n_units):
-            return "is no range of the tree of merges"
+            return "is not a range of the merge tree"
         return None
 
     def _checkpoint(self) -> None:
@@ -157,4 +157,4 @@ class _Pass:
         if self.plan is not None and header.get("plan") != self.plan:
             self._wrong(path, "is of another plan")
         elif any(type(header.get(name)) is not int for name in ("passes", "units")):
-            self._wrong(path, "says not how far it is")
+            self._wrong(path, "does not record its progress")

@@ -86,7 +86,7 @@ def _verify_bundle(path: Path, header: dict[str, Any], checked: dict[str, int]) 
     notes = ()
     if unknown:
         names = ", ".join(unknown)
-        notes = (f"holds methods of your own ({names}): their states were not looked into",)
+        notes = (f"holds methods of your own ({names}): their states were not checked",)
     else:
         try:
             fitted = Fitted.load(path)
@@ -116,7 +116,7 @@ def _unit_faults(units: Any) -> Iterator[str]:
             if any(one[1] >= two[0] for one, two in pairwise(spans)):
                 yield "a unit is counted twice"
     except (TypeError, ValueError, LookupError):
-        yield "the units that were seen are not listed as intervals"
+        yield "the processed units are not listed as intervals"
 
 
 def reason(error: Exception) -> str:

@@ -54,4 +54,4 @@ def _other_kinds(files: list[Path]) -> Iterator[Fault]:
     for path, header in zip(files, headers, strict=True):
         other = [name for name in ALIKE if header.get(name) != headers[0].get(name)]
         if other:
-            yield Fault(path, f"is of other {', '.join(other)} than {files[0].name}")
+            yield Fault(path, f"differs from {files[0].name} in {', '.join(other)}")

@@ -346,6 +346,7 @@ def _few_rows(grams: LayerGrams, n_examples: int) -> tuple[str, ...]:
     state = grams.states[name]
     return (
         f"note: {re.split('[&#]', name)[0]} is calibrated on {state.n} rows, which have "
-        f"{len(state.mean)} numbers each: fewer rows than numbers say little of which errors "
-        f"matter. Give --limit {math.ceil(lacks[name] * n_examples)} or more.",
+        f"{len(state.mean)} features each: with fewer rows than features, the importance of "
+        f"errors is poorly estimated. Give --limit {math.ceil(lacks[name] * n_examples)} or "
+        "more.",
     )

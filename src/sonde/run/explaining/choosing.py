@@ -86,7 +86,7 @@ class Choice:
         if self.pair is not None:
             kept = np.flatnonzero(said == pool.class_number(self.pair[1]))
         if not len(kept):
-            asked = f"among {plural(len(pool), 'row')} that were asked"
+            asked = f"among {plural(len(pool), 'row')}"
             raise InputError(
                 f"explain: expected at least one input to explain, got none {asked}. Choose "
                 "other inputs."

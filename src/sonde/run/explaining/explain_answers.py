@@ -147,7 +147,7 @@ def explain_answers(
     options = dict(reading)
     if is_causal and options.get("max_length") is None and chosen.rows is None and not answer:
         options["max_length"] = TOKENS  # a next token can be asked for anywhere, and costs less
-        notes = (*notes, f"note: texts are read in pieces of {TOKENS} tokens (--max-length).")
+        notes = (*notes, f"note: texts are read in chunks of {TOKENS} tokens (--max-length).")
     every = in_sorted_order(found, open_inputs(found, data, **options, logits=True, seed=seed))
     n = limit or (PIECES if is_causal else USUAL)
     inputs = replace(chosen.of(found, every, n, seed), batch_size=n)
@@ -203,7 +203,10 @@ class _FirstLook:
             self.say(f"note: {word} is computed; its tests follow.")
             return
         self.is_said = True
-        self.say(f"note: a first look by {word}, not tested yet: what moves the answer most")
+        self.say(
+            f"note: a first result by {word}, not tested yet: the parts of the input that "
+            "change the answer most"
+        )
         for i in range(min(FIRST, found.n)):
             names = self._largest(batch, found, i)
             if names:

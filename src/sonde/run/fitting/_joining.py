@@ -29,7 +29,10 @@ from sonde.stats import HashSample, HashSampleState
 
 Units = list[dict[str, Any]]
 MOST_SHARED = 0.5
-REMEDY = "Fit on data that share no examples, or give those of different data different ids."
+REMEDY = (
+    "Fit on data sets without common examples, or give the examples of different data sets "
+    "different ids."
+)
 LAST = torch.iinfo(torch.int64).max
 
 

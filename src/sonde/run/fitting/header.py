@@ -113,7 +113,9 @@ def require_same_model(header: dict[str, Any], stream: Stream) -> None:
         for name in names:
             fitted, here = header[kind].get(name), identity.get(name)
             if not agree(name, fitted, here):
-                more = " sonde drift says what moved between two models." if kind == "model" else ""
+                more = (
+                    " sonde drift shows what changed between two models." if kind == "model" else ""
+                )
                 raise StateError(
                     f"score: the state was fitted for another {kind}: "
                     f"{difference(name, here, fitted)}. Fit again.{more}"

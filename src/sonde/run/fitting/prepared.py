@@ -40,9 +40,9 @@ class Prepared:
             return []
         if self.n_groups < 2:
             return [
-                "one group cannot be fitted and held out, so detectors have no p-values and no "
-                "thresholds. Give several groups, or calibrate on other rows (calibrate=0, then "
-                "sonde.calibrate)."
+                "with only one group, no rows can be held out, so detectors have no p-values "
+                "and no thresholds. Give several groups, or calibrate on other rows "
+                "(calibrate=0, then sonde.calibrate)."
             ]
         are = "is" if self.n_held == 1 else "are"
         return [

@@ -90,9 +90,9 @@ def _only_further(schema: Sequence[SiteSchema]) -> str:
     reducer = next((str(s.reducer) for s in schema), "tokens")
     named = ", ".join(s.key for s in schema[:MOST_NAMED])
     return (
-        f"fit: expected rows of the reducer of a reading, got only what was read further beside "
-        f"them ({named or 'nothing'}). Read the model with reducer={reducer!r} "
-        f"(--reducer {reducer}) and fit that."
+        "fit: expected rows of the main reducer, got only further readings "
+        f"({named or 'nothing'}). Read the model with reducer={reducer!r} (--reducer "
+        f"{reducer}) and fit on those rows."
     )
 
 
@@ -141,9 +141,8 @@ def _unreadable(instrument: Instrument, schema: Sequence[SiteSchema]) -> str:
 def _not_at_head(instrument: Instrument, keys: tuple[str, ...]) -> str:
     more = "" if len(keys) <= MOST_NAMED else f" and {len(keys) - MOST_NAMED} more"
     return (
-        f"{type(instrument).__name__}: expected rows from which the model's final linear layer "
-        f"makes its logits, got {', '.join(keys[:MOST_NAMED])}{more}. Read with "
-        f"sites={HEAD_INPUT!r}."
+        f"{type(instrument).__name__}: expected the input rows of the model's final linear "
+        f"layer, got {', '.join(keys[:MOST_NAMED])}{more}. Read with sites={HEAD_INPUT!r}."
     )
 
 
@@ -161,7 +160,7 @@ def _skipped(
     named = [" & ".join(f"{k} ({widths[k]})" for k in keys) for keys in wrong[:MOST_NAMED]]
     more = len(wrong) - len(named)
     rest = f" and {more} more" if more else ""
-    return f"{name}: expected sites of one width, got {', '.join(named)}{rest}."
+    return f"{name}: expected sites of the same width, got {', '.join(named)}{rest}."
 
 
 @dataclass(frozen=True)

@@ -199,7 +199,7 @@ def check_room(nodes: Sequence[Mapping[str, float]], needs: ActorNeeds, asked: i
     total = {k: sum(r.get(k, 0.0) for r in nodes) for k in ("CPU", "GPU")}
     kind = ""
     if needs.gpus and not total["GPU"]:
-        kind = " The model is on a GPU and no machine there has one: --device cpu would do."
+        kind = " The model is on a GPU, but no machine of the cluster has a GPU: use --device cpu."
     raise InputError(
         f"--runner ray: {max(1, asked)} worker{'s' if asked > 1 else ''} of {needs} each cannot "
         f"start: the cluster has {_shown(total)} on {len(nodes)} "

@@ -10,9 +10,9 @@ from sonde.run.instruments.stages import has_stages
 from sonde.tap import LiveStream
 
 TWICE = "up to 2 passes over the data"
-GRADIENT = "a backward after every forward, for gradients"
-DEEP = "one more forward of at most 8 texts, padded on their other side (--deep)"
-MOVED = "a backward and another forward beside every forward, for moved inputs"
+GRADIENT = "a backward pass after every forward pass, for gradients"
+DEEP = "one more forward pass of at most 8 texts, padded on the other side (--deep)"
+MOVED = "a backward pass and a second forward pass for every forward pass, for perturbed inputs"
 
 
 def cost_of(stream: Stream, tasks: Iterable[Task] = (), deep: bool = False) -> str:

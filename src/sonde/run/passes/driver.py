@@ -81,8 +81,8 @@ def _kept(partial: Outcome, directory: Path | None, first: bool) -> str:
     if directory is None:
         return ""
     return (
-        f" What is done is kept in {directory}; the same command continues from there "
-        "(--resume makes sure of it)."
+        f" Finished units are kept in {directory}; the same command continues from there "
+        "(with --resume, it fails if there is nothing to continue)."
     )
 
 

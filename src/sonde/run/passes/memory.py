@@ -60,8 +60,8 @@ class Estimate:
 
     def __str__(self) -> str:
         return (
-            f"memory: states {gib(self.state_bytes)}, rows that wait {gib(self.buffer_bytes)}, "
-            f"{gib(self.total_bytes)} at most with what is merged"
+            f"memory: states {gib(self.state_bytes)}, buffered rows {gib(self.buffer_bytes)}, "
+            f"{gib(self.total_bytes)} at most during merges"
         )
 
 

@@ -43,8 +43,8 @@ def _logits_note(stream: Stream) -> list[str]:
     if len(shape) < 2 or shape[-1] == 1:
         return []  # one number for each example is no choice among outputs
     return [
-        f"the model's output {key or '0'!r}, {shape[-1]} numbers for each example, is taken for "
-        f"its logits by its form{more}; --logits OUTPUT names another."
+        f"the model's output {key or '0'!r}, {shape[-1]} numbers for each example, is used as "
+        f"its logits because of its shape{more}; name another output with --logits OUTPUT."
     ]
 
 
@@ -56,8 +56,9 @@ def _unjudged_note(live: LiveStream) -> list[str]:
         return []
     told = " or ".join(f"{k or '0'!r} ({live.probe.output[k].shape[-1]} numbers)" for k in rows)
     return [
-        f"answers are not judged: nothing says whether the model's output {told} holds numbers of "
-        f"classes or an embedding. If of classes, say so: --logits {rows[0] or '0'}."
+        f"answers are not evaluated: whether the model's output {told} contains logits of "
+        "classes or an embedding is not known. If it contains logits, pass --logits "
+        f"{rows[0] or '0'}."
     ]
 
 

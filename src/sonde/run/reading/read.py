@@ -28,8 +28,10 @@ AUTO = "auto"
 OF_GENERATION = ("new_tokens", "beams")
 SAID_ELSEWHERE = {
     "tokenizer": " Give the tokenizer as processor=.",
-    "device": " Load the model there: sonde.load(name, device=...), or move it before.",
-    "dtype": " Load the model so: sonde.load(name, dtype=...), or convert it before.",
+    "device": " Load the model on that device: sonde.load(name, device=...), or move the model "
+    "before reading.",
+    "dtype": " Load the model in that type: sonde.load(name, dtype=...), or convert the model "
+    "before reading.",
     "trust_remote_code": " It is an option of sonde.load.",
 }
 WITH_LOGITS = ("classifier", "image_classifier", "tensor")
@@ -202,7 +204,7 @@ def _weights(
     if typed := _typed(asked):
         raise InputError(
             f"read: weights are read unchanged: leave out {', '.join(typed)}, which only "
-            "apply to states."
+            "states can have."
         )
     if data is not None:
         raise InputError("read: weights are read without data, got some. Leave the data out.")

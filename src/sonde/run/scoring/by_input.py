@@ -116,13 +116,14 @@ def by_input(
             if rule is not None:
                 raise
             spoken = None
-            notes.append(f"no p over all detectors and sites: {error}")
+            notes.append(f"no joint p-value over all detectors and sites: {error}")
     lines = [_line(line, place) for line in _loudest(parts, members, far)]
     n_several = 0 if spoken is None else _speak(lines, spoken, members[0], alpha, lowest)
     if n_several:
         notes.append(
-            f"{plural(n_several, 'input')} with several scored rows: no p over them is known. "
-            "Calibrate one score of each (--reduction max), or see every row with --each."
+            f"{plural(n_several, 'input')} with several scored rows have no joint p-value. "
+            "Calibrate one score for each input (--reduction max), or print every row with "
+            "--each."
         )
     if lowest > alpha and any(line["p"] is not None for line in lines):
         notes.append(_too_few(fitted, keys, alpha, lowest))
@@ -170,8 +171,8 @@ def _too_few(fitted: Fitted, keys: list[Key], alpha: float, lowest: float) -> st
     if len(keys) == 1 and (few := lacking(fitted, keys[0], alpha)):
         return f"p <= {alpha:g} needs at least {few[1]} calibrated rows, got {few[0]}."
     return (
-        f"no p can be {alpha:g} or less: the rows that calibrated allow {lowest:.2g} at least. "
-        "Calibrate on more rows, or take a larger --alarm."
+        f"no p-value can be {alpha:g} or less: with this number of calibration rows, the "
+        f"smallest is {lowest:.2g}. Calibrate on more rows, or use a larger --alarm."
     )
 
 

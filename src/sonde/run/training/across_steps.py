@@ -145,7 +145,7 @@ def charts_across_steps(found: Sequence[SiteAcrossSteps]) -> list[Chart]:
         for step, value in zip((*one.steps,), (*one.explained.tolist(), 1.0), strict=True)
     ]
     if told:
-        title = f"Share of the features of step {last:,} that can be read at each step"
+        title = f"Fraction of the features of step {last:,} that the states of each step predict"
         charts.append(curves(title, told, "step", "explained", by="site"))
     return charts + [_map(one) for one in found if len(one.steps) > 2]
 

@@ -8,11 +8,11 @@ from sonde.core.wording import install_extra
 from sonde.run.instruments.entries import Key
 
 BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
-FORWARDS = "Forwards of the model that the guard has seen."
-PASSED = "Forwards of other threads or tasks, which a guard with here=True does not see."
+FORWARDS = "Forward passes of the model that the guard observed."
+PASSED = "Forward passes of other threads or tasks, which a guard with here=True does not observe."
 ROWS = "Rows scored: examples, tokens or patches."
 ALARMS = "Rows above the threshold of their detector."
-P_VALUES = "Conformal p-values of rows; usual rows are spread evenly from 0 to 1."
+P_VALUES = "Conformal p-values of rows; in-distribution rows are uniform on [0, 1]."
 
 
 @runtime_checkable
