@@ -35,6 +35,9 @@ def columns(loss, parameters, n=8):
         made["x"], made["y"] = (torch.randn(n, 3, d, **draw) for d in (4, 2))
         made["y"] = made["y"].detach()
         made["mask"] = torch.randn(n, 3, generator=generator).argsort(1) < 1
+    if isinstance(loss, train.NextTokens):
+        made["x"] = torch.randn(n, 4, 4, **draw)
+        made["token"] = torch.randint(3, (n, 4), generator=generator)
     if parameters.get("distance") == "cross_entropy":
         made["x"], made["y"] = (torch.randn(n, 2, 3, 5, **draw).softmax(-1) for _ in "xy")
     if isinstance(loss, train.Orthogonal):

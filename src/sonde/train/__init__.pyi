@@ -13,6 +13,7 @@ from sonde.train.learned_views import LearnedViews as LearnedViews
 from sonde.train.masked_features import MaskedFeatures as MaskedFeatures
 from sonde.train.mixup import Mixup as Mixup
 from sonde.train.nested_dropout import NestedDropout as NestedDropout
+from sonde.train.next_tokens import NextTokens as NextTokens
 from sonde.train.orthogonal import Orthogonal as Orthogonal
 from sonde.train.rate_reduction import RateReduction as RateReduction
 from sonde.train.resize import Resize as Resize

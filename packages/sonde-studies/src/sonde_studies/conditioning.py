@@ -29,11 +29,14 @@ class ConditioningStudy(Study):
     title = "should a condition be a token, or shift the norms?"
     paper = "lavi2025"
     fidelity = "two blocks and five questions in place of a language model and pictures"
-    data = "digits: 1,000 to train on, 797 to judge, each with one of five questions"
+    data = "digits: 1,000 to train on, 797 to judge, each with one of five questions or four marks"
     claims = (
         Claim("norms", "Shifted norms answer as well as a token, to two points.",
               "accuracy, norms less token, and 0.02"),
         Claim("cost", "They take fewer products.", "share of products saved"),
+        Claim("tokens", "Shifts of each token's own norms tell marked tokens better than marks of "
+              "the row do, given to all tokens.",
+              "accuracy of naming the darker half, marks by token less by row"),
         Claim("range", "A layer norm keeps the states of a recurrent net in a narrower range.",
               "spread of the logarithm of their length over 60 steps, without less with"),
     )  # fmt: skip
@@ -55,15 +58,14 @@ class ConditioningStudy(Study):
             for told, c in (("", code), (", blind", torch.zeros_like(code))):
                 tick(how + told)
                 net = drawn(lambda how=how: _Net(how), seed)
-                minimise(
-                    lambda r, net=net, c=c: binary_cross_entropy_with_logits(
-                        net(x[r], c[r]), truth[r]
-                    ),
-                    net.parameters(), FIT, steps=TINY if tiny else STEPS, seed=seed,
-                )  # fmt: skip
-                with torch.no_grad():
-                    right = (net(x[FIT:], c[FIT:]) > 0) == truth[FIT:].bool()
-                found[how + told] = float(right.double().mean())
+                found[how + told] = _right(net, x, c, truth, seed, TINY if tiny else STEPS)
+        tick("marks")
+        mark = torch.rand(len(x), 8, generator=draw).argsort(1) < 4
+        ink = x.sum(2)
+        marked = (torch.where(mark, ink, -ink).sum(1) > 0).float()
+        for arm, c in (("by row", mark.float()), ("by token", mark.float()[..., None])):
+            net = drawn(lambda c=c: _Net("norms", c.shape[-1]), seed)
+            found[arm] = _right(net, x, c, marked, seed, TINY if tiny else STEPS)
         tick("recurrent")
         spread = {norm: _spread(norm, seed) for norm in (False, True)}
         costs = {
@@ -72,6 +74,7 @@ class ConditioningStudy(Study):
         return {
             "norms": found["norms"] - found["token"] + 0.02,
             "cost": 1 - costs["norms"] / costs["token"],
+            "tokens": found["by token"] - found["by row"],
             "range": spread[False] - spread[True],
             "blind": found["norms, blind"] - found["token, blind"],
             **{f"accuracy | {arm}": v for arm, v in found.items()},
@@ -83,9 +86,9 @@ class ConditioningStudy(Study):
 class _Net(nn.Module):
     """Two blocks; a condition comes in front as a token, or into the norms."""
 
-    def __init__(self, how: str) -> None:
+    def __init__(self, how: str, c: int = len(QUESTIONS)) -> None:
         super().__init__()
-        self.how, c = how, len(QUESTIONS)
+        self.how = how
         self.first, self.place = nn.Linear(8, DIM), nn.Parameter(0.1 * torch.randn(8, DIM))
         self.token = nn.Linear(c, DIM) if how == "token" else None
         size = 0 if how == "token" else c
@@ -101,12 +104,23 @@ class _Net(nn.Module):
         h = self.first(x) + self.place
         if self.token is not None:
             h = torch.cat([self.token(c)[:, None], h], 1)
-        given = (c,) if self.how == "norms" else ()
+        given = c if self.how == "norms" else None
         for i in range(2):
-            n = self.norms[2 * i](h, *given)
+            n = self.norms[2 * i](h, condition=given)
             h = h + self.attention[i](n) - n
-            h = h + self.maps[i](self.norms[2 * i + 1](h, *given))
+            h = h + self.maps[i](self.norms[2 * i + 1](h, condition=given))
         return self.head(h.mean(1)).squeeze(1)
+
+
+def _right(net: nn.Module, x: Tensor, c: Tensor, truth: Tensor, seed: int, steps: int) -> float:
+    """Train a net on questions of yes or no, and return its accuracy on the rows to judge."""
+    minimise(
+        lambda r: binary_cross_entropy_with_logits(net(x[r], c[r]), truth[r]),
+        net.parameters(), FIT, steps=steps, seed=seed,
+    )  # fmt: skip
+    with torch.no_grad():
+        right = (net(x[FIT:], c[FIT:]) > 0) == truth[FIT:].bool()
+    return float(right.double().mean())
 
 
 @torch.no_grad()

@@ -64,11 +64,16 @@ class ContinualStudy(Study):
             "And less than a head of as many frozen random vectors.",
             "backward transfer, frozen descriptions less frozen random vectors",
         ),
+        Claim(
+            "directions",
+            "Projecting off random directions, as many, keeps less than off those of old inputs.",
+            "backward transfer, projected less random",
+        ),
     )
     null = Claim(
-        "random",
-        "Projecting off random directions, as many, keeps nothing.",
-        "backward transfer, random less plain",
+        "again",
+        "Plain steps from another first draw of the weights lose as much.",
+        "backward transfer of plain steps, one draw less another",
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
@@ -80,6 +85,10 @@ class ContinualStudy(Study):
         for rule in RULES:
             tick(rule)
             found[rule] = learned_in_turn(rule, x, label, tasks, seed, TINY if tiny else EPOCHS)
+        tick("again")
+        found["again"] = learned_in_turn(
+            "plain", x, label, tasks, seed + 1_000, TINY if tiny else EPOCHS
+        )
         back = {rule: row["backward"] for rule, row in found.items()}
         plain, kept = found["plain"], found["projected"]
         return {
@@ -91,6 +100,7 @@ class ContinualStudy(Study):
             "teacher": back["slow teacher"] - back["adapters"],
             "text": back["text"] - back["plain"],
             "meaning": back["text"] - back["vectors"],
-            "random": back["random"] - back["plain"],
+            "directions": back["projected"] - back["random"],
+            "again": back["plain"] - back["again"],
             **{f"{rule} | {name}": v for rule, row in found.items() for name, v in row.items()},
         }
