@@ -112,6 +112,7 @@ STUDIES: dict[str, str] = {
     "nac-me": "NACMEStudy",
     "neuron-lens": "NeuronLensStudy",
     "next-pixel": "NextPixelStudy",
+    "next-tokens": "NextTokensStudy",
     "noisy-labels": "NoisyLabelsStudy",
     "normgrad": "NormGradStudy",
     "once-for-all": "OnceForAllStudy",
