@@ -7,11 +7,13 @@ out; a test compares code and page. A notebook that is no page is run again and 
 """
 
 import ast
+import base64
 import contextlib
 import io
 import json
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,8 @@ def outputs_of(source: str, names: dict[str, Any], number: int) -> list[dict[str
         told = {"text/plain": repr(value)}
         if hasattr(value, "_repr_html_"):
             told["text/html"] = value._repr_html_()
+        if hasattr(value, "_repr_png_"):
+            told["image/png"] = base64.b64encode(value._repr_png_()).decode()
         if hasattr(value, "_repr_mimebundle_"):
             told = value._repr_mimebundle_()
         found.append({
@@ -97,7 +101,12 @@ def main(pages: list[str]) -> int:
         return 2
     for word in pages:
         path = ROOT / "examples" / f"{Path(word).stem}.ipynb"
-        path.write_text(json.dumps(notebook_of(Path(word)), indent=1) + "\n", "utf-8")
+        page = Path(word).resolve()
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+            sys.path.insert(0, folder)  # a notebook may write modules, as a kernel finds them
+            made = notebook_of(page)
+            sys.path.remove(folder)
+        path.write_text(json.dumps(made, indent=1) + "\n", "utf-8")
         print(path.relative_to(ROOT))
     return 0
 

@@ -33,6 +33,7 @@ def shown(source: str, names: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_and_shows_what_it_holds(path, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as a kernel does
     names: dict[str, Any] = {"__name__": "__main__"}
     for cell in HELD[path]["cells"]:
         if cell["cell_type"] != "code":
