@@ -1,6 +1,7 @@
 """Models that did forget a class, only fell silent about it, or did nothing."""
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,9 @@ import torch
 from torch import nn
 
 from sonde import InputError, Model
+from sonde.edit import Forgotten
+from sonde.edit.forgetting import Standing, membership_attack
+from sonde_studies.parts.forgotten_rows import audit_by_losses
 from sonde_studies.parts.traces import Reading, shuffled
 from sonde_studies.recipes.unlearning_audit import unlearning_audit
 
@@ -120,3 +124,17 @@ def test_rows_of_classes_that_stay_are_audited_by_their_losses():
         assert found.verdict == wanted
     found = unlearning_audit(anew, gold, forget, retain, held=held, progress=False)
     assert found.verdict == "cannot tell"
+
+
+@pytest.mark.truth("99 % of a normal law lie within 2.576 standard errors")
+def test_without_a_gold_model_the_attack_is_tested_at_one_percent():
+    draw = torch.Generator().manual_seed(0)
+    kept = [torch.rand(80, generator=draw).double() for _ in "ab"]
+    seen, anew = membership_attack(kept[0] - 1, kept[1]), membership_attack(*kept)
+    side = {part: Standing(1.0, 0.5, 80) for part in ("forget", "retain", "held")}
+    for errors, wanted in ((2.3, "gone"), (-2.3, "gone"), (2.9, "not"), (-2.9, "stands")):
+        value = 0.5 + errors * float(anew.se)
+        low, high = (value + 1.96 * sign * float(anew.se) for sign in (-1, 1))
+        now = replace(anew, value=value, low=low, high=high)
+        said = Forgotten(side, side, None, now, seen, None)
+        assert audit_by_losses(said, 80, has_gold=False).verdict.startswith(wanted)

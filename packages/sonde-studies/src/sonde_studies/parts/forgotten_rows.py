@@ -16,6 +16,8 @@ from sonde_studies.parts.traces import SHOTS, Reading
 QUESTION = "Is what the model was made to forget really gone?"
 UNHELD = "Pass unseen examples of the forgotten classes as held for an attack by loss."
 ATTACK = "attack by low loss (0.5 = nothing to tell)"
+SURE = 2.576
+"""Standard errors from chance that an attack must lie without a gold model: 1 % in all."""
 
 
 def audit_by_losses(said: Forgotten, n: int, *, has_gold: bool) -> Answer:
@@ -23,9 +25,10 @@ def audit_by_losses(said: Forgotten, n: int, *, has_gold: bool) -> Answer:
     now, then = (m for m in (said.attack, said.attack_before) if m is not None)
     gold = said.attack_retrained
     base = (0.5, 0.5) if gold is None else (gold.low, gold.high)
-    if now.low > base[1]:
+    low, high = (now.low, now.high) if gold else _wide(now)
+    if low > base[1]:
         verdict = "not forgotten"
-    elif now.high < base[0]:
+    elif high < base[0]:
         verdict = "stands out by high losses"
     else:
         verdict = "gone by its losses" if then.low > base[1] else "cannot tell"
@@ -56,11 +59,18 @@ def audit_by_losses(said: Forgotten, n: int, *, has_gold: bool) -> Answer:
         facts={"control": "a model that never saw them" if has_gold else "none"},
         advice=(
             "Forget and retain examples share their classes, or have none: only the losses are "
-            "audited, not the states.",
+            "audited, not the states. Held examples must be like those to forget, such as other "
+            "rows of the same person.",
             *([] if has_gold else ["Pass a model that was trained without them as gold: easy rows "
                                    "have low losses too."]),
         ),
     )  # fmt: skip
+
+
+def _wide(found: Metric) -> tuple[float, float]:
+    """Return the interval of an attack at 99 %."""
+    value, half = float(found.value), SURE * float(found.se or 0.0)
+    return min(found.low, value - half), max(found.high, value + half)
 
 
 def are_classes(inputs: Mapping[str, ItemInputs]) -> bool:
