@@ -48,6 +48,20 @@ def test_the_form_that_the_model_was_trained_on_is_named(
 
 
 @pytest.mark.slow
+@pytest.mark.truth("planted: pictures with rows and columns exchanged")
+def test_a_small_budget_tries_rows_of_all_classes_of_sorted_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sonde.findings.trial_budget.SECONDS", 0.0025)
+    x, label = arrays.digits()
+    order = torch.argsort(label[:400], stable=True)
+    net = arrays.net(trained=True)
+    (found,) = scanned(net, turned(x[:400])[order], label[:400][order]).findings
+    assert "with height and width exchanged" in found["sentence"]
+    assert found["figure"]["n_rows"] >= 150  # most rows judge, not those few that are tried first
+
+
+@pytest.mark.slow
 def test_a_model_that_is_right_and_one_that_never_learned_are_clear() -> None:
     x, label = arrays.digits()
     for trained in (True, False):

@@ -127,6 +127,16 @@ def chosen_examples(stream: LiveStream, n: int, seed: int) -> list[int]:
     return sorted(first[groups[i]] for i in order.tolist())
 
 
+def thinned(small: SmallBatches, n: int, seed: int) -> SmallBatches:
+    """Return the examples of the ``n`` groups of smallest hash, in their order.
+
+    The first examples would not do: files are often sorted by class.
+    """
+    keys = [one.group_keys[0] for one in small.singles]
+    order = np.argsort(base_hashes(keys, "sample", seed), kind="stable")[:n]
+    return replace(small, singles=tuple(small.singles[i] for i in sorted(order.tolist())))
+
+
 def self_check(
     stream: LiveStream, seed: int = 0, deep: bool = False, trials: Trials | None = None
 ) -> SelfCheck:

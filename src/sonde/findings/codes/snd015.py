@@ -4,11 +4,12 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
+import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import binom
 from torch import Tensor
 
-from sonde.findings.evidence._cooled import cooled_loss, recalibrated_loss
+from sonde.findings.evidence._cooled import cooled_loss, crossed_loss
 from sonde.findings.evidence._mended_rows import MendedRows
 from sonde.findings.evidence._stored_columns import StoredColumns
 from sonde.findings.evidence._tried_forms import Tried
@@ -36,6 +37,7 @@ class SND015(Rule):
     near: float = 0.6
     rival: float = 0.15
     fall: float = 0.1
+    rivals: float = 0.9
 
     title: ClassVar[str] = "Inputs in another form than in training"
     theme: ClassVar[Theme] = "run"
@@ -62,8 +64,9 @@ class SND015(Rule):
         "must fit all rows: it is raised if it removes half of the errors, spoiled rows "
         "deducted, and is not a scale. If no form corrects enough answers, the log loss of the "
         "held-out rows, at the best temperature of each form, must be a tenth below that of "
-        "the unchanged inputs with the best bias for each class (signed ranks, 0.1 %), and "
-        "accuracy must not fall. Columns of a table are compared with the mean and standard "
+        "the unchanged inputs (signed ranks, 0.1 %), accuracy must not fall, and the best bias "
+        "of one class with unchanged inputs must not give a loss a tenth lower still. "
+        "Columns of a table are compared with the mean and standard "
         "deviation that the model stores (in a batch norm, or in two buffers as wide as the "
         "table): raised if a column lies two stored standard deviations away, or if its "
         "standard deviation is a quarter or four times the stored one, while most columns fit; "
@@ -122,6 +125,9 @@ class SND015(Rule):
         least = max(own + figure.threshold, max(self.whole * reach - 0.05, 0.1) if numbers else 0.0)
         if gain <= 0 or p >= self.level or own + gain < least:
             return self._by_loss(evidence, found, (given, best), trial, self.clear(figure))
+        losses = _losses(evidence, found, (given, best))
+        if losses is not None and float(losses[2].mean()) < self.rivals * float(losses[1].mean()):
+            return self.clear(figure, "a bias on the logit of one class corrects more")
         before, after, most = (_reached(x, numbers) for x in (own, own + gain, found.probe))
         probe = "" if math.isnan(found.probe) else f"; a probe of its last layer {most}"
         text = (
@@ -142,21 +148,23 @@ class SND015(Rule):
         trial: Trial,
         clear: Check,
     ) -> Check:
-        """Judge a form that corrects too few answers for a sign test by the log loss of rows."""
-        label = evidence.data.label[found.rows]
-        if pair[0].logits is None or trial.nats is None or trial.gain < 0:
+        """Judge a form that corrects too few answers for a sign test by the log loss of rows.
+
+        Rows cannot tell such a form from a bias of one class if that lowers the loss as much; the
+        sentence says so then.
+        """
+        losses = _losses(evidence, found, pair)
+        if losses is None or trial.gain < 0:
             return clear
-        before = recalibrated_loss(pair[0].logits, label, found.chooses)
-        if before is None:
-            return clear
-        before = before[~found.chooses]
-        own, then = float(before.mean()), float(trial.nats.mean())
-        p = chance_of_gain(-before, -trial.nats)
+        before, after, biased = losses
+        own, then = float(before.mean()), float(after.mean())
+        p = chance_of_gain(-before, -after)
         fall = 1 - then / own if own > 0 else 0.0
         figure = Figure(
             "loss_fall", fall, unit="share", null=0.0, p=p, n_rows=len(before), threshold=self.fall
         )  # fmt: skip
-        if fall < self.fall or p >= self.level:
+        rival = float(biased.mean())
+        if fall < self.fall or p >= self.level or rival < self.rivals * then:
             return clear
         right, now = (percent(float(x.mean())) for x in (trial.after, trial.before))
         text = (
@@ -164,6 +172,11 @@ class SND015(Rule):
             f"instead of {number(own, 2)} on {plural(len(before), 'row')} held out from this "
             f"choice, at the best temperature; accuracy {right} instead of {now}."
         )
+        if chance_of_gain(-biased, -after) >= 0.01:
+            text += (
+                f" A bias of one class gives {number(rival, 2)} nats with unchanged inputs: these "
+                "rows cannot decide between them."
+            )
         fix = f": log loss {number(then, 2)} nats instead of {number(own, 2)}.{_range(pair[1])}"
         return self._raised(text, figure, pair[1], fix, "warning", trial if trial.holds else None)
 
@@ -337,6 +350,26 @@ def _nats(
         return None
     loss = cooled_loss(form.logits, evidence.data.label[rows], chooses)
     return None if loss is None else loss[~chooses]
+
+
+def _losses(
+    evidence: Evidence, found: VariantEvidence, pair: tuple[Tried, Tried]
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return the log losses of the rows that judge: as given, in a form, and with one bias.
+
+    Every second row fits the constants of the others, and the other way round.
+    """
+    given, form = (one.logits for one in pair)
+    label, half = evidence.data.label[found.rows], torch.arange(len(found.rows)) % 2 == 0
+    if given is None or form is None:
+        return None
+    every = (
+        crossed_loss(given, label, half),
+        crossed_loss(form, label, half),
+        crossed_loss(given, label, half, biased=True),
+    )
+    kept = [loss[~found.chooses] for loss in every if loss is not None]
+    return (kept[0], kept[1], kept[2]) if len(kept) == len(every) else None
 
 
 def _differences(trial: Trial) -> tuple[Tensor, Tensor]:

@@ -36,21 +36,38 @@ def cooled_loss(
     return min(losses, key=lambda loss: float(loss[chooses].mean()))
 
 
-def recalibrated_loss(
-    logits: Float[Tensor, "row class"], label: Int[Tensor, "row"], chooses: Bool[Tensor, "row"]
+def crossed_loss(
+    logits: Float[Tensor, "row class"],
+    label: Int[Tensor, "row"],
+    half: Bool[Tensor, "row"],
+    biased: bool = False,
 ) -> Float[Tensor, "row"] | None:
-    """Return the log loss at one temperature or, if lower, with a bias of each class.
+    """Return the log loss of each row at the temperature that suits the other half of the rows.
 
-    What a bias of the classes repairs as well says nothing about the inputs.
+    With ``biased``, the other half also chooses one class and a bias of its logit: what such a bias
+    repairs as well says nothing about the inputs.
     """
-    cooled = cooled_loss(logits, label, chooses)
-    if cooled is None:
+    found = torch.zeros(len(label), dtype=torch.float64)
+    for fits in (half, ~half):
+        loss = (_one_bias if biased else cooled_loss)(logits, label, fits)
+        if loss is None:
+            return None
+        found[~fits] = loss[~fits]
+    return found
+
+
+def _one_bias(
+    logits: Float[Tensor, "row class"], label: Int[Tensor, "row"], fits: Bool[Tensor, "row"]
+) -> Float[Tensor, "row"] | None:
+    """Return the log loss of each row with a bias of one class and a factor that suit some rows."""
+    if cooled_loss(logits, label, fits) is None:
         return None
     x = two_logits(logits).double()
-    scale, moved = fitted_constants(x[chooses], label[chooses], torch.eye(x.shape[1]).double())
-    biased = cross_entropy(scale * x + moved, label, reduction="none")
-    better = float(biased[~chooses].mean()) < float(cooled[~chooses].mean())
-    return biased if better else cooled
+    found = list[Tensor]()
+    for one in torch.eye(x.shape[1], dtype=torch.float64)[:, :, None]:
+        scale, bias = fitted_constants(x[fits], label[fits], one)
+        found.append(cross_entropy(scale * x + bias, label, reduction="none"))
+    return min(found, key=lambda loss: float(loss[fits].mean()))
 
 
 def fitted_constants(

@@ -8,6 +8,7 @@ from typing import Final
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from sonde.findings.evidence._simplest import factor_words
 
@@ -16,6 +17,9 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 Inputs = Float[Tensor, "row *rest"]
 Change = Callable[[Inputs], Inputs]
 GAMMAS = (1 / 3, 1 / 2.2, 2.2, 3.0)
+BLURS: Final = (3, 5)
+LARGE: Final = 10.0
+"""Range of numbers from which inputs are pixels in 0..255 rather than fractions."""
 FACTORS = (
     10.0,
     100.0,
@@ -187,13 +191,36 @@ def changes(
         found["with the order of steps reversed"] = lambda x: x.flip(1)
         found |= _curves_of(x, CURVES) | _sequence_exchanges(x)
     picture = picture_shape(x) if pictures or x.ndim == 4 else None
-    if picture is not None:
-        found |= _turned(picture)
-        for power in GAMMAS:
-            found[f"with their brightness to the power of {power:.2g}"] = lambda x, p=power: (
-                dark + room * ((x - dark) / room).clamp(min=0) ** p
-            )
-    return found
+    if picture is None:
+        return found
+    turned = _turned(picture)
+    if x.ndim == 4:  # the last axis is that of the columns
+        turned.pop("mirrored")
+    found |= turned
+    for power in GAMMAS:
+        found[f"with their brightness to the power of {power:.2g}"] = lambda x, p=power: (
+            dark + room * ((x - dark) / room).clamp(min=0) ** p
+        )
+    return _by_promise(found, pixel_moves(picture), span)
+
+
+def _by_promise(
+    found: dict[str, Change], moves: Mapping[str, object], span: float
+) -> dict[str, Change]:
+    """Return forms of pictures in the order in which a small budget should try them.
+
+    First what pictures that were loaded otherwise need, last the moves and a scale away from what
+    networks are trained on.
+    """
+    unlikely = "divided by 255" if span < LARGE else "multiplied by 255"
+    first = ("inverted", "turned", "mirrored", "reverse order", "height and width")
+
+    def rank(words: str) -> int:
+        if words in moves or words == unlikely:
+            return 2 + (words in moves)
+        return 0 if any(word in words for word in first) else 1
+
+    return {w: found[w] for w in sorted(found, key=rank)}
 
 
 def _sequence_exchanges(x: Float[Tensor, "row one two"]) -> dict[str, Change]:
@@ -251,6 +278,11 @@ def pixel_move(picture: Sequence[int], step: int, dim: int) -> Change:
     return lambda x: x.reshape(-1, *picture).roll(step, dim).reshape(x.shape)
 
 
+def _blur(n: int) -> Change:
+    """Return the change that gives each pixel the mean of the pixels around it."""
+    return lambda x: avg_pool2d(x, n, 1, n // 2, count_include_pad=False)
+
+
 def _turned(picture: Sequence[int]) -> dict[str, Change]:
     """Return the changes that move or turn pictures of a shape, also if they come as vectors."""
 
@@ -266,5 +298,6 @@ def _turned(picture: Sequence[int]) -> dict[str, Change]:
         "turned to the left": turned(lambda x: x.rot90(1, (-2, -1))),
         "turned to the right": turned(lambda x: x.rot90(-1, (-2, -1))),
         "mirrored": turned(lambda x: x.flip(-1)),
+        **{f"blurred over {n} x {n} pixels": turned(_blur(n)) for n in BLURS},
         **moved,
     }

@@ -23,7 +23,7 @@ from sonde.findings.evidence.fresh_weights import FreshLayers
 from sonde.findings.evidence.lens import LensEvidence
 from sonde.findings.evidence.part_changes import PartChange, answers_scaled, grid, part_changes
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.self_check import chosen_examples
+from sonde.findings.self_check import chosen_examples, thinned
 from sonde.findings.trial import Trial, chooses_by_key
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
@@ -101,7 +101,7 @@ def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
     if len(small) < 2 * LEAST:
         return f"needs {2 * LEAST} rows of one size"
     whole = small
-    small = replace(small, singles=small.singles[: _affordable(evidence, small)])
+    small = thinned(small, _affordable(evidence, small), evidence.data.seed)
     part = FINE_PART if reason else 1.0
     with untouched(stream.model.module), torch.no_grad():
         found = _searched(stream, evidence, small, part)

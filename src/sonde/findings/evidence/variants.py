@@ -19,6 +19,7 @@ from sonde.findings.evidence._input_forms import Change
 from sonde.findings.evidence._mended_rows import MendedRows, mended_rows, wrong_and_right
 from sonde.findings.evidence._norm_fits import NormFit, batch_norms, norm_fits
 from sonde.findings.evidence._number_answers import number_answers
+from sonde.findings.evidence._shared import shared_rows
 from sonde.findings.evidence._stored_columns import StoredColumns, stored_columns
 from sonde.findings.evidence._tried_forms import (
     HALF,
@@ -27,13 +28,14 @@ from sonde.findings.evidence._tried_forms import (
     forms_of,
     is_changeable,
     numbers_of,
+    score_rows_of,
     simple_form,
     tried_forms,
 )
 from sonde.findings.evidence._undone import refitted_norms
-from sonde.findings.evidence.answers import class_answers, compared_answers
+from sonde.findings.evidence.answers import answer_columns, class_answers, compared_answers
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.self_check import chosen_examples
+from sonde.findings.self_check import chosen_examples, thinned
 from sonde.findings.trial import Trial, chooses_by_key
 from sonde.findings.words.text import listed
 from sonde.tap import LiveStream
@@ -42,7 +44,8 @@ from sonde.tap.streams.small_batches import SmallBatches, small_batches
 
 LEAST = 24
 FORMS = 16  # that are tried on fewer rows if they cost too much on all
-FEW, SCREENED, KEPT, MOST = 64, 16, 2, 0.8  # rows; and the part of the budget for the best
+FEW, SCREENED, AGAIN, JUDGES = 64, 16, 32, 256  # rows
+KEPT, MOST = 4, 0.8  # forms that are tried again, and the part of the budget for them
 TIED, SAME, NIL = 0.03, 1.05, 0.005
 GAP, ERRORS = 0.1, 3.0
 SEVERE = 0.5  # nats: of a mean that is off by a whole standard deviation
@@ -111,7 +114,7 @@ def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
         stream.model, stream.inputs, chosen_examples(stream, ROWS, evidence.data.seed), None
     )
     able = evidence.budget.rows(ROWS, LEAST, FORMS, HALF)
-    small = replace(every, singles=every.singles[:able])
+    small = thinned(every, able, evidence.data.seed)
     if len(small) < LEAST:
         return VariantEvidence()
     with untouched(stream.model.module), torch.no_grad():
@@ -152,28 +155,27 @@ def _with_forms(
     """Return the evidence with the rows in other forms, and the form that the rows choose.
 
     If a forward is so costly that few rows can be run in all forms, rows that choose screen the
-    forms first, and the best of them are run on as many rows as the rest of the budget allows.
+    forms first. The chosen form is then run on as many rows as the rest of the budget allows.
     """
-    forms = forms_of(numbers_of(every), evidence, judged)
-    part = HALF
+    forms, part = forms_of(numbers_of(every), evidence, judged), HALF
     if judged and evidence.data.target is None and len(small) < min(FEW, len(every)):
+        small, forms = _screened(stream, every, forms, evidence)
         part = MOST
-        forms = _screened(stream, every, forms, evidence)
-        able = evidence.budget.rows(len(every), len(small), len(forms), part)
-        small = replace(every, singles=every.singles[:able])
     tried = tuple(tried_forms(stream, small, forms, norms, evidence, judged, part))
     order, chooses = _judged_rows(small, evidence)
     best = _chosen(stream, small, tried, chooses, evidence)
-    return replace(found, tried=tried, n_rows=len(small), rows=order, chooses=chooses, best=best)
+    found = replace(found, tried=tried, n_rows=len(small), rows=order, chooses=chooses, best=best)
+    return _judged_on_more(stream, evidence, found)
 
 
 def _screened(
     stream: LiveStream, every: SmallBatches, forms: dict[str, Change], evidence: Evidence
-) -> dict[str, Change]:
-    """Return the unchanged inputs and the forms of least log loss on a few rows that choose."""
-    keys = [key for one in every.singles for key in one.group_keys]
-    which = torch.nonzero(chooses_by_key(keys)).flatten().tolist()[:SCREENED]
-    few = replace(every, singles=tuple(every.singles[i] for i in which))
+) -> tuple[SmallBatches, dict[str, Change]]:
+    """Return rows that choose, with the unchanged inputs and the forms that do best on half."""
+    chooses = chooses_by_key([one.group_keys[0] for one in every.singles]).tolist()
+    choosing = tuple(one for one, is_one in zip(every.singles, chooses, strict=True) if is_one)
+    again = thinned(replace(every, singles=choosing), AGAIN, evidence.data.seed)
+    few = thinned(again, SCREENED, evidence.data.seed)
     label = few.together(range(len(few))).label
     label = label[label >= 0]
     losses: dict[str, float] = {}
@@ -181,7 +183,60 @@ def _screened(
         loss = None if form.logits is None else cooled_loss(form.logits, label, label >= 0)
         losses[form.words] = math.inf if loss is None else float(loss.mean())
     best = sorted((w for w in losses if w), key=lambda words: losses[words])[:KEPT]
-    return {words: forms[words] for words in ("", *best)}
+    return again, {words: forms[words] for words in ("", *best)}
+
+
+def _judged_on_more(
+    stream: LiveStream, evidence: Evidence, found: VariantEvidence
+) -> VariantEvidence:
+    """Return the evidence with the chosen form on all rows that the budget allows.
+
+    Rows that did not choose it judge it. The answers to the unchanged inputs are those of the scan.
+    """
+    best, known, seed = found.best, _answers_by_order(evidence), evidence.data.seed
+    if best is None or best.score is None or not found.tried:
+        return found
+    n = evidence.budget.rows(JUDGES, 0, 2 - bool(known))
+    which = [i for i in chosen_examples(stream, n, seed) if not known or i in known]
+    if len(which) <= len(found.rows):
+        return found
+    small = small_batches(stream.model, stream.inputs, which, None)
+    forms: dict[str, Change] = {"": found.tried[0].change} if not known else {}
+    made = list(
+        tried_forms(stream, small, {**forms, best.words: best.change}, (), evidence, True, 1)
+    )
+    if known and made:
+        made = [_as_scanned(small, known, evidence), *made]
+    if len(made) < 2 or made[0].score is None or made[1].score is None:
+        return found
+    order, _ = _judged_rows(small, evidence)
+    chose = set(found.rows[found.chooses].tolist())
+    given = replace(made[0], misfit=found.tried[0].misfit)
+    return replace(
+        found,
+        tried=(given, *found.tried[1:]),
+        rows=order,
+        chooses=torch.tensor([i in chose for i in order.tolist()]),
+        best=replace(best, score=made[1].score, logits=made[1].logits),
+    )
+
+
+def _answers_by_order(evidence: Evidence) -> dict[int, Float[Tensor, "class"]]:
+    """Return the logits of the sampled rows by planned order; empty if they are not known."""
+    columns, order = answer_columns(evidence), shared_rows(evidence).order
+    if isinstance(columns, str) or order is None or evidence.data.target is not None:
+        return {}
+    return dict(zip(order.tolist(), columns[0], strict=True))
+
+
+def _as_scanned(
+    small: SmallBatches, known: dict[int, Float[Tensor, "class"]], evidence: Evidence
+) -> Tried:
+    """Return the unchanged inputs with the answers that the scan read."""
+    whole = small.together(range(len(small)))
+    logits = torch.stack([known[i] for i in whole.order.tolist()])
+    score = score_rows_of(logits, whole, evidence)
+    return Tried("", score, math.nan, logits=logits[whole.label >= 0])
 
 
 def _refitted(
