@@ -132,6 +132,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "GenericToSpecific": {"dim": 4, "dim2": 3},
     "InputDecoder": {"width": 4},
     "LearnedViews": {"dim": 4},
+    "NextTokens": {"dim": 4, "classes": 3},
     "StructuredTransfer": {"dims": [(2, 3), (3, 2)]},
     "Align": {"projector": "mlp", "width": 3, "hidden": 8},
     "Contrast": {"k": 0},

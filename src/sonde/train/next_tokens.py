@@ -73,6 +73,7 @@ class NextTokens(nn.Module):
     ) -> None:
         super().__init__()
         self.dim, self.n, self.first, self.classes = dim, n, first, classes
+        self.seed = seed
         check_ranges(self, dim=">= 1", n=">= 1", first=">= 1", classes=">= 1")
         if (head is None) == (classes is None):
             raise InputError(
