@@ -95,3 +95,23 @@ def test_files_that_do_not_serve(tmp_path, steering):
     assert "steering_vector at model.layers.3:out" in wrong
     images = run_words("generate", "sonde:digits", "a").error()
     assert "expected a model of texts, got Model('sonde:digits'" in images
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the length of a table of positions")
+def test_it_stops_at_the_last_position_of_a_model(tmp_path, model):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    ids = model.processor("import os", return_tensors="pt")["input_ids"]
+    n = ids.shape[1]
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": len(model.processor)}
+    torch.manual_seed(0)
+    net = GPT2LMHeadModel(GPT2Config(n_positions=n + 5, bos_token_id=0, eos_token_id=None, **sizes))
+    net.save_pretrained(tmp_path / "tiny")
+    model.processor.save_pretrained(tmp_path / "tiny")
+    said = run_words("generate", tmp_path / "tiny", "import os", "--json")
+    assert said.code == 0
+    assert "at most 5" in said.err
+    refused = run_words("generate", tmp_path / "tiny", "import os, sys, re, abc", "--json")
+    assert refused.code == 2
+    assert f"fewer than {n + 5} tokens" in refused.err

@@ -245,11 +245,32 @@ class Generate:
                 **given,
                 **sampled,
                 do_sample=self.sample,
-                max_new_tokens=self.max_new_tokens,
+                max_new_tokens=self._room(model, ids.shape[1]),
                 logits_processor=[] if processor is None else [processor],
                 streamer=None if self.printing.json else streamer(model.processor),
             )
         return str(model.processor.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+
+    def _room(self, model: Any, n_prompt: int) -> int:
+        """Return how many tokens are generated: no more than the model has positions for."""
+        from sonde.data.text_encoding import context_of
+
+        context = None if is_encoder_decoder(model) else context_of(model)
+        if context is None or n_prompt + self.max_new_tokens <= context:
+            return self.max_new_tokens
+        if n_prompt >= context:
+            raise InputError(
+                f"sonde generate: expected a prompt of fewer than {context} tokens, the most that "
+                f"this model reads, got {n_prompt}. Shorten it."
+            )
+        room = context - n_prompt
+        note(f"note: the model reads at most {context} tokens: at most {room} are generated.")
+        return room
+
+
+def is_encoder_decoder(model: Any) -> bool:
+    """Return whether the prompt and the generated tokens have positions of their own."""
+    return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
 def streamer(tokenizer: Any) -> Any:
