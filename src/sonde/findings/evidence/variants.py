@@ -45,7 +45,7 @@ from sonde.tap.streams.small_batches import SmallBatches, small_batches
 LEAST = 24
 FORMS = 16  # that are tried on fewer rows if they cost too much on all
 FEW, SCREENED, AGAIN, JUDGES = 64, 16, 32, 256  # rows
-KEPT, MOST = 4, 0.8  # forms that are tried again, and the part of the budget for them
+KEPT, MOST = 3, 0.8  # forms that are tried again, and the part of the budget for them
 TIED, SAME, NIL = 0.03, 1.05, 0.005
 GAP, ERRORS = 0.1, 3.0
 SEVERE = 0.5  # nats: of a mean that is off by a whole standard deviation
