@@ -13,6 +13,7 @@ from sonde_studies.text import as_text
 STUDIES: dict[str, str] = {
     "abstopk": "AbsTopKStudy",
     "active-variables": "ActiveVariablesStudy",
+    "adaptive-learners": "AdaptiveLearnersStudy",
     "align-teacher": "AlignTeacherStudy",
     "alignment-quality": "AlignmentQualityStudy",
     "alternating-fields": "AlternatingFieldsStudy",
