@@ -3,14 +3,13 @@
 A perceptron over digits whose hidden module is replaced; noisy digits are harder than clean ones.
 """
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from sonde import Model
 from sonde.compress import AdaptiveModules
-from sonde.compress.adaptive_modules import GatedLearners
 from sonde.data import open_inputs
 from sonde_studies._recipe_data import items_of, shuffled_digits
 from sonde_studies.study import Claim, Figures, Study, Tick
@@ -62,7 +61,7 @@ class AdaptiveLearnersStudy(Study):
                 ["mlp"], LEARNERS, budget, steps=TINY if tiny else STEPS, rate=3e-3, seed=seed
             )
             made = rule.fit(model, inputs).module
-            gate = made.get_submodule("mlp")
+            gate: Any = made.get_submodule("mlp")
             cost = _diverges(wanted, made, x[HELD])
             number = gate.number
             found[f"nats | {budget:.0%}"] = cost
@@ -105,7 +104,7 @@ def _diverges(wanted: Tensor, net: nn.Module, x: Tensor) -> float:
 
 
 @torch.no_grad()
-def _dealt(wanted: Tensor, net: nn.Module, gate: GatedLearners, x: Tensor, number: Tensor) -> float:
+def _dealt(wanted: Tensor, net: nn.Module, gate: Any, x: Tensor, number: Tensor) -> float:
     """Return the divergence if each row runs a given number of learners."""
 
     def picked(module: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
