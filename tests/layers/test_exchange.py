@@ -118,7 +118,7 @@ def test_fresh_streams_are_left_alone_and_messages():
         found = Exchange(how, 4)(a, b)
         assert torch.equal(found[0], a)
         assert torch.equal(found[1], b)
-    with pytest.raises(InputError, match="expected a way of swap shift"):
+    with pytest.raises(InputError, match="expected how as one of swap, shift"):
         Exchange("blend")
     with pytest.raises(ShapeError, match="streams of one shape"):
         Exchange()(draw(2, 5, 4), draw(2, 6, 4))

@@ -219,10 +219,10 @@ def test_the_order_of_tensors_in_a_file_does_not_matter(tmp_path, monkeypatch, b
     ("layers", "error", "message"),
     [
         ({}, InputError, "at least one layer"),
-        ({"many": Adapter(4, 2)}, SiteError, "many is a list that is never called"),
+        ({"many": Adapter(4, 2)}, SiteError, "many is a list of modules, which is never called"),
         ({"tail": Adapter(4, 2)}, SiteError, "expected a module, got 'tail'"),
         ({"attention.out_proj": Adapter(4, 2)}, SiteError, "kernel of attention .* never calls it"),
-        ({"one": Adapter(4, 2)}, SiteError, "one and two are one module"),
+        ({"one": Adapter(4, 2)}, SiteError, "one and two are the same module"),
         ({"block:in": Adapter(4, 2)}, SiteError, "path of one module, got 'block:in'"),
         ({"block": ParallelAdapters(nn.Linear(4, 4), 4)}, InputError, "starts as the identity"),
     ],
@@ -240,7 +240,7 @@ def test_what_cannot_be_inserted_leaves_the_model_as_it_was(net, layers, error, 
 def test_twice_inserted_twice_removed_and_a_changed_model(net):
     layer = adapter()
     new = sonde.inserted(net, {"block": layer})
-    with pytest.raises(InputError, match="a layer at block was inserted before"):
+    with pytest.raises(InputError, match="a layer at block is already inserted"):
         sonde.inserted(new, {"block": Adapter(4, 2)})
     with pytest.raises(InputError, match="this Adapter was inserted before"):
         sonde.inserted(net, {"block": layer, "many.0": layer})
@@ -293,5 +293,5 @@ def test_a_layer_that_was_changed_after_it_was_made_is_saved_as_it_is(tmp_path):
     assert back["0"].strength == 0.7
     assert back["1"].pattern == Blocks((4,))
     own["0"].given["seed"] = object()
-    with pytest.raises(InputError, match=r"a parameter that no file holds \(seed: object\)"):
+    with pytest.raises(InputError, match=r"argument that cannot be written to JSON \(seed: object\)"):
         save_layers(new, tmp_path / "mine")

@@ -147,10 +147,10 @@ def test_interrupted_growth_is_unseen_and_goes_on(tmp_path, monkeypatch, grow, a
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: live(items(9, 2), seed=1), "others .other model."),
-        (lambda: live(items(9, 2), ["0"]), "others .other 2:out."),
-        (lambda: KeptRows(live(items(9, 2)), 1), "others .other keep."),
-        (lambda: Stream.of(rows(9)), "others .other"),
+        (lambda: live(items(9, 2), seed=1), "got another model."),
+        (lambda: live(items(9, 2), ["0"]), "got another 2:out."),
+        (lambda: KeptRows(live(items(9, 2)), 1), "got another keep."),
+        (lambda: Stream.of(rows(9)), "got another"),
     ],
 )
 def test_data_of_another_kind_are_not_appended(tmp_path, make, message):
@@ -164,8 +164,8 @@ def test_data_of_another_kind_are_not_appended(tmp_path, make, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: live(items(20, 1), seed=1), "its model"),
-        (lambda: live(items(20, 2)), "its data"),
+        (lambda: live(items(20, 1), seed=1), "model differs"),
+        (lambda: live(items(20, 2)), "data differs"),
     ],
 )
 def test_sites_of_other_rows_are_not_added(tmp_path, make, message):
@@ -198,7 +198,7 @@ def test_a_store_that_does_not_know_the_attention_kernel_grows(tmp_path, monkeyp
     module.config._attn_implementation = "eager"
     with pytest.raises(StoreError, match="other attn"):
         append_store(read_texts(module, 20, more[:1]), place)
-    with pytest.raises(StoreError, match="its attn"):
+    with pytest.raises(StoreError, match="attn differs"):
         add_sites(read_texts(module, 0, more), place)
 
 
@@ -211,7 +211,7 @@ class TestArrays:
             add_sites(Stream.of({"b": rows(30, seed=1)}), place)
         ids = [f"r{i}" for i in range(30)]
         place = write_store(Stream.of({"a": rows(30)}, ids=ids), tmp_path / "b")
-        with pytest.raises(StoreError, match="its columns"):
+        with pytest.raises(StoreError, match="columns differs"):
             add_sites(Stream.of({"b": rows(30)}, ids=ids[::-1]), place)
         assert add_sites(Stream.of({"b": rows(30, seed=1)}, ids=ids), place) == ["b"]
 

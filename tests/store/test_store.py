@@ -188,7 +188,7 @@ def test_the_same_call_writes_what_is_lost_again(tmp_path, monkeypatch, loss):
     before = {p: p.read_bytes() for p in place.rglob("*") if p.is_file()}
     name, kept = LOSSES[loss]
     lose(place / name, kept)
-    with pytest.raises(StoreError, match=r"Run the command that wr[a-z]+ it again"):
+    with pytest.raises(StoreError, match=r"Run the command that wr[a-z]+ (it|this store) again"):
         Store(place).check_files()
     again = Stopping(stream(90))
     write_store(again, place, unit_size=30)

@@ -280,7 +280,7 @@ def test_a_teacher_that_takes_other_inputs_and_what_is_no_module():
     key = ("0", "teacher:0")
     with (
         training(net, {key: Align()}, teacher=models.mlp(5)),
-        pytest.raises(InputError, match="the teacher Sequential does not take"),
+        pytest.raises(InputError, match="the teacher Sequential does not accept"),
     ):
         net(vectors())
 

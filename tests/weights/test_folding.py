@@ -274,5 +274,5 @@ def test_a_fold_reaches_positions_in_a_buffer_or_is_refused():
     with torch.no_grad():
         assert (net(x) @ unit).abs().max() > 0.1
         assert (folded(x) @ unit).abs().max() < 1e-5
-    with pytest.raises(StateError, match="also holds places, which is not saved"):
+    with pytest.raises(StateError, match="also contains places, which is not saved"):
         residual_writers(unsaved, x)

@@ -78,7 +78,7 @@ def test_the_command(three, tmp_path):
     ("words", "said"),
     [
         (["base"], "expected a base and at least one model"),
-        (["base", "a", "--drop", "0.5"], "--drop: ties does not read it"),
+        (["base", "a", "--drop", "0.5"], "--drop: the method ties has no such parameter"),
         (["base", "a", "b", "--method", "slerp"], "Slerp takes 1 model beside the base, got 2"),
         (["base", "a", "--keep", "head.*"], "no tensor of"),
         (["base", "sonde:stdlib"], "another vocabulary|not made from the same base"),
