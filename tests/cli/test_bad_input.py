@@ -129,7 +129,7 @@ def test_a_file_system_that_takes_no_files_is_known_before_the_work(run, place, 
     monkeypatch.setattr("sonde.run.reading.read.read", None)
     line = run(*words.split()).error()
     assert "cannot write /proc/x" in line
-    assert "/proc takes no files" in line or "no permission" in line
+    assert "/proc does not accept files" in line or "no permission" in line
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
@@ -235,7 +235,7 @@ def test_the_data_are_never_written_over(run, tmp_path, words):
     (tmp_path / "link.csv").hardlink_to(data)
     for output in (data, tmp_path / "link.csv"):
         line = run(*words, "-", data, "-o", output).error()
-        assert "it is read here, and would be replaced. Name another file." in line
+        assert "this command reads it, so it would be overwritten. Name another file." in line
     assert data.read_text() == "a,b\n1,2\n"
 
 

@@ -170,7 +170,7 @@ def test_the_list_says_which_layers_can_be_inserted(run):
         ("gate@blocks.1", "no layer is called 'gate'"),
         ("unit_gate", "expected LAYER@SITE"),
         ("unit_gate(size=3)@blocks.1", "unit_gate has no parameter 'size'"),
-        ("adapter@blocks.1", "expected a value of width, got none. Type it, as adapter(width=3)"),
+        ("adapter@blocks.1", "expected a value of width, got none. Add it, as adapter(width=3)"),
         ("readout@conv1", "got Readout. Use it in Python (sonde.layers.Readout), or insert one of"),
         ("readout@blocks.1", "keeps the shape of one site"),
         ("scaled_skip@blocks.1", "as scaled_skip(how='learned')@blocks.1"),

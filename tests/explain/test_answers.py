@@ -56,4 +56,4 @@ def test_odd_numbers_of_texts_and_no_tokens_are_refused(pairs):
     for wrong in ((logits[:3], tokens[:3], mask[:3]), (logits, None, None)):
         with pytest.raises(InputError, match="pairs of tokenised texts"):
             AnswerMargin(*LENGTHS).fixed(*wrong)
-    assert "log-probability of 2 tokens" in AnswerMargin(*LENGTHS).name
+    assert "log-probability of the 2 tokens" in AnswerMargin(*LENGTHS).name

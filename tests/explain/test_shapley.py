@@ -69,7 +69,7 @@ def test_groups_of_pixels_are_parts():
     part = (net[1].weight[0].detach().reshape(2, 4, 4) * x).sum(1)  # type: ignore[operator]
     torch.testing.assert_close(found.by_place[:, :2].sum((1, 2)), part[:, :2].sum((1, 2)))
     torch.testing.assert_close(found.by_place[:, 0, 0], part[:, :2].sum((1, 2)) / 8)
-    with pytest.raises(InputError, match="each of 16 places, got 3"):
+    with pytest.raises(InputError, match="each of 16 positions, got 3"):
         Shapley(ZERO, torch.tensor([0, 1, 1])).explain(net, x)
     with pytest.raises(InputError, match="n_orders of at least 1, got 0"):
         Shapley(n_orders=0)

@@ -183,7 +183,7 @@ def test_a_full_disk_keeps_what_was_committed(tmp_path):
     for unit in range(3):
         ledger.put(unit, unit + 1, *job.leaf(unit))
     ledger.compact()
-    said = "File too large. Free some space or choose another place; what was committed"
+    said = "File too large. Free some space or choose another folder; earlier commits"
     leaf = job.leaf(3)
     with pytest.raises(StoreError, match=said), files_up_to(1000):
         ledger.put(3, 4, *leaf)

@@ -242,7 +242,7 @@ def test_twice_inserted_twice_removed_and_a_changed_model(net):
     new = sonde.inserted(net, {"block": layer})
     with pytest.raises(InputError, match="a layer at block is already inserted"):
         sonde.inserted(new, {"block": Adapter(4, 2)})
-    with pytest.raises(InputError, match="this Adapter was inserted before"):
+    with pytest.raises(InputError, match="this Adapter is already inserted"):
         sonde.inserted(net, {"block": layer, "many.0": layer})
     more = sonde.inserted(new, {"many.0": Adapter(4, 2)})
     assert list(inserted_layers(more)) == ["block", "many.0"]
@@ -293,5 +293,7 @@ def test_a_layer_that_was_changed_after_it_was_made_is_saved_as_it_is(tmp_path):
     assert back["0"].strength == 0.7
     assert back["1"].pattern == Blocks((4,))
     own["0"].given["seed"] = object()
-    with pytest.raises(InputError, match=r"argument that cannot be written to JSON \(seed: object\)"):
+    with pytest.raises(
+        InputError, match=r"argument that cannot be written to JSON \(seed: object\)"
+    ):
         save_layers(new, tmp_path / "mine")

@@ -45,8 +45,8 @@ def test_plain_arrays_do_not_say_how_they_were_read():
 @pytest.mark.parametrize(
     ("besides", "said"),
     [
-        ({"data": "sonde:digits/train"}, "brings its data, got sonde:digits/train besides"),
-        ({"data": [torch.zeros(7)]}, "brings its data, got list besides"),
+        ({"data": "sonde:digits/train"}, "contains its data, got sonde:digits/train in addition"),
+        ({"data": [torch.zeros(7)]}, "contains its data, got list in addition"),
         ({"limit": 5, "nonsense": 1}, "leave out limit, nonsense, or read the model again"),
     ],
 )

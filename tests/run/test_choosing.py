@@ -86,7 +86,9 @@ def test_wrong_rows_a_pair_and_a_class_are_those_of_the_net(sorted_data) -> None
     pair = np.flatnonzero((label == 2) & (answer == 0)).tolist()
     assert rows_of(Choice(pair=("c", "a")).of(model, inputs, 50)) == pair
     assert rows_of(Choice(label="b").of(model, inputs, 50)) == list(range(30, 60))
-    with pytest.raises(InputError, match="expected such an input, got none among 30 rows"):
+    with pytest.raises(
+        InputError, match="expected at least one input to explain, got none among 30 rows"
+    ):
         Choice(pair=("c", "b")).of(model, inputs, 50)
     with pytest.raises(InputError, match="expected a class among a, b, c"):
         Choice(pair=("c", "d")).of(model, inputs, 50)

@@ -55,7 +55,9 @@ def test_the_same_rows_by_another_name_are_taken_and_others_left_out():
 
 def test_a_stream_of_other_sites_alone_is_refused_or_the_detector_named():
     stream = sonde.read(mlp(), VECTORS, sites=["1", "2"])
-    with pytest.raises(InputError, match=r"ReAct: expected rows from .*logits, got 1:out, 2:out\."):
+    with pytest.raises(
+        InputError, match=r"ReAct: expected .*, got 1:out, 2:out\. Read with sites='logits:in'"
+    ):
         fit(ReAct(), stream, progress=False)
     with pytest.warns(SondeWarning, match="left out: ReAct"):
         fitted = fit([ReAct(), Mahalanobis(classes=False)], stream, progress=False)

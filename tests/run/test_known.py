@@ -86,7 +86,7 @@ def test_errors_by_degree_have_no_auroc_and_infinite_scores_go_first():
     [
         (["wrong", "right"], "a number of at least 0 .* got 'wrong' for item 0"),
         ([0, float("inf")], "a number of at least 0"),
-        ([1, 1], "got 2 scored items with one and the same value"),
+        ([1, 1], "got 2 scored items with the same value"),
         ([None, ""], "got 0 scored items with no value"),
         ([-1, -1], "got 0 scored items with no value"),
     ],

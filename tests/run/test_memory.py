@@ -140,7 +140,7 @@ def test_what_a_large_run_takes_is_said(capsys):
     assert capsys.readouterr().err == ""
     check_memory(Estimate(2**29, 2**20, 2**30), 2**30, say=True)
     assert capsys.readouterr().err == (
-        "memory: states 512 MiB, rows that wait 1 MiB, 1.0 GiB at most with what is merged.\n"
+        "memory: states 512 MiB, buffered rows 1 MiB, 1.0 GiB at most during merges.\n"
     )
 
 

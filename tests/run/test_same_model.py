@@ -131,7 +131,7 @@ def test_a_twin_with_the_same_weights_is_refused(other):
         score(probe, sonde.read(net, ROWS + 1, sites="2:out"), progress=False)
     with pytest.raises(StateError, match="module classes, their settings or unsaved buffers"):
         Guard(net, probe, alpha=None)
-    with pytest.raises(StateError, match="not of the same model"):
+    with pytest.raises(StateError, match="bundles with the same model"):
         probe.merge(fitted_on(net, ROWS + 1))
     probe.merge(fitted_on(expect(nn.Module, torch.compile(twin(), backend="eager")), ROWS + 1))
 
@@ -224,9 +224,9 @@ def test_a_state_of_before_is_taken_with_a_warning():
     facts = {"model": {**fitted_on(twin()).header["model"], "structure": None}}
     probe = fitted_on(twin())
     before = replace(probe, header=probe.header | facts)
-    with pytest.warns(SondeWarning, match="classes and settings of the modules .* cannot be"):
+    with pytest.warns(SondeWarning, match="classes and settings of the modules cannot be"):
         score(before, sonde.read(twin(nn.Tanh), ROWS, sites="2:out"), progress=False)
-    with pytest.warns(SondeWarning, match="cannot be checked"):
+    with pytest.warns(SondeWarning, match="cannot be"):
         Guard(twin(nn.Tanh), before, alpha=None)
 
 
@@ -254,5 +254,5 @@ def test_rows_under_another_head_are_refused():
             score(probe, other, progress=False)
     plain = fit(Mahalanobis(), under(weight, bias), calibrate=0, progress=False)
     others = fit(Mahalanobis(), under(weight * 2, bias, rows=x + 1), calibrate=0, progress=False)
-    with pytest.raises(StateError, match="not of the same model"):
+    with pytest.raises(StateError, match="bundles with the same model"):
         plain.merge(others)

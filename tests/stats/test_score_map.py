@@ -60,9 +60,9 @@ def test_an_infinite_patch_stays_where_it_is():
 
 
 def test_what_is_no_grid_is_refused():
-    with pytest.raises(InputError, match="2 x 2 grid once, got 3 patches at 3 places"):
+    with pytest.raises(InputError, match="2 x 2 grid once, got 3 patches at 3 positions"):
         score_map(torch.zeros(3), _grid(2, 2)[:3])
-    with pytest.raises(InputError, match="got 5 patches at 4 places"):
+    with pytest.raises(InputError, match="got 5 patches at 4 positions"):
         score_map(torch.zeros(5), torch.cat([_grid(2, 2), _grid(1, 1)]))
     with pytest.raises(InputError, match="at least the grid's"):
         score_map(torch.zeros(4), _grid(2, 2), (1, 8))

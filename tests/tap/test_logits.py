@@ -80,7 +80,7 @@ def test_logits_are_found_by_their_form(form, tmp_path):
 @pytest.mark.truth("Energy of the output that is named")
 def test_an_output_is_named_where_it_cannot_be_found():
     net = Net(lambda y, aux, h: (2 * y, aux * 3)).eval()
-    with pytest.raises(InputError, match=r"one output.*0 \(2, 3\), 1 \(2, 3\)\. Say.*--logits"):
+    with pytest.raises(InputError, match=r"one output.*0 \(2, 3\), 1 \(2, 3\)\. Name.*--logits"):
         fit(Energy(), read(net, X, sites="body"), **QUIET)
     with pytest.raises(InputError, match=r"no output '2', only 0 \(2, 3\), 1 \(2, 3\)"):
         fit(Energy(), read(net, X, sites="body", logits="2"), **QUIET)

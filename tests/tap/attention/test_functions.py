@@ -91,7 +91,7 @@ def test_classes_of_transformers_without_the_interface(name):
 
 def test_what_a_class_does_not_show_is_refused():
     model = Model(CLASSES["mpt"][0](), task="causal")
-    with pytest.raises(SiteError, match=r"its queries were not seen"):
+    with pytest.raises(SiteError, match=r"its queries could not be read"):
         _ = live_stream(model, Texts([[3, 4, 5]]), "blocks.1.attn:queries").schema
     with (
         pytest.raises(SiteError, match="a port that its kernel shows"),
