@@ -1,10 +1,17 @@
 """The shipped language model over its own kind of texts, written otherwise."""
 
 import html
+import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import sonde
 from scan._unnamed_texts import shipped, source_texts
@@ -60,3 +67,31 @@ def test_signs_whose_bytes_were_read_as_letters_are_mended_one_by_one() -> None:
     assert as_utf8(usual) == usual
     cut = "it’s cut".encode().decode("latin-1") + "\xe2\x80"
     assert as_utf8(cut) == "it’s cut\xe2\x80"
+
+
+@pytest.mark.truth("a text of more tokens than the model reads has no loss")
+def test_a_form_that_does_not_fit_into_the_context_is_not_compared() -> None:
+    words = "ash brook cedar dune elm fern grove heath".split()
+    # Words in lower case are one token each, in upper case one token for each letter.
+    letters = sorted(set("".join(words).upper()) | {" "})
+    known = {token: i for i, token in enumerate(["?", *words, *letters])}
+    tokens = Tokenizer(WordLevel(known, unk_token="?"))
+    tokens.pre_tokenizer = Split(Regex(r"[a-z]+|."), "isolated")
+    tokens.decoder = Fuse()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokens, pad_token="?", unk_token="?")
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": len(known), "n_positions": 24, "n_embd": 16}
+    config = GPT2Config(**sizes, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    module = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():  # each letter is likelier than a word, but a text of letters is not
+        way = torch.nn.functional.one_hot(torch.tensor(5), 16).float()
+        module.transformer.ln_f.bias.copy_(2 * way)
+        module.transformer.wte.weight[len(words) + 1 :] += way
+    model = sonde.load(module, processor=fast)
+    draw = random.Random(0)
+    items = [{"text": " ".join(draw.choices(words, k=12))} for _ in range(20)]
+    stream = sonde.read(model, items, max_length=24)
+    assert isinstance(stream, LiveStream)
+    forms = text_forms(stream, 0)
+    assert forms is not None
+    assert "in upper case" not in forms.losses

@@ -129,7 +129,10 @@ def text_forms(stream: LiveStream, seed: int) -> TextForms | None:
     if stream.model.task != "causal" or not callable(getattr(processor, "decode", None)):
         return None
     chosen = chosen_examples(stream, TEXTS, seed)
-    small = small_batches(stream.model, stream.inputs, chosen, LONGEST)
+    most = _context(stream)
+    # Half of the context: another way to write a text may take up to twice as many tokens.
+    longest = LONGEST if most is None else min(LONGEST, most // 2)
+    small = small_batches(stream.model, stream.inputs, chosen, longest)
     if len(small) < LEAST or small.length is None or not callable(processor):
         return None
     ids = ids_of(small.together(range(len(small))))
@@ -174,6 +177,12 @@ def _as_given(
     return None if loss is None else loss * (n / torch.minimum(own, n)).clamp(max=4)
 
 
+def _context(stream: LiveStream) -> int | None:
+    """Return how many tokens the model reads at most; None if its configuration does not say."""
+    most = getattr(stream.model.config, "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 1 else None
+
+
 def _tokens(processor: Any, text: str) -> list[int]:
     return list(processor(text, add_special_tokens=False)["input_ids"])
 
@@ -181,13 +190,14 @@ def _tokens(processor: Any, text: str) -> list[int]:
 def _losses(
     stream: LiveStream, small: SmallBatches, texts: Sequence[str]
 ) -> Float[Tensor, "text"] | None:
-    """Return the loss of each whole text after its first token; None if it is not known."""
+    """Return the loss of each whole text after its first token; None if it is not known.
+
+    It is not known of texts that are longer than the context of the model: the loss of their
+    beginnings would be less than that of shorter texts, whatever they hold.
+    """
     lists = [_tokens(stream.model.processor, t) for t in texts]
-    longest = max(map(len, lists))
-    most = getattr(stream.model.config, "max_position_embeddings", None)
-    longest = longest if not isinstance(most, int) else min(longest, most)
-    lists = [ids[:longest] for ids in lists]
-    if min(map(len, lists)) < 2:
+    longest, most = max(map(len, lists)), _context(stream)
+    if min(map(len, lists)) < 2 or (most is not None and longest > most):
         return None
     mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in lists])
     ids = torch.tensor([ids + [small.pad_id] * (longest - len(ids)) for ids in lists])
