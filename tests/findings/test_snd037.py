@@ -121,7 +121,7 @@ def test_the_loss_is_known_without_losses_by_block() -> None:
     assert found["per_byte"] is None
     assert found["low"] < found["value"] < found["high"]
     said = answers_sentence({"answers": found})
-    assert f"{lens.n_rows} tokens among the first 129 of {lens.n_groups} texts" in said
+    assert f"{lens.n_rows} tokens, the first 129 or fewer of each of {lens.n_groups} texts" in said
 
 
 @pytest.mark.slow

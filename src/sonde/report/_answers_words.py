@@ -263,7 +263,10 @@ def _of_tokens(found: dict[str, Any]) -> str:
         rest.insert(0, f"after its best block, {_name(best)}: {number(best['value'])}")
     where = plural(found["n_rows"], "token")
     if "n_first" in found:  # with little before them these cost more than a whole text does
-        where += f" among the first {found['n_first']} of {plural(found['n_groups'], 'text')}"
+        where += (
+            f", the first {found['n_first']} or fewer of each of "
+            f"{plural(found['n_groups'], 'text')}"
+        )
     return f"{value}, {where}; " + ", ".join(rest)
 
 
