@@ -12,6 +12,7 @@ from sonde.findings.evidence._norm_fits import CHUNK
 from sonde.findings.evidence._row_scores import Around, row_scores
 from sonde.findings.evidence.answers import class_answers
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.self_check import thinned
 from sonde.findings.trial import Trial, chooses_by_key
 from sonde.tap import LiveStream
 from sonde.tap.model.watch import watch
@@ -30,14 +31,19 @@ def refitted_norms(
     stream: LiveStream,
     evidence: Evidence,
     small: SmallBatches,
+    every: SmallBatches,
     choices: Mapping[str, Sequence[BatchNorm]],
 ) -> Trial | None:
     """Return the trial of batch norms with the statistics of the rows that choose a change.
 
+    If a few rows cannot tell whether the chosen change helps, as many rows judge it as the budget
+    allows.
+
     Parameters
     ----------
     stream, evidence : LiveStream, Evidence
-    small : SmallBatches
+    small, every : SmallBatches
+        Rows that the changes are tried on, and the rows that may judge the chosen one.
     choices : mapping of str to sequence of BatchNorm
         Norms that are changed together, by the words for them. The rows that choose a change choose
         among these; the others judge.
@@ -49,19 +55,26 @@ def refitted_norms(
     rows = torch.nonzero(first).flatten().tolist()
     if before is None or min(len(rows), len(small) - len(rows)) < CHUNK // 2:
         return None
-    best, most = None, -math.inf
+    best, most, chosen = None, -math.inf, list[BatchNorm]()
+    fitting = replace(small, singles=tuple(small.singles[i] for i in rows))
     for words, norms in choices.items():
-        with _refitted(
-            stream, replace(small, singles=tuple(small.singles[i] for i in rows)), norms
-        ):
+        with _refitted(stream, fitting, norms):
             after = row_scores(stream, evidence, small)
         if after is None or not torch.equal(after.rows, before.rows):
             continue
         mean = float(after.score[after.chooses].mean())
         if mean > most:
             said = f"the statistics of these rows in {words}"
-            best, most = before.tried(after, said, "statistics"), mean
-    return best
+            best, most, chosen = before.tried(after, said, "statistics"), mean, [*norms]
+    if best is None or best.holds or best.gain <= 0:
+        return best
+    more = thinned(every, evidence.budget.rows(len(every), 0, 2), evidence.data.seed)
+    before = row_scores(stream, evidence, more) if len(more) > len(small) else None
+    with _refitted(stream, fitting, chosen):
+        after = row_scores(stream, evidence, more) if before is not None else None
+    if before is None or after is None or not torch.equal(after.rows, before.rows):
+        return best
+    return before.tried(after, best.change, "statistics")
 
 
 @contextmanager

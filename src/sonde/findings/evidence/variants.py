@@ -121,13 +121,19 @@ def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
         fits = norm_fits(stream, small, norms)
         found = VariantEvidence(fits, probe=probe, n_rows=len(small))
         changeable = is_changeable(small.singles[0])
+        # What is tried last gets what is left of the budget. Norms inside the model that are far
+        # off come before forms of inputs if the first norm, which sees the inputs, is not.
+        is_inside = bool(fits) and fits[0].misfit < SEVERE <= max(fit.misfit for fit in fits)
+        refitted = _refitted(stream, evidence, small, every, norms, fits) if is_inside else None
         if changeable and names:
             found = _with_stored(stream, every, evidence, found)
         first = fits[0].misfit if fits else 0.0
         if changeable and (first > MISFIT or judged):
             found = _with_forms(stream, every, small, norms[:1], evidence, found, judged)
+        found = _judged_on_more(stream, evidence, found)
         mended = mended_rows(stream, evidence, rows) if changeable and rows is not None else ()
-        refitted = _refitted(stream, evidence, small, norms, fits)
+        if not is_inside:
+            refitted = _refitted(stream, evidence, small, every, norms, fits)
     return replace(found, mended=mended, refitted=refitted)
 
 
@@ -155,7 +161,7 @@ def _with_forms(
     """Return the evidence with the rows in other forms, and the form that the rows choose.
 
     If a forward is so costly that few rows can be run in all forms, rows that choose screen the
-    forms first. The chosen form is then run on as many rows as the rest of the budget allows.
+    forms first.
     """
     forms, part = forms_of(numbers_of(every), evidence, judged), HALF
     if judged and evidence.data.target is None and len(small) < min(FEW, len(every)):
@@ -164,8 +170,7 @@ def _with_forms(
     tried = tuple(tried_forms(stream, small, forms, norms, evidence, judged, part))
     order, chooses = _judged_rows(small, evidence)
     best = _chosen(stream, small, tried, chooses, evidence)
-    found = replace(found, tried=tried, n_rows=len(small), rows=order, chooses=chooses, best=best)
-    return _judged_on_more(stream, evidence, found)
+    return replace(found, tried=tried, n_rows=len(small), rows=order, chooses=chooses, best=best)
 
 
 def _screened(
@@ -243,6 +248,7 @@ def _refitted(
     stream: LiveStream,
     evidence: Evidence,
     small: SmallBatches,
+    every: SmallBatches,
     norms: Sequence[tuple[str, nn.modules.batchnorm._BatchNorm]],
     fits: Sequence[NormFit],
 ) -> Trial | None:
@@ -261,6 +267,7 @@ def _refitted(
         stream,
         evidence,
         small,
+        every,
         {words: [modules[p] for p in paths] for words, paths in choices.items()},
     )
 
