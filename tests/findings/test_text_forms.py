@@ -71,7 +71,7 @@ def test_signs_whose_bytes_were_read_as_letters_are_mended_one_by_one() -> None:
 
 @pytest.mark.truth("a text of more tokens than the model reads has no loss")
 def test_a_form_that_does_not_fit_into_the_context_is_not_compared() -> None:
-    words = "ash brook cedar dune elm fern grove heath".split()
+    words = ["ash", "brook", "cedar", "dune", "elm", "fern", "grove", "heath"]
     # Words in lower case are one token each, in upper case one token for each letter.
     letters = sorted(set("".join(words).upper()) | {" "})
     known = {token: i for i, token in enumerate(["?", *words, *letters])}
