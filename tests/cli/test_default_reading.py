@@ -83,7 +83,7 @@ def test_methods_that_want_other_readings_are_fitted_together(run, tmp_path):
         *((method, block) for method in ("mahalanobis", "padim") for block in blocks),
     }
     line = run("fit", "vim", *DIGITS, "--sites", "blocks", "-o", probe).error()
-    assert "ViM: expected rows from which the model's final linear layer makes its logits" in line
+    assert "ViM: expected the input rows of the model's final linear layer" in line
 
 
 @pytest.mark.slow

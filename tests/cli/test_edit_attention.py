@@ -17,11 +17,11 @@ def test_a_window_as_long_as_the_text_costs_nothing_and_a_short_one_something(tm
     wide = run_words(*SHORT, "--pattern", "window:48", "--json").json()
     assert [row[5] for row in wide["tables"][0]["rows"]] == ["near"] * 7 + [""]
     assert max(abs(row[1]) for row in wide["tables"][0]["rows"]) < 1e-5
-    assert wide["notes"][0].startswith("No layer clearly needs to look further than window:48")
+    assert wide["notes"][0].startswith("No layer clearly needs attention beyond window:48")
     ran = run_words(*SHORT, "--pattern", "window:1", *LAST, "--report", str(page))
     assert ran.code == 0, ran.err
     assert "model.layers.6.self_attn" in ran.out
-    assert "1 of 1 layers need to look further than window:1" in " ".join(ran.out.split())
+    assert "1 of 1 layers need attention beyond window:1" in " ".join(ran.out.split())
     assert "Result of sonde edit attention" in page.read_text()
     quiet = run_words(*SHORT, "--pattern", "window:1", *LAST, "--quiet")
     assert len(quiet.out.splitlines()) == 1

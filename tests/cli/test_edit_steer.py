@@ -124,7 +124,7 @@ def test_what_does_no_more_than_chance_says_so_and_is_not_written(run, tmp_path,
     words += ("--negative", tmp_path / "odd.jsonl", "-o", new, "--limit", 8, "--strength", 0.01)
     ran = run(*words)
     assert ran.code == 1
-    assert "does nothing that was asked for: its effect of" in ran.err
+    assert "does not have the requested effect: its effect of" in ran.err
     assert not new.exists()
     assert run(*words, "--force").code == 0
     assert new.exists()

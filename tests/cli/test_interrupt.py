@@ -23,7 +23,7 @@ def make():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU()).eval()
 """
-KEPT = "is kept in out/a.run; the same command continues from there"
+KEPT = "kept in out/a.run; the same command continues from there"
 NOTHING = "No incomplete file is left; run the same command again"
 
 pytestmark = [

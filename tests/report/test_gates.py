@@ -48,7 +48,7 @@ def test_the_fixture_keeps_the_page_of_a_scan_that_fails(tmp_path):
         text=True,
     )
     assert ran.returncode == 1, ran.stdout + ran.stderr
-    assert re.search(r"the scan does not hold accuracy>=\.9: accuracy 0\.\d+ < \.9", ran.stdout)
+    assert re.search(r"the scan does not satisfy accuracy>=\.9: accuracy 0\.\d+ < \.9", ran.stdout)
     assert (tmp_path / "pages" / "test_digits.html").is_file()
 
 

@@ -200,7 +200,7 @@ def test_ctrl_c_keeps_what_is_committed(tmp_path):
 
     threading.Thread(target=stop, daemon=True).start()
     options = {"runner": "ray", "workers": 2, "directory": directory}
-    with pytest.raises(Interrupted, match=r"interrupted after \d+ of 40 units\. What is done"):
+    with pytest.raises(Interrupted, match=r"interrupted after \d+ of 40 units\. Finished units"):
         saved(tmp_path / "a.sonde", Slow(source(), pids, 0.15), **options)
     assert not list(directory.glob("shared*"))
     assert list(directory.glob("states/*.sonde"))
