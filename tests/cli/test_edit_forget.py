@@ -46,7 +46,9 @@ def test_bad_input_is_told_in_one_line_and_nothing_is_written(run, tmp_path):
     assert "expected --retain" in run(*lone).error()
     words = ["edit", "forget", "sonde:digits", *DATA, "-o", str(tmp_path / "NEW")]
     assert "got '33'" in run(*words[:-3], "33", *words[-2:]).error()
-    assert "--alpha: the method random has no parameter alpha" in run(*words, "--alpha", "2").error()
+    assert (
+        "--alpha: the method random has no parameter alpha" in run(*words, "--alpha", "2").error()
+    )
     said = run(*words, "--method", "dampen", "--alpha", "50").error()
     assert "expected alpha below 9.8" in said
     assert not list(tmp_path.iterdir())
