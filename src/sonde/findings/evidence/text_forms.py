@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.inputs import InputBatch
+from sonde.data.text_encoding import context_of
 from sonde.findings.evidence._text_measures import BYTES
 from sonde.findings.evidence.counted_tokens import ids_of
 from sonde.findings.self_check import chosen_examples
@@ -129,7 +130,7 @@ def text_forms(stream: LiveStream, seed: int) -> TextForms | None:
     if stream.model.task != "causal" or not callable(getattr(processor, "decode", None)):
         return None
     chosen = chosen_examples(stream, TEXTS, seed)
-    most = _context(stream)
+    most = context_of(stream.model)
     # Half of the context: another way to write a text may take up to twice as many tokens.
     longest = LONGEST if most is None else min(LONGEST, most // 2)
     small = small_batches(stream.model, stream.inputs, chosen, longest)
@@ -177,12 +178,6 @@ def _as_given(
     return None if loss is None else loss * (n / torch.minimum(own, n)).clamp(max=4)
 
 
-def _context(stream: LiveStream) -> int | None:
-    """Return how many tokens the model reads at most; None if its configuration does not say."""
-    most = getattr(stream.model.config, "max_position_embeddings", None)
-    return most if isinstance(most, int) and most > 1 else None
-
-
 def _tokens(processor: Any, text: str) -> list[int]:
     return list(processor(text, add_special_tokens=False)["input_ids"])
 
@@ -196,7 +191,7 @@ def _losses(
     beginnings would be less than that of shorter texts, whatever they hold.
     """
     lists = [_tokens(stream.model.processor, t) for t in texts]
-    longest, most = max(map(len, lists)), _context(stream)
+    longest, most = max(map(len, lists)), context_of(stream.model)
     if min(map(len, lists)) < 2 or (most is not None and longest > most):
         return None
     mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in lists])
