@@ -42,7 +42,8 @@ def test_a_step_of_another_kind_is_named(track):
     fit(ParticipationRatio(), stream(60), progress=False).save(track.file(5))
     (fault,) = verify_track(track.directory).faults
     assert fault.path == track.file(5)
-    assert "step-0000000000.sonde" in fault.what and "entries" in fault.what
+    assert "step-0000000000.sonde" in fault.what
+    assert "entries" in fault.what
 
 
 def test_what_interrupted_writes_left_is_listed(track):
