@@ -13,7 +13,7 @@ from sonde.core.wording import plural
 from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import place_of
 from sonde.run.reading.row_places import Place
-from sonde.run.scoring.lacking import lacking
+from sonde.run.scoring.lacking import few_text, lacking
 from sonde.run.scoring.score import spot
 from sonde.run.scoring.tables import keys_of, part_of, scores_of
 from sonde.run.scoring.unusual import most_unusual
@@ -142,8 +142,7 @@ def scored_text(scored: pa.Table, fitted: Fitted, alpha: float) -> str:
         alarms = alarms if missing is None else "too few"
         rows.append((name[0], place_of(*name), f"{part.num_rows:,}", median, alarms))
     if few:
-        n, needed = min(few)
-        note(f"note: p <= {alpha:g} needs at least {needed} calibration rows, got {n}.")
+        note(f"note: {few_text(alpha, *min(few))}")
     title = f"p<={alpha:g}"
     meanings = {"median": MEDIAN}
     if any(row[-1] != "-" for row in rows):

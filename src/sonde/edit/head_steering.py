@@ -169,7 +169,7 @@ class HeadSteering(Instrument):
                 "value": "mean over the chosen heads of accuracy on the other half of the groups",
                 "positive": self.positive,
                 "chosen": n_chosen,
-                "se": "not given: the best of many heads are chosen by it",
+                "se": "none: the same accuracy selected the heads",
             },
             accuracy=accuracy,
             chosen=chosen,

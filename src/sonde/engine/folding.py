@@ -183,7 +183,7 @@ def _observe(
 def _learn(
     stream: Stream, chain: Mapping[str, Request], bounds: Sequence[int], split: Split | None
 ) -> States:
-    """Return the states of learners after as many passes over the units as each of them wants."""
+    """Return the states of the learners, each after its own number of passes over the units."""
     states: States = dict.fromkeys(chain)
     n_done = 0
     while active := still_learning(chain, states, n_done):

@@ -215,7 +215,7 @@ class Attributor(Explainer):
 
     @abstractmethod
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
-        """Return what the method finds."""
+        """Return the attributions of the objective to the site."""
 
 
 def _of_real_tokens(value: Tensor, mask: Tensor | None) -> Tensor:

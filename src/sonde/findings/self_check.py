@@ -263,7 +263,7 @@ class _Compared:
         return self.trials.read(small.together(which), which, self.seed if seed is None else seed)
 
     def _together(self) -> Taken:
-        """Return the rows of all examples in one batch; uncut if the model refuses cut ones."""
+        """Return the rows of all examples in one batch, truncated if the model accepts that."""
         try:
             return self._read(self.small, self._every)
         except Exception:  # a model for one length only

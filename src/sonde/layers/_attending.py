@@ -54,7 +54,7 @@ def _taken(x: Tensor, index: Tensor) -> Tensor:
 
 
 def _inside(index: Tensor, filled: Tensor, position: Tensor | None) -> Tensor | None:
-    """Return which keys of a group a query may look at; a slot that is empty looks at itself."""
+    """Return the attention mask inside each group; an empty slot attends to itself."""
     if position is None and bool(filled.all()):
         return None
     mask = filled[..., None, :]

@@ -98,7 +98,7 @@ class Pattern(ABC):
 
 
 class _Groups(Pattern):
-    """A pattern that is a cut in groups."""
+    """A pattern that partitions the tokens into groups."""
 
     def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
         """Return which keys are in the group of each query."""

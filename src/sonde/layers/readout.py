@@ -34,7 +34,7 @@ class Readout(Layer):
     widths : sequence of int
         Width of each site.
     dim : int
-        Of the vectors.
+        Width of the vectors.
     combine : {"weights", "concat", "queries", "recurrent"}, default="weights"
     n_queries : int, default=1
         For ``queries`` and ``recurrent``.

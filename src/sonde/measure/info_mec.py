@@ -33,7 +33,7 @@ class InfoMECResult(Result):
     that each latent knows; ``explicit`` is the explicitness of each factor.
     """
 
-    title: ClassVar[str] = "What latents know about factors"
+    title: ClassVar[str] = "Mutual information of latents and factors"
     direction: Direction = "higher"
     active: Bool[Tensor, "latent"]
     explicit: Float[Tensor, "factor"]

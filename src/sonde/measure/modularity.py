@@ -28,7 +28,7 @@ class ModularityResult(Result):
     ``information`` is the mutual information of each latent with each factor, in nats.
     """
 
-    title: ClassVar[str] = "What latents know about factors"
+    title: ClassVar[str] = "Mutual information of latents and factors"
     direction: Direction = "higher"
     scores: Float[Tensor, "latent"]
     information: Float[Tensor, "factor latent"]
@@ -41,7 +41,7 @@ class ModularityResult(Result):
 @final
 @dataclass(frozen=True)
 class Modularity(PairSampleInstrument):
-    """Mean over latents of how near each is to knowing one factor alone.
+    """Degree to which each latent carries information on a single factor, averaged over latents.
 
     ``1 - sum_f (I_jf - t_jf)^2 / (theta_j^2 (factors - 1))`` for latent ``j``: ``theta_j`` is its
     largest mutual information with a factor; ``t_jf`` is ``theta_j`` at that factor, 0 elsewhere.

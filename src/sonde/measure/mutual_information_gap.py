@@ -26,7 +26,7 @@ class MutualInformationGapResult(Result):
     ``information`` is the share of a factor's entropy that a latent knows.
     """
 
-    title: ClassVar[str] = "What latents know about factors"
+    title: ClassVar[str] = "Mutual information of latents and factors"
     direction: Direction = "higher"
     gap: Float[Tensor, "factor"]
     best: Int[Tensor, "factor"]

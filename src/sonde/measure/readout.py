@@ -33,7 +33,7 @@ BATCH, RATE, DECAY, HELD = 256, 1e-2, 1e-2, 4
 @final
 @dataclass(frozen=True, kw_only=True)
 class ReadoutResult(Result):
-    """Fraction of held-out rows whose label the readout names; ``null`` is the commonest label's.
+    """Accuracy of the readout on held-out rows; ``null`` is that of the most frequent label.
 
     ``weights`` is the share of each site in the mixture, empty for other ways to combine.
     """

@@ -61,7 +61,8 @@ class VInformation(Instrument):
                  = more usable. Invariant to  rotation, isotropic scale, shifts.
     Cost         one pass; state ``m`` rows; result twelve logistic fits to half of them.
     Assumes      two classes or more; rows with label -1 are left out, and so are classes that one
-                 half lacks (flag ``few_rows``). The error counts what each row taught.
+                 half lacks (flag ``few_rows``). The error counts the effect of
+                 each row on the classifiers.
     Differs      from the paper: linear classifiers alone, both halves are judged.
 
     Parameters
@@ -193,7 +194,7 @@ class _Judged:
         moving, _ = self.rows.error_of_mean(self.gain + self.taught)
         if fixed is None or moving is None:
             return None, how
-        return ((fixed.square() + moving.square()) / 2).sqrt(), f"{how}, with what each row taught"
+        return ((fixed.square() + moving.square()) / 2).sqrt(), f"{how}, with effects on the fits"
 
 
 @dataclass(frozen=True)

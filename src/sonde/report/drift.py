@@ -140,7 +140,10 @@ def _where(found: dict[str, Any]) -> Section:
             brief=columns[:-1],
         )
     )
-    lead = "A site counts as moved if one of its comparisons moved. p-values are those of one test."
+    lead = (
+        "A site counts as moved if one of its comparisons moved. p-values are not corrected for "
+        "the number of tests."
+    )
     if found["correction"] == "holm":
         lead = (
             "A site counts as moved if one of its comparisons moved; the level bounds the "

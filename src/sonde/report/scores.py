@@ -123,7 +123,11 @@ def _too_few(scored: pa.Table, exhibits: Any, alpha: float) -> str | None:
     if exhibits is None:
         return None
     few = [found for key in keys_of(scored) if (found := lacking(exhibits.fitted, key, alpha))]
-    return "{} calibration rows, but an alarm needs {}".format(*min(few)) if few else None
+    return (
+        "{} calibration rows, but an alarm needs {}: calibrate on more rows".format(*min(few))
+        if few
+        else None
+    )
 
 
 def _unusual(

@@ -289,7 +289,7 @@ class _Handlers:
         return JSONResponse(self.service.feedback.figures())
 
     async def metrics(self, _: Request) -> Response:
-        """Give everything that is counted."""
+        """Give all metrics in the text format of Prometheus."""
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return PlainTextResponse(self.service.figures.text(), headers={"Content-Type": kind})
 

@@ -48,7 +48,7 @@ class HashSampleState(State):
         return torch.tensor(keep, dtype=torch.int64)
 
     def whole_groups(self) -> Int[Tensor, "kept"]:
-        """Return the indices of rows whose group is whole: all, or all but the last group's."""
+        """Return the indices of rows in complete groups: all rows, or all but the last group's."""
         everything = torch.arange(len(self.draw))
         if self.is_everything or len(self.draw) == 0:
             return everything

@@ -62,7 +62,7 @@ def data_of(identity: dict[str, Any]) -> Any:
 
 
 def number_columns(identity: dict[str, Any]) -> list[str] | None:
-    """Return the columns of numbers that became vectors, in their order; None for other data."""
+    """Return the numeric columns that make up the input vectors, in order; None for other data."""
     found = data_of(identity)
     parts = found.get("appended") if isinstance(found, dict) else None
     if parts is not None:

@@ -183,7 +183,7 @@ def affine_of(edit: Edit) -> AffineMap:
 
 
 def planned(module: nn.Module, changes: Mapping[str, Change], method: str) -> RewritePlan:
-    """Return the plan of changes, with what the configuration must say for new biases.
+    """Return the plan of changes, with the configuration options that new biases need.
 
     Raises
     ------

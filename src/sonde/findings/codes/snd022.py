@@ -80,7 +80,8 @@ class SND022(SiteRule):
         sites = [s for s in sites if s.name not in fed]
         if not sites:
             return self.not_applicable(
-                f"no site has {self.units} units that vary and as many inputs or input channels"
+                f"no site has {self.units} non-constant units that depend on at least "
+                f"{self.units} inputs or input channels"
             )
         values = {s.name: directions(s) for s in sites}
         low = [s for s in sites if values[s.name] < self.warning]

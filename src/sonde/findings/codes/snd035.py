@@ -25,7 +25,7 @@ NUISANCES = {
     "brightness": "the mean brightness",
     "marks": "the number of HTML tags and entities",
     "unknown": "the fraction of unknown tokens",
-    "language": "the language (1: not that of most texts)",
+    "language": "the language (1 if it differs from most texts')",
 }
 OF_FILES = ("size", "brightness")
 

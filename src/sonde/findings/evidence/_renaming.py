@@ -114,7 +114,7 @@ def _assigned(table: Confusion, seen: Int[Tensor, "_class"]) -> dict[int, int]:
 
 
 def _linked(moved: Mapping[int, int], n_seen: int) -> list[list[int]]:
-    """Return each circle of labels that exchange names; all labels together if all are moved."""
+    """Return the cycles of the label permutation; one cycle of all labels if every label moved."""
     if moved and len(moved) == n_seen and (n_seen > 2 or set(moved) & set(moved.values())):
         return [list(moved)]
     parts, left = [], set(moved)

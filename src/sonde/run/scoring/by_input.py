@@ -19,7 +19,7 @@ from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.scoring.batches import SCHEMA
 from sonde.run.scoring.fuse import COMBINED, AnyRule, fused_of, with_fused
-from sonde.run.scoring.lacking import lacking
+from sonde.run.scoring.lacking import few_text, lacking
 from sonde.run.scoring.loud_parts import COLUMNS
 from sonde.run.scoring.tables import beyond, keys_of, part_of, scores_of
 from sonde.stats import CalibratedScorer
@@ -169,10 +169,11 @@ def least_p(
 
 def _too_few(fitted: Fitted, keys: list[Key], alpha: float, lowest: float) -> str:
     if len(keys) == 1 and (few := lacking(fitted, keys[0], alpha)):
-        return f"p <= {alpha:g} needs at least {few[1]} calibrated rows, got {few[0]}."
+        return few_text(alpha, *few)
     return (
         f"no p-value can be {alpha:g} or less: with this number of calibration rows, the "
-        f"smallest is {lowest:.2g}. Calibrate on more rows, or use a larger --alarm."
+        f"smallest is {lowest:.2g}. Calibrate on more rows (sonde calibrate), or use a larger "
+        "--alarm."
     )
 
 

@@ -10,3 +10,11 @@ def lacking(fitted: Fitted, name: tuple[str, str], alpha: float) -> tuple[int, i
     if whole is None or whole.n >= whole.needed(alpha):
         return None
     return whole.n, whole.needed(alpha)
+
+
+def few_text(alpha: float, n: int, needed: int) -> str:
+    """Return that ``n`` calibration rows are too few for any alarm, and what to do."""
+    return (
+        f"p <= {alpha:g} needs at least {needed} calibration rows, got {n}. Calibrate on more "
+        "rows (sonde calibrate), or use a larger --alarm."
+    )

@@ -29,7 +29,7 @@ def head_module(probe: Probe) -> nn.Module | None:
 def readout(
     root: nn.Module, probe: Probe, head: nn.Module, last: Site, text: InputBatch
 ) -> Readout | None:
-    """Return what the model does between its last block and its logits.
+    """Return the map from states of the model's last block to its logits.
 
     None if the modules in between and the head do not reproduce the logits of a text.
     """

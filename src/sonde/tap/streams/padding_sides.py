@@ -59,9 +59,9 @@ def padding_side(stream: "LiveStream") -> Side:
 
 
 def given_side(inputs: Inputs) -> Side | None:
-    """Return the side on which the first inputs that bring padding of their own bring it.
+    """Return the padding side of the first padded inputs that the user gave.
 
-    None if they bring none, or bring positions beside it: then every token has its own.
+    None if they are not padded, or come with position ids: then the side makes no difference.
     """
     if inputs.pads:
         return None
@@ -75,7 +75,7 @@ def given_side(inputs: Inputs) -> Side | None:
 
 
 def _given(inputs: Inputs, few: range) -> Iterator[InputBatch]:
-    """Yield the inputs of single examples as they came."""
+    """Yield the inputs of single examples, unchanged."""
     for i in few:
         yield from inputs.batches(i, i + 1)
 

@@ -101,7 +101,9 @@ def _of(key: Key, given: Any, name: str) -> Any:
     if not isinstance(given, Mapping):
         return given
     if key not in given:
-        raise InputError(f"training: expected {name} for {key!r}, got it for {list(given)}.")
+        raise InputError(
+            f"training: expected {name} for {key!r}, got {name} for {list(given)} only."
+        )
     return given[key]
 
 
