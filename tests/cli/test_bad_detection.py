@@ -115,6 +115,7 @@ def test_too_few_calibrated_rows_for_the_level_are_said(run, folder, fitted, tmp
     assert "too few" in ran.out
     ran = run("score", few, "-", folder / "rows.npz", "--alpha", "0.001", "--each")
     assert "p <= 0.001 needs at least 999 calibration rows, got 12" in ran.err
+    assert "--alarm" in ran.err
     assert "too few" in ran.out
     assert "0.0%" not in ran.out
     run("calibrate", fitted, "-", folder / "few.npz", "--guarantee", "pac", "-o", few)
