@@ -5,7 +5,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from pathlib import Path
@@ -43,6 +43,8 @@ from sonde.serving.service import Service
 from sonde.serving.traffic import Schedule
 
 _log = logging.getLogger("sonde")
+ID_BYTES, IDS = 8, 256
+"""Random bytes in the name of a request; names that are drawn at once."""
 EVENTS, MOST_LISTENING = 5, 16
 """Seconds of one stream of events, which a server that stops waits for; and streams at once."""
 Handler = Callable[[Request], Awaitable[Response]]
@@ -148,22 +150,34 @@ async def _no_address(request: Request, error: Any) -> Response:
     )
 
 
+def _random_names() -> Iterator[str]:
+    """Yield names of requests that cannot be guessed.
+
+    Each call of the operating system hands the interpreter to the thread of the model; many names
+    share one.
+    """
+    while True:
+        found = secrets.token_hex(ID_BYTES * IDS)
+        yield from (found[i : i + 2 * ID_BYTES] for i in range(0, len(found), 2 * ID_BYTES))
+
+
 class _Handlers:
     """One handler for each address."""
 
     def __init__(self, service: Service, limits: Limits) -> None:
         self.service, self.limits, self.n_listening = service, limits, 0
+        self._names = _random_names()
 
     def routes(self) -> list[Route]:
         """Return the addresses."""
-        named: list[tuple[str, str, str, Handler]] = [
+        named: list[tuple[str, str, str, Handler]] = [  # the busiest first: they are tried in order
+            ("/predict", "POST", "predict", self.predict),
+            ("/v2/models/{name}/infer", "POST", "infer", self.infer),
             ("/v2/health/live", "GET", "health", self.live),
             ("/v2/health/ready", "GET", "health", self.ready),
             ("/v2", "GET", "metadata", self.server),
             ("/v2/models/{name}", "GET", "metadata", self.model),
             ("/v2/models/{name}/ready", "GET", "metadata", self.model_ready),
-            ("/v2/models/{name}/infer", "POST", "infer", self.infer),
-            ("/predict", "POST", "predict", self.predict),
             ("/feedback", "POST", "feedback", self.feedback),
             ("/feedback", "GET", "feedback", self.accuracy),
             ("/metrics", "GET", "metrics", self.metrics),
@@ -271,7 +285,7 @@ class _Handlers:
         return await read_body(request, self.limits)
 
     async def _answered(self, inputs: Sequence[Any], size: int) -> tuple[str, list[Answer]]:
-        name = secrets.token_hex(8)
+        name = next(self._names)
         return name, await self.service.answer(name, inputs, size)
 
     async def feedback(self, request: Request) -> Response:

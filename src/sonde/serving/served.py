@@ -38,6 +38,8 @@ from sonde.tap.model.placement import placement
 
 PADDED_INPUTS = ("text", "pair", "messages", "tokens")
 PLAIN_INPUTS = (*PADDED_INPUTS, "numbers", "tensor")
+MOST_SHAPES = 10_000
+"""Shapes of items that are remembered."""
 MOST_TRIED = 3
 """Arrays of whole numbers that are tried as floats."""
 
@@ -140,6 +142,7 @@ class ServedModel:
         self._names = class_names(self.model) or {}
         self._reader: InvariantReader | None = None
         self.floats: tuple[str, ...] = ()
+        self._known = set[Hashable]()
         sample = self._sample()
         if sample is not None:
             self.open(sample)
@@ -312,7 +315,7 @@ class ServedModel:
         prepared = encoder.prepare(rows, [(i, 0) for i in range(len(rows))])
         if is_text:
             self._check_texts(rows, [one.length for one in prepared], most)
-        encoder.collate(prepared[:1])
+        self._check_form(prepared[0])
         scales = self.column_scales
         return [
             Item(
@@ -324,6 +327,15 @@ class ServedModel:
             )
             for one, key, row in zip(prepared, keys, rows, strict=True)
         ]
+
+    def _check_form(self, item: Prepared) -> None:
+        """Raise if a batch cannot be made of an item; items of a known shape need no trial."""
+        shape = shape_of_item(item)
+        if shape in self._known and self.has_plain_inputs:
+            return
+        self.inputs.encoder.collate([item])
+        if len(self._known) < MOST_SHAPES:
+            self._known.add(shape)
 
     def _check_texts(self, rows: Sequence[Row], lengths: Sequence[int], most: int | None) -> None:
         """Refuse texts that are empty or too long, from the tokens of their first pieces."""
