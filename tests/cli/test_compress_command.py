@@ -13,6 +13,7 @@ import sonde
 from cli_case import in_a_new_process, run_words
 from sonde.core.errors import StateError
 from sonde.data.shipped import model_directory
+from sonde.report._format import share
 from sonde.report.documents import document_of
 from sonde.weights import QuantLinear
 from sonde.weights.folder import weight_bytes
@@ -323,6 +324,27 @@ def test_every_kind_of_smaller_weight_is_packed_opened_and_undone(
     assert run("compress", "undo", new, "-o", tmp_path / "OLD").code == 0
     for file in old.iterdir():
         assert filecmp.cmp(file, tmp_path / "OLD" / file.name, shallow=False)
+
+
+@pytest.mark.slow
+@pytest.mark.truth("bytes of the net's own parameters")
+@pytest.mark.parametrize(("words", "kind"), [((), "convolution"), (("--layers", "*"), "")])
+def test_the_first_line_says_which_part_of_the_weights_was_packed(
+    run, convolutional, tmp_path, words, kind
+):
+    data = (convolutional, "sonde:digits/train", "--limit", 8, "--held", 8)
+    told = run("compress", *data, "--to", "60%", *words, "-o", tmp_path / "S", "--json").json()
+    module = sonde.load(str(convolutional), device="cpu").module
+    mine = {torch.nn.Linear} | (set() if kind else {torch.nn.Conv2d})
+    layers = [m for m in module.modules() if type(m) in mine]
+    packed = sum(m.weight.numel() * 4 for m in layers)
+    assert told["covered"]["bytes"] == packed
+    whole = sum(x.numel() * 4 for x in module.state_dict().values() if x.is_floating_point())
+    assert told["covered"]["of"] == whole
+    verdict = document_of(told).verdict
+    assert verdict.startswith(share(packed / whole))
+    assert ("--layers '*' packs convolutions" in verdict) == bool(kind)
+    assert set(told["nameable"]) == ({kind} if kind else set())
 
 
 @pytest.mark.slow

@@ -105,6 +105,14 @@ def test_rows_of_a_table_are_taken_by_number_or_id(sorted_data, tmp_path) -> Non
         Choice(rows=tmp_path / "rows.csv").of(model, inputs, 9)
 
 
+def test_inputs_are_named_by_id_place_or_row(sorted_data) -> None:
+    model, inputs, _, _ = sorted_data
+    for words in (("r3", "r70"), ("70", inputs.place(3)), ("r70,3",)):
+        assert rows_of(Choice(ids=words).of(model, inputs, 9)) == [3, 70]
+    with pytest.raises(InputError, match="r700"):
+        Choice(ids=("r3", "r700")).of(model, inputs, 9)
+
+
 @pytest.mark.truth("the net without its fourth number answers the label")
 def test_without_the_strongest_place_a_wrong_row_is_right(sorted_data) -> None:
     model, inputs, _, _ = sorted_data

@@ -24,6 +24,7 @@ from sonde.run.explaining.explanations import (
     explain_document,
     find_attributor,
     leading,
+    rivals,
 )
 from sonde.run.explaining.judged import Judged
 from sonde.run.explaining.kept import KeptExplanations, remove_kept
@@ -149,6 +150,27 @@ def test_verdicts_are_ranked_by_their_effect_and_a_small_one_is_not_believed():
     assert not _shown([0.0005], 0.001).is_believable
 
 
+@pytest.mark.truth("gains that are typed in; scipy's paired t-test")
+def test_effects_are_told_apart_by_their_lead_over_inputs_in_pairs():
+    gains = [0.31, 0.02, 0.44, 0.25, 0.13, 0.38, -0.05]
+    noise = [0.05, -0.04, 0.06, -0.05, 0.02, -0.06, 0.01]
+    best = _shown(gains, 0.8)
+    near = _shown([g - 0.01 - e for g, e in zip(gains, noise, strict=True)], 0.8)
+    weak = _shown([0.6 * g + 0.01 for g in gains], 0.8)
+    stronger = _shown([g + 0.2 + e for g, e in zip(gains, noise, strict=True)], 0.8)
+    stronger.inputs["wrong"] = [1.0] * 7
+    each: Any = ttest_1samp(
+        [(a - b) / 0.8 for a, b in zip(gains, weak.inputs["gain"], strict=True)], 0.0
+    )
+    want = each.confidence_interval(0.95)
+    assert best.lead(weak) == pytest.approx((want.low, want.high))
+    judged = [weak, near, best, stronger]
+    assert best_of(judged) is best
+    equal, larger = rivals(judged, best)
+    assert near in equal
+    assert (weak in equal, larger) == (want.low <= 0, [stronger])
+
+
 def test_inputs_that_all_speak_for_an_attribution_but_are_too_few_are_called_too_few():
     gains = [0.4, 0.31, 0.44, 0.25]
     few = _shown(gains)
@@ -186,6 +208,8 @@ def test_page_and_text_say_which_one(judged, tmp_path):
     batch, both = judged
     found = explain_document(both, batch, model="<b>m</b>", data="d", most=3)
     assert "Trust integrated_gradients(steps=8) here" in document_of(found).verdict
+    low, high = found["methods"][0]["effect_range"]
+    assert low < found["methods"][0]["effect"] < high
     text = to_terminal(found)
     assert max(map(len, text.splitlines())) <= 80
     pixels = [{"pixels": batch.kwargs["x"][i]} for i in range(3)]

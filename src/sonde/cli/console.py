@@ -69,6 +69,12 @@ def note(text: str, at: str = "") -> None:
         sys.stderr.write(f"{text}\n")
 
 
+def at_once(text: str) -> None:
+    """Write a line to stderr now, also a remark: for what is ready while a command still runs."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
 @contextmanager
 def noting(verbose: bool = False) -> Iterator[None]:
     """Print the remarks of a command at its end; remarks that differ only in numbers share a line.

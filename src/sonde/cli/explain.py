@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sonde.cli._presenting import present
-from sonde.cli.console import note
+from sonde.cli.console import at_once, note
 from sonde.cli.options import DataWord, ModelWord, PageWord, Printing, Reading, named
 from sonde.core.errors import InputError
 
@@ -58,6 +58,15 @@ class Explain:
     rows: Annotated[
         Path | None, named("FILE", "explain the rows of a table: what scan --rows wrote")
     ] = None
+    ids: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            name="id",
+            metavar="NAME ...",
+            help="explain these inputs: ids, places or row numbers, as scan and score print them",
+            help_behavior_hint="",
+        ),
+    ] = ()
     label: Annotated[
         str | None,
         tyro.conf.arg(
@@ -105,7 +114,7 @@ class Explain:
             loading=self.reading.model_options(),
             directory=directory,
             progress=not self.printing.quiet,
-            say=None if self.printing.quiet else note,
+            say=None if self.printing.quiet else at_once,
             **self._data_options(),
         )
         for line in found.notes:
@@ -122,7 +131,7 @@ class Explain:
         pair = None if self.pair is None else tuple(self.pair.split(","))
         if pair is not None and len(pair) != 2:
             raise InputError(f"--pair: expected TRUTH,ANSWER, got {self.pair!r}.")
-        return Choice(self.wrong, self.rows, self.label, pair)
+        return Choice(self.wrong, self.rows, self.label, pair, self.ids)
 
     def _check(self) -> None:
         from sonde.store.outputs import check_file

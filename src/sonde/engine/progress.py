@@ -1,5 +1,6 @@
 """Progress on stderr: rate, remaining time and memory, for anything that takes over two seconds."""
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -56,6 +57,8 @@ class Bar:
         Whether Ctrl-C keeps the finished work, so that the same run can go on from there.
     of : str, default="example"
         What is counted.
+    budget_seconds : float, default=inf
+        When the run ends, whatever is done by then.
 
     A long run prints one early line with its expected time and memory, also if stderr is no
     terminal. The time follows the later half of the steps, since the first steps also warm up.
@@ -70,9 +73,11 @@ class Bar:
         state_bytes: int = 0,
         keeps: bool = False,
         of: str = "example",
+        budget_seconds: float = math.inf,
     ) -> None:
         self._label, self._total, self._delay, self._of = label, total, delay_seconds, of
         self._speaks, self._state_bytes, self._keeps = shown, state_bytes, keeps
+        self._budget = budget_seconds
         self._shown = shown and sys.stderr.isatty()
         self._began = time.monotonic()
         self._done, self._said = 0, False
@@ -112,7 +117,8 @@ class Bar:
         (began, before), (now, done) = self._steps[(n - 1) // 2], self._steps[-1]
         if n < LEAST_STEPS and (n < LEAST_STEPS - 1 or now - began < LONG_SECONDS):
             return 0.0
-        return (now - began) / (done - before) * (self._total - done)
+        left = (now - began) / (done - before) * (self._total - done)
+        return min(left, self._budget - now)
 
     def _say_estimate(self) -> None:
         """Print once how long the rest will take, if that is long."""

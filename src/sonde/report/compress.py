@@ -9,6 +9,8 @@ from sonde.report._picture import Axis, Numbers, Picture
 from sonde.report.document import Command, Document, Figure, Part, Section, Table
 
 MIB = 2**20
+LEFT = 0.02
+"""Fraction of the weights from which on what is not packed is named."""
 UNPACKABLE = ("bit", "signs")
 """Words in the forms of weights that a layer unpacks at each use."""
 
@@ -47,7 +49,7 @@ def mib(n_bytes: int) -> str:
 
 
 def _verdict(found: dict[str, Any]) -> str:
-    """Return in one sentence what was gained and what was not, and how many answers changed."""
+    """Return which weights were packed, what was gained, and how many answers changed."""
     gains = [
         f"{what} {_times(found[key][0], found[key][1], 'smaller', 'larger')}"
         for what, key in (("files", "bytes"), ("memory", "memory"))
@@ -58,8 +60,33 @@ def _verdict(found: dict[str, Any]) -> str:
     changed = f"{share(told['changed'])} of {told['n']:,}"
     if _is_vector(told):
         cosine = f"1 - cosine of old and new vectors {number(1 - told['cosine'])}"
-        return f"{', '.join(gains)}; {cosine}, the nearest example changed on {changed}"
-    return f"{', '.join(gains)}; the answer changed on {changed}"
+        said = f"{cosine}, the nearest example changed on {changed}"
+    else:
+        said = f"the answer changed on {changed}"
+    return f"{_covered(found)}{', '.join(gains)}; {said}"
+
+
+def _covered(found: dict[str, Any]) -> str:
+    """Return which part of the weights was packed, what is left, and what packs more."""
+    told = found.get("covered")
+    if not told:
+        return ""
+    total = max(told["of"], 1)
+    said = f"{share(told['bytes'] / total)} of the weights packed "
+    said += f"({mib(told['bytes'])} of {mib(told['of'])})"
+    left: dict[str, int] = {}
+    for one in found["kept"]:
+        left[one["holds"]] = left.get(one["holds"], 0) + one["bytes"]
+    large = sorted((n, what) for what, n in left.items() if n >= LEFT * total)[::-1]
+    if large:
+        named = ", ".join(f"{shown(what, 40)} {share(n / total)}" for n, what in large[:3])
+        ways = [
+            f"{found['nameable'][what]} packs {what}s"
+            for _, what in large
+            if what in found["nameable"]
+        ]
+        said += f", not packed: {named}" + (f" ({', '.join(ways)})" if ways else "")
+    return f"{said}; "
 
 
 def _is_vector(told: dict[str, Any]) -> bool:

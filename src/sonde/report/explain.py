@@ -21,6 +21,7 @@ _MEANINGS: Final = {
     "holds": "inputs on which the explanation is reliable",
     "effect": "insertion minus deletion, relative to random orders, as a fraction of the effect of "
     "all positions together: 0 is no better than random, 1 is perfect",
+    "its 95 %": "the 95 % interval of the effect, over inputs",
     "better on": "inputs with an effect above 0",
     "deletion": "area under the answer's probability, or number, while positions are "
     "deleted by decreasing attribution; low is good",
@@ -32,7 +33,9 @@ _MEANINGS: Final = {
     "redrawn": "similarity to the map after all weights are randomised; above .5 the map "
     "reflects the input and the architecture, not what was learned",
 }
-_BRIEF: Final = ("method", "holds", "effect", "deletion", "insertion", "wrong signs", "redrawn")
+_BRIEF: Final = (
+    "method", "holds", "effect", "its 95 %", "deletion", "insertion", "wrong signs", "redrawn",
+)  # fmt: skip
 
 
 def document(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -> Document:
@@ -105,21 +108,36 @@ def _verdict(found: dict[str, Any]) -> str:
     said = (
         f"Trust {shown(found['best'], 60)} {where}: its effect is {number(held['effect'])} (0 "
         f"as random orders, 1 all at once), above 0 on {held['better']} of {held['n']} inputs, "
-        f"{learned}."
+        f"{learned}.{_rivals(found)}"
     )
     return f"{said} The other {others} are not shown to be reliable." if others else said
 
 
+def _rivals(found: dict[str, Any]) -> str:
+    """Return which methods are not told apart from the best, or have a larger effect."""
+    said, of = "", {one["method"]: one for one in found["methods"]}
+    if equal := found.get("not_apart"):
+        said = f" Not told apart from it (95 %): {', '.join(shown(w, 60) for w in equal)}."
+    for word in found.get("larger", ()):
+        verdict = of[word]["verdict"]
+        said += (
+            f" {shown(word, 60)} has a larger effect ({number(of[word]['effect'])}), but the wrong "
+            f"sign on {verdict['wrong']} of {plural(verdict['moved'], 'input')}."
+        )
+    return said
+
+
 def _methods(found: dict[str, Any]) -> Section:
     columns = (
-        "method", "holds", "effect", "better on", "deletion", "deletion, random", "insertion",
-        "insertion, random", "wrong signs", "redrawn", "flags",
+        "method", "holds", "effect", "its 95 %", "better on", "deletion", "deletion, random",
+        "insertion", "insertion, random", "wrong signs", "redrawn", "flags",
     )  # fmt: skip
     rows = tuple(
         (
             one["method"],
             _holds(one),
             one["effect"],
+            _interval(one),
             f"{one['verdict']['better']} of {one['verdict']['n']}",
             one["deletion"]["value"],
             one["deletion"]["random"],
@@ -134,6 +152,12 @@ def _methods(found: dict[str, Any]) -> Section:
     kinds = {"wrong signs": "share"}
     made = Table(Numbers(columns, rows, "methods"), kinds=kinds, meanings=_MEANINGS, brief=_BRIEF)
     return Section("methods", "Which explanation holds", [made])
+
+
+def _interval(one: dict[str, Any]) -> str | None:
+    """Return the interval of an effect, or None if one input gave none."""
+    low, high = one.get("effect_range") or (None, None)
+    return None if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
 def _holds(one: dict[str, Any]) -> str:

@@ -222,6 +222,7 @@ def compress_model(
                 "compared_on": len(job.held),
             },
             tried=[trial.json() for trial in tried],
+            nameable=_nameable(rule, layers),
         )
     return Compressed(document, output, saved.patch, best.plan, tried, notes)
 
@@ -326,6 +327,17 @@ def _has_grid(rule: Any) -> bool:
     if rule is None or not {"bits", "group"} <= {f.name for f in fields(rule)}:
         return False
     return rule.bits not in (None, 1)
+
+
+def _nameable(rule: Any, layers: Sequence[str]) -> dict[str, str]:
+    """Return what packs the layers that are not linear ones: a grid packs no convolution."""
+    names = set() if rule is None else {f.name for f in fields(rule)}
+    by_grid, all_layers = "bits" in names, "--layers '*'"
+    found = {"convolution": f"--to 50% {all_layers}" if by_grid else all_layers}
+    if by_grid and not layers:
+        found["embedding"] = all_layers
+    is_named = bool(layers) and not by_grid
+    return {} if is_named or "layers" not in names or "rank" in names else found
 
 
 def _reads(rule: Rewrite) -> bool:

@@ -12,9 +12,17 @@ from sonde.core.inputs import Model
 from sonde.run.compressing.inside import SiteFidelity
 from sonde.run.compressing.timing import Speed
 from sonde.weights import QuantLinear, RewritePlan
+from sonde.weights._kinds import kind_of
 from sonde.weights.rewrite import block_of
 
 SCHEMA: Final = "sonde-compress/1"
+HOLDS: Final = {
+    "matrix": "linear layer",
+    "transposed": "linear layer",
+    "maps": "convolution",
+    "rows": "embedding",
+}
+"""What the kinds of layers are called; others by their class."""
 
 
 def compress_document(
@@ -31,6 +39,7 @@ def compress_document(
     times: Sequence[Speed],
     rows: Mapping[str, int],
     tried: Sequence[Mapping[str, Any]] = (),
+    nameable: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the JSON of one compression.
 
@@ -51,6 +60,8 @@ def compress_document(
         Examples: ``calibrated_on``, ``compared_on``.
     tried : sequence of mapping, optional
         Settings that a search tried, with their bytes and KL.
+    nameable : mapping of str to str, optional
+        The options that pack what was left: by ``convolution``, ``embedding``.
     """
     packed = _packed(model.module, plan)
     found = {
@@ -65,6 +76,8 @@ def compress_document(
         "memory": [held_bytes(model.module), held_bytes(changed)],
         "opened_in": _number_types(model.module),
         "packed": packed,
+        "covered": _covered(model.module, plan),
+        "nameable": dict(nameable or {}),
         "kept": _kept(changed, plan),
         "fidelity": fidelity.json(),
         "sites": [site.json() for site in sites],
@@ -93,6 +106,14 @@ def held_bytes(module: nn.Module) -> int:
             for x in [*module.parameters(), *module.buffers()]}  # fmt: skip
     kernels = sum(m.kernel_bytes for m in module.modules() if isinstance(m, QuantLinear))
     return sum(held.values()) + kernels
+
+
+def _covered(module: nn.Module, plan: RewritePlan) -> dict[str, int]:
+    """Return the bytes of the old model's weights that became smaller, ``of`` all, each once."""
+    sizes = {name: (x.untyped_storage().data_ptr(), x.untyped_storage().nbytes())
+             for name, x in module.state_dict().items() if x.is_floating_point()}  # fmt: skip
+    gone = {x for name, x in sizes.items() if name in plan.reshaped or plan.renamed(name) is None}
+    return {"bytes": sum(n for _, n in gone), "of": sum(n for _, n in {*sizes.values()})}
 
 
 def _packed(module: nn.Module, plan: RewritePlan) -> list[dict[str, Any]]:
@@ -127,6 +148,7 @@ def _kept(module: nn.Module, plan: RewritePlan) -> list[dict[str, Any]]:
         new = {key: size for key, size in own.items() if key not in seen}
         seen |= new.keys()
         if new and f"{name}.weight" not in smaller:
-            kind = type(part).__name__
-            found.append({"layer": name or kind, "kind": kind, "bytes": sum(new.values())})
+            kind, n_bytes = type(part).__name__, sum(new.values())
+            holds = HOLDS.get(kind_of(part) or "", kind)
+            found.append({"layer": name or kind, "kind": kind, "holds": holds, "bytes": n_bytes})
     return sorted(found, key=lambda one: -one["bytes"])

@@ -1,7 +1,7 @@
 """Choose the inputs to explain: spread over classes, right and wrong, or as the user asks."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,11 +13,12 @@ from pyarrow import csv, parquet
 from pyarrow import json as arrow_json
 from torch import Tensor
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, near
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.wording import plural
 from sonde.data.inputs import ItemInputs
 from sonde.run.reading.class_order import answer_numbers
+from sonde.run.scoring.exhibit import hashed_id
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.watch import watch
 
@@ -44,12 +45,16 @@ class Choice:
         Only those of a class.
     pair : (str, str) or None
         Only inputs of the first class that the model calls the second class.
+    ids : sequence of str, default=()
+        Only these inputs: each by its id, its place in the data, or the number of its row, as
+        ``sonde scan --rows`` and ``sonde score`` write them.
     """
 
     wrong: bool = False
     rows: Path | None = None
     label: str | None = None
     pair: tuple[str, str] | None = None
+    ids: Sequence[str] = ()
 
     def of(self, model: Model, inputs: ItemInputs, n: int, seed: int = 0) -> ItemInputs:
         """Return at most ``n`` inputs, spread over classes, and over right and wrong if known.
@@ -63,6 +68,8 @@ class Choice:
         """
         if self.rows is not None:
             inputs = inputs.at(_listed(self.rows, inputs))
+        if self.ids:
+            inputs = inputs.at(_named(self.ids, inputs))
         name = self.label if self.pair is None else self.pair[0]
         pool = (inputs if name is None else inputs.of_class(name)).drawn(POOL, seed)
         said = answer_numbers(model, pool) if pool.own_labels else None
@@ -174,3 +181,35 @@ def _listed(path: Path, inputs: ItemInputs) -> Int[np.ndarray, "_row"]:
     if not found.any():
         raise InputError(f"--rows: expected rows of {inputs.source.name} in {path}, got none.")
     return np.flatnonzero(found)
+
+
+def _named(words: Sequence[str], inputs: ItemInputs) -> Int[np.ndarray, "_row"]:
+    """Return the inputs that each word names; a word that names none may be a list with commas."""
+    found: set[int] = set()
+    for word in words:
+        mine = _of_name(word, inputs)
+        for part in [word] if mine else filter(None, word.split(",")):
+            one = mine or _of_name(part.strip(), inputs)
+            if not one:
+                known = [*inputs.ids[:POOL], *map(inputs.place, range(min(POOL, len(inputs))))]
+                raise InputError(
+                    f"--id: expected an id, a place or the number of a row of "
+                    f"{inputs.source.name}, got {part.strip()!r}.{near(part.strip(), known)} "
+                    f"The first input is {inputs.ids[0]}, {inputs.place(0)}."
+                )
+            found.update(one)
+    return np.array(sorted(found), dtype=np.int64)
+
+
+def _of_name(word: str, inputs: ItemInputs) -> list[int]:
+    """Return the inputs of an id, else of a place, else of the number of a row."""
+    every, source, rows = range(len(inputs)), inputs.source, inputs.source_rows
+    names: tuple[Callable[[int], str], ...] = (
+        lambda i: inputs.ids[i],
+        lambda i: hashed_id(inputs.ids[i]),  # what --hash-ids prints
+        inputs.place,
+        lambda i: source.where(int(inputs.listing.row[i])),
+        lambda i: str(rows[i]),
+    )
+    found = ([i for i in every if name(i) == word] for name in names)
+    return next((which for which in found if which), [])

@@ -104,7 +104,7 @@ def explain_answers(
     answer : int, optional
         For language models: explain the last tokens as one answer.
     choice : Choice, optional
-        Which inputs: wrong answers alone, rows of a table, one class, or a pair of classes.
+        Which inputs: wrong answers alone, rows of a table or by id, one class, a pair of classes.
     dictionary : path, optional
         Say also which features of a dictionary the answers depend on, at its site.
     limit : int, optional
@@ -143,13 +143,13 @@ def explain_answers(
     if is_embedding := isinstance(found.module, SentenceEncoder):
         found = similarity_to(found, _text(target))
     objective = Objective() if is_embedding else _objective(target, answer)
-    is_causal = found.task == "causal"
+    is_causal, named = found.task == "causal", chosen.rows is not None or bool(chosen.ids)
     options = dict(reading)
-    if is_causal and options.get("max_length") is None and chosen.rows is None and not answer:
+    if is_causal and options.get("max_length") is None and not answer and not named:
         options["max_length"] = TOKENS  # a next token can be asked for anywhere, and costs less
         notes = (*notes, f"note: texts are read in chunks of {TOKENS} tokens (--max-length).")
     every = in_sorted_order(found, open_inputs(found, data, **options, logits=True, seed=seed))
-    n = limit or (PIECES if is_causal else USUAL)
+    n = limit or max(PIECES if is_causal else USUAL, min(len(chosen.ids), MOST))
     inputs = replace(chosen.of(found, every, n, seed), batch_size=n)
     columns = inputs.typed.get("number_columns") or ()
     baseline = _mean_row(found, every, seed) if columns and site == INPUT else None
@@ -199,7 +199,8 @@ class _FirstLook:
 
     def __call__(self, batch: InputBatch, word: str, found: Attribution) -> None:
         """Say it in a line for each of the first inputs, or that a method is there."""
-        if self.is_said:
+        known = [self._largest(batch, found, i) for i in range(min(FIRST, found.n))]
+        if self.is_said or not any(known):
             self.say(f"note: {word} is computed; its tests follow.")
             return
         self.is_said = True
@@ -207,8 +208,7 @@ class _FirstLook:
             f"note: a first result by {word}, not tested yet: the parts of the input that "
             "change the answer most"
         )
-        for i in range(min(FIRST, found.n)):
-            names = self._largest(batch, found, i)
+        for i, names in enumerate(known):
             if names:
                 self.say(f"  {batch.ids[i]}: {', '.join(names)}")
 

@@ -142,7 +142,10 @@ def explain(
     test = objective if objective.kind == "answer" else Objective("prob", objective.target)
     kept = KeptExplanations.of(directory, model, batch, objective, site, n_random)
     judged: list[Judged] = []
-    with Bar("explain", STEPS * len(methods), shown=progress, of="step") as bar:
+    keeps, n_steps = directory is not None, STEPS * len(methods)
+    with Bar(
+        "explain", n_steps, shown=progress, of="step", keeps=keeps, budget_seconds=seconds
+    ) as bar:
         for done, method in enumerate(methods):
             if done and bar.wall_seconds * (done + 1) / done > seconds:
                 break
@@ -251,6 +254,17 @@ def leading(judged: Sequence[Judged]) -> Judged | None:
     return best_of(judged) or max(open_ones, key=lambda one: one.effect, default=None)
 
 
+def rivals(judged: Sequence[Judged], best: Judged) -> tuple[list[Judged], list[Judged]]:
+    """Return the attributions not told apart from the best, and those with a larger effect.
+
+    Effects are compared input by input, at 95 %, on the inputs on which the best is believed. One
+    with a larger effect was not believed, since its signs are wrong.
+    """
+    leads = [(one, best.lead(one, best.best.label)) for one in judged if one is not best]
+    equal = [one for one, (low, high) in leads if one.is_believable and low <= 0 <= high]
+    return equal, [one for one, (_, high) in leads if high < 0]
+
+
 def explain_document(
     judged: Sequence[Judged],
     batch: InputBatch,
@@ -293,6 +307,7 @@ def explain_document(
         return None if label is None else (classes or {}).get(label, label)
 
     first, best, led = judged[0].found, best_of(judged), leading(judged)
+    equal, larger = ([], []) if best is None else rivals(judged, best)
     ranked = sorted(judged, key=lambda one: (one is not led, not one.is_believable, -one.effect))
     return {
         "schema": SCHEMA,
@@ -308,6 +323,8 @@ def explain_document(
         if first.conventions["site"] == "input"
         else [],
         "best": None if best is None else best.word,
+        "not_apart": [one.word for one in equal],
+        "larger": [one.word for one in larger],
         "not_run": list(not_run),
         "methods": [
             finite_json(
@@ -316,6 +333,7 @@ def explain_document(
                     "baseline": one.found.conventions["baseline"],
                     "believable": one.is_believable,
                     "effect": one.effect,
+                    "effect_range": list(one.lead()),
                     "verdict": one.best.json() | {"label": named(one.best.label)},
                     "classes": [v.json() | {"label": named(v.label)} for v in one.verdicts[1:]],
                     "deletion": one.deletion,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.stats import t as student  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
@@ -134,6 +134,25 @@ class Judged:
     def effect(self) -> float:
         """The effect over all inputs, by which attributions are ranked."""
         return self.verdicts[0].effect
+
+    def lead(self, other: "Judged | None" = None, label: str | None = None) -> tuple[float, float]:
+        """Return the 95 % interval of the effect, or of its lead over another attribution's effect.
+
+        By the t-distribution over inputs, or over inputs of a class; two attributions are compared
+        input by input. Infinite with fewer than two inputs.
+        """
+        mine = torch.tensor([label is None or own == label for own in self.inputs["label"]])
+        each = self._effects(mine) - (0.0 if other is None else other._effects(mine))
+        if len(each) < 2:
+            return -math.inf, math.inf
+        width = student.ppf(0.975, len(each) - 1) * float(each.std()) / len(each) ** 0.5  # pyright: ignore[reportUnknownMemberType]
+        return float(each.mean()) - width, float(each.mean()) + width
+
+    def _effects(self, mine: Bool[Tensor, "row"]) -> Float[Tensor, "_row"]:
+        """Return the effect on each of some inputs, as a share of what places are worth there."""
+        gain, worth = (_numbers(self.inputs[k])[mine] for k in ("gain", "worth"))
+        size = float(worth.abs().mean())
+        return gain / size if size > 0 else 0 * gain
 
     @property
     def is_believable(self) -> bool:
