@@ -253,9 +253,10 @@ class Generate:
 
     def _room(self, model: Any, n_prompt: int) -> int:
         """Return how many tokens are generated: no more than the model has positions for."""
+        from sonde.core.model_config import is_encoder_decoder
         from sonde.data.text_encoding import context_of
 
-        context = None if is_encoder_decoder(model) else context_of(model)
+        context = None if is_encoder_decoder(model.config) else context_of(model)
         if context is None or n_prompt + self.max_new_tokens <= context:
             return self.max_new_tokens
         if n_prompt >= context:
@@ -266,11 +267,6 @@ class Generate:
         room = context - n_prompt
         note(f"note: the model reads at most {context} tokens: at most {room} are generated.")
         return room
-
-
-def is_encoder_decoder(model: Any) -> bool:
-    """Return whether the prompt and the generated tokens have positions of their own."""
-    return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
 def streamer(tokenizer: Any) -> Any:

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from sonde.core.model_config import is_encoder_decoder
+
 
 def task_of(module: nn.Module) -> str:
     """Return what a module's outputs mean: see ``Model.task``."""
@@ -16,7 +18,7 @@ def task_of(module: nn.Module) -> str:
         return "classifier"
     if "ForImageClassification" in name:
         return "image_classifier"
-    if getattr(config, "is_encoder_decoder", False):
+    if is_encoder_decoder(config):
         return "encoder" if name.endswith("EncoderModel") else "seq2seq"
     from transformers.models.auto import modeling_auto as auto
 

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from sonde.core.errors import InputError, SiteError, StateError
 from sonde.core.inputs import Model
+from sonde.core.model_config import is_encoder_decoder
 from sonde.core.site import Site
 from sonde.data._model_kind import config_of
 from sonde.tap.hooks.names import ModuleNames
@@ -259,7 +260,7 @@ def example_inputs(module: nn.Module) -> dict[str, Tensor]:
     name = getattr(module, "main_input_name", "")
     if config is not None and name == "input_ids":
         size = int(getattr(config, "vocab_size", 0))
-        if size > 0 and not getattr(config, "is_encoder_decoder", False):
+        if size > 0 and not is_encoder_decoder(config):
             return {name: (torch.arange(6, device=first.device) * 7 % size).unsqueeze(0)}
     if config is not None and name == "pixel_values":
         side: Any = getattr(config, "image_size", None)

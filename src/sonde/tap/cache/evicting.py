@@ -13,6 +13,7 @@ from sonde.core.cache_packing import CachePacking
 from sonde.core.cache_rule import CacheRule
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
+from sonde.core.model_config import is_encoder_decoder
 from sonde.tap.attention.interface import WITH_MASKS, kernels_through
 from sonde.tap.attention.places import asks_interface
 from sonde.tap.cache.layer import EvictingLayer, GrowingLayer, RealTokens
@@ -176,7 +177,7 @@ def _check_has_cache(module: nn.Module) -> None:
         raise SiteError(
             f"caching: expected a language model of transformers with generate(), got {kind}."
         )
-    if getattr(config, "is_encoder_decoder", False):
+    if is_encoder_decoder(config):
         raise SiteError(
             f"caching: {kind} has an encoder; only decoder-only models have such caches."
         )

@@ -12,6 +12,7 @@ from transformers import LogitsProcessor
 
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Model
+from sonde.core.model_config import is_encoder_decoder
 from sonde.core.site import Site
 from sonde.tap.decoding.context import DecodeContext, OtherLogits, OtherState
 from sonde.tap.decoding.last_states import LastStates
@@ -152,7 +153,7 @@ class _Group:
     def check(self, own: "_Group", model: Model | nn.Module) -> None:
         """Raise if a model cannot read the texts of the generating model."""
         for module in (own.module, self.module):
-            if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
+            if is_encoder_decoder(getattr(module, "config", None)):
                 raise InputError(
                     f"Decode: expected causal language models, got {type(module).__name__}, "
                     "an encoder-decoder model, whose decoder does not read the prompt."

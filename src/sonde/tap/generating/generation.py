@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
+from sonde.core.model_config import is_encoder_decoder
 from sonde.tap.generating.recorder import StepRecorder
 from sonde.tap.hooks.cache import NAMES, cache_of, counts_positions
 from sonde.tap.hooks.session import Session
@@ -53,8 +54,7 @@ class Generation:
     @property
     def is_pair(self) -> bool:
         """True if an encoder reads the prompts and a decoder generates."""
-        config = self.model.config or self.model.module.__dict__.get("config")
-        return bool(getattr(config, "is_encoder_decoder", False))
+        return is_encoder_decoder(self.model.config or self.model.module.__dict__.get("config"))
 
     @property
     def keeps_rows_in_place(self) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sonde.core._kinds import is_dict
 from sonde.core.errors import SiteError
 from sonde.core.inputs import InputBatch
+from sonde.core.model_config import is_encoder_decoder
 from sonde.core.token_masks import REAL, MaskMeaning, real_of_pairs, sights
 from sonde.tap.hooks.cache import cache_in, cached_length
 from sonde.tap.hooks.outputs import arguments, decodes, known_names
@@ -142,7 +143,7 @@ class CallArguments:
 
 def encoder_of(root: nn.Module) -> nn.Module | None:
     """Return the encoder of an encoder-decoder of ``transformers``; None of any other model."""
-    is_pair = bool(getattr(root.__dict__.get("config"), "is_encoder_decoder", False))
+    is_pair = is_encoder_decoder(root.__dict__.get("config"))
     find = getattr(root, "get_encoder", None) if is_pair else None
     found = None if find is None else find()
     return found if isinstance(found, nn.Module) and found is not root else None

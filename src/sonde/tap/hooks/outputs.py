@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from sonde.core.errors import SiteError
+from sonde.core.model_config import is_encoder_decoder
 from sonde.tap.hooks.packed_sequences import is_ordered, packed_like, unpacked
 from sonde.tap.hooks.port_view import PortView
 
@@ -287,4 +288,4 @@ def decodes(root: nn.Module, named: Mapping[str, Any]) -> bool:
     """Return whether a call runs a decoder, over tokens of its own, beside an encoder."""
     if named.get("decoder_input_ids") is not None or named.get("decoder_inputs_embeds") is not None:
         return True
-    return bool(getattr(root.__dict__.get("config"), "is_encoder_decoder", False))
+    return is_encoder_decoder(root.__dict__.get("config"))
