@@ -76,3 +76,12 @@ def test_equal_means_and_wrong_heads():
         neural_collapse(B, [0, 0, 1, 1], head=(torch.ones(2, 3), None))
     with pytest.raises(InputError, match="labels below the head's 2 outputs, got 7"):
         neural_collapse(B, [0, 1, 7, 7], head=(torch.ones(2, 2), None))
+
+
+def test_noisy_class_means_flag_the_error():
+    draw = torch.Generator().manual_seed(0)
+    means = 0.8 * torch.randn(4, 6, generator=draw)
+    for n, is_noisy in ((200, True), (4000, False)):
+        label = torch.randint(4, (n,), generator=draw)
+        x = means[label] + torch.linspace(2.0, 0.4, 6) * torch.randn(n, 6, generator=draw)
+        assert ("se_first_order" in neural_collapse(x, label).flags) == is_noisy
