@@ -23,5 +23,6 @@ from sonde.train.separate import Separate as Separate
 from sonde.train.sparse_training import SparseTraining as SparseTraining
 from sonde.train.structured_transfer import StructuredTransfer as StructuredTransfer
 from sonde.train.subspace_projection import SubspaceProjection as SubspaceProjection
+from sonde.train.template_bank import TemplateBank as TemplateBank
 
 __all__: list[str]
