@@ -47,7 +47,7 @@ class TemplateLinear(nn.Module):
     @property
     def weight(self) -> Float[Tensor, "unit dim"]:
         """The weight that the templates make."""
-        blocks = torch.einsum("hwt,tou->howu", self.mix, self.bank)
+        blocks = torch.einsum("d a t, t o i -> d o a i", self.mix, self.bank)
         return blocks.flatten(2).flatten(0, 1)
 
     def forward(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes unit"]:
