@@ -134,6 +134,7 @@ STUDIES: dict[str, str] = {
     "rounded-runs": "RoundedRunsStudy",
     "route-by-score": "RouteByScoreStudy",
     "routed-dimensions": "RoutedDimensionsStudy",
+    "scalar-codes": "ScalarCodesStudy",
     "shortcut-bias": "ShortcutBiasStudy",
     "simple-net": "SimpleNetStudy",
     "size-fidelity": "SizeFidelityStudy",

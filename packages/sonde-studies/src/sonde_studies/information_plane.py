@@ -30,6 +30,8 @@ ARMS: dict[str, tuple[type[nn.Module], float, tuple[str, ...]]] = {
     "relu, decay": (nn.ReLU, 0.1, ("adaptive bins",)),
 }
 """Activation, weight decay and estimators of each net."""
+ALL_LAYERS = {(name, f"adaptive {form}") for name in list(ARMS)[1:] for form in ("bins", "kernel")}
+"""Net and estimator of claims about all layers; the others look at the last one alone."""
 
 
 @final
@@ -114,7 +116,8 @@ class InformationPlaneStudy(Study):
             states = [layers_of(net, seen) for net in (nets[-2:] if tiny else nets)]
             forms = {form: FORMS[form] for form in ARMS[name][2]}
             for form, options in forms.items():
-                held = torch.tensor([[_bits(h, options) for h in layers] for layers in states])
+                some = slice(None) if (name, form) in ALL_LAYERS else slice(-1, None)
+                held = torch.tensor([[_bits(h, options) for h in one[some]] for one in states])
                 lost[name, form] = (held.max(0).values - held[-1]).tolist()
                 flat[f"{name}, {form}"] = held.flatten().tolist()
                 figures[f"forgotten, last layer | {name}, {form}"] = lost[name, form][-1]
