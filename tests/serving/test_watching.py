@@ -111,7 +111,7 @@ def test_alarms_reach_the_dashboard_and_inputs_only_if_kept(model, fitted):
     for keep in (0, 2):
         with served(model, fitted, keep_inputs=keep) as client:
             answers = asked(client, items)
-            state = client.app.state.service.state()
+            state = vars(client.app)["state"].service.state()
             page = client.get("/")
         assert json.dumps(state, allow_nan=False)
         assert (state["inputs"], state["n_alarms"]) == (10, sum(a["alarm"] for a in answers))

@@ -90,6 +90,7 @@ def test_new_blocks_are_mixes_at_right_angles_to_the_old_one():
     assert again[3].bank is not wide[3].bank
 
 
+@pytest.mark.slow
 def test_tied_weights_stay_and_models_of_transformers_grow():
     model = models.llama()
     model.lm_head.weight = model.model.embed_tokens.weight

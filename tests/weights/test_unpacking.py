@@ -62,7 +62,9 @@ def test_packed_weights_are_counted_and_a_packed_head_is_found(small):
     plain = net()
     assert count_weights(small) == count_weights(plain) == 16 * 32 + 32 + 32 * 12 + 12
     assert f"{count_weights(plain):,} parameters" in repr(Model(small))
-    found, bias = find_head(small)
+    head = find_head(small)
+    assert head is not None
+    found, bias = head
     assert torch.equal(found, small.fc.values())
     assert torch.equal(bias, plain.fc.bias)
 
