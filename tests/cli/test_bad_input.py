@@ -2,14 +2,22 @@
 
 import json
 import os
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+from sonde.cli.generate import prompts_of
+from sonde.core.errors import InputError
+from sonde.core.inputs import Model
 from sonde.files.state_file import read_header
+from sonde.run.explaining.choosing import Choice
+from sonde.run.reading.read import read
 
 
 @pytest.fixture
@@ -137,6 +145,47 @@ def test_a_folder_without_permission(run, place, tmp_path):
     tmp_path.chmod(0o500)
     line = run("fit", "knn", "-", place / "rows.npz", "-o", tmp_path / "a.sonde").error()
     assert "no permission" in line
+
+
+@contextmanager
+def _without_rights():
+    """Be a user who may not read files of mode 0: root may."""
+    mine = os.geteuid()
+    if mine == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(mine)
+
+
+def test_a_file_that_may_not_be_read_is_one_line(run):
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        locked = Path(folder) / "rows.csv"
+        locked.write_text("a,b\n1,2\n")
+        run("evaluate", locked, locked).error()  # imports what is not read without rights
+        locked.chmod(0)
+        with _without_rights():
+            line = run("evaluate", locked, locked).error()
+    assert f"{locked}: Permission denied" in line
+
+
+def test_rows_to_explain_that_are_no_table_are_refused(tmp_path):
+    model, inputs = Model(nn.Linear(2, 2)), read(nn.Linear(2, 2), torch.zeros(3, 2)).inputs
+    for name, content in (("a.parquet", b"\x00PAR1"), ("b.csv", b""), ("c.jsonl", b"{\xff")):
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=name):
+            Choice(rows=path).of(model, inputs, 1)
+
+
+def test_a_file_of_another_kind_is_no_prompt(tmp_path):
+    path = tmp_path / "prompts.npz"
+    path.write_bytes(b"PK")
+    with pytest.raises(InputError, match=r"prompts\.npz"):
+        prompts_of(str(path), None)
+    assert prompts_of("long." * 1000, None) == ["long." * 1000]
 
 
 def test_a_full_disk(run, place, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from serving_case import asked, net, probe, rows, run_apart, served
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, SondeError
 from sonde.serving import Limits, app
 from sonde.serving.authentication import read_token
 from sonde.serving.bodies import Rows, picture, read_body
@@ -146,6 +146,13 @@ def test_settings_that_are_unsafe_are_refused(tmp_path):
     short.write_text(f"{TOKEN}\nsecond line")
     assert read_token(short) == TOKEN
     check(Settings("sonde:digits", host="0.0.0.0", token_file=str(short)))
+
+
+def test_a_damaged_probe_is_refused_before_the_server_starts(tmp_path):
+    damaged = tmp_path / "probe.sonde"
+    damaged.write_bytes(b"SONDE\x00" * 9)
+    with pytest.raises(SondeError, match=r"probe\.sonde"):
+        check(Settings("sonde:digits", probe=str(damaged)))
 
 
 def test_503_while_the_model_loads_and_when_it_cannot_be():

@@ -176,6 +176,11 @@ def _run(word: str, kind: type[Any], arguments: list[str]) -> int:
         from sonde.run.passes.driver import Interrupted
 
         return 130 if isinstance(error, Interrupted) else 2
+    except (PermissionError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        if debug or error.filename is None:
+            raise
+        error_line(f"{error.filename}: {error.strerror}. Check the path and its permissions.")
+        return 2
     except Exception as error:
         where = [n for n in getattr(error, "__notes__", ()) if n.startswith(IN_FORWARD)]
         if debug or not (where or is_out_of_memory(error)):

@@ -13,6 +13,8 @@ from sonde.cli.options import DeviceWord, DtypeWord, Printing, TrustFlag, named
 from sonde.core.errors import InputError
 
 FILES = frozenset({".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet"})
+LONGEST = 255
+"""Bytes of the longest name of a file; a longer word is a prompt."""
 INPUTS = ("input_ids", "attention_mask")
 
 
@@ -291,7 +293,14 @@ def prompts_of(word: str, column: str | None) -> list[str]:
     """
     path = Path(word)
     suffix = path.suffix.lower()
-    if suffix not in FILES or any(letter.isspace() for letter in word):
+    if any(letter.isspace() for letter in word):
+        return [word]
+    if suffix not in FILES:
+        if suffix and len(word) < LONGEST and path.is_file():
+            raise InputError(
+                f"sonde generate: expected a text, or a file {', '.join(sorted(FILES))}, got the "
+                f"file {word}. Rename it, or pass the prompt itself."
+            )
         return [word]
     if not path.is_file():
         raise InputError(f"sonde generate: no file {word}. Pass a text, or a file that is there.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, final
 
 from sonde.core.errors import InputError
+from sonde.run.fitting.fitted import as_fitted
 from sonde.run.reading.load import load
 from sonde.serving.authentication import read_token
 from sonde.serving.limits import Limits
@@ -89,6 +90,8 @@ def check(settings: Settings) -> None:
     ------
     InputError
         With what to do.
+    StateError
+        If the probe cannot be loaded.
     """
     if settings.token_file is not None:
         read_token(settings.token_file)
@@ -104,6 +107,8 @@ def check(settings: Settings) -> None:
         raise InputError(f"--replicas: expected at least 1, got {settings.replicas}.")
     if settings.probe is not None and not Path(settings.probe).is_file():
         raise InputError(f"serve: there is no file {settings.probe}. Fit one with sonde fit.")
+    if settings.probe is not None:  # a server whose probe is damaged would never be ready
+        as_fitted(settings.probe, "serve")
     if settings.calibrate is not None and settings.probe is None:
         raise InputError("--calibrate: expected a PROBE, whose detectors the file calibrates.")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
 import torch
 from jaxtyping import Float, Int
 from pyarrow import csv, parquet
@@ -167,7 +168,12 @@ def _numbers(model: Model, inputs: ItemInputs) -> Float[np.ndarray, "row"]:
 def _listed(path: Path, inputs: ItemInputs) -> Int[np.ndarray, "_row"]:
     if path.suffix not in READERS or not path.is_file():
         raise InputError(f"--rows: expected a file {', '.join(READERS)}, got {path}.")
-    table = READERS[path.suffix](path)
+    try:
+        table = READERS[path.suffix](path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(
+            f"--rows: {path} is not a table: {error}. Write the table with `sonde scan --rows`."
+        ) from error
     if "row" in table.column_names:
         wanted = [row for row in table["row"].to_pylist() if row is not None]
         found = np.isin(inputs.source_rows, wanted)
