@@ -56,6 +56,7 @@ SYMPTOMS: dict[str, dict[str, str]] = {
         "Mark-up, broken encoding, cut or blank inputs": "077 043 045",
         "Duplicates and near-duplicates": "041 042",
         "Wrong case, prefix, start token or positions": "028",
+        "The same words in every text, words in random order": "080 081",
     },
     "Too few rows": {
         "A check was withheld": "009",

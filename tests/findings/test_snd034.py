@@ -71,3 +71,21 @@ def test_a_model_that_did_not_learn_the_wrong_labels_finds_more_of_them() -> Non
     assert more.sum() >= 1.2 * alone.sum()
     assert more.mean() >= 0.9
     assert more.sum() >= 0.8 * wrong.sum()
+
+
+@pytest.mark.truth("the labels that were changed, one in ten, of two classes")
+def test_one_wrong_label_in_ten_is_a_warning_if_the_model_did_not_learn_them() -> None:
+    draw = np.random.default_rng(6)
+    label = draw.integers(0, 2, 285)
+    x = (2.0 * label - 1)[:, None] * np.array([1.1, 0.9, 0.0]) + draw.normal(size=(285, 3)) / 2
+    wrong = draw.random(285) < 0.1
+    logits = np.stack([-3 * x[:, 0], 3 * x[:, 0]], 1)
+    evidence = evidence_of(
+        torch.from_numpy(x), label=torch.from_numpy(np.where(wrong, 1 - label, label)),
+        logits=torch.from_numpy(logits), facts={"labels_are_models": True},
+    )  # fmt: skip
+    doubt = doubtful_labels(evidence)
+    finding = assert_raised(SND034().check(evidence), "warning")
+    assert doubt.n_clear / doubt.n < 0.06  # the rows without any neighbour of their label
+    assert finding.figure.value == len(doubt.row) / 285
+    assert finding.figure.value > 0.05

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch.nn.functional import one_hot
 
@@ -45,3 +46,22 @@ def test_one_constant_that_is_not_all_of_a_shift_is_no_cause() -> None:
         assert finding.trial.holds
         assert (finding.trial.scope == "answers") is all_of_it
         assert ("Biases of other classes are wrong" in finding.fix) is not all_of_it
+
+
+@pytest.mark.truth("the constant that was added to one logit")
+def test_a_constant_on_a_logit_that_takes_a_few_rows_of_every_class_is_raised() -> None:
+    draw = torch.Generator().manual_seed(5)
+    label = torch.randint(0, 5, (500,), generator=draw)
+    x = 3.0 * one_hot(label, 5).double() + torch.randn(500, 5, generator=draw)
+
+    def check(constant: float) -> Check:
+        logits = 2 * x + constant * one_hot(torch.tensor(3), 5)
+        return SND046().check(arrays.evidence_of(x, label=label, logits=logits, facts=OWN))
+
+    finding = assert_raised(check(4.5), "warning")
+    assert finding.figure.name == "accuracy_gain"
+    assert finding.classes == ("3",)
+    assert finding.trial is not None
+    assert finding.trial.scope == "answers"
+    assert finding.fix.startswith("logits[:, 3] -= ")
+    assert_clear(check(0.0))

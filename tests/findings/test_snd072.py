@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,8 @@ def test_a_table_is_judged_without_a_model_and_with_one(tmp_path: Path) -> None:
         (finding,) = sonde.scan(model, path, settings=settings).findings
         assert "mean_area is -999 in" in finding["sentence"]
         assert len(finding.rows) == min(50, len(rows))
+    texts = sonde.scan(model, path, settings=replace(settings, only=("SND077", "SND081")))
+    assert texts.json()["verdict"]["not_applicable"] == 2  # numbers are no texts
     tensor = (x.astype(np.float32), y)
     (finding,) = sonde.scan(model, tensor, settings=settings).findings
     assert finding["sentence"].startswith("column 3 is -999 in")

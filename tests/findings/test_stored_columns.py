@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import sonde
 from findings._nets import tensors
-from sonde.findings.evidence._cooled import cooled_loss
+from sonde.findings.evidence._cooled import RIDGE, cooled_loss, fitted_constants
 from sonde.findings.evidence._stored_columns import stored_columns
 from sonde.findings.settings import ScanSettings
 
@@ -116,3 +116,17 @@ def test_a_temperature_is_no_repair() -> None:
     assert between is not None
     torch.testing.assert_close(losses[0], between, rtol=0.05, atol=1e-3)
     assert cooled_loss(logits / 0, label, chooses) is None
+
+
+@pytest.mark.truth("the derivatives of the log loss, which are 0 at its minimum")
+def test_fitted_constants_and_factor_are_the_minimum_of_the_loss() -> None:
+    draw = torch.Generator().manual_seed(9)
+    x = 2 * torch.randn(400, 3, generator=draw, dtype=torch.float64)
+    label = (
+        (0.4 * x + torch.tensor([0.0, 1.5, -0.7])).softmax(1).multinomial(1, generator=draw)[:, 0]
+    )
+    scale, constants = fitted_constants(x, label, torch.eye(3, dtype=torch.float64))
+    gradient = ((scale * x + constants).softmax(1) - torch.eye(3)[label].double()) / 400
+    assert (gradient.sum(0) + 2 * RIDGE * constants).abs().max() < 1e-5
+    assert abs(float((gradient * x).sum())) < 1e-5
+    assert float(constants[1] - constants[2]) > 1.5

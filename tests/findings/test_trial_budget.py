@@ -1,5 +1,7 @@
 """What trials of a scan may cost: operations counted on one forward, and what is left out."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -127,3 +129,18 @@ def test_only_leaves_trials_out() -> None:
 
 def quiet(only: tuple[str, ...]) -> ScanSettings:
     return ScanSettings(progress=False, only=only)
+
+
+@pytest.mark.slow
+def test_the_trials_of_a_table_do_not_import_the_compiler() -> None:
+    code = """
+import sys, torch, sonde
+from sonde.findings.evidence._cooled import fitted_constants
+from sonde.findings.trial_budget import forward_cost
+net = torch.nn.Linear(3, 2)
+rows = [{"x": torch.randn(3), "label": i % 2} for i in range(9)]
+assert forward_cost(sonde.read(net, rows)).each > 0
+fitted_constants(torch.randn(9, 2), torch.arange(9) % 2, torch.eye(2))
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,5 +1,6 @@
 """Faults in how texts are written, with their healthy twins: more plants."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from scan._zoo import quiet
 from sonde.core.inputs import Model
 from sonde.report import Report
 
-CODES = ("SND076", "SND077", "SND078", "SND079")
+CODES = ("SND076", "SND077", "SND078", "SND079", "SND080", "SND081")
 
 
 def read(change: Callable[[str, int], str] = lambda t, _: t, lower: bool = True) -> Report:
@@ -44,6 +45,15 @@ def _upper(text: str, _: int) -> str:
     return text.upper()
 
 
+def _headed(text: str, _: int) -> str:
+    return f"Permission is granted to any person who obtains a copy of this text. {text[:200]}"
+
+
+def _shuffled(text: str, i: int) -> str:
+    split = text.split()
+    return " ".join(random.Random(i).sample(split, len(split)))
+
+
 def _plain(text: str, _: int) -> str:
     """Return a text in which a tokenizer of small letters has nothing to undo."""
     return " ".join(text.lower().split())
@@ -54,4 +64,6 @@ PLANTS = (
     Plant("SND077", "warning", lambda: read(_marked), read),
     Plant("SND078", "note", lambda: read(_german), read),
     Plant("SND079", "warning", lambda: read(_upper, lower=False), lambda: read(_plain)),
+    Plant("SND080", "note", lambda: read(_headed), read),
+    Plant("SND081", "warning", lambda: read(_shuffled), read),
 )

@@ -1,6 +1,6 @@
 """SND034: rows whose label looks wrong."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from scipy.stats import binom
@@ -39,7 +39,8 @@ class SND034(LabelRule):
         "also be improbable at that fraction. If it is, further rows are listed: at least six "
         "of their neighbours share another label and at most 2 have the row's label, and the "
         "model predicts that other class at least as confidently as it does on average for rows "
-        "of that class. The report's list of labels to check first is ordered by the "
+        "of that class; the level follows from all rows listed. The report's list of labels to "
+        "check first is ordered by the "
         "probability that the probe, the neighbours and the model's own answers give to the "
         "label; the report prints how many of some deliberately exchanged labels come first in "
         "it. Labels that are wrong in one direction: of the rows that the held-out classifier "
@@ -47,8 +48,8 @@ class SND034(LabelRule):
         "and lie as far on that class's side as its own rows (medians within a quarter), on "
         "each half of the groups; p below 0.001 over all pairs of classes, among rows that lie "
         "as far as 19 of 20 rows of the class. If the classifier shows none and the model's own "
-        "answers are more accurate, the same test uses these answers, if the classifier "
-        "disagrees with most of the rows' labels."
+        "answers are not significantly less accurate, the same test uses these answers, if the "
+        "classifier disagrees with most of the rows' labels."
     )
     false_positives: ClassVar[str] = (
         "Rare kinds of a class that look like another one to this model; classes that overlap."
@@ -66,24 +67,20 @@ class SND034(LabelRule):
         share = clear / n
         low, high = clopper_pearson(clear, n)
         p = float(binom.sf(clear - 1, n, self.usual))
-        severe = share >= self.warning
         figure = Figure(
-            "doubtful_labels",
-            share,
-            low,
-            high,
-            "share",
-            null=self.usual,
-            threshold=self.warning if severe else self.note,
-            p=p,
-            n_rows=n,
-            n_groups=found.n_groups,
-        )
+            "doubtful_labels", share, low, high, "share", null=self.usual, threshold=self.note,
+            p=p, n_rows=n, n_groups=found.n_groups,
+        )  # fmt: skip
         if share < self.note or p >= self.level:
             seen = "no row was listed" if clear == 0 else f"{plural(clear, 'row')} listed"
             if share >= self.note:
                 seen += f", which chance explains (p {p:.2g}, not below {self.level:g})"
             return self.clear(figure, seen)
+        # Chance does not explain the clear rows, so the rows that the model doubts count as well.
+        low, high = clopper_pearson(count, n)
+        severe = count / n >= self.warning
+        threshold = self.warning if severe else self.note
+        figure = replace(figure, value=count / n, low=low, high=high, threshold=threshold)
         examples = examples_at(evidence, doubtful_rows(evidence))
         site = found.sites[found.best]
         sentence = (
@@ -98,7 +95,7 @@ class SND034(LabelRule):
             sites=(site.key,),
             examples=tuple(examples),
             figures=tuple(doubtful_labels(evidence).share.tolist()),
-            effect=min(1.0, share),
+            effect=min(1.0, count / n),
             next=rows_command(self.code),
         )
 

@@ -23,6 +23,7 @@ class SND046(ClassAnswersRule):
     """Hits of a probe of the last site less correct answers of the model, class by class."""
 
     lag: float = 0.2
+    gain: float = 0.05
     level: float = 0.001
 
     title: ClassVar[str] = "A class that the model misses although its states encode it"
@@ -42,7 +43,9 @@ class SND046(ClassAnswersRule):
         "limit of that difference, with standard errors over groups and a level of 0.1 % "
         "corrected for the number of classes, must be above 20 points, and the model's recall "
         "below half of its median recall. The model as a whole must be more accurate than the "
-        "commonest label (else SND039)."
+        "commonest label (else SND039). If no class lags, a constant on one logit that half of the "
+        "rows choose is a warning as well if it raises the accuracy of the others by 5 points "
+        "(sign test, 1 %) and constants on the other logits add nothing."
     )
     false_positives: ClassVar[str] = (
         "A rare class that the model avoids because a false alarm was costly in training."
@@ -71,7 +74,7 @@ class SND046(ClassAnswersRule):
             if f.low is not None and f.low > self.lag and float(recall[k]) < middle / 2
         ]
         if not missed:
-            return self.clear(worst)
+            return self._off_by_a_constant(evidence, found, labels, moved) or self.clear(worst)
         missed.sort(key=lambda k: -float(lags[k]))
         return self._raised(evidence, found, labels, missed, figures[missed[0]])
 
@@ -117,18 +120,9 @@ class SND046(ClassAnswersRule):
             f"{percent(found.accuracy)}."
         )
         more = f"The same holds for {listed(names[1:])}." if len(names) > 1 else ""
-        moved, fix = logit_constant(evidence), ""
+        moved = logit_constant(evidence)
         trial = None if moved is None or not moved.trial.holds else moved.trial
-        if moved is not None and trial is not None:
-            before, after = (percent(float(x.mean())) for x in (trial.before, trial.after))
-            sign = "-" if moved.constant < 0 else "+"
-            fix = (
-                f"logits[:, {moved.label}] {sign}= {number(abs(moved.constant))}: correct on "
-                f"{after} of {plural(len(trial.rows), 'row')} held out from the choice, instead of "
-                f"{before}."
-            )
-            if not moved.is_all:
-                fix += " Biases of other classes are wrong too, so the fault lies before the head."
+        fix = "" if moved is None or trial is None else _mending(moved)
         missing = torch.nonzero(mine & ~found.right).flatten()
         wrong = labels.where[missing]
         return self.raised_with(
@@ -144,3 +138,52 @@ class SND046(ClassAnswersRule):
             fix=fix,
             trial=trial,
         )
+
+    def _off_by_a_constant(
+        self,
+        evidence: Evidence,
+        found: ClassAnswers,
+        labels: LabelEvidence,
+        moved: LogitConstant | None,
+    ) -> Check | None:
+        """Return a warning if one constant corrects many answers, whichever classes lose rows."""
+        if moved is None or not moved.is_all or not moved.trial.holds:
+            return None
+        before, after = (float(x.mean()) for x in (moved.trial.before, moved.trial.after))
+        if after - before < self.gain or moved.label not in labels.numbers:
+            return None
+        k, n = moved.label, len(found.truth)
+        answered, held = (float((x == k).double().mean()) for x in (found.answer, found.truth))
+        own = (found.answer == k) | (found.truth == k)
+        rows = torch.nonzero(own & ~found.right).flatten()
+        name = labels.names[labels.numbers.index(k)]
+        figure = Figure(
+            "accuracy_gain", after - before, unit="share", null=0.0, threshold=self.gain,
+            p=moved.trial.p, n_rows=len(moved.trial.rows),
+        )  # fmt: skip
+        return self.raised_with(
+            "warning",
+            f"The model answers {shortened(name, 20)} for {percent(answered)} of "
+            f"{plural(n, 'row')}, {percent(held)} have this label: its logit is off by a constant.",
+            figure,
+            sites=(labels.sites[-1].key,),
+            examples=tuple(examples_at(evidence, labels.where[rows].tolist())),
+            classes=(name,),
+            effect=min(1.0, after - before),
+            next=class_command(name),
+            fix=_mending(moved),
+            trial=moved.trial,
+        )
+
+
+def _mending(moved: LogitConstant) -> str:
+    """Return the advice to add a constant to a logit, and what that does to held-out rows."""
+    before, after = (percent(float(x.mean())) for x in (moved.trial.before, moved.trial.after))
+    sign = "-" if moved.constant < 0 else "+"
+    fix = (
+        f"logits[:, {moved.label}] {sign}= {number(abs(moved.constant))}: correct on {after} of "
+        f"{plural(len(moved.trial.rows), 'row')} held out from the choice, instead of {before}."
+    )
+    if not moved.is_all:
+        fix += " Biases of other classes are wrong too, so the fault lies before the head."
+    return fix

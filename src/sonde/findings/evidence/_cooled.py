@@ -2,8 +2,11 @@
 
 from typing import Final
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -74,16 +77,20 @@ def fitted_constants(
     logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"], basis: Float[Tensor, "class of"]
 ) -> tuple[Tensor, Tensor]:
     """Return the factor of all logits and the constants in a span that lower the loss most."""
-    weight = torch.zeros(basis.shape[1] + 1, dtype=logits.dtype).requires_grad_()
-    solver = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
+    x, span = logits.double().numpy(), basis.double().numpy()
+    given = np.eye(x.shape[1])[truth.numpy()]
 
-    def loss() -> float:
-        solver.zero_grad()
-        moved = logits * weight[-1].exp() + basis @ weight[:-1]
-        found = cross_entropy(moved, truth) + RIDGE * weight[:-1].square().sum()
-        found.backward()
-        return float(found.detach())
+    def loss(weight: Float[np.ndarray, "_of"]) -> tuple[float, Float[np.ndarray, "_of"]]:
+        scale = np.exp(weight[-1])
+        moved = scale * x + span @ weight[:-1]
+        log_p = log_softmax(moved, axis=1)
+        gradient = (np.exp(log_p) - given) / len(x)
+        constants = span.T @ gradient.sum(0) + 2 * RIDGE * weight[:-1]
+        value = -(given * log_p).sum() / len(x) + RIDGE * np.square(weight[:-1]).sum()
+        return float(value), np.append(constants, scale * (gradient * x).sum())
 
-    with torch.enable_grad():
-        solver.step(loss)
-    return weight.detach()[-1].exp(), basis @ weight.detach()[:-1]
+    # Not torch's solver: the first optimiser of a process imports torch's compiler, a second.
+    start = np.zeros(span.shape[1] + 1)
+    weight = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
+    found = torch.from_numpy(weight).to(logits.dtype)
+    return found[-1].exp(), basis @ found[:-1]

@@ -27,6 +27,8 @@ FLOOR: Final = 0.02
 """Probability that is spread over all classes before logarithms are taken."""
 LEARNED: Final = 0.995
 """Training accuracy above which the model may have memorised wrong labels."""
+WORSE: Final = 0.05
+"""Level at which the model's answers count as worse than the probe's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,8 +192,9 @@ def one_way(evidence: Evidence) -> OneWay | None:
     Rows that look like the first class and have the label of the second are about as typical of
     the first class as its own rows, and errors in the opposite direction are at most 0.6 times as
     frequent. Both hold on each half of the groups. Rows look like the class that a held-out probe
-    gives them; if this shows nothing and the model itself is more accurate than the probe, like
-    the class that the model gives them, where the probe does not give most of them their label.
+    gives them; if this shows nothing and the model itself is not clearly less accurate than the
+    probe, which learns from wrong labels, like the class that the model gives them, where the
+    probe does not give most of them their label.
     Ask ``labels.usable`` first.
     """
     found = label_evidence(evidence)
@@ -201,13 +204,22 @@ def one_way(evidence: Evidence) -> OneWay | None:
     own = model_support(evidence, found)
     if way is not None or own is None:
         return way
-    if _share_right(own, found.truth) <= _share_right(score, found.truth):
+    if _is_worse(own, score, found.truth):
         return None
     way = _surest(own.clamp(min=1e-12).log(), found.truth, half)
     if way is None:
         return None
     agrees = score[way.rows, way.of] > score[way.rows, way.called]
     return way if float(agrees.double().mean()) > 0.5 else None
+
+
+def _is_worse(
+    one: Float[Tensor, "row class"], other: Float[Tensor, "row class"], truth: Int[Tensor, "row"]
+) -> bool:
+    """Return whether one names significantly fewer labels than the other (sign test, 5 %)."""
+    right = [p.argmax(1) == truth for p in (one, other)]
+    won, lost = (int((a & ~b).sum()) for a, b in (right, right[::-1]))
+    return float(binom.cdf(won, won + lost, 0.5)) < WORSE
 
 
 def _surest(

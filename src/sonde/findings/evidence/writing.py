@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from sonde.data import ItemInputs
+from sonde.data.images import PICTURE_COLUMNS
+from sonde.data.numbers import are_numbers
 from sonde.data.processors import is_tokenizer
 from sonde.data.vocabulary import is_byte_level
 from sonde.findings.evidence._shared import shared_rows
@@ -142,7 +144,8 @@ def text_writing(stream: LiveStream, evidence: Evidence) -> Writing | str:
     for example in sorted(shared.order.tolist()):
         seen.setdefault(data.keys[example], example)
     chosen = sorted(seen.values())[:TEXTS]
-    if not _texts(data.key_columns(chosen[:1]), data.inputs):
+    first = data.key_columns(chosen[:LEAST_TEXTS])
+    if not _texts(first, data.inputs) or _are_other_data(evidence, first):
         return "the inputs are not texts"
     found = _texts(data.key_columns(chosen), data.inputs)
     if len(found) < LEAST_TEXTS:
@@ -152,6 +155,12 @@ def text_writing(stream: LiveStream, evidence: Evidence) -> Writing | str:
     if not is_tokenizer(tokenizer) or is_byte_level(tokenizer):
         tokenizer = None
     return Writing(tuple(found), np.array(chosen), tokenizer)
+
+
+def _are_other_data(evidence: Evidence, columns: Mapping[str, Sequence[Any]]) -> bool:
+    """Return whether strings are the numbers of a table or the files of pictures."""
+    known = [columns[name] for name in evidence.data.inputs if name in columns]
+    return bool(set(PICTURE_COLUMNS) & set(evidence.columns)) or all(map(are_numbers, known))
 
 
 def _texts(columns: Mapping[str, Sequence[Any]], inputs: Sequence[str]) -> list[str]:

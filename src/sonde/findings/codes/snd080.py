@@ -1,0 +1,70 @@
+"""SND080: texts that begin or end with the same words."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Final, final
+
+from sonde.findings.evidence._text_order import SIDES, shared_words
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.writing import Writing
+from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.words.text import percent, plural, shortened
+
+SHOWN: Final = 60
+
+
+@final
+@dataclass(frozen=True)
+class SND080(Rule):
+    """Fraction of the characters of all texts that are words with which nearly all begin or end."""
+
+    note: float = 0.1
+    warning: float = 0.25
+    holders: float = 0.9
+    words: int = 5
+
+    title: ClassVar[str] = "Texts that begin or end with the same words"
+    theme: ClassVar[Theme] = "data"
+    why: ClassVar[str] = (
+        "Words that every text has tell no text from another. They take up the context, and a mean "
+        "over tokens is in part the mean of these words."
+    )
+    fix: ClassVar[str] = (
+        "Cut these words (a licence, a header, a signature) off, unless the model was trained with "
+        "them."
+    )
+    how: ClassVar[str] = (
+        "Over the first 2,000 characters of at most 2,048 sampled texts, each text once: the "
+        "longest run of first words that 90 % of the texts have, and of last words. At least 5 "
+        "words; a note if they are a tenth of the characters on average, a warning from a quarter. "
+        "A note for data without labels, where the words may be a prompt."
+    )
+    false_positives: ClassVar[str] = "Prompts that the model was trained with."
+    plant: ClassVar[str] = "A licence of 40 words before every text."
+    twin: ClassVar[str] = "The same texts without it."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Look for words that nearly all texts begin or end with."""
+        writing = evidence.writing
+        if not isinstance(writing, Writing):
+            return self.not_applicable(writing or "the inputs are not texts")
+        found = max(
+            (shared_words(writing.texts, side, self.holders) for side in SIDES),
+            key=lambda shared: (len(shared.words) >= self.words, shared.share),
+        )
+        n = len(writing.texts)
+        figure = Figure(
+            "shared_characters", found.share, unit="share", threshold=self.note, n_rows=n
+        )
+        if len(found.words) < self.words or found.share < self.note:
+            return self.clear(figure)
+        severe = found.share >= self.warning and evidence.data.has_labels
+        said = shortened(" ".join(found.words), SHOWN)
+        return self.raised_with(
+            "warning" if severe else "note",
+            f"{len(found.holders):,} of {plural(n, 'text')} {found.side} with the same "
+            f"{plural(len(found.words), 'word')} ({said!r}), {percent(found.share)} of all "
+            "characters on average.",
+            figure,
+            examples=writing.examples(found.holders[:20]),
+            effect=min(1.0, found.share) if severe else 0.05,
+        )

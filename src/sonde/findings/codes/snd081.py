@@ -1,0 +1,73 @@
+"""SND081: texts whose words are in random order."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings.evidence._text_order import word_order
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.writing import Writing
+from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.words.text import number, plural
+
+
+@final
+@dataclass(frozen=True)
+class SND081(Rule):
+    """Pairs of neighbouring words that occur in several texts, over those in random order.
+
+    Parameters
+    ----------
+    ratio : float, default=1.15
+        What the ratio of texts in sentences exceeds.
+    pairs : int, default=200
+        Pairs of texts in random order that the test needs.
+    repeated : float, default=0.5
+        Fraction of texts in which a word occurs twice; below it the texts are lists of words.
+    """
+
+    ratio: float = 1.15
+    pairs: int = 200
+    repeated: float = 0.5
+
+    title: ClassVar[str] = "The words of the texts are in random order"
+    theme: ClassVar[Theme] = "data"
+    why: ClassVar[str] = (
+        "A model that was trained on sentences is given lists of their words: what depends on "
+        "neighbouring words is lost."
+    )
+    fix: ClassVar[str] = (
+        "Find the step that changes the order of words (a set of words, a join of sorted tokens, a "
+        "bag of words written out), and read the original texts."
+    )
+    how: ClassVar[str] = (
+        "Over the first 2,000 characters of at most 2,048 sampled texts of at least 12 words: "
+        "pairs of neighbouring words that occur in another text too are counted as given, and 20 "
+        "times with the words of each text in random order. Sentences share far more such pairs "
+        "than shuffled words. A warning if the ratio is below 1.15 with three standard deviations "
+        "added, there are 200 pairs in random order, and half of the texts repeat a word (lists of "
+        "keywords do not)."
+    )
+    false_positives: ClassVar[str] = "Texts that are lists by their nature, with repeated entries."
+    plant: ClassVar[str] = "The words of every text in random order."
+    twin: ClassVar[str] = "The same texts."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare the pairs of words with those of shuffled texts."""
+        writing = evidence.writing
+        if not isinstance(writing, Writing):
+            return self.not_applicable(writing or "the inputs are not texts")
+        found = word_order(writing.texts, evidence.data.seed)
+        if found.mean < self.pairs:
+            return self.not_applicable("too few pairs of words occur in several texts")
+        figure = Figure("shared_word_pairs", found.ratio, unit="ratio", null=1.0,
+                        threshold=self.ratio, direction="below", n_rows=found.n)  # fmt: skip
+        if found.ratio + 3 * found.error >= self.ratio or found.repeated < self.repeated:
+            return self.clear(figure)
+        return self.raised_with(
+            "warning",
+            f"The order of words is random: {plural(found.found, 'pair')} of neighbouring words "
+            f"occur in several of {plural(found.n, 'text')}, {number(found.ratio)} times as many "
+            "as after shuffling the words of each text.",
+            figure,
+            effect=0.5,
+        )

@@ -1,0 +1,112 @@
+"""Words that texts share at their ends, and what the order of words means in texts."""
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+SHUFFLES: Final = 20
+FEWEST_WORDS: Final = 12
+"""Words of a text that counts for the order of words."""
+SIDES: Final = ("begin", "end")
+
+
+@dataclass(frozen=True)
+class SharedWords:
+    """Words that texts begin or end with.
+
+    Parameters
+    ----------
+    side : str
+        ``begin`` or ``end``.
+    words : tuple of str
+    holders : tuple of int
+        The texts that have them.
+    share : float
+        Mean fraction of the characters of all texts that these words are.
+    """
+
+    side: str
+    words: tuple[str, ...]
+    holders: tuple[int, ...]
+    share: float
+
+
+@dataclass(frozen=True)
+class WordOrder:
+    """How many pairs of neighbouring words occur in another text too.
+
+    Parameters
+    ----------
+    found : int
+        In the texts as given.
+    mean, spread : float
+        Mean and standard deviation with the words of each text in random order.
+    repeated : float
+        Fraction of the texts in which a word occurs twice, as it does in sentences.
+    n : int
+        Texts that were long enough.
+    """
+
+    found: int
+    mean: float
+    spread: float
+    repeated: float
+    n: int
+
+    @property
+    def ratio(self) -> float:
+        """Pairs as given over those in random order."""
+        return self.found / self.mean if self.mean else float("nan")
+
+    @property
+    def error(self) -> float:
+        """Standard deviation of the ratio if the order is random."""
+        return self.spread / self.mean if self.mean else float("inf")
+
+
+def shared_words(texts: Sequence[str], side: str, most: float = 0.9) -> SharedWords:
+    """Return the longest run of first or last words that this fraction of the texts has.
+
+    Examples
+    --------
+    >>> shared_words(["A b c", "A b d", "A b"], "begin").words
+    ('A', 'b')
+    """
+    step = 1 if side == "begin" else -1
+    split = [text.split()[::step] for text in texts]
+    left, words = list(range(len(texts))), []
+    while True:
+        depth = len(words)
+        here = Counter(split[i][depth] for i in left if len(split[i]) > depth)
+        word, count = here.most_common(1)[0] if here else ("", 0)
+        if count < max(2.0, most * len(texts)):
+            break
+        left = [i for i in left if len(split[i]) > depth and split[i][depth] == word]
+        words.append(word)
+    size = len(" ".join(words))
+    parts = [size / max(len(" ".join(split[i])), 1) for i in left] if words else []
+    return SharedWords(side, tuple(words[::step]), tuple(left), sum(parts) / max(len(texts), 1))
+
+
+def word_order(texts: Sequence[str], seed: int) -> WordOrder:
+    """Count the pairs of neighbouring words that texts share, as given and in random order."""
+    split = [words for text in texts if len(words := text.lower().split()) >= FEWEST_WORDS]
+    draw = random.Random(seed)
+    found = _shared_pairs(split)
+    counts = []
+    for _ in range(SHUFFLES if split else 0):
+        counts.append(_shared_pairs([draw.sample(words, len(words)) for words in split]))
+    mean, spread = (float(np.mean(counts)), float(np.std(counts, ddof=1))) if counts else (0.0, 0.0)
+    repeated = sum(len(set(words)) < len(words) for words in split) / max(len(split), 1)
+    return WordOrder(found, mean, spread, repeated, len(split))
+
+
+def _shared_pairs(texts: Sequence[Sequence[str]]) -> int:
+    """Return how many pairs of neighbouring words, once a text, occur in another text too."""
+    counts = Counter(pair for words in texts for pair in set(itertools.pairwise(words)))
+    return sum(n for n in counts.values() if n > 1)

@@ -1,0 +1,33 @@
+import random
+
+import pytest
+
+from findings._nets import assert_clear, assert_raised
+from findings._writing import docstrings, written
+from sonde.findings.codes.snd081 import SND081
+from sonde.findings.evidence._text_order import word_order
+
+
+def shuffled(text: str, seed: int) -> str:
+    words = text.split()
+    random.Random(seed).shuffle(words)
+    return " ".join(words)
+
+
+@pytest.mark.truth("the words of every text in random order, and as they were written")
+def test_words_in_random_order_are_named() -> None:
+    texts = docstrings()
+    finding = assert_raised(
+        SND081().check(written([shuffled(t, i) for i, t in enumerate(texts)])), "warning"
+    )
+    assert finding.figure.value == pytest.approx(1.0, abs=0.1)
+    own = assert_clear(SND081().check(written(texts)))
+    assert own.value > 1.3
+
+
+def test_lists_of_keywords_are_no_sentences() -> None:
+    draw = random.Random(4)
+    words = [f"word{i}" for i in range(60)]
+    lists = [" ".join(draw.sample(words, 20)) for _ in range(150)]
+    assert_clear(SND081().check(written(lists)))
+    assert word_order(lists, 0).repeated == 0
