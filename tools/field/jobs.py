@@ -54,8 +54,10 @@ def read(subject: Subject, place: Path, made: Plain) -> Checked:
         return outcome, RAN, ""
     import sonde
 
-    rows = [batch.rows[site] for batch in sonde.read(place / "acts") for site in batch.rows]
-    gap = float((torch.cat(rows).double() - made.answers.double()).abs().max())
+    batches = list(sonde.read(place / "acts"))  # texts come by length: `order` is their line
+    rows = torch.cat([batch.rows[site] for batch in batches for site in batch.rows])
+    order = torch.cat([batch.order for batch in batches])
+    gap = float((rows.double() - made.answers[order].double()).abs().max())
     size = float(made.answers.abs().max())
     return outcome, TRUE if gap <= 1e-4 * size else WRONG, f"gap {gap:.1e} of {size:.3g}"
 
