@@ -31,3 +31,13 @@ def test_lists_of_keywords_are_no_sentences() -> None:
     lists = [" ".join(draw.sample(words, 20)) for _ in range(150)]
     assert_clear(SND081().check(written(lists)))
     assert word_order(lists, 0).repeated == 0
+
+
+@pytest.mark.truth("words that were drawn at random, in any order")
+def test_many_texts_are_drawn_down_to_a_number_of_words() -> None:
+    draw = random.Random(8)
+    words = [f"word{i}" for i in range(300)]
+    short = [" ".join(draw.choices(words, k=200)) for _ in range(600)]
+    found = word_order(short, 3)
+    assert found.n == 200
+    assert found.ratio == pytest.approx(1.0, abs=0.05)

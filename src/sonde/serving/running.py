@@ -161,6 +161,8 @@ def application() -> Any:
 def run(settings: Settings) -> int:
     """Serve until a signal: SIGTERM and Ctrl-C answer what waits, commit the traffic, and end.
 
+    ``check`` the settings first.
+
     Returns
     -------
     int
@@ -168,7 +170,6 @@ def run(settings: Settings) -> int:
     """
     import uvicorn
 
-    check(settings)
     options: dict[str, Any] = {
         "host": settings.host,
         "port": settings.port,

@@ -40,9 +40,9 @@ class SND081(Rule):
         "bag of words written out), and read the original texts."
     )
     how: ClassVar[str] = (
-        "Over the first 2,000 characters of at most 2,048 sampled texts of at least 12 words: "
-        "pairs of neighbouring words that occur in another text too are counted as given, and 20 "
-        "times with the words of each text in random order. Sentences share far more such pairs "
+        "Over the first 2,000 characters of at most 2,048 sampled texts of at least 12 words, "
+        "40,000 words in all: pairs of neighbouring words that occur in another text too are "
+        "counted as given, and 20 times with the words of each text in random order. Sentences share far more such pairs "
         "than shuffled words. A warning if the ratio is below 1.15 with three standard deviations "
         "added, there are 200 pairs in random order, and half of the texts repeat a word (lists of "
         "keywords do not)."

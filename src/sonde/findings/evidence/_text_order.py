@@ -12,6 +12,8 @@ import numpy as np
 SHUFFLES: Final = 20
 FEWEST_WORDS: Final = 12
 """Words of a text that counts for the order of words."""
+MOST_WORDS: Final = 40_000
+"""Words of all texts whose order is looked at, half a second of work; texts are drawn."""
 SIDES: Final = ("begin", "end")
 
 
@@ -97,6 +99,7 @@ def word_order(texts: Sequence[str], seed: int) -> WordOrder:
     """Count the pairs of neighbouring words that texts share, as given and in random order."""
     split = [words for text in texts if len(words := text.lower().split()) >= FEWEST_WORDS]
     draw = random.Random(seed)
+    split = _drawn(split, draw)
     found = _shared_pairs(split)
     counts = []
     for _ in range(SHUFFLES if split else 0):
@@ -104,6 +107,15 @@ def word_order(texts: Sequence[str], seed: int) -> WordOrder:
     mean, spread = (float(np.mean(counts)), float(np.std(counts, ddof=1))) if counts else (0.0, 0.0)
     repeated = sum(len(set(words)) < len(words) for words in split) / max(len(split), 1)
     return WordOrder(found, mean, spread, repeated, len(split))
+
+
+def _drawn(texts: list[list[str]], draw: random.Random) -> list[list[str]]:
+    """Return as many texts as have the most words, in random order if these are not all."""
+    if sum(map(len, texts)) <= MOST_WORDS:
+        return texts
+    texts = draw.sample(texts, len(texts))
+    so_far = itertools.accumulate(map(len, texts))
+    return [words for words, n in zip(texts, so_far, strict=True) if n <= MOST_WORDS]
 
 
 def _shared_pairs(texts: Sequence[Sequence[str]]) -> int:
