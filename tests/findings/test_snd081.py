@@ -30,7 +30,10 @@ def test_lists_of_keywords_are_no_sentences() -> None:
     words = [f"word{i}" for i in range(60)]
     lists = [" ".join(draw.sample(words, 20)) for _ in range(150)]
     assert_clear(SND081().check(written(lists)))
-    assert word_order(lists, 0).repeated == 0
+    assert word_order(lists, 0).sentences == 0
+    bags = [" ".join(draw.choices(words, k=40)) for _ in range(150)]  # words occur twice
+    own = assert_clear(SND081().check(written(bags)))
+    assert own.value == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.truth("words that were drawn at random, in any order")

@@ -21,13 +21,13 @@ class SND081(Rule):
         What the ratio of texts in sentences exceeds.
     pairs : int, default=200
         Pairs of texts in random order that the test needs.
-    repeated : float, default=0.5
-        Fraction of texts in which a word occurs twice; below it the texts are lists of words.
+    sentences : float, default=0.5
+        Fraction of texts with a word twice and punctuation; below it the texts are lists of words.
     """
 
     ratio: float = 1.15
     pairs: int = 200
-    repeated: float = 0.5
+    sentences: float = 0.5
 
     title: ClassVar[str] = "The words of the texts are in random order"
     theme: ClassVar[Theme] = "data"
@@ -42,10 +42,10 @@ class SND081(Rule):
     how: ClassVar[str] = (
         "Over the first 2,000 characters of at most 2,048 sampled texts of at least 12 words, "
         "40,000 words in all: pairs of neighbouring words that occur in another text too are "
-        "counted as given, and 20 times with the words of each text in random order. Sentences share far more such pairs "
-        "than shuffled words. A warning if the ratio is below 1.15 with three standard deviations "
-        "added, there are 200 pairs in random order, and half of the texts repeat a word (lists of "
-        "keywords do not)."
+        "counted as given, and 20 times with the words of each text in random order. Sentences "
+        "share far more such pairs than shuffled words. A warning if the ratio is below 1.15 with "
+        "three standard deviations added, there are 200 pairs in random order, and half of the "
+        "texts have a word twice and punctuation (lists of keywords lack one of them)."
     )
     false_positives: ClassVar[str] = "Texts that are lists by their nature, with repeated entries."
     plant: ClassVar[str] = "The words of every text in random order."
@@ -61,7 +61,7 @@ class SND081(Rule):
             return self.not_applicable("too few pairs of words occur in several texts")
         figure = Figure("shared_word_pairs", found.ratio, unit="ratio", null=1.0,
                         threshold=self.ratio, direction="below", n_rows=found.n)  # fmt: skip
-        if found.ratio + 3 * found.error >= self.ratio or found.repeated < self.repeated:
+        if found.ratio + 3 * found.error >= self.ratio or found.sentences < self.sentences:
             return self.clear(figure)
         return self.raised_with(
             "warning",

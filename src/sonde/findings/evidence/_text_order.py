@@ -12,6 +12,7 @@ import numpy as np
 SHUFFLES: Final = 20
 FEWEST_WORDS: Final = 12
 """Words of a text that counts for the order of words."""
+PUNCTUATION: Final = (".", ",", ";", ":", "?", "!", "。", "，", "？", "！", "।", "؟", "،")
 MOST_WORDS: Final = 40_000
 """Words of all texts whose order is looked at, half a second of work; texts are drawn."""
 SIDES: Final = ("begin", "end")
@@ -48,8 +49,8 @@ class WordOrder:
         In the texts as given.
     mean, spread : float
         Mean and standard deviation with the words of each text in random order.
-    repeated : float
-        Fraction of the texts in which a word occurs twice, as it does in sentences.
+    sentences : float
+        Fraction of the texts that have what sentences have: a word twice, and punctuation.
     n : int
         Texts that were long enough.
     """
@@ -57,7 +58,7 @@ class WordOrder:
     found: int
     mean: float
     spread: float
-    repeated: float
+    sentences: float
     n: int
 
     @property
@@ -105,8 +106,13 @@ def word_order(texts: Sequence[str], seed: int) -> WordOrder:
     for _ in range(SHUFFLES if split else 0):
         counts.append(_shared_pairs([draw.sample(words, len(words)) for words in split]))
     mean, spread = (float(np.mean(counts)), float(np.std(counts, ddof=1))) if counts else (0.0, 0.0)
-    repeated = sum(len(set(words)) < len(words) for words in split) / max(len(split), 1)
-    return WordOrder(found, mean, spread, repeated, len(split))
+    sentences = sum(map(_has_sentences, split)) / max(len(split), 1)
+    return WordOrder(found, mean, spread, sentences, len(split))
+
+
+def _has_sentences(words: Sequence[str]) -> bool:
+    """Return whether a word occurs twice and one ends with punctuation; lists lack one of them."""
+    return len(set(words)) < len(words) and any(word.endswith(PUNCTUATION) for word in words)
 
 
 def _drawn(texts: list[list[str]], draw: random.Random) -> list[list[str]]:
