@@ -13,7 +13,7 @@ UNIT = 256
 
 
 def batches_of(inputs: Any) -> Iterator[Any]:
-    """Yield what the model is called with, forward by forward.
+    """Yield the input of each forward pass.
 
     Parameters
     ----------

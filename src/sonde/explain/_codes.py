@@ -35,7 +35,7 @@ class FeatureCodes:
         return self.value.new_zeros(len(self.value), n).scatter(1, self.index, self.value)
 
     def decoded(self, decoder: Float[Tensor, "feature dim"]) -> Float[Tensor, "row dim"]:
-        """Return the sum of the rows of the decoder, each times its feature."""
+        """Return the weighted sum of decoder rows, with the feature values as weights."""
         if self.index is None:
             return self.value @ decoder
         if self.index.shape[1] == 0:
@@ -43,7 +43,7 @@ class FeatureCodes:
         return _Decoded.apply(self.value, self.index, decoder)  # pyright: ignore[reportReturnType]
 
     def fired(self, n: int) -> Int[Tensor, "feature"]:
-        """Return in how many rows each of ``n`` features is not 0; a chosen feature may be 0."""
+        """Return the number of rows in which each of ``n`` features is nonzero."""
         if self.index is None:
             return (self.value != 0).sum(0)
         return torch.bincount(self.index[self.value != 0], minlength=n)
@@ -91,7 +91,7 @@ def few_codes(
 def jump(
     pre: Float[Tensor, "row feature"], threshold: Float[Tensor, "feature"], width: float
 ) -> tuple[Float[Tensor, "row feature"], Float[Tensor, "row feature"]]:
-    """Return ``pre`` where it exceeds the threshold, and 1 there; 0 elsewhere.
+    """Return ``pre`` where it exceeds the threshold, with a mask of these entries; 0 elsewhere.
 
     Gradients reach the threshold through a rectangle of this width around it.
     """
@@ -105,7 +105,7 @@ def gated(
     log_gain: Float[Tensor, "feature"],
     bias: Float[Tensor, "feature"],
 ) -> tuple[Float[Tensor, "row feature"], Float[Tensor, "row feature"]]:
-    """Return the features, 0 if their gate is closed, and the positive parts of the gates."""
+    """Return the gated features, and the positive parts of the gates. A closed gate gives 0."""
     gate = products + gate_bias
     return (gate > 0) * (log_gain.exp() * products + bias).relu(), gate.relu()
 
@@ -116,7 +116,7 @@ def ungated(
     log_gain: Float[Tensor, "feature"],
     bias: Float[Tensor, "feature"],
 ) -> tuple[Float[Tensor, "feature dim"], Float[Tensor, "feature"], Float[Tensor, "feature"]]:
-    """Return the encoder, the bias and the thresholds that give the features of ``gated``.
+    """Return an encoder, a bias and thresholds that compute the features of ``gated``.
 
     A gate is open if the feature's size exceeds ``bias - gain gate_bias``: gate and size read along
     one direction.
@@ -128,7 +128,7 @@ def ungated(
 def prefix_error(
     codes: FeatureCodes, decoder: Float[Tensor, "feature dim"], rows: Float[Tensor, "row dim"]
 ) -> Float[Tensor, ""]:
-    """Return the mean squared error of rows rebuilt from prefixes of the features."""
+    """Return the mean squared error over reconstructions from the first features."""
     ends = sorted({max(1, round(share * len(decoder))) for share in PREFIXES})
     errors: list[Tensor] = []
     for start, end in zip([0, *ends], ends, strict=False):
@@ -140,7 +140,7 @@ def prefix_error(
 def _transposed(
     index: Int[Tensor, "row k"], weight: Float[Tensor, "row k"], n: int, x: Float[Tensor, "row dim"]
 ) -> Float[Tensor, "feature dim"]:
-    """Return for each feature the weighted sum of the rows that it is active in."""
+    """Return, for each feature, the weighted sum of the rows in which the feature is active."""
     flat = index.reshape(-1)
     order = flat.argsort(stable=True)
     ends = torch.bincount(flat, minlength=n).cumsum(0)

@@ -1,4 +1,4 @@
-"""How alike two maps over the same positions are, example by example."""
+"""Similarity of two maps over the same positions, for each example."""
 
 import torch
 from jaxtyping import Float
@@ -33,7 +33,7 @@ def spearman(a: Maps, b: Maps) -> Float[Tensor, "row"]:
 def ssim(
     a: Float[Tensor, "row height width"], b: Float[Tensor, "row height width"]
 ) -> Float[Tensor, "row"]:
-    """Return the mean structural similarity of two pictures, each scaled to at most 1 in size.
+    """Return the mean structural similarity of two images, each scaled to a maximum of 1.
 
     Over windows of 7 x 7 pixels of equal weight, or as large as the picture.
     """

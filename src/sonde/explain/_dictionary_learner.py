@@ -1,4 +1,4 @@
-"""Common base of the methods that train a dictionary: their parameters and their result."""
+"""Common base of the methods that train a dictionary: parameters and result."""
 
 import math
 from abc import abstractmethod
@@ -22,7 +22,7 @@ DEAD_SHARE = 0.05
 
 @dataclass(frozen=True)
 class DictionaryLearner(Instrument):
-    """A method that trains a dictionary; ``SparseAutoencoder`` says what its parameters mean.
+    """A method that trains a dictionary. ``SparseAutoencoder`` describes its parameters.
 
     A final subclass builds the training of its sites from these parameters.
     """
@@ -55,7 +55,7 @@ class DictionaryLearner(Instrument):
 
     @abstractmethod
     def training(self) -> DictionaryTraining:
-        """Return the training with these parameters."""
+        """Return the training configuration with the method's parameters."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class DictionaryLearner(Instrument):
         return {"trained": self.training()}
 
     def result(self, trained: DictionaryState) -> Dictionary:
-        """Return the dictionary in the scale of the raw states, with its flags.
+        """Return the dictionary, rescaled to the raw states, with its flags.
 
         A training that diverged gives the weights before ``diverged at step``.
         """

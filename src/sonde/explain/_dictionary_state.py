@@ -1,4 +1,4 @@
-"""State of a dictionary's training between batches of rows, and the scale of its rows."""
+"""State of a dictionary's training between batches of rows, and the scaling of the rows."""
 
 import math
 from collections.abc import Sequence
@@ -35,26 +35,26 @@ class DictionaryState(TrainingState):
 
     @property
     def mean(self) -> Float[Tensor, "dim"]:
-        """Mean of each unit that is read, which is subtracted first."""
+        """Mean of each input unit, which is subtracted first."""
         return torch.cat([m.mean for m in self.read])
 
     @property
     def mean_out(self) -> Float[Tensor, "dim_out"]:
-        """Mean of each unit that is rebuilt, which is subtracted first."""
+        """Mean of each output unit, which is subtracted first."""
         return torch.cat([m.mean for m in self.rebuilt])
 
     @property
     def scale(self) -> Float[Tensor, "dim"]:
-        """Factor of each unit that is read, after its mean is subtracted."""
+        """Scale factor of each input unit, applied after its mean is subtracted."""
         return self.site_scale(self.read) * self.weight(self.read)
 
     @property
     def scale_out(self) -> Float[Tensor, "dim_out"]:
-        """Factor of each unit that is rebuilt, after its mean is subtracted."""
+        """Scale factor of each output unit, applied after its mean is subtracted."""
         return self.site_scale(self.rebuilt) * self.weight(self.rebuilt)
 
     def site_scale(self, sides: tuple[MomentsState, ...]) -> Float[Tensor, "dim"]:
-        """Return the factor of each site that brings its mean weighted variance to 1.
+        """Return the factor of each site that scales its mean weighted variance to 1.
 
         The factor is repeated for each unit of its site.
         """
@@ -65,12 +65,12 @@ class DictionaryState(TrainingState):
         return torch.cat(found)
 
     def weight(self, sides: tuple[MomentsState, ...]) -> Float[Tensor, "dim"]:
-        """Return the weight of each unit: 1, or less for a unit of a very large spread."""
+        """Return the weight of each unit: 1, or less if its standard deviation is very large."""
         return torch.cat([_weight(one) for one in sides])
 
 
 def _weight(one: MomentsState) -> Float[Tensor, "dim"]:
-    """Return weights that bring units above ``MASSIVE`` median spreads to the median spread."""
+    """Return weights that shrink units above ``MASSIVE`` median deviations to the median."""
     spread = one.variance.clamp(min=0).sqrt()
     alive = spread[spread > 0]
     if not len(alive):
@@ -80,7 +80,7 @@ def _weight(one: MomentsState) -> Float[Tensor, "dim"]:
 
 
 def counted(known: tuple[MomentsState, ...], rows: tuple[Tensor, ...]) -> tuple[MomentsState, ...]:
-    """Return moments updated with more rows, site by site."""
+    """Return the moments after more rows are added, for each site."""
     seen = tuple(_DIAGONAL.observe(x.cpu()) for x in rows)
     if not known:
         return seen
@@ -88,7 +88,7 @@ def counted(known: tuple[MomentsState, ...], rows: tuple[Tensor, ...]) -> tuple[
 
 
 def unit(x: Tensor) -> Tensor:
-    """Return rows of unit length."""
+    """Return the rows, normalised to unit length."""
     return x / x.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
@@ -98,7 +98,7 @@ def lengths(decoder: Tensor, widths: Sequence[int]) -> Tensor:
 
 
 def least_squares(cross: Float[Tensor, "dim1 dim1_and_out"]) -> tuple[Tensor, Tensor]:
-    """Return the linear map and the offset of least squares from sums of products."""
+    """Return the slope and the intercept of a least-squares fit, from sums of products."""
     n = len(cross)
     found = solve_normal_equations(cross[:, :n], cross[:, n:])
     return found[:-1].T, found[-1]

@@ -1,4 +1,4 @@
-"""The training of dictionaries: a few features are active in each row and rebuild the row."""
+"""Training of dictionaries, in which a few active features reconstruct each row."""
 
 import math
 from abc import abstractmethod
@@ -38,7 +38,7 @@ RECENT = 1e7
 
 @dataclass(frozen=True, kw_only=True)
 class DictionaryTraining(Trainer[DictionaryState]):
-    """The training of a dictionary; the parameters are those of ``SparseAutoencoder``.
+    """Training of a dictionary. The parameters are those of ``SparseAutoencoder``.
 
     Weights are the encoder, its bias, the decoder (a unit row for each feature) and its bias; then
     the thresholds of ``jumprelu``, or the logarithms of gains and the biases of sizes of ``gated``;
@@ -60,28 +60,28 @@ class DictionaryTraining(Trainer[DictionaryState]):
     reviews: ClassVar[bool] = True
 
     def start(self, dim: int) -> DictionaryState:
-        """Return the state before the first row; weights follow from the first pass."""
+        """Return the initial state. The weights are initialised after the first pass."""
         return DictionaryState(weights=Weights.of())
 
     @property
     def is_own(self) -> bool:
-        """True if the dictionary rebuilds the sites that it reads."""
+        """True if the dictionary reconstructs the sites that it reads."""
         return True
 
     @abstractmethod
     def sides(self, *columns: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return the tensors that are read and the tensors that are rebuilt, each by site."""
+        """Return the input tensors and the target tensors, one for each site."""
 
     def width(self, dim: int) -> int:
-        """Return how many features there are."""
+        """Return the number of features."""
         return 8 * dim if self.features is None else self.features
 
     def size_bytes(self, *dims: int) -> int:
-        """Return the bytes of the weights with the means of Adam, and of rows that wait."""
+        """Return the bytes of the weights, of Adam's moments and of buffered rows."""
         return 12 * self.width(dims[0]) * (dims[0] + dims[-1]) + 4 * self.buffer * sum(dims)
 
     def survey(self, state: DictionaryState, *columns: Tensor, **_: Any) -> DictionaryState:
-        """Learn the scale and the mean of each side."""
+        """Estimate the scale and the mean of the inputs and of the targets."""
         read, rebuilt = self.sides(*columns)
         cross = state.cross
         if self.skip:
@@ -97,7 +97,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
         )
 
     def prepared(self, state: DictionaryState, *columns: Tensor) -> Examples:
-        """Return the tensors that are read and rebuilt, joined over sites, centred and scaled."""
+        """Return inputs and targets, concatenated over sites, centred and scaled."""
         read, rebuilt = self.sides(*columns)
         u = torch.cat(read, 1).float()
         u = (u - state.mean.to(u)) * state.scale.to(u)
@@ -109,7 +109,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
     def loss(
         self, state: DictionaryState, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> tuple[Tensor, tuple[Tensor]]:
-        """Return the loss (error, penalties, revival of dead features) and the rows' errors."""
+        """Return the loss (error, penalties, revival of dead features) and each row's error."""
         u, v = batch[0], batch[-1]
         encoder, bias, decoder, bias_out, *more = live.values
         centre = bias_out if len(batch) == 1 else torch.zeros_like(u[0])
@@ -147,7 +147,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
     def _codes(
         self, state: DictionaryState, live: LiveWeights, u: Tensor, centre: Tensor
     ) -> tuple[FeatureCodes, Tensor, Tensor | None]:
-        """Return the features of a minibatch, the penalty on them, and the gates or None."""
+        """Return the features of a minibatch, their penalty, and their gates if there are gates."""
         encoder, bias, decoder, _, *more = live.values
         none = u.new_zeros(())
         if self.act in FEW:
@@ -175,7 +175,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
         return FeatureCodes(z), none, None
 
     def step(self, state: DictionaryState, live: LiveWeights, gradients: Sequence[Tensor]) -> None:
-        """Change the weights by Adam; rows of the decoder keep their length."""
+        """Update the weights by Adam, and keep the length of the decoder's rows."""
         gradients = list(gradients)
         decoder = live.values[2]
         with torch.no_grad():
@@ -185,7 +185,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
             decoder /= decoder.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
     def _rate(self, state: DictionaryState, step: int) -> float:
-        """Return the step size, which rises over the first steps and falls over the last fifth."""
+        """Return the learning rate, which rises at first and falls over the last fifth."""
         n = self._n_steps(state)
         rate = self.top_rate
         if rate is None:
@@ -202,7 +202,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
         return min(RECENT, 0.1 * self.passes * state.read[0].n)
 
     def close_pass(self, state: DictionaryState) -> DictionaryState:
-        """Make the first weights when scales are known."""
+        """Initialise the weights after the pass that estimates the scales."""
         if state.stage == SURVEY:
             self._check_rows(state)
             state = replace(state, weights=self._weights(state))
@@ -240,7 +240,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
         return Weights.of(*values, buffers=(since, kept))
 
     def review(self, state: DictionaryState, *columns: Tensor, **_: Any) -> DictionaryState:
-        """Add the errors of rows, and count the features that are active in them."""
+        """Add the rows' errors to the totals, and count the features active in the rows."""
         found = self.prepared(state, *columns).columns
         u, v = found[0], found[-1]
         decoder, bias_out, *more = state.weights.values[2:]
@@ -262,7 +262,7 @@ class DictionaryTraining(Trainer[DictionaryState]):
         )
 
     def reader(self, state: DictionaryState) -> tuple[Tensor, Tensor, Tensor | None, Act]:
-        """Return what reads the features of a row after training.
+        """Return the trained encoder: its weight, its bias, its threshold and its activation.
 
         These are the encoder, its bias, the threshold or None if the activation has none, and the
         activation.
@@ -281,10 +281,10 @@ class DictionaryTraining(Trainer[DictionaryState]):
 @final
 @dataclass(frozen=True, kw_only=True)
 class OwnTraining(DictionaryTraining):
-    """The training of a dictionary that rebuilds what it reads."""
+    """Training of a dictionary that reconstructs its own input."""
 
     def sides(self, *columns: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return the rows twice."""
+        """Return the rows twice, as input and as target."""
         rows = (columns[0],)
         return rows, rows
 
@@ -298,23 +298,23 @@ class OwnTraining(DictionaryTraining):
 @final
 @dataclass(frozen=True, kw_only=True)
 class PairTraining(DictionaryTraining):
-    """The training of a dictionary of two sites: one rebuilt from the other, or both from both."""
+    """Training of a dictionary on two sites: from one to the other, or from both to both."""
 
     both: bool = False
     span: ClassVar[Span] = "pair"
 
     @property
     def is_own(self) -> bool:
-        """True if both sites are rebuilt from both."""
+        """True if the dictionary reconstructs both sites from both."""
         return self.both
 
     def sides(self, *columns: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return the rows of the first site and those of the second, or both twice."""
+        """Return input and target: the first and the second site's rows, or both sites twice."""
         pair = columns[:2]
         return (pair, pair) if self.both else (pair[:1], pair[1:])
 
     def examples(
         self, state: DictionaryState, x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim2"]
     ) -> tuple[DictionaryState, Examples]:
-        """Return rows of both sites."""
+        """Return the rows of both sites, prepared for training."""
         return state, self.prepared(state, x, y.to(x.device))

@@ -1,4 +1,4 @@
-"""What the tests of attributions share: the error of a mean, and how a figure was made."""
+"""Shared parts of the tests of attributions: the standard error of a mean, and conventions."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from sonde.tap.streams.site_function import SiteFunction
 
 
 def standard_error(each: Float[Tensor, "part"]) -> float | None:
-    """Return the standard error of the mean of independent numbers; None for fewer than two."""
+    """Return the standard error of the mean of independent values, or None for fewer than two."""
     n = len(each)
     return float(each.std()) / n**0.5 if n > 1 else None
 
@@ -34,7 +34,7 @@ def judged_by(
 
 
 def require_method(who: str, explanation: Any) -> None:
-    """Raise if the explanation is not a method that can be asked again.
+    """Raise if the explanation is not a method that can be run again.
 
     Raises
     ------

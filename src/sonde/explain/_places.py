@@ -1,4 +1,4 @@
-"""The positions of a tensor (pixels, tokens, units of a row) that can be taken away one by one."""
+"""Positions of a tensor (pixels, tokens, units of a row) that can be removed one by one."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ MOST_ROWS = 256
 
 @dataclass(frozen=True, eq=False)
 class ExamplePlaces:
-    """Values at the positions of each example, and what stands there when a place is taken away.
+    """Values at the positions of each example, and the baseline that replaces removed positions.
 
     Places are the tokens or pixels of what is varied; of a row of numbers, the numbers. Those of
     several inputs come one input after another.
@@ -42,7 +42,7 @@ class ExamplePlaces:
 
     @classmethod
     def of(cls, function: SiteFunction, baseline: Baseline) -> "ExamplePlaces":
-        """Return the places of a site: its tokens or pixels; of a row of numbers, the numbers."""
+        """Return the positions of a site: tokens, pixels, or the entries of a row of numbers."""
         value, base = function.value, baseline.at(function)
         places, reals, n = list[Tensor](), list[Tensor](), 0
         for part in function.parts:
@@ -81,19 +81,19 @@ class ExamplePlaces:
         return flat.to(self.x)
 
     def order(self, scores: Float[Tensor, "row place"], seed: int) -> Int[Tensor, "row place"]:
-        """Return the places by falling score, padding last; equal ones in a seeded random order."""
+        """Return the positions by decreasing score, padding last, ties in seeded random order."""
         generator = torch.Generator().manual_seed(seed)
         shuffled = torch.randperm(self.n, generator=generator).to(scores.device)
         ranked = scores.masked_fill(~self.real, -torch.inf)[:, shuffled]
         return shuffled[ranked.argsort(dim=1, descending=True, stable=True)]
 
     def without(self, gone: Bool[Tensor, "row place"]) -> Tensor:
-        """Return the values with the baseline at some positions, in the shape of the site."""
+        """Return the values, with the baseline at removed positions, in the shape of the site."""
         at = (gone & self.real)[:, self.place]
         return torch.where(at, self.base, self.x).reshape(self.shape)
 
     def spread(self, each: Float[Tensor, "row place"]) -> Tensor:
-        """Return a number for each position, shared evenly by its features, in the site's shape."""
+        """Return each position's value, split evenly over its features, in the site's shape."""
         shared = each.to(self.x) / torch.bincount(self.place, minlength=self.n)
         return shared[:, self.place].reshape(self.shape)
 
@@ -103,7 +103,7 @@ class ExamplePlaces:
         objective: FixedObjective,
         kept: Bool[Tensor, "set place"],
     ) -> Float[Tensor, "row set"]:
-        """Return the objective with only the places of each set left; all rows share the sets."""
+        """Return the objective with only the positions of each set; all rows share the sets."""
         found: list[Tensor] = []
         size = max(1, MOST_ROWS // max(function.n, 1))
         for sets in kept.split(size):
@@ -118,7 +118,7 @@ class ExamplePlaces:
 
 
 def _places_of(part: Varied) -> Int[Tensor, "..."]:
-    """Return the number of the place of each entry of one example, in the shape of the part."""
+    """Return the position index of each entry of one example, in the shape of the part."""
     shape = part.value.shape[1:]
     if len(shape) < 2:
         return torch.arange(shape.numel())

@@ -1,4 +1,4 @@
-"""The parts of a state that are patched one by one: positions, units, or the whole."""
+"""Parts of a state that are patched one by one: positions, units, or the whole state."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Over = Literal["positions", "units", "whole"]
 
 @dataclass(frozen=True, eq=False)
 class Points:
-    """Partition of the states at one site into points.
+    """Partition of the states at one site into parts ("points").
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class Points:
 
     @classmethod
     def of(cls, x: Tensor, site: Site, module: nn.Module, over: Over) -> "Points":
-        """Return the points of states at a site."""
+        """Return the points of the states at a site."""
         axis = x.ndim - 1
         if x.ndim > 3:
             axis = guess_axes(x, ModuleNames(module).modules[site.path], module).words.index("dim")
@@ -49,12 +49,12 @@ class Points:
         return {"positions": places // width, "units": width, "whole": 1}[self.over]
 
     def by_place(self, x: Tensor) -> Float[Tensor, "row place unit"]:
-        """Return states as positions and units."""
+        """Return the states in the shape (row, position, unit)."""
         wide = x.movedim(self.axis, -1)
         return wide.reshape(len(wide), -1, wide.shape[-1])
 
     def states(self, x: Float[Tensor, "row place unit"]) -> Tensor:
-        """Return positions and units as states."""
+        """Return states in their original shape from the shape (row, position, unit)."""
         sizes = [n for i, n in enumerate(self.shape) if i not in (0, self.axis)]
         return x.reshape(len(x), *sizes, x.shape[-1]).movedim(-1, self.axis)
 
@@ -66,13 +66,13 @@ class Points:
         return parts.sum(2 if self.over == "positions" else 1)
 
     def differ(self, a: Tensor, b: Tensor) -> Bool[Tensor, "point"]:
-        """Return at which points two batches of states differ at all."""
+        """Return the points at which two batches of states differ."""
         return self.sums((a != b).float()).any(0)
 
     def swapped(
         self, base: Tensor, source: Tensor, points: list[int], rows: int
     ) -> Iterator[tuple[list[int], Tensor]]:
-        """Yield points, and a batch of base states per point that takes this point from the source.
+        """Yield, for each point, the point and base states that take this point from the source.
 
         At most ``rows`` examples come at once, but at least one batch.
         """

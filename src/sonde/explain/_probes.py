@@ -1,4 +1,4 @@
-"""What probes share: labelled rows in groups, ridge and logistic classifiers, clustered errors."""
+"""Shared parts of probes: labelled rows, ridge and logistic classifiers, clustered errors."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ TINY = 1e-300
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Rows with one class each; groups are numbered in the order of their draw."""
+    """Rows with one class each. Groups are numbered in the order of their sampling keys."""
 
     x: Float[Tensor, "row dim"]
     member: Int[Tensor, "row"]
@@ -54,11 +54,11 @@ class LabelledRows:
         return cls(rows.rows.double(), member.to(rows.rows.device), labels, group, len(order))
 
     def fold(self, folds: int) -> Int[Tensor, "row"]:
-        """Return the fold of each row: that of its group."""
+        """Return the fold of each row, which is the fold of its group."""
         return self.group % min(folds, self.n_groups)
 
     def of_one_part(self, part: Int[Tensor, "row"]) -> Bool[Tensor, "class"]:
-        """Return which classes have all of their rows in one part: another part cannot tell them.
+        """Return the classes whose rows all lie in one part, which no other part can predict.
 
         Raises
         ------
@@ -78,7 +78,7 @@ class LabelledRows:
         return alone
 
     def shares_error(self, right: Float[Tensor, "row"]) -> float:
-        """Return the standard error of a mean over rows, with groups as clusters.
+        """Return the standard error of a mean over rows, with clusters given by the groups.
 
         Where all rows agree it is that of the exact interval of a fraction of groups.
         """
@@ -88,7 +88,7 @@ class LabelledRows:
 
 
 def clustered_error(values: Float[Tensor, "row"], group: Tensor, n_groups: int) -> float:
-    """Return the standard error of the sum of centred values, with groups as clusters."""
+    """Return the standard error of the sum of centred values, with clusters given by the groups."""
     centred = values.double() - values.double().mean()
     sums = centred.new_zeros(n_groups).index_add_(0, group.to(centred.device), centred)
     return float((sums.square().sum() * n_groups / (n_groups - 1)).sqrt())
@@ -100,7 +100,7 @@ def ridge_map(
     weight: Float[Tensor, "class"],
     ridge: float,
 ) -> tuple[Float[Tensor, "class dim"], Float[Tensor, "class"]]:
-    """Return weight and bias of least squares on one-hot classes, from moments.
+    """Return the weight and bias of a ridge regression onto one-hot classes, from moments.
 
     ``scatter`` is the scatter of all rows about their mean; the penalty is ``ridge`` times the mean
     of its diagonal.
@@ -118,7 +118,7 @@ def ridge_map(
 def ridge_fit(
     x: Float[Tensor, "row dim"], member: Int[Tensor, "row"], n_classes: int, ridge: float
 ) -> tuple[Float[Tensor, "class dim"], Float[Tensor, "class"]]:
-    """Return weight and bias of ``ridge_map`` from rows; never predict a class without rows."""
+    """Return the weight and bias of ``ridge_map`` from rows; empty classes are never predicted."""
     weight = torch.bincount(member, minlength=n_classes).to(x)
     sums = x.new_zeros(n_classes, x.shape[1]).index_add_(0, member, x)
     z = x - x.mean(0)
@@ -129,7 +129,7 @@ def ridge_fit(
 def held_out_right(
     rows: LabelledRows, member: Int[Tensor, "row"], ridge: float, folds: int
 ) -> tuple[Bool[Tensor, "row"], Bool[Tensor, "row"]]:
-    """Return masks of rows that the probe of other folds, and their majority class, get right."""
+    """Return masks of held-out rows that the probe, and the majority class, predict correctly."""
     fold, n_classes = rows.fold(folds).to(member.device), int(member.max()) + 1
     right = torch.zeros(len(member), dtype=torch.bool, device=member.device)
     usual = right.clone()
@@ -146,7 +146,7 @@ def held_out_right(
 def logistic_fit(
     x: Float[Tensor, "row dim"], member: Int[Tensor, "row"], n_classes: int, l2: float
 ) -> tuple[Float[Tensor, "class dim"], Float[Tensor, "class"]]:
-    """Return weight and bias of least mean log loss plus ``l2 / 2 |W|^2`` on scaled rows.
+    """Return the weight and bias that minimise mean log loss plus ``l2 / 2 |W|^2`` on scaled rows.
 
     Rows are centred and divided by the root of the mean variance of a unit.
     """

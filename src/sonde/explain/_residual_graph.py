@@ -1,4 +1,4 @@
-"""The edges of a residual stream: which layers write into it, and which modules read each layer."""
+"""Edges of a residual stream: the layers that write to it and the modules that read each layer."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from sonde.weights import residual_readers
 
 @dataclass(frozen=True, eq=False)
 class ResidualGraph:
-    """Writers and readers of a stream that is a sum.
+    """Writers and readers of a residual stream, which is the sum of the writers' outputs.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class ResidualGraph:
 
     @classmethod
     def of(cls, runs: TwoRuns) -> "ResidualGraph":
-        """Return the graph of a model for two runs.
+        """Return the graph of the model in two runs.
 
         Raises
         ------
@@ -62,7 +62,7 @@ class ResidualGraph:
 
     @property
     def names(self) -> tuple[tuple[str, str], ...]:
-        """The names of the writer and the reader of each edge."""
+        """Names of the writer and the reader of each edge."""
         return tuple((str(self.writers[u]), str(self.readers[v])) for u, v in self.edges)
 
     def numbers(
@@ -74,7 +74,7 @@ class ResidualGraph:
         rows: int = 64,
         bar: Bar | None = None,
     ) -> Float[Tensor, "case pair"]:
-        """Return the objective of a run in which some edges bring the other run's states.
+        """Return the objective of a run in which some edges carry the states of the other run.
 
         Parameters
         ----------
@@ -95,7 +95,7 @@ class ResidualGraph:
     def outputs(
         self, runs: TwoRuns, side: Side, other: States, swapped: Bool[Tensor, "case edge"]
     ) -> Any:
-        """Return the model's outputs, with the batches of all cases joined."""
+        """Return the model's outputs, with the batches of all cases concatenated."""
         times, current = len(swapped), dict[Site, Tensor]()
         by_reader: dict[Site, list[tuple[int, Site]]] = {}
         for e in swapped.any(0).nonzero().flatten().tolist():

@@ -1,4 +1,4 @@
-"""Two runs of one model on inputs that belong together, and states that go between them."""
+"""Paired runs of a model on two inputs, and states that are moved between the runs."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -32,24 +32,24 @@ from sonde.tap.streams.site_function import (
 
 @runtime_checkable
 class FixedGoal(Protocol):
-    """A goal with fixed targets: a number for each pair."""
+    """A goal with fixed targets, which gives a number for each pair."""
 
     def tiled(self, times: int) -> "FixedGoal":
         """Return the goal of all examples, with the batch repeated ``times`` times."""
         ...
 
     def of(self, outputs: Any) -> Float[Tensor, "pair"]:
-        """Return the number of each pair."""
+        """Return the goal's value for each pair."""
         ...
 
     def log_probs(self, outputs: Any) -> Float[Tensor, "answer class"]:
-        """Return the distribution that each answer is drawn from."""
+        """Return the log-probabilities at the positions that predict the answers."""
         ...
 
 
 @runtime_checkable
 class Goal(Protocol):
-    """A number that distinguishes two runs: an ``Objective``, or ``AnswerMargin``."""
+    """The number that distinguishes two runs: an ``Objective``, or ``AnswerMargin``."""
 
     @property
     def name(self) -> str:
@@ -96,11 +96,11 @@ class TwoRuns:
         self._recorded: dict[Side, RecordedForward] = {}
 
     def sites(self, patterns: Pattern | Sequence[Pattern]) -> list[Site]:
-        """Return the sites that patterns name."""
+        """Return the sites that match the patterns."""
         return resolve(self.module, patterns)
 
     def number(self, side: Side, outputs: Any, times: int = 1) -> Float[Tensor, "pair"]:
-        """Return the objective of the outputs of a run whose batch is repeated ``times`` times."""
+        """Return the objective of a run from its outputs; its batch is repeated ``times`` times."""
         if self._fixed is None:
             if side != "clean" or times > 1:
                 self.states("clean", [])
@@ -155,7 +155,7 @@ class TwoRuns:
         return found.detach(), seen, gradients
 
     def patched(self, side: Side, site: Site, values: Tensor) -> Float[Tensor, "time pair"]:
-        """Return the objective of a run with other states at a site.
+        """Return the objective of one run with replaced states at a site.
 
         Parameters
         ----------
@@ -170,13 +170,13 @@ class TwoRuns:
         return self.number(side, outputs, times).reshape(times, -1)
 
     def going_on(self, side: Side, site: Site, values: Tensor) -> Any:
-        """Return the outputs of one run with other states at a site, which gradients reach."""
+        """Return the outputs of one run, differentiable in the states that replace a site's."""
         run = self.recorded(side)
         with Session(self.root, with_grad=True):
             return run.from_site(site, values)
 
     def recorded(self, side: Side) -> RecordedForward:
-        """Return the recording of one side's run, which can go on from any site."""
+        """Return the recording of one run, which can be continued from any site."""
         if side not in self._recorded:
             args, kwargs = self._given[side]
             with Session(self.root):
@@ -185,27 +185,27 @@ class TwoRuns:
         return self._recorded[side]
 
     def entry(self) -> Site | None:
-        """Return the site where tokens become states, or None if the model reads numbers."""
+        """Return the site of the token embeddings, or None if the model reads numbers."""
         found = SiteFunction(self.module, self.inputs("clean")).site
         return None if found == INPUT else self.sites(found)[0]
 
     def inputs(self, side: Side) -> dict[str, Any]:
-        """Return what the model is called with, by name."""
+        """Return the model's inputs by name."""
         return arguments(self.root, *self._given[side])
 
     @property
     def n(self) -> int:
-        """Number of examples of a run."""
+        """Number of examples in a run."""
         return next((len(x) for x in leaves(self._given["clean"]).values() if x.ndim), 1)
 
     def log_probs(self, side: Side, outputs: Any) -> Float[Tensor, "answer class"]:
-        """Return the distribution that each answer is drawn from."""
+        """Return the log-probabilities at the positions that predict the answers."""
         self.number(side, outputs)
         assert self._fixed is not None  # made by the line before
         return self._fixed.log_probs(outputs).detach().double()
 
     def between(self, share: float) -> "TwoRuns":
-        """Return the pair with numeric inputs at ``share`` of the way from corrupt to clean."""
+        """Return a pair with numeric inputs at the fraction ``share`` from corrupt to clean."""
         made = object.__new__(TwoRuns)
         made.__dict__ = {**self.__dict__, "_recorded": {}}
         args, kwargs = self._given["corrupt"]

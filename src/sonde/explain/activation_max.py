@@ -1,4 +1,4 @@
-"""An input that drives a unit as far as it goes, beside the real inputs that drive it most.
+"""An input that maximises a unit, beside the real inputs with the largest activations.
 
 A picture made by ascent shows what a unit answers to, not what it is used for: read the achieved
 value against real rows, and take ``exemplars`` first.
@@ -27,7 +27,7 @@ from sonde.tap.streams.site_function import INPUT, SiteFunction, Varied
 @final
 @dataclass(frozen=True, kw_only=True)
 class ActivationMaxResult(Result):
-    """``value`` is the activation achieved; ``null`` the largest on a real input.
+    """``value`` is the activation reached; ``null`` is the largest activation on a real input.
 
     ``found`` is the input, or the embeddings of tokens, that achieves it; several inputs are one
     row of numbers, and ``parts`` has each by its name. ``natural`` are the real inputs'
@@ -106,7 +106,7 @@ class ActivationMax(Explainer):
     def explain(
         self, model: Model | nn.Module, inputs: Any, *, site: Pattern, unit: int
     ) -> ActivationMaxResult:
-        """Return what drives a unit most.
+        """Return the input that maximises a unit.
 
         Parameters
         ----------
@@ -162,7 +162,7 @@ class ActivationMax(Explainer):
     def _ascended(
         self, unit_of: "_UnitOf", x: Tensor, spread: Tensor, draw: torch.Generator
     ) -> tuple[Tensor, Float[Tensor, "step"]]:
-        """Return the best input of the ascent and the activation at each step."""
+        """Return the best input found by gradient ascent, and the activation at each step."""
         at, real = unit_of.at, unit_of.at.value
         centre = real.mean(0, keepdim=True)
         bounds = [_bounds(part) for part in at.parts]
@@ -204,7 +204,7 @@ class ActivationMax(Explainer):
 
 
 class _UnitOf:
-    """The activation of a unit, mean over positions, as a function of the input."""
+    """Activation of a unit, averaged over positions, as a function of the input."""
 
     def __init__(self, at: SiteFunction, site: Pattern, unit: int) -> None:
         self.at, self.unit = at, unit
@@ -254,7 +254,7 @@ class _UnitOf:
 
 
 def _spread(x: Tensor) -> Tensor:
-    """Return the standard deviation over all entries, 1 if there is none, for each of one row."""
+    """Return the standard deviation of all entries (1 if it is 0), in the shape of one row."""
     return torch.full_like(x[:1], float(x.std().nan_to_num()) or 1.0)
 
 
@@ -285,7 +285,7 @@ def _roughness(x: Tensor) -> Tensor:
 
 
 def _nearest(at: SiteFunction, found: Tensor) -> tuple[Int[Tensor, "token"], Tensor] | None:
-    """Return the tokens whose embeddings are nearest by angle, and these embeddings.
+    """Return the tokens whose embeddings have the largest cosine similarity, and these embeddings.
 
     None if the module that is fed the tokens has no weight with a row for each.
     """

@@ -1,4 +1,4 @@
-"""What a later site holds, as an affine map of an earlier one, fitted from sums."""
+"""An affine map from an earlier site to a later one, fitted from moments."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -32,7 +32,7 @@ class AffineLensResult(Result):
 
     @property
     def map(self) -> AffineMap:
-        """The map as ``LogitLens`` takes it.
+        """The map in the form that ``LogitLens`` accepts.
 
         Raises
         ------
@@ -97,7 +97,7 @@ class AffineLens(Instrument):
     def result(
         self, moments: tuple[MomentsState, MomentsState], cross: CrossMomentsState
     ) -> AffineLensResult:
-        """Return the map."""
+        """Return the fitted map."""
         first, second = moments
         covariance = first.covariance
         dim = len(covariance)

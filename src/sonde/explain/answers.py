@@ -15,7 +15,7 @@ from sonde.tap.hooks.outputs import find
 @final
 @dataclass(frozen=True)
 class AnswerMargin:
-    """Log-probability of one answer of several tokens less that of another, both read after a text.
+    """Log-probability of one answer of several tokens minus that of another, after the same text.
 
     Every pair is two examples of a language model: the text with the answer, then the text with
     the other one.
@@ -73,22 +73,22 @@ class AnswerMargin:
 @final
 @dataclass(frozen=True, eq=False)
 class FixedAnswers:
-    """A margin of answers with their tokens."""
+    """A margin of answers, with the answers' tokens."""
 
     first: FixedObjective
     second: FixedObjective
 
     def tiled(self, times: int) -> "FixedAnswers":
-        """Return the margin of all examples, one batch of them after another."""
+        """Return the margin of all examples, with their batch repeated."""
         return FixedAnswers(self.first.tiled(times), self.second.tiled(times))
 
     def of(self, outputs: Any) -> Float[Tensor, "pair"]:
-        """Return the margin of each pair."""
+        """Return the margin for each pair."""
         logits = _logits(outputs)
         return self.first.of(logits[0::2]) - self.second.of(logits[1::2])
 
     def log_probs(self, outputs: Any) -> Float[Tensor, "answer class"]:
-        """Return the distribution that each token of the answers is drawn from."""
+        """Return the log-probabilities at the positions that predict the answers."""
         logits = _logits(outputs)
         parts = (self.first.log_probs(logits[0::2]), self.second.log_probs(logits[1::2]))
         return torch.cat(parts)

@@ -1,4 +1,4 @@
-"""Maps over tokens from attention probabilities: of a layer, of all layers, or times a gradient.
+"""Maps over tokens from attention probabilities: of one layer, of all layers, or times gradients.
 
 ``RawAttention`` and ``AttentionRollout`` ignore how the model uses a token that it looks at, and
 cannot say that a token speaks against the answer; ``AttentionTimesGradient`` can. The model runs on
@@ -28,14 +28,14 @@ Looks = Float[Tensor, "row query key"]
 
 
 class AttentionGradient(NamedTuple):
-    """Probabilities of one attention and the gradient of the objective at them."""
+    """Probabilities of one attention layer, and the gradient of the objective at these."""
 
     probs: Float[Tensor, "row head query key"]
     slope: Float[Tensor, "row head query key"]
 
 
 class AttentionLayers(NamedTuple):
-    """All attentions in the order in which they ran, and where the answer is read off.
+    """All attention layers in execution order, and the positions from which the answer is read.
 
     ``read`` holds for each example equal weights at the positions whose last attention reaches the
     objective: the last token, the class token, or all. ``real`` says which tokens are no padding.
@@ -48,14 +48,14 @@ class AttentionLayers(NamedTuple):
 
 @dataclass(frozen=True)
 class AttentionMap(Attributor):
-    """A map over tokens from the attention layers of a model; at a picture, grown to its pixels.
+    """A map over tokens from attention layers; for an image, upsampled to its pixels.
 
     The tokens after the special tokens are laid over a picture as a grid of its proportions.
     """
 
     @property
     def signed(self) -> bool:
-        """False: attention has no sign for or against the answer."""
+        """False: attention is the same for evidence for and against the answer."""
         return False
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
@@ -70,7 +70,7 @@ class AttentionMap(Attributor):
 @final
 @dataclass(frozen=True)
 class RawAttention(AttentionMap):
-    """Attention of the answering position to each token in a layer, mean over heads.
+    """Attention from the answering position to each token in one layer, averaged over heads.
 
     Range        [0, 1], a share; unsigned. Adds up to 1 over tokens.
     Cost         one forward and backward, to find the position that answers.
@@ -159,7 +159,7 @@ class AttentionRollout(AttentionMap):
 @final
 @dataclass(frozen=True)
 class AttentionTimesGradient(AttentionMap):
-    """Probabilities of one layer times the gradient of the objective at them, summed over heads.
+    """Attention probabilities of one layer times the objective's gradient, summed over heads.
 
     First-order effect of a look on the objective: a look can speak against the answer.
 
@@ -194,7 +194,7 @@ class AttentionTimesGradient(AttentionMap):
 @final
 @dataclass(frozen=True)
 class AttentionRelevance(AttentionMap):
-    """Looks that raise the objective, carried through all layers beside the residual stream.
+    """Attention that raises the objective, propagated through all layers with residual connections.
 
     ``R = I``; for each layer ``R = R + mean_heads(relu(slope probs)) R``; the row of the position
     that answers.
@@ -219,7 +219,7 @@ class AttentionRelevance(AttentionMap):
 
 
 def _read(function: SiteFunction, objective: FixedObjective) -> tuple[AttentionLayers, bool]:
-    """Return what attention layers attend to on the way from a site to the objective."""
+    """Return the attention layers after a site, and whether the objective depends on them."""
     names = ModuleNames(function.module)
     kept: list[Tensor] = []
 
@@ -255,7 +255,7 @@ def _read(function: SiteFunction, objective: FixedObjective) -> tuple[AttentionL
 
 
 def _layer_of(probs: Tensor, slope: Tensor | None) -> AttentionGradient:
-    """Return probabilities and their gradient, (example, query, head, key), with heads first."""
+    """Return probabilities and their gradient in the shape (example, query, head, key)."""
     slope = torch.zeros_like(probs) if slope is None else slope
     return AttentionGradient(*(x.detach().transpose(1, 2).double() for x in (probs, slope)))
 
@@ -279,7 +279,7 @@ def _layer(layers: AttentionLayers, index: int) -> AttentionGradient:
 
 
 def _over_places(found: Float[Tensor, "row token"], function: SiteFunction) -> Tensor:
-    """Return a map over tokens as one over the positions of a site."""
+    """Return a map over tokens as a map over the positions of a site."""
     value, n = function.value, found.shape[1]
     if value.ndim == 3 and value.shape[1] == n:
         return found.to(value)
@@ -295,7 +295,7 @@ def _over_places(found: Float[Tensor, "row token"], function: SiteFunction) -> T
 
 
 def _grid(n: int, size: Sequence[int]) -> tuple[int, int] | None:
-    """Return the largest grid of square patches of a picture that takes at most ``n`` tokens."""
+    """Return the largest grid of square image patches that needs at most ``n`` tokens."""
     height, width = size
     for patch in range(1, min(height, width) + 1):
         if not (height % patch or width % patch) and height // patch * (width // patch) <= n:

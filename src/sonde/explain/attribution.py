@@ -1,4 +1,4 @@
-"""How much each entry of an input or of a state raises the objective, and what was assumed."""
+"""Attribution of the objective to each entry of an input or a state, with its assumptions."""
 
 import math
 from abc import abstractmethod
@@ -49,7 +49,7 @@ class ExplainedInput:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Attribution(Result):
-    """A number for each entry of the tensor at a site; positive = it raises the objective.
+    """A number for each entry of the tensor at a site. Positive entries raise the objective.
 
     ``value`` has the tensor's shape, examples first; maps lack the axis of features. Of a model of
     several inputs it is a row of numbers for each example, one input after another; ``parts`` has
@@ -72,7 +72,7 @@ class Attribution(Result):
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """The attribution of each input by its name; of one tensor alone by its site."""
+        """Attribution of each input by its name; for a single tensor, by its site."""
         value = torch.as_tensor(self.value)
         if not self.inputs:
             return {self.conventions.get("inputs", str(self.conventions["site"])): value}
@@ -82,7 +82,7 @@ class Attribution(Result):
 
     @property
     def by_place(self) -> Float[Tensor, "row *place"]:
-        """The sum over features: one number for each token, pixel or row."""
+        """Sum over features: one number for each token, pixel or row."""
         value = torch.as_tensor(self.value)
         return value if self.feature_axis is None else value.sum(self.feature_axis)
 
@@ -97,7 +97,7 @@ class Attribution(Result):
 
     @property
     def place_names(self) -> tuple[str, ...]:
-        """Names of the places of several inputs, as ``per_place`` has them; empty for one input."""
+        """Names of the positions of several inputs, in ``per_place`` order; empty for one input."""
         each = [(one.name, one.n_places) for one in self.inputs]
         return tuple(f"{name} {i}" if n > 1 else name for name, n in each for i in range(n))
 
@@ -108,7 +108,7 @@ class Attribution(Result):
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """Attributions of a method.
+    """Attributions to the parts of an input.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ class Attributor(Explainer):
         site: Pattern = INPUT,
         objective: Objective | None = None,
     ) -> Attribution:
-        """Return what each entry at a site does to the objective.
+        """Return the attribution of the objective to each entry at a site.
 
         Parameters
         ----------
@@ -164,7 +164,7 @@ class Attributor(Explainer):
         return self.at(function, objective or Objective())
 
     def at(self, function: SiteFunction, objective: Objective) -> Attribution:
-        """Return the attribution for a model as a function of one of its tensors."""
+        """Return the attribution of a model that is given as a function of one of its tensors."""
         fixed = objective.at(function)
         explained = fixed.of(function.outputs).detach()
         with torch.enable_grad():  # also within a user's no_grad, where slopes would be 0
@@ -209,17 +209,17 @@ class Attributor(Explainer):
         return True
 
     def _compared_with(self, function: SiteFunction) -> str:
-        """Return the name of what the values are compared with."""
+        """Return the name of the reference that the values are compared with."""
         found = getattr(self, "baseline", None)
         return "none" if found is None else found.name_at(function)
 
     @abstractmethod
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
-        """Return the attributions of the objective to the site."""
+        """Return the attribution of the objective to each part of the site."""
 
 
 def _of_real_tokens(value: Tensor, mask: Tensor | None) -> Tensor:
-    """Return parts with 0 at padding, where kernels that round by the batch leave some 1e-9."""
+    """Return the attributions with padding set to exactly 0, to remove rounding errors."""
     if mask is None or value.shape[:2] != mask.shape:
         return value
     real = mask.reshape(*mask.shape, *[1] * (value.ndim - 2)).to(value.device)
@@ -227,13 +227,13 @@ def _of_real_tokens(value: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def sites_named(function: SiteFunction) -> dict[str, str]:
-    """Return the site, the inputs that are varied there and what is held, for conventions."""
+    """Return the site, the varied inputs and the fixed inputs, as conventions of a result."""
     named = {"inputs": function.inputs, "held": function.held}
     return {"site": function.site} | {k: ", ".join(v) for k, v in named.items() if v}
 
 
 def _explained(function: SiteFunction) -> tuple[ExplainedInput, ...]:
-    """Return the inputs that are varied together, or none if it is one tensor."""
+    """Return the inputs that are varied together, or an empty tuple for a single tensor."""
     parts = function.parts
     if parts[0].value is function.value:
         return ()

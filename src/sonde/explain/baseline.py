@@ -1,4 +1,4 @@
-"""Values in place of what is taken away: zero, a mean, a constant, a blur, or given values."""
+"""Replacement values for removed positions: zero, a mean, a constant, a blur, or given values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ Kind = Literal["auto", "mean", "zero", "constant", "blur", "values"]
 @final
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """Values at a site that say nothing about the input. Results of two baselines do not compare.
+    """Values at a site that carry no information about the input.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ class Baseline:
         return cls("values", values=means.float(), name=f"mean of {n_rows} fitted rows")
 
     def name_at(self, function: SiteFunction) -> str:
-        """Return how results name the baseline; what ``auto`` is of each of several inputs."""
+        """Return the baseline's name for results; ``auto`` is named for each input."""
         parts = function.parts
         named = {part.name: str(self._kind_of(part)) for part in parts}
         if len(set(named.values())) == 1:
@@ -112,7 +112,7 @@ class Baseline:
         return Baseline("blur", size=min(size) | 1)
 
     def at(self, function: SiteFunction) -> Tensor:
-        """Return the values for each example, of the shape of the site's.
+        """Return the baseline values of each example, in the shape of the site.
 
         Raises
         ------
@@ -143,7 +143,7 @@ class Baseline:
         return _over_places(rows.mean(0), x, axis)
 
     def _given(self, function: SiteFunction, parts: Sequence[Varied], values: Tensor) -> Tensor:
-        """Return given values: one for each feature of each part, or a whole tensor."""
+        """Return the given values: one for each feature of each part, or a whole tensor."""
         x, values = function.value, values.to(function.value)
         widths = [part.value.shape[part.axis] for part in parts]
         if values.ndim == 1 and len(values) == sum(widths):
@@ -167,12 +167,12 @@ class Baseline:
 
 
 def _over_places(values: Float[Tensor, "feature"], x: Tensor, axis: int) -> Tensor:
-    """Return one value for each feature at every place of every example."""
+    """Return one value for each feature, at every position of every example."""
     return values.to(x).expand_as(x.movedim(axis, -1)).movedim(-1, axis)
 
 
 def _place_features(part: Varied) -> Float[Tensor, "row feature"]:
-    """Return the features of every real place of every example."""
+    """Return the features of every position that is not padding."""
     wide, mask = part.value.movedim(part.axis, -1), part.mask
     if mask is None or wide.ndim <= 2:
         return wide.reshape(-1, wide.shape[-1])

@@ -1,4 +1,4 @@
-"""Which units a class depends on, layer by layer, by taking away what each unit sends on.
+"""Units that a class depends on, found layer by layer by removing each unit's output.
 
 For linear and convolutional layers, whatever stands between them: functions of single units, norms,
 pooling, ways around a layer. For a transformer's residual stream take ``CircuitSearch``.
@@ -54,14 +54,14 @@ class CausalEdges(Result):
 
     @property
     def units(self) -> set[Unit]:
-        """The units in the graph, the class apart."""
+        """Units in the graph, without the class."""
         return {parent for parent, _ in self.edges}
 
 
 @final
 @dataclass(frozen=True)
 class CausalGraph(Explainer):
-    """Graph of the units whose messages raise a class, found from the answer backwards.
+    """Graph of the units whose messages raise a class's logit, found from the answer backwards.
 
     The message of unit j to unit i of the next layer is ``w_ij a_j``; between channels the weight
     is a kernel. Its path intervention takes ``w_ij (a_j - baseline_j)`` from i's pre-activation,
@@ -219,7 +219,7 @@ class CausalGraph(Explainer):
 
 
 class _Net:
-    """Layers one after the other, and the answers without some of the messages between them."""
+    """Successive layers, and the model's answers without some messages between the layers."""
 
     def __init__(
         self, model: Model | nn.Module, x: Any, layers: Sequence[str], target: int, reference: Any
@@ -248,7 +248,7 @@ class _Net:
     def effects(
         self, level: int, children: Int[Tensor, "child"], screen: float, together: bool
     ) -> tuple[Float[Tensor, "child parent row"], int]:
-        """Return how much the logit falls without each message into some units of a layer."""
+        """Return the fall of the logit without each message into some units of a layer."""
         layer, site = self.sums[level], Site(self.layers[level])
         n_parents = len(layer.owner)
         groups = layer.groups() if together else torch.eye(n_parents, dtype=torch.bool)
@@ -272,7 +272,7 @@ class _Net:
         return found, len(first.flatten()) - len(todo)
 
     def accuracy(self, units: set[Unit], *, without: bool) -> float:
-        """Return the share of rows that keep the class with units, or all others, at baseline."""
+        """Return the fraction of rows that keep their class with other units at the baseline."""
 
         def act(site: Site, leaf: Tensor) -> Tensor:
             level = self.layers.index(site.path)
@@ -287,7 +287,7 @@ class _Net:
         return float((best == self.target).double().mean())
 
     def drawn(self, units: set[Unit], generator: torch.Generator) -> set[Unit]:
-        """Return random units, as many of each layer as ``units`` has."""
+        """Return random units, with as many units in each layer as ``units`` contains."""
         found: set[Unit] = set()
         for name, after in zip(self.layers, self.sums[1:], strict=False):
             n = sum(layer == name for layer, _ in units)
@@ -297,7 +297,7 @@ class _Net:
 
 
 class _Sum:
-    """A layer whose outputs are sums over the units that it reads, in one run.
+    """A layer whose outputs are sums over its input units, with its values in one run.
 
     ``owner`` says which places of its input each unit of the layer before fills.
     """
@@ -329,7 +329,7 @@ class _Sum:
         return cls(name, module, sent, given)
 
     def listen(self, before: "_Sum") -> None:
-        """Note which positions of the input each unit of the layer before fills.
+        """Record the positions of the input that hold each unit of the previous layer.
 
         Raises
         ------
@@ -348,7 +348,7 @@ class _Sum:
         self.owner = unit == torch.arange(n)[:, None]
 
     def at_rest(self, x: Tensor, off: Bool[Tensor, "place"], rest: Tensor) -> Tensor:
-        """Return an input with some positions of its units axis at their baseline."""
+        """Return the input with some positions of its unit axis set to the baseline."""
         shape = [1] * x.ndim
         shape[self.axis] = -1
         return torch.where(off.to(x.device).reshape(shape), rest.to(x), x)
@@ -357,7 +357,7 @@ class _Sum:
     def messages(
         self, taken: Bool[Tensor, "group place"], rest: Tensor, children: Int[Tensor, "child"]
     ) -> Float[Tensor, "group row *place child"]:
-        """Return how much some children lose if each group of positions is at its baseline."""
+        """Return how much some outputs fall with each group of inputs at the baseline."""
         found: list[Tensor] = []
         for some in taken.split(max(1, ROWS // len(self.sent))):
             x = torch.cat([self.at_rest(self.sent, off, rest) for off in some])
@@ -367,7 +367,7 @@ class _Sum:
         return torch.cat(found)
 
     def groups(self) -> Bool[Tensor, "parent parent"]:
-        """Return for each unit that this layer reads the units with the same activations."""
+        """Return, for each input unit of this layer, the units that have equal activations."""
         places = self.sent.movedim(self.axis, 0).flatten(1).double()
         units = torch.stack([places[mine].flatten() for mine in self.owner])
         scale = units.abs().max().clamp(min=1e-300)

@@ -1,4 +1,4 @@
-"""The few edges of a residual stream that carry what distinguishes two inputs, and their test."""
+"""The smallest set of residual-stream edges that distinguishes two inputs, and its test."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
@@ -24,7 +24,7 @@ RANDOM = 8
 @final
 @dataclass(frozen=True, kw_only=True)
 class Circuit(Result):
-    """Edges of a circuit, and the effect that is left with only these edges.
+    """Edges of a circuit, and the effect that remains with only these edges.
 
     ``value`` is the faithfulness: with every edge outside corrupted, the share of the difference
     between the clean and the corrupted run that is left; 1 all, 0 nothing, mean over pairs.
@@ -108,7 +108,7 @@ class CircuitSearch(Explainer):
         objective: Goal | None = None,
         progress: bool = False,
     ) -> Circuit:
-        """Return the circuit; arguments as of ``EdgePatching.explain``."""
+        """Return the circuit. The arguments are those of ``EdgePatching.explain``."""
         runs = TwoRuns(model, inputs, corrupt, objective)
         return self.between(runs, progress=progress)
 
@@ -206,7 +206,7 @@ class CircuitSearch(Explainer):
 
 @dataclass(frozen=True, eq=False)
 class _Judge:
-    """Tells how much of the difference a set of edges keeps."""
+    """Computes the fraction of the difference that a set of edges keeps."""
 
     runs: TwoRuns
     graph: ResidualGraph
@@ -226,7 +226,7 @@ class _Judge:
 
 
 def _sizes(n: int) -> tuple[int, ...]:
-    """Return about twenty sizes up to n, close together where they are small."""
+    """Return about twenty sizes up to n, denser at small sizes."""
     found, size = {0, n}, 1.0
     while size < n:
         found.add(round(size))
@@ -242,7 +242,7 @@ def _shrunk(
     curve: Float[Tensor, "size"],
     enough: float,
 ) -> tuple[Bool[Tensor, "edge"], tuple[int, ...], Float[Tensor, "_tried"]]:
-    """Return the smallest circuit between two sizes of the grid, and all that was tried."""
+    """Return the smallest circuit between two sizes of the grid, and all tested circuits."""
     high = int(kept.sum())
     low = max([s for s in sizes if s < high], default=0)
     between = list(range(low + 1, high))[:64]

@@ -1,4 +1,4 @@
-"""Maps of where an image or a text speaks for a class, from a layer that keeps positions.
+"""Maps of the image or text regions that support a class, from a layer that keeps positions.
 
 ``GradCam`` weighs channels by their mean gradient, ``HiResCam`` and ``LayerCam`` place by place,
 ``GradCamPP`` by positive gradients that count less in a very active channel. No map is scaled: a
@@ -22,7 +22,7 @@ from sonde.tap.streams.site_function import INPUT, SiteFunction
 
 @dataclass(frozen=True)
 class ClassActivation(Attributor):
-    """A map over the positions of a layer; subclasses say how channels are weighed.
+    """A map over the positions of a layer. Subclasses define how channels are weighted.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class ClassActivation(Attributor):
 
     @property
     def signed(self) -> bool:
-        """Without ``relu``."""
+        """True without ``relu``."""
         return not self.relu
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
@@ -71,7 +71,7 @@ class ClassActivation(Attributor):
         slopes: Float[Tensor, "row *place unit"],
         real: Float[Tensor, "row *place one"],
     ) -> Float[Tensor, "row *place"]:
-        """Return the weighted sum over channels at each place; all is 0 where a place is padding.
+        """Return the weighted sum over channels at each position; padding is 0 in all inputs.
 
         ``real`` is 1 at the other places.
         """
@@ -80,7 +80,7 @@ class ClassActivation(Attributor):
 @final
 @dataclass(frozen=True)
 class GradCam(ClassActivation):
-    """Channels weighed by their mean gradient over positions: ``relu(sum_k mean_u(g_k) A_k(u))``.
+    """Channels weighted by their mean gradient over positions: ``relu(sum_k mean_u(g_k) A_k(u))``.
 
     Range        [0, inf) with ``relu``; units of the objective over places, never scaled.
     Cost         one forward and backward from the layer on.
@@ -108,7 +108,7 @@ class GradCam(ClassActivation):
 @final
 @dataclass(frozen=True)
 class HiResCam(ClassActivation):
-    """Gradient times activation, summed over channels, position by position.
+    """Gradient times activation at each position, summed over channels.
 
     Range        objective; without ``relu`` the sum over places of a linear read-out is its logit
                  less the bias.
@@ -131,7 +131,7 @@ class HiResCam(ClassActivation):
 @final
 @dataclass(frozen=True)
 class LayerCam(ClassActivation):
-    """Activations weighed by the gradients that raise the objective, position by position.
+    """Activations weighted by the positive gradients at each position.
 
     Range        [0, inf) with ``relu``.
     Cost         one forward and backward from the layer on.
@@ -151,7 +151,7 @@ class LayerCam(ClassActivation):
 @final
 @dataclass(frozen=True)
 class GradCamPP(ClassActivation):
-    """Channels weighed by their positive gradients, which count less in a very active channel.
+    """Channels weighted by their positive gradients, with less weight for very active channels.
 
     ``w_k = sum_u alpha_k(u) relu(g_k(u))`` with ``alpha = g^2 / (2 g^2 + sum_v A_k(v) g^3)``, 0
     where the denominator is 0.
@@ -179,7 +179,7 @@ class GradCamPP(ClassActivation):
 def upsampled(
     found: Attribution, size: tuple[int, int], grid: tuple[int, int] | None = None
 ) -> Float[Tensor, "row height width"]:
-    """Return a map at the size of the picture, bilinear between the centres of its positions.
+    """Return the map at the size of the image, interpolated bilinearly between position centres.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""States that are sums of few entries of a codebook: a model whose features are discrete.
+"""A model whose states are averages of a few codebook entries, so that its features are discrete.
 
 The model is trained further with the codes inside, so that it computes with what the codes stand
 for. To explain a model as it is, take ``SparseAutoencoder``.
@@ -64,7 +64,7 @@ class Codes(Edit):
     strength: float = 1.0
 
     def chosen(self, rows: Float[Tensor, "*row dim"]) -> Int[Tensor, "*row k"]:
-        """Return the numbers of the codes of each row, the nearest first.
+        """Return the indices of the nearest codes of each row, in order of distance.
 
         Raises
         ------
@@ -81,7 +81,7 @@ class Codes(Edit):
         return near.topk(self.k, dim=-1).indices
 
     def encode(self, rows: Float[Tensor, "*row dim"]) -> Float[Tensor, "*row code"]:
-        """Return 1 for each code of a row, else 0; an atlas of the codes shows these numbers."""
+        """Return a binary vector for each row, with 1 at its codes."""
         zero = rows.new_zeros(*rows.shape[:-1], len(self.codes))
         return zero.scatter(-1, self.chosen(rows), 1.0)
 
@@ -97,7 +97,7 @@ class Codes(Edit):
         return found if self.strength == 1.0 else torch.lerp(x, found, self.strength)
 
     def activate(self, code: int, how: Literal["replace", "add"] = "replace") -> "Codes":
-        """Return the edit with a code in every row: in place of the k-th, or beside all."""
+        """Return the edit that puts a code in every row, as its k-th code or in addition."""
         if not 0 <= code < len(self.codes) or how not in ("replace", "add"):
             raise InputError(
                 f"Codes.activate: expected a code from 0 to {len(self.codes) - 1} and replace or "
@@ -106,7 +106,7 @@ class Codes(Edit):
         return replace(self, forced=code, added=how == "add")
 
     def without(self, *codes: int) -> "Codes":
-        """Return the edit in which no row has these codes."""
+        """Return the edit that excludes some codes from all rows."""
         if len(self.codes) - len(set(codes)) < self.k or not all(
             0 <= c < len(self.codes) for c in codes
         ):
@@ -120,7 +120,7 @@ class Codes(Edit):
 @final
 @dataclass(frozen=True, kw_only=True)
 class CodebookResult(Result):
-    """A model that was trained with codes; ``value`` is the rise of its loss in nats.
+    """A model that was trained with codes. ``value`` is the increase of its loss in nats.
 
     ``module`` computes with the codes inside ``with result.active():``. ``codes`` holds them by
     site, ``usage`` the share of rows that have each, ``loss`` and ``loss_before`` are those of the
@@ -157,7 +157,7 @@ class CodebookResult(Result):
 @final
 @dataclass(frozen=True)
 class Codebook:
-    """Trains a model whose states at some sites are means of few codes.
+    """Trains a model whose states at some sites are means of a few codes.
 
     The first codes are means of clusters of rows (Lloyd's rounds). Then all weights and codes
     descend on the model's own loss. Codes get the gradient of the state that they make; the layers
@@ -222,7 +222,7 @@ class Codebook:
         batch: Callable[[int], Any],
         loss: Callable[[Any, Any], Float[Tensor, ""]],
     ) -> CodebookResult:
-        """Return a copy of the model that computes with codes; the model stays as it is.
+        """Return a copy of the model, trained to compute with codes. The model itself is unchanged.
 
         Parameters
         ----------
@@ -291,7 +291,7 @@ class Codebook:
         return site.path
 
     def _first(self, rows: Tensor, source: torch.Generator) -> Tensor:
-        """Return means of clusters of rows."""
+        """Return initial codes: the means of clusters of rows."""
         n = self.n_codes
         if len(rows) < n:
             raise InputError(
@@ -308,7 +308,7 @@ class Codebook:
         return codes
 
     def _quantised(self, book: Tensor, used: Tensor, apart: list[Tensor], output: Any) -> Any:
-        """Return an output with codes in place of states; gradients reach the states unchanged."""
+        """Return an output with codes in place of states, with straight-through gradients."""
         x = find(output, None)
         if x is None or x.ndim > 3:
             raise InputError(
@@ -326,12 +326,12 @@ class Codebook:
 
 
 def nearness(rows: Float[Tensor, "*row dim"], codes: Float[Tensor, "code dim"]) -> Tensor:
-    """Return a score for each code, larger for a code nearer to the row."""
+    """Return the similarity of each code to the row; nearer codes have larger values."""
     return rows @ codes.T - codes.square().sum(1) / 2
 
 
 def _spread(rows: Tensor, n: int, source: torch.Generator) -> Tensor:
-    """Draw rows one by one, in proportion to the squared distance from the rows drawn before."""
+    """Sample rows one by one, with probability proportional to the squared distance (k-means++)."""
     first = int(torch.randint(len(rows), (1,), generator=source))
     chosen, far = [first], (rows - rows[first]).square().sum(1)
     for _ in range(n - 1):
@@ -343,7 +343,7 @@ def _spread(rows: Tensor, n: int, source: torch.Generator) -> Tensor:
 
 
 def _states_at(module: nn.Module, at: Sequence[nn.Module], batches: Sequence[Any]) -> list[Tensor]:
-    """Return the rows at modules."""
+    """Return the rows at the outputs of modules."""
     seen: list[list[Tensor]] = [[] for _ in at]
 
     def note(parts: list[Tensor], output: Any) -> None:
@@ -361,7 +361,7 @@ def _states_at(module: nn.Module, at: Sequence[nn.Module], batches: Sequence[Any
 def _renew(
     books: Sequence[Tensor], used: Sequence[Tensor], rows: Sequence[Tensor], source: torch.Generator
 ) -> None:
-    """Move codes that no row had since the last call to rows that are far from all codes."""
+    """Move codes that were not used since the last call to rows that are far from all codes."""
     with torch.no_grad():
         for book, seen, x in zip(books, used, rows, strict=True):
             dead = torch.nonzero(seen == 0).flatten()

@@ -24,7 +24,7 @@ Held = tuple[Float[Tensor, "row2 channel height width"], Int[Tensor, "row2"]]
 @final
 @dataclass(frozen=True, kw_only=True)
 class CometResult(Result):
-    """The trained nets; ``value`` is the accuracy on what was kept, on pictures held out.
+    """Trained networks. ``value`` is the accuracy on the kept part of held-out images.
 
     ``complement`` is the accuracy of the net that reads what was left out, ``area`` the mean share
     of the picture that was kept.
@@ -38,12 +38,12 @@ class CometResult(Result):
     area: float
 
     def mask(self, x: Pictures) -> Float[Tensor, "row height width"]:
-        """Return how much of each pixel is kept, in [0, 1]."""
+        """Return the kept fraction of each pixel, in [0, 1]."""
         with torch.no_grad():
             return self.selector.eval()(x)[:, 0]
 
     def __call__(self, x: Pictures) -> Float[Tensor, "row class"]:
-        """Return the logits of pictures, by what is kept of them."""
+        """Return the logits of images, from the kept pixels."""
         with torch.no_grad():
             return self.predictor.eval()(self.mask(x)[:, None] * x)
 
@@ -51,7 +51,7 @@ class CometResult(Result):
 @final
 @dataclass(frozen=True)
 class Comet:
-    """A selector, a net that answers from the selection, and a net that reads the rest.
+    """A selector, a classifier of the selected part, and a classifier of the hidden part.
 
     The selector lowers ``CE(kept) + weight max(0, CE(kept) - CE(left) + gap) + area_weight
     max(0, mean(mask) - area)`` of each picture: it is punished while the rest still tells the
@@ -126,7 +126,7 @@ class Comet:
         label: Labels,
         held: Held,
     ) -> CometResult:
-        """Return the trained nets, judged on pictures held out.
+        """Return the trained networks, evaluated on held-out images.
 
         Parameters
         ----------
@@ -198,7 +198,7 @@ class Comet:
 
 
 class _Selector(nn.Module):
-    """Three convolutions to a mask in [0, 1], equal within squares."""
+    """Three convolutions that give a mask in [0, 1], constant within squares."""
 
     def __init__(self, channels: int, patch: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Answers that go through a few named concepts: a layer of concepts, then classes of these.
+"""A classifier with a concept bottleneck: a layer of named concepts, then a layer of classes.
 
 For embeddings with named concepts in the same space. Where no training is wanted, take
 ``ConceptMatrixSearch`` on the scores.
@@ -26,7 +26,7 @@ COLDEST = 0.1
 @final
 @dataclass(frozen=True, kw_only=True)
 class ConceptBottleneckResult(Result):
-    """``value`` is the accuracy on rows held out, ``null`` that of the most frequent class.
+    """``value`` is the accuracy on held-out rows, ``null`` the accuracy of the most frequent class.
 
     ``concept`` maps rows to concepts and ``weight`` concepts to classes.
     ``per_decision`` is how many concepts hold 95 % of what speaks for or against
@@ -41,7 +41,7 @@ class ConceptBottleneckResult(Result):
     per_decision: float = float("nan")
 
     def concepts(self, rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row concept"]:
-        """Return the scores of the concepts for each row; with ``gumbel``, only the best is 1."""
+        """Return the concept scores of each row; with ``gumbel``, a one-hot vector."""
         found = _scores(rows, self.concept)
         if self.loss == "gumbel":
             return one_hot(found.argmax(1), found.shape[1]).to(found)
@@ -52,7 +52,7 @@ class ConceptBottleneckResult(Result):
         return self.labels[(self.concepts(rows) @ self.weight.T + self.bias).argmax(1)]
 
     def concepts_per_decision(self, rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return how few concepts hold 95 % of the parts of the class chosen; 0 where all are 0."""
+        """Return the fewest concepts that make up 95 % of the chosen class's score."""
         said = self.concepts(rows)
         chosen = (said @ self.weight.T + self.bias).argmax(1)
         parts = (self.weight[chosen] * said).abs().sort(dim=1, descending=True).values
@@ -128,7 +128,7 @@ class ConceptBottleneck:
         bank: Float[Tensor, "concept dim2"],
         label: Int[Tensor, "row2"],
     ) -> ConceptBottleneckResult:
-        """Return the bottleneck, judged on rows held out.
+        """Return the bottleneck, evaluated on held-out rows.
 
         Parameters
         ----------
@@ -187,7 +187,7 @@ class ConceptBottleneck:
         )
 
     def _aligned(self, x: Tensor, bank: Tensor, draw: torch.Generator) -> Tensor:
-        """Return the layer of concepts, fitted to the similarities of rows and embeddings."""
+        """Return the concept layer, fitted to the similarities of rows and concept embeddings."""
         target = unit_rows(x) @ bank.T
         matching = target.argmax(1)
         concept = bank.clone().requires_grad_(True)
@@ -213,7 +213,7 @@ class ConceptBottleneck:
     def _classes(
         self, x: Tensor, concept: Tensor, y: Tensor, n_classes: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the layers after the classes are learned, with weights shrunk towards 0."""
+        """Return the layers after the class layer is trained, with weights shrunk towards 0."""
         concept = concept.clone().requires_grad_(self.loss == "l1")
         weight = x.new_zeros(n_classes, len(concept)).requires_grad_(True)
         bias = x.new_zeros(n_classes).requires_grad_(True)

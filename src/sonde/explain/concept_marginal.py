@@ -1,4 +1,4 @@
-"""Classes by a bank of concepts: every concept of a class speaks for it, not one prompt alone.
+"""Class probabilities from a bank of concepts, where every concept of a class adds evidence.
 
 For encoders whose inputs and texts share a space, and banks in which some concepts are noise.
 """
@@ -19,7 +19,7 @@ from sonde.stats import unit_rows
 @final
 @dataclass(frozen=True, kw_only=True)
 class ConceptMarginalResult(Result):
-    """``value`` is the posterior of each class; ``responsibility`` is what each concept gave to it.
+    """``value`` is the posterior of each class; ``responsibility`` is each concept's part of it.
 
     ``responsibility[i, z]`` is ``p(z | x_i, y)`` for the class y that concept z belongs to: the
     values of one class add up to 1.
@@ -37,7 +37,7 @@ class ConceptMarginalResult(Result):
 @final
 @dataclass(frozen=True)
 class ConceptMarginal:
-    """Posterior of a class as a sum over the concepts that belong to it.
+    """Posterior of a class, as a sum over the concepts that belong to the class.
 
     ``p(y | x) ~ p(y) sum_{z of y} w_z L(x, z)`` with ``L = softmax over all z of cos(x, e_z) /
     tau``, the weights of a class adding up to 1.

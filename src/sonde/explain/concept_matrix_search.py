@@ -1,4 +1,4 @@
-"""Classes by their row of a matrix of concepts: no training, and every decision can be read.
+"""Classification by a matrix of concept scores: no training, and every decision is readable.
 
 For rows that are scores of named concepts; take a linear probe where rows are plain states.
 """
@@ -25,7 +25,7 @@ ROUNDING = 1e-9
 @final
 @dataclass(frozen=True, kw_only=True)
 class ConceptMatrix(Result):
-    """``value`` is the mean score of each concept in each class; ``labels`` the classes.
+    """``value`` is the mean score of each concept in each class; ``labels`` are the classes.
 
     ``mean`` and ``scale`` over the classes standardise each concept.
     """
@@ -37,7 +37,7 @@ class ConceptMatrix(Result):
     measure: Measure
 
     def parts(self, rows: Float[Tensor, "row concept"]) -> Float[Tensor, "row class concept"]:
-        """Return what each concept adds to the similarity of each row with each class."""
+        """Return the contribution of each concept to the similarity of each row with each class."""
         if rows.shape[1] != self.value.shape[1]:
             raise ShapeError(
                 f"ConceptMatrix.parts: expected scores of {self.value.shape[1]} concepts, got "
@@ -48,7 +48,7 @@ class ConceptMatrix(Result):
         return own[:, None] * classes
 
     def similarity(self, rows: Float[Tensor, "row concept"]) -> Float[Tensor, "row class"]:
-        """Return the correlation, or cosine, of each row with each class's row of the matrix."""
+        """Return the correlation, or the cosine, of each row with each row of the class matrix."""
         return self.parts(rows).sum(2)
 
     def classify(self, rows: Float[Tensor, "row concept"]) -> Int[Tensor, "row"]:
@@ -56,7 +56,7 @@ class ConceptMatrix(Result):
         return self.labels[self.similarity(rows).argmax(1)]
 
     def concepts_per_decision(self, rows: Float[Tensor, "row concept"]) -> Float[Tensor, "row"]:
-        """Return how few concepts hold 95 % of what speaks for or against the class chosen."""
+        """Return the fewest concepts that make up 95 % of the evidence about the chosen class."""
         parts = self.parts(rows)
         chosen = parts[torch.arange(len(parts)), parts.sum(2).argmax(1)].abs()
         mass = chosen.sort(dim=1, descending=True).values.cumsum(1)
@@ -72,7 +72,7 @@ class ConceptMatrix(Result):
 @final
 @dataclass(frozen=True)
 class ConceptMatrixSearch(Instrument):
-    """The class whose mean scores of concepts are most like a row's.
+    """Assigns each row the class whose mean concept scores are most similar.
 
     Concepts are standardised over the classes, so that a concept that all classes share says
     nothing; then a row goes to the class whose row of the matrix it correlates with most.
@@ -110,7 +110,7 @@ class ConceptMatrixSearch(Instrument):
         return {"classes": ClassMoments("trace")}
 
     def result(self, classes: ClassMomentsState) -> ConceptMatrix:
-        """Return the matrix of the classes.
+        """Return the concept matrix of the classes.
 
         Raises
         ------
@@ -126,7 +126,7 @@ class ConceptMatrixSearch(Instrument):
         *,
         n: int = 0,
     ) -> ConceptMatrix:
-        """Return the search over a matrix that is known, such as similarities of names.
+        """Return the search over a known matrix, for example of similarities between names.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Test whether a probe reads what the states hold, or learns the labels by itself.
+"""Test whether a probe reads the labels from the states, or learns them by itself.
 
 For rows of tokens or words whose label is a property of the type. Labels that differ within a type
 need another control.
@@ -26,7 +26,7 @@ from sonde.stats import HashSample, HashSampleState
 @final
 @dataclass(frozen=True, kw_only=True)
 class ControlTaskResult(Result):
-    """``value`` is the selectivity ``accuracy - control``, both on groups held out.
+    """``value`` is the selectivity ``accuracy - control``, both on held-out groups.
 
     ``majority`` is the accuracy of the most frequent class.
     """
@@ -39,7 +39,7 @@ class ControlTaskResult(Result):
 @final
 @dataclass(frozen=True)
 class ControlTask(Instrument):
-    """Selectivity: accuracy of a probe on true classes minus that on random classes per type.
+    """Selectivity of a probe: its accuracy on true classes minus its accuracy on random classes.
 
     Every type (byte, token, word) gets a fixed class drawn from the frequencies of the true
     labels. A probe that only learns by heart reads the drawn classes just as well as the true

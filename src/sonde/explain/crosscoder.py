@@ -1,4 +1,4 @@
-"""Features that two sites, or two models, share, and those of one alone."""
+"""Features that two sites, or two models, share, and features of only one of the two."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -11,7 +11,7 @@ from sonde.explain._dictionary_training import PairTraining
 @final
 @dataclass(frozen=True)
 class Crosscoder(DictionaryLearner):
-    """Fraction of the variance of two sites that few features of both together leave unexplained.
+    """Fraction of the variance of two sites that few joint features leave unexplained.
 
     ``z = act(sum_s encoder_s x_s + bias)`` rebuilds every site, ``x_s = z decoder_s + offset_s``.
     Between layers, or between two models, ``shares`` says at which of them each feature lives.
@@ -41,5 +41,5 @@ class Crosscoder(DictionaryLearner):
     )
 
     def training(self) -> PairTraining:
-        """Return the training with these parameters."""
+        """Return the training configuration with the method's parameters."""
         return PairTraining(**self.settings, both=True)

@@ -1,4 +1,4 @@
-"""Where a variable of a causal model lies in a network: the subspace whose exchange moves answers.
+"""The subspace in which a network represents a variable of a causal model.
 
 ``InterchangeIntervention`` judges a whole site, some units or a given subspace; ``Das`` learns the
 subspace. A subspace that was learned can work through dormant parts: run ``SubspacePatch`` on it.
@@ -33,7 +33,7 @@ BATCH = 64
 @final
 @dataclass(frozen=True, eq=False)
 class Interchange(Edit):
-    """Replace the component in a subspace by another run's component.
+    """Replace the component in a subspace by the component in another run.
 
     ``x + R R'(source - x)``; a second application changes nothing. The other run's states are
     ``others={"source": ...}`` of ``sonde.editing``.
@@ -49,7 +49,7 @@ class Interchange(Edit):
     strength: float = 1.0
 
     def apply(self, x: Tensor, site: Site, context: EditContext) -> Tensor:
-        """Return the states with the other run's component."""
+        """Return the states with the component of the other run."""
         if self.strength == 0.0:
             return x
         check_width("Interchange", self.subspace[:, 0], x, site)
@@ -64,7 +64,7 @@ class Interchange(Edit):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Alignment(Result):
-    """Fraction of exchanged states that give the answer of the causal model.
+    """Fraction of interchanges after which the model gives the causal model's answer.
 
     ``value`` is the share of pairs with the expected answer; ``null`` the same for a random
     subspace of this size; ``unpatched`` without any exchange. ``subspace`` is None if the whole
@@ -77,7 +77,7 @@ class Alignment(Result):
     losses: tuple[float, ...] = ()
 
     def edit(self, strength: float = 1.0) -> Interchange:
-        """Return the exchange as an edit.
+        """Return the interchange as an edit.
 
         Raises
         ------
@@ -95,7 +95,7 @@ class Alignment(Result):
 @final
 @dataclass(frozen=True)
 class InterchangeIntervention(Explainer):
-    """Fraction of pairs whose answer is the causal model's when a variable takes its source value.
+    """Fraction of pairs with the causal model's answer after a variable takes its source value.
 
     States of the source run, in a subspace, some units or the whole site, come into the base run.
 
@@ -131,7 +131,7 @@ class InterchangeIntervention(Explainer):
         position: int | None = None,
         subspace: Float[Tensor, "dim k"] | None = None,
     ) -> Alignment:
-        """Return how often the expected answer comes.
+        """Return the fraction of pairs that give the expected answer.
 
         Parameters
         ----------
@@ -155,7 +155,7 @@ class InterchangeIntervention(Explainer):
 @final
 @dataclass(frozen=True)
 class Das:
-    """The subspace of a site whose exchange between runs gives the causal model's answers.
+    """The subspace of a site whose interchange between runs gives the causal model's answers.
 
     ``h_b + R R'(h_s - h_b)`` with orthonormal columns R, trained on the cross-entropy of the
     expected answers; judged on pairs that training did not see.
@@ -203,7 +203,7 @@ class Das:
         *,
         progress: bool = False,
     ) -> Alignment:
-        """Return the subspace, judged on held-out pairs.
+        """Return the subspace, evaluated on held-out pairs.
 
         Arguments are those of ``InterchangeIntervention.explain``, ``base`` its inputs.
 
@@ -244,7 +244,7 @@ class Das:
 
 
 class _Pairs:
-    """Base and source runs of some pairs at one site, and the answers that are expected."""
+    """Base and source runs of some pairs at one site, and the expected answers."""
 
     def __init__(
         self,
@@ -275,7 +275,7 @@ class _Pairs:
             raise InputError(f"interchange: expected a position in {-n}..{n - 1}, got {position}.")
 
     def moved(self, subspace: Float[Tensor, "dim k"] | None) -> Tensor:
-        """Return the base's states with the source's component."""
+        """Return the base states with the component of the source states."""
         if subspace is not None and len(subspace) != self.width:
             raise ShapeError(
                 f"interchange: expected a subspace of {self.width} dimensions at {self.site}, got "
@@ -294,7 +294,7 @@ class _Pairs:
         return -self.runs.number("clean", outputs).mean()
 
     def accuracy(self, values: Tensor) -> float:
-        """Return the fraction of expected answers with these states."""
+        """Return the fraction of expected answers that the model gives for these states."""
         outputs = self.runs.going_on("clean", self.site, values)
         best = self.runs.log_probs("clean", outputs).argmax(-1)
         return float((best.cpu() == self.expected.cpu()).double().mean())
@@ -306,7 +306,7 @@ class _Pairs:
         method: str,
         losses: tuple[float, ...] = (),
     ) -> Alignment:
-        """Return how often the exchange gives the expected answer."""
+        """Return the fraction of pairs that give the expected answer after the interchange."""
         n, null = len(self.expected), None
         with torch.no_grad():
             own = self.accuracy(self.moved(subspace))

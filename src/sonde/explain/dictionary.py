@@ -1,4 +1,4 @@
-"""A dictionary of features: what they read, what they write, and how well they rebuild the states.
+"""A dictionary of features: encoder, decoder, and quality of the reconstruction.
 
 Trained by ``SparseAutoencoder``, ``Transcoder`` and ``Crosscoder``, or read from a file: one
 safetensors file of ours, or a folder as SAELens writes it.
@@ -95,12 +95,12 @@ class Dictionary(Result):
 
     @property
     def l0(self) -> float:
-        """Mean number of active features of a row; NaN where densities are not known."""
+        """Mean number of active features in a row; NaN if densities are unknown."""
         return math.nan if self.density is None else float(self.density.sum())
 
     @property
     def dead_share(self) -> float:
-        """Fraction of features that are active in no row; NaN where densities are not known."""
+        """Fraction of features that are active in no row; NaN if densities are unknown."""
         if self.density is None or self.n_features == 0:
             return math.nan
         return float((self.density == 0).double().mean())
@@ -127,17 +127,17 @@ class Dictionary(Result):
         return z.reshape(*rows.shape[:-1], self.n_features)
 
     def decode(self, z: Float[Tensor, "*row feature"]) -> Float[Tensor, "*row dim_out"]:
-        """Return the rows that features stand for, without what ``skip`` adds."""
+        """Return the rows that features decode to, without the skip connection."""
         return z @ self.decoder.to(z) + self.offset.to(z)
 
     def rebuild(self, rows: Float[Tensor, "*row dim"]) -> Float[Tensor, "*row dim_out"]:
-        """Return rows as the dictionary rebuilds them."""
+        """Return the rows' reconstructions by the dictionary."""
         found = self.decode(self.encode(rows))
         return found if self.skip is None else found + rows @ self.skip.to(rows).T
 
     @property
     def shares(self) -> Float[Tensor, "site feature"]:
-        """The length of each feature's direction at each site, over the sum for all sites.
+        """Fraction of each feature's decoder norm that lies at each site.
 
         Lengths are taken in the scale of each site; a feature of length 0 has a share of NaN.
         """
@@ -149,7 +149,7 @@ class Dictionary(Result):
     def edit(
         self, strength: float = 1.0, *, features: Mapping[int, float] | None = None
     ) -> "DictionaryEdit":
-        """Return the edit that replaces states by their rebuilt form, or sets features.
+        """Return the edit that replaces states by their reconstruction, or sets features.
 
         Parameters
         ----------
@@ -184,7 +184,7 @@ class Dictionary(Result):
         return replace(self, value=self.density, density=None).table()
 
     def save(self, path: str | Path, *, site: str = "") -> None:
-        """Write one safetensors file, which any reader of that format opens.
+        """Write one safetensors file, which any safetensors reader opens.
 
         Raises
         ------
@@ -234,7 +234,7 @@ class Dictionary(Result):
 
 
 def load_dictionary(path: str | Path) -> Dictionary:
-    """Read a dictionary: a safetensors file of ours, or a folder in the layout of SAELens.
+    """Read a dictionary: a safetensors file of sonde, or a folder in the layout of SAELens.
 
     Raises
     ------
@@ -275,7 +275,7 @@ def load_dictionary(path: str | Path) -> Dictionary:
 @final
 @dataclass(frozen=True, eq=False)
 class DictionaryEdit(Edit):
-    """Replace states by their rebuilt form, or set some features of a dictionary.
+    """Replace states by their reconstruction, or set some features of a dictionary.
 
     If features are given, only their part changes, ``x + (value - z) d``: the other features, and
     the part of the state that the dictionary does not explain, stay as they are.
@@ -310,7 +310,7 @@ class DictionaryEdit(Edit):
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors of a safetensors file, and what its header says.
+    """Return the tensors and the header of a safetensors file.
 
     Raises
     ------
@@ -410,7 +410,7 @@ def read_saelens(folder: Path) -> dict[str, Any]:
 
 
 def check_fields(fields: dict[str, Any], path: Path) -> None:
-    """Raise if tensors do not match one another, or the activation.
+    """Raise if the tensors do not match one another, or do not match the activation.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Which way through a residual stream carries what distinguishes two inputs: effects of edges.
+"""Effects of the edges of a residual stream on the difference between two inputs.
 
 An edge goes from a layer that writes into the stream to a module that reads it. ``EdgePatching``
 runs the model for each; ``EdgeAttribution`` estimates all of them from a few backwards.
@@ -42,7 +42,7 @@ class EdgeEffects(Result):
     n_dropped: int = 0
 
     def best(self, n: int = 5) -> list[tuple[str, str, float]]:
-        """Return the edges with the largest shares: writer, reader, share."""
+        """Return the edges with the largest fractions, as (writer, reader, fraction)."""
         order = self.value.abs().nan_to_num(-torch.inf).argsort(descending=True)[:n].tolist()
         return [(*self.edges[i], float(self.value[i])) for i in order]
 
@@ -50,7 +50,7 @@ class EdgeEffects(Result):
 @final
 @dataclass(frozen=True)
 class EdgePatching(Explainer):
-    """Fraction of the difference that a layer's output brings through a single reader.
+    """Fraction of the difference that a layer's output carries to a single reader.
 
     The reader takes in ``x + (u_source - u_base)``; every other module, the later readers of the
     same writer too, sees the patched run's own stream.
@@ -92,7 +92,7 @@ class EdgePatching(Explainer):
         objective: Goal | None = None,
         progress: bool = False,
     ) -> EdgeEffects:
-        """Return what each edge does; arguments as of ``ActivationPatching.explain``.
+        """Return the effect of each edge. Arguments are those of ``ActivationPatching.explain``.
 
         Raises
         ------
@@ -105,7 +105,7 @@ class EdgePatching(Explainer):
     def between(
         self, runs: TwoRuns, graph: ResidualGraph, *, progress: bool = False
     ) -> EdgeEffects:
-        """Return what each edge does to two runs that are already open."""
+        """Return the effect of each edge in two runs that are already open."""
         base_side, source_side = SIDES[self.how]
         base, _ = runs.states(base_side, [])
         source, other = runs.states(source_side, graph.writers)
@@ -119,7 +119,7 @@ class EdgePatching(Explainer):
 @final
 @dataclass(frozen=True)
 class EdgeAttribution(Explainer):
-    """First-order estimate of every edge: the writer's difference, along the reader's gradient.
+    """First-order estimate of every edge's effect: writer's difference times reader's gradient.
 
     ``(u_source - u_base) . dm/d in_v``: one backward for all edges, or one for each step.
 
@@ -161,12 +161,12 @@ class EdgeAttribution(Explainer):
         corrupt: Any,
         objective: Goal | None = None,
     ) -> EdgeEffects:
-        """Return the estimate of each edge; arguments as of ``EdgePatching.explain``."""
+        """Return the estimated effect of each edge. Arguments: see ``EdgePatching.explain``."""
         runs = TwoRuns(model, inputs, corrupt, objective)
         return self.between(runs, ResidualGraph.of(runs))
 
     def between(self, runs: TwoRuns, graph: ResidualGraph) -> EdgeEffects:
-        """Return the estimates for two runs that are already open."""
+        """Return the estimated effect of each edge in two runs that are already open."""
         base_side, source_side = SIDES[self.how]
         source, new = runs.states(source_side, graph.writers)
         base, old = runs.states(base_side, graph.writers)
@@ -190,7 +190,7 @@ def edge_effects(
     ends: tuple[Float[Tensor, "pair"], Float[Tensor, "pair"]],
     tol: float,
 ) -> EdgeEffects:
-    """Return the fractions of edges, mean over the pairs that differ."""
+    """Return the fraction of each edge, averaged over the pairs that differ."""
     base, source = (x.double().cpu() for x in ends)
     mean, se, kept = mean_share(effects, source - base, tol)
     return EdgeEffects(

@@ -1,4 +1,4 @@
-"""Rows that show what a unit does: the largest, and some from every range of its values."""
+"""Example rows of a unit: the rows with its largest values, and some from each range of values."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ REST = "rest"
 @final
 @dataclass(frozen=True)
 class Exemplar:
-    """One value of a unit and the row that has it.
+    """One value of a unit and its row.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class ExemplarsResult(Result):
     middle: OctaveSampleState
 
     def of(self, unit: int) -> tuple[Exemplar, ...]:
-        """Return the rows of a unit: the largest ones, then some of each range below.
+        """Return the rows of a unit: the largest ones, then some of each lower range.
 
         Raises
         ------
@@ -108,7 +108,7 @@ def _exemplar(state: TopKState | OctaveSampleState, at: tuple[int, ...], said: s
 @final
 @dataclass(frozen=True)
 class Exemplars(Instrument):
-    """Rows on which each unit is largest, and rows at random from each range of its values.
+    """Rows with the largest values of each unit, and random rows from each range of its values.
 
     The largest rows alone mislead: most of a unit's values lie in between. Ranges lie between
     powers of two, from the unit's largest value down; the last range holds all smaller values, also

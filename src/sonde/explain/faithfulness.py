@@ -31,7 +31,7 @@ PROB = Objective("prob")
 @final
 @dataclass(frozen=True, kw_only=True)
 class FaithfulnessResult(Result):
-    """Figure of examples: mean, ``each`` and mean ``curve``, of the attribution and random orders.
+    """Result for each example and on average, for the attribution and for random orders.
 
     ``null`` is the mean over random orders of the same places, ``null_spread`` the standard
     deviation of their means, ``null_each`` the figure of each order on each example. ``change`` is
@@ -48,7 +48,7 @@ class FaithfulnessResult(Result):
     change: Float[Tensor, "row"]
 
     def chart(self) -> Chart:
-        """Return the curve beside that of random orders."""
+        """Return the curve of the attribution beside the curve of random orders."""
         rows = [
             {"share": s, "objective": v, "order": order}
             for order, curve in (("attribution", self.curve), ("random", self.null_curve))
@@ -59,7 +59,7 @@ class FaithfulnessResult(Result):
 
 @dataclass(frozen=True)
 class OrderTest(Judge):
-    """Judges an attribution by the order in which it puts the positions.
+    """Judges an attribution by the order of its positions.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class OrderTest(Judge):
         site: Pattern = INPUT,
         objective: Objective = PROB,
     ) -> FaithfulnessResult:
-        """Return how much the order of an attribution says.
+        """Return how well the order of an attribution predicts the effect of removing positions.
 
         Parameters
         ----------
@@ -142,7 +142,7 @@ class OrderTest(Judge):
     @property
     @abstractmethod
     def shares(self) -> tuple[float, ...]:
-        """Fractions of the positions that are removed, from first to last."""
+        """Fractions of the positions that are removed, in increasing order."""
 
     @abstractmethod
     def _figure(self, curves: Float[Tensor, "row step"]) -> Float[Tensor, "row"]:
@@ -170,7 +170,7 @@ class OrderTest(Judge):
 
 @dataclass(frozen=True)
 class CurveTest(OrderTest):
-    """An order test whose figure is the area under the objective over the fraction of positions.
+    """An order test whose result is the area under the objective against the fraction of positions.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ class CurveTest(OrderTest):
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """From none to all."""
+        """Fractions from 0 to 1, in equal steps."""
         return tuple(i / self.steps for i in range(self.steps + 1))
 
     def _figure(self, curves: Float[Tensor, "row step"]) -> Float[Tensor, "row"]:
@@ -195,7 +195,7 @@ class CurveTest(OrderTest):
 @final
 @dataclass(frozen=True)
 class Deletion(CurveTest):
-    """Area under the objective while the places with the largest attribution are taken away first.
+    """Area under the objective while positions are removed, the largest attribution first.
 
     Range        of the objective, [0, 1] for a probability; lower = the attribution finds sooner
                  what the model uses.
@@ -213,7 +213,7 @@ class Deletion(CurveTest):
 @final
 @dataclass(frozen=True)
 class Insertion(CurveTest):
-    """Area under the objective while positions are put in, the largest attribution first.
+    """Area under the objective while positions are inserted, the largest attribution first.
 
     Range        of the objective, [0, 1] for a probability; higher = better.
     Cost         ``steps`` forwards, and as many for each random order.
@@ -229,7 +229,7 @@ class Insertion(CurveTest):
 
 @dataclass(frozen=True)
 class ShareTest(OrderTest):
-    """An order test whose figure is the mean fall of the objective over a few shares.
+    """An order test whose result is the mean fall of the objective over a few fractions.
 
     Parameters
     ----------
@@ -257,7 +257,7 @@ class ShareTest(OrderTest):
 @final
 @dataclass(frozen=True)
 class Comprehensiveness(ShareTest):
-    """Fall of the objective when the positions with the largest attribution are gone.
+    """Fall of the objective when the positions with the largest attribution are removed.
 
     Range        of the objective; higher = what was pointed at is needed.
     Cost         a forward for each share, and as many for each random order.
@@ -271,7 +271,7 @@ class Comprehensiveness(ShareTest):
 @final
 @dataclass(frozen=True)
 class Sufficiency(ShareTest):
-    """Fall of the objective when only the positions with the largest attribution are left.
+    """Fall of the objective when only the positions with the largest attribution are kept.
 
     Range        of the objective; lower = what was pointed at is enough.
     Cost         a forward for each share, and as many for each random order.
@@ -286,5 +286,5 @@ class Sufficiency(ShareTest):
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The whole input, then each share."""
+        """The fraction 0, then each fraction of ``parts``."""
         return (1.0, *self.parts)

@@ -25,7 +25,7 @@ from sonde.tap.streams.site_function import INPUT, SiteFunction
 @final
 @dataclass(frozen=True, kw_only=True)
 class ViolationResult(Result):
-    """Fraction of places whose removal moves the objective against the sign of their attribution.
+    """Fraction of positions whose removal moves the objective against their attribution's sign.
 
     Counts are by rank of the absolute attribution. ``low`` and ``high`` are the exact 95 % interval
     of ``value``; ``without_ties`` leaves out places whose removal moves nothing; ``base_rate`` is
@@ -104,7 +104,7 @@ class FaithfulnessViolation(Judge):
         site: Pattern = INPUT,
         objective: Objective = PROB,
     ) -> ViolationResult:
-        """Return how often the sign is wrong, by default for the probability of the prediction."""
+        """Return the fraction of wrong signs, by default for the probability of the prediction."""
         require_attribution("FaithfulnessViolation", explanation)
         function = SiteFunction(model, inputs, site)
         fixed = objective.at(function)

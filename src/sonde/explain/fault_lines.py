@@ -1,4 +1,4 @@
-"""The fewest concepts that must come or go until the model gives another answer.
+"""The fewest concepts to add or remove until the model gives another answer.
 
 For concepts that are directions at a site: class means, dictionary features, probes.
 """
@@ -50,7 +50,7 @@ class FaultLinesResult(Result):
 @final
 @dataclass(frozen=True)
 class FaultLines(Explainer):
-    """Fewest additions and removals of concepts after which the other answer wins.
+    """Fewest additions and removals of concepts after which the model gives the other answer.
 
     Minimises ``strength / 2 max(0, max_c logit_c - logit_a + margin)^2 + beta |d|_1 + |d|^2 / 2``
     over coefficients ``d`` within bounds by accelerated proximal steps, with a strength that grows
@@ -106,7 +106,7 @@ class FaultLines(Explainer):
         site: Pattern = "input",
         bounds: tuple[Changes, Changes] | None = None,
     ) -> FaultLinesResult:
-        """Return the changes of each row.
+        """Return the changed concepts of each row.
 
         Parameters
         ----------
@@ -145,7 +145,7 @@ class FaultLines(Explainer):
             )
 
         def behind(outputs: Any) -> Float[Tensor, "row"]:
-            """Return by how much the other answer lies behind the best of the rest."""
+            """Return the margin between the best remaining answer and the other answer."""
             log_p = fixed.log_probs(outputs)
             mine = rivals[:, None].to(log_p.device)
             return log_p.scatter(1, mine, -torch.inf).amax(1) - log_p.gather(1, mine)[:, 0]
@@ -153,7 +153,7 @@ class FaultLines(Explainer):
         directions = concepts.to(at.value)
 
         def margin(change: Changes) -> tuple[Float[Tensor, "row"], Changes]:
-            """Return how far the other answer lies behind, and the gradient."""
+            """Return the margin of the other answer, and its gradient."""
             moved = _moved(at.value, change @ directions, axis)
             gap, slope, is_reached = at.gradient(moved, behind)
             if not is_reached:
@@ -190,7 +190,7 @@ class FaultLines(Explainer):
         limits: tuple[Changes, Changes],
         steps: int,
     ) -> Changes:
-        """Return changes that flip the answer, where the bounds allow it."""
+        """Return changes that flip the answer, if the bounds allow it."""
         low, high = limits
         best, strength = torch.zeros_like(low), torch.ones_like(low[:, :1])
         for _ in range(ROUNDS):
@@ -221,7 +221,7 @@ class FaultLines(Explainer):
         change: Changes,
         limits: tuple[Changes, Changes],
     ) -> Changes:
-        """Return changes without the concepts that are not needed, the weakest taken first."""
+        """Return the changes without unnecessary concepts, removing the weakest concepts first."""
         low, high = limits
         tried = change == 0
         for _ in range(change.shape[1]):

@@ -1,4 +1,4 @@
-"""Attribution by gradients: at the point itself, along a path to a baseline, or around the point.
+"""Attribution by gradients: at a point, along a path to a baseline, or around the point.
 
 ``Saliency`` and ``GradTimesInput`` look at the point alone and miss what is saturated there;
 ``IntegratedGradients`` adds up to the rise from the baseline; ``SmoothGrad`` averages noise away.
@@ -25,7 +25,7 @@ MOST_ROWS = 256
 @final
 @dataclass(frozen=True)
 class Saliency(Attributor):
-    """Size of the gradient at each entry: how much the objective moves for a small step there.
+    """Absolute gradient at each entry: the effect of a small step on the objective.
 
     Range        [0, inf), objective per unit of the site; unsigned.
     Cost         one forward and backward.
@@ -59,7 +59,7 @@ class Saliency(Attributor):
 @final
 @dataclass(frozen=True)
 class GradTimesInput(Attributor):
-    """Entry times gradient; at a hidden site, gradient times activation.
+    """Entry times gradient; at a hidden site, activation times gradient.
 
     Range        objective; signed.
     Cost         one forward and backward.
@@ -88,7 +88,7 @@ class GradTimesInput(Attributor):
 @final
 @dataclass(frozen=True)
 class IntegratedGradients(Attributor):
-    """Mean gradient on the straight way from the baseline, times the way: parts that add up.
+    """Mean gradient on the straight path from the baseline, times the difference.
 
     ``(x_i - b_i) int_0^1 df/dx_i(b + t (x - b)) dt`` with Gauss-Legendre nodes. At a hidden site
     the way runs through the states of that site, and the model goes on from there.
@@ -246,11 +246,11 @@ class SmoothGrad(Attributor):
 
     @property
     def signed(self) -> bool:
-        """For ``mean``."""
+        """True for ``mean``."""
         return self.how == "mean"
 
     def _spread(self, part: Varied) -> Tensor:
-        """Return the standard deviation of the noise at each entry; padding has no part in it."""
+        """Return the standard deviation of the noise at each entry, estimated without padding."""
         x, mask = part.value, part.mask
         low, high = x, x
         if mask is not None and x.ndim > 2:
@@ -260,7 +260,7 @@ class SmoothGrad(Attributor):
         return spread.reshape(-1, *[1] * (x.ndim - 1)).expand_as(x)
 
     def _noise(self, function: SiteFunction, draw: torch.Generator) -> Tensor:
-        """Return noise of deviation 1; an example has the same at its nth token in any batch."""
+        """Return standard normal noise that does not depend on an example's batch."""
         found: list[Tensor] = []
         for part in function.parts:
             shape, mask = part.value.shape, part.mask
@@ -304,6 +304,6 @@ def _chunks(n: int, rows: int) -> list[slice]:
 
 
 def _column(values: Any, like: Tensor) -> Tensor:
-    """Return one value for each step, to be multiplied with (row, step, ...)."""
+    """Return one value for each step, in a shape that broadcasts with (row, step, ...)."""
     made = torch.from_numpy(np.ascontiguousarray(values)).to(like)
     return made.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,4 +1,4 @@
-"""What a language model would answer after each block, if that block were the last.
+"""Answers that a language model would give after each block, if that block were the last.
 
 ``LogitLens`` reads states as they are; ``AffineLens`` maps them to the last block's states first,
 by least squares; ``TunedLens`` trains such maps on the model's own answers.
@@ -35,7 +35,7 @@ Maps = Mapping[str, AffineMap]
 @final
 @dataclass(frozen=True, kw_only=True)
 class LensResult(Result):
-    """``value`` is the mean divergence of the model's answer from that of each block, in nats.
+    """``value`` is the mean KL divergence of each block's answer from the model's answer, in nats.
 
     All are means over tokens: ``cross_entropy`` of the next token and ``entropy`` of each block's
     answer, in nats; ``agreement`` the share with the model's own top token. ``depth`` counts for
@@ -50,7 +50,7 @@ class LensResult(Result):
     depth: Int[Tensor, "layer"]
 
     def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
-        """Return a row for each block."""
+        """Return a table with one row for each block."""
         columns: dict[str, Any] = {"layer": list(self.layers)}
         for name in ("value", "cross_entropy", "entropy", "agreement", "depth"):
             columns["kl" if name == "value" else name] = torch.as_tensor(
@@ -59,7 +59,7 @@ class LensResult(Result):
         return pa.table(columns)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
     def chart(self) -> Chart:
-        """Return divergence from the model's answer, by block."""
+        """Return the divergence from the model's answer, by block."""
         values = torch.as_tensor(self.value).tolist()
         rows = [{"block": i, "kl": v} for i, v in enumerate(values)]
         return curves(self.title, rows, "block", ChartAxis("kl", title="nats"))
@@ -68,7 +68,7 @@ class LensResult(Result):
 @final
 @dataclass(frozen=True, eq=False)
 class LogitLens(Explainer):
-    """Each block's states through the model's own final norm and head.
+    """States after each block, decoded by the model's own final norm and head.
 
     Range        divergence [0, inf) nats, 0 after the last block; lower = the answer is there.
     Cost         a forward, and a product with the vocabulary for each block and token.
@@ -88,7 +88,7 @@ class LogitLens(Explainer):
     paper: ClassVar[str] = "nostalgebraist2020lens"
 
     def explain(self, model: Model | nn.Module, inputs: Any) -> LensResult:
-        """Return what each block would answer to every real token of some texts.
+        """Return each block's answer at every real token of some texts.
 
         Parameters
         ----------
@@ -160,7 +160,7 @@ class LogitLens(Explainer):
 def states_and_answers(
     module: nn.Module, layers: ModelBlocks, inputs: Any
 ) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
-    """Yield for each text: states after every block, the model's logits, the token that follows.
+    """Yield, for each text, the states after every block, the model's logits and the next tokens.
 
     The last token gets -1, because no token follows.
     """
@@ -185,7 +185,7 @@ def states_and_answers(
 @final
 @dataclass(frozen=True)
 class TunedLens:
-    """Maps of every block's states, trained so that the block answers as the model does.
+    """Trained maps from every block's states to states that give the model's own answer.
 
     ``h + A h + b`` with A and b from 0 (or from given maps), by Adam on ``KL(model || block)``.
 
@@ -258,7 +258,7 @@ class TunedLens:
 
 
 def _dense(affine: AffineMap, dim: int) -> Float[Tensor, "dim column"]:
-    """Return a map as one matrix whose last column is the shift."""
+    """Return a map as one matrix whose last column is the bias."""
     shift = affine(torch.zeros(1, dim))
     return torch.cat([affine(torch.eye(dim)) - shift, shift]).T.contiguous()
 

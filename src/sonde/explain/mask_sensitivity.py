@@ -1,4 +1,4 @@
-"""Test whether a model answers from the object or from what lies around it."""
+"""Test whether a model answers from the object or from the background."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
@@ -30,7 +30,7 @@ Regions = Bool[Tensor, "row height width"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class MaskSensitivityResult(Result):
-    """Area under the ROC curve of the classes under each condition, with its 95 % interval.
+    """Area under the ROC curve of the classes under each condition, with 95 % intervals.
 
     ``value`` is the area with the box of the region removed. ``cosine`` is the mean cosine between
     the states at a site and those of the whole picture, NaN if no site is named.
@@ -46,7 +46,7 @@ class MaskSensitivityResult(Result):
 
     @property
     def has_shortcut(self) -> bool:
-        """True if classes are told without the object more often than by chance."""
+        """True if classes are predicted without the object better than by chance."""
         return float(self.low[CONDITIONS.index("box removed")]) > 0.5
 
     def chart(self) -> Chart:
@@ -183,7 +183,7 @@ class MaskSensitivity(Judge):
         )
 
     def _base(self, model: Model | nn.Module, images: Pictures) -> Pictures:
-        """Return what stands at positions that are taken away, of all pictures together."""
+        """Return the baseline that replaces removed positions, for all images together."""
         if self.baseline.kind == "mean":
             return images.mean((0, 2, 3))[None, :, None, None].expand_as(images)
         parts = images.split(ROWS)
@@ -192,7 +192,7 @@ class MaskSensitivity(Judge):
     def _area(
         self, probs: Float[Tensor, "row class"], labels: Tensor, classes: list[int]
     ) -> tuple[float, float, float]:
-        """Return the area with its interval; for several classes, their means over classes."""
+        """Return the area with its interval, averaged over classes if there are several."""
         positive = classes[1:] if len(classes) == 2 else classes
         one: list[Metric] = [
             auroc(probs[:, c].numpy(), (labels == c).cpu().numpy(), resamples=200, seed=self.seed)
@@ -204,7 +204,7 @@ class MaskSensitivity(Judge):
 
 
 def _gone(region: Regions, seed: int) -> list[Regions]:
-    """Return the positions that go under each condition."""
+    """Return the positions that are removed under each condition."""
     draw = np.random.default_rng(seed)
     box, other = torch.zeros_like(region), torch.zeros_like(region)
     height, width = region.shape[1:]
@@ -224,7 +224,7 @@ def _gone(region: Regions, seed: int) -> list[Regions]:
 def _answers(
     model: Model | nn.Module, images: Pictures, site: Pattern | None
 ) -> tuple[Float[Tensor, "row class"], Tensor | None]:
-    """Return the probabilities of classes, and the states at a site."""
+    """Return the class probabilities, and the states at a site."""
     probs, states = [], []
     for part in images.split(ROWS):
         function = SiteFunction(model, part) if site is None else SiteFunction(model, part, site)

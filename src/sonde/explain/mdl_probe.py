@@ -1,4 +1,4 @@
-"""How short a code for the classes becomes when the hidden rows are known.
+"""Length of a code for the classes, if the hidden rows are known.
 
 Unlike accuracy, the code counts the rows that the probe needs to learn: many rows make it long.
 """
@@ -26,7 +26,7 @@ FRACTIONS = (0.1, 0.2, 0.4, 0.8, 1.0)
 @final
 @dataclass(frozen=True, kw_only=True)
 class MdlProbeResult(Result):
-    """``value`` is the compression: the length of a uniform code over that of the probe.
+    """``value`` is the compression: length of a uniform code over the length of the probe's code.
 
     ``null`` is the compression by the frequencies of the classes alone. ``blocks`` are the nats
     that each block costs, ``ends`` the rows after which blocks end; the first block is coded
@@ -42,7 +42,7 @@ class MdlProbeResult(Result):
 @final
 @dataclass(frozen=True)
 class MdlProbe(Instrument):
-    """Compression of the labels by a probe that is fitted on what was sent before.
+    """Compression of the labels by a probe that is fitted on the rows that were sent before.
 
     Groups come in the order of their draw. The first tenth of the rows is coded uniformly, every
     block after it (to 20, 40, 80 and 100 %) by a logistic probe of all rows before; the code is the
@@ -87,7 +87,7 @@ class MdlProbe(Instrument):
         return labelled_sample(self.m)
 
     def result(self, sample: HashSampleState, label: HashSampleState) -> MdlProbeResult:
-        """Return the compression.
+        """Return the compression of the labels.
 
         Raises
         ------
@@ -128,7 +128,7 @@ class MdlProbe(Instrument):
 
 
 def _ends(group: Int[Tensor, "row"]) -> list[int]:
-    """Return the rows after which blocks end, each at the end of a group."""
+    """Return the row counts at the ends of the blocks. A block ends with a group."""
     n = len(group)
     is_last = torch.cat([group[1:] != group[:-1], torch.tensor([True])])
     last = torch.nonzero(is_last).flatten() + 1

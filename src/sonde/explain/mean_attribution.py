@@ -1,4 +1,4 @@
-"""What entries of a site do to the answers over a whole data set, and whether that can be believed.
+"""Attributions of a site's entries, averaged over a data set, and a test of their faithfulness.
 
 A map of one example tells what that answer depends on; means over a data set tell which units a
 model relies on at all. Examples may cancel: read the mean size beside the mean.
@@ -136,7 +136,7 @@ class MeanAttribution(Explainer):
         return self._result(found, moments, torch.as_tensor(sizes), (judged, random), tuple(flags))
 
     def _rows(self, found: Attribution) -> Tensor:
-        """Return a row for each example."""
+        """Return the attribution as a row for each example."""
         value, axis = torch.as_tensor(found.value), found.feature_axis
         if self.per == "entry" or axis is None:
             return value

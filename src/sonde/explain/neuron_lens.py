@@ -1,4 +1,4 @@
-"""Which tokens a unit stands for, read off the weights alone.
+"""Tokens that a unit writes, computed from the weights alone.
 
 The lens multiplies the vectors of a layer's units by the unembedding. It says what a unit would
 write if nothing came after it; ``edit.Clamp`` shows what it does write.
@@ -31,7 +31,7 @@ TILE = 1 << 24
 @final
 @dataclass(frozen=True, kw_only=True)
 class NeuronLensResult(Result):
-    """``value`` is the score of each unit's top token, in standard deviations of its own scores.
+    """``value`` is each unit's largest token score, in standard deviations of the unit's scores.
 
     ``top`` and ``bottom`` are the tokens with the highest and lowest scores, the most extreme
     first; ``top_score`` and ``bottom_score`` their scores. ``kurtosis`` is the excess kurtosis of
@@ -45,7 +45,7 @@ class NeuronLensResult(Result):
     kurtosis: Float[Tensor, "unit"]
 
     def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
-        """Return a row for each unit: its z, its kurtosis, its top and bottom tokens."""
+        """Return a table with each unit's z-score, kurtosis, and top and bottom tokens."""
         columns: dict[str, Any] = {
             "unit": list(range(len(self.top))),
             "z": torch.as_tensor(self.value).tolist(),
@@ -56,12 +56,12 @@ class NeuronLensResult(Result):
         return pa.table(columns)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
     def chart(self) -> Chart:
-        """Return each unit's z against the kurtosis of its scores."""
+        """Return each unit's z-score against the kurtosis of its scores."""
         rows = self.table().select(["unit", "z", "kurtosis"]).to_pylist()  # pyright: ignore[reportUnknownMemberType]
         return marks(self.title, rows, "kurtosis", "z")
 
     def agreement(self, other: "NeuronLensResult") -> float:
-        """Return the fraction of units with the same top token in another model.
+        """Return the fraction of units that have the same top token in another model.
 
         Raises
         ------
@@ -163,7 +163,7 @@ class NeuronLens(Explainer):
         return self.of(model, self._vectors(matrix.detach(), _width(module), str(found[0].path)))
 
     def of(self, model: Model | nn.Module, vectors: Float[Tensor, "unit dim"]) -> NeuronLensResult:
-        """Return the tokens of any vectors of the residual stream, as of a dictionary's features.
+        """Return the tokens of any vectors in the residual stream, such as dictionary features.
 
         Parameters
         ----------
@@ -231,7 +231,7 @@ class NeuronLens(Explainer):
 def through_norms(
     norms: list[nn.Module], vectors: Float[Tensor, "unit dim"]
 ) -> Float[Tensor, "unit dim"]:
-    """Return what small additions become behind norms, up to a scale that depends on the row.
+    """Return the effect of norms on small added vectors, up to a scale that depends on the row.
 
     What a norm does is found by calling it: its gain from a row of known spread, and whether it
     removes the mean from a shifted row. A module that keeps the scale of a row counts as linear.
@@ -255,7 +255,7 @@ def through_norms(
 
 
 def _odd(norm: nn.Module, x: Tensor) -> Tensor:
-    """Return what a module does without its bias."""
+    """Return a module's output without the contribution of its bias."""
     return ((norm(x) - norm(-x)) / 2).double()
 
 

@@ -1,4 +1,4 @@
-"""Where a layer that does nothing would learn: each position's part of its weight gradient.
+"""Each position's term in the weight gradient of an identity layer at the site.
 
 An identity layer is imagined at a site; the gradient of the objective at its weights is a sum over
 places, and the size of a place's term is the map. ``ClassSensitivity`` asks whether such maps
@@ -76,7 +76,7 @@ class NormGrad(Attributor):
 
     @property
     def signed(self) -> bool:
-        """For ``sum`` and ``max``."""
+        """True for ``sum`` and ``max``."""
         return self.how in ("sum", "max")
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
@@ -90,7 +90,7 @@ class NormGrad(Attributor):
 @final
 @dataclass(frozen=True)
 class MetaSaliency(Attributor):
-    """An attribution after one step in which a layer at the site learns the target.
+    """An attribution after one gradient step of a layer at the site towards the target.
 
     The weights of a layer that does nothing move by ``step`` times the gradient of the target's
     log-probability, for each example alone; then the inner method runs on the states that this
@@ -124,7 +124,7 @@ class MetaSaliency(Attributor):
 
     @property
     def signed(self) -> bool:
-        """As the inner method."""
+        """True if the inner method is signed."""
         return self.method.signed
 
     def _parts(self, function: SiteFunction, objective: FixedObjective) -> Parts:
@@ -149,7 +149,7 @@ class MetaSaliency(Attributor):
 @final
 @dataclass(frozen=True)
 class ClassSensitivity(Judge):
-    """Correlation over positions between the maps for the likeliest and the least likely class.
+    """Correlation over positions between the maps of the most and the least probable class.
 
     Range        [-1, 1]; 1 = the map is the same whatever the class, 0 or below = it depends on it.
     Cost         two attributions.
@@ -179,7 +179,7 @@ class ClassSensitivity(Judge):
         site: Pattern = INPUT,
         kind: Literal["logit", "log_prob", "prob"] = "logit",
     ) -> Result:
-        """Return the mean over examples.
+        """Return the mean correlation over examples.
 
         Parameters
         ----------
@@ -225,7 +225,7 @@ def combined(
     size: tuple[int, int],
     how: Literal["product", "mean", "geometric"] = "product",
 ) -> Float[Tensor, "row height width"]:
-    """Combine maps of several layers into one map of the size of the picture.
+    """Combine the maps of several layers into one map of the size of the image.
 
     Each map is grown to the picture and scaled to [0, 1] for each example; constant maps become 0.
 
@@ -260,7 +260,7 @@ def combined(
 
 
 def _factors(function: SiteFunction, gradient: Tensor, layer: Kind) -> tuple[Slopes, Given]:
-    """Return gradient and input of each position; their outer products by group are the terms."""
+    """Return the gradient and the input of each position, whose outer products are the terms."""
     if function.value.ndim < 3:
         raise InputError(
             "NormGrad: expected a site that keeps spatial or token positions, of shape (row, "
@@ -285,7 +285,7 @@ def _factors(function: SiteFunction, gradient: Tensor, layer: Kind) -> tuple[Slo
 
 
 def _own(function: SiteFunction, g: Float[Tensor, "row out place"]) -> tuple[Slopes, Given]:
-    """Return the factors of the layer whose output is the site."""
+    """Return the factors of the layer whose output is read."""
     module, x = function.input_of_site()
     if isinstance(module, nn.Linear):
         return g.unsqueeze(1), x.movedim(-1, 1).flatten(2).unsqueeze(1)
@@ -305,7 +305,7 @@ def _own(function: SiteFunction, g: Float[Tensor, "row out place"]) -> tuple[Slo
 
 
 def _aggregated(g: Slopes, h: Given, how: How) -> Float[Tensor, "row place"]:
-    """Return one number for each position's outer products, without forming them."""
+    """Return one number for each position's outer products, without computing the products."""
     if how == "sum":
         return (g.sum(2) * h.sum(2)).sum(1)
     if how == "max":

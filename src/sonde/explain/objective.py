@@ -1,4 +1,4 @@
-"""What an explanation is about: one number for each example, named and never implied."""
+"""The number that is explained for each example, with its name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ Target = int | Sequence[int] | Tensor | Literal["predicted"]
 @final
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """The number that is explained: one for each example, from the model's output.
+    """The number that is explained, computed for each example from the model's output.
 
     ``logit`` of the target; its ``log_prob`` or ``prob``; the ``margin`` by which its logit exceeds
     that of ``other`` (by default the largest of the others); ``answer``, for language models, the
@@ -91,7 +91,7 @@ class Objective:
     def fixed(
         self, outputs: Any, tokens: Tensor | None = None, mask: Tensor | None = None
     ) -> "FixedObjective":
-        """Return the objective with its targets taken from the outputs as they are."""
+        """Return the objective with its targets taken from the unchanged outputs."""
         key, logits = self._found(outputs)
         named = replace(self, output=key)
         if logits.ndim == MAP:
@@ -106,7 +106,7 @@ class Objective:
         return named._at(logits.detach(), tokens, mask)
 
     def _pixels(self, logits: Float[Tensor, "row class h w"]) -> Float[Tensor, "row h w"]:
-        """Return how much each pixel counts: one pixel, or all of the class, or all."""
+        """Return the weight of each pixel: one pixel, the pixels of the class, or all pixels."""
         n, n_classes, height, width = logits.shape
         if self.pixel is not None:
             i, j = self.pixel
@@ -156,7 +156,7 @@ class Objective:
         return FixedObjective(self, target.to(row.device), other, last)
 
     def _one_output(self, row: Tensor, last: Tensor | None) -> "FixedObjective":
-        """Return the objective as the only output itself, because its softmax is always 1."""
+        """Return the objective that reads the only output directly; its softmax is always 1."""
         if self.kind in ("margin", "answer"):
             raise InputError(
                 f"Objective: a {self.kind} needs two classes or more, got a model of one output. "
@@ -221,7 +221,7 @@ class Objective:
 
 @dataclass(frozen=True, eq=False)
 class FixedObjective:
-    """An objective with the targets of some inputs, which stay when states are changed.
+    """An objective with the targets of some inputs, which stay fixed when states are changed.
 
     Parameters
     ----------
@@ -246,7 +246,7 @@ class FixedObjective:
         return _over(self.objective._found(outputs)[1], self.pixels)
 
     def repeated(self, times: int) -> "FixedObjective":
-        """Return the objective of the same examples, each ``times`` times."""
+        """Return the objective for examples that are each repeated ``times`` times."""
         if times == 1:
             return self
         target, other, place, pixels = (
@@ -257,7 +257,7 @@ class FixedObjective:
         return replace(self, target=target, other=other, place=place, pixels=pixels)
 
     def tiled(self, times: int) -> "FixedObjective":
-        """Return the objective of all examples, one batch of them after another."""
+        """Return the objective for all examples, with their batch repeated."""
         if times == 1:
             return self
         target, other, place, pixels = (
@@ -273,7 +273,7 @@ class FixedObjective:
         return {"output": self.objective.output} if self.objective.output else {}
 
     def log_probs(self, outputs: Any) -> Float[Tensor, "answer class"]:
-        """Return the distribution that each target is drawn from."""
+        """Return the log-probabilities at the positions that predict the targets."""
         logits = self._logits(outputs)
         row = torch.arange(len(logits), device=logits.device)
         if self.place is not None:
@@ -282,7 +282,7 @@ class FixedObjective:
         return torch.log_softmax(logits, dim=-1)
 
     def of(self, outputs: Any) -> Float[Tensor, "row"]:
-        """Return the number of each row."""
+        """Return the objective's value for each row."""
         logits = self._logits(outputs)
         row = torch.arange(len(logits), device=logits.device)
         if self.objective.kind == "answer":

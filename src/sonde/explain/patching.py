@@ -1,4 +1,4 @@
-"""Which states carry what distinguishes two inputs: put them from one run into the other.
+"""Activation patching: move states from one run to another to find what distinguishes two inputs.
 
 ``ActivationPatching`` runs the model for every point; ``AttributionPatching`` estimates all of them
 from a few backwards. Not for one input alone: take an attribution.
@@ -58,7 +58,7 @@ class PatchEffects(Result):
     gap: float | None = None
 
     def best(self, n: int = 5) -> list[tuple[str, int, float]]:
-        """Return the points with the largest shares: site, point, share."""
+        """Return the points with the largest fractions, as (site, point, fraction)."""
         value = self.value
         order = value.flatten().nan_to_num(-torch.inf).argsort(descending=True)[:n].tolist()
         width = value.shape[1]
@@ -77,7 +77,7 @@ class PatchEffects(Result):
 @final
 @dataclass(frozen=True)
 class ActivationPatching(Explainer):
-    """Fraction of the difference between two runs that one state, put into the other run, brings.
+    """Fraction of the difference between two runs that one patched state restores.
 
     ``(m_patched - m_base) / (m_source - m_base)`` for every site and position, where ``m`` is the
     objective. Each layer's positions run as one batch, from that layer on; states that do not
@@ -140,7 +140,7 @@ class ActivationPatching(Explainer):
         objective: Goal | None = None,
         progress: bool = False,
     ) -> PatchEffects:
-        """Return what each point does.
+        """Return the effect of each point.
 
         Parameters
         ----------
@@ -167,7 +167,7 @@ class ActivationPatching(Explainer):
     def between(
         self, runs: TwoRuns, sites: Sequence[Site], *, progress: bool = False
     ) -> PatchEffects:
-        """Return what each point does to two runs that are already open."""
+        """Return the effect of each point in two runs that are already open."""
         base_side, source_side = SIDES[self.how]
         base, old = runs.states(base_side, sites)
         source, new = runs.states(source_side, sites)
@@ -210,7 +210,7 @@ class ActivationPatching(Explainer):
 @final
 @dataclass(frozen=True)
 class AttributionPatching(Explainer):
-    """First-order estimate of every patch: the difference of two states, along the gradient.
+    """First-order estimate of every patch: the difference of the states times the gradient.
 
     ``(a_source - a_base) . dm/da``: one backward for all points. With ``ig_steps`` the gradient is
     the mean along a way from base to source, which misses less where the model bends.
@@ -276,12 +276,12 @@ class AttributionPatching(Explainer):
         site: Pattern | Sequence[Pattern] = "blocks",
         objective: Goal | None = None,
     ) -> PatchEffects:
-        """Return the estimate of each point; arguments as of ``ActivationPatching.explain``."""
+        """Return the estimated effect of each point; see ``ActivationPatching.explain``."""
         runs = TwoRuns(model, inputs, corrupt, objective)
         return self.between(runs, runs.sites(site))
 
     def between(self, runs: TwoRuns, sites: Sequence[Site]) -> PatchEffects:
-        """Return the estimates for two runs that are already open."""
+        """Return the estimated effect of each point in two runs that are already open."""
         base_side, source_side = SIDES[self.how]
         source, new = runs.states(source_side, sites)
         if self.ig_steps == 1:
@@ -330,7 +330,7 @@ class AttributionPatching(Explainer):
 
 
 def mean_gradients(runs: TwoRuns, sites: Sequence[Site], how: Direction, steps: int) -> States:
-    """Return the gradient at sites, mean over inputs on the way from base to source."""
+    """Return the gradient at sites, averaged over inputs between base and source."""
     base, source = SIDES[how]
     entry, total = runs.entry(), dict[Site, Tensor]()
     ends = (
@@ -357,7 +357,7 @@ def _nodes(steps: int) -> list[tuple[float, float]]:
 def _gradients_at(
     runs: TwoRuns, sites: Sequence[Site], how: Direction, steps: int, old: States, new: States
 ) -> States:
-    """Return the gradient at each site, mean over its own states on the way."""
+    """Return the gradient at each site, averaged over the site's states between base and source."""
     total: States = {}
     for site in sites:
         for node, weight in _nodes(steps):
@@ -377,7 +377,7 @@ def summed(
     conventions: dict[str, Any],
     gap: float | None = None,
 ) -> PatchEffects:
-    """Return the fractions, mean over the pairs that differ and whose point is no padding."""
+    """Return the mean fractions over the pairs that differ and whose point is not padding."""
     base, source = (x.double().cpu() for x in ends)
     has = torch.ones_like(effects, dtype=torch.bool)
     mask, first = runs.call.mask, points[sites[0]]

@@ -1,4 +1,4 @@
-"""How well a linear probe reads the classes off hidden rows, on groups that it did not see.
+"""Accuracy of a linear probe that reads classes from hidden rows, on held-out groups.
 
 Read its selectivity (``control_task``) beside it: rows of many dimensions tell nearly anything.
 The word ``linear_probe`` is a detector of one class; this is the measurement over all classes.
@@ -23,7 +23,7 @@ ERROR = "over groups held out"
 @final
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult(Result):
-    """``value`` is the accuracy on groups held out, ``null`` that of the most frequent class.
+    """``value`` is the accuracy on held-out groups, ``null`` that of the most frequent class.
 
     ``weight`` and ``bias`` are those of a fit to all labelled rows.
     """
@@ -33,7 +33,7 @@ class ProbeResult(Result):
     labels: Int[Tensor, "class"]
 
     def classify(self, x: Float[Tensor, "row dim"]) -> Int[Tensor, "row"]:
-        """Return the class that the probe reads off each row."""
+        """Return the class that the probe predicts for each row."""
         scores = x.to(self.weight) @ self.weight.T + self.bias
         return self.labels[scores.argmax(1).to(self.labels.device)]
 

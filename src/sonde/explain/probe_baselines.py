@@ -1,4 +1,4 @@
-"""What a probe's accuracy is worth, beside its accuracy on the input and on random weights.
+"""A probe's accuracy beside the accuracies of probes on the input and on random weights.
 
 A linear map reads many labels off any wide enough rows. What a model learned is what the probe
 finds beyond the input, beyond random weights, and beyond what it learns by heart.
@@ -36,7 +36,7 @@ WIDEST = 4096
 @final
 @dataclass(frozen=True, kw_only=True)
 class ProbeBaselinesResult(Result):
-    """``value`` is the probe's accuracy at each site, on groups held out.
+    """``value`` is the probe's accuracy at each site, on held-out groups.
 
     ``null`` is the share of the most frequent class. ``at_input`` is the accuracy of the same probe
     on the input, or the embedding of its tokens; NaN if that is too wide, or if the model has
@@ -54,13 +54,13 @@ class ProbeBaselinesResult(Result):
 
     @property
     def gain(self) -> Float[Tensor, "site"]:
-        """Accuracy beyond the best of input, redrawn model and most frequent class."""
+        """Accuracy above the best baseline: input, random weights or most frequent class."""
         rest = torch.tensor([self.at_input]).nan_to_num(-torch.inf).to(self.redrawn)
         usual = torch.as_tensor(self.null).to(self.redrawn)
         return torch.as_tensor(self.value) - torch.maximum(torch.maximum(self.redrawn, usual), rest)
 
     def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
-        """Return a row for each site."""
+        """Return a table with one row for each site."""
         columns: dict[str, Any] = {
             "site": list(self.sites),
             "accuracy": torch.as_tensor(self.value).tolist(),
@@ -87,7 +87,7 @@ class ProbeBaselinesResult(Result):
 @final
 @dataclass(frozen=True)
 class ProbeBaselines:
-    """A probe at every site, beside probes that do not depend on what the model learned.
+    """A probe at every site, beside probes that do not use the trained model.
 
     The same probe reads the labels off the input (of tokens: off their embedding), and off the same
     sites of the model with all weights drawn anew; and at every site it learns classes that were
@@ -118,7 +118,7 @@ class ProbeBaselines:
     paper: ClassVar[str] = "hewitt2019control"
 
     def fit(self, stream: Stream) -> ProbeBaselinesResult:
-        """Return the accuracies at the sites of a stream.
+        """Return the accuracies at all sites of a stream.
 
         Parameters
         ----------
@@ -182,7 +182,7 @@ def _results(
 
 
 def _input_stream(stream: LiveStream) -> LiveStream | None:
-    """Return the rows of the first layer's input, or of the table that is fed the tokens.
+    """Return the rows of the first layer's input; for tokens, the rows of the embedding table.
 
     None if the model has several floating-point inputs: no layer reads them all.
     """

@@ -1,4 +1,4 @@
-"""Relevance that is handed down from the answer, layer by layer, in proportion to what came in.
+"""Layer-wise relevance propagation: each unit passes its relevance to its inputs.
 
 The rules act on torch's functions, not on classes of modules, so functional code, residual sums and
 modules that run twice need no special rules.
@@ -61,7 +61,7 @@ CLOSED: frozenset[Any] = frozenset({F.multi_head_attention_forward})
 @final
 @dataclass(frozen=True)
 class Relevance(Attributor):
-    """Objective handed down to what caused it: each unit gives its relevance to its inputs.
+    """Layer-wise relevance: each unit divides its relevance among its inputs.
 
     A linear unit ``z_j = sum_i x_i w_ij + b_j`` hands down in proportion to ``x_i w_ij``, by the
     epsilon rule ``x_i w_ij / (z_j + epsilon sign(z_j))``; a convolution by the gamma rule, with
@@ -118,7 +118,7 @@ class Relevance(Attributor):
 
 
 class _Rules(TorchFunctionMode):
-    """Keep the values of functions, but change their gradients to ``rule / x``.
+    """Compute functions as usual, but replace their gradients by ``rule / x``.
 
     Autograd multiplies these gradients on the way down, and adds what several readers of a tensor
     hand back to the tensor.
@@ -164,7 +164,7 @@ class _Rules(TorchFunctionMode):
     def _linear(
         self, func: Callable[..., Any], gamma: float, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
-        """Return a linear layer's output, handing down by the gamma rule with epsilon."""
+        """Return a linear layer's output, with gradients of the gamma and epsilon rules."""
         z = func(*args, **kwargs)
         if gamma:
             x, *weights = args
@@ -185,7 +185,7 @@ class _Rules(TorchFunctionMode):
     def _curve(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Tensor:
-        """Return a curve's value, whose input gets all relevance: its gradient is ``f(x) / x``."""
+        """Return the value of an activation function, with the gradient ``f(x) / x``."""
         x = args[0]
         y = func(x.detach().clone(), *args[1:], **(kwargs | _not_in_place(kwargs)))
         zero = x.detach() == 0
@@ -204,7 +204,7 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Return a layer norm whose scale is a constant."""
+    """Return a layer norm whose scale is treated as a constant."""
     axes = tuple(range(-len(shape), 0))
     centred = x - x.mean(axes, keepdim=True)
     scale = (centred.detach().square().mean(axes, keepdim=True) + eps).rsqrt()

@@ -1,4 +1,4 @@
-"""Test whether an attribution ranks what tells classes: train again on what it leaves.
+"""Remove-and-retrain test of an attribution: accuracy of models trained without top positions.
 
 A model that is only tested on masked inputs may fail because it never saw masked inputs; a model
 that is trained on them fails because what tells the classes is gone.
@@ -57,7 +57,7 @@ class Ranked:
             )
 
     def top(self, share: float, seed: int, sign: int = 1) -> Bool[Tensor, "row *place"]:
-        """Return the fraction of places with the largest scores; equal ones in a random order."""
+        """Return the fraction of positions with the largest scores; ties are in a random order."""
         flat = sign * self.scores.flatten(1)
         generator = torch.Generator().manual_seed(seed)
         shuffled = torch.randperm(flat.shape[1], generator=generator)
@@ -70,7 +70,7 @@ class Ranked:
 @final
 @dataclass(frozen=True, kw_only=True)
 class RoarResult(Result):
-    """Accuracy of models trained again, for each fraction of positions and each seed.
+    """Accuracy of retrained models, for each removed fraction of positions and each seed.
 
     ``accuracy`` is without the places that the attribution ranks highest, ``random`` without as
     many random ones.
@@ -82,7 +82,7 @@ class RoarResult(Result):
     random: Float[Tensor, "share seed"]
 
     def chart(self) -> Chart:
-        """Return accuracy by the fraction that is taken away."""
+        """Return the accuracy by the fraction that is removed."""
         rows = [
             {"share": s, "accuracy": v, "order": order}
             for order, values in (("attribution", self.accuracy), ("random", self.random))
@@ -94,7 +94,7 @@ class RoarResult(Result):
 @final
 @dataclass(frozen=True, kw_only=True)
 class DiffRoarResult(Result):
-    """Accuracy on the top positions minus that on the bottom ones, and the same for masks alone.
+    """Accuracy on the top positions minus accuracy on the bottom ones, also for masks alone.
 
     ``top`` and ``bottom`` are accuracies of models that saw only these places, for each seed;
     ``control`` is the difference of models that saw only which places were kept: the shape of a
@@ -110,7 +110,7 @@ class DiffRoarResult(Result):
 
     @property
     def beyond_control(self) -> float:
-        """Accuracy gained from the values at the positions, beyond the shape of the mask."""
+        """Accuracy from the values at the positions, beyond the accuracy from the mask's shape."""
         return float(self.value) - self.control
 
 
@@ -174,7 +174,7 @@ class Retraining(Judge):
 @final
 @dataclass(frozen=True)
 class Roar(Retraining):
-    """Accuracy that is lost by taking the positions ranked highest away and training again.
+    """Accuracy lost by removing the positions with the highest attribution and retraining.
 
     Range        [-1, 1]; mean over shares of the accuracy without random places less that without
                  the top ones; higher = better, 0 = no better than random.
@@ -195,7 +195,7 @@ class Roar(Retraining):
     paper: ClassVar[str] = "hooker2019roar"
 
     def judge(self, train: Train, fit: Ranked, test: Ranked) -> RoarResult:
-        """Return what training again without the top positions costs, against random ones.
+        """Return the accuracy lost by retraining without the top positions, beside random ones.
 
         Parameters
         ----------
@@ -235,7 +235,7 @@ class Roar(Retraining):
 @final
 @dataclass(frozen=True)
 class DiffRoar(Retraining):
-    """Accuracy of models that see only the top positions, minus that for the bottom ones.
+    """Accuracy of models that see only the top positions, minus that for the bottom positions.
 
     Range        [-1, 1]; above 0 = places that tell classes are ranked high, below 0 = low;
                  ``beyond_control`` leaves out what the shape of the mask tells.
@@ -256,7 +256,7 @@ class DiffRoar(Retraining):
     paper: ClassVar[str] = "shah2021diffroar"
 
     def judge(self, train: Train, fit: Ranked, test: Ranked) -> DiffRoarResult:
-        """Return how much more the top positions tell than the bottom ones.
+        """Return how much more accurate models are on the top than on the bottom positions.
 
         Parameters
         ----------
@@ -288,7 +288,7 @@ class DiffRoar(Retraining):
 
 
 def _shape_of(x: Tensor, gone: Bool[Tensor, "row *place"]) -> Tensor:
-    """Return 1 where a place was kept and 0 elsewhere, in the shape of the inputs."""
+    """Return 1 at kept positions and 0 at removed positions, in the shape of the inputs."""
     kept = (~gone).to(x)
     return kept.unsqueeze(1).expand_as(x).contiguous() if x.ndim == 4 else kept
 

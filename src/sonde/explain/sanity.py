@@ -1,4 +1,4 @@
-"""Test whether an attribution shows what a model learned: redraw its weights and look again.
+"""Test whether an attribution depends on the weights: randomise them and compare.
 
 A map that stays as it was shows the input and the architecture. It may still be right, where the
 architecture alone decides which places count.
@@ -38,7 +38,7 @@ SAME = 0.5
 @final
 @dataclass(frozen=True, kw_only=True)
 class SanityResult(Result):
-    """Likeness of an attribution to those of redrawn models, stage by stage.
+    """Similarity of an attribution to the attributions of randomised models, stage by stage.
 
     ``absolute`` and ``signed`` are mean rank correlations over examples, of sizes and of values;
     ``ssim`` the structural similarity of maps that are pictures, else NaN. ``value`` is
@@ -57,7 +57,7 @@ class SanityResult(Result):
         return float(self.value) < SAME
 
     def chart(self) -> Chart:
-        """Return the likeness over the stages."""
+        """Return the similarity by stage."""
         rows = [
             {"stage": f"{i}: {stage}", "correlation": value, "of": of}
             for of, values in (("sizes", self.absolute), ("values", self.signed))
@@ -69,7 +69,7 @@ class SanityResult(Result):
 @final
 @dataclass(frozen=True)
 class SanityChecks(Judge):
-    """Rank correlation of an attribution with itself on a model whose weights are drawn anew.
+    """Rank correlation of an attribution with that of the same model with randomised weights.
 
     Layers are redrawn from the answer down, by their own initialiser where they have one, else
     normally with the mean and deviation of the weights that they had. The target stays. The model
@@ -120,7 +120,7 @@ class SanityChecks(Judge):
         objective: Objective | None = None,
         others: Mapping[str, nn.Module] | None = None,
     ) -> SanityResult:
-        """Return how similar an attribution stays when weights are redrawn.
+        """Return the similarity of an attribution when weights are randomised.
 
         Parameters
         ----------
@@ -193,19 +193,19 @@ class SanityChecks(Judge):
 
 
 def _kept(objective: Objective, fixed: FixedObjective) -> Objective:
-    """Return the objective with the targets of the model as it is."""
+    """Return the objective with the targets of the unchanged model."""
     if objective.kind == "answer":
         return objective  # its targets are the text's
     return replace(objective, target=fixed.target, other=fixed.other)
 
 
 def _map(found: Attribution) -> Tensor:
-    """Return one number for each position, on the processor."""
+    """Return one number for each position, on the CPU."""
     return found.per_place.detach().double().cpu()
 
 
 def _layers(module: nn.Module, inputs: Any) -> list[tuple[str, nn.Module]]:
-    """Return modules with weights of their own, last to run first.
+    """Return the modules with their own weights, the last executed first.
 
     A module that is not called itself counts as run with the module around it.
     """
@@ -233,7 +233,7 @@ def _own(module: nn.Module) -> list[nn.Parameter]:
 
 
 def redraw(layers: list[nn.Module]) -> None:
-    """Draw new weights in place."""
+    """Randomise weights in place."""
     with torch.no_grad():
         for module in layers:
             draw = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
@@ -247,7 +247,7 @@ def redraw(layers: list[nn.Module]) -> None:
 
 @contextmanager
 def given_back(module: nn.Module) -> Iterator[None]:
-    """Give a model its weights and buffers back, bit for bit."""
+    """Restore the weights and buffers of a model, bit for bit, at the end of the block."""
     held = [*module.parameters(), *module.buffers()]
     if packed_weights(module):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Test whether the attributions of a set of positions say how far the objective falls without them.
+"""Test whether the attributions of a set of positions predict the fall of the objective.
 
 ``SensitivityN`` asks for the correlation, which bears any scale; ``Infidelity`` for the squared
 error, which does not, and reports the best scale beside it.
@@ -32,7 +32,7 @@ LOGIT = Objective()
 @final
 @dataclass(frozen=True, kw_only=True)
 class SensitivityResult(Result):
-    """Correlation over sets of positions, also ``by_share`` of the positions that a set takes."""
+    """Correlation over sets of positions, and ``by_share`` for each size of the sets."""
 
     title: ClassVar[str] = (
         "Correlation of attribution and drop of the objective, by the size of the set"
@@ -41,7 +41,7 @@ class SensitivityResult(Result):
     by_share: Float[Tensor, "share"]
 
     def chart(self) -> Chart:
-        """Return the correlation by the fraction of the positions."""
+        """Return the correlation by the fraction of the positions that a set removes."""
         pairs = zip(self.share.tolist(), self.by_share.tolist(), strict=True)
         rows = [{"share": share, "correlation": value} for share, value in pairs]
         return curves(self.title, rows, "share", "correlation")
@@ -50,7 +50,7 @@ class SensitivityResult(Result):
 @final
 @dataclass(frozen=True, kw_only=True)
 class InfidelityResult(Result):
-    """Mean squared error, ``each`` example's, and the ``scale`` that minimises it.
+    """Mean squared error, ``each`` example's error, and the ``scale`` that minimises the error.
 
     ``scaled`` is the error left after each example's attribution is multiplied by its ``scale``.
     """
@@ -66,7 +66,7 @@ ResultT = TypeVar("ResultT", SensitivityResult, InfidelityResult)
 
 @dataclass(frozen=True)
 class SetTest(Judge, Generic[ResultT]):
-    """Takes random sets of positions away and compares the fall with the sum of their attributions.
+    """Removes random sets of positions, and compares the fall with the sum of their attributions.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class SetTest(Judge, Generic[ResultT]):
         site: Pattern = INPUT,
         objective: Objective = LOGIT,
     ) -> ResultT:
-        """Return the mean over examples, sets and shares.
+        """Return the mean over examples, sets and fractions.
 
         Parameters
         ----------
@@ -127,12 +127,12 @@ class SetTest(Judge, Generic[ResultT]):
         fell: Float[Tensor, "share row set"],
         conventions: dict[str, Any],
     ) -> ResultT:
-        """Return the figure from the sums of attributions and the falls of the objective."""
+        """Return the result from the sums of attributions and the falls of the objective."""
 
     def _drawn(
         self, function: SiteFunction, found: Attribution, fixed: FixedObjective
     ) -> tuple[Float[Tensor, "share row set"], Float[Tensor, "share row set"]]:
-        """Return what the attribution says of each set, and how far the objective falls."""
+        """Return the summed attribution of each random set, and the fall of the objective."""
         places = ExamplePlaces.of(function, self.baseline)
         scores = (places.scores(found) * places.real).double().cpu()
         whole = fixed.of(function.outputs).detach().double().cpu()
@@ -151,7 +151,7 @@ class SetTest(Judge, Generic[ResultT]):
 @final
 @dataclass(frozen=True)
 class SensitivityN(SetTest[SensitivityResult]):
-    """Correlation over sets of n places between their attributions' sum and the objective's fall.
+    """Correlation of the summed attributions of n positions with the fall of the objective.
 
     Range        [-1, 1]; higher = better; 1 for every n where the model is linear and the
                  attribution right.
@@ -193,7 +193,7 @@ class SensitivityN(SetTest[SensitivityResult]):
 @final
 @dataclass(frozen=True)
 class Infidelity(SetTest[InfidelityResult]):
-    """Mean squared error between the attribution of a random set of places and the fall without it.
+    """Mean squared error between the attribution of a random set of positions and the fall.
 
     ``mean (sum_S a_i - (f(x) - f(x without S)))^2``.
 

@@ -1,4 +1,4 @@
-"""Attribution by taking parts away: one at a time, or in every combination with other parts.
+"""Attribution by removing parts: one at a time, or in combination with other parts.
 
 ``Occlusion`` takes each part away from the whole; ``Shapley`` averages what a part adds over all
 sets of the others, so that parts add up to the rise from the baseline.
@@ -31,7 +31,7 @@ Shares = tuple[Float[Tensor, "row part"], Float[Tensor, "row"]]
 
 @dataclass(frozen=True)
 class PartTest(Attributor):
-    """Attribution to parts of an input: positions, or groups of them.
+    """Attribution to parts of an input: positions, or groups of positions.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class PartTest(Attributor):
         group: Int[Tensor, "place"],
         base: Float[Tensor, "row"] | None = None,
     ) -> Parts:
-        """Return the figures of parts at their positions, in the shape of the site.
+        """Return the attribution of each part at its positions, in the shape of the site.
 
         The objective counts as independent of the site (``is_reached`` is false) where no figure
         exceeds the rounding of objectives of this ``size``.
@@ -80,7 +80,7 @@ class PartTest(Attributor):
 @final
 @dataclass(frozen=True)
 class Occlusion(PartTest):
-    """Fall of the objective when one part is taken away from the whole.
+    """Fall of the objective when one part is removed from the whole input.
 
     Range        objective; signed; does not add up where parts work together.
     Cost         a forward for each part.
@@ -161,7 +161,7 @@ class Shapley(PartTest):
         return self._parts_of(phi, base, places, group, base)
 
     def _sampled(self, value: Value, n: int) -> Shares:
-        """Return the mean over random orders of the parts, each with its reverse."""
+        """Return the mean over random orders of the parts and over the reverse of each order."""
         generator = torch.Generator().manual_seed(self.seed)
         total: Tensor | None = None
         base: Tensor | None = None
@@ -182,7 +182,7 @@ class Shapley(PartTest):
 
 
 def _exact(value: Value, n: int) -> Shares:
-    """Return the mean over all sets; set ``i`` holds the parts whose bits are 1 in ``i``."""
+    """Return the mean over all sets. Set ``i`` holds the parts whose bits are 1 in ``i``."""
     number = torch.arange(2**n)
     kept = (number[:, None] >> torch.arange(n)) & 1 == 1
     found = value(kept)

@@ -1,4 +1,4 @@
-"""A linear map and few features that together rebuild one site from another."""
+"""A linear map and a few features that together reconstruct one site from another."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -11,7 +11,7 @@ from sonde.explain._dictionary_training import PairTraining
 @final
 @dataclass(frozen=True)
 class SkipTranscoder(DictionaryLearner):
-    """A transcoder with a linear map: its features stand for what is not linear.
+    """A transcoder with a linear skip map: its features represent the nonlinear rest.
 
     ``y = act(encoder x + bias) decoder + offset + skip x``. The map begins as that of least
     squares, so without features (``features=0``) a linear layer is explained exactly.
@@ -39,5 +39,5 @@ class SkipTranscoder(DictionaryLearner):
     )
 
     def training(self) -> PairTraining:
-        """Return the training with these parameters."""
+        """Return the training configuration with the method's parameters."""
         return PairTraining(**self.settings, skip=True)

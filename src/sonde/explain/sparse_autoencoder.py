@@ -86,5 +86,5 @@ class SparseAutoencoder(DictionaryLearner):
     )
 
     def training(self) -> OwnTraining:
-        """Return the training with these parameters."""
+        """Return the training configuration with the method's parameters."""
         return OwnTraining(**self.settings)

@@ -1,4 +1,4 @@
-"""Test whether a direction that moves the answer when it is patched is what the model uses.
+"""Test whether the model uses a direction that changes the answer when it is patched.
 
 A patch along a direction can work through two parts that do nothing by themselves: one that varies
 with the inputs but is read by nobody, and one that is read but never varies. Not for the residual
@@ -106,7 +106,7 @@ class SubspacePatch(Explainer):
         objective: Goal | None = None,
         position: int | None = None,
     ) -> SubspaceVerdict:
-        """Return what the direction does at a site, and through which part.
+        """Return the effect of the direction at a site, and of its parts.
 
         Parameters
         ----------
@@ -211,7 +211,7 @@ def _stacked(
 def _parts(
     v: Float[Tensor, "dim"], weights: Float[Tensor, "out dim"], rtol: float
 ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
-    """Return the part of a direction that readers see, and the part that they do not see."""
+    """Return the parts of a direction inside and outside the row space of the readers' weights."""
     _, sizes, right = torch.linalg.svd(weights, full_matrices=False)
     seen = right[sizes > rtol * sizes.max().clamp(min=1e-300)]
     row = seen.T @ (seen @ v)
@@ -223,7 +223,7 @@ def _parts(
 def _patched(
     old: Float[Tensor, "*axes dim"], new: Float[Tensor, "*axes dim"], way: Float[Tensor, "dim"]
 ) -> Float[Tensor, "*axes dim"]:
-    """Return states whose component along a direction is other states'; unchanged for zero."""
+    """Return the states with the component along a direction taken from other states."""
     if not bool(way.any()):
         return old
     unit = (way / way.norm()).to(old)
@@ -249,7 +249,7 @@ def _states_at_position(
 
 
 def _separation(rows: tuple[Tensor, ...], part: Tensor) -> float:
-    """Return d' of the two runs along a part; 0 if nothing moves along it.
+    """Return d' between the two runs along a part; 0 if the part does not vary.
 
     It is infinite if the part differs between the runs but varies within neither run.
     """
@@ -268,7 +268,7 @@ def _variance(rows: tuple[Tensor, ...], part: Tensor) -> float:
 
 
 def _out_of_range(old: Tensor, patched: Tensor, rows: Tensor) -> float:
-    """Return the fraction of changed coordinates that leave the marginal range of the rows."""
+    """Return the fraction of changed coordinates outside the marginal range of the rows."""
     ends = torch.tensor(QUANTILES, dtype=rows.dtype)
     low, high = torch.quantile(rows, ends, dim=0)
     margin = 1e-9 * (high - low).clamp(min=1.0)

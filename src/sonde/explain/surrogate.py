@@ -1,4 +1,4 @@
-"""A small tree that answers as a model does, over the few inputs that count: rules to read."""
+"""A small decision tree that imitates a model with its most important inputs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ class SurrogateResult(Result):
 @final
 @dataclass(frozen=True)
 class SurrogateRules(Explainer):
-    """Rules of a tree that imitates a model of many inputs from its answers alone.
+    """Rules of a decision tree that imitates a model of many inputs from its answers.
 
     A linear probe of the model's own answers picks ``4 k`` inputs, shuffling each of them picks
     ``k``, and a tree of these imitates the answers; its paths are the rules.
@@ -130,7 +130,7 @@ class SurrogateRules(Explainer):
     def explain(
         self, model: Model | nn.Module | Callable[[Rows], Tensor], inputs: Any
     ) -> SurrogateResult:
-        """Return the rules, judged on rows held out.
+        """Return the rules, evaluated on held-out rows.
 
         Parameters
         ----------
@@ -175,7 +175,7 @@ class SurrogateRules(Explainer):
     def _chosen(
         self, answer: Callable[[Rows], Answers], x: Rows, said: Answers, draw: torch.Generator
     ) -> tuple[Int[Tensor, "feature"], Float[Tensor, "feature"]]:
-        """Return the inputs that count most, and what shuffling each does."""
+        """Return the most important inputs, and the change of the answers when each is shuffled."""
         n = x.shape[1]
         k = n if self.k is None else min(self.k, n)
         likely = _probed(x, said).argsort(descending=True, stable=True)[: min(4 * k, n)]
@@ -232,7 +232,7 @@ class SurrogateRules(Explainer):
 
 
 def _answering(model: Any) -> Callable[[Rows], Answers]:
-    """Return the model as a function from rows to probabilities of classes, or to numbers."""
+    """Return the model as a function from rows to class probabilities, or to numbers."""
     module = model.module if isinstance(model, Model) else model
 
     def answer(x: Rows) -> Answers:
@@ -253,12 +253,12 @@ def _answering(model: Any) -> Callable[[Rows], Answers]:
 
 
 def _read(said: Answers) -> Float[Tensor, "row"]:
-    """Return the class of each row, or its number."""
+    """Return the class of each row, or the number for regression."""
     return said.argmax(1).double() if said.shape[1] > 1 else said[:, 0]
 
 
 def _probed(x: Rows, said: Answers) -> Float[Tensor, "dim"]:
-    """Return the size of each input's weight in a ridge regression of the answers."""
+    """Return the absolute weight of each input in a ridge regression of the answers."""
     x = x.double().cpu()
     spread = x.std(0)
     z = torch.where(spread > 0, (x - x.mean(0)) / spread.clamp(min=1e-30), 0.0)
@@ -269,7 +269,7 @@ def _probed(x: Rows, said: Answers) -> Float[Tensor, "dim"]:
 def _rules(
     tree: Any, chosen: Tensor, held: Rows, truth: Float[Tensor, "row"], *, is_class: bool
 ) -> list[Rule]:
-    """Return the paths of a tree, judged on rows held out."""
+    """Return the paths of a tree, evaluated on held-out rows."""
     parts, features = tree.tree_, chosen.tolist()
     leaf = torch.from_numpy(tree.apply(held[:, chosen].float().cpu().numpy()))
     found: list[Rule] = []

@@ -1,4 +1,4 @@
-"""Does a model's answer depend on a concept: sensitivity along its direction, against random sets.
+"""Sensitivity of a model's answer along a concept's direction, against random concepts.
 
 For states with gradients of one answer (``sonde.read(..., objective=...)``). Where the concept is a
 label of the same rows and only its presence is asked, ``probe`` needs no gradient.
@@ -28,7 +28,7 @@ LEAST, SETS = 100, 20
 @final
 @dataclass(frozen=True, kw_only=True)
 class TcavResult(Result):
-    """``value`` is, for each concept, the fraction of rows that it raises the answer on.
+    """``value`` is, for each concept, the fraction of rows whose answer it raises.
 
     ``sensitivity`` is the mean derivative along the concept's unit direction, ``null_sensitivity``
     the mean and ``null_spread`` the standard deviation of random concepts' derivatives; ``p`` the
@@ -46,14 +46,14 @@ class TcavResult(Result):
 
     @property
     def significant(self) -> Bool[Tensor, "concept"]:
-        """Concepts with ``p`` below 5 % whose direction separates 60 % of rows or more."""
+        """Concepts with ``p`` below 5 % whose direction separates at least 60 % of rows."""
         return (self.p < LEVEL) & (self.accuracy >= SEPARATED)
 
 
 @final
 @dataclass(frozen=True)
 class Tcav(Instrument):
-    """Share of rows whose answer rises along the direction of a concept, against random concepts.
+    """Fraction of rows whose answer rises along a concept's direction, against random concepts.
 
     The direction is the unit normal of a separator of the concept's rows from a random set, the
     sensitivity of a row ``grad . v``. Both are averaged over 20 random sets. ``n_random`` random
@@ -184,7 +184,7 @@ class Tcav(Instrument):
             )
 
     def _concept(self, own: Tensor, pool: Tensor, slope: Tensor, n_concepts: int) -> dict[str, Any]:
-        """Return the figures of one concept and of random concepts of its size."""
+        """Return the statistics of one concept and of random concepts of equal size."""
         draw = torch.Generator().manual_seed(self.seed)
         size = min(len(own), len(pool) // 2)
         own = own[torch.randperm(len(own), generator=draw)[:size]]
@@ -218,7 +218,7 @@ class Tcav(Instrument):
         }
 
     def _accuracy(self, own: Tensor, sets: Float[Tensor, "set row dim"]) -> Tensor:
-        """Return the accuracy on the third of the rows that the directions were not fitted to."""
+        """Return the accuracy on the third of the rows that was held out from the fit."""
         cut = len(own) * 2 // 3
         used = own[:cut].expand(len(sets), -1, -1)
         along = self._directions(used, sets[:, :cut])
@@ -249,7 +249,7 @@ def _sets(
 def _logistic(
     own: Float[Tensor, "set row dim"], other: Float[Tensor, "set row dim"], l2: float
 ) -> Float[Tensor, "set dim"]:
-    """Return weights of least log loss + l2 / 2 (|w|^2 + b^2), all sets in one batch.
+    """Return the weights that minimise log loss + l2 / 2 (|w|^2 + b^2), for all sets in one batch.
 
     A Newton step solves ``(Z' D Z + l2) w = Z' D t`` with ``t = Z w + r / D``, a column of ones in
     ``Z`` for the intercept and ``D`` the variances of the answers; where units outnumber rows it

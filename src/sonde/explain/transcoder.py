@@ -1,4 +1,4 @@
-"""Features of one site that rebuild another: what a layer does, in few terms."""
+"""Features of one site that reconstruct another: a sparse description of a layer."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -38,5 +38,5 @@ class Transcoder(DictionaryLearner):
     )
 
     def training(self) -> PairTraining:
-        """Return the training with these parameters."""
+        """Return the training configuration with the method's parameters."""
         return PairTraining(**self.settings)

@@ -1,4 +1,4 @@
-"""Which concept a unit stands for: the unit is high on the rows of the concept.
+"""Concept of a unit: the concept whose rows give the unit high values.
 
 For patches, tokens or dictionary features whose concepts are known row by row.
 """
@@ -49,7 +49,7 @@ class UnitLabelsResult(Result):
 @final
 @dataclass(frozen=True)
 class UnitLabels(Instrument):
-    """Overlap of the rows where a unit is high with the rows of a concept, for its best concept.
+    """Overlap between the rows with high values of a unit and the rows of its best concept.
 
     ``IoU = |high and concept| / |high or concept|``; a unit is high above the smallest edge of its
     histogram that at most ``quantile`` of all rows exceed, or above the edge that serves the
@@ -176,7 +176,7 @@ class UnitLabels(Instrument):
     def _edge(
         self, above: Float[Tensor, "dim bin"], n: int, quantile: float
     ) -> Int[Tensor, "dim 1"]:
-        """Return the first edge that few rows exceed; if no row exceeds it, the edge before."""
+        """Return the first bin edge that few rows exceed, or the edge below if none exceeds it."""
         is_rare = above <= quantile * n
         last = torch.full_like(above[:, :1], above.shape[1] - 1).long()
         edge = torch.where(
