@@ -1,1 +1,1 @@
-"""What a change of a model does, in four numbers."""
+"""Change a model and judge the change by four numbers."""

@@ -1,4 +1,4 @@
-"""``sonde.ablate``: one direction out of everything that writes to a model's states."""
+"""``sonde.ablate``: remove one direction from everything that writes to a model's states."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,7 @@ def ablate(
     progress: bool = True,
     **reading: Any,
 ) -> Change:
-    """Write a model without the direction behind the behaviour that ``positive`` evokes.
+    """Write a copy of the model without the direction of the behaviour that ``positive`` evokes.
 
     Candidates are fitted at every block on the split train. The candidate that removes the
     behaviour most on the split test, can also induce it, and leaves the answers to ``negative``
@@ -139,7 +139,7 @@ def _writers(model: Model) -> list[str]:
 
 
 def _trials(choice: AblationChoice, positive: str, negative: str) -> EditTable:
-    """Return what each candidate did."""
+    """Return a table of each candidate direction's effects."""
     rows = tuple(
         (t.site, t.bypass, t.induce, t.kl, t.refused or ("taken" * (t.site == choice.site)))
         for t in choice.trials

@@ -1,4 +1,4 @@
-"""The steps that all changes of a model share: judge it, refuse it if it is too large, write it."""
+"""Steps that all changes of a model share: judge the change, refuse it if too large, write it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -71,7 +71,7 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model that is going to be changed, and what the change should leave alone.
+    """A model to be changed, and the data that the change should leave alone.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def open_subject(
     limit: int | None = None,
     reading: Mapping[str, Any],
 ) -> Subject:
-    """Return the model that is going to be changed, after a check of all that is known before.
+    """Open the model that is going to be changed, after checking the arguments that need no model.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def open_subject(
 
 
 def open_for_change(model: Any, output: Path, device: str = "auto") -> Model:
-    """Return a model that is going to be written elsewhere, after a check that it can be.
+    """Load a model whose changed copy will be written to a folder, after checking that folder.
 
     Raises
     ------
@@ -233,7 +233,7 @@ def carry_out(deed: Deed, *, force: bool, show_inputs: bool, progress: bool) -> 
 
 
 def idle_note(judgement: Judgement, *, force: bool) -> tuple[str, ...]:
-    """Return a sentence about a change that does no more than chance; nothing about others."""
+    """Return a note if the change has no significant effect, else an empty tuple."""
     if not judgement.no_effect:
         return ()
     written = "It is written anyway" if force else "Nothing was written; --force writes it"
@@ -275,12 +275,12 @@ def require_foldable(model: Model, site: str, edit: Callable[[int], Edit]) -> No
 
 
 def side(model: Model, name: str, data: Any, sign: Any, **options: Any) -> JudgedSide:
-    """Return some of the held-out data of one side of a target."""
+    """Return a sample of the held-out data of one side of a target."""
     return JudgedSide(name, some_inputs(model, data, **options), sign)
 
 
 def some_inputs(model: Model, data: Any, **options: Any) -> Inputs:
-    """Return as much of the split ``test`` of data as an act is judged by: a sample.
+    """Return a sample of the data's split ``test``, of the size by which an edit is judged.
 
     The size of the sample follows only from the model's size and the length of texts, so it is the
     same everywhere; the report states the error of the sample.
@@ -298,7 +298,7 @@ def _shown(deed: Deed) -> Sequence[dict[str, str]]:
 
 
 def samples(model: Model, act: Act, inputs: Inputs) -> Sequence[dict[str, str]]:
-    """Return how a language model continues some prompts, before and under an act.
+    """Return a language model's continuations of some prompts, before and after an edit.
 
     Empty for other models.
     """

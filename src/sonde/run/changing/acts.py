@@ -1,4 +1,4 @@
-"""Changes as acts that a judgement opens, and the random changes beside them."""
+"""Changes as context managers that a judgement opens, with random changes of equal size."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

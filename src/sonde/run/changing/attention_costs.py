@@ -1,4 +1,4 @@
-"""Cost of limiting attention to a pattern, layer by layer: which layers need to look far."""
+"""Cost of limiting attention to a pattern, layer by layer: which layers need distant tokens."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ FIGURE = ".entropy"
 
 @dataclass(frozen=True)
 class PatternCost:
-    """Cost of limiting one attention to the keys inside a pattern.
+    """Cost of limiting one attention layer to the keys inside a pattern.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class PatternCost:
     outside: float
 
     def is_far(self, tolerance: float) -> bool:
-        """Return whether the cost is above a tolerance by two standard errors."""
+        """Return whether the cost exceeds a tolerance by more than two standard errors."""
         error = 0.0 if math.isnan(self.kl.se) else self.kl.se
         return self.kl.value - 2 * error > tolerance
 
@@ -119,20 +119,20 @@ def _cost(
 @final
 @dataclass(frozen=True, eq=False)
 class _Outside(Edit):
-    """A limit that also records the fraction of attention that it removes."""
+    """An edit that limits attention and records the fraction of attention that it removes."""
 
     limit: LimitAttention
     sums: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
 
     @property
     def share(self) -> float:
-        """Mean fraction over all real queries that were seen."""
+        """Mean fraction of attention removed, over all real queries read."""
         return sum(s for s, _ in self.sums) / max(1, sum(n for _, n in self.sums))
 
     def apply(
         self, x: Float[Tensor, "example query heads_keys"], site: Site, context: EditContext
     ) -> Float[Tensor, "example query heads_keys"]:
-        """Return the limited probabilities."""
+        """Return the attention probabilities inside the limit."""
         gone = self.limit.outside(x, site, context)
         gone = gone if context.mask is None else gone[context.mask]
         self.sums.append((float(gone.sum()), gone.numel()))

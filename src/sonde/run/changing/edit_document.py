@@ -12,7 +12,7 @@ SCHEMA: Final = "sonde-edit/1"
 
 @dataclass(frozen=True)
 class EditTable:
-    """Further figures of a method, for instance what probes find at later sites.
+    """A further table of a method's report, for instance the accuracy of probes at later sites.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def edit_document(
     samples: Sequence[Mapping[str, str]] = (),
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the JSON document of an act of ``sonde edit``.
+    """Return the JSON document of an edit.
 
     Parameters
     ----------

@@ -52,24 +52,24 @@ class Concept:
 
     @property
     def neutral(self) -> Any:
-        """The data that the change should leave alone, if the caller names no others."""
+        """The default data that the change should leave alone."""
         return self.data if self.negative is None else self.negative
 
     def rows(self, split: str, limit: int | None) -> tuple[Any, dict[str, Any]]:
-        """Return the data whose labels are erased, and how they are opened."""
+        """Return the labelled data of the concept, and the options to open them with."""
         if self.data is None:
             return contrast(self.positive, self.negative, split=split, limit=limit), {}
         return self.data, {"split": split, "limit": limit}
 
     def sides(self) -> dict[str, tuple[Any, int]]:
-        """Return the data of each side, and whether its answers should become likelier."""
+        """Return each side's data, with whether the change should make its answers likelier."""
         if self.data is None:
             return {"positive": (self.positive, -1), "negative": (self.negative, 1)}
         return {"data": (self.data, -1)}
 
     @property
     def told(self) -> str:
-        """The target in words."""
+        """The target of the change in words."""
         if self.data is None:
             return f"{data_name(self.positive)} less likely than {data_name(self.negative)}"
         return f"answers to {data_name(self.data)} less likely"
@@ -178,7 +178,7 @@ def erase(
 def _probes(
     model: Model, edit: Edit, site: str, concept: Concept, reading: dict[str, Any]
 ) -> EditTable:
-    """Return what probes find at the site and at all later blocks, before and after."""
+    """Return the accuracy of probes at the site and at all later blocks, before and after."""
     data, how = concept.rows("test", JUDGED)
     options = {**reading, **how}
     stream = read(model, data, sites=[site, "blocks"], **options)
@@ -201,6 +201,6 @@ def _probes(
 
 
 def _any_erasure(width: int) -> Edit:
-    """Return an erasure of one direction, with the point that stays away from 0."""
+    """Return an arbitrary erasure of one direction, to check that the weights can hold it."""
     thin = torch.full((width, 1), width**-0.5)
     return Erasure(torch.ones(width), thin, thin)

@@ -1,4 +1,4 @@
-"""``sonde.forget``: as if some examples had never been in the training data."""
+"""``sonde.forget``: change a model as if some examples had never been in its training data."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -146,7 +146,7 @@ def _rule(method: Way, alpha: float | None) -> Rewrite:
 def _sides(
     model: Model, words: dict[str, Any], of_class: str | None, options: dict[str, Any]
 ) -> dict[str, ItemInputs]:
-    """Return the data by their part: forget, retain, and held if it was named."""
+    """Return the data by part: forget, retain, and held if it was given."""
     found: dict[str, ItemInputs] = {}
     for part, word in words.items():
         if word is None:
@@ -169,7 +169,7 @@ def _remarks(found: Forgotten) -> list[str]:
 
 
 def tables_of(found: Forgotten) -> list[EditTable]:
-    """Return what became of each part of the data, and of the attacker, as tables of a report."""
+    """Return tables of each part's accuracy and loss, and of the membership attack's AUROC."""
     models = {"before": found.before, "after": found.after, "trained anew": found.retrained}
     shown = {name: parts for name, parts in models.items() if parts is not None}
     columns = ("model", *(f"{what}, {part}" for part in found.after for what in ("right", "nats")))

@@ -34,7 +34,7 @@ CLEAR = 3.0
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean change over examples.
+    """Mean change over examples, with its standard error.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ class Judgement:
         return f"{' and '.join(said)} ({limits})" if said else ""
 
     def json(self) -> dict[str, Any]:
-        """Return the judgement as it is in reports."""
+        """Return the judgement as JSON values for reports."""
         mean, spread = self.control
         control = {"mean": mean, "sd": spread, "n": len(self.controls)}
         sides = {name: asdict(d) for name, d in self.by_side.items()}
@@ -154,7 +154,7 @@ def judge(
     sites: Sequence[str] = (),
     progress: bool = True,
 ) -> Judgement:
-    """Return what a change of a model does to its target and to everything else.
+    """Measure what a change of a model does to its target and to all other answers.
 
     Parameters
     ----------
@@ -202,7 +202,7 @@ STRENGTHS = (8.0, 5.6, 4.0, 2.8, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12
 def largest_strength(
     model: Model, act_of: Callable[[float], Act], neutral: Inputs, sites: Sequence[str]
 ) -> float:
-    """Return the largest strength from a fixed list, 8 to 0.09, at which an act is not too large.
+    """Return the largest strength from a fixed list, 8 to 0.09, at which an edit is not too large.
 
     Found by bisection, which assumes that the change grows with the strength. If every strength is
     too large, the smallest is returned.
@@ -236,7 +236,7 @@ def _unchanged(model: Model) -> Act:
 
 @dataclass(frozen=True)
 class _ModelTrial:
-    """Runs a model as it is and changed."""
+    """Runs a model unchanged and changed."""
 
     model: Model
     logits: str | None
@@ -277,7 +277,7 @@ class _ModelTrial:
 
 
 def costs(old: Answers, new: Answers, n: int) -> tuple[Tensor, Tensor]:
-    """Return the rise of cross-entropy and the divergence of each of n examples, in nats."""
+    """Return the rise of cross-entropy and the divergence of each of ``n`` examples, in nats."""
     gap = old.log_p.exp() * (old.log_p - new.log_p)  # 0 * inf where p is 0
     every = replace(old, truth=torch.zeros_like(old.truth))
     kl = every.per_example(gap.nan_to_num(0.0).sum(1), n)

@@ -1,4 +1,4 @@
-"""``sonde.limit_attention``: which layers of a model need to look far."""
+"""``sonde.limit_attention``: find the layers of a model that need distant tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -113,7 +113,7 @@ def _verdict(
     far: list[PatternCost],
     together: PatternCost,
 ) -> str:
-    """Return which layers need to look further than the pattern, in one sentence."""
+    """Return a sentence that names the layers that need more attention than the pattern allows."""
     whole = (
         f"all {len(layers)} together cost {together.kl.value:.2g} nats" if len(layers) > 1 else ""
     )
@@ -133,7 +133,7 @@ def _verdict(
 
 
 def _short(sites: list[str]) -> dict[str, str]:
-    """Return the parts of each site by which it differs from the others."""
+    """Return the parts of each site's name that differ between the sites."""
     parts = [site.removesuffix(PORT).split(".") for site in sites]
     differs = [len({*column}) > 1 for column in zip(*parts, strict=False)]
     if len({len(part) for part in parts}) > 1 or sum(differs) != 1:

@@ -1,4 +1,4 @@
-"""``sonde.merge_models``: join several models of the same base, without any data."""
+"""``sonde.merge_models``: merge several models of the same base, without any data."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +32,7 @@ def merge_models(
     progress: bool = True,
     **parameters: float | int,
 ) -> Merged:
-    """Write the model that joins others of the same base. Memory stays below that of one model.
+    """Write the merge of models that share a base. Memory stays below that of one model.
 
     The same as ``sonde edit merge``.
 

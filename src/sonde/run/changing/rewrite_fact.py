@@ -1,4 +1,4 @@
-"""``sonde.rewrite_fact``: other answers to prompts, in the weights of one layer."""
+"""``sonde.rewrite_fact``: give a model new answers to prompts by editing one layer's weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,7 +121,7 @@ def rewrite_fact(
 
 
 def _layer(model: Model, layer: str) -> str:
-    """Return the layer that was named, or the last linear one of a block.
+    """Return the named layer, or the last linear layer of a block.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""``sonde.search_backdoor``: whether an image classifier hides a trigger, and to take it out."""
+"""``sonde.search_backdoor``: search an image classifier for a hidden trigger, and remove it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -101,7 +101,7 @@ def _remove(
     force: bool,
     progress: bool,
 ) -> tuple[RewritePlan, Change]:
-    """Write a model without the trigger; return the plan and what the change did."""
+    """Write a model without the trigger; return the plan and the judgement of the change."""
     if not finding.likely and not force:
         raise InputError(
             f"--remove: {finding.verdict(names)} Pass --force to unlearn that patch anyway."

@@ -170,7 +170,7 @@ def save_control_vector(
 
 
 def _chosen(fitted: Fitted, site: str, method: Way) -> tuple[SteeringDirection, str]:
-    """Return the direction at the site that was named, or at the block half way."""
+    """Return the direction at the named site, or at the block at half the depth, and its site."""
     names = [name for _, name in fitted.names]
     place = names[round(DEPTH * (len(names) - 1))] if site == "auto" else names[0]
     return fitted.result(SteeringVector(how=method), place), place
@@ -213,7 +213,7 @@ def _deed(
 
 
 def _require_foldable(model: Model, site: str) -> None:
-    """Refuse a site whose weights cannot hold the bias, before anything is fitted."""
+    """Refuse a site whose weights cannot hold a bias, before anything is fitted."""
     sites = resolve(model.module, "blocks" if site == "auto" else site)
     place = sites[round(DEPTH * (len(sites) - 1))] if site == "auto" else sites[0]
     try:

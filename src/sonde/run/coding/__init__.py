@@ -1,1 +1,1 @@
-"""Files coded without loss by a model that predicts them."""
+"""Lossless compression of files by a model that predicts them."""

@@ -18,7 +18,7 @@ SUFFIX = ".coded"
 
 @dataclass(frozen=True)
 class CodedFile:
-    """A file that was written, and its figures as JSON: what the command prints."""
+    """A file that was written, and the statistics that the command prints, as JSON."""
 
     output: Path
     document: dict[str, Any]
@@ -40,7 +40,7 @@ def encode_file(
     device: str = "auto",
     progress: bool = True,
 ) -> CodedFile:
-    """Write a file in fewer bytes, without loss, by a language model that predicts it.
+    """Compress a file without loss by a language model that predicts it.
 
     The same as ``sonde encode``.
 
@@ -95,7 +95,7 @@ def decode_file(
     device: str = "auto",
     progress: bool = True,
 ) -> CodedFile:
-    """Write back the file that ``encode_file`` coded; the same as ``sonde decode``.
+    """Restore the file that ``encode_file`` compressed; equal to ``sonde decode``.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The form of a coded file: what its token ids stand for, then the stream of the ids.
+"""Format of a coded file: the kind of content, then the stream of token ids.
 
 Ids stand for the bytes of a file, the tokens of a text, or the values of a picture in raster order.
 A text is coded by tokens only if its tokens give the same text back; a picture keeps its pixels,
@@ -31,7 +31,7 @@ _CHECK = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class Contents:
-    """Token ids of a file, and what they stand for.
+    """Token ids of a file, and the kind of content that they encode.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def file_of(contents: Contents, model: Model) -> bytes:
 
 
 def picture_bytes(contents: Contents, form: str) -> bytes:
-    """Return a picture as a file without loss: ``PNG`` or ``WebP``."""
+    """Return a picture as a lossless file: ``PNG`` or ``WebP``."""
     from PIL import Image
 
     values = contents.ids.numpy().astype(np.uint8)
@@ -145,7 +145,7 @@ def picture_bytes(contents: Contents, form: str) -> bytes:
 
 
 def _picture(raw: bytes) -> Contents | None:
-    """Return the values of a picture without palette or animation; None for other files."""
+    """Return the pixel values of a picture without palette or animation, else None."""
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -1,4 +1,4 @@
-"""Sizes of a file under plain coders, and bytes of a model, to compare a coded file with."""
+"""Sizes of a file under standard coders, and of a model, for comparison with a coded file."""
 
 import bz2
 import lzma
@@ -11,7 +11,7 @@ from sonde.run.coding.coded_file import Contents, picture_bytes
 
 
 def plain_sizes(raw: bytes, contents: Contents) -> dict[str, int]:
-    """Return the bytes that coders without a model need, by name.
+    """Return the size of the file under each coder that uses no model, by coder.
 
     A picture is compared with PNG and lossless WebP, and its values in raster order with the coders
     of other files: zlib, bzip2 and xz, all at their strongest setting.
@@ -28,6 +28,6 @@ def plain_sizes(raw: bytes, contents: Contents) -> dict[str, int]:
 
 
 def model_bytes(module: nn.Module) -> int:
-    """Return the bytes of a model's parameters and buffers, each storage once."""
+    """Return the bytes of a model's parameters and buffers; shared storages count once."""
     held = {x.untyped_storage().data_ptr(): x.nbytes for x in module.state_dict().values()}
     return sum(held.values())

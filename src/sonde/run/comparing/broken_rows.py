@@ -1,4 +1,4 @@
-"""Rows that cannot be compared, counted on both sides: broken states and values that are missing.
+"""Compare, between two bundles, the fractions of broken states and of missing input values.
 
 Every other comparison leaves such rows out, so that only their fraction can say that they moved.
 """
@@ -29,7 +29,7 @@ def chance_of_counts(first: Count, second: Count) -> float:
 
 
 def broken_rows(first: Fitted, second: Fitted, key: str) -> Comparison | None:
-    """Return how the fraction of rows with NaN, infinity or huge numbers moved at a site.
+    """Return how the fraction of rows with NaN, infinite or huge values changed at a site.
 
     None if neither side has such a row, or counted its rows.
     """
@@ -44,7 +44,7 @@ def broken_rows(first: Fitted, second: Fitted, key: str) -> Comparison | None:
 
 
 def missing_values(first: Fitted, second: Fitted) -> dict[str, Comparison]:
-    """Return, by column of the input, how the fraction of rows without a value moved.
+    """Return, by column of the input, how the fraction of missing values changed.
 
     Columns that are complete on both sides are left out.
     """
@@ -67,7 +67,7 @@ def _broken(bundle: Fitted, key: str) -> Count | None:
 
 
 def _independent(bundle: Fitted, n_rows: int) -> int:
-    """Return how many rows of a side are independent: groups, or examples of several tokens."""
+    """Return the number of independent rows of a side: its groups, else its examples."""
     data = bundle.header["data"]
     return min(n_rows, int(data["n_groups"] if data.get("grouped") else data["n_examples"]))
 

@@ -1,4 +1,4 @@
-"""Two models compared layer by layer on the same inputs."""
+"""Compare two models layer by layer on the same inputs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ def compare(
     progress: bool = True,
     **options: Any,
 ) -> TwoModels:
-    """Compare the states that two models make of the same data.
+    """Compare the states of two models on the same data.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a run directory holds, from its plan and the names of its files alone."""
+"""Describe a run directory from its plan and its file names alone."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ MAX_PLAN_BYTES = 64 * 2**20
 
 
 def describe_run(directory: str | Path) -> dict[str, Any]:
-    """Return the facts of a run directory as JSON values.
+    """Return a description of a run directory as JSON values.
 
     Raises
     ------

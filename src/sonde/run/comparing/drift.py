@@ -1,4 +1,4 @@
-"""Two fitted bundles compared at every site that both have, from their states alone."""
+"""Compare two fitted bundles at every site that both have, from their states alone."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -40,7 +40,7 @@ Sameness = Literal["same", "some", "other"]
 
 @dataclass(frozen=True)
 class Drift:
-    """Comparisons by (method, site), and what could not be compared, with the reason.
+    """Comparisons by (method, site), and the reason for each comparison that was not possible.
 
     Parameters
     ----------
@@ -78,13 +78,13 @@ class Drift:
         return self.found[key]
 
     def adjusted(self, correction: Correction = "holm") -> dict[Key, float]:
-        """Return the p-values, adjusted for the number of comparisons."""
+        """Return the p-values, adjusted for the number of comparisons (multiple testing)."""
         p = torch.tensor([c.p for c in self.found.values()], dtype=torch.float64)
         numbers = adjusted_p(p, correction).tolist()  # pyright: ignore[reportUnknownMemberType]
         return dict(zip(self.found, numbers, strict=True))
 
     def moved(self, level: float = 0.05, correction: Correction = "holm") -> list[Key]:
-        """Return what moved at this level over all comparisons, the smallest p-value first."""
+        """Return the comparisons that are significant at this level, by ascending p-value."""
         adjusted = self.adjusted(correction)
         chosen = [key for key, p in adjusted.items() if not math.isnan(p) and p <= level]
         return sorted(chosen, key=lambda key: (adjusted[key], key))
@@ -170,7 +170,7 @@ def drift(
 
 
 def _count_rows_left_out(made: Drift, first: Fitted, second: Fitted, keys: list[str]) -> None:
-    """Add the fractions of rows that no other comparison sees."""
+    """Add the fractions of broken rows and missing values, which no other comparison reads."""
     for key in keys:
         if (moved := broken_rows(first, second, key)) is not None:
             made.found[BROKEN, key] = moved
@@ -181,7 +181,7 @@ def _count_rows_left_out(made: Drift, first: Fitted, second: Fitted, keys: list[
 
 
 def _note(made: Drift, name: Key, first: Fitted, second: Fitted, task: Task, asked: bool) -> None:
-    """Add one comparison, or a reason if none."""
+    """Add a comparison, or the reason why it is missing."""
     try:
         one, other = (_side(bundle, task) for bundle in (first, second))
         if one is not None and other is not None:
@@ -200,7 +200,7 @@ def _note(made: Drift, name: Key, first: Fitted, second: Fitted, task: Task, ask
 def _withheld(
     found: Comparison, made: Drift, first: Fitted, second: Fitted, key: str
 ) -> Comparison:
-    """Return a comparison, without its p-value if the same rows on both sides cannot be paired."""
+    """Return a comparison, without its p-value if equal rows in both bundles cannot be paired."""
     if made.rows != "same" or "paired" in found.flags or float(found) == 0:
         return found
     if _pairs(first, second, key) is not None:
@@ -215,7 +215,7 @@ class _Found:
 
 
 def _side(bundle: Fitted, task: Task) -> _Found | None:
-    """Return a bundle's side of a shift after its last pass, or None if a state is missing."""
+    """Return a bundle's state for a two-sample test after its last pass, or None if missing."""
     shift, key = task.instrument, task.keys[0]
     while True:
         held = {n: evidence(bundle, r.statistic, key) for n, r in shift.all_reads().items()}
@@ -249,7 +249,7 @@ def _data(bundle: Fitted) -> str:
 
 
 def _sampled(first: Fitted, second: Fitted, key: str) -> list[tuple[HashSampleState, int]]:
-    """Return the sample of each side at a site, if it has one, with its number of groups."""
+    """Return each bundle's sample of rows at a site, if it has one, with its number of groups."""
     found = [(bundle, sample(bundle, key)) for bundle in (first, second)]
     return [
         (e.state, groups_of(bundle, e.state.n, e.part))
@@ -259,7 +259,7 @@ def _sampled(first: Fitted, second: Fitted, key: str) -> list[tuple[HashSampleSt
 
 
 def _sameness(first: Fitted, second: Fitted, keys: list[str]) -> Sameness:
-    """Return whether the sides are the same rows, share some or none, by data and by draws."""
+    """Return whether the bundles hold the same rows, some common rows, or none."""
     if _data(first) and _data(first) == _data(second):
         return "same"
     shared: Sameness = "other"
@@ -299,7 +299,7 @@ def _direction(
 
 
 def _known(first: Fitted, second: Fitted, sites: int, level: float) -> list[Shift]:
-    """Return the shifts that either bundle was fitted with, and the default shifts."""
+    """Return the two-sample tests that either bundle was fitted with, and the default tests."""
     fitted = [t.instrument for b in (first, second) for t in b.tasks]
     chosen = [i for i in fitted if isinstance(i, Shift)]
     taken = {type(shift) for shift in chosen}

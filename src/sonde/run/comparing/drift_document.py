@@ -1,4 +1,4 @@
-"""A drift as JSON, ``sonde-drift/1``: what pages, terminals and machines read."""
+"""A drift as JSON, ``sonde-drift/1``, for pages, terminals and programs."""
 
 import math
 from typing import Any, Final
@@ -26,7 +26,7 @@ def drift_document(
     level: float = 0.05,
     correction: Correction = "holm",
 ) -> dict[str, Any]:
-    """Return what a drift found as JSON values.
+    """Return the results of a drift as JSON values.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ def _side(bundle: Fitted, name: str) -> dict[str, Any]:
 def _notes(
     found: Drift, first: Fitted, second: Fitted, adjusted: dict[Key, float], level: float
 ) -> list[str]:
-    """Return what a reader must know to read the p-values."""
+    """Return the notes that a reader needs to interpret the p-values."""
     notes = []
     if found.identical:
         notes.append("Both files hold the same states: nothing can have moved.")
@@ -174,7 +174,7 @@ def _direction(found: Drift, site: str) -> dict[str, Any] | None:
 
 
 def _vector(found: Drift) -> dict[str, Any] | None:
-    """Return the direction that moved most, in standard deviations, or None if all is noise."""
+    """Return the largest change's direction in standard deviations, or None if all are noise."""
     known = {s: d for s, d in found.directions.items() if d.beyond_noise and len(d.vector)}
     if not known:
         return None

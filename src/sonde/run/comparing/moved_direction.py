@@ -1,4 +1,4 @@
-"""The direction in which a site's mean moved, with the units that carry it."""
+"""The direction in which a site's mean moved, with the units that moved most."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ ROUNDING = float(torch.finfo(torch.float32).eps)
 
 @dataclass(frozen=True)
 class MovedDirection:
-    """Direction in which a mean moved.
+    """Direction in which the mean of a site moved.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def moved_direction(
 
 
 def _noise(a: Any, b: Any, sides: tuple[int, int], pairs: TwoSamples | None) -> float:
-    """Return the mean squared distance of the two means if nothing moved.
+    """Return the expected squared distance of the two means if the distribution did not change.
 
     It is at least what the rounding of sums in float32 gives, which depends on the order of rows.
     """

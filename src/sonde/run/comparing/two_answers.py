@@ -69,7 +69,7 @@ def compare_answers(
 
 
 def _compared_figures(a: Answers, b: Answers, n: int) -> Tensor:
-    """Return, for each example, agreement, divergence, and correct answers and losses of both."""
+    """Return per example: agreement, divergence, and correctness and loss of both models."""
     gap = (a.log_p.exp() * (a.log_p - b.log_p)).nan_to_num(0.0).sum(1)
     best = a.log_p.argmax(1), b.log_p.argmax(1)
     every = Answers(a.log_p, torch.zeros_like(a.truth), a.example)

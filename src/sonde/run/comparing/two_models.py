@@ -1,4 +1,4 @@
-"""Two models on the same inputs: which layers are alike, and how layers of one name moved."""
+"""Compare two models on the same inputs: similar layers, and changes in layers of one name."""
 
 import math
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ SAME_UNIT = 0.99
 
 @dataclass(frozen=True)
 class Movement:
-    """Change of the states at a site that two models have with equal width.
+    """Change of the states at a site that has equal width in both models.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class Movement:
 
 @dataclass(frozen=True)
 class SiteMatch:
-    """A site of the first model and its match in the second: of the same name, else most alike.
+    """A site of the first model and its match in the second, by name or else by similarity.
 
     Parameters
     ----------
@@ -138,16 +138,16 @@ class TwoModels:
 @final
 @dataclass(frozen=True)
 class RowSample(Instrument):
-    """A sample of rows of each site, the same rows in every model; nothing is computed from it."""
+    """The same sample of rows of each site in every model; no statistic is computed."""
 
     m: int = SAMPLE
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample."""
+        """Return the requested sample of rows."""
         return {"sample": HashSample(self.m)}
 
     def result(self, sample: HashSampleState) -> Result:
-        """Return how many rows were seen."""
+        """Return the number of rows read."""
         return Result(value=float(sample.n), n=sample.n)
 
 
@@ -241,7 +241,7 @@ def _measured(
 
 
 def _beyond_null(result: Result) -> float:
-    """Return explained variance minus that of unrelated rows, rescaled so that the most is 1."""
+    """Return explained variance, rescaled so that unrelated rows give 0 and the maximum is 1."""
     null = 0.0 if result.null is None else float(torch.as_tensor(result.null))
     return (float(result) - null) / (1.0 - null) if null < 0.95 else math.nan
 
@@ -263,7 +263,7 @@ def _movement(x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim"]) -> Movem
 
 
 def _own_rank(x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim"]) -> tuple[float, int]:
-    """Return the mean rank that units give the unit of their own number, and how many vary."""
+    """Return the mean similarity rank of equally numbered units, and how many units vary."""
     varies = (x.std(0) > 0) & (y.std(0) > 0)
     count = int(varies.sum())
     if count < 2:

@@ -1,4 +1,4 @@
-"""The comparison of two models as JSON, ``sonde-compare/1``: what pages and terminals read."""
+"""The comparison of two models as JSON, ``sonde-compare/1``, for pages and terminals."""
 
 from dataclasses import asdict
 from typing import Any, Final

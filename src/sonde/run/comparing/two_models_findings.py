@@ -1,4 +1,4 @@
-"""What a comparison of two models found, as sentences with codes of their own."""
+"""Findings of a comparison of two models, as sentences with their own codes."""
 
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -17,7 +17,7 @@ SAME: Final = 0.95
 
 @dataclass(frozen=True)
 class ModelFinding:
-    """One thing that a comparison says.
+    """One finding of a comparison of two models.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class ModelFinding:
 
 
 def model_findings(found: TwoModels) -> tuple[ModelFinding, ...]:
-    """Return what moved between the models, in layers of the same name and width."""
+    """Return the findings about layers with the same name and width in both models."""
     named = [m for m in found.matches if m.movement is not None]
     if not named:
         return ()
@@ -102,12 +102,12 @@ def _size(match: SiteMatch) -> float:
 
 
 def _is_turned(match: SiteMatch) -> bool:
-    """Return whether a rotation or a new order of units makes both layers the same."""
+    """Return whether the layers are equal up to a rotation or a permutation of units."""
     return match.distance < 1.0 - SAME
 
 
 def _is_replaced(match: SiteMatch) -> bool:
-    """Return whether units resemble the units of their own number no more than by chance."""
+    """Return whether units resemble the equally numbered units no more than chance predicts."""
     own = match.movement
     if own is None or own.n_units < LEAST_UNITS:
         return False

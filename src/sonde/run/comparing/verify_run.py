@@ -1,4 +1,4 @@
-"""Checks of a run directory: every byte of what is committed, and what is covered twice."""
+"""Check a run directory: read every byte of its commits, and find units that two commits cover."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def passes_in(directory: Path) -> list[Path]:
 
 
 def verify_run(directory: str | Path, tick: Callable[[int], None] = lambda _: None) -> Soundness:
-    """Read every byte of a run directory, of one pass or several, and return what is wrong.
+    """Read every byte of a run directory, of one pass or several, and return all faults.
 
     Units that are not done yet are no fault: the command of the run goes on from there.
 
@@ -109,7 +109,7 @@ class _Pass:
         return found, n_units
 
     def _listed(self) -> list[tuple[Path, Range]]:
-        """Return the state files whose names give a range of units, with their ranges."""
+        """Return the state files named by a range of units, with their ranges."""
         found: list[tuple[Path, Range]] = []
         folder = self.directory / STATES
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():

@@ -1,4 +1,4 @@
-"""Checks of state files: every byte, which units were seen, whether states fit their methods."""
+"""Check state files: every byte, the units seen, and that states fit their methods."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _HEAD_BYTES = 8 << 20
 
 
 def verify_state(path: str | Path) -> Soundness:
-    """Read every byte of a ``.sonde`` file and return what is wrong.
+    """Read every byte of a ``.sonde`` file and return all faults.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def verify_state(path: str | Path) -> Soundness:
 
 
 def refuse_future(path: Path) -> None:
-    """Raise if a later version of sonde wrote a state file: this version must not judge the file.
+    """Raise if a later version of sonde wrote a state file: this version cannot check it.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def refuse_future(path: Path) -> None:
 
 
 def refuse_later(path: Path, version: object) -> None:
-    """Raise if a version is later than this sonde knows.
+    """Raise if a version is later than this version of sonde knows.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def refuse_later(path: Path, version: object) -> None:
 
 
 def _version_of(path: Path) -> int:
-    """Return the latest version that the head of a file states, or 0 if it states no version."""
+    """Return the latest version that a file's header states, or 0 if it states none."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -80,7 +80,7 @@ def _version_of(path: Path) -> int:
 
 
 def _verify_bundle(path: Path, header: dict[str, Any], checked: dict[str, int]) -> Soundness:
-    """Check a fitted bundle whose hash is right: its units, and that its states fit its methods."""
+    """Check a fitted bundle with a correct hash: its units, and that its states fit its methods."""
     faults = [Fault(path, what) for what in _unit_faults(header.get("units"))]
     unknown = sorted(_unknown(header))
     notes = ()
@@ -107,7 +107,7 @@ def _unknown(header: dict[str, Any]) -> Iterator[str]:
 
 
 def _unit_faults(units: Any) -> Iterator[str]:
-    """Yield faults of the intervals of seen units: not listed, running backwards, overlapping."""
+    """Yield faults of the intervals of seen units: unsorted, reversed or overlapping."""
     try:
         for entry in units:
             spans = sorted((int(a), int(b)) for a, b in entry["units"])
@@ -120,6 +120,6 @@ def _unit_faults(units: Any) -> Iterator[str]:
 
 
 def reason(error: Exception) -> str:
-    """Return what is wrong with a state file, without its name and the advice."""
+    """Return the error's reason without the file name and the advice."""
     text = str(error).partition("is damaged or not a state file: ")[2] or str(error)
     return "is damaged: " + text.partition(". Take it from")[0]

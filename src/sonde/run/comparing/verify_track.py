@@ -1,4 +1,4 @@
-"""Checks of the folder of a track: every byte of its steps, and that they are of one kind."""
+"""Check the folder of a track: every byte of its steps, and that all steps are of one kind."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ def is_track(directory: Path) -> bool:
 
 
 def verify_track(directory: str | Path, tick: Callable[[int], None] = lambda _: None) -> Soundness:
-    """Read every byte of the steps of a track and return what is wrong.
+    """Read every byte of the steps of a track and return all faults.
 
     Raises
     ------

@@ -1,1 +1,1 @@
-"""Smaller models and caches, tried on a user's own data."""
+"""Smaller models and key-value caches, tested on a user's own data."""

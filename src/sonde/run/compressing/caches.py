@@ -1,4 +1,4 @@
-"""Try cache rules on a user's own texts: what each costs in quality, memory and time.
+"""Test cache compressions on a user's own texts: their cost in quality, memory and time.
 
 Every text is read twice: in one forward, and in parts through a cache that evicts after each part.
 The divergence between the two predictions of each next token says what the evicted tokens were
@@ -59,7 +59,7 @@ class CacheTrial:
     time: float
 
     def json(self) -> dict[str, Any]:
-        """Return the figures, with the rule by its name and parameters."""
+        """Return the measurements, with the name and parameters of the cache compression."""
         return asdict(self) | {"rule": repr(self.rule)}
 
 
@@ -71,7 +71,7 @@ def try_caches(
     step: int = 16,
     progress: bool = True,
 ) -> list[CacheTrial]:
-    """Return what each rule costs on some texts, in the order of the rules.
+    """Measure each cache compression on some texts, in the order given.
 
     The first half of each text is its prompt; the rest is read ``step`` tokens at a time, and the
     cache evicts after each part.
@@ -119,7 +119,7 @@ def try_caches(
 
 
 def suited(rule: Form, n_tokens: int) -> Form:
-    """Return the rule, with smaller chunks if the texts are too short to fill its own chunks."""
+    """Return the cache compression, with smaller chunks if the texts are too short to fill one."""
     if not isinstance(rule, CachePacking):
         return rule
     older = n_tokens - rule.recent
@@ -128,7 +128,7 @@ def suited(rule: Form, n_tokens: int) -> Form:
 
 
 def smallest(trials: Sequence[CacheTrial], most_nats: float) -> CacheTrial | None:
-    """Return the trial of least memory whose divergence is surely below a limit, or None.
+    """Return the trial of least memory whose divergence is significantly below a limit, or None.
 
     Surely: the mean divergence plus two standard errors is at most ``most_nats``.
     """
@@ -138,7 +138,7 @@ def smallest(trials: Sequence[CacheTrial], most_nats: float) -> CacheTrial | Non
 
 @dataclass(frozen=True, eq=False)
 class _Texts:
-    """One batch of texts: the arguments of its forward, and how it is read in parts."""
+    """One batch of texts, and how its tokens are split into prompt and steps."""
 
     ids: Tensor
     mask: Tensor
@@ -148,7 +148,7 @@ class _Texts:
 
     @classmethod
     def of(cls, model: Model, batch: InputBatch, step: int) -> "_Texts | None":
-        """Return a batch as texts, or None if none of them has two tokens."""
+        """Return a batch as texts, or None if its texts have fewer than two tokens."""
         ids = batch.kwargs.get("input_ids")
         if ids is None:
             raise InputError(
@@ -165,12 +165,12 @@ class _Texts:
         return cls(ids.to(device), mask.to(device), placed, math.ceil(ids.shape[1] / 2), step)
 
     def given(self, part: slice) -> dict[str, Tensor]:
-        """Return the arguments of a call that reads the columns of ``part``."""
+        """Return the model's arguments for the token columns in ``part``."""
         more = {} if self.position is None else {"position_ids": self.position[:, part]}
         return {"input_ids": self.ids[:, part], "attention_mask": self.mask[:, : part.stop], **more}
 
     def read(self, model: Model, cache: Cache) -> tuple[Tensor, float]:
-        """Return the logits after the prompt and the seconds, reading in parts through a cache."""
+        """Return the logits after the prompt and the seconds used, reading through a cache."""
         width = self.ids.shape[1]
         edges = [0, *range(self.n_prompt, width, self.step), width]
         start, logits = time.perf_counter(), list[Tensor]()
@@ -186,7 +186,7 @@ class _Texts:
 
 
 class _Sums:
-    """What is gathered over the batches of texts for one rule."""
+    """Sums over the batches of texts for one cache compression."""
 
     def __init__(self) -> None:
         self.texts: list[float] = []

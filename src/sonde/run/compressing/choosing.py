@@ -1,4 +1,4 @@
-"""Choose examples to fit a compression on, and others to judge it by, by the hash of their ids."""
+"""Choose examples to fit a compression on and other examples to judge it by, from hashed ids."""
 
 import math
 import warnings
@@ -60,7 +60,7 @@ def chosen_parts(inputs: ItemInputs, fitted: int, held: int) -> tuple[ItemInputs
 
 
 def require_still_weights(model: Model, inputs: ItemInputs) -> None:
-    """Run one example, and refuse a model whose forward pass writes into its weights.
+    """Raise if the model's forward pass writes into its weights; runs one example.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def require_still_weights(model: Model, inputs: ItemInputs) -> None:
 
 
 def enough_examples(model: Model, inputs: ItemInputs) -> int:
-    """Return how many examples give each layer eight rows for each of its inputs."""
+    """Return how many examples give each layer eight rows per input feature."""
     n = min(4, len(inputs))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SondeWarning)  # so few examples may miss a layer

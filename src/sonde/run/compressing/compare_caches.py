@@ -1,4 +1,4 @@
-"""``sonde.compare_caches``: what smaller key-value caches cost on a user's own texts."""
+"""``sonde.compare_caches``: measure smaller key-value caches on a user's own texts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -129,7 +129,7 @@ def compare_caches(
 
 
 def cache_kinds() -> dict[str, Any]:
-    """Return the caches of the compress family by their words, with the parameter that varies."""
+    """Return the cache methods of the compress family by their words, with their size parameter."""
     members = [getattr(compress, name) for name in compress.__all__]
     kinds = [x for x in members if isinstance(x, type) and issubclass(x, CacheRule | CachePacking)]
     return {

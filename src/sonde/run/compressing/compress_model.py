@@ -1,4 +1,4 @@
-"""``sonde.compress_model``: a smaller model, and what that did to its answers."""
+"""``sonde.compress_model``: write a smaller model and measure the change of its answers."""
 
 import math
 import re
@@ -47,7 +47,7 @@ MOST_LISTED, MOST_FITTED = 1024, 512
 
 @dataclass(frozen=True, eq=False)
 class Compressed:
-    """A smaller model, and what that did to its answers.
+    """A smaller model, and the measured change of its answers.
 
     Attributes
     ----------
@@ -107,11 +107,11 @@ class Wish:
 
     @property
     def seeks(self) -> bool:
-        """True if a size is searched."""
+        """True if a budget or a maximal divergence asks for a search."""
         return self.budget is not None or self.max_kl is not None
 
     def rule(self) -> Any:
-        """Return the method with its parameters, None for ``any``; a search replaces its bits."""
+        """Return the method with its parameters, or None for ``any``; a search varies its bits."""
         if self.seeks and (self.to is not None or self.group is not None):
             raise InputError(
                 "--budget and --max-kl search for the bits and the group size: leave out "
@@ -146,7 +146,7 @@ def compress_model(
     tell: Callable[[str], None] = lambda _: None,
     **reading: Any,
 ) -> Compressed:
-    """Write a model with smaller weights, and measure what it costs.
+    """Write a model with smaller weights, and measure the change of its answers.
 
     Some examples of ``data``, drawn by the hash of their ids, calibrate the method; others measure
     the change. The same as ``sonde compress``.
@@ -260,7 +260,7 @@ def _examples(
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """A model, its examples, and what is wished for."""
+    """A model, its examples, and the requested size."""
 
     model: Model
     ours: ItemInputs
@@ -271,7 +271,7 @@ class _Job:
     tell: Callable[[str], None]
 
     def best(self, rule: Any) -> tuple[Trial, Sequence[Trial | SizeTrial], tuple[str, ...]]:
-        """Return the setting that was asked for or found, what a search tried, and remarks."""
+        """Return the requested or the best setting, the trials of a search, and notes."""
         wish = self.wish
         if wish.max_kl is not None:
             require_divergence(self.model, self.held)
@@ -298,7 +298,7 @@ class _Job:
         return (*found, notes)
 
     def _sought(self) -> tuple[Trial, list[SizeTrial]]:
-        """Return the trial that fits, of all sizes of a method or all methods, and every trial."""
+        """Return the best trial that fits the budget or divergence, and every trial."""
         wish = self.wish
         path = self.output.absolute().with_name(self.output.name + ".trials.jsonl")
         key = search_key(self.model, self.ours, self.held) + "".join(wish.layers)
@@ -311,7 +311,7 @@ class _Job:
         return Trial(None, plan, fidelity(self.model, plan.fold(self.model), self.held)), made
 
     def _calibration(self, rule: Any) -> tuple[Any, tuple[str, ...]]:
-        """Return the examples, or their moments if the method takes moments, and remarks."""
+        """Return the examples, or their moments if the method takes moments, and notes."""
         needs = rule.reads().values()
         if not any(getattr(need, "summed", None) is LayerGrams for need in needs):
             return self.ours, ()
@@ -323,14 +323,14 @@ class _Job:
 
 
 def _has_grid(rule: Any) -> bool:
-    """Return whether a method has bits and groups, whose bytes are known without trying."""
+    """Return whether a method has bits and groups, so that its bytes are known without a trial."""
     if rule is None or not {"bits", "group"} <= {f.name for f in fields(rule)}:
         return False
     return rule.bits not in (None, 1)
 
 
 def _nameable(rule: Any, layers: Sequence[str]) -> dict[str, str]:
-    """Return what packs the layers that are not linear ones: a grid packs no convolution."""
+    """Return the options that would also compress convolutions and embeddings, by kind of layer."""
     names = set() if rule is None else {f.name for f in fields(rule)}
     by_grid, all_layers = "bits" in names, "--layers '*'"
     found = {"convolution": f"--to 50% {all_layers}" if by_grid else all_layers}
@@ -347,7 +347,7 @@ def _reads(rule: Rewrite) -> bool:
 
 
 def _few_rows(grams: LayerGrams, n_examples: int) -> tuple[str, ...]:
-    """Name the layer that has the fewest rows for its inputs, and how many examples give enough."""
+    """Return a note on the layer with the fewest rows per input, and how many examples it needs."""
     known = {name: state for name, state in grams.states.items() if state.n}
     lacks = {name: len(state.mean) / state.n for name, state in known.items()}
     if not lacks:

@@ -1,4 +1,4 @@
-"""What a compression gained and cost as JSON, ``sonde-compress/1``, for pages and terminals."""
+"""Sizes before and after a compression and its cost as JSON, ``sonde-compress/1``."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -91,7 +91,7 @@ def compress_document(
 
 
 def _number_types(module: nn.Module) -> str:
-    """Return the types of a model's floating-point parameters, the one of most numbers first."""
+    """Return the number types of a model's floating-point parameters, most frequent first."""
     sizes: dict[str, int] = {}
     for x in module.parameters():
         if x.is_floating_point():
@@ -101,7 +101,7 @@ def _number_types(module: nn.Module) -> str:
 
 
 def held_bytes(module: nn.Module) -> int:
-    """Return the bytes that a model's tensors take, each storage once."""
+    """Return the bytes of a model's tensors; shared storages count once."""
     held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
             for x in [*module.parameters(), *module.buffers()]}  # fmt: skip
     kernels = sum(m.kernel_bytes for m in module.modules() if isinstance(m, QuantLinear))
@@ -109,7 +109,7 @@ def held_bytes(module: nn.Module) -> int:
 
 
 def _covered(module: nn.Module, plan: RewritePlan) -> dict[str, int]:
-    """Return the bytes of the old model's weights that became smaller, ``of`` all, each once."""
+    """Return the original bytes of the weights that became smaller, and of all weights."""
     sizes = {name: (x.untyped_storage().data_ptr(), x.untyped_storage().nbytes())
              for name, x in module.state_dict().items() if x.is_floating_point()}  # fmt: skip
     gone = {x for name, x in sizes.items() if name in plan.reshaped or plan.renamed(name) is None}
@@ -138,7 +138,7 @@ def _packed(module: nn.Module, plan: RewritePlan) -> list[dict[str, Any]]:
 
 
 def _kept(module: nn.Module, plan: RewritePlan) -> list[dict[str, Any]]:
-    """Return the modules whose own tensors kept their size, largest first; each tensor once."""
+    """Return the modules whose tensors kept their size, largest first; shared ones count once."""
     seen: set[int] = set()
     smaller = {plan.renamed(name) for name in plan.reshaped}
     found: list[dict[str, Any]] = []

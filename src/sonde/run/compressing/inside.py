@@ -1,4 +1,4 @@
-"""Change of hidden states in a smaller model, compared with the original site by site."""
+"""Compare the hidden states of a smaller model with the original's, site by site."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -41,7 +41,7 @@ class SiteFidelity:
     cka: float
 
     def json(self) -> dict[str, Any]:
-        """Return the figures by name."""
+        """Return the measurements by name."""
         return asdict(self)
 
 
@@ -51,7 +51,7 @@ def inside(
     inputs: Inputs,
     renamed: Callable[[str], str | None] = lambda name: name,
 ) -> list[SiteFidelity]:
-    """Return how far the states of a changed model are from the original's at each block.
+    """Return the distance between the states of a changed model and of the original at each block.
 
     Both models read the same examples; a text has a row for each token. At most 4,096 rows of a
     site are taken, fewer if all sites together would need more than 256 MiB. Blocks that are gone

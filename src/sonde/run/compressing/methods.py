@@ -24,7 +24,7 @@ SIGNS, BETWEEN = "sign_quant", "bit_allocation"
 
 @dataclass(frozen=True)
 class Target:
-    """A size that weights are to have.
+    """Requested size of the weights.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def weight_methods() -> dict[str, type[Any]]:
 
 
 def word_for(target: Target) -> str:
-    """Return the word of the method that suits a size."""
+    """Return the name of the method that suits a size."""
     if target.parameter == "bits" and target.value == 1:
         return SIGNS
     if target.parameter == "bits" and target.value != int(target.value):
@@ -84,7 +84,7 @@ def word_for(target: Target) -> str:
 
 
 def method_asked(text: str | None, target: Target | None, given: Mapping[str, Any]) -> Any:
-    """Return the method that a user means, with the size and the parameters that were given.
+    """Return the requested method with its size and parameters.
 
     Parameters
     ----------

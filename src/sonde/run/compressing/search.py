@@ -1,4 +1,4 @@
-"""Many ways to make a model smaller, tried one after the other: size against divergence."""
+"""Try many ways to make a model smaller, one after the other: size against divergence."""
 
 import json
 import math
@@ -84,7 +84,7 @@ class SizeTrial:
 
 @dataclass(frozen=True)
 class TrialFile:
-    """Trials that were made, a line of JSON each, so that a search goes on where it was stopped.
+    """File of finished trials, one JSON line each, so that a stopped search can continue.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ class TrialFile:
     key: str
 
     def known(self) -> dict[tuple[str, str], SizeTrial]:
-        """Return the trials of this key, by size and method; damaged lines are left out."""
+        """Return the trials of this key by size and method; damaged lines are skipped."""
         found: dict[tuple[str, str], SizeTrial] = {}
         if not self.path.exists():
             return found
@@ -145,7 +145,7 @@ def trials(
     progress: Callable[[str], None],
     given: Mapping[str, Any] | None = None,
 ) -> Iterator[SizeTrial]:
-    """Yield the trial of each size and method: from the file if it is there, else made now.
+    """Yield the trial of each size and method: read from the file, or run now.
 
     A method that refuses the model is left out.
 
@@ -199,7 +199,7 @@ def trials(
 
 
 def best_trials(found: Iterable[SizeTrial]) -> list[SizeTrial]:
-    """Return the trials that no other beats in size and divergence at once, smallest first."""
+    """Return the Pareto-optimal trials in size and divergence, smallest first."""
     best: list[SizeTrial] = []
     for trial in sorted(found, key=lambda t: (t.n_bytes, t.kl)):
         if not best or trial.kl < best[-1].kl:
@@ -237,7 +237,7 @@ def fitting_trial(
 
 
 def pairs_to_seek(method: str) -> list[tuple[str, str]]:
-    """Return the pairs of size and method to search for a budget; for ``any`` all usual pairs.
+    """Return the pairs of size and method to search for a budget; for ``any`` all default pairs.
 
     Raises
     ------
@@ -264,7 +264,7 @@ def pairs_to_seek(method: str) -> list[tuple[str, str]]:
 
 
 def asked_pairs(sizes: Sequence[str], methods: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the pairs that a search tries: all usual pairs, or the sizes and methods that match.
+    """Return the pairs that a search tries: all default pairs, or the requested sizes and methods.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""``sonde.search_sizes``: what each size of a model costs, over methods and settings."""
+"""``sonde.search_sizes``: cost of each size of a model, over methods and settings."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""The setting of a compression that fits a size or a divergence, found by trying."""
+"""Find by trial the setting of a compression that fits a size or a divergence."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ MOST_TRIED = 3
 
 @dataclass(frozen=True)
 class Setting:
-    """A way to compress, and the bytes of weights on the disk that it would need."""
+    """A way to compress, and the bytes of the weight files that it would need."""
 
     method: str
     bits: int
@@ -30,7 +30,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Trial:
-    """A setting that was tried, its plan, and what it does to answers.
+    """A setting that was tried, its plan, and the change of the answers.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def fitting(
     budget: int | None = None,
     max_kl: float | None = None,
 ) -> tuple[Trial, list[Trial]]:
-    """Return the trial that fits, and all trials that were made.
+    """Return the best trial that fits, and all trials.
 
     With ``max_kl``, a binary search finds the smallest setting whose KL is at most ``max_kl``: KL
     falls with size, up to noise. With a budget alone, the largest settings within the budget are

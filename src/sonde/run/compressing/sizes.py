@@ -1,4 +1,4 @@
-"""How many bytes of weight files each setting of a compression would need."""
+"""Predict the bytes of weight files for each setting of a compression."""
 
 from collections.abc import Sequence
 from math import prod
@@ -16,7 +16,7 @@ HEADER = 320
 
 
 def planned_bytes(model: Model, plan: RewritePlan) -> int:
-    """Return the bytes of weight files that a model with a plan folded in would need.
+    """Return the bytes of the weight files that a model would need after a plan is folded in.
 
     Tensors that are packed or change their shape count with their new bytes, and each packed layer
     adds 320 bytes of headers. Tensors of removed blocks are left out.

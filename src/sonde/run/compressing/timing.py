@@ -1,4 +1,4 @@
-"""Compare the speed of two models by runs that take turns on the same input."""
+"""Compare the speed of two models by alternating runs on the same input."""
 
 import statistics
 import time
@@ -19,7 +19,7 @@ RUNS, UNBOUNDED = 20, 1e12
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of two models on one input, from runs that took turns.
+    """Seconds of two models on one input, from alternating runs.
 
     Parameters
     ----------
@@ -51,12 +51,12 @@ class Speed:
     threads: int
 
     def json(self) -> dict[str, Any]:
-        """Return the figures by name."""
+        """Return the measurements by name."""
         return asdict(self)
 
 
 def speeds(model: Model, changed: nn.Module, inputs: Inputs, runs: int = RUNS) -> list[Speed]:
-    """Return how fast both models answer an example and, for language models, a single token.
+    """Return the time both models need for an example and, for language models, for one token.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def _raced(what: str, modules: Any, args: Any, kwargs: Any, runs: int) -> Speed:
 
 
 def _median_of_pairs(before: list[float], after: list[float]) -> tuple[float, tuple[float, float]]:
-    """Return the median ratio of pairs, and its interval from binomial ranks.
+    """Return the median ratio of pairs, and its confidence interval from binomial ranks.
 
     Fewer than six pairs bound nothing at 95 %.
     """
@@ -113,6 +113,6 @@ def _median_of_pairs(before: list[float], after: list[float]) -> tuple[float, tu
 
 
 def _wait(module: nn.Module) -> None:
-    """Wait until a GPU has done what it was asked."""
+    """Wait until a GPU has finished its queued work."""
     if next(module.parameters()).device.type == "cuda":
         torch.cuda.synchronize()

@@ -1,1 +1,1 @@
-"""Explanations of a model on data, judged in the same run."""
+"""Explanations of a model on data, tested in the same run."""

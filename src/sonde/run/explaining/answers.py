@@ -1,4 +1,4 @@
-"""What a model answers to explained inputs, and what it says without the strongest positions."""
+"""Answers of a model to the explained inputs, with and without the strongest positions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -27,7 +27,7 @@ def answers_of(
     targets: Sequence[float] = (),
     baseline: Baseline | None = None,
 ) -> list[dict[str, Any]]:
-    """Return truth, answer and confidence of each input; empty if the model gives no answers.
+    """Return true class, answer and confidence of each input; empty if the model gives no answers.
 
     With a believable attribution (``best``) also its strongest tenth of the places, and the answer
     if the baseline replaces these places. Answers are names of classes, the numbers of a regression

@@ -1,4 +1,4 @@
-"""Atlas: a document of what every unit of a site, or feature of a dictionary, stands for."""
+"""Atlas: a document that describes every unit of a site, or every feature of a dictionary."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class UnitEncoder(Protocol):
     """Encoder that turns rows of a site into features."""
 
     def encode(self, rows: Float[Tensor, "row dim"], /) -> Float[Tensor, "row feature"]:
-        """Return the features of each row, computed from this row alone."""
+        """Return the features of each row; a row's features do not depend on other rows."""
         ...
 
 
@@ -55,7 +55,7 @@ class EncodedStream(DerivedStream):
 
     @property
     def schema(self) -> tuple[SiteSchema, ...]:
-        """The site, as wide as the dictionary."""
+        """The site's schema, with the width of the dictionary."""
         (site,) = self.inner.schema
         n = self.dictionary.encode(torch.zeros(1, site.dim)).shape[1]
         return (replace(site, dim=n, dtype="float32"),)
@@ -144,7 +144,7 @@ def fit_atlas(
 
 @dataclass(frozen=True, kw_only=True)
 class HistogramResult(Result):
-    """``value`` is the fraction of rows on which each unit is above 0."""
+    """Results whose ``value`` is the fraction of rows on which each unit is above 0."""
 
     counts: ScaledHistogramState
 
@@ -161,7 +161,7 @@ class UnitHistogram(Instrument):
     bins: int
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the histograms."""
+        """Return the requested histograms."""
         return {"counts": ScaledHistogram(self.bins)}
 
     def result(self, counts: ScaledHistogramState) -> HistogramResult:
@@ -260,7 +260,7 @@ def _unit(atlas: Atlas, unit: int, share: float, seen: Seen) -> dict[str, Any]:
 
 
 def _histogram(state: ScaledHistogramState, unit: int) -> dict[str, Any]:
-    """Return the bins between the first and the last with rows: lower end, width, counts."""
+    """Return the bins from the first to the last non-empty bin: lower end, width, counts."""
     counts = state.counts[unit]
     filled = torch.nonzero(counts).flatten().tolist()
     first, last = filled[0], filled[-1]
@@ -275,7 +275,7 @@ def _named(
     names: Mapping[int, str],
     sign: int,
 ) -> list[list[Any]]:
-    """Return the names and scores of the tokens whose score has the sign."""
+    """Return the names and scores of the tokens whose score has the given sign."""
     pairs = zip(tokens.tolist(), scores.tolist(), strict=True)
     return [[names.get(t, str(t)), rounded(s)] for t, s in pairs if s * sign > 0]
 

@@ -1,4 +1,4 @@
-"""An atlas with what only the model can say: texts of rows, tokens written, clamped runs."""
+"""Add to an atlas the facts that need the model: texts of rows, written tokens, clamped runs."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -76,7 +76,7 @@ def model_atlas(
 
 
 def _lens(stream: LiveStream, dictionary: Dictionary | None) -> NeuronLensResult | None:
-    """Return the tokens that units write, or None if the site does not write to the stream."""
+    """Return the tokens that units promote, or None if the site does not write to the stream."""
     (site,) = (s.site for s in stream.schema)
     if stream.model.task != "causal":
         return None

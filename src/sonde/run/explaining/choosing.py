@@ -1,4 +1,4 @@
-"""Choose the inputs to explain: spread over classes, right and wrong, or as the user asks."""
+"""Choose the inputs to explain: spread over classes and correct or wrong answers, or as named."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -58,7 +58,7 @@ class Choice:
     ids: Sequence[str] = ()
 
     def of(self, model: Model, inputs: ItemInputs, n: int, seed: int = 0) -> ItemInputs:
-        """Return at most ``n`` inputs, spread over classes, and over right and wrong if known.
+        """Return at most ``n`` inputs, spread over classes, correct answers and wrong answers.
 
         The model answers at most 2,048 inputs, drawn by the hash of their content.
 
@@ -111,7 +111,7 @@ def spread(
     n: int,
     groups: Sequence[bytes] = (),
 ) -> Int[np.ndarray, "_chosen"]:
-    """Return at most ``n`` rows, spread evenly over classes, right and wrong answers.
+    """Return at most ``n`` rows, spread evenly over classes, correct and wrong answers.
 
     Rows of a class, right or wrong, are taken in the order of ``kept``, but each group gives a
     first row before any group gives a second.
@@ -144,7 +144,7 @@ def _groups_in_turn(rows: list[int], groups: Sequence[bytes]) -> list[int]:
 
 
 def one_number(model: Model, batch: InputBatch) -> Float[Tensor, "row"] | None:
-    """Return the numbers of a regression, or None if the model gives no single number per row."""
+    """Return the predictions of a regression, or None unless the model gives one number per row."""
     with torch.no_grad():
         found = find_logits(watch(model.module, batch, ()).output)
     is_usable = found is not None and found.numel() == len(found)
@@ -190,7 +190,7 @@ def _listed(path: Path, inputs: ItemInputs) -> Int[np.ndarray, "_row"]:
 
 
 def _named(words: Sequence[str], inputs: ItemInputs) -> Int[np.ndarray, "_row"]:
-    """Return the inputs that each word names; a word that names none may be a list with commas."""
+    """Return the inputs that the words name; a word that matches none is split at commas."""
     found: set[int] = set()
     for word in words:
         mine = _of_name(word, inputs)
@@ -208,7 +208,7 @@ def _named(words: Sequence[str], inputs: ItemInputs) -> Int[np.ndarray, "_row"]:
 
 
 def _of_name(word: str, inputs: ItemInputs) -> list[int]:
-    """Return the inputs of an id, else of a place, else of the number of a row."""
+    """Return the inputs with this id, else with this location, else with this row number."""
     every, source, rows = range(len(inputs)), inputs.source, inputs.source_rows
     names: tuple[Callable[[int], str], ...] = (
         lambda i: inputs.ids[i],

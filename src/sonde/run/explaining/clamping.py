@@ -1,4 +1,4 @@
-"""What a model's answers become when one unit is held at its largest value."""
+"""Measure how a model's answers change when one unit is held at its largest value."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def clamp_units(
     level: Float[Tensor, "unit"],
     moved: Moved | None = None,
 ) -> Clamped:
-    """Rerun the model from a site on, with each unit in turn at its level everywhere in an example.
+    """Rerun the model from a site on, with one unit at a time held at its level in all positions.
 
     Parameters
     ----------

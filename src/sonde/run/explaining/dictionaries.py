@@ -1,4 +1,4 @@
-"""Dictionaries from what a user typed, and what their features do to the answers of a model."""
+"""Open dictionaries from a user's words, and measure the effect of their features on answers."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How well a model answers from the states that a dictionary rebuilds: the loss recovered."""
+"""Loss recovered: how well a model answers from the states that a dictionary reconstructs."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ MOST = 32
 
 @dataclass(frozen=True)
 class LossRecovered:
-    """Cross-entropy of a model with a site as it is, rebuilt, and held at its mean.
+    """Cross-entropy of a model with a site unchanged, reconstructed, and held at its mean.
 
     ``value`` is ``(mean - rebuilt) / (mean - clean)``: 1 if answers from the rebuilt
     states are as good as the model's own, 0 if they are no better than without the site, NaN if the
@@ -44,12 +44,12 @@ class LossRecovered:
 
     @property
     def value(self) -> float:
-        """Fraction of the loss that is recovered."""
+        """Fraction of the loss that the dictionary recovers."""
         gap = self.mean - self.clean
         return (self.mean - self.rebuilt) / gap if abs(gap) > LEAST else math.nan
 
     def json(self) -> dict[str, Any]:
-        """Return the fraction of the loss, and the losses that it is made from."""
+        """Return the fraction of the loss recovered, and the losses that it is computed from."""
         value = None if math.isnan(self.value) else self.value
         return {"value": value, **asdict(self)}
 
@@ -57,7 +57,7 @@ class LossRecovered:
 def loss_recovered(
     model: Model, inputs: Inputs, dictionary: Dictionary, site: str
 ) -> LossRecovered | None:
-    """Return the loss that a dictionary recovers, or None if the data hold no correct answers.
+    """Return the loss that a dictionary recovers, or None if the data have no correct answers.
 
     The model runs on the first ``MOST`` examples, which should not be examples of the training. The
     mean of the site is taken over them too.

@@ -1,4 +1,4 @@
-"""``sonde.explain_answers``: why a model gives its answers, by methods that are each tested."""
+"""``sonde.explain_answers``: explain a model's answers by several methods, each of them tested."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +40,7 @@ INPUT = "input"
 
 @dataclass(frozen=True, eq=False)
 class Explained:
-    """Explanations of answers, each with the tests that can refute it.
+    """Explanations of answers, each with the tests that could have refuted it.
 
     Attributes
     ----------
@@ -190,7 +190,7 @@ def explain_answers(
 
 @dataclass
 class _FirstLook:
-    """Says where the first explanation points, and when further methods are there."""
+    """Prints the positions of the first explanation, and a line when each method is done."""
 
     say: Callable[[str], None]
     processor: Any
@@ -198,7 +198,7 @@ class _FirstLook:
     is_said: bool = False
 
     def __call__(self, batch: InputBatch, word: str, found: Attribution) -> None:
-        """Say it in a line for each of the first inputs, or that a method is there."""
+        """Print the strongest positions of the first inputs, or that the method is computed."""
         known = [self._largest(batch, found, i) for i in range(min(FIRST, found.n))]
         if self.is_said or not any(known):
             self.say(f"note: {word} is computed; its tests follow.")
@@ -213,7 +213,7 @@ class _FirstLook:
                 self.say(f"  {batch.ids[i]}: {', '.join(names)}")
 
     def _largest(self, batch: InputBatch, found: Attribution, i: int) -> list[str]:
-        """Return the names of the places of the largest values; empty if places have no names."""
+        """Return the names of the positions with the largest values; empty without names."""
         size, pieces = (
             found.per_place[i].flatten().abs(),
             pieces_of(batch, self.processor, False, i),
@@ -233,7 +233,7 @@ def _methods(methods: str | Sequence[Attributor] | None) -> Sequence[Attributor]
 
 
 def _text(target: str | int) -> str:
-    """Return the text whose vector those of the inputs are compared with."""
+    """Return the text whose embedding those of the inputs are compared with."""
     if target == "predicted" or isinstance(target, int):
         raise InputError(
             "explain: the model embeds texts as vectors, which have no most likely class. "
@@ -274,12 +274,12 @@ def _classes(model: Model, inputs: ItemInputs, labels: list[str]) -> dict[str, s
 
 
 def _mean_row(model: Model, inputs: ItemInputs, seed: int) -> Baseline:
-    """Return the mean of each column: zero need not be a value that a table can have."""
+    """Return the mean of each column, the baseline for tables, where zero may be impossible."""
     return Baseline.fit(model, inputs.drawn(POOL, seed))
 
 
 def _drawn(model: Model, batch: InputBatch, n: int, is_table: bool) -> list[dict[str, Any]]:
-    """Return the first inputs as a page draws them."""
+    """Return the data of the first inputs that a page displays."""
     if n == 0:
         return []
     given = (*batch.args, *batch.kwargs.values())

@@ -1,4 +1,4 @@
-"""``sonde.explain_units``: what each unit of a site stands for."""
+"""``sonde.explain_units``: describe each unit of a site."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

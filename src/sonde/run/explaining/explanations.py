@@ -1,4 +1,4 @@
-"""Several attributions of the same answers, each judged, and which of them can be believed here."""
+"""Compute several attributions of the same answers, test each, and say which can be believed."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +49,7 @@ Ready = Callable[[InputBatch, str, Attribution], None]
 
 
 class _OutOfTime(Exception):
-    """The time for explanations ended between two tests."""
+    """The time limit for explanations ended between two tests."""
 
 
 def find_attributor(word: str) -> type[Attributor]:
@@ -71,7 +71,7 @@ def find_attributor(word: str) -> type[Attributor]:
 
 
 def name_of(method: Attributor) -> str:
-    """Return a method as it is typed: its word, and the parameters that are not at their defaults.
+    """Return a method's word, with the parameters that differ from their defaults.
 
     Examples
     --------
@@ -102,7 +102,7 @@ def explain(
     seconds: float = math.inf,
     ready: Ready | None = None,
 ) -> tuple[InputBatch, list[Judged]]:
-    """Return the first batch of inputs and the attributions of its answers, each judged.
+    """Return the first batch of inputs and the attributions of its answers, each tested.
 
     Methods are run in the order given until the time is spent; the first is run in any case. A
     further one is left out if its tests do not end in time.
@@ -166,7 +166,7 @@ def explain(
 
 
 def _with_baseline(method: Attributor, usual: Baseline) -> tuple[Attributor, Baseline]:
-    """Return a method and the baseline of its tests: the method's own baseline, or the usual."""
+    """Return a method and its baseline: the method's own baseline, or the default."""
     own = getattr(method, "baseline", None)
     if own is None:
         return method, usual
@@ -230,7 +230,7 @@ def _unsaturated(model: Model, batch: InputBatch, test: Objective, site: str) ->
 
 
 def _labels(model: Model, batch: InputBatch, test: Objective, site: str) -> list[str]:
-    """Return the class, or the tokens, that each answer is explained for."""
+    """Return the class or the tokens whose answer is explained, for each input."""
     function = SiteFunction(model, batch, site)
     target = test.at(function).target
     return [" ".join(map(str, row)) for row in target.reshape(len(target), -1).tolist()]
@@ -255,7 +255,7 @@ def leading(judged: Sequence[Judged]) -> Judged | None:
 
 
 def rivals(judged: Sequence[Judged], best: Judged) -> tuple[list[Judged], list[Judged]]:
-    """Return the attributions not told apart from the best, and those with a larger effect.
+    """Return the attributions as good as the best within error, and those with a larger effect.
 
     Effects are compared input by input, at 95 %, on the inputs on which the best is believed. One
     with a larger effect was not believed, since its signs are wrong.
@@ -365,5 +365,5 @@ def explain_document(
 
 
 def _places(found: Attribution, i: int) -> Tensor:
-    """Return the attribution of an example by place, or by unit if it has no positions."""
+    """Return the attribution of an example by position, or by unit if it has no positions."""
     return found.per_place[i].double().cpu()

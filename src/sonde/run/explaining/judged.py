@@ -47,19 +47,19 @@ class Verdict:
 
     @property
     def is_believable(self) -> bool:
-        """True if the effect is not small or due to chance, and signs, if any, beat a coin flip."""
+        """True if the effect is large and significant, and any signs are mostly correct."""
         is_clear = self.p < self.level and self.effect >= LEAST
         _, high = clopper_pearson(self.wrong, self.moved) if self.moved else (0.0, 1.0)
         return is_clear and (not self.signed or high < 0.5)
 
     @property
     def is_open(self) -> bool:
-        """True if every input supports the attribution, but too few were judged to believe it."""
+        """True if every input supports the attribution, but too few were tested to believe it."""
         held = self.n < ENOUGH and self.better == self.n and self.wrong == 0
         return held and self.effect >= LEAST and not self.is_believable
 
     def json(self) -> dict[str, Any]:
-        """Return the figures by name."""
+        """Return the results by name."""
         names = ("label", "n", "gain", "effect", "p", "better", "wrong", "moved")
         said = {"believable": self.is_believable, "open": self.is_open}
         return {name: getattr(self, name) for name in names} | said
@@ -123,7 +123,7 @@ class Judged:
 
     @property
     def best(self) -> Verdict:
-        """The verdict on all inputs; the best verdict on a class if only classes are believable."""
+        """The verdict on all inputs, or on the best class if only classes are believable."""
         whole, *classes = self.verdicts
         held = [one for one in classes if one.is_believable]
         if whole.is_believable or not held:
@@ -136,7 +136,7 @@ class Judged:
         return self.verdicts[0].effect
 
     def lead(self, other: "Judged | None" = None, label: str | None = None) -> tuple[float, float]:
-        """Return the 95 % interval of the effect, or of its lead over another attribution's effect.
+        """Return the 95 % interval of the effect, or of its lead over another attribution's.
 
         By the t-distribution over inputs, or over inputs of a class; two attributions are compared
         input by input. Infinite with fewer than two inputs.
@@ -149,14 +149,14 @@ class Judged:
         return float(each.mean()) - width, float(each.mean()) + width
 
     def _effects(self, mine: Bool[Tensor, "row"]) -> Float[Tensor, "_row"]:
-        """Return the effect on each of some inputs, as a share of what places are worth there."""
+        """Return the effect on some inputs, as a fraction of the mean effect of positions."""
         gain, worth = (_numbers(self.inputs[k])[mine] for k in ("gain", "worth"))
         size = float(worth.abs().mean())
         return gain / size if size > 0 else 0 * gain
 
     @property
     def is_believable(self) -> bool:
-        """True if the attribution can be believed on all inputs, or on the inputs of a class."""
+        """True if the attribution can be believed on all inputs, or on all inputs of some class."""
         return self.best.is_believable
 
 
@@ -165,7 +165,7 @@ def _numbers(values: Any) -> Float[Tensor, "row"]:
 
 
 def _chance(gain: Float[Tensor, "row"], orders: Float[Tensor, "order"]) -> float:
-    """Return the one-sided p-value of the mean gain, against no gain over random orders.
+    """Return the one-sided p-value of the mean gain over random orders.
 
     The mean gain is compared with the spread of gains over inputs; for fewer than ``FEWEST``
     inputs, with the spread over random orders.

@@ -1,4 +1,4 @@
-"""Judged attributions on disk, from which a stopped explanation goes on."""
+"""Tested attributions on disk, from which a stopped explanation continues."""
 
 import json
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class AttributionState(State):
 
 @dataclass(frozen=True)
 class KeptExplanations:
-    """The attributions of one explanation that are already judged.
+    """The attributions of one explanation that are already tested.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class KeptExplanations:
         site: str,
         n_random: int,
     ) -> "KeptExplanations":
-        """Return the kept attributions of an explanation of these inputs."""
+        """Return the stored attributions of an explanation of these inputs."""
         if directory is None:
             return cls(None)
         keys = [key.hex() for key in batch.keys]
@@ -64,7 +64,7 @@ class KeptExplanations:
         return cls(directory, digest(json.dumps(asked)))
 
     def judged(self, method: Attributor, judge: Callable[[], Judged]) -> Judged:
-        """Return the kept attribution of a method, else judge the method and keep the result."""
+        """Return the stored attribution of a method; else test the method and store the result."""
         if self.directory is None:
             return judge()
         path = self.directory / f"{digest([self.asked, digest(method)])[:16]}.sonde"
@@ -80,7 +80,7 @@ class KeptExplanations:
 
 
 def remove_kept(directory: Path | None) -> None:
-    """Remove the kept attributions, and the directory if it is then empty."""
+    """Remove the stored attributions, and the directory if it is then empty."""
     if directory is None or not directory.exists():
         return
     for path in directory.glob("*.sonde"):

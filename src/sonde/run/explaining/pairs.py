@@ -1,4 +1,4 @@
-"""Pairs of texts that differ in what decides the answer, as a language model reads them."""
+"""Pairs of texts that differ in the part that decides the answer, tokenized for a model."""
 
 import inspect
 import json
@@ -19,7 +19,7 @@ from sonde.explain._runs import Goal
 
 @dataclass(frozen=True)
 class TextPair:
-    """Two texts of equally many tokens, the answer to the first, and an answer to compare."""
+    """Two texts of equal token count, the answer to the first, and an answer to compare."""
 
     clean: str
     corrupt: str
@@ -29,7 +29,7 @@ class TextPair:
 
 @dataclass(frozen=True, eq=False)
 class EncodedPair:
-    """Model inputs of both texts, the number that separates the runs, and tokens as text."""
+    """Model inputs of both texts, the objective that separates the runs, and tokens as text."""
 
     clean: dict[str, Any]
     corrupt: dict[str, Any]
@@ -75,7 +75,7 @@ def read_pairs(path: Path) -> list[TextPair]:
 
 
 def encoded(model: Model, pair: TextPair) -> EncodedPair:
-    """Return a pair as the model reads it.
+    """Return a pair as model inputs.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def _check(clean: list[int], corrupt: list[int], tokenizer: Any) -> None:
 
 
 def _answer(ids: Any, text: str, read: list[int], tokenizer: Any, answer: str) -> list[int]:
-    """Return the tokens that an answer adds to a text, or its own if the text's tokens change."""
+    """Return the answer's tokens after a text, or by themselves if the text's tokens change."""
     whole = ids(text + answer)
     if whole[: len(read)] == read and len(whole) > len(read):
         return whole[len(read) :]
@@ -143,7 +143,7 @@ def _answer(ids: Any, text: str, read: list[int], tokenizer: Any, answer: str) -
 
 
 def _goal(model: Model, answers: list[list[int]]) -> tuple[Goal, list[list[int]]]:
-    """Return the number that separates the runs, and each example's tokens after the text."""
+    """Return the objective that separates the runs, and the answer tokens after each text."""
     if all(len(answer) == 1 for answer in answers):
         target = answers[0][0]
         other = answers[1][0] if len(answers) > 1 else None
@@ -158,7 +158,7 @@ def _goal(model: Model, answers: list[list[int]]) -> tuple[Goal, list[list[int]]
 def _inputs(
     model: Model, text: list[int], answers: list[list[int]], device: torch.device
 ) -> dict[str, Any]:
-    """Return the text with each answer behind it, padded at the right."""
+    """Return the text followed by each answer, padded at the right."""
     rows = [[*text, *answer] for answer in answers]
     longest = max(map(len, rows))
     ids = torch.zeros(len(rows), longest, dtype=torch.int64)

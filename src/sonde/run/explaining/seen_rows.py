@@ -1,4 +1,4 @@
-"""Facts about the rows that an atlas names: number of the example, position, text, picture."""
+"""Describe the rows that an atlas names: example number, position, text, picture."""
 
 from collections.abc import Iterable
 from typing import Any, Final
@@ -25,7 +25,7 @@ def seen_rows(
     *,
     shown: bool = False,
 ) -> tuple[dict[tuple[int, int, int], dict[str, Any]], dict[str, str]]:
-    """Return what is known of rows, and the pictures that they come from.
+    """Return the known facts about rows, and the pictures that contain them.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Patches, their estimates and the circuit of pairs of texts, as one document."""
+"""Patches, their estimates and the circuit of text pairs, as one document."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Traced:
 
     @property
     def gap(self) -> float:
-        """Root mean square of estimates minus patches, as a share of the difference of the runs."""
+        """Root mean square of estimates minus patches, as a fraction of the runs' difference."""
         return float((self.estimated.value - self.patched.value).square().mean().sqrt())
 
 
@@ -48,7 +48,7 @@ def trace(
     *,
     progress: bool = True,
 ) -> list[Traced]:
-    """Return for each pair which states carry the difference between its two runs.
+    """Return for each pair the states that cause the difference between its two runs.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""``sonde.trace_texts``: which states make the answers to two texts differ."""
+"""``sonde.trace_texts``: find the states that make the answers to two texts differ."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from sonde.run.reading.for_gradients import load_for_gradients
 
 @dataclass(frozen=True, eq=False)
 class TextTrace:
-    """States that carry the difference between the runs of two texts.
+    """States that cause the difference between the runs of two texts.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Join fitted bundles of different data: merge their states, and join their headers."""
+"""Join fitted bundles of different data: merge their states and their headers."""
 
 import warnings
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ class Bundle:
 
 
 def joined(a: Bundle, b: Bundle) -> tuple[States, dict[str, Any]]:
-    """Return states and header as if one fit had seen the rows of both; see ``Fitted.merge``."""
+    """Return states and header as if one fit had read the rows of both; see ``Fitted.merge``."""
     _require_alike(a, b)
     units = _merge_units(a.header["units"], b.header["units"])
     data, draws = joined_counts(a.header, b.header, a.split if a.split == b.split else None)
@@ -77,7 +77,7 @@ def joined(a: Bundle, b: Bundle) -> tuple[States, dict[str, Any]]:
 
 
 def _one_model(mine: dict[str, Any], its: dict[str, Any]) -> dict[str, Any]:
-    """Join what two headers know of the model; the hash of the code is None if the two differ."""
+    """Join what two headers say about the model; the hash of the code is None if the two differ."""
     found = its | {k: v for k, v in mine.items() if v is not None}
     return found if same_code(mine.get(CODE), its.get(CODE)) else found | {CODE: None}
 
@@ -126,7 +126,7 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
 
 
 def joined_split(a: Split | None, b: Split | None) -> Split | None:
-    """Return the split of two bundles together; a cut that few groups moved is that of one alone.
+    """Return the joined split of two bundles, without its cut if the two cuts differ.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def _require_alike_parts(a: Bundle, b: Bundle) -> None:
 
 
 def _require_other_rows(a: Bundle, b: Bundle, n_groups: int) -> None:
-    """Raise if most examples of a bundle are also in the other bundle; warn if a few are.
+    """Raise if most examples of a bundle also occur in the other bundle; warn if a few do.
 
     Without groups, all examples are compared by their draws; with groups, the sampled rows are.
     """
@@ -188,11 +188,11 @@ class RowOverlap:
 
     @property
     def is_most(self) -> bool:
-        """True if the common rows are most rows of the smaller sample."""
+        """True if the shared rows are most rows of the smaller sample."""
         return self.n > MOST_SHARED * self.of
 
     def judge(self, owner: str, remedy: str) -> None:
-        """Raise if most rows of one bundle appear in the other; warn if some do.
+        """Raise if most rows of one bundle occur in the other; warn if some do.
 
         Raises
         ------
@@ -210,7 +210,7 @@ class RowOverlap:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A hash sample: the draw of each row, the draw it is sorted by, whether rows were dropped."""
+    """Rows of a hash sample, with their sampling and sort keys, and whether rows were dropped."""
 
     draw: Int[Tensor, "sample"]
     order: Int[Tensor, "sample"]
@@ -224,7 +224,7 @@ class Drawn:
 
 
 def shared_rows(*samples: Drawn, what: str) -> RowOverlap | None:
-    """Return how many rows two samples have in common, or None if they share no row.
+    """Return the number of rows that two samples share, or None if they share none.
 
     Only rows up to the end of the sample that ends first are compared: up to there both samples
     are complete, so the share of common rows is that of all the data.
@@ -249,18 +249,18 @@ def _samples(
 
 
 def _first(names: tuple[str, ...]) -> str:
-    """Return the first classes as text."""
+    """Return the first few classes as text."""
     shown = ", ".join(f"{i} = {name}" for i, name in enumerate(names[:3]))
     return f"({shown}{', ...' if len(names) > 3 else ''})"
 
 
 def _wanted(bundle: Bundle) -> set[str]:
-    """Return each method with its parameters and sites, as text."""
+    """Return each requested method with its parameters and sites, as text."""
     return {f"{inner_of(t.instrument)!r} at {' & '.join(t.keys)}" for t in bundle.tasks}
 
 
 def _merge_units(a: Units, b: Units) -> Units:
-    """Return the units that either bundle has seen, for each plan.
+    """Return the union of the units that the bundles have seen, for each plan.
 
     Raises
     ------

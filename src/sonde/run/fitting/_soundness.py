@@ -1,4 +1,4 @@
-"""Check that loaded states are possible: an undamaged file may still hold impossible values.
+"""Check that loaded states are possible: an intact file may still hold impossible values.
 
 A field name means the same in every state, so the rules go by field name. The rules are applied
 when a bundle is loaded, never while rows are observed.
@@ -22,7 +22,7 @@ ROUNDING = 1e-5
 
 
 def check_states(states: dict[str, State | None], path: object) -> None:
-    """Raise if a state cannot come from any rows.
+    """Raise if no rows could have given a state.
 
     Raises
     ------

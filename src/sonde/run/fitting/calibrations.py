@@ -20,7 +20,7 @@ def are_calibrations(a: Fitted, b: Fitted) -> bool:
 
 
 def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
-    """Return the fitted bundle with the held-out scores of both of its calibrations.
+    """Return the fitted bundle with the held-out scores of both calibrations.
 
     Raises
     ------

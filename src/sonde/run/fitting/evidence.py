@@ -1,4 +1,4 @@
-"""States that a comparison can read from a bundle: stored, or derived from stored states."""
+"""States that a comparison can read from a bundle: stored, or computed from stored states."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,7 +33,7 @@ WORDS: dict[Part, str] = {"fit": "rows not held out", "held": "rows held out"}
 
 @dataclass(frozen=True)
 class StateEvidence:
-    """A state and the rows that it is about: all of them, a part, or a sample."""
+    """A state and the rows that it summarizes: all rows, a part, or a sample."""
 
     state: State
     basis: str = "all rows"
@@ -78,7 +78,7 @@ def _finite(held: State) -> State:
 
 
 def sample(bundle: Fitted, key: str, m: int = HashSample().m) -> StateEvidence | None:
-    """Return the largest sample of rows at a site, or of a single row per group, to find pairs.
+    """Return the largest sample of rows, or of one row per group, at a site, to find pairs.
 
     The sample is cut to the ``m`` rows of smallest draw.
     """
@@ -87,7 +87,7 @@ def sample(bundle: Fitted, key: str, m: int = HashSample().m) -> StateEvidence |
 
 
 def _sampled(bundle: Fitted, wanted: HashSample, key: str) -> StateEvidence | None:
-    """Return the wanted sample, or a sample of a single row per group if that is all there is."""
+    """Return the requested sample, or a sample of one row per group if only that is stored."""
     if wanted.column != "x":
         return None
     found = _largest(bundle, key, wanted)
@@ -105,7 +105,7 @@ def _state_of(sample: StateEvidence) -> HashSampleState:
 
 
 def _largest(bundle: Fitted, key: str, wanted: HashSample) -> StateEvidence | None:
-    """Return the largest stored sample that can be cut to the wanted sample."""
+    """Return the largest stored sample that contains the requested sample."""
     kinds = {
         request.statistic: None
         for request in bundle.requests.values()
@@ -118,7 +118,7 @@ def _largest(bundle: Fitted, key: str, wanted: HashSample) -> StateEvidence | No
 
 
 def _cut(bundle: Fitted, kind: HashSample, key: str, wanted: HashSample) -> StateEvidence | None:
-    """Return a stored sample cut to the wanted sample, or None if the cut would be biased."""
+    """Return the requested sample cut from a stored one, or None if the cut would be biased."""
     found = stored(bundle, kind, key)
     if found is None or not isinstance(found.state, HashSampleState):
         return None
@@ -140,7 +140,7 @@ def _is_alike(bundle: Fitted, state: HashSampleState, kind: HashSample, part: Pa
 
 
 def groups_of(bundle: Fitted, rows: int, part: Part = "all") -> int:
-    """Return how many groups the rows of a part come from; 0 if each row stands for itself."""
+    """Return the number of groups that a part's rows come from; 0 if each row is independent."""
     n_examples, n_groups = counts_in(bundle.header, part)
     if bundle.header["data"].get("grouped"):
         return n_groups
@@ -160,7 +160,7 @@ def _from_classes(bundle: Fitted, key: str) -> StateEvidence | None:
 
 
 def _from_sample(bundle: Fitted, statistic: Statistic[Any], key: str) -> StateEvidence | None:
-    """Return a statistic's state of the sampled rows, or None if it needs more than these rows."""
+    """Return a statistic's state of the sampled rows, or None if it needs more rows."""
     held = _largest(bundle, key, HashSample())
     if held is None or not {"x"} >= set(statistic.needs()):
         return None

@@ -1,4 +1,4 @@
-"""``sonde.fit``: all instruments at all sites in one pass, and a second pass if needed."""
+"""``sonde.fit``: fit all instruments at all sites in one pass, or two if an instrument needs it."""
 
 import sys
 from collections.abc import Iterable
@@ -120,7 +120,7 @@ def fit(
 
 @dataclass(frozen=True)
 class _Settings:
-    """How passes are driven."""
+    """Settings of how passes run."""
 
     crew: Crew
     threads: int
@@ -135,7 +135,7 @@ def _all_passes(
     unit_size: int,
     place: Path | None,
 ) -> tuple[States, list[dict[str, Any]], dict[str, int], ErrorSample | None]:
-    """Return states and units of all passes, counters of the first, and the last error sample.
+    """Return states and units of all passes, counters of the first pass, and the last error sample.
 
     The error sample is that of the last pass, which may need columns that no earlier pass needs.
     """

@@ -160,7 +160,7 @@ class Fitted:
         return self._results[i]
 
     def _with_lengths(self, result: Result, name: Key) -> Result:
-        """Return a scorer with the lengths of the examples that calibrated it later."""
+        """Return a scorer with the lengths of the examples that calibrated it."""
         found = [
             Lengths(*rest)
             for seen in self.header.get("calibrations", ())
@@ -173,7 +173,7 @@ class Fitted:
 
     @property
     def _copies(self) -> tuple[int, int]:
-        """Number of examples that have the id of an earlier one, and of all; 0 if in groups."""
+        """Number of examples whose id is a repeat, and of all examples; 0 if they are in groups."""
         data = self.header["data"]
         n, n_groups = int(data["n_examples"]), int(data["n_groups"])
         return 0 if data.get("grouped") else n - n_groups, n
@@ -185,7 +185,7 @@ class Fitted:
 
     @property
     def scorers(self) -> dict[Key, Scorer]:
-        """The scorers by (method, site), calibrated if the plan held rows out."""
+        """The scorers by (method, site), calibrated if the fit held rows out."""
         return {
             name: self._result(i)  # type: ignore[misc]
             for i, name in enumerate(self.names)
@@ -279,7 +279,7 @@ class Fitted:
         return replace(self, states=states, header=header, split=split)
 
     def declassified(self, *labels: str) -> "Fitted":
-        """Return the bundle without some of its access labels, for readers who lack them.
+        """Return the bundle without some access labels, for readers without those permissions.
 
         Raises
         ------
@@ -327,7 +327,7 @@ _SITE_FIELDS = {"text": str, "dim": int, "reducer": str}
 
 
 def _check_header(header: dict[str, Any], path: Path) -> None:
-    """Raise if the fields of a header differ from those that ``save`` writes."""
+    """Raise if a header's fields differ from the fields that ``save`` writes."""
     wrong = [name for name, kind in _FIELDS.items() if not isinstance(header.get(name), kind)]
     wrong += [
         f"sites[{i}]"

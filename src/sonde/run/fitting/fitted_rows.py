@@ -1,4 +1,4 @@
-"""The table of fitted results: a row for each method and site, in values that JSON can hold."""
+"""Table of fitted results as JSON values: a row for each method and site."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ ALPHA: Final = 0.05
 
 
 def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any]]:
-    """Return a line for each result as JSON values.
+    """Return an entry of JSON values for each result.
 
     ``value`` and ``se`` belong to a measure with a single number (``n_values`` counts the numbers).
     ``most`` is the largest possible value of a measure with a unit. ``n_held`` and ``threshold``
@@ -44,7 +44,7 @@ def fitted_rows(results: Mapping[tuple[str, str], Result]) -> list[dict[str, Any
 
 
 def _places(result: Result) -> list[dict[str, Any]]:
-    """Return what the table of a measure says beside its numbers, e.g. unit and position."""
+    """Return the columns of a measure's table other than its numbers, e.g. unit and position."""
     if isinstance(result, Scorer) or (isinstance(result.value, Tensor) and result.value.ndim):
         return []
     found = result.table()

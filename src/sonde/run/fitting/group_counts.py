@@ -22,7 +22,7 @@ LAST = np.uint64(2**64 - 1)
 
 
 def counts_of(stream: Stream, split: Split | None) -> dict[str, Any]:
-    """Return what the header of a bundle says of the examples and groups of its data."""
+    """Return the counts of examples and groups for the header of a bundle."""
     members = Counter(stream.group_keys)
     found: dict[str, Any] = {"n_examples": len(stream), "n_groups": len(members)}
     live = innermost(stream)
@@ -37,17 +37,17 @@ def counts_of(stream: Stream, split: Split | None) -> dict[str, Any]:
 
 
 def kept_draws(keys: Sequence[bytes], seed: int) -> np.ndarray:
-    """Return the smallest ``split`` draws of some groups in ascending order, as a header keeps."""
+    """Return the smallest ``split`` sampling keys of some groups, ascending, for a header."""
     return smallest_draws(_draws_of(Counter(keys), seed).numpy().view(np.uint64))
 
 
 def smallest_draws(found: np.ndarray) -> np.ndarray:
-    """Return the smallest of some draws in ascending order, as many as a header keeps."""
+    """Return the smallest of some sampling keys in ascending order, as many as a header stores."""
     return np.sort(found)[:KEPT_DRAWS]
 
 
 def group_draws(stream: Stream) -> str:
-    """Return the smallest ``split`` draws of the groups (else examples), as hexadecimal text.
+    """Return the smallest ``split`` sampling keys of the groups (else examples), as hexadecimal.
 
     The draws tell how many groups two bundles share: exactly if both bundles keep all their draws,
     else as an estimate from the draws that lie below the last kept draw of both.
@@ -83,7 +83,7 @@ def damaged_counts(header: Header) -> list[str]:
 
 
 def joined_counts(a: Header, b: Header, split: Split | None) -> tuple[Header, Header]:
-    """Return the counts of two headers together, and the draws of their groups.
+    """Return the joined counts of two headers, and the sampling keys of their groups.
 
     A group that both have counts once if both headers keep draws.
     """
@@ -110,7 +110,7 @@ def _sums(a: dict[str, Any], b: dict[str, Any]) -> dict[str, int]:
 
 
 def _missing_in_both(a: Header | None, b: Header | None) -> Header | None:
-    """Return the counts of missing values of two bundles together, or None if one lacks them."""
+    """Return the joined counts of missing values of two bundles, or None if a bundle has none."""
     if a is None or b is None:
         return None
     names = sorted({*a["columns"], *b["columns"]})
@@ -135,7 +135,7 @@ def split_draws(stream: Stream) -> torch.Tensor:
 
 
 def groups_between(a: Header, b: Header, cuts: tuple[Split, Split]) -> int:
-    """Return the number of groups of both headers that one split holds out and the other fits.
+    """Return how many groups of both headers are held out in one and fitted in the other.
 
     Only the groups whose draws the headers keep are compared.
     """
@@ -162,7 +162,7 @@ def _draws_as_hex(found: np.ndarray) -> str:
 
 
 def _draws_in(header: Header) -> np.ndarray | None:
-    """Return the kept draws of a bundle's groups in ascending order, or None if it kept none."""
+    """Return a bundle's stored group sampling keys in ascending order, or None without any."""
     text = header.get("group_draws")
     if text is None:
         return None

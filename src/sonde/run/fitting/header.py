@@ -1,4 +1,4 @@
-"""Header of a bundle: its model, reading, sites and data, and the check of a stream by them."""
+"""Header of a bundle: its model, reading, sites and data, and a check of streams against them."""
 
 import warnings
 from typing import Any
@@ -23,7 +23,7 @@ def unit_entry(plan: Plan, stream: Stream) -> dict[str, Any]:
 
 
 def data_fingerprint(stream: Stream) -> str:
-    """Return the hash of the part of a stream's identity that says which rows it reads."""
+    """Return a hash of the fields in a stream's identity that define its rows."""
     return data_hash(stream.identity())
 
 
@@ -33,7 +33,7 @@ def make_header(
     counters: dict[str, int],
     split: Split | None = None,
 ) -> dict[str, Any]:
-    """Return what a bundle says about its model, sites and data."""
+    """Return the description of model, sites and data for a bundle's header."""
     identity = stream.identity()
     return {
         "group_draws": group_draws(stream),

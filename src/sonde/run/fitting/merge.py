@@ -9,7 +9,7 @@ from sonde.run.fitting.fitted import Fitted, as_fitted
 
 
 def merge(*bundles: Fitted | str | Path) -> Fitted:
-    """Return the bundle that one pass over all the data would have given, to rounding.
+    """Return the bundle that one pass over all the data would give, up to rounding.
 
     Parameters
     ----------

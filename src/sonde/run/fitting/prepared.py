@@ -1,4 +1,4 @@
-"""All that a fit settles before it reads its first row."""
+"""Preparation of a fit before it reads its first row."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ USUAL_RATE = 0.1
 
 @dataclass(frozen=True)
 class Prepared:
-    """A stream that serves all instruments, their tasks at its sites, and the rows held out."""
+    """A stream that serves all instruments, with their tasks at its sites and the held-out rows."""
 
     stream: Stream
     tasks: tuple[Task, ...]
@@ -34,7 +34,7 @@ class Prepared:
 
     @property
     def notes(self) -> list[str]:
-        """Return notes on the false-alarm rate that few held-out groups can guarantee."""
+        """Return notes on the false-alarm rate that the few held-out groups can guarantee."""
         least = needed_scores(USUAL_RATE, "marginal", 0.0)
         if self.split is None or self.n_held >= least:
             return []
@@ -58,7 +58,7 @@ def prepare(
     calibrate: float | int,
     reduction: str,
 ) -> Prepared:
-    """Decide what is fitted at which sites; hold out groups if a detector is among the instruments.
+    """Assign methods to sites, and hold out groups if a detector is among the instruments.
 
     Raises
     ------

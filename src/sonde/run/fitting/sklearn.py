@@ -79,13 +79,13 @@ class OutlierDetector(OutlierMixin, BaseEstimator):
         self.seed = seed
 
     def __sklearn_tags__(self) -> Any:
-        """Say that NaN is scored, not refused."""
+        """Declare that NaN is accepted."""
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
 
     def fit(self, X: Any, y: Any = None) -> "OutlierDetector":
-        """Fit on usual rows; ``y`` holds their classes, of any type, where there are some.
+        """Fit on in-distribution rows; ``y`` holds their classes, of any type, or is missing.
 
         Raises
         ------
@@ -112,14 +112,14 @@ class OutlierDetector(OutlierMixin, BaseEstimator):
         return self
 
     def score_samples(self, X: Any) -> Float[np.ndarray, "row"]:
-        """Return minus the detector's score of each row: lower is more unusual."""
+        """Return minus the detector's score of each row: lower is more outlying."""
         check_is_fitted(self)
         rows = torch.from_numpy(self._rows(X, reset=False))
         with torch.no_grad():
             return -self.scorer_.score(rows).double().cpu().numpy()
 
     def decision_function(self, X: Any) -> Float[np.ndarray, "row"]:
-        """Return ``score_samples`` less ``offset_``: below zero is unusual at level ``alpha``."""
+        """Return ``score_samples`` less ``offset_``: below zero is outlying at level ``alpha``."""
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> Int[np.ndarray, "row"]:
@@ -171,7 +171,7 @@ class OutlierDetector(OutlierMixin, BaseEstimator):
 
 
 def _classes(y: Any, n: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the distinct labels, and for each row the number of its label."""
+    """Return the distinct labels, and the index of each row's label."""
     if y is None:
         return np.empty(0), None
     labels = column_or_1d(y)

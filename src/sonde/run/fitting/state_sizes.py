@@ -1,4 +1,4 @@
-"""How many bytes each state of a bundle takes, and what reads it."""
+"""Sizes in bytes of a bundle's states, and the methods that read them."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Header of a file of served traffic: its time spans, and how each span ended."""
+"""Header of a file of served traffic: its time spans, and the reason for each span's end."""
 
 from typing import Any, Final
 

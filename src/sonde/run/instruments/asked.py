@@ -1,4 +1,4 @@
-"""Options of ``sonde.read`` that methods ask for, to get the rows and columns that they need."""
+"""Options of ``sonde.read`` that methods require to get their rows and columns."""
 
 import warnings
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ PATCHES = frozenset(("patches", "patches3"))
 
 
 def asked(instruments: Sequence[Instrument]) -> dict[str, Any]:
-    """Return the options that some methods ask for together.
+    """Return the combined reading options that some methods require.
 
     If some methods ask for the input of the final linear layer, the other methods keep the default
     sites. A row for each position is only a wish: it counts if all methods that read rows have this
@@ -60,7 +60,7 @@ def asked(instruments: Sequence[Instrument]) -> dict[str, Any]:
 
 
 def ready(instruments: Sequence[Instrument], stream: Stream) -> Stream:
-    """Return the stream with the columns that methods ask for.
+    """Return the stream with the columns that the methods require.
 
     Raises
     ------
@@ -75,14 +75,14 @@ def ready(instruments: Sequence[Instrument], stream: Stream) -> Stream:
 
 
 def asking_logits(stream: Stream) -> Stream:
-    """Return the stream with logits; a live model's output may be taken for logits by its form."""
+    """Return the stream with logits; a live model's output of fitting shape may count as logits."""
     if not isinstance(stream, LiveStream) or (stream.with_logits and stream.logits_key is not None):
         return stream
     return replace(stream, with_logits=True, logits_asked=True)
 
 
 def need(instruments: Iterable[Instrument], column: str) -> bool:
-    """Return whether a method is fitted on a column, or scores by it."""
+    """Return whether a method is fitted on a column or needs it for scoring."""
     chosen = list(instruments)
     reads = [read for i in chosen for read in i.all_reads().values()]
     scored = [name for i in chosen if isinstance(i, Detector) for name in score_needs(i)]
@@ -90,17 +90,17 @@ def need(instruments: Iterable[Instrument], column: str) -> bool:
 
 
 def wants_positions(instrument: Instrument) -> bool:
-    """Return whether a method looks for a trait that a single token or patch may have."""
+    """Return whether a method looks for a property that a single token or patch may have."""
     return instrument.reading().get("reducer") == POSITIONS
 
 
 def at_head(instrument: Instrument) -> bool:
-    """Return whether a method asks for the input of the model's final linear layer."""
+    """Return whether a method requires the input of the model's final linear layer."""
     return instrument.reading().get("sites") == HEAD_INPUT
 
 
 def head_sites(instruments: Iterable[Instrument], stream: Stream) -> frozenset[str] | None:
-    """Return the sites from whose rows the final linear layer makes the logits, or None.
+    """Return the sites whose rows the final linear layer turns into the logits, or None.
 
     Other sites may have the layer's width too, so the layer is tried on the first rows. None if no
     method asks for these sites, or if they cannot be tried: for plain arrays, and for streams
@@ -117,7 +117,7 @@ def head_sites(instruments: Iterable[Instrument], stream: Stream) -> frozenset[s
 
 
 def _enters_head(site: SiteSchema, batch: Batch, weight: Tensor, bias: Tensor | None) -> bool:
-    """Return whether a row of every example gives its logits, or a linear layer takes the rows."""
+    """Return whether a row of each example gives its logits, or the site feeds a linear layer."""
     if site.dim != weight.shape[1]:
         return False
     if site.site.port == "in" and site.module == "Linear":
@@ -164,7 +164,7 @@ def check_reading(instruments: Iterable[Instrument], stream: Stream) -> None:
 
 
 def check_grids(tasks: Iterable[Task], stream: Stream) -> None:
-    """Raise if joined patches have different grids, where equal indices mean other positions.
+    """Raise if joined images differ in patch grid, since equal indices are then other positions.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The catalogue: methods by their words; a word imports the file of its method alone.
+"""The catalogue of methods by word; looking up a word imports the file of that method alone.
 
 Where a method's class is defined is read from the text of the families' ``__init__.pyi``, which
 lists every export. Other distributions announce methods by the entry points ``sonde.methods``.
@@ -72,7 +72,7 @@ def homes() -> dict[str, Home]:
 
 
 def method_of(word: str) -> Method | None:
-    """Return the method that a word names, ours or a plug-in's; None if no method has the word."""
+    """Return the method with this word, from sonde or a plug-in, or None."""
     home = homes().get(word)
     found = None if home is None else home.load()
     if home is not None and found is not None and _is_instrument(found):
@@ -107,13 +107,13 @@ def word_of_name(name: str) -> str:
 
 
 def distribution_of(cls: type[Instrument]) -> str | None:
-    """Return the distribution that announces a method; None if it is sonde or unknown."""
+    """Return the distribution that provides a method; None if it is sonde or unknown."""
     return next((m.distribution for m in _announced().values() if m.cls is cls), None)
 
 
 @cache
 def methods() -> dict[str, Method]:
-    """Import every method and return them by word, sorted: ours, and those of other packages."""
+    """Import every method and return them sorted by word, including those of other packages."""
     ours = {
         word: Method(word, home.family, cls)
         for word, home in homes().items()
@@ -133,7 +133,7 @@ def _is_instrument(found: Any) -> TypeGuard[type[Instrument]]:
 
 @cache
 def _announced() -> dict[str, Method]:
-    """Return the methods of other distributions; leave out unusable methods with a warning."""
+    """Return the methods of other distributions; skip unusable methods with a warning."""
     found: dict[str, Method] = {}
     for point in entry_points(group=PLUG_INS):
         name = point.dist.name if point.dist is not None else point.value

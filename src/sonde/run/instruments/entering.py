@@ -1,4 +1,4 @@
-"""The entry of every exported method in the list of ``sonde methods``, made from its class."""
+"""Entry of every exported method in the list of ``sonde methods``, built from its class."""
 
 import importlib
 import inspect
@@ -41,7 +41,7 @@ KINDS: dict[str, type] = {
 
 
 def entry_of_method(method: Method) -> Listed:
-    """Return the entry of an instrument, also of one that another distribution announces."""
+    """Return the entry of an instrument, also of an instrument from another distribution."""
     found = _entry(method.family, method.cls.__name__, method.cls)
     assert found is not None  # instruments are a kind
     return replace(found, distribution=method.distribution)

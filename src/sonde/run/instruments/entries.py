@@ -25,7 +25,7 @@ MOST_NAMED = 3
 
 
 def inner_of(instrument: Instrument) -> Instrument:
-    """Return the instrument that was asked for, without its calibration."""
+    """Return the instrument inside a calibration, or the instrument itself."""
     return instrument.detector if isinstance(instrument, Calibrated) else instrument
 
 
@@ -37,7 +37,7 @@ def word_of(instrument: Instrument | type[Instrument]) -> str:
 
 
 def names_of(tasks: Sequence[Task]) -> list[Key]:
-    """Return the (method, site) under which each task's result is found.
+    """Return the (method, site) key of each task's result.
 
     The method is its word. If a class was asked for with different parameters at a site, the
     parameters that differ follow the word: ``knn(k=5)``.
@@ -55,7 +55,7 @@ def names_of(tasks: Sequence[Task]) -> list[Key]:
 
 
 def place_of(method: str, site: str) -> str:
-    """Return the site of a method as shown to people: parts that its sites share stand once.
+    """Return a method's site for display, with the shared parts of its sites printed once.
 
     If the method reads no rows of the site, the answer is ``logits``.
 
@@ -76,7 +76,7 @@ def place_of(method: str, site: str) -> str:
 
 
 def _shared_once(keys: Sequence[str]) -> str:
-    """Return several sites as one text, with the shared parts of their paths outside braces."""
+    """Return several sites as one text, with the parts that differ in braces."""
     parts = [re.split(r"(?<=[.:@|])|(?=[.:@|])", key) for key in keys]
     head = _shared(parts)
     tail = _shared([part[head:][::-1] for part in parts])
@@ -90,13 +90,13 @@ def _shared_once(keys: Sequence[str]) -> str:
 
 
 def _shared(parts: Sequence[Sequence[str]]) -> int:
-    """Return the length of the common beginning of all sequences."""
+    """Return the length of the longest common prefix of all sequences."""
     alike = (len(set(column)) == 1 for column in zip(*parts, strict=False))
     return sum(1 for _ in takewhile(bool, alike))
 
 
 def _varying(tasks: Sequence[Task]) -> list[str]:
-    """Return the parameters in which instruments of one class differ."""
+    """Return the parameters that differ between instruments of one class."""
     instruments = [inner_of(t.instrument) for t in tasks]
     names = [f.name for f in fields(instruments[0])]  # type: ignore[arg-type]
     return [n for n in names if len({repr(getattr(i, n)) for i in instruments}) > 1]
@@ -108,7 +108,7 @@ def _parameters(task: Task, names: Iterable[str]) -> str:
 
 
 def entry_of(task: Task) -> dict[str, Any]:
-    """Return what the header of a bundle says of a task."""
+    """Return the header entry of a task."""
     inner = inner_of(task.instrument)
     calibrated = task.instrument if isinstance(task.instrument, Calibrated) else None
     distribution = distribution_of(type(inner))
@@ -132,7 +132,7 @@ def spec_of(tasks: Iterable[Task]) -> str:
 def tasks_of(
     header: dict[str, Any], further: tuple[type[Instrument], ...], path: Path
 ) -> tuple[list[Task], Split | None, ErrorSample | None]:
-    """Return the tasks, the split and the error sample that a header names.
+    """Return the tasks, the split and the error sample in a header.
 
     Raises
     ------
@@ -175,7 +175,7 @@ def _task_of(entry: dict[str, Any], further: tuple[type[Instrument], ...]) -> Ta
 
 
 def _class_of(entry: dict[str, Any], further: tuple[type[Instrument], ...]) -> type[Instrument]:
-    """Return the class that an entry names by its word."""
+    """Return the class of the word in an entry."""
     try:
         return find(entry["instrument"], further)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""The families of methods, and the listed facts of a method; no method is imported here.
+"""Families of methods, and the listed facts of a method; no method is imported here.
 
 A new family of methods needs its word in ``FAMILIES``, and nothing else.
 """
@@ -61,7 +61,7 @@ class Listed:
 
     @property
     def is_fitted(self) -> bool:
-        """True if ``sonde fit`` knows it."""
+        """True if ``sonde fit`` accepts it."""
         return self.kind in FITTED
 
     def json(self) -> dict[str, Any]:
@@ -83,5 +83,5 @@ def snake_case(name: str) -> str:
 
 
 def described(docstring: str | None) -> str:
-    """Return what a docstring says before its examples."""
+    """Return the text of a docstring before its examples."""
     return cleandoc(docstring or "").partition("\n\nExamples\n")[0]

@@ -1,4 +1,4 @@
-"""What ``sonde methods`` prints, kept beside the bytecode so that no method is imported.
+"""List of ``sonde methods``, cached beside the bytecode so that no method is imported.
 
 An import of all methods, and of torch before them, takes seconds. As Python does with bytecode, the
 list is made from the classes once and kept in ``__pycache__`` until a file of sonde changes. If
@@ -38,7 +38,7 @@ def listed() -> tuple[Listed, ...]:
 
 
 def _stamp(root: Path) -> str:
-    """Return a hash of the size and the time of every source file of sonde."""
+    """Return a hash of the size and modification time of every source file of sonde."""
     seen = blake2b(digest_size=16)
     for folder, _, names in sorted(os.walk(root)):
         for name in sorted(name for name in names if name.endswith(".py")):

@@ -1,4 +1,4 @@
-"""The passes of an instrument: which one follows once the states of a pass are known."""
+"""The passes of an instrument: the next pass follows from the states of the last one."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ from sonde.engine.requests import States, Task
 
 
 def has_stages(task: Task) -> bool:
-    """Return whether a task's instrument may ask for another pass."""
+    """Return whether a task's instrument may need another pass."""
     return type(task.instrument).then is not Instrument.then
 
 
@@ -32,7 +32,7 @@ def next_tasks(tasks: Iterable[Task], states: States, split: Split | None) -> li
 
 
 def last_task(task: Task, states: States, split: Split | None) -> Task:
-    """Return the task of the last pass, whose result is the answer."""
+    """Return the task of the last pass, which computes the result."""
     while (after := next_task(task, states, split)) is not None:
         task = after
     return task

@@ -1,4 +1,4 @@
-"""Assign instruments to sites, and find the requests that follow."""
+"""Assign instruments to sites, and collect the requests that follow."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +32,7 @@ def assign(
     *,
     grouped: bool = False,
 ) -> list[Task]:
-    """Return each instrument at each site, each pair of neighbours, or all sites at once.
+    """Assign each instrument to each site, each pair of adjacent sites, or all sites at once.
 
     An instrument that reads the logits alone is the same at every site and stands once, at the last
     site. Detectors are calibrated if the plan holds rows out, on one score for each example if
@@ -106,7 +106,7 @@ def _check_reduction(detector: Detector, how: str | None) -> None:
 
 
 def _places(instrument: Instrument, keys: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Return the sites of each result: each site, each pair of neighbours, or all sites."""
+    """Return the sites of each result: each site, each pair of adjacent sites, or all sites."""
     if instrument.span == "one":
         return [(key,) for key in (keys if reads_rows(instrument) else keys[-1:])]
     if instrument.span == "pair":
@@ -121,7 +121,7 @@ def _has_one_width(
 
 
 def _has_reducer(instrument: Instrument, sites: Sequence[SiteSchema]) -> bool:
-    """Return whether sites are read by the reducer that the instrument asks for, if any.
+    """Return whether the sites are read with the reducer that the instrument requires, if any.
 
     Plain arrays pass: no module made them, so their reducer is unknown.
     """
@@ -152,7 +152,7 @@ def _skipped(
     fitting: list[tuple[str, ...]],
     widths: Mapping[str, int],
 ) -> str:
-    """Return what is not computed and why, in a sentence."""
+    """Return a sentence on the sites where an instrument cannot be fitted, and why."""
     name = type(instrument).__name__
     if not places:
         return f"{name}: expected at least two sites, got {list(widths)}."
@@ -165,14 +165,14 @@ def _skipped(
 
 @dataclass(frozen=True)
 class ErrorSample:
-    """The sampled columns from which the error bars of a set of tasks come."""
+    """Sampled columns from which the error bars of some tasks are computed."""
 
     columns: tuple[str, ...]
     groups: bool
     split: Split | None
 
     def request(self, key: str, column: str) -> list[Request]:
-        """Return the requests whose merged states hold a column at a site."""
+        """Return the request whose merged states hold a column at a site."""
         statistic = HashSample(SAMPLE, column=column, groups=self.groups)
         parts = ("all",) if self.split is None else ("fit", "held")
         return [Request(statistic, (key,), Every(), part) for part in parts]
@@ -213,7 +213,7 @@ class ErrorSample:
 
 
 def error_sample(tasks: Iterable[Task], stream: Stream, split: Split | None) -> ErrorSample | None:
-    """Return the sample of rows for error bars, or None if no task computes them by influence."""
+    """Return the sample of rows for error bars, or None if no task uses influence functions."""
     names: set[str] = set()
     for task in tasks:
         terms = terms_of(task, split)
@@ -230,7 +230,7 @@ def error_sample(tasks: Iterable[Task], stream: Stream, split: Split | None) -> 
 def requests_of(
     tasks: Sequence[Task], sample: ErrorSample | None, split: Split | None
 ) -> dict[str, Request]:
-    """Return every distinct request of the tasks and of their error bars."""
+    """Return every distinct request of the tasks and their error bars."""
     found = requests(tasks, split)
     if sample is not None:
         keys = sorted({k for t in tasks for k in t.keys})

@@ -1,4 +1,4 @@
-"""Methods by the words of the command line, ``knn(k=10)``, as instruments."""
+"""Parse methods written on the command line, such as ``knn(k=10)``, into instruments."""
 
 import ast
 import inspect
@@ -15,7 +15,7 @@ Asked = Instrument | Rewrite | str
 
 
 def instruments_of(given: Asked | Iterable[Asked]) -> list[Any]:
-    """Return instruments: words are parsed, and a rewrite gives the instruments that it reads.
+    """Return instruments: words are parsed, and a rewrite is replaced by the instruments it reads.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def instruments_of(given: Asked | Iterable[Asked]) -> list[Any]:
 
 
 def parse_methods(text: str, find: Callable[[str], type[Any]] = find) -> list[Any]:
-    """Return the objects that a text such as ``word(name=value),word`` names; ``find`` knows words.
+    """Return the objects written as ``word(name=value),word``; ``find`` looks up the words.
 
     Examples
     --------
@@ -61,7 +61,7 @@ def parse_methods(text: str, find: Callable[[str], type[Any]] = find) -> list[An
 
 
 def _with_underscores(text: str) -> str:
-    """Return the text with ``max-logit`` written ``max_logit``; values are left as they are."""
+    """Return the text with ``max-logit`` written ``max_logit``; values are unchanged."""
     word = r"(^|,)(\s*[a-z]\w*(?:-[a-z]\w*)+)(?=\s*(?:\(|,|$))"
     return re.sub(word, lambda found: found[0].replace("-", "_"), text)
 

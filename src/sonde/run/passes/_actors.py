@@ -1,4 +1,4 @@
-"""What runs inside a Ray actor, and how the errors of a worker reach the driver."""
+"""Code that runs inside a Ray actor, and how a worker's errors reach the driver."""
 
 import io
 import os
@@ -79,7 +79,7 @@ class WorkerFailure:
 
 
 def renumbered(devices: Sequence[torch.device]) -> dict[str, str]:
-    """Return the worker's name of each device of the driver; a worker sees only its own devices.
+    """Return each driver device's name in the worker, which sees only its own devices.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def renumbered(devices: Sequence[torch.device]) -> dict[str, str]:
 
 
 def unpacked(payload: memoryview, devices: Mapping[str, str]) -> Any:
-    """Unpickle bytes from the driver of this run; ``devices`` maps the devices of tensors.
+    """Unpickle bytes from this run's driver; ``devices`` maps the devices of tensors.
 
     The bytes are trusted as the driver is: they come with the run, never from a file of a user.
     """
@@ -98,7 +98,7 @@ def unpacked(payload: memoryview, devices: Mapping[str, str]) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Puts the storage of each tensor where ``devices`` says, else where it was."""
+    """Loads each tensor to the device that ``devices`` maps its device to."""
 
     def __init__(self, file: io.BytesIO, devices: Mapping[str, str]) -> None:
         super().__init__(file)

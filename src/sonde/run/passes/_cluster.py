@@ -1,4 +1,4 @@
-"""The connection to a Ray cluster, and whether it can run a plan."""
+"""Connect to a Ray cluster, and check whether it can run a plan."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ class ActorNeeds:
     gpus: int = 0
 
     def fit(self, resources: Mapping[str, float]) -> int:
-        """Return how many actors a machine, or a cluster, with these resources holds."""
+        """Return how many actors fit on a machine, or a cluster, with these resources."""
         n = int(resources.get("CPU", 0.0) + 1e-6) // self.cpus
         return min(n, int(resources.get("GPU", 0.0) + 1e-6) // self.gpus) if self.gpus else n
 
@@ -63,7 +63,7 @@ def import_ray() -> Any:
 
 @contextmanager
 def connected(crew: Crew, threads: int) -> Iterator[Any]:
-    """Give Ray with a cluster behind it; one that was started here ends with the block.
+    """Yield Ray connected to a cluster; a cluster started here stops at the end of the block.
 
     A cluster that this process is connected to already is used as it is.
 
@@ -91,7 +91,7 @@ def connected(crew: Crew, threads: int) -> Iterator[Any]:
 
 @contextmanager
 def _started(ray: Any, cpus: int) -> Iterator[None]:
-    """Start a small cluster on this machine, without dashboard or logs on the terminal."""
+    """Start a small cluster on this machine, without dashboard or terminal logs."""
     place = tempfile.mkdtemp(prefix="sonde-ray-")
     try:
         _init(
@@ -123,7 +123,7 @@ def _init(ray: Any, where: str, **options: Any) -> None:
 
 
 def _require_reachable(address: str) -> None:
-    """Refuse an address where no Ray answers: Ray itself would try for minutes.
+    """Raise if no Ray answers at an address, since Ray itself would retry for minutes.
 
     Raises
     ------
@@ -165,7 +165,7 @@ def _require_reachable(address: str) -> None:
 
 
 def n_actors(ray: Any, needs: ActorNeeds, asked: int) -> int:
-    """Return how many actors to start: ``asked``, or as many as there is room for if it is 0.
+    """Return the number of actors to start: ``asked``, or as many as fit if it is 0.
 
     Raises
     ------
@@ -213,7 +213,7 @@ def _shown(resources: Mapping[str, float]) -> str:
 
 
 def state_of(ray: Any) -> str:
-    """Return the machines of a cluster in a few words, for errors."""
+    """Return a short description of a cluster's machines, for errors."""
     texts = []
     for node in ray.nodes():
         state = "alive" if node.get("Alive") else "gone"

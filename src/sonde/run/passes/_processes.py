@@ -1,4 +1,4 @@
-"""Processes on this machine that work through a plan's ranges, each over its own connection.
+"""Work through a plan's ranges in processes on this machine, each over its own connection.
 
 Nothing is shared that a killed process could hold: no queue, no lock. A process that dies gives its
 ranges back, another takes its place, and when several died without an answer the run ends.
@@ -42,7 +42,7 @@ _log = logging.getLogger("sonde")
 def hand_out_to_processes(
     job: Job, spans: Sequence[Span], crew: Crew
 ) -> Generator[tuple[Span, Any]]:
-    """Yield each range with its answer; see ``hand_out``."""
+    """Yield each range with its result; see ``hand_out``."""
     _check_shared_memory(job)
     _allow_open_files()
     floor = _Floor(job, spans)
@@ -57,7 +57,7 @@ def hand_out_to_processes(
 
 @dataclass(eq=False)
 class _Hand:
-    """A process, its connection, the job until it is sent, and its ranges, the oldest first."""
+    """A process, its connection, the unsent job, and its ranges, oldest first."""
 
     process: BaseProcess
     line: Connection
@@ -66,18 +66,18 @@ class _Hand:
 
     @property
     def end(self) -> str:
-        """Cause of death of a process, and its last range."""
+        """Return the cause of a process's death, and its last range."""
         code = self.process.exitcode
         how = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
         return f"process {self.process.pid} on {socket.gethostname()}: {how}"
 
     def send(self, content: bytes) -> None:
-        """Send something to a process that waits for it; whether it is dead is seen later."""
+        """Send something to a waiting process; a dead process is detected later."""
         with suppress(OSError):
             self.line.send_bytes(content)
 
     def read(self) -> tuple[list[bytes], bool]:
-        """Return all that the process has sent, and whether it is dead."""
+        """Return everything that the process has sent, and whether it is dead."""
         is_over, contents = self.process.exitcode is not None, []
         try:
             while self.line.poll():
@@ -91,7 +91,7 @@ class _Hand:
 
 
 class _Floor:
-    """The processes of one pass, and the ranges that wait."""
+    """The processes of one pass, and the ranges that wait for a process."""
 
     def __init__(self, job: Job, spans: Sequence[Span]) -> None:
         self._job, self._waiting = job, deque(spans)
@@ -100,11 +100,11 @@ class _Floor:
 
     @property
     def has_work(self) -> bool:
-        """True if a range waits or is worked on."""
+        """True if a range is waiting or in work."""
         return bool(self._waiting) or any(hand.flying for hand in self._hands)
 
     def hire(self) -> None:
-        """Start a process; it gets ranges once it asked for the job."""
+        """Start a process; it receives ranges after it has asked for the job."""
         spawn = multiprocessing.get_context("spawn")
         here, there = spawn.Pipe()
         parcel = Parcel(self._job)
@@ -114,7 +114,7 @@ class _Floor:
         self._hands.append(_Hand(process, here, parcel.content))
 
     def hear(self) -> list[tuple[Span, Any]]:
-        """Wait until something comes back or a process ends, and return the answers.
+        """Wait until a result arrives or a process ends, and return the results.
 
         Raises
         ------
@@ -137,7 +137,7 @@ class _Floor:
         return answers
 
     def _give(self, hand: _Hand) -> None:
-        """Give a process its job, then a range, or two if more ranges wait than processes exist."""
+        """Send a process its job, then a range, or two if more ranges wait than processes exist."""
         if hand.parcel:
             hand.send(hand.parcel)
             hand.parcel = b""
@@ -147,7 +147,7 @@ class _Floor:
             hand.send(pickle.dumps(hand.flying[-1]))
 
     def _replace(self, hand: _Hand) -> None:
-        """Take back what a process that died had been given, and start another.
+        """Put the ranges of a dead process back into the queue, and start another process.
 
         Raises
         ------
@@ -177,7 +177,7 @@ class _Floor:
             self.hire()
 
     def close(self) -> None:
-        """Let each process finish the range that it is in, and end."""
+        """Let each process finish its current range, then end."""
         for hand in self._hands:
             hand.line.close()
         for hand in self._hands:
@@ -193,7 +193,7 @@ def _opened(content: bytes) -> Any:
 
 
 def _check_shared_memory(job: Job) -> None:
-    """Refuse tensors that do not fit into shared memory: writing to full memory kills the process.
+    """Raise if tensors exceed shared memory, since writing to full memory kills the process.
 
     Raises
     ------
@@ -213,7 +213,7 @@ def _check_shared_memory(job: Job) -> None:
 
 
 def _allow_open_files() -> None:
-    """Allow as many open files as the system lets us, from now on.
+    """Raise this process's limit of open files to the system's maximum.
 
     Each tensor of a job, as of a model, is shared with workers as a file that stays open.
     """
@@ -226,7 +226,7 @@ def _allow_open_files() -> None:
 
 @contextmanager
 def _sigint_held() -> Iterator[None]:
-    """Block Ctrl-C while processes start: they inherit the block, so they never see a Ctrl-C."""
+    """Block Ctrl-C while processes start; they inherit the block and ignore Ctrl-C."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -241,7 +241,7 @@ def _sigint_held() -> Iterator[None]:
 
 @contextmanager
 def _told_what_cannot_be_sent() -> Iterator[None]:
-    """Say why a process could not be started with its job.
+    """Raise an explanation if a process cannot be started because its job cannot be pickled.
 
     Raises
     ------
@@ -267,7 +267,7 @@ def _told_what_cannot_be_sent() -> Iterator[None]:
 
 
 class Parcel:
-    """A job that is pickled while a process starts, and sent once the process asks for it.
+    """A job that is pickled while a process starts, and sent when the process asks for it.
 
     Only a process that is about to start inherits the files in which tensors are shared. But what
     is given to it at its start goes through a pipe that a killed process leaves full, and the
@@ -284,7 +284,7 @@ class Parcel:
 
 
 def serve(line: Connection, _parcel: bytes) -> None:
-    """Ask for the job, then answer each range, until the driver closes the line.
+    """Ask for the job, then answer each range, until the driver closes the connection.
 
     Answers use plain ``pickle``: the connection itself would send each tensor as an open file.
     """
@@ -320,7 +320,7 @@ def _answer(job: Job | WorkerFailure, start: int, stop: int) -> bytes:
 
 
 def _end_with_the_driver() -> None:
-    """End this process when the one that started it is gone: a killed driver ends no worker."""
+    """End this process when its parent process ends, so that a killed driver leaves no workers."""
     driver = parent_process()
     if driver is not None:
         driver.join()

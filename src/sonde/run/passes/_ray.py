@@ -1,4 +1,4 @@
-"""Ray actors that work through the ranges of a plan; the driver hands out and hears, no more.
+"""Ray actors that work through a plan's ranges; the driver only sends ranges and reads results.
 
 Nothing is left to Ray's own retries: an actor that dies gives its ranges back, another takes its
 place, and a range at which several died ends the run. A long time without any answer ends it too.
@@ -31,7 +31,7 @@ _log = logging.getLogger("sonde")
 
 
 def hand_out_on_ray(job: Job, spans: Sequence[Span], crew: Crew) -> Generator[tuple[Span, Any]]:
-    """Yield each range with its answer; see ``hand_out``."""
+    """Yield each range with its result; see ``hand_out``."""
     with connected(crew, job.threads) as ray:
         needs = ActorNeeds(job.threads, len(job.devices()))
         asked = min(crew.workers, len(spans))
@@ -53,7 +53,7 @@ def hand_out_on_ray(job: Job, spans: Sequence[Span], crew: Crew) -> Generator[tu
 
 @dataclass(eq=False)
 class _Hand:
-    """One actor and its ranges, the oldest first."""
+    """An actor and its ranges, oldest first."""
 
     actor: Any
     name: str
@@ -63,7 +63,7 @@ class _Hand:
 
 
 class _Floor:
-    """The actors of one pass, the ranges that wait, and how long things take."""
+    """The actors of one pass, the ranges that wait, and how long steps take."""
 
     def __init__(
         self, ray: Any, needs: ActorNeeds, patience_seconds: float, waiting: deque[Span], job: Job
@@ -80,11 +80,11 @@ class _Floor:
 
     @property
     def has_work(self) -> bool:
-        """True if a range waits or is worked on."""
+        """True if a range is waiting or in work."""
         return bool(self._waiting) or any(hand.flying for hand in self._hands)
 
     def hire(self) -> None:
-        """Start an actor; it gets ranges once it can read model and data."""
+        """Start an actor; it receives ranges once it can read model and data."""
         options = {"num_cpus": self._needs.cpus, "num_gpus": self._needs.gpus}
         kind = self._ray.remote(Worker).options(max_restarts=0, max_task_retries=0, **options)
         actor = kind.remote()
@@ -93,7 +93,7 @@ class _Floor:
         self._hands.append(_Hand(actor, f"worker {self._n_hired}", started))
 
     def hear(self) -> list[tuple[Span, Any]]:
-        """Wait until something comes back, and return the answers among it.
+        """Wait until a message arrives, and return the results that came.
 
         Raises
         ------
@@ -139,7 +139,7 @@ class _Floor:
             hand.flying[hand.actor.work.remote(*span)] = span
 
     def _replace(self, hand: _Hand, error: Exception) -> None:
-        """Take back what a worker that died had been given, and start another.
+        """Put the ranges of a dead worker back into the queue, and start another worker.
 
         Raises
         ------
@@ -188,7 +188,7 @@ class _Floor:
         )
 
     def finish(self) -> list[tuple[Span, Any]]:
-        """Wait for the range that each worker is in, and return the answers that came."""
+        """Wait for each worker's current range, and return the results that came."""
         current = {next(iter(h.flying)): h for h in self._hands if h.flying}
         if not current:
             return []
@@ -211,7 +211,7 @@ class _Floor:
 
 
 def _packed(ray: Any, job: Job) -> np.ndarray:
-    """Return the bytes of a job, as workers unpack them without a copy."""
+    """Return a job as bytes that workers unpickle without a copy."""
     try:
         return np.frombuffer(ray.cloudpickle.dumps(job), dtype=np.uint8)
     except Exception as error:  # whatever copying a user's objects may raise
@@ -222,7 +222,7 @@ def _packed(ray: Any, job: Job) -> np.ndarray:
 
 
 def _reason_of(error: Exception) -> str:
-    """Return the lines of Ray's message that say why, without ids."""
+    """Return the lines of Ray's message that give the cause, without ids."""
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line for line in lines if line and not line.startswith(("actor_id:", "namespace:"))]
     return " ".join(said)[:400]

@@ -51,7 +51,7 @@ def _write(path: Path, plan: Plan, n_done: int, units: int, states: States, dura
 
 
 def _resume(path: Path, wanted: Mapping[str, Request], plan: Plan) -> tuple[int, int, States]:
-    """Return the numbers of passes done and of units done in the next walk, and the states."""
+    """Return the number of finished passes, of units done in the next pass, and the states."""
     anew: tuple[int, int, States] = 0, 0, dict.fromkeys(wanted)
     if not path.exists():
         return anew

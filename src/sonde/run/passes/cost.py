@@ -1,4 +1,4 @@
-"""What a run does beyond one forward pass for each example: told before it starts."""
+"""Extra cost of a run beyond one forward pass per example, printed before the run starts."""
 
 import sys
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ MOVED = "a backward pass and a second forward pass for every forward pass, for p
 
 
 def cost_of(stream: Stream, tasks: Iterable[Task] = (), deep: bool = False) -> str:
-    """Return in words what a run takes beyond one forward pass for each example; empty if nothing.
+    """Describe a run's cost beyond one forward pass per example; empty if there is none.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def cost_of(stream: Stream, tasks: Iterable[Task] = (), deep: bool = False) -> s
 def say_cost(
     stream: Stream, tasks: Iterable[Task] = (), shown: bool = True, deep: bool = False
 ) -> None:
-    """Write to stderr what a run takes beyond one forward pass for each example."""
+    """Print to stderr a run's cost beyond one forward pass per example."""
     text = cost_of(stream, tasks, deep)
     if shown and text:
         sys.stderr.write(f"note: this run takes {text}.\n")

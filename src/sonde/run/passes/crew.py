@@ -1,4 +1,4 @@
-"""Who works on the ranges of a plan: this process, processes beside it, or actors on Ray."""
+"""Workers for the ranges of a plan: this process, local processes, or Ray actors."""
 
 import os
 from collections.abc import Iterator
@@ -52,19 +52,19 @@ class Crew:
 
     @property
     def is_apart(self) -> bool:
-        """True if others than this process do the work."""
+        """True if the work is done outside this process."""
         return self.workers > 0 or self.runner == "ray"
 
     @property
     def workers_here(self) -> int:
-        """Workers that share the memory of this machine, as far as can be told before the start."""
+        """Workers that share this machine's memory, as far as known before the start."""
         if self.runner == "local":
             return self.workers
         elsewhere = self.address or os.environ.get("RAY_ADDRESS")
         return 1 if elsewhere else max(1, self.workers)
 
     def threads(self, asked: int | None = None) -> int:
-        """Return the threads of each worker: as asked, else 1, or what this process has."""
+        """Return the threads of each worker: the requested number, else 1, or this process's."""
         if asked is not None:
             return asked
         return 1 if self.is_apart else torch.get_num_threads()
@@ -79,7 +79,7 @@ def n_cores() -> int:
 
 @contextmanager
 def using_threads(n: int | None) -> Iterator[None]:
-    """Compute in ``n`` threads for one block; None leaves them as they are."""
+    """Compute in ``n`` threads inside a block; None keeps the current number."""
     before = torch.get_num_threads()
     if n is not None:
         torch.set_num_threads(n)

@@ -1,4 +1,4 @@
-"""The run directory beside an output file, and how it goes away."""
+"""The run directory beside an output file, and its removal."""
 
 import shutil
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def held(directory: Path | None) -> AbstractContextManager[Any]:
 
 @contextmanager
 def dropped_on_error(directory: Path | None) -> Iterator[None]:
-    """Remove a run directory that this run made, if its data or options turn out to be wrong.
+    """Remove a run directory that this run created, if its data or options are invalid.
 
     After an interrupt, a full disk, a lack of memory or the loss of workers the directory stays:
     the same command goes on from there. It is removed if no unit of the first pass was done.
@@ -54,17 +54,17 @@ def dropped_on_error(directory: Path | None) -> Iterator[None]:
 
 
 def _holds_units(directory: Path) -> bool:
-    """Return whether something of any pass was committed."""
+    """Return whether any pass has committed units."""
     return any(directory.rglob("*.sonde"))
 
 
 def is_run(directory: Path) -> bool:
-    """Return whether a run that can go on has left its plan here."""
+    """Return whether the directory holds the plan of a run that can continue."""
     return (directory / PLAN).exists()
 
 
 def remove_run(directory: Path) -> None:
-    """Remove what runs left in a run directory, and the directory if nothing else is in it.
+    """Remove the files of runs in a run directory, and the directory if it is then empty.
 
     If another run holds the directory, all stays: that run may have begun in the meantime.
     """

@@ -1,4 +1,4 @@
-"""One pass of a plan: which ranges of units are worked on, by whom, and where they are committed.
+"""Drive one pass of a plan: choose ranges of units, assign them to workers, and commit them.
 
 Everything that is committed goes through the ledger as an aligned range of units; nothing is ever
 added to a state on disk. So a pass can be interrupted or killed anywhere and goes on from there
@@ -35,7 +35,7 @@ _log = logging.getLogger("sonde")
 
 
 class Interrupted(SondeError):
-    """A pass was stopped by the user; what was committed is kept.
+    """The user stopped a pass; committed units are kept.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Interrupted(SondeError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The states of a pass and what it counted; ``done`` of ``total`` units.
+    """The states and counters of a pass; ``done`` of ``total`` units.
 
     ``learning`` says that learners were not trained to the end.
     """
@@ -69,12 +69,12 @@ class Outcome:
 
     @property
     def complete(self) -> bool:
-        """True if every unit is in and every learner trained."""
+        """True if every unit is committed and every learner is trained."""
         return self.done == self.total and not self.learning
 
 
 def _kept(partial: Outcome, directory: Path | None, first: bool) -> str:
-    """Return a sentence on what a stopped pass keeps and how to go on."""
+    """Return a sentence on which results a stopped pass keeps and how to continue."""
     if partial.done == 0 and first:
         advice = "" if directory is None else " A smaller --unit-size keeps more."
         return f" No unit was done, so nothing is kept; run the same command again.{advice}"
@@ -96,7 +96,7 @@ def run_pass(
     fresh: bool = False,
     tick: Tick = lambda _: None,
 ) -> Outcome:
-    """Run every unit of a plan that is not committed yet, and return the folded states.
+    """Run every unit of a plan that is not yet committed, and return the folded states.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def _alone(
     tick: Tick,
     at_once: bool,
 ) -> None:
-    """Do the missing ranges in this process; a temporary run with small states is one commit."""
+    """Do the missing ranges in this process; a temporary run with small states commits once."""
     ranges = ledger.missing()
     if at_once and _waiting_bytes(stream, wanted, plan) <= HELD_BYTES:
         ranges = [(0, plan.n_units)]
@@ -172,7 +172,7 @@ def _alone(
 
 
 def _waiting_bytes(stream: Stream, wanted: Mapping[str, Request], plan: Plan) -> int:
-    """Return the bytes of one set of states per level of merges, and of the set that grows."""
+    """Return the bytes of one set of states per merge level, and of the set that grows."""
     return state_bytes(wanted, stream.schema) * (plan.n_units.bit_length() + 1)
 
 
@@ -193,7 +193,7 @@ def _with_workers(
     crew: Crew,
     tick: Tick,
 ) -> None:
-    """Hand out ranges to workers, who merge their commits if they share the directory.
+    """Assign ranges to workers, who merge their commits if they share the directory.
 
     If they do not share it, they hand back files, and this process merges them. It rests between
     merges, so that merging takes a small part of its time.

@@ -1,4 +1,4 @@
-"""The ranges of a plan handed out to those who work on them, and their answers heard.
+"""Assign a plan's ranges to workers, and collect the results.
 
 Fits, stored rows and scores hand out their ranges of units in the same way: a ``Job`` says what a
 worker does with one range, a ``Crew`` who the workers are. A range may be done twice, by a worker
@@ -18,7 +18,7 @@ from sonde.run.passes.job import Job, Span
 
 
 def hand_out(job: Job, spans: Sequence[Span], crew: Crew) -> Generator[tuple[Span, Any]]:
-    """Yield each range with the answer of the worker that did it, in the order of completion.
+    """Yield each range with its worker's result, in the order of completion.
 
     Close it, or exhaust it: workers end with it. On Ctrl-C the ranges that are being worked on are
     finished first.
@@ -35,7 +35,7 @@ def hand_out(job: Job, spans: Sequence[Span], crew: Crew) -> Generator[tuple[Spa
 
 
 def check_crew(crew: Crew) -> None:
-    """Raise if the workers are not available here, before any work starts.
+    """Raise if the requested workers are not available here.
 
     Raises
     ------
@@ -47,5 +47,5 @@ def check_crew(crew: Crew) -> None:
 
 
 def gathered(crew: Crew, threads: int) -> AbstractContextManager[Any]:
-    """Keep the connection to a cluster, or the one started here, for all passes of a run."""
+    """Keep one cluster connection open for all passes of a run."""
     return connected(crew, threads) if crew.runner == "ray" else nullcontext()

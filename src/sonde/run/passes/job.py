@@ -1,4 +1,4 @@
-"""What a worker does with one range of units, wherever it works."""
+"""The work on one range of units, in any kind of worker."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -31,10 +31,10 @@ class Job(ABC):
 
     @abstractmethod
     def work(self, start: int, stop: int) -> Any:
-        """Do the units ``[start, stop)`` in a worker; what it returns goes to the driver."""
+        """Process the units ``[start, stop)`` in a worker, and return the result for the driver."""
 
     def devices(self) -> list[torch.device]:
-        """Return the accelerators that one worker needs, in the order of their numbers."""
+        """Return the accelerators that one worker needs, in ascending order."""
         live = innermost(self.stream)
         if not isinstance(live, LiveStream):
             return []
@@ -67,7 +67,7 @@ class Job(ABC):
 
 
 def can_read(stream: Stream) -> bool:
-    """Return whether the first example is there; no model runs for that."""
+    """Return whether the first example can be read, without running the model."""
     if isinstance(stream, ArrayStream) or not len(stream):
         return True
     live = innermost(stream)

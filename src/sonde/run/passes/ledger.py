@@ -1,4 +1,4 @@
-"""What is committed of a pass: one file for each aligned range of units, and nothing else.
+"""Committed results of a pass: one file for each aligned range of units.
 
 A unit counts once because there is no running sum on disk: a commit is one rename of a file that
 holds the states of its own units alone, and merging happens over a set of disjoint ranges. The tree
@@ -109,7 +109,7 @@ class Ledger:
         return sum(r.stop - r.start for r in self._committed())
 
     def put(self, start: int, stop: int, states: States, counters: Counters) -> None:
-        """Commit the states of the units ``[start, stop)``: one rename, the same bytes each time.
+        """Commit the states of the units ``[start, stop)`` atomically; the bytes are reproducible.
 
         Raises
         ------
@@ -126,7 +126,7 @@ class Ledger:
             self._write(place, states, counters)
 
     def adopt(self, name: str, content: bytes) -> None:
-        """Commit the file of a range as a worker on another machine wrote it.
+        """Commit a range's file that a worker on another machine wrote.
 
         Raises
         ------
@@ -142,7 +142,7 @@ class Ledger:
         self._is_sound(place)
 
     def compact(self) -> None:
-        """Merge committed neighbours as far up the tree as they go, and remove covered files.
+        """Merge committed neighbours as far up the tree as possible, and remove covered files.
 
         Several levels of small states are merged before a file is written: the more commits wait,
         the less each costs.
@@ -166,7 +166,7 @@ class Ledger:
             self._remove(covered)
 
     def finish(self) -> tuple[States, Counters]:
-        """Return the states and counters of the whole plan, folded by the fixed tree.
+        """Return the states and counters of the whole plan, folded along the fixed tree.
 
         Raises
         ------
@@ -190,7 +190,7 @@ class Ledger:
         return states, counters
 
     def partial(self) -> tuple[States, Counters, Units]:
-        """Return the states and counters of what is committed so far, and which units these are.
+        """Return the states and counters of all commits so far, and the units that they cover.
 
         Changes nothing, so another process may call it.
         """
@@ -240,13 +240,13 @@ class Ledger:
             yield from directory.glob(f"*{durable.TEMPORARY}*")
 
     def _listed(self) -> list[Range]:
-        """Return every range that has a file, in order; a longer one before those it covers."""
+        """Return every range that has a file, in order; a longer range before those inside it."""
         found = (Range.named(path.name) for path in self._states.iterdir())
         nodes_only = (r for r in found if r is not None and r.is_node(self.plan.n_units))
         return sorted(nodes_only, key=lambda r: (r.start, -r.stop))
 
     def _committed(self) -> list[Range]:
-        """Return the ranges that count: those that no larger one covers."""
+        """Return the committed ranges that no larger committed range covers."""
         kept: list[Range] = []
         for place in self._listed():
             if not (kept and kept[-1].covers(place)):
@@ -258,7 +258,7 @@ class Ledger:
         return [place for place in self._listed() if place not in kept]
 
     def climb(self, start: int, stop: int) -> None:
-        """Merge a committed range with its committed neighbour, and so on up the tree.
+        """Merge a committed range with its committed neighbour, and repeat up the tree.
 
         The worker that commits the second of two neighbours merges them. If two workers merge the
         same pair, they write the same bytes; a part that comes late is covered and does not count.
@@ -278,7 +278,7 @@ class Ledger:
             self._remove(right)
 
     def _next_merge(self) -> tuple[Range, list[Range]] | None:
-        """Return the next node of the tree to write, with the ranges that it joins, or None."""
+        """Return the next node of the tree to write, with the ranges that it merges, or None."""
         stack: list[tuple[Range, list[Range], int]] = []
         for place in self._committed():
             stack.append((place, [place], self._size(place)))
@@ -296,7 +296,7 @@ class Ledger:
             return 0
 
     def _folded(self, parts: Sequence[Range]) -> tuple[States, Counters]:
-        """Return the merged states and counters of neighbours that together are one node."""
+        """Return the merged states and counters of adjacent ranges that form one node."""
         stack: list[tuple[Range, States, Counters]] = []
         for place in parts:
             stack.append((place, *self._read(place)))
@@ -349,7 +349,7 @@ class Ledger:
 
 
 def _head_of(path: Path, n_bytes: int) -> bytes | None:
-    """Return the first bytes of a file, or None if there is none."""
+    """Return the first bytes of a file, or None if the file is missing."""
     try:
         with path.open("rb") as file:
             return file.read(n_bytes)

@@ -1,4 +1,4 @@
-"""How much memory a pass takes, before it starts; and how often it commits."""
+"""Estimate the memory of a pass before it starts, and choose the size of its commits."""
 
 import math
 import sys
@@ -66,7 +66,7 @@ class Estimate:
 
 
 def sizes(wanted: Mapping[str, Request], schema: Sequence[SiteSchema]) -> dict[str, int]:
-    """Return the bytes that the full state of each request takes."""
+    """Return the largest size in bytes of each request's state."""
     width = {s.key: s.dim for s in schema}
     known: dict[tuple[str, tuple[int, ...]], int] = {}
     found: dict[str, int] = {}
@@ -80,19 +80,19 @@ def sizes(wanted: Mapping[str, Request], schema: Sequence[SiteSchema]) -> dict[s
 
 
 def state_bytes(wanted: Mapping[str, Request], schema: Sequence[SiteSchema]) -> int:
-    """Return the bytes that one full set of states takes."""
+    """Return the bytes of one set of states at their largest size."""
     return sum(sizes(wanted, schema).values())
 
 
 def commit_level(wanted: Mapping[str, Request], schema: Sequence[SiteSchema], n_units: int) -> int:
-    """Return j: a commit is ``2**j`` units, so that large states are written seldom."""
+    """Return ``j`` so that a commit is ``2**j`` units; larger states are written less often."""
     size = state_bytes(wanted, schema)
     level = math.ceil(math.log2(max(1.0, size / COMMIT_BYTES)))
     return min(level, MOST_LEVELS, max(0, math.ceil(math.log2(max(1, n_units)))))
 
 
 def rows_of_an_example(stream: Stream) -> dict[str, float]:
-    """Return the rows per example at each site: if they vary, their mean in the first batch."""
+    """Return the rows per example at each site, or their mean in the first batch if they vary."""
     found = dict.fromkeys((s.key for s in stream.schema), 1.0)
     varying = [s.key for s in stream.schema if not s.reducer.one_row]
     if varying and len(stream):
@@ -104,7 +104,7 @@ def rows_of_an_example(stream: Stream) -> dict[str, float]:
 def estimate(
     wanted: Mapping[str, Request], stream: Stream, plan: Plan, workers: int = 0
 ) -> Estimate:
-    """Return the most memory that a pass takes.
+    """Return the peak memory of a pass.
 
     While rows are read, one set of states waits for each level of the tree of merges and one grows;
     at the end the states of two ranges are merged, and results are taken of the whole.
@@ -150,7 +150,7 @@ def _sizes_after(
 
 
 def _line(statistic: Statistic[Any], *dims: int) -> tuple[int, int]:
-    """Return a state's bytes for a few made-up rows, and what as many again add; 0 if unknown."""
+    """Return a state's bytes after a few artificial rows, and its growth; 0 if unknown."""
     try:
         few, more = (statistic.made_up_bytes(n, *dims) for n in (FEW, 2 * FEW))
     except InputError:  # it reads columns whose entries mean more, as the sides of pairs
@@ -172,12 +172,12 @@ def _waiting_rows(
 
 
 def free_memory_bytes() -> int:
-    """Return the memory that is free now: the lesser of the system's and the container limit's."""
+    """Return the free memory: the smaller of the system's and the container limit's."""
     return min(in_meminfo("MemAvailable", 8 * 2**30), _free_in_group())
 
 
 def _free_in_group(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes that a container's limit leaves; inactive cached files count as free."""
+    """Return the bytes left below a container's limit; inactive cached files count as free."""
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())

@@ -1,4 +1,4 @@
-"""Parts of a stream done apart by workers, their answers in the order of the rows."""
+"""Split a stream into parts for workers, and return the results in the order of the rows."""
 
 import itertools
 from abc import abstractmethod
@@ -21,20 +21,20 @@ MOST_UNITS = 8
 
 @dataclass(frozen=True, eq=False)
 class StreamPart(DerivedStream):
-    """Some units of a stream; everything else is taken from the whole stream."""
+    """Some units of a stream; all other attributes are those of the whole stream."""
 
     inner: Stream
     bounds: tuple[int, ...]
     seed: int = 0
 
     def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
-        """Return the bounds of the units of this part."""
+        """Return the first and last unit of this part."""
         return list(self.bounds)
 
 
 @dataclass(frozen=True)
 class PartJob(Job):
-    """Do a part of a stream that does not need the other parts.
+    """Process a part of a stream that does not need the other parts.
 
     Parameters
     ----------
@@ -46,22 +46,22 @@ class PartJob(Job):
 
     @abstractmethod
     def of_part(self, part: Stream) -> Any:
-        """Do one part in a worker; what it returns goes to the driver."""
+        """Process one part in a worker, and return the result for the driver."""
 
     def work(self, start: int, stop: int) -> Any:
-        """Do the units ``[start, stop)``."""
+        """Process the units ``[start, stop)``."""
         return self.of_part(
             StreamPart(self.stream, self.bounds[start : stop + 1], self.stream.seed)
         )
 
 
 def has_parts(stream: Stream) -> bool:
-    """Return whether parts can be done alone; rows of plain arrays are compared with all rows."""
+    """Return whether parts can be processed separately; plain arrays need all rows at once."""
     return not isinstance(stream, ArrayStream)
 
 
 def in_order(job: PartJob, crew: Crew) -> Generator[Any]:
-    """Yield the answers of all parts in the order of the rows, whoever is done first."""
+    """Yield the results of all parts in the order of the rows, however the workers finish."""
     spans = spans_of(len(job.bounds) - 1, crew.workers)
     waiting: dict[Span, Any] = {}
     following = iter(spans)

@@ -1,4 +1,4 @@
-"""The work on one range of units: observe, fold by the fixed tree, commit under one name."""
+"""The work on one range of units: observe, fold along the fixed tree, commit under one name."""
 
 import math
 import secrets
@@ -36,7 +36,7 @@ def commit_range(
     stop: int,
     tick: Tick = lambda _: None,
 ) -> None:
-    """Do the units ``[start, stop)`` and commit them; if stopped, commit the finished ranges."""
+    """Process the units ``[start, stop)`` and commit them, or the finished ranges if stopped."""
     tree: list[tuple[int, States]] = []
     counts: list[Counter[str]] = []
     try:
@@ -53,7 +53,7 @@ def commit_range(
 
 @contextmanager
 def unit_batches(stream: Stream, plan: Plan, unit: int, tick: Tick) -> Iterator[Iterator[Batch]]:
-    """Give the batches of a unit, and call ``tick`` with the number of examples done.
+    """Yield the batches of a unit, and call ``tick`` with the number of examples done.
 
     ``tick`` is called after the first batch, which warms up, then at most every 5 seconds, and at
     the end for the remaining examples. So the work at the unit's end counts as its own step.
@@ -78,7 +78,7 @@ def unit_batches(stream: Stream, plan: Plan, unit: int, tick: Tick) -> Iterator[
 def _put_finished(
     ledger: Ledger, start: int, tree: list[tuple[int, States]], counts: list[Counter[str]]
 ) -> None:
-    """Commit the aligned ranges that were done when a range was stopped."""
+    """Commit the aligned ranges that were finished when a range was stopped."""
     first = start
     for level, states in tree:
         last = first + (1 << level)
@@ -96,7 +96,7 @@ def _total(counts: list[Counter[str]]) -> Counter[str]:
 
 @dataclass(frozen=True)
 class RangeJob(Job):
-    """Commit the states of a range of units, or hand them back where the directory is not shared.
+    """Commit the states of a range of units, or return them if the directory is not shared.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ class RangeJob(Job):
     durable: bool
 
     def work(self, start: int, stop: int) -> Files:
-        """Commit a range, and merge it with others; return files that the driver cannot see."""
+        """Commit a range and merge it with others; return the files that the driver cannot see."""
         if (self.directory / self.token).exists():
             self._commit(self.directory, start, stop, self.durable).climb(start, stop)
             return []
@@ -133,7 +133,7 @@ class RangeJob(Job):
 
 @contextmanager
 def token_in(directory: Path) -> Iterator[str]:
-    """Keep a marker file in a directory: a worker that sees the file shares the directory."""
+    """Write a marker file into a directory; a worker that sees the file shares the directory."""
     for left in directory.glob(f"{SHARED}{TEMPORARY}*"):
         remove(left)
     name = f"{SHARED}{TEMPORARY}{secrets.token_hex(12)}"

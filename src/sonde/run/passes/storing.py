@@ -1,4 +1,4 @@
-"""Rows to disk by workers: each writes whole ranges of units into the folder that all share."""
+"""Write rows to disk by workers: each writes whole ranges of units into a shared folder."""
 
 import shutil
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from sonde.tap import LiveStream
 
 @contextmanager
 def dropped_if_empty(directory: Path) -> Iterator[None]:
-    """Remove a store that this run began, if data or options are wrong before any row is kept.
+    """Remove a store that this run created, if data or options are invalid before a row is stored.
 
     The store stays after an interrupt, a full disk or a lack of memory: the same command goes on
     from there. A store that another run began here in the meantime stays too.
@@ -54,7 +54,7 @@ class StoreJob(Job):
     token: str
 
     def begin(self, readable: bool = True) -> None:
-        """Raise if a machine does not see the folder."""
+        """Raise if a worker's machine does not see the folder."""
         super().begin(readable)
         if not (self.writer.directory / self.token).exists():
             raise InputError(
@@ -63,14 +63,14 @@ class StoreJob(Job):
             )
 
     def work(self, start: int, stop: int) -> int:
-        """Write a range, unless it is there; return how many examples it holds."""
+        """Write a range unless it exists; return its number of examples."""
         self.writer.write([(start, stop)])
         bounds = self.writer.manifest.bounds
         return bounds[stop] - bounds[start]
 
 
 def filled_by(crew: Crew, threads: int | None = None, memory: int | None = None) -> Fill:
-    """Return a function that fills a store with its missing ranges, the same files for any crew.
+    """Return a function that fills a store's missing ranges, with equal files for any workers.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def filled_by(crew: Crew, threads: int | None = None, memory: int | None = None)
 
 
 def _check_memory(writer: StoreWriter, n_processes: int, limit: int | None) -> None:
-    """Refuse to write rows that would need more memory on their way than is allowed.
+    """Raise if the rows in transit need more memory than allowed.
 
     Raises
     ------

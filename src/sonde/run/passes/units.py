@@ -22,7 +22,7 @@ class Range:
 
     @classmethod
     def named(cls, name: str) -> "Range | None":
-        """Return the range that a file of this name commits; None for other files."""
+        """Return the range in a commit's file name; None for other files."""
         match = _NAME.match(name)
         return None if match is None else cls(int(match[1]), int(match[2]))
 
@@ -53,7 +53,7 @@ class Range:
 
 
 def nodes(start: int, stop: int, n_units: int) -> list[Range]:
-    """Return the largest nodes of the merge tree that make up ``[start, stop)``.
+    """Return the largest nodes of the merge tree that together form ``[start, stop)``.
 
     Examples
     --------
@@ -130,7 +130,7 @@ def gaps(start: int, stop: int, done: Sequence[Range]) -> list[tuple[int, int]]:
 
 
 def add_counters(a: Counters, b: Counters) -> Counters:
-    """Return the sums of two trees of counts; a count that only one tree has is kept."""
+    """Return the sums of two trees of counts; a count that only one tree holds is kept."""
     total = dict(a)
     for name, value in b.items():
         old = total.get(name)

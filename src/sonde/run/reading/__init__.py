@@ -1,1 +1,1 @@
-"""From a model and data, as typed by a user, to one lazy stream of hidden states."""
+"""Turn a model and data, as the user names them, into one lazy stream of hidden states."""

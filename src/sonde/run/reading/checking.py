@@ -1,4 +1,4 @@
-"""The check of a live model that comes before its rows are taken, in the process that drives."""
+"""Check a live model before its rows are read, in the driver process."""
 
 from sonde.core.stream import Stream
 from sonde.engine.derived import innermost

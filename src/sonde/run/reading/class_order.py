@@ -1,4 +1,4 @@
-"""Which class each output of a model stands for, if the model does not name its outputs."""
+"""Match each output of a model to a class, if the model does not name its outputs."""
 
 from dataclasses import replace
 from typing import Final
@@ -24,14 +24,14 @@ SHOWN: Final = 6
 
 
 def stream_in_sorted_order(stream: Stream) -> Stream:
-    """Return a live stream whose labels are marked as the model's classes if its answers agree."""
+    """Return a live stream, its labels marked as the model's classes if its answers match them."""
     if not isinstance(stream, LiveStream) or not isinstance(stream.inputs, ItemInputs):
         return stream  # also prompts that are continued: their inputs wrap the items
     return replace(stream, inputs=in_sorted_order(stream.model, stream.inputs, stream.seed))
 
 
 def in_sorted_order(model: Model, inputs: ItemInputs, seed: int = 0) -> ItemInputs:
-    """Return the inputs, their labels marked as the model's classes if its answers agree.
+    """Return the inputs with labels declared the model's classes if its answers match them.
 
     Labels that are names are numbered in sorted order, as most loaders of folders do it. On 256
     rows drawn by content the model's accuracy must be at least ``chance + (1 - chance) / 5``, and
@@ -70,7 +70,7 @@ def in_sorted_order(model: Model, inputs: ItemInputs, seed: int = 0) -> ItemInpu
 def best_order(
     answer: Int[Tensor, "row"], truth: Int[Tensor, "row"], n: int
 ) -> Int[Tensor, "output"]:
-    """Return the one-to-one choice of a class for each output that makes most answers right."""
+    """Return the one-to-one assignment of classes to outputs with the highest accuracy."""
     table = torch.bincount(answer * n + truth, minlength=n * n).reshape(n, n)
     _, columns = linear_sum_assignment(table.numpy(), maximize=True)
     return torch.from_numpy(columns)
@@ -79,7 +79,7 @@ def best_order(
 def answer_numbers(
     model: Model, inputs: ItemInputs, n_classes: int | None = None
 ) -> Int[np.ndarray, "row"] | None:
-    """Return the index of each row's largest logit; None without ``n_classes`` logits."""
+    """Return the index of each row's largest logit, or None unless ``n_classes`` logits exist."""
     said = np.full(len(inputs), -1, dtype=np.int64)
     for batch in inputs.batches(0, len(inputs)):
         logits = class_logits(model, batch)

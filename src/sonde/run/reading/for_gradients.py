@@ -1,4 +1,4 @@
-"""Models for jobs that take gradients."""
+"""Load models for jobs that need gradients."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from sonde.weights import unpacked
 
 
 def load_for_gradients(model: Any, **options: Any) -> tuple[Model, tuple[str, ...]]:
-    """Return a model that gradients flow through, and a sentence if packed layers were unpacked.
+    """Return a model that gradients flow through, and a note if packed layers were unpacked.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""``sonde.gather``: a stream's rows in memory, in the order of the data, with labels and logits."""
+"""``sonde.gather``: read a stream's rows into memory in data order, with labels and logits."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ DELAY_SECONDS = 2
 
 @dataclass(frozen=True)
 class Gathered:
-    """The rows of a stream with one row for each example, in the order of the data.
+    """All rows of a stream, one row for each example, in data order.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class Gathered:
         return next(reversed(self.rows.values())).double()
 
     def pooled(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "item dim"]:
-        """Return the mean over the rows of each item, such as the pieces of a long text.
+        """Return the mean over the rows of each item, for instance the chunks of a long text.
 
         Rows count by their length where it is known; an item without a row gives zeros.
 
@@ -65,7 +65,7 @@ class Gathered:
 
 
 def gather(stream: Stream, progress: bool = True) -> Gathered:
-    """Return all rows of a stream at once. Use it for data that fit into memory.
+    """Return all rows of a stream at once, for data that fit into memory.
 
     Parameters
     ----------

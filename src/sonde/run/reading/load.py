@@ -1,4 +1,4 @@
-"""The model that the user names, with the layers and packed weights that its folder holds."""
+"""Load the model that the user names, with the inserted layers and packed weights of its folder."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ def load(
     trust_remote_code: bool = False,
     processor: Any = None,
 ) -> Model:
-    """Return the model that the user means, with what turns items into its inputs.
+    """Return the named model, with its processor of items.
 
     Parameters
     ----------

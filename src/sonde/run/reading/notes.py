@@ -1,4 +1,4 @@
-"""Notes on the data that were read, reported once at the end of a run."""
+"""Notes on the data read, printed once at the end of a run."""
 
 import warnings
 from pathlib import Path
@@ -17,7 +17,7 @@ from sonde.tap.model.logits import other_outputs
 
 
 def notes_of(stream: Stream) -> list[str]:
-    """Return a sentence for chunks, skipped items, and labels that are missing or not the model's.
+    """Return notes on chunks, skipped items, and labels that are missing or unknown to the model.
 
     Items that a source had to skip are known once they were read.
     """
@@ -28,7 +28,7 @@ def notes_of(stream: Stream) -> list[str]:
 
 
 def _logits_note(stream: Stream) -> list[str]:
-    """Say which output was taken for the logits, unless its name makes that clear."""
+    """Return a note on which output counts as logits, unless its name makes that clear."""
     live = innermost(stream)
     if not isinstance(live, LiveStream) or not live.with_logits or "logits_key" not in vars(live):
         return []
@@ -49,7 +49,7 @@ def _logits_note(stream: Stream) -> list[str]:
 
 
 def _unjudged_note(live: LiveStream) -> list[str]:
-    """Say how to name the logits of a labelled classifier whose output could be an embedding."""
+    """Return a note on naming the logits of a classifier whose output could be an embedding."""
     rows = [k for k in other_outputs(live.probe, None) if live.probe.output[k].shape[-1] > 1]
     inputs = live.inputs
     if not rows or not isinstance(inputs, ItemInputs) or not (inputs.listing.label >= 0).any():
@@ -63,7 +63,7 @@ def _unjudged_note(live: LiveStream) -> list[str]:
 
 
 def items_of(stream: Stream | None) -> ItemInputs | None:
-    """Return the data behind a live stream, or the prompts if texts are generated."""
+    """Return the data behind a live stream, or the prompts if the texts are generated."""
     live = None if stream is None else innermost(stream)
     inputs = live.inputs if isinstance(live, LiveStream) else None
     inputs = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
@@ -71,7 +71,7 @@ def items_of(stream: Stream | None) -> ItemInputs | None:
 
 
 def data_name(data: Any) -> str:
-    """Return data as they were typed, or what kind of object they are.
+    """Return the name of data as typed, or the type of the object.
 
     Examples
     --------
@@ -82,13 +82,13 @@ def data_name(data: Any) -> str:
 
 
 def split_of(stream: Stream | None) -> str | None:
-    """Return the split that is read, where the data have several."""
+    """Return the split that is read, if the data have several."""
     inputs = items_of(stream)
     return None if inputs is None else inputs.source.split
 
 
 def warn_of_split(stream: Stream) -> None:
-    """Warn if a fit reads a split that is not for training and that the user did not name."""
+    """Warn if a fit reads a non-training split that the user did not name."""
     inputs = items_of(stream)
     source = None if inputs is None else inputs.source
     if source is None or source.split is None or source.split_was_named or source.split in TRAIN:
@@ -104,7 +104,7 @@ def warn_of_split(stream: Stream) -> None:
 
 
 def _unlabelled(label: Any) -> list[str]:
-    """Say how many examples have no label, if others have a label."""
+    """Return a note on how many examples have no label, if others have a label."""
     n, missing = len(label), int((label < 0).sum())
     if not 0 < missing < n:
         return []

@@ -1,4 +1,4 @@
-"""``sonde.read``: a model and data, as typed by a user, become one lazy stream of hidden states."""
+"""``sonde.read``: turn a model and data, as a user names them, into a lazy stream of states."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -56,7 +56,7 @@ def read(
     check: bool = True,
     **options: Any,
 ) -> Stream:
-    """Return the stream of a model's hidden states over data. Nothing runs before it is iterated.
+    """Return the stream of a model's hidden states over data; nothing runs before it is iterated.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def read(
 
 
 def _opened(live: Model, data: Any, options: dict[str, Any]) -> ItemInputs:
-    """Return the data as inputs; of a table that is read alone, say what was expected."""
+    """Return the data as inputs; raise with a hint if a table is given without a model."""
     try:
         return open_inputs(live, data, **options)
     except InputError as error:
@@ -200,7 +200,7 @@ def _weights(
     seed: int,
     asked: Mapping[str, Any],
 ) -> Stream:
-    """Return parameters as rows; refuse data, and options that apply to states alone."""
+    """Return parameters as rows; raise if data or options for states are given."""
     if typed := _typed(asked):
         raise InputError(
             f"read: weights are read unchanged: leave out {', '.join(typed)}, which only "
@@ -213,7 +213,7 @@ def _weights(
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Refuse options that no kind of data knows.
+    """Raise if no kind of data accepts an option.
 
     Raises
     ------
@@ -249,7 +249,7 @@ def _arrays(
 
 
 def _room(settings: Mapping[str, Any]) -> dict[str, int]:
-    """Return the new tokens and beams that batches need room for; invalid settings are left out."""
+    """Return the new tokens and beams that batches need room for; invalid settings are ignored."""
     named = {"new_tokens": settings.get("max_new_tokens"), "beams": settings.get("num_beams")}
     return {name: n for name, n in named.items() if isinstance(n, int) and n > 0}
 
@@ -257,7 +257,7 @@ def _room(settings: Mapping[str, Any]) -> dict[str, int]:
 def _continued(
     model: Model, prompts: ItemInputs, settings: Mapping[str, Any], seed: int
 ) -> ReplayInputs:
-    """Return prompts with what the model generates after them; none may be cut or too long."""
+    """Return prompts followed by text that the model generates; raise if one is too long."""
     if prompts.listing.n_chunked:
         raise InputError(
             f"read: {prompts.listing.n_chunked:,} prompts are longer than the context of the "
@@ -291,7 +291,7 @@ def open_store(
     asked: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Store:
-    """Return the stream of a store; refuse requests that only a model could meet.
+    """Return the stream of a store; raise for options that need a model.
 
     Parameters
     ----------
@@ -326,7 +326,7 @@ def open_store(
 
 
 def require_alone(stream: Stream, name: str, data: Any, options: Mapping[str, Any]) -> None:
-    """Raise if data or reading options are given for rows that were already read.
+    """Raise if data or reading options are given for rows that are already read.
 
     Raises
     ------
@@ -349,7 +349,7 @@ def require_alone(stream: Stream, name: str, data: Any, options: Mapping[str, An
 
 
 def chosen_columns(stream: Stream, names: Sequence[str]) -> dict[str, list[Any]]:
-    """Return columns of the data behind a live stream, a value for every example in its order.
+    """Return columns of the data behind a live stream, one value per example in stream order.
 
     Raises
     ------

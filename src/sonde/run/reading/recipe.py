@@ -1,4 +1,4 @@
-"""How items became inputs of the model: kept with a fitted state, the default of later readings.
+"""Recipe that turned items into model inputs: stored with a fitted state, reused for later data.
 
 An unknown part, as in files of earlier versions and of plain arrays, counts as no difference.
 """
@@ -28,7 +28,7 @@ Recipe = dict[str, Any]
 
 
 def recipe_of(stream: Stream) -> Recipe:
-    """Return how the items of a stream became inputs, as JSON.
+    """Return the recipe that turned a stream's items into inputs, as JSON values.
 
     ``options`` are those of ``sonde.read`` that were given; ``pixels`` names the recipe of images,
     ``max_length``, ``long`` and ``span`` say how texts were cut, and ``generate`` what continued
@@ -39,13 +39,13 @@ def recipe_of(stream: Stream) -> Recipe:
 
 
 def recipe_in(header: Mapping[str, Any]) -> Recipe:
-    """Return the recipe in a header, or an empty recipe if the header has no recipe."""
+    """Return the recipe in a header, or an empty recipe if the header has none."""
     found = header.get("recipe")
     return found if isinstance(found, dict) else {}
 
 
 def _encoded(data: Any) -> Recipe:
-    """Return the recipe in the identity of data, or an empty recipe if parts of the data differ."""
+    """Return the recipe in the identity of data, or an empty recipe if the parts differ."""
     if not isinstance(data, Mapping):
         return {}
     if "appended" in data:
@@ -65,7 +65,7 @@ def _encoded(data: Any) -> Recipe:
 
 
 def _options(stream: Stream) -> dict[str, Any]:
-    """Return the options of ``sonde.read`` that a live stream was opened with."""
+    """Return the options of ``sonde.read`` that opened a live stream."""
     live = innermost(stream)
     inputs = live.inputs if isinstance(live, LiveStream) else None
     found: dict[str, Any] = {}
@@ -77,7 +77,7 @@ def _options(stream: Stream) -> dict[str, Any]:
 
 
 def columns_of(stream: Stream) -> dict[str, Any]:
-    """Return the option that reads other tables of numbers in this table's order of columns."""
+    """Return the option that reads other tables of numbers in the column order of this table."""
     return {n: v for n, v in _options(stream).items() if n == "number_columns"}
 
 
@@ -103,7 +103,7 @@ def default_options(
 
 
 def require_same_recipe(fitted: Recipe, here: Recipe, what: str = "score") -> None:
-    """Raise if images were prepared differently than for a bundle; warn of other differences.
+    """Raise if images were prepared differently than for a bundle; warn about other differences.
 
     Raises
     ------
@@ -133,7 +133,7 @@ def require_same_recipe(fitted: Recipe, here: Recipe, what: str = "score") -> No
 
 
 def require_same_columns(fitted: Recipe, here: Recipe, what: str) -> None:
-    """Raise if vectors were built from other columns, or in another order.
+    """Raise if vectors come from other columns, or in another order.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def require_same_columns(fitted: Recipe, here: Recipe, what: str) -> None:
 
 
 def common(a: Recipe, b: Recipe) -> Recipe:
-    """Return the parts in which two recipes agree."""
+    """Return the fields in which two recipes agree."""
     found = {name: a[name] for name in a if name in b and a[name] == b[name]}
     mine, its = a.get("options", {}), b.get("options", {})
     same = {name: mine[name] for name in mine if name in its and mine[name] == its[name]}

@@ -1,4 +1,4 @@
-"""Where the rows that a report names stand in the user's own files."""
+"""Locations of a report's rows in the user's own files."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ def places_of(stream: Stream | None, hashed: bool) -> Place:
 
 
 def places_of_rows(stream: Stream, hashed: bool) -> Place:
-    """Return a function from a row's number in tables of scores to its place in the data."""
+    """Return a function from a row's number in tables of scores to its location in the data."""
     inputs = items_of(stream)
     if inputs is not None and not hashed:
         return inputs.source.place

@@ -1,4 +1,4 @@
-"""Keep the scores of held-out rows in memory that does not grow with the number of rows."""
+"""Score held-out rows in memory that does not grow with the number of rows."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ def held_scores(
     groups: "Groups | None",
     bar: Bar,
 ) -> tuple[dict[Key, HeldScoresState], dict[Key, Lengths]]:
-    """Return the scores of held-out examples for every detector, and how long the examples are.
+    """Return every detector's scores of held-out examples, and the lengths of the examples.
 
     A detector has one score for each group.
 
@@ -66,7 +66,7 @@ def held_scores(
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups of a stream; ``missing`` counts the examples of each group not seen yet."""
+    """The groups of a stream; ``missing`` counts each group's examples that have not been read."""
 
     rank: Int[Tensor, "example"]
     member: Int[Tensor, "example"]
@@ -87,12 +87,12 @@ class Groups:
         return cls(torch.from_numpy(rank), member, torch.bincount(member))
 
     def see(self, order: Int[Tensor, "example"]) -> None:
-        """Count the examples of these numbers as seen."""
+        """Count these examples as read."""
         members = self.member[order]
         self.missing.index_add_(0, members, torch.full_like(members, -1))
 
     def complete(self, found: Found) -> tuple[Found, Found]:
-        """Return an example for each group: first the complete groups, then the other groups."""
+        """Return an example for each group: first the fully read groups, then the others."""
         rank, member = self.rank[found.entry], self.member[found.entry]
         first = found.at(least(rank, rank, member))
         over = self.missing[self.member[first.entry]] == 0

@@ -1,4 +1,4 @@
-"""Score held-out rows: one score for each usual example, batch by batch, here or in a worker."""
+"""Score held-out rows, one score per in-distribution example, here or in a worker."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -56,14 +56,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class ScoredBatch:
-    """Scores of one batch by detector; ``order`` has the number of each of its examples."""
+    """Scores of one batch by detector; ``order`` holds the index of each of its examples."""
 
     order: Int[Tensor, "example"]
     found: dict[Key, "Found"]
 
     @classmethod
     def joined(cls, batches: "Sequence[ScoredBatch]") -> "list[ScoredBatch]":
-        """Return the batches joined into a single batch; an empty list stays empty."""
+        """Return the batches joined into one batch; an empty list stays empty."""
         if not batches:
             return []
         order = torch.cat([batch.order for batch in batches])
@@ -78,7 +78,7 @@ class ScoredJob(PartJob):
     asked: Asked
 
     def of_part(self, part: Stream) -> list[ScoredBatch]:
-        """Return the scores of all batches as one: few tensors, however small batches are."""
+        """Return the scores of all batches joined, to send few tensors to the driver."""
         return ScoredBatch.joined(list(scored_batches(self.asked, part)))
 
 
@@ -100,7 +100,7 @@ def scored_batches(asked: Asked, stream: Stream) -> Iterator[ScoredBatch]:
 
 @dataclass(frozen=True)
 class Found:
-    """Scores of in-distribution examples; ``entry`` is the number of each in the planned order."""
+    """Scores of in-distribution examples; ``entry`` is their index in the planned order."""
 
     score: Float[Tensor, "example"]
     label: Int[Tensor, "example"]
@@ -109,16 +109,16 @@ class Found:
     n_rows: Int[Tensor, "example"]
 
     def at(self, index: Tensor) -> "Found":
-        """Return the examples at some positions."""
+        """Return the examples at the given positions."""
         return Found(*(part[index] for part in _parts(self)))
 
     def after(self, other: "Found | None") -> "Found":
-        """Return the examples of ``other``, followed by the examples of this object."""
+        """Return these examples followed by the examples of ``other``."""
         return self if other is None else Found.joined([other, self])
 
     @classmethod
     def joined(cls, several: "Sequence[Found]") -> "Found":
-        """Return the scores of several objects, joined in order."""
+        """Return several sets of scores, joined in order."""
         return cls(*map(torch.cat, zip(*map(_parts, several), strict=True)))
 
 
@@ -132,7 +132,7 @@ def _calibrated(task: Task) -> Calibrated:
 
 
 def _of_batch(batch: Batch, task: Task, scorer: Scorer, asked: Asked) -> Found:
-    """Return the score of each usual example."""
+    """Return the score of each in-distribution example."""
     instrument = _calibrated(task)
     needs, classes = needs_of(scorer), class_columns(asked.by)
     names = (*needs, *WHO, *classes)
@@ -162,7 +162,7 @@ def _of_batch(batch: Batch, task: Task, scorer: Scorer, asked: Asked) -> Found:
 
 
 def _usual_rows(batch: Batch, task: Task, joined: JoinedRows) -> Bool[Tensor, "row"]:
-    """Return which rows are not known as unusual."""
+    """Return a mask of the rows that are not labelled as outliers."""
     mask = _calibrated(task).detector.usual.mask(batch, task.keys[0])
     if mask is None:
         return torch.ones(len(joined.example), dtype=torch.bool)
@@ -170,7 +170,7 @@ def _usual_rows(batch: Batch, task: Task, joined: JoinedRows) -> Bool[Tensor, "r
 
 
 def _rows_at(batch: Batch, key: str, joined: JoinedRows) -> Int[Tensor, "row"]:
-    """Return the number of each joined row among the rows of a site."""
+    """Return the index of each joined row among the rows of a site."""
     pairs = zip(batch.example[key].tolist(), batch.position[key].tolist(), strict=True)
     at = {pair: i for i, pair in enumerate(pairs)}
     wanted = zip(joined.example.tolist(), joined.position.tolist(), strict=True)
@@ -180,7 +180,7 @@ def _rows_at(batch: Batch, key: str, joined: JoinedRows) -> Int[Tensor, "row"]:
 def least(
     by: Int[Tensor, "row"], draw: Int[Tensor, "_row"], example: Int[Tensor, "_row"]
 ) -> Int[Tensor, "example"]:
-    """Return the index of the row of least ``by`` of each example, ascending; ties by draw."""
+    """Return each example's row with the least ``by``, ascending; ties by sampling key."""
     order = torch.argsort(rank_key(draw), stable=True)
     if by is not draw:
         order = order[torch.argsort(by[order], stable=True)]

@@ -1,4 +1,4 @@
-"""Scored batches of rows: a table for each batch, with the lines of each detector in turn."""
+"""Score rows in batches: a table for each batch, with the lines of one detector after another."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -98,7 +98,7 @@ def with_layers(
     scorers: dict[Key, Scorer],
     n: int,
 ) -> dict[Key, dict[str, Any]]:
-    """Return the columns of a batch with its most unusual layers."""
+    """Return the columns of a batch with its most outlying layers."""
     lines = {}
     for name, columns in found.items():
         last = columns["position" if hows[name] is None else "_piece"]
@@ -114,7 +114,7 @@ def with_layers(
 
 
 class Whole:
-    """A check that examples of plain arrays, whose rows may lie apart, arrive whole."""
+    """Check that every example of plain arrays has all its rows in one batch."""
 
     def __init__(self, hows: dict[Key, str | None]) -> None:
         self.reduces = any(how is not None for how in hows.values())
@@ -136,7 +136,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """Scores of one detector for a batch: of its rows, or of examples that several rows make.
+    """Scores of one detector for a batch, per row or per example.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def record(
     explain: int = 0,
     source: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Return the columns of the table for one detector and batch."""
+    """Return the table columns for one detector and batch."""
     method, key = name
     named, row = found.example.tolist(), found.row
     made = {
@@ -260,7 +260,7 @@ def _p_values(
 
 
 def class_columns(by: str | None) -> tuple[str, ...]:
-    """Return the column that says the class of a row."""
+    """Return the name of the column that holds each row's class."""
     return {None: (), "label": ("label",), "predicted": ("logits",)}[by]
 
 
@@ -272,12 +272,12 @@ def classes_of(by: str | None, columns: Sequence[Tensor], n: int) -> Int[Tensor,
 
 
 def needs_of(scorer: Scorer) -> tuple[str, ...]:
-    """Return the columns that a scorer takes, calibrated or not."""
+    """Return the columns that a scorer needs, calibrated or not."""
     return score_needs(scorer.scorer if isinstance(scorer, CalibratedScorer) else scorer)
 
 
 def reduction_of(fitted: Fitted, task: Task, asked: str = AUTO) -> str | None:
-    """Return how scores of rows become a score per example, or None if each row keeps its score."""
+    """Return the reduction from scores of rows to a score per example, or None to keep rows."""
     if asked == AUTO and isinstance(task.instrument, Calibrated):
         return task.instrument.reduction
     reducers = {s["text"]: s["reducer"] for s in fitted.header["sites"]}
@@ -323,7 +323,7 @@ def p_of_examples(
 def parts_of(
     example: Int[Tensor, "row"], lengths: Lengths
 ) -> tuple[Int[Tensor, "_row"], Int[Tensor, "part"], Int[Tensor, "example"]]:
-    """Return the part of each row, the example of each part, and the number of parts of examples.
+    """Return the part of each row, the example of each part, and each example's number of parts.
 
     Parts hold consecutive rows, nearly as many each, and at most the mean length.
     """

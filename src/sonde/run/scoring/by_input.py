@@ -1,4 +1,4 @@
-"""A table of scores as one line for each input: a p-value, a verdict, the loudest detector."""
+"""Reduce a table of scores to one line per input: p-value, verdict, most significant detector."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ WEAK: Final = (
 
 @dataclass(frozen=True)
 class ByInput:
-    """Scores with one line for each input.
+    """Scores with one line per input.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def by_input(
     unusual: pa.Table | None = None,
     place: Callable[[int], str | None] | None = None,
 ) -> ByInput:
-    """Return one line for each input, in the order of the data.
+    """Return a table with one line per input, in the order of the data.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def by_input(
 
 
 def default_rule(fitted: Fitted, keys: list[Key], alpha: float) -> AnyRule:
-    """Return the rule that makes one p-value of several, valid under any dependence.
+    """Return the default rule that combines p-values, valid under any dependence.
 
     The first rule that can reach ``alpha``, else the rule that comes nearest. ``sum`` detects most,
     and needs scores that ``sonde calibrate`` kept; ``twice_mean`` detects least, and needs the
@@ -158,7 +158,7 @@ def least_p(
     rule: AnyRule = "bonferroni",
     unusual: pa.Table | None = None,
 ) -> float:
-    """Return the least p-value that ``rule`` can give; 1 where a detector is not calibrated."""
+    """Return the smallest p-value that ``rule`` can give; 1 if a detector is not calibrated."""
     if rule not in COMBINED:
         return float(fused_of(fitted, keys, rule, unusual).calibration.p_value([math.inf])[0])
     each = [calibration_of(fitted, key) for key in keys]
@@ -178,14 +178,14 @@ def _too_few(fitted: Fitted, keys: list[Key], alpha: float, lowest: float) -> st
 
 
 def calibration_of(fitted: Fitted, key: Key) -> Any:
-    """Return the calibration of a detector over all classes, or None if it has none."""
+    """Return a detector's calibration over all classes, or None if it has none."""
     scorer = fitted.scorers.get(key)
     found = scorer.calibration if isinstance(scorer, CalibratedScorer) else None
     return getattr(found, "whole", found)
 
 
 def _members(parts: Sequence[pa.Table]) -> list[np.ndarray]:
-    """Return for each detector the number of the input that each line belongs to.
+    """Return for each detector the index of each line's input.
 
     An input is an item of the data, known by id and row. If detectors name different rows of an
     id, as of plain arrays whose rows make one example, the input is known by its id alone.
@@ -198,7 +198,7 @@ def _members(parts: Sequence[pa.Table]) -> list[np.ndarray]:
 
 
 def _far(fitted: Fitted, key: Key, part: pa.Table) -> np.ndarray:
-    """Return how far scores lie above the calibration scores; without these, above each other."""
+    """Return how far scores lie above the calibration scores, or without these above each other."""
     scores, held = scores_of(part), held_scores(fitted, key)
     return beyond(scores) if held is None else surprise(torch.from_numpy(scores), held).numpy()
 
@@ -215,7 +215,7 @@ def held_scores(fitted: Fitted, key: Key) -> Float[Tensor, "n"] | None:
 def _loudest(
     parts: Sequence[pa.Table], members: Sequence[np.ndarray], far: Sequence[np.ndarray]
 ) -> list[dict[str, Any]]:
-    """Return the line of smallest p-value of each input; ties go to the most unusual line."""
+    """Return each input's line of smallest p-value; ties go to the line with the highest score."""
     p = np.concatenate([_p_of(part) for part in parts])
     first = _first(np.concatenate(members), p, np.concatenate(far))
     return pa.concat_tables(parts).take(first).to_pylist()
@@ -224,7 +224,7 @@ def _loudest(
 def _speak(
     lines: list[dict[str, Any]], spoken: pa.Table, member: np.ndarray, alpha: float, lowest: float
 ) -> int:
-    """Give each input the score and p-value of its loudest line; return how many p were dropped.
+    """Give each input the score and p-value of its selected line; return how many p were dropped.
 
     An input of several rows gets no p-value: the smallest p-value of its rows is not valid for it.
     """

@@ -62,7 +62,7 @@ def calibrate(
     progress: bool = True,
     **options: Any,
 ) -> Fitted:
-    """Return the detectors of a bundle, calibrated on rows that it was not fitted on.
+    """Return the detectors of a bundle, calibrated on rows that they were not fitted on.
 
     Held-out scores of an earlier calibration are replaced. A hash sample of at most ``m`` scores
     and the 1,000 largest scores are kept. So memory does not grow with the data, and thresholds of
@@ -163,7 +163,7 @@ def calibrate(
 def _scored(
     asked: Asked, stream: Stream, crew: Crew, threads: int | None
 ) -> tuple[Iterator[ScoredBatch], int | None]:
-    """Return the scored batches in order, and the threads that this process scores them with."""
+    """Return the scored batches in order, and the number of threads used in this process."""
     if not (crew.is_apart and has_parts(stream)):
         return scored_batches(asked, stream), threads
     job = ScoredJob(stream, crew.threads(threads), tuple(stream.units()), asked)
@@ -173,7 +173,7 @@ def _scored(
 def _header(
     fitted: Fitted, stream: Stream, seen: dict[str, Any], *, has_names: bool
 ) -> dict[str, Any]:
-    """Return the header of a bundle with the rows that calibrated it, and their class names."""
+    """Return the header of a bundle with its calibration data and their class names."""
     recipe = recipe_of(stream) or recipe_in(fitted.header)
     header = {**fitted.header, "recipe": recipe, "calibrations": [seen]}
     if has_names:
@@ -183,7 +183,7 @@ def _header(
 
 
 def _require_other_data(fitted: Fitted, n: int, fingerprint: str) -> None:
-    """Refuse empty data, and the data that the bundle was fitted on."""
+    """Raise if the data are empty, or are those that the bundle was fitted on."""
     if n == 0 or fingerprint in {u["data"] for u in fitted.header["units"]}:
         found = f"the {plural(n, 'example')} of the fit" if n else "none"
         raise InputError(
@@ -212,7 +212,7 @@ def _labels(
 
 
 def _require_table(column: str, model: Any) -> None:
-    """Refuse a column of data that are no table."""
+    """Raise if a column is requested but the data are no table."""
     place = isinstance(model, str | Path)
     if isinstance(model, Stream) or (place and (model == ARRAYS or is_store(Path(model)))):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Where the columns of a table lie: their medians and robust standard deviations."""
+"""Medians and robust standard deviations of the columns of a table."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ TO_STANDARD = 1.4826
 
 
 def column_scales(stream: Stream) -> dict[str, list[float]]:
-    """Return the median and robust standard deviation of each column of numbers of a table.
+    """Return the median and robust standard deviation of each numeric column of a table.
 
     They are of at most 2,000 rows, spread evenly over the data; empty if the data are no table. If
     more than half of the values of a column are equal, its scale is that of all values, or 0.

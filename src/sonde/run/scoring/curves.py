@@ -1,4 +1,4 @@
-"""What pictures of scores are made of: counts in bins, the ROC curve, the threshold."""
+"""Data for plots of scores: histograms, the ROC curve, the threshold."""
 
 import math
 from typing import Any, Final
@@ -24,7 +24,7 @@ def curves(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Return for each detector and site of two tables what its pictures show.
+    """Return the plot data of each detector and site in two tables.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def curves(
 
 
 def histogram(usual: Any, unusual: Any = (), bins: int = BINS) -> dict[str, Any]:
-    """Return counts of scores in bins that both kinds share.
+    """Return histograms of both kinds of scores with shared bins.
 
     If all finite scores are positive and the largest is more than 50 times their median, each bin
     is wider than the last by a constant factor (``log``).
@@ -107,7 +107,7 @@ def _edges(values: np.ndarray, bins: int, log: bool) -> np.ndarray:
 def roc_points(
     scores: Any, unusual: Any, group: Any, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, list[float]]:
-    """Return the ROC curve as lists: all corners, or 400 of them if there are more."""
+    """Return the ROC curve as lists: all corners, or 400 of them if it has more."""
     found = roc(scores, unusual, group, resamples=resamples, seed=seed)
     fpr, tpr = found.fpr.numpy(), found.tpr.numpy()
     corner = np.ones(len(fpr), dtype=bool)
@@ -121,7 +121,7 @@ def roc_points(
 
 
 def threshold_of(tables: list[pa.Table], alpha: float) -> float | None:
-    """Return the highest finite score that raises no alarm at ``alpha``.
+    """Return the highest finite score that raises no alarm at level ``alpha``.
 
     None if there are no p-values, if every row or no row raises an alarm, or if no single score
     separates rows with an alarm from rows without, e.g. with a threshold for each class.

@@ -1,4 +1,4 @@
-"""Figures with intervals from tables of scores of usual and of unusual rows."""
+"""Evaluate tables of scores of in-distribution and outlying rows, with confidence intervals."""
 
 import math
 from typing import Any
@@ -22,7 +22,7 @@ def evaluate(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Return how well each detector at each site separates two tables of scores.
+    """Return how well each detector at each site separates the rows of two tables of scores.
 
     Parameters
     ----------
@@ -99,20 +99,20 @@ def _separation_figures(
 
 
 def groups_of(usual: pa.Table, unusual: pa.Table) -> np.ndarray:
-    """Return the group of each row: rows of one table with equal ids are a group."""
+    """Return the group of each row: rows of one table with equal ids form a group."""
     names = [f"usual {i}" for i in usual["id"].to_pylist()]
     names += [f"unusual {i}" for i in unusual["id"].to_pylist()]
     return np.unique(np.array(names), return_inverse=True)[1]
 
 
 def ends(name: str, metric: Metric) -> dict[str, float | None]:
-    """Return a figure and the ends of its interval; an undefined number is None."""
+    """Return an estimate and the ends of its interval; an undefined number is None."""
     values = {name: float(metric.value), f"{name}_low": metric.low, f"{name}_high": metric.high}
     return {k: v if math.isfinite(v) else None for k, v in values.items()}
 
 
 def _alarms(usual: pa.Table, unusual: pa.Table, alpha: float) -> dict[str, Any]:
-    """Return the fraction of rows of either kind with ``p <= alpha``, None without calibration."""
+    """Return the fraction of rows of each kind with ``p <= alpha``, or None without calibration."""
     names = ("false_alarms", "false_alarms_low", "false_alarms_high", "found")
     if any("p" not in t.column_names or t["p"].null_count for t in (usual, unusual)):
         return dict.fromkeys(names)

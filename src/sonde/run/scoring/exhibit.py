@@ -1,4 +1,4 @@
-"""Examples for people to look at: the score of every part and, if asked for, the input."""
+"""Examples to inspect: the score of every part and, if requested, the input."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ PER_TOKEN: Final = ("tokens", "predictions")
 @final
 @dataclass(frozen=True)
 class Exhibit:
-    """An example as a detector sees it at a site.
+    """An example with its scores by one detector at a site.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class Exhibit:
 @final
 @dataclass
 class Exhibits:
-    """Looks up examples of a stream again and scores their parts.
+    """Reads examples of a stream again and scores their parts.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class Exhibits:
     _places: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
     def of(self, line: dict[str, Any]) -> Exhibit | None:
-        """Return the exhibit of a line of the table.
+        """Return the exhibit for a line of the table.
 
         None if its example is not found again, or if the line joins several detectors.
         """
@@ -168,7 +168,7 @@ class Exhibits:
 
 
 def in_whole_batches(stream: Stream) -> Stream:
-    """Return a stream whose parts hold the texts that a pass over the whole stream generates."""
+    """Return a stream whose parts generate the same texts as a pass over the whole stream."""
     if not (isinstance(stream, LiveStream) and isinstance(stream.inputs, ReplayInputs)):
         return stream
     return replace(stream, inputs=replace(stream.inputs, units=tuple(stream.units())))
@@ -180,7 +180,7 @@ def hashed_id(name: str) -> str:
 
 
 def places(stream: Stream) -> dict[str, list[tuple[int, int]]]:
-    """Return where each id stands: the position of its first row and its index in the stream.
+    """Return each id's position of its first row and its index in the stream.
 
     Of several equal examples the first counts; chunks of a document are several places.
     """
@@ -203,7 +203,7 @@ def places(stream: Stream) -> dict[str, list[tuple[int, int]]]:
 
 
 def pixels_of(raw: InputBatch) -> Tensor | None:
-    """Return the image among the arguments of a forward pass."""
+    """Return the image in the arguments of a forward pass."""
     for value in (*raw.args, *raw.kwargs.values()):
         if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] in (1, 3):
             return value[0].detach().float().cpu()
@@ -211,7 +211,7 @@ def pixels_of(raw: InputBatch) -> Tensor | None:
 
 
 def largest(row: Tensor) -> list[tuple[int, float]]:
-    """Return unit and value of the entries of largest size, those that are not finite first."""
+    """Return unit and value of the entries of largest size, non-finite entries first."""
     size = row.detach().double().abs().nan_to_num(torch.inf, torch.inf)
     top = size.topk(min(MOST_VALUES, len(row))).indices.tolist()
     return [(unit, float(row[unit])) for unit in top]

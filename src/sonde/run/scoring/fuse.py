@@ -1,4 +1,4 @@
-"""All detectors and sites of a table of scores as one more detector, with p-values that hold.
+"""Fuse all detectors and sites of a table of scores into one detector with valid p-values.
 
 For one table of scores of a bundle. For plain arrays of scores see ``sonde.alarms``.
 """
@@ -39,7 +39,7 @@ def with_fused(
     unusual: pa.Table | None = None,
     seed: int = 0,
 ) -> pa.Table:
-    """Return a table of scores with one more line per row, for all detectors and sites together.
+    """Return a table of scores with one fused line per row, over all detectors and sites.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def fused_of(
 def held_rows(
     fitted: Fitted, keys: list[Key]
 ) -> tuple[Int[Tensor, "row"], Float[Tensor, "row key"], Kept]:
-    """Return the draws and scores of the rows that calibrated each of several detectors.
+    """Return the sampling keys and scores of the rows that calibrated each of several detectors.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def held_rows(
 
 
 def _aligned(scored: pa.Table, keys: list[Key]) -> list[pa.Table]:
-    """Return the lines of each detector and site, in one order of rows.
+    """Return the lines of each detector and site, all in the same order of rows.
 
     A row is named by its id and by how many lines of that id come before it.
     """
@@ -199,7 +199,7 @@ def _p_values(parts: list[pa.Table], keys: list[Key]) -> Float[Tensor, "row key"
 
 
 def _lines(parts: list[pa.Table], most: Int[Tensor, "row"]) -> pa.Table:
-    """Return the line of a chosen detector for each row, without the detector's explanation."""
+    """Return each row's line of its selected detector, without the detector's explanation."""
     n = parts[0].num_rows
     lines = pa.concat_tables(parts).take(most.numpy() * n + np.arange(n))
     for i, field in enumerate(lines.schema):

@@ -1,4 +1,4 @@
-"""Scores of an input that do not depend on the other inputs of its batch, bit for bit.
+"""Scores of an input that do not depend on its batch, bit for bit.
 
 The last bits of a product depend on how many rows it has, and those of attention on the padding. A
 batch here holds inputs of one shape, so that nothing is padded, and is filled up with copies where
@@ -58,7 +58,7 @@ Make = Callable[[Sequence[int]], InputBatch]
 
 @dataclass(frozen=True)
 class InvariantBatch:
-    """Rows, logits and scores of some examples of equal shape, without the copies.
+    """Rows, logits and scores of some examples of equal shape, without the padding copies.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class InvariantBatch:
 
 
 class Filling(NamedTuple):
-    """Number of examples to which a batch is filled.
+    """Number of examples that a batch is padded to.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class Filling(NamedTuple):
 
 
 class InvariantReader:
-    """Runs inputs of one shape at a time, and scores them.
+    """Runs the inputs of one shape at a time, and scores them.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ class InvariantReader:
         return InvariantBatch(batch, self._scores(batch))
 
     def _filling(self, made: InputBatch, make: Make) -> Filling:
-        """Return the numbers of examples that a batch of this shape is filled up to.
+        """Return the batch sizes that a batch of this shape is padded to.
 
         They are measured anew if no length between half and twice this one was. Fewer positions
         need as many more examples.
@@ -176,7 +176,7 @@ class InvariantReader:
         return batch
 
     def _scored(self, batch: Batch, size: int) -> dict[Key, ScoredRows]:
-        """Return the scores of a batch whose rows are filled up to ``size`` examples."""
+        """Return the scores of a batch whose rows are padded to ``size`` examples."""
         every = self._scores(with_copies(batch, size - len(batch)))
         return {name: scored.first(len(batch)) for name, scored in every.items()}
 
@@ -187,7 +187,7 @@ class InvariantReader:
         }
 
     def _measured(self, make: Make, length: int) -> Filling:
-        """Return from how many copies on an example has the bits that it has among many."""
+        """Return the number of copies from which an example's bits no longer change."""
         top = min(REFERENCE, max(FEW, POSITIONS // length))
         sizes = [size for size in SIZES if size < top]
         every = self._batch(make([0] * top))
@@ -209,7 +209,7 @@ class InvariantReader:
         )
 
     def _read_parts(self, batch: Batch) -> list[bytes]:
-        """Return for each example the bytes of everything that a detector reads of it."""
+        """Return each example's bytes of all columns that a detector reads."""
         found = [*((batch.example[key], rows) for key, rows in batch.rows.items())]
         if batch.logits is not None and self.reads_logits:
             found.append((torch.arange(len(batch)), batch.logits))
@@ -224,7 +224,7 @@ def _reads_logits(scorer: Scorer) -> bool:
 def _smallest(
     sizes: Sequence[int], top: int, n: int, of: Callable[[Sequence[int]], Sequence[bytes]]
 ) -> int:
-    """Return the size of a batch from which on ``n`` witnesses have the bits that count.
+    """Return the smallest batch size from which ``n`` witnesses keep their bits.
 
     These are their bits in a batch of ``top``, which is the size if no smaller one gives them. If
     they depend on the place in the batch, the size is 32.
@@ -252,7 +252,7 @@ def _least(near: Sequence[tuple[int, int]], length: int) -> int:
 
 
 def shape_of(made: InputBatch) -> tuple[Hashable, int]:
-    """Return the shape of the examples of a batch without its positions, and their number."""
+    """Return the shape of a batch's examples without positions, and their number."""
     length = 1 if made.length is None else int(made.length[0])
     given = [*enumerate(made.args), *sorted(made.kwargs.items())]
     shapes = tuple(
@@ -275,7 +275,7 @@ def _parts(n: int, found: Iterable[tuple[Tensor, Tensor]]) -> list[bytes]:
 
 
 def groups_of_shape(items: Sequence[Prepared]) -> Iterator[list[int]]:
-    """Yield the numbers of the items of each shape, in order within it."""
+    """Yield the indices of the items of each shape, in order within a shape."""
     shapes = [shape_of_item(item) for item in items]
     order = sorted(range(len(items)), key=lambda i: (repr(shapes[i]), i))
     for _, same in groupby(order, key=lambda i: shapes[i]):
@@ -283,7 +283,7 @@ def groups_of_shape(items: Sequence[Prepared]) -> Iterator[list[int]]:
 
 
 def shape_of_item(item: Prepared) -> Hashable:
-    """Return what two prepared items must share to lie in one batch without padding."""
+    """Return the key that two prepared items must share to form a batch without padding."""
     value = item.value
     if isinstance(value, dict):
         return item.length, tuple((n, _shape(x)) for n, x in sorted(value.items()))
@@ -297,7 +297,7 @@ def _shape(value: Any) -> Hashable:
 def invariant_batches(
     fitted: Fitted, stream: Stream, reduction: str = AUTO, explain: int = 0
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the table of ``score`` batch by batch, with numbers that no other input changes.
+    """Yield the tables of ``score`` batch by batch, with results that no other input changes.
 
     Raises
     ------

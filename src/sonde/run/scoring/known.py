@@ -1,4 +1,4 @@
-"""What is known of each item that a table of scores is about: its columns, its group, its lines."""
+"""Columns, group and table lines of each item in a table of scores."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ GROUP: Final = "group"
 
 @dataclass(frozen=True)
 class KnownItems:
-    """The items that a table of scores is about, by their number in the data."""
+    """The items behind a table of scores, by their index in the data."""
 
     items: Mapping[int, Row]
     source: Source
 
     @classmethod
     def of(cls, data: Any) -> "KnownItems":
-        """Return the items of data as ``sonde score`` numbers them."""
+        """Return the items of data, numbered as in ``sonde score``."""
         source, _ = open_source(data)
         rows = list(source.rows())
         numbers = source.numbers(np.arange(len(rows))).tolist()
@@ -51,7 +51,7 @@ class KnownItems:
         return {i: f"group {found[i]}" if i in found else f"item {i}" for i in self.items}
 
     def parts(self, scored: pa.Table) -> Iterator[tuple[Key, pa.Table, list[int]]]:
-        """Yield the lines of each detector and site, with the number of each line's item.
+        """Yield the lines of each detector and site, with the index of each line's item.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Do scores say which answers are wrong? A table of scores, compared with a column of errors.
+"""Test whether scores predict wrong answers: a table of scores against a column of errors.
 
 For steps and pixels: ``known_steps``, ``known_pixels``.
 """
@@ -28,7 +28,7 @@ def evaluate_errors(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Return how well each detector at each site says which answers are wrong.
+    """Return how well each detector at each site predicts wrong answers.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def trust_errors(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any] | None:
-    """Return which detector and site, if any, to trust about wrong answers.
+    """Return the most reliable detector and site for wrong answers, or none.
 
     Parameters are as in ``evaluate_errors``, the result is as in ``trust_of``. None if an error is
     neither 0 nor 1.
@@ -98,7 +98,7 @@ def evaluate_errors_by(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Return the figures of each detector and site within each value of a further column.
+    """Evaluate each detector and site separately for each value of another column.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def _require_once(numbers: list[int], instrument: str, site: str) -> None:
 def _tells(
     scores: np.ndarray, wrong: np.ndarray, group: list[str], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return AUROC over all answers and within groups; None if an error is neither 0 nor 1."""
+    """Return AUROC over all answers and within groups; None unless all errors are 0 or 1."""
     row: dict[str, Any] = dict.fromkeys(("auroc", "auroc_low", "auroc_high"))
     row |= dict.fromkeys(("within", "within_low", "within_high"))
     if not set(wrong.tolist()) <= {0.0, 1.0}:

@@ -1,4 +1,4 @@
-"""Do scores of patches find the unusual pixels? A table of scores, compared with masks."""
+"""Test whether scores of patches find anomalous pixels: a table of scores against masks."""
 
 import math
 from collections.abc import Mapping
@@ -112,7 +112,7 @@ def _map(
 
 
 def grid_of(n: int, size: Grid) -> Grid:
-    """Return lines and columns of ``n`` patches: a square grid, or a grid shaped like the image.
+    """Return rows and columns of ``n`` patches: a square grid, or a grid shaped like the image.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def grid_of(n: int, size: Grid) -> Grid:
 
 
 class _Masks:
-    """Masks of the items. An item without a mask gets zeros of the size of its image."""
+    """Masks of the items; an item without a mask gets zeros of its image's size."""
 
     def __init__(self, known: KnownItems, masks: str, data: Any, image_column: str | None) -> None:
         self.known, self.base = known, known.source.base
@@ -170,7 +170,7 @@ class _Masks:
         return found
 
     def of(self, item: int) -> np.ndarray:
-        """Return which pixels of an item are unusual."""
+        """Return a mask of the anomalous pixels of an item."""
         row = self.known.items[item]
         found = self.files.get(item) if self.column is None else row.get(self.column)
         try:

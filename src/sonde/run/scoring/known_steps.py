@@ -1,4 +1,4 @@
-"""Do scores find the first wrong step? A table of scores, compared with trajectories.
+"""Test whether scores find the first wrong step: a table of scores against trajectories.
 
 The table has a line for each step, or a line for each trajectory whose ``position`` names a step.
 """
@@ -127,7 +127,7 @@ class _Steps:
         )  # fmt: skip
 
     def figures(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return how well scores and alarms find the first wrong step."""
+        """Return how well scores and alarms find the first wrong step of a trajectory."""
         known, whose = self.counted, self.trajectory
         row = ends("localised", localisation(self.score, self.first, whose, **options))
         row |= dict.fromkeys(f"{name}{end}" for name in ("auroc", *NO_ALARM)
@@ -149,7 +149,7 @@ def _spread(
     place: np.ndarray,
     size: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
-    """Return lines of trajectories as steps: the named step has the score, others ``-inf``."""
+    """Expand lines of trajectories to steps: the named step has the score, others ``-inf``."""
     whose = np.repeat(np.arange(len(item)), size)
     steps = np.concatenate([np.arange(n) for n in size])
     here = steps == place[whose]

@@ -1,4 +1,4 @@
-"""Why a score is high: the most unusual layers, units, and tokens or patches of a row."""
+"""Explain a high score: the most outlying layers, units, and tokens or patches of a row."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class RecordLine:
-    """Text of one record of the table, before layers are compared.
+    """A record of the table as text, before layers are compared.
 
     ``where`` names the row: id, occurrence and position. If an example's rows make one score, the
     number of the text's piece replaces the position.
@@ -41,7 +41,7 @@ class RecordLine:
 def units_of(
     scorer: Scorer, columns: Mapping[str, Any], row: Int[Tensor, "record"], n: int
 ) -> dict[str, list[Any]]:
-    """Return the ``n`` units that add most to the scores of some rows, and their fractions.
+    """Return the ``n`` units with the largest contributions to some rows' scores, with fractions.
 
     None if the method cannot say which units made a score. For a row that is not finite, the units
     that are not finite, without shares.
@@ -72,7 +72,7 @@ def positions_of(
     row: Int[Tensor, "record"],
     n: int,
 ) -> dict[str, list[Any]]:
-    """Return the ``n`` most unusual positions of the example of each record, and their scores.
+    """Return each record's ``n`` most outlying positions in its example, with their scores.
 
     Nothing for an example that has one row alone.
     """
@@ -92,7 +92,7 @@ def positions_of(
 def layers_of(
     lines: Mapping[Key, Sequence[RecordLine]], scorers: Mapping[Key, Scorer], n: int
 ) -> dict[Key, dict[str, list[Any]]]:
-    """Return for each record the ``n`` sites at which its detector finds the row most unusual.
+    """Return each record's ``n`` sites where its detector finds the row most outlying.
 
     Sites are compared by their p-values; where these are equal, by how far the score lies beyond
     the scores that calibrated the site. Nothing without calibration: scores of two sites have no
@@ -118,7 +118,7 @@ def layers_of(
 
 
 def _scale(scorer: Scorer) -> tuple[float, float] | None:
-    """Return the median of the held-out scores, and how far their 90 % quantile lies above it."""
+    """Return the median of the held-out scores, and how far their 90 % quantile is above it."""
     if not isinstance(scorer, CalibratedScorer):
         return None
     found = scorer.calibration
@@ -129,7 +129,7 @@ def _scale(scorer: Scorer) -> tuple[float, float] | None:
 
 
 def _held(calibration: Calibration | SampledCalibration) -> Float[Tensor, "n"]:
-    """Return finite held-out scores that represent all held-out scores."""
+    """Return a finite sample of the held-out scores."""
     if isinstance(calibration, Calibration) or len(calibration.scores) == 0:
         values = calibration.scores if isinstance(calibration, Calibration) else calibration.tail
     elif len(calibration.tail) * 10 < calibration.n:

@@ -1,4 +1,4 @@
-"""How much memory scoring takes, before it starts."""
+"""Memory that scoring needs, estimated before the start."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ UNIT_BYTES = 64
 
 @dataclass(frozen=True)
 class ScoringNeeds:
-    """Memory that scoring needs at once.
+    """Peak memory that scoring needs.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class ScoringNeeds:
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         each = self.scorers_bytes + COPIES * self.rows_bytes
         return round(SLACK * (self.n_processes * each + self.table_bytes)) + BASE * self.n_processes
 
@@ -60,7 +60,7 @@ def needs_of_scoring(
     explain: int = 0,
     keeps_table: bool = True,
 ) -> ScoringNeeds:
-    """Return what scoring a stream takes at most."""
+    """Return the peak memory of scoring a stream."""
     n, per = len(stream), rows_of_an_example(stream)
     width = {s.key: s.dim * getattr(torch, s.dtype).itemsize for s in stream.schema}
     live = innermost(stream)

@@ -1,4 +1,4 @@
-"""The stream that a bundle wants of a model and data: its sites, its reducer, its columns."""
+"""Open the stream that a bundle needs from a model and data: its sites, reducer and columns."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def open_for(
     new_classes: bool = True,
     **options: Any,
 ) -> Stream:
-    """Return the stream that a bundle wants: its sites, its reducer, its objective.
+    """Return the stream that a bundle needs: its sites, its reducer, its objective.
 
     With ``new_classes`` labels may name classes that the model does not have: unusual rows often
     belong to a new class.
@@ -47,7 +47,7 @@ def open_as(
     options: dict[str, Any],
     new_classes: bool = True,
 ) -> Stream:
-    """Return the stream whose model, sites and reading a header names."""
+    """Return the stream with the model, sites and reading in a header."""
     if isinstance(model, Stream):
         require_alone(model, repr(model), data, options)
         return asking_logits(model) if needs_logits else model
@@ -78,7 +78,7 @@ def open_as(
 
 
 def _class_column(fitted: Fitted, model: Any, data: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that read the column by which a bundle was calibrated as labels."""
+    """Return the options that read a bundle's calibration column as labels."""
     columns = {c["by"] for c in fitted.header.get("calibrations", []) if c.get("by")}
     if not columns or model == ARRAYS:
         return {}
@@ -86,7 +86,7 @@ def _class_column(fitted: Fitted, model: Any, data: Any, options: dict[str, Any]
 
 
 def by_column(fitted: Fitted, data: Any, options: dict[str, Any], column: str) -> dict[str, Any]:
-    """Return the options by which the values of a column are read as classes.
+    """Return the options that read the values of a column as classes.
 
     Another label column that was named becomes no input. If the data lack ``column``, the named
     label column stays.
@@ -100,7 +100,7 @@ def by_column(fitted: Fitted, data: Any, options: dict[str, Any], column: str) -
 
 
 def without(fitted: Fitted, options: dict[str, Any], column: str) -> dict[str, Any]:
-    """Return the options that keep a column out of the inputs."""
+    """Return the options that exclude a column from the inputs."""
     kept = recipe_in(fitted.header).get("options", {}).get("ignore_columns")
     named = options.get("ignore_columns") or kept or ()
     names = named.split(",") if isinstance(named, str) else named

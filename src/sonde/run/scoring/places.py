@@ -1,4 +1,4 @@
-"""A check that images have as many patches as those that a detector was fitted on."""
+"""Check that images have as many patches as those a detector was fitted on."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from sonde.stats import CalibratedScorer
 
 
 def check_places(batch: Batch, tasks: Mapping[Key, Task], scorers: Mapping[Key, Scorer]) -> None:
-    """Raise if the number of positions differs from that of the fitted images.
+    """Raise if the number of positions differs from that in the fitted images.
 
     Only detectors that compare position by position are asked. Rows are not checked if their
     image is unknown.

@@ -1,4 +1,4 @@
-"""``sonde.score``: fitted detectors on new rows, a line for each row, site and detector."""
+"""``sonde.score``: score new rows by fitted detectors, a line for each row, site and detector."""
 
 import warnings
 from collections.abc import Iterator
@@ -119,7 +119,7 @@ def score(
 
 
 def _say_without_row(table: pa.Table, stream: Stream) -> None:
-    """Warn about items without a line, because no site read any of their rows.
+    """Warn about items without a line because no site read any of their rows.
 
     Feature arrays are not checked: their items are rows, and several rows may be an example.
     """
@@ -138,7 +138,7 @@ def _say_without_row(table: pa.Table, stream: Stream) -> None:
 
 
 def spot(line: dict[str, Any], fitted: Fitted) -> str:
-    """Return which row of its example a line of the table is about, in words.
+    """Describe which row of its example a line of the table belongs to.
 
     Empty if an example has one row; for a text in pieces, the position where its piece begins.
     """
@@ -150,7 +150,7 @@ def spot(line: dict[str, Any], fitted: Fitted) -> str:
 
 @dataclass(frozen=True)
 class ScoreJob(PartJob):
-    """Score a part.
+    """Score a part of a stream.
 
     Parameters
     ----------
@@ -164,7 +164,7 @@ class ScoreJob(PartJob):
     explain: int
 
     def of_part(self, part: Stream) -> bytes:
-        """Return the table of a part, as Arrow writes it."""
+        """Return the table of a part as Arrow bytes."""
         batches = list(score_batches(self.fitted, part, self.reduction, self.explain))
         sink = pa.BufferOutputStream()
         if batches:
@@ -182,7 +182,7 @@ def score_with_workers(
     explain: int,
     threads: int | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of ``score_batches``, made by workers, in the order of the rows."""
+    """Yield the tables of ``score_batches``, computed by workers, in row order."""
     bounds = tuple(stream.units())
     job = ScoreJob(stream, crew.threads(threads), bounds, fitted, reduction, explain)
     for content in in_order(job, crew):

@@ -21,7 +21,7 @@ NEEDED = ("id", "site", "instrument", "score")
 
 
 def check_suffix(path: Path, further: tuple[str, ...] = ()) -> None:
-    """Raise if the suffix of a path is neither a table format nor one of ``further``.
+    """Raise if a path's suffix is neither a table format nor in ``further``.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def check_suffix(path: Path, further: tuple[str, ...] = ()) -> None:
 
 
 def plain_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Return the rows of a table as JSON values; a number that is not finite is None."""
+    """Return the rows of a table as JSON values; non-finite numbers become None."""
     return [{name: _plain(value) for name, value in row.items()} for row in table.to_pylist()]
 
 
@@ -47,7 +47,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_table(table: pa.Table, path: str | Path) -> None:
-    """Write a table as Parquet, CSV, one JSON array or JSON lines, by the path's suffix.
+    """Write a table as Parquet, CSV, one JSON array or JSON lines, chosen by the path's suffix.
 
     CSV has no lists: their members stand with blanks between them.
     JSON has no infinity: there a number that is not finite is null, also within a list.
@@ -74,7 +74,7 @@ def write_table(table: pa.Table, path: str | Path) -> None:
 
 
 def _flat(table: pa.Table) -> pa.Table:
-    """Return a table whose lists are texts."""
+    """Return a table whose lists are written as text."""
     for i, field in enumerate(table.schema):
         if pa.types.is_list(field.type):
             values = table[field.name].to_pylist()
@@ -84,7 +84,7 @@ def _flat(table: pa.Table) -> pa.Table:
 
 
 def read_table(path: str | Path) -> pa.Table:
-    """Read a table that ``sonde score`` wrote; a null score belongs to a row that is not finite.
+    """Read a table written by ``sonde score``; a null score belongs to a non-finite row.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def read_table(path: str | Path) -> pa.Table:
 
 
 def checked(table: pa.Table, where: str) -> pa.Table:
-    """Check a table of scores; return it with sites and instruments as texts."""
+    """Check a table of scores; return it with sites and instruments as text."""
     names = table.column_names
     missing = [name for name in NEEDED if name not in names]
     if missing or table.num_rows == 0:
@@ -137,7 +137,7 @@ def checked(table: pa.Table, where: str) -> pa.Table:
 
 
 def _check_numbers(table: pa.Table, where: str) -> None:
-    """Refuse scores and p-values that are no numbers, scores of NaN, and p outside [0, 1]."""
+    """Raise if scores or p-values are not numbers, scores are NaN, or p is outside [0, 1]."""
     types: Any = pa.types
     for name in ("score", "p"):
         kind = table[name].type if name in table.column_names else pa.null()
@@ -169,7 +169,7 @@ def _json_lines(content: bytes) -> bytes:
 
 
 def keys_of(table: pa.Table) -> list[tuple[str, str]]:
-    """Return the instruments and sites of a table, as they first come."""
+    """Return the instruments and sites of a table in order of first appearance."""
     pairs = zip(table["instrument"].to_pylist(), table["site"].to_pylist(), strict=True)
     return list(dict.fromkeys(pairs))
 
@@ -182,12 +182,12 @@ def part_of(table: pa.Table, key: tuple[str, str]) -> pa.Table:
 
 
 def scores_of(table: pa.Table) -> np.ndarray:
-    """Return the scores of a table; those of rows that are not finite as +inf."""
+    """Return the scores of a table, with +inf for non-finite rows."""
     return np.array([math.inf if s is None else float(s) for s in table["score"].to_pylist()])
 
 
 def beyond(scores: np.ndarray) -> np.ndarray:
-    """Return ``(score - median) / (90 % quantile - median)``, so that detectors compare.
+    """Return ``(score - median) / (90 % quantile - median)``, comparable between detectors.
 
     Examples
     --------

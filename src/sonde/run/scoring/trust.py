@@ -1,4 +1,4 @@
-"""Which detector at which site to trust: chosen on one half of the groups, judged on the other.
+"""Select the detector and site to trust on one half of the groups, and judge it on the other.
 
 The best of many candidates looks too good on the rows that it was chosen on. ``evaluate`` gives
 all figures of every candidate.
@@ -45,7 +45,7 @@ class Candidate:
 def trust(
     usual: pa.Table, unusual: pa.Table, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Any]:
-    """Return which detector and site to trust to tell two tables of scores apart, if any.
+    """Return the detector and site that reliably separate two tables of scores, if any.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ def trust_of(
 
 
 def _halves(candidates: Sequence[Candidate], seed: int) -> tuple[set[str], set[str]]:
-    """Return two halves of the groups; both have about as many groups with an unusual row."""
+    """Return two halves of the groups with about equally many groups that hold an outlying row."""
     has: dict[str, bool] = {}
     for candidate in candidates:
         for name, unusual in zip(candidate.group, candidate.unusual.tolist(), strict=True):
@@ -145,7 +145,7 @@ def _halves(candidates: Sequence[Candidate], seed: int) -> tuple[set[str], set[s
 
 
 def _n_least(candidate: Candidate, mask: np.ndarray) -> int:
-    """Return how many groups hold rows of the rarer kind."""
+    """Return the number of groups that hold rows of the rarer kind."""
     group = np.asarray(candidate.group)
     kinds = (mask & candidate.unusual, mask & ~candidate.unusual)
     return min(len(np.unique(group[kind])) for kind in kinds)

@@ -1,4 +1,4 @@
-"""Which examples of a table of scores are the most unusual, and how sites are compared for that."""
+"""Find the most outlying examples in a table of scores, comparing sites with each other."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from sonde.run.scoring.tables import beyond, keys_of, part_of, scores_of
 
 
 def most_unusual(table: pa.Table, n: int) -> dict[str, list[dict[str, Any]]]:
-    """Return the ``n`` most unusual examples of each detector, each where it stands out most.
+    """Return each detector's ``n`` most outlying examples, each at its most extreme site.
 
     Lines are compared by p-value, then by their score less the median of the site's scores in the
     table, divided by the distance from the median to the 90 % quantile: sites have no common scale
@@ -47,7 +47,7 @@ def most_unusual(table: pa.Table, n: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def _take(best: dict[str, Any], part: pa.Table, n: int) -> None:
-    """Keep the lines of one site that may be among the ``n`` first."""
+    """Keep the lines of one site that may be among the first ``n``."""
     scores, ids = scores_of(part), part["id"].to_pylist()
     p = np.array([math.inf if v is None else v for v in part["p"].to_pylist()])
     far = beyond(scores)

@@ -1,4 +1,4 @@
-"""Groups of inputs on which a model was found weak, as a file, and their members in new data.
+"""File of input groups on which a model was found weak, and their members in new data.
 
 The file names columns, values, cuts and centres; it holds no code.
 """
@@ -39,7 +39,7 @@ class ClusterState(State):
 
 @dataclass(frozen=True)
 class KnownGroup:
-    """A group that was confirmed to be worse.
+    """A confirmed group of inputs on which the model performs worse.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class WeakGroups:
 
     @classmethod
     def of(cls, stream: Stream, groups: Sequence[KnownGroup]) -> "WeakGroups":
-        """Return groups that were found in a stream, with the sites that their conditions use."""
+        """Return the groups found in a stream, with the sites that their conditions use."""
         header = make_header(stream, [], {})
         spoken = {c.source for g in groups for c in g.conditions if isinstance(c, Nearest)}
         pooled = [s for s in header["sites"] if "|" not in s["text"]]
@@ -95,7 +95,7 @@ class WeakGroups:
 
     @classmethod
     def load(cls, path: str | Path) -> "WeakGroups":
-        """Read what ``save`` wrote.
+        """Load groups written by ``save``.
 
         Raises
         ------
@@ -114,7 +114,7 @@ class WeakGroups:
         )
 
     def open(self, model: Any, data: Any, **options: Any) -> Stream:
-        """Return the stream that decides membership: the sites of the groups, read as at first."""
+        """Return the stream needed to find members: the groups' sites, with the first options."""
         answers = any(c.kind == "answer" for g in self.groups for c in g.conditions)
         return open_as(self.header, answers, model, data, options)
 
@@ -144,7 +144,7 @@ class WeakGroups:
 
 
 def with_groups(answers: pa.Table, weak: WeakGroups, stream: Stream) -> pa.Table:
-    """Return a line for each input with the weak groups that it belongs to.
+    """Return a line for each input with the weak groups that contain it.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def _either(a: bool | None, b: bool | None) -> bool | None:
 
 
 def _written(condition: Condition, states: dict[str, State | None]) -> dict[str, Any]:
-    """Return a condition as JSON values; its tensors become a state."""
+    """Return a condition as JSON values; its tensors are stored in a state."""
     if isinstance(condition, Equals):
         return {"source": condition.source, "value": condition.value, "kind": condition.kind}
     if isinstance(condition, Beyond):
@@ -203,7 +203,7 @@ def _condition(raw: dict[str, Any], states: Mapping[str, State | None]) -> Condi
 
 
 def _holds(group: KnownGroup, batch: Batch, items: Any) -> list[bool | None]:
-    """Return for each example whether all conditions hold, or None if that is not known."""
+    """Return for each example whether all conditions hold, or None if that is unknown."""
     found: list[bool | None] = [True] * len(batch)
     for condition in group.conditions:
         for i, holds in enumerate(_known(condition, batch, items)):
@@ -213,7 +213,7 @@ def _holds(group: KnownGroup, batch: Batch, items: Any) -> list[bool | None]:
 
 
 def _known(condition: Condition, batch: Batch, items: Any) -> list[bool | None]:
-    """Return for each example whether a condition holds, or None if that is not known."""
+    """Return for each example whether a condition holds, or None if that is unknown."""
     found: list[bool | None] = [None] * len(batch)
     if isinstance(condition, Nearest):
         x = batch.rows[condition.source].detach().cpu()

@@ -1,4 +1,4 @@
-"""Inputs and rows that differ slightly from one example, to compare bits on more than its values.
+"""Witnesses: inputs and rows slightly different from an example, to compare more bits.
 
 An example of few values, such as a vector of eight states, often has the same bits in two kernels
 by chance. Use these where bits are compared; they are no data.
@@ -19,12 +19,12 @@ MOST, VALUES, STEP = 32, 2048, 64
 
 
 def n_witnesses(n_values: int, most: int) -> int:
-    """Return how many witnesses give enough values to compare; at least two."""
+    """Return the number of witnesses with enough values to compare, at least two."""
     return min(most, MOST, max(2, -(-VALUES // max(n_values, 1))))
 
 
 def varied_inputs(made: InputBatch, numbers: Sequence[int]) -> InputBatch:
-    """Return a batch of copies whose floats are changed a little, or whose tokens are rotated.
+    """Return a batch of copies with slightly changed floats or rotated tokens.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def _varied_input(name: str, x: Any, numbers: Sequence[int], length: int | None)
 
 
 def varied_rows(batch: Batch, numbers: Sequence[int]) -> Batch:
-    """Return a batch of copies whose rows, and logits if there are any, are changed a little."""
+    """Return a batch of copies with slightly changed rows and, if present, logits."""
     rows = {
         key: _varied(x, torch.as_tensor(numbers)[batch.example[key].cpu()].tolist())
         for key, x in batch.rows.items()
@@ -63,7 +63,7 @@ def varied_rows(batch: Batch, numbers: Sequence[int]) -> Batch:
 
 
 def _varied(x: Tensor, numbers: Sequence[int]) -> Tensor:
-    """Shrink each row by the noise of its witness; zeros become noise.
+    """Scale each row down by its witness's noise; zeros become noise.
 
     Signs and ranges stay: a model may refuse a probability above 1.
     """

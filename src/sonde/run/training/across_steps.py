@@ -56,7 +56,7 @@ class SiteAcrossSteps:
 
     @property
     def errors(self) -> Float[Tensor, "step"]:
-        """Standard errors of ``to_last``; NaN if there are too few rows for an error."""
+        """Standard errors of ``to_last``; NaN if too few rows are known."""
         se = self.similarity.se
         return (
             torch.full_like(self.to_last, torch.nan) if se is None else torch.as_tensor(se)[:, -1]
@@ -69,7 +69,7 @@ class SiteAcrossSteps:
 
 
 def chosen(names: Sequence[str] | Sequence[int], most: int) -> list[int]:
-    """Return the indices of at most ``most`` evenly spaced entries, including the first and last.
+    """Return the indices of at most ``most`` evenly spaced entries, including first and last.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def chosen(names: Sequence[str] | Sequence[int], most: int) -> list[int]:
 
 
 def samples_of(fitted: Fitted) -> dict[str, HashSampleState]:
-    """Return the samples of rows in the states of a step, at 8 evenly spaced sites at most."""
+    """Return the row samples in the states of a step, at no more than 8 evenly spaced sites."""
     sites = [site["text"] for site in fitted.header["sites"]]
     found = {sites[i]: sample(fitted, sites[i], MOST_ROWS) for i in chosen(sites, MOST_SITES)}
     return {
@@ -118,7 +118,7 @@ def across_steps(samples: Samples) -> list[SiteAcrossSteps]:
 
 
 def charts_across_steps(found: Sequence[SiteAcrossSteps]) -> list[Chart]:
-    """Return curves over the steps with a line for each site, and a map of steps for each site."""
+    """Return curves over the steps with a line per site, and a map of steps for each site."""
     if not found:
         return []
     last = found[0].steps[-1]

@@ -1,4 +1,4 @@
-"""An arm of a fine-tuning: a copy of a model trained on its task, with or without site losses.
+"""An arm of a fine-tuning experiment: a copy trained on its task, with or without losses at sites.
 
 Both arms see the same rows in the same order. A training that was stopped goes on from its
 checkpoint with the same bits: the order of an epoch and the draws of a step depend only on the seed
@@ -75,7 +75,7 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """A trained copy and its curve.
+    """A trained copy and its learning curve.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ def train_arm(
 def _attached(
     model: Model, arm: Arm, weight: float | tuple[float, ...]
 ) -> AbstractContextManager[Terms | None]:
-    """Return a context in which losses are at their sites; it gives None if there are no losses."""
+    """Return a context manager that attaches losses at their sites; yields None without losses."""
     if not arm.losses:
         return nullcontext()
     teacher = arm.teacher if arm.average is None else arm.average
@@ -197,7 +197,7 @@ def _attached(
 
 
 def scoped(module: nn.Module, scope: str) -> None:
-    """Let only the parameters of a scope, or of several joined by ``+``, be trained.
+    """Make only the parameters of a scope trainable; ``+`` joins several scopes.
 
     Raises
     ------
@@ -210,7 +210,7 @@ def scoped(module: nn.Module, scope: str) -> None:
 
 
 def check_scope(module: nn.Module, scope: str) -> None:
-    """Raise if a model does not have the scope, before data are read.
+    """Raise if a model lacks the scope, before data are read.
 
     Raises
     ------
@@ -262,7 +262,7 @@ def _in_scope(module: nn.Module, scope: str) -> set[str]:
 
 
 def _last_tensors(module: nn.Module, least: int) -> set[str]:
-    """Return the names of the last parameters that together hold `least` numbers or more."""
+    """Return the names of the last parameters that together hold at least `least` numbers."""
     found: set[str] = set()
     n = 0
     for name, parameter in reversed(list(module.named_parameters())):
@@ -275,7 +275,7 @@ def _last_tensors(module: nn.Module, least: int) -> set[str]:
 
 
 def _begin(trainee: RowLosses, terms: Terms, batch: InputBatch, seed: int) -> None:
-    """Give losses with lazy layers their widths, before the optimiser is made."""
+    """Initialize losses with lazy layers before the optimiser is made."""
     with _drawing(seed, 0), torch.enable_grad():
         trainee.answers(batch)
         terms.loss(label=batch.label)
@@ -284,7 +284,7 @@ def _begin(trainee: RowLosses, terms: Terms, batch: InputBatch, seed: int) -> No
 def _step(
     trainee: RowLosses, terms: Terms | None, descent: Descent, batch: InputBatch, *, first: bool
 ) -> dict[str, float]:
-    """Take a step and return the values of the losses before it."""
+    """Take an optimiser step and return the values of the losses before it."""
     with torch.enable_grad():
         told = trainee.answers(batch)
         known = (told.truth >= 0).sum().clamp(min=1)
@@ -318,7 +318,7 @@ def _cosine(task: Tensor, added: Tensor, parameters: Sequence[Tensor]) -> float:
 
 
 def _epoch(examples: ItemInputs, seed: int, epoch: int) -> Any:
-    """Return the batches of all examples in the order of one epoch."""
+    """Return the batches of one epoch in their order."""
     draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(len(examples), generator=draw).numpy()
     shuffled = replace(examples, listing=taken(examples.listing, order, f"epoch {epoch}"))
@@ -340,7 +340,7 @@ def _identity(
     recipe: Recipe,
     teacher: Model | Literal["ema"] | None,
 ) -> dict[str, Facts]:
-    """Return everything that a training depends on; a checkpoint of another one is refused."""
+    """Return all settings of a training run, to refuse the checkpoint of a different run."""
     layers = inserted_layers(model.module)
     return {
         "the model": model_facts(model.module, full=True),
@@ -362,7 +362,7 @@ def _module(teacher: Any) -> nn.Module | None:
 
 
 class _Keeper:
-    """Checkpoint file: saves the state of a training run, and loads it again."""
+    """Saves the state of a training run to a checkpoint file, and loads it again."""
 
     def __init__(
         self,
@@ -384,7 +384,7 @@ class _Keeper:
             self._save()
 
     def tick(self) -> None:
-        """Save if the last save was more than a minute ago."""
+        """Save if the last save is more than a minute old."""
         if time.monotonic() - self._saved > SAVED_EVERY_SECONDS:
             self._save()
 

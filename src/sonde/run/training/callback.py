@@ -1,4 +1,4 @@
-"""Hidden states while a model trains with the Trainer of transformers: measures become curves.
+"""Record measures of hidden states while a model trains with the Trainer of transformers.
 
 For a training loop of your own take ``Recorder``, which the callback is made of.
 """
@@ -34,7 +34,7 @@ on a processor their states stay in its cache."""
 
 
 class Recorder:
-    """Fits instruments on a probe set of a model that trains, and writes them step by step.
+    """Fits instruments on a probe set of a model in training, and writes the states step by step.
 
     Recording leaves the model bit for bit as it was: its mode, gradients and hooks; and also the
     random state of torch. The model is read in eval mode.
@@ -84,7 +84,7 @@ class Recorder:
         self._kinds: dict[str, str] = {}
 
     def log_to(self, target: Any) -> None:
-        """Hand every figure that is one number to a logger too, as ``sonde/METHOD/SITE``.
+        """Also send every scalar metric to a logger, as ``sonde/METHOD/SITE``.
 
         Parameters
         ----------
@@ -95,7 +95,7 @@ class Recorder:
         self._log = log_of(target)
 
     def record(self, model: nn.Module, step: int) -> None:
-        """Fit on the probe set now and write the states as those of ``step``."""
+        """Fit on the probe set now and write the states under ``step``."""
         with _as_it_was(model):
             stream = self._stream(model)
             self._check_kinds(model, stream)
@@ -113,7 +113,7 @@ class Recorder:
         return self._opened[1]
 
     def _check_kinds(self, model: nn.Module, stream: Stream) -> None:
-        """Refuse a module whose class at a site differs from the class at earlier steps."""
+        """Raise if a module's class at a site differs from its class at earlier steps."""
         modules = ModuleNames(model).modules
         kinds = {s.site.path: type(modules[s.site.path]).__name__
                  for s in stream.schema if s.site.path in modules}  # fmt: skip
@@ -125,7 +125,7 @@ class Recorder:
                 )
 
     def offer(self, processor: Any) -> None:
-        """Use a tokenizer or image processor if the recorder was given no processor."""
+        """Use this tokenizer or image processor if the recorder has none."""
         if self._options["processor"] is None:
             self._options["processor"] = processor
 
@@ -165,17 +165,17 @@ class TrackCallback(TrainerCallback):
 
     @property
     def track(self) -> Track:
-        """Track recorded so far."""
+        """The track recorded until now."""
         return self.recorder.track
 
     def log_to(self, target: Any) -> None:
-        """Hand figures to a logger too, as ``Recorder.log_to``; most often to the ``Trainer``."""
+        """Also send metrics to a logger, usually the ``Trainer``; see ``Recorder.log_to``."""
         self.recorder.log_to(target)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Record the model before the first step, or at the step from which a training resumes."""
+        """Record the model before the first step, or at the step from which training resumes."""
         self._last = -1
         self.recorder.offer(kwargs.get("processing_class"))
         self._record(state, kwargs["model"])
@@ -183,21 +183,21 @@ class TrackCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Record if it is time."""
+        """Record the model if the step is due."""
         if state.global_step % self.every == 0:
             self._record(state, kwargs["model"])
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Record the model of the last step, before the best one is loaded in its place."""
+        """Record the model of the last step, before the best model is loaded in its place."""
         if "train_runtime" in (kwargs.get("logs") or {}):
             self._record(state, kwargs["model"])
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Record the final model, unless it is recorded already."""
+        """Record the final model, unless it is already recorded."""
         self._record(state, kwargs["model"])
 
     def _record(self, state: TrainerState, model: nn.Module) -> None:
@@ -208,7 +208,7 @@ class TrackCallback(TrainerCallback):
 
 @contextlib.contextmanager
 def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Keep a model in eval mode for a block; then restore its mode and torch's random state."""
+    """Keep a model in eval mode during a block, then restore its mode and torch's random state."""
     training = [m for m in model.modules() if m.training]
     try:
         for module in training:
@@ -235,7 +235,7 @@ Log = Callable[[dict[str, float], int], object]
 
 
 def figures_of(fitted: Fitted) -> dict[str, float]:
-    """Return every finite result that is one number, by ``sonde/METHOD/SITE``."""
+    """Return every finite scalar result by ``sonde/METHOD/SITE``."""
     found: dict[str, float] = {}
     for (method, site), result in fitted:
         value = result.table().to_pylist()
@@ -245,7 +245,7 @@ def figures_of(fitted: Fitted) -> dict[str, float]:
 
 
 def log_of(target: Any) -> Log:
-    """Return the function that hands figures and their step to a logger.
+    """Return a function that sends metrics and their step to a logger.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A folder of checkpoints, read one after the other into a ``Track``."""
+"""Read a folder of checkpoints into a ``Track``, one after another."""
 
 import hashlib
 import itertools
@@ -40,7 +40,7 @@ def track(
     fresh: bool = False,
     **options: Any,
 ) -> Track:
-    """Fit measures on every checkpoint in a folder and return their record.
+    """Fit measures on every checkpoint in a folder and return the track.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def track(
 
 
 def checkpoint_folders(folder: str | Path) -> list[tuple[int, Path]]:
-    """Return the models in a folder by the number that ends their names, in ascending order.
+    """Return the models in a folder by the number at the end of their names, ascending.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def record_checkpoints(
     begun: Callable[[int], None] = lambda step: None,
     **options: Any,
 ) -> None:
-    """Fit instruments on each checkpoint that a track does not hold yet.
+    """Fit instruments on each checkpoint that a track does not yet hold.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a fine-tuning with losses or layers at sites gained, as JSON ``sonde-train/1``."""
+"""Gains of a fine-tuning with losses or layers at sites, as JSON ``sonde-train/1``."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -95,7 +95,7 @@ def _seed(
     before: TaskFigures,
     pair: tuple[Arm, Arm | None],
 ) -> dict[str, Any]:
-    """Return the figures of the arms of a seed, and the gain over the other arm or no training."""
+    """Return the metrics of a seed's arms, and the gain over the other arm or no training."""
     arms = dict(zip(("with", "without"), pair, strict=True))
     tasks = {
         name: task_figures(model, arm.module, held) for name, arm in arms.items() if arm is not None
@@ -118,7 +118,7 @@ def _seed(
 
 
 def _gain(seeds: Sequence[Mapping[str, Any]], name: str, grain: float = 0.0) -> dict[str, float]:
-    """Return the mean gain over pairs of trainings with its interval over seeds.
+    """Return the mean gain over pairs of training runs, with its interval over seeds.
 
     The interval of a single pair is over rows: it does not know how trainings differ.
     """
@@ -132,7 +132,7 @@ def _terms(
     pairs: Sequence[tuple[Arm, Arm | None]],
     seeds: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Return the value of each loss before the training, and after it in each arm."""
+    """Return the value of each loss before training, and after it in each arm."""
     first, plain = pairs[0]
     teacher = first.teacher
     if first.average is not None:  # it began as the model

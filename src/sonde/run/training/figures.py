@@ -1,4 +1,4 @@
-"""What a fine-tuning reached on held-out examples: the task, and the losses at sites."""
+"""Metrics of a fine-tuned model on held-out examples: the task, and the losses at sites."""
 
 import copy
 import inspect
@@ -25,7 +25,7 @@ from sonde.weights.tuning import row_losses
 
 @dataclass(frozen=True, eq=False)
 class TaskFigures:
-    """Losses and correct answers on held-out examples, summed over the answers of each group.
+    """Losses and correct answers on held-out examples, summed by group.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class TaskFigures:
 
 
 def task_figures(model: Model, module: nn.Module, held: ItemInputs) -> TaskFigures:
-    """Return how well a module does the task of a model on held-out examples."""
+    """Evaluate a module on a model's task, on held-out examples."""
     losses = row_losses(replace(model, module=module), module, held)
     groups: dict[bytes, int] = {}
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -59,7 +59,7 @@ def task_figures(model: Model, module: nn.Module, held: ItemInputs) -> TaskFigur
 
 
 def compared(one: TaskFigures, other: TaskFigures | None, name: str) -> dict[str, Any]:
-    """Return the mean of ``loss`` or ``right`` over answers, or its difference, with an interval.
+    """Return the mean loss or accuracy over answers, or its difference, with an interval.
 
     The bootstrap resamples groups of examples, in the same way for both sides of a difference.
     """
@@ -75,7 +75,7 @@ def compared(one: TaskFigures, other: TaskFigures | None, name: str) -> dict[str
 
 
 def mcnemar(one: TaskFigures, other: TaskFigures) -> dict[str, float]:
-    """Return how many groups of examples one model answers better and worse, and the exact p-value.
+    """Return on how many groups one model is better and worse, and McNemar's exact p-value.
 
     It is about these two models on these rows, not about other trainings.
     """
@@ -86,7 +86,7 @@ def mcnemar(one: TaskFigures, other: TaskFigures) -> dict[str, float]:
 
 
 def student(values: Sequence[float], grain: float = 0.0) -> dict[str, float]:
-    """Return the mean of two independent values or more, with Student's interval of 95 %.
+    """Return the mean of two or more independent values, with Student's 95 % interval.
 
     ``detects`` is the true mean at which four of five such intervals leave out 0. Values that are
     multiples of ``grain`` spread at least as much as their rounding: equal ones are no certainty.
@@ -157,7 +157,7 @@ def _states_of_held(
 
 
 def thinned(curve: Sequence[Mapping[str, float]], most: int = 200) -> list[dict[str, float]]:
-    """Return at most ``most`` points of a curve, each the mean of successive steps."""
+    """Return at most ``most`` points of a curve, each the mean of consecutive steps."""
     size = -(-len(curve) // most) if curve else 1
     groups = [curve[i : i + size] for i in range(0, len(curve), size)]
     return [

@@ -1,4 +1,4 @@
-"""Insert layers by the words of the command line into a copy of a model, and measure them."""
+"""Insert layers named on the command line into a copy of a model, and measure them."""
 
 import copy
 import inspect
@@ -27,7 +27,7 @@ from sonde.tap.model.sites import places_of
 
 @dataclass(frozen=True)
 class AskedLayer:
-    """A layer that is to be inserted.
+    """A layer to insert, with its site.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class AskedLayer:
     given: dict[str, Any]
 
     def made(self, dim: int) -> Layer:
-        """Return the layer for states of a width; a width that the user typed takes precedence.
+        """Return the layer for states of this width; a width typed by the user takes precedence.
 
         Raises
         ------
@@ -63,7 +63,7 @@ class AskedLayer:
 
 
 def asked_layers(words: Sequence[str]) -> list[AskedLayer]:
-    """Return the layers that words such as ``adapter(width=8)@blocks.3`` ask for.
+    """Parse layers such as ``adapter(width=8)@blocks.3``.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def asked_layers(words: Sequence[str]) -> list[AskedLayer]:
 
 
 def _require_insertable(asked: AskedLayer) -> None:
-    """Refuse a layer that no parameters let stand behind a module, or that misses one of them."""
+    """Raise if no parameters allow a layer behind a module, or a required parameter is missing."""
     kind, word, at = asked.kind, snake_case(asked.kind.__name__), f"--insert {asked.word}"
     if _needed(kind) is None:
         known = ", ".join(one.word for one in listed_layers())
@@ -104,7 +104,7 @@ def _require_insertable(asked: AskedLayer) -> None:
 
 
 def check_places(model: Model, asked: Sequence[AskedLayer]) -> None:
-    """Raise if the model does not have a site, before data are read.
+    """Raise if the model lacks a site, before data are read.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def check_places(model: Model, asked: Sequence[AskedLayer]) -> None:
 
 
 def _starting(asked: AskedLayer, layer: Layer) -> Layer:
-    """Return a layer that has something to train and starts as the identity, or raise."""
+    """Return a layer if it starts as the identity and has trainable weights, else raise."""
     needed, word = _needed(asked.kind) or (), snake_case(asked.kind.__name__)
     is_open = any(p.requires_grad for p in layer.parameters())
     if layer.insertable and len(layer.layout) == 1 and is_open:
@@ -177,7 +177,7 @@ def with_asked(model: Model, asked: Sequence[AskedLayer], examples: Inputs, seed
 
 @torch.no_grad()
 def _sees_ahead(layer: Layer, dim: int) -> bool:
-    """Return whether a later token can change earlier tokens, tried with random weights."""
+    """Return whether a later token can change earlier tokens, tested with random weights."""
     own, grid = copy.deepcopy(layer).double().eval(), vars(layer).get("grid")
     for p in own.parameters():
         p.normal_()
@@ -190,7 +190,7 @@ def _sees_ahead(layer: Layer, dim: int) -> bool:
 
 
 def without_layers(model: Model | nn.Module) -> Any:
-    """Return a model without its inserted layers; the model itself if it has none."""
+    """Return a model without its inserted layers, or the model itself if it has none."""
     return removed(model) if inserted_layers(model) else model
 
 
@@ -216,7 +216,7 @@ class LayerFigures:
 
 
 def layer_figures(model: Model, module: nn.Module, held: Inputs) -> list[LayerFigures]:
-    """Return what each inserted layer of a module changes on held-out examples."""
+    """Return how much each inserted layer changes on held-out examples."""
     layers = inserted_layers(module)
     paths = {id(part): path for path, part in module.named_modules()}
     n_all = sum(p.numel() for p in module.parameters())
@@ -234,7 +234,7 @@ def layer_figures(model: Model, module: nn.Module, held: Inputs) -> list[LayerFi
 
 
 def _relative_change(model: Model, path: str, held: Inputs, reducer: str) -> float:
-    """Return the root mean square of what a module changes, divided by that of its input."""
+    """Return the root mean square of a module's change, divided by that of its input."""
     ports = [f"{path}:in", f"{path}:out"]
     stream = live_stream(model, held, ports, reducer, logits=False)
     before, after = (next(k.key for k in stream.schema if str(k.site) == port) for port in ports)
@@ -285,7 +285,7 @@ def _needed(kind: type[Layer]) -> tuple[str, ...] | None:
 
 
 def _find(word: str) -> Any:
-    """Return a function that takes a layer's parameters and keeps them with the layer's class."""
+    """Return a lookup function for layers that stores their parameters."""
     kinds = _kinds()
     if word not in kinds:
         known = ", ".join(one.word for one in listed_layers())
@@ -310,7 +310,7 @@ def _parameters(kind: type[Layer]) -> dict[str, inspect.Parameter]:
 
 
 def _kinds() -> dict[str, type[Layer]]:
-    """Return the layers of ``sonde.layers`` by their words."""
+    """Return the layer classes of ``sonde.layers`` by their words."""
     members = {name: getattr(sonde.layers, name) for name in sonde.layers.__all__}
     return {
         snake_case(name): kind

@@ -1,4 +1,4 @@
-"""Hand a record to TensorBoard, Weights & Biases or MLflow; each package is imported when named.
+"""Send a track to TensorBoard, Weights & Biases or MLflow, imported only when used.
 
 For a training of your own pass the run or writer to ``TrackCallback.log_to`` instead.
 """
@@ -15,7 +15,7 @@ INSTALLED_BY: Final = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow":
 
 
 def log_track(track: Track, word: str) -> int:
-    """Log every step of a record and return the number of steps.
+    """Log every step of a track and return the number of steps.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def log_track(track: Track, word: str) -> int:
 
 
 def open_logger(word: str) -> AbstractContextManager[Log]:
-    """Return a context that opens a logger and gives the function that takes figures and a step.
+    """Return a context manager that opens a logger and yields the function that logs metrics.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Losses at sites by the words of the command line, and what each of them needs."""
+"""Losses at sites named on the command line, and the inputs that each of them needs."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ class Listed:
 
     @property
     def is_usable(self) -> bool:
-        """True if the command can give all that the loss needs, and report its value."""
+        """True if the command can supply the loss's inputs and report its value."""
         return self.has_value and set(self.needs) <= set(GIVEN)
 
 
@@ -52,7 +52,7 @@ def listed() -> list[Listed]:
 
 
 def weights_of(words: str, n_losses: int) -> float | tuple[float, ...]:
-    """Return the weight of all losses, or one for each: ``0.1`` or ``0.1,0.5``.
+    """Parse weights, shared by all losses or given for each: ``0.1`` or ``0.1,0.5``.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def weights_of(words: str, n_losses: int) -> float | tuple[float, ...]:
 def attached(
     words: str, sites: Sequence[str], *, has_teacher: bool
 ) -> dict[str | tuple[str, ...], nn.Module]:
-    """Return losses by the sites that they read, as ``sonde.training`` takes them.
+    """Return losses by their sites, in the format of ``sonde.training``.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def _needs(kind: type[nn.Module]) -> tuple[str, ...]:
 
 
 def _has_value(kind: type[nn.Module]) -> bool:
-    """Return whether a module is a loss, not only a change of states."""
+    """Return whether a module computes a loss, rather than only changing states."""
     return getattr(kind, "has_loss", True)
 
 

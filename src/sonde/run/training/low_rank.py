@@ -1,4 +1,4 @@
-"""Low-rank adapters of peft beside the linear layers of a model, merged into its weights later."""
+"""Low-rank adapters of peft beside a model's linear layers, merged into their weights later."""
 
 from importlib import import_module
 from typing import Any, TypeGuard
@@ -15,7 +15,7 @@ PREFIX = "low-rank"
 
 
 def rank_in(scope: str) -> int:
-    """Return the rank in a scope, e.g. 8 in ``low-rank:8+norms``; 0 if it has no ``low-rank``.
+    """Return the rank in a scope, e.g. 8 in ``low-rank:8+norms``; 0 without ``low-rank``.
 
     Raises
     ------
@@ -30,7 +30,7 @@ def rank_in(scope: str) -> int:
 
 
 def check_rank(module: nn.Module, rank: int) -> None:
-    """Raise if no linear layer that an adapter can stand beside has as many inputs and outputs.
+    """Raise if no linear layer is wide enough for an adapter of this rank.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def _has_matrix(part: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 def with_adapters(module: nn.Module, rank: int, seed: int) -> None:
-    """Put an adapter of a rank beside each linear layer; it changes no answer at the start.
+    """Add an adapter of a rank to each linear layer; at the start it changes no answer.
 
     Three kinds of layers are left out. A layer that shares its weight with another module, such as
     a head tied to the embedding: the merged adapter would change both. Parts of inserted layers.
@@ -76,7 +76,7 @@ def with_adapters(module: nn.Module, rank: int, seed: int) -> None:
 
 
 def adapter_parameters(module: nn.Module) -> set[str]:
-    """Return the names of the parameters of all adapters."""
+    """Return the names of all adapter parameters."""
     return {name for name, _ in module.named_parameters() if ".lora_" in f".{name}"}
 
 

@@ -1,4 +1,4 @@
-"""Losses at sites in a training by the ``Trainer`` of transformers.
+"""Add losses at sites to a training run by the ``Trainer`` of transformers.
 
 In a loop of your own, and in Lightning's ``training_step``, add ``terms.loss(...)`` yourself.
 """
@@ -21,7 +21,7 @@ STATE, OPTIMISER = "terms.safetensors", "terms_optimizer.pt"
 
 
 class TermsCallback(TrainerCallback):
-    """Add losses at sites to the loss of the model that a ``Trainer`` trains.
+    """Adds losses at sites to the loss of the model that a ``Trainer`` trains.
 
     Parameters of the losses have an Adam of their own, at the learning rate of the Trainer's
     optimiser. Figures, means since the last log, go into the Trainer's log. The state is saved into
@@ -47,13 +47,13 @@ class TermsCallback(TrainerCallback):
         self._unused = False
 
     def log_to(self, target: Any) -> None:
-        """Hand figures to a logger instead, or to the ``Trainer`` and so to its reporters."""
+        """Send metrics to a logger, or to the ``Trainer`` and its reporters."""
         self._log = log_of(target)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin to add losses; go on from a checkpoint if the Trainer does."""
+        """Start adding losses; resume from a checkpoint if the Trainer does."""
         if args.fp16:
             raise InputError("TermsCallback: expected float32 or bf16=True, got fp16=True.")
         if args.label_smoothing_factor:
@@ -95,7 +95,7 @@ class TermsCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Go on to the next step, and hand figures on if it is time."""
+        """Advance to the next step, and send metrics if the step is due."""
         if self._unused:
             raise StateError(
                 "TermsCallback: the losses at sites were added to the loss in the model's outputs, "
@@ -116,7 +116,7 @@ class TermsCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Put figures beside the Trainer's own."""
+        """Add the metrics to the Trainer's own log."""
         if self._log is None and logs is not None and "loss" in logs:
             figures = self._figures()
             logs.update(figures)
@@ -125,7 +125,7 @@ class TermsCallback(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Write the state of the losses into the checkpoint."""
+        """Write the losses' state into the checkpoint."""
         if state.is_world_process_zero:
             folder = _checkpoint(args, state)
             self.terms.save(folder / STATE)
@@ -135,7 +135,7 @@ class TermsCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Add nothing from now on."""
+        """Stop adding losses."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
@@ -149,13 +149,13 @@ class TermsCallback(TrainerCallback):
         return made
 
     def _hook(self) -> None:
-        """Move the hook that adds losses behind the model's other hooks, which bring the rows."""
+        """Register the loss hook again so that it runs after the model's other hooks."""
         if self._handle is not None:
             self._handle.remove()
         self._handle = self.terms.module.register_forward_hook(self._added, with_kwargs=True)
 
     def _added(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
-        """Return the output with the losses added to its loss; None if the model does not train."""
+        """Return the output with the losses added to its loss, or None outside training."""
         if not (model.training and torch.is_grad_enabled()):
             return None
         if not isinstance(output, dict) or output.get("loss") is None:

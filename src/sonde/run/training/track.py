@@ -70,7 +70,7 @@ class Track:
         return ((step, self.at(step)) for step in self.steps)
 
     def add(self, step: int, fitted: Fitted) -> None:
-        """Write the states of one step; a step that is there is replaced.
+        """Write the states of one step; an existing step is replaced.
 
         Raises
         ------
@@ -86,7 +86,7 @@ class Track:
         fitted.save(self.file(step))
 
     def check(self, fitted: Fitted) -> None:
-        """Raise if states have other instruments, sites or data than those recorded before.
+        """Raise if states have other instruments, sites or data than the recorded steps.
 
         Raises
         ------
@@ -98,7 +98,7 @@ class Track:
         self._compare(fitted.header, fitted.tasks, self.steps[0])
 
     def check_reading(self, step: int, settled: Prepared) -> None:
-        """Raise if a reading differs from that of the recorded steps, before it starts.
+        """Raise if a reading differs from the recorded steps' reading, before it starts.
 
         Parameters
         ----------
@@ -120,7 +120,7 @@ class Track:
             raise self.other_checkpoint(step)
 
     def other_checkpoint(self, step: int) -> StateError:
-        """Return the error of a recorded step whose checkpoint holds other weights now."""
+        """Return the error of a recorded step whose checkpoint now holds other weights."""
         return StateError(
             f"Track: step {step:,} in {self.directory} was read from a checkpoint with other "
             "weights than the folder holds now. Run with --fresh to drop the record, or "
@@ -175,7 +175,7 @@ class Track:
         return html_table(title, columns, rows, len(rows))
 
     def table(self) -> pa.Table:
-        """Return every number over the steps.
+        """Return a table of every scalar result over the steps.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""Measures over the steps of a training run as JSON, ``sonde-track/1``: what pages read."""
+"""Measures over the steps of a training run as JSON, ``sonde-track/1``, for pages."""
 
 import math
 from typing import Any, Final
@@ -66,7 +66,7 @@ def track_document(track: Track) -> dict[str, Any]:
 
 
 def _curve(method: str, site: str, at: dict[int, Result], steps: list[int]) -> dict[str, Any]:
-    """Return a curve; of vectors the median, with ``low`` and ``high`` in place of errors."""
+    """Return the curve of a measure; for vectors the median, with ``low`` and ``high``."""
     found = [torch.as_tensor(at[s].value).double().flatten() if s in at else None for s in steps]
     curve: dict[str, Any] = {"method": method, "site": site}
     curve["flags"] = sorted({flag for result in at.values() for flag in result.flags})

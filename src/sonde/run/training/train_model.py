@@ -1,4 +1,4 @@
-"""``sonde.train_model``: train losses or layers at sites, against training without them."""
+"""``sonde.train_model``: train with losses or layers at sites, compared with training without."""
 
 import shutil
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from sonde.weights.tuning import plan_of, require_truth
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained model, beside the same training without losses or layers.
+    """A trained model, with a comparison run trained without losses or layers.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ def train_model(
     progress: bool = True,
     **reading: Any,
 ) -> Trained:
-    """Fine-tune a model with losses or new layers at its sites, and measure whether they helped.
+    """Fine-tune a model with losses or new layers at its sites, and measure the gain.
 
     The model is trained on its task (labels, or next tokens) with the losses, and a second time
     without: same rows, order and steps. If the new layers alone are trained, the second training
@@ -178,7 +178,7 @@ def train_model(
 def check_words(
     terms: str | None, sites: Sequence[str], insert: Sequence[str], **positive: float | None
 ) -> None:
-    """Raise for losses without sites, sites without losses, and numbers that are not positive.
+    """Raise for losses without sites, sites without losses, and non-positive numbers.
 
     Raises
     ------
@@ -199,7 +199,7 @@ def check_words(
 def _examples(
     model: Model, data: Any, limit: int | None, held: int, options: dict[str, Any]
 ) -> tuple[ItemInputs, ItemInputs]:
-    """Return the examples to train on and those for the figures."""
+    """Return the examples for training and those for evaluation."""
     n = None if limit is None else 8 * (limit + held)
     inputs = open_inputs(model, data, split="train", limit=n, **options)
     ours = max(1, len(inputs) - held) if limit is None else limit
@@ -208,7 +208,7 @@ def _examples(
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """What is trained, and by which losses."""
+    """A model, its new layers and its losses."""
 
     model: Model
     ours: ItemInputs
@@ -219,7 +219,7 @@ class _Job:
     seed: int
 
     def recipe(self, epochs: int, rate: float, weight: str, scope: str | None) -> Recipe:
-        """Return how the arm with losses and layers is trained: new layers always move."""
+        """Return the recipe of the arm with losses and layers; new layers are always trained."""
         moved = scope or (LAYERS if self.asked else "all")
         if self.asked and moved != LAYERS:
             moved += f"+{LAYERS}"
@@ -231,7 +231,7 @@ class _Job:
         return with_asked(self.model, self.asked, self.ours, seed) if self.asked else self.model
 
     def scope_without(self, scope: str | None) -> str:
-        """Return what moves in the arm without: as many of the last parameters as layers hold."""
+        """Return the scope of the arm without layers: as many last parameters as layers hold."""
         if scope not in (None, LAYERS) or not self.asked:
             return scope or "all"
         new, old = (sum(p.numel() for p in m.module.parameters())
@@ -256,7 +256,7 @@ class _Job:
         alone: bool,
         progress: bool,
     ) -> list[tuple[Arm, Arm | None]]:
-        """Return for each seed the arm with losses and layers, and the arm without."""
+        """Return for each seed the arms with and without losses and layers."""
         losses = self.losses()
         what = " and ".join(["layers"] * bool(self.asked) + ["losses"] * bool(self.terms))
         beside = self.scope_without(scope)

@@ -1,1 +1,1 @@
-"""``sonde.Guard``: fitted detectors on every forward of a live model."""
+"""``sonde.Guard``: fitted detectors on every forward pass of a live model."""

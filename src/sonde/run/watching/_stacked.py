@@ -1,4 +1,4 @@
-"""Squared distances at several sites in few products: a small call costs more than its work."""
+"""Compute squared distances at several sites in few matrix products."""
 
 import itertools
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ class Stacked:
 
     @classmethod
     def of(cls, scorers: Sequence[tuple[str, Scorer]]) -> "Stacked | None":
-        """Stack the scorers whose distances have equal shapes; None for fewer than two."""
+        """Stack the scorers of equal shape, or return None for fewer than two."""
         fitting: list[tuple[str, Distance]] = []
         for key, scorer in scorers:
             inner = scorer.scorer if isinstance(scorer, CalibratedScorer) else scorer
@@ -55,7 +55,7 @@ class Stacked:
         )
 
     def scores(self, rows: dict[str, Tensor]) -> dict[str, Float[Tensor, "row"]]:
-        """Return the scores at each site; empty if the rows of the sites differ in shape."""
+        """Return the scores at each site; empty if the sites' rows differ in shape."""
         x = [rows[key].to(self.mean.device) for key in self.keys]
         if any(one.shape != x[0].shape or one.shape[1] != self.mean.shape[2] for one in x):
             return {}

@@ -1,4 +1,4 @@
-"""What a guard watches: detectors in float32 with their thresholds, and what they say of rows."""
+"""Detectors of a guard in float32 with their thresholds, and their scores of rows."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ BIGGEST = torch.finfo(torch.float64).max
 
 @dataclass(frozen=True)
 class Alarm:
-    """A row or example whose score lies above its detector's threshold or is not finite.
+    """A row or example whose score exceeds its detector's threshold or is not finite.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class Alarm:
 
 @dataclass(frozen=True)
 class WatchedDetector:
-    """One detector at one site, or over the sites ``keys``, its tensors in float32."""
+    """One detector at one site, or over the sites ``keys``, with float32 tensors."""
 
     name: Key
     keys: tuple[str, ...]
@@ -80,11 +80,11 @@ class WatchedDetector:
 
     @property
     def by(self) -> str | None:
-        """Source of a row's class, ``label`` or ``predicted``; None if classes do not matter."""
+        """Source of a row's class, ``label`` or ``predicted``; None if classes are not used."""
         return self.scorer.by if isinstance(self.scorer, CalibratedScorer) else None
 
     def p_value(self, scores: Any, label: Tensor | None) -> Float[Tensor, "row"] | None:
-        """Return p-values, or None if the detector was not calibrated."""
+        """Return p-values, or None if the detector is not calibrated."""
         if not isinstance(self.scorer, CalibratedScorer):
             return None
         return self.scorer.p_value(scores, label)
@@ -109,7 +109,7 @@ class ScoredForward:
 
 @dataclass(frozen=True)
 class GuardStep:
-    """The scores of one forward pass, detector after detector."""
+    """The scores of one forward pass, by detector."""
 
     scores: Float[Tensor, "score"]
     counts: tuple[int, ...]
@@ -119,7 +119,7 @@ class GuardStep:
 
 
 def schema_of(site: dict[str, Any]) -> SiteSchema:
-    """Return the schema of one kind of rows from a bundle's header.
+    """Return the schema of one kind of rows in a bundle's header.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def in_single(scorer: Scorer, device: torch.device) -> Any:
 def watches_of(
     fitted: Fitted, alpha: float | None, methods: Methods | None, device: torch.device
 ) -> list[WatchedDetector]:
-    """Return the detectors that a guard watches, on ``device``; all if ``methods`` is None."""
+    """Return the guard's detectors on ``device``; all detectors if ``methods`` is None."""
     found = []
     methods = [methods] if isinstance(methods, str) else methods
     held = ", ".join(sorted({word for word, _ in fitted.names})) or "nothing"
@@ -193,7 +193,7 @@ def watches_of(
 
 
 def _check_live(method: str, task: Task, needs: tuple[str, ...], header: dict[str, Any]) -> None:
-    """Refuse a detector that needs columns or step borders, which only data can bring."""
+    """Raise if a detector needs columns or step borders, which exist only in data."""
     reducers = {s["text"]: Reducer.parse(s["reducer"]).name for s in header["sites"]}
     spans = [f"the span of each step ({n})" for key in task.keys if "step" in (n := reducers[key])]
     if missing := [*(f"the column {n!r}" for n in needs if n not in BROUGHT), *spans]:
@@ -230,7 +230,7 @@ def scored(
     cut: Collection[str] = (),
     known: Float[Tensor, "row"] | None = None,
 ) -> ScoredForward:
-    """Return a detector's scores of the rows of a forward pass; ``known`` are scores made before.
+    """Return a detector's scores of a forward pass; ``known`` holds scores already computed.
 
     ``cut`` holds the keys of sites whose rows are only a part of their text.
     """

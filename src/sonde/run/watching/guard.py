@@ -1,4 +1,4 @@
-"""``sonde.Guard``: fitted detectors on every forward of a live model, while it is in use."""
+"""``sonde.Guard``: fitted detectors on every forward pass of a live model in use."""
 
 import threading
 import warnings
@@ -50,7 +50,7 @@ from sonde.tap.hooks.latest import Latest
 
 @dataclass(eq=False)
 class GuardedText:
-    """Scores of one text: of a forward pass, and of those that go on from its key-value cache.
+    """Scores of one text: of its first forward pass and of those that continue its cache.
 
     A text is the batch of a forward: one example or several. While the text grows it can be read
     at any time.
@@ -77,19 +77,19 @@ class GuardedText:
 
     @property
     def example(self) -> dict[Key, Int[Tensor, "row"]]:
-        """Which row of the batch each score belongs to."""
+        """Index in the batch of each score's row."""
         steps = list(self.steps)
         return {w.name: torch.cat([s.example[i] for s in steps]) for i, w in self._seen(steps)}
 
     @property
     def position(self) -> dict[Key, Int[Tensor, "row"]]:
-        """Where in its text or image each score stands."""
+        """Position in the text or image of each score."""
         steps = list(self.steps)
         return {w.name: torch.cat([s.position[i] for s in steps]) for i, w in self._seen(steps)}
 
     @property
     def p_values(self) -> dict[Key, Float[Tensor, "row"]]:
-        """Conformal p-values, of the detectors that are calibrated."""
+        """Conformal p-values of the calibrated detectors."""
         steps, found = list(self.steps), dict[Key, Tensor]()
         for i, watch in self._seen(steps):
             scores = torch.cat([s.scores.split(list(s.counts))[i] for s in steps])
@@ -100,7 +100,7 @@ class GuardedText:
         return found
 
     def table(self) -> pa.Table:
-        """Return the text as ``sonde.score`` would: a line for each row, site and detector."""
+        """Return the table of ``sonde.score`` for the text: a line per row, site and detector."""
         scores, p_values = self.scores, self.p_values
         example, position = self.example, self.position
         parts = []
@@ -128,7 +128,7 @@ MOST_LIMITS = 32
 
 @final
 class Guard:
-    """Scores every forward pass of a live model inside a ``with`` block; the output stays as it is.
+    """Scores every forward pass of a live model inside a ``with`` block; outputs are unchanged.
 
     ``scores``, ``p_values`` and ``alarms`` are those of the last text: a forward that goes on from
     a filled key-value cache (each step of ``model.generate``) adds its new tokens, any other
@@ -270,7 +270,7 @@ class Guard:
         self._onlooker.__exit__(kind, error, trace)
 
     def last(self, *, here: bool = False) -> GuardedText:
-        """Return what was seen of the last text that this thread or task gave to the model.
+        """Return the scores of the last text that this thread or task gave to the model.
 
         Parameters
         ----------
@@ -299,17 +299,17 @@ class Guard:
 
     @property
     def example(self) -> dict[Key, Int[Tensor, "row"]]:
-        """Which row of the batch each score belongs to."""
+        """Index in the batch of each score's row."""
         return self.last().example
 
     @property
     def position(self) -> dict[Key, Int[Tensor, "row"]]:
-        """Where in its text or image each score stands."""
+        """Position in the text or image of each score."""
         return self.last().position
 
     @property
     def p_values(self) -> dict[Key, Float[Tensor, "row"]]:
-        """Conformal p-values of the last text, of the detectors that are calibrated."""
+        """Conformal p-values of the last text, for the calibrated detectors."""
         return self.last().p_values
 
     @property
@@ -318,7 +318,7 @@ class Guard:
         return list(self.last().alarms)
 
     def table(self) -> pa.Table:
-        """Return the last text as ``sonde.score`` would: a line for each row, site and detector."""
+        """Return the table that ``sonde.score`` would give for the last text."""
         return self.last().table()
 
     def _repr_html_(self) -> str:
@@ -334,7 +334,7 @@ class Guard:
         return html_table(title, columns, rows, len(rows))
 
     def _see(self, batch: Batch, text: WatchedText, goes_on: bool, cut: Collection[str]) -> None:
-        """Score the rows of a forward pass, in the thread that made it."""
+        """Score the rows of a forward pass, in the thread that runs it."""
         known = {} if self._stacked is None else self._stacked.scores(batch.rows)
         parts = [
             scored(w, batch, cut, known.get(w.name[1]) if w.name in self._together else None)
@@ -415,7 +415,7 @@ class Guard:
 def require_live_model(
     header: dict[str, Any], live: Model, who: str = "Guard", same_dtype: bool = False
 ) -> torch.device:
-    """Raise if weights or configuration differ; return the device and type of the model.
+    """Raise if weights or configuration differ; return the model's device and number type.
 
     In another float type the hash of the weights cannot be compared: this is only a warning,
     unless the same type is asked for.

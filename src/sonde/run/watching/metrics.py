@@ -1,4 +1,4 @@
-"""What a guard sees as metrics of Prometheus or OpenTelemetry: rows, alarms, p-values."""
+"""Export a guard's rows, alarms and p-values as metrics of Prometheus or OpenTelemetry."""
 
 from collections.abc import Iterable
 from typing import Any, Protocol, final, runtime_checkable
@@ -24,11 +24,11 @@ class Metrics(Protocol):
         ...
 
     def passed_by(self) -> None:
-        """Count a forward of another thread or task, which a guard with ``here`` does not see."""
+        """Count a forward pass of another thread or task, ignored by a guard with ``here``."""
         ...
 
     def rows(self, key: Key, n: int, n_alarms: int, p_values: Iterable[float]) -> None:
-        """Count the rows and alarms of a detector at a site; no p-values if not calibrated."""
+        """Count the rows and alarms of a detector at a site, and p-values if it is calibrated."""
         ...
 
 
@@ -73,7 +73,7 @@ class PrometheusMetrics:
         self._forwards.inc()
 
     def passed_by(self) -> None:
-        """Count a forward pass that the guard does not see."""
+        """Count a forward pass that the guard does not score."""
         self._passed.inc()
 
     def rows(self, key: Key, n: int, n_alarms: int, p_values: Iterable[float]) -> None:
@@ -85,7 +85,7 @@ class PrometheusMetrics:
             histogram.observe(p)
 
     def text(self) -> str:
-        """Return the metrics as Prometheus scrapes them."""
+        """Return the metrics as text for a Prometheus scrape."""
         from prometheus_client import generate_latest
 
         return generate_latest(self.registry).decode()
@@ -115,7 +115,7 @@ class OpenTelemetryMetrics:
         self._forwards.add(1)
 
     def passed_by(self) -> None:
-        """Count a forward pass that the guard does not see."""
+        """Count a forward pass that the guard does not score."""
         self._passed.add(1)
 
     def rows(self, key: Key, n: int, n_alarms: int, p_values: Iterable[float]) -> None:
