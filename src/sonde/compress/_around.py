@@ -1,4 +1,4 @@
-"""The base of cache rules that take their scores from another rule."""
+"""Base of cache rules that take their scores from another rule."""
 
 from sonde.core import CacheRule
 from sonde.core.cache_rule import Queries
@@ -10,13 +10,13 @@ class RuleAround(CacheRule):
     rule: CacheRule
 
     def reads_attention(self) -> Queries:
-        """Return for how many of the last queries the inner rule needs the attention."""
+        """Return the number of last queries whose attention the inner rule reads."""
         return self.rule.reads_attention()
 
     def reads_queries(self) -> int | None:
-        """Return the first token whose query counts for the inner rule; None if no query does."""
+        """Return the first token whose query the inner rule reads, or None if it reads no query."""
         return self.rule.reads_queries()
 
     def reads_rotation(self) -> bool:
-        """Return whether the inner rule needs to know how the attention rotates queries."""
+        """Return whether the inner rule needs the rotation of the queries."""
         return self.rule.reads_rotation()

@@ -1,4 +1,4 @@
-"""The blocks of a model that one stream of states passes, and the arguments of their calls."""
+"""The list of blocks through which a model's states pass, and the arguments of their calls."""
 
 import inspect
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from sonde.tap.hooks.session import Session
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Blocks in the order of their list.
+    """A model's list of blocks, in its order.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class Blocks:
 
     @classmethod
     def of(cls, owner: str, model: Model, inputs: Inputs) -> "Blocks":
-        """Return the longest list of blocks of a model, found by running it on a first example.
+        """Return the longest list of blocks of a model, found by running it on the first example.
 
         Raises
         ------
@@ -82,7 +82,7 @@ class BlockCall:
 def block_calls(
     owner: str, model: Model, blocks: Blocks, batch: InputBatch
 ) -> dict[nn.Module, BlockCall]:
-    """Return how each block is called in one forward pass without gradients.
+    """Return each block's call in one forward pass without gradients.
 
     Raises
     ------
@@ -121,19 +121,19 @@ def block_calls(
 
 
 def placed_call(model: Model, batch: InputBatch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a model's call; a cache that a second run would extend is off."""
+    """Return the arguments of a model's call, with the cache off so that calls can be repeated."""
     args, kwargs = place_of(model.module, batch).call(batch.args, batch.kwargs)
     takes = inspect.signature(model.module.forward).parameters
     return args, {**kwargs, **({"use_cache": False} if "use_cache" in takes else {})}
 
 
 def state_rows(x: Tensor, batch: InputBatch) -> Float[Tensor, "row dim"]:
-    """Return states as rows, in float64: of real tokens, or of positions in a map."""
+    """Return states as rows in float64, without padding; maps give a row for each position."""
     x = without_padding(x, batch)
     x = x.movedim(1, -1) if x.ndim == 4 else x
     return x.reshape(-1, x.shape[-1]).double()
 
 
 def same_shape(calls: Sequence[BlockCall]) -> bool:
-    """Return whether all blocks return states of the shape that the first block reads."""
+    """Return whether all blocks return states of the first block's input shape."""
     return all(call.y.shape == calls[0].x.shape for call in calls)

@@ -1,4 +1,4 @@
-"""Find channels that must be left out together, from forwards and not from names.
+"""Find channels that must be removed together, from forward passes instead of names.
 
 Every layer is frozen: it repeats its recorded output. NaN is put into one channel of this output.
 If NaN arrives at an input of another layer, this input reads the channel: through additions,
@@ -43,7 +43,7 @@ Places = dict[tuple[str, str], tuple[int, ...]]
 
 @dataclass(frozen=True, eq=False)
 class CoupledSet:
-    """Units of one kind: all have the same number of channels in the same layers.
+    """Units of one kind: each unit has an equal number of channels in each of the layers.
 
     Parameters
     ----------
@@ -62,15 +62,15 @@ class CoupledSet:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the layers, those that make the channels first."""
+        """Names of the layers, with the layers that compute the channels first."""
         return tuple(dict.fromkeys(name for name, _ in self.units[0]))
 
     def places(self, units: Sequence[int], layer: str, side: str) -> list[int]:
-        """Return the channels of some units at a side of a layer, in order."""
+        """Return the input or output channels of some units in a layer, in order."""
         return sorted(i for unit in units for i in self.units[unit].get((layer, side), ()))
 
     def sides(self, side: str) -> list[str]:
-        """Return the layers that have channels of the units on this side."""
+        """Return the layers whose inputs, or outputs, hold the channels of the units."""
         return [name for name, own in self.units[0] if own == side]
 
     def attributes(self, n_kept: int) -> dict[str, dict[str, int]]:
@@ -82,7 +82,7 @@ class CoupledSet:
 
 
 def coupled_sets(model: Model, inputs: Inputs) -> tuple[list[CoupledSet], dict[str, str]]:
-    """Return sets of units that can be left out, and why others cannot, by a layer's name.
+    """Return the sets of removable units, and the reason for each set that is not removable.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def cut_changes(
     cuts: Sequence[tuple[CoupledSet, Sequence[int]]],
     weights: Mapping[str, Tensor],
 ) -> tuple[dict[str, Change], dict[str, dict[str, Any]]]:
-    """Return the tensors cut to the units that stay, and the new numbers for modules' forms.
+    """Return the tensors cut to the kept units, and the new sizes in modules' attributes.
 
     Parameters
     ----------
@@ -157,13 +157,13 @@ def _axes(
 
 
 def axis_of(part: nn.Module, side: str) -> int:
-    """Return the axis of a layer's weight that holds the channels of one side."""
+    """Return the axis of a layer's weight that holds its input or output channels."""
     is_turned = kind_of(part) in ("transposed", "rows")
     return int((side == OUT) == is_turned)
 
 
 def width_of(part: Any, side: str) -> int:
-    """Return how many channels a layer has at a side."""
+    """Return the number of a layer's input or output channels."""
     kind = kind_of(part)
     if kind is None:
         return int(part.num_parameters if isinstance(part, nn.PReLU) else part.num_features)
@@ -175,14 +175,14 @@ def width_of(part: Any, side: str) -> int:
 
 
 def columns_of(one: CoupledSet, layer: Weighted) -> list[list[int]]:
-    """Return the columns of a reader's matrix that belong to each unit of a set."""
+    """Return, for each unit of a set, its columns in the matrix of a layer that reads it."""
     area = layer.matrix().shape[1] // width_of(layer.module, IN)
     places = [unit[layer.name, IN] for unit in one.units]
     return [[area * i + k for i in own for k in range(area)] for own in places]
 
 
 class _Watch:
-    """Forward passes of a model whose layers are frozen."""
+    """Forward passes that show, by NaN in its channels, where a layer's output arrives."""
 
     def __init__(self, model: Model, inputs: Inputs) -> None:
         self.model, self.module = model, model.module
@@ -225,7 +225,7 @@ class _Watch:
     def frozen(
         self, marks: Mapping[nn.Module, Bool[Tensor, "copy _channel"]], from_input: bool = False
     ) -> dict[tuple[str, str], Bool[Tensor, "copy _channel"]]:
-        """Return where NaN arrives, in each copy, if it is put into channels of some layers.
+        """Return the channels that become NaN, in each copy, if channels of some layers are NaN.
 
         ``("", "out")`` stands for the model's output. With ``from_input`` the inputs are NaN.
         """
@@ -276,7 +276,7 @@ class _Watch:
         return wide * float("nan") if from_input and x.is_floating_point() else wide
 
     def sets(self) -> Iterator[CoupledSet]:
-        """Yield the sets of units that neither input nor output fixes."""
+        """Yield the sets of units that do not depend on the model's input or output."""
         self._fix()
         reach = self._reach()
         self.reached = {part: [key for key in hit if key[0]] for part, (hit, _) in reach.items()}
@@ -299,7 +299,7 @@ class _Watch:
         return slice(start, start + width_of(part, side))
 
     def _fix(self) -> None:
-        """Fix the channels that the model's input reaches, and channels of shared weights."""
+        """Mark channels as fixed if the model's input reaches them or their weights are shared."""
         for (name, side), found in self.frozen({}, from_input=True).items():
             if name:
                 start = self.first[name, side]
@@ -316,7 +316,7 @@ class _Watch:
                         self.fixed[self._range(name, side)] = True
 
     def _reach(self) -> dict[nn.Module, tuple[dict[tuple[str, str], Tensor], bool]]:
-        """Return what each layer reaches, and whether one channel alone reaches a whole layer."""
+        """Return the channels that each layer reaches, and whether its channels are mixed."""
         found: dict[nn.Module, tuple[dict[tuple[str, str], Tensor], bool]] = {}
         layers, n = list(self.layers), self.n_copies
         for start in range(0, len(layers), n):
@@ -341,7 +341,7 @@ class _Watch:
         return self.made[part][0].device
 
     def _join_all(self, part: nn.Module, hit: Mapping[tuple[str, str], Tensor]) -> None:
-        """Join all channels of a layer with all that they reach."""
+        """Join all channels of a layer with all channels that they reach."""
         own = np.arange(*self._range(self.layers[part], OUT).indices(self.size)[:2])
         parts = [own] + [self.first[key] + np.flatnonzero(x.cpu().numpy())
                          for key, x in hit.items() if key[0]]  # fmt: skip
@@ -349,7 +349,7 @@ class _Watch:
         self.edges.append((np.full(len(every), every[0]), every))
 
     def _follow(self, parts: Sequence[nn.Module]) -> None:
-        """Join each channel with all that it reaches; ``parts`` reach nothing in common."""
+        """Join each channel with all channels that it reaches; layers' channels are separate."""
         n, widest = self.n_copies, max(width_of(part, OUT) for part in parts)
         for start in range(0, widest, n):
             marks: dict[nn.Module, Tensor] = {}
@@ -399,7 +399,7 @@ class _Watch:
                 yield CoupledSet(tuple(sorted(units, key=lambda u: [*u.values()])))
 
     def tried(self, one: CoupledSet) -> CoupledSet | str:
-        """Return a set with the attributes that depend on its size, or why it cannot be cut."""
+        """Return the set with its size-dependent attributes, or the reason why it cannot be cut."""
         kept = [i for i in range(len(one)) if i % 2 == 0]
         gone = [i for i in range(len(one)) if i % 2]
 
@@ -436,7 +436,7 @@ class _Watch:
         return why
 
     def _numbers(self, one: CoupledSet) -> Iterator[dict[tuple[str, str], int]]:
-        """Yield guesses which attributes of the module around a set depend on its size.
+        """Yield candidates for the attributes, of the module around a set, that depend on its size.
 
         First none, then whole numbers that equal a width or the number of units, then also
         multiples of this number.
@@ -469,7 +469,7 @@ def _shorter(args: Any, kwargs: Any) -> tuple[Any, Any]:
 def _apart(
     parts: Sequence[nn.Module], reach: Mapping[nn.Module, set[tuple[str, str]]]
 ) -> list[list[nn.Module]]:
-    """Return layers in groups whose members reach nothing in common."""
+    """Return groups of layers whose outputs reach separate channels."""
     groups: list[tuple[list[nn.Module], set[tuple[str, str]]]] = []
     for part in parts:
         for members, taken in groups:

@@ -1,4 +1,4 @@
-"""Helpers for methods that train a changed copy of a model on the model's own answers."""
+"""Helpers for methods that train a changed copy of a model on the model's answers."""
 
 import copy
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def batches_of(
 
 
 def answers_of(module: nn.Module, args: Any, kwargs: Any, training: bool = False) -> Tensor:
-    """Return a model's logits, (answer, class); each token of a text is an answer."""
+    """Return a model's logits as (answer, class), where each token of a text is an answer."""
     mode = nullcontext() if training else in_eval(module)
     with torch.set_grad_enabled(training), mode:
         output = module(*args, **kwargs)

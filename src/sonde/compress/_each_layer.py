@@ -1,4 +1,4 @@
-"""Fit changes of layers to the layers' inputs: all at once, or block after block.
+"""Fit changes of layers to the layers' inputs: all layers at once, or block after block.
 
 One pass reads the inputs of all layers in the unchanged model. Block after block, the layers of a
 block are fitted at the states that the changed blocks before it give: states are kept between
@@ -42,7 +42,7 @@ def each_layer(
     sequential: bool = False,
     beside: Sequence[str] = (),
 ) -> tuple[dict[str, Change], dict[str, float]]:
-    """Return the change of each layer by the name of its weight, and the sums of the figures.
+    """Return the change of each layer by the name of its weight, and the summed statistics.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def round_each_layer(
     *,
     sequential: bool = False,
 ) -> RewritePlan:
-    """Return the plan that rounds each layer, and the tensors that no layer holds beside them.
+    """Return the plan that rounds each layer, and also tensors outside of layers.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def _add(
 
 @dataclass(eq=False)
 class _Stored:
-    """One batch between two blocks: its states, and how blocks are called with them.
+    """A batch between two blocks: its current states, and the recorded calls of the blocks.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ class _Stored:
         return args, kwargs
 
     def output(self, i: int, states: Tensor) -> Any:
-        """Return the output of block ``i`` with these states in it."""
+        """Return the output of block ``i``, with its states replaced by these states."""
         return replaced(self.calls[i][1], HOLE, states)
 
 
@@ -160,7 +160,7 @@ HOLE = torch.zeros(())
 
 @dataclass(eq=False)
 class _Walk:
-    """Fits block after block in a copy of the model, which shares all tensors at first."""
+    """Fits one block after another in a copy of the model, which shares unchanged tensors."""
 
     owner: str
     model: Model
@@ -190,7 +190,7 @@ class _Walk:
                 self.stages[inner[layer.module]].append(layer)
 
     def run(self) -> None:
-        """Fit layers before the blocks, in each block, and behind the blocks."""
+        """Fit the layers before the blocks, in each block, and after the blocks."""
         before = self._before()
         behind = [layer for layer in self.outside if layer not in before]
         if before:
@@ -243,7 +243,7 @@ class _Walk:
         return _grams(found, layers, broken)
 
     def _stored(self) -> Iterator[_Stored]:
-        """Yield each batch as it is before the first block.
+        """Yield each batch with the states before the first block.
 
         Raises
         ------
@@ -266,7 +266,7 @@ class _Walk:
             yield _Stored(batch, calls[0].x, [_with_hole(call) for call in calls])
 
     def _of_block(self, stored: Sequence[_Stored], i: int, layers: Sequence[Weighted]) -> Any:
-        """Return the moments of the inputs of layers in a block, at the current states."""
+        """Return the moments of the inputs of a block's layers, at the current states."""
         chosen, found, broken = _by_module(layers), dict[str, MomentsState](), 0
         for one in stored:
             args, kwargs = one.arguments(i)
@@ -275,7 +275,7 @@ class _Walk:
         return _grams(found, layers, broken)
 
     def _behind(self, stored: Sequence[_Stored], layers: Sequence[Weighted]) -> LayerGrams:
-        """Return the moments of inputs of layers behind the blocks; blocks do not run again."""
+        """Return the moments of the inputs of layers after the blocks, without rerunning blocks."""
         chosen, found, broken = _by_module(layers), dict[str, MomentsState](), 0
         last = self.blocks.modules[-1]
         place = {block: i for i, block in enumerate(self.blocks.modules)}

@@ -1,4 +1,4 @@
-"""The grid that a weight is rounded to: a scale and an offset for each group of a row."""
+"""Quantisation grid of a weight: a scale and an offset for each group of a row."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -36,7 +36,7 @@ def check_grid(owner: str, bits: int | None, group: int) -> None:
 def grid_of(
     weight: Float[Tensor, "out in"], grid: Grid, symmetry: Symmetry = "asymmetric"
 ) -> tuple[BFloat16[Tensor, "out group"], BFloat16[Tensor, "out group"]]:
-    """Return scale and offset of each group, rounded to bfloat16 as they are stored.
+    """Return the scale and offset of each group, rounded to bfloat16 for storage.
 
     An asymmetric grid spans the smallest to the largest entry and 0. Compute codes with these
     rounded scales and offsets.
@@ -58,7 +58,7 @@ def grid_of(
 def clipped_grid(
     weight: Float[Tensor, "out in"], grid: Grid, symmetry: Symmetry = "asymmetric"
 ) -> tuple[BFloat16[Tensor, "out group"], BFloat16[Tensor, "out group"]]:
-    """Return scale and offset of each group's best grid of 21, by the least squared error.
+    """Return the scale and offset of each group's best of 21 grids, by least squared error.
 
     The grids span 1 to 0.5 of the group's range; entries outside go to the end of the grid.
     """
@@ -94,13 +94,13 @@ def codes_of(
     offset: Float[Tensor, "*shape"],
     bits: int,
 ) -> Float[Tensor, "*shape"]:
-    """Return the nearest code of each entry, a whole number, by the entry's scale and offset."""
+    """Return the nearest integer code of each entry, for the entry's scale and offset."""
     half = 2 ** (bits - 1)
     return ((weight - offset) / scale + half).round().clamp(0, 2**bits - 1)
 
 
 def each_entry(x: BFloat16[Tensor, "out group"], group: int, n: int) -> Float[Tensor, "out in"]:
-    """Return the group's value for each entry of a row, in float64."""
+    """Return the value of its group for each entry of a row, in float64."""
     return x.double().repeat_interleave(group, 1)[:, :n]
 
 
@@ -123,11 +123,11 @@ def rounded(
 def quantised(
     codes: Tensor, scale: Tensor, offset: Tensor, grid: Grid, layer: Weighted | None = None
 ) -> Quantised:
-    """Return the change of a layer's weight, or of a matrix, to these codes."""
+    """Return the change that sets a layer's weight, or a matrix, to these codes."""
     packed, turned = pack(codes.to(torch.uint8), grid.bits), layer is not None and layer.turned
     return Quantised(packed, scale, offset, grid, codes.shape[1], turned=turned)
 
 
 def method_of(owner: str, parameters: Mapping[str, object]) -> str:
-    """Return the text of a method with its parameters, as patches hold it."""
+    """Return the name of a method with its parameters, in the form that patches store."""
     return f"{owner}({', '.join(f'{name}={value!r}' for name, value in parameters.items())})"

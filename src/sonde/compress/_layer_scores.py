@@ -1,4 +1,4 @@
-"""Scores of how many bits a layer should get, as papers order layers for two widths."""
+"""Scores that order layers by the number of bits they need, from several papers."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,7 +61,7 @@ class LayerScores:
         return torch.tensor(found, dtype=torch.float64)
 
     def _near_weights(self) -> list[float]:
-        """Return minus the fraction of weights more than a deviation above their mean."""
+        """Return the negative fraction of weights over one standard deviation above the mean."""
         found: list[float] = []
         for layer in self.layers:
             w = layer.matrix().double()
@@ -69,7 +69,7 @@ class LayerScores:
         return found
 
     def _moved(self) -> list[float]:
-        """Return minus the mean cosine of what a layer's block reads and returns."""
+        """Return the negative mean cosine between the input and the output of a layer's block."""
         totals, n = dict[str, float](), dict[str, int]()
         for name, x, y in self._ends():
             cosine = cosine_similarity(x, y, dim=1)
@@ -78,7 +78,7 @@ class LayerScores:
         return self._by_block({name: -total / n[name] for name, total in totals.items()})
 
     def _uncorrelated(self) -> list[float]:
-        """Return minus the mean canonical correlation of a block's input and output."""
+        """Return the negative mean canonical correlation between a block's input and its output."""
         found = dict[str, tuple[MomentsState, MomentsState, CrossMomentsState]]()
         for name, x, y in self._ends():
             one, other = Moments().observe(x), Moments().observe(y)
@@ -91,7 +91,7 @@ class LayerScores:
         return self._by_block({name: -_canonical(*states) for name, states in found.items()})
 
     def _pruned(self) -> list[float]:
-        """Return the divergence of answers without each layer's smallest weights."""
+        """Return the divergence of the answers after pruning the smallest weights of each layer."""
         assert self.inputs is not None
         found: list[float] = []
         for layer in self.layers:
@@ -105,7 +105,7 @@ class LayerScores:
         return found
 
     def _rounding_loss(self) -> list[float]:
-        """Return the sum of ``gradient size x change of the weight`` at the smallest width."""
+        """Return the sum of ``gradient size x weight change`` for rounding to the fewest bits."""
         assert self.inputs is not None
         names = [layer.weight for layer in self.layers]
         state = squared_gradients(
@@ -120,7 +120,7 @@ class LayerScores:
         return found
 
     def _ends(self) -> Iterator[tuple[str, Rows, Rows]]:
-        """Yield the states before and behind each block that keeps their shape, as rows."""
+        """Yield the input and output states of each block that keeps their shape, as rows."""
         assert self.inputs is not None
         blocks = Blocks.of("BitAllocation", self.model, self.inputs)
         for batch in map(right_padded, self.inputs.batches(0, len(self.inputs))):
@@ -150,7 +150,7 @@ def _canonical(x: MomentsState, y: MomentsState, cross: CrossMomentsState) -> fl
 
 
 def _whitening(covariance: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim rank"]:
-    """Return directions of variance 1, without correlation and without constant directions."""
+    """Return whitened directions: uncorrelated, of variance 1, without constant directions."""
     square = covariance.diagonal()
     scale = torch.where(square > 0, square, 1.0).rsqrt()
     values, vectors = torch.linalg.eigh(covariance * scale[:, None] * scale)

@@ -39,12 +39,12 @@ class Weighted:
 
     @property
     def groups(self) -> int:
-        """Number of parts of the input that each meet a part of the weight of their own."""
+        """Number of groups, each with its own part of the input and of the weight."""
         return 1 if self.is_linear else int(self.module.groups)
 
     @property
     def n_out(self) -> int:
-        """Rows of the matrix."""
+        """Number of rows of the matrix."""
         return int(self.module.weight.shape[1 if self.turned else 0])
 
     @property
@@ -54,11 +54,11 @@ class Weighted:
 
     @property
     def turned(self) -> bool:
-        """True if the weight is held as (in, out)."""
+        """True if the weight is stored as (in, out)."""
         return kind_of(self.module) == "transposed"
 
     def matrix(self) -> Float[Tensor, "out in"]:
-        """Return the weight as a matrix in float64: a row for each output."""
+        """Return the weight as a float64 matrix, with one row for each output."""
         return self.matrix_of(self.module.weight.detach().double())
 
     def matrix_of(self, weight: Float[Tensor, "..."]) -> Float[Tensor, "out in"]:
@@ -66,17 +66,17 @@ class Weighted:
         return weight.T.contiguous() if self.turned else weight.flatten(1)
 
     def tensor(self, matrix: Float[Tensor, "out in"]) -> Float[Tensor, "..."]:
-        """Return a matrix in the shape and the type of the weight."""
+        """Return a matrix in the shape and the dtype of the weight."""
         weight = self.module.weight
         return (matrix.T if self.turned else matrix).to(weight.dtype).reshape(weight.shape)
 
     def rows(self, x: Tensor) -> Float[Tensor, "group row in"]:
-        """Return the inputs of each group of the layer, a row for each output position."""
+        """Return the inputs of each group of the layer, with one row for each output position."""
         return x.reshape(1, -1, x.shape[-1]) if self.is_linear else _windows(self.module, x)
 
 
 def _windows(layer: Any, x: Tensor) -> Float[Tensor, "group row in"]:
-    """Return the patches that a convolution multiplies, padded as the layer pads."""
+    """Return the patches that a convolution multiplies, with the layer's padding."""
     n_dims = len(layer.kernel_size)
     x = x if x.ndim == n_dims + 2 else x[None]
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -160,7 +160,7 @@ def weighted_layers(
 
 
 def _refuse_embedding(owner: str, parts: Sequence[tuple[str, nn.Module]], pattern: str) -> None:
-    """Refuse a pattern that names an embedding, for methods that change linear layers alone.
+    """Raise if a pattern names an embedding, for methods that change only linear layers.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def _refuse_embedding(owner: str, parts: Sequence[tuple[str, nn.Module]], patter
 
 
 def _refuse_made(owner: str, made: Sequence[str], layers: Sequence[str] | None) -> None:
-    """Refuse a named layer whose weight is made at each run; name one that is left alone.
+    """Raise for a named layer with a parametrised weight; warn about unnamed ones.
 
     Raises
     ------

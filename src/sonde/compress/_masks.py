@@ -1,4 +1,4 @@
-"""Masks of weights to remove: the lowest scores, or all but a few of each run of a row."""
+"""Masks of weights to remove: the lowest scores overall, or in each segment of a row (N:M)."""
 
 import re
 
@@ -10,7 +10,7 @@ from sonde.core.errors import InputError
 
 
 def check_pattern(owner: str, pattern: str | None) -> None:
-    """Raise if a pattern keeps no weight, or more weights than a run has.
+    """Raise if a pattern keeps no weight, or more weights than a segment has.
 
     Raises
     ------
@@ -27,7 +27,7 @@ def check_pattern(owner: str, pattern: str | None) -> None:
 
 
 def kept_of(owner: str, pattern: str) -> tuple[int, int]:
-    """Return how many weights a pattern such as ``2:4`` keeps, and the length of its runs.
+    """Return the number of weights that a pattern such as ``2:4`` keeps, and its segment length.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def kept_of(owner: str, pattern: str) -> tuple[int, int]:
 
 
 def check_width(owner: str, pattern: str, width: int, layer: str) -> None:
-    """Raise if the rows of a layer are not whole runs of a pattern.
+    """Raise if the rows of a layer cannot be divided into whole segments of a pattern.
 
     Raises
     ------
@@ -57,12 +57,12 @@ def check_width(owner: str, pattern: str, width: int, layer: str) -> None:
 
 
 def lowest(scores: Float[Tensor, "group n"], n_lowest: int) -> Bool[Tensor, "group n"]:
-    """Return a mask of the lowest scores of each group; of equal scores the first by index."""
+    """Return a mask of the lowest scores of each group, with ties resolved by index."""
     order = scores.argsort(dim=1, stable=True)[:, :n_lowest]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
 
 
 def lowest_of_runs(scores: Float[Tensor, "out in"], pattern: str) -> Bool[Tensor, "out in"]:
-    """Return a mask of the weights that a pattern such as ``2:4`` removes from each run."""
+    """Return a mask of the weights that a pattern such as ``2:4`` removes from each segment."""
     kept, run = kept_of("lowest_of_runs", pattern)
     return lowest(scores.reshape(-1, run), run - kept).reshape(scores.shape)

@@ -1,4 +1,4 @@
-"""Range-code whole numbers by tables or normal distributions that both sides know."""
+"""Range-code integers by tables or normal distributions that encoder and decoder share."""
 
 from importlib import import_module
 from typing import Any
@@ -26,7 +26,7 @@ def table_coder(owner: str) -> tuple[Any, Any]:
 
 
 def table_bytes(owner: str, symbols: np.ndarray, tables: np.ndarray) -> bytes:
-    """Return the bytes of symbols from 0, each coded by a table of its own.
+    """Return the bytes of symbols from 0 upwards, each coded by its own table.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def table_bytes(owner: str, symbols: np.ndarray, tables: np.ndarray) -> bytes:
 
 
 def read_table(reader: Reader, tables: np.ndarray) -> np.ndarray:
-    """Return the symbols that ``table_bytes`` wrote with the same tables."""
+    """Return the symbols that ``table_bytes`` wrote with equal tables."""
     queue, family = table_coder(reader.owner)
     decoder = queue.RangeDecoder(_words(reader))
     if not len(tables):
@@ -52,7 +52,7 @@ def read_table(reader: Reader, tables: np.ndarray) -> np.ndarray:
 
 
 def normal_bytes(owner: str, numbers: np.ndarray, means: np.ndarray, scales: np.ndarray) -> bytes:
-    """Return the bytes of whole numbers, each coded by a rounded normal distribution.
+    """Return the bytes of integers, each coded by a discretised normal distribution.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def normal_bytes(owner: str, numbers: np.ndarray, means: np.ndarray, scales: np.
 
 
 def read_normal(reader: Reader, means: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Return the numbers that ``normal_bytes`` wrote with the same distributions."""
+    """Return the integers that ``normal_bytes`` wrote with equal distributions."""
     low, high = reader.count() - MOST, reader.count() - MOST
     if not -MOST <= low <= high <= MOST:
         reader.refuse(f"numbers from {low} to {high} are out of range")

@@ -1,4 +1,4 @@
-"""Move scales of a layer's inputs into the module that computes them; answers stay the same.
+"""Move scales of a layer's inputs into the preceding module, without changing the answers.
 
 A linear layer that reads ``x`` gives the same for ``x / t`` if its columns are multiplied by ``t``.
 The division is written into the gain of a norm, or the rows of a linear layer, before it. Each
@@ -29,7 +29,7 @@ SAME = 1e-4
 
 @dataclass(frozen=True, eq=False)
 class ScaleGroup:
-    """Layers that read one tensor, and the module that can divide it.
+    """Layers that read one tensor, and the module whose output can be divided by the scales.
 
     Parameters
     ----------
@@ -46,12 +46,12 @@ class ScaleGroup:
     heads: tuple[int, int, int]
 
     def shared(self, scale: Float[Tensor, "in"]) -> Float[Tensor, "in"]:
-        """Return scales made equal for heads that share values: the largest scale counts."""
+        """Return scales where heads that share values get the largest of their scales."""
         parts = scale.reshape(self.heads)
         return parts.amax(1, keepdim=True).expand(self.heads).reshape(-1)
 
     def of_source(self, scale: Float[Tensor, "in"]) -> Float[Tensor, "out"]:
-        """Return the divisor of each output of the module."""
+        """Return the divisor of each output of the preceding module."""
         return scale.reshape(self.heads)[:, 0].reshape(-1)
 
 
@@ -130,7 +130,7 @@ def _is_same(
 
 @torch.no_grad()
 def answers_of(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Tensor:
-    """Return a model's answers in eval mode, in float64; modes and random state stay."""
+    """Return a model's answers in eval mode and float64, and restore modes and random state."""
     with torch.random.fork_rng(devices=[]), in_eval(module):
         found = module(*args, **kwargs)
     found = getattr(found, "logits", found)
@@ -139,7 +139,7 @@ def answers_of(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Tenso
 
 
 def _width(part: nn.Module) -> int:
-    """Return how many features a linear layer or a norm gives, 0 for other modules."""
+    """Return the number of output features of a linear layer or a norm, 0 for other modules."""
     if is_linear(part):
         return in_and_out(part)[1]
     weight = part._parameters.get("weight")
@@ -148,7 +148,7 @@ def _width(part: nn.Module) -> int:
 
 
 def _fits(model: Model, source: nn.Module, reader: Any) -> tuple[int, int, int] | None:
-    """Return how the outputs of a module become the inputs of a layer, or None if they cannot."""
+    """Return how a module's outputs map to a layer's inputs, or None if they do not."""
     width, wanted = _width(source), in_and_out(reader)[0]
     if width == wanted:
         return 1, 1, width

@@ -1,4 +1,4 @@
-"""The residual stream of a model: its writers, the norms that read it, and the norms' readers.
+"""The residual stream of a model: its writers, its norms, and the layers after the norms.
 
 Writers are found by following sums, readers by NaN: every layer repeats its recorded output, and
 one norm returns NaN; layers at which NaN arrives read this norm.
@@ -28,7 +28,7 @@ AXES = {"weight": 0, "bias": 0}
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Tensors of a model that have an axis of the stream's width.
+    """Tensors of a model with an axis as wide as the residual stream.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Stream:
 
     @classmethod
     def of(cls, owner: str, model: Model, inputs: Inputs) -> "Stream":
-        """Return the stream of a model, found by running it on a first example.
+        """Return the residual stream of a model, found by running it on the first example.
 
         Raises
         ------
@@ -96,7 +96,7 @@ class Stream:
         return found
 
     def axes(self, module: nn.Module) -> list[tuple[str, int]]:
-        """Return each tensor that has an axis of the stream, with the axis; twice if it has two."""
+        """Return each tensor with its axis in the stream, twice for tensors with two axes."""
         norms = [(f"{name}.{leaf}", 0) for name in self.readers for leaf in AXES
                  if module.get_submodule(name)._parameters.get(leaf) is not None]  # fmt: skip
         read = [pair for own in self.readers.values() for pair in own.items()]
@@ -105,7 +105,7 @@ class Stream:
     def mapped(
         self, module: nn.Module, into: Float[Tensor, "dim kept"]
     ) -> dict[str, Float[Tensor, "..."]]:
-        """Return every tensor for a stream in other coordinates, in float64.
+        """Return every tensor after a change of the stream's basis, in float64.
 
         ``into`` has orthonormal rows or columns; if norms centre, its columns have mean 0. Gains
         and biases of norms go into the layers behind them. A bias uses the direction of equal
@@ -139,7 +139,7 @@ class Stream:
 
 
 def _centres(norm: Any) -> bool:
-    """Return whether a norm ignores a constant that is added to all features of a row."""
+    """Return whether a norm is invariant to a constant added to all features of a row."""
     weight = norm.weight
     rows = torch.linspace(-1, 1, 2 * len(weight)).square().reshape(2, -1).to(weight)
     with torch.no_grad():
@@ -150,7 +150,7 @@ def _centres(norm: Any) -> bool:
 def _readers(
     model: Model, norms: Sequence[nn.Module], args: Any, kwargs: Any
 ) -> dict[nn.Module, dict[str, int]]:
-    """Return the weights of the layers that read each norm, and the axis of their inputs."""
+    """Return the weights that read each norm's output, and the axis of their inputs."""
     layers = {part: name for name, part in model.module.named_modules()
               if name and kind_of(part) is not None}  # fmt: skip
     made: dict[nn.Module, list[Tensor]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Round tensors that no linear layer holds: embeddings that are named, and stacks of experts."""
+"""Round tensors outside of linear layers: named embeddings, and stacks of experts."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -24,7 +24,7 @@ def plan_with_tensors(
     word: str,
     figures: Mapping[str, float] | None = None,
 ) -> RewritePlan:
-    """Return the plan of a method's changes, with rounded embeddings and experts beside them.
+    """Return the plan of a method's changes, plus rounded embeddings and experts.
 
     Each entry is rounded to its group's grid. Without patterns all stacks of experts are rounded,
     and no embedding. Names that are tied to an embedding stay tied: they read the packed tensor.
@@ -65,7 +65,7 @@ def plan_with_tensors(
 
 
 def names_of_tensors(module: nn.Module, layers: Sequence[str] | None) -> list[str]:
-    """Return the names that patterns match: of modules whose tensors are packed, and of these."""
+    """Return the names of packable modules and tensors that match patterns."""
     names = [name for every, _, _ in _chosen(module, layers) for name in every]
     return [*dict.fromkeys(name.rpartition(".")[0] for name in names), *names]
 
@@ -109,7 +109,7 @@ def _packs(part: nn.Module, leaf: str) -> bool:
 
 
 def _n_experts(part: nn.Module) -> int | None:
-    """Return how many experts a module says that it has."""
+    """Return the number of experts in a module's attributes, or None."""
     said = (value for key, value in vars(part).items()
             if "expert" in key and type(value) is int and value > 1)  # fmt: skip
     return next(said, None)

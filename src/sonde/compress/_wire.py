@@ -15,7 +15,7 @@ MOST_AXES, MOST_NUMBERS = 32, 1 << 40
 
 
 def count_bytes(*numbers: int) -> bytes:
-    """Return the bytes of whole numbers from 0: seven bits in a byte, the lowest bits first."""
+    """Return non-negative integers as bytes: seven bits in a byte, low bits first (LEB128)."""
     out = bytearray()
     for number in numbers:
         while number > 127:
@@ -31,12 +31,12 @@ def shape_bytes(x: Tensor) -> bytes:
 
 
 def float_bytes(x: Tensor) -> bytes:
-    """Return the bytes of numbers as float32, the lowest byte first."""
+    """Return the bytes of numbers as little-endian float32."""
     return x.to(torch.float32).contiguous().numpy().astype("<f4").tobytes()
 
 
 def tensors_key(*tensors: Tensor) -> bytes:
-    """Return a fingerprint of 8 bytes of the tensors of a fitted codec."""
+    """Return an 8-byte fingerprint of the tensors of a fitted codec."""
     hashed = blake2b(digest_size=8)
     for x in tensors:
         hashed.update(tensor_key(x))
@@ -44,13 +44,13 @@ def tensors_key(*tensors: Tensor) -> bytes:
 
 
 def bit_bytes(codes: np.ndarray, width: int) -> bytes:
-    """Return the bytes of codes from 0 in ``width`` bits each, the highest bit first."""
+    """Return the bytes of non-negative codes in ``width`` bits each, with the highest bit first."""
     shifts = np.arange(width - 1, -1, -1)
     return np.packbits((codes.reshape(-1, 1) >> shifts & 1).astype(np.uint8)).tobytes()
 
 
 def gap_bytes(gaps: np.ndarray, low: int) -> bytes:
-    """Return numbers from 0 in Golomb-Rice code: all unary quotients, then ``low`` bits of each."""
+    """Return non-negative integers in Golomb-Rice code: unary quotients, then ``low`` bits each."""
     high = gaps >> low
     unary = np.ones(int(high.sum()) + len(gaps), dtype=np.uint8)
     unary[np.cumsum(high + 1) - 1] = 0
@@ -59,7 +59,7 @@ def gap_bytes(gaps: np.ndarray, low: int) -> bytes:
 
 
 class Reader:
-    """A payload that is read from its start; too short a payload raises before memory is taken."""
+    """Sequential reader of a payload, which checks lengths before it allocates memory."""
 
     def __init__(self, owner: str, payload: bytes) -> None:
         self.owner, self.payload, self.at = owner, payload, 0
@@ -72,11 +72,11 @@ class Reader:
         return self.payload[self.at - size : self.at]
 
     def refuse(self, why: str) -> NoReturn:
-        """Raise because the payload is not one that ``encode`` writes."""
+        """Raise because ``encode`` cannot have written this payload."""
         raise StateError(f"{self.owner}.decode: {why}. Encode again with this version of sonde.")
 
     def count(self) -> int:
-        """Return the next whole number."""
+        """Return the next integer."""
         number = shift = 0
         while True:
             byte = self.bytes(1)[0]
@@ -97,7 +97,7 @@ class Reader:
         return shape
 
     def floats(self, n: int) -> Tensor:
-        """Return the next ``n`` numbers of four bytes."""
+        """Return the next ``n`` float32 numbers."""
         return torch.from_numpy(np.frombuffer(self.bytes(4 * n), "<f4").astype(np.float32))
 
     def codes(self, n: int, width: int) -> np.ndarray:
@@ -118,7 +118,7 @@ class Reader:
 
 
 def refuse_others(reader: Reader, key: bytes) -> None:
-    """Raise if the next bytes are not the fingerprint of the codec that reads."""
+    """Raise if the next bytes are not the fingerprint of the reading codec."""
     if reader.bytes(len(key)) != key:
         raise StateError(
             f"{reader.owner}.decode: the stream was written by a codec that was fitted to other "

@@ -1,4 +1,4 @@
-"""Replace modules by several small learners; each token runs as many as it needs (ACM).
+"""Replace modules by several small learners; each token runs only as many as it needs.
 
 For MLPs and projections of trained transformers whose tokens differ in difficulty. The learners are
 fitted to the model's own states and answers; no labels are needed.
@@ -27,7 +27,7 @@ MOST_ROWS = 16_384
 @final
 @dataclass(frozen=True, eq=False)
 class AdaptiveModel:
-    """A model in which a gate chooses how many learners of a module each token runs.
+    """A model in which a gate chooses the number of learners that each token runs.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class AdaptiveModel:
 @final
 @dataclass(frozen=True)
 class AdaptiveModules:
-    """Split modules into learners, and train gates that choose how many each token runs.
+    """Split modules into learners, and train gates that choose their number for each token.
 
     The output of ``k`` learners is the mean output plus ``h_1(x) + .. + h_k(x)``. Each learner
     starts as a slice of the best linear map of its rank, and has a small hidden layer of its own
@@ -94,7 +94,7 @@ class AdaptiveModules:
         check_ranges(self, learners=">= 1", budget="[0, 1]", steps=">= 0")
 
     def fit(self, model: Model, inputs: Inputs) -> AdaptiveModel:
-        """Return a copy of a model whose modules are learners with trained gates."""
+        """Return a copy of a model with learners and trained gates in place of modules."""
         net, draw = copied(model.module).eval(), torch.Generator().manual_seed(self.seed)
         known = dict(model.module.named_modules())
         missing = [name for name in self.modules if name not in known]
@@ -116,7 +116,7 @@ class AdaptiveModules:
         return AdaptiveModel(net.eval(), losses)
 
     def _alone(self, made: "GatedLearners", x: Tensor, y: Tensor, draw: torch.Generator) -> None:
-        """Train the learners on a module's own inputs, then its gate."""
+        """Train the learners of one module on its recorded inputs, then its gate."""
         scale = y.var(0, correction=0).sum().clamp(min=1e-12)
 
         def part() -> Tensor:
@@ -144,7 +144,7 @@ class AdaptiveModules:
         inputs: Inputs,
         draw: torch.Generator,
     ) -> tuple[float, ...]:
-        """Train learners and gates on the model's answers and the budget."""
+        """Train all learners and gates together on the model's answers and the budget."""
         near, sharp, spread = self.weights
         for gate in gates:
             gate.train()
@@ -167,7 +167,7 @@ class AdaptiveModules:
 
 
 def enough(error: Float[Tensor, "row number"], patience: float) -> Int[Tensor, "row"]:
-    """Return the least number of learners beyond which one more gains less than a fraction.
+    """Return the smallest number of learners after which another gains less than a fraction.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ def enough(error: Float[Tensor, "row number"], patience: float) -> Int[Tensor, "
 
 
 class GatedLearners(nn.Module):
-    """Learners whose outputs add up, and a gate that says how many of them a token runs.
+    """Learners whose outputs are summed, and a gate that chooses their number for each token.
 
     Parameters
     ----------
@@ -217,18 +217,18 @@ class GatedLearners(nn.Module):
         self.number: Tensor | None = None
 
     def learner(self, i: int, z: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim2"]:
-        """Return what one learner adds, from centred rows."""
+        """Return the output of one learner for centred rows."""
         bent = (z @ self.into[i].T).relu()
         return z @ self.right[i].T @ self.left[i].T + bent @ self.back[i].T
 
     def partial(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row number dim2"]:
-        """Return the outputs with 0, 1, .. learners."""
+        """Return the sums of the first 0, 1, ... learners."""
         z = x - self.mean_in
         each = [self.learner(i, z) for i in range(len(self.right))]
         return torch.stack([self.mean_out.expand(len(x), -1), *each], 1).cumsum(1)
 
     def forward(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim2"]:
-        """Return the sum of the learners that the gate lets run; the others are not computed."""
+        """Return the sum of the learners that the gate selects, without computing the others."""
         rows = x.reshape(-1, x.shape[-1])
         logits = self.gate(rows)
         if self.training:
@@ -256,7 +256,7 @@ class GatedLearners(nn.Module):
 def gated_learners(
     x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim2"], n: int, seed: int = 0
 ) -> GatedLearners:
-    """Return learners that start as slices of the best linear maps of their ranks.
+    """Return learners that start as consecutive parts of a reduced-rank regression.
 
     The first ``k`` learners together are the reduced-rank regression of ``y`` on ``x`` of ``k / n``
     of the full rank. Directions are the eigenvectors of the fitted values' covariance, in order.
@@ -285,7 +285,7 @@ def _entropy(p: Tensor) -> Tensor:
 def _inputs_and_outputs(
     module: nn.Module, inputs: Inputs, names: Sequence[str]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return inputs and outputs of modules on the first rows of the data."""
+    """Return the inputs and outputs of modules on the first rows of the data."""
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in names}
 
     def keep(name: str, args: Any, output: Any) -> None:

@@ -1,4 +1,4 @@
-"""Choose an option for each of several things, at the least cost within a budget of sizes."""
+"""Choose an option for each of several items, at the least cost within a size budget."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ CELLS = 20_000
 def allocate(
     costs: Float[Tensor, "n choice"], sizes: Int[Tensor, "n choice"], budget: int
 ) -> list[int]:
-    """Return a choice for each thing, with the least sum of costs within a budget.
+    """Return an option for each item, with the least total cost within a budget.
 
     Exact by dynamic programming if the budget exceeds the smallest choices by at most 20,000 units.
     Above that, the excess is cut into 20,000 parts and sizes are rounded up to whole parts, so that

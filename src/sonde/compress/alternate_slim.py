@@ -1,4 +1,4 @@
-"""Slim a transformer in two steps, each trained on states whose shape the step left alone.
+"""Slim a transformer in two steps, each followed by training on states of unchanged shape.
 
 For a model that may be trained on unlabelled inputs. ``SliceWidth`` and ``PruneChannels`` fit
 without training.
@@ -45,7 +45,7 @@ Cut = tuple[CoupledSet, list[int]]
 @final
 @dataclass(frozen=True)
 class AlternateSlim(Rewrite):
-    """Leave out features of the residual stream, train, leave out heads and neurons, train again.
+    """Remove features of the residual stream, train, remove heads and neurons, train again.
 
     The first step keeps the shapes inside blocks, and trains queries, keys, values and neurons to
     match the model's own. The second step keeps the stream's shape, and trains the stream to match
@@ -95,7 +95,7 @@ class AlternateSlim(Rewrite):
         check_ranges(self, share="[0, 1)", noise="> 0", rate="> 0", epochs=">= 0")
 
     def reads(self) -> dict[str, Examples]:
-        """Read examples: outputs and states are compared on them."""
+        """Read examples, on which outputs and states are compared."""
         return {"calibration": Examples()}
 
     def planned(self, model: Model, calibration: Inputs) -> RewritePlan:
@@ -212,14 +212,14 @@ def disturbed_taylor(
 
 
 def _along(x: Tensor, axis: int) -> Float[Tensor, "place"]:
-    """Return sums over all axes but one."""
+    """Return sums over all axes except one."""
     return x.movedim(axis, 0).flatten(1).sum(1) if x.ndim > 1 else x
 
 
 def _kept_features(
     stream: Stream, module: nn.Module, scores: Mapping[str, Tensor], share: float
 ) -> list[int]:
-    """Return the features of the stream that stay, in order."""
+    """Return the kept features of the residual stream, in order."""
     each = [_along(scores[name], axis) for name, axis in stream.axes(module) if name in scores]
     n = max(1, stream.width - round(share * stream.width))
     total = torch.stack(each).sum(0)
@@ -229,7 +229,7 @@ def _kept_features(
 def _kept_units(
     sets: Sequence[CoupledSet], module: nn.Module, scores: Mapping[str, Tensor], share: float
 ) -> list[Cut]:
-    """Return the units of each set that stay: sets of one kind compete, a unit of each stays."""
+    """Return the kept units of each set. Sets of one kind compete, and each keeps a unit."""
     kinds: dict[tuple[int, ...], list[tuple[int, Tensor]]] = defaultdict(list)
     for i, one in enumerate(sets):
         each = torch.zeros(len(one), dtype=torch.float64)
@@ -258,7 +258,7 @@ def _kept_units(
 def _inner(
     model: Model, sets: Sequence[CoupledSet], cuts: Sequence[Cut] = ()
 ) -> dict[tuple[str, str], list[int] | None]:
-    """Return the outputs of layers that make the units of sets, and the positions that stay."""
+    """Return the layers whose outputs hold the units of sets, with the kept positions."""
     kept = {id(one): left for one, left in cuts}
     found: dict[tuple[str, str], list[int] | None] = {}
     for one in sets:
@@ -270,7 +270,7 @@ def _inner(
 
 
 def _outer(stream: Stream, kept: list[int]) -> dict[tuple[str, str], list[int] | None]:
-    """Return the inputs of the norms that read the stream, and the features that stay."""
+    """Return the inputs of the norms that read the stream, with the kept features."""
     return {(name, IN): kept for name in stream.readers}
 
 
@@ -294,13 +294,13 @@ def _watched(
 
 
 def _folded(module: nn.Module, tensors: Mapping[str, Tensor], forms: Any = None) -> nn.Module:
-    """Return a trainable copy with other tensors."""
+    """Return a trainable copy with some tensors replaced."""
     changes = {name: Resized(x) for name, x in tensors.items()}
     return with_copy(RewritePlan.shaped(module, changes, forms=forms).fold(module))
 
 
 def _without(module: nn.Module, cuts: Sequence[Cut]) -> tuple[nn.Module, dict[str, dict[str, Any]]]:
-    """Return a copy cut to the units that stay, and the new numbers for modules' forms."""
+    """Return a copy cut to the kept units, and the new sizes in modules' attributes."""
     changes, forms = cut_changes(module, cuts, {})
     return with_copy(RewritePlan.shaped(module, changes, forms=forms).fold(module)), forms
 

@@ -1,4 +1,4 @@
-"""Answer from a text longer than the window: keep the sentences that a question attends to."""
+"""Answer from a text longer than the window, from the sentences that a question attends to."""
 
 import re
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ SENTENCE = re.compile(r"[^.!?\n]*[.!?\n]+\s*|[^.!?\n]+")
 @final
 @dataclass(frozen=True, eq=False)
 class RetrievedText:
-    """Sentences of a long text that a question attended to.
+    """Sentences of a long text that receive attention from a question.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class RetrievedText:
 @final
 @dataclass(frozen=True)
 class AttentionRetrieval:
-    """Read a long text window by window and keep the sentences that a question attends to.
+    """Read a long text window by window, and keep the sentences that a question attends to.
 
     Each window holds the sentences kept so far, the next ones, and the question. The attention of
     the question's tokens at one layer, mean over heads and sum over these tokens, is smoothed over
@@ -129,7 +129,7 @@ class AttentionRetrieval:
     def _kept(
         self, model: Model, tokens: Sequence[Sequence[int]], shown: Sequence[int], asked: list[int]
     ) -> list[int]:
-        """Return the sentences of a window that stay, in their order."""
+        """Return the kept sentences of a window, in their order."""
         score = self._attended(model, [t for part in tokens for t in part], asked)
         member = torch.tensor([i for i, part in enumerate(tokens) for _ in part])
         best = score.topk(min(self.top, len(score))).indices
@@ -143,7 +143,7 @@ class AttentionRetrieval:
 
     @torch.no_grad()
     def _attended(self, model: Model, context: list[int], asked: list[int]) -> Tensor:
-        """Return how much the question attends to each token before it, smoothed."""
+        """Return the attention from the question to each earlier token, smoothed."""
         device = next(model.module.parameters()).device
         with Tap(model, "blocks:probs", here=True) as tap:
             model.module(torch.tensor([context + asked], device=device))

@@ -1,4 +1,4 @@
-"""Scale up the columns of large inputs before rounding, and divide the inputs in the module before.
+"""Scale up columns with large inputs before rounding, and divide the inputs accordingly (AWQ).
 
 For layers whose inputs have a few large channels. Rounds to the nearest; ``GPTQ`` also moves errors
 to weights that are not yet rounded.
@@ -28,7 +28,7 @@ LEAST = 1e-4
 @final
 @dataclass(frozen=True)
 class AWQ(Rewrite):
-    """Round weights to a grid after columns were scaled by how large their inputs are.
+    """Round weights to a grid after scaling columns by the size of their inputs.
 
     Columns are multiplied by ``t = a^p``, with ``a`` the root mean square of an input, or by
     ``a^p / v^(1 - p)`` with ``v`` the mean size of a column, and rounded; the inputs are divided by
@@ -87,11 +87,11 @@ class AWQ(Rewrite):
         check_ranges(self, steps=">= 1")
 
     def reads(self) -> dict[str, Examples]:
-        """Read examples: the modules that divide are found by running them."""
+        """Read examples, which also show the modules whose outputs can be divided."""
         return {"calibration": Examples()}
 
     def planned(self, model: Model, calibration: Inputs) -> RewritePlan:
-        """Return the rounded weights, and the divided weights of the modules before them."""
+        """Return the rounded weights, and the divided weights of the preceding modules."""
         changes: dict[str, Change] = {}
         figures: dict[str, float] = {}
         if self.bits is not None:
@@ -157,7 +157,7 @@ class AWQ(Rewrite):
     def _rounded(
         self, layer: Weighted, scale: Tensor, rows: Tensor, model: Model, grams: LayerGrams
     ) -> tuple[Quantised, Float[Tensor, "two"]]:
-        """Return the codes of a layer, and its loss with that of plain rounding.
+        """Return the codes of a layer, its loss, and the loss of plain rounding.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Give each layer its own number of bits, for the least divergence within a total size.
+"""Choose the number of bits of each layer, for the least divergence within a total size.
 
 For mean widths between whole numbers, and for models whose answers depend on some layers more than
 on others. Each layer is then rounded by ``GPTQ``.
@@ -32,7 +32,7 @@ MOST_RUN = 16
 @final
 @dataclass(frozen=True)
 class BitAllocation(Rewrite):
-    """Round layers to different numbers of bits within a mean width.
+    """Round layers to different numbers of bits within a mean number of bits.
 
     The cost of a layer at ``b`` bits is the output error ``tr(E H E^T)`` of plain rounding, times a
     factor of the layer. For ``kl`` the factor is the rise of the answers' divergence per unit of
@@ -102,7 +102,7 @@ class BitAllocation(Rewrite):
         check_ranges(self, group=">= 1")
 
     def reads(self) -> dict[str, Examples]:
-        """Read examples; for ``error`` the moments of layers' inputs over them suffice."""
+        """Read examples; for ``error``, moments of the layers' inputs suffice."""
         sums = self.score == "zd" if self.score else self.by == "error"
         return {"calibration": Examples(summed=LayerGrams if sums else None)}
 
@@ -142,7 +142,7 @@ class BitAllocation(Rewrite):
         return plan_with_tensors("BitAllocation", model, self.layers, asked, changes, word, figures)
 
     def _errors(self, layer: Weighted, model: Model, grams: LayerGrams) -> Float[Tensor, "width"]:
-        """Return the output error of a layer at each width."""
+        """Return the output error of a layer at each number of bits."""
         w = layer.matrix()
         gaps = [w - rounded(w, Grid(b, self.group), "asymmetric").matrix() for b in self.widths]
         found = torch.zeros(len(gaps), dtype=torch.float64)
@@ -159,7 +159,7 @@ class BitAllocation(Rewrite):
         grams: LayerGrams,
         calibration: Inputs | LayerGrams,
     ) -> Float[Tensor, "layer"]:
-        """Return the cost of a unit of each layer's error."""
+        """Return the cost per unit of each layer's error."""
         found: list[float] = []
         low = min(range(len(self.widths)), key=self.widths.__getitem__)
         for layer, error in zip(layers, errors[:, low].tolist(), strict=True):
@@ -180,7 +180,7 @@ class BitAllocation(Rewrite):
 def _in_order(
     scores: Float[Tensor, "layer"], sizes: Int[Tensor, "layer width"], budget: int
 ) -> list[int]:
-    """Return the largest width for the first layers that fit, the smallest for all others."""
+    """Return the most bits for the layers of highest score that fit, the fewest for all others."""
     narrow, wide = int(sizes[0].argmin()), int(sizes[0].argmax())
     chosen, left = [narrow] * len(sizes), budget - int(sizes[:, narrow].sum())
     for layer in scores.argsort(descending=True, stable=True).tolist():

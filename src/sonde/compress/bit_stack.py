@@ -1,4 +1,4 @@
-"""Weights as stacks of blocks: the more blocks are added, the nearer the sum is to the weight.
+"""Weights as sums of blocks, where every added block reduces the error.
 
 The number of blocks can be lowered in a loaded model at any time. At a fixed size of 3 bits or more
 ``GPTQ`` changes answers less.
@@ -81,7 +81,7 @@ class BitStack(Rewrite):
         return {"calibration": Examples(summed=LayerGrams)}
 
     def planned(self, model: Model, calibration: Inputs | LayerGrams) -> RewritePlan:
-        """Return the stacks.
+        """Return the weights as stacks of blocks.
 
         Raises
         ------
@@ -132,7 +132,7 @@ class BitStack(Rewrite):
 
 @dataclass(eq=False)
 class _Stack:
-    """The blocks of a layer, and how many of them are kept.
+    """The blocks of a layer, and the number of blocks that are kept.
 
     Parameters
     ----------
@@ -167,11 +167,11 @@ class _Stack:
 
     @property
     def is_whole(self) -> bool:
-        """True if every block before the last one that was made is kept."""
+        """True if all computed blocks before the last one are kept."""
         return self.kept == len(self.blocks) - 1
 
     def add(self) -> float:
-        """Make a further block; return the fall of the error relative to the output's energy."""
+        """Compute a further block; return the fall of the error over the output's energy."""
         sign = torch.where(self.residual >= 0, 1.0, -1.0).to(self.residual)
         u, s, v = torch.linalg.svd(self.residual.abs(), full_matrices=False)
         root = s[: self.rank].sqrt()
@@ -187,7 +187,7 @@ class _Stack:
         return sum(float(loss_of(error[rows], h).sum()) for rows, h in self.parts)
 
     def change(self) -> Stacked:
-        """Return the blocks that are kept."""
+        """Return the change to the kept blocks."""
         signs, left, right = zip(*self.blocks[: self.kept], strict=True)
         packed = pack((torch.stack(signs) > 0).to(torch.uint8), 1)
         parts = packed, torch.stack(left), torch.stack(right), self.scale

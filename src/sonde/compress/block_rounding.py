@@ -1,4 +1,4 @@
-"""Round the layers of a run together: their clips are chosen by the error behind the last of them.
+"""Round neighbouring layers together: the error after the last layer decides the clipping.
 
 For low bits, where one layer can make up for the next. ``GPTQ`` chooses codes one by one, which
 gains more; this method chooses one number for each stage.
@@ -48,7 +48,7 @@ SHARES = torch.linspace(1, 0.5, 7, dtype=torch.float64).tolist()
 @final
 @dataclass(frozen=True)
 class BlockRounding(Rewrite):
-    """Round weights to clipped grids, and choose the clips of neighbouring layers together.
+    """Round weights to clipped grids, and choose the clipping of neighbouring layers together.
 
     Layers that read one tensor are a stage. A stage has one clip, chosen from 7 between the whole
     range of a group and half of it. Stages are cut into runs where the entropy of the next stage's
@@ -108,7 +108,7 @@ class BlockRounding(Rewrite):
         check_ranges(self, most=">= 1", sweeps=">= 1", rows=">= 1")
 
     def reads(self) -> dict[str, Examples]:
-        """Read examples: errors behind runs are compared on them."""
+        """Read examples, on which the errors after groups are compared."""
         return {"calibration": Examples()}
 
     def planned(self, model: Model, calibration: Inputs) -> RewritePlan:
@@ -162,7 +162,7 @@ class BlockRounding(Rewrite):
 
 
 def partition(entropies: Sequence[float], most: int, price: float) -> list[range]:
-    """Return the runs of stages that hold most entropy inside, at a price for long runs.
+    """Return groups of stages with the most entropy inside, at a price for long groups.
 
     The sum of ``price 2^n`` over runs of ``n`` stages less the entropies between stages of one run
     is least; exact by dynamic programming. Of equal solutions the longest last run is taken.
@@ -196,12 +196,12 @@ def partition(entropies: Sequence[float], most: int, price: float) -> list[range
 
 @dataclass(frozen=True, eq=False)
 class _Choices:
-    """The rounded weights of each layer for each clip."""
+    """The rounded weights of each layer for each clipping."""
 
     of: dict[Weighted, list[Quantised]]
 
     def alone(self, stage: Sequence[Weighted], model: Model, grams: LayerGrams) -> int:
-        """Return the clip with the smallest error of a stage's own outputs."""
+        """Return the clipping with the smallest output error of a single stage."""
         errors = torch.zeros(len(SHARES), dtype=torch.float64)
         for layer in stage:
             w = layer.matrix()
@@ -213,11 +213,11 @@ class _Choices:
 
 
 class _Done(Exception):
-    """Raised when the last stage of a run has run."""
+    """Raised after the last stage of a group has run."""
 
 
 class _Search:
-    """Forward passes of a copy of a model, up to the last stage of a run."""
+    """Forward passes of a copy of a model, up to the last stage of a group."""
 
     def __init__(self, model: Model, batches: list[InputBatch], layers: list[Weighted]) -> None:
         self.copy = replace(model, module=with_tensors(model.module, {}))
@@ -235,7 +235,7 @@ class _Search:
         self.stages = list(stages.values())
 
     def entropies(self) -> list[float]:
-        """Return the entropy of each stage's input but the first's, in bits, in 256 even bins."""
+        """Return the input entropy of each stage but the first, in bits, from 256 equal bins."""
         found: list[float] = []
         for stage in self.stages[1:]:
             x = torch.cat([one.flatten() for one in self.seen[self.part[stage[0]]]]).double()
@@ -249,7 +249,7 @@ class _Search:
     def joint(
         self, run: range, start: Sequence[int], choices: _Choices, sweeps: int
     ) -> tuple[list[int], tuple[float, float]]:
-        """Return the clips of a run, and the error behind the run with these and with ``start``."""
+        """Return a group's best clippings, and the errors with these and with ``start``."""
         last = [self.part[layer] for layer in self.stages[run.stop - 1]]
         wanted = self._outputs(last)
         power = sum(float(y.square().sum()) for y in wanted) or 1.0
@@ -321,7 +321,7 @@ class _Search:
 
 
 def _runs_of(cuts: Sequence[int], n: int) -> list[range]:
-    """Return runs that start at 0 and at each cut.
+    """Return the groups that start at 0 and at each cut.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Code rows given the nearest entry of a dictionary that both sides hold.
+"""Code rows by their nearest entry in a dictionary that encoder and decoder share.
 
 For features that form clusters, such as patches of similar pictures. The dictionary ships with the
 codec: its bytes count if few rows are coded.
@@ -25,7 +25,7 @@ SMALLEST = 0.11
 @final
 @dataclass(frozen=True, eq=False)
 class ConditionalCodec(Codec):
-    """Rows as the number of the nearest dictionary entry, and the rounded difference from it.
+    """Rows as the index of the nearest dictionary entry, and the rounded difference from it.
 
     Numbers of entries are written by a table of how often each entry was nearest in the fit;
     differences by normal distributions with the spread of each channel in the fit. A row that
@@ -72,7 +72,7 @@ class ConditionalCodec(Codec):
     def fit(
         rows: Float[Tensor, "row dim"], size: int = 64, step: float = 1.0, seed: int = 0
     ) -> "ConditionalCodec":
-        """Return the codec whose entries are the centres of rows, by k-means.
+        """Return a codec whose entries are the k-means centres of rows.
 
         Parameters
         ----------
@@ -105,12 +105,12 @@ class ConditionalCodec(Codec):
         return self.entries.shape[1]
 
     def most_lost(self, x: Tensor) -> float:
-        """Return the fraction that is lost if every entry is off by half a step."""
+        """Return the largest fraction of the energy lost by rounding: half a step per entry."""
         norm = float(x.double().square().sum())
         return (1 + 1e-6) * x.numel() * self.step**2 / 4 / norm if norm else float("inf")
 
     def pack(self, x: Tensor) -> bytes:
-        """Return shape, fingerprint, numbers of entries and rounded differences."""
+        """Return the payload: shape, fingerprint, entry indices and rounded differences."""
         rows = x.double().reshape(-1, self.width)
         nearest = nearest_entries(rows, self.entries)
         codes = ((rows - self.entries[nearest]) / self.step).round().reshape(-1).numpy()
@@ -148,7 +148,7 @@ class ConditionalCodec(Codec):
 def nearest_entries(
     rows: Float[Tensor, "row dim"], entries: Float[Tensor, "entry dim"]
 ) -> Int[Tensor, "row"]:
-    """Return the entry that is nearest to each row."""
+    """Return the index of the nearest entry to each row."""
     if not len(rows):
         return torch.zeros(0, dtype=torch.int64)
     parts = rows.split(4096)

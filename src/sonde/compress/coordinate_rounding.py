@@ -1,4 +1,4 @@
-"""Round weights one by one, over and over, each to the best value given all others.
+"""Round weights by coordinate descent: each to the best value given all others.
 
 For layers whose inputs are at hand, where ``GPTQ`` leaves something to gain; this method costs some
 sweeps more.
@@ -33,7 +33,7 @@ from sonde.weights import Examples, Grid, Quantised, Rewrite, RewritePlan
 @final
 @dataclass(frozen=True)
 class CoordinateRounding(Rewrite):
-    """Round weights to a grid so that no other code of a single weight lowers the error.
+    """Round weights to a grid so that no change of a single code lowers the error.
 
     Starts from the better of ``GPTQ`` and ``RTN`` for each row, or from ``RTN``, and minimises
     ``e H e^T`` of each row exactly in one weight after the other; ``e`` is the change of the row,
@@ -126,7 +126,7 @@ def descended(
     codes: Float[Tensor, "out in"],
     sweeps: int,
 ) -> Float[Tensor, "out in"]:
-    """Return whole codes that no change of a single code improves, if the sweeps suffice."""
+    """Return integer codes that no change of a single code improves, if the sweeps suffice."""
     codes = codes.clone()
     error = w - ((codes - 2 ** (bits - 1)) * scale + offset)
     pull = error @ h

@@ -1,4 +1,4 @@
-"""Hold the older tokens of several layers' caches as one matrix of low rank (xKV).
+"""Store the older tokens of several layers' caches as one low-rank matrix (xKV).
 
 For models whose adjacent layers have similar keys and values. Nothing is gained if the layers'
 directions have nothing in common; combine this cache with few bits if both help.
@@ -30,7 +30,7 @@ KEYS, VALUES = 0.8, 1.2
 @final
 @dataclass(frozen=True)
 class CrossLayerCache(CachePacking):
-    """Keys and values of adjacent layers side by side, as a product of two thin matrices.
+    """Keys and values of adjacent layers, concatenated, as a product of two thin matrices.
 
     The tokens of a chunk share their coordinates over all layers of a group; each layer has its own
     directions. Keys are taken before their rotation. Formula: ``[X_1 .. X_G] ~ A [B_1 .. B_G]``, by
@@ -86,12 +86,12 @@ class CrossLayerCache(CachePacking):
 
     @property
     def setting(self) -> str:
-        """Fraction of the bytes and number of layers."""
+        """Fraction of the bytes, and number of layers."""
         return f"{100 * self.share:g} %, {self.layers} layers"
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the directions that were fitted."""
+        """Bytes of the fitted basis."""
         return sum(x.nbytes for x in self.directions or ())
 
     def pack(
@@ -100,7 +100,7 @@ class CrossLayerCache(CachePacking):
         values: Float[Tensor, "row head token width2"],
         real: Bool[Tensor, "row token"],
     ) -> "PackedFactors":
-        """Return the coordinates of the tokens, with directions of the chunk or those fitted."""
+        """Return the coordinates of the tokens, in the fitted basis or a basis of the chunk."""
         known = (None, None) if self.directions is None else self.directions
         parts = zip((keys, values), known, (KEYS, VALUES), strict=True)
         return PackedFactors(
@@ -125,7 +125,7 @@ class CrossLayerCache(CachePacking):
 @final
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """Coordinates of tokens, and directions of heads.
+    """Coordinates of tokens in a basis, and the basis of each head.
 
     Parameters
     ----------
@@ -140,18 +140,18 @@ class Factors:
     shared: bool
 
     def unpack(self, heads: slice) -> Float[Tensor, "row head token width"]:
-        """Return the numbers of some heads."""
+        """Return the reconstructed numbers of some heads."""
         right = self.right[..., heads, :]
         return (self.left @ right.flatten(-2)).unflatten(-1, right.shape[-2:]).transpose(1, 2)
 
     def over_rows(self, change: Callable[[Tensor], Tensor]) -> "Factors":
-        """Return the factors of other rows."""
+        """Return the factors after a change of the rows."""
         right = self.right if self.shared else change(self.right)
         return Factors(change(self.left), right, self.shared)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the coordinates, and of directions that are not shared."""
+        """Bytes of the coordinates, and of a basis that is not shared."""
         return self.left.nbytes + (0 if self.shared else self.right.nbytes)
 
 
@@ -168,19 +168,19 @@ class PackedFactors(PackedTokens):
         return self.keys.unpack(heads), self.values.unpack(heads)
 
     def over_rows(self, change: Callable[[Tensor], Tensor]) -> "PackedFactors":
-        """Return the tokens of other rows."""
+        """Return the packed tokens after a change of the rows."""
         return PackedFactors(self.keys.over_rows(change), self.values.over_rows(change))
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of both."""
+        """Bytes of keys and values."""
         return self.keys.size_bytes + self.values.size_bytes
 
 
 @final
 @dataclass(frozen=True)
 class CrossLayerMoments(State):
-    """Moments of keys before rotation, and of values, of groups of layers side by side.
+    """Moments of unrotated keys, and of values, for groups of concatenated layers.
 
     Parameters
     ----------
@@ -203,7 +203,7 @@ class CrossLayerMoments(State):
         return CrossLayerMoments(self.layers, *both)
 
     def caches(self, share: float = 0.25, **parameters: Any) -> dict[int, CrossLayerCache]:
-        """Return the packing of each layer, with the directions of most energy.
+        """Return the packing of each layer, with the basis of the largest energy.
 
         Open a cache with ``caching(model, found.__getitem__)``.
         """

@@ -1,4 +1,4 @@
-"""Prune or round channels without data: similar channels make up for the loss.
+"""Prune or round channels without data, and compensate by similar channels.
 
 For models whose data are not at hand. With examples, ``PruneChannels`` and ``GPTQ`` lose less.
 """
@@ -35,7 +35,7 @@ from sonde.weights.own_config import with_own_config
 @final
 @dataclass(frozen=True)
 class DataFreeCompress(Rewrite):
-    """Leave out or round channels, and let the next layers rebuild them from other channels.
+    """Remove or round channels, and let the next layers rebuild them from other channels.
 
     Let ``a_j`` be the weights and the bias that make channel ``j``, batch norm included. What is
     lost of a channel is rebuilt as ``sum_i c_ji a_i`` from the channels that stay (or from all
@@ -90,7 +90,7 @@ class DataFreeCompress(Rewrite):
         check_ranges(self, ridge="> 0")
 
     def reads(self) -> dict[str, Examples]:
-        """Read an example: running it shows which layers read a channel."""
+        """Read an example, which shows the layers that read each channel."""
         return {"calibration": Examples()}
 
     def planned(self, model: Model, calibration: Inputs) -> RewritePlan:
@@ -168,7 +168,7 @@ class DataFreeCompress(Rewrite):
 
 @dataclass(frozen=True, eq=False)
 class _Maker:
-    """A layer whose channels stand alone, and the units that hold these channels.
+    """A layer with independent channels, and the units that hold these channels.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ class _Maker:
         return cls(layer, units, parts[norms[0]] if norms else None)
 
     def rows(self, matrix: Float[Tensor, "out in"]) -> Float[Tensor, "unit in1"]:
-        """Return weights and bias of each unit as its readers see them, batch norm included."""
+        """Return the weights and bias of each unit, with a following batch norm folded in."""
         bias = self.layer.module.bias
         bias = matrix.new_zeros(len(matrix)) if bias is None else bias.detach().to(matrix)
         places = torch.tensor([own[self.layer.name, OUT][0] for own in self.units.units])
@@ -231,7 +231,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def _makers(model: Model, inputs: Inputs) -> list[_Maker]:
-    """Return the layers whose channels stand alone, in the order of their calls."""
+    """Return the layers with independent channels, in the order of their calls."""
     found = [_Maker.of(model, units) for units in coupled_sets(model, inputs)[0]]
     makers = {maker.layer.module: maker for maker in found if maker is not None}
     args, kwargs = placed_call(model, next(iter(inputs.batches(0, 1))))

@@ -1,4 +1,4 @@
-"""Decide on each token once, for servers whose caches only grow."""
+"""Decide once whether to keep a token, for servers whose caches only grow."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, final
@@ -51,12 +51,12 @@ class DecideOnce(RuleAround):
             )
 
     def kept(self, total: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
-        """Return the fraction of the full blocks, and all tokens of the last block."""
+        """Return the number of kept tokens: a fraction of full blocks, all of the last block."""
         share = kept_count(float(self.budget), self.block)
         return total // self.block * share + total % self.block
 
     def score(self, keys: Tensor, values: Tensor, seen: CachedTokens) -> Tensor:
-        """Return infinity for the best of each full block and for the last block."""
+        """Return infinity for the best tokens of each full block and for the last block."""
         scores = self.rule.score(keys, values, seen).clamp(max=torch.finfo(torch.float32).max)
         scores = scores.masked_fill(seen.index < 0, -torch.inf)
         block = seen.index // self.block

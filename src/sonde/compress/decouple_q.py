@@ -1,4 +1,4 @@
-"""Fit the codes of weights and the scales of codes in turn, each as a problem of its own.
+"""Fit integer codes and scales of weights in turn, as two separate problems.
 
 For two or three bits, where the grid matters as much as the rounding; at four bits ``GPTQ`` is as
 good and faster.
@@ -128,7 +128,7 @@ class DecoupleQ(Rewrite):
 
 
 class _Row:
-    """Rows that are rounded: their codes, scales, offsets, and the error of each row so far."""
+    """Rows that are being rounded, with their codes, scales, offsets and errors."""
 
     def __init__(self, w: Tensor, h: Tensor, grid: Grid, scale: Tensor, offset: Tensor) -> None:
         self.w, self.h, self.grid = w, h, grid
@@ -138,7 +138,7 @@ class _Row:
         self.loss = self._loss(self.codes, scale, offset)
 
     def fit_scales(self) -> None:
-        """Take the scales and offsets that suit the codes best, if that lowers the error."""
+        """Use the best scales and offsets for the codes, if they lower the error."""
         n, half = self.w.shape[1], 2 ** (self.grid.bits - 1)
         signed = functional.pad(self.codes - half, (0, -n % self.grid.group))
         step = max(1, MOST // max(1, signed.shape[1] * self.grid.n_groups(n)))
@@ -150,7 +150,7 @@ class _Row:
         self._take(self.codes, scale, offset)
 
     def round_again(self, sweeps: int) -> None:
-        """Take codes that compensate one another's errors, if that lowers the error."""
+        """Use codes that compensate one another's errors, if they lower the error."""
         one, two = self._each(self.scale, self.offset)
         codes = solved(self.w, one, two, self.h, self.grid.bits, DAMP, ordered=True)
         self._take(codes, self.scale, self.offset)
@@ -185,7 +185,7 @@ def best_scales(
     signed: Float[Tensor, "out wide"],
     grid: Grid,
 ) -> tuple[Float[Tensor, "out group"], Float[Tensor, "out group"]]:
-    """Return the scale and offset of each group with the least error for given codes.
+    """Return the scale and offset of each group that minimise the error for given codes.
 
     Solves the normal equations of each row, of two unknowns for each group. If there are several
     solutions, the solution of least norm is taken.

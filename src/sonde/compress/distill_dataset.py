@@ -1,4 +1,4 @@
-"""Make a few images that stand for a data set, by a net's answers and statistics.
+"""Synthesise a few images that represent a data set, from a model's answers and statistics.
 
 For nets that classify images. The real images nearest to the centres of clusters are a strong
 alternative: compare before you use these.
@@ -30,7 +30,7 @@ FIRST = 10.0
 @final
 @dataclass(frozen=True, eq=False)
 class DistilledData:
-    """Images that stand for a data set.
+    """Images that represent a data set.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class DistilledData:
 @final
 @dataclass(frozen=True)
 class DistillDataset:
-    """Move noise until a net sees the wanted classes, and layers see the moments of the real data.
+    """Optimise noise until a model predicts the wanted classes, with the moments of real data.
 
     Each step crops all images at random, enlarges the crop, and lowers ``CE + weight sum_l |mean -
     mean_l| + |var - var_l|`` over the layers with known moments; the first layer counts ten times.
@@ -111,7 +111,7 @@ class DistillDataset:
         label: Int[Tensor, "row"],
         shape: tuple[int, ...],
     ) -> DistilledData:
-        """Return images of the given classes; ``model`` stays as it is.
+        """Return synthetic images of the given classes. ``model`` is not changed.
 
         Parameters
         ----------
@@ -156,7 +156,7 @@ class DistillDataset:
         return DistilledData(x.detach(), label, probs, losses)
 
     def smallest(self, step: int) -> float:
-        """Return the smallest fraction of the area that is seen at a step."""
+        """Return the smallest crop at a step, as a fraction of the area."""
         end = self.ramp * (self.steps - 1)
         gone = 1.0 if step >= end else step / end
         fall = (1 - math.cos(math.pi * gone)) / 2 if self.schedule == "cosine" else gone
@@ -164,7 +164,7 @@ class DistillDataset:
 
 
 def batch_norm_moments(model: Model | nn.Module) -> dict[str, MomentsState]:
-    """Return the moments that a model's batch norms keep of their inputs, by the name of the norm.
+    """Return the input moments that a model's batch norms store, by the name of the norm.
 
     Raises
     ------
@@ -218,7 +218,7 @@ def _run(
 def _cropped(
     x: Float[Tensor, "row channel high wide"], smallest: float, draw: torch.Generator
 ) -> Float[Tensor, "row channel high wide"]:
-    """Return a random part of all images, enlarged to their size."""
+    """Return a random crop of all images, resized to their original size."""
     high, wide = x.shape[2:]
     u = torch.rand(4, generator=draw).tolist()
     area = smallest + (1.0 - smallest) * u[0]

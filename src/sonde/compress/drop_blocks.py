@@ -1,4 +1,4 @@
-"""Leave out the blocks that change the states least, or put one linear map in their place.
+"""Remove the blocks that change the states least, or replace them by one linear map.
 
 Makes a model smaller and faster on any processor, without a kernel. For narrower layers at the same
 depth, ``PruneChannels``.
@@ -32,7 +32,7 @@ from sonde.weights.own_config import with_own_config
 @final
 @dataclass(frozen=True)
 class DropBlocks(Rewrite):
-    """Leave out blocks whose output is nearly their input.
+    """Remove blocks whose output is nearly equal to their input.
 
     The influence of a block is ``1 - mean cos(x, y)`` over rows ``x`` of the residual stream before
     the block and ``y`` behind it. ``independent`` leaves out the blocks of least influence.
@@ -79,11 +79,11 @@ class DropBlocks(Rewrite):
         check_ranges(self, share="[0, 1)", blocks=">= 1", ridge="> 0")
 
     def reads(self) -> dict[str, Examples]:
-        """Read examples: states before and behind each block are compared on them."""
+        """Read examples, on which the states before and after each block are compared."""
         return {"calibration": Examples()}
 
     def planned(self, model: Model, calibration: Inputs) -> RewritePlan:
-        """Return which blocks stay.
+        """Return the kept blocks.
 
         Raises
         ------
@@ -148,14 +148,14 @@ class DropBlocks(Rewrite):
 
 @dataclass(frozen=True, eq=False)
 class _Walk:
-    """States before and behind blocks, over data."""
+    """States before and after blocks, over data."""
 
     model: Model
     blocks: Blocks
     inputs: Inputs
 
     def influences(self, length: int, angle: bool) -> Float[Tensor, "block"]:
-        """Return how far each run of a length turns rows; infinite if it changes their shape."""
+        """Return the angle by which each group of blocks turns rows; infinite for new shapes."""
         n = len(self.blocks.modules) - length + 1
         totals, rows = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
         for batch, calls in self._calls():
@@ -178,7 +178,7 @@ class _Walk:
     def moments(
         self, runs: Sequence[range]
     ) -> tuple[list[tuple[MomentsState, CrossMomentsState]], bool]:
-        """Return the moments of the states at both ends of runs, and whether blocks give tuples."""
+        """Return the moments of states before and after groups, and whether blocks give tuples."""
         found: list[tuple[MomentsState, CrossMomentsState]] = []
         first = False
         for batch, calls in self._calls():
@@ -193,7 +193,7 @@ class _Walk:
         return found, first
 
     def checked(self, plan: RewritePlan) -> RewritePlan:
-        """Return the plan with options of the model's configuration that give its new shapes.
+        """Return the plan with the configuration options that give the new shapes.
 
         Raises
         ------
@@ -215,14 +215,14 @@ class _Walk:
         return with_own_config(self.model, plan)
 
     def _calls(self) -> Iterator[tuple[InputBatch, list[BlockCall]]]:
-        """Yield each batch with the calls of all blocks in it."""
+        """Yield each batch with the recorded calls of all blocks."""
         for batch in map(right_padded, self.inputs.batches(0, len(self.inputs))):
             calls = block_calls("DropBlocks", self.model, self.blocks, batch)
             yield batch, [calls[block] for block in self.blocks.modules]
 
 
 def _joined(run: Sequence[BlockCall]) -> bool:
-    """Return whether each block of a run reads the states that the block before returned."""
+    """Return whether each block of a group reads the states that the previous block returned."""
     return all(
         a.y.shape == b.x.shape and bool(((a.y == b.x) | a.y.isnan()).all())
         for a, b in pairwise(run)
@@ -235,7 +235,7 @@ def _finite(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _runs(places: Sequence[int]) -> list[range]:
-    """Return sorted positions as runs of neighbours."""
+    """Return sorted positions as groups of neighbours."""
     runs: list[range] = []
     for i in places:
         if runs and runs[-1].stop == i:

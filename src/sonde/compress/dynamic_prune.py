@@ -1,4 +1,4 @@
-"""Compute only the filters of a convolution that a small predictor chooses for an input (FTWT).
+"""Compute only the filters of a convolution that a small predictor selects for each input.
 
 For convolutional classifiers whose inputs use different filters. Where all inputs heat the same
 filters, a static mask (``PruneWeights``) costs less.
@@ -25,7 +25,7 @@ from sonde.stats.divergence import kl_divergence
 @final
 @dataclass(frozen=True, eq=False)
 class DynamicModel:
-    """A model whose convolutions choose their filters for each input.
+    """A model whose convolutions select their filters for each input.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class DynamicModel:
 @final
 @dataclass(frozen=True)
 class DynamicPrune:
-    """Train predictors of the filters that an input heats, and the masked net with them.
+    """Train predictors of the most active filters, together with the masked network.
 
     A filter's heat is the mean absolute value of its map, as a share of all filters'. The target is
     the smallest set of filters whose heat sums to ``heat``. A predictor sees the maximum of each
@@ -137,7 +137,7 @@ class DynamicPrune:
 
 
 def hot_filters(z: Float[Tensor, "row filter h w"], heat: float) -> Bool[Tensor, "row filter"]:
-    """Return the smallest set of filters of each row whose heat sums to a fraction of all heat.
+    """Return the smallest set of filters of each row that makes up a fraction of the activation.
 
     Heat is the mean absolute value of a map. Filters without heat are never in the set; of equal
     filters the first is taken.
@@ -155,7 +155,7 @@ def hot_filters(z: Float[Tensor, "row filter h w"], heat: float) -> Bool[Tensor,
 
 
 class DynamicConv(nn.Module):
-    """A convolution that computes the filters that a predictor chooses for each input.
+    """A convolution that computes only the filters that a predictor selects for each input.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ class DynamicConv(nn.Module):
         self.chosen: Tensor | None = None
 
     def forward(self, x: Float[Tensor, "row channel h w"]) -> Float[Tensor, "row filter h2 w2"]:
-        """Return the maps of the chosen filters; the maps of all other filters are zero."""
+        """Return the maps of the selected filters, with zeros for all other filters."""
         if self.heat == 1:  # every filter that is not zero: nothing to predict
             z = self.conv(x)
             self.chosen = self.target = hot_filters(z.detach(), 1.0)
@@ -221,7 +221,7 @@ class DynamicConv(nn.Module):
 
 
 def _saved(module: nn.Module, inputs: Inputs, names: Sequence[str], heat: float) -> float:
-    """Return the fraction of some convolutions' multiplications that the targets leave out."""
+    """Return the fraction of the convolutions' multiplications that the targets save."""
     found: list[tuple[nn.Conv2d, Tensor, int]] = []
 
     def keep(conv: Any, _: Any, z: Tensor) -> None:  # at once: what follows may write into z

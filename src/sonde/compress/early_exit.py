@@ -1,4 +1,4 @@
-"""Answer from an early block where a readout is sure enough, and skip the blocks behind it.
+"""Answer from an early block if a readout is confident enough, and skip the later blocks.
 
 For classifiers of single inputs whose easy cases are common. Where every input needs the last
 block the readouts only cost.
@@ -37,7 +37,7 @@ Pool = Literal["first", "last", "mean"]
 @final
 @dataclass(frozen=True)
 class EarlyExit:
-    """Readouts behind blocks, and how sure each must be to answer in the place of the model.
+    """Readouts after blocks, each with a confidence threshold for answering early.
 
     A readout is a linear softmax classifier of a block's pooled states, fitted to the model's own
     probabilities. It answers if its largest probability is at least the block's threshold. This is
@@ -130,7 +130,7 @@ class EarlyExit:
 def exit_threshold(
     sure: Float[Tensor, "row"], wrong: Bool[Tensor, "row"], tolerance: float, delta: float
 ) -> float:
-    """Return the smallest confidence from which at most ``tolerance`` of rows are wrong.
+    """Return the lowest confidence threshold with at most a fraction ``tolerance`` of errors.
 
     With probability ``1 - delta`` this holds for rows drawn like these. Infinity if no threshold is
     certain, as always below ``log(delta) / log(1 - tolerance)`` rows. Thresholds that fewer than an
@@ -176,7 +176,7 @@ class ExitAnswers:
 @final
 @dataclass(frozen=True)
 class EarlyExits(State):
-    """Readouts with their thresholds, for the model that they were fitted on.
+    """Readouts with their thresholds, for the model on which they were fitted.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ class EarlyExits(State):
 
     @torch.no_grad()
     def answer(self, model: Model | nn.Module, *args: Any, **kwargs: Any) -> ExitAnswers:
-        """Return the answers to a batch; blocks run on the rows that are left, or not at all.
+        """Return the answers to a batch; blocks run only on the rows that have not left.
 
         The model is called with ``args`` and ``kwargs``, in its current mode. Tensors of a
         block's arguments whose first axis is as long as the batch are taken to hold a row for each
@@ -216,7 +216,7 @@ class EarlyExits(State):
 
 
 class _Run:
-    """One forward in which rows leave at exits."""
+    """A forward pass in which rows leave at exits."""
 
     def __init__(self, exits: EarlyExits, mask: Tensor | None) -> None:
         self.exits, self.mask = exits, mask
@@ -227,7 +227,7 @@ class _Run:
         self.depth: Tensor | None = None
 
     def behind(self, number: int, output: Any) -> Any:
-        """Let rows exit after a module; return the output of the remaining rows."""
+        """Let rows exit after a module, and return the output of the remaining rows."""
         x = output if isinstance(output, Tensor) else output[0]
         if self.rows is None:
             self.n = len(x)
@@ -246,7 +246,7 @@ class _Run:
         return map_tensors(output, lambda t: t[~leaves] if len(t) == len(leaves) else t)
 
     def before(self, args: Any, kwargs: Any) -> Any:
-        """Give a block the rows of its arguments that are left."""
+        """Restrict a block's arguments to the rows that have not left."""
         if self.rows is None or len(self.rows) == self.n:
             return None
         own = self.rows
@@ -260,7 +260,7 @@ class _Run:
         self.logits[rows], self.depth[rows] = logits, number
 
     def answers(self, output: Any) -> ExitAnswers:
-        """Return all answers; rows that never left get the answer of the whole model."""
+        """Return all answers; rows that never left get the whole model's answer."""
         if output is not None:
             logits = _logits(output)
             if self.rows is None:
@@ -309,7 +309,7 @@ def _pooled(x: Tensor, mask: Tensor | None, pool: str) -> Float[Tensor, "row dim
 def _read(
     model: Model, inputs: Inputs, sites: Sequence[str], pool: str
 ) -> tuple[list[Float[Tensor, "row dim"]], Float[Tensor, "row class"]]:
-    """Return the pooled states behind each module, and the model's logits."""
+    """Return the pooled states after each module, and the model's logits."""
     found: list[list[Tensor]] = [[] for _ in sites]
     logits: list[Tensor] = []
     mask: list[Tensor | None] = [None]
@@ -331,7 +331,7 @@ def _read(
 def _readout(
     x: Float[Tensor, "row dim"], probs: Float[Tensor, "row class"], penalty: float
 ) -> tuple[Float[Tensor, "dim class"], Float[Tensor, "class"]]:
-    """Return the linear softmax classifier of least cross-entropy to some probabilities."""
+    """Return the linear softmax classifier with the least cross-entropy to given probabilities."""
     mean, spread = x.mean(0), x.std(0, correction=0).clamp(min=1e-12)
     z = (x - mean) / spread
     weight = torch.zeros(x.shape[1], probs.shape[1], dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""A learned distribution for each channel of a latent: bits while training, a codec afterwards.
+"""A learned distribution for each latent channel: bits in training, then a codec.
 
 For a net that is cut in two, whose first half sends few bits to the second. Train with the bits in
 the loss, then take the codec with its fixed tables.
@@ -25,7 +25,7 @@ _MOST_CODE = 1 << 62
 
 @final
 class EntropyBottleneck(nn.Module):
-    """Bits of each row's latent, by a distribution of each channel that is learned with the net.
+    """Bits of each row's latent, by a learned distribution for each channel.
 
     The distribution function of a channel is a small monotone net. A whole number has the mass
     between half a step below and half a step above. While training, uniform noise of one step
@@ -73,7 +73,7 @@ class EntropyBottleneck(nn.Module):
     def forward(
         self, y: Float[Tensor, "row channel *place"], draw: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "row channel *place"], Float[Tensor, "row"]]:
-        """Return the latent as the other half would get it, and the bits of each row.
+        """Return the latent as the decoder would get it, and the bits of each row.
 
         Parameters
         ----------
@@ -94,7 +94,7 @@ class EntropyBottleneck(nn.Module):
         return flat.reshape(back).movedim(0, 1), each
 
     def mass(self, x: Float[Tensor, "channel 1 n"]) -> Float[Tensor, "channel 1 n"]:
-        """Return the mass of the step around each number of a channel."""
+        """Return the probability of the rounding interval around each number of a channel."""
         low, high = self._logits(x - 0.5), self._logits(x + 0.5)
         # both on the side of the median where sigmoids are small and exact
         side = -(low + high).sign().detach()
@@ -114,7 +114,7 @@ class EntropyBottleneck(nn.Module):
 
     @torch.no_grad()
     def codec(self) -> "LatentCodec":
-        """Return the codec of the learned distributions, by fixed tables; channels come last."""
+        """Return the codec of the learned distributions, with fixed tables; channels come last."""
         middle = self.medians()
         steps = torch.arange(-MOST_WIDE, MOST_WIDE + 1)
         at = (middle[:, None] + steps)[:, None].to(self.biases[0])
@@ -171,12 +171,12 @@ class LatentCodec(Codec):
         return len(self.medians)
 
     def most_lost(self, x: Tensor) -> float:
-        """Return the fraction that is lost if every entry is off by half a step."""
+        """Return the largest fraction of the energy lost by rounding: half a step per entry."""
         norm = float(x.double().square().sum())
         return (1 + 1e-6) * x.numel() / 4 / norm if norm else float("inf")
 
     def pack(self, x: Tensor) -> bytes:
-        """Return shape, fingerprint, symbols, and the numbers outside of the tables."""
+        """Return the payload: shape, fingerprint, symbols, and numbers outside of the tables."""
         steps = (x.double() - self.medians).round().reshape(-1, self.width)
         if steps.numel() and float(steps.abs().max()) > _MOST_CODE:
             raise InputError("LatentCodec.encode: expected numbers within 2^62 steps.")

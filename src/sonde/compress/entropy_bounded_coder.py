@@ -1,4 +1,4 @@
-"""Tell as much as possible about a symbol in a message of bounded entropy.
+"""Maximise the information about a symbol in a message of bounded entropy.
 
 For messages that must be cheap, or fit into choices that look random: couple the message with these
 by ``sonde.measure.minimum_entropy_coupling``.
@@ -24,7 +24,7 @@ Cells = tuple[tuple[int, ...], ...]
 @final
 @dataclass(frozen=True)
 class BoundedCode:
-    """A message for each symbol; at most one symbol has a random message.
+    """A message for each symbol, random for at most one symbol.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class BoundedCode:
 @final
 @dataclass(frozen=True)
 class EntropyBoundedCoder:
-    """Merge symbols into messages whose entropy is within a rate, so that messages tell the most.
+    """Merge symbols into messages of entropy within a rate, at maximal information.
 
     For a fixed message of each symbol, the information is the entropy of the message. Up to 8
     symbols all partitions are tried; up to 64 the ``beam`` partitions of largest entropy are
@@ -145,7 +145,7 @@ class EntropyBoundedCoder:
         return best[1]
 
     def _leak(self, p: list[float], cells: Cells) -> tuple[int, float] | None:
-        """Return the symbol whose own message tells most within the rate, and its chance."""
+        """Return the symbol whose separate message adds most information, and its probability."""
         before = _of(p, cells)
         best: tuple[float, int, float] | None = None
         for cell in cells:

@@ -1,4 +1,4 @@
-"""Carry the error of a codec from one round into the next (error feedback)."""
+"""Add the error of a codec to the gradient of the next round (error feedback)."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Keep the tokens that queries still to come are expected to attend to.
+"""Keep the tokens that future queries are expected to attend to.
 
 For long prompts that are read before the question is known. Rules that look at attention paid so
 far, as H2O and SnapKV, only know the queries that were asked.
@@ -24,7 +24,7 @@ from sonde.tap.rows.padding import right_padded
 @final
 @dataclass(frozen=True)
 class ExpectedAttention(CacheRule):
-    """Keep the tokens with the largest expected attention, weighted by the length of their value.
+    """Keep the tokens with the largest expected attention, weighted by the norm of their value.
 
     Queries before rotation are taken as normal, ``N(m, S)``, with the moments of the queries so
     far or of ``expected_attention_of``. Formula: ``score_j = softmax_j(s M k_j + s^2 k_j V k_j / 2)
@@ -74,15 +74,15 @@ class ExpectedAttention(CacheRule):
         check_ranges(self, horizon=">= 1", n_first=">= 0")
 
     def reads_queries(self) -> int | None:
-        """Return the first token whose query counts; None if moments were given."""
+        """Return the first token whose query is read, or None if moments were given."""
         return self.n_first if self.queries is None else None
 
     def reads_rotation(self) -> bool:
-        """Return True: queries that come are rotated."""
+        """Return True, because future queries are rotated."""
         return True
 
     def score(self, keys: Tensor, values: Tensor, seen: CachedTokens) -> Tensor:
-        """Return the expected attention of each key times the length of its value."""
+        """Return the expected attention of each key times the norm of its value."""
         queries = seen.queries if self.queries is None else self.queries
         if queries is None:
             raise InputError("ExpectedAttention: expected moments of queries, got none.")
@@ -97,7 +97,7 @@ class ExpectedAttention(CacheRule):
         return torch.where(seen.index < self.n_first, torch.inf, scores)
 
     def _logits(self, keys: Tensor, mean: Tensor, spread: Tensor, seen: CachedTokens) -> Tensor:
-        """Return logarithms of the expected exponentials, (row, head, query head of it, slot)."""
+        """Return the log of expected exponentials, (row, head, query head of the group, slot)."""
         if seen.rotation is None:
             return _expected(keys, mean, spread, seen.scale)
         if not self.exact:
@@ -127,7 +127,7 @@ def expected_attention_of(
     rule: ExpectedAttention | None = None,
     progress: bool = True,
 ) -> dict[int, ExpectedAttention]:
-    """Return the rule of each layer that evicts, with moments of its queries over texts.
+    """Return the rule of each evicting layer, with the moments of its queries over texts.
 
     Open a cache with ``caching(model, found.__getitem__)``. Moments of shards are merged by
     ``QueryMoments.merge``.

@@ -27,7 +27,7 @@ STACKED = ("gate_up_proj", "down_proj")
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """A router and the experts that it picks from, inside a model.
+    """A router and its experts, inside a model.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class ExpertUse(State):
     model: str
 
     def merge(self, other: "ExpertUse") -> "ExpertUse":
-        """Return the state of both sets of tokens.
+        """Return the merged counts of both sets of tokens.
 
         Raises
         ------
@@ -100,7 +100,7 @@ class ExpertUse(State):
 def expert_use(
     model: Model | nn.Module, inputs: Inputs, *, start: int = 0, stop: int | None = None
 ) -> ExpertUse:
-    """Return how routers treat the tokens of data, in one pass without gradients.
+    """Return the choices and scores of routers for the tokens of data, without gradients.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def expert_use(
 def _other_arguments(
     routers: Sequence[nn.Module],
 ) -> Iterator[dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """Keep what each router is called with beside its states, such as a bias of the choice."""
+    """Record the arguments of each router beside its states, such as a selection bias."""
     kept: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def keep(router: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -39,13 +39,13 @@ class Choice:
         return self._held.get()
 
     def chosen(self, experts: Tensor) -> AbstractContextManager[None]:
-        """Choose experts inside a ``with`` block."""
+        """Select experts inside a ``with`` block."""
         return self._held.held(experts)
 
 
 @final
 class SlicedBlock(nn.Module):
-    """A dense block in several narrower copies: each token runs through one of them.
+    """A dense block as several narrower copies; each token runs through a single copy.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ class SlicedModel(nn.Module):
 
     @contextmanager
     def routed(self, experts: Int[Tensor, "row *token"]) -> Iterator[nn.Module]:
-        """Send each row, or each token of a row, through an expert inside a ``with`` block.
+        """Route each row, or each token of a row, to an expert inside a ``with`` block.
 
         The choice holds for the thread or task that opens the block, and for threads without a
         block of their own while no other has one.
@@ -128,7 +128,7 @@ class SlicedModel(nn.Module):
 @final
 @dataclass(frozen=True)
 class ExtractExperts:
-    """Give each domain an expert of the hidden units that are most often active on it.
+    """Give each domain an expert made of its most active hidden units.
 
     At each token the units with the largest ``|activation| x |output weights|`` count as active.
     The expert of a domain has the units that are active most often over its tokens, in every dense
@@ -168,7 +168,7 @@ class ExtractExperts:
         check_ranges(self, share="(0, 1]", top="(0, 1]")
 
     def extract(self, model: Model | nn.Module, domains: Mapping[str, Any]) -> SlicedModel:
-        """Return the model cut into experts; ``model`` stays as it is.
+        """Return the model cut into experts. ``model`` is not changed.
 
         Parameters
         ----------
@@ -239,7 +239,7 @@ def narrowed(block: DenseBlock, units: Int[Tensor, "unit"]) -> nn.Module:
 
 @torch.no_grad()
 def _check_alone(block: DenseBlock) -> None:
-    """Refuse a block whose output is not the sum of what its hidden units write."""
+    """Raise unless the block's output is the sum of its hidden units' outputs."""
     weight, draw = block.last.weight, torch.Generator().manual_seed(0)
     x = torch.randn(2, weight.shape[0], generator=draw).to(weight)
     order = torch.randperm(block.width, generator=draw).chunk(2)

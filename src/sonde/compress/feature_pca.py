@@ -1,4 +1,4 @@
-"""Code rows of features by their principal components, in about the bits that theory allows."""
+"""Code rows of features by their principal components, near the rate-distortion bound."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -17,7 +17,7 @@ from sonde.stats import Moments, MomentsState
 @final
 @dataclass(frozen=True, eq=False)
 class FeaturePCA(Codec):
-    """Rows along the principal components of earlier rows, rounded to one step in all of them.
+    """Principal components of rows, all rounded with one step size.
 
     Components with a variance above the water level ``D`` are rounded to multiples of
     ``sqrt(12 D)`` and written by a range coder with normal distributions of their variances; the
@@ -88,7 +88,7 @@ class FeaturePCA(Codec):
         return len(self.mean)
 
     def most_lost(self, x: Tensor) -> float:
-        """Return the share lost by components left out and by half a step in written components."""
+        """Return the fraction lost by omitted components and by half a step in the others."""
         rows = x.double().reshape(-1, self.width) - self.mean
         left = rows - rows @ self.axes @ self.axes.T
         lost = float(left.square().sum()) + len(rows) * self.axes.shape[1] * self.step**2 / 4
@@ -96,7 +96,7 @@ class FeaturePCA(Codec):
         return lost / norm if norm else float("inf")
 
     def pack(self, x: Tensor) -> bytes:
-        """Return shape, fingerprint and the rounded components."""
+        """Return the payload: shape, fingerprint and the rounded components."""
         rows = x.double().reshape(-1, self.width) - self.mean
         codes = (rows @ self.axes / self.step).round().reshape(-1).numpy()
         means, scales = self._normals(len(rows))
@@ -122,7 +122,7 @@ class FeaturePCA(Codec):
 
 
 def water_level(variances: Float[Tensor, "dim"], bits: float) -> tuple[float, int]:
-    """Return the distortion at a number of bits, and how many components get bits.
+    """Return the distortion at a number of bits, and the number of components that get bits.
 
     With variances in descending order and ``k`` of them above the level ``D``,
     ``sum_{i <= k} log2(variance_i / D) / 2 = bits``.

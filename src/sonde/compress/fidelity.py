@@ -1,4 +1,4 @@
-"""Divergence between the answers of a changed model and the original's."""
+"""Divergence of a changed model's answers from the original model's answers."""
 
 import math
 from collections.abc import Mapping
@@ -62,11 +62,11 @@ class Fidelity:
 
     @property
     def loss(self) -> float:
-        """Loss that a search minimises: the mean KL in nats, or 1 - cosine for vectors."""
+        """Loss for searches: the mean KL in nats, or 1 - cosine for vectors."""
         return self.kl if math.isnan(self.cosine) else 1.0 - self.cosine
 
     def json(self) -> dict[str, Any]:
-        """Return the figures by name."""
+        """Return the statistics by name."""
         return asdict(self)
 
 
@@ -79,7 +79,7 @@ def fidelity(
     start: int = 0,
     stop: int | None = None,
 ) -> Fidelity:
-    """Return how far a changed model's answers are from those of a model.
+    """Return how much a changed model's answers differ from a model's answers.
 
     A classifier or a language model is compared by the divergence of its distributions. A model
     without logits (``BertModel``, a sentence encoder) answers with vectors: each example's states
@@ -128,7 +128,7 @@ def fidelity(
 
 
 def _compared(one: Answers, other: Answers) -> dict[str, Tensor]:
-    """Return what is known of each answer of two models."""
+    """Return the probabilities, the divergence and the agreement of each answer of two models."""
     p, q = one.log_p.double(), other.log_p.double()
     tops, known = (p.argmax(1), q.argmax(1)), one.truth >= 0
     right = [(top == one.truth) & known for top in tops]
@@ -179,7 +179,7 @@ def _of_vectors(whole: Mapping[str, Tensor]) -> Fidelity:
 
 
 def _nearest(unit: Float[Tensor, "example dim"]) -> Int[Tensor, "example"]:
-    """Return the nearest other example of each example, by the cosine."""
+    """Return the nearest other example of each example, by cosine."""
     return (unit @ unit.T).fill_diagonal_(-torch.inf).argmax(1)
 
 
@@ -198,7 +198,7 @@ def _interval(kl: Tensor, group: Tensor) -> tuple[float, float]:
 
 
 def told_by(output: Any, model: Model, batch: InputBatch, logits: str | None) -> Answers | None:
-    """Return the distributions that an output holds, or None if the model answers with vectors.
+    """Return the probabilities in an output, or None if the model answers with vectors.
 
     Parameters
     ----------
@@ -231,7 +231,7 @@ def told_by(output: Any, model: Model, batch: InputBatch, logits: str | None) ->
 
 
 def vectors_of(output: Any, model: Model, batch: InputBatch) -> Float[Tensor, "example dim"]:
-    """Return the vector that a model gives each example: the mean of its states over real tokens.
+    """Return each example's vector: the mean of its states over tokens that are not padding.
 
     The states are the first output with a state for each token, else the first with a row for each
     example; further axes of a map are averaged.

@@ -1,4 +1,4 @@
-"""Round weights column by column; each column compensates the errors of the columns before it.
+"""Round weights column by column, each compensating the errors of the earlier columns.
 
 For layers whose inputs are at hand. The loss is the error of the layer's output on these inputs.
 Without data, and for a first look, use ``RTN``.
@@ -108,7 +108,7 @@ class GPTQ(Rewrite):
     def _one(
         self, layer: Weighted, model: Model, grams: LayerGrams
     ) -> tuple[Quantised, dict[str, float]]:
-        """Return the change of a layer, and its loss with that of plain rounding."""
+        """Return the change of a layer, its loss, and the loss of plain rounding."""
         assert self.bits is not None
         matrix = layer.matrix()
         grid = Grid.over(self.bits, self.group, matrix.shape[1])
@@ -152,7 +152,7 @@ def solved(
     damp: float,
     ordered: bool = False,
 ) -> Float[Tensor, "out in"]:
-    """Return whole codes, column by column; errors move to columns that are not yet rounded.
+    """Return integer codes, column by column; errors move to columns not yet rounded.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def solved(
 
 
 def damped(h: Float[Tensor, "in in"], damp: float) -> Float[Tensor, "in in"]:
-    """Return a second moment with a part of its mean added to the diagonal.
+    """Return a second moment with a fraction of its mean diagonal added to the diagonal.
 
     Inputs that are always 0 take the mean of the others: any other number would tie the damping to
     the inputs' unit.

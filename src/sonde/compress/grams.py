@@ -1,4 +1,4 @@
-"""Second moments ``sum x x^T`` of the inputs of layers, for methods that calibrate on them.
+"""Second moments ``sum x x^T`` of layers' inputs, for methods that calibrate on them.
 
 Layers that read one tensor share a matrix. States of shards are merged by addition and can be
 saved. Rows of padding are left out.
@@ -79,7 +79,7 @@ class LayerGrams(State):
         )
 
     def of_layers(self, layers: Iterable[str], group: int = 0) -> MomentsState:
-        """Return the moments of all rows that layers read, once for each layer that reads them.
+        """Return the moments of all rows that each layer reads.
 
         Raises
         ------
@@ -102,7 +102,7 @@ class LayerGrams(State):
         return found
 
     def merge(self, other: "LayerGrams") -> "LayerGrams":
-        """Return the state of both sets of rows.
+        """Return the merged moments of two sets of rows.
 
         Raises
         ------
@@ -199,7 +199,7 @@ def add_rows(
     batch: InputBatch,
     exact: bool = False,
 ) -> int:
-    """Add the rows that layers read in one forward to moments; return how many are not finite."""
+    """Add the rows that layers read in a forward pass to moments; return the non-finite rows."""
     broken = 0
     for name, rows in _rows_of(chosen, calls, batch).items():
         finite = torch.isfinite(rows).all(1)
@@ -213,27 +213,27 @@ def add_rows(
 
 
 def _both(a: MomentsState | None, b: MomentsState) -> MomentsState:
-    """Return the moments of both sets of rows; one of the sets may be empty."""
+    """Return the merged moments of two sets of rows; a set may be empty."""
     if a is None or a.n == 0:
         return b
     return Moments().merge(a, b) if b.n else a
 
 
 def silent_layers(found: Mapping[str, MomentsState], layers: Iterable[Weighted]) -> list[Weighted]:
-    """Return the layers that no row reached."""
+    """Return the layers that received no row."""
     read = {layer for name in found for layer in name.partition(GROUP)[0].split(JOIN)}
     return [one for one in layers if one.name not in read]
 
 
 def _without_rows(layer: Weighted) -> dict[str, MomentsState]:
-    """Return the states of a layer that no row reached."""
+    """Return the states of a layer that received no row."""
     dim = layer.matrix().shape[1]
     empty = [torch.zeros(*shape, dtype=torch.float64) for shape in ((dim,), (dim, dim))]
     return {f"{layer.name}{GROUP}{i}": MomentsState(0, *empty) for i in range(layer.groups)}
 
 
 def require_rows(found: Mapping[str, MomentsState], layers: Iterable[Weighted]) -> None:
-    """Raise if a layer reads no row.
+    """Raise if a layer received no row.
 
     Raises
     ------
@@ -250,7 +250,7 @@ def require_rows(found: Mapping[str, MomentsState], layers: Iterable[Weighted]) 
 
 
 def _moments(rows: Float[Tensor, "row dim"], exact: bool) -> MomentsState:
-    """Return the moments of a batch from products in float64, or else in the rows' own type."""
+    """Return the moments of a batch, with products in float64 or in the rows' dtype."""
     if exact:
         return Moments().observe(rows)
     mean, centred, residual = centre(rows)
@@ -283,7 +283,7 @@ def _rows_of(
 
 
 def without_padding(x: Tensor, batch: InputBatch) -> Tensor:
-    """Return the rows of real tokens where an input has a row for each token."""
+    """Return rows without padding, for inputs with a row for each token."""
     for mask in (batch.mask, batch.decoder_mask):
         if mask is None or bool(mask.all()):
             continue
@@ -295,13 +295,13 @@ def without_padding(x: Tensor, batch: InputBatch) -> Tensor:
 
 
 def layers_of_weight(module: nn.Module, name: str) -> list[str]:
-    """Return the layers that multiply by a layer's weight, this layer included."""
+    """Return all layers that share a layer's weight, this layer included."""
     weight = module.get_submodule(name).weight
     return [n for n, part in module.named_modules() if part._parameters.get("weight") is weight]
 
 
 def gram_of(grams: LayerGrams, readers: list[str], group: int) -> Float[Tensor, "dim dim"]:
-    """Return the mean of ``x x^T`` over all rows that meet a weight."""
+    """Return the mean of ``x x^T`` over all rows that a weight multiplies."""
     state = grams.of_layers(readers, group)
     if state.n == 0:
         return torch.eye(len(state.mean), dtype=torch.float64)
@@ -311,7 +311,7 @@ def gram_of(grams: LayerGrams, readers: list[str], group: int) -> Float[Tensor, 
 def grams_for(
     owner: str, model: Model, given: Inputs | LayerGrams, layers: Sequence[str] | None
 ) -> LayerGrams:
-    """Return the moments of layers' inputs that a method was given, or those over its examples.
+    """Return the given moments of layers' inputs, or compute them over the examples.
 
     Raises
     ------
@@ -331,7 +331,7 @@ def grams_for(
 def parts_of(
     layer: Weighted, model: Model, grams: LayerGrams
 ) -> Iterator[tuple[Tensor, Float[Tensor, "dim dim"]]]:
-    """Return for each group of a layer its output rows, and the second moment of its inputs."""
+    """Return, for each group of a layer, its output rows and its input's second moment."""
     readers, weight = layers_of_weight(model.module, layer.name), layer.module.weight
     for i, rows in enumerate(torch.arange(layer.n_out).chunk(layer.groups)):
         yield rows, gram_of(grams, readers, i).to(weight.device)

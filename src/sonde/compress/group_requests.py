@@ -1,4 +1,4 @@
-"""Plan which experts are in memory, if the expert of every request is known in advance."""
+"""Plan which experts to load, if every request's expert is known in advance."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from sonde.core.errors import InputError
 
 
 def group_requests(experts: Sequence[int], size: int) -> list[list[int]]:
-    """Return batches of requests of one expert each, in the order in which experts first appear.
+    """Return batches of requests, one expert each, in the order of the experts' first request.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def group_requests(experts: Sequence[int], size: int) -> list[list[int]]:
 
 
 def count_loads(experts: Sequence[int], room: int) -> int:
-    """Return how often an expert must be loaded if memory holds ``room`` of them.
+    """Return the number of expert loads if memory holds ``room`` experts.
 
     If memory is full, the expert whose next use is latest goes; no plan needs fewer loads.
 

@@ -51,11 +51,11 @@ class H2O(CacheRule):
         check_ranges(self, recent="[0, 1]")
 
     def reads_attention(self) -> Literal["all"]:
-        """Return "all": the attention of every query counts."""
+        """Return "all", because the attention of every query is read."""
         return "all"
 
     def score(self, keys: Tensor, values: Tensor, seen: CachedTokens) -> Tensor:
-        """Return the attention that each token received; the newest stay in any case."""
+        """Return the attention that each token received. The newest tokens are always kept."""
         received = seen.received().double()
         if self.observed:
             received = received / (seen.age + 1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""Share a layer's budget out among its heads, by the scores of another rule (AdaKV)."""
+"""Divide a layer's budget among its heads by the scores of another rule (AdaKV)."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar, final
@@ -15,7 +15,7 @@ from sonde.core.ranges import check_ranges
 @final
 @dataclass(frozen=True)
 class HeadBudgets(RuleAround):
-    """Keep the tokens of the largest scores of all heads of a layer, and a floor in each head.
+    """Keep the tokens of the largest scores over all heads of a layer, and a minimum in each head.
 
     Heads that look at few tokens give slots to heads that look at many. Each head keeps its best
     ``floor * budget`` tokens; the rest of all heads' budgets goes to the largest scores, of equal
@@ -56,11 +56,11 @@ class HeadBudgets(RuleAround):
         check_ranges(self, floor="[0, 1]")
 
     def score(self, keys: Tensor, values: Tensor, seen: CachedTokens) -> Tensor:
-        """Return the scores of the rule."""
+        """Return the scores of the inner rule."""
         return self.rule.score(keys, values, seen)
 
     def share_out(self, scores: Tensor, seen: CachedTokens) -> Tensor:
-        """Return how many tokens each head keeps: its floor, and its part of the largest scores."""
+        """Return the number of kept tokens of each head: its minimum plus its largest scores."""
         order = scores.sort(dim=-1, descending=True, stable=True).indices
         rank = order.argsort(-1)
         floor = (self.floor * seen.keep).floor()[:, None, None]

@@ -1,4 +1,4 @@
-"""Keep the tokens whose keys are short.
+"""Keep the tokens with short keys.
 
 For models in which keys of small norm draw the most attention, which was found in several trained
 language models. In small models without attention sinks, arbitrary tokens are often better to keep.
@@ -15,7 +15,7 @@ from sonde.core import CachedTokens, CacheRule
 @final
 @dataclass(frozen=True)
 class KeyNorm(CacheRule):
-    """Keep the tokens of smallest key norm in each head.
+    """Keep the tokens with the smallest key norm in each head.
 
     Formula: ``score_j = -||k_j||``.
 

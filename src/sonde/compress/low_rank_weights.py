@@ -28,7 +28,7 @@ from sonde.weights.change import rounded_to_half
 @final
 @dataclass(frozen=True)
 class LowRankWeights(Rewrite):
-    """Replace each weight by the product of two thin matrices that is nearest to it.
+    """Replace each weight by the nearest product of two thin matrices.
 
     With ``H`` the second moment of the layer's inputs, ``output`` projects the weight on the main
     directions of the outputs, the first eigenvectors of ``W H W^T``; ``gram`` (SVD-LLM) cuts the
@@ -93,12 +93,12 @@ class LowRankWeights(Rewrite):
             )
 
     def reads(self) -> dict[str, Examples]:
-        """Read examples, or the moments of layers' inputs over them; ``none`` needs none."""
+        """Read examples, or the moments of layers' inputs over them; ``none`` needs no data."""
         summed = None if self.sequential else LayerGrams
         return {"calibration": Examples(optional=self.whiten == "none", summed=summed)}
 
     def check(self, model: Model) -> None:
-        """Raise for a rank that saves nothing, or for a convolution, before calibration."""
+        """Raise before calibration for a rank that saves nothing, or for a convolution."""
         if self.share > 0 or self.rank is not None:
             chosen = weighted_layers("LowRankWeights", model, self.layers)
             ranks = [self._rank(layer, len(chosen) == 1) for layer in chosen]
@@ -144,7 +144,7 @@ class LowRankWeights(Rewrite):
         return RewritePlan.of(model, changes, word, **figures)
 
     def _rank(self, layer: Weighted, few: bool) -> int:
-        """Return the rank of a layer; 0 if it stays, because thin matrices would be no smaller."""
+        """Return the rank of a layer, or 0 if thin matrices would not be smaller."""
         if not layer.is_linear:
             raise InputError(
                 f"LowRankWeights.plan: expected linear layers, got a convolution, {layer.name}. "
@@ -183,7 +183,7 @@ class LowRankWeights(Rewrite):
 
 
 def _cut(w: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the factors of the nearest matrix of a rank, of equal size."""
+    """Return the two factors, of equal norm, of the nearest matrix of a rank."""
     u, s, v = torch.linalg.svd(w, full_matrices=False)
     root = s[:rank].sqrt()
     return u[:, :rank] * root, root[:, None] * v[:rank]

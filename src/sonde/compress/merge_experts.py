@@ -28,7 +28,7 @@ from sonde.weights import Change, Examples, Exchange, Rewrite, RewritePlan
 @final
 @dataclass(frozen=True)
 class MergeExperts(Rewrite):
-    """Give experts that a router scores alike the same weights: their mean by use.
+    """Give experts with similar router scores equal weights: their mean, weighted by use.
 
     The most used experts of the whole model stay apart, one in each layer at least. Every other
     expert joins the expert of its layer whose scores are most alike over tokens, by their cosine.
@@ -80,7 +80,7 @@ class MergeExperts(Rewrite):
         check_ranges(self, keep="(0, 1]", capacity=">= 1")
 
     def reads(self) -> dict[str, Examples]:
-        """Read examples, or what routers did with them."""
+        """Read examples, or the recorded choices of routers on them."""
         return {"calibration": Examples(summed=ExpertUse)}
 
     def check(self, model: Model) -> None:
@@ -165,7 +165,7 @@ def heads_of(
     share: Float[Tensor, "expert"],
     capacity: int | None,
 ) -> Int[Tensor, "expert"]:
-    """Return the expert that each expert joins: itself if it stays apart.
+    """Return the group of each expert; an unmerged expert is its own group.
 
     The most used experts choose first; a full group takes no more experts.
     """
@@ -191,7 +191,7 @@ def matching(
     up2: Float[Tensor, "both dim"],
     down2: Float[Tensor, "dim hidden"],
 ) -> Int[Tensor, "hidden"]:
-    """Return the order of a second expert's hidden units in which it is most like the first.
+    """Return the order of an expert's hidden units that best matches another expert's units.
 
     Maximises the sum of products of all weights of a unit: gate, input and output.
     """

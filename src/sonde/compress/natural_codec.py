@@ -1,4 +1,4 @@
-"""Round a gradient at random to powers of two (natural compression)."""
+"""Round gradients randomly to powers of two (natural compression)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -19,7 +19,7 @@ LOWEST, HIGHEST = -126, 127
 @final
 @dataclass(frozen=True)
 class NaturalCodec(Codec):
-    """Each entry rounded at random to a neighbouring power of two, so that the mean is right.
+    """Each entry rounded randomly to a neighbouring power of two, without bias.
 
     For ``2^a <= |x| < 2^(a + 1)`` the upper power has the probability ``|x| / 2^a - 1``. Unbiased
     over seeds: ``E (C(x) - x)^2 <= x^2 / 8``. Magnitudes below ``2^-126`` become 0 or ``2^-126``.
@@ -52,11 +52,11 @@ class NaturalCodec(Codec):
         check_ranges(self, seed=">= 0")
 
     def most_lost(self, x: Tensor) -> float:
-        """Return 1: a number just above a power of two may be doubled."""
+        """Return 1, because a number just above a power of two may be doubled."""
         return 1.0
 
     def pack(self, x: Tensor) -> bytes:
-        """Return shape, and a sign and an exponent for each entry."""
+        """Return the payload: shape, and a sign and an exponent for each entry."""
         size = x.reshape(-1).double().abs()
         if len(size) and float(size.max()) > 2.0**HIGHEST:
             raise InputError(
@@ -83,5 +83,5 @@ class NaturalCodec(Codec):
 
 
 def _power(exponent: Tensor) -> Tensor:
-    """Return powers of two, exactly."""
+    """Return exact powers of two."""
     return torch.from_numpy(np.ldexp(1.0, exponent.numpy()))

@@ -1,4 +1,4 @@
-"""Train once for all mixtures of bit widths, then round to any of them without more training.
+"""Train once for all combinations of bit widths, then round to any of them without training.
 
 For a model that must fit many devices. At a single fixed width, training for that width alone is
 cheaper.
@@ -33,7 +33,7 @@ MOST_RUN = 16
 @final
 @dataclass(frozen=True, eq=False)
 class OnceForAllBits(Rewrite):
-    """Round each layer to a width of its own, with a small correction trained for that width.
+    """Round each layer to its own width, with a small correction trained for that width.
 
     A layer of weight ``W`` at ``b`` bits becomes ``Q_b(W + A_b B_b)``, where ``Q_b`` rounds as
     ``RTN`` does and the thin matrices are shared by all mixtures. ``train`` finds them in one run:
@@ -113,7 +113,7 @@ class OnceForAllBits(Rewrite):
         layers: Sequence[str] | None = None,
         progress: bool = True,
     ) -> "OnceForAllBits":
-        """Return the rewrite with corrections for all mixtures of some widths.
+        """Return the rewrite with corrections for all combinations of some widths.
 
         Parameters
         ----------
@@ -157,7 +157,7 @@ class OnceForAllBits(Rewrite):
         return OnceForAllBits(max(widths), group, corrections, layers)
 
     def within(self, model: Model | nn.Module, data: Any, bits: float) -> "OnceForAllBits":
-        """Return the rewrite at the mixture of least cost within a mean width.
+        """Return the rewrite with the combination of least cost within a mean width.
 
         The cost of a layer at a width is the divergence of the answers with all other layers at the
         largest width, on 16 examples.
@@ -190,7 +190,7 @@ class OnceForAllBits(Rewrite):
 
 
 def draw_widths(n: int, widths: Sequence[int], draw: torch.Generator) -> list[int]:
-    """Return a width for each of ``n`` layers: first a sum is drawn, then widths of this sum.
+    """Return a width for each of ``n`` layers, drawn by first drawing their sum.
 
     All sums that exist are equally likely, and all mixtures of a sum. Widths drawn layer by layer
     would nearly always have a sum near the middle.
@@ -217,7 +217,7 @@ def draw_widths(n: int, widths: Sequence[int], draw: torch.Generator) -> list[in
 
 
 class _Adapted(nn.Module):
-    """A weight with its correction, rounded to the width that is set."""
+    """A weight with its correction, rounded to the current width."""
 
     def __init__(
         self,
@@ -236,7 +236,7 @@ class _Adapted(nn.Module):
         )
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the rounded weight; gradients pass straight through the rounding."""
+        """Return the rounded weight, with straight-through gradients."""
         key = str(self.bits)
         wanted = weight.flatten(1) + self.lefts[key] @ self.rights[key]
         exact = wanted.detach().double()

@@ -15,7 +15,7 @@ from sonde.core.ranges import check_ranges
 @final
 @dataclass(frozen=True, eq=False)
 class PowerSgdCodec(Codec):
-    """A matrix of low rank near the gradient, from one step of the power method.
+    """A low-rank approximation of the gradient, from one step of the power method.
 
     For a gradient M, the first axis against all others: ``P = M Q``, P made orthonormal,
     ``Q = M' P``; the stream holds P and Q and decodes to ``P Q'``. ``codec.after(stream)`` is the
@@ -60,11 +60,11 @@ class PowerSgdCodec(Codec):
         check_ranges(self, rank=">= 1", seed=">= 0")
 
     def most_lost(self, x: Tensor) -> float:
-        """Return 1: ``P P' M`` is a projection of M."""
+        """Return 1, because ``P P' M`` is a projection of M."""
         return 1.0
 
     def after(self, stream: bytes) -> "PowerSgdCodec":
-        """Return the codec of the round after ``stream``, which starts from its Q."""
+        """Return the codec for the round after ``stream``, which starts from that round's Q."""
         reader = Reader("PowerSgdCodec", self.opened(stream))
         shape, rank = reader.shape(), reader.count()
         if not rank:
@@ -74,7 +74,7 @@ class PowerSgdCodec(Codec):
         return replace(self, start=reader.floats(rank * n_columns).reshape(n_columns, rank))
 
     def pack(self, x: Tensor) -> bytes:
-        """Return shape, rank, P and Q; rank 0 and the numbers where that is smaller."""
+        """Return shape, rank, P and Q, or rank 0 and the raw numbers if these are smaller."""
         n_rows, n_columns = _sides(tuple(x.shape))
         rank = min(self.rank, n_rows, n_columns)
         if rank * (n_rows + n_columns) >= x.numel():
@@ -85,7 +85,7 @@ class PowerSgdCodec(Codec):
         return head + float_bytes(p) + float_bytes(matrix.mT @ p)
 
     def unpack(self, payload: bytes) -> Tensor:
-        """Return ``P Q'``, or the numbers."""
+        """Return ``P Q'``, or the raw numbers."""
         reader = Reader("PowerSgdCodec", payload)
         shape, rank = reader.shape(), reader.count()
         if not rank:
@@ -108,7 +108,7 @@ class PowerSgdCodec(Codec):
 
 
 def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return rows and columns of a tensor seen as a matrix; of a vector, a row."""
+    """Return the rows and columns of a tensor as a matrix; a vector is one row."""
     size = torch.Size(shape).numel()
     if len(shape) < 2 or not size:
         return 1, size

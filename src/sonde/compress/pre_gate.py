@@ -1,4 +1,4 @@
-"""Choose each token's expert before the model runs, from the tokens so far."""
+"""Choose each token's expert before the model runs, from the preceding tokens."""
 
 from typing import Any, ClassVar, final
 
@@ -20,7 +20,7 @@ NONE = -100
 
 @final
 class PreGate(nn.Module):
-    """A small causal net that chooses each token's expert, for all layers, from the tokens so far.
+    """A small causal network that chooses each token's expert for all layers.
 
     Since it stands outside of the model, experts are known before a forward: requests can be
     grouped by them (``group_requests``), and weights can be loaded ahead.
@@ -49,7 +49,7 @@ class PreGate(nn.Module):
         self.line = nn.Linear(width, n_experts)
 
     def forward(self, ids: Int[Tensor, "row token"]) -> Float[Tensor, "row token expert"]:
-        """Return the score of each expert at each token; it reads no later token."""
+        """Return the score of each expert at each token, from the tokens up to it."""
         return self.line(self.past(self.embedding[ids])[0])
 
     def experts(self, ids: Int[Tensor, "row token"]) -> Int[Tensor, "row token"]:
@@ -67,7 +67,7 @@ class PreGate(nn.Module):
         rate: float = 3e-3,
         seed: int = 0,
     ) -> "PreGate":
-        """Return a gate that learned which expert has the lowest loss at each token.
+        """Return a gate trained to predict the expert with the lowest loss at each token.
 
         Parameters
         ----------
@@ -99,7 +99,7 @@ class PreGate(nn.Module):
 
 
 def _table(model: SlicedModel, batch: InputBatch) -> Float[Tensor, "token dim"]:
-    """Return the weights of the table that is fed the tokens."""
+    """Return the weights of the token embedding table."""
     ids: Any = batch.kwargs["input_ids"]
     with model.routed(torch.zeros(len(ids), dtype=torch.int64)) as routed:
         found = find_token_table(routed, (), batch.kwargs)
@@ -116,7 +116,7 @@ def _table(model: SlicedModel, batch: InputBatch) -> Float[Tensor, "token dim"]:
 def _labelled(
     model: SlicedModel, batch: InputBatch
 ) -> tuple[Int[Tensor, "row token"], Int[Tensor, "row token"]]:
-    """Return ids, and the expert with the lowest loss at the next token."""
+    """Return token ids, and the expert with the lowest loss on the next token."""
     ids: Any = batch.kwargs.get("input_ids")
     if ids is None:
         raise InputError("PreGate.fit: expected inputs with input_ids. Pass texts or token ids.")

@@ -1,4 +1,4 @@
-"""Shorten prompts: leave out whole words, the least informative words first."""
+"""Shorten prompts by removing whole words, the least informative words first."""
 
 import math
 import re
@@ -26,7 +26,7 @@ UNITS = {"word": WORD, "sentence": re.compile(r"\s*\S[^.!?\n]*[.!?\n]*")}
 @final
 @dataclass(frozen=True, eq=False)
 class CompressedPrompt:
-    """A shortened text and where its words stood.
+    """A shortened text and the original positions of its words.
 
     Parameters
     ----------
@@ -45,14 +45,14 @@ class CompressedPrompt:
 
     @property
     def share(self) -> float:
-        """Fraction of the words that were kept; above what was asked for if more were forced."""
+        """Fraction of the words that were kept; larger than requested if words were forced."""
         return float(self.kept.double().mean()) if len(self.kept) else 1.0
 
 
 @final
 @dataclass(frozen=True)
 class PromptCompressor:
-    """Keep the most informative words of a text, or its sentences, in their order.
+    """Keep the most informative words, or sentences, of a text in their order.
 
     Without a probe a word scores its self-information: the sum over its tokens of ``-log p``, nats.
     A sentence scores the mean over its tokens, so that long sentences do not win by their length.
@@ -163,7 +163,7 @@ class PromptCompressor:
 @final
 @dataclass(frozen=True, eq=False)
 class KeepProbe:
-    """A linear map from a token's state to how much its word is needed.
+    """A linear map from a token's state to the importance of its word.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ class KeepProbe:
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """A model's reading of a text: states, information and first characters of its tokens."""
+    """A model's reading of a text: states, information and start characters of its tokens."""
 
     states: Float[Tensor, "token dim"]
     information: Float[Tensor, "token"]
@@ -216,7 +216,7 @@ def _read(model: Model, text: str, window: int) -> _Read:
 
 
 def _sums(values: Tensor, read: _Read, words: Sequence[tuple[int, int]]) -> Tensor:
-    """Return the sum over the tokens of each word; a token belongs where it begins."""
+    """Return the sum over the tokens of each word; a token belongs to the word where it begins."""
     ends = torch.tensor([b for _, b in words])
     member = torch.searchsorted(ends, torch.tensor(read.starts), right=True)
     inside = member < len(words)
@@ -231,7 +231,7 @@ def _cut(model: Model, text: str, window: int) -> str:
 
 @torch.no_grad()
 def _moved(model: Model, text: str, word: tuple[int, int], horizon: int) -> float:
-    """Return the divergence of the next tokens' distributions if a word is left out, in nats."""
+    """Return the divergence of the next-token distributions if a word is removed, in nats."""
     device, sides = next(model.module.parameters()).device, list[Tensor]()
     behind = len(_tokens(model, text[word[1] :])[1])
     for given in (text, text[: word[0]] + text[word[1] :]):

@@ -1,4 +1,4 @@
-"""Make layers narrower: leave out channels, neurons and heads; the next layer compensates.
+"""Make layers narrower by removing channels, neurons and heads; the next layer compensates.
 
 The model becomes smaller and faster on any processor, without a kernel. For single weights at the
 same shapes, ``PruneWeights`` and ``SparseGPT``; for whole blocks, ``DropBlocks``.
@@ -39,7 +39,7 @@ from sonde.weights.own_config import with_own_config
 @final
 @dataclass(frozen=True)
 class PruneChannels(Rewrite):
-    """Leave out channels that the layers behind them can do without.
+    """Remove the channels that matter least to the layers after them.
 
     Trials find which channels must go together, as a unit: channels of all layers that write into
     one sum, the query, key and value features of a head, the batch norm behind a convolution, and
@@ -99,7 +99,7 @@ class PruneChannels(Rewrite):
         check_ranges(self, share="[0, 1)", round_to=">= 1", damp="> 0")
 
     def reads(self) -> dict[str, Examples]:
-        """Read examples: running them shows which layers read a channel."""
+        """Read examples, which also show the layers that read each channel."""
         return {"calibration": Examples()}
 
     def planned(self, model: Model, calibration: Inputs) -> RewritePlan:
@@ -148,7 +148,7 @@ class PruneChannels(Rewrite):
         return with_own_config(model, plan, counts)
 
     def _chosen(self, sets: Sequence[CoupledSet], refused: dict[str, str]) -> list[CoupledSet]:
-        """Return the sets that patterns name."""
+        """Return the sets that patterns match."""
         told = "; ".join(f"{name}: {why}" for name, why in refused.items())
         found = list(sets)
         for pattern in self.layers or ():
@@ -175,7 +175,7 @@ class PruneChannels(Rewrite):
     def _gone(
         self, model: Model, one: CoupledSet, readers: Mapping["_Reader", list[list[int]]]
     ) -> list[int]:
-        """Return the units that are left out."""
+        """Return the removed units."""
         n_kept = len(one) - round(self.share * len(one))
         n_kept = min(len(one), max(1, -(-n_kept // self.round_to)) * self.round_to)
         n_gone = len(one) - n_kept
@@ -195,7 +195,7 @@ class PruneChannels(Rewrite):
 
 @dataclass(frozen=True, eq=False)
 class _Reader:
-    """A layer that reads channels, and the moments of what it reads.
+    """A layer that reads channels, and the moments of its inputs.
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ class _Reader:
     def fitted(
         self, gone: Sequence[int], refit: bool, half: bool
     ) -> tuple[dict[str, Tensor], float]:
-        """Return weight and bias if some inputs are 0, and the output error."""
+        """Return the fitted weight and bias with some inputs at 0, and the output error."""
         w, bias, name = self.layer.matrix(), self.layer.module.bias, self.layer.weight
         left = torch.ones(w.shape[1], dtype=torch.bool)
         left[torch.tensor(gone, dtype=torch.long)] = False
@@ -249,7 +249,7 @@ class _Reader:
 
 
 class _Steps:
-    """Removal of a layer's input units one by one; the inputs that are left compensate."""
+    """Removal of a layer's input units one by one, compensated by the remaining inputs."""
 
     def __init__(self, reader: _Reader, columns: list[list[int]]) -> None:
         self.w, self.inverse = reader.layer.matrix(), torch.linalg.inv(reader.h)
@@ -257,7 +257,7 @@ class _Steps:
         self.gone = torch.zeros(len(columns), dtype=torch.bool)
 
     def costs(self) -> Float[Tensor, "unit"]:
-        """Return the rise of the output error without each unit; infinite for units now gone."""
+        """Return the increase of the output error without each unit; infinite for removed units."""
         found = torch.full(self.gone.shape, torch.inf, dtype=torch.float64)
         index = self.columns[~self.gone]
         blocks = self.inverse[index[:, :, None], index[:, None, :]]
@@ -266,7 +266,7 @@ class _Steps:
         return found
 
     def take(self, unit: int) -> None:
-        """Take a unit away."""
+        """Remove a unit."""
         own = self.columns[unit]
         ways = torch.linalg.solve(self.inverse[own][:, own], self.inverse[own])
         self.w = self.w - self.w[:, own] @ ways
@@ -275,13 +275,13 @@ class _Steps:
 
 
 def _readers(model: Model, one: CoupledSet) -> list[str]:
-    """Return the layers of a set that see all their inputs at once."""
+    """Return the layers of a set that read all their inputs at once."""
     parts = {name: model.module.get_submodule(name) for name in one.sides(IN)}
     return [name for name, part in parts.items() if getattr(part, "groups", 1) == 1]
 
 
 def _norms(model: Model, one: CoupledSet) -> Float[Tensor, "unit"]:
-    """Return the squares of all weights of each unit."""
+    """Return the sum of squared weights of each unit."""
     scores = torch.zeros(len(one), dtype=torch.float64)
     for name, side in one.units[0]:
         part: Any = model.module.get_submodule(name)

@@ -1,4 +1,4 @@
-"""Remove the weights that matter least, by their size or by what they add to outputs.
+"""Remove the least important weights, by their size or by their effect on outputs.
 
 Weights that are left keep their values; ``SparseGPT`` also adjusts them. Files hold the weights
 that are left, and a bit for each weight; in memory the tensor keeps its size.

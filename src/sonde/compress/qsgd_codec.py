@@ -1,4 +1,4 @@
-"""Round a gradient at random to levels of its norm (QSGD)."""
+"""Round a gradient randomly to levels of its norm (QSGD)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -15,7 +15,7 @@ from sonde.core.errors import InputError
 @final
 @dataclass(frozen=True)
 class QsgdCodec(Codec):
-    """Each entry rounded up or down at random to a level of the norm, so that the mean is right.
+    """Each entry rounded up or down randomly to a level of the norm, without bias.
 
     Formula: ``C(x)_i = |x| sign(x_i) l_i / s``, where ``l_i`` is ``s |x_i| / |x|`` rounded down, or
     up with the probability of its fraction. Unbiased over seeds:
@@ -57,11 +57,11 @@ class QsgdCodec(Codec):
             )
 
     def most_lost(self, x: Tensor) -> float:
-        """Return d / s^2: every entry off by a whole level."""
+        """Return d / s^2, the loss if every entry is off by a whole level."""
         return x.numel() / self.levels**2
 
     def pack(self, x: Tensor) -> bytes:
-        """Return shape, number of levels, norm and levels."""
+        """Return the payload: shape, number of levels, norm and levels."""
         flat = x.reshape(-1).double()
         norm = flat.norm()
         exact = flat.abs() * self.levels / norm if norm > 0 else flat

@@ -1,4 +1,4 @@
-"""Hold the older tokens of a key-value cache in a few bits (KIVI, GEAR).
+"""Store the older tokens of a key-value cache in a few bits (KIVI, GEAR).
 
 For long texts where no token may be forgotten. Below 4 bits add outliers and a rank.
 """
@@ -18,7 +18,7 @@ from sonde.core.ranges import check_ranges
 @final
 @dataclass(frozen=True)
 class QuantCache(CachePacking):
-    """Keys rounded per channel and values per token, plus outliers and a matrix of low rank.
+    """Keys rounded per channel and values per token, plus outliers and a low-rank matrix.
 
     A few channels of keys are large for every token, so each channel of a chunk of tokens has its
     own scale; a value is rounded by groups of channels of its token. With ``outliers`` the largest
@@ -154,7 +154,7 @@ class PackedMatrix:
     dtype: torch.dtype
 
     def unpack(self) -> Float[Tensor, "row head line number"]:
-        """Return the numbers."""
+        """Return the unpacked numbers."""
         codes = _codes_of(self.codes, self.bits, self.width)
         each = torch.arange(self.width, device=codes.device) // self.group
         x = codes * self.scale.float()[..., each] + self.offset.float()[..., each]
@@ -164,7 +164,7 @@ class PackedMatrix:
         return x.to(self.dtype)
 
     def over(self, change: Callable[[Tensor], Tensor]) -> "PackedMatrix":
-        """Return the matrices of other rows or heads."""
+        """Return the matrices after a change of rows or heads."""
         held: dict[str, Any] = {
             f.name: change(x)
             for f in fields(self)
@@ -182,7 +182,7 @@ class PackedMatrix:
 @final
 @dataclass(frozen=True, eq=False)
 class PackedKeysValues(PackedTokens):
-    """Packed keys, a channel in each line, and values, a token in each line."""
+    """Packed keys, with a channel in each line, and values, with a token in each line."""
 
     keys: PackedMatrix
     values: PackedMatrix
@@ -193,17 +193,17 @@ class PackedKeysValues(PackedTokens):
         return keys.unpack().mT, values.unpack()
 
     def over_rows(self, change: Callable[[Tensor], Tensor]) -> "PackedKeysValues":
-        """Return the tokens of other rows."""
+        """Return the packed tokens after a change of the rows."""
         return PackedKeysValues(self.keys.over(change), self.values.over(change))
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of both."""
+        """Bytes of keys and values."""
         return self.keys.size_bytes + self.values.size_bytes
 
 
 def _without_outliers(x: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return lines with their largest and smallest numbers replaced, and where they stood."""
+    """Return lines with their extreme numbers replaced, and these numbers' positions."""
     n = x.shape[-1]
     each = min(-int(-share * n // 2), n // 2)  # on each side, rounded up
     large, small = x.topk(each, -1).indices, x.topk(each, -1, largest=False).indices
@@ -237,14 +237,14 @@ def _rounded(x: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _toward(x: Tensor, end: float) -> Tensor:
-    """Return numbers in bfloat16, rounded towards an infinity."""
+    """Return numbers in bfloat16, rounded towards plus or minus infinity."""
     near = x.to(torch.bfloat16)
     passed = near.double() > x if end < 0 else near.double() < x
     return torch.where(passed, torch.nextafter(near, torch.full_like(near, end)), near)
 
 
 def _bytes_of(codes: UInt8[Tensor, "*axes number"], bits: int) -> UInt8[Tensor, "*axes byte"]:
-    """Return codes packed into bytes, the first code in the lowest bits."""
+    """Return codes packed into bytes, with the first code in the lowest bits."""
     per_byte = 8 // bits
     padded = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % per_byte))
     shifts = torch.arange(0, 8, bits, device=codes.device)

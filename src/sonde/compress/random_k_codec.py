@@ -1,4 +1,4 @@
-"""Send entries of a gradient that a seed chooses (random-k)."""
+"""Send randomly chosen entries of a gradient, recovered from a seed (random-k)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -15,7 +15,7 @@ from sonde.core.ranges import check_ranges
 @final
 @dataclass(frozen=True)
 class RandomKCodec(Codec):
-    """Entries that a seed draws without replacement, multiplied by d / k so that the mean is right.
+    """Entries that a seed selects, multiplied by d / k so that the mean is unbiased.
 
     Unbiased over seeds: ``E C(x) = x`` and ``E |C(x) - x|^2 = (d/k - 1) |x|^2``. The stream holds
     the seed and no places. Without ``scaled`` it is a contraction, fit for ``error_feedback``.
@@ -60,7 +60,7 @@ class RandomKCodec(Codec):
         return max(1.0, (x.numel() / max(k, 1) - 1) ** 2 if self.scaled else 0.0)
 
     def pack(self, x: Tensor) -> bytes:
-        """Return shape, count, seed and values."""
+        """Return the payload: shape, count, seed and values."""
         flat = x.reshape(-1)
         k = kept_count(self.share, len(flat))
         factor = len(flat) / max(k, 1) if self.scaled else 1.0
@@ -68,7 +68,7 @@ class RandomKCodec(Codec):
         return shape_bytes(x) + count_bytes(k, self.seed) + float_bytes(values)
 
     def unpack(self, payload: bytes) -> Tensor:
-        """Return zeros with the sent values in the positions that the seed draws."""
+        """Return zeros with the sent values at the positions that the seed selects."""
         reader = Reader("RandomKCodec", payload)
         shape, k, seed = reader.shape(), reader.count(), reader.count()
         flat = torch.zeros(shape).reshape(-1)

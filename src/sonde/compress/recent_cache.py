@@ -1,4 +1,4 @@
-"""Keep the newest tokens of a key-value cache: the plainest rule, to compare others with."""
+"""Keep the newest tokens of a key-value cache: a simple baseline for other rules."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -32,5 +32,5 @@ class RecentCache(CacheRule):
     examples: ClassVar[tuple[dict, ...]] = ({}, {"budget": 3})
 
     def score(self, keys: Tensor, values: Tensor, seen: CachedTokens) -> Tensor:
-        """Return each token's place in its text."""
+        """Return the position of each token in its text."""
         return seen.index.double()

@@ -1,4 +1,4 @@
-"""Round each weight to the nearest point of a grid: the baseline of all methods, without data."""
+"""Round each weight to the nearest point of a grid: the baseline, without data."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass

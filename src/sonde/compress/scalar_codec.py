@@ -1,4 +1,4 @@
-"""Round each channel to a grid between its extremes: the baseline for codecs of features."""
+"""Round each channel to a grid between its extremes: the baseline for feature codecs."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -19,7 +19,7 @@ PLAIN, CODED = 0, 1
 @final
 @dataclass(frozen=True)
 class ScalarCodec(Codec):
-    """Each entry rounded to one of ``2^bits`` values from its channel's smallest to its largest.
+    """Each entry rounded to one of ``2^bits`` values between its channel's extremes.
 
     A channel is an index of the last axis. Codes are written by a range coder with one table of how
     often each occurs, or in ``bits`` bits each if that is shorter.
@@ -53,7 +53,7 @@ class ScalarCodec(Codec):
         check_ranges(self, bits="[1, 8]")
 
     def most_lost(self, x: Tensor) -> float:
-        """Return the fraction that is lost if every entry is off by half a step."""
+        """Return the largest fraction of the energy lost by rounding: half a step per entry."""
         rows = _channel_rows(x)
         if not rows.numel():
             return 0.0
@@ -62,7 +62,7 @@ class ScalarCodec(Codec):
         return float(half.square().sum()) * len(rows) / norm if norm else 0.0
 
     def pack(self, x: Tensor) -> bytes:
-        """Return shape, extremes and codes."""
+        """Return the payload: shape, extremes and codes."""
         rows = _channel_rows(x)
         low, high = (rows.amin(0), rows.amax(0)) if rows.numel() else rows.new_zeros(2, 0)
         step = _steps(low, high, self.bits)

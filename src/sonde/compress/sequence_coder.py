@@ -37,7 +37,7 @@ _NOT_COMPUTED = ("transformers_version", "_name_or_path", "architectures", "dtyp
 @final
 @dataclass(frozen=True, eq=False)
 class SequenceCoder(Codec):
-    """Token ids in as many bits as the model needs to predict them, by a range coder.
+    """Token ids, range-coded with a model's next-token probabilities.
 
     The sequence is cut into windows; each window begins without memory of the one before.
     Length: at most ``-sum log2 p(token | its window so far)`` + .1 % + 64 bytes.
@@ -114,7 +114,7 @@ class SequenceCoder(Codec):
         return size
 
     def pack(self, x: Tensor) -> bytes:
-        """Return what decoding needs, and the range coder's words."""
+        """Return the header that decoding needs, and the range coder's words."""
         queue, family = table_coder("SequenceCoder")
         threads, window = torch.get_num_threads(), self._window()
         start = self._start()
@@ -139,7 +139,7 @@ class SequenceCoder(Codec):
         return fingerprint(self.model) + self._versions() + head + check + words
 
     def unpack(self, payload: bytes) -> Tensor:
-        """Return the ids, found by the same forward passes as those of ``pack``."""
+        """Return the ids, decoded with the forward passes that ``pack`` ran."""
         reader = Reader("SequenceCoder", payload)
         self._refuse_others(reader)
         start, window, rows, n, threads = (reader.count() for _ in range(5))
@@ -170,7 +170,7 @@ class SequenceCoder(Codec):
         return torch.from_numpy(out)
 
     def _steps(self, n_rows: int, start: int) -> Generator[np.ndarray, np.ndarray, None]:
-        """Yield the probabilities of each row's next token, and take that token."""
+        """Yield the probabilities of each row's next token, and receive that token."""
         module = module_of(self.model)
         device = _device(module)
         fed = torch.full((n_rows, 1), start, device=device)
@@ -232,7 +232,7 @@ class SequenceCoder(Codec):
 
 
 def fingerprint(model: Model | nn.Module) -> bytes:
-    """Return a fingerprint of 8 bytes of a model's weights and its configuration of the forward."""
+    """Return an 8-byte fingerprint of a model's weights and its configuration."""
     module, config = module_of(model), as_model(model).config
     hashed = blake2b(type(module).__name__.encode(), digest_size=8)
     in_own_form(module)
@@ -246,14 +246,14 @@ def fingerprint(model: Model | nn.Module) -> bytes:
 
 
 def _groups(n: int, window: int, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield where each group of windows begins, and how long its windows are."""
+    """Yield the start of each group of windows, and the length of its windows."""
     for first in range(0, n, window * rows):
         begins = np.arange(first, min(first + window * rows, n), window)
         yield first, np.minimum(n - begins, window)
 
 
 def _stages(p: np.ndarray, ids: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield symbols and tables of the blocks, then of the tokens in their blocks."""
+    """Yield the symbols and tables of the blocks, then of the tokens in their blocks."""
     blocks = _blocks(p)
     which = ids // BLOCK
     if blocks.shape[1] > 1:
@@ -289,7 +289,7 @@ def _inside(blocks: np.ndarray, which: np.ndarray) -> np.ndarray:
 
 
 def _filled(ids: np.ndarray, live: np.ndarray, n_rows: int, start: int) -> np.ndarray:
-    """Return a token for every row; rows that ended get the start token."""
+    """Return a token for every row; finished rows get the start token."""
     out = np.full(n_rows, start, dtype=np.int64)
     out[live] = ids
     return out
@@ -307,7 +307,7 @@ def _release(package: str) -> tuple[int, int, int]:
 
 @contextmanager
 def computing(owner: str, module: nn.Module, threads: int) -> Iterator[None]:
-    """Compute on a number of threads; refuse a model whose forward is random."""
+    """Use a number of threads in a ``with`` block, and raise for a model in training mode."""
     if any(m.training for m in module.modules()):
         raise InputError(
             f"{owner}: expected a model in evaluation, got one in training, whose dropout is "

@@ -1,4 +1,4 @@
-"""Hold equal experts once, so that a model with merged experts is smaller in memory."""
+"""Store equal experts once, so that a model with merged experts needs less memory."""
 
 import copy
 from typing import Any
@@ -13,7 +13,7 @@ from sonde.weights import module_of, with_tensors
 
 
 class SharedExperts(nn.Module):
-    """Stacked experts in which several positions hold the same expert.
+    """Stacked experts in which several positions share one stored expert.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class SharedExperts(nn.Module):
 
 @torch.no_grad()
 def share_experts(model: Model | nn.Module) -> nn.Module:
-    """Return a copy of a model whose equal experts are held once; its answers are the same.
+    """Return a copy of a model that stores equal experts once, with unchanged answers.
 
     All other tensors are shared with ``model``. ``torch.save`` writes the smaller model;
     ``save_pretrained`` does not know its form.

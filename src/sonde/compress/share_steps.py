@@ -1,4 +1,4 @@
-"""Choose the steps of a process to compute; all other steps reuse an earlier step's state."""
+"""Choose the steps of a process to compute; each other step reuses an earlier step's state."""
 
 import torch
 from jaxtyping import Float

@@ -45,7 +45,7 @@ class SignCodec(Codec):
         return 1 - float(flat.abs().sum()) ** 2 / square if square else 0.0
 
     def pack(self, x: Tensor) -> bytes:
-        """Return shape, scale and signs."""
+        """Return the payload: shape, scale and signs."""
         flat = x.reshape(-1)
         scale = flat.double().abs().sum() / max(len(flat), 1)
         signs = (flat < 0).numpy().astype(np.int64)

@@ -1,4 +1,4 @@
-"""Keep the sign of each weight and one size for each row: the baseline below two bits."""
+"""Keep the sign of each weight and one magnitude for each row: a baseline below two bits."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ from sonde.weights import Change, Grid, Rewrite, RewritePlan
 @final
 @dataclass(frozen=True)
 class SignQuant(Rewrite):
-    """Replace each weight by its sign times the mean size of its row or group.
+    """Replace each weight by its sign times the mean magnitude of its row or group.
 
     The mean of ``|w|`` has the smallest squared error of all sizes. A weight of 0 counts as
     positive; a row of zeros stays 0.
@@ -51,7 +51,7 @@ class SignQuant(Rewrite):
         check_ranges(self, bits=(1, None), group=">= 1")
 
     def planned(self, model: Model) -> RewritePlan:
-        """Return the signs with their sizes."""
+        """Return the signs with their magnitudes."""
         changes: dict[str, Change] = {}
         layers = [] if self.bits is None else weighted_layers("SignQuant", model, self.layers)
         for layer in layers:

@@ -1,4 +1,4 @@
-"""Predict each part of a latent from the parts before it, so that it takes fewer bits.
+"""Predict each part of a latent from the earlier parts, so that it takes fewer bits.
 
 For latents (row, channel, high, wide) of trained codecs. It is fast, because it takes ten steps
 and not one step for each number; a net that predicts number by number would need fewer bits.
@@ -26,7 +26,7 @@ SMALLEST, LARGEST, N_SCALES, MEAN_STEP = 0.11, 256.0, 64, 1 / 64
 
 @final
 class SliceContext(nn.Module):
-    """Bits of each row's latent, given what was decoded before each of its parts.
+    """Bits of each row's latent, given the parts that were decoded before each part.
 
     Channels are cut into slices, each coded in two passes of a checkerboard. A net gives the mean
     and the spread of each number from all earlier passes: at the places around it by a convolution,
@@ -135,7 +135,7 @@ class SliceContext(nn.Module):
     def predicted(
         self, step: int, known: Tensor, hyper: Tensor | None
     ) -> tuple[Float[Tensor, "row size high wide"], Float[Tensor, "row size high wide"]]:
-        """Return the mean and the spread of the slice of a pass; unknown numbers must be 0."""
+        """Return the mean and standard deviation of a pass's slice; unknown numbers must be 0."""
         if (0 if hyper is None else hyper.shape[1]) != self.hyper:
             raise InputError(
                 f"SliceContext: expected a map of {self.hyper} channels that encoder and "
@@ -150,12 +150,12 @@ class SliceContext(nn.Module):
         return mean, spread.clamp(float(np.log(SMALLEST)), float(np.log(LARGEST))).exp()
 
     def codec(self, hyper: Float[Tensor, "row hyper high wide"] | None = None) -> "SliceCodec":
-        """Return the codec of the learned net; channels come last."""
+        """Return the codec of the learned network; channels come last."""
         return SliceCodec(self, hyper)
 
 
 class _Attention(nn.Module):
-    """Attention of every place to all positions, both of the known map."""
+    """Attention of every position to all positions of the decoded map."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -199,13 +199,13 @@ class SliceCodec(Codec):
         return self.context.channels
 
     def most_lost(self, x: Tensor) -> float:
-        """Return the fraction that is lost if every entry is off by half a step."""
+        """Return the largest fraction of the energy lost by rounding: half a step per entry."""
         norm = float(x.double().square().sum())
         return (1 + 1e-5) * x.numel() / 4 / norm if norm else float("inf")
 
     @torch.no_grad()
     def pack(self, x: Tensor) -> bytes:
-        """Return shape, fingerprint, and the rounded differences of each pass."""
+        """Return the payload: shape, fingerprint, and the rounded differences of each pass."""
         y, threads = _as_maps(x), torch.get_num_threads()
         known, streams, check = torch.zeros_like(y), list[bytes](), 0
         with computing("SliceCodec", self.context, threads):
@@ -266,14 +266,14 @@ class SliceCodec(Codec):
 
 
 def _as_maps(x: Tensor) -> Float[Tensor, "row channel high wide"]:
-    """Return maps of a tensor whose last axis is channels; axes that are missing have size 1."""
+    """Return maps of a tensor with channels last; missing axes get size 1."""
     wide = x.reshape(*[1] * (3 - x.ndim), *x.shape) if x.ndim < 3 else x
     rows = torch.Size(wide.shape[:-3]).numel()
     return wide.reshape(rows, *wide.shape[-3:]).movedim(-1, 1).contiguous()
 
 
 def _uneven(channels: int) -> tuple[int, ...]:
-    """Return sizes of up to five slices, each about twice the one before."""
+    """Return the sizes of up to five slices, each about twice as large as the previous one."""
     n = min(5, channels)
     sizes = [max(1, round(channels * 2**i / (2**n - 1))) for i in range(n - 1)]
     while sum(sizes) >= channels:
@@ -282,5 +282,5 @@ def _uneven(channels: int) -> tuple[int, ...]:
 
 
 def _below(x: Tensor) -> Tensor:
-    """Return the mass of a normal distribution below each number."""
+    """Return the cumulative normal distribution at each number."""
     return 0.5 * torch.erfc(-x / 2**0.5)

@@ -1,4 +1,4 @@
-"""Make the residual stream of a transformer narrower: all blocks lose the same directions.
+"""Make the residual stream of a transformer narrower: all blocks lose equal directions.
 
 Every layer that reads or writes the stream becomes smaller, and no kernel is needed. For channels,
 neurons and heads inside blocks, ``PruneChannels``; for whole blocks, ``DropBlocks``.
@@ -29,7 +29,7 @@ from sonde.weights.own_config import with_own_config
 @final
 @dataclass(frozen=True)
 class SliceWidth(Rewrite):
-    """Write the residual stream in its principal directions, and leave out the last ones.
+    """Write the residual stream in its principal directions, and remove the last ones.
 
     A norm without its gain gives the same rows in rotated coordinates, so the stream may be rotated
     if gains go into the layers behind norms. With ``H`` the mean of ``z z^T`` over rows ``z`` that
@@ -69,7 +69,7 @@ class SliceWidth(Rewrite):
         check_ranges(self, share="[0, 1)", round_to=">= 1")
 
     def reads(self) -> dict[str, Examples]:
-        """Read examples: directions of the stream are fitted to them."""
+        """Read examples, to which the directions of the stream are fitted."""
         return {"calibration": Examples()}
 
     def planned(self, model: Model, calibration: Inputs) -> RewritePlan:
@@ -110,7 +110,7 @@ class SliceWidth(Rewrite):
         return RewritePlan.shaped(model, changes, word, figures)
 
     def _require_same(self, model: Model, whole: RewritePlan, inputs: Inputs) -> None:
-        """Refuse a model whose answers change after a rotation of full width."""
+        """Raise for a model whose answers change after a rotation of full width."""
         args, kwargs = placed_call(model, right_padded(next(iter(inputs.batches(0, 1)))))
         wanted = answers_of(model.module, args, kwargs)
         gap = (answers_of(whole.fold(model), args, kwargs) - wanted).abs().max()
@@ -124,7 +124,7 @@ class SliceWidth(Rewrite):
 
 
 def _seen(model: Model, stream: Stream, inputs: Inputs) -> Float[Tensor, "dim dim"]:
-    """Return the mean of ``z z^T`` over rows of all norms, without gain.
+    """Return the mean of ``z z^T`` over the rows of all norms, without their gains.
 
     Raises
     ------
@@ -148,14 +148,14 @@ def _seen(model: Model, stream: Stream, inputs: Inputs) -> Float[Tensor, "dim di
 def _directions(
     h: Float[Tensor, "dim dim"], centred: bool
 ) -> tuple[Float[Tensor, "most"], Float[Tensor, "dim most"]]:
-    """Return variances and directions, largest first; the vector of ones is out if centred."""
+    """Return variances and directions in decreasing order, without the ones vector if centred."""
     inner = _centred_basis(len(h)) if centred else torch.eye(len(h), dtype=torch.float64)
     values, vectors = torch.linalg.eigh(inner.T @ h @ inner)
     return values.flip(0), inner @ vectors.flip(1)
 
 
 def _into(vectors: Float[Tensor, "dim n"], width: int, centred: bool) -> Float[Tensor, "dim width"]:
-    """Return the map from old to new coordinates; the new have mean 0 if the old have mean 0."""
+    """Return the map to new coordinates, which keeps rows of mean 0 at mean 0."""
     return vectors @ _centred_basis(width).T if centred else vectors
 
 

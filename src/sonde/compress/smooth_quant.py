@@ -1,4 +1,4 @@
-"""Move large channels of inputs into weights, so that inputs can be rounded to eight bits as well.
+"""Scale large input channels into the weights, so that inputs can also be rounded to 8 bits.
 
 For models that run where inputs are rounded too. Nothing here rounds inputs: this writes the scales
 into the model, and rounds weights if asked.
@@ -76,11 +76,11 @@ class SmoothQuant(Rewrite):
         check_ranges(self, power="(0, 1)")
 
     def reads(self) -> dict[str, Examples]:
-        """Read examples, for the largest inputs and the modules that divide."""
+        """Read examples, for the largest inputs and for the modules that can divide them."""
         return {"calibration": Examples()}
 
     def planned(self, model: Model, calibration: Inputs) -> RewritePlan:
-        """Return the scaled and rounded weights, and the divided weights of modules before them."""
+        """Return the scaled and rounded weights, and the divided weights of preceding modules."""
         changes: dict[str, Change] = {}
         figures: dict[str, float] = {}
         if self.bits is not None:
@@ -117,7 +117,7 @@ class SmoothQuant(Rewrite):
 def _largest_inputs(
     model: Model, groups: Sequence[ScaleGroup], inputs: Inputs
 ) -> list[Float[Tensor, "_in"]]:
-    """Return the largest size of each input over all rows of real tokens, group by group."""
+    """Return the largest absolute value of each input over all real tokens, group by group."""
     firsts: list[nn.Module] = [group.layers[0].module for group in groups]
     found: dict[nn.Module, Tensor] = {}
     for batch in map(right_padded, inputs.batches(0, len(inputs))):

@@ -17,7 +17,7 @@ from sonde.core.ranges import check_ranges
 @final
 @dataclass(frozen=True)
 class SnapKV(CacheRule):
-    """Keep the newest tokens, and the tokens that these attend to, smoothed over neighbours.
+    """Keep the newest tokens, and the tokens that the newest attend to, smoothed over neighbours.
 
     Formula: ``score_j = pool(mean_q a_qj)``, q the last ``window`` real tokens, j those before.
 
@@ -69,7 +69,7 @@ class SnapKV(CacheRule):
         return self.window
 
     def score(self, keys: Tensor, values: Tensor, seen: CachedTokens) -> Tensor:
-        """Return the pooled attention of the window; the window itself stays."""
+        """Return the pooled attention of the window. The window itself is kept."""
         held = ((seen.index >= 0) & (seen.age >= self.window)).float()
         received, size, edge = seen.received() * held, self.kernel, self.kernel // 2
         # the window is no neighbour, and slots of padding are none

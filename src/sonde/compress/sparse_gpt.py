@@ -1,4 +1,4 @@
-"""Remove weights column by column; the weights that are left compensate the error.
+"""Remove weights column by column; the remaining weights compensate the error.
 
 For layers whose inputs are at hand. Without data, or if kept weights must not change, use
 ``PruneWeights``.
@@ -28,7 +28,7 @@ from sonde.weights.change import rounded_to_half
 @final
 @dataclass(frozen=True)
 class SparseGPT(Rewrite):
-    """Set weights to 0 so that the layer's outputs change little, and adjust the other weights.
+    """Set weights to 0 with little change of the layer's outputs, and adjust the other weights.
 
     Walks over columns as ``GPTQ`` does. In each block of 128 columns the weights with the smallest
     ``w^2 / U_jj^2`` are removed, with ``U`` the Cholesky factor of the inverse second moment of the
@@ -171,7 +171,7 @@ def refitted(
     gone: Bool[Tensor, "out in"],
     h: Float[Tensor, "in in"],
 ) -> Float[Tensor, "out in"]:
-    """Return the kept weights of each row that change its outputs least."""
+    """Return the kept weights of each row, refitted to change the outputs least."""
     new = torch.zeros_like(w)
     for i, kept in enumerate(~gone):
         fit = solve_normal_equations(h[kept][:, kept], (h[kept] @ w[i])[:, None])

@@ -1,4 +1,4 @@
-"""Keep the first tokens and the newest of a key-value cache (StreamingLLM).
+"""Keep the first and the newest tokens of a key-value cache (StreamingLLM).
 
 For endless texts of models that put much attention on the first token. Tokens in between are lost
 for good: use another rule if the answer needs them.
@@ -17,7 +17,7 @@ from sonde.core.ranges import check_ranges
 @final
 @dataclass(frozen=True)
 class StreamingCache(CacheRule):
-    """Keep the first few tokens of each text, and of the rest the newest.
+    """Keep the first few tokens of each text, and the newest of the other tokens.
 
     The first tokens serve many models as attention sinks: heads with nothing to say put their
     attention there.
@@ -50,6 +50,6 @@ class StreamingCache(CacheRule):
         check_ranges(self, n_first=">= 0")
 
     def score(self, keys: Tensor, values: Tensor, seen: CachedTokens) -> Tensor:
-        """Return each token's place in its text, infinite for the first tokens."""
+        """Return the position of each token in its text; infinite for the first tokens."""
         place = seen.index.double()
         return torch.where(seen.index < self.n_first, torch.inf, place)

@@ -1,4 +1,4 @@
-"""How many tokens each segment of a text or a video gets, by its relevance to a question."""
+"""Numbers of tokens for the segments of a text or a video, by relevance to a question."""
 
 from typing import Literal
 
@@ -17,7 +17,7 @@ def token_budget(
     temperature: float | None = None,
     floor: int = 0,
 ) -> Int[Tensor, "segment"]:
-    """Return tokens for each segment that sum to the budget, in proportion to its relevance.
+    """Return the tokens of each segment: in proportion to its relevance, summing to the budget.
 
     A segment never gets more than its length; what it cannot take goes to the others in
     proportion. Fractions are rounded down, and the tokens that are left go to the largest
@@ -81,7 +81,7 @@ def segment_relevance(
     question: Float[Tensor, "part dim"],
     combine: Literal["max", "mean"] = "max",
 ) -> Float[Tensor, "segment"]:
-    """Return how relevant each segment is to the parts of a question.
+    """Return the relevance of each segment to the parts of a question.
 
     The cosine between the mean of a segment's states and each part, the largest or the mean over
     parts; negative values become 0.
@@ -128,7 +128,7 @@ def shortened(
     lengths: Int[Tensor, "segment"],
     kept: Int[Tensor, "segment"],
 ) -> Float[Tensor, "token2 dim"]:
-    """Return the states of all segments, each pooled to ``kept`` tokens by neighbours' means."""
+    """Return the states of all segments, each mean-pooled to ``kept`` tokens."""
     parts = states.split([int(n) for n in lengths])
     sizes = zip(parts, kept.tolist(), strict=True)
     pooled = [adaptive_avg_pool1d(x.T[None], n)[0].T for x, n in sizes if n > 0]
@@ -136,7 +136,7 @@ def shortened(
 
 
 def _filled(share: Tensor, longest: Tensor, budget: int) -> Tensor:
-    """Return fractional numbers of tokens: in proportion, but at most a segment's length."""
+    """Return fractional numbers of tokens, in proportion but at most a segment's length."""
     found, free = torch.zeros_like(share), torch.ones(len(share), dtype=torch.bool)
     while True:
         left = budget - float(found[~free].sum())

@@ -15,7 +15,7 @@ from sonde.core.ranges import check_ranges
 @final
 @dataclass(frozen=True)
 class TokenMerging(TokenRule):
-    """Merge the most similar pairs of tokens behind each block.
+    """Merge the most similar pairs of tokens after each block.
 
     Real tokens are split in turn into two sets. Each token of the first set finds the most similar
     token of the second set, by the cosine between their keys, mean over heads. The best pairs are
@@ -50,11 +50,11 @@ class TokenMerging(TokenRule):
         check_ranges(self, share="[0, 0.5]", protected=">= 0")
 
     def acts(self, block: int, n_blocks: int) -> bool:
-        """Return True: behind every block."""
+        """Return True, because tokens are merged after every block."""
         return True
 
     def reduce(self, seen: InsideTokens) -> Reduction:
-        """Return the best pairs: the token of the second set leads."""
+        """Return the pairs to merge: tokens of the first set join tokens of the second set."""
         number = seen.real.long().cumsum(1) - 1
         first = seen.real & (number % 2 == 1) & (number >= self.protected)
         second = seen.real & (number % 2 == 0) & (number >= self.protected)

@@ -1,4 +1,4 @@
-"""Drop the tokens that the class token, or the end of a text, pays least attention to (EViT)."""
+"""Drop the tokens with the least attention from the class token or a text's end (EViT)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -14,7 +14,7 @@ from sonde.core.token_rule import Asked
 @final
 @dataclass(frozen=True)
 class TokenPruning(TokenRule):
-    """Keep the tokens that one query attends to most, behind some blocks.
+    """Keep the tokens that one query attends to most, after some blocks.
 
     Range        ``ceil(share * tokens)`` stay behind each of the blocks, the query's own among
                  them; ``share=1`` changes nothing.
@@ -57,7 +57,7 @@ class TokenPruning(TokenRule):
         return block in self.after
 
     def reduce(self, seen: InsideTokens) -> Reduction:
-        """Return which tokens stay; all others are dropped, or merged into the first of them."""
+        """Return the kept tokens; others are dropped, or merged into the first dropped token."""
         assert seen.received is not None
         real, n = seen.real, seen.real.sum(1)
         number = real.long().cumsum(1) - 1

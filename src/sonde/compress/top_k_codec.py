@@ -17,7 +17,7 @@ from sonde.core.ranges import check_ranges
 @final
 @dataclass(frozen=True)
 class TopKCodec(Codec):
-    """The entries of largest magnitude as they are; all others become 0.
+    """The entries of largest magnitude, unchanged, with all others set to 0.
 
     Biased: use it with ``error_feedback``. Theorem: ``|C(x) - x|^2 <= (1 - k/d) |x|^2`` for d
     entries, k of them kept.
@@ -57,7 +57,7 @@ class TopKCodec(Codec):
         return 1 - kept_count(self.share, x.numel()) / max(x.numel(), 1)
 
     def pack(self, x: Tensor) -> bytes:
-        """Return shape, count, gaps between kept positions, and values."""
+        """Return the payload: shape, count, gaps between kept positions, and values."""
         flat = x.reshape(-1)
         k = kept_count(self.share, len(flat))
         order = torch.argsort(flat.abs(), descending=True, stable=True)[:k]
@@ -67,7 +67,7 @@ class TopKCodec(Codec):
         return shape_bytes(x) + count_bytes(k) + places + float_bytes(flat[index])
 
     def unpack(self, payload: bytes) -> Tensor:
-        """Return zeros with the kept values in their positions."""
+        """Return zeros with the kept values at their positions."""
         reader = Reader("TopKCodec", payload)
         shape, k = reader.shape(), reader.count()
         flat = torch.zeros(shape).reshape(-1)
@@ -77,5 +77,5 @@ class TopKCodec(Codec):
 
 
 def _low_bits(n: int, k: int) -> int:
-    """Return the number of low bits of a gap that are sent raw, for ``k`` of ``n`` even places."""
+    """Return the number of raw low bits of a gap, for ``k`` of ``n`` evenly spaced positions."""
     return max(int(log2(max(0.69 * n / max(k, 1), 1))), 0)

@@ -37,7 +37,7 @@ class TOVA(CacheRule):
     examples: ClassVar[tuple[dict, ...]] = ({}, {"budget": 3})
 
     def reads_attention(self) -> int:
-        """Return 1: the attention of the last query."""
+        """Return 1, because only the attention of the last query is read."""
         return 1
 
     def score(self, keys: Tensor, values: Tensor, seen: CachedTokens) -> Tensor:

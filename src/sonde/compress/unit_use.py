@@ -23,7 +23,7 @@ from sonde.weights import as_model
 
 @dataclass(frozen=True, eq=False)
 class DenseBlock:
-    """A block of one hidden layer: maps into it (two if it is gated), and the map out of it.
+    """A block of one hidden layer: one or, if gated, two input maps, and the output map.
 
     Parameters
     ----------
@@ -42,12 +42,12 @@ class DenseBlock:
 
     @property
     def last(self) -> nn.Linear:
-        """The map out of the hidden layer."""
+        """The map from the hidden layer to the output."""
         return getattr(self.module, self.down)
 
     @property
     def width(self) -> int:
-        """Hidden units."""
+        """Number of hidden units."""
         return self.last.in_features
 
 
@@ -76,7 +76,7 @@ class UnitUse(State):
     model: str
 
     def merge(self, other: "UnitUse") -> "UnitUse":
-        """Return the state of both sets of tokens.
+        """Return the merged counts of both sets of tokens.
 
         Raises
         ------
@@ -142,7 +142,7 @@ def unit_use(
 
 
 def dense_blocks(owner: str, module: nn.Module) -> list[DenseBlock]:
-    """Return the blocks of one hidden layer in a model: modules of two or three linear maps alone.
+    """Return a model's blocks of one hidden layer: modules with two or three linear maps only.
 
     Raises
     ------
@@ -170,7 +170,7 @@ def dense_blocks(owner: str, module: nn.Module) -> list[DenseBlock]:
 
 
 def by_length(block: DenseBlock) -> Float[Tensor, "unit"]:
-    """Return the product of the lengths of each unit's input and output weights."""
+    """Return the product of the norms of each unit's input and output weights."""
     size = block.last.weight.detach().norm(dim=0)
     for up in block.ups:
         size = size * block.module.get_submodule(up).weight.detach().norm(dim=1)

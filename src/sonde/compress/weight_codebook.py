@@ -1,4 +1,4 @@
-"""Round weights to entries of codebooks that rows share, both learned for the layer's outputs.
+"""Round weights to shared codebooks, learned together for the layer's outputs.
 
 For two to four bits without a grid: the values of a codebook lie where weights are. The layer is
 unpacked at each use; a grid of four bits has a kernel, see ``GPTQ``.
@@ -130,7 +130,7 @@ class WeightCodebook(Rewrite):
 
 
 class _Learned:
-    """Codes of a layer and its codebooks, while they are learned."""
+    """Codes and codebooks of a layer, while they are learned."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class _Learned:
         self.scores = -gaps / self.gap[owner][:, None, None]
 
     def values(self, codes: Tensor) -> Float[Tensor, "out in"]:
-        """Return the weight that codes stand for, without scales."""
+        """Return the weight that codes decode to, without scales."""
         return self.book[self.owner].gather(1, codes)
 
     def loss(self) -> float:
@@ -166,7 +166,7 @@ class _Learned:
         return losses, -pull * self.scale[:, None]
 
     def move_codes(self, rate: float) -> None:
-        """Let scores follow the gradient, and rows whose error falls take the best entries."""
+        """Take a gradient step on the scores, and use the best entries if a row's error falls."""
         losses, slope = self._losses(self.codes)
         slope = slope / slope.abs().amax(1, keepdim=True).clamp(min=1e-300)
         n = self.book.shape[1]
@@ -183,7 +183,7 @@ class _Learned:
         self.codes = torch.where(better[:, None], found, self.codes)
 
     def move_book(self) -> None:
-        """Take the codebooks down their gradient, as far as the error falls."""
+        """Take gradient steps on the codebooks, as long as the error falls."""
         _, slope = self._losses(self.codes)
         places = self.owner[:, None] * self.book.shape[1] + self.codes
         down = torch.zeros(self.book.numel(), dtype=slope.dtype, device=slope.device)
@@ -199,7 +199,7 @@ class _Learned:
 
 
 def _alike(flat: Float[Tensor, "out in"], n_groups: int) -> Int[Tensor, "out"]:
-    """Return a group for each row: rows whose quantiles are near, by seeded clustering."""
+    """Return the group of each row, by seeded clustering of the rows' quantiles."""
     shares = torch.linspace(0, 1, SIGNATURE, dtype=flat.dtype, device=flat.device)
     marks = flat.quantile(shares, 1).T
     draw = torch.Generator().manual_seed(0)
@@ -249,7 +249,7 @@ def clusters(
 
 
 def _cuts(total: Float[Tensor, "three n1"], n_clusters: int) -> Int[Tensor, "cluster1"]:
-    """Return the ends of the runs of sorted numbers that cost least, from cumulative sums."""
+    """Return the ends of the segments of sorted numbers with the least cost."""
     n = total.shape[1] - 1
     edges = torch.linspace(0, n, min(n, RUNS) + 1).round().long().to(total.device)
     mass, first, second = (total[:, edges][:, None, :] - total[:, edges][:, :, None]).unbind()
@@ -266,7 +266,7 @@ def _cuts(total: Float[Tensor, "three n1"], n_clusters: int) -> Int[Tensor, "clu
 
 
 def _means(total: Tensor, ends: Int[Tensor, "cluster1"], x: Tensor) -> Float[Tensor, "cluster"]:
-    """Return the weighted mean of each run; of a run without weight its first number."""
+    """Return the weighted mean of each segment, or its first number if it has no weight."""
     mass, first, _ = total[:, ends[1:]] - total[:, ends[:-1]]
     lone = x[ends[:-1].clamp(max=len(x) - 1)].to(total)
     return torch.where(mass > 0, first / mass.clamp(min=1e-300), lone).to(x.dtype).sort().values
