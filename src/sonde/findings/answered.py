@@ -1,4 +1,4 @@
-"""Every sampled input with its truth, the model's answer, and the findings that name it."""
+"""Every sampled input with its label, the model's answer, and the findings that name it."""
 
 import math
 from collections import defaultdict
@@ -22,7 +22,7 @@ KNOWN: Final = ("truth", "answer", "confidence", "loss", "right")
 
 
 def answered_rows(evidence: Evidence, checks: Sequence[Check] = ()) -> list[dict[str, Any]]:
-    """Return each sampled row of DATA: wrong rows first, then by falling loss.
+    """Return each sampled row of DATA: incorrect rows first, then by falling loss.
 
     Rows of a classifier have truth, answer, confidence (the answer's probability), loss (nats) and
     whether the answer is right. Rows of a regression have truth, answer and loss (squared error);
@@ -55,7 +55,7 @@ def answered_rows(evidence: Evidence, checks: Sequence[Check] = ()) -> list[dict
 
 
 def _group(key: bytes) -> str:
-    """Return a group as the user wrote it, or in hex digits if it is the hash of a document."""
+    """Return a group as the user wrote it, or as a hexadecimal hash if it stands for a document."""
     try:
         return key.decode()
     except UnicodeDecodeError:
@@ -68,7 +68,7 @@ def _worst_first(row: dict[str, Any]) -> tuple[bool, float, int]:
 
 
 def _known(evidence: Evidence) -> dict[int, dict[str, Any]]:
-    """Return what is known of the answers, by shared row."""
+    """Return the known answers of the model, by shared row."""
     columns, numbers = answer_columns(evidence), number_rows(evidence)
     if not isinstance(columns, str):
         return _of_classes(evidence, *columns)
@@ -110,7 +110,7 @@ def _of_classes(
 
 
 def wrong_pairs(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Return the wrong rows by pair of truth and answer, the commonest pairs and worst rows first.
+    """Return the incorrect rows by (label, answer): frequent pairs first, worst rows first.
 
     If right and wrong are not known, the rows of the largest loss form a single group.
     """

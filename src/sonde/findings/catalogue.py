@@ -34,7 +34,7 @@ def check_code(code: str) -> str:
 
 
 def rules(moved: Mapping[str, Mapping[str, int | float]] | None = None) -> list[Rule]:
-    """Return one rule per code, with thresholds that a user has moved.
+    """Return one rule per code, with the thresholds that a user changed.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def rules(moved: Mapping[str, Mapping[str, int | float]] | None = None) -> list[
 
 
 def _like(default: float | int, value: float | int, name: str) -> float | int:
-    """Return a threshold as the kind of number that its default is."""
+    """Return a threshold as an int or a float, like its default."""
     if isinstance(default, float):
         return float(value)
     if value != int(value):
@@ -69,7 +69,7 @@ def _like(default: float | int, value: float | int, name: str) -> float | int:
 
 
 def explain(code: str) -> str:
-    """Return what a code means: rule, reasons, false positives, and the test that plants it."""
+    """Explain a code: its rule, its reasons, its false positives, and the test that plants it."""
     cls = rule_classes()[check_code(code)]
     rule = cls()
     limits = ", ".join(f"{name} = {value:g}" for name, value in rule.thresholds().items())

@@ -1,4 +1,4 @@
-"""Causes before consequences: which findings are folded under another one, and which are void.
+"""Order causes before consequences: which findings another one explains, and which are void.
 
 A fault at one place raises many codes. One table says what explains what, and where; the rest of a
 report then shows the origin once, with its consequences beneath it. The word cause is kept for what
@@ -19,7 +19,7 @@ Reach = Literal["anywhere", "same", "same or later"]
 
 @dataclass(frozen=True)
 class Cause:
-    """One line of the table.
+    """A known cause: a row of the table below.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ TABLE: tuple[Cause, ...] = (
 
 
 def name_causes(evidence: Evidence, checks: Sequence[Check]) -> list[Check]:
-    """Return the checks with explanations named and void ones withheld; sites as tables name them.
+    """Return the checks with explained findings marked and void ones withheld.
 
     A finding is explained by at most one other, the first in the table that reaches it, and no two
     findings explain each other. At most one finding is the cause.

@@ -29,7 +29,7 @@ SCAN_NEIGHBOURS = 2048
 
 
 def chosen_detectors(stream: Stream, chosen: Sequence[Detector]) -> dict[tuple[str, str], Task]:
-    """Return the tasks of detectors at all pooled sites; detectors of logits only at the last site.
+    """Return the detectors to fit at each pooled site; detectors of logits only at the last site.
 
     Detectors of the final linear layer stand where its input was read. The name of each task is
     the detector's class, with the parameters that the width of the rows changed, and its site.
@@ -51,7 +51,7 @@ def chosen_detectors(stream: Stream, chosen: Sequence[Detector]) -> dict[tuple[s
 
 
 def _name_at(mine: Detector, asked: Detector) -> str:
-    """Return the class of a detector with the parameters that the width of the rows changed."""
+    """Return a detector's class name with the parameters that the row width changed."""
     changed = {f.name: getattr(mine, f.name) for f in fields(mine)}  # type: ignore[arg-type]
     changed = {k: v for k, v in changed.items() if v != getattr(asked, k)}
     words = ", ".join(f"{name}={value}" for name, value in changed.items())
@@ -59,7 +59,7 @@ def _name_at(mine: Detector, asked: Detector) -> str:
 
 
 def with_columns_of(stream: LiveStream, chosen: Sequence[Detector]) -> LiveStream:
-    """Return a stream that also brings what detectors score: moved inputs, logits, head inputs."""
+    """Return a stream that also provides the columns that detectors need, such as logits."""
     steps = [method.reading()["perturb"] for method in chosen if "perturb" in method.reading()]
     if steps:
         stream = replace(stream, perturb=Perturbation.from_json(steps[0]))
@@ -76,7 +76,7 @@ def _heads(chosen: Sequence[Detector], stream: Stream) -> set[str]:
 
 
 def _sites_of(method: Detector, pooled: list[SiteSchema], heads: set[str]) -> list[SiteSchema]:
-    """Return where a detector is fitted: everywhere, at the final layer, or once for the logits."""
+    """Return the sites of a detector: all sites, the final layer, or one site for the logits."""
     if not at_head(method):
         return pooled if "x" in score_needs(method) else pooled[-1:]
     if not heads:
@@ -89,7 +89,7 @@ def _sites_of(method: Detector, pooled: list[SiteSchema], heads: set[str]) -> li
 
 
 def _check_single_pass(method: Detector) -> None:
-    """Raise if a single pass over the rows of a single site cannot fit or score a detector."""
+    """Raise if a detector cannot be fitted or score in a single pass over one site."""
     reads = method.all_reads().values()
     needs = {*score_needs(method), *(n for read in reads for n in read.statistic.needs())}
     strange = sorted(set(score_needs(method)) - {"x", *SAMPLED_COLUMNS})
@@ -119,7 +119,7 @@ def _check_single_pass(method: Detector) -> None:
 def fitted_scorers(
     tasks: dict[tuple[str, str], Task], states: States, split: Split | None
 ) -> dict[tuple[str, str], CalibratedScorer]:
-    """Return the scorer of each task whose detector could be fitted, by its name."""
+    """Return the scorer of each detector that could be fitted, by its name."""
     found: dict[tuple[str, str], CalibratedScorer] = {}
     for name, task in tasks.items():
         instrument = task.instrument

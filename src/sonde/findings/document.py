@@ -1,4 +1,4 @@
-"""A scan as the JSON that reports, gates and machines read (schema ``sonde-scan/1``)."""
+"""A scan as the JSON that reports, gates and scripts read (schema ``sonde-scan/1``)."""
 
 import math
 import time
@@ -98,7 +98,7 @@ def _cause(scanned: Scanned, findings: list[dict[str, Any]]) -> str | None:
 
 
 def _answers(evidence: Evidence) -> dict[str, Any] | None:
-    """Return how often the model is right, and how sure a classifier is if that is clearly off."""
+    """Return the model's accuracy, and a classifier's calibration if it is clearly off."""
     found = answers_section(evidence)
     if found is None or found["measure"] != "accuracy":
         return found
@@ -106,7 +106,7 @@ def _answers(evidence: Evidence) -> dict[str, Any] | None:
 
 
 def _versus(evidence: Evidence) -> dict[str, Any] | None:
-    """Return the section on OTHER, with its figures at each site."""
+    """Return the section on OTHER, with its values at each site."""
     found = versus_section(evidence)
     if found is None or evidence.versus is None:
         return found
@@ -119,7 +119,7 @@ def _versus(evidence: Evidence) -> dict[str, Any] | None:
 
 
 def _rows_section(scanned: Scanned) -> dict[str, Any]:
-    """Return the section on rows; labels are not called wrong where the check was withheld."""
+    """Return the section on rows; no label is called wrong if that check was withheld."""
     found = rows_section(scanned.evidence)
     tables = [check.tables.get("weak_groups", []) for check in scanned.checks]
     found["weak_groups"] = [group for table in tables for group in table]
@@ -157,7 +157,7 @@ def _finding(check: Check, rule: Rule, scanned: Scanned) -> dict[str, Any]:
 
 
 def _trial(trial: Trial | None) -> dict[str, Any] | None:
-    """Return a trial that held, with errors and losses as such, else None.
+    """Return a trial whose gain was confirmed, with errors and losses as positive numbers.
 
     A head that was fitted anew undoes nothing: advice to do so is no fix.
     """
@@ -179,7 +179,7 @@ def _trial(trial: Trial | None) -> dict[str, Any] | None:
 
 
 def _rows_of(finding: Finding, evidence: Evidence, place: Place) -> dict[str, Any]:
-    """Return the ids of the rows that a finding names, and where these stand."""
+    """Return the ids of the rows that a finding names, and their place in the data."""
     data = evidence.versus.other_data if finding.of_other else evidence.data
     places = [place(example) for example in finding.examples[:NAMED]]
     return {

@@ -1,4 +1,4 @@
-"""The inputs of the rows that a report names, if the user lets the report hold them."""
+"""Inputs of the rows that a report names, if the user allows the report to hold them."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ LISTS: Final = ("mislabelled", "far", "duplicates", "near_duplicates", "weak_gro
 def show_inputs(
     report: dict[str, Any], mine: Stream, other: Stream | None, data: DataEvidence
 ) -> None:
-    """Add ``input`` to the rows that a report lists; among answers, only to each pair's worst.
+    """Add ``input`` to the listed rows; in the table of answers only to each pair's worst row.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def show_inputs(
 
 
 def unusual_columns(data: DataEvidence, examples: Sequence[int]) -> dict[int, str]:
-    """Return for each row the inputs that lie furthest from their medians, most unusual first.
+    """Return each row's inputs that are furthest from their medians, most unusual first.
 
     Distances are in robust standard deviations over these rows. Empty if no input is a number.
     """
@@ -76,12 +76,12 @@ def unusual_columns(data: DataEvidence, examples: Sequence[int]) -> dict[int, st
 
 
 def _numbers(values: Sequence[Any]) -> Tensor:
-    """Return a column as numbers, NaN where it holds something else."""
+    """Return a column as numbers; entries that are not numbers become NaN."""
     return torch.tensor([_number(v) for v in values], dtype=torch.float64)
 
 
 def _number(value: Any) -> float:
-    """Return a cell as a number, or NaN if it holds none; a CSV file gives its cells as text."""
+    """Return a cell as a number, or NaN if it is not a number."""
     try:
         return float(value) if isinstance(value, int | float | str) else math.nan
     except ValueError:
@@ -101,7 +101,7 @@ def other_rows(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def input_of(stream: Stream, index: int) -> str | None:
-    """Return a text, a small picture as ``data:`` address, or the largest units of a plain row.
+    """Return a text, a small image as a ``data:`` address, or a vector's largest units.
 
     Parameters
     ----------

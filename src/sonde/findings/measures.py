@@ -1,4 +1,4 @@
-"""The measures that a scan computes beside its checks: asked for, or those of a deep scan."""
+"""Measures that a scan computes in addition to its checks: requested, or of ``--deep``."""
 
 import sys
 import warnings
@@ -36,7 +36,7 @@ DEEP: Final = (
 
 @dataclass(frozen=True, eq=False)
 class ScanMeasures:
-    """The measures of a scan and the sites that each reads.
+    """The measures of a scan, and the sites at which each is computed.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class ScanMeasures:
 def chosen_measures(
     stream: Stream, settings: ScanSettings, split: Split | None, has_labels: bool
 ) -> ScanMeasures:
-    """Return the measures that were asked for, and with ``deep`` those of ``DEEP`` that fit.
+    """Return the requested measures, and with ``deep`` the applicable ones of ``DEEP``.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def _walks_again(task: Task) -> bool:
 
 
 def say_measures(stream: Stream, found: ScanMeasures, plan: Plan, shown: bool) -> None:
-    """Write to stderr what each measure takes, before anything is read."""
+    """Print the cost of each measure to stderr before any data are read."""
     if not shown:
         return
     tasks = (*found.tasks, *found.later_tasks)
@@ -157,7 +157,7 @@ def measured(
     plan: Plan,
     settings: ScanSettings,
 ) -> dict[tuple[str, str], Result]:
-    """Return the result of each measure at each site; fit the measures that take more passes."""
+    """Return each measure's result at each site; fit the measures that need more passes."""
     results: dict[tuple[str, str], Result] = {}
     known = set(found.left_out)
     if found.tasks:
@@ -185,7 +185,7 @@ def measured(
 
 
 def _results(fitted: Fitted, found: ScanMeasures) -> dict[tuple[str, str], Result]:
-    """Return what could be computed; the others are left out with their reason."""
+    """Return the results that could be computed; log the reason for each missing one."""
     results: dict[tuple[str, str], Result] = {}
     for word, site in fitted.names:
         try:

@@ -1,4 +1,4 @@
-"""The numbers and curves of every site, whether or not a rule speaks of them."""
+"""The numbers and curves of every site, with or without a finding."""
 
 import math
 from typing import Any
@@ -33,7 +33,7 @@ def number(
     se: float | torch.Tensor | None = None,
     null: float | torch.Tensor | None = None,
 ) -> Number:
-    """Return a figure for JSON: NaN and infinity become None."""
+    """Return a number for JSON: NaN and infinity become None."""
     return {"value": _json(value), "se": _json(se), "null": _json(null)}
 
 
@@ -50,7 +50,7 @@ def of_result(result: Result) -> Number:
 
 
 def site_profile(site: SiteEvidence, evidence: Evidence, error_bars: bool = True) -> dict[str, Any]:
-    """Return the JSON of one site: figures by name, and its curves."""
+    """Return the JSON of one site: named numbers, and its curves."""
     return {
         "site": site.schema.key,
         "order": site.schema.site.order,
@@ -67,7 +67,7 @@ def site_profile(site: SiteEvidence, evidence: Evidence, error_bars: bool = True
 def site_values(
     site: SiteEvidence, evidence: Evidence, error_bars: bool = False
 ) -> dict[str, Number]:
-    """Return the figures of one site by name."""
+    """Return the numbers of one site by name."""
     values: dict[str, Number] = {
         "median_norm": number(site.all.norms.median_all),
         "spread": number(_spread(site.all.moments)),
@@ -83,7 +83,7 @@ def site_values(
 
 
 def _ranks(site: SiteEvidence, evidence: Evidence, error_bars: bool) -> list[Result]:
-    """Return the ranks from the moments of the pass, with error bars from the sampled rows.
+    """Return the ranks from the moments of the pass, with error bars from the sample.
 
     A wide site keeps variances only, so its ranks come from its sampled rows.
     """
@@ -125,7 +125,7 @@ def _log_points(n: int) -> list[int]:
 
 
 def similarity(evidence: Evidence) -> dict[str, Any] | None:
-    """Return debiased CKA of all pairs of sites from the samples, or None below two sites."""
+    """Return debiased CKA of all pairs of sites on the samples; None for fewer than two sites."""
     if len(evidence.sites) < 2:
         return None
     result = LayerCKA().result(samples=tuple(s.sample for s in evidence.sites))
@@ -143,7 +143,7 @@ def _matrix(values: Any) -> list[list[float | None]]:
 
 
 def site_units(site: SiteEvidence, named: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the JSON of a site's units: quantiles of their size, and the units named."""
+    """Return the JSON of a site's units: quantiles of their size, and the named units."""
     moments, scalars = site.all.moments, site.all.scalars
     rms = (moments.variance + moments.mean.square()).sqrt()
     points = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=rms.dtype)
@@ -159,7 +159,7 @@ def site_units(site: SiteEvidence, named: list[dict[str, Any]]) -> dict[str, Any
 
 
 def unit_facts(site: SiteEvidence, unit: int, codes: list[str]) -> dict[str, Any]:
-    """Return what is known of one unit that a finding names."""
+    """Return known facts about a unit that a finding names."""
     moments, scalars = site.all.moments, site.all.scalars
     rms = (moments.variance[unit] + moments.mean[unit].square()).sqrt()
     return {

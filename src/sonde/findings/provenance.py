@@ -1,4 +1,4 @@
-"""Where a report comes from, and what it cannot see."""
+"""Origin of a report, and the limits of its scan."""
 
 import platform
 import time
@@ -36,7 +36,7 @@ CANNOT_SEE = (
 
 
 def provenance(scanned: Scanned, model: str, started: float) -> dict[str, Any]:
-    """Return the block that says how the report came about."""
+    """Return the report's block on its origin."""
     stream, settings = scanned.stream, scanned.settings
     data = scanned.evidence.data
     reducers = sorted({str(s.reducer) for s in stream.schema if "|" not in s.key})
@@ -70,7 +70,7 @@ def provenance(scanned: Scanned, model: str, started: float) -> dict[str, Any]:
 
 
 def _sites(scanned: Scanned) -> str:
-    """Return how many sites were read, and how many have a finite row if not all do."""
+    """Return the number of sites read, and of those with a finite row if fewer."""
     keys = [s.key for s in scanned.stream.schema if not s.key.endswith(f"|{ENTRY}")]
     n_read = len({key.split("|")[0] for key in keys})
     n_kept = len(scanned.evidence.sites)
@@ -79,7 +79,7 @@ def _sites(scanned: Scanned) -> str:
 
 
 def _call(scanned: Scanned, model: str) -> str:
-    """Return the call of a scan that was not typed as a command."""
+    """Return the Python call of a scan that was not started as a command."""
     names = [model, scanned.evidence.data.name]
     if scanned.evidence.versus is not None:
         names.append(scanned.evidence.versus.other_data.name)
@@ -165,7 +165,7 @@ def _instruments(gathered: Gathered) -> list[dict[str, Any]]:
 
 
 def limits(scanned: Scanned) -> list[str]:
-    """Return what this scan cannot see, and what it left out for size."""
+    """Return the limits of this scan, including results left out for their size."""
     said: list[str] = list(CANNOT_SEE)
     inputs = items_of(scanned.stream)
     if inputs is not None and inputs.own_labels and (why := inputs.listing.labels.reason):

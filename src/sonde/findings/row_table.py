@@ -35,7 +35,7 @@ SCHEMA = pa.schema([
 
 
 def row_table(scanned: Scanned) -> pa.Table:
-    """Return the inputs that findings count, the most informative first, then other sampled inputs.
+    """Return the inputs that findings name, most informative first, then other sampled inputs.
 
     ``data`` is the data set as typed, ``row`` counts its items from 0 and is null where they are
     not numbered, ``place`` is a file, a line or a row. ``figure`` is the number by which the check
@@ -89,7 +89,7 @@ def row_table(scanned: Scanned) -> pa.Table:
 
 
 def _answer(answer: dict[str, Any], hashed: bool) -> dict[str, Any]:
-    """Return the columns of what is known of a row's answer."""
+    """Return the columns about a row's answer."""
     group = answer.get("group")
     found: dict[str, Any] = {name: answer.get(name) for name in (*KNOWN, "label_doubt")}
     for side in ("truth", "answer"):

@@ -1,4 +1,4 @@
-"""The form of a finding: a sentence with a number, a place, a reason and a next step."""
+"""The form of a finding: a sentence with a number, a site, a reason and a next step."""
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -17,7 +17,7 @@ LEVELS: tuple[Level, ...] = ("note", "warning", "error")
 
 @dataclass(frozen=True)
 class Figure:
-    """The number that a check turned on, its interval and its threshold.
+    """The number that a check is based on, with its interval and threshold.
 
     ``confidence`` is how often such an interval contains the true value.
     """
@@ -45,7 +45,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Finding:
-    """A statement of a report, at all sites and units that share its cause.
+    """A statement of a report about all sites and units with a common cause.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ class Check:
 
 
 class Rule(ABC):
-    """One code. Subclasses are final frozen dataclasses whose fields are the thresholds.
+    """A rule with one code. Subclasses are frozen dataclasses whose fields are thresholds.
 
     Attributes
     ----------
@@ -155,14 +155,14 @@ class Rule(ABC):
 
     @abstractmethod
     def check(self, evidence: Evidence) -> Check:
-        """Return how the rule ends on this evidence. An exception becomes the state ``failed``."""
+        """Return this rule's check of the evidence. An exception becomes the state ``failed``."""
 
     def thresholds(self) -> dict[str, int | float]:
         """Return the thresholds by name."""
         return asdict(self)  # type: ignore[call-overload]
 
     def moved(self) -> dict[str, int | float]:
-        """Return the thresholds that a user has moved from their defaults."""
+        """Return the thresholds that differ from their defaults."""
         return {
             f.name: getattr(self, f.name)
             for f in fields(self)  # type: ignore[arg-type]
@@ -170,23 +170,23 @@ class Rule(ABC):
         }
 
     def clear(self, figure: Figure | None = None, reason: str = "", **tables: Any) -> Check:
-        """Return the check of a rule that found nothing, with the figure that it measured."""
+        """Return a passed check, with the figure that the rule measured."""
         return Check(self.code, "clear", reason, figure, None, tables)
 
     def withheld(self, reason: str, **tables: Any) -> Check:
-        """Return the check of a rule that cannot judge, with the reason."""
+        """Return a withheld check: the rule cannot judge, for this reason."""
         return Check(self.code, "withheld", reason, None, None, tables)
 
     def not_applicable(self, reason: str) -> Check:
-        """Return the check of a question that does not arise, with the reason."""
+        """Return a check that does not apply, with the reason."""
         return Check(self.code, "not_applicable", reason)
 
     def raised(self, finding: Finding, **tables: Any) -> Check:
-        """Return the check of a finding; lower its level if its interval contains the threshold."""
+        """Return a check with a finding; its level is lowered if the interval is borderline."""
         return Check(self.code, "raised", "", finding.figure, _borderline(finding), tables)
 
     def raised_with(self, level: Level, sentence: str, figure: Figure, **more: Any) -> Check:
-        """Return the check of a finding with these fields, as ``raised`` does, without tables."""
+        """Return a check with a finding of these fields and without tables, like ``raised``."""
         return self.raised(Finding(self.code, level, sentence, figure, **more))
 
 

@@ -1,4 +1,4 @@
-"""Scan a model: read DATA (and OTHER), check all rules, and return what a report needs."""
+"""Scan a model: read DATA (and OTHER), run all checks, and return the report's contents."""
 
 import logging
 import time
@@ -79,7 +79,7 @@ class Gathered:
 
 @dataclass(frozen=True, eq=False)
 class Scanned:
-    """Everything that a report is written from."""
+    """Everything that a report contains."""
 
     evidence: Evidence
     checks: tuple[Check, ...]
@@ -108,7 +108,7 @@ def scan_stream(
     settings: ScanSettings | None = None,
     limited: bool = False,
 ) -> Scanned:
-    """Run every check on a stream, and compare it with another stream.
+    """Run every check on a stream, and compare it with a second stream if given.
 
     Parameters
     ----------
@@ -189,7 +189,7 @@ def scan_stream(
 
 
 def _one_for_all(stream: Stream, data: DataEvidence, logits: Tensor | None) -> DataEvidence:
-    """Unset ``labels_are_models`` if the only output has one number for each label column."""
+    """Unset ``labels_are_models`` if the only output has one number per label column."""
     if not isinstance(stream, LiveStream) or logits is None or len(stream.probe.output) > 1:
         return data
     n = len(stream.inputs.label_columns)
@@ -200,21 +200,21 @@ def _one_for_all(stream: Stream, data: DataEvidence, logits: Tensor | None) -> D
 def _watched_model(
     stream: Stream, chosen: list[Rule], seed: int, deep: bool
 ) -> ModelEvidence | None:
-    """Return what is known of the modules, if a rule asks which of them run during the pass."""
+    """Return known facts about modules, if a rule needs the modules that ran in the pass."""
     if not isinstance(stream, LiveStream) or not any(rule.watches_modules for rule in chosen):
         return None
     return model_evidence(stream, seed, deep)
 
 
 def _listening(model: ModelEvidence | None, settings: ScanSettings) -> AbstractContextManager[None]:
-    """Record which parts of the model run in the pass; with workers, record nothing."""
+    """Record the modules that run in the pass; with workers, record nothing."""
     if model is None or model.silent is None or settings.crew.is_apart:
         return nullcontext()
     return model.silent.listening()
 
 
 def _run_all(chosen: list[Rule], evidence: Evidence) -> list[Check]:
-    """Return the checks of all rules, with their causes settled.
+    """Run all rules and settle which findings explain others.
 
     SND009, which lists the withheld checks, runs last and sees the settled checks of the others.
     After Ctrl-C the remaining rules are withheld.
@@ -245,7 +245,7 @@ def _was_cut(evidence: Evidence, checks: list[Check]) -> bool:
 
 
 def run_rule(rule: Rule, evidence: Evidence) -> Check:
-    """Return the state in which a rule ended; an exception in the rule gives ``failed``."""
+    """Return the final state of a rule; an exception in the rule gives ``failed``."""
     if rule.theme == "versus" and evidence.awaited:
         return rule.withheld(evidence.awaited)
     try:
@@ -317,7 +317,7 @@ def _gathered(
     tasks: list[Task],
     measures: ScanMeasures,
 ) -> tuple[Gathered | None, Interrupted | None]:
-    """Return the results of a pass; after Ctrl-C those committed, or None if there are none."""
+    """Return the results of a pass; after Ctrl-C the committed results, or None."""
     try:
         return gather(stream, data, settings, split, tasks, measures), None
     except Interrupted as stop:
@@ -328,7 +328,7 @@ def _gathered(
 
 
 def _columns(stream: Stream) -> set[str]:
-    """Return the sampled columns that a stream brings, from its first examples."""
+    """Return the sampled columns that a stream provides, read from its first examples."""
     batch = stream.first_batch()
     found = {"label", "order"} | (set(batch.extra) & set(SAMPLED_COLUMNS))
     if batch.logits is not None:
@@ -364,7 +364,7 @@ def _evidence(
     model: ModelEvidence | None,
     complete: bool,
 ) -> Evidence:
-    """Return what the pass gathered, and how further parts are gathered if a rule asks for them."""
+    """Return the evidence of the pass, with functions for parts that rules may request."""
     outcome, statistics = gathered.outcome, gathered.statistics
     found = Evidence(
         sites=statistics.sites(outcome.states, outcome.counters),
@@ -392,7 +392,7 @@ def _evidence(
 def _gatherers(
     stream: LiveStream, data: DataEvidence, settings: ScanSettings
 ) -> dict[str, Gatherer]:
-    """Return how each part of the evidence that takes forward passes is gathered."""
+    """Return the function for each part of the evidence that needs forward passes."""
     seed, deep, progress = data.seed, settings.deep, settings.progress
     return {
         "model": lambda _: model_evidence(stream, seed, deep),
@@ -415,7 +415,7 @@ def _gatherers(
 
 
 def _counted(trials: Gatherer) -> Gatherer:
-    """Return a gatherer whose forwards count as trials of the scan."""
+    """Return a function whose forward passes count as trials of the scan."""
 
     def gather(evidence: Evidence) -> Any:
         with evidence.budget.counting():
@@ -425,7 +425,7 @@ def _counted(trials: Gatherer) -> Gatherer:
 
 
 def _are_known(evidence: Evidence) -> bool:
-    """Return whether one column of classes or numbers tells what is right."""
+    """Return whether one column of classes or numbers gives the correct answers."""
     bare = evidence.having(heads=None)
     return not isinstance(answer_columns(bare), str) or not isinstance(number_rows(bare), str)
 
@@ -440,7 +440,7 @@ def _against(
     split: Split | None,
     alpha: float,
 ) -> Evidence:
-    """Return the evidence with OTHER added; if OTHER was not read, its checks are withheld."""
+    """Add OTHER to the evidence; if OTHER was not read, its checks are withheld."""
     if second is None:
         return replace(evidence, awaited=OTHER_AWAITED)
     states, counters = second.outcome.states, second.outcome.counters

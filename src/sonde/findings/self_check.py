@@ -1,4 +1,4 @@
-"""Test whether a state is a function of its row: the same few examples, fed in different company.
+"""Test whether a state depends only on its row: the same examples in other batches.
 
 A healthy model takes at most eight small forwards before the pass: under two random seeds, with
 other rows in the batch, and padded. Differences are measured against the spread between rows.
@@ -31,7 +31,7 @@ ROWS = 8
 
 @dataclass(frozen=True)
 class Deltas:
-    """Difference by site between the states of the same rows, computed in two ways.
+    """Difference by site between states of the same rows, computed in two ways.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class Deltas:
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """Results of the self-check's small forwards; None for a comparison that could not be made.
+    """Results of the self-check; None for a comparison that could not be made.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ class SelfCheck:
 
     @property
     def is_narrow(self) -> bool:
-        """True if rounding is that of 16 bits or fewer."""
+        """True if the states are rounded to 16 bits or fewer."""
         return self.tau >= TAU_NARROW
 
 
@@ -140,7 +140,7 @@ def thinned(small: SmallBatches, n: int, seed: int) -> SmallBatches:
 def self_check(
     stream: LiveStream, seed: int = 0, deep: bool = False, trials: Trials | None = None
 ) -> SelfCheck:
-    """Run the small forwards on eight examples chosen by hash.
+    """Run the self-check's small forward passes on eight examples chosen by hash.
 
     A model in eval mode is run with its flags as they are, so that a part left in training shows;
     one in training mode is run in eval mode. Weights, buffers and random state are left as found.
@@ -165,20 +165,20 @@ def self_check(
 
 
 def apart(a: TrialRows, b: TrialRows) -> Float[Tensor, "example"]:
-    """Return how far each example's rows are apart, in standard deviations over rows."""
+    """Return the distance of each example's rows, in standard deviations over rows."""
     spread = a.x.var(0, correction=0).mean().sqrt().clamp(min=1e-30)
     gap = (a.x - b.x).square().mean(1).sqrt() / spread
     return torch.stack([gap[a.example == i].mean() for i in torch.unique(a.example)])
 
 
 def _is_quantised(module: nn.Module) -> bool:
-    """Return whether weights are quantised: such layers round inputs by the range of the batch."""
+    """Return whether weights are quantised; quantised layers may round by the batch's range."""
     held = (v if isinstance(v, tuple) else (v,) for v in module.state_dict().values())
     return any(isinstance(t, torch.Tensor) and t.is_quantized for parts in held for t in parts)
 
 
 class _Compared:
-    """The comparisons of a self-check, all against the rows of all examples in one batch."""
+    """The comparisons of a self-check, all with the rows of one batch of all examples."""
 
     def __init__(self, stream: LiveStream, trials: Trials, tau: float, seed: int) -> None:
         self.stream, self.trials, self.tau, self.seed = stream, trials, tau, seed
@@ -189,7 +189,7 @@ class _Compared:
         self.rounding = 0.0
 
     def run(self, side: Side, deep: bool) -> None:
-        """Make every comparison that the examples and the model allow."""
+        """Make all comparisons that the examples and the model allow."""
         if len(self.small) == 0:
             self.reasons["repeat"] = "no example could be read"
             return
@@ -209,7 +209,7 @@ class _Compared:
             self.rounding = self._by_shape(together)
 
     def _by_shape(self, together: Taken) -> float:
-        """Return how far a row moves if only the shape of the batch does: copies of it beside it.
+        """Return how far a row changes with the batch's shape alone: copies of it are added.
 
         Kernels for packed weights choose their arithmetic by the number of rows. Experts with a
         limit would refuse copies of a row, so that models with experts are not asked.
@@ -235,7 +235,7 @@ class _Compared:
         return worst
 
     def _without_dropout(self, together: Taken, again: Taken) -> Taken:
-        """Repeat the two runs without dropout; if they agree, compare all else without it too.
+        """Repeat the two runs without dropout; if they agree, compare everything without it.
 
         Dropout differs between batches of any two shapes: it would pass for a fault of padding.
         """
@@ -336,7 +336,7 @@ class _Compared:
         return unknown if deltas is None else deltas.worst > self.tau
 
     def _deltas(self, a: Taken, b: Taken) -> Deltas:
-        """Return how far two readings of the same rows are apart."""
+        """Return the difference of two readings of the same rows."""
         values = {
             key: difference(a[key].x, b[key].x, ROUNDING.get(how.dtype, ROUNDING["float32"]))
             for key, how in self.trials.sites.items()

@@ -1,4 +1,4 @@
-"""What a user may set about a scan, apart from model, data and reading."""
+"""Settings of a scan other than the model, the data and the reading."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -86,7 +86,7 @@ class ScanSettings:
         self.rules()
 
     def rules(self) -> list[Rule]:
-        """Return the rules to run, with the thresholds that the user moved.
+        """Return the rules to run, with the thresholds that the user changed.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""The one cause of a scan: the tried change that mends most, with the least change.
+"""The main cause of a scan: the smallest tried change that corrects about the most.
 
 A finding is a candidate if its change was made and rows held out from the choice got better, unless
 a finding that was not tried explains it. A head or numbers that were fitted to the answers mend
@@ -34,7 +34,7 @@ COVERED: Final = 0.25
 
 
 def name_cause(settled: Mapping[str, Check], within: float | None = None) -> dict[str, Check]:
-    """Return the checks with the cause marked, and rivals that it covers explained by it.
+    """Return the checks with the cause marked, and covered rivals explained by it.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def _is_tried(finding: Finding) -> bool:
 
 
 def _is_free(finding: Finding, found: Mapping[str, Finding]) -> bool:
-    """Return whether every finding that explains this one was tried as well."""
+    """Return whether every finding that explains this finding was tried as well."""
     seen: set[str] = set()
     while finding.because_of is not None and finding.because_of not in seen:
         seen.add(finding.because_of)
@@ -78,7 +78,7 @@ def _is_free(finding: Finding, found: Mapping[str, Finding]) -> bool:
 
 
 def _can_be_cause(trial: Trial | None, within: float | None) -> bool:
-    """Return whether a change undoes something, and gives back most of what the states allow."""
+    """Return whether a change undoes a fault and restores most of the possible accuracy."""
     if trial is None or trial.scope == "head":
         return False
     if within is None or trial.measure != "accuracy":
@@ -87,7 +87,7 @@ def _can_be_cause(trial: Trial | None, within: float | None) -> bool:
 
 
 def _chosen(free: Mapping[str, Finding]) -> str | None:
-    """Return the code of the smallest change among those that mend about most."""
+    """Return the code of the smallest change among those with about the largest gain."""
     trials = {code: f.trial for code, f in free.items() if f.trial is not None}
     for measures in (("accuracy", "error", "loss"), ("states",), ("probabilities",)):
         kept = {code: trial for code, trial in trials.items() if trial.measure in measures}
@@ -124,7 +124,7 @@ def _nats_of(trial: Trial, rival: Trial) -> float | None:
 
 
 def _gains(trials: Mapping[str, Trial]) -> dict[str, float]:
-    """Return the mean gain of each trial on the rows that all judged, or on its own if too few."""
+    """Return each trial's mean gain on common rows, or on its own rows if these are too few."""
     common = reduce(set.intersection, (set(t.rows.tolist()) for t in trials.values()))
     if len(common) < FEWEST:
         return {c: float((_bounded(t, t.after) - _bounded(t, t.before)).mean())
@@ -135,12 +135,12 @@ def _gains(trials: Mapping[str, Trial]) -> dict[str, float]:
 
 
 def _bounded(trial: Trial, scores: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
-    """Return scores in which no error counts for more than that of the targets' mean."""
+    """Return scores with each error limited to that of predicting the mean."""
     return scores.double().clamp(min=0) if trial.measure == "error" else scores.double()
 
 
 def _is_close(gain: float, most: float, best: Trial) -> bool:
-    """Return whether a gain is about that of the best trial and leaves hardly more undone."""
+    """Return whether a gain is close to the best trial's and leaves few more errors."""
     if best.measure not in TIMES:
         return gain >= CLOSE * most
     left = 1 - float(_bounded(best, best.after).mean())
@@ -149,7 +149,7 @@ def _is_close(gain: float, most: float, best: Trial) -> bool:
 
 
 def _paired(a: Trial, b: Trial) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]] | None:
-    """Return the scores after both changes on the rows that both judged; None if too few."""
+    """Return the scores after both changes on their common rows; None if too few."""
     order = sorted(set(a.rows.tolist()) & set(b.rows.tolist()))
     if len(order) < FEWEST or a.measure != b.measure:
         return None
@@ -168,7 +168,7 @@ def _picked(
 
 
 def _is_covered(trial: Trial | None, cause: Trial | None) -> bool:
-    """Return whether a trial adds little to what the cause mends."""
+    """Return whether a trial adds little to the gain of the cause."""
     if trial is None or cause is None:
         return False
     pair = _paired(trial, cause)
@@ -180,7 +180,7 @@ def _is_covered(trial: Trial | None, cause: Trial | None) -> bool:
 
 
 def _without_circles(settled: dict[str, Check]) -> dict[str, Check]:
-    """Return the checks without explanations that lead back to where they began."""
+    """Return the checks without circular explanations."""
     for code, check in settled.items():
         seen, at = {code}, check
         while at.finding is not None and at.finding.because_of in settled:

@@ -1,4 +1,4 @@
-"""A change that a scan made for a trial, and what it made of rows held out from the choice.
+"""A trial change of a scan, and its effect on held-out rows.
 
 Rows with an even hash of their group choose a change, the others judge it. All rules share this
 split, so that their trials can be compared row by row.
@@ -30,18 +30,18 @@ LEVEL: Final = 0.01
 
 
 def chooses(group: Int[Tensor, "row"]) -> Bool[Tensor, "row"]:
-    """Return which rows choose a change, by the hash of their group; the others judge it."""
+    """Return the selection rows, which choose a change, by group hash; the others are held out."""
     return torch.remainder(group, 2) == 0
 
 
 def chooses_by_key(keys: Sequence[bytes]) -> Bool[Tensor, "row"]:
-    """Return which rows choose a change, by the key of their group."""
+    """Return the selection rows, which choose a change, by the key of their group."""
     return chooses(torch.tensor([word_of(key) for key in keys], dtype=torch.int64))
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One change, and the scores of the rows that judge it, before and after.
+    """One change, and the scores of the held-out rows before and after it.
 
     Parameters
     ----------
@@ -72,12 +72,12 @@ class Trial:
 
     @property
     def gain(self) -> float:
-        """Mean gain of the rows that judge."""
+        """Mean gain on the held-out rows."""
         return float((self.after - self.before).mean()) if len(self.rows) else 0.0
 
     @cached_property
     def p(self) -> float:
-        """Chance of the gain without an effect: sign test of answers, signed ranks of others.
+        """p-value of the gain: sign test for answers, signed-rank test for other scores.
 
         Probabilities that are softened cost most rows a little and spare a few rows much: what
         counts is the mean, by Student's test.
@@ -95,7 +95,7 @@ class Trial:
 
 
 def gained(trial: Trial) -> str:
-    """Return the scores after and before a change in words, with the rows that judged it."""
+    """Describe the scores after and before a change, and the number of held-out rows."""
     before, after = (float(x.mean()) for x in (trial.before, trial.after))
     rows = f"{plural(len(trial.rows), 'row')} held out from the choice"
     if trial.measure == "accuracy":
@@ -106,7 +106,7 @@ def gained(trial: Trial) -> str:
 
 
 def chance_of_gain(before: Float[Tensor, "row"], after: Float[Tensor, "row"]) -> float:
-    """Return the one-sided p-value of a paired gain: sign test of 0 and 1, else of signed ranks.
+    """Return the one-sided p-value of a paired gain: sign test if binary, else signed ranks.
 
     Ranks, because one huge error would hide what a change does to all other rows.
     """

@@ -1,4 +1,4 @@
-"""How much the trials of a scan may cost: forwards of changed inputs and of changed models.
+"""The cost limit of a scan's trials: forward passes of changed inputs and models.
 
 Budgets are counted in operations, which do not depend on the machine, so that two scans of the
 same model and data try the same changes. One example is run once to count them: products of
@@ -47,7 +47,7 @@ Kind = tuple[str, str]
 
 @dataclass(frozen=True)
 class ForwardCost:
-    """Operations of a forward pass: of every call, and of each row (of each token, for texts)."""
+    """Operations of a forward pass: a constant, plus an amount per row or per token."""
 
     call: float = 0.0
     each: float = 0.0
@@ -58,7 +58,7 @@ class ForwardCost:
 
 
 class _Counter(TorchDispatchMode):
-    """Counts operators, the operations of products, and the numbers in tensors that are written."""
+    """Counts operators, multiplications, and the size of written tensors."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -100,7 +100,7 @@ def forward_cost(stream: LiveStream) -> ForwardCost:
 
 
 class TrialBudget:
-    """Budget of the trials of one scan, the cost so far, and the skipped trials.
+    """Budget of a scan's trials, the cost so far, and the skipped trials.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ class TrialBudget:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count every forward pass that runs while this is open."""
+        """Count every forward pass that runs inside this context."""
         with metered(lambda batch: self.note(_size(batch))):
             yield
 
@@ -146,22 +146,22 @@ class TrialBudget:
         self._sizes[n] += 1
 
     def left(self, part: float = 1.0) -> float:
-        """Return the operations that are left until this part of the budget is spent."""
+        """Return the operations left in this part of the budget."""
         return max(0.0, part * self.total - self.spent)
 
     def rows(self, most: int, least: int, n_forwards: int, part: float = 1.0) -> int:
-        """Return how many rows, each of one token, ``n_forwards`` forwards may have."""
+        """Return how many one-token rows ``n_forwards`` forward passes may have."""
         able = (self.left(part) / max(n_forwards, 1) - self.cost.call) / max(self.cost.each, 1e-9)
         return int(min(most, max(least, able)))
 
     def affords(self, n: float, part: float = 1.0) -> bool:
-        """Return whether a forward pass of ``n`` rows or tokens fits into what is left."""
+        """Return whether a forward pass of ``n`` rows or tokens fits the remaining budget."""
         return self.cost.of(n) <= self.left(part)
 
     def affordable(
         self, trials: Mapping[str, Trial], n: int, kind: Kind, part: float = 1.0
     ) -> Iterator[tuple[str, Trial]]:
-        """Yield trials of ``n`` rows or tokens each, the first in any case, while they fit in."""
+        """Yield trials of ``n`` rows or tokens while the budget lasts, but at least one."""
         with self.bar(kind, len(trials)) as bar:
             for i, (name, trial) in enumerate(trials.items()):
                 if i and not self.affords(n, part):
@@ -171,16 +171,16 @@ class TrialBudget:
                 bar.advance(1)
 
     def leave_out(self, kind: Kind, n: int) -> None:
-        """Note that ``n`` trials of a kind were left out."""
+        """Record that ``n`` trials of a kind were skipped."""
         if n > 0:
             self.left_out[kind] = self.left_out.get(kind, 0) + n
 
     def bar(self, kind: Kind, n: int) -> Bar:
-        """Return the bar of trials, which names what is tried and counts it."""
+        """Return the progress bar of the trials, which names and counts them."""
         return Bar(f"trying {kind[1]}", n, self.shown, of="trial")
 
     def text(self) -> str:
-        """Return in words what was left out; empty if nothing was."""
+        """Describe the skipped trials; empty if none was skipped."""
         if not self.left_out:
             return ""
         said = " and ".join(plural(n, *kind) for kind, n in self.left_out.items())
@@ -194,7 +194,7 @@ NO_LIMIT: Final = (ForwardCost(), math.inf)
 
 
 def trial_budget(stream: LiveStream, evidence: "Evidence", shown: bool) -> TrialBudget:
-    """Return the budget of a scan's trials, beside the forward pass of its data."""
+    """Return the budget of a scan's trials, relative to the forward pass of its data."""
 
     def limits() -> tuple[ForwardCost, float]:
         cost, n, times = forward_cost(stream), float(evidence.data.n), OF_ROWS
@@ -208,5 +208,5 @@ def trial_budget(stream: LiveStream, evidence: "Evidence", shown: bool) -> Trial
 
 
 def _size(batch: InputBatch) -> int:
-    """Return the rows of a batch, or its tokens with padding."""
+    """Return the number of rows of a batch, or of its tokens including padding."""
     return len(batch) * (token_length(batch) or 1)

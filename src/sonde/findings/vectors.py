@@ -1,4 +1,4 @@
-"""What a scan says of a model whose answer is a vector: what can be judged without labels.
+"""The report's section on a model that returns vectors: what can be judged without labels.
 
 Not for classifiers or language models: their answers are judged by labels or next tokens.
 """
@@ -20,7 +20,7 @@ CLUSTER_UNITS: Final = 10
 
 
 def vectors_section(evidence: Evidence, stream: Any) -> dict[str, Any] | None:
-    """Return the report's section on the vectors that a model answers; None for other models.
+    """Return the report's section on vector outputs; None for other models.
 
     Such a model names the site of its answer (``Model.sites``).
     """
@@ -50,7 +50,7 @@ def vectors_section(evidence: Evidence, stream: Any) -> dict[str, Any] | None:
 
 
 def mean_cosine(x: Float[Tensor, "row dim"]) -> float:
-    """Return the mean cosine of two different rows: 0 if directions are spread evenly.
+    """Return the mean cosine of two different rows: 0 if directions are uniform.
 
     Examples
     --------
@@ -63,7 +63,7 @@ def mean_cosine(x: Float[Tensor, "row dim"]) -> float:
 
 
 def dimensions(x: Float[Tensor, "row dim"]) -> float:
-    """Return the participation ratio of the centred rows: over how many directions they spread."""
+    """Return the participation ratio of the centred rows, their effective dimension."""
     variance = torch.linalg.svdvals(x - x.mean(0)).square()
     return float(variance.sum().square() / variance.square().sum())
 

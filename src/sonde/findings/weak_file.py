@@ -1,4 +1,4 @@
-"""The weak groups of a scan, as a file by which ``sonde score --group`` recognises them."""
+"""The weak groups of a scan, as a file for ``sonde score --group``."""
 
 from sonde.core.errors import InputError
 from sonde.findings.codes.snd061 import SND061

@@ -1,1 +1,1 @@
-"""A file for each code: its rule, its sentence and a fault that shows it."""
+"""A file for each code: its rule, its sentence, and a test case that triggers it."""

@@ -1,4 +1,4 @@
-"""What the rules about the self-check share: tolerances, levels, figures, positions."""
+"""Shared parts of the rules about the self-check: tolerances, levels, figures, positions."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def level_of(worst: float, tau: float, error: float) -> Level:
 
 
 def where(sites: list[str]) -> str:
-    """Return the first site that differs, with "onwards" if later sites do; the answers if none."""
+    """Name the first site that differs, or "the answers" if no site differs."""
     if not sites:
         return "the answers"
     names = [s.removesuffix(":out") for s in sites]
@@ -39,7 +39,7 @@ def where(sites: list[str]) -> str:
 
 
 def amount(deltas: Deltas, tau: float) -> str:
-    """Return in words how large the largest difference is, and the limit."""
+    """Describe the largest difference and its limit."""
     return (
         f"{percent(deltas.worst)} of the standard deviation between rows (limit {percent(tau)}; "
         f"{plural(deltas.n_rows, 'row')})"
@@ -47,7 +47,7 @@ def amount(deltas: Deltas, tau: float) -> str:
 
 
 def of_answers(deltas: Deltas, tau: float, sites: Sequence[str]) -> str:
-    """Return how far the answers move, as a sentence; empty if they hardly do."""
+    """Return a sentence on how far the answers move; empty if they hardly move."""
     if deltas.answers <= tau:
         return ""
     if not sites:
@@ -84,7 +84,7 @@ class ReadingComparison(Rule):
         """Return the rule's check of the self-check's results."""
 
     def alike(self, found: SelfCheck, deltas: Deltas, tau: float) -> Check:
-        """Return the check of readings that agree, with a hint if narrow types hide differences."""
+        """Return a passed check, with a hint if 16-bit types could hide differences."""
         return self.clear(figure_of(deltas, tau), NARROW_HINT if found.is_narrow else "")
 
     def differing(

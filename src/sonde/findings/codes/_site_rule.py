@@ -1,4 +1,4 @@
-"""The base of rules that take a number at each site and judge the worst number."""
+"""The base of rules that compute one number at each site and judge the worst number."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Reached = tuple[Level, float] | None
 
 @dataclass(frozen=True)
 class Measured:
-    """The number that is judged at each site, by the site's name.
+    """The number at each site that the rule judges, by the site's name.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class Worst:
 
     @property
     def kept(self) -> Any:
-        """Data about this site for the sentence."""
+        """Data about the worst site, for the sentence."""
         return self.found.kept[self.site.name]
 
     def also(self, words: str = "Also", names: list[str] | None = None) -> str:
@@ -61,7 +61,7 @@ class Worst:
 
 @dataclass(frozen=True)
 class SiteRule(Rule):
-    """A rule that takes one number at each site and holds it against a limit for each level.
+    """A rule that computes one number at each site and compares it with the limit of each level.
 
     Figure and sentence come from the site of the highest level, and in a tie from the most extreme
     number. All sites that reach a level are named. A subclass says what is measured (``measured``)
@@ -82,22 +82,22 @@ class SiteRule(Rule):
 
     @abstractmethod
     def measured(self, evidence: Evidence) -> Measured | Check:
-        """Return the number of each site, or why none was taken."""
+        """Return the number of each site, or the reason why there is none."""
 
     @abstractmethod
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
-        """Return the parts of the sentence; all but the first are left out where it gets long."""
+        """Return the parts of the sentence; later parts are dropped if it gets too long."""
 
     def limits(self) -> dict[str, float]:
-        """Return the limit of each level, mildest first."""
+        """Return the limit of each level, mildest level first."""
         return {level: getattr(self, level) for level in LEVELS if hasattr(self, level)}
 
     def level(self, site: SiteEvidence, value: float, evidence: Evidence) -> Reached:
-        """Return which level a site's number reaches, and its limit."""
+        """Return the level that a site's number reaches, and its limit."""
         return reached(value, **self.limits(), below=self.below)
 
     def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
-        """Return fields of the figure: ``n_rows``, and where known ``low``, ``high``, ``flags``."""
+        """Return fields of the figure: ``n_rows``, and if known ``low``, ``high``, ``flags``."""
         return {"n_rows": site.all.scalars.n}
 
     def more(self, worst: Worst) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The base of rules on groups of inputs with a larger loss: errors, distances, nats."""
+"""The base of rules on groups of inputs with a larger mean loss."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -25,39 +25,39 @@ class WeakGroupRule(Rule):
     unit: ClassVar[str]
 
     def found(self, evidence: Evidence) -> WeakRows | str:
-        """Return the groups that may be worse, or the reason why none were looked for."""
+        """Return the groups that may be worse, or the reason why the rule did not search."""
         raise NotImplementedError
 
     def said(self, group: WeakGroup) -> str:
-        """Return the loss of a group and of the rest in words."""
+        """Describe the loss of a group and of the other rows."""
         raise NotImplementedError
 
     def confused(
         self, evidence: Evidence, found: WeakRows, group: WeakGroup
     ) -> list[tuple[str, str, int]]:
-        """Return the label and answer of the commonest errors; none where there are no classes."""
+        """Return label and answer of the most frequent errors; empty without classes."""
         return []
 
     def is_expected(self, evidence: Evidence, found: WeakRows, group: WeakGroup) -> bool:
-        """Return whether the model itself expects the larger loss; the finding is then a note."""
+        """Return whether the model's confidence predicts the larger loss; then it is a note."""
         return False
 
     def advice(self, evidence: Evidence, group: WeakGroup) -> str:
-        """Return what was tried and helps such a group; empty: the advice of the rule."""
+        """Return a tested change that helps the group; if empty, the rule's advice is used."""
         return ""
 
     def tables(
         self, evidence: Evidence, found: WeakRows, groups: list[WeakGroup]
     ) -> dict[str, Any]:
-        """Return what a report shows beside the figure."""
+        """Return the tables that a report shows beside the figure."""
         return {}
 
     def confirmed(self, found: WeakRows) -> list[WeakGroup]:
-        """Return the groups that are worse by more than the threshold, the worst first."""
+        """Return the groups that are worse by more than the threshold, worst first."""
         return [g for g in found.groups if g.low > g.elsewhere_high + self.warning]
 
     def check(self, evidence: Evidence) -> Check:
-        """Look for groups on one half of the rows and measure them on the other."""
+        """Search for groups on one half of the rows and measure their loss on the other half."""
         found = self.found(evidence)
         if isinstance(found, str):
             return self.not_applicable(found)

@@ -15,7 +15,7 @@ from sonde.tap.model.sites import ENTRY
 @final
 @dataclass(frozen=True)
 class SND001(Rule):
-    """Rows with NaN, infinity or huge numbers; the first site in order of execution is named.
+    """Rows with NaN, infinity or huge numbers, at the first site where they appear.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class SND001(Rule):
         )
 
     def _of_other(self, evidence: Evidence) -> Check | None:
-        """Raise an error if rows of OTHER alone are broken; None without OTHER, or if none is."""
+        """Raise an error if only OTHER has non-finite rows; None without OTHER or such rows."""
         if evidence.versus is None:
             return None
         other = evidence.versus.other
@@ -112,7 +112,7 @@ class SND001(Rule):
         )  # fmt: skip
 
     def _padding(self, evidence: Evidence, figure: Figure) -> Check:
-        """Raise a note if only padded positions were not finite in the self-check; else clear."""
+        """Raise a note if only padded positions were non-finite in the self-check; else pass."""
         found = checked(evidence)
         if found is None or not found.padding:
             return self.clear(figure)
@@ -129,7 +129,7 @@ class SND001(Rule):
 
 
 def _beside(evidence: Evidence, site: str) -> str:
-    """Return the count of OTHER at a site of DATA with broken rows; empty without OTHER."""
+    """Return the count of non-finite rows of OTHER at a site; empty without OTHER."""
     if evidence.versus is None:
         return ""
     bad, total = _counts(evidence.versus.other)
@@ -138,7 +138,7 @@ def _beside(evidence: Evidence, site: str) -> str:
 
 
 def _chance(evidence: Evidence, site: str) -> str:
-    """Return the p-value in words that both fractions are equal; rows of a group count once."""
+    """Return the p-value that both fractions are equal; each group counts as one row."""
     if evidence.versus is None:
         return ""
     counts: list[tuple[int, int]] = []

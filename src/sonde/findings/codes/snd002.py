@@ -18,7 +18,7 @@ BITS = {"float64": 53, "float32": 24, "float16": 11, "bfloat16": 8}
 @final
 @dataclass(frozen=True)
 class SND002(Rule):
-    """Fraction of the rows' variance that is rounding, and fraction of the format's range in use.
+    """Fraction of the variance due to rounding, and fraction of the number format's range in use.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class SND002(Rule):
     twin: ClassVar[str] = "The same network with He initialisation; the 30,000 in bfloat16."
 
     def check(self, evidence: Evidence) -> Check:
-        """Compare both shares at every site with their limits; the worst level speaks."""
+        """Compare both fractions at every site with their limits and report the worst level."""
         if not evidence.sites:
             return self.withheld("no site has finite rows")
         found = [r for s in evidence.sites for r in self._at(s)]
@@ -111,7 +111,7 @@ class SND002(Rule):
 
 
 def rounding_share(site: SiteEvidence) -> float:
-    """Return the fraction of a site's variance that rounding makes; 0 where nothing varies."""
+    """Return the fraction of a site's variance due to rounding; 0 if no unit varies."""
     moments = site.all.moments
     total = float(moments.variance.sum())
     if total <= 0:
@@ -129,7 +129,7 @@ def spacing(x: Float[Tensor, "dim"], dtype: str) -> Float[Tensor, "dim"]:
 
 
 def range_share(site: SiteEvidence) -> float:
-    """Return the largest magnitude over the largest number of the site's type."""
+    """Return the largest magnitude divided by the largest number of the site's type."""
     largest = float(site.all.extremes.largest.max())
     kind = getattr(torch, site.schema.dtype, torch.float32)
     return largest / torch.finfo(kind).max if kind.is_floating_point else 0.0

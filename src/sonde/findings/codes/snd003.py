@@ -1,4 +1,4 @@
-"""SND003: layers that look as their initialiser left them."""
+"""SND003: layers that still look randomly initialised."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
@@ -18,7 +18,7 @@ LAG = 0.1
 @final
 @dataclass(frozen=True)
 class SND003(Rule):
-    """Fraction of layers whose weights, spectrum, bias and effect are those of random weights.
+    """Fraction of layers whose weights, spectrum, bias and gain look randomly initialised.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class SND003(Rule):
     twin: ClassVar[str] = "The trained net."
 
     def check(self, evidence: Evidence) -> Check:
-        """List the layers that look untrained in every respect."""
+        """List the layers that look untrained by every test."""
         found = evidence.fresh
         if not isinstance(found, FreshLayers) or not (found.n or found.norms or found.zeros):
             return self.not_applicable("no linear layer of 512 weights or more ran")
@@ -129,19 +129,19 @@ class SND003(Rule):
 
 
 def _new_head(evidence: Evidence) -> Trial | None:
-    """Return the trial of a new head in place of one of random weights: one part of the model."""
+    """Return the trial of a retrained head in place of a head with random weights."""
     made = new_head(evidence)
     return None if made is None else replace(made, scope="part")
 
 
 def _is_head(found: FreshLayers) -> bool:
-    """Return whether the last layer alone looks untrained: then a new head can be tried."""
+    """Return whether only the last layer looks untrained, so that a new head can be tried."""
     paths = [f.path for f in (*found.tables, *found.fresh)]
     return paths == list(found.sizes)[-1:]
 
 
 def _is_right(evidence: Evidence) -> bool:
-    """Return whether the model's own answers are as good as its last layer allows."""
+    """Return whether the model's answers are as accurate as a probe of its last layer."""
     answers = compared_answers(evidence)
     if isinstance(answers, str) or answers.labels is None:
         return False

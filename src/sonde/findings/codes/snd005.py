@@ -42,7 +42,7 @@ class SND005(Rule):
     twin: ClassVar[str] = "Batch norm with frozen statistics in eval mode."
 
     def check(self, evidence: Evidence) -> Check:
-        """Look at the flags; the self-check tells whether they do harm."""
+        """Read the training flags; the self-check shows whether training mode does harm."""
         model = evidence.model
         if not isinstance(model, ModelEvidence):
             return self.not_applicable("no model was run")

@@ -14,7 +14,7 @@ from sonde.findings.words.text import shortened
 @final
 @dataclass(frozen=True)
 class SND006(ReadingComparison):
-    """Rows of equal size in a batch, against one row alone and the rest reversed; no padding.
+    """A row in a batch of equal sizes, compared with the row alone and in another order.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class SND006(ReadingComparison):
     twin: ClassVar[str] = "Batch norm with frozen statistics in eval mode."
 
     def compare(self, found: SelfCheck, tau: float, evidence: Evidence) -> Check:
-        """Compare two ways to put the same rows into batches."""
+        """Compare the rows of one batch with the same rows batched in another way."""
         deltas = found.company
         if deltas is None:
             return self.withheld(found.reasons.get("company", "rows could not be run one by one"))

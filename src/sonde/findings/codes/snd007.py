@@ -17,7 +17,7 @@ REASONS = ("repeat", "padding", "right", "left")
 @final
 @dataclass(frozen=True)
 class SND007(ReadingComparison):
-    """Texts of different length without padding, against the texts padded on the processor's side.
+    """States of texts of different length: each without padding, and padded into one batch.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ class SND007(ReadingComparison):
         )
 
     def _unused(self, deltas: Deltas, tau: float, side: str, why: str) -> Check:
-        """Raise a note on harmful padding that this run does not use; ``why`` is the reason."""
+        """Raise a note on harmful padding that this scan does not use; ``why`` is the reason."""
         sites = deltas.beyond(tau)
         text = f"Padding on the {side}, {why}, would change {_what(sites)}: {amount(deltas, tau)}."
         closer = read_command(sites[0].removesuffix(":out")) if sites else None
@@ -95,13 +95,13 @@ def _what(sites: list[str]) -> str:
 
 
 def _of_one_length(evidence: Evidence) -> bool:
-    """Return whether all sampled rows are known to be of one length, so that none is padded."""
+    """Return whether all sampled rows have one length, so that no row is padded."""
     length = evidence.columns.get("length")
     return length is not None and len(torch.unique(length.rows)) == 1
 
 
 def positions_cure(found: SelfCheck, tau: float) -> bool:
-    """Return whether left padding harms and positions from the mask take the harm away."""
+    """Return whether left padding harms and positions from the mask remove the harm."""
     if found.left is None or found.left_positions is None:
         return False
     return found.left.worst > tau and found.left_positions.worst <= tau

@@ -14,7 +14,7 @@ from sonde.findings.words.places import scan_command, sentence
 @final
 @dataclass(frozen=True)
 class SND008(ReadingComparison):
-    """Left padding harms, and positions derived from the mask take the harm away."""
+    """Left padding changes the states, and positions derived from the mask remove the change."""
 
     title: ClassVar[str] = "Left padding without positions"
     theme: ClassVar[Theme] = "run"

@@ -1,4 +1,4 @@
-"""SND009: too few rows for some questions."""
+"""SND009: too few rows for some checks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class SND009(Rule):
         )
 
     def _shortage(self, evidence: Evidence, starved: Sequence[Check]) -> tuple[int, int, str]:
-        """Return what is present and needed for the most demanding check, in rows or in groups."""
+        """Return how many rows or groups the most demanding check has and needs."""
         counted = [c.tables for c in starved if "needed" in c.tables]
         if not counted:
             return evidence.n_groups, self.warning, counted_as(evidence)
@@ -101,7 +101,7 @@ class SND009(Rule):
 
     @staticmethod
     def _sorted_cut(evidence: Evidence) -> str:
-        """Return a warning if a limited reading saw part of a file sorted by label; else empty."""
+        """Return a warning if ``--limit`` read only part of a file sorted by label; else empty."""
         data = evidence.data
         if not data.limited or not data.has_labels or data.sample_of is not None:
             return ""
@@ -119,7 +119,7 @@ class SND009(Rule):
 
 
 def _more(data: DataEvidence) -> Step:
-    """Return the step that reads more rows; if all rows were read, it reads other data."""
+    """Return the step that reads more rows, or other data if all rows were read."""
     if data.limited:
         return scan_command(limit=None)
     return Step("scan", data=LARGER.get(data.name, MORE_DATA))

@@ -14,7 +14,7 @@ from sonde.findings.words.text import percent, plural
 @final
 @dataclass(frozen=True)
 class SND010(Rule):
-    """Modules whose parameters took no part in any forward.
+    """Modules whose parameters took no part in any forward pass.
 
     Parameters
     ----------
@@ -93,6 +93,6 @@ class SND010(Rule):
 
 
 def _of_heads(idle: list[Unused]) -> str:
-    """Say that a part is what a backbone keeps of its former task."""
+    """Return a sentence if the unused part is the head of an earlier task."""
     names = [u.path for u in idle if u.is_old_head]
     return f"{places(names, 1)} is the head of an earlier task." if names else ""

@@ -22,7 +22,7 @@ MISSED = 0.01
 @final
 @dataclass(frozen=True)
 class SND011(SiteRule):
-    """Units that have one value on all rows: zero or another number.
+    """Units that have the same value on all rows: zero or another constant.
 
     Parameters
     ----------
@@ -74,11 +74,11 @@ class SND011(SiteRule):
         return Measured(shares, if_raised={"counts": table}, kept=counts)
 
     def limits(self) -> dict[str, float]:
-        """Return the limits; one unit is a note."""
+        """Return the limits; a single constant unit is a note."""
         return {"note": 0.0} | super().limits()
 
     def level(self, site: SiteEvidence, value: float, evidence: Evidence) -> Reached:
-        """Return the level, or None without a constant unit."""
+        """Return the level, or None if no unit is constant."""
         return super().level(site, value, evidence) if value > 0 else None
 
     def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class SND011(SiteRule):
         return {"sites": tuple(_alike(worst)), "units": tuple(map(str, _units(worst.site)[:20]))}
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
-        """Describe how many units never change, and the bound for unseen inputs."""
+        """Describe how many units are constant, and give a bound for unseen inputs."""
         at_level = _alike(worst)
         rest = len(worst.names) - len(at_level)
         return (

@@ -1,4 +1,4 @@
-"""SND012: batch norms whose running statistics are not those of what reaches them."""
+"""SND012: batch norms whose running statistics do not match their inputs."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -15,7 +15,7 @@ from sonde.findings.words.text import number, plural
 @final
 @dataclass(frozen=True)
 class SND012(Rule):
-    """Running mean and variance of each batch norm beside those of the rows that reach it."""
+    """Running mean and variance of each batch norm, compared with those of its inputs."""
 
     note: float = 0.125
     warning: float = 0.5
@@ -51,7 +51,7 @@ class SND012(Rule):
     twin: ClassVar[str] = "The trained net."
 
     def check(self, evidence: Evidence) -> Check:
-        """Find the first norm whose statistics do not fit."""
+        """Find the first batch norm whose statistics do not fit its inputs."""
         found = evidence.variants
         if not isinstance(found, VariantEvidence) or not found.norms:
             return self.not_applicable("no batch norm with running statistics ran on enough rows")
@@ -115,7 +115,7 @@ ALL = "its batch norms"
 
 
 def _alone(found: VariantEvidence) -> NormFit | None:
-    """Return the norm that mends the answers by itself, or None."""
+    """Return the batch norm that restores the answers by itself, or None."""
     tried = found.refitted
     if tried is None or not tried.holds or tried.change.endswith(ALL):
         return None
@@ -123,7 +123,7 @@ def _alone(found: VariantEvidence) -> NormFit | None:
 
 
 def _of_trial(tried: Trial | None, alone: NormFit | None) -> tuple[str, str]:
-    """Return what statistics of these rows make of the answers, and what to do."""
+    """Describe the answers with batch-norm statistics of these rows, and the next step."""
     if tried is None:
         return "", ""
     if alone is not None:

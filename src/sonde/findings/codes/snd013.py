@@ -1,4 +1,4 @@
-"""SND013: units of bounded activations that sit at their ends."""
+"""SND013: units of bounded activations that are saturated."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -28,7 +28,7 @@ GATES = ("gate", "gating", "attn", "attention", "lstm", "gru", "squeeze", "route
 @final
 @dataclass(frozen=True)
 class SND013(SiteRule):
-    """Units whose activation passes on almost none of its gradient.
+    """Units whose activation passes almost none of its gradient.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class SND013(SiteRule):
     figure_name: ClassVar[str] = "saturated_units"
 
     def measured(self, evidence: Evidence) -> Measured | Check:
-        """Derive the mean derivative of every unit at sites of bounded activations."""
+        """Compute the mean derivative of every unit at sites of bounded activations."""
         bounded = [s for s in evidence.sites if _kind(s) is not None]
         if not bounded:
             return self.not_applicable("no site is a tanh, sigmoid or clipped activation")
@@ -106,7 +106,7 @@ def _kind(site: SiteEvidence) -> str | None:
 
 
 def slope(site: SiteEvidence, evidence: Evidence) -> Float[Tensor, "dim"] | None:
-    """Return each unit's mean derivative over its largest, or None if averaged rows hide it."""
+    """Return each unit's mean derivative relative to its maximum; None if rows are averages."""
     kind = _kind(site)
     if is_averaged(site) and (kind in CUT or site.all.key == site.schema.key):
         return None

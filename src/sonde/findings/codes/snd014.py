@@ -1,4 +1,4 @@
-"""SND014: units that repeat another one."""
+"""SND014: units that repeat another unit."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -92,11 +92,11 @@ class SND014(SiteRule):
         return Measured(shares, if_raised={"shares": shares}, kept=found)
 
     def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
-        """Return the number of pooled rows, among which copies were counted."""
+        """Return the number of pooled rows, on which copies were counted."""
         return {"n_rows": site.moments.n}
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
-        """Describe how many units repeat another."""
+        """Describe how many units repeat another unit."""
         site, count = worst.site, int(worst.kept.sum())
         return (
             f"{count:,} of {plural(site.dim, 'unit')} at {places([site.name])} "
@@ -107,7 +107,7 @@ class SND014(SiteRule):
         )
 
     def more(self, worst: Worst) -> dict[str, Any]:
-        """List the units."""
+        """List the repeated units."""
         return {"units": tuple(map(str, worst.kept.nonzero().flatten().tolist()[:20]))}
 
     def _copies(self, site: SiteEvidence) -> Bool[Tensor, "dim"]:
@@ -147,7 +147,7 @@ def _of_moments(moments: MomentsState, units: Tensor) -> Float[Tensor, "unit uni
 
 
 def _of_rows(rows: Float[Tensor, "row unit"]) -> Float[Tensor, "unit unit"]:
-    """Return correlations; 0 with a unit that is constant on these rows."""
+    """Return correlations; 0 for a unit that is constant on these rows."""
     z = torch.where(rows.amax(0) > rows.amin(0), rows - rows.mean(0), 0.0)
     z = z / z.norm(dim=0).clamp(min=torch.finfo(z.dtype).tiny)
     return z.T @ z

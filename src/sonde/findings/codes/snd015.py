@@ -1,4 +1,4 @@
-"""SND015: inputs that the model knows in another form."""
+"""SND015: inputs in another form than in training."""
 
 import math
 from dataclasses import dataclass, replace
@@ -79,7 +79,7 @@ class SND015(Rule):
     twin: ClassVar[str] = "The same net over pixels in -1..1."
 
     def check(self, evidence: Evidence) -> Check:
-        """Look for a form of the inputs that the model does better on."""
+        """Search for a form of the inputs on which the model is more accurate."""
         found = evidence.variants
         if not isinstance(found, VariantEvidence):
             return self.not_applicable("no model was run")
@@ -148,7 +148,7 @@ class SND015(Rule):
         trial: Trial,
         clear: Check,
     ) -> Check:
-        """Judge a form that corrects too few answers for a sign test by the log loss of rows.
+        """Judge a form by the log loss if it corrects too few answers for a sign test.
 
         Rows cannot tell such a form from a bias of one class if that lowers the loss as much; the
         sentence says so then.
@@ -183,7 +183,7 @@ class SND015(Rule):
     def _of_stored(
         self, evidence: Evidence, found: VariantEvidence, stored: StoredColumns, other: Check
     ) -> Check:
-        """Judge columns that do not have the mean and spread that the model has stored of them.
+        """Judge columns whose mean and standard deviation differ from those stored in the model.
 
         A form that rows chose is kept if it corrects more answers than these columns put right.
         """
@@ -233,7 +233,7 @@ class SND015(Rule):
         )
 
     def _of_some_rows(self, found: MendedRows, clear: Check) -> Check:
-        """Judge the form that mends most of the rows that the model gets wrong."""
+        """Judge the form that corrects most of the rows that the model gets wrong."""
         lucky = float(binom.sf(round(found.right * found.n) - 1, found.n, self.blind))
         p = max(lucky, found.p)
         figure = Figure(
@@ -254,7 +254,7 @@ class SND015(Rule):
         return self._raised(text, figure, form, fix, trial=found.trial("some inputs"))
 
     def _of_wrong_rows(self, found: MendedRows, clear: Check) -> Check:
-        """Judge the form that mends rows that the model gets wrong and keeps the others right."""
+        """Judge the form that corrects wrong answers and keeps the correct ones."""
         before, after = 1 - found.wrong, found.right * found.wrong + found.kept * (1 - found.wrong)
         gain = after - before
         lucky = float(binom.sf(round(found.right * found.n) - 1, found.n, self.blind))
@@ -327,7 +327,7 @@ def _trial(
     chooses: Bool[Tensor, "row"],
     pair: tuple[Tried, Tried],
 ) -> Trial | None:
-    """Return the trial of a form on the rows that judge; None if a score is not known."""
+    """Return the trial of a form on held-out rows; None if a score is not known."""
     scores = [one.score for one in pair]
     if scores[0] is None or scores[1] is None or not len(scores[0]) == len(scores[1]) == len(rows):
         return None
@@ -345,7 +345,7 @@ def _trial(
 def _nats(
     evidence: Evidence, rows: Int[Tensor, "row"], chooses: Bool[Tensor, "row"], form: Tried
 ) -> Float[Tensor, "row2"] | None:
-    """Return the log loss of the rows that judge, at the temperature of those that choose."""
+    """Return the log loss of held-out rows, at the temperature fitted on the other rows."""
     if form.logits is None:
         return None
     loss = cooled_loss(form.logits, evidence.data.label[rows], chooses)
@@ -355,7 +355,7 @@ def _nats(
 def _losses(
     evidence: Evidence, found: VariantEvidence, pair: tuple[Tried, Tried]
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Return the log losses of the rows that judge: as given, in a form, and with one bias.
+    """Return the held-out log losses: unchanged inputs, changed inputs, and one class bias.
 
     Every second row fits the constants of the others, and the other way round.
     """
@@ -373,12 +373,12 @@ def _losses(
 
 
 def _differences(trial: Trial) -> tuple[Tensor, Tensor]:
-    """Return which rows a change mends, and which it breaks."""
+    """Return the rows that a change corrects, and the rows that it breaks."""
     return trial.after > trial.before, trial.after < trial.before
 
 
 def _range(form: Tried) -> str:
-    """Return which factors of a column the rows cannot tell from the one that is named."""
+    """Return the range of factors that do about as well as the factor that is named."""
     if form.range is None or form.range[1] / form.range[0] < 1.5:
         return ""
     low, high = form.range

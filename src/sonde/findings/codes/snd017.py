@@ -17,7 +17,7 @@ GROUPS = 32
 @final
 @dataclass(frozen=True)
 class SND017(Rule):
-    """Median norm of first positions or special tokens against that of all other tokens.
+    """Median norm of first positions or special tokens, divided by that of all other tokens.
 
     Parameters
     ----------

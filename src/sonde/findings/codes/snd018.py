@@ -67,7 +67,7 @@ class SND018(SiteRule):
     figure_name: ClassVar[str] = "units_on_a_grid"
 
     def measured(self, evidence: Evidence) -> Measured | Check:
-        """Look at the sampled values of every unit."""
+        """Test the sampled values of every unit."""
         sites = [s for s in evidence.sites if _is_judged(s, evidence)]
         if not sites:
             return self.not_applicable("no site has rows that are states of single positions")
@@ -80,7 +80,7 @@ class SND018(SiteRule):
         return Measured(found)
 
     def limits(self) -> dict[str, float]:
-        """Return the least fraction of units for a note."""
+        """Return the smallest fraction of units that is a note."""
         return {"note": self.units}
 
     def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class SND018(SiteRule):
         return {"n_rows": len(site.sample.draw), "flags": ("sampled",)}
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
-        """Describe how many units take few values."""
+        """Describe how many units take few distinct values."""
         return (
             f"{percent(worst.value)} of the units at {places(worst.names)} take at most "
             f"{self.values} evenly spaced values (quantised activations).",
@@ -120,7 +120,7 @@ def _is_judged(site: SiteEvidence, evidence: Evidence) -> bool:
 
 
 def _held_bits(values: np.ndarray) -> int:
-    """Return the bits of precision of the narrowest float format that holds all values exactly."""
+    """Return the precision in bits of the narrowest float type that holds all values exactly."""
     x = torch.from_numpy(values)
     held = [bits for kind, bits in NARROW.items() if torch.equal(x.to(kind).double(), x)]
     return min(held, default=BITS["float64"])

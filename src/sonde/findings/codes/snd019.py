@@ -13,7 +13,7 @@ from sonde.findings.words.places import read_command, sentence
 @final
 @dataclass(frozen=True)
 class SND019(ReadingComparison):
-    """First halves of texts, before their own and before other second halves.
+    """States of the first halves of texts, before and after the second halves are replaced.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class SND019(ReadingComparison):
     twin: ClassVar[str] = "The same model with the mean of the tokens so far; a GPT-2."
 
     def compare(self, found: SelfCheck, tau: float, evidence: Evidence) -> Check:
-        """Compare states before different endings."""
+        """Compare the states before different endings of the texts."""
         deltas = found.future
         if deltas is None or not deltas.values:
             return self.not_applicable(

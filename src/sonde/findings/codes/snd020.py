@@ -1,4 +1,4 @@
-"""SND020: weights whose size stands out from those at the same place of other blocks."""
+"""SND020: weights whose size differs from the same layer in other blocks."""
 
 import math
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from sonde.findings.words.text import number, plural
 @final
 @dataclass(frozen=True)
 class SND020(Rule):
-    """Root mean square of each layer's weights beside the median of its siblings.
+    """Root mean square of each layer's weights over the median of its siblings in other blocks.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class SND020(Rule):
     twin: ClassVar[str] = "The trained net."
 
     def check(self, evidence: Evidence) -> Check:
-        """Compare every layer with the same place of other blocks."""
+        """Compare every layer with the same layer of other blocks."""
         found = evidence.fresh
         if not isinstance(found, FreshLayers):
             return self.not_applicable("no model was run")

@@ -17,7 +17,7 @@ GRID = tuple(log_centres()[[BINS // 2 + 1, -1]].tolist())
 @final
 @dataclass(frozen=True)
 class SND021(Rule):
-    """Largest over smallest median row norm among sites of one kind.
+    """Largest divided by smallest median row norm among sites of one module class.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class SND021(Rule):
     twin: ClassVar[str] = "The same with scale 1.414 / sqrt(inputs)."
 
     def check(self, evidence: Evidence) -> Check:
-        """Compare sites of one module class."""
+        """Compare the sites of one module class."""
         if len(evidence.sites) < 2:
             return self.not_applicable("needs two sites")
         if evidence.n_groups < GROUPS:
@@ -102,7 +102,7 @@ def _is_above(site: SiteEvidence) -> bool:
 
 
 def _words(site: SiteEvidence) -> str:
-    """Return a size in words, or its bound if the size is beyond the grid of norms."""
+    """Describe a norm, or its bound if it lies outside the histogram."""
     bound = "at most " if _is_below(site) else "at least " if _is_above(site) else ""
     return f"{bound}{about(_size(site))}"
 

@@ -1,4 +1,4 @@
-"""SND022: units that all move together."""
+"""SND022: units that are almost perfectly correlated."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -72,7 +72,7 @@ class SND022(SiteRule):
     below: ClassVar[bool] = True
 
     def measured(self, evidence: Evidence) -> Measured | Check:
-        """Measure every site with enough units, except where the task asks for few directions."""
+        """Measure every site with enough units, unless the task needs only few directions."""
         if evidence.n_groups < GROUPS:
             return too_few(self, evidence.n_groups, GROUPS)
         fed = fed_by_few(evidence, self.units) | of_few_channels(evidence, self.units)
@@ -92,7 +92,7 @@ class SND022(SiteRule):
         return Measured(judged, {"values": values})
 
     def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
-        """Return the number of pooled rows, and the interval of a figure measured on them."""
+        """Return the number of pooled rows, and the interval of a figure computed on them."""
         low = high = None
         if value == _pooled(site):
             low, high = interval(
@@ -101,13 +101,13 @@ class SND022(SiteRule):
         return {"n_rows": site.moments.n, "low": low, "high": high}
 
     def level(self, site: SiteEvidence, value: float, evidence: Evidence) -> Reached:
-        """Return the level; a note at most where a few directions are left and more come later."""
+        """Return the level; at most a note if later layers recover the directions."""
         found = super().level(site, value, evidence)
         is_mild = found is not None and found[0] == "warning"
         return ("note", self.warning) if is_mild and self._widens(evidence) else found
 
     def _widens(self, evidence: Evidence) -> bool:
-        """Return whether the last site moves in as many directions as a healthy one."""
+        """Return whether the last site varies in as many directions as a healthy one."""
         return directions(evidence.sites[-1]) >= self.warning
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
@@ -121,12 +121,12 @@ class SND022(SiteRule):
         )
 
     def more(self, worst: Worst) -> dict[str, Any]:
-        """Return the effect, 1 with one direction."""
+        """Return the effect, which is 1 if a single direction is left."""
         return {"effect": 1.0 - log_effect(worst.value, 1.0, self.warning)}
 
 
 def asked_for(site: SiteEvidence, evidence: Evidence, explained: float) -> str:
-    """Return why the task asks for few directions; empty if it does not."""
+    """Return the reason why the task needs only few directions; empty if it needs more."""
     if means_alone(site):
         return (
             f"{places([site.name])} was read with mean pooling, where every unit "
@@ -170,7 +170,7 @@ def _of_moments(moments: MomentsState) -> float:
 
 
 def _correlations_of(rows: Float[Tensor, "row unit"]) -> Float[Tensor, "a a"]:
-    """Return the smaller Gram matrix, of the same trace and sum of squares as the correlations."""
+    """Return the smaller Gram matrix; its trace and sum of squares equal the correlations'."""
     rows = rows[:, rows.amax(0) > rows.amin(0)]
     z = rows - rows.mean(0)
     z = z / z.norm(dim=0).clamp(min=torch.finfo(z.dtype).tiny)
@@ -187,7 +187,7 @@ def _counted(value: float) -> str:
 
 
 def few_classes(site: SiteEvidence, evidence: Evidence) -> float:
-    """Return the fraction of standardised variance between at most three classes; 0 with more.
+    """Return the fraction of standardised variance between two or three classes; 0 with more.
 
     Classes are the labels, else what the model predicts.
     """
@@ -213,7 +213,7 @@ def _predicted(site: SiteEvidence, evidence: Evidence) -> ClassMomentsState | No
 
 
 def few_outputs(site: SiteEvidence, evidence: Evidence) -> tuple[int, float]:
-    """Return how many numbers a model answers with, and how well they span a site's variance.
+    """Return the number of model outputs, and how well they span a site's variance.
 
     The second figure is the share of standardised variance that a linear fit on the answers
     explains, over the share that equally many principal directions explain; 0 with more than two

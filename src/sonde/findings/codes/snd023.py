@@ -21,7 +21,7 @@ GROUPS, UNITS = 32, 8
 @final
 @dataclass(frozen=True)
 class SND023(SiteRule):
-    """Spread of rows over the length of their mean, without the units of largest mean.
+    """Standard deviation of rows over the length of their mean, without the largest units.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class SND023(SiteRule):
     below: ClassVar[bool] = True
 
     def measured(self, evidence: Evidence) -> Measured | Check:
-        """Compare spread and mean at every site."""
+        """Compare the standard deviation with the mean at every site."""
         if evidence.n_groups < GROUPS:
             return too_few(self, evidence.n_groups, GROUPS)
         values = {s.name: r for s in evidence.sites if (r := spread_per_mean(s)) is not None}
@@ -73,7 +73,7 @@ class SND023(SiteRule):
         return n_rows | {"low": low, "high": high}
 
     def level(self, site: SiteEvidence, value: float, evidence: Evidence) -> Reached:
-        """Return the level; a note at most where rows differ again at the last site."""
+        """Return the level; at most a note if rows differ again at the last site."""
         found = super().level(site, value, evidence)
         last = spread_per_mean(evidence.sites[-1])
         is_used = last is None or last < self.note
@@ -90,13 +90,13 @@ class SND023(SiteRule):
         )
 
     def more(self, worst: Worst) -> dict[str, Any]:
-        """Return the effect, 1 at a standard deviation of a millionth; a note is common."""
+        """Return the effect: 1 at a relative standard deviation of a millionth."""
         effect = 1.0 - log_effect(worst.value, 1e-6, self.note)
         return {"effect": effect, "common": worst.level == "note"}
 
 
 def spread_per_mean(site: SiteEvidence) -> float | None:
-    """Return the spread of rows over the length of their mean, or None if it cannot be computed."""
+    """Return the standard deviation of rows over the length of their mean, or None."""
     moments = site.all.moments
     if site.dim < UNITS:
         return None

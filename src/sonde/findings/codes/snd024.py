@@ -1,4 +1,4 @@
-"""SND024: tokens or patches of an example that become alike."""
+"""SND024: tokens or patches of an example that become nearly identical."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -58,7 +58,7 @@ class SND024(SiteRule):
         return Measured(values, {"values": values})
 
     def level(self, site: SiteEvidence, value: float, evidence: Evidence) -> Reached:
-        """Return the level, which is a note at most where the model pools its tokens afterwards."""
+        """Return the level; at most a note if the model pools its tokens afterwards."""
         found = super().level(site, value, evidence)
         return ("note", self.note) if found and self._is_late(site, evidence) else found
 
@@ -73,7 +73,7 @@ class SND024(SiteRule):
         )
 
     def more(self, worst: Worst) -> dict[str, Any]:
-        """Return the effect, 1 at a fraction of a millionth."""
+        """Return the effect, which is 1 at a fraction of a millionth."""
         return {"effect": 1.0 - log_effect(worst.value, 1e-6, self.note)}
 
     def _is_late(self, site: SiteEvidence, evidence: Evidence) -> bool:
@@ -85,7 +85,7 @@ class SND024(SiteRule):
 
 
 def within_share(site: SiteEvidence) -> float | None:
-    """Return the median fraction of variance inside examples; None if each has one row only."""
+    """Return the median fraction of variance inside examples; None with one row per example."""
     groups = site.all.groups
     if groups is None or groups.rows.n <= groups.n_examples:
         return None

@@ -1,4 +1,4 @@
-"""SND025: blocks that hardly change what they receive."""
+"""SND025: blocks that hardly change their input."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -17,7 +17,7 @@ GROUPS = 32
 @final
 @dataclass(frozen=True)
 class SND025(SiteRule):
-    """Change of a block against the standard deviation of what it receives, median over units.
+    """Change made by a block over the standard deviation of its input, median over units.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class SND025(SiteRule):
     below: ClassVar[bool] = True
 
     def measured(self, evidence: Evidence) -> Measured | Check:
-        """Compare change and spread at every block."""
+        """Compare the change with the input's standard deviation at every block."""
         model = evidence.model
         if not isinstance(model, ModelEvidence):
             return self.not_applicable(
@@ -72,7 +72,7 @@ class SND025(SiteRule):
         return Measured(values, {"values": values})
 
     def basis(self, site: SiteEvidence, value: float, evidence: Evidence) -> dict[str, Any]:
-        """Return the number of all rows, and an interval if the site before has the same rows."""
+        """Return the number of rows, and an interval if the site before has the same rows."""
         place, low, high = evidence.sites.index(site), None, None
         if place:
             before = evidence.sites[place - 1]
@@ -96,7 +96,7 @@ class SND025(SiteRule):
         return found
 
     def said(self, worst: Worst, evidence: Evidence) -> tuple[str, ...]:
-        """Describe how little these blocks change their input, and how much the others do."""
+        """Describe how little these blocks change their input, compared with the others."""
         idle, figure = worst.names, worst.figure
         others = sorted(v for name, v in worst.found.values.items() if name not in idle)
         ends = ""

@@ -1,4 +1,4 @@
-"""SND026: blocks after which the model would predict worse."""
+"""SND026: blocks after which the prediction is worse than before."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -15,7 +15,7 @@ from sonde.findings.words.text import number, plural
 @final
 @dataclass(frozen=True)
 class SND026(Rule):
-    """Loss through the model's own norm and head after a block minus before it.
+    """Loss of the model's own norm and head after a block, minus the loss before the block.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class SND026(Rule):
     twin: ClassVar[str] = "The model at random initialisation."
 
     def check(self, evidence: Evidence) -> Check:
-        """Look for rises in the second half."""
+        """Search for rises of the loss in the second half of the blocks."""
         lens = evidence.lens
         if not isinstance(lens, LensEvidence):
             return self.not_applicable("no model was run")

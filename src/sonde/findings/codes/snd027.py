@@ -56,7 +56,7 @@ class SND027(SiteRule):
     below: ClassVar[bool] = True
 
     def measured(self, evidence: Evidence) -> Measured | Check:
-        """Count directions before and after every linear layer that follows a site."""
+        """Count the dimensions before and after every linear layer that follows a site."""
         model = evidence.model
         if not isinstance(model, ModelEvidence):
             return self.not_applicable(
@@ -107,7 +107,7 @@ class SND027(SiteRule):
 
 
 def rank(site: SiteEvidence, noise: float = 16.0) -> int:
-    """Return the number of directions whose variance is more than rounding makes.
+    """Return the number of directions whose variance exceeds the rounding error.
 
     From the sampled rows in float64: moments add products in the rows' own type, whose rounding is
     larger than the directions that are looked for.
@@ -119,7 +119,7 @@ def rank(site: SiteEvidence, noise: float = 16.0) -> int:
 
 
 def _rounding(rows: Float[Tensor, "row dim"], dtype: str, noise: float) -> Float[Tensor, "dim"]:
-    """Return the largest variance that rounding gives a direction, in the scale of each unit.
+    """Return the largest variance that rounding causes in a direction, in each unit's scale.
 
     Rounding of states is independent: over directions its variance spreads up to the edge of
     Marchenko and Pastur. Rounding of weights acts on what varies; rounding of sums, in float32 or

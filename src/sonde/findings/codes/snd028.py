@@ -1,4 +1,4 @@
-"""SND028: texts that a language model knows in another form."""
+"""SND028: texts in another form than in training."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from sonde.findings.words.text import number, percent, plural
 @final
 @dataclass(frozen=True)
 class SND028(Rule):
-    """Reduction of the loss if the same texts are given in another form."""
+    """Reduction of the loss if the texts are given in another form."""
 
     level: float = 0.001
     share: float = 0.05
@@ -47,7 +47,7 @@ class SND028(Rule):
     twin: ClassVar[str] = "The unchanged model."
 
     def check(self, evidence: Evidence) -> Check:
-        """Look for a form that the model does better on."""
+        """Search for a form of the texts that lowers the loss."""
         best = best_text(evidence)
         if best is None:
             return self.not_applicable("the model does not predict a next token, or has few texts")

@@ -1,4 +1,4 @@
-"""SND029: a language model that expects other tokens than its texts have."""
+"""SND029: a language model that predicts other tokens than the texts contain."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from sonde.findings.words.text import number, plural
 @final
 @dataclass(frozen=True)
 class SND029(Rule):
-    """Cost of the model's mean prediction against token frequencies, by number and by rank."""
+    """Divergence of the mean prediction from token frequencies, by token id and by rank."""
 
     nats: float = 0.5
     errors: float = 3.0
@@ -50,7 +50,7 @@ class SND029(Rule):
     twin: ClassVar[str] = "The same model over its own tokens."
 
     def check(self, evidence: Evidence) -> Check:
-        """Compare the mean prediction with the tokens' frequencies, by number and by rank."""
+        """Compare the mean prediction with the token frequencies, by token id and by rank."""
         lens = evidence.lens
         if not isinstance(lens, LensEvidence) or lens.n_words < 2:
             return self.not_applicable("the model does not predict a next token")
@@ -90,7 +90,7 @@ class SND029(Rule):
 
 
 def _of_one_token(lens: LensEvidence) -> float:
-    """Return the largest cost of expecting a single token too rarely."""
+    """Return the largest cost of predicting a single token too rarely."""
     if lens.texts is None:
         return 0.0
     seen, said = (x.double().sum(0) for x in (lens.texts.seen, lens.texts.said))

@@ -1,4 +1,4 @@
-"""SND031: labels are clearer at an earlier site than at the last one."""
+"""SND031: an earlier site predicts the labels better than the last site."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -49,7 +49,7 @@ class SND031(LabelRule):
     twin: ClassVar[str] = "The last site rotated."
 
     def judged(self, evidence: Evidence, found: LabelEvidence) -> Check:
-        """Compare the best site with the last."""
+        """Compare the accuracy at the best site with that at the last site."""
         if len(evidence.sites) < 2:
             return self.not_applicable("there is one site only")
         chosen = torch.remainder(found.group // 8, 2) == 0
@@ -97,7 +97,7 @@ class SND031(LabelRule):
     def _own_lags(
         self, evidence: Evidence, found: LabelEvidence, best: int, rows: Tensor
     ) -> Figure | None:
-        """Return the lag of the model's own answers, or None if they do not lag.
+        """Return how far the model's answers lag behind the best site, or None if they do not.
 
         None too if the classes are not its own, or if the answers hardly beat the commonest class.
         """
@@ -141,7 +141,7 @@ class SND031(LabelRule):
 
 
 def _answering(found: LabelEvidence) -> int:
-    """Return the index of the last site, or of the one that holds the logits.
+    """Return the index of the last site, or of the site of the logits.
 
     A model of several heads answers at one head, which need not be the last to run.
     """

@@ -1,4 +1,4 @@
-"""SND032: rows of a class have become one point."""
+"""SND032: classes whose rows have collapsed to a point."""
 
 import math
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from sonde.stats.halves import half_error, random_halves
 @final
 @dataclass(frozen=True)
 class SND032(Rule):
-    """Spread within classes against spread between their means, at the last site."""
+    """Variance within classes over the variance between class means, at the last site."""
 
     nc1: float = 0.05
     explained: float = 0.95

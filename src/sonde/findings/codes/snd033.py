@@ -1,4 +1,4 @@
-"""SND033: a class that cannot be told apart from another one."""
+"""SND033: a class that cannot be separated from another class."""
 
 import math
 import statistics
@@ -115,7 +115,7 @@ class SND033(LabelRule):
 
 
 def own_recalls(own: ClassAnswers) -> dict[int, float]:
-    """Return the fraction of each probed class's rows that the model itself names."""
+    """Return the model's own recall of each class that the probe covers."""
     assert own.labels is not None
     truth, right = own.labels.truth, own.right.double()
     return {k: float(right[truth == k].mean()) for k in range(len(own.labels.names))

@@ -1,4 +1,4 @@
-"""SND034: rows whose label looks wrong."""
+"""SND034: rows whose label is probably wrong."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
@@ -19,7 +19,7 @@ from sonde.stats.intervals import clopper_pearson
 @final
 @dataclass(frozen=True)
 class SND034(LabelRule):
-    """Fraction of rows whose neighbours and held-out classifier agree on another label."""
+    """Fraction of rows whose neighbours and held-out probe agree on another label."""
 
     note: float = 0.01
     warning: float = 0.02

@@ -1,4 +1,4 @@
-"""SND035: the label can be told from something that is no content."""
+"""SND035: a nuisance variable, such as length or brightness, predicts the label."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -175,12 +175,12 @@ class SND035(LabelRule):
 
 
 def _has_no_task(evidence: Evidence) -> bool:
-    """Return whether a model was run that gives no answers: it cannot have learned a shortcut."""
+    """Return whether the model gives no answers and so cannot have learned a shortcut."""
     return isinstance(evidence.model, ModelEvidence) and "logits" not in evidence.columns
 
 
 def explained_margin(logits: Tensor, label: Int[Tensor, "row"], nuisance: Tensor) -> float:
-    """Return the fraction of the margin's variance inside classes that the nuisance explains.
+    """Return the fraction of the margin's within-class variance that a nuisance explains.
 
     The margin is the logit of the row's class minus the largest other logit.
     """

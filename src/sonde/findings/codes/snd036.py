@@ -1,4 +1,4 @@
-"""SND036: labels leave no trace in any state."""
+"""SND036: the states carry no information about the labels."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -17,7 +17,7 @@ from sonde.stats.intervals import wilson
 @final
 @dataclass(frozen=True)
 class SND036(LabelRule):
-    """Held-out accuracy no better than naming the largest class, at every site."""
+    """Held-out accuracy no better than always predicting the largest class, at every site."""
 
     level: float = 0.001
     hidden: float = 0.1
@@ -48,7 +48,7 @@ class SND036(LabelRule):
     twin: ClassVar[str] = "The true labels, and a net with random weights."
 
     def judged(self, evidence: Evidence, found: LabelEvidence) -> Check:
-        """Look for a trace at every site."""
+        """Search for information about the labels at every site."""
         n, best = found.n_groups, found.sites[found.best]
         bound = float(binom.ppf(1 - self.level, n, found.majority)) / n
         low, high = wilson(round(best.accuracy * n), n, 0.99)
@@ -87,7 +87,7 @@ class SND036(LabelRule):
         return self._raised(found, figure, max(explained), null)
 
     def _luck(self, site: SiteEvidence, n_classes: int, n_sites: int) -> float:
-        """Return the fraction that random labels explain by luck, as a multiple of its mean."""
+        """Return the variance fraction that random labels explain by luck, over its mean."""
         freedom = (n_classes - 1) * _participation(site)
         return float(chi2.isf(self.level / n_sites, freedom)) / freedom
 
@@ -118,7 +118,7 @@ class SND036(LabelRule):
 
 
 def _participation(site: SiteEvidence) -> float:
-    """Return the participation ratio of the rows: their number of directions of equal variance."""
+    """Return the participation ratio of the rows, their effective number of directions."""
     scatter = site.moments.scatter
     if scatter.ndim == 1:
         rows = rows_as_float(site.sample)

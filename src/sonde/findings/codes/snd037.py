@@ -1,4 +1,4 @@
-"""SND037: the model is wrong far more often than its own states are."""
+"""SND037: the model's answers are far worse than its states allow."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -30,7 +30,7 @@ from sonde.findings.words.text import number, percent, plural
 @final
 @dataclass(frozen=True)
 class SND037(ClassAnswersRule):
-    """Accuracy or loss of a sure model, against its last layer's and the commonest answer's."""
+    """Accuracy or loss of a confident model, against a probe of its last layer and a constant."""
 
     lag: float = 0.2
     nats: float = 0.5
@@ -75,7 +75,7 @@ class SND037(ClassAnswersRule):
     twin: ClassVar[str] = "Digits with their own labels, as the model was trained on them."
 
     def check(self, evidence: Evidence) -> Check:
-        """Compare the model's own answers with what its last layer, or no model, knows."""
+        """Compare the model's answers with a probe of its last layer and with constant answers."""
         lens = evidence.lens
         if isinstance(lens, LensEvidence) and lens.n_words > 1:
             return self._of_tokens(evidence, lens)
@@ -99,7 +99,7 @@ class SND037(ClassAnswersRule):
         return self.clear(figure)
 
     def _lag(self, found: ClassAnswers, last: SiteLabels) -> Figure:
-        """Return how far the model's accuracy is below the better of probe and commonest label."""
+        """Return how far the model's accuracy is below the probe's or the commonest label's."""
         knows = last.accuracy >= found.majority
         right = found.right.double()
         lag = last.hit - right if knows else found.majority - right
@@ -232,7 +232,7 @@ class SND037(ClassAnswersRule):
 
 
 def _counts_win(lens: LensEvidence) -> bool:
-    """Return whether counts of several tokens predict most tokens better than the model.
+    """Return whether n-gram counts predict most tokens better than the model does.
 
     A model that is far too sure has a large mean loss, and is right all the same.
     """
@@ -243,7 +243,7 @@ def _counts_win(lens: LensEvidence) -> bool:
 
 
 def _advice(made: Rescaled) -> str:
-    """Return what to do if a change of the numbers fits the targets."""
+    """Return the advice if a rescaling of the model's outputs fits the targets."""
     if made.is_known:
         return f"Undo the scaling of the targets: {made.line}."
     return (

@@ -56,7 +56,7 @@ class SND038(ClassAnswersRule):
     twin: ClassVar[str] = "The true labels; a class that is always mistaken for another one."
 
     def check(self, evidence: Evidence) -> Check:
-        """Look for classes under each other's names; with few rows of each, for a common step."""
+        """Search for exchanged classes; with few rows of each class, for a constant shift."""
         usual = super().check(evidence)
         step = None if usual.state in ("raised", "clear") else class_step(evidence)
         return usual if step is None else self._of_step(step)
@@ -84,7 +84,7 @@ class SND038(ClassAnswersRule):
         )
 
     def judged(self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence) -> Check:
-        """Look for classes that are called by each other's names."""
+        """Search for classes whose names are exchanged."""
         names = renaming(found, self.level)
         if names is None:
             return self.clear(self._figure(found, 0.0))
@@ -138,7 +138,7 @@ class SND038(ClassAnswersRule):
 
 
 def _in_words(data: DataEvidence, answer_for: Mapping[int, int]) -> str:
-    """Return in words by which name the model calls which label."""
+    """Describe which label corresponds to which class of the model."""
 
     def name(number: int) -> str:
         return shortened(class_name(data, number), 20)

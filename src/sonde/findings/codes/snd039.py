@@ -1,4 +1,4 @@
-"""SND039: answers that are right hardly more often than the commonest label."""
+"""SND039: accuracy hardly better than that of the commonest label."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -18,7 +18,7 @@ from sonde.findings.words.text import percent, plural, shortened
 @final
 @dataclass(frozen=True)
 class SND039(ClassAnswersRule):
-    """Lead of the accuracy over the commonest label's share: the model's against a probe's."""
+    """Accuracy minus the frequency of the commonest label: of the model, and of a probe."""
 
     errors: float = 3.0
     part: float = 0.25
@@ -49,7 +49,7 @@ class SND039(ClassAnswersRule):
     twin: ClassVar[str] = "The trained net."
 
     def judged(self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence) -> Check:
-        """Compare correct answers with the commonest label and with a probe."""
+        """Compare the accuracy with the frequency of the commonest label and with a probe."""
         commonest = torch.mode(found.truth).values
         lead = found.right.double() - (found.truth == commonest).double()
         n_groups = len(torch.unique(found.group))

@@ -36,7 +36,7 @@ class SND041(Rule):
     twin: ClassVar[str] = "The same rows without copies."
 
     def check(self, evidence: Evidence) -> Check:
-        """Count equal contents in the listing."""
+        """Count the inputs with equal content."""
         if not evidence.sites:
             return self.withheld("no row can be read")
         found = copies(evidence.data)

@@ -1,4 +1,4 @@
-"""SND042: rows that are nearly copies of another one."""
+"""SND042: rows that are nearly copies of another row."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from sonde.findings.words.text import number, percent, plural
 @final
 @dataclass(frozen=True)
 class SND042(Rule):
-    """Rows whose nearest neighbour is far nearer than their fifth."""
+    """Rows whose nearest neighbour is far nearer than their fifth-nearest neighbour."""
 
     least: float = 3.0
     warning: float = 0.01
@@ -47,7 +47,7 @@ class SND042(Rule):
     twin: ClassVar[str] = "The same with noise of 10 %."
 
     def check(self, evidence: Evidence) -> Check:
-        """Look for near pairs at the ends of the model."""
+        """Search for near pairs at the first and the last site."""
         n = len(shared_rows(evidence).group)
         if n < NEAR_NEEDS:
             return too_few(self, n, NEAR_NEEDS, "rows")

@@ -1,4 +1,4 @@
-"""SND043: inputs that were cut."""
+"""SND043: inputs that were truncated."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -14,7 +14,7 @@ from sonde.findings.words.text import percent, plural
 @final
 @dataclass(frozen=True)
 class SND043(Rule):
-    """Fraction of examples cut at the context or at ``--max-length``, and of tokens lost."""
+    """Fraction of examples truncated at the context or at ``--max-length``, and of tokens lost."""
 
     examples: float = 0.05
     tokens: float = 0.2
@@ -37,7 +37,7 @@ class SND043(Rule):
     twin: ClassVar[str] = "Texts exactly as long as the context."
 
     def check(self, evidence: Evidence) -> Check:
-        """Read the counters."""
+        """Compare the counts of truncated examples and lost tokens with their limits."""
         data = evidence.data
         if data.n_tokens == 0:
             return self.not_applicable("the inputs have no tokens")
@@ -64,7 +64,7 @@ class SND043(Rule):
 
 
 def _most_cut(evidence: Evidence) -> OneClass | None:
-    """Return the class whose sampled texts are cut most often, or None if classes are alike."""
+    """Return the class whose texts are truncated most often, or None if classes do not differ."""
     shared = shared_rows(evidence)
     cut, order = shared.column("truncated"), shared.order
     if cut is None or order is None or not len(order):

@@ -34,7 +34,7 @@ class _Steps:
 @final
 @dataclass(frozen=True)
 class SND044(Rule):
-    """Squared steps between rows that follow one another, over those of independent rows."""
+    """Squared distance of consecutive rows, divided by that of independent rows."""
 
     below: float = 0.9
     errors: float = 5.0
@@ -63,7 +63,7 @@ class SND044(Rule):
     twin: ClassVar[str] = "The same rows in random order."
 
     def check(self, evidence: Evidence) -> Check:
-        """Compare steps with spread at every site."""
+        """Compare the distance of consecutive rows with that of independent rows, at every site."""
         steps = [s for site in evidence.sites if (s := _steps(site)) is not None]
         if not steps:
             return self.withheld(
@@ -119,7 +119,7 @@ def _steps(site: SiteEvidence) -> _Steps | None:
 
 
 def _expected(site: SiteEvidence, alike: Float[Tensor, "*part"]) -> Float[Tensor, "*part"]:
-    """Return the mean squared step of independent rows if a fraction ``alike`` is within labels.
+    """Return the mean squared distance of independent rows with a fraction of equal labels.
 
     A step within a label counts ``2 W``, with ``W`` the variance around the labels' means. A step
     between labels counts the number that makes rows in random order give ``2 V`` on average, with

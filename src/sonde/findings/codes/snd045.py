@@ -1,4 +1,4 @@
-"""SND045: inputs that hold nothing."""
+"""SND045: blank inputs."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -71,7 +71,7 @@ class SND045(Rule):
 
 
 def _blank(evidence: Evidence) -> Bool[Tensor, "example"] | None:
-    """Return whether each example is blank, or None if nothing is known of the inputs."""
+    """Return whether each example is blank, or None if the inputs are not known."""
     if not evidence.sites:
         return None
     data, shared = evidence.data, shared_rows(evidence)

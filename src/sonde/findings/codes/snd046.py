@@ -1,4 +1,4 @@
-"""SND046: a class that the model misses though its own states tell it."""
+"""SND046: a class that the model misses although its states encode it."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -20,7 +20,7 @@ from sonde.findings.words.text import listed, number, percent, plural, shortened
 @final
 @dataclass(frozen=True)
 class SND046(ClassAnswersRule):
-    """Hits of a probe of the last site less correct answers of the model, class by class."""
+    """Accuracy of a probe of the last site minus accuracy of the model, class by class."""
 
     lag: float = 0.2
     gain: float = 0.05
@@ -79,7 +79,7 @@ class SND046(ClassAnswersRule):
         return self._raised(evidence, found, labels, missed, figures[missed[0]])
 
     def _mends(self, moved: LogitConstant | None, known: float) -> bool:
-        """Return whether a constant on one logit closes the gap to the probe, but for 10 points."""
+        """Return whether a bias on one logit closes the gap to the probe, up to 10 points."""
         if moved is None or not moved.trial.holds:
             return False
         return float(moved.trial.after.mean()) > known - self.lag / 2
@@ -146,7 +146,7 @@ class SND046(ClassAnswersRule):
         labels: LabelEvidence,
         moved: LogitConstant | None,
     ) -> Check | None:
-        """Return a warning if one constant corrects many answers, whichever classes lose rows."""
+        """Return a warning if a constant on one logit corrects many answers."""
         if moved is None or not moved.is_all or not moved.trial.holds:
             return None
         before, after = (float(x.mean()) for x in (moved.trial.before, moved.trial.after))
@@ -177,7 +177,7 @@ class SND046(ClassAnswersRule):
 
 
 def _mending(moved: LogitConstant) -> str:
-    """Return the advice to add a constant to a logit, and what that does to held-out rows."""
+    """Return the advice to add a constant to a logit, and its effect on held-out rows."""
     before, after = (percent(float(x.mean())) for x in (moved.trial.before, moved.trial.after))
     sign = "-" if moved.constant < 0 else "+"
     fix = (

@@ -1,4 +1,4 @@
-"""SND047: labels or states that change along the order of the rows."""
+"""SND047: labels or states that change along the file."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -22,7 +22,7 @@ LABELS = "labels"
 @final
 @dataclass(frozen=True)
 class SND047(Rule):
-    """Fraction of the variance of a class or of a direction of states between tenths of the file.
+    """Fraction of variance between tenths of the file, of a class or a direction of states.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class SND047(Rule):
     twin: ClassVar[str] = "The same rows in random order."
 
     def check(self, evidence: Evidence) -> Check:
-        """Compare the order of the file with random orders."""
+        """Compare the order of the file with random permutations."""
         shared = shared_rows(evidence)
         if shared.order is None or not evidence.sites:
             return self.not_applicable("the order of the rows is not known")
@@ -112,7 +112,7 @@ class SND047(Rule):
 
     @staticmethod
     def _split(evidence: Evidence, where: Tensor) -> str:
-        """Return how many classes a split of the last fifth would leave on one side."""
+        """Return how many classes a split before the last fifth would leave on one side only."""
         label = shared_rows(evidence).column("label")
         if label is None:
             return ""
@@ -127,7 +127,7 @@ class SND047(Rule):
 
 
 def _tried(evidence: Evidence, where: Tensor) -> dict[str, Ordered]:
-    """Return what the tenths of the file explain of labels and of states at a few sites."""
+    """Return the variance between tenths of the file, of labels and of states at a few sites."""
     shared = shared_rows(evidence)
     label = shared.column("label")
     found: dict[str, Ordered] = {}
@@ -146,7 +146,7 @@ def _tried(evidence: Evidence, where: Tensor) -> dict[str, Ordered]:
 
 
 def _centred(rows: Tensor, classes: Tensor) -> Tensor:
-    """Return rows less the mean of their class, each unit divided by its spread."""
+    """Return rows minus their class mean, each unit divided by its standard deviation."""
     member = one_hot(classes).double()
     rows = rows - member @ ((member.T @ rows) / member.sum(0).clamp(min=1)[:, None])
     return rows / rows.std(0).clamp(min=1e-12)

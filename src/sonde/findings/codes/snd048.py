@@ -1,4 +1,4 @@
-"""SND048: a column that numbers the rows and tells their labels."""
+"""SND048: an identifier column that predicts the labels."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -63,7 +63,7 @@ class SND048(Rule):
     twin: ClassVar[str] = "The same column in random order."
 
     def check(self, evidence: Evidence) -> Check:
-        """Sort the labels by every column that looks like an identifier."""
+        """Sort the rows by every column that looks like an identifier and compare their labels."""
         shared = shared_rows(evidence)
         label, order = shared.column("label"), shared.order
         if label is None or order is None or not evidence.data.has_labels:
@@ -92,7 +92,7 @@ class SND048(Rule):
         return self._raised(evidence, worst, seen, figure)
 
     def _key(self, values: Sequence[Any], n: int) -> np.ndarray | None:
-        """Return the rows in the order of a column that numbers them, else None."""
+        """Return the row order by an identifier column, or None if it is not an identifier."""
         numbers = [_number(v) for v in values]
         if any(number is None for number in numbers):
             return None

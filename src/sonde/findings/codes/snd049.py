@@ -1,4 +1,4 @@
-"""SND049: something that changes from one row of the file on."""
+"""SND049: data that change at one row of the file."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -72,7 +72,7 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class _Series:
-    """Numbers of the rows in the order of the file, NaN if a number is not known."""
+    """A series of numbers in file order; unknown numbers are NaN."""
 
     kind: Kind
     name: str
@@ -84,7 +84,7 @@ class _Series:
 
 @once
 def changes_in_file(evidence: Evidence) -> tuple[Change, ...] | str:
-    """Return what changes somewhere in the file, or why that cannot be asked."""
+    """Return the changes along the file, or the reason why they cannot be tested."""
     shared, data = shared_rows(evidence), evidence.data
     if shared.order is None or (data.piece is not None and bool((data.piece > 0).any())):
         return "the rows are pieces of texts, or their order is not known"
@@ -114,7 +114,7 @@ def changes_in_file(evidence: Evidence) -> tuple[Change, ...] | str:
 
 
 def _rank(change: Change) -> tuple[bool, bool, bool, bool, float]:
-    """Return the key by which what says most comes first."""
+    """Return the sort key that puts the most informative change first."""
     kind = change.kind
     return change.slip == 0, kind != "fit", kind != "error", kind == "level", change.p
 
@@ -155,7 +155,7 @@ def _series(evidence: Evidence, order: Int[np.ndarray, "row"]) -> Iterator[_Seri
 
 
 def _standard(x: Float[np.ndarray, "row"]) -> Float[np.ndarray, "row"]:
-    """Return numbers with mean 0 and variance 1: half the square of two's gap is 1 less r."""
+    """Return numbers with mean 0 and variance 1."""
     return (x - x.mean()) / max(float(x.std()), 1e-12)
 
 
@@ -186,7 +186,7 @@ def _number(cell: Any) -> float:
 
 
 def _cusum(x: Float[np.ndarray, "row"]) -> tuple[int, float]:
-    """Return where the two means of a series differ most, and by how many standard errors."""
+    """Return the split where the two means differ most, and the difference in standard errors."""
     n = len(x)
     spread = float(x.std())
     first, last = max(2, round(MARGIN * n)), n - max(2, round(MARGIN * n))
@@ -200,7 +200,7 @@ def _cusum(x: Float[np.ndarray, "row"]) -> tuple[int, float]:
 
 
 def _variance_step(x: Float[np.ndarray, "row"]) -> int:
-    """Return the likeliest place of one change of the mean square, for normal numbers."""
+    """Return the likeliest position of a change in variance, for Gaussian numbers."""
     n, total = len(x), np.cumsum(np.square(x))
     k = np.arange(max(2, round(MARGIN * n)), n - max(2, round(MARGIN * n)) + 1)
     early, late = total[k - 1] / k, (total[-1] - total[k - 1]) / (n - k)
@@ -213,7 +213,7 @@ def _change(
     classes: Int[np.ndarray, "row"] | None,
     n_series: int,
 ) -> Change | None:
-    """Choose a place on every other row, test it on the rest, then place it on all rows."""
+    """Choose a position on every second row, test it on the others, then refine it on all."""
     known = ~np.isnan(series.x)
     x, at = series.x[known], examples[known]
     flat = x if series.kind not in RANKED else np.argsort(np.argsort(x, kind="stable")) / len(x)
@@ -248,7 +248,7 @@ def _change(
 
 
 def _middle(kind: Kind, x: Float[np.ndarray, "row"]) -> float:
-    """Return what a part of the rows has: a median, a correlation, or a fraction."""
+    """Return the statistic of some rows: a median, a correlation, or a fraction."""
     if kind == "fit":
         return 1 - float(np.square(x).mean()) / 2
     return float(np.median(x) if kind == "level" else x.mean())
@@ -257,7 +257,7 @@ def _middle(kind: Kind, x: Float[np.ndarray, "row"]) -> float:
 def _less_related(
     pair: Float[np.ndarray, "2 row"], early: Int[np.ndarray, "row2"], late: Int[np.ndarray, "row3"]
 ) -> float:
-    """Return the chance of two rank correlations that differ so much, by Fisher's transform.
+    """Return the p-value that two rank correlations are equal, by Fisher's transform.
 
     The variance of the transform is that of Bonett and Wright, which holds for heavy tails.
     """
@@ -271,7 +271,7 @@ def _less_related(
 
 
 def _sorted(classes: Int[np.ndarray, "row"]) -> bool:
-    """Return whether rows of a class stand together far more often than in a random order."""
+    """Return whether the rows are sorted by class rather than in random order."""
     n = len(classes)
     sizes = np.unique(classes, return_counts=True)[1]
     steps = int((classes[1:] != classes[:-1]).sum())
@@ -289,7 +289,7 @@ def _within(
 
 
 def _chance(kind: Kind, x: Any, flat: Any, early: Any, late: Any) -> float:
-    """Return the chance of the difference if the order of these rows told nothing."""
+    """Return the p-value of the difference under random order of the rows."""
     if kind in RANKED:
         result: Any = mannwhitneyu(flat[early], flat[late])
         return float(result.pvalue)
@@ -299,7 +299,7 @@ def _chance(kind: Kind, x: Any, flat: Any, early: Any, late: Any) -> float:
 
 
 def _chance_within(x: Any, classes: Any, early: Any, late: Any) -> tuple[float, float]:
-    """Return the chance of the difference if order within classes is random, and its mean.
+    """Return the p-value under random order within classes, and the mean difference.
 
     The chance is a normal approximation. A class with rows on one side only is left out.
     """
@@ -327,7 +327,7 @@ def _large(kind: Kind, before: float, after: float, early: Any, late: Any) -> bo
 
 
 def _with_slip(change: Change, evidence: Evidence, order: Int[np.ndarray, "row"]) -> Change:
-    """Add how many rows labels slip, if answers after the change fit the labels of other rows."""
+    """Add the number of rows by which labels are shifted, if shifted labels fit the answers."""
     shared = shared_rows(evidence)
     answers = _answers(evidence, order)
     if change.kind != "error" or answers is None or shared.order is None:
@@ -357,19 +357,19 @@ def _with_slip(change: Change, evidence: Evidence, order: Int[np.ndarray, "row"]
 
 @dataclass(frozen=True, eq=False)
 class _Answers:
-    """Answers and labels in the order of the file, and the largest distance at which they fit."""
+    """Answers and labels in file order, and the largest difference that counts as a match."""
 
     said: Float[np.ndarray, "row"]
     label: Float[np.ndarray, "row"]
     near: float
 
     def fit(self, other: Int[np.ndarray, "row"]) -> Bool[np.ndarray, "row"]:
-        """Return whether each answer fits the label of another row."""
+        """Return whether each answer matches the label of another row."""
         return np.abs(self.said - self.label[other]) <= self.near
 
 
 def _answers(evidence: Evidence, order: Int[np.ndarray, "row"]) -> _Answers | None:
-    """Return classes, or numbers that fit within a third of the spread of the targets."""
+    """Return the answers: classes, or numbers with a tolerance of a third of the targets' sd."""
     columns, numbers = answer_columns(evidence), number_rows(evidence)
     if not isinstance(columns, str):
         said, label = columns[0].argmax(1).double().numpy(), columns[1].double().numpy()
@@ -383,7 +383,7 @@ def _answers(evidence: Evidence, order: Int[np.ndarray, "row"]) -> _Answers | No
 
 
 def _slips_from(answers: _Answers, examples: Int[np.ndarray, "row"], slip: int) -> int:
-    """Return the row at which a switch from the given labels to moved labels fits answers best."""
+    """Return the row from which shifted labels fit the answers better than given labels."""
     own = answers.fit(np.arange(len(examples))).astype(float)
     moved = own.copy()
     for i, example in enumerate(examples):
@@ -399,7 +399,7 @@ def _slipped(
     chosen: Bool[np.ndarray, "row"],
     slip: int,
 ) -> tuple[list[int], Bool[np.ndarray, "kept"]]:
-    """Return which rows have a label ``slip`` rows further on, and whether answers fit that."""
+    """Return the rows that have a label ``slip`` rows later, and whether it matches the answer."""
     where = {int(example): i for i, example in enumerate(examples)}
     pairs = [(i, where.get(int(examples[i]) + slip, -1)) for i in np.flatnonzero(chosen)]
     other = np.arange(len(examples))
@@ -443,7 +443,7 @@ class SND049(Rule):
     twin: ClassVar[str] = "The same rows before the change."
 
     def check(self, evidence: Evidence) -> Check:
-        """Look for a change in every series."""
+        """Search for a change in every series."""
         found = changes_in_file(evidence)
         if isinstance(found, str):
             return self.not_applicable(found)
@@ -497,7 +497,7 @@ def _said(change: Change, n: int) -> str:
 
 
 def _fix(change: Change) -> str:
-    """Return the line that undoes the change, if there is a line."""
+    """Return the line of code that undoes the change; empty if there is none."""
     row, name = change.row, repr(change.name)
     if change.slip:
         return (

@@ -13,7 +13,7 @@ from sonde.findings.words.text import number
 @final
 @dataclass(frozen=True)
 class SND051(Rule):
-    """AUROC of one closed-form direction between DATA and OTHER, per site."""
+    """AUROC of one linear direction between DATA and OTHER, per site."""
 
     note: float = 0.6
     warning: float = 0.75

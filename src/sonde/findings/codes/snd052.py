@@ -1,4 +1,4 @@
-"""SND052: rows of OTHER unlike anything in DATA."""
+"""SND052: rows of OTHER that are out of distribution for DATA."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -21,7 +21,7 @@ HALF = 0.5
 @final
 @dataclass(frozen=True)
 class SND052(Rule):
-    """Fraction of OTHER that raises an alarm at a rate promised on DATA."""
+    """Fraction of OTHER that raises an alarm, at a false-alarm rate calibrated on DATA."""
 
     times: float = 2.0
     level: float = 0.001
@@ -118,7 +118,7 @@ class SND052(Rule):
         return f"{best}, {text}; with all scores combined, {percent(found.total.rate)}."
 
     def _answers(self, evidence: Evidence, beyond: Tensor) -> tuple[str, bool]:
-        """Return what the model's own answers say of OTHER, and whether they explain alarms."""
+        """Return the model's accuracy on OTHER in words, and whether it explains the alarms."""
         mine, theirs = right_rows(evidence), right_rows(evidence.versus.other, new_classes=True)
         if mine is None or theirs is None:
             return "", False

@@ -1,4 +1,4 @@
-"""SND053: the same inputs, or nearly, in DATA and OTHER."""
+"""SND053: identical or nearly identical inputs in DATA and OTHER."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -24,7 +24,7 @@ SHORT_BYTES = 16
 
 @dataclass(frozen=True)
 class _Leak:
-    """Examples of OTHER that DATA has too: equal ones, short equal ones, and near ones."""
+    """Examples of OTHER that also occur in DATA: equal, short and equal, or nearly equal."""
 
     n: int
     exact: tuple[int, ...]
@@ -43,7 +43,7 @@ class _Leak:
 @final
 @dataclass(frozen=True)
 class SND053(Rule):
-    """Inputs of OTHER whose content, or whose state, DATA has too."""
+    """Inputs of OTHER whose content, or whose state, also occurs in DATA."""
 
     warning: float = 0.001
     least: float = 3.0
@@ -72,7 +72,7 @@ class SND053(Rule):
     twin: ClassVar[str] = "A clean split."
 
     def check(self, evidence: Evidence) -> Check:
-        """Intersect the listings, then look for near pairs."""
+        """Intersect the contents, then search for near pairs."""
         if evidence.versus is None:
             return self.not_applicable("there is no second data set (--versus OTHER)")
         leak = self._leak(evidence)
@@ -150,7 +150,7 @@ class SND053(Rule):
 
 
 def _copies(same: SharedContent, leak: _Leak, mine: str, theirs: str) -> str:
-    """Return how many inputs are copies, on the side where copies are the larger share."""
+    """Return the number of copies, on the side where they are the larger fraction."""
     n, of, name, elsewhere = len(leak.exact), leak.n, theirs, mine
     if same.mine * same.n_theirs > same.theirs * same.n_mine:
         n, of, name, elsewhere = same.mine, same.n_mine, mine, theirs
@@ -164,7 +164,7 @@ def _is_short(data: DataEvidence, i: int) -> bool:
 
 
 def _near(evidence: Evidence, mine: set[bytes]) -> tuple[str, NearPairs | None]:
-    """Return the site whose near pairs of OTHER and DATA are least probable.
+    """Return the site whose near pairs of OTHER and DATA are least probable by chance.
 
     Inputs of OTHER that DATA has too are left out.
     """

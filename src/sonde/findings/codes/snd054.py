@@ -1,4 +1,4 @@
-"""SND054: labels that come in other shares, or in one data set alone."""
+"""SND054: class proportions that differ, or classes that occur in one data set only."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -17,7 +17,7 @@ LEAST = 50
 @final
 @dataclass(frozen=True)
 class SND054(Rule):
-    """Half the summed absolute difference of label fractions, and labels of one side alone."""
+    """Half the summed absolute difference of label fractions, and labels of one data set only."""
 
     difference: float = 0.1
     level: float = 0.001
@@ -45,7 +45,7 @@ class SND054(Rule):
     twin: ClassVar[str] = "A random split."
 
     def check(self, evidence: Evidence) -> Check:
-        """Compare the labels of both sides."""
+        """Compare the labels of both data sets."""
         if evidence.versus is None:
             return self.not_applicable("there is no second data set (--versus OTHER)")
         found = label_comparison(evidence)

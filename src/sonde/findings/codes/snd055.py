@@ -1,4 +1,4 @@
-"""SND055: columns of a table, or forms of texts, that differ between DATA and OTHER."""
+"""SND055: columns of a table, or measures of texts, that differ between DATA and OTHER."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -18,7 +18,7 @@ from sonde.findings.words.text import LONGEST, number, percent, plural
 @final
 @dataclass(frozen=True)
 class SND055(Rule):
-    """Largest difference of a column's cumulative fractions in DATA and in OTHER."""
+    """Largest difference of a column's cumulative distributions in DATA and in OTHER."""
 
     effect: float = 0.15
 
@@ -96,7 +96,7 @@ _SMALL = ("missing", "one value", "new values")
 
 
 def _fix(evidence: Evidence, found: ColumnComparison, moves: list[ColumnMove]) -> str:
-    """Return the lines that undo the moves, and what the model gains; empty without such lines."""
+    """Return the lines of code that undo the changes, and what the model gains by them."""
     if all(m.column in _PICTURE_CAUSES for m in moves):
         causes = _PICTURE_CAUSES[moves[0].column]
         return f"Prepare the images of OTHER as those of DATA; possible causes: {causes}."
@@ -107,7 +107,7 @@ def _fix(evidence: Evidence, found: ColumnComparison, moves: list[ColumnMove]) -
 
 
 def _gain(evidence: Evidence, found: ColumnComparison) -> str:
-    """Return what the model gains with changed units and positions undone; empty if nothing."""
+    """Describe the model's gain once changed units and exchanged columns are corrected."""
     mended = evidence.versus.mended
     gain = None if mended is None else mended(evidence.versus.other, found.moves)
     if gain is None or not gain.mended > gain.given:

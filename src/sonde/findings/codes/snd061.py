@@ -19,7 +19,7 @@ from sonde.metrics.weak_groups import WeakGroup
 @final
 @dataclass(frozen=True)
 class SND061(WeakGroupRule):
-    """Accuracy lost in a group of inputs, compared with the other inputs."""
+    """Accuracy in a group of inputs, compared with the other inputs."""
 
     warning: float = 0.1
 
@@ -52,7 +52,7 @@ class SND061(WeakGroupRule):
     twin: ClassVar[str] = "The same net on data without that group; errors on random rows."
 
     def found(self, evidence: Evidence) -> WeakRows | str:
-        """Return the groups in which the model may be right less often."""
+        """Return the groups in which the model may be less accurate."""
         found = weak_rows(evidence)
         if found is not None:
             return found
@@ -60,7 +60,7 @@ class SND061(WeakGroupRule):
         return reason if isinstance(reason, str) else "no answers"
 
     def said(self, group: WeakGroup) -> str:
-        """Return how often the model is right there and elsewhere."""
+        """Describe the accuracy in the group and elsewhere."""
         return (
             f"correct on {percent(1 - group.loss)} ({percent(1 - group.high)} to "
             f"{percent(1 - group.low)}) of these inputs, and on {percent(1 - group.elsewhere)} "
@@ -68,7 +68,7 @@ class SND061(WeakGroupRule):
         )
 
     def is_expected(self, evidence: Evidence, found: WeakRows, group: WeakGroup) -> bool:
-        """Return whether the model is as unsure as it is wrong on a group of near states.
+        """Return whether low confidence already predicts the low accuracy of a cluster of states.
 
         If the model is too sure of all other rows too (SND069), their best temperature is applied.
         """
@@ -86,11 +86,11 @@ class SND061(WeakGroupRule):
     def confused(
         self, evidence: Evidence, found: WeakRows, group: WeakGroup
     ) -> list[tuple[str, str, int]]:
-        """Return the commonest errors of the group."""
+        """Return the most frequent errors of the group."""
         return worst_pairs(evidence, found, group)
 
     def advice(self, evidence: Evidence, group: WeakGroup) -> str:
-        """Return the constant that corrects a class that is answered too often, if one does."""
+        """Return the bias that corrects a class that is answered too often, if a bias helps."""
         moved = logit_constant(evidence)
         if moved is None or moved.constant >= 0 or not moved.trial.holds:
             return ""
@@ -106,5 +106,5 @@ class SND061(WeakGroupRule):
     def tables(
         self, evidence: Evidence, found: WeakRows, groups: list[WeakGroup]
     ) -> dict[str, Any]:
-        """Return all groups with their members."""
+        """Return all groups with their member rows."""
         return {"weak_groups": weak_table(evidence, found, groups)}

@@ -1,4 +1,4 @@
-"""SND062: rare classes on which a model is right far less often than on common ones."""
+"""SND062: rare classes with far lower accuracy than common classes."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -20,7 +20,7 @@ from sonde.stats.intervals import grouped_share
 @final
 @dataclass(frozen=True)
 class SND062(Rule):
-    """Accuracy lost on rare classes, compared with all other classes.
+    """Accuracy on rare classes, compared with all other classes.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class SND062(Rule):
     twin: ClassVar[str] = "The trained net on the same rows."
 
     def check(self, evidence: Evidence) -> Check:
-        """Compare the rows of rare classes with all others."""
+        """Compare the accuracy on rare classes with that on all others."""
         right = right_rows(evidence)
         if right is None:
             reason = class_answers(evidence)

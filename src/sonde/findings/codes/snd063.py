@@ -1,4 +1,4 @@
-"""SND063: groups of inputs on which a regression errs much more."""
+"""SND063: groups of inputs on which a regression has much larger errors."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -16,7 +16,7 @@ from sonde.metrics.weak_groups import WeakGroup
 @final
 @dataclass(frozen=True)
 class SND063(WeakGroupRule):
-    """Excess of the absolute error in a group of inputs over that of the other inputs."""
+    """Mean absolute error in a group of inputs minus that of the other inputs."""
 
     warning: float = 0.1
 
@@ -44,11 +44,11 @@ class SND063(WeakGroupRule):
     twin: ClassVar[str] = "The same readings without the scale."
 
     def found(self, evidence: Evidence) -> WeakRows | str:
-        """Return the groups on which a regression may err more."""
+        """Return the groups on which a regression may have larger errors."""
         return _weak_numbers(evidence)
 
     def said(self, group: WeakGroup) -> str:
-        """Return how far off the answers are."""
+        """Describe the mean error in the group and elsewhere."""
         return (
             f"off by {number(group.loss)} ({number(group.low)} to {number(group.high)}) standard "
             f"deviations of the target, and on the other inputs by {number(group.elsewhere)}."
@@ -57,7 +57,7 @@ class SND063(WeakGroupRule):
 
 @once
 def _weak_numbers(evidence: Evidence) -> WeakRows | str:
-    """Return the groups on which a regression may err more, or the reason why there are none."""
+    """Return the groups on which a regression may have larger errors, or the reason for none."""
     numbers = number_rows(evidence)
     if isinstance(numbers, str):
         return numbers

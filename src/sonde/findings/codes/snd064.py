@@ -17,7 +17,7 @@ from sonde.metrics.weak_groups import WeakGroup
 @final
 @dataclass(frozen=True)
 class SND064(WeakGroupRule):
-    """Excess of the loss per token in a group of texts over that of the other texts."""
+    """Loss per token in a group of texts minus that of the other texts."""
 
     warning: float = 0.5
 
@@ -50,7 +50,7 @@ class SND064(WeakGroupRule):
         return _weak_texts(evidence)
 
     def said(self, group: WeakGroup) -> str:
-        """Return how much larger the loss is, and what that makes of the perplexity."""
+        """Describe how much larger the loss and the perplexity are."""
         more = group.loss - group.elsewhere
         return (
             f"the loss per token is {number(more)} ({number(group.low - group.elsewhere_high)} "

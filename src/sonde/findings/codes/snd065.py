@@ -14,7 +14,7 @@ from sonde.findings.words.text import percent, plural, shortened
 @final
 @dataclass(frozen=True)
 class SND065(Rule):
-    """Accuracy lost on a class if the part that predicts it is exchanged."""
+    """Accuracy lost on a class if the part that predicts it is replaced."""
 
     drop: float = 0.1
     elsewhere: float = 0.03
@@ -62,7 +62,7 @@ class SND065(Rule):
     twin: ClassVar[str] = "The same rows, and a net trained without that column."
 
     def check(self, evidence: Evidence) -> Check:
-        """Judge the most constant mark or, without a mark, the part with the most certain drop."""
+        """Judge the least variable mark or, without a mark, the part with the most certain drop."""
         found = _shortcuts(evidence)
         if isinstance(found, str):
             return self.not_applicable(found)
@@ -83,7 +83,7 @@ class SND065(Rule):
         return alike and found.elsewhere <= self.elsewhere
 
     def _is_mark(self, found: Shortcut) -> bool:
-        """Return whether the part is a mark, not a trait: constant, or enough to make the class.
+        """Return whether the part is a mark: constant, or sufficient to produce the class.
 
         What makes a class what it is, such as the hole of a zero, varies and does not turn a row of
         another class into one of it.
@@ -138,6 +138,6 @@ class SND065(Rule):
 
 @once
 def _shortcuts(evidence: Evidence) -> ShortcutEvidence | str:
-    """Return what was tried, or the reason why nothing could be tried."""
+    """Return the parts that were tested, or the reason why none could be tested."""
     found = evidence.shortcuts
     return "no model was run" if found is None else found

@@ -1,4 +1,4 @@
-"""SND066: kinds of tokens that a language model expects far more, or less, often than they come."""
+"""SND066: kinds of tokens that a language model predicts far too often or too rarely."""
 
 import math
 import string
@@ -78,7 +78,7 @@ class SND066(Rule):
     twin: ClassVar[str] = "The same texts with their line breaks."
 
     def check(self, evidence: Evidence) -> Check:
-        """Compare what is expected with what comes, kind by kind."""
+        """Compare predicted with actual frequencies, for each kind of token."""
         lens = evidence.lens
         if not isinstance(lens, LensEvidence) or lens.texts is None or not lens.texts.words:
             return self.not_applicable(
@@ -127,7 +127,7 @@ def _fix(kind: "_Kind", cost: str) -> str:
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of token: its expected and seen shares, the cost of the gap, and the gap's z."""
+    """A kind of token: predicted and actual frequency, cost of the difference, and z score."""
 
     name: str
     said: float
@@ -151,20 +151,20 @@ def _kinds(texts: TextAnswers) -> Iterator[_Kind]:
 
 
 def _z(gap: Float[Tensor, "text"], expected: Float[Tensor, "text"]) -> float:
-    """Return the summed gap in standard errors over texts, or of single draws if larger."""
+    """Return the summed difference over its standard error: over texts, or binomial if larger."""
     spread = max(float(gap.square().sum()), float(expected.sum()), 1e-12)
     return abs(float(gap.sum())) / math.sqrt(spread)
 
 
 def _divergence(seen: float, said: float) -> float:
-    """Return the divergence of two shares in nats."""
+    """Return the Kullback-Leibler divergence of two frequencies, in nats."""
     said = min(max(said, 1e-9), 1 - 1e-9)
     parts = ((seen, said), (1 - seen, 1 - said))
     return sum(p * math.log(p / q) for p, q in parts if p > 0)
 
 
 def kinds_of(word: str) -> list[str]:
-    """Return the kinds of a token; a sign of punctuation is a kind of its own.
+    """Return the kinds of a token; each punctuation mark is a kind of its own.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""SND067: tokens that a language model reads or writes far worse than others."""
+"""SND067: tokens with a far higher loss than other tokens."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -19,7 +19,7 @@ STANDS = 0.19  # below the effect of exchanged rows from which on they explain o
 @final
 @dataclass(frozen=True)
 class SND067(Rule):
-    """Excess of the loss after some tokens, or at them, over that of counts.
+    """Loss at or after some tokens, minus the loss of n-gram counts.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class SND067(Rule):
     twin: ClassVar[str] = "The unchanged model."
 
     def check(self, evidence: Evidence) -> Check:
-        """Look for tokens that stand out."""
+        """Search for tokens whose loss stands out."""
         found, lens = evidence.rows, evidence.lens
         if not isinstance(found, TokenRows) or not isinstance(lens, LensEvidence):
             return self.not_applicable("the model does not predict a next token")

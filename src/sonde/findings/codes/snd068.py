@@ -1,4 +1,4 @@
-"""SND068: a part of the model that a small change mends."""
+"""SND068: a small change to one part of the model that restores its answers."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from sonde.findings.words.text import number, percent, plural
 @final
 @dataclass(frozen=True)
 class SND068(Rule):
-    """Fall of the loss if one part of the model is changed for a trial.
+    """Reduction of the loss if one part of the model is changed in a trial.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class SND068(Rule):
     twin: ClassVar[str] = "The trained model without that change."
 
     def check(self, evidence: Evidence) -> Check:
-        """Look for a change that mends the answers."""
+        """Search for a change that restores the answers."""
         found = evidence.parts
         if found in FINE:
             return self.clear(Figure("loss_fall", 0.0, unit="share"), found)

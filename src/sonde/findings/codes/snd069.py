@@ -1,4 +1,4 @@
-"""SND069: a classifier that is surer, or less sure, than it is right."""
+"""SND069: an over- or underconfident classifier."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -20,7 +20,7 @@ NO_TEMPERATURE = (
 @final
 @dataclass(frozen=True)
 class SND069(Rule):
-    """Mean probability of the answers less the fraction of right ones.
+    """Mean confidence of the answers minus their accuracy.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class SND069(Rule):
     twin: ClassVar[str] = "The trained net."
 
     def check(self, evidence: Evidence) -> Check:
-        """Compare how sure the model is with how often it is right."""
+        """Compare the model's confidence with its accuracy."""
         found, answers, columns = (
             sureness(evidence), class_answers(evidence), answer_columns(evidence),
         )  # fmt: skip

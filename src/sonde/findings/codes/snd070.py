@@ -1,4 +1,4 @@
-"""SND070: blocks that look less trained than their siblings, in a model that is often wrong."""
+"""SND070: blocks that look less trained than their siblings, in an inaccurate model."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from sonde.findings.words.text import number, percent, plural
 @final
 @dataclass(frozen=True)
 class SND070(Rule):
-    """Gap between the spectra of some blocks and those of their siblings.
+    """Gap between the spectra of some blocks and those of the other blocks.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class SND070(Rule):
     twin: ClassVar[str] = "The model with all blocks of its last step."
 
     def check(self, evidence: Evidence) -> Check:
-        """Look for blocks that stand apart."""
+        """Search for blocks whose spectra are separate from the others."""
         found, parts = evidence.blocks, evidence.parts
         if not isinstance(found, BlockTraining):
             return self.not_applicable("fewer than four blocks of the same class ran")

@@ -1,4 +1,4 @@
-"""SND071: a head that is worse than one answer for all rows."""
+"""SND071: a head that is worse than a constant answer."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from sonde.findings.words.text import listed, number, percent, plural
 @final
 @dataclass(frozen=True)
 class SND071(Rule):
-    """By how much a head, or one of its labels, is better than the same answer for every row."""
+    """Accuracy of a head, or of one of its labels, minus that of a constant answer."""
 
     errors: float = 4.0
 
@@ -44,7 +44,7 @@ class SND071(Rule):
     twin: ClassVar[str] = "The labels in the model's order."
 
     def check(self, evidence: Evidence) -> Check:
-        """Judge each head against the commonest answer."""
+        """Compare each head with the commonest answer."""
         heads = evidence.heads
         if not isinstance(heads, Heads) or not heads.found:
             reasons = heads.reasons if isinstance(heads, Heads) else {}
@@ -65,7 +65,7 @@ class SND071(Rule):
         return self._of_head(head, figure)
 
     def _lead(self, head: HeadAnswers) -> tuple[float, float]:
-        """Return the smallest lead of the head and its labels with its standard error."""
+        """Return the smallest lead over a constant answer, and its standard error."""
         leads = [head.lead]
         if head.measure == "label_accuracy":
             leads += [(p.value - p.usual, p.lead_error) for p in head.parts]
@@ -125,6 +125,6 @@ def _named(head: HeadAnswers) -> str:
 
 
 def _wrong(head: HeadAnswers) -> tuple[int, ...]:
-    """Return the examples that the head gets wrong, the worst first."""
+    """Return the examples that the head gets wrong, worst first."""
     worst = head.right.argsort(descending=head.measure == "rms_error").tolist()
     return tuple(head.examples[i] for i in worst if head.right[i] != 1)

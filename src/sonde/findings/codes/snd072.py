@@ -1,4 +1,4 @@
-"""SND072: constants in a column of numbers that stand for missing values."""
+"""SND072: constants in a column that stand for missing values."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -49,7 +49,7 @@ class SND072(Rule):
     twin: ClassVar[str] = "The same table."
 
     def check(self, evidence: Evidence) -> Check:
-        """Look for repeated values far outside their column."""
+        """Search for repeated values far outside their column."""
         table = evidence.table
         if not isinstance(table, InputTable):
             return self.not_applicable(table or "the inputs are not rows of a table")

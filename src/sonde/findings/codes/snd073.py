@@ -1,4 +1,4 @@
-"""SND073: columns of a table that are constant, copies of another column, or often missing."""
+"""SND073: columns that are constant, copies of another column, or often missing."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Final, final
@@ -17,7 +17,7 @@ SAME: Final = 1e-9
 
 @dataclass(frozen=True)
 class IdleColumns:
-    """Columns by what they lack.
+    """Columns without information: constant, copied, or often missing.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def idle_columns(table: InputTable, least_missing: float) -> IdleColumns:
 
 
 def _copies(table: InputTable, left_out: set[int]) -> tuple[tuple[int, int, bool], ...]:
-    """Return the columns that an earlier column gives, each with the first such column.
+    """Return the columns that are functions of an earlier column, with that column.
 
     Columns of two values are compared for equality only: two answers to yes or no may agree.
     """
@@ -76,7 +76,7 @@ def _copies(table: InputTable, left_out: set[int]) -> tuple[tuple[int, int, bool
 @final
 @dataclass(frozen=True)
 class SND073(Rule):
-    """Columns that are constant or copies, and the largest share of missing numbers in a column."""
+    """Columns that are constant or copies, and the largest fraction of missing numbers."""
 
     note: float = 0.05
     warning: float = 0.2

@@ -1,4 +1,4 @@
-"""SND074: one column of a table alone gives the label."""
+"""SND074: a single column of a table that predicts the label."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, final
@@ -68,7 +68,7 @@ class TellingColumn:
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Rows with a label: columns, label, and which half chooses."""
+    """Labelled rows: columns, labels, and the half that is used to fit."""
 
     x: Float[np.ndarray, "row column"]
     y: np.ndarray
@@ -78,7 +78,7 @@ class _Rows:
 
 
 def telling_column(evidence: Evidence, table: InputTable, ratio: float) -> TellingColumn | str:
-    """Return the column that gives the label best on the rows that choose, or a reason if none.
+    """Return the single column that predicts the label best, or a reason if there is none.
 
     The other columns are asked only if the column's error is at most ``ratio`` of the error
     without any column, and no larger than the model's by more than 0.01.
@@ -129,7 +129,7 @@ def _labelled(evidence: Evidence, table: InputTable) -> _Rows | str:
 
 
 def _errors(rows: _Rows, x: Float[np.ndarray, "row"]) -> Float[np.ndarray, "row"]:
-    """Return the errors of the commonest label, or of the mean, of the bin that a row falls in."""
+    """Return the errors of predicting each bin's commonest label, or its mean."""
     values = np.unique(x[rows.fits])
     edges = (values[1:] + values[:-1]) / 2
     if len(values) > CATEGORIES:
@@ -151,7 +151,7 @@ def _bin_means(at: Int[np.ndarray, "row"], rows: _Rows, n: int) -> Float[np.ndar
 
 
 def _of_others(rows: _Rows, column: int, seed: int) -> Float[np.ndarray, "row"]:
-    """Return the errors of the better predictor by all columns but this one and its near copies."""
+    """Return the errors of the better predictor from all other columns, near copies excluded."""
     near = _correlates(rows.x, column) > COPY
     x = rows.x[:, ~near]
     if not x.shape[1]:
@@ -179,7 +179,7 @@ def _predictors(is_number: bool, seed: int) -> list[Any]:
 
 
 def _correlates(x: Float[np.ndarray, "row column"], column: int) -> Float[np.ndarray, "column"]:
-    """Return how much each column correlates with one column, by values or by ranks."""
+    """Return each column's correlation with one column: Pearson or rank, the larger."""
     found = np.zeros(x.shape[1])
     for values in (x, rankdata(x, axis=0)):
         z = values - values.mean(0)
@@ -190,7 +190,7 @@ def _correlates(x: Float[np.ndarray, "row column"], column: int) -> Float[np.nda
 
 
 def _of_model(evidence: Evidence, rows: _Rows, judged: Bool[np.ndarray, "row"]) -> float:
-    """Return the model's error on the judging rows that were sampled; NaN if it is not known."""
+    """Return the model's error on the sampled held-out rows; NaN if it is not known."""
     shared, wrong = shared_rows(evidence), dict[int, float]()
     if shared.order is None:
         return float("nan")
@@ -214,7 +214,7 @@ def _of_model(evidence: Evidence, rows: _Rows, judged: Bool[np.ndarray, "row"]) 
 
 
 def _chance(own: np.ndarray, others: np.ndarray, is_number: bool) -> float:
-    """Return the one-sided p-value of the lead, by the rows on which both differ."""
+    """Return the one-sided p-value of the lead, from the rows on which both predictors differ."""
     if is_number:
         found: Any = ttest_1samp(others - own, 0.0, alternative="greater")
         return float(found.pvalue)
@@ -225,7 +225,7 @@ def _chance(own: np.ndarray, others: np.ndarray, is_number: bool) -> float:
 @final
 @dataclass(frozen=True)
 class SND074(Rule):
-    """Error of the label by one column alone, against all other columns and against the model.
+    """Error of one column alone, against all other columns and against the model.
 
     Parameters
     ----------
@@ -267,7 +267,7 @@ class SND074(Rule):
     twin: ClassVar[str] = "The same table without that column."
 
     def check(self, evidence: Evidence) -> Check:
-        """Judge the best single column on rows held out from the choice."""
+        """Judge the best single column on held-out rows."""
         table = evidence.table
         if not isinstance(table, InputTable):
             return self.not_applicable(table or "the inputs are not rows of a table")

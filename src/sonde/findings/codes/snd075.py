@@ -1,4 +1,4 @@
-"""SND075: numbers that cannot be what their column's name says, and dates read as numbers."""
+"""SND075: impossible numbers in a column, and dates read as numbers."""
 
 import re
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ DATES: Final = 20
 
 @dataclass(frozen=True)
 class OddColumn:
-    """A column with numbers that cannot be, or of dates.
+    """A column with impossible numbers, or a column of dates.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def odd_columns(table: InputTable) -> list[OddColumn]:
 
 
 def words_of(name: str) -> list[str]:
-    """Return the words of a column's name in lower case, without a plural's s.
+    """Return the words of a column's name in lower case, without a plural s.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def _impossible(table: InputTable, column: int) -> OddColumn | None:
 
 
 def _dates(table: InputTable, column: int) -> OddColumn | None:
-    """Return a column whose numbers all are calendar dates written as YYYYMMDD."""
+    """Return the column as dates if all its numbers are dates written as YYYYMMDD."""
     x, known = table.values[:, column], table.known(column)
     if len(np.unique(known)) < DATES or known.min() < 19000101 or known.max() > 21001231:
         return None

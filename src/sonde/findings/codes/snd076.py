@@ -1,4 +1,4 @@
-"""SND076: tokens that stand for signs or words that the tokenizer does not know."""
+"""SND076: tokens for characters or words that the tokenizer does not know."""
 
 import html
 import unicodedata
@@ -36,7 +36,7 @@ WAYS: Final[Mapping[str, Callable[[str], str]]] = {
 @final
 @dataclass(frozen=True)
 class SND076(Rule):
-    """Fraction of all tokens that are unknown, and that are bytes of a sign.
+    """Fraction of all tokens that are unknown, or are single bytes of a character.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ class SND076(Rule):
 
 
 def _better_way(writing: Writing, is_bytes: bool) -> str:
-    """Return the way to write the texts that leaves least, if it leaves at most half."""
+    """Describe the spelling that at least halves these tokens; empty if there is none."""
     texts = writing.texts[:TRIED]
 
     def left(way: Callable[[str], str]) -> float:

@@ -1,4 +1,4 @@
-"""SND077: texts with mark-up, HTML entities, or signs that were lost on the way."""
+"""SND077: texts with HTML tags, entities, or wrongly decoded characters."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -42,7 +42,7 @@ class SND077(Rule):
     twin: ClassVar[str] = "The same texts without mark-up."
 
     def check(self, evidence: Evidence) -> Check:
-        """Count texts with mark-up and with broken signs."""
+        """Count texts with HTML and texts with wrongly decoded characters."""
         writing = evidence.writing
         if not isinstance(writing, Writing):
             return self.not_applicable(writing or "the inputs are not texts")

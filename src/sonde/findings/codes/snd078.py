@@ -19,7 +19,7 @@ from sonde.findings.words.text import listed, percent, plural
 @final
 @dataclass(frozen=True)
 class SND078(Rule):
-    """Fraction of the texts that are not of the commonest language, or script."""
+    """Fraction of the texts that are not in the commonest language, or script."""
 
     note: float = 0.05
     least: float = 0.01
@@ -46,7 +46,7 @@ class SND078(Rule):
     twin: ClassVar[str] = "English texts alone."
 
     def check(self, evidence: Evidence) -> Check:
-        """Count languages, or scripts where languages cannot be told."""
+        """Count languages, or scripts if languages cannot be identified."""
         writing = evidence.writing
         if not isinstance(writing, Writing):
             return self.not_applicable(writing or "the inputs are not texts")

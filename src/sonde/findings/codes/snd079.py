@@ -1,4 +1,4 @@
-"""SND079: what the tokenizer takes out of the texts, and writing that it cuts into many tokens."""
+"""SND079: differences that the tokenizer removes, and spellings that it splits."""
 
 import html
 import unicodedata
@@ -42,7 +42,7 @@ SPLIT: Final[Mapping[str, tuple[str, Callable[[str], str]]]] = {
 @final
 @dataclass(frozen=True)
 class SND079(Rule):
-    """Differences that the tokenizer removes, and the extra tokens that the spelling costs.
+    """Differences between texts that the tokenizer removes, and extra tokens of a spelling.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class SND079(Rule):
     twin: ClassVar[str] = "A tokenizer that keeps capitals."
 
     def check(self, evidence: Evidence) -> Check:
-        """Tokenise some texts in other writings."""
+        """Tokenise some texts in other spellings."""
         writing = evidence.writing
         if not isinstance(writing, Writing):
             return self.not_applicable(writing or "the inputs are not texts")
@@ -134,7 +134,7 @@ class SND079(Rule):
         )
 
     def _undone(self, writing: Writing, way: Callable[[str], str]) -> float | None:
-        """Return the fraction of texts that a change touches, if the tokenizer undoes it."""
+        """Return the fraction of texts that a change alters but whose tokens stay equal."""
         assert writing.tokens is not None
         some = range(min(TRIED, len(writing.texts)))
         touched = [i for i in some if way(writing.texts[i]) != writing.texts[i]]
@@ -147,7 +147,7 @@ class SND079(Rule):
 
 
 def _ratio(writing: Writing, way: Callable[[str], str]) -> float:
-    """Return the number of tokens as given over that in another writing."""
+    """Return the number of tokens as given, divided by that in another spelling."""
     assert writing.tokens is not None
     some = range(min(TRIED, len(writing.texts)))
     changed = [way(writing.texts[i]) for i in some]
@@ -158,7 +158,7 @@ def _ratio(writing: Writing, way: Callable[[str], str]) -> float:
 
 
 def _merged(evidence: Evidence, writing: Writing, tokens: Tokens) -> list[int]:
-    """Return the texts, read whole, whose tokens equal those of a text with another label."""
+    """Return the texts whose tokens equal those of a text with another label."""
     label = evidence.data.label[torch.from_numpy(writing.order)].tolist()
     found: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for i, ids in enumerate(tokens.ids):
@@ -168,7 +168,7 @@ def _merged(evidence: Evidence, writing: Writing, tokens: Tokens) -> list[int]:
 
 
 def _told(evidence: Evidence, writing: Writing) -> tuple[str, float, float] | None:
-    """Return the class that capitals give best, the AUROC and its lower bound."""
+    """Return the class that capitals predict best, the AUROC and its lower bound."""
     label = evidence.data.label[torch.from_numpy(writing.order)]
     share = torch.tensor([capitals(t) for t in writing.texts], dtype=torch.float64)
     classes = torch.unique(label[label >= 0]).tolist()

@@ -15,7 +15,7 @@ SHOWN: Final = 60
 @final
 @dataclass(frozen=True)
 class SND080(Rule):
-    """Fraction of the characters of all texts that are words with which nearly all begin or end."""
+    """Fraction of all characters that belong to a beginning or an ending shared by most texts."""
 
     note: float = 0.1
     warning: float = 0.25
@@ -43,7 +43,7 @@ class SND080(Rule):
     twin: ClassVar[str] = "The same texts without it."
 
     def check(self, evidence: Evidence) -> Check:
-        """Look for words that nearly all texts begin or end with."""
+        """Search for words that nearly all texts begin or end with."""
         writing = evidence.writing
         if not isinstance(writing, Writing):
             return self.not_applicable(writing or "the inputs are not texts")

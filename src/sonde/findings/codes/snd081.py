@@ -13,7 +13,7 @@ from sonde.findings.words.text import number, plural
 @final
 @dataclass(frozen=True)
 class SND081(Rule):
-    """Pairs of neighbouring words that occur in several texts, over those in random order.
+    """Number of repeated pairs of neighbouring words, over that after random shuffling.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class SND081(Rule):
     twin: ClassVar[str] = "The same texts."
 
     def check(self, evidence: Evidence) -> Check:
-        """Compare the pairs of words with those of shuffled texts."""
+        """Compare the repeated pairs of words with those of shuffled texts."""
         writing = evidence.writing
         if not isinstance(writing, Writing):
             return self.not_applicable(writing or "the inputs are not texts")

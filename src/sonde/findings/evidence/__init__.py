@@ -1,1 +1,1 @@
-"""What the rules look at: gathered from the one pass, or tried, when the first rule asks."""
+"""What the rules read: collected in one pass, or computed when the first rule asks for it."""

@@ -1,4 +1,4 @@
-"""Alarms at a stated rate: from the detector that sees most, and from the sum of all scores."""
+"""Alarms at a fixed rate: from the most sensitive detector, and from the sum of all scores."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ CHOOSING = 5
 
 @dataclass(frozen=True, eq=False)
 class Alarm:
-    """Alarms that one score, or the sum of several scores, raises on OTHER.
+    """Alarms on OTHER, raised by one score or by the sum of several scores.
 
     Parameters
     ----------
@@ -49,31 +49,31 @@ class Alarm:
 
     @property
     def possible(self) -> bool:
-        """True if there are enough held-out groups for an alarm at this rate."""
+        """Whether there are enough held-out groups for an alarm at this rate."""
         return self.calibration.alarms_allowed(self.alpha) > 0
 
     @property
     def n(self) -> int:
-        """Groups of OTHER whose alarms are counted."""
+        """Number of groups of OTHER that were tested."""
         return len(self.counted)
 
     @property
     def n_alarms(self) -> int:
-        """Number of counted groups of OTHER beyond the threshold."""
+        """Number of tested groups of OTHER above the threshold."""
         return int((self.scores[self.counted] > self.calibration.threshold(self.alpha)).sum())
 
     @property
     def rate(self) -> float:
-        """Fraction of the counted groups beyond the threshold."""
+        """Fraction of the tested groups above the threshold."""
         return self.n_alarms / max(self.n, 1)
 
     @property
     def p(self) -> float:
-        """Chance of as many alarms or more on rows like DATA."""
+        """Probability of at least as many alarms on rows like DATA."""
         return self.chance(self.n_alarms)
 
     def chance(self, n_alarms: int) -> float:
-        """Return the chance of ``n_alarms`` alarms or more on rows like DATA.
+        """Return the probability of at least ``n_alarms`` alarms on rows like DATA.
 
         The threshold is estimated: the share of such rows beyond the ``l``-th largest of ``n``
         held-out scores follows ``Beta(l, n + 1 - l)``, so their number is beta-binomial.
@@ -90,7 +90,7 @@ class Alarm:
         return self.calibration.threshold(self.alpha) if self.possible else None
 
     def facts(self) -> dict[str, Any]:
-        """Return the report's key ``alarm``, or ``lead``."""
+        """Return the entry ``alarm`` or ``lead`` of the report."""
         low, high = clopper_pearson(self.n_alarms, self.n) if self.possible else (None, None)
         return {
             "detector": ", ".join(dict.fromkeys(method for method, _ in self.names)),
@@ -107,7 +107,7 @@ class Alarm:
         }
 
     def section(self, ids: list[str], order: list[int]) -> dict[str, Any]:
-        """Return the report's keys ``scores`` and ``rows``."""
+        """Return the entries ``scores`` and ``rows`` of the report."""
         p = self.calibration.p_value(self.scores)
         return {
             "scores": self._histograms(self._threshold),
@@ -123,7 +123,7 @@ class Alarm:
         }
 
     def _histograms(self, threshold: float | None) -> dict[str, Any] | None:
-        """Return histograms of both sides; values above the last edge count in the last bin."""
+        """Return histograms of both data sets; larger values count in the last bin."""
         mine, theirs = self.calibration.scores, self.scores[self.one]
         finite = mine[torch.isfinite(mine)]
         if len(finite) < 2:
@@ -151,7 +151,7 @@ class Alarm:
 
 @dataclass(frozen=True, eq=False)
 class Alarms:
-    """Alarms of the leading score, which sees most of OTHER, and of the sum of all scores.
+    """Alarms of the most sensitive score, and of the sum of all scores.
 
     Parameters
     ----------
@@ -172,11 +172,11 @@ class Alarms:
 
     @property
     def surest(self) -> Alarm:
-        """The alarm with the smaller chance; in a tie, the leading alarm."""
+        """The alarm with the smaller p-value; in a tie, the leading alarm."""
         return min(self.each, key=lambda a: a.p) if self.total.possible else self.total
 
     def corrected(self, p: float) -> float:
-        """Return a chance corrected for the number of alarms that were tested."""
+        """Return a p-value corrected for the number of alarms that were tested."""
         return min(1.0, len(self.each) * p)
 
 
@@ -187,7 +187,7 @@ def fuse(
     other_group: Int[Tensor, "row2"],
     alpha: float,
 ) -> Alarms | str:
-    """Return the alarms of the leading score and of the sum, or the reason if there can be none.
+    """Return the alarms of the leading score and of the sum, or the reason for their absence.
 
     Each score becomes the negative logarithm of its p-value among a quarter of the held-out
     groups. The other held-out groups, one row of each, calibrate the scores and their sum. The
@@ -225,7 +225,7 @@ def _sum(surprises: Mapping[tuple[str, str], Tensor], names: Sequence[tuple[str,
 
 
 def _seen(usual: Tensor, other: Tensor, alpha: float) -> tuple[float, float]:
-    """Return the mean fraction of ``other`` beyond the highest usual scores, and the AUROC.
+    """Return the mean fraction of ``other`` above the highest scores of DATA, and the AUROC.
 
     The share is a partial area under the ROC curve, up to a few times ``alpha``: with so few
     scores, a single threshold is mostly luck.

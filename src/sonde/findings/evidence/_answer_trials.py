@@ -1,4 +1,4 @@
-"""Changes that are tried on the answers alone: a constant on one logit, other names, a new head."""
+"""Trials that change the answers alone: a bias on one logit, other names, a new head."""
 
 from dataclasses import dataclass, replace
 from typing import Final
@@ -25,7 +25,7 @@ FEW_OF: Final = 5
 
 @dataclass(frozen=True, eq=False)
 class LogitConstant:
-    """The constant on one class's logit that mends most.
+    """The bias on one class's logit that corrects most answers.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class LogitConstant:
 
 @once
 def logit_constant(evidence: Evidence) -> LogitConstant | None:
-    """Return the class and the constant that the rows choose which choose a change, or None."""
+    """Return the class and its logit bias, chosen on the selection rows, or None."""
     columns = answer_columns(evidence)
     if isinstance(columns, str) or shared_rows(evidence).order is None:
         return None
@@ -78,7 +78,7 @@ def _others_help(
     k: int,
     chosen: Bool[Tensor, "row"],
 ) -> bool:
-    """Return whether biases on all logits beat one on logit ``k``, by the held-out loss."""
+    """Return whether biases on all logits give a lower held-out loss than one on logit ``k``."""
     n = logits.shape[1]
     if n * FEW_OF > int(chosen.sum()):  # too few rows to fit so many
         return False
@@ -94,7 +94,7 @@ def _others_help(
 def best_constant(
     logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"]
 ) -> tuple[int, float]:
-    """Return the class and the constant on its logit with the most correct answers.
+    """Return the class and the logit bias with the most correct answers.
 
     Examples
     --------
@@ -128,7 +128,7 @@ def answer_trial(
     before: Bool[Tensor, "row"],
     after: Bool[Tensor, "row"],
 ) -> Trial | None:
-    """Return the trial of a change on shared rows; the rows that choose are left out."""
+    """Return the trial of a change, scored on held-out rows only."""
     shared = shared_rows(evidence)
     if shared.order is None:
         return None
@@ -139,7 +139,7 @@ def answer_trial(
 
 @once
 def new_head(evidence: Evidence) -> Trial | None:
-    """Return the trial of a linear head that was fitted anew on the last layer, or None.
+    """Return the trial of a linear head that was retrained on the last layer, or None.
 
     Every row is judged by a head that was fitted without its group.
     """

@@ -1,4 +1,4 @@
-"""The rewritten form of texts in which a language model does best."""
+"""The rewritten form of texts that gives a language model its lowest loss."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from sonde.findings.trial import Trial
 
 @dataclass(frozen=True, eq=False)
 class BestText:
-    """Nats per token of texts as they are given, and in the form that other texts chose.
+    """Nats per token of unchanged texts and of the form that was chosen on other texts.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The class in which a figure of the inputs is far larger than in the others."""
+"""The class in which a statistic of the inputs is far larger than in the others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ LEVEL = 0.001
 
 @dataclass(frozen=True)
 class OneClass:
-    """A class, its mean of a figure, and the mean of all other rows."""
+    """A class, its mean of a statistic, and the mean of all other rows."""
 
     name: str
     own: float
@@ -26,7 +26,7 @@ class OneClass:
 
     @property
     def said(self) -> str:
-        """The class and both means, as shares."""
+        """The class and both means as text, in per cent."""
         own, rest = percent(self.own), percent(self.rest)
         return (
             f"Most of these rows are of class {shortened(self.name, 24)!r}: {own} there, "

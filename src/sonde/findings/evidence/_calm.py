@@ -1,4 +1,4 @@
-"""A forward without dropout, also where a function draws it and no flag of a module shows it."""
+"""Forward passes without dropout, even if no module's flag shows the dropout."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ _DROPOUTS: Final = frozenset(
 
 
 class _WithoutDropout(TorchFunctionMode):
-    """Hands on the input of every dropout."""
+    """Replaces every dropout by the identity."""
 
     def __torch_function__(
         self,
@@ -39,7 +39,7 @@ class _WithoutDropout(TorchFunctionMode):
 
 @contextmanager
 def without_dropout(root: nn.Module) -> Iterator[None]:
-    """Run forwards without dropout and with every module but batch norms in eval mode."""
+    """Run forward passes without dropout, with all modules but batch norms in eval mode."""
     norms = nn.modules.batchnorm._BatchNorm
     changed = [m for m in root.modules() if m.training and not isinstance(m, norms)]
     try:

@@ -1,4 +1,4 @@
-"""Answers that are right once all class numbers are moved by the same step.
+"""Answers that are correct once all class numbers are shifted by the same step.
 
 Works with a single row per class, where no renaming of classes can be fitted: labels that start at
 1, a background class that was left out, notes that are read at another rate.
@@ -20,14 +20,14 @@ MOST_RIGHT: Final = 0.5
 
 @dataclass(frozen=True, eq=False)
 class ClassStep:
-    """The step from a row's label to the number that the model answers, and its trial."""
+    """The difference between a row's label and the model's answer, and its trial."""
 
     step: int
     trial: Trial
 
 
 def class_step(evidence: Evidence) -> ClassStep | None:
-    """Return the step that half of the groups choose if the answers of the others are right by it.
+    """Return the shift chosen on half of the groups, if it makes the other answers correct.
 
     None if the model is correct on half of the rows as it is, or if the step is correct on fewer.
     """

@@ -1,4 +1,4 @@
-"""What the model gains on OTHER if columns are brought back to their usual unit and place."""
+"""What the model gains on OTHER once changed units and exchanged columns are corrected."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ ROWS: Final = 400
 
 @dataclass(frozen=True)
 class ColumnGain:
-    """Fraction of correct answers as given and with columns brought back, on ``n`` rows of OTHER.
+    """Accuracy with given and with corrected columns, on ``n`` rows of OTHER.
 
     For a regression (``numbers``), both values are R^2.
     """
@@ -34,7 +34,7 @@ class ColumnGain:
 
 
 def column_gain(stream: Stream, other: Evidence, moves: Sequence[ColumnMove]) -> ColumnGain | None:
-    """Run the model on at most 400 rows of OTHER, as they are and with columns brought back.
+    """Run the model on at most 400 rows of OTHER, unchanged and with corrected columns.
 
     Multiplied columns are divided, exchanged columns change places again. None if the model gives
     no logits, if the rows have neither a target nor a label among its classes, or if its input is
@@ -61,7 +61,7 @@ def column_gain(stream: Stream, other: Evidence, moves: Sequence[ColumnMove]) ->
 
 
 def _truths(other: Evidence) -> Tensor | None:
-    """Return the target or the class of each shared row, NaN without one; None if unknown."""
+    """Return the target or class of each shared row, NaN if missing; None if unknown."""
     shared, target = shared_rows(other), other.data.target
     if target is not None and shared.order is not None:
         return target[shared.order].double()
@@ -82,7 +82,7 @@ def _reached(stream: LiveStream, some: Sequence[InputBatch], truth: Tensor, numb
 
 
 def _vector(one: InputBatch, n: int) -> Tensor | None:
-    """Return the one tensor of an example if it holds a number for each of ``n`` columns."""
+    """Return an example's only tensor if it holds one number for each of ``n`` columns."""
     values = [x for x in (*one.args, *one.kwargs.values()) if isinstance(x, Tensor)]
     known = len(values) == 1 and values[0].is_floating_point() and values[0].shape[-1] == n
     return values[0] if known else None

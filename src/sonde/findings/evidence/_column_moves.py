@@ -1,4 +1,4 @@
-"""Columns of tables and forms of texts that differ between DATA and OTHER, and how they moved."""
+"""Columns of tables and measures of texts that differ between DATA and OTHER."""
 
 import math
 from collections import Counter
@@ -80,7 +80,7 @@ class ColumnMove:
 
 @dataclass(frozen=True, eq=False)
 class ColumnComparison:
-    """The columns that moved, inputs first, then by kind; and the numbers of columns and rows."""
+    """The columns that changed, inputs first; and the numbers of columns and rows."""
 
     moves: tuple[ColumnMove, ...]
     n_columns: int
@@ -89,21 +89,21 @@ class ColumnComparison:
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """Columns of one row of each group; ``confirms`` marks the rows that test what others chose."""
+    """Columns of one row of each group; ``confirms`` marks the held-out rows."""
 
     columns: Mapping[str, Sequence[Any]]
     confirms: Bool[np.ndarray, "row"]
     labels: Sequence[str] = ()
 
     def of(self, rows: Sequence[int]) -> "_Side":
-        """Return these rows alone."""
+        """Return a copy with these rows only."""
         columns = {name: [values[i] for i in rows] for name, values in self.columns.items()}
         return _Side(columns, self.confirms[list(rows)], [self.labels[i] for i in rows])
 
 
 @once
 def column_comparison(evidence: Evidence) -> ColumnComparison | str:
-    """Return how the columns of OTHER moved, or the reason why they are not compared."""
+    """Return how the columns of OTHER changed, or the reason why they are not compared."""
     if evidence.versus is None:
         return "there is no second data set (--versus OTHER)"
     sides = _of_equal_labels(_side(evidence), _side(evidence.versus.other))
@@ -139,7 +139,7 @@ def column_comparison(evidence: Evidence) -> ColumnComparison | str:
 
 
 def _missing_moves(evidence: Evidence) -> list[ColumnMove]:
-    """Return the columns of the input with more missing values in OTHER, rows left out counted."""
+    """Return the input columns with more missing values in OTHER, excluded rows included."""
     sides = [evidence.data.missing, evidence.versus and evidence.versus.other_data.missing]
     if not all(sides):
         return []
@@ -160,7 +160,7 @@ _RANK: Final[tuple[Kind, ...]] = (
 
 
 def columns_section(evidence: Evidence) -> list[dict[str, Any]]:
-    """Return the columns that moved, as the report lists them."""
+    """Return the columns that changed, as the report lists them."""
     found = column_comparison(evidence)
     if isinstance(found, str):
         return []
@@ -198,7 +198,7 @@ def _side(evidence: Evidence) -> _Side:
 
 
 def _of_equal_labels(mine: _Side, theirs: _Side) -> tuple[_Side, _Side]:
-    """Return both sides, thinned to equal fractions of labels if the fractions moved.
+    """Return both data sets, subsampled to equal class proportions if these differ.
 
     A column that depends on the label moves with the shares of labels, which SND054 reports. Each
     label keeps the smaller of its two shares.
@@ -226,7 +226,7 @@ def _of_equal_labels(mine: _Side, theirs: _Side) -> tuple[_Side, _Side]:
 
 @dataclass(frozen=True, eq=False)
 class Numbers:
-    """A column of numbers on both sides, NaN where a value is missing."""
+    """A numeric column in both data sets; missing values are NaN."""
 
     name: str
     column: str
@@ -236,13 +236,13 @@ class Numbers:
     is_derived: bool = False
 
     def half(self, confirms: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return the known values of both sides on the rows that confirm, or that choose."""
+        """Return the known values in both data sets, on the held-out or on the selection rows."""
         sides = zip((self.mine, self.theirs), self.confirms, strict=True)
         found = [x[(at == confirms) & ~np.isnan(x)] for x, at in sides]
         return found[0], found[1]
 
     def tests(self) -> list["_Test"]:
-        """Return this column's tests: on all rows, or for a chosen value on confirming rows."""
+        """Return this column's tests: on all rows, or on held-out rows for a chosen value."""
         x, y = self.half(True)
         found: list[_Test] = []
         lost = [np.isnan(v) for v in (self.mine, self.theirs)]
@@ -259,7 +259,7 @@ class Numbers:
         return found
 
     def _stuck(self) -> float | None:
-        """Return the value whose share grew most on the rows that choose, or None if none grew."""
+        """Return the value whose frequency grew most on the selection rows, or None."""
         x, y = self.half(False)
         values, counts = np.unique(y, return_counts=True)
         if not len(values) or not len(x):
@@ -272,7 +272,7 @@ class Numbers:
 
 @dataclass(frozen=True, eq=False)
 class Words:
-    """A column of few different words on both sides."""
+    """A column of few different words in both data sets."""
 
     name: str
     column: str
@@ -281,7 +281,7 @@ class Words:
     confirms: tuple[Bool[np.ndarray, "row"], Bool[np.ndarray, "row2"]]
 
     def tests(self) -> list["_Test"]:
-        """Return the test of the fractions of all words."""
+        """Return the test of the frequencies of all words."""
         counts = [Counter(x) for x in (self.mine, self.theirs)]
         names = sorted(set().union(*counts))
         table = np.array([[c[name] for name in names] for c in counts], dtype=float)
@@ -300,7 +300,7 @@ class Words:
 
 @dataclass(frozen=True, eq=False)
 class _Test:
-    """One test of one column."""
+    """One statistical test of one column."""
 
     of: Numbers | Words
     kind: Kind
@@ -311,7 +311,7 @@ class _Test:
     def move(
         self, p: float, inputs: Sequence[str], others: Sequence[Numbers | Words]
     ) -> ColumnMove | None:
-        """Return what the test found in words, or None if its effect is small."""
+        """Describe the change that the test found, or return None if its effect is small."""
         least = {"missing": 0.05, "one value": 0.05, "new values": 0.1}.get(self.kind, 0.15)
         if abs(self.effect) < least:
             return None
@@ -338,7 +338,7 @@ class _Test:
 
 
 def moved_by_chance(mine: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """Return the chance that columns of one distribution differ this much, and their KS distance.
+    """Return the p-value that columns have one distribution, and their KS distance.
 
     The chance is twice the smaller p-value of two tests. Kolmogorov-Smirnov sees every difference;
     the rank-sum test sees a shift of all values with half as many rows.
@@ -350,14 +350,14 @@ def moved_by_chance(mine: np.ndarray, theirs: np.ndarray) -> tuple[float, float]
 
 
 def _shares(mine: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
-    """Return the p-value of Fisher's exact test on two shares, and their difference."""
+    """Return the p-value of Fisher's exact test on two fractions, and their difference."""
     table = [[int(v.sum()), int((~v).sum())] for v in (mine, theirs)]
     result: Any = fisher_exact(table)
     return float(result.pvalue), float(theirs.mean() - mine.mean())
 
 
 def _moved(made: ColumnMove, of: Numbers, others: Sequence[Numbers]) -> ColumnMove:
-    """Say how numbers moved: exchanged, in another unit, or higher or lower."""
+    """Describe how numbers changed: exchanged, in another unit, or higher or lower."""
     (a, b), (x, y) = of.half(False), of.half(True)
     name, fits = of.name, min(made.effect / 3, max(0.08, _limit(len(x), len(y))))
     for other in others:
@@ -389,7 +389,7 @@ def _moved(made: ColumnMove, of: Numbers, others: Sequence[Numbers]) -> ColumnMo
 
 
 def _limit(n: int, m: int) -> float:
-    """Return the Kolmogorov-Smirnov distance that equal distributions exceed once in 100."""
+    """Return the 99 % quantile of the Kolmogorov-Smirnov distance of equal distributions."""
     return 1.63 * math.sqrt((n + m) / (n * m))
 
 
@@ -401,7 +401,7 @@ def _gap(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _factor(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Return the factor from ``x`` to ``y``; None if unclear, or between 1 / 1.4 and 1.4."""
+    """Return the factor from ``x`` to ``y``; None if it is unclear or close to 1."""
     if not len(x) or not len(y):
         return None
     ends = [np.percentile(v, range(10, 100, 10)) for v in (x, y)]
@@ -413,13 +413,13 @@ def _factor(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def _spread_of_factor(x: np.ndarray, y: np.ndarray) -> float:
-    """Return three standard errors of the log factor between two samples, cut to [0.01, 0.15]."""
+    """Return three standard errors of the log factor of two samples, cut to [0.01, 0.15]."""
     each = [v.std() / max(abs(v.mean()), 1e-300) / math.sqrt(len(v)) for v in (x, y)]
     return min(0.15, max(0.01, 3 * math.hypot(*each)))
 
 
 def _unit(factor: float, spread: float) -> tuple[float, str] | None:
-    """Return the nearest known factor within ``spread``, and the units that it stands for."""
+    """Return the nearest known factor within ``spread``, and the units that it converts."""
     found: list[tuple[float, float, str]] = []
     for known, words in FACTORS.items():
         turned = " to ".join(reversed(words.split(" to "))) if " to " in words else words
@@ -448,7 +448,7 @@ def _pair(
     theirs: _Side,
     of_tokens: Mapping[str, Callable[[str], float]] = MappingProxyType({}),
 ) -> Sequence[Numbers | Words]:
-    """Return a column as numbers, words or measures of its texts; empty if it only names rows.
+    """Return a column as numbers, words or text measures; empty if it only identifies rows.
 
     ``of_tokens`` are further measures of texts that the model is given.
     """
@@ -482,7 +482,7 @@ def _pair(
 def _kinds_of_texts(
     name: str, texts: Sequence[Sequence[str]], confirms: tuple[np.ndarray, np.ndarray]
 ) -> Sequence[Words]:
-    """Return the languages and the scripts of both sides, without texts of unknown language."""
+    """Return languages and scripts in both data sets, without texts of unknown language."""
     found: list[Words] = []
     for said, of in KINDS.items():
         sides = [tuple(word for t in some if (word := of(t)) is not None) for some in texts]

@@ -1,4 +1,4 @@
-"""The log loss of answers at the temperature that suits the rows that choose a change."""
+"""Log loss of the answers, at a temperature fitted on the selection rows."""
 
 from typing import Final
 
@@ -19,7 +19,7 @@ GRID, LEAST_LABELLED = tuple(2 ** (k / 16) for k in range(-64, 105)), 8
 def cooled_loss(
     logits: Float[Tensor, "row class"], label: Int[Tensor, "row"], chooses: Bool[Tensor, "row"]
 ) -> Float[Tensor, "row"] | None:
-    """Return the log loss of each row at one temperature for all; None if it cannot be known.
+    """Return the log loss of each row at one common temperature; None if it is not known.
 
     A change that only makes answers surer, or less sure, is no repair of what is wrong: so changes
     are compared at the best temperature of each.
@@ -45,7 +45,7 @@ def crossed_loss(
     half: Bool[Tensor, "row"],
     biased: bool = False,
 ) -> Float[Tensor, "row"] | None:
-    """Return the log loss of each row at the temperature that suits the other half of the rows.
+    """Return the log loss of each row at the temperature fitted on the other half.
 
     With ``biased``, the other half also chooses one class and a bias of its logit: what such a bias
     repairs as well says nothing about the inputs.
@@ -62,7 +62,7 @@ def crossed_loss(
 def _one_bias(
     logits: Float[Tensor, "row class"], label: Int[Tensor, "row"], fits: Bool[Tensor, "row"]
 ) -> Float[Tensor, "row"] | None:
-    """Return the log loss of each row with a bias of one class and a factor that suit some rows."""
+    """Return the log loss of each row with one class bias and a factor fitted on some rows."""
     if cooled_loss(logits, label, fits) is None:
         return None
     x = two_logits(logits).double()
@@ -76,7 +76,7 @@ def _one_bias(
 def fitted_constants(
     logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"], basis: Float[Tensor, "class of"]
 ) -> tuple[Tensor, Tensor]:
-    """Return the factor of all logits and the constants in a span that lower the loss most."""
+    """Return the logit factor and the constants within a range that give the lowest loss."""
     x, span = logits.double().numpy(), basis.double().numpy()
     given = np.eye(x.shape[1])[truth.numpy()]
 

@@ -1,4 +1,4 @@
-"""Limits of what a site can tell: how many numbers feed it, and what a mean over an image hides."""
+"""Sites that rules cannot judge: sites with few inputs, and means over images."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from sonde.stats import MomentsState
 
 
 def fed_by_few(evidence: Evidence, n: int) -> set[str]:
-    """Return the names of sites that are known to work on fewer than ``n`` numbers of an example.
+    """Return the names of sites whose output depends on fewer than ``n`` numbers per example.
 
     All sites, if the model's input has fewer numbers. Else linear layers that read fewer numbers
     for a row or point, and sites that directly follow such a layer or a site narrower than ``n``.
@@ -30,7 +30,7 @@ def fed_by_few(evidence: Evidence, n: int) -> set[str]:
 
 
 def is_input(site: SiteEvidence, evidence: Evidence) -> bool:
-    """Return whether a site holds the model's input, which says nothing about the model."""
+    """Return whether a site holds the model's input rather than a state of the model."""
     facts = evidence.model.sites if isinstance(evidence.model, ModelEvidence) else {}
     own = facts.get(site.schema.key)
     return site.schema.site.port == "in" or (own is not None and own.is_input)
@@ -47,7 +47,7 @@ def of_few_channels(evidence: Evidence, n: int) -> set[str]:
 
 
 def of_positions(site: SiteEvidence) -> MomentsState | None:
-    """Return full moments of single positions, if a module slides over images or signals.
+    """Return moments over single positions, if a module slides over images or signals.
 
     A mean over positions can hide what units tell: with a single input channel it says how bright
     the image is, whatever the filter. None for other modules, or if only variances are known.
@@ -63,5 +63,5 @@ def slides(site: SiteEvidence) -> bool:
 
 
 def means_alone(site: SiteEvidence) -> bool:
-    """Return whether only means over positions are known, as for rows that were stored as means."""
+    """Return whether only means over positions are known, as for stored means."""
     return slides(site) and site.all.eighth is None and site.schema.reducer.name == "mean"

@@ -1,4 +1,4 @@
-"""Intervals of figures from random halves of the sampled rows."""
+"""Confidence intervals of statistics, from random halves of the sampled rows."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def interval(
     n_groups: int,
     figure: Callable[[Float[Tensor, "row dim"]], float],
 ) -> tuple[float | None, float | None]:
-    """Return a 95 % interval about ``value`` from the spread of a figure over random halves.
+    """Return a 95 % interval around ``value`` from the statistic on random halves.
 
     The spread comes from the sample. If the data have more groups (``n_groups``) than the sample,
     the spread shrinks by the root of the ratio.
@@ -38,7 +38,7 @@ def interval(
 def ends(
     value: float, halves: Float[Tensor, "half"], group: Int[Tensor, "row"], n_groups: int
 ) -> tuple[float, float]:
-    """Return a 95 % interval about ``value`` from the figures of random halves of the groups."""
+    """Return a 95 % interval around ``value`` from statistics of random halves of the groups."""
     present = len(torch.unique(group))
     se = float(half_error(halves)) * math.sqrt(present / max(n_groups, present))
     return value - Z * se, value + Z * se

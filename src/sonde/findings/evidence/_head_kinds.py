@@ -1,4 +1,4 @@
-"""How right the answers of one head are, judged by the kind of its labels.
+"""Accuracy of the answers of one head, judged by the kind of its labels.
 
 Each function returns the fields of a ``HeadAnswers``; rows without a label are NaN.
 """
@@ -26,7 +26,7 @@ Kind = Literal["accuracy", "label_accuracy", "rank_accuracy", "pixel_accuracy", 
 
 @dataclass(frozen=True)
 class Part:
-    """A label, a class of a map or a number: its share of right answers, overlap or rms error."""
+    """One label, class of a map, or number: its accuracy, overlap or rms error."""
 
     name: str
     value: float
@@ -35,7 +35,7 @@ class Part:
 
 
 def n_classes(truth: Tensor) -> int:
-    """Return the number of classes from 0, or 0 if the labels are no classes."""
+    """Return the number of classes, counted from 0, or 0 if the labels are not classes."""
     known = truth[torch.isfinite(truth)]
     whole = len(known) > 0 and bool((known == known.round()).all()) and float(known.min()) >= -1
     return int(known.max()) + 1 if whole else 0
@@ -44,7 +44,7 @@ def n_classes(truth: Tensor) -> int:
 def judged(
     said: Tensor, truth: Tensor, names: Sequence[str], group: Int[Tensor, "row"]
 ) -> dict[str, Any] | None:
-    """Return the fields of a head's answers, or None if its outputs do not fit the labels."""
+    """Return the statistics of a head's answers, or None if its outputs do not fit the labels."""
     said = said.squeeze(-1) if said.shape == (*truth.shape, 1) else said
     said = said.squeeze(1) if said.ndim == truth.ndim + 1 and said.shape[1] == 1 else said
     known = truth[torch.isfinite(truth)]
@@ -72,12 +72,12 @@ def _is_map_of_classes(said: Tensor) -> bool:
 
 
 def _middle(said: Tensor) -> float:
-    """Return the threshold above which an answer is yes: 0.5 for probabilities, 0 for logits."""
+    """Return the decision threshold: 0.5 for probabilities, 0 for logits."""
     return 0.5 if bool(((said >= 0) & (said <= 1)).all()) else 0.0
 
 
 def _is_ordered(said: Float[Tensor, "row cut"]) -> bool:
-    """Return whether every row falls from cut to cut, as the chance to be beyond a rank does."""
+    """Return whether the outputs decrease in every row, as cumulative rank probabilities do."""
     return bool((said.diff(dim=1) <= 1e-6).all())
 
 
@@ -96,7 +96,7 @@ def _of_classes(answer: Tensor, truth: Tensor, measure: Kind) -> dict[str, Any] 
 
 
 def _stepped(step: Float[Tensor, "row"], truth: Float[Tensor, "row"]) -> tuple[str, float] | None:
-    """Return the step between label and answer that every other row chooses, and its accuracy.
+    """Return the label shift chosen on every second row, and its accuracy.
 
     None unless there are five classes or more, the step is correct on half of the held-out rows,
     and unchanged answers are correct on fewer.
@@ -119,7 +119,7 @@ def _of_labels(
     names: Sequence[str],
     group: Int[Tensor, "row"],
 ) -> dict[str, Any] | None:
-    """Judge answers yes or no, each by itself: several labels of a row, or the pixels of a mask."""
+    """Judge binary answers one by one: several labels of a row, or the pixels of a mask."""
     known = torch.isfinite(truth) & (truth >= 0)
     if not bool(known.any()):
         return None
@@ -153,7 +153,7 @@ def _numbered(names: Sequence[str], truth: Shaped[Tensor, "row label"]) -> tuple
 
 
 def _listed(rows: Shaped[Tensor, "row label"], names: Sequence[str]) -> tuple[str, ...]:
-    """Return the labels that each row has, in words."""
+    """Return the labels of each row as text."""
     there = [[name for name, x in zip(names, row, strict=True) if x == 1] for row in rows.tolist()]
     return tuple(" + ".join(labels) or "none" for labels in there)
 
@@ -168,7 +168,7 @@ def _error(values: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> float:
 
 
 def _exchanged(answer: Tensor, truth: Tensor, own: float) -> tuple[str, float] | None:
-    """Return the order of outputs that fits far better on held-out rows, and its accuracy."""
+    """Return the output order that fits held-out rows far better, and its accuracy."""
     half = torch.arange(len(answer)) % 2 == 0
     signs, right = 2 * answer - 1, 2 * truth - 1
     agree = (1 + signs[half].T @ torch.nan_to_num(right[half]) / half.sum()) / 2
@@ -208,7 +208,7 @@ def _overlaps(said: Tensor, truth: Tensor, known: Tensor) -> dict[str, Any]:
 
 
 def _turned(said: Tensor, truth: Tensor, right: Tensor) -> tuple[str, float] | None:
-    """Return how maps of labels must be turned to fit the answers far better."""
+    """Return the rotation or mirroring of label maps that fits the answers far better."""
     forms = {"turned upside down": truth.flip(-2), "mirrored": truth.flip(-1)}
     if truth.shape[-1] == truth.shape[-2]:
         forms |= {"with height and width exchanged": truth.transpose(-1, -2)}

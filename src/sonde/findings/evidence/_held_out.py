@@ -1,4 +1,4 @@
-"""Scores of classes for each row from a classifier that never saw the row's fold."""
+"""Class scores for each row, from a classifier fitted without the row's fold."""
 
 import math
 
@@ -21,7 +21,7 @@ def held_out_scores(
     numbers: Int[Tensor, "class"],
     whole: bool,
 ) -> tuple[Float[Tensor, "row class"], Float[Tensor, "row class"]]:
-    """Return each row's class scores, fitted without the row's fold, and the classes' log shares.
+    """Return class scores, fitted without each row's fold, and log class frequencies.
 
     A fold is a quarter of the groups by hash. With ``whole``, the fit uses all rows outside the
     fold, also rows outside the sample; this is right only if none of these is of a held-out group.

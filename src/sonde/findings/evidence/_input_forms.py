@@ -1,4 +1,4 @@
-"""Other forms of inputs that are numbers: scales, turns, orders and units."""
+"""Other forms of numeric inputs: scales, rotations, orders and units."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -75,7 +75,7 @@ LINES = {
 
 
 def column_changes(x: Inputs, names: Sequence[str]) -> dict[str, Change]:
-    """Return, by name, the changes that undo a wrong unit of one column or exchange two columns.
+    """Return, by name, the changes that convert one column's unit or exchange two columns.
 
     Empty unless there are 2 to 40 columns and each has a name.
     """
@@ -98,7 +98,7 @@ def column_changes(x: Inputs, names: Sequence[str]) -> dict[str, Change]:
 def _curves_of(
     x: Float[Tensor, "*rest"], curves: Mapping[str, tuple[Change, float, float]]
 ) -> dict[str, Change]:
-    """Return the curves, by their words, that numbers of this range can be put through."""
+    """Return the named curves that can be applied to numbers of this range."""
     low, high = float(x.min()), float(x.max())
     return {w: curve for w, (curve, least, most) in curves.items()
             if least < low < high < most}  # fmt: skip
@@ -114,7 +114,7 @@ def _on_column(i: int, curve: Change) -> Change:
 
 
 def column_factors(names: Sequence[str]) -> dict[str, tuple[int, float]]:
-    """Return the columns and the factors that are tried on them, by their words."""
+    """Return the columns and the factors to try on them, by description."""
     return {
         f"with {factor_words(name, factor)}": (i, factor)
         for i, name in enumerate(names)
@@ -207,7 +207,7 @@ def changes(
 def _by_promise(
     found: dict[str, Change], moves: Mapping[str, object], span: float
 ) -> dict[str, Change]:
-    """Return forms of pictures in the order in which a small budget should try them.
+    """Return forms of images in the order in which a small budget should try them.
 
     First what pictures that were loaded otherwise need, last the moves and a scale away from what
     networks are trained on.
@@ -224,7 +224,7 @@ def _by_promise(
 
 
 def _sequence_exchanges(x: Float[Tensor, "row one two"]) -> dict[str, Change]:
-    """Return exchanges of two channels of sequences, whichever axis may hold the channels.
+    """Return exchanges of two channels of sequences, for either possible channel axis.
 
     Channels are counted from 0. Axes of more than 12 are left out: the pairs would be too many.
     """
@@ -241,7 +241,7 @@ def _sequence_exchanges(x: Float[Tensor, "row one two"]) -> dict[str, Change]:
 
 
 def picture_shape(x: Inputs) -> Sequence[int] | None:
-    """Return the shape of each row as a picture; None if rows are no pictures or squares."""
+    """Return each row's shape as an image; None if rows are not images or square."""
     side = math.isqrt(x.shape[-1])
     if x.ndim == 4:
         return x.shape[1:]
@@ -249,7 +249,7 @@ def picture_shape(x: Inputs) -> Sequence[int] | None:
 
 
 def pixel_moves(picture: Sequence[int]) -> dict[str, tuple[int, int]]:
-    """Return steps and axes of the moves to try first, by their words: 1, 2, 4, ... pixels.
+    """Return shifts of 1, 2, 4, ... pixels to try first, by description.
 
     Examples
     --------
@@ -267,14 +267,14 @@ def pixel_moves(picture: Sequence[int]) -> dict[str, tuple[int, int]]:
 
 
 def move_words(step: int, dim: int) -> str:
-    """Return the words for a move of pictures by some pixels along an axis."""
+    """Describe a shift of images by some pixels along an axis."""
     sides = {-1: ("to the left", "to the right"), -2: ("up", "down")}[dim]
     n = "one pixel" if abs(step) == 1 else f"{abs(step)} pixels"
     return f"moved by {n} {sides[step > 0]}"
 
 
 def pixel_move(picture: Sequence[int], step: int, dim: int) -> Change:
-    """Return the change that moves pictures; what leaves at one side comes in at the other."""
+    """Return the change that shifts images cyclically."""
     return lambda x: x.reshape(-1, *picture).roll(step, dim).reshape(x.shape)
 
 
@@ -284,7 +284,7 @@ def _blur(n: int) -> Change:
 
 
 def _turned(picture: Sequence[int]) -> dict[str, Change]:
-    """Return the changes that move or turn pictures of a shape, also if they come as vectors."""
+    """Return the changes that shift or rotate images of a shape, flattened images included."""
 
     def turned(change: Change) -> Change:
         return lambda x: change(x.reshape(-1, *picture)).reshape(x.shape)

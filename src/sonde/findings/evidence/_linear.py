@@ -1,4 +1,4 @@
-"""Closed-form linear rules: class means in the metric of a shrunk shared covariance."""
+"""Closed-form linear classifiers: class means in the metric of a shrunk shared covariance."""
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,7 @@ def metric_times(
 
 
 def without(all_rows: ClassMomentsState, some: ClassMomentsState) -> ClassMomentsState:
-    """Return the class moments of all rows without some of them: ``merge`` undone.
+    """Return the class moments of all rows minus those of some rows, the inverse of ``merge``.
 
     Classes without a remaining row are dropped.
     """
@@ -54,7 +54,7 @@ def without(all_rows: ClassMomentsState, some: ClassMomentsState) -> ClassMoment
 def class_scores(
     fitted: ClassMomentsState, x: Float[Tensor, "row dim"]
 ) -> Float[Tensor, "row class"]:
-    """Return ``x . S^-1 m_k - m_k . S^-1 m_k / 2``: higher = nearer, all classes counted alike.
+    """Return ``x . S^-1 m_k - m_k . S^-1 m_k / 2``: higher = nearer, with equal class priors.
 
     With the logarithm of the classes' shares added, the rule makes the fewest errors if classes
     are normal with a shared covariance.
@@ -66,5 +66,5 @@ def class_scores(
 
 
 def fitted_on(x: Float[Tensor, "row dim"], label: Tensor, wide: bool = False) -> ClassMomentsState:
-    """Return the class moments of these rows; only their diagonal where rows are ``wide``."""
+    """Return the class moments of these rows; if ``wide``, only their diagonal."""
     return ClassMoments("diag" if wide else "pooled").observe(x.double(), label)

@@ -1,4 +1,4 @@
-"""The form of the inputs in which the model is correct on rows that it gets wrong."""
+"""The form of the inputs that makes the model correct on rows that it gets wrong."""
 
 import math
 from collections.abc import Callable
@@ -40,7 +40,7 @@ TIED, HOPELESS = 0.1, 0.5
 
 @dataclass(frozen=True, eq=False)
 class MendedRows:
-    """The form in which the model is correct on most of the rows that it gets wrong.
+    """The form that makes the model correct on most of the rows that it gets wrong.
 
     A third of these rows chose the form. The figures are of the others.
 
@@ -95,7 +95,7 @@ class MendedRows:
 
 @dataclass(frozen=True)
 class JudgedRows:
-    """Examples of different groups by planned order, at most 128 wrong and 128 right ones.
+    """Examples of different groups in planned order: at most 128 wrong and 128 correct ones.
 
     ``wrong`` and ``right`` hold the examples by the model's answer as they are given. ``share`` is
     the share of all wrong rows, ``least`` the score above which an answer is right.
@@ -108,7 +108,7 @@ class JudgedRows:
 
 
 def wrong_and_right(evidence: Evidence) -> JudgedRows | None:
-    """Return examples that the model gets wrong and right; None below 15 of either.
+    """Return examples with wrong and with correct answers; None below 15 of either.
 
     A number is wrong beyond two thirds of the targets' spread and three usual errors.
     """
@@ -132,7 +132,7 @@ def wrong_and_right(evidence: Evidence) -> JudgedRows | None:
 
 
 def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tuple[MendedRows, ...]:
-    """Look for the form of the wrong rows in which the model is right.
+    """Search for the form of the wrong rows in which the model is correct.
 
     Among forms that mend about equally many of the choosing rows, the first result is the form
     that brings these rows nearest to right rows, the second the form that mends most.
@@ -200,14 +200,14 @@ def mended_rows(stream: LiveStream, evidence: Evidence, rows: JudgedRows) -> tup
 
 
 def _share_right(form: Tried, least: float) -> float:
-    """Return the fraction of rows whose score in a form is above a limit; 0 without scores."""
+    """Return the fraction of rows whose score in a form exceeds a limit; 0 without scores."""
     return 0.0 if form.score is None else float((form.score > least).double().mean())
 
 
 def _on_right_rows(
     stream: LiveStream, good: SmallBatches, forms: dict[str, Change], evidence: Evidence
 ) -> tuple[Tried, Tried] | None:
-    """Return right rows as given and in a form; None if the budget of trials ends before."""
+    """Return correct rows, unchanged and in a form; None if the trial budget runs out."""
     both = list(tried_forms(stream, good, forms, (), evidence, True))
     return (both[0], both[1]) if len(both) > 1 else None
 
@@ -216,7 +216,7 @@ Distance = Callable[[Inputs], Tensor]
 
 
 def _distances(others: Inputs, is_table: bool) -> tuple[Distance, ...]:
-    """Return distances of rows to right rows: to the nearest, and by sorted values if no table."""
+    """Return distances from rows to correct rows, also by sorted values unless a table."""
     scale = others.std(0) if is_table else torch.ones(())
     scale = torch.where(scale > 0, scale, 1.0)
     levels = others[::2].flatten(1).sort(1).values
@@ -238,7 +238,7 @@ def _scored(
     right: tuple[Tried, Tried],
     evidence: Evidence,
 ) -> tuple[Trial, ...]:
-    """Return the scores of wrong rows that judge, and of right rows, as given and in a form."""
+    """Return scores of held-out wrong rows and of correct rows, unchanged and in a form."""
     measure: Measure = "accuracy" if evidence.data.target is None else "error"
     found: list[Trial] = []
     for small, mask, pair in ((bad, judge, wrong), (good, None, right)):
@@ -254,7 +254,7 @@ def _scored(
 
 
 def _by_offset(stream: LiveStream, bad: SmallBatches, good: SmallBatches, chooses: Tensor) -> float:
-    """Return the fraction of the wrong rows that a constant on one class's logit mends."""
+    """Return the fraction of the wrong rows that a bias on one class's logit corrects."""
     given = [_given(stream, small) for small in (bad, good)]
     truth = bad.together(range(len(bad))).label
     if given[0] is None or given[1] is None or len(truth) != len(chooses):
@@ -264,7 +264,7 @@ def _by_offset(stream: LiveStream, bad: SmallBatches, good: SmallBatches, choose
 
 
 def _given(stream: LiveStream, small: SmallBatches) -> Float[Tensor, "row class"] | None:
-    """Return the logits of rows as they are; None if they are not known."""
+    """Return the logits of unchanged rows; None if they are not known."""
     found = [logits_of(observe(stream, batch, {}), stream) for batch in in_chunks(small)]
     known = [logits for logits in found if logits is not None]
     return torch.cat(known) if len(known) == len(found) else None
@@ -278,7 +278,7 @@ def mended_by_offset(
     right: Float[Tensor, "row2 class"],
     chooses: Bool[Tensor, "row"],
 ) -> float:
-    """Return the fraction that the best constant mends of the wrong rows held out from the choice.
+    """Return the fraction of held-out wrong rows that the best class bias corrects.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Rows that lie far nearer to another row than the density around them explains."""
+"""Rows that are far nearer to another row than the local density explains."""
 
 from dataclasses import dataclass
 
@@ -44,7 +44,7 @@ class NearPairs:
         return len(self.row)
 
     def chance(self, n: int) -> float:
-        """Return the chance of at least ``n`` rows below the limit."""
+        """Return the probability of at least ``n`` rows below the limit."""
         return float(poisson.sf(n - 1, self.expected))
 
 
@@ -102,7 +102,7 @@ def near_pairs(
 
 
 def local_dimension(distance: Float[Tensor, "row 5"]) -> float:
-    """Return the dimension at which an even density gives the observed median of ``log(r5 / r2)``.
+    """Return the dimension at which a uniform density gives the median ``log(r5 / r2)``.
 
     Inside the fifth neighbour's ball the four nearer ones are uniform, so ``-d log(r / r5)`` are
     four standard exponentials; ``r2`` belongs to the second largest, whose median is ``MEDIAN``.

@@ -1,4 +1,4 @@
-"""What reaches a batch norm, beside what it was trained on."""
+"""Inputs of batch norms, compared with the statistics stored in training."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ CHUNK = 16
 
 @dataclass(frozen=True)
 class NormFit:
-    """A batch norm's running statistics beside the rows that reach it.
+    """A batch norm's running statistics, compared with those of its inputs.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def norm_fits(
 
 
 class Sums:
-    """Sums and sums of squares of the channels that reach a norm, less its running mean."""
+    """Sums and sums of squares of the inputs of a norm, minus its running mean."""
 
     def __init__(self) -> None:
         self.n, self.first, self.second = 0, torch.zeros(()), torch.zeros(())
@@ -85,7 +85,7 @@ class Sums:
 
 
 def observe(stream: LiveStream, batch: InputBatch, sums: dict[str, Sums]) -> object:
-    """Run a batch, add what reaches the norms to their sums, and return the model's output."""
+    """Run a batch, add the inputs of the norms to their sums, and return the output."""
     sites = [Site(name, 0, "in") for name in sums]
     watched = watch(
         stream.model.module, batch, sites,

@@ -1,4 +1,4 @@
-"""How far off the numbers of a regression model are, beside a linear probe and the mean alone."""
+"""Errors of a regression model, compared with a linear probe and with the mean."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -50,7 +50,7 @@ class NumberAnswers:
 
     @property
     def best(self) -> int:
-        """Index of the site whose probe errs least; the last of equal ones."""
+        """Index of the site whose probe has the least error; the last site in a tie."""
         errors = [float(e.mean()) for _, e in self.probes]
         return min(range(len(errors)), key=lambda i: (errors[i], -i))
 
@@ -109,7 +109,7 @@ FORMS: Final[Mapping[str, tuple[str, Form]]] = {
 
 @dataclass(frozen=True, eq=False)
 class Rescaled:
-    """A change of a model's numbers that fits the targets: in words, and as code on ``y``.
+    """A change of a model's outputs that fits the targets: as text, and as code on ``y``.
 
     ``error`` is the root mean square error on the rows that the change was not fitted on, ``trial``
     what it makes of these rows. ``is_known``: somebody can have done this to the targets; fitted
@@ -124,7 +124,7 @@ class Rescaled:
 
 
 def rescaled(evidence: Evidence) -> Rescaled | None:
-    """Return the simplest change of a regression's numbers that fits the targets; None if unknown.
+    """Return the simplest change of a regression's outputs that fits the targets, or None.
 
     From simple to complex: a form without a parameter, a factor, an offset, both, and a form with
     both. Each is fitted on half of the groups. The simplest change is taken whose error on the
@@ -158,7 +158,7 @@ def rescaled(evidence: Evidence) -> Rescaled | None:
 
 @dataclass(frozen=True)
 class _Form:
-    """A change of numbers: in words, as code on ``y``, and whether somebody can have done it."""
+    """A change of outputs: as text, as code on ``y``, and whether it is a plausible mistake."""
 
     words: str
     line: str
@@ -167,7 +167,7 @@ class _Form:
 
 
 def _forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> list[_Form]:
-    """Return the changes that may turn ``x`` into targets ``y``; the simplest first."""
+    """Return changes that could turn ``x`` into targets ``y``; the simplest first."""
     found = [_Form(words, line, form, True) for words, (line, form) in FORMS.items()]
     factor = float((x * y).sum() / x.square().sum().clamp(min=1e-300))
     power = 10.0 ** round(math.log10(abs(factor))) if factor else 1.0
@@ -204,7 +204,7 @@ def _forms_fitted(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> list[_For
 
 
 def _is_standardised(x: Float[Tensor, "row"]) -> bool:
-    """Return whether numbers have mean 0 and variance 1, or fill 0 to 1, as scaled targets do."""
+    """Return whether numbers look standardised: mean 0 and variance 1, or range 0 to 1."""
     mean, spread = float(x.mean()), float(x.std())
     centred = abs(mean) < 4 * spread / len(x) ** 0.5 and abs(spread - 1) < NEAR_ONE
     low, high = float(x.min()), float(x.max())
@@ -218,7 +218,7 @@ def _line(x: Float[Tensor, "row"], y: Float[Tensor, "row"]) -> tuple[float, floa
 
 
 def root_mean(squares: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> tuple[float, float]:
-    """Return the root of the mean and its standard error over groups."""
+    """Return the square root of the mean, and its standard error over groups."""
     root = float(squares.mean()) ** 0.5
     se = group_error(squares / len(squares), group, len(torch.unique(group)))
     return root, se / (2 * root) if root > 0 else 0.0

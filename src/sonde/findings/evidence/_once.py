@@ -1,4 +1,4 @@
-"""Work that several rules share, done once for each evidence."""
+"""Results that several rules share, computed once for each evidence."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def once(function: Callable[[Any], T]) -> Callable[[Any], T]:
-    """Return ``function`` of one evidence, remembered for as long as that evidence lives."""
+    """Cache a function of the evidence for as long as the evidence lives."""
     kept: WeakKeyDictionary[Any, T] = WeakKeyDictionary()
 
     @wraps(function)

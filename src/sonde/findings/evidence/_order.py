@@ -12,7 +12,7 @@ BLOCKS, RESAMPLES = 10, 200
 
 @dataclass(frozen=True)
 class Ordered:
-    """A share in [0, 1] that an order of rows explains, beside random orders of the same rows.
+    """A fraction that an order of rows explains, and the same fraction for random orders.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class Ordered:
 
 
 def of_tenths(x: Float[Tensor, "row dim"], seed: int = 0) -> Ordered:
-    """Return the largest fraction of a column's variance that the tenths of the order explain.
+    """Return the largest fraction of a column's variance that tenths of the order explain.
 
     Rows are given in the order. A share is the variance of the ten means over the variance of the
     rows. The chance refers to the sum of all columns' shares, under a normal law with the mean and
@@ -48,7 +48,7 @@ def of_tenths(x: Float[Tensor, "row dim"], seed: int = 0) -> Ordered:
 
 
 def of_neighbours(label: Int[Tensor, "row"], seed: int = 0) -> Ordered:
-    """Return the share of rows whose next row has the same label; rows are given in the order."""
+    """Return the fraction of rows whose next row has the same label."""
     draw = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(label), generator=draw) for _ in range(RESAMPLES)]
     alike = [label, *(label[order] for order in orders)]
@@ -62,6 +62,6 @@ def _shuffled(means: Float[Tensor, "row block"], seed: int) -> list[Float[Tensor
 
 
 def _chance(values: Float[Tensor, "order"]) -> float:
-    """Return the chance that a random order gives the first value or more."""
+    """Return the p-value that a random order gives the first value or more."""
     spread = float(values[1:].std())
     return float(norm.sf(float(values[0] - values[1:].mean()) / spread)) if spread > 0 else 1.0

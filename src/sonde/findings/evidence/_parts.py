@@ -1,4 +1,4 @@
-"""The small parts of inputs: positions of a picture, columns of a table, tokens of a text."""
+"""Small parts of inputs: squares of an image, columns of a table, tokens of a text."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ Swap = Callable[[int, Rows, Rows, np.random.Generator], list[InputBatch]]
 @final
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The parts of inputs, and how to exchange a part.
+    """The parts of inputs, and functions to exchange a part.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class Parts:
 
 
 def parts_of(singles: Sequence[InputBatch], processor: object, names: Sequence[str]) -> Parts | str:
-    """Return the parts of pictures, texts or rows of a table, or a reason if none.
+    """Return the parts of images, texts or rows of a table, or the reason for none.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def _columns(singles: Sequence[InputBatch], x: Tensor, names: Sequence[str]) -> 
 
 
 def _places(singles: Sequence[InputBatch], x: Tensor) -> Parts:
-    """Return all squares of a quarter of the side, at steps of an eighth, read as coarse pixels."""
+    """Return all squares with a quarter of the image's side, at steps of an eighth."""
     height, width = x.shape[-2:]
     rough = x.detach().cpu().double()
     lines, wide = min(GRID, height), min(GRID, width)
@@ -142,7 +142,7 @@ def _given(batch: InputBatch, x: Tensor) -> InputBatch:
 
 
 def _tokens(singles: Sequence[InputBatch], processor: object) -> Parts | str:
-    """Return the tokens that many texts hold and many do not."""
+    """Return the tokens that many texts contain and many others do not."""
     ids = [x for b in singles if (x := _ids(b)) is not None]
     if len(ids) < len(singles):
         return "the texts have no token ids"
@@ -169,7 +169,7 @@ class _Texts:
     phrases: dict[int, dict[int, int]] = field(default_factory=dict[int, dict[int, int]])
 
     def words(self, tokens: Sequence[int], decode: Any, part: int) -> str:
-        """Return a token, and the phrase in which it always stands."""
+        """Describe a token and its constant phrase."""
         token = tokens[part]
         phrase = [t for _, t in sorted(self.phrase(token).items())]
         if decode is None:
@@ -178,7 +178,7 @@ class _Texts:
         return f"token {decode([token])!r}{inside}"
 
     def phrase(self, token: int) -> dict[int, int]:
-        """Return the tokens that nearly always stand about a token, by their distance from it.
+        """Return the tokens that nearly always surround a token, by their offset from it.
 
         They are exchanged together: a model that reads a phrase does not miss one word of it.
         """
@@ -204,7 +204,7 @@ class _Texts:
         donors: Rows,
         draw: np.random.Generator,
     ) -> list[InputBatch]:
-        """Return texts in which a token and its phrase, or as many other tokens, are replaced."""
+        """Return texts with a token and its phrase, or as many other tokens, replaced."""
         phrase = self.phrase(tokens[part])
         avoid = self.special | set(phrase.values())
         found = []
@@ -223,7 +223,7 @@ class _Texts:
         return found
 
     def _held(self, text: Tensor, phrase: dict[int, int]) -> Tensor:
-        """Return where a text holds a token and its phrase."""
+        """Return the positions of a token and its phrase in a text."""
         held = torch.zeros(len(text), dtype=torch.bool)
         for place in (text == phrase[0]).nonzero()[:, 0].tolist():
             for away, token in phrase.items():

@@ -1,4 +1,4 @@
-"""Test whether a classifier's answers are right once classes are given each other's names."""
+"""Test whether a classifier's answers are correct once its classes are renamed."""
 
 import math
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ Confusion = Int[Tensor, "label answer"]
 
 @dataclass(frozen=True)
 class Renaming:
-    """Classes whose rows the model answers with the name of another class.
+    """Classes whose rows the model assigns to another class, one-to-one.
 
     Parameters
     ----------
@@ -36,14 +36,14 @@ class Renaming:
     p: float
 
     def renamed(self, found: ClassAnswers) -> Int[Tensor, "row"]:
-        """Return each row's label as the model calls it."""
+        """Return each row's label by the model's name."""
         called = torch.arange(max(found.n_classes, int(found.truth.max()) + 1))
         for label, answer in self.answer_for.items():
             called[label] = answer
         return called[found.truth]
 
     def gain(self, found: ClassAnswers) -> float:
-        """Return how far the log loss after renaming lies below that of the labels' frequencies.
+        """Return how far the log loss after renaming is below the entropy of the labels.
 
         As a share of the entropy of the labels, at the best temperature, for a model may be too
         sure: 1 = always right, 0 = no better than an answer that ignores the input, as an untrained
@@ -63,7 +63,7 @@ class Renaming:
 
 
 def renaming(found: ClassAnswers, level: float) -> Renaming | None:
-    """Return the classes whose names are exchanged beyond doubt, or None if no class is.
+    """Return the classes whose names are significantly exchanged, or None.
 
     Exchanges are found on one half of the groups and tested on the other. Labels that pass names on
     in a circle are tested together, by their weaker half. In an exchange of two labels, the answers
@@ -106,7 +106,7 @@ def _confusion(
 
 
 def _assigned(table: Confusion, seen: Int[Tensor, "_class"]) -> dict[int, int]:
-    """Return the one-to-one naming that is right most often; a class keeps its name in a tie."""
+    """Return the one-to-one renaming with the most correct answers; ties keep their name."""
     weight = table.double()
     weight[torch.arange(len(seen)), seen] += 0.5
     labels, answers = linear_sum_assignment(weight.numpy(), maximize=True)
@@ -132,7 +132,7 @@ def _linked(moved: Mapping[int, int], n_seen: int) -> list[list[int]]:
 
 
 def _chance(table: Confusion, seen: Int[Tensor, "_class"], moved: Mapping[int, int]) -> float:
-    """Return the binomial chance of the weaker half of these classes' counts."""
+    """Return the binomial p-value of the weaker half of these classes' counts."""
     counts = []
     for label, answer in moved.items():
         row = table[int(torch.searchsorted(seen, label))]

@@ -1,4 +1,4 @@
-"""Scores of a few rows, run with a change of the model or of the inputs."""
+"""Scores of a few rows, run with a changed model or changed inputs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -25,7 +25,7 @@ Around = Callable[[], AbstractContextManager[object]]
 
 @dataclass(frozen=True, eq=False)
 class RowScores:
-    """Scores of the rows that can be judged, higher is better.
+    """Scores of the rows that can be judged; higher is better.
 
     Parameters
     ----------
@@ -44,11 +44,11 @@ class RowScores:
 
     @property
     def chooses(self) -> Tensor:
-        """Rows that choose a change."""
+        """Whether each row belongs to the selection rows, which choose a change."""
         return chooses_by_key(self.keys)
 
     def tried(self, other: "RowScores", change: str, scope: Scope) -> Trial | None:
-        """Return the trial of a change whose scores are ``other``'s, on the rows that judge."""
+        """Return the trial of a change with the scores ``other``, on held-out rows."""
         if not torch.equal(self.rows, other.rows):
             return None
         judge = ~self.chooses

@@ -1,4 +1,4 @@
-"""The sampled rows that every site kept, in one order."""
+"""The sampled rows that all sites have in common, in one order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ EXAMPLES = "examples"  # of a row that is named, by planned order; until a repor
 
 @dataclass(frozen=True, eq=False)
 class SharedRows:
-    """Rows of the samples of all sites, joined by draw.
+    """Sampled rows of all sites, joined by their sampling key.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class SharedRows:
 
 
 def two_logits(logits: Float[Tensor, "row class"]) -> Float[Tensor, "row class2"]:
-    """Return a single logit, or probability of class 1, as two classes; several stay as they are.
+    """Return a single logit or probability as two classes; several logits stay unchanged.
 
     Numbers that all lie in [0, 1] are taken as a sigmoid's probabilities.
     """
@@ -70,12 +70,12 @@ def two_logits(logits: Float[Tensor, "row class"]) -> Float[Tensor, "row class2"
 
 @once
 def shared_rows(evidence: Evidence) -> SharedRows:
-    """Return the sampled rows that all sites of an evidence kept."""
+    """Return the sampled rows that all sites have in common."""
     return SharedRows(evidence, joined([s.sample for s in evidence.sites]))
 
 
 def joined(samples: Sequence[HashSampleState]) -> tuple[Int[Tensor, "row"], ...]:
-    """Return, for each sample, the indices of the rows that all share, in the first one's order."""
+    """Return, for each sample, the indices of the common rows, in the first sample's order."""
     draws = [s.draw for s in samples]
     if not draws:
         return ()
@@ -99,13 +99,13 @@ def one_per_group(group: Int[Tensor, "row"]) -> Int[Tensor, "kept"]:
 
 
 def examples_at(evidence: Evidence, rows: Sequence[int]) -> list[int]:
-    """Return the examples of shared rows by planned order; empty where that is not known."""
+    """Return the examples of shared rows in planned order; empty if the order is unknown."""
     order = shared_rows(evidence).order
     return [] if order is None else [int(order[i]) for i in rows]
 
 
 def ids_at(evidence: Evidence, rows: Sequence[int]) -> list[str]:
-    """Return the printable ids of shared rows; their positions where the order is not known."""
+    """Return the printable ids of shared rows; their positions if the order is unknown."""
     order = shared_rows(evidence).order
     if order is None:
         return [str(i) for i in rows]

@@ -1,4 +1,4 @@
-"""Parts of a model with parameters that no forward so far has used."""
+"""Modules with parameters that no forward pass has used so far."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ UNASKED = ("head", "pooler")
 
 @dataclass(frozen=True)
 class Unused:
-    """A module whose parameters took no part in any forward.
+    """A module whose parameters took no part in any forward pass.
 
     ``is_old_head`` says that it is the last part with weights of a module that holds most of the
     model's weights, and has linear layers alone: what a backbone keeps of its former task.
@@ -29,7 +29,7 @@ class Unused:
 
 
 class Silent:
-    """The modules that no forward uses: the first forward is watched closely, later ones by calls.
+    """Modules that no forward pass uses: the first pass is traced, later ones only by calls.
 
     In the first forward, the operands of every operation are compared with the memory of the
     parameters, so a weight that a plain function uses counts as used. In later forwards, and in
@@ -55,7 +55,7 @@ class Silent:
 
     @contextmanager
     def touching(self) -> Iterator[None]:
-        """Look at one forward pass closely."""
+        """Trace one forward pass at the level of tensors."""
         touched = _Touched()
         with touched:
             yield
@@ -68,7 +68,7 @@ class Silent:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Record which silent modules are called. Free of cost if no module is silent."""
+        """Record calls of modules that are unused so far; costs nothing if there are none."""
         modules = self.names.modules
         handles = [
             modules[name].register_forward_pre_hook(partial(self._heard, name))
@@ -89,7 +89,7 @@ class Silent:
         self.n_forwards += 1
 
     def unused(self) -> list[Unused]:
-        """Return the outermost modules that nothing used, except heads that nobody asked for."""
+        """Return the outermost unused modules, except heads that the task does not need."""
         quiet = {name for name in self._candidates if not self._has_run(name)}
         return [
             Unused(name, count, self._is_old_head(name))
@@ -117,7 +117,7 @@ class Silent:
 
 
 class _Touched(TorchDispatchMode):
-    """Remembers the memory of every tensor that an operation received."""
+    """Records the memory of every tensor that an operation reads."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -1,4 +1,4 @@
-"""The simplest factor of a column among those that the rows cannot tell apart."""
+"""The simplest factor of a column among factors that fit about equally well."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ BEYOND: Final = 0.05
 
 @dataclass(frozen=True)
 class SimplestFactor:
-    """A factor, and the interval of factors that do about as well on the rows that choose."""
+    """A factor, and the interval of factors that do about as well on the selection rows."""
 
     factor: float
     low: float
@@ -27,7 +27,7 @@ class SimplestFactor:
 def simplest_factor(
     scores: Callable[[float], Float[Tensor, "row"] | None], best: float, units: Sequence[float]
 ) -> SimplestFactor:
-    """Return the simplest factor that does about as well as ``best`` on the rows that choose.
+    """Return the simplest factor that does about as well as ``best`` on the selection rows.
 
     Powers of ten are simplest, then factors between units, then other round numbers.
 
@@ -63,7 +63,7 @@ def _is_tied(found: Float[Tensor, "row"], top: Float[Tensor, "row"]) -> bool:
 
 
 def factor_words(name: str, factor: float) -> str:
-    """Return the change of one column in words that follow "with".
+    """Describe the change of one column, to follow the word "with".
 
     Examples
     --------

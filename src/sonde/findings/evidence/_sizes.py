@@ -1,4 +1,4 @@
-"""Layers whose weights are far larger or smaller than those at the same place of other blocks."""
+"""Layers whose weights are far larger or smaller than the same layer in other blocks."""
 
 import math
 import re
@@ -37,7 +37,7 @@ class SizeOutlier:
 def sibling_groups(
     sizes: Mapping[str, Size], least: int, number: re.Pattern[str] = NUMBER
 ) -> list[list[tuple[str, float]]]:
-    """Return the layers that share a shape and, apart from numbers, a name, with their sizes.
+    """Return layers grouped by shape and by name without numbers, with their sizes.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def sibling_groups(
 
 
 def all_groups(found: FreshLayers, least: int) -> list[list[tuple[str, float]]]:
-    """Return the groups of layers, and those of norms, that stand at one place of all blocks."""
+    """Return groups of layers, and of norms, at the same position in all blocks."""
     inside = {path: size for path, size in found.gains.items() if BLOCK.search(path)}
     return [*sibling_groups(found.sizes, least), *sibling_groups(inside, least, BLOCK)]
 
@@ -88,7 +88,7 @@ def ratios(group: Sequence[tuple[str, float]]) -> list[float]:
 
 
 def resized(stream: LiveStream, evidence: Evidence) -> Trial | None:
-    """Return the trial of weights that stand out, brought to the size of their siblings."""
+    """Return the trial of outlying weights rescaled to the size of their siblings."""
     found = evidence.fresh
     if not isinstance(found, FreshLayers):
         return None

@@ -1,4 +1,4 @@
-"""Numbers that stand for a missing value: a constant far outside the other values of its column."""
+"""Placeholders for missing values: constants far outside the other values of a column."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class StandIn:
 
 
 def stand_ins(table: InputTable) -> list[StandIn]:
-    """Return the constants that stand for missing values, those of most rows first."""
+    """Return the constants that stand for missing values, most frequent first."""
     found = [s for j in range(table.values.shape[1]) for s in _of_column(j, table.known(j))]
     return sorted(found, key=lambda s: (not s.sure, -s.n, s.column, s.value))
 
@@ -65,13 +65,13 @@ def _of_column(column: int, x: Float[np.ndarray, "row"]) -> Iterator[StandIn]:
 
 
 def _cuts(n: int) -> list[tuple[int, int]]:
-    """Return how many values to leave out at both ends, most first."""
+    """Return how many values to leave out at both ends, largest number first."""
     both = [(i, j) for i in range(MOST + 1) for j in range(MOST + 1)]
     return sorted((c for c in both if 0 < sum(c) <= n - 3), key=sum, reverse=True)
 
 
 def _is_far(values: np.ndarray, counts: np.ndarray, i: int, body: np.ndarray, span: float) -> bool:
-    """Return whether a repeated value lies so far from the body that it is no measured value.
+    """Return whether a repeated value is too far from the others to be a measurement.
 
     Any value must be as far from the body as the body is wide; a usual code half as far, and a
     negative code only below a body without negative values. In a column of few values only a usual
@@ -90,7 +90,7 @@ def _is_far(values: np.ndarray, counts: np.ndarray, i: int, body: np.ndarray, sp
 
 
 def _near(column: int, values: np.ndarray, counts: np.ndarray) -> Iterator[StandIn]:
-    """Yield a zero below positive values that keep away from it, or the only negative value, -1.
+    """Yield a zero below distant positive values, or a -1 that is the only negative value.
 
     Between whole numbers -1 may be a count, so it is not sure.
     """

@@ -1,4 +1,4 @@
-"""Columns of a table beside the mean and spread that the model itself has stored of them.
+"""Columns of a table, compared with the mean and standard deviation stored in the model.
 
 A net for tables often carries the mean and the standard deviation of each column, in a batch norm
 or in buffers of its own. They are those of the training rows: a column that lies elsewhere while
@@ -28,7 +28,7 @@ LEFT: Final = 1e-2
 
 @dataclass(frozen=True, eq=False)
 class OffColumn:
-    """A column that does not have the mean and spread that the model has stored.
+    """A column whose mean or standard deviation differs from those stored in the model.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class OffColumn:
 
 @dataclass(frozen=True, eq=False)
 class StoredColumns:
-    """The columns that do not fit, and the changes that make them fit.
+    """The columns that do not fit, and the changes that correct them.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class StoredColumns:
 
 
 def stored_columns(stream: LiveStream, x: Inputs, names: Sequence[str]) -> StoredColumns | None:
-    """Return the columns of a table that do not fit what the model has stored, or None.
+    """Return the columns of a table that do not fit the model's stored statistics, or None.
 
     None as well if the model has stored nothing of the kind, or if most columns do not fit: then
     all inputs are in another form.
@@ -122,7 +122,7 @@ def _pairs(
 def _of_norm(
     name: str, norm: nn.modules.batchnorm._BatchNorm
 ) -> Iterator[tuple[str, Float[Tensor, "column"], Float[Tensor, "column"]]]:
-    """Yield the running statistics without what is left in them of mean 0 and variance 1.
+    """Yield running statistics, corrected for the rest of their initial mean 0 and variance 1.
 
     After few steps the variance of a column with small numbers is still mostly that of a new norm:
     its spread is not known then (NaN).
@@ -140,14 +140,14 @@ def _of_norm(
 
 
 def _typical(x: Inputs, mean: Tensor, spread: Tensor) -> float:
-    """Return the median misfit of the columns; infinite if half of the spreads are not known."""
+    """Return the median misfit of the columns; infinite if half of the deviations are unknown."""
     misfit = _misfit(x, mean, spread)
     known = misfit[~misfit.isnan()]
     return float(known.median()) if 2 * len(known) > len(misfit) else math.inf
 
 
 def _misfit(x: Inputs, mean: Tensor, spread: Tensor) -> Float[Tensor, "column"]:
-    """Return the misfit of each column: below 1 if mean and standard deviation fit."""
+    """Return the misfit of each column: below 1 if its mean and standard deviation fit."""
     shift, ratio = _apart(x, mean, spread)
     return torch.maximum(shift / NEAR, ratio / LIKE)
 
@@ -166,7 +166,7 @@ def _is_off(x: Inputs, mean: Tensor, spread: Tensor) -> Tensor:
 def _fitting(
     x: Inputs, names: Sequence[str], mean: Tensor, spread: Tensor, off: Sequence[int]
 ) -> tuple[tuple[str, ...], Change | None]:
-    """Return the change of each column that fits best, if one does, and all of them together."""
+    """Return the best-fitting change of each column, if one fits, and all changes together."""
     forms = column_changes(x, names)
     touched = {words: _touched(change, x) for words, change in forms.items()}
     chosen: dict[str, Change] = {}
@@ -191,5 +191,5 @@ def _fitting(
 
 
 def _touched(change: Change, x: Inputs) -> set[int]:
-    """Return the columns that a change touches."""
+    """Return the columns that a change modifies."""
     return set(torch.nonzero((change(x[:8]) != x[:8]).any(0)).flatten().tolist())

@@ -1,4 +1,4 @@
-"""Labels in the order in which a person should look at them, and how far that order can be trusted.
+"""Labels in the order in which to check them, and the reliability of that order.
 
 A planted check on the same rows says how many wrong labels the list would show.
 """
@@ -79,7 +79,7 @@ class SuspectLabels:
 
 @dataclass(frozen=True, eq=False)
 class OneWay:
-    """A class whose rows are labelled as another class clearly more often than the other way round.
+    """A class whose rows are labelled as another class far more often than the reverse.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class OneWay:
 
 @once
 def suspect_labels(evidence: Evidence) -> SuspectLabels:
-    """Return the rows to look at first, with a planted check. Ask ``labels.usable`` first."""
+    """Return the rows to check first, with a planted test. Call ``labels.usable`` first."""
     found, way = label_evidence(evidence), one_way(evidence)
     learned = found.truth.clone()
     if way is not None:  # labels that are often wrong teach the probe that they are right
@@ -134,7 +134,7 @@ def _share_right(p: Float[Tensor, "row class"], truth: Int[Tensor, "row"]) -> fl
 
 
 def model_support(evidence: Evidence, found: LabelEvidence) -> Float[Tensor, "row class"] | None:
-    """Return the model's probabilities of the classes with enough rows, or None if not known."""
+    """Return the model's probabilities of classes with enough rows, or None if not known."""
     columns, number = answer_columns(evidence), torch.tensor(found.numbers)
     if isinstance(columns, str) or int(number.max()) >= columns[0].shape[1]:
         return None
@@ -145,7 +145,7 @@ def model_support(evidence: Evidence, found: LabelEvidence) -> Float[Tensor, "ro
 def _scores(
     evidence: Evidence, found: LabelEvidence, label: Int[Tensor, "row"]
 ) -> Float[Tensor, "row class"]:
-    """Return each row's held-out log-odds of each class at the best site, given these labels."""
+    """Return each row's held-out log-odds of each class at the best site."""
     site = evidence.sites[found.best]
     numbers = torch.arange(len(found.names))
     x, group = found.x(found.best), found.group
@@ -159,7 +159,7 @@ def _doubts(
     learned: Int[Tensor, "row"],
     label: Int[Tensor, "row"],
 ) -> Doubts:
-    """Return the doubts about each label, by a probe and neighbours with the labels ``learned``."""
+    """Return the doubt about each label, from a probe and neighbours."""
     p = _scores(evidence, found, learned).softmax(1).nan_to_num(0.0)
     k = min(NEIGHBOURS, found.n_rows - 1)
     x = found.x(found.best)
@@ -179,7 +179,7 @@ def _doubts(
 def _joined(
     one: Float[Tensor, "row class"], two: Float[Tensor, "row class"]
 ) -> Float[Tensor, "row class"]:
-    """Return the geometric mean of two probabilities of the classes, normalised."""
+    """Return the normalised geometric mean of two class probabilities."""
     n = one.shape[1]
     logs = [((1 - FLOOR) * p + FLOOR / n).log() for p in (one, two)]
     return ((logs[0] + logs[1]) / 2).softmax(1)
@@ -187,7 +187,7 @@ def _joined(
 
 @once
 def one_way(evidence: Evidence) -> OneWay | None:
-    """Return the surest pair of classes with labels that are wrong in one direction, or None.
+    """Return the most significant pair of classes mislabelled in one direction, or None.
 
     Rows that look like the first class and have the label of the second are about as typical of
     the first class as its own rows, and errors in the opposite direction are at most 0.6 times as
@@ -216,7 +216,7 @@ def one_way(evidence: Evidence) -> OneWay | None:
 def _is_worse(
     one: Float[Tensor, "row class"], other: Float[Tensor, "row class"], truth: Int[Tensor, "row"]
 ) -> bool:
-    """Return whether one names significantly fewer labels than the other (sign test, 5 %)."""
+    """Return whether one scorer matches significantly fewer labels (sign test, 5 %)."""
     right = [p.argmax(1) == truth for p in (one, other)]
     won, lost = (int((a & ~b).sum()) for a, b in (right, right[::-1]))
     return float(binom.cdf(won, won + lost, 0.5)) < WORSE
@@ -225,7 +225,7 @@ def _is_worse(
 def _surest(
     score: Float[Tensor, "row class"], truth: Int[Tensor, "row"], half: Tensor
 ) -> OneWay | None:
-    """Return the surest pair by these log-odds of the classes."""
+    """Return the most significant pair by these class log-odds."""
     said, names = score.argmax(1), range(score.shape[1])
     pairs = [(a, b) for a in names for b in names if a != b]
     made = [_pair(score, said, truth, a, b, half) for a, b in pairs]
@@ -267,7 +267,7 @@ def _pair(
 
 
 def _clear(margin: Float[Tensor, "row"], wrong: Tensor, own: Tensor) -> int:
-    """Return how many wrong rows lie beyond the 5 % quantile of the margins of a class's own rows.
+    """Return how many wrong rows exceed the 5 % margin quantile of a class's own rows.
 
     Rows between two classes do not count: they are classified either way by chance.
     """
@@ -275,7 +275,7 @@ def _clear(margin: Float[Tensor, "row"], wrong: Tensor, own: Tensor) -> int:
 
 
 def suspects_section(evidence: Evidence) -> dict[str, Any] | None:
-    """Return the rows to look at first as the report lists them, or None without usable labels."""
+    """Return the report's list of rows to check first, or None without usable labels."""
     if not usable(evidence):
         return None
     found, labels = suspect_labels(evidence), label_evidence(evidence)
@@ -296,7 +296,7 @@ def suspects_section(evidence: Evidence) -> dict[str, Any] | None:
 
 
 def doubts_of(evidence: Evidence) -> dict[int, float]:
-    """Return how much speaks against the label of each evaluated example, by planned order."""
+    """Return the doubt about the label of each evaluated example, by planned order."""
     if not usable(evidence):
         return {}
     labels, doubt = label_evidence(evidence), suspect_labels(evidence).doubts.doubt

@@ -1,4 +1,4 @@
-"""What is measured of texts: length, casing, script, mark-up, broken signs, language."""
+"""Measures of texts: length, capitals, script, HTML, broken characters, language."""
 
 import html
 import re
@@ -36,7 +36,7 @@ _WEB: Final = re.compile(r"https?://\S+|\S+@\S+")
 
 
 def n_marks(text: str) -> int:
-    """Return the number of HTML's tags and entities in a text.
+    """Return the number of HTML tags and entities in a text.
 
     Examples
     --------
@@ -48,7 +48,7 @@ def n_marks(text: str) -> int:
 
 
 def n_broken(text: str) -> int:
-    r"""Return the number of signs that were lost or read in another encoding.
+    r"""Return the number of lost or wrongly decoded characters in a text.
 
     Examples
     --------
@@ -60,7 +60,7 @@ def n_broken(text: str) -> int:
 
 @cache
 def script_of_sign(sign: str) -> str:
-    """Return the script of a letter, in small letters.
+    """Return the script of a letter, in lower case.
 
     Examples
     --------
@@ -71,18 +71,18 @@ def script_of_sign(sign: str) -> str:
 
 
 def script_of(text: str) -> str | None:
-    """Return the script of most letters of a text, or None if it has no letter."""
+    """Return the script of most letters of a text, or None if it has no letters."""
     counts = Counter(script_of_sign(c) for c in text[:SIGNS] if c.isalpha())
     return counts.most_common(1)[0][0] if counts else None
 
 
 def can_tell_languages() -> bool:
-    """Return whether the package that tells languages apart is installed."""
+    """Return whether the package for language identification is installed."""
     return _identifier() is not None
 
 
 def are_languages(names: Sequence[str]) -> bool:
-    """Return whether most names are those of languages, or their codes.
+    """Return whether most names are languages or language codes.
 
     Examples
     --------
@@ -96,7 +96,7 @@ def are_languages(names: Sequence[str]) -> bool:
 
 
 def language_of(text: str) -> str | None:
-    """Return the code of a text's language; None if it is short, unsure, or no package tells it."""
+    """Return the code of a text's language; None if it cannot be identified."""
     identifier, plain = _identifier(), _WEB.sub(" ", _TAG.sub(" ", text[:SIGNS]))
     if identifier is None or sum(map(str.isalpha, plain)) < LETTERS:
         return None
@@ -121,7 +121,7 @@ def _share_of(test: Callable[[str], bool]) -> Callable[[str], float]:
 
 
 def capitals(text: str) -> float:
-    """Return the fraction of capitals among the letters of a text."""
+    """Return the fraction of capital letters in a text."""
     letters = [sign for sign in text if sign.isalpha()]
     return sum(map(str.isupper, letters)) / max(len(letters), 1)
 

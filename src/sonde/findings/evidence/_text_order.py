@@ -1,4 +1,4 @@
-"""Words that texts share at their ends, and what the order of words means in texts."""
+"""Words shared at the beginning or end of texts, and the order of words."""
 
 import itertools
 import random
@@ -41,7 +41,7 @@ class SharedWords:
 
 @dataclass(frozen=True)
 class WordOrder:
-    """How many pairs of neighbouring words occur in another text too.
+    """Number of pairs of neighbouring words that also occur in another text.
 
     Parameters
     ----------
@@ -63,17 +63,17 @@ class WordOrder:
 
     @property
     def ratio(self) -> float:
-        """Pairs as given over those in random order."""
+        """Number of repeated pairs in given order, divided by that in random order."""
         return self.found / self.mean if self.mean else float("nan")
 
     @property
     def error(self) -> float:
-        """Standard deviation of the ratio if the order is random."""
+        """Standard deviation of the ratio under random order."""
         return self.spread / self.mean if self.mean else float("inf")
 
 
 def shared_words(texts: Sequence[str], side: str, most: float = 0.9) -> SharedWords:
-    """Return the longest run of first or last words that this fraction of the texts has.
+    """Return the longest beginning or ending that this fraction of the texts shares.
 
     Examples
     --------
@@ -111,12 +111,12 @@ def word_order(texts: Sequence[str], seed: int) -> WordOrder:
 
 
 def _has_sentences(words: Sequence[str]) -> bool:
-    """Return whether a word occurs twice and one ends with punctuation; lists lack one of them."""
+    """Return whether a text looks like sentences: a repeated word and punctuation."""
     return len(set(words)) < len(words) and any(word.endswith(PUNCTUATION) for word in words)
 
 
 def _drawn(texts: list[list[str]], draw: random.Random) -> list[list[str]]:
-    """Return as many texts as have the most words, in random order if these are not all."""
+    """Return all texts, or a random subset with at most ``MOST_WORDS`` words."""
     if sum(map(len, texts)) <= MOST_WORDS:
         return texts
     texts = draw.sample(texts, len(texts))
@@ -125,6 +125,6 @@ def _drawn(texts: list[list[str]], draw: random.Random) -> list[list[str]]:
 
 
 def _shared_pairs(texts: Sequence[Sequence[str]]) -> int:
-    """Return how many pairs of neighbouring words, once a text, occur in another text too."""
+    """Return how many pairs of neighbouring words also occur in another text."""
     counts = Counter(pair for words in texts for pair in set(itertools.pairwise(words)))
     return sum(n for n in counts.values() if n > 1)

@@ -1,4 +1,4 @@
-"""Small forwards of one live model, and all rows (tokens, patches) at its sites in each."""
+"""Small forward passes of one live model, and all rows at its sites."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -36,7 +36,7 @@ ANSWERS = "answers"
 
 @dataclass(frozen=True)
 class _Read:
-    """How one site is read."""
+    """How a site is reduced to rows."""
 
     site: Site
     reduction: Reduction
@@ -44,7 +44,7 @@ class _Read:
 
 
 class Trials:
-    """Runs small batches through the model of a stream.
+    """A runner of small batches through the model of a stream.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ class Trials:
 
 
 def answers_of(output: object, key: str | None, n: int) -> Float[Tensor, "row dim"] | None:
-    """Return the logits of ``n`` examples, else all outputs with one row for each; or None."""
+    """Return the logits of ``n`` examples, else all outputs as rows, or None."""
     logits = None if key is None else find_logits(output, key)
     found = [logits] if logits is not None else list(leaves(output).values())
     kept = [x for x in found if x.ndim == 2 and len(x) == n and x.is_floating_point()]

@@ -1,4 +1,4 @@
-"""The answers to a few rows whose inputs are given in other forms."""
+"""The model's answers to a few rows whose inputs are given in other forms."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -78,7 +78,7 @@ class Tried:
 
     @property
     def line(self) -> str:
-        """The line of Python that gives the inputs in this way; empty if there is none."""
+        """The line of Python that changes the inputs in this way; empty if there is none."""
         if self.scale is not None:
             factor, offset = self.scale
             return f"x = {factor:.6g} * x {'-' if offset < 0 else '+'} {abs(offset):.6g}"
@@ -100,7 +100,7 @@ def numbers_of(small: SmallBatches) -> Inputs:
 def forms_of(
     x: Inputs, evidence: Evidence, judged: bool, whole: Float[Tensor, "other *rest"] | None = None
 ) -> dict[str, Change]:
-    """Return the forms to try, keyed by their words; the unchanged inputs come first."""
+    """Return the forms to try, by description; the unchanged inputs come first."""
     names = evidence.data.inputs if judged and x.ndim == 2 else ()
     of_columns = column_changes(x, names)
     return {"": lambda x: x, **changes(x, not of_columns, whole), **of_columns}
@@ -150,7 +150,7 @@ def score_rows_of(
 
 
 def _scale(x: Tensor, changed: Tensor) -> tuple[float, float] | None:
-    """Return the factor and offset that turn all numbers into the changed ones, or None."""
+    """Return factor and offset from the unchanged to the changed numbers, or None."""
     low, high = int(x.argmin()), int(x.argmax())
     a, b = (float(x.flatten()[i]) for i in (low, high))
     if a == b:
@@ -183,7 +183,7 @@ def simple_form(
     of_choosing: Callable[[Tried], Tensor],
     evidence: Evidence,
 ) -> Tried:
-    """Return a form with the simplest factor that does as well, or with the best step."""
+    """Return a form with the simplest factor that does equally well, or with the best step."""
     x, names = numbers_of(small), evidence.data.inputs
     picture = picture_shape(x)
     moves = {} if picture is None else pixel_moves(picture)
@@ -215,7 +215,7 @@ def _nearest_move(
     evidence: Evidence,
     picture: Sequence[int],
 ) -> Tried:
-    """Return the move of pictures with the best step near that of the form: by halves of steps."""
+    """Return the image shift with the best step near that of the form, by halving the step."""
     step, dim = pixel_moves(picture)[best.words]
     by = abs(step) // 2
     while by:

@@ -1,4 +1,4 @@
-"""Changes that undo what weights and buffers show: tried on rows with and without them."""
+"""Trials that undo anomalies of weights and buffers."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def can_judge(stream: LiveStream, evidence: Evidence) -> bool:
-    """Return whether rows have a label or a target that the answers can be held to."""
+    """Return whether rows have labels or targets to compare the answers with."""
     known = evidence.data.target is not None or stream.model.task == "causal"
     return known or not isinstance(class_answers(evidence), str)
 
@@ -34,7 +34,7 @@ def refitted_norms(
     every: SmallBatches,
     choices: Mapping[str, Sequence[BatchNorm]],
 ) -> Trial | None:
-    """Return the trial of batch norms with the statistics of the rows that choose a change.
+    """Return the trial of batch norms with the statistics of the selection rows.
 
     If a few rows cannot tell whether the chosen change helps, as many rows judge it as the budget
     allows.
@@ -81,7 +81,7 @@ def refitted_norms(
 def _refitted(
     stream: LiveStream, small: SmallBatches, norms: Sequence[BatchNorm]
 ) -> Iterator[None]:
-    """Give batch norms the statistics of some rows: all norms anew, in one batch."""
+    """Set batch norms to the statistics of some rows, all norms in one batch."""
     names = ("running_mean", "running_var", "num_batches_tracked")
     held = [(n, name, b.clone()) for n in norms for name in names
             if (b := getattr(n, name, None)) is not None]  # fmt: skip
@@ -104,7 +104,7 @@ def _refitted(
 def resized_weights(
     stream: LiveStream, evidence: Evidence, small: SmallBatches, ratios: Mapping[str, float]
 ) -> Trial | None:
-    """Return the trial of weights divided by how many times larger than their siblings' they are.
+    """Return the trial of weights divided by their size relative to their siblings.
 
     The factor comes from the weights alone, so that no row chooses it.
     """

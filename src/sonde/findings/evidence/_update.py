@@ -11,7 +11,7 @@ from sonde.stats.halves import random_halves
 
 
 def update_per_spread(update: MomentsState, received: MomentsState) -> float | None:
-    """Return an update's size: the median over units of its rms divided by the spread before it.
+    """Return a block's update: rms divided by the standard deviation before it, median.
 
     None if no unit varied before the update.
     """
@@ -28,7 +28,7 @@ def _median(square: Float[Tensor, "dim"], variance: Float[Tensor, "dim"]) -> flo
 def sampled_ends(
     before: SiteEvidence, site: SiteEvidence, value: float, n_groups: int
 ) -> tuple[float | None, float | None]:
-    """Return a 95 % interval from random halves, or (None, None) if the rows are not comparable."""
+    """Return a 95 % interval from random halves, or (None, None) if rows do not match."""
     if site.all.key != site.schema.key or not torch.equal(before.sample.draw, site.sample.draw):
         return None, None
     x, y = rows_as_float(before.sample), rows_as_float(site.sample)

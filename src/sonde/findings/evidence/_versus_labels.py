@@ -1,4 +1,4 @@
-"""DATA against OTHER by labels and answers: shares, accuracy, classes of one side, and copies."""
+"""Labels and answers of DATA against OTHER: frequencies, accuracy, missing classes, copies."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class LabelComparison:
     expected: float | None
 
     def only(self, side: int) -> tuple[str, ...]:
-        """Return the labels that one side (0 is DATA) has and the other lacks; most rows first."""
+        """Return the labels that only one data set has (0 is DATA), most rows first."""
         mine, theirs = self.labels[side], self.labels[1 - side]
         if not mine.any() or not theirs.any():
             return ()
@@ -58,7 +58,7 @@ class LabelComparison:
 
     @property
     def shift(self) -> tuple[float, float] | None:
-        """Total variation distance of the label shares, and its chance if both sides are alike."""
+        """Total variation distance of the label frequencies, and its p-value."""
         return _difference(*self.labels)
 
 
@@ -74,7 +74,7 @@ def _difference(
 
 
 def share_chance(table: Float[np.ndarray, "side class"] | Int[np.ndarray, "side class"]) -> float:
-    """Return the chance of a table of counts by Pearson's test, if both rows have equal shares."""
+    """Return the p-value of Pearson's test that both rows of counts have equal proportions."""
     expected = table.sum(1, keepdims=True) * table.sum(0) / table.sum()
     statistic = float(((table - expected) ** 2 / expected).sum())
     return float(chi2.sf(statistic, table.shape[1] - 1))
@@ -82,7 +82,7 @@ def share_chance(table: Float[np.ndarray, "side class"] | Int[np.ndarray, "side 
 
 @once
 def label_comparison(evidence: Evidence) -> LabelComparison | None:
-    """Return labels and answers of both sides by name; None without OTHER, or if none is known."""
+    """Return labels and answers of both data sets by name; None without OTHER or labels."""
     if evidence.versus is None:
         return None
     sides = (evidence, evidence.versus.other)
@@ -118,7 +118,7 @@ def _answer_counts(side: Evidence, names: tuple[str, ...]) -> Counter[str]:
 
 
 def _answered_as(evidence: Evidence, names: list[str]) -> Int[np.ndarray, "class class2"] | None:
-    """Return how many sampled rows of DATA of each label get each answer."""
+    """Return the confusion counts of DATA's sampled rows: label by answer."""
     columns = answer_columns(evidence)
     if isinstance(columns, str) or not evidence.data.label_names:
         return None
@@ -135,7 +135,7 @@ def _answered_as(evidence: Evidence, names: list[str]) -> Int[np.ndarray, "class
 def _corrected(
     table: Int[np.ndarray, "class class2"] | None, answers: Int[np.ndarray, "class"]
 ) -> Float[np.ndarray, "class"] | None:
-    """Solve ``answers = shares @ rates`` for fractions of at least zero.
+    """Solve ``answers = shares @ rates`` for non-negative fractions.
 
     Rates are how often DATA's rows of each label get each answer (black box shift estimation).
     """
@@ -170,7 +170,7 @@ def _expected(
 
 
 def accuracy(evidence: Evidence, of_other: bool = False) -> dict[str, Any] | None:
-    """Return how often the model is correct on labelled rows of a side, with a 95 % interval.
+    """Return the accuracy on labelled rows of a data set, with a 95 % interval.
 
     In OTHER, labels may go beyond the model's classes; their rows are wrong.
     """
@@ -192,7 +192,7 @@ def _share(right: Bool[Tensor, "row"], group: Int[Tensor, "row"]) -> dict[str, A
 
 @dataclass(frozen=True)
 class SharedContent:
-    """Number of inputs of DATA and OTHER whose content both contain, and the totals."""
+    """Number of inputs whose content occurs in both data sets, and the totals."""
 
     mine: int
     n_mine: int
@@ -202,7 +202,7 @@ class SharedContent:
 
 @once
 def shared_content(evidence: Evidence) -> SharedContent:
-    """Return how many inputs of each side the other side has too, byte for byte."""
+    """Return how many inputs of each data set occur in the other, byte for byte."""
     data, other = evidence.data, evidence.versus.other_data
     keys = [[side.keys[i] for i in first_pieces(side)] for side in (data, other)]
     both = set(keys[0]) & set(keys[1])
@@ -211,7 +211,7 @@ def shared_content(evidence: Evidence) -> SharedContent:
 
 
 def labels_of_both(evidence: Evidence) -> dict[str, Any]:
-    """Return the part of the report's section on OTHER that is about labels, answers and copies."""
+    """Return the report's section on labels, answers and copies in OTHER."""
     found, same = label_comparison(evidence), shared_content(evidence)
     copies = {"data": same.mine, "n_data": same.n_mine, "other": same.theirs}
     section: dict[str, Any] = {

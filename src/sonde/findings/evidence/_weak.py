@@ -1,4 +1,4 @@
-"""Groups of sampled rows on which a classifier is worse, and what is said of them."""
+"""Groups of sampled rows on which a classifier is worse, and their description."""
 
 import math
 import re
@@ -31,7 +31,7 @@ STANDS_OUT = 1.0
 
 @dataclass(frozen=True, eq=False)
 class WeakRows:
-    """The labelled rows on which groups were looked for, and the groups that were counted.
+    """The labelled rows that were searched for groups, and the groups that were tested.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def weak_rows(evidence: Evidence) -> WeakRows | None:
 def weak_losses(
     evidence: Evidence, where: Int[Tensor, "row"], loss: Float[Tensor, "row"]
 ) -> WeakRows:
-    """Return the groups of some shared rows whose loss may be larger; there are no classes."""
+    """Return the groups of some shared rows whose loss may be larger, without classes."""
     group, columns = shared_rows(evidence).group[where], known_columns(evidence, where)
     groups = weak_groups(loss, group, columns, _states(evidence, where), gap=-math.inf)
     none = torch.full_like(where, -1)
@@ -94,13 +94,13 @@ def weak_losses(
 
 
 def _states(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, Tensor]:
-    """Return rows at up to six sites, spread over the depth, by the sites' keys."""
+    """Return rows at up to six sites, evenly spaced over the depth, by the sites' keys."""
     chosen = spread_sites(len(evidence.sites), SITES)
     return {evidence.sites[i].schema.key: shared_rows(evidence).x(i)[where] for i in chosen}
 
 
 def known_columns(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, Any]:
-    """Return the known columns of the inputs: from the reading, the user's, and file names."""
+    """Return the known columns of the inputs: measured, given by the user, and file names."""
     shared = shared_rows(evidence)
     found: dict[str, Any] = {}
     for name in OF_ROWS:
@@ -116,7 +116,7 @@ def known_columns(evidence: Evidence, where: Int[Tensor, "row"]) -> dict[str, An
 
 
 def file_names(evidence: Evidence, examples: Sequence[int]) -> dict[str, list[str]]:
-    """Return the file names without their last number, if this gives 2 to 12 groups."""
+    """Return file names without their last number, if these form 2 to 12 groups."""
     place = evidence.data.place
     if not evidence.data.by_name or place is None:
         return {}
@@ -133,7 +133,7 @@ def _typed(values: Sequence[Any]) -> Any:
 
 
 def told(evidence: Evidence, found: WeakRows, group: WeakGroup) -> str:
-    """Return a group's conditions in words; for a cluster also the columns that differ most."""
+    """Describe a group's conditions; for a cluster also the columns that differ most."""
     text = " and ".join(_condition(evidence, c) for c in group.conditions)
     if not any(isinstance(c, Nearest) for c in group.conditions):
         return text
@@ -170,7 +170,7 @@ def standouts(found: WeakRows, group: WeakGroup) -> list[str]:
 
 
 def extreme_units(evidence: Evidence, found: WeakRows, group: WeakGroup) -> tuple[str, list[int]]:
-    """Return the site whose units best separate a group's rows, and its five best units.
+    """Return the site whose units best separate a group's rows, and its best five units.
 
     A unit separates rows by the difference of the means of members and others, over its spread.
     """
@@ -192,7 +192,7 @@ def extreme_units(evidence: Evidence, found: WeakRows, group: WeakGroup) -> tupl
 def worst_pairs(
     evidence: Evidence, found: WeakRows, group: WeakGroup
 ) -> list[tuple[str, str, int]]:
-    """Return the wrong answers that the members have most often: label, answer, rows."""
+    """Return the most frequent wrong answers of the members: label, answer, rows."""
     rows = [i for i in group.rows.tolist() if found.wrong[i] > 0]
     counted = Counter((int(found.label[i]), int(found.answer[i])) for i in rows)
     names = evidence.data
@@ -200,7 +200,7 @@ def worst_pairs(
 
 
 def members(evidence: Evidence, found: WeakRows, group: WeakGroup) -> list[int]:
-    """Return a group's shared rows: wrong rows first, and within these the most typical first.
+    """Return a group's shared rows: wrong rows first, each part in typical order.
 
     Typical rows are nearest to the members' mean state at the last site.
     """
@@ -214,7 +214,7 @@ def members(evidence: Evidence, found: WeakRows, group: WeakGroup) -> list[int]:
 def weak_table(
     evidence: Evidence, found: WeakRows, groups: Sequence[WeakGroup]
 ) -> list[dict[str, Any]]:
-    """Return groups for a report: their conditions, the accuracy inside and elsewhere, members."""
+    """Return groups for a report: conditions, accuracy inside and elsewhere, members."""
     return [_entry(evidence, found, group) for group in groups]
 
 

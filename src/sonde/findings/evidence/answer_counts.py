@@ -17,7 +17,7 @@ from sonde.core.statistic import Statistic
 
 @dataclass(frozen=True)
 class AnswerCountsState(State):
-    """Counts of rows that have a label.
+    """Counts of labelled rows and of correct answers.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How often a model's own answers are right, compared with simple guesses and with its layers.
+"""Accuracy of a model's own answers, compared with simple guesses and with its layers.
 
 A classifier is compared with the labels of the data, a language model with the next tokens, a
 regression with its targets.
@@ -82,11 +82,11 @@ class ClassAnswers:
 
     @property
     def right(self) -> Bool[Tensor, "row"]:
-        """True if the answer is the label."""
+        """Whether each answer equals the label."""
         return self.answer == self.truth
 
     def given(self, rows: Int[Tensor, "_row"]) -> tuple[float, ...]:
-        """Return the probability that the model gives the label of each of these rows."""
+        """Return the model's probability of the label of each of these rows."""
         truth = self.truth[rows].clamp(max=self.n_classes - 1)
         p = self.probability[rows].gather(1, truth[:, None])[:, 0]
         return tuple(torch.where(self.truth[rows] < self.n_classes, p, 0.0).tolist())
@@ -110,13 +110,13 @@ class ClassAnswers:
 
 @once
 def class_answers(evidence: Evidence) -> ClassAnswers | str:
-    """Return a classifier's own answers to all sampled rows with a label, or a reason if none."""
+    """Return a classifier's answers to all labelled sampled rows, or a reason for none."""
     return _answers_at(evidence, None)
 
 
 @once
 def compared_answers(evidence: Evidence) -> ClassAnswers | str:
-    """Return the answers to the rows of classes that a probe can judge, or a reason if none.
+    """Return the answers to rows of classes that a probe can judge, or a reason for none.
 
     A probe needs rows of each class: figures that are compared with it are of the same rows.
     """
@@ -150,10 +150,10 @@ def _answers_at(evidence: Evidence, labels: LabelEvidence | None) -> ClassAnswer
 
 
 class ClassAnswersRule(Rule):
-    """A rule about a classifier's own answers; it applies if labels say which answers are right."""
+    """A rule about a classifier's own answers; it applies if the correct answers are known."""
 
     def check(self, evidence: Evidence) -> Check:
-        """Judge the answers, or say what is missing."""
+        """Judge the answers, or report what is missing."""
         found = compared_answers(evidence)
         if isinstance(found, str):
             return self.not_applicable(found)
@@ -164,7 +164,7 @@ class ClassAnswersRule(Rule):
 
     @abstractmethod
     def judged(self, evidence: Evidence, found: ClassAnswers, labels: LabelEvidence) -> Check:
-        """Return the rule's check of these answers, compared with a probe of the labels."""
+        """Return the check of these answers, compared with a probe of the labels."""
 
 
 def right_rows(evidence: Evidence, new_classes: bool = False) -> Float[Tensor, "row"] | None:
@@ -203,7 +203,7 @@ def answer_columns(evidence: Evidence, new_classes: bool = False) -> tuple[Tenso
 
 
 def _order(evidence: Evidence) -> str:
-    """Return how to name the classes, and how often a model would be right in the usual order."""
+    """Suggest how to name the classes, with the accuracy in the usual order."""
     names, label = evidence.data.label_names or (), shared_rows(evidence).column("label")
     logits = shared_rows(evidence).column("logits")
     if logits is None or label is None or not logits.shape[1] >= 2 or not names:
@@ -244,7 +244,7 @@ def _renamed(answer: Int[Tensor, "row"], truth: Int[Tensor, "row"]) -> float:
 
 
 def answers_section(evidence: Evidence) -> dict[str, Any] | None:
-    """Return the report's section on whether the model is right, or None if that is not known."""
+    """Return the report's section on the model's accuracy, or None if it is not known."""
     lens = evidence.lens
     if isinstance(lens, LensEvidence) and math.isfinite(lens.final):
         return _of_tokens(lens)
@@ -261,7 +261,7 @@ def answers_section(evidence: Evidence) -> dict[str, Any] | None:
 
 
 def _of_no_answer(counts: AnswerCountsState, data: DataEvidence) -> dict[str, Any]:
-    """Return the section of a model whose every answer holds NaN or infinity."""
+    """Return the section of a model whose answers all contain NaN or infinity."""
     low, high = wilson(0, counts.n)
     truth = data.label[data.label >= 0]
     nothing = dict.fromkeys(("per_byte", "chance", "last", "best", "confusion"))
@@ -278,7 +278,7 @@ def _of_no_answer(counts: AnswerCountsState, data: DataEvidence) -> dict[str, An
 
 
 def _with_heads(section: dict[str, Any], evidence: Evidence) -> dict[str, Any]:
-    """Return the section with the figures of each head, where the model has several."""
+    """Return the section with the statistics of each head, if the model has several."""
     heads = evidence.heads
     if not isinstance(heads, Heads) or len(heads.found) < 2:
         return section
@@ -287,7 +287,7 @@ def _with_heads(section: dict[str, Any], evidence: Evidence) -> dict[str, Any]:
 
 
 def _of_heads(heads: Heads) -> dict[str, Any]:
-    """Return the section of a model whose answers only the heads can judge."""
+    """Return the section of a model whose accuracy is known for its heads only."""
     first = of_head(heads.found[0])
     shared = {name: first[name] for name in ("measure", "value", "low", "high", "commonest")}
     nothing = dict.fromkeys(("per_byte", "chance", "last", "best", "confusion"))
@@ -318,7 +318,7 @@ def _of_numbers(found: NumberAnswers) -> dict[str, Any]:
 
 
 def confusion(evidence: Evidence) -> dict[str, Any] | None:
-    """Return how often each label gets each answer, over all sampled rows with a label.
+    """Return the confusion counts over all sampled rows with a label.
 
     The table holds every class if there are few, else only the classes in ``pairs``, the wrong
     answers with the most rows. None if the model's answers are not known.
@@ -392,7 +392,7 @@ def _of_classes(found: ClassAnswers, evidence: Evidence) -> dict[str, Any]:
 
 
 def _cut(evidence: Evidence) -> int:
-    """Return which count of correct answers holds: 1 if a single logit is a probability, else 0."""
+    """Return the index of the count to use: 1 if a single logit is a probability, else 0."""
     raw = evidence.column("logits", evidence.sites[0])
     return int(raw is not None and raw.shape[1] == 1 and bool(((raw >= 0) & (raw <= 1)).all()))
 
@@ -400,7 +400,7 @@ def _cut(evidence: Evidence) -> int:
 def _of_all_rows(
     found: ClassAnswers, counts: AnswerCountsState, cut: int
 ) -> tuple[float, tuple[float, float]]:
-    """Return the accuracy over all rows, and its interval; groups widen it as in the sample."""
+    """Return the accuracy over all rows, and its interval, widened for groups."""
     n_correct, (low, high), own = int(counts.correct[cut]), found.interval, found.accuracy
     value = n_correct / counts.n
     if len(torch.unique(found.group)) == len(found.group):

@@ -1,4 +1,4 @@
-"""How far training has moved each block of a stack: its spectra, the size of weights, its norms."""
+"""How far training has moved each block: its spectra, weight sizes and norms."""
 
 import itertools
 import math
@@ -19,7 +19,7 @@ TINY: Final = 1e-3
 
 @dataclass(frozen=True)
 class BlockTraining:
-    """Figures of the blocks, in order of execution.
+    """Statistics of the blocks, in order of execution.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class BlockTraining:
 
 
 def block_training(stream: LiveStream) -> BlockTraining | None:
-    """Return the figures of blocks of one class; None if there are fewer than four."""
+    """Return the statistics of blocks of one class; None if there are fewer than four."""
     modules = stream.probe.names.modules
     paths = block_paths(stream.probe.names, stream.probe)
     if len(paths) < LEAST or len({type(modules[p]) for p in paths}) > 1:
@@ -76,7 +76,7 @@ def _norm_weight(module: nn.Module) -> Tensor | None:
 
 
 def less_trained(found: BlockTraining, ratio: float) -> list[int]:
-    """Return the blocks that at least two figures set apart as the lower blocks; empty if none.
+    """Return the blocks that at least two statistics separate as the lower ones.
 
     A figure sets blocks apart if its largest gap is ``ratio`` times as wide as the range of values
     on either side of the gap.

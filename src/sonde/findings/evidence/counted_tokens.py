@@ -1,4 +1,4 @@
-"""Predictions from counts of one to three tokens of the other texts, which any model must beat."""
+"""Predictions by n-gram counts of the other texts, which any model should beat."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -20,7 +20,7 @@ Ids = Int[Tensor, "_token"]
 def counted_losses(
     inputs: Inputs, texts: Sequence[InputBatch], seed: int
 ) -> list[Float[Tensor, "order _token"]]:
-    """Return the loss in nats of each token after the first, by counts of one to three tokens.
+    """Return each token's loss in nats under counts of one to three tokens.
 
     Counts are of the data's first texts, about 131,072 tokens, without a text's own group and the
     groups that share its quarter by hash.
@@ -97,7 +97,7 @@ class _Counts:
         return code, count, context, total, kinds
 
     def losses(self, text: Ids) -> Float[Tensor, "order target"]:
-        """Return the loss of each token after the first by runs of one, two and three tokens."""
+        """Return each token's loss under counts of one, two and three tokens."""
         n = len(text) - 1
         chance = torch.full((n,), 1.0 / (self.size + 1), dtype=torch.float64)
         found = []

@@ -1,4 +1,4 @@
-"""What is known of a data set from its listing alone."""
+"""Facts about a data set that its listing alone provides."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ def data_evidence(stream: Stream, name: str, limited: bool = False) -> DataEvide
 
 
 def by_answers(data: DataEvidence, logits: Tensor | None) -> DataEvidence:
-    """Return the facts with a column of numbers read as targets or as classes.
+    """Return the facts with a numeric column read as targets or as classes.
 
     The numbers are targets if the model gives a single number for a row, unless all are 0 or 1
     (-1 = none): then the model's number is the logit, or the probability, of class 1. For other
@@ -99,7 +99,7 @@ def _of_arrays(stream: ArrayStream, name: str, limited: bool) -> DataEvidence:
 
 
 def _of_batches(stream: Stream, name: str, limited: bool) -> DataEvidence:
-    """Walk a stream of another kind once, keeping its columns and none of its rows."""
+    """Read a stream of another kind once, keeping its columns but no rows."""
     found: dict[int, _Example] = {}
     for batch in stream:
         for i, (order, start) in enumerate(zip(batch.order.tolist(), _starts(batch), strict=True)):
@@ -126,7 +126,7 @@ def _of_batches(stream: Stream, name: str, limited: bool) -> DataEvidence:
 
 @dataclass(frozen=True)
 class _Example:
-    """What a batch says of an example; ``start`` is its first row's place in its document."""
+    """Columns of one example; ``start`` is the position of its first row in its document."""
 
     id: str
     document: tuple[bytes, int]
@@ -136,7 +136,7 @@ class _Example:
 
 
 def _starts(batch: Batch) -> list[int]:
-    """Return the place in its document of each example's first row."""
+    """Return the position in its document of each example's first row."""
     key = next(iter(batch.rows))
     far = torch.iinfo(torch.int64).max
     found = torch.full((len(batch.order),), far, dtype=torch.int64)
@@ -145,7 +145,7 @@ def _starts(batch: Batch) -> list[int]:
 
 
 def _pieces(examples: Sequence[_Example]) -> Int[Tensor, "example"]:
-    """Return which piece of its document each example is, numbered in the order of their starts."""
+    """Return the index of each example among the chunks of its document."""
     begun: Counter[tuple[bytes, int]] = Counter()
     pieces = torch.zeros(len(examples), dtype=torch.int64)
     for i in sorted(range(len(examples)), key=lambda i: examples[i].start):

@@ -1,4 +1,4 @@
-"""Which layers still look as their initialiser left them: distribution, spectrum and biases.
+"""Layers that look randomly initialised, by distribution, spectrum and biases.
 
 The distribution of weights alone proves nothing. A layer counts only if four things hold. Its
 entries fit a usual initialiser. No direction stands out of the spectrum of random entries (training
@@ -34,7 +34,7 @@ Matrix = Float[Tensor, "dim2 dim"]
 
 @dataclass(frozen=True)
 class Fresh:
-    """A layer whose weights look as an initialiser left them, and what was seen of them.
+    """A layer whose weights look randomly initialised, with the test results.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class Size:
 
 @dataclass(frozen=True)
 class FreshLayers:
-    """Layers that look untrained, of all that were looked at.
+    """Layers that look untrained, and the number of layers tested.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class FreshLayers:
 
     @property
     def n(self) -> int:
-        """Number of weights that were looked at."""
+        """Number of layers and matrices that were tested."""
         return len(self.sizes) + self.n_inner
 
     @property
@@ -111,7 +111,7 @@ class FreshLayers:
 
 
 def fresh_layers(stream: LiveStream, seed: int) -> FreshLayers:
-    """Return the layers of a model that look untrained; runs a few rows where any might."""
+    """Return the layers of a model that look untrained; runs a few rows if necessary."""
     found: list[tuple[Fresh, Matrix, float]] = []
     looked = list(_layers(stream))
     for i, (path, weight, bias) in enumerate(looked):
@@ -154,7 +154,7 @@ def _norm_gains(stream: LiveStream) -> Iterator[tuple[str, Size]]:
 
 
 def _inner_weights(stream: LiveStream) -> Iterator[tuple[str, str, Matrix, float]]:
-    """Yield the matrices of recurrent and attention modules that ran: module, name, draw's bound.
+    """Yield matrices of recurrent and attention modules that ran: module, name, bound.
 
     Torch draws the weights of a recurrent layer by its width, not by that of its inputs.
     """
@@ -178,7 +178,7 @@ def _inner_weights(stream: LiveStream) -> Iterator[tuple[str, str, Matrix, float
 
 
 def _fresh_inner(path: str, name: str, weight: Matrix, bound: float) -> Iterator[Fresh]:
-    """Yield the matrix if its entries, spectrum and evenness are those of random weights."""
+    """Yield the matrix if its entries, spectrum and norms look like random weights."""
     law = _law(weight, bound)
     if law is None:
         return
@@ -188,7 +188,7 @@ def _fresh_inner(path: str, name: str, weight: Matrix, bound: float) -> Iterator
 
 
 def _zero_tables(stream: LiveStream) -> Iterator[str]:
-    """Yield the embeddings that ran and whose rows, several of them, are all zero."""
+    """Yield embeddings that ran, have several rows, and are zero everywhere."""
     for name, module in stream.probe.names.modules.items():
         if isinstance(module, nn.Embedding) and stream.probe.calls(name) > 0:
             weight = module.weight.detach()
@@ -198,7 +198,7 @@ def _zero_tables(stream: LiveStream) -> Iterator[str]:
 
 
 def _fresh_norms(stream: LiveStream) -> tuple[tuple[str, ...], int]:
-    """Return the norms at their initial values among moved ones, and the number of all norms."""
+    """Return norms at initial values while most norms changed, and the number of norms."""
     still: list[str] = []
     n = 0
     for name, module in stream.probe.names.modules.items():
@@ -213,7 +213,7 @@ def _fresh_norms(stream: LiveStream) -> tuple[tuple[str, ...], int]:
 
 
 def _fresh_tables(stream: LiveStream) -> Iterator[Fresh]:
-    """Yield the embeddings that ran and hold random normal numbers of one small spread.
+    """Yield embeddings that ran and hold Gaussian numbers of one small standard deviation.
 
     Embeddings of spread 1, as torch draws them, are left out: training hardly changes them.
     """
@@ -235,7 +235,7 @@ def _fresh_tables(stream: LiveStream) -> Iterator[Fresh]:
 
 
 def _combined(p: Sequence[float]) -> float:
-    """Return the p-value that Fisher's method combines from several p-values."""
+    """Combine several p-values by Fisher's method."""
     return float(chi2.sf(-2 * sum(math.log(max(one, 1e-300)) for one in p), 2 * len(p)))
 
 
@@ -259,7 +259,7 @@ def _layers(stream: LiveStream) -> Iterator[tuple[str, Matrix, Tensor | None]]:
 
 @dataclass(frozen=True)
 class _Law:
-    """An initialiser, the standard deviation and excess of its entries, and how well they fit."""
+    """An initialiser, the standard deviation and excess kurtosis of its entries, and the fit."""
 
     words: str
     spread: float
@@ -274,7 +274,7 @@ def _some(weight: Matrix) -> np.ndarray:
 
 
 def _distance(ordered: np.ndarray, chance: np.ndarray) -> float:
-    """Return the Kolmogorov-Smirnov distance of ordered entries from a law.
+    """Return the Kolmogorov-Smirnov distance between sorted entries and a distribution.
 
     Parameters
     ----------
@@ -287,12 +287,12 @@ def _distance(ordered: np.ndarray, chance: np.ndarray) -> float:
 
 
 def _fit_p(distance: float, n: int) -> float:
-    """Return the chance that ``n`` draws lie at least so far from their own law."""
+    """Return the p-value of a Kolmogorov-Smirnov distance for ``n`` samples."""
     return float(np.clip(kstwo.sf(distance, n), 0.0, 1.0))
 
 
 def _uniform(x: np.ndarray, bound: float) -> np.ndarray:
-    """Return the distribution function of the uniform law on [-bound, bound]."""
+    """Return the uniform distribution function on [-bound, bound]."""
     return np.clip((x + bound) / (2 * bound), 0.0, 1.0)
 
 
@@ -337,7 +337,7 @@ def _law(weight: Matrix, own: float = 0.0) -> _Law | None:
 
 
 def _evenness(weight: Matrix, law: _Law) -> Iterator[float]:
-    """Yield p-values, of rows and of columns, for norms that vary as with random entries."""
+    """Yield the p-values that row norms and column norms vary as in random matrices."""
     square = (weight.double() / law.spread).square()
     for axis in (0, 1):
         n = square.shape[axis]
@@ -349,7 +349,7 @@ def _evenness(weight: Matrix, law: _Law) -> Iterator[float]:
 def neighbours(
     weight: Matrix, before: Sequence[Tensor], after: Sequence[Tensor]
 ) -> Iterator[float]:
-    """Yield the chance that random weights pass on as much between the layers around them.
+    """Yield the p-value that the weights transmit as much between layers as random weights do.
 
     For weights ``W`` of independent entries of spread ``s`` and any ``A``, ``|A W|^2`` has the mean
     ``s^2 n tr(A^T A)`` and the variance ``2 s^4 n tr((A^T A)^2)``, here of a scaled chi-squared
@@ -380,7 +380,7 @@ def _passed(reader: Float[Tensor, "out row place"], weight: Matrix) -> float:
 
 
 def spectrum_edge(weight: Matrix, spread: float) -> tuple[float, float]:
-    """Return the largest singular value over that of random entries, and its p-value.
+    """Return the largest singular value relative to random entries, and its p-value.
 
     Random entries of standard deviation ``s`` have a largest squared singular value of about
     ``s^2 (sqrt m + sqrt n)^2``, with Tracy-Widom fluctuations of order ``s^2 (sqrt m + sqrt n)
@@ -398,7 +398,7 @@ def spectrum_edge(weight: Matrix, spread: float) -> tuple[float, float]:
 
 
 def _largest(weight: Matrix) -> float:
-    """Return the largest singular value; of a large matrix by power iteration, from below."""
+    """Return the largest singular value; for large matrices a lower bound by power iteration."""
     if weight.numel() <= 1 << 18:
         return float(torch.linalg.matrix_norm(weight, 2))
     generator = torch.Generator().manual_seed(0)
@@ -409,7 +409,7 @@ def _largest(weight: Matrix) -> float:
 
 
 def _bias(bias: Tensor | None, columns: int) -> str | None:
-    """Return the initialiser that a bias fits: "zero", "drawn", "" if missing, None if neither."""
+    """Return the initialiser of a bias: "zero", "drawn", "" if missing, None if trained."""
     if bias is None:
         return ""
     if not bool(bias.any()):
@@ -424,7 +424,7 @@ def _bias(bias: Tensor | None, columns: int) -> str | None:
 def _gains(
     stream: LiveStream, seed: int, layers: Mapping[str, tuple[Matrix, float]]
 ) -> dict[str, float]:
-    """Return how strongly inputs pass through layers, relative to random weights of that spread."""
+    """Return how strongly layers amplify their inputs, relative to random weights."""
     if not layers:
         return {}
     small = small_batches(stream.model, stream.inputs, chosen_examples(stream, ROWS, seed))

@@ -1,4 +1,4 @@
-"""Which statistics a scan asks of its one pass, and how their states become evidence."""
+"""The statistics that a scan computes in its one pass, and their conversion to evidence."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ SAMPLED_COLUMNS = (
 
 @dataclass(frozen=True)
 class ScanStatistics:
-    """The requests of a scan by role and rows, for one stream.
+    """The statistics that a scan requests of a stream, by role and rows.
 
     Parameters
     ----------
@@ -76,11 +76,11 @@ class ScanStatistics:
 
     @property
     def entry(self) -> SiteSchema | None:
-        """Input of the first site, if the stream contains it."""
+        """Input of the first site, if the stream provides it."""
         return next((s for s in self.schema if s.key.endswith(f"|{ENTRY}")), None)
 
     def all_key(self, site: SiteSchema) -> str:
-        """Return the key of all rows of a site: its tokens or patches, else its pooled rows."""
+        """Return the key for all rows of a site: its tokens or patches, else its pooled rows."""
         prefix = f"{site.key}|"
         return next((s.key for s in self.schema if s.key.startswith(prefix)), site.key)
 
@@ -133,7 +133,7 @@ class ScanStatistics:
         return found
 
     def _requests(self, role: str, site: str) -> list[Request]:
-        """Return a role's requests; roles that detectors read too come in parts of the split."""
+        """Return a role's requests; roles shared with detectors are split into parts."""
         statistic, keys, where = self.roles[role, site]
         parts: tuple[Part, ...] = ("all",)
         if self.split is not None and role in SPLIT_ROLES:
@@ -225,7 +225,7 @@ def scan_statistics(
     split: Split | None = None,
     whole_groups: bool = True,
 ) -> ScanStatistics:
-    """Return what a scan asks of a stream that brings these columns."""
+    """Return the requests of a scan for a stream that provides these columns."""
     return ScanStatistics(
         schema=stream.schema,
         columns=tuple(c for c in SAMPLED_COLUMNS if c in columns),

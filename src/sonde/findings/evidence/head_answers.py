@@ -1,4 +1,4 @@
-"""How often each head of a model is right: of several heads, several labels, ranks and maps.
+"""Accuracy of each head of a model: for several heads, several labels, ranks and maps.
 
 Run after the pass on at most 2,048 rows, if one column of single classes or numbers does not
 suffice. Boxes are judged as numbers, and only beside boxes of the same shape.
@@ -84,7 +84,7 @@ class HeadAnswers:
 
     @property
     def commonest(self) -> float:
-        """The same value if every row is answered by the commonest answer, or the mean."""
+        """The value of a constant answer: the commonest answer, or the mean."""
         mean = float(self.usual.mean())
         return mean**0.5 if self.measure == "rms_error" else mean
 
@@ -107,7 +107,7 @@ class HeadAnswers:
 
     @property
     def lead(self) -> tuple[float, float]:
-        """By how much the answers are better than the commonest one, and the standard error."""
+        """Difference to a constant answer (positive = better), and its standard error."""
         more = self.right - self.usual
         if self.measure == "rms_error":
             more = -more / self.usual.mean().clamp(min=1e-300)
@@ -120,14 +120,14 @@ class HeadAnswers:
 
 @dataclass(frozen=True, eq=False)
 class Heads:
-    """Heads that could be evaluated, and the reasons for all others, by column."""
+    """Heads that could be evaluated, and the reasons why others could not, by column."""
 
     found: tuple[HeadAnswers, ...] = ()
     reasons: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def of_head(head: HeadAnswers) -> dict[str, Any]:
-    """Return the figures of a head for the report."""
+    """Return the statistics of a head for the report."""
     low, high = head.interval
     return {
         "name": head.name,
@@ -146,7 +146,7 @@ def of_head(head: HeadAnswers) -> dict[str, Any]:
 
 
 def head_rows(head: HeadAnswers) -> dict[int, dict[str, Any]]:
-    """Return truth, answer, loss and whether the answer is right, for each example of a head.
+    """Return label, answer, loss and correctness of each example of a head.
 
     The loss is the share of wrong answers, the distance in ranks, or the mean squared error.
     """
@@ -165,7 +165,7 @@ def head_rows(head: HeadAnswers) -> dict[int, dict[str, Any]]:
 
 
 def head_answers(stream: LiveStream, data: DataEvidence, is_judged: bool) -> Heads:
-    """Judge each head by its column of labels; empty if a single column is judged already.
+    """Judge each head by its label column; empty if one column is judged elsewhere.
 
     ``is_judged`` says that the answers to the first column are known already.
     """
@@ -215,7 +215,7 @@ def head_answers(stream: LiveStream, data: DataEvidence, is_judged: bool) -> Hea
 
 
 def _as_one(given: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> Tensor | None:
-    """Return columns of single numbers as labels of the only output, if it is as wide, or None."""
+    """Return numeric columns as the labels of the only output, if their number fits, or None."""
     wide = [x for x in given.values() if x.ndim == 2 and x.shape[1] == len(truth)]
     single = all(values.ndim == 1 for values in truth.values())
     if len(given) != 1 or not wide or not single:
@@ -226,7 +226,7 @@ def _as_one(given: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> Tensor 
 def _truths(
     inputs: ItemInputs, examples: Sequence[int]
 ) -> tuple[dict[str, list[Tensor]], dict[str, str]]:
-    """Return the columns of labels that hold numbers of one shape, and why others do not."""
+    """Return label columns with numbers of one shape, and the reasons against the others."""
     found: dict[str, list[Tensor]] = {}
     reasons: dict[str, str] = {}
     for name, values in inputs.labels_of(examples).items():
@@ -245,7 +245,7 @@ def _truths(
 def _answers(
     stream: LiveStream, inputs: ItemInputs, truth: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[int], Int[Tensor, "row"]]:
-    """Return the model's outputs by name, and the positions and groups of their rows.
+    """Return the model's outputs by name, with the positions and groups of their rows.
 
     Maps of classes are returned as classes.
     """
@@ -280,7 +280,7 @@ def _outputs(stream: LiveStream, batch: InputBatch) -> Iterator[tuple[str, Tenso
 
 
 def _as_batch(output: Any, n: int) -> Any:
-    """Stack, by name, a list of tensors per example, which object detectors return."""
+    """Stack, by name, lists with a tensor per example, as object detectors return."""
     is_list = isinstance(output, list | tuple) and len(output) == n
     if not is_list or not all(isinstance(one, Mapping) for one in output):
         return output
@@ -295,7 +295,7 @@ def _as_batch(output: Any, n: int) -> Any:
 def _paired(
     given: Mapping[str, Tensor], truth: Mapping[str, Tensor], said: str | None
 ) -> dict[str, str]:
-    """Return each column's output: as asked, of the same name, in order, or the only fit."""
+    """Match columns to outputs: as requested, by name, by order, or by the only fit."""
     asked = [key.strip() for key in (said or "").split(",") if key.strip() in given]
     pairs = dict(zip(truth, asked, strict=False))
     pairs |= {c: c for c in truth if c in given and c not in pairs}
@@ -314,7 +314,7 @@ def _paired(
 
 
 def _fits(said: Tensor, truth: Tensor) -> bool:
-    """Return whether an output may answer labels by its shape and theirs."""
+    """Return whether the shapes of an output and of the labels match."""
     if said.shape == truth.shape or said.shape == (*truth.shape, 1):
         return True
     if said.ndim == truth.ndim + 1 and said.shape[:1] + said.shape[2:] == truth.shape:

@@ -1,4 +1,4 @@
-"""The numbers that a model is given, a column for each feature, read before any forward pass."""
+"""The numeric input columns of a model, read before any forward pass."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ LEAST_ROWS: Final = 20
 
 @dataclass(frozen=True, eq=False)
 class InputTable:
-    """The rows of a table as the model is given them, in float64.
+    """The rows of a table in the form in which the model receives them, in float64.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class InputTable:
 
 
 def input_table(stream: LiveStream, data: DataEvidence) -> InputTable | str:
-    """Return the columns of numbers that the model is given, or the reason why there are none.
+    """Return the numeric columns of the model's inputs, or the reason for none.
 
     At most 20,000 rows and 2,000,000 numbers, but 1,000 rows; drawn by the seed if there are more.
     """
@@ -85,7 +85,7 @@ def input_table(stream: LiveStream, data: DataEvidence) -> InputTable | str:
 
 
 def _width(inputs: ItemInputs) -> int | None:
-    """Return the number of columns, or None if the inputs are no rows of several numbers."""
+    """Return the number of columns, or None if inputs are not vectors of several numbers."""
     if inputs.encoder.kind == "numbers":
         return len(inputs.layout.inputs)
     first = next(iter(inputs.batches(0, 1)), None)
@@ -99,7 +99,7 @@ def _unknown(values: np.ndarray, names: Sequence[str]) -> dict[str, int]:
 
 
 def _named(inputs: ItemInputs, chosen: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]] | None:
-    """Return columns that the data name; they are read as they are written, in float64."""
+    """Return the columns that the data name, with their original numbers in float64."""
     if inputs.encoder.kind != "numbers":
         return None
     names = tuple(inputs.layout.inputs)
@@ -116,7 +116,7 @@ def _number(value: Any) -> float:
 
 
 def _plain(inputs: ItemInputs, chosen: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]] | None:
-    """Return the entries of inputs that are one vector of floating-point numbers each."""
+    """Return the entries of inputs if each input is one floating-point vector."""
     part = inputs if len(chosen) == len(inputs) else inputs.at(chosen)
     batches = list(part.batches(0, len(part)))
     vectors = [_vectors(batch) for batch in batches]

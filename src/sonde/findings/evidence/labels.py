@@ -1,4 +1,4 @@
-"""What labels leave in the states: a closed-form classifier, held out by groups, at each site."""
+"""Information about the labels in the states: a held-out linear classifier at each site."""
 
 import math
 from abc import abstractmethod
@@ -54,7 +54,7 @@ class SiteLabels:
 
 @dataclass(frozen=True, eq=False)
 class LabelEvidence:
-    """Labels of the sampled rows and what each site makes of them.
+    """Labels of the sampled rows, and the held-out answers of each site.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class LabelEvidence:
 
     @cached_property
     def best(self) -> int:
-        """Index of the site of highest accuracy; the last of equal ones."""
+        """Index of the site of highest accuracy; the last one in a tie."""
         return best_site([s.accuracy for s in self.sites])
 
     def x(self, site: int) -> Float[Tensor, "row dim"]:
@@ -114,12 +114,12 @@ class LabelEvidence:
 
 
 def best_site(accuracy: list[float]) -> int:
-    """Return the index of the highest accuracy, the last of equal ones."""
+    """Return the index of the highest accuracy, the last one in a tie."""
     return max(range(len(accuracy)), key=lambda i: (accuracy[i], i))
 
 
 def class_counts(data: DataEvidence) -> dict[int, int]:
-    """Return the number of rows of each class; of its groups where rows come in groups."""
+    """Return the number of rows of each class, or of groups if rows come in groups."""
     groups: dict[int, set[Any]] = {}
     for i, label in enumerate(data.label.tolist()):
         if label >= 0:
@@ -134,7 +134,7 @@ def class_name(data: DataEvidence, number: int) -> str:
 
 
 def second_class(evidence: Evidence) -> int | str:
-    """Return the rows (groups) of the second largest class, or why there are no two classes."""
+    """Return the rows or groups of the second largest class, or the reason for none."""
     if not (evidence.data.has_labels and evidence.sites) or evidence.sites[0].classes is None:
         return "the data have no labels"
     answered = answered_labels(shared_rows(evidence))
@@ -145,13 +145,13 @@ def second_class(evidence: Evidence) -> int | str:
 
 
 def usable(evidence: Evidence) -> bool:
-    """Return whether two classes have enough rows for rules about labels to speak."""
+    """Return whether two classes have enough rows for rules about labels."""
     second = second_class(evidence)
     return isinstance(second, int) and second >= LEAST_ROWS
 
 
 def blocked(rule: Rule, evidence: Evidence) -> Check | None:
-    """Return the check of a rule about labels that cannot be judged, or None if it can."""
+    """Return the withheld check of a rule about labels, or None if it can judge."""
     second = second_class(evidence)
     if isinstance(second, str):
         return rule.not_applicable(second)
@@ -164,17 +164,17 @@ class LabelRule(Rule):
     """A rule about labels; it applies if two classes have enough rows."""
 
     def check(self, evidence: Evidence) -> Check:
-        """Judge the labels, or say what is missing."""
+        """Judge the labels, or report what is missing."""
         return blocked(self, evidence) or self.judged(evidence, label_evidence(evidence))
 
     @abstractmethod
     def judged(self, evidence: Evidence, found: LabelEvidence) -> Check:
-        """Return the rule's check of these labels."""
+        """Return the check of these labels."""
 
 
 @once
 def label_evidence(evidence: Evidence) -> LabelEvidence:
-    """Return the held-out answers at every site. Ask ``usable`` first."""
+    """Return the held-out answers at every site. Call ``usable`` first."""
     counts = class_counts(evidence.data)
     numbers = [c for c, n in counts.items() if n >= LEAST_ROWS]
     shared = shared_rows(evidence)
@@ -200,7 +200,7 @@ def label_evidence(evidence: Evidence) -> LabelEvidence:
 
 
 def answered_labels(shared: SharedRows) -> Int[Tensor, "shared"] | None:
-    """Return the labels of the shared rows, -1 where the model's answer holds NaN or infinity.
+    """Return the labels of the shared rows, -1 if the model's answer contains NaN or infinity.
 
     Such an answer is wrong, and counted as wrong; it says nothing about the class of the row.
     """
@@ -239,7 +239,7 @@ def _site(
 
 
 def recalls(found: LabelEvidence, site: int, level: float) -> list[tuple[float, float, float, int]]:
-    """Return each class's recall with all classes counted alike, Wilson bounds, and its groups.
+    """Return each class's recall with equal class weights, Wilson bounds, and groups.
 
     Rows of one group count as one in the bounds.
     """

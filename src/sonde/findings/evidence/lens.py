@@ -1,4 +1,4 @@
-"""How well the model would predict if its final norm and head came right after each block.
+"""Next-token prediction by the model's own final norm and head after each block.
 
 The states after every block go through the modules between the last block and the logits. Losses by
 block are given only if these modules reproduce the model's logits; else the reason is given.
@@ -69,7 +69,7 @@ class TextAnswers:
 
 @dataclass(frozen=True, eq=False)
 class LensEvidence:
-    """Loss at the next token after each block, over the same rows.
+    """Next-token loss after each block, on the same rows.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ class LensEvidence:
 
 
 def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
-    """Return a causal language model's loss, final and after every block, on a sample of the data.
+    """Return a language model's loss, at the end and after every block, on a sample.
 
     Losses by block need the model's final norm and head to give its logits; its own loss does not.
     """
@@ -158,7 +158,7 @@ def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
 
 
 def prediction_section(evidence: Evidence) -> dict[str, Any] | None:
-    """Return the report's section on prediction by depth, or None if there are no figures."""
+    """Return the report's section on prediction by depth, or None without results."""
     lens = evidence.lens
     if not isinstance(lens, LensEvidence) or lens.loss is None or lens.se is None:
         return None
@@ -175,7 +175,7 @@ def prediction_section(evidence: Evidence) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, eq=False)
 class _Outcomes:
-    """Losses at the chosen positions, after each block and at the end, and the model's answers."""
+    """Losses at the chosen positions, after each block and at the end, and the answers."""
 
     losses: Float[Tensor, "row block"]
     final: Float[Tensor, "row"]
@@ -197,7 +197,7 @@ def _outcomes(
     decode: Callable[[Tensor], Tensor] | None = None,
     wanted: int = MOST_ROWS,
 ) -> _Outcomes | None:
-    """Return how well the model predicts next tokens, or None if it gives no logits of tokens."""
+    """Return the model's next-token losses, or None if it gives no logits of tokens."""
     losses, finals, doubts, group, targets, n_words = [], [], [], [], [], 0
     counted, said, read = [], [], []
     by_counts = counted_losses(stream.inputs, texts, seed)
@@ -267,7 +267,7 @@ def _own(found: _Outcomes | None) -> LensEvidence:
 
 
 def _by_block(stream: LiveStream, found: _Outcomes | None, blocks: Sequence[Site]) -> LensEvidence:
-    """Return the loss of the model and after each block."""
+    """Return the loss of the model at the end and after each block."""
     own = _own(found)
     if found is None or own.n_rows < LEAST_ROWS or own.n_groups < LEAST_GROUPS:
         return replace(
@@ -295,7 +295,7 @@ def _by_block(stream: LiveStream, found: _Outcomes | None, blocks: Sequence[Site
 def _texts(
     processor: Any, read: Sequence[tuple[Tensor, ...]], said: Float[Tensor, "text word"]
 ) -> TextAnswers:
-    """Return the model's answers on the texts, with the text of the tokens that matter."""
+    """Return the model's answers on the texts, with the strings of the relevant tokens."""
     decode = getattr(processor, "decode", None)
     wanted = {int(i) for ids, _, _ in read for i in torch.unique(ids)}
     wanted |= set(torch.nonzero(said.mean(0) > USUAL * said[0].sum()).flatten().tolist())
@@ -306,7 +306,7 @@ def _texts(
 
 
 def _bytes_per_token(processor: Any, targets: Sequence[Int[Tensor, "_target"]]) -> float:
-    """Return how many bytes of text a target stands for; 0 where there is no tokenizer."""
+    """Return the mean number of text bytes per target; 0 without a tokenizer."""
     decode = getattr(processor, "decode", None)
     if not callable(decode):
         return 0.0
@@ -317,7 +317,7 @@ def _bytes_per_token(processor: Any, targets: Sequence[Int[Tensor, "_target"]]) 
 def clustered_error(
     values: Float[Tensor, "row figure"], group: Int[Tensor, "row"]
 ) -> Float[Tensor, "figure"]:
-    """Return the standard error of column means whose rows come in groups."""
+    """Return the standard error of column means for rows in groups."""
     _, member = torch.unique(group, return_inverse=True)
     count = int(member.max()) + 1
     sums = values.new_zeros(count, values.shape[1])
@@ -344,7 +344,7 @@ def _loss(logits: Float[Tensor, "row token"], target: Int[Tensor, "row"]) -> Flo
 
 
 def _positions(texts: Sequence[InputBatch], wanted: int, seed: int) -> list[Int[Tensor, "_chosen"]]:
-    """Return each text's positions among the ``wanted`` smallest draws over all texts."""
+    """Return each text's positions among the ``wanted`` smallest sampling keys of all texts."""
     base = base_hashes([t.keys[0] for t in texts], "sample", seed)
     every: list[tuple[Tensor, Tensor]] = []
     for i, text in enumerate(texts):
@@ -363,7 +363,7 @@ def _key(stream: LiveStream, site: Site) -> str:
 
 
 def blocks_of(stream: LiveStream) -> list[Site]:
-    """Return the sites like the last output over tokens: as wide, of its class or both blocks."""
+    """Return the sites that resemble the last token output in width and class."""
     kinds = [k for k in stream.kinds if "|" not in k.key and k.site.port == "out"]
     kinds = [k for k in kinds if k.reduction.axes.words == ("row", "pos", "dim")]
     if not kinds:

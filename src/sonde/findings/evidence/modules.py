@@ -1,4 +1,4 @@
-"""What modules tell beside states: flags, parts that never run, what stands at the sites."""
+"""Facts about modules: flags, parts that never run, and the modules at the sites."""
 
 import inspect
 import math
@@ -54,7 +54,7 @@ class SiteFacts:
 
 @dataclass(frozen=True, eq=False)
 class ModelEvidence:
-    """Facts about a live model, beside its states.
+    """Facts about a live model, in addition to its states.
 
     Parameters
     ----------
@@ -97,12 +97,12 @@ class ModelEvidence:
 
     @property
     def never_ran(self) -> list[Unused]:
-        """Parts with parameters that no forward used, except experts and routers."""
+        """Modules with parameters that no forward pass used, except experts and routers."""
         return [u for u in self._unused if not _is_routed(u.path)]
 
     @property
     def experts(self) -> list[Unused]:
-        """Experts and routers that no forward used."""
+        """Experts and routers that no forward pass used."""
         return [u for u in self._unused if _is_routed(u.path)]
 
     @property
@@ -111,7 +111,7 @@ class ModelEvidence:
 
 
 def model_evidence(stream: LiveStream, seed: int = 0, deep: bool = False) -> ModelEvidence:
-    """Return the facts of the model behind a stream; runs a few small forwards."""
+    """Return facts about the model of a stream; runs a few small forward passes."""
     root = stream.model.module
     modules = stream.probe.names.modules
     trials = Trials(stream)
@@ -167,7 +167,7 @@ def _differs_in_training(module: nn.Module) -> bool:
 
 
 def _asks_for_mode(module: nn.Module) -> bool:
-    """Return whether a module's own forward reads its training flag."""
+    """Return whether a module's own forward method reads its training flag."""
     try:
         return "self.training" in inspect.getsource(type(module).forward)
     except (OSError, TypeError):
@@ -181,7 +181,7 @@ def _without_statistics(modules: Mapping[str, nn.Module]) -> Iterator[str]:
 
 
 def _pools(stream: LiveStream) -> bool:
-    """Return whether the model's answer is a single row of numbers for each example."""
+    """Return whether the model returns a single row of numbers for each example."""
     if stream.model.task == "causal":
         return False
     leaves = stream.probe.output.values()

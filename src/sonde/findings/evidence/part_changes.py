@@ -1,4 +1,4 @@
-"""Trial changes of the parts of a model: other strengths, activations, norms, places and rotations.
+"""Trial changes of model parts: scales, activations, norms, positions and rotations.
 
 Each change is a context manager around a forward; the model is as it was afterwards.
 """
@@ -42,7 +42,7 @@ _EPSILON = ("eps", "variance_epsilon", "epsilon")
 
 @dataclass(frozen=True)
 class PartChange:
-    """A change of one part, or of the same part of every block.
+    """A change of one part, or of the same part in every block.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class PartChange:
 
 
 def part_changes(stream: LiveStream) -> list[PartChange]:
-    """Return the changes to try first: orders of blocks, then the simplest kinds before others."""
+    """Return the changes to try: orders of blocks first, then from simple to complex kinds."""
     names, probe = stream.probe.names, stream.probe
     ran = {n: m for n, m in names.modules.items() if n and probe.calls(n) == 1}
     blocks = [b for b in block_paths(names, probe) if b in ran]
@@ -97,7 +97,7 @@ def part_changes(stream: LiveStream) -> list[PartChange]:
 
 
 def pooled(stream: LiveStream, blocks: Sequence[str]) -> list[PartChange]:
-    """Return trials of another pooling of tokens: their mean, or the first one, for each of them.
+    """Return trials of other poolings over tokens: the mean, and the first token.
 
     What a model pools is its own code; where every token has the mean of all, whatever it picks is
     the mean. Empty unless a classifier has blocks of tokens.
@@ -125,7 +125,7 @@ def pooled(stream: LiveStream, blocks: Sequence[str]) -> list[PartChange]:
 
 
 def _last_of_tokens(stream: LiveStream, blocks: Sequence[str]) -> str | None:
-    """Return the last block, or the norm after it, whose output has a state for each token."""
+    """Return the last block, or its norm, whose output has a state for each token."""
     probe = stream.probe
     if not blocks or not any(k.startswith("attention") for k in _argument_names(stream)):
         return None
@@ -155,7 +155,7 @@ def _mean_of_tokens(y: Tensor, mask: Tensor | None) -> Tensor:
 def _pooling(
     root: nn.Module, module: nn.Module, change: Callable[[Tensor, Tensor | None], Tensor]
 ) -> Iterator[None]:
-    """Replace the states of a module by one state for all tokens; the mask is the model's own."""
+    """Replace a module's token states by their pooled state, using the model's mask."""
     given: list[Tensor | None] = [None]
     names = inspect.signature(root.forward)
 
@@ -177,7 +177,7 @@ def _pooling(
 
 
 def _roles(ran: Mapping[str, nn.Module]) -> dict[str, tuple[str, ...]]:
-    """Return the modules that stand at the same place of different blocks."""
+    """Return the modules at the same position in different blocks."""
     found: dict[str, list[str]] = {}
     for name in ran:
         if _NUMBER.search(name):
@@ -190,7 +190,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _members(ran: Mapping[str, nn.Module], blocks: Sequence[str]) -> list[str]:
-    """Return the parts of blocks that have weights; without blocks, all layers but the last."""
+    """Return the parts of blocks with weights; without blocks, all layers but the last."""
     held = [n for n, m in ran.items() if next(m.parameters(), None) is not None]
     if blocks:
         inside = [n for n in held if n.rpartition(".")[0] in blocks]
@@ -200,7 +200,7 @@ def _members(ran: Mapping[str, nn.Module], blocks: Sequence[str]) -> list[str]:
 
 
 def _inner_layers(ran: Mapping[str, nn.Module], blocks: Sequence[str]) -> list[str]:
-    """Return the linear layers deeper inside of blocks than their parts, as before a sum."""
+    """Return linear layers nested inside the parts of blocks, such as output projections."""
     parts = set(_members(ran, blocks))
     inside = [n for n, m in ran.items() if n not in parts and _is_linear(m)]
     return [n for n in inside if any(n.startswith(f"{block}.") for block in blocks)]
@@ -254,7 +254,7 @@ def _scaled(
 
 
 def answers_scaled(factor: float) -> PartChange:
-    """Return the change that scales the logits; it is judged without another forward pass."""
+    """Return the change that scales the logits, which needs no further forward pass."""
     words = f"the logits times {factor:g}"
     line = f"logits = {factor:g} * logits"
     return PartChange(words, line, ("logits",), nullcontext, factor=factor)
@@ -279,7 +279,7 @@ def _activations(stream: LiveStream) -> Iterator[PartChange]:
 
 
 def _identities(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
-    """Yield a layer norm in the place of each ``nn.Identity``."""
+    """Yield a layer norm in place of each ``nn.Identity``."""
     for name, module in ran.items():
         if type(module) is nn.Identity:
             yield PartChange(
@@ -291,7 +291,7 @@ def _identities(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
 
 
 def _acts(module: nn.Module) -> bool:
-    """Return whether a module works elementwise and changes numbers, as an activation does."""
+    """Return whether a module acts elementwise and changes its input, like an activation."""
     x = torch.linspace(-3, 3, 12).reshape(1, 12)
     try:
         with torch.no_grad():
@@ -322,7 +322,7 @@ def _epsilons(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
 
 
 def _means(ran: Mapping[str, nn.Module]) -> Iterator[PartChange]:
-    """Yield 1 added to, and 1 subtracted from, the weights of all norms."""
+    """Yield additions of 1 and of -1 to the weights of all norms."""
     paths = [n for n, m in ran.items() if "Norm" in type(m).__name__ and _weight(m) is not None]
     paths = [p for p in paths if bool((_weight(ran[p]) != 0).all())]  # type: ignore[union-attr]
     for step in (1.0, -1.0) if paths else ():
@@ -355,7 +355,7 @@ def _weight(module: nn.Module) -> Tensor | None:
 def _rotations(
     stream: LiveStream, ran: Mapping[str, nn.Module], roles: Mapping[str, tuple[str, ...]]
 ) -> Iterator[PartChange]:
-    """Yield rotary positions with other bases, other scales and another layout of pairs."""
+    """Yield rotary embeddings with another base, another scale or another pair layout."""
     tables = [
         (n, b)
         for n, m in stream.probe.names.modules.items()
@@ -423,7 +423,7 @@ def _of_tables(
 
 
 def _exchanged(modules: Mapping[str, nn.Module], blocks: Sequence[str]) -> Iterator[PartChange]:
-    """Yield exchanges of two blocks, and of two layers of one shape within every block."""
+    """Yield exchanges of two blocks, and of two equally shaped layers in every block."""
     kinds = {type(modules[b]) for b in blocks}
     pairs = list(itertools.combinations(blocks, 2)) if len(kinds) == 1 else []
     pairs = pairs if len(blocks) <= MOST_EXCHANGED else [*itertools.pairwise(blocks)]
@@ -444,7 +444,7 @@ def _exchanged(modules: Mapping[str, nn.Module], blocks: Sequence[str]) -> Itera
 def _further(
     modules: Mapping[str, nn.Module], first: tuple[str, str], pairs: Sequence[tuple[str, str]]
 ) -> list[PartChange]:
-    """Return the exchange of two blocks followed by one more exchange."""
+    """Return the exchange of two blocks followed by another exchange."""
     return [_orders(modules, [first, pair]) for pair in pairs if pair != first]
 
 
@@ -486,7 +486,7 @@ def _places_of(
 def _moved(
     ran: Mapping[str, nn.Module], roles: Mapping[str, tuple[str, ...]]
 ) -> Iterator[PartChange]:
-    """Yield outputs of attention's linear layers, moved some positions earlier or later."""
+    """Yield outputs of attention's linear layers, shifted by some positions."""
     for role, paths in roles.items():
         parent = role.rpartition(".")[0].lower()
         if not ("attn" in parent or "attention" in parent):

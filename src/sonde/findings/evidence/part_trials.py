@@ -1,4 +1,4 @@
-"""Test whether a small change of one part of the model mends its answers.
+"""Test whether a small change to one part of the model restores its answers.
 
 A part that is twice too strong, an activation of another model or two exchanged blocks leave
 weights and shapes as they should be. Undoing them is a trial: if the loss falls by much on rows
@@ -50,7 +50,7 @@ FINE: Final = (COUNTS, PROBE, ERRS)
 
 @dataclass(frozen=True, eq=False)
 class PartTrials:
-    """The change that mends most, judged on rows held out from the choice.
+    """The change that lowers the loss most, judged on held-out rows.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class PartTrials:
 
 
 def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
-    """Try changes of parts; return the best one, or the reason why nothing was tried."""
+    """Try changes to parts; return the best change, or the reason why none was tried."""
     reason, causal = _suffers(evidence), stream.model.task == "causal"
     cheap = evidence.model is not None and evidence.model.n_parameters < CHEAP
     if reason and not (causal and reason == COUNTS) and not (cheap and _may_gain(evidence, reason)):
@@ -111,14 +111,14 @@ def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
 
 
 def _affordable(evidence: Evidence, small: SmallBatches) -> int:
-    """Return how many rows may choose and judge, which takes six forwards of half of them."""
+    """Return how many rows the budget allows for selection and judgement."""
     each = evidence.budget.cost.of(small.length or 1)
     able = evidence.budget.left() * (1 - SCREEN) / max(3 * each, 1e-9)
     return int(min(len(small), max(3 * LEAST, able)))  # about half of them judge
 
 
 def _suffers(evidence: Evidence) -> str:
-    """Return why nothing is tried; empty if the answers are worse than they could be."""
+    """Return the reason to try nothing; empty if the answers are worse than possible."""
     if isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= UNTRAINED:
         return "the whole model looks untrained"
     lens = evidence.lens
@@ -141,7 +141,7 @@ def _suffers(evidence: Evidence) -> str:
 
 
 def _may_gain(evidence: Evidence, reason: str) -> bool:
-    """Return whether a classifier that matches its probe is below 97 % accuracy."""
+    """Return whether a classifier that matches its probe has an accuracy below 97 %."""
     found = class_answers(evidence)
     return reason == PROBE and not isinstance(found, str) and found.accuracy < BETTER
 
@@ -194,7 +194,7 @@ def _judged(
     temperature: PartChange,
     n_tried: int,
 ) -> PartTrials:
-    """Return what a change makes of the rows that did not choose it."""
+    """Return the effect of a change on the held-out rows."""
     own = runs.logits(odd)
     given = runs.loss_of(temperature, own, odd)
     plain = runs.loss_of(answers_scaled(1.0), own, odd)
@@ -225,7 +225,7 @@ def _judged(
 def _on_more_rows(
     stream: LiveStream, evidence: Evidence, whole: SmallBatches, found: PartTrials
 ) -> PartTrials:
-    """Judge a hopeful change that was tried alone on more rows, with two forward passes of them.
+    """Judge a promising change on more rows, with two more forward passes.
 
     Few trials leave few rows for the judgement of a large model: hope alone is not enough.
     """
@@ -244,7 +244,7 @@ def _on_more_rows(
 def _nearest(
     runs: "_Runs", few: "_Runs", even: Sequence[int], changes: list[PartChange], part: float
 ) -> list[PartChange]:
-    """Return the changes to try on all rows that choose: the best on few rows if all cost more."""
+    """Return the changes to try on all selection rows: those that were best on a few rows."""
     budget = runs.evidence.budget
     able = int(
         min(len(changes), budget.left(part) / max(runs.cost * len(even) / len(runs.small), 1))
@@ -274,11 +274,11 @@ class _Runs:
 
     @property
     def cost(self) -> float:
-        """Operations of a forward pass of all rows."""
+        """Number of operations of a forward pass of all rows."""
         return self.evidence.budget.cost.of(len(self.small) * (self.small.length or 1))
 
     def few(self, which: Sequence[int]) -> "_Runs":
-        """Return the runs of a few of these rows, texts cut to fewer tokens."""
+        """Return the runs of a few of these rows, with texts cut to fewer tokens."""
         kept = which[: FEW_TEXTS if self.causal else FEW_ROWS]
         singles = tuple(
             cut(self.small.singles[i], FEW_TOKENS) if self.causal else self.small.singles[i]
@@ -287,7 +287,7 @@ class _Runs:
         return _Runs(self.stream, self.evidence, replace(self.small, singles=singles))
 
     def logits(self, which: Sequence[int], change: PartChange | None = None) -> Tensor | None:
-        """Return the answers to rows; None if a changed model cannot run."""
+        """Return the logits of rows; None if the changed model cannot run."""
         batch = self.small.together(which)
         try:
             return self._run(batch, change)
@@ -305,7 +305,7 @@ class _Runs:
         return None if found is None or found.ndim != (3 if self.causal else 2) else found.cpu()
 
     def mean(self, change: PartChange, which: Sequence[int]) -> float:
-        """Return the mean loss of rows with a change; infinite if the changed model cannot run."""
+        """Return the mean loss of rows under a change; infinite if the model cannot run."""
         logits = self.logits(which, change)
         loss = math.inf if logits is None else float(self.loss_of(change, logits, which).mean())
         return loss if math.isfinite(loss) else math.inf
@@ -313,7 +313,7 @@ class _Runs:
     def loss_of(
         self, change: PartChange, logits: Tensor | None, which: Sequence[int]
     ) -> Float[Tensor, "row"]:
-        """Return the loss of the answers, by row."""
+        """Return the loss of each row."""
         assert logits is not None
         batch = self.small.together(which)
         logits = change.factor * logits.double()
@@ -333,7 +333,7 @@ class _Runs:
         return -given.clamp(min=1e-12).log()
 
     def right(self, logits: Tensor | None, which: Sequence[int]) -> float:
-        """Return the fraction of rows whose label the model names; NaN without labels."""
+        """Return the accuracy on these rows; NaN without labels."""
         if self.causal or self.data.target is not None or logits is None:
             return math.nan
         label = self.small.together(which).label
@@ -346,7 +346,7 @@ class _Runs:
         before: tuple[Tensor, Tensor],
         after: tuple[Tensor, Tensor],
     ) -> Trial:
-        """Return the trial of a change from the answers and losses of the rows that judge it."""
+        """Return the trial of a change from answers and losses on held-out rows."""
         batch = self.small.together(which)
         words, scope = change.words, "part" if change.paths != ("logits",) else "answers"
         if self.causal:
@@ -357,7 +357,7 @@ class _Runs:
         return Trial(words, scope, "accuracy", batch.order, *hits, nats=after[1])
 
     def keeps_order(self, change: PartChange) -> bool:
-        """Return whether a changed language model still does not see later tokens."""
+        """Return whether a changed language model still cannot see later tokens."""
         length = self.small.length
         if not self.causal or length is None:
             return True

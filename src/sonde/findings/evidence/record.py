@@ -1,4 +1,4 @@
-"""What the rules look at: states of one pass, laid out by site, and what is known beside them."""
+"""What the rules read: states of one pass by site, and further facts."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -95,7 +95,7 @@ class SiteEvidence:
 
     @property
     def name(self) -> str:
-        """The site's text without its default port, as reports print it."""
+        """The site's text without the default port, as printed in reports."""
         return self.schema.key.removesuffix(":out")
 
     @property
@@ -105,12 +105,12 @@ class SiteEvidence:
 
     @property
     def is_wide(self) -> bool:
-        """True if the moments are variances alone; rules on directions then read the sample."""
+        """True if the moments hold only variances; rules on directions then use the sample."""
         return self.moments.scatter.ndim == 1
 
     @cached_property
     def alive(self) -> Bool[Tensor, "dim"]:
-        """Units that vary over pooled rows."""
+        """Units that vary over the pooled rows."""
         return self.moments.variance > 0
 
 
@@ -203,7 +203,7 @@ Gatherer = Callable[["Evidence"], Any]
 
 
 class EvidenceParts:
-    """Parts of the evidence, each gathered when it is first asked for and then kept.
+    """Parts of the evidence, each computed at the first request and then kept.
 
     Parameters
     ----------
@@ -231,7 +231,7 @@ class EvidenceParts:
         self._cut, self.missed = set(cut), set[str]()
 
     def get(self, name: str, evidence: "Evidence") -> Any:
-        """Return a part; an error while it was gathered is raised to everybody who asks for it."""
+        """Return a part; an error while computing it is raised at every request."""
         if name in self._failed:
             raise self._failed[name]
         if name not in self._known and name in self._gatherers:
@@ -246,25 +246,25 @@ class EvidenceParts:
         return self._known.get(name)
 
     def ask(self, names: Collection[str], evidence: "Evidence") -> None:
-        """Gather these parts now."""
+        """Compute these parts now."""
         for name in names:
             self.get(name, evidence)
 
     def having(self, known: Mapping[str, Any]) -> "EvidenceParts":
-        """Return a copy in which some parts are given."""
+        """Return a copy with some parts replaced."""
         found = EvidenceParts(self._gatherers, {**self._known, **known}, self._cut)
         found.missed = self.missed
         return found
 
     def stop(self) -> None:
-        """Gather nothing more: parts that nobody has asked for are None from now on."""
+        """Compute no further parts: parts that were not requested yet are None from now on."""
         self._gatherers = {}
         self._failed = {}
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """All that the rules may look at.
+    """Everything that the rules may read.
 
     Parameters
     ----------
@@ -317,7 +317,7 @@ class Evidence:
 
     @property
     def variants(self) -> Any:
-        """``VariantEvidence``: batch norms beside their rows, and answers to changed inputs."""
+        """``VariantEvidence``: batch norms and their inputs, and answers to changed inputs."""
         return self.gathered.get("variants", self)
 
     @property
@@ -332,27 +332,27 @@ class Evidence:
 
     @property
     def rows(self) -> Any:
-        """``TokenRows``: tokens that a language model reads or writes far worse than others."""
+        """``TokenRows``: tokens with a far higher loss than others in a language model."""
         return self.gathered.get("rows", self)
 
     @property
     def losses(self) -> Any:
-        """``TextLosses``: the loss on each of the sampled texts, or why it is not known."""
+        """``TextLosses``: the loss on each sampled text, or the reason why it is not known."""
         return self.gathered.get("losses", self)
 
     @property
     def fresh(self) -> Any:
-        """``FreshLayers``: layers whose weights look as if they were never trained, or None."""
+        """``FreshLayers``: layers whose weights look untrained, or None."""
         return self.gathered.get("fresh", self)
 
     @property
     def parts(self) -> Any:
-        """``PartTrials``: what small changes of the model's parts mend, or why none were tried."""
+        """``PartTrials``: effects of small changes to the model's parts, or a reason for none."""
         return self.gathered.get("parts", self)
 
     @property
     def resized(self) -> Any:
-        """``Trial`` of weights brought to the size of their siblings', or None."""
+        """``Trial`` of weights rescaled to the size of their siblings', or None."""
         return self.gathered.get("resized", self)
 
     @property
@@ -367,26 +367,26 @@ class Evidence:
 
     @property
     def heads(self) -> Any:
-        """``Heads``: the answers of each head, if one column of classes or numbers is too few."""
+        """``Heads``: the answers of each head, if one label column is not enough."""
         return self.gathered.get("heads", self)
 
     @property
     def table(self) -> Any:
-        """``InputTable``: the columns of numbers that the model is given, or a reason if none."""
+        """``InputTable``: the numeric input columns of the model, or a reason for none."""
         return self.gathered.get("table", self)
 
     @property
     def writing(self) -> Any:
-        """``Writing``: how the texts are written, or a reason if none; None without a model."""
+        """``Writing``: measures of the texts, or a reason for none; None without a model."""
         return self.gathered.get("writing", self)
 
     @property
     def shortcuts(self) -> Any:
-        """``ShortcutEvidence``: small parts of the inputs that tell the label, or None."""
+        """``ShortcutEvidence``: small input parts that predict the label, or None."""
         return self.gathered.get("shortcuts", self)
 
     def having(self, **known: Any) -> "Evidence":
-        """Return this evidence with some parts given."""
+        """Return this evidence with some parts replaced."""
         return replace(self, gathered=self.gathered.having(known))
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Tables of rows: copies, near copies, rows far from others, doubtful labels, and a map."""
+"""Tables of rows: copies, near copies, outliers, doubtful labels, and a map."""
 
 import math
 from collections import defaultdict
@@ -33,7 +33,7 @@ PARTS = ("tokens", "patches", "patches3", "predictions")
 
 @dataclass(frozen=True, eq=False)
 class Copies:
-    """Inputs of equal content.
+    """Inputs with equal content.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def first_pieces(data: DataEvidence) -> list[int]:
 
 @once
 def copies(data: DataEvidence) -> Copies:
-    """Return which inputs occur more than once."""
+    """Return the inputs that occur more than once."""
     found: dict[bytes, list[int]] = defaultdict(list)
     items = first_pieces(data)
     for i in items:
@@ -84,7 +84,7 @@ def copies(data: DataEvidence) -> Copies:
 
 
 def content_groups(evidence: Evidence) -> Int[Tensor, "row"]:
-    """Return a number for each shared row: rows of the same group or content have equal numbers."""
+    """Return a number for each shared row, equal for rows of one group or equal content."""
     shared = shared_rows(evidence)
     group, order, seen = shared.group.clone(), shared.order, {}
     if order is None:
@@ -96,7 +96,7 @@ def content_groups(evidence: Evidence) -> Int[Tensor, "row"]:
 
 @once
 def near_duplicates(evidence: Evidence) -> dict[int, NearPairs]:
-    """Return near pairs at the first and the last site of at least eight units, by site index.
+    """Return near pairs at the first and last site with enough units, by site index.
 
     Rows of few units can be near because of what their layer does, not because of their inputs.
 
@@ -131,7 +131,7 @@ def rows_are_parts(evidence: Evidence) -> bool:
 
 
 def last_token_lengths(shared: SharedRows) -> Tensor | None:
-    """Return each text's length in tokens if a row is a text's last token, else None.
+    """Return the texts' token counts if each row is a last token, else None.
 
     Zeros if the lengths are not known: then no two texts are known to differ in length.
     """
@@ -144,7 +144,7 @@ def last_token_lengths(shared: SharedRows) -> Tensor | None:
 
 @dataclass(frozen=True, eq=False)
 class DoubtfulLabels:
-    """Rows whose neighbours and whose classifier agree on another label than their own.
+    """Rows whose neighbours and classifier agree on a label other than their own.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ def doubtful_labels(evidence: Evidence) -> DoubtfulLabels:
 def _model_names(
     evidence: Evidence, found: LabelEvidence, named: Int[Tensor, "row"]
 ) -> Bool[Tensor, "row"]:
-    """Return whether the model answers class ``named`` as surely as for its rows on average.
+    """Return whether the model predicts ``named`` as confidently as for rows of that class.
 
     False for all rows if the model's own answers are not known.
     """
@@ -219,7 +219,7 @@ def spread_sites(n: int, at_most: int = MOST_SITES) -> list[int]:
 
 
 def far_scores(evidence: Evidence) -> tuple[Float[Tensor, "row"], Int[Tensor, "row"]]:
-    """Return each shared row's largest robust z of log distance to the 5th neighbour, and the site.
+    """Return each row's largest robust z of log distance to its 5th neighbour, and the site.
 
     The distance is judged against its median and median deviation over rows, site by site.
     """
@@ -251,7 +251,7 @@ def _robust(distance: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
 
 
 def rows_section(evidence: Evidence) -> dict[str, Any]:
-    """Return the report's section on rows: ids and examples, never inputs."""
+    """Return the report's section on rows: ids and examples, but no inputs."""
     return {
         "mislabelled": _mislabelled(evidence),
         "far": _far(evidence),
@@ -262,7 +262,7 @@ def rows_section(evidence: Evidence) -> dict[str, Any]:
 
 
 def doubtful_rows(evidence: Evidence) -> list[int]:
-    """Return the shared rows whose label looks wrong."""
+    """Return the shared rows whose label is probably wrong."""
     return label_evidence(evidence).where[doubtful_labels(evidence).row].tolist()
 
 
@@ -337,7 +337,7 @@ def _near(evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def row_map(evidence: Evidence) -> dict[str, Any] | None:
-    """Return up to 1,000 rows along the two main directions of the site that shows most.
+    """Return up to 1,000 rows in two principal components of the most informative site.
 
     The site at which labels are told best, else the last. Points are marked by class; with OTHER,
     by source and class.
@@ -380,7 +380,7 @@ def class_names(evidence: Evidence) -> list[str | None]:
 
 
 def _thinned(n: int, evidence: Evidence, both: int) -> Int[Tensor, "kept"]:
-    """Return the first rows by draw; if two sources follow one another, half from each."""
+    """Return the rows with the smallest sampling keys, half from each data set if there are two."""
     if not both:
         return torch.arange(min(n, MOST_POINTS))
     own = len(shared_rows(evidence).group)

@@ -1,4 +1,4 @@
-"""Small parts of the inputs that tell the label, and what the model loses without them.
+"""Small parts of the inputs that predict the label, and the accuracy without them.
 
 Run after the pass on few rows: parts are sought on one half of them, and exchanged on the other.
 """
@@ -89,7 +89,7 @@ class Shortcut:
 
     @property
     def drop(self) -> float:
-        """Fraction of the marked rows that the model loses."""
+        """Accuracy that the model loses on the marked rows."""
         return self.kept - self.right
 
 
@@ -114,7 +114,7 @@ class ShortcutEvidence:
 
 
 def shortcut_evidence(stream: LiveStream, evidence: Evidence) -> ShortcutEvidence | str:
-    """Look for parts that tell the label and exchange them; return the reason if that fails.
+    """Test whether small parts predict the label, or return the reason why they cannot be tested.
 
     At most 800 rows of different groups. A large model or large inputs need a deep scan.
     """
@@ -137,7 +137,7 @@ def shortcut_evidence(stream: LiveStream, evidence: Evidence) -> ShortcutEvidenc
 
 @dataclass(frozen=True, eq=False)
 class _Examples:
-    """Single examples; of each class a quarter fits, a quarter chooses and half confirms."""
+    """Single examples; of each class a quarter fits, a quarter selects, and half is held out."""
 
     singles: list[InputBatch]
     order: list[int]
@@ -145,7 +145,7 @@ class _Examples:
     use: Int[np.ndarray, "row"]
 
     def rows(self, use: int, label: int | None = None) -> Rows:
-        """Return the rows of a use, or only the rows of class ``label`` if it is given."""
+        """Return the rows for a use, all of them or those of class ``label``."""
         mine = self.use == use
         return np.flatnonzero(mine if label is None else mine & (self.label == label))
 
@@ -225,7 +225,7 @@ def _searched(
 
 
 def _unlike(held: Bool[np.ndarray, "part row"], order: Rows) -> list[int]:
-    """Return up to six parts in order, at most three of them marking much the same rows."""
+    """Return up to six parts in order; at most three of them mark about the same rows."""
     chosen: list[int] = []
     for part in order.tolist():
         both = (held[chosen] & held[part]).sum(1)
@@ -240,7 +240,7 @@ def _unlike(held: Bool[np.ndarray, "part row"], order: Rows) -> list[int]:
 def _bounds(
     score: Float[np.ndarray, "part class row"], target: Float[np.ndarray, "class row"]
 ) -> Float[np.ndarray, "part class"]:
-    """Return the scores above which a row is marked.
+    """Return the scores above which a row counts as marked.
 
     The bound lies halfway between the score that at most 1 % of other classes exceed and the mean
     of the class's own rows above that score. Scores between both groups belong to neither.
@@ -261,7 +261,7 @@ def _spreads(
     own: Rows,
     others: Rows,
 ) -> Float[np.ndarray, "part"]:
-    """Return each part's spread of scores in a class's marked rows, over the gap to others."""
+    """Return each part's score deviation in marked rows, over the distance to other rows."""
     mean = _mean(score[:, own], held[:, own])
     inner = _mean((score[:, own] - mean[:, None]) ** 2, held[:, own])
     gap = mean - score[:, others].mean(1)
@@ -277,7 +277,7 @@ def _mean(
 def _scores(
     blocks: Blocks, target: Float[np.ndarray, "#part class row"], fit: Rows
 ) -> Float[np.ndarray, "part class row"]:
-    """Return the score of each row for each class, by the ridge direction of each part."""
+    """Return each row's score for each class, by ridge regression on each part."""
     x = blocks - blocks[:, fit].mean(1, keepdims=True)
     known = x[:, fit]
     gram = known.transpose(0, 2, 1) @ known
@@ -290,7 +290,7 @@ def _scores(
 
 @dataclass(frozen=True, eq=False)
 class _Exchange:
-    """Exchanges of parts between rows, and what the model then answers."""
+    """Exchanges of parts between rows, and the model's answers to the result."""
 
     stream: LiveStream
     found: _Examples
@@ -300,7 +300,7 @@ class _Exchange:
     def cost(
         self, part: int, own: Rows, others: Rows
     ) -> tuple[Float[np.ndarray, "row"], float, float]:
-        """Return each row's lost right answers, and the right shares after control and exchange."""
+        """Return each row's lost accuracy, and the accuracies after control and exchange."""
         rows, parts = np.tile(own, DRAWS), self.parts
         unlike = self.draw.choice(others, len(rows))
         like = unlike
@@ -317,7 +317,7 @@ class _Exchange:
         return lost, float(kept.mean()), float(right.mean())
 
     def carried(self, part: int, own: Rows, others: Rows) -> float:
-        """Return the fraction of other classes' rows called this class with its part pasted in."""
+        """Return the fraction of other rows classified as this class with its part pasted in."""
         if self.parts.kind == "token":
             return 0.0
         made = self.parts.swap(part, others, self.draw.choice(own, len(others)), self.draw)
@@ -325,7 +325,7 @@ class _Exchange:
 
 
 def class_answers_of(stream: LiveStream, singles: Sequence[InputBatch]) -> Int[np.ndarray, "row"]:
-    """Return the model's classes, -1 where it gives none."""
+    """Return the model's classes, -1 for rows without an answer."""
     logits = answers_of(stream, singles)
     if logits is None:
         return np.full(len(singles), -1)
@@ -335,7 +335,7 @@ def class_answers_of(stream: LiveStream, singles: Sequence[InputBatch]) -> Int[n
 def answers_of(
     stream: LiveStream, singles: Sequence[InputBatch]
 ) -> Float[Tensor, "row class"] | None:
-    """Return the logits of single examples; examples of equal shape run together.
+    """Return the logits of single examples; equal shapes run as a batch.
 
     None if the model gives no row of logits for each example.
     """

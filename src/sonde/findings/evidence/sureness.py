@@ -1,4 +1,4 @@
-"""How sure a classifier is, against how often it is right; the temperature that corrects it."""
+"""Confidence of a classifier against its accuracy, and the temperature that corrects it."""
 
 import math
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class Sureness:
 
 @once
 def sureness(evidence: Evidence) -> Sureness | str:
-    """Return the calibration of a classifier's answers, or the reason why it is not known."""
+    """Return the calibration of a classifier's answers, or the reason for its absence."""
     found = class_answers(evidence)
     if isinstance(found, str):
         return found
@@ -101,7 +101,7 @@ def sureness(evidence: Evidence) -> Sureness | str:
 
 
 def best_temperature(logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"]) -> float:
-    """Return the temperature, from a grid, that gives the least mean loss."""
+    """Return the temperature of a grid with the least mean loss."""
     return min(grid(*TEMPERATURES), key=lambda t: float(_losses(logits / t, truth).mean()))
 
 
@@ -132,7 +132,7 @@ def helps(found: Sureness) -> bool:
 
 
 def sureness_section(evidence: Evidence) -> dict[str, float] | None:
-    """Return the report's figures of a classifier that is clearly off, else None."""
+    """Return the report's calibration of a clearly miscalibrated classifier, else None."""
     found = sureness(evidence)
     if isinstance(found, str) or not is_off(found) or not helps(found):
         return None

@@ -1,4 +1,4 @@
-"""The loss of a language model on the same texts, written in other ways: case, blanks, encoding.
+"""Loss of a language model on texts in other spellings: case, spaces, encoding.
 
 Other ways to write a text have other numbers of tokens, so losses of whole texts are compared. If
 another way shortens a text, its loss is raised by the ratio of characters, at most fourfold.
@@ -35,12 +35,12 @@ Form = Callable[[str], str]
 
 
 def _sentences(text: str) -> str:
-    """Return a text in lower case, with capitals where sentences start."""
+    """Return a text in lower case, with a capital at the start of each sentence."""
     return re.sub(r"(^|[.!?]\s+|\n\s*)([a-z])", lambda m: m[1] + m[2].upper(), text.lower())
 
 
 def _as_utf8(text: str) -> str:
-    """Restore UTF-8 that was read as one letter per byte, character by character."""
+    """Restore UTF-8 that was decoded as one character per byte."""
     encoding = "latin-1" if re.search("[\x80-\x9f]", text) else "cp1252"
     return BYTES.sub(lambda m: _decoded(m[0], encoding), text)
 
@@ -105,7 +105,7 @@ FORMS: Final[Mapping[str, tuple[str, Form]]] = {
 
 @dataclass(frozen=True, eq=False)
 class TextForms:
-    """Loss of each text as given and in other forms, in nats per token of the given text.
+    """Loss of each text unchanged and in other forms, in nats per token of the original.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ class TextForms:
 
 
 def text_forms(stream: LiveStream, seed: int) -> TextForms | None:
-    """Run a causal language model on a few texts, written in several ways."""
+    """Run a causal language model on a few texts in several spellings."""
     processor: Any = stream.model.processor
     if stream.model.task != "causal" or not callable(getattr(processor, "decode", None)):
         return None
@@ -172,7 +172,7 @@ def _as_given(
     changed: Sequence[str],
     which: Sequence[int],
 ) -> Float[Tensor, "text"] | None:
-    """Return the loss of changed texts, raised if they hold fewer characters."""
+    """Return the loss of changed texts, scaled up if they hold fewer characters."""
     loss = _losses(stream, small, [changed[i] for i in which])
     n, own = (torch.tensor([len(some[i]) for i in which]) for some in (texts, changed))
     return None if loss is None else loss * (n / torch.minimum(own, n)).clamp(max=4)
@@ -185,7 +185,7 @@ def _tokens(processor: Any, text: str) -> list[int]:
 def _losses(
     stream: LiveStream, small: SmallBatches, texts: Sequence[str]
 ) -> Float[Tensor, "text"] | None:
-    """Return the loss of each whole text after its first token; None if it is not known.
+    """Return the loss of each text after its first token; None if it is not known.
 
     It is not known of texts that are longer than the context of the model: the loss of their
     beginnings would be less than that of shorter texts, whatever they hold.

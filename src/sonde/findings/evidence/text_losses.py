@@ -1,4 +1,4 @@
-"""How well a language model predicts each of the sampled texts."""
+"""Loss of a language model on each of the sampled texts."""
 
 import math
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class TextLosses:
 def text_losses(
     stream: LiveStream, evidence: Evidence, deep: bool, shown: bool
 ) -> TextLosses | str:
-    """Run a causal language model on texts of different groups, those of one shape together.
+    """Run a causal language model on texts of different groups, batched by shape.
 
     At most 160 texts and 24 predicted tokens of each: a scan is to take little beyond its pass.
     A deep scan takes 320 and 128. Returns the reason if fewer than 100 texts have losses.
@@ -81,7 +81,7 @@ def text_losses(
 
 
 def _shapes(text: InputBatch) -> tuple[Any, ...]:
-    """Return the shapes of all tensors of a text. Texts of equal shapes run as a batch."""
+    """Return the shapes of a text's tensors. Texts of equal shapes run as a batch."""
     tensors = [*text.args, *text.kwargs.values(), text.mask, text.placeholder]
     return tuple(tuple(x.shape) if isinstance(x, Tensor) else None for x in tensors)
 
@@ -92,7 +92,7 @@ def in_lists(items: Sequence[T], n: int) -> list[Sequence[T]]:
 
 
 def beyond_position(losses: Sequence[Float[Tensor, "_token"]]) -> Float[Tensor, "text"]:
-    """Return each text's mean loss beyond that of all texts at the same positions.
+    """Return each text's mean loss minus that of all texts at the same positions.
 
     Positions are taken together by octaves: the first, the second, the next two, the next four.
 
@@ -109,7 +109,7 @@ def beyond_position(losses: Sequence[Float[Tensor, "_token"]]) -> Float[Tensor, 
 
 
 def _losses(stream: LiveStream, texts: Sequence[tuple[int, InputBatch]]) -> dict[int, Tensor]:
-    """Return the loss at each token that the model predicts, by row; empty where it is unknown."""
+    """Return the loss at each predicted token, by row; empty if it is not known."""
     batch = stacked([text for _, text in texts])
     ids = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.ndim != 2:

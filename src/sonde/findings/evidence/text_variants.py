@@ -1,4 +1,4 @@
-"""The loss of a language model on the same texts, given with other positions, numbers or starts."""
+"""Loss of a language model on texts with other positions, token ids or starts."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ Way = Callable[[Ids], tuple[Ids, dict[str, Any]]]
 
 @dataclass(frozen=True, eq=False)
 class TextVariantEvidence:
-    """Mean loss of each text as it is given, and given in other ways.
+    """Mean loss of each text, unchanged and changed in several ways.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class TextVariantEvidence:
 
 
 def text_variant_evidence(stream: LiveStream, seed: int) -> TextVariantEvidence | None:
-    """Run a causal language model on a few texts in several ways, or return None if it cannot."""
+    """Run a causal language model on changed texts; return None if it cannot."""
     if stream.model.task != "causal":
         return None
     small = small_batches(
@@ -78,7 +78,7 @@ def text_variant_evidence(stream: LiveStream, seed: int) -> TextVariantEvidence 
 
 
 def _ways(stream: LiveStream, takes_positions: bool) -> Iterator[tuple[str, Way]]:
-    """Yield other ways to give texts, by their words."""
+    """Yield ways to change texts, by description."""
     n_words = getattr(stream.model.config, "vocab_size", None)
     if takes_positions:
         for step in (-1, 1, 2):
@@ -120,7 +120,7 @@ def _at(ids: Ids, step: int) -> dict[str, Any]:
 def _loss(
     stream: LiveStream, batch: InputBatch, ids: Ids, more: dict[str, Any], original: Given
 ) -> Float[Tensor, "row"] | None:
-    """Return the mean loss of each text at the tokens after its first one."""
+    """Return the mean loss of each text after its first token."""
     kwargs = {k: v for k, v in batch.kwargs.items() if k not in ("position_ids", "input_ids")}
     if ids.shape[1] != original.shape[1] and "attention_mask" in kwargs:
         kwargs["attention_mask"] = torch.ones_like(ids)

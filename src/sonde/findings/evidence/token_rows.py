@@ -1,4 +1,4 @@
-"""Tokens that a language model reads or writes far worse than others, and exchanges that mend it.
+"""Tokens with a far higher loss than others, and row exchanges that correct it.
 
 The loss after a token, and at it, is compared with counts of three tokens: what is hard for counts
 may be hard for the model. If tokens stand out, pairs of them exchange their rows in the embedding,
@@ -36,7 +36,7 @@ Rows = Literal["embedding", "head", "embedding and head"]
 
 @dataclass(frozen=True)
 class OddToken:
-    """A token after or at which the loss stands out.
+    """A token with an unusually high loss after it or at it.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class OddToken:
 
 @dataclass(frozen=True, eq=False)
 class TokenRows:
-    """Tokens that stand out, and the exchange of pairs that mends most.
+    """Tokens with an unusual loss, and the exchange of rows that lowers it most.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ class TokenRows:
 
 
 def token_rows(stream: LiveStream, lens: object, seed: int) -> TokenRows | None:
-    """Return the tokens that stand out, or None if no next token is predicted."""
+    """Return the tokens with an unusual loss, or None if no next token is predicted."""
     if not isinstance(lens, LensEvidence) or lens.texts is None:
         return None
     odd = sorted(odd_tokens(lens.texts), key=lambda o: -o.beyond)
@@ -106,13 +106,13 @@ def token_rows(stream: LiveStream, lens: object, seed: int) -> TokenRows | None:
 
 
 def _judging(small: SmallBatches) -> list[int]:
-    """Return the texts that judge an exchange; the others choose it."""
+    """Return the held-out texts that judge an exchange; the other texts select it."""
     chosen = chooses_by_key([key for one in small.singles for key in one.group_keys])
     return torch.nonzero(~chosen).flatten().tolist()
 
 
 def odd_tokens(texts: TextAnswers) -> list[OddToken]:
-    """Return the tokens after or at which the loss stands out beyond that of counts."""
+    """Return the tokens whose loss far exceeds that of n-gram counts."""
     pairs = zip(texts.losses, texts.counted, strict=True)
     beyond = torch.cat([own - counts for own, counts in pairs])
     keys: dict[Side, Tensor] = {
@@ -136,7 +136,7 @@ def odd_tokens(texts: TextAnswers) -> list[OddToken]:
 
 
 def _suspected(odd: Sequence[OddToken]) -> list[Rows]:
-    """Return whose rows may be exchanged, given where the loss stands out."""
+    """Return the rows that may be exchanged: of the embedding, of the head, or of both."""
     n = {side: sum(o.side == side for o in odd) for side in ("after", "at")}
     found: list[Rows] = []
     if n["after"] > 1:
@@ -148,7 +148,7 @@ def _suspected(odd: Sequence[OddToken]) -> list[Rows]:
 
 
 class _Given:
-    """The model over texts with rows of tokens exchanged."""
+    """The model, run on texts with exchanged token rows."""
 
     def __init__(self, stream: LiveStream, small: SmallBatches, rows: Rows) -> None:
         self.stream, self.small, self.rows = stream, small, rows
@@ -183,7 +183,7 @@ def _swapped(ids: Int[Tensor, "text pos"], pairs: Sequence[tuple[int, int]]) -> 
 def _exchanged(
     stream: LiveStream, small: SmallBatches, odd: Sequence[OddToken], rows: Rows
 ) -> tuple[Rows, tuple[tuple[int, int], ...], Tensor, Tensor] | None:
-    """Return the pairs that mend most on half of the texts, and the losses of the other half."""
+    """Return the exchanges chosen on half of the texts, and the losses on the other half."""
     model = _Given(stream, small, rows)
     sides = {"embedding": ("after",), "head": ("at",)}.get(rows, ("after", "at"))
     tokens = list(dict.fromkeys(o.token for o in odd if o.side in sides))[:MOST]

@@ -1,4 +1,4 @@
-"""The model on the same inputs given in other ways, and what its batch norms were trained on.
+"""The model on changed inputs, and its batch norms compared with their inputs.
 
 Run after the pass on few rows. The norms' inputs are always looked at. Other inputs are tried only
 if the model is wrong far more often than a probe of its states, if it is wrong on a tenth of the
@@ -58,7 +58,7 @@ def _no_rows() -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class VariantEvidence:
-    """Batch norms on rows of the data, and other ways to give the inputs.
+    """Batch norms on rows of the data, and answers to changed inputs.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class VariantEvidence:
 
 
 def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
-    """Run the model on a few rows of its data, and on the same rows given otherwise."""
+    """Run the model on a few rows of its data, unchanged and changed."""
     norms, probe = batch_norms(stream), _better_probe(evidence)
     judged = not math.isnan(probe) or _often_wrong(evidence)
     rows = wrong_and_right(evidence) if judged or _is_cheap(evidence) else None
@@ -140,7 +140,7 @@ def variant_evidence(stream: LiveStream, evidence: Evidence) -> VariantEvidence:
 def _with_stored(
     stream: LiveStream, every: SmallBatches, evidence: Evidence, found: VariantEvidence
 ) -> VariantEvidence:
-    """Return the evidence with columns that differ from what the model has stored of them."""
+    """Add the columns that differ from the model's stored statistics."""
     stored = stored_columns(stream, numbers_of(every), evidence.data.inputs)
     if stored is None or stored.change is None:
         return replace(found, stored=stored)
@@ -158,7 +158,7 @@ def _with_forms(
     found: VariantEvidence,
     judged: bool,
 ) -> VariantEvidence:
-    """Return the evidence with the rows in other forms, and the form that the rows choose.
+    """Add the answers to other forms of the inputs, and the form chosen on selection rows.
 
     If a forward is so costly that few rows can be run in all forms, rows that choose screen the
     forms first.
@@ -176,7 +176,7 @@ def _with_forms(
 def _screened(
     stream: LiveStream, every: SmallBatches, forms: dict[str, Change], evidence: Evidence
 ) -> tuple[SmallBatches, dict[str, Change]]:
-    """Return rows that choose, with the unchanged inputs and the forms that do best on half."""
+    """Return selection rows, unchanged and in the forms that do best on half of them."""
     chooses = chooses_by_key([one.group_keys[0] for one in every.singles]).tolist()
     choosing = tuple(one for one, is_one in zip(every.singles, chooses, strict=True) if is_one)
     again = thinned(replace(every, singles=choosing), AGAIN, evidence.data.seed)
@@ -194,7 +194,7 @@ def _screened(
 def _judged_on_more(
     stream: LiveStream, evidence: Evidence, found: VariantEvidence
 ) -> VariantEvidence:
-    """Return the evidence with the chosen form on all rows that the budget allows.
+    """Test the chosen form on as many rows as the budget allows.
 
     Rows that did not choose it judge it. The answers to the unchanged inputs are those of the scan.
     """
@@ -237,7 +237,7 @@ def _answers_by_order(evidence: Evidence) -> dict[int, Float[Tensor, "class"]]:
 def _as_scanned(
     small: SmallBatches, known: dict[int, Float[Tensor, "class"]], evidence: Evidence
 ) -> Tried:
-    """Return the unchanged inputs with the answers that the scan read."""
+    """Return the unchanged inputs with the answers from the scan's pass."""
     whole = small.together(range(len(small)))
     logits = torch.stack([known[i] for i in whole.order.tolist()])
     score = score_rows_of(logits, whole, evidence)
@@ -252,7 +252,7 @@ def _refitted(
     norms: Sequence[tuple[str, nn.modules.batchnorm._BatchNorm]],
     fits: Sequence[NormFit],
 ) -> Trial | None:
-    """Return the trial of norms that do not fit, with the statistics of the rows."""
+    """Return the trial of misfitting norms with the statistics of the rows."""
     bad = [fit for fit in fits if fit.misfit > MISFIT]
     if not bad:
         return None
@@ -275,7 +275,7 @@ def _refitted(
 def _judged_rows(
     small: SmallBatches, evidence: Evidence
 ) -> tuple[Int[Tensor, "row"], Bool[Tensor, "row"]]:
-    """Return the rows that are scored, and which of them choose a form."""
+    """Return the scored rows, and which of them are selection rows."""
     whole, target = small.together(range(len(small))), evidence.data.target
     known = whole.label >= 0 if target is None else torch.isfinite(target[whole.order])
     return whole.order[known], chooses_by_key(whole.group_keys)[known]
@@ -288,7 +288,7 @@ def _chosen(
     chooses: Bool[Tensor, "row"],
     evidence: Evidence,
 ) -> Tried | None:
-    """Return the form with the best mean over the rows that choose; a factor made simple."""
+    """Return the form with the best mean on selection rows, with a simplified factor."""
     known = [t for t in tried[1:] if t.score is not None and len(t.score) == len(chooses)]
     if not known or not bool(chooses.any()):
         return None
@@ -311,7 +311,7 @@ def _nats(
     known: Sequence[Tried],
     chooses: Bool[Tensor, "row"],
 ) -> dict[str, float]:
-    """Return the mean log loss of the rows that choose, by the words of each form."""
+    """Return the mean log loss of the selection rows in each form, by description."""
     label = small.together(range(len(small))).label
     label, found = label[label >= 0], dict[str, float]()
     for form in known:
@@ -322,7 +322,7 @@ def _nats(
 
 
 def _better_probe(evidence: Evidence) -> float:
-    """Return the score of a probe of the last layer if it is far above the model's, else NaN."""
+    """Return the score of a probe of the last layer if it far exceeds the model's, else NaN."""
     found, numbers = compared_answers(evidence), number_answers(evidence)
     if not isinstance(numbers, str):
         spread = numbers.mean.mean()
@@ -338,12 +338,12 @@ def _better_probe(evidence: Evidence) -> float:
 
 
 def _often_wrong(evidence: Evidence) -> bool:
-    """Return whether a classifier is wrong on a tenth of the rows and forms can be afforded."""
+    """Return whether a classifier is wrong on a tenth of the rows and the budget suffices."""
     found = class_answers(evidence)
     return not isinstance(found, str) and found.accuracy < 1 - GAP and _is_cheap(evidence)
 
 
 def _is_cheap(evidence: Evidence) -> bool:
-    """Return whether the budget of trials pays for a screening of the usual forms."""
+    """Return whether the budget of trials covers a test of the usual forms."""
     budget = evidence.budget
     return FORMS * budget.cost.of(SCREENED) <= HALF * budget.total

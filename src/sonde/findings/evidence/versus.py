@@ -1,4 +1,4 @@
-"""DATA against OTHER: how well each site distinguishes them, and alarms on rows of OTHER."""
+"""DATA against OTHER: separation at each site, and alarms on rows of OTHER."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -115,17 +115,17 @@ class DataComparison:
 
     @property
     def best(self) -> SiteShift:
-        """The site of highest AUROC."""
+        """The site with the highest AUROC."""
         return max(self.sites, key=lambda s: s.auroc)
 
     def first(self, above: float) -> SiteShift | None:
-        """Return the first site whose lower bound is above a value and whose ``p`` is small."""
+        """Return the first site with a lower bound above a value and a small ``p``."""
         return next((s for s in self.sites if s.low > above and s.p < LEVEL), None)
 
 
 @once
 def compare(evidence: Evidence) -> DataComparison | None:
-    """Return the comparison, or None without OTHER or with fewer than 50 groups on a side.
+    """Compare DATA with OTHER; None without OTHER or with fewer than 50 groups.
 
     At each site a direction is fitted in closed form on half of the groups (by hash: a group that
     is in both data sets is on one side only). The AUROC is over one row of each remaining group.
@@ -156,7 +156,7 @@ def held_out_scores(
     group2: Int[Tensor, "row2"],
     wide: bool,
 ) -> tuple[Float[Tensor, "kept"], Float[Tensor, "kept2"]]:
-    """Return held-out scores along a direction from ``x`` to ``y``, fitted on half of the groups.
+    """Return held-out scores along a direction from ``x`` to ``y``, fitted on half the groups.
 
     One row of each group of the other half is scored.
     """
@@ -186,7 +186,7 @@ def _shift(site: SiteEvidence, mine: Tensor, theirs: Tensor, n_sites: int) -> Si
 
 @once
 def matched_shift(evidence: Evidence) -> dict[str, Any] | None:
-    """Return how well the best site separates DATA and OTHER with equal counts of each label.
+    """Return the best site's AUROC between DATA and OTHER with equal counts of each label.
 
     Then different shares of labels cannot tell them apart. None if labels are not known, or if
     fewer than 50 groups of a side are left.
@@ -233,7 +233,7 @@ def _length_auroc(mine: SharedRows, theirs: SharedRows) -> float | None:
 
 @dataclass(frozen=True, eq=False)
 class DetectorScores:
-    """Scores of every usable detector: of DATA's held-out rows, and of OTHER's."""
+    """Scores of every usable detector, on held-out rows of DATA and on OTHER."""
 
     own: Mapping[tuple[str, str], Float[Tensor, "row"]]
     own_group: Int[Tensor, "row"]
@@ -243,7 +243,7 @@ class DetectorScores:
 
 @once
 def scored(evidence: Evidence) -> DetectorScores | str:
-    """Return the scores of the detectors on both sides, or the reason why there are none."""
+    """Return the detectors' scores on both data sets, or the reason for their absence."""
     versus = evidence.versus
     if versus is None:
         return "there is no second data set (--versus OTHER)"
@@ -263,7 +263,7 @@ def scored(evidence: Evidence) -> DetectorScores | str:
 
 @once
 def alarms(evidence: Evidence) -> Alarms | str:
-    """Return the calibrated alarms on OTHER, or the reason why there are none."""
+    """Return the calibrated alarms on OTHER, or the reason for their absence."""
     found = scored(evidence)
     if isinstance(found, str):
         return found
@@ -271,7 +271,7 @@ def alarms(evidence: Evidence) -> Alarms | str:
 
 
 def detector_rows(evidence: Evidence) -> list[dict[str, Any]]:
-    """Return how well each detector at each site tells OTHER from held-out rows of DATA.
+    """Return each detector's separation of OTHER from held-out rows of DATA, by site.
 
     One row of each group counts. A detector that could not be fitted has no AUROC.
     """
@@ -291,7 +291,7 @@ def detector_rows(evidence: Evidence) -> list[dict[str, Any]]:
 
 
 def _held_rows(evidence: Evidence, share: float) -> Bool[Tensor, "row"] | None:
-    """Return which shared rows of DATA no detector was fitted on."""
+    """Return the shared rows of DATA that no detector was fitted on."""
     order = shared_rows(evidence).order
     if order is None:
         return None

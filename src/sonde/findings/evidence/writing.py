@@ -1,4 +1,4 @@
-"""How the texts that a model is given are written, and what its tokenizer makes of them."""
+"""Spelling of the texts that a model receives, and their tokens."""
 
 import re
 from collections import Counter
@@ -34,7 +34,7 @@ _BYTE: Final = re.compile(r"^<0x[0-9A-Fa-f]{2}>$")
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """The tokens of some texts, with how many of them are unknown or single bytes.
+    """The tokens of some texts, with the numbers of unknown tokens and of byte tokens.
 
     Parameters
     ----------
@@ -53,13 +53,13 @@ class Tokens:
         return np.array([len(ids) for ids in self.ids], dtype=np.int64)
 
     def share(self, of: Float[np.ndarray, "text"]) -> float:
-        """Return the fraction of all tokens."""
+        """Return these tokens as a fraction of all tokens."""
         return float((of * self.n).sum() / max(int(self.n.sum()), 1))
 
 
 @dataclass(frozen=True, eq=False)
 class Writing:
-    """Texts of the sampled rows, each text once.
+    """Distinct texts of the sampled rows.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class Writing:
 
     @cached_property
     def marks(self) -> Int[np.ndarray, "text"]:
-        """Number of HTML's tags and entities in each text."""
+        """Number of HTML tags and entities in each text."""
         return np.array([n_marks(t) for t in self.texts], dtype=np.int64)
 
     @cached_property
@@ -93,12 +93,12 @@ class Writing:
 
     @cached_property
     def languages(self) -> tuple[str | None, ...]:
-        """Language of each text; None if it is not known."""
+        """Language of each text; None if it is not identified."""
         return tuple(language_of(t) for t in self.texts)
 
     @cached_property
     def scripts(self) -> tuple[str | None, ...]:
-        """Script of most letters of each text; None without letters."""
+        """Script of most letters of each text; None for a text without letters."""
         return tuple(script_of(t) for t in self.texts)
 
     @property
@@ -117,7 +117,7 @@ class Writing:
         return self._read[text]
 
     def nuisances(self, classes: Sequence[str]) -> dict[str, Float[np.ndarray, "text"]]:
-        """Return what no label should be told by; the language only if no class is a language."""
+        """Return nuisances of texts that should not predict a label, language perhaps excluded."""
         found = {"marks": self.marks.astype(np.float64)}
         if self.tokens is not None:
             found["unknown"] = self.tokens.unknown
@@ -134,7 +134,7 @@ class Writing:
 
 
 def text_writing(stream: LiveStream, evidence: Evidence) -> Writing | str:
-    """Return the texts of the sampled rows, or the reason why there are none."""
+    """Return the texts of the sampled rows, or the reason for none."""
     data, shared = evidence.data, shared_rows(evidence)
     if not isinstance(stream.inputs, ItemInputs) or data.key_columns is None or not data.inputs:
         return "the inputs are not texts"
@@ -158,13 +158,13 @@ def text_writing(stream: LiveStream, evidence: Evidence) -> Writing | str:
 
 
 def _are_other_data(evidence: Evidence, columns: Mapping[str, Sequence[Any]]) -> bool:
-    """Return whether strings are the numbers of a table or the files of pictures."""
+    """Return whether strings are numbers of a table or names of image files."""
     known = [columns[name] for name in evidence.data.inputs if name in columns]
     return bool(set(PICTURE_COLUMNS) & set(evidence.columns)) or all(map(are_numbers, known))
 
 
 def _texts(columns: Mapping[str, Sequence[Any]], inputs: Sequence[str]) -> list[str]:
-    """Return the texts of the columns that the model is given, joined; empty if one is no text."""
+    """Return the joined text columns of the model's input; empty if a column is not text."""
     known = [columns[name] for name in inputs if name in columns]
     if not known or not all(isinstance(v, str) for column in known for v in column):
         return []
@@ -172,13 +172,13 @@ def _texts(columns: Mapping[str, Sequence[Any]], inputs: Sequence[str]) -> list[
 
 
 def read_texts(tokenizer: Any, texts: Sequence[str]) -> tuple[list[int], ...]:
-    """Return the ids that a tokenizer makes of texts, without special tokens."""
+    """Return the token ids of texts, without special tokens."""
     given = tokenizer(list(texts), add_special_tokens=False, verbose=False, padding=False)
     return tuple(list(found) for found in given["input_ids"])
 
 
 def tokens_of(tokenizer: Any, texts: Sequence[str]) -> Tokens:
-    """Return what a tokenizer makes of texts, without special tokens."""
+    """Return the tokens of texts, without special tokens."""
     ids = read_texts(tokenizer, texts)
     unknown = {tokenizer.unk_token_id} - {None, tokenizer.eos_token_id, tokenizer.bos_token_id}
     parts = {i for i in {i for some in ids for i in some} if _is_part(tokenizer, i)} - unknown
@@ -190,7 +190,7 @@ def tokens_of(tokenizer: Any, texts: Sequence[str]) -> Tokens:
 
 
 def _is_part(tokenizer: Any, token: int) -> bool:
-    """Return whether a token is a byte, or some bytes, of a sign."""
+    """Return whether a token is one or several bytes of a character."""
     word = tokenizer.convert_ids_to_tokens(token)
     return isinstance(word, str) and (
         _BYTE.match(word) is not None or "\ufffd" in tokenizer.decode([token])
@@ -200,7 +200,7 @@ def _is_part(tokenizer: Any, token: int) -> bool:
 def nuisances_of_rows(
     evidence: Evidence, examples: Sequence[int], classes: Sequence[str]
 ) -> dict[str, Float[np.ndarray, "row"]]:
-    """Return the nuisances of texts for some examples; empty if not all of their texts are read."""
+    """Return the text nuisances of some examples; empty if some texts were not read."""
     writing, keys = evidence.writing, evidence.data.keys
     if not isinstance(writing, Writing):
         return {}

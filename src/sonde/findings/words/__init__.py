@@ -1,1 +1,1 @@
-"""How sentences name numbers, sites, levels and the next step."""
+"""Wording of numbers, sites, levels and the next step."""

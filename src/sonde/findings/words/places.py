@@ -1,4 +1,4 @@
-"""Names of sites in sentences, levels from limits, and the wording that rules share."""
+"""Names of sites in sentences, levels from limits, and wording that rules share."""
 
 import math
 import re
@@ -16,7 +16,7 @@ _NUMBERED = re.compile(r"^(.*?)(\d+)(\D*)$")
 
 
 def places(names: Sequence[str], at_most: int = 3) -> str:
-    """Return site names as a list in which numbers that follow one another are joined.
+    """Return site names as a list in which consecutive numbers are joined.
 
     Examples
     --------
@@ -48,7 +48,7 @@ def _run(start: str, low: int, high: int, rest: str) -> str:
 
 
 def sentence(*parts: str) -> str:
-    """Return the first part and as many of the others as fit into a sentence's length."""
+    """Return the first part, and further parts while the sentence stays short enough."""
     text = parts[0]
     for part in parts[1:]:
         if part and len(text) + 1 + len(part) <= LONGEST:
@@ -57,13 +57,13 @@ def sentence(*parts: str) -> str:
 
 
 def two_names(evidence: Evidence) -> tuple[str, str]:
-    """Return what sentences call the two data sets."""
+    """Return the names of the two data sets for sentences."""
     mine, theirs = told_apart_names(evidence.data.name, evidence.versus.other_data.name)
     return shortened(mine, 24), shortened(theirs, 24)
 
 
 def rows_of(site: SiteEvidence, evidence: Evidence) -> str:
-    """Return how many rows a figure rests on, and of how many examples if rows are tokens."""
+    """Return the number of rows as text, and of examples if rows are tokens."""
     n = site.all.scalars.n
     if site.all.key == site.schema.key:
         return plural(n, "row")
@@ -104,7 +104,7 @@ def reached(
 
 
 def log_effect(value: float, threshold: float, full: float) -> float:
-    """Return where a ratio stands between threshold (0) and ``full`` (1), on a log scale."""
+    """Return the position of a ratio between threshold (0) and ``full`` (1), on a log scale."""
     if value <= 0 or threshold <= 0:
         return 1.0
     share = math.log(value / threshold) / math.log(full / threshold)
@@ -112,14 +112,14 @@ def log_effect(value: float, threshold: float, full: float) -> float:
 
 
 def too_few(rule: Rule, present: int, needed: int, what: str = "groups") -> Check:
-    """Return that there are too few rows, with both numbers in ``tables``."""
+    """Return the reason "too few rows", with both numbers in ``tables``."""
     return rule.withheld(
         f"needs {needed:,} {what}, {present:,} present", present=present, needed=needed, what=what
     )
 
 
 def counted_as(evidence: Evidence) -> str:
-    """Return what an independent row is called: a group where groups were given."""
+    """Return the name of an independent row: "groups" if groups were given, else "rows"."""
     return "groups" if evidence.data.grouped else "rows"
 
 
@@ -129,7 +129,7 @@ def read_command(site: str) -> Step:
 
 
 def class_command(name: str, answer: str = "") -> Step:
-    """Return the step that shows what answers to a class depend on, or those that are ``answer``.
+    """Return the step that explains the answers of a class.
 
     If a name has a comma, no pair can be written, and the step shows the class alone.
     """
@@ -138,12 +138,12 @@ def class_command(name: str, answer: str = "") -> Step:
 
 
 def score_command(site: str) -> Step:
-    """Return the step that scores OTHER by what is usual of DATA at a site."""
+    """Return the step that scores OTHER with a detector fitted on DATA at a site."""
     return Step("score", {"sites": site})
 
 
 def scan_command(**options: Any) -> Step:
-    """Return the step that scans again with some options changed."""
+    """Return the step that repeats the scan with some options changed."""
     return Step("scan", options)
 
 
@@ -154,7 +154,7 @@ def rows_command(code: str, versus: bool = False) -> Step:
 
 
 def grouped_command(data: DataEvidence) -> Step | None:
-    """Return the step that scans again with groups, which a column of a table names.
+    """Return the step that repeats the scan with groups from a table's column.
 
     Images of a folder need a table that lists them. None for data sets that the package brings.
     """
@@ -166,5 +166,5 @@ def grouped_command(data: DataEvidence) -> Step | None:
 
 
 def least_groups_for_silence(dim: int) -> int:
-    """Return the number of groups below which a unit active on 5 % of rows may look dead."""
+    """Return how many groups are needed before a unit active on 5 % of rows cannot look dead."""
     return math.ceil(20 * math.log(dim / 0.01))

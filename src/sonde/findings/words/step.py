@@ -1,4 +1,4 @@
-"""What a finding says to do next, as the command or the call that reads the same rows again."""
+"""The next step of a finding, as a command or call that reads the same rows again."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ DETECTOR: Final = "mahalanobis"
 @final
 @dataclass(frozen=True)
 class Step:
-    """Read a site, scan or explain with some options, or score OTHER by a fit on a site of DATA.
+    """A next step: read a site, scan or explain with some options, or score OTHER.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class Step:
 @final
 @dataclass(frozen=True)
 class Again:
-    """Arguments with which a scan read its rows, for commands that read them again.
+    """Arguments with which a scan read its rows, for commands that read the rows again.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class Again:
     other: str | None = None
 
     def text(self, step: Step | None) -> str:
-        """Return a step as a command or call that can be run; empty if there is none."""
+        """Return the step as a command or call that can be run; empty if there is none."""
         is_list = step is not None and "rows" in step.options
         if step is None or (self.is_stored and step.word in ("scan", "explain") and not is_list):
             return ""
@@ -124,13 +124,13 @@ class Again:
         return Step("scan", {name: self._written(values) for name, values in options.items()})
 
     def _written(self, values: list[float]) -> str | float | tuple[float, ...]:
-        """Return numbers as a flag or as a named argument takes them."""
+        """Format numbers as a command-line flag or as a keyword argument."""
         if self.is_command:
             return ",".join(f"{value:.6g}" for value in values)
         return values[0] if len(values) == 1 else tuple(values)
 
     def _scored(self, options: dict[str, Any]) -> str:
-        """Return the commands after which a page shows the most unusual rows of OTHER."""
+        """Return the commands that produce a page of OTHER's most unusual rows."""
         rows = (str(self.model),) if self.is_stored else (str(self.model), str(self.data))
         whose, page = () if self.is_stored else (str(self.model),), ("-o", "other.html")
         fit = ("sonde", "fit", DETECTOR, *rows, *flags_of(options), "-o", "probe.sonde")
@@ -158,19 +158,19 @@ class Again:
 
 
 def _each(value: str | float | Sequence[float]) -> list[float]:
-    """Return the numbers of an option, one for each channel."""
+    """Return the numbers of an option, one per channel."""
     if isinstance(value, int | float):
         return [float(value)]
     return [float(x) for x in (value.split(",") if isinstance(value, str) else value)]
 
 
 def _folder(options: Mapping[str, Any]) -> str:
-    """Return a folder for the rows of a site, so that steps for two sites use two folders."""
+    """Return a folder name for the rows of a site, different for each site."""
     return re.sub(r"[^\w.]+", "_", f"acts_{options.get('sites', '')}".removesuffix(":out"))
 
 
 def flags_of(options: Mapping[str, Any]) -> list[str]:
-    """Return options as the command line takes them."""
+    """Return options as command-line flags."""
     found: list[str] = []
     for name, value in options.items():
         found.append(f"--{name.replace('_', '-')}")
@@ -182,7 +182,7 @@ def flags_of(options: Mapping[str, Any]) -> list[str]:
 
 
 def _expression(name: str, value: Any) -> str:
-    """Return a plain value as Python writes it; for an object return the option's name."""
+    """Return a plain value as Python source; for an object return the option's name."""
     parts = value if isinstance(value, list | tuple) else (value,)
     plain = all(isinstance(part, str | int | float) for part in parts)
     return repr(value) if plain else name

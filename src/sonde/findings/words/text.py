@@ -1,4 +1,4 @@
-"""How sentences write numbers, shares, lists and positions."""
+"""Formats of numbers, fractions, lists and positions in sentences."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ LONGEST = 240
 
 
 def number(value: float, digits: int = 2) -> str:
-    """Return a number with ``digits`` significant digits, whole numbers with all of theirs.
+    """Format a number with ``digits`` significant digits; whole numbers keep all digits.
 
     Examples
     --------
@@ -21,7 +21,7 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def about(value: float) -> str:
-    """Return a number as text with two digits, such as a median that a histogram estimates.
+    """Format an estimate with two digits, such as the median of a histogram.
 
     Examples
     --------
@@ -32,7 +32,7 @@ def about(value: float) -> str:
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """Return a fraction between 0 and 1 in per cent.
+    """Format a fraction between 0 and 1 in per cent.
 
     Examples
     --------
@@ -43,7 +43,7 @@ def percent(share: float, digits: int = 2) -> str:
 
 
 def listed(names: Sequence[str], at_most: int = 3) -> str:
-    """Return names as a list that ends in "and", cut after ``at_most``.
+    """Join names into a list that ends in "and", cut after ``at_most``.
 
     Examples
     --------
@@ -59,7 +59,7 @@ def listed(names: Sequence[str], at_most: int = 3) -> str:
 
 
 def shortened(text: str, at_most: int = 40) -> str:
-    """Return an untrusted name on one line, cut in the middle.
+    """Shorten an untrusted name to one line, cut in the middle.
 
     Examples
     --------
