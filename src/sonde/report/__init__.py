@@ -1,4 +1,4 @@
-"""From the JSON of a scan to a page, a terminal, a notebook, and the difference of two reports.
+"""Present the JSON of a scan as a page, a terminal text or a notebook view; compare two reports.
 
 Everything here is a pure function of the dict that ``schema.json`` describes; nothing is measured.
 """

@@ -1,4 +1,4 @@
-"""How often the model is right, in words: its own figure, then figures to compare it with."""
+"""Sentences about the model's accuracy, and the values to compare it with."""
 
 import math
 from typing import Any, Final
@@ -11,7 +11,7 @@ MOST_WORST: Final = 10
 
 
 def answers_sentence(report: dict[str, Any]) -> str:
-    """Return how often the model is right, or why data with labels cannot tell, or "".
+    """Return a sentence about the model's accuracy, or why it is not known; else "".
 
     Examples
     --------
@@ -33,13 +33,13 @@ def answers_sentence(report: dict[str, Any]) -> str:
 
 
 def not_judged(report: dict[str, Any]) -> str:
-    """Return why the answers were not judged, or "" if they were judged or not asked for."""
+    """Return why the answers were not judged, or "" if they were judged or not requested."""
     reasons = [c["reason"] for c in report["checks"] if c["code"] == JUDGED_BY]
     return reasons[0] or "" if reasons and report.get("answers") is None else ""
 
 
 def head_lines(report: dict[str, Any]) -> list[str]:
-    """Return a line for each further head of a model, or a line for a head's worst labels."""
+    """Return a line for each further head of a model, or for a head's worst labels."""
     heads = (report.get("answers") or {}).get("heads") or []
     if len(heads) > 1:
         return [f"{_head_name(h)}: {head_sentence(h)}" for h in heads[1:]]
@@ -47,13 +47,13 @@ def head_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _head_name(head: dict[str, Any]) -> str:
-    """Return the column of a head's labels, and its output if the output has another name."""
+    """Return the name of a head's label column, and of its output if that differs."""
     column, name = shown(head["column"], 40), shown(head["name"], 40)
     return column if name in ("", column) else f"{column} (output {name})"
 
 
 def head_sentence(head: dict[str, Any]) -> str:
-    """Return how often a head is right.
+    """Return a sentence about the accuracy of a head.
 
     Examples
     --------
@@ -86,7 +86,7 @@ def head_sentence(head: dict[str, Any]) -> str:
 
 
 def _parts(head: dict[str, Any]) -> str:
-    """Return the labels, classes or numbers of a head that are worst."""
+    """Return a head's worst labels, classes or numbers."""
     if head["measure"] == "rms_error":
         worst = sorted(head["parts"], key=lambda p: -p["value"] / (p["commonest"] or math.inf))
         said = [f"{p['name']} off by {number(p['value'])} (mean alone "
@@ -117,7 +117,7 @@ def confused_sentence(report: dict[str, Any]) -> str:
 
 
 def worst_lines(report: dict[str, Any]) -> list[str]:
-    """Return the worst wrong inputs, one line each: place, truth, answer, how sure.
+    """Return the worst wrong inputs, one line each: place, label, answer, confidence.
 
     Examples
     --------
@@ -136,7 +136,7 @@ def _pixels(row: dict[str, Any]) -> str:
 
 
 def worst_of(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the wrong rows, worst first; all rows if it is not known which are wrong."""
+    """Return the wrong rows, worst first; all rows if correctness is not known."""
     rows = (report.get("rows") or {}).get("answers") or []
     if any(row["right"] is not None for row in rows):
         rows = [row for row in rows if row["right"] is False]
@@ -144,7 +144,7 @@ def worst_of(report: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def suspects_sentence(report: dict[str, Any]) -> str:
-    """Return which labels to look at first, and how far that list can be trusted; or "".
+    """Return a sentence on labels to check first and the list's reliability; or "".
 
     Examples
     --------
@@ -167,7 +167,7 @@ def suspects_sentence(report: dict[str, Any]) -> str:
 
 
 def planted_sentence(found: dict[str, Any]) -> str:
-    """Return how many planted wrong labels the list found, or "" without a planted check."""
+    """Return how many planted wrong labels the list found, or "" if none were planted."""
     if not found["planted"]:
         return ""
     n, first = found["planted"], found["planted"] + found["n"]

@@ -1,4 +1,4 @@
-"""A chart as lines of text: bars, small curves and shades, for a terminal or a log."""
+"""Charts as lines of text: bars, small curves and shades, for a terminal or a log."""
 
 from typing import Any, Final
 
@@ -50,7 +50,7 @@ def chart_to_text(chart: Chart, width: int = 80) -> str:
 
 
 def _main(chart: Chart) -> tuple[str, Chart, Rows]:
-    """Return mark, channels and rows of the layer that holds the figures."""
+    """Return mark, channels and rows of the layer with the data."""
     found: list[tuple[str, Chart, Rows]] = []
     for layer in chart.get("layer") or [chart]:
         mark = layer["mark"] if isinstance(layer["mark"], str) else layer["mark"]["type"]
@@ -85,7 +85,7 @@ def _word(value: Any) -> str:
 
 
 def _curves(rows: Rows, x: str, y: str, by: str | None, width: int) -> list[str]:
-    """Return a line of blocks for each curve, between the least and the largest value of all."""
+    """Return a line of block characters for each curve, on a common scale."""
     known = [row for row in rows if row.get(x) is not None and row.get(y) is not None]
     kinds = list(dict.fromkeys(row.get(by) if by else None for row in known))[:MOST_LINES]
     if not known:

@@ -1,4 +1,4 @@
-"""Draws a chart as SVG that takes its colours from the page and carries its tooltips.
+"""Draw a chart as SVG with the page's colours and with tooltips.
 
 The picture is static: no runtime is shipped, nothing is evaluated, it prints and works without
 scripts. Colours are CSS variables, so that light and dark need no second drawing; only the width
@@ -66,7 +66,7 @@ def _found(pattern: str, drawn: str) -> re.Match[str]:
 
 
 def clean(value: Any) -> Any:
-    """Return a spec whose texts any XML may hold; the renderer ends the process at others."""
+    """Return a chart specification without characters that XML forbids."""
     if isinstance(value, str):
         return shown(value, 1000)
     if isinstance(value, dict):
@@ -96,7 +96,7 @@ def _tag(tag: str) -> str:
 
 
 def config(narrow: bool) -> dict[str, Any]:
-    """Return how axes, legends and texts look."""
+    """Return the style of axes, legends and texts."""
     size = 15 if narrow else 13
     text = {"labelFontSize": size, "titleFontSize": size, "labelColor": "var(--soft)"}
     text |= {"titleColor": "var(--soft)", "titleFontWeight": "normal"}

@@ -1,4 +1,4 @@
-"""Examples on a page: heat map, marked tokens, marked step, or numbers."""
+"""Examples on a page: a heat map, marked tokens, a marked step, or numbers."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _PATCHES: Final = (
 
 
 def exhibit(found: Any, scale: ColourScale, alpha: float, names: ElementIds) -> Markup:
-    """Return the parts of one example; ``found`` is a ``sonde.run.scoring.exhibit.Exhibit``."""
+    """Return the parts of one example, a ``sonde.run.scoring.exhibit.Exhibit``."""
     if found.kind == "image":
         return _image(found, scale, names)
     if found.kind == "row":
@@ -30,12 +30,12 @@ def exhibit(found: Any, scale: ColourScale, alpha: float, names: ElementIds) -> 
 
 
 def level_of(score: float, scale: ColourScale) -> int:
-    """Return 0 (not coloured) to 5: how many of the scale's steps a score lies above."""
+    """Return the colour level of a score: the number of scale steps below it, 0 to 5."""
     return sum(score > step for step in scale.steps)
 
 
 def marked(scores: Sequence[float], p: Sequence[float | None], alpha: float) -> set[int]:
-    """Return which parts are marked: parts with an alarm, else at most the three most unusual.
+    """Return the marked parts: those with an alarm, else at most the three most unusual.
 
     Without an alarm at most a quarter of the parts are marked, but at least one; no part if all
     scores are equal.
@@ -73,7 +73,7 @@ def _image(found: Any, scale: ColourScale, names: ElementIds) -> Markup:
 
 
 def _apart(made: Any) -> list[Markup]:
-    """Return the panels so that each begins at its own left edge."""
+    """Return the panels, each shifted to its own left edge."""
     return [panels(made, 0.0)[0], panels(made, -made.width - 16)[1]]
 
 
@@ -126,7 +126,7 @@ def _coloured_text(found: Any, scale: ColourScale, alpha: float, names: ElementI
 
 
 def _key_of_colours(what: str) -> Markup:
-    """Return what the colours of tokens or steps mean."""
+    """Return the legend for the colours of tokens or steps."""
     shares = [f"{share:g} %" for share in (100 - 100 * q for q in STEPS)]
     samples = [el("span", f" {text} ", cls=f"h{i}") for i, text in enumerate(shares, 1)]
     spaced = [part for sample in samples for part in (sample, " ")]
@@ -144,7 +144,7 @@ def _piece(
     scale: ColourScale,
     what: str,
 ) -> Markup:
-    """Return a token or a step, coloured by its score; a marked part says that it is marked."""
+    """Return a token or step, coloured by its score, with an accessible mark if it is marked."""
     lines = el("br") if what == "token" and "\n" in text else None
     words = text.replace("\n", "\u21b5" if what == "token" else " ").replace("\t", " ")
     tag = "mark" if strong else "span"

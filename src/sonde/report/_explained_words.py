@@ -1,4 +1,4 @@
-"""The answer to an explained input in words: its name, and what the answer depends on."""
+"""Sentences about an explained input: the answer's name, and what it depends on."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ def _visible(name: str) -> str:
 
 
 def _ninth(strongest: Sequence[int], shape: Sequence[int]) -> str:
-    """Return the ninth of a picture with the most of the positions, the strongest counted most.
+    """Return the cell of a 3 x 3 grid with the strongest positions of an image.
 
     The mean of the places would mislead: if two corners matter, it lies in the middle.
     """

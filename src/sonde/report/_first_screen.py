@@ -1,4 +1,4 @@
-"""What a report says first: how often the model is right, the cause, the fix, the worst inputs."""
+"""Top of a report: accuracy, cause, fix, and the worst inputs."""
 
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ _WIDE: Final = 420
 
 
 def first_finding(report: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the first finding: the cause, else an error or a warning, first those about answers.
+    """Return the first finding: the cause, else an error or warning, about answers first.
 
     If the model guesses, a flaw of its data is no explanation. Then the first finding is one that
     brings all answers down, else weights that look untrained, else the guesses themselves; the last
@@ -58,17 +58,17 @@ def first_finding(report: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def is_cause(report: dict[str, Any], finding: dict[str, Any]) -> bool:
-    """Return whether undoing this finding was tried and mended most of all that was tried."""
+    """Return whether the change behind this finding corrected the most in its trial."""
     return report.get("cause") == finding["code"]
 
 
 def fix_word(finding: dict[str, Any]) -> str:
-    """Return what the advice of a finding is called: a fix only if it was tried and it helped."""
+    """Return the label of a finding's advice: "fix" only if it was tried and helped."""
     return "fix" if finding.get("trial") else "advice"
 
 
 def cause_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the lines on the first finding with their names; only a tried finding is a cause."""
+    """Return the lines on the first finding with labels; only a tried finding is a cause."""
     found = first_finding(report)
     if found is None:
         answers, confused = report.get("answers"), confused_sentence(report)
@@ -84,19 +84,19 @@ def cause_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _without_cause(report: dict[str, Any]) -> str:
-    """Return why no cause is named: nothing helped, or the truth of the answers is not known."""
+    """Return why no cause is named: no change helped, or correct answers are not known."""
     return NO_CAUSE if report.get("answers") is not None else NOT_TRIED
 
 
 def first_screen(report: dict[str, Any]) -> Markup | None:
-    """Return the top of the page, below its title; None without figures, cause and worst inputs."""
+    """Return the top of the page, below its title; None if there is nothing to show."""
     parts = [_large_figure(report), _cause(report), _worst(report)]
     kept = [part for part in parts if part is not None]
     return el("div", *kept, cls="first") if kept else None
 
 
 def _large_figure(report: dict[str, Any]) -> Markup | None:
-    """Return the one large figure with its interval, beside the figures to compare it with."""
+    """Return the main number with its interval, beside the numbers to compare it with."""
     found = report.get("answers")
     if found is None:
         return None

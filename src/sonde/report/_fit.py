@@ -1,4 +1,4 @@
-"""A chart made to fit a page: its size, room for labels, axes that say their scale, colours.
+"""Adapt a chart to a page: size, space for labels, axis titles with the scale, colours.
 
 ``sonde.core.chart`` says what a chart shows; this module holds everything that a page adds.
 """
@@ -43,12 +43,12 @@ STYLES: Final = {
 
 
 def tip(*parts: str) -> str:
-    """Return the lines of a tooltip as one text."""
+    """Join the lines of a tooltip into one text."""
     return " · ".join(shown(part, 120) for part in parts if part)
 
 
 def fitted(chart: Chart, width: int) -> Chart:
-    """Return a chart at a width of page, with axes and colours as pages have them.
+    """Return a chart for a page width, with the axes and colours of pages.
 
     ``width`` and ``height`` of the chart itself are kept. Its title is left out: the page has it.
     """
@@ -84,7 +84,7 @@ def fitted(chart: Chart, width: int) -> Chart:
 
 
 def _in_layers(spec: Chart) -> Chart:
-    """Return the chart with every mark in a layer of its own, lines apart from their dots."""
+    """Return the chart with every mark in its own layer, lines separate from their dots."""
     own = spec.pop("layer", None) or [
         {k: spec.pop(k) for k in ("mark", "encoding", "transform") if k in spec}
     ]
@@ -109,7 +109,7 @@ def _chart_rows(layer: Chart, spec: Chart) -> list[dict[str, Any]]:
 
 
 def _names(layers: list[Chart], channel: str, spec: Chart) -> list[str]:
-    """Return the names along an axis of positions, in order; no names for an axis of numbers."""
+    """Return the names along a categorical axis, in order; none for a numeric axis."""
     found: dict[Any, None] = {}
     for layer in layers:
         encoding = layer["encoding"].get(channel, {})
@@ -122,7 +122,7 @@ def _names(layers: list[Chart], channel: str, spec: Chart) -> list[str]:
 
 
 def _label(x: Chart, names: list[str], width: Real, narrow: bool, is_matrix: bool) -> None:
-    """Choose the labels of an axis that do not overlap."""
+    """Choose axis labels that do not overlap."""
     longest, letter = max(map(len, names), default=1), 9 if narrow else 8
     flat = (longest * letter + 8) * len(names) <= width or longest <= (2 if is_matrix else 4)
     room = width // (longest * letter + 8) if flat else width // 24

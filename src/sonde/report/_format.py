@@ -1,4 +1,4 @@
-"""Numbers, shares, sizes and untrusted names as text."""
+"""Format numbers, fractions, sizes and untrusted names as text."""
 
 import math
 import re
@@ -23,7 +23,7 @@ _HIDDEN = set(
 
 
 def number(value: Real | None, digits: int = 3) -> str:
-    """Return a number with ``digits`` significant digits; a dash for None.
+    """Format a number with ``digits`` significant digits; a dash for None.
 
     Examples
     --------
@@ -38,12 +38,12 @@ def number(value: Real | None, digits: int = 3) -> str:
 
 
 def score_words(score: Real) -> str:
-    """Return a score as a number, or as "infinite" (the score of a row that is not finite)."""
+    """Format a score as a number, or as "infinite" (the score of a non-finite row)."""
     return "infinite" if score == math.inf else number(score)
 
 
 def share(value: Real | None, digits: int = 3) -> str:
-    """Return a fraction of one as per cent.
+    """Format a fraction in per cent.
 
     Examples
     --------
@@ -54,7 +54,7 @@ def share(value: Real | None, digits: int = 3) -> str:
 
 
 def quantity(value: Real | None, unit: str = "", digits: int = 3) -> str:
-    """Return a value with its unit; shares are printed as per cent.
+    """Format a value with its unit; fractions are printed in per cent.
 
     Examples
     --------
@@ -68,7 +68,7 @@ def quantity(value: Real | None, unit: str = "", digits: int = 3) -> str:
 
 
 def p_text(p: Real, digits: int = 1) -> str:
-    """Return a p-value as it follows the letter p; a value too small for a float is not zero.
+    """Format a p-value to follow the letter p; a value that underflows is not zero.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def p_text(p: Real, digits: int = 1) -> str:
 
 
 def p_value(p: Real | None, digits: int = 2) -> str:
-    """Return a p-value; a value too small for a float is not zero.
+    """Format a p-value; a value that underflows is not printed as zero.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def p_value(p: Real | None, digits: int = 2) -> str:
 
 
 def interval(figure: dict[str, Any]) -> str:
-    """Return ``value (low to high)`` of a figure."""
+    """Format a value as ``value (low to high)``."""
     text = quantity(figure["value"], figure["unit"])
     if figure["low"] is None or figure["high"] is None:
         return text
@@ -99,7 +99,7 @@ def interval(figure: dict[str, Any]) -> str:
 
 
 def seconds(value: Real | None) -> str:
-    """Return a duration.
+    """Format a duration.
 
     Examples
     --------
@@ -112,7 +112,7 @@ def seconds(value: Real | None) -> str:
 
 
 def shown(text: object, limit: int = 200) -> str:
-    r"""Return an untrusted name on one line: no control or direction characters.
+    r"""Return an untrusted name on one line, without control or direction characters.
 
     Examples
     --------
@@ -126,7 +126,7 @@ def shown(text: object, limit: int = 200) -> str:
 
 
 def tied(text: str) -> str:
-    """Return a sentence whose numbers keep their per cent sign on the same line."""
+    """Return a sentence with no line break between a number and its per cent sign."""
     return text.replace(" %", "\u00a0%")
 
 
@@ -140,7 +140,7 @@ def _is_unsafe(letter: str) -> bool:
 
 
 def rows_read(data: dict[str, Any]) -> str:
-    """Return how many rows were read, of how many they are a sample, and how many were cut.
+    """Return the number of rows read, the size of the data, and the number truncated.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Scores of patches over an image: the image, a grey copy under the map, and a legend."""
+"""Scores of patches over an image: the image, a grey copy with a heat map, and a legend."""
 
 import math
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class ColourScale:
 @final
 @dataclass(frozen=True)
 class Heat:
-    """A drawing: the two panels as PNG, the box of the most unusual patch, and the message."""
+    """A heat map: its panels as PNG, the box of the most unusual patch, and a message."""
 
     image: Markup | None
     over: Markup
@@ -60,7 +60,7 @@ class Heat:
 
 
 def heat(pixels: Tensor | None, grid: Any, scores: Sequence[float], scale: ColourScale) -> Heat:
-    """Return the picture of one image's patches.
+    """Return the heat map of one image's patches.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def _blended(image: np.ndarray | None, scores: np.ndarray, scale: ColourScale) -
 
 
 def panels(made: Heat, x: float = 0.0) -> list[Markup]:
-    """Return the image, if there is one, and the map with its box, as groups of an SVG each."""
+    """Return the image, if available, and the heat map with its box, each as an SVG group."""
     whole: dict[str, Any] = {"width": made.width, "height": made.height}
     groups = []
     if made.image is not None:
@@ -124,7 +124,7 @@ def panels(made: Heat, x: float = 0.0) -> list[Markup]:
 
 
 def legend(scale: ColourScale, key: str, x: float = 0.0, y: float = 0.0) -> Markup:
-    """Return the bar of colours with the scores at its ends."""
+    """Return the colour bar with the scores at its ends."""
     stops = [
         el("stop", offset=t, stop_color=f"rgb{WARM}", stop_opacity=MOST_OPAQUE * t) for t in (0, 1)
     ]

@@ -1,4 +1,4 @@
-"""Builds HTML so that every text that is not already markup is escaped."""
+"""Build HTML in which every text that is not markup is escaped."""
 
 from html import escape
 from itertools import count
@@ -12,7 +12,7 @@ VOID: Final = frozenset({"meta", "link", "br"})
 
 @final
 class Markup(str):
-    """Text that is HTML already; made by ``el`` and ``join`` alone."""
+    """Text that is already HTML; only ``el`` and ``join`` create it."""
 
     __slots__ = ()
 
@@ -37,17 +37,17 @@ def el(tag: str, *children: str | None, cls: str | None = None, **attributes: ob
 
 
 def text(value: str) -> Markup:
-    """Return markup as it is, anything else escaped and on one line."""
+    """Return markup unchanged, and any other text escaped and on one line."""
     return value if isinstance(value, Markup) else Markup(escape(shown(value, 4000)))
 
 
 def join(*parts: str | None) -> Markup:
-    """Return parts one after another, escaped where they are not markup."""
+    """Join parts, with those escaped that are not markup."""
     return Markup("".join(text(part) for part in parts if part is not None))
 
 
 def code(value: str) -> Markup:
-    """Return a name or a command in the fixed-width face; short words of it are never broken."""
+    """Return a name or a command in the fixed-width font; its short words are never broken."""
     words = [escape(word) for word in shown(value, 4000).split(" ")]
     kept = [f'<span class="w">{w}</span>' if 0 < len(w) <= _UNBROKEN else w for w in words]
     return Markup(f"<code>{' '.join(kept)}</code>")

@@ -1,4 +1,4 @@
-"""The shell of every page: styles, script, content policy, links to sections, the JSON inside."""
+"""The frame of every page: styles, script, content policy, links to sections, embedded JSON."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ def page(
     sections: dict[str, str],
     further: str = "",
 ) -> str:
-    """Return a whole page with styles, script, a strict content policy and the JSON it carries."""
+    """Return a whole page with styles, script, a strict content policy and embedded JSON."""
     assets = files("sonde.report").joinpath("assets")
     style, script = (assets.joinpath(n).read_text("utf-8") for n in ("report.css", "report.js"))
     script += further
@@ -39,7 +39,7 @@ def page(
 
 
 def contents(kind: str, sections: dict[str, str]) -> Markup:
-    """Return the links to the sections: beside the page (``side``), or a drawer above them."""
+    """Return links to the sections: beside the page (``side``), or in a drawer above them."""
     links = [el("li", el("a", title, href=f"#{key}")) for key, title in sections.items()]
     if kind == "side":
         return el("nav", el("ol", *links), cls="side", aria_label="Sections")
@@ -57,6 +57,6 @@ def _hash(text: str) -> str:
 
 
 def _embedded(report: dict[str, Any]) -> str:
-    """Return JSON that cannot end the script element it stands in."""
+    """Return JSON that cannot close its script element."""
     text = json.dumps(report, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -26,7 +26,7 @@ _OPEN: Final = frozenset({"clear", "withheld", "not_applicable"})
 
 
 def badge(level: str, label: str = "") -> Markup:
-    """Return shape and word of a level or a state."""
+    """Return the symbol and the word of a level or a state."""
     kind = "stroke" if level in _OPEN else "fill"
     shape = el("path", d=_SHAPES[level], cls=f"{kind} {level}")
     icon = el("svg", shape, viewBox="0 0 20 20", aria_hidden="true", cls="icon")
@@ -42,7 +42,7 @@ def command(text: str) -> Markup:
 
 
 def drawer(title: str, *body: str | None, cls: str = "", opened: bool = False) -> Markup:
-    """Return a part that opens by mouse and by keyboard."""
+    """Return a collapsible part that works by mouse and by keyboard."""
     inside = el("div", *body, cls="inside")
     return el("details", el("summary", title), inside, cls=cls or None, open=opened)
 
@@ -50,7 +50,7 @@ def drawer(title: str, *body: str | None, cls: str = "", opened: bool = False) -
 def table(
     numbers: Numbers, names: ElementIds, caption: str = "", kinds: dict[int, str] | None = None
 ) -> Markup:
-    """Return a table that scrolls inside its box; numbers stand at the right.
+    """Return a table that scrolls inside its box, with right-aligned numbers.
 
     ``kinds`` says what the cells of a column are: p, share, number, state or code.
     """
@@ -103,7 +103,7 @@ def _cell_markup(value: Cell, kind: str) -> Markup | str:
 
 
 def _exact(value: Cell) -> str | None:
-    """Return the exact value for the copied CSV if the cell shows a rounded value."""
+    """Return the exact value for the copied CSV if the cell is rounded."""
     if value is None:
         return ""
     if isinstance(value, str) or number(value, 4) == repr(value):
@@ -112,7 +112,7 @@ def _exact(value: Cell) -> str | None:
 
 
 def figure(made: Picture, names: ElementIds) -> Markup:
-    """Return a picture in two widths, its message, how to read it, its numbers."""
+    """Return a picture in two widths with its message, a reading aid, and its numbers."""
     key = names.new(made.key)
     wide = picture(made.draw(WIDE), made.message, f"{key}w", "wide")
     narrow = picture(made.draw(NARROW), made.message, f"{key}n", "narrow")
@@ -137,7 +137,7 @@ def tabled(
     opened: bool = False,
     kinds: dict[int, str] | None = None,
 ) -> Markup:
-    """Return a drawer with a table, and a button that copies it as CSV."""
+    """Return a collapsible table with a button that copies it as CSV."""
     made = table(numbers, names, "", kinds)
     key = made.split(' id="', 1)[1].split('"', 1)[0]
     button = el("button", "Copy CSV", type="button", data_csv=key)
@@ -146,7 +146,7 @@ def tabled(
 
 
 def section(key: str, title: str, *body: str | None, lead: str = "") -> Markup:
-    """Return a section with a link to itself."""
+    """Return a section with an anchor link."""
     link = el("a", "#", href=f"#{key}", cls="anchor", aria_label=f"Link to {title}")
     heading = el("h2", title, link)
     intro = el("p", lead, cls="lead") if lead else None
@@ -154,16 +154,16 @@ def section(key: str, title: str, *body: str | None, lead: str = "") -> Markup:
 
 
 def absent(title: str, why: str) -> Markup:
-    """Return the line that says why a section is missing; the page lists the line as a limit."""
+    """Return the line that explains a missing section; the page lists it as a limit."""
     return el("li", el("b", title), ": ", why, cls="absent")
 
 
 def is_absent(part: Markup) -> bool:
-    """Return whether a part only says why a section is not there."""
+    """Return whether a part only explains a missing section."""
     return part.startswith("<li")
 
 
 def definitions(pairs: Sequence[tuple[str, str | None]]) -> Markup:
-    """Return names and values; names without a value are left out."""
+    """Return a list of names and values; names without a value are left out."""
     rows = [el("div", el("dt", name), el("dd", value)) for name, value in pairs if value]
     return el("dl", *rows)

@@ -1,4 +1,4 @@
-"""What a picture of the report is: a message, a drawing for a width, and its numbers."""
+"""Pictures of a report: a message, a drawing for each width, and the numbers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ Cell = str | float | int | None
 @final
 @dataclass(frozen=True)
 class Numbers:
-    """A table: names of columns, then rows; the first column heads its row."""
+    """A table: column names, then rows; the first column is the header of its row."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -28,7 +28,7 @@ class Numbers:
 @final
 @dataclass(frozen=True)
 class Picture:
-    """One picture.
+    """A picture with its message and its numbers.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ class Axis:
         return [self.names[site] for site in self.sites]
 
     def across(self, field: str = "s") -> ChartAxis:
-        """Return the axis of a chart whose column ``field`` holds the short names."""
+        """Return a horizontal axis by the short names in column ``field``."""
         return ChartAxis(field, title=self.title, names=self.labels)
 
     def upward(self, field: str) -> ChartAxis:
@@ -103,7 +103,7 @@ class Axis:
         return ChartAxis(field, title=self.title, names=self.labels[::-1])
 
     def say(self, site: str) -> str:
-        """Return a site as a sentence names it: the last shared part of the path and what differs.
+        """Return a site's name for a sentence: the distinctive end of its path.
 
         Examples
         --------

@@ -1,4 +1,4 @@
-"""Pictures of the answers: confusion, and labels and next token as read off at each site."""
+"""Pictures of the answers: confusion, and labels and next token by depth."""
 
 import math
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _LOSS = (
 @final
 @dataclass(frozen=True)
 class _Curve:
-    """A line over sites with a band, level lines and perhaps a ring."""
+    """A line over sites with a band, horizontal reference lines, and an optional ring."""
 
     key: str
     column: str
@@ -34,7 +34,7 @@ class _Curve:
 
 
 def confusion_picture(table: dict[str, Any]) -> Picture | None:
-    """Return which label gets which answer; of many classes only the most confused."""
+    """Return the confusion matrix; with many classes only the most confused ones."""
     if not table["pairs"] or len(table["answers"]) < 2:
         return None
     labels, answers = ([shown(n, 40) for n in table[k]] for k in ("labels", "answers"))
@@ -82,7 +82,7 @@ def labels_picture(report: dict[str, Any]) -> Picture | None:
 
 
 def prediction_picture(prediction: dict[str, Any]) -> Picture | None:
-    """Return the next-token loss after each block, with the unigram and the final line."""
+    """Return the next-token loss after each block, with the unigram and the final loss."""
     rows = prediction["sites"]
     lines = ("token frequencies", prediction["unigram"]), ("final", prediction["final"])
     rules = tuple((name, value) for name, value in lines if value is not None)

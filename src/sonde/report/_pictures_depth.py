@@ -1,4 +1,4 @@
-"""Depth profile: one small panel for each figure, over the sites in order of execution."""
+"""Depth profile: a small panel for each statistic, over the sites in order of execution."""
 
 from dataclasses import dataclass
 from typing import Any, Final, final
@@ -15,7 +15,7 @@ _Z: Final = 1.96
 @final
 @dataclass(frozen=True)
 class Panel:
-    """One figure by depth: how it is scaled, its limit, the findings drawn on it."""
+    """One statistic by depth: its scale, its limit, and the findings drawn on it."""
 
     name: str
     unit: str
@@ -34,7 +34,7 @@ PANELS: Final = (
 
 
 def depth_pictures(report: dict[str, Any]) -> list[Picture]:
-    """Return a panel for each figure that at least two sites have."""
+    """Return a panel for each statistic that at least two sites have."""
     axis = Axis.of_layers([row["site"] for row in report["sites"]], report)
     pictures = []
     for panel in PANELS:
@@ -45,7 +45,7 @@ def depth_pictures(report: dict[str, Any]) -> list[Picture]:
 
 
 def measure_pictures(report: dict[str, Any]) -> list[Picture]:
-    """Return a panel for each measure that was asked for and has a number at two sites or more."""
+    """Return a panel for each requested measure with numbers at two sites or more."""
     pictures, order = [], [row["site"] for row in report["sites"]]
     lines = [line for line in report.get("measures") or () if line["value"] is not None]
     for method in dict.fromkeys(line["method"] for line in lines):
@@ -72,7 +72,7 @@ def _drawn(panel: Panel, message: str, points: Rows, axis: Axis) -> Picture:
 
 
 def depth_numbers(report: dict[str, Any]) -> Numbers:
-    """Return every figure of every drawn site."""
+    """Return every statistic of every drawn site."""
     kept = set(Axis.of_layers([row["site"] for row in report["sites"]], report).sites)
     names = list(dict.fromkeys(name for row in report["sites"] for name in row["values"]))
     columns = ["site", "module", "reducer", "dim", "rows", "nonfinite"]
@@ -90,7 +90,7 @@ def depth_numbers(report: dict[str, Any]) -> Numbers:
 
 
 def depth_points(report: dict[str, Any], panel: Panel, axis: Axis) -> Rows:
-    """Return a point for each site with the figure; zero stands at the lower edge of a log axis."""
+    """Return a point for each site with the statistic; on a log axis zero is at the bottom."""
     marks = _marks(report["findings"], panel.codes)
     known = [
         (row, row["values"][panel.name])
@@ -129,7 +129,7 @@ def _marks(findings: Rows, codes: tuple[str, ...]) -> dict[str, tuple[str, str]]
 
 
 def _other_points(report: dict[str, Any], panel: Panel, axis: Axis) -> Rows:
-    """Return the points of this figure for the second data set, if there is one."""
+    """Return the points of the second data set, if there is one."""
     versus = report.get("versus") or {}
     return [
         {"s": axis.names[row["site"]], "v": value,
@@ -152,7 +152,7 @@ def _panel(panel: Panel, points: Rows, axis: Axis, others: Rows) -> Picture:
 
 
 def panel_axis(panel: Panel, points: Rows) -> ChartAxis:
-    """Return the vertical axis of a panel for all these points."""
+    """Return the vertical axis for all points of a panel."""
     percent = panel.unit == "share"
     if panel.log:
         return ChartAxis("v", title="", log=True, share=percent)
@@ -162,7 +162,7 @@ def panel_axis(panel: Panel, points: Rows) -> ChartAxis:
 
 
 def _chart(panel: Panel, message: str, points: Rows, axis: Axis, others: Rows) -> Chart:
-    """Return one line with its band, limit and finding marks."""
+    """Return one line with its band, limit and markers of findings."""
     x, y = axis.across(), panel_axis(panel, points)
     levels = [{"value": panel.limit, "tip": f"limit · {share(panel.limit)}"}] if panel.limit else []
     made = curves(message, points, x, y, bands=[("lo", "hi")], levels=levels)

@@ -1,4 +1,4 @@
-"""Which comparisons moved at which site, how far means and angles moved, and which units."""
+"""Pictures of a drift: changed sites by method, changes of means and angles, changed units."""
 
 from typing import Any, Final
 
@@ -29,13 +29,13 @@ _STEPS: Final = {
 
 
 def question(method: str) -> str:
-    """Return the question of a method, with the method's parameters if it has some."""
+    """Return the question that a method answers, with the method's parameters."""
     word, bracket, rest = method.partition("(")
     return shown(QUESTIONS.get(word, word) + (f" {bracket}{rest}" if bracket else ""), 40)
 
 
 def grid_picture(found: dict[str, Any]) -> Picture | None:
-    """Return one mark for each site and method: whether it moved."""
+    """Return a grid of sites and methods that marks significant changes."""
     cells = found["comparisons"]
     if not cells:
         return None
@@ -82,7 +82,7 @@ def _cell(c: dict[str, Any], axis: Axis) -> dict[str, Any]:
 
 
 def mean_picture(found: dict[str, Any]) -> Picture | None:
-    """Return how far each site's mean went, in standard deviations along its own direction."""
+    """Return the change of each site's mean, in standard deviations along its direction."""
     sites = [s for s in found["sites"] if s["direction"] and s["direction"]["deviations"]]
     if not sites:
         return None
@@ -157,7 +157,7 @@ def _units(axis: list[list[Real]] | None) -> str:
 
 
 def units_picture(found: dict[str, Any]) -> Picture | None:
-    """Return the units that moved farthest at the site where units moved most clearly.
+    """Return the units that changed most, at the site with the clearest changes.
 
     If the histogram cannot tell how far a unit moved, the unit stands only in the table.
     """

@@ -1,4 +1,4 @@
-"""Scores of usual and unusual rows: their histogram, the ROC curve, AUROC by site."""
+"""Scores of in- and out-of-distribution rows: histogram, ROC curve, AUROC by site."""
 
 from itertools import pairwise
 from typing import Any, Final
@@ -14,7 +14,7 @@ _MOST_ROWS: Final = 60
 
 
 def named(instrument: str, site: str) -> str:
-    """Return a method and its site as a sentence names them."""
+    """Return a method and its site for a sentence."""
     place = shown(place_of(instrument, site), 60).removesuffix(":out")
     return f"{shown(instrument, 40)} at {place}"
 
@@ -22,7 +22,7 @@ def named(instrument: str, site: str) -> str:
 def histogram_picture(
     bins: dict[str, Any], who: str = "", kinds: tuple[str, ...] = _KINDS, alpha: Real | None = None
 ) -> Picture | None:
-    """Return the scores of one or two kinds of rows on one axis, with the threshold."""
+    """Return the histogram of the scores of one or two kinds of rows, with the threshold."""
     counts = {k: bins[f"counts_{own}"] for k, own in zip(kinds, _KINDS, strict=False)}
     beyond = {k: bins[f"beyond_{own}"] for k, own in zip(kinds, _KINDS, strict=False)}
     if len(bins["edges"]) < 2:
@@ -62,7 +62,7 @@ def _bars(kind: str, ends: list[tuple[Real, Real]], counts: list[int], beyond: i
 
 
 def roc_picture(curve: dict[str, Any], who: str = "", auroc: str = "") -> Picture:
-    """Return the fraction of unusual rows that are found at each fraction of false alarms."""
+    """Return the ROC curve: detection rate against false-alarm rate."""
     steps = [
         {"x": x, "v": y, "i": i, "tip": tip(f"false alarms {share(x)}", f"found {share(y)}")}
         for i, (x, y) in enumerate(zip(curve["fpr"], curve["tpr"], strict=True))
@@ -131,7 +131,7 @@ def auroc_picture(rows: list[dict[str, Any]], instrument: str = "") -> Picture |
 
 
 def auroc_text(row: dict[str, Any]) -> str:
-    """Return the AUROC of a row with its interval."""
+    """Format the AUROC of a table row with its interval."""
     ends = row["auroc_low"], row["auroc_high"]
     text = number(row["auroc"])
     return text if None in ends else f"{text} ({number(ends[0])} to {number(ends[1])})"

@@ -1,4 +1,4 @@
-"""Similarity of all pairs of sites, and the spectra of a few."""
+"""Pictures of the similarity of all pairs of sites, and of the spectra of a few sites."""
 
 from itertools import pairwise
 from typing import Any, Final
@@ -19,7 +19,7 @@ _WHITE = " Dashed: white noise with the same number of rows."
 
 
 def similarity_picture(similarity: dict[str, Any]) -> Picture | None:
-    """Return the map of debiased CKA, site by site."""
+    """Return the matrix of debiased CKA between sites."""
     sites, cka = similarity["sites"], similarity["cka"]
     if len(sites) < 2:
         return None
@@ -114,7 +114,7 @@ def _spectrum(row: dict[str, Any], axis: Axis) -> Rows:
 
 
 def rank_90(curve: dict[str, Any], dim: int) -> int:
-    """Return how many directions hold 90 % of the variance, from a thinned spectrum.
+    """Return how many principal directions hold 90 % of the variance.
 
     Examples
     --------

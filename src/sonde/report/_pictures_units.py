@@ -1,4 +1,4 @@
-"""How large the units of each site are, and the few that findings name."""
+"""Sizes of the units of each site, and the few units that findings name."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _NOTE = (
 
 
 def units_picture(units: Rows) -> Picture | None:
-    """Return bands of the units' root mean square at each site, with the named units as dots."""
+    """Return bands of the units' root mean square at each site, with named units as dots."""
     rows = [row for row in units if any(row["bands"])]
     if not rows:
         return None

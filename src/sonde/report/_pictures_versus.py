@@ -1,4 +1,4 @@
-"""Two data sets by depth, their scores, and the map of rows."""
+"""Two data sets: their separation by depth, their scores, and a map of rows."""
 
 from collections import Counter
 from dataclasses import replace
@@ -18,7 +18,7 @@ _CATEGORIES: Final = 7
 
 
 def shift_picture(report: dict[str, Any]) -> Picture | None:
-    """Return how far each site separates the two data sets, with its interval."""
+    """Return each site's separation of the two data sets, with its interval."""
     versus = report["versus"]
     axis = Axis.of_layers([row["site"] for row in versus["sites"]], report)
     rows = [r for r in versus["sites"] if r["auroc"] is not None and r["site"] in axis.names]
@@ -62,7 +62,7 @@ def _p(row: dict[str, Any]) -> list[str]:
 
 
 def detectors_picture(report: dict[str, Any]) -> Picture | None:
-    """Return how well each detector tells the second data set, with its interval."""
+    """Return each detector's separation of the second data set, with its interval."""
     names, best = sides(report), dict[str, dict[str, Any]]()
     rows = [row for row in report["versus"].get("detectors") or () if row["auroc"] is not None]
     for row in sorted(rows, key=lambda row: -row["auroc"]):
@@ -121,7 +121,7 @@ def scores_picture(report: dict[str, Any]) -> Picture | None:
 
 
 def rows_pictures(report: dict[str, Any]) -> list[Picture]:
-    """Return the rows along the two main directions of one site: by data set, then by label."""
+    """Return maps of the rows in two principal components: by data set, then by label."""
     plane = (report.get("rows") or {}).get("map")
     if plane is None or len(plane["points"]) < 2:
         return []
@@ -136,7 +136,7 @@ def rows_pictures(report: dict[str, Any]) -> list[Picture]:
 
 
 def _plane(plane: dict[str, Any], labels: list[str | None], key: str, by: str) -> Picture:
-    """Return the rows of a map, coloured by data set or by label."""
+    """Return a map of the rows, coloured by data set or by label."""
     points = plane["points"]
     domain, kept = _categories(labels)
     values = []
@@ -168,7 +168,7 @@ def _plane(plane: dict[str, Any], labels: list[str | None], key: str, by: str) -
 
 
 def _categories(labels: list[str | None]) -> tuple[list[str], set[str]]:
-    """Return the names in the legend, and the labels that have their own name there."""
+    """Return the legend's names, and the labels that are listed by name."""
     common = [label for label, _ in Counter(filter(None, labels)).most_common()]
     kept = common if len(common) <= _CATEGORIES else common[: _CATEGORIES - 1]
     names = list(dict.fromkeys(shown(label, 40) for label in sorted(kept)))

@@ -1,4 +1,4 @@
-"""Checks a report against ``schema.json``; covers the part of JSON Schema that this file uses."""
+"""Check a report against ``schema.json``, with the part of JSON Schema that this file uses."""
 
 import json
 import math

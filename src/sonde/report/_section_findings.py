@@ -1,4 +1,4 @@
-"""Head of the page and the findings."""
+"""The head of the page, and the findings."""
 
 import math
 from typing import Any, Final
@@ -49,7 +49,7 @@ def verdict_line(verdict: dict[str, int]) -> str:
 
 
 def checks_line(verdict: dict[str, int]) -> str:
-    """Return how the checks ended, as one sentence."""
+    """Return one sentence on the final states of the checks."""
     states = ("clear", "withheld", "failed")
     ended = ", ".join(f"{verdict[s]} {words(s)}" for s in states if verdict[s] or s == "clear")
     apart = verdict["not_applicable"]
@@ -60,7 +60,7 @@ def checks_line(verdict: dict[str, int]) -> str:
 
 
 def header(report: dict[str, Any]) -> Markup:
-    """Return model, data, verdict and what the run took."""
+    """Return model, data, verdict and run time."""
     where = report["provenance"]
     data = [where["data"]["name"], *([where["other"]["name"]] if where["other"] else [])]
     model = where["model"]["name"]
@@ -123,7 +123,7 @@ def _banner(report: dict[str, Any]) -> Markup:
 
 
 def findings_section(report: dict[str, Any]) -> Markup:
-    """Return the findings: those of the first page, the others, and the ignored ones."""
+    """Return the findings in groups: first page, others, and ignored."""
     chosen = select(report["findings"])
     sites = [row["site"] for row in report["sites"]]
     if not chosen.first and not chosen.more:
@@ -176,13 +176,13 @@ def _card(finding: dict[str, Any], sites: list[str], folded: tuple[dict[str, Any
 
 
 def _fix(finding: dict[str, Any]) -> list[Markup]:
-    """Return what removes the fault, or an empty list where the report does not say."""
+    """Return the part that says how to remove the fault, or an empty list."""
     said = finding.get("fix")
     return [el("h4", fix_word(finding).capitalize()), el("p", tied(said))] if said else []
 
 
 def _closer(step: str, *before: Markup) -> list[Markup]:
-    """Return the command that looks closer, or an empty list if there is no command."""
+    """Return the command for a closer look, or an empty list."""
     return [*before, command(step)] if step else []
 
 
@@ -305,7 +305,7 @@ def _place(v: Real, low: Real, high: Real) -> Real:
 
 
 def strip(sites: list[str], marked: list[str], level: str) -> Markup:
-    """Return a row of cells for the sites in order of execution; marked sites are filled."""
+    """Return a row of cells for the sites in order of execution, with marked sites filled."""
     shown_sites = drawn(sites, 60)
     if len(shown_sites) < 2 or not marked:
         return Markup("")
@@ -329,7 +329,7 @@ def strip(sites: list[str], marked: list[str], level: str) -> Markup:
 
 
 def _hit(sites: list[str], kept: list[str], marked: set[str]) -> set[str]:
-    """Return the kept sites that are marked, or that come next after a marked site."""
+    """Return the drawn sites that are marked, or that follow a marked site."""
     chosen, hit = set(kept), set()
     waiting = False
     for site in sites:

@@ -1,4 +1,4 @@
-"""The sections that are pictures and tables of the model: depth, similarity, units, answers."""
+"""Sections with pictures and tables of the model: depth, similarity, units, answers."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def depth_section(report: dict[str, Any], names: ElementIds) -> Markup:
 
 
 def similarity_section(report: dict[str, Any], names: ElementIds) -> Markup:
-    """Return the map of similarity."""
+    """Return the similarity matrix of sites."""
     known = report.get("similarity")
     made = similarity_picture(known) if known else None
     if made is None:
@@ -52,7 +52,7 @@ def similarity_section(report: dict[str, Any], names: ElementIds) -> Markup:
 
 
 def answers_section(report: dict[str, Any], names: ElementIds) -> Markup | None:
-    """Return which labels get which answers; nothing where the model's answers are not known."""
+    """Return the confusion matrix; nothing if the model's answers are not known."""
     table = (report.get("answers") or {}).get("confusion")
     made = confusion_picture(table) if table else None
     return section("answers", "Answers", figure(made, names)) if made else None
@@ -85,7 +85,7 @@ def units_section(report: dict[str, Any], names: ElementIds) -> Markup:
 
 
 def labels_section(report: dict[str, Any], names: ElementIds) -> Markup:
-    """Return how well labels can be read off at each site."""
+    """Return the accuracy of a label probe at each site."""
     labels = report.get("labels")
     if labels is None:
         return absent("Labels", _without_labels(report))
@@ -113,7 +113,7 @@ def labels_section(report: dict[str, Any], names: ElementIds) -> Markup:
 
 
 def _without_labels(report: dict[str, Any]) -> str:
-    """Return why nothing is read off: no labels, or the reason why their check was withheld."""
+    """Return why labels are not probed: none exist, or the check was withheld."""
     if not report["provenance"]["data"].get("label_column"):
         return "No labels were given (--label-column)."
     reasons = [check["reason"] for check in report["checks"] if check["code"] == "SND036"]
@@ -122,7 +122,7 @@ def _without_labels(report: dict[str, Any]) -> str:
 
 
 def measures_section(report: dict[str, Any], names: ElementIds) -> Markup | None:
-    """Return what --measures and --deep computed, or None if nothing was asked for."""
+    """Return the results of --measures and --deep, or None if neither was used."""
     lines, missing = report.get("measures") or [], report.get("not_measured") or []
     if not lines and not missing:
         return None

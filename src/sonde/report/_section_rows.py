@@ -1,4 +1,4 @@
-"""The sections about rows: DATA against OTHER, and rows named by id."""
+"""Sections about rows: DATA against OTHER, and tables of rows by id."""
 
 from typing import Any, Final
 
@@ -52,7 +52,7 @@ _LISTS: Final = (
 
 
 def versus_section(report: dict[str, Any], names: ElementIds) -> Markup:
-    """Return which sites separate DATA and OTHER, the alarm, the most out-of-distribution rows."""
+    """Return the sites that separate DATA and OTHER, the alarm, and the most unusual rows."""
     versus = report.get("versus")
     if versus is None:
         text = "no second data set was given (--versus OTHER)."
@@ -85,7 +85,7 @@ def versus_section(report: dict[str, Any], names: ElementIds) -> Markup:
 
 
 def _columns(versus: dict[str, Any], names: ElementIds) -> list[Markup]:
-    """Return the columns that moved as a table."""
+    """Return the table of changed columns."""
     rows = versus.get("columns") or []
     if not rows:
         return []
@@ -102,7 +102,7 @@ def _columns(versus: dict[str, Any], names: ElementIds) -> list[Markup]:
 
 
 def _classes(versus: dict[str, Any], names: ElementIds, sides: tuple[str, str]) -> list[Markup]:
-    """Return the fractions of labels and answers of both sides as a table."""
+    """Return the table of label and answer fractions in both data sets."""
     classes = (versus.get("labels") or {}).get("classes") or []
     kinds = ("labels_data", "labels_other", "answers_data", "answers_other", "corrected")
     kept = [kind for kind in kinds if any(row[kind] is not None for row in classes)]
@@ -123,7 +123,7 @@ def _percent(value: float | None) -> str | None:
 
 
 def _counted(n_groups: int, where: dict[str, Any] | None) -> str:
-    """Return how many independent rows one side has; groups count if groups were given."""
+    """Return the number of independent rows of a data set: groups if groups were given."""
     if where is None or not where.get("group_column"):
         return plural(n_groups, "row")
     return f"{plural(n_groups, 'group')} ({plural(where['n_rows'], 'row')})"
@@ -150,7 +150,7 @@ def _only(sites: list[str]) -> str:
 
 
 def rows_section(report: dict[str, Any], names: ElementIds) -> Markup:
-    """Return rows by id: map, wrong labels, copies, far rows."""
+    """Return the tables of rows: map, wrong labels, copies, outliers."""
     rows = report.get("rows")
     if rows is None:
         return absent("Rows", "No rows are named in this report.")
@@ -173,7 +173,7 @@ def rows_section(report: dict[str, Any], names: ElementIds) -> Markup:
 
 
 def _suspects(found: dict[str, Any] | None, names: ElementIds, inputs: bool) -> list[Markup | None]:
-    """Return the labels to look at first, and how well this list found planted wrong labels."""
+    """Return the labels to check first, and how well the list found planted wrong labels."""
     if not found or not found["rows"]:
         return []
     note = (

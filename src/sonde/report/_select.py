@@ -1,4 +1,4 @@
-"""Which findings stand on the first page, which are folded, and which sites are drawn."""
+"""Select the findings of the first page, the folded ones, and the sites to draw."""
 
 import re
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Selection:
 
 
 def select(findings: list[dict[str, Any]]) -> Selection:
-    """Sort findings by level and effect, fold consequences under causes, cut the first page."""
+    """Sort findings by level and effect, fold consequences under causes, limit the first page."""
     ordered = sorted(findings, key=lambda f: (LEVELS.index(f["level"]), -f["effect"], f["code"]))
     ignored = tuple(f for f in ordered if f["ignored"])
     ordered = [f for f in ordered if not f["ignored"]]
@@ -71,7 +71,7 @@ def _fits(finding: dict[str, Any], first: list[dict[str, Any]]) -> bool:
 
 
 def drawn(sites: list[str], limit: int = MAX_SITES) -> list[str]:
-    """Return at most ``limit`` sites: the last one of each block, evenly thinned, ends kept.
+    """Return at most ``limit`` sites: the last of each block, evenly thinned, ends kept.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def drawn(sites: list[str], limit: int = MAX_SITES) -> list[str]:
 
 
 def short_names(sites: list[str]) -> tuple[dict[str, str], str]:
-    """Return short distinct names of sites, and the pattern that was left out.
+    """Return short distinct names of sites, and the common pattern that was removed.
 
     Examples
     --------
@@ -121,7 +121,7 @@ def spaced(names: list[str], count: int) -> list[str]:
 
 
 def runs(marked: list[str], sites: list[str]) -> list[str]:
-    """Return sites with each run of three or more neighbours as ``first … last``.
+    """Return sites with each run of three or more neighbours written as ``first … last``.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Pictures as SVG files of their own, in the light colours of the page; PNG from the same text."""
+"""Pictures as separate SVG files in the page's light colours, and as PNG."""
 
 import re
 from functools import cache
@@ -60,13 +60,13 @@ class Svg(str):
 
 
 def check_picture_name(path: Path) -> None:
-    """Raise if a name ends neither in ``.svg`` nor in ``.png``."""
+    """Raise unless a name ends in ``.svg`` or ``.png``."""
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"Svg.save: expected a name that ends in .svg or .png, got {str(path)!r}.")
 
 
 def png(svg: str, scale: float = 2.0) -> bytes:
-    """Return an SVG as the bytes of a PNG file."""
+    """Convert an SVG to the bytes of a PNG file."""
     found = _SIZE.search(svg)
     pixels = float(found[1]) * float(found[2]) * scale**2 if found else 0.0
     if not 0 < pixels <= MOST_PIXELS:
@@ -85,12 +85,12 @@ def palette() -> dict[str, str]:
 
 
 def plain(text: str) -> str:
-    """Return a text in which the page's colours stand as they are."""
+    """Replace the page's colour variables in a text by their values."""
     return _COLOR.sub(lambda match: palette()[match[1]], text)
 
 
 def drawn(pictures: list[Picture], width: int = WIDE) -> Svg:
-    """Return pictures one below the other, each with its message as its title.
+    """Return pictures below one another, each with its message as the title.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def drawn(pictures: list[Picture], width: int = WIDE) -> Svg:
 
 
 def _stacked(parts: list[Chart]) -> Chart:
-    """Return drawings one below the other, each with its own scales."""
+    """Return drawings below one another, each with its own scales."""
     apart = dict.fromkeys(("color", "shape", "x", "y"), "independent")
     bare = [{k: v for k, v in part.items() if k not in ("$schema", "config")} for part in parts]
     return {"$schema": SCHEMA, "vconcat": bare, "spacing": 36, "resolve": {"scale": apart}}

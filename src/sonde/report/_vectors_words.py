@@ -1,4 +1,4 @@
-"""Vectors that a model answers, in words: what can be judged of embeddings without labels."""
+"""Sentences about a model that returns vectors, without labels."""
 
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ POOLINGS: Final = {
 
 
 def vectors_sentence(report: dict[str, Any]) -> str:
-    """Return what the vectors of a model of embeddings are like, or "" for other models.
+    """Return a sentence about a model's embeddings, or "" for other models.
 
     Examples
     --------

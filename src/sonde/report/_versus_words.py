@@ -1,4 +1,4 @@
-"""Two data sets compared, in words: where they are told apart, how many alarms, which rows."""
+"""Sentences that compare two data sets: separation, alarms, and rows."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -15,7 +15,7 @@ Sides = tuple[str, str]
 
 
 def sides(report: dict[str, Any]) -> tuple[str, str]:
-    """Return the names of the two data sets: whole if short, else the last part of their paths.
+    """Return the names of the two data sets: whole if short, else the end of their paths.
 
     Examples
     --------
@@ -32,7 +32,7 @@ def sides(report: dict[str, Any]) -> tuple[str, str]:
 
 
 def told_apart(rows: Sequence[dict[str, Any]], say: Callable[[str], str], names: Sides) -> str:
-    """Return which site separates the two data sets best, or that none surely does."""
+    """Return the site that separates the two data sets best, or that none does reliably."""
     best = max(rows, key=lambda row: row["auroc"])
     value = f"AUROC {number(best['auroc'])}"
     if best["low"] is not None:
@@ -44,7 +44,7 @@ def told_apart(rows: Sequence[dict[str, Any]], say: Callable[[str], str], names:
 
 
 def surest_alarm(versus: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the alarm behind scores and rows: the leading alarm, unless the sum's is surer."""
+    """Return the alarm to report: the leading alarm, unless the sum's is more significant."""
     lead, total = versus.get("lead"), versus["alarm"]
     if lead is None or lead["p"] is None:
         return total
@@ -52,7 +52,7 @@ def surest_alarm(versus: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def beyond_threshold(alarm: dict[str, Any], say: Callable[[str], str], names: Sides) -> str:
-    """Return the share of the second data beyond the threshold, the detector and promised rate."""
+    """Return the fraction of OTHER above the threshold, the detector and its rate."""
     one = len(alarm["sites"]) == 1 and "," not in alarm["detector"]
     by = (
         f"by {alarm['detector']} at {say(alarm['sites'][0])}" if one else "with all scores combined"
@@ -64,7 +64,7 @@ def beyond_threshold(alarm: dict[str, Any], say: Callable[[str], str], names: Si
 
 
 def sentences(report: dict[str, Any]) -> Iterator[str]:
-    """Yield what a terminal says about the comparison, or nothing if it is missing."""
+    """Yield the terminal's sentences about the comparison; nothing if it is missing."""
     versus = report.get("versus")
     if not versus:
         return
@@ -84,7 +84,7 @@ def sentences(report: dict[str, Any]) -> Iterator[str]:
 
 
 def label_sentences(versus: dict[str, Any], names: Sides) -> Iterator[str]:
-    """Yield what is known of labels and answers: accuracy, shares, new classes, copies."""
+    """Yield sentences on labels and answers: accuracy, frequencies, new classes, copies."""
     known = versus.get("labels")
     if not known:
         return
@@ -121,7 +121,7 @@ def _right(found: dict[str, Any] | None, name: str) -> str:
 
 
 def _shares(classes: Sequence[dict[str, Any]], kind: str) -> str:
-    """Return the fractions that moved most, from DATA to OTHER."""
+    """Return the fractions that changed most from DATA to OTHER."""
     known = [(row["label"], row[f"{kind}_data"], row[f"{kind}_other"]) for row in classes]
     kept = [row for row in known if row[1] is not None and row[2] is not None and row[1] + row[2]]
     kept.sort(key=lambda row: -abs(row[2] - row[1]))
@@ -131,7 +131,7 @@ def _shares(classes: Sequence[dict[str, Any]], kind: str) -> str:
 
 
 def _copies(found: dict[str, int], names: Sides) -> Iterator[str]:
-    """Yield how many inputs are copies, on the side where copies are the larger share."""
+    """Yield the number of copies, on the side where they are the larger fraction."""
     n = (found["data"], found["other"])
     of = (found["n_data"], found["n_other"])
     if not any(n):
@@ -144,7 +144,7 @@ def _copies(found: dict[str, int], names: Sides) -> Iterator[str]:
 
 
 def matched_sentence(versus: dict[str, Any]) -> str:
-    """Return whether the two are told apart with as many rows of each label."""
+    """Return whether the data sets differ with equally many rows of each label."""
     found = versus.get("matched")
     if not found or found["auroc"] is None:
         return ""

@@ -1,4 +1,4 @@
-"""The answer of a recipe: a sentence, a table, a picture, and a page that holds all three."""
+"""The answer of a recipe: a sentence, a table, a picture, and a page with all three."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ Level = Literal["clear", "note", "warning", "error", "withheld"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class Answer(Result):
-    """Answer of a recipe about a user's own models and data.
+    """Answer of a recipe to a question about a user's own models and data.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class Answer(Result):
         }
 
     def json(self, recipe: str = "", inputs: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Return everything as JSON values, with the recipe's word and the words of its inputs."""
+        """Return everything as JSON values, with the recipe's name and its inputs' names."""
         return {
             "schema": SCHEMA,
             "recipe": recipe,
@@ -92,12 +92,12 @@ class Answer(Result):
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write a page (``.html``) or its JSON, by the name's ending."""
+        """Write a page (``.html``) or the JSON, by the ending of the name."""
         return save_document(self.json(), path)
 
 
 def document(found: dict[str, Any]) -> Document:
-    """Return what the answer of a recipe says.
+    """Return the answer of a recipe as a document.
 
     Parameters
     ----------

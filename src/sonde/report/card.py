@@ -1,4 +1,4 @@
-"""A section of a model card (Hugging Face ``README.md``): what a scan found, without inputs."""
+"""A section for a model card (Hugging Face ``README.md``): results of a scan, without inputs."""
 
 import re
 from pathlib import Path
@@ -42,7 +42,7 @@ def to_card(report: dict[str, Any]) -> str:
 
 
 def save_card(report: dict[str, Any], path: str | Path) -> Path:
-    """Write the section into a Markdown file; an earlier section of sonde in it is replaced.
+    """Write the section into a Markdown file; replace an earlier section of sonde.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def check_card(path: Path) -> None:
 
 
 def _findings(found: list[dict[str, Any]]) -> str:
-    """Return the findings that nobody ignored as a table; notes stay in the report."""
+    """Return the table of findings that are not ignored; notes stay in the report."""
     rows = [f for f in found if f["level"] in ("error", "warning") and not f["ignored"]]
     if not rows:
         return ""
@@ -79,5 +79,5 @@ def _findings(found: list[dict[str, Any]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return a text that is no Markdown of its own and fits a cell of a table."""
+    """Escape a text for a cell of a Markdown table."""
     return re.sub(r"([|`<>*_\[\]])", r"\\\1", " ".join(shown(text, SENTENCE).split()))

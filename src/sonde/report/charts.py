@@ -1,4 +1,4 @@
-"""What results describe with ``chart()``, drawn: as SVG, as text, as a page of a whole bundle."""
+"""Charts of results, drawn as SVG, as text, or as a page for a whole bundle."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ Named = Iterable[tuple[tuple[str, str], Result]]
 
 
 def chart_to_svg(chart: Chart, width: int = WIDE) -> Svg:
-    """Return a chart as an SVG file's text; a notebook shows it, ``save`` writes it.
+    """Return a chart as the text of an SVG file, which notebooks show and ``save`` writes.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def chart_to_svg(chart: Chart, width: int = WIDE) -> Svg:
 
 
 def chart_picture(chart: Chart, key: str) -> Picture:
-    """Return a chart as a plot of a page, beside the numbers that it carries."""
+    """Return a chart as a picture of a page, with its numbers."""
     rows = chart.get("data", {}).get("values", [])
     columns = tuple(name for name in (rows[0] if rows else {}) if name != "tip")
     table = tuple(tuple(row.get(name) for name in columns) for row in rows)
@@ -41,7 +41,7 @@ def chart_picture(chart: Chart, key: str) -> Picture:
 
 
 def charts_of(results: Named) -> Iterator[tuple[str, Chart]]:
-    """Yield the charts of results, each with its method: single figures as a curve over sites."""
+    """Yield the charts of results with their methods; scalar results become curves over sites."""
     by_method: dict[str, dict[str, Result]] = {}
     for (method, site), result in results:
         by_method.setdefault(method, {})[site] = result
@@ -85,7 +85,7 @@ def charts_document(results: Named, name: str) -> dict[str, Any]:
 
 
 def document(found: dict[str, Any]) -> Document:
-    """Return the pictures of a bundle.
+    """Return the charts of a bundle as a document.
 
     Parameters
     ----------

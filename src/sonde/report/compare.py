@@ -1,4 +1,4 @@
-"""Two models on the same inputs."""
+"""The document of a comparison of two models on the same inputs."""
 
 import math
 from typing import Any, Final
@@ -27,7 +27,7 @@ _MEANINGS: Final = {
 
 
 def document(found: dict[str, Any]) -> Document:
-    """Return what a comparison says: whether two models answer alike, and where layers part.
+    """Return a comparison as a document: equal answers, and layers that differ.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def _verdict(found: dict[str, Any]) -> str:
 
 
 def _stayed(last: dict[str, Any]) -> str:
-    """Return how many neighbours of a row stay at the last common layer, where search happens.
+    """Return how many nearest neighbours of a row are the same in both models.
 
     Models without answers, such as those of embeddings, are used by their nearest rows.
 
@@ -126,7 +126,7 @@ def _stayed(last: dict[str, Any]) -> str:
 
 
 def _rows_sentence(found: dict[str, Any]) -> str:
-    """Return the number of rows that the figures are based on."""
+    """Return the number of rows behind the numbers."""
     text = f"From {plural(found['n_rows'], 'row')} that both models have"
     text += ", one of each group in CKA" if found["grouped"] else ""
     missing = found["n_missing"]
@@ -138,7 +138,7 @@ def _rows_sentence(found: dict[str, Any]) -> str:
 
 
 def _layers(found: dict[str, Any]) -> Table:
-    """Return the figures of each layer beside its partner."""
+    """Return the statistics of each layer and its partner."""
     columns = ("site", "partner", "CKA", "se", "near", "A->B", "B->A", "moved")
     rows = tuple(
         (
@@ -174,7 +174,7 @@ def _units(found: dict[str, Any]) -> Section:
 
 
 def map_picture(found: dict[str, Any]) -> Picture:
-    """Return the similarity of every layer of the first model to every one of the second."""
+    """Return the similarity matrix between the layers of both models."""
     sites, others = found["sites"], found["others"]
 
     message = _map_message(found)
@@ -224,7 +224,7 @@ def _cells(found: dict[str, Any], across: Axis, up: Axis) -> Rows:
 
 
 def alike_picture(found: dict[str, Any]) -> Picture | None:
-    """Return how alike each layer is to its partner, along the depth of the first model."""
+    """Return the similarity of each layer to its partner, by depth of the first model."""
     known = [m for m in found["matches"] if m["cka"] is not None]
     if len(known) < 2:
         return None
@@ -258,7 +258,7 @@ def _point(match: dict[str, Any], axis: Axis) -> dict[str, Any]:
 
 
 def moved_picture(found: dict[str, Any]) -> Picture | None:
-    """Return how far the states of sites with the same name moved, along the depth."""
+    """Return the change of states at sites with the same name, by depth."""
     moved = [m for m in found["matches"] if m["movement"] is not None]
     if len(moved) < 2:
         return None

@@ -1,4 +1,4 @@
-"""What a smaller model gained and cost."""
+"""The document of a compression: what the smaller model gained and lost."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ UNPACKABLE = ("bit", "signs")
 
 
 def document(found: dict[str, Any]) -> Document:
-    """Return what a compression says.
+    """Return a compression as a document.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def mib(n_bytes: int) -> str:
 
 
 def _verdict(found: dict[str, Any]) -> str:
-    """Return which weights were packed, what was gained, and how many answers changed."""
+    """Return a sentence on the packed weights, the gain, and the changed answers."""
     gains = [
         f"{what} {_times(found[key][0], found[key][1], 'smaller', 'larger')}"
         for what, key in (("files", "bytes"), ("memory", "memory"))
@@ -67,7 +67,7 @@ def _verdict(found: dict[str, Any]) -> str:
 
 
 def _covered(found: dict[str, Any]) -> str:
-    """Return which part of the weights was packed, what is left, and what packs more."""
+    """Return which part of the weights was packed, what remains, and how to pack more."""
     told = found.get("covered")
     if not told:
         return ""
@@ -90,12 +90,12 @@ def _covered(found: dict[str, Any]) -> str:
 
 
 def _is_vector(told: dict[str, Any]) -> bool:
-    """Return whether the models answer with vectors, which are compared by the cosine."""
+    """Return whether the models return vectors, which are compared by their cosine."""
     return told.get("cosine") is not None
 
 
 def _speed(one: dict[str, Any]) -> str:
-    """Return how fast the smaller model is, unless the pairs of runs leave it open."""
+    """Return the speed of the smaller model, unless the timings are inconclusive."""
     low, high = one["ratio_range"]
     if low <= 1 <= high:
         return "not told apart"
@@ -110,7 +110,7 @@ def _times(before: float, after: float, gain: str, loss: str) -> str:
 
 
 def _kept_words(found: dict[str, Any]) -> str:
-    """Return which modules kept their size."""
+    """Return the modules that kept their size."""
     kept = found["kept"]
     total = mib(sum(one["bytes"] for one in kept))
     named = ", ".join(f"{shown(one['layer'], 60)} ({one['kind']})" for one in kept[:3])
@@ -164,7 +164,7 @@ def _answers(found: dict[str, Any]) -> Section:
 
 
 def _vectors(told: dict[str, Any]) -> Section:
-    """Return how far the vectors of a model without classes moved."""
+    """Return the change of the vectors of a model without classes."""
     mean, low, high, least = (
         None if told[key] is None else 1 - told[key]
         for key in ("cosine", "cosine_high", "cosine_low", "cosine_5")
@@ -275,7 +275,7 @@ def _time(found: dict[str, Any]) -> Section:
 
 
 def _way_out(found: dict[str, Any]) -> str:
-    """Return which inputs the packed model is slower on, and how to run its weights unpacked."""
+    """Return on which inputs the packed model is slower, and how to unpack its weights."""
     slower = [
         one["what"] for one in found["times"] if one["ratio"] < 0.95 and one["ratio_range"][1] < 1
     ]

@@ -1,4 +1,4 @@
-"""What each size of a model costs: trials, and a chart of size against divergence."""
+"""The document of a search over model sizes: trials, and a chart of size and divergence."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ BRIEF = ("size", "method", "MiB", "x smaller", "KL", "other answer", "best")
 
 
 def document(found: dict[str, Any]) -> Document:
-    """Return what a search over sizes says.
+    """Return a search over model sizes as a document.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def document(found: dict[str, Any]) -> Document:
 
 
 def _near(found: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the smallest of the best trials whose divergence is small enough, or None."""
+    """Return the smallest of the best trials with a small enough divergence, or None."""
     near = [t for t in found["trials"] if t["best"] and t["fidelity"]["kl"] <= found["max_kl"]]
     return min(near, key=lambda one: one["n_bytes"], default=None)
 

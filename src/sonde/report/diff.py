@@ -1,4 +1,4 @@
-"""What is new between two reports: findings matched by code and site, figures by their errors.
+"""The difference of two reports: findings matched by code and site, numbers by their errors.
 
 Use it for a baseline in a gate, or to read two checkpoints side by side; to compare the states
 themselves rather than their reports, compare the saved states.
@@ -21,7 +21,7 @@ _MUST_AGREE: Final = ("reducer", "dtype")
 
 
 def diff(a: Report, b: Report) -> dict[str, Any]:
-    """Return how the findings and figures of ``b`` differ from those of ``a``.
+    """Return the differences of findings and numbers from ``a`` to ``b``.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def _common(x: dict[str, Any], y: dict[str, Any]) -> list[str] | None:
 
 
 def _alone(a: Report, b: Report, these: list, those: list, state: str) -> list[Entry]:
-    """Return the entries of ``these`` findings at sites that ``those`` findings do not name."""
+    """Return the entries of some findings at sites that the other findings do not name."""
     entries = []
     elsewhere = {row["site"] for row in (a if state == "new" else b)["sites"]}
     taken = {site for finding in those for site in finding["sites"]}
@@ -198,7 +198,7 @@ def _error(figure: dict[str, Any]) -> Real | None:
 
 
 def _shared_figures(a: Report, b: Report) -> list[dict[str, Any]]:
-    """Return every figure that both reports have at a site; ``moved`` is None without errors."""
+    """Return every number that both reports have at a site; ``moved`` is None without errors."""
     before = {row["site"]: row["values"] for row in a["sites"]}
     rows = []
     for row in b["sites"]:

@@ -29,7 +29,7 @@ _MAX_ROWS: Final = 300
 
 
 def diff_to_text(difference: dict[str, Any], width: int = 80, *, ascii: bool = False) -> str:
-    """Return a difference for a terminal, in lines of at most ``width`` where blanks allow it."""
+    """Return a difference for a terminal, in lines of at most ``width`` if words allow it."""
     difference = escaped(difference) if ascii else difference
     lines = [line for side in _sides(difference) for line in wrap(": ".join(side), width)]
     lines += wrap(provenance_line(difference), width)
@@ -53,14 +53,14 @@ def diff_to_text(difference: dict[str, Any], width: int = 80, *, ascii: bool = F
 
 
 def _sides(difference: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what A and B are."""
+    """Return the names of the two reports, A and B."""
     read = [(difference[side]["model"], difference[side]["data"]) for side in ("a", "b")]
     named = [f"{shown(model, 60)} on {shown(data, 60)}" for model, data in read]
     return list(zip(("A", "B"), named, strict=True))
 
 
 def provenance_line(difference: dict[str, Any]) -> str:
-    """Return what differs in provenance, in one sentence."""
+    """Return one sentence on the differences in provenance."""
     differs = difference["differs"]
     if not differs:
         return "A and B: same model, data, settings and versions."
@@ -73,12 +73,12 @@ def provenance_line(difference: dict[str, Any]) -> str:
 
 
 def _key(row: dict[str, Any]) -> str:
-    """Return the words of a key such as ``data.n_rows``."""
+    """Return a key such as ``data.n_rows`` as words."""
     return words(row["key"].replace(".n_", ".")).replace(".", ": ")
 
 
 def counts_line(difference: dict[str, Any]) -> str:
-    """Return how many findings are new, worse, gone, better, the same."""
+    """Return the numbers of new, worse, gone, better and unchanged findings."""
     counts = difference["counts"]
     return ", ".join(
         f"{counts[state]} {_WORDS[state]}" for state in STATES if counts[state] or state == "new"
@@ -97,7 +97,7 @@ def _place(entry: Entry) -> str:
 
 
 def _before(entry: Entry) -> str:
-    """Return why a finding may be new or gone without the model having changed."""
+    """Return why a finding may be new or gone although the model is unchanged."""
     for state, key, name in (("new", "before", "A"), ("gone", "after", "B")):
         other = entry[key]
         if entry["state"] == state and other not in {"clear", "raised"}:

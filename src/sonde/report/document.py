@@ -1,4 +1,4 @@
-"""What a command says, once: a verdict, facts, and sections of sentences, tables and pictures.
+"""The output of a command: a verdict, facts, and sections of text, tables and pictures.
 
 A page (``document_page``) and a terminal (``document_text``) draw the same document; its JSON is
 what it was made from.
@@ -37,7 +37,7 @@ class Prose:
 @final
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """A finding in a sentence.
+    """A finding as a sentence.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Finding:
 @final
 @dataclass(frozen=True, eq=False)
 class Command:
-    """A command to be copied.
+    """A command that the user can copy.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class Command:
 @final
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Rows of figures.
+    """A table of numbers.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class Table:
 @final
 @dataclass(frozen=True, eq=False)
 class Figure:
-    """A picture with its message; in a terminal the message, and some of its numbers.
+    """A picture with its message; a terminal prints the message and some of its numbers.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ class Figure:
 @final
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """A drawing for a page, such as an input, and the lines that replace it in a terminal.
+    """A drawing for a page, such as an input, and its replacement text in a terminal.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ class Section:
 @final
 @dataclass(frozen=True, eq=False)
 class Document:
-    """Everything that a command says.
+    """The complete output of a command.
 
     Parameters
     ----------
@@ -203,10 +203,10 @@ class Document:
     script: str = ""
 
     def kept(self) -> list[Section]:
-        """Return the sections that hold something."""
+        """Return the sections that are not empty."""
         return [part for part in self.sections if part is not None and (part.parts or part.lead)]
 
 
 def figures(*pictures: Picture | None, where: Where = "both") -> list[Part]:
-    """Return the pictures that are there as parts of a section."""
+    """Return the available pictures as parts of a section."""
     return [Figure(made, where=where) for made in pictures if made is not None]

@@ -1,4 +1,4 @@
-"""A document as one HTML page that works offline and carries its JSON."""
+"""A document as one HTML page that works offline and embeds its JSON."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def document_page(
 
 
 def embedded(document: Document, names: ElementIds) -> Markup:
-    """Return facts and sections of a document, as a part of another page."""
+    """Return facts and sections of a document as a part of another page."""
     made = [definitions(document.facts)]
     for kept in document.kept():
         if kept.where != "terminal":

@@ -1,4 +1,4 @@
-"""A document as text for a terminal: the verdict, then what each section says."""
+"""A document as text for a terminal: the verdict, then each section."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -87,7 +87,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _table(part: Table, verbose: bool, width: int, room: int) -> Iterator[str]:
-    """Yield title, heads, rows and the meanings of the columns."""
+    """Yield the title, the header, the rows and the legend of a table."""
     columns = part.numbers.columns
     chosen = [columns.index(name) for name in (part.brief or columns)]
     heads = [columns[i] for i in chosen]
@@ -114,7 +114,7 @@ def _table(part: Table, verbose: bool, width: int, room: int) -> Iterator[str]:
 
 
 def _pairs(pairs: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
-    """Yield names and what they stand for, in two columns."""
+    """Yield names and their values in two columns."""
     room = max(len(name) for name, _ in pairs) + len(GAP)
     for name, text in pairs:
         lines = _wrapped(text, width - room)
@@ -123,7 +123,7 @@ def _pairs(pairs: Sequence[tuple[str, str]], width: int) -> Iterator[str]:
 
 
 def _heads(heads: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[Sequence[str]]:
-    """Return the lines that name the columns; if room is short, each word has its own line."""
+    """Return the header lines of a table; if space is short, one word per line."""
     whole = [max(map(len, column)) for column in zip(heads, *cells, strict=True)]
     if sum(whole) + len(GAP) * (len(heads) - 1) <= width:
         return [heads]
@@ -145,7 +145,7 @@ def _cell_text(value: Cell, kind: str) -> str:
 
 
 def _widths(cells: Sequence[Sequence[str]], right: Sequence[bool], width: int) -> list[int]:
-    """Return the widths of the columns that fit; text shrinks before columns are left out."""
+    """Return the widths of the columns that fit; text shrinks before columns are dropped."""
     found = [max(len(row[i]) for row in cells) for i in range(len(right))]
     last = len(found) - 1
     for i in sorted(range(len(found)), key=lambda i: -found[i]):

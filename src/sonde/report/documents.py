@@ -1,4 +1,4 @@
-"""The documents of all commands but ``scan``: made from their JSON, drawn, written, described."""
+"""The documents of all commands but ``scan``, built from their JSON and written to files."""
 
 from importlib import import_module
 from pathlib import Path
@@ -52,7 +52,7 @@ def document_of(found: dict[str, Any], **shown: Any) -> Document:
 
 
 def to_page(found: dict[str, Any], **shown: Any) -> str:
-    """Return the JSON of a command as one self-contained page."""
+    """Return the JSON of a command as a self-contained page."""
     return document_page(document_of(found, **shown), found)
 
 
@@ -65,13 +65,13 @@ def to_terminal(
     room: int = COLUMNS,
     **shown: Any,
 ) -> str:
-    """Return the JSON of a command as text (see ``document_text``); ``quiet``: its verdict."""
+    """Return the JSON of a command as text; with ``quiet`` only its verdict."""
     made = document_of(found, **shown)
     return made.verdict if quiet else document_text(made, verbose, width, room)
 
 
 def save_document(found: dict[str, Any], path: str | Path, **shown: Any) -> Path:
-    """Write the JSON of a command as a page (``.html``) or as it is, by the name's ending.
+    """Write the JSON of a command as a page (``.html``) or as JSON, by the name's ending.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def save_document(found: dict[str, Any], path: str | Path, **shown: Any) -> Path
 
 
 def other_page(path: str | Path) -> dict[str, Any] | None:
-    """Return what a page or JSON of another command holds, or None if the file is neither."""
+    """Return the contents of another command's page or JSON, or None for other files."""
     try:
         found = carried(path)
     except SondeError:

@@ -1,4 +1,4 @@
-"""What moved between two fits."""
+"""The document of a drift between two fits."""
 
 from typing import Any, Final
 
@@ -44,7 +44,7 @@ SIDES: Final = ("first", "second")
 
 
 def document(found: dict[str, Any]) -> Document:
-    """Return what a drift says: which sites, directions and units moved.
+    """Return a drift as a document: changed sites, directions and units.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def document(found: dict[str, Any]) -> Document:
 
 
 def sizes(states: list[dict[str, Any]]) -> Section:
-    """Return how large each state of both sides is."""
+    """Return the sizes of the states on both sides."""
     columns = ("site", "side", "state", "part", "bytes", "read by")
     rows = tuple(
         (s["site"], s["side"], s["statistic"], s["part"], s["bytes"], ", ".join(s["read_by"]))

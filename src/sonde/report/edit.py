@@ -1,4 +1,4 @@
-"""What a change of a model did."""
+"""The document of a change to a model."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ LONG_TABLE = 20
 
 
 def document(found: dict[str, Any]) -> Document:
-    """Return what an act says: its effect beside random changes of its size, and how to undo it.
+    """Return an edit as a document: its effect, random changes of equal size, and the undo.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def document(found: dict[str, Any]) -> Document:
 
 
 def edit_verdict(found: dict[str, Any]) -> str:
-    """Return a sentence about what a change did, compared with random changes."""
+    """Return a sentence on the effect of a change, compared with random changes."""
     judged = found["judgement"]
     if judged is None:
         return shown(found["notes"][0], 400) if found["notes"] else "nothing was changed"

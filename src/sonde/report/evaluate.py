@@ -1,4 +1,4 @@
-"""How well scores tell unusual rows from usual ones, as a page or as a drawing."""
+"""Separation of out-of-distribution from in-distribution rows by scores, as page or picture."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -54,7 +54,7 @@ def evaluation(
     unusual: str = "",
     trust: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return what a page about scores is made of, as JSON.
+    """Return the contents of an evaluation page as JSON.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def evaluation(
 
 
 def document(found: dict[str, Any]) -> Document:
-    """Return what an evaluation says: which detector and site tells best, and by how much.
+    """Return an evaluation as a document: the best detector and site, and their lead.
 
     Every figure stands in its table; histograms and ROC curves are drawn for at most 4 detectors
     and sites, for each detector first where its AUROC is highest.
@@ -107,7 +107,7 @@ def document(found: dict[str, Any]) -> Document:
 
 
 def save_evaluation(found: dict[str, Any], path: str | Path) -> Path:
-    """Write a page (``.html``) or its JSON, or its best detector's pictures as SVG or PNG."""
+    """Write an evaluation as a page, as JSON, or as SVG or PNG pictures of the best detector."""
     path = Path(path)
     if path.suffix.lower() in ENDINGS:
         return save_document({**found, "curves": _drawn(found)}, path)
@@ -115,12 +115,12 @@ def save_evaluation(found: dict[str, Any], path: str | Path) -> Path:
 
 
 def best_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the row of the highest AUROC."""
+    """Return the row with the highest AUROC."""
     return max(rows, key=lambda row: -1.0 if row["auroc"] is None else row["auroc"])
 
 
 def trust_text(found: dict[str, Any], kinds: tuple[str, str] = ("usual", "unusual rows")) -> str:
-    """Return which detector and site to trust, in a sentence."""
+    """Return a sentence on the detector and site to trust."""
     n = found["n_candidates"]
     if found["trusted"] is None:
         return (
@@ -146,7 +146,7 @@ def trust_text(found: dict[str, Any], kinds: tuple[str, str] = ("usual", "unusua
 
 
 def pictures_of(found: dict[str, Any]) -> list[Picture]:
-    """Return the pictures of the detector and site that tell best, and its AUROC by site."""
+    """Return the pictures of the best detector and site, and its AUROC by site."""
     best = best_of(found["rows"])
     mine = [row for row in found["rows"] if row["instrument"] == best["instrument"]]
     layers = [auroc_picture(mine, best["instrument"])] if len(mine) > 1 else []
@@ -212,7 +212,7 @@ def _curves(found: dict[str, Any]) -> Section:
 
 
 def _drawn(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the curves that are drawn: of each detector its best site, then the next best."""
+    """Return the curves to draw: each detector at its best site, then the next best."""
     seen: dict[str, int] = {}
     order = []
     height = {_key(row): row["auroc"] or 0.0 for row in found["rows"]}

@@ -1,4 +1,4 @@
-"""Judged explanations: why these answers."""
+"""The document of tested explanations of a model's answers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ _BRIEF: Final = (
 
 
 def document(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -> Document:
-    """Return what an explanation says: what answers depend on, and which methods can be believed.
+    """Return an explanation as a document: what answers depend on, and reliable methods.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def _not_run(methods: Sequence[str]) -> str:
 
 
 def _verdict(found: dict[str, Any]) -> str:
-    """Return which explanation can be believed here, or that none can."""
+    """Return which explanation is reliable here, or that none is."""
     few = [one for one in found["methods"] if one["verdict"].get("open")]
     if found["best"] is None and few:
         one = few[0]
@@ -114,7 +114,7 @@ def _verdict(found: dict[str, Any]) -> str:
 
 
 def _rivals(found: dict[str, Any]) -> str:
-    """Return which methods are not told apart from the best, or have a larger effect."""
+    """Return the methods that are as good as the best one, or have a larger effect."""
     said, of = "", {one["method"]: one for one in found["methods"]}
     if equal := found.get("not_apart"):
         said = f" Not told apart from it (95 %): {', '.join(shown(w, 60) for w in equal)}."
@@ -155,13 +155,13 @@ def _methods(found: dict[str, Any]) -> Section:
 
 
 def _interval(one: dict[str, Any]) -> str | None:
-    """Return the interval of an effect, or None if one input gave none."""
+    """Return the interval of an effect, or None if it is not known."""
     low, high = one.get("effect_range") or (None, None)
     return None if low is None or high is None else f"{number(low)} to {number(high)}"
 
 
 def _holds(one: dict[str, Any]) -> str:
-    """Return where an attribution can be believed: everywhere, for some classes, or nowhere."""
+    """Return where an attribution is reliable: everywhere, for some classes, or nowhere."""
     if not one["believable"]:
         return "too few" if one["verdict"].get("open") else "no"
     if one["verdict"]["label"] is None:
@@ -203,7 +203,7 @@ def _examples(found: dict[str, Any], shown_inputs: Sequence[Shown]) -> Section:
 
 
 def _where(found: dict[str, Any]) -> str:
-    """Return the site that is explained, with the names of the model's inputs."""
+    """Return the explained site, with the names of the model's inputs."""
     site, inputs = shown(found["site"], 80), found.get("inputs")
     return f"{site} ({shown(inputs, 120)})" if inputs and site == "input" else site
 

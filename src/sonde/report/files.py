@@ -49,7 +49,7 @@ def load_report(path: str | Path) -> dict[str, Any]:
 
 
 def carried(path: str | Path) -> Any:
-    """Return the JSON of a file, or the JSON that a page carries, of any schema.
+    """Return the JSON of a file, or the JSON embedded in a page, of any schema.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def carried(path: str | Path) -> Any:
 
 
 def save_report(report: dict[str, Any], path: str | Path) -> Path:
-    """Write a report, as a page or as JSON by the name's ending; whole or not at all.
+    """Write a report as a page or as JSON, by the name's ending; never a partial file.
 
     Parameters
     ----------
@@ -105,17 +105,17 @@ def save_report(report: dict[str, Any], path: str | Path) -> Path:
 
 
 def sealed_json(report: dict[str, Any]) -> str:
-    """Return the report as JSON text whose last key is a hash of the text without it."""
+    """Return the report as JSON text whose last key is a hash of the rest."""
     return to_json({**report, "hash": _hash(to_json(report))})
 
 
 def sealed_page(text: str) -> str:
-    """Return a page that ends in a comment with the hash of all before it."""
+    """Return a page that ends in a comment with the hash of everything before it."""
     return f"{text}<!-- sonde {_hash(text)} -->\n"
 
 
 def is_sealed(path: Path) -> bool | None:
-    """Return whether a report still has every byte that was written, or None if it has no hash.
+    """Return whether a report is unchanged since it was written, or None without a hash.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def _hash(text: str) -> str:
 
 
 def to_json(report: dict[str, Any]) -> str:
-    """Return the report as JSON text with a fixed layout; an infinite number or NaN is an error."""
+    """Return the report as JSON text with a fixed layout; NaN or infinity is an error."""
     return json.dumps(report, allow_nan=False, ensure_ascii=False, indent=1) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Gates on a scan: levels, codes, and limits of the model's own answers, as ``accuracy<.95``."""
+"""Gates on a scan: levels, codes, and limits such as ``accuracy<.95``."""
 
 import math
 import re
@@ -12,7 +12,7 @@ LIMIT: Final = re.compile(rf"({'|'.join(MEASURES)}) *([<>]) *(\d+\.?\d*|\.\d+)")
 
 
 def reached(report: dict[str, Any], word: str) -> str | None:
-    """Return how a report reaches a limit, or None if it does not or ``word`` is no limit.
+    """Return how a report reaches a limit, or None if it does not or if ``word`` is no limit.
 
     An unknown figure reaches the limit too: a gate that could not look must not pass.
 
@@ -38,7 +38,7 @@ def reached(report: dict[str, Any], word: str) -> str | None:
 
 
 def figure(report: dict[str, Any], name: str) -> float | None:
-    """Return accuracy, loss (nats per label or token) or error (root mean square), or None."""
+    """Return accuracy, loss (nats per label or token), error (root mean square), or None."""
     answers = report.get("answers") or {}
     if answers.get("measure", "").endswith(MEASURES[name]):
         return answers["value"]

@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no network, no file, no runtime.
+"""The report as a self-contained HTML page: no network, no other file, no runtime.
 
 Use it to look at a scan; programs read the JSON that the page carries.
 """
@@ -58,7 +58,7 @@ SECTIONS: Final = {
 
 
 def to_html(report: dict[str, Any]) -> str:
-    """Return a report as one self-contained page.
+    """Return a report as a self-contained page.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def to_html(report: dict[str, Any]) -> str:
 
 
 def _versus_model(report: dict[str, Any], names: ElementIds) -> Markup | None:
-    """Return the differences from the other model, or None if no other model was given."""
+    """Return the section on differences from another model, or None without another model."""
     found = report.get("versus_model")
     if found is None:
         return None
@@ -118,7 +118,7 @@ def _measured(report: dict[str, Any], names: ElementIds) -> list[Markup | None]:
 
 
 def _folded(report: dict[str, Any], parts: list[Markup]) -> list[Markup]:
-    """Return the comparison with OTHER as it is, and the other sections in one drawer."""
+    """Return the comparison with OTHER, and the other sections in one collapsed part."""
     if not parts:
         return []
     if report.get("versus"):
@@ -132,7 +132,7 @@ _SAID = "The JSON in this page leaves out {}; `sonde scan --json` prints all of 
 
 
 def thinned(report: dict[str, Any], room: int) -> dict[str, Any]:
-    """Return the report; while it is too large, parts are left out.
+    """Return the report, with parts left out while it is too large.
 
     In order: undrawn similarity, curves, units and sites; the map; rows that the model gets right.
 
@@ -208,7 +208,7 @@ def _right(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def wrong_section(report: dict[str, Any], names: ElementIds) -> Markup | None:
-    """Return the wrong inputs of each pair, the worst first, or None if there is no pair."""
+    """Return the wrong inputs of each (label, answer) pair, worst first, or None."""
     rows = (report.get("rows") or {}).get("answers") or []
     pairs = wrong_pairs(rows)
     if not pairs:
@@ -273,7 +273,7 @@ def _cell(value: Any) -> Any:
 
 
 def limits_section(report: dict[str, Any], absent: Sequence[Markup] = ()) -> Markup:
-    """Return what this scan cannot see: what was not measured, checks that were withheld."""
+    """Return the limits of this scan: unmeasured things and withheld checks."""
     items = [*absent, *(el("li", text) for text in report["limits"])]
     for state in ("withheld", "failed"):
         for check in report["checks"]:

@@ -1,4 +1,4 @@
-"""The report in a notebook: a short view that needs no script, and the text beside it."""
+"""The report in a notebook: a short view without scripts, and its text."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def _item(finding: dict[str, Any], sites: list[str]) -> Markup:
 
 
 def _mark(level: str) -> Markup:
-    """Return a level's word and shape, styled by attributes: a notebook has no style sheet."""
+    """Return a level's word and symbol with inline style, since notebooks have no style sheet."""
     colors = {"error": "#c44e00", "warning": "#b97900", "note": "#0072b2"}
     made = badge(level).replace("<svg ", f'<svg width="14" height="14" fill="{colors[level]}" ')
     return Markup(made)

@@ -1,4 +1,4 @@
-"""Pictures of scores from Python: each function returns the text of an SVG file.
+"""Pictures of scores from Python: each function returns an SVG file as text.
 
 A notebook shows what they return, ``.save(path)`` writes it as SVG or PNG. The pages of
 ``sonde evaluate`` and ``sonde score`` hold the same pictures.
@@ -40,7 +40,7 @@ def histogram(
     bins: int = 40,
     width: int = WIDE,
 ) -> Svg:
-    """Return the histogram of the scores of in-distribution rows, and of unusual ones beside them.
+    """Return the histogram of in-distribution scores, and of out-of-distribution scores.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def auroc_by_site(rows: list[dict[str, Any]], instrument: str, *, width: int = W
 def heat_map(
     image: Any, scores: Any, grid: Any, *, low: float | None = None, high: float | None = None
 ) -> Svg:
-    """Return an image beside a grey copy of it with warm colours over unusual patches.
+    """Return an image beside a grey copy with warm colours over unusual patches.
 
     The most unusual patch has a box. Brightness is stretched from the darkest to the brightest
     value. The colours lie over a bilinear map between the centres of patches (``score_map``).
@@ -237,7 +237,7 @@ def tokens_svg(
     alpha: float,
     own_lines: bool,
 ) -> Markup:
-    """Return the drawing; ``own_lines`` gives each piece a line of its own."""
+    """Return a drawing of tokens; with ``own_lines`` each token has its own line."""
     scale, keep = ColourScale.of(scores), marked(scores, p, alpha)
     drawn: list[Markup] = []
     line = column = 0
@@ -270,7 +270,7 @@ def tokens_svg(
 
 
 def _lines(piece: str) -> list[str]:
-    """Return a piece cut at line breaks, which show as signs, and at the width of a line."""
+    """Split a piece at line breaks, which are drawn as symbols, and at the line width."""
     text = piece.replace("\t", " ")
     parts = [f"{part}\u21b5" for part in text.split("\n")[:-1]] + [text.split("\n")[-1]]
     out: list[str] = []
@@ -296,7 +296,7 @@ def _said(i: int, score: float, p: float | None, strong: bool) -> str:
 
 
 def _left(n: int, line: int) -> Markup:
-    """Return the line that says how many parts are not drawn."""
+    """Return the line with the number of parts that are not drawn."""
     said = f"{plural(n, 'more part')} not drawn"
     return el("text", said, x=16, y=25 + line * LINE, fill="var(--soft)")
 

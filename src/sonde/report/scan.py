@@ -1,4 +1,4 @@
-"""``sonde.scan``: the main job, from a model and data to a report."""
+"""``sonde.scan``, the main function: from a model and data to a report."""
 
 import time
 from collections.abc import Sequence
@@ -48,11 +48,11 @@ ALL_ROWS = ("tokens", "patches")
 
 
 class ReportFinding(dict[str, Any]):
-    """A finding of a report: the dictionary of its JSON, the common entries as attributes."""
+    """A finding of a report: a dictionary from its JSON, with common entries as attributes."""
 
     @property
     def code(self) -> str:
-        """E.g. ``SND011``; each has a page in the documentation."""
+        """Code such as ``SND011``; each code has a page in the documentation."""
         return self["code"]
 
     @property
@@ -62,7 +62,7 @@ class ReportFinding(dict[str, Any]):
 
     @property
     def title(self) -> str:
-        """Name of the check, in a few words: the same in every report."""
+        """Short name of the check, equal in every report."""
         return self["title"]
 
     @property
@@ -72,17 +72,17 @@ class ReportFinding(dict[str, Any]):
 
     @property
     def sites(self) -> list[str]:
-        """Keys of the sites where it was found."""
+        """Keys of the sites of the finding."""
         return self["sites"]
 
     @property
     def rows(self) -> list[str]:
-        """Ids of the inputs that it names; empty where it names none."""
+        """Ids of the inputs that the finding names; may be empty."""
         return self["rows"]
 
 
 class Report:
-    """Result of a scan: print it, save it, gate on it.
+    """Result of a scan, which can be printed, saved and used as a gate.
 
     Attributes
     ----------
@@ -97,12 +97,12 @@ class Report:
 
     @property
     def findings(self) -> list[ReportFinding]:
-        """The findings that were not silenced."""
+        """The findings that are not ignored."""
         return [ReportFinding(f) for f in self._report["findings"] if not f["ignored"]]
 
     @property
     def figures(self) -> dict[str, Svg]:
-        """The pictures of the page, each drawn when it is asked for."""
+        """The pictures of the page, each drawn on demand."""
         return {made.key: drawn([made]) for made in scan_pictures(self._report)}
 
     def json(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Report:
         return self._report
 
     def save(self, path: str | Path) -> None:
-        """Write the report: one self-contained page for ``.html``, the JSON for ``.json``."""
+        """Write the report: a self-contained page for ``.html``, the JSON for ``.json``."""
         save_report(self._report, path)
 
     def __str__(self) -> str:
@@ -141,7 +141,7 @@ def scan(
     progress: bool = True,
     **options: Any,
 ) -> Report:
-    """Read a model's hidden states over data in one pass and say what is going on inside.
+    """Read a model's hidden states over data in one pass and report what is going on inside.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def run_scan(
     again: Again | None = None,
     **options: Any,
 ) -> tuple[Scanned, str]:
-    """Return the evidence and checks of a scan, and the model's name.
+    """Return the evidence and the checks of a scan, and the model's name.
 
     ``again`` says how the scan was asked for, in the words of the command or of the call.
     """
@@ -247,7 +247,7 @@ def run_scan(
 
 
 def _beside(mine: Stream) -> dict[str, Any]:
-    """Return how to read OTHER: labels are numbered as in DATA, and new labels are allowed."""
+    """Return options for reading OTHER: labels numbered as in DATA, new labels allowed."""
     inputs = items_of(mine)
     if inputs is None:
         return {}
@@ -256,7 +256,7 @@ def _beside(mine: Stream) -> dict[str, Any]:
 
 
 def _with_classes(again: Again | None, mine: Stream, options: dict[str, Any]) -> Again | None:
-    """Return how to ask again, with the classes that the scan took the outputs for."""
+    """Return options to repeat the scan, with the classes that the scan used."""
     inputs = items_of(mine)
     classes = None if inputs is None else inputs.typed.get("classes")
     if again is None or not classes or options.get("classes"):
@@ -268,7 +268,7 @@ def _with_classes(again: Again | None, mine: Stream, options: dict[str, Any]) ->
 def _scan_stores(
     place: Path, data: Any, versus: Any, settings: ScanSettings | None, options: dict[str, Any]
 ) -> tuple[Scanned, str]:
-    """Return a scan of stored rows; checks that need a live model are not applicable."""
+    """Return a scan of stored rows; checks that need a live model do not apply."""
     stream = read(place, data, **options)
     other = None
     if versus is not None:
@@ -293,12 +293,12 @@ def _scan_stores(
 
 
 def _typed(thing: Any) -> str | None:
-    """Return a path or a name as typed; None for an object."""
+    """Return a path or name as typed; None for an object."""
     return str(thing) if isinstance(thing, str | Path) else None
 
 
 def name_of(data: Any, stream: Stream | None = None) -> str:
-    """Return how a report names data: as typed and with its split, or the kind of object."""
+    """Return the data's name for a report: as typed with its split, or the object's kind."""
     inputs = items_of(stream)
     if inputs is not None and inputs.source.split is not None:
         return inputs.source.name
@@ -306,7 +306,7 @@ def name_of(data: Any, stream: Stream | None = None) -> str:
 
 
 def scan_pictures(report: dict[str, Any]) -> list[Picture]:
-    """Return the pictures that the JSON of a scan has numbers for."""
+    """Return the pictures for which the JSON of a scan has numbers."""
     if not report["sites"]:
         return []
     parts = {name: report.get(name) for name in ("similarity", "labels", "prediction", "versus")}

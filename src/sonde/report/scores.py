@@ -1,4 +1,4 @@
-"""Scores of new rows as one page: the most unusual examples first, inputs only on request."""
+"""Scores of new rows as a page: the most unusual examples first, inputs only on request."""
 
 import math
 from pathlib import Path
@@ -46,7 +46,7 @@ def scores_to_html(
     title: str = "Scores",
     examples: int = SHOWN,
 ) -> str:
-    """Return a table of scores as one self-contained page.
+    """Return a table of scores as a self-contained page.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def _facts(scored: pa.Table, exhibits: Any, alpha: float) -> list[tuple[str, str
 
 
 def _too_few(scored: pa.Table, exhibits: Any, alpha: float) -> str | None:
-    """Return how many rows calibrated if they are too few for any alarm, else None."""
+    """Return the number of calibration rows if they are too few for any alarm, else None."""
     if exhibits is None:
         return None
     few = [found for key in keys_of(scored) if (found := lacking(exhibits.fitted, key, alpha))]
@@ -156,14 +156,14 @@ def _unusual(
 
 
 def _spot(line: dict[str, Any], exhibits: Any) -> str:
-    """Return which row of its example a line is about, or "" for a whole example."""
+    """Return a line's position within its example, or "" for a whole example."""
     if exhibits is not None:
         return spot(line, exhibits.fitted)
     return f"position {line['position']:,}" if line["position"] else ""
 
 
 def _scales(lines: list[dict[str, Any]], made: list[Any]) -> dict[str, ColourScale]:
-    """Return the scale of colours of each site, over all examples that are shown."""
+    """Return each site's colour scale over all examples shown."""
     scores: dict[str, list[float]] = {line["site"]: [] for line in lines}
     for line, found in zip(lines, made, strict=True):
         scores[line["site"]] += list(found.score) if found is not None else []
@@ -231,7 +231,7 @@ def _summary(scored: pa.Table, key: tuple[str, str], alpha: float) -> tuple[Any,
 
 
 def _unusual_rows(scored: pa.Table) -> Section:
-    """Return the lines of smallest p-value, then of highest score."""
+    """Return the lines with the smallest p-values, then the highest scores."""
     p = np.array([math.inf if v is None else v for v in scored["p"].to_pylist()])
     order = np.lexsort((-scores_of(scored), p))[:MOST_ROWS]
     known = ("row",) if scored["row"].null_count < scored.num_rows else ()
@@ -246,7 +246,7 @@ def _unusual_rows(scored: pa.Table) -> Section:
 
 
 def _value(row: dict[str, Any], name: str) -> Any:
-    """Return a cell: an infinite score in words, the place where the detector looks."""
+    """Return a table cell: infinite scores as a word, with the detector's position."""
     if name == "score" and (row[name] is None or not math.isfinite(row[name])):
         return "infinite"
     return place_of(row["instrument"], row["site"]) if name == "site" else row[name]

@@ -1,4 +1,4 @@
-"""The report as text: at most as wide as asked, without colour unless asked, safe in any pipe.
+"""The report as text of a given width, without colour by default, safe in any pipe.
 
 Use ``to_text`` for people who read a terminal; machines read the JSON.
 """
@@ -129,7 +129,7 @@ def _lines(report: dict[str, Any], width: int, verbose: bool) -> Iterator[str]:
 
 
 def _first(report: dict[str, Any], width: int) -> Iterator[str]:
-    """Yield what is said first: how often right, the first finding, the worst inputs."""
+    """Yield the first lines: accuracy, the first finding, the worst inputs."""
     right, confused = answers_sentence(report), confused_sentence(report)
     parts = [("answers", right), *(("", line) for line in head_lines(report))]
     parts += [("vectors", vectors_sentence(report))]
@@ -213,7 +213,7 @@ def _title(finding: dict[str, Any]) -> str:
 
 
 def _note(finding: dict[str, Any], sites: list[str], width: int) -> Iterator[str]:
-    """Yield a note on one line, with its place at the right if there is room."""
+    """Yield a note on one line, with its site at the right if there is room."""
     head, named = _title(finding), runs(finding["sites"], sites)
     places = [shown(named[0], 60)] if len(named) == 1 else []
     places += [plural(len(finding["sites"]), "site")] if named else []
@@ -231,7 +231,7 @@ def _finding(
     width: int,
     above: str,
 ) -> Iterator[str]:
-    """Yield a finding; ``above`` stands for the sentence and the fix of the first finding."""
+    """Yield a finding; ``above``, if given, replaces its sentence and its fix."""
     yield from wrap(_title(finding), width, subsequent_indent=" " * _INDENT)
     indent = " " * 9
     if above:
@@ -254,7 +254,7 @@ def _finding(
 
 
 def _command(text: str, width: int) -> Iterator[str]:
-    """Yield a command that can be copied: broken at blanks only, with a backslash."""
+    """Yield a command that can be copied: broken at spaces only, with a backslash."""
     rows = wrap(text, width - 16, break_long_words=False, break_on_hyphens=False)
     for i, row in enumerate(rows):
         end = " \\" if i < len(rows) - 1 else ""
@@ -302,7 +302,7 @@ def _verbose(report: dict[str, Any], width: int) -> Iterator[str]:
 
 
 def _table(sites: list[dict[str, Any]], width: int) -> Iterator[str]:
-    """Return the first figures of every site, as many columns as fit."""
+    """Return the first statistics of every site, as many columns as fit."""
     names = list(dict.fromkeys(name for row in sites for name in row["values"]))
     first = min(max(len(shown(row["site"], 32)) for row in sites) + 2, 34)
     ends = list(accumulate((max(len(name) + 2, 9) for name in names), initial=first))
@@ -320,7 +320,7 @@ def _clip(text: str, width: int) -> str:
 
 
 def escaped(value: Any) -> Any:
-    """Return a report whose texts are ASCII; before layout, so that lines keep their width."""
+    """Return a report in ASCII; applied before layout, so that lines keep their width."""
     if isinstance(value, str):
         text = "".join(_ASCII.get(letter, letter) for letter in value)
         return text.encode("ascii", "backslashreplace").decode("ascii")

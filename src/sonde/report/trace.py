@@ -1,4 +1,4 @@
-"""Traces of pairs of texts: which states carry what tells the texts apart."""
+"""Traces of pairs of texts: the states that make the answers differ."""
 
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ MOST_COLUMNS: Final = 8
 
 
 def document(found: dict[str, Any]) -> Document:
-    """Return what a trace says: the states that carry the difference, and the circuit.
+    """Return a trace as a document: the states that carry the difference, and the circuit.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def document(found: dict[str, Any]) -> Document:
 
 
 def _verdict(found: dict[str, Any]) -> str:
-    """Return in a sentence which states make the answers differ."""
+    """Return a sentence on the states that make the answers differ."""
     live = [one for one in found["pairs"] if not one["dropped"]]
     if not live:
         return "The model gives both texts the same answer: there is nothing to trace."
@@ -70,7 +70,7 @@ def _verdict(found: dict[str, Any]) -> str:
 
 
 def _top(one: dict[str, Any], sites: list[str]) -> str:
-    """Return in words the strongest state before the last position, else the strongest of all."""
+    """Describe the strongest state before the last position, else the strongest of all."""
     last = len(one["patched"][0]) - 1
     best = next((b for b in one["best"] if b["position"] < last), one["best"][0])
     token = f" ({_place(one, best['position'])})" if one["tokens"] else ""
@@ -79,7 +79,7 @@ def _top(one: dict[str, Any], sites: list[str]) -> str:
 
 
 def _place(one: dict[str, Any], i: int) -> str:
-    """Return a position as people read it."""
+    """Return a position as its token, or as a number if there are no tokens."""
     if not one["tokens"]:
         return str(i)
     clean, corrupt = one["tokens"][i], one["corrupt_tokens"][i]
@@ -103,7 +103,7 @@ def _maps(found: dict[str, Any], live: list[dict[str, Any]]) -> Section:
 
 
 def _largest(one: dict[str, Any], sites: list[str], i: int) -> Table:
-    """Return the fractions at the positions where they are largest, the last layer first."""
+    """Return the largest fractions with their positions, last layer first."""
     rows = one["patched"]
     size = [max(abs(row[at] or 0.0) for row in rows) for at in range(len(rows[0]))]
     kept = sorted(sorted(range(len(size)), key=lambda at: -size[at])[:MOST_COLUMNS])
@@ -164,7 +164,7 @@ def _title(i: int, live: list[dict[str, Any]]) -> list[Part]:
 def _shares(
     key: str, message: str, one: dict[str, Any], values: list[list[float | None]], sites: list[str]
 ) -> Picture:
-    """Return the fractions of one pair, positions across and layers upward."""
+    """Return the fractions of one pair as an image: positions across, layers upward."""
     names = [f"{i} {shown(_place(one, i), 14)}" if one["tokens"] else str(i)
              for i in range(len(values[0]))]  # fmt: skip
 

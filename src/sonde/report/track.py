@@ -1,4 +1,4 @@
-"""Measures over the steps of a training run."""
+"""The document of measures over the steps of a training run."""
 
 from collections import Counter
 from typing import Any, Final
@@ -18,7 +18,7 @@ ALIKE: Final = 0.9
 
 
 def document(found: dict[str, Any]) -> Document:
-    """Return what a track says: each measure over the steps, and how steps compare.
+    """Return a track as a document: measures over steps, and similarities of steps.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def document(found: dict[str, Any]) -> Document:
 
 
 def _verdict(found: dict[str, Any]) -> str:
-    """Return in a sentence how long the track is and which curve changed most for its size."""
+    """Return a sentence on the track's length and the curve with the largest change."""
     steps, known = found["steps"], found["curves"]
     first, last = steps[0], steps[-1]
     numbers = [c for c in known if "low" not in c]
@@ -59,7 +59,7 @@ def _verdict(found: dict[str, Any]) -> str:
 
 
 def _measure(found: dict[str, Any], method: str, i: int) -> Section:
-    """Return the curves of a measure: drawn, and in a terminal their ends and extremes."""
+    """Return the curves of a measure; a terminal prints their ends and extremes."""
     own = [c for c in found["curves"] if c["method"] == method]
     rows = tuple((c["site"], *_ends_and_extremes(c, found["steps"])) for c in own)
     columns = ("site", "first", "last", "least", "largest", "at step")
@@ -76,7 +76,7 @@ def _ends_and_extremes(curve: dict[str, Any], steps: list[int]) -> tuple[Any, ..
 
 
 def _across(sites: list[dict[str, Any]]) -> list[Part]:
-    """Return how the rows of each step compare with those of the last, by site."""
+    """Return the similarity of each step's rows to those of the last step, by site."""
     if not sites:
         return []
     rows = tuple(
@@ -114,14 +114,14 @@ def _ends(curve: dict[str, Any]) -> tuple[float, float] | None:
 
 
 def _change(curve: dict[str, Any]) -> float:
-    """Return the change from first to last, over the larger of the two sizes."""
+    """Return the relative change from first to last."""
     first, last = _ends(curve) or (0.0, 0.0)
     size = max(abs(first), abs(last))
     return (last - first) / size if size else 0.0
 
 
 def _flags_said(found: list[dict[str, Any]]) -> list[str]:
-    """Return a sentence for each flag that results of these curves carry at some step."""
+    """Return a sentence for each flag of these results at some step."""
     flags = [flag for c in found for flag in c.get("flags", ())]
     return [
         f"Flag {flag} at {plural(n, 'site')}: {FLAGS[flag]}." for flag, n in Counter(flags).items()
@@ -129,7 +129,7 @@ def _flags_said(found: list[dict[str, Any]]) -> list[str]:
 
 
 def _curves(found: dict[str, Any], method: str, key: str) -> Picture:
-    """Return the curves of a measure, of at most ``MOST_LINES`` sites; all stand in the table."""
+    """Return the curves of at most ``MOST_LINES`` sites; the table lists all sites."""
     own = [c for c in found["curves"] if c["method"] == method]
     axis = Axis.of([c["site"] for c in own], MOST_LINES)
     rows = [row for c in own if c["site"] in axis.names for row in _points(c, found["steps"], axis)]

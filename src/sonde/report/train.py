@@ -1,4 +1,4 @@
-"""What a fine-tuning with losses or layers at sites gained."""
+"""The document of a fine-tuning run with losses or layers at sites."""
 
 from statistics import fmean
 from typing import Any
@@ -13,7 +13,7 @@ SCOPES = {"all": "all parameters", "norms": "the norms", "layers": "the inserted
 
 
 def document(found: dict[str, Any]) -> Document:
-    """Return what a fine-tuning says: whether the losses fell, and whether the task gained.
+    """Return a fine-tuning run as a document: losses, and gain of the task.
 
     Parameters
     ----------
@@ -51,12 +51,12 @@ def document(found: dict[str, Any]) -> Document:
 
 
 def _weights(given: float | list[float]) -> str:
-    """Return the weight of all losses, or of each."""
+    """Return one weight for all losses, or the weight of each."""
     return ", ".join(map(number, given if isinstance(given, list | tuple) else [given]))
 
 
 def _what(found: dict[str, Any]) -> list[str]:
-    """Return what the two arms differ in."""
+    """Return the difference between the two arms."""
     return ["layers"] * bool(found["inserted"]) + ["losses"] * bool(found["terms"])
 
 
@@ -200,12 +200,12 @@ def _undo(found: dict[str, Any]) -> Section:
 
 
 def _arms(found: dict[str, Any]) -> list[str]:
-    """Return the names of what is compared: before, without and with."""
+    """Return the names of the arms: before, without and with."""
     return ["before", *(name for name in ("without", "with") if name in found["seeds"][0])]
 
 
 def _figures_of_arm(found: dict[str, Any], arm: str) -> dict[str, Any]:
-    """Return accuracy and loss of one arm, of the first seed."""
+    """Return accuracy and loss of one arm with the first seed."""
     return found["before"] if arm == "before" else found["seeds"][0][arm]
 
 
@@ -224,7 +224,7 @@ def _worked(found: dict[str, Any]) -> str:
 
 
 def _instead(found: dict[str, Any]) -> int | None:
-    """Return how many of the last parameters were trained instead of the layers."""
+    """Return how many of the last parameters were trained in the arm without layers."""
     word, _, n = (found.get("scope_without") or "").partition("+")[0].partition(":")
     return int(n) if word == "last" and found["inserted"] else None
 
@@ -257,7 +257,7 @@ def _layers_helped(found: dict[str, Any]) -> str:
 
 
 def _moved(one: dict[str, Any], n_seeds: int) -> str:
-    """Return whether a loss fell further than without it."""
+    """Return whether a loss decreased more than in the arm without it."""
     gap = one["difference"]
     if gap is None:
         if number(one["with"]) == number(one["without"]):
@@ -272,7 +272,7 @@ def _moved(one: dict[str, Any], n_seeds: int) -> str:
 
 
 def _helped(found: dict[str, Any]) -> str:
-    """Return whether the task gained: over seeds, by pairs of trainings in the same order."""
+    """Return whether the task gained: over seeds, by paired training runs."""
     gain, n_seeds = found["gain"]["accuracy"], len(found["seeds"])
     against = "without" if "without" in _arms(found) else "before"
     told = f"{share(_mean(found, 'with', 'accuracy'))} right with, "
@@ -295,7 +295,7 @@ def _helped(found: dict[str, Any]) -> str:
 
 
 def _is_change(gain: dict[str, Any]) -> bool:
-    """Return whether an interval leaves out 0, and within one seed McNemar's test agrees.
+    """Return whether an interval excludes 0 and, for one seed, McNemar's test agrees.
 
     An interval of resampled rows is too narrow where few rows changed: 4 gained and 0 lost.
     """
@@ -303,7 +303,7 @@ def _is_change(gain: dict[str, Any]) -> bool:
 
 
 def _mean(found: dict[str, Any], arm: str, name: str) -> float:
-    """Return the accuracy or loss of an arm, mean over seeds."""
+    """Return the accuracy or loss of an arm, averaged over seeds."""
     if arm == "before":
         return found["before"][name]["value"]
     return fmean(seed[arm][name]["value"] for seed in found["seeds"])

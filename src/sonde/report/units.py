@@ -1,4 +1,4 @@
-"""An atlas of units or features: what each stands for."""
+"""The document of an atlas: what activates each unit or feature."""
 
 from collections.abc import Mapping
 from importlib.resources import files
@@ -14,7 +14,7 @@ MOST: Final = 10
 
 
 def document(found: dict[str, Any]) -> Document:
-    """Return what an atlas says: the units with the clearest labels, and a browser of all.
+    """Return an atlas as a document: the clearest units, and a browser of all units.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def document(found: dict[str, Any]) -> Document:
 
 
 def _verdict(found: dict[str, Any]) -> str:
-    """Return one sentence: how many units there are, how many have a label, how many are dead."""
+    """Return one sentence on the numbers of units, of labelled units and of dead units."""
     what = "feature" if found["dictionary"] else "unit"
     n = len(found["units"])
     dead = sum(len(u["histogram"]["counts"]) == 1 for u in found["units"])
@@ -53,7 +53,7 @@ def _verdict(found: dict[str, Any]) -> str:
 
 
 def loss_text(loss: Mapping[str, Any]) -> str:
-    """Return in words how much of a model's loss is recovered by a dictionary's rebuilt states."""
+    """Describe how much of a model's loss a dictionary's reconstruction recovers."""
     of = "an unknown share" if loss["value"] is None else share(loss["value"])
     return (
         f"rebuilt states recover {of} of the loss ({number(loss['rebuilt'])} nats; "

@@ -1,4 +1,4 @@
-"""Checks of anything that sonde writes; of a report its hash, and that it follows the schema."""
+"""Checks of all files that sonde writes; of a report the hash and the schema."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +92,7 @@ def verify_report(path: str | Path) -> Soundness:
 
 
 def sealed_otherwise(path: Path) -> bool:
-    """Return whether a page without a known kind of JSON is unchanged since it was written."""
+    """Return whether a page of unknown kind is unchanged since it was written."""
     try:
         return bool(is_sealed(path))
     except StoreError:
