@@ -1,4 +1,4 @@
-"""Alarms from scores: combined over layers and detectors, and watched over time."""
+"""Alarms from scores: combined over layers and detectors, and monitored over time."""
 
 from sonde.core._lazy import lazy
 

@@ -31,12 +31,12 @@ class WatchState(State):
 
 
 def save_watch(path: str | Path, kind: str, state: State) -> str:
-    """Write where a watch stands and return the id of the file."""
+    """Write the state of a watch and return the id of the file."""
     return write_state(Path(path), {"format": FORMAT, "watch": kind}, {kind: state})
 
 
 def load_watch(path: str | Path, kind: str, state_type: type[S]) -> S:
-    """Read what a watch of the same kind saved.
+    """Read the saved state of a watch of the same kind.
 
     Raises
     ------

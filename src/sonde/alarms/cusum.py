@@ -16,7 +16,7 @@ LOWEST = -8.0
 
 @dataclass(frozen=True)
 class Cusum(State):
-    """``S_t = max(0, S_(t-1) + z_t - slack)``, an alarm at ``S >= limit``; never changed in place.
+    """``S_t = max(0, S_(t-1) + z_t - slack)``, an alarm at ``S >= limit``; immutable.
 
     Valid for independent standard normal ``z`` alone: feed ``Cusum.z_of(p)`` of a p-value. With the
     defaults a false alarm comes after about 940 steps, and a shift of one standard deviation is
@@ -52,11 +52,11 @@ class Cusum(State):
 
     @property
     def alarm(self) -> bool:
-        """True if the limit is reached."""
+        """True if the sum has reached the limit."""
         return self.value >= self.limit
 
     def after(self, z: float) -> "Cusum":
-        """Return the sum after one more z-score; infinite ones are evidence, NaN is an error."""
+        """Return the sum after one more z-score; infinity counts as evidence, NaN is an error."""
         if math.isnan(z):
             raise InputError("Cusum: expected a z-score, got NaN. Score broken rows as +inf.")
         return Cusum(self.slack, self.limit, max(0.0, self.value + z - self.slack))
@@ -67,7 +67,7 @@ class Cusum(State):
 
     @classmethod
     def load(cls, path: str | Path) -> "Cusum":
-        """Read what ``save`` wrote.
+        """Read a sum that ``save`` wrote.
 
         Raises
         ------
@@ -78,7 +78,7 @@ class Cusum(State):
 
     @staticmethod
     def z_of(p: float) -> float:
-        """Return the z-score of a p-value, high where it is small; of p = 1 it is -8.
+        """Return the z-score of a p-value: high for small p, and -8 for p = 1.
 
         The least unusual score has the conformal p-value 1, which must not be infinite evidence.
         """

@@ -1,4 +1,4 @@
-"""Alarms on a stream of scores, with a promise for the whole stream, not for a single look.
+"""Sequential alarms on a stream of scores, with a guarantee for the whole stream.
 
 Every score is ranked among all earlier ones, calibration and stream, with random ties. While
 nothing has changed these p-values are independent and uniform, so that a bet on small ones is a
@@ -37,7 +37,7 @@ def bet(p: float, kappa: float) -> float:
 
 
 def mixture_wealth(p: Sequence[float] | np.ndarray) -> Float[np.ndarray, "step"]:
-    """Return the wealth after each p-value, spread over 32 bets between 0 and 1.
+    """Return the wealth after each p-value, divided among 32 bets between 0 and 1.
 
     Examples
     --------
@@ -65,7 +65,7 @@ def _nodes() -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Watch:
-    """The state of a watch after a score.
+    """The state of a watch after a score of the stream.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class Watch:
 
 
 class Ranks:
-    """Sorted scores, and the randomised rank of the next one among them.
+    """Sorted scores, with the randomised rank of the next score.
 
     ``step`` is how many scores of the stream were ranked before: each took a random number.
     """
@@ -114,7 +114,7 @@ def _finite_or_infinite(score: Any) -> float:
 
 
 class EProcess:
-    """A test of one stream of scores that may be looked at after every score.
+    """A sequential test of one stream of scores, valid after every score.
 
     If calibration and stream are exchangeable the chance that it *ever* alarms is at most
     ``delta``, for a stream of any length. Order matters, so its state does not merge; memory grows
@@ -152,7 +152,7 @@ class EProcess:
         self._step, self._alarm = 0, False
 
     def update(self, score: Any) -> Watch:
-        """Take the next score of the stream."""
+        """Add the next score of the stream."""
         kappa, weight = _nodes()
         p = self._ranks.p_value(score)
         self._logs = self._logs + np.log(kappa) + (kappa - 1) * math.log(p)
@@ -164,14 +164,14 @@ class EProcess:
         return Watch(p, wealth, self._alarm, self._step)
 
     def save(self, path: str | Path) -> str:
-        """Write where the stream stands to one file and return its id."""
+        """Write the state of the stream to one file and return its id."""
         limit, alarm = self.delta, int(self._alarm)
         state = _state(self._ranks, self._logs, limit, self._step, alarm)
         return save_watch(path, "EProcess", state)
 
     @classmethod
     def load(cls, path: str | Path) -> "EProcess":
-        """Read what ``save`` wrote; the stream goes on as if it had never been interrupted.
+        """Read a state that ``save`` wrote and continue the stream from there.
 
         Raises
         ------
@@ -220,7 +220,7 @@ class ChangeDetector:
         self._sum, self._step = 0.0, 0
 
     def update(self, score: Any) -> Watch:
-        """Take the next score; ``alarm`` tells of this score alone."""
+        """Add the next score; ``alarm`` refers to this score only."""
         kappa, weight = _nodes()
         p = self._ranks.p_value(score)
         self._step += 1
@@ -231,7 +231,7 @@ class ChangeDetector:
         return Watch(p, reached, reached >= self.patience, self._step)
 
     def renewed(self, n: int, seed: int) -> "ChangeDetector":
-        """Return a detector that begins anew, calibrated on ``n`` of the scores seen, by lot.
+        """Return a restarted detector, calibrated on a random ``n`` of the scores so far.
 
         Memory stays bounded if a long stream is cut so. Within each part the mean number of scores
         to a false alarm is at least ``patience``.
@@ -241,13 +241,13 @@ class ChangeDetector:
         return ChangeDetector(seen[chosen], patience=self.patience, seed=seed)
 
     def save(self, path: str | Path) -> str:
-        """Write where the stream stands to one file and return its id."""
+        """Write the state of the stream to one file and return its id."""
         state = _state(self._ranks, np.array([self._sum]), self.patience, self._step)
         return save_watch(path, "ChangeDetector", state)
 
     @classmethod
     def load(cls, path: str | Path) -> "ChangeDetector":
-        """Read what ``save`` wrote; the stream goes on as if it had never been interrupted.
+        """Read a state that ``save`` wrote and continue the stream from there.
 
         Raises
         ------

@@ -32,7 +32,7 @@ LEAST_EACH = 2
 
 @dataclass(frozen=True)
 class FusedScore(State):
-    """One score of the scores at several sites, calibrated.
+    """One calibrated score, combined from the scores at several sites.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class FusedScore(State):
         return self.calibration.threshold(alpha)
 
     def explain(self, scores: Any) -> Float[Tensor, "row site"]:
-        """Return each row's p-value at each site, to see which sites find it unusual."""
+        """Return each row's p-value at each site, which shows the sites with unusual states."""
         values = self._checked(scores)
         columns = [Calibration(r).p_value(values[:, i]) for i, r in enumerate(self.reference)]
         return torch.stack(columns, dim=1)
@@ -92,7 +92,7 @@ def fuse(
     delta: float = 0.05,
     seed: int = 0,
 ) -> FusedScore:
-    """Return one calibrated score of held-out rows' scores at several sites.
+    """Combine held-out scores at several sites into one calibrated score.
 
     Parameters
     ----------
@@ -156,13 +156,13 @@ def fuse(
 
 
 def surprise(scores: Float[Tensor, "row"], reference: Float[Tensor, "n"]) -> Float[Tensor, "row"]:
-    """Return ``-log p`` of each score among ascending reference scores, see ``Surprises``."""
+    """Return ``-log p`` of each score relative to ascending reference scores."""
     return Surprises((reference,)).of(scores[:, None])[:, 0]
 
 
 @final
 class Surprises:
-    """``-log p`` of scores among ascending reference scores of each site, prepared once.
+    """``-log p`` of scores relative to ascending reference scores of each site, prepared once.
 
     Beyond the largest reference score a p-value cannot fall any more; there the surprise goes on
     along an exponential tail with the mean excess of the upper tenth, so that far rows keep their
@@ -206,14 +206,14 @@ def _tail(reference: Float[Tensor, "n"]) -> tuple[float, float]:
 
 
 def _combined(surprises: Tensor, weights: Tensor, rule: str) -> Float[Tensor, "row"]:
-    """Return the weighted sum, or the largest surprise; a weight of 0 times infinity is 0."""
+    """Return the weighted sum or the largest surprise; zero times infinity is 0."""
     if rule == "max":
         return surprises.amax(1)
     return torch.where(weights > 0, surprises * weights, torch.zeros_like(surprises)).sum(1)
 
 
 def _halves(group: np.ndarray, n_rows: int, seed: int) -> tuple[Bool[Tensor, "row"], Tensor]:
-    """Return the rows of half A, and one row of each group of half B, by a hash of the groups.
+    """Split the rows by group hash: half A, and one row of each group of half B.
 
     The row of a group is that of smallest hash: a first row would be the start of a document.
     """
@@ -239,7 +239,7 @@ def _halves(group: np.ndarray, n_rows: int, seed: int) -> tuple[Bool[Tensor, "ro
 
 
 def _learned(usual: Float[Tensor, "row site"], unusual: Float[Tensor, "row2 site"]) -> Tensor:
-    """Return logistic weights of the sites, none below 0."""
+    """Return non-negative logistic weights of the sites."""
     with kept_random_state():
         from sklearn.linear_model import LogisticRegression
 

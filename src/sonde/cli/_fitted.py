@@ -54,7 +54,7 @@ def fitted_text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def measures_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Return a table of measures, with what its words mean."""
+    """Return a table of measures with its legend."""
     further = {"at": AT, "se": SE, "most": MOST}
     shown = [name for name in further if any(row[name] not in (None, []) for row in rows)]
     titles = ("measure", "site", "rows", "value", *shown)
@@ -104,7 +104,7 @@ def remarks(
 
 
 def _apart(row: dict[str, Any]) -> str:
-    """Return how far the class of a probe lies from the others, among the fitted rows."""
+    """Return how far the class of a probe lies from the others, on the fitted rows."""
     return (
         f"{row['method']} at {row['site']}: the means of class {row['positive']} and of the "
         f"others lie {_short(row['value'])} apart ({row['unit']}, of the fitted rows); sonde "
@@ -113,7 +113,7 @@ def _apart(row: dict[str, Any]) -> str:
 
 
 def in_place_of(path: Path) -> str:
-    """Return the contents of a file that will be replaced, as the end of a sentence.
+    """Describe the contents of a file that will be replaced, as the end of a sentence.
 
     Empty if the file is missing.
     """
@@ -152,7 +152,7 @@ def _listed(places: Sequence[dict[str, Any]]) -> str:
 
 
 def _measure_meaning(row: dict[str, Any]) -> str:
-    """Return a measure's summary, its unit, and the direction that means more of it."""
+    """Return a measure's summary, its unit, and the direction in which it increases."""
     known = method_of(row["method"].partition("(")[0])
     parts = ["a method of your own" if known is None else known.summary.rstrip(".")]
     parts += [f"in {row['unit']}"] if row["unit"] else []

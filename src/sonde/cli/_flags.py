@@ -1,4 +1,4 @@
-"""Flags of fitted results: each flag once, with its meaning and its positions."""
+"""Flags of fitted results: each flag once, with its meaning and its sites."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

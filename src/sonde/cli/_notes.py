@@ -1,4 +1,4 @@
-"""Notes about the data that were read, printed once at the end of a command."""
+"""Notes about the data, printed once at the end of a command."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from sonde.cli.console import note
 
 
 def say_notes(stream: Any, quiet: bool) -> None:
-    """Print how items were read: chunks, skipped items, missing or foreign labels."""
+    """Print how items were read: chunks, skipped items, missing or unknown labels."""
     from sonde.run.reading.notes import notes_of
 
     for text in () if quiet else notes_of(stream):
@@ -14,7 +14,7 @@ def say_notes(stream: Any, quiet: bool) -> None:
 
 
 def say_left_out(stream: Any, quiet: bool) -> None:
-    """Print how many sites the default left out, and the most frequent reason."""
+    """Print how many sites were left out by default, and the most frequent reason."""
     from sonde.core.left_out import left_out_text
 
     if stream.left_out and not quiet:

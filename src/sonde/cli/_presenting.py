@@ -1,4 +1,4 @@
-"""Output of a command's findings: a page if asked for, then text or JSON."""
+"""Output of a command's result: a page if requested, then text or JSON."""
 
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def present(
 
 
 def say_document(found: dict[str, Any], printing: Printing, **shown: Any) -> None:
-    """Print a document as wide as the terminal; tables in a pipe keep their full width."""
+    """Print a document at terminal width; in a pipe, tables keep their full width."""
     from sonde.report.documents import to_terminal
 
     room = terminal_width() or PIPE_TABLE

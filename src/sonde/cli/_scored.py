@@ -24,7 +24,7 @@ MEDIAN = "score of the median row; higher = more anomalous, each detector and si
 
 
 def answers_text(answers: pa.Table, alpha: float, listed: bool) -> str:
-    """Return p-value, verdict and loudest detector of each input, and how many raise an alarm.
+    """Return each input's p-value, verdict and most extreme detector, and the alarm count.
 
     Parameters
     ----------
@@ -87,13 +87,13 @@ def _rank(line: dict[str, Any]) -> tuple[float, float, float]:
 
 
 def _called(line: dict[str, Any]) -> str:
-    """Return the id of an input, with its place in the user's files if the place says more."""
+    """Return the id of an input, with its place in the user's files if that is clearer."""
     place = line["place"]
     return line["id"] if place in (None, line["id"]) else f"{line['id']} ({place})"
 
 
 def groups_text(answers: pa.Table, weak: WeakGroups) -> str:
-    """Return for each weak group its description, its number of inputs, and the first of them."""
+    """Return each weak group's description, its number of inputs, and the first inputs."""
     told = answers.select(["id", "place", "row", "groups"]).to_pylist()
     if not weak.groups:
         return "weak groups: the scan found no weak group."
@@ -114,7 +114,7 @@ def groups_text(answers: pa.Table, weak: WeakGroups) -> str:
 
 
 def say_infinite(scored: pa.Table) -> None:
-    """Note which scores are infinite, and how many."""
+    """Print a note on infinite scores and their number."""
     for instrument, site in keys_of(scored):
         scores = scores_of(part_of(scored, (instrument, site)))
         n_broken = int(np.isposinf(scores).sum())
@@ -127,7 +127,7 @@ def say_infinite(scored: pa.Table) -> None:
 
 
 def scored_text(scored: pa.Table, fitted: Fitted, alpha: float) -> str:
-    """Return rows, median and alarms of every detector and site, with what the words mean.
+    """Return rows, median and alarms of every detector and site, with a legend.
 
     A note says how many rows must calibrate if a detector had too few.
     """
@@ -155,7 +155,7 @@ def scored_text(scored: pa.Table, fitted: Fitted, alpha: float) -> str:
 
 
 def oddest_text(scored: pa.Table, fitted: Fitted, place: Place) -> str:
-    """Return the rows of the smallest p-values with what makes them unusual, wrapped."""
+    """Return the rows of smallest p-value and what makes them unusual, wrapped."""
     found = [
         (math.inf if line["p"] is None else line["p"], rank, line)
         for mine in most_unusual(scored, SHOWN).values()
@@ -168,7 +168,7 @@ def oddest_text(scored: pa.Table, fitted: Fitted, place: Place) -> str:
 
 
 def without_units(scored: pa.Table) -> list[str]:
-    """Return which detectors cannot say which units made a score, in a sentence."""
+    """Return a sentence on detectors that cannot attribute scores to units."""
     told = scored.filter(scored["units"].is_valid())["instrument"].unique().to_pylist()
     names = [n for n in scored["instrument"].unique().to_pylist() if n not in told]
     named = f"no units: {', '.join(names)} cannot attribute scores to units."

@@ -1,4 +1,4 @@
-"""Tables of a command: aligned, as wide as the terminal, whole names in a pipe."""
+"""Tables of a command: aligned, as wide as the terminal, with whole names in a pipe."""
 
 import re
 import shutil
@@ -14,17 +14,17 @@ _DRAWN = re.compile("[\u2500-\u257f\x1b]")
 
 
 def terminal_width() -> int | None:
-    """Return the columns of the terminal, or None if stdout is not a terminal."""
+    """Return the terminal's width in columns, or None if stdout is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def text_width() -> int:
-    """Return the columns that running text takes: the terminal's, from 40 to 80; 80 in a pipe."""
+    """Return the width of running text: the terminal's, from 40 to 80; 80 in a pipe."""
     return min(max(terminal_width() or PIPE_WIDTH, LEAST_WIDTH), PIPE_WIDTH)
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], shrinks: int = 1) -> str:
-    """Return rows under their titles: the first two columns left, all others right.
+    """Return rows under their titles: the first two columns left-aligned, all others right.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], shrinks: int = 1
 
 
 def legend(meanings: Mapping[str, str]) -> str:
-    """Return what the words of a table mean, wrapped to the terminal; to 80 columns in a pipe."""
+    """Return the legend of a table, wrapped to the terminal; to 80 columns in a pipe."""
     first = max(map(len, meanings), default=0) + 2
     width = max(terminal_width() or PIPE_WIDTH, first + LEAST_TEXT)
     lines: list[str] = []
@@ -58,7 +58,7 @@ _CONTINUED = re.compile(r"(: sonde [^\n]*)\n[ ]*(--?\w)")
 
 
 def filled(text: str) -> str:
-    r"""Return a text whose long lines are wrapped to the terminal; commands end in a backslash.
+    r"""Wrap the long lines of a text to the terminal; broken commands end in a backslash.
 
     Examples
     --------
@@ -87,7 +87,7 @@ def _filled(line: str, width: int) -> str:
 
 
 def middle(text: str, width: int) -> str:
-    """Return a name cut in its middle to at most ``width`` letters: the end says more.
+    """Cut a name in its middle to at most ``width`` characters; more of the end is kept.
 
     Examples
     --------
@@ -109,10 +109,10 @@ def _line(cells: Sequence[str], widths: Sequence[int], shrinks: int) -> str:
 
 
 def between(low: float | None, high: float | None, word: str = "-") -> str:
-    """Return an interval."""
+    """Format an interval."""
     return "-" if None in (low, high) else f"{share(low)}{word}{share(high)}"
 
 
 def share(value: float | None) -> str:
-    """Return a figure."""
+    """Format a number with three decimals; a dash for None."""
     return "-" if value is None else f"{value:.3f}"

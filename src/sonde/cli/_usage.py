@@ -1,4 +1,4 @@
-"""Say in one line what is wrong with the words of a command, instead of the parser's box."""
+"""Report a usage error in one line instead of the parser's box."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ _KINDS = {int: "a whole number", float: "a number"}
 
 
 def wrong_usage(command: type[Any], word: str, arguments: Sequence[str], box: str) -> str:
-    """Return the line that says what the parser refused.
+    """Return one line on what the parser refused.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def wrong_usage(command: type[Any], word: str, arguments: Sequence[str], box: st
 
 
 def _flags(command: type[Any]) -> Iterator[tuple[str, Any]]:
-    """Yield every flag with its type; groups of flags have no prefix."""
+    """Yield every flag with its type; flags of option groups have no prefix."""
     hints = get_type_hints(command, include_extras=True)
     for f in fields(command):
         hint = hints[f.name]
@@ -74,7 +74,7 @@ def _unknown(arguments: Sequence[str], flags: dict[str, Any]) -> str | None:
 
 
 def _spaced(arguments: Sequence[str]) -> str | None:
-    """Return how to write a list of names that was typed with a space after a comma."""
+    """Return the correct spelling of a list typed with a space after a comma."""
     for one, following in pairwise(arguments):
         if one.endswith(",") and _name(one) is None and _name(following) is None:
             said = f"got {one!r} and {following!r}. Write {one}{following}."
@@ -83,7 +83,7 @@ def _spaced(arguments: Sequence[str]) -> str | None:
 
 
 def _missing(box: str) -> str | None:
-    """Return which words are missing."""
+    """Return a sentence on the missing arguments."""
     plain = [_words_of_box(line) for line in box.splitlines()]
     names = [line for line in plain if re.fullmatch(r"[A-Z]{3,}( [A-Z[\].]{3,})*", line)]
     return f"expected {' '.join(names)}." if names and "Missing from" in box else None
@@ -99,7 +99,7 @@ def _value(arguments: Sequence[str], flags: dict[str, Any], box: str) -> str | N
 
 
 def _kind(hint: Any) -> str | None:
-    """Return a type in words."""
+    """Describe a type."""
     inner = [a for a in get_args(hint) if a is not type(None)]
     if get_origin(hint) is tuple:
         return f"{len(inner)} values" if Ellipsis not in inner else "values"
@@ -111,7 +111,7 @@ def _kind(hint: Any) -> str | None:
 
 
 def _typed(arguments: Sequence[str], flag: str) -> str:
-    """Return what stands after a flag."""
+    """Return the value typed after a flag."""
     short = {"--output": "-o"}.get(flag, flag)
     for i, argument in reversed(list(enumerate(arguments))):
         if _name(argument) in (flag, short):
@@ -125,12 +125,12 @@ def _typed(arguments: Sequence[str], flag: str) -> str:
 
 
 def _words_of_box(box: str) -> str:
-    """Return the words of a box without the lines that draw it."""
+    """Return the text of a box without its border."""
     return " ".join(_DRAWN.sub(" ", box).split())
 
 
 def _paragraph(box: str) -> str:
-    """Return what stands between the first two borders of a box."""
+    """Return the text between the first two borders of a box."""
     parts: list[list[str]] = []
     for line in box.splitlines():
         if _BORDER.search(line):
@@ -144,7 +144,7 @@ def _paragraph(box: str) -> str:
 
 
 def flag_names(command: type[Any]) -> list[str]:
-    """Return the names of all flags of a command, without its positional words.
+    """Return the names of all flags of a command, without positional arguments.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def flag_names(command: type[Any]) -> list[str]:
 
 
 def _positional(command: type[Any]) -> Iterator[str]:
-    """Yield the names of fields that are words and no flags."""
+    """Yield the names of fields that are positional arguments."""
     from tyro.conf import Positional
 
     marker = get_args(Positional[int])[1:]

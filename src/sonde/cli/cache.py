@@ -1,4 +1,4 @@
-"""``sonde cache``: what smaller key-value caches cost on a user's own texts."""
+"""``sonde cache``: the cost of smaller key-value caches on a user's own texts."""
 
 import math
 from dataclasses import dataclass, field, fields
@@ -122,7 +122,7 @@ class Cache:
 
 
 def _python(rule: Any) -> str:
-    """Return the Python that makes a cache, without default values."""
+    """Return the Python code that creates a cache, without default values."""
     usual = type(rule)()
     own = [f for f in fields(rule) if getattr(rule, f.name) != getattr(usual, f.name)]
     return f"{type(rule).__name__}({', '.join(f'{f.name}={getattr(rule, f.name)!r}' for f in own)})"

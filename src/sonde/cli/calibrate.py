@@ -1,4 +1,4 @@
-"""``sonde calibrate``: fitted detectors, calibrated on other rows."""
+"""``sonde calibrate``: calibrate fitted detectors on other rows."""
 
 import math
 from dataclasses import dataclass, field
@@ -155,7 +155,7 @@ def _thresholds_text(rows: list[dict[str, Any]], alpha: float) -> str:
 
 
 def _joined(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the lines, with many classes that lack rows at a site joined into one line."""
+    """Return the lines; many classes that lack rows at a site are joined into one line."""
     found: list[dict[str, Any]] = []
     for _, group in groupby(rows, key=lambda row: (row["method"], row["site"])):
         mine = list(group)
@@ -173,7 +173,7 @@ def _finite(threshold: float | None) -> float | None:
 
 
 def _lacking(rows: list[dict[str, Any]], alpha: float) -> list[str]:
-    """Return why some scores can raise no alarm, and what to do."""
+    """Return why some scores cannot raise alarms, and what to do."""
     found = []
     few = [row for row in rows if row["n"] < row["needed"]]
     if few:

@@ -1,4 +1,4 @@
-"""``sonde encode`` and ``sonde decode``: files without loss in the bits that a model needs."""
+"""``sonde encode`` and ``sonde decode``: lossless compression of files with a model."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +102,7 @@ class Decode:
 
 
 def _told(document: dict[str, Any], *, quiet: bool) -> str:
-    """Return in words the sizes of the coded file and plain coders, and when the model pays off."""
+    """Describe the sizes of the coded file and plain coders, and when the model pays off."""
     size, coded, plain = (document[name] for name in ("file_bytes", "coded_bytes", "plain_bytes"))
     share = f", {coded / size:.0%} of the file" if size else ""
     unit = {"bytes": "byte", "text": "token", "picture": "value"}[document["kind"]]

@@ -119,7 +119,7 @@ SECOND: dict[str, dict[str, type[Any]]] = {
 
 
 def words_and_flags() -> dict[str, list[str]]:
-    """Return the flags of every command; words behind a command follow it after a blank."""
+    """Return the flags of every command; subcommands are named after a space."""
     known = {**COMMANDS, **{f"{EDIT} {word}": command for word, command in EDITS.items()}}
     for word, more in SECOND.items():
         known |= {f"{word} {second}": command for second, command in more.items()}
@@ -236,7 +236,7 @@ class _Help(io.TextIOWrapper):
 
 
 def _kept(command: Any) -> Path | None:
-    """Return the run directory from which an interrupted command can go on."""
+    """Return the run directory from which an interrupted command can resume."""
     if getattr(command, "output", None) is None:
         return None
     if "sonde.run.passes.directory" not in sys.modules:
@@ -250,7 +250,7 @@ def _kept(command: Any) -> Path | None:
 
 
 def _configure(debug: bool, verbose: bool) -> None:
-    """Show each of sonde's warnings on one line; ``-v`` adds reading, ``--debug`` everything."""
+    """Show each warning of sonde on one line; ``-v`` adds reading, ``--debug`` everything."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(format="%(name)s: %(message)s", stream=sys.stderr)

@@ -1,4 +1,4 @@
-"""``sonde compress``: a smaller model, and what that did to its answers."""
+"""``sonde compress``: a smaller model, and the effect on its answers."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,7 +106,7 @@ class Compress:
         return 0
 
     def _wish(self) -> dict[str, Any]:
-        """Return what was typed about the size, and about how many examples it is found on."""
+        """Return the typed size, and the number of examples used to find it."""
         names = ("to", "method", "budget", "max_kl", "group", "layers", "limit", "held")
         found = {name: getattr(self, name) for name in names}
         return found | {"layers": listed(self.layers)}

@@ -1,4 +1,4 @@
-"""``sonde compress search``: what each size of a model costs, over methods and settings."""
+"""``sonde compress search``: the cost of each model size, over methods and settings."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

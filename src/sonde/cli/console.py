@@ -70,7 +70,7 @@ def note(text: str, at: str = "") -> None:
 
 
 def at_once(text: str) -> None:
-    """Write a line to stderr now, also a remark: for what is ready while a command still runs."""
+    """Write a line to stderr immediately, also a remark, while a command is still running."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
@@ -94,7 +94,7 @@ def noting(verbose: bool = False) -> Iterator[None]:
 
 
 def told_once(remarks: Sequence[tuple[str, str]], verbose: bool = False) -> list[str]:
-    """Return remarks in the order in which they first came, with how often each came.
+    """Return distinct remarks in order of first appearance, with their counts.
 
     Examples
     --------
@@ -123,10 +123,10 @@ def say_json(value: Any) -> None:
 
 
 def use_color(no_color: bool) -> bool:
-    """Return whether stdout is a terminal that should be coloured."""
+    """Return whether stdout is a terminal with colours."""
     return not no_color and not os.environ.get("NO_COLOR") and sys.stdout.isatty()
 
 
 def is_ascii() -> bool:
-    """Return whether stdout cannot show more than ASCII."""
+    """Return whether stdout can show only ASCII."""
     return (sys.stdout.encoding or "ascii").lower().replace("-", "") not in ("utf8", "utf8sig")

@@ -1,4 +1,4 @@
-"""``sonde drift``: what moved between two fitted bundles, from their states alone."""
+"""``sonde drift``: changes between two fitted bundles, from their states alone."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``sonde evaluate``: how well scores separate unusual rows from usual ones."""
+"""``sonde evaluate``: how well scores separate out-of-distribution rows from others."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,11 +69,11 @@ class KnownRows:
 
     @property
     def n_kinds(self) -> int:
-        """Number of kinds of truth that are given; 0 if two tables are compared."""
+        """Number of kinds of ground truth given; 0 if two tables are compared."""
         return sum((self.errors is not None, self.steps, self.masks is not None))
 
     def check(self) -> None:
-        """Raise for --grid and --sigma without a kind of truth, and for --by without --errors."""
+        """Raise for --grid and --sigma without ground truth, and for --by without --errors."""
         if not self.n_kinds and (self.grid is not None or self.sigma):
             raise InputError("--grid, --sigma: expected --masks with them.")
         if self.by is not None and self.errors is None:
@@ -82,7 +82,7 @@ class KnownRows:
     def judged(
         self, scored: Any, data: str, reading: Reading, *, alpha: float, resamples: int
     ) -> tuple[dict[str, Any], str]:
-        """Return the figures that are asked for as JSON values, and their table."""
+        """Return the requested metrics as JSON values, and their table."""
         options: dict[str, Any] = {"resamples": resamples, "seed": reading.seed}
         if self.errors is not None:
             from sonde.report.evaluate import trust_text
@@ -124,7 +124,7 @@ class KnownRows:
 
 
 def _text_by(rows: list[dict[str, Any]], column: str) -> str:
-    """Return a table of the figures within each value of a column."""
+    """Return a table of the metrics for each value of a column."""
     from sonde.run.instruments.entries import place_of
 
     titles = (column, "method", "site", "rows", "wrong", "AUROC", INTERVAL)
@@ -144,7 +144,7 @@ def _text_by(rows: list[dict[str, Any]], column: str) -> str:
 
 
 def _figures_table(rows: list[dict[str, Any]], *columns: Any) -> str:
-    """Return a table: the first figure with its interval, the others alone, then the counts."""
+    """Return a table: the first metric with its interval, the other metrics, the counts."""
     from sonde.run.instruments.entries import place_of
 
     *figures, meanings = columns
@@ -205,7 +205,7 @@ class Evaluate:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Read or make the scores, and print the figures."""
+        """Read or compute the scores, and print the metrics."""
         from sonde.run.scoring.evaluate import evaluate
         from sonde.run.scoring.trust import trust
 
@@ -236,7 +236,7 @@ class Evaluate:
         return 0
 
     def _held_against(self) -> int:
-        """Compare a table of scores with the known truth about its rows."""
+        """Compare a table of scores with the ground truth of its rows."""
         from sonde.run.scoring.tables import read_table
 
         if self.known.n_kinds > 1 or len(self.inputs) != 2 or self.output is not None:
@@ -264,7 +264,7 @@ class Evaluate:
         note(f"wrote {path}")
 
     def _names(self) -> dict[str, str]:
-        """Return what the two tables are called: as typed, with the probe that scores them."""
+        """Return the names of the two tables: as typed, with the probe that scores them."""
         by = f", scored by {self.inputs[0]}" if len(self.inputs) > 2 else ""
         usual, unusual = [*self.inputs][-2:]
         return {"usual": f"{usual}{by}", "unusual": f"{unusual}{by}"}
@@ -303,7 +303,7 @@ class Evaluate:
 
 
 def _say_infinite(scored: Any, where: str) -> None:
-    """Note how many scores are missing or infinite because their rows are not finite."""
+    """Print how many scores are missing or infinite because their rows are not finite."""
     import numpy as np
 
     from sonde.run.scoring.tables import scores_of
@@ -317,7 +317,7 @@ def _say_infinite(scored: Any, where: str) -> None:
 
 
 def check_picture(path: Path, *inputs: str) -> None:
-    """Raise if the ending is unknown or the file cannot be written, before anything runs."""
+    """Raise if the ending is unknown or the file cannot be written, before any work."""
     from sonde.store.outputs import check_file
 
     if path.suffix.lower() not in PAGES:

@@ -1,4 +1,4 @@
-"""``sonde explain``: why a model gives its answers, and which explanation can be believed."""
+"""``sonde explain``: why a model gives its answers, and which explanations are reliable."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,7 +151,7 @@ class Explain:
         check_file(self.output, self.model, self.data)
 
     def _data_options(self) -> dict[str, Any]:
-        """Return the options for reading all data, before some inputs are chosen."""
+        """Return the options for reading all data, before inputs are selected."""
         known = self.reading.data_options()
         for name in ("check", "logits", "keep_special", "generate", "limit", "seed"):
             known.pop(name, None)

@@ -97,7 +97,7 @@ class Export:
         return 0
 
     def _read(self) -> Path:
-        """Read the states to a folder beside the output, or continue there, and return it."""
+        """Read the states to a folder beside the output, or resume there, and return it."""
         from sonde.run.passes.directory import run_directory
 
         if self.what[0] != ACTS or len(self.what) > 3:

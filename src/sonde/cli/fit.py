@@ -69,7 +69,7 @@ class Fit:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Fit, save, and print what was fitted."""
+        """Fit, save, and print the results."""
         from sonde.cli._dictionaries import dictionary_healths, health_texts
         from sonde.cli._fitted import fitted_text, in_place_of, remarks
         from sonde.cli._flags import flag_entries, flag_texts
@@ -123,7 +123,7 @@ class Fit:
         return 0
 
     def _stream(self, instruments: "list[Instrument]", model: Any, data: str | None) -> "Stream":
-        """Return the rows that the methods are fitted on."""
+        """Return the rows to fit the methods on."""
         from sonde.run.instruments.asked import need
         from sonde.run.reading.read import ARRAYS, read
 
@@ -148,7 +148,7 @@ class Fit:
 def reading_of(
     instruments: "list[Instrument]", chosen: dict[str, Any], stored: bool = False
 ) -> dict[str, Any]:
-    """Return the options of the reading: the user's words, else the methods' wishes.
+    """Return the reading options: the user's flags, else those that the methods need.
 
     ``stored`` rows keep their sites, and their reducers if a method needs positions.
     """

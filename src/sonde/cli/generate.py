@@ -1,4 +1,4 @@
-"""``sonde generate``: a model's own text, plain, steered, or by another rule for the next token."""
+"""``sonde generate``: text of a model, plain, steered, or with another decoding rule."""
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
@@ -102,7 +102,7 @@ class Generate:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Load, steer, generate, and print each text while it is generated."""
+        """Load, steer, generate, and print each text during generation."""
         self._check()
         texts = prompts_of(self.prompts, self.text_column)
         model = self._load(self.model)
@@ -152,7 +152,7 @@ class Generate:
         return load(word, self.device, self.dtype, self.trust_remote_code)
 
     def _steering(self, model: Any) -> tuple[AbstractContextManager[None], str]:
-        """Return a context that steers the model while it is open, and a line about it."""
+        """Return a context manager that steers the model, and a line about it."""
         if self.dictionary is not None:
             return self._setting(model, self.dictionary)
         if self.steer is None:
@@ -174,7 +174,7 @@ class Generate:
         return editing(model, result.edit(self.strength), sites, where), said
 
     def _setting(self, model: Any, path: Path) -> tuple[AbstractContextManager[None], str]:
-        """Return a context that sets features of a dictionary, and a line about it."""
+        """Return a context manager that sets dictionary features, and a line about it."""
         from sonde.run.explaining.dictionaries import open_dictionary, parse_features
         from sonde.tap import editing
 
@@ -191,7 +191,7 @@ class Generate:
         return editing(model, edit, sites, where), said
 
     def _chosen(self, fitted: Any) -> Any:
-        """Return the only result that makes an edit and fits --method and --site, with its key."""
+        """Return the only result with an edit that fits --method and --site, with its key."""
         found = [
             (key, result)
             for key, result in fitted
@@ -209,7 +209,7 @@ class Generate:
         )
 
     def _rule(self, model: Any) -> Any:
-        """Return the rule for the next token, or None."""
+        """Return the decoding rule for the next token, or None."""
         from sonde.edit import ContrastiveDecode, DoLa, EmulatedFinetune
         from sonde.tap.decoding.layers import ModelBlocks
 
@@ -229,7 +229,7 @@ class Generate:
         return None
 
     def _answer(self, model: Any, processor: Any, text: str) -> str:
-        """Return what the model writes after a prompt; without ``--json`` print it as it comes."""
+        """Return the model's continuation of a prompt; without ``--json`` print it as it comes."""
         import torch
 
         from sonde.tap import placement
@@ -254,7 +254,7 @@ class Generate:
         return str(model.processor.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
 
     def _room(self, model: Any, n_prompt: int) -> int:
-        """Return how many tokens are generated: no more than the model has positions for."""
+        """Return how many tokens to generate, limited by the model's positions."""
         from sonde.core.model_config import is_encoder_decoder
         from sonde.data.text_encoding import context_of
 
@@ -272,7 +272,7 @@ class Generate:
 
 
 def streamer(tokenizer: Any) -> Any:
-    """Return a streamer for ``generate``, which prints words as they are made."""
+    """Return a streamer for ``generate`` that prints words as they are generated."""
     from transformers import TextStreamer
 
     class Streamer(TextStreamer):
@@ -284,7 +284,7 @@ def streamer(tokenizer: Any) -> Any:
 
 
 def prompts_of(word: str, column: str | None) -> list[str]:
-    """Return the prompts that a user named: those of a file, or the very words.
+    """Return the prompts: those of a file, or the typed text itself.
 
     Raises
     ------
@@ -316,7 +316,7 @@ def prompts_of(word: str, column: str | None) -> list[str]:
 
 
 def _prompt_of(row: Any, column: str | None, path: Path) -> str:
-    """Return the prompt in one row of a table."""
+    """Return the prompt of one row of a table."""
     from sonde.data.columns import TEXT_NAMES
 
     names = [column] if column is not None else [n for n in TEXT_NAMES if n in row]

@@ -1,4 +1,4 @@
-"""``sonde info``: what a file holds, from its header; flags of results from its states."""
+"""``sonde info``: the contents of a file from its header, and flags of its results."""
 
 import shlex
 from dataclasses import dataclass, field
@@ -168,7 +168,7 @@ _BARE: dict[Any, tuple[str, tuple[str, ...]]] = {
 
 
 def _bare(header: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return the facts of a state that is no bundle: of a run, a stream, or ``RunFlags``."""
+    """Return the facts of a state that is not a bundle: of a run, a stream, or ``RunFlags``."""
     kind, names = _BARE.get(
         header.get("format"), ("state of a run", ("plan", "units", "passes", "counters"))
     )
@@ -198,7 +198,7 @@ def _facts(header: dict[str, Any], entries: Any, units: Any, path: Path) -> dict
 
 
 def _calibration(entries: list[dict[str, Any]], split: dict[str, Any] | None) -> list[str]:
-    """Return what detectors are calibrated on, and for which score of an example."""
+    """Return the calibration data of detectors, and which score of an example they use."""
     found: list[str] = []
     for entry in entries:
         if entry.get("calibrated") is None:
@@ -212,7 +212,7 @@ def _calibration(entries: list[dict[str, Any]], split: dict[str, Any] | None) ->
 
 
 def _n_units(entries: list[dict[str, Any]]) -> int:
-    """Return how many units of data were read; every pass over the same data lists them again."""
+    """Return how many units of data were read, each counted once over all passes."""
     found: dict[str, int] = {}
     for entry in entries:
         n = sum(b - a + 1 for a, b in entry["units"])
@@ -221,14 +221,14 @@ def _n_units(entries: list[dict[str, Any]]) -> int:
 
 
 def _facts_text(facts: dict[str, Any]) -> str:
-    """Return the facts for people: one line each, broken at 80 columns."""
+    """Return the facts as text: one line each, broken at 80 columns."""
     special = {FITTED: _state_words, "store of rows": _store_words}
     words = special.get(facts["kind"], _plain_words)(facts)
     return "\n".join(_lines(name, value) for name, value in words.items() if value)
 
 
 def _state_words(facts: dict[str, Any]) -> dict[str, str]:
-    """Return what a fitted state is, without fingerprints and raw lists."""
+    """Describe a fitted state, without fingerprints and raw lists."""
     data, counters = facts["data"] or {}, facts["counters"] or {}
     dropped = [k.partition("|")[2] for k, v in counters.items() if k.startswith("nonfinite|") and v]
     groups = f" in {plural(data.get('n_groups') or 0, 'group')}" if data.get("grouped") else ""
@@ -256,7 +256,7 @@ def _flag_words(flags: list[dict[str, Any]]) -> str:
 
 
 def _store_words(facts: dict[str, Any]) -> dict[str, str]:
-    """Return what a store holds, without fingerprints and tables."""
+    """Describe a store, without fingerprints and tables."""
     model, sites = facts["model"] or {}, facts["sites"]
     groups = f" in {plural(facts['n_groups'], 'group')}" if facts["grouped"] else ""
     sets = f", {plural(facts['n_data_sets'], 'data set')}" if facts["n_data_sets"] > 1 else ""
@@ -279,13 +279,13 @@ def _store_words(facts: dict[str, Any]) -> dict[str, str]:
 
 
 def partial_sites(facts: dict[str, Any]) -> str:
-    """Return the sites that not all data sets of a store have, with how many have them."""
+    """Return the sites that some data sets of a store lack, with the number that have them."""
     of = f"of {facts['n_data_sets']} data sets"
     return ", ".join(f"{s['key']} ({s['n_data_sets']} {of})" for s in facts["partial_sites"])
 
 
 def _plain_words(facts: dict[str, Any]) -> dict[str, str]:
-    """Return facts unchanged, but sizes and nested facts in words."""
+    """Return facts with sizes and nested facts as text."""
     words: dict[str, str] = {}
     for name, value in facts.items():
         if name == "size_bytes":
@@ -312,5 +312,5 @@ def _short(fingerprint: str | None) -> str:
 
 
 def _lines(name: str, value: str) -> str:
-    """Return a name and its value, broken at 80 columns."""
+    """Return a name and its value as lines of at most 80 columns."""
     return "\n".join(wrap(value, 80, initial_indent=f"{name:<14} ", subsequent_indent=" " * 15))

@@ -1,4 +1,4 @@
-"""``sonde WORD ...``: the overview, and how a command ends.
+"""``sonde WORD ...``: the overview, and how a command is run.
 
 Nothing heavy is imported here, so that help is quick and Ctrl-C during imports is no traceback.
 """

@@ -1,4 +1,4 @@
-"""``sonde merge``: bundles that were fitted separately, as one."""
+"""``sonde merge``: join bundles that were fitted separately."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

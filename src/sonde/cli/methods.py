@@ -1,4 +1,4 @@
-"""``sonde methods``: the catalogue, from the code itself."""
+"""``sonde methods``: the catalogue of methods, read from the code."""
 
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -76,7 +76,7 @@ class Methods:
 
 
 def _entries() -> list[Listed]:
-    """Return sonde's methods from their source text, and the methods that packages announce."""
+    """Return sonde's methods from their source, and the methods of installed plug-ins."""
     if not entry_points(group=PLUG_INS):
         return [*listed()]
     from sonde.run.instruments.catalogue import methods
@@ -87,13 +87,13 @@ def _entries() -> list[Listed]:
 
 
 def _cited(entry: Listed, part: str) -> list[str]:
-    """Return the papers' keys that contain a part; keys of variants follow the variant's name."""
+    """Return the papers' keys that contain a string; keys of variants follow their name."""
     keys = [entry.paper] if part in entry.paper else []
     return keys + [f"{name}: {key}" for name, key in entry.variants.items() if part in key]
 
 
 def _title(entry: Listed) -> str:
-    """Return the title that a method stands below."""
+    """Return the title of a method's group."""
     if entry.is_fitted:
         return entry.family
     return f"{entry.family}, {entry.kind}s in Python (sonde.{entry.family}.NAME)"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def named(metavar: str, help: str, *names: str) -> Any:
-    """Return how a word is shown in the help: without its type, or the default of an option."""
+    """Define the help of an argument: without its type, or the default of an option."""
     return tyro.conf.arg(metavar=metavar, help=help, help_behavior_hint="", aliases=names or None)
 
 
@@ -115,7 +115,7 @@ _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*$", re.IGNORECASE)
 
 
 def parse_bytes(text: str) -> int:
-    """Return the bytes of a size such as ``8GiB``, ``500MB`` or ``4096``.
+    """Parse a size such as ``8GiB``, ``500MB`` or ``4096`` into bytes.
 
     Examples
     --------
@@ -150,7 +150,7 @@ def memory_bytes(text: str | None) -> int | None:
 
 
 def _numbers(flag: str, text: str | None, kind: type[int] | type[float]) -> tuple[Any, ...] | None:
-    """Return the numbers of ``0.5`` or ``0.5,0.4,0.3``."""
+    """Parse the numbers of ``0.5`` or ``0.5,0.4,0.3``."""
     if text is None:
         return None
     try:
@@ -175,7 +175,7 @@ class DataReading:
     image_std: ImageStd = None
 
     def data_options(self) -> dict[str, Any]:
-        """Return the named options of ``sonde.data.open_inputs`` that were typed."""
+        """Return the typed options as arguments of ``sonde.data.open_inputs``."""
         names = (f.name for f in fields(DataReading))
         typed = {name: getattr(self, name) for name in names} | image_numbers(self)
         return {name: value for name, value in typed.items() if value is not None}
@@ -275,7 +275,7 @@ class Reading:
             check_data(word, columns, self.skip_bad)
 
     def model_options(self) -> dict[str, Any]:
-        """Return the named options of ``sonde.load``."""
+        """Return the typed options as arguments of ``sonde.load``."""
         return {
             "device": self.device,
             "dtype": self.dtype,
@@ -283,7 +283,7 @@ class Reading:
         }
 
     def data_options(self) -> dict[str, Any]:
-        """Return the named options of ``sonde.read`` about data."""
+        """Return the options about data as arguments of ``sonde.read``."""
         if self.limit is not None and self.limit < 1:
             raise InputError(f"--limit: expected at least 1, got {self.limit}.")
         size = self.batch_size
@@ -332,13 +332,13 @@ class Reading:
         }
 
     def site_options(self) -> dict[str, Any]:
-        """Return the named options of ``sonde.read`` about sites."""
+        """Return the options about sites as arguments of ``sonde.read``."""
         sites = self.sites[0] if len(self.sites) == 1 else list(self.sites)
         return {"sites": sites, "reducer": self.reducer, "axes": self.axes}
 
 
 def listed(words: Sequence[str]) -> tuple[str, ...]:
-    """Return the members of a list that was typed with blanks, commas or both.
+    """Split a list typed with spaces, commas or both.
 
     Commas inside brackets belong to the member.
 
@@ -419,7 +419,7 @@ class Workers:
         return memory_bytes(self.memory)
 
     def worker_options(self) -> dict[str, Any]:
-        """Return the named options of ``sonde.fit`` about workers."""
+        """Return the options about workers as arguments of ``sonde.fit``."""
         return {name: getattr(self, name) for name in ("workers", "threads", "runner", "address")}
 
 
@@ -442,7 +442,7 @@ class RunFlags(Workers):
     ] = False
 
     def check(self, directory: Path | None, started: str = "plan.json") -> None:
-        """Raise for invalid numbers, and for ``--resume`` if nothing can be resumed.
+        """Raise for invalid numbers, and for ``--resume`` if there is nothing to resume.
 
         Raises
         ------

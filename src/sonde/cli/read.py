@@ -1,4 +1,4 @@
-"""``sonde read``: hidden states to disk."""
+"""``sonde read``: write hidden states to disk."""
 
 import re
 from dataclasses import dataclass, field
@@ -58,7 +58,7 @@ class Read:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Read, write, and print what was written."""
+        """Read, write, and print a summary."""
         from sonde.store import Store
 
         stream = self.write()
@@ -166,7 +166,7 @@ def _words(text: str | None) -> list[str]:
 
 
 def parse_keep(text: str | None) -> int:
-    """Return N of ``1/N``.
+    """Parse N of ``1/N``.
 
     Examples
     --------

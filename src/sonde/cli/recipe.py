@@ -1,4 +1,4 @@
-"""``sonde recipe``: a question about one's own models and data, answered by parts of sonde."""
+"""``sonde recipe``: a question about your own models and data, answered by parts of sonde."""
 
 import inspect
 from collections.abc import Callable
@@ -76,7 +76,7 @@ class Asking:
     image_std: ImageStd = None
 
     def model_options(self) -> dict[str, Any]:
-        """Return the named options of ``sonde.load``, with the recipe for images if one is typed.
+        """Return the typed options as arguments of ``sonde.load``, with image preparation if given.
 
         Raises
         ------
@@ -98,7 +98,7 @@ class Asking:
 
 
 def recipe_command(word: str) -> type[Any]:
-    """Return the command of a recipe: its words and flags are the arguments of its function.
+    """Return the command of a recipe; its arguments are those of the recipe's function.
 
     Raises
     ------
@@ -123,13 +123,13 @@ def recipe_command(word: str) -> type[Any]:
 
 
 def _told(doc: str) -> str:
-    """Return a recipe's description, with the forms that models and data may take."""
+    """Return a recipe's description, with the accepted forms of models and data."""
     what, parameters, rest = doc.partition("\n\nParameters\n")
     return f"{what}\n\n{WORDS}{parameters}{rest}"
 
 
 def _typed(parameter: inspect.Parameter, hint: Any) -> Any:
-    """Return an argument's type on the command line: a word for models and data, else its own."""
+    """Return an argument's command-line type: text for models and data, else its own."""
     if parameter.default is not parameter.empty:
         return str | None if _is_model(hint) or hint is Any else hint
     shown = tyro.conf.arg(metavar=parameter.name.upper(), help_behavior_hint="")
@@ -143,7 +143,7 @@ def _is_model(hint: Any) -> bool:
 
 
 def _run(command: Any, word: str, function: Callable[..., Any]) -> int:
-    """Load the models, ask, print and write."""
+    """Load the models, run the recipe, print and write."""
     from sonde.run.reading.load import load
 
     asking: Asking = command.asking

@@ -1,4 +1,4 @@
-"""``sonde scan``: the main job."""
+"""``sonde scan``, the main command."""
 
 import ast
 import shlex
@@ -186,7 +186,7 @@ class Scan:
         return 1 if codes else 0
 
     def _older(self) -> Any:
-        """Return the older model, tried on the data before anything runs; None if none is named."""
+        """Return the older model after a test on the data, or None if none is named."""
         from sonde.cli._compared import inputs_of
         from sonde.run.reading.load import load
 
@@ -197,7 +197,7 @@ class Scan:
         return older
 
     def _changed(self, scanned: Any, older: Any) -> dict[str, Any]:
-        """Return the changes against an older model; empty without it, or if scanned in part."""
+        """Return the changes against an older model; empty without it or after Ctrl-C."""
         from sonde.cli._compared import compared
 
         if self.versus_model is None or scanned.partial is not None:
@@ -210,7 +210,7 @@ class Scan:
         return {"versus_model": found}
 
     def _check_files(self) -> Path | None:
-        """Raise if a file cannot be written; return the folder in which a run is kept."""
+        """Raise if a file cannot be written; return the run directory."""
         from sonde.report.card import check_card
         from sonde.run.passes.directory import run_directory
         from sonde.run.scoring.tables import check_suffix
@@ -232,7 +232,7 @@ class Scan:
         return run_directory(self.output)
 
     def _write_lists(self, scanned: Any) -> None:
-        """Write the inputs that findings count, and the weak groups, if requested."""
+        """Write the inputs that findings name, and the weak groups, if requested."""
         from sonde.findings.row_table import row_table
         from sonde.findings.weak_file import weak_groups_of
         from sonde.run.scoring.tables import write_table
@@ -247,7 +247,7 @@ class Scan:
             note(f"wrote {self.groups}: {plural(len(known.groups), 'weak group')}")
 
     def _check_gate(self, gate: tuple[str, ...]) -> None:
-        """Raise for a gate on a check that would not run."""
+        """Raise for a gate on a check that does not run."""
         from sonde.findings.catalogue import rule_classes
 
         for code in (word for word in gate if word not in LEVELS and not LIMIT.fullmatch(word)):
@@ -279,7 +279,7 @@ class Scan:
 
     @property
     def _shows_inputs(self) -> bool:
-        """True if the report contains inputs: if requested, else on a page that is not private."""
+        """True if the report contains inputs: if requested, or by default in a page."""
         is_page = self.output is not None and self.output.suffix == ".html"
         is_private = self.hash_ids or self.printing.json
         return not self.no_inputs and (self.show_inputs or (is_page and not is_private))
@@ -375,7 +375,7 @@ class Scan:
 
 
 def _written(scanned: Any, model: str, started: float) -> dict[str, Any]:
-    """Return the report; after Ctrl-C, a report without error bars, which is quick to write."""
+    """Return the report; after Ctrl-C, one without error bars, which is quick to write."""
     from sonde.findings.document import document
 
     try:
@@ -390,7 +390,7 @@ def _written(scanned: Any, model: str, started: float) -> dict[str, Any]:
 
 
 def _stopped(partial: dict[str, int], directory: Path | None) -> str:
-    """Return what was done of a scan that was stopped, and how to go on."""
+    """Return the progress of an interrupted scan, and how to resume it."""
     done, total = partial["done"], partial["total"]
     said = (
         f"stopped after {done} of {plural(total, 'unit')}"
@@ -403,7 +403,7 @@ def _stopped(partial: dict[str, int], directory: Path | None) -> str:
 
 
 def parse_thresholds(texts: tuple[str, ...]) -> dict[str, dict[str, int | float]]:
-    """Return the thresholds of ``--set SND011.warning=0.6``.
+    """Parse the thresholds of ``--set SND011.warning=0.6``.
 
     Examples
     --------
@@ -430,7 +430,7 @@ def parse_thresholds(texts: tuple[str, ...]) -> dict[str, dict[str, int | float]
 
 
 def _since(baseline: Path | None, old: dict[str, Any], report: dict[str, Any]) -> str:
-    """Return a line about what is new, worse or gone since another report."""
+    """Return a line on findings that are new, worse or gone since another report."""
     from sonde.report import diff
 
     entries = diff(old, report)["findings"]
@@ -442,13 +442,13 @@ def _since(baseline: Path | None, old: dict[str, Any], report: dict[str, Any]) -
 
 
 def _unasked(report: dict[str, Any], gate: tuple[str, ...]) -> list[str]:
-    """Return why checks that a gate names had nothing to look at, as ``CODE: reason``."""
+    """Return why checks named by a gate did not apply, as ``CODE: reason``."""
     idle = [c for c in report["checks"] if c["state"] == "not_applicable" and c["code"] in gate]
     return [f"{c['code']}: {c['reason']}" for c in idle]
 
 
 def _told(asked: str | None, codes: list[str], has_baseline: bool, unasked: list[str]) -> str:
-    """Return in one line why a gate was reached or passed."""
+    """Return one line on why a gate was reached or passed."""
     idle = f"; does not apply here: {'; '.join(unasked)}" if unasked else ""
     if codes:
         return f"gate {asked}: failed by {', '.join(codes)}{idle}"

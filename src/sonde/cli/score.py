@@ -1,4 +1,4 @@
-"""``sonde score``: what fitted detectors say of new inputs, a line for each."""
+"""``sonde score``: the verdict of fitted detectors on new inputs, one line each."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,7 +166,7 @@ class Score:
             raise InputError("--group: reports one line for each input. Leave out --each.")
 
     def _by_input(self, table: Any, fitted: Any, known: Any, place: Any) -> Any:
-        """Return a line for each input, and say why p-values or verdicts are missing."""
+        """Return a line for each input, and print why p-values or verdicts are missing."""
         from sonde.run.scoring.by_input import by_input
 
         options = {"alpha": self.alarm, "rule": self.fuse, "unusual": known, "place": place}
@@ -216,7 +216,7 @@ class Score:
 
 
 def _flagged(table: Any, fitted: Any) -> list[dict[str, Any]]:
-    """Return lines as JSON values, each with the flags of the detectors that the line is about."""
+    """Return lines as JSON values, each with the flags of its detectors."""
     from sonde.run.scoring.tables import plain_rows
 
     flags = {name: list(scorer.flags) for name, scorer in fitted.scorers.items()}
@@ -228,7 +228,7 @@ def _flagged(table: Any, fitted: Any) -> list[dict[str, Any]]:
 
 
 def _hashed(table: Any) -> Any:
-    """Return a table whose ids are hashes."""
+    """Return a table with hashed ids."""
     import pyarrow as pa
 
     from sonde.run.scoring.exhibit import hashed_id
@@ -238,7 +238,7 @@ def _hashed(table: Any) -> Any:
 
 
 def options_of(reading: Reading) -> dict[str, Any]:
-    """Return the options of a reading that do not come from the bundle."""
+    """Return the reading options that do not come from the bundle."""
     from sonde.run.reading.recipe import OPTIONS
 
     typed = reading.typed()

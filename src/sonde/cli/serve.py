@@ -1,4 +1,4 @@
-"""``sonde serve``: a model and what was fitted on it behind HTTP, watched from inside."""
+"""``sonde serve``: a model and its detectors behind HTTP, with monitoring."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,7 +120,7 @@ class Serve:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Serve until a signal."""
+        """Serve until the process receives a signal."""
         try:
             from sonde.serving.running import check, run
         except ImportError as error:

@@ -1,4 +1,4 @@
-"""``sonde study``: a paper's claims against our figures."""
+"""``sonde study``: a paper's claims compared with our results."""
 
 import json
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ ENTRY_POINTS = "sonde.studies"
 
 
 def package_of(word: str) -> Any:
-    """Return the package of the studies and recipes, which is a distribution of its own.
+    """Return the package of studies and recipes, which is a separate distribution.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""``sonde trace``: which states carry what distinguishes two texts."""
+"""``sonde trace``: find the states that make the answers to two texts differ."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -68,7 +68,7 @@ class Track:
         return 0
 
     def _recorded(self) -> "Recorded":
-        """Return the record, with checkpoints that were not in it read over the data.
+        """Return the record, with missing checkpoints read over the data.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""``sonde train``: train losses or layers at sites of a model, against training without them."""
+"""``sonde train``: train losses or layers at sites of a model, compared with no change."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,14 +135,14 @@ class Train:
         return 0
 
     def _typed(self) -> dict[str, Any]:
-        """Return what was typed about the training."""
+        """Return the typed options of the training run."""
         losses = ("terms", "sites", "insert", "weight", "teacher", "scope")
         steps = ("epochs", "rate", "batch_size", "seed", "seeds", "alone", "limit", "held")
         typed = {name: getattr(self, name) for name in (*losses, *steps, "fresh", "device")}
         return typed | {"sites": listed(self.sites)}
 
     def _checked(self) -> tuple[Path, Path]:
-        """Return where model and page go, or say which word is missing or wrong."""
+        """Return the paths of model and page; raise if an argument is missing or wrong."""
         if not self.model or not self.data:
             raise InputError("sonde train: expected MODEL DATA. See sonde train --help.")
         if self.output is None:

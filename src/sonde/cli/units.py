@@ -1,4 +1,4 @@
-"""``sonde units``: what each unit of a site stands for, as a page that can be searched."""
+"""``sonde units``: what activates each unit of a site, as a searchable page."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

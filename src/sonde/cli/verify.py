@@ -1,4 +1,4 @@
-"""``sonde verify``: check that files are as they were written, and say what to do if not."""
+"""``sonde verify``: check that files are unchanged, and say what to do if not."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -38,7 +38,7 @@ class Verify:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Check, repair if asked to, and print what was found."""
+        """Check, repair if requested, and print the result."""
         from sonde.engine.progress import Bar
         from sonde.files.lock import RunLock
         from sonde.report.verifying import verify
@@ -68,7 +68,7 @@ class Verify:
 
 
 def _steps(path: Path) -> int:
-    """Return how often a check reports progress: examples of a store, states of a run."""
+    """Return how often a check reports progress: per example of a store, per state of a run."""
     from sonde.core.errors import SondeError
     from sonde.store import describe_store, is_store
 
@@ -81,7 +81,7 @@ def _steps(path: Path) -> int:
 
 
 def _lines(found: Any, root: Path, removed: list[Path]) -> list[str]:
-    """Return what was checked and found, at most 80 columns wide."""
+    """Return the checked parts and the result, at most 80 columns wide."""
     from sonde.core.wording import gib
 
     checked = dict(found.checked)

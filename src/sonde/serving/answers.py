@@ -1,4 +1,4 @@
-"""Answers as JSON: the fields that clients read."""
+"""Answers as JSON, with the fields that clients read."""
 
 import math
 from collections.abc import Sequence

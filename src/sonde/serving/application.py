@@ -64,7 +64,7 @@ def app(
     registry: Any = None,
     **options: Any,
 ) -> Starlette:
-    """Return the ASGI application that serves a model with what was fitted on it.
+    """Return the ASGI application that serves a model with its fitted detectors.
 
     Run it with any ASGI server, or mount it in an application of your own. The model is loaded
     when the server starts, or at the first request if it is mounted.
@@ -139,7 +139,7 @@ def app(
 
 
 async def _no_address(request: Request, error: Any) -> Response:
-    """Say that there is no such address."""
+    """Answer that this address does not exist."""
     code = int(error.status_code)
     return JSONResponse(
         {
@@ -151,7 +151,7 @@ async def _no_address(request: Request, error: Any) -> Response:
 
 
 def _random_names() -> Iterator[str]:
-    """Yield names of requests that cannot be guessed.
+    """Yield unpredictable names for requests.
 
     Each call of the operating system hands the interpreter to the thread of the model; many names
     share one.
@@ -162,7 +162,7 @@ def _random_names() -> Iterator[str]:
 
 
 class _Handlers:
-    """One handler for each address."""
+    """A handler for each address."""
 
     def __init__(self, service: Service, limits: Limits) -> None:
         self.service, self.limits, self.n_listening = service, limits, 0
@@ -191,7 +191,7 @@ class _Handlers:
         ]
 
     def _guarded(self, route: str, handler: Handler) -> Handler:
-        """Return a handler whose errors are sentences, and whose time is measured."""
+        """Wrap a handler: errors become sentences, and its time is measured."""
 
         async def handle(request: Request) -> Response:
             began, code = time.perf_counter(), 500
@@ -220,11 +220,11 @@ class _Handlers:
         return handle
 
     async def live(self, _: Request) -> Response:
-        """Say that the process runs."""
+        """Report that the process is running."""
         return JSONResponse({"live": True})
 
     async def ready(self, _: Request) -> Response:
-        """Say whether the model can answer."""
+        """Report whether the model can answer."""
         self.service.start()
         if self.service.failure is not None:
             return JSONResponse({"ready": False, "error": self.service.failure}, 503)
@@ -242,7 +242,7 @@ class _Handlers:
         return JSONResponse(metadata(self._named(request)))
 
     async def model_ready(self, request: Request) -> Response:
-        """Say whether the model can answer."""
+        """Report whether the model can answer."""
         self._named(request)
         return JSONResponse({"ready": True})
 
@@ -265,7 +265,7 @@ class _Handlers:
         return JSONResponse(infer_json(served, name, found.get("id"), answers))
 
     async def predict(self, request: Request) -> Response:
-        """Answer texts, rows of a table, arrays or pictures."""
+        """Answer texts, rows of a table, arrays or images."""
         self.service.served()
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == FORM:
@@ -289,7 +289,7 @@ class _Handlers:
         return name, await self.service.answer(name, inputs, size)
 
     async def feedback(self, request: Request) -> Response:
-        """Take the truth about an input."""
+        """Record the correct answer to an input."""
         found = parse_json(await self._json(request))
         each = found.get("feedback", [found])
         if not isinstance(each, list) or not all(isinstance(one, dict) for one in each):
@@ -299,16 +299,16 @@ class _Handlers:
         return JSONResponse({"taken": len(said), "correct": sum(said)})
 
     async def accuracy(self, _: Request) -> Response:
-        """Give the accuracy by feedback."""
+        """Return the accuracy according to feedback."""
         return JSONResponse(self.service.feedback.figures())
 
     async def metrics(self, _: Request) -> Response:
-        """Give all metrics in the text format of Prometheus."""
+        """Return all metrics in the text format of Prometheus."""
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return PlainTextResponse(self.service.figures.text(), headers={"Content-Type": kind})
 
     async def page(self, _: Request) -> Response:
-        """Give the dashboard: one page that loads nothing from elsewhere."""
+        """Return the dashboard: a page that loads nothing from other hosts."""
         nonce = secrets.token_urlsafe(16)
         text = resources.files("sonde.serving").joinpath("dashboard.html").read_text("utf-8")
         policy = (
@@ -320,7 +320,7 @@ class _Handlers:
         return HTMLResponse(text.replace("NONCE", nonce), headers=headers)
 
     async def events(self, request: Request) -> Response:
-        """Give the state of the dashboard once a second; a browser asks again when it ends."""
+        """Send the state of the dashboard once a second; browsers reconnect after the end."""
         if self.n_listening >= MOST_LISTENING:
             raise Refusal(
                 429, "Too many dashboards are open. Close another dashboard.", {"Retry-After": "5"}

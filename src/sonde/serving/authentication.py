@@ -1,4 +1,4 @@
-"""A bearer token for every address but health, compared in constant time."""
+"""A bearer token for every address except health checks, compared in constant time."""
 
 import base64
 import binascii
@@ -35,7 +35,7 @@ def read_token(path: str | Path) -> str:
 
 
 class TokenMiddleware:
-    """ASGI middleware that lets in who brings the token.
+    """ASGI middleware that admits requests with the token.
 
     Programs send ``Authorization: Bearer TOKEN``. A browser asks for a password, which is the
     token, and may only read with it: forms of other pages cannot act in its name.
@@ -73,6 +73,6 @@ class TokenMiddleware:
 
 
 def path_in(scope: Any) -> str:
-    """Return the path below where the application is mounted."""
+    """Return a request's path relative to the application's mount point."""
     path, root = scope.get("path", ""), scope.get("root_path", "")
     return path.removeprefix(root) if root and path.startswith(root) else path

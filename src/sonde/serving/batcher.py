@@ -1,4 +1,4 @@
-"""Requests that wait are answered together: micro-batches from a bounded queue."""
+"""Answer waiting requests together: micro-batches from a bounded queue."""
 
 import asyncio
 import contextlib
@@ -64,15 +64,15 @@ class Batcher:
 
     @property
     def n_waiting(self) -> int:
-        """Inputs in the queue."""
+        """Number of inputs in the queue."""
         return len(self._queue)
 
     def start(self) -> None:
-        """Begin to answer, in the running event loop."""
+        """Start to answer, in the running event loop."""
         self._task = asyncio.create_task(self._serve())
 
     async def stop(self, seconds: float) -> None:
-        """Answer what waits for at most some seconds, then end."""
+        """Answer waiting inputs for at most some seconds, then stop."""
         until = time.monotonic() + seconds
         while (self._queue or self.n_running) and time.monotonic() < until:
             await asyncio.sleep(0.01)
@@ -87,7 +87,7 @@ class Batcher:
         self._thread.shutdown(wait=False)
 
     async def call(self, action: Callable[[], None]) -> None:
-        """Do something in the thread of the model, between two batches."""
+        """Run a function in the model's thread, between two batches."""
         await asyncio.get_running_loop().run_in_executor(self._thread, action)
 
     async def answers(self, items: Sequence[Item]) -> list[Answer]:
@@ -140,7 +140,7 @@ class Batcher:
                     one.answer.set_result(outcome)
 
     async def _next(self) -> list[_Waiting]:
-        """Return the inputs of the next batch: those of the oldest one's shape."""
+        """Return the inputs of the next batch, with the shape of the oldest input."""
         while True:
             while self._queue and self._queue[0].answer.done():
                 self._queue.popleft()
@@ -159,7 +159,7 @@ class Batcher:
                 await asyncio.wait_for(self._arrived.wait(), left)
 
     def _same_shape(self) -> list[_Waiting]:
-        """Return inputs that the oldest one can share a batch with, few of them padding."""
+        """Return inputs that can share a batch with the oldest one, with little padding."""
         first, most, found = self._queue[0].item, self._most(), list[_Waiting]()
         shortest = longest = first.length
         for one in self._queue:
@@ -192,7 +192,7 @@ class Batcher:
 
 
 def _refused(error: Exception) -> Refusal:
-    """Return why the model could not take an input, without the input."""
+    """Return why the model rejected an input, without the input itself."""
     if is_out_of_memory(error):
         _log.error("memory ran out in a forward pass")
         return Refusal(503, "The model ran out of memory on this input. Send a smaller input.")

@@ -1,4 +1,4 @@
-"""The body of a request: read within limits, and made into rows that a model can read.
+"""The body of a request: read within limits and converted to rows for a model.
 
 Nothing is unpickled, no path of a request is opened, and no text of an input gets into an error.
 """
@@ -137,7 +137,7 @@ async def form_files(request: Request, body: bytes, limits: Limits) -> list[byte
 
 
 class Rows:
-    """How the inputs of a request become rows of one model.
+    """Conversion of a request's inputs to rows for one model.
 
     Parameters
     ----------
@@ -245,7 +245,7 @@ class Rows:
 
 
 def _clean(text: str, i: int) -> str:
-    """Return a text; refuse half a pair of surrogates, which no tokenizer reads."""
+    """Return a text; refuse lone surrogates, which no tokenizer accepts."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -256,7 +256,7 @@ def _clean(text: str, i: int) -> str:
 
 
 def array_of(value: Any, i: int, dtype: Any = np.float32) -> np.ndarray:
-    """Return nested lists of numbers as an array: whole numbers as int64, others as floats."""
+    """Convert nested lists to an array: whole numbers to int64, others to floats."""
     try:
         found = np.array(value)
     except (ValueError, OverflowError):
@@ -268,7 +268,7 @@ def array_of(value: Any, i: int, dtype: Any = np.float32) -> np.ndarray:
 
 
 def picture(content: bytes, i: int, limits: Limits) -> Any:
-    """Return a decoded picture; its size is looked at before it is decoded.
+    """Decode an image after a check of its size.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""When did the traffic change, and which site saw it: a detector of changes for every site."""
+"""Detect when the traffic changes and at which site, with a change detector for every site."""
 
 import math
 import threading
@@ -44,7 +44,7 @@ class ChangeAlarm:
 
 
 class _Watched:
-    """Scores of a detector at a site, in order."""
+    """Scores of a detector at one site, in order of arrival."""
 
     def __init__(self, detector: ChangeDetector) -> None:
         self.detector, self.n, self.renewals = detector, 0, 0
@@ -52,7 +52,7 @@ class _Watched:
         self.before = 0.0
 
     def update(self, score: float, number: int, at: float) -> tuple[int, float] | None:
-        """Take a score; return where the change began if there is one.
+        """Add a score; return where the change began if one is detected.
 
         The change begins at the score from which on the bets have gained most.
         """
@@ -74,7 +74,7 @@ class _Watched:
 
 
 class Changes:
-    """Detectors of changes for every detector and site of a probe.
+    """Change detectors for every detector and site of a probe.
 
     Without a change, the chance of a false alarm among the next ``n`` inputs is at most
     ``n / patience`` over all sites together. After an alarm a lasting change becomes the new
@@ -105,7 +105,7 @@ class Changes:
         self._lock = threading.Lock()
 
     def update(self, verdicts: Sequence[Verdict], at: float) -> list[ChangeAlarm]:
-        """Take the verdicts of some inputs, in order; return the alarms that they raise."""
+        """Add the verdicts of some inputs, in order; return the alarms that they raise."""
         found: list[ChangeAlarm] = []
         with self._lock:
             for verdict in verdicts:

@@ -1,4 +1,4 @@
-"""How often the model was correct, among alarms and among the other inputs."""
+"""Accuracy of the model, on inputs with an alarm and on other inputs."""
 
 import threading
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class Feedback:
                 self._next = (at + 1) % self._kept
 
     def take(self, name: Any, truth: Any) -> bool:
-        """Count the truth about one input; each input counts once.
+        """Record the correct answer to one input; each input counts once.
 
         Returns
         -------
@@ -77,7 +77,7 @@ class Feedback:
         return is_right
 
     def figures(self) -> dict[str, Any]:
-        """Return the accuracy with its 95 % interval: of all, among alarms, among the rest."""
+        """Return accuracies with 95 % intervals: of all inputs, with an alarm, and without."""
         with self._lock:
             counts = {alarm: (*pair,) for alarm, pair in self._counts.items()}
         every = (sum(a for a, _ in counts.values()), sum(n for _, n in counts.values()))
@@ -86,7 +86,7 @@ class Feedback:
 
 
 def _hashes(answer: Any) -> tuple[int, int]:
-    """Return hashes of an answer as text and as a number, which 3 and 3.0 share."""
+    """Return hashes of an answer as text and as a number, so that 3 and 3.0 match."""
     text = number = str(answer)
     if isinstance(answer, float) or (isinstance(answer, int) and abs(answer) <= EXACT):
         number = f"number {answer + 0.0!r}"

@@ -15,7 +15,7 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Figures:
-    """What a server counts. Labels are routes, status codes, detectors and sites, nothing else.
+    """The metrics of a server. Labels are only routes, status codes, detectors and sites.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class Figures:
         self._meter = _meter()
 
     def seen(self, answered: Answered, seconds: float, alpha: float, waiting: int) -> None:
-        """Count a forward with its answers."""
+        """Record a forward pass and its answers."""
         self.guard.forward()
         self.batch.observe(len(answered.answers))
         self.forward.observe(seconds)
@@ -85,12 +85,12 @@ class Figures:
             self._meter.rows(key, n, n_alarms, p_values)
 
     def text(self) -> str:
-        """Return everything as Prometheus scrapes it."""
+        """Return all metrics in the text format of Prometheus."""
         return self.guard.text()
 
 
 def _meter() -> OpenTelemetryMetrics | None:
-    """Return the instruments of OpenTelemetry, if its environment variables say where to send.
+    """Return the instruments of OpenTelemetry, if its environment variables name a target.
 
     A provider that the program has set is used, e.g. that of ``opentelemetry-instrument``.
     """
@@ -117,7 +117,7 @@ def _exporters() -> list[str]:
 
 
 def _reader(name: str) -> Any:
-    """Return what gives metrics to an exporter, found by its name among the installed ones."""
+    """Return the metric reader of an exporter, found by name among installed packages."""
     from opentelemetry.sdk.metrics.export import MetricExporter, PeriodicExportingMetricReader
 
     points = {point.name: point for point in entry_points(group="opentelemetry_metrics_exporter")}

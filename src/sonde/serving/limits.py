@@ -1,4 +1,4 @@
-"""What a server accepts: sizes, counts and times, each with a default that is safe."""
+"""Limits of a server: sizes, counts and times, each with a safe default."""
 
 from dataclasses import dataclass
 from typing import final

@@ -1,4 +1,4 @@
-"""What the dashboard shows: the last minutes of the traffic, as numbers that JSON can carry."""
+"""Data of the dashboard: the last minutes of traffic, as JSON values."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ MOST_TEXT, MOST_NUMBERS, THUMBNAIL = 500, 64, 96
 
 
 class RecentTraffic:
-    """Counts of the last minutes, of the last inputs, and the last alarms.
+    """Counts of the last minutes and of the last inputs, and the last alarms.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class RecentTraffic:
         self.n_inputs = self.n_alarms = 0
 
     def request(self, route: str, code: int, seconds: float) -> None:
-        """Note a request for an answer."""
+        """Record a request."""
         if route not in ("predict", "infer"):
             return
         with self._lock:
@@ -56,7 +56,7 @@ class RecentTraffic:
         return self._seconds[-1]
 
     def answers(self, names: Sequence[str], found: Sequence[Answer], inputs: Sequence[Any]) -> None:
-        """Note the answers to the inputs of a request."""
+        """Record the answers to a request's inputs."""
         with self._lock:
             for name, one, given in zip(names, found, inputs, strict=True):
                 self._answer(name, one, given)
@@ -87,7 +87,7 @@ class RecentTraffic:
     def state(
         self, changes: Sequence[ChangeAlarm], accuracy: dict[str, Any], waiting: int
     ) -> dict[str, Any]:
-        """Return everything that the page shows."""
+        """Return everything that the dashboard shows."""
         with self._lock:
             times = sorted(self._times)
             bins = [0] * BINS
@@ -115,7 +115,7 @@ def _quantile(ordered: Sequence[float], q: int) -> float | None:
 
 
 def shown(given: Any) -> dict[str, str]:
-    """Return an input as the page shows it: a short text, or a small picture."""
+    """Return an input for display: a short text, or a small image."""
     content = given
     if isinstance(given, dict) and isinstance(given.get("b64"), str):
         content = base64.b64decode(given["b64"])

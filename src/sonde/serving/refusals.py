@@ -1,11 +1,11 @@
-"""Requests that are refused: an HTTP status, and a sentence that says what to do."""
+"""Refused requests: an HTTP status, and a sentence on what to do."""
 
 from typing import final
 
 
 @final
 class Refusal(Exception):
-    """A request that is not answered.
+    """A request that is refused.
 
     Parameters
     ----------

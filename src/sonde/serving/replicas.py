@@ -13,7 +13,7 @@ READY_CHECK = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
 
 
 def deployment(settings: Settings, **options: Any) -> Any:
-    """Return the application of some settings, bound for ``ray.serve.run``.
+    """Return the application for some settings, bound for ``ray.serve.run``.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def deployment(settings: Settings, **options: Any) -> Any:
 
 
 def run_on_ray(settings: Settings, address: str | None) -> int:
-    """Serve on Ray until a signal.
+    """Serve on Ray until the process receives a signal.
 
     Parameters
     ----------

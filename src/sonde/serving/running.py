@@ -1,4 +1,4 @@
-"""A server of this machine: the application behind uvicorn, with safe addresses and signals."""
+"""A server on this machine: the application behind uvicorn, with safe addresses and signals."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ request that meets the end of its connection is lost.
 @final
 @dataclass(frozen=True)
 class Settings:
-    """What ``sonde serve`` was asked for; every process makes its application from it.
+    """Settings of ``sonde serve``; every process builds its application from them.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class Settings:
 
     @classmethod
     def of(cls, text: str) -> "Settings":
-        """Return the settings that ``text`` wrote."""
+        """Return the settings from the JSON of ``text``."""
         found = json.loads(text)
         limits, schedule = Limits(**found.pop("limits")), Schedule(**found.pop("schedule"))
         return cls(limits=limits, schedule=schedule, **found)
@@ -114,7 +114,7 @@ def check(settings: Settings) -> None:
 
 
 def made(settings: Settings) -> Any:
-    """Return the application of some settings; the model is loaded when the server starts."""
+    """Return the application for some settings; the model is loaded at server start."""
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from sonde.serving.application import app
@@ -159,7 +159,7 @@ def application() -> Any:
 
 
 def run(settings: Settings) -> int:
-    """Serve until a signal: SIGTERM and Ctrl-C answer what waits, commit the traffic, and end.
+    """Serve until SIGTERM or Ctrl-C; then answer waiting requests and commit the traffic.
 
     ``check`` the settings first.
 

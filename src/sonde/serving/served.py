@@ -1,4 +1,4 @@
-"""The model with its detectors: from the items of requests to answers, batch by batch."""
+"""The model with its detectors: from items of requests to answers, in batches."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -70,7 +70,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model and the detectors say of one input.
+    """The model's answer to one input, and the detectors' verdict.
 
     Parameters
     ----------
@@ -92,14 +92,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answered:
-    """Answers of one forward pass, and the rows that the traffic's statistics are made of."""
+    """Answers of one forward pass, and the rows for the traffic's statistics."""
 
     answers: tuple[Answer, ...]
     batch: Batch = field(repr=False)
 
 
 class ServedModel:
-    """A model and what was fitted on it, ready to answer.
+    """A model with its fitted detectors, ready to answer.
 
     Parameters
     ----------
@@ -151,46 +151,46 @@ class ServedModel:
 
     @property
     def name(self) -> str:
-        """The name of the model in addresses: letters, digits, points, dashes."""
+        """The model's name in addresses: letters, digits, dots, dashes."""
         raw = (self.model.name or type(self.model.module).__name__).rstrip("/").rpartition("/")[2]
         return "".join(c if c.isalnum() or c in "._-" else "-" for c in raw) or "model"
 
     @cached_property
     def float_type(self) -> Any:
-        """The type of NumPy that floats of a request get: that of a model in double precision."""
+        """The NumPy type for floats of a request: double precision if the model has it."""
         _, dtype = placement(self.model.module)
         return np.float64 if dtype == torch.float64 else np.float32
 
     @property
     def is_open(self) -> bool:
-        """True if it is known how items become inputs; else the first request tells."""
+        """True if the form of the inputs is known; else the first request determines it."""
         return self._reader is not None
 
     @property
     def most(self) -> int:
-        """The most inputs of one forward pass."""
+        """The largest number of inputs in one forward pass."""
         return self.largest if self._reader is None else self._reader.largest
 
     @property
     def stream(self) -> LiveStream:
-        """How the model is read."""
+        """The stream through which the model is read."""
         return self._open_reader.stream
 
     @property
     def inputs(self) -> ItemInputs:
-        """How items become inputs."""
+        """The conversion of items to inputs."""
         found = prompts_of(self.stream)
         assert found is not None  # what ``open`` makes
         return found
 
     @property
     def has_plain_inputs(self) -> bool:
-        """True if inputs are texts or numbers; others take long to decode."""
+        """True if inputs are texts or numbers, which are quick to decode."""
         return self.inputs.encoder.kind in PLAIN_INPUTS
 
     @property
     def generation(self) -> Generation | None:
-        """What the model generates after prompts; None if it only reads."""
+        """The generation after prompts; None if the model only reads."""
         found = self.stream.inputs
         return found.generation if isinstance(found, ReplayInputs) else None
 
@@ -204,7 +204,7 @@ class ServedModel:
         return self._reader
 
     def open(self, row: Row) -> None:
-        """Learn from one item how items become inputs, and check that the probe fits the model.
+        """Determine the form of inputs from one item, and check that the probe fits the model.
 
         Raises
         ------
@@ -214,7 +214,7 @@ class ServedModel:
         self._reader = self._reader_for(self.fitted, row)
 
     def _open_with(self, row: Row) -> None:
-        """Learn from the first row of a request, and which columns are floats.
+        """Determine the form of inputs and the float columns from a request's first row.
 
         JSON has one kind of number: a float of a client may arrive as a whole number. Arrays of
         whole numbers are tried as they are, then as floats.
@@ -260,7 +260,7 @@ class ServedModel:
         return InvariantReader(stream, fitted, self.largest)
 
     def calibrated(self, path: str | Path) -> None:
-        """Take the detectors of another file, calibrated anew; the next batch uses them.
+        """Replace the calibration of the detectors; it applies from the next batch on.
 
         Raises
         ------
@@ -280,7 +280,7 @@ class ServedModel:
         self.fitted, self.verdicts, self.column_scales = fitted, verdicts, scales_in(fitted)
 
     def _sample(self) -> Row | None:
-        """Return an item that shows how items become inputs, or None if only a request can."""
+        """Return an item from which the form of inputs follows, or None if unavailable."""
         recipe = {} if self.fitted is None else recipe_in(self.fitted.header)
         typed = {**recipe.get("options", {}), **self.options}
         if columns := typed.get("number_columns") or recipe.get("columns"):
@@ -296,7 +296,7 @@ class ServedModel:
         return None
 
     def prepare(self, rows: Sequence[Row], keys: Sequence[bytes], tokens: int | None) -> list[Item]:
-        """Return rows of one request, ready for a batch.
+        """Return the rows of one request, ready for a batch.
 
         Raises
         ------
@@ -329,7 +329,7 @@ class ServedModel:
         ]
 
     def _check_form(self, item: Prepared) -> None:
-        """Raise if a batch cannot be made of an item; items of a known shape need no trial."""
+        """Raise if a batch cannot be built from an item; known shapes are not tried."""
         shape = shape_of_item(item)
         if shape in self._known and self.has_plain_inputs:
             return
@@ -338,7 +338,7 @@ class ServedModel:
             self._known.add(shape)
 
     def _check_texts(self, rows: Sequence[Row], lengths: Sequence[int], most: int | None) -> None:
-        """Refuse texts that are empty or too long, from the tokens of their first pieces."""
+        """Refuse texts that are empty or too long, by the tokens of their first pieces."""
         context = getattr(self.inputs.encoder, "max_length", None)
         for i, length in enumerate(lengths):
             if most is not None and length > most:
@@ -356,7 +356,7 @@ class ServedModel:
                 raise _too_long(i, context if most is None else most)
 
     def _shape(self, item: Prepared) -> Hashable:
-        """Return what inputs of one batch share: with detectors, whose bits count, the shape.
+        """Return the key that inputs of one batch share; with detectors, their exact shape.
 
         Without detectors texts are padded.
         """
@@ -365,7 +365,7 @@ class ServedModel:
         return shape_of_item(item)
 
     def _most_tokens(self, tokens: int | None) -> int | None:
-        """Return the most tokens of a text; of a prompt those that leave room for new ones."""
+        """Return the token limit of a text; for a prompt, new tokens must fit as well."""
         generation, context = self.generation, self._context
         if generation is None or generation.new_tokens is None or context is None:
             return tokens
@@ -395,14 +395,14 @@ class ServedModel:
         return Answered(tuple(answers), found.batch)
 
     def _texts(self, batch: Batch) -> list[Any]:
-        """Return what was generated after each prompt: a text, or ids without a tokenizer."""
+        """Return the text generated after each prompt, or token ids without a tokenizer."""
         each = [[i for i in ids if i >= 0] for ids in batch.extra["generated"].tolist()]
         if not is_tokenizer(self.model.processor):
             return each
         return [self.model.processor.decode(ids, skip_special_tokens=True) for ids in each]
 
     def _said(self, batch: Batch, n: int) -> list[tuple[Any, float | None]]:
-        """Return the model's own answer to each input, and its probability."""
+        """Return the model's answer to each input, and its probability."""
         if batch.logits is None:
             return [(None, None)] * n
         logits = batch.logits[:n].float().cpu()
@@ -455,7 +455,7 @@ def _too_long(number: int, most: int | None) -> Refusal:
 
 
 def prompts_of(stream: LiveStream) -> ItemInputs | None:
-    """Return the items that a stream reads or generates after; None if it reads no items."""
+    """Return the items that a stream reads or continues; None if it has no items."""
     inputs = stream.inputs
     found = inputs.prompts if isinstance(inputs, ReplayInputs) else inputs
     return found if isinstance(found, ItemInputs) else None

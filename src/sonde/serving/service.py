@@ -1,4 +1,4 @@
-"""What stands behind the addresses: the model, the queue, and all that is kept of the traffic."""
+"""The state behind the addresses: the model, the queue, and the traffic records."""
 
 import asyncio
 import atexit
@@ -32,7 +32,7 @@ LOOK_SECONDS = 1.0
 
 
 class Service:
-    """A served model and everything around it; the parameters are those of ``app``.
+    """A served model with its queue and records; the parameters are those of ``app``.
 
     Attributes
     ----------
@@ -74,11 +74,11 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """True if the model answers."""
+        """True if the model can answer."""
         return self._served is not None and not self._stopping
 
     def start(self) -> None:
-        """Load the model and begin to answer, in the running event loop; once."""
+        """Load the model and start to answer, once, in the running event loop."""
         if self._batcher is not None:
             return
         self._batcher = Batcher(self._run, self.limits, self._seen, lambda: self.served_now().most)
@@ -120,7 +120,7 @@ class Service:
                 await loop.run_in_executor(self._watcher, self.traffic.commit)
 
     async def _recalibrate(self, path: Path) -> None:
-        """Take the calibration of a file now and whenever the file changes."""
+        """Load the calibration of a file now and again whenever the file changes."""
         known: Any = None
         while True:
             with suppress(OSError):
@@ -145,7 +145,7 @@ class Service:
             _log.warning("the calibration of %s is now in use", path)
 
     async def stop(self) -> None:
-        """Answer what waits, commit the traffic, and end."""
+        """Answer waiting requests, commit the traffic, and stop."""
         self._stopping = True
         if self._batcher is not None:
             await self._batcher.stop(self.limits.drain_seconds)
@@ -192,7 +192,7 @@ class Service:
         return self._served
 
     def rows(self) -> Rows:
-        """Return how inputs of requests become rows; until one was read any form is tried."""
+        """Return the conversion of inputs to rows; any form is tried until one works."""
         served = self.served()
         if not served.is_open:
             return Rows("tensor", ("x",), self.limits, named=False, dtype=served.float_type)
@@ -256,12 +256,12 @@ class Service:
         return self.served_now().answer(items)
 
     def served_now(self) -> ServedModel:
-        """Return the model, also while the server stops."""
+        """Return the model, also while the server is stopping."""
         assert self._served is not None  # items are made by it
         return self._served
 
     def _seen(self, items: Sequence[Item], answered: Answered, seconds: float) -> None:
-        """Count a forward; in the thread of the model."""
+        """Record a forward pass, in the model's thread."""
         waiting = 0 if self._batcher is None else self._batcher.n_waiting
         self.figures.seen(answered, seconds, self.alpha, waiting)
         if self.log is not None or self.changes is not None:
@@ -294,7 +294,7 @@ class Service:
             )
 
     def state(self) -> dict[str, Any]:
-        """Return what the dashboard shows."""
+        """Return everything that the dashboard shows."""
         waiting = 0 if self._batcher is None else self._batcher.n_waiting
         changes = [] if self.changes is None else [*self.changes.alarms]
         found = self.recent.state(changes, self.feedback.figures(), waiting)
@@ -303,18 +303,18 @@ class Service:
 
     @property
     def is_stopping(self) -> bool:
-        """True if the server ends."""
+        """True if the server is stopping."""
         return self._stopping
 
     def counted(self, route: str, code: int, seconds: float) -> None:
-        """Count a request."""
+        """Record a request."""
         self.recent.request(route, code, seconds)
         self.figures.requests.labels(route, str(code)).inc()
         self.figures.seconds.labels(route).observe(seconds)
 
 
 def _without_values(error: SondeError) -> str:
-    """Return an error's sentence if it is ours and names no value, else a general one."""
+    """Return an error's sentence if it contains no input values, else a general sentence."""
     text = str(error)
     if text.startswith("input ") or text.startswith("no value in column"):
         return text[:300].rstrip(".") + "."

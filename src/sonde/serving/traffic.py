@@ -1,4 +1,4 @@
-"""The statistics of the traffic, committed as ordinary state files that merge.
+"""Statistics of the traffic, committed as ordinary state files that can be merged.
 
 A replica owns a folder below the folder of the traffic. It has one file for each period, and
 rewrites it by an atomic rename every few seconds, so that a kill loses at most the last of these.
@@ -42,7 +42,7 @@ FORMAT = "%Y%m%dT%H%M%SZ"
 
 @dataclass(frozen=True)
 class Schedule:
-    """When traffic is committed, and when a new file begins.
+    """Times at which traffic is committed and a new file begins.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class Schedule:
 
 
 class Traffic:
-    """What one replica has seen, in memory and in its files.
+    """The traffic of one replica, in memory and in its files.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class Traffic:
         self._begin(self._newest())
 
     def _own(self, folder: Path) -> Path:
-        """Return the first folder of a replica that no other process holds."""
+        """Return the first replica folder that no other process has locked."""
         for number in range(MOST_REPLICAS):
             try:
                 self._held.enter_context(RunLock(folder / f"{number}"))
@@ -102,7 +102,7 @@ class Traffic:
         )
 
     def _newest(self) -> Fitted | None:
-        """Return the last file, if its period goes on and it is of this model."""
+        """Return the last file if it is of this model and its period has not ended."""
         paths = sorted(self.folder.glob("*.sonde"))
         if not paths:
             return None
@@ -119,7 +119,7 @@ class Traffic:
         return found if 0 <= age < self.schedule.period_seconds else None
 
     def _begin(self, earlier: Fitted | None = None) -> None:
-        """Begin a file, or go on with one."""
+        """Begin a file, or continue one."""
         self._until = time.monotonic() + self.schedule.period_seconds
         now = _stamp(time.time())
         span = {"begin": now, "until": now, "inputs": 0, "end": "running"}
@@ -144,11 +144,11 @@ class Traffic:
 
     @property
     def path(self) -> Path:
-        """The file of the present period."""
+        """The file of the current period."""
         return self.folder / f"{self.name}.sonde"
 
     def add(self, batch: Batch) -> None:
-        """Take the rows of some answered inputs."""
+        """Add the rows of some answered inputs."""
         with self._lock:
             if self._is_over():
                 self.commit("period")
@@ -174,7 +174,7 @@ class Traffic:
         self._draws = smallest_draws(np.union1d(self._draws, kept_draws(keys, self._seed)))
 
     def commit(self, end: str = "running") -> bool:
-        """Write the file of the present period, if anything is new.
+        """Write the file of the current period if there is anything new.
 
         Parameters
         ----------
@@ -203,7 +203,7 @@ class Traffic:
             return True
 
     def close(self) -> None:
-        """Commit, and let go of the folder."""
+        """Commit, and release the folder."""
         with self._lock:
             self.commit("stopped")
             self._held.close()
@@ -241,7 +241,7 @@ def _seconds(stamp: str) -> float:
 
 
 def describe(header: dict[str, Any]) -> str:
-    """Return what a file of traffic holds and lacks, in sentences."""
+    """Describe the contents of a traffic file, and what it lacks."""
     told = header[TRAFFIC]
     found = [plural(sum(s["inputs"] for s in told["spans"]), "input")]
     for span in told["spans"]:
@@ -254,5 +254,5 @@ def describe(header: dict[str, Any]) -> str:
 
 
 def own_keys(names: Sequence[str]) -> list[bytes]:
-    """Return the keys of inputs, which hold nothing of them: hashes of the ids of requests."""
+    """Return keys for inputs that reveal nothing about them: hashes of request ids."""
     return [blake2b(name.encode(), digest_size=16).digest() for name in names]

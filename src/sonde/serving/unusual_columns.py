@@ -1,4 +1,4 @@
-"""The columns of a row of a table that lie far from where they lie in the data that calibrated."""
+"""Columns of a table row that are far from their values in the calibration data."""
 
 import math
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class UnusualColumn:
 
 
 def scales_in(fitted: Fitted | None) -> Mapping[str, tuple[float, float]]:
-    """Return the medians and scales of the columns, of the calibration with the most rows."""
+    """Return the columns' medians and scales, from the calibration with the most rows."""
     every = () if fitted is None else fitted.header.get("calibrations", ())
     known = [one for one in every if one.get("columns")]
     if not known:
@@ -41,7 +41,7 @@ def scales_in(fitted: Fitted | None) -> Mapping[str, tuple[float, float]]:
 def unusual_columns(
     row: Mapping[str, Any], scales: Mapping[str, tuple[float, float]]
 ) -> tuple[UnusualColumn, ...]:
-    """Return at most five columns at least three robust standard deviations away, furthest first.
+    """Return up to five columns at least three robust standard deviations away, furthest first.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""One p-value, verdict and loudest site for each input, as ``sonde score`` gives them."""
+"""One p-value, verdict and most extreme site for each input, as in ``sonde score``."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from sonde.run.scoring.fuse import COMBINED, fused_of
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the detectors say of one input.
+    """The detectors' verdict on one input.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Verdict:
 
 
 class Verdicts:
-    """The rule that makes one verdict of all detectors and sites, prepared once.
+    """The rule that combines all detectors and sites into one verdict, prepared once.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class Verdicts:
         return [self._verdict(mine, p) for mine, p in zip(lines, together, strict=True)]
 
     def _together(self, lines: Sequence[Mapping[Key, Any]]) -> Sequence[float | None]:
-        """Return the p-value over all detectors of each input, from one line of each detector."""
+        """Return each input's p-value over all detectors, from one line of each detector."""
         known = [[line[key][0] for key in self.keys] for line in lines]
         if any(None in each for each in known):
             return [None] * len(lines)
@@ -117,7 +117,7 @@ class Verdicts:
         return loud[0] if len(loud) == 1 else max(loud, key=lambda k: self._far(k, each[k][0]))
 
     def _far(self, key: Key, score: float) -> float:
-        """Return how far a score is above those that calibrated; decides between equal p-values."""
+        """Return how far a score is above the calibration scores; breaks ties of p-values."""
         if key not in self._surprises:
             return score
         return float(self._surprises[key].of(torch.tensor([[score]], dtype=torch.float64)))

@@ -1,4 +1,4 @@
-"""``sonde edit WORD ...``: the words that change a model, one file each, and what sets them apart.
+"""``sonde edit WORD ...``: the commands that change a model, one file each.
 
 A word is a frozen dataclass like every command. Its docstring says what it does in the first line,
 gives one ``Example:`` that runs on a shipped model, and one line ``Differs:`` that keeps it apart
@@ -44,7 +44,7 @@ _FOOT = "`sonde edit WORD --help` shows the flags of a word."
 
 
 def overview() -> str:
-    """Return the help of ``sonde edit``: each word with what it does, its limits, an example."""
+    """Return the help of ``sonde edit``: each command's effect, limits and example."""
     width = shutil.get_terminal_size().columns
     parts = [_HEAD]
     for word, command in EDITS.items():
@@ -56,6 +56,6 @@ def overview() -> str:
 
 
 def told_by(command: type[Any], label: str) -> str:
-    """Return the paragraph of a command's docstring that a label begins."""
+    """Return the paragraph of a command's docstring that begins with a label."""
     found = re.search(rf"^{label}: (.+?)(?:\n\n|\Z)", inspect.getdoc(command) or "", re.M | re.S)
     return found[1] if found else ""

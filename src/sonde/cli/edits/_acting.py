@@ -1,4 +1,4 @@
-"""Flags and output that the words of ``sonde edit`` share."""
+"""Flags and output that all commands of ``sonde edit`` share."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +77,7 @@ def show_change(
 
 
 def checked_page(report: Path | None, output: Path) -> Path:
-    """Return the path of the report of a new model, after a check that both can be written."""
+    """Return the report's path of a new model, after checking that both can be written."""
     from sonde.weights.folder import check_output
 
     page = report or output.absolute().with_name(output.name + ".html")

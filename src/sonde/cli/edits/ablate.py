@@ -1,4 +1,4 @@
-"""``sonde edit ablate``: one direction out of everything that writes to a model's states."""
+"""``sonde edit ablate``: remove one direction from everything that writes to the states."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +42,7 @@ class AblateDirection:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Fit the candidates, choose, judge, write and report."""
+        """Fit the candidates, choose one, evaluate it, write the model and report."""
         from sonde.run.changing.ablate import ablate
 
         page = self.acting.page(self.output)

@@ -1,4 +1,4 @@
-"""``sonde edit attention``: which layers of a model need to look far."""
+"""``sonde edit attention``: find the layers of a model that need distant tokens."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +60,7 @@ class LimitPattern:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Measure every layer, print the table, and write the page if one was asked for."""
+        """Measure every layer, print the table, and write the page if requested."""
         from sonde.run.changing.limit_attention import limit_attention
 
         check_page(self.report, flag="--report")

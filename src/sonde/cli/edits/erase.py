@@ -1,4 +1,4 @@
-"""``sonde edit erase``: remove a concept that can be read off the states of a layer."""
+"""``sonde edit erase``: remove a concept that a probe can decode from a layer's states."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +51,7 @@ class EraseLabel:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Fit, judge, write and report."""
+        """Fit, evaluate, write and report."""
         from sonde.run.changing.erase import Concept, erase
 
         concept = {

@@ -1,4 +1,4 @@
-"""``sonde edit find-backdoor``: whether an image classifier hides a trigger, and to take it out."""
+"""``sonde edit find-backdoor``: find a trigger in an image classifier, and remove it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +48,7 @@ class FindBackdoor:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Look for a backdoor, print the finding, and remove it if that was asked for."""
+        """Search for a backdoor, print the result, and remove the backdoor if requested."""
         from sonde.run.changing.search_backdoor import search_backdoor
 
         if self.remove != (self.output is not None):

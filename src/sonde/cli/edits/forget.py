@@ -1,4 +1,4 @@
-"""``sonde edit forget``: as if some examples had never been in the training data."""
+"""``sonde edit forget``: remove the effect of some examples of the training data."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

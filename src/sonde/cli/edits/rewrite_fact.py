@@ -1,4 +1,4 @@
-"""``sonde edit rewrite-fact``: other answers to prompts, in the weights of one layer."""
+"""``sonde edit rewrite-fact``: new answers to prompts, in the weights of one layer."""
 
 import json
 from dataclasses import dataclass, field
@@ -68,7 +68,7 @@ class RewriteFact:
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
-        """Fit, plan, judge, write and report."""
+        """Fit, plan, evaluate, write and report."""
         from sonde.run.changing.rewrite_fact import rewrite_fact
 
         facts, page = self._facts(), self.acting.page(self.output)

@@ -32,7 +32,7 @@ class Contrasted(DataReading):
     device: DeviceWord = "auto"
 
     def options(self) -> dict[str, Any]:
-        """Return the options about data of a change, by name."""
+        """Return the data options of a change, by name."""
         return {"reducer": self.reducer, "limit": self.limit, **self.data_options()}
 
 
@@ -100,7 +100,7 @@ class Steer:
         return self.acting.show(change, page, self.printing)
 
     def _fitting(self) -> dict[str, Any]:
-        """Return how the direction is fitted."""
+        """Return the method by which the direction is fitted."""
         return {
             "site": self.site,
             "method": self.method,

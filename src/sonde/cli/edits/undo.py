@@ -1,4 +1,4 @@
-"""``sonde edit undo`` and ``sonde compress undo``: a changed model back to what it was."""
+"""``sonde edit undo`` and ``sonde compress undo``: restore a changed model."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
