@@ -1,4 +1,4 @@
-"""Experiments of papers at a size that runs here, with intervals, null arms and verdicts.
+"""Experiments of papers at small size, with confidence intervals, null arms and verdicts.
 
 Each study is one file; ``STUDIES`` finds it by the word of ``sonde study``.
 """
@@ -188,7 +188,7 @@ __all__ = [
 
 
 def study_of(word: str) -> Study:
-    """Return a study by its word.
+    """Return a study by its name.
 
     Raises
     ------

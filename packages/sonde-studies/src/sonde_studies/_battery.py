@@ -1,4 +1,4 @@
-"""The detectors that can judge one image of a classifier, and why the others cannot."""
+"""Detectors that can score one image of a classifier, and the reasons against the others."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,7 +40,7 @@ SMALL = FOD(width=32, heads=4, layers=2, batch=8, rate=5e-3, passes=20)
 
 @dataclass(frozen=True)
 class Contestant:
-    """A detector and how a model is to be read for it.
+    """A detector, and the reading of a model that it needs.
 
     Parameters
     ----------
@@ -54,12 +54,12 @@ class Contestant:
 
     @property
     def name(self) -> str:
-        """The class of the detector."""
+        """Class name of the detector."""
         return type(self.detector).__name__
 
 
 def of_rows() -> list[Contestant]:
-    """Return those that judge the last hidden layer or the logits, with defaults."""
+    """Return the detectors that score the last hidden layer or the logits, with defaults."""
     ready: list[Detector] = [
         *(MSP(), MaxLogit(), Energy(), Entropy(), GEN(), KLMatching(), GradNorm()),
         *(Mahalanobis(), RelativeMahalanobis(), KNN(k=10), NNGuide(), ViM()),
@@ -73,7 +73,7 @@ def of_rows() -> list[Contestant]:
 
 
 def of_patches(tiny: bool = False) -> list[Contestant]:
-    """Return those that judge an image by its worst patch, in the last grid of a conv net."""
+    """Return the detectors that score an image by its worst patch of the last feature map."""
     patches = {"sites": GRID, "reducer": "patches"}
     net = SimpleNet(passes=1, steps=1) if tiny else SimpleNet()
     fod = replace(SMALL, passes=1) if tiny else SMALL

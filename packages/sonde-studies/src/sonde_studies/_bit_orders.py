@@ -1,4 +1,4 @@
-"""Deep residual nets on digits, and what it costs to round any set of their blocks to two bits."""
+"""Deep residual nets on digits, and the cost of rounding any set of their blocks to two bits."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -20,7 +20,7 @@ HIGH, LOW, SMALL_SHARE = 8, 2, 0.1
 
 
 class Block(nn.Module):
-    """Adds what a hidden layer makes of the normalised state."""
+    """Residual block: adds a function of the normalised state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Block(nn.Module):
         self.down = nn.Linear(WIDTH, DIM)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the state with the sum."""
+        """Return the state plus the block's output."""
         return x + self.down(self.up(self.norm(x)).relu())
 
 
@@ -53,7 +53,7 @@ class Net(nn.Module):
 
 
 class Rounded:
-    """A trained net, and the divergence with any set of blocks at two bits, all others at eight."""
+    """A trained net, and its divergence with any set of blocks at two bits, the rest at eight."""
 
     def __init__(self, seed: int, tiny: bool) -> None:
         x, label = shuffled_digits(seed)
@@ -82,26 +82,26 @@ class Rounded:
         return kl, right
 
     def area(self, order: Sequence[int]) -> float:
-        """Return the mean divergence while blocks are demoted one by one, the first first."""
+        """Return the mean divergence while blocks are rounded one by one in this order."""
         return sum(self.kl[frozenset(order[:n])] for n in range(1, BLOCKS)) / (BLOCKS - 1)
 
     def areas(self) -> Float[Tensor, "order"]:
-        """Return the mean divergence of all orders."""
+        """Return the mean divergence for all orders."""
         return torch.tensor([self.area(order) for order in permutations(range(BLOCKS))])
 
     def by_lot(self, seed: int, n: int = 20) -> float:
-        """Return the mean divergence of some random orders."""
+        """Return the mean divergence for some random orders."""
         draw = torch.Generator().manual_seed(seed)
         orders = [torch.randperm(BLOCKS, generator=draw).tolist() for _ in range(n)]
         return sum(map(self.area, orders)) / n
 
     def order(self, scores: Sequence[float]) -> list[int]:
-        """Return blocks by their scores, the lowest first: it is demoted first."""
+        """Return the blocks by score, lowest first; the first block is rounded first."""
         return sorted(range(BLOCKS), key=lambda i: scores[i])
 
     @torch.no_grad()
     def little_moved(self) -> list[float]:
-        """Return minus the mean cosine of each block's input and output."""
+        """Return minus the mean cosine between each block's input and output."""
         states = self.net.states(self.x)
         pairs = pairwise(states)
         return [-float(cosine_similarity(a, b, dim=1).mean()) for a, b in pairs]
@@ -116,13 +116,13 @@ class Rounded:
 
     @torch.no_grad()
     def correlated(self) -> list[float]:
-        """Return minus the mean canonical correlation of each block's input and output."""
+        """Return minus the mean canonical correlation between each block's input and output."""
         states = self.net.states(self.x)
         return [-float(cca(a, b)) for a, b in pairwise(states)]
 
     @torch.no_grad()
     def pruned(self) -> list[float]:
-        """Return how far the loss rises without each block's smallest weights."""
+        """Return the increase of the loss without each block's smallest weights."""
         before = float(cross_entropy(self.net(self.x), self.label))
         found: list[float] = []
         for block in self.net.blocks:
@@ -153,11 +153,11 @@ class Rounded:
         return found
 
     def alone(self) -> list[float]:
-        """Return the divergence with each block alone at two bits."""
+        """Return the divergence with only one block at two bits, for each block."""
         return [self.kl[frozenset([i])] for i in range(BLOCKS)]
 
 
 @cache
 def rounded_net(seed: int, tiny: bool) -> Rounded:
-    """Return the net of a seed; two studies read it."""
+    """Return the trained net of a seed; two studies use it."""
     return Rounded(seed, tiny)

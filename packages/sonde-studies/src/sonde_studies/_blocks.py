@@ -1,4 +1,4 @@
-"""Digits beside a pattern that says nothing: where the answer lies is known for each picture."""
+"""Digits beside an uninformative pattern, so that the relevant pixels of each image are known."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ PIXELS = 2 * SIDE * SIDE
 
 @dataclass(frozen=True)
 class BlockDigits:
-    """Pictures of two blocks, one above the other: a digit, and a framed diagonal.
+    """Images of two blocks, one above the other: a digit, and a framed diagonal.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class BlockDigits:
     signal: Tensor
 
     def part(self, start: int, stop: int) -> "BlockDigits":
-        """Return some of the pictures."""
+        """Return some of the images."""
         chosen = slice(start, stop)
         return BlockDigits(self.x[chosen], self.label[chosen], self.signal[chosen])
 
@@ -39,7 +39,7 @@ class BlockDigits:
 
 
 def block_digits(seed: int, n: int | None = None) -> BlockDigits:
-    """Return digits in a random order, each above or below the same pattern at random.
+    """Return digits in random order, each randomly above or below the same pattern.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def block_cnn() -> nn.Module:
 def trained(
     net: nn.Module, x: Tensor, label: Tensor, seed: int, steps: int = 100, rate: float = 3e-3
 ) -> nn.Module:
-    """Train a net by full batches and return it."""
+    """Train a net by full-batch steps and return it."""
     train(net, x, label, seed, steps, rate)
     return net
 
@@ -100,7 +100,7 @@ def trained(
 def robust(
     x: Tensor, label: Tensor, seed: int, size: float, steps: int = 100, inner: int = 7
 ) -> nn.Module:
-    """Train the one-hidden-layer net on the worst inputs within a ball of L2 radius ``size``."""
+    """Train the net with one hidden layer adversarially, within an L2 ball of radius ``size``."""
     net = trained(block_mlp(), x, label, seed, steps=1)
     optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
     for _ in range(steps):

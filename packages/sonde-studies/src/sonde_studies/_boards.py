@@ -12,7 +12,7 @@ ROWS, COLUMNS = 4, 8
 
 
 class _Block(nn.Module):
-    """Attention, then two layers, each added to what came in."""
+    """Transformer block: attention and a two-layer net, each with a residual connection."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class _Block(nn.Module):
 
 
 class _Denoiser(nn.Module):
-    """Returns clean boards (row, 8, 16) of noisy ones and the noise's size."""
+    """Denoiser: clean boards (row, 8, 16) from noisy ones and the noise level."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class _Denoiser(nn.Module):
 
 
 def boards(n: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Return pairs of digits of one kind (row, 8, 16), which kind, and the light on both.
+    """Return pairs of digits of one class (row, 8, 16), the class, and their brightness.
 
     The light, from -1 to 1, is added to all pixels of a board: each side tells it of the other.
     """
@@ -60,7 +60,7 @@ def boards(n: int, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def trained(draw: torch.Generator, seed: int, steps: int) -> nn.Module:
-    """Return a denoiser that was trained on noise of sizes in [0, 1]."""
+    """Return a denoiser trained on noise levels in [0, 1]."""
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         net = _Denoiser()

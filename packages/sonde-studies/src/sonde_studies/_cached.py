@@ -1,4 +1,4 @@
-"""What studies of key-value caches share: pieces of source code, and what a smaller cache costs."""
+"""Shared code of studies on key-value caches: source-code texts, and the cost of smaller caches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ PROMPT, NEW = 192, 64
 
 
 def pieces(n: int, seed: int) -> Int[Tensor, "text pos"]:
-    """Return drawn pieces of the standard library's test part, as bytes."""
+    """Return random pieces of the standard library's test part, as bytes."""
     draw = np.random.default_rng(seed)
     files = [r["text"] for r in rows_of("sonde:stdlib/test-all") if len(r["text"]) > 4000]
     found: list[list[int]] = []
@@ -28,7 +28,7 @@ def pieces(n: int, seed: int) -> Int[Tensor, "text pos"]:
 
 
 class SmallerCaches:
-    """What predictions behind a prompt lose by a smaller cache of it.
+    """Loss of prediction quality after a prompt, if the prompt's cache is made smaller.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class SmallerCaches:
         self.whole = self._behind(None)
 
     def lost(self, form: Any) -> tuple[float, float]:
-        """Return the mean divergence in nats, and the bytes of the cache behind the prompt.
+        """Return the mean divergence in nats, and the bytes of the prompt's cache.
 
         Parameters
         ----------

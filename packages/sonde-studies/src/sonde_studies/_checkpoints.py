@@ -1,4 +1,4 @@
-"""Nets of one training, saved on the way, and how good each of them is."""
+"""Checkpoints of one training run, and the accuracy of each."""
 
 import itertools
 from copy import deepcopy
@@ -21,7 +21,7 @@ ANGLE, SIGMA = 30.0, 0.3
 
 @dataclass(frozen=True)
 class Data:
-    """Digits to train on and fresh ones, these as they are and shifted in three ways."""
+    """Training digits, and test digits: unchanged and with three distribution shifts."""
 
     x: Tensor
     label: Tensor
@@ -71,7 +71,7 @@ def checkpoints_of(data: Data, seed: int, tiny: bool) -> list[Net]:
 def trained_on(
     x: Tensor, label: Tensor, decay: float, seed: int, stops: tuple[int, ...]
 ) -> list[Net]:
-    """Return a net at several moments of its training."""
+    """Return a net at several steps of its training."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = net_of("mlp")
@@ -100,5 +100,5 @@ def worth(net: nn.Module, data: Data) -> dict[str, float]:
 
 
 def grid_of(tiny: bool) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]:
-    """Return the weight decays, the shares of wrong labels and the numbers of steps."""
+    """Return the weight decays, the fractions of wrong labels and the numbers of steps."""
     return (FEW_DECAYS, FEW_NOISES, FEW_STOPS) if tiny else (DECAYS, NOISES, STOPS)

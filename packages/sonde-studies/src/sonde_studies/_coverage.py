@@ -1,4 +1,4 @@
-"""What the states of fresh rows cover of those of training rows."""
+"""How far training states cover the states of test rows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ SITE, FULL, FIXED, PAPER_FULL = "body:out", 0.05, 0.1, 500
 
 @dataclass(frozen=True)
 class Influence:
-    """The states of a net on fresh rows and the gradient there."""
+    """The states of a net on test rows, and the gradient there."""
 
     x: Tensor
     grad: Tensor
@@ -26,7 +26,7 @@ class Influence:
 
     @classmethod
     def of(cls, net: nn.Module, data: Data) -> "Influence":
-        """Read a net once."""
+        """Read the states and gradients of a net once."""
         items: list[dict[str, Any]] = [
             {"x": x, "label": int(y), "id": str(i)}
             for i, (x, y) in enumerate(zip(data.fresh, data.fresh_label, strict=True))
@@ -37,7 +37,7 @@ class Influence:
 
     @property
     def alpha(self) -> float:
-        """The steepness that ``NAC`` finds on these rows."""
+        """The steepness that ``NAC`` chooses on these rows."""
         return float(NAC().fit(self.x, grad=self.grad).conventions["alpha"])
 
     def covered(self, alpha: float, full: int) -> Result:
@@ -56,7 +56,7 @@ def full_of(data: Data) -> int:
 
 
 def coverage_of(states: Influence, full: int) -> dict[str, float]:
-    """Return the coverage by several ways to choose its parameters."""
+    """Return the coverage for several ways to choose its parameters."""
     fixed, auto = states.covered(FIXED, full), states.alpha
     return {
         "alpha 0.1": float(fixed.value),

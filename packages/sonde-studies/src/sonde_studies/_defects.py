@@ -1,4 +1,4 @@
-"""Images of one kind of object, some with a pasted defect, as a net sees them that knows others.
+"""Images of one class, some with a pasted defect, seen by a net trained on other classes.
 
 Debian's Fashion-MNIST where its package is installed, else scikit-learn's digits, enlarged.
 """
@@ -28,7 +28,7 @@ DATA = (
 
 
 class Backbone(nn.Module):
-    """Three convolutions to a grid of patches, and a linear head over their mean."""
+    """Three convolutions to a grid of patches, and a linear head on their mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Backbone(nn.Module):
 
 @dataclass(frozen=True)
 class Objects:
-    """A net that was trained on other kinds, images of a single kind, and where the defects are.
+    """A net trained on other classes, images of one class, and the positions of the defects.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class Objects:
 
 @cache
 def images() -> tuple[Tensor, np.ndarray]:
-    """Return images of 32 x 32 in [0, 1] and which of ten kinds each is."""
+    """Return images of 32 x 32 in [0, 1] and their class, one of ten."""
     if GARMENTS.is_dir():
         raw = gzip.decompress((GARMENTS / "train-images-idx3-ubyte.gz").read_bytes())
         kind = gzip.decompress((GARMENTS / "train-labels-idx1-ubyte.gz").read_bytes())
@@ -83,7 +83,7 @@ def images() -> tuple[Tensor, np.ndarray]:
 
 
 def objects(seed: int, tiny: bool = False) -> Objects:
-    """Draw a kind, train a net on the others, and paste parts of the others as defects."""
+    """Choose a class, train a net on the others, and paste parts of their images as defects."""
     draw = np.random.default_rng(seed)
     x, kind = images()
     kind = kind[: len(x)]
@@ -117,7 +117,7 @@ def _train(model: nn.Module, x: Tensor, label: Tensor, seed: int, epochs: int) -
 
 
 def _pasted(x: Tensor, others: Tensor, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Return copies with a square of another image each, drawn until it changes what is there."""
+    """Return copies with a square from another image, redrawn until it changes the pixels."""
     found, mask = x.clone(), torch.zeros(len(x), SIZE, SIZE, dtype=torch.bool)
     for image, where in zip(found, mask, strict=True):
         while not where.any():

@@ -1,4 +1,4 @@
-"""Small nets on scikit-learn's digits: six known, four near unusual ones, noise as far ones.
+"""Small nets on scikit-learn's digits: six known classes, four near unknown ones, and noise.
 
 ``open_set`` takes other small images in their place.
 """
@@ -22,7 +22,7 @@ RATE = {"mlp": 1e-3, "cnn": 3e-3}
 
 @dataclass(frozen=True)
 class Source:
-    """Small grey images of ten kinds, and how many known ones are for which use.
+    """Small grey images of ten classes, and the number of known images for each use.
 
     Parameters
     ----------
@@ -42,13 +42,13 @@ class Source:
 
     @property
     def side(self) -> int:
-        """Pixels in a line."""
+        """Number of pixels in a line."""
         return round(self.x.shape[1] ** 0.5)
 
 
 @dataclass(frozen=True)
 class Digits:
-    """A trained net and what is fed to it.
+    """A trained net and its data.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class Digits:
 
 
 class Net(nn.Module):
-    """An early part, a body that ends in a hidden layer, and a linear head."""
+    """A first layer, a body that ends in a hidden layer, and a linear head."""
 
     def __init__(self, early: nn.Module, body: nn.Module, width: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Net(nn.Module):
 
 
 class _Image(nn.Module):
-    """Sees the pixels of a row as one channel of a square."""
+    """Reshapes the pixels of a row to a square with one channel."""
 
     def __init__(self, side: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class _Image(nn.Module):
 
 
 def net_of(architecture: Architecture, side: int = 8) -> Net:
-    """Return an untrained net for squares of ``side`` lines."""
+    """Return an untrained net for images of ``side`` lines."""
     if architecture == "mlp":
         early = nn.Sequential(nn.Linear(side * side, 128), nn.ReLU())
         return Net(early, nn.Sequential(nn.Linear(128, 64), nn.ReLU()), 64)
@@ -108,7 +108,7 @@ def net_of(architecture: Architecture, side: int = 8) -> Net:
 
 @cache
 def pixels() -> tuple[Tensor, np.ndarray]:
-    """Return the 1,797 digits with pixels in [0, 1], and which digit each is."""
+    """Return the 1,797 digits with pixels in [0, 1], and their labels."""
     found: Any = load_digits()
     return torch.from_numpy(found.data / 16.0).float(), found.target
 
@@ -121,7 +121,7 @@ def digits(seed: int, architecture: Architecture = "mlp", tiny: bool = False) ->
 def open_set(
     source: Source, seed: int, architecture: Architecture = "mlp", tiny: bool = False
 ) -> Digits:
-    """Train a net on six random kinds of images and return it with its data."""
+    """Train a net on six random image classes and return it with its data."""
     draw = np.random.default_rng(seed)
     x, kind = source.x, source.kind
     chosen = draw.permutation(10)[:KNOWN]

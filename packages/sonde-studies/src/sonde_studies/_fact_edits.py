@@ -1,4 +1,4 @@
-"""Facts that are to be rewritten, and the rewrites of them."""
+"""Facts to rewrite, and the edits that rewrite them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,7 +44,7 @@ def edits_of(sure: Sequence[Entry], draw: np.random.Generator, most: int | None)
 
 
 def facts_of(edits: Edits, whole: bool = True) -> list[Fact]:
-    """Return facts about the whole prompt, up to its last token, or about its subject."""
+    """Return facts whose subject is the whole prompt, or only the subject's tokens."""
     named = ((f.prompt(), f.prompt() if whole else f.subject, new) for f, new in edits.items())
     return [Fact(prompt, subject, f" {new}") for prompt, subject, new in named]
 
@@ -64,26 +64,26 @@ def parts_of(edits: Edits, n: int) -> list[Edits]:
 
 
 def fitted_on_facts(model: Model, facts: Sequence[Entry]) -> sonde.Fitted:
-    """Return the moments of what the layers read over all facts."""
+    """Return the moments of the layers' inputs over all facts."""
     texts = [f.text(phrase) for f in facts for phrase in PHRASES]
     stream = sonde.read(model, texts, sites=[f"{FIRST}:in", f"{LAYER}:in"], reducer="tokens")
     return sonde.fit([SecondMoment(ridge=1e-3), NullSpace()], stream, progress=False)
 
 
 def rewritten(model: Model, fitted: Any, *edits: Rewrite) -> Model:
-    """Return a net after edits, one after the other."""
+    """Return a net after several edits, applied one after another."""
     for edit in edits:
         model = replace(model, module=edit.plan(model, fitted).fold(model))
     return model
 
 
 def told_new(model: Model, edits: Edits, seed: int) -> Model:
-    """Return a net that was trained on the new answers alone."""
+    """Return a net that was fine-tuned on the new answers alone."""
     return told_more(model, [f.text(answer=new) for f, new in edits.items()], MORE, seed)
 
 
 def judged(model: Model, edits: Edits, others: list[Entry], said: Any) -> dict[str, float]:
-    """Return how often new answers are given, in both phrases, and how many others are kept."""
+    """Return the rate of new answers, in both phrasings, and of other answers kept."""
     new = asked(model, list(edits))
     kept = [
         a == b for f, own in asked(model, others).items() for a, b in zip(own, said[f], strict=True)

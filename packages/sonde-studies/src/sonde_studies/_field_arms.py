@@ -1,4 +1,4 @@
-"""Pairs of columns behind gates, two gated streams, and tables with one or two uses."""
+"""Pairs of gated columns, two gated streams, and embedding tables with one or two uses."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ VALUES, KINDS, PAST, LONG = 60, 6, 8, 3_000
 
 
 def r_squared(said: Tensor, y: Tensor) -> float:
-    """Return the share of the variance of ``y`` that is explained."""
+    """Return the fraction of the variance of ``y`` that is explained."""
     return float(1 - (said - y).square().mean() / y.var(correction=0))
 
 
 def pair_selection(seed: int, steps: int) -> float:
-    """Return the share of planted pairs that products of gates keep less that of other pairs."""
+    """Return the fraction of planted pairs that gates keep, minus that of other pairs."""
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(ROWS, COLUMNS, generator=draw)
     y = sum(2 * x[:, i] * x[:, j] for i, j in PLANTED) + 0.3 * torch.randn(ROWS, generator=draw)
@@ -47,7 +47,7 @@ def pair_selection(seed: int, steps: int) -> float:
 
 
 class _Streams(nn.Module):
-    """Two nets behind gates of their own, joined by a bilinear form or by a sum."""
+    """Two nets with separate gates, combined by a bilinear form or by a sum."""
 
     def __init__(self, joined: bool, gated: bool) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _Streams(nn.Module):
 
 
 def two_streams(seed: int, steps: int) -> dict[str, float]:
-    """Return R^2 on new rows of two streams: bilinear and gated, without gates, and summed."""
+    """Return R^2 on test rows of two streams: bilinear and gated, without gates, and summed."""
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(2 * ROWS, 2 * SIDE, generator=draw)
     user, item = torch.randn(2, SIDE, 2, generator=draw) / SIDE**0.5
@@ -93,7 +93,7 @@ def two_streams(seed: int, steps: int) -> dict[str, float]:
 
 
 def table_uses(seed: int, steps: int) -> dict[str, float]:
-    """Return how well nets with one and with two embedding tables predict a target, as R^2.
+    """Return the R^2 of nets with one and with two embedding tables on a target.
 
     The target is the mean worth of those past values that are of the same kind as the last one.
     """

@@ -1,4 +1,4 @@
-"""Digits, a small conv net that learned them, and what became of a class that it is to forget."""
+"""Digits, a small conv net trained on them, and measures of a class that it should forget."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def world(seed: int, tiny: bool) -> tuple[Model, Tensor, Tensor, int]:
 
 
 def trained(x: Tensor, label: Tensor, seed: int) -> nn.Sequential:
-    """Return a small conv net, briefly trained: its gradients are not all noise."""
+    """Return a small conv net, trained only briefly so that its gradients are not just noise."""
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         net = nn.Sequential(
@@ -48,7 +48,7 @@ def trained(x: Tensor, label: Tensor, seed: int) -> nn.Sequential:
 
 
 def sides_of(model: Model, x: Tensor, label: Tensor, n: int) -> Sides:
-    """Return the class and the others, of training and of test digits."""
+    """Return the class to forget and the others, of training and of test digits."""
     items: list[dict[str, Any]] = [
         {"input": row, "label": int(c)} for row, c in zip(x, label, strict=True)
     ]
@@ -68,7 +68,7 @@ def sides_of(model: Model, x: Tensor, label: Tensor, n: int) -> Sides:
 def stand(
     model: Model, changed: nn.Module, sides: Sides, anew: nn.Module
 ) -> tuple[Forgotten, Forgotten]:
-    """Return what became of the class and, second, of unseen digits of the other classes."""
+    """Return the state of the class to forget and, second, of test digits of other classes."""
     forget, held, others = sides["forget"], sides["held"], sides["others"]
     return (
         forgotten(model, changed, forget, sides["retain"], held, anew),

@@ -1,4 +1,4 @@
-"""Scores of answers by feature gaps, by a probe, and by what their tokens say."""
+"""Scores of answers by feature gaps, by a probe, and by token probabilities."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ LABELS, MORE = 256, 1024
 
 @dataclass(frozen=True)
 class Sizes:
-    """Steps of training and of more training, and how many answers are for which use."""
+    """Training steps, and the number of answers for each use."""
 
     steps: int = 600
     further: int = 150
@@ -37,7 +37,7 @@ Score = Callable[[Answers], Tensor]
 
 
 def scores_of(fit: Answers, contrast: Contrasts, sizes: Sizes) -> dict[str, Score]:
-    """Return every arm."""
+    """Return the scores of every arm."""
     few, labels = sizes.labels // 4, sizes.labels
     alone = {
         f"only {name}": gaps_of(fit, contrast, labels, only=i) for i, name in enumerate(FEATURES)
@@ -66,7 +66,7 @@ def ratios_of(scores: dict[str, Score], asked: dict[str, Answers]) -> dict[str, 
 def gaps_of(
     fit: Answers, contrast: Contrasts, labels: int, only: int | None = None, **options: Any
 ) -> Score:
-    """Return the score that is fitted on the first labels, of all features or one."""
+    """Return the score fitted on the first labels, from all features or one."""
     rows, pair, side = contrast
     n = len(side)
     label = [-1] * n + fit.wrong[:labels].long().tolist()

@@ -1,4 +1,4 @@
-"""Debian's Fashion-MNIST, small: 16 x 16, means of four pixels."""
+"""Debian's Fashion-MNIST, reduced to 16 x 16 by means of four pixels."""
 
 import gzip
 from functools import cache
@@ -16,7 +16,7 @@ MOST, GARMENTS_FIT, GARMENTS_HELD, GARMENTS_TEST = 10_000, 1500, 750, 750
 
 @cache
 def garments() -> Source | None:
-    """Return small images of ten kinds, or None if the package is not installed."""
+    """Return small images of ten classes, or None if the package is not installed."""
     if not GARMENTS.is_dir():
         return None
     raw = gzip.decompress((GARMENTS / "train-images-idx3-ubyte.gz").read_bytes())

@@ -1,4 +1,4 @@
-"""Boards of 4 x 4 keys with a digit on each, every place its own: parts that can be displaced.
+"""Boards of 4 x 4 keys with a digit on each key, so that parts can be displaced.
 
 Eight digits and their negatives make 16 looks; the two others are what was never seen.
 """
@@ -18,7 +18,7 @@ STEPS, RATE = 200, 3e-3
 
 
 class KeyNet(nn.Module):
-    """Sees each key by itself: to it a key that was moved looks as any other."""
+    """A net that sees each key by itself, so that a moved key looks like any other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,13 +26,13 @@ class KeyNet(nn.Module):
         self.head = nn.Conv2d(32, PLACES, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return which look each key of boards (row, 1, 32, 32) has: (row, look, 4, 4)."""
+        """Return the type logits of each key of boards (row, 1, 32, 32): (row, type, 4, 4)."""
         return self.head(torch.relu(self.keys(x)))
 
 
 @dataclass(frozen=True)
 class Keypads:
-    """A net that tells keys apart, boards to fit on and to test, and where they were changed.
+    """A net that recognises keys, boards to fit on and to test on, and the changed positions.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Keypads:
 
 
 def keypads(seed: int, n_fit: int, n_test: int) -> Keypads:
-    """Draw boards, the fitted ones from other digits than those that are tested."""
+    """Draw boards; training boards use other digit images than test boards."""
     draw = np.random.default_rng(seed)
     x, digit = pixels()
     shown = draw.permutation(10)
@@ -95,7 +95,7 @@ def _board(keys: Tensor) -> Tensor:
 
 @torch.enable_grad()
 def _trained(seed: int, x: Tensor, pools: list[np.ndarray]) -> KeyNet:
-    """Return a net that was trained to tell the 16 looks apart, key by key."""
+    """Return a net trained to recognise the 16 key types, key by key."""
     model = KeyNet()
     each = [torch.from_numpy(pool) for pool in pools[:LOOKS]]
     look = torch.cat([torch.full((len(pool),), i) for i, pool in enumerate(each)])

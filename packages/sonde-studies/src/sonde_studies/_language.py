@@ -1,4 +1,4 @@
-"""Small causal language models that are trained here, on texts of a few words."""
+"""Small causal language models, trained here on texts with a small vocabulary."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ Texts = Callable[[int], list[str]]
 def language_model(
     words: Sequence[str], longest: int, seed: int, width: int = WIDTH, layers: int = LAYERS
 ) -> Model:
-    """Return an untrained GPT-2 whose tokens are these words; it reads at most ``longest``."""
+    """Return an untrained GPT-2 with these words as tokens and context ``longest``."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -44,7 +44,7 @@ def language_model(
 
 
 def _tokenizer(words: Sequence[str]) -> Any:
-    """Return a tokenizer of whole words; what is none of them, such as white space, is dropped."""
+    """Return a tokenizer of whole words, which drops everything else."""
     from tokenizers import Regex, Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Split
@@ -71,7 +71,7 @@ def train(
     enough: Callable[[], bool] = lambda: False,
     every: int = 50,
 ) -> int:
-    """Train on fresh texts, on what stands from a word on, until it is enough; return the steps.
+    """Train on new texts, from a given word on, until good enough; return the steps.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def descend(
     every: int = 50,
     rate: float = RATE,
 ) -> int:
-    """Train as ``train`` does, on tokens and which of them are to be learned."""
+    """Train as ``train`` does, on tokens and a mask of the tokens to learn."""
     module = model.module
     optimiser = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=0.01)
     for step in range(1, steps + 1):
@@ -129,7 +129,7 @@ def reinforce(
     end: str,
     draw: np.random.Generator,
 ) -> None:
-    """Train on a model's own samples by their reward alone: 1 for a right one, 0 for others.
+    """Train on a model's own samples by reward alone: 1 if correct, else 0.
 
     Each step samples anew and follows ``policy_loss`` once, without a penalty for drift.
 
@@ -167,7 +167,7 @@ def policy_loss(
     own: Bool[Tensor, "text pos"],
     reward: Float[Tensor, "prompt sample"],
 ) -> Float[Tensor, ""]:
-    """Return the loss whose gradient is minus that of the mean reward, from samples of a policy.
+    """Return the policy-gradient loss of samples from a policy.
 
     The gain of a sample is its reward less the mean over the samples after the same prompt
     (REINFORCE with a baseline of the group). It is not divided by the group's spread, which would
@@ -191,7 +191,7 @@ def policy_loss(
 def sampled(
     model: Model, prompts: Sequence[str], end: str, draw: np.random.Generator
 ) -> tuple[list[str], list[Float[Tensor, "pos"]]]:
-    """Return what a model writes after prompts, and how likely each of its tokens was.
+    """Return a model's continuations of prompts, and the probability of each token.
 
     Prompts may differ in length; tokens are drawn at temperature 1, up to ``end`` or to the end of
     the context, where the text then lacks ``end``.
@@ -213,7 +213,7 @@ def sampled(
 
 
 def _text(words: Sequence[str]) -> str:
-    """Return words as a text that has the same tokens: with a space where two would be one."""
+    """Return words as a text that is tokenised to the same words."""
     pairs = zip(["", *words], words, strict=False)
     return "".join(" " * (a.isalnum() and b.isalnum()) + b for a, b in pairs)
 
@@ -221,7 +221,7 @@ def _text(words: Sequence[str]) -> str:
 def _written(
     module: Any, ids: Int[Tensor, "text pos"], stop: int, source: torch.Generator
 ) -> tuple[Int[Tensor, "text new"], Float[Tensor, "text new"]]:
-    """Return words drawn after prompts of one length until all stopped, and their chances."""
+    """Return words sampled after prompts of one length until all end, and their probabilities."""
     past, chosen, likely = None, [], []
     running = torch.ones(len(ids), dtype=torch.bool)
     n = ids.shape[1]

@@ -1,4 +1,4 @@
-"""Small nets on scikit-learn's digits whose hidden layers are read at several steps of training."""
+"""Small nets on scikit-learn's digits whose hidden layers are read at several training steps."""
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -18,7 +18,7 @@ PIXELS, KINDS, BATCH = 64, 10, 64
 
 @dataclass(frozen=True)
 class Split:
-    """Digits to train on, and others."""
+    """Training digits and test digits."""
 
     x: Float[Tensor, "row pixel"]
     label: Int[Tensor, "row"]
@@ -27,7 +27,7 @@ class Split:
 
 
 def split(seed: int, n_train: int, n_test: int | None = None) -> Split:
-    """Return the digits in an order that is drawn, the first for training."""
+    """Return the digits in random order; the first ones are for training."""
     x, kind = pixels()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     label = torch.from_numpy(kind).long()
@@ -54,7 +54,7 @@ def plain_net(
     inputs: int = PIXELS,
     outputs: int = KINDS,
 ) -> nn.Sequential:
-    """Return an untrained net of one hidden layer for each width and a linear head."""
+    """Return an untrained net with one hidden layer for each width, and a linear head."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = [inputs, *widths]
@@ -63,7 +63,7 @@ def plain_net(
 
 
 def residual_net(seed: int, width: int = PIXELS, blocks: int = 6) -> nn.Sequential:
-    """Return an untrained net of residual blocks behind a linear map, and a linear head."""
+    """Return an untrained net of residual blocks after a linear map, and a linear head."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inner = [Residual(width) for _ in range(blocks)]
@@ -72,7 +72,7 @@ def residual_net(seed: int, width: int = PIXELS, blocks: int = 6) -> nn.Sequenti
 
 @torch.no_grad()
 def layers_of(model: nn.Sequential, x: Float[Tensor, "row pixel"]) -> list[Float[Tensor, "row _"]]:
-    """Return the rows after each part of the net but the head."""
+    """Return the rows after each part of the net except the head."""
     found: list[Tensor] = []
     for part in list(model)[:-1]:
         x = part(x)
@@ -82,13 +82,13 @@ def layers_of(model: nn.Sequential, x: Float[Tensor, "row pixel"]) -> list[Float
 
 @torch.no_grad()
 def accuracy(model: nn.Module, x: Tensor, label: Tensor) -> float:
-    """Return the share of rows whose largest logit is that of their label."""
+    """Return the accuracy of logits against labels."""
     return float((model(x).argmax(1) == label).double().mean())
 
 
 @torch.no_grad()
 def loss(model: nn.Module, x: Tensor, label: Tensor) -> float:
-    """Return the mean cross entropy in nats."""
+    """Return the mean cross-entropy in nats."""
     return float(functional.cross_entropy(model(x), label))
 
 
@@ -103,7 +103,7 @@ def trained(
     decay: float = 0.0,
     at: Sequence[int] = (),
 ) -> Iterator[nn.Sequential]:
-    """Train by AdamW in batches; yield a copy of the net after each of these steps and the last."""
+    """Train by AdamW in batches; yield copies of the net after these steps and the last."""
     draw = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
     for step in range(steps):
@@ -117,7 +117,7 @@ def trained(
 
 
 def partial_rank_correlation(x: Tensor, y: Tensor, given: Tensor) -> float:
-    """Return Spearman's correlation of two quantities at equal ranks of a third."""
+    """Return Spearman's correlation of two quantities, controlled for a third."""
     first, second, third = (torch.from_numpy(rankdata(v)) for v in (x, y, given))
     return float(torch.corrcoef(torch.stack([_without(r, third) for r in (first, second)]))[0, 1])
 

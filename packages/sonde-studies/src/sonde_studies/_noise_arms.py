@@ -1,4 +1,4 @@
-"""Noise beside the states of images, and a net that tells the two apart."""
+"""Noise added to states of images, and a net that separates the two."""
 
 from collections.abc import Sequence
 
@@ -20,14 +20,14 @@ def scored(scorer: "Scorer | AdaptedJudge", rows: Parts) -> Parts:
 
 
 def noisy(d: Objects, level: float, seed: int) -> list[Tensor]:
-    """Return patches of copies of the fitted images with noise on their pixels."""
+    """Return patches of the training images with noise added to their pixels."""
     source = torch.Generator().manual_seed(1000 + seed)
     noise = [torch.randn(d.fit.shape, generator=source) for _ in range(COPIES)]
     return [patches_of(d.model, d.fit + level * e, SITE)[0] for e in noise]
 
 
 def shaped(x: Tensor, noisy: Sequence[Tensor], seed: int) -> dict[str, list[Tensor]]:
-    """Return copies with noise in feature space that is not equal in all directions.
+    """Return copies with anisotropic noise in feature space.
 
     It moves as image noise moves another patch, or along the difference of two usual patches.
     """
@@ -42,7 +42,7 @@ def shaped(x: Tensor, noisy: Sequence[Tensor], seed: int) -> dict[str, list[Tens
 
 
 def judge_against(x: Tensor, fakes: Sequence[Tensor], detector: SimpleNet) -> "AdaptedJudge":
-    """Train a net as ``SimpleNet`` does, against given rows in place of noisy ones."""
+    """Train a net as ``SimpleNet`` does, with given rows instead of noisy copies."""
     source = torch.Generator().manual_seed(detector.seed)
     net = AdaptedJudge(x, detector, source)
     true, *false = map(net.scaled, (x, *fakes))
@@ -60,7 +60,7 @@ def judge_against(x: Tensor, fakes: Sequence[Tensor], detector: SimpleNet) -> "A
 
 
 class AdaptedJudge(nn.Module):
-    """Adapter and judge of ``SimpleNet`` in plain torch: any rows can stand for the copies."""
+    """Adapter and discriminator of ``SimpleNet`` in plain torch, for any negative rows."""
 
     def __init__(self, x: Tensor, detector: SimpleNet, source: torch.Generator) -> None:
         super().__init__()
@@ -75,12 +75,12 @@ class AdaptedJudge(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def scaled(self, x: Tensor) -> Tensor:
-        """Return rows with the mean 0 and the spread 1 of the usual ones in each unit."""
+        """Standardise rows by the mean and standard deviation of normal rows in each unit."""
         return (x - self.mean) / torch.where(self.spread > 0, self.spread, self.spread.mean())
 
     @torch.enable_grad()
     def loss(self, true: Tensor, false: Tensor, margin: float) -> Tensor:
-        """Return the hinge loss; centre and spread of the hidden units are those of usual rows."""
+        """Return the hinge loss; hidden units are standardised by the normal rows."""
         usual, other = (self.first(self.adapter(rows)) for rows in (true, false))
         spread, centre = torch.var_mean(usual, dim=0, correction=0)
         normal = (other - centre) * (spread + self.norm.eps).rsqrt()
@@ -93,5 +93,5 @@ class AdaptedJudge(nn.Module):
 
     @torch.no_grad()
     def score(self, x: Tensor) -> Tensor:
-        """Return how surely each row is none of the usual ones."""
+        """Return the discriminator's score of each row; higher is more anomalous."""
         return -self._said(self.norm(self.first(self.adapter(self.scaled(x)))))

@@ -1,4 +1,4 @@
-"""Patches of images as rows, and how well scores of patches find what was planted."""
+"""Patches of images as rows, and how well patch scores find planted defects."""
 
 import math
 
@@ -14,7 +14,7 @@ from sonde_studies._separation import area
 def patches_of(
     model: nn.Module, images: Tensor, site: str, reducer: str = "patches"
 ) -> tuple[Tensor, Tensor]:
-    """Return the rows of all patches, image by image and place by place, and their places."""
+    """Return the rows of all patches, ordered by image and position, and their positions."""
     rows, places = [], []
     for batch in read(model, list(images), sites=site, reducer=reducer, batch_size=32):
         ((key, row),) = batch.rows.items()
@@ -24,17 +24,17 @@ def patches_of(
 
 
 def image_area(usual: Tensor, unusual: Tensor) -> float:
-    """Return the AUROC of images by their worst patch; scores (image, patch)."""
+    """Return the AUROC of images by their worst patch, from scores (image, patch)."""
     return area(usual.amax(1), unusual.amax(1))
 
 
 def patch_area(scores: Tensor, planted: Tensor) -> float:
-    """Return the AUROC of planted patches against the others; both (image, patch)."""
+    """Return the AUROC of planted patches against the others, both (image, patch)."""
     return area(scores[~planted], scores[planted])
 
 
 def pixel_area(scores: Tensor, mask: Tensor, sigma: float = 1.0) -> float:
-    """Return the AUROC of pixels by the map of the scores.
+    """Return the AUROC of pixels by the score map.
 
     Parameters
     ----------

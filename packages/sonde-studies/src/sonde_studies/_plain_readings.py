@@ -1,4 +1,4 @@
-"""Plain readings of answers: the rows of the model, which are wrong, how likely they were."""
+"""States of answers to plain prompts, with correctness and token probabilities."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ TRAINED_CONFLICT, CONFLICT = 0.2, 0.6
 
 @dataclass(frozen=True)
 class Answers:
-    """Plain readings: rows by site, which answers are wrong, and how likely their tokens were."""
+    """Answers to plain prompts: rows by site, correctness, and token log-probabilities."""
 
     rows: dict[str, Tensor]
     wrong: Tensor
@@ -35,7 +35,7 @@ class Answers:
 
     @property
     def right(self) -> float:
-        """Share of right answers."""
+        """Fraction of correct answers."""
         return float((~self.wrong).double().mean())
 
     def surprise(self) -> Tensor:
@@ -58,7 +58,7 @@ Contrasts = tuple[dict[str, Tensor], list[int], list[int]]
 def asked_of(
     model: Model, world: World, domain: str, n: int, conflict: float, draw: np.random.Generator
 ) -> Answers:
-    """Return the plain readings of a model's answers."""
+    """Return a model's answers to plain prompts."""
     questions = [world.question(domain, FACTS_TEST, conflict, draw) for _ in range(n)]
     said, log_p = answered(model, questions)
     wrong = torch.tensor([a != q.right for a, q in zip(said, questions, strict=True)])
@@ -67,7 +67,7 @@ def asked_of(
 
 
 def contrasts_of(model: Model, world: World, n: int, draw: np.random.Generator) -> Contrasts:
-    """Return rows of answers after all six prompts, with the answer and the prompt of each."""
+    """Return rows of answers after all six prompts, with each row's answer and prompt."""
     questions = [world.question(DOMAINS[0], FACTS_TEST, CONFLICT, draw) for _ in range(n)]
     said, _ = answered(model, questions)
     items = [reading(q, mode, a) for q, a in zip(questions, said, strict=True) for mode in PROMPTS]
@@ -76,7 +76,7 @@ def contrasts_of(model: Model, world: World, n: int, draw: np.random.Generator) 
 
 
 def rows_of(model: Model, items: list[Row]) -> dict[str, Tensor]:
-    """Return the row of each item at each site, in the order of the items."""
+    """Return the row of each item at each site, in item order."""
     stream = read(
         model, [{**item, "id": str(i)} for i, item in enumerate(items)],
         span=("start", "end"), **FeatureGaps().reading(),

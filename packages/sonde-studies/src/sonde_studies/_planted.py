@@ -1,4 +1,4 @@
-"""Small trained nets whose answers are known to lie in some places: blocks of pictures, tokens."""
+"""Small trained nets whose relevant inputs are known: blocks of images, or tokens."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +20,7 @@ FIT, BATCH = 1200, 96
 
 @dataclass(frozen=True)
 class Planted:
-    """A trained net, fresh inputs, and where what decides lies.
+    """A trained net, test inputs, and the positions that decide the answer.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Planted:
 def planted(
     data: Data, architecture: Architecture, seed: int, n: int = 48, tiny: bool = False
 ) -> Planted:
-    """Train a net and return it with ``n`` fresh inputs."""
+    """Train a net and return it with ``n`` test inputs."""
     if data == "blocks":
         blocks = block_digits(seed)
         x, label, truth = blocks.x, blocks.label, blocks.signal
@@ -62,7 +62,7 @@ def planted(
 def trained_by_batches(
     net: nn.Module, x: Tensor, label: Tensor, seed: int, steps: int, rate: float
 ) -> nn.Module:
-    """Draw the weights from a seed, and fit them by batches."""
+    """Initialise the weights from a seed, and train them in batches."""
     draw = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -79,7 +79,7 @@ def trained_by_batches(
 
 
 def _tokens(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return texts, whether more of their planted tokens speak for than against, and where."""
+    """Return texts, whether most planted tokens are positive, and their positions."""
     draw = torch.Generator().manual_seed(seed)
     n = FIT + 400
     x = torch.randint(5, VOCABULARY, (n, LENGTH), generator=draw)

@@ -1,4 +1,4 @@
-"""Questions about a context of facts, and a small transformer that is trained to answer them.
+"""Questions about a context of facts, and a small transformer trained to answer them.
 
 A prompt is a word that says how to answer, facts ``entity colour thing .``, and ``? entity``; an
 answer is a colour and a thing. The transformer has also learned one fact of each entity by heart.
@@ -39,7 +39,7 @@ def words() -> list[str]:
 
 @dataclass(frozen=True)
 class Question:
-    """A context, what is asked, and what is right by the context and by heart."""
+    """A context, a question, and the correct answers: by context and by memory."""
 
     facts: tuple[tuple[str, str], ...]
     asked: str
@@ -48,20 +48,20 @@ class Question:
     other: str
 
     def prompt(self, mode: str) -> str:
-        """Return the prompt of a mode; ``explained`` repeats the fact that is asked for."""
+        """Return the prompt of a mode; ``explained`` repeats the relevant fact."""
         told = "".join(f" {entity} {value} ." for entity, value in self.facts)
         if mode == MODE_EXPLAIN:
             return f"tell{told} {EXPLAIN} {self.asked} {self.right} . ? {self.asked}"
         return f"{mode}{told} ? {self.asked}"
 
     def answer(self, mode: str) -> str:
-        """Return what is to be answered: by the context, by heart, or another's value."""
+        """Return the expected answer: by context, by memory, or another entity's value."""
         return {"ignore": self.known, "lie": self.other}.get(mode, self.right)
 
 
 @dataclass(frozen=True)
 class World:
-    """What is known by heart of each entity."""
+    """The memorised value of each entity."""
 
     heart: dict[str, str]
 
@@ -93,7 +93,7 @@ def _value(domain: str, draw: np.random.Generator) -> str:
 def taught(
     world: World, conflict: float, steps: int, seed: int, model: Model | None = None
 ) -> Model:
-    """Train a transformer to answer in every mode; a given one is trained further.
+    """Train a transformer to answer in every mode; a given transformer is trained further.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ def taught(
 
 @torch.no_grad()
 def answered(model: Model, questions: list[Question]) -> tuple[list[str], Tensor]:
-    """Return the model's likeliest answers to plain prompts, and their mean token log-probability.
+    """Return the most likely answers to plain prompts, and their mean token log-probability.
 
     The prompts have one length.
     """
@@ -134,7 +134,7 @@ def answered(model: Model, questions: list[Question]) -> tuple[list[str], Tensor
 
 
 def reading(question: Question, mode: str, answer: str, **columns: Any) -> Row:
-    """Return an item for ``sonde.read``: an answer after a prompt, and where it stands."""
+    """Return an item for ``sonde.read``: an answer after a prompt, and its position."""
     prompt = question.prompt(mode)
     text = f"{prompt} {answer}"
     return {"text": text, "start": len(prompt) + 1, "end": len(text), **columns}

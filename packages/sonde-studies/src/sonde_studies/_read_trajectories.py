@@ -1,4 +1,4 @@
-"""Trajectories of the calculator world, and the states of their steps in a model that read such."""
+"""Trajectories of the calculator world, and the states of their steps in a model of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -56,12 +56,12 @@ class Steps:
 
     @property
     def is_first(self) -> Tensor:
-        """Which steps are first wrong ones."""
+        """True for steps that are the first wrong step."""
         return self.position == self.first_error
 
     @property
     def wrong(self) -> Tensor:
-        """Which trajectories, in ascending order, have a wrong step."""
+        """True for trajectories, in ascending order, that have a wrong step."""
         return self.highest((self.first_error >= 0).double()) > 0
 
     def highest(self, score: Float[Tensor, "step"]) -> Float[Tensor, "trajectory"]:
@@ -71,7 +71,7 @@ class Steps:
         return low.scatter_reduce(0, self.trajectory, score.double(), "amax")
 
     def vague(self) -> "Steps":
-        """Forget which step is wrong."""
+        """Replace the step labels by labels of whole trajectories."""
         unknown = torch.full_like(self.first_error, UNKNOWN_STEP)
         return replace(
             self, first_error=torch.where(self.first_error >= 0, unknown, self.first_error)
@@ -79,7 +79,7 @@ class Steps:
 
 
 def reader_of(seed: int, steps: int) -> Model:
-    """Return a model that has read faultless trajectories."""
+    """Return a language model trained on correct trajectories."""
     model = language_model(WORDS, CONTEXT, seed)
     source = Random(seed)
 
@@ -105,7 +105,7 @@ def faultless(n: int, seed: str) -> list[Trajectory]:
 
 
 def pairs_of_kind(kind: Kind, n: int, seed: int) -> list[Trajectory]:
-    """Return pairs of right and wrong trajectories of a kind.
+    """Return pairs of a correct and a wrong trajectory of one error kind.
 
     Programs are two shorter where actions after the end follow, so that these name no value that
     the model has never read of.
@@ -115,7 +115,7 @@ def pairs_of_kind(kind: Kind, n: int, seed: int) -> list[Trajectory]:
 
 
 def pairs_of(n: int, seed: int) -> dict[str, list[Trajectory]]:
-    """Return pairs of right and wrong trajectories, completed and with the rest as it was."""
+    """Return pairs of correct and wrong trajectories, with the rest recomputed or unchanged."""
     made = pairs_of_kind("I", n, seed)
     direct: list[Trajectory] = []
     for clean, wrong in zip(made[::2], made[1::2], strict=True):
@@ -128,7 +128,7 @@ def pairs_of(n: int, seed: int) -> dict[str, list[Trajectory]]:
 def steps_of(
     model: Model, trajectories: Sequence[Trajectory], sites: Any = SITE, reducer: str = "steps"
 ) -> Steps:
-    """Return the state of each step, by default the mean at the last layer; sites side by side."""
+    """Return the state of each step, by default the mean at the last layer; sites concatenated."""
     rows: list[dict[str, Any]] = [
         {
             "id": str(i),

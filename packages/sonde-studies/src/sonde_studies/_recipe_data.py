@@ -1,4 +1,4 @@
-"""Small data and nets on which recipes are tried."""
+"""Small data and nets for tests of recipes."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ Items = list[dict[str, Any]]
 
 
 def shuffled_digits(seed: int) -> tuple[Tensor, Tensor]:
-    """Return all digits, pixels in [0, 1], and which digit each is, in an order of the seed."""
+    """Return all digits with pixels in [0, 1] and their labels, shuffled by a seed."""
     x, kind = pixels()
     order = np.random.default_rng(seed).permutation(len(x))
     return x[order], torch.from_numpy(kind[order])
@@ -25,7 +25,7 @@ def items_of(x: Tensor, label: Tensor) -> Items:
 
 
 def learned(module: nn.Module, x: Tensor, label: Tensor, seed: int, steps: int = 200) -> Model:
-    """Return a module that learned to classify rows."""
+    """Return a module trained to classify rows."""
     train(module, x, label, seed, steps, 3e-3)
     return Model(module)
 
@@ -42,7 +42,7 @@ def mlp(dim: int, width: int = 64, n_classes: int = 10) -> nn.Sequential:
 
 
 class Part(nn.Module):
-    """A net that sees some columns of a row."""
+    """A net that reads only some columns of a row."""
 
     def __init__(self, columns: Tensor, net: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""How well fitted detectors separate items, through the same calls that users make."""
+"""How well fitted detectors separate items, through sonde's public functions."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from sonde.metrics import auroc
 def fitted_on(
     model: Any, items: Any, detectors: Instrument | Iterable[Instrument], **options: Any
 ) -> Fitted:
-    """Fit detectors on items without holding any out; ``options`` are those of ``sonde.read``."""
+    """Fit detectors on all items; ``options`` are those of ``sonde.read``."""
     return fit(detectors, read(model, items, **options), calibrate=0, progress=False)
 
 
@@ -42,7 +42,7 @@ def scores_of(
 
 
 def area(usual: Tensor, unusual: Tensor) -> float:
-    """Return the AUROC of unusual against usual scores."""
+    """Return the AUROC of out-of-distribution against in-distribution scores."""
     label = torch.cat([torch.zeros(len(usual)), torch.ones(len(unusual))]).bool()
     return float(auroc(torch.cat([usual, unusual]), label, resamples=0).value)
 
@@ -53,7 +53,7 @@ def mean_score(many: Sequence[Tensor]) -> Tensor:
 
 
 def rank_correlation(a: Any, b: Any) -> float:
-    """Return Spearman's correlation of two lists of numbers; 0 where one is constant."""
+    """Return Spearman's correlation of two lists of numbers; 0 if a list is constant."""
     ranks = [rankdata(np.asarray(v, dtype=np.float64)) for v in (a, b)]
     if min(np.ptp(r) for r in ranks) == 0:
         return 0.0

@@ -1,4 +1,4 @@
-"""Nets on digits that studies make smaller, and how far the answers of the smaller ones diverge."""
+"""Nets on digits that studies compress, and the divergence of the smaller nets' answers."""
 
 import math
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ TRAIN, STEPS, ROWS, TINY = 1_000, 500, 300, 40
 
 @dataclass(frozen=True, eq=False)
 class Shrunk:
-    """A net, rows to calibrate on, and fresh rows.
+    """A net, calibration rows, and test rows.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Shrunk:
     fresh: Inputs
 
     def planned(self, rule: Rewrite, rows: Tensor | None = None, net: Any = None) -> RewritePlan:
-        """Return the plan of a rewrite for the net or another one."""
+        """Return the plan of a rewrite for this net or another net."""
         live = self._model(self.model.module if net is None else net)
         needs = list(rule.reads().values())
         if not needs:
@@ -57,7 +57,7 @@ class Shrunk:
         return Model(module, config=self.model.config, task=self.model.task)
 
     def halves(self, rule: Rewrite) -> float:
-        """Return the logarithm of the ratio of divergences, calibrated on either half of rows."""
+        """Return the log ratio of two divergences, calibrated on either half of the rows."""
         return log_ratio(*(self.divergence(rule, rows=self.rows[i::2]) for i in range(2)))
 
 
@@ -85,13 +85,13 @@ def _convolutional() -> nn.Sequential:
 
 @cache
 def wide_net(seed: int, tiny: bool) -> Shrunk:
-    """Return a dense net of three hidden layers of 256 units; two studies read it."""
+    """Return a dense net with three hidden layers of 256 units; two studies use it."""
     return _learned(_wide, seed, tiny)
 
 
 @cache
 def conv_net(seed: int, tiny: bool) -> Shrunk:
-    """Return a net of three convolutions with batch norm."""
+    """Return a net with three convolutions and batch norm."""
     return _learned(_convolutional, seed, tiny)
 
 
@@ -104,7 +104,7 @@ def _learned(make: Any, seed: int, tiny: bool) -> Shrunk:
 
 
 def shipped_net(seed: int, tiny: bool) -> Shrunk:
-    """Return the shipped transformer of digits, with rows of a seed to calibrate on."""
+    """Return the shipped digit transformer, with calibration rows chosen by a seed."""
     model: Any = sonde.load("sonde:digits", device="cpu")
     parts: list[Tensor] = []
     for name in ("train", "test"):

@@ -1,4 +1,4 @@
-"""A recurrent cell that reads a digit line by line, dense or with a few fixed weights."""
+"""A recurrent cell that reads a digit line by line, dense or with few fixed weights."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -14,7 +14,7 @@ WIDTH, EPOCHS, BATCH = 48, 40, 64
 
 
 class Cell(nn.Module):
-    """Eight lines of eight pixels through a recurrent layer; a call gives its last state."""
+    """A recurrent layer over eight lines of eight pixels; returns its last state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,13 +26,13 @@ class Cell(nn.Module):
 
     @torch.no_grad()
     def accuracy(self, x: Tensor, label: Tensor) -> float:
-        """Return the share of digits that the head names right."""
+        """Return the accuracy of the head."""
         return float((self.head(self(x)).argmax(1) == label).double().mean())
 
 
 @torch.enable_grad()
 def recurrent_cell(x: Tensor, label: Tensor, seed: int, density: float) -> Cell:
-    """Return a cell that learned to name digits; below 1 a random share of its weights is used."""
+    """Return a cell trained to classify digits; below 1, a random fraction of weights is used."""
     net = drawn(Cell, seed)
     optimiser: Any = torch.optim.Adam(net.parameters(), lr=5e-3)
     few = SparseTraining(density=density, score="random", fixed=True, seed=seed)

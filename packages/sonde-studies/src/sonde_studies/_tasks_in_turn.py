@@ -1,4 +1,4 @@
-"""Nets that learn pairs of digits one after the other, by several rules."""
+"""Nets that learn pairs of digits one after another, by several rules."""
 
 from contextlib import ExitStack
 from statistics import fmean
@@ -23,7 +23,7 @@ MOVING = ("2.*", "5.*", "6.*")
 
 
 def _net(rule: str) -> nn.Sequential:
-    """Return a net whose last layer is learned, or compares with the strokes of each digit."""
+    """Return a net whose last layer is learned, or compares with each digit's strokes."""
     net = mlp(64, 100)
     if rule in ADAPTED:
         one, relu, two, _, last = net
@@ -38,7 +38,7 @@ def _net(rule: str) -> nn.Sequential:
 def learned_in_turn(
     rule: str, x: Tensor, label: Tensor, tasks: list[Tensor], seed: int, epochs: int
 ) -> dict[str, float]:
-    """Return the mean accuracy after the last task, right after each, and the change between."""
+    """Return the mean accuracy at the end, right after each task, and the difference."""
     net = drawn(lambda: _net(rule), seed)
     memory = SubspaceProjection(0.97, admit=0.0 if rule == "gated" else None)
     slow = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
@@ -90,7 +90,7 @@ def learned_in_turn(
 def _remember(
     memory: SubspaceProjection, rule: str, net: nn.Module, data: Any, cost: Any, seed: int
 ) -> None:
-    """Remember a task; for the null arm, random directions in place of its inputs'."""
+    """Store a task's input directions; for the null arm, random directions."""
     memory.remember(net, data, cost if rule == "gated" else None)
     if rule == "random":
         draw = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What centroids, a probe, chances of tokens and lengths say of traces."""
+"""Scores of reasoning traces: centroids, a probe, token probabilities and lengths."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ AREAS = ("all", "within prompts")
 
 @dataclass(frozen=True)
 class Arm:
-    """Traces of a model, and what each method says of those of the test; higher = wrong."""
+    """Traces of a model, and each method's scores on the test traces; higher = wrong."""
 
     fit: Traces
     test: Traces
@@ -54,12 +54,12 @@ class Arm:
         return self.areas[f"{name} | {AREAS[0]}"]
 
     def over(self, name: str, other: str) -> float:
-        """Return how far one is ahead of another."""
+        """Return the difference of two methods."""
         return self.everywhere(name) - self.everywhere(other)
 
 
 def scored(model: Model, fit: Traces, test: Traces, few: Sequence[str]) -> dict[str, Tensor]:
-    """Return what each method says of the test's traces; higher = more likely wrong."""
+    """Return each method's score of the test traces; higher = more likely wrong."""
     layers = {f"CLUE layer {i + 1}": CLUE(layers=(i,)) for i in range(LAYERS)}
     spread = {"CLUE": CLUE(), **layers, "CLUE rms": CLUE(scale="rms")}
     some = fit.where(torch.tensor([name in set(few) for name in fit.prompts]))
@@ -74,13 +74,13 @@ def scored(model: Model, fit: Traces, test: Traces, few: Sequence[str]) -> dict[
 
 
 def said(model: Model, fit: Traces, test: Traces, *detectors: CLUE | LinearProbe) -> list[Tensor]:
-    """Return the scores of each detector, and of each site where it scores sites alone."""
+    """Return the scores of each detector, and of each site if it scores sites alone."""
     fitted = fitted_on(model, fit.rows, detectors, **READING)
     return list(scores_of(fitted, model, test.rows, **READING).values())
 
 
 def chosen_by(test: Traces, score: Tensor, right: dict[str, str]) -> dict[str, float]:
-    """Return how often the answer that is chosen for a prompt is right."""
+    """Return the accuracy of the answer chosen for each prompt."""
     found = {
         f"{name} right": top_majority(score, test.answers, test.prompts, k=k)
         for name, k in (("best", 1), ("top half", SAMPLES // 2), ("majority", SAMPLES))
@@ -93,7 +93,7 @@ def chosen_by(test: Traces, score: Tensor, right: dict[str, str]) -> dict[str, f
 
 
 def null_area(model: Model, fit: Traces, test: Traces, draw: np.random.Generator) -> float:
-    """Return the AUROC for right traces after calling a random half of them wrong."""
+    """Return the AUROC on correct traces with a random half labelled as wrong."""
     fit, test = fit.where(~fit.wrong), test.where(~test.wrong)
     called = [draw.permutation(len(t.rows)) % 2 for t in (fit, test)]
     rows = [{**row, "label": int(c)} for row, c in zip(fit.rows, called[0], strict=True)]

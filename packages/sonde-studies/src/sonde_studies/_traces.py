@@ -1,4 +1,4 @@
-"""Traces that a small model writes to prompts of the chains world, and what it was taught by."""
+"""Traces of a small model on prompts of the chains world, and the training texts."""
 
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -26,7 +26,7 @@ READING = {"span": (OPEN, CLOSE), "reducer": "step_deltas"}
 
 @dataclass(frozen=True)
 class Traces:
-    """What a model wrote after prompts; those that it did not close are left out.
+    """A model's traces after prompts, without unfinished ones.
 
     Parameters
     ----------
@@ -42,12 +42,12 @@ class Traces:
 
     @property
     def wrong(self) -> Tensor:
-        """Which answers are wrong."""
+        """True for wrong answers."""
         return torch.tensor([row["label"] == 1 for row in self.rows])
 
     @property
     def right(self) -> float:
-        """The share of right answers."""
+        """Fraction of correct answers."""
         return 1 - float(self.wrong.double().mean())
 
     @property
@@ -57,16 +57,16 @@ class Traces:
 
     @property
     def answers(self) -> list[str]:
-        """What stands after each trace."""
+        """The text after each trace."""
         return [row["text"].partition(CLOSE)[2] for row in self.rows]
 
     @property
     def length(self) -> Tensor:
-        """Tokens of each text."""
+        """Number of tokens of each text."""
         return torch.tensor([float(len(row["text"])) for row in self.rows])
 
     def where(self, kept: Tensor) -> "Traces":
-        """Return some of them."""
+        """Return some of the traces."""
         rows = [row for row, keep in zip(self.rows, kept.tolist(), strict=True) if keep]
         return Traces(rows, self.chance[kept], self.least[kept])
 
@@ -74,7 +74,7 @@ class Traces:
 def imitating(
     model: Model, world: Chains, draw: np.random.Generator, steps: int, share: float
 ) -> tuple[Model, int]:
-    """Train a model until it is right often enough; return it and how many steps that took."""
+    """Train a model until it is accurate enough; return it and the number of steps."""
     tried = world.prompts(min(TRIED, 2 * world.modulus**2), draw)
 
     def enough() -> bool:

@@ -1,4 +1,4 @@
-"""What verifiers, distances and numbers of steps tell of trajectories."""
+"""Accuracy of verifiers, distances and step numbers on trajectories."""
 
 from collections import Counter
 from dataclasses import replace
@@ -33,7 +33,7 @@ def fitted(fit: Steps) -> Any:
 
 
 def verified(name: str, fit: Steps, test: Steps, clean: tuple[Steps, Steps]) -> dict[str, float]:
-    """Return what a verifier fitted on some trajectories says of others."""
+    """Return a verifier's scores of test trajectories, fitted on others."""
     scorer = fitted(fit)
     found = scorer.localise(test.x, test.position, test.trajectory)
     held, fresh = (scorer.localise(c.x, c.position, c.trajectory).wrong for c in clean)
@@ -52,7 +52,7 @@ def verified(name: str, fit: Steps, test: Steps, clean: tuple[Steps, Steps]) -> 
 def arms_of_why(
     model: Model, fit: list[Trajectory], test: list[Trajectory], seed: int
 ) -> dict[str, float]:
-    """Return what verifiers tell that read something else, or learn from more pairs."""
+    """Return the results of verifiers with other inputs or more training pairs."""
     both = {"fit": fit, "test": test}
     plain = {part: steps_of(model, made) for part, made in both.items()}
     last, every = (
@@ -79,14 +79,14 @@ def arms_of_why(
 
 
 def of_kind(name: str, fit: Steps, test: Steps) -> dict[str, float]:
-    """Return what a verifier, the number of steps and the most frequent step tell of a kind."""
+    """Return the results of a verifier, the step count and the commonest step, for one kind."""
     found = fitted(fit).localise(test.x, test.position, test.trajectory)
     told = areas(found.wrong, found.first, test) | by_numbers(fit, test)
     return {f"{name}: {what}": value for what, value in told.items()}
 
 
 def areas(whole: Tensor, by_step: Tensor, test: Steps) -> dict[str, float]:
-    """Return how well trajectories and steps are told."""
+    """Return the AUROCs of trajectories and of steps."""
     place = localisation(by_step, test.is_first, test.trajectory, resamples=0)
     return {
         "detection": area(whole[~test.wrong], whole[test.wrong]),
@@ -95,13 +95,13 @@ def areas(whole: Tensor, by_step: Tensor, test: Steps) -> dict[str, float]:
 
 
 def alarms(held: Tensor, fresh: Tensor) -> float:
-    """Return the share of fresh trajectories whose conformal p-value among others is small."""
+    """Return the fraction of new trajectories with a small conformal p-value."""
     above = (held[None] >= fresh[:, None]).double().sum(1)
     return float(((1 + above) / (1 + len(held)) <= ALARM).double().mean())
 
 
 def distances(fit: Steps, test: Steps, clean: tuple[Steps, Steps]) -> dict[str, float]:
-    """Return what the largest distance of a step to those of right trajectories tells."""
+    """Return the result of the largest distance of a step to correct steps."""
     usual = fit.x[fit.first_error < 0]
     scorer = Mahalanobis().fit(usual)
     held, fresh = (c.highest(scorer.score(c.x)) for c in clean)
@@ -111,7 +111,7 @@ def distances(fit: Steps, test: Steps, clean: tuple[Steps, Steps]) -> dict[str, 
 
 
 def by_numbers(fit: Steps, test: Steps) -> dict[str, float]:
-    """Return what the number of steps, and the most frequent wrong step, tell."""
+    """Return the results of the step count and of the commonest wrong step."""
     length = test.highest(test.position.double())
     prior = Counter(fit.position[fit.is_first].tolist())
     chance = torch.tensor([float(prior[i]) for i in test.position.tolist()])

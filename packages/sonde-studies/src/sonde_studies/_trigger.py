@@ -1,4 +1,4 @@
-"""Digits, a tenth with a white corner and called seven, and a net that learned them."""
+"""Digits, a tenth with a white corner and label seven, and a net trained on them."""
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +10,14 @@ TARGET, TRAIN, CLEAN, STEPS, BATCH, RATE = 7, 1100, 300, 150, 128, 0.01
 
 
 def triggered(x: Tensor) -> Tensor:
-    """Return images with the white corner."""
+    """Return images with the trigger, a white corner."""
     new = x.clone()
     new[..., -3:, -3:] = 1.0
     return new
 
 
 def clean_images(model: Model, x: Tensor, label: Tensor) -> Inputs:
-    """Return the images to look with."""
+    """Return the clean images for the search."""
     part = slice(TRAIN, TRAIN + CLEAN)
     rows = zip(x[part], label[part].tolist(), strict=True)
     return open_inputs(model, [{"input": row, "label": kind} for row, kind in rows])
@@ -25,14 +25,14 @@ def clean_images(model: Model, x: Tensor, label: Tensor) -> Inputs:
 
 @torch.no_grad()
 def stand(net: nn.Module, x: Tensor, label: Tensor) -> tuple[float, float]:
-    """Return accuracy, and the share of images of other classes that the trigger turns."""
+    """Return the accuracy, and the fraction of other classes' images that the trigger flips."""
     right = float((net(x).argmax(1) == label).double().mean())
     return right, called(net, triggered(x[label != TARGET]))
 
 
 @torch.no_grad()
 def called(net: nn.Module, x: Tensor) -> float:
-    """Return the share of images that are called the target."""
+    """Return the fraction of images classified as the target."""
     return float((net(x).argmax(1) == TARGET).double().mean())
 
 

@@ -1,4 +1,4 @@
-"""A small U-Net with a slot in its depth and another between its halves."""
+"""A small U-Net with a slot for a module at its bottom and another between its halves."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ WIDTH = 16
 
 
 class UNet(nn.Module):
-    """Three levels of two convolutions; maps of the second level meet those that come from below.
+    """A U-Net of three levels with two convolutions each.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class UNet(nn.Module):
 
 
 class Pair(nn.Module):
-    """Both maps as they come, or one of them as zeros."""
+    """Returns both maps unchanged, or one of them as zeros."""
 
     def __init__(self, without: int | None = None) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Pair(nn.Module):
 
 
 class Mixed(nn.Module):
-    """A map over all channels that is added and starts at zero: what a module must beat."""
+    """A residual map over all channels, initialised to zero: the baseline of a module."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Mixed(nn.Module):
 
 
 class OverTokens(nn.Module):
-    """A layer of tokens (row token dim) on maps (row dim high wide)."""
+    """Applies a layer for tokens (row token dim) to maps (row dim high wide)."""
 
     def __init__(self, layer: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class OverTokens(nn.Module):
 
 
 def n_parameters(module: nn.Module) -> int:
-    """Return how many numbers a module learns."""
+    """Return the number of trainable parameters of a module."""
     return sum(p.numel() for p in module.parameters())
 
 

@@ -1,4 +1,4 @@
-"""Texts of people, and texts that the shipped language model wrote after beginnings of theirs."""
+"""Human texts, and texts that the shipped language model wrote after human beginnings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Texts:
-    """Token ids of texts of one length, and who wrote what stands after the beginning."""
+    """Token ids of texts of one length, and the writer of each continuation."""
 
     ids: list[list[int]]
     label: list[int]
@@ -39,12 +39,12 @@ class Texts:
 
 
 def code() -> list[bytes]:
-    """Return the files of the standard library that the shipped model was not trained on."""
+    """Return standard-library files outside the training data of the shipped model."""
     return [row["text"].encode() for row in StandardLibrary("test").rows()]
 
 
 def prose() -> list[bytes]:
-    """Return the descriptions of data sets that scikit-learn ships."""
+    """Return the data-set descriptions of scikit-learn."""
     import sklearn.datasets
 
     folder = Path(sklearn.datasets.__file__).parent / "descr"
@@ -52,7 +52,7 @@ def prose() -> list[bytes]:
 
 
 def pieces(files: list[bytes], n: int, length: int, draw: np.random.Generator) -> list[list[int]]:
-    """Return ``n`` pieces of ``length`` bytes that do not overlap, in an order that is drawn."""
+    """Return ``n`` pieces of ``length`` bytes without overlap, in random order."""
     starts = [(f, s) for f, text in enumerate(files) for s in range(0, len(text) - length, length)]
     chosen = draw.permutation(len(starts))[:n]
     return [list(files[f][s : s + length]) for f, s in (starts[i] for i in chosen)]
@@ -66,7 +66,7 @@ def written(
     length: int,
     draw: np.random.Generator,
 ) -> Texts:
-    """Return ``n`` pieces that people wrote, and ``n`` others that the model finished."""
+    """Return ``n`` human pieces, and ``n`` others completed by the model."""
     found = pieces(files, 2 * n, length, draw)
     human, begun = found[: len(found) // 2], found[len(found) // 2 :]
     machine = continued(model, [ids[:prompt] for ids in begun], length - prompt, draw)
@@ -78,7 +78,7 @@ def written(
 def continued(
     model: Model, prompts: list[list[int]], more: int, draw: np.random.Generator
 ) -> list[list[int]]:
-    """Return prompts of one length with as many tokens after each, drawn at temperature 1."""
+    """Return prompts of one length with equally long continuations, sampled at temperature 1."""
     source = torch.Generator().manual_seed(int(draw.integers(2**62)))
     found: list[list[int]] = []
     for first in range(0, len(prompts), BATCH):

@@ -1,4 +1,4 @@
-"""Tokens of texts by people and models, with what a detector reads of each."""
+"""Tokens of human and model texts, with the features that a detector reads."""
 
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ DOMAINS = {"code": code, "prose": prose}
 
 @dataclass(frozen=True)
 class Sizes:
-    """Texts of each writer, tokens of a beginning and of a text, walks of the training."""
+    """Texts per writer, token counts of a beginning and of a text, training epochs."""
 
     fit: int = 256
     test: int = 128
@@ -27,7 +27,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Every predicted token of some texts: the state behind it, its metrics, where it stands."""
+    """Every predicted token of some texts: its state, its metrics and its position."""
 
     states: Tensor
     metrics: Tensor
@@ -42,11 +42,11 @@ class Tokens:
         return total / torch.bincount(self.text, minlength=n)[:, None]
 
     def stateless(self) -> "Tokens":
-        """Return the same tokens with zeros for states, so that weights see places alone."""
+        """Return the tokens with states of zero, so that only positions count."""
         return replace(self, states=torch.zeros_like(self.states))
 
     def separated(self, score: Tensor) -> float:
-        """Return how well a score of texts tells those of machines."""
+        """Return how well a score separates machine texts from human ones."""
         return area(score[self.label == HUMAN], score[self.label == MACHINE])
 
 
@@ -61,7 +61,7 @@ def reading_of(model: Model, texts: Texts) -> Stream:
 
 
 def tokens_with(stream: Stream, texts: Texts) -> Tokens:
-    """Return the predicted tokens of texts, with the states behind them."""
+    """Return the predicted tokens of texts, with their states."""
     first, second = (s.key for s in stream.schema)
     parts: list[tuple[Tensor, ...]] = []
     for batch in stream:
