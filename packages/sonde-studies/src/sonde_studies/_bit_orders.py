@@ -107,7 +107,7 @@ class Rounded:
         return [-float(cosine_similarity(a, b, dim=1).mean()) for a, b in pairs]
 
     def far_weights(self) -> list[float]:
-        """Return minus the share of each block's weights above one deviation of their mean."""
+        """Return minus the fraction of each block's weights beyond one deviation from the mean."""
         found: list[float] = []
         for block in self.net.blocks:
             w = torch.cat([block.up.weight.flatten(), block.down.weight.flatten()]).detach()

@@ -1,4 +1,4 @@
-"""Boards of two digits of equal kind and light, and a small transformer that denoises them."""
+"""Images of two digits of equal class and brightness, and a transformer that denoises them."""
 
 import torch
 from einops import rearrange

@@ -18,7 +18,7 @@ Sides = dict[str, Inputs]
 
 
 def world(seed: int, tiny: bool) -> tuple[Model, Tensor, Tensor, int]:
-    """Return a net that knows ten digits, all images with their labels, and how many it saw."""
+    """Return a net trained on ten digits, all labelled images, and the training set's size."""
     x, kind = pixels()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     images, label = x[order].reshape(-1, 1, 8, 8), torch.from_numpy(kind)[order]

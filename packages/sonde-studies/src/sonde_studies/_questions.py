@@ -75,7 +75,7 @@ class World:
     def question(
         self, domain: str, facts: int, conflict: float, draw: np.random.Generator
     ) -> Question:
-        """Return a question whose context contradicts what is known with a given chance."""
+        """Return a question whose context contradicts memory with a given probability."""
         chosen = draw.permutation(ENTITIES)[:facts]
         told = [
             (entity, _value(domain, draw) if draw.random() < conflict else self.heart[entity])

@@ -89,7 +89,7 @@ def is_right(text: str, answer: str) -> bool:
 
 
 def reward(model: Model, world: Chains, draw: np.random.Generator, steps: int) -> None:
-    """Train a model on by the reward of its own answers, at prompts of one length in each step."""
+    """Train a model further by reward on its own answers; prompts of a step have one length."""
 
     def prompts() -> dict[str, str]:
         n = int(draw.integers(world.least, world.most + 1))

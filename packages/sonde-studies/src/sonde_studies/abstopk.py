@@ -1,4 +1,4 @@
-"""Does one signed feature stand for what takes two features that are never negative.
+"""Can one signed feature replace two non-negative features?
 
 Rows that are sums of few planted directions with either sign, where the true directions are known,
 and states of the shipped language model, where they are not. Dictionaries of the same number of
@@ -34,7 +34,7 @@ WIDE: dict[str, Any] = {
 
 @final
 class AbsTopKStudy(Study):
-    """Planted directions with signs, and a language model; twice the features stand beside both."""
+    """Planted signed directions, and a language model; baselines have twice the features."""
 
     name = "abstopk"
     title = "does one signed feature stand for two opposite things?"
@@ -110,7 +110,7 @@ class AbsTopKStudy(Study):
 
 
 def _on_language_model(seed: int, tiny: bool, tick: Tick) -> Figures:
-    """Return what dictionaries of both rules leave unexplained of unseen tokens' states."""
+    """Return the unexplained variance of unseen tokens' states, for dictionaries of both rules."""
     tick("states of the language model")
     x, fresh = (_states(part, FEW if tiny else TEXTS, seed) for part in ("train", "test"))
     total = (fresh - fresh.mean(0)).square().sum()
@@ -138,7 +138,7 @@ def _on_language_model(seed: int, tiny: bool, tick: Tick) -> Figures:
 
 
 def _states(part: str, n: int, seed: int) -> Tensor:
-    """Return the states of the tokens of some pieces of text, other ones for each of ten seeds."""
+    """Return the token states of some pieces of text, different for each of ten seeds."""
     stream = read(load(MODEL), f"{MODEL}/{part}", sites=SITE, reducer="tokens")
     start = n * seed % (len(stream) - n + 1)
     rows = torch.cat(
@@ -148,7 +148,7 @@ def _states(part: str, n: int, seed: int) -> Tensor:
 
 
 def planted(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return rows and the directions that they are sums of."""
+    """Return rows, and the planted directions that they are sums of."""
     source = torch.Generator().manual_seed(seed)
     true = torch.nn.functional.normalize(torch.randn(FEATURES, DIM, generator=source), dim=1)
     index = torch.rand(n, FEATURES, generator=source).topk(ACTIVE, 1).indices
@@ -162,12 +162,12 @@ def _cosines(found: Dictionary, true: Tensor) -> Tensor:
 
 
 def recovered(found: Dictionary, true: Tensor) -> float:
-    """Return the share of directions that a feature lies along, of either sign."""
+    """Return the fraction of directions that some feature matches, up to sign."""
     return float((_cosines(found, true).abs().amax(0) > ALIKE).double().mean())
 
 
 def both_signs(found: Dictionary, x: Tensor, true: Tensor) -> float:
-    """Return the share of directions whose feature is often above 0 and often below."""
+    """Return the fraction of directions whose feature is often positive and often negative."""
     best = _cosines(found, true).abs().max(0)
     z = found.encode(x)[:, best.indices]
     up, down = (z > 0).double().mean(0), (z < 0).double().mean(0)

@@ -1,4 +1,4 @@
-"""Are the means of unused latents correlated where codes drawn around them are not.
+"""Are the means of unused latents correlated, although codes sampled around them are not?
 
 A variational autoencoder of ten latents on digits, at several weights of the divergence.
 """
@@ -23,7 +23,7 @@ PIXEL_NOISE = 0.3
 
 
 class _VAE(nn.Module):
-    """Means and log-variances of latents, and the pixels that a code gives."""
+    """A VAE: means and log-variances of latents, and decoded pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _VAE(nn.Module):
 
 @final
 class ActiveVariablesStudy(Study):
-    """Latents sorted by how often they leave the prior, and what a probe loses without some."""
+    """Latents sorted by use, and the accuracy that a probe loses without some of them."""
 
     name = "active-variables"
     title = "are means of unused latents correlated where sampled codes are not?"
@@ -80,7 +80,7 @@ class ActiveVariablesStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train at each beta and look at the latents."""
+        """Train at each beta and measure the latents."""
         d = split(seed, 1200)
         found: dict[str, float] = {}
         figures: dict[str, float] = {}
@@ -128,7 +128,7 @@ def _posterior(net: _VAE, x: Tensor) -> tuple[Float[Tensor, "row 10"], Float[Ten
 def _without_passive(
     net: _VAE, mu: Tensor, log_variance: Tensor, x: Tensor, seed: int
 ) -> dict[str, float]:
-    """Return what dropping passive latents changes in the pixels that a decoder gives."""
+    """Return the change of decoded pixels if passive latents are dropped."""
     kind = tuple(active_variables(mu, log_variance).kind.tolist())
     draw = torch.Generator().manual_seed(seed)
     code = mu + (log_variance / 2).exp() * torch.randn(mu.shape, generator=draw)

@@ -1,4 +1,4 @@
-"""Modules as sums of learners: does a budget buy accuracy, and who gets more of it.
+"""Modules replaced by sums of learners: does a larger budget improve accuracy?
 
 A perceptron over digits whose hidden module is replaced; noisy digits are harder than clean ones.
 """
@@ -21,7 +21,7 @@ BUDGETS = (0.25, 0.75)
 
 @final
 class AdaptiveLearnersStudy(Study):
-    """Four learners in place of a module, at budgets of one and of three of them."""
+    """Four learners in place of a module, at budgets of one learner and of three."""
 
     name = "adaptive-learners"
     title = "does it pay to let each row choose how many learners it runs?"
@@ -42,7 +42,7 @@ class AdaptiveLearnersStudy(Study):
                  "nats at a quarter, one lot less another")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train the net, replace its module at both budgets, and judge."""
+        """Train the net, replace its module at both budgets, and evaluate."""
         x, label = shuffled_digits(seed)
         draw = torch.Generator().manual_seed(seed)
         noisy = torch.rand(len(x), generator=draw) < 0.5
@@ -105,7 +105,7 @@ def _diverges(wanted: Tensor, net: nn.Module, x: Tensor) -> float:
 
 @torch.no_grad()
 def _dealt(wanted: Tensor, net: nn.Module, gate: Any, x: Tensor, number: Tensor) -> float:
-    """Return the divergence if each row runs a given number of learners."""
+    """Return the divergence if each row uses a given number of learners."""
 
     def picked(module: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
         return gate.partial(args[0])[torch.arange(len(number)), number]

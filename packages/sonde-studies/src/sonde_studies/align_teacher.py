@@ -1,4 +1,4 @@
-"""A denoiser whose states are pulled to those of a classifier: early, always, and not at all.
+"""A denoiser whose states are aligned with a classifier's: early, always, or never.
 
 Flow matching on digits by a residual net of six blocks; the teacher learned to classify them.
 """
@@ -22,7 +22,7 @@ EARLY, STOP = 3, 2
 
 @final
 class AlignTeacherStudy(Study):
-    """One denoiser without a teacher, and with it at one block: always, stopped, or untrained."""
+    """A denoiser without a teacher, and with alignment at one block: always, stopped, untrained."""
 
     name = "align-teacher"
     title = "does a teacher of states speed up a generative model?"
@@ -46,7 +46,7 @@ class AlignTeacherStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train each arm on the same noise."""
+        """Train each arm with the same noise."""
         x, label = shuffled_digits(seed)
         steps = TINY if tiny else STEPS
         tick("teacher")
@@ -90,7 +90,7 @@ class _Block(nn.Module):
 
 
 class _Denoiser(nn.Module):
-    """Six residual blocks; the clean picture rides along for the teacher alone."""
+    """Six residual blocks; the clean image is passed along for the teacher only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class _Denoiser(nn.Module):
 
 
 class _OfClean(nn.Module):
-    """A teacher that looks at the clean picture among what the denoiser is given."""
+    """A teacher that reads the clean image from the denoiser's input."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class _OfClean(nn.Module):
 
 
 def _flow(x: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mixtures of pictures and noise, their times, and the velocity between both."""
+    """Return mixtures of images and noise, their times, and the velocities between them."""
     t, noise = torch.rand(len(x), 1, generator=draw), torch.randn(x.shape, generator=draw)
     given = 2 * x - 1
     return (1 - t) * given + t * noise, t, noise - given
@@ -126,7 +126,7 @@ def _flow(x: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
 def _train(
     model: nn.Module, other: nn.Module | None, weight: Schedule, x: Tensor, seed: int, steps: int
 ) -> tuple[float, float]:
-    """Train, and return the held-out loss after a third of the steps and in the end."""
+    """Train, and return the held-out loss after a third of the steps and at the end."""
     align = drawn(_aligned, seed)
     draw, teacher = torch.Generator().manual_seed(seed), _OfClean(other or nn.Identity())
     site = ("blocks.1", "teacher:net.3" if other is not None else "blocks.2")
@@ -146,7 +146,7 @@ def _train(
 
 
 def _aligned() -> Align:
-    """Return a loss whose projector is made, so that its weights follow from the seed too."""
+    """Return a loss with an initialised projector, so that its weights follow the seed too."""
     made = Align("cosine", "mlp", width=WIDTH, hidden=WIDTH)
     made(torch.zeros(2, WIDTH), torch.zeros(2, WIDTH))
     return made
@@ -161,7 +161,7 @@ def _loss(model: nn.Module, x: Tensor, seed: int) -> float:
 
 @torch.no_grad()
 def _probe(model: nn.Module, x: Tensor, label: Tensor) -> float:
-    """Return how well least squares on the block's states of half noise names the digit."""
+    """Return the accuracy of a least-squares probe of the digit on the block's states."""
     draw = torch.Generator().manual_seed(5)
     t, noise = torch.full((len(x), 1), 0.3), torch.randn(x.shape, generator=draw)
     h = model.get_submodule("first")(torch.cat([0.7 * (2 * x - 1) + 0.3 * noise, t], 1))

@@ -1,4 +1,4 @@
-"""Does the separation of two kinds of texts rise where a model is tuned to tell them apart.
+"""Does fine-tuning a model to separate two kinds of texts increase their separation?
 
 Code stands for one kind and prose for the other, in pieces of one length.
 """
@@ -69,7 +69,7 @@ class AlignmentQualityStudy(Study):
     null = Claim("by lot", "Texts that are called one kind by lot.", "value less its null, tuned")
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Tune both copies and read the layers of fresh pieces."""
+        """Fine-tune both copies and read the layers on new pieces."""
         draw = np.random.default_rng(seed)
         n = 16 if tiny else TEST
         ids = torch.tensor(
@@ -124,13 +124,13 @@ class AlignmentQualityStudy(Study):
 
 @torch.no_grad()
 def _layers(model: nn.Module, ids: Tensor, first: int = 0) -> dict[str, Tensor]:
-    """Return the mean state of each text from a token on, for each layer."""
+    """Return each text's mean state from a given token on, for each layer."""
     states = model(input_ids=ids, output_hidden_states=True).hidden_states
     return {f"layer {i}": x[:, first:].mean(1) for i, x in enumerate(states)}
 
 
 def _continued(model: Any, prompts: Tensor, seed: int, how: dict[str, Any]) -> Tensor:
-    """Return prompts and what a model goes on with, as long as the pieces."""
+    """Return prompts and a model's continuations, as long as the pieces."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return model.generate(
@@ -145,7 +145,7 @@ def _continued(model: Any, prompts: Tensor, seed: int, how: dict[str, Any]) -> T
 
 @torch.enable_grad()
 def _tuned(base: nn.Module, ids: Tensor, seed: int, steps: int, lot: bool) -> nn.Module:
-    """Return a copy trained to tell the kinds, or labels by lot, from the mean last state."""
+    """Return a copy trained to separate the kinds, or random labels, from the mean last state."""
     draw = torch.Generator().manual_seed(seed)
     model = deepcopy(base)
     texts, label = ids.flatten(0, 1), torch.arange(2).repeat_interleave(ids.shape[1])

@@ -1,4 +1,4 @@
-"""Encoders and what joins them, trained at once or in turn, at equal steps.
+"""Encoders and a joining net, trained at once or in turn, with equal numbers of steps.
 
 The halves of a digit are two fields with an encoder each; a translator joins them.
 """
@@ -20,7 +20,7 @@ GROUPS = ("encoders.*", "translator.*")
 
 @final
 class AlternatingFieldsStudy(Study):
-    """Two encoders and a translator, by three orders of training."""
+    """Two encoders and a translator, with three orders of training."""
 
     name = "alternating-fields"
     title = "is it better to train encoders and what joins them in turn?"
@@ -38,7 +38,7 @@ class AlternatingFieldsStudy(Study):
                  "accuracy at once after 24 epochs, one order less another")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Ask the recipe, and once more with the groups in another order of the rows."""
+        """Run the recipe, and again with the groups in another order of the rows."""
         x, label = shuffled_digits(seed)
         n, epochs = (TINY, 4) if tiny else (ROWS, EPOCHS)
         items, net = items_of(x[:n], label[:n]), Model(drawn(_Net, seed).eval())

@@ -1,4 +1,4 @@
-"""Do the generators of a lookup gain by seeing whole images: attention among an image's patches."""
+"""Do the generators of a lookup gain from attention among an image's patches?"""
 
 from statistics import fmean
 from typing import final
@@ -22,7 +22,7 @@ Grid = Float[Tensor, "image patch dim"]
 
 
 class Generator(nn.Module):
-    """A map of patches that starts as no change; with ``attends`` a patch sees its whole image."""
+    """A residual map of patches, zero at first; with ``attends``, patches see the whole image."""
 
     def __init__(self, attends: bool) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Generator(nn.Module):
             nn.init.zeros_(last.weight)
 
     def forward(self, x: Grid) -> Grid:
-        """Return patches of unit length from patches of unit length."""
+        """Return transformed patches of unit length."""
         wide = x * DIM**0.5
         if self.attends:
             split = self.into(wide + self.place).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
@@ -45,14 +45,14 @@ class Generator(nn.Module):
 
 
 class Lookup(nn.Module):
-    """Maps to queries, keys and values, and how badly patches are retrieved through them."""
+    """Maps to queries, keys and values, and the error of patches retrieved through them."""
 
     def __init__(self, attends: bool) -> None:
         super().__init__()
         self.query, self.key, self.value = (Generator(attends) for _ in range(3))
 
     def forward(self, x: Grid, bank: Grid) -> Float[Tensor, "image patch"]:
-        """Return half of one minus the cosine between each patch and what it retrieves."""
+        """Return half of one minus the cosine between each patch and its retrieved value."""
         keys, values = self.key(bank).flatten(0, 1), self.value(bank).flatten(0, 1)
         weights = sparsemax(self.query(x).flatten(0, 1) @ keys.T / TEMPERATURE)
         found = normalize(weights @ values, dim=1).unflatten(0, x.shape[:2])
@@ -61,7 +61,7 @@ class Lookup(nn.Module):
 
 @final
 class AttendingLookupStudy(Study):
-    """Generators of single patches and of whole images, trained by one loop on other kinds."""
+    """Generators for single patches and for whole images, trained alike on other classes."""
 
     name = "attending-lookup"
     title = "do generators of a lookup gain by attention among the patches of an image?"
@@ -83,7 +83,7 @@ class AttendingLookupStudy(Study):
                  FIGURE)  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train the generators on images of other kinds, and look single kinds up."""
+        """Train the generators on other classes, and evaluate on single classes."""
         tick("training the net")
         d = objects(seed, tiny)
         rows = {part: _grid(d.model, getattr(d, part)) for part in ("fit", "usual", "defective")}
@@ -123,13 +123,13 @@ class AttendingLookupStudy(Study):
 
 
 def _grid(model: nn.Module, images: Tensor) -> Grid:
-    """Return the patches of images, of unit length."""
+    """Return the patches of images, normalised to unit length."""
     return normalize(patches_of(model, images, SITE)[0].float(), dim=1).unflatten(0, (-1, PATCHES))
 
 
 @torch.enable_grad()
 def _taught(attends: bool, images: Grid, kind: Tensor, seed: int, steps: int) -> Lookup:
-    """Return a lookup whose usual patches are retrieved from other images, pasted ones not."""
+    """Return a lookup trained to retrieve normal patches, but not pasted ones."""
     draw = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -147,7 +147,7 @@ def _taught(attends: bool, images: Grid, kind: Tensor, seed: int, steps: int) ->
 
 
 def _of_one_kind(images: Grid, kind: Tensor, draw: torch.Generator) -> tuple[Grid, Grid]:
-    """Return images of a kind by lot, and other images of it to look up in."""
+    """Return random images of one class, and other images of it for the lookup."""
     first = kind[torch.randint(len(kind), (), generator=draw)]
     own = torch.nonzero(kind == first).flatten()
     x, bank = images[own[torch.randperm(len(own), generator=draw)[: 2 * BATCH]]].chunk(2)
@@ -155,7 +155,7 @@ def _of_one_kind(images: Grid, kind: Tensor, draw: torch.Generator) -> tuple[Gri
 
 
 def _pasted(x: Grid, images: Grid, draw: torch.Generator) -> tuple[Grid, Tensor]:
-    """Return images with a square of patches from any place of any other image, and where."""
+    """Return images with a square of patches pasted from another image, and its position."""
     n = len(x)
     size = torch.randint(2, 5, (n, 1), generator=draw)
     first = (torch.rand(n, 2, generator=draw) * (SIDE + 1 - size)).long()

@@ -1,4 +1,4 @@
-"""A bottleneck of attention: a few of many slots are passed on, and which ones is learned.
+"""A bottleneck of attention: only a few of many slots are passed on, chosen by learning.
 
 Six simulated factors in six slots; the answer needs two of them.
 """
@@ -19,7 +19,7 @@ NEEDED = (1, 4)
 
 @final
 class AttentionBottleneckStudy(Study):
-    """Readouts that keep one, two or all of six gathered vectors."""
+    """Readouts that keep one, two or all of six vectors."""
 
     name = "attention-bottleneck"
     title = "do a few chosen vectors say as much as all?"
@@ -75,7 +75,7 @@ class AttentionBottleneckStudy(Study):
 
 
 class _Net(nn.Module):
-    """Queries that gather the slots, a selection, and an answer from what is left."""
+    """Queries that gather the slots, a selection, and an answer from the selected slots."""
 
     def __init__(self, k: int | None) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class _Net(nn.Module):
 
 
 def _probe(x: Tensor, factor: Tensor) -> float:
-    """Return how often least squares on one-hot rows names a factor on held-out rows."""
+    """Return the held-out accuracy of a least-squares probe of a factor."""
     rows = torch.cat([x, torch.ones(len(x), 1)], 1)
     weight = torch.linalg.lstsq(rows[:FIT], one_hot(factor[:FIT]).float(), driver="gelsd").solution
     return float(((rows[FIT:] @ weight).argmax(1) == factor[FIT:]).double().mean())

@@ -1,4 +1,4 @@
-"""What attention can hold: fixed random scores with trained values, and keys that are pairs.
+"""Capacity of attention: fixed random scores with trained values, and keys that are pairs.
 
 Two simulated tasks: a target that a head of random scores can express, and a match of three tokens.
 """
@@ -20,7 +20,7 @@ PRIME, SET, EXAMPLES, STEPS, TINY = 31, 8, 4_000, 900, 4
 
 @final
 class AttentionCapacityStudy(Study):
-    """Ridge on mixtures of random heads, and order two against order three."""
+    """Ridge regression on mixtures of random heads, and order two against order three."""
 
     name = "attention-capacity"
     title = "what do random heads learn, and when do keys have to be pairs?"
@@ -39,7 +39,7 @@ class AttentionCapacityStudy(Study):
                  "R2 with shuffled targets, and 0 where it is below")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Fit ridges, then train both orders."""
+        """Fit the ridge regressions, then train both orders."""
         draw = torch.Generator().manual_seed(seed)
         n = SIZES[-1] + JUDGE
         x = nn.functional.normalize(torch.randn(n, TOKENS, DIM, generator=draw), dim=2)
@@ -77,7 +77,7 @@ def _r2(x: Tensor, y: Tensor, n: int) -> float:
 
 
 class _Matcher(nn.Module):
-    """One attention over tokens that stand for numbers on a circle, and a map of each token."""
+    """An attention layer over tokens for numbers on a circle, and a map of each token."""
 
     def __init__(self, order: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class _Matcher(nn.Module):
 
 
 def _matched(order: int, seed: int, tiny: bool) -> float:
-    """Return the accuracy of saying for each number whether two others complete it."""
+    """Return the accuracy of detecting, for each number, two others that complete it."""
     draw = torch.Generator().manual_seed(seed)
     number = torch.randint(PRIME, (EXAMPLES + JUDGE, SET), generator=draw)
     total = number[:, :, None, None] + number[:, None, :, None] + number[:, None, None, :]

@@ -1,4 +1,4 @@
-"""Whether heads of a decoder without norms stay in a band of entropy, and whether that helps it.
+"""Does an entropy loss keep heads of a decoder without norms in a band, and does it help?
 
 Texts repeat a random piece, so that the second half can be foretold by looking back.
 """
@@ -21,7 +21,7 @@ BATCH, RATE, WEIGHT, LOW, HIGH = 32, 3e-3, 1.0, 0.3, 0.7
 
 @final
 class AttentionEntropyStudy(Study):
-    """A decoder without norms and with linear maps, with the loss on every block and without."""
+    """A linear decoder without norms, with the entropy loss on every block and without."""
 
     name = "attention-entropy"
     title = "does a decoder without norms learn better if its heads' entropies are held?"
@@ -38,7 +38,7 @@ class AttentionEntropyStudy(Study):
                  "nats for each symbol of the second half, without less with")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train both arms on texts that repeat, and on texts that do not."""
+        """Train both arms on texts with repetitions, and on texts without."""
         found = dict[tuple[bool, bool], tuple[float, float]]()
         for repeats in (True, False):
             for held in (False, True):
@@ -77,13 +77,13 @@ def _texts(n: int, repeats: bool, draw: torch.Generator) -> Tensor:
 
 
 def _nats(net: Any, ids: Tensor) -> Tensor:
-    """Return the cross entropy of the second half."""
+    """Return the cross-entropy on the second half."""
     logits = net(input_ids=ids).logits[:, PIECE - 1 : -1]
     return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, PIECE:].flatten())
 
 
 def _trained(repeats: bool, held: bool, seed: int, tiny: bool) -> tuple[float, float]:
-    """Return nats on new texts, and the mean distance of heads from the band."""
+    """Return the loss on new texts in nats, and the heads' mean distance from the band."""
     net, draw = drawn(_decoder, seed).train(), torch.Generator().manual_seed(seed)
     losses = {f"blocks.{i}:probs": AttentionEntropy() for i in range(BLOCKS)}
     context = sonde.training(net, losses, weight=WEIGHT) if held else nullcontext()

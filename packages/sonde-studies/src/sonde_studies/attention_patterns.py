@@ -1,4 +1,4 @@
-"""Patterns of attention over the places of a picture: what each costs in accuracy.
+"""Patterns of attention over image patches, and the accuracy that each costs.
 
 A transformer of two blocks over the pixels of digits in patches; larger pictures may differ.
 """
@@ -20,7 +20,7 @@ ARMS = (*KINDS, "rows and linear", "all, few", "position, few", "all, again")
 
 @final
 class AttentionPatternsStudy(Study):
-    """Digits in sixteen patches, through eight kinds of attention and none."""
+    """Digits in sixteen patches, with eight attention patterns and without attention."""
 
     name = "attention-patterns"
     title = "which patterns of attention cost accuracy?"
@@ -48,7 +48,7 @@ class AttentionPatternsStudy(Study):
                  "accuracy of two nets with full attention, difference")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train each kind."""
+        """Train a net with each pattern."""
         x, label = digit_images(seed)
         found: dict[str, float] = {}
         for arm in ARMS:

@@ -1,4 +1,4 @@
-"""Pasting one thing into an image: is the rest left alone where attention is steered.
+"""Does steered attention keep the rest of an image unchanged while an object is pasted?
 
 A toy: boards of two digits of one kind in one light, a small transformer that takes noise away in
 five steps, and a digit of another kind in the opposite light pasted over the right one. The net
@@ -28,7 +28,7 @@ SITES = ["blocks.0.attention:probs", "blocks.1.attention:probs"]
 
 @final
 class AttentionSteerStudy(Study):
-    """A toy: two digits side by side, one of them pasted, a small transformer that denoises."""
+    """Two digits side by side, one of them pasted, and a small transformer that denoises."""
 
     name = "attention-steer"
     title = "does steered attention leave the background alone where something is pasted?"
@@ -79,7 +79,7 @@ class AttentionSteerStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a denoiser, paste, and denoise with and without steering."""
+        """Train a denoiser, paste a digit, and denoise with and without steering."""
         tick("train")
         draw = torch.Generator().manual_seed(seed)
         net = trained(draw, seed, 20 if tiny else STEPS)
@@ -127,7 +127,7 @@ def _denoised(
     probs: list[dict[str, Tensor]] | None = None,
     steps: int = len(NOISE),
 ) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Return boards after all steps, each begun from the last one's answer; and all attention."""
+    """Return boards after all denoising steps, and all attention maps."""
     seen: list[dict[str, Tensor]] = []
     for step, (size, drawn) in enumerate(zip(NOISE, noise, strict=True)):
         fed = x + size * drawn, torch.full((len(x),), size)

@@ -1,4 +1,4 @@
-"""Attribution methods on nets whose answers are known to lie in some places: which one to take."""
+"""Attribution methods on nets whose relevant inputs are known: which method to choose?"""
 
 import time
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class _Found:
 
 @final
 class AttributionsStudy(Study):
-    """Methods of gradients, perturbation, relevance and attention, with their defaults.
+    """Methods by gradients, perturbation, relevance and attention, with default settings.
 
     Truth is judged by the tenth of the places with the largest sizes: which share of them lies
     where the answer does, beyond chance. Places in the right block that say nothing count as right.
@@ -96,7 +96,7 @@ class AttributionsStudy(Study):
     null = Claim("null", "A random map's hits beyond chance, mean of four nets.", "hit rate")
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train four nets and try every method on them."""
+        """Train four nets and evaluate every method on them."""
         figures: dict[str, float] = {}
         found: dict[tuple[str, str], dict[str, _Found]] = {}
         nulls: list[float] = []
@@ -164,7 +164,7 @@ def _map(found: Attribution) -> torch.Tensor:
 
 
 def _hits(sizes: torch.Tensor, world: Planted) -> float:
-    """Return the share of the largest places where the answer lies, beyond chance."""
+    """Return the fraction of the largest attributions at relevant positions, above chance."""
     flat, truth = sizes.flatten(1), world.truth.flatten(1)
     top = flat.topk(max(1, round(TOP * flat.shape[1])), dim=1).indices
     return float((truth.gather(1, top).double().mean(1) - truth.double().mean(1)).mean())

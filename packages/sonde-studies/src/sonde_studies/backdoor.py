@@ -1,4 +1,4 @@
-"""Exposing, finding and removing a hidden trigger: what works on small nets.
+"""Methods that expose, find and remove a backdoor, tested on small nets.
 
 A toy: digits, a tenth of them with a white corner of 3 x 3 and called seven, a conv net with batch
 norm.
@@ -34,7 +34,7 @@ LIKELY = 1.15
 
 @final
 class BackdoorStudy(Study):
-    """A toy: one trigger, ten digits, a conv net; 300 clean images to look with."""
+    """One trigger, ten digits, a conv net, and 300 clean images for the search."""
 
     name = "backdoor"
     title = "does unlearning clean images expose a backdoor, and what names its class?"
@@ -85,7 +85,7 @@ class BackdoorStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a net with a trigger and one without, expose, find and remove."""
+        """Train a net with a trigger and one without; expose, find and remove it."""
         tick("train")
         found, kind = pixels()
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""Canonical correlation, pruning or the gradient: which says best where bits are needed."""
+"""Which score ranks blocks best for quantisation: correlation, pruning or the gradient?"""
 
 from typing import final
 
@@ -8,7 +8,7 @@ from sonde_studies.study import Claim, Figures, Study, Tick
 
 @final
 class BitsByScoreStudy(Study):
-    """Blocks demoted in the order of three scores, and in the order of what each costs alone."""
+    """Blocks rounded in the order of three scores, and in the order of their single costs."""
 
     name = "bits-by-score"
     title = "does a first-order score order layers for mixed precision better than chance?"
@@ -33,7 +33,7 @@ class BitsByScoreStudy(Study):
                  "mean divergence of all orders less that of twenty, as a share")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Round every set of blocks of a net, and look up each order."""
+        """Round every set of blocks of a net, and read off the cost of each order."""
         tick("all sets of blocks")
         net = rounded_net(seed, tiny)
         usual = float(net.areas().mean())

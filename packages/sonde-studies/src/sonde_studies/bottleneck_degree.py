@@ -1,4 +1,4 @@
-"""Does a narrow bottleneck say that a net does as well on fresh rows as on those it learned.
+"""Does a narrow bottleneck predict that a net generalises to new rows?
 
 Nets of several widths, depths, weight decays and numbers of rows; degree and gap of each. The
 absolute form adds one noise to every net, so it sees the scale of the states.
@@ -28,7 +28,7 @@ FORMS = {
 
 @final
 class BottleneckDegreeStudy(Study):
-    """36 ReLU nets, the degree of their last hidden layer on the rows that they learned."""
+    """36 ReLU nets, and the degree of their last hidden layer on the training rows."""
 
     name = "bottleneck-degree"
     title = "does a narrow bottleneck go with a small gap between learned and fresh rows?"
@@ -65,7 +65,7 @@ class BottleneckDegreeStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train the grid and rank it."""
+        """Train the grid of nets and rank them."""
         depths, sizes = (DEPTHS[:2], ROWS[:2]) if tiny else (DEPTHS, ROWS)
         grid = list(product(WIDTHS, depths, DECAYS, sizes))
         found: list[dict[str, float]] = []

@@ -1,4 +1,4 @@
-"""A bottleneck for regression by kernels: error, error under noise, and what the site keeps.
+"""A kernel bottleneck for regression: error, error under noise, and information kept.
 
 The bundled diabetes table, with two layers below the site.
 """
@@ -21,7 +21,7 @@ ARMS = ("squares", "divergence", "bottleneck")
 
 @final
 class BottleneckRegressionStudy(Study):
-    """Diabetes by squared errors, by the conditional divergence, and with the bottleneck."""
+    """Diabetes regression by squared error, by conditional divergence, and with the bottleneck."""
 
     name = "bottleneck-regression"
     title = "does a kernel bottleneck make a regression bear more noise?"
@@ -40,7 +40,7 @@ class BottleneckRegressionStudy(Study):
                  "R^2 of the bottleneck, at least 0")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train each way; once on targets of other rows."""
+        """Train with each loss; and once on shuffled targets."""
         x, y = _table(seed)
         steps = TINY if tiny else STEPS
         found: dict[str, dict[str, float]] = {}

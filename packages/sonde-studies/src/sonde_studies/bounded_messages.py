@@ -1,4 +1,4 @@
-"""How much a message of bounded entropy tells of hidden states, and what a coupling keeps."""
+"""Information in a message of bounded entropy about hidden states."""
 
 from typing import final
 
@@ -17,7 +17,7 @@ RATES, CODES, SMALL, WANTED = (0.2, 0.4, 0.6, 0.8, 0.95), 32, 8, 6
 
 @final
 class BoundedMessagesStudy(Study):
-    """Codes of hidden states of a net on digits, as symbols of an unequal distribution."""
+    """Codes of a digit net's hidden states, with unequal symbol frequencies."""
 
     name = "bounded-messages"
     title = "do merged symbols use a bounded rate nearly fully?"
@@ -42,7 +42,7 @@ class BoundedMessagesStudy(Study):
                  "information of 4,000 draws less its bias, nats")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Code the states of a net at five rates, by the greedy rule and by ours."""
+        """Encode a net's states at five rates, by the greedy rule and by sonde's rule."""
         tick("hidden states")
         x, label = shuffled_digits(seed)
         net = learned(mlp(64), x[:1000], label[:1000], seed, 40 if tiny else 200).module
@@ -83,7 +83,7 @@ class BoundedMessagesStudy(Study):
 
 
 def greedy(p: np.ndarray, rate: float) -> tuple[float, float]:
-    """Return the entropy that merging the two least likely leaves, and the mass of the last."""
+    """Return the entropy after merging the two least likely symbols, and their mass."""
     cells, last = sorted(float(v) for v in p if v > 0), 0.0
     while _entropy(np.array(cells)) > rate:
         last = cells[0] + cells[1]

@@ -1,4 +1,4 @@
-"""Are the units that path interventions find needed by their class, and found again in other rows.
+"""Are units found by path interventions necessary for their class, and found again?
 
 A toy: a small MLP on digits. What came out (three seeds): without its graph's units no class is
 recognised at all, without as many random ones .82 is left, and the graph alone keeps .97. Effects
@@ -21,7 +21,7 @@ FIND = CausalGraph(quantile=0.9, baseline="zero")
 
 @final
 class CausalGraphStudy(Study):
-    """A toy: ten classes of digits, 64 and 32 hidden units; random units as the other arm."""
+    """Ten classes of digits, 64 and 32 hidden units, and random units as the control arm."""
 
     name = "causal-graph"
     title = "do path interventions find the units that a class needs, the same ones in other rows?"
@@ -49,7 +49,7 @@ class CausalGraphStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a net, find the graph of each class, and take its units away."""
+        """Train a net, find the graph of each class, and ablate its units."""
         tick("train")
         x, kind = pixels()
         label = torch.from_numpy(kind)
@@ -103,7 +103,7 @@ def _of_class(net: nn.Sequential, rows: Tensor, c: int, seed: int) -> dict[str, 
 
 
 def _effects(net: nn.Sequential, rows: Tensor, c: int) -> Tensor:
-    """Return what each unit of the first layer sends to all units of the second."""
+    """Return the effect of each unit of the first layer on all units of the second."""
     found = CausalGraph(threshold=0.0, baseline="zero").explain(net, rows, site=LAYERS, target=c)
     total = torch.zeros(64, dtype=torch.float64)
     for ((layer, j), _), value in zip(found.edges, found.value, strict=True):

@@ -1,4 +1,4 @@
-"""Real changes under nuisance: a weight for each unit of the difference, and the difference itself.
+"""Real changes under nuisance: weighted unit differences against the plain difference.
 
 Before and after are canvases of two digits; both are shifted and lit otherwise in every pair, and
 in half of the pairs one digit is another one.
@@ -19,7 +19,7 @@ SHIFTS = (0, 1)
 
 @final
 class ChangePairsStudy(Study):
-    """Six hundred pairs of two digits, by shift of the canvas and with other light."""
+    """Six hundred pairs of two digits, with shifted canvas and changed brightness."""
 
     name = "change-pairs"
     title = "does weighting the difference of states find real changes under nuisance?"
@@ -41,7 +41,7 @@ class ChangePairsStudy(Study):
                  "AUROC, mean over shifts", above=0.5)  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train an encoder of single canvases, and ask the recipe by size of the shift."""
+        """Train an encoder of single canvases, and run the recipe for each size of shift."""
         x, label = shuffled_digits(seed)
         draw = torch.Generator().manual_seed(seed)
         tick("encoder")
@@ -70,7 +70,7 @@ class ChangePairsStudy(Study):
 
 
 def _canvas(a: Tensor, b: Tensor, shift: int, draw: torch.Generator) -> Tensor:
-    """Return two digits side by side, shifted and lit at random, as rows of 128 pixels."""
+    """Return two digits side by side, randomly shifted and brightened, as rows of 128 pixels."""
     made = torch.cat([a.reshape(-1, 8, 8), b.reshape(-1, 8, 8)], 2)
     by = torch.randint(-shift, shift + 1, (len(made), 2), generator=draw).tolist()
     moved = torch.stack([v.roll((h, w), (0, 1)) for v, (h, w) in zip(made, by, strict=True)])
@@ -81,7 +81,7 @@ def _canvas(a: Tensor, b: Tensor, shift: int, draw: torch.Generator) -> Tensor:
 def _pairs(
     x: Tensor, label: Tensor, n: int, shift: int, draw: torch.Generator
 ) -> list[dict[str, Any]]:
-    """Return pairs; a random half of them has another digit on its right."""
+    """Return pairs; in a random half of them the right digit is replaced."""
     left, right, other = torch.randint(len(x), (3, n), generator=draw)
     changed = (torch.rand(n, generator=draw) < 0.5) & (label[right] != label[other])
     after = torch.where(changed, other, right)

@@ -1,4 +1,4 @@
-"""Regions of channels that move together: do they say more of a scene than the mean over it.
+"""Do groups of correlated channels say more about a scene than the mean over it?
 
 Two digits side by side; the question is which is larger, and a small convolutional net knows the
 digits.
@@ -22,7 +22,7 @@ FIT, SCENES, HELD, STEPS, TINY = 1_200, 2_000, 600, 500, 4
 
 @final
 class ChannelRegionsStudy(Study):
-    """Maps of a frozen net as regions by correlation, by lot, and as their mean over places."""
+    """Maps of a frozen net as groups by correlation, as random groups, and as their mean."""
 
     name = "channel-regions"
     title = "do regions of channels say more than their mean?"
@@ -45,7 +45,7 @@ class ChannelRegionsStudy(Study):
                  "accuracy of naming the larger digit, difference of two draws")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train the net, group its channels, and a head on each kind of group."""
+        """Train the net, group its channels, and train a head on each grouping."""
         x, label = shuffled_digits(seed)
         steps, n = (TINY, 40) if tiny else (STEPS, SCENES)
         parts = [(slice(FIT), n), (slice(FIT, None), n * HELD // SCENES)]
@@ -106,7 +106,7 @@ def _maps() -> nn.Sequential:
 
 
 def _scenes(x: Tensor, label: Tensor, seed: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return scenes, which digits each has, and whether the left digit is the larger."""
+    """Return scenes, the digits in each, and whether the left digit is larger."""
     draw = torch.Generator().manual_seed(seed)
     scenes, said, larger = torch.zeros(n, 1, SIDE, SIDE), torch.zeros(n, 10), torch.zeros(n)
     for i in range(n):

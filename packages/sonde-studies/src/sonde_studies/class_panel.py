@@ -1,4 +1,4 @@
-"""Does the panel of classes say why a class is weak, where the reason was planted."""
+"""Does the class panel explain why a class is weak, if the reason is planted?"""
 
 from typing import Any, final
 
@@ -17,7 +17,7 @@ RARE, MARKED, KEPT = 2, 1, 0.08
 
 @final
 class ClassPanelStudy(Study):
-    """Digits beside a pattern; two classes are rare, and in one a mark on the pattern tells it."""
+    """Digits beside a pattern; two classes are rare, and a mark gives another class away."""
 
     name = "class-panel"
     title = "do rows, scores and attention side by side say why a class is weak?"
@@ -38,7 +38,7 @@ class ClassPanelStudy(Study):
                  "difference of attention on the digit over its area")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a net on planted classes, and ask the panel with the mark and without."""
+        """Train a net with planted classes, and run the panel with and without the mark."""
         draw = torch.Generator().manual_seed(seed)
         order = torch.randperm(10, generator=draw).tolist()
         rare, marked, usual = order[:RARE], order[RARE], order[RARE + MARKED :]
@@ -77,7 +77,7 @@ class ClassPanelStudy(Study):
 
 
 def _with_mark(digits: BlockDigits, marked: int) -> Tensor:
-    """Return the pictures; in those of a class four pixels of the pattern are bright."""
+    """Return the images, with four bright pixels in the pattern of one class."""
     x = digits.x.clone()
     start = torch.where(digits.signal[:, 0, 0], SIDE, 0)  # the first line of the other block
     for i in torch.nonzero(digits.label == marked).flatten().tolist():

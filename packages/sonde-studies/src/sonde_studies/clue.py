@@ -1,4 +1,4 @@
-"""Do the states of a trace tell whether its answer is right; against chances of tokens, length."""
+"""Do the states of a reasoning trace predict whether its answer is correct?"""
 
 from copy import deepcopy
 from typing import final
@@ -25,7 +25,7 @@ from sonde_studies.worlds.chains import WORDS, Chains
 
 @final
 class CLUEStudy(Study):
-    """CLUE on traces of a small transformer that imitates until two of three answers are right.
+    """CLUE on traces of a small transformer with an accuracy of two thirds.
 
     The arms show what else could tell right from wrong: the least chance of a token, a linear probe
     on the same deltas, the length; and how far each layer and fewer prompts go. A second model

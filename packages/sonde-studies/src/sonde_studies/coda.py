@@ -1,4 +1,4 @@
-"""Do popular facts overshadow rarer ones the more, the more popular they are, and does CoDa help.
+"""Do popular facts overshadow rare ones in proportion to their popularity, and does CoDa help?
 
 A toy: nets of three layers and tens of units, told facts of three words. What came out (three
 seeds): the rate of popular answers to rarer facts rises from .32 at a ratio of 2 to .91 at 100, by
@@ -44,7 +44,7 @@ LOST = 0.02
 
 @final
 class CoDaStudy(Study):
-    """Rates of the popular answer where the rarer is right, by ratio, size of net and decoding."""
+    """Rates of the popular answer where the rare one is correct, by ratio, size and decoding."""
 
     name = "coda"
     title = (
@@ -93,7 +93,7 @@ class CoDaStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Tell nets of two sizes the facts, and ask the larger one with and without CoDa."""
+        """Train nets of two sizes on the facts, and query the larger one with and without CoDa."""
         families, steps = (TINY, 40) if tiny else (FAMILIES, Schooling.steps)
         facts = some(FactWorld.drawn(seed, families).facts, EVERY)
         tick("telling two nets the facts")
@@ -123,19 +123,19 @@ class CoDaStudy(Study):
 
 
 def _taken(said: Said, ratio: int | None = None) -> float:
-    """Return the rate of popular answers to rarer facts."""
+    """Return the rate of popular answers to rare facts."""
     return rate(said, True, lambda f: rarer(f) and f.ratio == (ratio or f.ratio))
 
 
 def _counts(said: Said) -> tuple[list[float], list[int], list[int]]:
-    """Return the ratios, popular answers to rarer facts, and how many were asked."""
+    """Return the ratios, the popular answers to rare facts, and the number of questions."""
     of = {r: [f for f in said if f.rare and f.ratio == r] for r in RATIOS}
     hits = [sum(said[f].count(f.rival) for f in of[r]) for r in RATIOS]
     return [float(r) for r in RATIOS], hits, [sum(len(said[f]) for f in of[r]) for r in RATIOS]
 
 
 def _judged(plain: Said, decoded: list[Said], half: int) -> tuple[float, float]:
-    """Choose a threshold on the families of one half, and return what it does in the other."""
+    """Choose a threshold on half of the families, and return its effect in the other half."""
 
     def moved(other: Said, side: int) -> tuple[float, float]:
         def mine(kind: Callable[[Entry], bool]) -> Callable[[Entry], bool]:

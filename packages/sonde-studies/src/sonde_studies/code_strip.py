@@ -1,4 +1,4 @@
-"""What a byte-level model of code reads: names, comments, layout.
+"""Dependence of a byte-level code model on names, comments and layout.
 
 Functions of the standard library, and the language model of 3 million parameters that was trained
 on such files. It reads 256 bytes at a time: what it makes of long functions is not tried here.
@@ -26,7 +26,7 @@ MODULES = (textwrap, random, ArgumentParser, ast, inspect)
 
 @final
 class CodeStripStudy(Study):
-    """Forty functions, stripped step by step."""
+    """Forty functions, stripped in steps."""
 
     name = "code-strip"
     title = "what does a model of code read, and what does stripping take away?"
@@ -44,7 +44,7 @@ class CodeStripStudy(Study):
                  "growth of the distance by comments, of code that has none")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Draw functions, ask the recipe, and once of functions without comments."""
+        """Sample functions, run the recipe, and once on functions without comments."""
         model, draw = load("sonde:stdlib"), np.random.default_rng(seed)
         found = [text for module in MODULES for text in functions_of(module)]
         texts = [found[i] for i in draw.permutation(len(found))[: TINY if tiny else PIECES]]
@@ -69,7 +69,7 @@ class CodeStripStudy(Study):
 
 
 def functions_of(owner: Any) -> Iterator[str]:
-    """Yield the functions of a module or class that are neither short nor long."""
+    """Yield the functions of a module or class with medium length."""
     text = textwrap.dedent(inspect.getsource(owner))
     lines = text.splitlines(keepends=True)  # once: ast.get_source_segment does so for each function
     for node in ast.walk(ast.parse(text)):

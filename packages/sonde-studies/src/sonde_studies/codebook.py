@@ -1,4 +1,4 @@
-"""Whether the states of a machine get codes of their own, and whether a code sets the state.
+"""Do states of a finite-state machine get separate codes, and does a code set the state?
 
 A language model reads walks through a random machine of 100 states, each written as two digits and
 followed by one of four. What comes next depends on both digits, so the state is nowhere in the text
@@ -24,7 +24,7 @@ TRIED = 25
 
 @final
 class CodebookStudy(Study):
-    """A small language model of walks through a machine whose states are known."""
+    """A small language model of walks through a finite-state machine with known states."""
 
     name = "codebook"
     title = "do states of a machine get codes of their own, and does a code set the state?"
@@ -60,7 +60,7 @@ class CodebookStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train the model, put codes in, and look what they stand for."""
+        """Train the model, insert codes, and match codes with states."""
         draw = torch.Generator().manual_seed(seed)
         following = torch.stack([torch.randperm(STATES, generator=draw) for _ in range(STATES)])
         following = following[:, :NEXT]
@@ -100,7 +100,7 @@ class CodebookStudy(Study):
     def _rise(
         self, found: CodebookResult, following: Tensor, ids: Tensor, code: Tensor, state: int
     ) -> float:
-        """Return how much likelier the digits after a state get where a code is put."""
+        """Return the increase of the probability of a state's digits when its code is inserted."""
         digits = 1 + following[state] // BASE
         forced = found.codes[SITE].activate(int(code))
         after = [_next(found, ids, how)[:, digits.unique()] for how in ({SITE: forced}, {})]
@@ -108,7 +108,7 @@ class CodebookStudy(Study):
 
 
 def walks(following: Tensor, n: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return tokens of walks, two for each state, and the states."""
+    """Return the tokens of walks, two for each state, and the states."""
     states = [torch.randint(STATES, (n,), generator=draw)]
     while len(states) < LENGTH:
         states.append(following[states[-1], torch.randint(NEXT, (n,), generator=draw)])
@@ -117,7 +117,7 @@ def walks(following: Tensor, n: int, draw: torch.Generator) -> tuple[Tensor, Ten
 
 
 def counts(found: CodebookResult, ids: Tensor, states: Tensor) -> Tensor:
-    """Return how many second digits of each state have each code."""
+    """Return the number of second digits of each state with each code."""
     with torch.no_grad(), Tap(found.module, SITE, reducer=None) as tap:
         found.module(ids)
     (rows,) = tap.rows.values()
@@ -131,6 +131,6 @@ def _loss(out: Any, ids: Tensor) -> Tensor:
 
 
 def _next(found: CodebookResult, ids: Tensor, changed: Any) -> Tensor:
-    """Return the probabilities of the token after each text."""
+    """Return the next-token probabilities after each text."""
     with found.active(changed) as module, torch.no_grad():
         return module(ids).logits[:, -1].softmax(-1)

@@ -1,4 +1,4 @@
-"""A vocabulary of codes as a bottleneck: which factors of a picture survive which size.
+"""A codebook as a bottleneck: which image factors survive which codebook size?
 
 Digits with a rotation and a brightness; codes are k-means of the states of a trained net.
 """
@@ -18,7 +18,7 @@ FACTORS = ("digit", "turned", "bright")
 
 @final
 class CodebookBottleneckStudy(Study):
-    """The states of a classifier of digits, replaced by the nearest of a few codes."""
+    """States of a digit classifier, replaced by the nearest of a few codes."""
 
     name = "codebook-bottleneck"
     title = "which factors of a picture survive a small vocabulary of codes?"
@@ -37,7 +37,7 @@ class CodebookBottleneckStudy(Study):
                  "accuracy of naming the digit, 16 codes", above=0.1)  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train on digits, and ask the recipe for three factors of other digits."""
+        """Train on digits, and run the recipe for three factors of other digits."""
         x, label = shuffled_digits(seed)
         draw = torch.Generator().manual_seed(seed)
         turned, bright = (torch.rand(len(x), generator=draw) < 0.5 for _ in range(2))

@@ -1,4 +1,4 @@
-"""Does a net that reads what a mask leaves out make the mask complete, where the truth is known."""
+"""Does reading the masked-out part make a mask complete, if the relevant part is known?"""
 
 from typing import final
 
@@ -13,7 +13,7 @@ FIT, PATCH, AREA, STEPS = 1200, 4, 0.5, 400
 
 @final
 class CometStudy(Study):
-    """Digits in one of two blocks; the other block is the same for all classes."""
+    """Digits in one of two blocks; the other block is equal for all classes."""
 
     name = "comet"
     title = "does a mask that must leave nothing behind find all that tells the class?"
@@ -86,6 +86,6 @@ def _halves(data: BlockDigits) -> tuple[BlockDigits, BlockDigits]:
 
 
 def _inside(found: CometResult, held: BlockDigits) -> float:
-    """Return the share of the mask that lies in the block of the digit."""
+    """Return the fraction of the mask inside the block of the digit."""
     mask = found.mask(held.x)
     return float((mask * held.signal).sum() / mask.sum())

@@ -1,4 +1,4 @@
-"""Two codes of a picture: what all pictures share, and the mark that some carry alone.
+"""Two codes of an image: one for what all images share, one for a mark that some have.
 
 Every second digit carries a bar in a corner. The codes are small and linear probes read them.
 """
@@ -20,7 +20,7 @@ WEIGHTS = (0.0, 1.0, 10.0)
 
 @final
 class CommonAndSalientStudy(Study):
-    """A common and a salient code, with weights of the penalty on what both say."""
+    """A common and a salient code, with several weights of the redundancy penalty."""
 
     name = "common-and-salient"
     title = "does a penalty on shared content leave the mark to the salient code alone?"

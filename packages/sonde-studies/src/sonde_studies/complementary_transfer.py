@@ -1,4 +1,4 @@
-"""What a net can learn from another that is no better, without losing what it knows.
+"""Can a net learn from an equally good net without losing accuracy?
 
 Rows are taught by the teacher where it is surer, the others by the student's own old answers.
 """
@@ -22,7 +22,7 @@ WAYS = ("all rows", "by labels", "by confidence")
 
 @final
 class ComplementaryTransferStudy(Study):
-    """One student and three teachers, asked for all rows, and for those on which they are surer."""
+    """A student and three teachers, used on all rows or only where the teacher is surer."""
 
     name = "complementary-transfer"
     title = "can a net learn from one that is no better?"
@@ -45,7 +45,7 @@ class ComplementaryTransferStudy(Study):
                  "accuracy by confidence, difference of two orders, mean of three")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a student and its teachers, and let the student learn in each way."""
+        """Train a student and its teachers, and distil in each way."""
         x, label = shuffled_digits(seed)
         tick("student and teachers")
         student = learned(mlp(64), x[OWN], label[OWN], seed).module
@@ -86,7 +86,7 @@ class ComplementaryTransferStudy(Study):
 
 @torch.no_grad()
 def _right(net: nn.Module, x: Tensor, label: Tensor) -> Tensor:
-    """Return 1 for each fresh row that a net names, else 0."""
+    """Return 1 for each test row that a net classifies correctly, else 0."""
     return (net(x[FRESH]).argmax(1) == label[FRESH]).double()
 
 
@@ -99,7 +99,7 @@ def _taught(
     seed: int,
     steps: int,
 ) -> Tensor:
-    """Return which fresh rows a student names after it followed a teacher."""
+    """Return the test rows that a student classifies correctly after distillation."""
     net, rows, align = deepcopy(student), x[SHARED], Align("kl")
     with torch.no_grad():
         wanted, old = teacher(rows), student(rows)
@@ -121,7 +121,7 @@ def _taught(
 
 
 def _with_labels(student: nn.Module, x: Tensor, label: Tensor, seed: int, steps: int) -> float:
-    """Return the accuracy of a student that learned from the labels of the shared rows."""
+    """Return the accuracy of a student trained on the labels of the shared rows."""
     net, rows, truth = deepcopy(student), x[SHARED], label[SHARED]
 
     def loss(some: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Does information survive the way through a lossy compression, so that neighbours can count it.
+"""Does information survive lossy compression well enough for neighbour estimates?
 
 Gaussian pairs of known information, mapped into many units by nets that lose nothing; then a net
 on digits with noise at its hidden layers.
@@ -20,7 +20,7 @@ NOISE, AT, STEPS = 0.3, (0, 20, 60, 150, 400, 800), 1500
 
 @final
 class CompressionStudy(Study):
-    """Neighbours in two principal components against neighbours in all units.
+    """Neighbour estimates in two principal components against estimates in all units.
 
     *Rotated* units are the latents along random directions with a little noise; *bent* units come
     out of a random tanh layer.
@@ -68,7 +68,7 @@ class CompressionStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Estimate what is known, then follow a net."""
+        """Estimate known information, then follow a net in training."""
         n = 200 if tiny else ROWS
         found: dict[str, float] = {}
         for nats in NATS:
@@ -95,7 +95,7 @@ class CompressionStudy(Study):
 
 
 def _pair(nats: float, n: int, seed: int, bent: bool) -> tuple[Tensor, Tensor]:
-    """Return two sites of 30 units that share so much information."""
+    """Return two sites of 30 units with a given mutual information."""
     draw = torch.Generator().manual_seed(1000 * seed + int(10 * nats))
     rho = math.sqrt(-math.expm1(-2.0 * nats / LATENTS))
     a, b = torch.randn(2, n, LATENTS, generator=draw, dtype=torch.float64)
@@ -111,7 +111,7 @@ def _pair(nats: float, n: int, seed: int, bent: bool) -> tuple[Tensor, Tensor]:
 
 
 def _followed(seed: int, n: int, steps: int) -> dict[int, float]:
-    """Return what the noisy last hidden layer holds of the digits, by step of the training."""
+    """Return the digit information in the noisy last hidden layer, by training step."""
     d = split(seed, n)
     at = [s for s in AT if s < steps]
     found: dict[int, float] = {}

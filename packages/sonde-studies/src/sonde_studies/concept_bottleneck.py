@@ -1,4 +1,4 @@
-"""Does a bottleneck that draws its concept need fewer of them, and what does that cost.
+"""Does a bottleneck that samples its concept need fewer concepts, and what does it cost?
 
 Concepts are ways in which a digit is written: the states of forty mean pictures, four of each
 digit, in the space of the rows, as names of concepts are in an encoder of pictures and texts.
@@ -27,7 +27,7 @@ RAISED = (1e-3, 1e-2, 1e-1, 0.3, 1.0)
 
 @final
 class ConceptBottleneckStudy(Study):
-    """Hidden states of a net on digits, answered through forty concepts.
+    """Hidden states of a digit net, classified through forty concepts.
 
     All bottlenecks learn from the same rows and are judged on the same fresh ones. With ``gumbel``
     classes see one concept of a row, so that it uses one is no finding; what that costs is.
@@ -122,7 +122,7 @@ class ConceptBottleneckStudy(Study):
 
 
 def ways(x: Tensor, label: Tensor, seed: int) -> Tensor:
-    """Return mean pictures of the ways in which each digit is written, by k-means."""
+    """Return mean images of the writing styles of each digit, by k-means."""
     method: Any = KMeans  # its types lack whole numbers of starts
     kinds = [method(WAYS, n_init=4, random_state=seed).fit(x[label == c]) for c in range(CLASSES)]
     return torch.cat([torch.from_numpy(k.cluster_centers_).float() for k in kinds])
@@ -131,6 +131,6 @@ def ways(x: Tensor, label: Tensor, seed: int) -> Tensor:
 def _judged(
     made: ConceptBottleneckResult | ConceptMatrix, rows: Tensor, wanted: Tensor
 ) -> tuple[float, float]:
-    """Return the accuracy on fresh rows, and the mean number of concepts of a decision."""
+    """Return the test accuracy, and the mean number of concepts per decision."""
     right = float((made.classify(rows) == wanted).double().mean())
     return right, float(made.concepts_per_decision(rows).mean())

@@ -1,4 +1,4 @@
-"""Does a sum over many noisy concepts name the class better than one prompt, or their mean.
+"""Does a sum over many noisy concepts classify better than one prompt, or their mean?
 
 A prompt stands for the text of a class: the mean state of a few of its digits, with noise.
 """
@@ -21,7 +21,7 @@ LOTS = 20
 
 @final
 class ConceptMarginalStudy(Study):
-    """Hidden states of a net on digits, classified by banks of noisy prompts.
+    """Hidden states of a digit net, classified by banks of noisy prompts.
 
     Noise is in root mean squares of a state's units; the figures of claims are at the largest.
     """
@@ -58,7 +58,7 @@ class ConceptMarginalStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train the encoder, draw banks and classify fresh rows."""
+        """Train the encoder, draw the banks and classify test rows."""
         draw = torch.Generator().manual_seed(seed)
         x, kind = pixels()
         order = torch.randperm(len(x), generator=draw)
@@ -105,7 +105,7 @@ class ConceptMarginalStudy(Study):
 
 
 def prompts(states: Tensor, label: Tensor, noise: float, draw: torch.Generator) -> Tensor:
-    """Return prompts of each class in turn: means of a few states with noise."""
+    """Return prompts of each class in turn: noisy means of a few states."""
     size = noise * states.square().mean().sqrt()
     own = [states[label == c] for c in range(CLASSES)]
     few = [x[torch.randint(len(x), (EACH, SHOTS), generator=draw)].mean(1) for x in own]

@@ -1,4 +1,4 @@
-"""Patches of pictures coded given a dictionary of patches of other pictures."""
+"""Coding of image patches, conditioned on a dictionary of other images' patches."""
 
 from typing import final
 
@@ -40,7 +40,7 @@ class ConditionalLatentsStudy(Study):
                  "bits with one over bits with the other, less 1, 64 entries")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Code the same patches with dictionaries of all sizes, and noise of the same spread."""
+        """Code the same patches with dictionaries of all sizes, and noise of equal variance."""
         x, _ = shuffled_digits(seed)
         x = 16 * (x[:300] if tiny else x)
         n = 200 if tiny else OUTSIDE
@@ -76,7 +76,7 @@ class ConditionalLatentsStudy(Study):
 
 
 def _against_components(outside: Tensor, fresh: Tensor, seed: int) -> float:
-    """Return the excess of the dictionary's rate over that of components at equal error."""
+    """Return the dictionary's rate minus that of principal components at equal error."""
     curves: list[list[float]] = []
     for kind in ("components", "dictionary"):
         rates, qualities = list[float](), list[float]()
@@ -93,7 +93,7 @@ def _against_components(outside: Tensor, fresh: Tensor, seed: int) -> float:
 
 
 def _bits_for(rows: Tensor, step: float) -> float:
-    """Return the bits at which components are rounded to a step."""
+    """Return the bits of principal components rounded to a step."""
     variances = torch.linalg.eigvalsh(rows.T.double().cov(correction=0))
     return float((0.5 * (variances * 12 / step**2).clamp(min=1).log2()).mean())
 

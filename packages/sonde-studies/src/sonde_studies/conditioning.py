@@ -1,4 +1,4 @@
-"""Where a condition enters: as a token of its own, or as shifts of the norms.
+"""Two places for a condition: a separate token, or shifts of the norms.
 
 Digits as sequences of eight rows; the condition is a question about the digit. Beside it, what a
 norm does to the states of a recurrent net.
@@ -84,7 +84,7 @@ class ConditioningStudy(Study):
 
 
 class _Net(nn.Module):
-    """Two blocks; a condition comes in front as a token, or into the norms."""
+    """Two blocks; the condition enters as a first token, or through the norms."""
 
     def __init__(self, how: str, c: int = len(QUESTIONS)) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class _Net(nn.Module):
 
 
 def _right(net: nn.Module, x: Tensor, c: Tensor, truth: Tensor, seed: int, steps: int) -> float:
-    """Train a net on questions of yes or no, and return its accuracy on the rows to judge."""
+    """Train a net on yes-no questions, and return its accuracy on test rows."""
     minimise(
         lambda r: binary_cross_entropy_with_logits(net(x[r], c[r]), truth[r]),
         net.parameters(), FIT, steps=steps, seed=seed,
@@ -132,7 +132,7 @@ def _products(net: nn.Module) -> int:
 
 @torch.no_grad()
 def _spread(normed: bool, seed: int) -> float:
-    """Return the spread of the logarithm of the states' length over the steps of a drawn net."""
+    """Return the standard deviation of the log state norm over steps of an untrained net."""
     draw = torch.Generator().manual_seed(seed)
     w = torch.randn(DIM, DIM, generator=draw) * 1.15 / DIM**0.5
     norm, h, found = ConditionalNorm(DIM), torch.randn(64, DIM, generator=draw), list[Tensor]()

@@ -1,4 +1,4 @@
-"""Tasks learned one after the other: what projecting updates off old inputs keeps.
+"""Continual learning: what does projecting updates off old inputs preserve?
 
 Five pairs of digits and one head for all. Larger nets and more tasks fill the subspaces sooner.
 """
@@ -16,7 +16,7 @@ EPOCHS, TINY = 8, 1
 
 @final
 class ContinualStudy(Study):
-    """Two new digits at a time, with plain steps, projected ones, and a head of descriptions."""
+    """Two new digits at a time, with plain or projected steps, and a head of descriptions."""
 
     name = "continual"
     title = "does projecting updates off the inputs of old tasks keep what was learned?"

@@ -1,4 +1,4 @@
-"""Contrast of units against contrast of concepts, on digits turned by an angle that is held out.
+"""Contrast of units against contrast of concepts, on digits at a held-out rotation.
 
 A concept is a cluster of units that move together, and its largest unit stands for it. The states
 of one digit at two angles are pulled together, either in all units or in those of the concepts.
@@ -25,7 +25,7 @@ Found = dict[str, float]
 
 @final
 class ContrastDomainsStudy(Study):
-    """Cross entropy alone, and beside it a contrast of units, of concepts and of random groups."""
+    """Cross-entropy alone, and with a contrast of units, of concepts or of random groups."""
 
     name = "contrast-domains"
     title = "does contrast of concepts keep more diverse units than contrast of units?"
@@ -50,7 +50,7 @@ class ContrastDomainsStudy(Study):
                  "effective rank of two contrasts of units, difference")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Hold out each angle in turn; arms go on from the same net, half of its steps trained."""
+        """Hold out each angle in turn; all arms start from one half-trained net."""
         x, label = shuffled_digits(seed)
         turned = torch.stack([_turned(x, angle) for angle in ANGLES])
         found = dict[str, list[Found]]()
@@ -72,7 +72,7 @@ class ContrastDomainsStudy(Study):
 
 
 def _turned(x: Tensor, degrees: float) -> Tensor:
-    """Return digits that are turned about their centre."""
+    """Return digits rotated about their centre."""
     angle = torch.deg2rad(torch.tensor(float(degrees)))
     c, s = float(angle.cos()), float(angle.sin())
     turn = torch.tensor([[c, -s, 0.0], [s, c, 0.0]]).expand(len(x), 2, 3)
@@ -81,7 +81,7 @@ def _turned(x: Tensor, degrees: float) -> Tensor:
 
 
 def _arms(turned: Tensor, label: Tensor, out: int, seed: int, steps: int) -> dict[str, Found]:
-    """Train every arm on all angles but one, each row at an angle of its own."""
+    """Train every arm on all angles but one, with a random angle for each row."""
     kept = [i for i in range(len(ANGLES)) if i != out]
     angle = torch.tensor(kept)[torch.arange(FIT) % len(kept)]
     x, held = turned[angle, torch.arange(FIT)], turned[out, FIT:]

@@ -1,4 +1,4 @@
-"""Sequences of few labels: contrast of views that were given, and of views that are learned.
+"""Sequences with few labels: contrast of given views, and of learned views.
 
 The lines of a digit are a sequence, read one by one by a recurrent net.
 """
@@ -21,7 +21,7 @@ WEIGHT = 0.5
 
 @final
 class ContrastSequencesStudy(Study):
-    """Labels alone, two given views, and two learned views beside them, with and without margin."""
+    """Labels alone, two given views, and two learned views with them, with or without margin."""
 
     name = "contrast-sequences"
     title = "do learned views of sequences help, and do they collapse without a margin?"
@@ -72,7 +72,7 @@ class ContrastSequencesStudy(Study):
 
 
 class _Net(nn.Module):
-    """A recurrent net of one layer; its last state is contrasted and classified."""
+    """A recurrent net with one layer, whose last state is contrasted and classified."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class _Net(nn.Module):
 
 
 def _view(lines: Tensor) -> Tensor:
-    """Return sequences with three lines hidden, all but a run of five hidden, or three reordered.
+    """Return views of sequences: three lines hidden, only five lines shown, or reordered.
 
     The kind is drawn for each sequence, by the global generator that ``minimise`` seeds.
     """
@@ -124,7 +124,7 @@ def _accuracy(net: _Net, lines: Tensor, label: Tensor) -> float:
 
 @torch.no_grad()
 def _alike(net: _Net, learned: LearnedViews, lines: Tensor) -> float:
-    """Return the mean cosine of the two learned views of an example."""
+    """Return the mean cosine of an example's two learned views."""
     states = net.states(lines)
     one, other = (f(states) for f in learned.maps)
     return float(cosine_similarity(one, other, dim=1).mean())

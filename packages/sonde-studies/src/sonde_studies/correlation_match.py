@@ -1,4 +1,4 @@
-"""Do two nets that differ by their seed learn the same units, or one subspace by other units."""
+"""Do two nets with different seeds learn the same units, or one subspace by other units?"""
 
 from typing import final
 
@@ -15,7 +15,7 @@ FOUND, LOST = 0.8, 0.5**0.5
 
 @final
 class CorrelationMatchStudy(Study):
-    """Two ReLU nets from other weights and other batches, the same digits."""
+    """Two ReLU nets with other initial weights and batches, on the same digits."""
 
     name = "correlation-match"
     title = "do two trainings find the same units?"

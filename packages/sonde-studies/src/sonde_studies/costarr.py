@@ -1,4 +1,4 @@
-"""Do features before and after the head's weights tell more together; does a logit factor help.
+"""Do features before and after the head's weights complement each other?
 
 What came out, on digits (ten seeds) and on Fashion-MNIST (three): before and after the head,
 inputs are ordered alike (arm "rank correlation of pre and post", .93), so both together gain .005
@@ -29,14 +29,14 @@ Scored = dict[str, dict[str, Tensor]]
 
 
 def arms() -> dict[str, Detector]:
-    """Return COSTARR with every choice, and two scores of the logits."""
+    """Return COSTARR with every setting, and two logit scores."""
     made = {f"{use}, {logit}": COSTARR(use, logit) for use in USES for logit in FACTORS}
     return {**made, "max_logit": MaxLogit(), "MSP": MSP()}
 
 
 @final
 class COSTARRStudy(Study):
-    """Features before and after attenuation, each alone and together, in an open set of classes."""
+    """Features before and after attenuation, alone and together, with unknown classes."""
 
     name = "costarr"
     title = "do features before and after the head's weights tell unknown classes best together?"
@@ -60,7 +60,7 @@ class COSTARRStudy(Study):
     null = Claim("null", "Fresh known images against fresh known images.", "AUROC", above=0.5)
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Score every choice on both nets."""
+        """Score every setting on both nets."""
         figures: dict[str, float] = {} if tiny else _on_garments(seed, tick)
         near: dict[str, list[float]] = {name: [] for name in arms()}
         nulls: list[float] = []
@@ -95,7 +95,7 @@ class COSTARRStudy(Study):
 
 
 def _on_garments(seed: int, tick: Tick) -> dict[str, float]:
-    """Return the figures of Fashion-MNIST where it is installed."""
+    """Return the results on Fashion-MNIST if it is installed."""
     found: dict[str, float] = {}
     source = garments()
     if source is None:
@@ -111,7 +111,7 @@ def _on_garments(seed: int, tick: Tick) -> dict[str, float]:
 
 
 def _scored(d: Digits) -> Scored:
-    """Return the scores of each arm on each part."""
+    """Return the scores of each arm on each part of the data."""
     made = arms()
     fitted = fitted_on(d.model, d.fit, list(made.values()), sites=[SITE])
     parts = {"test": d.test, "near": d.near, "far": d.far, "held": d.held}

@@ -1,4 +1,4 @@
-"""Do adjacent layers share directions of their caches, so that one basis serves several."""
+"""Do adjacent layers' caches share directions, so that one basis serves several layers?"""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -18,7 +18,7 @@ MIDDLE = 0.3
 
 @final
 class CrossLayerStudy(Study):
-    """Caches of 1, 2 and 3 layers side by side, as thin matrices of equal bytes.
+    """Caches of 1, 2 and 3 adjacent layers as low-rank matrices of equal size.
 
     Figures of a grid are nats of divergence behind a prompt of 192 bytes.
     """
@@ -57,7 +57,7 @@ class CrossLayerStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Pack the same prompts in every way."""
+        """Pack the caches of the same prompts in every way."""
         caches = SmallerCaches(pieces(2 if tiny else TEXTS, seed))
         found: dict[str, float] = {}
         for share in SHARES:
@@ -86,7 +86,7 @@ class CrossLayerStudy(Study):
 @final
 @dataclass(frozen=True)
 class Rotated(CachePacking):
-    """Packs keys as the attention rotated them.
+    """Packs keys after rotary embedding.
 
     Parameters
     ----------
@@ -98,31 +98,31 @@ class Rotated(CachePacking):
 
     @property
     def layers(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Layers of the inner packing."""
+        """Layers per group of the inner packing."""
         return self.inner.layers
 
     @property
     def chunk(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Chunk of the inner packing."""
+        """Chunk size of the inner packing."""
         return self.inner.chunk
 
     @property
     def recent(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Newest tokens of the inner packing."""
+        """Number of newest tokens that the inner packing keeps."""
         return self.inner.recent
 
     @property
     def setting(self) -> str:
-        """The inner packing's."""
+        """Setting of the inner packing."""
         return self.inner.setting
 
     def pack(self, keys: Tensor, values: Tensor, real: Tensor) -> PackedTokens:
-        """Return the tokens as the inner packing holds them."""
+        """Return the tokens as packed by the inner packing."""
         return self.inner.pack(keys, values, real)
 
 
 def _alignment(caches: SmallerCaches, seed: int) -> tuple[float, float, float]:
-    """Return how alike values are: of neighbours, of layers three apart, of shuffled tokens."""
+    """Return the similarity of values: neighbouring layers, distant layers, shuffled tokens."""
     from transformers import DynamicCache
 
     plain = DynamicCache(config=caches.model.config)

@@ -1,4 +1,4 @@
-"""A data set of a few made images for each digit: by crops that shrink, and against real ones."""
+"""Distilled data of a few synthetic images per digit: shrinking crops against real images."""
 
 from typing import final
 
@@ -17,7 +17,7 @@ TRAIN, STEPS, MADE, STUDENT, PER_CLASS, CROP = 1_200, 150, 120, 150, (1, 5, 20),
 
 @final
 class CurriculumCropsStudy(Study):
-    """Students that learn from 1, 5 or 20 images of each digit, chosen or made in five ways."""
+    """Students trained on 1, 5 or 20 images per digit, chosen or synthesised in five ways."""
 
     name = "curriculum-crops"
     title = "do crops that shrink make better data than crops of one range?"
@@ -42,7 +42,7 @@ class CurriculumCropsStudy(Study):
                  "difference of accuracy, mean over numbers of images")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a teacher, make and choose images, and teach a student with each."""
+        """Train a teacher, synthesise and choose images, and train a student on each set."""
         x, label = digit_images(seed)
         fresh, truth = x[TRAIN:], label[TRAIN:]
         x, label = x[:TRAIN], label[:TRAIN]
@@ -103,7 +103,7 @@ def _net() -> nn.Sequential:
 def _taught(
     student: nn.Module, teacher: nn.Module, x: Tensor, label: Tensor, steps: int, seed: int
 ) -> None:
-    """Teach a student images with the teacher's soft labels, all at once."""
+    """Train a student on images with the teacher's soft labels."""
     with torch.no_grad():
         wanted = teacher(x)
     distil = Distil(temperature=2.0)

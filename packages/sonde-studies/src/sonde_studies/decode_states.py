@@ -1,4 +1,4 @@
-"""Reading inputs back from states: what is left of a digit after each layer.
+"""Reconstruction of inputs from states: how much of a digit remains after each layer?
 
 A perceptron with narrowing layers. What another net sees in the decoded digits is asked too.
 """
@@ -47,7 +47,7 @@ class DecodeStatesStudy(Study):
                  "share of the variance read, at least 0")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train, ask the recipe, and show decoded digits to another net."""
+        """Train, run the recipe, and show decoded digits to another net."""
         tick("train")
         x, label = shuffled_digits(seed)
         n = TINY if tiny else FIT
@@ -99,11 +99,11 @@ class DecodeStatesStudy(Study):
 
 
 def _share(made: Tensor, rows: Tensor) -> float:
-    """Return the share of the rows' variance that decoded rows hold."""
+    """Return the fraction of the rows' variance that decoded rows explain."""
     return 1 - float((made.detach() - rows).square().sum() / (rows - rows.mean(0)).square().sum())
 
 
 def _read_once(decoder: InputDecoder, states: Tensor) -> InputDecoder:
-    """Return a decoder whose lazy layers know their width."""
+    """Return a decoder after a first pass that sets its lazy layers' widths."""
     decoder.decode(states[:1])
     return decoder

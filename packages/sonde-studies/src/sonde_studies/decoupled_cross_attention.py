@@ -1,4 +1,4 @@
-"""Does a second softmax for another picture leave words their say, and can it be turned.
+"""Does a second attention to another image preserve the effect of words?
 
 A toy: a painter of words that learns to follow a picture as well. What came out (three seeds): .93
 of the ink is the picture's, the digit stays the word's in all. With one softmax over both the ink
@@ -23,7 +23,7 @@ ARMS = {
 
 @final
 class DecoupledCrossAttentionStudy(Study):
-    """A toy: a painter of coloured digits learns to follow another picture beside its words."""
+    """A generator of coloured digits learns to follow an image as well as words."""
 
     name = "decoupled-cross-attention"
     title = "does a softmax of its own for another picture leave words their say?"
@@ -73,7 +73,7 @@ class DecoupledCrossAttentionStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a painter and two imitators, and ask them for what words and pictures say."""
+        """Train a generator and two imitators, and measure their use of words and images."""
         steps, n = (10, 50) if tiny else (STEPS, 400)
         tick("painter")
         at = studio(seed, steps)

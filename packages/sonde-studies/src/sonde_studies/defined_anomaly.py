@@ -1,4 +1,4 @@
-"""One net, many definitions of normal: which digits are anomalies is said at test time.
+"""One net and many definitions of normal, given at test time.
 
 The net has learned to name digits; which of them are normal it was never told.
 """
@@ -15,7 +15,7 @@ KNOWN = 6
 
 @final
 class DefinedAnomalyStudy(Study):
-    """Eight definitions of five normal digits; the net knows ten digits or only six."""
+    """Eight definitions of five normal digits; the net was trained on ten digits or on six."""
 
     name = "defined-anomaly"
     title = "can one net serve definitions of normal that change?"
@@ -33,7 +33,7 @@ class DefinedAnomalyStudy(Study):
                  "mean AUROC", above=0.5)  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train two nets, and ask the recipe of both."""
+        """Train two nets, and run the recipe on both."""
         x, label = shuffled_digits(seed)
         rest = slice(FIT, FIT + FEW if tiny else None)
         items, found = items_of(x[rest], label[rest]), dict[str, dict[str, float]]()

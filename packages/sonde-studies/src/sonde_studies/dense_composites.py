@@ -1,4 +1,4 @@
-"""Masks of scenes: which module in a U-Net helps, of those that have about as many parameters.
+"""Segmentation of scenes: which module of equal size helps in a U-Net?
 
 Three digits and clutter; the mask to draw is that of the largest digit, which asks for the others.
 """
@@ -21,7 +21,7 @@ INK = 0.5
 
 @final
 class DenseCompositesStudy(Study):
-    """One U-Net without a module, with extra maps, attention, a gate, or shifted channels."""
+    """A U-Net without a module, with extra maps, attention, a gate, or shifted channels."""
 
     name = "dense-composites"
     title = "which module helps a network that draws masks?"
@@ -104,7 +104,7 @@ def _learn(net: nn.Module, x: Tensor, mask: Tensor, seed: int, steps: int) -> No
 
 @torch.no_grad()
 def _overlap(net: nn.Module, x: Tensor, mask: Tensor) -> float:
-    """Return the intersection over the union of drawn and true masks, mean over scenes."""
+    """Return the mean intersection over union of predicted and true masks."""
     drawn_mask, true = net(x) > 0, mask > 0
     both = (drawn_mask & true).sum((1, 2, 3)).double()
     return float((both / (drawn_mask | true).sum((1, 2, 3)).clamp(min=1)).mean())

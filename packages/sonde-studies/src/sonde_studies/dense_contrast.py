@@ -1,4 +1,4 @@
-"""Contrast of whole pictures against contrast of places that two crops share.
+"""Contrast of whole images against contrast of positions that two crops share.
 
 Scenes of three digits; probes read places, and whole scenes, from the same convolutional net.
 """
@@ -23,7 +23,7 @@ ARMS = ("untrained", "pictures", "places", "smoothed", "both")
 
 @final
 class DenseContrastStudy(Study):
-    """One net, contrasted by pictures, by places, by smoothed places, and by both."""
+    """A net with contrast of images, of positions, of smoothed positions, and of both."""
 
     name = "dense-contrast"
     title = "does contrast of places serve places better than contrast of pictures?"
@@ -70,7 +70,7 @@ class DenseContrastStudy(Study):
 
 
 def _scenes(x: Tensor, label: Tensor, seed: int, n: int) -> tuple[Tensor, Tensor]:
-    """Return scenes (scene, 1, line, column), and the digit at each place, 10 for none.
+    """Return scenes (scene, 1, line, column), and each position's digit, 10 for none.
 
     Three of nine cells hold a digit; all cells of a scene are moved together by up to four pixels.
     """
@@ -89,7 +89,7 @@ def _scenes(x: Tensor, label: Tensor, seed: int, n: int) -> tuple[Tensor, Tensor
 
 
 class _Net(nn.Module):
-    """Four convolutions; a state for every fourth pixel. ``last`` maps smoothed states."""
+    """Four convolutions with a state for every fourth pixel; ``last`` maps smoothed states."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class _Net(nn.Module):
 
 
 def _crop(scenes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a crop of each scene in another light, and where its places lie, in diagonals."""
+    """Return a crop of each scene with other brightness, and its positions in diagonals."""
     n, side = len(scenes), CROP // STRIDE
     corner = torch.randint(SIDE - CROP + 1, (n, 2))
     at = corner[:, :, None] + torch.arange(CROP)
@@ -145,7 +145,7 @@ def _learn(net: _Net, scenes: Tensor, arm: str, seed: int, steps: int) -> None:
 def _attracted(
     net: _Net, slow: _Net, crops: Any, states: Any, at: Any, attraction: Contrast
 ) -> Tensor:
-    """Return the attraction of smoothed places to places of a slowly moving copy."""
+    """Return the attraction of smoothed positions to those of a moving-average copy."""
     with torch.no_grad():
         for own, other in zip(slow.parameters(), net.parameters(), strict=True):
             own.lerp_(other, 1 - DECAY)
@@ -165,7 +165,7 @@ def _attracted(
 def _probed(
     net: _Net, fit: tuple[Tensor, Tensor], judge: tuple[Tensor, Tensor]
 ) -> dict[str, float]:
-    """Return accuracies of linear probes: of a place's digit, and of each digit in a scene."""
+    """Return accuracies of linear probes: each position's digit, and the digits of a scene."""
     net.eval()
     some = slice(PROBED)
     of_fit, of_judge = net(fit[0][some]), net(judge[0])

@@ -1,4 +1,4 @@
-"""Does training leave less to the later half of a language model than chance does.
+"""Does training leave less work to the second half of a language model than at random?
 
 Contributions fall with depth in untrained models too, so each model is compared with itself before
 training. Code of Python's standard library, read as bytes.
@@ -24,7 +24,7 @@ READ = 32
 
 @final
 class DepthUseStudy(Study):
-    """Two language models over bytes, four and eight blocks deep, before and after training."""
+    """Two byte-level language models, four and eight blocks deep, before and after training."""
 
     name = "depth-use"
     title = "does training leave less to the later blocks of a language model than chance does?"
@@ -127,7 +127,7 @@ def _untrained(depth: int, seed: int) -> Any:
 
 @torch.enable_grad()
 def _train(module: Any, texts: Tensor, fresh: Tensor, seed: int, steps: int) -> float:
-    """Train in place; return the mean surprise of a byte of fresh texts."""
+    """Train in place; return the mean loss per byte on new texts."""
     draw = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.AdamW(module.parameters(), lr=RATE, weight_decay=0.1)
     for step in range(steps):
@@ -153,7 +153,7 @@ def _used(module: Any, ids: Tensor) -> Any:
 
 @torch.no_grad()
 def _best(shallow: Any, deep: Any, ids: Tensor) -> list[float]:
-    """Return for each block of the deep model which of the shallow one explains it best."""
+    """Return, for each block of the deep model, the best-matching block of the shallow one."""
     states = [
         [h[:, 1:].flatten(0, 1) for h in model(ids, output_hidden_states=True).hidden_states[1:]]
         for model in (shallow, deep)

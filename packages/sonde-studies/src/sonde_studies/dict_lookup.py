@@ -1,4 +1,4 @@
-"""Does putting a patch together from few usual ones find defects better than the nearest one."""
+"""Does reconstruction of a patch from few normal patches find defects better than the nearest?"""
 
 from collections.abc import Iterator
 from statistics import fmean
@@ -26,7 +26,7 @@ Parts = dict[str, Tensor]
 
 @final
 class DictLookupStudy(Study):
-    """Sparse, soft and nearest lookup in patches of 1, 4 and 16 usual images, and taught lookups.
+    """Sparse, soft and nearest lookup in patches of 1, 4 and 16 normal images; trained lookups.
 
     What sparsemax gains over softmax is gained by a tenth of the temperature as well (``softmax at
     0.005``); ``entries in use`` says how many share the weight. Taught lookups find pixels a
@@ -84,7 +84,7 @@ class DictLookupStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Draw the few images some times, and average."""
+        """Draw the few images several times, and average."""
         tick("training the net")
         d = objects(seed, tiny)
         every = [_parts(d, *one) for one in (MAPS[:2] if tiny else MAPS)]
@@ -131,7 +131,7 @@ def _both(mean: dict[str, float], name: str, shots: int) -> float:
 
 
 def _first_over_second(each: dict[str, list[float]]) -> float:
-    """Return how much better the first draw of images is than the second; they are alike."""
+    """Return the lead of the first random image set over the second, a null comparison."""
     arms = [f"sparse | {n}, {what}" for n in FEW for what in ("images", "pixels")]
     return fmean(each[arm][0] - each[arm][1] for arm in arms)
 
@@ -141,7 +141,7 @@ def _over(mean: dict[str, float], name: str, other: str, shots: tuple[int, ...])
 
 
 def _parts(d: Objects, site: str, reducer: str) -> Parts:
-    """Return the patches of the images to fit on and to score."""
+    """Return the patches of the training and test images."""
     parts = ("fit", "usual", "clean", "defective")
     return {part: patches_of(d.model, getattr(d, part), site, reducer)[0] for part in parts}
 
@@ -157,7 +157,7 @@ def _taught(x: Tensor, options: dict[str, Any]) -> Any:
 def _arms(
     every: list[Parts], chosen: Tensor, taught: Any, options: dict[str, Any]
 ) -> Iterator[tuple[str, Parts]]:
-    """Yield the scores (image, patch) of each lookup in the same few images."""
+    """Yield each lookup's scores (image, patch), with the same few images."""
     rows, few = every[0], _few(every[0], chosen)
     lookups = {"sparse": DictLookup().fit(few), OF_OTHERS: taught.over(few)}
     if len(chosen) > 1:
@@ -174,7 +174,7 @@ def _each(rows: Parts, score: Any) -> Parts:
 
 
 def _soft(rows: Parts, scorer: Any) -> Iterator[tuple[str, Parts]]:
-    """Yield the scores by the nearest entry, and by softmax at several temperatures."""
+    """Yield scores by the nearest entry, and by softmax at several temperatures."""
     bank = scorer.bank
     yield "nearest", _each(rows, lambda x: (1 - (normalize(x).to(bank) @ bank.T).amax(1)) / 2)
     for temperature in (scorer.temperature, *SHARP):

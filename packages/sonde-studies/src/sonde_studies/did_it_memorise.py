@@ -1,4 +1,4 @@
-"""Does the attack see memorised rows, and only those.
+"""Does the attack detect memorised rows, and only those?
 
 Nets on digits with wrong labels for three rows in ten, which can only be learned by heart: trained
 long, trained briefly, and on ten times as many rows. It shows what the attack sees, not how much
@@ -19,7 +19,7 @@ SEEN, HELD, LONG, SHORT, NOISE = 150, 450, 400, 25, 0.3
 
 @final
 class DidItMemoriseStudy(Study):
-    """One net on digits with noisy labels, stopped late and early, with and without a reference."""
+    """A digit net with noisy labels, trained long or stopped early, with or without reference."""
 
     name = "did-it-memorise"
     title = "does a low loss give training rows away, and only where they were memorised?"
@@ -43,7 +43,7 @@ class DidItMemoriseStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train, attack, and attack with held-out rows on both sides."""
+        """Train, attack, and attack with held-out rows on both sides as the null."""
         x, label = shuffled_digits(seed)
         noisy = _noisy(label, seed)
         tick("train")

@@ -1,4 +1,4 @@
-"""Do gradients of ordinary nets point at what tells classes, and those of robust nets more."""
+"""Do input gradients mark discriminative pixels, and more so in robust nets?"""
 
 from typing import final
 
@@ -14,7 +14,7 @@ FIT, TOP, SIZE, STEPS = 1200, 0.1, 1.0, 60
 
 @final
 class DiffRoarStudy(Study):
-    """Saliency of a net with one hidden layer, trained as usual and on the worst inputs near by.
+    """Saliency of a net with one hidden layer, trained as usual or adversarially.
 
     Scores are for the predicted class. ``beyond masks`` is DiffROAR less that of nets that see only
     which pixels were kept.
@@ -49,7 +49,7 @@ class DiffRoarStudy(Study):
     null = Claim("null", "Random scores' DiffROAR at a tenth of the pixels.", "DiffROAR")
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train both nets, draw their saliency and train again on what it leaves."""
+        """Train both nets, compute saliency, and retrain on the remaining pixels."""
         steps = 4 if tiny else STEPS
         every = block_digits(seed)
         fit, test = every.part(0, FIT), every.part(FIT, len(every))

@@ -1,4 +1,4 @@
-"""Does a decomposition say which part of a disparity mending inside each client can reach.
+"""Which part of a disparity can a correction within each client reach?
 
 Three planted worlds in which attribute, client and label depend on each other in different ways.
 """
@@ -19,7 +19,7 @@ WORLDS = ("clients differ", "clients oppose", "everywhere alike", "by lot")
 
 @final
 class DisparityDecompositionStudy(Study):
-    """Digits, odd or even, of two clients, with a sensitive attribute as a bright line of pixels.
+    """Odd and even digits of two clients, with a bright line as the sensitive attribute.
 
     *Clients differ*: the client goes with the label, and the attribute with the client alone.
     *Clients oppose*: the attribute goes with the label in one client and against it in the other.
@@ -73,7 +73,7 @@ class DisparityDecompositionStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a net in each world and decompose what it says of fresh digits."""
+        """Train a net in each world and decompose its answers on new digits."""
         found: dict[str, float] = {}
         for world in WORLDS:
             tick(world)

@@ -1,4 +1,4 @@
-"""Do the merged states of passages find a document better than its first passage.
+"""Do merged passage states find a document better than its first passage?
 
 Modules of the standard library and a byte-level language model of 3 million parameters, which was
 never trained for retrieval: the study compares ways to use its states, and says how far they are
@@ -19,7 +19,7 @@ DOCUMENTS, TINY, BYTES, QUERY = 60, 14, 1280, 240
 
 @final
 class DocumentRetrievalStudy(Study):
-    """Modules as documents, a later piece of the same module as the query."""
+    """Modules as documents, and a later piece of a module as the query."""
 
     name = "document-retrieval"
     title = "do merged states of passages find a document better than its first passage?"
@@ -52,7 +52,7 @@ class DocumentRetrievalStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Draw modules, ask the recipe, and once more with the queries permuted."""
+        """Sample modules, run the recipe, and again with permuted queries."""
         tick("read")
         model, n = load("sonde:stdlib"), TINY if tiny else DOCUMENTS
         draw = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Narrow experts of one model for code, prose and numbers, and a gate before the model."""
+"""Narrow experts of one model for code, prose and numbers, with a gate in front."""
 
 import ast
 from pathlib import Path
@@ -20,7 +20,7 @@ SHARE = 0.5
 
 @final
 class DomainExpertsStudy(Study):
-    """Half of the hidden units of the shipped model of bytes, chosen in four ways."""
+    """Half of the hidden units of the shipped byte model, chosen in four ways."""
 
     name = "domain-experts"
     title = "are the units that a domain uses a better half of a model than any half?"
@@ -43,7 +43,7 @@ class DomainExpertsStudy(Study):
                  "difference of losses on fresh code, nats a byte")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Cut the model for the domains of a seed's texts, and judge on others."""
+        """Prune the model for the domains of a seed's texts, and evaluate on others."""
         model: Any = sonde.load("sonde:stdlib", device="cpu")
         n_read, n_judged = (6, 3) if tiny else (READ, JUDGED)
         texts = _domains(seed, n_read + n_judged)
@@ -84,7 +84,7 @@ class DomainExpertsStudy(Study):
 
 @torch.no_grad()
 def _losses(model: SlicedModel, fresh: dict[str, Tensor]) -> Tensor:
-    """Return the loss of each expert (row) on each domain (column), nats a byte."""
+    """Return the loss of each expert (row) on each domain (column), nats per byte."""
     found = torch.zeros(len(model.names), len(fresh), dtype=torch.float64)
     for e in range(len(model.names)):
         for d, ids in enumerate(fresh.values()):

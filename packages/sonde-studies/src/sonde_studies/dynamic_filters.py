@@ -1,4 +1,4 @@
-"""Filters of a convolution chosen for each input, beside a static choice of as many.
+"""Convolution filters chosen for each input, against a fixed choice of equal size.
 
 Small convolutional nets on digits. What is counted are multiplications; the time is measured too.
 """
@@ -22,7 +22,7 @@ FIT, STEPS, AFTER, TINY, HEAT, LAYERS = 1_000, 200, 150, 6, 0.8, ("2", "5")
 
 @final
 class DynamicFiltersStudy(Study):
-    """Masks that a predictor draws for each digit, and one mask for all digits."""
+    """Masks that a predictor chooses for each digit, and one mask for all digits."""
 
     name = "dynamic-filters"
     title = "are filters that are chosen for each input better than a static choice?"
@@ -99,7 +99,7 @@ def _trained(x: Tensor, label: Tensor, seed: int, steps: int) -> nn.Sequential:
 
 
 class _Masked(nn.Module):
-    """A convolution whose filters are the same few for all inputs."""
+    """A convolution that uses the same few filters for all inputs."""
 
     def __init__(self, conv: nn.Module, mask: Tensor) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class _Masked(nn.Module):
 
 
 def _static(dense: nn.Sequential, x: Tensor, share: list[float], seed: int, steps: int) -> Any:
-    """Return a copy with the hottest filters of each layer, trained on the dense net's answers."""
+    """Return a copy with each layer's most used filters, distilled from the dense net."""
     net = deepcopy(dense)
     for name, kept in zip(LAYERS, share, strict=True):
         at = int(name)
@@ -127,7 +127,7 @@ def _static(dense: nn.Sequential, x: Tensor, share: list[float], seed: int, step
 
 @torch.no_grad()
 def _shuffled(net: Any, x: Tensor, label: Tensor, seed: int) -> float:
-    """Return the accuracy where each digit runs the filters that another one chose."""
+    """Return the accuracy if each digit uses the filters chosen for another digit."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     h = x
     for name, layer in net.named_children():
@@ -141,7 +141,7 @@ def _shuffled(net: Any, x: Tensor, label: Tensor, seed: int) -> float:
 
 @torch.no_grad()
 def _time(net: nn.Module, x: Tensor) -> float:
-    """Return the least processor time of three runs, in seconds."""
+    """Return the minimum processor time of three runs, in seconds."""
     times: list[float] = []
     for _ in range(3):
         began = time.process_time()
