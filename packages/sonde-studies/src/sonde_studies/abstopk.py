@@ -1,4 +1,4 @@
-"""Can one signed feature replace two non-negative features?
+"""Test whether one signed feature can replace two non-negative features.
 
 Rows that are sums of few planted directions with either sign, where the true directions are known,
 and states of the shipped language model, where they are not. Dictionaries of the same number of

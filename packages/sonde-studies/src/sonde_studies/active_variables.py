@@ -1,4 +1,4 @@
-"""Are the means of unused latents correlated, although codes sampled around them are not?
+"""Test whether the means of unused latents are correlated, unlike sampled codes.
 
 A variational autoencoder of ten latents on digits, at several weights of the divergence.
 """

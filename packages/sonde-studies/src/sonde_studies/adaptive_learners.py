@@ -1,4 +1,4 @@
-"""Modules replaced by sums of learners: does a larger budget improve accuracy?
+"""Modules replaced by sums of learners: the effect of the budget on accuracy.
 
 A perceptron over digits whose hidden module is replaced; noisy digits are harder than clean ones.
 """

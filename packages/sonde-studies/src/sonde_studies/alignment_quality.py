@@ -1,4 +1,4 @@
-"""Does fine-tuning a model to separate two kinds of texts increase their separation?
+"""Test whether fine-tuning a model to separate two kinds of texts separates its states.
 
 Code stands for one kind and prose for the other, in pieces of one length.
 """

@@ -1,4 +1,4 @@
-"""Do the generators of a lookup gain from attention among an image's patches?"""
+"""Test whether generators of a lookup gain from attention among an image's patches."""
 
 from statistics import fmean
 from typing import final

@@ -1,4 +1,4 @@
-"""Does an entropy loss keep heads of a decoder without norms in a band, and does it help?
+"""Test whether an entropy loss keeps attention heads in a band, and whether that helps.
 
 Texts repeat a random piece, so that the second half can be foretold by looking back.
 """

@@ -1,4 +1,4 @@
-"""Does steered attention keep the rest of an image unchanged while an object is pasted?
+"""Test whether steered attention keeps the rest of an image while an object is pasted.
 
 A toy: boards of two digits of one kind in one light, a small transformer that takes noise away in
 five steps, and a digit of another kind in the opposite light pasted over the right one. The net

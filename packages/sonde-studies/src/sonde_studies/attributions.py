@@ -1,4 +1,4 @@
-"""Attribution methods on nets whose relevant inputs are known: which method to choose?"""
+"""Comparison of attribution methods on nets whose relevant inputs are known."""
 
 import time
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which score ranks blocks best for quantisation: correlation, pruning or the gradient?"""
+"""Scores that rank blocks for quantisation: correlation, pruning and the gradient."""
 
 from typing import final
 

@@ -1,4 +1,4 @@
-"""Does a narrow bottleneck predict that a net generalises to new rows?
+"""Test whether a narrow bottleneck predicts that a net generalises to new rows.
 
 Nets of several widths, depths, weight decays and numbers of rows; degree and gap of each. The
 absolute form adds one noise to every net, so it sees the scale of the states.

@@ -1,4 +1,4 @@
-"""Are units found by path interventions necessary for their class, and found again?
+"""Test whether units found by path interventions are necessary and reproducible.
 
 A toy: a small MLP on digits. What came out (three seeds): without its graph's units no class is
 recognised at all, without as many random ones .82 is left, and the graph alone keeps .97. Effects

@@ -1,4 +1,4 @@
-"""Do groups of correlated channels say more about a scene than the mean over it?
+"""Test whether groups of correlated channels say more about a scene than its mean.
 
 Two digits side by side; the question is which is larger, and a small convolutional net knows the
 digits.

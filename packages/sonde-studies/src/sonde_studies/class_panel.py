@@ -1,4 +1,4 @@
-"""Does the class panel explain why a class is weak, if the reason is planted?"""
+"""Test whether the class panel explains why a class is weak, with planted reasons."""
 
 from typing import Any, final
 

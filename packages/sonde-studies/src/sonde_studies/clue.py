@@ -1,4 +1,4 @@
-"""Do the states of a reasoning trace predict whether its answer is correct?"""
+"""Test whether the states of a reasoning trace predict a correct answer."""
 
 from copy import deepcopy
 from typing import final

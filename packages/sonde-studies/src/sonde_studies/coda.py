@@ -1,4 +1,4 @@
-"""Do popular facts overshadow rare ones in proportion to their popularity, and does CoDa help?
+"""Test whether popular facts overshadow rare ones, and whether CoDa helps.
 
 A toy: nets of three layers and tens of units, told facts of three words. What came out (three
 seeds): the rate of popular answers to rarer facts rises from .32 at a ratio of 2 to .91 at 100, by

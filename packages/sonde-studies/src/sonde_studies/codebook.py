@@ -1,4 +1,4 @@
-"""Do states of a finite-state machine get separate codes, and does a code set the state?
+"""Test whether states of a finite-state machine get separate codes, and codes set states.
 
 A language model reads walks through a random machine of 100 states, each written as two digits and
 followed by one of four. What comes next depends on both digits, so the state is nowhere in the text

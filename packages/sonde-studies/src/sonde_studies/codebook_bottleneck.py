@@ -1,4 +1,4 @@
-"""A codebook as a bottleneck: which image factors survive which codebook size?
+"""A codebook as a bottleneck: image factors that survive each codebook size.
 
 Digits with a rotation and a brightness; codes are k-means of the states of a trained net.
 """

@@ -1,4 +1,4 @@
-"""Does reading the masked-out part make a mask complete, if the relevant part is known?"""
+"""Test whether reading the masked-out part makes a mask complete."""
 
 from typing import final
 

@@ -1,4 +1,4 @@
-"""Two codes of an image: one for what all images share, one for a mark that some have.
+"""Two codes of an image: a common code for all images, and a code of a mark that some have.
 
 Every second digit carries a bar in a corner. The codes are small and linear probes read them.
 """

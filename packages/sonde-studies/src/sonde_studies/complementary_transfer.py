@@ -1,4 +1,4 @@
-"""Can a net learn from an equally good net without losing accuracy?
+"""Test whether a net can learn from an equally good net without losing accuracy.
 
 Rows are taught by the teacher where it is surer, the others by the student's own old answers.
 """

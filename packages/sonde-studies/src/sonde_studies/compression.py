@@ -1,4 +1,4 @@
-"""Does information survive lossy compression well enough for neighbour estimates?
+"""Test whether information survives lossy compression well enough to be estimated.
 
 Gaussian pairs of known information, mapped into many units by nets that lose nothing; then a net
 on digits with noise at its hidden layers.

@@ -1,4 +1,4 @@
-"""Does a bottleneck that samples its concept need fewer concepts, and what does it cost?
+"""Number and cost of concepts in a bottleneck that samples its concept.
 
 Concepts are ways in which a digit is written: the states of forty mean pictures, four of each
 digit, in the space of the rows, as names of concepts are in an encoder of pictures and texts.

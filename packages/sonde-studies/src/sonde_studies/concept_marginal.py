@@ -1,4 +1,4 @@
-"""Does a sum over many noisy concepts classify better than one prompt, or their mean?
+"""Classification by a sum over many noisy concepts, by one prompt, and by their mean.
 
 A prompt stands for the text of a class: the mean state of a few of its digits, with noise.
 """

@@ -1,4 +1,4 @@
-"""Continual learning: what does projecting updates off old inputs preserve?
+"""Continual learning with updates that are projected off old inputs.
 
 Five pairs of digits and one head for all. Larger nets and more tasks fill the subspaces sooner.
 """

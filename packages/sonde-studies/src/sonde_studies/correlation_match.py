@@ -1,4 +1,4 @@
-"""Do two nets with different seeds learn the same units, or one subspace by other units?"""
+"""Test whether two nets with different seeds learn the same units or only one subspace."""
 
 from typing import final
 

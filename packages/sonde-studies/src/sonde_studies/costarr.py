@@ -1,4 +1,4 @@
-"""Do features before and after the head's weights complement each other?
+"""Test whether features before and after the head's weights complement each other.
 
 What came out, on digits (ten seeds) and on Fashion-MNIST (three): before and after the head,
 inputs are ordered alike (arm "rank correlation of pre and post", .93), so both together gain .005

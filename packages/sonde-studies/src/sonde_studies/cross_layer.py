@@ -1,4 +1,4 @@
-"""Do adjacent layers' caches share directions, so that one basis serves several layers?"""
+"""Test whether adjacent layers' caches share directions and can share one basis."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final

@@ -1,4 +1,4 @@
-"""Reconstruction of inputs from states: how much of a digit remains after each layer?
+"""Reconstruction of digits from the states after each layer.
 
 A perceptron with narrowing layers. What another net sees in the decoded digits is asked too.
 """

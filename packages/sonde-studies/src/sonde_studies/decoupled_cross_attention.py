@@ -1,4 +1,4 @@
-"""Does a second attention to another image preserve the effect of words?
+"""Test whether a second attention to another image preserves the effect of words.
 
 A toy: a painter of words that learns to follow a picture as well. What came out (three seeds): .93
 of the ink is the picture's, the digit stays the word's in all. With one softmax over both the ink

@@ -1,4 +1,4 @@
-"""Segmentation of scenes: which module of equal size helps in a U-Net?
+"""Segmentation of scenes by U-Nets with different modules of equal size.
 
 Three digits and clutter; the mask to draw is that of the largest digit, which asks for the others.
 """

@@ -1,4 +1,4 @@
-"""Does training leave less work to the second half of a language model than at random?
+"""Test whether training leaves less work to a language model's second half.
 
 Contributions fall with depth in untrained models too, so each model is compared with itself before
 training. Code of Python's standard library, read as bytes.

@@ -1,4 +1,4 @@
-"""Does reconstruction of a patch from few normal patches find defects better than the nearest?"""
+"""Defects by reconstruction from few normal patches, and by the nearest patch."""
 
 from collections.abc import Iterator
 from statistics import fmean

@@ -1,4 +1,4 @@
-"""Does the attack detect memorised rows, and only those?
+"""Test whether the attack detects memorised rows, and only those.
 
 Nets on digits with wrong labels for three rows in ten, which can only be learned by heart: trained
 long, trained briefly, and on ten times as many rows. It shows what the attack sees, not how much

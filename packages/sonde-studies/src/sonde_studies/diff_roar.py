@@ -1,4 +1,4 @@
-"""Do input gradients mark discriminative pixels, and more so in robust nets?"""
+"""Test whether input gradients mark discriminative pixels, and more so in robust nets."""
 
 from typing import final
 

@@ -1,4 +1,4 @@
-"""Which part of a disparity can a correction within each client reach?
+"""The part of a disparity that a correction within each client can reach.
 
 Three planted worlds in which attribute, client and label depend on each other in different ways.
 """

@@ -1,4 +1,4 @@
-"""Do merged passage states find a document better than its first passage?
+"""Test whether merged passage states find a document better than its first passage.
 
 Modules of the standard library and a byte-level language model of 3 million parameters, which was
 never trained for retrieval: the study compares ways to use its states, and says how far they are
