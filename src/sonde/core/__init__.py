@@ -1,4 +1,4 @@
-"""The nouns that everything else plugs into. Nothing in here imports upward.
+"""Base classes and shared types. This package imports no other package of sonde.
 
 A name is imported when it is first used: errors and wording need no torch.
 """

@@ -1,4 +1,4 @@
-"""Container checks after which a type checker takes the contents as ``Any``.
+"""Type checks for containers whose contents are then typed as ``Any``.
 
 A plain ``isinstance(value, dict)`` leaves the types of keys and values unknown.
 """

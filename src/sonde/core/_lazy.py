@@ -14,7 +14,7 @@ _LINE = re.compile(r"from (\S+) import \(?\s*(\w+) as (\w+)")
 
 
 class _Package(ModuleType):
-    """A package in which a function may bear the name of its file, as ``measure.two_nn`` does."""
+    """A package where a function may have the name of its file, such as ``measure.two_nn``."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         # An import sets a file as an attribute of its package; that would hide the function.
@@ -23,7 +23,7 @@ class _Package(ModuleType):
 
 
 def homes_of(file: Path) -> dict[str, tuple[str, str]]:
-    """Return module and name of every export that a package's ``__init__.pyi`` lists."""
+    """Return the module and name of every export that a package's ``__init__.pyi`` lists."""
     text = file.with_suffix(".pyi").read_text(encoding="utf-8")
     return {name: (home, own) for home, own, name in _LINE.findall(text)}
 

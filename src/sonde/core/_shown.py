@@ -31,7 +31,7 @@ class OneLine:
 
 
 def places(names: Sequence[str]) -> str:
-    """Return how many sites there are, and at most three of their names.
+    """Return the number of sites and at most three of their names.
 
     Examples
     --------
@@ -44,7 +44,7 @@ def places(names: Sequence[str]) -> str:
 
 
 def one_line(result: Any) -> str:
-    """Return the class of a result and its figures; a tensor is shown by its shape.
+    """Return the class of a result and its fields; tensors are shown by their shape.
 
     Empty fields (no unit, no flag, no error) and the conventions are left out.
     """
@@ -53,7 +53,7 @@ def one_line(result: Any) -> str:
 
 
 def told(result: Any) -> tuple[str, str, str]:
-    """Return value ± error, number of rows, and number of calibration rows, as table texts."""
+    """Return value ± error, number of rows, and number of calibration rows, as text."""
     facts, calibration = dict(_facts(result)), getattr(result, "calibration", None)
     error = f" ± {facts['se']}" if "se" in facts else ""
     value = f"{facts.get('value', '')}{error} {result.unit}".strip()
@@ -61,7 +61,7 @@ def told(result: Any) -> tuple[str, str, str]:
 
 
 def as_html(result: Any, table: Any, flags: Mapping[str, str]) -> str:
-    """Return name, value ± se, null, n, unit, flags and conventions; several values as a table.
+    """Return a result as an HTML table: name, value ± se, null, n, unit, flags, conventions.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def as_html(result: Any, table: Any, flags: Mapping[str, str]) -> str:
 
 
 def _facts(result: Any) -> Iterator[tuple[str, str]]:
-    """Yield the fields that are worth printing, with their text."""
+    """Yield the fields to print, with their text."""
     for field in fields(result):
         value = getattr(result, field.name)
         lost = field.name == "value" and bool(result.flags)
@@ -102,7 +102,7 @@ def _facts(result: Any) -> Iterator[tuple[str, str]]:
 
 
 def _is_silent(value: Any) -> bool:
-    """Return whether a value is not worth printing: empty, or NaN."""
+    """Return whether a value is empty or NaN, so that it is not printed."""
     if isinstance(value, float):
         return math.isnan(value)
     return not isinstance(value, Tensor) and value in SILENT
@@ -137,7 +137,7 @@ def listed(table: Any) -> str:
 
 
 def document_html(name: str, document: Mapping[str, Any]) -> str:
-    """Return the JSON of a command as HTML: its single values, then each list of rows as a table.
+    """Return a command's JSON as HTML: a table of single values, then a table per list.
 
     Parameters
     ----------
@@ -156,14 +156,14 @@ def document_html(name: str, document: Mapping[str, Any]) -> str:
 
 
 def document_line(name: str, document: Mapping[str, Any]) -> str:
-    """Return the name of a result and the first single values of its document in one line."""
+    """Return a result's name and the first single values of its document in one line."""
     single = [(k, v) for k, v in document.items() if k not in UNSHOWN and _is_single(v)]
     facts = [f"{k}={_cell(v)}" for k, v in single if len(_cell(v)) in range(1, LONGEST)]
     return f"{name}({', '.join(facts[:MOST_FACTS])})"
 
 
 def _rows_html(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as a table of the columns that hold single values in every row."""
+    """Return rows as an HTML table of the columns with single values in every row."""
     columns = [k for k in rows[0] if all(_is_single(row.get(k)) for row in rows)]
     cells = [[_cell(row.get(k)) for k in columns] for row in rows]
     return html_table(name, columns, cells, len(rows)) if columns else ""
@@ -182,7 +182,7 @@ def _cell(value: Any) -> str:
 def html_table(
     caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]], n: int
 ) -> str:
-    """Return the first of ``n`` rows as an HTML table, with the number of rows left out."""
+    """Return the first of ``n`` rows as an HTML table, with the number of hidden rows."""
     head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in columns)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(str(value))}</td>" for value in row) + "</tr>"

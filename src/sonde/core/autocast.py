@@ -1,4 +1,4 @@
-"""Switches autocast off around sonde's own products: it is meant for the user's model alone."""
+"""Switches autocast off for sonde's own products, since it is meant for the user's model."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def without_autocast(*devices: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which these devices compute in the tensors' own types, without autocast.
+    """Return a context in which these devices compute without autocast.
 
     Examples
     --------
@@ -43,7 +43,7 @@ def is_autocast(device: torch.device) -> bool:
 
 
 def in_float32(method: Callable[P, T]) -> Callable[P, T]:
-    """Let a method of a loss compute in float32 or wider, whatever its inputs and autocast say.
+    """Decorate a method of a loss to compute in at least float32, even under autocast.
 
     Half types keep three digits or less: sums of kernels, determinants and exponentials lose them
     all. Gradients come back in the type of the inputs.
@@ -69,7 +69,7 @@ def in_float32(method: Callable[P, T]) -> Callable[P, T]:
 
 
 def widened(value: Any) -> Any:
-    """Return a tensor of a half type in float32; other values as they are, also inside lists."""
+    """Return half-precision tensors in float32, also inside lists; leave other values unchanged."""
     if isinstance(value, Tensor):
         return value.float() if value.dtype in NARROW else value
     if type(value) is list:
@@ -82,12 +82,12 @@ def widened(value: Any) -> Any:
 
 
 def narrow_weight(module: nn.Module) -> torch.dtype | None:
-    """Return the type of the first parameter in a half type, or None."""
+    """Return the dtype of the first half-precision parameter, or None."""
     return next((p.dtype for p in module.parameters() if p.dtype in NARROW), None)
 
 
 def devices_of(value: Any) -> set[torch.device]:
-    """Return the devices of the tensors in a value."""
+    """Return the devices of all tensors in a value."""
     return {x.device for x in _tensors(value)}
 
 

@@ -1,4 +1,4 @@
-"""Rows of several sites with the columns that align them."""
+"""Rows of several sites, aligned by shared columns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ Head = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class SiteSchema:
-    """One kind of rows: its site, reducer, width, and place in the model.
+    """Description of one kind of rows: its site, reducer, width, and order in the model.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class SiteSchema:
 
 
 def special_tokens(raw: Mapping[str, Any]) -> tuple[int, int, int | None]:
-    """Return ``prefix``, ``suffix`` and ``cls`` of a site as they were stored.
+    """Return ``prefix``, ``suffix`` and ``cls`` of a site, as stored.
 
     Old headers have ``prefix`` alone; if it is not 0, the first token is the class token.
     """
@@ -119,7 +119,7 @@ class Batch:
 
     @cached_property
     def group_draw(self) -> Int[Tensor, "example"]:
-        """Sampling key of each example's group, purpose ``sample``."""
+        """Sampling key of each example's group, for the purpose ``sample``."""
         own = self.group_keys is self.keys
         base = self._base("sample") if own else base_hashes(self.group_keys, "sample", self.seed)
         zero = np.zeros(len(base), dtype=np.uint64)
@@ -127,7 +127,7 @@ class Batch:
 
     @cached_property
     def split_draw(self) -> Int[Tensor, "example"]:
-        """Sampling key of each example's group, purpose ``split``."""
+        """Sampling key of each example's group, for the purpose ``split``."""
         base = base_hashes(self.group_keys, "split", self.seed)
         zero = np.zeros(len(base), dtype=np.uint64)
         return draws(base, zero, zero)
@@ -142,7 +142,7 @@ class Batch:
         return {}
 
     def draw(self, key: str, purpose: Purpose = "sample") -> Int[Tensor, "_row"]:
-        """Return each row's sampling key for ``key``; computed once per row layout and purpose."""
+        """Return the sampling key of each row of ``key``, cached by row layout and purpose."""
         layout = (id(self.example[key]), id(self.position[key]), purpose)
         if layout not in self._draws:
             example = self.example[key].numpy()
@@ -162,7 +162,7 @@ class Batch:
         return words_of_keys(self.keys)
 
     def column(self, name: str, key: str) -> Any:
-        """Return one column, a number for each row of ``key`` (``head``: the model's constants).
+        """Return a column with a number for each row of ``key`` (``head``: the model's constants).
 
         Raises
         ------
@@ -238,11 +238,11 @@ class Batch:
 
 
 def words_of_keys(keys: Sequence[bytes]) -> Int[Tensor, "example 2"]:
-    """Return the ids of examples as the column ``ids`` holds them: two 64-bit words each."""
+    """Return example ids in the form of the column ``ids``: two 64-bit words each."""
     raw = [k if len(k) == 16 else blake2b(k, digest_size=16).digest() for k in keys]
     return torch.as_tensor(np.frombuffer(b"".join(raw), dtype="<i8").reshape(-1, 2).copy())
 
 
 def word_of(key: bytes) -> int:
-    """Return the signed 64-bit hash of a group's key."""
+    """Return a group key's signed 64-bit hash."""
     return int.from_bytes(blake2b(key, digest_size=8).digest(), "little", signed=True)

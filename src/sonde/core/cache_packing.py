@@ -1,4 +1,4 @@
-"""Ways to hold the tokens of a key-value cache in fewer bytes: the base class.
+"""Base class of compact formats for the tokens of a key-value cache.
 
 A packing is a frozen dataclass with ``pack``; ``sonde.caching(model, packing)`` opens a cache that
 holds older tokens in that form. All tokens stay, unlike with a ``CacheRule``.
@@ -19,20 +19,20 @@ class PackedTokens(ABC):
 
     @abstractmethod
     def unpack(self, heads: slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Return keys and values of some heads, (row, head, token, width), in their old type."""
+        """Return keys and values of some heads, (row, head, token, width), in their old dtype."""
 
     @abstractmethod
     def over_rows(self, change: Callable[[Tensor], Tensor]) -> "PackedTokens":
-        """Return the same tokens with rows repeated, left out or in another order."""
+        """Return the tokens with rows repeated, removed or reordered."""
 
     @property
     @abstractmethod
     def size_bytes(self) -> int:
-        """Bytes that are held."""
+        """Number of bytes in memory."""
 
 
 class CachePacking(ABC):
-    """A form in which a key-value cache holds its older tokens.
+    """Format in which a key-value cache stores its older tokens.
 
     Subclasses are final frozen dataclasses. The newest tokens wait in full precision until
     ``chunk`` of them are older than ``recent``; then these are packed together.
@@ -63,11 +63,11 @@ class CachePacking(ABC):
         values: Float[Tensor, "row head token width2"],
         real: Bool[Tensor, "row token"],
     ) -> PackedTokens:
-        """Return tokens in packed form; values at padding (``real`` is False) may be lost."""
+        """Return tokens in packed form; values at padding (``real`` is False) may change."""
 
     @property
     def size_bytes(self) -> int:
-        """Bytes that the packing itself holds for the layers that it packs together."""
+        """Bytes of the packing itself, for the layers that it packs together."""
         return 0
 
     @property

@@ -1,4 +1,4 @@
-"""Rules that say which tokens a key-value cache keeps: the base class and what a rule is shown.
+"""Rules for the tokens that a key-value cache keeps: the base class and its inputs.
 
 A rule is a frozen dataclass with a budget and ``score``; ``sonde.caching(model, rule)`` opens a
 cache that follows it. The rule never touches the model.
@@ -58,13 +58,13 @@ class CachedTokens:
 
     @property
     def age(self) -> Int[Tensor, "row head slot"]:
-        """Real tokens of the row that came after each slot's token."""
+        """Number of real tokens after each slot's token in the row."""
         return self.total[:, None, None] - 1 - self.index
 
     def with_newest(
         self, scores: Float[Tensor, "row head slot"], count: Int[Tensor, "row"]
     ) -> Float[Tensor, "row head slot"]:
-        """Return scores that are infinite at the newest tokens, so that these stay.
+        """Return scores set to infinity at the newest tokens, so that these are kept.
 
         Parameters
         ----------
@@ -76,7 +76,7 @@ class CachedTokens:
         return torch.where(self.age < most, torch.inf, scores)
 
     def received(self) -> Float[Tensor, "row head slot"]:
-        """Return the attention, for a rule whose ``reads_attention`` asks for it."""
+        """Return the attention that tokens received, for rules with ``reads_attention``."""
         if self.attention is None:
             raise InputError(
                 "CachedTokens: expected attention, got none. Let the rule's reads_attention() "
@@ -103,7 +103,7 @@ class CacheRule(ABC):
         values: Float[Tensor, "row head slot width2"],
         seen: CachedTokens,
     ) -> Float[Tensor, "row head slot"]:
-        """Return how much each token deserves to stay; of equal scores the earlier token stays.
+        """Return the score of each token; on ties, the earlier token is kept.
 
         Scores of empty slots are ignored. A score of infinity keeps the token as far as the budget
         reaches.
@@ -115,28 +115,28 @@ class CacheRule(ABC):
         return f"{self.budget:g}"
 
     def reads_attention(self) -> Queries:
-        """Return the number of last queries whose attention counts: 0 for none, or ``"all"``."""
+        """Return the number of last queries whose attention is read: 0 for none, or ``"all"``."""
         return 0
 
     def reads_queries(self) -> int | None:
-        """Return the first real token whose query enters the moments; None if not needed."""
+        """Return the first real token whose query is read, or None if no query is read."""
         return None
 
     def reads_rotation(self) -> bool:
-        """Return whether the rule needs to know how the attention rotates queries."""
+        """Return whether the rule needs the rotation of the queries."""
         return False
 
     def share_out(
         self, scores: Float[Tensor, "row head slot"], seen: CachedTokens
     ) -> Int[Tensor, "row head"]:
-        """Return how many tokens stay in each head; in total ``keep`` times the number of heads."""
+        """Return the number of kept tokens of each head, ``keep`` per head on average."""
         return seen.keep[:, None].expand(scores.shape[:2])
 
     def __post_init__(self) -> None:
         check_budget(type(self).__name__, self.budget)
 
     def kept(self, total: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
-        """Return how many tokens stay in rows that have seen ``total`` real tokens each."""
+        """Return the number of kept tokens for rows that have seen ``total`` real tokens each."""
         if isinstance(self.budget, int):
             return total.clamp(max=self.budget)
         share = exact_share(self.budget)
@@ -159,7 +159,7 @@ def kept_count(share: float, total: int) -> int:
 
 @cache
 def exact_share(share: float) -> Fraction:
-    """Return the fraction that a share stands for, such as 1/10 for 0.1."""
+    """Return the exact fraction of a float, such as 1/10 for 0.1."""
     return Fraction(share).limit_denominator(1_000_000)
 
 

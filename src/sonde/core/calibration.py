@@ -1,4 +1,4 @@
-"""Held-out scores turned into p-values and thresholds at a stated false-alarm rate."""
+"""Held-out scores, converted to p-values and to thresholds at a false-alarm rate."""
 
 import math
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class Calibration(State):
     def from_scores(
         cls, scores: Any, guarantee: Guarantee = "marginal", delta: float = 0.05
     ) -> "Calibration":
-        """Return the calibration of scores from rows that were not used to fit.
+        """Return the calibration from scores of rows that were not used to fit.
 
         Raises
         ------
@@ -82,7 +82,7 @@ class Calibration(State):
         return self.scores.numel()
 
     def p_value(self, scores: Any) -> Float[Tensor, "row"]:
-        """Return the smallest level at which each score alarms; in (0, 1].
+        """Return the p-value of each score, in (0, 1]: the smallest level at which it alarms.
 
         With ``k = 1 + #{held-out >= score}``, ``marginal`` gives ``k / (n + 1)``. ``pac`` gives the
         ``1 - delta`` quantile of ``Beta(k, n + 1 - k)`` if that is larger: a bound on the share of
@@ -99,7 +99,7 @@ class Calibration(State):
         return self.scores.detach().cpu().numpy().copy()
 
     def alarms_allowed(self, alpha: float) -> int:
-        """Return how many held-out scores may lie above the threshold for level ``alpha``."""
+        """Return the number of held-out scores allowed above the threshold for level ``alpha``."""
         if not 0.0 < alpha < 1.0:
             raise InputError(f"Calibration: expected alpha in (0, 1), got {alpha}.")
         rank = math.floor(alpha * (self.n + 1) + 1e-9)
@@ -110,11 +110,11 @@ class Calibration(State):
         return rank
 
     def needed(self, alpha: float) -> int:
-        """Return the smallest number of held-out scores with which level ``alpha`` is possible."""
+        """Return the smallest number of held-out scores that makes level ``alpha`` possible."""
         return needed_scores(alpha, self.guarantee, self.delta)
 
     def threshold(self, alpha: float) -> float:
-        """Return the score above which (strictly) an alarm is raised at false-alarm rate ``alpha``.
+        """Return the threshold for false-alarm rate ``alpha``; only higher scores are alarms.
 
         Raises
         ------
@@ -132,7 +132,7 @@ class Calibration(State):
         return float(self.scores[self.n - rank])
 
     def rate_interval(self, alpha: float, confidence: float = 0.9) -> tuple[float, float]:
-        """Return an interval for the true false-alarm rate, given this one calibration set."""
+        """Return an interval for the true false-alarm rate, given this calibration set."""
         rank = self.alarms_allowed(alpha)
         tail = (1.0 - confidence) / 2
         if rank == 0:
@@ -142,14 +142,14 @@ class Calibration(State):
 
 
 def needed_scores(alpha: float, guarantee: Guarantee, delta: float) -> int:
-    """Return the smallest number of held-out scores with which level ``alpha`` is possible."""
+    """Return the smallest number of held-out scores that makes level ``alpha`` possible."""
     if guarantee == "marginal":
         return math.ceil(1.0 / alpha - 1e-9) - 1
     return math.ceil(math.log(delta) / math.log1p(-alpha))
 
 
 def flat_scores(owner: str, scores: Any) -> np.ndarray:
-    """Return scores as a flat array; that of a few takes less time in NumPy than in torch.
+    """Return scores as a flat NumPy array, which is faster than torch for a few scores.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def flat_scores(owner: str, scores: Any) -> np.ndarray:
 
 
 def levels_of_ranks(rank: np.ndarray, n: int, guarantee: Guarantee, delta: float) -> np.ndarray:
-    """Return the smallest level at which ``rank - 1`` of ``n`` scores may lie above a threshold.
+    """Return the smallest level that allows ``rank - 1`` of ``n`` scores above the threshold.
 
     Ranks are 1 to ``n + 1``; the last, below every score, has level 1.
     """
@@ -177,10 +177,10 @@ def levels_of_ranks(rank: np.ndarray, n: int, guarantee: Guarantee, delta: float
 
 
 def _below(x: float, a: int, b: int) -> float:
-    """Return the probability that a beta variable lies below ``x``."""
+    """Return the cumulative distribution function of a beta variable at ``x``."""
     return float(betainc(a, b, x))
 
 
 def _quantile(q: float, a: int, b: int) -> float:
-    """Return the number below which a beta variable lies with probability ``q``."""
+    """Return the ``q``-quantile of a beta variable."""
     return float(betaincinv(a, b, q))

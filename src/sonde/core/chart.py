@@ -1,4 +1,4 @@
-"""Pictures as data: the kinds of chart that results and reports are drawn from.
+"""Charts as data: the kinds of chart that results and reports use.
 
 Each function returns a Vega-Lite dict, which notebooks show as it is and ``sonde.report`` draws on
 a page or in a terminal. A row may carry a ``tip``, the text that the page shows for its mark.
@@ -20,7 +20,7 @@ EMPTY: Final = {"type": "rect", "color": "#888888", "opacity": 0.12}
 @final
 @dataclass(frozen=True)
 class ChartAxis:
-    """One axis of a chart, where the name of a column does not say enough.
+    """Axis of a chart whose title cannot be just a column name.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class ChartAxis:
     zero: bool = False
 
     def channel(self, rows: Sequence[Row], named: bool = False) -> dict[str, Any]:
-        """Return the Vega-Lite channel; ``named`` takes numbers as names of positions."""
+        """Return the Vega-Lite channel; with ``named``, numbers are positions of names."""
         values = [row[self.field] for row in rows if row.get(self.field) is not None]
         title = self.field if self.title is None else self.title or None
         found: dict[str, Any] = {"field": self.field, "title": title}
@@ -78,7 +78,7 @@ def curves(
     colors: Mapping[str, str] | None = None,
     **look: Any,
 ) -> Chart:
-    """Return a line through the rows; ``by`` names the column that separates several lines.
+    """Return a line chart of the rows; ``by`` names the column that separates the lines.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def marks(
     colors: Mapping[str, str] | None = None,
     **look: Any,
 ) -> Chart:
-    """Return a mark for each row, with an interval where ``low`` and ``high`` name its ends.
+    """Return a point chart of the rows, with intervals if ``low`` and ``high`` name columns.
 
     Parameters
     ----------
@@ -173,7 +173,7 @@ def bars(
     by: str = "",
     colors: Mapping[str, str] | None = None,
 ) -> Chart:
-    """Return a bar for each row, upright, or lying where ``y`` holds the names.
+    """Return a bar chart of the rows, horizontal if ``y`` holds the names.
 
     Examples
     --------
@@ -198,7 +198,7 @@ def histogram(
     by: str = "",
     limit: float | None = None,
 ) -> Chart:
-    """Return bars from ``low`` to ``high`` of height ``value``; ``limit`` is a line across them.
+    """Return bars from ``low`` to ``high`` of height ``value``, with a line at ``limit``.
 
     Examples
     --------
@@ -232,7 +232,7 @@ def matrix(
     text: str = "",
     scheme: str = "",
 ) -> Chart:
-    """Return a heat map: a cell for each row, empty where its value is None or not finite.
+    """Return a heat map with a cell for each row, empty for missing or non-finite values.
 
     Parameters
     ----------
@@ -279,7 +279,7 @@ def matrix(
 def cells(
     values: Iterable[Iterable[float]], x: str, y: str, value: str
 ) -> list[dict[str, float | int]]:
-    """Return the rows of a ``matrix`` from nested lists: the outer index as ``y``.
+    """Return rows for ``matrix`` from nested lists, with the outer index as ``y``.
 
     Examples
     --------
@@ -290,7 +290,7 @@ def cells(
 
 
 def overlaid(chart: Chart, *others: Chart) -> Chart:
-    """Return charts drawn over each other on the axes of the first, with its title."""
+    """Return layered charts with the axes and the title of the first chart."""
     layers = [layer for one in (chart, *others) for layer in _layers(one)]
     return {"$schema": SCHEMA, "title": chart["title"], "layer": layers}
 
@@ -330,7 +330,7 @@ def _levels(levels: Iterable[Row], y: dict[str, Any]) -> list[Chart]:
 
 
 def _named(levels: list[dict[str, Any]], heights: list[Any], y: dict[str, Any]) -> list[Chart]:
-    """Return the names of level lines, at the end and on the side away from the curve."""
+    """Return labels of horizontal lines, at the end and on the side away from the curve."""
     found: list[Chart] = []
     for level in levels:
         ends = [v for v in heights if v is not None]

@@ -1,4 +1,4 @@
-"""Access labels of fitted states: a reader needs every label of the rows that a state has seen."""
+"""Access labels of fitted states: a reader needs every label of the rows behind a state."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,12 +10,12 @@ LABELS = "labels"
 
 
 def joined_labels(*headers: Mapping[str, Any]) -> list[str]:
-    """Return the labels of a state that joins several states: the union of their labels."""
+    """Return the union of the access labels of several states."""
     return sorted({label for header in headers for label in header.get(LABELS, ())})
 
 
 def require_cleared(header: Mapping[str, Any], stream: Stream) -> None:
-    """Raise if a reader lacks a label of the rows that a state was fitted on.
+    """Raise if a reader lacks an access label of the rows that a state was fitted on.
 
     Raises
     ------

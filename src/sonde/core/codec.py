@@ -1,4 +1,4 @@
-"""Codecs turn a tensor into bytes and back: the base class and the seal around every stream.
+"""Codecs, which turn a tensor into bytes and back: base class and checksums of streams.
 
 A codec is a frozen dataclass with ``pack`` and ``unpack``. The base wraps what they write with the
 codec's name and a checksum, so that a damaged stream, or a stream of another codec, is refused
@@ -21,7 +21,7 @@ _HEAD = struct.Struct("<4sBII")
 
 
 class Codec(ABC):
-    """Conversion of a tensor to bytes, and of the bytes to the same or a similar tensor.
+    """Conversion of a tensor to bytes, and of the bytes to an equal or a similar tensor.
 
     Subclasses are final frozen dataclasses. ``encode`` is deterministic: randomness comes from a
     field ``seed``.
@@ -41,18 +41,18 @@ class Codec(ABC):
 
     @abstractmethod
     def pack(self, x: Tensor) -> bytes:
-        """Return the bytes of a tensor that was checked: finite float32, or ids in int64."""
+        """Return the bytes of a checked tensor: finite float32, or ids in int64."""
 
     @abstractmethod
     def unpack(self, payload: bytes) -> Tensor:
-        """Return the tensor of bytes that ``pack`` wrote."""
+        """Return the tensor from the bytes that ``pack`` wrote."""
 
     def most_lost(self, x: Tensor) -> float:
         """Return the largest fraction of the squared norm of ``x`` that a round trip may lose."""
         return 0.0
 
     def encode(self, x: Tensor) -> bytes:
-        """Return the sealed stream of a tensor.
+        """Return a tensor as a stream with header and checksum.
 
         Parameters
         ----------
@@ -80,7 +80,7 @@ class Codec(ABC):
         return self.unpack(self.opened(stream))
 
     def opened(self, stream: bytes) -> bytes:
-        """Return the payload of a stream whose checksum, codec and version are right.
+        """Return the payload of a stream, after a check of its checksum, codec and version.
 
         Raises
         ------
@@ -141,5 +141,5 @@ class Codec(ABC):
 
 
 def _seed(magic: bytes, version: int, owner: int) -> int:
-    """Return the checksum of a header, from which the checksum of the payload starts."""
+    """Return the checksum of a header, with which the payload's checksum starts."""
     return zlib.crc32(_HEAD.pack(magic, version, owner, 0))

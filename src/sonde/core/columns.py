@@ -1,4 +1,4 @@
-"""Every column that statistics and scorers can ask for, declared once.
+"""All columns that statistics and scorers can request.
 
 A new column is an entry in ``COLUMNS``, a key of ``Columns`` where plain arrays may bring it, and
 the method that names it as a parameter. Streams, stores, joins and checks follow these entries.
@@ -42,7 +42,7 @@ class Column:
         return f"{self.meaning}, {where}"
 
     def made_up(self, n: int, *dims: int) -> Any:
-        """Return ``n`` rows of plausible entries, for sites of these widths."""
+        """Return ``n`` artificial rows of the column, for sites of these widths."""
         if self.shape in ("row dim", "row dim2"):
             wide = dims[-1 if self.shape == "row dim2" else 0]
             return torch.linspace(-1.0, 1.0, n)[:, None] * torch.ones(wide)
@@ -120,7 +120,7 @@ COLUMNS: dict[str, Column] = {
 
 
 def declared(name: str) -> Column:
-    """Return the entry of a column; a name that is not in ``COLUMNS`` is an integer column."""
+    """Return the description of a column; unknown columns hold integers."""
     return COLUMNS.get(name, _OF_THE_DATA)
 
 

@@ -1,4 +1,4 @@
-"""Edits of activations: the base class and the primitives that families share.
+"""Edits of activations: the base class and basic edits that other methods use.
 
 An edit is a frozen dataclass; ``sonde.editing(model, edit, sites)`` opens it on a live model.
 Strength 0 returns the very tensor that came in.
@@ -59,7 +59,7 @@ class EditContext:
     def of_examples(
         self, values: Shaped[Tensor, "prompt *axes"]
     ) -> Shaped[Tensor, "example *axes"]:
-        """Return the entry of ``values`` that belongs to each example of this call.
+        """Return the entry of ``values`` for each example of this call.
 
         Generation may repeat, reorder or drop prompts, so a call can hold other examples than the
         first one did.
@@ -116,7 +116,7 @@ class AffineMap:
         return torch.addmm(rows, far, left.T, beta=self.scale).reshape(x.shape)
 
     def _like(self, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return the tensors in the type and on the device of ``x``; cached for the next token."""
+        """Return the tensors in the dtype and on the device of ``x``, cached for later calls."""
         mine = (self.shift, self.left, self.right)
         version = versions(*mine)
         known, key = self.__dict__.setdefault("_known", {}), (x.dtype, x.device, version)
@@ -130,7 +130,7 @@ class AffineMap:
 
 
 def versions(*parameters: Tensor | None) -> tuple[int, ...] | None:
-    """Return numbers that change when the tensors do, or None if a tensor is trained.
+    """Return version counters of tensors, or None if a tensor is trained.
 
     Values computed from the tensors may be cached while these numbers stay the same. Values from
     trained tensors belong to one graph and are computed anew in each forward.
@@ -148,11 +148,11 @@ class Edit(ABC):
     def apply(
         self, x: Float[Tensor, "*axes dim"], site: Site, context: EditContext
     ) -> Float[Tensor, "*axes dim"]:
-        """Return the changed activation: same shape and type, ``x`` itself at strength 0."""
+        """Return the changed activation, with unchanged shape and dtype, or ``x`` at strength 0."""
 
     @property
     def others_per(self) -> Literal["token", "example"]:
-        """Contents of ``context.others``: a state for each token, or examples of any length."""
+        """Content of ``context.others``: a state for each token, or examples of any length."""
         return "token"
 
     def as_affine(self) -> AffineMap | None:
@@ -188,7 +188,7 @@ class Add(Edit):
         return x + self.strength * self.direction.to(x)
 
     def as_affine(self) -> AffineMap:
-        """Return the shift."""
+        """Return the addition as an affine map."""
         return AffineMap(shift=self.strength * self.direction)
 
 
@@ -220,7 +220,7 @@ class Project(Edit):
         return x - (x @ unit).unsqueeze(-1) * (self.strength * unit)
 
     def as_affine(self) -> AffineMap:
-        """Return the projection."""
+        """Return the projection as an affine map."""
         unit = self._unit.unsqueeze(1)
         return AffineMap(left=-self.strength * unit, right=unit)
 
@@ -251,7 +251,7 @@ class Scale(Edit):
         return self.as_affine()(x)
 
     def as_affine(self) -> AffineMap:
-        """Return the scaling."""
+        """Return the scaling as an affine map."""
         return AffineMap(scale=1.0 + self.strength * (self.factor - 1.0))
 
 
@@ -281,7 +281,7 @@ class Clamp(Edit):
 @final
 @dataclass(frozen=True, eq=False)
 class Replace(Edit):
-    """Put given values in place of the activation, mixed in with weight ``strength``.
+    """Replace the activation by given values, mixed in with weight ``strength``.
 
     Parameters
     ----------
@@ -294,7 +294,7 @@ class Replace(Edit):
     strength: float = 1.0
 
     def apply(self, x: Tensor, site: Site, context: EditContext) -> Tensor:
-        """Return ``values``, or the mixture."""
+        """Return ``values``, or the mixture with the activation."""
         if self.strength == 0.0:
             return x
         new = self.values.to(x).expand_as(x)
@@ -324,7 +324,7 @@ def check_direction(owner: str, direction: Tensor) -> None:
 
 
 def check_width(owner: str, direction: Tensor, x: Tensor, site: Site) -> None:
-    """Raise if activations have another width.
+    """Raise if activations do not have the expected width.
 
     Raises
     ------

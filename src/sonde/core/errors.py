@@ -1,4 +1,4 @@
-"""Every error and warning that sonde raises on purpose.
+"""All errors and warnings that sonde raises on purpose.
 
 The command line prints the message of a ``SondeError`` on one line and exits with code 2; anything
 else is a bug and keeps its traceback.
@@ -23,11 +23,11 @@ class SiteError(SondeError, LookupError):
 
 
 class ShapeError(SondeError, ValueError):
-    """A tensor has another shape or type than the one that was asked for."""
+    """A tensor does not have the expected shape or dtype."""
 
 
 class StateError(SondeError, RuntimeError):
-    """A fitted state does not fit the model, the site, the version, or its own checksum."""
+    """A fitted state does not match the model, the site, the version, or its own checksum."""
 
 
 class StoreError(SondeError, OSError):
@@ -35,11 +35,11 @@ class StoreError(SondeError, OSError):
 
 
 class InputError(SondeError, ValueError):
-    """A model, a data set, a column or an option is wrong."""
+    """A model, a data set, a column or an option is invalid."""
 
 
 class MachineError(InputError):
-    """Memory ran out or a worker died: the machine is at fault, and what is committed is kept."""
+    """Memory ran out or a worker process died; committed results are kept."""
 
 
 IN_FORWARD = "in the model's forward on "
@@ -47,15 +47,15 @@ IN_FORWARD = "in the model's forward on "
 
 
 class ForwardError(InputError):
-    """The model's own forward refused its inputs; its exception is the cause."""
+    """The model's forward pass raised an exception on its inputs, which is the cause."""
 
 
 class BatchError(InputError):
-    """A batch has too few rows, classes or pairs for a loss; a larger batch has enough."""
+    """A batch has too few rows, classes or pairs for a loss; use a larger batch."""
 
 
 class CalibrationError(InputError):
-    """Too few held-out scores for the false-alarm rate that was asked for.
+    """Too few held-out scores for the requested false-alarm rate.
 
     Attributes
     ----------
@@ -69,11 +69,11 @@ class CalibrationError(InputError):
 
 
 class SondeWarning(UserWarning):
-    """Something that does not stop the run but that its reader must know."""
+    """A problem that does not stop the run but that the user should know."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an exception says that memory ran out, of the machine or of a device.
+    """Return whether an exception says that the machine or a device is out of memory.
 
     Examples
     --------
@@ -85,7 +85,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean ...?"`` with up to three near names, or an empty text.
+    """Return ``" Did you mean ...?"`` with up to three similar names, or an empty text.
 
     Names that begin with what was typed come first.
 

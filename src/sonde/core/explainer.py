@@ -1,4 +1,4 @@
-"""Explainers, which say what a model's answers depend on, and judges, which test explanations."""
+"""Explainers, which explain a model's answers, and judges, which test explanations."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ from sonde.core.result import Result
 
 
 class Explainer(ABC):
-    """A method that explains what a model makes of its inputs.
+    """A method that explains a model's answers by its inputs or states.
 
     Subclasses are final frozen dataclasses of parameters.
 
@@ -27,7 +27,7 @@ class Explainer(ABC):
 
     @abstractmethod
     def explain(self, model: Model | nn.Module, inputs: Any, /, *_: Any, **asked: Any) -> Result:
-        """Return what the method finds.
+        """Return the explanation.
 
         Parameters
         ----------
@@ -42,7 +42,7 @@ class Explainer(ABC):
 
 
 class Judge(ABC):
-    """A test of explanations: whether what they say holds of the model.
+    """A test of whether an explanation is faithful to the model.
 
     Subclasses are final frozen dataclasses of parameters.
 
@@ -59,7 +59,7 @@ class Judge(ABC):
 
     @abstractmethod
     def judge(self, model: Any, inputs: Any, explanation: Any, /, *_: Any, **asked: Any) -> Result:
-        """Return how well an explanation holds.
+        """Return the quality of an explanation.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Which rows are finite, everywhere in sonde: free of NaN and infinity, and small enough to square.
+"""Test for finite rows: rows without NaN or infinity, and small enough to square.
 
 A float32 row of length 1e20 is made of finite numbers, but its square, and with it every distance,
 covariance and unit vector, is infinite. So a number beyond ``largest`` counts as infinite too; see
@@ -19,7 +19,7 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def largest(dtype: torch.dtype) -> float:
-    """Return the largest size of a finite entry: 1e60 in float64, 1e15 in types below.
+    """Return the largest absolute value of a finite entry: 1e60 in float64, else 1e15.
 
     Half-precision rows are widened to float32 before anything is computed. In float32 the squares
     of 1e15 in 4,096 rows of 65,536 units still have a finite sum; in float64 so have the fourth
@@ -29,7 +29,7 @@ def largest(dtype: torch.dtype) -> float:
 
 
 def finite_entries(x: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
-    """Return which entries are finite.
+    """Return a mask of the finite entries.
 
     Examples
     --------
@@ -40,7 +40,7 @@ def finite_entries(x: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
 
 
 def finite_rows(x: Float[Tensor, "row dim"]) -> Bool[Tensor, "row"]:
-    """Return which rows have finite entries only."""
+    """Return a mask of the rows with only finite entries."""
     return finite_entries(x).all(dim=1)
 
 
@@ -50,7 +50,7 @@ def is_finite(x: Tensor) -> bool:
 
 
 def all_finite(rows: Sequence[Tensor]) -> list[bool]:
-    """Return for each tensor whether every entry is finite.
+    """Return, for each tensor, whether every entry is finite.
 
     Their norms are fetched together, with one synchronisation for each device.
     """
@@ -62,7 +62,7 @@ def all_finite(rows: Sequence[Tensor]) -> list[bool]:
 
 
 def fetched(numbers: Sequence[Tensor]) -> list[float]:
-    """Return scalar tensors of any devices as floats, with one synchronisation for each device."""
+    """Return scalar tensors of any devices as floats, with one synchronisation per device."""
     by_device: dict[torch.device, list[int]] = {}
     for i, number in enumerate(numbers):
         by_device.setdefault(number.device, []).append(i)

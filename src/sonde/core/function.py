@@ -1,4 +1,4 @@
-"""Plain functions of instruments: one call on arrays, derived from the class and nothing else."""
+"""Plain functions of instruments: one call on arrays, derived from the class."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -16,16 +16,16 @@ GROUP = "group"
 
 @runtime_checkable
 class Answers(Protocol[R_co]):
-    """An instrument, seen as the type of its result."""
+    """An instrument, typed by its result."""
 
     def result(self, *_: Any, **states: Any) -> R_co:
-        """Return the answer."""
+        """Return the result."""
         ...
 
 
 @runtime_checkable
 class InstrumentFunction(Protocol[P, R_co]):
-    """A function of arrays; a type checker reads its parameters and its result off the class.
+    """A function of arrays; type checkers take its parameters and its result from the class.
 
     Types cannot join columns such as ``group`` with the parameters of a class, so the second
     overload takes any arguments. ``inspect.signature`` is exact, and a call that breaks it raises a
@@ -108,7 +108,7 @@ def _signature(
     follows: Mapping[str, Mapping[str, Any]],
     words: Mapping[str, str],
 ) -> Signature:
-    """Return rows and columns, ``group``, and the fields that no column decides."""
+    """Return the signature: rows and columns, ``group``, and fields not set by a column."""
     decided = {name for values in follows.values() for name in values}
     place, keyword = Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY
     arrays = [Parameter(n, place, annotation=Any) for n in needed]

@@ -1,4 +1,4 @@
-"""Identity of examples and the one keyed hash of rows.
+"""Hash identities of examples, and the keyed hash of rows.
 
 An example is known by 16 bytes of its content (or by its id column); a row is (example, occurrence,
 position). One 64-bit hash of that triple, the *draw*, decides which rows are sampled, held out or
@@ -22,12 +22,12 @@ _SIGN = -(1 << 63)
 
 
 def bytes_key(content: bytes) -> bytes:
-    """Return the 16-byte id of an input stored as ``content``: UTF-8 of a text, bytes of a file."""
+    """Return an input's 16-byte id, stored as ``content``: of a text's UTF-8, or a file's bytes."""
     return blake2b(content, digest_size=16).digest()
 
 
 def tensor_key(x: Tensor) -> bytes:
-    """Return the 16-byte id of a tensor: its type, shape and bytes."""
+    """Return a tensor's 16-byte id, from its dtype, shape and bytes."""
     x = x.detach().cpu().contiguous()
     head = f"{str(x.dtype).removeprefix('torch.')}|{tuple(x.shape)}|".encode()
     flat = x.reshape(-1).view(torch.uint8) if x.numel() else torch.empty(0, dtype=torch.uint8)
@@ -35,7 +35,7 @@ def tensor_key(x: Tensor) -> bytes:
 
 
 def base_hashes(keys: Sequence[bytes], purpose: Purpose, seed: int) -> np.ndarray:
-    """Return one unsigned 64-bit number per example, keyed by purpose and seed."""
+    """Return an unsigned 64-bit number for each example, keyed by purpose and seed."""
     key = f"{purpose}|{seed}".encode()
     joined = b"".join(blake2b(k, digest_size=8, key=key).digest() for k in keys)
     return np.frombuffer(joined, dtype="<u8").astype(np.uint64)
@@ -61,7 +61,7 @@ def splitmix64(x: np.ndarray) -> np.ndarray:
 
 
 def draws(base: np.ndarray, position: np.ndarray, occurrence: np.ndarray) -> Tensor:
-    """Return each row's draw: int64 bits of ``splitmix64(base + position 2^20 + occurrence)``.
+    """Return each row's sampling key: ``splitmix64(base + position 2^20 + occurrence)``.
 
     Parameters
     ----------
@@ -79,6 +79,6 @@ def rank_key(draw: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
 
 
 def fraction(draw: Int[Tensor, "row"]) -> Tensor:
-    """Return each draw as a float64 in [0, 1)."""
+    """Return each sampling key as a float64 in [0, 1)."""
     bits = torch.as_tensor((draw.numpy().view(np.uint64) >> np.uint64(11)).astype(np.float64))
     return bits * 2.0**-53

@@ -1,4 +1,4 @@
-"""Inputs that a tap feeds to a model: batches of tensors and their examples' columns."""
+"""Inputs of a model: batches of tensors and their examples' columns."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from sonde.core.wording import plural
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model that sonde can read: the module, the processor that makes its inputs, and its config.
+    """A model that sonde can read, with its processor and its configuration.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ class InputBatch:
 
 
 class Inputs(OneLine, ABC):
-    """A re-iterable source of model inputs in a planned order, listed once before anything runs."""
+    """A re-iterable source of model inputs in a planned order, listed before the run."""
 
     @property
     @abstractmethod
@@ -127,17 +127,17 @@ class Inputs(OneLine, ABC):
 
     @property
     def own_labels(self) -> bool:
-        """True if class numbers are known to be the model's own."""
+        """True if the data's class numbers are known to be the model's class numbers."""
         return False
 
     @property
     def label_columns(self) -> tuple[str, ...]:
-        """The label columns, the column of classes or numbers first; empty without labels."""
+        """The label columns, classes or numbers first; empty without labels."""
         return ()
 
     @abstractmethod
     def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
-        """Yield the model inputs of one unit, cut and sorted the same way each time.
+        """Yield the model inputs of one unit, with a deterministic cut and order.
 
         Each batch needs tensors of its own, because several batches are taken before the first is
         read. If all batches share a buffer, all of them give the rows of the last batch.
@@ -149,12 +149,12 @@ class Inputs(OneLine, ABC):
 
     @property
     def pads(self) -> bool:
-        """True if batches get padding that the examples did not bring."""
+        """True if batches need padding that the examples do not contain."""
         return False
 
     @property
     def source_rows(self) -> np.ndarray | None:
-        """Index of the data item that each example is, or is a piece of; None if unknown."""
+        """Index of each example's data item; None if unknown."""
         return None
 
     def __len__(self) -> int:

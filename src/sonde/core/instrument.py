@@ -1,4 +1,4 @@
-"""Instruments: methods that read fitted statistics of rows and answer with a result."""
+"""Instruments: methods that compute a result from fitted statistics of rows."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -38,11 +38,11 @@ class Where(ABC):
 
     @abstractmethod
     def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"] | None:
-        """Return which rows of ``key`` are kept; None keeps all."""
+        """Return the mask of the kept rows of ``key``; None keeps all rows."""
 
     @property
     def advice(self) -> str:
-        """Advice if no row is kept; empty if this filter alone cannot cause that."""
+        """Advice if no row is kept; empty if this filter alone cannot remove all rows."""
         return ""
 
 
@@ -58,7 +58,7 @@ class Every(Where):
 
 @dataclass(frozen=True)
 class Subsample(Where):
-    """One row in ``every`` by a keyed hash, at most ``cap`` of an example in one batch.
+    """A hashed sample of about one row in ``every``, at most ``cap`` rows per example.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class Subsample(Where):
     by_layout: ClassVar[bool] = True
 
     def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"]:
-        """Keep rows whose ``subsample`` draw is a multiple of ``every``."""
+        """Keep rows whose ``subsample`` key is a multiple of ``every``."""
         draw = batch.draw(key, "subsample")
         keep = torch.as_tensor(draw.numpy().view(np.uint64) % np.uint64(self.every) == 0)
         example = batch.example[key]
@@ -87,7 +87,7 @@ class Subsample(Where):
 
 @dataclass(frozen=True)
 class NotLabelled(Where):
-    """All rows but those of one label; rows without a label are kept.
+    """All rows except the rows of one label; rows without a label are kept.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class NotLabelled(Where):
 
     @property
     def advice(self) -> str:
-        """If label -1 is left out, the advice to pass labels; else empty."""
+        """Advice to pass labels if label -1 is excluded; else empty."""
         if self.label != -1:
             return ""
         return "No finite row has a label other than -1: pass labels, or check the label column."
@@ -111,7 +111,7 @@ class NotLabelled(Where):
 
 @dataclass(frozen=True)
 class AsScored(Where):
-    """Rows as a detector meets them in use: those that are not finite are kept.
+    """Rows as in scoring, where non-finite rows are kept.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ class AsScored(Where):
 
 @dataclass(frozen=True)
 class Read:
-    """A statistic, the rows that it sees, and the part of the plan that they come from.
+    """A statistic with the filter of its rows and their part of the plan.
 
     ``part = None`` stands for the instrument's own part: ``fit`` for detectors, ``all`` for others.
     Without a split every part is all rows.
@@ -141,7 +141,7 @@ class Read:
 
 
 class Instrument(ABC):
-    """A method that answers about one site, a pair of sites, or all of them.
+    """A method with a result about one site, a pair of sites, or all sites.
 
     Subclasses are final frozen dataclasses of parameters: ``reads`` names the statistics that they
     need, ``result`` makes the answer of them.
@@ -187,7 +187,7 @@ class Instrument(ABC):
 
     @abstractmethod
     def result(self, *_: Any, **states: Any) -> Result:
-        """Return the answer. One-site states arrive as a tuple when the span is pair or all."""
+        """Return the result. For the spans pair and all, states of single sites come as tuples."""
 
     def then(self, result: Any) -> "Instrument | None":
         """Return the instrument of the next pass at the same sites, or None."""
@@ -224,7 +224,7 @@ class Instrument(ABC):
         return filled
 
     def require_rows(self, result: Result, place: str) -> None:
-        """Raise if there are fewer rows than the quantity is defined for.
+        """Raise if there are fewer rows than the result needs.
 
         Raises
         ------
@@ -282,7 +282,7 @@ def _width(x: Any) -> int:
 
 
 class Detector(Instrument):
-    """An instrument whose result scores rows: always higher = more unusual.
+    """An instrument whose result scores rows; a higher score is always more unusual.
 
     If the span is all, a score is about matching rows of all sites: ``score`` takes ``x`` and
     ``grad`` as tuples, one entry for each site in the order of execution.
@@ -304,7 +304,7 @@ class Detector(Instrument):
 
     @property
     def usual(self) -> Where:
-        """The held-out rows that calibrate: all, unless a detector excludes known unusual rows."""
+        """Filter of the held-out calibration rows: all rows, or those not known to be unusual."""
         return Every()
 
     @abstractmethod
@@ -313,7 +313,7 @@ class Detector(Instrument):
 
 
 def score_needs(detector: Detector | Scorer) -> tuple[str, ...]:
-    """Return the columns that scoring takes: the parameter names of ``score``.
+    """Return the columns that scoring needs: the parameter names of ``score``.
 
     A detector says which scorer it makes in the return annotation of its ``result``.
     """
@@ -324,7 +324,7 @@ def score_needs(detector: Detector | Scorer) -> tuple[str, ...]:
 
 
 def reads_rows(instrument: Instrument) -> bool:
-    """Return whether a site's rows enter the answer; logits alone are the same at every site."""
+    """Return whether the result depends on a site's rows, and not only on the logits."""
     needs = {n for read in instrument.all_reads().values() for n in read.statistic.needs()}
     if isinstance(instrument, Detector):
         needs.update(score_needs(instrument))

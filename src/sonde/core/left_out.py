@@ -1,4 +1,4 @@
-"""Sites that reading every site by default left out, and why."""
+"""Sites that are not read by default, and the reasons."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ class LeftOut:
 
     @property
     def kind(self) -> str:
-        """The reason without its site and value, so that many sites share it."""
+        """The reason without its site and value, so that sites can be counted by reason."""
         return self.reason.partition(" at ")[0].partition(", got ")[0].rstrip(".")
 
     def json(self) -> dict[str, str]:
-        """Return site and reason."""
+        """Return the site and the reason."""
         return asdict(self)
 
 
 def left_out_text(entries: Sequence[LeftOut]) -> str:
-    """Return in one line how many sites were left out, and the most frequent reason.
+    """Return the number of skipped sites and the most frequent reason, in one line.
 
     Examples
     --------

@@ -1,10 +1,10 @@
-"""What the Hugging Face configuration of a model says of it."""
+"""Properties of a model in its Hugging Face configuration."""
 
 from typing import Any
 
 
 def is_encoder_decoder(config: Any) -> bool:
-    """Return whether a model has an encoder, and a decoder that reads tokens of its own.
+    """Return whether a model has an encoder, and a decoder that reads its own tokens.
 
     Examples
     --------

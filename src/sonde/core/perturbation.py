@@ -1,4 +1,4 @@
-"""A small step of the inputs before a second forward, as the column ``perturbed_logits`` asks."""
+"""A small gradient step of the inputs, for the column ``perturbed_logits`` (ODIN)."""
 
 import math
 from dataclasses import dataclass, fields
@@ -9,7 +9,7 @@ from sonde.core.errors import InputError
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A step that makes a classifier surer of its own answer.
+    """A step of the inputs that makes a classifier more confident in its answer.
 
     ``x' = x - eps / std * sign(grad_x CE(f(x) / T, c))`` with ``c`` the largest logit of ``f(x)``.
 
@@ -39,13 +39,13 @@ class Perturbation:
             raise InputError(f"Perturbation: expected positive std, got {self.std}.")
 
     def json(self) -> dict[str, Any]:
-        """Return the parameters as they stand in headers."""
+        """Return the parameters as JSON for headers."""
         std = list(self.std) if isinstance(self.std, tuple) else self.std
         return {"temperature": self.temperature, "eps": self.eps, "std": std}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> "Perturbation":
-        """Return a perturbation from parameters as ``json`` writes them; others take defaults.
+        """Return a perturbation from the JSON of ``json``; missing parameters get defaults.
 
         Raises
         ------

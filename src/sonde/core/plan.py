@@ -1,4 +1,4 @@
-"""Partition of a run into units, commits, and the two parts of a split.
+"""Partition of a run into units and commits, and of the data into fit and held-out rows.
 
 A plan depends on the data and the parameters alone, never on the number of workers, so one worker
 and sixty-four make the same bits.
@@ -25,7 +25,7 @@ Part = Literal["all", "fit", "held"]
 
 
 def unit_bounds(group_keys: Sequence[bytes], unit_size: int = UNIT_SIZE) -> list[int]:
-    """Return where units begin, and the end: cut at group borders, never above four times the size.
+    """Return the starts of the units, and the end; units end at groups, at most four times as long.
 
     Examples
     --------
@@ -55,7 +55,7 @@ def groups_are_whole(group_keys: Sequence[Hashable], bounds: Sequence[int]) -> b
 
 @dataclass(frozen=True)
 class Split:
-    """The parts ``fit`` and ``held`` of a plan, cut by a keyed hash of each row's group.
+    """The parts ``fit`` and ``held`` of a plan, chosen by a keyed hash of each row's group.
 
     Parameters
     ----------
@@ -77,11 +77,11 @@ class Split:
             raise InputError(f"Split: expected a held-out fraction in (0, 1), got {self.held}.")
 
     def is_held(self, split_draw: Tensor) -> Bool[Tensor, "example"]:
-        """Return which examples are held out, from the draw of their groups."""
+        """Return a mask of the held-out examples, from the sampling keys of their groups."""
         return fraction(split_draw) < (self.held if self.cut is None else self.cut)
 
     def of_groups(self, group_draws: Tensor) -> "Split":
-        """Return the split whose two parts both hold a group, from the sampling key of each group.
+        """Return the split that leaves a group in both parts, from the groups' sampling keys.
 
         The hash of few groups may leave a part empty. The cut is then moved in the order of the
         hash, to the nearest number of groups; a single group stays where it is.
@@ -109,7 +109,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan of one run: what it reads, computes and commits.
+    """Plan of a run: its data, its states and its commits.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ class Plan:
 
     @property
     def id(self) -> str:
-        """Hash of everything above: two runs with one id make the same bits."""
+        """Hash of all fields: two runs with equal ids give equal bits."""
         return hashlib.blake2b(canonical_json(self.json()).encode(), digest_size=16).hexdigest()
 
     def json(self) -> dict[str, Any]:

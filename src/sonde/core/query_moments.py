@@ -1,4 +1,4 @@
-"""What a key-value cache tells a rule about coming queries: their moments and rotation."""
+"""Moments and rotation of future queries, for rules of a key-value cache."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from sonde.core.state import State
 
 @dataclass(frozen=True)
 class QueryMoments(State):
-    """Moments of the queries of one attention before they are rotated.
+    """Moments of an attention layer's queries before rotation.
 
     Rows are texts; moments that were fitted on many texts have one row, which serves all.
 
@@ -41,7 +41,7 @@ class QueryMoments(State):
         return cls(n, mean, centred.mT @ centred)
 
     def merge(self, other: "QueryMoments") -> "QueryMoments":
-        """Return the moments of both sets of queries, row by row."""
+        """Return the merged moments of both sets of queries, row by row."""
         n = self.n + other.n
         share = (other.n / n.clamp(min=1))[:, None, None].to(self.mean)
         apart = other.mean - self.mean
@@ -69,8 +69,8 @@ class ComingRotation(ABC):
 
     @abstractmethod
     def each(self, n: int) -> Float[Tensor, "row next width width2"]:
-        """Return for each of the next ``n`` positions the matrix that rotates a query."""
+        """Return the matrix that rotates a query, for each of the next ``n`` positions."""
 
     @abstractmethod
     def mean(self, n: int) -> Float[Tensor, "row width width2"]:
-        """Return the mean of these matrices, without making each."""
+        """Return the mean rotation matrix, without computing each matrix."""

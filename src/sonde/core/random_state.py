@@ -1,4 +1,4 @@
-"""Keeps the user's random numbers as they were while libraries are loaded."""
+"""Restores the user's random state after libraries are loaded."""
 
 import random
 from collections.abc import Generator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def kept_random_state() -> Generator[None]:
-    """Give back the state of Python's ``random`` as it was before the block.
+    """Restore the state of Python's ``random`` at the end of the block.
 
     Some libraries draw from it when they are imported (rich does, and scikit-learn imports rich).
     """

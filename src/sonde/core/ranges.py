@@ -9,7 +9,7 @@ from sonde.core.errors import InputError
 
 
 def check_ranges(method: object, /, **ranges: str | Collection[Any]) -> None:
-    """Raise if a parameter of a method lies outside its range; None is not checked.
+    """Raise if a parameter of a method is out of range; None is not checked.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def _holds(value: Any, wanted: str | Collection[Any]) -> bool:
 
 @cache
 def _bounds(wanted: str) -> tuple[float, bool, float, bool]:
-    """Return both ends of a range, and of each whether it belongs to the range."""
+    """Return both bounds of a range, and whether each bound is included."""
     if wanted[0] == ">":
         return float(wanted.lstrip(">= ")), wanted[1] == "=", inf, True
     low, high = wanted[1:-1].split(", ")

@@ -1,4 +1,4 @@
-"""Scores of the rows of an example as one score of the example, by a named reduction."""
+"""Scores of examples, by a named reduction of the scores of their rows."""
 
 import re
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Reduced(State):
 def reduce_scores(
     scores: Float[Tensor, "row"], example: Int[Tensor, "_row"], how: str = "max"
 ) -> Reduced:
-    """Return one score for each example, whatever the order of its rows.
+    """Return a score for each example, independent of the order of its rows.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def reduce_scores(
 
 
 def reduction_at(reducers: Sequence[str], asked: str = AUTO, own: bool = False) -> str | None:
-    """Return how scores of rows become a score per example, or None if each row keeps its score.
+    """Return the reduction from row scores to example scores, or None if rows are not reduced.
 
     ``own`` says that the method has its own score of an example, which ``auto`` then chooses.
 
@@ -95,7 +95,7 @@ def reduction_at(reducers: Sequence[str], asked: str = AUTO, own: bool = False) 
 
 
 def count_of(how: str) -> int | None:
-    """Return how many of the largest scores a reduction averages; None is all.
+    """Return the number of largest scores that a reduction averages; None for all.
 
     Raises
     ------

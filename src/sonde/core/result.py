@@ -1,4 +1,4 @@
-"""Results: a number with its error, null, unit and conventions; as a table and as a picture."""
+"""Results: a number with its error, null, unit and conventions, as a table or a chart."""
 
 import functools
 import itertools
@@ -56,7 +56,7 @@ FLAGS: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Result(OneLine):
-    """A fitted answer.
+    """The result of an instrument.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class Result(OneLine):
         return float(self.value)
 
     def bits(self) -> "Result":
-        """Return the same information in bits.
+        """Return the value converted to bits.
 
         Raises
         ------
@@ -124,7 +124,7 @@ class Result(OneLine):
         )
 
     def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
-        """Return the numbers: one row for each element of ``value``, columns value, se and null."""
+        """Return the values as a table: a row for each element, with value, se and null."""
         value = _column(self.value)
         columns: dict[str, Any] = {"value": value}
         for name in ("se", "null"):
@@ -135,7 +135,7 @@ class Result(OneLine):
         return pa.table(columns)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
     def chart(self) -> Chart:
-        """Return a picture of ``table``: a Vega-Lite dict, made with ``sonde.core.chart``."""
+        """Return the table as a chart: a Vega-Lite dict, made with ``sonde.core.chart``."""
         rows = cast("list[dict[str, float]]", self.table().to_pylist())  # pyright: ignore[reportUnknownMemberType]
         numbered = [{"index": i, **row} for i, row in enumerate(rows)]
         title, y = self.title or type(self).__name__, ChartAxis("value", title=self.unit or "value")
@@ -143,7 +143,7 @@ class Result(OneLine):
 
     @classmethod
     def over_training(cls, found: Iterable[tuple[int, str, "Result"]]) -> Chart | None:
-        """Return a chart of results over a training run, if curves of values are not enough.
+        """Return a chart of results over training, or None to draw curves of values.
 
         Parameters
         ----------
@@ -191,12 +191,12 @@ class Scorer(Result):
 
     @functools.cached_property
     def copies(self) -> dict[torch.device, "Scorer"]:
-        """Copies of the scorer on other devices, made when rows come from there; not pickled."""
+        """Cached copies of the scorer on other devices; not pickled."""
         return {}
 
     @property
     def n_places(self) -> int | None:
-        """Number of positions that every example must have; None if any number is allowed."""
+        """Number of positions that every example must have; None for any number."""
         return None
 
     @property
@@ -212,11 +212,11 @@ class Scorer(Result):
 
     @property
     def needs_double(self) -> bool:
-        """True if scores would change visibly if its float64 tensors were held in float32."""
+        """True if float32 tensors would change the scores visibly."""
         return False
 
     def score(self, *columns: Any, **_: Any) -> Float[Tensor, "row"]:
-        """Return one score for each row."""
+        """Return a score for each row."""
         raise NotImplementedError
 
     def reduced(
@@ -227,7 +227,7 @@ class Scorer(Result):
         *columns: Any,
         **_: Any,
     ) -> Reduced:
-        """Return one score for each example from those of its rows.
+        """Return a score for each example, from the scores of its rows.
 
         A method with its own score of an example (``Detector.reduces``) makes that score here if
         ``how`` is ``"own"``; ``columns`` are the columns that ``score`` took.
@@ -235,7 +235,7 @@ class Scorer(Result):
         return reduce_scores(scores, example, how)
 
     def contributions(self, *columns: Any, **_: Any) -> Float[Tensor, "row dim"] | None:
-        """Return how much each unit adds to the score of each row, none below zero.
+        """Return the non-negative contribution of each unit to the score of each row.
 
         None if the method cannot split its score. ``columns`` are those that ``score`` takes.
         """
@@ -243,7 +243,7 @@ class Scorer(Result):
 
 
 def _of_arrays(score: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a method of a scorer: it takes arrays as ``fit`` does, and refuses a single vector.
+    """Wrap a method of a scorer so that it takes arrays as ``fit`` does, but no single vector.
 
     Rows, other columns of floats and the scorer are brought to one device, that of the rows; inside
     autocast they keep their types.
@@ -275,7 +275,7 @@ def _of_arrays(score: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _placed(scorer: Scorer, device: torch.device) -> Scorer:
-    """Return a scorer with its tensors on a device: itself, or a copy that it keeps."""
+    """Return a scorer with its tensors on a device: itself, or its cached copy."""
     if scorer.devices <= {device}:
         return scorer
     if device not in scorer.copies:
@@ -284,7 +284,7 @@ def _placed(scorer: Scorer, device: torch.device) -> Scorer:
 
 
 def _as_column(owner: str, values: Any, name: str) -> Any:
-    """Return an array, a frame or a list as a tensor, rows of many sites one by one."""
+    """Return an array, a frame or a list as a tensor; for many sites, one tensor each."""
     several = is_tuple(values) or is_list(values)
     if several and values and all(getattr(v, "ndim", 0) > 1 for v in values):
         return type(values)(_as_column(owner, rows, name) for rows in values)
@@ -300,7 +300,7 @@ def infinite_where_nonfinite(
     *columns: Float[Tensor, "row _"],
     logits: Float[Tensor, "row _"] | None = None,
 ) -> Float[Tensor, "row"]:
-    """Return the scores with ``+inf`` for every row that is not finite in a column.
+    """Return the scores, with ``+inf`` for rows that are not finite in a column.
 
     Masked logits hold the lowest number of their type, and logits are never squared: only a NaN or
     infinity counts in them. A finite row whose score overflows to NaN gets ``+inf`` too.

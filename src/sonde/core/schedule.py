@@ -1,4 +1,4 @@
-"""How the weight of a loss moves over the steps of a training run."""
+"""Schedules of a loss's weight over a training run."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,14 +16,14 @@ class Schedule(ABC):
         """Return the weight at a step, counted from 0."""
 
     def is_over(self, step: int) -> bool:
-        """Return whether the weight is 0 from this step on, so that nothing need be read."""
+        """Return whether the weight is 0 from this step on, so that the site need not be read."""
         return False
 
 
 @final
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The same weight at every step.
+    """A constant weight.
 
     Parameters
     ----------
@@ -67,21 +67,21 @@ class Ramp(Schedule):
         check_ranges(self, steps=">= 1", shape=("linear", "cosine"))
 
     def weight(self, step: int) -> float:
-        """Return the weight on the way from ``start`` to ``end``."""
+        """Return the weight, interpolated from ``start`` to ``end``."""
         share = min(step / self.steps, 1.0)
         if self.shape == "cosine":
             share = (1.0 - math.cos(math.pi * share)) / 2.0
         return self.start + share * (self.end - self.start)
 
     def is_over(self, step: int) -> bool:
-        """Return whether the end is reached and is 0."""
+        """Return whether the end is reached and the final weight is 0."""
         return self.end == 0.0 and step >= self.steps
 
 
 @final
 @dataclass(frozen=True)
 class StopAt(Schedule):
-    """A weight that is 0 from a step on.
+    """A weight that becomes 0 at a step.
 
     Parameters
     ----------
@@ -94,18 +94,18 @@ class StopAt(Schedule):
     step: int
 
     def weight(self, step: int) -> float:
-        """Return the weight, or 0 from the first step without the loss on."""
+        """Return the weight, or 0 from the stop step on."""
         return self.value if step < self.step else 0.0
 
     def is_over(self, step: int) -> bool:
-        """Return whether the first step without the loss is reached."""
+        """Return whether the stop step is reached."""
         return step >= self.step
 
 
 @final
 @dataclass(frozen=True)
 class StopWhen(Schedule):
-    """A weight that is 0 for good once a monitored figure stayed below a threshold.
+    """A weight that becomes 0 for good after a monitored value stayed below a threshold.
 
     Give it the figure by ``tell``, as often as it is measured: the cosine of the gradients of task
     and loss, say, which falls below 0 when the loss has done its part.
@@ -135,14 +135,14 @@ class StopWhen(Schedule):
         check_ranges(self, patience=">= 1")
 
     def tell(self, figure: float) -> None:
-        """Take the next figure; once the loss is over, nothing brings it back."""
+        """Record the next value; once the loss is over, it stays over."""
         if not self.is_over(0):
             self._below[0] = self._below[0] + 1 if figure < self.threshold else 0
 
     def weight(self, step: int) -> float:
-        """Return the weight, 0 once it is over."""
+        """Return the weight, or 0 after the loss is over."""
         return 0.0 if self.is_over(step) else self.value
 
     def is_over(self, step: int) -> bool:
-        """Return whether the figure stayed below the threshold."""
+        """Return whether the value stayed below the threshold for long enough."""
         return self._below[0] >= self.patience

@@ -1,4 +1,4 @@
-"""Shifts: instruments that compare two data sets from their fitted states, without their rows.
+"""Shifts: instruments that compare two data sets by their fitted states, without rows.
 
 A shift is an instrument: it names the statistics that it reads, and is fitted, merged, sharded and
 saved like any other. Its result is one side of a comparison.
@@ -19,7 +19,7 @@ from sonde.core.state import State, digest, map_tensors
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Result):
-    """Distance between two data sets: an effect size ``value``, which is ``null`` without change.
+    """Distance between two data sets; ``value`` is an effect size, and ``null`` is no change.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class Comparison(Result):
     direction: Direction = "higher"
 
     def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
-        """Return the numbers in one row, with statistic and p-value."""
+        """Return a one-row table with statistic and p-value."""
         table = super().table()  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
         for name in ("statistic", "p"):
             column: list[float] = [getattr(self, name)] * int(table.num_rows)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
@@ -49,7 +49,7 @@ class Comparison(Result):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Side(Result):
-    """Statistics that a shift keeps of one data set; ``value`` counts the rows.
+    """Statistics of one data set, kept for a comparison; ``value`` is the number of rows.
 
     Parameters
     ----------
@@ -71,11 +71,11 @@ class Side(Result):
 
     @property
     def independent(self) -> int:
-        """Number of independent rows: the number of groups, if there are fewer groups than rows."""
+        """Number of independent rows: the smaller of the numbers of rows and of groups."""
         return min(self.n, self.groups) if self.groups else self.n
 
     def compare(self, other: "Side") -> Comparison:
-        """Return how far the other side lies from this one, which is the reference.
+        """Return the distance of the other side from this side, the reference.
 
         Raises
         ------
@@ -99,7 +99,7 @@ class Side(Result):
 
 
 class Shift(Instrument):
-    """An instrument that compares two data sets: its result is a ``Side``.
+    """An instrument that compares two data sets; its result is a ``Side``.
 
     Subclasses say what they read and how two sides compare. The first side is the reference; under
     no change ``p`` is uniform, or larger. A parameter that is found from the data is fixed by
@@ -112,11 +112,11 @@ class Shift(Instrument):
 
     @abstractmethod
     def compare(self, first: Side, second: Side) -> Comparison:
-        """Return how far the second side lies from the first. Called by ``Side.compare``."""
+        """Return the distance of the second side from the first. Called by ``Side.compare``."""
 
     @final
     def result(self, *_: Any, **states: Any) -> Side:
-        """Keep the states."""
+        """Return the states as a ``Side``."""
         return Side(
             value=float(next(iter(states.values())).n),
             n=next(iter(states.values())).n,
@@ -138,7 +138,7 @@ class Shift(Instrument):
     def between(
         self, x: Any, y: Any, *, group: Any = None, group2: Any = None, seed: int = 0
     ) -> Comparison:
-        """Return how far plain rows ``y`` lie from plain rows ``x``.
+        """Return the distance of plain rows ``y`` from plain rows ``x``.
 
         Parameters
         ----------

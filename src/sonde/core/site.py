@@ -1,4 +1,4 @@
-"""Addresses: which tensor of a model (``Site``) and how it becomes rows (``Reducer``)."""
+"""Addresses of tensors in a model (``Site``) and their reduction to rows (``Reducer``)."""
 
 import re
 from dataclasses import dataclass, field
@@ -65,7 +65,7 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> "Site":
-        """Return the site that ``text`` names.
+        """Return the site from its text.
 
         Raises
         ------
@@ -161,7 +161,7 @@ class Reducer:
 
     @classmethod
     def parse(cls, text: str) -> "Reducer":
-        """Return the reducer that ``str`` wrote.
+        """Return the reducer from its text.
 
         Raises
         ------
@@ -181,7 +181,7 @@ class Reducer:
 
     @property
     def one_row(self) -> bool:
-        """True if every example becomes exactly one row."""
+        """True if every example gives exactly one row."""
         return self.name in self.POOLED
 
     def __str__(self) -> str:
@@ -191,7 +191,7 @@ class Reducer:
 
 
 def row_key(site: Site | str, reducer: Reducer | str | None = None) -> str:
-    """Return the name of one kind of rows: the site, or ``site|reducer`` for a further reducer.
+    """Return the key of a kind of rows: the site, or ``site|reducer`` for further reducers.
 
     Examples
     --------

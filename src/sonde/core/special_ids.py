@@ -1,10 +1,10 @@
-"""Which token ids a tokenizer declares special."""
+"""Special token ids of a tokenizer."""
 
 from typing import Any
 
 
 def special_ids(processor: Any) -> frozenset[int]:
-    """Return the ids that are left out of ``mean`` and ``tokens``; none without a tokenizer.
+    """Return the ids that ``mean`` and ``tokens`` leave out; none without a tokenizer.
 
     An unknown token with an id of its own stands for text and is not special.
     """
@@ -19,6 +19,6 @@ def special_ids(processor: Any) -> frozenset[int]:
 
 
 def placeholder_ids(processor: Any) -> frozenset[int]:
-    """Return the ids of tokens in whose place a model puts patches of images or videos."""
+    """Return the ids of placeholder tokens, which a model replaces by image or video patches."""
     found = (getattr(processor, f"{what}_token_id", None) for what in ("image", "video"))
     return frozenset(i for i in found if isinstance(i, int))

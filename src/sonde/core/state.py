@@ -21,7 +21,7 @@ FINITE = {
 
 @dataclass(frozen=True)
 class State:
-    """Base class of what a statistic holds.
+    """Base class of the states of statistics.
 
     Fields are ``Tensor | int | float | str | bytes | None | State`` or tuples of these. A state has
     no size that grows with the number of rows, and is never changed in place.
@@ -60,7 +60,7 @@ def leaves(value: Any) -> Iterator[Tensor]:
 
 
 def size_bytes(value: Any) -> int:
-    """Return the bytes that the tensors of a state, of a result, or of a tuple of these take.
+    """Return the bytes of all tensors in a state, a result, or a tuple of these.
 
     Examples
     --------
@@ -71,7 +71,7 @@ def size_bytes(value: Any) -> int:
 
 
 def nonfinite_field(value: Any, name: str = "") -> str | None:
-    """Return the first field of ``FINITE`` in a state that is not finite, or None."""
+    """Return the first field of ``FINITE`` that is not finite, or None."""
     if isinstance(value, Tensor):
         wrong = name.rpartition(".")[2] in FINITE and not bool(torch.isfinite(value).all())
         return name if wrong else None
@@ -84,7 +84,7 @@ def nonfinite_field(value: Any, name: str = "") -> str | None:
 
 
 def require_finite(states: Mapping[str, State | None]) -> None:
-    """Raise if a field of ``FINITE`` holds NaN or infinity: the state could not be read again.
+    """Raise if a field of ``FINITE`` holds NaN or infinity, since such a file cannot be read.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def require_finite(states: Mapping[str, State | None]) -> None:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Return whether two states hold the same bits (NaN equals NaN)."""
+    """Return whether two states are equal bit by bit (NaN equals NaN)."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and _bits(a) == _bits(b)
     if is_tuple(a) and is_tuple(b):
@@ -117,7 +117,7 @@ def _bits(x: Tensor) -> bytes:
 
 
 def canonical(value: Any) -> Any:
-    """Return parameters as JSON: tensors by a hash of their bytes, others by class and fields.
+    """Return parameters as JSON: tensors as hashes of their bytes, others by class and fields.
 
     A parameter that was added ``LATER`` is left out at its default, so that older files keep their
     identity.
@@ -146,7 +146,7 @@ def canonical(value: Any) -> Any:
 
 
 def class_name(cls: type) -> str:
-    """Return how a class is named in digests: bare for sonde's own, else with its module."""
+    """Return a class's name in digests, with its module unless the class is from sonde."""
     return (
         cls.__name__
         if cls.__module__.startswith("sonde.")
@@ -155,13 +155,13 @@ def class_name(cls: type) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """Return the one JSON text of a value: sorted keys, no blanks, ASCII, NaN refused."""
+    """Return the canonical JSON of a value: sorted keys, no blanks, ASCII, no NaN."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
 
 
 def digest(value: Any) -> str:
-    """Return the identity of a frozen dataclass with parameters: 32 hexadecimal digits."""
+    """Return the identity of a frozen dataclass: 32 hexadecimal digits from its parameters."""
     text = canonical_json(canonical(value))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

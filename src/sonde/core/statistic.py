@@ -59,27 +59,27 @@ class Statistic(ABC, Generic[StateT]):
     in_any_order: ClassVar[bool] = False
 
     def needs(self) -> tuple[str, ...]:
-        """Return the columns that ``observe`` takes, in its order."""
+        """Return the columns that ``observe`` takes, in order."""
         return parameter_names(type(self).observe)
 
     @abstractmethod
     def observe(self, *columns: Any, **_: Any) -> StateT:
-        """Return the state of these rows. Called positionally, never with 0 rows."""
+        """Return the state of these rows. Called with positional arguments and at least one row."""
 
     @abstractmethod
     def merge(self, a: StateT, b: StateT) -> StateT:
-        """Return the state of both sets of rows together, without changing either."""
+        """Return the state of both sets of rows, without changing either state."""
 
     def update(self, state: StateT, *columns: Any, **_: Any) -> StateT:
-        """Return ``state`` after these rows. Override it if a faster way than a merge exists."""
+        """Return ``state`` updated with these rows. Override it for speed."""
         return self.merge(state, self.observe(*columns))
 
     def merge_all(self, states: Sequence[StateT]) -> StateT:
-        """Return the merge of at least one state. Override it if a faster way exists."""
+        """Return the merge of at least one state. Override it for speed."""
         return reduce(self.merge, states)
 
     def absorbs(self, *states: StateT) -> bool:
-        """Return whether these states, merged, are as large as a state of this kind can become.
+        """Return whether the merged states have reached the largest size of a state.
 
         Asked only if ``in_any_order``. If True, the states are merged at once and the next rows
         update the merged state; else the states of several units are kept and merged later.
@@ -89,7 +89,7 @@ class Statistic(ABC, Generic[StateT]):
     def influence(
         self, state: StateT, gradient: StateT, *columns: Any, **_: Any
     ) -> Float[Tensor, "row"] | None:
-        """Return the first-order effect of one more row on a value with this gradient.
+        """Return the first-order effect of a further row on a value with this gradient.
 
         ``None`` where the statistic has no such formula. The effect of a row is the derivative of
         ``value(merge(state, eps * observe(row)))`` in ``eps`` at 0.
@@ -97,7 +97,7 @@ class Statistic(ABC, Generic[StateT]):
         return None
 
     def size_bytes(self, *dims: int) -> int:
-        """Return the bytes that a full state takes at rows of these widths.
+        """Return the largest size of a state in bytes, for rows of these widths.
 
         By default this is measured on the state of eight made-up rows; for wide rows a parabola
         through three narrow widths is extrapolated. A statistic whose state grows with the rows up
@@ -115,23 +115,23 @@ class Statistic(ABC, Generic[StateT]):
 
     @property
     def holds_rows(self) -> bool:
-        """True if a state grows with the rows up to a limit, given by its own ``size_bytes``."""
+        """True if a state stores rows up to a limit, which its ``size_bytes`` includes."""
         default: object = Statistic[Any].size_bytes
         return type(self).size_bytes is not default and self.merging != "none"
 
     def made_up_bytes(self, n: int, *dims: int) -> int:
-        """Return the bytes of the state of ``n`` made-up rows of these widths."""
+        """Return the bytes of a state of ``n`` artificial rows of these widths."""
         return size_bytes(
             self.observe(*(declared(name).made_up(n, *dims) for name in self.needs()))
         )
 
     def bound(self, state: StateT) -> float:
-        """Return the number that bounds how far the state may be from one pass over all rows."""
+        """Return a bound on the state's difference from a single pass over all rows."""
         raise NotImplementedError(f"{type(self).__name__}.bound: only for merging = 'bounded'.")
 
 
 class Learner(Statistic[StateT]):
-    """A statistic that is trained by steps over units in plan order, and therefore cannot merge.
+    """A statistic that is trained step by step in plan order, and therefore cannot merge.
 
     The runner walks over the rows ``n_passes`` times at most: a first walk may learn the scale of
     the rows and further ones train. The state keeps the purpose of the walk.
@@ -145,14 +145,14 @@ class Learner(Statistic[StateT]):
 
     @abstractmethod
     def start(self, dim: int) -> StateT:
-        """Return the seeded state before the first row."""
+        """Return the seeded initial state."""
 
     @abstractmethod
     def update(self, state: StateT, *columns: Any, **_: Any) -> StateT:
         """Return the state after training on these rows."""
 
     def n_passes(self) -> int:
-        """Return how often the rows are walked over at most."""
+        """Return the maximal number of passes over the rows."""
         return 1
 
     def close_pass(self, state: StateT) -> StateT:
@@ -160,21 +160,21 @@ class Learner(Statistic[StateT]):
         return state
 
     def is_trained(self, state: StateT) -> bool:
-        """Return whether no further pass is wanted; asked after each one."""
+        """Return whether training is finished; called after each pass."""
         return False
 
     def size_bytes(self, *dims: int) -> int:
-        """Return the bytes of the state before the first row."""
+        """Return the bytes of the initial state."""
         return size_bytes(self.start(dims[0]))
 
     def observe(self, *columns: Any, **_: Any) -> StateT:
-        """Raise: a learner has no state of a single batch."""
+        """Raise, because a learner has no state of a single batch."""
         raise StateError(
             f"{type(self).__name__}: a learner is updated in plan order, not observed."
         )
 
     def merge(self, a: StateT, b: StateT) -> StateT:
-        """Raise: two trained states cannot be added."""
+        """Raise, because two trained states cannot be merged."""
         raise StateError(
             f"{type(self).__name__}.merge: a trained state cannot be merged (merging = 'none'). "
             "Fit it in one run over all data."

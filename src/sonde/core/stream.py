@@ -30,21 +30,21 @@ class Stream(OneLine, ABC):
     @property
     @abstractmethod
     def schema(self) -> tuple[SiteSchema, ...]:
-        """The kinds of rows that batches carry, in order of execution."""
+        """The kinds of rows in batches, in order of execution."""
 
     @property
     @abstractmethod
     def group_keys(self) -> Sequence[bytes]:
-        """The group key of every example in the planned order (its own key without groups)."""
+        """The group key of every example in the planned order; without groups, its own key."""
 
     @property
     @abstractmethod
     def grouped(self) -> bool:
-        """True if a group column was given, or examples are in pairs or were cut into chunks."""
+        """True if a group column was given, or examples are pairs or chunks."""
 
     @property
     def examples_of_rows(self) -> Sequence[Hashable] | None:
-        """The example of each entry, if rows of one example may lie apart; else None.
+        """The example of each entry, if the rows of an example may be separated; else None.
 
         Entries are then single rows, as in plain arrays.
         """
@@ -57,7 +57,7 @@ class Stream(OneLine, ABC):
 
     @property
     def own_labels(self) -> bool:
-        """True if class numbers are known to be the model's own."""
+        """True if the data's class numbers are known to be the model's class numbers."""
         return False
 
     @abstractmethod
@@ -69,25 +69,25 @@ class Stream(OneLine, ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Return the JSON that names model, data and reading, for plans and headers."""
+        """Return JSON that identifies model, data and reading, for plans and headers."""
 
     @property
     def source_rows(self) -> np.ndarray | None:
-        """Index of the data item that each example is, or is a piece of; None if unknown."""
+        """Index of each example's data item; None if unknown."""
         return None
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """Sites that reading every site by default left out, each with the reason."""
+        """Sites that are not read by default, each with the reason."""
         return ()
 
     @property
     def clearance(self) -> tuple[str, ...]:
-        """Access labels of the reader: a state may score here if its labels are among them."""
+        """Access labels of the reader: only states whose labels are among them may be used."""
         return ()
 
     def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
-        """Return where units begin, and the end; rows on disk keep the units of their files."""
+        """Return the starts of the units, and the end; stores keep the units of their files."""
         return unit_bounds(self.group_keys, unit_size)
 
     def __len__(self) -> int:
@@ -109,7 +109,7 @@ class Stream(OneLine, ABC):
             yield from self.batches(start, stop)
 
     def first_batch(self) -> Batch:
-        """Return a batch of two examples, as some normalisations refuse a single one.
+        """Return a batch of two examples, since some normalisation layers reject a single one.
 
         The batch has one example if the data have only one.
 

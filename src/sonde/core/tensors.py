@@ -58,7 +58,7 @@ def as_tensor(
 
 
 def on_device(values: Any, device: torch.device) -> Any:
-    """Return a column, or a tuple of columns of several sites, on the device of its rows.
+    """Return a column, or columns of several sites, on the device of the rows.
 
     Only floats move: columns of integers (ids, groups, positions) are used on the CPU.
 
@@ -75,7 +75,7 @@ def on_device(values: Any, device: torch.device) -> Any:
 
 
 def device_of(values: Any) -> torch.device | None:
-    """Return the device of the first tensor of a column, or None if the column holds no tensor."""
+    """Return the device of the first tensor of a column, or None without a tensor."""
     if is_tuple(values) or is_list(values):
         return next((found for value in values if (found := device_of(value))), None)
     return values.device if isinstance(values, Tensor) else None

@@ -1,4 +1,4 @@
-"""Padding masks under the names that models give them, converted to a mask of real tokens.
+"""Padding masks, found by their argument names and converted to masks of real tokens.
 
 ``attention_mask`` is 1 at real tokens; torch's ``key_padding_mask`` is true at padding, or minus
 infinity where it is added to scores. For other names such as ``mask`` there is no convention: a
@@ -30,7 +30,7 @@ OF_DECODER = ("decoder_attention_mask", "tgt_key_padding_mask")
 def find_mask(
     named: Mapping[str, Any], of_tokens: Callable[[str, Tensor], bool] | None = None
 ) -> tuple[str, Tensor] | None:
-    """Return name and value of the mask of (example, token) among a model's arguments, or None.
+    """Return the name and value of the padding mask among a model's arguments, or None.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def find_mask(
 
 
 def real_tokens(name: str, mask: Tensor, marks: bool | None = None) -> Bool[Tensor, "example pos"]:
-    """Return which tokens are real; ``marks`` is the answer of ``marks_real`` for all examples.
+    """Return a mask of real tokens; ``marks`` is the result of ``marks_real``.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def real_tokens(name: str, mask: Tensor, marks: bool | None = None) -> Bool[Tens
 
 
 def marks_real(name: str, masks: Iterable[Tensor]) -> bool:
-    """Return whether the masks of examples differ from zero at real tokens, and not at padding.
+    """Return whether real tokens have non-zero mask values, and padding has zeros.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def marks_real(name: str, masks: Iterable[Tensor]) -> bool:
 
 
 class MaskMeaning:
-    """Mask value that marks real tokens, decided on the first batch and kept for all others.
+    """Mask value of real tokens, inferred from the first batch and then kept.
 
     If the first batch decides nothing, true is taken to mark real tokens.
     """
@@ -109,7 +109,7 @@ class MaskMeaning:
         past: int = 0,
         n_fed: int | None = None,
     ) -> Bool[Tensor, "example pos"] | None:
-        """Return which tokens of a call are real; None if no mask says so.
+        """Return a mask of a call's real tokens; None without a mask argument.
 
         Parameters
         ----------
@@ -135,7 +135,7 @@ class MaskMeaning:
     def is_of_tokens(
         self, name: str, mask: Tensor, named: Mapping[str, Any], known: Collection[str] = ()
     ) -> bool:
-        """Return whether a square mask marks tokens, not which token sees which.
+        """Return whether a square mask marks padding and not attention between tokens.
 
         It does not if the call has another place for padding, or if no other argument has as many
         examples as tokens. The masks of earlier calls tell too. Otherwise its values tell: a causal
@@ -180,7 +180,7 @@ class MaskMeaning:
         return name in self._marks
 
     def real_tokens(self, name: str, mask: Tensor) -> Bool[Tensor, "example pos"]:
-        """Return which tokens are real.
+        """Return a mask of the real tokens.
 
         Raises
         ------
@@ -203,7 +203,7 @@ class MaskMeaning:
 
 
 def _possible(name: str, masks: Iterable[Tensor]) -> set[bool]:
-    """Return which values can mark a real token: True for "not zero", False for "zero"."""
+    """Return the possible marks of real tokens: True for "not zero", False for "zero"."""
     signs, sides = set[int](), (set[bool](), set[bool]())
     for mask in masks:
         if mask.is_floating_point() and mask.numel():
@@ -220,17 +220,17 @@ def _possible(name: str, masks: Iterable[Tensor]) -> set[bool]:
 
 
 def value_of_real(mask: Tensor, real: Tensor) -> float:
-    """Return the value that a mask has at real tokens, or 1 if no token is real."""
+    """Return the mask value of real tokens, or 1 if no token is real."""
     return float(mask[real][0]) if bool(real.any()) else 1.0
 
 
 def _has_rows(name: str, x: Any) -> bool:
-    """Return whether an argument may hold examples and tokens: no mask, at least two axes."""
+    """Return whether an argument may have example and token axes: no mask, two axes or more."""
     return isinstance(x, Tensor) and x.ndim >= 2 and "mask" not in name
 
 
 def sights(mask: Tensor) -> Bool[Tensor, "example query key"]:
-    """Return which tokens see which, by a mask of (example, query, key) or with heads before them.
+    """Return a boolean mask of visible keys, without a head axis.
 
     A mask that is added to scores is 0 where a token is seen, any other differs from 0 there.
     """
@@ -246,7 +246,7 @@ def sights(mask: Tensor) -> Bool[Tensor, "example query key"]:
 def real_of_pairs(
     seen: Bool[Tensor, "example query key"], past: int = 0, n_fed: int | None = None
 ) -> Bool[Tensor, "example pos"]:
-    """Return which tokens are real, those in a cache first, by which tokens see which.
+    """Return a mask of real tokens, cached ones first, from a mask of visible pairs.
 
     A token is real if a token sees it and, where it has a line of its own, if it sees itself. Lines
     that see everything, unlike the last one, are of padding that would see nothing otherwise.

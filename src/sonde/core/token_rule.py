@@ -1,4 +1,4 @@
-"""Rules by which the tokens inside a model become fewer: the base class and what a rule sees.
+"""Rules that reduce the tokens inside a model: the base class and its inputs.
 
 A rule is a frozen dataclass with ``reduce``; ``sonde.shortening(model, rule)`` runs a model whose
 blocks follow it. The rule never touches the model.
@@ -74,8 +74,8 @@ class TokenRule(ABC):
 
     @abstractmethod
     def acts(self, block: int, n_blocks: int) -> bool:
-        """Return whether tokens become fewer behind a block, counted from 0."""
+        """Return whether the rule reduces tokens after a block, counted from 0."""
 
     @abstractmethod
     def reduce(self, seen: InsideTokens) -> Reduction:
-        """Return what becomes of each token; entries at padding do not matter."""
+        """Return the assignment of each token; entries at padding are ignored."""

@@ -34,7 +34,7 @@ def gib(n_bytes: int) -> str:
 
 
 def significant(value: float, digits: int) -> str:
-    """Return a finite number as text with ``digits`` significant digits; whole numbers keep all.
+    """Return a finite number with ``digits`` significant digits; integers keep all digits.
 
     Examples
     --------
@@ -55,7 +55,7 @@ def _without_zeros(text: str) -> str:
 
 
 def told_apart_names(mine: str, theirs: str) -> tuple[str, str]:
-    """Return short names for two data sets: whole, or the last part of their paths.
+    """Return short, distinct names for two data sets: whole paths, or their last parts.
 
     The names are ``DATA`` and ``OTHER`` if neither form tells the data sets apart.
 
@@ -75,7 +75,7 @@ def told_apart_names(mine: str, theirs: str) -> tuple[str, str]:
 
 
 def install_extra(extra: str) -> str:
-    """Return the command that installs an extra; the distribution is not called as the package.
+    """Return the command that installs an extra of sonde's distribution.
 
     Examples
     --------
