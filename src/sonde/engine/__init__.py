@@ -1,4 +1,4 @@
-"""Rows to states to results, in memory: requests, passes, folding, joining and error bars."""
+"""In-memory computation from rows to states to results, with merging and error bars."""
 
 from sonde.engine.running import Running
 

@@ -1,4 +1,4 @@
-"""Checks the columns that plain arrays bring, and returns them as tensors of one length."""
+"""Checks of columns given as plain arrays, which become tensors of one length."""
 
 import warnings
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def matrix(x: Any, name: str) -> Tensor:
 
 
 def matrix_of_rows(x: Any, n: int, name: str) -> Tensor:
-    """Return a matrix with one line for each row."""
+    """Return a matrix after a check that it has one line for each row."""
     found = matrix(x, name)
     if len(found) != n:
         raise ShapeError(f"Stream.of: expected {plural(n, 'row')} of {name}, got {len(found)}.")
@@ -38,7 +38,7 @@ def matrix_of_rows(x: Any, n: int, name: str) -> Tensor:
 
 
 def sequence(values: Any, n: int, name: str) -> Sequence[Any]:
-    """Return the entries of a column, one for each row."""
+    """Return a column's entries after a check that there is one for each row."""
     array = isinstance(values, Tensor | np.ndarray)
     listed = cast("list[Any]", values.tolist() if array else list(values))  # pyright: ignore[reportUnknownMemberType]
     if len(listed) != n:
@@ -47,7 +47,7 @@ def sequence(values: Any, n: int, name: str) -> Sequence[Any]:
 
 
 def integers(values: Any, n: int, name: str) -> Tensor:
-    """Return a column of whole numbers, filled with its default if no values are given."""
+    """Return a column of integers, or its default values if no values are given."""
     if values is None:
         return torch.full((n,), COLUMNS[name].default, dtype=torch.int64)
     tensor = _numbers(values, n, name)
@@ -63,7 +63,7 @@ def integers(values: Any, n: int, name: str) -> Tensor:
 
 
 def labels(values: Any, n: int) -> Tensor:
-    """Return class numbers, and warn of two classes that are written as -1 and 1."""
+    """Return class numbers, and warn if two classes are written as -1 and 1."""
     label = integers(values, n, "label")
     if n and (least := int(label.min())) < -1:
         raise ShapeError(
@@ -83,7 +83,7 @@ def labels(values: Any, n: int) -> Tensor:
 
 
 def _numbers(values: Any, n: int, name: str) -> Tensor:
-    """Return a column as a tensor; a numeric array does not become a list on the way."""
+    """Return a column as a tensor, without converting numeric arrays to lists."""
     if isinstance(values, Tensor):
         return values
     if is_array(values) and values.dtype.kind in "iufb":
@@ -99,6 +99,6 @@ def _numbers(values: Any, n: int, name: str) -> Tensor:
 
 
 def entries(values: Any, n: int, name: str) -> Tensor:
-    """Return a declared column: a line for each row, or whole numbers."""
+    """Return a declared column: a line for each row, or integers."""
     column = COLUMNS[name]
     return integers(values, n, name) if column.shape == "row" else matrix_of_rows(values, n, name)

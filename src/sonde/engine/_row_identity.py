@@ -13,7 +13,7 @@ from sonde.engine._array_columns import sequence
 
 
 class RowIdentity:
-    """Keys and occurrences of array rows, hashed only when something asks for them."""
+    """Keys and occurrences of array rows, hashed on first use."""
 
     def __init__(
         self,
@@ -28,12 +28,12 @@ class RowIdentity:
 
     @property
     def given(self) -> tuple[bytes, ...] | None:
-        """The ids of rows, where they were given."""
+        """Ids of the rows, if they were given."""
         return self._ids
 
     @property
     def keys_given(self) -> tuple[bytes, ...] | None:
-        """The keys of rows, where they were given."""
+        """Keys of the rows, if they were given."""
         return self._keys
 
     @cached_property
@@ -43,7 +43,7 @@ class RowIdentity:
 
     @cached_property
     def contents(self) -> tuple[bytes, ...]:
-        """Keys that tell rows apart: the given keys, else row numbers, else hashes of all sites."""
+        """Keys that distinguish rows: given keys, else row numbers, else hashes of all sites."""
         if self._keys is not None:
             return self._keys
         if self._numbered:
@@ -69,12 +69,12 @@ class RowIdentity:
 
     @cached_property
     def occurrence(self) -> Tensor:
-        """Number the rows that have the same content key and position: 0, 1, ... in order."""
+        """Return the counts 0, 1, ... of rows with equal key and position, in order."""
         return occurrences(list(zip(self.keys, self._positions.numpy().tolist(), strict=True)))
 
 
 class LazySlice(Sequence[Any]):
-    """A slice of a sequence that is made on first use."""
+    """A slice of a sequence that is computed on first use."""
 
     def __init__(self, make: Callable[[], Any], start: int, stop: int) -> None:
         self._make, self._start, self._stop = make, start, stop
@@ -94,7 +94,7 @@ class LazySlice(Sequence[Any]):
 
 
 def row_keys(x: Tensor) -> tuple[bytes, ...]:
-    """Return the content key of each row: the bytes that ``tensor_key`` returns for the row."""
+    """Return the content key of each row, equal to the ``tensor_key`` of the row."""
     x = x.detach().cpu().contiguous()
     head = f"{str(x.dtype).removeprefix('torch.')}|{tuple(x.shape[1:])}|".encode()
     begun = blake2b(head, digest_size=16)
@@ -110,7 +110,7 @@ def _digest(begun: Any, content: memoryview) -> bytes:
 
 
 def occurrences(keys: Sequence[Hashable]) -> Tensor:
-    """Return 0, 1, ... for equal keys, in order."""
+    """Return the counts 0, 1, ... of equal keys, in order."""
     seen: Counter[Hashable] = Counter()
     out = torch.zeros(len(keys), dtype=torch.int64)
     if len(set(keys)) == len(keys):
@@ -124,7 +124,7 @@ def occurrences(keys: Sequence[Hashable]) -> Tensor:
 def identity_of(
     ids: Any, keys: Any, sites: dict[str, Tensor], positions: Tensor, numbered: bool = False
 ) -> RowIdentity:
-    """Return the identity of rows: ids, else keys, else numbers, or a hash of all their values."""
+    """Return the identity of rows: ids, else keys, else numbers, or a hash of their values."""
     first = next(iter(sites.values()))
     own = None if keys is None else tuple(text_bytes(k) for k in sequence(keys, len(first), "keys"))
     texts = None if ids is None else tuple(map(text_bytes, sequence(ids, len(first), "ids")))
@@ -137,7 +137,7 @@ def text_bytes(value: Any) -> bytes:
 
 
 def text_hashes(values: Sequence[Any]) -> Tensor:
-    """Return a whole number for each name, equal ones for equal names."""
+    """Return an integer for each name, equal for equal names."""
     words = [blake2b(text_bytes(v), digest_size=8).digest() for v in values]
     return torch.tensor(
         [int.from_bytes(w, "little", signed=True) for w in words], dtype=torch.int64
@@ -145,7 +145,7 @@ def text_hashes(values: Sequence[Any]) -> Tensor:
 
 
 def joined_hash(texts: Sequence[bytes]) -> str:
-    """Return one hash of texts, each with its length."""
+    """Return one hash of texts, including their lengths."""
     found = blake2b(digest_size=16)
     for text in texts:
         found.update(len(text).to_bytes(8, "little") + text)

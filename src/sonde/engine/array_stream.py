@@ -1,4 +1,4 @@
-"""Plain arrays as a stream: every row an example, named by ids, by its number or its content."""
+"""Plain arrays as a stream of examples, identified by ids, row numbers or content."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -59,7 +59,7 @@ class ArrayStream(Stream):
 
     @property
     def schema(self) -> tuple[SiteSchema, ...]:
-        """One kind of rows per array."""
+        """A kind of rows for each array."""
         return tuple(
             SiteSchema(
                 key,
@@ -129,7 +129,7 @@ class ArrayStream(Stream):
         )
 
     def identity(self) -> dict[str, Any]:
-        """Name arrays and columns by shape, type and a hash of their bytes; a head by its hash."""
+        """Return hashes that identify arrays, columns and head, with their shapes and dtypes."""
         columns = {
             "label": self.label,
             "position": self.positions,
@@ -152,7 +152,7 @@ class ArrayStream(Stream):
 def array_stream(
     x: Any, given: Columns, label: Any = None, seed: int = 0, numbered: bool = False
 ) -> ArrayStream:
-    """Return a stream of plain arrays; the arguments are those of ``Stream.of``.
+    """Return a stream of plain arrays; see ``Stream.of`` for the arguments.
 
     Rows without ids and keys are known by their number if ``numbered``, else by their content.
     Numbered rows that copy another row form a group with it, and lie beside it in the stream.
@@ -193,7 +193,7 @@ def array_stream(
 
 
 def _beside_copies(stream: ArrayStream, first: Tensor) -> ArrayStream:
-    """Return the rows in the order of their first copies, whose numbers name the groups."""
+    """Return the rows sorted by their first copy, and grouped by it."""
     order = first.argsort(stable=True)
 
     def moved(x: Any) -> Any:
@@ -214,7 +214,7 @@ def _beside_copies(stream: ArrayStream, first: Tensor) -> ArrayStream:
 
 
 def _head(given: Any) -> Head | None:
-    """Return weight and bias, from a linear layer, a pair of arrays, or a weight alone."""
+    """Return weight and bias of a head: a linear layer, a pair of arrays, or a weight."""
     if given is None:
         return None
     if isinstance(given, torch.nn.Linear):
@@ -232,7 +232,7 @@ def _head(given: Any) -> Head | None:
 
 
 def _gradients(grad: Any, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the gradients of each site that has gradients; an array belongs to the first site."""
+    """Return the gradients by site; a single array belongs to the first site."""
     given = grad if is_mapping(grad) else ({} if grad is None else {next(iter(sites)): grad})
     if unknown := [str(k) for k in given if str(k) not in sites]:
         raise ShapeError(f"Stream.of: expected gradients of {', '.join(sites)}, got {unknown}.")
@@ -244,7 +244,7 @@ def _groups(group: Any, n: int) -> tuple[bytes, ...] | None:
 
 
 def _pairs_as_groups(pair: Any, side: Tensor | None, who: RowIdentity) -> tuple[bytes, ...] | None:
-    """Return the pair of each row that has a side, and the key of every other row."""
+    """Return each row's pair as its group, or the row's key if it has no side."""
     if pair is None or side is None:
         return None
     pairs = map(text_bytes, sequence(pair, len(side), "pair"))
@@ -253,7 +253,7 @@ def _pairs_as_groups(pair: Any, side: Tensor | None, who: RowIdentity) -> tuple[
 
 
 def _array_site(name: str, order: int) -> Site:
-    """Return the site of an array; a name with a colon is the text of a site."""
+    """Return the site of an array; a name with a colon is parsed as a site."""
     return replace(Site.parse(name), order=order) if ":" in name else Site(name, order=order)
 
 

@@ -1,4 +1,4 @@
-"""Gives two data sets the same number for each class name."""
+"""Renumbers the classes of two data sets so that equal names have equal numbers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +16,7 @@ Names = tuple[str, ...]
 
 
 def joined_names(a: Sequence[str], b: Sequence[str]) -> Names | None:
-    """Return the class names of both data sets, or None if numbers and names contradict.
+    """Return the class names of both data sets, or None if names and numbers conflict.
 
     A class that is named by its own number, such as ``"2"`` at number 2, has no name: it agrees
     with any name there that is not a number.
@@ -60,7 +60,7 @@ def _numbers(names: Sequence[str]) -> dict[str, int]:
 
 
 def _stands_for(number: int, mine: str, its: str) -> bool:
-    """Return whether one of two names is only the number, and the other a real name."""
+    """Return whether one of two names is just the class number, and the other a real name."""
     return str(number) in (mine, its) and not (_is_number(mine) and _is_number(its))
 
 
@@ -69,7 +69,7 @@ def _is_number(name: str) -> bool:
 
 
 def with_classes(stream: Stream, names: Sequence[str]) -> Stream:
-    """Return a stream whose class numbers are those of ``names``; further names follow them.
+    """Return a stream with the class numbers of ``names``; its other names follow them.
 
     Parameters
     ----------
@@ -85,14 +85,14 @@ def with_classes(stream: Stream, names: Sequence[str]) -> Stream:
 def renumbered(
     label: Int[Tensor, "example"], own: Sequence[str], names: Sequence[str]
 ) -> Int[Tensor, "example"]:
-    """Return class numbers of ``own`` names as ``with_classes`` numbers them."""
+    """Return class numbers of ``own`` names, numbered as by ``with_classes``."""
     if not names or joined_names(names, own) is not None:
         return label
     return _numbering(names, own)[1][label]
 
 
 def _numbering(names: Sequence[str], own: Sequence[str]) -> tuple[Names, Int[Tensor, "class"]]:
-    """Return all names, and the new number of each of ``own``; the last entry is -1, for none."""
+    """Return all names, and the new number of each own class, with -1 for no class at the end."""
     every = (*names, *(name for name in dict.fromkeys(own) if name not in names))
     return every, torch.tensor([*map(every.index, own), -1])
 
@@ -119,9 +119,9 @@ class RenumberedStream(DerivedStream):
 
     @property
     def own_labels(self) -> bool:
-        """False: the class numbers are those of another stream."""
+        """False: the class numbers were taken from another stream."""
         return False
 
     def changed(self, batch: Batch) -> Batch:
-        """Return a batch with the numbers of ``names``."""
+        """Return a batch with the class numbers of ``names``."""
         return replace(batch, label=self._number[batch.label])

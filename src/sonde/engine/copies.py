@@ -1,4 +1,4 @@
-"""Detect rows of plain arrays that copy another row, except rows equal by chance."""
+"""Detect duplicate rows of plain arrays, except for rows that are equal by chance."""
 
 import math
 
@@ -18,7 +18,7 @@ FEW_UNITS, SOME_UNITS, SOME_ROWS = 32, 64, 4096
 
 
 def copied_rows(sites: list[Float[Tensor, "row _dim"]]) -> Int[Tensor, "row"] | None:
-    """Return, for each row, the number of the first row that is equal at all sites, or None.
+    """Return, for each row, the index of the first equal row; None without duplicates.
 
     None if no two rows are equal, or if rows are equal by chance: rows of symbols, of counts, and
     of few units that often are 0. Rows are measured if some unit takes ten values or more, for a
@@ -46,7 +46,7 @@ def copied_rows(sites: list[Float[Tensor, "row _dim"]]) -> Int[Tensor, "row"] | 
 
 
 def n_copies(first: Int[Tensor, "row"] | None) -> int:
-    """Return how many rows copy another, from the answer of ``copied_rows``.
+    """Return the number of duplicate rows, from the result of ``copied_rows``.
 
     Examples
     --------
@@ -57,7 +57,7 @@ def n_copies(first: Int[Tensor, "row"] | None) -> int:
 
 
 def _sketch(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-    """Return a number for each row that is equal for equal rows; few operations, each rounded."""
+    """Return a cheap hash of each row, equal for equal rows."""
     found = torch.zeros(len(x), dtype=torch.float64)
     for i, j in enumerate(torch.arange(0, x.shape[1], max(1, x.shape[1] // FEW_UNITS)).tolist()):
         found += x[:, j].double() * math.sqrt(i + 2)
@@ -65,18 +65,18 @@ def _sketch(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
 
 
 def _repeats(values: Float[Tensor, "row"]) -> bool:
-    """Return whether some value occurs more than once; NaN is unlike every value."""
+    """Return whether a value occurs more than once; NaN is unequal to every value."""
     ordered = values.sort().values
     return bool((ordered[1:] == ordered[:-1]).any())
 
 
 def _some_units(dim: int) -> Int[Tensor, "unit"]:
-    """Return the numbers of all units, or of ``SOME_UNITS`` of them."""
+    """Return the indices of all units, or of ``SOME_UNITS`` units."""
     return torch.arange(0, dim, max(1, dim // SOME_UNITS))
 
 
 def _is_measured(rows: Float[Tensor, "row dim"], n_distinct: int) -> bool:
-    """Return whether distinct rows have fine values and are not expected to be equal by chance."""
+    """Return whether distinct rows look measured, so that few are equal by chance."""
     n, log_chance, is_fine = len(rows), 0.0, False
     for values in rows.T:
         distinct, count = torch.unique(values, return_counts=True)
@@ -89,7 +89,7 @@ def _is_measured(rows: Float[Tensor, "row dim"], n_distinct: int) -> bool:
 
 
 def _on_grid(distinct: Float[Tensor, "value"]) -> bool:
-    """Return whether the values are multiples of the smallest gap between two of them."""
+    """Return whether the values are multiples of the smallest difference between two values."""
     gaps = distinct.diff()
     steps = (distinct - distinct[0]) / gaps.min()
     return bool(steps[-1] < GRID) and bool(((steps - steps.round()).abs() < 1e-3).all())

@@ -1,4 +1,4 @@
-"""``DerivedStream``: a stream that wraps another one and forwards what it does not change."""
+"""``DerivedStream``: a stream that wraps another and forwards unchanged parts."""
 
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from sonde.core.stream import Stream
 
 
 class DerivedStream(Stream):
-    """A stream with other batches, or other units, than the stream ``inner``.
+    """A stream whose batches, or units, differ from those of the stream ``inner``.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class DerivedStream(Stream):
 
     @property
     def examples_of_rows(self) -> Sequence[Hashable] | None:
-        """Index of the example of each entry; None if each entry is a whole example."""
+        """Index of each entry's example; None if each entry is a whole example."""
         return self.inner.examples_of_rows
 
     @property
@@ -48,7 +48,7 @@ class DerivedStream(Stream):
 
     @property
     def own_labels(self) -> bool:
-        """True if class numbers are known to be the model's own."""
+        """True if the data's class numbers are known to be the model's class numbers."""
         return self.inner.own_labels
 
     @property
@@ -58,7 +58,7 @@ class DerivedStream(Stream):
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """Sites that reading every site by default left out, each with the reason."""
+        """Sites that are not read by default, each with the reason."""
         return self.inner.left_out
 
     @property
@@ -67,11 +67,11 @@ class DerivedStream(Stream):
         return self.inner.clearance
 
     def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
-        """Return where units begin, and the end."""
+        """Return the starts of the units, and the end."""
         return self.inner.units(unit_size)
 
     def identity(self) -> dict[str, Any]:
-        """Return what the inner stream says of itself."""
+        """Return the identity of the inner stream."""
         return self.inner.identity()
 
     def first_batch(self) -> Batch:
@@ -84,12 +84,12 @@ class DerivedStream(Stream):
             yield self.changed(batch)
 
     def changed(self, batch: Batch) -> Batch:
-        """Return the batch that replaces one of the inner stream."""
+        """Return the batch that replaces a batch of the inner stream."""
         return batch
 
 
 def innermost(stream: Stream) -> Stream:
-    """Return the stream that a chain of derived streams wraps."""
+    """Return the original stream inside a chain of derived streams."""
     while isinstance(stream, DerivedStream):
         stream = stream.inner
     return stream

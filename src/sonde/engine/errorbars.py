@@ -1,4 +1,4 @@
-"""Standard errors from one fit: the influence function of a result on a sample of rows.
+"""Standard errors from a single fit, by the influence function on a sample of rows.
 
 One backward pass through ``result`` gives the derivative of the value with respect to every state;
 each statistic says what one more row does to its state. The spread of these effects over groups,
@@ -47,7 +47,7 @@ class SampleRows:
 
 @dataclass(frozen=True)
 class Term:
-    """One state that a result reads: its statistic, the sites, and its place in the arguments."""
+    """A state that a result reads: its statistic, its sites, and its argument name."""
 
     name: str
     index: int | None
@@ -61,7 +61,7 @@ def result_with_error(
     terms: list[Term],
     sample: SampleRows | None,
 ) -> Result:
-    """Return the instrument's result; add a standard error if it is missing and valid here.
+    """Return the instrument's result, with a standard error if it needs one.
 
     The error is that of a scalar ``value`` which is differentiable in the states, and needs an
     ``influence`` formula for each statistic. Otherwise ``se`` stays None and
@@ -71,14 +71,14 @@ def result_with_error(
 
 
 def left_out(result: Result) -> Result:
-    """Return the result with the flag ``nonfinite``: rows that are not finite were left out."""
+    """Return the result with the flag ``nonfinite``, because non-finite rows were left out."""
     if "nonfinite" in result.flags:
         return result
     return replace(result, flags=(*result.flags, "nonfinite"))
 
 
 def with_copies(result: R, n_copies: int, n: int) -> R:
-    """Return the result with the flag ``copies`` if rows copy others, and say how they count."""
+    """Return the result, with the flag ``copies`` and a convention if there are duplicates."""
     if n_copies == 0:
         return result
     told = f"{n_copies:,} of {n:,} rows are copies of another row: equal rows count as one group"
@@ -92,7 +92,7 @@ def results_with_error(
     terms: list[Term],
     sample: SampleRows | None,
 ) -> list[Result]:
-    """Return the results of instruments that read the same states, each with its error.
+    """Return the results of instruments that read equal states, each with its error.
 
     Values that a state caches, such as its eigenvalues, are computed once for all results.
     """
@@ -130,7 +130,7 @@ def _with_error(
 def _independent(
     instrument: Instrument, arguments: dict[str, Any], terms: list[Term], sample: SampleRows
 ) -> dict[str, float]:
-    """Return how many independent rows the rows in groups are worth, for a ``result`` that asks.
+    """Return the effective numbers of independent rows that a ``result`` requests.
 
     ``independent`` is for covariances of both sides, ``independent_mean`` for means of the first,
     ``independent_squares`` for second moments of the first.
@@ -155,7 +155,7 @@ _COUNTS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, ...]]] = {
 
 
 def _sides(sample: SampleRows, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Return the rows of two sites, of a site and its classes, or of one site twice."""
+    """Return two sides: the rows of two sites, of a site and its classes, or of a site twice."""
     first = cast(Tensor, sample.columns[keys[0]]["x"])
     if len(keys) == 2:
         return first, cast(Tensor, sample.columns[keys[1]]["x"])
@@ -169,7 +169,7 @@ def group_error(
     n_groups: int,
     n_rows: int | None = None,
 ) -> float:
-    """Return the standard error of a value from each sampled row's first-order effect on it.
+    """Return a value's standard error, from the first-order effect of each sampled row.
 
     Without ``n_rows`` the sample holds whole groups. With ``n_rows`` its rows were drawn one by one
     from ``n_rows`` rows: squares, and products of rows of one group, are then divided by their
@@ -198,7 +198,7 @@ def group_error(
 
 
 def has_influence(statistic: Statistic[Any]) -> bool:
-    """Return whether a statistic has a formula for the effect of one more row."""
+    """Return whether a statistic has a formula for the effect of a further row."""
     return type(statistic).influence is not Statistic[Any].influence
 
 

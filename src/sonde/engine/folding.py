@@ -1,4 +1,4 @@
-"""Fits in memory: the states of units are merged in the fixed binary tree of the plan."""
+"""In-memory fits: the states of units are merged in the fixed binary tree of the plan."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ from sonde.engine.requests import Request, States, Task, requests, terms_of
 def fit_arrays(
     instrument: Instrument, x: Any, label: Any = None, seed: int = 0, **columns: Unpack[Columns]
 ) -> Result:
-    """Return the last result of an instrument fitted on plain arrays, with its standard error."""
+    """Return the last result of an instrument on plain arrays, with its standard error."""
     stream = array_stream(x, columns, label, seed, numbered=instrument.rows_numbered)
     if len(stream) == 0:
         raise InputError(f"{type(instrument).__name__}.fit: expected at least one row, got none.")
@@ -77,7 +77,7 @@ def _has_broken_rows(stream: Stream, keys: Sequence[str]) -> bool:
 
 
 def array_sample(stream: Stream, terms: Sequence[Term]) -> SampleRows | None:
-    """Return about ``SAMPLE`` rows of groups of smallest draw, or None without ``influence``."""
+    """Return about ``SAMPLE`` rows of randomly chosen groups, or None without ``influence``."""
     names = {n for t in terms for n in t.statistic.needs()} - {"y", "head"}
     if not all(has_influence(t.statistic) for t in terms):
         return None
@@ -107,7 +107,7 @@ def observe_stream(
     split: Split | None = None,
     unit_size: int = UNIT_SIZE,
 ) -> States:
-    """Return the states over a whole stream, folded unit by unit in memory.
+    """Return the states over a whole stream, merged unit by unit in memory.
 
     Learners take the units in order and always at the planned size; the states of all other
     statistics are merged in the plan's tree.
@@ -126,7 +126,7 @@ def observe_stream(
 
 
 def check_whole(stream: Stream, wanted: Mapping[str, Request], bounds: Sequence[int]) -> None:
-    """Raise if a unit cuts a group or an example that a statistic needs whole.
+    """Raise if a unit splits a group or an example that a statistic needs whole.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def check_whole(stream: Stream, wanted: Mapping[str, Request], bounds: Sequence[
 def _observe(
     stream: Stream, wanted: Mapping[str, Request], bounds: Sequence[int], split: Split | None
 ) -> States:
-    """Return the states over all units, merged in the plan's tree, or at the end in any order."""
+    """Return the states over all units, merged in the plan's tree if the order matters."""
     tree: list[tuple[int, States]] = []
     waiting: dict[str, list[Any]] = {i: [] for i, r in wanted.items() if r.statistic.in_any_order}
     full: States = {}
@@ -183,7 +183,7 @@ def _observe(
 def _learn(
     stream: Stream, chain: Mapping[str, Request], bounds: Sequence[int], split: Split | None
 ) -> States:
-    """Return the states of the learners, each after its own number of passes over the units."""
+    """Return the states of the learners, each after its own number of passes."""
     states: States = dict.fromkeys(chain)
     n_done = 0
     while active := still_learning(chain, states, n_done):
@@ -198,7 +198,7 @@ def _learn(
 def grow(
     wanted: Mapping[str, Request], tree: list[tuple[int, States]], leaf: tuple[int, States]
 ) -> list[tuple[int, States]]:
-    """Return the tree with one more range: equal neighbours merge, as in a binary counter."""
+    """Return the tree with a further range; ranges of equal size are merged."""
     tree = [*tree, leaf]
     while len(tree) > 1 and tree[-1][0] == tree[-2][0]:
         (level, left), (_, right) = tree[-2:]

@@ -1,4 +1,4 @@
-"""Joins small batches, so that the fixed cost of a call is paid once for many rows."""
+"""Joins small batches, so that a call's fixed cost is shared by many rows."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ WIDE = 256
 
 
 def joined_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the rows of ``batches`` in their order, in batches that are large enough.
+    """Yield the rows of ``batches`` in order, in sufficiently large batches.
 
     A batch is handed on when one of its kinds of rows would fill a row buffer. Batches that bring
     different columns are never joined.
@@ -46,7 +46,7 @@ def joined_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def rows_enough(dim: int) -> int:
-    """Return how many rows of width ``dim`` are gathered before statistics observe them."""
+    """Return the number of rows of width ``dim`` to buffer before statistics observe them."""
     return BUFFER_ROWS_WIDE if dim > WIDE else BUFFER_ROWS
 
 
@@ -62,7 +62,7 @@ def _columns(batch: Batch) -> tuple[Any, ...]:
 
 
 def join(batches: Sequence[Batch]) -> Batch:
-    """Return one batch with the rows of several that bring the same columns."""
+    """Return the concatenation of batches with equal columns."""
     if len(batches) == 1:
         return batches[0]
     first = batches[0]

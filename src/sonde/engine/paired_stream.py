@@ -1,4 +1,4 @@
-"""Several aligned runs as one stream, whose sites carry the name of their run."""
+"""Several aligned runs as one stream, with the run's name in each site."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -69,12 +69,12 @@ class PairedStream(DerivedStream):
 
     @property
     def inner(self) -> Stream:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The first run, which says what groups and labels there are."""
+        """The first run, which defines groups and labels."""
         return next(iter(self.sides.values()))
 
     @property
     def schema(self) -> tuple[SiteSchema, ...]:
-        """The kinds of rows of one run after the other."""
+        """The kinds of rows of all runs, run after run."""
         found = ((name, s) for name, stream in self.sides.items() for s in stream.schema)
         return tuple(
             replace(
@@ -87,11 +87,11 @@ class PairedStream(DerivedStream):
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """Sites that reading every site by default left out, of all runs."""
+        """Sites of all runs that are not read by default."""
         return tuple(left for stream in self.sides.values() for left in stream.left_out)
 
     def identity(self) -> dict[str, Any]:
-        """Return the JSON that names every run."""
+        """Return the JSON that identifies every run."""
         return {"paired": {name: stream.identity() for name, stream in self.sides.items()}}
 
     def first_batch(self) -> Batch:
@@ -99,7 +99,7 @@ class PairedStream(DerivedStream):
         return next(iter(self.batches(0, min(2, len(self)))))
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield a single batch: the examples of a unit that every run has."""
+        """Yield a single batch: the examples of a unit that occur in every run."""
         read = {name: list(s.batches(start, stop)) for name, s in self.sides.items()}
         if not all(read.values()):
             return
@@ -112,7 +112,7 @@ class PairedStream(DerivedStream):
 
 
 def _chosen(batch: Batch, order: Tensor) -> Batch:
-    """Return the examples of a batch that have these planned indices, in this order."""
+    """Return a batch's examples with these planned indices, in this order."""
     place = {number: i for i, number in enumerate(batch.order.tolist())}
     index = torch.tensor([place[number] for number in order.tolist()])
     new = torch.full((len(batch),), -1)

@@ -1,4 +1,4 @@
-"""One pass over rows: the states of all requests over the batches of one unit.
+"""One pass over rows: the states of all requests, from the batches of a unit.
 
 Rows are filtered and buffered once for each (sites, filter, part). Ledgers, workers and progress
 live in ``sonde.run``.
@@ -28,7 +28,7 @@ NARROW, TOGETHER = 64, 4096
 
 
 class _Buffer:
-    """Rows of one (sites, filter, part), gathered until they suffice for an ``observe``."""
+    """Rows of one (sites, filter, part), buffered until they suffice for an ``observe``."""
 
     def __init__(self, readers: list[Request]) -> None:
         self.readers = readers
@@ -69,7 +69,7 @@ def _is_exact(request: Request) -> bool:
 
 
 def rows_at_once(dim: int, exact: bool) -> int:
-    """Return how many rows of width ``dim`` are gathered for one ``observe``.
+    """Return the number of rows of width ``dim`` in one ``observe``.
 
     Only exact statistics take more rows at once if rows are narrow: the results of other
     statistics, such as learners, depend on how rows are batched.
@@ -133,7 +133,7 @@ def observe_unit(
 def still_learning(
     wanted: Mapping[str, Request], states: States, n_done: int
 ) -> dict[str, Request]:
-    """Return the learners that want another pass over the rows after ``n_done`` of them."""
+    """Return the learners that need another pass after ``n_done`` passes."""
     found: dict[str, Request] = {}
     for i, request in wanted.items():
         learner, state = request.statistic, states.get(i)
@@ -145,7 +145,7 @@ def still_learning(
 
 
 def close_pass(wanted: Mapping[str, Request], states: States) -> States:
-    """Return the states of learners after the last row of a pass; None if there was no row."""
+    """Return the states of learners after the last row of a pass; None without rows."""
     closed: States = {}
     for i, request in wanted.items():
         learner, state = request.statistic, states[i]
@@ -181,12 +181,12 @@ def _count(counts: dict[str, int], batch: Batch, finite: FiniteRows) -> None:
 
 
 def merge_states(wanted: Mapping[str, Request], a: States, b: States) -> States:
-    """Return the states of both sets of rows; an empty state (None) leaves the other unchanged."""
+    """Return the merged states of two sets of rows; None is the empty state."""
     return {i: merge_pair(r.statistic, a.get(i), b.get(i)) for i, r in wanted.items()}
 
 
 def merge_pair(statistic: Statistic[StateT], a: StateT | None, b: StateT | None) -> StateT | None:
-    """Return the merge of two states; None stands for an empty state."""
+    """Return the merge of two states; None is the empty state."""
     if a is None:
         return b
     if b is None:

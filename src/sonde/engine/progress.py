@@ -1,4 +1,4 @@
-"""Progress on stderr: rate, remaining time and memory, for anything that takes over two seconds."""
+"""Progress on stderr, with rate, remaining time and memory, after two seconds."""
 
 import math
 import sys
@@ -30,7 +30,7 @@ def duration(seconds: float) -> str:
 
 
 def peak_memory_bytes() -> int:
-    """Return the largest resident size that this process has had; 0 if it is not known."""
+    """Return the peak memory of this process in bytes; 0 if unknown."""
     if sys.platform == "win32":
         return 0
     import resource
@@ -40,7 +40,7 @@ def peak_memory_bytes() -> int:
 
 
 class Bar:
-    """A progress bar that appears only once two seconds have passed, and leaves nothing behind.
+    """A progress bar that appears after two seconds, and disappears at the end.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ class Bar:
         return time.monotonic() - self._began
 
     def _seconds_left(self) -> float:
-        """Return how long the rest will take at the rate of the later half of the steps.
+        """Return the estimated remaining seconds, from the rate of the later half of the steps.
 
         0 if the steps are few and short: the first step also warms up.
         """
@@ -121,7 +121,7 @@ class Bar:
         return min(left, self._budget - now)
 
     def _say_estimate(self) -> None:
-        """Print once how long the rest will take, if that is long."""
+        """Print an estimate of the remaining time once, if the time is long."""
         left = self._seconds_left()
         if left > LONG_SECONDS:
             self._said = True
@@ -132,7 +132,7 @@ class Bar:
             )
 
     def advance(self, n: int) -> None:
-        """Report that ``n`` more examples are done."""
+        """Report ``n`` more examples as done."""
         self._done += n
         if self._speaks and not self._said and n:
             self._steps.append((self.wall_seconds, self._done))
@@ -153,7 +153,7 @@ class Bar:
 
 
 def _drawn() -> "Progress":
-    """Return a bar of rich."""
+    """Return a progress bar of rich."""
     with kept_random_state():
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

@@ -1,4 +1,4 @@
-"""Requests: the distinct states that a set of instruments asks one pass over the data to compute.
+"""Requests: the distinct states that instruments need from a pass over the data.
 
 Each request is computed once, whatever the number of instruments that read it.
 """
@@ -18,7 +18,7 @@ States = dict[str, State | None]
 
 @dataclass(frozen=True)
 class Task:
-    """An instrument and the sites that one of its results is about."""
+    """An instrument and the sites of one of its results."""
 
     instrument: Instrument
     keys: tuple[str, ...]
@@ -26,7 +26,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Request:
-    """One state to compute: a statistic, the rows it sees, and their part of the plan."""
+    """A state to compute: a statistic, the filter of its rows, and their part of the plan."""
 
     statistic: Statistic[Any]
     keys: tuple[str, ...]
@@ -39,7 +39,7 @@ class Request:
 
     @property
     def id(self) -> str:
-        """The name of the state in every dictionary and file."""
+        """Name of the state in dictionaries and files."""
         return f"{self.digest}|{'&'.join(self.keys)}|{self.part}"
 
     @property
@@ -49,7 +49,7 @@ class Request:
 
     @property
     def is_whole(self) -> bool:
-        """True if all rows of a unit go into one ``observe``, as groups or examples must be whole.
+        """True if all rows of a unit must go into one ``observe``, to keep groups whole.
 
         Learners that need whole examples get them batch by batch: a batch holds whole examples.
         """
@@ -58,7 +58,7 @@ class Request:
 
 
 def reads_of(task: Task, split: Split | None) -> dict[str, list[list[Request]]]:
-    """Return the requests for each parameter of ``result``: a list for each site.
+    """Return the requests for each parameter of ``result``, with a list for each site.
 
     A list of two holds the parts ``fit`` and ``held``, whose states merge to the state of all rows.
     """

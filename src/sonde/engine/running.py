@@ -1,4 +1,4 @@
-"""``Running``: a statistic or an instrument that is fed batch by batch, and changes in place."""
+"""``Running``: a statistic or an instrument that is updated in place, batch by batch."""
 
 from pathlib import Path
 from typing import Any, Unpack
@@ -18,7 +18,7 @@ from sonde.files.state_file import read_state, state_type, write_state
 
 
 class Running:
-    """A statistic or instrument fed with arrays, one batch after another.
+    """A statistic or an instrument that is updated with arrays, batch by batch.
 
     Before the first row every state is None. Fed in another order, or merged from parts, it gives
     the same result to rounding.
@@ -49,7 +49,7 @@ class Running:
     def update(
         self, x: Any, label: Any = None, *, y: Any = None, seed: int = 0, **columns: Unpack[Columns]
     ) -> None:
-        """Feed rows; the columns are those of ``Instrument.fit``. An empty batch has no effect."""
+        """Add rows; the columns are those of ``Instrument.fit``. Empty batches have no effect."""
         sites = x if is_mapping(x) else ({"x": x} if y is None else {"x": x, "y": y})
         stream = Stream.of(sites, label=label, seed=seed, **columns)
         self._prepare(tuple(s.key for s in stream.schema))
@@ -63,7 +63,7 @@ class Running:
         self.n_rows += len(stream)
 
     def merge(self, other: "Running") -> None:
-        """Add the rows that another ``Running`` was fed with; the other stays unchanged.
+        """Add the rows of another ``Running``, which is not changed.
 
         Raises
         ------
@@ -89,7 +89,7 @@ class Running:
         return next(iter(self._states.values()), None)
 
     def result(self) -> Result:
-        """Return the instrument's result, without an error bar: rows are not kept.
+        """Return the instrument's result, without an error bar because rows are not kept.
 
         Raises
         ------
@@ -121,7 +121,7 @@ class Running:
 
     @classmethod
     def load(cls, what: Statistic[Any] | Instrument, path: str | Path) -> "Running":
-        """Read what ``save`` wrote for the same statistic or instrument.
+        """Read the states that ``save`` wrote for an equal statistic or instrument.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Which rows of a batch a request sees: finite, of its part, kept by its filter, or joined."""
+"""Selection of a batch's rows for a request: finite, in its part, and kept by its filter."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SITE_COLUMNS = ("x", "grad")
 
 
 class FiniteRows:
-    """Rows of a batch that are finite at a site and at all earlier ones, and the number of others.
+    """Rows that are finite at a site and all earlier sites, and the number of other rows.
 
     Sites of one layout drop single rows. A site with another layout drops whole examples: each
     example with a row that is not finite at an earlier site.
@@ -48,7 +48,7 @@ class FiniteRows:
         return self._kept[key]
 
     def once(self, choice: Hashable, make: Callable[[], list[Tensor] | None]) -> Any:
-        """Return what ``make`` returns; it is called once for each ``choice`` in a batch."""
+        """Return the result of ``make``, called once for each ``choice`` in a batch."""
         if choice not in self._chosen:
             self._chosen[choice] = make()
         return self._chosen[choice]
@@ -57,7 +57,7 @@ class FiniteRows:
 def row_indices(
     request: Request, batch: Batch, finite: FiniteRows, held: Tensor | None
 ) -> list[Tensor] | None:
-    """Return, for each site of the request, the rows to take (joined for pairs); None takes all."""
+    """Return the row indices for each site of a request (joined for pairs); None for all."""
     key = request.keys[0]
     if len(request.keys) == 1 and request.where.by_layout and finite.kept(key) is None:
         layout = id(batch.example[key]), id(batch.position[key])

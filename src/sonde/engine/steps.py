@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Descent:
-    """A descent of parameters on a loss, by Adam or another optimiser of torch.
+    """Gradient descent of parameters on a loss, by Adam or another torch optimiser.
 
     Only ``parameters`` get a gradient: other tensors behind the loss, such as the weights of a
     user's model, keep theirs.
@@ -52,7 +52,7 @@ class Descent:
         return {"optimiser": self._optimiser.state_dict(), "n_steps": self.n_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the state of another descent of the same parameters."""
+        """Continue from the state of another descent of equal parameters."""
         self._optimiser.load_state_dict(state["optimiser"])
         self.n_steps = state["n_steps"]
 
@@ -62,7 +62,7 @@ class Descent:
         batches: Iterable[T],
         after: Callable[[T], bool | None] = lambda _: None,
     ) -> tuple[float, ...]:
-        """Take a step on each batch and return the loss of each step.
+        """Take a step on each batch, and return the loss of each step.
 
         Parameters
         ----------
@@ -87,7 +87,7 @@ class Descent:
         return tuple(losses)
 
     def step(self, loss: Float[Tensor, ""]) -> float:
-        """Take one step and return the loss before it."""
+        """Take a step, and return the loss before it."""
         value = float(loss.detach())
         if not math.isfinite(value):
             raise InputError(
@@ -114,7 +114,7 @@ def minimise(
     steps: int,
     tolerance_change: float = 1e-9,
 ) -> None:
-    """Bring parameters to the minimum of a smooth loss of all rows, by L-BFGS.
+    """Minimise a smooth loss over all rows, by L-BFGS.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def shuffled(n: int, epochs: int, draw: torch.Generator) -> Iterator[int]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[torch.Generator]:
-    """Seed the CPU's generator of torch and give its state back at the end.
+    """Seed torch's CPU generator, and restore its state at the end.
 
     Yields a second generator with the same seed, for draws of the method's own.
     """
