@@ -1,1 +1,1 @@
-"""How anything gets safely on disk: the state file, durable writes, locks, seals and hashes."""
+"""Safe files on disk: the state file, durable writes, locks, checksums and hashes."""

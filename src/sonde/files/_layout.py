@@ -1,4 +1,4 @@
-"""The bytes of a state file. Equal content gives equal bytes; bytes are checked before use.
+"""Byte layout of a state file. Equal content gives equal bytes, which are checked before use.
 
 A head is accepted only if writing its contents gives the same head again; so duplicate keys,
 blanks, gaps, overlaps and names out of order need no rule of their own.
@@ -75,7 +75,7 @@ class TensorSlot:
 
 @dataclass(frozen=True)
 class Contents:
-    """A checked head: the envelope, the table of tensors, and where the payload starts."""
+    """A checked file head: the envelope, the table of tensors, and the payload's start."""
 
     envelope: dict[str, Any]
     slots: list[TensorSlot]
@@ -84,7 +84,7 @@ class Contents:
 
 
 def slots_of(tensors: list[Tensor]) -> list[TensorSlot]:
-    """Return where tensors lie when written one after the other."""
+    """Return the positions of tensors that are written one after the other."""
     slots: list[TensorSlot] = []
     begin = 0
     for tensor in tensors:
@@ -95,14 +95,14 @@ def slots_of(tensors: list[Tensor]) -> list[TensorSlot]:
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
-    """Return the bytes of a contiguous tensor, not copied."""
+    """Return the bytes of a contiguous tensor without a copy."""
     if tensor.numel() == 0:
         return memoryview(b"")
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def hash_of(envelope: dict[str, Any], table: str, pieces: Iterator[memoryview]) -> str:
-    """Return the hash over everything in a file but the hash itself."""
+    """Return the hash of a file's content, excluding the hash field."""
     found = hashlib.blake2b(canonical_json(envelope).encode(), digest_size=32)
     found.update(table.encode())
     for piece in pieces:
@@ -134,12 +134,12 @@ def refuse_oversized(head: bytes, slots: list[TensorSlot], inner: str) -> None:
 
 
 def _count_values(text: str) -> int:
-    """Return a bound on the number of values in a JSON text."""
+    """Return an upper bound on the number of values in a JSON text."""
     return sum(text.count(mark) for mark in ",:[{")
 
 
 def read_contents(file: BufferedReader, path: Path, limit: int = HEADER_LIMIT) -> Contents:
-    """Return the head of a file, checked against its size but not against its hash."""
+    """Return a file's head, checked against the file's size but not against the hash."""
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(limit, HEADER_LIMIT, size - 8):
@@ -165,7 +165,7 @@ def read_contents(file: BufferedReader, path: Path, limit: int = HEADER_LIMIT) -
 
 
 def _inner(head: str, path: Path) -> tuple[str, int]:
-    """Return the text of the one metadata value, and where the table of tensors begins."""
+    """Return the text of the metadata value, and the start of the table of tensors."""
     if not head.startswith(_META + '"'):
         raise damaged(path, "no sonde header")
     try:
@@ -242,7 +242,7 @@ def _too_deep(value: Any, left: int) -> bool:
 
 
 def verify(file: BufferedReader, contents: Contents, path: Path) -> None:
-    """Compare every byte with the hash, a piece at a time."""
+    """Compare all bytes with the hash, piece by piece."""
     file.seek(contents.start)
     rest = {k: v for k, v in contents.envelope.items() if k != "hash"}
     pieces = (memoryview(piece) for piece in iter(lambda: file.read(_CHUNK), b""))
@@ -251,7 +251,7 @@ def verify(file: BufferedReader, contents: Contents, path: Path) -> None:
 
 
 def damaged(path: Path, what: str) -> StateError:
-    """Return the error of a file that cannot be trusted."""
+    """Return the error for a damaged file."""
     return StateError(
         f"read_state: {path} is damaged or not a state file: {what}. "
         "Take it from a backup, or fit again."

@@ -1,4 +1,4 @@
-"""State fields as JSON values with tensors set aside, and back by the types the caller expects."""
+"""State fields as JSON values, with tensors stored separately; decoded by expected types."""
 
 import math
 import struct
@@ -22,7 +22,7 @@ _TAGS = {float: "$float", str: "$str", bytes: "$bytes", int: "$int"}
 
 
 def encode(value: Any, put: Callable[[Tensor], str], where: str) -> Any:
-    """Return a state, tuple or leaf as JSON; ``put`` takes each tensor and returns its name."""
+    """Return a state, tuple or leaf as JSON; ``put`` stores a tensor and returns its name."""
     if isinstance(value, Tensor):
         return put(value)
     if is_tuple(value):
@@ -52,7 +52,7 @@ def encode(value: Any, put: Callable[[Tensor], str], where: str) -> Any:
 def decode(
     value: Any, wanted: Any, get: Callable[[str], Tensor], where: str, depth: int = 0
 ) -> Any:
-    """Return the value that ``encode`` was given, built from the type ``wanted`` alone.
+    """Return the value from its JSON, built by the type ``wanted`` only.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def _state(
 
 
 def _field(value: Any, wanted: Any, get: Callable[[str], Tensor], where: str, depth: int) -> Any:
-    """Return the value of a field; shapes of tensors are checked once all fields are read."""
+    """Return the value of a field; tensor shapes are checked after all fields are read."""
     return (
         _got(value, get, where) if _is_tensor(wanted) else decode(value, wanted, get, where, depth)
     )

@@ -1,4 +1,4 @@
-"""The few calls through which sonde changes files, and the atomic write that is built on them.
+"""The functions by which sonde changes files, and the atomic write that uses them.
 
 A file appears whole or not at all: its bytes go to a temporary name in the same directory, are
 synced, and take the final name by one rename. Everything that must survive a kill writes through
@@ -37,7 +37,7 @@ def _step() -> None:
 
 
 def open_new(path: Path) -> int:
-    """Create a file that must not exist yet and return its descriptor."""
+    """Create a file that must not exist yet, and return its descriptor."""
     _step()
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
 
@@ -51,38 +51,38 @@ def write(descriptor: int, content: Bytes) -> None:
 
 
 def fsync(descriptor: int) -> None:
-    """Ask the system to bring an open file to the disk."""
+    """Ask the system to write an open file to the disk."""
     _step()
     os.fsync(descriptor)
 
 
 def replace(source: Path, target: Path) -> None:
-    """Rename ``source`` to ``target``, in place of a file with that name."""
+    """Rename ``source`` to ``target``, replacing an existing file."""
     _step()
     source.replace(target)
 
 
 def behind_link(path: Path) -> Path:
-    """Return the file to write for a path: the path itself, or the target of a link."""
+    """Return the file to write for a path: the path, or the target of a link."""
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
 def unlink(path: Path) -> None:
-    """Remove a file; a missing file is no error."""
+    """Remove a file; a missing file is not an error."""
     _step()
     path.unlink(missing_ok=True)
 
 
 class WriteOnly:
-    """The methods that Arrow needs of a file object besides ``write`` and ``tell``."""
+    """Methods that Arrow requires of a file object, besides ``write`` and ``tell``."""
 
     closed = False
 
     def flush(self) -> None:
-        """Do nothing: writes are not buffered here."""
+        """Do nothing, because writes are not buffered here."""
 
     def close(self) -> None:
-        """Do nothing: the file closes when its ``with`` block ends."""
+        """Do nothing, because the file closes when its ``with`` block ends."""
 
     def readable(self) -> bool:
         """Return False."""
@@ -98,7 +98,7 @@ class WriteOnly:
 
 
 class AtomicFile(WriteOnly):
-    """A file that is being written under a temporary name."""
+    """A file that is written under a temporary name."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
         self._descriptor, self._path, self._size = descriptor, path, 0
@@ -121,7 +121,7 @@ class AtomicFile(WriteOnly):
         return n_bytes
 
     def amend(self, at: int, content: bytes) -> None:
-        """Overwrite written bytes with as many new bytes.
+        """Overwrite written bytes with an equal number of new bytes.
 
         Raises
         ------
@@ -137,13 +137,13 @@ class AtomicFile(WriteOnly):
             raise write_error(self._path, error) from error
 
     def tell(self) -> int:
-        """Return how many bytes were written."""
+        """Return the number of written bytes."""
         return self._size
 
 
 @contextmanager
 def atomic_file(path: Path | str, durable: bool = True) -> Generator[AtomicFile, None, None]:
-    """Open a file that takes its name when the block ends without an exception.
+    """Open a file that gets its name when the block ends without an exception.
 
     Parameters
     ----------
@@ -183,7 +183,7 @@ def atomic_file(path: Path | str, durable: bool = True) -> Generator[AtomicFile,
 
 
 def atomic_write(path: Path | str, content: Bytes | Iterable[Bytes], durable: bool = True) -> None:
-    """Write a whole file so that it appears complete or not at all.
+    """Write a whole file atomically: it appears complete or not at all.
 
     Parameters
     ----------
@@ -204,7 +204,7 @@ def atomic_write(path: Path | str, content: Bytes | Iterable[Bytes], durable: bo
 
 
 def sync_directory(path: Path) -> None:
-    """Sync the names in a directory to the disk, if the system can do that."""
+    """Sync a directory to the disk, if the system supports it."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -215,7 +215,7 @@ def sync_directory(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file if it is there.
+    """Remove a file if it exists.
 
     Raises
     ------
@@ -229,7 +229,7 @@ def remove(path: Path) -> None:
 
 
 def make_directory(path: Path | str) -> None:
-    """Make a directory and its parents if they are not there.
+    """Make a directory and its parents if they do not exist.
 
     Raises
     ------
@@ -243,7 +243,7 @@ def make_directory(path: Path | str) -> None:
 
 
 def write_error(path: Path, error: OSError) -> StoreError:
-    """Return the error of a file that could not be written, with what to do."""
+    """Return the error for a file that could not be written, with advice."""
     return StoreError(_explained("write", path, error))
 
 

@@ -22,7 +22,7 @@ _F32 = 0
 def write_control_vector(
     path: str | Path, architecture: str, vectors: Mapping[int, Float[Tensor, "dim"]]
 ) -> None:
-    """Write the vectors that are added behind some blocks.
+    """Write the vectors that are added after some blocks.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Test whether the identities of two streams agree on the model, and which rows a stream reads.
+"""Compare the identities of two streams: the model, and the rows that they read.
 
 An unknown fact is no difference, nor is the way rows are cut into batches.
 """
@@ -22,7 +22,7 @@ NESTED = ("prompts", "appended")
 
 
 def agree(name: str, a: Any, b: Any) -> bool:
-    """Return whether two values of a fact are the same, as far as both are known.
+    """Return whether two values of a fact are equal, or one of them is unknown.
 
     States and stores of earlier versions do not know the attention kernel or the structure. The
     head is named only if rows came without a model; a model's weights include the head.
@@ -38,7 +38,7 @@ def agree(name: str, a: Any, b: Any) -> bool:
 
 
 def same_code(a: str | None, b: str | None) -> bool:
-    """Return whether two hashes of forward passes are the same, as far as they can be compared.
+    """Return whether two hashes of forward code are equal, or cannot be compared.
 
     Each version of Python compiles differently, so a hash begins with the version.
     """
@@ -48,7 +48,7 @@ def same_code(a: str | None, b: str | None) -> bool:
 
 
 def difference(name: str, here: Any, fitted: Any) -> str:
-    """Return in words how a fact of a model or a reading differs from that of the fit.
+    """Return a text about a fact that differs from the fit's.
 
     Examples
     --------
@@ -69,12 +69,12 @@ def hashed(said: Any) -> str:
 
 
 def data_hash(identity: dict[str, Any]) -> str:
-    """Return the hash of the part of a stream's identity that says which rows it reads."""
+    """Return the hash of the part of a stream's identity that describes its rows."""
     return hashed(which_rows(identity.get("data", identity)))
 
 
 def which_rows(said: Any) -> Any:
-    """Return the part of a stream's identity that says which rows it reads.
+    """Return the part of a stream's identity that describes its rows.
 
     The cut into batches, and whether items that cannot be read are passed over, are left out.
 

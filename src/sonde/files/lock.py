@@ -1,4 +1,4 @@
-"""One runner for each run directory.
+"""Lock that allows one runner for each run directory.
 
 The lock saves work; correctness does not depend on it, since every commit is idempotent. The file
 names a process by host, pid and start time, so a lock that outlived its process is recognised.
@@ -29,7 +29,7 @@ class Holder:
     pid: int
 
     def is_gone(self) -> bool:
-        """Return whether that process is known to have ended; False for other hosts."""
+        """Return whether a process is known to have ended; False for other hosts."""
         if self.host != socket.gethostname() or os.name == "nt":
             return False
         try:
@@ -42,7 +42,7 @@ class Holder:
 
 
 class RunLock:
-    """Holds a run directory for one ``with`` block.
+    """Locks a run directory for one ``with`` block.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def _read(path: Path) -> Holder | None:
 
 
 def _is_left_half_made(path: Path) -> bool:
-    """Return whether a process was killed between making its lock and naming itself in it."""
+    """Return whether a process was killed before it wrote its name into its lock."""
     with suppress(OSError):
         return _read(path) is None and time.time() - path.stat().st_mtime > UNREADABLE_SECONDS
     return False

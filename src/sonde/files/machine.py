@@ -1,15 +1,15 @@
-"""The memory of the machine on which sonde runs, as the system tells it."""
+"""Memory of the machine, as the system reports it."""
 
 from pathlib import Path
 
 
 def whole_memory_bytes() -> int:
-    """Return the memory of this machine; a very large number if it is not known."""
+    """Return the memory of this machine; a very large number if it is unknown."""
     return in_meminfo("MemTotal", 2**60) + in_meminfo("SwapTotal", 0)
 
 
 def in_meminfo(field: str, otherwise: int) -> int:
-    """Return a line of the system's memory report in bytes, or ``otherwise`` if it is missing."""
+    """Return a line of the system's memory report in bytes, or ``otherwise`` if missing."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():

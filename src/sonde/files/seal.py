@@ -65,7 +65,7 @@ class SealedFile(WriteOnly):
 
 @contextmanager
 def sealed_file(path: Path) -> Generator[SealedFile]:
-    """Open a file that takes its name, with its hash, when the block ends without an exception.
+    """Open a file that gets its name and its hash when the block ends without an exception.
 
     The writer puts ``BLANK`` into the file once: in the first piece if the name ends in
     .safetensors, else in the last MiB.
@@ -82,7 +82,7 @@ def sealed_file(path: Path) -> Generator[SealedFile]:
 
 
 def is_sealed(path: Path) -> bool | None:
-    """Return whether a file still has every byte that was written; None if it carries no hash.
+    """Return whether a file has all its original bytes; None if it contains no hash.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def is_sealed(path: Path) -> bool | None:
 
 
 def _place(file: BufferedReader, in_head: bool) -> int | None:
-    """Return where the digits stand, or None if the file carries no hash."""
+    """Return the position of the hash digits, or None if the file contains no hash."""
     size = file.seek(0, 2)
     start = 0 if in_head else max(0, size - _TAIL_BYTES)
     file.seek(start)
@@ -120,7 +120,7 @@ def _digits_in(part: bytes | bytearray, in_head: bool) -> int | None:
 
 
 def _hash_of(file: BufferedReader, at: int) -> str:
-    """Return the hash of a file with zeros where its digits stand."""
+    """Return the hash of a file, with zeros at the position of its digits."""
     found = hashlib.blake2b(digest_size=_DIGITS // 2)
     file.seek(0)
     left = at

@@ -1,4 +1,4 @@
-"""The one codec of ``.sonde`` files: fitted states as safetensors with a header in canonical JSON.
+"""Codec of ``.sonde`` files: fitted states as safetensors with a canonical JSON header.
 
 The layout is that of safetensors, so any reader of that format opens the tensors, but stricter:
 equal content has exactly one text. Tensors are named ``t0, t1, ...`` in the order of their bytes,
@@ -52,7 +52,7 @@ OTHER_FORM = "An earlier version wrote it, or it is damaged: fit again."
 
 
 def state_type(statistic: Statistic[Any]) -> type[State]:
-    """Return the type of a statistic's state: what ``observe`` (a learner's ``start``) returns."""
+    """Return the type of a statistic's state, from ``observe`` or a learner's ``start``."""
     cls = type(statistic)
     function: Any = cls.observe
     if isinstance(statistic, Learner):
@@ -130,7 +130,7 @@ def read_header(path: Path | str, limit: int = HEADER_LIMIT) -> dict[str, Any]:
 
 
 def check_state(path: Path | str) -> dict[str, Any]:
-    """Return the header of a file whose every byte was verified against the hash it holds.
+    """Return the header of a file after a check of every byte against the stored hash.
 
     Raises
     ------
@@ -220,7 +220,7 @@ def read_one(path: Path | str, kind: str, state_type: type[S]) -> S:
 
 
 def _refuse_larger(contents: Contents, path: Path, limit: int | None) -> None:
-    """Raise if a payload is larger than the limit, before any of it is read."""
+    """Raise before reading if a payload is larger than the limit."""
     most = whole_memory_bytes() if limit is None else limit
     n_bytes = contents.slots[-1].end if contents.slots else 0
     if n_bytes > most:
@@ -229,7 +229,7 @@ def _refuse_larger(contents: Contents, path: Path, limit: int | None) -> None:
 
 
 class _Shelf:
-    """Collects tensors and hands out their names."""
+    """Collects tensors and returns their names."""
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
@@ -255,7 +255,7 @@ def _renamed(tree: Any, names: Mapping[str, str]) -> Any:
 
 
 class _opened:
-    """A file opened for reading; an error of the system becomes a ``StoreError``."""
+    """A file opened for reading, which turns system errors into ``StoreError``."""
 
     def __init__(self, path: Path | str) -> None:
         self._path = Path(path)
@@ -276,7 +276,7 @@ class _opened:
 
 
 class _Loader:
-    """Reads tensors by name, each once."""
+    """Reads tensors by name, each tensor once."""
 
     def __init__(self, file: BufferedReader, contents: Contents) -> None:
         self._file, self._contents = file, contents
