@@ -1,4 +1,4 @@
-"""Change what a model computes: its activations, its next tokens, its weights."""
+"""Change a model's activations, its next tokens, or its weights."""
 
 from sonde.core._lazy import lazy
 

@@ -1,4 +1,4 @@
-"""Channels of a net: the modules that make them, their scaling in a run, and silencing them."""
+"""Channels of a network: the layers that compute them, and edits that scale or silence them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ _NORMS = nn.modules.batchnorm._BatchNorm
 
 
 def channel_layers(owner: str, module: nn.Module, only: str | None = None) -> dict[str, Any]:
-    """Return by name the modules that make channels: convolutions, or the batch norms behind them.
+    """Return, by name, the layers that compute channels: convolutions, or their batch norms.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def channel_layers(owner: str, module: nn.Module, only: str | None = None) -> di
 @final
 @dataclass(eq=False)
 class Scaled(Edit):
-    """Scale the products and the biases of layers, channel by channel.
+    """Scale the weights and the biases of layers, channel by channel.
 
     Parameters
     ----------
@@ -92,13 +92,13 @@ class Scaled(Edit):
 @final
 @dataclass(eq=False)
 class MeanPassed(Edit):
-    """Running sum of ``max(x, 0)`` for each channel; leaves the activation as it is."""
+    """Running sum of ``max(x, 0)`` for each channel, which leaves activations unchanged."""
 
     total: Tensor | None = None
     n: int = 0
 
     def apply(self, x: Tensor, site: Site, context: EditContext) -> Tensor:
-        """Return ``x``."""
+        """Return ``x`` unchanged."""
         rows = x.detach().flatten(0, -2).double().clamp(min=0)
         self.total = rows.sum(0) if self.total is None else self.total + rows.sum(0)
         self.n += len(rows)
@@ -128,7 +128,7 @@ def accuracy(model: Model, module: nn.Module, clean: Inputs) -> float:
 
 
 def accuracy_of(losses: Any, batches: Iterable[InputBatch]) -> float:
-    """Return the fraction of correct answers among the answers with a known truth."""
+    """Return the accuracy over the answers whose label is known."""
     right = n = 0
     for batch in batches:
         told = losses.answers(batch)

@@ -14,7 +14,7 @@ from sonde.stats import ClassMomentsState, TwoGroups
 @final
 @dataclass(frozen=True)
 class Direction:
-    """A unit vector, and along it: the rows' standard deviation and the distance of two groups.
+    """A unit vector, with the rows' standard deviation and two groups' distance along it.
 
     A vector of zeros says that no direction was found.
     """
@@ -30,7 +30,7 @@ class Direction:
         gap: Float[Tensor, "dim"],
         covariance: Float[Tensor, "dim dim"] | Float[Tensor, "dim"],
     ) -> "Direction":
-        """Return an axis turned so that the first group lies on its positive side.
+        """Return an axis with its sign chosen so that the first group is on the positive side.
 
         If both means lie at the same place along the axis, its entry of largest size is positive.
         """
@@ -44,7 +44,7 @@ class Direction:
 
 
 def all_pairs(classes: ClassMomentsState, groups: TwoGroups, positive: int) -> Tensor:
-    """Return the mean of ``(p - q)(p - q)^T`` over all rows p of one class and q of the others.
+    """Return the mean of ``(p - q)(p - q)^T`` over rows p of one class and q of the others.
 
     It is ``S_p + S_q + gap gap^T``, exact from the moments of each class.
     """

@@ -19,7 +19,7 @@ FLOAT64, FLOAT32 = (torch.finfo(t).eps for t in (torch.float64, torch.float32))
 @final
 @dataclass(frozen=True, eq=False)
 class Erase(Edit):
-    """Remove what a few linear functions of each row say about a concept.
+    """Subtract directions from each row, in proportion to linear functions of the row.
 
     ``x - strength ((x - mean) right) left^T``.
 
@@ -49,7 +49,7 @@ class Erase(Edit):
         return self.as_affine()(x)
 
     def as_affine(self) -> AffineMap:
-        """Return the map of each row."""
+        """Return the edit as an affine map of each row."""
         left = -self.strength * self.left
         return AffineMap(shift=-left @ (self.mean @ self.right), left=left, right=self.right)
 
@@ -57,7 +57,7 @@ class Erase(Edit):
 @final
 @dataclass(frozen=True, eq=False)
 class Subtract(Edit):
-    """Subtract from every row of an example the vector of that example.
+    """Subtract a vector from all rows of an example.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class Subtract(Edit):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Eraser(Result):
-    """A concept's linear trace at a site, and the edits that remove it.
+    """Linear information about a concept at a site, and the edits that remove it.
 
     ``value`` is the mean squared change of the fitted rows at strength 1 over their total variance.
     ``correlation`` holds each removed function's correlation with the best linear function of the
@@ -105,15 +105,15 @@ class Eraser(Result):
 
     @property
     def rank(self) -> int:
-        """Number of dimensions that are removed."""
+        """Number of removed dimensions."""
         return self.left.shape[1]
 
     def edit(self, strength: float = 1.0) -> Erase:
-        """Return the edit for a site where the concept is not known."""
+        """Return the edit for inputs whose concept is unknown."""
         return Erase(self.mean, self.left, self.right, strength)
 
     def oracle(self, concept: Tensor, strength: float = 1.0) -> Subtract:
-        """Return the edit of a batch whose concept is known for each example.
+        """Return the edit for a batch whose concept is known for each example.
 
         It takes away what the concept says about a row. No smaller change makes the rows
         uncorrelated with the concept.
@@ -185,7 +185,7 @@ class Joint:
         return cls(n, mean, covariance, cross, gap, tuple(flags), rounding, classes.labels)
 
     def least(self) -> int:
-        """Return the largest rank that the cross-covariance can have."""
+        """Return the largest possible rank of the cross-covariance."""
         return self.cross.shape[1] - (self.labels is not None)
 
     def root(self) -> Float[Tensor, "dim dim"]:
@@ -207,7 +207,7 @@ class Joint:
     def directions(
         self, root: Float[Tensor, "dim dim"] | None = None, most: int | None = None
     ) -> tuple[Float[Tensor, "dim rank"], Float[Tensor, "rank"], Float[Tensor, "concept rank"]]:
-        """Return singular vectors and values of the cross-covariance, in a metric if given a root.
+        """Return singular vectors and values of the cross-covariance, whitened if a root is given.
 
         Values above the rounding error of the means are kept, at most ``most``: the value of a rare
         class is small.
@@ -228,7 +228,7 @@ class Joint:
         right: Float[Tensor, "dim rank"],
         **said: Any,
     ) -> Eraser:
-        """Return the result whose edit moves rows along ``left``, as far as ``right`` says.
+        """Return an eraser that moves rows along ``left``, by the linear functions ``right``.
 
         Raises
         ------
@@ -267,6 +267,6 @@ class Joint:
         )
 
     def correlation(self, right: Float[Tensor, "dim rank"]) -> Float[Tensor, "rank"]:
-        """Return how much each function of the row correlates with the concept."""
+        """Return the correlation of each removed function of the row with the concept."""
         spread = ((self.covariance @ right) * right).sum(0).clamp(min=0.0).sqrt()
         return (right.T @ self.cross).norm(dim=1) / torch.where(spread > 0, spread, torch.inf)

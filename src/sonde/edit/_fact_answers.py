@@ -1,4 +1,4 @@
-"""Prompts with their answers, as inputs of a model that is judged by the answers alone."""
+"""Prompts with their answers, as inputs of a model that is judged by the answers only."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from sonde.edit._facts import PREFIXES, Fact, prompts
 
 
 class FactAnswers(Inputs):
-    """Each fact behind each prefix; the model reads the prompt and answers with the target.
+    """Each fact after each prefix: the model reads the prompt, and the target is the answer.
 
     Only the log-probability of the target's tokens counts, not that of the prompt's tokens.
 
@@ -35,11 +35,11 @@ class FactAnswers(Inputs):
 
     @property
     def grouped(self) -> bool:
-        """Return False: each text stands for itself."""
+        """Return False, because each text is independent."""
         return False
 
     def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
-        """Yield the texts in one batch."""
+        """Yield all texts in one batch."""
         texts, keys = self._texts, self._keys[start:stop]
         n = len(keys)
         part = {name: x[start:stop] for name, x in texts.inputs().items()}

@@ -58,7 +58,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class FactTexts:
-    """Tokens of some texts, padded on the right; ``fact`` says which fact each is about.
+    """Tokens of texts, padded on the right; ``fact`` is the index of each text's fact.
 
     ``subject`` is the place of the subject's last token, ``answer`` marks the tokens of the target.
     """
@@ -113,7 +113,7 @@ class FactTexts:
 def prompts(
     model: Model, facts: Sequence[Fact], prefixes: Sequence[str], *, answered: bool = False
 ) -> FactTexts:
-    """Return the prompt of each fact behind each prefix, with its target or without."""
+    """Return the prompt of each fact after each prefix, with or without its target."""
     several = [
         (i, prefix + fact.prompt, fact.subject, fact.target if answered else "")
         for i, fact in enumerate(facts)
@@ -125,7 +125,7 @@ def prompts(
 def read_means(
     module: nn.Module, texts: FactTexts, sites: Sequence[str]
 ) -> list[Float[Tensor, "fact dim"]]:
-    """Return, for each site, the mean state at the subject's last token over texts of a fact."""
+    """Return the mean state at a subject's last token over each fact's texts, for each site."""
     n = int(texts.fact.max()) + 1
     count = torch.bincount(texts.fact, minlength=n).cpu()
     sums: list[Tensor | None] = [None] * len(sites)
@@ -144,7 +144,7 @@ def read_means(
 def log_probability(
     model: Model, facts: Sequence[Fact], prefixes: Sequence[str] = ("",)
 ) -> Float[Tensor, "fact"]:
-    """Return how likely a model finds the target of each fact, in nats.
+    """Return the mean log-probability of the target of each fact, in nats.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def log_probability(
 
 @dataclass(frozen=True)
 class Search:
-    """Search for the value of a fact: the new output that makes the model say the target.
+    """Search for the value of a fact: the layer output with which the model gives the target.
 
     Parameters
     ----------
@@ -196,7 +196,7 @@ class Search:
         place: str,
         state: Float[Tensor, "fact dim"],
     ) -> tuple[Float[Tensor, "fact dim"], Float[Tensor, "fact"], Float[Tensor, "fact"]]:
-        """Return the shift of each fact's state at a module's output, and two log-probabilities.
+        """Return the shift of each fact's state, and the log-probabilities before and after.
 
         These are the means over the target's tokens, in nats, without and with the shift. The facts
         are searched side by side, each on its own.
@@ -227,7 +227,7 @@ class Search:
 
 
 class _Shifted:
-    """A model whose state at a subject's last token is moved by the shift of its fact."""
+    """A model whose state at a subject's last token is shifted, separately for each fact."""
 
     def __init__(self, module: nn.Module, place: str) -> None:
         self.texts: FactTexts | None = None
@@ -243,7 +243,7 @@ class _Shifted:
         self.session.__exit__(*error)
 
     def answer(self, texts: FactTexts, delta: Tensor | None) -> Float[Tensor, "text"]:
-        """Return the mean log-probability of the tokens of each target."""
+        """Return the mean log-probability of the target's tokens in each text."""
         chances = self._run(texts, delta)[:, :-1]
         right = chances.gather(2, texts.ids[:, 1:, None]).squeeze(2)
         answer = texts.answer[:, 1:]
@@ -257,7 +257,7 @@ class _Shifted:
         return total / count
 
     def last(self, texts: FactTexts, delta: Tensor | None) -> Float[Tensor, "text token"]:
-        """Return the log-probabilities of the token behind each text."""
+        """Return the next-token log-probabilities after each text."""
         chances = self._run(texts, delta)
         return chances[torch.arange(len(chances)), texts.mask.sum(1) - 1]
 
@@ -278,7 +278,7 @@ class _Shifted:
 def _tokens(
     tokenizer: Any, text: str, subject: str, target: str
 ) -> tuple[list[int], int, list[int]]:
-    """Return ids of text and target, the place of the subject's last token, the target's mask."""
+    """Return token ids, the position of the subject's last token, and the target's mask."""
     found = tokenizer(text + target, return_offsets_mapping=True)
     spans = found["offset_mapping"]
     end = text.rindex(subject) + len(subject)

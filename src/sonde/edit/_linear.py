@@ -9,7 +9,7 @@ MATRICES = ("matrix", "transposed")
 
 
 def linear_layer(module: nn.Module, layer: str) -> Layer:
-    """Return a layer if it multiplies by a matrix.
+    """Return a layer after a check that it is linear.
 
     Raises
     ------

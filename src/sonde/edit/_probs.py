@@ -29,7 +29,7 @@ def by_head(
 def positions(
     probs: Float[Tensor, "example query head key"], context: EditContext, other_text: bool
 ) -> tuple[Int[Tensor, "example query"], Int[Tensor, "example key"]]:
-    """Return the position of each query and key in its text; left padding is below 0."""
+    """Return each query's and key's position in its text; left padding is below 0."""
     n, n_queries, _, n_keys = probs.shape
     device, mask = probs.device, context.mask
     columns = torch.arange(n_keys, device=device).expand(n, -1)

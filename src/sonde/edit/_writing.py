@@ -1,4 +1,4 @@
-"""How facts are written into layers, one layer after the other."""
+"""Writing of facts into layers, one layer after another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ How = Literal["least_squares", "equal", "null_space"]
 
 @dataclass(frozen=True)
 class Writing:
-    """Facts, the layers that are to hold them, and how the least change is measured.
+    """Facts, the layers that should store them, and the measure of the least change.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class Writing:
     def plan(
         self, method: str, read: AtSites, search: Search, shifts: Float[Tensor, "fact dim"] | None
     ) -> RewritePlan:
-        """Return the changes of all layers, from shifts that are searched for or given."""
+        """Return the changes of all layers, from given shifts or from a search."""
         module = self.model.module
         answers = [read.at(f"{layer}:in") for layer in self.layers]
         keys, state = self._read(module, self.layers[0])
@@ -91,7 +91,7 @@ class Writing:
     def _update(
         self, module: nn.Module, layer: str, residual: Tensor, keys: Tensor, answer: Any
     ) -> LowRank:
-        """Return the update of a layer; the residual of kept facts is 0."""
+        """Return the update of a layer; facts to keep have a residual of 0."""
         every, wanted = keys.T, residual.T
         if self.kept:
             texts: FactTexts = prompts(self.model, self.kept, self.prefixes)
@@ -107,7 +107,7 @@ class Writing:
 
 
 def linear_paths(model: Model, layers: Sequence[str]) -> tuple[Model, list[str]]:
-    """Return the model and the paths of linear layers of it.
+    """Return the model and the paths of its linear layers.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def linear_paths(model: Model, layers: Sequence[str]) -> tuple[Model, list[str]]
 
 
 def block_around(module: nn.Module, layer: str) -> str:
-    """Return the block that a layer is in, or the layer if it is in no block."""
+    """Return the block that contains a layer, or the layer itself."""
     blocks = [site.path for site in resolve(module, "blocks")]
     return next((block for block in blocks if layer.startswith(f"{block}.")), layer)
 

@@ -1,4 +1,4 @@
-"""Silence the channels that cause wrong answers when weights are shaken a little.
+"""Silence the channels that cause wrong answers after small changes of the weights.
 
 For convolutional classifiers and a few hundred clean images with labels, where a backdoor is
 suspected. Trains one number for each channel, not the weights.
@@ -27,7 +27,7 @@ Factors = dict[str, Float[Tensor, "channel"]]
 @final
 @dataclass(frozen=True)
 class AdversarialMask(Rewrite):
-    """Learn which channels clean images need even under the worst small change of the weights.
+    """Learn the channels that clean images need under the worst small change of the weights.
 
     Every channel has a mask in [0, 1] that multiplies its weights. The masks minimise ``alpha
     L(m w, b) + (1 - alpha) max L((m + d) w, (1 + e) b)`` over ``|d|, |e| <= eps``, the worst
@@ -74,7 +74,7 @@ class AdversarialMask(Rewrite):
         return {"clean": Examples()}
 
     def planned(self, model: Model, clean: Inputs) -> RewritePlan:
-        """Return which channels are silenced."""
+        """Return the changes that silence channels."""
         labelled("AdversarialMask", clean)
         layers = channel_layers("AdversarialMask", model.module)
         masks = self.masks(model, clean)
@@ -142,5 +142,5 @@ class AdversarialMask(Rewrite):
 
 
 def _shaken(masks: Factors, d: Factors, e: Factors) -> tuple[Factors, Factors]:
-    """Return factors of weights and biases under a change."""
+    """Return the factors of weights and biases after a change."""
     return {name: m + d[name] for name, m in masks.items()}, {k: 1 + v for k, v in e.items()}

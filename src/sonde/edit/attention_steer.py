@@ -1,4 +1,4 @@
-"""Move attention between regions: take another run's probabilities there, or forbid them.
+"""Move attention between regions: use another run's probabilities, or forbid pairs.
 
 For the port ``probs`` of attentions whose tokens or patches have a known place. Values stay as they
 are: to bring in what another run *computed*, take ``Inject``.
@@ -128,7 +128,7 @@ def attention_mass(
     queries: Positions | None = None,
     keys: Positions | None = None,
 ) -> Float[Tensor, "example head"]:
-    """Return the fraction of attention that the queries of one region give to the keys of another.
+    """Return the fraction of attention from the queries of one region to another's keys.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def attention_mass(
 
 
 def _with_prior(probs: Tensor, prior: Tensor, chosen: Tensor, site: Site) -> Tensor:
-    """Return rows with the prior at chosen entries; the others share what is left of the sum."""
+    """Return rows with the prior at chosen entries, and the other entries rescaled."""
     total = probs.sum(3, keepdim=True)
     given = prior.masked_fill(~chosen, 0.0)
     rest = probs.masked_fill(chosen, 0.0)
@@ -177,7 +177,7 @@ def _pairs(
     context: EditContext,
     other_text: bool,
 ) -> Bool[Tensor, "example query 1 key"]:
-    """Return which pairs of query and key lie in the two regions, without padding queries."""
+    """Return the mask of query-key pairs in the two regions, without padding queries."""
     mask = context.mask
     rows, columns = positions(probs, context, other_text)
     chosen = _in(rows, queries)[:, :, None] & _in(columns, keys)[:, None, :]

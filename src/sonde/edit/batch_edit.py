@@ -1,4 +1,4 @@
-"""Many facts written into the weights of a few layers at once.
+"""Write many facts at once into the weights of a few layers.
 
 For a single fact at a single layer see ``RankOneEdit``. The answer can be changed at many layers:
 an edit that works at a layer does not show that the layer held the fact.

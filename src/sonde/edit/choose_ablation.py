@@ -1,4 +1,4 @@
-"""Choose the direction to ablate: the candidate whose removal does most and harms little."""
+"""Choose the direction to ablate: the candidate with the most effect and little harm."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -48,7 +48,7 @@ class AblationTrial:
 @final
 @dataclass(frozen=True, eq=False)
 class AblationChoice:
-    """The chosen direction, and what every candidate did.
+    """The chosen direction, and the effects of every candidate.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def choose_ablation(
     kl_limit: float = 0.1,
     deepest: float = 0.8,
 ) -> AblationChoice:
-    """Return the candidate that removes the behaviour best among those that can also induce it.
+    """Return the candidate that best removes the behaviour, among those that can induce it.
 
     Each direction is taken out at all ``sites``, on prompts that show the behaviour and on usual
     prompts, and added at its own site on usual prompts. A direction passes if it lowers the
@@ -155,7 +155,7 @@ def choose_ablation(
 
 
 def _answers(stream: LiveStream) -> Float[Tensor, "example answer"]:
-    """Return the log-probabilities of each example's class or next token, in the planned order."""
+    """Return the log-probabilities of each example's class or next token, in planned order."""
     found: list[Tensor] = []
     order: list[Tensor] = []
     for batch in stream.batches(0, len(stream)):

@@ -1,4 +1,4 @@
-"""Edits of single units and features: set to a value, multiplied, or put back to their mean."""
+"""Edits of single units and features: set them to a value, scale them, or use their mean."""
 
 from dataclasses import dataclass
 from typing import final
@@ -15,7 +15,7 @@ from sonde.core.site import Site
 @final
 @dataclass(frozen=True)
 class ClampUnit(Edit):
-    """Set some units to a value, and leave the others alone.
+    """Set some units to a value, without changing the others.
 
     Range        the shape and type of the activation.
     Cost         a copy of the activation.
@@ -54,7 +54,7 @@ class ClampUnit(Edit):
 @final
 @dataclass(frozen=True)
 class ScaleUnit(Edit):
-    """Multiply some units by ``1 + strength (factor - 1)``, and leave the others alone.
+    """Multiply some units by ``1 + strength (factor - 1)``, without changing the others.
 
     Range        the shape and type of the activation.
     Cost         a copy of the activation.
@@ -85,7 +85,7 @@ class ScaleUnit(Edit):
 @final
 @dataclass(frozen=True, eq=False)
 class ClampFeature(Edit):
-    """Set one feature of a dictionary to a value: ``x + (value - z) d``.
+    """Set one dictionary feature to a value: ``x + (value - z) d``.
 
     Only the part along ``d`` changes, so what the dictionary does not explain of the activation
     stays. The feature is read as ``z = max(0, reader . x + bias)``. With an orthonormal dictionary
@@ -149,7 +149,7 @@ class ClampFeature(Edit):
 @final
 @dataclass(frozen=True, eq=False)
 class MeanAblate(Edit):
-    """Put the mean of fitted rows in place of some units, or of all.
+    """Replace some units, or all units, by the mean of fitted rows.
 
     It does less harm than zeros: later layers see a usual activation without information.
 

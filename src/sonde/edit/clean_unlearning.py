@@ -1,4 +1,4 @@
-"""A copy of a classifier that has unlearned clean images, so that only a backdoor is left in it.
+"""A copy of a classifier that has unlearned clean images, which exposes a backdoor.
 
 For looking at what is left: the original is untouched, and the copy is thrown away.
 """
@@ -22,7 +22,7 @@ PATIENCE = 4
 @final
 @dataclass(frozen=True)
 class CleanUnlearning:
-    """Make a copy unlearn clean images, until its accuracy falls below ``stop``.
+    """Train a copy on clean images to unlearn them, until its accuracy falls below ``stop``.
 
     A backdoor does not depend on what clean images show, so it can stay: a corner patch on digits
     still turned 95 % of images when two in five clean images were misclassified.
@@ -61,7 +61,7 @@ class CleanUnlearning:
         check_ranges(self, rate="> 0", epochs="> 0", objective=("uniform", "ascent"), stop="(0, 1)")
 
     def expose(self, model: Model | nn.Module, clean: Inputs, progress: bool = True) -> nn.Module:
-        """Return a copy that has unlearned the clean examples; the model stays as it is.
+        """Return a copy that has unlearned the clean examples. The model is not changed.
 
         Raises
         ------
@@ -83,7 +83,7 @@ class CleanUnlearning:
 
 
 class _Stop:
-    """Says, every few steps, whether the accuracy has fallen far enough."""
+    """Checks regularly whether the accuracy has fallen enough."""
 
     def __init__(self, clean: Inputs, least: float) -> None:
         self._clean, self._least, self._n = clean, least, 0

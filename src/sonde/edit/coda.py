@@ -1,4 +1,4 @@
-"""Contrastive decoding against overshadowed context: tokens of the prompt that hardly count."""
+"""Contrastive decoding for context that the model overlooks (overshadowed tokens)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from sonde.tap.decoding.prompts import NextLogits, left_out, packed
 @final
 @dataclass(frozen=True)
 class CoDa(Decode):
-    """Raise what a model says because of the tokens that it is about to overlook.
+    """Raise the tokens whose probability depends on overshadowed tokens of the prompt.
 
     A token of the prompt is overshadowed if the prompt without it gives nearly the same next token.
     X' is the prompt without its overshadowed tokens, which leaves the tokens that drown them. The
@@ -63,13 +63,13 @@ class CoDa(Decode):
         check_ranges(self, plausible="(0, 1]", threshold=">= 0")
 
     def reads(self) -> Mapping[str, OtherLogits]:
-        """Name what the model says after the prompt without its overshadowed tokens."""
+        """Request the logits after the prompt without its overshadowed tokens."""
         return {"overlooking": OtherLogits(prompt=self.without_overshadowed)}
 
     def step(
         self, logits: Float[Tensor, "row token"], context: DecodeContext
     ) -> Float[Tensor, "row token"]:
-        """Return the contrast among the plausible tokens."""
+        """Return the contrasted scores of the plausible tokens."""
         if self.strength == 0.0:
             return logits
         p, prior = logits.log_softmax(1), context.others["overlooking"].log_softmax(1)
@@ -81,7 +81,7 @@ class CoDa(Decode):
     def overshadowed(
         self, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"], logits: NextLogits
     ) -> Bool[Tensor, "row pos"]:
-        """Return which tokens of prompts hardly change the next token if they are left out.
+        """Return a mask of prompt tokens whose removal hardly changes the next token.
 
         The last token never counts, so that a prompt is left.
         """
@@ -98,5 +98,5 @@ class CoDa(Decode):
     def without_overshadowed(
         self, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"], logits: NextLogits
     ) -> tuple[Int[Tensor, "row pos2"], Bool[Tensor, "row pos2"]]:
-        """Return the prompts without their overshadowed tokens, packed to the right."""
+        """Return the prompts without their overshadowed tokens, aligned right."""
         return packed(ids, mask & ~self.overshadowed(ids, mask, logits))

@@ -1,4 +1,4 @@
-"""Steer only where a condition holds: the gate, and how well it tells the cases apart.
+"""Conditional steering: the gate, and its accuracy in detecting the condition.
 
 Any fitted detector can be a gate; this one is a direction and a threshold, found together.
 """
@@ -27,7 +27,7 @@ BELOW_ALL = 1e-6
 @final
 @dataclass(frozen=True, kw_only=True)
 class ConditionScorer(Scorer):
-    """Cosine of each row with the condition's direction; above ``threshold`` the condition holds.
+    """Cosine of each row with the condition's direction; the condition holds above ``threshold``.
 
     ``value`` is the F1 of the threshold on the rows of the fit, ``share`` the share of these rows
     above it.
@@ -39,7 +39,7 @@ class ConditionScorer(Scorer):
     positive: int
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return the cosine of each row, higher where the condition holds; 0 for a row of zeros."""
+        """Return the cosine of each row, higher if the condition holds; 0 for a row of zeros."""
         if x.shape[1] != len(self.vector):
             raise ShapeError(
                 f"ConditionalSteering.score: expected dim={len(self.vector)} (as fitted), got "
@@ -48,11 +48,11 @@ class ConditionScorer(Scorer):
         return infinite_where_nonfinite(_cosine(x, self.vector), x)
 
     def holds(self, x: Float[Tensor, "row dim"]) -> Bool[Tensor, "row"]:
-        """Return for which rows the condition holds."""
+        """Return a mask of the rows for which the condition holds."""
         return self.score(x) > self.threshold
 
     def gate(self, site: str | Site | None = None, reducer: str | Reducer = "mean") -> Gate:
-        """Return the gate for ``sonde.editing(..., gate=...)``, which decides once, by the prompt.
+        """Return the gate for ``sonde.editing(..., gate=...)``, which decides once per prompt.
 
         Parameters
         ----------
@@ -110,7 +110,7 @@ class ConditionalSteering(Detector):
 
     @property
     def usual(self) -> Where:
-        """Rows that are not known as ``positive``."""
+        """Filter of rows that are not labelled ``positive``."""
         return NotLabelled(self.positive)
 
     def reads(self) -> dict[str, Statistic[Any]]:
@@ -124,7 +124,7 @@ class ConditionalSteering(Detector):
     def result(
         self, by_class: ClassMomentsState, sample: HashSampleState, labels: HashSampleState
     ) -> ConditionScorer:
-        """Take the difference of the means and the threshold of highest F1 along it."""
+        """Compute the difference of the means, and the threshold with the highest F1 along it."""
         groups = TwoGroups.of("ConditionalSteering", by_class, self.positive)
         vector = Direction.along(groups.gap, groups.gap, groups.total / groups.n_rows).unit
         label = labels.rows.to(sample.rows.device)
@@ -153,7 +153,7 @@ class ConditionalSteering(Detector):
 
 
 def best_threshold(score: Float[Tensor, "row"], holds: Bool[Tensor, "row"]) -> tuple[float, float]:
-    """Return the threshold of highest F1 for the rows above it, and the F1.
+    """Return the threshold with the highest F1 for rows above it, and this F1.
 
     Of several equally good thresholds, the one in the widest gap between two scores is taken.
 
@@ -174,7 +174,7 @@ def best_threshold(score: Float[Tensor, "row"], holds: Bool[Tensor, "row"]) -> t
 
 
 def _cosine(x: Float[Tensor, "row dim"], unit: Float[Tensor, "dim"]) -> Float[Tensor, "row"]:
-    """Return the cosine of rows with a unit vector, in a type of at least 32 bits."""
+    """Return the cosine of rows with a unit vector, in at least 32 bits."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     length = wide.norm(dim=1)
     return (wide @ unit.to(wide)) / torch.where(length > 0, length, torch.ones_like(length))

@@ -1,4 +1,4 @@
-"""Decoding by contrast: what a good model says and a worse one does not."""
+"""Contrastive decoding: tokens that a good model predicts and a weaker model does not."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from sonde.tap.decoding.prompts import Rewording
 @final
 @dataclass(frozen=True, eq=False)
 class ContrastiveDecode(Decode):
-    """Raise the tokens that a model finds more likely than a worse model, its amateur, does.
+    """Raise the tokens that a model finds more likely than a weaker model, its amateur.
 
     Among the plausible tokens ``V = {y: p(y) >= plausible max p}`` the score is
     ``(1 + strength) log p(y) - strength log a(y)``; the others get minus infinity. The amateur is
@@ -87,7 +87,7 @@ class ContrastiveDecode(Decode):
             )
 
     def reads(self) -> Mapping[str, OtherLogits]:
-        """Name the amateur, the guided prompts and, of both models, what the lower layers say."""
+        """Request the amateur's logits, guided prompts, and both models' lower-layer logits."""
         guide = {} if self.guide is None else {"guide": OtherLogits(prompt=self.guide)}
         if isinstance(self.amateur, int):
             return {"amateur": OtherLogits(prompt=self.prompt, layer=self.amateur), **guide}
@@ -100,7 +100,7 @@ class ContrastiveDecode(Decode):
     def step(
         self, logits: Float[Tensor, "row token"], context: DecodeContext
     ) -> Float[Tensor, "row token"]:
-        """Return the contrast among the plausible tokens."""
+        """Return the contrasted scores of the plausible tokens."""
         if self.strength == 0.0:
             return logits
         others = {name: x.log_softmax(1) for name, x in context.others.items()}
@@ -121,5 +121,5 @@ class ContrastiveDecode(Decode):
 
 
 def plausible_tokens(p: Float[Tensor, "row token"], share: float) -> Tensor:
-    """Return which tokens have at least a fraction of the greatest probability; ``p`` in nats."""
+    """Return the tokens with at least a fraction of the largest probability; ``p`` in nats."""
     return p >= p.amax(dim=1, keepdim=True) + torch.tensor(share, dtype=torch.float64).log().to(p)

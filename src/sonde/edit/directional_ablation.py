@@ -1,4 +1,4 @@
-"""Take directions out of every state of a model, so that it no longer acts along them.
+"""Remove directions from every state of a model, so that it cannot use them.
 
 To remove what can be read off the states, whatever the model does with it, use an eraser; to make
 a behaviour stronger or weaker, ``SteeringVector``.
@@ -29,7 +29,7 @@ DEPENDENT = 1e-6
 @final
 @dataclass(frozen=True, eq=False)
 class Ablate(Edit):
-    """Remove ``strength`` times the components along all of some directions.
+    """Remove the components along several directions, times ``strength``.
 
     The directions are made orthonormal first: if they are not at right angles, removal one after
     another leaves a part of the first. With a ``centre`` the components become those of the centre
@@ -82,7 +82,7 @@ class Ablate(Edit):
         return self.as_affine()(x)
 
     def as_affine(self) -> AffineMap:
-        """Return the projection, made anew if directions are trained or have changed in place."""
+        """Return the projection, recomputed if directions are trained or were changed in place."""
         version = versions(self.directions, self.centre)
         kept: dict[Any, AffineMap] = self.__dict__["_kept"]
         if version is None or version not in kept:
@@ -98,7 +98,7 @@ class Ablate(Edit):
 
 
 def _orthonormal(directions: Float[Tensor, "dim n"]) -> Float[Tensor, "dim n"]:
-    """Return orthonormal columns of the same span."""
+    """Return orthonormal columns with an equal span."""
     for column in directions.T:
         require_direction("Ablate", column)
     wide = directions.double()
@@ -114,7 +114,7 @@ def _orthonormal(directions: Float[Tensor, "dim n"]) -> Float[Tensor, "dim n"]:
 @final
 @dataclass(frozen=True, kw_only=True)
 class AblationDirection(Result):
-    """The direction from the mean of one side to the mean of the other.
+    """Direction from the mean state of one class to the mean state of another.
 
     ``vector`` has unit length, ``centre`` is the mean of the rows without the behaviour, ``length``
     how far the means lie apart; ``value`` is this distance in spreads of all rows along the
@@ -134,7 +134,7 @@ class AblationDirection(Result):
         affine: bool = False,
         others: Sequence["AblationDirection"] = (),
     ) -> Ablate:
-        """Return the edit that takes the direction out.
+        """Return the edit that removes the direction.
 
         Parameters
         ----------
@@ -149,7 +149,7 @@ class AblationDirection(Result):
         return Ablate(every, self.centre if affine else None, strength)
 
     def induce(self, strength: float = 1.0) -> Add:
-        """Return the edit that adds the difference of the means, and so the behaviour."""
+        """Return the edit that adds the difference of the means, and so induces the behaviour."""
         require_direction("AblationDirection.induce", self.vector * self.length)
         return Add(self.vector * self.length, strength)
 
@@ -157,7 +157,7 @@ class AblationDirection(Result):
 @final
 @dataclass(frozen=True)
 class DirectionalAblation(Instrument):
-    """Direction between the mean states with and without a behaviour, to be taken out everywhere.
+    """Direction between the mean states with and without a behaviour, for removal at all sites.
 
     Read the rows at the last token of prompts that call the behaviour forth (class ``positive``)
     and of prompts that do not. Many sites give many candidates; ``choose_ablation`` tries them. The
@@ -206,7 +206,7 @@ class DirectionalAblation(Instrument):
         return {"by_class": ClassMoments("diag" if self.scatter == "diag" else "pooled")}
 
     def result(self, by_class: ClassMomentsState) -> AblationDirection:
-        """Take the difference of the means."""
+        """Compute the difference of the means."""
         groups = TwoGroups.of("DirectionalAblation", by_class, self.positive)
         found = Direction.along(groups.gap, groups.gap, by_class.total.covariance.detach())
         return AblationDirection(

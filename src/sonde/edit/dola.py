@@ -1,4 +1,4 @@
-"""Decoding by contrast of the last layer with an earlier one, chosen for each token."""
+"""Decoding that contrasts the last layer with an earlier layer, chosen for each token."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,13 +63,13 @@ class DoLa(Decode):
             )
 
     def reads(self) -> Mapping[str, OtherLogits]:
-        """Name the read-outs of the candidates."""
+        """Request the logits of the candidate layers."""
         return {f"layer {layer}": OtherLogits(layer=layer) for layer in self.layers}
 
     def step(
         self, logits: Float[Tensor, "row token"], context: DecodeContext
     ) -> Float[Tensor, "row token"]:
-        """Return the contrast with the candidate that differs most."""
+        """Return the contrast with the most different candidate layer."""
         if self.strength == 0.0:
             return logits
         p = logits.log_softmax(1)

@@ -1,4 +1,4 @@
-"""Take out of a variational autoencoder's code the latents that it leaves at the prior.
+"""Remove the latents that a variational autoencoder leaves at the prior.
 
 If ``active_variables`` finds latents that say nothing, their codes are noise to later layers.
 """
@@ -19,7 +19,7 @@ PASSIVE: Final = 0
 @final
 @dataclass(frozen=True)
 class DropPassive(Edit):
-    """Set the passive latents of a code to 0, the mean of the prior, and leave the others alone.
+    """Set the passive latents of a code to 0, the mean of the prior.
 
     Range        the shape and type of the activation.
     Cost         a copy of the activation.
@@ -69,12 +69,12 @@ class DropPassive(Edit):
         return new
 
     def as_affine(self) -> AffineMap:
-        """Return the map of codes, which folds into the layer behind."""
+        """Return the affine map of codes, which can be folded into the next layer."""
         axes = torch.eye(len(self.kind))[:, self.gone]
         return AffineMap(left=-self.strength * axes, right=axes)
 
     @property
     def gone(self) -> list[int]:
-        """The latents that are taken out."""
+        """Mask of the removed latents."""
         most = PASSIVE + int(self.mixed)
         return [i for i, kind in enumerate(self.kind) if int(kind) <= most]

@@ -1,4 +1,4 @@
-"""Emulate the tuning of a large model: add the change of a tuned small model to its logits."""
+"""Emulate fine-tuning of a large model: add a small tuned model's change to its logits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from sonde.tap import Decode, DecodeContext, OtherLogits
 @final
 @dataclass(frozen=True, eq=False)
 class EmulatedFinetune(Decode):
-    """Add the change that tuning made to the log-probabilities of a small model.
+    """Add the change that fine-tuning made to the log-probabilities of a small model.
 
     ``log p(y) + strength (log tuned(y) - log untuned(y)) - log Z``, each of them normalised first.
     If a large model generates, this scales tuning up. If a small model generates, with large models
@@ -72,7 +72,7 @@ class EmulatedFinetune(Decode):
             )
 
     def reads(self) -> Mapping[str, OtherLogits]:
-        """Name the tuned models and the untuned one."""
+        """Request the logits of the tuned models and of the untuned model."""
         tuned = {f"tuned {i}": OtherLogits(model) for i, model in enumerate(self._tuned())}
         return tuned | {"untuned": OtherLogits(self.untuned)}
 
@@ -97,7 +97,7 @@ class EmulatedFinetune(Decode):
 
 
 def _nucleus(p: Float[Tensor, "row token"], share: float) -> Bool[Tensor, "row token"]:
-    """Return the fewest likeliest tokens that have a fraction of the probability; ``p`` in nats."""
+    """Return the smallest set of likely tokens with a fraction of the probability."""
     if share == 1.0:
         return torch.ones_like(p, dtype=torch.bool)
     values, order = p.exp().sort(dim=1, descending=True)

@@ -1,4 +1,4 @@
-"""Test whether an image classifier hides a backdoor, for which class, and how to take it out.
+"""Test whether an image classifier has a backdoor, for which class, and how to remove it.
 
 A backdoor is a small *trigger* that turns any image into one class. Needs a hundred clean images
 with labels. Triggers that cover the image, or bend it, are not found.
@@ -75,7 +75,7 @@ class BackdoorFinding:
         return self.ratio >= LIKELY
 
     def verdict(self, names: Mapping[int, str] | None = None) -> str:
-        """Return in plain words what was found."""
+        """Return the result of the search in words."""
         name = repr(str(self.target) if names is None else names.get(self.target, str(self.target)))
         smallest = f"{float(self.size.min()):.1%} of the image"
         figure = (
@@ -122,7 +122,7 @@ def find_backdoor(
     seed: int = 0,
     progress: bool = True,
 ) -> BackdoorFinding:
-    """Look for a class that needs a much smaller patch than any other class. Changes nothing.
+    """Search for a class that needs a much smaller patch than other classes. Changes nothing.
 
     A natural patch shows what images of its class show: it works on many images, and on nearly all
     images only if it is large. A trigger works on all images, at its own size. So the smallest
@@ -174,7 +174,7 @@ def find_backdoor(
 
 
 class Triggered(Inputs):
-    """Clean images with a recovered trigger on them, and their true labels.
+    """Clean images with a recovered trigger, and their true labels.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ def remove_backdoor(
     seed: int = 0,
     progress: bool = True,
 ) -> RewritePlan:
-    """Return the plan that teaches a model to ignore a recovered trigger. Trained.
+    """Return the plan that trains a model to ignore a recovered trigger. Trained.
 
     Clean images keep their labels, with and without the trigger on them.
 
@@ -296,7 +296,7 @@ def image_of(batch: InputBatch) -> Tensor:
 
 
 def with_images(batch: InputBatch, images: Tensor) -> InputBatch:
-    """Return a batch with other images."""
+    """Return a batch with its images replaced."""
     old = image_of(batch)
     return replace(
         batch,
@@ -357,12 +357,12 @@ class Pixels:
 
     @torch.no_grad()
     def accuracy(self) -> float:
-        """Return the fraction of correct answers."""
+        """Return the accuracy."""
         return float((self.logits(self.images).argmax(1) == self.label).float().mean())
 
 
 def smallest_patches(pixels: Pixels, *, wanted: float, steps: int, seed: int, bar: Bar) -> Patches:
-    """Return for each class the smallest patch that turns images of other classes into it. Trained.
+    """Return the smallest patch for each class that turns other images into it. Trained.
 
     Minimises over a mask and a pattern ``CE(f((1 - m) x + m p), class) + w |m|`` by Adam on all
     images at once; ``w`` grows while the share of turned images is at least ``wanted``, and else
@@ -384,7 +384,7 @@ def smallest_patches(pixels: Pixels, *, wanted: float, steps: int, seed: int, ba
 def _search(
     pixels: Pixels, classes: Sequence[int], wanted: float, steps: int, seed: int
 ) -> Patches:
-    """Return the patches of some classes, each searched on its own."""
+    """Return the patches of some classes, each optimised separately."""
     x, target = pixels.images.float().cpu(), torch.tensor(list(classes))
     n, shape = len(target), x.shape[1:]
     draw = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Silence the channels that clean examples hardly use, then tune: the oldest cure of backdoors.
+"""Fine-pruning: silence channels that clean examples hardly use, then fine-tune.
 
 For convolutional classifiers and a few hundred clean images with labels. A trigger that shares its
 channels with what clean images show survives.
@@ -38,7 +38,7 @@ MOST_STEPS = 64
 @final
 @dataclass(frozen=True)
 class FinePrune(Rewrite):
-    """Silence the least active channels of a layer while clean accuracy lasts, then train on.
+    """Silence a layer's least active channels while clean accuracy allows, then train further.
 
     Channels go in the order of their mean of ``max(x, 0)`` over clean images, smallest first, until
     the accuracy on these images would fall by more than ``budget``. Then all weights are trained on
@@ -82,7 +82,7 @@ class FinePrune(Rewrite):
         return {"clean": Examples()}
 
     def planned(self, model: Model, clean: Inputs) -> RewritePlan:
-        """Return which channels are silenced and the trained weights."""
+        """Return the changes that silence channels, and the trained weights."""
         labelled("FinePrune", clean)
         every = channel_layers("FinePrune", model.module, self.layer)
         name = list(every)[-1]
@@ -119,7 +119,7 @@ class FinePrune(Rewrite):
     def _silent(
         self, model: Model, clean: Inputs, layers: dict[str, Any], order: Tensor, least: float
     ) -> Tensor:
-        """Return which channels may go."""
+        """Return a mask of the channels that can be silenced."""
         ((name, _),) = layers.items()
         losses, at_once = row_losses(model, model.module, clean), max(1, len(order) // MOST_STEPS)
         gone = torch.zeros(len(order), dtype=torch.bool)
@@ -146,5 +146,5 @@ def mean_passed(model: Model, clean: Inputs, layer: str) -> Tensor:
 
 
 def _folded(model: Model, layers: dict[str, Any], which: dict[str, Tensor]) -> nn.Module:
-    """Return a copy with some channels silenced, all of its weights trainable."""
+    """Return a copy with some channels silenced, and all of its weights trainable."""
     return with_copy(RewritePlan.of(model, silenced(layers, which)).fold(model))

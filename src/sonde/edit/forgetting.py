@@ -1,4 +1,4 @@
-"""Test whether a model has forgotten: against a retrained model, and under a membership attack."""
+"""Test whether a model has forgotten: compare it with a retrained model, attack membership."""
 
 import math
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Forgotten:
-    """Accuracy of a model on examples to forget, on the other training examples, and on new ones.
+    """Accuracy of a model on forgotten examples, on other training examples, and on new ones.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class Forgotten:
     attack_retrained: Metric | None
 
     def json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
+        """Return all fields as JSON values."""
         sides = {"before": self.before, "after": self.after, "retrained": self.retrained}
         attacks = {
             "attack": self.attack,
@@ -89,7 +89,7 @@ def forgotten(
     held: Inputs | None = None,
     retrained: nn.Module | None = None,
 ) -> Forgotten:
-    """Return how a model stands before and after it was made to forget.
+    """Return a model's loss and accuracy before and after unlearning.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ def forgotten(
 
 
 def membership_attack(members: Float[Tensor, "member"], others: Float[Tensor, "other"]) -> Metric:
-    """Return how well low losses tell members of the training data from other examples.
+    """Return how well low losses separate members of the training data from other examples.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def membership_attack(members: Float[Tensor, "member"], others: Float[Tensor, "o
 def _losses_and_right(
     live: Model, module: nn.Module, part: str, data: Inputs
 ) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]]:
-    """Return the loss of each example that has a truth, and its fraction of correct answers."""
+    """Return the loss and the accuracy of each example with a known answer."""
     compute = row_losses(live, module, data)
     losses: list[Tensor] = []
     right: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""An edit from a plain function, for changes that need no class of their own."""
+"""An edit from a plain function, for changes that need no class."""
 
 import inspect
 from collections.abc import Callable
@@ -66,7 +66,7 @@ class Function(Edit):
     def apply(
         self, x: Float[Tensor, "*axes dim"], site: Site, context: EditContext
     ) -> Float[Tensor, "*axes dim"]:
-        """Return what the function makes of a copy of ``x``."""
+        """Return the function's result for a copy of ``x``."""
         if self.strength == 0.0:
             return x
         more = (site, context) if self._n_arguments == 3 else ()

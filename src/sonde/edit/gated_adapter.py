@@ -1,4 +1,4 @@
-"""Forget on request: one small adapter for each request, open only where its examples come in.
+"""Unlearning with a gated adapter for each request, open only for its examples.
 
 For requests that arrive one after the other while the data of the others may be gone. The model's
 own weights stay, so whoever has these weights still has the forgotten knowledge.
@@ -25,7 +25,7 @@ from sonde.weights.tuning import Cycle, Trainee, mean_loss, tuned, with_copy
 @final
 @dataclass(frozen=True, eq=False)
 class LowRankAdapter(Edit):
-    """Add a map of low rank: ``x + strength (x @ down.T) @ up.T``.
+    """Add a low-rank map: ``x + strength (x @ down.T) @ up.T``.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class LowRankAdapter(Edit):
             )
 
     def apply(self, x: Tensor, site: Site, context: EditContext) -> Tensor:
-        """Return the states with what the adapter adds."""
+        """Return the states plus the adapter's output."""
         if self.strength == 0.0:
             return x
         if x.shape[-1] != self.down.shape[1]:
@@ -63,14 +63,14 @@ class LowRankAdapter(Edit):
         return x + self.strength * nn.functional.linear(far, self.up.to(x))
 
     def as_affine(self) -> AffineMap:
-        """Return the map."""
+        """Return the adapter as an affine map."""
         return AffineMap(left=self.strength * self.up, right=self.down.T)
 
 
 @final
 @dataclass(frozen=True)
 class GatedAdapter:
-    """Learn an adapter of low rank that makes a model ignorant of some examples. Trained.
+    """Learn a low-rank adapter that makes a model unlearn some examples. Trained.
 
     The adapter sits at one site of the frozen model. It minimises the sum of three terms: the
     cross-entropy to the uniform distribution on the examples to forget, the cross-entropy with the
@@ -120,7 +120,7 @@ class GatedAdapter:
         earlier: Sequence[LowRankAdapter] = (),
         progress: bool = True,
     ) -> LowRankAdapter:
-        """Return the adapter of one request; the model stays as it is.
+        """Return the adapter of a request. The model is not changed.
 
         Parameters
         ----------
@@ -177,7 +177,7 @@ class GatedAdapter:
 def overlap(
     down: Float[Tensor, "rank dim"], earlier: Sequence[LowRankAdapter]
 ) -> Float[Tensor, ""]:
-    """Return the sum of the squared products of directions with those of earlier adapters."""
+    """Return the squared overlap of an adapter's directions with those of earlier adapters."""
     found = [(down @ other.down.to(down).T).square().sum() for other in earlier]
     return torch.stack(found).sum() if found else down.new_zeros(())
 
@@ -192,7 +192,7 @@ def soft_gate(
     shut_for: float = 0.95,
     open_for: float = 0.5,
 ) -> Gate:
-    """Return a gate that is shut for nearly all other examples and open for those of a request.
+    """Return a gate that is open for a request's examples, and closed for nearly all others.
 
     Between the scores of the two kinds it opens in proportion; either kind may score higher.
 

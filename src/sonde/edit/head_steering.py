@@ -1,4 +1,4 @@
-"""Steer the few attention heads that tell a behaviour apart, each along its own direction.
+"""Steer the few attention heads that separate a behaviour, each along its own direction.
 
 Use it where a push of the whole state does too much harm. Rows are the outputs of heads before the
 output projection: the input of that projection, or port ``heads`` of the attention.
@@ -26,7 +26,7 @@ from sonde.stats import ClassMoments, ClassMomentsState, HashSample, HashSampleS
 @final
 @dataclass(frozen=True, kw_only=True)
 class HeadDirections(Result):
-    """Accuracy of each head at separating the sides, chosen heads, and the push of each site.
+    """Each head's accuracy at separating the classes, the chosen heads, and each site's shift.
 
     ``value`` is the mean held-out accuracy of the chosen heads. ``push`` is, at the units of each
     chosen head, its direction times the rows' spread along it, and 0 elsewhere.
@@ -38,7 +38,7 @@ class HeadDirections(Result):
     push: Float[Tensor, "site dim"]
 
     def edits(self, sites: Sequence[str], strength: float = 5.0) -> dict[str, Add]:
-        """Return the edit of each site that has a chosen head, by its name.
+        """Return the edit of each site that has a chosen head, by name.
 
         Parameters
         ----------
@@ -67,7 +67,7 @@ class HeadDirections(Result):
 @final
 @dataclass(frozen=True)
 class HeadSteering(Instrument):
-    """Directions of the attention heads whose outputs best tell one class from the others.
+    """Directions of the attention heads whose outputs best separate one class from the others.
 
     For each head of each site, a difference-of-means probe is tested on rows outside its fit. The
     best heads over all sites are chosen; each is pushed along the difference of its means, in units
@@ -134,7 +134,7 @@ class HeadSteering(Instrument):
         sample: tuple[HashSampleState, ...],
         labels: tuple[HashSampleState, ...],
     ) -> HeadDirections:
-        """Try every head, choose the best, and measure the rows along each."""
+        """Evaluate every head, choose the best, and measure the rows along their directions."""
         dim = by_class[0].mean.shape[1]
         if dim % self.heads:
             raise InputError(
@@ -196,7 +196,7 @@ class HeadSteering(Instrument):
     def _push(
         self, state: ClassMomentsState, groups: TwoGroups, chosen: Bool[Tensor, "head"]
     ) -> Float[Tensor, "dim"]:
-        """Return the push of one site."""
+        """Return the shift of one site."""
         covariance, width = state.total.covariance.detach(), len(groups.gap) // self.heads
         push = torch.zeros_like(groups.gap)
         for head in chosen.nonzero().flatten().tolist():
@@ -208,5 +208,5 @@ class HeadSteering(Instrument):
 
 
 def _rank(group_draw: Tensor) -> Tensor:
-    """Return the rank of each row's group by its draw; rows of a group share a rank."""
+    """Return the rank of each row's group, by its sampling key."""
     return torch.unique(group_draw, return_inverse=True)[1]

@@ -20,7 +20,7 @@ EPS = 1e-5
 @final
 @dataclass(frozen=True)
 class Inject(Edit):
-    """Move the states of each example towards those of the same example in another run.
+    """Move the states of each example towards the example's states in another run.
 
     ``adain_mean`` gives the tokens (or places) of an example the mean that the source has, unit by
     unit, and leaves their deviations from it; ``adain`` gives them the source's standard deviation
@@ -68,13 +68,13 @@ class Inject(Edit):
 
     @property
     def others_per(self) -> Literal["token", "example"]:
-        """A state for each position of ``level="local"``, else examples of any length."""
+        """A state for each position with ``level="local"``, else examples of any length."""
         return "token" if self.level == "local" else "example"
 
     def apply(
         self, x: Float[Tensor, "example *places dim"], site: Site, context: EditContext
     ) -> Float[Tensor, "example *places dim"]:
-        """Return the states with the source in them."""
+        """Return the states after the replacement."""
         if self.strength == 0.0:
             return x
         source = self._source(x, site, context)
@@ -107,7 +107,7 @@ class Inject(Edit):
 
 
 def _moments(x: Float[Tensor, "example *places dim"], mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation over the real positions of each example."""
+    """Return the mean and standard deviation over each example's real positions."""
     flat = x.reshape(x.shape[0], -1, x.shape[-1])
     weight = torch.ones(flat.shape[:2], dtype=x.dtype, device=x.device)
     if mask is not None and mask.shape == flat.shape[:2]:
@@ -124,7 +124,7 @@ def increment_penalty(
     without: Float[Tensor, "example dim h w"],
     inside: Float[Tensor, "example height width"],
 ) -> Float[Tensor, ""]:
-    """Return how much a change of the model moves states outside a region; 0 if none moved.
+    """Return the fraction of a model's changes that lies outside a region; 0 without changes.
 
     ``|(1 - M) (h_with - h_without)|^2 / sum(1 - M)`` with the mask ``M`` averaged over the places
     of the map. A differentiable function of the maps, so that it serves as a loss of an adapter.

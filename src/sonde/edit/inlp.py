@@ -1,4 +1,4 @@
-"""Erasure by linear probes, one after the other, until none reads the classes any more."""
+"""Erasure by repeated linear probes, until no probe can predict the classes."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -78,7 +78,7 @@ class Inlp(Instrument):
     def result(
         self, by_class: ClassMomentsState, rows: HashSampleState, labels: HashSampleState
     ) -> Eraser:
-        """Fit a probe, remove its normals, and again."""
+        """Fit a probe, remove its normals, and repeat."""
         joint = Joint.of_classes("Inlp", by_class, FLOAT64)
         within = by_class.pooled.detach() / joint.n
         share = by_class.weight.detach() / joint.n

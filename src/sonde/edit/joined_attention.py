@@ -37,7 +37,7 @@ def joined_attention(
     strength: float = 1.0,
     here: bool = False,
 ) -> Iterator[None]:
-    """Let each query also see the keys and values that its attention has on another input.
+    """Let each query also attend to its layer's keys and values on another input.
 
     The source is run once; inside the ``with`` block its keys and values stand before those of
     each call, in one softmax: ``softmax([s + ln strength, q k^T]) [v_source, v]`` with the scores
@@ -126,7 +126,7 @@ class _Kept:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Run a kernel and keep the keys and values that it was given."""
+        """Run a kernel and record its keys and values."""
         if id(module) in self.chosen:
             require_mask(implementation, mask, module)
             seen = in_sight(query, key, mask, _is_causal(implementation, module, kwargs))
@@ -137,7 +137,7 @@ class _Kept:
 
 @dataclass(frozen=True, eq=False)
 class _Joined:
-    """Runs kernels on the keys and values of two runs."""
+    """Runs attention kernels on the keys and values of two runs."""
 
     heads: dict[int, Heads]
     bias: float
@@ -178,7 +178,7 @@ class _Joined:
     def _added(
         self, seen: Tensor | None, bias: float, query: Tensor, shape: tuple[int, ...]
     ) -> Tensor:
-        """Return what is added to scores: the bias where a key is seen, else the least number."""
+        """Return the term added to scores: a bias for visible keys, else the lowest number."""
         least = torch.finfo(query.dtype).min
         if seen is None:
             return query.new_full(shape, bias)
@@ -186,7 +186,7 @@ class _Joined:
 
 
 def _is_causal(implementation: str | None, module: nn.Module, kwargs: Mapping[str, Any]) -> bool:
-    """Return whether a kernel that is given no mask hides later keys by itself."""
+    """Return whether a kernel without a mask is causal."""
     if implementation == EXPLICIT:
         return False
     asked = kwargs.get("is_causal")

@@ -1,4 +1,4 @@
-"""Forget some examples without knowing any label: by where their states lie.
+"""Unlearning without labels, by the position of the examples' states.
 
 For models with a site whose states determine the answer, such as the features before the head. With
 labels at hand ``RandomLabel`` is surer and cheaper.
@@ -39,7 +39,7 @@ MOST_HELD = 5
 @final
 @dataclass(frozen=True)
 class LabelAgnosticForget(Rewrite):
-    """Move the states of the forget examples away, and keep the states of others. Trained.
+    """Move the states of the forget examples away, and keep other states. Trained.
 
     Two variational autoencoders learn the states at a site, one of the retained and one of the
     forget examples. Then the weights before the site are trained, by turns, to lower two losses:
@@ -102,7 +102,7 @@ class LabelAgnosticForget(Rewrite):
         check_ranges(self, temperature="> 0", answer_limit="> 0", epochs="> 0")
 
     def reads(self) -> dict[str, Examples]:
-        """Read both sides, without their labels, and a few labelled examples for the repair."""
+        """Read both sides without labels, and a few labelled examples for the repair."""
         sides = dict.fromkeys(("forget", "retain"), Examples())
         return {**sides, "repair": Examples(optional=True)}
 
@@ -161,7 +161,7 @@ class LabelAgnosticForget(Rewrite):
 
 
 def pushed(own: Float[Tensor, "row"], others: Float[Tensor, "row2"]) -> Float[Tensor, ""]:
-    """Return a loss that falls if forget rows fit their autoencoder worse and the others better."""
+    """Return a loss that falls if forget rows fit worse and other rows fit better."""
     return torch.exp(others / (others + 1)).mean() - torch.exp(own / (own + 1)).mean()
 
 
@@ -181,14 +181,14 @@ def cosines(a: Float[Tensor, "row dim"], b: Float[Tensor, "row dim"]) -> Float[T
 def drifted(
     original: "_States", new: "_States", batch: InputBatch, logits: str | None
 ) -> Float[Tensor, ""]:
-    """Return the mean divergence of the new answers from the original ones, in nats."""
+    """Return the mean divergence of the new answers from the original answers, in nats."""
     with torch.no_grad():
         old = original.answers(batch, logits)
     return kl_divergence(old, new.answers(batch, logits)).mean()
 
 
 class Autoencoder(nn.Module):
-    """A variational autoencoder of rows in units of their own standard deviation.
+    """A variational autoencoder of rows, scaled by their standard deviation.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ class Autoencoder(nn.Module):
         return (self.decode(self.encode(x).chunk(2, 1)[0]) - x).square().mean(1)
 
     def loss(self, rows: Float[Tensor, "row dim"], draw: torch.Generator) -> Float[Tensor, ""]:
-        """Return the negative evidence bound of rows, up to a factor and a constant."""
+        """Return the negative evidence lower bound of rows, up to a factor and a constant."""
         x = (rows - self.centre) / self.spread
         mean, log_var = self.encode(x).chunk(2, 1)
         noise = torch.randn(mean.shape, generator=draw).to(mean)
@@ -242,7 +242,7 @@ def autoencoder(
 @final
 @dataclass(eq=False)
 class _Watch(Edit):
-    """Keep the states of a site, with their graph; change nothing."""
+    """Record the states of a site, with their autograd graph and unchanged."""
 
     rows: Tensor | None = None
 
@@ -265,7 +265,7 @@ class _States:
         self.model, self.module, self.site = model, module, site
 
     def of(self, batch: InputBatch) -> Float[Tensor, "row dim"]:
-        """Return the states of a batch, with their graph."""
+        """Return the states of a batch, with their autograd graph."""
         watch = _Watch()
         with editing(self.module, watch, self.site, here=True):
             self._run(batch)
@@ -277,7 +277,7 @@ class _States:
         return watch.rows
 
     def answers(self, batch: InputBatch, logits: str | None) -> Float[Tensor, "answer classes"]:
-        """Return the log-probabilities of a batch, with their graph."""
+        """Return the log-probabilities of a batch, with their autograd graph."""
         return answers_in(self._run(batch), self.model, self.module, batch, logits).log_p
 
     def _run(self, batch: InputBatch) -> Any:
@@ -285,7 +285,7 @@ class _States:
         return self.module(*args, **kwargs)
 
     def weights(self, batch: InputBatch) -> list[nn.Parameter]:
-        """Return the parameters that the states depend on."""
+        """Return the parameters that affect the states."""
         every = [p for p in self.module.parameters() if p.requires_grad]
         slopes = torch.autograd.grad(self.of(batch).sum(), every, allow_unused=True)
         return [p for p, slope in zip(every, slopes, strict=True) if slope is not None]
@@ -294,7 +294,7 @@ class _States:
 def _pairs(
     sides: Iterable[Cycle], draw: torch.Generator
 ) -> Iterator[tuple[InputBatch, InputBatch]]:
-    """Yield a batch of each side for every batch of the first side."""
+    """Yield a forget batch and a retain batch for every batch of the forget side."""
     forget, retain = sides
     for _ in forget.batches:
         yield forget.next(draw), retain.next(draw)

@@ -1,4 +1,4 @@
-"""The least affine change after which no linear predictor reads a concept off the rows.
+"""The smallest affine change that removes a concept from all linear predictors.
 
 It guards against linear readers only, on the rows that it was fitted on: look at a two-layer probe
 beside it (``probe_accuracy``). Where several layers are erased, fit each on states that are already
@@ -75,7 +75,7 @@ class Leace(Instrument):
         return {"by_class": ClassMoments(products=self.products)}
 
     def result(self, by_class: ClassMomentsState) -> Eraser:
-        """Take the columns of the cross-covariance in the metric of the covariance."""
+        """Compute the whitened cross-covariance's directions, and the eraser."""
         rounding = FLOAT32 if self.products == "fast" else FLOAT64
         return _least_change(Joint.of_classes("Leace", by_class, rounding))
 
@@ -83,7 +83,7 @@ class Leace(Instrument):
 @final
 @dataclass(frozen=True)
 class PairedLeace(Instrument):
-    """Erasure of the numbers at one site from the rows of another, with the least change.
+    """Erasure of one site's numbers from the rows of another site, with the least change.
 
     As ``Leace``, for a concept that is no class: the rows of the second site (a position, a score,
     the states of another model). Numbers that never vary are left out.
@@ -108,13 +108,13 @@ class PairedLeace(Instrument):
     paper: ClassVar[str] = "belrose2023leace"
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of both sites, alone and together."""
+        """Read the moments of both sites, and their cross moments."""
         return {"alone": Moments(), "together": CrossMoments()}
 
     def result(
         self, alone: tuple[MomentsState, MomentsState], together: CrossMomentsState
     ) -> Eraser:
-        """Take the columns of the cross-covariance in the metric of the covariance."""
+        """Compute the whitened cross-covariance's directions, and the eraser."""
         rows, concept = alone
         spread = concept.variance.detach().clamp(min=0.0).sqrt()
         if not bool((spread > 0).any()):

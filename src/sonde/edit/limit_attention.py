@@ -1,4 +1,4 @@
-"""Let the attention of a trained model look where a pattern allows, and nowhere else.
+"""Restrict the attention of a trained model to a pattern.
 
 For the port ``probs``: ``sonde edit attention`` uses it to find which layers need to look far. To
 train a model with a pattern, take ``sonde.layers.Attention``.
@@ -22,7 +22,7 @@ from sonde.layers.patterns import Where, pattern_of
 @final
 @dataclass(frozen=True)
 class LimitAttention(Edit):
-    """Take from every query the probabilities of keys outside a pattern, and keep the row's sum.
+    """Remove each query's attention to keys outside a pattern, and rescale the rest of the row.
 
     ``A' = renormalised((1 - s) A + s A M)`` with the pattern's mask ``M`` and strength ``s``. Rows
     of padding stay as they are. A head so sharp that its probabilities inside the pattern vanish in
@@ -117,7 +117,7 @@ class LimitAttention(Edit):
     def outside(
         self, x: Float[Tensor, "example query heads_keys"], site: Site, context: EditContext
     ) -> Float[Tensor, "example query"]:
-        """Return the fraction of attention that each query gives to keys outside the pattern."""
+        """Return the fraction of each query's attention on keys outside the pattern."""
         probs = self._by_head(x, site)
         gone = probs.masked_fill(self.allowed(probs, context), 0.0).sum((2, 3))
         return gone / probs.sum((2, 3)).clamp(min=1e-12)
@@ -125,7 +125,7 @@ class LimitAttention(Edit):
     def allowed(
         self, probs: Float[Tensor, "example query head key"], context: EditContext
     ) -> Bool[Tensor, "example query head key"]:
-        """Return which keys each query may attend to."""
+        """Return the mask of the keys that each query may attend to."""
         _, n_queries, n_heads, n_keys = probs.shape
         _, place = positions(probs, context, False)
         first = place < self.prefix

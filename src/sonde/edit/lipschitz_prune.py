@@ -1,4 +1,4 @@
-"""Silence channels that amplify far more than their neighbours, without any data.
+"""Silence channels that amplify much more than their neighbours, without data.
 
 A backdoor's trigger is small and must move the answer far, so a poisoned net tends to have channels
 of large gain. For convolutional nets with batch norm; a clean net may have such channels too.
@@ -22,7 +22,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 @final
 @dataclass(frozen=True)
 class LipschitzPrune(Rewrite):
-    """Silence each channel whose gain lies far above the mean of its layer.
+    """Silence each channel whose gain is far above the mean of its layer.
 
     The gain of a channel is the largest singular value of its kernel, as a matrix of input channels
     by places, times the gain of the batch norm behind it. Channels with a gain above ``mean +
@@ -50,7 +50,7 @@ class LipschitzPrune(Rewrite):
         check_ranges(self, spreads="> 0")
 
     def planned(self, model: Model) -> RewritePlan:
-        """Return which channels are silenced.
+        """Return the changes that silence channels.
 
         Raises
         ------
@@ -84,7 +84,7 @@ class LipschitzPrune(Rewrite):
 def channel_gains(
     module: nn.Module,
 ) -> list[tuple[str, nn.modules.batchnorm._BatchNorm, Float[Tensor, "channel"]]]:
-    """Return (name, batch norm, gains of its channels) for each norm behind a convolution."""
+    """Return (name, batch norm, gains of its channels) for each norm after a convolution."""
     found: list[tuple[str, nn.modules.batchnorm._BatchNorm, Tensor]] = []
     before: nn.Module | None = None
     for name, part in module.named_modules():

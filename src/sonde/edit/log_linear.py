@@ -1,4 +1,4 @@
-"""A rate that is linear in the logarithm of a ratio: the line and how well it fits."""
+"""A rate that is linear in the logarithm of a ratio: the fitted line and its error."""
 
 import math
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ class LogLinear(Result):
 
 
 def log_linear(ratio: Sequence[float], hits: Sequence[int], trials: Sequence[int]) -> LogLinear:
-    """Fit the law that hallucination follows: rate against the logarithm of a popularity ratio.
+    """Fit the hallucination rate against the logarithm of a popularity ratio.
 
     Weighted least squares over bins, each weighted by trials over its binomial variance, taken at
     ``(hits + 1/2) / (trials + 1)``. Counts of several runs add up before the fit.

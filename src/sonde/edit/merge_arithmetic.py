@@ -1,4 +1,4 @@
-"""Merging by sums of task vectors: plain, with signs elected, with entries dropped at random."""
+"""Merging by sums of task vectors: plain, with elected signs, or with random dropping."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +60,7 @@ class TaskArithmetic(MergeRule):
 @final
 @dataclass(frozen=True)
 class Ties(MergeRule):
-    """Add task vectors without their small entries and without entries that disagree in sign.
+    """Add task vectors without small entries, and without entries of the minority sign.
 
     Of each task vector only the largest entries are kept; for each entry the sign with more mass
     wins; the mean over the models that agree with this sign is added.
@@ -156,7 +156,7 @@ class Dare(MergeRule):
         check_ranges(self, drop="[0, 1)")
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Let the rule that follows check what it was fitted for."""
+        """Run the check of the rule that merges the thinned task vectors."""
         self.then.check(shapes)
 
     def _merged(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
@@ -169,14 +169,14 @@ class Dare(MergeRule):
 
 
 def _words(shape: torch.Size, generator: torch.Generator) -> Int[Tensor, "..."]:
-    """Return uniform whole numbers of 16 bits; each draw of 64 bits gives four of them."""
+    """Return uniform random 16-bit integers, four from each 64-bit draw."""
     n = shape.numel()
     draws = torch.empty((n + 3) // 4, dtype=torch.int64)
     return draws.random_(-(2**63), None, generator=generator).view(torch.int16)[:n].reshape(shape)
 
 
 def largest(task: Float[Tensor, "..."], density: float) -> Float[Tensor, "..."]:
-    """Return a tensor with all but its largest entries set to zero.
+    """Return a tensor with all entries but the largest set to zero.
 
     Of entries that tie at the border, evenly spaced ones stay, so that the share is kept exactly.
     """

@@ -1,4 +1,4 @@
-"""Merging by means of the models themselves: weighted by Fisher, by inputs, along a sphere."""
+"""Merging by means of the models: weighted by Fisher, by inputs, or along a sphere."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ PARALLEL, OPPOSITE = 1e-9, 1e-6
 @final
 @dataclass(frozen=True, eq=False)
 class FisherMerge(MergeRule):
-    """Mean of the models, where each weight counts by how much its model's loss depends on it.
+    """Mean of the models, with each weight weighted by its Fisher information.
 
     ``sum F_i w_i / sum F_i`` with the diagonal of each model's Fisher information: the maximum of
     the product of normal posteriors around the models. If no model's loss depends on a weight, or a
@@ -87,7 +87,7 @@ class FisherMerge(MergeRule):
 @final
 @dataclass(frozen=True, eq=False)
 class RegMean(MergeRule):
-    """The linear layer nearest to every model's layer on that model's own inputs.
+    """The linear layer whose outputs are nearest to every model's outputs on its own inputs.
 
     ``W = (sum G_i)^-1 sum G_i W_i`` with ``G_i = X_i' X_i`` of the inputs that the layer has in
     model i: least squares on all models' answers at once. Tensors without inputs get the mean.

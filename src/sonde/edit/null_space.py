@@ -1,4 +1,4 @@
-"""The directions that a layer's inputs do not reach: where its weights can change unseen."""
+"""Directions that a layer's inputs do not reach, along which its weights can change freely."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -29,7 +29,7 @@ class NullSpaceResult(Result):
     leak: float
 
     def project(self, keys: Float[Tensor, "dim key"]) -> Float[Tensor, "dim key"]:
-        """Return the part of vectors that lies in the free directions.
+        """Return the projection of vectors onto the free directions.
 
         Raises
         ------
@@ -54,7 +54,7 @@ class NullSpaceResult(Result):
         return basis @ (basis.T @ keys)
 
     def restrict(self, delta: Float[Tensor, "out dim"]) -> Float[Tensor, "out dim"]:
-        """Return an update of the layer's weights that leaves outputs of protected inputs alone."""
+        """Return a weight update that does not change the outputs for protected inputs."""
         return self.project(delta.T).T
 
 
@@ -100,7 +100,7 @@ class NullSpace(Instrument):
         return {"moments": Moments()}
 
     def result(self, moments: MomentsState) -> NullSpaceResult:
-        """Take the eigenvectors of small eigenvalue."""
+        """Compute the eigenvectors of small eigenvalues."""
         values, vectors = torch.linalg.eigh(moments.second_moment.detach())
         free = values <= self.tolerance * values.mean()
         total = float(values.sum())

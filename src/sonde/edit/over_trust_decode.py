@@ -1,4 +1,4 @@
-"""Beam search that steps back from columns of attention, which come before repetition."""
+"""Beam search that avoids columns of high attention, which precede repetition."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from sonde.tap.decoding.layers import ModelBlocks
 @final
 @dataclass(frozen=True)
 class AttentionColumns:
-    """Attention of later tokens to one token: a column of the attention matrix.
+    """Attention from later tokens to one token: a column of the attention matrix.
 
     ``P`` is the attention among the tokens of a window, greatest over heads, each row made to sum
     to 1. The score of token j is the sum of ``log(scale P_ij)`` over later tokens i, which is the
@@ -55,7 +55,7 @@ class AttentionColumns:
         check_ranges(self, scale="> 0")
 
     def score(self, probs: Float[Tensor, "row head query key"]) -> Float[Tensor, "row key"]:
-        """Return the score of each column of a window of as many queries as keys."""
+        """Return the score of each column of a square attention window."""
         if probs.shape[2] != probs.shape[3]:
             raise InputError(
                 "AttentionColumns.score: expected equally many queries and keys of a window, "
@@ -71,7 +71,7 @@ class AttentionColumns:
 
 @dataclass(frozen=True, eq=False)
 class _Beams:
-    """The texts of a prompt, best first, with the most trusted token of each at each step."""
+    """The beams of a prompt, best first, with their most attended token at each step."""
 
     texts: Int[Tensor, "beam pos"]
     scores: Float[Tensor, "beam"]
@@ -83,7 +83,7 @@ class _Beams:
 @final
 @dataclass(frozen=True)
 class OverTrustDecode:
-    """Beam search that penalises columns of attention in candidates, and takes tokens back.
+    """Beam search that penalises attention columns in candidates, and can step back.
 
     A callable for ``model.generate(custom_generate=...)``. Each beam offers its likeliest tokens.
     The model reads each of them, and ``strength`` times its greatest column score among generated
@@ -132,7 +132,7 @@ class OverTrustDecode:
         generation_config: Any = None,
         **model_kwargs: Any,
     ) -> Int[Tensor, "row pos2"]:
-        """Generate; called by ``generate``."""
+        """Generate texts. Called by ``generate``."""
         if len(logits_processor):
             raise InputError(
                 f"OverTrustDecode: expected no logits processors, got {list(logits_processor)}."
@@ -172,13 +172,13 @@ class OverTrustDecode:
         return now.texts[0]
 
     def _trusted(self, now: _Beams) -> int | None:
-        """Return the position that the best beam trusts too often, if there is a token after it."""
+        """Return the position that the best beam attends to too often, unless it is the last."""
         recent = now.peaks[0][-2 * self.patience :]
         position, n = Counter(recent).most_common(1)[0] if recent else (-1, 0)
         return position if n > self.patience and position + 1 < now.texts.shape[1] else None
 
     def _step(self, model: Any, now: _Beams, start: int, forbidden: set[int], pad: int) -> _Beams:
-        """Return the beams with one token more."""
+        """Return the beams with a further token."""
         p = now.logits.log_softmax(dim=1)
         if forbidden:
             p[:, sorted(forbidden)] = -torch.inf
@@ -207,7 +207,7 @@ class OverTrustDecode:
         )
 
     def _read(self, model: Any, texts: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Return the logits after texts, and the column scores of what follows the prompt."""
+        """Return next-token logits, and the column scores of the tokens after the prompt."""
         site = f"{ModelBlocks(model).site(self.layer).path}:probs"
         n_heads = model.config.num_attention_heads
         with Tap(model, site, here=True) as tap:

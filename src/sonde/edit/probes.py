@@ -24,7 +24,7 @@ STEPS = 100
 @final
 @dataclass(frozen=True)
 class Probed:
-    """Fractions of held-out rows that probes classify correctly.
+    """Accuracy of probes on held-out rows.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class Probed:
 
 
 def probes_along(stream: Stream, *, held: float = 0.3, seed: int = 0) -> dict[str, Probed]:
-    """Return what probes read off the rows of every site of a stream.
+    """Return the accuracy of probes at every site of a stream.
 
     Open an edit around it to see what is left: ``with sonde.editing(model, edit, site):
     probes_along(sonde.read(model, data, sites=later))``. At most 4,096 labelled rows are taken;
@@ -128,7 +128,7 @@ def probe_accuracy(
 
 
 def _held_out(group: Int[Tensor, "row"], held: float, seed: int) -> Bool[Tensor, "row"]:
-    """Return which rows are of held-out groups."""
+    """Return a mask of the rows in held-out groups."""
     names, member = torch.unique(group, return_inverse=True)
     order = torch.randperm(len(names), generator=torch.Generator().manual_seed(seed))
     chosen = torch.zeros(len(names), dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The control of every edit: a change of the same length in a random direction."""
+"""Control for every edit: a change of equal length in a random direction."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -14,7 +14,7 @@ from sonde.core.site import Site
 @final
 @dataclass(frozen=True, eq=False)
 class RandomDirection(Edit):
-    """Move each row as far as another edit moves it, along one random direction.
+    """Move each row as far as another edit does, along one random direction.
 
     What the other edit does beyond this is due to its direction; what both do, to its size.
 

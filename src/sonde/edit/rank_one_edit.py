@@ -1,4 +1,4 @@
-"""One fact written into the weights of one layer, exactly.
+"""Write a single fact exactly into the weights of one layer.
 
 For several facts at once see ``BatchEdit``: edits of rank one drift after hundreds of them.
 """

@@ -1,4 +1,4 @@
-"""Read a concept off states along one direction, and write it: by a push, or by two other runs.
+"""Read a concept from states along a direction, and write it: by a shift, or other runs.
 
 Use it where the concept itself is to be scored token by token. If only the push matters,
 ``SteeringVector`` does the same more simply; for classes at one place a probe is stronger.
@@ -24,7 +24,7 @@ from sonde.stats import ClassMoments, ClassMomentsState, TwoGroups
 @final
 @dataclass(frozen=True, eq=False)
 class Amplify(Edit):
-    """Push each state further to the side of a plane on which it lies.
+    """Push each state further from a plane, to the side on which it lies.
 
     ``x + strength sign((x - origin) . d) d``; a state on the plane stays where it is.
 
@@ -47,7 +47,7 @@ class Amplify(Edit):
     def apply(
         self, x: Float[Tensor, "*axes dim"], site: Site, context: EditContext
     ) -> Float[Tensor, "*axes dim"]:
-        """Return the pushed states."""
+        """Return the shifted states."""
         if self.strength == 0.0:
             return x
         direction = self.direction.to(x)
@@ -125,7 +125,7 @@ class ReadingScorer(Scorer):
     positive: int
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return the standardised projection of each row, higher where the concept is present."""
+        """Return the standardised projection of each row, higher if the concept is present."""
         if x.shape[1] != len(self.vector):
             raise ShapeError(
                 f"RepresentationReading.score: expected dim={len(self.vector)} (as fitted), got "
@@ -188,7 +188,7 @@ class RepresentationReading(Detector):
 
     @property
     def usual(self) -> Where:
-        """Rows that are not known as ``positive``."""
+        """Filter of rows that are not labelled ``positive``."""
         return NotLabelled(self.positive)
 
     def reads(self) -> dict[str, Statistic[Any]]:
@@ -196,7 +196,7 @@ class RepresentationReading(Detector):
         return {"by_class": ClassMoments("full")}
 
     def result(self, by_class: ClassMomentsState) -> ReadingScorer:
-        """Take the main axis of all differences."""
+        """Compute the main axis of all differences."""
         groups = TwoGroups.of("RepresentationReading", by_class, self.positive)
         total = by_class.total
         axis = leading(all_pairs(by_class, groups, self.positive))

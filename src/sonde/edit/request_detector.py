@@ -1,4 +1,4 @@
-"""Tell the texts of a request to forget from all others, by the states of several layers.
+"""Detect the texts of a request to forget, by the states of several layers.
 
 For the gate of an adapter if only the request's own texts are at hand, and the states of one layer
 do not tell these texts from others. With examples of both kinds a probe is stronger.
@@ -63,17 +63,17 @@ class RequestLayer(State):
     scale: Float[Tensor, "2"]
 
     def code(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row code"]:
-        """Return the codes of rows."""
+        """Return the encoded rows."""
         return _code(x.double(), self.encoder.to(x.device), self.origin.to(x.device))
 
     def measured(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row 2"]:
-        """Return each row's Mahalanobis distance and its largest cosine with a text."""
+        """Return each row's Mahalanobis distance, and its largest cosine with a text."""
         code = self.code(x)
         away = (code - self.mean.to(x.device)) @ self.root.to(x.device)
         return torch.stack([away.norm(dim=1), (code @ self.bank.to(x.device).T).amax(1)], 1)
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return how much farther, and less similar, a row is than the request's own texts."""
+        """Return a row's standardised distance and dissimilarity to the request's texts."""
         z = (self.measured(x) - self.centre.to(x.device)) / self.scale.to(x.device)
         return (z[:, 0] - z[:, 1]) / 2
 
@@ -81,7 +81,7 @@ class RequestLayer(State):
 @final
 @dataclass(frozen=True)
 class RequestScorer(State):
-    """Scores rows of several layers, joined: higher = less like the texts of a request.
+    """Scores of concatenated rows of several layers; higher = less like the request's texts.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ class RequestScorer(State):
 @final
 @dataclass(frozen=True)
 class RequestDetector:
-    """Learn from the texts of a request alone how to tell them from others. Trained.
+    """Learn to detect the texts of a request, from these texts only. Trained.
 
     A linear encoder for each layer maps the states of the frozen model to codes of length 1. It is
     trained by contrast: two views of a text, each without a share of its words, are to be nearer to
@@ -164,7 +164,7 @@ class RequestDetector:
         sites: Sites = "blocks",
         reducer: str | Reducer = "mean",
     ) -> RequestScorer:
-        """Return the scorer of one request; the model stays as it is.
+        """Return the scorer of a request. The model is not changed.
 
         Parameters
         ----------
@@ -201,7 +201,7 @@ class RequestDetector:
         return RequestScorer(tuple(layers))
 
     def _layer(self, rows: Tensor, held: Tensor, views: Tensor | None) -> RequestLayer:
-        """Return the layer of a request: its encoder, moments and bank, and the held-out scale."""
+        """Return the statistics of a layer: encoder, moments, text bank, and held-out scale."""
         spread, mean = rows.std(0, correction=0), rows.mean(0)
         encoder = torch.diag(1 / spread.clamp(min=1e-6 * float(spread.max()) + 1e-12))
         if views is not None:
@@ -227,7 +227,7 @@ def layer_rows(
     sites: Sites = "blocks",
     reducer: str | Reducer = "mean",
 ) -> list[Float[Tensor, "text _dim"]]:
-    """Return a row of each text at each site, in the order of the texts and of the named sites.
+    """Return a row for each text at each site, in the order of texts and sites.
 
     ``torch.cat(rows, 1)`` is what a ``RequestScorer`` scores and a gate of several sites reads.
     """
@@ -245,7 +245,7 @@ def layer_rows(
 
 
 def without_words(text: str, share: float, draw: torch.Generator) -> str:
-    """Return a text without some of its words and signs, chosen at random; at least one stays.
+    """Return a text without some random words and signs, but with at least one.
 
     Examples
     --------
@@ -266,7 +266,7 @@ def contrastive_map(
     epochs: int,
     seed: int,
 ) -> Float[Tensor, "dim code"]:
-    """Return a linear map under which two views of a text are nearer than views of two texts."""
+    """Return a linear map that makes two views of a text more similar than other views."""
     dim = views.shape[2]
     with seeded(seed) as draw:
         learned = (torch.randn(dim, width, generator=draw) / dim**0.5).requires_grad_()
@@ -282,12 +282,12 @@ def contrastive_map(
 def contrast(
     a: Float[Tensor, "text code"], b: Float[Tensor, "text code"], temperature: float
 ) -> Float[Tensor, ""]:
-    """Return the cross-entropy of finding each text's other view among all other views, in nats."""
+    """Return the cross-entropy of finding each text's other view among all views, in nats."""
     rows = normalize(torch.cat([a, b]), dim=1)
     alike = (rows @ rows.T / temperature).fill_diagonal_(-torch.inf)
     return cross_entropy(alike, torch.arange(len(rows), device=a.device).roll(len(a)))
 
 
 def _code(x: Tensor, encoder: Tensor, origin: Tensor) -> Tensor:
-    """Return the rows of length 1."""
+    """Return the encoded rows, normalised to length 1."""
     return normalize(x @ encoder - origin, dim=1)

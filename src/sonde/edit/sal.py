@@ -1,4 +1,4 @@
-"""Erasure by the directions that covary most with a concept, without looking at the covariance."""
+"""Erasure of the directions that covary most with a concept, ignoring the rows' covariance."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -54,7 +54,7 @@ class Sal(Instrument):
         return {"by_class": ClassMoments()}
 
     def result(self, by_class: ClassMomentsState) -> Eraser:
-        """Take the singular vectors of the cross-covariance."""
+        """Compute the singular vectors of the cross-covariance."""
         joint = Joint.of_classes("Sal", by_class, FLOAT64)
         u, _, _ = joint.directions(most=self.rank)
         return joint.eraser(u, u)

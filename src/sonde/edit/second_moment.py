@@ -1,4 +1,4 @@
-"""The second moment of a layer's inputs: what a change of its weights should cost.
+"""Second moment of a layer's inputs, as the cost of changing its weights.
 
 Fit it at the input of the layer whose weights are changed (``layers.3.mlp.down_proj:in``), on plain
 text of the kind that the model must go on to handle as before.
@@ -24,7 +24,7 @@ SMALLEST_PIVOT = 1e-6
 @final
 @dataclass(frozen=True, kw_only=True)
 class SecondMomentResult(Result):
-    """Mean of ``k k^T`` over the inputs ``k`` of a layer, with the ridge that was asked for.
+    """Mean of ``k k^T`` over the inputs ``k`` of a layer, plus the given ridge.
 
     ``value`` is the mean squared norm of an input.
     """
@@ -100,7 +100,7 @@ class SecondMoment(Instrument):
         return {"moments": Moments()}
 
     def result(self, moments: MomentsState) -> SecondMomentResult:
-        """Put the mean back into the covariance."""
+        """Add the mean to the covariance."""
         matrix = moments.second_moment.detach()
         mean_square = matrix.diagonal().mean()
         eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)

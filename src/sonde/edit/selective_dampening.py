@@ -1,4 +1,4 @@
-"""Forget some examples in one pass: shrink the weights that matter to them far more than to all.
+"""Unlearning in one pass: shrink the weights that matter mainly to the forget examples.
 
 For classifiers and language models whose training data, or squared gradients of it, are at hand.
 Where the model fits its data to a loss near zero, gradients are noise: look at ``loss_all``.
@@ -72,7 +72,7 @@ class SelectiveDampening(Rewrite):
         check_ranges(self, alpha="> 0", strength=">= 0")
 
     def reads(self) -> dict[str, Examples]:
-        """Read both sides, or their squared gradients; ``all`` holds the forget examples too."""
+        """Read both sides, or their squared gradients; ``all`` includes the forget examples."""
         other = Examples(optional=True, summed=SquaredGradients)
         return {"forget": Examples(summed=SquaredGradients), "retain": other, "all": other}
 
@@ -83,7 +83,7 @@ class SelectiveDampening(Rewrite):
         retain: Inputs | SquaredGradients | None,
         all: Inputs | SquaredGradients | None,
     ) -> RewritePlan:
-        """Return which weights shrink.
+        """Return the changes that shrink weights.
 
         Raises
         ------
@@ -151,7 +151,7 @@ class SelectiveDampening(Rewrite):
     def _change(
         self, weight: Tensor, of_part: Tensor, of_all: Tensor, alpha: float
     ) -> tuple[Sparse, int]:
-        """Return the change of one tensor and how many of its entries it holds."""
+        """Return the change of a tensor, and the number of its changed entries."""
         index = (of_part > alpha * of_all).flatten().nonzero()[:, 0]
         left = (self.strength * of_all.flatten()[index] / of_part.flatten()[index]).clamp(max=1.0)
         values = weight.detach().double().flatten()[index.to(weight.device)] * left.to(
@@ -161,7 +161,7 @@ class SelectiveDampening(Rewrite):
 
 
 def _squares(model: Model, name: str, side: Inputs | SquaredGradients) -> SquaredGradients:
-    """Return the squared gradients of a side, taken at the model's weights.
+    """Return the squared gradients of a side, computed at the model's weights.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""One direction that makes a behaviour stronger or weaker when it is added.
+"""One direction that strengthens or weakens a behaviour when it is added.
 
 Use it where two data sets show the behaviour and its absence. To remove what can be read off the
 states use an eraser; to remove what the model does, ``DirectionalAblation``.
@@ -29,7 +29,7 @@ How = Literal["mean_difference", "pca_difference", "probe"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class SteeringDirection(Result):
-    """A direction to the positive side, and the standard deviation of all rows along it.
+    """A direction towards the positive class, and the standard deviation of rows along it.
 
     ``vector`` has unit length; ``value`` is the distance of both sides' means along it, in spreads:
     an edit of that strength moves the one mean onto the other.
@@ -54,7 +54,7 @@ class SteeringDirection(Result):
 @final
 @dataclass(frozen=True)
 class SteeringVector(Instrument):
-    """Direction from the states of one class to those of another, to be added in a running model.
+    """Direction from the states of one class to those of another, for use as an edit.
 
     ``mean_difference``: from the mean of all other rows to that of class ``positive``.
     ``pca_difference``: the first principal axis of the differences between a row of the class and
@@ -145,7 +145,7 @@ class SteeringVector(Instrument):
         differences: "PairDifferencesState | None" = None,
         moments: MomentsState | None = None,
     ) -> SteeringDirection:
-        """Find the axis, give it its sign and measure the rows along it."""
+        """Find the axis, choose its sign, and measure the rows along it."""
         if differences is not None and moments is not None:
             pairs = differences.required("SteeringVector", self.positive)
             axis, gap, covariance = leading(pairs.second), pairs.total / pairs.n, moments.covariance
@@ -196,7 +196,7 @@ class PairDifferencesState(State):
     second: Float[Tensor, "dim dim"]
 
     def required(self, owner: str, positive: int) -> "PairDifferencesState":
-        """Return the state itself if it holds a pair.
+        """Return the state after a check that it contains a pair.
 
         Raises
         ------
@@ -244,5 +244,5 @@ class PairDifferences(Statistic[PairDifferencesState]):
         return PairDifferencesState(len(gap), gap.sum(0), gap.T @ gap)
 
     def merge(self, a: PairDifferencesState, b: PairDifferencesState) -> PairDifferencesState:
-        """Return the sums over the pairs of both."""
+        """Return the sums over the pairs of both states."""
         return PairDifferencesState(a.n + b.n, a.total + b.total, a.second + b.second)

@@ -1,4 +1,4 @@
-"""Several drafts from one pass of a model for each token: their embeddings are mixed.
+"""Several drafts from one forward pass per token, with mixed embeddings.
 
 A callable for ``model.generate(custom_generate=...)``: it feeds embeddings, which a rule for the
 next token cannot.
@@ -25,7 +25,7 @@ ORDER_WEIGHTS = (0.01, 0.04, 0.15, 0.18, 0.12, 0.5)
 @final
 @dataclass(frozen=True, eq=False)
 class NGrams:
-    """Exact counts of the tokens after each context, for contexts of 1, 2, ... tokens.
+    """Exact counts of next tokens after each context, for contexts of 1, 2, ... tokens.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class NGrams:
         )
 
     def probabilities(self, text: Sequence[int], tokens: Sequence[int]) -> list[float]:
-        """Return the probability of tokens after a text, mixed over the orders that saw its end."""
+        """Return tokens' probabilities after a text, averaged over known context lengths."""
         total, found = 0.0, [0.0] * len(tokens)
         for length, (weight, counts) in enumerate(
             zip(self.weights, self.counts, strict=True), start=1
@@ -85,7 +85,7 @@ class NGrams:
 @final
 @dataclass(frozen=True, eq=False)
 class SuperposedGenerate:
-    """Write ``drafts`` texts after a prompt; each pass of the model gives a token to every draft.
+    """Write ``drafts`` texts after a prompt; each forward pass gives every draft a token.
 
     The model reads the mixture ``sum_i w_i E[y_i]`` of the drafts' last tokens, where w is the
     softmax of their log-probabilities. Of the ``top`` likeliest next tokens, renormalised, each
@@ -140,7 +140,7 @@ class SuperposedGenerate:
         generation_config: Any = None,
         **model_kwargs: Any,
     ) -> Int[Tensor, "draft pos2"]:
-        """Generate; called by ``generate``."""
+        """Generate texts. Called by ``generate``."""
         if len(logits_processor):
             raise InputError(
                 "SuperposedGenerate: expected no logits processors, for one pass serves several "
@@ -191,7 +191,7 @@ class SuperposedGenerate:
     def _support(
         self, texts: Tensor, tokens: Tensor, start: int, values: Tensor
     ) -> Float[Tensor, "row draft token"]:
-        """Return what the n-grams add to the shared log-probabilities."""
+        """Return the term that n-grams add to the shared log-probabilities."""
         found = torch.zeros(*texts.shape[:2], tokens.shape[1], device=tokens.device)
         if self.ngrams is None or self.mix == 0:
             return found
@@ -206,7 +206,7 @@ class SuperposedGenerate:
 
 
 class _Reader:
-    """A model that reads embeddings, one stretch after the other, with a cache."""
+    """A model with a cache that reads embeddings, part by part."""
 
     def __init__(self, model: nn.Module, mask: Int[Tensor, "row pos"]) -> None:
         self._model, self._mask, self._cache = model, mask, None
@@ -234,7 +234,7 @@ class _Reader:
 def linearity(
     model: Any, ids: Int[Tensor, "text pos"], weights: Float[Tensor, "text"]
 ) -> Float[Tensor, "layer"]:
-    """Return how near a model is to linear in its embeddings, after each layer.
+    """Return how close a model is to linear in its embeddings, after each layer.
 
     The cosine, at the last token, between the state of mixed texts and the mixture of the states of
     the texts; 1 is linear. The first entry is the embeddings themselves.

@@ -1,4 +1,4 @@
-"""Hold frames between key frames near the interpolation of the key frames' states."""
+"""Keep frames between key frames near the interpolated states of the key frames."""
 
 from dataclasses import dataclass
 from typing import Literal, final
@@ -15,7 +15,7 @@ from sonde.core.site import Site
 @final
 @dataclass(frozen=True)
 class TemporalCorrection(Edit):
-    """Take key positions from another run, and blend the other positions towards the keys.
+    """Use another run's states at key positions, and blend other positions towards them.
 
     At a key position the state becomes that of the other run; at position ``t`` between two keys,
     ``(1 - s) x_t + s (left + (right - left) u)`` with ``u`` the share of the way. Positions before
@@ -65,7 +65,7 @@ class TemporalCorrection(Edit):
     def apply(
         self, x: Float[Tensor, "example t dim"], site: Site, context: EditContext
     ) -> Float[Tensor, "example t dim"]:
-        """Return the states, corrected at the keys and between them."""
+        """Return the states, corrected at and between the key positions."""
         if self.strength == 0.0:
             return x
         found = context.others.get(self.source)

@@ -1,4 +1,4 @@
-"""One shared model with a thin branch for each expert, mixed for each input by a router.
+"""A shared model with a small branch for each expert, mixed per input by a router.
 
 For models that must share their weights and still be told apart; if one set of weights is wanted,
 use ``Ties`` or ``TaskArithmetic``.
@@ -40,7 +40,7 @@ class Route:
 
     @property
     def weights(self) -> Float[Tensor, "example expert"] | None:
-        """The weights that hold for the running thread or task."""
+        """The weights that are active in the running thread or task."""
         return self._held.get()
 
     def opened(
@@ -50,7 +50,7 @@ class Route:
         return self._held.held(weights)
 
     def for_rows(self, n: int, like: Tensor) -> Float[Tensor, "row expert"]:
-        """Return the weights of rows, in the type of a tensor; an example may have several rows.
+        """Return each row's weights in a tensor's dtype; an example may have several rows.
 
         Raises
         ------
@@ -68,14 +68,14 @@ class Route:
 
 
 class Branch(nn.Module, ABC):
-    """A forward hook that adds what the experts' parameters change."""
+    """A forward hook that adds the effect of the experts' parameters."""
 
     def __init__(self, name: str, route: Route) -> None:
         super().__init__()
         self.name, self.route = name, route
 
     def forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Return the output with the branches added, None while they are closed."""
+        """Return the output plus the branches' outputs, or None while they are closed."""
         like = output if isinstance(output, Tensor) else None
         weights = self.route.weights
         if weights is None:
@@ -92,7 +92,7 @@ class Branch(nn.Module, ABC):
 
     @abstractmethod
     def added(self, module: Any, x: Tensor, weights: Tensor) -> Tensor:
-        """Return what the branches add for an input."""
+        """Return the output of the branches for an input."""
 
 
 class _Thin(Branch):
@@ -132,7 +132,7 @@ class _Thin(Branch):
 
 
 class _Whole(Branch):
-    """Branch of any other module, such as a norm: its output with each expert's parameters."""
+    """Branch of another module, such as a norm: its output with each expert's parameters."""
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ def branch_of(
 @final
 @dataclass(frozen=True, eq=False)
 class LinearRouter:
-    """Linear router that chooses an expert from the shared model's state at a site.
+    """Linear router that chooses an expert by the shared model's state at a site.
 
     ``softmax(weight x + bias)``, e.g. the linear discriminant of the experts' own data.
 
@@ -238,7 +238,7 @@ class LinearRouter:
     def of(
         cls, classes: ClassMomentsState, site: str, reducer: str = "mean", ridge: float = 1e-3
     ) -> "LinearRouter":
-        """Return the linear discriminant of rows whose labels are the experts' numbers.
+        """Return the linear discriminant of rows whose labels are the experts' indices.
 
         Parameters
         ----------
@@ -262,7 +262,7 @@ class LinearRouter:
     def reading(
         cls, site: str, data: Sequence[Inputs], reducer: str = "mean", ridge: float = 1e-3
     ) -> Callable[[nn.Module], "LinearRouter"]:
-        """Return a function that fits the router on a model's states of each expert's own inputs.
+        """Return a function that fits the router to a model, on each expert's own inputs.
 
         Parameters
         ----------
@@ -311,7 +311,7 @@ class TwinModel(nn.Module):
         self.route, self.router = route, router
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Route the inputs, then run the shared model with the branches that they need."""
+        """Route the inputs, then run the shared model with the selected branches."""
         with self.routed(self.weights(*args, **kwargs)):
             return self.model(*args, **kwargs)
 
@@ -324,7 +324,7 @@ class TwinModel(nn.Module):
 
     @contextmanager
     def routed(self, weights: Float[Tensor, "example expert"]) -> Iterator[None]:
-        """Keep the branches open with given weights inside a ``with`` block.
+        """Open the branches with given weights inside a ``with`` block.
 
         They are open for the thread or task that opens the block, and for threads without a block
         of their own while no other has one.
@@ -336,7 +336,7 @@ class TwinModel(nn.Module):
 @final
 @dataclass(frozen=True)
 class TwinMerge:
-    """Merge experts into shared weights and a thin branch for what each knows alone.
+    """Merge experts into shared weights, and a small branch for each expert's own part.
 
     The shared weights are a merge of all experts. Of an expert's difference from them, only the
     largest singular directions are kept. Each input runs through the shared layers with the
@@ -384,7 +384,7 @@ class TwinMerge:
         experts: Sequence[Model | nn.Module],
         router: Callable[[nn.Module], LinearRouter],
     ) -> TwinModel:
-        """Return the merged model; the given models stay as they are.
+        """Return the merged model. The given models are not changed.
 
         Parameters
         ----------

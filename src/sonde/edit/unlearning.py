@@ -1,4 +1,4 @@
-"""Forgetting by training: the baselines for every other way to forget.
+"""Unlearning by training: the baselines for other unlearning methods.
 
 ``Retrain`` is the gold standard: the model that never saw the examples. The others train a copy.
 """
@@ -33,7 +33,7 @@ SIDES = ("forget", "retain")
 @final
 @dataclass(frozen=True)
 class GradientAscent(Rewrite):
-    """Raise the loss of the forget examples, and keep that of the others low. Trained.
+    """Raise the loss of the forget examples, and keep the loss of other examples low. Trained.
 
     Minimises ``retain_weight L(retain) - L(forget)``, cross-entropies in nats, until the loss of
     the forget examples passes ``stop_loss``: the loss grows without bound and would break the
@@ -104,7 +104,7 @@ class GradientAscent(Rewrite):
 @final
 @dataclass(frozen=True)
 class RandomLabel(Rewrite):
-    """Teach wrong answers to the forget examples, and keep the others right. Trained.
+    """Train wrong answers on the forget examples, and right answers on the others. Trained.
 
     Minimises ``L(forget, wrong answers) + retain_weight L(retain)``.
 
@@ -169,7 +169,7 @@ class RandomLabel(Rewrite):
 @final
 @dataclass(frozen=True)
 class NegPreference(Rewrite):
-    """Make the forget examples less likely than the original found them, gently. Trained.
+    """Make the forget examples less likely than under the original model. Trained.
 
     Minimises ``-(2 / beta) mean log sigmoid(-beta (log p - log p_original)) + retain_weight
     L(retain)``, log-probabilities summed over the answers of an example. Unlike the gradient of
@@ -244,7 +244,7 @@ def preference_loss(losses: Tensor, before: Tensor, beta: float) -> Tensor:
 @final
 @dataclass(frozen=True)
 class Retrain(Rewrite):
-    """Train a new model on all examples but those to be forgotten: the gold standard. Trained.
+    """Train a new model on all examples but the forget examples: the gold standard. Trained.
 
     Range        all weights are new.
     Cost         ``epochs`` passes over the retained data.
@@ -279,7 +279,7 @@ class Retrain(Rewrite):
         check_ranges(self, rate="> 0", epochs="> 0")
 
     def reads(self) -> dict[str, Examples]:
-        """Read the examples to train on; ``forget`` is evaluated, not trained on."""
+        """Read the training examples; ``forget`` is only evaluated."""
         return {"retain": Examples(), "forget": Examples(optional=True)}
 
     def planned(self, model: Model, retain: Inputs, forget: Inputs | None) -> RewritePlan:
@@ -303,7 +303,7 @@ class Retrain(Rewrite):
 
 
 def _fresh(module: nn.Module) -> nn.Module:
-    """Return a model of the same architecture with fresh weights."""
+    """Return a model of equal architecture with newly initialised weights."""
     config = module.__dict__.get("config")
     if config is not None and hasattr(type(module), "from_pretrained"):
         make: Any = type(module)
@@ -334,7 +334,7 @@ def _loss_of(trainee: Trainee, inputs: Inputs) -> float:
 def _planned(
     model: Model, new: nn.Module, method: str, forget: Inputs | None, retain: Inputs
 ) -> RewritePlan:
-    """Return the plan with the loss on each side of the data after the training."""
+    """Return the plan, with the loss on both sides of the data after training."""
     figures: dict[str, float] = {}
     for side, data in zip(SIDES, (forget, retain), strict=True):
         if data is not None:
