@@ -1,4 +1,4 @@
-"""Layers to build into a network: plain torch modules, and functions that put them into a copy."""
+"""Layers to build into a network: plain torch modules, and functions that insert them."""
 
 from sonde.core._lazy import lazy
 

@@ -1,4 +1,4 @@
-"""Kernels of ``Attention``: group by group, on the axes of a grid, over pairs of keys."""
+"""Kernels of ``Attention``: by groups, along the axes of a grid, and over pairs of keys."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +20,7 @@ def by_group(
     real: Bool[Tensor, "row token"],
     position: Int[Tensor, "row token"] | None,
 ) -> Float[Tensor, "row head token width"]:
-    """Return attention inside groups; with positions a token attends to no later token."""
+    """Return attention inside groups; with positions, a token attends to no later token."""
     if not v.numel():
         return torch.zeros_like(v)
     plain = bool(real.all())
@@ -74,7 +74,7 @@ def on_axes(
     real: Bool[Tensor, "row token"],
     causal: bool,
 ) -> Float[Tensor, "row head token width"]:
-    """Return one attention over the row and the column of each token.
+    """Return joint attention over the row and the column of each token.
 
     If ``causal``, a token looks at the tokens above it in its column and to its left in its row,
     but not at itself; the first token looks at nothing and gets zeros.
@@ -123,7 +123,7 @@ def _on_axes(
 
 
 def wide_type(x: Tensor) -> torch.dtype:
-    """Return the type of sums over these entries: float32 for half types, which overflow."""
+    """Return the dtype for sums of these entries: float32 for half types, which overflow."""
     return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
 
 

@@ -24,7 +24,7 @@ def is_recomputing() -> bool:
 
 
 class EarlierStates:
-    """The state before the last forward passes of each thread, by the tensor that was passed.
+    """States before each thread's last forward passes, indexed by the input tensor.
 
     Parameters
     ----------
@@ -37,18 +37,18 @@ class EarlierStates:
         self._kept: Latest[deque[tuple[tuple[int, ...], Tensor, Any]]] = Latest()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and save without the states, which belong to backward passes of this layer."""
+        """Copy and save without the states, which belong to this layer's backward passes."""
         return EarlierStates, (self.most,)
 
     def keep(self, x: Tensor, state: Any) -> None:
-        """Remember the state before a forward pass."""
+        """Store the state before a forward pass."""
         own = self._kept.own()
         own = deque(maxlen=self.most) if own is None else own
         own.append((tuple(x.shape), _probes(x), state))
         self._kept.put(own)
 
     def of(self, x: Tensor, layer: str) -> Any:
-        """Return the state before the forward pass of these values; the latest one if several fit.
+        """Return the state before the forward pass of these values; the latest if several match.
 
         A thread that ran no such pass gets that of another one: a GPU has a thread of its own for
         backward passes.

@@ -1,4 +1,4 @@
-"""Attention whose tokens look where a pattern allows: one layer for many papers' patterns."""
+"""Attention with patterns of allowed keys: one layer for the patterns of many papers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -157,7 +157,7 @@ class Attention(Layer):
     def forward(
         self, x: Float[Tensor, "row token dim"], mask: Bool[Tensor, "row token"] | None = None
     ) -> Float[Tensor, "row token dim"]:
-        """Return the states with what the attention adds.
+        """Return the states plus the output of the attention.
 
         Parameters
         ----------
@@ -180,7 +180,7 @@ class Attention(Layer):
             return x + functional_call(self.out, weights, (heads,)).to(x.dtype)
 
     def _is_unbounded(self) -> bool:
-        """Return whether heads are products of states, for which half types are too small."""
+        """Return whether head outputs are unbounded products, which overflow in half types."""
         return self.order == 3 or self.scores == "relu"
 
     def probs(
@@ -226,7 +226,7 @@ class Attention(Layer):
         return mixed.flatten(2)
 
     def _draws(self, x: Tensor, is_forward: bool) -> tuple[Pattern, Sequence[int]]:
-        """Return the pattern of this pass and the numbers of its draws; a forward pass counts."""
+        """Return this pass's pattern and its random numbers; every forward pass is counted."""
         pattern = self.pattern
         if not pattern.drawn:
             return pattern, (0,)
@@ -250,7 +250,7 @@ class Attention(Layer):
     def _where(
         self, x: Tensor, mask: Tensor | None, number: int
     ) -> tuple[Where, Tensor, Tensor, Tensor]:
-        """Return what a pattern knows of the tokens, and queries, keys and values by head."""
+        """Return the pattern's token information, and queries, keys and values by head."""
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         if not torch.compiler.is_compiling() and not bool(real.any(1).all()):
             row = int((~real.any(1)).nonzero()[0])
@@ -306,7 +306,7 @@ class Attention(Layer):
         return made if mask is None else made.masked_fill(~where.real[:, None, :, None], 0.0)
 
     def _local(self, v: Tensor, where: Where) -> Tensor:
-        """Return the depthwise convolution of the values; a causal one has no later pixels."""
+        """Return the depthwise convolution of the values; if causal, without later pixels."""
         kernel = cast(Tensor, self.local)
         if self.causal:
             n = CENTRE + (not self._is_strict())
@@ -317,7 +317,7 @@ class Attention(Layer):
         return rearrange(moved, "r (h d) y x -> r h (y x) d", h=self.heads)
 
     def _is_strict(self) -> bool:
-        """Return whether a causal token does not look at itself."""
+        """Return whether a causal token does not attend to itself."""
         return isinstance(self.pattern, Axial) and self.pattern.axis == "both"
 
     def _cubic(self, x: Tensor, q: Tensor, first: tuple[Tensor, Tensor], allowed: Tensor) -> Tensor:
@@ -342,7 +342,7 @@ class Attention(Layer):
             return weights if self.prior is None else self._mixed(weights, where, allowed)
 
     def _mixed(self, weights: Tensor, where: Where, allowed: Tensor) -> Tensor:
-        """Return the weights mixed with those of the positions."""
+        """Return the weights, mixed with the positions' weights."""
         wide = where.at()[2][1]
         token = torch.arange(where.position.shape[1], device=weights.device)
         place = torch.stack([token // wide, token % wide], -1).to(weights)

@@ -1,4 +1,4 @@
-"""Normalisation whose gain and bias are shifted by a condition."""
+"""Normalisation whose gain and bias depend on a condition."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, cast, final
@@ -81,7 +81,7 @@ class ConditionalNorm(ConditionedLayer):
 
     @classmethod
     def of(cls, norm: nn.Module, condition: int) -> "ConditionalNorm":
-        """Return a layer around a norm of a model; ``.norm`` is that norm, to put it back.
+        """Return a layer around a model's norm; ``.norm`` is this norm, to restore it.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""A second source for the queries of an attention, scaled and added to the first source."""
+"""A second source for the queries of an attention layer, scaled and added to the first."""
 
 import math
 from typing import Any, ClassVar, final
@@ -14,7 +14,7 @@ from sonde.layers.layer import Layer
 
 @final
 class DecoupledCrossAttention(Layer):
-    """Let the queries of an attention look at a second source too, by a softmax of its own.
+    """Let the queries of an attention layer attend to a second source, with its own softmax.
 
     ``Attention(Q, K, V) + scale Attention(Q, K', V')`` with new ``K' = c W_k'`` and ``V' = c W_v'``
     of the second source ``c``; the queries are shared. Only ``W_k'`` and ``W_v'`` are trained. Each
@@ -82,7 +82,7 @@ class DecoupledCrossAttention(Layer):
         queries: Float[Tensor, "example head token width"],
         source: Float[Tensor, "example source dim"] | None,
     ) -> Float[Tensor, "example head token width"]:
-        """Return the heads of the first source with what the second one adds.
+        """Return the heads of the first source plus those of the second source.
 
         Parameters
         ----------
@@ -103,7 +103,7 @@ class DecoupledCrossAttention(Layer):
 
 
 def drop_sources(n: int, share: float = 0.05, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return for which examples of a training batch the first and the second source are dropped.
+    """Return masks of training examples that lose the first, and the second, source.
 
     Each source alone is dropped for ``share`` of the examples, and both for another ``share``: a
     model trained in this way can run with either source alone.

@@ -1,4 +1,4 @@
-"""Traffic between two or more streams of states: swap, shift, compare, equalise or bridge them."""
+"""Exchange between two or more streams of states: swap, shift, compare, equalise or bridge."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, final
@@ -26,7 +26,7 @@ HOW = {
 
 @final
 class Exchange(Layer):
-    """Let streams exchange states; ways with parameters start as the identity.
+    """Exchange states between streams; trainable ways start as the identity.
 
     ``swap``: a fraction ``share`` of the units (``axis="channel"``) or tokens, every second one by
     default, moves to the other stream; a second swap moves it back. ``shift``: in a pyramid of
@@ -119,7 +119,7 @@ class Exchange(Layer):
             self._make(dim, n_streams)
 
     def _make(self, dim: int, n: int) -> None:
-        """Make the parameters; the last map of each way is zero."""
+        """Create the parameters; the last map of each way is zero."""
         if self.how == "shift":
             self.fuse = nn.ModuleList([nn.Conv2d(dim, dim, 1, bias=False) for _ in range(n)])
             for part in self.fuse:
@@ -210,7 +210,7 @@ class Exchange(Layer):
         return a + change[..., : a.shape[-1]], b + change[..., a.shape[-1] :]
 
     def _swapped(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Return which units, or which real tokens of a row, move: every second one at 0.5."""
+        """Return a mask of the units, or of a row's real tokens, that move: every second at 0.5."""
         if self.axis == "channel":
             return self._moves(torch.arange(1, x.shape[-1] + 1, device=x.device))
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
@@ -224,13 +224,13 @@ class Exchange(Layer):
     def difference(
         self, a: Float[Tensor, "row dim high wide"], b: Float[Tensor, "row dim high wide"]
     ) -> Float[Tensor, "row dim high wide"]:
-        """Return the gated difference: zero for equal streams, negated if streams are swapped."""
+        """Return the gated difference: zero for equal streams, with its sign flipped by a swap."""
         size = (a - b).abs()
         channel = torch.sigmoid(self.channel(size.mean((2, 3))))[:, :, None, None]
         return (a - b) * channel * torch.sigmoid(self.place(size.mean(1, keepdim=True)))
 
     def shifted(self, *levels: Float[Tensor, "row dim _ _"]) -> tuple[Tensor, ...]:
-        """Return the levels after their channels moved: first group up, second group down."""
+        """Return the levels after the shift of channels: first group up, second group down."""
         n, each = len(levels), int(levels[0].shape[1] * self.share / 2)
         made: list[Tensor] = []
         for i, x in enumerate(levels):

@@ -1,4 +1,4 @@
-"""Mixtures of small networks: routed by a score, by a label or by confidence, or averaged."""
+"""Mixtures of small networks: routed by score, by label or by confidence, or averaged."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, final
@@ -87,7 +87,7 @@ class Experts(Layer):
     def forward(
         self, x: Float[Tensor, "row *axes dim"], label: Int[Tensor, "row"] | None = None
     ) -> Float[Tensor, "row *axes dim"]:
-        """Return the states with what their experts add.
+        """Return the states plus the outputs of their experts.
 
         Parameters
         ----------
@@ -119,7 +119,7 @@ class Experts(Layer):
     def balance(
         self, x: Float[Tensor, "*axes dim"], mask: Bool[Tensor, "*axes"] | None = None
     ) -> Float[Tensor, ""]:
-        """Return ``E sum_e f_e P_e``: share of choices times mean probability; 1 if all are equal.
+        """Return ``E sum_e f_e P_e`` from fractions of choices and mean probabilities; 1 if equal.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Mix the positions of a grid; a parameter chooses which positions share weights."""
+"""Mix the positions of a grid; a parameter selects the positions that share weights."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, final
@@ -18,7 +18,7 @@ FIXED = ("full", "local", "generated")
 
 @final
 class GridMixer(Layer):
-    """Add to a map a mixture of its positions, which starts at zero.
+    """Add to a map a mixture of its positions, which is zero at the start.
 
     ``full``: any position to any, for each channel. ``local``: own weights for the ``kernel``
     neighbourhood of each position. ``shared``: a depthwise convolution. ``axis``: networks along
@@ -148,7 +148,7 @@ class GridMixer(Layer):
         self.scale = nn.Parameter(torch.zeros(self.dim, 1, 1))
 
     def forward(self, x: Float[Tensor, "row dim high wide"]) -> Float[Tensor, "row dim high wide"]:
-        """Return the map with what the mixing adds."""
+        """Return the map plus the mixture of its positions."""
         if self.weights == "full":
             mixed = torch.einsum("cqp,rcp->rcq", self.map, x.flatten(2))
             return x + mixed.reshape(x.shape)
@@ -167,7 +167,7 @@ class GridMixer(Layer):
         return x + self.scale * (y / rms).to(x.dtype)
 
     def generated(self) -> Float[Tensor, "dim high wide"]:
-        """Return the kernel that the sine network makes from coordinates alone."""
+        """Return the kernel that the sine network computes from the coordinates."""
         places = self.get_buffer("places").to(self.first.weight.dtype)
         return self.last(torch.sin(self.first(places))).movedim(-1, 0)
 

@@ -1,4 +1,4 @@
-"""Associative memories: retrieve the stored pattern that a state is nearest to.
+"""Associative memories: retrieve the stored pattern nearest to a state.
 
 Dense memories are attention over patterns; the Hebbian one stores patterns of -1, 0 and 1 in a
 matrix of couplings.
@@ -86,7 +86,7 @@ class Hopfield(Layer):
 
     @classmethod
     def of(cls, patterns: Float[Tensor, "pattern dim"], **parameters: Any) -> "Hopfield":
-        """Return a layer that looks up given patterns, such as rows or class means of a fit."""
+        """Return a layer that looks up given patterns, such as rows or class means."""
         new = cls(patterns.shape[1], "lookup", len(patterns), **parameters).to(patterns)
         with torch.no_grad():
             new.patterns.copy_(patterns)
@@ -98,7 +98,7 @@ class Hopfield(Layer):
         memory: Float[Tensor, "pattern dim"] | None = None,
         mask: Bool[Tensor, "row item"] | None = None,
     ) -> Float[Tensor, "row item2 dim"]:
-        """Return the moved states, the states plus the mapped retrieval, or the pooled states.
+        """Return the moved states, the states plus mapped retrieved patterns, or pooled states.
 
         Parameters
         ----------
@@ -125,7 +125,7 @@ class Hopfield(Layer):
         patterns: Float[Tensor, "row pattern dim"],
         mask: Bool[Tensor, "row pattern"] | None = None,
     ) -> Float[Tensor, "row item dim"]:
-        """Return the states after the steps, without maps."""
+        """Return the states after the retrieval steps, without learned maps."""
         allowed = None if mask is None else mask[:, None]
         for _ in range(self.steps):
             new = scaled_dot_product_attention(
@@ -139,7 +139,7 @@ class Hopfield(Layer):
 def hopfield_energy(
     x: Float[Tensor, "*axes dim"], patterns: Float[Tensor, "pattern dim"], beta: float
 ) -> Float[Tensor, "*axes"]:
-    """Return the energy of states, which no step of a dense memory raises.
+    """Return the energy of states, which a step of a dense memory never raises.
 
     ``-lse(beta X xi) / beta + |xi|^2 / 2 + log(n) / beta + max |x|^2 / 2``; at least 0.
     """
@@ -149,7 +149,7 @@ def hopfield_energy(
 
 
 def hebbian_couplings(patterns: Float[Tensor, "pattern unit"]) -> Float[Tensor, "unit unit"]:
-    """Return ``sum xi xi' / units`` without its diagonal; blanks (0) of a pattern store nothing."""
+    """Return ``sum xi xi' / units`` without its diagonal; blank entries (0) store nothing."""
     found = patterns.T @ patterns / patterns.shape[1]
     return found.fill_diagonal_(0.0)
 
@@ -200,7 +200,7 @@ def hebbian_recall(
 
 
 def keys_for_mass(probs: Float[Tensor, "*axes key"], mass: float = 0.9) -> Int[Tensor, "*axes"]:
-    """Return the smallest number of keys that hold a fraction of each row's attention.
+    """Return the smallest number of keys with a fraction of each row's attention.
 
     Examples
     --------

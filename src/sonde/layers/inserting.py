@@ -1,4 +1,4 @@
-"""Put layers at sites of a model that exists, and take them out again."""
+"""Insert layers at sites of an existing model, and remove them again."""
 
 import inspect
 import logging
@@ -46,7 +46,7 @@ _LOCK = threading.Lock()
 
 
 class StateAxes:
-    """Axes of a site's states that contain features and rows, if the module's class defines them.
+    """Axes of a site's states with features and rows, if the module's class defines them.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class StateAxes:
                 self.features[n] = told.pop()
 
     def features_of(self, x: Tensor, layer: Layer, key: str) -> int:
-        """Return the axis of the features of states with three axes or more.
+        """Return the features axis of states with three axes or more.
 
         Raises
         ------
@@ -92,7 +92,7 @@ class StateAxes:
 
 
 class SiteCall:
-    """Hook behind a site: it runs the layer that is registered at an owner.
+    """Hook after a site, which runs the registered layer.
 
     The layer is found by its name, so that a deepcopy of the model calls its own copy.
 
@@ -125,12 +125,12 @@ class SiteCall:
         self.meaning = MaskMeaning()
 
     def layer(self, site: nn.Module) -> Layer | None:
-        """Return the layer, or None if it is no longer where it was put."""
+        """Return the layer, or None if it was removed from its owner."""
         found = getattr(self.owner or site, self.name, None)
         return found if isinstance(found, Layer) else None
 
     def _layer_here(self, site: nn.Module, calls: tuple[RunningCall, ...]) -> Layer:
-        """Return the layer to run: in a replica of ``nn.DataParallel`` the replica's own."""
+        """Return the layer to run; in a replica of ``nn.DataParallel``, the replica's layer."""
         owner = self.owner or site
         if owner is not site and "_is_replica" in site.__dict__:
             parts = (*(call.module for call in reversed(calls)), *site.modules())
@@ -138,7 +138,7 @@ class SiteCall:
         return getattr(owner, self.name)
 
     def __call__(self, site: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Return the output with the layer's states in it."""
+        """Return the output with its states replaced by the layer's output."""
         if in_trial():  # which asks for the order that this layer would ask for; sizes stay
             return output
         calls = running_calls()
@@ -164,7 +164,7 @@ class SiteCall:
     def _features(
         self, x: Tensor, site: nn.Module, layer: Layer, calls: tuple[RunningCall, ...]
     ) -> int:
-        """Return the axis of the features: by classes and sizes, or else by probe passes."""
+        """Return the features axis: by classes and sizes, or else by probe passes."""
         try:
             return self.axes.features_of(x, layer, self.key)
         except SiteError:
@@ -185,7 +185,7 @@ class SiteCall:
         return layer(x, mask=mask.to(x.device))
 
     def _require_whole(self, layer: Layer, x: Tensor, calls: tuple[RunningCall, ...]) -> None:
-        """Raise if a cache holds tokens that a layer would have to look at."""
+        """Raise if a cache holds tokens that the layer would need."""
         past = cached_tokens(calls)
         if past and layer.mixes_positions:
             raise InputError(
@@ -196,7 +196,7 @@ class SiteCall:
             )
 
     def _mask(self, x: Tensor, calls: tuple[RunningCall, ...]) -> Tensor | None:
-        """Return which tokens are real; when a forward is run anew, what it was told before."""
+        """Return the mask of real tokens; recomputed forward passes reuse the earlier mask."""
         if torch.compiler.is_compiling():
             return mask_in(calls, x.shape[0], x.shape[1], self.meaning)
         known, keys = _MASKS.get(self, {}), _storages(calls)
@@ -220,7 +220,7 @@ class SiteCall:
     def _is_time_first(
         self, x: Tensor, site: nn.Module, layer: Layer, calls: tuple[RunningCall, ...]
     ) -> bool:
-        """Return whether states are (time, row, dim), by flags or by what forward passes show.
+        """Return whether states are (time, row, dim), by flags or by their observed shapes.
 
         Raises
         ------
@@ -235,13 +235,13 @@ class SiteCall:
 
 
 def _longest(x: Tensor) -> tuple[int, int]:
-    """Return how many rows a nested tensor has, and the tokens of the longest."""
+    """Return the number of rows of a nested tensor, and of tokens in its longest row."""
     lengths = [len(part) for part in x.unbind()]
     return len(lengths), max(lengths)
 
 
 def _storages(calls: tuple[RunningCall, ...]) -> list[StorageWeakRef]:
-    """Return the memory of the states that each running call was given."""
+    """Return the storages of the states that running calls received."""
     given = [find(tuple(call.named.values()), None) for call in calls]
     with suppress(NotImplementedError):  # inside torch.func tensors have no memory
         return [StorageWeakRef(x.untyped_storage()) for x in given if x is not None]
@@ -255,7 +255,7 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def inserted(model: Model | nn.Module, layers: Mapping[str, Layer]) -> Any:
-    """Return a copy of a model with layers behind some of its modules.
+    """Return a copy of a model with layers after some of its modules.
 
     The copy shares the memory of all weights with the model: training one trains both, so freeze
     the weights that must stay (``requires_grad_(False)``). The model's keys in the state dict keep
@@ -299,7 +299,7 @@ def inserted(model: Model | nn.Module, layers: Mapping[str, Layer]) -> Any:
 
 
 def insert_in_place(module: nn.Module, layers: Mapping[str, Layer]) -> None:
-    """Put layers behind some modules of this model itself, as ``inserted`` does in a copy."""
+    """Insert layers after some modules of the model itself, as ``inserted`` does in a copy."""
     _check(module, layers)
     _put(module, layers)
 
@@ -332,7 +332,7 @@ def _put(new: nn.Module, layers: Mapping[str, Layer]) -> None:
 
 
 def _without_cache(around: Sequence[nn.Module]) -> list[nn.Module]:
-    """Let generation run without a cache, and return the models where this is new.
+    """Disable the generation cache, and return the models where it was enabled.
 
     The cache holds what attention made of earlier tokens, not what an inserted layer would have to
     look at. An encoder reads its whole text once, whatever the decoder's cache holds.
@@ -349,14 +349,14 @@ def _without_cache(around: Sequence[nn.Module]) -> list[nn.Module]:
 
 
 def _around(path: str, names: ModuleNames) -> list[nn.Module]:
-    """Return the modules that run around a site, the site itself among them, outermost first."""
+    """Return the modules that run around a site, including the site, outermost first."""
     parts = path.split(".") if path else []
     found = [names.modules[".".join(parts[:i])] for i in range(len(parts) + 1)]
     return [part for part in found if not isinstance(part, nn.ModuleList | nn.ModuleDict)]
 
 
 def removed(model: Model | nn.Module) -> Any:
-    """Return a copy of a model without the layers that ``inserted`` put there.
+    """Return a copy of a model without the layers of ``inserted``.
 
     The copy shares the memory of all weights with the model.
 
@@ -441,7 +441,7 @@ def _check(old: nn.Module, layers: Mapping[str, Layer]) -> None:
 
 
 def _path(pattern: str, names: ModuleNames) -> str:
-    """Return the path of the module that a site names."""
+    """Return the path of a site's module."""
     sites = places_of(pattern, names) if pattern else [Site("")]
     found = [site.path for site in sites if str(site) == str(Site(site.path))]
     if len(sites) != 1 or not found:

@@ -1,4 +1,4 @@
-"""Steps of thought without words: a language model's last state becomes its next input."""
+"""Latent reasoning: a language model's last state becomes its next input."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, cast, final
@@ -130,7 +130,7 @@ class LatentLoop(Layer):
         mask: Bool[Tensor, "row token"] | None = None,
         memory: Float[Tensor, "row other dim"] | None = None,
     ) -> Float[Tensor, "row step dim"]:
-        """Return the inputs of the latent steps; parameters as for a call."""
+        """Return the inputs of the latent steps; the parameters are those of a call."""
         return torch.stack(self._run(ids, mask, memory)[0], 1)
 
     def prompt(
@@ -139,7 +139,7 @@ class LatentLoop(Layer):
         mask: Bool[Tensor, "row token"] | None = None,
         memory: Float[Tensor, "row other dim"] | None = None,
     ) -> dict[str, Tensor]:
-        """Return the arguments by which ``model.generate(**...)`` goes on after the steps."""
+        """Return the arguments with which ``model.generate(**...)`` continues after the steps."""
         made = self._run(ids, mask, memory)[0]
         packed, real = _to_the_end(ids, mask)
         if not bool(real.all()) and not self._hides_padding(packed, real):
@@ -176,7 +176,7 @@ class LatentLoop(Layer):
 
     @torch.no_grad()
     def _hides_padding(self, packed: Tensor, real: Tensor) -> bool:
-        """Return whether padding in front leaves the last state of a text as it is, tried once."""
+        """Return whether left padding leaves a text's last state unchanged, tested once."""
         if self.hides_padding is None:
             modes = [(part, part.training) for part in self.model.modules()]
             self.model.eval()
@@ -193,14 +193,14 @@ class LatentLoop(Layer):
         return self.hides_padding
 
     def _again(self, given: Tensor, real: Tensor) -> Tensor:
-        """Return the last state after the inputs and their last one once more."""
+        """Return the last state after the inputs plus a repeat of their last input."""
         found, more = self._call(given, real, (None,)), real.new_ones(len(real), 1)
         return self._more(given, given[:, -1:], torch.cat([real, more], 1), found)[1]
 
     def _more(
         self, whole: Tensor, new: Tensor, real: Tensor, found: Any
     ) -> tuple[Tensor, Tensor, Any]:
-        """Return all inputs, the last state and the output, after one more input."""
+        """Return all inputs, the last state and the output, after a further input."""
         whole = torch.cat([whole, new], 1)
         if (cache := cache_of(found)) is None:  # the model keeps its memory for itself
             found = self._call(whole, real, None)
@@ -209,7 +209,7 @@ class LatentLoop(Layer):
         return whole, found.hidden_states[-1][:, -1], found
 
     def _call(self, given: Tensor, real: Tensor, cache: Any) -> Any:
-        """Run the model on the last inputs; ``real`` tells of all inputs."""
+        """Run the model on the last inputs; ``real`` is the mask of all inputs."""
         place = (real.cumsum(1) - 1).clamp(min=0)[:, -given.shape[1] :]
         # a cache of a recurrent state alone takes no mask of the tokens before
         takes_mask = not (cache and cache[0] is not None) or counts_positions(cache[0])
@@ -263,7 +263,7 @@ class LatentLoop(Layer):
 
 
 def _to_the_end(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the ids with all padding in front, and which are real; padding reads token 0."""
+    """Return the ids with all padding first, and a mask of real tokens; padding is token 0."""
     if mask is None:
         return ids, torch.ones_like(ids, dtype=torch.bool)
     order = mask.long().argsort(dim=1, stable=True)

@@ -1,4 +1,4 @@
-"""Base class of all layers, which declares a layer's properties, and a layer as an edit."""
+"""Base class of layers, which declares a layer's properties, and layers as edits."""
 
 import copy
 import inspect
@@ -82,24 +82,24 @@ class Layer(nn.Module):
 
     @property
     def n_parameters(self) -> int:
-        """Numbers that training can change; a shared tensor counts once."""
+        """Number of trainable values; a shared tensor counts once."""
         return sum(p.numel() for p in self.parameters())
 
     @property
     def features_axis(self) -> int:
-        """Axis of the features, counted from the end if they come last."""
+        """Axis of the features, negative if the features come last."""
         words = self.layout[0].split()
         at = words.index("dim") if "dim" in words else len(words) - 1
         return at - len(words) if any(w.startswith("*") for w in words[:at]) else at
 
     @property
     def mixes_positions(self) -> bool:
-        """True if a position's output may depend on other positions: it needs whole texts."""
+        """True if a position's output may depend on other positions, so whole texts are needed."""
         return bool(POSITIONS & {*self.layout[0].split()}) and not self.pointwise
 
     @torch.no_grad()
     def flops(self, *shapes: tuple[int, ...]) -> int:
-        """Return the operations of matrix products and convolutions in one forward pass.
+        """Return the number of operations in products and convolutions of one forward pass.
 
         A product and a sum are two operations. Sums, activations and norms are left out.
 
@@ -165,13 +165,13 @@ class Layer(nn.Module):
         return torch.where(real, new, x) if self.insertable else new
 
     def _pads(self, mask: Any, x: Any) -> bool:
-        """Return whether a mask says which positions of the states are real."""
+        """Return whether a mask marks the real positions of the states."""
         if not isinstance(mask, Tensor) or not isinstance(x, Tensor) or len(self.layout) != 1:
             return False
         return x.is_floating_point() and x.ndim == 3 and mask.shape == x.shape[:2]
 
     def _check_mask(self, mask: Any, x: Any) -> None:
-        """Raise if a mask is not boolean, does not fit the states, or leaves a row empty."""
+        """Raise if a mask is not boolean, does not match the states, or leaves a row empty."""
         if not isinstance(mask, Tensor) or not isinstance(x, Tensor):
             return
         if mask.dtype != torch.bool:

@@ -1,4 +1,4 @@
-"""Attention without a softmax: a running sum instead of all pairs, for long texts."""
+"""Attention without a softmax: running sums instead of all pairs, for long texts."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -90,7 +90,7 @@ class LinearAttention(Layer):
         mask: Bool[Tensor, "row token"] | None = None,
         prefix: int = 0,
     ) -> Float[Tensor, "row token dim"]:
-        """Return the states with what the attention adds.
+        """Return the states plus the output of the attention.
 
         Parameters
         ----------
@@ -125,12 +125,12 @@ class LinearAttention(Layer):
         return torch.cat(parts, 1) if parts else x
 
     def _blocks(self, *given: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the tensors block by block; ``parallel`` takes all tokens at once."""
+        """Yield the tensors block by block; ``parallel`` gives a single block."""
         size = max(self.chunk, BLOCK) if self.chunk else max(given[0].shape[1], 1)
         return zip(*(x.split(size, 1) for x in given), strict=True)
 
     def _memory(self, x: Tensor, seen: Tensor, names: tuple[str, str]) -> tuple[Tensor, Tensor]:
-        """Return features of the keys, zero for tokens that are not seen, and the values."""
+        """Return the values and the features of the keys, which are zero for hidden tokens."""
         key, value = (self._split(name, x).to(wide_type(x)) for name in names)
         return self._features(key) * seen[:, None, :, None], with_one(value)
 
@@ -170,7 +170,7 @@ def causal_sums(
 
 
 def _first(real: Tensor, prefix: int) -> Tensor:
-    """Return which tokens belong to the prefix; warn of a text that has fewer."""
+    """Return a mask of the prefix tokens, and warn of a text with fewer tokens."""
     counted = real.cumsum(1)
     if real.shape[1] and (n := int(counted[:, -1].min())) < prefix:
         warnings.warn(

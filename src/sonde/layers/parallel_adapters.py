@@ -1,4 +1,4 @@
-"""Small layers beside a frozen feed-forward layer, one for each domain, mixed token by token."""
+"""Small layers parallel to a frozen feed-forward layer, one per domain, mixed per token."""
 
 import copy
 from collections.abc import Sequence
@@ -42,17 +42,17 @@ class Adapter(Layer):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
-        """Return the states with what the bottleneck adds."""
+        """Return the states plus the bottleneck's output."""
         return x + self.change(x)
 
     def change(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
-        """Return what the bottleneck adds."""
+        """Return the bottleneck's output."""
         return self.up(torch.relu(self.down(x)))
 
 
 @final
 class ParallelAdapters(Layer):
-    """A frozen feed-forward layer plus the outputs of domain adapters beside it.
+    """A frozen feed-forward layer plus the outputs of parallel domain adapters.
 
     ``F(x) + sum_k g_k(x) A_k(x)``: each ``A_k`` is a bottleneck whose second layer starts at zero,
     so that a fresh one changes no bit of the model. The gate ``g`` is a one-head attention of the
@@ -119,14 +119,14 @@ class ParallelAdapters(Layer):
         return base + (share.unsqueeze(-1) * added).sum(-2)
 
     def change_on(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, ""]:
-        """Return the mean squared change of the layer's output: the penalty on general text."""
+        """Return the mean squared change of the layer's output, the penalty on general text."""
         return (self(x) - self.layer(x)).square().mean()
 
 
 def with_adapters(
     model: Model | nn.Module, layers: Sequence[str], dim: int, **parameters: Any
 ) -> Any:
-    """Return a copy of a model with adapters beside some layers; all its own weights are frozen.
+    """Return a copy of a model with adapters for some layers, and its own weights frozen.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Attention patterns: which tokens a token may look at, as a small value or a word (``window:8``).
+"""Attention patterns, which define the allowed keys of each token, such as ``window:8``.
 
 Some patterns cut the tokens in groups, and a token looks at its own group: ``Attention`` computes
 these patterns group by group. Other patterns tell for each pair whether it is allowed.
@@ -25,7 +25,7 @@ CHUNK = 1024
 
 @dataclass(frozen=True)
 class Where:
-    """Information that a pattern has about the tokens.
+    """Information about the tokens for a pattern.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class Where:
     causal: bool = False
 
     def at(self) -> tuple[Tensor, Tensor, Grid]:
-        """Return row and column of each token on the grid, and the grid.
+        """Return the row and column of each token, and the size of the grid.
 
         Raises
         ------
@@ -84,16 +84,16 @@ class Pattern(ABC):
     """Whether the pattern sorts the tokens by their values."""
 
     def __str__(self) -> str:
-        """Return the word that makes this pattern, e.g. ``window:8``."""
+        """Return the text of this pattern, such as ``window:8``."""
         given = (getattr(self, field.name) for field in fields(self))
         return ":".join([self.word, *(_said(value) for value in given)])
 
     @abstractmethod
     def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
-        """Return which keys each query may attend to; sizes of 1 stand for all rows or heads."""
+        """Return a mask of allowed keys; axes of size 1 broadcast over rows or heads."""
 
     def groups(self, where: Where) -> Int[Tensor, "row head token"] | None:
-        """Return the group of each token, or None if the pattern is no cut in groups."""
+        """Return the group of each token, or None if the pattern has no groups."""
         return None
 
 
@@ -101,7 +101,7 @@ class _Groups(Pattern):
     """A pattern that partitions the tokens into groups."""
 
     def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
-        """Return which keys are in the group of each query."""
+        """Return a mask of the keys in each query's group."""
         group = self.groups(where)
         return group[..., :, None] == group[..., None, :]
 
@@ -126,7 +126,7 @@ class All(Pattern):
 @final
 @dataclass(frozen=True)
 class Window(Pattern):
-    """Tokens at most ``radius`` steps away; with ``step=s`` only each s-th of them (dilated).
+    """Tokens at most ``radius`` steps away; with ``step=s``, only each s-th of them (dilated).
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ class Window(Pattern):
         _check(self, self.radius >= 0 and self.step >= 1, "radius >= 0 and step >= 1")
 
     def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
-        """Return which pairs are near enough."""
+        """Return a mask of the pairs that are near enough."""
         gap = _gap(where)
         return (gap.abs() <= self.radius * self.step) & (gap % self.step == 0)
 
@@ -150,7 +150,7 @@ class Window(Pattern):
 @final
 @dataclass(frozen=True)
 class Global(Pattern):
-    """A window, and the first ``n`` tokens, which look at all tokens and are seen by all.
+    """A window, and the first ``n`` tokens, which attend to and are attended by all tokens.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ class Global(Pattern):
         _check(self, self.n >= 1 and self.radius >= 0, "n >= 1 and radius >= 0")
 
     def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
-        """Return which pairs are near or hold a global token."""
+        """Return a mask of the pairs that are near or include a global token."""
         is_global = (where.position < self.n)[:, None]
         return (_gap(where).abs() <= self.radius) | is_global[..., None, :] | is_global[..., None]
 
@@ -174,7 +174,7 @@ class Global(Pattern):
 @final
 @dataclass(frozen=True)
 class Blocks(_Groups):
-    """Consecutive blocks of tokens. A token attends to its own block alone.
+    """Consecutive blocks of tokens. A token attends to its own block only.
 
     Parameters
     ----------
@@ -215,13 +215,13 @@ class Axial(Pattern):
         _check(self, self.axis in ("both", "row", "column"), "axis both, row or column")
 
     def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
-        """Return which pairs share a row or a column."""
+        """Return a mask of the pairs that share a row or a column."""
         rows, columns, _ = where.at()
         same = [_pairs(rows, rows), _pairs(columns, columns)]
         return same[0] | same[1] if self.axis == "both" else same[self.axis == "column"]
 
     def groups(self, where: Where) -> Int[Tensor, "row head token"] | None:
-        """Return the row or the column of each token; None for both."""
+        """Return the row or the column of each token; None if both are used."""
         if self.axis == "both":
             return None
         rows, columns, _ = where.at()
@@ -231,7 +231,7 @@ class Axial(Pattern):
 @final
 @dataclass(frozen=True)
 class Stripes(_Groups):
-    """Horizontal bands for half of the heads, vertical bands for the others, on a grid.
+    """Horizontal bands for half of the heads and vertical bands for the others, on a grid.
 
     Parameters
     ----------
@@ -259,7 +259,7 @@ class Stripes(_Groups):
 @final
 @dataclass(frozen=True)
 class RandomKeep(Pattern):
-    """A random fraction ``keep`` of the tokens for each token, drawn anew for each training batch.
+    """A random fraction ``keep`` of the tokens for each token, redrawn for each training batch.
 
     The tokens are put in random order, the same for all rows. With ``keep = 1 / n`` the order is
     cut in ``n`` groups; otherwise each token looks at the ``keep`` nearest to it in that order,
@@ -282,7 +282,7 @@ class RandomKeep(Pattern):
         _check(self, 0.0 < self.keep <= 1.0 and self.draws >= 0, "keep in (0, 1] and draws >= 0")
 
     def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
-        """Return which keys are near enough in the drawn order."""
+        """Return a mask of the keys that are near enough in the random order."""
         if (group := self.groups(where)) is not None:
             return group[..., :, None] == group[..., None, :]
         rank, n = self._rank(where), where.real.sum(1)[:, None, None]
@@ -292,7 +292,7 @@ class RandomKeep(Pattern):
         return ((ahead + kept // 2) % n.clamp(min=1) < kept)[:, None]
 
     def groups(self, where: Where) -> Int[Tensor, "row head token"] | None:
-        """Return the drawn group of each token, or None if ``1 / keep`` is no whole number."""
+        """Return the random group of each token, or None if ``1 / keep`` is not an integer."""
         n_groups = round(1.0 / self.keep)
         if abs(self.keep * n_groups - 1.0) > 1e-9:
             return None
@@ -300,7 +300,7 @@ class RandomKeep(Pattern):
         return (self._rank(where) // size.clamp(min=1))[:, None]
 
     def _rank(self, where: Where) -> Int[Tensor, "row token"]:
-        """Return where each token stands in the drawn order of the real tokens of its text."""
+        """Return each token's rank in the random order of its text's real tokens."""
         if where.generator is None:
             raise InputError("Attention: expected a generator for random groups, got none.")
         # A copy, so that a second question has the same answer; whole chunks, so that a longer
@@ -315,7 +315,7 @@ class RandomKeep(Pattern):
 @final
 @dataclass(frozen=True)
 class Histogram(Pattern):
-    """Bins of tokens that are alike in intensity: the mean of the head's values.
+    """Groups of tokens of similar intensity: the mean of the head's values.
 
     In a causal attention each token sorts itself and the tokens before it.
 
@@ -336,7 +336,7 @@ class Histogram(Pattern):
         _check(self, known, "bins >= 1 and mode within or across")
 
     def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
-        """Return which keys are in the bin of each query."""
+        """Return a mask of the keys in each query's bin."""
         if (group := self.groups(where)) is not None:
             return group[..., :, None] == group[..., None, :]
         x = self._intensity(where)
@@ -348,7 +348,7 @@ class Histogram(Pattern):
         return bins == bins.diagonal(dim1=-2, dim2=-1)[..., None]
 
     def groups(self, where: Where) -> Int[Tensor, "row head token"] | None:
-        """Return the bin of each token, or its rank in the bin; None in a causal attention."""
+        """Return the bin of each token, or its rank in the bin; None for causal attention."""
         if where.causal:
             return None
         n = where.real.sum(1)[:, None, None]
@@ -373,7 +373,7 @@ PATTERNS: dict[str, type[Any]] = {
 
 
 def pattern_of(said: str | Pattern) -> Pattern:
-    """Return the pattern that a word names: ``window:8``, ``axial:row``, ``block:4,4,8``.
+    """Return the pattern from its text: ``window:8``, ``axial:row``, ``block:4,4,8``.
 
     Parameters
     ----------

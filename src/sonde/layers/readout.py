@@ -152,7 +152,7 @@ class Readout(Layer):
         return self.logits.softmax(0)
 
     def guess(self, *sites: Tensor, mask: Any = None) -> Float[Tensor, ""]:
-        """Return how badly the selected vectors predict the others: a mean squared error."""
+        """Return the mean squared error with which the selected vectors predict the others."""
         if self.select is None:
             raise InputError("Readout.guess: expected a readout with select=k, got none.")
         slots = self.gathered(*sites, mask=mask)

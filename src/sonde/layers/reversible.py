@@ -1,4 +1,4 @@
-"""Columns of levels whose inputs follow from their outputs, so that training stores one column."""
+"""Reversible columns, whose inputs follow from their outputs, so that training stores one."""
 
 import copy
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ LEAST = 0.5
 
 @final
 class Reversible(Layer):
-    """Pass states of several levels through columns that can be inverted.
+    """Pass states of several levels through reversible columns.
 
     Level ``l`` of column ``c`` is ``F_l(x_(l-1)^c + x_(l+1)^(c-1)) + g_l x_l^(c-1)``: it reads the
     level below in this column and the level above in the previous column, and adds ``g_l`` times
@@ -109,7 +109,7 @@ class Reversible(Layer):
     def inverse(
         self, y: Float[Tensor, "row level *axes dim"]
     ) -> Float[Tensor, "row level *axes dim"]:
-        """Return the levels before the first column; blocks should be in eval mode.
+        """Return the levels before the first column; use eval mode.
 
         Parameters
         ----------
@@ -121,7 +121,7 @@ class Reversible(Layer):
 
 
 class _Column(nn.Module):
-    """One column; ``back`` recomputes its input, ``draws`` are saved or restored random states."""
+    """A column; ``back`` recomputes its input, ``draws`` holds random states."""
 
     def __init__(self, dim: int, level: int, width: int, block: nn.Module | None) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class _Column(nn.Module):
         return torch.stack(levels, 1)
 
     def _said(self, i: int, x: Tensor, draws: list[Any] | None, again: bool) -> Tensor:
-        """Run a block; a second run repeats the random numbers of the first run."""
+        """Run a block; a second run repeats the first run's random numbers."""
         if draws is None or not self.training:
             return self.parts[i](x)
         where = [x.device] if x.is_cuda else []
@@ -157,7 +157,7 @@ class _Column(nn.Module):
 
 
 class _Columns(torch.autograd.Function):
-    """All columns; only the outputs of the last column are kept for the backward pass."""
+    """All columns; only the outputs of the last column are stored for the backward pass."""
 
     @staticmethod
     def forward(
@@ -206,7 +206,7 @@ class _Columns(torch.autograd.Function):
 
 
 def _mark(x: Tensor) -> Tensor:
-    """Return sums of each unit over rows and places, with signs that are the same in each call."""
+    """Return checksums of the units: sums over rows and positions with fixed random signs."""
     generator = torch.Generator(x.device).manual_seed(0)
     places = (len(x), 1, *x.shape[2:-1], 1)
     signs = torch.randint(0, 2, places, generator=generator, device=x.device) * 2.0 - 1.0
@@ -215,7 +215,7 @@ def _mark(x: Tensor) -> Tensor:
 
 
 def _error(found: Tensor, wanted: Tensor, marks: Sequence[Tensor]) -> Tensor:
-    """Return the largest error of a unit's sum, in root mean squares of all units' sums."""
+    """Return the largest error of a unit's checksum, relative to the units' root mean square."""
     size = wanted.square().mean().sqrt()
     largest = torch.stack([mark.square().mean() for mark in marks]).max().sqrt()
     size = torch.where(size > 0, size, largest).clamp(min=torch.finfo(wanted.dtype).tiny)
@@ -224,7 +224,7 @@ def _error(found: Tensor, wanted: Tensor, marks: Sequence[Tensor]) -> Tensor:
 
 
 def _check(errors: Sequence[Tensor], dtype: torch.dtype) -> None:
-    """Raise if a recomputed input is not that of the forward pass."""
+    """Raise if a recomputed input differs from the forward pass."""
     worst, limit = float(torch.stack(list(errors)).max()), max(NEAR, 8 * torch.finfo(dtype).eps)
     if worst > limit:
         raise StateError(

@@ -1,4 +1,4 @@
-"""The inserted layers of a model on the disk: without the model, or inside the model's folder."""
+"""Inserted layers on disk: without the model, or inside the model's folder."""
 
 import json
 from importlib import import_module
@@ -57,7 +57,7 @@ def save_layers(model: Model | nn.Module, path: str | Path) -> Path:
 
 
 def layer_files(model: Model | nn.Module) -> dict[str, bytes]:
-    """Return what ``save_layers`` writes: the content of each file by its name.
+    """Return the files that ``save_layers`` writes: content by name.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def layer_files(model: Model | nn.Module) -> dict[str, bytes]:
 
 
 def load_layers(path: str | Path) -> dict[str, Layer]:
-    """Return the layers in a folder by site, as ``sonde.inserted`` takes them.
+    """Return the layers in a folder by site, for use with ``sonde.inserted``.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def load_layers(path: str | Path) -> dict[str, Layer]:
 
 
 def insert_saved_layers(module: nn.Module, folder: Path) -> None:
-    """Put the layers that a folder holds into its model, if they are not there yet.
+    """Insert the layers of a folder into its model, unless they are already there.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def _told(site: str, layer: Layer) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a parameter as JSON holds it: a pattern as its word, numbers of arrays as a tuple."""
+    """Return a parameter for JSON: a pattern as text, arrays of numbers as tuples."""
     if isinstance(value, Pattern):
         return str(value)
     if callable(getattr(value, "tolist", None)):
@@ -172,7 +172,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _attributes(layer: Layer) -> dict[str, Any]:
-    """Return the plain attributes of a layer, which may be changed after it was made."""
+    """Return the plain attributes of a layer, which may have changed since its creation."""
     own = {k: v for k, v in vars(layer).items() if k != "training" and not k.startswith("_")}
     return {k: v for k, v in own.items() if _is_plain(v)}
 

@@ -1,4 +1,4 @@
-"""Coefficients on the long skips of a U-shaped network, constant or learned."""
+"""Coefficients on the long skip connections of a U-shaped network, constant or learned."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, final
@@ -13,7 +13,7 @@ from sonde.layers.layer import Layer, LayerEdit
 
 @final
 class ScaledSkip(Layer):
-    """Multiply the tensor of a long skip by a coefficient.
+    """Multiply the tensor of a long skip connection by a coefficient.
 
     ``power``: ``kappa^(index - 1)``; the outermost skip has index 1. ``root``: ``1 / sqrt 2``.
     ``learned``: ``2 sigmoid(MLP(mean over space))`` for each channel, which starts at 1. The sum of
@@ -84,7 +84,7 @@ class ScaledSkip(Layer):
         return x * gate.reshape(*gate.shape, *[1] * (x.ndim - 2))
 
     def as_edit(self, strength: float = 1.0) -> LayerEdit:
-        """Return an edit: strength 1 applies the coefficient, 0 gives back the same tensor.
+        """Return an edit; strength 1 applies the coefficient, 0 returns the tensor unchanged.
 
         Parameters
         ----------

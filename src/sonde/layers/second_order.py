@@ -139,14 +139,14 @@ class SecondOrder(Layer):
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Return the correlation over the last axis; of a constant row it is 0."""
+    """Return the correlation over the last axis, and 0 for a constant row."""
     kind, a, b = a.dtype, a.to(wide_type(a)), b.to(wide_type(b))
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
     return ((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=TINY)).to(kind)
 
 
 def _shifted(x: Tensor, down: int, right: int) -> Tensor:
-    """Return the correlation of each channel with itself at a lag, over the pairs on the map."""
+    """Return each channel's correlation with its shifted self, over the pairs on the map."""
     high, wide = x.shape[2] - down, x.shape[3] - right
     if min(down, right) < 0 or min(high, wide) < 1 or high * wide < 2:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Embeddings of categorical fields: a hashed table for all, a table each, or two for two uses."""
+"""Embeddings of categorical fields: a shared hashed table, a table per field, or two by use."""
 
 import math
 from collections.abc import Mapping
@@ -87,7 +87,7 @@ class SharedTable(Layer):
         self.register_buffer("maps", maps)
 
     def places(self, ids: Int[Tensor, "row field"]) -> Int[Tensor, "row field lookup"]:
-        """Return the numbers of each value's entries in its table.
+        """Return the indices of each value's entries in its table.
 
         Parameters
         ----------
@@ -124,7 +124,7 @@ class SharedTable(Layer):
         return self.entries[0][places].flatten(2)
 
     def represent(self, ids: Int[Tensor, "row field"]) -> Float[Tensor, "row field width"]:
-        """Return the full vectors; the same as a call."""
+        """Return the full vectors, as a call does."""
         return self(ids)
 
     def search(self, ids: Int[Tensor, "row field"]) -> Float[Tensor, "row field narrow"]:
@@ -140,7 +140,7 @@ class SharedTable(Layer):
         return self.narrow[self.places(ids)[..., 0]]
 
     def collisions(self, ids: Int[Tensor, "row field"]) -> Float[Tensor, "_field"]:
-        """Return, for each field, the fraction of its values that have no place to themselves.
+        """Return, for each field, the fraction of its values that share a table entry.
 
         Only values of the same field are compared.
         """
@@ -158,7 +158,7 @@ class SharedTable(Layer):
 
 
 def collision_rate(n: int, size: int, lookups: int = 1) -> float:
-    """Return the expected fraction of ``n`` values that have no place to themselves.
+    """Return the expected fraction of ``n`` values that share a table entry.
 
     Examples
     --------

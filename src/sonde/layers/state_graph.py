@@ -18,7 +18,7 @@ SHARP = 10.0
 
 @final
 class StateGraph(Layer):
-    """Mix the state of each node with those of its neighbours in a graph.
+    """Mix the state of each node with its neighbours' states in a graph.
 
     ``Y <- alpha S Y + (1 - alpha) X`` for ``steps`` rounds, with ``S = D^-1/2 A D^-1/2`` and an
     ``alpha = tanh(strength)`` that starts at 0. The graph ``A`` joins each node with its ``k``
@@ -122,7 +122,7 @@ class StateGraph(Layer):
     def edges(
         self, x: Float[Tensor, "row node dim"], mask: Bool[Tensor, "row node"] | None = None
     ) -> Float[Tensor, "*row node node"]:
-        """Return the graph over the nodes of each row; only learned edges carry a gradient.
+        """Return the graph over each row's nodes; only learned edges have a gradient.
 
         Parameters
         ----------
@@ -146,7 +146,7 @@ class StateGraph(Layer):
         return torch.maximum(chosen, chosen.transpose(1, 2)).to(given)
 
     def _learned(self, scores: Tensor) -> Tensor:
-        """Return the weights of the learned edges, with each node's own edge."""
+        """Return the weights of the learned edges, with self-loops."""
         n = len(scores)
         own = torch.eye(n, dtype=torch.bool, device=scores.device)
         flat = scores.masked_fill(own, -torch.inf).flatten()
@@ -159,7 +159,7 @@ class StateGraph(Layer):
 
     @torch.no_grad()
     def influence(self, x: Float[Tensor, "row node dim"]) -> Float[Tensor, "node node"]:
-        """Return how far node i moves if the messages of node j are left out, mean over rows.
+        """Return how much node i changes without node j's messages, averaged over rows.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""A bounded memory of the states before the current one: taps on them, or attention over them."""
+"""A bounded memory of earlier states, with a filter or attention over them."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, cast, final
@@ -108,18 +108,18 @@ class StateQueue(Layer):
                 self.write = nn.Parameter(torch.tensor(2.0))
 
     def reset(self) -> None:
-        """Forget the states of earlier calls of this thread or task."""
+        """Clear the states of earlier calls of this thread or task."""
         self.streams.forget()
 
     @property
     def kept(self) -> Tensor | None:
-        """The last states that this thread or task streamed."""
+        """The last states of this thread's or task's stream."""
         return self.streams.own()
 
     def forward(
         self, x: Float[Tensor, "row time dim"], mask: Bool[Tensor, "row time"] | None = None
     ) -> Float[Tensor, "row time dim"]:
-        """Return the states with what the queue adds.
+        """Return the states plus the output of the queue.
 
         Parameters
         ----------
@@ -156,7 +156,7 @@ class StateQueue(Layer):
         return x + added
 
     def _before(self, h: Tensor, real: Tensor, kept: Tensor | None) -> Tensor:
-        """Return the states of earlier calls, then the new states, each with a 1 if it is real."""
+        """Return earlier and new states, each with a 1 if it is real."""
         told = torch.cat([h, real.unsqueeze(-1).to(h)], 2)
         empty = told.new_zeros(len(h), self.length * self.stride, told.shape[2])
         return torch.cat([empty if kept is None else kept.to(told), told], 1)
@@ -173,7 +173,7 @@ class StateQueue(Layer):
         return torch.stack(list(parts)).sum(0)
 
     def _asked(self, h: Tensor, slots: Tensor, filled: Tensor) -> Tensor:
-        """Return the attention of each state over its slots; zeros where all slots are empty."""
+        """Return each state's attention over its slots; zeros if all slots are empty."""
         maps = cast(nn.ModuleDict, self.maps)
         made = (maps["query"](h), maps["key"](slots), maps["value"](slots))
         with without_autocast(h.device):  # sums over half types overflow
@@ -183,7 +183,7 @@ class StateQueue(Layer):
             return torch.einsum("rtq,rtqd->rtd", share.masked_fill(~filled, 0.0), v).to(h.dtype)
 
     def _soft(self, h: Tensor, real: Tensor) -> Tensor:
-        """Return the attention over queues that move by a share at each real step."""
+        """Return the attention over queues that move by a fraction at each real step."""
         share = cast(Tensor, self.write).sigmoid()
         slots = h.new_zeros(len(h), self.length, self.dim)
         n_pushed = torch.zeros(len(h), 1, dtype=torch.long, device=h.device)

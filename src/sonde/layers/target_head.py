@@ -1,4 +1,4 @@
-"""A classifier whose weights are given vectors: of texts, attributes, prototypes or definitions."""
+"""A classifier with given class vectors: of texts, attributes, prototypes or definitions."""
 
 import math
 from collections.abc import Mapping
@@ -122,7 +122,7 @@ class TargetHead(Layer):
         targets: Float[Tensor, "class *vector width"] | None = None,
         mask: Bool[Tensor, "row token"] | None = None,
     ) -> Float[Tensor, "row class"]:
-        """Return the logits; with ``known`` classes log-probabilities.
+        """Return the logits; with ``known`` classes, log-probabilities.
 
         Parameters
         ----------

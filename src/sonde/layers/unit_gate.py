@@ -21,7 +21,7 @@ SCORES = {
 
 @final
 class UnitGate(ConditionedLayer):
-    """Multiply states by gates, ``y = g * x``; most scores start at ``g = 1``.
+    """Multiply states by gates, ``y = g * x``; most gates start at ``g = 1``.
 
     ``learned`` sharpens: ``g = sigmoid(c tau) / sigmoid(c_0)`` with ``tau = gamma^progress``; move
     ``progress`` from 0 to 1 in training, then ``harden()`` leaves ``1[c > 0]``. ``fixed`` is
@@ -127,7 +127,7 @@ class UnitGate(ConditionedLayer):
         self._make(len(sizes), kappa)
 
     def _make(self, n: int, kappa: float) -> None:
-        """Make the parameters of the score."""
+        """Create the parameters of the score."""
         if self.score == "learned":
             self.c = nn.Parameter(self.start.expand(n).clone())
         elif self.score == "fixed":
@@ -177,7 +177,7 @@ class UnitGate(ConditionedLayer):
         return x * gate.to(x.dtype)
 
     def gates(self) -> Float[Tensor, "gate"]:
-        """Return the gates that need no states: one for each unit or field."""
+        """Return the gates that do not depend on states: one for each unit or field."""
         if self.score == "fixed":
             return self.powers
         if self.score != "learned":

@@ -1,4 +1,4 @@
-"""Batch norm at test time for a stream whose classes come in runs, not mixed."""
+"""Batch norm at test time, for streams where classes come in blocks."""
 
 import copy
 from typing import Any, ClassVar, final
@@ -23,7 +23,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 @final
 class UnMixNorm(Layer):
-    """Normalise each example by a mixture of statistics that follows the stream.
+    """Normalise each example by a mixture of statistics that adapts to the stream.
 
     ``K`` components of mean and variance start around the source's. An example with mean ``mu`` and
     variance ``v`` over space belongs to component ``k`` by ``p_k = softmax(cos(mu, m_k) / tau)``;
@@ -91,7 +91,7 @@ class UnMixNorm(Layer):
         self.register_buffer("variance", ((1.0 - spread) * variance).expand_as(noise).clone())
 
     def _held(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return copies of the components, which move before the backward pass."""
+        """Return copies of the components, which change before the backward pass."""
         with self._turn:
             held = self.mean.to(x, copy=True), self.variance.to(x, copy=True)
         self.earlier.keep(x, held)
@@ -99,7 +99,7 @@ class UnMixNorm(Layer):
 
     @torch.no_grad()
     def _follow(self, share: Tensor, mean: Tensor, variance: Tensor) -> None:
-        """Move the components; processes that train together move them alike."""
+        """Update the components, in the same way in all processes that train together."""
         both, n = torch.stack([mean, variance]), share.new_tensor(float(len(share)))
         state = torch.stack([self.mean, self.variance]).to(both)
         step = (share.unsqueeze(-1) * (both.unsqueeze(2) - state.unsqueeze(1))).sum(1)
@@ -113,7 +113,7 @@ class UnMixNorm(Layer):
     def forward(
         self, x: Float[Tensor, "example dim *space"]
     ) -> Float[Tensor, "example dim *space"]:
-        """Return the normalised maps and let the components follow them."""
+        """Return the normalised maps, and update the components."""
         if x.ndim < 3:
             raise InputError(
                 f"UnMixNorm: expected maps (example, dim, *space), got {tuple(x.shape)}."
@@ -144,7 +144,7 @@ class UnMixNorm(Layer):
 
 
 def with_unmix_norm(model: Model | nn.Module, **parameters: Any) -> Any:
-    """Return a copy of a model whose batch norms follow the stream; the model itself stays.
+    """Return a copy of a model whose batch norms adapt to the stream. The model is not changed.
 
     Each norm draws its components with a seed of its own. A batch norm over rows without space
     raises when it runs.

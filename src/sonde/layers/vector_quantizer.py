@@ -1,4 +1,4 @@
-"""Replace states by the nearest entries of a codebook, with a gradient straight through."""
+"""Replace states by the nearest codebook entries, with a straight-through gradient."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, final
@@ -23,7 +23,7 @@ LATEST = 4
 
 @final
 class VectorQuantizer(Layer):
-    """Replace each state by its nearest code, or each of its units by the unit's nearest value.
+    """Replace each state by its nearest code, or each unit by its nearest value.
 
     ``vector``: the sum of the ``k`` nearest of ``n_codes`` codes; with ``stages`` each further
     codebook quantises the residual of the codebooks before. ``scalar``: every unit has its own
@@ -115,7 +115,7 @@ class VectorQuantizer(Layer):
 
     @classmethod
     def of(cls, codes: Float[Tensor, "code dim"], **parameters: Any) -> "VectorQuantizer":
-        """Return a layer with given codes, e.g. the means of clusters, which stay as they are.
+        """Return a layer with given, fixed codes, such as the means of clusters.
 
         Parameters
         ----------
@@ -131,7 +131,7 @@ class VectorQuantizer(Layer):
     def forward(
         self, x: Float[Tensor, "*axes dim"], mask: Bool[Tensor, "*axes"] | None = None
     ) -> Float[Tensor, "*axes dim"]:
-        """Return the quantised states; in training the codes may move.
+        """Return the quantised states; training may update the codes.
 
         Parameters
         ----------
@@ -148,7 +148,7 @@ class VectorQuantizer(Layer):
 
     @torch.no_grad()
     def _followed(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the quantised states, and move the codes unless checkpointing runs again."""
+        """Return the quantised states, and update the codes unless the pass is a recomputation."""
         if is_recomputing():
             codes = self.earlier.of(x, "VectorQuantizer")
             return self._sums(self._numbers(x, codes), codes)
@@ -161,7 +161,7 @@ class VectorQuantizer(Layer):
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "*axes dim"]) -> Int[Tensor, "*axes code"]:
-        """Return the numbers of the codes: k for each stage, or one for each unit."""
+        """Return the indices of the codes: k for each stage, or one for each unit."""
         return self._numbers(x, self.codes)
 
     def _numbers(self, x: Tensor, codes: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ class VectorQuantizer(Layer):
         return torch.cat(found, -1).reshape(*x.shape[:-1], len(codes) * self.k)
 
     def decode(self, codes: Int[Tensor, "*axes code"]) -> Float[Tensor, "*axes dim"]:
-        """Return the states that the numbers of codes stand for."""
+        """Return the states of code indices."""
         expected = self.dim if self.kind == "scalar" else len(self.codes) * self.k
         too_high = bool((codes >= self.codes.shape[1]).any())
         if codes.shape[-1] != expected or too_high:
@@ -196,7 +196,7 @@ class VectorQuantizer(Layer):
         return codes[stage, numbers].sum(-2)
 
     def loss(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, ""]:
-        """Return the penalty of the states' distance to their codes, to be added to a loss.
+        """Return the penalty on the states' distance to their codes, to add to a loss.
 
         ``commitment mean |x - sg(q)|^2``, and ``mean |sg(x) - q|^2`` if gradients train the codes.
         """
@@ -206,7 +206,7 @@ class VectorQuantizer(Layer):
 
     @torch.no_grad()
     def usage(self, x: Float[Tensor, "*axes dim"]) -> dict[str, float]:
-        """Return perplexity of the codes, share of unused codes, bits of a state and squared error.
+        """Return code perplexity, fraction of unused codes, bits per state and squared error.
 
         Perplexity and unused codes are means over stages, or over units.
         """
@@ -243,7 +243,7 @@ class VectorQuantizer(Layer):
 
     @torch.no_grad()
     def _follow(self, x: Tensor, numbers: Tensor, mask: Tensor | None) -> None:
-        """Move every code to the mean of its rows; replace unused codes by rows of the batch.
+        """Update each code to the mean of its rows; replace unused codes by batch rows.
 
         Processes that train together move the codes to the mean of the rows of all of them.
         """
@@ -273,7 +273,7 @@ class VectorQuantizer(Layer):
 
 
 def _rows_at(rows: Tensor, numbers: Tensor, held: list[int]) -> Tensor:
-    """Return rows by their numbers among the rows of all processes, in the order of their ranks."""
+    """Return rows by their indices among the rows of all processes, in rank order."""
     number = numbers.to(rows.device) - sum(held[: rank()])
     mine = (number >= 0) & (number < len(rows))
     found = rows.new_zeros(len(numbers), rows.shape[1])

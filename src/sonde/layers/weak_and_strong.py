@@ -1,4 +1,4 @@
-"""A weak head that answers if it is sure, and a strong head for all other states."""
+"""A weak head that answers if it is confident, and a strong head for all other states."""
 
 from typing import Any, ClassVar, Literal, final
 
@@ -13,7 +13,7 @@ from sonde.layers.layer import Layer
 
 @final
 class WeakAndStrong(Layer):
-    """Answer with a linear head if its probabilities are uneven enough, else with a deeper head.
+    """Answer with a linear head if it is confident, else with a deeper head.
 
     The confidence is ``C = D(p_weak)^alpha`` with ``D`` the variance of ``p`` divided by its
     largest possible value, or ``1 - entropy / log n``. Training minimises
@@ -79,7 +79,7 @@ class WeakAndStrong(Layer):
 
     @torch.no_grad()
     def answer(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes class"]:
-        """Return the logits of ``forward``; the strong head runs only where the weak is unsure."""
+        """Return the logits of ``forward``; the strong head runs only if the weak is unsure."""
         rows = x.reshape(-1, self.dim)
         logits = self.weak(rows)
         left = (self.confidence(logits) <= self.threshold).nonzero().squeeze(1)
