@@ -36,7 +36,7 @@ def to_column(x: Tensor) -> pa.Array:
 
 
 def examples_of(batch: Batch, chosen: Mapping[str, pa.Array]) -> pa.RecordBatch:
-    """Return a row for each example of a batch, with the columns that the user chose."""
+    """Return a table with a row for each example of a batch, and the columns chosen by the user."""
     columns: dict[str, Any] = {
         "id": pa.array([str(i) for i in batch.ids], pa.string()),
         "key": pa.array([bytes(k) for k in batch.keys], pa.binary()),
@@ -76,7 +76,7 @@ def _extra(values: Tensor, name: str, n: int) -> pa.Array:
 
 
 def rows_of(batch: Batch, columns: Sequence[SiteColumn]) -> pa.RecordBatch:
-    """Return the table of sites with one layout: their rows, each with its example and position."""
+    """Return the table of sites with one layout: rows with their example and position."""
     key = columns[0].schema.key
     example = batch.example[key]
     words = batch.column("ids", key).contiguous().numpy()
@@ -127,7 +127,7 @@ def kind_of(values: Sequence[Any]) -> str:
 
 
 def fits(values: Sequence[Any], kind: str) -> bool:
-    """Return whether a column of a kind holds these values without a loss.
+    """Return whether a column of a kind can hold these values without loss.
 
     Examples
     --------
@@ -140,7 +140,7 @@ def fits(values: Sequence[Any], kind: str) -> bool:
 
 
 def chosen_column(name: str, values: Sequence[Any], n: int, kind: str) -> pa.Array:
-    """Return a column that the user chose, one value for each example; mixed values as text.
+    """Return a column chosen by the user, one value per example; mixed values become text.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The files of one range of units while they are written: all of them, then their record."""
+"""Files of a range of units during writing: all data files, then their record."""
 
 import hashlib
 import zlib
@@ -20,7 +20,7 @@ MOST_HASHING = 8
 
 
 class HashedFile(WriteOnly):
-    """A file that is hashed by a thread while it is written."""
+    """A file whose hash is computed by a thread while it is written."""
 
     def __init__(self, file: AtomicFile, hasher: ThreadPoolExecutor) -> None:
         self._file, self._hasher = file, hasher
@@ -51,19 +51,19 @@ class HashedFile(WriteOnly):
             self._sum = zlib.crc32(view, self._sum)
 
     def sums(self) -> dict[str, str | int]:
-        """Return the hash of all written bytes, and a checksum that is cheap to check."""
+        """Return the hash of all written bytes, and a fast checksum."""
         self._send()
         for busy in self._busy:
             busy.result()
         return {"blake2b": self._hash.hexdigest(), "crc32": self._sum}
 
     def tell(self) -> int:
-        """Return how many bytes were written."""
+        """Return the number of written bytes."""
         return self._file.tell()
 
 
 class RangeFiles:
-    """One range of units that is being written: a file for each table, unnamed until all are whole.
+    """A range of units during writing: one file per table, with temporary names at first.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ class RangeFiles:
         self._counts[unit - self._span[0]] += 1
 
     def commit(self, plan: str) -> None:
-        """Give all files their names, and write the record that makes them count."""
+        """Give all files their names, and write the record that commits them."""
         written: dict[str, Any] = {}
         for name, file in self._files.items():
             self._writers[name].close()
@@ -133,6 +133,6 @@ class RangeFiles:
         atomic_write(record, sealed({"plan": plan, "files": written, "batches": self._counts}))
 
     def abandon(self, error: BaseException) -> None:
-        """Remove what was written."""
+        """Remove the files written so far."""
         with suppress(BaseException):
             self._stack.__exit__(type(error), error, error.__traceback__)

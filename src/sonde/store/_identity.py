@@ -1,4 +1,4 @@
-"""Identities of stores: with fewer sites, with more sites, with further data."""
+"""Identities of stores with fewer sites, with more sites, or with further data."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,13 +21,13 @@ def only_sites(identity: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 
 
 def only_arrays(identity: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Return an identity of arrays, reduced to the arrays that the other identity has too."""
+    """Return an identity of arrays, restricted to the arrays of another identity."""
     both = "arrays" in identity and "arrays" in other
     return only_sites(identity, list(other["arrays"])) if both else identity
 
 
 def joined_identity(identities: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the identity of a stream that joins the sites of several over the same data."""
+    """Return the identity of a stream that joins the sites of several streams of equal data."""
     first, *others = identities
     found = dict(first)
     for other in others:
@@ -39,12 +39,12 @@ def joined_identity(identities: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def without_sites(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return all that does not depend on which sites were read."""
+    """Return the parts of an identity that do not depend on the sites."""
     return {k: v for k, v in identity.items() if k not in (*PARALLEL, "arrays")}
 
 
 def without_data(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return all that does not depend on the data."""
+    """Return the parts of an identity that do not depend on the data."""
     return {k: v for k, v in identity.items() if k not in (DATA, "arrays", "columns")}
 
 
@@ -62,7 +62,7 @@ def data_of(identity: dict[str, Any]) -> Any:
 
 
 def number_columns(identity: dict[str, Any]) -> list[str] | None:
-    """Return the numeric columns that make up the input vectors, in order; None for other data."""
+    """Return the numeric columns of the input vectors, in order; None for other data."""
     found = data_of(identity)
     parts = found.get("appended") if isinstance(found, dict) else None
     if parts is not None:
@@ -74,7 +74,7 @@ def number_columns(identity: dict[str, Any]) -> list[str] | None:
 
 
 def is_of_arrays(identity: dict[str, Any]) -> bool:
-    """Return whether every row is an example of its own, named by arrays and columns."""
+    """Return whether every row is its own example, identified by arrays and columns."""
     found = data_of(identity)
     parts = found.get("appended") if isinstance(found, dict) else None
     if parts is not None:
@@ -83,7 +83,7 @@ def is_of_arrays(identity: dict[str, Any]) -> bool:
 
 
 def names_rows(identity: dict[str, Any]) -> bool:
-    """Return whether an identity names its rows, whatever sites were read."""
+    """Return whether an identity determines its rows, for any choice of sites."""
     return "arrays" not in identity or not {"ids", "keys"}.isdisjoint(identity["columns"])
 
 
@@ -93,7 +93,7 @@ def first_difference(a: dict[str, Any], b: dict[str, Any]) -> str | None:
 
 
 def contradiction(a: dict[str, Any], b: dict[str, Any]) -> str | None:
-    """Return the first entry in which two identities differ, among entries that both know."""
+    """Return the first entry in which two identities differ, among entries known to both."""
     return _first_name([n for n in {*a, *b} if not agree(n, a.get(n), b.get(n))])
 
 

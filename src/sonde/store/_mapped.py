@@ -1,4 +1,4 @@
-"""One Arrow file in memory as it lies on disk: its columns as tensors without a copy."""
+"""A memory-mapped Arrow file, whose columns become tensors without a copy."""
 
 import mmap
 import os
@@ -34,7 +34,7 @@ _ARROW_NAMES = {
 
 
 class MappedFile:
-    """A committed file in private pages: a write into a tensor does not reach the file.
+    """A committed file in private pages: writing to a tensor does not change the file.
 
     Parameters
     ----------
@@ -82,13 +82,13 @@ class MappedFile:
         return self._reader.num_record_batches
 
     def batch(self, i: int, full: bool = False) -> pa.RecordBatch:
-        """Return a record batch whose buffers lie inside the file."""
+        """Return a record batch whose buffers lie inside the mapped file."""
         found = self._reader.get_batch(i)
         found.validate(full=full)
         return found
 
     def tensor(self, column: pa.Array, dtype: str) -> Tensor:
-        """Return the rows of a column as they lie in the file."""
+        """Return the rows of a column, as stored in the file."""
         width, values = column.type.list_size, column.flatten()
         if len(values) != len(column) * width or values.null_count:
             raise ValueError("a column of rows has empty values")
@@ -100,7 +100,7 @@ class MappedFile:
         return flat.reshape(-1, width)
 
     def start(self, values: pa.Array, itemsize: int) -> int:
-        """Return the byte of the file at which values begin."""
+        """Return the byte offset at which values begin."""
         start = values.buffers()[1].address - self._address + values.offset * itemsize
         if not 0 <= start <= len(self._map) - len(values) * itemsize or start % itemsize:
             raise ValueError("a column lies outside of its file")
@@ -126,7 +126,7 @@ def number_column(file: MappedFile, part: pa.RecordBatch, name: str) -> Tensor:
 
 
 def integer_column(part: pa.RecordBatch, name: str) -> Tensor:
-    """Return a column of whole numbers.
+    """Return a column of integers.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The plan of a store: its manifest and the files beside it, from its first batch."""
+"""The plan of a store, from its first batch: the manifest and the files beside it."""
 
 import hashlib
 import itertools
@@ -39,7 +39,7 @@ def planned(
     keys: Sequence[str] | None,
     beside: Mapping[str, bytes],
 ) -> Manifest:
-    """Return the manifest of a store of a stream, or of some of its kinds of rows.
+    """Return the manifest for the store of a stream, or of some of its kinds of rows.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def planned(
 
 
 def _tables(schema: tuple[SiteSchema, ...], batch: Batch) -> dict[str, tuple[SiteColumn, ...]]:
-    """Return the sites by row layout; sites share a layout if a batch shares their tensors."""
+    """Return the sites by row layout, where sites with shared tensors have one layout."""
     layouts: dict[tuple[int, int], list[SiteSchema]] = {}
     for site in schema:
         layout = (id(batch.example[site.key]), id(batch.position[site.key]))
@@ -89,7 +89,7 @@ def _tables(schema: tuple[SiteSchema, ...], batch: Batch) -> dict[str, tuple[Sit
 
 
 def _level(schema: tuple[SiteSchema, ...], batch: Batch, n_units: int, unit_size: int) -> int:
-    """Return j so that the files of ``2**j`` units hold about 64 MB, from sizes alone."""
+    """Return j so that the files of ``2**j`` units have about 64 MB, by their sizes only."""
     per_example = sum(batch.rows[s.key].nbytes for s in schema) / len(batch)
     units = FILE_BYTES / max(1.0, per_example * unit_size)
     most = max(0, math.ceil(math.log2(max(1, n_units))))

@@ -1,4 +1,4 @@
-"""Batches with fewer rows, or with fewer or more examples, all columns still aligned."""
+"""Batches with selected rows, or with fewer or more examples, with aligned columns."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,7 +39,7 @@ def _chosen(values: dict[str, Tensor], index: dict[str, Tensor | None]) -> dict[
 
 
 def with_examples(batch: Batch, mask: Bool[Tensor, "example"]) -> Batch:
-    """Return a batch with the examples of a mask and their rows."""
+    """Return a batch with the selected examples and their rows."""
     if bool(mask.all()):
         return batch
     index = torch.nonzero(mask).flatten()
@@ -54,7 +54,7 @@ def with_examples(batch: Batch, mask: Bool[Tensor, "example"]) -> Batch:
 
 
 def _with_numbers(batch: Batch, numbers: list[int]) -> Batch:
-    """Return a batch whose columns of examples are those of some numbers; rows stay."""
+    """Return a batch with renumbered example columns and unchanged rows."""
     index = torch.tensor(numbers, dtype=torch.int64)
 
     def texts(values: Any) -> list[Any]:
@@ -85,7 +85,7 @@ def first_examples(batch: Batch, n: int) -> Batch:
 
 
 def with_copies(batch: Batch, n: int) -> Batch:
-    """Return a batch with ``n`` more copies of its last example, each an example of its own."""
+    """Return a batch with ``n`` copies of its last example, each an example of its own."""
     if n <= 0:
         return batch
     last, first = len(batch) - 1, torch.arange(n)

@@ -1,4 +1,4 @@
-"""The rows of a store that a reader may see, by a column of access labels.
+"""Rows of a store that a reader may see, by a column of access labels.
 
 This keeps rows apart in what is fitted and scored. It is no access control: whoever may open the
 files of a store reads all of it.
@@ -25,7 +25,7 @@ from sonde.store.reading import Store
 
 @final
 class Cleared(Stream):
-    """The examples of a store whose label is in the reader's clearance or missing.
+    """The examples of a store whose label is missing or in the reader's clearance.
 
     Units, groups, samples and hashes are those of the visible examples alone, so rows that the
     reader may not see change nothing, to the byte. What is fitted on these examples carries their
@@ -93,7 +93,7 @@ class Cleared(Stream):
 
     @property
     def own_labels(self) -> bool:
-        """True if class numbers are the model's own."""
+        """True if the data's class numbers are known to be the model's class numbers."""
         return self.store.own_labels
 
     @property
@@ -103,7 +103,7 @@ class Cleared(Stream):
         return None if found is None else found[self._kept]
 
     def identity(self) -> dict[str, Any]:
-        """Return what the store says of its model, and which examples are visible."""
+        """Return the identity of the store's model and of the visible examples."""
         whole = self.store.identity()
         told = {name: x for name, x in data_of(whole).items() if name == "encoding"}
         return {
@@ -114,7 +114,7 @@ class Cleared(Stream):
 
     @cached_property
     def _content(self) -> str:
-        """Return the hash of the visible examples: of their ids, and of arrays their rows too."""
+        """Return the hash of the visible examples: of their ids, and for arrays of their rows."""
         found, by_rows = blake2b(digest_size=16), is_of_arrays(self.store.identity())
         keys = self.store.column(None)
         for i in self._kept:
@@ -126,7 +126,7 @@ class Cleared(Stream):
         return found.hexdigest()
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield the visible examples ``[start, stop)``, a batch of the store at a time."""
+        """Yield the visible examples ``[start, stop)``, one batch of the store at a time."""
         kept = self._kept[start:stop]
         if not len(kept):
             return

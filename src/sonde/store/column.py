@@ -1,4 +1,4 @@
-"""The columns of a store's tables: one for each site, and how its tensors lie in Arrow."""
+"""Columns of a store's tables: one for each site, with its tensor layout in Arrow."""
 
 from dataclasses import dataclass
 from typing import Any, Final
@@ -33,7 +33,7 @@ class SiteColumn:
     schema: SiteSchema
 
     def field(self) -> pa.Field:
-        """Return the Arrow field; the site stands in its metadata."""
+        """Return the Arrow field, with the site in its metadata."""
         kind = pa.list_(ARROW_TYPES[self.schema.dtype], self.schema.dim)
         meta = {"sonde.site": self.schema.key, "sonde.dtype": self.schema.dtype}
         return pa.field(self.name, kind, metadata=meta)
@@ -59,14 +59,14 @@ class SiteColumn:
 
 
 def plain_name(name: str) -> str:
-    """Return a table's name, which becomes a folder, if it is a plain word."""
+    """Return a table's name, which becomes a folder, after a check that it is a plain word."""
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"table name {name!r}")
     return name
 
 
 def column_of(raw: dict[str, Any]) -> SiteColumn:
-    """Return the column that JSON values describe; every value is checked."""
+    """Return the column described by JSON values, which are all checked."""
     dim = int(raw["dim"])
     if raw["dtype"] not in ARROW_TYPES or not 1 <= dim <= MAX_WIDTH:
         raise ValueError(f"a column of type {raw['dtype']!r} and width {dim}")

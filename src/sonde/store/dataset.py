@@ -1,4 +1,4 @@
-"""One data set of a store: its first volume, and those of sites that were added later."""
+"""One data set of a store: its first volume, and the volumes of sites added later."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from sonde.store.volume import Span, Volume
 
 
 class DataSet:
-    """Rows of one data set; sites added later stand in volumes with the same batches.
+    """Rows of one data set; sites added later are in volumes with equal batches.
 
     Parameters
     ----------
@@ -52,23 +52,23 @@ class DataSet:
         return [volume.manifest.identity for volume in self.volumes]
 
     def missing(self) -> list[Span]:
-        """Return the ranges of units that were not committed."""
+        """Return the ranges of units that are not committed."""
         return [span for volume in self.volumes for span in volume.missing()]
 
     def check_files(self) -> None:
-        """Raise if a file is missing or has another size."""
+        """Raise if a file is missing or its size is wrong."""
         for volume in self.volumes:
             volume.check_files()
 
     def home(self, key: str) -> Volume:
-        """Return the volume that holds a kind of rows."""
+        """Return the volume that contains a kind of rows."""
         for volume in self.volumes:
             if any(s.key == key for s in volume.schema):
                 return volume
         raise StoreError(f"Store: {self.directory} has no rows of {key}.")
 
     def batches(self, unit: int, wanted: frozenset[str]) -> Iterator[Batch]:
-        """Yield the batches of a unit at the wanted sites of all volumes."""
+        """Yield the batches of a unit at the wanted sites, joined over all volumes."""
         first, *others = self.volumes
         needed = [v for v in others if any(self.home(key) is v for key in wanted)]
         if not needed:
@@ -91,7 +91,7 @@ class DataSet:
         return replace(first, head=next((b.head for b in batches if b.head), None), **found)
 
     def verify(self) -> list[str]:
-        """Return what is wrong with the bytes of the files."""
+        """Return the faults found in the bytes of the files."""
         wrong: list[str] = []
         for volume in self.volumes:
             for name in sorted({GROUPS, HEAD} & volume.manifest.files.keys()):

@@ -1,4 +1,4 @@
-"""What a store holds, from its manifests and the names of its files alone."""
+"""Contents of a store, from its manifests and file names only."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,7 +13,7 @@ MODEL_FACTS = ("model", "config", "dtype", "attn")
 
 
 def describe_store(directory: str | Path) -> dict[str, Any]:
-    """Return the facts of a store as JSON values, also of a store that is still being written.
+    """Return the facts of a store as JSON values, even while it is being written.
 
     No file of rows is opened. ``sites`` are those of ``Store.schema``; ``partial_sites`` were added
     to some of its data sets, and do not count until all data sets have them.
@@ -62,6 +62,6 @@ def describe_store(directory: str | Path) -> dict[str, Any]:
 
 
 def _n_written(volume: Volume) -> int:
-    """Return how many of the planned ranges are committed: one listing, no file opened."""
+    """Return the number of committed ranges, from one listing without opening files."""
     there = {path.name for path in (volume.directory / RANGES).glob("*.json")}
     return sum(f"{start}-{stop}.json" in there for start, stop in volume.manifest.ranges())

@@ -1,4 +1,4 @@
-"""A store that grows: further data after the first, further sites beside those that are there.
+"""Growing stores: further data after the first, and further sites for existing data.
 
 Nothing that was written is written again. Each addition is a store of its own in a folder below,
 and counts as soon as the manifest above it counts it.
@@ -45,7 +45,7 @@ def append_store(
     tick: Tick = lambda _: None,
     fill: Fill = fill,
 ) -> Path:
-    """Write the rows of further data after those of a store.
+    """Append the rows of further data to a store.
 
     Examples that the store holds already count as further occurrences, as if all data had been
     read at once. Data that were appended before are not appended again.
@@ -93,7 +93,7 @@ def add_sites(
     tick: Tick = lambda _: None,
     fill: Fill = fill,
 ) -> list[str]:
-    """Write rows of sites that a store does not have, over one of its data sets.
+    """Add rows of further sites to one of a store's data sets.
 
     Sites that are there already are left as they are. If a store has several data sets, a site
     counts once all data sets have it.
@@ -139,7 +139,7 @@ def add_sites(
 
 
 def _data_sets(directory: Path) -> list[DataSet]:
-    """Return the data sets of a store whose first rows are all there."""
+    """Return the data sets of a store whose first rows are complete."""
     first = DataSet(directory)
     missing = first.volumes[0].to_write()
     if missing:
@@ -163,7 +163,7 @@ def _commit(directory: Path, manifest: Manifest) -> None:
 
 
 def _continue(writer: StoreWriter, flag: str, tick: Tick, fill: Fill) -> None:
-    """Write a store below another, or finish it; raise if it holds other rows."""
+    """Write a store inside another, or finish it; raise if it holds other rows."""
     path = writer.directory / MANIFEST
     if path.exists() and read_manifest(writer.directory).plan != writer.manifest.plan:
         raise StoreError(
@@ -175,7 +175,7 @@ def _continue(writer: StoreWriter, flag: str, tick: Tick, fill: Fill) -> None:
 
 
 def _number_of(stream: Stream, sets: list[DataSet]) -> int:
-    """Return the number of the data set that a stream is, or the next number if it is new."""
+    """Return the index of a stream's data set, or the next index for new data."""
     mine = stream.identity()
     for number, part in enumerate(sets):
         held = part.identities[0]
@@ -185,7 +185,7 @@ def _number_of(stream: Stream, sets: list[DataSet]) -> int:
 
 
 def _same_rows(stream: Stream, sets: list[DataSet]) -> int:
-    """Return which data set of a store has the rows of a stream at other sites."""
+    """Return the data set of a store that has a stream's rows at other sites."""
     identity = stream.identity()
     if not names_rows(identity):
         raise StoreError(
@@ -215,7 +215,7 @@ def _require_same_kind(
     stream: Stream,
     columns: Mapping[str, Sequence[Any]],
 ) -> None:
-    """Raise if a stream's rows are not of the kind that a store holds."""
+    """Raise if a stream's rows differ in kind from the store's rows."""
     top, here = first.manifest, {s.key: s for s in stream.schema}
     mine = without_data(without_sites(top.identity)) | {"seed": top.seed}
     its = without_data(without_sites(stream.identity())) | {"seed": stream.seed}
@@ -292,7 +292,7 @@ class LaterOccurrences(DerivedStream):
             self._counts[key] = max(n + 1, self._counts.get(key, 0))
 
     def _counted(self, batch: Batch) -> Sequence[Hashable]:
-        """Return the key that equal examples share; for arrays, with the row's position."""
+        """Return the key of equal examples; for arrays, with the row's position."""
         keys = [bytes(key) for key in batch.keys]
         if not self._by_position:
             return keys
@@ -302,7 +302,7 @@ class LaterOccurrences(DerivedStream):
         return list(zip(keys, position.tolist(), strict=True))
 
     def changed(self, batch: Batch) -> Batch:
-        """Return a batch with later occurrences."""
+        """Return a batch with continued occurrence counts."""
         earlier = [self._counts.get(key, 0) for key in self._counted(batch)]
         added = torch.tensor(earlier, dtype=torch.int64)
         return replace(batch, occurrence=torch.as_tensor(batch.occurrence) + added)

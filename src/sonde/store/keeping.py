@@ -1,4 +1,4 @@
-"""A share of the rows of tokens or patches, chosen by their hash: the same whoever reads them."""
+"""A hashed fraction of token or patch rows, equal for every reader."""
 
 from typing import Any, final
 
@@ -16,7 +16,7 @@ from sonde.store._subset import with_rows
 
 @final
 class KeptRows(DerivedStream):
-    """One row in ``every`` of each token or patch reading; pooled rows are all kept.
+    """One row in ``every`` for token and patch readings; all rows of pooled readings.
 
     A row stays if its draw of purpose ``subsample`` is a multiple of ``every``: the same rows at
     every site, in any order, for any batch size.
@@ -49,7 +49,7 @@ class KeptRows(DerivedStream):
             )
 
     def identity(self) -> dict[str, Any]:
-        """Return the identity of the whole stream, and the share."""
+        """Return the identity of the whole stream, and the kept fraction."""
         return {**self.inner.identity(), "keep": self.every}
 
     def changed(self, batch: Batch) -> Batch:

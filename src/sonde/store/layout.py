@@ -1,4 +1,4 @@
-"""What a store looks like on disk: the names of its files, and what they are sealed with.
+"""Layout of a store on disk: file names, and hashes of files.
 
 A store is a folder with ``store.json``, and for each committed range of units one file per table
 under ``rows/`` and one record under ``ranges/``, written last. The table ``examples`` has a row for
@@ -31,7 +31,7 @@ MAX_JSON_BYTES: Final = 64 * 2**20
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file that is not trusted.
+    """Return the object in an untrusted JSON file.
 
     Raises
     ------
@@ -52,14 +52,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sealed(content: dict[str, Any]) -> bytes:
-    """Return the one JSON text of a manifest or record, with a hash over everything else in it."""
+    """Return the canonical JSON of a manifest or record, including a hash of its content."""
     rest = {name: value for name, value in content.items() if name != "hash"}
     found = hashlib.blake2b(canonical_json(rest).encode(), digest_size=16).hexdigest()
     return (canonical_json({**rest, "hash": found}) + "\n").encode()
 
 
 def is_sealed(path: Path, content: dict[str, Any]) -> bool:
-    """Return whether a file still has every byte that was written; ``content`` is what it holds."""
+    """Return whether a file equals the sealed JSON of its ``content``."""
     try:
         return path.read_bytes() == sealed(content)
     except ValueError:
@@ -67,7 +67,7 @@ def is_sealed(path: Path, content: dict[str, Any]) -> bool:
 
 
 def side_file(directory: Path, name: str, files: dict[str, Any]) -> bytes:
-    """Return the bytes of a file beside the manifest, which names their hash.
+    """Return the bytes of a file beside the manifest, checked by the manifest's hash.
 
     Raises
     ------
@@ -85,10 +85,10 @@ def side_file(directory: Path, name: str, files: dict[str, Any]) -> bytes:
 
 
 def row_file(directory: Path, table: str, span: tuple[int, int]) -> Path:
-    """Return the file of a table that holds a range of units."""
+    """Return the path of a table's file for a range of units."""
     return directory / ROWS / table / f"{span[0]}-{span[1]}.arrow"
 
 
 def record_file(directory: Path, span: tuple[int, int]) -> Path:
-    """Return the record that commits a range of units."""
+    """Return the path of the record that commits a range of units."""
     return directory / RANGES / f"{span[0]}-{span[1]}.json"

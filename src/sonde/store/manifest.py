@@ -1,4 +1,4 @@
-"""The manifest of a store: who made it, its units and its tables."""
+"""The manifest of a store: its origin, its units and its tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -84,7 +84,7 @@ class Manifest:
     n_data: int = 0
 
     def ranges(self) -> list[tuple[int, int]]:
-        """Return the ranges of units that files hold, in order."""
+        """Return the ranges of units of the files, in order."""
         n, step = len(self.bounds) - 1, 1 << self.level
         return [(k, min(k + step, n)) for k in range(0, n, step)]
 
@@ -114,7 +114,7 @@ class Manifest:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Return the manifest of a store, every value checked.
+    """Return the manifest of a store, after a check of every value.
 
     Raises
     ------
@@ -178,7 +178,7 @@ def _further(n: object) -> int:
 
 
 def pack_groups(keys: Sequence[bytes], rows: Int[np.ndarray, "_example"] | None) -> bytes:
-    """Return the file of group keys, and of the item of the data that each example is."""
+    """Return the file of group keys, and of each example's data item."""
     columns = {"group_key": pa.array([bytes(k) for k in keys], pa.large_binary())}
     table = pa.table(columns if rows is None else columns | {"row": pa.array(rows, pa.int64())})
     sink = pa.BufferOutputStream()
@@ -198,7 +198,7 @@ def _source_rows(table: pa.Table) -> Int[np.ndarray, "_example"] | None:
 
 
 def is_whole(directory: Path, manifest: Manifest, span: tuple[int, int]) -> bool:
-    """Return whether a range was committed by this plan, and record and files are still there.
+    """Return whether this plan committed a range, and its record and files still exist.
 
     Only the sizes of files are compared: wrong bytes are for ``verify_store`` to find.
     """
@@ -215,13 +215,13 @@ def is_whole(directory: Path, manifest: Manifest, span: tuple[int, int]) -> bool
 
 
 def further_stores(directory: Path, manifest: Manifest) -> list[Path]:
-    """Return the folders of more sites and of further data that the manifest counts."""
+    """Return the folders of further sites and data that the manifest lists."""
     sites = [directory / SITES / str(k) for k in range(1, manifest.n_sites + 1)]
     return sites + [directory / DATA / str(k) for k in range(1, manifest.n_data + 1)]
 
 
 def _check_tables(tables: dict[str, tuple[SiteColumn, ...]]) -> None:
-    """Refuse a site, or a column of a table, that is named twice, and a table without columns."""
+    """Raise if a site or column of a table occurs twice, or a table has no columns."""
     keys = [c.schema.key for columns in tables.values() for c in columns]
     names = [(table, c.name) for table, columns in tables.items() for c in columns]
     if EXAMPLES in tables or not all(tables.values()):

@@ -1,4 +1,4 @@
-"""Where something may be written: one rule for every file and folder that a user names.
+"""Allowed output paths: one rule for every file and folder that a user names.
 
 Nothing is written inside a folder that sonde fills itself, nothing replaces what is being read, and
 rows go to a folder of their own.
@@ -21,7 +21,7 @@ _SHOWN = 3
 
 
 def check_file(output: Path, *inputs: str | Path) -> None:
-    """Raise if an output cannot be written, or would replace an input, before any work.
+    """Raise before any work if an output cannot be written, or would replace an input.
 
     Raises
     ------
@@ -50,7 +50,7 @@ def check_file(output: Path, *inputs: str | Path) -> None:
 
 
 def check_folder(output: Path, *inputs: str | Path, alone: bool = True) -> None:
-    """Raise if a folder is a file, is an input, lies inside a store, or holds other files.
+    """Raise if a folder is a file, an input, inside a store, or holds other files.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def _check_empty(output: Path) -> None:
 
 
 def _check_above(output: Path) -> None:
-    """Refuse a place below a folder that sonde fills itself."""
+    """Raise for a path inside a folder that sonde manages."""
     for folder in output.resolve().parents:
         kind = _kind_of(folder)
         if kind:
@@ -106,7 +106,7 @@ def _check_above(output: Path) -> None:
 
 
 def _kind_of(folder: Path) -> str:
-    """Return the kind of a folder that sonde filled, or "" if sonde did not fill the folder."""
+    """Return the kind of a folder that sonde manages, or "" for other folders."""
     if (folder / MANIFEST).is_file() and _is_manifest(folder / MANIFEST):
         return "a store of rows"
     if (folder / "plan.json").is_file() and (folder / "states").is_dir():

@@ -1,4 +1,4 @@
-"""What may be written about people: texts are redacted before anything reads them.
+"""Redaction of personal data in texts, before other code reads them.
 
 Ids are then hashes of redacted texts, and no file holds what was hidden. Patterns find what they
 name and nothing else; look at the redacted texts before you share what was made of them.
@@ -18,7 +18,7 @@ from sonde.core.errors import InputError
 @final
 @dataclass(frozen=True)
 class Policy:
-    """Hides what patterns find in texts behind pseudonyms.
+    """Replaces matches of patterns in texts by pseudonyms.
 
     Parameters
     ----------

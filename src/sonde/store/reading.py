@@ -1,4 +1,4 @@
-"""Rows from disk as a stream: the same batches, bit for bit, as the live stream that wrote them."""
+"""Rows on disk as a stream, with the original live stream's batches bit for bit."""
 
 import fnmatch
 import itertools
@@ -35,7 +35,7 @@ FILES_OPEN = 256
 
 @dataclass(frozen=True)
 class _Place:
-    """Which file a record batch lies in, and its number there."""
+    """File of a record batch, and its index there."""
 
     path: Path
     size: int
@@ -68,7 +68,7 @@ class Shelf:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def take(self, rows: Any) -> Float[Tensor, "_row _dim"]:
-        """Return rows in the order asked for."""
+        """Return rows in the requested order."""
         index = self._checked(rows)
         dim, kind = self._schema.dim, TORCH_TYPES[self._schema.dtype]
         out = torch.empty(len(index), dim, dtype=kind)
@@ -119,7 +119,7 @@ class Shelf:
         return self._open[number]
 
     def _opened(self, number: int) -> np.ndarray:
-        """Return the elements of a file; first find where its record batches begin."""
+        """Return the elements of a file, after finding the start of its record batches."""
         file = self._file(number)
         mine = np.flatnonzero(self._file_of == number)
         if self._starts[mine[0]] < 0:
@@ -144,7 +144,7 @@ def _damaged(file: MappedFile, error: Exception) -> StoreError:
 
 
 def _listed(volumes: list[Volume], key: str) -> tuple[SiteSchema, list[_Place], list[int]]:
-    """Return the kind of rows, where every record batch of them lies, and its number of rows."""
+    """Return a kind of rows, the files of its record batches, and its number of rows."""
     places: list[_Place] = []
     counts: list[int] = []
     found: list[SiteSchema] = []
@@ -176,7 +176,7 @@ _WILD = frozenset("*?[")
 
 
 class Store(Stream):
-    """The rows in a folder that ``write_store`` has filled.
+    """The rows in a folder that ``write_store`` has written.
 
     Parameters
     ----------
@@ -231,7 +231,7 @@ class Store(Stream):
         return f"Process {holder.pid} on {holder.host} is writing it: wait for it."
 
     def check_files(self) -> None:
-        """Raise if a file of a store is missing or has another size.
+        """Raise if a file of a store is missing or its size is wrong.
 
         Raises
         ------
@@ -243,7 +243,7 @@ class Store(Stream):
 
     @cached_property
     def _every(self) -> tuple[SiteSchema, ...]:
-        """The kinds of rows that every data set has."""
+        """Kinds of rows in every data set."""
         return common_schema(self._sets)
 
     @property
@@ -277,7 +277,7 @@ class Store(Stream):
 
     @property
     def own_labels(self) -> bool:
-        """True if class numbers are those of the model that was read, in all data sets."""
+        """True if class numbers are those of the model in all data sets."""
         return all(part.manifest.own_labels for part in self._sets)
 
     def identity(self) -> dict[str, Any]:
@@ -286,7 +286,7 @@ class Store(Stream):
         return appended([only_sites(joined_identity(s.identities), keys) for s in self._sets])
 
     def units(self, unit_size: int = UNIT_SIZE) -> list[int]:
-        """Return where its units begin, and the end.
+        """Return the starts of the units, and the end.
 
         Raises
         ------
@@ -361,7 +361,7 @@ class Store(Stream):
             yield replace(batch, rows=rows, order=batch.order + self._starts[k])
 
     def _set_of(self, unit: int) -> tuple[int, int]:
-        """Return the number of a unit's data set, and of the first unit in this data set."""
+        """Return the index of a unit's data set, and of this data set's first unit."""
         firsts = list(
             itertools.accumulate((len(s.manifest.bounds) - 1 for s in self._sets), initial=0)
         )
@@ -369,11 +369,11 @@ class Store(Stream):
         return k, firsts[k]
 
     def n_rows(self, key: str | None = None) -> int:
-        """Return how many rows a site has; the first site if none is named."""
+        """Return the number of rows of a site, by default the first site."""
         return len(self._shelf(key))
 
     def take(self, rows: Any, key: str | None = None) -> Float[Tensor, "_row _dim"]:
-        """Return some rows of a site, in the order asked for, without reading the others.
+        """Return some rows of a site in the requested order, without reading other rows.
 
         Parameters
         ----------
@@ -433,12 +433,12 @@ class Store(Stream):
         return {}
 
     def verify(self) -> list[str]:
-        """Return what is wrong with the files, after reading every byte; empty when all is well."""
+        """Return the faults in the files, after reading every byte; empty if there are none."""
         return [line for part in self._sets for line in part.verify()]
 
     @cached_property
     def n_bytes(self) -> int:
-        """Bytes of all its row files."""
+        """Total bytes of all row files."""
         return sum(p.stat().st_size for p in self.directory.rglob(f"{ROWS}/*/*.arrow"))
 
 
@@ -449,7 +449,7 @@ def _is_of(schema: SiteSchema, reducer: str | Reducer) -> bool:
 
 
 def matching_keys(pattern: str, schema: Sequence[SiteSchema], store: str) -> set[str]:
-    """Return the kinds of rows that a pattern names; whole names go before suffixes.
+    """Return the kinds of rows that match a pattern; full names take precedence over suffixes.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a check of files found, and the repair that removes damaged files."""
+"""Results of a file check, and the repair that removes damaged files."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from sonde.files import durable
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong.
+    """A fault found by a check.
 
     Parameters
     ----------
@@ -51,11 +51,11 @@ class Soundness:
 
     @property
     def is_sound(self) -> bool:
-        """True if nothing is wrong."""
+        """True if no fault was found."""
         return not self.faults
 
     def json(self, root: Path) -> dict[str, Any]:
-        """Return the findings as JSON values, with paths below ``root``."""
+        """Return the results as JSON values, with paths relative to ``root``."""
         return {
             "kind": self.kind,
             "sound": self.is_sound,
@@ -67,7 +67,7 @@ class Soundness:
 
 
 def below(path: Path, root: Path) -> str:
-    """Return a path relative to ``root``, or its name if it is not below ``root``.
+    """Return a path relative to ``root``, or its name if it is not inside ``root``.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def removals(root: Path, found: Soundness) -> list[Path]:
 
 
 def repair(root: Path, found: Soundness) -> list[Path]:
-    """Remove what is damaged or left over, and return what was removed.
+    """Remove damaged and leftover files, and return their paths.
 
     The record of a damaged range goes first, so a stopped repair leaves no damaged range that
     counts.

@@ -44,14 +44,14 @@ _NAME = re.compile(r"^(\d{1,12})-(\d{1,12})\.(?:json|(?:\d{1,6}\.)?arrow)$")
 
 
 def is_store(directory: Path) -> bool:
-    """Return whether a folder is a store, or the rest of a store."""
+    """Return whether a folder is a store, or the remains of a store."""
     return (directory / MANIFEST).is_file() or (
         (directory / RANGES).is_dir() and (directory / ROWS).is_dir()
     )
 
 
 def verify_store(directory: str | Path, tick: Callable[[int], None] = lambda _: None) -> Soundness:
-    """Read every byte of a store and return what is wrong.
+    """Read every byte of a store, and return the faults.
 
     Memory does not grow with the store: record batches are checked one at a time.
 
@@ -97,7 +97,7 @@ def verify_store(directory: str | Path, tick: Callable[[int], None] = lambda _: 
 def _with_further(
     own: Soundness, directory: Path, manifest: Manifest, tick: Callable[[int], None]
 ) -> Soundness:
-    """Return the faults of a store, and of the stores of more sites and data below it."""
+    """Return the faults of a store, including the stores of further sites and data inside it."""
     found = own
     found.checked["n_files"] += len(manifest.files)
     for folder in further_stores(directory, manifest):
@@ -118,7 +118,7 @@ def _with_further(
 
 
 def _counted_above(found: Soundness, folder: Path, above: Path) -> Soundness:
-    """Make each fault that removes this folder's manifest remove the manifest above it too."""
+    """Let each fault that removes this folder's manifest also remove the parent manifest."""
     faults = [
         replace(f, removes=(*f.removes, above / MANIFEST))
         if folder / MANIFEST in (f.path, *f.removes)
@@ -153,7 +153,7 @@ def _manifest(directory: Path) -> tuple[Manifest | None, list[Fault]]:
 
 
 def _head(directory: Path, manifest: Manifest) -> list[Fault]:
-    """Return what is wrong with the head's file, which is written again with the manifest."""
+    """Return the faults of the head's file, which is rewritten with the manifest."""
     path = directory / HEAD
     try:
         if HEAD in manifest.files:
@@ -183,12 +183,12 @@ def _spans(folder: Path) -> list[Span]:
 
 
 def _written(directory: Path) -> list[Span]:
-    """Return the ranges that have a record, for a store whose manifest cannot be read."""
+    """Return the ranges with a record, for a store with an unreadable manifest."""
     return _spans(directory / RANGES)
 
 
 def _left_out(manifest: Manifest, n_examples: int, missing: list[Span]) -> tuple[str, ...]:
-    """Return a note on the planned examples that have no row in the committed ranges."""
+    """Return a note on planned examples without a row in the committed ranges."""
     planned = manifest.bounds[-1] - sum(
         manifest.bounds[stop] - manifest.bounds[start] for start, stop in missing
     )
@@ -197,7 +197,7 @@ def _left_out(manifest: Manifest, n_examples: int, missing: list[Span]) -> tuple
 
 
 def _strays(directory: Path, manifest: Manifest | None, faults: list[Fault]) -> list[Path]:
-    """Return what interrupted or replaced writes left: temporary files, files of no range."""
+    """Return leftovers of interrupted or replaced writes: temporary and unassigned files."""
     found = [p for p in sorted(directory.rglob(f"*{TEMPORARY}*")) if p.is_file()]
     if manifest is None:
         return found
@@ -222,7 +222,7 @@ class _Range:
         self.checked = {"n_files": 1, "n_bytes": 0, "n_ranges": 1, "n_examples": 0, "n_rows": 0}
 
     def faults(self) -> list[Fault]:
-        """Return what is wrong with the range; a repair removes its record and files together."""
+        """Return the faults of the range; a repair removes its record and files together."""
         files = [p for p in self.directory.glob(f"{ROWS}/*/{self.span[0]}-{self.span[1]}.*")]
         removes = (self.path, *(p for p in sorted(files) if _NAME.match(p.name)))
         try:
@@ -273,7 +273,7 @@ class _Range:
             yield path, "its bytes are not those that were committed"
 
     def _rows(self, record: dict[str, Any]) -> Iterator[tuple[Path, str]]:
-        """Compare every value with manifest and record; the hashes are known to be right."""
+        """Compare every value with manifest and record, after the hashes were checked."""
         readers = {
             name: pa.ipc.open_file(pa.memory_map(str(self._arrow(name))))
             for name in record["files"]
@@ -305,7 +305,7 @@ _HOSTILE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError,
 
 
 def schema_faults(schema: pa.Schema, table: str, manifest: Manifest | None) -> Iterator[str]:
-    """Yield how a file's columns differ from the columns in the manifest."""
+    """Yield the differences between a file's columns and the manifest's."""
     wanted = _IDS[EXAMPLES if table == EXAMPLES else ""]
     lacking = [name for name in wanted if schema.names.count(name) != 1]
     if lacking:
@@ -329,7 +329,7 @@ def batch_faults(
     unit: int,
     seen: set[int],
 ) -> Found:
-    """Yield (table, what is wrong) of one record batch of every table; add orders to ``seen``."""
+    """Yield (table, fault) for a record batch of every table; add orders to ``seen``."""
     broken = False
     for name, part in parts.items():
         for what in _values(part, said[name]):
@@ -360,7 +360,7 @@ def _values(part: pa.RecordBatch, n_rows: int) -> Iterator[str]:
 def _orders(
     examples: pa.RecordBatch, manifest: Manifest | None, unit: int, seen: set[int]
 ) -> Found:
-    """Check that every example stands once, in its unit, with its planned group."""
+    """Check that every example occurs once, in its unit, with its planned group."""
     order = examples.column("order").to_pylist()
     twice = len(order) - len(set(order)) + len(seen & set(order))
     if twice:
@@ -379,7 +379,7 @@ def _orders(
 
 
 def _aligned(part: pa.RecordBatch, examples: pa.RecordBatch) -> Iterator[str]:
-    """Check that every row points at an example, agrees with it, and stands once."""
+    """Check that every row refers to an example, agrees with it, and occurs once."""
     index = np.asarray(part.column("index"))
     if len(index) and not 0 <= index.min() <= index.max() < examples.num_rows:
         yield "a row refers to an example that does not exist"

@@ -1,4 +1,4 @@
-"""One folder of rows: its manifest and records, and the batches of its units as written."""
+"""A folder of rows: its manifest, its records, and its batches as written."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -57,17 +57,17 @@ class Volume:
         return [c.schema for columns in self.manifest.tables.values() for c in columns]
 
     def missing(self) -> list[Span]:
-        """Return the ranges of units that were not committed."""
+        """Return the ranges of units that are not committed."""
         spans = self.manifest.ranges()
         return [span for span in spans if not record_file(self.directory, span).exists()]
 
     def to_write(self) -> list[Span]:
-        """Return the ranges of units that were not committed, or have lost a file."""
+        """Return the ranges of units that are not committed, or have lost a file."""
         spans = self.manifest.ranges()
         return [span for span in spans if not is_whole(self.directory, self.manifest, span)]
 
     def check_files(self) -> None:
-        """Raise if a file is missing or has another size, before rows are read.
+        """Raise before reading if a file is missing or its size is wrong.
 
         Raises
         ------
@@ -86,7 +86,7 @@ class Volume:
                     )
 
     def record(self, span: Span) -> dict[str, Any]:
-        """Return the record of a range, checked.
+        """Return the record of a range, after a check.
 
         Raises
         ------
@@ -111,7 +111,7 @@ class Volume:
         return self._records[span]
 
     def span_of(self, unit: int) -> Span:
-        """Return the range of units whose file holds a unit."""
+        """Return the range of units whose file contains a unit."""
         step = 1 << self.manifest.level
         start = unit // step * step
         return start, min(start + step, len(self.manifest.bounds) - 1)
@@ -154,7 +154,7 @@ class Volume:
                     raise StoreError(f"Store: {file.path} is damaged: {error}. {REPAIR}") from error
 
     def file(self, table: str, span: Span) -> MappedFile:
-        """Return an open file; the files of the last range stay open."""
+        """Return an open file; the last range's files stay open."""
         path = row_file(self.directory, table, span)
         if path not in self._open:
             while len(self._open) >= KEPT_OPEN * (1 + len(self.manifest.tables)):
@@ -165,7 +165,7 @@ class Volume:
         return self._open[path]
 
     def _crc32(self, table: str, span: Span) -> int | None:
-        """Return the checksum of a file, or None if it is not checked or was not recorded."""
+        """Return the checksum of a file, or None if it was not recorded or is not checked."""
         return self.record(span)["files"][table].get("crc32") if self._checked else None
 
     def _size(self, table: str, span: Span) -> int:
@@ -185,7 +185,7 @@ class Volume:
 
     @cached_property
     def head(self) -> Head | None:
-        """The model's final linear layer, or None if it was not known."""
+        """The model's final linear layer, or None if it is unknown."""
         if HEAD not in self.manifest.files:
             return None
         try:
@@ -273,7 +273,7 @@ def _extra(file: MappedFile, part: pa.RecordBatch, name: str) -> torch.Tensor:
 
 
 class LazyTexts(Sequence[Any]):
-    """A column of texts that becomes Python objects when something asks for them."""
+    """A column of texts that are converted to Python objects on first use."""
 
     def __init__(self, column: pa.Array) -> None:
         self._column = column

@@ -37,7 +37,7 @@ from sonde.store.outputs import check_folder
 # are on the host already are left as they are.
 @dataclass(frozen=True)
 class Coming:
-    """A batch whose rows are on the host, or will be once every event has happened."""
+    """A batch whose rows are on the host, or arrive after all its events."""
 
     batch: Batch
     copied: tuple[torch.cuda.Event, ...] = ()
@@ -50,7 +50,7 @@ class Coming:
 
 
 def to_host(batch: Batch) -> Coming:
-    """Begin to copy the tensors on GPUs; kernels that are queued later do not disturb the copy.
+    """Start copying GPU tensors to the host, safely with respect to later kernels.
 
     A copy is queued behind the kernels that made its source, on the stream that is current there,
     so memory that is freed meanwhile is not written again before the copy is done.
@@ -110,7 +110,7 @@ def write_store(
     tick: Tick = lambda _: None,
     fill: Fill = fill,
 ) -> Path:
-    """Write every row of a stream; what an interrupted call has committed is not written again.
+    """Write every row of a stream, and skip the ranges that an earlier call committed.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def write_store(
 
 @final
 class StoreWriter:
-    """Writes the rows of a stream range by range, in any order and from any number of processes.
+    """Writes the rows of a stream range by range, in any order and from several processes.
 
     Every range is committed by one rename and has the same bytes whoever writes it, so two
     processes that write the same range do no harm. One process calls ``start`` first.
@@ -186,7 +186,7 @@ class StoreWriter:
         self._example_bytes = _size(first) / len(first)
 
     def start(self, fresh: bool = False) -> None:
-        """Write the manifest unless the folder holds it; raise if it holds another plan's store.
+        """Write the manifest unless it exists; raise if it belongs to another plan.
 
         Raises
         ------
@@ -207,7 +207,7 @@ class StoreWriter:
         atomic_write(path, sealed(self.manifest.json()))
 
     def held_bytes(self, n_examples: int) -> int:
-        """Return the most bytes that rows on their way to disk take, in batches of ``n_examples``.
+        """Return the maximal bytes of rows in transit, for batches of ``n_examples``.
 
         Some wait, one batch is made, one is written, and what was written is hashed or about to be.
         """
@@ -251,7 +251,7 @@ class StoreWriter:
                 sink.abandon()
 
     def open(self, span: Span, hasher: ThreadPoolExecutor) -> RangeFiles:
-        """Return the files of a range, to be filled."""
+        """Return the files of a range, ready for writing."""
         return RangeFiles(self.directory, span, self._schemas, hasher)
 
     def _parts(self, batch: Batch) -> dict[str, pa.RecordBatch]:
@@ -269,7 +269,7 @@ class StoreWriter:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A batch of a unit on its way to disk; a piece without a batch ends its range."""
+    """A batch of a unit on its way to disk; without a batch, the end of its range."""
 
     span: Span
     unit: int = -1
@@ -277,7 +277,7 @@ class _Piece:
 
 
 class _Sink:
-    """The work of the thread on pieces: it opens, fills and commits files."""
+    """Work of the writing thread: it opens, fills and commits files."""
 
     def __init__(self, writer: StoreWriter, hasher: ThreadPoolExecutor) -> None:
         self._writer, self._hasher = writer, hasher
@@ -294,7 +294,7 @@ class _Sink:
         self._files = None
 
     def abandon(self) -> None:
-        """Remove the files of a range that did not end."""
+        """Remove the files of an unfinished range."""
         if self._files is not None:
             self._files.abandon(StoreError("abandoned"))
 
@@ -304,7 +304,7 @@ def _size(batch: Batch) -> int:
 
 
 def require_same_plan(found: Manifest, mine: Manifest, directory: Path) -> None:
-    """Raise if another plan began a store.
+    """Raise if a store was begun with another plan.
 
     Raises
     ------
@@ -324,14 +324,14 @@ def require_same_plan(found: Manifest, mine: Manifest, directory: Path) -> None:
 
 
 def _remove_half_written(directory: Path) -> None:
-    """Remove what a killed process left under temporary names."""
+    """Remove the temporary files of killed processes."""
     for place in (MANIFEST, GROUPS, HEAD, f"{ROWS}/*/*", f"{RANGES}/*"):
         for path in directory.glob(f"{place}{TEMPORARY}*"):
             remove(path)
 
 
 def _drop(directory: Path) -> None:
-    """Remove the rows of a store: first the records that make them count."""
+    """Remove the rows of a store, starting with their records."""
     for record in (directory / RANGES).glob("*.json"):
         remove(record)
     for name in (ROWS, SITES, DATA):
@@ -339,7 +339,7 @@ def _drop(directory: Path) -> None:
 
 
 class Background(Generic[Item]):
-    """Hands items to a thread, in order; the total size of waiting items is bounded.
+    """Passes items to a thread in order, with a limit on the size of waiting items.
 
     Leaving the block waits until everything that was put has been worked on, also after an
     exception of the caller's. An exception of the work is raised at the next ``put``, or at the end
@@ -366,7 +366,7 @@ class Background(Generic[Item]):
         return self
 
     def put(self, item: Item, size: int) -> None:
-        """Hand an item to the thread; wait while the waiting items are too large."""
+        """Give an item to the thread, and wait while the waiting items are too large."""
         with self._changed:
             while self._waiting and self._size + size > self._most and self._failure is None:
                 self._changed.wait()

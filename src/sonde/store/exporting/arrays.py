@@ -38,7 +38,7 @@ MAX_COMMENT = 65_535
 
 @dataclass(frozen=True)
 class Array:
-    """One array, and how its pieces come.
+    """An array and the source of its pieces.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class Array:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What must be known of the columns before they are written."""
+    """Properties of the columns that must be known before they are written."""
 
     n_rows: int
     id_bytes: int
@@ -119,7 +119,7 @@ def _write_array(file: Any, array: Array) -> None:
 
 
 def write_safetensors(store: Store, path: Path, tick: Tick) -> int:
-    """Write sites and columns as ``.safetensors`` in their own types; return the number of rows."""
+    """Write sites and columns as ``.safetensors`` in their dtypes; return the number of rows."""
     facts = _facts(store, tick)
     arrays = sorted(
         _arrays(store, facts, tick, native=True), key=lambda a: -np.dtype(a.dtype).itemsize
@@ -145,7 +145,7 @@ def write_safetensors(store: Store, path: Path, tick: Tick) -> int:
 
 
 def _comment(facts: dict[str, Any]) -> bytes:
-    """Return facts as the comment of an archive, which NumPy ignores; without sites if too long."""
+    """Return facts as a zip comment, which NumPy ignores; without sites if they are too long."""
     facts = {**facts, SEAL: BLANK}
     text = written(facts).encode()
     return text if len(text) <= MAX_COMMENT else written(facts | {"sites": []}).encode()
@@ -253,7 +253,7 @@ def _text_form(n: int, width: int, native: bool) -> tuple[str, tuple[int, ...]]:
 
 
 def _texts(store: Store, width: int, native: bool, of: Callable[[Batch], list[bytes]]) -> Pieces:
-    """Return texts of each row: as byte strings, or as rows of bytes filled up with zeros."""
+    """Return each row's text: as byte strings, or as rows of zero-padded bytes."""
 
     def take(batch: Batch, example: np.ndarray) -> np.ndarray:
         found = np.array(of(batch), dtype=f"S{width}")[example]
@@ -265,7 +265,7 @@ def _texts(store: Store, width: int, native: bool, of: Callable[[Batch], list[by
 def _key_array(
     name: str, store: Store, n: int, of: Callable[[Batch], list[bytes]]
 ) -> Iterator[Array]:
-    """Yield keys as rows of bytes if all have one length; else nothing, and ids stand for keys."""
+    """Yield keys as rows of bytes if their lengths are equal; otherwise, ids replace them."""
     lengths = {len(k) for part in parts_of(store, {}) for k in of(part.batch)}
     if len(lengths) == 1:
         width = lengths.pop()

@@ -1,4 +1,4 @@
-"""What a file of arrays or a table holds, from its header alone."""
+"""Contents of an exported file of arrays or of a table, from its header only."""
 
 import json
 import zipfile

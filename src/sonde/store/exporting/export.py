@@ -1,4 +1,4 @@
-"""Export a store; the ending of the name decides which kind of file it becomes."""
+"""Export of a store to a file, whose type is chosen by the ending of its name."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,7 +25,7 @@ def is_export(path: Path) -> bool:
 
 
 def check_export(path: Path) -> None:
-    """Raise if a name has no known ending, or its place cannot be written.
+    """Raise if a name has no known ending, or cannot be written.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def export_store(
     sample: int = SAMPLE,
     tick: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Write a store as one file of another format and return what was written.
+    """Write a store as one file of another format, and return a description of the file.
 
     Vectors are never all in memory; ids and groups are, and Lance's index takes more as rows grow.
     The file appears whole or not at all.

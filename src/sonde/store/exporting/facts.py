@@ -1,4 +1,4 @@
-"""What an exported file says about its rows: the model and the data they come from."""
+"""Facts about an exported file's rows: the model and the data behind them."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ TOLD = ("sites", "view", "model", "config", "dtype", "data", "spec")
 
 
 def facts_of(store: Store, n_rows: int) -> dict[str, Any]:
-    """Return where rows come from: model, configuration and data as the header of a fit has them.
+    """Return the origin of rows: model, configuration and data, as in the header of a fit.
 
     ``spec`` is the hash of all that the store says of model, data, sites and reading. Rows that
     were stored without a model name none.
@@ -32,12 +32,12 @@ def facts_of(store: Store, n_rows: int) -> dict[str, Any]:
 
 
 def written(facts: dict[str, Any]) -> str:
-    """Return facts as the text that stands in a file."""
+    """Return facts as text for a file."""
     return json.dumps(facts, sort_keys=True)
 
 
 def said(text: bytes | str) -> dict[str, Any]:
-    """Return the facts in the text of a file, or an empty dict if it is no JSON object."""
+    """Return the facts in a file's text, or an empty dict if it is not a JSON object."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""The rows of a store piece by piece, as Arrow tables for people: ids, columns, vectors."""
+"""Rows of a store part by part, as readable Arrow tables: ids, columns, vectors."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -50,7 +50,7 @@ class ExportPart:
 
 
 def chosen_sites(store: Store, sites: str | Sequence[str]) -> Store:
-    """Return a store at some of its sites; a whole name means only that kind of rows."""
+    """Return a store at some of its sites; a full name selects only one kind of rows."""
     own = [s for s in store.schema if "|" not in s.key]
     whole = {
         name: f"{s.key}|{s.reducer}" for s in own for name in (s.key, s.key.removesuffix(":out"))
@@ -59,7 +59,7 @@ def chosen_sites(store: Store, sites: str | Sequence[str]) -> Store:
 
 
 def one_layout(store: Store) -> tuple[SiteSchema, ...]:
-    """Return the sites of a store; raise if they were read by several reducers.
+    """Return the sites of a store, and raise if they were read by several reducers.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def one_layout(store: Store) -> tuple[SiteSchema, ...]:
 
 
 def chosen_kinds(store: Store, names: Sequence[str] | None) -> dict[str, str]:
-    """Return the kinds of the columns to carry; None carries the columns that all data sets have.
+    """Return the types of the columns to export; by default, the columns of all data sets.
 
     Raises
     ------
@@ -105,7 +105,7 @@ def data_sets(store: Store) -> list[DataSet]:
 
 
 def parts_of(store: Store, kinds: dict[str, str]) -> Iterator[ExportPart]:
-    """Yield the rows of a store batch by batch; vectors are never held together.
+    """Yield the rows of a store batch by batch, without loading all vectors.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def parts_of(store: Store, kinds: dict[str, str]) -> Iterator[ExportPart]:
 
 
 def _examples(store: Store, wanted: bool) -> Iterator[pa.RecordBatch | None]:
-    """Yield the table of examples batch by batch, in step with the store's batches."""
+    """Yield the table of examples batch by batch, aligned with the store's batches."""
     for part in data_sets(store):
         volume = part.volumes[0]
         if wanted:
@@ -179,7 +179,7 @@ def id_columns(store: Store, part: ExportPart, grid: bool) -> list[pa.Array]:
 
 
 def text_of(key: bytes) -> str:
-    """Return a key as text if it is printable UTF-8, else as hexadecimal digits."""
+    """Return a key as text if it is printable UTF-8, otherwise as hexadecimal digits."""
     try:
         found = key.decode("utf-8")
     except UnicodeDecodeError:
@@ -188,7 +188,7 @@ def text_of(key: bytes) -> str:
 
 
 def column_names(keys: Sequence[str], taken: Sequence[str] = ()) -> dict[str, str]:
-    """Return a column name for each site: letters, digits and underscores, each name once.
+    """Return a unique column name for each site: letters, digits and underscores.
 
     Examples
     --------
@@ -209,7 +209,7 @@ def column_names(keys: Sequence[str], taken: Sequence[str] = ()) -> dict[str, st
 
 
 def vector_field(name: str, schema: SiteSchema) -> pa.Field:
-    """Return the column of a site's rows; bfloat16 widens to float32, which changes no value."""
+    """Return the column of a site's rows; bfloat16 is widened losslessly to float32."""
     kind = {"float64": pa.float64(), "float16": pa.float16()}.get(schema.dtype, pa.float32())
     meta = {"sonde.site": schema.key, "sonde.dtype": schema.dtype}
     return pa.field(name, pa.list_(kind, schema.dim), metadata=meta)

@@ -50,12 +50,12 @@ class Table:
 
     @cached_property
     def grid(self) -> bool:
-        """True if rows have a line and a column."""
+        """True if rows have a row and a column on a grid."""
         return self.store.schema[0].key in self.store.first_batch().grid
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """The columns, and in the metadata what they are."""
+        """The columns, with their meaning in the metadata."""
         fields = id_fields(self.store, self.kinds, self.grid)
         fields += [] if self.view is None else self.view.fields()
         facts = facts_of(self.store, self.store.n_rows())

@@ -1,4 +1,4 @@
-"""A store as a Lance data set: the one format whose files another library writes.
+"""A store as a Lance data set, whose files are written by another library.
 
 Lance keeps no checksums and syncs nothing to disk, so a list of the files with their hashes lies
 beside them, and every file is synced before the folder takes its name.
@@ -33,7 +33,7 @@ _OS_ERROR = re.compile(r"os error (\d+)")
 
 
 def write_lance(table: Table, path: Path, tick: Tick) -> int:
-    """Write a table as a Lance data set with an index on each site; one commit, then a count.
+    """Write a table as a Lance data set with an index on each site, in one commit.
 
     The data set grows under another name beside its place and takes its name when it is whole.
 
@@ -75,7 +75,7 @@ def write_lance(table: Table, path: Path, tick: Tick) -> int:
 
 
 class _CountedRows:
-    """Rows for Lance, counted; keeps an error of sonde, which Lance would wrap in its own error."""
+    """Counted rows for Lance, which keep sonde's errors so that Lance does not wrap them."""
 
     def __init__(self, table: Table, tick: Tick) -> None:
         self._table, self._tick = table, tick
@@ -92,7 +92,7 @@ class _CountedRows:
 
 
 def _told(error: Exception, path: Path) -> Exception:
-    """Return an error of Lance as a write error if it comes from the system, else unchanged."""
+    """Return an error of Lance as a write error if the system caused it, else unchanged."""
     if isinstance(error, SondeError):
         return error
     found = _OS_ERROR.search(str(error))
@@ -105,7 +105,7 @@ def _told(error: Exception, path: Path) -> Exception:
 
 
 def lance_module() -> Any:
-    """Return the package, or raise an error that says how to install it.
+    """Return the Lance package, or raise an error with the command that installs it.
 
     Raises
     ------
@@ -123,13 +123,13 @@ def lance_module() -> Any:
 
 
 def _index(found: Any, name: str, n_rows: int) -> None:
-    """Make the index of a column: its exact vectors, in partitions of nearby rows."""
+    """Create the index of a column: exact vectors, in partitions of nearby rows."""
     partitions = max(1, min(n_rows // PARTITION_ROWS, round(math.sqrt(n_rows))))
     found.create_index(name, "IVF_FLAT", metric="l2", num_partitions=partitions)
 
 
 def _list_files(folder: Path) -> None:
-    """Write the hash of every file of a data set beside them; Lance ignores this list."""
+    """Write the hashes of all files of a data set into a list beside them."""
     files = {p.relative_to(folder).as_posix(): file_hash(p) for p in files_in(folder)}
     with sealed_file(folder / FILES) as file:
         file.write(json.dumps({"files": files, SEAL: BLANK}, indent=1).encode())
@@ -141,13 +141,13 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def file_hash(path: Path) -> str:
-    """Return the hash of a file as it is in the list."""
+    """Return the hash of a file in the form of the list."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _to_disk(folder: Path) -> None:
-    """Sync every file and folder: Lance leaves that to the system."""
+    """Sync every file and folder to disk, since Lance does not."""
     for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
         if path.is_dir():
             sync_directory(path)

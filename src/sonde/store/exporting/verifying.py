@@ -1,4 +1,4 @@
-"""Checks of exported files: every byte against the hash that each carries."""
+"""Checks of exported files: every byte against the file's own hash."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def _counts(facts: dict[str, Any]) -> dict[str, int]:
 
 
 def _unsealed(path: Path, facts: dict[str, Any]) -> Fault:
-    """Return the fault of a file without a hash, if it says that it is ours."""
+    """Return the fault of a file without a hash, if the file claims to be sonde's."""
     if "spec" not in facts:
         raise InputError(
             f"verify: {path} carries no hash of sonde: another program wrote it, or its end "
@@ -61,7 +61,7 @@ def _unsealed(path: Path, facts: dict[str, Any]) -> Fault:
 
 
 def _lance(folder: Path) -> Soundness:
-    """Compare the files of a data set with the list that lies beside them."""
+    """Compare the files of a data set with the list of hashes beside them."""
     there = {p.relative_to(folder).as_posix(): p for p in files_in(folder)}
     checked = {"n_files": len(there), "n_bytes": sum(p.stat().st_size for p in there.values())}
     listed = _listed(folder)
@@ -82,7 +82,7 @@ def _lance(folder: Path) -> Soundness:
 
 
 def _listed(folder: Path) -> dict[str, str] | Fault:
-    """Return the hashes of the files, or what is wrong with their list."""
+    """Return the hashes of the files, or the fault of their list."""
     path = folder / FILES
     if not path.is_file():
         raise InputError(

@@ -1,4 +1,4 @@
-"""Where rows stand in a picture: two principal directions, and the nearest rows of a sample."""
+"""Positions of rows in a plot: two principal directions, and nearest sampled rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _NEIGHBORS = pa.struct(
 
 @dataclass(frozen=True)
 class View:
-    """The sample of a site and the plane through it.
+    """A sample of a site's rows, and the plane through it.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class View:
     neighbors: int
 
     def fields(self) -> list[pa.Field]:
-        """Return the columns of the picture."""
+        """Return the columns of the plot."""
         found = [pa.field("x", pa.float64()), pa.field("y", pa.float64())]
         if self.neighbors:
             found += [
@@ -86,7 +86,7 @@ class View:
         ]
 
     def _nearest(self, x: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """Return the nearest rows of the sample, the row itself left out, and how far they are."""
+        """Return the nearest other rows of the sample, and their distances."""
         k = min(self.neighbors, max(0, len(self.rows) - 1))
         if k == 0:
             return torch.zeros(len(x), 0, dtype=torch.int64), x.new_zeros(len(x), 0)
@@ -101,7 +101,7 @@ class View:
 
 
 def view_of(store: Store, key: str, m: int, neighbors: int) -> View:
-    """Return the view of a site from the ``m`` rows of smallest draw: one pass over the store."""
+    """Return the view of a site from a random sample of ``m`` rows, in one pass."""
     draw, number = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     rows: Tensor | None = None
     ids: list[str] = []
@@ -122,7 +122,7 @@ def view_of(store: Store, key: str, m: int, neighbors: int) -> View:
 
 
 def _finite(batch: Batch, key: str, first: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the finite rows of a batch in float64, their ranks and their numbers."""
+    """Return a batch's finite rows in float64, with their ranks and numbers."""
     x = batch.rows[key]
     kept = finite_rows(x)
     return x[kept].double(), rank_key(batch.draw(key))[kept], first + torch.nonzero(kept)[:, 0]
