@@ -1,4 +1,4 @@
-"""For tests of your own: a scan as a test, and the laws that every method must keep.
+"""Test helpers: a scan as a test, and the laws that every method must obey.
 
 ``assert_scan(model, data, "accuracy>=.95")`` and ``check(MyMethod)``. No other part of sonde
 imports this package; only the plugin of pytest needs a test framework.

@@ -1,4 +1,4 @@
-"""Laws of rules that say which tokens a key-value cache keeps."""
+"""Laws of rules that select the tokens of a key-value cache."""
 
 from dataclasses import replace
 from typing import Any, cast
@@ -33,7 +33,7 @@ def held(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, CachedToke
 
 
 def law_score(rule: CacheRule) -> None:
-    """Every token's score is a number, in float32 and in half types; inputs stay unchanged."""
+    """Every token has a finite score, in float32 and in half types; inputs are not changed."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         keys, values, seen = held(dtype)
         before = keys.clone(), values.clone(), seen.index.clone()
@@ -70,7 +70,7 @@ def law_alone(rule: CacheRule) -> None:
 
 
 def law_budget(rule: CacheRule) -> None:
-    """After every call each text holds as many tokens as its budget, and no padding."""
+    """After every call, each text holds as many tokens as its budget, and no padding."""
     from sonde.tap.cache.evicting import caching
 
     net, (ids, mask) = language_model(), prompts()
@@ -93,7 +93,7 @@ def law_budget(rule: CacheRule) -> None:
 
 
 def law_whole(rule: CacheRule) -> None:
-    """With a budget of the whole text the logits are those of a plain cache, bit for bit."""
+    """With a budget of the whole text, the logits equal those of a plain cache, bit for bit."""
     from transformers import DynamicCache
 
     from sonde.tap.cache.evicting import caching

@@ -14,7 +14,7 @@ N_FLIPS = 64
 
 
 def inputs(codec: Codec) -> Iterator[Tensor]:
-    """Yield inputs of a codec: ids if it has an alphabet, else real numbers in many shapes."""
+    """Yield inputs of a codec: ids if it has an alphabet, otherwise real numbers in many shapes."""
     generator = torch.Generator().manual_seed(11)
     if codec.alphabet is not None:
         for n in N_TOKENS:
@@ -31,7 +31,7 @@ def inputs(codec: Codec) -> Iterator[Tensor]:
 
 
 def law_round_trip(codec: Codec) -> None:
-    """Decoding gives the encoded tensor, in its shape, up to the loss that ``most_lost`` allows."""
+    """Decoding gives a tensor of the encoded shape, with at most the loss ``most_lost``."""
     for x in inputs(codec):
         before = x.clone()
         found = codec.decode(codec.encode(x))
@@ -50,7 +50,7 @@ def law_round_trip(codec: Codec) -> None:
 
 
 def law_same_bytes(codec: Codec) -> None:
-    """The same tensor gives the same bytes, and torch's generator stays where it is."""
+    """Equal tensors give equal bytes, and torch's random state does not change."""
     x = next(inputs(codec))
     state = torch.random.get_rng_state()
     assert codec.encode(x) == codec.encode(x.clone()), "two streams of one tensor differ"
@@ -59,7 +59,7 @@ def law_same_bytes(codec: Codec) -> None:
 
 
 def law_truncated(codec: Codec) -> None:
-    """A stream without its last bytes, or with bytes behind it, raises a StateError."""
+    """A truncated stream, or a stream with extra bytes, raises a StateError."""
     stream = codec.encode(next(inputs(codec)))
     for end in sorted({*range(min(len(stream), N_FLIPS)), len(stream) - 1}):
         _refused(codec, stream[:end], f"a stream of {end} of {len(stream)} bytes")
@@ -76,7 +76,7 @@ def law_flipped(codec: Codec) -> None:
 
 
 def law_refused(codec: Codec) -> None:
-    """Numbers that are not finite, or ids that are not in the alphabet, raise an InputError."""
+    """Non-finite numbers, or ids outside the alphabet, raise an InputError."""
     if codec.alphabet is None:
         n = codec.width or 2
         wrong = [torch.full((2, n), torch.nan), torch.full((n,), torch.inf), torch.ones(n).long()]

@@ -72,7 +72,7 @@ def generate(model: Any, processors: list[Any], how: Mapping[str, Any]) -> Tenso
 @final
 @dataclass(frozen=True, eq=False)
 class _Recorded(Decode):
-    """Reads what another rule reads, records what ``step`` is called with, and changes nothing."""
+    """Reads the inputs of another rule, records the arguments of ``step``, and changes nothing."""
 
     rule: Decode
     seen: list[tuple[Tensor, DecodeContext]]
@@ -86,7 +86,7 @@ class _Recorded(Decode):
 
 
 def questions(rule: Decode) -> list[tuple[Tensor, DecodeContext]]:
-    """Return the arguments of each ``step`` while ``causal_model()`` generates greedily.
+    """Return the arguments of each ``step`` during greedy generation by ``causal_model()``.
 
     Logits and context have one row for each prompt.
     """
@@ -108,7 +108,7 @@ def law_strength(rule: Decode) -> None:
 
 
 def law_kept(rule: Decode) -> None:
-    """Logits keep shape and float type; each row has a finite entry, no NaN; inputs stay as is."""
+    """Logits keep shape and dtype; each row has a finite entry, no NaN; inputs are unchanged."""
     for logits, context in questions(rule)[:3]:
         for dtype in (torch.float32, torch.float64):
             x = logits.to(dtype)
@@ -124,7 +124,7 @@ def law_kept(rule: Decode) -> None:
 
 
 def law_constant(rule: Decode) -> None:
-    """Adding a constant to all logits, own or read, does not change the probabilities."""
+    """Adding a constant to all logits of the model, or of the rule, leaves probabilities equal."""
     reads = rule.reads()
     for logits, context in questions(rule)[:3]:
         x = logits.double()
@@ -145,7 +145,7 @@ def law_rows(rule: Decode) -> None:
 
 
 def law_recomputed(rule: Decode) -> None:
-    """With padding, beams or sampling, tokens are those of each text alone without a cache."""
+    """With padding, beams or sampling, tokens equal those of single texts without a cache."""
     model = causal_model()
     for how in WAYS:
         found = generate(model, [rule.bind(model)], how)
@@ -155,7 +155,7 @@ def law_recomputed(rule: Decode) -> None:
 
 
 def law_untouched(rule: Decode) -> None:
-    """Weights, training modes, hooks and random state are as before, also after an exception."""
+    """Weights, modes, hooks and random state are restored, also after an exception."""
     model = causal_model()
     others = [r.model for r in rule.reads().values() if r.model is not None]
     modules = [model, *(m.module if isinstance(m, Model) else m for m in others)]
@@ -206,7 +206,7 @@ def _fingerprint(module: nn.Module) -> tuple[str, list[bool], int]:
 
 
 def _from_scratch(rule: Decode, model: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a logits processor that recomputes each text alone, without a cache, at each token."""
+    """Return a logits processor that recomputes each text without a cache, at each token."""
     ids, real = prompts()
     layers = cache(ModelBlocks)
 

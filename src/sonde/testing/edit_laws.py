@@ -23,7 +23,7 @@ def activations(dtype: torch.dtype = torch.float64) -> Tensor:
 
 
 def apply(edit: Edit, x: Tensor) -> Tensor:
-    """Return the edited activations, without padding."""
+    """Return the edited activations of texts without padding."""
     position = torch.arange(x.shape[1]).expand(x.shape[:2])
     return edit.apply(x, SITE, EditContext(torch.ones(x.shape[:2]).bool(), position))
 
@@ -40,7 +40,7 @@ def law_strength(edit: Edit) -> None:
 
 
 def law_kept(edit: Edit) -> None:
-    """The output has the input's shape and float type; the input is not changed in place."""
+    """The output has the input's shape and float dtype; the input is not changed in place."""
     for dtype in FLOATS:
         x = activations(dtype)
         before = x.clone()
@@ -69,7 +69,7 @@ def law_again(edit: Edit) -> None:
 
 
 def law_padding(edit: Edit) -> None:
-    """The activations at padding do not influence those at real tokens."""
+    """The activations at padding do not influence the activations at real tokens."""
     x = activations()
     mask = torch.ones(x.shape[:2], dtype=torch.bool)
     mask[1, :2] = False
@@ -89,7 +89,7 @@ def law_rounding(edit: Edit) -> None:
 
 
 def law_untouched(edit: Edit) -> None:
-    """In a model, padding, earlier sites and rows whose gate is closed stay equal bit by bit."""
+    """In a model, padding, earlier sites, and rows with a closed gate stay equal bit by bit."""
     net, (ids, mask) = language_model(), prompts()
     sites, given = ["h.0:in", "h.0", "h.1"], {"attention_mask": mask.long()}
     with Tap(net, sites) as tap:
@@ -108,7 +108,7 @@ def law_untouched(edit: Edit) -> None:
 
 
 def law_restored(edit: Edit) -> None:
-    """Weights, training mode, hooks and random state are as before, also after an exception."""
+    """Weights, modes, hooks and random state are restored, also after an exception."""
     net, (ids, mask) = language_model(), prompts()
     net.transformer.h[1].train()  # dropout would draw: it is 0
     try:
@@ -127,7 +127,7 @@ def law_restored(edit: Edit) -> None:
 
 
 def law_generates(edit: Edit) -> None:
-    """``generate`` gives the same logits with and without a cache: greedy, sampled, with beams."""
+    """``generate`` gives equal logits with and without a cache: greedy, sampled, and with beams."""
     net, (ids, mask) = language_model(), prompts()
     settings = {
         "attention_mask": mask.long(),
@@ -148,7 +148,7 @@ def law_generates(edit: Edit) -> None:
 
 
 class _Zero:
-    """Scores every row 0."""
+    """Scores every row as 0."""
 
     def score(self, x: Tensor) -> Tensor:
         return torch.zeros(len(x))
@@ -182,7 +182,7 @@ def prompts() -> tuple[Tensor, Tensor]:
 
 
 def _found(net: nn.Module) -> dict[str, list[Any]]:
-    """Return copies of everything that an edit must leave unchanged, by name."""
+    """Return copies of all objects that an edit must leave unchanged, by name."""
     return {
         "weights": [x.clone() for x in net.state_dict().values()],
         "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()],

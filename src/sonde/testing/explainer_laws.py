@@ -19,7 +19,7 @@ HALF = 0.15
 
 @dataclass(frozen=True, eq=False)
 class ExplainerCase:
-    """An explainer or a judge of explanations, a model and inputs that it can explain.
+    """An explainer, or a judge of explanations, with a model and inputs for it.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class ExplainerCase:
         return repr(self.explainer)
 
     def value(self, module: nn.Module, inputs: Any, **other: Any) -> Tensor:
-        """Return the value that is found; an explainer gives an entry for each example."""
+        """Return the value of the explanation; an explainer gives an entry for each example."""
         asked = {**self.asked, **other}
         if isinstance(self.explainer, Judge):
             found = self.explainer.judge(module, inputs, self.explanation, **asked)
@@ -55,12 +55,12 @@ class ExplainerCase:
 
     @property
     def plain(self) -> Tensor:
-        """Value that is found for the model and inputs as they are."""
+        """Value of the explanation for the original model and inputs."""
         return self.value(self.module, self.inputs)
 
 
 class _Wrapped(nn.Module):
-    """A wrapped model: it multiplies its two inputs, or returns its answer in a dict."""
+    """A model wrapper that multiplies its two inputs, or returns its answer in a dict."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -74,19 +74,19 @@ class _Wrapped(nn.Module):
 
 
 def law_alone(case: ExplainerCase) -> None:
-    """An example has the same explanation alone and in a batch."""
+    """An example has equal explanations alone and in a batch."""
     alone = torch.cat([case.value(case.module, x[None]) for x in case.inputs])
     _check_same(alone, case.plain, "alone and in a batch")
 
 
 def law_again(case: ExplainerCase) -> None:
-    """Two runs give the same result."""
+    """Two runs give equal results."""
     same = torch.allclose(case.plain, case.plain, rtol=0.0, atol=0.0, equal_nan=True)
     assert same, "two runs differ"
 
 
 def law_untouched(case: ExplainerCase) -> None:
-    """The model, its hooks, its mode, its gradients, torch's and numpy's generators stay."""
+    """The model, its hooks, mode and gradients, and the random generators do not change."""
     before = {name: x.clone() for name, x in case.module.state_dict().items()}
     hooks, mode, draws = _hooks(case.module), _modes(case.module), _generators()
     _ = case.plain
@@ -100,7 +100,7 @@ def law_untouched(case: ExplainerCase) -> None:
 
 
 def law_half(case: ExplainerCase) -> None:
-    """An explanation in bfloat16 is near that in single precision."""
+    """An explanation in bfloat16 is close to the explanation in single precision."""
     wanted, half = case.plain, copy.deepcopy(case.module).bfloat16()
     asked = {name: _half(value) for name, value in case.asked.items()}
     found = case.value(half, _half(case.inputs), **asked)
@@ -109,7 +109,7 @@ def law_half(case: ExplainerCase) -> None:
 
 
 def law_inputs(case: ExplainerCase) -> None:
-    """A model of several inputs is explained at all of them, alone as in a batch."""
+    """A model of several inputs has an attribution for each input, alone and in a batch."""
     scale = 1.0 + torch.arange(len(case.inputs)).reshape(-1, *[1] * (case.inputs.ndim - 1))
     both = (case.inputs / scale, scale.expand_as(case.inputs).contiguous())
     at = _site(case)
@@ -123,7 +123,7 @@ def law_inputs(case: ExplainerCase) -> None:
 
 
 def law_output(case: ExplainerCase) -> None:
-    """A named output is explained as if it were the only one."""
+    """A named output has the explanation that it would have as the only output."""
     goal = replace(case.asked.get("objective", Objective()), output="answer")
     found = case.value(_Wrapped(case.module), case.inputs, **_site(case), objective=goal)
     _check_same(found, case.plain, "for a named output")
@@ -164,7 +164,7 @@ def _generators() -> tuple[Any, ...]:
 
 
 def _half(value: Any) -> Any:
-    """Return real numbers in bfloat16, and all else as it is."""
+    """Return real numbers in bfloat16, and other values unchanged."""
     is_real = isinstance(value, Tensor) and value.is_floating_point()
     return value.bfloat16() if is_real else value
 

@@ -15,7 +15,7 @@ WANTED = re.compile(rf"({'|'.join(MEASURES)}) *(>=|<=) *(\d+\.?\d*|\.\d+)")
 def assert_scan(
     model: Any, data: Any, *wanted: str, page: str | Path | None = None, **options: Any
 ) -> Report:
-    """Scan a model and fail if it does not hold what is wanted of it.
+    """Scan a model, and fail if a requirement is not met.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def assert_scan(
 
 
 def _gate_of(word: str) -> str:
-    """Return the word of ``--fail-on`` that says when something wanted does not hold."""
+    """Return the ``--fail-on`` condition for a requirement."""
     limit = WANTED.fullmatch(word.strip())
     if limit is not None:
         name, side, value = limit.groups()

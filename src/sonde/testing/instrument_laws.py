@@ -68,7 +68,7 @@ MADE = {"draw", "group_draw", "order", "example", "piece", "occurrence", "y", "s
 
 
 def lacking(instrument: Instrument) -> set[str]:
-    """Return the names of the columns that an instrument needs and plain arrays cannot bring."""
+    """Return the required columns of an instrument that plain arrays cannot provide."""
     needs = {name for read in instrument.all_reads().values() for name in read.statistic.needs()}
     if isinstance(instrument, Detector):
         needs.update(score_needs(instrument))
@@ -76,7 +76,7 @@ def lacking(instrument: Instrument) -> set[str]:
 
 
 def require_columns(instrument: Instrument) -> None:
-    """Raise if an instrument cannot be tried on plain arrays.
+    """Raise if an instrument cannot be tested on plain arrays.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def require_columns(instrument: Instrument) -> None:
 
 
 def pick(inputs: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
-    """Return every column at the given row indices, in their order."""
+    """Return every column at the given row indices, in the order of the indices."""
 
     def some(name: str, values: Any) -> Any:
         if name == "head":
@@ -120,14 +120,14 @@ def split_inputs(
 
 
 def size_of_example(instrument: Instrument) -> int:
-    """Return how many rows an example gets in the tests: 4 if it must be whole, else 1."""
+    """Return the rows per example in tests: 4 if examples must be whole, else 1."""
     scored = isinstance(instrument, Detector) and instrument.whole_examples
     observed = any(r.statistic.whole_examples for r in instrument.all_reads().values())
     return EXAMPLE if scored or observed else 1
 
 
 def arranged(instrument: Instrument, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the inputs; four rows form one example if the instrument needs whole examples."""
+    """Return the inputs, with examples of four rows if the instrument needs whole examples."""
     size = size_of_example(instrument)
     if size == 1:
         return inputs
@@ -143,7 +143,7 @@ def sites_of(instrument: Instrument) -> tuple[str, ...]:
 
 
 def rows_at(instrument: Instrument, x: Tensor, site: int = 0) -> Tensor:
-    """Return the rows as the instrument reads them at a site: ``x`` itself, or token metrics.
+    """Return the rows at a site as the instrument reads them: ``x`` itself, or token metrics.
 
     For the reducer ``predictions``, ``x`` is taken as logits whose largest entry was the token;
     rows that are not finite become NaN.
@@ -157,7 +157,7 @@ def rows_at(instrument: Instrument, x: Tensor, site: int = 0) -> Tensor:
 
 
 def fit(instrument: Instrument, inputs: Mapping[str, Any]) -> Result:
-    """Return the result on these rows, of the last pass if there are several."""
+    """Return the result for these rows, from the last pass if there are several."""
     sites, columns = split_inputs(instrument, inputs)
     return fit_arrays(instrument, sites, **columns)
 
@@ -297,7 +297,7 @@ def law_again(instrument: Instrument, inputs: Mapping[str, Any]) -> None:
 def law_company(
     instrument: Instrument, others: list[Instrument], inputs: Mapping[str, Any]
 ) -> None:
-    """The value is the same when other instruments (up to twelve) run in the same pass."""
+    """The value is equal if other instruments (up to twelve) run in the same pass."""
     stream = stream_of(instrument, inputs)
     keys = sites_of(instrument)
     task = Task(instrument, keys)
@@ -325,7 +325,7 @@ def law_then(instrument: Instrument, make: Callable[..., dict[str, Any]]) -> Non
 
 
 def law_score_finite(detector: Detector, inputs: Mapping[str, Any]) -> None:
-    """Finite rows score finitely; other rows score +inf and change no other score.
+    """Finite rows have finite scores; other rows score +inf and change no other score.
 
     Rows with a NaN, an infinity or (except in logits) a number too large to square are not finite.
     """
@@ -366,7 +366,7 @@ def law_score_alone(detector: Detector, inputs: Mapping[str, Any]) -> None:
 
 
 def law_score_direction(detector: Detector, inputs: Mapping[str, Any]) -> None:
-    """Far rows with logits all 0 have a higher median score than the fitted rows."""
+    """Outlying rows with logits all 0 have a higher median score than the fitted rows."""
     scorer = fit(detector, inputs)
     assert isinstance(scorer, Scorer)
     far = pick(inputs, torch.arange(40))

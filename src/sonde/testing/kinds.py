@@ -1,4 +1,4 @@
-"""Which laws each kind of method must obey, and ``check``, which tests a method against them.
+"""Laws of each kind of method, and ``check``, which tests a method against them.
 
 A new kind of method needs a module with its laws and an entry in ``KINDS``.
 """
@@ -73,7 +73,7 @@ def _law(
     of: Callable[[], tuple[Any, ...]] = lambda: (),
     applies: Callable[[Any], bool] = lambda _: True,
 ) -> Law:
-    """Return the law that calls ``function(method, *of())``; its name and promise come from it."""
+    """Return the law that calls ``function(method, *of())``, described by its docstring."""
     promise = (function.__doc__ or "").partition("\n")[0]
     name = function.__name__.removeprefix("law_")
     return Law(name, lambda method: function(method, *of()), applies, promise)
@@ -265,7 +265,7 @@ KINDS: dict[type, tuple[Law, ...]] = {
 
 
 def laws_of(method: Any) -> tuple[Law, ...]:
-    """Return the laws that apply to a method; none if it is of no known kind.
+    """Return the laws that apply to a method; none for an unknown kind of method.
 
     Parameters
     ----------
@@ -337,7 +337,7 @@ def _hold(law: Law, method: Any) -> None:
 
 
 def _instances(method: Any) -> Iterator[Any]:
-    """Yield the cases to test; statistics that an instrument brings itself come before it."""
+    """Yield the cases to test, with an instrument's own statistics first."""
     if isinstance(method, type):
         made = [method(**parameters) for parameters in getattr(method, "examples", ({},))]
     else:

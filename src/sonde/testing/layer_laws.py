@@ -52,7 +52,7 @@ class LayerCase:
         return f"{type(self.layer).__name__}({given})"
 
     def drawn(self, **sizes: int) -> tuple[Tensor, ...]:
-        """Return the tensors, in float64 if they are not whole numbers."""
+        """Return the tensors, in float64 unless they are integers."""
         if self.inputs is not None:
             return tuple(x.double() if x.is_floating_point() else x for x in self.inputs)
         generator = torch.Generator().manual_seed(5)
@@ -75,7 +75,7 @@ class LayerCase:
 
 
 def moved(layer: Layer) -> Layer:
-    """Return a copy in float64 and eval mode whose parameters were moved at random."""
+    """Return a copy in float64 and eval mode, with randomly changed parameters."""
     own, generator = copy.deepcopy(layer).double().eval(), torch.Generator().manual_seed(9)
     with torch.no_grad():
         for p in own.parameters():
@@ -85,7 +85,7 @@ def moved(layer: Layer) -> Layer:
 
 @torch.no_grad()
 def outputs(layer: Layer, inputs: tuple[Tensor, ...], **masks: Tensor) -> list[Tensor]:
-    """Return the tensors that a copy of a layer gives."""
+    """Return the output tensors of a copy of a layer."""
     found = copy.deepcopy(layer)(*inputs, **masks)
     made = [found] if isinstance(found, Tensor) else list(found)
     return [y for y in made if isinstance(y, Tensor)]
@@ -103,7 +103,7 @@ def is_insertable(case: LayerCase) -> bool:
 
 
 def law_start(case: LayerCase) -> None:
-    """A fresh layer gives back its input bit by bit, in training and in every type too."""
+    """A new layer returns its input bit by bit, in training and in every dtype."""
     for training in (False, True):
         for kind, size in ((torch.float32, 1.0), (torch.float64, 1.0), *HALF):
             own, x = copy.deepcopy(case.layer).to(kind), (size * case.drawn()[0]).to(kind)
@@ -114,7 +114,7 @@ def law_start(case: LayerCase) -> None:
 
 
 def law_gradients(case: LayerCase) -> None:
-    """Gradients for inputs and parameters are those of finite differences, in float64."""
+    """Gradients of inputs and parameters equal finite differences, in float64."""
     own, given = moved(case.layer), case.drawn()
     floats = [i for i, x in enumerate(given) if x.is_floating_point()]
     trained = {name: p for name, p in own.named_parameters() if p.requires_grad}
@@ -137,7 +137,7 @@ def law_gradients(case: LayerCase) -> None:
 
 
 def law_again(case: LayerCase) -> None:
-    """Two runs in eval mode agree, and no input is changed in place."""
+    """Two runs in eval mode are equal, and no input is changed in place."""
     own, given = moved(case.layer), case.drawn()
     before = [x.clone() for x in given]
     with torch.random.fork_rng():
@@ -150,14 +150,14 @@ def law_again(case: LayerCase) -> None:
 
 
 def has_rows(case: LayerCase) -> bool:
-    """Return whether every tensor of a layer has an axis of examples first."""
+    """Return whether the first axis of every tensor of a layer is the examples."""
     return bool(case.layer.layout) and all(
         words.split()[0] in ("row", "*axes") for words in case.layer.layout
     )
 
 
 def law_alone(case: LayerCase) -> None:
-    """A row has the same output alone as in its batch, in eval mode."""
+    """A row has equal outputs alone and in its batch, in eval mode."""
     own, given = moved(case.layer), case.drawn()
     whole = outputs(own, given)
     for i in range(len(given[0])):
@@ -179,7 +179,7 @@ def is_symmetric(case: LayerCase) -> bool:
 
 
 def law_symmetry(case: LayerCase) -> None:
-    """Permuted or shifted positions permute or shift the output, or leave it as it is."""
+    """Permuted or shifted positions permute or shift the output, or do not change it."""
     shifts = case.layer.symmetry == "translation"
     axes = _axes(case, POSITIONS)
     assert axes, "a symmetry is declared, but the layout has no positions"
@@ -204,7 +204,7 @@ def law_symmetry(case: LayerCase) -> None:
 
 
 def _middle(x: Tensor, axis: int | None) -> Tensor:
-    """Return the tensor with zeros far from the middle of an axis."""
+    """Return the tensor with zeros except near the middle of an axis."""
     if axis is None:
         return x
     inside = torch.zeros(x.shape[axis], dtype=torch.bool)
@@ -213,13 +213,13 @@ def _middle(x: Tensor, axis: int | None) -> Tensor:
 
 
 def has_tokens(case: LayerCase) -> bool:
-    """Return whether rows may be padded: the layer reads any number of tokens, steps or items."""
+    """Return whether rows may be padded: the layer accepts any number of tokens or steps."""
     found = _axes(case, ORDERED | {"item"})
     return bool(found) and not any(isinstance(getattr(case.layer, w, None), int) for w in found)
 
 
 def law_padding(case: LayerCase) -> None:
-    """Padding by 0, 1 and 7 at either end changes nothing at real positions."""
+    """Padding by 0, 1 and 7 at either end does not change real positions."""
     own, given = moved(case.layer), case.drawn()
     takes_mask = "mask" in inspect.signature(own.forward).parameters
     whole, generator = outputs(own, given), torch.Generator().manual_seed(3)
@@ -249,7 +249,7 @@ def _padded(x: Tensor, axis: int, n: int, first: bool, generator: torch.Generato
 
 
 def law_saved(case: LayerCase) -> None:
-    """A copy, a file and a new layer with the same state dict give the same output."""
+    """A copy, a saved file, and a new layer with an equal state dict give equal outputs."""
     own, given = moved(case.layer), case.drawn()
     wanted = outputs(own, given)
     made = type(own)(**copy.deepcopy(own.given)).double().eval()
@@ -268,7 +268,7 @@ def is_bfloat16_safe(case: LayerCase) -> bool:
 
 
 def law_bfloat16(case: LayerCase) -> None:
-    """In bfloat16 the output is within 2 % of float32, root mean square."""
+    """Outputs in bfloat16 are within 2 % of float32, by root mean square."""
     own = moved(case.layer).bfloat16()
     given = tuple(x.bfloat16() if x.is_floating_point() else x for x in case.drawn())
     wide = tuple(x.float() if x.is_floating_point() else x for x in given)
@@ -282,7 +282,7 @@ def law_bfloat16(case: LayerCase) -> None:
 
 
 def has_floats(case: LayerCase) -> bool:
-    """Return whether a layer reads states, not whole numbers alone."""
+    """Return whether a layer reads floating-point states, and not only integers."""
     return any(x.is_floating_point() for x in case.drawn())
 
 
@@ -305,7 +305,7 @@ def takes_names(case: LayerCase) -> bool:
 
 
 def law_keyword(case: LayerCase) -> None:
-    """Tensors by keyword give what tensors by position give, errors of shapes among it."""
+    """Tensors by keyword give the results, and the shape errors, of positional tensors."""
     own, given = moved(case.layer), case.drawn()
     names = _names(case)[: len(given)]
     for i in range(-1, len(given)):
@@ -327,7 +327,7 @@ def _names(case: LayerCase) -> list[str]:
 
 
 def _tried(layer: Layer, args: Sequence[Tensor], named: dict[str, Tensor]) -> list[Tensor] | str:
-    """Return the outputs, or the kind of the error."""
+    """Return the outputs, or the type of the error."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         try:
@@ -337,7 +337,7 @@ def _tried(layer: Layer, args: Sequence[Tensor], named: dict[str, Tensor]) -> li
 
 
 def is_causal(case: LayerCase) -> bool:
-    """Return whether a layer promises to look at no later token or step."""
+    """Return whether a layer promises to ignore later tokens or steps."""
     return case.layer.causal
 
 
@@ -360,7 +360,7 @@ def law_causal(case: LayerCase) -> None:
 
 
 def law_recomputed(case: LayerCase) -> None:
-    """Both kinds of gradient checkpointing give the gradients and the state of a plain run."""
+    """Both kinds of gradient checkpointing give a plain run's gradients and state."""
     for reentrant in (False, True):
         if reentrant and not has_floats(case):
             continue
@@ -372,7 +372,7 @@ def law_recomputed(case: LayerCase) -> None:
 
 
 def _two_steps(case: LayerCase, reentrant: bool | None) -> dict[str, Tensor]:
-    """Return gradients and the state after two steps of training, plain or under checkpointing."""
+    """Return gradients and state after two training steps, plain or with checkpointing."""
     own, found = moved(case.layer).train(), dict[str, Tensor]()
     with torch.random.fork_rng():
         torch.manual_seed(2)
@@ -397,7 +397,7 @@ def _two_steps(case: LayerCase, reentrant: bool | None) -> dict[str, Tensor]:
 
 
 def law_unseen(case: LayerCase) -> None:
-    """The first rows change no parameter: a layer takes no initial values from data."""
+    """The first rows do not change parameters: no layer takes initial values from data."""
     own = copy.deepcopy(case.layer).double().eval()
     before = {name: p.detach().clone() for name, p in own.named_parameters()}
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Laws of the forms in which key-value caches hold their older tokens."""
+"""Laws of formats in which key-value caches store their older tokens."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ PADDING = 2
 
 
 def tokens(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """Return keys, values and which tokens are real."""
+    """Return keys, values and the mask of real tokens."""
     draw = torch.Generator().manual_seed(5)
     keys = torch.randn(N_ROWS, N_HEADS, N_TOKENS, WIDTH, generator=draw).to(dtype)
     values = torch.randn(N_ROWS, N_HEADS, N_TOKENS, WIDTH2, generator=draw).to(dtype)
@@ -23,7 +23,7 @@ def tokens(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def law_form(packing: CachePacking) -> None:
-    """Tokens come back in their shape and type, as finite numbers; inputs stay unchanged."""
+    """Tokens keep their shape and dtype, and stay finite; inputs are not changed."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         keys, values, real = tokens(dtype)
         before = keys.clone(), values.clone()
@@ -52,7 +52,7 @@ def law_padding(packing: CachePacking) -> None:
 
 
 def law_rows(packing: CachePacking) -> None:
-    """A row unpacks alike, packed alone or with others, and rows can be put in another order."""
+    """A row unpacks equally alone or with others, and rows can be reordered."""
     keys, values, real = tokens()
     whole = packing.pack(keys, values, real)
     alone = packing.pack(keys[1:], values[1:], real[1:])
@@ -64,14 +64,14 @@ def law_rows(packing: CachePacking) -> None:
 
 
 def law_heads(packing: CachePacking) -> None:
-    """Some heads unpacked alone equal the same heads unpacked with all others."""
+    """Some heads unpacked alone equal their values when all heads are unpacked."""
     packed = packing.pack(*tokens())
     for whole, part in zip(packed.unpack(), packed.unpack(slice(1, 3)), strict=True):
         assert torch.allclose(part, whole[:, 1:3], atol=1e-5), "heads unpack otherwise alone"
 
 
 def law_steps(packing: CachePacking) -> None:
-    """A text takes as many bytes in steps as at once; a short text gives plain-cache logits."""
+    """A text needs equal bytes in steps or at once; a short text gives plain-cache logits."""
     from transformers import DynamicCache
 
     from sonde.tap.cache.evicting import caching

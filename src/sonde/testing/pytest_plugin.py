@@ -1,4 +1,4 @@
-"""The fixture ``assert_scan`` for pytest, which keeps the pages of scans: ``--sonde-pages DIR``.
+"""The fixture ``assert_scan`` for pytest, which saves the pages of scans: ``--sonde-pages DIR``.
 
 pytest loads it wherever sonde is installed; nothing heavy is imported before a test asks for it.
 """
@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def assert_scan(request: pytest.FixtureRequest) -> Any:
-    """Give ``sonde.testing.assert_scan``, which writes its page if pages are kept.
+    """Provide ``sonde.testing.assert_scan``, which saves its page if pages are requested.
 
     The page bears the name of the test.
     """

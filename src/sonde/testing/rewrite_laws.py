@@ -24,7 +24,7 @@ NAME, SHAPE = "layer.weight", (4, 6)
 
 
 def small_net() -> nn.Module:
-    """Return a small convolutional classifier with batch norm, always the same."""
+    """Return a small, deterministic convolutional classifier with batch norm."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = nn.Sequential(
@@ -57,14 +57,14 @@ def labelled_images(seed: int, n: int = ROWS) -> tuple[Tensor, Tensor]:
 
 
 def examples_for(rewrite: Rewrite, model: Model) -> dict[str, Any]:
-    """Return labelled images for each need for examples; instruments get nothing."""
+    """Return labelled images for each required set of examples, and nothing for instruments."""
     needs = [name for name, need in rewrite.reads().items() if isinstance(need, Examples)]
     return {name: labelled_images(i, ROWS * (i + 1)) for i, name in enumerate(needs)}
 
 
 @dataclass(frozen=True)
 class RewriteCase:
-    """A rewrite to be tested by the laws, with a model for it and what it reads.
+    """A rewrite for the laws to test, with a model and its inputs.
 
     Parameters
     ----------
@@ -88,14 +88,14 @@ class RewriteCase:
 
 
 def reads_something(case: RewriteCase) -> bool:
-    """Return whether a plan needs more than the model."""
+    """Return whether a plan needs more inputs than the model."""
     return any(
         not (isinstance(need, Examples) and need.optional) for need in case.rewrite.reads().values()
     )
 
 
 def law_named(case: RewriteCase) -> None:
-    """``planned`` takes, beside the model, exactly the names that ``reads`` gives."""
+    """Besides the model, ``planned`` takes exactly the names that ``reads`` returns."""
     parameters = list(inspect.signature(case.rewrite.planned).parameters.values())[1:]
     taken = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     named = list(case.rewrite.reads())
@@ -103,7 +103,7 @@ def law_named(case: RewriteCase) -> None:
 
 
 def law_untouched(case: RewriteCase) -> None:
-    """Planning and folding leave the model, its modes and the random state as they were."""
+    """Planning and folding do not change the model, its modes and the random state."""
     model = as_model(case.model())
     before, modes = _copied(model.module), [m.training for m in model.module.modules()]
     fitted = case.fitted(case.rewrite, model)
@@ -119,7 +119,7 @@ def law_untouched(case: RewriteCase) -> None:
 
 
 def law_again(case: RewriteCase) -> None:
-    """The same seed gives the same bits, whatever the global random state."""
+    """Equal seeds give equal bits, for any global random state."""
     found: list[dict[str, Tensor]] = []
     for seed in (1, 2):
         model = as_model(case.model())
@@ -143,7 +143,7 @@ def law_shared(case: RewriteCase) -> None:
 
 
 def law_once(case: RewriteCase) -> None:
-    """A folded model refuses the plan that made it."""
+    """A folded model rejects the plan that made it."""
     model = as_model(case.model())
     plan = case.planned(model)
     new = plan.fold(model)
@@ -174,7 +174,7 @@ def law_saved(case: RewriteCase) -> None:
 
 
 def law_undone(case: RewriteCase) -> None:
-    """A plan that was saved and undone gives back every byte of the original's files."""
+    """Undoing a saved plan restores every byte of the original's files."""
     model = as_model(case.model())
     plan = case.planned(model)
     with tempfile.TemporaryDirectory() as place:
@@ -188,7 +188,7 @@ def law_undone(case: RewriteCase) -> None:
 
 
 def law_half(case: RewriteCase) -> None:
-    """A model of a half type can be rewritten, stays of this type, and stays finite."""
+    """A model in a half type can be rewritten, keeps its dtype, and stays finite."""
     model = as_model(case.model())
     model.module.to(torch.bfloat16)
     new = case.planned(model).fold(model).state_dict()
@@ -230,7 +230,7 @@ def law_missing(case: RewriteCase) -> None:
 
 
 def law_rule_kept(rule: MergeRule) -> None:
-    """A merged tensor has the base's shape and type, and the operands are not changed."""
+    """A merged tensor has the base's shape and dtype, and the operands are not changed."""
     for dtype in (torch.float32, torch.float64):
         base, others = _models(rule, dtype)
         before = [x.clone() for x in (base, *others)]
@@ -242,7 +242,7 @@ def law_rule_kept(rule: MergeRule) -> None:
 
 
 def law_rule_again(rule: MergeRule) -> None:
-    """The same seed gives the same bits, whatever the global random state."""
+    """Equal seeds give equal bits, for any global random state."""
     base, others = _models(rule, torch.float32)
     found: list[Tensor] = []
     for seed in (1, 2):
@@ -252,7 +252,7 @@ def law_rule_again(rule: MergeRule) -> None:
 
 
 def law_rule_same(rule: MergeRule) -> None:
-    """Models that are all the base merge to the base."""
+    """Models that are all equal to the base merge to the base."""
     base, others = _models(rule, torch.float64)
     found = rule.merge(NAME, base, [base.clone() for _ in others])
     gap = float((found - base).abs().max())
@@ -284,7 +284,7 @@ def _copied(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _once(module: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a module, each under one name alone."""
+    """Return the tensors of a module, each under a single name."""
     named = dict(module.named_parameters()) | dict(module.named_buffers())
     return {name: x.detach().clone() for name, x in named.items() if name in module.state_dict()}
 
@@ -296,7 +296,7 @@ def _same(before: Mapping[str, Tensor], after: Mapping[str, Tensor], what: str) 
 
 
 def _tie(module: nn.Module) -> tuple[str, str]:
-    """Let two layers of one kind share a weight, and return its names."""
+    """Make two layers of one kind share a weight, and return its names."""
     layers = [
         (name, part)
         for name, part in module.named_modules()

@@ -1,4 +1,4 @@
-"""Random rows with every column that a statistic can ask for, and the parts they split into."""
+"""Random rows with every column that a statistic can request, and their smallest parts."""
 
 from typing import Any
 
@@ -66,7 +66,7 @@ def make_columns(
 
 
 def _entries(column: Column, per_row: torch.Tensor) -> Any:
-    """Return made-up values of a column; whole numbers lie between its default and 2."""
+    """Return artificial values of a column; integers lie between its default and 2."""
     if column.kind == "int":
         return per_row % (3 - column.default) + column.default
     return column.made_up(len(per_row), 3)
@@ -78,7 +78,7 @@ def take(columns: Columns, rows: Tensor) -> Columns:
 
 
 def atoms(columns: Columns, kind: str) -> list[Tensor]:
-    """Return the row indices of each of the smallest parts that a split may make ("atoms").
+    """Return the row indices of each smallest part that a split may make (an "atom").
 
     ``kind`` is ``row``, ``example``, ``group``, or digits: the number of successive examples in a
     part.

@@ -48,7 +48,7 @@ def law_itself(shift: Shift) -> None:
 
 
 def law_far(shift: Shift) -> None:
-    """Rows of another mean and covariance get p <= 0.01 and a larger value than unchanged rows."""
+    """Rows of another mean and covariance have p <= 0.01 and a larger value than unchanged rows."""
     dim = normal_rows(2, 0).shape[1]
     spread = torch.linspace(3.0, 0.5, dim, dtype=torch.float64)
     x, y = normal_rows(150, 0) * spread, normal_rows(120, 1) * 2 * spread.flip(0) + 9
@@ -60,7 +60,7 @@ def law_far(shift: Shift) -> None:
 
 
 def law_order(shift: Shift) -> None:
-    """The same rows in another order, with their ids, give the same comparison."""
+    """Reordered rows with their ids give an equal comparison."""
     x, y = normal_rows(90, 3), normal_rows(80, 4) + 0.3
     ids = [f"row {i}" for i in range(len(x))]
     back = list(range(len(x) - 1, -1, -1))
@@ -71,7 +71,7 @@ def law_order(shift: Shift) -> None:
 
 
 def law_merged(shift: Shift) -> None:
-    """A side merged from two parts gives the same comparison as one pass over all rows."""
+    """A side merged from two parts gives the comparison of one pass over all rows."""
     x, y = normal_rows(90, 5), normal_rows(80, 6) + 0.3
     whole = shift.fit(x)
     task = Task(whole.shift, ("x",))
@@ -135,5 +135,5 @@ def law_degenerate(shift: Shift) -> None:
 
 
 def _as(side: Side, pattern: Side) -> Side:
-    """Return a side with the shift of ``pattern``: parameters found in data differ by rounding."""
+    """Return a side with the shift of ``pattern``, as fitted parameters differ by rounding."""
     return pattern.shift.result(**side.states)

@@ -21,7 +21,7 @@ from sonde.testing.rows import Columns, atoms, make_columns, take
 
 @dataclass(frozen=True)
 class Case:
-    """A statistic to be tested by the laws, and how its rows may be split into parts.
+    """A statistic for the laws to test, and the allowed splits of its rows.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Case:
 
 
 def case_of(statistic: Statistic[Any]) -> Case:
-    """Return the case of a statistic, with examples or groups whole if the statistic says so."""
+    """Return the case of a statistic, with whole examples or groups if required."""
     if statistic.whole_groups:
         return Case(statistic, "group")
     return Case(statistic, "example" if statistic.whole_examples else "row")
@@ -66,7 +66,7 @@ def update(statistic: Statistic[Any], state: Any, columns: Columns) -> Any:
 
 
 def centred(state: Any) -> Any:
-    """Return a state with its sums relative to the means, if it keeps them relative to a row.
+    """Return a state with sums about the means, if it stores them about a row.
 
     The reference row depends on the order of merging, so that only centred states compare.
     """
@@ -120,7 +120,7 @@ def state_of(case: Case, columns: Columns) -> Any:
 
 
 def law_split(case: Case, columns: Columns, rtol: float = 1e-9) -> None:
-    """Any split of the rows, merged in any order as a chain or a tree, gives the same state."""
+    """Any split of the rows, merged in any order as a chain or a tree, gives an equal state."""
     whole = centred(state_of(case, columns))
     for seed, n_parts in enumerate((2, 5, 9)):
         states = [state_of(case, part) for part in parts_of(case, columns, n_parts, seed)]
@@ -153,7 +153,7 @@ def law_update(case: Case, columns: Columns) -> None:
 
 
 def law_size(case: Case, n: int = 1024) -> None:
-    """For twice the rows the state takes at most ``case.grows`` bytes more."""
+    """Doubling the rows adds at most ``case.grows`` bytes to the state."""
     sizes = [size_bytes(state_of(case, make_columns(m, 3))) for m in (n, 2 * n)]
     assert sizes[1] <= sizes[0] + case.grows, f"{sizes[0]} bytes for {n} rows, {sizes[1]} for twice"
 
@@ -200,7 +200,7 @@ def law_half(case: Case) -> None:
 
 
 def law_offset(case: Case) -> None:
-    """Float32 rows far from 0, about 2000 standard deviations, give the state of float64 rows."""
+    """Float32 rows about 2000 standard deviations from 0 give the state of float64 rows."""
     columns = make_columns(400, 3)
     columns["x"], columns["y"] = columns["x"] + 2048.0, columns["y"] + 2048.0
     wide = dict(columns, x=columns["x"].double(), y=columns["y"].double())
@@ -208,7 +208,7 @@ def law_offset(case: Case) -> None:
 
 
 def law_influence(case: Case) -> None:
-    """``influence`` is the derivative of a value in the weight of one more row.
+    """``influence`` is the derivative of a value by the weight of a further row.
 
     The finite difference: a state merged with itself twenty times holds each row 2^20 times, so one
     more row weighs 2^-20 of it. A constant added to the effects of all rows is ignored.
@@ -246,7 +246,7 @@ def law_influence(case: Case) -> None:
 
 
 def _smooth(state: Any) -> Tensor:
-    """Return a differentiable value of a state that repeating all its rows does not change."""
+    """Return a differentiable value of a state that is invariant to repeating all rows."""
     total = torch.zeros((), dtype=torch.float64)
     weight = _weight(state)
     fixed = {"mean", "mean_x", "mean_y", "low", "high"}
@@ -272,7 +272,7 @@ def _weight(state: Any) -> Any:
 
 
 def law_save(case: Case, columns: Columns) -> None:
-    """A state that was saved and loaded is equal bit by bit."""
+    """A saved and loaded state is equal bit by bit."""
     state = state_of(case, columns)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.sonde"
@@ -313,7 +313,7 @@ def law_bound(case: Case, columns: Columns) -> None:
 
 
 def law_learner(case: Case) -> None:
-    """A learner draws from its own seed, changes no state in place, and refuses to merge."""
+    """A learner uses its own seed, changes no state in place, and cannot be merged."""
     learner: Any = case.statistic
     width = 7 if learner.span == "pair" else 3
     columns = make_columns(300, width, seed=7, dtype=torch.float64, length=4)

@@ -15,7 +15,7 @@ PADDING = 3
 
 
 def inside() -> InsideTokens:
-    """Return tokens of two rows. Some tokens stand for several; the second row is padded."""
+    """Return tokens of two rows, where some represent several tokens and row two is padded."""
     draw = torch.Generator().manual_seed(5)
     keys = torch.randn(N_ROWS, N_HEADS, N_TOKENS, WIDTH, generator=draw)
     real = torch.ones(N_ROWS, N_TOKENS, dtype=torch.bool)
@@ -40,7 +40,7 @@ def encoder() -> nn.Module:
 
 
 def texts() -> tuple[Tensor, Tensor]:
-    """Return ids and mask of two texts, the second one padded."""
+    """Return ids and mask of two texts; the second text is padded."""
     ids = torch.randint(3, 32, (2, 11), generator=torch.Generator().manual_seed(2))
     mask = torch.ones_like(ids)
     mask[1, 7:] = 0
@@ -71,7 +71,7 @@ def law_padding(rule: TokenRule) -> None:
 
 
 def law_alone(rule: TokenRule) -> None:
-    """A row's tokens have the same leaders alone as in a batch with a longer row."""
+    """A row's tokens have equal leaders alone and in a batch with a longer row."""
     seen, n = inside(), N_TOKENS - PADDING
     assert seen.received is not None
     one = InsideTokens(
@@ -83,7 +83,7 @@ def law_alone(rule: TokenRule) -> None:
 
 
 def law_shape(rule: TokenRule) -> None:
-    """Outputs keep their shape, rows do not depend on others, and every token is counted.
+    """Outputs keep their shape, rows are independent, and every token is counted.
 
     The model gives the same output afterwards.
     """
