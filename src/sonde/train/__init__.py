@@ -1,4 +1,4 @@
-"""Losses at sites: plain torch modules, attached by ``sonde.training`` to any model.
+"""Losses at sites: plain torch modules that ``sonde.training`` attaches to any model.
 
 A loss is called with rows and with columns by the names of its arguments; its value is the number
 that the measure of the same name reports.

@@ -1,4 +1,4 @@
-"""State of a step of training that belongs to the thread or task that runs it."""
+"""State of a training step that belongs to the running thread or task."""
 
 from typing import Generic, TypeVar
 
@@ -14,7 +14,7 @@ class OfStep(Generic[Value]):
         self._kept: Latest[list[Value]] = Latest()
 
     def add(self, value: Value) -> None:
-        """Keep a value for the running caller, behind its other values."""
+        """Append a value for the running caller."""
         own = self._kept.own()
         if own is None:
             self._kept.put([value])
@@ -22,11 +22,11 @@ class OfStep(Generic[Value]):
             own.append(value)
 
     def put(self, value: Value) -> None:
-        """Keep one value for the running caller, in place of its other values."""
+        """Store a value for the running caller, replacing its other values."""
         self._kept.put([value])
 
     def taken(self, *, lone: bool = False) -> list[Value]:
-        """Return the values of the running caller and forget them.
+        """Return and remove the values of the running caller.
 
         A caller without any takes those of all others: it steps for them. With ``lone`` it takes
         them from the only other caller, and nothing if there are several.

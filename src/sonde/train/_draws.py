@@ -1,4 +1,4 @@
-"""Random draws of a loss: new at every call, and reproducible if a training is resumed."""
+"""Random numbers of a loss: new at every call, and reproducible if training is resumed."""
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ class Draws(nn.Module):
         self._turn = CopiedLock()
 
     def next(self) -> torch.Generator:
-        """Return the generator of this call."""
+        """Return the generator of the current call."""
         with self._turn:
             number = int(self.n)
             self.n += 1

@@ -1,4 +1,4 @@
-"""Pull the states of a model towards those of a teacher, at any site of each.
+"""Pull a model's states towards a teacher's states, at any site of each.
 
 For generative models trained beside a strong encoder, in the first part of the training. A small
 classifier gains no speed from another classifier as its teacher.
@@ -31,7 +31,7 @@ OF_MAPS = ("cross_entropy", "focus")
 
 @final
 class Align(nn.Module):
-    """Distance of the rows of a site to the rows of a target site, which gets no gradients.
+    """Distance between the rows of a site and of a target site, which gets no gradients.
 
     ``cosine``: mean of ``-cos(P(x), y)``. ``mse``, ``smooth_l1``: against the target's rows after a
     layer norm. ``relational``: mean over pairs of rows of ``(cos(x_i, x_j) - cos(y_i, y_j))^2``,
@@ -176,7 +176,7 @@ class Align(nn.Module):
         return smooth_l1_loss(x, y, reduction="none", beta=2.0).mean(1)
 
     def _at_places(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return projected rows and targets, at the target's positions where there are grids."""
+        """Return projected rows and targets, at the target's positions if there are grids."""
         if self.grids is None:
             return self.projector(x), y
         (high, wide), (high2, wide2) = self.grids
@@ -194,7 +194,7 @@ class Align(nn.Module):
         return rows, y.reshape(-1, n2, y.shape[1])[:, self.prefix :].flatten(0, 1)
 
     def _of_maps(self, x: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the mean over queries and heads, without queries that see a single key."""
+        """Return the mean over queries and heads, without queries that see only one key."""
         if x.ndim != 4:
             raise InputError(
                 "Align: expected maps of attention (example, head, query, key), got shape "
@@ -213,7 +213,7 @@ class Align(nn.Module):
         return each[counted].mean() if bool(counted.any()) else 0.0 * x.sum()
 
     def _same_heads(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the maps of both sites with equally many heads."""
+        """Return the attention maps of both sites with equal numbers of heads."""
         if x.shape[::2] != y.shape[::2] or x.shape[3] != y.shape[3]:
             raise InputError(
                 f"Align: expected maps of the same examples, queries and keys, got shapes "

@@ -1,4 +1,4 @@
-"""Hold the entropy of every attention head inside a band, so that no head collapses or spreads out.
+"""Keep the entropy of every attention head in a band, against collapse and uniformity.
 
 For models that are trained without norms or without activation functions, whose heads drift to
 either end. Attach it to the port ``probs`` of attentions that compute their probabilities.
@@ -92,7 +92,7 @@ class AttentionEntropy(nn.Module):
         return beyond.clamp(min=0).square()[counted].mean()
 
     def _bands(self, probs: Tensor) -> Tensor:
-        """Return the middle of each head's band; make the parameter at the first call."""
+        """Return the middle of each head's band, and create the parameter at the first call."""
         if self.threshold is None:
             return torch.full_like(probs[0, :, :1, 0], self.start)
         if isinstance(self.threshold, nn.UninitializedParameter):
@@ -106,7 +106,7 @@ class AttentionEntropy(nn.Module):
 
 
 def _as_many_heads(loss: AttentionEntropy, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Create as many thresholds as the saved state holds."""
+    """Create as many thresholds as the saved state contains."""
     saved = state.get(f"{prefix}threshold")
     if saved is not None and isinstance(loss.threshold, nn.UninitializedParameter):
         loss._make(len(saved), saved.device)

@@ -1,4 +1,4 @@
-"""Regression through a bottleneck that kernels constrain, without any Gaussian assumption.
+"""Regression through an information bottleneck with kernel estimates, not Gaussian ones.
 
 For targets that are numbers. Kernels need a batch of some hundred rows. Kernel widths are frozen at
 the first batch: otherwise the loss would change with the widths.
@@ -20,7 +20,7 @@ LEAST = 2
 
 @final
 class CauchySchwarzBottleneck(nn.Module):
-    """Divergence of prediction from truth given the site, plus what the site keeps of the input.
+    """Divergence of the prediction from the truth, plus the site's information about the input.
 
     Formula: ``D(p(label | x); p(logits | x)) + beta I(x; y)``. ``D`` is the conditional
     Cauchy-Schwarz divergence, ``I`` the quadratic mutual information that
@@ -106,7 +106,7 @@ class CauchySchwarzBottleneck(nn.Module):
 
     @torch.no_grad()
     def _freeze(self, *each: Tensor) -> None:
-        """Take the widths from the first batch."""
+        """Set the kernel widths from the first batch."""
         if bool(self.widths.all()):
             return
         if len(each[0]) < LEAST:

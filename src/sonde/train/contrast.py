@@ -1,4 +1,4 @@
-"""Pull rows that belong together towards each other and push all others away.
+"""Pull related rows together and push all other rows apart.
 
 Rows are views of one example, or share a label, a group, or a place in a picture. The value rises
 with the number of candidates: compare values at one batch size only.
@@ -215,7 +215,7 @@ class Contrast(nn.Module):
         return torch.stack([x[:, member == c].amax(1) for c in torch.unique(member)], 1)
 
     def _similar(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return similarities divided by the temperature; ``top_k`` does not divide."""
+        """Return similarities divided by the temperature, except for ``top_k``."""
         scale = 1.0 if self.denominator == "top_k" else self.temperature
         if self.metric == "cosine":
             return (normalize(x, dim=1) / scale) @ normalize(y, dim=1).T
@@ -262,7 +262,7 @@ class Contrast(nn.Module):
         return (sums[count > 0] / count[count > 0]).mean()
 
     def _assigned(self, x: Tensor, view: Tensor | None) -> Tensor:
-        """Return the cross entropy of each view to the balanced assignment of the others."""
+        """Return the cross entropy of each view to the balanced assignment of the other views."""
         assert self.heads is not None
         n_views = view_count(x, view)
         if n_views < 2:
@@ -285,7 +285,7 @@ class Contrast(nn.Module):
 
 
 def _as_many_kept(loss: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Make room for as many rows of the memory as the state holds."""
+    """Allocate as many memory rows as the state holds."""
     for name in ("kept_rows", "kept_label"):
         if f"{prefix}{name}" in state:
             saved, own = state[f"{prefix}{name}"], loss.get_buffer(name)
@@ -300,7 +300,7 @@ def _together(
     place: Tensor | None,
     radius: float,
 ) -> Tensor:
-    """Return which rows belong together, (row, row)."""
+    """Return a mask of the pairs of rows that belong together, (row, row)."""
     if label is None and (group is not None or place is not None):
         raise InputError(
             "Contrast: expected labels together with group or place, got none. Pass label."
@@ -317,7 +317,7 @@ def _together(
 
 
 def view_count(x: Float[Tensor, "row dim"], view: Int[Tensor, "row"] | None) -> int:
-    """Return the number of views, 1 without a tensor of views.
+    """Return the number of views, which is 1 without a tensor of views.
 
     Raises
     ------
@@ -339,7 +339,7 @@ def similarity_smoothing(
     x: Float[Tensor, "row place dim"],
     value: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "row place dim2"]:
-    """Return each place as the sum of all places, weighted by squared positive cosines.
+    """Return each position as the sum of all positions, weighted by squared positive cosines.
 
     ``q_i = sum_j max(cos(x_i, x_j), 0)^2 g(x_j)``. Apply it to one of the two branches when the
     places of two crops are contrasted.

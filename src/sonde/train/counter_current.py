@@ -1,4 +1,4 @@
-"""Train a net level by level against a feedback net, without a backward pass through the levels.
+"""Train a network level by level against a feedback network, without full backpropagation.
 
 A study of learning without global backpropagation, and of memory that does not grow with depth. For
 the best accuracy train by backpropagation.
@@ -20,7 +20,7 @@ from sonde.engine.steps import seeded
 
 @final
 class CounterCurrent(nn.Module):
-    """Sum of the losses of all levels; the gradient of each reaches its own level alone.
+    """Sum of the losses of all levels, each with gradients for its own level only.
 
     Part ``l`` of the forward net computes ``A_l`` from ``A_(l-1)``. The feedback net computes
     ``B_l`` from ``B_(l+1)``, starting from the one-hot labels. No gradient passes between levels in
@@ -115,7 +115,7 @@ class CounterCurrent(nn.Module):
                 p.grad -= p.grad.mean(tuple(range(1, p.ndim)), keepdim=True)
 
     def _error(self, a: Tensor, b: Tensor, alike: Tensor) -> Tensor:
-        """Return the mean over pairs of rows; the parts themselves run in the types they have."""
+        """Return the mean over pairs of rows, computed in the parts' own dtypes."""
         a, b = widened((a, b))
         with without_autocast(a.device):
             if self.how == "cosine":

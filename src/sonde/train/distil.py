@@ -1,4 +1,4 @@
-"""Teach a small net the answers of a large one: the baseline of all distillation."""
+"""Train a small network on a large one's answers: the baseline of distillation."""
 
 from typing import ClassVar, final
 

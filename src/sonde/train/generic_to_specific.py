@@ -1,4 +1,4 @@
-"""Teach a small masked autoencoder the decoder states of a large masked autoencoder.
+"""Train a small masked autoencoder on the decoder states of a large masked autoencoder.
 
 The first, generic stage of two: then drop both decoders and teach the task with ``Distil``.
 """
@@ -80,7 +80,7 @@ class GenericToSpecific(nn.Module):
 def shared_mask(
     n_rows: int, n_positions: int, ratio: float = 0.75, draw: torch.Generator | None = None
 ) -> Bool[Tensor, "row pos"]:
-    """Return a mask for both nets: True at the same number of random positions in each row.
+    """Return a shared mask: True at an equal number of random positions in each row.
 
     Parameters
     ----------

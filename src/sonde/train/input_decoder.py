@@ -1,4 +1,4 @@
-"""Train a decoder from a site back to the input, to see what the states still hold.
+"""Train a decoder from a site to the input, to see the information in the states.
 
 The model never changes: no gradient goes into the states. Judge the decoded inputs by another
 model as well, since a small error can lose the class and a large one keep it.
@@ -19,7 +19,7 @@ from sonde.stats import ridge_of_rows
 
 @final
 class InputDecoder(nn.Module):
-    """Mean squared error of rebuilding ``y`` from the states ``x``, by a linear map or an MLP.
+    """Mean squared error of reconstructing ``y`` from the states ``x``, linearly or by an MLP.
 
     ``solve`` gives the linear decoder in closed form, as a start or as a baseline. ``loop`` shows a
     classifier its own decoded states again and again (perceptual loop).
@@ -68,12 +68,12 @@ class InputDecoder(nn.Module):
 
     @in_float32
     def decode(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row width"]:
-        """Return the inputs, decoded from the states."""
+        """Return the inputs decoded from the states."""
         return self.decoder(x.detach())
 
     @torch.no_grad()
     def solve(self, x: Float[Tensor, "row dim"], y: Float[Tensor, "row *axes"]) -> "InputDecoder":
-        """Put the best linear map in the decoder, in closed form, and return the decoder.
+        """Set the decoder to the best linear map, in closed form, and return it.
 
         Raises
         ------
@@ -97,7 +97,7 @@ class InputDecoder(nn.Module):
         x: Float[Tensor, "row *axes"],
         n: int = 1,
     ) -> tuple[Float[Tensor, "step row class"], Float[Tensor, "step row *axes"]]:
-        """Return answers and inputs of every step; inputs are decoded from the last step's states.
+        """Return the answers and inputs of every step, with inputs decoded from the last states.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""The parts of a variational autoencoder's rate, each with a weight of its own.
+"""The parts of a variational autoencoder's rate, each with its own weight.
 
 For codes whose dimensions should be independent (raise the weight of the total correlation), or
 that should not collapse (weight of the mutual information below 1). The reconstruction is the
@@ -22,7 +22,7 @@ Estimator = Literal["mixture", "leave_one_out"]
 
 @final
 class LatentTerms(nn.Module):
-    """Weighted sum of a Gaussian code's mutual information, total correlation and KL by group.
+    """Weighted sum of a Gaussian code's mutual information, total correlation and grouped KL.
 
     ``mi E[ln q(z|x) - ln q(z)] + tc E[ln q(z) - sum_g ln q(z_g)] + each E[sum_g ln q(z_g) -
     ln p(z)]`` with ``q(z|x) = N(x, exp y)``, the mixture ``q(z)`` of the rows of the batch, and a
@@ -112,7 +112,7 @@ class LatentTerms(nn.Module):
     def parts(
         self, x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim"], z: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Return each part without its weight, in nats for each row.
+        """Return each part without its weight, in nats per row.
 
         Raises
         ------

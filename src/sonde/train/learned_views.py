@@ -1,4 +1,4 @@
-"""Views of hidden states that are learned, contrasted with the views that were given."""
+"""Learned views of hidden states, contrasted with the given views."""
 
 from typing import ClassVar, final
 
@@ -14,7 +14,7 @@ from sonde.train.contrast import Contrast, view_count
 
 @final
 class LearnedViews(nn.Module):
-    """Contrast two views and a learned view of each, as four views of one example.
+    """Contrast of two views and a learned view of each, as four views of an example.
 
     Two maps, one for each view, make further views of the rows. Nothing else keeps the two learned
     views apart, so the loss adds ``weight max(0, cos - margin)``.
@@ -73,7 +73,7 @@ class LearnedViews(nn.Module):
     def forward(
         self, x: Float[Tensor, "row dim"], view: Int[Tensor, "row"] | None = None
     ) -> Float[Tensor, ""]:
-        """Return the contrast of four views and the penalty on learned views that are alike.
+        """Return the contrast of four views, plus the penalty on similar learned views.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Hide some positions of a site and rebuild them from the others, as a task beside the model's own.
+"""Hide some positions of a site and predict them from the others, as an auxiliary task.
 
 For states whose positions should carry information about each other: tokens, patches, frames. If
 layers before the site mix positions, hidden values leak: hide the input too.
@@ -23,7 +23,7 @@ Target = Literal["features", "codes", "embeddings", "pixels"]
 
 @final
 class MaskedFeatures(nn.Module):
-    """Error of rebuilding hidden positions, mean over hidden positions, then over rows.
+    """Error of predicting hidden positions, averaged over hidden positions, then over rows.
 
     A learned vector replaces the hidden positions, also in the forward of a model in training mode,
     so that the layers above work without them. Padding is never hidden. Sines and cosines of the
@@ -115,7 +115,7 @@ class MaskedFeatures(nn.Module):
         mask: Bool[Tensor, "row pos"] | None = None,
         real: Bool[Tensor, "row pos"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Return the error of rebuilding.
+        """Return the prediction error.
 
         Parameters
         ----------
@@ -149,7 +149,7 @@ class MaskedFeatures(nn.Module):
     def change(
         self, x: Float[Tensor, "*axes dim"], real: Bool[Tensor, "row pos"] | None = None
     ) -> Float[Tensor, "*axes dim"]:
-        """Return states with the learned vector at random positions; remember the positions."""
+        """Return states with the learned vector at random positions, which are recorded."""
         if not self.training:
             return x
         rows = self._by_position(x)
@@ -160,7 +160,7 @@ class MaskedFeatures(nn.Module):
         return whole.reshape(x.shape)
 
     def _chosen(self, x: Tensor, real: Tensor | None) -> Tensor:
-        """Return the positions that the forwards of these rows hid; draw if there were none."""
+        """Return the positions hidden in these rows' forward passes, or new random positions."""
         kept = self._hidden.taken(lone=True)
         found: list[Tensor] = []
         while self.training and kept and sum(map(len, found)) < len(x):
@@ -170,7 +170,7 @@ class MaskedFeatures(nn.Module):
         return self.hidden(len(x), x.shape[1], real).to(x.device)
 
     def _rebuilt(self, whole: Tensor, real: Tensor | None) -> Tensor:
-        """Return what the rebuilder makes; sonde's own look at real positions alone."""
+        """Return the predictions; sonde's own predictors see only real positions."""
         if not isinstance(self.kind, str):
             return self.rebuilder(whole)
         whole = whole + self.gain.to(whole.dtype) * _waves(whole, real)
@@ -182,7 +182,7 @@ class MaskedFeatures(nn.Module):
     def hidden(
         self, n: int, n_positions: int, real: Bool[Tensor, "row pos"] | None = None
     ) -> Bool[Tensor, "row pos"]:
-        """Draw the hidden positions of ``n`` rows: of each row the same fraction, never padding."""
+        """Draw the hidden positions of ``n`` rows: an equal fraction of each row, never padding."""
         if real is not None and not bool(real.all()):
             return self._hidden_of_real(real.cpu())
         draw = self.draws.next()
@@ -247,7 +247,7 @@ class MaskedFeatures(nn.Module):
         return (made - goal).square().mean(1)
 
     def _build(self, x: Tensor) -> None:
-        """Make vector, rebuilder and output at the first call, as wide as the site."""
+        """Create vector, predictor and output at the first call, as wide as the site."""
         with self._turn:
             if isinstance(self.empty, nn.UninitializedParameter):
                 with seeded(self.draws.seed):
@@ -283,7 +283,7 @@ def _waves(x: Float[Tensor, "row pos dim"], real: Tensor | None = None) -> Tenso
 
 
 def _as_wide(loss: MaskedFeatures, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Create the lazy parts at the width of the saved state."""
+    """Create the lazy parts with the width of the saved state."""
     saved = state.get(f"{prefix}empty")
     if saved is not None:
         loss._build(saved.reshape(1, 1, -1))

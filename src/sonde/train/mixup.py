@@ -1,4 +1,4 @@
-"""Train on mixed examples, at the input or at a site, with labels or a teacher's answers to match.
+"""Train on mixed examples, at the input or at a site, with labels or a teacher's answers.
 
 For few labels and for calibration. On small clean data it changes little. Call ``change`` on the
 inputs, or let ``sonde.training(model, {site: mixup})`` mix at a site, then take the loss on the
@@ -22,7 +22,7 @@ from sonde.train._draws import Draws
 
 @final
 class Mixup(nn.Module):
-    """Cross entropy of mixed examples against the labels of both parts.
+    """Cross entropy of mixed examples with the labels of both parts.
 
     ``change`` returns ``share x + (1 - share) x[order]`` and keeps ``share ~ Beta(alpha, alpha)``
     and ``order`` for its thread; the loss is ``share CE(label) + (1 - share) CE(label[order])``.
@@ -83,16 +83,16 @@ class Mixup(nn.Module):
 
     @property
     def share(self) -> Tensor | None:
-        """The share of each row in the last ``change`` of this thread or task."""
+        """Mixing fraction of each row in the last ``change`` of this thread or task."""
         return self._last()[0]
 
     @property
     def order(self) -> Tensor | None:
-        """The rows that were mixed in by the last ``change`` of this thread or task."""
+        """Indices of the rows mixed in by the last ``change`` of this thread or task."""
         return self._last()[1]
 
     def change(self, x: Float[Tensor, "row *axes"]) -> Float[Tensor, "row *axes"]:
-        """Return mixed rows and keep their shares and order; return ``x`` itself in evaluation."""
+        """Return mixed rows, and record their fractions and order; in evaluation, return ``x``."""
         if not self.training:
             self.drawn.put((None, None))
             return x
@@ -107,7 +107,7 @@ class Mixup(nn.Module):
         return self.mixed(x)
 
     def mixed(self, x: Float[Tensor, "row *axes"]) -> Float[Tensor, "row *axes"]:
-        """Return other values of the same rows, mixed as the last ``change`` mixed them."""
+        """Return other values of these rows, mixed as in the last ``change``."""
         share, order = self._drawn(len(x))
         share = share.to(x).reshape(-1, *(1,) * (x.ndim - 1))
         return share * x + (1 - share) * x[order]
@@ -162,7 +162,7 @@ class Mixup(nn.Module):
         return gap.square().flatten(1).sum(1).mean()
 
     def _last(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Return what the last ``change`` drew; a thread without one has that of the only other."""
+        """Return the values of the last ``change``, if needed of the only other thread."""
         own = self.drawn.own()
         found = self.drawn.values() if own is None else [own]
         if len(found) > 1:
@@ -184,7 +184,7 @@ class Mixup(nn.Module):
 
 
 def _without(logits: Tensor, label: Tensor, other: Tensor) -> Tensor:
-    """Return the cross entropy of each row's label, with the row's other class left out."""
+    """Return the cross entropy of each row's label, without the row's other class."""
     hidden = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, other[:, None], value=True)
     hidden.scatter_(1, label[:, None], value=False)
     return cross_entropy(logits.masked_fill(hidden, -torch.inf), label, reduction="none")

@@ -1,4 +1,4 @@
-"""Order the units of a site by importance, so that a model can be cut to any width later.
+"""Order the units of a site by importance, so that the model can later be cut to any width.
 
 For compact states, and for labels with errors: the first units learn what most examples share. Put
 the site after batch norms, which would see a changing number of zeros.
@@ -19,7 +19,7 @@ from sonde.train._draws import Draws
 
 @final
 class NestedDropout(nn.Module):
-    """Set the units behind a random width to 0 in training; change nothing in evaluation.
+    """In training, set the units after a random width to 0; in evaluation, change nothing.
 
     The width ``k`` is drawn from ``p(k) ~ exp(-(k / std)^2)`` over 1 .. dim ("gaussian"),
     ``(1 - rate)^k`` ("geometric"), evenly ("uniform"), or evenly from ``widths``. Nothing is
@@ -83,11 +83,11 @@ class NestedDropout(nn.Module):
         self.draws = Draws(seed)
 
     def forward(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
-        """Return ``x`` with the units behind the drawn width at 0."""
+        """Return ``x`` with the units after the random width set to 0."""
         return self.change(x)
 
     def change(self, x: Float[Tensor, "*axes dim"]) -> Float[Tensor, "*axes dim"]:
-        """Return ``x`` with the units behind the drawn width at 0; ``x`` itself in evaluation."""
+        """Return ``x`` with units after the random width at 0; in evaluation, ``x`` itself."""
         if not self.training:
             return x
         n = len(x) if self.per == "row" else 1
@@ -115,12 +115,12 @@ class NestedDropout(nn.Module):
         return p / p.sum()
 
     def kept(self, dim: int) -> Float[Tensor, "dim"]:
-        """Return the probability that each unit is kept: it falls along the units."""
+        """Return the probability that each unit is kept, which decreases along the units."""
         return self.chances(dim).flip(0).cumsum(0).flip(0)
 
     @staticmethod
     def truncated(width: int) -> Callable[[Tensor], Tensor]:
-        """Return the function that sets the units behind ``width`` to 0, for ``sonde.editing``."""
+        """Return the function that sets the units after ``width`` to 0, for ``sonde.editing``."""
         return partial(_truncated, width=width)
 
 

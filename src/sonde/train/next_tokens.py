@@ -1,4 +1,4 @@
-"""Say several tokens ahead from one state, as a task beside the model's own.
+"""Predict several next tokens from one state, as an auxiliary task.
 
 For models of sequences: states that have to say what comes later look further ahead, and what they
 say is a draft that the model itself can check in one pass.
@@ -19,7 +19,7 @@ from sonde.engine.steps import seeded
 
 @final
 class NextTokens(nn.Module):
-    """Cross entropy of later tokens, each read by a map of its own from the same state.
+    """Cross entropy of later tokens, each predicted by its own map of the state.
 
     Formula: ``CE(head(h_t + A_k silu(h_t)), token_{t+k})`` for ``k = first, .., first + n - 1``,
     mean over the positions of a row that have such a token, over the rows that have one, then over
@@ -94,7 +94,7 @@ class NextTokens(nn.Module):
         token: Int[Tensor, "*axes"],
         real: Bool[Tensor, "row pos"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Return the mean cross entropy of later tokens; 0 where no row has one.
+        """Return the mean cross entropy of later tokens; 0 if no row has later tokens.
 
         Parameters
         ----------
@@ -115,7 +115,7 @@ class NextTokens(nn.Module):
         return torch.stack(values).mean()
 
     def ahead(self, x: Float[Tensor, "row pos dim"]) -> Float[Tensor, "row pos n classes"]:
-        """Return the logits of the tokens at distances ``first``, ``first + 1``, .. of each state.
+        """Return the logits of the tokens at distances ``first``, ``first + 1``, ... of each state.
 
         The largest of them are a draft of what the model says after its own next token.
         """

@@ -1,4 +1,4 @@
-"""Keep linear and convolution layers close to isometries, by a penalty on their weights.
+"""Keep linear and convolution layers close to isometries by a penalty on their weights.
 
 For robustness to small changes of the input, and for deep nets that are hard to train. To see
 whether it worked, measure the layer by ``sonde.measure.isometry_error``.
@@ -18,7 +18,7 @@ from sonde.core.ranges import check_ranges
 
 @final
 class Orthogonal(nn.Module):
-    """Squared distance of a layer from an isometry: its weight's Gram matrix less the identity.
+    """Squared distance of a layer from an isometry: its weight's Gram matrix minus the identity.
 
     Linear: ``|W W' - 1|_F^2`` or, with more outputs than inputs, ``|W' W - 1|_F^2``. Convolution:
     ``|conv(K, K) - 1_0|_F^2``, the distance of the kernel's correlation with itself, at all shifts

@@ -21,7 +21,7 @@ from sonde.train._callers import OfStep
 
 @final
 class RateReduction(nn.Module):
-    """Negative rate reduction of the rows of a batch: minimised, it separates the classes.
+    """Negative rate reduction of a batch's rows; minimising it separates the classes.
 
     ``-(R - sum_k n_k / n R_k)`` with ``R = ln det(1 + dim / eps2 M) / 2`` and the second moments
     ``M`` of unit rows, as in ``sonde.measure.rate_reduction``.
@@ -90,7 +90,7 @@ class RateReduction(nn.Module):
         return value + (n.sum() / len(rows) - 1) * (value - value.detach())
 
     def step(self) -> None:
-        """Keep a fraction of the second moments seen so far for the next step."""
+        """Keep a fraction of the accumulated second moments for the next step."""
         if not self.average:
             return
         with self._turn:
@@ -103,7 +103,7 @@ class RateReduction(nn.Module):
 def _added(
     before: tuple[Tensor, Tensor], sums: Tensor, n: Tensor, classes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return sums and counts by class number, added to the sums and counts before."""
+    """Return sums and counts by class, added to earlier sums and counts."""
     size = max(len(before[1]), int(classes.max()) + 1 if len(classes) else 0)
     all_sums, all_n = sums.new_zeros(size, *sums.shape[1:]), n.new_zeros(size)
     if len(before[1]):
@@ -112,7 +112,7 @@ def _added(
 
 
 def _as_large(loss: RateReduction, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Make room for as many classes as the state holds; states of earlier versions hold none."""
+    """Allocate as many classes as the state holds; old states hold none."""
     for name in ("sums", "n"):
         own = loss.get_buffer(name)
         saved = state.setdefault(f"{prefix}{name}", own)

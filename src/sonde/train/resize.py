@@ -1,4 +1,4 @@
-"""Make a model wider or narrower, deeper or shallower, and go on with the training.
+"""Make a model wider or narrower, deeper or shallower, and continue its training.
 
 For a training that begins small, or that visits a small model on its way. To take away single units
 or weights see ``sonde.compress``.
@@ -41,7 +41,7 @@ WIDTHS, DEPTHS = ("coalesce", "decoalesce"), ("merge", "repeat", "stack")
 @final
 @dataclass(frozen=True)
 class Resize:
-    """A model of another width or depth, with weights made from those of the old one.
+    """A model of another width or depth, with weights computed from the old model's weights.
 
     A group is ``factor`` neighbouring units, or units of ``factor`` neighbouring attention heads.
     ``decoalesce`` copies each unit and divides the weights that read it by the number of copies:
@@ -112,7 +112,7 @@ class Resize:
         like: nn.Module | None = None,
         inputs: Any = None,
     ) -> Any:
-        """Return the resized model; the old one stays as it is.
+        """Return the resized model. The old model is not changed.
 
         Parameters
         ----------
@@ -148,7 +148,7 @@ class Resize:
         return replace(model, module=new, config=new.config) if isinstance(model, Model) else new
 
     def _empty(self, old: nn.Module, like: nn.Module | None) -> nn.Module:
-        """Return a module of the new size."""
+        """Return a randomly initialised module of the new size."""
         config = config_of(old)
         if like is not None:
             return copy.deepcopy(like)
@@ -179,7 +179,7 @@ class Resize:
         return n // self.factor
 
     def _sources(self, n: int) -> list[int]:
-        """Return the old block that each new block comes from; in a merge, the first of its blocks.
+        """Return the old block that each new block comes from; for a merge, the first block.
 
         Examples
         --------
@@ -198,7 +198,7 @@ class Resize:
         return [*range(n), n - 1]
 
     def _widened(self, old: nn.Module, new: nn.Module, paths: Sequence[str]) -> dict[str, Tensor]:
-        """Return the old model's state, old blocks included, with each axis at its new size."""
+        """Return the old model's state, with each axis at its new size."""
         shapes = {name: x.shape for name, x in new.state_dict().items()}
         if paths:
             first, *others = paths
@@ -212,7 +212,7 @@ class Resize:
         }
 
     def _block(self, old: nn.Module) -> int:
-        """Return how many neighbouring units stay together: the width of one head, or 1."""
+        """Return the number of neighbouring units to keep together: a head's width, or 1."""
         config = config_of(old)
         heads = getattr(config, "num_attention_heads", None)
         if not isinstance(heads, int):
@@ -263,7 +263,7 @@ class Resize:
         return unit // (size * self.factor) * size + unit % size
 
     def _deepened(self, state: dict[str, Tensor], paths: Sequence[str]) -> dict[str, Tensor]:
-        """Return the state with other blocks."""
+        """Return the state with blocks added or removed."""
         sources = self._sources(len(paths))
         above = paths[0].rpartition(".")[0]
         wanted = [f"{above}.{i}" for i in range(len(sources))]
@@ -278,7 +278,7 @@ class Resize:
         return made
 
     def _silence(self, new: nn.Module, inputs: Any) -> None:
-        """Set the weights to 0 by which the last block writes to the residual stream."""
+        """Set the weights to 0 with which the last block writes to the residual stream."""
         last = ModelBlocks(new).paths[-1]
         for layer in residual_writers(new, inputs):
             name = layer if isinstance(layer, str) else layer.name
@@ -287,7 +287,7 @@ class Resize:
                     parameter.zero_()
 
     def _check(self, old: nn.Module, new: nn.Module, inputs: Any) -> None:
-        """Raise if the function should be the same and is not."""
+        """Raise if the function changed although it should be equal."""
         is_same = self.width != "coalesce" and self.depth not in ("merge", "repeat")
         if not is_same or (inputs is None and config_of(old) is None):
             return
@@ -314,7 +314,7 @@ class Resize:
 
 
 def _blocks(old: nn.Module, new: nn.Module) -> list[str]:
-    """Return the paths of the old blocks; a single block has its path from the new model."""
+    """Return the paths of the old blocks; a single block takes its path from the new model."""
     found = ModelBlocks(old).paths or ModelBlocks(new).paths[:1]
     if not found:
         raise InputError(f"Resize: expected a model with blocks, got none in {type(old).__name__}.")

@@ -1,4 +1,4 @@
-"""Which parameters move: norms alone, biases, the last blocks, a pattern, or groups in turn.
+"""Selection of trainable parameters: norms, biases, last blocks, a pattern, or groups in turn.
 
 For small data and for keeping what a model knows. Frozen batch norms keep their statistics too,
 which a frozen module in training mode would still move.
@@ -22,7 +22,7 @@ from sonde.tap.model.sites import resolve
 
 @final
 class Moving:
-    """The parameters that move inside a ``Scope``.
+    """The trainable parameters inside a ``Scope``.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Moving:
         self.turn(0)
 
     def turn(self, epoch: int) -> None:
-        """Let the group of an epoch move; call it at the start of each epoch of "alternate"."""
+        """Make the group of an epoch trainable; call it at the start of each "alternate" epoch."""
         self.names = self._groups[epoch % len(self._groups)]
         n_moving = n_all = 0
         for name, p in self._module.named_parameters():
@@ -52,7 +52,7 @@ class Moving:
 @final
 @dataclass(frozen=True)
 class Scope:
-    """Let some parameters of a model move inside a ``with`` block, and no others.
+    """Make only some parameters of a model trainable, inside a ``with`` block.
 
     ``norms``: weights and biases of normalisations. ``bias``: all biases. ``top``: the last ``k``
     blocks and the parameters registered after them. ``pattern``: names that fit ``patterns``.

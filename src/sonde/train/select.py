@@ -1,4 +1,4 @@
-"""Weights of rows from evidence about them: which examples a step should learn from.
+"""Weights of rows from evidence about them, to select the examples of a training step.
 
 For labels with errors, for teachers that are right on some rows only, and for retrieved items that
 can harm. Weights carry no gradient.
@@ -19,7 +19,7 @@ Rule = Literal["small_loss", "co_teaching", "partition", "agreement", "drop_harm
 @final
 @dataclass(frozen=True)
 class Select:
-    """Row weights in [0, 1] by a rule; multiply losses with them and divide by their sum.
+    """Row weights in [0, 1] by a rule; multiply losses by them and divide by their sum.
 
     ``small_loss``: 1 for the ``1 - drop min(step / steps, 1)`` of the rows with the smallest loss.
     ``co_teaching``: ``small_loss`` by the losses of the *other* net, with a weight for each row and
@@ -74,7 +74,7 @@ class Select:
     def __call__(
         self, evidence: Float[Tensor, "row ..."], other: Tensor | None = None, step: int = 0
     ) -> Float[Tensor, "row"] | tuple[Float[Tensor, "row"], Float[Tensor, "row"]]:
-        """Return the weight of each row; for "co_teaching" the weights for each net.
+        """Return the weight of each row; for "co_teaching", the weights for each network.
 
         Parameters
         ----------
@@ -107,7 +107,7 @@ class Select:
         return weight
 
     def _kept(self, weight: Tensor, cost: Tensor) -> Tensor:
-        """Return the weights; if too few are above 0, set the weights of the cheapest rows to 1."""
+        """Return the weights; if too few are positive, set the lowest-loss rows to 1."""
         if int((weight > 0).sum()) < min(self.minimum_rows, len(weight)):
             weight[cost.argsort(stable=True)[: self.minimum_rows]] = 1.0
         return weight

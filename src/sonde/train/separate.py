@@ -1,4 +1,4 @@
-"""Keep two codes of the same examples independent of each other.
+"""Keep two codes of each example independent of each other.
 
 For a code of what two groups share, beside a code of what only one group has. The result depends on
 the weight: sweep it, and test both codes with freshly trained probes.
@@ -128,7 +128,7 @@ class Separate(nn.Module):
 
 
 class _Reversed(torch.autograd.Function):
-    """Identity map whose gradient is reversed, times ``strength``."""
+    """Identity map with a reversed gradient, times ``strength``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, strength: float) -> Tensor:

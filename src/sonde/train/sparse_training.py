@@ -1,4 +1,4 @@
-"""Train with most weights at zero from the start, and change which weights are zero on the way.
+"""Train with most weights at zero from the start, and change the zero weights over time.
 
 For small models and for clients that send few numbers. Masks act after each step of the optimiser;
 the model stays an ordinary model.
@@ -19,14 +19,14 @@ from sonde.core.inputs import Model
 
 @final
 class Masks:
-    """The masks inside a ``SparseTraining`` block; ``active`` is True for weights in use."""
+    """The masks inside a ``SparseTraining`` block; ``active`` is True for used weights."""
 
     def __init__(self, active: dict[str, Tensor]) -> None:
         self.active, self.n_steps = active, 0
 
     @property
     def density(self) -> float:
-        """Fraction of weights that are active, over all masked layers."""
+        """Fraction of active weights over all masked layers."""
         each = self.active.values()
         return sum(int(m.sum()) for m in each) / sum(m.numel() for m in each)
 
@@ -34,7 +34,7 @@ class Masks:
 @final
 @dataclass(frozen=True)
 class SparseTraining:
-    """Keep a fraction of the weights of every layer active, and exchange some of them now and then.
+    """Keep a fraction of each layer's weights active, and regularly exchange some of them.
 
     Every ``period`` steps a share of the active weights, from ``prune_share`` down to 0 by a cosine
     over ``steps``, is exchanged for as many that were not active. ``gradient``: the smallest
@@ -136,7 +136,7 @@ class SparseTraining:
             handle.remove()
 
     def _drawn(self, weights: dict[str, nn.Parameter], draw: torch.Generator) -> dict[str, Tensor]:
-        """Draw the first masks."""
+        """Create the initial random masks."""
         share = self.shares({name: tuple(p.shape) for name, p in weights.items()})
         active = {}
         for name, p in weights.items():
@@ -148,7 +148,7 @@ class SparseTraining:
         return active
 
     def shares(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
-        """Return the density of each layer; over all layers it is ``density``."""
+        """Return the density of each layer; over all layers, the density is ``density``."""
         if self.allocation == "uniform":
             return dict.fromkeys(shapes, self.density)
         full: set[str] = set()

@@ -1,4 +1,4 @@
-"""Teach a small convolutional net the maps of a large net, and the relations between its maps."""
+"""Train a small convolutional network on a large network's maps and their relations."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -16,7 +16,7 @@ from sonde.tap.training.ranks import averaged
 
 @final
 class StructuredTransfer(nn.Module):
-    """Distance of a student's maps to a teacher's: position by position, and layer to layer.
+    """Distance of a student's maps from a teacher's: at each position, and between layers.
 
     A learned 1 x 1 map brings each of the student's maps to the teacher's channels. ``intra`` is
     the mean over layers and places of ``1 - cos``. ``inter`` is the mean over pairs of layers of
@@ -83,7 +83,7 @@ class StructuredTransfer(nn.Module):
     def parts(
         self, student: Sequence[Tensor], teacher: Sequence[Tensor]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Return both parts, neither scaled nor weighted; parameters as for a call."""
+        """Return both parts without scaling or weights; the parameters are those of a call."""
         if len(student) != len(self.maps) or len(teacher) != len(self.maps):
             raise InputError(
                 f"StructuredTransfer: expected {len(self.maps)} feature maps of both the "

@@ -69,13 +69,13 @@ class SubspaceProjection:
 
     @property
     def ranks(self) -> dict[str, int]:
-        """Number of directions kept for the inputs of each layer."""
+        """Number of directions that are kept for the inputs of each layer."""
         return {name: basis.shape[1] for name, basis in self.known.items()}
 
     def remember(
         self, model: Model | nn.Module, data: Iterable[Any], loss: Loss | None = None
     ) -> None:
-        """Keep the inputs that every layer gets on the batches of a task.
+        """Store the directions of every layer's inputs on the batches of a task.
 
         Parameters
         ----------
@@ -123,7 +123,7 @@ class SubspaceProjection:
     def agreement(
         self, model: Model | nn.Module, data: Iterable[Any], loss: Loss
     ) -> dict[str, list[float]]:
-        """Return for each layer the cosines of a new task's gradient and those of old tasks.
+        """Return, for each layer, the cosine of a new task's gradient with each old task's.
 
         Parameters
         ----------
@@ -197,7 +197,7 @@ class SubspaceProjection:
     def _held(
         self, name: str, agreement: Mapping[str, Sequence[float]] | None
     ) -> Float[Tensor, "dim rank"]:
-        """Return the directions of the tasks that do not agree with the new one."""
+        """Return the directions of the tasks whose gradients disagree with the new task's."""
         if self.admit is None:
             return self.known[name]
         if agreement is None or len(agreement[name]) != len(self.tasks):
@@ -217,7 +217,7 @@ class SubspaceProjection:
         return left[:, size > 1e-9 * size[0]]
 
     def _extended(self, known: Tensor | None, moment: Tensor) -> Float[Tensor, "dim rank"]:
-        """Return the basis with as many new directions as the energy of a task needs."""
+        """Return the basis, extended by the directions that hold enough energy of a task."""
         basis = moment.new_zeros(len(moment), 0) if known is None else known
         rest = torch.eye(len(moment), dtype=moment.dtype, device=moment.device) - basis @ basis.T
         values, vectors = torch.linalg.eigh(rest @ moment @ rest)
@@ -265,7 +265,7 @@ def _layers(module: nn.Module) -> dict[str, Layer]:
 def _warn_of_free(
     module: nn.Module, held: Iterable[Layer], optimiser: torch.optim.Optimizer
 ) -> None:
-    """Warn of parameters that move unprojected: of norms, embeddings, attention in one matrix."""
+    """Warn of trainable parameters without projection: in norms, embeddings, joint attention."""
     moved = {id(p) for group in optimiser.param_groups for p in group["params"] if p.requires_grad}
     moved -= {id(p) for layer in held for p in (layer.weight, layer.bias)}
     free = [name for name, p in module.named_parameters() if id(p) in moved]
@@ -282,7 +282,7 @@ def _warn_of_free(
 
 @torch.no_grad()
 def _add(sums: dict[str, Tensor], name: str, layer: Layer, x: Tensor) -> None:
-    """Add the products of a layer's inputs."""
+    """Add the outer products of a layer's inputs."""
     if isinstance(layer, nn.Conv2d):
         if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
             raise InputError(
@@ -298,7 +298,7 @@ def _add(sums: dict[str, Tensor], name: str, layer: Layer, x: Tensor) -> None:
 
 @torch.no_grad()
 def _weights(layer: Layer) -> Float[Tensor, "out dim"]:
-    """Return weight and bias as a matrix on the layer's inputs."""
+    """Return weight and bias as one matrix."""
     flat = layer.weight.flatten(1)
     return flat if layer.bias is None else torch.cat((flat, layer.bias[:, None]), 1)
 

@@ -1,4 +1,4 @@
-"""Weights that are mixes of shared templates, so that a net can grow by further mixes of them.
+"""Weights as mixtures of shared templates, so that a network can grow by new mixtures.
 
 For a training that begins small. To grow a net whose answers stay the same see ``Resize``.
 """
@@ -23,7 +23,7 @@ Kind = TypeVar("Kind", bound=nn.Module)
 
 @final
 class TemplateLinear(nn.Module):
-    """A linear layer whose weight is a grid of blocks, each a mix of templates.
+    """A linear layer whose weight is a grid of blocks, each a mixture of templates.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class TemplateLinear(nn.Module):
 
     @property
     def weight(self) -> Float[Tensor, "unit dim"]:
-        """The weight that the templates make."""
+        """The weight computed from the templates."""
         blocks = torch.einsum("d a t, t o i -> d o a i", self.mix, self.bank)
         return blocks.flatten(2).flatten(0, 1)
 
@@ -58,7 +58,7 @@ class TemplateLinear(nn.Module):
 @final
 @dataclass(frozen=True)
 class TemplateBank:
-    """Make each weight a mix of a few templates, and make a wider net from new mixes of them.
+    """Make each weight a mixture of a few templates, and a wider network from new mixtures.
 
     ``W = sum_t c_t T_t``. Linear layers whose weights have one shape share their templates. In the
     wider net a weight is a grid of blocks of the old shape: the first block keeps its coefficients,
@@ -119,7 +119,7 @@ class TemplateBank:
 
     @torch.no_grad()
     def of(self, model: nn.Module) -> nn.Module:
-        """Return a copy of a model whose linear layers are mixes of templates.
+        """Return a copy of a model whose linear layers are mixtures of templates.
 
         Parameters
         ----------
@@ -153,7 +153,7 @@ class TemplateBank:
     def _bank(
         self, weights: Float[Tensor, "layer out in"], draw: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Return templates and coefficients that are nearest to the weights."""
+        """Return the templates and coefficients that best approximate the weights."""
         n, m, flat = len(weights), self.n_templates, weights.flatten(1)
         if n > m:  # no exact mixes: the span of the first singular vectors is nearest
             mix = torch.linalg.svd(flat, full_matrices=False)[0][:, :m]
@@ -167,7 +167,7 @@ class TemplateBank:
 
     @torch.no_grad()
     def grown(self, model: nn.Module, like: nn.Module) -> nn.Module:
-        """Return a wider model whose new blocks are new mixes of the templates.
+        """Return a wider model whose new blocks are new mixtures of the templates.
 
         Parameters
         ----------
@@ -229,7 +229,7 @@ class TemplateBank:
 
     @torch.no_grad()
     def plain(self, model: nn.Module) -> nn.Module:
-        """Return a copy with ordinary linear layers in place of mixes; its answers are the same.
+        """Return a copy with ordinary linear layers in place of mixtures, with equal answers.
 
         Parameters
         ----------
@@ -248,7 +248,7 @@ class TemplateBank:
 
 
 def _aside(taken: Float[Tensor, "vector template"], draw: torch.Generator) -> Tensor:
-    """Return a unit vector at a right angle to the first vector, and to all if there is one."""
+    """Return a unit vector orthogonal to the first vector, and if possible to all vectors."""
     m = taken.shape[1]
     others = taken if len(taken) < m else taken[:1]
     free = torch.linalg.svd(others, full_matrices=True)[2][len(others) :]
@@ -264,7 +264,7 @@ def _layers(model: nn.Module, kind: type[Kind]) -> Iterator[tuple[str, Kind]]:
 
 
 def _tied(model: nn.Module) -> set[int]:
-    """Return the parameters that several layers hold."""
+    """Return the parameters that several layers share."""
     n = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     return {i for i, times in n.items() if times > 1}
 
