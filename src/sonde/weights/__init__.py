@@ -1,4 +1,4 @@
-"""Changes of a model's weights: planned, looked at, folded into a new model, taken back."""
+"""Changes of a model's weights: planned, inspected, folded into a new model, undone."""
 
 from sonde.weights.change import (
     Change,

@@ -1,4 +1,4 @@
-"""Which way a layer's weight holds the matrix that the layer multiplies by."""
+"""Layouts of a layer's weight: the matrix or its transpose."""
 
 import math
 from typing import Any, Literal
@@ -17,7 +17,7 @@ _TRANSPOSED = ("transformers.pytorch_utils", "Conv1D")
 
 
 def kind_of(module: nn.Module) -> Kind | None:
-    """Return how a layer holds its matrix; None if it does more than multiply and add a bias.
+    """Return a layer's weight layout; None if it does more than multiply and add a bias.
 
     A weight that is made from other tensors at each run (``weight_norm``, ``spectral_norm``) is
     none that a layer holds. A linear layer with a forward of its own is tried on noise.
@@ -35,7 +35,7 @@ def kind_of(module: nn.Module) -> Kind | None:
 
 
 def is_made(module: nn.Module) -> bool:
-    """Return whether a layer's weight is made from other tensors at each run."""
+    """Return whether a layer's weight is computed from other tensors at each run."""
     kinds = nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d
     has_own = module._parameters.get("weight") is not None
     return isinstance(module, kinds) and not has_own and getattr(module, "weight", None) is not None
@@ -43,7 +43,7 @@ def is_made(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def _multiplies(module: nn.Linear) -> bool:
-    """Return whether a linear layer of a class of its own computes ``x W^T + bias``, by trying."""
+    """Return whether a custom linear layer computes ``x W^T + bias``, by a test run."""
     weight = module.weight
     if any(True for _ in module.children()) or not {*module._parameters} <= {"weight", "bias"}:
         return False
@@ -63,7 +63,7 @@ def _multiplies(module: nn.Linear) -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return whether a module multiplies rows by a matrix, however the module stores the matrix."""
+    """Return whether a module multiplies rows by a matrix, in any storage format."""
     return kind_of(module) in ("matrix", "transposed")
 
 

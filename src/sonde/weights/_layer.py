@@ -1,4 +1,4 @@
-"""A linear layer as a matrix: what becomes of its tensors when its input or output is mapped."""
+"""A linear layer as a matrix, and its tensors after a map of its input or output."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class Layer:
         return self.weight.removesuffix("weight") + "bias"
 
     def after(self, affine: AffineMap) -> dict[str, Change]:
-        """Return the changes that map the layer's output.
+        """Return the changes that apply a map to the layer's output.
 
         Raises
         ------
@@ -69,7 +69,7 @@ class Layer:
         return changes
 
     def before(self, affine: AffineMap) -> dict[str, Change]:
-        """Return the changes that map the layer's input.
+        """Return the changes that apply a map to the layer's input.
 
         Raises
         ------
@@ -122,7 +122,7 @@ class Layer:
             return float((wanted - folded(x)).abs().max() / largest.clamp(min=1e-300))
 
     def plus(self, left: Float[Tensor, "out rank"], right: Float[Tensor, "rank in"]) -> Change:
-        """Return the change of the weight that adds ``left right`` to the matrix."""
+        """Return the weight change that adds ``left right`` to the matrix."""
         return self._thin(left, right)
 
     def _matrix(self) -> Tensor:
@@ -203,7 +203,7 @@ def mapped_rows(name: str, rows: Float[Tensor, "... dim"], affine: AffineMap) ->
 def _parts(
     name: str, affine: AffineMap, like: Tensor, width: int
 ) -> tuple[float, Tensor, Tensor, Tensor | None]:
-    """Return scale, factors and shift in the type of ``like``; factors of rank 0 if it has none.
+    """Return scale, factors and shift in the dtype of ``like``, with factors of rank 0 if missing.
 
     Raises
     ------

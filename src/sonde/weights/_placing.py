@@ -1,4 +1,4 @@
-"""What is written on the disk when tensors of the opened model change, go, or get other names."""
+"""Tensors to write to disk when the loaded model's tensors change, vanish, or are renamed."""
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from sonde.weights.loaded_folder import LoadedFolder, empty
 
 @dataclass(frozen=True)
 class NewTensor:
-    """A tensor of the new model, made by a change from the tensor ``source`` (None: from nothing).
+    """A tensor of the new model, changed from the tensor ``source`` (None: a new tensor).
 
     If ``value`` is given, it is the tensor. ``gone`` says that no tensor has this name. ``beside``
     is the loaded tensor whose file and prefix are taken if there is no source.
@@ -34,7 +34,7 @@ class NewTensor:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that is written under its stored name; None as the entry: it is left out."""
+    """A tensor to write under its stored name; with None as entry, it is removed."""
 
     file: str
     entry: TensorEntry | None
@@ -44,7 +44,7 @@ class StoredTensor:
 def stored_changes(
     held: LoadedFolder, new: Mapping[str, NewTensor], config: Mapping[str, Any]
 ) -> dict[str, StoredTensor]:
-    """Return what is written, by the names of tensors on the disk.
+    """Return the tensors to write, by their names on disk.
 
     Names are those that ``save_pretrained`` would write. If such a name would not be loaded into
     its place, the tensor gets the name that the model has for it.
@@ -93,7 +93,7 @@ def stored_changes(
 
 
 def _kept(one: Joined, new: Mapping[str, NewTensor]) -> dict[str, NewTensor]:
-    """Return what becomes of the tensors that loading computes together, untouched ones too."""
+    """Return the tensors that loading computes jointly, including unchanged ones."""
     stay = {n: NewTensor(n, None) for n in one.loaded if n not in new}
     return stay | {n: w for n, w in new.items() if w.source in one.loaded and not w.gone}
 
@@ -101,7 +101,7 @@ def _kept(one: Joined, new: Mapping[str, NewTensor]) -> dict[str, NewTensor]:
 def _stored_again(
     held: LoadedFolder, one: Joined, kept: Mapping[str, NewTensor]
 ) -> dict[str, StoredTensor] | None:
-    """Return the joined or split tensors as the folder stores them, or None if it cannot be."""
+    """Return the joined or split tensors in stored form, or None if that is impossible."""
     renamed = {w.source: n for n, w in kept.items()}
     if renamed.keys() != one.loaded.keys() or len(renamed) != len(kept):
         return None
@@ -161,7 +161,7 @@ def _checked(
     owners: Mapping[str, str],
     together: Set[str],
 ) -> dict[str, StoredTensor]:
-    """Return what is written, under names that loading puts into the new model.
+    """Return the tensors to write, under names that load into the new model.
 
     Raises
     ------
@@ -187,7 +187,7 @@ def _checked(
 
 
 def _shell(held: LoadedFolder, config: Mapping[str, Any]) -> nn.Module | None:
-    """Return the new model without weights, as its folder will open."""
+    """Return the new model without weights, as its folder would load it."""
     path = held.folder.path
     options = {name: value for name, value in config.items() if name != QUANTISED}
     shell = skeleton(path, options) if (path / CONFIG).is_file() else None

@@ -1,4 +1,4 @@
-"""Kernels of torch that multiply by packed weights, each with the packing that it takes."""
+"""Torch kernels that multiply by packed weights, each with its packing."""
 
 import sys
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ LANES = 32
 
 
 class Kernel(ABC):
-    """A weight in the packing of one kernel.
+    """A weight in the packing of a kernel.
 
     Parameters
     ----------
@@ -47,28 +47,28 @@ class Kernel(ABC):
     @staticmethod
     @abstractmethod
     def fits(grid: "Grid", n_in: int, n_out: int) -> bool:
-        """Return whether the kernel takes weights of this grid and shape."""
+        """Return whether the kernel supports this grid and shape."""
 
     @abstractmethod
     def few_rows(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
-        """Return rows times the weight in float32, by the kernel."""
+        """Return the product of a few rows and the weight in float32, by the kernel."""
 
     @abstractmethod
     def many_rows(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
-        """Return rows times the weight in float32, unpacked block by block."""
+        """Return the product of many rows and the weight in float32, unpacked block by block."""
 
     @abstractmethod
     def codes(self) -> UInt8[Tensor, "out in"]:
-        """Return the codes that were packed."""
+        """Return the unpacked codes."""
 
     @property
     @abstractmethod
     def n_bytes(self) -> int:
-        """Bytes that the packing takes."""
+        """Bytes of the packing."""
 
     @classmethod
     def works(cls) -> bool:
-        """Return whether torch and the processor have the kernel, by trying a small product."""
+        """Return whether torch and the processor support the kernel, by a small product."""
         codes = torch.zeros(16, 32, dtype=torch.uint8)
         one = torch.ones(16, 1, dtype=torch.bfloat16)
         try:
@@ -98,7 +98,7 @@ class Int4(Kernel):
 
     @staticmethod
     def fits(grid: "Grid", n_in: int, n_out: int) -> bool:
-        """Return whether groups are of a size that the kernel knows, and fill the rows."""
+        """Return whether the group size is supported by the kernel, and groups fill the rows."""
         aligned = n_in % grid.group == 0 and n_out % 16 == 0
         return grid.bits == 4 and grid.group in Int4.groups and aligned
 
@@ -122,7 +122,7 @@ class Int4(Kernel):
         return out
 
     def codes(self) -> UInt8[Tensor, "out in"]:
-        """Return the codes; if the packing is unknown, by a product with rows of an identity."""
+        """Return the codes; if the packing is unknown, by a product with the identity."""
         if self.half:
             return _turned(self.packed, self.half).T.contiguous()
         ones, zeros = torch.ones_like(self.scales[..., 0]), torch.zeros_like(self.scales[..., 1])
@@ -144,7 +144,7 @@ class Int4(Kernel):
 
 @cache
 def half_of_packing() -> int:
-    """Return how many outputs lie side by side in the packing of the four-bit kernel; 0: unknown.
+    """Return the number of outputs side by side in the four-bit packing; 0 if unknown.
 
     The packing is private and differs between processors. A random weight is packed and read back
     under one assumption: for each input, a byte holds an output of the block's first half in its
@@ -174,7 +174,7 @@ class Int8(Kernel):
 
     @staticmethod
     def fits(grid: "Grid", n_in: int, n_out: int) -> bool:
-        """Return whether each row has one scale, and is as long as the kernel asks.
+        """Return whether each row has one scale, and a length that the kernel supports.
 
         With rows of 8, 24, 40 or 72 entries the kernel reads beyond them: wrong numbers, or a crash
         of the process. It raises nothing.
@@ -196,7 +196,7 @@ class Int8(Kernel):
         return made.float().addcmul_(rows.float().sum(1, keepdim=True), self.offset)
 
     def codes(self) -> UInt8[Tensor, "out in"]:
-        """Return the codes, unsigned again."""
+        """Return the codes as unsigned numbers."""
         return self.signed.view(torch.uint8) ^ 128
 
     @property

@@ -1,4 +1,4 @@
-"""``patch.json``: written with a seal, and read as untrusted input."""
+"""``patch.json``: written with a hash, and read as untrusted input."""
 
 import json
 import re
@@ -17,14 +17,14 @@ _HASH = re.compile(r"[0-9a-f]{64}\Z")
 
 
 def write_told(folder: Path, told: Mapping[str, Any]) -> None:
-    """Write ``patch.json`` with its format, and a hash over everything in it."""
+    """Write ``patch.json`` with its format and a hash of its content."""
     told = {"format": FORMAT, **told}
     text = json.dumps({**told, "seal": _seal(told)}, indent=2, ensure_ascii=False)
     atomic_write(folder / TOLD, (text + "\n").encode())
 
 
 def read_told(folder: Path) -> dict[str, Any]:
-    """Return ``patch.json`` without its seal: of an edit, or of a merge (``sources``).
+    """Return the verified content of ``patch.json``: of an edit, or of a merge (``sources``).
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""One safetensors file: where each tensor lies, and files written tensor by tensor."""
+"""Safetensors files: positions of their tensors, and writing tensor by tensor."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,7 +35,7 @@ _METADATA = "__metadata__"
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A tensor that is to be written: its type and shape now, its bytes when their turn comes."""
+    """A tensor to be written, with dtype and shape; its bytes are computed when written."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class TensorEntry:
     def later(
         cls, dtype: torch.dtype, shape: Iterable[int], make: Callable[[], Tensor]
     ) -> "TensorEntry":
-        """Return the entry of a tensor that is made when it is written."""
+        """Return the entry of a tensor that is computed when it is written."""
         shape = tuple(shape)
         size = prod(shape) * dtype.itemsize
         return cls(WORDS[dtype], shape, size, lambda: [tensor_bytes(make())])
@@ -59,7 +59,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A safetensors file as it lies on the disk.
+    """A safetensors file on disk.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class WeightFile:
 
     @classmethod
     def open(cls, path: Path) -> "WeightFile":
-        """Return what the file holds; no tensor is read.
+        """Return the tensors of a file without reading their data.
 
         Raises
         ------
@@ -103,7 +103,7 @@ class WeightFile:
         return cls(path, size.to_bytes(8, "little") + text, entries, metadata)
 
     def tensor(self, name: str) -> Tensor:
-        """Return one tensor, from mapped memory.
+        """Return one tensor, memory-mapped.
 
         Raises
         ------
@@ -143,7 +143,7 @@ def tensor_bytes(x: Tensor) -> memoryview:
 def file_pieces(
     entries: Mapping[str, TensorEntry], metadata: Mapping[str, str] | None = None
 ) -> Iterator[Bytes]:
-    """Yield the bytes of a safetensors file; each tensor is made when its turn comes.
+    """Yield the bytes of a safetensors file, computing each tensor when it is written.
 
     Wide types come first, so that each tensor is aligned.
     """
@@ -185,7 +185,7 @@ def write_hashed(path: Path, pieces: Iterable[Bytes]) -> str:
 
 
 def files_hash(files: Mapping[str, bytes]) -> str:
-    """Return one SHA-256 of files by name, as hexadecimal text."""
+    """Return a single SHA-256 of files by name, in hexadecimal."""
     named = sorted((name, sha256(content).hexdigest()) for name, content in files.items())
     return sha256(json.dumps(named).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""How one tensor of a model changes: at some entries, whole, to another shape, or in packed form.
+"""Changes of one tensor: of some entries, of all, to another shape, or to a packed form.
 
 A change is computed in float64 and rounded once, to float32 where the tensor is of a half type: a
 small edit of a half-precision weight would be lost in its rounding.
@@ -26,7 +26,7 @@ class Change(ABC):
     """Change of one tensor. Subclasses are final frozen dataclasses."""
 
     def of(self, old: Float[Tensor, "..."] | None) -> Float[Tensor, "..."]:
-        """Return the changed tensor, of the same shape; float32 if the tensor has a half type.
+        """Return the changed tensor, with unchanged shape; float32 for half types.
 
         Parameters
         ----------
@@ -51,11 +51,11 @@ class Change(ABC):
         return new.to(written_type(old.dtype))
 
     def factors(self) -> dict[str, Tensor]:
-        """Return the tensors that make up the change, as a patch keeps them."""
+        """Return the tensors that define the change, as a patch stores them."""
         return {f.name: getattr(self, f.name) for f in fields(self)}  # pyright: ignore[reportArgumentType]
 
     def form(self, module: nn.Module, name: str) -> dict[str, Any]:
-        """Return what a configuration must say of the tensor's module; empty if its form stays.
+        """Return the configuration of the tensor's module; empty if its form is unchanged.
 
         Parameters
         ----------
@@ -66,7 +66,7 @@ class Change(ABC):
         return {}
 
     def replaced(self) -> dict[str, Tensor]:
-        """Return the tensors that the owner's new form has in place of this one."""
+        """Return the tensors with which the owner's new form replaces this tensor."""
         return {}
 
     def words(self) -> str:
@@ -106,7 +106,7 @@ class LowRank(Change):
 @final
 @dataclass(frozen=True, eq=False)
 class Sparse(Change):
-    """Put new values at some entries.
+    """Replace the values of some entries.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ class Sparse(Change):
 @final
 @dataclass(frozen=True, eq=False)
 class Exchange(Change):
-    """Put new values in place of the whole tensor.
+    """Replace all values of the tensor.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ class Exchange(Change):
     values: Float[Tensor, "..."]
 
     def factors(self) -> dict[str, Tensor]:
-        """Return no tensors: the edited model itself holds the new values."""
+        """Return no tensors, because the edited model itself holds the new values."""
         return {}
 
     def _of(self, old: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class Exchange(Change):
 @final
 @dataclass(frozen=True, eq=False)
 class Resized(Change):
-    """Put new values of another shape in place of the whole tensor.
+    """Replace the tensor by values of another shape.
 
     Parameters
     ----------
@@ -160,11 +160,11 @@ class Resized(Change):
     values: Float[Tensor, "..."]
 
     def of(self, old: Float[Tensor, "..."] | None) -> Float[Tensor, "..."]:
-        """Return the new values, whatever the shape of the tensor was."""
+        """Return the new values, for any old shape."""
         return self.values.to(written_type((self.values if old is None else old).dtype))
 
     def factors(self) -> dict[str, Tensor]:
-        """Return no tensors: the edited model itself holds the new values."""
+        """Return no tensors, because the edited model itself holds the new values."""
         return {}
 
     def form(self, module: nn.Module, name: str) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class Resized(Change):
         return {"shapes": {name.rpartition(".")[2]: list(self.values.shape)}}
 
     def replaced(self) -> dict[str, Tensor]:
-        """Return the values, in the narrowest type that holds them exactly."""
+        """Return the values, in the narrowest dtype that holds them exactly."""
         return {"": narrowed(self.values).contiguous()}
 
     def words(self) -> str:
@@ -185,7 +185,7 @@ class Resized(Change):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Packed(Change):
-    """Change that puts a layer of another form in the place of a linear one.
+    """Change that replaces a linear layer by a layer of another form.
 
     Parameters
     ----------
@@ -196,26 +196,26 @@ class Packed(Change):
     turned: bool = False
 
     def factors(self) -> dict[str, Tensor]:
-        """Return no tensors: the new model itself holds the packed tensors."""
+        """Return no tensors, because the new model itself holds the packed tensors."""
         return {}
 
     def form(self, module: nn.Module, name: str) -> dict[str, Any]:
-        """Return ``told()`` for the weight of a linear layer inside the model, else nothing."""
+        """Return ``told()`` for the weight of a linear layer, else an empty dict."""
         path, _, leaf = name.rpartition(".")
         is_packed = bool(path) and leaf == "weight" and is_linear(module.get_submodule(path))
         return self.told() if is_packed else {}
 
     @abstractmethod
     def told(self) -> dict[str, Any]:
-        """Return what a saved model's configuration must say of the new layer."""
+        """Return the new layer's entry in a saved model's configuration."""
 
     @abstractmethod
     def replaced(self) -> dict[str, Tensor]:
-        """Return the tensors that the new layer has in place of this one, by their names."""
+        """Return the tensors with which the new layer replaces this tensor, by name."""
 
     @abstractmethod
     def matrix(self) -> Float[Tensor, "out in"]:
-        """Return what the packed form stands for, in float64."""
+        """Return the unpacked matrix, in float64."""
 
     def _of(self, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         found = self.matrix().to(old.device)
@@ -227,7 +227,7 @@ class Packed(Change):
 @final
 @dataclass(frozen=True, eq=False)
 class Quantised(Packed):
-    """Round to a grid: small whole numbers with a scale and an offset for each group.
+    """Quantise to a grid: integers with a scale and an offset for each group.
 
     An entry becomes ``(code - 2^(bits - 1)) * scale + offset``. Groups are runs of entries of one
     row (the last may be shorter); further axes of a kernel count as part of the row.
@@ -271,7 +271,7 @@ class Quantised(Packed):
 @final
 @dataclass(frozen=True, eq=False)
 class QuantisedTensor(Change):
-    """Round a tensor outside linear layers to a grid: an embedding, a stack of experts.
+    """Quantise a tensor outside linear layers: an embedding, a stack of experts.
 
     The module keeps its class; its parameter is held as codes. Groups run along the last axis.
 
@@ -295,7 +295,7 @@ class QuantisedTensor(Change):
     shape: tuple[int, ...]
 
     def factors(self) -> dict[str, Tensor]:
-        """Return no tensors: the new model itself holds the codes."""
+        """Return no tensors, because the new model itself holds the codes."""
         return {}
 
     def form(self, module: nn.Module, name: str) -> dict[str, Any]:
@@ -322,7 +322,7 @@ class QuantisedTensor(Change):
 @final
 @dataclass(frozen=True, eq=False)
 class Thin(Packed):
-    """Put a product of two thin matrices in place of the whole weight.
+    """Replace the weight by a product of two thin matrices.
 
     Parameters
     ----------
@@ -338,7 +338,7 @@ class Thin(Packed):
         return {"rank": len(self.right)}
 
     def replaced(self) -> dict[str, Tensor]:
-        """Return both matrices, in the narrowest type that holds them exactly."""
+        """Return both matrices, in the narrowest dtype that holds them exactly."""
         return {name: narrowed(getattr(self, name)).contiguous() for name in ("left", "right")}
 
     def words(self) -> str:
@@ -353,7 +353,7 @@ class Thin(Packed):
 @final
 @dataclass(frozen=True, eq=False)
 class Stacked(Packed):
-    """Put a sum of blocks in place of the whole weight: signs times products of thin matrices.
+    """Replace the weight by a sum of blocks: signs times products of thin matrices.
 
     Parameters
     ----------
@@ -392,7 +392,7 @@ class Stacked(Packed):
 @final
 @dataclass(frozen=True, eq=False)
 class Coded(Packed):
-    """Put entries of codebooks, times a scale for each row, in place of the whole weight.
+    """Replace the weight by codebook entries, times a scale for each row.
 
     Parameters
     ----------
@@ -414,7 +414,7 @@ class Coded(Packed):
 
     @property
     def bits(self) -> int:
-        """Bits of a code."""
+        """Number of bits of a code."""
         return self.book.shape[1].bit_length() - 1
 
     def told(self) -> dict[str, Any]:
@@ -440,7 +440,7 @@ class Coded(Packed):
 @final
 @dataclass(frozen=True, eq=False)
 class Pruned(Packed):
-    """Put new values, many of them 0, in place of the whole weight.
+    """Replace the weight by values with many zeros.
 
     Files hold a bit for each entry, and the entries that are not 0. In memory the layer keeps its
     class and its dense weight.
@@ -455,18 +455,18 @@ class Pruned(Packed):
     values: Float[Tensor, "..."]
 
     def form(self, module: nn.Module, name: str) -> dict[str, Any]:
-        """Return ``told()`` for the weight of a linear layer or a convolution, else nothing."""
+        """Return ``told()`` for the weight of a linear or convolution layer, else an empty dict."""
         path, _, leaf = name.rpartition(".")
         owner = module.get_submodule(path)
         is_packed = bool(path) and leaf == "weight" and kind_of(owner) not in (None, "rows")
         return self.told() if is_packed else {}
 
     def told(self) -> dict[str, Any]:
-        """Return how many entries are kept, and the shape."""
+        """Return the number of kept entries, and the shape."""
         return {"kept": int((self.values != 0).sum()), "shape": list(self.values.shape)}
 
     def replaced(self) -> dict[str, Tensor]:
-        """Return a bit for each entry, and the entries that are not 0 in their order."""
+        """Return a bit for each entry, and the nonzero entries in order."""
         flat = narrowed(self.values).flatten()
         there = flat != 0
         return {"mask": pack(there.to(torch.uint8), 1), "kept": flat[there].contiguous()}
@@ -481,7 +481,7 @@ class Pruned(Packed):
 
 
 def narrowed(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Return numbers in the narrowest type that holds them exactly."""
+    """Return numbers in the narrowest dtype that holds them exactly."""
     for dtype in (*HALF, torch.float32):
         short = values.to(dtype)
         if torch.equal(short.to(values.dtype), values):
@@ -490,11 +490,11 @@ def narrowed(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 
 def rounded_to_half(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Return numbers rounded to float16, or to bfloat16 if one is too large, in their own type."""
+    """Return numbers rounded to float16, or to bfloat16 if needed, in their original dtype."""
     fits = not values.numel() or bool(values.abs().max() < torch.finfo(torch.float16).max)
     return values.to(torch.float16 if fits else torch.bfloat16).to(values.dtype)
 
 
 def written_type(dtype: torch.dtype) -> torch.dtype:
-    """Return the type in which a changed tensor is kept."""
+    """Return the dtype in which a changed tensor is stored."""
     return torch.float32 if dtype in HALF else dtype

@@ -1,4 +1,4 @@
-"""A change of the same size in a random direction: what any change of that size does."""
+"""Control for weight changes: a random change of equal size."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from sonde.weights.rewrite import RewritePlan, module_of
 
 
 def random_plan(model: Model | nn.Module, plan: RewritePlan, seed: int) -> RewritePlan:
-    """Return a plan that adds to each tensor noise of the norm by which ``plan`` changes it.
+    """Return a plan that adds noise to each tensor, with the norm of its change in ``plan``.
 
     Parameters
     ----------

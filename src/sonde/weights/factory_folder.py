@@ -1,4 +1,4 @@
-"""Folders of models that a user's own function makes: the weights, and the function's name.
+"""Folders of models from a user's factory function: the weights, and the function's name.
 
 ``config.json`` names the factory, ``model.safetensors`` holds the state dict. Such a folder is
 opened by the word ``package.module:factory@FOLDER``: sonde runs no function that a file names.
@@ -37,7 +37,7 @@ from sonde.weights.loaded_folder import LoadedFolder
 
 @contextmanager
 def source_folder(model: Model) -> Generator[Path, None, None]:
-    """Yield the folder that a model came from, or a temporary folder if a factory made it.
+    """Yield the model's source folder, or a temporary folder for a model from a factory.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def source_folder(model: Model) -> Generator[Path, None, None]:
 
 
 def check_change(model: Model, output: Path, *, plain: bool = False) -> None:
-    """Raise if a change of a model's weights cannot be written, before anything runs.
+    """Raise before any computation if a change of a model's weights cannot be written.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def check_change(model: Model, output: Path, *, plain: bool = False) -> None:
 
 
 def _require_stored(module: nn.Module, held: LoadedFolder) -> None:
-    """Raise unless the folder holds each parameter of a model, under one of its names."""
+    """Raise unless the folder contains each parameter of a model, under one of its names."""
     names: dict[int, list[str]] = {}
     for name, x in module.named_parameters(remove_duplicate=False):
         if not re.search(r"(^|\.)inserted[._]", name):  # such layers have files of their own
@@ -98,13 +98,13 @@ def _require_stored(module: nn.Module, held: LoadedFolder) -> None:
 
 
 def write_folder(module: nn.Module, factory: str, folder: Path) -> None:
-    """Write the state dict of a module that a factory made, each tensor once."""
+    """Write the state dict of a module from a factory, each tensor once."""
     (folder / CONFIG).write_text(json.dumps({FACTORY_KEY: factory}, indent=2) + "\n")
     save_file(_once(module), folder / WHOLE)
 
 
 def fill(module: nn.Module, folder: Path) -> None:
-    """Put the forms and the tensors of a folder into a module that its factory has just made.
+    """Load the forms and tensors of a folder into a new module from its factory.
 
     Raises
     ------
@@ -137,7 +137,7 @@ def fill(module: nn.Module, folder: Path) -> None:
 
 
 def _once(module: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a state dict, each under its first name alone."""
+    """Return the tensors of a state dict, each under its first name only."""
     in_own_form(module)
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     saved = module.state_dict()

@@ -1,4 +1,4 @@
-"""A model's folder: which of its files hold weights, and where a new one may be written."""
+"""Model folders: their weight files, and allowed paths for new folders."""
 
 import json
 from collections.abc import Generator, Mapping
@@ -95,7 +95,7 @@ class ModelFolder:
         return cls(path, {name: WeightFile.open(path / name) for name in names})
 
     def plain(self) -> "ModelFolder":
-        """Return this folder, for operations that cannot adapt inserted layers to a changed model.
+        """Return this folder, for operations that cannot adapt inserted layers.
 
         Raises
         ------
@@ -117,7 +117,7 @@ class ModelFolder:
 
     @cached_property
     def files(self) -> tuple[str, ...]:
-        """Every file below the folder, links followed, with slashes."""
+        """All files in the folder, including links, as paths with slashes."""
         found = (file for file in self.path.rglob("*") if file.is_file())
         return tuple(sorted(file.relative_to(self.path).as_posix() for file in found))
 
@@ -127,7 +127,7 @@ class ModelFolder:
         return frozenset(p.relative_to(self.path) for _, p in stages_of(self.path)) - {Path()}
 
     def is_other_copy(self, file: str) -> bool:
-        """Return whether a file may be a copy of the weights in a format that is not read here."""
+        """Return whether a file may hold a copy of the weights in an unsupported format."""
         is_ours = file in self.weights or file.startswith(f"{LAYERS_FOLDER}/")
         is_ours = is_ours or (Path(file).parent in self._stages and file.endswith(".safetensors"))
         return not is_ours and any(map(Path(file).match, OTHER_WEIGHTS))
@@ -166,13 +166,13 @@ def weight_bytes(folder: Path) -> int:
 
 
 def patch_of(folder: Path) -> Path:
-    """Return where the patch of an edited model lies: beside it."""
+    """Return the path of an edited model's patch, which is beside the model."""
     folder = folder.absolute()
     return folder.with_name(folder.name + PATCH)
 
 
 def check_output(output: Path, *sources: Path) -> None:
-    """Raise if a folder is not empty, has a patch already, or lies in a source.
+    """Raise if a folder is not empty, already has a patch, or lies inside a source.
 
     Raises
     ------
@@ -198,7 +198,7 @@ def check_output(output: Path, *sources: Path) -> None:
 
 @contextmanager
 def removed_on_error(output: Path) -> Generator[None]:
-    """Remove a new model and its patch if what follows fails, as its page after Ctrl-C."""
+    """Remove a new model and its patch if the block raises, for example after Ctrl-C."""
     try:
         yield
     except BaseException:

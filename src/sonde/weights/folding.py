@@ -1,4 +1,4 @@
-"""Edits of activations written into weights: the folded model does what the hooked one does."""
+"""Folding of activation edits into weights, with equal results to the hooked model."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -100,7 +100,7 @@ def fold_edit(
 
 
 def fold_writers(model: Model | nn.Module, edit: Edit, inputs: Any = None) -> RewritePlan:
-    """Return the plan that writes an edit into everything that writes into the residual stream.
+    """Return the plan that writes an edit into all writers of the residual stream.
 
     For a projection, the stream then lacks the direction everywhere. See ``residual_writers``.
 
@@ -134,7 +134,7 @@ def fold_writers(model: Model | nn.Module, edit: Edit, inputs: Any = None) -> Re
 
 
 def _folded(layer: Layer, affine: AffineMap, port: str) -> dict[str, Change]:
-    """Return the changes of a layer that map its output or its input.
+    """Return the changes of a layer that apply a map to its output or its input.
 
     Raises
     ------
@@ -153,7 +153,7 @@ def _folded(layer: Layer, affine: AffineMap, port: str) -> dict[str, Change]:
 
 
 def _refuse_hooks(name: str, part: nn.Module) -> None:
-    """Raise if hooks of the user stand on a module: they run between its weights and the edit."""
+    """Raise if user hooks run between a module's weights and the edit."""
     hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
     if hooks or "forward" in vars(part):
         what = "forward hooks" if hooks else "a forward of its own instance"
@@ -226,7 +226,7 @@ def _bias_option(module: nn.Module, name: str) -> tuple[dict[str, Any], dict[str
 
 
 def _layer_behind(module: nn.Module, site: Site, affine: AffineMap, inputs: Any) -> Layer:
-    """Return the layer whose output a module returns, alone or as the last term of a sum."""
+    """Return the layer that gives a module's output, alone or as the last term of a sum."""
     found = sums_at(module, [site], inputs)[0]
     last = found.terms[-1] if found.terms else None
     linear = affine.left is not None or affine.scale != 1.0

@@ -40,7 +40,7 @@ _SIZES: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
 
 
 def put_form(module: nn.Module, name: str, told: Told) -> nn.Module:
-    """Replace a part by its empty form, under each of the part's names, and return the form.
+    """Replace a part by its empty form under all of its names, and return the form.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def put_form(module: nn.Module, name: str, told: Told) -> nn.Module:
 
 
 def name_in(module: nn.Module, name: str) -> str | None:
-    """Return this model's name for the part that another class calls ``name``, or None.
+    """Return this model's name for a part that another class calls ``name``, or None.
 
     A classifier of transformers holds its body under a prefix (``vit.layers.1``), which the body
     alone lacks.
@@ -92,7 +92,7 @@ def is_packed(part: nn.Module) -> bool:
 
 
 def finish_form(module: nn.Module, name: str) -> bool:
-    """Put the original layer back if a part was waiting for its tensors; return whether it was."""
+    """Restore the original layer of a part that waited for its tensors; return whether it did."""
     part = module.get_submodule(name)
     if not isinstance(part, PackedZeros):
         return False
@@ -101,7 +101,7 @@ def finish_form(module: nn.Module, name: str) -> bool:
 
 
 def put_part(module: nn.Module, part: nn.Module, new: nn.Module) -> None:
-    """Put a module in the place of a part, under each of its names."""
+    """Replace a part by a module, under each of its names."""
     above, seen = [module], {id(module)}
     for one in above:  # grows; names of all modules would take longer than all else here
         for own, found in one._modules.items():
@@ -120,7 +120,7 @@ def fill(part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _linear(kind: Callable[..., Any]) -> Callable[..., nn.Module]:
-    """Return a function that makes a ``kind`` of a linear layer's size and keeps its bias."""
+    """Return a function that creates a ``kind`` with a linear layer's size and bias."""
 
     def form(layer: Any, **told: Any) -> nn.Module:
         if not is_linear(layer):
@@ -143,7 +143,7 @@ def _zeros(layer: Any, kept: int, shape: Sequence[int]) -> nn.Module:
 
 
 def _packed_tensors(part: nn.Module, tensors: Mapping[str, Told]) -> nn.Module:
-    """Hold tensors of a part as codes; the part keeps its class."""
+    """Store tensors of a part as codes, without changing the part's class."""
     for leaf, told in tensors.items():
         old = part._parameters.get(leaf)
         if old is None or list(old.shape) != list(told["shape"]):
@@ -153,7 +153,7 @@ def _packed_tensors(part: nn.Module, tensors: Mapping[str, Told]) -> nn.Module:
 
 
 def _tie(module: nn.Module, part: nn.Module, tied: Mapping[str, str]) -> None:
-    """Let tensors of a part be the packed tensors of another part."""
+    """Tie tensors of a part to the packed tensors of another part."""
     for leaf, source in tied.items():
         own = name_in(module, source)
         if own is None or part._parameters.get(leaf) is None:
@@ -164,7 +164,7 @@ def _tie(module: nn.Module, part: nn.Module, tied: Mapping[str, str]) -> None:
 def _resized(
     part: Any, shapes: Mapping[str, Sequence[int]], numbers: Mapping[str, int] | None = None
 ) -> nn.Module:
-    """Give tensors of a part other shapes, and set the part's attributes that describe them."""
+    """Change the shapes of a part's tensors, and the attributes with these sizes."""
     numbers = numbers or {}
     for leaf, shape in shapes.items():
         held = part._parameters if leaf in part._parameters else part._buffers
@@ -185,7 +185,7 @@ def _resized(
 def _sizes(
     part: Any, shapes: Mapping[str, Sequence[int]], numbers: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Return the attributes in which a layer keeps the sizes of its weight."""
+    """Return the attributes that hold the sizes of a layer's weight."""
     if not shapes:
         return {}
     shape = tuple(shapes.get("weight") or next(iter(shapes.values())))
@@ -206,7 +206,7 @@ def _fewer(
     linear: Mapping[str, Sequence[int]] | None = None,
     first: bool = False,
 ) -> nn.Module:
-    """Keep some blocks of a list; numbers below 0 are linear maps in place of other blocks.
+    """Keep some blocks of a list; negative numbers are linear maps that replace blocks.
 
     The remaining blocks get new places in a cache (``layer_idx``).
     """
@@ -249,7 +249,7 @@ _FORMS: dict[str, Callable[..., nn.Module]] = {
 # In memory the weight is an ordinary one: on common processors a product with half of the weights
 # at 0 is not faster than the plain product, and unpacking at each use would make it slower.
 class PackedZeros(nn.Module):
-    """Holds a pruned weight as files have it, while a model is opened.
+    """Holds a pruned weight in its file format while a model is loaded.
 
     Parameters
     ----------
@@ -274,7 +274,7 @@ class PackedZeros(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight, for classes that look at it while they are opened."""
+        """The weight, for classes that read it during loading."""
         return PackedTensor(self, self.shape, self.kept.dtype, self.kept.device)
 
     def rows(self, part: Any) -> Float[Tensor, "..."]:
@@ -286,7 +286,7 @@ class PackedZeros(nn.Module):
         return functional.linear(x, self.rows(slice(None)))
 
     def opened(self) -> nn.Module:
-        """Return the layer with its weight."""
+        """Return the original layer with its dense weight."""
         (layer,) = self.layer
         weight = self.rows(slice(None))
         layer.weight = nn.Parameter(weight, layer.weight.requires_grad)
@@ -297,7 +297,7 @@ class PackedZeros(nn.Module):
 def unpacked_zeros(
     mask: UInt8[Tensor, "bytes"], kept: Float[Tensor, "n"], shape: tuple[int, ...]
 ) -> Float[Tensor, "..."]:
-    """Return the weight that a mask and its kept entries stand for."""
+    """Return the dense weight from a mask and the kept entries."""
     there = unpack(mask, 1, prod(shape)).bool()
     whole = torch.zeros(prod(shape), dtype=kept.dtype, device=kept.device)
     whole[there] = kept

@@ -1,4 +1,4 @@
-"""A linear map in the place of blocks that were left out."""
+"""A linear map that replaces removed blocks."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 
 class LinearBlock(nn.Module):
-    """Maps the states of each position by one matrix; other arguments of a block are ignored.
+    """Maps the states of each position by a matrix, and ignores other arguments of a block.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Tensors of a live model: known by their hash, exchanged in a copy."""
+"""Tensors of a live model, identified by hash and replaced in a copy."""
 
 import copy
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ TIED = "tie_word_embeddings"
 
 
 def tensor_hash(x: Tensor) -> str:
-    """Return the hash by which a plan knows the tensor that it was made for."""
+    """Return the hash by which a plan recognises its tensor."""
     return tensor_key(x.detach().cpu()).hex()
 
 
@@ -50,7 +50,7 @@ def as_model(model: Model | nn.Module) -> Model:
 
 
 def with_tensors(module: nn.Module, changed: Mapping[str, Tensor]) -> nn.Module:
-    """Return a copy of a module with some tensors exchanged; all others share their storage."""
+    """Return a copy of a module with some tensors replaced; all others share their storage."""
     in_own_form(module)
     kept = {id(p): p for p in [*module.parameters(), *module.buffers()]}
     memo: dict[int, Any] = {}
@@ -67,7 +67,7 @@ def with_tensors(module: nn.Module, changed: Mapping[str, Tensor]) -> nn.Module:
 
 
 def put_tensors(new: nn.Module, changed: Mapping[str, Tensor]) -> None:
-    """Put tensors into a module in the place of others, by name."""
+    """Replace tensors of a module by name."""
     for name, value in changed.items():
         path, _, leaf = name.rpartition(".")
         owner = new.get_submodule(path)

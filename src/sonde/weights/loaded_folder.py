@@ -1,4 +1,4 @@
-"""The tensors of a model's folder under the names that the opened model has for them."""
+"""Tensors of a model's folder, under their names in the loaded model."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -15,7 +15,7 @@ from sonde.weights.folder import CONFIG, ModelFolder
 
 @final
 class LoadedFolder:
-    """A model's folder, its tensors named as in the opened model.
+    """A model's folder, with tensors named as in the loaded model.
 
     Parameters
     ----------
@@ -32,12 +32,12 @@ class LoadedFolder:
 
     @cached_property
     def places(self) -> Mapping[str, str]:
-        """The stored name of each tensor that is loaded as it is stored."""
+        """The stored name of each tensor that is loaded without conversion."""
         return {loaded: stored for stored, loaded in self.names.loaded.items()}
 
     @cached_property
     def joined(self) -> Mapping[str, Joined]:
-        """For each tensor that loading computes, what it is computed from."""
+        """The stored tensors behind each tensor that is computed at loading."""
         return {name: one for one in self.names.joined for name in one.loaded}
 
     @cached_property
@@ -47,13 +47,13 @@ class LoadedFolder:
         return {name: self.folder.places[place] for name, place in stored.items()}
 
     def named_like(self, name: str) -> list[str]:
-        """Return the loaded tensors that another class's tensor name may mean, with any prefix."""
+        """Return the loaded tensors that match another class's tensor name, with any prefix."""
         if name in self.files:
             return [name]
         return [n for n in self.files if name.endswith(f".{n}") or n.endswith(f".{name}")]
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor as it is loaded, in the type in which it is stored."""
+        """Return a loaded tensor in its stored dtype."""
         if name not in self.joined:
             return self.stored(self.places[name])
         one = self.joined[name]
@@ -78,5 +78,5 @@ class LoadedFolder:
 
 
 def empty(entry: TensorEntry) -> Tensor:
-    """Return a tensor of an entry's type and shape without numbers."""
+    """Return an empty tensor of an entry's dtype and shape."""
     return torch.empty(entry.shape, dtype=DTYPES.get(entry.dtype), device="meta")

@@ -93,7 +93,7 @@ class MergeRule(ABC):
         return self._merged(name, base, others)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:  # noqa: B027 (most fit none)
-        """Raise if a rule was fitted for other tensors than the merged tensors.
+        """Raise if a rule was fitted for tensors other than the merged ones.
 
         Parameters
         ----------
@@ -103,7 +103,7 @@ class MergeRule(ABC):
 
     @abstractmethod
     def _merged(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
-        """Return the merged tensor of finite ones of one shape."""
+        """Return the merged tensor of finite tensors with equal shapes."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def merge_models(
     keep: Iterable[str] = (),
     tick: Callable[[int], Any] = lambda _: None,
 ) -> Merged:
-    """Write the model that a rule makes of several models: the base's files with new weights.
+    """Merge several models by a rule, and write the base's files with new weights.
 
     Tensors are read, merged and written one after the other, in the base's type, so memory stays
     below one model. ``OUTPUT.patch`` names the sources with the hashes of their weights. Running
@@ -186,7 +186,7 @@ def merge_models(
 
 @dataclass(frozen=True)
 class _Aligned:
-    """A folder whose tensors are found by the names that the base stores them under.
+    """A folder whose tensors are found by the base's stored names.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ class _Aligned:
 
 
 def _aligned(folders: Sequence[ModelFolder]) -> list[_Aligned]:
-    """Return folders of one class, which may name tensors as different versions wrote them."""
+    """Return folders of one class, even if versions name their tensors differently."""
     base, *others = map(LoadedFolder, folders)
     said = {n: base.names.loaded.get(n, n) for n in base.folder.places}
     found = [_Aligned(base.folder, {n: n for n in base.folder.places}, said)]
@@ -235,7 +235,7 @@ def method_of(rule: Any) -> str:
 
 
 def generator_for(name: str, seed: int, *numbers: int) -> torch.Generator:
-    """Return a tensor's random generator, equal for any order and any split into files."""
+    """Return a tensor's random generator, independent of order and of splitting into files."""
     word = blake2b(f"{name}|{seed}|{numbers}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(word, "little") >> 1)
 
@@ -251,7 +251,7 @@ def _said(model: Model | str | Path) -> str:
 
 
 def check_count(rule: MergeRule, n: int) -> None:
-    """Raise an ``InputError`` if a rule does not take this number of models beside the base."""
+    """Raise an ``InputError`` if a rule does not support this number of models."""
     if not n or (rule.most is not None and n > rule.most):
         wanted = "at least one model" if rule.most is None else f"{rule.most} model"
         raise InputError(f"merge: {type(rule).__name__} takes {wanted} beside the base, got {n}.")
@@ -325,7 +325,7 @@ def _check_vocabulary(one: ModelFolder, other: ModelFolder, name: str, name2: st
 
 
 def _check_config(one: ModelFolder, other: ModelFolder, name: str, name2: str) -> None:
-    """Refuse models whose configurations use equal weights in different ways."""
+    """Raise if the models' configurations use equal weights in different ways."""
     first, second = (_meaning(config_dict(folder.path)) for folder in (one, other))
     apart = sorted(k for k in first.keys() | second.keys() if first.get(k) != second.get(k))
     if apart:
@@ -338,7 +338,7 @@ def _check_config(one: ModelFolder, other: ModelFolder, name: str, name2: str) -
 
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that say what a model computes with its weights, defaults among them."""
+    """Return the options that affect the computation of a model, including defaults."""
     from transformers import CONFIG_MAPPING  # slow to import
 
     kind = CONFIG_MAPPING.get(config.get("model_type", ""), None)

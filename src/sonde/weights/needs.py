@@ -1,4 +1,4 @@
-"""What a rewrite is fitted from: examples, and results of instruments at sites, both declared.
+"""Declared inputs of a rewrite: examples, and results of instruments at sites.
 
 A caller passes one mapping by name. Examples may be anything that ``sonde.read`` takes; results may
 come from ``sonde.fit``, or be a result, a state or plain rows for each site.
@@ -91,7 +91,7 @@ class AtSites:
 
 
 def bound(owner: str, needs: Mapping[str, Need], model: Model, fitted: Any) -> dict[str, Any]:
-    """Return what each need of a rewrite receives.
+    """Return the object that each declared input of a rewrite receives.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _opened(owner: str, name: str, need: Examples, model: Model, given: Any) -> Any:
-    """Return examples as inputs of the model, or the state that stands in their place."""
+    """Return examples as inputs of the model, or the state that replaces them."""
     if need.summed is not None and isinstance(given, need.summed):
         return given
     if isinstance(given, State):

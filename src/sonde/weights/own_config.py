@@ -1,4 +1,4 @@
-"""New shapes as options of a model's own configuration, in place of forms.
+"""New shapes as options of a model's own configuration, instead of forms.
 
 Which options say a shape is found by trying. An option is a candidate if it has an old size as its
 number and the class reads it as a size: built with this option alone changed, the class has other
@@ -30,7 +30,7 @@ MOST_OPTIONS = 5
 def with_own_config(
     model: Model | nn.Module, plan: RewritePlan, counts: Mapping[int, int] | None = None
 ) -> RewritePlan:
-    """Return the plan with the options that say its new shapes, or as it is if none do.
+    """Return the plan with configuration options for its new shapes, if such options exist.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def with_own_config(
 def _options(
     config: Any, module: nn.Module, plan: RewritePlan, counts: Mapping[int, int]
 ) -> Iterator[dict[str, Any]]:
-    """Yield sets of options to try, the smallest first; lists of all blocks are in every set."""
+    """Yield sets of options to try, the smallest first, with lists of all blocks in each set."""
     sizes: dict[int, set[int]] = defaultdict(set)
     named = module.state_dict()
     for name in plan.reshaped - plan.packed:
@@ -87,7 +87,7 @@ def _options(
 
 
 def _is_size(module: nn.Module, key: str, value: Any, plain: Any) -> bool:
-    """Return whether the class of a model reads an option as a size, or as a list of blocks."""
+    """Return whether a model's class reads an option as a size, or as a list of blocks."""
     alone = RewritePlan({}, {}, config={key: value})
     return _shapes(_built(module, alone, "meta")) != plain
 
@@ -97,7 +97,7 @@ def _shapes(module: nn.Module | None) -> dict[str, torch.Size] | None:
 
 
 def _answers_alike(built: nn.Module, new: nn.Module, inputs: Any) -> bool:
-    """Return whether a model of no weights gives another's answers with the other's weights."""
+    """Return whether a weightless model, given another's weights, gives equal answers."""
     built.load_state_dict(new.state_dict())
     like = {**dict(new.named_parameters()), **dict(new.named_buffers())}
     for name, x in chain(built.named_parameters(), built.named_buffers()):

@@ -1,4 +1,4 @@
-"""A packed weight as code that reads ``layer.weight`` sees it: it unpacks when it is used.
+"""A packed weight as a tensor that is unpacked on use, for code that reads ``layer.weight``.
 
 Models read more of a layer than its output: T5 asks for the type of a weight, Mamba multiplies by
 one, ``nn.MultiheadAttention`` hands one to a function. Shape, type and device cost nothing; rows of
@@ -21,16 +21,16 @@ class Unpacks(Protocol):
     """Container of the codes of a tensor."""
 
     def rows(self, part: Any) -> Float[Tensor, "..."]:
-        """Return the rows of the first axis that a slice or a tensor of numbers selects."""
+        """Return the rows that a slice or an index tensor selects from the first axis."""
         ...
 
     def product(self, x: Tensor) -> Tensor:
-        """Return ``x W^T`` in the type of ``x``, without a gradient."""
+        """Return ``x W^T`` in the dtype of ``x``, without a gradient."""
         ...
 
 
 class PackedTensor(Tensor):
-    """A weight that is held as codes and unpacked by the operation that reads it.
+    """A weight stored as codes, which is unpacked by the operation that reads it.
 
     No gradient flows to it: what reads it sees a frozen weight.
 
@@ -60,7 +60,7 @@ class PackedTensor(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run a function of torch; the frequent ones without unpacking the whole weight."""
+        """Run a torch function; frequent functions do not unpack the whole weight."""
         kwargs = kwargs or {}
         own = _OWN.get(func)
         with torch._C.DisableTorchFunctionSubclass():
@@ -86,7 +86,7 @@ class PackedTensor(Tensor):
 
 
 def _linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
-    """Multiply as the source does, unless a gradient has to flow through the product."""
+    """Multiply as the source does, unless the product needs a gradient."""
     is_ours = isinstance(weight, PackedTensor) and not isinstance(x, PackedTensor)
     needs_gradient = torch.is_grad_enabled() and x.requires_grad
     if not is_ours or needs_gradient or x.dtype != weight.dtype or weight.ndim != 2:

@@ -1,4 +1,4 @@
-"""Small whole numbers as bytes, in a layout of our own that no version or processor changes.
+"""Small integers packed into bytes, in a layout independent of version and processor.
 
 Widths that divide a byte are laid side by side, the first in the lowest bits. Others are cut into
 planes of one bit each, so that no number lies across two bytes.
@@ -18,14 +18,14 @@ WIDE = {8: torch.uint8, 16: torch.int16, 32: torch.int32, 64: torch.int64}
 
 
 def packed_length(n: int, bits: int) -> int:
-    """Return the bytes that ``n`` numbers take."""
+    """Return the packed length of ``n`` numbers in bytes."""
     if 8 % bits == 0:
         return -(-n * bits // 8)
     return bits * -(-n // 8)
 
 
 def pack(codes: Integer[Tensor, "*batch n"], bits: int) -> UInt8[Tensor, "*batch bytes"]:
-    """Return numbers in ``[0, 2^bits)`` as bytes, each row on its own.
+    """Return numbers in ``[0, 2^bits)`` as bytes, with each row separate.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def pack(codes: Integer[Tensor, "*batch n"], bits: int) -> UInt8[Tensor, "*batch
 
 
 def unpack(packed: UInt8[Tensor, "*batch bytes"], bits: int, n: int) -> UInt8[Tensor, "*batch n"]:
-    """Return the numbers that ``pack`` laid down.
+    """Return the numbers that ``pack`` packed.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def _parted(packed: Tensor, bits: int, n: int) -> Tensor:
 
 
 def _spread(packed: Tensor, bits: int) -> Tensor:
-    """Return a wider number for each byte; its bytes are the numbers that the byte held."""
+    """Return a wider integer for each byte, whose bytes are the packed numbers."""
     if bits >= 4:  # faster than a table
         return _moved_apart(packed, bits)
     table = _table(bits).to(packed.device)
@@ -127,7 +127,7 @@ def _moved_apart(packed: Tensor, bits: int) -> Tensor:
 
 
 def _bytes(wide: Tensor) -> UInt8[Tensor, "*batch n"]:
-    """Return the bytes of wide numbers, the lowest first."""
+    """Return the bytes of wide integers, with the lowest byte first."""
     found = wide.view(torch.uint8)
     if sys.byteorder == "big":
         found = found.unflatten(-1, (-1, wide.element_size())).flip(-1).flatten(-2)

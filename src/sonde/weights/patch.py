@@ -1,4 +1,4 @@
-"""``NEW.patch``: the data with which an edit of a model's folder can be undone.
+"""``NEW.patch``: the data to undo an edit of a model's folder.
 
 ``patch.json`` says what was done, with a hash of every file before and after, and of each changed
 tensor. ``patch.safetensors`` holds what the change is made of and the original bytes: of tensors,
@@ -56,7 +56,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch on the disk.
+    """A patch on disk.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ class Patch:
 
     @property
     def earlier(self) -> "Patch | None":
-        """The patch of the previous edit, or None if there was no previous edit."""
+        """Patch of the previous edit, or None for the first edit."""
         return Patch.open(self.path / EARLIER) if (self.path / EARLIER).is_dir() else None
 
     def copy_into(self, patch: Path) -> None:
@@ -140,7 +140,7 @@ class Patch:
         copytree(self.path, patch / EARLIER)
 
     def check_applies(self, folder: Path) -> None:
-        """Raise if the files of a folder are not those of this patch.
+        """Raise if the files of a folder do not match this patch.
 
         Raises
         ------
@@ -173,7 +173,7 @@ def _entry(content: bytes) -> TensorEntry:
 
 
 def kept_bytes(patch: Patch, name: str) -> bytes:
-    """Return bytes that a patch keeps under a name.
+    """Return the bytes that a patch stores under a name.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A linear layer whose weight is kept as small whole numbers, and the ways to multiply by it.
+"""A linear layer with quantised weights, and its multiplication kernels.
 
 A layer holds its codes once: in our own packing, which is unpacked block by block at each use, or
 in the packing of the processor's kernel, which is read block by block for many rows. Which is
@@ -36,7 +36,7 @@ BLOCK = 2**18
 
 @dataclass(frozen=True)
 class Grid:
-    """Grid on which a weight was rounded to codes.
+    """Quantisation grid of a weight.
 
     Parameters
     ----------
@@ -50,11 +50,11 @@ class Grid:
 
     @classmethod
     def over(cls, bits: int, group: int, n: int) -> "Grid":
-        """Return the grid of rows of ``n`` entries, where a group of 0 takes the whole row."""
+        """Return the grid for rows of ``n`` entries; a group of 0 becomes the whole row."""
         return cls(bits, group or max(n, 1))
 
     def n_groups(self, n: int) -> int:
-        """Return the groups of a row of ``n`` entries."""
+        """Return the number of groups in a row of ``n`` entries."""
         return -(-n // self.group)
 
     def values(
@@ -77,7 +77,7 @@ class Grid:
 
 
 class QuantLinear(nn.Module):
-    """A linear layer on packed codes, with bfloat16 scales and offsets for each group.
+    """A linear layer with packed codes, and bfloat16 scales and offsets for each group.
 
     The weight is ``(code - 2^(bits - 1)) * scale + offset``. It runs under gradients, as frozen
     layers do, but has none itself: ``backward`` through it raises. Scales are held as the bits of
@@ -120,7 +120,7 @@ class QuantLinear(nn.Module):
         )
 
     def dequantise(self) -> nn.Linear:
-        """Return a plain linear layer with the same weight in float32, which can be trained."""
+        """Return a plain, trainable linear layer with an equal weight in float32."""
         return plain_linear(self.values(), self.bias)
 
     def values(self, dtype: torch.dtype = torch.float32) -> Float[Tensor, "out in"]:
@@ -129,31 +129,31 @@ class QuantLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight, for code that reads it beside the layer; it unpacks when it is used."""
+        """The weight, for code that reads it outside the layer; it is unpacked on use."""
         shape = self.out_features, self.in_features
         return PackedTensor(self, shape, self.like.dtype, self.scale.device)
 
     def rows(self, part: Any) -> Float[Tensor, "row in"]:
-        """Return the rows of the weight that a slice or a tensor selects, in float32."""
+        """Return the weight rows that a slice or a tensor selects, in float32."""
         return self._unpacked(part, self.own_codes()[part], torch.float32)
 
     def own_codes(self) -> UInt8[Tensor, "out bytes"]:
-        """Return the codes in our own packing, whichever the layer holds."""
+        """Return the codes in sonde's packing, from any current packing."""
         return self.codes if self._kernel is None else pack(self._kernel.codes(), self.grid.bits)
 
     def take_back(self) -> None:
-        """Hold the codes in our own packing again, until the next run."""
+        """Restore the codes to sonde's packing, until the next run."""
         if self._kernel is None:
             return
         self.codes, self._kernel = self.own_codes(), None
 
     @property
     def kernel_bytes(self) -> int:
-        """Bytes that the kernel's packing takes; 0 if the layer holds its own."""
+        """Bytes of the kernel's packing; 0 if the layer uses sonde's packing."""
         return 0 if self._kernel is None else self._kernel.n_bytes
 
     def forward(self, x: Shaped[Tensor, "*batch in"]) -> Shaped[Tensor, "*batch out"]:
-        """Return ``x W^T + bias`` in the type of ``x``, by the faster way that was timed."""
+        """Return ``x W^T + bias`` in the dtype of ``x``, by the fastest measured method."""
         if x.shape[-1] != self.in_features:
             raise ShapeError(
                 f"QuantLinear: expected rows of {self.in_features} features, got {x.shape[-1]}."
@@ -163,7 +163,7 @@ class QuantLinear(nn.Module):
         return NoGradient.apply(x, self)  # pyright: ignore[reportReturnType]
 
     def multiplied(self, x: Tensor) -> Tensor:
-        """Return the product and the bias without a gradient."""
+        """Return product plus bias, without a gradient."""
         out = self.product(x)
         return out if self.bias is None else out + self.bias.to(out)
 
@@ -176,7 +176,7 @@ class QuantLinear(nn.Module):
         return out.reshape(*x.shape[:-1], self.out_features)
 
     def ways(self) -> list[str]:
-        """Return the ways that this layer can be multiplied by on its device."""
+        """Return the multiplication methods of this layer on its device."""
         if self.scale.device.type != "cpu":
             return ["blocks"]
         shape = (self.in_features, self.out_features)
@@ -184,11 +184,11 @@ class QuantLinear(nn.Module):
         return ["blocks", *(word for word in fit if word in kernels())]
 
     def fastest(self) -> str:
-        """Return the faster way, timed on one row and on many rows at the first call."""
+        """Return the faster method, measured on one and on many rows at the first call."""
         return self._timed()[0]
 
     def _timed(self) -> tuple[str, int]:
-        """Return the faster way, and up to how many rows its kernel is faster than its blocks."""
+        """Return the faster method, and the most rows for which the kernel is faster."""
         ways = self.ways()
         key = (self.in_features, self.out_features, self.grid, torch.get_num_threads())
         if len(ways) == 1:
@@ -225,7 +225,7 @@ class QuantLinear(nn.Module):
         return made
 
     def by_blocks(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
-        """Multiply in float32, block of outputs by block; no unpacked weight is kept."""
+        """Multiply in float32, block of outputs by block, without keeping an unpacked weight."""
         x, step = rows.float(), max(1, BLOCK // max(self.in_features, 1))
         out = x.new_empty(len(x), self.out_features)
         for start in range(0, self.out_features, step):
@@ -235,7 +235,7 @@ class QuantLinear(nn.Module):
         return out
 
     def by_kernel(self, rows: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
-        """Multiply by the processor's own packing of the codes."""
+        """Multiply with the processor's own packing of the codes."""
         assert self._kernel is not None
         few = len(rows) <= self._kernel.few
         return self._kernel.few_rows(rows) if few else self._kernel.many_rows(rows)
@@ -246,7 +246,7 @@ class QuantLinear(nn.Module):
         return self.grid.values(wide, scale, offset, dtype)
 
     def _take(self, way: str, few: int = sys.maxsize) -> None:
-        """Hold the codes only in the packing of a way.
+        """Keep the codes only in the packing of a method.
 
         Up to ``few`` rows are multiplied by the kernel itself.
         """
@@ -278,7 +278,7 @@ class QuantLinear(nn.Module):
 
 
 class NoGradient(torch.autograd.Function):
-    """The product of a packed layer: it runs under gradients and has none."""
+    """The product of a packed layer, which runs in autograd without a gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Any) -> Tensor:
@@ -287,7 +287,7 @@ class NoGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """Raise: no gradient flows through packed weights."""
+        """Raise, because no gradient flows through packed weights."""
         raise StateError(
             "Packed layer: no gradient flows through packed weights. Take "
             "sonde.weights.unpacked(model): the same weights in plain layers."
@@ -295,7 +295,7 @@ class NoGradient(torch.autograd.Function):
 
 
 def plain_linear(weight: Float[Tensor, "out in"], bias: Tensor | None) -> nn.Linear:
-    """Return a plain linear layer on a weight and a copy of a bias."""
+    """Return a plain linear layer with a weight and a copy of a bias."""
     made = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     made.weight = nn.Parameter(weight)
     if bias is not None:
@@ -308,7 +308,7 @@ _KERNELS: dict[str, str] = {}
 
 
 def timed(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Return the median seconds of calls that take turns; the first turn is not counted."""
+    """Return the median seconds of alternating calls, without the first round."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     with torch.no_grad():
         for _ in range(TRIES + 1):
@@ -320,7 +320,7 @@ def timed(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def kernels() -> dict[str, str]:
-    """Return the kernels for packed weights that work on this machine, with a description of each.
+    """Return the packed-weight kernels that work on this machine, with descriptions.
 
     Each is tried once on a small case. Without a kernel a weight is unpacked at each use: that
     saves memory, and is slower than a plain float32 layer.

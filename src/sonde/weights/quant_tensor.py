@@ -1,4 +1,4 @@
-"""A tensor of any module kept as small whole numbers: an embedding, a stack of experts.
+"""Quantised tensors of any module: an embedding, a stack of experts.
 
 The module keeps its class and its forward. Its parameter becomes a property that unpacks what is
 read: the rows of the tokens of a batch, one expert of a stack.
@@ -54,11 +54,11 @@ class QuantTensor(nn.Module):
 
     @property
     def tensor(self) -> PackedTensor:
-        """The tensor, which unpacks when it is used."""
+        """The tensor, which is unpacked on use."""
         return PackedTensor(self, self.shape, self.like.dtype, self.codes.device)
 
     def rows(self, part: Any) -> Float[Tensor, "..."]:
-        """Return what a slice or a tensor selects of the first axis, in float32."""
+        """Return the selection of a slice or a tensor from the first axis, in float32."""
         codes = self.codes[part]
         n, lead = self.shape[-1], codes.shape[:-1]
         wide = unpack(codes.flatten(0, -2), self.grid.bits, n)
@@ -67,32 +67,32 @@ class QuantTensor(nn.Module):
         return self.grid.values(wide, scale, offset).reshape(*lead, n)
 
     def product(self, x: Tensor) -> Tensor:
-        """Return ``x W^T`` in the type of ``x``, without a gradient, block of outputs by block."""
+        """Return ``x W^T`` in the dtype of ``x``, without a gradient, block of outputs by block."""
         wide, step = x.float(), max(1, BLOCK // max(self.shape[-1], 1))
         parts = [slice(i, i + step) for i in range(0, self.shape[0], step)]
         return torch.cat([functional.linear(wide, self.rows(p)) for p in parts], -1).to(x.dtype)
 
 
 class PackedOwner:
-    """A module that holds some tensors as codes, or reads them from another such module."""
+    """A module that stores some tensors as codes, or reads another module's codes."""
 
     packed_leaves: tuple[str, ...] = ()
     plain_class: Any = None
 
     def held(self, leaf: str) -> QuantTensor:
-        """Return the codes of a tensor, this module's or those that it is tied to."""
+        """Return the codes of a tensor, from this module or the module it is tied to."""
         module: Any = self
         source = module.__dict__.get(PREFIX + leaf, [module])[0]
         return source._modules[PREFIX + leaf]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Say how a copy is made: the class is made while the program runs, and has no address."""
+        """Return how to copy the module, whose class is created at run time."""
         module: Any = self
         return _empty, (self.plain_class, self.packed_leaves), module.__getstate__()
 
 
 def pack_in_place(owner: nn.Module, leaf: str, bits: int, group: int) -> None:
-    """Put empty codes in the place of a parameter of a module."""
+    """Replace a parameter of a module by empty codes."""
     old: Any = owner._parameters[leaf]
     with torch.device(old.device):
         held = QuantTensor(old.shape, bits, group)
@@ -101,13 +101,13 @@ def pack_in_place(owner: nn.Module, leaf: str, bits: int, group: int) -> None:
 
 
 def read_from(owner: nn.Module, leaf: str, source: nn.Module) -> None:
-    """Let a tied parameter be the packed tensor of the same name of another module."""
+    """Tie a parameter to another module's packed tensor of equal name."""
     _exchange(owner, leaf)
     owner.__dict__[PREFIX + leaf] = [source]  # in a list: no part of this module
 
 
 def open_packed(module: nn.Module) -> None:
-    """Put ordinary parameters in the place of codes, in every part of a module; ties are kept."""
+    """Replace codes by ordinary parameters, in every part of a module; ties are kept."""
     owners = [part for part in module.modules() if isinstance(part, PackedOwner)]
     made: dict[QuantTensor, nn.Parameter] = {}
     for part in owners:
@@ -134,7 +134,7 @@ def _exchange(owner: nn.Module, leaf: str) -> None:
 
 @cache
 def _class_of(plain: type[nn.Module], leaves: tuple[str, ...]) -> type[nn.Module]:
-    """Return a subclass whose parameters of these names are read from codes."""
+    """Return a subclass that reads parameters of these names from codes."""
 
     def reading(leaf: str) -> property:
         return property(lambda self: self.held(leaf).tensor)

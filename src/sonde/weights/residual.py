@@ -1,4 +1,4 @@
-"""Which tensors of a model write into its residual stream: found by following sums.
+"""Tensors that write to a model's residual stream, found by following sums.
 
 One small forward is watched. The output of a linear layer or an embedding is a term, and so is a
 parameter. A sum of tensors has the terms of all of them; views, copies and concatenations keep the
@@ -126,7 +126,7 @@ def residual_writers(
 
 
 def residual_readers(model: Model | nn.Module, inputs: Any = None) -> dict[str, tuple[str, ...]]:
-    """Return which modules read a sum of layers' outputs, and the layers of each.
+    """Return the modules that read a sum of layers' outputs, and the layers in each sum.
 
     For a transformer: the norms before attentions and MLPs and the last one; without norms, the
     layers of queries, keys and values themselves. Modules with submodules are left out, and so are
@@ -248,7 +248,7 @@ def _called(module: nn.Module, inputs: Any) -> Any:
 
 
 def example_inputs(module: nn.Module) -> dict[str, Tensor]:
-    """Return a small input for a model of transformers, made from its configuration.
+    """Return a small input for a transformers model, from its configuration.
 
     Raises
     ------
@@ -283,7 +283,7 @@ def inputs_or_none(module: nn.Module) -> dict[str, Tensor] | None:
 
 
 class _SumWatch(TorchDispatchMode):
-    """Follows which layers' outputs are added up in each tensor of a forward pass."""
+    """Tracks the layers whose outputs are summed in each tensor of a forward pass."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -303,7 +303,7 @@ class _SumWatch(TorchDispatchMode):
             self._put(buffer, Sum((), fixed=(name,)))
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Note that a module returned a tensor; the output of a linear layer is a term."""
+        """Record a module's returned tensor; the output of a linear layer is a term."""
         x = find(output, None)
         if x is None:
             return
@@ -316,7 +316,7 @@ class _SumWatch(TorchDispatchMode):
         self.makers.setdefault(id(x), f"{name or 'the model'} ({type(module).__name__})")
 
     def sum_of(self, x: Tensor | float) -> Sum:
-        """Return a tensor, or a number that is added to one, as a sum of terms."""
+        """Return a tensor, or a number in an addition, as a sum of terms."""
         if id(x) in self.sums:
             return self.sums[id(x)]
         if not isinstance(x, Tensor) or x not in self.varies:
@@ -326,7 +326,7 @@ class _SumWatch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Run an operation and note what its result is a sum of."""
+        """Run an operation, and record its result as a sum."""
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if any(isinstance(x, Tensor) and x in self.varies for x in tree_leaves((args, kwargs))):

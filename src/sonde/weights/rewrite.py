@@ -1,4 +1,4 @@
-"""A change of weights: planned from what was fitted, looked at, then folded into a new model."""
+"""Changes of weights: planned from fitted data, inspected, then folded into a new model."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -83,7 +83,7 @@ class RewritePlan:
         method: str = "",
         **figures: float,
     ) -> "RewritePlan":
-        """Return the plan for the weights that a model has now."""
+        """Return the plan for the current weights of a model."""
         return cls.shaped(model, changes, method, figures)
 
     @classmethod
@@ -97,7 +97,7 @@ class RewritePlan:
         forms: Mapping[str, Mapping[str, Any]] | None = None,
         blocks: Mapping[str, Sequence[int]] | None = None,
     ) -> "RewritePlan":
-        """Return the plan of changes, with forms that no change implies and with fewer blocks."""
+        """Return the plan of changes, with additional forms and with fewer blocks."""
         module = module_of(model)
         named = dict(module.state_dict())
         kept = {name: tuple(places) for name, places in (blocks or {}).items()}
@@ -130,12 +130,12 @@ class RewritePlan:
 
     @cached_property
     def packed(self) -> frozenset[str]:
-        """Tensors that are replaced by smaller tensors of a part in another form."""
+        """Tensors that are replaced by smaller tensors in another form."""
         return frozenset(n for n in self.reshaped if "shapes" not in self._form_of(n))
 
     @cached_property
     def reshaped(self) -> frozenset[str]:
-        """Tensors that are packed, or get another shape."""
+        """Tensors that are packed or reshaped."""
         return frozenset(n for n, change in self.changes.items()
                          if self._form_of(n) and change.replaced())  # fmt: skip
 
@@ -143,11 +143,11 @@ class RewritePlan:
         return self.forms.get(tensor.rpartition(".")[0], {})
 
     def renamed(self, name: str) -> str | None:
-        """Return the name that a part or a tensor has in the new model, or None if it is gone."""
+        """Return the new model's name for a part or tensor, or None if it was removed."""
         return renamed(name, self.blocks)
 
     def inside(self, path: str) -> "RewritePlan":
-        """Return the plan for the part of the model at a path, which holds all that changes."""
+        """Return the plan for the part of the model at a path, which contains all changes."""
 
         def own(name: str) -> str:
             return name.removeprefix(f"{path}.")
@@ -165,7 +165,7 @@ class RewritePlan:
         )
 
     def fold(self, model: Model | nn.Module) -> Any:
-        """Return a new model with the changes in it.
+        """Return a new model with the changes.
 
         It shares the storage of all other tensors with ``model``: to train one is to train both.
         A model of a half type stays one, so that it runs: changed tensors are rounded once. On the
@@ -206,7 +206,7 @@ class RewritePlan:
         return new
 
     def told(self) -> dict[str, Mapping[str, Any]]:
-        """Return every form by the name that its part has in the new model, lists of blocks first.
+        """Return every form by its part's name in the new model, lists of blocks first.
 
         A configuration uses these names.
         """
@@ -217,7 +217,7 @@ class RewritePlan:
         return found | more
 
     def told_on_disk(self) -> dict[str, Mapping[str, Any]]:
-        """Return the forms that the options in ``config`` do not say."""
+        """Return the forms that the options in ``config`` do not describe."""
         found = self.told()
         if not self.config:
             return found
@@ -254,7 +254,7 @@ class Rewrite(ABC):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({},)
 
     def reads(self) -> Mapping[str, Need]:
-        """Return what ``planned`` takes beside the model, by the names of its parameters.
+        """Return the inputs that ``planned`` takes besides the model, by parameter name.
 
         ``Examples`` arrive as ``Inputs``, an instrument as its results by site (``AtSites``).
         """
@@ -279,14 +279,14 @@ class Rewrite(ABC):
         return found
 
     def check(self, model: Model) -> None:  # noqa: B027 (most say all else in ``planned``)
-        """Raise if no data can give a plan, judged by the weights and the parameters alone.
+        """Raise if no data can give a plan, judged by weights and parameters only.
 
         Commands call this before they read data.
         """
 
     @final
     def plan(self, model: Model | nn.Module, fitted: Any = None) -> RewritePlan:
-        """Return what would change; ``model`` stays as it is.
+        """Return the planned changes. ``model`` is not changed.
 
         Parameters
         ----------
@@ -306,11 +306,11 @@ class Rewrite(ABC):
 
     @abstractmethod
     def planned(self, model: Model, *_: Any, **read: Any) -> RewritePlan:
-        """Return what would change, from what ``reads`` names."""
+        """Return the planned changes, from the inputs that ``reads`` declares."""
 
 
 def _inside(told: Mapping[str, Any], own: Callable[[str], str]) -> Mapping[str, Any]:
-    """Return a form with the names of other parts as they are inside a part."""
+    """Return a form with names of other parts relative to a part."""
     if PACKED_TIE not in told:
         return told
     tied = {leaf: own(name) for leaf, name in told[PACKED_TIE].items()}
@@ -318,7 +318,7 @@ def _inside(told: Mapping[str, Any], own: Callable[[str], str]) -> Mapping[str, 
 
 
 def _rounded(name: str, new: Tensor, old: Tensor | None, other: torch.dtype | None) -> Tensor:
-    """Return a changed tensor in the model's type; warn if rounding loses over half the change."""
+    """Return a changed tensor in the model's dtype; warn if rounding loses half the change."""
     dtype = other if old is None else old.dtype
     value = new if dtype is None else new.to(dtype)
     if old is not None and value.dtype != new.dtype and old.shape == new.shape:
@@ -335,7 +335,7 @@ def _rounded(name: str, new: Tensor, old: Tensor | None, other: torch.dtype | No
 
 
 def renamed(name: str, blocks: Mapping[str, Sequence[int]]) -> str | None:
-    """Return the name after lists were shortened, or None if it was in a block that is gone."""
+    """Return the name after lists are shortened, or None if its block was removed."""
     block = block_of(name, blocks)
     if not block:
         return name
@@ -346,7 +346,7 @@ def renamed(name: str, blocks: Mapping[str, Sequence[int]]) -> str | None:
 
 
 def block_of(name: str, blocks: Mapping[str, Sequence[int]]) -> str:
-    """Return the block of a shortened list that a name lies in; empty if in none."""
+    """Return the block of a shortened list that contains a name, or an empty text."""
     for above in blocks:
         if name.startswith(f"{above}."):
             return f"{above}.{name.removeprefix(f'{above}.').partition('.')[0]}"

@@ -1,4 +1,4 @@
-"""An edited model on the disk: its folder copied byte for byte, the changed tensors rewritten."""
+"""Edited models on disk: the folder is copied, and changed tensors are rewritten."""
 
 import json
 import re
@@ -72,7 +72,7 @@ def save_edited(
     name: str = "",
     layers: Mapping[str, bytes] | None = None,
 ) -> Saved:
-    """Write a model with a plan folded in, and beside it the patch that takes it back.
+    """Write a model with a plan folded in, and beside it the patch that undoes the plan.
 
     The model's folder is copied byte for byte. Only the changed tensors are rewritten, as float32
     where they were of a half type. ``OUTPUT.patch`` holds the original bytes of all that differs;
@@ -137,7 +137,7 @@ def _saved(
 
 
 def _of_transformer(plan: "RewritePlan", source: Path) -> "RewritePlan":
-    """Return a plan for a sentence encoder with the names that its transformer alone has.
+    """Return a plan for a sentence encoder, with the names in its transformer only.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def _of_transformer(plan: "RewritePlan", source: Path) -> "RewritePlan":
 def _planned(
     held: LoadedFolder, plan: "RewritePlan"
 ) -> tuple[dict[str, NewTensor], dict[str, Any]]:
-    """Return what becomes of each loaded tensor, and what the configuration must say."""
+    """Return the new version of each loaded tensor, and the new configuration entries."""
     new: dict[str, NewTensor] = {}
     config = dict(plan.config)
     told = plan.told() if FACTORY_KEY in held.folder.config() else plan.told_on_disk()
@@ -197,7 +197,7 @@ def _planned(
 def _renumbered(
     held: LoadedFolder, new: Mapping[str, NewTensor], above: str, kept: Sequence[int]
 ) -> dict[str, NewTensor]:
-    """Return what becomes of each tensor if blocks are left out: later blocks get other names.
+    """Return the new tensors after blocks are removed, with later blocks renamed.
 
     Raises
     ------
@@ -227,13 +227,13 @@ def _renumbered(
 
 
 def _own_name(held: LoadedFolder, name: str, found: str) -> str | None:
-    """Return the loaded tensor that belongs to this name, not to a tied one."""
+    """Return the loaded tensor with this name, not a tied one."""
     mine = held.named_like(name)
     return found if found in mine else mine[0] if mine else None
 
 
 def _found(held: LoadedFolder, name: str, plan: "RewritePlan") -> str:
-    """Return the loaded tensor that a plan means, known by its hash.
+    """Return the loaded tensor of a plan's tensor, identified by its hash.
 
     Raises
     ------
@@ -268,7 +268,7 @@ def _write(
     config: Mapping[str, Any],
     added: Mapping[str, bytes],
 ) -> tuple[dict[str, str], dict[str, bytes]]:
-    """Write the new folder; return the hash of each file in it, and the small files that differ."""
+    """Write the new folder; return each file's hash, and the small files that differ."""
     touched = {w.file for w in written.values()}
     touched |= {old.places[n] for n in written if n in old.places}
     after: dict[str, str] = {}
@@ -303,7 +303,7 @@ def _write(
 
 
 def _index(old: ModelFolder, written: Mapping[str, StoredTensor]) -> dict[str, Any]:
-    """Return the index of the shards with what was added, and the new size."""
+    """Return the index of the shards, with added tensors and the new size."""
     index = json.loads((old.path / INDEX).read_bytes())
     gone = {n for n, w in written.items() if w.entry is None}
     places = {**index["weight_map"], **{n: w.file for n, w in written.items()}}
@@ -316,7 +316,7 @@ def _index(old: ModelFolder, written: Mapping[str, StoredTensor]) -> dict[str, A
 
 
 def _check_loads(new: Path, held: LoadedFolder, plan: "RewritePlan") -> None:
-    """Raise unless the new folder, whose configuration changed, loads every changed tensor.
+    """Raise unless the new folder loads every changed tensor with its changed configuration.
 
     Raises
     ------

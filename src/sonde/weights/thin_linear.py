@@ -33,7 +33,7 @@ class ThinLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The product of both matrices, for code that reads it beside the layer."""
+        """The product of both matrices, for code that reads it outside the layer."""
         return self.left @ self.right
 
     def forward(self, x: Shaped[Tensor, "*batch in"]) -> Shaped[Tensor, "*batch out"]:

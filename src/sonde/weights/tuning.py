@@ -1,4 +1,4 @@
-"""Training a copy of a model by batches: seeded, deterministic, with a progress bar.
+"""Training of a model copy by batches: seeded, deterministic, with a progress bar.
 
 The original stays as it is, so that an interrupted training leaves nothing behind. Copies are
 trained in eval mode: nothing is dropped, and the statistics of norms stay those of the original.
@@ -26,7 +26,7 @@ Objective = Callable[["Trainee", InputBatch], Tensor]
 
 @dataclass(frozen=True)
 class Trainee:
-    """A module in training, and how its answers are read.
+    """A module in training, with the function that computes its losses.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class Trainee:
 
 
 def row_losses(model: Model, module: nn.Module, inputs: Inputs) -> RowLosses:
-    """Return the function that computes a module's cross-entropy on batches of a model's inputs."""
+    """Return the function that computes a module's cross-entropy on batches of inputs."""
     first = next(iter(inputs.batches(0, 1)), None)
     if first is None:
         raise InputError("expected at least one example that can be read, got none. Pass data.")
@@ -52,7 +52,7 @@ def row_losses(model: Model, module: nn.Module, inputs: Inputs) -> RowLosses:
 
 
 def require_truth(owner: str, model: Model, **sides: Inputs | None) -> None:
-    """Raise if examples have neither labels nor tokens to predict: their loss would be 0.
+    """Raise if examples have neither labels nor tokens to predict, so that the loss is 0.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def require_truth(owner: str, model: Model, **sides: Inputs | None) -> None:
 
 
 def with_copy(module: nn.Module) -> nn.Module:
-    """Return a copy that shares nothing, in eval mode, all of it open to training."""
+    """Return a fully trainable copy in eval mode that shares nothing."""
     new = copy.deepcopy(module).eval()
     for p in new.parameters():
         p.requires_grad_(p.is_floating_point())
@@ -132,13 +132,13 @@ def tuned(
 
 
 def mean_loss(trainee: Trainee, batch: InputBatch) -> Tensor:
-    """Return the mean cross-entropy of the examples of a batch that have a truth."""
+    """Return the mean cross-entropy of the examples of a batch with a known answer."""
     found = trainee.losses(batch)
     return found.losses.sum() / max(1, int(found.known.sum()))
 
 
 class Cycle:
-    """Batches one after another, without an end, in a new random order each time around."""
+    """Endless batches, in a new random order in each epoch."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.batches = list(inputs.batches(0, len(inputs)))
@@ -152,7 +152,7 @@ class Cycle:
 
 
 def plan_of(model: Model | nn.Module, new: nn.Module, method: str, **figures: float) -> RewritePlan:
-    """Return the plan that puts the weights and buffers of a trained copy into a model."""
+    """Return the plan that writes a trained copy's weights and buffers to a model."""
     before = module_of(model).state_dict()
     after: Mapping[str, Tensor] = new.state_dict()
     changes = {
@@ -182,5 +182,5 @@ def check_positive(owner: str, **values: float) -> None:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Return the mean of some numbers; NaN of none."""
+    """Return the mean of some numbers; NaN without numbers."""
     return sum(values) / len(values) if values else float("nan")

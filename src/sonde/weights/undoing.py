@@ -1,4 +1,4 @@
-"""An edited model's folder back to what it was, file by file with the same hash."""
+"""Restoring an edited model's folder to its original files, checked by hash."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from sonde.weights.patch import EARLIER, FILES, Patch, kept_bytes
 
 
 def undo(model: str | Path, output: str | Path) -> Path:
-    """Write the model that an edited one was made from: every file with the hash it had.
+    """Write the original of an edited model; every file has its original hash.
 
     The patch is taken from beside the edited model. Of a model that was edited several times, the
     last edit is taken back, and the patch of the one before is put beside ``output``.
@@ -81,7 +81,7 @@ def _patch(folder: Path) -> Patch:
 
 
 def _original(patch: Patch, folder: Path, file: str) -> Iterator[Bytes]:
-    """Yield the bytes that a file had before the edit."""
+    """Yield the bytes of a file before the edit."""
     kept = patch.kept.entries
     if f"file|{file}" in kept:
         yield kept_bytes(patch, f"file|{file}")
@@ -100,7 +100,7 @@ def _original(patch: Patch, folder: Path, file: str) -> Iterator[Bytes]:
 
 
 def _names(header: bytes, patch: Patch) -> list[str]:
-    """Return the tensors that a header of a weight file lists, in the order of their bytes."""
+    """Return the tensors in a weight file's header, in the order of their bytes."""
     try:
         told: dict[str, Any] = json.loads(header[8:])
         told.pop("__metadata__", None)

@@ -1,4 +1,4 @@
-"""Linear layers whose packed weight is unpacked at each use, and never kept."""
+"""Linear layers that unpack their weight at each use, and never keep it."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -15,7 +15,7 @@ from sonde.weights.quant_linear import BLOCK, NoGradient, plain_linear
 
 
 class UnpackedLinear(nn.Module, ABC):
-    """A linear layer that makes the rows of its weight when it runs; subclasses say how.
+    """A linear layer that computes rows of its weight at run time; subclasses define how.
 
     It saves memory and no time. It runs under gradients, as frozen layers do, but has none itself.
 
@@ -40,7 +40,7 @@ class UnpackedLinear(nn.Module, ABC):
 
     @property
     def weight(self) -> Tensor:
-        """The weight, for code that reads it beside the layer; it unpacks when it is used."""
+        """The weight, for code that reads it outside the layer; it is unpacked on use."""
         shape = self.out_features, self.in_features
         return PackedTensor(self, shape, self.like.dtype, self.like.device)
 
@@ -49,11 +49,11 @@ class UnpackedLinear(nn.Module, ABC):
         return self.rows(slice(None))
 
     def dequantise(self) -> nn.Linear:
-        """Return a plain linear layer with the same weight in float32, which can be trained."""
+        """Return a plain, trainable linear layer with an equal weight in float32."""
         return plain_linear(self.values(), self.bias)
 
     def forward(self, x: Shaped[Tensor, "*batch in"]) -> Shaped[Tensor, "*batch out"]:
-        """Return ``x W^T + bias`` in the type of ``x``."""
+        """Return ``x W^T + bias`` in the dtype of ``x``."""
         if x.shape[-1] != self.in_features:
             raise ShapeError(
                 f"{type(self).__name__}: expected rows of {self.in_features} features, got "
@@ -62,7 +62,7 @@ class UnpackedLinear(nn.Module, ABC):
         return NoGradient.apply(x, self)  # pyright: ignore[reportReturnType]
 
     def multiplied(self, x: Tensor) -> Tensor:
-        """Return the product and the bias without a gradient."""
+        """Return product plus bias, without a gradient."""
         out = self.product(x.float())
         return (out if self.bias is None else out + self.bias.float()).to(x.dtype)
 
@@ -110,11 +110,11 @@ class StackLinear(UnpackedLinear):
             self.register_buffer(name, torch.zeros(shape, dtype=torch.int16))
 
     def extra_repr(self) -> str:
-        """Return sizes and the number of blocks that are added."""
+        """Return sizes and the number of added blocks."""
         return f"{self.in_features}, {self.out_features}, {self.levels} of {len(self.signs)} blocks"
 
     def use(self, levels: int) -> None:
-        """Add the first blocks alone from now on."""
+        """Use only the first blocks from now on."""
         if not 1 <= levels <= len(self.signs):
             raise ShapeError(
                 f"StackLinear.use: expected 1 to {len(self.signs)} blocks, got {levels}."

@@ -1,4 +1,4 @@
-"""A model with plain layers in the place of packed ones: gradients flow, weights can be trained."""
+"""Models with plain layers in place of packed layers, so that weights can be trained."""
 
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ Some = TypeVar("Some", Model, nn.Module)
 
 
 def unpacked(model: Some) -> Some:
-    """Return a model with plain layers of the same weights in the place of packed ones.
+    """Return a model with plain layers of equal weights in place of packed layers.
 
     Gradients flow through the new model, its weights can be trained and edited, and
     ``save_pretrained`` writes an ordinary folder of it. All other tensors are shared with the old
@@ -49,7 +49,7 @@ def unpacked(model: Some) -> Some:
 
 
 def unpack_layers(module: nn.Module) -> None:
-    """Put plain layers in the place of packed ones, in the type of the module's parameters."""
+    """Replace packed layers by plain layers, in the dtype of the module's parameters."""
     floats = (p.dtype for p in module.parameters() if p.is_floating_point())
     dtype = next(floats, torch.float32)
     open_packed(module)
