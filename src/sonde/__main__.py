@@ -1,4 +1,4 @@
-"""``python -m sonde``: the command line where the script ``sonde`` is not on the path."""
+"""``python -m sonde``: the command line if the script ``sonde`` is not on the path."""
 
 import sys
 

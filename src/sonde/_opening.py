@@ -18,7 +18,7 @@ FOLLOWER = "sonde._packed_models"
 
 
 class _Following(Loader):
-    """Runs a module as its own loader does, then imports ours."""
+    """Loads a module with its original loader, then imports sonde's module."""
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
@@ -32,7 +32,7 @@ class _Following(Loader):
 
 
 class _Watcher(MetaPathFinder):
-    """Finds the watched module, as it is found without us."""
+    """Import hook that finds the watched module and follows its import."""
 
     def find_spec(
         self, fullname: str, path: Any, target: ModuleType | None = None
@@ -46,7 +46,7 @@ class _Watcher(MetaPathFinder):
 
 
 def watch() -> None:
-    """Register now if transformers is there, else when it is imported."""
+    """Register now if transformers is already imported, else when it is imported."""
     if WATCHED in sys.modules:
         importlib.import_module(FOLLOWER)
     elif not any(isinstance(finder, _Watcher) for finder in sys.meta_path):

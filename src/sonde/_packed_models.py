@@ -20,7 +20,7 @@ METHOD = "sonde"
 
 @register_quantization_config(METHOD)
 class PackedConfig(QuantizationConfigMixin):
-    """Entry of ``config.json`` about packed layers.
+    """Entry for packed layers in ``config.json``.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class PackedConfig(QuantizationConfigMixin):
 
 @register_quantizer(METHOD)
 class PackedQuantizer(HfQuantizer):
-    """Puts the form that ``config.json`` tells of in the place of each part that has another form.
+    """Replaces layers by the packed layers that ``config.json`` describes.
 
     Layers with many zeros get their weight back after loading, and stay what they are.
     """
@@ -47,7 +47,7 @@ class PackedQuantizer(HfQuantizer):
     requires_calibration = True
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Take away what keeps transformers from opening the folder without this quantizer.
+        """Remove the guard that stops transformers from opening the folder without this quantizer.
 
         transformers calls this before it reads that option.
         """
@@ -90,7 +90,7 @@ class PackedQuantizer(HfQuantizer):
         return model
 
     def remove_quantization_config(self, model: Any) -> Any:
-        """Make the configuration that of an ordinary model."""
+        """Restore the configuration of an ordinary model."""
         _set_guard(model.config, False)
         return super().remove_quantization_config(model)
 
@@ -101,17 +101,17 @@ class PackedQuantizer(HfQuantizer):
         return model
 
     def is_serializable(self) -> Any:
-        """Return that the model can be saved: packed tensors are ordinary ones."""
+        """Return True, because packed tensors can be saved as ordinary tensors."""
         return True
 
     @property
     def is_trainable(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Return that no gradient flows through packed layers."""
+        """Return False, because no gradient flows through packed layers."""
         return False
 
 
 def _set_guard(config: Any, on: bool) -> None:
-    """Make transformers refuse a saved configuration while sonde is not imported, or allow it."""
+    """Make transformers reject a saved configuration unless sonde is imported, or undo this."""
     fusions = dict(vars(config).pop(GUARD_KEY, None) or {})
     fusions.pop(NEEDS_SONDE, None)
     fusions |= {NEEDS_SONDE: True} if on else {}
@@ -120,7 +120,7 @@ def _set_guard(config: Any, on: bool) -> None:
 
 
 def _leave_packed_ties(model: Any) -> None:
-    """Take packed tensors out of what transformers ties: their forms say what reads them."""
+    """Remove packed tensors from the tied weights of transformers."""
     ties = model.__dict__.get("all_tied_weights_keys", {})
     known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for target, source in list(ties.items()):
@@ -129,7 +129,7 @@ def _leave_packed_ties(model: Any) -> None:
 
 
 def _leave_file(model: Any) -> None:
-    """Copy all tensors but codes out of the file that is mapped into memory.
+    """Copy all tensors except codes from the memory-mapped file.
 
     Codes leave it when a kernel takes them. One tensor that stayed would hold the whole file, and
     codes would be in memory twice.
