@@ -81,6 +81,21 @@ def related(n: int, seed: int) -> World:
     )
 
 
+def related_in_groups(n: int, n_groups: int, seed: int, share: float = 0.5) -> World:
+    """Return rows as in ``related`` in groups: rows of a group share a part of what they hold.
+
+    Group ``g`` has rows ``g, g + n_groups, ..``; ``share`` is the size of its own part.
+    """
+    world, random = related(n, seed), torch.Generator().manual_seed(seed + 1_000_000)
+    group = torch.arange(n) % n_groups
+
+    def moved(x: Tensor) -> Tensor:
+        return x + share * normal(random, n_groups, x.shape[1])[group]
+
+    parts = {name: moved(getattr(world, name)) for name in ("x", "y", "grad", "logits")}
+    return replace(world, group=group, **parts)
+
+
 Figure = Callable[[World], Result]
 
 
@@ -231,10 +246,12 @@ def in_groups(world: World) -> World:
     return replace(world, group=group)
 
 
-def options(text: str, draws: int, rows: list[int]) -> argparse.Namespace:
-    """Return the command line of a table."""
+def options(text: str, draws: int, rows: list[int], *, groups: bool = False) -> argparse.Namespace:
+    """Return the command line of a table; with ``groups`` that of numbers of groups too."""
     parser = argparse.ArgumentParser(description=text)
     parser.add_argument("words", nargs="*", help="figures whose names hold one of these words")
     parser.add_argument("--draws", type=int, default=draws)
     parser.add_argument("--rows", type=int, nargs="+", default=rows)
+    if groups:
+        parser.add_argument("--groups", type=int, nargs="+", default=[])
     return parser.parse_args()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.student import student
 
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.result import Result
@@ -181,7 +182,8 @@ def test_group_error():
     group = torch.arange(40) % 7
     centred = effect.double() - effect.double().mean()
     sums = torch.stack([centred[group == g].sum() for g in range(7)])
-    assert group_error(effect, group, 70) == pytest.approx(float(sums.std()) * math.sqrt(70))
+    want = float(sums.std()) * math.sqrt(70) * student(7)
+    assert group_error(effect, group, 70) == pytest.approx(want)
     assert math.isnan(group_error(effect, torch.zeros(40, dtype=torch.int64), 70))
     assert math.isnan(group_error(effect[:0], torch.zeros(0, dtype=torch.int64), 0))
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.student import student
 from torch import Tensor, nn
 
 from circuits import linear
@@ -50,7 +51,8 @@ def test_the_graph_has_exactly_the_true_edges(screen):
     }
     # Effects of 4 in four rows and of 0 in the four others have a variance of 32 / 7.
     errors = sorted(present(found.se).tolist())
-    assert errors == pytest.approx([0.0, (4 / 7) ** 0.5, (4 / 7) ** 0.5])
+    want = (4 / 7) ** 0.5 * student(8)
+    assert errors == pytest.approx([0.0, want, want])
     assert (found.necessity, found.sufficiency) == (0.0, 1.0)
     assert bool(found.screened) == (screen > 0)
     halves = [

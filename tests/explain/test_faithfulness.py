@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import sem
+from tests.student import student
 from torch import nn
 
 from sonde.core import InputError, ShapeError
@@ -54,7 +55,7 @@ def test_curves_of_a_linear_model():
         x = rows(n, 4, seed=n)
         found = GradTimesInput().explain(net, x, objective=LOGIT)
         several = Deletion(ZERO, steps=4).judge(net, x, found, objective=LOGIT)
-        assert several.se == pytest.approx(sem(several.each.numpy()))
+        assert several.se == pytest.approx(sem(several.each.numpy()) * student(n))
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.student import student
 
 import models
 from sonde.core import InputError, Model
@@ -49,7 +50,7 @@ def test_batches_give_the_mean_of_all_examples(net, method, site):
     value = torch.as_tensor(whole.value).double()
     torch.testing.assert_close(found.value, value.mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found.size, value.abs().mean(0), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found.se, value.std(0) / 30**0.5, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.se, value.std(0) / 30**0.5 * student(30), rtol=1e-5, atol=1e-6)
     judged = test.judge(net, X, whole, objective=Objective("prob", target=1), site=site)
     assert found.faithfulness == pytest.approx(float(judged), abs=1e-5)
     assert judged.null is not None

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.student import student
 from torch import nn
 
 from cache_name import CACHE
@@ -191,7 +192,8 @@ def test_shares_are_means_over_the_pairs_that_differ_and_have_the_part():
         share = effects[pairs, part] / whole[pairs]
         assert float(mean[part]) == pytest.approx(float(share.mean()))
         if len(pairs) > 1:
-            assert float(se[part]) == pytest.approx(float(share.std()) / len(pairs) ** 0.5)
+            error = float(share.std()) / len(pairs) ** 0.5 * student(len(pairs))
+            assert float(se[part]) == pytest.approx(error)
     assert bool(se[2].isnan())  # one pair has no error
 
 

@@ -3,6 +3,7 @@ import random
 
 import pytest
 import torch
+from tests.student import student
 
 from narrow import present
 from sonde import InputError
@@ -65,7 +66,7 @@ def test_texts_of_a_document_stand_together_in_the_error():
         ]
         found = compression_fidelity(source, said, usual, group=[j // 4 for j in range(80)])
         # documents have equally many planted tokens: it is the error of a mean of documents
-        want = torch.tensor(wrong).double().std() / 20**0.5
+        want = torch.tensor(wrong).double().std() / 20**0.5 * student(20)
         assert found.se == pytest.approx(float(want), rel=1e-12)
         return found
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import f as f_distribution
+from tests.student import student
 
 from sonde.core.errors import InputError
 from sonde.measure import accuracies_at_angles, subpopulation_curve
@@ -48,7 +49,7 @@ def test_the_error_is_the_jackknife_over_nets():
     result = subpopulation_curve(p, q, group=group)
     x, y = result.x.numpy(), result.y.numpy()
     kept = np.array([np.polyfit(x[group != g], y[group != g], 2)[0] for g in range(12)])
-    want = math.sqrt(11 / 12 * ((kept - kept.mean()) ** 2).sum())
+    want = math.sqrt(11 / 12 * ((kept - kept.mean()) ** 2).sum()) * student(12)
     assert float(torch.as_tensor(result.se)) == pytest.approx(want, rel=1e-6)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import gammaln, ive
+from tests.student import student
 
 from narrow import present
 from sonde.core.errors import InputError
@@ -56,7 +57,7 @@ def test_standard_error_of_groups_of_unlike_sizes():
     pairs = each[:, None] * each * torch.from_numpy(group[:, None] != group)
     kernel = torch.exp(-2 * torch.cdist(unit, unit).square())
     ((pairs * kernel).sum() / pairs.sum()).log().backward()
-    want = float(present(weight.grad).norm()) * math.sqrt(20 / 19)
+    want = float(present(weight.grad).norm()) * math.sqrt(20 / 19) * student(20)
     found = uniformity(x, group=group)
     assert float(present(found.se)) == pytest.approx(want, rel=1e-6)
 

@@ -9,7 +9,7 @@ def test_spread_over_halves_is_the_standard_error():
     x = torch.randn(4000, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     masks = random_halves(torch.arange(4000), 200)
     values = torch.stack([x[m].mean() for m in masks])
-    assert float(half_error(values)) == pytest.approx(float(x.std()) / 4000**0.5, rel=0.15)
+    assert float(half_error(values, 4000)) == pytest.approx(float(x.std()) / 4000**0.5, rel=0.15)
 
 
 def test_groups_stay_whole():

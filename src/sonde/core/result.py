@@ -30,6 +30,8 @@ FLAGS: dict[str, str] = {
     "low_precision": "rounding of the rows reaches the value's last digits",
     "lost_precision": "rounding of the rows dominates the value",
     "few_rows": "too few rows (groups): no more than dimensions, or hardly any of one kind",
+    "few_groups": "fewer than 8 independent groups of rows: the standard error is widened by "
+    "Student's t, and is itself uncertain",
     "rank_deficient": "some directions have no variance in these rows",
     "high_dim": "more dimensions than the estimator is known to bear",
     "saturated": "the estimator is at its upper limit",

@@ -24,6 +24,7 @@ from sonde.engine.errorbars import (
     left_out,
     result_with_error,
     with_copies,
+    with_few_groups,
 )
 from sonde.engine.passes import (
     close_pass,
@@ -64,6 +65,7 @@ def fit_arrays(
         if later is None:
             instrument.require_rows(result, " & ".join(keys))
             result = with_copies(result, stream.n_copies, len(stream))
+            result = with_few_groups(result, len({*stream.group_keys}))
             return left_out(result) if _has_broken_rows(stream, keys) else result
         following = later
 

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.few_groups import widen_error
 from sonde.explain.attribution import Attribution, Attributor, sites_named
 from sonde.explain.baseline import Baseline
 from sonde.explain.objective import FixedObjective
@@ -13,9 +14,12 @@ from sonde.tap.streams.site_function import SiteFunction
 
 
 def standard_error(each: Float[Tensor, "part"]) -> float | None:
-    """Return the standard error of the mean of independent values, or None for fewer than two."""
+    """Return the standard error of the mean of independent values, or None for fewer than two.
+
+    From fewer than 32 values it is widened by Student's t.
+    """
     n = len(each)
-    return float(each.std()) / n**0.5 if n > 1 else None
+    return widen_error(float(each.std()) / n**0.5, n) if n > 1 else None
 
 
 def judged_by(

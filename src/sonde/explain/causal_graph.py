@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError, SiteError
 from sonde.core.explainer import Explainer
+from sonde.core.few_groups import widen_error
 from sonde.core.inputs import Model
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
@@ -202,7 +203,7 @@ class CausalGraph(Explainer):
         spread = effects.var(1) if n > 1 else torch.full_like(mean, torch.nan)
         return CausalEdges(
             value=mean,
-            se=(spread / n).sqrt() if n > 1 else None,
+            se=widen_error((spread / n).sqrt(), n) if n > 1 else None,
             n=n,
             unit="logit",
             direction="higher",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.explainer import Explainer
+from sonde.core.few_groups import widen_error
 from sonde.core.inputs import Model
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
@@ -154,7 +155,7 @@ class MeanAttribution(Explainer):
         flags: tuple[str, ...],
     ) -> MeanAttributionResult:
         n = moments.n
-        error = (moments.variance / max(n - 1, 1)).sqrt() if n > 1 else None
+        error = widen_error((moments.variance / (n - 1)).sqrt(), n) if n > 1 else None
         judged, random = figures if self.test is not None else (float("nan"), float("nan"))
         return MeanAttributionResult(
             value=moments.mean.view(sizes.shape),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sonde.core.chart import Chart, matrix
 from sonde.core.errors import InputError
 from sonde.core.explainer import Explainer
+from sonde.core.few_groups import student_factor
 from sonde.core.inputs import Model
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
@@ -423,7 +424,10 @@ def mean_share(
     if int(kept.sum()) < 2:
         return mean, None, kept
     squares = ((share - mean).square() * counted).sum(0)
-    return mean, torch.where(n > 1, (squares / (n * (n - 1)).clamp(min=1)).sqrt(), torch.nan), kept
+    error = torch.where(n > 1, (squares / (n * (n - 1)).clamp(min=1)).sqrt(), torch.nan)
+    counts, which = torch.unique(n, return_inverse=True)
+    factor = torch.tensor([student_factor(int(c)) for c in counts], dtype=error.dtype)
+    return mean, error * factor.to(error.device)[which], kept
 
 
 def _points(runs: TwoRuns, states: States, over: Over) -> dict[Site, Points]:

@@ -58,7 +58,8 @@ class Labelings:
     ) -> tuple[Float[Tensor, "*rest"], Float[Tensor, "*rest"] | None, Float[Tensor, "*rest"]]:
         """Return the value of a figure, its standard error and its null."""
         halves, shuffled = figure[1 : 1 + self.n_halves], figure[1 + self.n_halves :]
-        return figure[0], half_error(halves) if self.n_halves else None, shuffled.mean(0)
+        error = half_error(halves, int(self.group.max()) + 1) if self.n_halves else None
+        return figure[0], error, shuffled.mean(0)
 
 
 def labelled_rows(rows: SampledRows) -> tuple[SampledRows, tuple[str, ...]]:

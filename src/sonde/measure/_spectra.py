@@ -174,12 +174,13 @@ def white_degrees(rows: Rows, n: int, centered: bool, independent: float | None)
 
 def _half_error(sample: HashSampleState, figure: Figure, centered: bool) -> float | None:
     """Return the spread over random halves, or None if a half is too small or has no spectrum."""
-    if len(sample.group.unique()) < 4:
+    n_groups = len(sample.group.unique())
+    if n_groups < 4:
         return None
     halves = _last.get(sample, ("halves", centered), lambda: _spectra_of_halves(sample, centered))
     if any(len(half) == 0 for half in halves):
         return None
-    return float(half_error(torch.stack([figure(half) for half in halves])))
+    return float(half_error(torch.stack([figure(half) for half in halves]), n_groups))
 
 
 def _spectra_of_halves(sample: HashSampleState, centered: bool) -> list[Float[Tensor, "_rank"]]:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from sonde.core.chart import Chart, cells, matrix
 from sonde.core.edit import Edit, EditContext, Replace
 from sonde.core.errors import InputError
+from sonde.core.few_groups import widen_error
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.result import Direction, Result
 from sonde.core.site import Site
-from sonde.engine.errorbars import with_copies
+from sonde.engine.errorbars import with_copies, with_few_groups
 from sonde.measure._sublayers import Sublayers, is_sum, sublayers_of
 from sonde.tap import editing
 from sonde.tap.decoding.layers import ModelBlocks
@@ -230,6 +231,7 @@ def depth_use(
     by_part = None if parts is None else _sublayer_use(parts, texts)
     flags = (*(["whole_blocks"] if whole else []), *(["nonfinite"] if n_broken else []))
     result = replace(_of_blocks(paths, texts, flags, conventions), sublayers=by_part)
+    result = with_few_groups(result, len(texts))
     return with_copies(result, sum(b.n_copies for b in found), sum(len(b.texts) for b in found))
 
 
@@ -346,9 +348,13 @@ def _means(
 
 
 def _jackknife(left_out: Float[Tensor, "text *figure"]) -> Float[Tensor, "*figure"]:
-    """Return the standard error from the values without each text; NaN for one text."""
+    """Return the standard error from the values without each text; NaN for one text.
+
+    From fewer than 32 texts it is widened by Student's t.
+    """
     n = len(left_out)
-    return ((left_out - left_out.mean(0)).square().sum(0) * (n - 1) / n).sqrt()
+    spread = (left_out - left_out.mean(0)).square().sum(0) * (n - 1) / n
+    return widen_error(spread.sqrt(), n)
 
 
 @final

@@ -102,7 +102,8 @@ class LayerCKA(PairSampleInstrument):
         dead = torch.isnan(value.diagonal())
         halves = random_halves(torch.arange(sums.n_blocks))
         enough = n >= 16
-        se = half_error(torch.stack([sums.cka(h) for h in halves])) if enough else None
+        figures = torch.stack([sums.cka(h) for h in halves])
+        se = half_error(figures, sums.n_blocks) if enough else None
         flags += ["dead"] if bool(dead.any()) else []
         flags += ["few_rows"] if n <= max(dims) else []
         flags += [] if all(s.is_everything for s in samples) else ["sampled"]

@@ -117,13 +117,15 @@ class RSA(PairSampleInstrument):
         lists: list[Float[Tensor, "pair"]],
     ) -> tuple[float | None, str]:
         """Return the spread over random halves of the groups, and how it was made."""
-        if len(torch.unique(group)) < LEAST_FOR_HALVES:
+        n_groups = len(torch.unique(group))
+        if n_groups < LEAST_FOR_HALVES:
             return None, f"none: fewer than {LEAST_FOR_HALVES} groups"
         found: list[float] = []
         for half in random_halves(group):
             both = half[pairs[0]] & half[pairs[1]]
             found.append(COMPARISONS[self.comparison](*(x[both] for x in lists)))
-        return float(half_error(torch.tensor(found, dtype=torch.float64))), "20 random halves"
+        error = half_error(torch.tensor(found, dtype=torch.float64), n_groups)
+        return float(error), "20 random halves"
 
     def _alive(self, x: Float[Tensor, "row dim"]) -> Bool[Tensor, "row"]:
         """Return which rows have a direction; with Euclidean distances, all rows."""

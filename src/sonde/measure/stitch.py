@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.few_groups import widen_error
 from sonde.core.result import Direction, Result
 from sonde.core.tensors import as_tensor
 from sonde.stats import error_if_all_agree, ridge_of_rows
@@ -160,4 +161,4 @@ def _error(each: Float[Tensor, "row"]) -> float | None:
         return None
     if bool((each == each[0]).all()):
         return error_if_all_agree(len(each))
-    return float(each.std() / math.sqrt(len(each)))
+    return widen_error(float(each.std() / math.sqrt(len(each))), len(each))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sonde.core.chart import Chart, ChartAxis, curves, marks, overlaid
 from sonde.core.errors import InputError
+from sonde.core.few_groups import widen_error
 from sonde.core.result import Direction, Result
 from sonde.core.tensors import as_tensor
 from sonde.stats.normal_equations import GRAM_CUT
@@ -129,7 +130,7 @@ def subpopulation_curve(
     sum_weight = float(weight.sum())
     return SubpopulationCurve(
         value=float(curve[2]),
-        se=float(spread.sqrt()),
+        se=widen_error(float(spread.sqrt()), n_nets),
         null=0.0,
         n=n_nets,
         flags=("clipped",) if cut or cut2 else (),

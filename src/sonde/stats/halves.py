@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sonde.core.few_groups import widen_error
+
 HALVES = 20
 
 
@@ -24,6 +26,9 @@ def random_halves(
     return chosen[:, member.cpu()]
 
 
-def half_error(values: Float[Tensor, "half *figure"]) -> Float[Tensor, "*figure"]:
-    """Return the standard error: the standard deviation of the figure over random halves."""
-    return values.double().std(dim=0, correction=1)
+def half_error(values: Float[Tensor, "half *figure"], n_groups: int) -> Float[Tensor, "*figure"]:
+    """Return the standard error: the standard deviation of the figure over random halves.
+
+    Fewer than 32 groups give few different halves: the error is then widened by Student's t.
+    """
+    return widen_error(values.double().std(dim=0, correction=1), n_groups)

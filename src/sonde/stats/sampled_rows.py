@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from sonde.core.few_groups import widen_error
 from sonde.core.finite import finite_rows
 from sonde.core.hashing import rank_key
 from sonde.stats.halves import half_error, random_halves
@@ -87,26 +88,26 @@ class SampledRows:
         """Return the spread of a figure over 20 random halves of the groups, and how it was made.
 
         A half has twice the variance of the whole and shares half of it, so the spread over halves
-        is the standard error on all rows. None below 16 groups.
+        is the standard error on all rows. None below 16 groups; below 32 widened by Student's t.
         """
         if self.n_groups < LEAST_FOR_HALVES:
             return None, f"none: fewer than {LEAST_FOR_HALVES} groups"
         halves = random_halves(self.group, seed=seed)
         values = [torch.as_tensor(figure(self.take(half)), dtype=torch.float64) for half in halves]
-        return half_error(torch.stack(values)), "20 random halves"
+        return half_error(torch.stack(values), self.n_groups), "20 random halves"
 
     def error_of_mean(self, values: Float[Tensor, "row"]) -> tuple[Tensor | None, str]:
         """Return the standard error of the mean of a figure of each row, and how it was made.
 
         Groups are taken as independent; rows of a group may depend on each other. None below 16
-        groups.
+        groups; below 32 widened by Student's t.
         """
         if self.n_groups < LEAST_FOR_HALVES:
             return None, f"none: fewer than {LEAST_FOR_HALVES} groups"
         gap = values.double().cpu() - values.double().cpu().mean()
         sums = torch.zeros(self.n_groups, dtype=torch.float64).index_add_(0, self.group, gap)
         spread = sums.square().sum() * self.n_groups / (self.n_groups - 1)
-        return spread.sqrt() / len(self), "spread over groups"
+        return widen_error(spread.sqrt() / len(self), self.n_groups), "spread over groups"
 
     def shuffled(self, seed: int = 0, n: int = SHUFFLES) -> list["SampledRows"]:
         """Return ``n`` versions of the rows, with those of the last site shuffled among groups.

@@ -109,7 +109,8 @@ class SND032(Rule):
                 continue
             part = fitted_on(x[half], label[half], wide)
             halves.append(collapse(part, part.labels, x[half], label[half]))
-        se = float(half_error(torch.tensor(halves))) if len(halves) > 2 else math.nan
+        n_groups = len(torch.unique(group))
+        se = float(half_error(torch.tensor(halves), n_groups)) if len(halves) > 2 else math.nan
         known = math.isfinite(se)
         return Figure(
             "nc1",
@@ -120,7 +121,7 @@ class SND032(Rule):
             threshold=self.nc1,
             direction="below",
             n_rows=int(every.n[torch.isin(every.labels, large)].sum()),
-            n_groups=len(torch.unique(group)),
+            n_groups=n_groups,
         )
 
 

@@ -19,7 +19,7 @@ from sonde.core.plan import STATE_VERSION, Split
 from sonde.core.result import Result, Scorer
 from sonde.core.state import digest, require_finite
 from sonde.core.wording import plural
-from sonde.engine.errorbars import left_out, result_with_error, with_copies
+from sonde.engine.errorbars import left_out, result_with_error, with_copies, with_few_groups
 from sonde.engine.passes import states_of
 from sonde.engine.requests import Request, States, Task, terms_of
 from sonde.files.state_file import read_header, read_state, state_type, write_state
@@ -155,6 +155,7 @@ class Fitted:
             )
             inner_of(self.tasks[i].instrument).require_rows(result, self.names[i][1])
             broken = any(self.header["counters"].get(f"nonfinite|{key}") for key in task.keys)
+            result = with_few_groups(result, int(self.header["data"]["n_groups"]))
             result = self._with_lengths(with_copies(result, *self._copies), self.names[i])
             self._results[i] = left_out(result) if broken else result
         return self._results[i]

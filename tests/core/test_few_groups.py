@@ -1,0 +1,66 @@
+"""Errors from few groups hold as often as they say, in every method that makes them."""
+
+import pytest
+import torch
+from tests.narrow import present
+from tests.student import student
+
+from sonde import explain, measure
+from sonde.core.few_groups import student_factor, widen_error
+from sonde.engine.errorbars import group_error
+
+
+@pytest.mark.truth("quantiles of scipy.stats; the factor ends where it is below 1.05")
+def test_the_factor_is_students_quantile_over_the_normal_one() -> None:
+    for n in range(2, 32):
+        assert student_factor(n) == pytest.approx(student(n), rel=1e-9)
+    assert student_factor(31) > 1.04
+    assert {student_factor(n) for n in (0, 1, 32, 10_000)} == {1.0}
+    assert widen_error(None, 3) is None
+    assert widen_error(torch.ones(2), 2).tolist() == pytest.approx([12.7062047 / 1.95996398] * 2)
+
+
+@pytest.mark.truth("the share of draws whose interval holds the mean 0 of a normal law: .95")
+@pytest.mark.parametrize("n_groups", [2, 3, 5, 10])
+def test_the_interval_of_a_mean_over_few_groups_holds_it_in_95_of_100(n_groups: int) -> None:
+    random = torch.Generator().manual_seed(n_groups)
+    group = torch.arange(40) % n_groups
+    holds = without = 0
+    for _ in range(1000):
+        own = torch.randn(n_groups, generator=random, dtype=torch.float64)
+        x = own[group] + torch.randn(40, generator=random, dtype=torch.float64)
+        reach = 1.959964 * group_error(x / 40, group, n_groups)
+        holds += abs(float(x.mean())) <= reach
+        without += abs(float(x.mean())) <= reach / student_factor(n_groups)
+    assert 0.93 <= holds / 1000 <= 0.97
+    assert without < holds
+
+
+def _said(n_groups: int) -> dict[str, tuple[float, tuple[str, ...]]]:
+    """Return error and flags of methods that make their errors in different ways."""
+    random = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(240, 4, generator=random, dtype=torch.float64) for _ in "xy")
+    label, group = torch.arange(240) // 3 % 2, torch.arange(240) % n_groups
+    found = {
+        "influence": measure.anisotropy(x, group=group),
+        "pairs": measure.cka(x, y, group=group),
+        "halves": measure.effective_rank(x, source="sample", group=group),
+        "held out": explain.Probe().fit(x, label=label, group=group),
+        "code length": explain.MdlProbe().fit(x, label=label, group=group),
+    }
+    return {name: (present(r.se), r.flags) for name, r in found.items()}
+
+
+def test_errors_of_fewer_than_8_groups_are_flagged_however_they_are_made() -> None:
+    few, more = _said(6), _said(8)
+    assert {name for name, (_, flags) in few.items() if "few_groups" in flags} == {*few}
+    assert not any("few_groups" in flags for _, flags in more.values())
+
+
+@pytest.mark.truth("Student's quantile for the groups over that of none, error by error")
+def test_every_way_to_make_an_error_is_widened(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = _said(6)
+    monkeypatch.setattr("sonde.core.few_groups.student_factor", lambda _: 1.0)
+    narrow = _said(6)
+    for name, (error, _) in wide.items():
+        assert error / narrow[name][0] == pytest.approx(student(6)), name
