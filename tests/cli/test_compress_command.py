@@ -361,6 +361,28 @@ def test_convolutions_that_are_named_are_pruned_and_packed(run, convolutional, t
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [("4bit", "rtn"), ("4bit", "gptq"), ("1bit", "sign_quant")])
+def test_a_size_that_packs_no_convolution_leaves_its_weights_alone(
+    run, convolutional, tmp_path, size
+):
+    data = (convolutional, "sonde:digits/train", "--limit", 8, "--held", 8)
+    how = ("--to", size[0], "--method", size[1])
+    told = run("compress", *data, *how, "--layers", "*", "-o", tmp_path / "S", "--json").json()
+    assert told["packed"]
+    old, new = (sonde.load(str(at), device="cpu").module for at in (convolutional, tmp_path / "S"))
+    parts = dict(old.named_modules())
+    names = [name for name, part in parts.items() if isinstance(part, torch.nn.Conv2d)]
+    assert len(names) > 4
+    for name in names:
+        assert torch.equal(parts[name].weight, new.get_submodule(name).weight)
+    assert "not packed: convolution" in document_of(told).verdict
+    refused = run("compress", *data, *how, "--layers", names[0], "-o", tmp_path / "T")
+    assert refused.code == 2
+    assert f"{names[0]} would be rounded and not get smaller" in refused.err
+    assert not (tmp_path / "T").exists()
+
+
+@pytest.mark.slow
 def test_a_model_whose_page_is_interrupted_is_taken_away(run, tmp_path, monkeypatch):
     def stopped(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt

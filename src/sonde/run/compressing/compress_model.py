@@ -22,6 +22,7 @@ from sonde.run.compressing.choosing import (
 from sonde.run.compressing.document import compress_document
 from sonde.run.compressing.inside import inside
 from sonde.run.compressing.methods import Target, method_asked
+from sonde.run.compressing.packable import without_unpacked
 from sonde.run.compressing.search import (
     ANY,
     SizeTrial,
@@ -287,7 +288,7 @@ class _Job:
             one = rule
             if setting is not None:
                 one = replace(rule, bits=setting.bits, group=setting.group)
-            plan = one.plan(self.model, given)
+            plan = without_unpacked(one.plan(self.model, given))
             return Trial(setting, plan, fidelity(self.model, plan.fold(self.model), self.held))
 
         if not wish.seeks:
@@ -307,7 +308,7 @@ class _Job:
         made = list(trials(self.model, self.ours, self.held, asked, file, self.tell, given))
         best = fitting_trial(made, wish.budget, wish.max_kl)
         rule = method_asked(best.method, Target.of(best.size), given)
-        plan = rule.plan(self.model, dict.fromkeys(rule.reads(), self.ours))
+        plan = without_unpacked(rule.plan(self.model, dict.fromkeys(rule.reads(), self.ours)))
         return Trial(None, plan, fidelity(self.model, plan.fold(self.model), self.held)), made
 
     def _calibration(self, rule: Any) -> tuple[Any, tuple[str, ...]]:

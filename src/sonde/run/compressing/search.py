@@ -12,6 +12,7 @@ from sonde.compress import Fidelity, LayerGrams, fidelity, layer_grams
 from sonde.core.errors import InputError, StoreError
 from sonde.core.inputs import Inputs, Model
 from sonde.run.compressing.methods import Target, method_asked
+from sonde.run.compressing.packable import without_unpacked
 from sonde.run.compressing.sizes import planned_bytes
 from sonde.tap import config_hash, fingerprint, forward_code, structure
 
@@ -185,7 +186,7 @@ def trials(
             else:
                 read[name] = ours
         try:
-            plan = rule.plan(model, read)
+            plan = without_unpacked(rule.plan(model, read))
         except InputError as error:
             progress(f"left out: {error}")
             if pair == asked[-1] and not n_made:

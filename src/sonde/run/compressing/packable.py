@@ -1,0 +1,33 @@
+"""Leave out of a plan what would change weights without making them smaller."""
+
+from dataclasses import replace
+
+from sonde.core.errors import InputError
+from sonde.weights import RewritePlan
+from sonde.weights.change import Packed
+
+
+def without_unpacked(plan: RewritePlan) -> RewritePlan:
+    """Return the plan without layers that no packed form holds.
+
+    A grid, a product of thin matrices or a code book packs linear layers alone. In a convolution
+    it would round the weights and save no byte.
+
+    Raises
+    ------
+    InputError
+        If nothing is left to pack.
+    """
+    changes = plan.changes.items()
+    left = {n for n, change in changes if isinstance(change, Packed) and n not in plan.reshaped}
+    kept = {name: change for name, change in changes if name not in left}
+    if left and not (kept or plan.blocks):
+        first = min(left).removesuffix(".weight")
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise InputError(
+            f"sonde compress: {first}{more} would be rounded and not get smaller, for only linear "
+            "layers, embeddings and stacked experts are packed so. --to 50% packs convolutions."
+        )
+    ours = {name: value for name, value in plan.made_for.items() if name not in left}
+    ties = {name: value for name, value in plan.ties.items() if name not in left}
+    return replace(plan, changes=kept, made_for=ours, ties=ties)
