@@ -13,11 +13,12 @@ from torch import nn
 
 import sonde
 from page_case import Page
-from sonde.core import InputError, Model
+from sonde.core import InputError, Model, SiteError
 from sonde.data import open_inputs
 from sonde.explain import Attribution, Attributor, GradTimesInput, IntegratedGradients, Saliency
 from sonde.explain.attribution import ExplainedInput, Parts
 from sonde.report.documents import document_of, save_document, to_page, to_terminal
+from sonde.run.explaining.explain_answers import explain_answers
 from sonde.run.explaining.explanations import (
     best_of,
     explain,
@@ -248,6 +249,21 @@ def test_methods_that_are_ready_are_shown_and_the_others_named_once_time_is_spen
     text = to_terminal(found)
     assert re.search(r"not run +saliency: no time was left \(--seconds 0 runs all", text)
     assert "grad_times_input" in text
+
+
+def test_a_method_that_does_not_fit_the_model_is_named_and_the_others_run():
+    images = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    rows, said = [{"x": image} for image in images], list[str]()
+    words = "raw_attention,saliency,grad_cam"
+    found = explain_answers(Corner(), rows, methods=words, say=said.append, progress=False)
+    assert [one["method"] for one in found.document["methods"]] == ["saliency"]
+    assert list(found.document["refused"]) == ["raw_attention", "grad_cam"]
+    assert found.document["not_run"] == []
+    assert said[0].startswith("note: raw_attention is left out: attention: Corner contains no")
+    text = re.sub(r"\s+", " ", to_terminal(found.document))
+    assert "left out raw_attention: attention: Corner contains no attention layer" in text
+    with pytest.raises(SiteError, match="contains no attention layer"):
+        explain_answers(Corner(), rows, methods="raw_attention,grad_cam", progress=False)
 
 
 def test_methods_have_words():

@@ -55,6 +55,10 @@ def document(found: dict[str, Any], shown_inputs: Sequence[Shown] = ()) -> Docum
         ("explained", f"{found['objective']} at {_where(found)}"),
         *([("held as given", shown(found["held"], 120))] if found.get("held") else []),
         *([("not run", _not_run(found["not_run"]))] if found.get("not_run") else []),
+        *(
+            ("left out", f"{shown(word, 60)}: {shown(reason, 200)}")
+            for word, reason in (found.get("refused") or {}).items()
+        ),
         *([("taken away", f"replaced by: {shown(against, 80)}")] if against else []),
     ]
     features = found.get("features")

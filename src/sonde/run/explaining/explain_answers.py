@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sonde.core._shown import document_html, document_line
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, SondeError
 from sonde.core.inputs import InputBatch, Model
 from sonde.data import open_inputs, similarity_to
 from sonde.data.inputs import ItemInputs
@@ -131,7 +132,9 @@ def explain_answers(
     Raises
     ------
     InputError
-        If a method is unknown or does not fit, or more inputs are asked for than 256.
+        If a method is unknown, or more inputs are asked for than 256.
+    SondeError
+        If no method fits the model.
     """
     if limit is not None and limit > MOST:
         raise InputError(f"--limit: expected at most {MOST} inputs to explain, got {limit}.")
@@ -153,6 +156,7 @@ def explain_answers(
     inputs = replace(chosen.of(found, every, n, seed), batch_size=n)
     columns = inputs.typed.get("number_columns") or ()
     baseline = _mean_row(found, every, seed) if columns and site == INPUT else None
+    refused: dict[str, str] = {}
     batch, judged = explain(
         found,
         inputs,
@@ -164,6 +168,7 @@ def explain_answers(
         baseline=baseline,
         seconds=seconds or math.inf,
         ready=None if say is None else _FirstLook(say, found.processor, columns),
+        refused=partial(_note_refusal, refused, say),
     )
     led = leading(judged) if is_embedding or target == "predicted" else None
     classes = _classes(found, inputs, judged[0].inputs["label"])
@@ -179,7 +184,8 @@ def explain_answers(
         answers=answers_of(found, batch, led, site, own, targets, baseline),
         where=[inputs.place(i) for i in batch.order.tolist()],
         baseline=baseline,
-        not_run=[word for word in map(name_of, asked) if word not in {o.word for o in judged}],
+        not_run=[w for w in map(name_of, asked) if w not in {o.word for o in judged} | {*refused}],
+        refused=refused,
     )
     if dictionary is not None:
         document["features"] = _features(found, batch, objective, Path(dictionary), site)
@@ -224,6 +230,15 @@ class _FirstLook:
         if len(names) != len(size):
             return []
         return [repr(names[k].strip()) for k in size.argsort(descending=True)[:LARGEST].tolist()]
+
+
+def _note_refusal(
+    refused: dict[str, str], say: Callable[[str], None] | None, word: str, error: SondeError
+) -> None:
+    """Keep why a method does not fit the model, and say it at once."""
+    refused[word] = str(error)
+    if say is not None:
+        say(f"note: {word} is left out: {error}")
 
 
 def _methods(methods: str | Sequence[Attributor] | None) -> Sequence[Attributor]:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from sonde.core.errors import InputError, near
+from sonde.core.errors import InputError, SondeError, near
 from sonde.core.finite import finite_json
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.engine.progress import Bar
@@ -46,6 +46,7 @@ DEFAULTS: tuple[Attributor, ...] = (
 
 
 Ready = Callable[[InputBatch, str, Attribution], None]
+Refused = Callable[[str, SondeError], None]
 
 
 class _OutOfTime(Exception):
@@ -101,6 +102,7 @@ def explain(
     baseline: Baseline | None = None,
     seconds: float = math.inf,
     ready: Ready | None = None,
+    refused: Refused | None = None,
 ) -> tuple[InputBatch, list[Judged]]:
     """Return the first batch of inputs and the attributions of its answers, each tested.
 
@@ -129,11 +131,16 @@ def explain(
         stops between its tests when the time is over.
     ready : callable, optional
         Called with the inputs and each attribution as soon as it is there, before its tests.
+    refused : callable, optional
+        Called with a method that does not fit the model, and its error; the other methods run.
 
     Raises
     ------
     InputError
         If there is no input or no method.
+    SondeError
+        If no method fits the model: the error of the first one. Without ``refused``, if one
+        method does not fit.
     """
     batch = next(iter(inputs.batches(0, len(inputs))), None)
     if batch is None or not methods:
@@ -142,18 +149,19 @@ def explain(
     test = objective if objective.kind == "answer" else Objective("prob", objective.target)
     kept = KeptExplanations.of(directory, model, batch, objective, site, n_random)
     judged: list[Judged] = []
+    errors: list[SondeError] = []
     keeps, n_steps = directory is not None, STEPS * len(methods)
     with Bar(
         "explain", n_steps, shown=progress, of="step", keeps=keeps, budget_seconds=seconds
     ) as bar:
         for done, method in enumerate(methods):
-            if done and bar.wall_seconds * (done + 1) / done > seconds:
+            if judged and bar.wall_seconds * (done + 1) / done > seconds:
                 break
             based, own = _with_baseline(method, usual)
 
-            def step(done: int = done) -> None:
+            def step() -> None:
                 bar.advance(1)
-                if done and bar.wall_seconds > seconds:
+                if judged and bar.wall_seconds > seconds:
                     raise _OutOfTime
 
             judge = partial(_judged, model, batch, based, objective, test, site, n_random, own)
@@ -161,7 +169,14 @@ def explain(
                 judged.append(kept.judged(based, partial(judge, step, ready)))
             except _OutOfTime:
                 break
+            except SondeError as error:
+                if refused is None:
+                    raise
+                errors.append(error)
+                refused(name_of(method), error)
             bar.advance(STEPS * (done + 1) - bar.done)
+    if not judged and errors:
+        raise errors[0]
     return batch, judged
 
 
@@ -278,6 +293,7 @@ def explain_document(
     where: Sequence[str] = (),
     baseline: Baseline | None = None,
     not_run: Sequence[str] = (),
+    refused: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the JSON of an explanation, ``sonde-explain/1``.
 
@@ -301,6 +317,8 @@ def explain_document(
         What replaced places that were taken away, if it was chosen for these data.
     not_run : sequence of str, optional
         Methods for which no time was left.
+    refused : mapping of str to str, optional
+        Methods that do not fit the model, with the reason.
     """
 
     def named(label: str | None) -> str | None:
@@ -326,6 +344,7 @@ def explain_document(
         "not_apart": [one.word for one in equal],
         "larger": [one.word for one in larger],
         "not_run": list(not_run),
+        "refused": dict(refused or {}),
         "methods": [
             finite_json(
                 {
