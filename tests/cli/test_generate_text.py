@@ -94,7 +94,7 @@ def test_files_that_do_not_serve(tmp_path, steering):
     assert "expected one result that makes an edit, got none in" in wrong
     assert "steering_vector at model.layers.3:out" in wrong
     images = run_words("generate", "sonde:digits", "a").error()
-    assert "expected a model of texts, got Model('sonde:digits'" in images
+    assert "expected a model of texts that has generate(), got ViTForImageClass" in images
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 The data of each command are not there: a command that read them first would say so.
 """
 
+import json
 import re
 
 import pytest
@@ -76,3 +77,61 @@ def test_a_command_refuses_before_it_reads_data(tmp_path, monkeypatch, case):
     assert ran.code == 2
     assert re.search(message, ran.err), ran.err
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+KINDS = {
+    "classifier": {"model_type": "bert", "architectures": ["BertForSequenceClassification"]},
+    "images": {"model_type": "vit", "architectures": ["ViTForImageClassification"]},
+    "sentences": {"model_type": "bert", "architectures": ["BertModel"]},
+}
+FACT = ("--prompt", "a b", "--subject", "a", "--target", " c", "-o", "new")
+LANGUAGE_COMMANDS = {
+    "cache": ("cache", "MODEL", "no.csv"),
+    "generate": ("generate", "MODEL", "a text"),
+    "amateur": ("generate", "sonde:stdlib", "a", "--decode", "contrastive", "--amateur", "MODEL"),
+    "trace": ("trace", "MODEL", "--clean", "a", "--corrupt", "b", "--answer", "c"),
+    "encode": ("encode", "text.py", "--model", "MODEL"),
+    "rewrite-fact": ("edit", "rewrite-fact", "MODEL", "no.csv", *FACT),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("command", LANGUAGE_COMMANDS)
+def test_a_model_of_another_kind_is_refused_before_its_weights_are_read(
+    tmp_path, monkeypatch, kind, command
+):
+    (tmp_path / "text.py").write_text("x = 1")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(KINDS[kind]))  # and no weights at all
+    if kind == "sentences":
+        (folder / "modules.json").write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    words = ["model" if word == "MODEL" else word for word in LANGUAGE_COMMANDS[command]]
+    ran = run_words(*words)
+    assert ran.code == 2
+    assert "expected a" in ran.err
+    named = "SentenceEncoder" if kind == "sentences" else KINDS[kind]["architectures"][0]
+    assert f"got {named}" in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_a_language_model_without_weights_is_refused_for_its_weights(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]})
+    )
+    assert "has no *.safetensors" in run_words("cache", tmp_path, "no.csv").error()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "scan no sonde:digits/test",
+        "compress no sonde:digits/test -o new",
+        "explain no sonde:digits",
+    ],
+)
+def test_a_missing_file_of_class_names_is_refused_before_a_model_is_loaded(tmp_path, command):
+    first, *rest = command.split()
+    ran = run_words(first, *rest, "--classes", tmp_path / "names.txt")
+    assert "expected a file of class names" in ran.error()

@@ -105,6 +105,7 @@ class Generate:
         """Load, steer, generate, and print each text during generation."""
         self._check()
         texts = prompts_of(self.prompts, self.text_column)
+        self._check_models()
         model = self._load(self.model)
         if not callable(getattr(model.module, "generate", None)) or model.processor is None:
             raise InputError(f"sonde generate: expected a model of texts, got {model!r}.")
@@ -145,6 +146,18 @@ class Generate:
             )
         if self.decode_strength is not None and self.decode is None:
             raise InputError("--decode-strength: needs --decode.")
+
+    def _check_models(self) -> None:
+        """Refuse folders of models that generate no text, before weights are read."""
+        from sonde.data.unloaded import kind_of_folder
+
+        for word in filter(None, (self.model, self.amateur, self.tuned, self.untuned)):
+            kind, task = kind_of_folder(word) or (None, "")
+            if kind is not None and not hasattr(kind, "generate"):
+                raise InputError(
+                    f"sonde generate: expected a model of texts that has generate(), got "
+                    f"{kind.__name__} ({task}) in {word}."
+                )
 
     def _load(self, word: str) -> Any:
         from sonde.run.reading.load import load

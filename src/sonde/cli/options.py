@@ -176,9 +176,18 @@ class DataReading:
 
     def data_options(self) -> dict[str, Any]:
         """Return the typed options as arguments of ``sonde.data.open_inputs``."""
+        _check_classes(self.classes)
         names = (f.name for f in fields(DataReading))
         typed = {name: getattr(self, name) for name in names} | image_numbers(self)
         return {name: value for name, value in typed.items() if value is not None}
+
+
+def _check_classes(classes: str | None) -> None:
+    """Raise if a file of class names is missing or holds no name, before a model is loaded."""
+    if classes is not None:
+        from sonde.data.opening import names_of_classes
+
+        names_of_classes(classes)
 
 
 def image_numbers(typed: Any) -> dict[str, tuple[Any, ...] | None]:
@@ -286,6 +295,7 @@ class Reading:
         """Return the options about data as arguments of ``sonde.read``."""
         if self.limit is not None and self.limit < 1:
             raise InputError(f"--limit: expected at least 1, got {self.limit}.")
+        _check_classes(self.classes)
         size = self.batch_size
         if size != "auto" and (not size.isdigit() or int(size) < 1):
             raise InputError(

@@ -11,9 +11,11 @@ from sonde.core.model_config import is_encoder_decoder
 def task_of(module: nn.Module) -> str:
     """Return what a module's outputs mean: see ``Model.task``."""
     config = config_of(module)
-    if config is None:
-        return "tensor"
-    name = type(module).__name__
+    return "tensor" if config is None else task_of_class(type(module).__name__, config)
+
+
+def task_of_class(name: str, config: Any) -> str:
+    """Return the task of a class of transformers with this configuration: see ``Model.task``."""
     if "ForSequenceClassification" in name:
         return "classifier"
     if "ForImageClassification" in name:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.data.unloaded import require_task
 from sonde.edit import BatchEdit, Fact, RankOneEdit, SecondMoment, linear_layers
 from sonde.edit._fact_answers import FactAnswers
 from sonde.run.changing.acting import (
@@ -86,6 +87,7 @@ def rewrite_fact(
     asked = [facts] if isinstance(facts, Fact) else [*facts]
     if not asked:
         raise InputError("rewrite_fact: expected at least one fact, got none.")
+    require_task(model, ("causal",), "rewrite_fact: expected a causal language model")
     calm = data if neutral is None else neutral
     subject = open_subject(model, output, calm, device=device, limit=limit, reading=reading)
     found = subject.model

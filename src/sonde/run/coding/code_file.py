@@ -8,6 +8,7 @@ from sonde.compress import SequenceCoder
 from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.data.unloaded import require_task
 from sonde.files.durable import atomic_write
 from sonde.run.coding.coded_file import contents_of, file_of, read_contents, write_contents
 from sonde.run.coding.sizes import model_bytes, plain_sizes
@@ -152,6 +153,7 @@ def _refuse_same(file: Path, output: Path) -> None:
 
 
 def _language_model(word: Any, device: str) -> Model:
+    require_task(word, ("causal",), "--model: expected a language model")
     model = load(word, device)
     if model.task != "causal":
         raise InputError(f"--model: expected a language model, got {model!r}.")

@@ -9,6 +9,7 @@ from sonde.core import CachePacking, CacheRule
 from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError, near
 from sonde.data import open_inputs
+from sonde.data.unloaded import LANGUAGE, require_task
 from sonde.run.compressing.caches import CacheTrial, smallest, suited, try_caches
 from sonde.run.instruments.families import snake_case
 from sonde.run.reading.load import load
@@ -107,12 +108,12 @@ def compare_caches(
         for value in (bits if name == "bits" else budgets)
     ]
     settings = tuple(dict.fromkeys(form.setting for form in forms))
+    expected = "cache: expected a language model, which generates with a cache of keys and values"
+    require_task(model, LANGUAGE, expected)
     found = load(model, **(loading or {}))
-    if found.task not in ("causal", "seq2seq"):
-        raise InputError(
-            f"cache: expected a language model, which generates with a cache of keys and values, "
-            f"got {type(found.module).__name__} ({found.task}). Nothing was read."
-        )
+    if found.task not in LANGUAGE:
+        kind = type(found.module).__name__
+        raise InputError(f"{expected}, got {kind} ({found.task}). Nothing was read.")
     inputs = open_inputs(found, data, batch_size=batch_size, **reading).first(limit)
     first = next(iter(inputs.batches(0, 1))).kwargs.get("input_ids")
     if first is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sonde.core._shown import document_html, document_line
+from sonde.data.unloaded import require_task
 from sonde.run.explaining.pairs import TextPair, read_pairs
 from sonde.run.explaining.trace import Traced, trace, trace_document
 from sonde.run.reading.for_gradients import load_for_gradients
@@ -75,6 +76,7 @@ def trace_texts(
     asked = (
         [pairs] if isinstance(pairs, TextPair) else read_pairs(Path(pairs)) if is_file else pairs
     )
+    require_task(model, ("causal",), "trace: expected a language model with a tokenizer")
     found, notes = load_for_gradients(model, **options)
     traced = trace(found, asked, sites, how, progress=progress)
     document = trace_document(
