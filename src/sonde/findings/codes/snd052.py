@@ -124,10 +124,11 @@ class SND052(Rule):
             return "", False
         data, other = float(mine.nanmean()), float(theirs.nanmean())
         there = float(theirs[beyond].nanmean())
-        text = f"The model's accuracy there is {percent(other)}"
+        mine_name, other_name = two_names(evidence)
+        text = f"The model's accuracy is {percent(other)} on {other_name}"
         if 0.0 <= data - other <= self.close and there > HALF:
             return f"{text}, as expected for new rows.", True
-        return f"{text}, {percent(data)} of {two_names(evidence)[0]}.", False
+        return f"{text} and {percent(data)} on {mine_name}.", False
 
     def _figure(self, found: Alarms, alarm: Alarm) -> Figure:
         low, high = clopper_pearson(alarm.n_alarms, alarm.n)
