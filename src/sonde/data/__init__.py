@@ -1,4 +1,4 @@
-"""Everything between a user's words for a model and for data and the nouns of ``core``.
+"""Turn a user's names of models and data into the classes of ``core``.
 
 ``load`` gives a ``Model``, ``open_inputs`` gives ``Inputs`` for it, ``open_arrays`` a ``Stream`` of
 feature arrays without a model.

@@ -1,4 +1,4 @@
-"""A model from a directory: configuration, class and weights, refused unless all fit."""
+"""Load a model from a directory, after checking that configuration, class and weights match."""
 
 import importlib.util
 import json
@@ -57,7 +57,7 @@ def from_directory(
 
 
 def skeleton(directory: Path, options: Mapping[str, Any] | None = None) -> nn.Module | None:
-    """Return the model that a folder opens as, without weights, on the meta device.
+    """Return the model class of a folder on the meta device, without weights.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def skeleton(directory: Path, options: Mapping[str, Any] | None = None) -> nn.Mo
 
 
 def with_options(config: Any, options: Mapping[str, Any]) -> Any:
-    """Return a configuration with other options, read from what its file would say.
+    """Return a configuration with changed options, built from its file content.
 
     A class may refuse in a file what it lets a caller set.
     """
@@ -102,7 +102,7 @@ def with_options(config: Any, options: Mapping[str, Any]) -> Any:
 
 
 def sentence_model(encoder: SentenceEncoder, processor: Any, name: str) -> Model:
-    """Return a sentence encoder as a model whose rows are pooled as it pools."""
+    """Return a sentence encoder as a model whose rows use its own pooling."""
     config = config_of(encoder)
     return Model(encoder, processor, config, name, "encoder", encoder.reducer, (encoder.last,))
 
@@ -139,7 +139,7 @@ def _config(directory: Path, trust_remote_code: bool) -> Any:
 def _model_class(
     config: Any, directory: Path, trust_remote_code: bool, embeds: bool = False
 ) -> Any:
-    """Return the class that the configuration names; without a head where stages follow it."""
+    """Return the class named by the configuration, without a head if further stages follow."""
     import transformers
     from transformers.models.auto import modeling_auto as auto
 
@@ -234,7 +234,7 @@ def _weights(
 
 
 def _without_pooler(kind: Any, embeds: bool) -> dict[str, bool]:
-    """Return the option that leaves a pooler out: the stages pool, and it may have no weights."""
+    """Return the option that omits a pooler, which may lack weights and is replaced by stages."""
     can = embeds and "add_pooling_layer" in signature(kind.__init__).parameters
     return {"add_pooling_layer": False} if can else {}
 
@@ -262,7 +262,7 @@ def _check_whole(report: dict[str, Any], kind: str, directory: Path) -> None:
 
 
 def _tell_rounded(module: nn.Module, directory: Path) -> None:
-    """Warn if tensors, as of a saved edit, are stored with more precision than they load."""
+    """Warn if tensors, for instance of a saved edit, lose precision on loading."""
     wide, own = _wide_tensors(directory), module.state_dict()
     if not wide:
         return
@@ -288,7 +288,7 @@ def _tell_rounded(module: nn.Module, directory: Path) -> None:
 def _wide_tensors(
     directory: Path,
 ) -> dict[str, tuple[torch.Tensor, Callable[[], torch.Tensor]]]:
-    """Return the float32 tensors of a folder that holds tensors of a half type beside them.
+    """Return a folder's float32 tensors if it also holds half-precision tensors.
 
     Each is an empty tensor of its shape, and a function that reads it.
     """
@@ -309,7 +309,7 @@ def _wide_tensors(
 
 
 def _is_lost(x: torch.Tensor, dtype: torch.dtype | None) -> bool:
-    """Return whether rounding to a half type changes values."""
+    """Return whether rounding to half precision changes values."""
     return not torch.equal(x, x.to(dtype).float())
 
 
@@ -319,7 +319,7 @@ def _need_accelerate() -> None:
 
 
 def usable_device(name: str) -> torch.device:
-    """Return the device of a name after trying it; ``auto`` is a GPU if there is one."""
+    """Return the named device after a test; ``auto`` is a GPU if one is available."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

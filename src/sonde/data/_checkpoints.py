@@ -45,7 +45,7 @@ _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
 def checkpoint_directory(name: str, with_code: bool) -> Path:
-    """Return the directory that ``name`` means, fetched from the hub if it is a name there.
+    """Return the directory of ``name``, downloaded if it is a name on the hub.
 
     ``with_code`` fetches its Python files too; nothing is run.
 
@@ -93,7 +93,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def stages_of(path: Path) -> list[tuple[str, Path]]:
-    """Return the class and the folder of each stage that ``modules.json`` lists; none without it.
+    """Return class and folder of each stage in ``modules.json``; empty without the file.
 
     Raises
     ------

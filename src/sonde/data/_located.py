@@ -1,4 +1,4 @@
-"""Tokens of a text, and where in it they stand."""
+"""Tokens of a text, with their positions in it."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ def check_locates(text: TextEncoder, what: str) -> None:
 
 
 def units(text: TextEncoder, part: str) -> int:
-    """Return the length of a text as token ends are counted: in bytes or characters."""
+    """Return the length of a text in the unit of token ends: bytes or characters."""
     return len(part.encode("utf-8", "surrogatepass")) if text.vocabulary.bytes_only else len(part)
 
 
 def located(text: TextEncoder, whole: str) -> tuple[list[int], list[int]]:
-    """Return the tokens of a text and where the last character of each stands."""
+    """Return the tokens of a text, and the position of each token's last character."""
     if text.vocabulary.bytes_only:
         ids = list(whole.encode("utf-8", "surrogatepass"))
         return ids, list(range(len(ids)))

@@ -1,4 +1,4 @@
-"""Kind of model that a module is, by its class and configuration."""
+"""Find a module's task from its class and configuration."""
 
 import sys
 from typing import Any
@@ -9,7 +9,7 @@ from sonde.core.model_config import is_encoder_decoder
 
 
 def task_of(module: nn.Module) -> str:
-    """Return what a module's outputs mean: see ``Model.task``."""
+    """Return the meaning of a module's outputs; see ``Model.task``."""
     config = config_of(module)
     return "tensor" if config is None else task_of_class(type(module).__name__, config)
 

@@ -1,4 +1,4 @@
-"""Loading without progress bars, advice and telemetry on the user's terminal."""
+"""Loading without progress bars, advice and telemetry on the terminal."""
 
 import os
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from logging import ERROR
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers and the hub client inside the block; their settings are put back."""
+    """Silence transformers and the hub client inside the block, then restore their settings."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from huggingface_hub import constants
@@ -39,7 +39,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Let the hub clients use their caches only, inside the block."""
+    """Make the hub clients use only their caches inside the block."""
     from datasets import config
     from huggingface_hub import constants
 

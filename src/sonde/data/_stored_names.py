@@ -1,4 +1,4 @@
-"""Names of the tensors of a checkpoint, and the names under which loading puts them into a model.
+"""Names of a checkpoint's tensors, and the names that loading gives them in a model.
 
 transformers renames tensors when it opens a checkpoint, and joins, splits or transposes some;
 ``save_pretrained`` does the reverse. Here both ways are asked of transformers itself.
@@ -19,7 +19,7 @@ Values = Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """Stored tensors that loading computes other tensors from, such as stacked experts.
+    """Stored tensors from which loading computes other tensors, such as stacked experts.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class Joined:
 
 
 class StoredNames:
-    """Correspondence of the tensors of a checkpoint and of its model.
+    """Mapping between the tensor names of a checkpoint and of its model.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class StoredNames:
             self._match(stored)
 
     def name_for(self, name: str, like: str | None = None) -> str:
-        """Return the name by which a new tensor of the model is stored.
+        """Return the name under which a new tensor of the model is stored.
 
         Parameters
         ----------
@@ -83,7 +83,7 @@ class StoredNames:
         return name
 
     def store(self, values: Values) -> dict[str, Tensor]:
-        """Return tensors of the model under their stored names, joined or split as those are."""
+        """Return a model's tensors under their stored names, joined or split like those."""
         if self._module is None:
             return dict(values)
         from transformers.core_model_loading import revert_weight_conversion
@@ -100,7 +100,7 @@ class StoredNames:
         ]
 
     def _match(self, stored: Values) -> None:
-        """Rename every stored tensor as loading would."""
+        """Rename every stored tensor as loading does."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import (
             WeightConverter,
@@ -128,7 +128,7 @@ class StoredNames:
         self._used = [rule for rule in rules if rule.was_used()]
 
     def _placed(self, name: str) -> str:
-        """Return the name of a tensor that the model lacks, with the prefix of its module."""
+        """Return the name of a tensor that the model lacks, with its module's prefix."""
         prefix = self._module.base_model_prefix
         path = name.rpartition(".")[0]
         for full in (path, f"{prefix}.{path}"):

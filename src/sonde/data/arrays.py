@@ -35,7 +35,7 @@ MAX_HEADER_BYTES = 64 * 2**20
 
 
 def array_source(path: Path) -> Source:
-    """Return a file of arrays as a model's input: array ``x``, or several of one length by name.
+    """Return a file of arrays as model input: array ``x``, or several of equal length by name.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def array_source(path: Path) -> Source:
 def open_arrays(
     path: str | Path, seed: int = 0, *, limit: int | None = None, sites: Sequence[str] = ()
 ) -> Stream:
-    """Return a file of feature arrays as a stream: each array a site, no model needed.
+    """Return a file of feature arrays as a stream, one site per array; no model is needed.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def open_arrays(
 
 
 def _kept(arrays: Mapping[str, Any], label: str | None, limit: int | None, seed: int) -> Kept:
-    """Return the rows that a limit keeps, all of them in the file."""
+    """Return the rows within a limit; without a limit all rows of the file."""
     whole = ArrayRows(arrays, "arrays")
     kept = kept_items(whole, None if "pair" in arrays else label, limit, seed)
     n = len(next(iter(arrays.values())))
@@ -143,7 +143,7 @@ def _is_whole(values: Any) -> bool:
 
 
 def _label_name(arrays: dict[str, Any]) -> str | None:
-    """Return ``label``, or a usual name of labels whose array holds a whole number for each row."""
+    """Return ``label``, or a common label name whose array holds an integer for each row."""
     if "label" in arrays:
         return "label"
     numbers = [k for k in LABELS if k in arrays and arrays[k].ndim == 1]
@@ -160,7 +160,7 @@ def _matched(names: list[str], patterns: Sequence[str], path: Path) -> list[str]
 
 
 def load_arrays(path: Path) -> dict[str, Any]:
-    """Return the arrays of a file; no pickles, headers checked before anything is read."""
+    """Return the arrays of a file without pickle, after checking the headers."""
     if is_sealed(path) is False:
         raise InputError(
             f"{path} is damaged: its bytes differ from those that sonde export wrote. Export it "
@@ -194,7 +194,7 @@ def load_arrays(path: Path) -> dict[str, Any]:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Return whether a file begins like neither an array, an archive of arrays nor a pickle."""
+    """Return whether a file's start is neither an array, an archive of arrays nor a pickle."""
     with path.open("rb") as file:
         return not file.read(6).startswith((b"\x93NUMPY", b"PK", b"\x80"))
 
@@ -209,7 +209,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
 
 
 def _in_order(names: list[str], metadata: Mapping[str, str] | None) -> list[str]:
-    """Return names in the order of execution if an exported store gives it, else unchanged."""
+    """Return names in the order of execution if an exported store states it, else unchanged."""
     try:
         said = json.loads((metadata or {})["sonde"])["arrays"]
         place = {str(name): i for i, name in enumerate(said)}
@@ -255,7 +255,7 @@ def _texts(values: Any) -> list[str] | None:
 
 
 def _bytes(values: Any) -> list[bytes] | None:
-    """Return the rows of an array of bytes, or None if the array holds something else."""
+    """Return the rows of a bytes array, or None for other content."""
     if values is None or values.ndim != 2 or "uint8" not in str(values.dtype):
         return None
     return [row.tobytes() for row in np.asarray(values)]

@@ -74,7 +74,7 @@ class AudioEncoder(Encoder):
 
     @property
     def even(self) -> bool:
-        """True if a batch holds recordings of one length only."""
+        """True if a batch may only hold recordings of one length."""
         return not self.is_fixed
 
     def key(self, row: Row) -> bytes:
@@ -91,18 +91,18 @@ class AudioEncoder(Encoder):
         return len(found) if isinstance(found, bytes) else self._given(found)[0].nbytes
 
     def pieces(self, rows: Sequence[Row]) -> list[list[Piece]]:
-        """Return one example for each recording, and how many samples are cut off."""
+        """Return one example for each recording, and the number of samples cut off."""
         most = getattr(self.processor, "n_samples", None) if self.is_fixed else None
         cut = [0 if most is None else max(0, self._length(row) - most) for row in rows]
         return [[Piece(truncated=n)] for n in cut]
 
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
-        """Leave recordings as they are until their batch; only their lengths are read."""
+        """Return recordings undecoded; only their lengths are read."""
         lengths = [1 if self.is_fixed else self._length(row) for row in rows]
         return [Prepared(rows[row], lengths[row]) for row, _ in wanted]
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
-        """Decode, resample and extract; recordings that cannot be decoded are named in ``bad``."""
+        """Decode, resample and extract features; undecodable recordings are listed in ``bad``."""
         samples, bad = [], {}
         for i, item in enumerate(items):
             try:
@@ -138,7 +138,7 @@ class AudioEncoder(Encoder):
         return resampled(values.astype(np.float32), rate, self.rate)
 
     def identity(self) -> dict[str, Any]:
-        """Name the column and the recipe."""
+        """Return the column and the recipe as identity."""
         return {"kind": self.kind, "inputs": [self.column], "rate": self.rate, **self.origin}
 
     def _features(self, samples: list[np.ndarray]) -> dict[str, torch.Tensor]:
@@ -146,7 +146,7 @@ class AudioEncoder(Encoder):
         return dict(made)
 
     def _given(self, found: Any) -> tuple[np.ndarray, int]:
-        """Return samples in memory, whole numbers as fractions of their range, and their rate."""
+        """Return samples in memory with their rate; integers become fractions of their range."""
         rate = self.rate
         if isinstance(found, Mapping):
             found, rate = found["array"], int(found.get("sampling_rate") or rate)
@@ -172,7 +172,7 @@ class AudioEncoder(Encoder):
 
 
 def stored(row: Row, column: str, base: Path) -> Any:
-    """Return a recording as it is stored: the bytes of a file, an array, or an array with its rate.
+    """Return the stored form of a recording: a file's bytes, an array, or an array with its rate.
 
     Raises
     ------
@@ -210,7 +210,7 @@ def decode(found: bytes) -> tuple[Float[np.ndarray, "_sample _channel"], int]:
 def resampled(
     values: Float[np.ndarray, "_sample"], rate: int, wanted: int
 ) -> Float[np.ndarray, "_sample"]:
-    """Return samples at another rate, by a polyphase filter against aliases."""
+    """Return samples at another rate, by an anti-aliasing polyphase filter."""
     if rate == wanted:
         return values
     from scipy.signal import resample_poly

@@ -1,4 +1,4 @@
-"""Which columns are the input, the label, the id and the group, and what kind of input it is."""
+"""Find the columns of input, label, id and group, and the kind of the input."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,11 +68,11 @@ class Flags:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The columns of labels, ``a,b``: the first is the label, others are for other heads."""
+        """The label columns, ``a,b``: the first is the label, the others serve other heads."""
         return tuple(n.strip() for n in (self.label or "").split(",") if n.strip())
 
     def names(self) -> set[str]:
-        """Return every column that was named; words of a span, maybe delimiters, are left out."""
+        """Return every named column, except the words of a span, which may be delimiters."""
         whole = (self.image, *self.labels, self.id, self.group, self.target, *self.numbers)
         texts = (self.text or "").split(",")
         return {n.strip() for n in (*texts, *whole) if n is not None and n.strip()}
@@ -80,7 +80,7 @@ class Flags:
 
 @dataclass(frozen=True)
 class Layout:
-    """The columns of a data set and what they are.
+    """The columns of a data set, by meaning.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def layout(
     source: str,
     main: str = "",
 ) -> Layout:
-    """Return what the columns are, from their names, their first values and the user's flags.
+    """Return the columns' meanings, from their names, first values and the user's flags.
 
     A column with the name of a parameter of ``forward`` (one of ``names``) is an input, whatever
     its name means by default, unless a flag gives it another meaning. If the ``main`` parameter has
@@ -179,7 +179,7 @@ def layout(
 def _are_read(
     arguments: Collection[str], main: str, free: Sample, reads: Reads, flags: Flags
 ) -> bool:
-    """Return whether a model of texts or images is given its arguments instead of items."""
+    """Return whether the columns are direct model arguments rather than texts or images."""
     if reads not in ITEMS or not arguments or flags.text is not None or flags.image is not None:
         return False
     if main in arguments:
@@ -200,13 +200,13 @@ def _beside(free: Sample, kind: Kind, inputs_by_name: Collection[str]) -> tuple[
 
 
 def _are_words(values: Sequence[Any]) -> bool:
-    """Return whether all values, except missing ones, are texts that are not written numbers."""
+    """Return whether all values, except missing ones, are text and not numbers as text."""
     there = [v for v in values if v is not None]
     return bool(there) and all(isinstance(v, str) for v in there) and not are_numbers(there)
 
 
 def are_pairs(sample: Sample) -> bool:
-    """Return whether both columns of pairs exist and every side that is given is whole."""
+    """Return whether both pair columns exist and every given side is an integer."""
     if any(name not in sample for name in PAIRED):
         return False
     return all(_is_whole(v) for v in sample[PAIRED[1]] if not is_missing(v))
@@ -312,7 +312,7 @@ def _image(
 def _image_text(
     free: Sample, flags: Flags, model: str, source: str
 ) -> tuple[Kind, tuple[str, ...], bool]:
-    """Return the columns of images and of texts, or the one column that a single tower reads."""
+    """Return the columns of images and texts, or one of them if only one tower reads."""
     strings = _strings(free)
     paths = [n for n in strings if _are_paths(free[n])]
     others = [n for n in strings if n not in paths and n != flags.image]
@@ -389,7 +389,7 @@ def _are_all_numbers(free: Sample, flags: Flags) -> bool:
 
 
 def _named_numbers(free: Sample, names: tuple[str, ...], source: str) -> tuple[str, ...]:
-    """Return the columns of numbers in the order of their flag; raise if one is missing."""
+    """Return the columns of numbers in the order of their flag; raise if any is missing."""
     missing = [name for name in names if name not in free]
     if missing:
         raise InputError(
@@ -401,7 +401,7 @@ def _named_numbers(free: Sample, names: tuple[str, ...], source: str) -> tuple[s
 
 
 def _refuse_items(name: str, model: str, source: str) -> None:
-    """Refuse texts and images if nothing says how they become tensors."""
+    """Raise for texts and images if no processor turns them into tensors."""
     if name in IMAGE_NAMES:
         raise no_recipe(model, ("mean", "std"))
     raise InputError(

@@ -1,4 +1,4 @@
-"""Two data sets as one, labelled by which of them an item is from."""
+"""Two data sets as one, labelled by the origin of each item."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -72,18 +72,18 @@ class _Contrast(Source):
 
     @property
     def base(self) -> Path:
-        """The folder of both sides; if theirs differ, empty, and image paths start from theirs."""
+        """The folder of both sides, or an empty path if they differ."""
         return self._sides[0].base if self._one_base else Path()
 
     def rows(self) -> Iterator[Row]:
-        """Yield the items of both with their label."""
+        """Yield the items of both sides with their labels."""
         for label, side in enumerate(self._sides):
             for row in islice(side.rows(), self._limit):
                 yield self._labelled(row, label)
         self.n_bad = sum(side.n_bad for side in self._sides)
 
     def take(self, start: int, stop: int) -> list[Row]:
-        """Return some items of either or both."""
+        """Return some items of either side or both."""
         n, found = self._first, list[Row]()
         for label, side, first, last in (
             (0, self._sides[0], start, min(stop, n)),
@@ -94,17 +94,17 @@ class _Contrast(Source):
         return found
 
     def where(self, index: int) -> str:
-        """Name the item as its side does."""
+        """Return the location of an item for messages, as its side gives it."""
         side, own = self._side_of(index)
         return side.where(own)
 
     def place(self, index: int) -> str:
-        """Name the item as its side does, and the side."""
+        """Return the item's location and side for reports."""
         side, own = self._side_of(index)
         return f"{side.place(own)} of {side.name}"
 
     def names_of(self, column: str) -> Sequence[str] | None:
-        """Name the sides."""
+        """Return the names of both sides."""
         return SIDES if column == "label" else None
 
     def _side_of(self, index: int) -> tuple[Source, int]:

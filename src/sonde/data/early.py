@@ -1,4 +1,4 @@
-"""Checks of a word for data before a model is loaded; objects in memory are not checked."""
+"""Check a user's data argument before the model is loaded; objects in memory are not checked."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From rows of a source to the arguments of one forward pass: what every kind of item must say."""
+"""Turn rows of a source into model arguments: the interface of every kind of item."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ _LOSS_ONLY = frozenset({"labels", "next_sentence_label", "start_positions", "end
 
 @dataclass(frozen=True)
 class Piece:
-    """The part of an item that becomes an example: its tokens, and where they stand.
+    """The part of an item that becomes an example: its tokens, and their positions.
 
     Parameters
     ----------
@@ -46,12 +46,12 @@ class Prepared:
 
 
 class EmptyText(InputError):
-    """A text without a token, which is always left out and counted."""
+    """A text without tokens, which is skipped and counted."""
 
 
 @dataclass(frozen=True)
 class Collated:
-    """The inputs of one forward pass, and the examples that could not be made into inputs."""
+    """The inputs of one forward pass, and the examples that could not be encoded."""
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -77,12 +77,12 @@ class Encoder(ABC):
 
     @property
     def even(self) -> bool:
-        """True if a batch holds only examples of equal length, because nothing may be padded."""
+        """True if a batch may only hold examples of equal length, without padding."""
         return False
 
     @property
     def pads(self) -> bool:
-        """True if items get padding that they did not bring."""
+        """True if the encoder itself pads items."""
         return False
 
     @abstractmethod
@@ -90,7 +90,7 @@ class Encoder(ABC):
         """Return the 16-byte id of the input alone, as stored."""
 
     def missing(self, row: Row) -> tuple[str, ...]:
-        """Return the columns of the input that have no value in a row."""
+        """Return the input columns that have no value in a row."""
         return ()
 
     @abstractmethod
@@ -98,7 +98,7 @@ class Encoder(ABC):
         """Return the bytes of the input as stored."""
 
     def other_content(self, row: Row) -> bytes:
-        """Return the content of a row beside its input that shapes batches, for the fingerprint."""
+        """Return a row's other content that shapes batches, for the fingerprint."""
         return b""
 
     def pieces(self, rows: Sequence[Row]) -> list[list[Piece]]:
@@ -106,7 +106,7 @@ class Encoder(ABC):
         return [[Piece()] for _ in rows]
 
     def settled(self, rows: Iterable[Row]) -> "Encoder":
-        """Return the encoder with facts that only all rows together show; by default itself."""
+        """Return the encoder with settings found from all rows; by default unchanged."""
         return self
 
     @abstractmethod
@@ -119,10 +119,10 @@ class Encoder(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Return the JSON that names everything that shapes the inputs."""
+        """Return everything that shapes the inputs, as JSON."""
 
     def notes(self) -> list[str]:
-        """Return what a reader must know, one sentence each."""
+        """Return notes for the user, one sentence each."""
         return []
 
 
@@ -143,7 +143,7 @@ def forward_names(module: nn.Module) -> frozenset[str]:
 
 
 def tensor_arguments(module: nn.Module) -> dict[str, bool]:
-    """Return the positional parameters of ``forward`` that may be tensors, and if they must be.
+    """Return ``forward``'s positional parameters that may be tensors, and whether they must be.
 
     A parameter whose default is a number, a text or a flag is left out. Of a transformers model
     only the main input counts, because its other inputs are passed by name.
@@ -164,7 +164,7 @@ def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module to which a wrapper passes all its arguments, or else the module itself."""
+    """Return the module inside a wrapper that passes on all arguments, or the module itself."""
     if all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in _parameters(module).values()):
         for name in _WRAPPED:
             inner = getattr(module, name, None)

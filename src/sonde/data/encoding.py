@@ -1,4 +1,4 @@
-"""Which encoder a model and a layout need, and how many examples one batch holds."""
+"""Choose the encoder for a model and a layout, and the batch size."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -111,7 +111,7 @@ def encoder_for(
 
 
 def takes_one(model: Model) -> bool:
-    """Return whether a model reads one example at a time: it cannot find the last token else."""
+    """Return whether a model must read one example at a time, as it cannot find the last token."""
     config = getattr(model.config, "text_config", model.config)
     return model.task == "classifier" and getattr(config, "pad_token_id", None) is None
 
@@ -174,7 +174,7 @@ def _known_arguments(inputs: Sequence[str], names: frozenset[str], model: Model)
 
 
 def _are_arguments(columns: Sequence[str], names: frozenset[str], model: Model) -> bool:
-    """Return whether columns of numbers are arguments of ``forward``, not one vector of features.
+    """Return whether columns of numbers are separate ``forward`` arguments, not one vector.
 
     A single column may have the name of the first argument by chance, so that name alone does not
     count if other columns are no arguments.
@@ -196,5 +196,5 @@ def _refuse_beside(layout: Layout, names: frozenset[str], model: Model) -> None:
 
 
 def main_input(model: Model) -> str:
-    """Return the argument that a model of transformers works on; ``x`` for any other."""
+    """Return the main input argument of a transformers model, or ``x`` for other models."""
     return "x" if model.config is None else getattr(model.module, "main_input_name", "x")

@@ -1,4 +1,4 @@
-"""A folder of images or of recordings; the first subfolder is the class."""
+"""A folder of images or recordings, with the first subfolder as class."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,11 +44,11 @@ class MediaFolder(Source):
             )
 
     def where(self, index: int) -> str:
-        """Name the file."""
+        """Return the file name for messages."""
         return str(self.path / self._files[index])
 
     def place(self, index: int) -> str:
-        """Name the file by its path in the folder."""
+        """Return the file's path in the folder."""
         return self._files[index].as_posix()
 
     def rows(self) -> Iterator[Row]:

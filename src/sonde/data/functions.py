@@ -1,4 +1,4 @@
-"""Functions of Python files: their docstrings, their code, and its start in upper or lower case."""
+"""Functions of Python files as texts: docstrings and code, in upper or lower case."""
 
 import ast
 import re
@@ -53,7 +53,7 @@ class Functions(Source):
         ]
 
     def place(self, index: int) -> str:
-        """Name the file and the function."""
+        """Return the file and the function."""
         return str(self._rows[index]["pair"])
 
     def rows(self) -> Iterator[Row]:
@@ -66,7 +66,7 @@ class Functions(Source):
 
 
 def _part_of(part: Part, docstring: str, code: str) -> str:
-    """Return the text of a part; empty if no word of the code can be cut."""
+    """Return the text of a part; empty if no word of the code can be truncated."""
     if part in ("docstrings", "code"):
         return docstring if part == "docstrings" else code
     cut = re.compile(r"(?<=[A-Za-z])(?=[A-Za-z])").search(code, CUT)

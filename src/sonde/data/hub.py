@@ -21,7 +21,7 @@ _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 @final
 class HubData(Source):
-    """A ``datasets.Dataset``: memory-mapped, its images and recordings left undecoded."""
+    """A ``datasets.Dataset``, memory-mapped, with undecoded images and recordings."""
 
     def __init__(self, found: Any, name: str) -> None:
         import datasets
@@ -34,11 +34,11 @@ class HubData(Source):
         self._found = found.with_format(None)
 
     def where(self, index: int) -> str:
-        """Name the row."""
+        """Return the location of a row for messages."""
         return f"{self.name} {self.place(index)}"
 
     def place(self, index: int) -> str:
-        """Name the row."""
+        """Return the location of a row for reports."""
         return f"row {index}"
 
     def rows(self) -> Iterator[Row]:
@@ -53,7 +53,7 @@ class HubData(Source):
         return self._found.select(range(start, stop)).to_list()
 
     def labels(self, column: str) -> Iterator[Any]:
-        """Yield a column alone."""
+        """Yield one column."""
         for row in self._found.select_columns([column]):
             yield row[column]
 
@@ -79,7 +79,7 @@ def from_live(items: Any, wanted: str | None = None) -> Source:
 
 
 def from_hub(name: str, wanted: str | None = None) -> Source:
-    """Return a data set by name, from the cache if there is no network.
+    """Return a data set by name, from the cache without network.
 
     ``NAME[:CONFIG][/SPLIT]``; a word after the colon that is no configuration is a split.
     """
@@ -95,7 +95,7 @@ def from_hub(name: str, wanted: str | None = None) -> Source:
 
 
 def _without_config(name: str, path: str, split: str) -> Any:
-    """Return the data set whose split was written like a configuration, if it has that split."""
+    """Return the data set whose split was given in a configuration's place, if it exists."""
     found = _loaded(name, path, None)
     if split not in getattr(found, "keys", list)():
         _loaded(name, path, split)
@@ -142,7 +142,7 @@ def is_saved_dataset(path: Path) -> bool:
 
 
 def is_live_dataset(items: Any) -> bool:
-    """Return whether an object is a ``datasets.Dataset``, or several by the names of splits."""
+    """Return whether an object is a ``datasets.Dataset``, or a mapping of them by split."""
     kind = type(items)
     named = kind.__name__ in ("Dataset", "DatasetDict")
     return kind.__module__.startswith("datasets.") and named

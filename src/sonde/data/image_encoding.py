@@ -1,4 +1,4 @@
-"""How a model reads images: size, mean and deviation, channels and patches."""
+"""Recipe by which a model reads images: size, mean and deviation, channels and patches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,7 @@ class ImageFlags:
 
     @classmethod
     def of(cls, size: Any, mean: Any, std: Any) -> "ImageFlags":
-        """Return the flags with single numbers spread out."""
+        """Return the flags with single numbers expanded to pairs or triples."""
         pair = (size,) if isinstance(size, int) else None if size is None else tuple(size)
         pair = pair * 2 if pair is not None and len(pair) == 1 else pair
         if pair is not None and (len(pair) != 2 or min(pair) < 1):
@@ -70,7 +70,7 @@ def image_encoder(
 
 
 def _channels(model: Model, processor: Any) -> int:
-    """Return the channels that the model reads: as configured, or of its first convolution."""
+    """Return the number of channels, as configured or of the first convolution."""
     name = model.name or "the model"
     means = len(processor.mean) if isinstance(processor, PillowProcessor) else 3
     channels = getattr(model.config, "num_channels", None) or _first_channels(model.module)
@@ -120,7 +120,7 @@ def _recipe(processor: Any) -> str:
 
 
 def patch_of(config: Any) -> tuple[int, int] | None:
-    """Return height and width of a patch, or None if a configuration names no patch."""
+    """Return height and width of a patch, or None if a configuration has none."""
     patch = getattr(config, "patch_size", None)
     if isinstance(patch, int):
         return patch, patch

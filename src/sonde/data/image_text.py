@@ -1,4 +1,4 @@
-"""Images, texts or both, as the processor of a model of images and texts reads them."""
+"""Encode images, texts or both by the processor of an image-text model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ COLOURS = 3
 @final
 @dataclass(frozen=True, eq=False)
 class ImageTextEncoder(Encoder):
-    """An image and a text per row, or only one of them, through the model's own processor.
+    """An image and a text per row, or one of them, encoded by the model's own processor.
 
     A model with two towers reads texts padded to their context, as it was trained; a language
     model that reads images gets each text through the chat template, the image before it.
@@ -83,7 +83,7 @@ class ImageTextEncoder(Encoder):
         return ImageEncoder(self.processor, self.image, self.base, COLOURS, self.names)
 
     def pieces(self, rows: Sequence[Row]) -> list[list[Piece]]:
-        """Return one example for each row, and how many tokens of its text are cut off."""
+        """Return one example for each row, and the number of its text's tokens cut off."""
         if self.text is None or self.max_length is None or not self.two_towers:
             return super().pieces(rows)
         tokenizer = self.processor.tokenizer
@@ -91,7 +91,7 @@ class ImageTextEncoder(Encoder):
         return [[Piece(truncated=self._cut(len(ids)))] for ids in found]
 
     def _cut(self, length: int) -> int:
-        """Return how many of ``length`` tokens are cut off; raise if texts may not be cut."""
+        """Return how many of ``length`` tokens are cut off; raise if cutting is not allowed."""
         beyond = 0 if self.max_length is None else max(0, length - self.max_length)
         if beyond and self.long != "truncate":
             raise InputError(
@@ -102,11 +102,11 @@ class ImageTextEncoder(Encoder):
         return beyond
 
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
-        """Leave items as they are until their batch; texts of like length come together."""
+        """Return items unprocessed, with texts of similar length next to each other."""
         return [Prepared(rows[row], 1 + len(self._text(rows[row]))) for row, _ in wanted]
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
-        """Process images and texts; images that cannot be decoded are named in ``bad``."""
+        """Process images and texts; undecodable images are listed in ``bad``."""
         images, texts, bad = [], [], {}
         for i, item in enumerate(items):
             try:
@@ -135,7 +135,7 @@ class ImageTextEncoder(Encoder):
         )
 
     def processed(self, images: Sequence[Any], texts: Sequence[str]) -> dict[str, Tensor]:
-        """Return what the processor makes of a batch, padded on the right.
+        """Return the processor's output for a batch, padded on the right.
 
         Raises
         ------
@@ -166,7 +166,7 @@ class ImageTextEncoder(Encoder):
         return {name: self._cast(x) for name, x in made.items()}
 
     def prompt(self, text: str) -> str:
-        """Return a text with the place of its image, as a language model reads it."""
+        """Return a text with its image's placeholder, as a language model reads it."""
         token = self._image_token
         if token is not None and token in text:
             return text
@@ -203,7 +203,7 @@ class ImageTextEncoder(Encoder):
         return found
 
     def identity(self) -> dict[str, Any]:
-        """Name the columns, the cutting and the processor."""
+        """Return columns, truncation and processor as identity."""
         return {
             "kind": self.kind,
             "inputs": [self.image, self.text],
@@ -213,7 +213,7 @@ class ImageTextEncoder(Encoder):
         }
 
     def notes(self) -> list[str]:
-        """Return notes on which tower is read, or on how an image is placed in its text."""
+        """Return notes on the tower in use, or on the image's position in its text."""
         if self.two_towers:
             if self.image is not None and self.text is not None:
                 return [
@@ -233,7 +233,7 @@ class ImageTextEncoder(Encoder):
 def _among(
     ids: Int[Tensor, "_row _pos"] | None, wanted: frozenset[int], mask: Tensor | None
 ) -> Tensor | None:
-    """Return a mask of the wanted tokens without padding, or None if there are no tokens or ids."""
+    """Return a mask of the wanted real tokens, or None without wanted tokens or ids."""
     if ids is None or not wanted:
         return None
     found = torch.isin(ids, torch.tensor(sorted(wanted), dtype=ids.dtype))
@@ -241,7 +241,7 @@ def _among(
 
 
 def _packed(made: Mapping[str, Tensor], n: int) -> dict[str, Tensor]:
-    """Return the names of arguments that hold the patches of all images, with each image's count.
+    """Return the arguments that pack the patches of all images, with each image's patch count.
 
     There is one image for each example.
     """

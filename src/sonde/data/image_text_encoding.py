@@ -1,4 +1,4 @@
-"""How a model reads images and texts: by a joint processor, two towers or a language model."""
+"""Recipe by which a model reads images and texts: joint processor, two towers or language model."""
 
 from hashlib import blake2b
 from pathlib import Path

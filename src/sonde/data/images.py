@@ -1,4 +1,4 @@
-"""Images: opened safely, turned upright, put on white, brought to the model's channels.
+"""Load images safely: rotated upright, on a white background, in the model's channels.
 
 What white is follows from how an image is stored, never from its own brightest pixel.
 """
@@ -71,11 +71,11 @@ class ImageEncoder(Encoder):
         return len(found) if isinstance(found, bytes) else _pixels(found).numel()
 
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
-        """Leave images as they are until their batch."""
+        """Return images undecoded."""
         return [Prepared(rows[row]) for row, _ in wanted]
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
-        """Decode, process and stack; images that cannot be decoded are named in ``bad``."""
+        """Decode, process and stack; undecodable images are listed in ``bad``."""
         images, bad = [], {}
         for i, item in enumerate(items):
             try:
@@ -97,7 +97,7 @@ class ImageEncoder(Encoder):
         return pixels.shape[-2] // self.patch[0], pixels.shape[-1] // self.patch[1]
 
     def identity(self) -> dict[str, Any]:
-        """Name the column and the recipe."""
+        """Return the column and the recipe as identity."""
         return {
             "kind": self.kind,
             "inputs": [self.column],
@@ -107,7 +107,7 @@ class ImageEncoder(Encoder):
 
 
 def stored(row: Row, column: str, base: Path) -> Any:
-    """Return an image as it is stored: the bytes of a file, or a Pillow image.
+    """Return the stored form of an image: the bytes of a file, or a Pillow image.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def stored(row: Row, column: str, base: Path) -> Any:
 
 
 def decode(found: Any) -> Any:
-    """Return a decoded Pillow image, turned as its EXIF data says.
+    """Return a decoded Pillow image, rotated by its EXIF data.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def decode(found: Any) -> Any:
 
 
 def with_channels(image: Any, channels: int) -> Any:
-    """Return an image as grey (1) or RGB (3), transparent parts on white.
+    """Return an image as grey (1) or RGB (3), on a white background.
 
     16 bits end at 65,535, floating-point numbers at 1.
 
@@ -186,7 +186,7 @@ def with_channels(image: Any, channels: int) -> Any:
 
 
 def processed(processor: Any, images: Sequence[Any]) -> torch.Tensor:
-    """Return pixel values; if the processor fails, raise an error that names the flags."""
+    """Return pixel values; if the processor fails, name the relevant flags in the error."""
     if isinstance(processor, PillowProcessor):
         return processor(images)
     try:

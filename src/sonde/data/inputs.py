@@ -34,7 +34,7 @@ READ_AT_ONCE = 256
 @final
 @dataclass(frozen=True, eq=False)
 class ItemInputs(Inputs):
-    """Items of a source in their own order, encoded for one model, unit by unit.
+    """Items of a source in their order, encoded for one model, unit by unit.
 
     Parameters
     ----------
@@ -64,16 +64,16 @@ class ItemInputs(Inputs):
         return replace(self, listing=taken(self.listing, np.arange(n), f"first {n}"))
 
     def at(self, examples: np.ndarray) -> "ItemInputs":
-        """Return the examples of these numbers, which are sorted."""
+        """Return the examples with these sorted indices."""
         how = f"at {','.join(map(str, examples.tolist()))}"
         return replace(self, listing=taken(self.listing, examples, how))
 
     def drawn(self, n: int, seed: int) -> "ItemInputs":
-        """Return the ``n`` examples of smallest draw, in the planned order."""
+        """Return the ``n`` examples of smallest sampling key, in the planned order."""
         return replace(self, listing=pick(self.listing, n, seed))
 
     def of_class(self, name: str, without: bool = False) -> "ItemInputs":
-        """Return the examples of one class, or all others.
+        """Return the examples of one class, or of all other classes.
 
         Raises
         ------
@@ -85,7 +85,7 @@ class ItemInputs(Inputs):
         return replace(self, listing=taken(self.listing, np.flatnonzero(wanted), how))
 
     def class_number(self, name: str) -> int:
-        """Return the number of a class by its name, or an error with near names."""
+        """Return the index of a class by its name; the error lists similar names."""
         known = dict(zip(self.label_names, range(len(self.label_names)), strict=True))
         if name not in known:
             raise InputError(
@@ -101,22 +101,22 @@ class ItemInputs(Inputs):
 
     @property
     def grouped(self) -> bool:
-        """True if a group column was given, or items are in pairs or were cut into chunks."""
+        """True if groups or pairs were given, or items were cut into chunks."""
         of_items = self.layout.group is not None or self.layout.paired
         return of_items or self.listing.n_chunked > 0
 
     @property
     def pads(self) -> bool:
-        """True if texts are padded here, on the right."""
+        """True if texts are padded by the encoder, on the right."""
         return self.encoder.pads
 
     @property
     def source_rows(self) -> np.ndarray:
-        """Number of the source item behind each example; skipped items count."""
+        """Index of each example's source item; skipped items count."""
         return self.source.numbers(self.listing.row)
 
     def place(self, example: int) -> str:
-        """Return where an example stands in the data, as a user opens it, and where a piece begins.
+        """Return an example's location in the user's data, with the start of a chunk.
 
         Paths are relative to the data; lines count from 1, rows and items from 0.
         """
@@ -130,7 +130,7 @@ class ItemInputs(Inputs):
         return [self._printable(key) for key in self.listing.keys]
 
     def own_columns(self, examples: Sequence[int]) -> dict[str, list[Any]]:
-        """Return the columns that are no input, label, id or group, with None for empty cells.
+        """Return the columns that are not input, label, id or group, with None for empty cells.
 
         Only columns of single texts and numbers; the rows are read again, nothing is decoded.
         """
@@ -139,18 +139,18 @@ class ItemInputs(Inputs):
         return self._single(examples, known | {*layout.more_labels})
 
     def key_columns(self, examples: Sequence[int]) -> dict[str, list[Any]]:
-        """Return the columns that can name a row, those that are an input or the id among them."""
+        """Return the columns that can identify a row, including input and id."""
         layout = self.layout
         return self._single(examples, {layout.label, layout.group, layout.target, *PAIRED})
 
     @property
     def label_columns(self) -> tuple[str, ...]:
-        """The columns of labels: the one of classes or numbers first, then those of other heads."""
+        """The label columns: the class or target first, then those of other heads."""
         layout = self.layout
         return () if layout.label is None else (layout.label, *layout.more_labels)
 
     def labels_of(self, examples: Sequence[int]) -> dict[str, list[Any]]:
-        """Return the columns of labels as they are, with None for empty cells."""
+        """Return the label columns unchanged, with None for empty cells."""
         numbers = [int(self.listing.row[i]) for i in examples]
         rows = {n: self.source.take(n, n + 1)[0] for n in sorted(set(numbers))}
         return {name: [rows[n].get(name) for n in numbers] for name in self.label_columns}
@@ -168,28 +168,28 @@ class ItemInputs(Inputs):
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The name of each class number; empty without labels."""
+        """The name of each class index; empty without labels."""
         return self.listing.labels.names if self.listing.labels.any else ()
 
     @property
     def own_labels(self) -> bool:
-        """True if class numbers are the model's own."""
+        """True if class indices are the model's own."""
         return self.listing.labels.own
 
     def with_own_labels(self, reason: str) -> "ItemInputs":
-        """Return the same items, with labels declared to be the model's classes for this reason."""
+        """Return the items with labels declared to be the model's classes, for the given reason."""
         labels = replace(self.listing.labels, own=True, reason=reason)
         typed = self.typed | {"classes": list(labels.names)}
         return replace(self, listing=replace(self.listing, labels=labels), typed=typed)
 
     @property
     def n_skipped(self) -> int:
-        """Items that were left out so far: in the listing, and while batches were made."""
+        """Number of items skipped so far, in the listing and in batches."""
         return self.listing.n_skipped + len(self._broken)
 
     @property
     def missing(self) -> dict[str, Any] | None:
-        """In how many of the rows each column of numbers has no value; None of other inputs.
+        """Number of rows without a value, by column of numbers; None for other inputs.
 
         Rows that were left out for it are among them.
         """
@@ -250,7 +250,7 @@ class ItemInputs(Inputs):
         return [f"{source.name} is read, the split {source.split!r}{others}."]
 
     def identity(self) -> dict[str, Any]:
-        """Name the data, how they are encoded, and how batches are cut."""
+        """Return the data, their encoding and their batches as identity."""
         return {
             "fingerprint": self.fingerprint,
             "examples": len(self),
@@ -276,13 +276,13 @@ class ItemInputs(Inputs):
                     yield batch
 
     def _runs(self, order: list[int], items: list[Prepared]) -> list[list[int]]:
-        """Return what batches are cut from: the whole unit, or its examples of each length."""
+        """Return the index runs to cut batches from: the unit, or its examples of each length."""
         if not self.encoder.even:
             return [order]
         return [list(run) for _, run in groupby(order, key=lambda i: items[i].length)]
 
     def prepared(self, index: np.ndarray) -> list[Prepared]:
-        """Return the examples of these numbers, ready to be put into a batch."""
+        """Return the examples with these indices, ready for a batch."""
         numbers, inverse = np.unique(self.listing.row[index], return_inverse=True)
         rows = self._rows(numbers, index)
         pieces = self.listing.piece[index]
@@ -307,7 +307,7 @@ class ItemInputs(Inputs):
                 )
 
     def assembled(self, index: np.ndarray, items: list[Prepared]) -> InputBatch | None:
-        """Return one batch of prepared examples, or None if every example is left out.
+        """Return one batch of prepared examples, or None if every example is skipped.
 
         An example may occur several times.
         """
@@ -345,7 +345,7 @@ class ItemInputs(Inputs):
         )
 
     def over(self, rows: Sequence[Row]) -> "ItemInputs":
-        """Return other items, encoded as these are.
+        """Return other items with this encoding.
 
         Raises
         ------
@@ -357,7 +357,7 @@ class ItemInputs(Inputs):
         return replace(self, source=source, listing=listing)
 
     def collated(self, items: Sequence[Prepared], keys: Sequence[bytes]) -> InputBatch:
-        """Return a batch of prepared examples of any items, known by ``keys``.
+        """Return a batch of prepared examples of any items, identified by ``keys``.
 
         Raises
         ------
@@ -419,7 +419,7 @@ class ItemInputs(Inputs):
 
 
 def runs(numbers: np.ndarray, at_most: int = 2**31) -> list[np.ndarray]:
-    """Return sorted numbers as runs that have no gap and at most ``at_most`` members.
+    """Split sorted numbers into runs without gaps, of at most ``at_most`` members.
 
     Examples
     --------
@@ -441,7 +441,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def constant_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Bool[Tensor, "example"] | None:
-    """Return for each example whether its inputs are constant, each channel of a map on its own.
+    """Return for each example whether its inputs are constant, separately by channel for maps.
 
     None if the model is given whole numbers, such as tokens, or fewer than eight numbers.
     """
@@ -455,7 +455,7 @@ def constant_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Bool[Tensor
 
 
 def _constant(x: Tensor) -> Bool[Tensor, "example"]:
-    """Return whether channels of a map, lines or columns of a sequence, or rows are constant."""
+    """Return whether a map's channels, a sequence's rows or columns, or rows are constant."""
     if x.ndim >= MAP:
         x = x.flatten(2)
         return (x.amax(2) == x.amin(2)).all(1)

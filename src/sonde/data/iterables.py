@@ -15,7 +15,7 @@ from sonde.data.sources import Row, Source, Walk
 @final
 @dataclass(frozen=True)
 class Tuples:
-    """The meaning of each member of items that are tuples: tensors of ``forward``, and a label.
+    """Meaning of each member of tuple items: tensors of ``forward``, and a label.
 
     A last member that may be a label is the label if ``forward`` has no tensor left for it. If the
     tensor that is left is optional, only the user can tell.
@@ -65,7 +65,7 @@ PAIRS = Tuples()
 
 @final
 class Iterated(Source):
-    """The items of a re-iterable: each item is an example without a batch axis."""
+    """The items of a re-iterable; each is an example without batch axis."""
 
     rows_differ = True
 
@@ -82,7 +82,7 @@ class Iterated(Source):
             yield as_row(item, i, self._tuples)
 
     def take(self, start: int, stop: int) -> list[Row]:
-        """Return items by index, or walk to them."""
+        """Return items by index, or by iterating up to them."""
         if self._by_index:
             return [as_row(self._items[i], i, self._tuples) for i in range(start, stop)]
         return self._walk.take(start, stop, self.name)
@@ -94,7 +94,7 @@ class Iterated(Source):
 
 @final
 class ArrayRows(Source):
-    """Arrays, or lists, of one length by name: the first axis of each counts the items."""
+    """Arrays or lists of equal length by name; the first axis counts the items."""
 
     def __init__(self, columns: Mapping[str, Any], name: str) -> None:
         self.name, self._columns = name, dict(columns)
@@ -121,7 +121,7 @@ class ArrayRows(Source):
         return [self._row(i) for i in range(start, stop)]
 
     def labels(self, column: str) -> Iterator[Any]:
-        """Yield a column alone."""
+        """Yield one column."""
         return (_plain(value) for value in self._columns[column])
 
     def _row(self, i: int) -> Row:
@@ -133,14 +133,14 @@ class ArrayRows(Source):
 
 
 def _length(values: Any) -> int | None:
-    """Return how many items a column has, or None if it is a single value."""
+    """Return the number of items in a column, or None for a single value."""
     if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__"):
         return None
     return None if getattr(values, "ndim", 1) == 0 else len(values)
 
 
 def features_and_labels(data: Any) -> Source | None:
-    """Return rows of a scikit-learn ``(X, y)``, or None if the data is not such a pair.
+    """Return rows of a scikit-learn ``(X, y)``, or None for other data.
 
     ``X`` is an array of at least two axes, ``y`` holds a label, a number, or an array of labels for
     each of its rows.
@@ -159,7 +159,7 @@ def features_and_labels(data: Any) -> Source | None:
 
 
 def as_row(item: Any, index: int, tuples: Tuples = PAIRS) -> Row:
-    """Return the named values of one item: ``text``, ``image``, ``x``, or the item's own names.
+    """Return the values of one item by name: ``text``, ``image``, ``x``, or its own names.
 
     Raises
     ------
@@ -207,7 +207,7 @@ def _plain(value: Any) -> Any:
 
 
 def _rows_of_table(items: Any) -> Any:
-    """Return the rows of a table of pandas, Polars or Arrow; anything else as it is.
+    """Return the rows of a pandas, Polars or Arrow table, or other data unchanged.
 
     Iterated over, a table gives the names of its columns, or the columns.
     """
@@ -223,7 +223,7 @@ def _rows_of_table(items: Any) -> Any:
 
 @final
 class _Anew:
-    """The items of a function without arguments, which is called again for each pass."""
+    """The items of a function that is called again for each pass."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
@@ -239,7 +239,7 @@ class _Anew:
 
 
 def _data_set_of(loader: "torch.utils.data.DataLoader[Any]") -> Any:
-    """Return the data set of a loader that only cuts batches; its order and size are sonde's."""
+    """Return the data set of a loader that only batches; sonde chooses order and batch size."""
     from torch.utils.data import RandomSampler, SequentialSampler, default_collate
 
     plain = type(loader.sampler) in (RandomSampler, SequentialSampler)

@@ -1,4 +1,4 @@
-"""Options of an earlier reading that also fit other data."""
+"""Reading options of an earlier run that also fit other data."""
 
 from collections.abc import Mapping
 from typing import Any

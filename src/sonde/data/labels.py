@@ -1,4 +1,4 @@
-"""From the values of a label column to class numbers, matched with the model's own names."""
+"""Turn label values into class indices, matched with the model's class names."""
 
 import math
 import re
@@ -22,7 +22,7 @@ _WHOLE = re.compile(r"^([+-]?\d{1,18})(\.0*)?$")
 
 @dataclass(frozen=True)
 class Labels:
-    """The class number of each item (-1 = no label).
+    """The class index of each item (-1 = no label).
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class Labels:
 
 
 class LabelColumn:
-    """Collects the values of a label column, each distinct one once."""
+    """Collects the distinct values of a label column."""
 
     def __init__(self) -> None:
         self._codes: dict[Any, int] = {}
@@ -63,7 +63,7 @@ class LabelColumn:
         self._holds_several = False
 
     def add(self, value: Any) -> None:
-        """Note the value of the next item; a column of shape (n, 1) has one value for each."""
+        """Add the next item's value; a column of shape (n, 1) has one value per item."""
         value = _alone(value)
         if holds_several(value):
             self._holds_several, value = True, None
@@ -87,7 +87,7 @@ class LabelColumn:
         new_classes: bool = False,
         is_told: bool = False,
     ) -> Labels:
-        """Return the class numbers.
+        """Return the class indices.
 
         Parameters
         ----------
@@ -156,7 +156,7 @@ def _numbered(
 def _matched(
     values: list[Any], id2label: Mapping[int, str], names: Sequence[str] | None
 ) -> list[int | None]:
-    """Return the model's class of each value, None if the model has no such class."""
+    """Return the model's class of each value, or None for a value without one."""
     by_name = {str(name).strip().casefold(): int(i) for i, name in id2label.items()}
     named = names is not None
     generic = all(_GENERIC.match(str(name)) for name in id2label.values())
@@ -172,12 +172,12 @@ def _matched(
 
 
 def holds_several(value: Any) -> bool:
-    """Return whether a label is a list, an array or a mapping: of several answers, or a map."""
+    """Return whether a label has several values: a list, an array or a mapping."""
     return isinstance(value, list | tuple | Mapping) or getattr(value, "ndim", 0) > 0
 
 
 def _alone(value: Any) -> Any:
-    """Return the only entry of a list or array of one entry, else the value."""
+    """Return the entry of a list or array of length 1, else the value."""
     if isinstance(value, list | tuple):
         return _alone(value[0]) if len(value) == 1 else value
     if getattr(value, "ndim", 0) > 0 and math.prod(value.shape) == 1:

@@ -1,4 +1,4 @@
-"""Which items a limit keeps: with labels a sample over the classes, else the first items.
+"""Choose the items within a limit: a stratified sample if labelled, else the first items.
 
 Files of a folder, and rows of many tables, are sorted by class, so that the first items show some
 classes alone. Sources that have no labels before their items are made (data loaders, generators)
@@ -39,7 +39,7 @@ class Kept:
     of: int | None = None
 
     def of_source(self, source: Source) -> Iterator[tuple[int, Row]]:
-        """Yield the number and the row of each item that is read."""
+        """Yield index and row of each item that is read."""
         if self.rows is None:
             yield from enumerate(source.rows())
             return
@@ -88,7 +88,7 @@ def kept_items(source: Source, label: str | None, limit: int | None, seed: int) 
 
 
 def sample_note(n: int, of: int | None) -> list[str]:
-    """Return the sentence that says that items are a sample, if they are one."""
+    """Return a note that items are a sample, or no note if all are read."""
     if of is None:
         return []
     first = "the first " if of == POOL else ""
@@ -99,7 +99,7 @@ def sample_note(n: int, of: int | None) -> list[str]:
 
 
 def quotas(counts: Mapping[Hashable, int], limit: int) -> dict[Hashable, int]:
-    """Return how many of ``limit`` items each class gets: its share, but one at least.
+    """Return how many of ``limit`` items each class gets: proportional, but at least 1.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""One pass over a source before anything runs: its examples, their order and their groups."""
+"""Listing of a source before a run: its examples, their order and their groups."""
 
 from array import array
 from collections import Counter
@@ -115,7 +115,7 @@ class _Lists:
         pieces: Sequence[Piece],
         member: tuple[int, int] = (0, -1),
     ) -> None:
-        """Note the examples of one item."""
+        """Add the examples of one item."""
         for number, piece in enumerate(pieces):
             self.keys.append(key)
             self.group_keys.append(group)
@@ -143,7 +143,7 @@ def list_source(
     new_classes: bool = False,
     is_told: bool = False,
 ) -> Listing:
-    """Return the listing of a source: one streamed pass, nothing decoded.
+    """Return the listing of a source, from one streamed pass without decoding.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ def list_source(
 
 
 def pick(listing: Listing, n: int, seed: int) -> Listing:
-    """Return the ``n`` examples of smallest draw (purpose ``sample``), in the planned order."""
+    """Return the ``n`` examples of smallest sampling key, in the planned order."""
     if n >= len(listing):
         return listing
     base = base_hashes(listing.keys, "sample", seed)
@@ -216,7 +216,7 @@ def pick(listing: Listing, n: int, seed: int) -> Listing:
 
 
 def taken(listing: Listing, kept: np.ndarray, how: str) -> Listing:
-    """Return some examples of a listing, by their numbers in its order.
+    """Return some examples of a listing, by index.
 
     Parameters
     ----------
@@ -244,7 +244,7 @@ def taken(listing: Listing, kept: np.ndarray, how: str) -> Listing:
 
 
 def _meanings(layout: Layout) -> set[str]:
-    """Return the names with a default meaning that the layout gives to no column."""
+    """Return the default column names that the layout does not use."""
     labels = LABEL_NAMES if layout.label is None else ()
     own = [name for name in ("id", "group") if getattr(layout, name) is None]
     return {*labels, *own, *(() if layout.paired else PAIRED)}
@@ -323,7 +323,7 @@ def _skip(lists: _Lists, source: Source, index: int, error: InputError, skip_bad
 
 
 def _group(row: Row, layout: Layout, key: bytes) -> bytes:
-    """Return what an item belongs to: its group, else the pair it is in, else itself."""
+    """Return an item's group, else its pair, else the item itself."""
     side: Any = row.get(PAIRED[1])
     together: Any = None
     if layout.group is not None:
@@ -334,7 +334,7 @@ def _group(row: Row, layout: Layout, key: bytes) -> bytes:
 
 
 def _member(row: Row, layout: Layout) -> tuple[int, int]:
-    """Return the hash of an item's pair and its side, or 0 and -1 if the item has no side."""
+    """Return the hash of an item's pair, and its side; 0 and -1 without a side."""
     side: Any = row.get(PAIRED[1])
     if not layout.paired or is_missing(side):
         return 0, -1

@@ -1,4 +1,4 @@
-"""From a user's word for a model to a ``Model``: directory, hub name, factory, shipped, or live.
+"""Load a model from a user's word: directory, hub name, factory, shipped or live model.
 
 Only safetensors are opened, code that comes with a checkpoint runs only where the user allows it
 for this call, and a checkpoint that does not fill every parameter is an error.
@@ -53,7 +53,7 @@ FromFolder = Callable[[nn.Module, Path], None]
 
 
 def _leave(module: nn.Module, folder: Path) -> None:
-    """Leave a module as transformers made it."""
+    """Do nothing to a module that transformers created."""
 
 
 def _refuse(module: nn.Module, folder: Path) -> None:
@@ -62,7 +62,7 @@ def _refuse(module: nn.Module, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class _How:
-    """How a model is opened, as ``load`` was told."""
+    """Options for opening a model, as given to ``load``."""
 
     device: str
     dtype: str
@@ -82,7 +82,7 @@ def load(
     fill: FromFolder = _refuse,
     insert: FromFolder = _leave,
 ) -> Model:
-    """Return the model that the user means, with what turns items into its inputs.
+    """Return the model that the user names, with its processor.
 
     ``sonde.load`` describes the arguments; it passes down what this room cannot import.
 
@@ -134,7 +134,7 @@ def _named(name: str, how: _How) -> Model:
 
 
 def _described(module: nn.Module) -> str:
-    """Return class, number of parameters, type and place of a module."""
+    """Return class, number of parameters, number type and device of a module."""
     first = next(module.parameters(), None)
     where = "" if first is None else f", {str(first.dtype)[6:]} on {first.device}"
     size = count_weights(module)
@@ -142,7 +142,7 @@ def _described(module: nn.Module) -> str:
 
 
 def _refuse_file_of_code(name: str) -> None:
-    """Refuse ``nets.py:make`` and say which word to type instead."""
+    """Raise for ``nets.py:make``, with the word to type instead."""
     found = _CODE_FILE.match(name)
     if found is not None:
         folder = f"in {found['folder']} " if found["folder"] else ""
@@ -199,7 +199,7 @@ def _from_factory(name: str, device: str, dtype: str, processor: Any) -> Model:
 
 
 def is_factory(name: str) -> bool:
-    """Return whether a word names a function that makes a model, alone or with a weights file."""
+    """Return whether a word names a model factory, alone or with a weights file."""
     if Path(name).exists() or is_shipped(name):
         return False
     filled = _FILLED.match(name)
@@ -215,7 +215,7 @@ def folder_of_factory(name: str) -> Path | None:
 
 
 def _filled(word: re.Match[str], how: _How) -> Model:
-    """Return a factory's module with the weights of a file, or those and forms of a folder."""
+    """Return a factory's module with weights from a file, or with a folder's weights and layers."""
     given = Path(word["folder"]).expanduser()
     is_file = given.is_file() or given.suffix in WEIGHT_FILES
     if not is_file and not (given / "config.json").is_file():
@@ -232,7 +232,7 @@ def _filled(word: re.Match[str], how: _How) -> Model:
 
 
 def _hub_name(name: str) -> str:
-    """Return the name at the hub of ``sentence-transformers:NAME``; other words as they are."""
+    """Return the hub name for ``sentence-transformers:NAME``; other words are unchanged."""
     rest = name.removeprefix(SENTENCES)
     return name if rest == name else f"{SENTENCES[:-1]}/{rest.removeprefix(f'{SENTENCES[:-1]}/')}"
 
@@ -284,7 +284,7 @@ def _has_meta(module: nn.Module) -> bool:
 
 # Transformer and further stages keep the memory of the live model; its tokenizer is copied.
 def is_live_sentences(module: nn.Module) -> bool:
-    """Return whether a module is a model of that library, which is imported then."""
+    """Return whether a module is a live sentence-transformers model."""
     library = sys.modules.get(LIBRARY)
     kind = getattr(library, "SentenceTransformer", None)
     return isinstance(kind, type) and isinstance(module, kind)

@@ -1,4 +1,4 @@
-"""Columns of numbers in a table, one vector of features per row; not for arrays in one cell."""
+"""Columns of numbers in a table, joined to one feature vector per row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class NumbersEncoder(Encoder):
         return tensor_key(self._vector(row))
 
     def missing(self, row: Row) -> tuple[str, ...]:
-        """Return the columns that are empty or not a number in a row."""
+        """Return the columns without a number in a row."""
         return tuple(n for n in self.columns if _is_missing(row.get(n)) or _is_nan(row.get(n)))
 
     def size(self, row: Row) -> int:
@@ -67,7 +67,7 @@ class NumbersEncoder(Encoder):
         return Collated(*called(self.main, x, self.names))
 
     def identity(self) -> dict[str, Any]:
-        """Name the columns."""
+        """Return the column names as identity."""
         return {"kind": self.kind, "inputs": list(self.columns), "dtype": str(self.dtype)}
 
     def notes(self) -> list[str]:
@@ -86,7 +86,7 @@ class NumbersEncoder(Encoder):
 
 
 def are_numbers(values: Sequence[Any]) -> bool:
-    """Return whether most values that are present are numbers or can be read as numbers.
+    """Return whether most present values are numbers or can be parsed as numbers.
 
     A text among them is an error of its row, which can be named and skipped.
 
@@ -119,7 +119,7 @@ def _is_nan(value: Any) -> bool:
 
 
 def as_number(value: Any) -> float | None:
-    """Return a number, or the number that a text spells, as float64, or None if it is no number.
+    """Return a number, or the number in a text, as float64; None for other values.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""From a user's word for data to ``Inputs`` for one model."""
+"""Turn a user's word for data into ``Inputs`` for one model."""
 
 import json
 import logging
@@ -75,7 +75,7 @@ def open_inputs(
     new_tokens: int = 0,
     beams: int = 1,
 ) -> ItemInputs:
-    """Return the data as inputs of the model, listed in one pass and ready to be read unit by unit.
+    """Return the data as inputs of the model, listed in one pass and read unit by unit.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ def open_inputs(
 
 
 def _check_labels(listing: Listing, column: str, may_be_numbers: bool, source: str) -> None:
-    """Refuse a column of labels that gives neither labels, several for an item, nor numbers."""
+    """Raise if a label column holds neither labels, lists of labels, nor numbers."""
     labels = listing.labels
     if labels.any or labels.several or (may_be_numbers and listing.target is not None):
         return
@@ -201,7 +201,7 @@ def _check_labels(listing: Listing, column: str, may_be_numbers: bool, source: s
 
 
 def _names(columns: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Return the columns that ``a,b`` or a sequence names."""
+    """Return the columns named by ``a,b`` or a sequence."""
     parts = columns.split(",") if isinstance(columns, str) else columns or ()
     return tuple(part.strip() for part in parts if part.strip())
 
@@ -234,7 +234,7 @@ def names_of_classes(classes: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _numbered_names(text: str) -> list[str]:
-    """Return the names of a JSON list, or of an object whose keys count from 0; none otherwise."""
+    """Return the names in a JSON list, or in an object with keys from 0; else none."""
     try:
         held = json.loads(text)
     except ValueError:
@@ -249,7 +249,7 @@ def _numbered_names(text: str) -> list[str]:
 
 
 def _as_json(typed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that were given, tuples as lists."""
+    """Return the given options, tuples as lists."""
     given = {name: value for name, value in typed.items() if value is not None}
     return {n: list(v) if isinstance(v, tuple) else v for n, v in given.items()}
 
@@ -257,7 +257,7 @@ def _as_json(typed: Mapping[str, Any]) -> dict[str, Any]:
 def open_source(
     data: Any, skip_bad: bool = False, tuples: Tuples = PAIRS, split: str | None = None
 ) -> tuple[Source, int | None]:
-    """Return the rows that a user means, and how many examples are picked (None = all).
+    """Return the rows that a user names, and the number of examples to pick (None = all).
 
     ``tuples`` gives the meaning of the members of items that are tuples. ``split`` is the split to
     read if the name of a data set does not choose.
@@ -290,7 +290,7 @@ def _from_path(data: str | Path, skip_bad: bool, split: str | None) -> Source:
 
 
 def _from_folder(path: Path, wanted: str | None) -> Source:
-    """Return a saved data set, the folder's own table of its images, or its images.
+    """Return a saved data set, the folder's own table of images, or its images.
 
     Subfolders that are splits are no classes.
     """
@@ -309,7 +309,7 @@ def _from_folder(path: Path, wanted: str | None) -> Source:
 
 
 def require_path(data: str | Path) -> None:
-    """Raise if a path does not exist; a word that may name a data set is accepted.
+    """Raise if a path does not exist; names of data sets are accepted.
 
     Raises
     ------
@@ -358,7 +358,7 @@ def _suffixes() -> set[str]:
 
 
 def class_names(model: Model) -> Mapping[int, str] | None:
-    """Return the names that a classifier brings for its outputs, or None if it brings none."""
+    """Return a classifier's own names of its outputs, or None."""
     if model.task not in ("classifier", "image_classifier"):
         return None
     found = getattr(model.config, "id2label", None)

@@ -1,4 +1,4 @@
-"""The text of each token as people read it, with bytes joined into characters."""
+"""Readable text of each token, with bytes joined into characters."""
 
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ LONGEST: Final = 8
 def pieces_of(
     batch: InputBatch, tokenizer: Any, by_segment: bool = False, example: int = 0
 ) -> list[str]:
-    """Return the text of each token of an example, or of each of its steps.
+    """Return the text of each token or step of an example.
 
     A character that several tokens make stands with the last of them. Without a tokenizer a token
     is its id. Empty if a model reads no token ids, or if its decoder has other positions.
@@ -53,7 +53,7 @@ def _ids(batch: InputBatch) -> Tensor | None:
 
 
 def texts_of(ids: list[int], tokenizer: Any) -> list[str]:
-    """Return the text of each token; a character of several tokens stands with the last token.
+    """Return the text of each token; a character of several tokens goes to the last one.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def texts_of(ids: list[int], tokenizer: Any) -> list[str]:
 
 
 def _behind(tokenizer: Any, before: list[int], ids: list[int]) -> str:
-    """Return the text of tokens, with the space between them and the tokens before."""
+    """Return the text of tokens, including the space before them."""
     whole, head = (
         tokenizer.decode(part, clean_up_tokenization_spaces=False)
         for part in ([*before, *ids], before or ids)

@@ -1,4 +1,4 @@
-"""Images as a model reads them, made into pictures for people."""
+"""Turn model images back into viewable pictures."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from torch import Tensor
 def as_bytes(
     pixels: Float[Tensor, "channel line column"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "_line _column 3"]:
-    """Return pixels as bytes, stretched from the darkest to the brightest.
+    """Return pixels as bytes, scaled from the darkest to the brightest.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def as_bytes(
 
 
 def as_png(values: UInt8[np.ndarray, "_line _column ..."]) -> str:
-    """Return a picture as a ``data:`` address.
+    """Return a picture as a ``data:`` URL.
 
     Examples
     --------

@@ -70,7 +70,7 @@ class PillowProcessor:
 
     @classmethod
     def from_config(cls, written: Mapping[str, Any]) -> "PillowProcessor":
-        """Return what ``preprocessor_config.json`` describes.
+        """Return the processor that ``preprocessor_config.json`` describes.
 
         Raises
         ------
@@ -198,7 +198,7 @@ def _image_processor(directory: Path) -> Any:
 
 
 def no_recipe(model: str, missing: Sequence[str]) -> InputError:
-    """Return the error of a model that does not say how images become its input."""
+    """Return the error for a model without a recipe for images."""
     flags = " and ".join(f"--image-{name}" for name in missing)
     return InputError(
         f"{model} came without a recipe for images (preprocessor_config.json): {flags} missing. "
@@ -231,7 +231,7 @@ def is_feature_extractor(processor: Any) -> bool:
 
 
 def _is_a(processor: Any, name: str) -> bool:
-    """Return whether a class of transformers is among those of an object.
+    """Return whether an object is an instance of a transformers class.
 
     The test is by name: to import the class takes two seconds, which a user's own model need not
     spend.

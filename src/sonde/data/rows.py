@@ -1,4 +1,4 @@
-"""The rows of data as they are, for questions about columns that no model reads."""
+"""Rows of data unchanged, for questions about columns that no model reads."""
 
 from itertools import islice
 from typing import Any
@@ -7,7 +7,7 @@ from sonde.data.opening import open_source
 
 
 def rows_of(data: Any, limit: int | None = None) -> list[dict[str, Any]]:
-    """Return the items of data as they are, before any model reads them.
+    """Return the items of data unchanged, before any model reads them.
 
     Parameters
     ----------

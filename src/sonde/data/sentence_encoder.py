@@ -1,4 +1,4 @@
-"""A transformer with the stages that sentence-transformers runs after it, as one module.
+"""A transformer with the later stages of sentence-transformers, as one module.
 
 The stages are those of a folder's ``modules.json``: pooling over the real tokens (special ones are
 among them), linear layers, layer norms, unit length. For anything else that library can put there,
@@ -28,7 +28,7 @@ ROW_OF: Final = {"cls": "cls", "lasttoken": "last"}
 
 @final
 class SentenceEncoder(nn.Module):
-    """Texts to vectors: a transformer, pooling over its last states, and what comes after it.
+    """Texts to vectors: a transformer, pooling over its last states, and later stages.
 
     Parameters
     ----------
@@ -50,23 +50,23 @@ class SentenceEncoder(nn.Module):
             self.add_module(name, stage)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the table of the tokens."""
+        """Return the token embedding table."""
         return cast("Any", self.model).get_input_embeddings()
 
     @property
     def last(self) -> str:
-        """The name of the stage whose output is the answer."""
+        """The name of the last stage, which gives the output."""
         return self.stages[-1] if self.stages else "pooling"
 
     @property
     def reducer(self) -> str:
-        """The reducer of states that comes nearest to the pooling."""
+        """The reducer of states that is most similar to the pooling."""
         modes = self.pooling.modes
         return ROW_OF.get(modes[0], "mean+special") if len(modes) == 1 else "mean+special"
 
     # A wrapper that hands on every argument: what it takes is what the transformer takes.
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Float[Tensor, "row dim"]]:
-        """Return the embedding of each text, by its name."""
+        """Return the embedding of each text, by name."""
         states = self.model(*args, **kwargs)[0]
         mask = kwargs.get("attention_mask")
         if mask is None and args:
@@ -79,13 +79,13 @@ class SentenceEncoder(nn.Module):
 
 
 def stored_part(module: nn.Module) -> nn.Module:
-    """Return the part of a model whose tensors lie in its folder: a transformer without stages."""
+    """Return the part of a model with tensors in its folder: a transformer without stages."""
     return module.model if isinstance(module, SentenceEncoder) else module
 
 
 @final
 class SimilarityTo(nn.Module):
-    """A sentence encoder that answers one number: how near a text is to a given vector.
+    """A sentence encoder that returns the similarity of a text to a given vector.
 
     A vector of a text has no number that stands for its answer; its cosine with another has.
 
@@ -103,7 +103,7 @@ class SimilarityTo(nn.Module):
         self.register_buffer("target", target, persistent=False)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the table of the tokens."""
+        """Return the token embedding table."""
         return self.model.get_input_embeddings()
 
     def forward(self, *args: Any, **kwargs: Any) -> Float[Tensor, "row"]:
@@ -113,7 +113,7 @@ class SimilarityTo(nn.Module):
 
 
 def similarity_to(model: Model, text: str) -> Model:
-    """Return the model of sentences with another answer: the cosine with the vector of a text.
+    """Return a sentence model that outputs its cosine with a text's embedding.
 
     Explainers, judges and ``sonde explain`` then say which tokens make a text like this one.
 
@@ -144,7 +144,7 @@ def similarity_to(model: Model, text: str) -> Model:
 
 @final
 class Pooling(nn.Module):
-    """One vector of a text from the states of its real tokens; several ways side by side.
+    """Pool the states of a text's real tokens to one vector; several modes are concatenated.
 
     Parameters
     ----------
@@ -181,13 +181,13 @@ class Pooling(nn.Module):
         return torch.cat([_WAYS[m](states.to(wide), real) for m in self.modes], 1).to(states.dtype)
 
     def extra_repr(self) -> str:
-        """Return the ways of pooling, for printing."""
+        """Return the pooling modes for printing."""
         return ", ".join(self.modes)
 
 
 @final
 class Projection(nn.Module):
-    """A linear map, its activation, and the input added again where the folder says so.
+    """A linear map with activation, and a residual connection if the folder has one.
 
     The matrices are its own, not those of a linear layer inside: they lie in a file of their own
     that only the library of the folder opens, so that methods that pack layers leave them alone.
@@ -222,7 +222,7 @@ class Projection(nn.Module):
 
 @final
 class UnitLength(nn.Module):
-    """Vectors divided by their length."""
+    """Normalise vectors to unit length."""
 
     def forward(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
         """Return the vectors with length 1."""

@@ -1,4 +1,4 @@
-"""Folders as sentence-transformers writes them: which stages come after the transformer."""
+"""Folders of sentence-transformers: the stages after the transformer."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -66,7 +66,7 @@ class SentenceFolder:
         return cls(path, listed[0][1], listed[1][1], tuple(listed[2:]))
 
     def encoder(self, transformer: nn.Module) -> SentenceEncoder:
-        """Return the transformer with the stages after it, where its last weights are."""
+        """Return the transformer with the later stages, on the device of its last weights."""
         stages = named_stages(
             (kind, _written(folder), lambda at=folder: _stored(at), str(folder))
             for kind, folder in self.after
@@ -79,7 +79,7 @@ class SentenceFolder:
         return SentenceEncoder(transformer, Pooling(modes), stages).eval()
 
     def apply_to(self, tokenizer: Any) -> None:
-        """Let a tokenizer read texts as the folder says: in lower case, this many tokens at most.
+        """Apply the folder's settings to a tokenizer: lower case and maximal length.
 
         A prompt that the library would put before each text is told of.
         """
@@ -99,7 +99,7 @@ class SentenceFolder:
 
 
 def check_kinds(kinds: Sequence[str], where: str) -> None:
-    """Raise unless the stages begin with a transformer and its pooling, and are known.
+    """Raise unless the stages are known and begin with a transformer and its pooling.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def check_kinds(kinds: Sequence[str], where: str) -> None:
 
 
 def pooling_modes(written: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """Return the ways of pooling that a configuration names."""
+    """Return the pooling modes in a configuration."""
     if written.get("include_prompt", True) is False:
         warnings.warn(
             f"load: {where} leaves the tokens of a prompt out of the pooling. sonde adds no prompt "
@@ -149,7 +149,7 @@ def named_stages(
 
 
 def tell_prompt(prompt: str | None, where: str) -> None:
-    """Warn if that library would put a prompt before each text."""
+    """Warn if sentence-transformers would add a prompt before each text."""
     if prompt:
         warnings.warn(
             f"load: {where} puts the prompt {prompt!r} before each text; sonde reads texts as "
@@ -180,7 +180,7 @@ def _dense(written: Mapping[str, Any], tensors: Tensors, where: str) -> nn.Modul
 
 
 def _activation(name: str, where: str) -> nn.Module:
-    """Return the activation that a folder names: a class of torch, whatever its whole path is."""
+    """Return the torch activation class that a folder names, by any path."""
     found = getattr(nn, str(name).rpartition(".")[2], None)
     from_torch = "." not in str(name) or str(name).startswith("torch.nn.")
     if not from_torch or not isinstance(found, type) or not issubclass(found, nn.Module):
@@ -205,7 +205,7 @@ def _unit_length(written: Mapping[str, Any], tensors: Tensors, where: str) -> nn
 
 
 def _written(folder: Path) -> Mapping[str, Any]:
-    """Return the configuration of a stage, empty if it has none."""
+    """Return the configuration of a stage, empty if it is missing."""
     file = folder / "config.json"
     return json_object(file) if file.is_file() else {}
 
@@ -224,7 +224,7 @@ def _stored(folder: Path) -> dict[str, Tensor]:
 
 
 def lower(tokenizer: Any) -> None:
-    """Let a tokenizer of transformers bring texts to lower case first."""
+    """Let a tokenizer of transformers convert texts to lower case first."""
     if not getattr(tokenizer, "is_fast", False):
         tokenizer.do_lower_case = True
         return

@@ -1,4 +1,4 @@
-"""The models that come with the package, the data that they were trained on, and parts of it."""
+"""Models shipped with the package, their training data, and parts of the data."""
 
 import os
 import sysconfig
@@ -27,7 +27,7 @@ _LEFT_OUT = frozenset(
 
 
 def is_shipped(name: str) -> bool:
-    """Return whether a word means a shipped model or shipped data."""
+    """Return whether a word names a shipped model or shipped data."""
     return name.startswith(PREFIX)
 
 
@@ -43,7 +43,7 @@ def model_directory(name: str) -> Path:
 
 
 def shipped_source(name: str, wanted: str | None = None) -> tuple[Source, int | None]:
-    """Return shipped data and how many examples of smallest draw are taken (None = every one).
+    """Return shipped data and the number of examples sampled (None = all).
 
     ``sonde:digits``, ``sonde:docstrings``, ``sonde:code``, ``sonde:upper`` and ``sonde:lower``,
     each ``[/train|/test]``, and ``sonde:stdlib[/train|/test|/train-all|/test-all]``, also with a
@@ -105,7 +105,7 @@ class Digits(Source):
 
 
 def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the images as 8-bit values, their digits, and which of them are held out."""
+    """Return the images as 8-bit values, their digits, and a mask of held-out images."""
     values, labels = _digits_table()
     pixels = np.rint(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     rank = np.zeros(len(labels), dtype=np.int64)
@@ -116,7 +116,7 @@ def load_digits() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _digits_table() -> tuple[np.ndarray, np.ndarray]:
-    """Return scikit-learn's digits from its file: importing the package takes over a second."""
+    """Return scikit-learn's digits from its file, since importing the package is slow."""
     spec = find_spec("sklearn")
     if spec is not None and spec.origin is not None:
         path = Path(spec.origin).with_name("datasets") / "data" / "digits.csv.gz"
@@ -146,11 +146,11 @@ class StandardLibrary(Source):
             raise InputError(f"data: no {split} file in the standard library at {self._root}.")
 
     def where(self, index: int) -> str:
-        """Name the file."""
+        """Return the file name for messages."""
         return str(self._root / self._files[index])
 
     def place(self, index: int) -> str:
-        """Name the file by its path in the library."""
+        """Return the file's path in the library."""
         return self._files[index]
 
     def rows(self) -> Iterator[Row]:
@@ -172,7 +172,7 @@ def library_root() -> Path:
 
 
 def library_files() -> list[str]:
-    """Return the relative paths of the sources that the shipped model may see, sorted.
+    """Return the sorted relative paths of the shipped model's training sources.
 
     Raises
     ------
@@ -195,6 +195,6 @@ def library_files() -> list[str]:
 
 
 def is_test_file(file: str) -> bool:
-    """Return whether a file is held out, by a hash of its relative path."""
+    """Return whether a file is held out, by a hash of its path."""
     word = blake2b(file.encode(), digest_size=8).digest()
     return int.from_bytes(word, "little") % 10 == 0

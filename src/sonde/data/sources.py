@@ -17,7 +17,7 @@ MISSING_TYPES = ("NAType", "NaTType")
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a cell holds nothing: None, an empty text, NaN, or the NA and NaT of pandas.
+    """Return whether a cell is empty: None, an empty text, NaN, or pandas' NA and NaT.
 
     Examples
     --------
@@ -32,7 +32,7 @@ def is_missing(value: Any) -> bool:
 
 
 class Source(ABC):
-    """Rows of named values: streamed once for the listing, then reached by number.
+    """Rows of named values: streamed once for the listing, then read by index.
 
     ``rows`` may leave out broken records if that was asked for (``n_bad`` counts them); ``take``
     and ``where`` count the rows that it yields, ``numbers`` says which items these are. All rows
@@ -49,18 +49,18 @@ class Source(ABC):
     by_name: bool = False
 
     def of_split(self, split: str, known: Iterable[str], was_named: bool) -> "Source":
-        """Note which split of a data set the rows belong to, and whether the user named it."""
+        """Record the data set's split of the rows, and whether the user named it."""
         self.split, self.split_was_named = split, was_named
         self.other_splits = tuple(name for name in known if name != split)
         return self
 
     @abstractmethod
     def rows(self) -> Iterator[Row]:
-        """Yield every row in order and note where it is."""
+        """Yield every row in order and record its location."""
 
     @abstractmethod
     def take(self, start: int, stop: int) -> list[Row]:
-        """Return the rows ``[start, stop)`` of what ``rows`` yielded."""
+        """Return the rows ``[start, stop)`` in the order of ``rows``."""
 
     @property
     def base(self) -> Path:
@@ -68,15 +68,15 @@ class Source(ABC):
         return Path()
 
     def where(self, index: int) -> str:
-        """Return how a message names a row."""
+        """Return the location of a row for messages."""
         return f"{self.place(index)} of {self.name}"
 
     def place(self, index: int) -> str:
-        """Return how a report names a row whose data are known: a file, a line, a number from 0."""
+        """Return the location of a row for reports: a file, a line, or an index from 0."""
         return f"item {index}"
 
     def numbers(self, rows: Int[np.ndarray, "_row"]) -> Int[np.ndarray, "_row"]:
-        """Return the place of rows among all items as they lie, broken ones included, from 0."""
+        """Return the indices of rows among all stored items, broken ones included, from 0."""
         return rows
 
     def columns(self, wanted: Iterable[str] = ()) -> dict[str, list[Any]]:
@@ -96,7 +96,7 @@ class Source(ABC):
         return found
 
     def labels(self, column: str) -> Iterator[Any] | None:
-        """Yield a column of every row without making the inputs, or None if that costs as much."""
+        """Yield a column of every row without building inputs; None if that is not cheaper."""
         return None
 
     def names_of(self, column: str) -> Sequence[str] | None:
@@ -106,7 +106,7 @@ class Source(ABC):
 
 @final
 class Walk:
-    """Rows by number from an iterable: it goes on from its position, or starts again."""
+    """Reads rows by index from an iterable, from its position or from the start."""
 
     def __init__(self, start: Callable[[], Iterator[Row]]) -> None:
         self._start = start
@@ -115,7 +115,7 @@ class Walk:
 
     @property
     def position(self) -> int:
-        """The number of the row that comes next."""
+        """The index of the next row."""
         return self._next
 
     def take(self, start: int, stop: int, name: str) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Texts with a part that counts: an answer after its prompt, a trace between two delimiters."""
+"""Texts with a scored part: an answer after its prompt, or a trace between delimiters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from sonde.data.text import TextEncoder
 @final
 @dataclass(frozen=True, eq=False)
 class SpanEncoder(Encoder):
-    """One text per row, and which part of it counts: its tokens are step 0, all others none.
+    """One text per row with a scored part, whose tokens are step 0; other tokens have no step.
 
     A token belongs to the part that its last character lies in.
 
@@ -41,7 +41,7 @@ class SpanEncoder(Encoder):
 
     @property
     def even(self) -> bool:
-        """True if nothing may be padded."""
+        """True if padding is not allowed."""
         return self.text.even
 
     def key(self, row: Row) -> bytes:
@@ -53,7 +53,7 @@ class SpanEncoder(Encoder):
         return self.text.size(row)
 
     def other_content(self, row: Row) -> bytes:
-        """Return where the part lies."""
+        """Return the bounds of the scored part."""
         return repr(self._ends(row)).encode()
 
     def pieces(self, rows: Sequence[Row]) -> list[list[Piece]]:
@@ -61,7 +61,7 @@ class SpanEncoder(Encoder):
         return [[self._piece(row)] for row in rows]
 
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
-        """Tokenise each row and note which tokens count."""
+        """Tokenise each row and mark the tokens of the scored part."""
         before, after = self.text.vocabulary.before, self.text.vocabulary.after
         out: list[Prepared] = []
         for number, _ in wanted:
@@ -81,7 +81,7 @@ class SpanEncoder(Encoder):
         return replace(made, segment=segment)
 
     def identity(self) -> dict[str, Any]:
-        """Name column, cutting, tokenizer and what the part is."""
+        """Return column, truncation, tokenizer and span as identity."""
         return {**self.text.identity(), "kind": self.kind, "span": list(self.span)}
 
     def notes(self) -> list[str]:
@@ -121,7 +121,7 @@ class SpanEncoder(Encoder):
         return found
 
     def _read(self, row: Row) -> tuple[list[int], list[int]]:
-        """Return the tokens of a text, and 0 for those that count, -1 for all others."""
+        """Return the tokens of a text, with 0 inside the scored part and -1 elsewhere."""
         whole, (start, end) = self._whole(row), self._ends(row)
         tokens, last = located(self.text, whole)
         first, after = units(self.text, whole[:start]), units(self.text, whole[:end])
@@ -131,7 +131,7 @@ class SpanEncoder(Encoder):
         return tokens, inside
 
     def _ends(self, row: Row) -> tuple[int, int]:
-        """Return the first character of the part, and the character after its last."""
+        """Return the part's first character, and the character after its last."""
         whole = self._whole(row)
         if self.by_columns:
             start, end = (_character(row.get(name), name) for name in self.span)
@@ -163,7 +163,7 @@ def _character(value: Any, name: str) -> int:
 
 
 def span_of(span: str | Sequence[str] | None) -> tuple[str, str] | None:
-    """Return the two words of a span as a user gives it.
+    """Return the two words of a span as the user gives it.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Choose the split of a data set that is read: by the user's word, else by the purpose."""
+"""Choose the split of a data set: the user's word, else one that suits the purpose."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,14 +55,14 @@ def chosen_split(
 
 
 def path_of(data: str | Path) -> Path:
-    """Return the path that a word names; ``FOLDER:SPLIT`` is ``FOLDER/SPLIT``."""
+    """Return the path of a word; ``FOLDER:SPLIT`` is ``FOLDER/SPLIT``."""
     path = Path(data).expanduser()
     head, colon, split = str(path).rpartition(":")
     return Path(head) / split if colon and not path.exists() and Path(head).is_dir() else path
 
 
 def split_folders(path: Path) -> list[str]:
-    """Return the subfolders if all are splits and there are at least two, else an empty list."""
+    """Return the subfolders if all are splits and at least two exist, else an empty list."""
     entries = [p for p in path.iterdir() if not p.name.startswith(".")]
     are_splits = all(p.is_dir() and p.name.lower() in (*FIRST, *TRAIN) for p in entries)
     return sorted(p.name for p in entries) if are_splits and len(entries) > 1 else []

@@ -12,7 +12,7 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
 
 @final
 class Columns(nn.Module):
-    """Hand on a table's numbers, so that they can be read like the output of a layer."""
+    """Pass on a table's numbers, so that they can be read like a layer's output."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a copy of the numbers."""
@@ -21,19 +21,19 @@ class Columns(nn.Module):
 
 @final
 class TableAlone(nn.Module):
-    """In place of a model: it answers with the columns themselves, which are no logits."""
+    """Stand-in model that returns the columns themselves, which are not logits."""
 
     def __init__(self) -> None:
         super().__init__()
         self.columns = Columns()
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the columns by a name that no answer of a model has."""
+        """Return the columns under a name that no model's answer has."""
         return {"columns": self.columns(x)}
 
 
 def is_table(data: Any) -> bool:
-    """Return whether data are a table: a file, by its ending, or rows in memory.
+    """Return whether data are a table: a file with such an ending, or rows in memory.
 
     Examples
     --------
@@ -44,5 +44,5 @@ def is_table(data: Any) -> bool:
 
 
 def table_model() -> Model:
-    """Return what stands in the model's place where a table is read alone."""
+    """Return the stand-in model for reading a table alone."""
     return Model(TableAlone().eval(), name="-")

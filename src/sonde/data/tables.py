@@ -31,7 +31,7 @@ def _offsets() -> "array[int]":
 
 @dataclass
 class _Index:
-    """Where each record of a text file starts and ends, on which line, and as which record."""
+    """Start, end, line and record index of each record in a text file."""
 
     starts: "array[int]" = field(default_factory=_offsets)
     ends: "array[int]" = field(default_factory=_offsets)
@@ -60,11 +60,11 @@ class _Lines(Source):
 
     @property
     def n_bad(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Broken records that were passed over."""
+        """Number of broken records that were skipped."""
         return self._index.n_bad
 
     def rows(self) -> Iterator[Row]:
-        """Yield the records that can be read."""
+        """Yield the readable records."""
         index = _Index()
         if not self._is_whole:
             self._index = index
@@ -85,15 +85,15 @@ class _Lines(Source):
         return self.path.parent
 
     def where(self, index: int) -> str:
-        """Name the file and the line."""
+        """Return file and line for messages."""
         return f"{self.name} {self.place(index)}"
 
     def place(self, index: int) -> str:
-        """Name the line, from 1."""
+        """Return the line, from 1."""
         return f"line {self._index.lines[index]}"
 
     def numbers(self, rows: Int[np.ndarray, "_row"]) -> Int[np.ndarray, "_row"]:
-        """Return which records of the file rows are, broken ones included, from 0."""
+        """Return the indices of rows among all records, broken ones included, from 0."""
         return np.array(self._index.numbers, dtype=np.int64)[rows]
 
     def _bad(self, index: _Index, line: int, why: str) -> None:
@@ -120,7 +120,7 @@ class JsonLines(_Lines):
     rows_differ = True
 
     def _walk(self, index: _Index) -> Iterator[Row]:
-        """Yield the object of each line; empty lines are passed over."""
+        """Yield the object of each line; empty lines are skipped."""
         offset = 0
         with self.path.open("rb") as file:
             for number, line in enumerate(_bounded(file, self.path), start=1):
@@ -147,7 +147,7 @@ class JsonLines(_Lines):
 
 @final
 class CsvFile(_Lines):
-    """Comma separated values (tabs in ``.tsv``), quoted as usual, with a header."""
+    """Comma-separated values (tabs in ``.tsv``) with standard quoting and a header."""
 
     def __init__(self, path: Path, skip_bad: bool) -> None:
         super().__init__(path, skip_bad)
@@ -223,11 +223,11 @@ class ParquetFile(Source):
         return self.path.parent
 
     def where(self, index: int) -> str:
-        """Name the file and the row."""
+        """Return file and row for messages."""
         return f"{self.name} {self.place(index)}"
 
     def place(self, index: int) -> str:
-        """Name the row, from 0."""
+        """Return the row, from 0."""
         return f"row {index}"
 
     def rows(self) -> Iterator[Row]:
@@ -235,7 +235,7 @@ class ParquetFile(Source):
         yield from self._from(0)
 
     def take(self, start: int, stop: int) -> list[Row]:
-        """Go on from the last row that was read, or start at the row group of the first one."""
+        """Continue after the last row read, or start at the row group of the first one."""
         group = bisect_right(self._starts, start, hi=len(self._starts) - 1) - 1
         position = self._first + self._walk.position
         if not self._starts[group] <= position <= start:
@@ -243,7 +243,7 @@ class ParquetFile(Source):
         return self._walk.take(start - self._first, stop - self._first, str(self.path))
 
     def labels(self, column: str) -> Iterator[Any]:
-        """Yield a column alone."""
+        """Yield one column."""
         for batch in self._open().iter_batches(batch_size=PARQUET_ROWS, columns=[column]):
             yield from batch.column(0).to_pylist()
 

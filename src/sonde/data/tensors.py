@@ -1,4 +1,4 @@
-"""Tensors, dictionaries of tensors, and items that a user's own callable turns into tensors."""
+"""Tensors, dictionaries of tensors, and items that a user's own function encodes."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,7 +40,7 @@ LOOKED_AT = 64
 @final
 @dataclass(frozen=True, eq=False)
 class TensorEncoder(Encoder):
-    """One tensor per row, stacked; the main input of the model.
+    """One tensor per row, stacked to the main input of the model.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ class TensorEncoder(Encoder):
         return x.numel() * x.element_size()
 
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
-        """Leave tensors as they are."""
+        """Return tensors unchanged."""
         return [
             Prepared(column_tensor(rows[row].get(self.column), self.column)) for row, _ in wanted
         ]
@@ -77,14 +77,14 @@ class TensorEncoder(Encoder):
         return Collated(*called(self.main, x, self.names))
 
     def identity(self) -> dict[str, Any]:
-        """Name the column."""
+        """Return the column as identity."""
         return {"kind": self.kind, "inputs": [self.column]}
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class FeatureEncoder(Encoder):
-    """A dictionary of tensors per row: keyword arguments of one forward pass without a batch axis.
+    """A dictionary of tensors per row: keyword arguments of ``forward`` without batch axis.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ class FeatureEncoder(Encoder):
     may_mask: bool = True
 
     def settled(self, rows: Iterable[Row]) -> "FeatureEncoder":
-        """Decide by all masks which of their values marks padding."""
+        """Decide from all masks which of their values marks padding."""
         if not set(self.inputs) & set(NAMES):
             return self
         found = (find_mask(self._masks(row)) for row in rows)
@@ -137,7 +137,7 @@ class FeatureEncoder(Encoder):
         return sum(x.numel() * x.element_size() for x in found)
 
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
-        """Leave tensors as they are."""
+        """Return tensors unchanged."""
         return [
             Prepared({n: column_tensor(rows[r].get(n), n) for n in self.inputs}) for r, _ in wanted
         ]
@@ -149,7 +149,7 @@ class FeatureEncoder(Encoder):
         return Collated(kwargs=kwargs, mask=token_mask(kwargs, real) if self.may_mask else None)
 
     def identity(self) -> dict[str, Any]:
-        """Name the arguments."""
+        """Return the argument names as identity."""
         return {"kind": self.kind, "inputs": list(self.inputs)}
 
 
@@ -182,7 +182,7 @@ class CallableEncoder(Encoder):
     by_length: bool = False
 
     def settled(self, rows: Iterable[Row]) -> "CallableEncoder":
-        """Decide by the first items what marks padding, and whether their lengths differ."""
+        """Decide from the first items which value marks padding, and whether lengths differ."""
         is_told, lengths = False, set[int]()
         for i, row in enumerate(rows):
             with suppress(Exception):  # whatever the processor raises, the item's batch says
@@ -220,17 +220,17 @@ class CallableEncoder(Encoder):
 
     @property
     def even(self) -> bool:
-        """True if a batch holds items of equal length alone: a function says nothing of padding."""
+        """True if a batch holds only items of equal length, since a function states no padding."""
         return self.by_length
 
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
-        """Leave items as they are until their batch; call the processor now to know lengths."""
+        """Return items as they are, calling the processor only to learn their lengths."""
         if not self.by_length:
             return [Prepared(rows[row]) for row, _ in wanted]
         return [self._measured(rows[row]) for row, _ in wanted]
 
     def _measured(self, row: Row) -> Prepared:
-        """Return what the processor makes of an item, with its length."""
+        """Return the processor's output for an item, with its length."""
         try:
             made = self._made(row)
         except InputError as error:
@@ -269,13 +269,13 @@ class CallableEncoder(Encoder):
         return torch.isin(ids, torch.tensor(sorted(declared))) & mask
 
     def identity(self) -> dict[str, Any]:
-        """Name the column and the processor."""
+        """Return the column and the processor as identity."""
         name = getattr(self.processor, "__qualname__", type(self.processor).__qualname__)
         return {"kind": self.kind, "inputs": [self.column], "processor": name}
 
 
 def _without_batch(made: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return tokens of one text without the batch axis that tokenizers put in front of them."""
+    """Return one text's tokens without the tokenizer's batch axis."""
     found = {name: column_tensor(value, name) for name, value in made.items()}
     is_batch = all(
         x.ndim == 2 and len(x) == 1 and not x.is_floating_point() for x in found.values()
@@ -284,7 +284,7 @@ def _without_batch(made: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _length(made: Any) -> int:
-    """Return the length of the first axis of what a processor returned; 1 for single numbers."""
+    """Return the first axis's length in a processor's output; 1 for single numbers."""
     first = next(iter(made.values())) if isinstance(made, Mapping) else made
     return (*column_tensor(first, "processor").shape, 1)[0]
 
@@ -292,7 +292,7 @@ def _length(made: Any) -> int:
 def token_mask(
     kwargs: Mapping[str, Tensor], real: Callable[[str, Tensor], Tensor]
 ) -> Bool[Tensor, "_row _pos"] | None:
-    """Return which tokens are real, by the mask beside token ids, embeddings or features.
+    """Return the mask of real tokens, beside token ids, embeddings or features.
 
     ``real`` returns the real tokens, given the name of a mask and the mask.
     """
@@ -342,7 +342,7 @@ def column_tensor(value: Any, name: str) -> Shaped[Tensor, "..."]:
 
 
 def stacked_items(values: Sequence[Shaped[Tensor, "..."]], name: str) -> Shaped[Tensor, "..."]:
-    """Return tensors of equal shape as a batch, in the type that they have."""
+    """Return tensors of equal shape as a batch, in their own type."""
     shapes = sorted({tuple(v.shape) for v in values})
     if len(shapes) > 1:
         raise InputError(

@@ -89,20 +89,20 @@ class TextEncoder(Encoder):
 
     @property
     def even(self) -> bool:
-        """True if ``forward`` can be given no mask, so that it would read padding as text."""
+        """True if ``forward`` accepts no mask and would read padding as text."""
         return not takes("attention_mask", self.names)
 
     @property
     def pads(self) -> bool:
-        """True if texts get padding; token ids with a mask of their own bring theirs."""
+        """True if the encoder pads texts; token ids with their own mask are already padded."""
         return not (self.even or self.masked)
 
     def key(self, row: Row) -> bytes:
-        """Hash the UTF-8 of the text, the chat as JSON, or the token ids and what is with them."""
+        """Hash the UTF-8 of the text, the chat as JSON, or the token ids with their arguments."""
         return bytes_key(self._content(row) + content(row, self._others(row)))
 
     def size(self, row: Row) -> int:
-        """Return the bytes of the text, or of the token ids and what is with them."""
+        """Return the bytes of the text, or of the token ids with their arguments."""
         found = self._others(row).values()
         return len(self._content(row)) + sum(x.numel() * x.element_size() for x in found)
 
@@ -128,7 +128,7 @@ class TextEncoder(Encoder):
         return "\0".join(texts).encode("utf-8", "surrogatepass")
 
     def pieces(self, rows: Sequence[Row]) -> list[list[Piece]]:
-        """Return the examples of each row; texts that cannot be too long are not tokenised here."""
+        """Return the examples of each row; texts surely short enough are not tokenised here."""
         out: list[list[Piece] | None] = [None if self._may_be_long(r) else [Piece()] for r in rows]
         long = [i for i, found in enumerate(out) if found is None]
         for i, ids in zip(long, self._tokens([rows[i] for i in long]), strict=True):
@@ -256,7 +256,7 @@ class TextEncoder(Encoder):
         return [i for i, k in zip(ids, self._kept(row).tolist(), strict=True) if k]
 
     def _kept(self, row: Row) -> Bool[Tensor, "pos"]:
-        """Return which token ids of an item are read.
+        """Return the mask of an item's token ids to read.
 
         All ids are read, and padding stays as it came. Padding is left out if the model takes no
         mask, or if the item is longer than its context.
@@ -266,11 +266,11 @@ class TextEncoder(Encoder):
         return real if self.even or too_long else torch.ones_like(real)
 
     def _real(self, row: Row) -> Bool[Tensor, "pos"]:
-        """Return which of the token ids that are read are real."""
+        """Return the mask of real tokens among those read."""
         return self._masked(row)[self._kept(row)]
 
     def _masked(self, row: Row) -> Bool[Tensor, "pos"]:
-        """Return which token ids an item's own mask calls real."""
+        """Return the token ids marked real by the item's own mask."""
         size = len(_integers(_value(row, self.inputs[0]), self.inputs[0]))
         if row.get("attention_mask") is None:
             return torch.ones(size, dtype=torch.bool)
@@ -294,7 +294,7 @@ class TextEncoder(Encoder):
         return [list(ids[: self.max_length]) for ids in found]
 
     def _given_target(self, row: Row) -> list[int]:
-        """Return the real tokens that a row brings for the decoder, its start token among them."""
+        """Return a row's own real decoder tokens, including the start token."""
         ids = _integers(_value(row, DECODER_IDS), DECODER_IDS)
         self._require_known(ids)
         if row.get(DECODER_MASK) is not None:
@@ -315,7 +315,7 @@ class TextEncoder(Encoder):
             raise InputError(f"expected token ids in [0, {size}), got {min(ids)} to {max(ids)}")
 
     def collate(self, items: Sequence[Prepared]) -> Collated:
-        """Pad on the right and pass only the arguments that ``forward`` names."""
+        """Pad on the right and pass only arguments that ``forward`` accepts."""
         ids, mask = _padded([item.value[0] for item in items], self.vocabulary.pad)
         for i, item in enumerate(items):
             if item.value[3] is not None:
@@ -357,7 +357,7 @@ class TextEncoder(Encoder):
         return torch.isin(ids, declared) & mask
 
     def identity(self) -> dict[str, Any]:
-        """Name columns, cutting and tokenizer."""
+        """Return columns, truncation and tokenizer as identity."""
         target = None if self.decoder is None else self.decoder.column
         return {
             "kind": self.kind,
@@ -427,7 +427,7 @@ def _padded(
 # A value whose first axis is as long as the token ids belongs to the tokens: it is masked, cut and
 # padded with them. Any other belongs to the item and is stacked.
 def arguments(row: Row, names: Sequence[str], kept: Bool[Tensor, "pos"]) -> dict[str, Tensor]:
-    """Return the other arguments of an item, without the values of tokens that are not kept.
+    """Return an item's other arguments, without the values of removed tokens.
 
     Token types that an item does not give are 0.
 
@@ -452,7 +452,7 @@ def arguments(row: Row, names: Sequence[str], kept: Bool[Tensor, "pos"]) -> dict
 
 
 def content(row: Row, found: Arguments) -> bytes:
-    """Return bytes that tell the other arguments of two items apart, for their ids."""
+    """Return bytes that identify an item's other arguments, for its id."""
     return b"".join(n.encode() + tensor_key(x) for n, x in found.items() if row.get(n) is not None)
 
 

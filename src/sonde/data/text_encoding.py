@@ -1,4 +1,4 @@
-"""How a model reads texts: its context, the special tokens around them, its decoder."""
+"""Recipe by which a model reads texts: its context, special tokens and decoder."""
 
 from hashlib import blake2b
 from typing import Any
@@ -70,7 +70,7 @@ def text_encoder(
 
 
 def context_of(model: Model) -> int | None:
-    """Return the most tokens that a model reads at once, or None if that is not known."""
+    """Return the largest number of tokens that a model reads at once, or None if unknown."""
     found = []
     config = getattr(model.config, "text_config", model.config)
     length = getattr(config, "max_position_embeddings", None)
@@ -86,7 +86,7 @@ def context_of(model: Model) -> int | None:
 def _beside_tokens(
     layout: Layout, names: frozenset[str], decodes: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the columns beside token ids that ``forward`` takes, and those that it does not."""
+    """Return the columns beside token ids that ``forward`` accepts, and those it does not."""
     own = ("attention_mask", *((DECODER_IDS, DECODER_MASK) if decodes else ()))
     beside = [name for name in layout.beside if name not in own]
     return (

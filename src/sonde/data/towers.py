@@ -1,4 +1,4 @@
-"""One tower of a model of images and texts, for data that have only images or only texts."""
+"""One tower of an image-text model, for data with only images or only texts."""
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -14,12 +14,12 @@ FEATURES: Final = ("get_image_features", "get_text_features")
 
 
 def has_two_towers(module: nn.Module) -> bool:
-    """Return whether a model reads images and texts apart, and gives the features of each."""
+    """Return whether a model reads images and texts separately, with features of each."""
     return all(callable(getattr(module, name, None)) for name in FEATURES)
 
 
 def reader_of(model: Model, inputs: Inputs) -> Model:
-    """Return the model that reads some inputs: itself, or its tower for images or texts alone.
+    """Return the model for some inputs: itself, or its tower for images or texts only.
 
     Sites of a tower have the addresses that they have in the whole model.
     """
@@ -33,7 +33,7 @@ def reader_of(model: Model, inputs: Inputs) -> Model:
 
 
 class _Tower(nn.Module, ABC):
-    """A module that has the parts of a whole model and runs one of its towers."""
+    """A module with all parts of a model that runs one of its towers."""
 
     def __init__(self, whole: nn.Module) -> None:
         super().__init__()
@@ -44,12 +44,12 @@ class _Tower(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the features that the tower makes."""
+        """Return the features of the tower."""
 
 
 @final
 class ImageTower(_Tower):
-    """The part of a model that makes features of images.
+    """The part of a model that computes image features.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class ImageTower(_Tower):
 
 @final
 class TextTower(_Tower):
-    """The part of a model that makes features of texts.
+    """The part of a model that computes text features.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Trajectories: texts in steps, read as a whole text in which each step's tokens are known.
+"""Trajectories: texts in steps, read as one text with the step of each token.
 
 A step sees the prompt and all steps before it. A trajectory that is longer than the context cannot
 be cut into chunks, because a later chunk would not see the steps before it.
@@ -51,7 +51,7 @@ class TrajectoryEncoder(Encoder):
 
     @property
     def even(self) -> bool:
-        """True if nothing may be padded."""
+        """True if padding is not allowed."""
         return self.text.even
 
     def key(self, row: Row) -> bytes:
@@ -63,11 +63,11 @@ class TrajectoryEncoder(Encoder):
         return sum(len(part.encode("utf-8", "surrogatepass")) for part in self._parts(row))
 
     def other_content(self, row: Row) -> bytes:
-        """Return what is known of the first wrong step."""
+        """Return the label of the first wrong step."""
         return str(self._first_error(row)).encode()
 
     def pieces(self, rows: Sequence[Row]) -> list[list[Piece]]:
-        """Return one example for each row; steps at the end that do not fit are cut off."""
+        """Return one example for each row; final steps that do not fit are dropped."""
         out: list[list[Piece]] = []
         for row in rows:
             ids, kept, _ = self._read(row)
@@ -76,7 +76,7 @@ class TrajectoryEncoder(Encoder):
         return out
 
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
-        """Tokenise each row and note the step of each token."""
+        """Tokenise each row and store the step of each token."""
         before, after = self.text.vocabulary.before, self.text.vocabulary.after
         out: list[Prepared] = []
         for number, _ in wanted:
@@ -99,7 +99,7 @@ class TrajectoryEncoder(Encoder):
         return replace(made, segment=segment, columns={**made.columns, "first_error": first_error})
 
     def identity(self) -> dict[str, Any]:
-        """Name columns, cutting and tokenizer."""
+        """Return columns, truncation and tokenizer as identity."""
         inputs = [STEPS] if self.prompt is None else [STEPS, self.prompt]
         return {**self.text.identity(), "kind": "trajectory", "inputs": inputs}
 
@@ -124,7 +124,7 @@ class TrajectoryEncoder(Encoder):
         return first_error_of(row.get(self.label or "label"), row.get("first_error"), steps)
 
     def _read(self, row: Row) -> tuple[list[int], int, list[int]]:
-        """Return the tokens, how many are read, and the step of each (-1 = of the prompt)."""
+        """Return the tokens, the number read, and the step of each (-1 = prompt)."""
         prompt, *steps = self._parts(row)
         parts = [f"{part}\n" for part in ([prompt] if prompt else [])]
         parts += [f"{part}\n" for part in steps[:-1]] + [steps[-1]]
@@ -137,7 +137,7 @@ class TrajectoryEncoder(Encoder):
         return ids, self._room(segment), segment.tolist()
 
     def _room(self, segment: np.ndarray) -> int:
-        """Return how many tokens are read: all, or those of the steps that fit wholly."""
+        """Return the number of tokens read: all, or those of the steps that fit completely."""
         limit, words = self.text.max_length, self.text.vocabulary
         room = len(segment) if limit is None else limit - len(words.before) - len(words.after)
         if len(segment) <= room:
@@ -155,7 +155,7 @@ class TrajectoryEncoder(Encoder):
 
 
 def step_text(step: Any, place: int) -> str:
-    r"""Return the text of a step: itself, its ``text``, or its thought, action and observation.
+    r"""Return the text of a step: itself, its ``text``, or thought, action and observation.
 
     Examples
     --------
@@ -176,7 +176,7 @@ def step_text(step: Any, place: int) -> str:
 
 
 def first_error_of(label: Any, first_error: Any, n_steps: int) -> int:
-    """Return the first wrong step; -1 = none, -2 = an unknown step, -3 = nothing known.
+    """Return the first wrong step; -1 = none, -2 = unknown step, -3 = unlabelled.
 
     Examples
     --------
@@ -207,7 +207,7 @@ def _verdict(label: Any) -> int | None:
 
 
 def _within(first_error: int, last: int, is_cut: bool) -> int:
-    """Return what is known of the first wrong step among those that are read."""
+    """Return the label of the first wrong step, restricted to the steps that are read."""
     if first_error > last:
         return RIGHT
     return UNKNOWN if is_cut and first_error == WRONG_SOMEWHERE else first_error

@@ -1,4 +1,4 @@
-"""The ids of a tokenizer that matter here: around a text, special, padding, bytes."""
+"""Special token ids of a tokenizer: around a text, padding, bytes."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _FOUR_BYTES = range(0x10000, 0x110000, 0x10000)
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer's ids that matter here.
+    """The token ids of a tokenizer that encoders need.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class Vocabulary:
 
 
 def vocabulary_of(model: Model, tokenizer: Any) -> Vocabulary:
-    """Return the ids of a model's tokenizer, or only padding and size if there is no tokenizer."""
+    """Return the ids of a model's tokenizer, or only padding and size without one."""
     size = getattr(getattr(model.config, "text_config", model.config), "vocab_size", None)
     given = getattr(model.config, "pad_token_id", None)
     pad = given if isinstance(given, int) and given >= 0 else 0
@@ -63,7 +63,7 @@ def vocabulary_of(model: Model, tokenizer: Any) -> Vocabulary:
 
 
 def is_byte_level(tokenizer: Any) -> bool:
-    """Return whether a tokenizer gives the bytes of a text as ids, by its own description."""
+    """Return whether a tokenizer declares that its ids are the bytes of a text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.get_vocab_size() != BYTES:
         return False

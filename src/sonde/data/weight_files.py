@@ -27,7 +27,7 @@ MOST_NAMES = 3
 
 
 def fill_from_file(module: nn.Module, path: Path) -> None:
-    """Put the tensors of a file into a module that its factory has just made.
+    """Load the tensors of a file into a module that its factory has just created.
 
     Every parameter and buffer must be in the file, and nothing else. A prefix that all names share,
     as DataParallel and torch.compile write it, is dropped if the module lacks it.
@@ -57,7 +57,7 @@ def fill_from_file(module: nn.Module, path: Path) -> None:
 
 
 def about_programme(path: Path) -> str | None:
-    """Return the way out for a file that holds a programme, or None for another file.
+    """Return advice for a file that contains a program, or None for other files.
 
     Examples
     --------
@@ -116,7 +116,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _state_dict(held: Any) -> dict[str, Tensor] | None:
-    """Return the dictionary of tensors in what was saved: itself, or its largest member."""
+    """Return the dictionary of tensors in saved data: itself, or its largest member."""
     if not isinstance(held, Mapping):
         return None
     if held and all(isinstance(v, Tensor) for v in held.values()):
@@ -126,7 +126,7 @@ def _state_dict(held: Any) -> dict[str, Tensor] | None:
 
 
 def _without_prefix(given: dict[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return tensors without a prefix that every name has and the module has not."""
+    """Return tensors without a common name prefix that the module lacks."""
     for _ in PREFIXES:
         shared = [p for p in PREFIXES if given and all(name.startswith(p) for name in given)]
         if given.keys() == own.keys() or not shared:

@@ -1,4 +1,4 @@
-"""Detectors score rows, always higher = more unusual; shifts compare two data sets."""
+"""Detectors score rows, always higher = more outlying; shifts compare two data sets."""
 
 from sonde.core._lazy import lazy
 

@@ -1,4 +1,4 @@
-"""The net of ``FOD``: patches rebuilt from the patches of their image and from references.
+"""Network of ``FOD``: reconstructs patches from other patches of their image and from references.
 
 In each layer a patch attends to the patches of its image, and to the usual patch at each position.
 Each of these two attentions has a target: a Gaussian over the grid whose widths the net chooses.
@@ -24,7 +24,7 @@ FLOOR = 1e-4
 
 @dataclass(frozen=True)
 class Correlation:
-    """An attention and the target that it is compared with; rows of both sum to 1."""
+    """An attention map and the target that it is compared with; rows of both sum to 1."""
 
     attention: Float[Tensor, "image head pos pos"]
     target: Float[Tensor, "image head pos pos"]
@@ -34,29 +34,29 @@ class Correlation:
         return symmetric_kl(self.attention, self.target).mean(1)
 
     def attention_fixed(self) -> "Correlation":
-        """Return this correlation with no gradient through the attention."""
+        """Return this correlation with the gradient stopped through the attention."""
         return Correlation(self.attention.detach(), self.target)
 
     def target_fixed(self) -> "Correlation":
-        """Return this correlation with no gradient through the target."""
+        """Return this correlation with the gradient stopped through the target."""
         return Correlation(self.attention, self.target.detach())
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """Patches as the net rebuilds them, and the correlations of each layer."""
+    """Patches reconstructed by the network, and the correlations of each layer."""
 
     x: Float[Tensor, "image pos dim"]
     intra: tuple[Correlation, ...]
     inter: tuple[Correlation, ...]
 
     def error(self, x: Float[Tensor, "image pos dim"]) -> Float[Tensor, "image pos"]:
-        """Return mean squared error plus one minus the cosine, of each patch."""
+        """Return each patch's mean squared error plus one minus its cosine."""
         square = (self.x - x).square().mean(2)
         return square + 1 - functional.cosine_similarity(self.x, x, dim=2)
 
     def displacement(self) -> Float[Tensor, "image pos"]:
-        """Return how far each patch's inter attention is from its target, averaged over layers."""
+        """Return each patch's distance of inter attention from its target, averaged over layers."""
         return torch.stack([c.gap() for c in self.inter]).mean(0)
 
 
@@ -100,14 +100,14 @@ def grid_gaussian(
 
 
 def squared_distances(n: int, columns: int) -> Float[Tensor, "2 pos pos"]:
-    """Return the squared distances of ``n`` patches in rows of ``columns``: lines, columns."""
+    """Return the squared row and column distances of ``n`` patches in ``columns`` columns."""
     index = torch.arange(n)
     place = torch.stack([index // columns, index % columns]).float()
     return (place[:, :, None] - place[:, None, :]).square()
 
 
 class _Branch(nn.Module):
-    """Attention of patches to tokens of a source, beside the Gaussian target over the grid."""
+    """Attention from patches to tokens of a source, with a Gaussian target over the grid."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -174,21 +174,21 @@ def _without_weights(dim: int, width: int, heads: int, layers: int) -> _GridNet:
 
 @dataclass(frozen=True)
 class GridNet:
-    """The shape of the net; its weights are given to each call."""
+    """Architecture of the network; each call takes the weights."""
 
     width: int
     heads: int
     layers: int
 
     def names(self, dim: int) -> list[str]:
-        """Return the names of the weights, in their order."""
+        """Return the names of the weights, in order."""
         return [name for name, _ in self._empty(dim).named_parameters()]
 
     def _empty(self, dim: int) -> _GridNet:
         return _without_weights(dim, self.width, self.heads, self.layers)
 
     def start(self, dim: int, seed: int) -> Weights:
-        """Return seeded weights: normal matrices, no offsets, unit norms."""
+        """Return seeded initial weights: normal matrices, zero biases, unit norms."""
         source = generator("grid net", seed)
         found: list[Tensor] = []
         for name, value in self._empty(dim).named_parameters():
@@ -206,7 +206,7 @@ class GridNet:
         reference: Float[Tensor, "pos dim"],
         columns: int,
     ) -> Rebuilt:
-        """Return the patches of images as the net with these weights rebuilds them."""
+        """Return the patches of images, reconstructed by the network with these weights."""
         weights = dict(zip(self.names(x.shape[2]), values, strict=True))
         squares = squared_distances(x.shape[1], columns).to(x)
         return functional_call(self._empty(x.shape[2]), weights, (x, reference, squares))

@@ -1,4 +1,4 @@
-"""Fitting the hazard of steps: Newton's method over passes, or moments in one pass.
+"""Fit the hazard of steps by Newton's method over several passes, or by moments in one.
 
 A row is a step with its features: the state, and the logarithm of one plus the step's number.
 """
@@ -30,7 +30,7 @@ _CLASSES = ClassMoments()
 def features(
     x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]
 ) -> Float[Tensor, "row features"]:
-    """Return rows with ``log(1 + position)`` beside them, in float64."""
+    """Return rows with ``log(1 + position)`` as a further feature, in float64."""
     index = torch.log1p(position.to(x.device, torch.float64))
     return torch.cat([x.double(), index[:, None]], dim=1)
 
@@ -38,10 +38,10 @@ def features(
 @final
 @dataclass(frozen=True)
 class UsualTrajectories(Where):
-    """Rows of trajectories that are not known as wrong, or all rows if nothing is known."""
+    """Selects rows of trajectories not labelled as wrong, or all rows if none is labelled."""
 
     def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"] | None:
-        """Keep trajectories without a wrong step, and trajectories without any verdict."""
+        """Keep trajectories without a wrong step, and unlabelled trajectories."""
         if "first_error" not in batch.extra:
             return None
         first_error = batch.column("first_error", key)
@@ -50,7 +50,7 @@ class UsualTrajectories(Where):
 
 @dataclass(frozen=True)
 class StepMomentsState(State):
-    """Moments of right (class 0) and first wrong steps (class 1); ``vague`` counts unclear rows."""
+    """Moments of correct (class 0) and first wrong steps (1); ``vague`` counts unclear rows."""
 
     classes: ClassMomentsState
     vague: int
@@ -59,7 +59,7 @@ class StepMomentsState(State):
 @final
 @dataclass(frozen=True)
 class StepMoments(Statistic[StepMomentsState]):
-    """Moments of right steps and of first wrong ones, exact under any split.
+    """Moments of correct and first wrong steps, independent of how data are split.
 
     Steps after the first wrong step count as unlabelled. The steps of a trajectory count as
     unlabelled too if its first wrong step is not known.
@@ -79,13 +79,13 @@ class StepMoments(Statistic[StepMomentsState]):
         return StepMomentsState(_CLASSES.observe(features(x, position), kind), vague)
 
     def merge(self, a: StepMomentsState, b: StepMomentsState) -> StepMomentsState:
-        """Return the moments of both."""
+        """Return the joined moments."""
         return StepMomentsState(_CLASSES.merge(a.classes, b.classes), a.vague + b.vague)
 
 
 @dataclass(frozen=True)
 class HazardState(State):
-    """The progress of Newton's method, and the sums of the current pass over the rows.
+    """State of Newton's method, with the sums of the current pass over the rows.
 
     Walk 0 learns the scale of the features. ``weight`` ends with the intercept; ``before`` is the
     last accepted weight and ``loss`` its loss. ``right`` and ``wrong`` count the trajectories of
@@ -110,7 +110,7 @@ class HazardState(State):
 @final
 @dataclass(frozen=True)
 class HazardWalks(Learner[HazardState]):
-    """A logistic hazard of steps, by Newton's method: one step after each pass over the rows.
+    """A logistic hazard of steps by Newton's method, with one step per pass over the rows.
 
     The loss of a trajectory is minus the log of the chance of what is known: which step is the
     first wrong step, that no step is wrong, or only that some step is wrong. In this last case the
@@ -136,7 +136,7 @@ class HazardWalks(Learner[HazardState]):
         )  # fmt: skip
 
     def n_passes(self) -> int:
-        """Return the largest number of passes: a pass for the scale, then the passes that train."""
+        """Return the largest number of passes: one for the scale, then those that train."""
         return 1 + MOST_WALKS
 
     def is_trained(self, state: HazardState) -> bool:
@@ -176,7 +176,7 @@ class HazardWalks(Learner[HazardState]):
         )
 
     def close_pass(self, state: HazardState) -> HazardState:
-        """Return the state after a Newton step, or after half the last if the loss rose."""
+        """Return the state after a Newton step, or after halving the last step if the loss rose."""
         fresh = replace(
             self.start(len(state.weight) - 2),
             walk=state.walk + 1,
@@ -203,7 +203,7 @@ class HazardWalks(Learner[HazardState]):
 def standard(
     z: Float[Tensor, "row features"], scale: MomentsState
 ) -> Float[Tensor, "row features"]:
-    """Return features of mean 0 and variance 1; constant ones are 0."""
+    """Return features scaled to mean 0 and variance 1; constant features become 0."""
     spread = scale.variance.sqrt()
     inverse = torch.where(spread > 0, 1.0 / spread, 0.0)
     return (z - scale.mean) * inverse
@@ -215,7 +215,7 @@ def _sums(
     position: Int[Tensor, "row"],
     member: Int[Tensor, "row"],
 ) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"], float]:
-    """Return slope and curvature of the loss in each row's logit, and the loss of all rows."""
+    """Return the loss's gradient and curvature in each row's logit, and the total loss."""
     hazard = torch.sigmoid(logit)
     clean = first_error == NONE
     target = (position == first_error).double()
@@ -229,7 +229,7 @@ def _sums(
 
 
 def _check_whole(position: Int[Tensor, "step"]) -> None:
-    """Raise if steps of a trajectory are missing, because a bare verdict needs them all."""
+    """Raise if steps of a trajectory are missing, since a verdict without a step needs them all."""
     if not torch.equal(position, torch.arange(len(position))):
         raise InputError(
             "TrajectoryVerifier: expected all steps of a trajectory with a known verdict only, "
@@ -246,7 +246,7 @@ def _expected(
     target: Float[Tensor, "row"],
     at_risk: Float[Tensor, "row"],
 ) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"], Float[Tensor, ""]]:
-    """Return targets and risks expected if some step is wrong, and ``-ln`` of the chance of that.
+    """Return expected targets and risks if some step is wrong, and ``-ln`` of its probability.
 
     Everything is computed from logarithms, so that small hazards keep their digits.
     """

@@ -1,4 +1,4 @@
-"""The model's final linear layer, in detectors that score rows through it."""
+"""The model's final linear layer, as used by detectors."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -9,7 +9,7 @@ from sonde.stats import HeadWeightsState
 
 
 def check_head(owner: str, head: HeadWeightsState, dim: int) -> None:
-    """Raise a ``ShapeError`` unless the head takes rows of this width."""
+    """Raise a ``ShapeError`` unless the final linear layer takes rows of this width."""
     takes = head.weight.shape[1]
     if takes != dim:
         raise ShapeError(
@@ -19,10 +19,10 @@ def check_head(owner: str, head: HeadWeightsState, dim: int) -> None:
 
 
 def head_logits(head: HeadWeightsState, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row class"]:
-    """Return the logits of rows in a float type of at least 32 bits."""
+    """Return the logits of rows in at least float32."""
     return head.logits(x if x.is_floating_point() and x.itemsize >= 4 else x.float())
 
 
 def head_energy(head: HeadWeightsState, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-    """Return the energy of the logits that the head gives to rows."""
+    """Return the energy of the logits that the final layer gives for rows."""
     return energy_of(head_logits(head, x), 1.0)

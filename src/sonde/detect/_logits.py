@@ -1,4 +1,4 @@
-"""The base of detectors that score each row by its logits alone, with nothing to fit."""
+"""Base of detectors that score each row from its logits alone, without fitting."""
 
 import math
 from abc import abstractmethod
@@ -20,7 +20,7 @@ CHUNK_ENTRIES = 1 << 21
 
 
 class LogitDetector(Detector):
-    """A detector without parameters to fit: a fixed function of each row's logits.
+    """A detector without fitted parameters: a fixed function of each row's logits.
 
     Attributes
     ----------
@@ -35,14 +35,14 @@ class LogitDetector(Detector):
 
     @abstractmethod
     def scores(self, logits: Float[Tensor, "row class"]) -> Float[Tensor, "row"]:
-        """Return the score of each row; finite for finite logits of at least 32 bits."""
+        """Return the score of each row; finite for finite logits in at least float32."""
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the mean score."""
+        """Return the request for the mean score."""
         return {"mean": LogitScoreSum(self)}
 
     def result(self, mean: "LogitScoreSumState") -> "LogitScorer":
-        """Keep the number of classes."""
+        """Return the scorer with the number of classes."""
         return LogitScorer(
             value=mean.sum / mean.n,
             n=mean.n,
@@ -66,7 +66,7 @@ class LogitScoreSumState(State):
 @final
 @dataclass(frozen=True)
 class LogitScoreSum(Statistic[LogitScoreSumState]):
-    """Mean score of the fitted rows, exact under any split.
+    """Mean score of the fitted rows, independent of how data are split.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class LogitScoreSum(Statistic[LogitScoreSumState]):
     column: str = "logits"
 
     def needs(self) -> tuple[str, ...]:
-        """Return the column of the logits."""
+        """Return the name of the logits column."""
         return (self.column,)
 
     def observe(self, logits: Float[Tensor, "row class"]) -> LogitScoreSumState:
@@ -87,7 +87,7 @@ class LogitScoreSum(Statistic[LogitScoreSumState]):
         return LogitScoreSumState(len(logits), self._scores(logits).sum(), logits.shape[1])
 
     def merge(self, a: LogitScoreSumState, b: LogitScoreSumState) -> LogitScoreSumState:
-        """Return the sum over both."""
+        """Return the sum over both states."""
         return LogitScoreSumState(a.n + b.n, a.sum + b.sum, a.n_classes)
 
     def influence(
@@ -96,11 +96,11 @@ class LogitScoreSum(Statistic[LogitScoreSumState]):
         gradient: LogitScoreSumState,
         logits: Float[Tensor, "row class"],
     ) -> Float[Tensor, "row"]:
-        """Return the gradient times each row's score about the mean."""
+        """Return the gradient times each row's score minus the mean."""
         return (self._scores(logits) - state.sum / state.n) * gradient.sum
 
     def _scores(self, logits: Float[Tensor, "row class"]) -> Float[Tensor, "row"]:
-        """Return scores in double precision, so that a sum does not depend on how rows are cut."""
+        """Return scores in float64, so that a sum does not depend on batches."""
         parts = logits.split(max(1, CHUNK_ENTRIES // logits.shape[1]))
         return torch.cat([self.detector.scores(part.double()).double() for part in parts])
 
@@ -154,5 +154,5 @@ class Rivals:
 
 
 def at_least_single(logits: Float[Tensor, "row class"]) -> Float[Tensor, "row class"]:
-    """Return logits in a float type of at least 32 bits."""
+    """Return logits in at least float32."""
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()

@@ -1,4 +1,4 @@
-"""Attention of patches to a dictionary of normal patches, plain or with trained maps."""
+"""Attention from patches to a dictionary of normal patches, with fixed or trained maps."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ QUERY, KEY, VALUE = range(3)
 
 @dataclass(frozen=True)
 class Generators:
-    """Maps of unit patches to queries, keys and values; without weights a patch is all three.
+    """Maps from unit patches to queries, keys and values; the identity without weights.
 
     Each map adds the output of one hidden layer to the patch, so a map with ``second`` zero changes
     nothing. There are no offsets: zeros stay zeros.
@@ -32,7 +32,7 @@ class Generators:
     weights: tuple[Tensor, ...] = ()
 
     def __call__(self, which: int, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        """Return the output of one map for patches of unit length, brought to unit length."""
+        """Return the output of one map for unit patches, scaled to unit length."""
         if not self.weights:
             return x
         first, second = (w.to(x) for w in self.weights[2 * which : 2 * which + 2])
@@ -41,7 +41,7 @@ class Generators:
 
 
 def starting_weights(dim: int, hidden: int, seed: int) -> Weights:
-    """Return seeded weights of the three maps, which change nothing before training."""
+    """Return seeded weights of the three maps, equal to the identity before training."""
     source = generator("lookup", seed)
     maps = [(xavier(source, hidden, dim), torch.zeros(dim, hidden)) for _ in (QUERY, KEY, VALUE)]
     return Weights.of(*(weight for one in maps for weight in one))
@@ -53,7 +53,7 @@ def retrieval(
     temperature: float,
     allowed: Bool[Tensor, "row entry"] | None = None,
 ) -> Float[Tensor, "row entry"]:
-    """Return each query's sparsemax weights over the entries; all rows have unit length.
+    """Return each query's sparsemax weights over the entries, for rows of unit length.
 
     Entries that are not ``allowed`` get the weight 0.
     """
@@ -71,6 +71,6 @@ def misfit(
     temperature: float,
     allowed: Bool[Tensor, "row entry"] | None = None,
 ) -> Float[Tensor, "row"]:
-    """Return ``(1 - cosine) / 2`` of each unit patch's value and the mean value it retrieves."""
+    """Return ``(1 - cosine) / 2`` between each unit patch's value and its retrieved mean value."""
     weights = retrieval(generators(QUERY, x), keys, temperature, allowed)
     return (1 - (generators(VALUE, x) * to_unit_length(weights @ values)).sum(1)) / 2

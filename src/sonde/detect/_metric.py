@@ -14,7 +14,7 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class WhitenedPoints:
-    """Points in the metric of a covariance, and the squared distances of rows to the nearest.
+    """Whitened points, and the squared distances of rows to the nearest one.
 
     Rows are taken relative to ``origin`` before they are multiplied, so that a large mean costs no
     digits.
@@ -32,7 +32,7 @@ class WhitenedPoints:
         return cls(metric, origin, metric.whiten(means - origin))
 
     def centred(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        """Return rows relative to the origin, as exact as their type and the metric allow.
+        """Return rows minus the origin, as precise as their type and the metric allow.
 
         The origin is taken away in two parts, so that its own rounding is not in the gap.
         """
@@ -44,7 +44,7 @@ class WhitenedPoints:
         return (x - high).sub_(low)
 
     def nearest(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return each row's squared distance to the nearest point, in the type of the rows."""
+        """Return each row's squared distance to the nearest point, in the rows' number type."""
         kind = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
         points = self.points.to(x.device, torch.float64 if self.metric.is_lossy else kind)
         squares = points.square().sum(1)
@@ -58,7 +58,7 @@ class WhitenedPoints:
         return out
 
     def drops(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        """Return by how much each row's squared distance falls if one unit is left out.
+        """Return the drop of each row's squared distance if one unit is left out.
 
         With ``P`` the inverse covariance and ``d`` the gap to the nearest point that is
         ``(P d)_j^2 / P_jj``: the squared error of predicting unit ``j`` from the others, in

@@ -1,4 +1,4 @@
-"""A sample of pairs of rows: which two rows say opposite things, or the same thing twice."""
+"""A sample of row pairs, such as a statement and its negation."""
 
 from dataclasses import dataclass
 from typing import final
@@ -15,7 +15,7 @@ from sonde.core.statistic import Statistic
 
 @dataclass(frozen=True)
 class PairSampleState(State):
-    """Rows of the kept pairs, sorted by hash of the pair, then by side; ``n`` rows were seen."""
+    """Rows of the sampled pairs, sorted by pair hash, then by side; ``n`` rows were seen."""
 
     n: int
     rows: Float[Tensor, "entry dim"]
@@ -25,7 +25,7 @@ class PairSampleState(State):
     draw: Int[Tensor, "entry"]
 
     def whole(self) -> tuple[Int[Tensor, "pair"], Int[Tensor, "pair"]]:
-        """Return the entries of side 0 and of side 1 of every pair that has both."""
+        """Return the entries of side 0 and side 1 for every complete pair."""
         both = torch.nonzero(self.pair[1:] == self.pair[:-1]).flatten()
         return both, both + 1
 
@@ -33,7 +33,7 @@ class PairSampleState(State):
 @final
 @dataclass(frozen=True)
 class PairSample(Statistic[PairSampleState]):
-    """The ``m`` pairs of smallest hash, exact under any split and any order.
+    """The ``m`` pairs of smallest hash, independent of splits and order.
 
     The two rows of a pair may arrive in different batches or shards: a half waits for the other. If
     a side has several rows, the row of smallest draw is kept; rows of side -1 have no pair.
@@ -82,7 +82,7 @@ class PairSample(Statistic[PairSampleState]):
 
 
 def joined(a: State, b: State) -> list[Tensor]:
-    """Return the tensors of two states, joined field by field, in the order of the fields."""
+    """Return the tensors of two states, concatenated field by field."""
     return [torch.cat([x, y.to(x.device)]) for x, y in zip(leaves(a), leaves(b), strict=True)]
 
 

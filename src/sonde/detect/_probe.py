@@ -1,4 +1,4 @@
-"""What linear probes share: two groups of rows, and the signed projection on one direction."""
+"""Parts shared by linear probes: two groups of rows, and a signed projection on a direction."""
 
 from dataclasses import dataclass
 from typing import Any, final
@@ -17,7 +17,7 @@ from sonde.stats import TwoGroups
 @final
 @dataclass(frozen=True)
 class Labelled(Where):
-    """Rows that have a label."""
+    """Selects rows with a label."""
 
     def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"]:
         """Keep rows with a label of at least 0."""
@@ -27,7 +27,7 @@ class Labelled(Where):
 @final
 @dataclass(frozen=True, kw_only=True)
 class ProbeScorer(Scorer):
-    """Signed projection ``(x - origin) . axis``; 0 is the decision border.
+    """Signed projection ``(x - origin) . axis``; the decision boundary is 0.
 
     ``value`` is the distance of the two groups' means along the axis, in standard deviations within
     a group.
@@ -46,7 +46,7 @@ class ProbeScorer(Scorer):
 def projected(
     x: Float[Tensor, "row dim"], origin: Float[Tensor, "dim"], axis: Float[Tensor, "dim"]
 ) -> Float[Tensor, "row"]:
-    """Return ``(x - origin) . axis`` in a float type of at least 32 bits."""
+    """Return ``(x - origin) . axis`` in at least float32."""
     x = x if x.dtype in (torch.float32, torch.float64) else x.float()
     origin, axis = origin.to(x), axis.to(x)
     out = x.new_empty(len(x))
@@ -62,7 +62,7 @@ def probe_scorer(
     positive: int,
     **said: Any,
 ) -> ProbeScorer:
-    """Return the projection of two groups on an axis."""
+    """Return the scorer that projects rows on an axis between two groups."""
     spread = (axis @ groups.within @ axis / sum(groups.n)).clamp(min=0.0).sqrt()
     value = float(axis @ groups.gap / spread)
     dead = not bool(torch.isfinite(torch.tensor(value)))

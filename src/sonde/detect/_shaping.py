@@ -1,4 +1,4 @@
-"""Activations reshaped before the head sees them: the edit, and the scorer that goes through it."""
+"""Activations reshaped before the final layer: the edit, and the scorer that applies it."""
 
 from dataclasses import dataclass
 from typing import Literal, final
@@ -20,7 +20,7 @@ HEAD_INPUT = Site("head", port="in")
 @final
 @dataclass(frozen=True)
 class Shape(Edit):
-    """Prune each row to its largest entries, or rescale it by how much of its sum they hold.
+    """Prune each row to its largest entries, or rescale it by their fraction of its sum.
 
     With ``before`` the sum of a row and ``after`` that of its kept entries: ``prune`` keeps them,
     ``fill`` sets them to ``before / n_kept``, ``stretch`` multiplies them by
@@ -62,13 +62,13 @@ class Shape(Edit):
         return (shaped if self.strength == 1.0 else wide.lerp(shaped, self.strength)).to(x)
 
     def n_kept(self, dim: int) -> int:
-        """Return how many entries of a row of this width count as its largest."""
+        """Return how many entries of a row of this width are kept."""
         return max(1, dim - round(dim * self.share))
 
     def _kept(
         self, x: Float[Tensor, "*axes dim"]
     ) -> tuple[Float[Tensor, "*axes kept"], Int[Tensor, "*axes kept"]]:
-        """Return the largest entries of each row and where they are; of equal ones the first."""
+        """Return each row's largest entries and their indices; the first of equal ones."""
         ordered = x.sort(dim=-1, descending=True, stable=True)
         n = self.n_kept(x.shape[-1])
         return ordered.values[..., :n], ordered.indices[..., :n]
@@ -77,7 +77,7 @@ class Shape(Edit):
 @final
 @dataclass(frozen=True, kw_only=True)
 class ShapedScorer(Scorer):
-    """Energy of the logits that the head gives to reshaped rows.
+    """Energy of the final layer's logits for reshaped rows.
 
     ``edit`` reshapes them; the same edit can be opened on a live model at the input of its head.
     """
@@ -97,7 +97,7 @@ class ShapedScorer(Scorer):
 def shaped_scorer(
     owner: str, shape: Shape, units: ScalarsState, head: HeadWeightsState
 ) -> ShapedScorer:
-    """Return the scorer of a shape that needs nothing from the rows but their number and range."""
+    """Return the scorer of a reshaping, fitted only on the rows' number and range."""
     dim = len(units.mean)
     check_head(owner, head, dim)
     return ShapedScorer(

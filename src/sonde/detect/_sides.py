@@ -1,4 +1,4 @@
-"""What the shifts share: two states of one width, and permutation p-values."""
+"""Parts shared by shifts: two states of equal width, and permutation p-values."""
 
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ S = TypeVar("S", bound=State)
 
 
 def side_state(side: Side, name: str, kind: type[S]) -> S:
-    """Return one state of a side, detached."""
+    """Return the state of one side, detached."""
     state = side.states[name]
     if not isinstance(state, kind):
         raise TypeError(f"side_state: expected {kind.__name__}, got {type(state).__name__}.")
@@ -25,7 +25,7 @@ def side_state(side: Side, name: str, kind: type[S]) -> S:
 
 
 def two_sample_reads(m: int = HashSample().m) -> dict[str, Statistic[Any]]:
-    """Return the statistics that ``two_samples`` needs: sampled rows, and one row of each group."""
+    """Return the requests of ``two_samples``: sampled rows, and one row per group."""
     return {"sample": HashSample(m), "each": HashSample(m, groups="one")}
 
 
@@ -44,14 +44,14 @@ def two_moments(owner: str, first: Side, second: Side) -> tuple[MomentsState, Mo
 
 @dataclass(frozen=True)
 class TwoSamples:
-    """Sampled rows of two sides; ``paired`` where row i of both is the same row, read twice."""
+    """Sampled rows of two sides; ``paired`` if row i is the same input on both sides."""
 
     x: Float[Tensor, "row dim"]
     y: Float[Tensor, "row2 dim"]
     paired: bool
 
     def shuffles(self, times: int) -> Bool[Tensor, "time both"]:
-        """Return which pooled rows each shuffle puts on the first side; repeated calls agree.
+        """Return the pooled rows on the first side in each shuffle; repeated calls agree.
 
         Paired rows change sides with their partner: a coin for each pair.
         """
@@ -61,18 +61,18 @@ class TwoSamples:
         return torch.cat([coin, ~coin], dim=1)
 
     def signs(self, times: int) -> Float[Tensor, "time row"]:
-        """Return a random sign for the difference of each pair: changing sides flips the sign."""
+        """Return random signs of each pair's difference, as swapping sides flips the sign."""
         return 1.0 - 2.0 * self.shuffles(times)[:, : len(self.x)].double()
 
     def p_value(self, observed: float, shuffled: Float[Tensor, "time"]) -> float:
-        """Return the permutation p-value; 1 if both sides hold the same paired numbers."""
+        """Return the permutation p-value; 1 if both sides hold equal paired values."""
         if self.paired and torch.equal(self.x, self.y):
             return 1.0
         return permutation_p(observed, shuffled)
 
 
 def two_samples(owner: str, first: Side, second: Side) -> TwoSamples:
-    """Return the sampled rows of both sides in float64, in order of draw; one row of each group.
+    """Return both sides' sampled rows in float64, by sampling key, with one row per group.
 
     The groups of smallest draw are taken, whatever their sizes. Taking the groups of sampled rows
     instead would show more long texts of the larger side. If both sides hold the same rows, by
@@ -92,7 +92,7 @@ def two_samples(owner: str, first: Side, second: Side) -> TwoSamples:
 
 
 def _drawn(side: Side, by_group: bool) -> tuple[Float[Tensor, "row dim"], Int[Tensor, "row"]]:
-    """Return a side's sampled rows, and the draw or group that identifies each row.
+    """Return a side's sampled rows, and the sampling key or group of each row.
 
     Without ``each`` the rows serve for paired comparisons alone, whatever their groups.
     """
@@ -106,7 +106,7 @@ def _drawn(side: Side, by_group: bool) -> tuple[Float[Tensor, "row dim"], Int[Te
 
 
 def paired_rows(owner: str, first: Side, second: Side) -> TwoSamples | None:
-    """Return the rows pair by pair if both sides hold a sample of the same rows, else None."""
+    """Return the rows in pairs if both sides sampled equal inputs, else None."""
     if not all(isinstance(side.states.get("sample"), HashSampleState) for side in (first, second)):
         return None
     rows = two_samples(owner, first, second)
@@ -114,14 +114,14 @@ def paired_rows(owner: str, first: Side, second: Side) -> TwoSamples | None:
 
 
 def are_paired(first: Side, second: Side) -> bool:
-    """Return whether two sides without a sample are known to be about the same rows."""
+    """Return whether two sides without a sample are known to hold equal inputs."""
     return bool(first.data) and first.data == second.data
 
 
 def split_moments(
     rows: Float[Tensor, "row rank"], chosen: Float[Tensor, "time row"]
 ) -> tuple[Float[Tensor, "time rank"], Float[Tensor, "time rank rank"]]:
-    """Return mean and covariance of the chosen rows, for each choice."""
+    """Return mean and covariance of the selected rows, for each selection."""
     count, rank = rows.shape
     products = (rows[:, :, None] * rows[:, None, :]).reshape(count, -1)
     n = chosen.sum(1)
@@ -132,7 +132,7 @@ def split_moments(
 
 
 def leading_projection(rows: Float[Tensor, "row dim"], rank: int) -> Float[Tensor, "row _rank"]:
-    """Return centred rows in their ``rank`` leading directions."""
+    """Return centred rows projected on their ``rank`` leading directions."""
     centred = rows - rows.mean(0)
     return centred @ torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -rank:]
 
@@ -143,7 +143,7 @@ def is_sampled(*sides: Side) -> bool:
 
 
 def check_widths(owner: str, a: int, b: int) -> None:
-    """Raise a ``ShapeError`` unless both sides have one width."""
+    """Raise a ``ShapeError`` unless both sides have equal width."""
     if a != b:
         raise ShapeError(
             f"{owner}: expected sides of equal width, got dim={a} and dim={b}. Compare the same "
@@ -152,7 +152,7 @@ def check_widths(owner: str, a: int, b: int) -> None:
 
 
 def shuffles(n: int, chosen: int, times: int) -> Bool[Tensor, "time n"]:
-    """Return random choices of ``chosen`` out of ``n``, always the same ones."""
+    """Return reproducible random choices of ``chosen`` out of ``n``."""
     order = torch.rand(times, n, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
     picked = torch.zeros(times, n, dtype=torch.bool)
     return picked.scatter_(1, order[:, :chosen], True)

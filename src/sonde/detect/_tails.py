@@ -1,4 +1,4 @@
-"""Tail bounds that hold under every distribution, for p-values too small for permutations.
+"""Distribution-free tail bounds, for p-values too small for permutations.
 
 A permutation p-value cannot fall below its floor, one over (number of permutations + 1). At the
 floor any other valid p-value may take its place if it is smaller. At levels above the floor the
@@ -18,17 +18,17 @@ TILTS = 999
 def beyond_floor(
     p: Float[Tensor, "test"], times: int, other: Float[Tensor, "test"]
 ) -> Float[Tensor, "test"]:
-    """Return permutation p-values; at their floor, at most the other p-value."""
+    """Return permutation p-values; at their minimum, the smaller of the two p-values."""
     return torch.where(is_floor(p, times), torch.minimum(p, other), p)
 
 
 def is_floor(p: Float[Tensor, "test"], times: int) -> Bool[Tensor, "test"]:
-    """Return which p-values are the smallest possible: no permutation reached their value."""
+    """Return which p-values are minimal: no permutation reached the observed value."""
     return p <= 1.5 / (1 + times)
 
 
 def signs_tail(white: Float[Tensor, "row dim"]) -> float:
-    """Return a p-value for the sum of rows, each as likely with the opposite sign.
+    """Return a p-value for the sum of rows with equally likely signs.
 
     Twice the smaller of two bounds: the first is sharp if there are many more rows than directions,
     the second if the rows agree on one direction.
@@ -50,7 +50,7 @@ def _by_moments(white: Float[Tensor, "row dim"]) -> float:
 
 
 def _by_halves(white: Float[Tensor, "row dim"]) -> float:
-    """Return Hoeffding's bound for the projection of every second row on the sum of the others."""
+    """Return Hoeffding's bound on every second row's projection on the sum of the others."""
     along = white[1::2] @ white[::2].sum(0)
     total, square = float(along.sum()), float(along.square().sum())
     return math.exp(-total * total / (2 * square)) if total > 0 else 1.0
@@ -59,7 +59,7 @@ def _by_halves(white: Float[Tensor, "row dim"]) -> float:
 def bennett_exponent(
     total: Float[Tensor, "*time dim"], variance: Float[Tensor, "dim"], reach: Float[Tensor, "dim"]
 ) -> Float[Tensor, "*time dim"]:
-    """Return ``-log`` of Bennett's bound of the chance that a sum reaches ``total``.
+    """Return ``-log`` of Bennett's bound on the probability that a sum reaches ``total``.
 
     The terms are independent, of mean 0 and at most ``reach``; their variances add up to
     ``variance``. Returns 0 if nothing varies.
@@ -75,7 +75,7 @@ def subset_tail(
     reach: Float[Tensor, "dim"],
     n: tuple[int, int],
 ) -> Float[Tensor, "dim"]:
-    """Return a bound of the chance that two random parts' means differ by ``gap`` or more.
+    """Return a bound on the probability that two random parts' means differ by ``gap``.
 
     All values are known: ``spread`` is their standard deviation, ``reach`` their largest distance
     from the mean, ``n`` the sizes of the parts. The smaller of two two-sided bounds is taken. The

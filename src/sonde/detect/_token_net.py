@@ -1,4 +1,4 @@
-"""The network of ``PAWN``: token metrics averaged over a text by weights that hidden states give.
+"""Network of ``PAWN``: averages token metrics with weights computed from hidden states.
 
 Pure functions of a flat list of weights. The tokens of several texts lie in one tensor beside the
 number of their text, so nothing is padded.
@@ -34,7 +34,7 @@ class NetShape(State):
     depth: int
 
     def parts(self) -> tuple[tuple[int, ...], ...]:
-        """Return the widths of metric net, gate net and head, from input to output."""
+        """Return the layer widths of metric network, gate network and head."""
         inner = (self.hidden,) * self.depth
         return (
             (N_METRICS, *inner, self.features),
@@ -43,7 +43,7 @@ class NetShape(State):
         )
 
     def weights(self, seed: int) -> list[Tensor]:
-        """Return the weights before training: uniform within ``1 / sqrt(inputs)``, scales of 1.
+        """Return initial weights: uniform within ``1 / sqrt(inputs)``, scales of 1.
 
         Each layer has a matrix and an offset; each hidden layer also has the scale of its
         normalisation.
@@ -59,14 +59,14 @@ class NetShape(State):
         return found
 
     def split(self, values: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
-        """Return the weights of metric net, gate net and head."""
+        """Return the weights of metric network, gate network and head."""
         n = 3 * self.depth + 2
         return values[:n], values[n : 2 * n], values[2 * n :]
 
 
 @dataclass(frozen=True)
 class TextTokens:
-    """Tokens in the order of their texts and positions; ``text`` counts 0, 1, ..."""
+    """Tokens ordered by text and position; ``text`` counts 0, 1, ..."""
 
     x: Float[Tensor, "token dim"]
     metrics: Float[Tensor, "token 5"]
@@ -84,7 +84,7 @@ class TextTokens:
         position: Int[Tensor, "row"],
         max_length: int,
     ) -> "TextTokens":
-        """Return the first ``max_length`` tokens of each text, rows in any order.
+        """Return the first ``max_length`` tokens of each text, for rows in any order.
 
         ``follows`` is 1 if the row before a token holds the preceding token of its text.
         """
@@ -99,12 +99,12 @@ class TextTokens:
         return cls(x[at], metrics[at], text, follows, place, counts.clamp(max=max_length))
 
     def since(self, first: int) -> "TextTokens":
-        """Return the texts from a number on."""
+        """Return the texts from an index on."""
         start = int(self.counts[:first].sum())
         return self._cut(first, len(self.counts), start, len(self.text))
 
     def chunks(self, most_texts: int) -> Iterator["TextTokens"]:
-        """Yield whole texts: at most ``most_texts``, and no more tokens than fit a chunk."""
+        """Yield whole texts: at most ``most_texts``, with a bounded number of tokens."""
         ends = self.counts.cumsum(0).tolist()
         first, start = 0, 0
         for i in range(len(ends)):
@@ -119,13 +119,13 @@ class TextTokens:
         return TextTokens(*columns, self.follows[part], self.place[part], self.counts[first:last])
 
     def gate_inputs(self) -> Float[Tensor, "token input"]:
-        """Return each token's preceding state (zeros if unknown), its own state, and its place."""
+        """Return each token's preceding state (or zeros), own state and position."""
         before = torch.zeros_like(self.x)
         before[1:] = self.x[:-1] * self.follows[1:, None].to(self.x)
         return torch.cat([before, self.x, self.place[:, None]], dim=1)
 
     def dropped(self, share: float, source: torch.Generator) -> Int[Tensor, "kept"]:
-        """Return the tokens left after dropping a random fraction: at least one of each text."""
+        """Return the tokens after random dropout, at least one of each text."""
         luck = torch.rand(len(self.text), generator=source)
         best = torch.zeros(len(self.counts)).scatter_reduce_(0, self.text, luck, "amax")
         return torch.nonzero((luck >= share) | (luck == best[self.text])).flatten()
@@ -137,7 +137,7 @@ def text_logits(
     texts: TextTokens,
     kept: Int[Tensor, "kept"] | None = None,
 ) -> Float[Tensor, "text"]:
-    """Return the logit of each text, from all of its tokens or those that are kept."""
+    """Return the logit of each text, from all or the selected tokens."""
     metric, gate, head = shape.split(values)
     inputs, metrics, text = texts.gate_inputs(), texts.metrics, texts.text.to(texts.x.device)
     if kept is not None:
@@ -158,7 +158,7 @@ def text_logits(
 def token_logits(
     values: Sequence[Tensor], shape: NetShape, metrics: Float[Tensor, "token 5"]
 ) -> Float[Tensor, "token"]:
-    """Return, for each token, the logit of a text of this token alone; gates do not matter then."""
+    """Return each token's logit as a text of its own, where gates have no effect."""
     metric, _, head = shape.split(values)
     return perceptron(head, shape.depth, perceptron(metric, shape.depth, metrics))[:, 0]
 

@@ -1,4 +1,4 @@
-"""Energy after each row has been pruned to its largest activations."""
+"""Energy after each row is pruned to its largest activations."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
@@ -14,7 +14,7 @@ from sonde.stats import HeadWeights, HeadWeightsState, Scalars, ScalarsState
 @final
 @dataclass(frozen=True)
 class ASH(Detector):
-    """Energy of the logits that rows give after all but their largest activations are removed.
+    """Energy of the logits for rows pruned to their largest activations.
 
     With ``s1`` the sum of a row and ``s2`` that of its kept entries, variant "p" keeps them as they
     are, "b" sets them to ``s1 / n_kept``, "s" multiplies them by ``exp(s1 / s2)``. The fewer units
@@ -60,15 +60,15 @@ class ASH(Detector):
         check_ranges(self, share="[0, 1)", variant=("s", "b", "p"))
 
     def reading(self) -> dict[str, Any]:
-        """Read what the final linear layer takes in."""
+        """Return the reading of the final linear layer's input."""
         return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the range of every unit, and the head."""
+        """Return the requests for each unit's range and the final layer."""
         return {"units": Scalars(), "head": HeadWeights()}
 
     def result(self, units: ScalarsState, head: HeadWeightsState) -> ShapedScorer:
-        """Keep the head."""
+        """Return the scorer with the final layer."""
         how: dict[str, Literal["stretch", "fill", "prune"]]
         how = {"s": "stretch", "b": "fill", "p": "prune"}
         return shaped_scorer("ASH", Shape(how[self.variant], self.share), units, head)

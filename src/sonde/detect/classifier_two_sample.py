@@ -1,4 +1,4 @@
-"""Test whether a classifier can distinguishes two samples on rows that it was not trained on."""
+"""Test whether a classifier separates two samples on held-out rows."""
 
 from dataclasses import dataclass
 from math import comb
@@ -27,7 +27,7 @@ class ClassifierComparison(Comparison):
 @final
 @dataclass(frozen=True)
 class ClassifierTwoSample(Shift):
-    """Share of held-out rows that a linear discriminant, trained on the others, puts on their side.
+    """Fraction of held-out rows that a linear discriminant classifies correctly.
 
     Both sides give equally many rows: half to train on, half to test. Given how many test rows the
     classifier puts on the second side, the number of correct ones among them is hypergeometric if
@@ -71,11 +71,11 @@ class ClassifierTwoSample(Shift):
         check_ranges(self, m=">= 4")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample."""
+        """Return the request for the sample."""
         return two_sample_reads(self.m)
 
     def compare(self, first: Side, second: Side) -> ClassifierComparison:
-        """Train on one half, count on the other."""
+        """Train on one half, and test on the other."""
         sampled = two_samples("ClassifierTwoSample", first, second)
         x, y = sampled.x, sampled.y
         half = min(len(x), len(y)) // 2
@@ -107,7 +107,7 @@ class ClassifierTwoSample(Shift):
 def _discriminant(
     x: Float[Tensor, "half dim"], y: Float[Tensor, "half dim"], shrinkage: Shrinkage
 ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"], bool]:
-    """Return weight, midpoint, and whether no direction has variance."""
+    """Return weight, midpoint, and whether every direction lacks variance."""
     means = x.mean(0), y.mean(0)
     centred = torch.cat([x - means[0], y - means[1]])
     delta = means[1] - means[0]
@@ -117,7 +117,7 @@ def _discriminant(
 
 
 def hypergeometric_tail(right: int, half: int, called: int) -> float:
-    """Return the chance that ``called`` of ``half + half`` rows hold ``right`` or more of one kind.
+    """Return the chance that ``called`` rows of two equal halves hold ``right`` or more of one.
 
     Examples
     --------
@@ -129,7 +129,7 @@ def hypergeometric_tail(right: int, half: int, called: int) -> float:
 
 
 def sign_tail(right: int, pairs: int) -> float:
-    """Return the chance that ``pairs`` fair coins show ``right`` heads or more.
+    """Return the probability of ``right`` or more heads in ``pairs`` fair coin flips.
 
     Examples
     --------

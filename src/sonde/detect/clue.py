@@ -1,4 +1,4 @@
-"""Did a trace of reasoning go wrong? Nearest centroid of its state changes in all layers.
+"""Detect wrong reasoning traces by the nearest centroid of their state changes in all layers.
 
 Rows are deltas: the state at the end of the trace minus the state at its start, as the reducer
 ``step_deltas`` makes them, at every site. To order several traces for one prompt see ``rerank`` and
@@ -28,7 +28,7 @@ Scale = Literal["none", "rms"]
 @final
 @dataclass(frozen=True)
 class CLUELayer:
-    """Centroids of the deltas of one layer, and how much its distances count."""
+    """Centroids of the deltas of one layer, and the weight of its distances."""
 
     success: Float[Tensor, "dim"]
     failure: Float[Tensor, "dim"]
@@ -38,7 +38,7 @@ class CLUELayer:
 @final
 @dataclass(frozen=True, kw_only=True)
 class CLUEScorer(Scorer):
-    """Mean distance to the successes' centroids minus that to the failures'; above 0 = failure.
+    """Mean distance to success centroids minus that to failure centroids; above 0 = failure.
 
     ``layers`` has None for a layer that was not chosen; ``value`` is the mean distance between the
     two centroids.
@@ -47,7 +47,7 @@ class CLUEScorer(Scorer):
     layers: tuple[CLUELayer | None, ...]
 
     def score(self, x: Sequence[Float[Tensor, "row _dim"]]) -> Float[Tensor, "row"]:
-        """Return how much nearer each trace is to failures; ``x`` holds its deltas, layer by layer.
+        """Return how much nearer traces are to failures; ``x`` holds their deltas by layer.
 
         A trace with a delta that is not finite at a chosen layer scores ``+inf``.
         """
@@ -119,19 +119,19 @@ class CLUE(Detector):
 
     @property
     def usual(self) -> Where:
-        """Rows that are not known as failures."""
+        """Select rows not labelled as failures."""
         return NotLabelled(self.positive)
 
     def reading(self) -> dict[str, Any]:
-        """Read what each trace did to the states."""
+        """Return the reading of each trace's state change."""
         return {"reducer": "step_deltas"}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read count, mean and scatter of each label's deltas."""
+        """Return the requests for count, mean and scatter of each label's deltas."""
         return {"deltas": ClassMoments("trace")}
 
     def result(self, deltas: tuple[ClassMomentsState, ...]) -> CLUEScorer:
-        """Take the centroids of failures and of all other labelled traces."""
+        """Compute the centroids of failures and of all other labelled traces."""
         chosen = self._chosen(len(deltas))
         found = [
             _centroids(s, self.positive) if i in chosen else None for i, s in enumerate(deltas)
@@ -182,7 +182,7 @@ class CLUE(Detector):
 
 @dataclass(frozen=True)
 class _Centroids:
-    """Means of the two kinds of traces at one layer; ``radius`` is the typical distance to them."""
+    """Mean deltas of successes and failures at one layer; ``radius`` is a typical distance."""
 
     success: Float[Tensor, "dim"]
     failure: Float[Tensor, "dim"]

@@ -1,4 +1,4 @@
-"""A truth direction found without labels, from pairs of statements that contradict each other.
+"""A truth direction learned without labels from pairs of contradictory statements.
 
 Use it where a text can be written with both answers and nobody knows which is right. With labels,
 ``MassMean`` and ``LinearProbe`` are stronger.
@@ -28,7 +28,7 @@ from sonde.stats import auroc
 @final
 @dataclass(frozen=True, kw_only=True)
 class ContrastScorer(Scorer):
-    """Signed projection of each row after normalising its side; ``axis`` has a row for each side.
+    """Signed projection of each row after normalising its side; ``axis`` has a row per side.
 
     ``value`` is the lowest loss (``ccs``), or the share of the differences' variance along the axis
     (``crc``). With ``sign == "undefined"`` high scores may mean either class.
@@ -41,7 +41,7 @@ class ContrastScorer(Scorer):
     positive: int
 
     def score(self, x: Float[Tensor, "row dim"], side: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
-        """Return the signed projection of each row, which is member ``side`` of its pair.
+        """Return the signed projection of each row; ``side`` is its index in the pair.
 
         A row of no pair (side -1) is taken for either member, and scored by the mean of both.
         """
@@ -55,7 +55,7 @@ class ContrastScorer(Scorer):
     def pair_score(
         self, x0: Float[Tensor, "pair dim"], x1: Float[Tensor, "pair dim"]
     ) -> Float[Tensor, "pair"]:
-        """Return half the difference between the score of side 1 and the score of side 0.
+        """Return half the score of side 1 minus that of side 0.
 
         What both members share cancels, so this score is sharper than the score of a single row.
         """
@@ -139,15 +139,15 @@ class ContrastProbe(Detector):
 
     @property
     def usual(self) -> Where:
-        """Rows that are not known as ``positive``."""
+        """Select rows not labelled ``positive``."""
         return NotLabelled(self.positive)
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample of pairs."""
+        """Return the request for the sample of pairs."""
         return {"pairs": PairSample(self.m)}
 
     def result(self, pairs: PairSampleState) -> ContrastScorer:
-        """Normalise the sides, find the direction, fix its sign where labels allow."""
+        """Normalise the sides, fit the direction, and fix its sign by labels if possible."""
         entries = torch.stack(pairs.whole())
         n_pairs = entries.shape[1]
         if n_pairs < 2:
@@ -193,7 +193,7 @@ class ContrastProbe(Detector):
 
 
 def contrast_loss(p1: Float[Tensor, "*pair"], p0: Float[Tensor, "*pair"]) -> Float[Tensor, "*pair"]:
-    """Return ``(p1 - (1 - p0))^2 + min(p1, p0)^2`` for probabilities that each side is true.
+    """Return ``(p1 - (1 - p0))^2 + min(p1, p0)^2`` for each side's probability of truth.
 
     Examples
     --------
@@ -206,7 +206,7 @@ def contrast_loss(p1: Float[Tensor, "*pair"], p0: Float[Tensor, "*pair"]) -> Flo
 def _lowest(
     z: Float[Tensor, "2 pair dim"], restarts: int, l2: float, seed: int
 ) -> tuple[float, Float[Tensor, "dim"], float]:
-    """Return loss, weight and bias of the best of several training runs."""
+    """Return loss, weight and bias of the training run with the lowest loss."""
     dim = z.shape[2]
     generator = torch.Generator().manual_seed(seed)
     best: tuple[float, np.ndarray] | None = None
@@ -246,7 +246,7 @@ def _sign(
     positive: int,
     weight: Float[Tensor, "dim"],
 ) -> tuple[float, Literal["labels", "undefined"], float | None]:
-    """Return the direction's sign, what fixed it, and the AUROC of labelled rows with this sign."""
+    """Return the direction's sign, the rule that fixed it, and the AUROC on labelled rows."""
     ones, others = scores[label == positive], scores[(label >= 0) & (label != positive)]
     if len(ones) and len(others):
         area = auroc(others, ones).value

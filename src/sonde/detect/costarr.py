@@ -1,4 +1,4 @@
-"""Likeness to the predicted class before and after the head weighs the features."""
+"""Cosine with the predicted class's mean, before and after weighting by the final layer."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ LogitFactor = Literal["none", "minmax", "zscore"]
 
 @dataclass(frozen=True)
 class AttenuatedSumsState(State):
-    """For each class: number and sum of its rightly predicted rows, and of its other rows.
+    """For each class, count and sum of its correctly predicted rows, and of other rows.
 
     A row enters as its features of unit length, then its attenuated features of unit length.
     ``low`` and ``high`` are the ends of the winning logit over the rightly predicted rows.
@@ -50,7 +50,7 @@ class AttenuatedSumsState(State):
 @final
 @dataclass(frozen=True)
 class AttenuatedSums(Statistic[AttenuatedSumsState]):
-    """Sums of features of unit length before and after attenuation, exact under any split."""
+    """Sums of unit-length features before and after attenuation, independent of data splits."""
 
     def observe(
         self,
@@ -86,7 +86,7 @@ class AttenuatedSums(Statistic[AttenuatedSumsState]):
         )
 
     def merge(self, a: AttenuatedSumsState, b: AttenuatedSumsState) -> AttenuatedSumsState:
-        """Return the counts and sums of both."""
+        """Return the counts and sums of both states."""
         return AttenuatedSumsState(
             a.n + b.n,
             a.n_unlabelled + b.n_unlabelled,
@@ -103,7 +103,7 @@ class AttenuatedSums(Statistic[AttenuatedSumsState]):
 @final
 @dataclass(frozen=True, kw_only=True)
 class COSTARRScorer(Scorer):
-    """Minus the similarity to the predicted class's ``mean``, times a factor from the logits.
+    """Minus the cosine with the predicted class's ``mean``, times a factor of the logits.
 
     ``known`` marks the classes that have a mean; ``value`` is the share of labelled rows that the
     means were computed from.
@@ -119,7 +119,7 @@ class COSTARRScorer(Scorer):
     def score(
         self, x: Float[Tensor, "row dim"], logits: Float[Tensor, "row class"]
     ) -> Float[Tensor, "row"]:
-        """Return minus the familiarity of each row."""
+        """Return minus each row's similarity to its class, weighted by its logits."""
         check_fitted_width("COSTARR", x, self.weight.shape[1])
         check_fitted_width("COSTARR", logits, len(self.weight), "classes")
         classes = len(self.weight) if self.logit == "zscore" else 1
@@ -150,7 +150,7 @@ class COSTARRScorer(Scorer):
         return found
 
     def _likeness(self, x: Tensor, weight: Tensor, mean: Tensor) -> Tensor:
-        """Return the cosine of each row's joined halves with its mean."""
+        """Return the cosine of each row's joined halves with its class mean."""
         dim = x.shape[1]
         halves = {"pre": (_unit(x), mean[:, :dim]), "post": (_unit(x * weight), mean[:, dim:])}
         pairs = list(halves.values()) if self.use == "both" else [halves[self.use]]
@@ -159,7 +159,7 @@ class COSTARRScorer(Scorer):
         return (_unit(row) * _unit(like)).sum(dim=1)
 
     def _likeness_to_all(self, x: Tensor) -> Tensor:
-        """Return the mean of the halves' cosines with each class's mean."""
+        """Return the mean cosine of the halves with every class's mean."""
         dim = x.shape[1]
         mean, found = self.mean.to(x), []
         if self.use != "post":
@@ -173,7 +173,7 @@ class COSTARRScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class COSTARR(Detector):
-    """Minus the cosine of each row's features, before and after the head's weights, with its class.
+    """Minus the cosine of features, before and after the final layer's weights, with their class.
 
     The head multiplies features with the weights of a class; small weights hide what is odd about a
     row. So both the features ``h`` and the attenuated features ``h * w_c`` of the predicted class
@@ -232,15 +232,15 @@ class COSTARR(Detector):
             raise InputError(f"COSTARR: expected logit_range as (low, high), got {ends!r}.")
 
     def reading(self) -> dict[str, Any]:
-        """Read what the final linear layer takes in."""
+        """Return the reading of the final linear layer's input."""
         return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sums of both kinds of features, and the head."""
+        """Return the requests for the sums of both kinds of features, and the final layer."""
         return {"sums": AttenuatedSums(), "head": HeadWeights()}
 
     def result(self, sums: AttenuatedSumsState, head: HeadWeightsState) -> COSTARRScorer:
-        """Average the rows of each class."""
+        """Compute each class's mean."""
         check_head("COSTARR", head, sums.right_sum.shape[1] // 2)
         self._check(sums)
         right, other = sums.right_rows, sums.other_rows
@@ -308,7 +308,7 @@ def _unit(x: Float[Tensor, "*row dim"]) -> Float[Tensor, "*row dim"]:
 
 
 def _dead(mean: Float[Tensor, "class both"]) -> bool:
-    """Return whether all rows point one way: then the means of all classes are one unit vector."""
+    """Return whether all rows share one direction, which makes all class means equal."""
     half = mean[:, : mean.shape[1] // 2]
     own = half[half.norm(dim=1) > 0]
     return not len(own) or bool(((own - own[0]).norm(dim=1) + (1 - own.norm(dim=1)) < SAME).all())
@@ -322,6 +322,6 @@ def _sums(
 
 
 def _listed(mask: Bool[Tensor, "class"]) -> Sequence[int]:
-    """Return the classes of a mask."""
+    """Return the indices of a mask's classes."""
     found: list[int] = torch.nonzero(mask).flatten().cpu().numpy().tolist()
     return found

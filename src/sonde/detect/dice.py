@@ -1,4 +1,4 @@
-"""Energy of the logits that remain when only the weights that usually matter are kept."""
+"""Energy of the logits after small weights of the final layer are removed."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
@@ -26,7 +26,7 @@ class DICEScorer(Scorer):
     threshold: float
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return the energy of each row's remaining logits."""
+        """Return the energy of each row's sparse logits."""
         check_fitted_width("DICE", x, self.head.weight.shape[1])
         return infinite_where_nonfinite(head_energy(self.head, x), x)
 
@@ -34,7 +34,7 @@ class DICEScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class DICE(Detector):
-    """Energy of the logits when the head keeps only weights that contribute most on average.
+    """Energy of the logits when the final layer keeps only weights of large mean contribution.
 
     The contribution of a weight is its product with the mean of its unit, ``W_ku m_u``. Weights
     whose contribution is not above the ``share`` quantile of all contributions become 0: they add
@@ -72,11 +72,11 @@ class DICE(Detector):
         check_ranges(self, share="[0, 1)")
 
     def reading(self) -> dict[str, Any]:
-        """Read what the final linear layer takes in."""
+        """Return the reading of the final linear layer's input."""
         return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the mean of every unit, and the head."""
+        """Return the requests for each unit's mean, and the final layer."""
         return {"moments": Moments("diag"), "head": HeadWeights()}
 
     def result(self, moments: MomentsState, head: HeadWeightsState) -> DICEScorer:
@@ -101,7 +101,7 @@ class DICE(Detector):
 
 
 def _quantile(values: Float[Tensor, "value"], q: float) -> float:
-    """Return a quantile that interpolates linearly; for any number of values."""
+    """Return a linearly interpolated quantile, for any number of values."""
     rank = q * (len(values) - 1)
     below = int(rank)
     low, high = values.sort().values[[below, min(below + 1, len(values) - 1)]].tolist()

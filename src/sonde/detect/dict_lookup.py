@@ -1,4 +1,4 @@
-"""Error of rebuilding each patch of an image from a few patches of normal images.
+"""Reconstruct each patch of an image from a few normal patches, and score the error.
 
 Meant for few usual images: what lies between two patches of the dictionary is retrieved too.
 """
@@ -31,7 +31,7 @@ MARGIN = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class LookupTrainingState(TrainingState):
-    """Weights of the maps, and the sample of patches that they look up in.
+    """Weights of the maps, and the sample of patches that they retrieve from.
 
     The losses are the misfits of usual patches and of scrambled patches.
     """
@@ -42,7 +42,7 @@ class LookupTrainingState(TrainingState):
 @final
 @dataclass(frozen=True)
 class LookupTraining(Trainer[LookupTrainingState]):
-    """The training of ``DictLookup``; its parameters are described there."""
+    """Training of ``DictLookup``, which documents the parameters."""
 
     m: int
     temperature: float
@@ -53,17 +53,17 @@ class LookupTraining(Trainer[LookupTrainingState]):
     seed: int
 
     def start(self, dim: int) -> LookupTrainingState:
-        """Return maps that change nothing."""
+        """Return identity maps as the initial weights."""
         return LookupTrainingState(weights=starting_weights(dim, self.hidden, self.seed))
 
     def size_bytes(self, *dims: int) -> int:
-        """Return the bytes with a full sample."""
+        """Return the bytes of a state with a full sample."""
         return size_bytes(self.start(dims[0])) + HashSample(self.m).size_bytes(*dims)
 
     def survey(
         self, state: LookupTrainingState, x: Tensor, *who: Tensor, **_: Any
     ) -> LookupTrainingState:
-        """Sample patches to look up in."""
+        """Sample the patches of the dictionary."""
         sample = HashSample(self.m)
         seen = sample.observe(x.cpu(), *who)
         return replace(
@@ -84,7 +84,7 @@ class LookupTraining(Trainer[LookupTrainingState]):
     def loss(
         self, state: LookupTrainingState, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> tuple[Tensor, tuple[Tensor, Tensor]] | None:
-        """Return the loss of looking up patches and scrambled patches in other images."""
+        """Return the loss of reconstructing patches and scrambled ones from other images."""
         if (sample := state.sample) is None:
             return None
         x, group = to_unit_length(batch[0]).float(), batch[1]
@@ -119,7 +119,7 @@ class LookupTraining(Trainer[LookupTrainingState]):
 def scrambled(
     x: Float[Tensor, "row dim"], source: torch.Generator
 ) -> tuple[Float[Tensor, "row dim"], Float[Tensor, "row"]]:
-    """Return unit patches blended with scrambled patches, and the scrambled fraction of each.
+    """Return unit patches mixed with scrambled ones, and each patch's scrambled fraction.
 
     Each unit of a scrambled patch has the value of another patch drawn at random: each unit is
     usual by itself, but the combination is not. The share is uniform in (0, 1).
@@ -136,7 +136,7 @@ IDENTITY = Generators()
 @final
 @dataclass(frozen=True, kw_only=True)
 class DictLookupScorer(Scorer):
-    """Angle between patches and their reconstruction by ``bank``; ``value`` counts its entries.
+    """Angle of patches to their reconstruction from ``bank``; ``value`` is the bank's size.
 
     Every fitted patch lies within ``radius`` of the bank; ``radius`` is None if not known.
     """
@@ -147,7 +147,7 @@ class DictLookupScorer(Scorer):
     generators: Generators = IDENTITY
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return ``(1 - cosine) / 2`` of each patch's value and the mean value it retrieves."""
+        """Return ``(1 - cosine) / 2`` between each patch's value and its retrieved mean value."""
         out = torch.empty(len(x), dtype=self.bank.dtype, device=x.device)
         query = self._unit(x)
         step = max(1, CHUNK_ENTRIES // len(self.bank))
@@ -159,11 +159,11 @@ class DictLookupScorer(Scorer):
         return infinite_where_nonfinite(out, x)
 
     def weights(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row entry"]:
-        """Return the weight of each entry of the bank in the patch that is retrieved."""
+        """Return each dictionary entry's weight in a patch's reconstruction."""
         return retrieval(self.generators(QUERY, self._unit(x)), self._keys, self.temperature)
 
     def over(self, x: Float[Tensor, "entry dim"]) -> "DictLookupScorer":
-        """Return this lookup with another dictionary: a few normal patches of another kind.
+        """Return this detector with another dictionary: a few normal patches of a new kind.
 
         Its scores are about other patches, so calibrate them anew.
         """
@@ -282,11 +282,11 @@ class DictLookup(Detector):
         )
 
     def reading(self) -> dict[str, Any]:
-        """Read a row for each patch, averaged over its neighbourhood where that is wanted."""
+        """Return the reading of a row per patch, averaged over its neighbourhood if requested."""
         return {"reducer": READERS[self.window]}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the rows of the dictionary, or the training that keeps them too."""
+        """Return the requests for the dictionary's rows, or for the training state with them."""
         found: dict[str, Statistic[Any]] = {}
         if self.generators == "trained":
             found["trained"] = LookupTraining(
@@ -304,7 +304,7 @@ class DictLookup(Detector):
         coreset: CoresetState | None = None,
         trained: LookupTrainingState | None = None,
     ) -> DictLookupScorer:
-        """Bring the rows of the dictionary to unit length, beside what was trained."""
+        """Scale the dictionary's rows to unit length, and add the trained maps."""
         known = (coreset, sample, None if trained is None else trained.sample)
         kept = next((state for state in known if state is not None), None)
         if kept is None or len(kept.rows) == 0:
@@ -330,7 +330,7 @@ class DictLookup(Detector):
         )
 
     def _trained(self, trained: LookupTrainingState) -> dict[str, Any]:
-        """Return steps and mean scores of the training run; refuse one that did not finish."""
+        """Return steps and mean scores of the training run; raise if it did not finish."""
         trained.require_trained("DictLookup")
         return {
             "steps": trained.weights.steps,

@@ -1,4 +1,4 @@
-"""Free energy of the logits: low where the classifier has much evidence for any class."""
+"""Free energy of the logits: low if there is strong evidence for any class."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -27,7 +27,7 @@ class EnergySumState(State):
 @final
 @dataclass(frozen=True)
 class EnergySum(Statistic[EnergySumState]):
-    """Mean energy of the fitted rows, exact under any split.
+    """Mean energy of the fitted rows, independent of how data are split.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class EnergySum(Statistic[EnergySumState]):
         return EnergySumState(len(logits), energies.double().sum(), logits.shape[1])
 
     def merge(self, a: EnergySumState, b: EnergySumState) -> EnergySumState:
-        """Return the sum over both."""
+        """Return the sum over both states."""
         return EnergySumState(a.n + b.n, a.sum + b.sum, a.n_classes)
 
     def influence(
@@ -51,13 +51,13 @@ class EnergySum(Statistic[EnergySumState]):
         gradient: EnergySumState,
         logits: Float[Tensor, "row class"],
     ) -> Float[Tensor, "row"]:
-        """Return the gradient times each row's energy about the mean."""
+        """Return the gradient times each row's energy minus the mean."""
         energies = energy_of(logits, self.temperature).double()
         return (energies - state.sum / state.n) * gradient.sum
 
 
 def energy_of(logits: Float[Tensor, "row class"], temperature: float) -> Float[Tensor, "row"]:
-    """Return ``-T logsumexp(f / T)`` in a float type of at least 32 bits."""
+    """Return ``-T logsumexp(f / T)`` in at least float32."""
     wide = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
     return -temperature * torch.logsumexp(wide / temperature, dim=1)
 
@@ -112,11 +112,11 @@ class Energy(Detector):
         check_ranges(self, temperature="> 0")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the mean energy."""
+        """Return the request for the mean energy."""
         return {"energies": EnergySum(self.temperature)}
 
     def result(self, energies: EnergySumState) -> EnergyScorer:
-        """Keep the temperature and the number of classes."""
+        """Return the scorer with the temperature and the number of classes."""
         return EnergyScorer(
             value=energies.sum / energies.n,
             n=energies.n,

@@ -1,4 +1,4 @@
-"""Entropy of the softmax: how undecided a classifier is among all classes."""
+"""Entropy of the softmax: a classifier's uncertainty over all classes."""
 
 import math
 from dataclasses import dataclass

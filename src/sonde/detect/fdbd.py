@@ -52,7 +52,7 @@ class FDBDScorer(Scorer):
 
 
 def _lengths(x: Float[Tensor, "row dim"], mean: Float[Tensor, "dim"]) -> Float[Tensor, "row"]:
-    """Return the distance of each row to the mean."""
+    """Return each row's distance to the mean."""
     found, gap = x.new_empty(len(x)), x.new_empty(min(len(x), BLOCK), x.shape[1])
     for part, out in zip(x.detach().split(BLOCK), found.split(BLOCK), strict=True):
         torch.linalg.vector_norm(torch.sub(part, mean, out=gap[: len(part)]), dim=1, out=out)
@@ -91,15 +91,15 @@ class FDBD(Detector):
     paper: ClassVar[str] = "liu2024fdbd"
 
     def reading(self) -> dict[str, Any]:
-        """Read what the final linear layer takes in."""
+        """Return the reading of the final linear layer's input."""
         return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read mean and variance of every unit, and the head."""
+        """Return the requests for each unit's mean and variance, and the final layer."""
         return {"moments": Moments("diag"), "head": HeadWeights()}
 
     def result(self, moments: MomentsState, head: HeadWeightsState) -> FDBDScorer:
-        """Measure the distances between the classes' weights."""
+        """Compute the distances between the classes' weights."""
         check_head("FDBD", head, len(moments.mean))
         spread = float(moments.variance.sum().sqrt())
         size = float(moments.mean.norm())
@@ -122,7 +122,7 @@ class FDBD(Detector):
 
 
 def _steepness(weight: Float[Tensor, "class dim"]) -> Float[Tensor, "class class"]:
-    """Return ``1 / |w_c - w_j|`` of each pair of classes, over the number of boundaries of ``c``.
+    """Return ``1 / |w_c - w_j|`` of each class pair, over the number of boundaries of ``c``.
 
     A squared distance within rounding counts as no boundary.
     """

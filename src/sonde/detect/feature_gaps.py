@@ -1,4 +1,4 @@
-"""Is an answer wrong? How far its states lie along directions that contrasting prompts span.
+"""Detect wrong answers by projecting their states on directions from contrasting prompts.
 
 Each feature (reliance on the context, comprehension of it, honesty) comes as pairs of prompts in
 front of the same answer. Rows are the states that predict the answer, as the reducer
@@ -33,7 +33,7 @@ MOST_STEPS = 100
 
 @dataclass(frozen=True)
 class ContrastSampleState(State):
-    """Rows of the kept answers, sorted by the hash of ``pair``, then by side; ``n`` were seen."""
+    """Rows of the sampled answers, sorted by hash of ``pair``, then side; ``n`` were seen."""
 
     n: int
     rows: Float[Tensor, "entry dim"]
@@ -42,7 +42,7 @@ class ContrastSampleState(State):
     draw: Int[Tensor, "entry"]
 
     def differences(self, first: int, second: int) -> Float[Tensor, "answer dim"]:
-        """Return rows of side ``first`` minus rows of side ``second``, if an answer has both."""
+        """Return rows of side ``first`` minus rows of side ``second``, for answers with both."""
         a, b = (torch.nonzero(self.side == side).flatten() for side in (first, second))
         a = a[torch.isin(self.pair[a], self.pair[b])]
         b = b[torch.isin(self.pair[b], self.pair[a])]
@@ -54,7 +54,7 @@ class ContrastSampleState(State):
 @final
 @dataclass(frozen=True)
 class ContrastSample(Statistic[ContrastSampleState]):
-    """All sides of the ``m`` answers of smallest hash, exact under any split and any order.
+    """All sides of the ``m`` answers of smallest hash, independent of splits and order.
 
     The rows of an answer share one value of ``pair`` and may arrive in different batches or shards.
     Rows of a negative side are left out. If a side has several rows, the row of smallest draw is
@@ -89,7 +89,7 @@ class ContrastSample(Statistic[ContrastSampleState]):
         return self._smallest(len(keep), x[keep.to(x.device)], pair[keep], side[keep], draw[keep])
 
     def merge(self, a: ContrastSampleState, b: ContrastSampleState) -> ContrastSampleState:
-        """Return the smallest answers of both samples."""
+        """Return the answers of smallest hash in both samples."""
         return self._smallest(a.n + b.n, *joined(a, b))
 
     def size_bytes(self, *dims: int) -> int:
@@ -106,7 +106,7 @@ class ContrastSample(Statistic[ContrastSampleState]):
 
 @dataclass(frozen=True)
 class Directions:
-    """A direction for each feature, and the cosine of its principal axis with its mean gap."""
+    """A direction for each feature, and its principal axis's cosine with the mean gap."""
 
     direction: list[Float[Tensor, "dim"]]
     cosine: Float[Tensor, "feature"]
@@ -114,7 +114,7 @@ class Directions:
 
 
 def directions_of(contrasts: ContrastSampleState, features: int, which: str) -> Directions:
-    """Return a direction of unit length for each feature at one site; zeros without variation."""
+    """Return a unit direction for each feature at one site; zeros without variation."""
     chosen, cosines, counts = [], [], []
     for f in range(features):
         gap = contrasts.differences(2 * f, 2 * f + 1)
@@ -135,7 +135,7 @@ def directions_of(contrasts: ContrastSampleState, features: int, which: str) -> 
 
 
 def _principal(centred: Float[Tensor, "row dim"], floor: float) -> Float[Tensor, "dim"]:
-    """Return the first principal axis of centred rows; zeros where they vary less than a floor."""
+    """Return the first principal axis of centred rows; zeros if they vary less than a floor."""
     n, dim = centred.shape
     gram = centred @ centred.T if n < dim else centred.T @ centred
     values, vectors = torch.linalg.eigh(gram)
@@ -150,7 +150,7 @@ MOST_SKIPPED = 7
 @final
 @dataclass(frozen=True)
 class UsualAnswers(Where):
-    """Answers without a contrasting prompt that are not known as wrong.
+    """Selects answers without a contrasting prompt that are not labelled as wrong.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ class UsualAnswers(Where):
     positive: int
 
     def mask(self, batch: Batch, key: str) -> Bool[Tensor, "row"]:
-        """Keep rows of other labels whose side is negative; without sides keep all of them."""
+        """Keep rows of other labels with a negative side; without sides keep all rows."""
         right = batch.column("label", key) != self.positive
         return right if batch.side is None else right & (batch.column("side", key) < 0)
 
@@ -169,7 +169,7 @@ class UsualAnswers(Where):
 @final
 @dataclass(frozen=True)
 class Gap:
-    """One feature: its layer, its direction there, and the scale of the projections."""
+    """One feature: its layer, direction and scale of projections."""
 
     layer: int
     direction: Float[Tensor, "dim"]
@@ -180,7 +180,7 @@ class Gap:
 @final
 @dataclass(frozen=True, kw_only=True)
 class FeatureGapsScorer(Scorer):
-    """Probability that an answer is wrong, from its projections on the features' directions.
+    """Probability that an answer is wrong, from its projections on feature directions.
 
     ``cosine`` compares, for each layer and feature, the principal direction of the pairs'
     differences with their mean. ``value`` is the prediction rejection ratio of the scores on the
@@ -194,7 +194,7 @@ class FeatureGapsScorer(Scorer):
     cosine: Float[Tensor, "layer feature"]
 
     def score(self, x: Sequence[Float[Tensor, "row _dim"]]) -> Float[Tensor, "row"]:
-        """Return the probability that each answer is wrong; ``x`` holds its rows, site by site."""
+        """Return the probability that each answer is wrong; ``x`` holds its rows by site."""
         if len(x) != self.n_sites:
             raise ShapeError(
                 f"FeatureGaps.score: expected rows at {self.n_sites} sites (as fitted), got "
@@ -213,7 +213,7 @@ class FeatureGapsScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class FeatureGaps(Detector):
-    """Probability that an answer is wrong, from the directions of a few contrasting prompts.
+    """Probability that an answer is wrong, from directions of a few contrasting prompts.
 
     The same answer is read after two prompts that differ in one feature, for instance "use the
     context" and "ignore it". At each layer the principal direction of the differences represents
@@ -288,15 +288,15 @@ class FeatureGaps(Detector):
 
     @property
     def usual(self) -> Where:
-        """Plain readings of answers that are not known as wrong."""
+        """Select plain readings of answers not labelled as wrong."""
         return UsualAnswers(self.positive)
 
     def reading(self) -> dict[str, Any]:
-        """Read the states that predict each answer."""
+        """Return the reading of the states that predict each answer."""
         return {"reducer": "step_sources"}
 
     def reads(self) -> dict[str, Statistic[Any] | Read]:
-        """Read samples of the contrasts and of the labelled rows."""
+        """Return the requests for samples of contrasts and of labelled rows."""
         labelled = {
             name: Read(HashSample(self.m, column), Labelled())
             for name, column in (("rows", "x"), ("labels", "label"), ("sides", "side"))
@@ -310,7 +310,7 @@ class FeatureGaps(Detector):
         labels: tuple[HashSampleState, ...],
         sides: tuple[HashSampleState, ...],
     ) -> FeatureGapsScorer:
-        """Find the directions, choose a layer and a sign for each feature, weigh the features."""
+        """Compute directions, select features' layers and signs, and fit the features' weights."""
         x, wrong, n_left = self._answers(rows, labels, sides)
         first = torch.arange(len(wrong)) % 2 == 0  # in order of draw: random halves
         _check_kinds(wrong[first], wrong[~first])
@@ -351,7 +351,7 @@ class FeatureGaps(Detector):
         labels: tuple[HashSampleState, ...],
         sides: tuple[HashSampleState, ...],
     ) -> tuple[list[Float[Tensor, "row _dim"]], Bool[Tensor, "row"], int]:
-        """Return each site's plain rows, which are wrong, and how many rows are not sampled."""
+        """Return each site's plain rows, a mask of wrong ones, and the number not sampled."""
         shared = aligned(rows, rows)
         (label,), (side,) = aligned(labels[:1], labels), aligned(sides[:1], sides)
         plain = side.rows < 0
@@ -387,7 +387,7 @@ def _gap(
     first: Bool[Tensor, "row"],
     skip: int,
 ) -> Gap:
-    """Return the layer and sign by which a feature best tells wrong answers, and its scale."""
+    """Return the layer, sign and scale at which a feature best detects wrong answers."""
     best: tuple[float, Gap] | None = None
     for layer in range(skip, len(x)):
         along = x[layer] @ directions[layer]

@@ -1,4 +1,4 @@
-"""Patches that are rebuilt badly, or that look like usual patches of another place.
+"""Score patches that are reconstructed badly or resemble normal patches at other positions.
 
 For aligned images of one kind of object. It is trained, so it walks over the images many times:
 read a model's states to disk first.
@@ -31,7 +31,7 @@ PARTIAL = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class GridTrainingState(TrainingState):
-    """State of a training run between images; its loss is the error of an image."""
+    """State of training between images; its loss is one image's error."""
 
     places: PositionMomentsState
     n_images: int = 0
@@ -41,7 +41,7 @@ class GridTrainingState(TrainingState):
 @final
 @dataclass(frozen=True)
 class GridTraining(Trainer[GridTrainingState]):
-    """The training of ``FOD``; its parameters are described there."""
+    """Training of ``FOD``, which documents the parameters."""
 
     net: GridNet
     columns: int | None
@@ -55,7 +55,7 @@ class GridTraining(Trainer[GridTrainingState]):
     whole_groups: ClassVar[bool] = True
 
     def start(self, dim: int) -> GridTrainingState:
-        """Return the net before the first step."""
+        """Return the network before the first step."""
         empty = torch.zeros(0, dim, dtype=torch.float64)
         counts = torch.zeros(0, dtype=torch.int64)
         places = PositionMomentsState(counts, empty, empty, empty[:, :0], torch.arange(dim), dim)
@@ -77,7 +77,7 @@ class GridTraining(Trainer[GridTrainingState]):
         occurrence: Tensor,
         position: Tensor,
     ) -> GridTrainingState:
-        """Learn what is usual at each position."""
+        """Learn the means at each position."""
         seen = self._moments.observe(x.cpu(), position.cpu())
         return replace(state, places=self._moments.merge(state.places, seen))
 
@@ -89,7 +89,7 @@ class GridTraining(Trainer[GridTrainingState]):
         occurrence: Int[Tensor, "row"],
         position: Int[Tensor, "row"],
     ) -> tuple[GridTrainingState, Examples | None]:
-        """Return whole images, in units of each unit's standard deviation."""
+        """Return complete images, each unit in standard deviations."""
         who = torch.column_stack([ids, occurrence]).cpu()
         rows, partial = whole_images(who, position.cpu(), len(state.places.counts))
         state = replace(
@@ -115,12 +115,12 @@ class GridTraining(Trainer[GridTrainingState]):
         return loss, (error.mean(1),)
 
     def _targets(self, rebuilt: Rebuilt) -> Float[Tensor, ""]:
-        """Return the loss of the targets: near to the intra attention, far from the inter one."""
+        """Return the targets' loss: near the intra attention, far from the inter attention."""
         intra = _gap(c.attention_fixed() for c in rebuilt.intra)
         return self.divergence * (intra - _gap(c.attention_fixed() for c in rebuilt.inter))
 
     def _attentions(self, rebuilt: Rebuilt) -> Float[Tensor, ""]:
-        """Return the loss of both attention maps: intra far from its target, inter near it."""
+        """Return the attentions' loss: intra far from its target, inter near it."""
         intra = _gap(c.target_fixed() for c in rebuilt.intra)
         inter = _gap(c.target_fixed() for c in rebuilt.inter)
         return self.divergence * (inter - intra) + self.entropy * (
@@ -151,7 +151,7 @@ def _spread(correlations: tuple[Correlation, ...]) -> Float[Tensor, ""]:
 
 @dataclass(frozen=True)
 class Usual:
-    """Mean and spread of each unit, and the mean patch at each position in these units."""
+    """Mean and standard deviation of each unit, and the standardised mean patch per position."""
 
     mean: Float[Tensor, "dim"]
     spread: Float[Tensor, "dim"]
@@ -159,7 +159,7 @@ class Usual:
 
     @classmethod
     def of(cls, places: PositionMomentsState) -> "Usual":
-        """Return mean, spread and mean patches; constant units get the average spread of others."""
+        """Return mean, standard deviation and mean patches; constant units get the average."""
         counts = places.counts.double()[:, None]
         mean = (counts * places.mean).sum(0) / places.n
         around = counts * (places.mean - mean).square()
@@ -195,7 +195,7 @@ def whole_images(
 
 
 def grid_columns(n: int, columns: int | None) -> int:
-    """Return the columns of a grid of ``n`` patches; without ``columns`` the grid must be square.
+    """Return the columns of a grid of ``n`` patches, square unless ``columns`` is given.
 
     Raises
     ------
@@ -224,7 +224,7 @@ CHUNK_ENTRIES = 1 << 22
 @final
 @dataclass(frozen=True, kw_only=True)
 class FODScorer(Scorer):
-    """Error and displacement of patches; ``value`` is the error of the last pass of training."""
+    """Error and displacement of patches; ``value`` is the error of the last training pass."""
 
     usual: Usual
     net: GridNet
@@ -239,7 +239,7 @@ class FODScorer(Scorer):
         occurrence: Int[Tensor, "row"],
         position: Int[Tensor, "row"],
     ) -> Float[Tensor, "row"]:
-        """Return the score of each patch of whole images, in any order of rows."""
+        """Return the score of each patch of complete images, in any order of rows."""
         error, weight = self._terms(x, ids, occurrence, position, self.relative)
         return infinite_where_nonfinite(error * weight, x)
 
@@ -250,7 +250,7 @@ class FODScorer(Scorer):
         occurrence: Int[Tensor, "row"],
         position: Int[Tensor, "row"],
     ) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]]:
-        """Return how badly each patch is rebuilt, and how far its attention lies from its place."""
+        """Return each patch's reconstruction error, and its attention's distance from its place."""
         return self._terms(x, ids, occurrence, position, False)
 
     def reduced(
@@ -261,7 +261,7 @@ class FODScorer(Scorer):
         *columns: Any,
         **_: Any,
     ) -> Reduced:
-        """Return the score of each image: that of its most unusual patch, unless said otherwise."""
+        """Return the score of each image, by default its most anomalous patch's."""
         return reduce_scores(scores, example, "max" if how == OWN else how)
 
     def _terms(
@@ -305,7 +305,7 @@ class FODScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class FOD(Detector):
-    """Rebuilding error of each patch, times how little it looks like normal patches at its place.
+    """Reconstruction error of each patch, times its dissimilarity to normal patches at its place.
 
     A small transformer rebuilds the patches of an image from each other and from the mean patch at
     each position. Usual patches attend to the references around their own place. A patch that looks
@@ -392,11 +392,11 @@ class FOD(Detector):
             )
 
     def reading(self) -> dict[str, Any]:
-        """Read a row for each patch."""
+        """Return the reading of a row per patch."""
         return {"reducer": "patches"}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the state of a training run."""
+        """Return the request for the training state."""
         training = GridTraining(
             GridNet(self.width, self.heads, self.layers),
             self.columns,
@@ -411,7 +411,7 @@ class FOD(Detector):
         return {"trained": training}
 
     def result(self, trained: GridTrainingState) -> FODScorer:
-        """Return the scorer of the trained net."""
+        """Return the scorer of the trained network."""
         places, steps = trained.places, trained.weights.steps
         trained.require_trained("FOD")
         dead = bool((places.diagonal == 0).all())

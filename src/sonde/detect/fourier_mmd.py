@@ -1,4 +1,4 @@
-"""Kernel distance of two data sets by random features: any difference, without rows."""
+"""Kernel distance of two data sets by random features, without stored rows."""
 
 import math
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from sonde.stats import (
 @final
 @dataclass(frozen=True)
 class FourierMMD(Shift):
-    """Squared distance of two data sets' mean features of a Gaussian kernel, free of bias.
+    """Unbiased squared distance of two data sets' mean features of a Gaussian kernel.
 
     ``value = |mean phi1 - mean phi2|^2 - tr(C) (1 / n1 + 1 / n2)`` with ``phi`` random features and
     ``C`` their pooled covariance. ``n1 n2 / (n1 + n2) |mean phi1 - mean phi2|^2`` is, without
@@ -72,14 +72,14 @@ class FourierMMD(Shift):
         check_ranges(self, m=">= 1", sigma="(0, inf)")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the features' moments and the units'; where no width is known yet, a sample."""
+        """Return the requests for moments of features and units, or a sample to find a width."""
         if self.sigma is None:
             return {"sample": HashSample()}
         features = FourierFeatures(self.sigma, self.m, self.seed)
         return {"moments": FourierMoments(features, scatter=True), "units": Scalars()}
 
     def then(self, result: Side) -> "FourierMMD | None":
-        """Return the shift with the width that the sample shows."""
+        """Return the shift with the kernel width computed from the sample."""
         if self.sigma is not None:
             return None
         rows = side_state(result, "sample", HashSampleState).rows
@@ -118,7 +118,7 @@ class FourierMMD(Shift):
 
 
 def _p_value(statistic: float, trace: float, pooled: Float[Tensor, "feature feature"]) -> float:
-    """Return the tail of the scaled chi-square with the trace and square sum of ``pooled``."""
+    """Return the tail of a scaled chi-square with the trace and square sum of ``pooled``."""
     if trace <= 1e-12:
         return 1.0 if statistic <= 1e-12 else 0.0
     squares = float(torch.sum(pooled * pooled))

@@ -1,4 +1,4 @@
-"""Distance of the two normal distributions that have the moments of the data."""
+"""Distance of the two normal distributions with the moments of the data."""
 
 import math
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from sonde.stats import Moments, MomentsState
 @final
 @dataclass(frozen=True, kw_only=True)
 class FrechetComparison(Comparison):
-    """Squared distance; ``means`` is the part from the moved mean, the rest from the spread."""
+    """Squared distance; ``means`` is the part from the means, the rest is from covariances."""
 
     means: float
 
@@ -74,7 +74,7 @@ class Frechet(Shift):
         check_ranges(self, rank=">= 1", permutations=">= 1")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of all rows, and the sample for the p-value."""
+        """Return the requests for the moments of all rows, and for the p-value's sample."""
         return {"moments": Moments(), **two_sample_reads()}
 
     def compare(self, first: Side, second: Side) -> FrechetComparison:
@@ -101,7 +101,7 @@ class Frechet(Shift):
         )
 
     def _permuted(self, rows: TwoSamples) -> tuple[float, Float[Tensor, "time"]]:
-        """Return the sample's distance in the leading directions, and those of the shuffles."""
+        """Return the sample's distance in the leading directions, and those of shuffles."""
         pooled = leading_projection(torch.cat([rows.x, rows.y]), self.rank)
         own = torch.arange(len(pooled)) < len(rows.x)
         chosen = torch.cat([own[None], rows.shuffles(self.permutations)])
@@ -121,13 +121,13 @@ def bures(a: Float[Tensor, "*time dim dim"], b: Float[Tensor, "*time dim dim"]) 
 def _distances(
     rows: Float[Tensor, "row rank"], chosen: Float[Tensor, "time row"]
 ) -> Float[Tensor, "time"]:
-    """Return the distance between the chosen and the other rows, for each choice."""
+    """Return the distance between the selected and the other rows, for each selection."""
     means, covariances = zip(*(split_moments(rows, c) for c in (chosen, 1 - chosen)), strict=True)
     return (means[0] - means[1]).square().sum(1) + bures(covariances[0], covariances[1])
 
 
 def _null(a: MomentsState, b: MomentsState, n: tuple[int, int]) -> float:
-    """Return the mean of the value for equal normal distributions, to first order in 1 / n."""
+    """Return the expected value for equal normal distributions, to first order in 1 / n."""
     values = torch.linalg.eigvalsh((a.scatter + b.scatter) / (a.n + b.n - 2)).clamp(min=0)
     sums = values[:, None] + values
     pairs = torch.where(sums > 0, values[:, None] * values / sums, torch.zeros_like(sums))

@@ -1,4 +1,4 @@
-"""Generalised entropy: like entropy, with far more weight on small departures from certainty."""
+"""Generalised entropy: entropy with much more weight on small deviations from certainty."""
 
 import math
 from dataclasses import dataclass

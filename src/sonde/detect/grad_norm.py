@@ -1,4 +1,4 @@
-"""Length of the gradient that the final layer's weights would get from an undecided target."""
+"""Norm of the final layer's weight gradient for a uniform target."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -30,7 +30,7 @@ class GradNormSumState(State):
 @final
 @dataclass(frozen=True)
 class GradNormSum(Statistic[GradNormSumState]):
-    """Mean score of the fitted rows, exact under any split.
+    """Mean score of the fitted rows, independent of how data are split.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class GradNormSum(Statistic[GradNormSumState]):
         return GradNormSumState(len(x), scores.sum(), x.shape[1], logits.shape[1])
 
     def merge(self, a: GradNormSumState, b: GradNormSumState) -> GradNormSumState:
-        """Return the sum over both."""
+        """Return the sum over both states."""
         return GradNormSumState(a.n + b.n, a.sum + b.sum, a.dim, a.n_classes)
 
     def influence(
@@ -57,13 +57,13 @@ class GradNormSum(Statistic[GradNormSumState]):
         x: Float[Tensor, "row dim"],
         logits: Float[Tensor, "row class"],
     ) -> Float[Tensor, "row"]:
-        """Return the gradient times each row's score about the mean."""
+        """Return the gradient times each row's score minus the mean."""
         return (self._scores(x, logits) - state.sum / state.n) * gradient.sum
 
     def _scores(
         self, x: Float[Tensor, "row dim"], logits: Float[Tensor, "row class"]
     ) -> Float[Tensor, "row"]:
-        """Return scores in double precision, so that a sum does not depend on how rows are cut."""
+        """Return scores in float64, so that a sum does not depend on batches."""
         step = max(1, CHUNK_ENTRIES // max(x.shape[1], logits.shape[1]))
         parts = zip(x.split(step), logits.split(step), strict=True)
         return torch.cat([grad_norm(h.double(), f.double(), self.temperature) for h, f in parts])
@@ -101,7 +101,7 @@ class GradNormScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class GradNorm(Detector):
-    """Minus the norm of the gradient of the divergence from an undecided answer.
+    """Minus the gradient norm of the divergence from a uniform prediction.
 
     At the input ``x`` of a final linear layer the gradient of ``-(1/K) sum_c ln p_c`` in its weight
     is ``(p - 1/K) x^T / T``, so its sum of absolute entries is ``||x||_1 sum_c |p_c - 1/K| / T``:
@@ -137,15 +137,15 @@ class GradNorm(Detector):
         check_ranges(self, temperature="> 0")
 
     def reading(self) -> dict[str, Any]:
-        """Read what the final linear layer takes in."""
+        """Return the reading of the final linear layer's input."""
         return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the mean score."""
+        """Return the request for the mean score."""
         return {"norms": GradNormSum(self.temperature)}
 
     def result(self, norms: GradNormSumState) -> GradNormScorer:
-        """Keep the temperature and the widths."""
+        """Return the scorer with the temperature and the widths."""
         return GradNormScorer(
             value=norms.sum / norms.n,
             n=norms.n,

@@ -20,7 +20,7 @@ SIGNS = 1999
 @final
 @dataclass(frozen=True, kw_only=True)
 class HotellingComparison(Comparison):
-    """Squared Mahalanobis distance of two means; ``axis`` is the direction that separates best."""
+    """Squared Mahalanobis distance of two means; ``axis`` is the best separating direction."""
 
     axis: Float[Tensor, "dim"]
 
@@ -64,7 +64,7 @@ class Hotelling(Shift):
     paper: ClassVar[str] = "hotelling1931"
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of all rows."""
+        """Return the request for the moments of all rows."""
         return {"moments": Moments()}
 
     def compare(self, first: Side, second: Side) -> HotellingComparison:
@@ -111,14 +111,14 @@ class Hotelling(Shift):
 
 @dataclass(frozen=True)
 class _PairedMean:
-    """A p-value, and whether there are no more pairs than directions in which they differ."""
+    """A p-value, and whether pairs do not outnumber the directions in which they differ."""
 
     p: float
     few: bool
 
 
 def _paired_mean(pairs: TwoSamples) -> _PairedMean:
-    """Return a p-value: how often differences with random signs have at least as large a sum.
+    """Return the p-value of the sum of differences under random signs.
 
     The sum is measured in a metric of the second moments, which signs do not change. With two pairs
     or more for each direction the plain metric is used: Hotelling's statistic for one sample rises
@@ -140,7 +140,7 @@ def _paired_mean(pairs: TwoSamples) -> _PairedMean:
 
 
 def _shrunk(rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row rank"]:
-    """Return rows in the shrunk metric of their second moments."""
+    """Return rows whitened by the shrunk matrix of their second moments."""
     scale = rows.square().mean(0).sqrt()
     even = rows[:, scale > 0] / scale[scale > 0]
     return even @ inverse_root(even.T @ even, len(even), "oas").root
@@ -149,14 +149,14 @@ def _shrunk(rows: Float[Tensor, "row dim"]) -> Float[Tensor, "row rank"]:
 def _moved_without_variance(
     lost: Float[Tensor, "nullity"], a: MomentsState, b: MomentsState
 ) -> bool:
-    """Return whether the means differ, beyond rounding, where neither side has any variance."""
+    """Return whether the means differ beyond rounding in units without variance."""
     scale = max(float(m.mean.abs().max()) for m in (a, b))
     scale = max(scale, float((a.variance + b.variance).max().sqrt()))
     return bool((lost.abs() > 1e-6 * scale).any()) if len(lost) else False
 
 
 def _p_value(statistic: float, rank: int, n: tuple[int, int]) -> float:
-    """Return the upper tail of F, by way of the beta distribution."""
+    """Return the upper tail of the F distribution, computed by the beta distribution."""
     spare = sum(n) - rank - 1
     if rank == 0 or math.isinf(statistic):
         return 0.0 if statistic > 0 else 1.0
@@ -164,7 +164,7 @@ def _p_value(statistic: float, rank: int, n: tuple[int, int]) -> float:
 
 
 def _null(n: tuple[int, int], rank: int) -> float | None:
-    """Return the mean of the value for equal means of normal rows."""
+    """Return the expected value for equal means of normal rows."""
     total = sum(n)
     if total - rank - 3 <= 0:
         return None

@@ -21,7 +21,7 @@ VANISHING = -800.0  # its exponential is 0; double precision alone can hold a ga
 
 @dataclass(frozen=True)
 class PredictedPosteriorsState(State):
-    """For each predicted class: the number of its rows, and the sum of their probabilities.
+    """For each predicted class: count of its rows, and sum of their probabilities.
 
     ``plogp`` is the sum of ``p ln p`` over all rows and classes.
     """
@@ -34,7 +34,7 @@ class PredictedPosteriorsState(State):
 @final
 @dataclass(frozen=True)
 class PredictedPosteriors(Statistic[PredictedPosteriorsState]):
-    """Mean softmax of the rows predicted as each class, exact under any split.
+    """Mean softmax of the rows predicted as each class, independent of how data are split.
 
     Parameters
     ----------
@@ -66,19 +66,19 @@ class PredictedPosteriors(Statistic[PredictedPosteriorsState]):
     def merge(
         self, a: PredictedPosteriorsState, b: PredictedPosteriorsState
     ) -> PredictedPosteriorsState:
-        """Return the counts and sums of both."""
+        """Return the counts and sums of both states."""
         return PredictedPosteriorsState(a.rows + b.rows, a.sum + b.sum, a.plogp + b.plogp)
 
 
 def blocks(logits: Float[Tensor, "row class"]) -> tuple[Float[Tensor, "_row class"], ...]:
-    """Return blocks of rows whose probabilities stay in the cache."""
+    """Return blocks of rows whose probabilities fit the CPU cache."""
     return logits.split(max(LEAST_ROWS, BLOCK_ENTRIES // logits.shape[1]))
 
 
 def posteriors(
     logits: Float[Tensor, "row class"],
 ) -> tuple[Float[Tensor, "class row"], Float[Tensor, "row"]]:
-    """Return probabilities with classes first, and ``sum_c p_c ln p_c`` of each row.
+    """Return probabilities with classes first, and each row's ``sum_c p_c ln p_c``.
 
     Classes come first because reducing over a short last axis is slow.
     """
@@ -95,7 +95,7 @@ def posteriors(
 @final
 @dataclass(frozen=True, kw_only=True)
 class KLMatchingScorer(Scorer):
-    """Divergence from the nearest row of ``typical``, one for each class in ``classes``.
+    """Divergence from the nearest row of ``typical``, which has one for each class in ``classes``.
 
     ``value`` is the fitted rows' mean divergence from the row of their predicted class.
     """
@@ -104,7 +104,7 @@ class KLMatchingScorer(Scorer):
     typical: Float[Tensor, "known class"]
 
     def score(self, logits: Float[Tensor, "row class"]) -> Float[Tensor, "row"]:
-        """Return the smallest divergence of each row, in nats and double precision."""
+        """Return each row's smallest divergence, in nats and float64."""
         check_fitted_width("KLMatching", logits, self.typical.shape[1], "classes")
         floor = torch.finfo(torch.float64).tiny
         table = self.typical.to(logits.device).double().clamp(min=floor).log()
@@ -154,11 +154,11 @@ class KLMatching(Detector):
         check_ranges(self, max_classes=">= 1")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sums of each predicted class."""
+        """Return the request for each predicted class's sums."""
         return {"posteriors": PredictedPosteriors(self.max_classes)}
 
     def result(self, posteriors: PredictedPosteriorsState) -> KLMatchingScorer:
-        """Average the softmax of each class that was predicted."""
+        """Compute the mean softmax of each predicted class."""
         classes = torch.nonzero(posteriors.rows).flatten()
         total = posteriors.sum[classes]
         typical = total / posteriors.rows[classes, None]

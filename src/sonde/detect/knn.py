@@ -41,18 +41,18 @@ class KNNScorer(Scorer):
     k: int
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return the Euclidean distance between unit rows to the k-th nearest of the bank."""
+        """Return the Euclidean distance of unit rows to the k-th nearest row of the bank."""
         check_fitted_width("KNN", x, len(self.origin))
         parts = [self._gaps(part).norm(dim=1).to(self.bank) for part in x.split(CHUNK)]
         return infinite_where_nonfinite(torch.cat(parts), x)
 
     def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        """Return the squared gap of each unit to the k-th nearest row; they add to the score's."""
+        """Return each unit's squared difference to the k-th nearest row."""
         check_fitted_width("KNN", x, len(self.origin))
         return torch.cat([self._gaps(part).square().to(self.bank) for part in x.split(CHUNK)])
 
     def _gaps(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        """Return the gap of each unit row to the k-th nearest, in float64.
+        """Return each unit row's difference to the k-th nearest row, in float64.
 
         A rounding error ``e`` of a product moves the k-th squared distance by ``e`` at most. If the
         error could show, the neighbour is chosen again by products in float64.
@@ -119,11 +119,11 @@ class KNN(Detector):
             raise InputError(f"KNN: expected 1 <= k <= m, got k={self.k} and m={self.m}.")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample."""
+        """Return the request for the sample."""
         return {"sample": HashSample(self.m)}
 
     def result(self, sample: HashSampleState) -> KNNScorer:
-        """Bring the sampled rows to unit length."""
+        """Scale the sampled rows to unit length."""
         if len(sample.rows) == 0:
             raise StateError("KNN: expected at least 1 row to fit on, got none.")
         flags = [] if sample.is_everything else ["sampled"]
@@ -150,7 +150,7 @@ class KNN(Detector):
 
 
 def to_unit_length(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-    """Return rows of length 1 in a float type of at least 32 bits; zeros stay zero."""
+    """Return rows of length 1 in at least float32; zero rows stay zero."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     length = wide.norm(dim=1, keepdim=True)
     if bool((length < 1 / largest(wide.dtype)).any()):  # their squares may vanish
@@ -161,7 +161,7 @@ def to_unit_length(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
 def unit_bank(
     x: Float[Tensor, "row dim"], weight: Float[Tensor, "row"]
 ) -> Float[Tensor, "row dim"]:
-    """Return unit rows, times a weight of each."""
+    """Return unit rows, each scaled by its weight."""
     bank = _empty_bank(len(x), x.shape[1], x.dtype, x.device)
     for part in _parts(x):
         unit = to_unit_length(x[part])
@@ -170,7 +170,7 @@ def unit_bank(
 
 
 def mean_unit_row(x: Float[Tensor, "row dim"]) -> Float[Tensor, "dim"]:
-    """Return the mean of the rows at unit length, in float64."""
+    """Return the mean of the unit rows, in float64."""
     total = torch.stack([to_unit_length(x[part].double()).sum(0) for part in _parts(x)]).sum(0)
     return total / len(x)
 
@@ -178,7 +178,7 @@ def mean_unit_row(x: Float[Tensor, "row dim"]) -> Float[Tensor, "dim"]:
 def centred_bank(
     x: Float[Tensor, "row dim"], origin: Float[Tensor, "dim"], dtype: torch.dtype | None = None
 ) -> Float[Tensor, "row dim_and_square"]:
-    """Return unit rows minus ``origin``, and minus half of the squared length of each difference.
+    """Return unit rows minus ``origin``, and minus half of each difference's squared length.
 
     The product with a query lifted by 1 is largest where the distance is least. If ``origin`` is
     the rows' mean, rows that share a direction keep the digits in which they differ.
@@ -196,7 +196,7 @@ def _parts(x: Float[Tensor, "row dim"]) -> list[slice]:
 
 
 def _empty_bank(n: int, dim: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return room for ``n`` rows, of at least 32 bits.
+    """Return memory for ``n`` rows, in at least float32.
 
     Up to ``TRANSPOSED`` rows are the transpose of a (dim, row) tensor: products of it with a few
     rows read less memory. In a larger bank the numbers of a row would lie too far apart.

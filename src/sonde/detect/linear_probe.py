@@ -37,7 +37,7 @@ Penalty = float | Literal["auto"]
 @final
 @dataclass(frozen=True)
 class LinearProbe(Detector):
-    """Signed distance to the border of a linear classifier of one class against the rest.
+    """Signed distance to a linear classifier's boundary between one class and all others.
 
     ``x . w + b``. ``ridge``: least squares on labels +1 and -1 with penalty
     ``l2 tr(T) / dim |w|^2`` for the scatter ``T`` of all labelled rows, from class moments alone.
@@ -93,11 +93,11 @@ class LinearProbe(Detector):
 
     @property
     def usual(self) -> Where:
-        """Rows that are not known as ``positive``."""
+        """Select rows not labelled ``positive``."""
         return NotLabelled(self.positive)
 
     def reads(self) -> dict[str, Statistic[Any] | Read]:
-        """Read the moments of each class, and for ``logistic`` a sample of labelled rows."""
+        """Return the requests for each class's moments, and a labelled sample for ``logistic``."""
         if self.loss == "ridge":
             return {"by_class": ClassMoments()}
         return {
@@ -112,7 +112,7 @@ class LinearProbe(Detector):
         sample: HashSampleState | None = None,
         label: HashSampleState | None = None,
     ) -> ProbeScorer:
-        """Solve for the border."""
+        """Compute the decision boundary."""
         groups = TwoGroups.of("LinearProbe", by_class, self.positive)
         scale = float(groups.total.diagonal().mean())
         if not scale > 0.0:
@@ -129,12 +129,12 @@ class LinearProbe(Detector):
 
 
 def _bordered(axis: Tensor, through: Tensor, value: float) -> tuple[Tensor, Tensor]:
-    """Return the axis and a point of the border, given the score of the point ``through``."""
+    """Return the axis and a boundary point, given the score at ``through``."""
     return axis, through - axis * (value / axis.square().sum())
 
 
 def _ridge(groups: TwoGroups, scale: float, l2: Penalty) -> tuple[float, Tensor, Tensor]:
-    """Return penalty, axis and origin of least squares on +-1 from the two groups' moments."""
+    """Return penalty, axis and origin of ridge regression on +-1 from two groups' moments."""
     n0, n1 = groups.n
     n = n0 + n1
     # sum (x - m)(y - mean y) = 2 n0 n1 / n (m_1 - m_0)
@@ -153,7 +153,7 @@ def _ridge(groups: TwoGroups, scale: float, l2: Penalty) -> tuple[float, Tensor,
 def _gcv(
     alpha: float, values: Float[Tensor, "dim"], along: Float[Tensor, "dim"], y2: float, n: float
 ) -> float:
-    """Return the generalised cross-validation error of one penalty (intercept counted)."""
+    """Return a penalty's generalised cross-validation error (intercept counted)."""
     w = along / (values + alpha)
     rss = y2 - 2.0 * float(w @ along) + float(w.square() @ values)
     freedom = n - 1.0 - float((values / (values + alpha)).sum())
@@ -174,7 +174,7 @@ def _logistic(
 
 
 def _inner(sample: HashSampleState) -> Bool[Tensor, "sample"]:
-    """Return which rows judge the penalty: those of every fourth group in order of its draw."""
+    """Return the rows that validate the penalty: every fourth group by sampling key."""
     ranks = rank_key(sample.group_draw)
     _, member = torch.unique(ranks, return_inverse=True)
     return member % INNER == 0

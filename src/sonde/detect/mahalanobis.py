@@ -43,23 +43,23 @@ class MahalanobisScorer(Scorer):
 
     @property
     def needs_double(self) -> bool:
-        """True if float32 would lose digits of the metric that scores show."""
+        """True if float32 would lose visible digits of the distances."""
         return self.space.metric.is_lossy
 
     @property
     def squared_distance(self) -> tuple[Tensor, Tensor] | None:
-        """The mean and the root of the metric; None unless one class, full and exact in float32."""
+        """Mean and root of the metric, or None unless one class, full and exact in float32."""
         root = self.space.metric.root
         alone = len(self.mean) == 1 and root.ndim == 2
         return (self.mean[0], root) if alone and not self.needs_double else None
 
     def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        """Return by how much the squared distance falls without each unit."""
+        """Return the drop of the squared distance without each unit."""
         check_fitted_width("Mahalanobis", x, self.mean.shape[1])
         return self.space.drops(x)
 
     def null_energy(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return the fraction of each row's energy in directions where the fitted rows had none."""
+        """Return each row's energy fraction in directions without variance in the fitted rows."""
         return self.space.metric.null_energy(x.double() - self.space.origin)
 
 
@@ -119,11 +119,11 @@ class Mahalanobis(Detector):
         check_ranges(self, scatter=get_args(AnyScatter))
 
     def at_width(self, dim: int) -> "Mahalanobis":
-        """Return itself, or with variances alone where rows are too wide for a full covariance."""
+        """Return itself, or a variance-only version for rows too wide for a full covariance."""
         return replace(self, scatter="diag") if is_frugal(self.scatter, dim) else self
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each class, or of all rows."""
+        """Return the request for the moments of each class, or of all rows."""
         if not self.classes:
             return {"moments": Moments("diag" if self.scatter == "diag" else "full")}
         return {"by_class": ClassMoments("diag" if self.scatter == "diag" else "pooled")}
@@ -131,14 +131,14 @@ class Mahalanobis(Detector):
     def result(
         self, by_class: ClassMomentsState | None = None, moments: MomentsState | None = None
     ) -> MahalanobisScorer:
-        """Whiten the means once."""
+        """Whiten the class means."""
         if by_class is not None and len(by_class.labels) > 0:
             return class_scorer(by_class, self.shrinkage)
         return gaussian_scorer(by_class.total if by_class is not None else moments, self.shrinkage)
 
 
 def class_scorer(classes: ClassMomentsState, shrinkage: Shrinkage) -> MahalanobisScorer:
-    """Return the distance to the nearest class mean in the metric of the scatter within classes."""
+    """Return the scorer of the distance to the nearest class mean, by within-class scatter."""
     flags = ["unlabelled"] if classes.unlabelled is not None else []
     mean, n = classes.mean.detach(), classes.n_labelled
     origin = classes.grand_mean.detach()
@@ -148,7 +148,7 @@ def class_scorer(classes: ClassMomentsState, shrinkage: Shrinkage) -> Mahalanobi
 def gaussian_scorer(
     moments: MomentsState | None, shrinkage: Shrinkage, outside: bool = True
 ) -> MahalanobisScorer:
-    """Return the distance to the mean of all rows in the metric of their covariance.
+    """Return the scorer of the distance to the mean of all rows, by their covariance.
 
     ``outside`` also measures directions without variance.
     """

@@ -1,4 +1,4 @@
-"""The difference of two class means as a probe, plain or whitened.
+"""The difference of two class means as a probe, raw or whitened.
 
 One pass and no training. Use it to ask whether a layer tells two classes apart along one direction;
 for a direction tuned to the border use ``LinearProbe``.
@@ -61,15 +61,15 @@ class MassMean(Detector):
 
     @property
     def usual(self) -> Where:
-        """Rows that are not known as ``positive``."""
+        """Select rows not labelled ``positive``."""
         return NotLabelled(self.positive)
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each class."""
+        """Return the request for the moments of each class."""
         return {"by_class": ClassMoments()}
 
     def result(self, by_class: ClassMomentsState) -> ProbeScorer:
-        """Take the difference of the means."""
+        """Compute the difference of the means."""
         groups = TwoGroups.of("MassMean", by_class, self.positive)
         axis, middle = groups.gap, groups.mean.mean(0)
         if not self.whiten:

@@ -1,4 +1,4 @@
-"""Largest logit: evidence for the best class, which a softmax divides away."""
+"""Largest logit: evidence for the best class, which the softmax normalises away."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final

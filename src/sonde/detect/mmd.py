@@ -68,7 +68,7 @@ class MMD(Shift):
         check_ranges(self, m=">= 2", permutations=">= 1", sigma="> 0")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample."""
+        """Return the request for the sample."""
         return two_sample_reads(self.m)
 
     def compare(self, first: Side, second: Side) -> Comparison:
@@ -100,13 +100,13 @@ class MMD(Shift):
 
 
 def _median_sigma(squares: Float[Tensor, "row row"]) -> float:
-    """Return the width of ``median_sigma`` from squared distances that are known."""
+    """Return the median heuristic's kernel width from known squared distances."""
     apart = ~torch.eye(len(squares), dtype=torch.bool, device=squares.device)
     return float((squares[apart].median() / 2).sqrt())
 
 
 def _kernel(squares: Float[Tensor, "row row"], sigma: float) -> Float[Tensor, "row row"]:
-    """Return the kernel of all pairs; 0 for a row with itself. Width 0 tells equal rows apart."""
+    """Return the kernel of all pairs, 0 for a row with itself; width 0 compares for equality."""
     near = squares.div(-2 * sigma * sigma).exp_() if sigma > 0 else (squares == 0).double()
     return near.fill_diagonal_(0.0)
 
@@ -116,7 +116,7 @@ def _discrepancies(
     chosen: Float[Tensor, "time row"] | Tensor,
     biased: bool = False,
 ) -> Float[Tensor, "time"]:
-    """Return the estimate between the chosen and the other rows, for each choice."""
+    """Return the estimate between the selected and the other rows, for each selection."""
     pick = chosen.to(kernel)
     n = float(pick[0].sum())
     rest = len(kernel) - n
@@ -130,7 +130,7 @@ def _discrepancies(
 
 
 def _null(kernel: Float[Tensor, "row row"], n: int, biased: bool) -> float:
-    """Return the mean of the estimate over all splits of the pooled sample."""
+    """Return the estimate's mean over all splits of the pooled sample."""
     total = len(kernel)
     apart = float(kernel.sum()) / (total * (total - 1))
     return (1 - apart) * (1 / n + 1 / (total - n)) if biased else 0.0

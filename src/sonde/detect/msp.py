@@ -1,4 +1,4 @@
-"""Largest softmax probability: the baseline for all other scores of a classifier."""
+"""Largest softmax probability: the baseline for a classifier's other scores."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -49,5 +49,5 @@ class MSP(LogitDetector):
         check_ranges(self, temperature="> 0")
 
     def scores(self, logits: Float[Tensor, "row class"]) -> Float[Tensor, "row"]:
-        """Return ``-p`` of the largest probability, in double precision."""
+        """Return ``-p`` of the largest probability, in float64."""
         return -torch.sigmoid(-Rivals.of(logits / self.temperature).log_odds.double())

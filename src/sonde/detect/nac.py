@@ -1,4 +1,4 @@
-"""Neuron activation coverage: how rarely the fitted rows put a unit into an input's state.
+"""Neuron activation coverage: how rare an input's unit states are among the fitted rows.
 
 A unit's state is its output times its influence on the decision, so it needs gradients: a stream
 with ``objective="kl_uniform"``. Fit and score cost a forward and a backward pass.
@@ -35,7 +35,7 @@ CLIPPED_BELOW = 2.0**-33
 
 @dataclass(frozen=True)
 class InfluenceCountsState(State):
-    """Rows of each unit in each bin of the grid."""
+    """Number of rows in each bin of the grid, by unit."""
 
     n: int
     counts: Int[Tensor, "dim bin"]
@@ -44,7 +44,7 @@ class InfluenceCountsState(State):
 @final
 @dataclass(frozen=True)
 class InfluenceCounts(Statistic[InfluenceCountsState]):
-    """Counts of output times gradient on the grid of the paper, exact under any split.
+    """Histogram of output times gradient on the paper's grid, independent of data splits.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class InfluenceCounts(Statistic[InfluenceCountsState]):
 @final
 @dataclass(frozen=True, kw_only=True)
 class NACScorer(Scorer):
-    """One minus the mean coverage of the units' states; ``value`` is the mean over all bins."""
+    """One minus the mean coverage of the units' states; ``value`` is the mean over bins."""
 
     edges: Float[Tensor, "edge"]
     coverage: Float[Tensor, "dim bin"]
@@ -81,7 +81,7 @@ class NACScorer(Scorer):
     def score(
         self, x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"]
     ) -> Float[Tensor, "row"]:
-        """Return one minus the mean over units of the coverage of each row's bin."""
+        """Return one minus the mean coverage over units of each row's bin."""
         check_fitted_width("NAC", x, len(self.coverage))
         table = self.coverage.to(x.device).flatten()
         found = torch.empty(len(x), dtype=table.dtype, device=x.device)
@@ -93,7 +93,7 @@ class NACScorer(Scorer):
     def contributions(
         self, x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"]
     ) -> Float[Tensor, "row dim"]:
-        """Return each unit's part of the score: the coverage that its state lacks."""
+        """Return each unit's part of the score, one minus its state's coverage."""
         check_fitted_width("NAC", x, len(self.coverage))
         table = self.coverage.to(x.device).flatten()
         covered = table.index_select(0, influence_cells(x, grad, self.edges)).view(x.shape)
@@ -103,7 +103,7 @@ class NACScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class NAC(Detector):
-    """One minus how often the fitted rows put each unit into the state that this row puts it in.
+    """One minus the frequency among fitted rows of the state of each unit in this row.
 
     State of a unit: ``sigmoid(alpha o g)`` with output ``o`` and gradient ``g`` of the divergence
     of the prediction from uniform. Coverage of a bin: rows in it over ``fill`` of all rows, at most
@@ -157,13 +157,13 @@ class NAC(Detector):
             raise InputError(f"NAC: expected a positive alpha, got {self.alpha}.")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read counts of output times gradient."""
+        """Return the request for histograms of output times gradient."""
         if isinstance(self.alpha, str):
             return {"influence": LogHistogram(("x", "grad"))}
         return {"influence": InfluenceCounts(self.alpha, self.n_bins)}
 
     def result(self, influence: LogHistogramState | InfluenceCountsState) -> NACScorer:
-        """Choose the steepness, count on the grid, cap the counts."""
+        """Choose the steepness, fill the grid's histogram, and cap the counts."""
         full = max(1, round(self.fill * influence.n))
         if isinstance(influence, LogHistogramState):
             alpha, flags = _steepness(influence, 1.0 - self.fill / self.n_bins)
@@ -192,7 +192,7 @@ class NAC(Detector):
 
 
 def _steepness(influence: LogHistogramState, share: float) -> tuple[float, tuple[str, ...]]:
-    """Return the steepness at which the grid spans a fraction, and a flag where nothing varies."""
+    """Return the steepness at which the grid covers a fraction, and a flag if nothing varies."""
     varies = influence.counts.amax(1) < influence.n
     for reached in (share, 1.0):
         reach = influence.quantile(reached, absolute=True)
@@ -211,7 +211,7 @@ def _steepness(influence: LogHistogramState, share: float) -> tuple[float, tuple
 
 
 def _unfit(counts: Int[Tensor, "dim bin"], full: int) -> tuple[str, ...]:
-    """Return a flag where the given steepness does not suit most units."""
+    """Return a flag if the given steepness does not suit most units."""
     middle = counts.shape[1] // 2
     is_covered = counts[:, [0, -1]].amax(1) >= max(full, 2)  # one row is no evidence
     if is_covered.double().mean() > 0.5:

@@ -1,4 +1,4 @@
-"""Energy weighed by how much like confident fitted rows a row is."""
+"""Energy weighted by similarity to confident fitted rows."""
 
 import warnings
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class NNGuideScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class NNGuide(Detector):
-    """Energy of each row, guided by its nearest neighbours among confident fitted rows.
+    """Energy of each row, weighted by its nearest confident fitted rows.
 
     ``-g(x) ln sum_c exp f_c`` where ``g`` is the mean of the ``k`` largest inner products of the
     unit row with fitted unit rows times their log evidence. A row far from the data has little
@@ -92,15 +92,15 @@ class NNGuide(Detector):
             raise InputError(f"NNGuide: expected 1 <= k <= m, got k={self.k} and m={self.m}.")
 
     def reading(self) -> dict[str, Any]:
-        """Read what the final linear layer takes in."""
+        """Return the reading of the final linear layer's input."""
         return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read a sample of rows, and the logits of the same rows."""
+        """Return the requests for a sample of rows with their logits."""
         return {"sample": HashSample(self.m), "logits": HashSample(self.m, column="logits")}
 
     def result(self, sample: HashSampleState, logits: HashSampleState) -> NNGuideScorer:
-        """Weigh the sampled rows by their evidence."""
+        """Scale the sampled rows by their confidence."""
         evidence = -energy_of(logits.rows, 1.0)
         n_negative = int((evidence < 0).sum())
         if n_negative:

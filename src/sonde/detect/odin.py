@@ -1,4 +1,4 @@
-"""Softmax of inputs that were moved a small step towards the classifier's own answer.
+"""Softmax probability after a small input step towards the classifier's own answer.
 
 Usual inputs gain more from the step than unusual ones. Costs a backward and two forwards more than
 ``MSP``, and needs inputs of floating-point numbers.
@@ -82,19 +82,19 @@ class ODIN(Detector):
 
     @property
     def perturbation(self) -> Perturbation:
-        """The step that the tap is to make."""
+        """The input perturbation that the tap applies."""
         return Perturbation(self.temperature, self.eps, self.std)
 
     def reading(self) -> dict[str, Any]:
-        """Ask for the logits after the step."""
+        """Return the reading of the logits after the perturbation."""
         return {"perturb": self.perturbation.json()}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the mean score."""
+        """Return the request for the mean score."""
         return {"mean": LogitScoreSum(MSP(self.temperature), "perturbed_logits")}
 
     def result(self, mean: LogitScoreSumState) -> ODINScorer:
-        """Keep the temperature and the number of classes."""
+        """Return the scorer with the temperature and the number of classes."""
         return ODINScorer(
             value=mean.sum / mean.n,
             n=mean.n,

@@ -1,4 +1,4 @@
-"""Distance of each patch of an image from the patches at its position in normal images.
+"""Mahalanobis distance of each patch from normal images' patches at its position.
 
 For images that are aligned: the same part of the object at the same place. For other images use a
 bank of patches of all places (``PatchCore``).
@@ -31,7 +31,7 @@ LEAST_IMAGES = 2
 @final
 @dataclass(frozen=True, kw_only=True)
 class PaDiMScorer(Scorer):
-    """Distance of each patch in the metric of its place; ``value`` counts the positions."""
+    """Distance of each patch in its position's metric; ``value`` counts the positions."""
 
     mean: Float[Tensor, "position coordinate"]
     root: Float[Tensor, "position coordinate coordinate"]
@@ -41,7 +41,7 @@ class PaDiMScorer(Scorer):
 
     @property
     def n_places(self) -> int:
-        """The number of fitted positions."""
+        """Number of fitted positions."""
         return len(self.mean)
 
     def score(
@@ -56,7 +56,7 @@ class PaDiMScorer(Scorer):
     def contributions(
         self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]
     ) -> Float[Tensor, "row dim"]:
-        """Return by how much the squared distance falls without each unit; 0 for unused units."""
+        """Return the drop of the squared distance without each unit; 0 for unused units."""
         out = x.new_zeros(len(x), self.dim, dtype=self.mean.dtype)
         for places, index, white in self._whitened(x, position):
             root = self.root[places]
@@ -69,7 +69,7 @@ class PaDiMScorer(Scorer):
     def _whitened(
         self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield some positions, the indices of their rows, and these rows centred and whitened."""
+        """Yield some positions, their row indices, and their centred, whitened rows."""
         check_fitted_width("PaDiM", x, self.dim)
         if len(x) == 0:
             return
@@ -138,11 +138,11 @@ class PaDiM(Detector):
         _ = self.reads()  # refuses what the statistic refuses
 
     def reading(self) -> dict[str, Any]:
-        """Read a row for each patch."""
+        """Return the reading of a row per patch."""
         return {"reducer": "patches"}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments at each position."""
+        """Return the request for the moments at each position."""
         return {"places": PositionMoments("full", self.coordinates, self.seed, self.max_positions)}
 
     def result(self, places: PositionMomentsState) -> PaDiMScorer:
@@ -178,7 +178,7 @@ class PaDiM(Detector):
 def _roots(
     places: PositionMomentsState, shrinkage: Shrinkage
 ) -> tuple[Float[Tensor, "position d d"], Float[Tensor, "position"], bool]:
-    """Return the inverse roots, the weights of the identity, and whether a position is constant.
+    """Return inverse roots, identity weights, and a flag for constant positions.
 
     Directions without variance become columns of zeros.
     """
@@ -207,7 +207,7 @@ def _roots(
 def _weights(
     covariance: Float[Tensor, "position d d"], n: Int[Tensor, "position"], shrinkage: Shrinkage
 ) -> Float[Tensor, "position"]:
-    """Return the weight of the identity at each position, as ``sonde.stats.oas_weight`` has it."""
+    """Return the identity's weight at each position, by ``sonde.stats.oas_weight``."""
     if shrinkage != "oas":
         return torch.full((len(n),), float(shrinkage), dtype=torch.float64)
     d = covariance.shape[1]

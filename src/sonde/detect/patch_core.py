@@ -39,13 +39,13 @@ class PatchCoreScorer(Scorer):
     b: int
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return the Euclidean distance of each patch to the nearest of the bank."""
+        """Return each patch's Euclidean distance to the nearest row of the bank."""
         check_fitted_width("PatchCore", x, self.bank.shape[1])
         found = nearest_of(x.to(self.bank), self.bank, 1)[0][:, 0]
         return infinite_where_nonfinite(found, x)
 
     def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        """Return the squared gap of each unit to the nearest row; they add to the score's."""
+        """Return each unit's squared difference to the nearest row; their sum gives the score."""
         check_fitted_width("PatchCore", x, self.bank.shape[1])
         near = nearest_of(x.to(self.bank), self.bank, 1)[1][:, 0]
         return (x.to(self.bank) - self.bank[near]).square()
@@ -58,7 +58,7 @@ class PatchCoreScorer(Scorer):
         *columns: Any,
         **_: Any,
     ) -> Reduced:
-        """Return one score for each image; the largest is weighed by the density of the bank."""
+        """Return one score per image, by default its largest patch score with density weighting."""
         plain = reduce_scores(scores, example, how)
         if how != "max" or self.b == 1 or len(self.bank) == 1:
             return plain
@@ -69,7 +69,7 @@ class PatchCoreScorer(Scorer):
         return replace(plain, score=weighed)
 
     def weight(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return ``1 - exp(s) / sum exp(d)`` over the distances ``d`` of a row to part of the bank.
+        """Return ``1 - exp(s) / sum exp(d)`` over a row's distances ``d`` to part of the bank.
 
         ``s`` is the distance to the nearest row of the bank; the part are the ``b`` rows nearest to
         that row.
@@ -132,15 +132,15 @@ class PatchCore(Detector):
         check_ranges(self, window=READERS)
 
     def reading(self) -> dict[str, Any]:
-        """Read a row for each patch, averaged over its neighbourhood."""
+        """Return the reading of a row per patch, averaged over its neighbourhood."""
         return {"reducer": READERS[self.window]}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the coreset."""
+        """Return the request for the coreset."""
         return {"coreset": Coreset(self.m)}
 
     def result(self, coreset: CoresetState) -> PatchCoreScorer:
-        """Take the chosen rows as the bank."""
+        """Use the coreset's rows as the bank."""
         flags = [] if coreset.is_everything else ["sampled", "rough_merge"]
         flags += ["few_rows"] if len(coreset.rows) < self.b else []
         return PatchCoreScorer(

@@ -1,4 +1,4 @@
-"""Was a text written by a machine? Token metrics of a language model, weighted by its states.
+"""Detect machine-written text by token metrics of a language model, weighted by its states.
 
 Learned from texts of both kinds. ``TokenStatistics`` needs no training and weighs tokens equally.
 """
@@ -29,7 +29,7 @@ from sonde.stats.training_weights import Tally, Weights
 
 @dataclass(frozen=True)
 class PAWNState(State):
-    """Weights with the gradient of the texts since the last step.
+    """Weights, with the gradient of the texts since the last step.
 
     ``seen`` counts texts over all walks; ``n_positive`` and ``n_other`` those of the first one.
     """
@@ -48,7 +48,7 @@ class PAWNState(State):
 @final
 @dataclass(frozen=True)
 class PAWNTraining(Learner[PAWNState]):
-    """The training of ``PAWN``; its parameters are described there."""
+    """Training of ``PAWN``, which documents the parameters."""
 
     features: int
     gates: int
@@ -75,7 +75,7 @@ class PAWNTraining(Learner[PAWNState]):
         return PAWNState(0, shape, net, zeros, 0, Tally(), 0, 0, 0)
 
     def n_passes(self) -> int:
-        """Return one pass that counts the texts of each kind, then those of the training run."""
+        """Return one pass to count texts of each kind, plus the training passes."""
         return 1 + self.epochs
 
     def update(
@@ -121,7 +121,7 @@ class PAWNTraining(Learner[PAWNState]):
     def _seen(
         self, state: PAWNState, texts: TextTokens, target: Float[Tensor, "text"]
     ) -> PAWNState:
-        """Return the state with the gradient of some texts added."""
+        """Return the state with some texts' gradient added."""
         kept = None
         if self.dropout:
             kept = texts.dropped(self.dropout, generator("dropout", self.seed, state.seen))
@@ -143,7 +143,7 @@ class PAWNTraining(Learner[PAWNState]):
         )
 
     def _stepped(self, state: PAWNState) -> PAWNState:
-        """Return the state after a step along the mean gradient, which is cut to ``clip``."""
+        """Return the state after a step along the mean gradient, clipped to ``clip``."""
         if state.pending == 0:
             return state
         mean = [g / state.pending for g in state.gradient]
@@ -156,7 +156,7 @@ class PAWNTraining(Learner[PAWNState]):
         return replace(state, net=live.kept(), gradient=zeros, pending=0)
 
     def close_pass(self, state: PAWNState) -> PAWNState:
-        """Take the step of the last texts; refuse texts of one kind."""
+        """Take the last texts' step; raise if all texts are of one kind."""
         if state.walks == 0 and min(state.n_positive, state.n_other) == 0:
             raise InputError(
                 f"PAWN: expected texts of label {self.positive} and of another, got "
@@ -180,7 +180,7 @@ def check_metrics(width: int, owner: str = "PAWN") -> None:
 @final
 @dataclass(frozen=True, kw_only=True)
 class PAWNScorer(Scorer):
-    """A trained network; ``value`` is its mean loss in the last pass."""
+    """A trained network; ``value`` is the mean loss of its last pass."""
 
     shape: NetShape
     values: tuple[Tensor, ...]
@@ -189,7 +189,7 @@ class PAWNScorer(Scorer):
     def score(
         self, x: Sequence[Float[Tensor, "row _dim"]], position: Int[Tensor, "row"]
     ) -> Float[Tensor, "row"]:
-        """Return each token's logit as a text by itself; for a whole text see ``reduced``."""
+        """Return each token's logit as a one-token text; ``reduced`` scores whole texts."""
         states, metrics = self._checked(x)
         wide = metrics if metrics.dtype == torch.float64 else metrics.float()
         values = [v.to(wide) for v in self.values]
@@ -218,7 +218,7 @@ class PAWNScorer(Scorer):
         *columns: Any,
         **_: Any,
     ) -> Reduced:
-        """Return the logit of each text, or another reduction of its tokens' scores."""
+        """Return each text's logit, or another reduction of its tokens' scores."""
         likeliest = reduce_scores(scores, example, "max" if how == OWN else how)
         if how != OWN:
             return likeliest
@@ -328,15 +328,15 @@ class PAWN(Detector):
 
     @property
     def usual(self) -> Where:
-        """Texts that are not known as ``positive``."""
+        """Select texts not labelled ``positive``."""
         return NotLabelled(self.positive)
 
     def reading(self) -> dict[str, Any]:
-        """Ask for the states that the logits are made of, and the metrics of predicted tokens."""
+        """Return the reading of states before the logits, and the metrics of predicted tokens."""
         return {"sites": ["logits:in|tokens", "logits|predictions"]}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the state of a training run."""
+        """Return the request for the training state."""
         training = PAWNTraining(
             features=self.features,
             gates=self.gates,
@@ -356,7 +356,7 @@ class PAWN(Detector):
         return {"trained": training}
 
     def result(self, trained: PAWNState) -> PAWNScorer:
-        """Take the weights after the last step."""
+        """Return the scorer with the weights after the last step."""
         if trained.net.steps == 0:
             raise StateError(
                 f"PAWN: expected a trained net, got {plural(trained.seen, 'text')} after "

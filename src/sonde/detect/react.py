@@ -1,4 +1,4 @@
-"""Energy after activations above a common threshold have been clipped.
+"""Energy after activations are clipped at a common threshold.
 
 For classifiers whose unusual inputs raise a few units far above anything seen in training.
 """
@@ -75,15 +75,15 @@ class ReAct(Detector):
             raise InputError(f"ReAct: expected a finite threshold, got {self.threshold}.")
 
     def reading(self) -> dict[str, Any]:
-        """Read what the final linear layer takes in."""
+        """Return the reading of the final linear layer's input."""
         return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read counts of all activations, and the head."""
+        """Return the requests for the histogram of activations, and the final layer."""
         return {"entries": EntryCounts(), "head": HeadWeights()}
 
     def result(self, entries: EntryCountsState, head: HeadWeightsState) -> ShapedScorer:
-        """Take the threshold, or the quantile over all units, and keep the head."""
+        """Choose the threshold or quantile over all units, and keep the final layer."""
         check_head("ReAct", head, entries.dim)
         fixed = self.threshold is not None
         threshold = entries.quantile(self.quantile) if self.threshold is None else self.threshold

@@ -1,4 +1,4 @@
-"""Test whether rows leave the subspace in which the reference has its variance."""
+"""Test whether rows leave the reference's subspace of largest variance."""
 
 import math
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class ReconstructionComparison(Comparison):
 @final
 @dataclass(frozen=True)
 class ReconstructionShift(Shift):
-    """Energy of the second side outside the reference's leading directions, over the reference's.
+    """Second side's energy outside the reference's leading directions, over the reference's.
 
     The fewest directions that hold ``share`` of the reference's variance span the subspace; energy
     is the mean square from the reference's mean, divided by its total variance. The p-value asks
@@ -74,7 +74,7 @@ class ReconstructionShift(Shift):
         check_ranges(self, share="(0, 1)", permutations=">= 1")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of all rows, and the sample for the p-value."""
+        """Return the requests for the moments of all rows, and for the p-value's sample."""
         return {"moments": Moments(), **two_sample_reads()}
 
     def compare(self, first: Side, second: Side) -> ReconstructionComparison:
@@ -102,7 +102,7 @@ class ReconstructionShift(Shift):
         )
 
     def _basis(self, scatter: Float[Tensor, "dim dim"]) -> Float[Tensor, "dim rank"]:
-        """Return the fewest leading directions that hold the fraction; none without variance."""
+        """Return the fewest leading directions with the fraction; none without variance."""
         values, vectors = torch.linalg.eigh(scatter)
         values = values.flip(0).clamp(min=0)
         if not bool(values[0] > 0):
@@ -111,7 +111,7 @@ class ReconstructionShift(Shift):
         return vectors.flip(1)[:, : int((held < self.share - 1e-12).sum()) + 1]
 
     def _permuted(self, rows: TwoSamples) -> tuple[float, float]:
-        """Return the p-value of the second side's rank sum, and the rank sum."""
+        """Return the second side's rank sum and its p-value."""
         half = len(rows.x) // 2
         known, fresh = rows.x[:half], rows.x[half:]
         # A row whose partner helped to find the subspace cannot be judged by it.
@@ -132,7 +132,7 @@ def _outside(
     basis: Float[Tensor, "dim rank"],
     reference: Float[Tensor, "dim dim"],
 ) -> float:
-    """Return the energy outside a subspace over the reference's total; inf or 0 if that is 0."""
+    """Return the energy outside a subspace over the reference's, or inf or 0 if that is 0."""
     inside = float(((energy @ basis) * basis).sum())
     outside = float(energy.diagonal().sum()) - inside
     total = float(reference.diagonal().sum())

@@ -30,17 +30,17 @@ class RelativeMahalanobisScorer(Scorer):
     background: MahalanobisScorer
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return the difference of the two squared distances; rows that are not finite get +inf."""
+        """Return the difference of two squared distances; non-finite rows get +inf."""
         near = self.nearest.score(x)
         return near.where(near.isinf(), near - self.background.score(x))
 
     @property
     def needs_double(self) -> bool:
-        """True if either of the two needs float64."""
+        """True if either distance needs float64."""
         return self.nearest.needs_double or self.background.needs_double
 
     def contributions(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-        """Return by how much the difference falls without each unit; 0 where it grows."""
+        """Return the drop of the difference without each unit; 0 where it increases."""
         drop = self.nearest.contributions(x) - self.background.contributions(x)
         return drop.clamp(min=0.0)
 
@@ -91,15 +91,15 @@ class RelativeMahalanobis(Detector):
         check_ranges(self, scatter=get_args(AnyScatter))
 
     def at_width(self, dim: int) -> "RelativeMahalanobis":
-        """Return itself, or with variances alone where rows are too wide for a full covariance."""
+        """Return itself, or a variance-only version for rows too wide for a full covariance."""
         return replace(self, scatter="diag") if is_frugal(self.scatter, dim) else self
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each class."""
+        """Return the request for the moments of each class."""
         return {"by_class": ClassMoments("diag" if self.scatter == "diag" else "pooled")}
 
     def result(self, by_class: ClassMomentsState) -> RelativeMahalanobisScorer:
-        """Build both scorers from one state."""
+        """Build both distance scorers from one state."""
         if len(by_class.labels) == 0:
             raise InputError(
                 "RelativeMahalanobis: expected labels, got none. Pass labels, or use Mahalanobis."

@@ -1,4 +1,4 @@
-"""Choosing between several answers to one prompt by the scores of their traces.
+"""Choose between several answers to a prompt by the scores of their traces.
 
 References
 ----------
@@ -17,7 +17,7 @@ from sonde.core.errors import InputError
 
 
 def rerank(scores: Any, prompt: Sequence[Hashable] | None = None) -> Int[Tensor, "row"]:
-    """Return the answers in the order of their scores, the least unusual first.
+    """Return the answers by ascending score, the least outlying first.
 
     Prompts keep the order in which they first come; answers of equal score keep theirs.
 
@@ -46,7 +46,7 @@ def top_majority(
     *,
     k: int,
 ) -> dict[Hashable, Hashable]:
-    """Return, for each prompt, the answer that most of its ``k`` least unusual traces give.
+    """Return each prompt's most frequent answer among its ``k`` least outlying traces.
 
     If answers have equally many votes, the answer of lower mean score wins, then the answer that
     comes first in order of scores. ``None`` is no answer and has no vote; a prompt without a vote

@@ -1,4 +1,4 @@
-"""Energy after each row is stretched: more if its largest activations hold less of its sum."""
+"""Energy after scaling rows; more if the largest activations hold less of the sum."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -14,7 +14,7 @@ from sonde.stats import HeadWeights, HeadWeightsState, Scalars, ScalarsState
 @final
 @dataclass(frozen=True)
 class SCALE(Detector):
-    """Energy of the logits that rows give when all their activations are stretched alike.
+    """Energy of the logits after each row's activations are scaled by a common factor.
 
     The factor is ``exp(s1 / s2)`` with ``s1`` the sum of a row and ``s2`` that of its largest
     entries. Unlike ``ASH`` nothing is removed, so the order of the logits stays (without a bias).
@@ -51,13 +51,13 @@ class SCALE(Detector):
         check_ranges(self, share="[0, 1)")
 
     def reading(self) -> dict[str, Any]:
-        """Read what the final linear layer takes in."""
+        """Return the reading of the final linear layer's input."""
         return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the range of every unit, and the head."""
+        """Return the requests for each unit's range, and the final layer."""
         return {"units": Scalars(), "head": HeadWeights()}
 
     def result(self, units: ScalarsState, head: HeadWeightsState) -> ShapedScorer:
-        """Keep the head."""
+        """Return the scorer with the final layer."""
         return shaped_scorer("SCALE", Shape("stretch_all", self.share), units, head)

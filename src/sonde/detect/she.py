@@ -19,7 +19,7 @@ from sonde.detect._metric import CHUNK, check_fitted_width
 
 @dataclass(frozen=True)
 class RightRowsState(State):
-    """For each class: the number and the sum of the rows that are predicted as their label."""
+    """Count and sum, for each class, of the rows correctly predicted as it."""
 
     n: int
     n_unlabelled: int
@@ -31,7 +31,7 @@ class RightRowsState(State):
 @final
 @dataclass(frozen=True)
 class RightRows(Statistic[RightRowsState]):
-    """Mean of the rows that are labelled and predicted as each class, exact under any split."""
+    """Mean of each class's correctly predicted rows, independent of how data are split."""
 
     def observe(
         self,
@@ -51,7 +51,7 @@ class RightRows(Statistic[RightRowsState]):
         return RightRowsState(len(x), missing, int(label.max()), rows, total)
 
     def merge(self, a: RightRowsState, b: RightRowsState) -> RightRowsState:
-        """Return the counts and sums of both."""
+        """Return the counts and sums of both states."""
         return RightRowsState(
             a.n + b.n,
             a.n_unlabelled + b.n_unlabelled,
@@ -64,7 +64,7 @@ class RightRows(Statistic[RightRowsState]):
 @final
 @dataclass(frozen=True, kw_only=True)
 class SHEScorer(Scorer):
-    """Minus the product with the predicted class's row of ``pattern``.
+    """Minus the inner product with the predicted class's row of ``pattern``.
 
     ``value`` is the mean score of the rows that the patterns were made of.
     """
@@ -116,15 +116,15 @@ class SHE(Detector):
     paper: ClassVar[str] = "zhang2023she"
 
     def reading(self) -> dict[str, Any]:
-        """Read what the final linear layer takes in."""
+        """Return the reading of the final linear layer's input."""
         return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sums of the rightly predicted rows."""
+        """Return the request for the sums of correctly predicted rows."""
         return {"right": RightRows()}
 
     def result(self, right: RightRowsState) -> SHEScorer:
-        """Average the rightly predicted rows of each class."""
+        """Compute the mean of each class's correctly predicted rows."""
         _check_labels(right)
         pattern = right.sum / right.rows[:, None]
         n = int(right.rows.sum())

@@ -1,4 +1,4 @@
-"""A small net that is trained by steps to tell usual rows from their own noisy copies.
+"""A small network trained in steps to separate normal rows from noisy copies.
 
 For patches of images, and for plain arrays if only usual rows are at hand. It is trained, so it
 walks over the rows many times: read a model's states to disk first.
@@ -37,7 +37,7 @@ N_JUDGE = 5
 
 @dataclass(frozen=True)
 class NoiseDiscriminator:
-    """Adapter (empty, or weight and bias), and discriminator with its normalising statistics.
+    """Adapter (empty, or weight and bias), and discriminator with its normalisation.
 
     ``judge`` holds the hidden weight and bias, the scale and shift after normalisation, and the
     last weight.
@@ -50,14 +50,14 @@ class NoiseDiscriminator:
 
     @classmethod
     def of(cls, weights: Weights | LiveWeights) -> "NoiseDiscriminator":
-        """Return the net that has these weights."""
+        """Return the network with these weights."""
         centre, spread = weights.buffers
         return cls(weights.values[:-N_JUDGE], weights.values[-N_JUDGE:], centre, spread)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseTrainingState(TrainingState):
-    """State of a training run between rows; the first pass is for ``moments``."""
+    """State of training between rows; the first pass collects ``moments``."""
 
     moments: MomentsState
     n_held: int = 0
@@ -67,7 +67,7 @@ class NoiseTrainingState(TrainingState):
 @final
 @dataclass(frozen=True, kw_only=True)
 class NoiseTraining(Trainer[NoiseTrainingState]):
-    """The training of ``SimpleNet``; its parameters are described there."""
+    """Training of ``SimpleNet``, which documents the parameters."""
 
     sigma: float
     margin: float
@@ -82,7 +82,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
     seed: int
 
     def start(self, dim: int) -> NoiseTrainingState:
-        """Return the net before the first step."""
+        """Return the network before the first step."""
         source, h = generator("simple net", self.seed), self.hidden
         parts = (xavier(source, dim, dim), torch.zeros(dim)) if self.adapter else ()
         first, last = xavier(source, h, dim), xavier(source, 1, h)
@@ -94,7 +94,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
     def survey(
         self, state: NoiseTrainingState, x: Tensor, group_draw: Tensor
     ) -> NoiseTrainingState:
-        """Count rows and those that are held out, and learn the scale of each unit."""
+        """Count rows and held-out rows, and learn each unit's scale."""
         moments = Moments("diag").merge(state.moments, Moments("diag").observe(x.cpu()))
         held = int(self._is_held(group_draw).sum())
         steps = max(1, (len(x) - held) // self.batch) if len(x) > held else 0
@@ -106,7 +106,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
         )
 
     def times(self, state: NoiseTrainingState) -> int:
-        """Return how often a pass repeats its rows, so that all passes together have ``steps``."""
+        """Return how often a pass repeats its rows, so that all passes total ``steps``."""
         return max(1, -(-self.steps // max(1, self.passes * state.steps_in_walk)))
 
     def examples(
@@ -115,7 +115,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
         x: Float[Tensor, "row dim"],
         group_draw: Int[Tensor, "row"],
     ) -> tuple[NoiseTrainingState, Examples | None]:
-        """Return standardised rows; fewer than two rows are not trained on."""
+        """Return standardised rows; a single row is not used."""
         held = self._is_held(group_draw).to(x.device)
         if int((~held).sum()) < 2:
             return state, Examples((standardised(x[held], state.moments),), held[held])
@@ -127,7 +127,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
     def loss(
         self, state: NoiseTrainingState, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> tuple[Tensor, tuple[Tensor]]:
-        """Return the hinge loss of telling rows from their noisy copies."""
+        """Return the hinge loss of separating rows from their noisy copies."""
         (x,), net = batch, NoiseDiscriminator.of(live)
         copies = self._noisy(x, state.moments.scatter > 0, "noise", live.steps)
         hidden = functional.linear(adapted(torch.cat([x, copies]), net.adapter), *net.judge[:2])
@@ -142,7 +142,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
     def step(
         self, state: NoiseTrainingState, live: LiveWeights, gradients: Sequence[Tensor]
     ) -> None:
-        """Change adapter and discriminator, each at its rate."""
+        """Update adapter and discriminator, each with its learning rate."""
         n = len(gradients) - N_JUDGE
         live.adam(gradients[:n], self.adapter_rate, ADAPTER_DECAY, decoupled=True)
         live.adam(gradients[n:], self.rate, DISCRIMINATOR_DECAY, first=n)
@@ -150,7 +150,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
     def held_loss(
         self, state: NoiseTrainingState, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> Tensor:
-        """Return the loss of held-out rows against fresh noise."""
+        """Return the loss of held-out rows against new noise."""
         (x,), net = batch, NoiseDiscriminator.of(live)
         copies = self._noisy(x, state.moments.scatter > 0, "held", state.walks, state.held.n)
         return hinge(normality(x, net), normality(copies, net), self.margin)
@@ -158,7 +158,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
     def _noisy(
         self, x: Float[Tensor, "row dim"], varies: Bool[Tensor, "dim"], *key: int | str
     ) -> Float[Tensor, "row dim"]:
-        """Return copies of scaled rows with noise, most of them only in the units that vary.
+        """Return scaled rows with noise, most of it only in units that vary.
 
         In a unit that does not vary, any noise reveals a copy: the net would learn from no other
         unit.
@@ -168,7 +168,7 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
         return x + self.sigma * noise * (varies | everywhere[:, None])
 
     def close_pass(self, state: NoiseTrainingState) -> NoiseTrainingState:
-        """Raise if training shall stop by held-out rows, but no rows are held out."""
+        """Raise if early stopping is requested but no rows are held out."""
         is_first = state.stage == SURVEY
         if is_first and self.patience and not 0 < state.n_held < state.moments.n:
             raise InputError(
@@ -181,13 +181,13 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
 
 
 def standardised(x: Float[Tensor, "row dim"], moments: MomentsState) -> Float[Tensor, "row dim"]:
-    """Return rows minus the mean, over the standard deviation of each unit, in single precision."""
+    """Return standardised rows in float32."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     return ((wide - moments.mean.to(wide)) / filled_spread(moments).to(wide)).float()
 
 
 def filled_spread(moments: MomentsState) -> Float[Tensor, "dim"]:
-    """Return each unit's standard deviation; for constant units the average of the others."""
+    """Return each unit's standard deviation; constant units get the average of others."""
     spread = moments.variance.sqrt()
     alive = spread > 0
     rest = float(spread[alive].mean()) if bool(alive.any()) else 1.0
@@ -195,7 +195,7 @@ def filled_spread(moments: MomentsState) -> Float[Tensor, "dim"]:
 
 
 def adapted(x: Float[Tensor, "row dim"], adapter: Any) -> Float[Tensor, "row dim"]:
-    """Return the rows after the adapter's linear map, or as they are without one."""
+    """Return the rows after the adapter's linear map, if there is one."""
     return functional.linear(x, *adapter) if len(adapter) else x
 
 
@@ -205,13 +205,13 @@ def judged(
     spread: Float[Tensor, "hidden"],
     judge: Any,
 ) -> Float[Tensor, "row"]:
-    """Return the discriminator's answer from its hidden units, normalised as given."""
+    """Return the discriminator's output from its normalised hidden units."""
     normal = (hidden - centre) * (spread + EPSILON).rsqrt() * judge[2] + judge[3]
     return (functional.leaky_relu(normal, SLOPE) @ judge[4].T)[:, 0]
 
 
 def normality(x: Float[Tensor, "row dim"], net: NoiseDiscriminator) -> Float[Tensor, "row"]:
-    """Return the answer to scaled rows by the running centre and spread: above 0 = usual."""
+    """Return the output for scaled rows by running mean and deviation: above 0 = normal."""
     hidden = functional.linear(adapted(x, net.adapter), *net.judge[:2])
     return judged(hidden, net.centre, net.spread, net.judge)
 
@@ -219,7 +219,7 @@ def normality(x: Float[Tensor, "row dim"], net: NoiseDiscriminator) -> Float[Ten
 def hinge(
     true: Float[Tensor, "row"], fake: Float[Tensor, "row2"], margin: float
 ) -> Float[Tensor, ""]:
-    """Return how far true rows stay below ``margin`` and fake ones above ``-margin``, averaged."""
+    """Return the mean hinge loss: true rows below ``margin``, fake rows above ``-margin``."""
     return (margin - true).clamp(min=0).mean() + (margin + fake).clamp(min=0).mean()
 
 
@@ -229,7 +229,7 @@ CHUNK = 4096
 @final
 @dataclass(frozen=True, kw_only=True)
 class SimpleNetScorer(Scorer):
-    """Minus the discriminator's answer; ``value`` is the last loss, or the least held-out loss.
+    """Minus the discriminator's output; ``value`` is the last or lowest held-out loss.
 
     Scale, adapter, first layer and normalisation are one linear map of the centred row.
     """
@@ -241,7 +241,7 @@ class SimpleNetScorer(Scorer):
     passes: int
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return how surely each row is a fake: above 0 where noisy copies outweigh usual rows."""
+        """Return each row's fake score: above 0 if noisy copies outweigh normal rows."""
         check_fitted_width("SimpleNet", x, len(self.mean))
         wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
         mean, weight, bias, last = (t.to(wide) for t in self._map)
@@ -351,11 +351,11 @@ class SimpleNet(Detector):
             )
 
     def reading(self) -> dict[str, Any]:
-        """Read a row for each patch."""
+        """Return the reading of a row per patch."""
         return {"reducer": "patches"}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the state of a training run."""
+        """Return the request for the training state."""
         training = NoiseTraining(
             sigma=self.sigma,
             margin=self.margin,
@@ -372,7 +372,7 @@ class SimpleNet(Detector):
         return {"trained": training}
 
     def result(self, trained: NoiseTrainingState) -> SimpleNetScorer:
-        """Fold the trained net into two linear maps."""
+        """Fold the trained network into two linear maps."""
         weights = trained.best or trained.weights
         steps = weights.steps
         if trained.moments.n < 2:
@@ -405,7 +405,7 @@ class SimpleNet(Detector):
 
 
 def _folded(net: NoiseDiscriminator, moments: MomentsState) -> tuple[Tensor, Tensor, Tensor]:
-    """Return all maps before the activation as one weight and bias, and the last layer's weight."""
+    """Return the maps before the activation as one weight and bias, and the last weight."""
     first, offset, scale, shift, last = (v.double() for v in net.judge)
     if net.adapter:
         weight, bias = (v.double() for v in net.adapter)

@@ -1,4 +1,4 @@
-"""Angles by which the leading directions turned."""
+"""Angles between the leading directions of two data sets."""
 
 import math
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ class SubspaceShift(Shift):
         check_ranges(self, rank=">= 1", permutations=">= 1")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of all rows, and the sample for the p-value."""
+        """Return the requests for the moments of all rows, and for the p-value's sample."""
         return {"moments": Moments(), **two_sample_reads()}
 
     def compare(self, first: Side, second: Side) -> SubspaceComparison:
@@ -116,12 +116,12 @@ class SubspaceShift(Shift):
         )
 
     def _rank(self, a: MomentsState, b: MomentsState) -> int:
-        """Return how many leading directions to compare: each side must vary along all of them."""
+        """Return the number of leading directions in which both sides vary."""
         known = [_rank_of(m.scatter) for m in (a, b)]
         return min(self.rank, len(a.mean) // 2, *known)
 
     def _permuted(self, rows: TwoSamples, rank: int) -> tuple[float, Float[Tensor, "time"]]:
-        """Return the sample's value in the leading directions, and those of the shuffles."""
+        """Return the sample's value in the leading directions, and those of shuffles."""
         if rank == 0:
             return 0.0, torch.zeros(self.permutations, dtype=torch.float64)
         own = torch.cat([rows.x - rows.x.mean(0), rows.y - rows.y.mean(0)])
@@ -145,7 +145,7 @@ def _basis(scatter: Float[Tensor, "*time dim dim"], rank: int) -> Float[Tensor, 
 def _principal(
     a: Float[Tensor, "dim rank"], b: Float[Tensor, "dim rank"]
 ) -> tuple[Float[Tensor, "rank"], Float[Tensor, "dim"]]:
-    """Return the angles (small angles from sines), and the direction that leaves most."""
+    """Return the angles (small ones from sines), and the direction with the largest angle."""
     if a.shape[1] == 0:
         return a.new_zeros(0), a.new_zeros(len(a))
     cosines = torch.linalg.svdvals(a.T @ b).clamp(max=1.0)
@@ -160,7 +160,7 @@ def _principal(
 def _apart(
     rows: Float[Tensor, "row wide"], chosen: Float[Tensor, "time row"], rank: int
 ) -> Float[Tensor, "time"]:
-    """Return the mean squared sine between the chosen and the other rows, for each choice."""
+    """Return the mean squared sine between selected and other rows, for each selection."""
     rank = min(rank, rows.shape[1])
     one, other = (_basis(split_moments(rows, c)[1], rank) for c in (chosen, 1 - chosen))
     return 1 - (one.mT @ other).square().sum((-2, -1)) / rank

@@ -1,4 +1,4 @@
-"""Text scored by how far it surprised a language model, token by token and as a whole.
+"""Score texts by a language model's surprise, per token and as a whole.
 
 For questions that one number of each token answers: unlikely text, memorised text, machine text.
 Learned weights over the same numbers are ``PAWN``.
@@ -42,7 +42,7 @@ LEAST_LOG_RANK = math.log(2.0)
 @final
 @dataclass(frozen=True, kw_only=True)
 class TokenStatisticsScorer(Scorer):
-    """A statistic of token metrics; ``value`` is the mean surprise of the fitted tokens."""
+    """A statistic of token metrics; ``value`` is the fitted tokens' mean surprise."""
 
     detector: "TokenStatistics"
 
@@ -78,7 +78,7 @@ class TokenStatisticsScorer(Scorer):
         *columns: Any,
         **_: Any,
     ) -> Reduced:
-        """Return the statistic of each text, or another reduction of its tokens' scores."""
+        """Return each text's statistic, or another reduction of its tokens' scores."""
         if how != OWN:
             return reduce_scores(scores, example, how)
         x = columns[0].detach().double().cpu()
@@ -111,7 +111,7 @@ class TokenStatisticsScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class TokenStatistics(Detector):
-    """One statistic of how likely the tokens of a text were to a language model.
+    """A statistic of the likelihood of a text's tokens under a language model.
 
     With ``direction="high"`` a text scores high if the model did not expect it; with ``"low"``, if
     the model expected it too well, like machine text and memorised text. Of a text's tokens, each
@@ -181,19 +181,19 @@ class TokenStatistics(Detector):
 
     @property
     def sign(self) -> float:
-        """1 where surprising text is unusual, else -1."""
+        """1 if surprising text is outlying, else -1."""
         return 1.0 if self.direction == "high" else -1.0
 
     def reading(self) -> dict[str, Any]:
-        """Ask for the metrics of predicted tokens."""
+        """Return the reading of the metrics of predicted tokens."""
         return {"reducer": "predictions"}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the mean of each metric."""
+        """Return the request for each metric's mean."""
         return {"metrics": Moments("diag")}
 
     def result(self, metrics: MomentsState) -> TokenStatisticsScorer:
-        """Keep the parameters; nothing is fitted but the mean surprise that is shown."""
+        """Return the scorer; only the reported mean surprise is fitted."""
         if len(metrics.mean) != len(TOKEN_METRICS):
             raise ShapeError(
                 f"TokenStatistics: expected rows of {len(TOKEN_METRICS)} token metrics, got "

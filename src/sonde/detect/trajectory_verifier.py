@@ -37,7 +37,7 @@ from sonde.stats.shrinkage import Shrinkage, check_shrinkage
 
 @dataclass(frozen=True)
 class StepChances(State):
-    """Chances of trajectories (in ascending order of their numbers) and of rows (as given).
+    """Probabilities for trajectories (by ascending number) and for rows (in given order).
 
     ``wrong`` is the chance that some step is wrong; ``step`` is the likeliest first wrong step and
     ``row`` its row. ``first`` is the chance that the row's step is the first wrong step. ``alarm``
@@ -53,14 +53,14 @@ class StepChances(State):
     alarm: Float[Tensor, "row"]
 
     def answers(self, threshold: float = 0.5) -> Int[Tensor, "trajectory"]:
-        """Return each trajectory's first wrong step; -1 if ``wrong`` is not above ``threshold``."""
+        """Return each trajectory's first wrong step; -1 if ``wrong`` is at most ``threshold``."""
         return torch.where(self.wrong > threshold, self.step, -1)
 
 
 def step_chances(
     hazard: Float[Tensor, "row"], trajectory: Int[Tensor, "_row"], position: Int[Tensor, "_row"]
 ) -> StepChances:
-    """Return the chances of trajectories from the hazards of their steps, in any order.
+    """Return the trajectories' probabilities from their steps' hazards, in any order.
 
     The hazard ``h_t`` is the chance that step ``t`` is wrong if no step before is wrong. The first
     wrong step is ``t`` with chance ``h_t prod_{s<t} (1 - h_s)``; no step is wrong with chance
@@ -122,7 +122,7 @@ def _check_once(trajectory: Int[Tensor, "row"], position: Int[Tensor, "row"]) ->
 @final
 @dataclass(frozen=True, kw_only=True)
 class TrajectoryScorer(Scorer):
-    """The hazard of each step: the chance that it is wrong if none was before.
+    """The hazard of each step: its probability of being wrong if no earlier step was.
 
     ``axis`` and ``origin`` end with the entry for ``log(1 + step)``. The score of a trajectory is
     the chance that some step is wrong. ``value`` is the mean loss of a fitted trajectory in nats
@@ -148,7 +148,7 @@ class TrajectoryScorer(Scorer):
         position: Int[Tensor, "row"],
         trajectory: Int[Tensor, "row"],
     ) -> StepChances:
-        """Return, for each trajectory, whether and where it is wrong; for each row, its alarm."""
+        """Return for each trajectory whether and where it is wrong, and each row's alarm."""
         return step_chances(self.score(x, position), trajectory, position)
 
     def reduced(
@@ -159,7 +159,7 @@ class TrajectoryScorer(Scorer):
         *columns: Any,
         **_: Any,
     ) -> Reduced:
-        """Return the chance that some step is wrong, at the likeliest first one."""
+        """Return the probability that some step is wrong, located at the likeliest first one."""
         if how != OWN:
             return reduce_scores(scores, example, how)
         found = step_chances(scores, example, columns[1])
@@ -169,7 +169,7 @@ class TrajectoryScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class TrajectoryVerifier(Detector):
-    """The chance that a step of a trajectory is wrong, and that it is the first one.
+    """Probability that a step of a trajectory is wrong, and that it is the first wrong one.
 
     A row is a step given all before it. ``h_t = sigmoid(w . x_t + v log(1 + t) + b)`` is the chance
     that step ``t`` is wrong if none was before: then the first wrong step is ``t`` with chance
@@ -227,15 +227,15 @@ class TrajectoryVerifier(Detector):
 
     @property
     def usual(self) -> Where:
-        """Trajectories that are not known as wrong."""
+        """Select trajectories not labelled as wrong."""
         return UsualTrajectories()
 
     def reading(self) -> dict[str, Any]:
-        """Read a row for each step."""
+        """Return the reading of a row per step."""
         return {"reducer": self.rows}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the trained weights, or the moments of right and wrong steps."""
+        """Return the request for trained weights, or for moments of correct and wrong steps."""
         if self.head == "hazard":
             return {"trained": HazardWalks(self.l2)}
         return {"moments": StepMoments()}
@@ -243,7 +243,7 @@ class TrajectoryVerifier(Detector):
     def result(
         self, trained: HazardState | None = None, moments: StepMomentsState | None = None
     ) -> TrajectoryScorer:
-        """Return the hazard in units of the rows."""
+        """Return the hazard in the rows' units."""
         if trained is not None:
             return self._hazard(trained)
         assert moments is not None  # one of the two states is always read

@@ -1,4 +1,4 @@
-"""Which units moved: one test for each unit, corrected for their number."""
+"""Test each unit for a change, corrected for the number of units."""
 
 import math
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ BIN_WIDTH = 2 ** (1 / (2 * SUB)) - 2 ** (-1 / (2 * SUB))
 @final
 @dataclass(frozen=True, kw_only=True)
 class UnitComparison(Comparison):
-    """The largest effect over units, and effect and adjusted p-value of each.
+    """The largest effect over units, with each unit's effect and adjusted p-value.
 
     ``moved_by`` is the Wasserstein distance of a unit's two histograms in pooled standard
     deviations: how far its mass moved; NaN if this deviation is smaller than a bin (flag
@@ -61,13 +61,13 @@ class UnitComparison(Comparison):
     moved_by: Float[Tensor, "dim"]
 
     def moved(self, level: float = 0.05) -> Int[Tensor, "moved"]:
-        """Return the units that moved at this level, the largest effect first."""
+        """Return the units significant at this level, by descending effect."""
         chosen = torch.nonzero(self.adjusted <= level).flatten()
         known = self.effect[chosen].nan_to_num(nan=0.0, posinf=math.inf)
         return chosen[known.argsort(descending=True, stable=True)]
 
     def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
-        """Return one row for each unit."""
+        """Return a row for each unit."""
         return pa.table(  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
             {
                 "unit": range(len(self.effect)),
@@ -141,7 +141,7 @@ class UnitShift(Shift):
         check_ranges(self, test=("ks", "js", "mean"), correction=("holm", "bh"))
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the histogram of each unit, or its mean and standard deviation with the sample."""
+        """Return the requests for each unit's histogram, or moments with the sample."""
         if self.test == "mean":
             return {"units": Scalars(), **two_sample_reads()}
         return {"units": LogHistogram()}
@@ -183,7 +183,7 @@ class UnitShift(Shift):
     def _p_values(
         self, first: Side, second: Side, pairs: TwoSamples | None, p: Float[Tensor, "dim"]
     ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
-        """Return plain and adjusted p-values; ``p`` holds the p-values from the states alone."""
+        """Return plain and adjusted p-values; ``p`` holds those from the states alone."""
         joint = None
         if pairs is not None and self.test == "mean":
             p = paired_means(pairs)
@@ -201,7 +201,7 @@ Found = tuple[Float[Tensor, "dim"], Float[Tensor, "dim"], Float[Tensor, "dim"]]
 
 
 def _by_shares(first: Side, second: Side, n: tuple[int, int]) -> Found:
-    """Return each unit's Kolmogorov-Smirnov distance, the scaled distance, and its tail."""
+    """Return each unit's Kolmogorov-Smirnov distance, its scaled form, and its tail."""
     a, b = _histograms(first, second)
     shares = [state.counts.cumsum(1).double() / state.n for state in (a, b)]
     distance = (shares[0] - shares[1]).abs().amax(1).cpu()
@@ -211,7 +211,7 @@ def _by_shares(first: Side, second: Side, n: tuple[int, int]) -> Found:
 
 
 def _by_divergence(first: Side, second: Side, n: tuple[int, int]) -> Found:
-    """Return the divergence of each unit's histograms, the test's statistic and its tail."""
+    """Return each unit's histogram divergence, test statistic and tail probability."""
     a, b = _histograms(first, second)
     found = chi_squares(a, b, n)
     for part in found:
@@ -226,7 +226,7 @@ def _histograms(first: Side, second: Side) -> tuple[LogHistogramState, LogHistog
 
 
 def _by_means(first: Side, second: Side, n: tuple[int, int]) -> Found:
-    """Return each unit's difference of means in standard deviations and in errors, and a bound."""
+    """Return each unit's mean difference in standard deviations and errors, and a bound."""
     a, b = (side_state(side, "units", ScalarsState) for side in (first, second))
     check_widths("UnitShift", len(a.mean), len(b.mean))
     within = ((a.scatter + b.scatter) / (a.n + b.n - 2)).cpu().sqrt()
@@ -238,12 +238,12 @@ _TESTS = {"ks": _by_shares, "js": _by_divergence, "mean": _by_means}
 
 
 def _ratio(a: Float[Tensor, "dim"], b: Float[Tensor, "dim"]) -> Float[Tensor, "dim"]:
-    """Return the quotient; 0 / 0 is 0, and anything else over 0 infinite."""
+    """Return the quotient; 0 / 0 is 0, and other divisions by 0 are infinite."""
     return torch.where(a == 0, torch.zeros_like(a), a / b)
 
 
 def _largest(values: Float[Tensor, "dim"]) -> float:
-    """Return the largest number that is not NaN, or NaN if all are."""
+    """Return the largest non-NaN number, or NaN if all are NaN."""
     known = values[~torch.isnan(values)]
     return float(known.max()) if len(known) else math.nan
 
@@ -275,7 +275,7 @@ def chi_squares(
 
 
 def _cells(pooled: Float[Tensor, "dim bin"], n: int) -> Int[Tensor, "dim bin"]:
-    """Return the cell of each bin; a cell closes at a least share, and the last takes the rest."""
+    """Return each bin's cell; a cell closes at a minimal fraction, the last takes the rest."""
     full = max(LEAST / n, 1 / MOST) - 1e-12
     cell = torch.zeros(pooled.shape, dtype=torch.int64)
     held, at = torch.zeros(len(pooled), dtype=pooled.dtype), cell[:, 0].clone()
@@ -288,13 +288,13 @@ def _cells(pooled: Float[Tensor, "dim bin"], n: int) -> Int[Tensor, "dim bin"]:
 
 
 def _relative(p: Float[Tensor, "dim cell"], q: Float[Tensor, "dim cell"]) -> Float[Tensor, "dim"]:
-    """Return the relative entropy in bits; empty cells add nothing."""
+    """Return the relative entropy in bits; empty cells contribute 0."""
     ratio = torch.where(p > 0, p / q, torch.ones_like(p))
     return (p * ratio.log2()).sum(1)
 
 
 def wasserstein(a: LogHistogramState, b: LogHistogramState) -> Float[Tensor, "dim"]:
-    """Return how far each unit's mass moved, in pooled standard deviations of the bins' centres.
+    """Return each unit's Wasserstein distance, in pooled standard deviations of bin centres.
 
     NaN if this standard deviation is below the width of the unit's fullest bin.
     """
@@ -312,7 +312,7 @@ def wasserstein(a: LogHistogramState, b: LogHistogramState) -> Float[Tensor, "di
 
 
 def in_one_bin(a: LogHistogramState, b: LogHistogramState) -> Bool[Tensor, "dim"]:
-    """Return which units have all rows of both sides in the same bin, other than the zero bin."""
+    """Return the units with all rows of both sides in one bin, except the zero bin."""
     fullest = (a.counts + b.counts).max(1)
     is_zero = log_centres()[fullest.indices.cpu()] == 0
     return (fullest.values.cpu() == a.n + b.n) & ~is_zero
@@ -321,7 +321,7 @@ def in_one_bin(a: LogHistogramState, b: LogHistogramState) -> Bool[Tensor, "dim"
 def shuffled_means(
     rows: TwoSamples, bound: Float[Tensor, "dim"], sampled: bool
 ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
-    """Return p-values of each unit's mean, plain and adjusted for the number of units.
+    """Return p-values of each unit's mean under shuffling, plain and adjusted.
 
     The sample's rows are shuffled over both sides. The adjusted p-value compares with the most
     surprising unit of each shuffle, by Bennett's exponent: a common measure for units of any
@@ -354,7 +354,7 @@ def _shuffled(rows: TwoSamples) -> tuple[Float[Tensor, "dim"], Float[Tensor, "di
 def shuffled_tail(
     a: ScalarsState, b: ScalarsState, n: tuple[int, int]
 ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "dim"]]:
-    """Return each unit's difference of means in standard errors under shuffling, and a tail bound.
+    """Return each unit's mean difference in shuffled standard errors, with a tail bound.
 
     Both use all rows; ``n`` rows of each side are independent. Differences within rounding are 0.
     """

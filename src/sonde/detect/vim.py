@@ -1,4 +1,4 @@
-"""A row's length outside the directions of usual rows, weighed against its logits.
+"""A row's length outside the principal space of fitted rows, compared with its logits.
 
 For the layer that feeds a classifier's last linear layer; combines what ``Energy`` sees in the
 logits with what the logits cannot see.
@@ -39,7 +39,7 @@ BLOCK = 4096  # rows at a time, so that memory does not grow with them
 @final
 @dataclass(frozen=True, kw_only=True)
 class ViMScorer(Scorer):
-    """Weighted length outside the principal space minus the log evidence of the logits.
+    """Weighted residual length minus the logarithmic evidence of the logits.
 
     ``basis`` spans the rest of the space around ``origin``; ``middle`` is the mean of the fitted
     rows, and ``shift`` its coordinates along the basis; ``value`` is ``alpha``.
@@ -65,7 +65,7 @@ class ViMScorer(Scorer):
     def contributions(
         self, x: Float[Tensor, "row dim"], logits: Float[Tensor, "row class"]
     ) -> Float[Tensor, "row dim"]:
-        """Return the square of each unit of the residual; they add to the square of its length."""
+        """Return each unit's squared residual; they sum to the squared residual length."""
         check_fitted_width("ViM", x, len(self.origin))
         parts = _residuals(x, self.middle, self.basis, self.shift)
         return torch.cat([(part @ self.basis.to(part).T).square() for part in parts])
@@ -74,7 +74,7 @@ class ViMScorer(Scorer):
 @final
 @dataclass(frozen=True)
 class ViM(Detector):
-    """Length of each row outside the principal space of the fitted rows, against its logits.
+    """Length of each row outside the fitted rows' principal space, compared with its logits.
 
     The residual length is scaled so that on average it is as large as the largest logit, and
     enters as the logit of one more class: ``alpha |R^T (x - u)| - ln sum_c exp f_c``, with ``R``
@@ -128,11 +128,11 @@ class ViM(Detector):
         check_ranges(self, alpha=("rms", "paper"), m=">= 1")
 
     def reading(self) -> dict[str, Any]:
-        """Read what the final linear layer takes in."""
+        """Return the reading of the final linear layer's input."""
         return {"sites": HEAD_INPUT}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read moments, the mean largest logit and the head; for ``alpha="paper"`` a sample."""
+        """Return the requests for moments, mean largest logit, head and perhaps a sample."""
         found = {"moments": Moments(), "mean": LogitScoreSum(MaxLogit()), "head": HeadWeights()}
         return found if self.alpha == "rms" else {**found, "sample": HashSample(self.m)}
 
@@ -143,7 +143,7 @@ class ViM(Detector):
         head: HeadWeightsState,
         sample: HashSampleState | None = None,
     ) -> ViMScorer:
-        """Split the space by its energy about the origin, and weigh the residual."""
+        """Split the space by energy about the origin, and weight the residual."""
         dim = len(moments.mean)
         check_head("ViM", head, dim)
         reach, origin = _reach(mean), _origin(head)
@@ -201,7 +201,7 @@ def _reach(mean: LogitScoreSumState) -> float:
 
 
 def _origin(head: HeadWeightsState) -> Float[Tensor, "dim"]:
-    """Return the row that the head maps nearest to logits of zero.
+    """Return the row that the final layer maps nearest to zero logits.
 
     Weights that sum to 0 over classes do so up to the rounding of their type. Directions that
     rounding could have made do not count.
@@ -217,7 +217,7 @@ def _origin(head: HeadWeightsState) -> Float[Tensor, "dim"]:
 def _least_energy(
     moments: MomentsState, origin: Float[Tensor, "dim"], principal: int
 ) -> tuple[Float[Tensor, "rest"], Float[Tensor, "dim rest"]]:
-    """Return energies and directions about the origin, without the ``principal`` strongest.
+    """Return energies and directions about the origin, except the ``principal`` largest.
 
     Energies that rounding could have made are 0.
     """
@@ -235,7 +235,7 @@ def _residuals(
     basis: Float[Tensor, "dim rest"],
     shift: Float[Tensor, "rest"],
 ) -> Iterator[Float[Tensor, "_row rest"]]:
-    """Yield rows relative to the origin along the basis, some at a time.
+    """Yield rows relative to the origin in the basis, in chunks.
 
     Products are those of rows around their middle, so that a large common mean costs no digits.
     """

@@ -1,4 +1,4 @@
-"""From a live PyTorch model to a stream of rows: the only place that touches modules and hooks."""
+"""Turn a live PyTorch model into a stream of rows; only this package touches modules and hooks."""
 
 from sonde.core._lazy import lazy
 

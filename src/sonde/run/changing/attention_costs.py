@@ -56,7 +56,7 @@ def pattern_costs(
     sites: Sequence[str] = ("blocks:probs",),
     progress: bool = True,
 ) -> tuple[PatternCost, ...]:
-    """Return the cost of a pattern at each attention alone and, as last entry, at all together.
+    """Return the cost of a pattern at each attention layer, then at all of them together.
 
     A single attention has one entry.
 

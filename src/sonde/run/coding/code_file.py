@@ -1,4 +1,4 @@
-"""``sonde.encode_file`` and ``sonde.decode_file``: files without loss by a language model."""
+"""``sonde.encode_file`` and ``sonde.decode_file``: lossless compression by a language model."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -49,7 +49,7 @@ def verify_track(directory: str | Path, tick: Callable[[int], None] = lambda _: 
 
 
 def _other_kinds(files: list[Path]) -> Iterator[Fault]:
-    """Yield a fault for each step with other sites, reading, data or instruments than the first."""
+    """Yield a fault for each step that differs from the first in sites, data or instruments."""
     headers = [read_header(path) for path in files]
     for path, header in zip(files, headers, strict=True):
         other = [name for name in ALIKE if header.get(name) != headers[0].get(name)]

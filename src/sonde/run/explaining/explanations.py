@@ -239,7 +239,7 @@ def _judged(
 
 
 def _unsaturated(model: Model, batch: InputBatch, test: Objective, site: str) -> Objective:
-    """Return the margin in place of a probability, which one place alone seldom moves from 1."""
+    """Use the margin for a probability: removing one position rarely changes a probability of 1."""
     is_share = test.at(SiteFunction(model, batch, site)).objective.kind == "prob"
     return replace(test, kind="margin") if is_share else test
 

@@ -36,7 +36,7 @@ class Range:
         return self != other and self.start <= other.start and other.stop <= self.stop
 
     def is_node(self, n_units: int) -> bool:
-        """Return whether the merge tree has this range: aligned, whole or cut at the last unit."""
+        """Return whether the merge tree has this range: aligned, and full or cut at the end."""
         length = 1 << max(self.stop - self.start - 1, 0).bit_length()
         whole = self.stop - self.start == length or self.stop == n_units
         inside = 0 <= self.start < self.stop <= n_units

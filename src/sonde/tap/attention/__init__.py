@@ -1,1 +1,1 @@
-"""Ports inside an attention: queries, keys, values, probabilities and heads."""
+"""Ports inside an attention layer: queries, keys, values, probabilities and heads."""

@@ -1,4 +1,4 @@
-"""Figures of each head's probabilities: one number for each query, whatever the text's length."""
+"""Statistics of each head's probabilities: one number per query, for texts of any length."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +14,7 @@ Seen = Bool[Tensor, "_example _head query key"] | None
 def figures(
     probs: Probs, seen: Seen, first_query: int | None
 ) -> dict[str, Callable[[], Float[Tensor, "example query head"]]]:
-    """Return a function for each figure of attention probabilities.
+    """Return a function for each statistic of attention probabilities.
 
     ``entropy`` is divided by its maximum, the logarithm of the number of keys in sight of a query,
     and is 1 if the query sees a single key; ``entropy_nats`` is not divided. ``first`` is the

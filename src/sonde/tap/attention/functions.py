@@ -1,4 +1,4 @@
-"""Attentions written with torch's own functions: fused attention, or a softmax and a product.
+"""Attention layers that call torch's own functions: fused attention, or softmax and product.
 
 While such a module runs, calls of these functions go through a ``TorchFunctionMode``, which runs
 them as they are. A fused call shows every port. A softmax over (example, head, query, key) shows
@@ -24,7 +24,7 @@ _NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale
 
 
 class FunctionsWatched(TorchFunctionMode):
-    """Shows hooks what one call of an attention hands to torch's functions.
+    """Shows hooks the tensors that one attention call passes to torch's functions.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def _explicit(
     scale: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Return heads and probabilities as the fused function defines them."""
+    """Return heads and probabilities by the definition of the fused function."""
     times = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(times, 1) for x in (key, value))
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)

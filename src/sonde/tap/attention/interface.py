@@ -1,4 +1,4 @@
-"""Attentions of transformers that get their kernel from its ``AttentionInterface``.
+"""Attention layers of transformers that get their kernel from its ``AttentionInterface``.
 
 While anything is watched, the interface hands out a pass-through around the kernel that it would
 have handed out. The kernel runs as it is, on the tensors that it was given; probabilities are
@@ -38,7 +38,7 @@ _readers = 0
 
 
 def hold_interface() -> None:
-    """Hand out pass-throughs from now on; each call needs one ``release_interface``."""
+    """Return wrapped kernels from now on; each call needs one ``release_interface``."""
     global _readers
     with _lock:
         _readers += 1
@@ -78,7 +78,7 @@ def kernels_through(around: Callable[..., Any], *, here: bool = True) -> Iterato
 
 
 def release_interface() -> None:
-    """Take one ``hold_interface`` back."""
+    """Undo one ``hold_interface``."""
     global _readers
     with _lock:
         _readers -= 1
@@ -90,7 +90,7 @@ def release_interface() -> None:
 def _get_interface(
     interface: Any, original: Callable[..., Kernel], attn_implementation: str, default: Kernel
 ) -> Kernel:
-    """Return the kernel, with a pass-through around it where something is watched."""
+    """Return the kernel, wrapped if an attention layer is watched."""
     kernel = original(interface, attn_implementation, default)
     for around in (*_around_all, *_AROUND.get()):
         kernel = partial(around, kernel, attn_implementation)
@@ -101,7 +101,7 @@ def _get_interface(
 
 @dataclass(frozen=True)
 class KeySource:
-    """Source of the keys of one call.
+    """Origin of the keys in one attention call.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class KeySource:
     known: bool = False
 
     def new(self, n_queries: int, n_keys: int) -> slice:
-        """Return the slice of the new keys among the keys that a kernel is given."""
+        """Return the slice of the new keys among all keys of a kernel."""
         if self.known:
             return slice(0, 0)
         if not self.same_text or n_keys == n_queries:
@@ -131,7 +131,7 @@ class KeySource:
 
 
 def source_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> KeySource:
-    """Return where the keys of a call of an attention come from."""
+    """Return the origin of the keys in an attention layer's call."""
     named = arguments(module, args, kwargs)
     cache, layer = cache_in(named), getattr(module, "layer_idx", None)
     same_text = all(named.get(name) is None for name in OTHER_TEXT)
@@ -198,7 +198,7 @@ def _seen(watched: WatchedAttention, port: str, x: Tensor, *, of_encoder: bool =
 def _seen_new(
     watched: WatchedAttention, port: str, x: Tensor, new: slice, source: KeySource
 ) -> Tensor:
-    """Return keys or values, the new ones as hooks left them; a cache keeps the changes too."""
+    """Return keys or values after hooks changed the new ones; a cache stores the changes too."""
     if new.start == new.stop or not watched.wants(port):
         return x
     given = x[:, :, new]
@@ -214,7 +214,7 @@ def _seen_new(
 def _seen_probs(
     watched: WatchedAttention, probs: Tensor, seen: Tensor | None, first_query: int | None
 ) -> Tensor:
-    """Return probabilities, (example, head, query, key), as hooks left them."""
+    """Return probabilities, (example, head, query, key), after hooks changed them."""
     given = probs.transpose(1, 2)
     in_sight = None if seen is None else seen[..., : probs.shape[-1]]
     made = figures(given, in_sight, first_query)
@@ -225,7 +225,7 @@ def _seen_probs(
 def _from_probs(
     changed: Tensor, probs: Tensor, value: Tensor, expected: Tensor, module: nn.Module
 ) -> Tensor:
-    """Return the heads of changed probabilities, (example, position, head, width)."""
+    """Return the heads computed from changed probabilities, (example, position, head, width)."""
     every = value.repeat_interleave(probs.shape[1] // value.shape[1], 1)
     with torch.no_grad():
         off = float((_heads(probs, every) - expected).abs().max())
@@ -244,7 +244,7 @@ def _heads(probs: Tensor, value: Tensor) -> Tensor:
 
 
 def require_mask(implementation: str | None, mask: Any, module: nn.Module) -> None:
-    """Raise a ``SiteError`` unless a kernel is given the mask of each query, or none."""
+    """Raise a ``SiteError`` unless a kernel receives one mask per query, or no mask."""
     is_plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
     if implementation not in WITH_MASKS or not is_plain:
         raise SiteError(
@@ -255,7 +255,7 @@ def require_mask(implementation: str | None, mask: Any, module: nn.Module) -> No
 
 
 def in_sight(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> Tensor | None:
-    """Return which keys each query sees, (example or 1, head or 1, query, key); None for all."""
+    """Return the keys visible to each query, (example or 1, head or 1, query, key), or None."""
     if mask is not None:
         return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     n_queries, n_keys = query.shape[2], key.shape[2]
@@ -265,7 +265,7 @@ def in_sight(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) -> T
 
 
 def _additive(mask: Tensor | None, seen: Tensor | None, query: Tensor) -> Tensor | None:
-    """Return the mask that an explicit function adds to its scores."""
+    """Return the mask that an explicit attention function adds to its scores."""
     if seen is None or (mask is not None and mask.dtype != torch.bool):
         return mask
     hidden = torch.finfo(query.dtype).min

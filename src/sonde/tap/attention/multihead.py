@@ -1,4 +1,4 @@
-"""The inside of ``nn.MultiheadAttention``, computed a second time from the inputs of a call.
+"""Ports of ``nn.MultiheadAttention``, recomputed from the inputs of a call.
 
 The module calls fused functions that no hook sees. If a hook changes something, the output is
 computed anew from there on; else the module's own output is left as it is.
@@ -30,7 +30,7 @@ def observe(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None] | None:
-    """Show hooks what a call computes; return its output if they changed anything, else None."""
+    """Show hooks the tensors of a call; return its output if a hook changed any, else None."""
     bound = _SIGNATURE.bind(module, *args, **kwargs)
     bound.apply_defaults()
     call = _Call(module, bound.arguments)
@@ -54,18 +54,18 @@ def observe(
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """One call of the module: its arguments by name."""
+    """Arguments of one module call, by name."""
 
     module: nn.MultiheadAttention
     named: dict[str, Any]
 
     @property
     def n_more(self) -> int:
-        """Number of keys that belong to no text: a learned key and a key of zeros."""
+        """Number of keys that are no tokens of the text: a learned key and a zero key."""
         return int(self.module.bias_k is not None) + int(self.module.add_zero_attn)
 
     def lengths(self, name: str) -> list[int] | None:
-        """Return the real positions of each example of a nested argument."""
+        """Return the number of real positions in each example of a nested argument."""
         x = self.named[name]
         return [len(row) for row in x.unbind()] if x.is_nested else None
 
@@ -92,7 +92,7 @@ class _Call:
 
     @cached_property
     def mask(self) -> Float[Tensor, "_example _head _query key"] | None:
-        """Mask that is added to the scores of the text's keys; None without masks."""
+        """Mask that is added to the scores of the text's keys, or None without masks."""
         n, parts = self.module.num_heads, list[Tensor]()
         lengths, given = self.lengths("key"), self.named["key_padding_mask"]
         if lengths is not None:
@@ -112,7 +112,7 @@ class _Call:
 
     @cached_property
     def in_sight(self) -> Tensor | None:
-        """Mask of keys for each query, (example or 1, head or 1, query, key); None for all."""
+        """Keys visible to each query, (example or 1, head or 1, query, key); None for all."""
         if self.mask is None:
             return None
         seen = self.mask > -torch.inf
@@ -123,7 +123,7 @@ class _Call:
         return functional.pad(seen, (0, self.n_more), value=True)
 
     def probs(self, q: Queries, k: Keys) -> Tensor:
-        """Return probabilities, (example, query, head, key); keys of no text come last."""
+        """Return probabilities, (example, query, head, key); keys that are no tokens come last."""
         k = self._with_more(k, self.module.bias_k)
         scores = torch.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
         if self.mask is not None:

@@ -1,4 +1,4 @@
-"""Hooks by which a session sees inside attentions, put on and taken off again."""
+"""Hooks through which a session sees inside attention layers, and their removal."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ Wanted = Sequence[tuple[nn.Module, str, PortHook]]
 def watch_attention(
     wanted: Wanted, *, edits: bool = False, here: bool = True
 ) -> Callable[[], AbstractContextManager[None]] | None:
-    """Return a function that opens a context in which hooks at attention ports are called.
+    """Return a function that opens a context in which hooks at attention ports run.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def _watched(wanted: Wanted, edits: bool, here: bool) -> Iterator[None]:
 def _before(
     watch: AttentionWatch, module: nn.Module, args: tuple[Any, ...], kwargs: Any = None
 ) -> None:
-    """Look at a call before it runs; the first of several sessions does it for all."""
+    """Prepare a watched call before it runs; the first of several sessions does it for all."""
     watched = WatchedAttention.find(module)
     if watched is None or watched.first is not watch or kwargs is None:
         return
@@ -71,7 +71,7 @@ def _before(
 
 
 def _after(watch: AttentionWatch, module: nn.Module, args: Any, output: Any) -> Any:
-    """Return the output as hooks made it, or None to keep the module's own output."""
+    """Return the output that hooks changed, or None to keep the module's own output."""
     watch.leave()
     made = watch.notes.pop(id(module), None)
     return made if isinstance(module, nn.MultiheadAttention) else None

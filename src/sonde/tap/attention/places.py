@@ -1,4 +1,4 @@
-"""Which modules are attentions whose ports can be read, and which of them a path means."""
+"""Find the attention layers with readable ports, and the ones that a path names."""
 
 import functools
 import inspect
@@ -21,12 +21,12 @@ def is_attention(module: nn.Module) -> bool:
 
 
 def asks_interface(cls: type[nn.Module]) -> bool:
-    """Return whether a class gets its kernel from the interface of transformers."""
+    """Return whether a class gets its kernel from the attention interface of transformers."""
     return bool(_names_in(cls) & {INTERFACE})
 
 
 def calls_functions(module: nn.Module) -> bool:
-    """Return whether a module may be an attention written with torch's functions."""
+    """Return whether a module may be an attention layer written with torch's functions."""
     return bool(_names_in(type(module)) & FUNCTIONS) and not is_attention(module)
 
 
@@ -40,7 +40,7 @@ def _names_in(cls: type[nn.Module]) -> frozenset[str]:
 
 
 def attentions_at(path: str, names: ModuleNames) -> list[str]:
-    """Return the attentions that a path may mean: its module, or attentions inside, in order.
+    """Return the attention layers that a path names: its module, or those inside it, in order.
 
     If no module is a known attention, the innermost modules that call torch's functions count.
     """
@@ -55,7 +55,7 @@ def attentions_at(path: str, names: ModuleNames) -> list[str]:
 
 
 def attention_at(path: str, port: str, names: ModuleNames) -> str:
-    """Return the attention that a path means: itself, or the only one inside.
+    """Return the attention layer that a path names: itself, or the only one inside.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def attention_at(path: str, port: str, names: ModuleNames) -> str:
 
 
 def what_runs(sites: Iterable[Site]) -> str:
-    """Return words for an error: what to name in place of sites that never ran."""
+    """Return advice for an error: what to name instead of sites that never ran."""
     if any(site.port in ATTENTION_PORTS for site in sites):
         return "a module that runs and a port that its kernel shows (of a softmax probs alone)"
     return "a module that runs"

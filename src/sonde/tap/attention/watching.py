@@ -1,4 +1,4 @@
-"""Hooks of open sessions at the ports of attentions, found when an attention runs."""
+"""Hooks of open sessions at the ports of attention layers, looked up when the layer runs."""
 
 import contextlib
 import threading
@@ -18,7 +18,7 @@ Figures = Mapping[str, Callable[[], Tensor]]
 
 
 class _OfThread(threading.local):
-    """What a watch keeps of the attention layers that run in one thread."""
+    """A watch's data on the attention layers that run in one thread."""
 
     def __init__(self) -> None:
         self.notes: dict[int, Any] = {}
@@ -52,17 +52,17 @@ class AttentionWatch:
 
     @property
     def notes(self) -> dict[int, Any]:
-        """Notes on the attention layers that run in this thread, by id of the module."""
+        """Notes on the attention layers that run in this thread, by module id."""
         return self.own.notes
 
     def enter(self, mode: TorchFunctionMode) -> None:
-        """Open a mode in this thread."""
+        """Enter a torch function mode in this thread."""
         self.leave()
         self.own.mode = mode
         mode.__enter__()
 
     def leave(self) -> None:
-        """Close the mode, if one is open; a forward pass that was ended early leaves it behind."""
+        """Exit the mode if it is open, for instance after a forward pass that stopped early."""
         if self.own.mode is not None:
             self.own.mode.__exit__(None, None, None)
         self.own.mode = None
@@ -80,7 +80,7 @@ def is_anything_watched() -> bool:
 
 @contextlib.contextmanager
 def opened(watch: AttentionWatch) -> Iterator[None]:
-    """Make the watch known to attentions, those of this context or all."""
+    """Register the watch for the attention layers of this context, or of all contexts."""
     global _everywhere
     if watch.here:
         _OPEN.set((*_OPEN.get(), watch))
@@ -96,7 +96,7 @@ def opened(watch: AttentionWatch) -> Iterator[None]:
 
 
 class WatchedAttention:
-    """The hooks at one attention, of all sessions that act in this context, edits first."""
+    """The hooks of all sessions in this context at one attention layer, edits first."""
 
     def __init__(self, module: nn.Module, watches: Sequence[AttentionWatch]) -> None:
         self._id, self._watches = id(module), watches
@@ -104,7 +104,7 @@ class WatchedAttention:
 
     @classmethod
     def find(cls, module: nn.Module) -> "WatchedAttention | None":
-        """Return the watches of a module, or None if it has no watch or a backward pass runs."""
+        """Return a module's watches, or None if it has none or a backward pass is running."""
         if torch._C._current_graph_task_id() != -1:
             return None
         mine = [w for w in (*_everywhere, *_OPEN.get()) if id(module) in w.owners]
@@ -112,7 +112,7 @@ class WatchedAttention:
         return cls(module, mine) if mine else None
 
     def wants(self, port: str) -> bool:
-        """Return whether a hook is at a port."""
+        """Return whether a hook is registered at a port."""
         return any((self._id, port) in watch.hooks for watch in self._watches)
 
     def seen(
@@ -125,7 +125,7 @@ class WatchedAttention:
         of_encoder: bool = False,
         in_sight: Tensor | None = None,
     ) -> Tensor:
-        """Return heads, (example, position, head, width), as hooks left them; ``x`` if unchanged.
+        """Return heads, (example, position, head, width), after the hooks; ``x`` if unchanged.
 
         Parameters
         ----------

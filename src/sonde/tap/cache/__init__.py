@@ -1,1 +1,1 @@
-"""Key-value caches that evict: the only place that touches the caches of transformers."""
+"""Key-value caches that drop tokens; only this package touches the caches of transformers."""

@@ -1,4 +1,4 @@
-"""Open a model with a key-value cache that forgets tokens by a rule, or packs them."""
+"""Run a model with a key-value cache that drops tokens by a rule, or packs them."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ Form = CacheRule | CachePacking
 
 
 class EvictingCache(Cache):
-    """A cache of transformers whose full-attention layers evict or pack; others stay as they are.
+    """A cache of transformers whose full-attention layers drop or pack tokens.
 
     Parameters
     ----------
@@ -45,12 +45,12 @@ class EvictingCache(Cache):
 
     @property
     def evicting(self) -> list[EvictingLayer]:
-        """The layers that evict, in order of depth."""
+        """The layers that drop tokens, in order of depth."""
         return [layer for layer in self.layers if isinstance(layer, EvictingLayer)]
 
     @property
     def smaller(self) -> list[GrowingLayer]:
-        """The layers that evict or pack, in order of depth."""
+        """The layers that drop or pack tokens, in order of depth."""
         return [layer for layer in self.layers if isinstance(layer, GrowingLayer)]
 
     @property
@@ -61,7 +61,7 @@ class EvictingCache(Cache):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes that all layers hold: keys, values, columns and what rules remember."""
+        """Bytes of all layers: keys, values, columns and the rules' memory."""
         own = sum(layer.size_bytes for layer in self.smaller)
         others = [x for x in self.layers if not isinstance(x, GrowingLayer)]
         held = [getattr(x, name, None) for x in others for name in ("keys", "values")]
@@ -88,7 +88,7 @@ class EvictingCache(Cache):
 def caching(
     model: Model | nn.Module, rule: Form | Callable[[int], Form], *, here: bool = False
 ) -> Iterator[EvictingCache]:
-    """Open a language model with a cache that evicts tokens by a rule, or holds them packed.
+    """Run a language model with a cache that drops tokens by a rule, or stores them packed.
 
     Inside the block give the cache as ``cache`` (``past_key_values`` before transformers 5.24), to
     ``generate`` or to single calls, also for a second turn of the same conversation. A call first
@@ -147,7 +147,7 @@ def caching(
 
 
 def _rotating(cache: EvictingCache, module: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
-    """Yield hooks on the attention layers of layers that must know how these rotate."""
+    """Yield hooks on attention layers whose rotation the cache layer needs."""
     for part in module.modules():
         number = getattr(part, "layer_idx", None)
         if number is None or number >= len(cache.layers) or not asks_interface(type(part)):
@@ -160,7 +160,7 @@ def _rotating(cache: EvictingCache, module: nn.Module) -> Iterator[tuple[nn.Modu
 def _note_rotation(
     cache: EvictingCache, layer: GrowingLayer, part: nn.Module, args: Any, kwargs: Any
 ) -> None:
-    """Tell a layer how its attention rotates the columns of the running call."""
+    """Pass to a cache layer how its attention rotates the columns of the running call."""
     named = arguments(part, args, kwargs)
     if not any(x is cache for x in named.values()):
         return
@@ -186,7 +186,7 @@ def _check_has_cache(module: nn.Module) -> None:
 
 
 def _check_kernel(module: nn.Module) -> None:
-    """Refuse attention that cannot be masked for each head, which eviction needs."""
+    """Raise if attention cannot be masked separately for each head, which eviction needs."""
     kind, text = type(module).__name__, cast("Any", module).config.get_text_config()
     kernel = text._attn_implementation
     if kernel not in WITH_MASKS:
@@ -215,7 +215,7 @@ def _layers(plain: Sequence[Any], forms: Sequence[Form | None]) -> list[Any]:
 
 
 def _begin(cache: EvictingCache, module: nn.Module, args: Any, kwargs: Any) -> EvictingCache | None:
-    """Note which columns of a call on this cache are real; calls on others are not followed."""
+    """Record the real columns of a call on this cache; calls on other caches are ignored."""
     named = arguments(module, args, kwargs)
     if named.get("use_cache") is False:
         raise InputError(
@@ -233,7 +233,7 @@ def _begin(cache: EvictingCache, module: nn.Module, args: Any, kwargs: Any) -> E
 
 
 def _finish(cache: EvictingCache) -> None:
-    """Leave all to the layers: they keep what later calls read."""
+    """Let every cache layer store what later calls need."""
 
 
 def _attend(
@@ -248,7 +248,7 @@ def _attend(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Run a kernel on what a layer holds, then let the layer evict."""
+    """Run a kernel on the tokens in a cache layer, then let the layer drop tokens."""
     layer = _layer_of(cache, module, key)
     if layer is None:
         return kernel(module, query, key, value, attention_mask, *args, **kwargs)
@@ -263,7 +263,7 @@ def _attend(
 
 
 def _layer_of(cache: EvictingCache, module: nn.Module, key: Tensor) -> EvictingLayer | None:
-    """Return the layer that handed out these very keys, or None."""
+    """Return the cache layer whose key tensor this is, or None."""
     number = getattr(module, "layer_idx", None)
     if number is None or number >= len(cache.layers):
         return None
@@ -272,7 +272,7 @@ def _layer_of(cache: EvictingCache, module: nn.Module, key: Tensor) -> EvictingL
 
 
 def _mask(seen: Tensor, query: Tensor, implementation: str) -> Tensor | None:
-    """Return the mask of each query head in the form that a kernel takes."""
+    """Return the mask of each query head in the format that the kernel accepts."""
     if bool(seen.all()):
         return None
     seen = seen.repeat_interleave(query.shape[1] // seen.shape[1], 1)

@@ -1,4 +1,4 @@
-"""The cache of one attention layer: what all forms share, and the one that evicts by a rule."""
+"""Cache of one attention layer: the base of all kinds, and the kind that drops tokens."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,12 +33,12 @@ class RealTokens:
 
     @cached_property
     def index(self) -> Int[Tensor, "row column"]:
-        """Number of each real token in its row, from 0; padding has that of the token before."""
+        """Index of each real token in its row, from 0; padding repeats the previous index."""
         return self.mask.int().cumsum(1, dtype=torch.int32) - 1
 
     @cached_property
     def number(self) -> Int[Tensor, "row column"]:
-        """Number of each real token in its row, -1 at padding."""
+        """Index of each real token in its row, and -1 at padding."""
         return self.index.masked_fill(~self.mask, -1)
 
     @cached_property
@@ -51,19 +51,19 @@ class RealTokens:
         return {}
 
     def keep(self, rule: CacheRule) -> Int[Tensor, "row"]:
-        """Return how many tokens of each row stay by a rule; computed once for all layers."""
+        """Return how many tokens of each row a rule keeps; computed once for all layers."""
         if id(rule) not in self._keep:
             self._keep[id(rule)] = rule, rule.kept(self.total)
         return self._keep[id(rule)][1]
 
     def columns(self, number: Int[Tensor, "row head slot"]) -> Int[Tensor, "row head slot"]:
-        """Return the column of each real token by its number; -1 stays -1."""
+        """Return the column of each real token by its index; -1 stays -1."""
         first = torch.searchsorted(self.index, number.flatten(1).clamp(min=0).contiguous())
         return torch.where(number < 0, -1, first.view_as(number))
 
 
 class GrowingLayer(CacheLayerMixin):
-    """Base of a layer's cache in every form: new tokens, rows, and which tokens are real."""
+    """Base of all cache layers: new tokens, rows, and the mask of real tokens."""
 
     is_sliding = False
     is_croppable = False
@@ -80,11 +80,11 @@ class GrowingLayer(CacheLayerMixin):
 
     @property
     def needs_rotation(self) -> bool:
-        """True if the form in which tokens are held asks how the attention rotates."""
+        """True if storing tokens requires the attention layer's rotation."""
         return False
 
     def note(self, turn: Turn, cos: Tensor, sin: Tensor) -> None:
-        """Note how the columns of the running call are rotated, before they arrive."""
+        """Record how the columns of the running call are rotated, before they arrive."""
         assert self.real is not None
         index = self.real.index[:, self.n_seen :]
         if self.rotation is None:
@@ -93,13 +93,13 @@ class GrowingLayer(CacheLayerMixin):
             self.rotation = self.rotation.later(cos, sin, index)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take type and device from the first keys."""
+        """Take number type and device from the first keys."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         self.is_initialized = True
 
     def append(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Add new keys and values behind those that are held."""
+        """Append new keys and values after the stored ones."""
         if self.real is None or not self.is_open:
             raise StateError(
                 "caching: expected the cache to be used inside its with block and with its "
@@ -115,21 +115,21 @@ class GrowingLayer(CacheLayerMixin):
         self.values = torch.cat([self.values, value_states], 2)
 
     def get_seq_length(self) -> int:
-        """Return how many columns were seen, which is where positions go on."""
+        """Return how many columns were read, the position of the next token."""
         return self.n_seen
 
     def get_max_length(self) -> int:
-        """Return -1: texts may be as long as the model can read."""
+        """Return -1, since texts may be as long as the model can read."""
         return -1
 
     def reset(self) -> None:
-        """Forget all texts."""
+        """Drop all texts."""
         self.keys = self.values = None
         self.is_initialized = False
         self.n_seen, self.real, self.rotation = 0, None, None
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Raise: tokens that were evicted or packed cannot come back."""
+        """Raise, since dropped or packed tokens cannot be restored."""
         if tokens_to_remove:
             raise InputError(
                 "caching: expected a cache that only grows, got a request to remove tokens. "
@@ -141,15 +141,15 @@ class GrowingLayer(CacheLayerMixin):
         self.over_rows(lambda x: x.repeat_interleave(repeats, 0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some rows."""
+        """Keep the given rows."""
         self.over_rows(lambda x: x[indices.to(x.device)])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Put rows into another order, as beam search does."""
+        """Reorder rows, as beam search does."""
         self.batch_select_indices(beam_idx)
 
     def over_rows(self, change: Any) -> None:
-        """Repeat rows, keep some, or put them into another order."""
+        """Repeat rows, keep some, or reorder them."""
         for name in self.held:
             x = getattr(self, name)
             if x is not None:
@@ -161,7 +161,7 @@ class GrowingLayer(CacheLayerMixin):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all that the layer holds from one call to the next."""
+        """Bytes that the layer stores between two calls."""
         found = [getattr(self, name) for name in self.held]
         return sum(x.numel() * x.element_size() for x in found if x is not None)
 
@@ -186,7 +186,7 @@ class EvictingLayer(GrowingLayer):
 
     @property
     def needs_rotation(self) -> bool:
-        """True if the rule asks how the attention rotates."""
+        """True if the rule requires the attention layer's rotation."""
         return self.rule.reads_rotation()
 
     def _forget(self) -> None:
@@ -202,7 +202,7 @@ class EvictingLayer(GrowingLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append new keys and values and return all that are held."""
+        """Append new keys and values and return all stored ones."""
         if self.n_new:
             raise SiteError(
                 "caching: an attention layer changed its keys between the cache and its "
@@ -221,7 +221,7 @@ class EvictingLayer(GrowingLayer):
         return self.keys, self.values
 
     def _widen(self) -> None:
-        """Put each head's tokens back into slots, with empty slots for shorter heads."""
+        """Arrange each head's tokens in slots, with empty slots for shorter heads."""
         if self.index is None or self.flat_keys is None or self.flat_values is None:
             return
         at, shape = self.index >= 0, self.index.shape
@@ -232,7 +232,7 @@ class EvictingLayer(GrowingLayer):
         self.flat_keys = self.flat_values = None
 
     def _narrow(self) -> None:
-        """Hold the tokens of all heads behind each other, without empty slots."""
+        """Store the tokens of all heads one after another, without empty slots."""
         assert self.index is not None
         assert self.keys is not None
         assert self.values is not None
@@ -241,17 +241,17 @@ class EvictingLayer(GrowingLayer):
         self.keys, self.values = self.keys[:, :, :0].clone(), self.values[:, :, :0].clone()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many keys the next call attends to, and where they start."""
+        """Return how many keys the next call attends to, and the first key's position."""
         held = 0 if self.keys is None else self.keys.shape[2]
         return (held if self.index is None else self.index.shape[2]) + query_length, 0
 
     def reset(self) -> None:
-        """Forget all texts."""
+        """Drop all texts."""
         super().reset()
         self._forget()
 
     def numbers(self) -> Int[Tensor, "row head slot"]:
-        """Return which real token of its text each slot holds; -1 for padding and empty slots."""
+        """Return the index of the real token in each slot; -1 for padding and empty slots."""
         if self.index is not None:
             return self.index
         assert self.keys is not None
@@ -259,7 +259,7 @@ class EvictingLayer(GrowingLayer):
         return self.real.number[:, None].expand(-1, self.keys.shape[1], -1)
 
     def kept(self) -> Int[Tensor, "row head slot"]:
-        """Return the column of the text that each slot holds; -1 for empty slots."""
+        """Return the text column of the token in each slot; -1 for empty slots."""
         assert self.keys is not None
         assert self.real is not None
         if self.index is not None:
@@ -268,7 +268,7 @@ class EvictingLayer(GrowingLayer):
         return torch.arange(slots, device=self.keys.device).expand(rows, heads, slots)
 
     def in_sight(self) -> Bool[Tensor, "row head query slot"] | None:
-        """Return the mask of keys for each query of this call; None to use the model's mask."""
+        """Return the mask of keys for each query of this call, or None for the model's mask."""
         if self.index is None or self.real is None:
             return None
         query = self.real.index[:, None, self.n_seen - self.n_new :, None]
@@ -279,7 +279,7 @@ class EvictingLayer(GrowingLayer):
         return seen | ~seen.any(-1, keepdim=True)
 
     def evict(self, query: Float[Tensor, "row query_head query width"], scale: float) -> None:
-        """Drop the tokens that the rule gives up, after the running call has attended to all."""
+        """Drop the tokens that the rule rejects, after the running call has attended to all."""
         assert self.keys is not None
         assert self.values is not None
         assert self.real is not None
@@ -319,7 +319,7 @@ class EvictingLayer(GrowingLayer):
         return order.gather(2, ascending), left
 
     def _add_moments(self, query: Tensor) -> None:
-        """Add the queries of the running call, turned back, to the moments that the rule needs."""
+        """Add the running call's queries, rotated back, to the moments that the rule needs."""
         first = self.rule.reads_queries()
         if first is None:
             return
@@ -336,7 +336,7 @@ class EvictingLayer(GrowingLayer):
         self.moments = new if self.moments is None else self.moments.merge(new)
 
     def over_rows(self, change: Any) -> None:
-        """Repeat rows, keep some, or put them into another order."""
+        """Repeat rows, keep some, or reorder them."""
         is_flat = self.flat_keys is not None
         self._widen()
         super().over_rows(change)
@@ -346,11 +346,11 @@ class EvictingLayer(GrowingLayer):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all that the layer holds from one call to the next."""
+        """Bytes that the layer stores between two calls."""
         return super().size_bytes + sum(x.nbytes for x in leaves(self.moments))
 
     def _attention(self, query: Tensor, scale: float, index: Tensor) -> Any:
-        """Return the attention that the rule asks for, and keep what later calls need of it."""
+        """Return the attention that the rule needs, and store what later calls need."""
         wanted = self.rule.reads_attention()
         if wanted == 0:
             return None
@@ -377,7 +377,7 @@ class EvictingLayer(GrowingLayer):
         index: Int[Tensor, "row head slot"],
         at: Int[Tensor, "row query"],
     ) -> Float[Tensor, "row head slot"]:
-        """Return the attention that slots receive, summed over real queries of numbers ``at``."""
+        """Return the attention that slots receive, summed over the real queries ``at``."""
         assert self.keys is not None
         (rows, heads, slots), total = index.shape, torch.zeros((), device=query.device)
         keys = self.keys.float().transpose(2, 3)
@@ -403,7 +403,7 @@ class EvictingLayer(GrowingLayer):
 def _picked(
     x: Float[Tensor, "row head slot width"], slot: Int[Tensor, "row head slot2"]
 ) -> Float[Tensor, "row head slot2 width"]:
-    """Return the vectors of some slots of each head; vectors are copied whole."""
+    """Return the vectors in some slots of each head, copied whole."""
     rows, heads, slots, width = x.shape
     first = torch.arange(rows * heads, device=x.device).view(rows, heads, 1) * slots
     found = x.reshape(-1, width).index_select(0, (first + slot).flatten())
@@ -411,7 +411,7 @@ def _picked(
 
 
 def _last_lowest(scores: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Return all slots but the last of lowest score in each head, and their tokens."""
+    """Return all slots except each head's last slot of lowest score, and their tokens."""
     low, back = scores.flip(-1).min(-1, keepdim=True)
     if bool(low.isnan().any()):
         raise InputError("CacheRule.score: expected numbers, got NaN.")

@@ -1,4 +1,4 @@
-"""The caches of attention layers that hold their older tokens in packed form."""
+"""Caches of attention layers that store their older tokens packed."""
 
 from typing import Any
 
@@ -24,14 +24,14 @@ class PackingGroup:
         self.chunks: list[PackedTokens] = []
 
     def heads_of(self, layer: "PackingLayer") -> slice:
-        """Return which of the heads that are packed together are those of a layer."""
+        """Return the indices of a layer's heads among the heads packed together."""
         sizes = [x.keys.shape[1] for x in self.layers if x.keys is not None]
         number = self.layers.index(layer)
         first = sum(sizes[:number])
         return slice(first, first + sizes[number]) if len(self.layers) > 1 else slice(None)
 
     def stacked(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the oldest keys and values that are not packed yet, and which are real.
+        """Return the oldest unpacked keys and values, and which of them are real.
 
         The heads of each layer stand behind those of the layer before; keys are turned back if the
         packing asks for it.
@@ -64,7 +64,7 @@ class PackingGroup:
 
 
 class PackingLayer(GrowingLayer):
-    """Packed chunks of older tokens, and the newest tokens as they are.
+    """Packed chunks of older tokens, and the newest tokens unpacked.
 
     A call attends to its own new tokens in full precision; those that are old enough by then are
     packed, and later calls read them in packed form. Chunks begin at multiples of ``chunk`` columns
@@ -83,17 +83,17 @@ class PackingLayer(GrowingLayer):
 
     @property
     def needs_rotation(self) -> bool:
-        """True if keys are packed as they were before the attention rotated them."""
+        """True if keys are packed as they were before the rotation."""
         return self.group.packing.before_rotation
 
     @property
     def knows_rotation(self) -> bool:
-        """True if the rotation of keys is known; this needs the angle between two tokens."""
+        """True if the keys' rotation is known, which needs the angle between two tokens."""
         return self.rotation is None or self.rotation.angle is not None
 
     @property
     def n_packed(self) -> int:
-        """Columns that are packed."""
+        """Number of packed columns."""
         return self.n_seen - (0 if self.keys is None else self.keys.shape[2])
 
     def update(
@@ -116,14 +116,14 @@ class PackingLayer(GrowingLayer):
         return keys, values
 
     def turned(self, keys: Tensor, columns: slice, back: bool = False) -> Tensor:
-        """Return keys of some columns turned as the attention turns them, or turned back."""
+        """Return the keys of some columns rotated as the attention layer does, or rotated back."""
         if self.rotation is None or not self.needs_rotation:
             return keys
         assert self.real is not None
         return self.rotation.turned(keys, self.real.index[:, columns].clamp(min=0), back)
 
     def drop(self, size: int) -> None:
-        """Drop the oldest tokens, which were packed."""
+        """Drop the oldest tokens after they were packed."""
         assert self.keys is not None
         assert self.values is not None
         # Copies: a view would keep the memory of what was packed.
@@ -131,23 +131,23 @@ class PackingLayer(GrowingLayer):
         self.values = self.values[:, :, size:].clone()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many keys the next call attends to, and where they start."""
+        """Return how many keys the next call attends to, and the first key's position."""
         return self.n_seen + query_length, 0
 
     def reset(self) -> None:
-        """Forget all texts."""
+        """Drop all texts."""
         super().reset()
         self.group.chunks = []
 
     def over_rows(self, change: Any) -> None:
-        """Repeat rows, keep some, or put them into another order."""
+        """Repeat rows, keep some, or reorder them."""
         super().over_rows(change)
         if self is self.group.layers[0]:
             self.group.chunks = [chunk.over_rows(change) for chunk in self.group.chunks]
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the newest tokens; the first layer of a group also counts all chunks."""
+        """Bytes of the newest tokens; the first layer of a group also counts all its chunks."""
         if self is not self.group.layers[0]:
             return super().size_bytes
         packed = sum(chunk.size_bytes for chunk in self.group.chunks)

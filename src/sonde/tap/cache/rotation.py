@@ -1,4 +1,4 @@
-"""How an attention rotates queries and keys by their place in the text, found by trying it.
+"""Measure how an attention layer rotates queries and keys by their position in the text.
 
 transformers gives attentions ``position_embeddings``, cosines and sines of each column. The
 model's own code decides which of a head's numbers they turn, and whether a layer turns any.
@@ -26,7 +26,7 @@ Turn = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Rotation:
-    """The rotation of one attention, at any place of the texts in a cache.
+    """The rotation of one attention layer, at any position of the texts in a cache.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class Rotation:
 
     @classmethod
     def of(cls, turn: Turn, cos: Tensor, sin: Tensor, index: Int[Tensor, "row column"]) -> Any:
-        """Return the rotation from the first call of a model: its columns and their real tokens."""
+        """Return the rotation seen in a model's first call: its columns and their real tokens."""
         cos, sin = (x.double().expand(len(index), -1, -1) for x in (cos, sin))
         phase, n = torch.atan2(sin, cos), index[:, -1].clamp(min=0)
         size, row = float(torch.hypot(cos, sin)[0, 0, 0]), int(n.argmax())
@@ -62,7 +62,7 @@ class Rotation:
         return cls(turn, phase[torch.arange(len(index)), first], angle, size)
 
     def later(self, cos: Tensor, sin: Tensor, index: Int[Tensor, "row column"]) -> "Rotation":
-        """Return the rotation with the angle between neighbours, from a call after the first."""
+        """Return the rotation with the angle between adjacent tokens, from a later call."""
         if self.angle is not None:
             return self
         row = int(index[:, 0].argmax())
@@ -77,7 +77,7 @@ class Rotation:
         index: Int[Tensor, "row token"],
         back: bool = False,
     ) -> Float[Tensor, "row head token width"]:
-        """Return vectors turned as the attention turns real tokens of these numbers, or back."""
+        """Return vectors rotated as the attention layer rotates real tokens, or rotated back."""
         cos, sin = self._planes(index)
         if back:
             cos, sin = cos / self.size**2, -sin / self.size**2
@@ -95,7 +95,7 @@ class Rotation:
 
 @dataclass(frozen=True, eq=False)
 class Coming(ComingRotation):
-    """The rotation of the queries that come after ``total`` tokens of each row.
+    """The rotation of the queries that follow the first ``total`` tokens of each row.
 
     Parameters
     ----------
@@ -109,13 +109,13 @@ class Coming(ComingRotation):
     width: int
 
     def each(self, n: int) -> Float[Tensor, "row next width width2"]:
-        """Return for each of the next ``n`` positions the matrix that rotates a query."""
+        """Return the rotation matrix of a query at each of the next ``n`` positions."""
         cos, sin = self._planes(n)
         found = [self._matrix(cos[:, i], sin[:, i]) for i in range(n)]
         return torch.stack(found, 1)
 
     def mean(self, n: int) -> Float[Tensor, "row width width2"]:
-        """Return the mean of the matrices of ``each``: rotation is linear in cosines and sines."""
+        """Return the mean matrix of ``each``, since rotation is linear in cosines and sines."""
         cos, sin = self._planes(n)
         return self._matrix(cos.mean(1), sin.mean(1))
 
@@ -130,7 +130,7 @@ class Coming(ComingRotation):
 
 
 def turn_of(attention: nn.Module, named: dict[str, Any]) -> Turn | None:
-    """Return how an attention rotates, or None if it does not; tried on the states of a call.
+    """Measure an attention layer's rotation on the states of a call, or None if it has none.
 
     Parameters
     ----------
@@ -180,14 +180,14 @@ def _turned(own: Any, size: int, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _Query(BaseException):
-    """Carries the query out of an attention."""
+    """Exception that returns the query from inside an attention layer."""
 
     def __init__(self, query: Tensor) -> None:
         self.query = query
 
 
 def _query(attention: nn.Module, named: dict[str, Any], planes: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the query that an attention makes of a call's last column, rotated by ``planes``."""
+    """Return an attention layer's query of a call's last column, rotated by ``planes``."""
 
     def take(
         kernel: Any, implementation: str, module: nn.Module, query: Tensor, *_: Any, **__: Any

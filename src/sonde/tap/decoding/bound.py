@@ -1,4 +1,4 @@
-"""A rule inside the ``generate`` of one model, as a ``LogitsProcessor``."""
+"""A decoding rule inside one model's ``generate``, as a ``LogitsProcessor``."""
 
 import threading
 import weakref
@@ -86,7 +86,7 @@ class BoundRule(LogitsProcessor):
 
 
 class _Generation(threading.local):
-    """The generation that runs in this thread: its texts, and the other runs that read them."""
+    """The generation in this thread: its texts, and the other runs that read them."""
 
     def __init__(self, groups: "Sequence[_Group]") -> None:
         self.others = [(g, OtherRun(g.module, g.prompt, g.states)) for g in groups]
@@ -114,7 +114,7 @@ class _Generation(threading.local):
 
 
 def _parents(before: Tensor, now: Tensor) -> Int[Tensor, "row"] | None:
-    """Return the earlier row that each row continues, or None if a row continues no row."""
+    """Return the earlier row that each row continues, or None if a row continues none."""
     if torch.equal(before, now):
         return torch.arange(len(now), device=now.device)
     same = (now[:, None] == before[None]).all(dim=2)
@@ -122,7 +122,7 @@ def _parents(before: Tensor, now: Tensor) -> Int[Tensor, "row"] | None:
 
 
 class _Group:
-    """The logits and states that a rule reads from a model after a kind of prompt."""
+    """The logits and states that a rule reads from a model after one kind of prompt."""
 
     def __init__(
         self, model: Model | nn.Module, prompt: Rewording | None, reads: Mapping[str, Read]
@@ -142,7 +142,7 @@ class _Group:
         self.states = LastStates(self.module, sites)
 
     def values(self, logits: Tensor, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return what was read, by name."""
+        """Return the values read, by name."""
         found: dict[str, Tensor] = {}
         for name, read in self._reads.items():
             x = states.get(name, logits)
@@ -162,7 +162,7 @@ class _Group:
 
 
 def _grouped(reads: Mapping[str, Read], model: Model | nn.Module) -> list[_Group]:
-    """Return a group for the generating model's own calls, then a group for each other run."""
+    """Return a group for the generating model's own calls, then one for each other run."""
     found: dict[tuple[int, int], tuple[Any, Any, dict[str, Read]]] = {}
     own = model.module if isinstance(model, Model) else model
     found[id(own), id(None)] = (model, None, {})

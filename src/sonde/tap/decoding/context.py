@@ -1,4 +1,4 @@
-"""What a decoding rule may read beside the logits of the model that generates."""
+"""Inputs of a decoding rule beside the logits of the generating model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from sonde.tap.decoding.prompts import Rewording
 @final
 @dataclass(frozen=True, eq=False)
 class OtherLogits:
-    """Logits of the same next token from elsewhere.
+    """Logits of the next token from another model or prompt.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class OtherState:
 
 @dataclass(frozen=True, eq=False)
 class DecodeContext:
-    """Information that a decoding rule receives with the logits.
+    """Inputs of a decoding rule beside the logits.
 
     Parameters
     ----------

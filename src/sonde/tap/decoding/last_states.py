@@ -1,4 +1,4 @@
-"""What modules return or get at the last token of each text, kept from one call of a model."""
+"""States of modules at the last token of each text, stored from one call of a model."""
 
 import threading
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from sonde.tap.hooks.outputs import find, find_input
 
 
 class LastStates(threading.local):
-    """Hooks that keep the state of the last token at some sites, for each thread its own.
+    """Hooks that store the state of the last token at some sites, per thread.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class LastStates(threading.local):
         self._states: dict[str, Tensor] = {}
 
     def hooked(self) -> list[RemovableHandle]:
-        """Put the hooks on and return the handles that take them off."""
+        """Register the hooks and return the handles that remove them."""
         handles: list[RemovableHandle] = []
         for name, (site, module) in self._sites.items():
             if site.port == "in":

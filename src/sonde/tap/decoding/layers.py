@@ -1,4 +1,4 @@
-"""Early layers of a causal model, read through its final norm and head."""
+"""Early layers of a causal model, decoded by its final norm and head."""
 
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ TOKENS = 4
 
 
 class ModelBlocks:
-    """The blocks of one model, by number.
+    """The blocks of one model, by index.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class ModelBlocks:
 
     @cached_property
     def _readout(self) -> Readout:
-        """What runs after the last block; found and checked on a few tokens."""
+        """The layers after the last block, found and checked on a few tokens."""
         head, last, decode = head_module(self._probe), self.site(-1), None
         if head is not None:
             decode = readout(self._module, self._probe, head, last, self._few_tokens)
@@ -81,15 +81,15 @@ class ModelBlocks:
         return modules_between(self._probe, self.head, self.site(-1)) or []
 
     def decode(self, state: Float[Tensor, "row dim"]) -> Float[Tensor, "row token"]:
-        """Return the logits that the model would give after a block, with their graph."""
+        """Return the logits that the model would give after a block, with autograd graph."""
         return self._readout(state)
 
     def check(self) -> None:
-        """Raise if the layers of a model cannot be read out."""
+        """Raise if a model's early layers cannot be decoded."""
         assert self._readout is not None
 
     def logits(self, state: Float[Tensor, "row dim"]) -> Float[Tensor, "row token"]:
-        """Return the logits that the model would give after a block with these states."""
+        """Return the logits that the model would give with these states after a block."""
         with torch.no_grad():
             return self._readout(state)
 

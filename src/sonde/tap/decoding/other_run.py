@@ -1,4 +1,4 @@
-"""A causal model that reads the texts of a generation beside it, with a cache of its own."""
+"""A causal model with its own cache that reads the texts of a generation."""
 
 import inspect
 from typing import Any
@@ -17,7 +17,7 @@ from sonde.tap.model.probe import find_logits
 
 
 class OtherRun:
-    """One model after one kind of prompt.
+    """One model reading texts with one kind of prompt.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class OtherRun:
         self.kept: dict[str, Tensor] = {}
 
     def begin(self, ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"]) -> None:
-        """Read whole texts, or what stands in their place."""
+        """Read whole texts, or the texts with their prompts replaced."""
         ids, mask = ids.to(self._device), mask.to(self._device)
         if self._prompt is not None:
             ids, mask = self._prompt(ids, mask, self._whole)
@@ -62,12 +62,12 @@ class OtherRun:
         self._forward()
 
     def origin(self) -> Int[Tensor, "row"]:
-        """Return a number for each row, the same for rows that began with the same text."""
+        """Return a number for each row, equal for rows that began with equal texts."""
         text = self._ids.masked_fill(~self._mask, -1)
         return torch.unique(text, dim=0, return_inverse=True)[1]
 
     def go_on(self, last: Int[Tensor, "row"], parent: Int[Tensor, "row"] | None) -> None:
-        """Read one more token of each text; row i goes on from the row ``parent[i]`` before."""
+        """Read one more token per text; row i continues the earlier row ``parent[i]``."""
         if parent is not None:
             parent = parent.to(self._device)
             self._ids, self._mask = self._ids[parent], self._mask[parent]
@@ -91,7 +91,7 @@ class OtherRun:
         return _last(self._call(ids, mask, cached=False), self._module).float()
 
     def _call(self, ids: Tensor, mask: Tensor, *, cached: bool) -> Any:
-        """Run the model on what its cache does not hold, and keep the cache."""
+        """Run the model on the tokens that its cache lacks, and store the cache."""
         cache = self._cache if cached else None
         named: dict[str, Any] = {
             "attention_mask": mask.long(),

@@ -1,4 +1,4 @@
-"""What the calls of a generating model tell a rule: masks, states, and whether it is assisted."""
+"""Data of a generating model's calls for a rule: masks, states, and assisted decoding."""
 
 import contextvars
 import threading
@@ -19,7 +19,7 @@ ASIDE: contextvars.ContextVar[bool] = contextvars.ContextVar("sonde_aside", defa
 
 
 class OwnCalls(threading.local):
-    """The calls of a model in this thread since a rule was last asked.
+    """The calls of a model in this thread since a rule's last step.
 
     Parameters
     ----------
@@ -35,14 +35,14 @@ class OwnCalls(threading.local):
         self._parts: list[Tensor] = []
 
     def hooked(self) -> list[RemovableHandle]:
-        """Put the hooks on and return the handles that take them off."""
+        """Register the hooks and return the handles that remove them."""
         hook = self._root.register_forward_pre_hook(self._before, with_kwargs=True)
         return [hook, *self._states.hooked()]
 
     def take(
         self, ids: Int[Tensor, "row pos"]
     ) -> tuple[Bool[Tensor, "row pos"], dict[str, Tensor], bool]:
-        """Return which tokens are real, the states, and whether a generation begins here.
+        """Return the mask of real tokens, the states, and whether a generation begins here.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Prompts that replace the prompts of texts: rows of token ids with padding on the left."""
+"""Replacement prompts: rows of token ids with padding on the left."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Rewording = Callable[[Tensor, Tensor, NextLogits], tuple[Tensor, Tensor]]
 @final
 @dataclass(frozen=True, eq=False)
 class OtherPrompts:
-    """Prompts that replace the prompts of a generation, in the same order.
+    """Prompts that replace those of a generation, in the same order.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class OtherPrompts:
         mask: Bool[Tensor, "row pos"],
         logits: NextLogits | None,
     ) -> tuple[Int[Tensor, "row pos2"], Bool[Tensor, "row pos2"]]:
-        """Return these prompts, each repeated for the beams of the prompt that it replaces."""
+        """Return these prompts, each repeated for the beams of the prompt it replaces."""
         given = self.input_ids.to(ids.device)
         real = torch.ones_like(given) if self.attention_mask is None else self.attention_mask
         if len(given) == 0 or len(ids) % len(given):
@@ -61,7 +61,7 @@ class OtherPrompts:
 def packed(
     ids: Int[Tensor, "row pos"], keep: Bool[Tensor, "row pos"]
 ) -> tuple[Int[Tensor, "row pos2"], Bool[Tensor, "row pos2"]]:
-    """Return the tokens to keep at the right end of each row, and where they are.
+    """Return each row's tokens to keep, moved to its right end, and their mask.
 
     Examples
     --------
@@ -78,7 +78,7 @@ def packed(
 def left_out(
     ids: Int[Tensor, "row pos"], mask: Bool[Tensor, "row pos"], logits: NextLogits
 ) -> Float[Tensor, "pos row token"]:
-    """Return the logits of the next token after texts without their first, second, ... token."""
+    """Return the next token's logits after leaving out each token of the texts in turn."""
     found: list[Tensor] = []
     for position in range(ids.shape[1]):
         keep = mask.clone()

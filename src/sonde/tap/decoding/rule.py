@@ -1,4 +1,4 @@
-"""The noun ``Decode``: a rule that changes the logits of the next token while a model generates.
+"""Base class ``Decode``: a rule that changes the logits of the next token during generation.
 
 A rule names in ``reads`` what it needs beside the model's own logits: another model, another
 prompt, an early layer, the state at a site. Another model or prompt runs with its own key-value
@@ -24,14 +24,14 @@ class Decode(ABC):
     """A rule for the next token. Subclasses are final frozen dataclasses."""
 
     def reads(self) -> Mapping[str, OtherLogits | OtherState]:
-        """Name what comes with the context."""
+        """Return the name of the values that the context must contain."""
         return {}
 
     @abstractmethod
     def step(
         self, logits: Float[Tensor, "row token"], context: DecodeContext
     ) -> Float[Tensor, "row token"]:
-        """Return the changed logits, ``logits`` itself at strength 0.
+        """Return the changed logits, or ``logits`` itself at strength 0.
 
         Each row that comes in or goes out is defined only up to a constant: greedy search and
         sampling give logits, beam search gives log-probabilities.

@@ -1,4 +1,4 @@
-"""Test whether two language models mean the same by a token."""
+"""Test whether two language models share a vocabulary."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from sonde.core.inputs import Model
 
 
 def check_vocabulary(model: Model | nn.Module, other: Model | nn.Module) -> None:
-    """Raise if the sizes or tokenizers of two models show different vocabularies.
+    """Raise if the sizes or tokenizers of two models imply different vocabularies.
 
     Raises
     ------

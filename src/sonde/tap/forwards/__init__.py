@@ -1,1 +1,1 @@
-"""Rows of forwards that somebody else makes."""
+"""Rows of forward passes that the user's own code runs."""

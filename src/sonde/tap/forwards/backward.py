@@ -1,4 +1,4 @@
-"""Gradients at some sites of a forward pass that somebody else makes, and the forward as it was."""
+"""Gradients at sites of a forward pass that the user's own code runs, leaving it unchanged."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from sonde.tap.rows.kind import Kind
 
 
 class Backward:
-    """Turns gradients on for one forward pass, takes those at the sites, and gives the mode back.
+    """Enables gradients for one forward pass, stores those at the sites, and restores the mode.
 
     Parameters of the model get no gradient. If the caller trains the model, the graph is kept.
 
@@ -40,7 +40,7 @@ class Backward:
         self._edges: dict[str, list[GradientEdge]] = {}
 
     def begin(self, named: dict[str, Any]) -> None:
-        """Turn gradients on."""
+        """Enable gradients."""
         require_gradients()
         self._before = torch.is_grad_enabled()
         self._keeps = self._before and any(_trainable(self.root, named))
@@ -48,7 +48,7 @@ class Backward:
         torch.set_grad_enabled(True)
 
     def watch(self, kinds: Sequence[Kind], output: Any) -> Any:
-        """Return an output of a site that carries a gradient, of the same values."""
+        """Return a site's output with equal values and a gradient."""
         for kind in kinds:
             leaf = find(output, kind.site.key)
             assert leaf is not None  # it was taken before
@@ -61,7 +61,7 @@ class Backward:
     def watch_input(
         self, kind: Kind, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of a site, one of them a copy of the same values with a gradient."""
+        """Return a site's arguments, one of them replaced by a copy that requires a gradient."""
         leaf = find_input(module, args, kwargs, kind.site.key)[1]
         source = leaf if leaf.requires_grad else leaf.detach().requires_grad_(True)
         watched = source.clone()
@@ -76,7 +76,7 @@ class Backward:
         batch: InputBatch,
         frame: Frame,
     ) -> dict[str, Tensor]:
-        """Return the gradient of the objective at each site, reduced as its rows are."""
+        """Return the gradient of the objective at each site, reduced like the site's rows."""
         scalar = value(self.objective, output, logits, batch)
         edges = [(kind, edge) for kind in kinds for edge in self._edges.get(kind.key, ())]
         found = torch.autograd.grad(
@@ -96,7 +96,7 @@ class Backward:
         return {key: torch.cat(several) for key, several in parts.items()}
 
     def released(self, output: Any) -> Any:
-        """Return the model's output; cut its graph and the caches' unless the caller trains."""
+        """Return the model's output, with its graph and the caches' cut except in training."""
         if self._keeps:
             return output
         for cache in (cache_in(self._named), cache_of(output)):
@@ -107,7 +107,7 @@ class Backward:
         return output
 
     def end(self) -> None:
-        """Give the gradient mode back, also after a forward pass that raised."""
+        """Restore the gradient mode, also after a forward pass that raised."""
         if self._before is not None:
             torch.set_grad_enabled(self._before)
         self._before, self._edges, self._named = None, {}, {}

@@ -1,4 +1,4 @@
-"""Logits of a forward pass, kept to judge the token that the next forward reads."""
+"""Logits of a forward pass, stored to score the token that the next pass reads."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from sonde.tap.hooks.call import CallArguments
 
 
 class CarriedLogits:
-    """Hands the last logits of a forward pass to the forward that goes on from its key-value cache.
+    """Passes the last logits of a forward pass to the pass that continues its key-value cache.
 
     Beam search changes the order of a cache's rows between two forwards: the logits follow,
     matched by the last token's keys. A cache that was cut, as in assisted decoding, is refused.
@@ -21,13 +21,13 @@ class CarriedLogits:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all logits."""
+        """Drop all logits."""
         self._said: dict[str, Tensor] = {}
         self._saying: dict[str, Tensor] = {}
         self._end, self._marks = 0, torch.zeros(0)
 
     def begin(self, call: CallArguments) -> None:
-        """Bring the kept logits into the order of the call's rows; drop them if a text begins.
+        """Reorder the stored logits like the call's rows; drop them if a text begins.
 
         Raises
         ------
@@ -49,15 +49,15 @@ class CarriedLogits:
         self._said = {key: logits[order.to(logits.device)] for key, logits in said.items()}
 
     def said(self, key: str) -> Tensor | None:
-        """Return the logits of a site for the first token of this call, (example, vocabulary)."""
+        """Return a site's logits for the first token of this call, (example, vocabulary)."""
         return self._said.get(key)
 
     def say(self, key: str, logits: Tensor) -> None:
-        """Keep logits, (example, vocabulary), for the first token of the next call."""
+        """Store logits, (example, vocabulary), for the first token of the next call."""
         self._saying[key] = logits
 
     def end(self, call: CallArguments, output: Any) -> None:
-        """Keep the logits of this call if the forward pass left a cache to go on from."""
+        """Store the logits of this call if it returned a cache that can be continued."""
         said, fed, past = self._saying, call.fed, call.past
         self.clear()
         cache = cache_in(call.named)
@@ -68,7 +68,7 @@ class CarriedLogits:
 
 
 def _marks(cache: Any, length: int) -> Tensor:
-    """Return what the last layer keeps of each row's last token: (row, ...); empty without keys."""
+    """Return the last layer's keys of each row's last token, (row, ...); empty without keys."""
     layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None) or ()
     kept = [k for k in (getattr(la, "keys", None) for la in layers) if isinstance(k, Tensor)]
     if not kept or kept[-1].ndim != 4:
@@ -78,7 +78,7 @@ def _marks(cache: Any, length: int) -> Tensor:
 
 
 def _order(marks: Tensor, now: Tensor) -> Tensor | None:
-    """Return the earlier number of each row, or None if a row is new."""
+    """Return the earlier index of each row, or None if a row is new."""
     if marks.ndim != 3 or marks.shape[1:] != now.shape[1:]:
         return None
     same = (now[:, None] == marks[None].to(now.device)).flatten(2).all(2)

@@ -1,4 +1,4 @@
-"""Which sequences of a batch are over while ``generate`` goes on with the others.
+"""Find the finished sequences of a batch while ``generate`` continues with the others.
 
 ``generate`` feeds the end token of such a sequence and then padding, and says in the attention mask
 that both count. A sequence alone in its batch is never fed its end token.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Ends:
-    """Follows the sequences of a batch through the cached steps of one generation.
+    """Tracks the sequences of a batch through the cached steps of one generation.
 
     A sequence is over from the end token that a step feeds until something other than padding
     follows. A forward without a cache or with several tokens begins anew. If all sequences would
@@ -36,7 +36,7 @@ class Ends:
     def after(
         self, ids: Tensor | None, past: int, before: Tensor | None
     ) -> Bool[Tensor, "example"] | None:
-        """Return which sequences are over in this forward pass, or None if none or all are over.
+        """Return the sequences finished in this forward pass, or None if none or all are.
 
         Parameters
         ----------

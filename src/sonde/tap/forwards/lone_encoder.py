@@ -1,4 +1,4 @@
-"""What an encoder brought when ``generate`` ran it alone, for the forward passes of its decoder.
+"""Output of an encoder that ``generate`` ran alone, for the passes of its decoder.
 
 ``generate`` runs the encoder once, outside the whole model, and hands its output to every step.
 """
@@ -15,7 +15,7 @@ from sonde.tap.rows.kind import Kind
 
 
 class EncoderRun:
-    """One run of a model's encoder outside the whole model.
+    """One run of a model's encoder without the decoder.
 
     Parameters
     ----------
@@ -37,11 +37,11 @@ class EncoderRun:
         self._output: Tensor | None = None
 
     def end(self, output: Any) -> None:
-        """Remember the output, by which a call of the decoder is known to follow from this run."""
+        """Store the output, by which later decoder calls are matched to this run."""
         self.is_running, self._output = False, next(iter(leaves(output).values()), None)
 
     def times(self, named: dict[str, Any]) -> int:
-        """Return how often a call of the decoder repeats each row of this run (beams), or 0."""
+        """Return how often a decoder call repeats each row of this run (beams), or 0."""
         given, own = named.get("encoder_outputs"), self._output
         found = None if given is None else next(iter(leaves(given).values()), None)
         if own is None or found is None or len(found) % len(own):
@@ -50,12 +50,12 @@ class EncoderRun:
         return times if found is own or torch.equal(found[::times], own) else 0
 
     def repeated_ids(self, times: int) -> Tensor | None:
-        """Return the tokens, repeated for every copy of a row, or None if rows are not repeated."""
+        """Return the tokens, repeated like the rows, or None without repeats or tokens."""
         return self._ids.repeat_interleave(times, 0) if times and self._ids is not None else None
 
 
 class EncoderRuns:
-    """Keeps the last run of a model's encoder outside the whole model, for each caller.
+    """Stores the last run of a model's encoder without the decoder, for each caller.
 
     Parameters
     ----------
@@ -68,16 +68,16 @@ class EncoderRuns:
         self._latest: Latest[EncoderRun] = Latest()
 
     def clear(self) -> None:
-        """Forget all runs."""
+        """Drop all runs."""
         self._latest.clear()
 
     def end(self, run: EncoderRun, output: Any) -> None:
-        """Keep a run that is over."""
+        """Store a finished run."""
         run.end(output)
         self._latest.put(run)
 
     def before(self, named: dict[str, Any]) -> tuple[EncoderRun | None, int]:
-        """Return the run that a call follows from, and how often the call repeats its rows."""
+        """Return the run that a call continues, and how often the call repeats its rows."""
         if named.get("encoder_outputs") is None:
             return None, 0
         own = self._latest.own()

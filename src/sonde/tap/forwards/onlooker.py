@@ -1,4 +1,4 @@
-"""Rows from forwards that somebody else makes: hooks that stay on while a model is in use.
+"""Rows of forward passes that the user's own code runs: hooks stay while a model is in use.
 
 A stream owns its forwards and a tap keeps the rows of one; this hands the rows of each forward,
 with their columns, to a function as soon as the forward is over. Padding and key-value caches are
@@ -44,7 +44,7 @@ _PERTURBED = contextvars.ContextVar("sonde_perturbed_forward", default=False)
 
 
 class Onlooker:
-    """Hands the rows of each forward pass of a live model to a function; changes no output.
+    """Passes the rows of each forward pass of a live model to a function; outputs are unchanged.
 
     Every forward of the model counts, whichever thread or task makes it; its rows are handed out in
     that thread. A forward that goes on from a filled key-value cache brings the rows of its new
@@ -177,7 +177,7 @@ class Onlooker:
         return now
 
     def _text_of(self, call: CallArguments) -> WatchedText:
-        """Return the texts that a call goes on with: by its cache, or else the caller's last."""
+        """Return the texts that a call continues, found by its cache or else the caller's last."""
         if not call.past:
             return WatchedText()
         known = self._texts.get(cache_in(call.named))
@@ -199,7 +199,7 @@ class Onlooker:
             self._runs.end(now.encoder, output)
 
     def _take_encoder(self, now: WatchedCall, run: EncoderRun | None, times: int) -> None:
-        """Take the rows of an encoder that ran alone, at the first step only."""
+        """Store the rows of an encoder that ran alone, at the first step only."""
         if run is None or now.forward is None:
             return
         if self._objective is not None and run.taken:
@@ -217,7 +217,7 @@ class Onlooker:
                 now.forward.take(kind, leaf, call)
 
     def _now(self) -> WatchedCall | None:
-        """Return the forward pass that runs in this context, if its rows are wanted."""
+        """Return the forward pass running in this context, if its rows are needed."""
         if in_perturbed_forward():
             return None
         now: WatchedCall | None = self.session.state
@@ -228,7 +228,7 @@ class Onlooker:
         return now
 
     def _after(self, slot: WatchedSite, output: Any) -> Any:
-        """Take rows from an output; return a replacement only if a gradient is wanted."""
+        """Store rows of an output; return a replacement only if a gradient is needed."""
         now = self._now()
         if now is None:
             return None
@@ -248,7 +248,7 @@ class Onlooker:
     def _before(
         self, slot: WatchedSite, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Take from the inputs; return some in their place only where a gradient is wanted."""
+        """Store rows of the inputs; return replacements only if a gradient is needed."""
         now = self._now()
         if now is None:
             return None
@@ -296,7 +296,7 @@ class Onlooker:
         return None if now.backward is None else output
 
     def _keep_text(self, now: WatchedCall, output: Any) -> None:
-        """Remember the texts under the cache that the forward leaves, and as the caller's last."""
+        """Store the texts under the returned cache, and as the caller's last texts."""
         now.text.carried.end(now.call, output)
         given, left = cache_in(now.call.named), cache_of(output)
         self._texts.put(given, now.text)
@@ -305,7 +305,7 @@ class Onlooker:
         self._latest.put(now.text)
 
     def _finish(self, now: WatchedCall) -> None:
-        """Leave nothing of a forward pass behind, also of one that raised."""
+        """Clear the data of a forward pass, also after an exception."""
         if now.backward is not None:
             now.backward.end()
 
@@ -320,7 +320,7 @@ def _kind(schema: SiteSchema) -> Kind:
 
 
 def in_perturbed_forward() -> bool:
-    """Return whether this thread runs a forward pass of ``moved_logits``."""
+    """Return whether this thread is running a forward pass of ``moved_logits``."""
     return _PERTURBED.get()
 
 
@@ -332,7 +332,7 @@ def moved_logits(
     output: Any,
     key: str | None = None,
 ) -> Tensor:
-    """Return the logits after a step of the inputs of a call that is over and gave ``output``."""
+    """Return a finished call's logits for slightly moved inputs; ``output`` stays valid."""
     require_gradients()
     token = _PERTURBED.set(True)
     try:
@@ -344,7 +344,7 @@ def moved_logits(
 
 @contextlib.contextmanager
 def _unwritten(output: Any) -> Iterator[None]:
-    """Restore an output if the model writes the next output into the same memory."""
+    """Restore an output if the model overwrites its memory with the next output."""
     kept = [(x, x._version, x.detach().clone()) for x in leaves(output).values()]
     try:
         yield

@@ -1,4 +1,4 @@
-"""What is read of a live model, and what is kept of a call of it while it runs."""
+"""Sites read from a live model, and the data of a running call."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from sonde.tap.rows.kind import Kind
 
 @dataclass(frozen=True, eq=False)
 class WatchedSite:
-    """One module and port, and what is read there."""
+    """One module and port with the kinds of rows read there."""
 
     module: nn.Module
     port: str
@@ -29,7 +29,7 @@ class WatchedSite:
 
 
 def slots_of(kinds: Sequence[Kind], modules: Mapping[str, nn.Module]) -> list[WatchedSite]:
-    """Return a slot for each module and port at which something is read."""
+    """Return a slot for each module and port that is read."""
     grouped: dict[tuple[str, str], list[Kind]] = {}
     for kind in kinds:
         if kind.site.path not in modules:
@@ -41,7 +41,7 @@ def slots_of(kinds: Sequence[Kind], modules: Mapping[str, nn.Module]) -> list[Wa
 
 @dataclass(eq=False)
 class WatchedText:
-    """Texts that one forward pass begins and later forwards go on with.
+    """Texts that one forward pass begins and later passes continue.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class WatchedText:
 
 @dataclass(eq=False)
 class WatchedCall:
-    """A forward pass of the whole model, or of its encoder alone, that is under way.
+    """A running forward pass of the whole model, or of its encoder alone.
 
     Attributes
     ----------
@@ -80,12 +80,12 @@ class WatchedCall:
     calls: dict[WatchedSite, int] = field(default_factory=dict[WatchedSite, int])
 
     def called(self, slot: WatchedSite) -> tuple[list[Kind], int]:
-        """Count a call; return the kinds of rows that are read from it, and its number."""
+        """Count a call; return the kinds of rows to read from it, and its index."""
         call = self.calls[slot] = self.calls.get(slot, -1) + 1
         return slot.of_call(call), call
 
     def take(self, kind: Kind, leaf: Tensor, call: int) -> None:
-        """Keep the rows of one call of a site."""
+        """Store the rows of one call of a site."""
         if self.encoder is not None:
             self.encoder.taken.append((kind, leaf.detach().clone(), call))
         elif self.forward is not None:

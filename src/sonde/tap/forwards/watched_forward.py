@@ -1,4 +1,4 @@
-"""Rows at the sites of one forward pass of a watched model, for the tokens that it was fed."""
+"""Rows at the sites of one forward pass of a watched model, for its new tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ WHOLE_TEXTS = ("mean", "cls")
 
 @dataclass(frozen=True)
 class Watching:
-    """Data common to all forward passes of one model.
+    """Data shared by all forward passes of one model.
 
     Parameters
     ----------
@@ -83,11 +83,11 @@ class WatchedForward:
 
     @property
     def missing(self) -> list[str]:
-        """Keys of sites that brought nothing."""
+        """Keys of sites without rows."""
         return [key for key, taken in self._taken.items() if not taken]
 
     def take(self, kind: Kind, leaf: Tensor, call: int) -> None:
-        """Keep the rows of one call of a site."""
+        """Store the rows of one call of a site."""
         taken = self._taken[kind.key]
         if kind.site.call is None and taken:
             raise SiteError(
@@ -109,13 +109,13 @@ class WatchedForward:
         taken.append((rows, columns))
 
     def take_none(self, kind: Kind, leaf: Tensor) -> None:
-        """Note that a site has no rows in this forward: an earlier forward brought them."""
+        """Record that an earlier forward pass already gave a site's rows."""
         self._framed(leaf.shape[kind.reduction.axes.words.index("row")], leaf.device)
         none = torch.zeros(0, dtype=torch.int64)
         self._taken[kind.key] = [(leaf.new_zeros(0, kind.schema.dim), RowPlaces(none, none))]
 
     def _framed_leaf(self, kind: Kind, leaf: Tensor) -> tuple[Frame, Tensor]:
-        """Return the frame of an output's tokens, and the output behind any carried logits."""
+        """Return the frame of an output's tokens, and the output after any carried logits."""
         words, fed, call = kind.reduction.axes.words, self._call.fed, self._call
         frame, start = self._framed(leaf.shape[words.index("row")], leaf.device), 0
         if fed is not None and call.axis in words:
@@ -137,7 +137,7 @@ class WatchedForward:
         return self._window(-1, frame), torch.cat([said.unsqueeze(at), leaf], at)
 
     def _window(self, start: int, frame: Frame) -> Frame:
-        """Return the frame of the tokens from ``start`` on, the same object each time."""
+        """Return the frame of the tokens from ``start`` on, cached."""
         if start not in self._windows:
             assert self._call.fed is not None  # asked for only where tokens are fed
             batch = window(frame.batch, self._call.axis, self._call.fed, start)
@@ -153,7 +153,7 @@ class WatchedForward:
         return self.frame
 
     def _require_whole(self, kind: Kind, left_out: int) -> None:
-        """Refuse a part of a text where a reducer needs all of it."""
+        """Raise if a reducer needs the whole text and only a part was read."""
         name, got = kind.reduction.reducer.name, ""
         if name not in WHOLE_TEXTS or not kind.reduction.is_over_tokens:
             return
@@ -168,7 +168,7 @@ class WatchedForward:
             )
 
     def logits(self, output: Any, frame: Frame) -> Tensor | None:
-        """Return the logits of each example; for a text, the logits of its last token."""
+        """Return the logits of each example, or of the last token for texts."""
         logits = find_logits(output, self._watching.output)
         if logits is None or logits.ndim == 2:
             return logits if logits is None or logits.shape[0] == frame.n else None
@@ -192,7 +192,7 @@ class WatchedForward:
         grad: dict[str, Tensor],
         extra: dict[str, Tensor],
     ) -> Batch:
-        """Return the rows of all sites, without those of sequences that are over."""
+        """Return the rows of all sites, without finished sequences."""
         rows: dict[str, Tensor] = {}
         columns: dict[str, RowPlaces] = {}
         for key, taken in self._taken.items():
@@ -247,7 +247,7 @@ def _at(index: Tensor, columns: RowPlaces) -> RowPlaces:
 
 
 def window(batch: InputBatch, axis: str, ids: Tensor, start: int) -> InputBatch:
-    """Return the inputs from a token on, whose ids stand on one axis.
+    """Return the inputs from a token on, with the axis of their ids.
 
     ``generate`` asks for the logits of a prompt's last token alone. ``start = -1`` gives all
     tokens after one more token, which was fed in an earlier call.

@@ -1,4 +1,4 @@
-"""One call of ``generate`` and the texts that it makes, with the columns that say what is new."""
+"""One call of ``generate`` and its texts, with columns that mark the generated tokens."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +31,7 @@ MOVING = (
 
 @dataclass(frozen=True)
 class Generation:
-    """A model that generates after prompts.
+    """Continue prompts by a model's ``generate``.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class Generation:
 
     @property
     def keeps_rows_in_place(self) -> bool:
-        """True if the rows of a batch stay in their order while it is generated from."""
+        """True if the rows of a batch keep their order during generation."""
         chosen = self.chosen
         beams = self._setting("num_beams")
         is_moved = any(chosen.get(name) is not None for name in MOVING)
@@ -66,7 +66,7 @@ class Generation:
         return bool(plain) and not self.is_pair
 
     def run(self, prompts: InputBatch, recorder: StepRecorder | None) -> tuple[Tensor, Any]:
-        """Return the sequences, and the cache if a recorder asks for it."""
+        """Return the sequences, and the cache if a recorder needs it."""
         self._check_ends(prompts)
         module = self.model.module
         _, kwargs = place_of(module, prompts).call((), _kept(prompts.kwargs))
@@ -90,7 +90,7 @@ class Generation:
         return out.sequences.cpu(), cache if counts_positions(cache) else None
 
     def as_text(self, prompts: InputBatch, sequences: Tensor) -> InputBatch:
-        """Return prompts, padded on the left, followed by what was generated."""
+        """Return prompts, padded on the left, followed by the generated tokens."""
         n = prompts.kwargs["input_ids"].shape[1]
         alive = self._alive(sequences[:, n:])
         mask = torch.cat((mask_of(prompts), alive), dim=1)
@@ -111,7 +111,7 @@ class Generation:
         )
 
     def as_target(self, prompts: InputBatch, sequences: Tensor) -> InputBatch:
-        """Return the encoder's prompts together with the sequences that the decoder made."""
+        """Return the encoder's prompts with the sequences that the decoder generated."""
         start = torch.ones(len(sequences), 1, dtype=torch.bool)
         alive = self._alive(sequences[:, 1:])
         mask = torch.cat((start, alive), dim=1)
@@ -134,12 +134,12 @@ class Generation:
         return columns | {"generated": ids}
 
     def _setting(self, name: str) -> Any:
-        """Return a setting as given to ``generate``, else as in the model's generation config."""
+        """Return a setting given to ``generate``, else from the model's generation config."""
         config = getattr(self.model.module, "generation_config", None)
         return self.chosen.get(name, getattr(config, name, None))
 
     def _check_ends(self, prompts: InputBatch) -> None:
-        """Refuse several prompts where no token marks the end: padding looks like text there."""
+        """Raise for several prompts without an end token, since padding would look like text."""
         names = [name for name in STOPPING if self._setting(name)]
         if names and len(prompts) > 1:
             raise InputError(
@@ -163,7 +163,7 @@ class Generation:
         return pad if pad is not None else next(iter(self.ends()), 0)
 
     def _alive(self, generated: Tensor) -> Tensor:
-        """Return which tokens stand up to and including the first end of text."""
+        """Return the mask of tokens up to and including the first end token."""
         ended = torch.isin(generated, torch.tensor(self.ends(), dtype=generated.dtype))
         return (ended.long().cumsum(dim=1) - ended.long()) == 0
 
@@ -177,7 +177,7 @@ class Generation:
 
 
 def token_arguments(prompts: InputBatch) -> dict[str, Tensor]:
-    """Return the prompts' arguments with a value for each token, apart from ids and mask.
+    """Return the prompts' arguments that have a value per token, except ids and mask.
 
     A new token takes the value of the last token, as in ``generate`` with ``token_type_ids``.
     """
@@ -192,7 +192,7 @@ def token_arguments(prompts: InputBatch) -> dict[str, Tensor]:
 
 
 def mask_of(batch: InputBatch) -> Tensor:
-    """Return which tokens of prompts are no padding."""
+    """Return the mask of prompt tokens without padding."""
     if batch.mask is not None:
         return batch.mask
     return torch.ones(batch.kwargs["input_ids"].shape, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Rows of texts that grow: reduced stretch by stretch, so that no output is kept for longer.
+"""Rows of growing texts, reduced call by call so that outputs are not stored.
 
 A stretch is what one call of the model reads: the prompts, then one token of each text at a time.
 """
@@ -20,7 +20,7 @@ from sonde.tap.rows.reduce import Reduction
 
 @dataclass(frozen=True)
 class Stretch:
-    """The tokens that one call reads, with masks of the real and the special tokens.
+    """The tokens that one call reads, with masks of real and special tokens.
 
     ``begins`` marks the texts that had no real token before this call.
     """
@@ -32,14 +32,14 @@ class Stretch:
     _there: dict[Hashable, Tensor] = field(default_factory=dict[Hashable, Tensor])
 
     def on_device(self, name: str, selection: Tensor, x: Tensor) -> Tensor:
-        """Return a selection on the device of an output, copied there once for all sites."""
+        """Return a selection on the device of an output, copied once for all sites."""
         key = name, x.device
         if key not in self._there:
             self._there[key] = selection.to(x.device)
         return self._there[key]
 
     def counted(self, keep_special: bool) -> Bool[Tensor, "example pos"]:
-        """Return which tokens count in a mean."""
+        """Return the mask of the tokens that a mean includes."""
         if self.special is None or keep_special:
             return self.real
         return self.real & ~self.special
@@ -61,7 +61,7 @@ class Stretch:
 
 
 class Marks:
-    """Says of each stretch which tokens are real: those of prompts, then all up to the first end.
+    """Masks of real tokens call by call: the prompt's tokens, then those up to the first end.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class Marks:
         self._reached = 0
 
     def stretch(self, ids: Int[Tensor, "example pos"]) -> Stretch:
-        """Return the stretch of the next tokens: first the prompts, then a token of each text."""
+        """Return the stretch of the next tokens: first the prompts, then one token per text."""
         start, self._reached = self._reached, self._reached + ids.shape[1]
         if not start:
             real, special = self._mask, self._special
@@ -101,29 +101,29 @@ class Growing(ABC):
 
     @abstractmethod
     def take(self, x: Float[Tensor, "example pos dim"], stretch: Stretch) -> None:
-        """Take the output over one stretch."""
+        """Add the output over one stretch."""
 
     @abstractmethod
     def rows(self, frame: Frame) -> tuple[Float[Tensor, "row dim"], Hashable] | None:
-        """Return the rows of the whole texts and their layout, or None if a text has no row."""
+        """Return the rows of the whole texts and their layout, or None if a text has none."""
 
 
 @final
 class Tokens(Growing):
-    """Outputs of all tokens, collected in a buffer as long as the longest text."""
+    """Outputs of all tokens, collected in a buffer of the longest text's length."""
 
     def __init__(self, reduction: Reduction, length: int) -> None:
         self._reduction, self._length = reduction, length
         self._x: Tensor | None = None
 
     def take(self, x: Float[Tensor, "example pos dim"], stretch: Stretch) -> None:
-        """Put a stretch in its place."""
+        """Copy a stretch to its position in the buffer."""
         if self._x is None:
             self._x = x.new_empty(len(x), self._length, x.shape[2])
         self._x[:, stretch.start : stretch.start + x.shape[1]] = x
 
     def rows(self, frame: Frame) -> tuple[Float[Tensor, "row dim"], Hashable] | None:
-        """Return a row for each token that counts, and let go of the outputs."""
+        """Return a row for each selected token, and release the outputs."""
         x, self._x = self._x, None
         if x is None:
             return None
@@ -140,7 +140,7 @@ class OneToken(Growing):
         self._found = torch.zeros(1, dtype=torch.bool)
 
     def take(self, x: Float[Tensor, "example pos dim"], stretch: Stretch) -> None:
-        """Keep each text's first real token, or replace its last one."""
+        """Store each text's first real token, or replace its last real token."""
         if self._x is not None and not self._is_last and bool(self._found.all()):
             return
         index = stretch.last if self._is_last else stretch.first
@@ -163,7 +163,7 @@ class OneToken(Growing):
 
 @final
 class Mean(Growing):
-    """The mean over the tokens that count, summed in float64 and returned in the output's type."""
+    """The mean over the selected tokens, summed in float64 and returned in the output's type."""
 
     def __init__(self, keep_special: bool) -> None:
         self._keep_special = keep_special
@@ -172,7 +172,7 @@ class Mean(Growing):
         self._dtype = torch.float32
 
     def take(self, x: Float[Tensor, "example pos dim"], stretch: Stretch) -> None:
-        """Add the tokens that count; the others have no effect, even if they hold NaN."""
+        """Add the selected tokens; the others have no effect, even if they are NaN."""
         counted = stretch.counted(self._keep_special)
         left_out = stretch.on_device(f"left out {self._keep_special}", ~counted[:, :, None], x)
         quiet = x.masked_fill(left_out, 0.0)
@@ -188,7 +188,7 @@ class Mean(Growing):
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """Return the type of sums; Apple's devices have no float64."""
+    """Return the number type of sums; Apple's devices lack float64."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 

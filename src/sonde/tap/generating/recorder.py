@@ -1,4 +1,4 @@
-"""Rows taken while a model generates, as one forward pass over the whole texts would give them.
+"""Record rows during generation, equal to one forward pass over the whole texts.
 
 Every call of the model is one stretch of positions: the prompts, then one token at a time. The ids
 that the model was given are kept beside the rows; if the ids do not spell the sequences, the rows
@@ -28,7 +28,7 @@ REDUCERS = ("mean", "last", "cls", "tokens")
 
 @dataclass(frozen=True)
 class RecordedOutput:
-    """An output of a module (its first floating-point tensor, or ``key``), and how it is read."""
+    """An output of a module (its first floating-point tensor, or ``key``), and its reduction."""
 
     module: nn.Module
     key: str | None
@@ -36,7 +36,7 @@ class RecordedOutput:
 
 
 class StepRecorder:
-    """Reduces the outputs of some modules call by call, while a model generates.
+    """Reduces the outputs of some modules call by call during generation.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class StepRecorder:
             self.grown[name].take(leaf.detach(), stretch)
 
     def last_token(self, sequences: Tensor, mask: Tensor, cache: Any) -> None:
-        """Run the model on the last token, which ``generate`` did not read, with its cache."""
+        """Run the model with its cache on the last token, which ``generate`` did not read."""
         device, _ = placement(self.root)
         seen = torch.ones_like(mask)
         first = mask.argmax(dim=1, keepdim=True)
@@ -104,7 +104,7 @@ class StepRecorder:
             self.session.run((), kwargs)
 
     def rows(self, frame: Frame) -> dict[str, tuple[Tensor, Hashable]] | None:
-        """Return rows and layout of every site, or None if calls do not spell the sequences."""
+        """Return rows and layout of every site, or None if the calls do not match the sequences."""
         once = all(n == len(self.stretches) for n in self.calls.values())
         if not (self.aligns and once and self.ids):
             return None
@@ -121,7 +121,7 @@ class StepRecorder:
 
 
 def may_record(kinds: Sequence[Kind]) -> bool:
-    """Return whether rows of these kinds follow from the outputs position by position."""
+    """Return whether rows of these kinds can be computed position by position."""
     return all(map(_is_plain, kinds))
 
 

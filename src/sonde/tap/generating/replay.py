@@ -1,4 +1,4 @@
-"""Generate first, then read: full sequences as inputs for one teacher-forced forward.
+"""Generate texts first, then read the full sequences in one teacher-forced forward pass.
 
 This gives the states of prompt and generated tokens for every decoding method (beams, sampling,
 speculation), the last token included, at the cost of one more forward. Where rows stay in their
@@ -29,7 +29,7 @@ from sonde.tap.rows.padding import left_padded
 def replay(
     model: Model | nn.Module, inputs: Inputs, *, seed: int = 0, **generate: Any
 ) -> "ReplayInputs":
-    """Return inputs whose texts are the prompts with what the model generates after them.
+    """Return inputs whose texts are the prompts continued by the model.
 
     Positions after the first end-of-text token are masked. Columns: ``prompt_length``,
     ``generated_length`` (both in tokens) and, where ``max_new_tokens`` is given, ``generated``: the
@@ -94,17 +94,17 @@ class ReplayInputs(Inputs):
 
     @property
     def batch_size(self) -> int:
-        """Most texts of a batch, where the prompts say it."""
+        """Most texts in a batch, if the prompts limit it."""
         return self.prompts.batch_size  # type: ignore[attr-defined]
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The name of each class number of the prompts; empty without labels."""
+        """The name of each class index of the prompts; empty without labels."""
         return self.prompts.label_names
 
     @property
     def own_labels(self) -> bool:
-        """True if class numbers are the model's own."""
+        """True if the class indices are the model's own."""
         return self.prompts.own_labels
 
     @property
@@ -113,7 +113,7 @@ class ReplayInputs(Inputs):
         return getattr(self.prompts, "notes", ())
 
     def identity(self) -> dict[str, Any]:
-        """Name prompts, model, seed and settings."""
+        """Return the identity: prompts, model, seed and settings."""
         return {
             "prompts": self.prompts.identity(),
             "generate": {name: repr(value) for name, value in sorted(self.generate.items())},
@@ -122,7 +122,7 @@ class ReplayInputs(Inputs):
         }
 
     def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
-        """Generate after each batch of prompts."""
+        """Yield batches of prompts with their generated continuations."""
         for batch in self.prompt_batches(start, stop):
             yield self.continued(batch)
 
@@ -132,7 +132,7 @@ class ReplayInputs(Inputs):
         return Generation(self.model, self.seed, self.generate)
 
     def prompt_batches(self, start: int, stop: int) -> Iterator[InputBatch]:
-        """Yield the prompts of a range; with ``units`` every batch that holds one of them."""
+        """Yield the prompts of a range; with ``units`` every batch that overlaps it."""
         if not self.units:
             yield from self.prompts.batches(start, stop)
             return
@@ -143,7 +143,7 @@ class ReplayInputs(Inputs):
                     yield batch
 
     def extended(self, prompts: InputBatch) -> InputBatch:
-        """Return prompts followed by their last token as often as tokens may be generated."""
+        """Return prompts padded by their last token to the maximal generated length."""
         prompts = left_padded(prompts)
         ids = prompts.kwargs["input_ids"]
         more = ids[:, -1:].expand(-1, self.generation.new_tokens or 1)
@@ -152,7 +152,7 @@ class ReplayInputs(Inputs):
     def record(
         self, prompts: InputBatch, tapped_sites: Mapping[str, RecordedOutput]
     ) -> tuple[InputBatch, StepRecorder]:
-        """Return a batch with its continuations, padded on the left, and the rows at some sites.
+        """Return a batch with its continuations, padded on the left, and its rows at some sites.
 
         The recorder has no rows if the model did not run over each token once, in order: then read
         the batch.
@@ -168,7 +168,7 @@ class ReplayInputs(Inputs):
         return batch, recorder
 
     def continued(self, batch: InputBatch) -> InputBatch:
-        """Return a batch of prompts with what is generated after them."""
+        """Return a batch of prompts with their generated continuations."""
         generation = self.generation
         prompts = batch if generation.is_pair else left_padded(batch)
         sequences, _ = generation.run(prompts, None)
@@ -179,7 +179,7 @@ class ReplayInputs(Inputs):
 
 @dataclass(frozen=True, eq=False)
 class StandIns(Inputs):
-    """Batches of the shapes to expect of replayed inputs; only decoders generate for them."""
+    """Batches with the expected shapes of replayed inputs; only decoders generate for them."""
 
     replayed: ReplayInputs
 
@@ -194,11 +194,11 @@ class StandIns(Inputs):
         return self.replayed.grouped
 
     def identity(self) -> dict[str, Any]:
-        """Name what is replayed."""
+        """Return the identity of the replayed inputs."""
         return self.replayed.identity()
 
     def batches(self, start: int, stop: int) -> Iterator[InputBatch]:
-        """Yield prompts as long as they may become."""
+        """Yield prompts at their maximal length."""
         if self.replayed.generation.is_pair:
             return self.replayed.batches(start, stop)
         return map(self.replayed.extended, self.replayed.prompts.batches(start, stop))

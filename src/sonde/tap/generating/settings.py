@@ -1,4 +1,4 @@
-"""Settings of ``generate``, as people type them or hand them in."""
+"""Settings of ``generate``, typed or passed by users."""
 
 import ast
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from sonde.core.errors import InputError
 
 
 def settings_of(generate: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of ``generate`` with those of a ``generation_config`` among them."""
+    """Return settings of ``generate``, including those in a ``generation_config``."""
     settings = dict(generate)
     config = settings.pop("generation_config", None)
     named = {} if config is None else vars(config)

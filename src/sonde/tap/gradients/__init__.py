@@ -1,1 +1,1 @@
-"""Gradients of parameters for each row of a batch by itself."""
+"""Gradients of parameters, separately for each row of a batch."""

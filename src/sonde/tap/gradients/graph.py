@@ -1,4 +1,4 @@
-"""Where parameters meet the rows of a batch, found in the graph that a backward pass passes.
+"""Find in the autograd graph where parameters meet the rows of a batch.
 
 A parameter is first reshaped, cast, or looked up by positions that all rows share; then some
 operation combines it with values of the rows. The gradient of one row splits off at that meeting.
@@ -41,7 +41,7 @@ Step = tuple[Any, int]
 
 @dataclass(frozen=True, eq=False)
 class Use:
-    """One place where a parameter enters.
+    """One operation that uses a parameter.
 
     Parameters
     ----------
@@ -65,12 +65,12 @@ def shape_after(node: Any) -> tuple[int, ...]:
 
 
 def edge(node: Any) -> GradientEdge:
-    """Return the place at which the gradient of an operation's first output is taken."""
+    """Return the graph edge at which the gradient of an operation's first output is taken."""
     return GradientEdge(node, 0)
 
 
 class Graph:
-    """The operations behind a tensor, and who uses the outcome of each."""
+    """The operations behind a tensor, and the users of each operation's output."""
 
     def __init__(self, root: Tensor) -> None:
         self._users: dict[Any, list[Step]] = defaultdict(list)
@@ -96,13 +96,13 @@ class Graph:
         return self._users.get(node, [])
 
     def entries(self, parameter: Tensor) -> Iterator[Use]:
-        """Yield the operations that a parameter enters, past those that only change its form."""
+        """Yield the operations that use a parameter, after those that only reshape or cast it."""
         leaf = self._leaves.get(id(parameter))
         if leaf is not None:
             yield from self._behind(leaf, (), tuple(parameter.shape))
 
     def beyond(self, use: Use) -> Iterator[Use]:
-        """Yield the operations that consume the result of a use that has no axis of rows."""
+        """Yield the operations that consume the output of a use without a row axis."""
         chain = (*use.chain, (use.node, use.index))
         yield from self._behind(use.node, chain, shape_after(use.node))
 

@@ -1,4 +1,4 @@
-"""The loss of each example of a batch, and the inputs of one example of it."""
+"""The loss of each example of a batch, and the inputs of a single example."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -20,7 +20,7 @@ NAMES = ("label", "sampled")
 
 
 def check_loss(loss: Loss) -> None:
-    """Raise if a loss is neither a name that we know nor can be called."""
+    """Raise if a loss is neither a known name nor callable."""
     if not callable(loss) and loss not in NAMES:
         raise InputError(
             f"loss: expected {', '.join(NAMES)} or a callable (outputs, batch) -> a loss for each "
@@ -58,7 +58,7 @@ class RowLosses:
     def __call__(
         self, batch: InputBatch, drawn: Int[Tensor, "answer"] | None = None
     ) -> "BatchLosses":
-        """Run the module on a batch whose padding is on the right."""
+        """Run the module on a batch that is padded on the right."""
         n = len(batch)
         if callable(self.loss):
             found = self.loss(self._output(batch), batch)
@@ -75,7 +75,7 @@ class RowLosses:
         return cross_entropy(told, n)
 
     def answers(self, batch: InputBatch) -> Answers:
-        """Run the module on a batch whose padding is on the right, and return its answers."""
+        """Return the module's answers on a batch that is padded on the right."""
         return answers_in(self._output(batch), self.model, self.module, batch, self.logits)
 
     def _output(self, batch: InputBatch) -> Any:
@@ -83,7 +83,7 @@ class RowLosses:
         return self.module(*args, **kwargs)
 
     def _sampled(self, told: Answers, batch: InputBatch) -> Int[Tensor, "answer"]:
-        """Return an answer drawn from each distribution, keyed by the example and its place."""
+        """Return an answer sampled from each distribution, keyed by example and position."""
         first = torch.searchsorted(told.example, told.example)
         place = torch.arange(len(told.example)) - first
         base = base_hashes(batch.keys, "sample", self.seed)
@@ -114,7 +114,7 @@ class BatchLosses:
     answers: Answers | None = None
 
     def drawn_for(self, row: int) -> Int[Tensor, "answer"] | None:
-        """Return the classes or tokens that were taken for the truth of one example, or None."""
+        """Return the classes or tokens used as the truth of one example, or None."""
         return None if self.answers is None else self.answers.truth[self.answers.example == row]
 
 

@@ -1,4 +1,4 @@
-"""Find the uses of parameters that split into rows, by a test on the gradients themselves.
+"""Find the parameter uses whose gradients split into rows, by a test on the gradients.
 
 Scale the loss of each row by another power of two. Look at the gradient that flows into an
 operation: the blocks of its first axis scale by exactly these powers if and only if that axis holds
@@ -23,7 +23,7 @@ Signature = tuple[tuple[str, str, int, tuple[int, ...]], ...]
 
 @dataclass(frozen=True)
 class Meetings:
-    """The uses of parameters whose gradients split into rows, and the other parameters.
+    """The parameter uses whose gradients split into rows, and all other parameters.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class Meetings:
 
 @dataclass(frozen=True)
 class _Entry:
-    """A use of a parameter that may split; the path says how it was reached."""
+    """A parameter use that may split; the path gives the operations that lead to it."""
 
     name: str
     path: tuple[int, ...]
@@ -50,7 +50,7 @@ class _Entry:
 
 
 class Finder:
-    """Finds where parameters meet rows in the graphs of a model, and remembers its trials."""
+    """Finds where parameters meet rows in the graphs of a model, and caches its tests."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, Signature], dict[tuple[int, ...], bool]] = {}
@@ -86,7 +86,7 @@ class Finder:
 
 
 def _reachable(graph: Graph, waiting: list[_Entry], n: int, alone: set[str]) -> list[_Entry]:
-    """Return the entries whose first axis may hold rows, at these or at later uses."""
+    """Return the entries whose first axis may hold rows, at these or later uses."""
     for _ in range(DEEPEST):
         shapes = [shape_after(e.use.node) for e in waiting]
         may = [bool(shape) and shape[0] % n == 0 for shape in shapes]
@@ -99,7 +99,7 @@ def _reachable(graph: Graph, waiting: list[_Entry], n: int, alone: set[str]) -> 
 
 
 def _further(graph: Graph, waiting: Sequence[_Entry], alone: set[str]) -> list[_Entry]:
-    """Return the operations after the waiting uses; add names without such operations to alone."""
+    """Return the operations after the pending uses; add names without any to ``alone``."""
     further: list[_Entry] = []
     for e in waiting:
         beyond = list(graph.beyond(e.use))
@@ -110,14 +110,14 @@ def _further(graph: Graph, waiting: Sequence[_Entry], alone: set[str]) -> list[_
 
 @dataclass(frozen=True)
 class _Trial:
-    """Tells where the first axis of a gradient holds the rows."""
+    """Tests whether the first axis of a gradient holds the rows."""
 
     losses: Tensor
     known: dict[tuple[int, ...], bool]
     plain: dict[Any, Tensor | None]
 
     def split(self, waiting: Sequence[_Entry]) -> dict[tuple[int, ...], bool]:
-        """Return, for each entry's path, whether gradients split into rows at its end."""
+        """Return, for each entry's path, whether its gradients split into rows."""
         n = len(self.losses)
         if n == 1:
             return {e.path: True for e in waiting}

@@ -1,4 +1,4 @@
-"""Rules for the gradient of each row, for the operations that networks are made of.
+"""Rules for per-row gradients of the operations in neural networks.
 
 A rule is made for the gradient that flows into an operation, whose first axis holds the rows one
 after another, each ``k`` times (windows, tokens, frames). It gives the gradients of some rows, and,
@@ -18,14 +18,14 @@ from sonde.tap.gradients.graph import Use
 
 
 class GradientRule(ABC):
-    """Gradients of single rows by one use of a parameter."""
+    """Per-row gradients of one use of a parameter."""
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> Float[Tensor, "row ..."]:
         """Return the gradients of some rows."""
 
     def squares(self) -> Float[Tensor, "..."] | None:
-        """Return the sum over rows of squared gradients; None if it needs each row's gradient."""
+        """Return the sum over rows of squared gradients, or None if it needs gradients by row."""
         return None
 
 
@@ -51,13 +51,13 @@ class Outer(GradientRule):
 @final
 @dataclass(frozen=True, eq=False)
 class Summed(GradientRule):
-    """A parameter that is added or multiplied: the gradient, summed over broadcast axes."""
+    """An added or multiplied parameter: the gradient, summed over broadcast axes."""
 
     values: Float[Tensor, "row k ..."]
     shape: tuple[int, ...]
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Return the sums over the axes that the parameter lacks or has with size 1."""
+        """Return the sums over the parameter's missing axes and its axes of size 1."""
         values = self.values[start:stop]
         n_axes = values.ndim - 1
         aligned = (1,) * (n_axes - len(self.shape)) + self.shape
@@ -69,7 +69,7 @@ class Summed(GradientRule):
 @final
 @dataclass(frozen=True, eq=False)
 class Lookup(GradientRule):
-    """Rows of a table that are looked up: the gradients of each entry, added up."""
+    """Table lookup: the gradients of each entry, summed."""
 
     index: Int[Tensor, "row k"]
     gradient: Float[Tensor, "row k dim"]
@@ -82,7 +82,7 @@ class Lookup(GradientRule):
         return found.scatter_add_(1, index[..., None].expand_as(gradient), gradient)
 
     def squares(self) -> Tensor:
-        """Return the table of squares, from the entries that each row looks up alone."""
+        """Return the table of squares, from the entries that each row looks up."""
         row = torch.arange(len(self.index), device=self.index.device)[:, None]
         pair, place = (row * self.n_entries + self.index).unique(return_inverse=True)
         flat = self.gradient.flatten(0, 1)
@@ -115,7 +115,7 @@ class Kernel(GradientRule):
         return found.reshape(-1, k, *self.shape).sum(1)
 
     def _patches(self, x: Tensor) -> Tensor:
-        """Return patches, (example, channel x kernel, place)."""
+        """Return image patches, (example, channel x kernel, position)."""
         options = [self.node._saved_dilation, self.node._saved_padding, self.node._saved_stride]
         kernel = self.shape[2:]
         if len(kernel) == 1:
@@ -141,18 +141,18 @@ class Kernel(GradientRule):
 
 
 def rule_for(use: Use, gradient: Float[Tensor, "row_k ..."], n: int) -> GradientRule | None:
-    """Return the rule of an operation for ``n`` rows, or None if no rule is known."""
+    """Return the rule of an operation for ``n`` rows, or None if no rule exists."""
     make = RULES.get(use.node.name())
     return None if make is None else make(use, _wide(gradient), n)
 
 
 def has_rule(use: Use) -> bool:
-    """Return whether an operation may have a rule; ``rule_for`` may still find none."""
+    """Return whether an operation may have a rule; ``rule_for`` may still return None."""
     return use.node.name() in RULES
 
 
 def _wide(x: Tensor) -> Tensor:
-    """Return half types as float32."""
+    """Return half-precision types as float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

@@ -62,7 +62,7 @@ class SquaredGradients(State):
 
     @property
     def mean_loss(self) -> float:
-        """Loss of an example in nats."""
+        """Mean loss of an example in nats."""
         return self.total_loss / self.n
 
     def means(self) -> dict[str, Float[Tensor, "..."]]:
@@ -70,7 +70,7 @@ class SquaredGradients(State):
         return {name: total / self.n for name, total in zip(self.names, self.sums, strict=True)}
 
     def merge(self, other: "SquaredGradients") -> "SquaredGradients":
-        """Return the state of both sets of examples together.
+        """Return the joined state of two sets of examples.
 
         Raises
         ------
@@ -93,7 +93,7 @@ class SquaredGradients(State):
 
     @classmethod
     def load(cls, path: Path | str) -> "SquaredGradients":
-        """Return the state that ``save`` wrote."""
+        """Load a state written by ``save``."""
         return read_one(path, KEY, cls)
 
 
@@ -106,7 +106,7 @@ def squared_gradients(
     seed: int = 0,
     progress: bool = True,
 ) -> SquaredGradients:
-    """Return the sums of squared gradients of single examples, in one backward pass for each batch.
+    """Return the sums of per-example squared gradients, with one backward pass per batch.
 
     The model is read in eval mode and left as it was. Batches may be of any size: the numbers are
     those of one backward pass for each example, to rounding.
@@ -187,7 +187,7 @@ def _chosen(module: nn.Module, names: Collection[str] | None) -> dict[str, Tenso
 
 @contextmanager
 def _differentiable(parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let gradients flow to parameters, also to frozen ones."""
+    """Enable gradients of parameters, including frozen ones."""
     frozen = [p for p in parameters.values() if not p.requires_grad]
     try:
         for p in frozen:
@@ -215,7 +215,7 @@ def _check(sums: Mapping[str, Tensor], n: int) -> None:
 def squares_together(
     finder: Finder, losses: Float[Tensor, "row"], parameters: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Return sums over rows of squared gradients, and the parameters for which there are none yet.
+    """Return sums over rows of squared gradients, and the parameters that still lack them.
 
     Parameters
     ----------
@@ -252,7 +252,7 @@ def squares_together(
 def squares_alone(
     losses: Callable[[int], Float[Tensor, "1"]], n: int, parameters: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return sums over rows of squared gradients by one backward pass for each row.
+    """Return sums over rows of squared gradients, with one backward pass per row.
 
     Parameters
     ----------
@@ -274,7 +274,7 @@ def squares_alone(
 
 
 def _summed(rules: list[tuple[Use, GradientRule]], parameter: Tensor, n: int) -> Tensor:
-    """Return the sum over rows of a parameter's squared gradient, added up over its uses."""
+    """Return the sum over rows of a parameter's squared gradient, over all its uses."""
     if not rules:
         return torch.zeros_like(parameter)
     use, rule = rules[0]
@@ -291,7 +291,7 @@ Making = tuple[Callable[[int, int], Tensor], Callable[[Tensor], Tensor]]
 
 
 def _squares(making: Sequence[Making], shape: Sequence[int], n: int) -> Tensor:
-    """Return the sum over rows of the square of the sum over uses, few rows at a time."""
+    """Return the sum over rows of the squared sum over uses, a few rows at a time."""
     size = max(1, CHUNK_BYTES // (4 * math.prod(shape)))
     total: Tensor | None = None
     for start in range(0, n, size):
@@ -317,7 +317,7 @@ def _only_form(use: Use) -> bool:
 
 
 def _back(use: Use, rows: Float[Tensor, "row ..."]) -> Float[Tensor, "row ..."]:
-    """Return the gradients of a parameter, from the gradients of a tensor made from it."""
+    """Return a parameter's gradients from those of a tensor computed from it."""
     for node, index in reversed(use.chain):
         if node.name() == "TBackward0":
             rows = rows.mT

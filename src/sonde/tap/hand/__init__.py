@@ -1,1 +1,1 @@
-"""Taps and edits around a model that is used by hand."""
+"""Taps and edits for a model that the user runs by hand."""

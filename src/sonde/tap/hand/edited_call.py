@@ -1,4 +1,4 @@
-"""What an edit is told about one call of a model, and which of its states it may touch."""
+"""Information for an edit about one call of a model, and the states that it may change."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -40,7 +40,7 @@ class EditedCall:
         self._selected: dict[tuple[int, int, torch.device], Tensor | bool] = {}
 
     def context(self, x: Tensor, has_tokens: bool, n_before: int) -> EditContext:
-        """Return what an edit is told about an activation.
+        """Return the information that an edit receives about an activation.
 
         Parameters
         ----------
@@ -75,11 +75,11 @@ class EditedCall:
         return self._known[key]
 
     def _row(self, n: int, device: torch.device) -> Tensor | None:
-        """Return where each example began; None if these are not the examples of the call."""
+        """Return where each example began, or None if these are not the call's examples."""
         return self.texts.origin.to(device) if n == len(self.texts.origin) else None
 
     def selected(self, places: TermPlaces, x: Shaped[Tensor, "example pos dim"]) -> Tensor | bool:
-        """Return which states an edit may touch: all, none, or ``Bool[Tensor, "example pos 1"]``.
+        """Return the states to edit: all, none, or ``Bool[Tensor, "example pos 1"]``.
 
         Raises
         ------
@@ -105,12 +105,12 @@ class EditedCall:
         return self._selected[key]
 
     def is_gathered(self, x: Shaped[Tensor, "row *axes"]) -> bool:
-        """Return whether the rows are some of the tokens, as an expert gets them."""
+        """Return whether the rows are a subset of the tokens, as in an expert layer."""
         fed = self.call.fed
         return fed is not None and x.ndim == 2 and len(x) not in (1, *fed.shape, fed.numel())
 
     def gated(self, n: int, device: torch.device) -> Float[Tensor, "example"]:
-        """Return how far a gate is open for each example, in [0, 1].
+        """Return the gate's opening for each example, in [0, 1].
 
         Raises
         ------
@@ -140,7 +140,7 @@ class EditedCall:
         context: EditContext,
         per: str = "token",
     ) -> dict[str, Tensor]:
-        """Return what other runs brought at a site, an example for each of ``x``.
+        """Return the states of other runs at a site, an example for each of ``x``.
 
         ``per="token"`` needs a state for each state of ``x``; ``"example"`` takes any number.
 
@@ -195,7 +195,7 @@ class EditedCall:
         return other
 
     def _prompt_length(self, length: int) -> int:
-        """Return how many of ``length`` states are of the prompt; they come first."""
+        """Return how many of ``length`` states belong to the prompt, which comes first."""
         texts = self.texts
         if texts.step == 0:
             return length

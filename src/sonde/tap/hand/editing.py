@@ -120,7 +120,7 @@ def editing(
 
 @dataclass(eq=False)
 class _Spot:
-    """A site of the model, and how often it ran in all calls of the model."""
+    """A site of the model, and its number of calls so far."""
 
     site: Site
     name: str
@@ -132,7 +132,7 @@ class _Spot:
 
 @dataclass(eq=False)
 class _EditedForward:
-    """One call of the model, or of its encoder alone, that is running.
+    """A running call of the model, or of its encoder alone.
 
     Attributes
     ----------
@@ -151,7 +151,7 @@ class _EditedForward:
 
 
 class _Editor:
-    """Applies one edit to the calls that run."""
+    """Applies one edit to running calls."""
 
     def __init__(
         self,
@@ -218,7 +218,7 @@ class _Editor:
 
     @property
     def _asks_for_prompts(self) -> bool:
-        """True if the edit depends on where a prompt ends."""
+        """True if the edit depends on the end of the prompt."""
         return self.gate is not None or bool(self.places.words - {"all"})
 
     def check_acted(self) -> None:
@@ -274,12 +274,12 @@ class _Editor:
         forward.call = forward.encoding = None
 
     def _forward(self) -> _EditedForward:
-        """Return the call that runs in this context; parts may be called by themselves."""
+        """Return the call running in this context; the user may call parts by themselves."""
         found = self.session.state
         return self.outside if found is None else found
 
     def _is_turn(self, spot: _Spot) -> bool:
-        """Return whether this call of a module is edited, and count the call."""
+        """Return whether to edit this call of a module, and count the call."""
         in_call = self._forward().in_call
         call = in_call[spot.name] = in_call.get(spot.name, -1) + 1
         wanted = spot.site.call
@@ -297,7 +297,7 @@ class _Editor:
         self._decide(spot, find_input(spot.module, args, kwargs, spot.site.key)[1])
 
     def _decide(self, spot: _Spot, leaf: Tensor | None) -> None:
-        """Ask the gate about the prompts; generated tokens follow its decision."""
+        """Let the gate decide on the prompts; generated tokens follow its decision."""
         now = self._now(spot)
         if leaf is None or now is None or self.gate is None or now.texts.step:
             return
@@ -326,12 +326,12 @@ class _Editor:
         return None if new is leaf else with_input(args, kwargs, leaf, new)
 
     def _now(self, spot: _Spot) -> EditedCall | None:
-        """Return the call that a module's states belong to."""
+        """Return the call that contains a module's states."""
         forward = self._forward()
         return forward.encoding if spot.in_encoder else forward.call
 
     def _changed(self, leaf: Tensor, spot: _Spot, *, of_encoder: bool = False) -> Tensor:
-        """Return the edited activation; ``leaf`` itself where nothing is to be changed."""
+        """Return the edited activation, or ``leaf`` itself if nothing changes."""
         now = self._forward().encoding if of_encoder else self._now(spot)
         axis = 2 if spot.site.port in ATTENTION_PORTS else None
         call = None if now is None else now.call
@@ -341,7 +341,7 @@ class _Editor:
         return leaf if new is view.x else view.back(new)
 
     def _edited(self, x: Tensor, spot: _Spot, now: EditedCall | None, has_tokens: bool) -> Tensor:
-        """Return the edited activation, features last; ``x`` itself where nothing is changed."""
+        """Return the edited activation, features last, or ``x`` itself if nothing changes."""
         site = spot.site
         with self._lock:
             n_before, spot.in_all = spot.in_all, spot.in_all + 1
@@ -378,7 +378,7 @@ class _Editor:
     def _selected(
         self, x: Tensor, site: Site, now: EditedCall | None, has_tokens: bool
     ) -> Tensor | bool:
-        """Return which entries may change: all, none, or a mask that broadcasts to ``x``."""
+        """Return the entries that may change: all, none, or a mask that broadcasts to ``x``."""
         if has_tokens and now is None:
             raise SiteError(
                 f"editing: {site} ran outside a call of {type(self.root).__name__}, so which of "
@@ -401,7 +401,7 @@ class _Editor:
         return True
 
     def _through_gate(self, x: Tensor, site: Site, now: EditedCall | None) -> Tensor:
-        """Return how far the gate is open for each example, in [0, 1], to broadcast to ``x``."""
+        """Return the gate's opening for each example, in [0, 1], broadcastable to ``x``."""
         if now is None:
             raise SiteError(
                 f"editing: {site} ran outside a call of {type(self.root).__name__}, so the "
@@ -412,7 +412,7 @@ class _Editor:
 
 
 def _require_prompt_alone(places: TermPlaces, gate: Gate | None) -> None:
-    """Raise if the first call of the texts reads tokens of an assistant behind the prompt."""
+    """Raise if the first call reads tokens of an assistant model after the prompt."""
     if in_assisted_decoding():
         asked = f"where={places}" if gate is None else "a gate"
         raise InputError(

@@ -1,4 +1,4 @@
-"""A raw output as an edit takes it: examples first, features last, nothing nested."""
+"""A raw output in the layout for edits: examples first, features last, not nested."""
 
 from dataclasses import dataclass
 
@@ -46,7 +46,7 @@ class FeaturesLast:
         port: str = "out",
         key: str | None = None,
     ) -> "FeaturesLast":
-        """Return an output of a module; a nested one is padded as in the mask of the call.
+        """Return a module's output; a nested output is padded by the mask of the call.
 
         If the tokens of all examples share one axis, as experts see them, they get two axes again.
         """
@@ -67,7 +67,7 @@ class FeaturesLast:
         return FeaturesLast(leaf, x, axes.kind == "pos", dim)
 
     def back(self, new: Tensor) -> Tensor:
-        """Return a tensor of the shape of ``x`` in the form of the output."""
+        """Return a tensor shaped like ``x`` in the output's original layout."""
         if self.leaf.is_nested:
             return nested_like(self.leaf, new)
         if self.is_time_first:
@@ -86,7 +86,7 @@ def axes_in(
     port: str = "out",
     key: str | None = None,
 ) -> Axes:
-    """Return an output's axes; with a state for each token that the call reads, they are three."""
+    """Return an output's axes; three axes if there is one state per token of the call."""
     fed = None if call is None else call.fed
     if x.ndim == 3 and axis is None and fed is not None and x.shape[:2] == fed.shape:
         return STATES

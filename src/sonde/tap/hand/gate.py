@@ -1,4 +1,4 @@
-"""A fitted score that decides, example by example, whether an edit acts."""
+"""A fitted score that decides for each example whether an edit applies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from sonde.tap.rows.reduce import Reduction
 
 @runtime_checkable
 class Scores(Protocol):
-    """Scores rows: the ``Scorer`` of a fitted detector, or anything like it."""
+    """Interface that scores rows, such as the ``Scorer`` of a fitted detector."""
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return a score for each row."""
@@ -30,7 +30,7 @@ class Scores(Protocol):
 @final
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """An edit acts on the examples whose score is above a threshold, or in proportion to it.
+    """Apply an edit to the examples with a score above a threshold, or in proportion to it.
 
     An example's prompt decides, before it is edited; generated tokens follow that decision.
 
@@ -79,7 +79,7 @@ class Gate:
     def rows(
         self, x: Tensor, call: CallArguments, site: Site, module: nn.Module, root: nn.Module
     ) -> Float[Tensor, "example dim"]:
-        """Return the row of each example of a raw output of a site.
+        """Return the row of each example in a site's raw output.
 
         Raises
         ------
@@ -101,7 +101,7 @@ class Gate:
         return rows
 
     def decide(self, rows: Sequence[Float[Tensor, "example _dim"]]) -> Float[Tensor, "example"]:
-        """Return how much the edit acts on each example, in [0, 1], by its rows at each site."""
+        """Return the edit's strength for each example, in [0, 1], from its rows at each site."""
         score = self.scorer.score(torch.cat([x.to(rows[0]) for x in rows], 1))
         if score.shape != (len(rows[0]),):
             raise InputError(

@@ -1,4 +1,4 @@
-"""What every module of a model returned in one forward, as far as it can be handed out again."""
+"""Outputs of every module in one forward pass, stored for replay as far as possible."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ Around = Callable[[nn.Module, Forward, tuple[Any, ...], dict[str, Any]], Any]
 
 @dataclass(eq=False)
 class RecordedCall:
-    """One call of a module: what it returned, and the calls that it made.
+    """One call of a module: its output, and the calls that it made.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class RecordedCall:
 
 
 class CallRecorder:
-    """Writes down the calls of one forward pass."""
+    """Records the calls of one forward pass."""
 
     def __init__(self) -> None:
         self._clock = 0
@@ -62,7 +62,7 @@ class CallRecorder:
     def __call__(
         self, module: nn.Module, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Run a module's forward, and keep what it returns."""
+        """Run a module's forward pass, and store its output."""
         call = RecordedCall(module, self._tick())
         self.calls.append(call)
         if self._stack:
@@ -93,7 +93,7 @@ class CallRecorder:
 
 @contextmanager
 def intercepted(modules: Sequence[nn.Module], around: Around) -> Iterator[None]:
-    """Run ``around`` in place of the forward pass of modules, for calls of this thread or task.
+    """Run ``around`` in place of modules' forward passes, in this thread or task.
 
     Several threads may intercept one module, each for itself, and end in any order.
     """
@@ -149,7 +149,7 @@ def _give_back(module: nn.Module) -> None:
 
 
 def _dispatching(module: nn.Module, forward: Forward) -> Forward:
-    """Return a forward pass that runs through the functions of the context that calls it."""
+    """Return a forward pass that runs through the functions of the calling context."""
 
     @wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -167,7 +167,7 @@ def _through(around: Around, module: nn.Module, forward: Forward) -> Forward:
 
 
 def is_plain(value: Any) -> bool:
-    """Return whether a value is made of tensors and plain values alone."""
+    """Return whether a value consists only of tensors and plain values."""
     if value is None or isinstance(value, bool | int | float | str):
         return True
     if isinstance(value, Tensor):
@@ -182,7 +182,7 @@ def is_plain(value: Any) -> bool:
 
 
 def _shares(x: Tensor, y: Tensor) -> bool:
-    """Return whether two tensors lie in one piece of memory."""
+    """Return whether two tensors share memory."""
     if not x.numel() or x.is_nested or y.is_nested:
         return False
     return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
@@ -191,7 +191,7 @@ def _shares(x: Tensor, y: Tensor) -> bool:
 def calls_of(
     root: nn.Module, modules: Sequence[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> list[tuple[nn.Module, Tensor]]:
-    """Return the first tensor that each call of some modules takes in one forward pass, in order.
+    """Return the first tensor argument of each call of some modules in one forward pass.
 
     The model runs in eval mode without gradients, and is left as it was. Tensors are copies;
     modules that read the same tensor share one copy.

@@ -1,4 +1,4 @@
-"""Run a model again from the output of a site on, any number of times."""
+"""Rerun a model from the output of a site on, any number of times."""
 
 import copy
 import inspect
@@ -31,7 +31,7 @@ LOOKS = frozenset({"mask", "src_mask", "attn_mask", "tgt_mask", "memory_mask"})
 
 
 def record_forward(model: Model | nn.Module, *args: Any, **kwargs: Any) -> "RecordedForward":
-    """Run a model once, and keep what every module returned.
+    """Run a model once, and store every module's output.
 
     A model that can do without a key-value cache is told to, unless ``use_cache`` is given.
 
@@ -64,7 +64,7 @@ def record_forward(model: Model | nn.Module, *args: Any, **kwargs: Any) -> "Reco
 
 
 class RecordedForward:
-    """One forward of a model, which can go on from any site with other states there.
+    """A recorded forward pass, which can be rerun from any site with other states there.
 
     Attributes
     ----------
@@ -118,7 +118,7 @@ class RecordedForward:
         return found
 
     def from_site(self, site: Pattern, value: Tensor) -> Any:
-        """Return what the model returns where a site has other states.
+        """Return the model's output with other states at a site.
 
         The result equals that of a whole forward with all states replaced, padding too, to the bit.
         Gradients reach ``value``.
@@ -164,7 +164,7 @@ class RecordedForward:
         return self._whole(sites[0], value, args, kwargs)
 
     def arguments(self, repeats: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return new arguments in which the whole batch is repeated along the examples."""
+        """Return arguments in which the whole batch is repeated along the example axis."""
         args, kwargs = copy.deepcopy(self._given)
         if repeats > 1:
             args = tuple(_tiled(x, repeats, self.n) for x in args)
@@ -218,11 +218,11 @@ class RecordedForward:
 
 
 class Diverged(Exception):
-    """The model called other modules than when it was recorded."""
+    """The model called other modules than in the recording."""
 
 
 class Replay:
-    """Hands out recorded outputs up to a site and new states at the site; then all runs again."""
+    """Returns recorded outputs before a site and new states at the site; later modules run."""
 
     def __init__(
         self,
@@ -265,7 +265,7 @@ class Replay:
         return output
 
     def _can_skip(self, call: RecordedCall) -> bool:
-        """Return whether the recorded output of a call holds for the repeated examples too."""
+        """Return whether a call's recorded output is also valid for the repeated examples."""
         if not call.can_skip or self._repeats == 1:
             return call.can_skip
         is_recurrent = isinstance(call.module, nn.RNNBase)
@@ -298,7 +298,7 @@ def _with_input(
 
 
 def _fitting(value: Tensor, leaf: Tensor, site: Site) -> Tensor:
-    """Return new states in the form and type of the states that they replace."""
+    """Return new states in the shape and type of the states that they replace."""
     if leaf.is_nested:
         return nested_like(leaf, value.to(leaf.dtype))
     if leaf.shape[1:] != value.shape[1:]:

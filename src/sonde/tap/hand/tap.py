@@ -1,4 +1,4 @@
-"""``Tap``: read sites of a live model while it is used by hand.
+"""``Tap``: read sites of a live model that the user runs by hand.
 
 For whole data sets use a stream (``sonde.read``): it finds axes by a probe forward, moves padding
 and keeps ids. A tap keeps the rows of the last forward only.
@@ -42,7 +42,7 @@ from sonde.tap.rows.waiting import Waiting
 
 
 class TappedRows:
-    """Rows of one forward pass, by the names of the sites.
+    """Rows of one forward pass, by site.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class TappedRows:
         self._memory, self._lock = memory, threading.Lock()
 
     def place(self) -> None:
-        """Make the rows that waited for other sites, and put them in place of the held tensors."""
+        """Compute the delayed rows, and put them in place of the stored tensors."""
         frame = self.frame
         if frame is None:
             return
@@ -74,7 +74,7 @@ class TappedRows:
 
 
 class TappedForward:
-    """Takes rows at sites, forward after forward: of one forward pass at a time.
+    """Collects rows at sites, one forward pass at a time.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ class TappedForward:
         self.reset(-1)
 
     def reset(self, to_come: int) -> None:
-        """Forget the forward pass before.
+        """Clear the previous forward pass.
 
         Parameters
         ----------
@@ -126,7 +126,7 @@ class TappedForward:
         self._named: Mapping[str, Any] = {}
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], to_come: int) -> None:
-        """Note what the root is called with."""
+        """Record the arguments of the root module's call."""
         named = arguments(self.module, args, kwargs) if args else kwargs
         if (cache := cache_in(named)) is not None and cached_length(cache) > 0:
             raise SiteError(
@@ -151,19 +151,19 @@ class TappedForward:
             self._counted = counted
 
     def done(self) -> TappedRows:
-        """Return the rows of the forward pass, which is over."""
+        """Return the rows of the finished forward pass."""
         self.rows.calls = {owner.path: owner.calls for owner in self.owners if owner.calls}
         return self.rows
 
     def _what_counts(self) -> Hashable:
-        """Return the shapes of the masks, or None if a mask leaves out some tokens."""
+        """Return the shapes of the masks, or None if a mask excludes some tokens."""
         masks = tuple(self._masks.values())
         if any(mask is not None and not all_set(mask) for mask in masks):
             return None
         return self._has_target, *(None if mask is None else mask.shape for mask in masks)
 
     def after(self, owner: TappedModule, output: Any) -> bool:
-        """Take rows from an output, by a shortcut if an earlier output was averaged alike.
+        """Collect rows of an output, reusing the mean of an earlier output of equal shape.
 
         Return whether the forward may end here.
         """
@@ -186,7 +186,7 @@ class TappedForward:
         return may_end
 
     def before(self, owner: TappedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Take rows from an input; return whether the forward pass may end here."""
+        """Collect rows of an input; return whether the forward pass may end here."""
         may_end = False
         for tapped in owner.called():
             leaf = find_input(owner.module, args, kwargs, tapped.leaf)[1]
@@ -211,7 +211,7 @@ class TappedForward:
     def _reduced(
         self, x: Tensor, tapped: TappedSite, module: nn.Module, parts: list[Tensor]
     ) -> Tensor:
-        """Return the rows, or a tensor that the rows will replace once other sites have run."""
+        """Return the rows, or a tensor that rows replace after other sites have run."""
         is_nested = x.is_nested
         if is_nested:
             x = padded(x, self._masks["pos"])
@@ -247,7 +247,7 @@ class TappedForward:
         return self._memory.keep(tapped.reduction(x, frame)[0])
 
     def _in_rows(self, x: Tensor, tapped: TappedSite, module: nn.Module) -> Tensor:
-        """Return states with the rows first; tokens of all rows on one axis get two axes again."""
+        """Return states with the rows first; a joint token axis of all rows is split in two."""
         fed = fed_tokens(self._named)
         if fed is None or x.ndim != 2 or not len(x) == fed.numel() > fed.shape[0]:
             return rows_first(x, module, self.module, self._named, tapped.site.key)
@@ -256,7 +256,7 @@ class TappedForward:
         return x.reshape(*fed.shape, -1)
 
     def _require_length(self, x: Tensor, axes: Axes, name: str) -> None:
-        """Refuse states of texts that the model itself filled up to whole windows."""
+        """Raise for states of texts that the model itself padded to whole windows."""
         fed = fed_tokens(self._named)
         if fed is None or x.ndim != 3 or x.shape[1] <= fed.shape[-1] or axes.kind != "pos":
             return
@@ -278,7 +278,7 @@ class TappedForward:
 
 
 class Tap:
-    """Reads sites of a model inside a ``with`` block; leaves the model as it was found.
+    """Reads sites of a model inside a ``with`` block, then restores the model.
 
     The model runs in eval mode meanwhile. Every forward of the model is read, whoever calls it:
     ``rows`` are those of the thread or task that asks.
@@ -387,7 +387,7 @@ class Tap:
         }
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model under ``no_grad``; with ``stop``, only up to the last site."""
+        """Run the model under ``no_grad``, with ``stop`` only up to the last site."""
         if self._stops and cache_in(arguments(self.module, args, kwargs)) is not None:
             raise SiteError(
                 "Tap.run: a forward that stops early leaves a key-value cache half filled. "
@@ -429,7 +429,7 @@ class Tap:
         self._free.append(forward)
 
     def _now(self) -> TappedForward | None:
-        """Return what takes the rows; None for parts of the model that other contexts call."""
+        """Return the collector of this context, or None for calls from other contexts."""
         forward = self._session.state
         if forward is not None:
             return forward

@@ -1,4 +1,4 @@
-"""What a tap reads of each module, and how its last output was reduced."""
+"""A tap's sites at each module, and the reduction of its last output."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from sonde.tap.rows.reduce import Reduction
 
 @dataclass
 class TappedSite:
-    """A site, and how its last output was reduced."""
+    """A site, and the reduction of its last output."""
 
     site: Site
     name: str
@@ -26,7 +26,7 @@ class TappedSite:
 
 
 class TappedModule:
-    """One module and port: its sites, and how often it was called in this forward pass.
+    """One module and port: its sites, and its number of calls in this forward pass.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class TappedModule:
         self.calls = 0
 
     def add(self, tapped: TappedSite) -> None:
-        """Read one more site here."""
+        """Add a site at this module."""
         self.tapped_sites.append(tapped)
         is_lone = len(self.tapped_sites) == 1 and tapped.call is None and tapped.leaf is None
         self.lone = tapped if is_lone else None

@@ -1,4 +1,4 @@
-"""Which texts the calls of a model go on with: steps of generation, and rows that follow beams."""
+"""Match calls of a model to texts: generation steps, and rows reordered by beam search."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from sonde.tap.hooks.outputs import leaves
 
 @dataclass(eq=False)
 class GrowingTexts:
-    """Texts that one call begins and later calls go on with.
+    """Texts that one call begins and later calls continue.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class GrowingTexts:
         return GrowingTexts(length, n, torch.arange(n), n_read=length, ids=call.fed)
 
     def go_on(self, call: CallArguments, parent: Tensor | None = None) -> None:
-        """Take one more call; ``parent`` is the example of the last call that each goes on from."""
+        """Add a call; ``parent`` is the earlier example that each example continues."""
         self.step, fed = self.step + 1, call.fed
         self.n_read += 0 if fed is None else fed.shape[-1]
         if parent is None and fed is not None and len(fed) != len(self.origin):
@@ -66,7 +66,7 @@ class GrowingTexts:
         self.grows, self.ids = call.past == 0, fed
 
     def follows(self, call: CallArguments) -> Int[Tensor, "example"] | None:
-        """Return each text's place in the last call if all texts grew by one token, else None."""
+        """Return each text's index in the last call if all texts grew by a token, else None."""
         before, fed = self.ids, call.fed
         if before is None or fed is None or fed.ndim != 2 or before.ndim != 2:
             return None
@@ -80,14 +80,14 @@ class GrowingTexts:
 
 
 class TextLog:
-    """Knows the texts of each cache, and the texts of the last call of each caller."""
+    """Stores the texts of each cache, and those of each caller's last call."""
 
     def __init__(self) -> None:
         self._of_cache: OfCaches[GrowingTexts] = OfCaches()
         self._current: Latest[GrowingTexts] = Latest()
 
     def begin(self, call: CallArguments, *, keep: bool) -> GrowingTexts | None:
-        """Return the texts of a call; None if its cache was filled by a call that is not known."""
+        """Return the texts of a call, or None if an unknown call filled its cache."""
         cache, texts = cache_in(call.named), None
         if cache is not None and call.past:
             texts = self._of_cache.get(cache)
@@ -104,7 +104,7 @@ class TextLog:
         return texts
 
     def _grown(self, call: CallArguments) -> GrowingTexts | None:
-        """Return the texts that a call reads again with one token more; the caller's own first."""
+        """Return the texts that a call reads again plus one token, the caller's own first."""
         own = self._current.own()
         for texts in [own] if own is not None else self._current.values():
             parent = texts.follows(call)
@@ -114,6 +114,6 @@ class TextLog:
         return None
 
     def end(self, output: Any, texts: GrowingTexts) -> None:
-        """Remember the cache that a call returns, with its texts."""
+        """Store the cache that a call returns, with its texts."""
         if isinstance(output, Mapping):
             self._of_cache.put(cache_in(dict(output)), texts)

@@ -1,4 +1,4 @@
-"""Which tokens an edit acts on."""
+"""Select the tokens that an edit changes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ WORDS = ("all", "prompt", "generated", "last")
 @final
 @dataclass(frozen=True)
 class TokenIds:
-    """Every token that has one of these ids.
+    """Selects every token with one of these ids.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ Where = str | TokenIds | Iterable[str | TokenIds | int]
 @final
 @dataclass(frozen=True)
 class TermPlaces:
-    """The tokens that any of some terms names.
+    """The union of the tokens that several terms select.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class TermPlaces:
 
     @staticmethod
     def of(where: Where) -> "TermPlaces":
-        """Return the positions that a user named.
+        """Parse the positions that a user named.
 
         Raises
         ------
@@ -80,11 +80,11 @@ class TermPlaces:
 
     @property
     def is_all(self) -> bool:
-        """True if every token is meant."""
+        """True if every token is selected."""
         return "all" in self.words
 
     def select(self, context: EditContext, prompt_length: int) -> Bool[Tensor, "example pos"]:
-        """Return which tokens of a context the terms select; padding may be among them.
+        """Return the tokens of a context that the terms select, possibly including padding.
 
         Parameters
         ----------

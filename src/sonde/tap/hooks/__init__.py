@@ -1,1 +1,1 @@
-"""A module's insides: hooks that come off again, outputs and caches of any form, names."""
+"""Hooks that can be removed, outputs and caches of any form, and names of modules."""

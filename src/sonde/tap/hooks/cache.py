@@ -33,7 +33,7 @@ def cache_of(output: Any) -> Any:
 
 
 def cache_argument(model: nn.Module | Callable[..., Any]) -> str:
-    """Return the name of the argument of a model, or of its ``generate``, that takes a cache."""
+    """Return the name of the cache argument of a model or of its ``generate``."""
     call = model.forward if isinstance(model, nn.Module) else model
     parameters = inspect.signature(call).parameters
     return next((name for name in NAMES if name in parameters), _usual_name())
@@ -41,7 +41,7 @@ def cache_argument(model: nn.Module | Callable[..., Any]) -> str:
 
 @memoized
 def _usual_name() -> str:
-    """Return the name of the cache in the installed version of transformers."""
+    """Return the name of the cache argument in the installed version of transformers."""
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
     return next(name for name in NAMES if name in CausalLMOutputWithPast.__annotations__)
@@ -52,7 +52,7 @@ def _holds_positions(found: Any) -> bool:
 
 
 def require_no_cache(named: dict[str, Any]) -> None:
-    """Raise if a call that will be repeated with other states has a cache argument.
+    """Raise if a call that will be repeated with other states receives a cache.
 
     Every forward would append to it, and the states of its tokens were made before.
     """
@@ -64,7 +64,7 @@ def require_no_cache(named: dict[str, Any]) -> None:
 
 
 def cached_length(cache: Any) -> int:
-    """Return how many positions a cache holds, or 1 if a filled cache does not count them."""
+    """Return the number of positions in a cache, or 1 if a filled cache does not count them."""
     if callable(getattr(cache, "get_seq_length", None)):
         counts = counts_positions(cache)
         return int(cache.get_seq_length() if counts else bool(cache.has_previous_state()))
@@ -75,7 +75,7 @@ def cached_length(cache: Any) -> int:
 
 
 def counts_positions(cache: Any) -> bool:
-    """Return whether a cache tells how many positions it holds; recurrent states do not."""
+    """Return whether a cache counts its positions, unlike recurrent states."""
     if not callable(getattr(cache, "get_seq_length", None)):
         return isinstance(cache, tuple | list)
     try:
@@ -86,7 +86,7 @@ def counts_positions(cache: Any) -> bool:
 
 
 def detach_cache(cache: Any) -> None:
-    """Cut the graph behind the keys and values that a cache of layers holds; values stay."""
+    """Detach the keys and values in a cache from their autograd graph."""
     for layer in getattr(cache, "layers", ()) or ():
         for name in ("keys", "values"):
             held = getattr(layer, name, None)

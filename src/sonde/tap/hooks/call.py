@@ -1,4 +1,4 @@
-"""What a call of a live model tells of its examples: tokens, padding, and what a cache holds."""
+"""Facts about a live model's call: tokens, padding, and the length of its cache."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ MASKS = (REAL, "decoder_attention_mask")
 
 
 class CallArguments:
-    """The arguments of one call, as rows need them.
+    """The arguments of one call, in the form that rows need.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class CallArguments:
         self._masks[REAL] = self._masks[REAL] if real is None else real
 
     def inputs(self, n: int, special: Tensor | None) -> InputBatch:
-        """Return the examples of the call, told apart by their number, not by their content."""
+        """Return the examples of the call, identified by index rather than content."""
         index = torch.arange(n)
         masks, own = dict(self._masks), MASKS[self._has_target]
         mask, first = masks[own], None
@@ -92,11 +92,11 @@ class CallArguments:
 
     @property
     def mask(self) -> Bool[Tensor, "example pos"] | None:
-        """Mask of real tokens, those in the cache first; None if unknown."""
+        """Mask of real tokens, cached tokens first, or None if unknown."""
         return self._masks[MASKS[self._has_target]]
 
     def real(self, length: int) -> Bool[Tensor, "example pos"] | None:
-        """Return which of the ``length`` tokens whose states the call makes are real.
+        """Return the mask of real tokens among the ``length`` tokens that the call computes.
 
         None if nothing is padded, or if nothing is known.
 
@@ -118,7 +118,7 @@ class CallArguments:
         return mask[:, mask.shape[1] - length :]
 
     def position(self, n: int, length: int) -> Int[Tensor, "example pos"]:
-        """Return the position in its document of each token whose state the call makes."""
+        """Return the document position of each token that the call computes."""
         given, mask = self.named.get("position_ids"), self.mask
         if isinstance(given, Tensor) and given.ndim == 2 and given.shape[1] == length:
             return given.expand(n, length)
@@ -127,7 +127,7 @@ class CallArguments:
         return torch.arange(self.past, self.past + length).expand(n, length)
 
     def marked(self, special: Tensor, otherwise: Tensor | None) -> Tensor | None:
-        """Return which real tokens have one of the ids ``special``.
+        """Return the mask of real tokens with one of the ids ``special``.
 
         ``otherwise`` are the ids to use if the call has no ``input_ids``.
         """
@@ -142,7 +142,7 @@ class CallArguments:
 
 
 def encoder_of(root: nn.Module) -> nn.Module | None:
-    """Return the encoder of an encoder-decoder of ``transformers``; None of any other model."""
+    """Return the encoder of an encoder-decoder of ``transformers``, or None for other models."""
     is_pair = is_encoder_decoder(root.__dict__.get("config"))
     find = getattr(root, "get_encoder", None) if is_pair else None
     found = None if find is None else find()
@@ -150,7 +150,7 @@ def encoder_of(root: nn.Module) -> nn.Module | None:
 
 
 def _mask(found: Any, past: int) -> Tensor | None:
-    """Return which tokens are real, those before the call first, by a mask for each query.
+    """Return the mask of real tokens, cached tokens first, from a mask for each query.
 
     For caches of a fixed size ``generate`` makes such masks. A padded query looks at nothing, or
     not at itself. A sliding window's cache does not tell which of the tokens before the call are
@@ -166,6 +166,6 @@ def _mask(found: Any, past: int) -> Tensor | None:
 
 
 def fed_tokens(named: Mapping[str, Any]) -> Tensor | None:
-    """Return the ids of the tokens whose states a call makes, or None."""
+    """Return the ids of the tokens whose states a call computes, or None."""
     found = (named.get(name) for name in ("decoder_input_ids", "input_ids"))
     return next((ids for ids in found if isinstance(ids, Tensor)), None)

@@ -1,4 +1,4 @@
-"""Compiled and fused code set aside while anything is read, for the whole process.
+"""Disable compiled and fused code in the whole process while a model is read.
 
 Hooks that are added after a model was compiled do not fire in the compiled code. The stance is one
 for all threads, so it is taken with the first reader and given back with the last. Torch's fused
@@ -31,7 +31,7 @@ def hold_eager() -> None:
 
 
 def release_eager() -> None:
-    """Take one ``hold_eager`` back."""
+    """Undo one ``hold_eager``."""
     global _readers
     with _lock:
         _readers -= 1
@@ -40,7 +40,7 @@ def release_eager() -> None:
 
 
 def hold_unfused() -> None:
-    """Run every module of torch's encoders from now on; each call needs one ``release_unfused``."""
+    """Run every module of torch's encoders from now on; each needs one ``release_unfused``."""
     global _exchanged, _was_fused
     with _lock:
         if _exchanged == 0:
@@ -50,7 +50,7 @@ def hold_unfused() -> None:
 
 
 def release_unfused() -> None:
-    """Take one ``hold_unfused`` back."""
+    """Undo one ``hold_unfused``."""
     global _exchanged
     with _lock:
         _exchanged -= 1

@@ -1,4 +1,4 @@
-"""What sessions keep of a forward pass while it runs, in the context of whoever runs it.
+"""Data that sessions store about a running forward pass, in the caller's context.
 
 Hooks are on the module and run for every caller. A hook before the root opens a ``Running`` in a
 ``ContextVar``; the hooks at sites, which run in the same context, write into the state that they
@@ -44,7 +44,7 @@ class Running:
         self.outer: Running | None = None
 
     def open(self, state: Any) -> None:
-        """Let hooks that run in this context find the state."""
+        """Make the state visible to hooks in this context."""
         outer = _INNERMOST.get()
         while outer is not None and not _is_called_from(outer.frame):
             outer = outer.outer  # its forward ended by an exception that runs no hook
@@ -52,7 +52,7 @@ class Running:
         _INNERMOST.set(self)
 
     def close(self) -> None:
-        """Run ``finish``, then restore the enclosing forward pass for hooks."""
+        """Run ``finish``, then make the enclosing forward pass visible to hooks again."""
         try:
             self.finish(self.state)
         finally:
@@ -70,13 +70,13 @@ class Running:
 
     @property
     def is_running(self) -> bool:
-        """True if the forward pass still runs, in any thread."""
+        """True if the forward pass is still running, in any thread."""
         frames = sys._current_frames().values()
         return any(_is_in(self.frame, innermost) for innermost in frames)
 
 
 def state_of(owner: object) -> Any:
-    """Return the state of the innermost forward that runs in this context, or None."""
+    """Return the state of the innermost forward pass in this context, or None."""
     found = _INNERMOST.get()
     while found is not None and found.owner is not owner:
         found = found.outer
@@ -84,12 +84,12 @@ def state_of(owner: object) -> Any:
 
 
 def innermost() -> Running | None:
-    """Return the innermost forward that runs in this context."""
+    """Return the innermost forward pass in this context."""
     return _INNERMOST.get()
 
 
 def running_inside(outer: Running | None) -> list[Running]:
-    """Return the forwards of this context that were begun inside another one, innermost first."""
+    """Return this context's forward passes that began inside another one, innermost first."""
     found, inside = _INNERMOST.get(), list[Running]()
     while found is not None and found is not outer:
         inside.append(found)

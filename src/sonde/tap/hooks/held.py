@@ -1,4 +1,4 @@
-"""A value that holds inside a ``with`` block, for each caller its own."""
+"""A value that is set inside a ``with`` block, separately for each caller."""
 
 import threading
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ Value = TypeVar("Value")
 
 
 class Held(Generic[Value]):
-    """Values of ``with`` blocks that are open, by the thread or task that opened them.
+    """Values of open ``with`` blocks, by the thread or task that opened them.
 
     A caller that opened no block, such as a thread that generates for another one, has the value of
     the only caller that did.
@@ -28,12 +28,12 @@ class Held(Generic[Value]):
         self._open: tuple[tuple[object, Value | None], ...] = ()
 
     def __reduce__(self) -> Any:
-        """Copy and save without the blocks, which belong to callers of this object."""
+        """Copy and pickle without the open blocks, which belong to callers of this object."""
         return Held, (self._name,)
 
     @contextmanager
     def held(self, value: Value | None) -> Iterator[None]:
-        """Let a value, or none, hold inside a block."""
+        """Set a value, or none, inside a block."""
         mine = (caller(), value)
         with self._lock:
             self._open = (*self._open, mine)
@@ -44,7 +44,7 @@ class Held(Generic[Value]):
                 self._open = tuple(one for one in self._open if one is not mine)
 
     def get(self) -> Value | None:
-        """Return the value that holds for the running caller.
+        """Return the value set for the running caller.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""Flags of a model's parts, held at False while any thread reads the model.
+"""Flags of a model's parts that stay False while any thread reads the model.
 
 The first reader changes a flag, the last gives it back: until then it is False for all.
 """
@@ -14,7 +14,7 @@ from torch import nn
 
 
 class Holding:
-    """Holds a flag of objects at False; each ``take`` needs one ``give``.
+    """Keeps a flag of objects at False; each ``take`` needs one ``give``.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class Holding:
         self._readers: dict[int, int] = {}
 
     def take(self, objects: Sequence[Any]) -> list[Any]:
-        """Set true flags to False; return these objects and the objects that were already held."""
+        """Set true flags to False; return these objects and those already kept at False."""
         with self._lock:
             held = self._readers
             mine = list(compress(objects, map(self._get, objects)))
@@ -55,7 +55,7 @@ TRAINING, REQUIRES_GRAD = Holding("training"), Holding("requires_grad")
 
 @contextmanager
 def in_eval(*roots: nn.Module) -> Iterator[None]:
-    """Put models in eval mode for a block, each part back in its own mode after it.
+    """Keep models in eval mode during a block, then restore the mode of each part.
 
     A forward pass in training mode draws dropout and moves the running statistics of batch norms.
     """

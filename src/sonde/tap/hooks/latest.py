@@ -19,13 +19,13 @@ def caller() -> object:
 
 
 class CopiedLock:
-    """A lock that a copy or a saved object has anew."""
+    """A lock that is replaced by a new lock in copies and saved objects."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
 
     def __reduce__(self) -> Any:
-        """Copy and save without the threads that wait."""
+        """Copy and pickle without the waiting threads."""
         return CopiedLock, ()
 
     def __enter__(self) -> None:
@@ -36,7 +36,7 @@ class CopiedLock:
 
 
 class Latest(Generic[Value]):
-    """Keeps the last value that each caller put here, as long as the caller lives.
+    """Stores the last value of each caller, as long as the caller lives.
 
     Attributes
     ----------
@@ -50,16 +50,16 @@ class Latest(Generic[Value]):
         self.last: Value | None = None
 
     def __reduce__(self) -> Any:
-        """Copy and save without the values, which belong to callers of this object."""
+        """Copy and pickle without the values, which belong to callers of this object."""
         return Latest, ()
 
     def forget(self) -> None:
-        """Forget the last value of the running caller."""
+        """Drop the last value of the running caller."""
         with self._lock:
             self._own.pop(caller(), None)
 
     def put(self, value: Value) -> None:
-        """Keep a value for the running caller, which is also the last value of all callers."""
+        """Store a value as the last one of the running caller and of all callers."""
         with self._lock:
             self._own[caller()] = value
             self.last = value
@@ -74,14 +74,14 @@ class Latest(Generic[Value]):
         return self.last if found is None else found
 
     def values(self) -> list[Value]:
-        """Return the last value of each caller that lives, and the last of all callers."""
+        """Return the last value of each living caller, and the last of all callers."""
         with self._lock:
             found = list(self._own.values())
         last = () if self.last is None else (cast(Value, self.last),)
         return [*found, *(x for x in last if all(x is not one for one in found))]
 
     def clear(self) -> None:
-        """Forget all values."""
+        """Drop all values."""
         with self._lock:
             self._own.clear()
             self.last = None

@@ -1,4 +1,4 @@
-"""Module names as users write them: wrapper prefixes stripped, aliases mapped to the first name."""
+"""Module names for users: wrapper prefixes removed, aliases mapped to the first name."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,18 +50,18 @@ class ModuleNames:
 
     @cached_property
     def _makes_weights(self) -> frozenset[int]:
-        """The ids of modules that make weights of others (spectral norm, say): they see no data."""
+        """The ids of modules that compute weights of others (spectral norm, for instance)."""
         made = [m.parametrizations for m in self.modules.values() if is_parametrized(m)]
         return frozenset(id(m) for one in made if isinstance(one, nn.Module) for m in one.modules())
 
     def primary(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield each module once, by its first name, without modules that make others' weights."""
+        """Yield each module once, by its first name, except modules that compute weights."""
         for name, module in self.modules.items():
             if self.canonical[id(module)] == name and id(module) not in self._makes_weights:
                 yield name, module
 
     def children(self, path: str) -> list[str]:
-        """Return the names of the direct children of ``path`` that may see data."""
+        """Return the names of the direct children of ``path`` that may receive data."""
         prefix = f"{path}." if path else ""
         named = self.modules[path].named_children()
         return [f"{prefix}{name}" for name, m in named if id(m) not in self._makes_weights]

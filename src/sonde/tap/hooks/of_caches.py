@@ -1,4 +1,4 @@
-"""What belongs to key-value caches, kept as long as the caches live."""
+"""Values stored per key-value cache, as long as the cache lives."""
 
 import threading
 import weakref
@@ -11,18 +11,18 @@ MOST_PLAIN = 32
 
 
 class OfCaches(Generic[Value]):
-    """A value for each cache that lives, told apart by identity."""
+    """A value for each living cache, by identity."""
 
     def __init__(self) -> None:
         self._kept: list[tuple[Callable[[], Any], Value, bool]] = []
         self._lock = threading.Lock()
 
     def get(self, cache: Any) -> Value | None:
-        """Return the value of a cache, or None if the cache is not known."""
+        """Return the value of a cache, or None for an unknown cache."""
         return next((value for ref, value, _ in self._kept if ref() is cache), None)
 
     def put(self, cache: Any, value: Value) -> None:
-        """Keep the value of a cache; without a cache nothing is kept."""
+        """Store a value for a cache; without a cache do nothing."""
         with self._lock:
             kept = [one for one in self._kept if one[0]() is not None and one[0]() is not cache]
             if cache is not None:
@@ -35,6 +35,6 @@ class OfCaches(Generic[Value]):
             self._kept = kept
 
     def clear(self) -> None:
-        """Forget all caches."""
+        """Drop all caches."""
         with self._lock:
             self._kept = []

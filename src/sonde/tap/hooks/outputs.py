@@ -1,4 +1,4 @@
-"""Tensors inside what a module receives and returns: find a tensor, put another in its place."""
+"""Find and replace tensors inside the inputs and outputs of modules."""
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -49,7 +49,7 @@ def _members(output: Any) -> Iterable[tuple[str, Any]]:
 
 
 def find(output: Any, key: str | None) -> Tensor | None:
-    """Return the leaf ``key``, or the first floating-point tensor where ``key`` is None."""
+    """Return the leaf ``key``, or the first floating-point tensor if ``key`` is None."""
     if isinstance(output, Tensor):
         return output if (key is None and output.is_floating_point()) or key in ("", "0") else None
     if key is None:
@@ -62,7 +62,7 @@ def find(output: Any, key: str | None) -> Tensor | None:
 
 
 def replaced(output: Any, old: Tensor, new: Tensor) -> Any:
-    """Return ``output`` with the tensor ``old`` exchanged for ``new``; containers are made anew."""
+    """Return ``output`` with the tensor ``old`` replaced by ``new``; containers are copied."""
     if output is old:
         return new
     if isinstance(output, Tensor):
@@ -94,7 +94,7 @@ def _made(like: Mapping[str, Any], members: dict[str, Any]) -> Any:
 
 
 def changed(value: Any, change: Callable[[str, Tensor], Tensor], key: str = "") -> Any:
-    """Return a value with ``change(key, tensor)`` for each of its leaves; containers are made anew.
+    """Return a value with ``change(key, tensor)`` for each leaf; containers are copied.
 
     Keys are those of ``leaves``, after ``key``. A tensor that occurs twice is changed at each key.
     """
@@ -118,7 +118,7 @@ def changed(value: Any, change: Callable[[str, Tensor], Tensor], key: str = "") 
 
 
 def copied(value: Any) -> Any:
-    """Return a value with copies of its tensors; containers are made anew."""
+    """Return a value with copied tensors and containers."""
     for x in leaves(value).values():
         value = replaced(value, x, x.detach().clone())
     return value
@@ -127,7 +127,7 @@ def copied(value: Any) -> Any:
 def find_input(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], key: str | None = None
 ) -> tuple[str, Tensor]:
-    """Return the name and value of the tensor that a module works on.
+    """Return the name and value of a module's main input tensor.
 
     It is the first floating-point tensor of ``args``, else ``hidden_states``, else the first
     floating-point keyword argument in the order of the signature; ``key`` names another argument,
@@ -162,7 +162,7 @@ def find_input(
 def with_input(
     args: tuple[Any, ...], kwargs: dict[str, Any], old: Tensor, new: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return a call's arguments with a tensor exchanged; arguments without it stay the same."""
+    """Return a call's arguments with a tensor replaced, unchanged if it is not among them."""
 
     def exchanged(value: Any) -> Any:
         has = any(leaf is old for leaf in leaves(value).values())
@@ -182,7 +182,7 @@ def _named_arguments(
 def named_inputs(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """Return the tensors of a call by the names of their arguments, in the order of the signature.
+    """Return the tensors of a call by argument name, in the order of the signature.
 
     A tensor inside a tuple or a mapping has its number or key after the name of the argument
     (``pair_0``, ``batch_left``). An argument that the signature does not name has its number.
@@ -218,7 +218,7 @@ def with_inputs(
 def name_of_input(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], key: str | None
 ) -> str:
-    """Return the name in ``named_inputs`` of what ``find_input`` finds for a key.
+    """Return the name in ``named_inputs`` of the tensor that ``find_input`` returns.
 
     Raises
     ------
@@ -275,7 +275,7 @@ _SIGNATURES: WeakKeyDictionary[Callable[..., Any], inspect.Signature] = WeakKeyD
 
 
 def _signature(forward: Callable[..., Any]) -> inspect.Signature:
-    """Return the signature of a forward pass; that of a class's method is made once."""
+    """Return the signature of a forward method, cached for methods of classes."""
     if not isinstance(forward, MethodType):
         return inspect.signature(forward)
     known = _SIGNATURES.get(forward.__func__)
@@ -285,7 +285,7 @@ def _signature(forward: Callable[..., Any]) -> inspect.Signature:
 
 
 def decodes(root: nn.Module, named: Mapping[str, Any]) -> bool:
-    """Return whether a call runs a decoder, over tokens of its own, beside an encoder."""
+    """Return whether a call runs a decoder with its own tokens beside an encoder."""
     if named.get("decoder_input_ids") is not None or named.get("decoder_inputs_embeds") is not None:
         return True
     return is_encoder_decoder(root.__dict__.get("config"))

@@ -1,4 +1,4 @@
-"""Packed sequences of torch as nested tensors: the tokens of each text, in the order of texts."""
+"""Packed sequences of torch as nested tensors: the tokens of each text, in text order."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ def is_ordered(packed: PackedSequence) -> bool:
 
 
 def unpacked(packed: PackedSequence) -> Tensor:
-    """Return the tokens of each text as a nested tensor, the same one while the data are the same.
+    """Return the tokens of each text as a nested tensor, cached while the data are unchanged.
 
     Examples
     --------
@@ -34,7 +34,7 @@ def unpacked(packed: PackedSequence) -> Tensor:
 
 
 def packed_like(packed: PackedSequence, nested: Tensor) -> PackedSequence:
-    """Return a nested tensor packed as another sequence of the same lengths is."""
+    """Return a nested tensor packed like another sequence of equal lengths."""
     parts, order = list(nested.unbind()), packed.sorted_indices
     parts = parts if order is None else [parts[i] for i in order.tolist()]
     return packed._replace(data=pack_sequence(parts).data)

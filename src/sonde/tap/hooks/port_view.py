@@ -1,4 +1,4 @@
-"""What a hook at a port of an attention is given: all heads, each head, and figures of them."""
+"""Arguments of hooks at attention ports: all heads, each head, and statistics of them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ ALL = ""
 
 
 class PortView(Mapping[str, Tensor]):
-    """Tensors of one port by key; each is made when it is asked for.
+    """Tensors of one port by key, computed on access.
 
     The key ``""`` holds all heads side by side, (example, position, heads x width), ``"3"`` the
     fourth of them, and names such as ``"entropy"`` a figure of each head, (example, position,
@@ -67,7 +67,7 @@ class PortView(Mapping[str, Tensor]):
         return self.x[:, :, int(key)]
 
     def with_changes(self, new: Any) -> Tensor:
-        """Return the heads with the changes that a hook made.
+        """Return the heads after a hook's changes.
 
         Raises
         ------

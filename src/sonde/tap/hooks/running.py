@@ -1,4 +1,4 @@
-"""Which calls of modules run now in this thread, and which of their tokens are real.
+"""Module calls that run in this thread, and the masks of their real tokens.
 
 Hooks note the arguments of each watched call and forget them when the call ends, also by an
 exception. Every thread has its own record. A call that ended without its hook (an interrupt, a tap
@@ -26,7 +26,7 @@ from sonde.tap.hooks.following import CALL
 
 
 class RunningCall(NamedTuple):
-    """A call of a module that has not returned yet.
+    """A call of a module that has not yet returned.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ def running_calls() -> tuple[RunningCall, ...]:
 
 @contextmanager
 def no_calls() -> Iterator[None]:
-    """Run a model inside a forward pass of another one as if nothing ran around it."""
+    """Run a model inside another one's forward pass as if no call surrounded it."""
     calls, _NOW.calls = running_calls(), ()
     try:
         yield
@@ -67,7 +67,7 @@ def no_calls() -> Iterator[None]:
 
 
 class Begin:
-    """Hook before a module that notes its call."""
+    """Hook before a module that records its call."""
 
     def __init__(self, module: nn.Module) -> None:
         found = list(inspect.signature(module.forward).parameters.values())
@@ -77,7 +77,7 @@ class Begin:
         self.takes_cache = any(name in CACHES for name in self.known)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note the call, after the calls around it."""
+        """Record the call inside the calls that run."""
         calls, in_graph = running_calls(), torch.compiler.is_compiling()
         if not in_graph:
             calls = _alive(calls, module)
@@ -89,10 +89,10 @@ class Begin:
 
 
 class End:
-    """Hook behind a module, also after an exception, that forgets its call."""
+    """Hook after a module, also after an exception, that removes its call."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Forget the last call of this module, and whatever it called."""
+        """Remove the last call of this module, and all calls inside it."""
         calls = running_calls()
         for i in range(len(calls) - 1, -1, -1):
             if calls[i].module is module:
@@ -101,14 +101,14 @@ class End:
 
 
 def watch_calls(module: nn.Module) -> None:
-    """Note the calls of a module from now on; the end is noted behind all hooks so far."""
+    """Record a module's calls from now on; the end hook runs after all current hooks."""
     ignore_calls(module)
     module.register_forward_pre_hook(Begin(module), with_kwargs=True)
     module.register_forward_hook(End(), always_call=True)
 
 
 def ignore_calls(module: nn.Module) -> None:
-    """Note the calls of a module no longer."""
+    """Stop recording a module's calls."""
     before, behind = module._forward_pre_hooks, module._forward_hooks
     for key in [key for key, hook in before.items() if isinstance(hook, Begin)]:
         del before[key]
@@ -119,7 +119,7 @@ def ignore_calls(module: nn.Module) -> None:
 
 
 def _alive(calls: tuple[RunningCall, ...], module: nn.Module) -> tuple[RunningCall, ...]:
-    """Return the calls up to the last that still runs, around the call of a module that begins."""
+    """Return the enclosing calls that still run when a module's call begins."""
     frame, around = inspect.currentframe() if calls else None, []
     while frame is not None:
         if frame.f_code is CALL:
@@ -132,7 +132,7 @@ def _alive(calls: tuple[RunningCall, ...], module: nn.Module) -> tuple[RunningCa
 
 
 def cached_tokens(calls: Sequence[RunningCall]) -> int:
-    """Return how many tokens the running calls go on from.
+    """Return how many cached tokens the running calls continue.
 
     The outermost call that takes a cache tells: inside it the cache is filled block by block.
     """
@@ -142,7 +142,7 @@ def cached_tokens(calls: Sequence[RunningCall]) -> int:
 def mask_in(
     calls: Sequence[RunningCall], n: int, length: int, meaning: MaskMeaning
 ) -> Bool[Tensor, "row token"] | None:
-    """Return which of ``length`` tokens of ``n`` rows are real; None if no call has a mask.
+    """Return the real tokens among ``length`` tokens of ``n`` rows, or None without a mask.
 
     The innermost call with a fitting mask tells. In a call with a mask for each side, the states of
     its encoder have the one mask and all others the mask of the decoder. Images have no tokens.
@@ -187,14 +187,14 @@ def mask_in(
 
 
 def _is_of_tokens(call: RunningCall, meaning: MaskMeaning, name: str, mask: Tensor) -> bool:
-    """Return whether a square mask marks tokens, not which token sees which."""
+    """Return whether a square mask marks real tokens, rather than which tokens see which."""
     if torch.compiler.is_compiling():  # its values cannot be looked at
         return not any(other in call.known for other in NAMES if other not in OPEN)
     return meaning.is_of_tokens(name, mask, call.named, call.known)
 
 
 def _of_pair(call: RunningCall, inside: Sequence[nn.Module]) -> list[tuple[str, Tensor]] | None:
-    """Return the masks of the side that is running; None of a call without sides."""
+    """Return the masks of the running side, or None for a call without sides."""
     if not any(name in call.known for name in OF_DECODER):
         return None
     target = [(name, m) for name in OF_DECODER if (m := call.named.get(name)) is not None]
@@ -226,7 +226,7 @@ def _real(name: str, mask: Tensor, meaning: MaskMeaning) -> Tensor:
 def _fitting(
     masks: Sequence[Tensor], n: int, length: int, past: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the masks of this size, also those that count the tokens before; then the others."""
+    """Return the masks of this size, also with cached tokens included, then the others."""
     fits: list[Tensor] = []
     others: list[Tensor] = []
     for mask in masks:
@@ -240,14 +240,14 @@ def _fitting(
 
 
 def _asks_others(named: dict[str, Any]) -> bool:
-    """Return whether a call attends to other states than its own, whose mask it is given."""
+    """Return whether a call attends to other states than its own and gets their mask."""
     query, key = named.get("query"), named.get("key")
     apart = isinstance(query, Tensor) and isinstance(key, Tensor) and query is not key
     return apart or named.get("key_value_states") is not None
 
 
 def _is_of_image(named: dict[str, Any]) -> bool:
-    """Return whether a call is given pictures and neither texts nor states of tokens."""
+    """Return whether a call gets images and neither texts nor states of tokens."""
     given = [x for x in named.values() if isinstance(x, Tensor)]
     tokens = any(x.ndim == 3 or (x.ndim == 2 and not x.is_floating_point()) for x in given)
     return not tokens and any(x.ndim > 3 and x.is_floating_point() for x in given)
@@ -276,7 +276,7 @@ def _of_pairs_of_tokens(calls: Sequence[RunningCall], n: int, length: int) -> Te
 
 
 def _marks_unseen(looks: Tensor) -> Bool[Tensor, ""]:
-    """Return whether a model's own mask is true where a token must not look, as MPT's is.
+    """Return whether a model's mask is True at hidden tokens, as in MPT.
 
     Texts are padded on one side, so some text begins and ends with a token that sees itself.
     """
@@ -287,7 +287,7 @@ def _marks_unseen(looks: Tensor) -> Bool[Tensor, ""]:
 
 
 def _require_one_text(looks: Tensor, real: Tensor) -> None:
-    """Raise unless each real token sees all real tokens, or all of them up to itself."""
+    """Raise unless each real token sees all real tokens, or all up to itself."""
     shape = (len(real), *looks.shape[1:])
     whole = real[:, None].expand(shape)
     before = whole & torch.ones(shape[1:], dtype=torch.bool, device=real.device).tril()

@@ -1,4 +1,4 @@
-"""Hooks on a live module, put on for some forwards and taken off again, whatever happens.
+"""Hooks on a live model for some forward passes, removed even after an exception.
 
 A ``Session`` owns every change that reading needs (hooks, eval mode, frozen parameters, eager
 stance) and takes each one back on exit, also after an exception. Its hooks are on the module. They
@@ -51,25 +51,25 @@ _all: tuple["Session", ...] = ()
 
 
 class Stop(BaseException):
-    """Ends a forward after the last site; a model's own ``except Exception`` does not catch it."""
+    """Ends a forward pass after the last site; ``except Exception`` does not catch it."""
 
     def __init__(self, owner: object) -> None:
         self.owner = owner
 
 
 def active_sessions() -> list["Session"]:
-    """Return the open sessions whose hooks act in this context, in the order of opening."""
+    """Return the sessions with hooks active in this context, in order of opening."""
     return [session for session in _all if session.acts_here]
 
 
 def open_sessions() -> tuple["Session", ...]:
-    """Return the sessions that are open in any thread, in the order of opening."""
+    """Return the sessions open in any thread, in order of opening."""
     return _all
 
 
 @dataclass(frozen=True)
 class Followed:
-    """A module whose calls a session follows from beginning to end.
+    """A module whose calls a session follows from start to end.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ class Session:
 
     @property
     def acts_here(self) -> bool:
-        """True if the hooks act in this context."""
+        """True if the hooks are active in this context."""
         return self.is_open and (not self.here or self in _ACTIVE.get())
 
     @property
@@ -234,19 +234,19 @@ class Session:
             _RUNS.reset(token)
 
     def stop(self) -> None:
-        """End the forward pass that ``run`` has begun; do nothing in anybody else's forward."""
+        """Stop the forward pass started by ``run``; other forward passes are not stopped."""
         if self.runs_here:
             raise Stop(self)
 
     def move_to_end(self) -> None:
-        """Put the hooks last again, after an edit was opened inside."""
+        """Register the hooks again as the last ones, after an edit was opened inside."""
         for handle in self._handles:
             hooks = handle.hooks_dict_ref()
             if hooks is not None and handle.id in hooks:
                 hooks.move_to_end(handle.id)  # at once: other threads may run the modules
 
     def end(self, call: Running) -> None:
-        """Close the state of a call that is over."""
+        """Close the state of a finished call."""
         try:
             call.close()
         finally:
@@ -256,12 +256,12 @@ class Session:
                     self._over.notify_all()
 
     def pass_by(self) -> None:
-        """Count a forward pass that is not followed."""
+        """Count a forward pass that the session does not follow."""
         with self._lock:
             self.n_passed += 1
 
     def count_outside(self) -> None:
-        """Count a call of a site outside of any call that is followed."""
+        """Count a site's call outside any followed call."""
         with self._lock:
             self.n_outside += 1
 
@@ -272,7 +272,7 @@ class Session:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
-        """Follow a call from here on."""
+        """Start to follow a call."""
         if self._by_row and module is not followed.module and "_is_replica" in module.__dict__:
             raise SiteError(
                 f"{self._owner}: {type(module).__name__} runs in replicas of nn.DataParallel, "
@@ -297,7 +297,7 @@ class Session:
             call.open(state)
 
     def _unfollow(self, call: Running) -> None:
-        """Take back that a call is followed."""
+        """Stop following a call that was just begun."""
         self._running.discard(call)
         with self._lock:
             self.n_followed -= 1
@@ -320,7 +320,7 @@ class Session:
             self._handles.pop().remove()
 
     def _wait(self) -> None:
-        """Begin no more calls, and wait for the calls that other threads are running."""
+        """Follow no more calls, and wait for the calls that run in other threads."""
         with self._over:
             self._begins = False
         own, end = set(running_inside(None)), time.monotonic() + PATIENCE_SECONDS
@@ -335,7 +335,7 @@ class Session:
         self._running.clear()
 
     def _warn_of_unseen(self) -> None:
-        """Warn if the module, or a part of it, ran and no call was followed."""
+        """Warn if the module or a part of it ran without any followed call."""
         kind, n = type(self.root).__name__, self.n_passed
         if not self.follows or self.n_followed or not (n or self.n_outside):
             return
@@ -419,7 +419,7 @@ def _forget(session: Session) -> None:
 
 
 def check_readable(root: nn.Module) -> None:
-    """Raise if hooks cannot see a model's modules, or see several replicas at once."""
+    """Raise if hooks cannot see a model's modules, or would see several replicas."""
     for module in root.modules():
         name = type(module).__name__
         if getattr(module, "attention_type", None) == "block_sparse":
@@ -451,7 +451,7 @@ def check_readable(root: nn.Module) -> None:
 
 
 def _is_flat(graph: torch.fx.GraphModule) -> bool:
-    """Return whether a graph lists modules but calls none of them (an export's guards aside)."""
+    """Return whether a graph lists modules but calls none of them, except export guards."""
     listed = [name for name in graph._modules if name != GUARDS]
     called = [n for n in graph.graph.nodes if n.op == "call_module" and n.target != GUARDS]
     return bool(listed) and not called

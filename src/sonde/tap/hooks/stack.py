@@ -1,4 +1,4 @@
-"""Facts about a forward pass that only its callers know, read from Python's stack."""
+"""Facts about a forward pass that only its callers know, read from Python's call stack."""
 
 import inspect
 import sys
@@ -14,7 +14,7 @@ _REENTRANT = checkpoint.CheckpointFunction.forward.__code__  # pyright: ignore[r
 
 
 def in_backward() -> bool:
-    """Return whether this thread is inside a backward pass (recomputation under checkpointing)."""
+    """Return whether this thread is in a backward pass (recomputation in checkpointing)."""
     return torch._C._current_graph_task_id() != -1
 
 
@@ -24,7 +24,7 @@ def in_checkpoint() -> bool:
 
 
 def runs_again(with_grad: bool) -> bool:
-    """Return whether this forward pass is run once more in the backward pass (checkpointing).
+    """Return whether checkpointing will rerun this forward pass in the backward pass.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def runs_again(with_grad: bool) -> bool:
 
 
 def require_one_run(what: str, with_grad: bool) -> None:
-    """Raise if a changed part of a forward pass pass is run once more in the backward pass.
+    """Raise if checkpointing would rerun a changed part in the backward pass.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def require_one_run(what: str, with_grad: bool) -> None:
 
 
 def in_assisted_decoding() -> bool:
-    """Return whether ``generate`` of transformers checks tokens that an assistant proposed.
+    """Return whether ``generate`` of transformers is checking an assistant's tokens.
 
     The first call of the model reads proposed tokens behind the prompt then.
     """
@@ -69,7 +69,7 @@ def in_assisted_decoding() -> bool:
 
 
 def _frames() -> Iterator[FrameType]:
-    """Yield the frames around the caller, innermost first."""
+    """Yield the stack frames around the caller, innermost first."""
     frame = inspect.currentframe()
     while frame is not None:
         yield frame

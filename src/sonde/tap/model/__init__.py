@@ -1,1 +1,1 @@
-"""What a model is: its sites, axes, head and hash, found by probe forwards."""
+"""Facts about a model: its sites, axes, head and hash, found by probe forward passes."""

@@ -1,4 +1,4 @@
-"""Which axis of a raw output holds rows, positions, space and features."""
+"""Find which axis of a raw output holds rows, positions, space and features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -136,7 +136,7 @@ def find_axes(
 def _may_hold_all_tokens(
     words: Sequence[str], first: TensorLayout, second: TensorLayout | None, probe: Probe
 ) -> bool:
-    """Return whether one axis is as long as all rows together have tokens, the other has units."""
+    """Return whether one axis fits the tokens of all rows together, and the other the units."""
     pos = probe.change.pos
     if "row" in words or pos is None or second is None or len(first.shape) != 2:
         return False
@@ -155,7 +155,7 @@ def _filled_up(where: str, leaf: TensorLayout) -> SiteError:
 
 
 def _told_axis(module: nn.Module, ndim: int) -> int | None:
-    """Return the axis where a module says that it takes and gives features, or None."""
+    """Return the axis of input and output features that a module declares, or None."""
     told = getattr(module, "features_axis", None)
     return told % ndim if isinstance(told, int) and -ndim <= told < ndim else None
 
@@ -177,7 +177,7 @@ def _require_dense(leaf: TensorLayout, where: str) -> None:
 
 
 def _choices(words: Sequence[str], fixed: Sequence[int]) -> str:
-    """Return possible words of all axes: one text for each axis that could hold the features."""
+    """Return possible axis names: one choice for each axis that could hold the features."""
     found = []
     for dim in fixed:
         named = ["dim" if i == dim else word for i, word in enumerate(words)]
@@ -187,13 +187,13 @@ def _choices(words: Sequence[str], fixed: Sequence[int]) -> str:
 
 
 def pads_itself(root: nn.Module) -> bool:
-    """Return whether a model fills texts up to whole windows of attention."""
+    """Return whether a model pads texts to whole windows of attention."""
     config = root.__dict__.get("config")
     return any(hasattr(config, name) for name in ("attention_window", "local_attn_chunk_length"))
 
 
 def _varying(first: TensorLayout, second: TensorLayout | None, probe: Probe) -> list[str]:
-    """Return a word for each axis that follows the inputs; "" for the others."""
+    """Return a name for each axis that follows the inputs, and "" for the others."""
     change, shape = probe.change, first.shape
     if second is None or len(second.shape) != len(shape):
         second_shape: Sequence[int] = shape
@@ -246,7 +246,7 @@ def _routed(probe: Probe, path: str, leaf: TensorLayout) -> str:
 
 
 def _given_axis(axis: int | None, leaf: TensorLayout, fixed: list[int], where: str) -> int | None:
-    """Return the axis that the user named, counted from the first."""
+    """Return the index of the axis that the user named."""
     if axis is None:
         return None
     chosen = axis % len(leaf.shape) if leaf.shape else 0
@@ -259,7 +259,7 @@ def _given_axis(axis: int | None, leaf: TensorLayout, fixed: list[int], where: s
 
 
 def guess_axes(x: Tensor, module: nn.Module, root: nn.Module, axis: int | None = None) -> Axes:
-    """Return the axes of a tensor seen once, rows first; a probe forward pass would tell better.
+    """Return the axes of a tensor seen once, rows first; a probe pass would be more reliable.
 
     The classes of the module's parts tell, else the classes of the model's parts; if they do not
     agree, the sizes of the module's own weights tell.

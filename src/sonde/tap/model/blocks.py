@@ -1,4 +1,4 @@
-"""The blocks of a model: what its residual stream passes one after the other.
+"""The blocks of a model: the modules that its residual stream passes in sequence.
 
 They are found from lists of modules and from what a probe forward saw: the order of calls, the
 shapes that are kept, and which tensor went from one module into the next.
@@ -19,7 +19,7 @@ MAP = 4
 
 @dataclass(frozen=True)
 class _List:
-    """Modules that run one after the other, under one parent; ``mixed`` are of several classes."""
+    """Modules that run in sequence under one parent; ``mixed`` if of several classes."""
 
     path: str
     members: tuple[str, ...]
@@ -28,7 +28,7 @@ class _List:
 
 
 def block_paths(names: ModuleNames, probe: Probe | None) -> list[str]:
-    """Return the blocks of a model, in order of execution where it is known.
+    """Return the blocks of a model, in order of execution if it is known.
 
     They are the members of each outermost list of modules, of one class or of several through which
     one stream runs: each takes the shape that the one before returned, and keeps it. Members that
@@ -69,7 +69,7 @@ def _lists(names: ModuleNames, probe: Probe | None) -> list[_List]:
 
 
 def _members(path: str, names: ModuleNames, probe: Probe | None) -> tuple[str, ...]:
-    """Return the members of a list that a stream runs through, or () if no stream does."""
+    """Return the members of a list if a residual stream runs through them, else ()."""
     members = tuple(names.children(path))
     of_one_class = _one_class([names.modules[m] for m in members])
     if probe is None:
@@ -85,12 +85,12 @@ def _members(path: str, names: ModuleNames, probe: Probe | None) -> tuple[str, .
 
 
 def _one_class(modules: Sequence[nn.Module]) -> bool:
-    """Return whether all modules are instances of the class of one of them."""
+    """Return whether all modules are instances of one member's class."""
     return any(all(isinstance(m, type(one)) for m in modules) for one in modules)
 
 
 def _named(probe: Probe) -> list[_List]:
-    """Return blocks that are attributes of one module, most of its parts with parts of their own.
+    """Return blocks stored as attributes of one module.
 
     Each takes the very tensor that the one before returned.
     """
@@ -105,7 +105,7 @@ def _named(probe: Probe) -> list[_List]:
 
 
 def _stream(members: Sequence[str], probe: Probe) -> tuple[str, ...]:
-    """Return the members with parts, if one stream passes two or more that keep its shape.
+    """Return the members with parts if a stream passes two or more that keep its shape.
 
     Among maps one member that keeps the shape is enough; members that change the size count too.
     """
@@ -125,7 +125,7 @@ Step = tuple[str, ModuleCall]
 def _runs(
     members: Sequence[str], probe: Probe, leads: Callable[[ModuleCall, ModuleCall], bool]
 ) -> list[list[Step]]:
-    """Return the calls of modules in order, cut where one does not lead into the next."""
+    """Return the module calls in order, split where one call's output is not the next's input."""
     runs: list[list[Step]] = []
     for step in _in_order(members, probe):
         if runs and leads(runs[-1][-1][1], step[1]):
@@ -136,7 +136,7 @@ def _runs(
 
 
 def _between_kept(run: Sequence[Step], probe: Probe) -> tuple[str, ...]:
-    """Return the modules with parts from the first to the last that keeps the shape it gets."""
+    """Return the modules with parts from the first to the last that keeps its input's shape."""
     blocks = [(m, call) for m, call in run if probe.names.children(m)]
     keeps = [i for i, (_, call) in enumerate(blocks) if _keeps(call)]
     chosen = blocks[keeps[0] : keeps[-1] + 1] if keeps else []
@@ -165,7 +165,7 @@ def _shape(leaf: TensorLayout | None) -> tuple[int, ...] | None:
 
 
 def _side_by_side(one: ModuleCall, other: ModuleCall) -> bool:
-    """Return whether two calls take one tensor, which the first of them does not return."""
+    """Return whether two calls take one tensor that the first call does not return."""
     return one.got is not None and one.got == other.got != one.gave
 
 

@@ -1,4 +1,4 @@
-"""Which axis of a tensor holds features, by what made it: the class and weight of a module.
+"""Find a tensor's feature axis from the class and weights of the module that made it.
 
 Nothing is concluded from a size that some other parameter of the model has as well.
 """
@@ -69,7 +69,7 @@ def by_class(module: nn.Module, ndim: int, key: str = "") -> int | None:
 
 
 def by_number(module: nn.Module, shape: Sequence[int], key: str = "") -> int | None:
-    """Return the axis that the module's class names, if it is as long as the declared features.
+    """Return the axis named by the module's class, if its size is the declared feature count.
 
     A norm without weights takes any number of features, so this axis may follow the inputs.
     """
@@ -79,7 +79,7 @@ def by_number(module: nn.Module, shape: Sequence[int], key: str = "") -> int | N
 
 
 def by_kind_of_pool(module: nn.Module, ndim: int) -> int | None:
-    """Return the axis before those that a module pools over, or None if it does not pool."""
+    """Return the axis before the pooled axes of a module, or None if it does not pool."""
     for n_space, classes in enumerate(POOLS, start=1):
         if isinstance(module, classes) and ndim > n_space + 1:
             return ndim - 1 - n_space
@@ -87,7 +87,7 @@ def by_kind_of_pool(module: nn.Module, ndim: int) -> int | None:
 
 
 def by_sizes(shape: Sequence[int], candidates: Iterable[int], module: nn.Module) -> int | None:
-    """Return the one axis that has a size of the module's own weights, or None.
+    """Return the only axis whose size occurs in the module's own weights, or None.
 
     Weights of convolutions count without their kernel, and a size of one says nothing.
     """
@@ -104,7 +104,7 @@ def by_classes(module: nn.Module, ndim: int) -> set[int]:
 
 
 class FeatureAxes:
-    """Feature axes of the tensors of one forward pass, followed through views and modules.
+    """Feature axes of a forward pass's tensors, followed through views and modules.
 
     A view (permuted, cut, reshaped) of a tensor keeps its memory: the feature axis is the
     axis of the same size and the same stride in memory.
@@ -122,7 +122,7 @@ class FeatureAxes:
         self._inside: list[list[tuple[tuple[int, ...], int]]] = []
 
     def of(self, x: Tensor) -> int | None:
-        """Return the feature axis of a tensor, or None if it is not known."""
+        """Return the feature axis of a tensor, or None if unknown."""
         found = self._found.get(x.untyped_storage()._cdata) if _is_plain(x) else None
         if found is None:
             return None
@@ -131,14 +131,14 @@ class FeatureAxes:
         return axes[0] if len(axes) == 1 else None
 
     def enter(self) -> int:
-        """Note that a module begins; return how many are around it."""
+        """Record that a module begins; return how many modules enclose it."""
         self._inside.append([])
         return len(self._inside) - 1
 
     def leave(
         self, module: nn.Module, depth: int, given: Tensor | None, made: dict[str, Tensor]
     ) -> None:
-        """Find the feature axes of a module's outputs, also by the tensor that it was given."""
+        """Find the feature axes of a module's outputs, also from the axis of its input."""
         inside = self._inside[depth]
         del self._inside[depth:]
         before = None if given is None else self.of(given)
@@ -163,12 +163,12 @@ class FeatureAxes:
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Return whether a tensor is a plain one: strided and not nested."""
+    """Return whether a tensor is strided and not nested."""
     return type(x) is Tensor and not x.is_nested and x.layout == torch.strided
 
 
 def _kept(module: nn.Module, given: Tensor, axis: int | None, x: Tensor) -> int | None:
-    """Return the feature axis behind a module without parts, by that of its input."""
+    """Return the feature axis after a module without parts, from that of its input."""
     if axis is None:
         return by_kind_of_pool(module, x.ndim)
     home = {c.__module__ for c in type(module).__mro__}
@@ -181,7 +181,7 @@ def _kept(module: nn.Module, given: Tensor, axis: int | None, x: Tensor) -> int 
 def _agreed(
     inside: Sequence[tuple[tuple[int, ...], int]], shape: tuple[int, ...], width: int | None
 ) -> int | None:
-    """Return the feature axis that all tensors of equal shape inside a module have.
+    """Return the feature axis shared by all tensors of equal shape inside a module.
 
     Where two axes have one size, a part may have exchanged them, unless it is the ``width`` that
     the configuration declares, and the axis is the last.

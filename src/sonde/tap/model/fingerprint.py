@@ -1,4 +1,4 @@
-"""Which model this is: a hash of its weights, and one of its configuration."""
+"""Identity of a model: hashes of its weights and of its configuration."""
 
 import hashlib
 import json
@@ -61,7 +61,7 @@ def fingerprint(module: nn.Module, *, full: bool = False) -> str:
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield weights and persistent buffers by stripped name, tied ones under each name."""
+    """Yield weights and persistent buffers by name, tied ones under each name."""
     for path, part in ModuleNames(module).modules.items():
         prefix = f"{path}." if path else ""
         held: dict[str, Tensor | None] = {**part._parameters, **part._buffers}
@@ -72,7 +72,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _offloaded(part: nn.Module) -> dict[str, Tensor]:
-    """Return the real weights of a module whose parameters wait on the meta device."""
+    """Return the real weights of a module whose parameters are offloaded to the meta device."""
     hook = part.__dict__.get("_hf_hook")
     weights = None if hook is None else hook.__dict__.get("weights_map")
     if weights is None:
@@ -82,7 +82,7 @@ def _offloaded(part: nn.Module) -> dict[str, Tensor]:
 
 
 def part_is_meta(part: nn.Module, name: str) -> bool:
-    """Return whether a parameter or buffer has no values at the moment."""
+    """Return whether a parameter or buffer has no values at present."""
     tensor = part._parameters.get(name)
     tensor = part._buffers.get(name) if tensor is None else tensor
     return tensor is not None and tensor.device.type == "meta"
@@ -115,7 +115,7 @@ def config_hash(config: Any, module: nn.Module | None = None) -> str:
 
 
 def known_config_hash(config: Any, module: nn.Module, known: str | None) -> str:
-    """Return the hash of a configuration, or ``known`` if that is its hash by an earlier version.
+    """Return a configuration's hash, or ``known`` if an earlier version hashed it so.
 
     Earlier versions took ``architectures`` as recorded: none before the model was saved.
     """

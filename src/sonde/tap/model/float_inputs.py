@@ -1,4 +1,4 @@
-"""The floating-point inputs of a call that can be moved: one row of each for each example."""
+"""Floating-point inputs of a call that can be perturbed, with one row per example."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +53,6 @@ def float_inputs(
 
 
 def told_apart(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the inputs of a call without masks and labels; with them if there is nothing else."""
+    """Return a call's inputs without masks and labels, or all inputs if there are no others."""
     beside = {name for name in named if MASK in name.lower() or name in LABELS}
     return {name: x for name, x in named.items() if name not in beside} or named

@@ -1,4 +1,4 @@
-"""The code of a user's own forwards, which may call ``relu`` or ``tanh`` inside.
+"""The code of a user's own forward methods, which may call ``relu`` or ``tanh``.
 
 Neither weights nor the classes of modules say it. A rewritten forward may compute the same numbers,
 so another hash is a reason to warn, not to refuse.
@@ -21,7 +21,7 @@ LIBRARIES = frozenset({"torch", "transformers"})
 
 
 def forward_code(module: nn.Module) -> str:
-    """Return a hash of the compiled forwards of a model, and of its own functions that they call.
+    """Return a hash of a model's compiled forward methods and their functions.
 
     Comments, docstrings, annotations and the names of variables do not count, nor do modules of
     torch and transformers. The hash begins with the version of Python: each compiles otherwise.
@@ -47,7 +47,7 @@ def forward_code(module: nn.Module) -> str:
 def forward_functions(
     kind: type[nn.Module], without: frozenset[str] = frozenset()
 ) -> Iterator[CodeType]:
-    """Yield the code of a class's forward and of what it calls in its own package, each once.
+    """Yield the code of a class's forward and of its own package's functions, each once.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def forward_functions(
 
 
 def _said(code: CodeType) -> str:
-    """Return the instructions with the names and constants that they use; variables by number."""
+    """Return the instructions with their names and constants; variables by index."""
     steps = dis.get_instructions(code)
     return " ".join(f"{step.opname}({_argument(step)})" for step in steps)
 

@@ -1,4 +1,4 @@
-"""Errors of a model's own forward about its inputs, told as what is wrong with them."""
+"""Errors of a model's own forward pass, with an explanation of the refused inputs."""
 
 import contextlib
 import re
@@ -25,7 +25,7 @@ OBJECTIVES = Path(__file__).with_name("objectives.py")
 
 @contextlib.contextmanager
 def forward_on(batch: InputBatch, first: bool = False) -> Iterator[None]:
-    """Add to errors the inputs that a model refused, such as images smaller than its patches.
+    """Add to errors the inputs that a model refused, such as images below its patch size.
 
     Parameters
     ----------
@@ -69,7 +69,7 @@ def forward_on(batch: InputBatch, first: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def advising(batch: InputBatch) -> Iterator[None]:
-    """Raise errors as ``forward_on`` does, and say what to do if memory runs out."""
+    """Raise errors like ``forward_on``, with advice if memory runs out."""
     try:
         with forward_on(batch):
             yield
@@ -83,7 +83,7 @@ def advising(batch: InputBatch) -> Iterator[None]:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Return whether an error arose in this package or in an objective, not in the model."""
+    """Return whether an error came from this package or an objective, not from the model."""
     trace = traceback.walk_tb(error.__traceback__)
     files = [Path(frame.f_code.co_filename) for frame, _ in trace]
     return OBJECTIVES in files or (bool(files) and PACKAGE in files[-1].parents)

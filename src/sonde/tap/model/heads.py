@@ -1,4 +1,4 @@
-"""The final linear layer of a model: what turns its last hidden state into logits."""
+"""The final linear layer of a model, which maps its last hidden state to logits."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def find_head(module: nn.Module) -> Head | None:
 
 
 def layer_of(probe: Probe, key: str) -> Head | None:
-    """Return the linear layer whose output was the logits ``key`` in a probe forward, or None."""
+    """Return the linear layer that computed the logits ``key`` in a probe pass, or None."""
     if key not in probe.heads:
         return None
     layer = probe.names.modules[probe.heads[key]]

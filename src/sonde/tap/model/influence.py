@@ -1,4 +1,4 @@
-"""Which axis of an output holds features, by changing the input at one place and looking where.
+"""Find an output's feature axis by changing the input at one position.
 
 A change at one place of an axis of time or space reaches places near it alone, and features all
 over. Where all has been mixed already (behind attention, behind a mean) this tells nothing.
@@ -29,7 +29,7 @@ FAR = 0.6
 
 @dataclass(frozen=True)
 class Influence:
-    """Runs a model on one batch's first rows with its floating-point inputs changed.
+    """Runs a model on a batch's first rows with changed floating-point inputs.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Influence:
     batch: InputBatch
 
     def features(self, site: Site, candidates: Sequence[int]) -> int | None:
-        """Return the only axis along which every change spreads everywhere; None if there is none.
+        """Return the only axis along which every change spreads fully, or None.
 
         All other candidates must keep some change near its place.
         """
@@ -56,7 +56,7 @@ class Influence:
         return far.pop() if len(far) == 1 and len(near) == len(candidates) - 1 else None
 
     def joins_rows(self, site: Site) -> bool:
-        """Return whether a site puts the states of all rows on one axis, row after row.
+        """Return whether a site's output has the states of all rows on one axis.
 
         False as well if the model gives two different rows the same states.
         """
@@ -69,7 +69,7 @@ class Influence:
         return not _is_close(alone[0], alone[1]) and _is_close(torch.cat(alone), both)
 
     def _two_rows(self) -> Call:
-        """Return the arguments of two different rows; the second may be the first turned round."""
+        """Return the arguments of two different rows; the second may be the first reversed."""
         args, kwargs = sized(self.batch, SAME, N_ROWS, 0)
         ids = token_ids(replace(self.batch, args=args, kwargs=kwargs))
         if ids is None or not torch.equal(ids[0], ids[1]):
@@ -79,7 +79,7 @@ class Influence:
         return args, {name: other if x is ids else x for name, x in kwargs.items()}
 
     def fills_up(self, site: Site, axes: Sequence[int], change: SizeChange) -> bool:
-        """Return whether a model appends padding to its texts, up to the size of one axis.
+        """Return whether a model pads its texts to the size of one axis.
 
         Given texts that are padded to this size, it has the same states at the site.
 
@@ -106,7 +106,7 @@ class Influence:
             return False
 
     def _reached(self, site: Site) -> Iterator[Tensor]:
-        """Yield for each change, at one place of an input axis, a mask of the values it reaches.
+        """Yield for each change at one input position a mask of the changed values.
 
         Each change goes far up and far down, because a rectifier may stop one direction.
         """
@@ -154,7 +154,7 @@ def _row(i: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
 def _filled(
     args: tuple[Any, ...], kwargs: dict[str, Any], length: int, more: int, pad: int
 ) -> Call:
-    """Return the arguments with padded tokens behind the texts, and a mask that says so."""
+    """Return the arguments with padding after the texts, and a mask of it."""
 
     def fill(name: str, x: Any) -> Any:
         if not isinstance(x, Tensor) or x.is_floating_point() or x.shape[1:] != (length,):
@@ -170,12 +170,12 @@ def _filled(
 
 
 def _is_close(x: Tensor, y: Tensor) -> bool:
-    """Return whether two tensors are equal but for rounding."""
+    """Return whether two tensors are equal up to rounding."""
     return x.shape == y.shape and bool(((x - y).abs() <= ROUNDING * y.abs().amax()).all())
 
 
 def _changed(x: Tensor, axis: int, sign: int) -> Tensor:
-    """Return a copy; values in the middle of an axis are moved by more than the largest value."""
+    """Return a copy whose values in the middle of an axis move by more than the largest value."""
     x, generator = x.clone(), torch.Generator().manual_seed(0)
     place = x.select(axis, x.shape[axis] // 2)
     noise = torch.randn(place.shape, generator=generator).to(place)

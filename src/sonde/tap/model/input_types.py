@@ -1,4 +1,4 @@
-"""In which types a model takes floating-point inputs: their own, unless its first use needs others.
+"""Find the number types of a model's floating-point inputs.
 
 A model of several types casts by itself where it must; a cast before it would round what it reads
 at full precision.
@@ -21,7 +21,7 @@ _log = logging.getLogger("sonde")
 
 
 def place_of(module: nn.Module, batch: InputBatch) -> Place:
-    """Return where a model takes the inputs of a batch, and in which types.
+    """Return the device and number types of a model's inputs for a batch.
 
     The model is run only if some parameter has another type than an input. It runs on two rows:
     with inputs as they are, else with one input cast, else with all inputs cast.
@@ -43,7 +43,7 @@ def place_of(module: nn.Module, batch: InputBatch) -> Place:
 def _ways(
     own: Mapping[str, torch.dtype], types: list[torch.dtype]
 ) -> Iterator[dict[str, torch.dtype]]:
-    """Yield the casts to try; none where no parameter has another type than an input."""
+    """Yield the casts to try; none if all parameters have the types of the inputs."""
     casts = [(name, t) for t in types for name, has in own.items() if t != has]
     if not casts:
         return

@@ -1,4 +1,4 @@
-"""Which tensor of a model's output holds its logits, found by its form in the probe forward.
+"""Find the logits among a model's outputs by their shape in the probe forward pass.
 
 A tensor called ``logits``, or a lone tensor that the final linear layer made, holds the logits. So
 does a lone tensor with one number for each example, as a regression gives. A row of at least two
@@ -18,7 +18,7 @@ OF_LIBRARY = frozenset({"causal", "classifier", "image_classifier"})
 def logits_key(
     probe: Probe, task: str, said: str | None, asked: bool, n_classes: int = 0, column: str = ""
 ) -> str | None:
-    """Return the key of the logits among the tensors that a model returns; None if it has none.
+    """Return the key of the logits among the tensors that a model returns, or None.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def logits_key(
 
 
 def other_outputs(probe: Probe, key: str | None) -> list[str]:
-    """Return the further outputs that could be logits by their form."""
+    """Return the further outputs that could be logits by their shape."""
     rows = (k for k, leaf in probe.output.items() if leaf.dtype.is_floating_point and _is_row(leaf))
     return [k for k in rows if k != key]
 

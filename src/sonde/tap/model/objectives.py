@@ -1,4 +1,4 @@
-"""Named scalars of a model's outputs whose gradient port ``grad`` reads: sums over examples."""
+"""Named scalars of outputs whose gradients port ``grad`` reads: sums over examples."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +36,7 @@ def nll(logits: Float[Tensor, "example class"], label: Tensor) -> Float[Tensor, 
 
 
 def check_objective(objective: Objective | None) -> None:
-    """Raise if ``objective`` is no name that we know and cannot be called."""
+    """Raise if ``objective`` is neither a known name nor callable."""
     if objective is None or callable(objective) or objective in NAMES:
         return
     raise InputError(
@@ -84,7 +84,7 @@ def value(
 
 
 def name_of(objective: Objective | None) -> str | None:
-    """Return how an objective is written in headers."""
+    """Return the name of an objective for headers."""
     if objective is None or isinstance(objective, str):
         return objective
     return f"{objective.__module__}:{objective.__qualname__}"

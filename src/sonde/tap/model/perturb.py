@@ -1,4 +1,4 @@
-"""The logits of inputs that were moved a small step: a forward, a backward, and one more forward.
+"""Logits of slightly perturbed inputs, from a forward, a backward and a forward pass.
 
 Works on inputs of floating-point numbers: images, features, waveforms. Several inputs are moved
 together, masks are not. The model runs in eval mode with frozen parameters, and is handed back as
@@ -29,7 +29,7 @@ def perturbed_logits(
     how: Perturbation,
     key: str | None = None,
 ) -> Float[Tensor, "example class"]:
-    """Return a classifier's logits of the inputs after the step; ``key`` is their output.
+    """Return a classifier's logits of the perturbed inputs; ``key`` is their output.
 
     The cross-entropy is a sum over examples, so an example's step does not depend on the others.
 
@@ -65,7 +65,7 @@ def perturbed_logits(
 def moved_inputs(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """Return the floating-point inputs of a call by name: all of them are moved together.
+    """Return a call's floating-point inputs by name; all of them are perturbed together.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def _step_size(std: float | tuple[float, ...], x: Tensor) -> float | Tensor:
 def _with(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], new: dict[str, Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of one forward pass: new inputs by name, copies of all others."""
+    """Return the arguments of one forward pass: new inputs by name, copies of the others."""
 
     def given(name: str, x: Tensor) -> Tensor:
         return new[name] if name in new else x.detach().clone()

@@ -1,4 +1,4 @@
-"""Where a model takes its inputs: copies there, which it may change in place."""
+"""Copies of inputs on the model's device, which the model may change in place."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from sonde.tap.hooks.outputs import leaves, replaced
 
 @dataclass(frozen=True)
 class Place:
-    """Device of a model's inputs, and the types of the inputs that are cast.
+    """Device of a model's inputs, and the number types of the inputs that are cast.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class Place:
 
 
 def placement(module: nn.Module) -> tuple[torch.device, torch.dtype | None]:
-    """Return where a model takes its inputs, and the type of its first float parameter."""
+    """Return the device of a model's inputs, and the type of its first float parameter."""
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
     for part in module.modules():
         hook = part.__dict__.get("_hf_hook")

@@ -1,4 +1,4 @@
-"""The probe forward: what runs, how often, in which order, and which axis of an output is which.
+"""Probe forward pass: which modules run, how often and in which order, and output axes.
 
 A model is run on two rows, on three, and on two of another length or image size. The axes that
 follow tell rows, tokens and space apart from features; nothing is guessed from names.
@@ -39,7 +39,7 @@ _log = logging.getLogger("sonde")
 
 @dataclass(frozen=True)
 class TensorLayout:
-    """Shape, type and layout of one tensor; a nested one is taken as if it were padded.
+    """Shape, type and layout of one tensor; a nested tensor counts as padded.
 
     ``features`` is its feature axis, if the module that made it tells. ``is_nested`` says that each
     row has tokens of its own number.
@@ -54,7 +54,7 @@ class TensorLayout:
 
 @dataclass
 class ModuleCall:
-    """One call of a module: when it began and ended, what it got and returned.
+    """One call of a module: its start and end, its inputs and outputs.
 
     ``got`` and ``gave`` number the tensors of one forward: the same number is the same tensor.
     ``ports`` are what an attention made inside: when, and its leaves.
@@ -115,7 +115,7 @@ class Probe:
         return len(self.trace.get(path, ()))
 
     def order(self, path: str, call: int, port: str) -> int:
-        """Return when the tensor at a port came to be, as a rank in one forward pass."""
+        """Return the rank at which a port's tensor was computed in one forward pass."""
         at = self.trace[path][call]
         if port in at.ports:
             return at.ports[port][0]
@@ -129,7 +129,7 @@ class Probe:
     def leaf(
         self, path: str, call: int, port: str, key: str | None
     ) -> tuple[TensorLayout, TensorLayout | None]:
-        """Return one tensor on two rows, and as it would be on three rows of another size.
+        """Return one tensor on two rows, and its layout on three rows of another size.
 
         Where another size changes the number of rows (``x.view(-1, 784)`` on larger images), the
         rows are not the examples then: such a tensor is taken at the size of the data.
@@ -153,7 +153,7 @@ def _other_leaf(
 
 
 def _combined(first: TensorLayout, more: TensorLayout, larger: TensorLayout) -> TensorLayout:
-    """Return a layout with the changes of both more rows and a larger size."""
+    """Return a layout that combines the changes of more rows and of a larger size."""
     shapes = (first.shape, more.shape, larger.shape)
     if len({len(shape) for shape in shapes}) > 1:
         return more
@@ -213,7 +213,7 @@ def probe(model: Model, batch: InputBatch, inside: Collection[str] = ()) -> Prob
 
 
 def _check_shaped(root: nn.Module) -> None:
-    """Refuse weights without a shape: the first forward makes them, at the size of a probe."""
+    """Raise if weights have no shape yet, since a probe pass would fix it at its own size."""
     for name, x in chain(root.named_parameters(), root.named_buffers()):
         if is_lazy(x):
             raise SiteError(
@@ -286,7 +286,7 @@ class _Recorder:
     def whole(
         self, change: SizeChange, n_rows: int, which: int
     ) -> tuple[Trace, dict[str, TensorLayout], str | None]:
-        """Run the model, and raise if it went on after an error of one of its modules."""
+        """Run the model, and raise if it swallowed an error of one of its modules."""
         found = self.run(change, n_rows, which)
         failed = [name for name, calls in self.open.items() if calls]
         if failed:
@@ -349,7 +349,7 @@ class _Recorder:
         self.tick += 1
 
     def _number(self, x: Tensor | None) -> int | None:
-        """Return the number of a tensor; a new tensor in freed memory gets a new number."""
+        """Return a tensor's index; a new tensor in reused memory gets a new index."""
         if x is None:
             return None
         seen = self.known.get(id(x))
@@ -359,7 +359,7 @@ class _Recorder:
         return seen[1]
 
     def _maker(self, x: Tensor) -> str | None:
-        """Return the linear layer whose output a tensor is."""
+        """Return the linear layer that computed a tensor."""
         if x.is_nested:
             return None
         for name, value in reversed(self.linear.items()):
@@ -369,7 +369,7 @@ class _Recorder:
 
 
 def _adds_up(x: Tensor) -> bool:
-    """Return whether rows are probabilities."""
+    """Return whether rows are probabilities that sum to 1."""
     if x.is_nested or x.ndim != 2 or x.shape[1] < 2 or bool((x < 0).any()):
         return False
     return bool(((x.double().sum(1) - 1).abs() < 1e-2).all())

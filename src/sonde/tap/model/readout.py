@@ -1,4 +1,4 @@
-"""What a language model does between its last block and its logits: the final norm and the head."""
+"""The layers of a language model after its last block: the final norm and the head."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

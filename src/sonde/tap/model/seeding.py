@@ -1,4 +1,4 @@
-"""Random numbers of a model's own devices: on others they stay as the user left them."""
+"""Random states of a model's own devices; other devices keep theirs."""
 
 import random
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from sonde.tap.model.placement import placement
 
 
 def gpus_of(module: nn.Module) -> list[int]:
-    """Return the number of each GPU on which a part of a module lies or runs."""
+    """Return the index of each GPU where a part of a module lies or runs."""
     return sorted({place.index or 0 for place in _places(module) if place.type == "cuda"})
 
 
@@ -31,7 +31,7 @@ def seed_devices(module: nn.Module, seed: int) -> None:
 
 
 def seed_everything(module: nn.Module, seed: int) -> None:
-    """Seed all that a model may draw from; call it inside ``untouched``."""
+    """Seed every generator that a model may use; call it inside ``untouched``."""
     seed_devices(module, seed)
     np.random.seed(seed)  # noqa: NPY002 - the global generator is what a model may draw from
     random.seed(seed)
@@ -39,7 +39,7 @@ def seed_everything(module: nn.Module, seed: int) -> None:
 
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[list[str]]:
-    """Give back random states and buffers as they were; yields the names of changed buffers."""
+    """Restore random states and buffers after a block; yields the names of changed buffers."""
     in_own_form(module)
     before = {n: b.detach().clone() for n, b in module.named_buffers() if not b.is_meta}
     states = random.getstate(), np.random.get_state()  # noqa: NPY002
@@ -64,6 +64,6 @@ def _both_nan(a: Tensor, b: Tensor) -> bool:
 
 
 def _places(module: nn.Module) -> set[torch.device]:
-    """Return where weights lie, and where inputs go: weights that wait elsewhere run there."""
+    """Return the devices of weights and inputs; offloaded weights run on the latter."""
     held = chain(module.parameters(), module.buffers())
     return {placement(module)[0], *(tensor.device for tensor in held)}

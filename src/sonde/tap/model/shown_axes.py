@@ -1,4 +1,4 @@
-"""The feature axis of states in a running forward pass, by what probe forward passes show.
+"""The feature axis of states in a running forward pass, found by probe passes.
 
 For states whose sizes and classes leave it open, such as a map as wide as its channels. A copy that
 shares the weights runs on the first rows, and on images of twice the size: axes that follow them
@@ -29,7 +29,7 @@ from sonde.tap.model.time_first import twin_of
 
 @dataclass(frozen=True, eq=False)
 class _Shown:
-    """The probe of one model, and the axes of its sites as far as they were asked for."""
+    """The probe of one model, and the axes of its sites found so far."""
 
     probe: Probe
     axes: dict[tuple[str, str, str | None], Axes | None] = field(default_factory=dict)
@@ -49,7 +49,7 @@ def axes_here(
     port: str = "out",
     key: str | None = None,
 ) -> Axes:
-    """Return the axes of states, by sizes and classes or else by probe forward passes.
+    """Return the axes of states from sizes and classes, or else from probe passes.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def shown_axis(
     key: str | None = None,
     without: type | None = None,
 ) -> int | None:
-    """Return the axis of the features of states, rows first, or None if nothing tells.
+    """Return the feature axis of states, rows first, or None if unknown.
 
     One probe for each model; it is not made while it runs, nor in compiled code. Hooks of the class
     ``without`` do not run in it.
@@ -139,7 +139,7 @@ def _axes(
 
 
 def _unhooked(module: nn.Module, kind: type | None) -> nn.Module:
-    """Take the hooks of a class off a model, and return the model."""
+    """Remove the hooks of a class from a model, and return the model."""
     if kind is None:
         return module
     for part in module.modules():

@@ -1,4 +1,4 @@
-"""From what a user writes (``layers.*.mlp``, ``blocks``, ``blocks.3``, a suffix) to sites."""
+"""Resolve a user's patterns (``layers.*.mlp``, ``blocks``, ``blocks.3``) to sites."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -69,7 +69,7 @@ def resolve(
 
 
 def places_of(pattern: Pattern, names: ModuleNames) -> list[Site]:
-    """Return the sites of the modules that a pattern names, whether or not they run."""
+    """Return the sites of the modules that a pattern names, including modules that do not run."""
     return _sites_of(pattern, names, None)
 
 
@@ -107,7 +107,7 @@ def _sites_of(pattern: Pattern, names: ModuleNames, probe: Probe | None) -> list
 
 
 def _numbered(path: str, names: ModuleNames, probe: Probe | None) -> str:
-    """Return ``blocks.3.mlp`` as a path of this model, unless a module has that very name."""
+    """Return ``blocks.3.mlp`` as a path of this model, unless a module has exactly that name."""
     first, *rest = path.split(".")
     if first != BLOCKS or BLOCKS in names.modules or not rest or not _is_number(rest[0]):
         return path
@@ -127,7 +127,7 @@ def _is_number(text: str) -> bool:
 
 
 def _at_attentions(sites: list[Site], names: ModuleNames) -> list[Site]:
-    """Return the attentions inside modules; of several modules, skip the ones without any."""
+    """Return the attention layers inside modules; skip modules without any if several are given."""
     found = [s for s in sites if len(sites) == 1 or attentions_at(s.path, names)] or sites[:1]
     return [replace(s, path=attention_at(s.path, s.port, names)) for s in found]
 
@@ -171,7 +171,7 @@ def _executed_sites(site: Site, probe: Probe, *, every_call: bool) -> list[Site]
 
 
 def last_call(site: Site, calls: int) -> int:
-    """Return the number of the call after which a site is complete."""
+    """Return the index of the call after which a site is complete."""
     return site.call if isinstance(site.call, int) else calls - 1
 
 
@@ -217,7 +217,7 @@ def match(pattern: str, names: ModuleNames) -> list[str]:
 
 
 def _near(pattern: str, names: ModuleNames) -> str:
-    """Return near paths, or near patterns where the pattern has a ``*``; else what there is."""
+    """Return similar paths, or patterns if the pattern has a ``*``, else the existing ones."""
     paths = [n for n in names.modules if n]
     patterns = list(dict.fromkeys(_NUMBER.sub("*", n) for n in paths))
     known = patterns if "*" in pattern else paths
@@ -265,14 +265,14 @@ def default_sites(probe: Probe) -> list[Site]:
 
 
 def leaf_sites(probe: Probe) -> list[Site]:
-    """Return the sites that are read where no block can be: modules without a part that ran."""
+    """Return the sites to read if no block can be read: modules none of whose parts ran."""
     leaves = _leaves(probe)
     found = [s for p in leaves for s in _executed_sites(Site(p), probe, every_call=True)]
     return sorted(found) if len(leaves) <= MOST_LEAVES else []
 
 
 def outputs_left_out(site: Site, probe: Probe) -> Iterator[LeftOut]:
-    """Yield the outputs that are left out where a site names no key: all but the first."""
+    """Yield the outputs not read if a site names no key: all except the first."""
     if site.port != "out" or site.key is not None or site.path not in probe.trace:
         return
     call = probe.trace[site.path][last_call(site, probe.calls(site.path))]
@@ -299,7 +299,7 @@ def _around(path: str) -> list[str]:
 
 
 def unheard(probe: Probe, read: Iterable[Site]) -> Iterator[LeftOut]:
-    """Yield the layers that would be read too, had they run and returned floating-point numbers.
+    """Yield the layers that would also be read if they ran and returned floats.
 
     They stand beside a block and have its class. If leaves are read, they are the other leaves with
     parameters, except leaves inside a module that is read.

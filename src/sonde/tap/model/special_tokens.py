@@ -1,4 +1,4 @@
-"""Tokens that a model puts beside the patches of an image: class, distillation, register tokens.
+"""Special tokens beside image patches: class, distillation and register tokens.
 
 They come from parameters, not from the image: before anything is mixed, they are the same for any
 two images. So two images of noise tell where they lie, and the parameters tell which is the class
@@ -31,7 +31,7 @@ MOST_EXTRA = 16
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Finds the tokens that are no patches, for the sites of one model.
+    """Finds the tokens that are not patches, for the sites of one model.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class SpecialTokens:
     _found: dict[Hashable, Axes] = field(default_factory=dict)
 
     def marked(self, axes: Axes, leaf: TensorLayout, where: str) -> Axes:
-        """Return axes with the tokens before and behind the patches, and the class token.
+        """Return axes with the number of tokens before and after the patches, and the class token.
 
         Raises
         ------
@@ -107,7 +107,7 @@ class SpecialTokens:
         return 1 + n_registers if is_theirs and isinstance(n_registers, int) else 0
 
     def _first_of(self, axes: Axes, leaf: TensorLayout) -> Tensor | None:
-        """Return the first tensor with as many tokens as ``leaf``, for two images of noise.
+        """Return the first tensor with as many tokens as ``leaf``, on two noise images.
 
         Its shape is (image, patch, dim); in later ones the tokens are mixed.
         """
@@ -136,7 +136,7 @@ class SpecialTokens:
         return axes.last_dim(x).flatten(1, -2).float().cpu()
 
     def _are_looked_up(self, x: Tensor, same: Sequence[int]) -> bool:
-        """Return whether tokens that two images do not share are rows of parameters too.
+        """Return whether tokens that differ between images are also rows of parameters.
 
         If so, the model took the noise for ids, and some tokens agree by chance.
         """
@@ -144,7 +144,7 @@ class SpecialTokens:
         return bool(same) and own is not None and bool(self._owners(x[own]))
 
     def _class_token(self, x: Tensor, same: Sequence[int]) -> int | None:
-        """Return where the class token is: the one of that name, or the only special token."""
+        """Return the class token's position: the token of that name, or the only special one."""
         owners = {i: self._owners(x[i]) for i in same}
         named = [i for i in same if _names(owners[i], CLASS)]
         if len(named) == 1:
@@ -153,7 +153,7 @@ class SpecialTokens:
         return same[0] if is_alone else None
 
     def _owners(self, token: Tensor) -> list[str]:
-        """Return the parameters that a token is a row of, alone or with a position added."""
+        """Return the parameters that hold a token as a row, perhaps plus its position embedding."""
         rows = dict(self._rows(len(token)))
         others = torch.cat([torch.zeros(1, len(token)), *rows.values()])
         near = CLOSE * float(token.norm())
@@ -164,7 +164,7 @@ class SpecialTokens:
         ]
 
     def _rows(self, dim: int) -> Iterator[tuple[str, Tensor]]:
-        """Yield the parameters of a width that may hold an embedding in each row."""
+        """Yield the parameters of a width that may hold one embedding per row."""
         for path, module in self.model.module.named_modules():
             for name, p in module.named_parameters(recurse=False):
                 is_layer = name in ("weight", "bias") and not isinstance(module, nn.Embedding)
@@ -192,12 +192,12 @@ def patch_grid(model: Model, probe: Probe, batch: InputBatch) -> tuple[int, int]
 
 
 def _names(owners: Sequence[str], words: Sequence[str]) -> bool:
-    """Return whether the last part of some parameter's name has one of the words in it."""
+    """Return whether a parameter name's last part contains one of the words."""
     return any(word in owner.rpartition(".")[2] for owner in owners for word in words)
 
 
 def _but(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    """Return the number of axes, and the sizes of all but one."""
+    """Return the number of axes, and all sizes but one."""
     return (len(shape), *shape[:axis], *shape[axis + 1 :])
 
 
@@ -216,6 +216,6 @@ def _noisy(x: object, generator: torch.Generator) -> object:
 
 
 def _same(x: Tensor) -> list[int]:
-    """Return the tokens that two images have in common, but for the last bits."""
+    """Return the tokens that two images share up to rounding."""
     apart = (x[0] - x[1]).abs().amax(-1)
     return (apart <= 1e-9 + 1e-6 * x.abs().amax()).nonzero().flatten().tolist()

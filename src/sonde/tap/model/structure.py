@@ -1,4 +1,4 @@
-"""What a model's weights do not say: the classes of its modules and their settings.
+"""Facts beside a model's weights: the classes of its modules and their settings.
 
 A twin with Tanh in the place of ReLU, or a norm with another ``eps``, has the same weights, and so
 has one whose forward reads another ``self.how``.
@@ -53,7 +53,7 @@ def structure(module: nn.Module) -> str:
 
 
 def known_structure(module: nn.Module, known: str | None) -> str:
-    """Return the hash of the modules, or ``known`` if that is their hash by an earlier version.
+    """Return the hash of the modules, or ``known`` if an earlier version hashed them so.
 
     Earlier versions did not hash attributes.
     """
@@ -98,7 +98,7 @@ def _settings(part: nn.Module) -> str:
 
 
 def _plain(values: Mapping[str, Any], counted: frozenset[str]) -> Iterator[str]:
-    """Yield the name and value of each attribute that is a plain value or holds plain values."""
+    """Yield the name and value of each attribute that consists of plain values."""
     for name, value in values.items():
         if name.startswith("_") or name not in counted:
             continue

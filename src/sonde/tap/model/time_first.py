@@ -37,7 +37,7 @@ def has_time_first(module: nn.Module) -> bool | None:
 
 
 class _Known:
-    """What is known of the modules of one model.
+    """Known time axes of the modules of one model.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class _Known:
         self.tried = self.of_inputs = False
 
     def try_alone(self, root: nn.Module, named: Mapping[str, Any]) -> None:
-        """Run one row once, and keep the order of the states beside that of the inputs."""
+        """Run one row once, and store the order of its states and inputs."""
         if self.tried or not (sizes := [t.shape for t in _sequences(named) if t.shape[1] > 1]):
             return
         self.tried, found = True, _seen_alone(root, named, sizes[0][0], sizes[0][1])
@@ -85,7 +85,7 @@ _KNOWN: "weakref.WeakKeyDictionary[nn.Module, _Known]" = weakref.WeakKeyDictiona
 
 
 def has_time_first_parts(root: nn.Module) -> bool:
-    """Return whether some part of a model declares that it takes time first."""
+    """Return whether a part of a model declares that it takes time first."""
     if root not in _KNOWN:
         _KNOWN[root] = _Known(root)
     return _KNOWN[root].has_parts
@@ -94,7 +94,7 @@ def has_time_first_parts(root: nn.Module) -> bool:
 def known_time_first(
     x: Tensor, module: nn.Module, root: nn.Module, named: Mapping[str, Any]
 ) -> bool | None:
-    """Return whether states are (time, row, dim); None if nothing tells.
+    """Return whether states are (time, row, dim), or None if unknown.
 
     Flags tell first, ``batch_first`` of the module or of the nearest one around it. Otherwise sizes
     tell: those of the states beside those of the mask, or of the inputs of the running call. If
@@ -139,7 +139,7 @@ def rows_first(
     named: Mapping[str, Any],
     key: str | None = None,
 ) -> Tensor:
-    """Return states with the rows first, a view; as they are if nothing says that time is first.
+    """Return states with the rows first as a view, unchanged if time is not known to be first.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ def rows_first(
 
 
 def unknown_order(what: str, x: Tensor) -> SiteError:
-    """Return the error for states whose order of rows and time is not known."""
+    """Return the error for states with an unknown order of rows and time."""
     return SiteError(
         f"{what} gives states {tuple(x.shape)} in a model with parts that take time first "
         "(batch_first=False): whether these are (time, row, dim) is not known. Choose one of "
@@ -181,7 +181,7 @@ def _masks(named: Mapping[str, Any]) -> list[Tensor]:
 
 
 def _compared(x: Tensor, inputs: Sequence[Tensor]) -> bool | None:
-    """Return whether states have the first two sizes of an input swapped; None if nothing tells."""
+    """Return whether states have an input's first two sizes swapped, or None if unknown."""
     sizes, given = (x.shape[0], x.shape[1]), [(t.shape[0], t.shape[1]) for t in inputs]
     if sizes[0] == sizes[1] or not {sizes, sizes[::-1]} & {*given}:
         return None
@@ -191,7 +191,7 @@ def _compared(x: Tensor, inputs: Sequence[Tensor]) -> bool | None:
 def _seen_alone(
     root: nn.Module, named: Mapping[str, Any], n: int, length: int
 ) -> dict[nn.Module, bool]:
-    """Return what a forward pass of the first row alone shows, in a copy that shares the weights.
+    """Return the result of a forward pass of the first row alone, in a weight-sharing copy.
 
     Nothing if the model does not run on one row.
     """
@@ -220,12 +220,12 @@ def _seen_alone(
 
 
 def in_trial() -> bool:
-    """Return whether this thread runs one row alone: what asks for the order then asks itself."""
+    """Return whether this thread is running the trial of one row, to avoid recursion."""
     return getattr(_TRIAL, "runs", False)
 
 
 def twin_of(root: nn.Module) -> nn.Module:
-    """Return a copy whose parameters are the same memory; hooks of sessions stay behind."""
+    """Return a copy that shares the parameters' memory, without hooks of sessions."""
     held = [*root.parameters()]
     for part in root.modules():
         held += [v for v in vars(part).values() if isinstance(v, Tensor) and not v.is_leaf]

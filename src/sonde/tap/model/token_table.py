@@ -1,4 +1,4 @@
-"""The table of token embeddings of a model: the module that is fed the token ids, found by running.
+"""Find the token embedding table of a model: the module that receives the token ids.
 
 The first embedding of the module tree may hold positions or segments, may never run (a table that
 encoder and decoder share), or may belong to the decoder.
@@ -27,7 +27,7 @@ TABLE = 2
 
 @dataclass(frozen=True, eq=False)
 class TokenTable:
-    """Embedding table that turns tokens into states.
+    """Embedding table that maps tokens to states.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class TokenTable:
 
 @dataclass(eq=False)
 class _Call:
-    """One call of a module that is fed token ids."""
+    """One call of a module with token ids as input."""
 
     path: str
     module: nn.Module
@@ -72,7 +72,7 @@ class _Call:
 
 @dataclass(eq=False)
 class _Watch:
-    """The calls of one forward pass. ``known`` are all integer inputs by where they are stored."""
+    """The calls of one forward pass; ``known`` holds all integer inputs by memory address."""
 
     ids: dict[str, Tensor]
     known: dict[int, str]
@@ -85,7 +85,7 @@ class _Watch:
     def before(
         self, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        """Keep the arguments of a call that receives token ids."""
+        """Store the arguments of a call that receives token ids."""
         number = self.counts[path] = self.counts.get(path, -1) + 1
         self.n_calls += 1
         found = next(filter(None, map(self._name_of, leaves((args, kwargs)).values())), None)
@@ -95,7 +95,7 @@ class _Watch:
         )
 
     def after(self, output: Any) -> Any:
-        """Keep the output of a call that returns one vector for each token."""
+        """Store the output of a call that returns one vector per token."""
         call, leaf = self.open.pop(), find(output, None)
         if call is None or leaf is None or call.has_inner:
             return None
@@ -124,7 +124,7 @@ class _Watch:
 def find_token_table(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], keeps_graph: bool = False
 ) -> TokenTable | None:
-    """Return the table that is fed the token ids of a call, or None if no module is.
+    """Return the table that receives a call's token ids, or None.
 
     The model runs once, in eval mode with its parameters frozen. Of several modules that are fed
     the ids, the table is the one that gives each token its own vector, whatever its position; of
@@ -172,7 +172,7 @@ def find_token_table(
 
 
 def _ids_of(named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the integers that may be token ids: ``input_ids``, or all that have no other name."""
+    """Return the integers that may be token ids: ``input_ids``, or all unnamed ones."""
     if isinstance(named.get(IDS), Tensor):
         return {IDS: named[IDS]}
     return {
@@ -187,7 +187,7 @@ def _ids_of(named: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _own_table(root: nn.Module) -> Any:
-    """Return what a model says its own table is, or None."""
+    """Return the embedding table that a model declares, or None."""
     get = getattr(root, "get_input_embeddings", None)
     try:
         return get() if callable(get) else None
@@ -196,12 +196,12 @@ def _own_table(root: nn.Module) -> Any:
 
 
 def _rank(call: _Call, kind: int, own: Any) -> tuple[int, bool, int]:
-    """Return what makes a call the table of the tokens: the larger, the likelier."""
+    """Return a rank; the call with the largest rank is most likely the token table's."""
     return kind, call.module is own, sum(p.numel() for p in call.module.parameters())
 
 
 def _kind(call: _Call, ids: Int[Tensor, "..."]) -> int:
-    """Return TABLE, 1 if vectors depend on their token and its position, 0 for anything else."""
+    """Return TABLE, 1 if vectors depend on token and position, or 0 for other modules."""
     assert call.output is not None  # noted with the call
     flat = call.output.flatten(0, -2)
     if getattr(call.module, "max_norm", None) is not None:
@@ -222,7 +222,7 @@ def _kind(call: _Call, ids: Int[Tensor, "..."]) -> int:
 
 
 def _again(call: _Call, ids: Tensor, new: Tensor) -> Float[Tensor, "token dim"] | None:
-    """Return what the module of a call makes of other ids, or None if it does not take them."""
+    """Return a module's output for other ids, or None if it does not accept them."""
 
     def put(_: str, x: Tensor) -> Tensor:
         is_ids = not x.is_floating_point() and _is_copy(x, ids)

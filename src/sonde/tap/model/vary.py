@@ -1,4 +1,4 @@
-"""Inputs of a probe forward: repeats of a batch's rows, cut or extended to another size."""
+"""Inputs of a probe forward pass: repeats of a batch's rows, cut or extended."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -65,7 +65,7 @@ def target_length(batch: InputBatch) -> int | None:
 
 
 def token_ids(batch: InputBatch, axis: str = "pos") -> Tensor | None:
-    """Return the ids of the tokens on an axis, (example, pos), or None if there are none."""
+    """Return the ids of the tokens on an axis, (example, pos), or None."""
     name = "decoder_input_ids" if axis == "pos2" else "input_ids"
     first = batch.args[0] if batch.args and axis == "pos" else None
     ids = batch.kwargs.get(name, first)
@@ -74,7 +74,7 @@ def token_ids(batch: InputBatch, axis: str = "pos") -> Tensor | None:
 
 
 def may_hold_tokens(x: Tensor, batch: InputBatch) -> bool:
-    """Return whether an argument may have an axis of tokens; pixels beside token ids have none."""
+    """Return whether an argument may have a token axis, which pixels beside token ids lack."""
     is_map = x.is_floating_point() and x.ndim >= MAP
     return not (is_map and token_ids(batch) is not None)
 
@@ -148,7 +148,7 @@ Sizes = tuple[int, int, Lengths, Lengths]
 
 
 def _repeated(batch: InputBatch, length: int | None) -> int | None:
-    """Return the index of the last token that is no placeholder; None without placeholders."""
+    """Return the index of the last non-placeholder token, or None without placeholders."""
     if batch.placeholder is None or length is None:
         return None
     return int((~batch.placeholder).all(dim=0).nonzero().max())
@@ -166,7 +166,7 @@ def _fit(name: str, x: Any, sizes: Sizes, doubled: tuple[int, ...]) -> Any:
 
 
 def _finite(name: str, x: Any) -> Any:
-    """Return an argument without NaN or infinity; masks that are added to scores keep theirs."""
+    """Return an argument without NaN or infinity, except in additive attention masks."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or "mask" in name.lower():
         return x
     is_number = x.isfinite()
@@ -179,7 +179,7 @@ def _finite(name: str, x: Any) -> Any:
 
 
 def _unpadded(name: str, x: Any, given: Any, mask: Tensor | None) -> Any:
-    """Return an argument; if it is a mask of padding, every token in it becomes real."""
+    """Return an argument; in a padding mask every token becomes real."""
     if not isinstance(x, Tensor):
         return x
     if name in NAMES and mask is not None and given.shape == mask.shape:
@@ -201,7 +201,7 @@ def _as_rows(x: Tensor, n: int, n_rows: int) -> Tensor:
 
 
 def _of_packed(x: Tensor, counts: Tensor, n_rows: int) -> Tensor:
-    """Return ``n_rows`` examples of an argument that holds all examples one after the other."""
+    """Return ``n_rows`` examples of an argument that concatenates all examples."""
     parts = x.split(counts.tolist())
     return torch.cat([parts[i % len(parts)] for i in range(n_rows)])
 

@@ -1,4 +1,4 @@
-"""One forward with the raw tensors at some sites, for checks that look at the model itself.
+"""One forward pass with the raw tensors at some sites, for checks of the model itself.
 
 For rows of data use a stream; this keeps whole outputs and is meant for a handful of examples.
 """
@@ -44,7 +44,7 @@ _METER: ContextVar[Meter | None] = ContextVar("meter of forwards", default=None)
 
 @contextmanager
 def metered(note: Meter | None) -> Iterator[None]:
-    """Call ``note``, if any, with the inputs of every watched forward while this is open."""
+    """Call ``note``, if given, with the inputs of every watched forward pass in this block."""
     before = _METER.set(note)
     try:
         yield

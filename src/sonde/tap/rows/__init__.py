@@ -1,1 +1,1 @@
-"""Raw outputs to rows: which tokens count, what is averaged, where it is kept."""
+"""Reduce raw outputs to rows: which tokens to include, how to average, where to store."""

@@ -1,4 +1,4 @@
-"""The examples of one forward pass: which tokens count, and which row is whose.
+"""The examples of one forward pass, their included tokens, and each row's example.
 
 Sites of one layout share the very same column tensors, and no selection is built twice.
 """
@@ -34,7 +34,7 @@ class RowPlaces:
 
 
 class Frame:
-    """The examples of one forward pass, as reductions need them.
+    """The examples of one forward pass, in the form that reductions need.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class Frame:
         self._nested: dict[Hashable, Frame] = {}
 
     def on_device(self, selection: Tensor, x: Tensor) -> Tensor:
-        """Return a selection on the device of the states that it is used on, copied there once."""
+        """Return a selection on the device of its states, copied there once."""
         if selection.device == x.device:
             return selection
         key = ("on_device", id(selection), x.device)
@@ -73,19 +73,19 @@ class Frame:
         return self._selected[key]
 
     def check(self, n: int) -> None:
-        """Raise if states have another number of examples."""
+        """Raise if states have a different number of examples."""
         if n != self.n:
             raise ShapeError(f"expected {plural(self.n, 'example')}, got {n} in the states.")
 
     @property
     def length(self) -> int | None:
-        """Number of tokens of each example, padding included; None if it is not known."""
+        """Number of tokens of each example with padding, or None if unknown."""
         mask, ids = self.masks["pos"], token_ids(self.batch)
         known = ids if mask is None else mask
         return None if known is None else known.shape[1]
 
     def of_lengths(self, lengths: tuple[int, ...]) -> "Frame":
-        """Return the same examples, with as many real tokens as these lengths say."""
+        """Return these examples with the given numbers of real tokens."""
         key = ("lengths", lengths)
         if key not in self._nested:
             mask = torch.arange(max(lengths, default=0)) < torch.tensor(lengths)[:, None]
@@ -94,7 +94,7 @@ class Frame:
         return self._nested[key]
 
     def adopt(self, other: "Frame", key: Hashable, layout: Hashable) -> Hashable:
-        """Return a layout for rows of another frame of these examples, and keep their columns."""
+        """Return a layout for rows of another frame of these examples, and store its columns."""
         mine = ("adopted", key, layout)
         self._columns[mine] = other.columns(layout)
         return mine
@@ -107,7 +107,7 @@ class Frame:
         return self.batch.first.cpu().long()
 
     def real(self, axis: str, length: int) -> Bool[Tensor, "example pos"]:
-        """Return which tokens are real, and check that the states have as many."""
+        """Return the mask of real tokens, and check that its length matches the states."""
         mask = self.masks[axis]
         if mask is None:
             return torch.ones(self.n, length, dtype=torch.bool)
@@ -119,7 +119,7 @@ class Frame:
         return mask.bool().cpu().expand(self.n, -1)
 
     def kept(self, axis: str, length: int, keep_special: bool) -> Bool[Tensor, "example pos"]:
-        """Return which tokens count: real, and not special unless these are kept."""
+        """Return the mask of included tokens: real, and not special unless those are kept."""
         real = self.real(axis, length)
         special = self.batch.special
         if axis == "pos" and special is not None and not keep_special:
@@ -127,14 +127,14 @@ class Frame:
         return real
 
     def is_padded(self, axis: str) -> bool:
-        """Return whether the mask of an axis leaves out some token; the mask is read only once."""
+        """Return whether an axis's mask excludes a token; computed once."""
         if axis not in self._padded:
             mask = self.masks[axis]
             self._padded[axis] = mask is not None and not all_set(mask)
         return self._padded[axis]
 
     def is_whole(self, axis: str, length: int, keep_special: bool) -> bool:
-        """Return whether every token counts: nothing is padded or special."""
+        """Return whether every token is included: none is padding or special."""
         key = (axis, length, keep_special)
         if key not in self._whole:
             special = self.batch.special if axis == "pos" and not keep_special else None
@@ -144,7 +144,7 @@ class Frame:
         return self._whole[key] and length > 0
 
     def alike(self, axis: str, length: int) -> Hashable:
-        """Return a key, equal for frames of as many examples in which every token counts."""
+        """Return a key that is equal for frames of equal size in which every token is included."""
         return (self.n,) if self.is_whole(axis, length, False) else id(self)
 
     def _some(self, mask: Tensor, reducer: str, what: str) -> Tensor:
@@ -161,7 +161,7 @@ class Frame:
     def mean(
         self, axis: str, length: int, keep_special: bool, dtype: torch.dtype, device: torch.device
     ) -> Mean:
-        """Return the mean over the tokens that count, for outputs of a type on a device."""
+        """Return the mean over the included tokens, for a given number type and device."""
         if self.is_whole(axis, length, keep_special):
             return self.shared.mean(self.n, length, dtype, device)
         key = (axis, length, keep_special, dtype, device)
@@ -187,7 +187,7 @@ class Frame:
         return torch.arange(self.n, device=self.device)
 
     def flat(self, axis: str, length: int, keep_special: bool) -> Int[Tensor, "row"]:
-        """Return the index of each token that counts, in the flattened (example, pos) order."""
+        """Return the index of each included token in the flattened (example, pos) order."""
         key = ("tokens", axis, length, keep_special)
         if key not in self._selected:
             if self.is_whole(axis, length, keep_special):
@@ -207,7 +207,7 @@ class Frame:
         return RowPlaces(example, position, special=marks)
 
     def predicted(self, axis: str, length: int, keep_special: bool) -> tuple[Tensor, Tensor]:
-        """Return the index of what predicted each token that counts, and the token's id.
+        """Return the index of each included token's prediction, and the token's id.
 
         A token is predicted by the real token before it. Indices are into the flattened
         (example, pos) order; the rows' columns are those of the predicted tokens.
@@ -259,7 +259,7 @@ class Frame:
         return self._selected[key], self._selected[key, "row"]
 
     def steps_after(self, axis: str, length: int) -> tuple[Tensor, Tensor]:
-        """Return index and row of every real token of a step, special or not, as ``steps`` does.
+        """Return index and row of every real token of a step, including special tokens.
 
         Raises
         ------
@@ -281,7 +281,7 @@ class Frame:
         return flat, row
 
     def columns(self, layout: Hashable) -> RowPlaces:
-        """Return the columns of a layout, the same tensors each time."""
+        """Return the cached columns of a layout."""
         if layout not in self._columns:
             self._columns[layout] = self._built(layout)
         return self._columns[layout]
@@ -310,7 +310,7 @@ class Frame:
         return RowPlaces(example, position, grid)
 
     def grid_of(self, sizes: tuple[int, ...]) -> tuple[int, int]:
-        """Return the numbers of lines and columns of patches on one axis or two.
+        """Return the grid height and width of patches on one axis or two.
 
         Raises
         ------
@@ -351,7 +351,7 @@ def image_size(batch: InputBatch) -> tuple[int, int] | None:
 
 
 def unnamed(n: int) -> InputBatch:
-    """Return ``n`` examples without ids of their own, for a forward pass that was run by hand."""
+    """Return ``n`` examples without ids, for a forward pass that the user ran by hand."""
     index = torch.arange(n)
     keys = [b""] * n
     return InputBatch(

@@ -12,7 +12,7 @@ from sonde.tap.rows.reduce import Reduction
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of rows: what is read, how it is reduced, and its schema."""
+    """One kind of rows: its site, reduction and schema."""
 
     key: str
     site: Site
@@ -22,7 +22,7 @@ class Kind:
 
 @contextlib.contextmanager
 def at_site(key: str) -> Iterator[None]:
-    """Name the site in an error that is raised inside."""
+    """Add the site's name to an error raised inside."""
     try:
         yield
     except SondeError as error:

@@ -1,4 +1,4 @@
-"""Means over tokens for the sites of one forward pass, written to where they stay."""
+"""Token means for the sites of one forward pass, written to their final memory."""
 
 from collections.abc import Hashable
 
@@ -10,7 +10,7 @@ from sonde.tap.rows.row_memory import PIECE_BYTES, RowMemory
 
 
 class MeanWriter:
-    """Takes means of the outputs of one forward pass, site after site, into positions that stay.
+    """Writes means of the outputs of one forward pass, site by site, into reserved memory.
 
     The ``Mean`` of the first output of a shape serves later outputs too. Making a place costs as
     much as a small mean, so as many places are made at once as the forward before took. A place is
@@ -28,23 +28,23 @@ class MeanWriter:
 
     @property
     def is_empty(self) -> bool:
-        """True if the last forward pass brought nothing that was averaged here."""
+        """True if no output of the last forward pass was averaged here."""
         return not self._lanes
 
     def again_as_before(self) -> None:
-        """Begin a forward pass whose examples and tokens count as in the one before.
+        """Begin a forward pass with the examples and included tokens of the previous one.
 
         The means of that forward are used again; there are places for as many outputs as it had.
         """
         self._lanes = {key: lane for key, lane in self._lanes.items() if lane.renew(self.memory)}
 
     def begin(self) -> None:
-        """Begin a forward of other examples; as many places will be made as the last one took."""
+        """Begin a forward pass of other examples; reserve as much memory as the last one used."""
         self._expected = {lane.kind: lane.n_made - len(lane.free) for lane in self._lanes.values()}
         self._lanes = {}
 
     def again(self, key: Hashable, x: Tensor) -> Tensor | None:
-        """Return the mean of an output, written to a free place, or None if no place is free."""
+        """Return the mean of an output in reserved memory, or None if none is free."""
         lane = self._lanes.get(key)
         if lane is None or not lane.free or not x.is_cpu:
             return None
@@ -53,7 +53,7 @@ class MeanWriter:
         return rows
 
     def first(self, key: Hashable, x: Tensor, mean: Mean) -> Tensor | None:
-        """Return the mean of an output, or None if the output is large or not on the CPU.
+        """Return the mean of an output, or None if it is large or not on the CPU.
 
         Parameters
         ----------
@@ -77,7 +77,7 @@ class MeanWriter:
 
 
 class _Lane:
-    """Places for the means of outputs of one shape."""
+    """Reserved memory for the means of outputs of one shape."""
 
     def __init__(self, kind: tuple[int, int, torch.dtype], n: int, mean: Mean, most: int) -> None:
         self.kind, self.n, self.mean, self.most = kind, n, mean, most
@@ -85,14 +85,14 @@ class _Lane:
         self.n_made = 0
 
     def renew(self, memory: RowMemory) -> bool:
-        """Make as many positions as the forward pass before took; False if it took none."""
+        """Reserve as much memory as the previous forward pass used; False if it used none."""
         taken, self.n_made = self.n_made - len(self.free), 0
         if taken:
             self.make(taken, memory)
         return taken > 0
 
     def make(self, count: int, memory: RowMemory) -> None:
-        """Make positions for outputs to come, as many as one piece holds and at least one."""
+        """Reserve memory for later outputs, as much as one piece holds and at least one."""
         count = max(1, min(count, self.most))
         _, dim, dtype = self.kind
         places = memory.place((count, self.n, 1, dim), dtype)

@@ -1,4 +1,4 @@
-"""Means over tokens, in blocks: a sum of many numbers in one go would lose digits.
+"""Token means, summed in blocks to keep precision.
 
 Every mean here is written to a given tensor (``out=``), which autocast leaves alone.
 """
@@ -49,7 +49,7 @@ class WholeMean:
         self.ones = torch.ones(n, 1, n_blocks, dtype=dtype) if 1 < n_blocks <= MOST else None
 
     def __call__(self, x: Float[Tensor, "row pos dim"]) -> Float[Tensor, "row dim"]:
-        """Return the mean of each example, with a graph if ``x`` has one."""
+        """Return the mean of each example, differentiable if ``x`` requires gradients."""
         return x.mean(1) if _has_graph(x) else _written(self, x)
 
     def write(self, x: Float[Tensor, "row pos dim"], out: Float[Tensor, "row 1 dim"]) -> None:
@@ -71,7 +71,7 @@ class WholeMean:
 
 @final
 class PickedMean:
-    """Mean over some tokens of each example; the others are not looked at, whatever they hold.
+    """Mean over some tokens of each example; the other values are ignored, even NaN.
 
     Tokens are added in blocks of 32, the sums of the blocks likewise, until one is left.
 
@@ -99,7 +99,7 @@ class PickedMean:
         self.steps.append((index.to(device), (counts.cumsum(0) - counts).to(device)))
 
     def __call__(self, x: Float[Tensor, "row pos dim"]) -> Float[Tensor, "row dim"]:
-        """Return the mean of each example, with a graph if ``x`` has one."""
+        """Return the mean of each example, differentiable if ``x`` requires gradients."""
         return (self._sums(x) / self.counts)[:, 0] if _has_graph(x) else _written(self, x)
 
     def write(self, x: Float[Tensor, "row pos dim"], out: Float[Tensor, "row 1 dim"]) -> None:

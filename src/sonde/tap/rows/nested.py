@@ -26,13 +26,13 @@ def padded(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def nested_like(old: Tensor, x: Tensor) -> Tensor:
-    """Return the tokens of a padded tensor nested again, as many of each example as before."""
+    """Return the tokens of a padded tensor as a nested tensor of the original lengths."""
     parts = [row[: len(part)] for row, part in zip(x, old.unbind(), strict=True)]
     return torch.nested.as_nested_tensor(parts, layout=old.layout)
 
 
 def require_dense(x: Tensor) -> None:
-    """Raise if an output is sparse, because its rows could not be copied as they are.
+    """Raise if an output is sparse, since its rows cannot be copied.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Padding moved to the other side: to generate after texts, and to read what was generated."""
+"""Move padding to the other side, for generation and for reading generated texts."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Raw outputs to rows, inside a hook: every function here returns a new tensor."""
+"""Reduce raw outputs to rows inside a hook; every function returns a new tensor."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class ReducerError(SiteError):
 
 @dataclass(frozen=True)
 class Reduction:
-    """One reducer at one site, ready to run in a hook.
+    """One reducer at one site, ready for use in a hook.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class Reduction:
 
     @property
     def is_over_tokens(self) -> bool:
-        """True if there is an axis of tokens."""
+        """True if the output has a token axis."""
         return self._kind in ("pos", "pos2")
 
     @cached_property
@@ -86,7 +86,7 @@ class Reduction:
         return self._over_tokens(x, frame)
 
     def _over_nested(self, x: Tensor, frame: Frame) -> tuple[Tensor, Hashable]:
-        """Return the rows of a nested tensor; without padding its own lengths say what is real."""
+        """Return the rows of a nested tensor; without a mask its own lengths mark real tokens."""
         mask = frame.masks["pos"]
         if frame.is_padded("pos") or frame.batch.special is not None or self._kind != "pos":
             return self._over_tokens(padded(x, mask), frame)
@@ -119,7 +119,7 @@ class Reduction:
         return x[frame.on_device(example, x), frame.on_device(position, x)], POOLED
 
     def _in_rows(self, x: Tensor, frame: Frame) -> Float[Tensor, "row pos dim"]:
-        """Return states as (row, token, dim), without what fills windows up."""
+        """Return states as (row, token, dim), without the padding of windows."""
         if TOKEN in self.axes.words:
             if len(x) % frame.n:
                 raise ShapeError(
@@ -139,13 +139,13 @@ class Reduction:
 
     @cached_property
     def is_token_mean(self) -> bool:
-        """True if ``token_mean`` takes an output as it comes."""
+        """True if ``token_mean`` accepts an output without changes."""
         return self._in_order and self.reducer.name == "mean"
 
     def token_mean(
         self, x: Float[Tensor, "row pos dim"], frame: Frame, writer: MeanWriter | None = None
     ) -> Float[Tensor, "row dim"]:
-        """Return the mean over the tokens that count; narrow types are averaged in float32.
+        """Return the mean over the included tokens; half-precision types are averaged in float32.
 
         A writer, if given, takes the small means of the CPU.
         """
@@ -177,7 +177,7 @@ class Reduction:
     def of_copies(
         self, copies: Sequence[Float[Tensor, "row pos dim"]], frame: Frame
     ) -> tuple[list[Tensor] | Float[Tensor, "_site _row _dim"], Hashable]:
-        """Return the rows of copies of one shape, and their layout.
+        """Return the rows of several copied outputs of one shape, and their layout.
 
         Rows of all tokens are the copies themselves, a list; else one new tensor.
         """
@@ -189,12 +189,12 @@ class Reduction:
 
     @cached_property
     def can_wait(self) -> bool:
-        """True if copies of small outputs may wait for ``stacked`` until the forward is over."""
+        """True if copies of small outputs may wait for ``stacked`` until the pass is over."""
         return self._in_order and self.reducer.name not in ("mean", "predictions", *STEPPED)
 
     @cached_property
     def stack_key(self) -> Hashable:
-        """Key that two reductions must share to be one call of ``stacked``."""
+        """Key that two reductions must share to run in one call of ``stacked``."""
         return self._kind, self.reducer.name, self.reducer.keep_special
 
     def stacked(
@@ -297,7 +297,7 @@ def mean_before_each(x: Tensor, flat: Tensor, row: Tensor) -> Tensor:
 
 
 def delta_of_each(x: Tensor, flat: Tensor, row: Tensor) -> Tensor:
-    """Return the last token of each step minus the token before its first."""
+    """Return the last token of each step minus the token before the step."""
     wide = torch.float32 if x.dtype in _NARROW else x.dtype
     first = torch.full((int(row.max()) + 1 if len(row) else 0,), len(x), device=flat.device)
     first = first.scatter_reduce_(0, row, flat, "amin") - 1

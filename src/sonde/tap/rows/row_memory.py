@@ -1,4 +1,4 @@
-"""Memory for rows that a user may keep, apart from the heap that the forward works in.
+"""Memory for rows that a user may keep, separate from the forward pass's heap.
 
 Small tensors that outlive a forward pin the heap around them: rows of 12 KiB kept from each forward
 of a 12-layer transformer made the process grow by 8 MiB a forward, sixty times what was kept.
@@ -17,7 +17,7 @@ ALIGNED = 64
 
 
 class RowMemory:
-    """Copies small tensors of the CPU into pages of their own, many into one piece.
+    """Copies small CPU tensors into separate memory pages, many into one piece.
 
     Several threads may use one memory.
     """
@@ -32,7 +32,7 @@ class RowMemory:
         return RowMemory, ()
 
     def keep(self, x: Tensor) -> Tensor:
-        """Return a copy of a small tensor outside the heap; anything else as it is."""
+        """Return a copy of a small tensor outside the heap, or any other value unchanged."""
         if not x.is_cpu or x.is_nested or not 0 < x.nbytes <= PIECE_BYTES:
             return x
         return self.place(x.shape, x.dtype).copy_(x)
@@ -66,6 +66,6 @@ class RowMemory:
 
 
 def _pages() -> mmap.mmap:
-    """Return memory that a forked child does not share."""
+    """Return memory that a forked child process does not share."""
     private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
     return mmap.mmap(-1, PIECE_BYTES, flags=private) if private else mmap.mmap(-1, PIECE_BYTES)

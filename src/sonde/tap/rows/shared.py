@@ -1,4 +1,4 @@
-"""Selections of rows that depend on sizes alone."""
+"""Selections of rows that depend only on sizes."""
 
 from collections.abc import Callable, Hashable
 
@@ -11,7 +11,7 @@ MOST_SHARED = 32
 
 
 class SharedSelections:
-    """Selections that depend on sizes alone, kept for the forward passes to come, of any thread."""
+    """Selections that depend only on sizes, cached for later forward passes of all threads."""
 
     def __init__(self) -> None:
         self._kept: dict[Hashable, tuple[Tensor, ...]] = {}
@@ -36,11 +36,11 @@ class SharedSelections:
         return found
 
     def pooled(self, n: int) -> tuple[Tensor, ...]:
-        """Return example and place of one row for each example; every place is 0."""
+        """Return example and position of one row per example; every position is 0."""
         return self._once(("pooled", n), lambda: (torch.arange(n), torch.zeros(n).long()))
 
     def flat(self, axis: str, n: int, length: int) -> tuple[Tensor, ...]:
-        """Return index, example and place of every token in the flattened (example, pos) order.
+        """Return index, example and position of every token in flattened (example, pos) order.
 
         Tokens of another axis get tensors of their own: rows are joined by their columns.
         """

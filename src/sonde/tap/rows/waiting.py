@@ -1,4 +1,4 @@
-"""Copies of small outputs whose reduction waits until the forward is over.
+"""Copies of small outputs that are reduced after the forward pass.
 
 A call of torch costs the same for a small tensor as for one that holds a hundred times as much, so
 sites of one shape are stacked and reduced together.
@@ -16,7 +16,7 @@ Who = TypeVar("Who")
 
 
 class Waiting(Generic[Who]):
-    """Outputs by the reduction and shape that they share; a ``Who`` names each output."""
+    """Outputs grouped by reduction and shape; a ``Who`` names each output."""
 
     def __init__(self) -> None:
         self._groups: dict[Hashable, tuple[Reduction, list[Who], list[Tensor]]] = {}
@@ -27,7 +27,7 @@ class Waiting(Generic[Who]):
         return reduction.can_wait and not x.is_nested and x.nbytes <= SMALL_BYTES
 
     def add(self, who: Who, reduction: Reduction, copy: Tensor) -> None:
-        """Keep a copy of an output."""
+        """Store a copy of an output."""
         name = reduction.stack_key, copy.shape, copy.dtype, copy.device
         group = self._groups.get(name)
         if group is None:
@@ -36,6 +36,6 @@ class Waiting(Generic[Who]):
         group[2].append(copy)
 
     def groups(self) -> Iterator[tuple[Reduction, list[Who], list[Tensor]]]:
-        """Hand out all that waits, outputs of one shape together."""
+        """Return all waiting outputs, grouped by shape."""
         groups, self._groups = self._groups, {}
         yield from groups.values()

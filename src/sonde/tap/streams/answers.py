@@ -1,4 +1,4 @@
-"""What a model answers to one batch: log-probabilities of classes or next tokens, and the truth."""
+"""Answers of a model to one batch: log-probabilities of classes or next tokens, and truth."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +34,7 @@ class Answers:
     example: Int[Tensor, "answer"]
 
     def per_example(self, values: Float[Tensor, "answer"], n: int) -> Float[Tensor, "example"]:
-        """Return the mean over each example's answers; NaN where it has none."""
+        """Return the mean over each example's answers, or NaN without answers."""
         known = self.truth >= 0
         where, wide = self.example[known], values[known].double()
         total = torch.zeros(n, dtype=torch.float64).index_add_(0, where, wide)
@@ -42,7 +42,7 @@ class Answers:
 
     @property
     def log_p_of_truth(self) -> Float[Tensor, "answer"]:
-        """The log-probability of the truth; 0 where the truth is not known."""
+        """The log-probability of the truth, or 0 if the truth is unknown."""
         found = self.log_p.gather(1, self.truth.clamp(min=0)[:, None])[:, 0]
         return torch.where(self.truth >= 0, found, torch.zeros_like(found))
 
@@ -73,7 +73,7 @@ def answers(model: Model, module: nn.Module, batch: InputBatch, logits: str | No
 def answers_in(
     output: Any, model: Model, module: nn.Module, batch: InputBatch, logits: str | None
 ) -> Answers:
-    """Return the answers that an output holds, with its graph where it has one.
+    """Return the answers in an output, with its autograd graph if it has one.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Which kinds of rows a stream reads: sites, the reducer of each, and what a row is."""
+"""Choose the kinds of rows that a stream reads: sites, their reducers, and the row unit."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -45,14 +45,14 @@ NO_NEXT_TOKEN = ("encoder", "classifier", "image_classifier")
 
 @dataclass(frozen=True)
 class Chosen:
-    """The kinds of rows of a stream, in order of execution, and the sites that are not read."""
+    """The kinds of rows of a stream, in order of execution, and the sites not read."""
 
     kinds: tuple[Kind, ...]
     left_out: tuple[LeftOut, ...] = ()
 
 
 def choose_kinds(stream: "LiveStream", batch: InputBatch) -> Chosen:
-    """Return the kinds of rows of a stream, and which sites and outputs are left out."""
+    """Return the kinds of rows of a stream, and the sites and outputs not read."""
     probe = stream.probe
     predicts = stream.sites == (AUTO,) and _predicts(stream.reducer)
     patterns = (LOGITS,) if predicts else stream.sites
@@ -91,7 +91,7 @@ def choose_kinds(stream: "LiveStream", batch: InputBatch) -> Chosen:
 
 
 def _check_all_named(named: Sequence[NamedAxes], kinds: Sequence[Kind]) -> None:
-    """Raise if axes that the user named fit no site that is read."""
+    """Raise if axes named by the user match no site that is read."""
     for axes in named:
         if not any(axes.fits(k.site, len(k.reduction.axes.words)) for k in kinds):
             has = dict.fromkeys(f"{k.site.path} ({k.reduction.axes})" for k in kinds)
@@ -104,7 +104,7 @@ def _check_all_named(named: Sequence[NamedAxes], kinds: Sequence[Kind]) -> None:
 def _named(
     stream: "LiveStream", patterns: Sequence[Pattern]
 ) -> tuple[list[tuple[Site, Reducer | None]], list[Site], list[LeftOut]]:
-    """Return the sites that patterns name, each with the reducer after a ``|``, if any.
+    """Return the sites that patterns name, each with its reducer after ``|``, if given.
 
     Also the sites that a ``*`` found beside others, and those among them that cannot be read.
     """
@@ -131,7 +131,7 @@ def _named(
 def _readable(
     stream: "LiveStream", places: Sequence[Pattern]
 ) -> tuple[list[tuple[Site, bool]], list[LeftOut]]:
-    """Return the sites that patterns name, whether a ``*`` found them, and what it cannot read."""
+    """Return the sites that patterns name, whether by a ``*``, and the unreadable sites."""
     module, probe = stream.model.module, stream.probe
     starred = [p for p in places if "*" in str(p)]
     plain = [p for p in places if p not in starred]
@@ -150,7 +150,7 @@ def _readable(
 
 
 def _entry(kinds: list[Kind], probe: Probe) -> Iterator[Kind]:
-    """Yield the rows that the first site receives, if they have the layout of its output."""
+    """Yield the first site's input rows, if they are laid out like its output."""
     first = kinds[0].site
     if first.port != "out" or first.call in ("last", "all"):
         return
@@ -205,7 +205,7 @@ def _kinds_of(
 
 
 def _refuse_wide(site: Site, leaf: TensorLayout, probe: Probe) -> None:
-    """Refuse probabilities whose rows are as wide as their text is long."""
+    """Raise if probability rows are as wide as their text is long."""
     figures = [key for key in probe.trace[site.path][0].ports["probs"][1] if key.isidentifier()]
     raise SiteError(
         f"Site: the width of a row of {str(site)!r} is the length of its text, so rows of "
@@ -220,7 +220,7 @@ def _predicts(reducer: str | Reducer) -> bool:
 
 
 def _check_predicts(site: Site, leaf: TensorLayout, stream: "LiveStream") -> None:
-    """Refuse a reading of predictions anywhere but at the next-token logits of a language model."""
+    """Raise if predictions are read elsewhere than at a language model's next-token logits."""
     found = stream.probe.output
     logits = found.get("logits", found.get(""))
     if stream.model.task in NO_NEXT_TOKEN or logits is None or logits.shape != leaf.shape:
@@ -258,14 +258,14 @@ def _dim(reducer: Reducer, axes: Axes, leaf: TensorLayout) -> int:
 
 
 def each_position(axes: Axes) -> Reducer | None:
-    """Return the reducer to a row for each token (special too) or patch, or None."""
+    """Return the reducer that gives a row per token (also special ones) or patch, or None."""
     if "tokens" in possible(axes):
         return Reducer("tokens", keep_special=True)
     return Reducer("patches") if "patches" in possible(axes) else None
 
 
 def default_reducer(model: Model, axes: Axes, batch: InputBatch) -> str:
-    """Return ``last`` for causal models, ``cls`` where there is such a token, else ``mean``.
+    """Return ``last`` for causal models, ``cls`` with a class token, else ``mean``.
 
     Inputs that come in steps give a row for each step. A model that pools tokens itself says how.
     """
@@ -282,7 +282,7 @@ def default_reducer(model: Model, axes: Axes, batch: InputBatch) -> str:
 
 
 def _place_of_cls(model: Model, batch: InputBatch) -> str:
-    """Return the reducer that takes the class token: some models have it at the end of a text."""
+    """Return the reducer of the class token, which some models put at the end of a text."""
     if model.processor is None:
         first = batch.special is not None and bool(batch.special[:, 0].all())
         return "cls" if first else "mean"

@@ -1,4 +1,4 @@
-"""How far two readings of the same rows are apart, and how far rounding may put them."""
+"""Difference between two readings of the same rows, with a bound for rounding."""
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,7 @@ def difference(
     rounding: float,
     resolved: float = RESOLVED,
 ) -> float:
-    """Return the rms difference of two readings over the rms spread of rows of the first.
+    """Return the rms difference of two readings over the rms deviation of the first's rows.
 
     It is the larger of two figures: over all units, and the median over units that vary. In the
     first, one huge unit hides the others; the second does not show a fault of few units. A spread

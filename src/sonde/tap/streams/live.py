@@ -65,7 +65,7 @@ def live_stream(
     logits_output: str | None = None,
     logits_asked: bool = False,
 ) -> "LiveStream":
-    """Return the rows that a live model makes of inputs as a stream; nothing runs yet.
+    """Return a live model's rows over inputs as a stream; nothing runs yet.
 
     Parameters
     ----------
@@ -177,18 +177,18 @@ class LiveStream(Stream):
         return first
 
     def _shapes(self, start: int, stop: int) -> Iterator[InputBatch]:
-        """Yield inputs of the shapes to expect; nothing is generated for them."""
+        """Yield inputs of the expected shapes; nothing is generated for them."""
         of = StandIns(self.inputs) if isinstance(self.inputs, ReplayInputs) else self.inputs
         return of.batches(start, stop)
 
     @cached_property
     def kinds(self) -> tuple[Kind, ...]:
-        """The kinds of rows that are read, in order of execution."""
+        """The kinds of rows read, in order of execution."""
         return self._chosen.kinds
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """Sites that are not read though none was named, each with the reason."""
+        """Sites not read by default, each with the reason."""
         return self._chosen.left_out
 
     @cached_property
@@ -197,7 +197,7 @@ class LiveStream(Stream):
 
     @property
     def schema(self) -> tuple[SiteSchema, ...]:
-        """The kinds of rows, in order of execution."""
+        """The schemas of the kinds of rows, in order of execution."""
         return tuple(kind.schema for kind in self.kinds)
 
     @property
@@ -212,17 +212,17 @@ class LiveStream(Stream):
 
     @property
     def source_rows(self) -> np.ndarray | None:
-        """Index of the data item that each example is, or is a piece of."""
+        """Index of the data item of each example or chunk."""
         return self.inputs.source_rows
 
     @cached_property
     def head(self) -> Head | None:
-        """Weight and bias of the final linear layer, where its output is the logits."""
+        """Weight and bias of the final linear layer, if its output is the logits."""
         return None if self.logits_key is None else layer_of(self.probe, self.logits_key)
 
     @cached_property
     def checked(self) -> bool:
-        """True if rows were checked to be those of their example; a fault is warned of once."""
+        """True if rows were checked to depend on their own example; a fault is warned of once."""
         if self.check and len(self):
             found = fault_of(self) or padding_fault(self)
             if found is not None:
@@ -235,7 +235,7 @@ class LiveStream(Stream):
 
     @cached_property
     def logits_key(self) -> str | None:
-        """The model's output that holds its logits, or None if it has no logits."""
+        """The key of the logits in the model's output, or None."""
         asked = self.logits_asked or self.perturb is not None or isinstance(self.objective, str)
         n_classes, columns = len(self.inputs.label_names), self.inputs.label_columns
         said = self.logits_output
@@ -250,7 +250,7 @@ class LiveStream(Stream):
         return self.logits_key is not None
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield rows with their columns; the model is as it was whenever a batch is handed out.
+        """Yield rows with their columns; the model is unchanged between batches.
 
         Small batches are read several at a time, so that the model is hooked once for all of them.
         """
@@ -281,17 +281,17 @@ class LiveStream(Stream):
         )
 
     def read_batch(self, reader: Reader, batch: InputBatch) -> Batch:
-        """Return the rows of inputs that need not be among those of the stream."""
+        """Return the rows of inputs that may be outside the stream."""
         return self._several(reader, [batch])[0]
 
     def first_batch(self) -> Batch:
-        """Return two examples where there are two; nothing is generated for it."""
+        """Return the first two examples, or one; nothing is generated for them."""
         if isinstance(self.inputs, ReplayInputs):
             return replace(self, inputs=StandIns(self.inputs)).first_batch()
         return super().first_batch()
 
     def read_generated(self, reader: Reader, prompts: InputBatch) -> Batch:
-        """Return the rows of prompts and what the model generates after them.
+        """Return the rows of prompts and of the text that the model generates after them.
 
         They are taken while they arise if rows stay in place, else by one more forward pass.
         """
@@ -312,7 +312,7 @@ class LiveStream(Stream):
         return self._made(batch, reading_of(taken, frame))
 
     def _records(self, inputs: ReplayInputs, prompts: InputBatch) -> bool:
-        """Return whether all that is read can be taken while a batch is generated from."""
+        """Return whether all rows can be recorded during generation."""
         asks = self.objective is not None or self.perturb is not None
         if asks or (self.with_logits and self.gives_logits) or prompts.segment is not None:
             return False
@@ -362,16 +362,16 @@ class LiveStream(Stream):
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The name of each class number."""
+        """The name of each class index."""
         return self.inputs.label_names
 
     @property
     def own_labels(self) -> bool:
-        """True if class numbers are the model's own."""
+        """True if class indices are the model's own."""
         return self.inputs.own_labels
 
     def identity(self) -> dict[str, Any]:
-        """Return the JSON that names model, data and reading."""
+        """Return the identity of model, data and reading as JSON."""
         _, dtype = placement(self.model.module)
         config = self.model.config
         return {
@@ -395,7 +395,7 @@ class LiveStream(Stream):
 
     @property
     def named_output(self) -> str | None:
-        """The key of the output that holds the logits, or None if it has a usual name."""
+        """The key of the logits output, or None if it has a standard name."""
         key = self.logits_key if self.with_logits or self.objective or self.perturb else None
         return None if key in KNOWN else key
 
@@ -437,7 +437,7 @@ def _say_how(module: nn.Module) -> None:
 
 
 def _n_ahead(inputs: Sequence[InputBatch], made: Sequence[Batch]) -> int:
-    """Return how many batches like these are small together, counting inputs and rows."""
+    """Return how many batches like this one are small together, inputs and rows included."""
     most = 1
     for raw, batch in zip(inputs, made, strict=True):
         given = (x for x in (*raw.args, *raw.kwargs.values()) if isinstance(x, Tensor))

@@ -1,4 +1,4 @@
-"""Axes of outputs as a user names them, where two of one size cannot be told apart."""
+"""Axes of outputs named by a user, if equal sizes make them ambiguous."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ WORDS = ("row", "pos", "pos2", "patch", "t", "h", "w", "dim")
 
 @dataclass(frozen=True)
 class NamedAxes:
-    """A word for each axis of outputs that have as many axes as words.
+    """A name for each axis, for outputs with as many axes as names.
 
     Parameters
     ----------
@@ -60,11 +60,11 @@ class NamedAxes:
         return self.words.index("dim")
 
     def fits(self, site: Site, n_axes: int) -> bool:
-        """Return whether the output at a site is meant."""
+        """Return whether the names apply to the output at a site."""
         return len(self.words) == n_axes and fnmatchcase(site.path, self.pattern)
 
     def check(self, site: Site, found: Axes) -> None:
-        """Raise if names of axes contradict how outputs vary with the inputs.
+        """Raise if the named axes contradict how outputs vary with the inputs.
 
         Raises
         ------

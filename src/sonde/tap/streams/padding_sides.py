@@ -1,4 +1,4 @@
-"""Test whether a model answers alike for texts padded on the left, on the right, and alone.
+"""Test whether a model gives equal answers for left-padded, right-padded and single texts.
 
 Where sonde itself pads the batches of a stream, both sides are compared. Inputs that come with
 padding of their own run as they came; they are compared with the same texts alone.
@@ -28,7 +28,7 @@ _TOLD: WeakSet[nn.Module] = WeakSet()
 
 
 def padding_fault(stream: "LiveStream") -> RowFault | None:
-    """Compare short texts padded on either side with the texts alone; say what was found.
+    """Compare short texts padded on either side with unpadded texts; return a fault, if any.
 
     Three tiny forwards. Where only left padding differs, a log line says that the right was taken.
 
@@ -53,7 +53,7 @@ def padding_fault(stream: "LiveStream") -> RowFault | None:
 
 
 def padding_side(stream: "LiveStream") -> Side:
-    """Return the side on which the texts of a stream are padded: as given, or by the processor."""
+    """Return the side on which a stream's texts are padded, given or chosen by the processor."""
     own = getattr(stream.model.processor, "padding_side", None)
     return given_side(stream.inputs) or ("left" if own == "left" else "right")
 
@@ -81,7 +81,7 @@ def _given(inputs: Inputs, few: range) -> Iterator[InputBatch]:
 
 
 def _tell_given(stream: "LiveStream", few: range) -> None:
-    """Log how far texts with the padding that they brought differ from the texts alone."""
+    """Log the difference between texts with their given padding and the unpadded texts."""
     module = stream.model.module
     if module in _TOLD:
         return
@@ -103,7 +103,7 @@ def _tell_given(stream: "LiveStream", few: range) -> None:
 
 
 def _beside_alone(stream: "LiveStream", few: range) -> tuple[str, float] | None:
-    """Return the first site where given padding changes rows, and by how much."""
+    """Return the first site where given padding changes rows, and the size of the change."""
     every = [one for one in _given(stream.inputs, few) if one.mask is not None]
     if all(bool(one.mask.all()) for one in every if one.mask is not None):
         return None

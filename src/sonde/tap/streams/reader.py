@@ -1,4 +1,4 @@
-"""A live model read forward by forward: hooked, run, and its rows put together."""
+"""Read a live model pass by pass: register hooks, run it, and collect its rows."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,15 +56,15 @@ class SiteHooks:
         self._taken: Taken | None = None
 
     def begin(self, taken: Taken) -> None:
-        """Count calls anew, and hand tensors to ``taken`` from here on."""
+        """Reset the call counts, and pass tensors to ``taken`` from here on."""
         self._taken, self._calls = taken, 0
 
     def end(self) -> None:
-        """Let go of what was taken; later calls of the module are not read."""
+        """Release the collected tensors, and ignore later calls of the module."""
         self._taken = None
 
     def _called(self) -> tuple[TakenTensor, ...]:
-        """Return the tensors that are read from this call."""
+        """Return the tensors to read from this call."""
         if self._calls not in self._leaves:
             by_key: dict[str | None, list[Kind]] = {}
             for kind in self.kinds:
@@ -74,7 +74,7 @@ class SiteHooks:
         return self._leaves[self._calls]
 
     def after(self, output: Any) -> Any:
-        """Take from an output; return one with gradient-requiring tensors if those are needed."""
+        """Collect from an output; return a version with gradients if those are needed."""
         taken = self._taken
         if taken is None:
             return None
@@ -104,7 +104,7 @@ class SiteHooks:
     def before(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Take from the inputs; return some in their place if gradients are needed.
+        """Collect from the inputs; return replacements if gradients are needed.
 
         Other modules that read the same tensor take no part in the gradient.
         """
@@ -144,14 +144,14 @@ class ForwardReading:
 
 
 def reading_of(taken: Mapping[str, tuple[Tensor, Hashable]], frame: Frame) -> ForwardReading:
-    """Return the reading of rows that exist already, with their columns."""
+    """Return the reading of existing rows, with their columns."""
     rows = {key: x for key, (x, _) in taken.items()}
     columns = {key: frame.columns(layout) for key, (_, layout) in taken.items()}
     return ForwardReading(rows, columns, {}, None)
 
 
 class Reader:
-    """Reads fixed kinds of rows from one live model, forward by forward."""
+    """Reads fixed kinds of rows from one live model, pass by pass."""
 
     def __init__(
         self,
@@ -203,11 +203,11 @@ class Reader:
         return not (open_ended or foreign or any(_offloads_block(m) for m in self.modules))
 
     def frame(self, batch: InputBatch) -> Frame:
-        """Return the examples of a batch, as reductions need them."""
+        """Return the examples of a batch in the form that reductions need."""
         return Frame(batch, self.probe.place.device, self.shared)
 
     def read(self, batch: InputBatch) -> ForwardReading | Taken:
-        """Run the model once; the session is open.
+        """Run the model once while the session is open.
 
         What is small becomes rows after several forwards, in ``readings``: the same few calls, one
         after the other, find warm caches, but scattered between modules they do not.
@@ -216,7 +216,7 @@ class Reader:
         return taken if 0 < taken.held_bytes <= HELD_BYTES else self._read(taken)
 
     def readings(self, several: Sequence[ForwardReading | Taken]) -> list[ForwardReading]:
-        """Return the rows of forward passes; the session is open still."""
+        """Return the rows of several forward passes while the session is open."""
         waiting = [one for one in several if isinstance(one, Taken)]
         if waiting:
             with advising(waiting[0].batch):
@@ -244,7 +244,7 @@ class Reader:
         return taken
 
     def _read(self, taken: Taken) -> ForwardReading:
-        """Return the rows of a forward pass at once."""
+        """Return the rows of a forward pass without delay."""
         with advising(taken.batch):
             make_rows([taken])
         return self._reading(taken)
@@ -282,7 +282,7 @@ class Reader:
         return reading
 
     def _joined(self, kind: Kind, calls: Calls, taken: Taken) -> tuple[Tensor, RowPlaces]:
-        """Return the rows of a kind; with ``@all`` the position of a pooled row is its call."""
+        """Return the rows of a kind; with ``@all`` a pooled row's position is its call index."""
         if not calls:
             raise self._missing(kind, taken)
         if kind.site.call is None and len(calls) > 1:
@@ -322,7 +322,7 @@ class Reader:
 
 
 def _offloads_block(module: nn.Module) -> bool:
-    """Return whether a module with children moves their weights away after its forward."""
+    """Return whether a module with children offloads their weights after its forward pass."""
     hook = module.__dict__.get("_hf_hook")
     if hook is None or not module._modules:
         return False

@@ -42,7 +42,7 @@ Args = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Varied:
-    """One tensor that is varied: an input of the model, or the states at a site.
+    """One varied tensor: an input of the model, or the states at a site.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ class SiteFunction:
             raise InputError(f"expected at least one example, got none at {self.site}.")
 
     def run(self, values: Tensor, repeats: int = 1) -> Any:
-        """Return the outputs with ``values`` at the site; each example comes ``repeats`` times."""
+        """Return the outputs with ``values`` at the site; each example occurs ``repeats`` times."""
         if self._forward is not None:
             return self._gone_on(self._forward, values, repeats)
         with self._replacing(values) as session:
@@ -181,7 +181,7 @@ class SiteFunction:
 
     @torch.enable_grad()
     def slope(self, objective: Callable[[Any], Tensor]) -> tuple[Tensor, Tensor, bool]:
-        """Return ``gradient`` at ``value``; without a forward pass while a graph is kept."""
+        """Return ``gradient`` at ``value``, without a forward pass while a graph is stored."""
         point, self._point = self._point, None  # the graph is gone after one backward
         if point is None:
             return self.gradient(self.value, objective)
@@ -226,7 +226,7 @@ class SiteFunction:
 
     @property
     def parts(self) -> tuple[Varied, ...]:
-        """The tensors that are varied together: each input, or the states at the site."""
+        """The tensors varied together: each input, or the states at the site."""
         if not self.inputs:
             return (Varied(self.site, self.value, self.feature_axis, self.mask, False),)
         return tuple(
@@ -261,7 +261,7 @@ class SiteFunction:
 
     @property
     def mask(self) -> Tensor | None:
-        """The real tokens of each example, where the site has a state for each token."""
+        """The mask of real tokens, if the site has a state for each token."""
         return self._mask_of(self.value)
 
     def _mask_of(self, x: Tensor) -> Tensor | None:
@@ -277,7 +277,7 @@ class SiteFunction:
 
     @cached_property
     def _reads_source(self) -> bool:
-        """True if the site has states of an encoder beside a decoder, with tokens of its own."""
+        """True if the site has an encoder's states beside a decoder, with their own tokens."""
         encoder = encoder_of(self._root)
         if encoder is None:
             return False
@@ -289,7 +289,7 @@ class SiteFunction:
         return path.startswith(f"{around}.") or id(names.modules[path]) in inside
 
     def _found(self, site: Pattern, keeps_graph: bool) -> Site | None:
-        """Return the site inside the model, or None if inputs are varied, and note their names."""
+        """Return the site, or None if inputs are varied, and store the inputs' names."""
         named = self._root, self._args, self._kwargs
         if site != INPUT:
             (found,) = _one(resolve(self.module, site), site)
@@ -319,7 +319,7 @@ class SiteFunction:
         return table.site
 
     def _require_floats(self, name: str, every: dict[str, Tensor]) -> None:
-        """Raise if the input of this name holds integers, which have no values in between."""
+        """Raise if an input holds integers, which cannot be interpolated."""
         found = every.get(name)
         if found is None or found.is_floating_point():
             return
@@ -334,7 +334,7 @@ class SiteFunction:
         )
 
     def _gone_on(self, forward: RecordedForward, values: Tensor, repeats: int) -> Any:
-        """Return the outputs of the part of the model after the site.
+        """Return the outputs of the model's part after the site.
 
         That part takes all examples, then all again; ``values`` has an example's copies together.
         """
@@ -432,7 +432,7 @@ def _axis_of_input(x: Tensor) -> int:
 
 
 def _slope(found: Tensor, point: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Return the objective of each row, its gradient, and whether it depends on the point."""
+    """Return each row's objective, its gradient, and whether it depends on the point."""
     if not found.requires_grad:
         return found.detach(), torch.zeros_like(point), False
     (gradient,) = torch.autograd.grad(found.sum(), point, allow_unused=True)
@@ -447,7 +447,7 @@ def _turned(x: Tensor, first: int) -> Tensor:
 
 
 def require_no_inference_mode() -> None:
-    """Raise in ``torch.inference_mode``: its tensors have no gradient, and no version counter.
+    """Raise in ``torch.inference_mode``, whose tensors have no gradients or version counters.
 
     Raises
     ------

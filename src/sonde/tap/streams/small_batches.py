@@ -1,4 +1,4 @@
-"""A handful of model inputs, cut, stacked, padded and shuffled, to run them in several ways."""
+"""A few model inputs that can be cut, stacked, padded and shuffled for tests."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -18,13 +18,13 @@ Side = Literal["left", "right"]
 
 
 def single(inputs: Inputs, index: int) -> InputBatch | None:
-    """Return the inputs of one example without padding, or None if it was left out as broken."""
+    """Return one example's inputs without padding, or None if it was skipped as broken."""
     batch = next(iter(inputs.batches(index, index + 1)), None)
     return None if batch is None else unpadded(batch)
 
 
 def token_length(batch: InputBatch) -> int | None:
-    """Return the size of the token axis, or None if the inputs are no tokens."""
+    """Return the size of the token axis, or None if the inputs are not tokens."""
     if batch.mask is not None:
         return batch.mask.shape[1]
     ids = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
@@ -46,7 +46,7 @@ def cut(batch: InputBatch, length: int) -> InputBatch:
 
 
 def _kept(batch: InputBatch, length: int) -> Tensor:
-    """Return which tokens of one example stay: the first, and every placeholder of an image."""
+    """Return the indices of one example's tokens to keep: the first, and image placeholders."""
     if batch.placeholder is None:
         return torch.arange(length)
     held = batch.placeholder[0]
@@ -55,7 +55,7 @@ def _kept(batch: InputBatch, length: int) -> Tensor:
 
 
 def unpadded(batch: InputBatch) -> InputBatch:
-    """Return the inputs of one example without the padding that it brings."""
+    """Return one example's inputs without their padding."""
     mask = batch.mask
     if mask is None or bool(mask.all()):
         return batch
@@ -64,7 +64,7 @@ def unpadded(batch: InputBatch) -> InputBatch:
 
 
 def _along(batch: InputBatch, length: int, change: Callable[[str, Tensor], Tensor]) -> InputBatch:
-    """Return the inputs with every tensor that has the token axis changed."""
+    """Return the inputs with a change applied to every tensor that has the token axis."""
 
     def fit(name: str, x: Any) -> Any:
         has_axis = isinstance(x, Tensor) and x.ndim >= 2 and x.shape[1] == length
@@ -84,7 +84,7 @@ def _along(batch: InputBatch, length: int, change: Callable[[str, Tensor], Tenso
 
 @dataclass(frozen=True, eq=False)
 class SmallBatches:
-    """Inputs of single examples, and the batches that can be made of them.
+    """Inputs of single examples, and batches made from them.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ class SmallBatches:
 
     @property
     def length(self) -> int | None:
-        """Tokens of the longest example, or None if the inputs are no tokens."""
+        """Tokens of the longest example, or None if the inputs are not tokens."""
         found = [token_length(s) for s in self.singles]
         return None if None in found else max((n for n in found if n is not None), default=None)
 
@@ -115,7 +115,7 @@ class SmallBatches:
         return stacked([self.singles[i] for i in which])
 
     def other_endings(self, start: int) -> InputBatch:
-        """Return a batch of all texts, with the tokens from ``start`` on from another text."""
+        """Return a batch of all texts, each with another text's tokens from ``start`` on."""
         length = self.length
         assert length is not None
 
@@ -126,7 +126,7 @@ class SmallBatches:
         return _along(self.together(range(len(self))), length, fit)
 
     def shortened(self) -> "SmallBatches | str":
-        """Return the texts, all but the first cut to half, or the reason why they cannot be cut."""
+        """Return the texts, all but the first cut in half, or the reason why this is impossible."""
         length = self.length
         if length is None:
             return "inputs are not texts"
@@ -139,7 +139,7 @@ class SmallBatches:
         return replace(self, singles=(first, *(cut(s, half) for s in others)))
 
     def padded(self, side: Side, positions: bool = False) -> InputBatch:
-        """Return one batch of texts of different length, padded on a side.
+        """Return a batch of texts of different lengths, padded on one side.
 
         ``positions`` passes the positions that follow from the mask; otherwise none are passed.
         """
@@ -170,7 +170,7 @@ class SmallBatches:
 def small_batches(
     model: Model, inputs: Inputs, examples: Sequence[int], longest: int | None = LONGEST
 ) -> SmallBatches:
-    """Return the examples that have the same size, with texts cut to ``longest``."""
+    """Return the examples of equal size, with texts cut to ``longest``."""
     found = [single(inputs, i) for i in examples]
     singles = [s if longest is None else cut(s, longest) for s in found if s is not None]
     names = _parameters(model.module)
@@ -183,7 +183,7 @@ def small_batches(
 
 
 def _evened(singles: list[InputBatch]) -> list[InputBatch]:
-    """Return examples of equal size: texts cut to their median length, without shorter ones."""
+    """Return examples of equal size: texts cut to their median length, shorter ones removed."""
     lengths = [n for s in singles if (n := token_length(s)) is not None]
     if len(lengths) == len(singles) > 0:
         kept = sorted(n for n in lengths if n >= SHORTEST)
@@ -196,7 +196,7 @@ def _evened(singles: list[InputBatch]) -> list[InputBatch]:
 
 
 def _same_targets(singles: list[InputBatch]) -> list[InputBatch]:
-    """Return the inputs with the decoder's tokens cut to the shortest."""
+    """Return the inputs with the decoder's tokens cut to the shortest example."""
     shortest = min(
         (x.shape[1] for s in singles for k, x in s.kwargs.items() if _is_target(k, x)), default=0
     )
@@ -220,7 +220,7 @@ def _parameters(module: nn.Module) -> set[str]:
 
 
 def _pad_id(model: Model) -> int:
-    """Return the id that pads: models count positions by it, or find their last token by it."""
+    """Return the padding id, by which models count positions or find the last token."""
     size = getattr(model.config, "vocab_size", None)
     owners = (model.processor, model.config)
     for owner in owners[::-1] if model.task == "classifier" else owners:

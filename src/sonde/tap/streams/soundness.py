@@ -1,4 +1,4 @@
-"""Test whether rows are a function of their own example: two tiny forwards before a run.
+"""Test whether rows depend only on their own example, by small forward passes.
 
 A model that puts its batch into another order, lets examples influence each other or draws random
 numbers gives rows that say little of the example they stand beside. For where it begins and why,
@@ -88,7 +88,7 @@ class RowFault:
 
 
 def fault_of(stream: "LiveStream") -> RowFault | None:
-    """Return what is wrong with the rows of a stream, judged by its first examples.
+    """Return the fault of a stream's rows, judged by its first examples, if any.
 
     They are fed together, then without the first one in another order under another random seed;
     two more forwards tell state, chance and company apart where these differ. None if nothing
@@ -110,7 +110,7 @@ def fault_of(stream: "LiveStream") -> RowFault | None:
 
 
 class RowCheck:
-    """Forward passes of a few examples through the model of a stream, read as the stream reads."""
+    """Runs a few examples through a stream's model with the stream's reading options."""
 
     def __init__(self, stream: "LiveStream", small: SmallBatches) -> None:
         self.stream, self.small = stream, small
@@ -122,7 +122,7 @@ class RowCheck:
         self.reader = Reader(module, self.kinds, probe, **how)
 
     def fault(self) -> RowFault | None:
-        """Return what differs, and why."""
+        """Return the difference found, with its cause."""
         every = list(range(len(self.small)))
         others = every[:0:-1] or every
         if not every or not self.kinds:
@@ -141,7 +141,7 @@ class RowCheck:
         return RowFault("SND006", *found, "company")
 
     def _read(self, which: Sequence[int], seed: int) -> Rows:
-        """Return the rows of some examples, fed in this order under a random seed."""
+        """Return the rows of some examples in this order under a random seed."""
         return self.read(self.small.together(which), which, seed)
 
     def read(self, batch: InputBatch, which: Sequence[int], seed: int) -> Rows:
@@ -154,7 +154,7 @@ class RowCheck:
         return rows if reading.logits is None else rows | {LOGITS: (reading.logits, index)}
 
     def first(self, a: Rows, b: Rows) -> tuple[str, float] | None:
-        """Return the first site where rows of the same examples differ, and by how much."""
+        """Return the first site where rows of equal examples differ, and the size of it."""
         types = {kind.key: kind.schema.dtype for kind in self.kinds}
         tau = TAU_NARROW if any(t in NARROW for t in types.values()) else TAU
         for key in a:
@@ -175,7 +175,7 @@ def _sorted(x: Tensor, example: Tensor) -> Tensor:
 
 
 def _plain(kind: Kind) -> Kind:
-    """Return a kind for a few examples: all tokens in place of steps, whose columns are not cut."""
+    """Return a kind that reads all tokens in place of steps, for the first examples."""
     reducer = kind.reduction.reducer
     if reducer.name not in STEPPED:
         return kind

@@ -1,4 +1,4 @@
-"""What hooks took of one forward pass: rows, and copies that become rows when it is over."""
+"""Tensors collected by hooks in one forward pass: rows, and copies to reduce later."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
@@ -22,7 +22,7 @@ Calls = dict[int, tuple[Tensor, Hashable]]
 
 
 class TakenTensor:
-    """Rows read from one of the tensors that a module receives or returns.
+    """Rows read from one of a module's input or output tensors.
 
     ``late`` are the kinds read after the forward, from a copy: kinds that need a copy anyway, and
     then means too. ``soon`` are the kinds read in the hook. All kinds of a large tensor are read
@@ -39,14 +39,14 @@ class TakenTensor:
 
 
 class Held(NamedTuple):
-    """A copy of a tensor, until it becomes rows."""
+    """A copy of a tensor that waits to be reduced to rows."""
 
     leaf: TakenTensor
     call: int
     copy: Tensor
 
     def like(self, frame: Frame) -> Hashable:
-        """Return a key that copies share if the same calls of torch turn them into rows."""
+        """Return a key shared by copies that can be reduced together."""
         copy = self.copy
         alike = tuple(frame.alike(axis, copy.shape[1]) for axis in self.leaf.axes)
         return self.leaf.like, copy.shape, copy.dtype, copy.device, alike
@@ -90,7 +90,7 @@ class Taken:
         self.held_bytes = 0
 
     def take(self, leaf: TakenTensor, x: Tensor, call: int) -> None:
-        """Take rows of a tensor, or hold a copy of it until the forward pass is over."""
+        """Reduce a tensor to rows, or store a copy of it until the forward pass is over."""
         if x.layout not in DENSE:
             with at_site(leaf.kinds[0].key):
                 require_dense(x)
@@ -113,13 +113,13 @@ class Taken:
         return self.writer.memory.keep(rows), layout
 
     def take_gradient(self, kinds: Sequence[Kind], grad: Tensor, call: int) -> None:
-        """Take the rows of a gradient."""
+        """Reduce a gradient to rows."""
         with torch.no_grad():
             for kind in kinds:
                 self.gradients[kind.key][call] = kind.reduction(grad.detach(), self.frame)
 
     def watch(self, kinds: Sequence[Kind], x: Tensor, call: int) -> Tensor:
-        """Return the tensor, or one in its place, whose gradient will be taken."""
+        """Return the tensor, or a replacement, whose gradient will be read."""
         watched = x if x.requires_grad else x.detach().requires_grad_(True).clone()
         if watched.requires_grad:
             watched.register_hook(lambda grad: self.take_gradient(kinds, grad, call))
@@ -127,7 +127,7 @@ class Taken:
 
 
 def make_rows(several: Sequence[Taken]) -> None:
-    """Make rows of the copies that were held in forwards of one reader, like ones together."""
+    """Reduce the copies stored in one reader's forward passes to rows, equal kinds together."""
     groups: dict[Hashable, list[tuple[Taken, Held]]] = {}
     for taken in several:
         for one in taken.held:
@@ -140,7 +140,7 @@ def make_rows(several: Sequence[Taken]) -> None:
 
 
 def _make_rows(alike: Sequence[tuple[Taken, Held]]) -> None:
-    """Make rows of copies of one shape, in which the same tokens count."""
+    """Reduce copies of one shape, with equal tokens included, to rows."""
     taken, first = alike[0]
     copies = [one.copy for _, one in alike]
     given = False

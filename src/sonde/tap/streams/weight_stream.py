@@ -1,4 +1,4 @@
-"""The parameters of a model as a stream of rows: they are there without any data."""
+"""The parameters of a model as a stream of rows, which needs no data."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ WHOLE = Site("")
 def weight_stream(
     model: Model | nn.Module, sites: Pattern | Sequence[Pattern], *, seed: int = 0
 ) -> "WeightStream":
-    """Return the parameters that sites of port ``weight`` name, each once, as a stream of rows.
+    """Return the parameters named by sites of port ``weight``, each once, as a stream.
 
     A row holds the weights of one output: of a matrix (output, input) one line, of a kernel the
     weights of one output channel, of a table one entry. A vector is one row. Rows of the same
@@ -85,7 +85,7 @@ class WeightStream(Stream):
 
     @property
     def group_keys(self) -> Sequence[bytes]:
-        """The key of each row, made from its number."""
+        """The key of each row, its index."""
         return [bytes_key(f"row {i}".encode()) for i in range(max(map(len, self.rows.values())))]
 
     @property
@@ -94,7 +94,7 @@ class WeightStream(Stream):
         return False
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield the rows of these numbers, as many as each parameter has."""
+        """Yield the rows with these indices, of every parameter that has them."""
         rows = {key: x[start:stop].detach().clone() for key, x in self.rows.items()}
         n, keys = stop - start, self.group_keys[start:stop]
         yield Batch(
@@ -111,7 +111,7 @@ class WeightStream(Stream):
         )
 
     def identity(self) -> dict[str, Any]:
-        """Return the JSON that names the model and its parameters."""
+        """Return the identity of the model and its parameters as JSON."""
         return {
             "model": fingerprint(self.module),
             "structure": structure(self.module),
@@ -132,7 +132,7 @@ def _is_usable(x: Any) -> TypeGuard[Tensor]:
 
 
 def matrix_of(module: nn.Module, site: Site = WHOLE) -> Float[Tensor, "row dim"]:
-    """Return a parameter as rows, one for each output, a view of it."""
+    """Return a parameter as a view with one row per output."""
     name = site.key or WEIGHT
     x = getattr(module, name, None)
     if not _is_usable(x):
@@ -149,7 +149,7 @@ def matrix_of(module: nn.Module, site: Site = WHOLE) -> Float[Tensor, "row dim"]
 
 
 def _swaps_channels(module: nn.Module) -> bool:
-    """Return whether the outputs of a kernel are its second axis."""
+    """Return whether a kernel's second axis holds its outputs."""
     return isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
 
 

@@ -1,1 +1,1 @@
-"""Fewer tokens inside a running model."""
+"""Reduce the number of tokens inside a running model."""

@@ -1,4 +1,4 @@
-"""Run a model with fewer tokens from block to block: the only place that shortens its states."""
+"""Run a model with fewer tokens from block to block; no other module shortens its states."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ class _Step:
 
 @dataclass(eq=False)
 class _ShorterCall:
-    """What is known of the tokens in one call of a shortened model.
+    """The tokens in one call of a shortened model.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class _ShorterCall:
     with_grad: bool = field(default_factory=torch.is_grad_enabled)
 
     def begin(self, x: Float[Tensor, "row token dim"]) -> None:
-        """Take the tokens before the first block."""
+        """Record the tokens before the first block."""
         rows, n = x.shape[:2]
         if self.mask is not None and self.mask.shape != (rows, n):
             raise InputError(
@@ -77,7 +77,7 @@ class _ShorterCall:
         self.n_input = self.real.sum(1)
 
     def reduce(self, x: Float[Tensor, "row token dim"]) -> Float[Tensor, "row token2 dim"]:
-        """Return fewer tokens, by the rule."""
+        """Return fewer tokens, chosen by the rule."""
         real, size, index = self.real, self.size, self.index
         assert real is not None
         assert size is not None
@@ -107,7 +107,7 @@ class _ShorterCall:
         return share.mT @ x
 
     def restored(self, x: Float[Tensor, "row token2 dim"]) -> Float[Tensor, "row token dim"]:
-        """Return a state for each input token: its merged token's, or its own when dropped."""
+        """Return a state for each input token: its merged token's state, or its own if dropped."""
         for step in reversed(self.steps):
             at = step.place.clamp(min=0)[..., None].expand(-1, -1, x.shape[2])
             x = torch.where((step.place < 0)[..., None], step.before, x.gather(1, at))
@@ -126,39 +126,39 @@ class Shortening:
 
     @property
     def index(self) -> Int[Tensor, "row token"] | None:
-        """The token behind the last block that each input token is in; -1 if it was dropped."""
+        """Index of each input token's final token, or -1 if it was dropped."""
         found = self._latest.get()
         return None if found is None else found.index
 
     @property
     def size(self) -> Float[Tensor, "row token2"] | None:
-        """Tokens of the input in each token behind the last block; 0 at padding."""
+        """Number of input tokens in each final token; 0 at padding."""
         found = self._latest.get()
         return None if found is None else found.size
 
     @property
     def counts(self) -> list[int]:
-        """Columns behind each block."""
+        """Number of columns after each block."""
         found = self._latest.get()
         return [] if found is None else found.counts
 
     def begin(
         self, rule: TokenRule, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> _ShorterCall:
-        """Note which tokens of a call are real."""
+        """Record the real tokens of a call."""
         named = arguments(module, args, kwargs)
         require_no_cache(named)
         return _ShorterCall(rule, self._meaning.real_in(named, known_names(module)))
 
     def finish(self, call: _ShorterCall) -> None:
-        """Keep the call as the last one."""
+        """Store the call as the last one."""
         call.keys = call.received = call.position = call.real = call.mask = None
         call.steps = []
         self._latest.put(call)
 
 
 def _places(found: Reduction, real: Bool[Tensor, "row token"]) -> tuple[Tensor, Tensor]:
-    """Return the new place of each token, and which old tokens each new one is made of."""
+    """Return each token's new position, and the old tokens of each new one."""
     own = torch.arange(real.shape[1], device=real.device).expand_as(real)
     leader = torch.where(real, found.leader, -1)
     stays = leader == own
@@ -233,7 +233,7 @@ def shortening(
 
 
 def _without_cache(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """Let a call keep no cache."""
+    """Run a call without a cache."""
     config: Any = module.config
     return (args, kwargs | {"use_cache": False}) if hasattr(config, "use_cache") else None
 
@@ -241,7 +241,7 @@ def _without_cache(module: nn.Module, args: Any, kwargs: Any) -> Any:
 def _shorter_arguments(
     now: Callable[[], _ShorterCall | None], block: nn.Module, number: int, args: Any, kwargs: Any
 ) -> Any:
-    """Give a block the rotations of the tokens that are left."""
+    """Pass a block the rotations of the remaining tokens."""
     run = now()
     if run is None or not run.inside:
         return None
@@ -268,7 +268,7 @@ def _states(args: Any, kwargs: Any) -> Tensor:
 
 
 def _behind(now: Callable[[], _ShorterCall | None], number: int, n_blocks: int, output: Any) -> Any:
-    """Return a block's output with fewer tokens, and with all of them behind the last block."""
+    """Return a block's output with fewer tokens, or with all tokens after the last block."""
     run = now()
     if run is None or not run.inside:
         return None
@@ -295,7 +295,7 @@ def _attend(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Run a kernel on the tokens that are left, and note what the rule wants to see."""
+    """Run a kernel on the remaining tokens, and store the values that the rule needs."""
     run = now() if id(module) in attentions else None
     if run is None or not run.inside or run.position is None:
         return kernel(module, query, key, value, attention_mask, *args, **kwargs)
@@ -313,7 +313,7 @@ def _attend(
 
 
 def _mask(run: _ShorterCall, query: Tensor, causal: bool) -> Tensor:
-    """Return what is added to the scores: minus infinity for hidden keys, and sizes' logarithms."""
+    """Return the values added to scores: -inf for hidden keys, and the logarithms of sizes."""
     assert run.real is not None
     assert run.position is not None
     assert run.size is not None
@@ -331,7 +331,7 @@ def _mask(run: _ShorterCall, query: Tensor, causal: bool) -> Tensor:
 def _received(
     run: _ShorterCall, query: Tensor, key: Tensor, scale: float
 ) -> Float[Tensor, "row token"]:
-    """Return the attention that the first or the last real token pays, mean over heads."""
+    """Return the attention of the first or the last real token, averaged over heads."""
     assert run.real is not None
     real = run.real
     place = torch.arange(real.shape[1], device=real.device)

@@ -1,1 +1,1 @@
-"""Losses at sites of a model that is trained."""
+"""Losses at sites of a model in training."""

@@ -69,7 +69,7 @@ def evaluated(
 
 
 def _is_whole(term: Term) -> bool:
-    """Return whether a loss takes whole states or maps, whose shapes differ from batch to batch."""
+    """Return whether a loss takes whole states or maps, whose shapes vary between batches."""
     return any(place.is_whole for place in term.places)
 
 
@@ -89,7 +89,7 @@ def _call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _joined(columns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the columns of all batches, one below the other."""
+    """Return the concatenated columns of all batches."""
     return {
         name: torch.cat([one[name] for one in columns]) if isinstance(x, Tensor) and x.ndim else x
         for name, x in columns[0].items()
@@ -98,7 +98,7 @@ def _joined(columns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 @contextmanager
 def _in_eval(module: nn.Module) -> Iterator[None]:
-    """Put a module in eval mode, and back in the modes that its parts had."""
+    """Keep a module in eval mode during a block, then restore the modes of its parts."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""What a loss is called with: rows of its sites, and columns by the names of its arguments."""
+"""Arguments of a loss: rows of its sites, and columns by argument name."""
 
 import inspect
 import warnings
@@ -21,7 +21,7 @@ OF_ROWS = ("label", "group", "weight", "place")
 def loss_arguments(
     places: Places, term: Term, columns: dict[str, Any], step: int, *, gathers: bool = True
 ) -> dict[str, Any]:
-    """Return what a loss is called with, by the names of its arguments.
+    """Return the arguments of a loss, by name.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def loss_arguments(
 
 
 def _joined(place: Place) -> Tensor:
-    """Return which positions are no padding, in all views; a view without a mask has none."""
+    """Return the mask of positions that are real in all views; a view may lack a mask."""
     each = zip(place.views, place.masks, strict=True)
     return torch.cat([x.new_ones(x.shape[:2]).bool() if m is None else m for x, m in each])
 
@@ -90,7 +90,7 @@ def _joined(place: Place) -> Tensor:
 def check_views(
     places: Places, terms: Sequence[Term], n_before: int, n_asked: int | None = None
 ) -> int:
-    """Return how many forwards came since the last loss; warn if nobody may have meant them.
+    """Return the number of forward passes since the last loss; warn if it seems unintended.
 
     Losses that take ``view`` are made for several forwards, equally many before each loss.
 
@@ -123,7 +123,7 @@ def check_views(
 
 
 def zero(places: Sequence[Place]) -> Tensor:
-    """Return 0 with a graph to the rows of some positions, for a loss that is left out."""
+    """Return 0 with an autograd graph to some positions' rows, for a skipped loss."""
     return torch.stack([0.0 * x.float().sum() for place in places for x in place.brought]).sum()
 
 

@@ -1,4 +1,4 @@
-"""Which training a saved state belongs to: its model, its teacher, its losses and their weights.
+"""Identity of the training run of a saved state: model, teacher, losses and weights.
 
 A state that goes on with another model, or with a loss of other parameters, gives a model that
 nobody asked for. What a training changes itself (learned parameters, memories, counters) is no part
@@ -39,7 +39,7 @@ Facts = dict[str, str]
 
 
 def model_facts(module: nn.Module | None, *, full: bool = False) -> Facts:
-    """Return the weights, configuration, structure and code of a model, or nothing for None.
+    """Return the weights, configuration, structure and code of a model, or {} for None.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def model_facts(module: nn.Module | None, *, full: bool = False) -> Facts:
 
 
 def loss_facts(loss: nn.Module) -> Facts:
-    """Return what a loss was made with, by name: classes, attributes, buffers, frozen parameters.
+    """Return a loss's classes, attributes, buffers and frozen parameters, by name.
 
     Parameters that learn are left out: their first values may be random.
     """
@@ -83,12 +83,12 @@ def _learns(p: nn.Parameter) -> bool:
 
 
 def unchanged(before: Facts, now: Facts) -> Facts:
-    """Return the facts that a training did not change: its parameters, not its counters."""
+    """Return the facts that training does not change: no parameters, no counters."""
     return {name: value for name, value in before.items() if now.get(name) == value}
 
 
 def first_difference(known: Mapping[str, str], here: Mapping[str, str]) -> str | None:
-    """Return the name of the first known fact that is another here, or None."""
+    """Return the name of the first known fact that differs here, or None."""
     for name, value in known.items():
         mine = here.get(name)
         if name == CODE and mine is not None:
@@ -100,7 +100,7 @@ def first_difference(known: Mapping[str, str], here: Mapping[str, str]) -> str |
 
 
 class Origin:
-    """Identity of attached losses, their model and their teacher, for the saved state.
+    """Identity of attached losses, their model and their teacher, stored with their state.
 
     Parameters
     ----------
@@ -116,13 +116,13 @@ class Origin:
         self._before = self._losses()
 
     def facts(self) -> dict[str, Facts]:
-        """Return the facts of model, teacher and losses that the training did not change."""
+        """Return the facts of model, teacher and losses that training does not change."""
         now = self._losses()
         losses = {name: unchanged(before, now[name]) for name, before in self._before.items()}
         return {MODEL: model_facts(self._module), TEACHER: self._teacher_facts(), **losses}
 
     def check(self, known: Mapping[str, Facts] | None, owner: str, *, weights: bool) -> None:
-        """Raise if a saved state belongs to another training.
+        """Raise if a saved state belongs to another training run.
 
         Parameters
         ----------
@@ -195,7 +195,7 @@ def find_difference(known: Mapping[str, Facts], here: Mapping[str, Facts]) -> st
 
 
 def _said(value: Any, above: AbstractSet[int] = frozenset()) -> str:
-    """Return a value as text without addresses and devices; ``above`` are the values around it."""
+    """Return a value as text without addresses and devices; ``above`` holds its containers."""
     if value is None or isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, Tensor):
@@ -210,7 +210,7 @@ def _said(value: Any, above: AbstractSet[int] = frozenset()) -> str:
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    """Return what a container, a function or another object holds."""
+    """Return the contents of a container, a function or another object."""
     if isinstance(value, type):
         return ()
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Tokens that a mean in training leaves out, as readings do: those beside patches, special ids."""
+"""Tokens that means exclude in training as in reading: tokens beside patches, special ids."""
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
@@ -44,7 +44,7 @@ class GivenInputs:
         masks: Mapping[str, Tensor | None],
         special_ids: Collection[int],
     ) -> "GivenInputs":
-        """Return the inputs of a call; ``masks`` are those of real tokens, by their axis."""
+        """Return the inputs of a call; ``masks`` mark real tokens, by their axis."""
         tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.ndim)
         batch = replace(
             unnamed(len(next(tensors, ()))),
@@ -59,13 +59,13 @@ class GivenInputs:
         return GivenInputs(batch, torch.isin(ids, torch.tensor(sorted(special_ids)).to(ids)))
 
     def special_of(self, states: Tensor) -> Bool[Tensor, "example pos"] | None:
-        """Return the special tokens of states that have as many tokens as there are ids."""
+        """Return the special tokens of states that have one token per id."""
         if self.special is None or states.is_nested or states.shape[:2] != self.special.shape:
             return None
         return self.special
 
     def patch_axes(self, module: nn.Module, sites: Iterable[Site]) -> dict[Site, Axes]:
-        """Return the axes of the sites that have patches, by a few forwards on two or three rows.
+        """Return the axes of the sites with patches, by a few passes on two or three rows.
 
         A model that does not run on these rows, or whose patches are not known, brings no axes.
         """

@@ -1,4 +1,4 @@
-"""One site that losses read or change, and what a forward of the model brings there."""
+"""One site that losses read or change, and its rows in a forward pass."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from sonde.tap.training.ordinary_tokens import GivenInputs
 
 @runtime_checkable
 class Changing(Protocol):
-    """A module that changes the states of a site while the model trains.
+    """Interface of modules that change a site's states during training.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class Changing(Protocol):
     has_loss: bool
 
     def change(self, x: Tensor) -> Tensor:
-        """Return other states, examples first and units last.
+        """Return changed states, examples first and units last.
 
         With an argument ``real`` it is told which positions (example, pos) are no padding.
         """
@@ -36,7 +36,7 @@ class Changing(Protocol):
 
 @dataclass(eq=False)
 class Place:
-    """A site, and what the forward passes since the last loss brought there.
+    """A site, and its rows from the forward passes since the last loss.
 
     Attributes
     ----------
@@ -62,23 +62,23 @@ class Place:
 
     @property
     def is_map(self) -> bool:
-        """True if it holds maps of attention: probabilities, not a figure of each head."""
+        """True if it holds attention maps: probabilities, not a statistic of each head."""
         return self.site.port == "probs" and (self.site.key or "0").isdigit()
 
     @property
     def is_mean(self) -> bool:
-        """True if it holds a mean over tokens or positions, along axes that nobody named."""
+        """True if it holds a mean over tokens or positions, along unnamed axes."""
         how = self.reducer
         return self.change is None and how is not None and how.name == "mean" and how.axis is None
 
     @property
     def is_whole(self) -> bool:
-        """True if it holds states or maps as they are, not rows of one width."""
+        """True if it holds unreduced states or maps, not rows of one width."""
         return self.site.port != WEIGHT and (self.is_map or self.reducer is None)
 
     @property
     def brought(self) -> list[Tensor]:
-        """Tensors of the forward passes, or the parameter that the place names."""
+        """Tensors from the forward passes, or the parameter that the place names."""
         if self.site.port != WEIGHT:
             return self.views
         return [self.module.get_parameter(self.site.key or WEIGHT)]
@@ -86,7 +86,7 @@ class Place:
 
 @dataclass(eq=False)
 class TrainedForward:
-    """A forward pass that is running, or that is over and waits for its loss.
+    """A forward pass that runs, or that is finished and waits for its loss.
 
     Parameters
     ----------
@@ -119,7 +119,7 @@ class TrainedForward:
     frames: dict[tuple[Any, ...], Frame] = field(default_factory=dict[tuple[Any, ...], Frame])
 
     def frame(self, x: Tensor) -> Frame:
-        """Return the examples, for all states of their length and device."""
+        """Return the examples, cached for all states of one length and device."""
         key = x.shape[0], 0 if x.is_nested or x.ndim < 2 else x.shape[1], x.device
         if key not in self.frames:
             batch = replace(unnamed(x.shape[0]), special=self.given.special_of(x))
@@ -132,14 +132,14 @@ class TrainedForward:
         return self.decodes and not (of_encoder or "encoder" in place.site.path.split("."))
 
     def real(self, place: Place, x: Tensor) -> Tensor | None:
-        """Return which positions of states are no padding, if the forward pass was told a mask."""
+        """Return the mask of non-padding positions, if the forward pass received a mask."""
         real = self.masks["pos2" if self.has_target(place, of_encoder=False) else "pos"]
         if real is None or x.is_nested or x.ndim < 3 or x.shape[:2] != real.shape:
             return None
         return real.to(x.device)
 
     def keep(self, place: Place, x: Tensor | None, mask: Tensor | None) -> None:
-        """Keep the rows of one call of a place."""
+        """Store the rows of one call of a place."""
         if x is None:
             raise SiteError(f"training: {place.name} returned no floating-point tensor.")
         own = self.brought.setdefault(place, [])

@@ -1,4 +1,4 @@
-"""Sites of a model, and of its teacher, that losses read or change while the model trains."""
+"""Sites of a model and its teacher that losses read or change during training."""
 
 import inspect
 import threading
@@ -44,7 +44,7 @@ _LOOKS: ContextVar[bool] = ContextVar("sonde_training_looks", default=False)
 
 
 class Places:
-    """Hooks at sites of a model and its teacher; rows keep their graph.
+    """Hooks at sites of a model and its teacher; rows keep their autograd graph.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class Places:
 
     @property
     def n_hooks(self) -> int:
-        """Sites that are read or changed now."""
+        """Number of sites read or changed at present."""
         return len(self._active) if self._open else 0
 
     def add(
@@ -101,7 +101,7 @@ class Places:
         *,
         before: bool = False,
     ) -> Place:
-        """Return the place of a site, the same for losses that read it alike.
+        """Return the place of a site, shared by losses that read it with equal options.
 
         Raises
         ------
@@ -140,7 +140,7 @@ class Places:
         return self._places.setdefault(key, made)
 
     def open(self, places: Iterable[Place]) -> None:
-        """Put hooks at these positions and at no others: early reads, changes, reads."""
+        """Register hooks at these positions only: early reads, changes, reads."""
         self.close()
         in_forward = (place for place in places if place.site.port != WEIGHT)
         self._active = sorted(in_forward, key=lambda p: (not p.is_before, p.change is None))
@@ -169,14 +169,14 @@ class Places:
             self._own = self._own if is_teacher else session
 
     def close(self) -> None:
-        """Take all hooks away."""
+        """Remove all hooks."""
         self._own = None
         while self._open:
             self._open.pop().__exit__(None, None, None)
 
     @contextmanager
     def reading(self, places: Iterable[Place]) -> Iterator[None]:
-        """Read these positions, without gradients too; on exit go back to the positions before."""
+        """Read these positions, also without gradients; on exit restore the previous positions."""
         was_open, before = bool(self._open), self._active
         self._evaluator = caller()
         try:
@@ -198,7 +198,7 @@ class Places:
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Collect what waits for a block; if the block raises, it waits again."""
+        """Collect waiting forward passes for a block; if it raises, they wait again."""
         self.collect()
         try:
             yield
@@ -209,7 +209,7 @@ class Places:
             raise
 
     def collect(self) -> None:
-        """Bring the rows of the forward passes that wait into the views of their positions.
+        """Add the rows of waiting forward passes to the views of their positions.
 
         These are the forwards of the running thread or task; if it made none, those of all others.
         """
@@ -232,7 +232,7 @@ class Places:
         return len(self._collected)
 
     def forget(self) -> None:
-        """Drop what the running thread or task read."""
+        """Drop the rows that the running thread or task read."""
         me = caller()
         with self._lock:
             self._waiting = [one for one in self._waiting if one[0]() is not me]
@@ -263,7 +263,7 @@ class Places:
         return None if self._own is None else self._own.state
 
     def _hears(self, place: Place) -> bool:
-        """Return whether rows count now; note why not, for the message of a loss without rows."""
+        """Return whether rows are collected now; record why not, for an error without rows."""
         if _LOOKS.get():
             return False
         if not (self._reads or place.is_teachers):
@@ -278,7 +278,7 @@ class Places:
         return True
 
     def not_called(self, names: Iterable[str]) -> StateError:
-        """Return the error of positions that ran outside of a forward pass of the model."""
+        """Return the error for positions that ran outside a forward pass of the model."""
         return StateError(
             f"training: {', '.join(names)} ran, but the {type(self.module).__name__} that "
             "sonde.training was opened on was not called itself, so that inputs and padding are "
@@ -302,7 +302,7 @@ class Places:
         return TrainedForward(given, masks, decodes(self.module, named), named)
 
     def _look(self, given: GivenInputs) -> None:
-        """Find out once, by forwards of a few rows, which tokens in a mean are no patches."""
+        """Find the non-patch tokens of a mean once, by forward passes of a few rows."""
         if all(p in self._patches for p in self._active if p.is_mean):
             return
         with self._looking:
@@ -357,7 +357,7 @@ class Places:
         return replaced(output, leaf, new if x is leaf else new.transpose(0, 1))
 
     def _finish(self, forward: TrainedForward) -> None:
-        """Keep the rows of a forward pass that gradients will run through, and ask the teacher."""
+        """Store the rows of a forward pass that has gradients, and run the teacher."""
         if not self._reads or (forward.has_inner and not forward.brought):
             return  # the model called itself, and that call was read
         reading = [place for place in self._active if place.change is None]
@@ -378,7 +378,7 @@ class Places:
             self._waiting.append((weakref.ref(caller()), forward))
 
     def _rows(self, now: TrainedForward, place: Place, x: Tensor, output: Any) -> Tensor:
-        """Return the rows of a state at once: a later module may write into it."""
+        """Return the rows of a state now, since a later module may overwrite it."""
         wide = x.float() if x.dtype in NARROW else x
         if place.reducer is None:
             return wide.clone()
@@ -397,7 +397,7 @@ class Places:
         return Reduction(place.reducer, axes)(wide, now.frame(x))[0]
 
     def _map(self, now: TrainedForward, place: Place, view: PortView) -> tuple[Tensor, Tensor]:
-        """Return probabilities, (example, head, query, key), and which keys a query may see."""
+        """Return probabilities, (example, head, query, key), and the keys visible to each query."""
         heads = slice(None) if place.site.key is None else [int(place.site.key)]
         probs = view.x[:, :, heads].transpose(1, 2)
         probs = probs.float() if probs.dtype in NARROW else probs

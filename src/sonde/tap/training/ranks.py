@@ -1,4 +1,4 @@
-"""Rows of all processes of a training run, for losses whose value depends on all rows together."""
+"""Rows of all processes in a training run, for losses that depend on all rows together."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -45,7 +45,7 @@ def gathered(x: Tensor) -> Tensor:
 
 
 def gathered_views(x: Any, views: Sequence[int]) -> Any:
-    """Return the rows of all processes, those of each view together; other values as they are.
+    """Return the rows of all processes, grouped by view; other values are unchanged.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def gathered_views(x: Any, views: Sequence[int]) -> Any:
 
 
 def added_up(x: Tensor) -> Tensor:
-    """Return the sum of a tensor over all processes; one process has the tensor itself."""
+    """Return the sum of a tensor over all processes, or the tensor itself for one process."""
     if n_ranks() == 1:
         return x
     total = x.clone()

@@ -1,4 +1,4 @@
-"""One loss that is attached: the places that it reads and changes, its weight, and its columns."""
+"""One attached loss: the places that it reads and changes, its weight and its columns."""
 
 import inspect
 import math
@@ -26,7 +26,7 @@ AUTO = "auto"
 
 @dataclass(eq=False)
 class Term:
-    """A loss, the positions that it reads, the place that it changes, and its weight.
+    """A loss with the positions that it reads, the place that it changes, and its weight.
 
     ``n_values`` counts the batches on which it was computed, ``n_missed`` the successive batches
     since then that were too small for it.
@@ -42,11 +42,11 @@ class Term:
 
     @property
     def has_value(self) -> bool:
-        """True if there is a loss, not only a change of states."""
+        """True if the term has a loss, not only a change of states."""
         return not isinstance(self.loss, Changing) or self.loss.has_loss
 
     def value(self, given: dict[str, Any], loss: nn.Module | None = None) -> Any:
-        """Return the loss of rows and columns, in float32 or wider also under autocast.
+        """Return the loss of rows and columns in float32 or wider, also under autocast.
 
         A loss whose own weights have a half type computes as the code around it says.
 
@@ -64,7 +64,7 @@ class Term:
             return called(**widened(given))
 
     def told(self, name: str, default: Any) -> Any:
-        """Return an attribute of a loss (``batching``, ``memory``, ``step``), or the default."""
+        """Return a loss's attribute (``batching``, ``memory``, ``step``), or the default."""
         return getattr(self.loss, name, default)
 
 
@@ -75,7 +75,7 @@ def made_term(
     weight: Weight,
     reducer: Reduced | Mapping[Any, Reduced],
 ) -> Term:
-    """Return one entry of the user's mapping with its positions."""
+    """Return an entry of the user's mapping as a term with its positions."""
     if not isinstance(loss, nn.Module):
         raise InputError(
             f"training: expected a module as the loss at {key!r}, got {type(loss).__name__}."
@@ -97,7 +97,7 @@ def made_term(
 
 
 def _of(key: Key, given: Any, name: str) -> Any:
-    """Return what was given for a key, alone or in a mapping."""
+    """Return the value given for a key, alone or in a mapping."""
     if not isinstance(given, Mapping):
         return given
     if key not in given:
@@ -153,7 +153,7 @@ def finite_weight(term: Term, step: int) -> float:
 
 
 def check_column(term: Term, name: str, column: Any, n: int) -> None:
-    """Raise if a column has another length, or its class labels are invalid."""
+    """Raise if a column has the wrong length or invalid class labels."""
     if not isinstance(column, Tensor) or not column.ndim or len(column) != n:
         told = isinstance(column, Tensor) and column.ndim
         got = f"{len(column)} entries" if told else f"a single {type(column).__name__}"
@@ -177,14 +177,14 @@ def check_column(term: Term, name: str, column: Any, n: int) -> None:
 
 
 def _takes_classes(loss: nn.Module) -> bool:
-    """Return whether a loss says by its annotation that labels are whole numbers."""
+    """Return whether a loss's annotation declares that labels are integers."""
     told = inspect.signature(loss.forward).parameters["label"].annotation
     kinds = [kind for one in (told, *get_args(told)) for kind in getattr(one, "dtypes", ())]
     return any("int" in str(kind) for kind in kinds) and not any("float" in str(k) for k in kinds)
 
 
 def repeated(column: Any, n: int, n_views: int) -> Any:
-    """Return a column of one view's examples for the rows of all views."""
+    """Return a column of one view's examples, repeated for the rows of all views."""
     if isinstance(column, Tensor) and column.ndim and len(column) * n_views == n and n_views > 1:
         return torch.cat([column] * n_views)
     return column

@@ -1,4 +1,4 @@
-"""Attach losses to sites of an unmodified model while it is trained."""
+"""Attach losses to sites of an unmodified model during training."""
 
 import contextlib
 import inspect
@@ -46,7 +46,7 @@ STILL = 4
 
 
 class Terms:
-    """Losses that are attached to sites of a model; made by ``sonde.training``.
+    """Losses attached to sites of a model; made by ``sonde.training``.
 
     Attributes
     ----------
@@ -94,7 +94,7 @@ class Terms:
         self._handles: dict[int, Any] = {}
 
     def parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that the losses learn themselves, for the optimiser.
+        """Return the losses' own trainable parameters, for the optimiser.
 
         Raises
         ------
@@ -110,12 +110,12 @@ class Terms:
 
     @property
     def n_hooks(self) -> int:
-        """Sites that are being read or changed; 0 once all schedules are over."""
+        """Number of sites read or changed at present; 0 after all schedules have ended."""
         return self._places.n_hooks
 
     @property
     def takes(self) -> frozenset[str]:
-        """Names of what losses take: rows of sites, and columns."""
+        """Names of the losses' arguments: rows of sites, and columns."""
         return frozenset(
             name for term in self._terms for name in inspect.signature(term.loss.forward).parameters
         )
@@ -194,7 +194,7 @@ class Terms:
         return total
 
     def change_in_eval(self) -> None:
-        """Let losses that change states act while the model is in eval mode too.
+        """Let losses change states in eval mode too.
 
         Under ``torch.no_grad`` and in ``evaluate`` nothing is changed.
         """
@@ -236,7 +236,7 @@ class Terms:
         return dict(zip((term.name for term in terms), found, strict=True))
 
     def step(self) -> None:
-        """Go on to the next step; call it after the optimiser's own.
+        """Advance to the next step; call it after the optimiser's own step.
 
         Hooks of losses whose schedule is over are removed. A teacher that is a moving average is
         updated, and losses with a ``step`` of their own, such as losses with a memory, run it.
@@ -260,7 +260,7 @@ class Terms:
             self.open()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the losses learned, an averaged teacher, and the step."""
+        """Return the losses' trained parameters, an averaged teacher, and the step."""
         held = dict(self._held.state_dict())
         if isinstance(self._teacher, AveragedModel):
             held |= {f"{EMA}.{name}": x for name, x in self._teacher.state_dict().items()}
@@ -269,7 +269,7 @@ class Terms:
         return {"losses": held, "n_steps": self.n_steps, "over": over, "origin": told}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from the state of the same losses; the model may get its weights later.
+        """Restore the state of the same losses; the model's weights may be loaded later.
 
         Raises
         ------
@@ -309,7 +309,7 @@ class Terms:
         atomic_write(path, safetensors.torch.save(held, told))
 
     def load(self, path: str | Path) -> None:
-        """Go on from a file that ``save`` wrote, after the model got the weights of that moment.
+        """Restore a file written by ``save``, after the model's weights of that step are loaded.
 
         Raises
         ------
@@ -325,12 +325,12 @@ class Terms:
         self._take({"losses": held, "n_steps": told["n_steps"], "over": over})
 
     def open(self) -> None:
-        """Put hooks at the sites of losses that still count."""
+        """Register hooks at the sites of losses whose schedule has not ended."""
         self._is_open, self._read = True, self._wanted()
         self._places.open(self._read)
 
     def close(self) -> None:
-        """Take all hooks away."""
+        """Remove all hooks."""
         self._is_open = False
         self._places.close()
         while self._handles:
@@ -345,7 +345,7 @@ class Terms:
         return frozenset(changed | {place for term in left for place in term.places})
 
     def _require_movement(self) -> None:
-        """Refuse own parameters that have gradients and stay the same step after step."""
+        """Raise if own parameters have gradients but stay unchanged step after step."""
         own = [p for p in self._held.parameters() if not is_lazy(p) and p.grad is not None]
         moved = any(p._version != self._versions.get(id(p)) for p in own)
         self._n_still = 0 if moved or not own else self._n_still + 1
@@ -375,7 +375,7 @@ class Terms:
         return loss_arguments(self._places, term, columns, self.n_steps, gathers=gathers)
 
     def _leave_out(self, term: Term, error: BatchError) -> None:
-        """Count a batch that is too small for a loss; raise if no batch was large enough yet."""
+        """Count a batch that is too small for a loss; raise if none was large enough so far."""
         term.n_missed += 1
         if not term.n_values or term.n_missed >= STILL:
             raise error
@@ -389,7 +389,7 @@ class Terms:
             )
 
     def _average_over_ranks(self) -> None:
-        """Give own parameters the mean of their gradients over processes."""
+        """Average the gradients of own parameters over processes."""
         if n_ranks() > 1:
             for p in self._held.parameters():
                 if id(p) not in self._handles and p.requires_grad:
@@ -406,7 +406,7 @@ def training(
     reducer: Reduced | Mapping[Any, Reduced] = "auto",
     here: bool = False,
 ) -> Iterator[Terms]:
-    """Attach losses to sites of a model that is trained inside the ``with`` block.
+    """Attach losses to sites of a model that trains inside the ``with`` block.
 
     The model is not changed: sites are read on the way of its own forwards, with their gradients.
     Forwards under ``no_grad``, as in a validation, and the recomputation of checkpointed parts
@@ -479,10 +479,10 @@ def training(
 
 
 def moving_average(module: nn.Module) -> AveragedModel:
-    """Return the moving average of a model's own weights, as ``teacher="ema"`` keeps it."""
+    """Return the moving average of a model's weights that ``teacher="ema"`` maintains."""
     return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
 
 
 def _own_names(terms: list[Term]) -> str:
-    """Return the names of losses with trained parameters."""
+    """Return the names of losses that have trainable parameters."""
     return ", ".join(term.name for term in terms if any(True for _ in term.loss.parameters()))
