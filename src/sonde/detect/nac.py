@@ -65,7 +65,7 @@ class InfluenceCounts(Statistic[InfluenceCountsState]):
         return InfluenceCountsState(len(x), influence_counts(x, grad, edges))
 
     def merge(self, a: InfluenceCountsState, b: InfluenceCountsState) -> InfluenceCountsState:
-        """Return the counts of both."""
+        """Return the counts of both states."""
         return InfluenceCountsState(a.n + b.n, a.counts + b.counts)
 
 

@@ -1,4 +1,4 @@
-"""Figures about hidden states: one site, a pair, or all layers at once."""
+"""Measures of hidden states: of one site, of a pair of sites, or of all layers together."""
 
 from sonde.core._lazy import lazy
 

@@ -1,4 +1,4 @@
-"""Canonical correlations of two sites from their moments, and what unrelated sites would give."""
+"""Canonical correlations of two sites from their moments, and their null for unrelated sites."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ ENTRIES = 2000
 
 @dataclass(frozen=True)
 class Canonical:
-    """Canonical correlations, descending, and the maps to the canonical variables of each side.
+    """Canonical correlations, descending, and each side's maps to its canonical variables.
 
     ``x @ left[:, a]`` and ``y @ right[:, a]`` have unit scatter and correlate by ``rho[a]``.
     ``main`` are the maps of ``left`` that have a correlation, differentiable in the moments.
@@ -30,7 +30,7 @@ class Canonical:
 
     @property
     def ranks(self) -> tuple[int, int]:
-        """The number of directions of each side that vary, or were kept."""
+        """Number of each side's directions that vary or were kept."""
         return self.left.shape[1], self.right.shape[1]
 
 
@@ -55,7 +55,7 @@ def canonical_correlations(
 
 
 def _turning(middle: Float[Tensor, "rank rank2"], noise: float) -> Float[Tensor, "rank pair"]:
-    """Return the left singular vectors, with a derivative that is bounded where values are near.
+    """Return the left singular vectors, with a bounded derivative for close singular values.
 
     Vectors of two squared values that differ by ``gap`` turn into each other at the rate ``1 /
     gap``. Rows cannot tell values apart that differ by less than their ``noise``: the rate is ``gap
@@ -123,12 +123,12 @@ def null_nuclear(x: MomentsState, y: MomentsState) -> float:
 
 
 def null_draws(entries: int) -> int:
-    """Return the number of draws for a null matrix of ``entries``: fewer if it is large."""
+    """Return the number of simulations of a null matrix of ``entries``; fewer if it is large."""
     return max(1, min(DRAWS, DRAWS * ENTRIES // max(entries, 1)))
 
 
 def wishart(freedom: int, dim: int, generator: torch.Generator) -> Float[Tensor, "dim dim"]:
-    """Return a random scatter of ``freedom`` white rows. If they are many, no rows are drawn."""
+    """Return a random scatter of ``freedom`` white rows, without sampling rows if they are many."""
     if freedom < 2 * dim:
         rows = torch.randn(freedom, dim, generator=generator, dtype=torch.float64)
         return rows.T @ rows

@@ -1,4 +1,4 @@
-"""Class moments where a class is a pair: a label and the value of a second column."""
+"""Moments of classes that are pairs: a label and the value of a second column."""
 
 from dataclasses import dataclass
 from typing import final
@@ -37,11 +37,11 @@ class CellMoments(Statistic[ClassMomentsState]):
     def observe(
         self, x: Float[Tensor, "row dim"], label: Int[Tensor, "row"], value: Int[Tensor, "row"]
     ) -> ClassMomentsState:
-        """Return the moments of the cells of a batch."""
+        """Return the moments of a batch, by pair of class and value."""
         return ClassMoments(self.scatter).observe(x, _cell(label, value))
 
     def merge(self, a: ClassMomentsState, b: ClassMomentsState) -> ClassMomentsState:
-        """Return the moments of both."""
+        """Return the joined moments."""
         return ClassMoments(self.scatter).merge(a, b)
 
     def influence(
@@ -52,17 +52,17 @@ class CellMoments(Statistic[ClassMomentsState]):
         label: Int[Tensor, "row"],
         value: Int[Tensor, "row"],
     ) -> Float[Tensor, "row"]:
-        """Return the influence of each row, as ``ClassMoments`` does with cells as classes."""
+        """Return each row's influence, as in ``ClassMoments`` with pairs as classes."""
         return ClassMoments(self.scatter).influence(state, gradient, x, _cell(label, value))
 
 
 def shape_of(cells: ClassMomentsState) -> tuple[int, int]:
-    """Return the numbers of classes and of values; some cells may be missing."""
+    """Return the numbers of classes and values; some pairs may be missing."""
     parts = cells.labels // VALUES, cells.labels % VALUES
     return len(torch.unique(parts[0])), len(torch.unique(parts[1]))
 
 
 def _cell(label: Int[Tensor, "row"], value: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
-    """Return a number for each pair of class and value; -1 if either is missing."""
+    """Return an index for each pair of class and value; -1 if either is missing."""
     known = (label >= 0) & (value >= 0)
     return torch.where(known, label.long() * VALUES + value.long() % VALUES, -1)

@@ -1,4 +1,4 @@
-"""Cluster indices of sampled rows, of random halves of the rows, and of shuffled labels."""
+"""Cluster indices of sampled rows, of random halves of them, and with shuffled labels."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ NAMES = ("silhouette", "davies_bouldin", "calinski_harabasz", "dunn", "xie_beni"
 
 @dataclass(frozen=True)
 class Labelings:
-    """Labelings of the same rows: the labels as they are, random halves of them, and shuffles.
+    """Labelings of a sample: the true labels, random halves of the rows, and shuffles.
 
     Classes are numbered from 0; a row with -1 is left out. Halves and shuffles move whole groups.
     """
@@ -28,7 +28,7 @@ class Labelings:
 
     @classmethod
     def of(cls, owner: str, rows: SampledRows) -> "Labelings":
-        """Return the labelings of rows whose last site holds their labels, all at least 0."""
+        """Return the labelings of rows with labels of at least 0 in their last site."""
         names, label = torch.unique(rows.rows[-1][:, 0].cpu(), return_inverse=True)
         if len(names) < 2:
             raise InputError(
@@ -49,21 +49,21 @@ class Labelings:
 
     @property
     def how(self) -> str:
-        """Method of the standard error."""
+        """Method that computed the standard error."""
         enough = f"{self.n_halves} random halves"
         return enough if self.n_halves else f"none: fewer than {LEAST_FOR_HALVES} groups"
 
     def spread(
         self, figure: Float[Tensor, "labeling *rest"]
     ) -> tuple[Float[Tensor, "*rest"], Float[Tensor, "*rest"] | None, Float[Tensor, "*rest"]]:
-        """Return the value of a figure, its standard error and its null."""
+        """Return an index with its standard error and null."""
         halves, shuffled = figure[1 : 1 + self.n_halves], figure[1 + self.n_halves :]
         error = half_error(halves, int(self.group.max()) + 1) if self.n_halves else None
         return figure[0], error, shuffled.mean(0)
 
 
 def labelled_rows(rows: SampledRows) -> tuple[SampledRows, tuple[str, ...]]:
-    """Return the rows with a label (the last site) of at least 0, and flags for the others."""
+    """Return the rows labelled at least 0 in the last site, and flags if others were removed."""
     known = rows.rows[-1][:, 0].cpu() >= 0
     missing = () if bool(known.all()) else ("unlabelled",)
     return rows.take(known), (*rows.flags, *missing)
@@ -100,7 +100,7 @@ def cluster_figures(
 
 
 def _chunk(kept: Bool[Tensor, "row"], own: slice) -> slice:
-    """Return the positions of a chunk's kept rows in the list of all kept rows."""
+    """Return the positions of a chunk's selected rows among all selected rows."""
     before = int(kept[: own.start].sum())
     return slice(before, before + int(kept[own].sum()))
 
@@ -111,7 +111,7 @@ def _silhouettes(
     group: Int[Tensor, "row"],
     own: slice,
 ) -> Float[Tensor, "chunk"]:
-    """Return the silhouette of the rows of a chunk; distances within one group are 0.
+    """Return the silhouettes of a chunk's rows; distances within one group are 0.
 
     The silhouette is 0 if the row's class has no row of another group, or if the mean distances to
     its own and to the nearest class are 0.

@@ -1,4 +1,4 @@
-"""Codes of few numbers that stand for the rows of a site: principal components, or an autoencoder.
+"""Low-dimensional codes of a site's rows: principal components, or an autoencoder.
 
 Estimators by neighbours see little in many dimensions. The information in a code of the rows is a
 lower bound on the information in the rows.
@@ -22,7 +22,7 @@ STEPS, RATE, BATCH = 600, 3e-3, 512
 def code_of(
     x: Float[Tensor, "row dim"], k: int, compressor: Compressor, seed: int = 0
 ) -> tuple[Float[Tensor, "row code"], float]:
-    """Return a code of the rows and the fraction of their variance that it holds.
+    """Return a code of the rows and the fraction of variance that it explains.
 
     The numbers of a code are uncorrelated and have deviation 1.
 
@@ -49,7 +49,7 @@ def code_of(
 def components(
     x: Float[Tensor, "row dim"], k: int, scaled: bool = True
 ) -> tuple[Float[Tensor, "row component"], float]:
-    """Return the leading principal components, and their fraction of the variance.
+    """Return the leading principal components, and the fraction of variance they explain.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def components(
 def _trained_code(
     rows: Float[Tensor, "row dim"], k: int, seed: int
 ) -> tuple[Float[Tensor, "row code"], float]:
-    """Return the codes of a trained autoencoder, and the fraction of the variance that it loses."""
+    """Return the codes of a trained autoencoder, and the fraction of variance it loses."""
     dim = rows.shape[1]
     draw = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):

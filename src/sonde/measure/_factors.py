@@ -1,4 +1,4 @@
-"""Latents beside known factors: symbols, information, nulls, and pictures of their tables.
+"""Latents compared with known factors: symbols, information, nulls, and charts.
 
 The latents are the first site of a pair and the factors the second, one unit for each factor.
 """
@@ -24,7 +24,7 @@ DRAWS = 200
 
 @dataclass(frozen=True)
 class FactorSymbols:
-    """Sampled latents and factors, each value as a symbol (the number of its bin), and flags."""
+    """Sampled latents and factors, with each value replaced by its bin, and flags."""
 
     rows: SampledRows
     flags: tuple[str, ...]
@@ -53,14 +53,14 @@ class FactorSymbols:
     def errors(
         self, figure: Callable[[SampledRows], Tensor]
     ) -> tuple[Tensor | None, str, Float[Tensor, "*figure"]]:
-        """Return the standard error of a figure, how it was made, and the mean over shuffles."""
+        """Return a measure's standard error, its method, and the mean over shuffles."""
         se, how = self.rows.standard_error(figure)
         null = torch.stack([figure(rows) for rows in self.rows.shuffled()]).mean(0)
         return se, how, null
 
 
 def information(rows: SampledRows) -> tuple[Float[Tensor, "factor latent"], Float[Tensor, "_f"]]:
-    """Return the information of each latent on each factor, and each factor's entropy, in nats."""
+    """Return each latent's information on each factor, and the factors' entropies, in nats."""
     latents, factors = (symbols.long() for symbols in rows.rows)
     counts = [joint_counts(latents, factor) for factor in factors.T]
     entropy = torch.stack([entropy_nats(table[0].sum(0)) for table in counts])
@@ -68,19 +68,19 @@ def information(rows: SampledRows) -> tuple[Float[Tensor, "factor latent"], Floa
 
 
 def normalised(rows: SampledRows) -> Float[Tensor, "factor latent"]:
-    """Return mutual information over the entropy of each factor; NaN for constant factors."""
+    """Return mutual information divided by each factor's entropy; NaN for constant factors."""
     found, entropy = information(rows)
     return found / torch.where(entropy > 0, entropy, math.nan)[:, None]
 
 
 def largest_gap(scores: Float[Tensor, "factor latent"]) -> Float[Tensor, "factor"]:
-    """Return by how much the best latent of each factor leads the second."""
+    """Return each factor's gap between its best and second-best latent."""
     best = scores.topk(2, dim=1).values
     return best[:, 0] - best[:, 1]
 
 
 def check_latents(owner: str, n_latents: int) -> None:
-    """Raise if there are fewer than two latents, which leaves nothing to compare."""
+    """Raise if there are fewer than two latents to compare."""
     if n_latents < 2:
         raise InputError(
             f"{owner}: expected at least two latents, got {n_latents}. "
@@ -89,7 +89,7 @@ def check_latents(owner: str, n_latents: int) -> None:
 
 
 def check_factors(owner: str, n_factors: int) -> None:
-    """Raise if there are fewer than two factors, which leaves nothing to be mixed with."""
+    """Raise if there are fewer than two factors to compare."""
     if n_factors < 2:
         raise InputError(
             f"{owner}: expected at least two factors, got {n_factors}. "
@@ -98,7 +98,7 @@ def check_factors(owner: str, n_factors: int) -> None:
 
 
 def factor_flags(latents: MomentsState, factors: MomentsState) -> tuple[str, ...]:
-    """Return the flags of latents, and ``dead`` if a factor is constant."""
+    """Return the flags of the latents, and ``dead`` if a factor is constant."""
     flags = moment_flags(latents)
     lacking = bool((factors.variance.detach() <= 0).any()) and "dead" not in flags
     return (*flags, "dead") if lacking else flags
@@ -107,7 +107,7 @@ def factor_flags(latents: MomentsState, factors: MomentsState) -> tuple[str, ...
 def unrelated(
     latents: MomentsState, factors: MomentsState, n_draws: int = DRAWS, seed: int = 0
 ) -> Float[Tensor, "draw latent factor"]:
-    """Return random draws proportional to correlations of unrelated latents and factors.
+    """Return random samples proportional to correlations of unrelated latents and factors.
 
     Each side keeps the correlations among its own units. An entry of 1 stands for a correlation of
     ``1 / sqrt(n - 1)``.

@@ -1,4 +1,4 @@
-"""Flags that several measures raise by the same rule."""
+"""Flags that several measures raise by one rule."""
 
 import math
 
@@ -12,7 +12,7 @@ LOW, LOST = 16.0, 4.0
 
 
 def precision_flags(spread: float, dtype: torch.dtype = torch.float32) -> list[str]:
-    """Return the flags of rows that spread about their mean by ``spread`` times its length.
+    """Return the flags of rows whose relative standard deviation is ``spread``.
 
     Rounding of the rows adds noise of relative size ``unit / spread``, with the unit roundoff of
     the type in which the model made the rows. A deep forward pass adds several times as much.
@@ -24,13 +24,13 @@ def precision_flags(spread: float, dtype: torch.dtype = torch.float32) -> list[s
 
 
 def relative_spread(mean: Float[Tensor, "dim"], variance: Float[Tensor, "_units"]) -> float:
-    """Return ``sqrt(total variance) / |mean|``; infinite where the mean is zero."""
+    """Return ``sqrt(total variance) / |mean|``; infinite if the mean is zero."""
     length = float(mean.detach().norm())
     return math.sqrt(max(float(variance.detach().sum()), 0.0)) / length if length else math.inf
 
 
 def moment_flags(moments: MomentsState) -> tuple[str, ...]:
-    """Return the flags that follow from the moments of rows, taken as float32."""
+    """Return the flags that follow from the moments of float32 rows."""
     variance = moments.variance
     if not float(variance.detach().sum()) > 0.0:
         return ("dead",)

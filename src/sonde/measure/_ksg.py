@@ -1,4 +1,4 @@
-"""Mutual information from numbers of neighbours (Kraskov, Stoegbauer and Grassberger, type 1)."""
+"""Mutual information from neighbour counts (Kraskov, Stoegbauer and Grassberger, type 1)."""
 
 import math
 
@@ -37,7 +37,7 @@ def ksg_terms(
 def _counts_in_float32(
     x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim2"], group: Int[Tensor, "row"], k: int
 ) -> tuple[Int[Tensor, "2 row"], Bool[Tensor, "row"]]:
-    """Return how many rows are nearer at each site, and for which rows rounding changes no count.
+    """Return the numbers of nearer rows at each site, and which rows they are exact for.
 
     At one site the gap to the ``k`` th neighbour equals the reach. A row is sure if no other gap
     differs from the reach by the rounding of two gaps or less.
@@ -61,7 +61,7 @@ def _counts_in_float32(
 def _reach(
     gaps: list[Float[Tensor, "row row2"]], is_own: Bool[Tensor, "row row2"], k: int
 ) -> Float[Tensor, "row 1"]:
-    """Put rows of one group out of reach, and return the ``k`` th smallest gap of both sites."""
+    """Exclude rows of equal groups, and return the ``k`` th smallest distance over both sites."""
     first, second = (gap.masked_fill_(is_own, torch.inf) for gap in gaps)
     return torch.maximum(first, second).topk(k, largest=False).values[:, -1:]
 
@@ -69,7 +69,7 @@ def _reach(
 def _gaps_by_units(
     units: Float[Tensor, "dim row2"], rows: Int[Tensor, "row"]
 ) -> Float[Tensor, "row row2"]:
-    """Return the largest difference over units of each pair of rows, with only two buffers."""
+    """Return the largest difference over units of each pair of rows, with two buffers only."""
     gaps = units.new_zeros(len(rows), units.shape[1])
     gap = torch.empty_like(gaps)
     for values in units:
@@ -81,12 +81,12 @@ def _gaps_by_units(
 def _largest_gaps(
     x: Float[Tensor, "row dim"], y: Float[Tensor, "row2 dim"]
 ) -> Float[Tensor, "row row2"]:
-    """Return the largest difference over units of each pair of rows, at full precision."""
+    """Return the largest difference over units of each pair of rows, in full precision."""
     return torch.cdist(x, y, p=torch.inf)
 
 
 def without_ties(x: Float[Tensor, "row dim"], seed: int) -> Float[Tensor, "row dim"]:
-    """Return centred rows, with noise of 1e-10 deviations on units that repeat a value."""
+    """Return centred rows, with noise of 1e-10 deviations in units with repeated values."""
     centred = x - x.mean(0)
     ordered = x.sort(dim=0).values
     tied = (ordered[1:] == ordered[:-1]).any(0)

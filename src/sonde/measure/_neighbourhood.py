@@ -1,4 +1,4 @@
-"""Sampled rows without copies, and the distances to their neighbours, for intrinsic dimensions."""
+"""Sampled rows without duplicates, and their neighbour distances, for intrinsic dimensions."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ Figure = Callable[[SampledRows], Float[Tensor, "*scale"]]
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """The distinct rows of a sample, the number of copies left out, and the flags.
+    """The distinct rows of a sample, the number of removed duplicates, and the flags.
 
     A copy lies at distance 0, and no estimate of dimension allows a distance of 0.
     """
@@ -42,7 +42,7 @@ class Neighbourhood:
         return cls(rows, len(every) - len(rows), tuple(flags))
 
     def flags_of(self, value: Tensor, near: Float[Tensor, "row"]) -> tuple[str, ...]:
-        """Return all flags of an estimate, given each row's distance to its nearest row.
+        """Return all flags of an estimate, from each row's nearest-neighbour distance.
 
         ``high_dim`` follows Eckmann and Ruelle: ``n`` rows show at most ``2 log10 n`` dimensions.
         """
@@ -56,14 +56,14 @@ class Neighbourhood:
         return tuple(dict.fromkeys((*self.flags, *(f for f, is_so in raised.items() if is_so))))
 
     def _nearly_equal(self, near: Float[Tensor, "row"]) -> bool:
-        """Return whether over 1 % of rows lie closer than 0.001 of the gap of rows on a line."""
+        """Return whether over 1 % of rows are closer than 0.001 of an even gap."""
         if len(near) == 0:
             return False
         spread = float(self.rows.rows[0].var(0, correction=0).sum()) ** 0.5
         return float((near < CLOSE / max(len(near), 1000) * spread).double().mean()) > 0.01
 
     def error(self, figure: Figure) -> tuple[Tensor | None, str]:
-        """Return the standard error of an estimate, and how it was made.
+        """Return an estimate's standard error, and its method.
 
         None if the first of the figures, the value, has no error.
         """
@@ -74,7 +74,7 @@ class Neighbourhood:
 
 
 def distinct(rows: SampledRows) -> SampledRows:
-    """Return the rows without copies: of equal rows the first."""
+    """Return the distinct rows, keeping the first of equal ones."""
     _, number = torch.unique(rows.rows[0], dim=0, return_inverse=True)
     number = number.cpu()
     index = torch.arange(len(rows))
@@ -86,7 +86,7 @@ def distinct(rows: SampledRows) -> SampledRows:
 def copy_flags(
     rows: Sequence[Float[Tensor, "row _dim"]], group: Int[Tensor, "row"]
 ) -> tuple[str, ...]:
-    """Return ``copies`` if at some site rows of different groups are equal."""
+    """Return ``copies`` if rows of different groups are equal at some site."""
     for x in rows:
         number = torch.unique(x, dim=0, return_inverse=True)[1].cpu()
         if len(torch.unique(torch.stack([number, group], 1), dim=0)) > len(torch.unique(number)):
@@ -95,7 +95,7 @@ def copy_flags(
 
 
 def without_copies(rows: SampledRows) -> SampledRows:
-    """Return the rows without those that copy an earlier row at all sites.
+    """Return the rows, without those equal to an earlier row at all sites.
 
     Copies are neighbours of each other at every site, whatever the sites have in common. Rows that
     are equal by chance, such as rows of symbols, stay.
@@ -112,7 +112,7 @@ def nearest_distance(rows: SampledRows) -> Float[Tensor, "row"]:
 
 
 def neighbour_distances(rows: SampledRows, k: int) -> Float[Tensor, "row k"]:
-    """Return each row's distances to its ``k`` nearest groups, by the nearest row of each group.
+    """Return each row's distances to its ``k`` nearest groups, by each group's nearest row.
 
     Rows of one document lie together. If each counted as a neighbour, the second nearest would be
     as near as the first, and the dimension would have no bound.
@@ -122,6 +122,6 @@ def neighbour_distances(rows: SampledRows, k: int) -> Float[Tensor, "row k"]:
 
 
 def null_dimension(rows: SampledRows, figure: Figure) -> Float[Tensor, "*scale"] | None:
-    """Return the estimate for unrelated units: each unit's values are shuffled."""
+    """Return the estimate after each unit's values are shuffled independently."""
     null = figure(distinct(rows.with_shuffled_columns()))
     return null if bool(torch.isfinite(null.flatten()[0])) else None

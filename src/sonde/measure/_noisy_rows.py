@@ -1,4 +1,4 @@
-"""Bounds on the information that a row with Gaussian noise holds about the row without noise."""
+"""Bounds on the information of a noisy row about the noiseless row."""
 
 import math
 

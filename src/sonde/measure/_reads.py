@@ -1,4 +1,4 @@
-"""What most measures read: a sample of the rows, or the moments of two sites."""
+"""Common inputs of measures: a sample of rows, or the moments of two sites."""
 
 from typing import Any, ClassVar
 
@@ -8,38 +8,38 @@ from sonde.stats import CrossMoments, HashSample, HashSampleState, Moments
 
 
 class CrossInstrument(Instrument):
-    """A figure of the covariances within two sites and between the units of the two."""
+    """A measure of two sites' covariances and of the covariance between their units."""
 
     span: ClassVar[Span] = "pair"
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each site and their cross moments."""
+        """Return the requests for each site's moments and the cross moments."""
         return {"cross": CrossMoments(), "each": Moments()}
 
 
 class SampleInstrument(Instrument):
-    """A figure of ``m`` sampled rows of a site; a subclass has ``m`` as a parameter."""
+    """A measure of ``m`` sampled rows of a site; a subclass has the parameter ``m``."""
 
     m: int
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample."""
+        """Return the request for the sample."""
         return {"sample": HashSample(self.m)}
 
 
 class PairSampleInstrument(Instrument):
-    """A figure of ``m`` sampled rows of each site; a subclass has ``m`` as a parameter."""
+    """A measure of ``m`` sampled rows of each site; a subclass has the parameter ``m``."""
 
     m: int
     span: ClassVar[Span] = "pair"
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample of each site."""
+        """Return the requests for each site's sample."""
         return {"samples": HashSample(self.m)}
 
 
 def labelled_sample(m: int) -> dict[str, Read]:
-    """Return the reads of ``m`` sampled ``rows`` that have a label, and of their ``labels``.
+    """Return the requests for ``m`` sampled labelled ``rows``, and for their ``labels``.
 
     ``every`` counts all rows, for ``unlabelled``.
     """
@@ -52,5 +52,5 @@ def labelled_sample(m: int) -> dict[str, Read]:
 
 
 def unlabelled(rows: HashSampleState, every: HashSampleState | None) -> tuple[str, ...]:
-    """Return the flag ``unlabelled`` if rows were left out because they have no label."""
+    """Return the flag ``unlabelled`` if rows without a label were skipped."""
     return ("unlabelled",) if every is not None and every.n > rows.n else ()

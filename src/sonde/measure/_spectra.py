@@ -1,4 +1,4 @@
-"""Eigenvalues of the rows of a site, from all rows or from a sample, for all ranks."""
+"""Eigenvalues of a site's rows, from all rows or from a sample, for all ranks."""
 
 import threading
 import weakref
@@ -29,13 +29,13 @@ _NO_HALVES = "halves of the sample need four groups, and a spectrum of their own
 
 
 def spectrum_reads(source: Source) -> dict[str, Statistic[Any]]:
-    """Return the statistic that gives the eigenvalues: moments of all rows, or sampled rows."""
+    """Return the request for the eigenvalues: moments of all rows, or sampled rows."""
     return {"rows": Moments() if source == "moments" else HashSample()}
 
 
 @dataclass(frozen=True)
 class SpectrumInstrument(Instrument):
-    """A figure of the eigenvalues of the covariance of one site.
+    """A measure of the eigenvalues of one site's covariance.
 
     Parameters
     ----------
@@ -51,13 +51,13 @@ class SpectrumInstrument(Instrument):
         check_ranges(self, source=("moments", "sample"))
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments or the sample."""
+        """Return the request for moments or the sample."""
         return spectrum_reads(self.source)
 
 
 @dataclass(frozen=True)
 class Spectral:
-    """Positive eigenvalues in descending order, and what they come from."""
+    """Positive eigenvalues in descending order, and their source."""
 
     values: Float[Tensor, "rank"]
     n: int
@@ -119,12 +119,12 @@ def _of_gram(
 
 
 def _most(n: int, dim: int, centered: bool) -> int:
-    """Return how many eigenvalues of ``n`` rows can be positive."""
+    """Return the largest number of positive eigenvalues of ``n`` rows."""
     return min(dim, n - 1 if centered else n)
 
 
 def _positive(values: Float[Tensor, "dim"], size: int, most: int) -> Float[Tensor, "rank"]:
-    """Return at most ``most`` eigenvalues that are more than the rounding of the largest one."""
+    """Return at most ``most`` eigenvalues that exceed the rounding error of the largest."""
     top = values[:1].detach().clamp(min=0.0)
     values = values[:most]
     return values[values.detach() > size * torch.finfo(values.dtype).eps * top]
@@ -138,7 +138,7 @@ def rank_result(
     centered: bool = True,
     independent: float | None = None,
 ) -> "RankResult":
-    """Return a rank that is a function of the eigenvalues, with its null for white rows."""
+    """Return a rank computed from the eigenvalues, with its null for white rows."""
     found = spectral(rows, centered)
     conventions = {"centered": centered, "divisor": "n", **conventions}
     dead = len(found.values) == 0
@@ -164,7 +164,7 @@ def rank_result(
 
 
 def white_degrees(rows: Rows, n: int, centered: bool, independent: float | None) -> int:
-    """Return as many independent white rows as have the spectrum of ``n`` white rows in groups."""
+    """Return the number of independent white rows with the spectrum of ``n`` grouped ones."""
     if isinstance(rows, HashSampleState):
         independent = _last.get(
             rows, "independent", lambda: independent_rows((rows.rows, rows.rows), rows.group, n)
@@ -173,7 +173,7 @@ def white_degrees(rows: Rows, n: int, centered: bool, independent: float | None)
 
 
 def _half_error(sample: HashSampleState, figure: Figure, centered: bool) -> float | None:
-    """Return the spread over random halves, or None if a half is too small or has no spectrum."""
+    """Return the deviation over random halves, or None if a half is too small."""
     n_groups = len(sample.group.unique())
     if n_groups < 4:
         return None
@@ -184,7 +184,7 @@ def _half_error(sample: HashSampleState, figure: Figure, centered: bool) -> floa
 
 
 def _spectra_of_halves(sample: HashSampleState, centered: bool) -> list[Float[Tensor, "_rank"]]:
-    """Return the eigenvalues of random halves; halves of wide rows share one Gram matrix."""
+    """Return the eigenvalues of random halves; halves of wide rows share a Gram matrix."""
     x = sample.rows.double()
     x = x - x.mean(0) if centered else x
     dim = x.shape[1]
@@ -201,14 +201,14 @@ def _spectra_of_halves(sample: HashSampleState, centered: bool) -> list[Float[Te
 
 
 class _Last(threading.local):
-    """Cache for the spectra of the last sample, which all ranks of a site share."""
+    """Cache of the last sample's spectra, shared by all ranks of a site."""
 
     def __init__(self) -> None:
         self._sample: Callable[[], HashSampleState | None] = lambda: None
         self._found: dict[Hashable, Any] = {}
 
     def get(self, sample: HashSampleState, name: Hashable, make: Callable[[], S]) -> S:
-        """Return the kept result of ``make``, or make it; results with gradients are not kept."""
+        """Return the cached result of ``make``; results with gradients are not cached."""
         if sample.rows.requires_grad:
             return make()
         if self._sample() is not sample:

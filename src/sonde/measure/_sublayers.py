@@ -1,4 +1,4 @@
-"""Sublayers: modules of a block that add their outputs to the block's stream in turn.
+"""Sublayers: modules whose outputs a block adds to its stream one after another.
 
 A pre-norm transformer block returns its input plus the outputs of its attention and its MLP. These
 modules are found in one forward pass, by values and not by names: the stream plus the output of a
@@ -22,7 +22,7 @@ from sonde.tap.model.watch import watch
 
 @dataclass(frozen=True)
 class Sublayers:
-    """Modules whose outputs a block adds to its input, in order; or a reason if none.
+    """Modules whose outputs a block adds to its input, in order, or a reason for none.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def sublayers_of(
 
 
 def is_sum(total: Tensor, *terms: Tensor) -> bool:
-    """Return whether a tensor is the sum of others in this order, to the last bit.
+    """Return whether a tensor is exactly the sum of others, added in this order.
 
     A tolerance would not do: if the stream is small, the output of a norm in bfloat16 is within a
     few roundings of that output plus the stream.
@@ -80,7 +80,7 @@ def is_sum(total: Tensor, *terms: Tensor) -> bool:
 
 
 def _rank(name: str, module: nn.Module) -> tuple[bool, int]:
-    """Return a sort key: an attention before its last linear layer, a dropout after both."""
+    """Return a sort key: attention before its last linear layer, dropout after both."""
     return not any(True for _ in module.parameters()), name.count(".")
 
 
@@ -91,7 +91,7 @@ def _is_read(later: Sequence[_Event], stream: Tensor, added: _Event) -> bool:
 def _events(
     module: nn.Module, batch: InputBatch, path: str, kept: Bool[Tensor, "example pos"]
 ) -> tuple[dict[str, Tensor], list[_Event]]:
-    """Return the input and output of a block, and those of its modules in order of execution.
+    """Return the inputs and outputs of a block and its modules, in order of execution.
 
     The outputs of modules that run several times are left out: a sublayer runs once.
     """
@@ -113,7 +113,7 @@ def _events(
 
 
 def _reason(module: nn.Module, path: str, block: dict[str, Tensor], made: Sequence[_Event]) -> str:
-    """Return why the output of a block is not its input plus one sublayer after the other."""
+    """Return why a block's output is not its input plus the sublayers in turn."""
     same = [e.name for e in made if torch.equal(e.rows, block["out"])]
     if same:
         kind = type(ModuleNames(module).modules[same[-1]]).__name__

@@ -1,4 +1,4 @@
-"""Fraction of possible states that a model's units reach: a criterion to choose checkpoints.
+"""Fraction of a unit's possible states that are reached: a criterion for checkpoints.
 
 It needs gradients: a stream with ``objective="kl_uniform"``, at the last pooled layer. To tell
 whether an input is unusual, see the detector ``NAC``.
@@ -25,7 +25,7 @@ Normalise = Literal["bins", "paper"]
 
 @dataclass(frozen=True)
 class RightInfluenceState(State):
-    """Number of rows, among those predicted as their label, that put each unit into each bin."""
+    """Number of correctly predicted rows in each bin of each unit."""
 
     n_rows: int
     n_unlabelled: int
@@ -38,7 +38,7 @@ class RightInfluenceState(State):
 @final
 @dataclass(frozen=True)
 class RightInfluence(Statistic[RightInfluenceState]):
-    """Counts of output times gradient over rightly predicted rows, exact under any split.
+    """Histogram of output times gradient over correctly predicted rows, independent of splits.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class RightInfluence(Statistic[RightInfluenceState]):
         )
 
     def merge(self, a: RightInfluenceState, b: RightInfluenceState) -> RightInfluenceState:
-        """Return the counts of both."""
+        """Return the counts of both states."""
         return RightInfluenceState(
             a.n_rows + b.n_rows,
             a.n_unlabelled + b.n_unlabelled,
@@ -87,7 +87,7 @@ class RightInfluence(Statistic[RightInfluenceState]):
 @final
 @dataclass(frozen=True, kw_only=True)
 class ActivationCoverageResult(Result):
-    """Mean coverage over units; ``coverage`` is that of each."""
+    """Mean coverage over units; ``coverage`` holds the value of each unit."""
 
     title: ClassVar[str] = "Coverage of units"
     direction: Direction = "higher"
@@ -97,7 +97,7 @@ class ActivationCoverageResult(Result):
 @final
 @dataclass(frozen=True)
 class ActivationCoverage(Instrument):
-    """Fraction of the states of each unit that rightly predicted rows reach, mean over units.
+    """Fraction of states reached by correctly predicted rows, averaged over units.
 
     A unit's state is ``sigmoid(alpha o g)`` with output ``o`` and gradient ``g`` of the divergence
     of the prediction from uniform. A bin of states is covered by ``min(rows in it / full, 1)``;
@@ -165,11 +165,11 @@ class ActivationCoverage(Instrument):
         check_ranges(self, full=">= 1", alpha="> 0")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the counts over rightly predicted rows."""
+        """Return the request for counts over correctly predicted rows."""
         return {"right": RightInfluence(self.alpha, self.n_bins, self.grid)}
 
     def result(self, right: RightInfluenceState) -> ActivationCoverageResult:
-        """Cap the counts and average them."""
+        """Cap the counts and average them over units."""
         self._check(right)
         covered = (right.counts.double() / self.full).clamp(max=1.0).sum(1)
         bins = right.counts.shape[1]

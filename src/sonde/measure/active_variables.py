@@ -1,4 +1,4 @@
-"""Which latents a variational autoencoder uses, and which it leaves at the prior.
+"""Find the latents that a variational autoencoder uses, and those equal to the prior.
 
 The means are the first site of a pair and the logarithms of the variances the second.
 """
@@ -26,7 +26,7 @@ MOVING = 0.01
 @final
 @dataclass(frozen=True, kw_only=True)
 class ActiveVariablesResult(Result):
-    """Number of active latents, with the figures that decide which latents are active.
+    """Number of active latents, with the values that decide which latents are active.
 
     ``on`` is the share of rows in which a latent is off the prior, ``kl_nats`` its mean divergence;
     ``kind`` is 2 for active, 1 for mixed, 0 for passive latents, ``n_mixed`` and ``n_passive``
@@ -46,7 +46,7 @@ class ActiveVariablesResult(Result):
     sampled_correlation: Float[Tensor, "latent latent"]
 
     def chart(self) -> Chart:
-        """Return a bar for each latent."""
+        """Return a chart with a bar for each latent."""
         rows = [{"latent": i, "share": share} for i, share in enumerate(self.on.tolist())]
         return bars(self.title, rows, "latent", "share")
 
@@ -54,7 +54,7 @@ class ActiveVariablesResult(Result):
 @final
 @dataclass(frozen=True)
 class ActiveVariables(Instrument):
-    """Number of latents that are off the prior in nearly all rows.
+    """Number of latents that differ from the prior in nearly all rows.
 
     A latent is off the prior at a row if ``(mu^2 + s^2 - 1 - ln s^2) / 2`` is at least ``kl_nats``.
     It is active if it is off the prior in at least a share ``share`` of the rows, passive if in at
@@ -101,13 +101,13 @@ class ActiveVariables(Instrument):
         check_ranges(self, kl_nats="> 0", share="(0.5, 1]")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of both sites, and the sums that the moments do not give."""
+        """Return the requests for both sites' moments, and for the further sums."""
         return {"each": Moments(), "sums": _PosteriorSums(self.kl_nats)}
 
     def result(
         self, each: tuple[MomentsState, MomentsState], sums: "_PosteriorSumsState"
     ) -> ActiveVariablesResult:
-        """Sort the latents, and correlate them."""
+        """Classify the latents, and correlate them."""
         (mu, log_variance), n = each, sums.n
         within = sums.log_variance.exp() / n
         on, between = sums.on.double() / n, mu.variance
@@ -141,7 +141,7 @@ class ActiveVariables(Instrument):
 
 @dataclass(frozen=True)
 class _PosteriorSumsState(State):
-    """Of ``n`` rows, how many are off the prior, and the logarithm of the sum of variances."""
+    """Number of ``n`` rows that differ from the prior, and the log of the sum of variances."""
 
     n: int
     on: Int[Tensor, "latent"]
@@ -151,7 +151,7 @@ class _PosteriorSumsState(State):
 @final
 @dataclass(frozen=True)
 class _PosteriorSums(Statistic[_PosteriorSumsState]):
-    """Sums of a posterior that the moments of its means and log-variances do not give. Exact."""
+    """Sums of a posterior beyond the moments of means and log-variances, independent of splits."""
 
     kl_nats: float
     span: ClassVar[Span] = "pair"
@@ -166,7 +166,7 @@ class _PosteriorSums(Statistic[_PosteriorSumsState]):
         return _PosteriorSumsState(len(x), on, log_variance.logsumexp(0))
 
     def merge(self, a: _PosteriorSumsState, b: _PosteriorSumsState) -> _PosteriorSumsState:
-        """Return the sums of both."""
+        """Return the sums of both states."""
         total = torch.logaddexp(a.log_variance, b.log_variance)
         return _PosteriorSumsState(a.n + b.n, a.on + b.on, total)
 

@@ -1,4 +1,4 @@
-"""How far apart two kinds of inputs (safe and unsafe) lie over all layers, as one number.
+"""Separation of two kinds of inputs (safe and unsafe) over all layers, as one number.
 
 For the indices of one site, with their errors, see ``cluster_indices``.
 """
@@ -27,7 +27,7 @@ PARTS = ("davies_bouldin", "dunn", "xie_beni", "eta2")
 @final
 @dataclass(frozen=True, kw_only=True)
 class AlignmentQualityResult(Result):
-    """Mean over layers; ``layers`` has each layer's value, ``parts`` its four mapped indices."""
+    """Mean over layers; ``layers`` holds each layer's value, ``parts`` its four indices."""
 
     title: ClassVar[str] = "Alignment quality"
     direction: Direction = "higher"
@@ -36,7 +36,7 @@ class AlignmentQualityResult(Result):
     parts: Float[Tensor, "layer 4"]
 
     def chart(self) -> Chart:
-        """Return the four parts, their mean and its null over the layers."""
+        """Return a chart of the four parts, their mean and its null over the layers."""
         lines = dict(zip(PARTS, self.parts.T.tolist(), strict=True))
         lines |= {"all": self.layers.tolist(), "null": self.layer_nulls.tolist()}
         rows = [
@@ -109,13 +109,13 @@ class AlignmentQuality(Instrument):
         check_ranges(self, m=">= 2")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample of rows of each site, and their labels."""
+        """Return the requests for each site's sample, and its labels."""
         return {"samples": HashSample(self.m), "label": HashSample(self.m, column="label")}
 
     def result(
         self, samples: tuple[HashSampleState, ...], label: tuple[HashSampleState, ...]
     ) -> AlignmentQualityResult:
-        """Map the indices of each layer and average them."""
+        """Map each layer's indices to 0 .. 1 and average them."""
         rows, flags = labelled_rows(SampledRows.of([*samples, label[0]]))
         labelings = Labelings.of("AlignmentQuality", rows)
         found = torch.stack([self._parts(x, labelings).cpu() for x in rows.rows[:-1]], 1)
@@ -145,7 +145,7 @@ class AlignmentQuality(Instrument):
         )
 
     def _shares(self, n_layers: int) -> Float[Tensor, "layer"]:
-        """Return the weight of each layer; they add up to 1."""
+        """Return the weight of each layer; the weights sum to 1."""
         given = (1.0,) * n_layers if self.layer_weights is None else self.layer_weights
         if len(given) != n_layers:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Test whether rows share a direction: the mean cosine between two rows, from moments alone."""
+"""Mean cosine between two rows, from moments alone: high if rows share a direction."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from sonde.stats import Moments, MomentsState
 @final
 @dataclass(frozen=True, kw_only=True)
 class AnisotropyResult(Result):
-    """Mean cosine, with and without the units that dominate the mean.
+    """Mean cosine, with and without the units that dominate the mean row.
 
     ``spread`` is ``sqrt(total variance) / |mean|``: the cosine is ``1 / (1 + spread^2)``.
     """
@@ -67,13 +67,13 @@ class Anisotropy(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"scatter": "full"})
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments."""
+        """Return the request for moments."""
         return {"moments": Moments(self.scatter)}
 
     def result(
         self, moments: MomentsState, independent_mean: float | None = None
     ) -> AnisotropyResult:
-        """Compare the mean row with the mean square of rows, with and without dominating units."""
+        """Compare the mean row with the rows' mean square, with and without dominating units."""
         square, variance = moments.mean.square(), moments.variance
         units = dominating(square.detach())
         keep = torch.ones_like(square, dtype=torch.bool)
@@ -96,7 +96,7 @@ class Anisotropy(Instrument):
 
 
 def dominating(square: Float[Tensor, "dim"]) -> Int[Tensor, "unit"]:
-    """Return the units of largest value: 3 or 1 % of all, whichever is more, at most half."""
+    """Return the units of largest value: 3 or 1 %, whichever is more, at most half."""
     dim = len(square)
     count = min(max(3, math.ceil(dim / 100)), dim // 2)
     return torch.argsort(square, descending=True, stable=True)[:count]

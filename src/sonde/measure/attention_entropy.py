@@ -1,4 +1,4 @@
-"""How widely each attention head spreads over the keys that it may see.
+"""Entropy of each attention head over the keys visible to it.
 
 A row of the instrument is a query and a unit is a head, as at the site ``blocks:probs.entropy``.
 The function makes these rows from attention probabilities and masks.
@@ -28,7 +28,7 @@ COLLAPSED, OVERLOADED = 0.05, 0.95
 @final
 @dataclass(frozen=True, kw_only=True)
 class AttentionEntropyResult(Result):
-    """Mean over heads; ``entropy`` is that of each head, 1 for an even spread.
+    """Mean over heads; ``entropy`` holds the value of each head, 1 for uniform attention.
 
     ``collapsed`` and ``overloaded`` are the shares of a head's queries below 0.05 and above 0.95.
     ``entropy_nats`` (not divided by its maximum) and ``sink``, the mean share of the first key, are
@@ -44,7 +44,7 @@ class AttentionEntropyResult(Result):
     sink: Float[Tensor, "head"] | None = None
 
     def chart(self) -> Chart:
-        """Return a bar for each head."""
+        """Return a chart with a bar for each head."""
         rows = [{"head": i, "entropy": v} for i, v in enumerate(self.entropy.tolist())]
         return bars(self.title, rows, "head", "entropy")
 
@@ -52,7 +52,7 @@ class AttentionEntropyResult(Result):
 @final
 @dataclass(frozen=True)
 class AttentionEntropy(Instrument):
-    """Mean entropy of attention, as a fraction of the most that each query's keys allow.
+    """Mean attention entropy, as a fraction of the maximum for each query's visible keys.
 
     ``H_i / ln m_i`` with ``H_i = -sum_j p_ij ln p_ij`` and ``m_i`` the keys that query ``i`` may
     see: a causal head that spreads evenly has 1, not less for early queries. Rows are queries and
@@ -79,11 +79,11 @@ class AttentionEntropy(Instrument):
     paper: ClassVar[str] = "zhai2023stabilizing"
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sums of each head."""
+        """Return the request for each head's sums."""
         return {"heads": _HeadSums()}
 
     def result(self, heads: "_HeadSumsState") -> AttentionEntropyResult:
-        """Average over heads."""
+        """Average the entropies over heads."""
         return AttentionEntropyResult(
             value=heads.mean.mean(),
             null=1.0,
@@ -98,7 +98,7 @@ class AttentionEntropy(Instrument):
 
 @dataclass(frozen=True)
 class _HeadSumsState(State):
-    """Mean of ``n`` queries' entropies for each head, and how many are nearly 0 and nearly 1."""
+    """Mean entropy of ``n`` queries per head, and how many are nearly 0 and nearly 1."""
 
     n: int
     mean: Float[Tensor, "head"]
@@ -109,7 +109,7 @@ class _HeadSumsState(State):
 @final
 @dataclass(frozen=True)
 class _HeadSums(Statistic[_HeadSumsState]):
-    """Means and counts of extremes of each head. Exact."""
+    """Means and counts of extremes per head, independent of splits."""
 
     def observe(self, x: Float[Tensor, "row head"]) -> _HeadSumsState:
         """Return the sums of a batch of queries."""
@@ -118,7 +118,7 @@ class _HeadSums(Statistic[_HeadSumsState]):
         return _HeadSumsState(len(x), wide.mean(0), low, high)
 
     def merge(self, a: _HeadSumsState, b: _HeadSumsState) -> _HeadSumsState:
-        """Return the sums of two states."""
+        """Return the joined sums."""
         n = a.n + b.n
         mean = a.mean + (b.mean - a.mean) * (b.n / n)
         return _HeadSumsState(n, mean, a.collapsed + b.collapsed, a.overloaded + b.overloaded)
@@ -133,7 +133,7 @@ class _HeadSums(Statistic[_HeadSumsState]):
 def attention_entropy(
     probs: Any, mask: Any = None, *, causal: bool = False, group: Any = None
 ) -> AttentionEntropyResult:
-    """Return how widely heads spread, from attention probabilities; see ``AttentionEntropy``.
+    """Return heads' entropies from attention probabilities; see ``AttentionEntropy``.
 
     Parameters
     ----------
@@ -193,7 +193,7 @@ def attention_entropy(
 def _in_sight(
     p: Float[Tensor, "example head query key"], mask: Any, causal: bool
 ) -> Bool[Tensor, "example query key"]:
-    """Return which keys each query may see."""
+    """Return the keys visible to each query."""
     shape = (p.shape[0], *p.shape[2:])
     seen = torch.ones(shape, dtype=torch.bool, device=p.device)
     if causal:
@@ -211,7 +211,7 @@ def _in_sight(
 
 
 def _of_examples(group: Any, n: int) -> Int[Tensor, "example"]:
-    """Return a number for the group of each example."""
+    """Return the group index of each example."""
     names = group.tolist() if hasattr(group, "tolist") else list(group)
     if len(names) != n:
         raise ShapeError(f"attention_entropy: expected {n} groups, got {len(names)}.")

@@ -1,4 +1,4 @@
-"""Information that a layer still holds about its input beyond the class.
+"""Information in a layer about its input that the class does not determine.
 
 Every figure depends on the noise that is assumed in the rows: compare layers only at the same
 ``noise``. From the moments of classes, the relative form says no more than the explained variance
@@ -30,7 +30,7 @@ from sonde.stats.sampled_rows import SHUFFLES, SampledRows
 @final
 @dataclass(frozen=True, kw_only=True)
 class BottleneckDegreeResult(Result):
-    """Upper bound of the information in nats.
+    """Upper bound on the information in nats.
 
     ``lower`` is a lower bound (NaN if only moments were read); ``noise_variance`` is the variance
     of the noise in each unit, in squared units of the rows.
@@ -45,7 +45,7 @@ class BottleneckDegreeResult(Result):
 @final
 @dataclass(frozen=True)
 class BottleneckDegree(Instrument):
-    """Information that noisy rows hold about their inputs once the class is known.
+    """Information of noisy rows about their inputs, given the class.
 
     Bounds ``I(input; row + noise | class)`` with Gaussian noise of variance ``s2`` in every unit:
     rows of a class that lie together are a narrow bottleneck. ``jensen`` is ``tr S_W / (n s2)``
@@ -99,7 +99,7 @@ class BottleneckDegree(Instrument):
         check_ranges(self, estimator=("jensen", "mc"), noise="(0, inf)")
 
     def reads(self) -> Mapping[str, Statistic[Any] | Read]:
-        """Read the moments of each class, or the sample of rows with a label."""
+        """Return the request for each class's moments, or a sample of labelled rows."""
         if self.estimator == "jensen":
             return {"classes": ClassMoments("diag")}
         return labelled_sample(self.m)
@@ -111,7 +111,7 @@ class BottleneckDegree(Instrument):
         labels: HashSampleState | None = None,
         every: HashSampleState | None = None,
     ) -> BottleneckDegreeResult:
-        """Bound the information from the moments, or from the rows of the sample."""
+        """Bound the information from the moments, or from the sampled rows."""
         if classes is not None:
             return self._of_moments(classes)
         assert rows is not None  # guaranteed by reads

@@ -1,4 +1,4 @@
-"""Dependence of two sites by kernels, as a divergence: joint density against product of densities.
+"""Dependence of two sites by a kernel divergence: joint density against product density.
 
 A smooth figure without training, on a scale of its own. For nats of Shannon's mutual information
 see ``mutual_information``; for a kernel similarity of all rows see ``kernel_cka``.
@@ -26,7 +26,7 @@ NEAR = 0.9
 @final
 @dataclass(frozen=True, kw_only=True)
 class CauchySchwarzInformationResult(Result):
-    """The divergence; ``share`` divides it by the geometric mean of each site's with itself.
+    """The divergence; ``share`` divides it by the geometric mean of both self-divergences.
 
     ``sigma`` holds the widths of the kernels of both sites.
     """
@@ -96,7 +96,7 @@ class CauchySchwarzInformation(PairSampleInstrument):
     def result(
         self, samples: tuple[HashSampleState, HashSampleState]
     ) -> CauchySchwarzInformationResult:
-        """Compare the densities of the rows of the sample."""
+        """Compare the densities of the sampled rows."""
         raw = SampledRows.of(samples)
         x = raw.rows[0]
         rows, widths = self._scaled(raw)
@@ -130,7 +130,7 @@ class CauchySchwarzInformation(PairSampleInstrument):
         )
 
     def _scaled(self, rows: SampledRows) -> tuple[SampledRows, tuple[float, float]]:
-        """Return the rows in units of the kernels' widths, and the widths."""
+        """Return the rows divided by the kernel widths, and the widths."""
         x, y = rows.rows
         sigma = (kernel_width(x), kernel_width(y)) if self.sigma is None else self.sigma
         widths = sigma if isinstance(sigma, tuple) else (sigma, sigma)
@@ -139,7 +139,7 @@ class CauchySchwarzInformation(PairSampleInstrument):
 
 
 def _divergence(rows: SampledRows) -> Float[Tensor, ""]:
-    """Return the figure for rows in units of the kernels' widths."""
+    """Return the divergence for rows divided by the kernel widths."""
     x, y = rows.rows
     return quadratic_information(x, y)
 

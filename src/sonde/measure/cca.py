@@ -22,7 +22,7 @@ from sonde.stats import CrossMomentsState, MomentsState
 @final
 @dataclass(frozen=True, kw_only=True)
 class CCAResult(Result):
-    """Mean canonical correlation; ``correlations`` has all, ``mean_square`` is their mean square.
+    """Mean canonical correlation; ``correlations`` holds all, ``mean_square`` their mean square.
 
     ``mean_square_null`` is the mean square of unrelated rows, in closed form.
     """
@@ -76,7 +76,7 @@ class CCA(CrossInstrument):
 def canonical_or_none(
     cross: CrossMomentsState, each: tuple[MomentsState, MomentsState], keep: float | None = None
 ) -> Canonical | None:
-    """Return the canonical correlations, or None if a site does not vary."""
+    """Return the canonical correlations, or None if a site is constant."""
     dead = any(not float(m.variance.detach().sum()) > 0 for m in each)
     return None if dead else canonical_correlations(cross, *each, keep)
 
@@ -88,7 +88,7 @@ def result_of(
     conventions: dict[str, Any],
     independent: float | None = None,
 ) -> CCAResult:
-    """Return the mean of canonical correlations, with its null for unrelated rows."""
+    """Return the mean canonical correlation, with its null for unrelated rows."""
     n_null = round(independent or n)
     flags = dict.fromkeys(moment_flags(each[0]) + moment_flags(each[1]))
     if found is None:

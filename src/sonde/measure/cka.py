@@ -25,7 +25,7 @@ Sums = HsicSumsState | GroupedHsicSumsState
 @final
 @dataclass(frozen=True, kw_only=True)
 class CKAResult(Result):
-    """Similarity of the two sites; ``angle`` is its arc cosine, a metric for the biased form."""
+    """Similarity of two sites; ``angle`` is its arc cosine, a metric for the biased form."""
 
     direction: Direction = "higher"
     angle: float
@@ -79,11 +79,11 @@ class CKA(Instrument):
     )
 
     def in_groups(self) -> "CKA":
-        """Compare rows of different groups only, unless ``grouped`` says otherwise."""
+        """Return the measure restricted to rows of different groups, unless ``grouped`` is set."""
         return replace(self, grouped=True) if self.debiased and self.grouped is None else self
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sums of the pair and of each site with itself."""
+        """Return the requests for sums of the pair and of each site with itself."""
         if not self.debiased:
             return {"cross": CrossMoments(), "each": Moments()}
         sums = GroupedHsicSums if self.grouped else HsicSums
@@ -98,7 +98,7 @@ class CKA(Instrument):
         each: tuple[MomentsState, MomentsState] | None = None,
         independent: float | None = None,
     ) -> CKAResult:
-        """Divide the criterion of the pair by those of the sites."""
+        """Divide the pair's criterion by the sites' own criteria."""
         if cross is not None and each is not None:
             return self._biased(cross, *each, independent or cross.n)
         assert pair is not None  # guaranteed by reads

@@ -1,4 +1,4 @@
-"""Kernel alignment of two sites on the pairs of rows that are neighbours at both."""
+"""Kernel alignment of two sites on the pairs of rows that are neighbours in both."""
 
 import math
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ class CKNNAResult(Result):
 @final
 @dataclass(frozen=True)
 class CKNNA(PairSampleInstrument):
-    """Centred kernel alignment that looks only at rows which are neighbours at both sites.
+    """Centred kernel alignment restricted to rows that are neighbours at both sites.
 
     The neighbours of a centred row are the ``k`` rows with which its inner product is largest. The
     debiased independence criterion ``h`` of the inner products of common neighbours is divided by
@@ -74,7 +74,7 @@ class CKNNA(PairSampleInstrument):
         check_ranges(self, k=">= 2")
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> CKNNAResult:
-        """Align the inner products of common neighbours."""
+        """Compute the alignment of common neighbours' inner products."""
         every = SampledRows.of(samples)
         rows = without_copies(every)
         conventions = {"k": self.k, "centered": True, "neighbours": "of other groups"}
@@ -110,7 +110,7 @@ class CKNNA(PairSampleInstrument):
         return math.nan if sites is None else _common(*sites) / _scale(*sites)
 
     def _products(self, rows: SampledRows) -> "tuple[_Products, _Products] | None":
-        """Return the largest inner products of both sites, or None if rows are too few."""
+        """Return both sites' largest inner products, or None if rows are too few."""
         if len(rows) < 4 or self.k >= len(rows) - int(torch.bincount(rows.group).max()) + 1:
             return None
         x, y = (_Products.of(rows, site, self.k) for site in (0, 1))
@@ -150,12 +150,12 @@ class _Products:
         return self._sorted(self.n, self.key % self.n * self.n + self.key // self.n, self.value)
 
     def among(self, other: "_Products") -> "_Products":
-        """Return the entries that the other matrix holds too."""
+        """Return the entries that are also in the other matrix."""
         both = torch.isin(self.key, other.key)
         return _Products(self.n, self.key[both], self.value[both])
 
     def moved(self, source: Int[Tensor, "row"]) -> "_Products":
-        """Return the entries after row ``source[i]`` has moved to place ``i``."""
+        """Return the entries after moving row ``source[i]`` to position ``i``."""
         place = torch.argsort(source)
         key = place[self.key // self.n] * self.n + place[self.key % self.n]
         return self._sorted(self.n, key, self.value)
@@ -175,7 +175,7 @@ def _hsic(a: _Products, b: _Products) -> float:
 
 
 def _common(x: _Products, y: _Products) -> float:
-    """Return the criterion of the entries that both hold."""
+    """Return the criterion of the entries in both matrices."""
     return _hsic(x.among(y), y.among(x))
 
 
@@ -186,7 +186,7 @@ def _scale(x: _Products, y: _Products) -> float:
 
 
 def _sources(rows: SampledRows) -> list[Int[Tensor, "row"]]:
-    """Return orders of the rows in which whole groups change positions."""
+    """Return orders of the rows in which whole groups are permuted."""
     index = torch.arange(len(rows), dtype=torch.float64)[:, None]
     moved = SampledRows((index,), rows.group, len(rows)).shuffled()
     return [order.rows[0][:, 0].long() for order in moved]

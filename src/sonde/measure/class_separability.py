@@ -1,4 +1,4 @@
-"""How far apart classes lie, in closed form from the moments of each class.
+"""Separation of classes in closed form, from each class's moments.
 
 No classifier is trained and nothing is held out: with many dimensions and few rows the values rise
 without meaning, so compare them with the null.
@@ -25,7 +25,7 @@ from sonde.stats.normal_equations import GRAM_CUT
 @final
 @dataclass(frozen=True, kw_only=True)
 class ClassSeparabilityResult(Result):
-    """Explained variance, with three more views of the same sums.
+    """Explained variance, with three further statistics of these sums.
 
     ``calinski_harabasz`` is the mean square between classes over the mean square within (about 1 if
     labels say nothing). ``lda_ratio`` is ``tr(S_T^+ S_B) / (classes - 1)`` with null ``lda_null``,
@@ -44,7 +44,7 @@ class ClassSeparabilityResult(Result):
 @final
 @dataclass(frozen=True)
 class ClassSeparability(Instrument):
-    """Fraction of the variance that lies between classes, with scale-free companions.
+    """Fraction of variance between classes, with scale-free companions.
 
     ``eta2 = tr S_B / (tr S_B + tr S_W)``. Rows whose label says nothing give
     ``(classes - 1) / (n - 1)``, the null.
@@ -68,13 +68,13 @@ class ClassSeparability(Instrument):
     paper: ClassVar[str] = "calinski1974dendrite"
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each class."""
+        """Return the request for each class's moments."""
         return {"classes": ClassMoments()}
 
     def result(
         self, classes: ClassMomentsState, independent: float | None = None
     ) -> ClassSeparabilityResult:
-        """Compare scatter between classes with scatter within."""
+        """Compare the scatter between classes with the scatter within."""
         n, count = classes.n_labelled, len(classes.labels)
         degrees = max((independent or n) - 1, 1)
         if count < 2:

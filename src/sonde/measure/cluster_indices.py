@@ -1,4 +1,4 @@
-"""How well the rows of a site fall into the clusters that their labels name: six known indices.
+"""Cluster quality of a site's labelled rows, by six standard indices.
 
 For shares of variance alone, over all rows, see ``class_separability``.
 """
@@ -26,7 +26,7 @@ RATIO, SHARE = NAMES.index("calinski_harabasz"), NAMES.index("eta2")
 @final
 @dataclass(frozen=True, kw_only=True)
 class ClusterIndicesResult(Result):
-    """Mean silhouette, with five more indices; ``errors`` and ``nulls`` hold those of all six.
+    """Mean silhouette and five more indices; ``errors`` and ``nulls`` are for all six.
 
     ``davies_bouldin`` and ``xie_beni`` are low for good clusters, ``calinski_harabasz``, ``dunn``
     and ``eta2`` high.
@@ -42,13 +42,13 @@ class ClusterIndicesResult(Result):
     nulls: dict[str, float]
 
     def chart(self) -> Chart:
-        """Return bars of the indices."""
+        """Return a chart with a bar for each index."""
         found = {name: float(self) if name == NAMES[0] else getattr(self, name) for name in NAMES}
         rows = [{"index": name, "value": value} for name, value in found.items()]
         return bars("Cluster indices", rows, "index", "value")
 
     def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
-        """Return one row for each index: its name, value, standard error and null."""
+        """Return a row for each index: its name, value, standard error and null."""
         values = [float(self), *(getattr(self, name) for name in NAMES[1:])]
         columns: dict[str, Any] = {"index": list(NAMES), "value": values}
         for name, found in (("se", self.errors), ("null", self.nulls)):
@@ -60,7 +60,7 @@ class ClusterIndicesResult(Result):
 @final
 @dataclass(frozen=True)
 class ClusterIndices(Instrument):
-    """Mean silhouette of the classes, and five more indices of clusters on the same sampled rows.
+    """Mean silhouette of the classes, and five more cluster indices of the sampled rows.
 
     A row's silhouette is ``(b - a) / max(a, b)`` with its mean distance ``a`` to its own class and
     ``b`` to the nearest other class. Davies-Bouldin: the mean over classes of the worst
@@ -104,11 +104,11 @@ class ClusterIndices(Instrument):
         check_ranges(self, m=">= 2")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample of rows and their labels."""
+        """Return the requests for the sample of rows and their labels."""
         return {"sample": HashSample(self.m), "label": HashSample(self.m, column="label")}
 
     def result(self, sample: HashSampleState, label: HashSampleState) -> ClusterIndicesResult:
-        """Compare distances within classes with those between them."""
+        """Compare distances within classes with distances between them."""
         rows, flags = labelled_rows(SampledRows.of([sample, label]))
         labelings = Labelings.of("ClusterIndices", rows)
         x = rows.rows[0]

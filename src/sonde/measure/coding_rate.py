@@ -1,4 +1,4 @@
-"""Coding rate of the directions of rows: the nats that code a row up to a given error.
+"""Coding rate of directions: nats to code a row up to a given error.
 
 For the part of the rate that classes explain, see ``rate_reduction``.
 """
@@ -21,7 +21,7 @@ from sonde.stats import DirectionMoments, MomentsState, gaussian_rate
 @final
 @dataclass(frozen=True, kw_only=True)
 class CodingRateResult(Result):
-    """Nats for each row; ``n_zero`` rows had no direction and took none."""
+    """Nats per row; ``n_zero`` rows had no direction and cost nothing."""
 
     direction: Direction = "higher"
     unit: str = "nats"
@@ -31,7 +31,7 @@ class CodingRateResult(Result):
 @final
 @dataclass(frozen=True)
 class CodingRate(Instrument):
-    """Nats that code one row, scaled to unit length, up to a given squared error.
+    """Nats to code a unit-length row up to a given squared error.
 
     ``ln det(1 + dim / eps2 M) / 2`` with the second moment ``M`` of the unit rows, not centred. It
     grows with the number of directions in use, and is largest if all directions are used alike. The
@@ -67,13 +67,13 @@ class CodingRate(Instrument):
         check_ranges(self, eps2="> 0")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of the rows at unit length."""
+        """Return the request for moments of unit-length rows."""
         return {"directions": DirectionMoments()}
 
     def result(
         self, directions: MomentsState, independent: float | None = None
     ) -> CodingRateResult:
-        """Take the volume of the second moment."""
+        """Compute the log volume of the second moment."""
         n, dim = directions.n, len(directions.mean)
         second = directions.covariance + torch.outer(directions.mean, directions.mean)
         n_zero = round(n * (1.0 - float(second.detach().diagonal().sum())))

@@ -1,4 +1,4 @@
-"""Test whether a compressed memory keeps the facts of a text that a reader would guess wrongly.
+"""Test whether a compressed memory keeps a text's facts that a reader would guess wrongly.
 
 For the memory vectors themselves see ``participation_ratio``, ``stable_rank``, ``entropy_rank``,
 ``effective_rank`` and ``two_nn``: compare compressors only at equal loss of reconstruction.
@@ -26,7 +26,7 @@ Tokens = Sequence[Sequence[Any]]
 @final
 @dataclass(frozen=True, kw_only=True)
 class CompressionFidelityResult(Result):
-    """Fraction of planted tokens that the decoder replaces by the usual token.
+    """Fraction of planted tokens that the decoder replaces by the expected token.
 
     ``copied`` and ``other`` are the shares with the planted token and with a third token; the three
     shares add to 1. ``exact`` is the share of texts that come back unchanged, ``drift`` the mean
@@ -53,7 +53,7 @@ def compression_fidelity(
     entropy: Sequence[Any] | None = None,
     group: Sequence[Any] | None = None,
 ) -> CompressionFidelityResult:
-    """Return how often a compressed text comes back with usual tokens in place of planted tokens.
+    """Return how often a decoded text has expected tokens in place of planted ones.
 
     Planted tokens of a text contradict what is usual (a fact with another answer). After
     compression and decoding, each place has the planted token, the usual token, or a third token.
@@ -149,7 +149,7 @@ def compression_fidelity(
 
 
 def _equal_texts(source: Tokens) -> list[int]:
-    """Return, for each text, the number of the first text with the same tokens."""
+    """Return for each text the index of the first text with equal tokens."""
     known: dict[tuple[Any, ...], int] = {}
     plain = [tuple(x.tolist() if isinstance(x, Tensor | np.ndarray) else x) for x in source]
     return [known.setdefault(text, i) for i, text in enumerate(plain)]
@@ -175,7 +175,7 @@ def _f1(a: Sequence[Any], b: Sequence[Any]) -> float:
 def _entropies(
     usual: Sequence[dict[int, Any]], entropy: Sequence[Any] | None
 ) -> tuple[float, float]:
-    """Return the mean entropy at planted positions, and at all others."""
+    """Return the mean entropy at planted positions, and elsewhere."""
     if entropy is None:
         return math.nan, math.nan
     parts: tuple[list[Tensor], list[Tensor]] = ([], [])

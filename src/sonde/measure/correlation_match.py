@@ -26,7 +26,7 @@ RIDGE = 1e-10  # copies of a unit share its weight
 
 @dataclass(frozen=True)
 class Matched:
-    """A match of the units of the first site; the mean of ``figure`` is the value.
+    """A matching of the first site's units; ``figure`` averages to the value.
 
     Parameters
     ----------
@@ -57,14 +57,14 @@ def one_to_one(r: Float[Tensor, "dim dim2"]) -> Matched:
 
 
 def one_to_best(r: Float[Tensor, "dim dim2"]) -> Matched:
-    """Return the partner that each unit correlates with most; units may share a partner."""
+    """Return each unit's most correlated partner; units may share a partner."""
     return _pairs(r, torch.arange(len(r)), _size(r).argmax(1))
 
 
 def one_to_few(
     r: Float[Tensor, "dim dim2"], gram: Float[Tensor, "dim2 dim2"], penalty: float
 ) -> Matched:
-    """Return the fraction of each unit's variance that few units of the second site explain.
+    """Return the fraction of each unit's variance explained by a few units of the second site.
 
     The weights minimise ``b^T G b / 2 - b^T r + penalty |b|_1`` (the lasso on standardised units).
     """
@@ -76,7 +76,7 @@ def one_to_few(
 
 
 def many_to_many(r: Float[Tensor, "dim dim2"], k: int) -> Matched:
-    """Return each unit's mean absolute correlation with the units of its cluster.
+    """Return each unit's mean absolute correlation with its cluster's units.
 
     Clusters come from the graph between the two sites, whose edges are absolute correlations:
     k-means on the first vectors of its normalised Laplacian, with each unit's point scaled to
@@ -150,7 +150,7 @@ def _exact(
     rough: Float[Tensor, "dim dim2"],
     penalty: float,
 ) -> Float[Tensor, "dim dim2"]:
-    """Return the weights with the nonzero weights solved exactly, so that they are differentiable.
+    """Return the nonzero weights solved exactly, which makes them differentiable.
 
     ``G_aa b_a = r_a - penalty sign(b_a)`` over the active units ``a`` of each row.
     """
@@ -173,7 +173,7 @@ METHODS = ("hard", "soft", "sparse", "clusters")
 @final
 @dataclass(frozen=True, kw_only=True)
 class CorrelationMatchResult(Result):
-    """Mean figure of the units of the first site, and which units belong together.
+    """Mean score of the first site's units, and the matched units.
 
     ``figure[i]`` is that of unit ``i`` (NaN if the unit is constant or no partner was left for it),
     ``partner[i]`` the unit of the second site (-1 = none), ``weight`` how standardised units of the
@@ -193,7 +193,7 @@ class CorrelationMatchResult(Result):
 @final
 @dataclass(frozen=True)
 class CorrelationMatch(CrossInstrument):
-    """Correlation of each unit of one site with the best matching unit of another.
+    """Correlation of one site's units with the best matching units of another.
 
     Two networks may span the same subspace with different units. This measure sees the rotation
     between them, to which ``cka`` is blind. All methods use the correlations ``R`` of units:
@@ -307,7 +307,7 @@ class CorrelationMatch(CrossInstrument):
         return many_to_many(r, self.n_clusters)
 
     def _null(self, x: Float[Tensor, "dim dim"], y: Float[Tensor, "dim2 dim2"], n: float) -> float:
-        """Return the mean value of unrelated rows with these correlations within each site."""
+        """Return the mean value for unrelated rows with each site's own correlations."""
         left, right = _root(x), _root(y)
         generator = torch.Generator().manual_seed(0)
         draws = null_draws(len(left) * len(right))

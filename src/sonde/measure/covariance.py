@@ -72,11 +72,11 @@ class Covariance(Instrument):
         return replace(self, scatter="diag") if is_frugal(self.scatter, dim) else self
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments."""
+        """Return the request for moments."""
         return {"moments": Moments("diag" if self.scatter == "diag" else "full")}
 
     def result(self, moments: MomentsState) -> CovarianceResult:
-        """Sum the variances."""
+        """Compute the sum of variances."""
         return CovarianceResult(
             value=moments.variance.sum(),
             n=moments.n,

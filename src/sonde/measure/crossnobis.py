@@ -1,4 +1,4 @@
-"""Distances between the means of classes that are 0 on average if the means are equal.
+"""Unbiased distances between class means: 0 on average if the means are equal.
 
 A plain distance of noisy means is never 0. For distances between single rows see ``rsa``.
 """
@@ -25,14 +25,14 @@ from sonde.stats.shrinkage import Shrinkage, check_shrinkage, shrunk
 @final
 @dataclass(frozen=True, kw_only=True)
 class CrossnobisResult(Result):
-    """Mean over pairs of classes; ``distance`` has each pair's, in ascending order of labels."""
+    """Mean over class pairs; ``distance`` holds each pair's, in ascending order of labels."""
 
     title: ClassVar[str] = "Cross-validated distances between classes"
     direction: Direction = "higher"
     distance: Float[Tensor, "class class"]
 
     def chart(self) -> Chart:
-        """Return a heat map of the classes."""
+        """Return a chart with a heat map of the classes."""
         rows = cells(self.distance.tolist(), "other", "class", "distance")
         return matrix(self.title, rows, "class", "other", "distance")
 
@@ -86,11 +86,11 @@ class Crossnobis(Instrument):
         check_shrinkage("Crossnobis", self.shrinkage)
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each class in each part."""
+        """Return the request for each class's moments in each part."""
         return {"cells": CellMoments(self.fold, "pooled")}
 
     def result(self, cells: ClassMomentsState) -> CrossnobisResult:
-        """Multiply differences of means of different parts."""
+        """Multiply differences of means from different parts."""
         shape = shape_of(cells)
         if min(shape) < 2 or len(cells.labels) != shape[0] * shape[1]:
             raise InputError(

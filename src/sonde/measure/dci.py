@@ -1,4 +1,4 @@
-"""Which latents a linear prediction of known factors uses, and how mixed they are.
+"""Latents used by a linear prediction of known factors, and how mixed they are.
 
 The latents are the first site and the factors the second, one unit for each factor.
 """
@@ -49,7 +49,7 @@ class DCIResult(Result):
     importance: Float[Tensor, "factor latent"]
 
     def chart(self) -> dict[str, Any]:
-        """Return a heat map of the importance."""
+        """Return a chart with a heat map of importances."""
         return table_chart(self.title, "importance", self.importance)
 
 
@@ -101,7 +101,7 @@ class DCI(CrossInstrument):
     def result(
         self, cross: CrossMomentsState, each: tuple[MomentsState, MomentsState]
     ) -> DCIResult:
-        """Predict the factors and see whose coefficients are large."""
+        """Predict the factors and compare the coefficients."""
         x, y = each
         check_latents("DCI", len(x.mean))
         check_factors("DCI", len(y.mean))
@@ -138,7 +138,7 @@ class DCI(CrossInstrument):
 def concentration(
     importance: Float[Tensor, "*draw row column"],
 ) -> tuple[Float[Tensor, "*draw"], Float[Tensor, "*draw row"]]:
-    """Return how nearly rows lie in one column: the mean weighted by row sums, and each row's.
+    """Return how concentrated rows are in one column: the weighted mean, and each row's value.
 
     NaN for rows of zeros.
     """

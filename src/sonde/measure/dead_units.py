@@ -1,4 +1,4 @@
-"""Units that never change: exactly zero, or one constant, on every row."""
+"""Units with one constant value, zero or not, on every row."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -27,7 +27,7 @@ class DeadUnitsResult(Result):
 @final
 @dataclass(frozen=True)
 class DeadUnits(Instrument):
-    """Fraction of the units that have one value on all rows.
+    """Fraction of units with one value on all rows.
 
     Exact: a unit counts only if its smallest and largest value are equal. A unit that is active on
     at least a share ``rate_bound`` of independent rows would have been seen alive. This holds for
@@ -52,11 +52,11 @@ class DeadUnits(Instrument):
     paper: ClassVar[str] = "lu2020dying"
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read range and zeros of each unit."""
+        """Return the request for each unit's range and number of zeros."""
         return {"scalars": Scalars()}
 
     def result(self, scalars: ScalarsState) -> DeadUnitsResult:
-        """Compare the smallest with the largest value of each unit."""
+        """Compare each unit's smallest and largest value."""
         constant = scalars.low == scalars.high
         dim = len(constant)
         return DeadUnitsResult(

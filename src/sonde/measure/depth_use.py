@@ -1,4 +1,4 @@
-"""How much each block and sublayer of a network adds, and what its answer loses without it.
+"""Contribution of each block and sublayer, and the change of the answer without it.
 
 For a block's update over all data see ``update_size`` and ``update_similarity``; for the answer
 that each block would give, ``sonde.explain.LogitLens``.
@@ -30,7 +30,7 @@ from sonde.tap.model.watch import watch
 
 @dataclass(frozen=True)
 class Forward:
-    """States of one stream before and after each block, and log probabilities of the answer."""
+    """States of one stream around each block, and log-probabilities of the answer."""
 
     before: list[Tensor]
     after: list[Tensor]
@@ -43,7 +43,7 @@ class Forward:
 
 
 def forward(module: nn.Module, batch: InputBatch, paths: list[str]) -> Forward:
-    """Return the inputs and outputs of every block, and the log probabilities of the answer."""
+    """Return each block's input and output, and the log-probabilities of the answer."""
     sites = [Site(path, port=port) for path in paths for port in ("in", "out")]
     seen = watch(module, batch, sites)
     states = [seen.tensors[str(site)].cpu() for site in sites]
@@ -58,7 +58,7 @@ def forward(module: nn.Module, batch: InputBatch, paths: list[str]) -> Forward:
 
 
 def log_probabilities(output: Any) -> Tensor | None:
-    """Return the log probabilities of the logits that a model returned; None without logits."""
+    """Return the log-probabilities of a model's logits, or None without logits."""
     logits = find_logits(output)
     return None if logits is None else logits.double().log_softmax(-1).cpu()
 
@@ -66,13 +66,13 @@ def log_probabilities(output: Any) -> Tensor | None:
 def size_and_cosine(
     stream: Float[Tensor, "*axes dim"], added: Float[Tensor, "*axes dim"]
 ) -> Float[Tensor, "2 *axes"]:
-    """Return the length of an addition over the length of its stream, and the cosine of both."""
+    """Return the relative length of an update to its stream, and the cosine of both."""
     size, length = stream.norm(dim=-1), added.norm(dim=-1)
     return torch.stack([length / size, (stream * added).sum(-1) / (size * length)])
 
 
 def answer_changes(plain: Forward, log_p: Tensor | None) -> Float[Tensor, "2 *axes"]:
-    """Return distance and divergence in nats of an answer from the plain one, for each token.
+    """Return each token's distance and divergence in nats from the original answer.
 
     A single answer for an example counts for each of its tokens; NaN if an answer is missing.
     """
@@ -109,7 +109,7 @@ class SublayerUse:
     answer_kl_nats_se: Float[Tensor, "sublayer"]
 
     def least_needed(self, n: int = 5) -> tuple[str, ...]:
-        """Return the ``n`` sublayers without which the answer diverges least."""
+        """Return the ``n`` sublayers whose removal changes the answer least."""
         order = self.answer_kl_nats.argsort(stable=True)[:n]
         return tuple(self.names[i] for i in order.tolist())
 
@@ -117,7 +117,7 @@ class SublayerUse:
 @final
 @dataclass(frozen=True, kw_only=True)
 class DepthUseResult(Result):
-    """Fraction of the second half of the blocks in all contributions.
+    """Fraction of all contributions made by the second half of the blocks.
 
     Means over tokens for each block. ``contribution`` is the length of the block's addition over
     the length of its input, ``largest_contribution`` its maximum over tokens, ``cosine`` the cosine
@@ -144,7 +144,7 @@ class DepthUseResult(Result):
     sublayers: SublayerUse | None = None
 
     def chart(self) -> Chart:
-        """Return a heat map of skipped blocks and those after them."""
+        """Return a chart with a heat map of skipped blocks and the blocks after them."""
         rows = cells(self.skip_effect.tolist(), "later", "skipped", "effect")
         later = [row for row in rows if row["later"] > row["skipped"]]
         return matrix(self.title, later, "later", "skipped", "effect")
@@ -157,7 +157,7 @@ def depth_use(
     leave_out: int = 0,
     sublayers: bool = False,
 ) -> DepthUseResult:
-    """Return how much the blocks of a network add and how much later blocks need them.
+    """Return each block's contribution, and how much later blocks depend on it.
 
     A block adds ``out - in``. A skipped block returns its input, and the additions of later blocks
     are compared with their additions before, token by token. A sublayer is a module whose output
@@ -254,7 +254,7 @@ class _Text:
     parts: dict[str, Float[Tensor, "part_figure"]]
 
     def joined(self, other: "_Text") -> "_Text":
-        """Return the sums and maxima over the tokens of both."""
+        """Return the sums and maxima over both sets of tokens."""
         parts = {k: v + other.parts[k] for k, v in self.parts.items() if k in other.parts}
         largest = torch.maximum(self.largest, other.largest)
         return _Text(self.group, self.n + other.n, self.sums + other.sums, largest, parts)
@@ -262,7 +262,7 @@ class _Text:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Figures of the examples of a batch, and how many of them copy another example.
+    """Statistics of the examples of a batch, and how many of them are duplicates.
 
     ``n_broken`` counts tokens that were left out because their contributions are not finite.
     """
@@ -273,7 +273,7 @@ class _Measured:
 
 
 def _of_groups(texts: list[_Text]) -> list[_Text]:
-    """Return the figures of each group; equal examples are one group."""
+    """Return the statistics of each group; equal examples form one group."""
     known: dict[bytes, _Text] = {}
     for text in texts:
         one = known.get(text.group)
@@ -341,14 +341,14 @@ def _sublayer_use(parts: dict[str, Sublayers], texts: list[_Text]) -> SublayerUs
 def _means(
     sums: Float[Tensor, "text one figure"], texts: list[_Text]
 ) -> tuple[Float[Tensor, "one figure"], Float[Tensor, "one figure"]]:
-    """Return means over the tokens of all texts, and their errors."""
+    """Return means over all tokens, and their standard errors."""
     n = torch.tensor([t.n for t in texts], dtype=torch.float64)[:, None, None]
     total = sums.sum(0)
     return total / n.sum(), _jackknife((total - sums) / (n.sum() - n))
 
 
 def _jackknife(left_out: Float[Tensor, "text *figure"]) -> Float[Tensor, "*figure"]:
-    """Return the standard error from the values without each text; NaN for one text.
+    """Return the jackknife standard error over texts; NaN for one text.
 
     From fewer than 32 texts it is widened by Student's t.
     """
@@ -360,7 +360,7 @@ def _jackknife(left_out: Float[Tensor, "text *figure"]) -> Float[Tensor, "*figur
 @final
 @dataclass(frozen=True, eq=False)
 class _Put(Edit):
-    """An edit that replaces the states of the model by given states."""
+    """An edit that replaces the model's states by given states."""
 
     state: Tensor
 
@@ -376,7 +376,7 @@ def _measured(
     leave_out: int,
     parts: dict[str, Sublayers] | None,
 ) -> _Measured:
-    """Return the figures of each example of a batch."""
+    """Return the statistics of each example of a batch."""
     plain = forward(module, batch, paths)
     before, added = torch.stack(plain.before).double(), plain.added
     length, n_layers = added.norm(dim=-1), len(paths)
@@ -416,7 +416,7 @@ def _of_parts(
     kept: Bool[Tensor, "example pos"],
     parts: dict[str, Sublayers],
 ) -> dict[str, Float[Tensor, "figure example pos"]]:
-    """Return the figures of sublayers, found with the first batch and checked with each."""
+    """Return the statistics of sublayers, found on the first batch and checked on each."""
     if not parts and bool(kept.any()):
         parts |= {path: sublayers_of(module, batch, path, kept) for path in paths}
     names = [name for one in parts.values() for name in one.names]
@@ -444,7 +444,7 @@ def _of_parts(
 def _kept(
     batch: InputBatch, figures: Float[Tensor, "layer figure example pos"], leave_out: int
 ) -> Bool[Tensor, "example pos"]:
-    """Return which tokens count."""
+    """Return the mask of included tokens."""
     if batch.mask is None:
         kept = torch.ones(figures.shape[2:], dtype=torch.bool)
     else:

@@ -1,4 +1,4 @@
-"""What predictions tell about a sensitive attribute, overall and inside each client.
+"""Information of predictions about a sensitive attribute, overall and inside each client.
 
 The disparity overall and the disparity inside clients cannot both be removed in one place. The
 decomposition says which part the two share and which part only one of them sees.
@@ -45,7 +45,7 @@ class DisparityDecompositionResult(Result):
 def disparity_decomposition(
     attribute: Any, prediction: Any, client: Any, *, shuffles: int = 20, seed: int = 0
 ) -> DisparityDecompositionResult:
-    """Return how much predictions tell of an attribute, overall and inside each client.
+    """Return the predictions' information about an attribute, overall and inside clients.
 
     The value is ``I(Z; A)`` of the sensitive attribute ``Z`` and prediction ``A``. ``unique`` is
     the least ``I_Q(Z; A | S)`` over joint distributions ``Q`` with the marginals ``(Z, A)`` and
@@ -105,7 +105,7 @@ def disparity_decomposition(
 
 
 def decompose(counts: Float[Tensor, "attribute prediction client"]) -> tuple[float, float, float]:
-    """Return ``I(Z; A)``, ``I(Z; A | S)`` and its least value at equal marginals, in nats.
+    """Return ``I(Z; A)``, ``I(Z; A | S)`` and its minimum for equal marginals, in nats.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def decompose(counts: Float[Tensor, "attribute prediction client"]) -> tuple[flo
 
 
 def _least(p: Float[Tensor, "attribute prediction client"]) -> float:
-    """Return the least ``I_Q(Z; A | S)`` over ``Q`` with ``p``'s pairs ``(z, a)``, ``(z, s)``."""
+    """Return the minimum of ``I_Q(Z; A | S)`` with the pairs ``(z, a)``, ``(z, s)`` of ``p``."""
     own = p.sum((1, 2))
     first, second = p.sum(2), p.sum(1)
     q = _over(first[:, :, None] * second[:, None, :], own[:, None, None])
@@ -170,7 +170,7 @@ def _conditional(p: Float[Tensor, "attribute prediction client"]) -> float:
 
 
 def triple_counts(owner: str, columns: Mapping[str, Any]) -> Float[Tensor, "first second third"]:
-    """Return how many rows have each triple of entries, values in ascending order.
+    """Return the number of rows of each triple of entries, values in ascending order.
 
     Raises
     ------
@@ -208,7 +208,7 @@ def _counts(codes: Sequence[Int[Tensor, "row"]]) -> Float[Tensor, "first second 
 def _within(
     client: Int[Tensor, "row"], column: Int[Tensor, "row"], generator: torch.Generator
 ) -> Int[Tensor, "row"]:
-    """Return a column shuffled among the rows of each client."""
+    """Return a column shuffled within each client."""
     drawn = torch.rand(len(client), generator=generator, dtype=torch.float64)
     shuffled = torch.argsort(client + drawn)
     moved = torch.empty_like(column)

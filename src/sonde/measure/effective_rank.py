@@ -67,11 +67,11 @@ class EffectiveRank(Instrument):
         check_ranges(self, source=("moments", "sample"))
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments or the sample."""
+        """Return the request for moments or the sample."""
         return spectrum_reads(self.source)
 
     def result(self, rows: Rows, independent: float | None = None) -> RankResult:
-        """Take the entropy of the singular values as fractions of their sum."""
+        """Compute the entropy of the normalised singular values."""
         conventions = {"entropy": "of singular values"}
         return rank_result(
             rows, _of_singular_values, _white, conventions, self.centered, independent

@@ -1,4 +1,4 @@
-"""When in a training the features of the trained layer can first be read off that layer.
+"""When in training the features of the final layer can first be predicted from that layer.
 
 For how late in the network features can be read off, see ``feature_complexity``.
 """
@@ -21,7 +21,7 @@ from sonde.measure.feature_complexity import EMERGED, Features, feature_complexi
 @final
 @dataclass(frozen=True, kw_only=True)
 class EmergenceResult(Result):
-    """Mean over features of the fraction of their variance that earlier checkpoints lack.
+    """Mean fraction of features' variance that earlier checkpoints do not explain.
 
     ``lateness`` is that share for each feature, ``step`` the first checkpoint that explains nine
     tenths of the feature (the last checkpoint if no earlier one does), ``r2`` the adjusted share
@@ -36,7 +36,7 @@ class EmergenceResult(Result):
     r2: Float[Tensor, "checkpoint feature"]
 
     def chart(self) -> Chart:
-        """Return a line for each feature."""
+        """Return a chart with a line for each feature."""
         rows = [
             {"step": s, "feature": j, "r2": v}
             for s, row in zip(self.steps.tolist(), self.r2.tolist(), strict=True)
@@ -53,7 +53,7 @@ def emergence(
     k: int = 20,
     m: int = SAMPLE,
 ) -> EmergenceResult:
-    """Return when features of a trained layer emerge, from its states at steps of the training run.
+    """Return when a trained layer's features emerge, from its states at training steps.
 
     ``1 - mean_t max(R2_t, 0)`` over the earlier checkpoints, with the share ``R2_t`` of a feature's
     variance that least squares from the states at step ``t`` explain, adjusted for the number of

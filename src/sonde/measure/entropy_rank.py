@@ -1,4 +1,4 @@
-"""Effective number of directions from the entropy of the variance (von Neumann entropy).
+"""Effective number of directions from the variance's entropy (von Neumann entropy).
 
 Weighs small eigenvalues more than ``participation_ratio`` and less than ``effective_rank``, which
 takes singular values instead.
@@ -48,14 +48,14 @@ class EntropyRank(SpectrumInstrument):
     paper: ClassVar[str] = "roy2007effective"
 
     def result(self, rows: Rows, independent: float | None = None) -> RankResult:
-        """Take the entropy of the eigenvalues as fractions of their sum."""
+        """Compute the entropy of the normalised eigenvalues."""
         return rank_result(
             rows, exp_entropy, _white, {"entropy": "of variances"}, independent=independent
         )
 
 
 def exp_entropy(weights: Float[Tensor, "rank"]) -> Float[Tensor, ""]:
-    """Return the exponential of the entropy of positive weights as fractions of their sum."""
+    """Return the exponential of the entropy of normalised positive weights."""
     share = weights / weights.sum()
     return torch.exp(-torch.xlogy(share, share).sum())
 
@@ -66,7 +66,7 @@ def _white(dim: int, n: int) -> float:
 
 
 def entropy_lost(dim: int, n: int) -> float:
-    """Return by how much ``n`` white rows have a lower entropy than in the limit, in nats.
+    """Return by how many nats the entropy of ``n`` white rows is below its limit.
 
     The eigenvalues of finitely many directions vary more, by the second-order term of the entropy.
     """

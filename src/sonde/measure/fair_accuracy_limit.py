@@ -1,4 +1,4 @@
-"""The best accuracy of a predictor whose predictions hardly depend on an attribute."""
+"""Best accuracy of a predictor that is nearly independent of an attribute."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from sonde.measure.disparity_decomposition import triple_counts
 @final
 @dataclass(frozen=True, kw_only=True)
 class FairAccuracyLimitResult(Result):
-    """Best accuracy under the limits.
+    """Best accuracy under the fairness limits.
 
     ``rule`` is a predictor that reaches it: the probability of each prediction, given attribute,
     client and label.
@@ -37,7 +37,7 @@ def fair_accuracy_limit(
     overall: float | None = None,
     local: float | None = None,
 ) -> FairAccuracyLimitResult:
-    """Return the best accuracy of a predictor that is fair overall, inside each client, or both.
+    """Return the best accuracy of a predictor that is fair overall, inside clients, or both.
 
     The predictor may know attribute, client and label. It is fair to ``eps`` if the share of each
     prediction differs by at most ``eps`` between any two values of the attribute. Solved as a
@@ -99,7 +99,7 @@ def fair_accuracy_limit(
 def _gaps(
     p: Float[np.ndarray, "attribute client label"], client: int | None, most: float
 ) -> tuple[Float[np.ndarray, "limit unknown"], Float[np.ndarray, "limit"]]:
-    """Return the limits on gaps of pairs of attribute values, over all clients or inside one."""
+    """Return the limits on gaps between attribute values, over all clients or inside one."""
     inside = np.ones(p.shape[1]) if client is None else np.eye(p.shape[1])[client]
     seen = p * inside[:, None]
     size = seen.sum((1, 2))

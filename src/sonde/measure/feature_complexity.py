@@ -1,4 +1,4 @@
-"""How late in the network the features of its last site can be read off by a linear map.
+"""How late in a network its last site's features become linearly predictable.
 
 Principal directions also differ in variance, and a large variance alone makes a feature easy to
 read off. To exclude that effect, pass features of equal variance as the units of the last site.
@@ -33,7 +33,7 @@ Features = Literal["principal", "units"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class FeatureComplexityResult(Result):
-    """Mean complexity over features; ``complexity`` is that of each.
+    """Mean complexity over features; ``complexity`` holds each feature's value.
 
     ``r2`` is the adjusted share of each feature's variance that each earlier site explains, and
     ``emerges`` the first site with nine tenths of the share of the last earlier site (-1: nowhere).
@@ -51,7 +51,7 @@ class FeatureComplexityResult(Result):
         return -0.5 * torch.log1p(-self.r2)
 
     def chart(self) -> Chart:
-        """Return a heat map of layers and features."""
+        """Return a chart with a heat map of layers and features."""
         rows = cells(self.r2.tolist(), "feature", "layer", "r2")
         return matrix(self.title, rows, "layer", "feature", "r2")
 
@@ -106,7 +106,7 @@ class FeatureComplexity(PairSampleInstrument):
         check_ranges(self, features=("principal", "units"), k=">= 1")
 
     def result(self, samples: tuple[HashSampleState, ...]) -> FeatureComplexityResult:
-        """Explain the features of the last site from each site before it."""
+        """Regress the last site's features on each earlier site."""
         rows = SampledRows.of(samples)
         if self.features == "principal":
             rows = replace(rows, rows=(*rows.rows[:-1], _principal(rows.rows[-1], self.k)))
@@ -143,7 +143,7 @@ def _dead(x: Float[Tensor, "row dim"]) -> Tensor:
 
 
 def _principal(x: Float[Tensor, "row dim"], k: int) -> Float[Tensor, "row direction"]:
-    """Return the rows along the directions of largest variance."""
+    """Return the rows projected on the directions of largest variance."""
     z = x - x.sum(0) / max(len(x), 1)
     return z @ torch.linalg.eigh(z.T @ z)[1].flip(1)[:, :k]
 
@@ -151,7 +151,7 @@ def _principal(x: Float[Tensor, "row dim"], k: int) -> Float[Tensor, "row direct
 def _explained(
     rows: SampledRows,
 ) -> tuple[Float[Tensor, "layer feature"], Int[Tensor, "layer"]]:
-    """Return the adjusted fraction of each feature that each earlier site explains, and site ranks.
+    """Return each site's adjusted explained fraction of each feature, and the sites' ranks.
 
     NaN unless there are at least two more rows than directions; NaN if the feature is constant.
     """
@@ -171,7 +171,7 @@ def _explained(
 
 
 def _basis(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row rank"]:
-    """Return an orthonormal basis of all values that linear maps of the centred rows can give."""
+    """Return an orthonormal basis of all linear functions of the centred rows."""
     z = x - x.sum(0) / max(len(x), 1)
     z = z / torch.where(_dead(x), torch.inf, z.square().sum(0).sqrt())
     values, vectors = torch.linalg.eigh(z.T @ z)
@@ -180,7 +180,7 @@ def _basis(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row rank"]:
 
 
 def _by_chance(n: int, rank: int) -> float:
-    """Return the mean of the adjusted ``max(R2, 0)`` for a feature unrelated to the site."""
+    """Return the expected adjusted ``max(R2, 0)`` of a feature unrelated to the site."""
     a, b = rank / 2, (n - 1 - rank) / 2
     if a <= 0 or b <= 0:
         return 0.0 if a <= 0 else math.nan

@@ -1,4 +1,4 @@
-"""Agreement of the gradients that groups of rows, or objectives, have at a site.
+"""Agreement between gradients of groups of rows, or of objectives, at a site.
 
 For tasks that share a network, clients, domains, a task beside its auxiliary loss. Noise keeps even
 groups of one direction from a cosine of 1: compare with ``null``.
@@ -24,7 +24,7 @@ _MOMENTS = ClassMoments("trace")
 @final
 @dataclass(frozen=True, kw_only=True)
 class GradientConflictResult(Result):
-    """Mean cosine of the mean gradients of two groups.
+    """Mean cosine between two groups' mean gradients.
 
     ``cosine`` holds that of each pair, ``congruity`` is ``|sum g|^2 / (sum |g|)^2``, ``agreement``
     the share of groups with the sign of the majority, for each unit. ``labels`` names the groups in
@@ -41,7 +41,7 @@ class GradientConflictResult(Result):
 
     @property
     def attainable(self) -> float:
-        """The cosine that two groups with the same mean gradient would have, given their noise.
+        """The expected cosine of two noisy groups with equal mean gradients.
 
         Noise multiplies the cosine of two means by the root of ``t / (t + v)`` of each group, with
         the squared length ``t`` of the true mean and the noise ``v`` of the measured mean. For
@@ -91,15 +91,15 @@ class GradientConflict(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"objective": None})
 
     def reading(self) -> dict[str, Any]:
-        """Read the gradient of the objective."""
+        """Return the reading of the objective's gradient."""
         return {} if self.objective is None else {"objective": self.objective}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read mean and standard deviation of the gradients of each group."""
+        """Return the request for each group's gradient mean and standard deviation."""
         return {"groups": _GroupGradients()}
 
     def result(self, groups: ClassMomentsState) -> GradientConflictResult:
-        """Compare the mean gradients of groups."""
+        """Compare the groups' mean gradients."""
         n = len(groups.labels)
         if n < 2:
             raise InputError(
@@ -131,7 +131,7 @@ class GradientConflict(Instrument):
 
 
 def _of_one_direction(groups: ClassMomentsState) -> float:
-    """Return the mean cosine of pairs of groups with one direction.
+    """Return the mean cosine of group pairs that share a direction.
 
     With the squared length ``t`` of a group's true mean and the noise ``v`` across it, noise
     multiplies the group's cosines by the root of ``t / (t + v)``. A group whose measured mean is
@@ -148,13 +148,13 @@ def _of_one_direction(groups: ClassMomentsState) -> float:
 
 
 def _noise(groups: ClassMomentsState) -> Float[Tensor, "group"]:
-    """Return the squared length of the noise in each group's mean."""
+    """Return the squared noise of each group's mean."""
     weight = groups.weight.detach()
     return groups.within.detach() / (weight * (weight - 1))
 
 
 def _of_halves(groups: ClassMomentsState) -> Float[Tensor, "group"]:
-    """Return the cosine expected of the mean gradients of two halves of each group.
+    """Return the expected cosine between mean gradients of two halves of each group.
 
     The squared length of a group's mean holds noise ``trace / (n (n - 1))``, that of a half twice
     as much.
@@ -167,7 +167,7 @@ def _of_halves(groups: ClassMomentsState) -> Float[Tensor, "group"]:
 @final
 @dataclass(frozen=True)
 class _GroupGradients(Statistic[ClassMomentsState]):
-    """Mean gradient of each group, and its spread. Exact."""
+    """Mean and standard deviation of each group's gradient, independent of splits."""
 
     def observe(
         self, grad: Float[Tensor, "row dim"], label: Int[Tensor, "row"]
@@ -176,7 +176,7 @@ class _GroupGradients(Statistic[ClassMomentsState]):
         return _MOMENTS.observe(grad, label)
 
     def merge(self, a: ClassMomentsState, b: ClassMomentsState) -> ClassMomentsState:
-        """Return the moments of both."""
+        """Return the joined moments."""
         return _MOMENTS.merge(a, b)
 
     def influence(
@@ -186,10 +186,10 @@ class _GroupGradients(Statistic[ClassMomentsState]):
         grad: Float[Tensor, "row dim"],
         label: Int[Tensor, "row"],
     ) -> Float[Tensor, "row"]:
-        """Return the effect of each row as part of its group."""
+        """Return each row's effect as part of its group."""
         return _MOMENTS.influence(state, gradient, grad, label)
 
 
 def gradient_conflict(gradients: Any, label: Any, *, group: Any = None) -> GradientConflictResult:
-    """Return how far groups of gradients agree, one gradient a row; see ``GradientConflict``."""
+    """Return the agreement of groups' gradients, one per row; see ``GradientConflict``."""
     return GradientConflict(None).fit(gradients, label, grad=gradients, group=group)

@@ -1,4 +1,4 @@
-"""How far the gradient of a layer points one way over the data, or only scatters.
+"""Whether a layer's gradient has a common direction over the data, or is mostly noise.
 
 Early in a training the mean leads (drift), later the scatter over batches does (diffusion). Record
 it over a training with ``sonde track`` or a ``Recorder``, beside ``information_plane``.
@@ -24,7 +24,7 @@ POOR = 3.0
 @final
 @dataclass(frozen=True, kw_only=True)
 class GradientSignalToNoiseResult(Result):
-    """Length of the mean gradient over its spread from batch to batch.
+    """Length of the mean gradient over its standard deviation between batches.
 
     ``signal`` is the length of the mean, ``noise`` the root of the summed variances of the units of
     a batch's gradient, ``ratio`` the value of each unit alone, NaN if the unit is constant.
@@ -42,7 +42,7 @@ class GradientSignalToNoiseResult(Result):
 @final
 @dataclass(frozen=True)
 class GradientSignalToNoise(Instrument):
-    """Length of the mean gradient at a site over the standard deviation of a batch's gradient.
+    """Length of a site's mean gradient over the standard deviation of a batch's gradient.
 
     ``|mean g| / sqrt(sum_u var(g_u) / batch)``. Above 1 a batch is led by what all data agree on,
     below 1 by which examples it drew. At the output of a linear layer the gradient is that of its
@@ -92,15 +92,15 @@ class GradientSignalToNoise(Instrument):
         check_ranges(self, batch=">= 1")
 
     def reading(self) -> dict[str, Any]:
-        """Read the gradient of the objective."""
+        """Return the reading of the objective's gradient."""
         return {} if self.objective is None else {"objective": self.objective}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read mean and scatter of each unit of the gradient."""
+        """Return the request for each gradient unit's mean and scatter."""
         return {"gradients": Scalars("grad")}
 
     def result(self, gradients: ScalarsState) -> GradientSignalToNoiseResult:
-        """Divide the length of the mean by the standard deviation of means of batches."""
+        """Divide the mean's length by the standard deviation of batch means."""
         variance = gradients.scatter / (max(gradients.n - 1, 1) * self.batch)
         square = gradients.mean.square()
         signal, noise = (float(x.detach().sum().sqrt()) for x in (square, variance))
@@ -128,5 +128,5 @@ class GradientSignalToNoise(Instrument):
 def gradient_signal_to_noise(
     gradients: Any, *, batch: int = 1, group: Any = None
 ) -> GradientSignalToNoiseResult:
-    """Return how far gradients, one row for each example, agree; see ``GradientSignalToNoise``."""
+    """Return the agreement of per-example gradients; see ``GradientSignalToNoise``."""
     return GradientSignalToNoise(batch, None).fit(gradients, grad=gradients, group=group)

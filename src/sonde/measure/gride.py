@@ -1,4 +1,4 @@
-"""Intrinsic dimension of a site over scales, from pairs of neighbours ever farther away."""
+"""Intrinsic dimension of a site at increasing scales, from pairs of ever farther neighbours."""
 
 import math
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ LOWEST, HIGHEST = 1e-6, 1e9
 @final
 @dataclass(frozen=True, kw_only=True)
 class GrideResult(Result):
-    """Dimension on the plateau; the whole curve is ``dimension`` against ``distance``.
+    """Dimension on the plateau; ``dimension`` against ``distance`` is the whole curve.
 
     ``rank`` is the rank of the nearer neighbour at each scale (the farther neighbour has twice that
     rank), ``distance`` the mean distance of the farther neighbour; ``error`` and ``shuffled`` are
@@ -50,7 +50,7 @@ class GrideResult(Result):
     n_copies: int
 
     def chart(self) -> Chart:
-        """Return the dimension over the distance of the neighbours, beside its null."""
+        """Return a chart of dimension over neighbour distance, with its null."""
         rows = [
             {"distance": far, "dimension": d, "rows": name}
             for name, curve in (("as they are", self.dimension), ("shuffled", self.shuffled))
@@ -113,7 +113,7 @@ class Gride(SampleInstrument):
             )
 
     def result(self, sample: HashSampleState) -> GrideResult:
-        """Fit each scale and find the plateau."""
+        """Fit each scale, and find the plateau."""
         found = Neighbourhood.of(sample)
         curve, distance = _curve(found.rows, self.largest)
         first, last = _plateau(curve)
@@ -147,7 +147,7 @@ class Gride(SampleInstrument):
 def _curve(
     rows: SampledRows, largest: int, scales: int | None = None
 ) -> tuple[Float[Tensor, "scale"], Float[Tensor, "scale"]]:
-    """Return the dimension and the mean distance of each scale that has enough groups.
+    """Return each scale's dimension and mean distance, for scales with enough groups.
 
     If a number of ``scales`` is given, scales without enough groups are NaN.
     """
@@ -163,7 +163,7 @@ def _curve(
 
 
 def _beta_dimension(logs: Float[Tensor, "row"], a: int) -> Float[Tensor, ""]:
-    """Return the most likely ``d`` where ``mu^-d`` is ``Beta(a, a)``, from ``ln mu``.
+    """Return the maximum-likelihood ``d`` if ``mu^-d`` is ``Beta(a, a)``, from ``ln mu``.
 
     The derivative of the likelihood falls with ``d``: its only zero is sought in ``ln d``.
     """
@@ -181,7 +181,7 @@ def _beta_dimension(logs: Float[Tensor, "row"], a: int) -> Float[Tensor, ""]:
 
 
 def _plateau(curve: Float[Tensor, "scale"]) -> tuple[int, int]:
-    """Return the first and the last scale of the longest run whose values are within 5 %."""
+    """Return the first and last scale of the longest run that varies by less than 5 %."""
     runs = [
         (last - first, -first)
         for first in range(len(curve))

@@ -1,4 +1,4 @@
-"""What a two-layer network learns in its hidden units while it memorises, and when it generalises.
+"""Hidden units of a two-layer network while it memorises, and when it generalises.
 
 For inputs with a finite table of rows, such as arithmetic modulo ``M``. On other networks look at
 ``sonde.measure.feature_complexity`` over checkpoints.
@@ -27,7 +27,7 @@ STAGES = ("lazy", "independent", "interactive")
 @final
 @dataclass(frozen=True, kw_only=True)
 class GrokkingStages(Result):
-    """First step at which most fresh rows are right, with the figures of every checkpoint.
+    """First step with most new rows correct, with the statistics of every checkpoint.
 
     ``stage`` is 0 (lazy: training rows are not yet right), 1 (independent: they are, fresh ones are
     not), 2 (interactive). ``moved`` is the change of the first layer's weights relative to its
@@ -51,7 +51,7 @@ class GrokkingStages(Result):
     interaction: Float[Tensor, "checkpoint"]
 
     def chart(self) -> Chart:
-        """Return a line for each figure."""
+        """Return a chart with a line for each statistic."""
         shares = ("alignment", "energy", "concentration", "interaction")
         names = ("train_accuracy", "test_accuracy", "moved", *shares)
         rows = [
@@ -187,7 +187,7 @@ def _check(
     layers: Sequence[tuple[Tensor, ...]],
     n_classes: int,
 ) -> None:
-    """Refuse what has no accuracy: entries that are not finite, and labels that are no classes."""
+    """Raise for non-finite entries, and for labels that are not classes."""
     if not bool(torch.isfinite(x).all()):
         raise InputError("grokking_stages: expected finite rows, got NaN or infinity in x.")
     if not all(bool(torch.isfinite(w).all()) for pair in layers for w in pair):
@@ -204,7 +204,7 @@ def _check(
 
 @dataclass(frozen=True)
 class _World:
-    """All rows, their centred one-hot labels and classes, and which rows are trained on."""
+    """All rows, their centred one-hot labels and classes, and the training rows."""
 
     x: Float[Tensor, "row dim"]
     goal: Float[Tensor, "row class"]
@@ -218,7 +218,7 @@ class _World:
         second: Float[Tensor, "unit class"],
         start: Float[Tensor, "dim unit"],
     ) -> list[float]:
-        """Return the two accuracies and the other figures of one checkpoint."""
+        """Return both accuracies and the other statistics of one checkpoint."""
         hidden = self._hidden(self.x @ first)
         logits = hidden @ second
         right = (logits.argmax(1) == self.label).double()
@@ -245,7 +245,7 @@ class _World:
         return before.square() if self.activation == "square" else before.relu()
 
     def _concentration(self, first: Float[Tensor, "dim unit"]) -> float:
-        """Return the mean fraction of a unit's largest frequency; NaN without blocks."""
+        """Return the mean energy fraction of units' largest frequency; NaN without blocks."""
         m = self.goal.shape[1]
         if len(first) % m or not first.numel():
             return math.nan

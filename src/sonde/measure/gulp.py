@@ -1,4 +1,4 @@
-"""Largest difference between what linear regressions on two sites would predict."""
+"""Largest difference between predictions of linear regressions on two sites."""
 
 import math
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class GULPResult(Result):
 @final
 @dataclass(frozen=True)
 class GULP(CrossInstrument):
-    """Squared distance of two sites by the predictions of ridge regressions on them.
+    """Squared distance of two sites by their ridge regressions' predictions.
 
     Over all targets that the rows could have, the largest mean squared difference between the
     predictions from one site and from the other: 0 where both serve every linear task alike. With
@@ -72,7 +72,7 @@ class GULP(CrossInstrument):
         each: tuple[MomentsState, MomentsState],
         independent: float | None = None,
     ) -> GULPResult:
-        """Add the sizes of both smoothers and take away twice their product."""
+        """Sum the sizes of both smoothers and subtract twice their product."""
         x, y = each
         flags = tuple(dict.fromkeys(moment_flags(x) + moment_flags(y)))
         if "dead" in flags:
@@ -100,7 +100,7 @@ class GULP(CrossInstrument):
 
 
 def _smoother(moments: MomentsState, ridge: float) -> Float[Tensor, "dim dim"]:
-    """Return the inverse of the covariance plus the ridge, on the directions that vary."""
+    """Return the inverse of covariance plus ridge, on the directions that vary."""
     covariance = moments.covariance
     scale = torch.where(covariance.diagonal() > 0, covariance.diagonal(), 1.0).detach().rsqrt()
     even = covariance * scale[:, None] * scale + ridge * torch.diag(scale.square())

@@ -1,4 +1,4 @@
-"""Modularity, compactness and explicitness: three sides of how latents hold known factors.
+"""Modularity, compactness and explicitness: how latents represent known factors.
 
 The latents are the first site and the factors the second, one unit for each factor.
 """
@@ -40,14 +40,14 @@ class InfoMECResult(Result):
     information: Float[Tensor, "factor latent"]
 
     def chart(self) -> dict[str, Any]:
-        """Return a heat map of the information."""
+        """Return a chart with a heat map of the information."""
         return table_chart(self.title, "information", self.information)
 
 
 @final
 @dataclass(frozen=True)
 class InfoMEC(PairSampleInstrument):
-    """Modularity, explicitness and compactness (InfoMEC) of latents as codes of factors.
+    """Modularity, compactness and explicitness of latents that encode factors (InfoMEC).
 
     With ``N_fj = I(v_f; z_j) / H(v_f)``: modularity is the mean over latents of ``max_f N_fj /
     sum_f N_fj``, compactness the mean over factors of ``max_j N_fj / sum_j N_fj``, each stretched
@@ -98,7 +98,7 @@ class InfoMEC(PairSampleInstrument):
         check_ranges(self, n_bins=">= 2", penalty="> 0")
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> InfoMECResult:
-        """Take the three figures."""
+        """Compute the three measures."""
         raw = SampledRows.of(samples)
         symbols = FactorSymbols.of("InfoMEC", samples, self.n_bins)
         check_factors("InfoMEC", raw.rows[1].shape[1])
@@ -138,7 +138,7 @@ class InfoMEC(PairSampleInstrument):
 def modular_compact(
     table: Float[Tensor, "factor latent"],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Return modularity and compactness; units without information are left out of the mean."""
+    """Return modularity and compactness; units without information are skipped."""
     table = table[table.isfinite().all(1)]
 
     def stretched(t: Float[Tensor, "row column"]) -> Float[Tensor, ""]:
@@ -155,7 +155,7 @@ def modular_compact(
 def _gain(
     symbols: SampledRows, latents: Float[Tensor, "row latent"], penalty: float
 ) -> tuple[Float[Tensor, "row factor"], Float[Tensor, ""]]:
-    """Return the term of each held-out row in ``1 - CE / H``, and the mean by chance.
+    """Return each held-out row's term in ``1 - CE / H``, and its mean by chance.
 
     NaN for rows that were fitted, and for factors with a single class in a half.
     """
@@ -182,7 +182,7 @@ def _gain(
 
 
 def balance(label: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
-    """Return weights of mean 1 under which all classes weigh the same."""
+    """Return weights of mean 1 that balance the classes."""
     count = torch.bincount(label).double()
     return len(label) / ((count > 0).sum() * count[label])
 
@@ -193,7 +193,7 @@ def _predicted(
     held: Float[Tensor, "row2 latent"],
     penalty: float,
 ) -> Float[Tensor, "row2 class"]:
-    """Return the log-probabilities of held-out rows by a logistic regression, classes balanced."""
+    """Return held-out log-probabilities of a class-balanced logistic regression."""
     mean, spread = x.mean(0), x.std(0, correction=0)
     spread = torch.where(spread > 0, spread, 1.0)
     z, weight = (x - mean) / spread, balance(label)

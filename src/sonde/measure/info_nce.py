@@ -1,4 +1,4 @@
-"""Lower bound on the mutual information of two sites: a critic finds a row's partner.
+"""Lower bound on two sites' mutual information: a critic identifies each row's partner.
 
 For sites of many units, where neighbours (``mutual_information(estimator="ksg")``) fall short. The
 bound cannot exceed the logarithm of the batch size. For labels, see ``v_information``.
@@ -31,7 +31,7 @@ PATIENCE = 10
 
 @dataclass(frozen=True, kw_only=True)
 class CriticTrainingState(TrainingState):
-    """State of a training; the first walk finds the mean and spread of each unit of both sites."""
+    """State of a training run; the first pass computes mean and deviation of both sites' units."""
 
     x: MomentsState
     y: MomentsState
@@ -40,7 +40,7 @@ class CriticTrainingState(TrainingState):
 @final
 @dataclass(frozen=True, kw_only=True)
 class CriticTraining(Trainer[CriticTrainingState]):
-    """The training of ``InfoNCE``; its parameters are described there.
+    """Training of ``InfoNCE``, which documents the parameters.
 
     A walk takes one row of each group, so that no batch holds two rows of the same group.
     """
@@ -55,7 +55,7 @@ class CriticTraining(Trainer[CriticTrainingState]):
     patience: int = PATIENCE
 
     def start(self, dim: int) -> CriticTrainingState:
-        """Return a critic that scores all pairs alike: the last map of the second site is 0."""
+        """Return an initial critic that scores all pairs equally."""
         source, k = generator("critic", self.seed), self.embedding
         widths = [self.hidden] if self.hidden else []
         first: list[Tensor] = []
@@ -70,7 +70,7 @@ class CriticTraining(Trainer[CriticTrainingState]):
     def survey(
         self, state: CriticTrainingState, x: Tensor, y: Tensor, group: Tensor
     ) -> CriticTrainingState:
-        """Learn the mean and the standard deviation of each unit."""
+        """Compute the mean and standard deviation of each unit."""
         moments = Moments("diag")
         seen_x = moments.merge(state.x, moments.observe(x))
         return replace(state, x=seen_x, y=moments.merge(state.y, moments.observe(y)))
@@ -82,7 +82,7 @@ class CriticTraining(Trainer[CriticTrainingState]):
         y: Float[Tensor, "row dim2"],
         group: Int[Tensor, "row"],
     ) -> tuple[CriticTrainingState, Examples]:
-        """Return one row of each group; the same groups are held out in every walk."""
+        """Return one row of each group; every pass holds out the same groups."""
         chosen = one_of_each(group, generator("walk", self.seed, state.walks))
         order = torch.randperm(len(chosen), generator=generator("held", self.seed))
         held = order < max(2, len(chosen) // HELD)
@@ -91,7 +91,7 @@ class CriticTraining(Trainer[CriticTrainingState]):
     def loss(
         self, state: CriticTrainingState, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> tuple[Tensor, tuple[Tensor]]:
-        """Return the mean cross entropy of finding a row's partner in the batch, and each row's."""
+        """Return the mean cross-entropy of identifying partners in the batch, and each row's."""
         scores = self.scores(state, live.values, *batch)
         losses = cross_entropy(scores, torch.arange(len(scores)), reduction="none")
         return losses.mean(), (losses.detach(),)
@@ -112,7 +112,7 @@ class CriticTraining(Trainer[CriticTrainingState]):
 
 
 def one_of_each(group: Int[Tensor, "row"], source: torch.Generator) -> Int[Tensor, "group"]:
-    """Return the index of one random row of each group; groups are numbered from 0."""
+    """Return the index of a random row of each group; groups are numbered from 0."""
     order = torch.randperm(len(group), generator=source)
     chosen = torch.zeros(int(group.max()) + 1, dtype=torch.int64)
     chosen[group[order]] = order
@@ -214,7 +214,7 @@ class InfoNCE(PairSampleInstrument):
             )
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> InfoNCEResult:
-        """Train on each half of the groups and judge on the other."""
+        """Train on each half of the groups and test on the other."""
         rows = SampledRows.of(samples)
         rows = replace(rows, rows=tuple(x.cpu() for x in rows.rows))
         size = min(self.batch, rows.n_groups // 2)
@@ -251,14 +251,14 @@ class InfoNCE(PairSampleInstrument):
         )
 
     def _terms(self, rows: SampledRows, size: int) -> Float[Tensor, "group"]:
-        """Return what each group adds to the value, judged by the critic of the other half."""
+        """Return each group's term of the value, by the other half's critic."""
         half = random_halves(rows.group, n_halves=1, seed=self.seed)[0]
         first, second = rows.take(half), rows.take(~half)
         pairs = (first, second), (second, first)
         return torch.cat([self._judged(known, other, size) for known, other in pairs])
 
     def _judged(self, known: SampledRows, rows: SampledRows, size: int) -> Float[Tensor, "group"]:
-        """Train on known rows; return the mean term of each group of the others.
+        """Train on known rows; return the mean term of each remaining group.
 
         A batch holds one row of each of several groups.
         """

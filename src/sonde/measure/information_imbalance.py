@@ -1,4 +1,4 @@
-"""How well the nearest neighbour at one site tells who is near at another."""
+"""How well a row's nearest neighbour at one site predicts its neighbours at another."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from sonde.stats.sampled_rows import SampledRows
 @final
 @dataclass(frozen=True, kw_only=True)
 class InformationImbalanceResult(Result):
-    """Imbalance from the first site to the second; ``reverse`` is the other way round.
+    """Imbalance from the first site to the second; ``reverse`` is the opposite direction.
 
     Low value, high ``reverse``: the first site holds the information of the second, and more.
     """
@@ -33,7 +33,7 @@ class InformationImbalanceResult(Result):
 @final
 @dataclass(frozen=True)
 class InformationImbalance(PairSampleInstrument):
-    """Mean rank, at the second site, of each row's nearest neighbour at the first.
+    """Mean rank, at the second site, of each row's nearest neighbour at the first site.
 
     ``2 / n`` times the mean rank: near 0 if distances at the first site predict distances at the
     second, 1 if they say nothing about them. It is not symmetric, on purpose: a site that holds the
@@ -71,7 +71,7 @@ class InformationImbalance(PairSampleInstrument):
     def result(
         self, samples: tuple[HashSampleState, HashSampleState]
     ) -> InformationImbalanceResult:
-        """Rank each site's nearest neighbours at the other."""
+        """Rank each site's nearest neighbours at the other site."""
         every = SampledRows.of(samples)
         rows = without_copies(every)
         dead = len(rows) > 0 and any(bool((x == x[0]).all()) for x in rows.rows)
@@ -104,7 +104,7 @@ class InformationImbalance(PairSampleInstrument):
 def _shares(
     rows: SampledRows, near: int, ranked: int
 ) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]]:
-    """Return each row's rank of its nearest neighbour, as a fraction of the mean rank.
+    """Return each row's rank of its nearest neighbour, divided by the mean rank.
 
     Also return how much each row adds to the ranks of others by being nearer than their neighbours.
     """

@@ -1,4 +1,4 @@
-"""Information of a layer about its input and the label, in nats: a point of the information plane.
+"""Information of a layer about input and label, in nats: a point of the information plane.
 
 The value depends on the estimator: a net without noise keeps everything about distinct inputs, and
 each estimator discards information in its own way. Compare layers and steps by the same estimator,
@@ -58,7 +58,7 @@ class InformationPlaneResult(Result):
 
     @classmethod
     def over_training(cls, found: Iterable[tuple[int, str, Result]]) -> Chart | None:
-        """Return the plane: a line through the steps for each layer, input across, label up.
+        """Return the plane: a line over the steps for each layer, input across, label up.
 
         None if no step and site has both figures by the same estimator.
         """
@@ -87,7 +87,7 @@ class InformationPlaneResult(Result):
 @final
 @dataclass(frozen=True)
 class InformationPlane(Instrument):
-    """Information of a layer about its input, or about the label, in nats.
+    """Information of a layer about its input or the label, in nats.
 
     With bins, a row is the pattern ``T`` of its units' bins: ``I(input; T) = H(T)``, since a net
     without noise gives one pattern for one input, and ``I(T; label)``. With kernels, noise of
@@ -188,7 +188,7 @@ class InformationPlane(Instrument):
             )
 
     def reads(self) -> Mapping[str, Statistic[Any] | Read]:
-        """Read the sample of rows; about the label, only rows with a label."""
+        """Return the request for a sample, of labelled rows if about the label."""
         if self.about == "input":
             return {"rows": HashSample(self.m)}
         return labelled_sample(self.m)
@@ -199,7 +199,7 @@ class InformationPlane(Instrument):
         labels: HashSampleState | None = None,
         every: HashSampleState | None = None,
     ) -> InformationPlaneResult:
-        """Make the layer coarse and count, or bound the information of noisy rows."""
+        """Bin the layer and count, or bound the information of noisy rows."""
         sites = (rows,) if labels is None else (rows, replace(labels, rows=labels.rows[:, None]))
         sample = SampledRows.of(sites)
         if labels is None:
@@ -256,7 +256,7 @@ class InformationPlane(Instrument):
         )
 
     def _binned(self, rows: SampledRows) -> Float[Tensor, "4"]:
-        """Return the information, NaN (no bound), the entropy of the patterns, and their number."""
+        """Return the information, NaN (no bound), the patterns' entropy, and their number."""
         x, label = rows.rows
         kinds, code = torch.unique(label[:, 0], return_inverse=True)
         edges = self._edges(x)
@@ -288,7 +288,7 @@ class InformationPlane(Instrument):
         return noise * float(x.square().max()) if len(x) else 0.0
 
     def _coded(self, rows: SampledRows, variance: float) -> tuple[SampledRows, float]:
-        """Return codes with noise in place of the rows, and the fraction of variance they hold."""
+        """Return noisy codes of the rows, and the fraction of variance they explain."""
         code, kept = code_of(rows.rows[0], self.codes, self.compressor)
         draw = torch.Generator().manual_seed(0)
         noise = torch.randn(code.shape, generator=draw, dtype=torch.float64).to(code)
@@ -321,7 +321,7 @@ class InformationPlane(Instrument):
 
 
 def _point(step: int, site: str, both: Mapping[str, Result]) -> dict[str, Any]:
-    """Return a row of the plane."""
+    """Return a row of the information plane."""
     told = {about: float(both[about]) for about in get_args(About)}
     flags = ", ".join(sorted({flag for result in both.values() for flag in result.flags}))
     said = [site, f"step {step:,}", ", ".join(f"{v:.3g}" for v in told.values()) + " nats", flags]

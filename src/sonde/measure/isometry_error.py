@@ -1,4 +1,4 @@
-"""How far a linear or convolution layer is from keeping lengths, from its weight alone.
+"""Deviation of a linear or convolution layer from keeping lengths, from its weight alone.
 
 For layers under the penalty ``sonde.train.Orthogonal``. A convolution has circular padding here,
 so that its singular values come exactly from a Fourier transform of the kernel.
@@ -94,7 +94,7 @@ def isometry_error(weight: Any, side: int | None = None, stride: int = 1) -> Iso
 
 
 def _frequencies(kernel: Tensor, side: int, stride: int) -> Tensor:
-    """Return the matrix of each frequency: out x (in stride^2), up to phases.
+    """Return each frequency's matrix: out x (in stride^2), up to phases.
 
     A stride folds ``stride^2`` frequencies of the input into each frequency of the output.
     """

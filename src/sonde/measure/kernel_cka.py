@@ -32,7 +32,7 @@ ROUNDING = 1e-30
 @final
 @dataclass(frozen=True, kw_only=True)
 class KernelWidths(Result):
-    """Widths of the kernels of both sites, the answer of the first pass."""
+    """Kernel widths of both sites, computed by the first pass."""
 
     sigma: tuple[float, float]
 
@@ -40,7 +40,7 @@ class KernelWidths(Result):
 @final
 @dataclass(frozen=True, kw_only=True)
 class KernelCKAResult(Result):
-    """Similarity of the two sites; ``sigma`` holds the widths of their kernels.
+    """Similarity of two sites; ``sigma`` holds their kernel widths.
 
     ``features_se`` is the spread over draws of as many random features. More rows do not lower it,
     and ``se`` does not include it. It is NaN if rows come in groups.
@@ -125,11 +125,11 @@ class KernelCKA(Instrument):
         return self.sigma, self.sigma
 
     def in_groups(self) -> "KernelCKA":
-        """Compare rows of different groups only, unless ``grouped`` says otherwise."""
+        """Return the measure restricted to rows of different groups, unless ``grouped`` is set."""
         return replace(self, grouped=True) if self.grouped is None else self
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sums of the pair and of each site, or a sample if no width is known yet."""
+        """Return the requests for sums of the pair and each site, or a sample to find widths."""
         if self._widths is None:
             return {"samples": HashSample(WIDTH_ROWS)}
         x, y = (
@@ -152,7 +152,7 @@ class KernelCKA(Instrument):
         first: Sums | None = None,
         second: Sums | None = None,
     ) -> KernelWidths | KernelCKAResult:
-        """Find the widths, or divide the criterion of the pair by those of the sites."""
+        """Compute the widths, or divide the pair's criterion by the sites' own criteria."""
         if samples is not None:
             x, y = (kernel_width(rows) for rows in SampledRows.of(samples).rows)
             widths = self.scale * x, self.scale * y
@@ -191,12 +191,12 @@ class KernelCKA(Instrument):
         )
 
     def then(self, result: Result) -> "KernelCKA | None":
-        """Return the instrument with the widths that the sample shows."""
+        """Return the instrument with the widths computed from the sample."""
         return replace(self, sigma=result.sigma) if isinstance(result, KernelWidths) else None
 
 
 def _features_error(pair: Sums, swapped: Sums, first: Sums, second: Sums) -> float:
-    """Return the standard deviation of the value over draws of features, to first order.
+    """Return the value's standard deviation over random features, to first order.
 
     A kernel is the mean over frequencies and the criterion is linear in each kernel. To first order
     the value is therefore the mean of a two-way table: the effect of each pair of frequencies, one
@@ -219,7 +219,7 @@ def _features_error(pair: Sums, swapped: Sums, first: Sums, second: Sums) -> flo
 
 
 def _by_frequency(sums: HsicSumsState) -> Float[Tensor, "frequency frequency"]:
-    """Return what each pair of frequencies adds to ``sums.hsic``.
+    """Return each frequency pair's contribution to ``sums.hsic``.
 
     Relative to 0 every row has the squared length ``1 / m`` in each frequency.
     """

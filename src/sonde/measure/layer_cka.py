@@ -1,4 +1,4 @@
-"""Similarity of all layers to all layers, from one aligned sample of rows.
+"""Similarity between all pairs of layers, from one aligned sample of rows.
 
 For two sites alone, over all rows, see ``cka``.
 """
@@ -43,7 +43,7 @@ class LayerCKAResult(Result):
     spread: Float[Tensor, "layer"]
 
     def chart(self) -> Chart:
-        """Return a heat map of the layers."""
+        """Return a chart with a heat map of the layers."""
         values = torch.as_tensor(self.value).reshape(len(self.dead), -1).tolist()
         return matrix(self.title, cells(values, "other", "layer", "cka"), "layer", "other", "cka")
 
@@ -51,7 +51,7 @@ class LayerCKAResult(Result):
 @final
 @dataclass(frozen=True)
 class LayerCKA(PairSampleInstrument):
-    """Debiased linear CKA of every pair of sites on the rows that all of them sampled.
+    """Debiased linear CKA of every pair of sites, on the rows that all of them sampled.
 
     ``h(K, L) / sqrt(h(K, K) h(L, L))`` with the unbiased independence criterion ``h`` of the two
     Gram matrices. If rows come in groups, one row of each group is taken, since rows of a group are
@@ -88,7 +88,7 @@ class LayerCKA(PairSampleInstrument):
         check_ranges(self, m=">= 4")
 
     def result(self, samples: tuple[HashSampleState, ...]) -> LayerCKAResult:
-        """Compare the Gram matrices of the aligned samples."""
+        """Compare the aligned samples' Gram matrices."""
         takes = shared_positions(samples)
         n, dims = len(takes[0]), [s.rows.shape[1] for s in samples]
         layers, flags = [], []
@@ -127,7 +127,7 @@ class LayerCKA(PairSampleInstrument):
 
 
 def shared_positions(samples: Sequence[HashSampleState]) -> list[Int[Tensor, "row"]]:
-    """Return where each sample has the rows that all of them hold, in order of draw.
+    """Return each sample's positions of the shared rows, by sampling key.
 
     One row of each group is taken.
     """
@@ -154,7 +154,7 @@ def _one_of_each_group(sample: HashSampleState) -> Int[Tensor, "group"]:
 
 @dataclass(frozen=True)
 class _ScaledRows:
-    """Rows of a sample that are centred and scaled each time they are asked for, not kept.
+    """Sampled rows that are centred and scaled on every access, to save memory.
 
     ``rough`` and ``residual`` add up to the mean; ``scale`` makes the mean square of a row 1.
     """
@@ -168,7 +168,7 @@ class _ScaledRows:
 
     @classmethod
     def of(cls, rows: Float[Tensor, "_row _dim"], take: Int[Tensor, "row"]) -> "_ScaledRows":
-        """Return a layer with its mean and its spread about the mean."""
+        """Return a layer with its mean and deviation."""
         x = _widened(rows, take)
         rough = x.mean(0)
         z = x.sub_(rough)
@@ -180,7 +180,7 @@ class _ScaledRows:
         return cls(rows, take, rough, residual, scale, spread)
 
     def unit(self, start: int, stop: int) -> Float[Tensor, "padded _dim"]:
-        """Return the rows ``start .. stop``, centred, of mean square 1; zeros after the last."""
+        """Return the rows ``start .. stop``, centred, with mean square 1; zeros after the last."""
         x = _widened(self.rows, self.take[start:stop])
         x.sub_(self.rough).sub_(self.residual).mul_(self.scale)
         out = torch.zeros(stop - start, x.shape[1], device=x.device) if len(x) < stop - start else x
@@ -189,14 +189,14 @@ class _ScaledRows:
 
 
 def _widened(rows: Float[Tensor, "_row _dim"], take: Int[Tensor, "row"]) -> Tensor:
-    """Return a copy of these rows in single or double precision."""
+    """Return a copy of these rows in float32 or float64."""
     x = rows.index_select(0, take.to(rows.device))
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 @dataclass(frozen=True)
 class _PairSums:
-    """Sums of products of Gram matrices over pairs of blocks of rows, diagonal left out.
+    """Sums of products of Gram matrices over pairs of row blocks, without the diagonal.
 
     ``products[l, m, a, b]`` sums ``K_ij L_ij`` over rows ``i`` of block ``a`` and ``j`` of ``b``;
     ``rows[l, i, b]`` sums ``K_ij`` over the rows ``j`` of block ``b``.
@@ -233,7 +233,7 @@ class _PairSums:
         return cls(products.cpu(), rows, torch.arange(n) // size)
 
     def cka(self, blocks: Bool[Tensor, "block"]) -> Float[Tensor, "layer layer"]:
-        """Return debiased CKA on the rows of these blocks; NaN where a layer has no variance."""
+        """Return debiased CKA on these blocks' rows; NaN for a constant layer."""
         n = int(self.counts[blocks].sum())
         if n < 4:
             return torch.full(self.products.shape[:2], math.nan, dtype=torch.float64)
@@ -253,7 +253,7 @@ def _gram_blocks(
     size: int,
     buffer: Float[Tensor, "_entries"],
 ) -> Float[Tensor, "layer pair entry"]:
-    """Return the Gram entries between each of the blocks ``a .. b`` and all from ``a`` to ``end``.
+    """Return the Gram entries of each block in ``a .. b`` with all from ``a`` to ``end``.
 
     ``blocks`` is ``(a, b, end)``.
     """

@@ -24,7 +24,7 @@ MEAN_RANK = 0.5264  # Chen and Tyler: the mean of the largest lies at this power
 @final
 @dataclass(frozen=True, kw_only=True)
 class MassiveActivationsResult(Result):
-    """Largest ratio, the ratio of each unit, and the fraction of the energy that a few units hold.
+    """Largest ratio, each unit's ratio, and the energy fraction of a few units.
 
     ``position`` says where in its text or image each unit's largest value stood. ``massive`` marks
     units at or above the threshold, ``constant`` those of them that vary by less
@@ -43,11 +43,11 @@ class MassiveActivationsResult(Result):
 
     @property
     def outlier_units(self) -> bool:
-        """True if a few units hold half of the energy, and twenty times their fair share."""
+        """True if a few units hold half of the energy, and 20 times an equal share."""
         return self.share >= 0.5 and self.share >= 20.0 * self.fair
 
     def table(self) -> pa.Table:  # pyright: ignore[reportUnknownMemberType, reportUnknownParameterType]
-        """Return ratio, null, unit and position of massive units, else of the largest unit."""
+        """Return ratio, null, unit and position of massive units, or of the largest unit."""
         order = self.ratio.argsort(descending=True, stable=True)
         units = order[: max(1, int(self.massive.sum()))]
         columns = {
@@ -61,7 +61,7 @@ class MassiveActivationsResult(Result):
 
 @dataclass(frozen=True)
 class PeaksState(State):
-    """The largest magnitude of each unit, and the position of its row."""
+    """The largest magnitude of each unit, and its row's position."""
 
     value: Float[Tensor, "dim"]
     position: Int[Tensor, "dim"]
@@ -70,7 +70,7 @@ class PeaksState(State):
 @final
 @dataclass(frozen=True)
 class Peaks(Statistic[PeaksState]):
-    """Position of the maximum of each unit, the first of equal values; exact under any split."""
+    """Position of each unit's maximum, the first of equal ones, independent of splits."""
 
     def observe(self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]) -> PeaksState:
         """Return the peaks of a batch."""
@@ -96,7 +96,7 @@ class Peaks(Statistic[PeaksState]):
 @final
 @dataclass(frozen=True)
 class MassiveActivations(Instrument):
-    """Largest absolute value over the root mean square of the median living unit.
+    """Largest absolute value over the root mean square of the median live unit.
 
     Trained language models keep a few values a thousand times larger than all others, often in one
     unit and at the first position. ``max |x| / median_u rms_u``; the median unit is blind to the
@@ -133,11 +133,11 @@ class MassiveActivations(Instrument):
         check_ranges(self, threshold="> 0")
 
     def reading(self) -> dict[str, Any]:
-        """Ask for a row for each token or patch: means and last tokens hide a large value."""
+        """Return the reading of a row per token or patch, since means hide large values."""
         return {"reducer": POSITIONS}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read range and mean square of each unit, and where it is largest."""
+        """Return the requests for each unit's range, mean square and maximum's position."""
         return {"scalars": Scalars(), "peaks": Peaks()}
 
     def result(self, scalars: ScalarsState, peaks: PeaksState) -> MassiveActivationsResult:

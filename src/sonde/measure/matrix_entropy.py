@@ -1,4 +1,4 @@
-"""How evenly the directions of rows spread over the space: their entropy, relative to its maximum.
+"""Entropy of the rows' directions, relative to its maximum.
 
 Lengths of rows count for nothing here, as in ``coding_rate`` and ``uniformity``. For a number of
 directions that weighs rows by their lengths see ``entropy_rank``.
@@ -26,7 +26,7 @@ NEAR = 0.05
 @final
 @dataclass(frozen=True, kw_only=True)
 class MeanRow(Result):
-    """The mean row, the answer of the first pass."""
+    """The mean row, computed by the first pass."""
 
     mean: Float[Tensor, "dim"]
 
@@ -34,7 +34,7 @@ class MeanRow(Result):
 @final
 @dataclass(frozen=True, kw_only=True)
 class MatrixEntropyResult(Result):
-    """Entropy over its maximum.
+    """Entropy divided by its maximum.
 
     ``entropy_nats`` is not divided by it; ``n_zero`` rows had no direction.
     """
@@ -47,7 +47,7 @@ class MatrixEntropyResult(Result):
 @final
 @dataclass(frozen=True)
 class MatrixEntropy(Instrument):
-    """Von Neumann entropy of the directions of rows, as a fraction of ``ln dim``.
+    """Von Neumann entropy of rows' directions, as a fraction of ``ln dim``.
 
     ``-sum l ln l / ln dim`` over the eigenvalues ``l`` of the mean of ``u u^T``, with ``u`` the row
     less the mean row, divided by its length. 1 if no direction is preferred, ``ln k / ln dim`` for
@@ -83,7 +83,7 @@ class MatrixEntropy(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"centered": False})
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the mean row, or the directions of the rows as they are."""
+        """Return the request for the mean row, or for the directions of the rows."""
         if self.centered:
             return {"rows": Moments("diag")}
         return {"rows": DirectionMoments()}
@@ -91,13 +91,13 @@ class MatrixEntropy(Instrument):
     def result(
         self, rows: MomentsState, independent: float | None = None
     ) -> MeanRow | MatrixEntropyResult:
-        """Take the mean row, or the entropy."""
+        """Compute the mean row, or the entropy."""
         if self.centered:
             return MeanRow(n=rows.n, mean=rows.mean.detach(), flags=moment_flags(rows))
         return _entropy(rows, centered=False, independent=independent)
 
     def then(self, result: Result) -> Instrument | None:
-        """Take the directions from the mean row."""
+        """Return the pass that reads directions from the mean row."""
         return _FromMean(result.mean, result.flags) if isinstance(result, MeanRow) else None
 
 
@@ -110,18 +110,18 @@ class _FromMean(Instrument):
     flags: tuple[str, ...]
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the directions."""
+        """Return the request for directions."""
         return {"rows": _DirectionsFrom(self.mean)}
 
     def result(self, rows: MomentsState, independent: float | None = None) -> MatrixEntropyResult:
-        """Take the entropy."""
+        """Compute the entropy."""
         return _entropy(rows, centered=True, flags=self.flags, independent=independent)
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class _DirectionsFrom(Statistic[MomentsState]):
-    """Moments of the directions of rows from a point. Exact."""
+    """Moments of rows' directions from a point, independent of splits."""
 
     origin: Float[Tensor, "dim"]
 
@@ -136,7 +136,7 @@ class _DirectionsFrom(Statistic[MomentsState]):
     def influence(
         self, state: MomentsState, gradient: MomentsState, x: Float[Tensor, "row dim"]
     ) -> Float[Tensor, "row"]:
-        """Return the influence of each row, as ``DirectionMoments`` does."""
+        """Return each row's influence, as in ``DirectionMoments``."""
         return DirectionMoments().influence(state, gradient, self._moved(x))
 
     def _moved(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
@@ -179,7 +179,7 @@ def _entropy(
 
 
 def _white(dim: int, n: int) -> float:
-    """Return the entropy in nats of ``n`` rows whose directions are spread evenly.
+    """Return the entropy in nats of ``n`` rows with uniform random directions.
 
     The law of many rows and dimensions is that of rows of different lengths: at unit length the
     eigenvalues vary less, by ``1 / (2 n)`` nats.

@@ -15,7 +15,7 @@ from sonde.core.tensors import as_tensor
 @final
 @dataclass(frozen=True, kw_only=True)
 class MinimumEntropyCouplingResult(Result):
-    """Entropy of a coupling in nats; ``coupling`` has the two distributions as its marginals.
+    """Entropy of a coupling in nats; ``coupling`` has both distributions as marginals.
 
     ``bound`` is the larger of their entropies, which no coupling goes below; ``information`` is
     the mutual information of the coupling.
@@ -29,7 +29,7 @@ class MinimumEntropyCouplingResult(Result):
 
 
 def minimum_entropy_coupling(p: Any, q: Any) -> MinimumEntropyCouplingResult:
-    """Return a coupling of two distributions with nearly the least entropy.
+    """Return a coupling of two distributions with nearly minimal entropy.
 
     Greedy: the largest remaining masses of the two marginals are paired, as much as the smaller
     mass holds, until nothing is left.

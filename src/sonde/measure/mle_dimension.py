@@ -1,4 +1,4 @@
-"""Intrinsic dimension of a site from the distances of each row to its nearest neighbours."""
+"""Intrinsic dimension of a site from each row's distances to its nearest neighbours."""
 
 import math
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from sonde.stats.sampled_rows import SampledRows
 @final
 @dataclass(frozen=True, kw_only=True)
 class MLEDimensionResult(Result):
-    """Intrinsic dimension; ``n_copies`` copies of equal rows were left out."""
+    """Intrinsic dimension; ``n_copies`` duplicate rows were removed."""
 
     direction: Direction = "higher"
     n_copies: int
@@ -79,7 +79,7 @@ class MLEDimension(SampleInstrument):
         check_ranges(self, k=">= 2")
 
     def result(self, sample: HashSampleState) -> MLEDimensionResult:
-        """Average the inverse estimates of the rows."""
+        """Average the rows' inverse estimates."""
         found = Neighbourhood.of(sample)
         value = self._dimension(found.rows)
         se, how = found.error(self._dimension)

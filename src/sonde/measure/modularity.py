@@ -1,4 +1,4 @@
-"""Test whether each latent knows about one known factor alone.
+"""Test whether each latent has information about only one known factor.
 
 The latents are the first site and the factors the second, one unit for each factor.
 """
@@ -23,7 +23,7 @@ from sonde.stats import HashSampleState
 @final
 @dataclass(frozen=True, kw_only=True)
 class ModularityResult(Result):
-    """Mean over latents; ``scores`` is that of each (NaN: it knows nothing).
+    """Mean over latents; ``scores`` holds each one's value (NaN: no information).
 
     ``information`` is the mutual information of each latent with each factor, in nats.
     """
@@ -34,14 +34,14 @@ class ModularityResult(Result):
     information: Float[Tensor, "factor latent"]
 
     def chart(self) -> dict[str, Any]:
-        """Return a heat map of the information."""
+        """Return a chart with a heat map of the information."""
         return table_chart(self.title, "information", self.information)
 
 
 @final
 @dataclass(frozen=True)
 class Modularity(PairSampleInstrument):
-    """Degree to which each latent carries information on a single factor, averaged over latents.
+    """Degree to which each latent has information about a single factor, averaged over latents.
 
     ``1 - sum_f (I_jf - t_jf)^2 / (theta_j^2 (factors - 1))`` for latent ``j``: ``theta_j`` is its
     largest mutual information with a factor; ``t_jf`` is ``theta_j`` at that factor, 0 elsewhere.
@@ -82,7 +82,7 @@ class Modularity(PairSampleInstrument):
         check_ranges(self, n_bins=">= 2")
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> ModularityResult:
-        """Compare each latent with one that knows its best factor alone."""
+        """Compare each latent with an ideal latent of its best factor."""
         symbols = FactorSymbols.of("Modularity", samples, self.n_bins)
         table, _ = information(symbols.rows)
         check_factors("Modularity", len(table))
@@ -105,7 +105,7 @@ class Modularity(PairSampleInstrument):
 
 
 def of_latents(table: Float[Tensor, "factor latent"]) -> Float[Tensor, "latent"]:
-    """Return the score of each latent; NaN where it has no information about any factor."""
+    """Return the score of each latent; NaN if it has no information about any factor."""
     best = table.amax(0)
     known = best > 1e-12  # what rounding leaves of no information
     rest = table.square().sum(0) - best.square()

@@ -152,7 +152,7 @@ class MutualInformation(Instrument):
             )
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of both sites, or their samples."""
+        """Return the requests for both sites' moments, or their samples."""
         if self.estimator == "gaussian":
             return {"cross": CrossMoments(), "each": Moments()}
         return {"samples": HashSample(self.m)}
@@ -164,7 +164,7 @@ class MutualInformation(Instrument):
         samples: tuple[HashSampleState, HashSampleState] | None = None,
         independent: float | None = None,
     ) -> MutualInformationResult:
-        """Estimate from the moments, or from the rows of the sample."""
+        """Compute the estimate from the moments, or from the sampled rows."""
         if cross is not None and each is not None:
             return self._of_moments(cross, *each, independent)
         assert samples is not None  # guaranteed by reads
@@ -222,14 +222,14 @@ class MutualInformation(Instrument):
         return self._answer(float(raw), null, len(rows), flags, told, se, kept)
 
     def _coded(self, rows: SampledRows) -> tuple[SampledRows, tuple[float, ...]]:
-        """Return the components of both sites, if asked for, and what they hold of the variance."""
+        """Return both sites' components, if requested, and their fraction of variance."""
         if self.components is None:
             return rows, (1.0, 1.0)
         found = [code_of(x, self.components, self.compressor) for x in rows.rows]
         return replace(rows, rows=tuple(x for x, _ in found)), tuple(k for _, k in found)
 
     def _prepared(self, rows: SampledRows) -> SampledRows:
-        """Return the rows to compare: normal scores, or rows without ties, perhaps scaled."""
+        """Return the rows to compare: normal scores, or untied rows, perhaps scaled."""
         if self.estimator == "copula":
             return replace(rows, rows=tuple(normal_scores(x) for x in rows.rows))
         ready = [without_ties(x, seed) for seed, x in enumerate(rows.rows)]
@@ -239,7 +239,7 @@ class MutualInformation(Instrument):
         return replace(rows, rows=tuple(ready))
 
     def _limit(self, rows: SampledRows) -> float:
-        """Return the largest value that the formula can take for this number of rows."""
+        """Return the largest value that the formula can give for this number of rows."""
         if self.estimator != "ksg":
             return math.inf
         others = len(rows) - torch.bincount(rows.group)[rows.group] + 1
@@ -279,7 +279,7 @@ class MutualInformation(Instrument):
 
 
 def _is_uneven(sites: Sequence[Float[Tensor, "row _dim"]]) -> bool:
-    """Return whether the widest unit is ten times the median unit, or the other site's widest."""
+    """Return whether the widest unit is ten times the median, or the other site's widest."""
     spread = [x.std(0, correction=0) for x in sites]
     widest = torch.stack([s.max() for s in spread])
     return bool(widest.max() > TOO_WIDE * torch.minimum(widest.min(), torch.cat(spread).median()))
@@ -315,13 +315,13 @@ def gaussian_null(n: float, dim: int, dim2: int) -> float:
 
 
 def information_of_rows(rows: SampledRows) -> tuple[Float[Tensor, ""], float]:
-    """Return the information of two sites whose rows are taken as Gaussian, and its null."""
+    """Return the information of two sites of Gaussian rows, and its null."""
     each = (Moments().observe(rows.rows[0]), Moments().observe(rows.rows[1]))
     return gaussian_information(CrossMoments().observe(*rows.rows), *each)
 
 
 def normal_scores(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-    """Return the normal quantile of ``rank / (n + 1)`` of each unit; equal values share a rank."""
+    """Return each unit's normal quantiles of ``rank / (n + 1)``; equal values share a rank."""
     columns = x.T.contiguous()
     ordered = columns.sort(dim=1).values
     below = torch.searchsorted(ordered, columns)

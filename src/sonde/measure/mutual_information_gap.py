@@ -1,4 +1,4 @@
-"""Mutual information gap: the lead of the best latent over the second, for each factor.
+"""Mutual information gap: each factor's best latent compared with its second best.
 
 The latents are the first site and the factors the second, one unit for each factor.
 """
@@ -21,7 +21,7 @@ from sonde.stats import HashSampleState
 @final
 @dataclass(frozen=True, kw_only=True)
 class MutualInformationGapResult(Result):
-    """Mean gap; ``gap`` and ``best`` hold the gap and the best latent of each factor.
+    """Mean gap; ``gap`` and ``best`` hold each factor's gap and best latent.
 
     ``information`` is the share of a factor's entropy that a latent knows.
     """
@@ -33,14 +33,14 @@ class MutualInformationGapResult(Result):
     information: Float[Tensor, "factor latent"]
 
     def chart(self) -> dict[str, Any]:
-        """Return a heat map of the information."""
+        """Return a chart with a heat map of the information."""
         return table_chart(self.title, "information", self.information)
 
 
 @final
 @dataclass(frozen=True)
 class MutualInformationGap(PairSampleInstrument):
-    """Mean over factors of how far the latent that knows most leads the second (MIG).
+    """Mean gap over factors between the two most informative latents (MIG).
 
     ``mean_f (I_1 - I_2) / H(v_f)``, where ``I_1`` and ``I_2`` are the most and the second most
     mutual information that a latent has with factor ``f``. It is 1 where one latent alone knows
@@ -84,7 +84,7 @@ class MutualInformationGap(PairSampleInstrument):
     def result(
         self, samples: tuple[HashSampleState, HashSampleState]
     ) -> MutualInformationGapResult:
-        """Compare the two best latents of each factor."""
+        """Compare each factor's two best latents."""
         symbols = FactorSymbols.of("MutualInformationGap", samples, self.n_bins)
         table = normalised(symbols.rows)
         gap = largest_gap(table)

@@ -1,4 +1,4 @@
-"""How far two sites agree on which rows are neighbours."""
+"""Agreement of two sites on which rows are neighbours."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, final
@@ -32,7 +32,7 @@ class MutualKNNResult(Result):
 @final
 @dataclass(frozen=True)
 class MutualKNN(PairSampleInstrument):
-    """Fraction of a row's nearest neighbours at one site that are its neighbours at the other.
+    """Fraction of a row's nearest neighbours at one site that are neighbours at the other.
 
     ``mean_i |N_x(i) & N_y(i)| / k``. It sees local structure alone: clusters that lie elsewhere, or
     have another shape, count as the same as long as their members stay together.

@@ -1,4 +1,4 @@
-"""How far the last hidden layer of a classifier has collapsed: onto class means, in a simplex.
+"""Degree to which a classifier's last hidden layer collapsed onto class means.
 
 The four figures are for the site that the classifying layer reads. For a site of any kind see
 ``class_separability``.
@@ -40,7 +40,7 @@ NOISY = 0.1
 @final
 @dataclass(frozen=True, kw_only=True)
 class NeuralCollapseResult(Result):
-    """Spread within classes over spread between (NC1), with NC2 to NC4; all 0 if collapsed.
+    """Variance within classes over variance between (NC1), with NC2 to NC4; 0 if collapsed.
 
     ``length_variation`` (NC2) is the coefficient of variation of the lengths of the centred class
     means; ``angle_gap`` their mean ``|cosine + 1 / (classes - 1)|`` and ``angle_spread`` the
@@ -102,7 +102,7 @@ class NeuralCollapse(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"head": True, "m": 64})
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each class; with ``head`` also the head and a sample of rows."""
+        """Return the request for class moments; with ``head`` also for the head and a sample."""
         found: dict[str, Statistic[Any]] = {"classes": ClassMoments()}
         return (
             {**found, "head": HeadWeights(), "sample": HashSample(self.m)} if self.head else found
@@ -115,7 +115,7 @@ class NeuralCollapse(Instrument):
         sample: HashSampleState | None = None,
         independent: float | None = None,
     ) -> NeuralCollapseResult:
-        """Compare the class means with the spread about them, with a simplex and with the head."""
+        """Compare class means with the deviation about them, a simplex, and the final layer."""
         count = len(classes.labels)
         if count < 2:
             raise InputError(
@@ -159,14 +159,14 @@ class NeuralCollapse(Instrument):
 
 
 def class_collapse(classes: ClassMomentsState) -> Float[Tensor, ""]:
-    """Return ``tr(S_W S_B^+) / classes`` of averages, the class means weighed alike."""
+    """Return ``tr(S_W S_B^+) / classes`` with equally weighted class means."""
     within = classes.pooled / classes.weight.sum()
     inverse = torch.linalg.pinv(classes.mean - classes.mean.mean(0), rtol=CUT)
     return ((within @ inverse) * inverse).sum()
 
 
 def _null(classes: ClassMomentsState, independent: float) -> float:
-    """Return the median value if class means differ by chance alone, as means of few rows do.
+    """Return the median value if class means differ only by sampling error.
 
     ``independent`` is the share of rows that count as independent.
     """
@@ -186,7 +186,7 @@ def _null(classes: ClassMomentsState, independent: float) -> float:
 def _rows_of(
     head: HeadWeightsState, labels: Int[Tensor, "class"], dim: int
 ) -> Float[Tensor, "class dim"]:
-    """Return the head's row of each class."""
+    """Return the final layer's row of each class."""
     n_outputs, width = head.weight.shape
     if width != dim:
         raise ShapeError(
@@ -208,7 +208,7 @@ def _head_gap(means: Float[Tensor, "class dim"], rows: Float[Tensor, "class dim"
 def _disagreement(
     classes: ClassMomentsState, head: HeadWeightsState, sample: HashSampleState
 ) -> tuple[float, tuple[str, ...]]:
-    """Return the fraction of sampled rows where head and nearest class mean disagree, and flags."""
+    """Return how often final layer and nearest class mean disagree on sampled rows, and flags."""
     rows = SampledRows.of([sample])
     x = rows.rows[0]
     said = head.logits(x).argmax(1)

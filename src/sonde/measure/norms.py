@@ -1,4 +1,4 @@
-"""How long the rows of a site are: median and mean, also for first and special tokens alone."""
+"""Lengths of a site's rows: median and mean, also for first and special tokens."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from sonde.stats.token_norms import TokenNorms, TokenNormsState
 @final
 @dataclass(frozen=True, kw_only=True)
 class NormsResult(Result):
-    """Median norm; ``medians`` and ``energy`` are those of first, special and other tokens."""
+    """Median norm; ``medians`` and ``energy`` are for first, special and other tokens."""
 
     direction: Direction = "higher"
     mean: float
@@ -31,7 +31,7 @@ class NormsResult(Result):
 @final
 @dataclass(frozen=True)
 class Norms(Instrument):
-    """Median Euclidean length of the rows, with mean, root mean square, and buckets of tokens.
+    """Median Euclidean length of the rows, with mean, root mean square, and kinds of tokens.
 
     The median does not see the few tokens whose rows are a hundred times longer than all others;
     ``medians`` shows them, and ``energy`` is each bucket's share of the sum of squares.
@@ -55,11 +55,11 @@ class Norms(Instrument):
     paper: ClassVar[str] = "sun2024massive"
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the histogram of norms."""
+        """Return the request for the histogram of norms."""
         return {"norms": TokenNorms()}
 
     def result(self, norms: TokenNormsState) -> NormsResult:
-        """Take the median over all buckets."""
+        """Compute the median over all kinds of tokens."""
         n = int(norms.n.sum())
         mean_square = float(norms.square.detach().sum()) / n
         median = _on_grid(norms.median_all)
@@ -83,7 +83,7 @@ class Norms(Instrument):
 
 
 def _on_grid(median: Float[Tensor, "*bucket"]) -> Float[Tensor, "*bucket"]:
-    """Return medians; NaN in the outermost bins, which also hold all values beyond them."""
+    """Return medians; NaN in the outermost bins, which are open."""
     up = log_centres()[BINS // 2 + 1 :].to(median)
     return median.masked_fill((median == up[0]) | (median == up[-1]), torch.nan)
 

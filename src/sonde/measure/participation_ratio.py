@@ -1,4 +1,4 @@
-"""How many directions carry the variance, judged by the squares of its eigenvalues.
+"""Number of directions that hold the variance, by the squared eigenvalues.
 
 Dominated by the largest eigenvalues: one direction of huge variance brings it near 1 on a healthy
 network. ``entropy_rank`` weighs small eigenvalues more.
@@ -16,7 +16,7 @@ from sonde.measure._spectra import RankResult, Rows, SpectrumInstrument, rank_re
 @final
 @dataclass(frozen=True)
 class ParticipationRatio(SpectrumInstrument):
-    """Number of directions that share the variance: squared sum over sum of squares.
+    """Number of directions that hold the variance: squared sum over sum of squares.
 
     ``(sum l)^2 / sum l^2`` over the eigenvalues ``l`` of the covariance: ``d`` equal directions
     give ``d``. The null, that of white rows with ``m = n - 1`` degrees of freedom,
@@ -45,7 +45,7 @@ class ParticipationRatio(SpectrumInstrument):
     paper: ClassVar[str] = "gao2017dimensionality"
 
     def result(self, rows: Rows, independent: float | None = None) -> RankResult:
-        """Compare the sum of the eigenvalues with that of their squares."""
+        """Compare the eigenvalues' sum with their sum of squares."""
         return rank_result(
             rows,
             lambda values: torch.square(values.sum()) / values.square().sum(),

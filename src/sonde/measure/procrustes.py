@@ -17,7 +17,7 @@ from sonde.stats import CrossMomentsState, MomentsState
 @final
 @dataclass(frozen=True, kw_only=True)
 class ProcrustesResult(Result):
-    """Squared distance; ``angle`` is a metric on shapes, ``raw`` the distance at original size."""
+    """Squared distance; ``angle`` is a metric on shapes, ``raw`` the unscaled distance."""
 
     direction: Direction = "lower"
     angle: float
@@ -58,7 +58,7 @@ class Procrustes(CrossInstrument):
         each: tuple[MomentsState, MomentsState],
         independent: float | None = None,
     ) -> ProcrustesResult:
-        """Compare the nuclear norm with the sizes of both sites."""
+        """Compare the nuclear norm with both sites' norms."""
         x, y = each
         flags = tuple(dict.fromkeys(moment_flags(x) + moment_flags(y)))
         sizes = x.scatter.diagonal().sum(), y.scatter.diagonal().sum()

@@ -1,4 +1,4 @@
-"""Similarity of two sites, each direction weighted by how much of the first site it carries."""
+"""Similarity of two sites, with directions weighted by their part of the first site."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, final

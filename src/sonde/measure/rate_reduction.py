@@ -1,4 +1,4 @@
-"""How much shorter a code of rows gets when their classes are known.
+"""Reduction of the coding rate of rows when their classes are known.
 
 Rate reduction is large if classes use different directions and each class uses many. For the coding
 rate of all rows alone see ``coding_rate``.
@@ -24,7 +24,7 @@ from sonde.stats import ClassDirectionMoments, ClassMomentsState, gaussian_rate,
 @final
 @dataclass(frozen=True, kw_only=True)
 class RateReductionResult(Result):
-    """Nats saved for each row: ``whole`` without the classes, less the mean of ``each``."""
+    """Nats saved per row: ``whole`` without classes, minus the mean of ``each``."""
 
     direction: Direction = "higher"
     unit: str = "nats"
@@ -36,7 +36,7 @@ class RateReductionResult(Result):
 @final
 @dataclass(frozen=True)
 class RateReduction(Instrument):
-    """Coding rate of all rows less the mean coding rate of the rows of each class.
+    """Coding rate of all rows minus the mean coding rate of each class.
 
     ``R - sum_k n_k / n R_k`` with ``R = ln det(1 + dim / eps2 M) / 2`` and the second moments ``M``
     of unit rows. It is never below 0 and rises with fewer rows: the null is the value that labels
@@ -74,13 +74,13 @@ class RateReduction(Instrument):
         check_ranges(self, eps2="> 0")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each class, of the rows at unit length."""
+        """Return the request for class moments of unit-length rows."""
         return {"directions": ClassDirectionMoments()}
 
     def result(
         self, directions: ClassMomentsState, independent_squares: float | None = None
     ) -> RateReductionResult:
-        """Compare the volume of all rows with those of the classes."""
+        """Compare the volume of all rows with the classes' volumes."""
         n, count, dim = directions.n_labelled, len(directions.labels), directions.mean.shape[1]
         if count < 2:
             raise InputError(
@@ -115,7 +115,7 @@ class RateReduction(Instrument):
 def _shuffled(
     total: Float[Tensor, "dim dim"], mean: Float[Tensor, "dim"], counts: list[float], scale: float
 ) -> float:
-    """Return the mean rate of classes of these sizes whose rows are drawn from all rows.
+    """Return the mean rate of random classes of these sizes.
 
     ``n_k`` rows drawn without replacement vary as ``1 / (1 / n_k - 1 / n)`` drawn with replacement.
     """

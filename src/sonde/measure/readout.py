@@ -1,4 +1,4 @@
-"""How well a label can be read from the states of all sites together, by a small trained readout.
+"""Accuracy of a small readout trained to predict a label from all sites together.
 
 For states that are stored or read anyway: several readouts in one ``sonde.fit`` share one sample.
 For how well each site alone separates a label, see the probe ``sonde.detect.LinearProbe``.
@@ -33,7 +33,7 @@ BATCH, RATE, DECAY, HELD = 256, 1e-2, 1e-2, 4
 @final
 @dataclass(frozen=True, kw_only=True)
 class ReadoutResult(Result):
-    """Accuracy of the readout on held-out rows; ``null`` is that of the most frequent label.
+    """Accuracy of the readout on held-out rows; ``null`` is the most frequent label's.
 
     ``weights`` is the share of each site in the mixture, empty for other ways to combine.
     """
@@ -43,7 +43,7 @@ class ReadoutResult(Result):
     weights: Float[Tensor, "site"]
 
     def chart(self) -> Chart:
-        """Return a bar for each site."""
+        """Return a chart with a bar for each site."""
         rows = [{"site": i, "share": v} for i, v in enumerate(self.weights.tolist())]
         return bars(self.title, rows, "site", "share")
 
@@ -51,7 +51,7 @@ class ReadoutResult(Result):
 @final
 @dataclass(frozen=True)
 class Readout(Instrument):
-    """Accuracy of a label read from the rows of all sites, on groups that were held out.
+    """Accuracy of a label predicted from the rows of all sites, on held-out groups.
 
     ``sonde.layers.Readout`` gathers the rows of all sites into one vector, a linear map makes
     logits of it, and both are trained on three quarters of the groups. ``last`` reads the last site
@@ -99,13 +99,13 @@ class Readout(Instrument):
         check_ranges(self, width=">= 1", steps=">= 1", m=">= 8")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sample of rows of each site, and their labels."""
+        """Return the requests for each site's sample, and the labels."""
         return {"samples": HashSample(self.m), "label": HashSample(self.m, column="label")}
 
     def result(
         self, samples: tuple[HashSampleState, ...], label: tuple[HashSampleState, ...]
     ) -> ReadoutResult:
-        """Train on most groups and judge on the others."""
+        """Train on most groups and test on the others."""
         chosen = samples[-1:] if self.combine == "last" else samples
         rows, flags = labelled_rows(SampledRows.of([*chosen, label[0]]))
         names, number = torch.unique(rows.rows[-1][:, 0].cpu(), return_inverse=True)

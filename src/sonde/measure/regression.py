@@ -1,4 +1,4 @@
-"""How much of one site a linear map of another explains, with the map itself."""
+"""Fraction of one site that a linear map of another explains, with the map."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -18,7 +18,7 @@ from sonde.stats import CrossMomentsState, MomentsState, solve_normal_equations
 @final
 @dataclass(frozen=True, kw_only=True)
 class RegressionResult(Result):
-    """Explained fraction of the second site's variance; ``x @ weight + bias`` is the prediction."""
+    """Explained fraction of the second site's variance; ``x @ weight + bias`` predicts it."""
 
     direction: Direction = "higher"
     weight: Float[Tensor, "dim dim2"]
@@ -29,7 +29,7 @@ class RegressionResult(Result):
 @final
 @dataclass(frozen=True)
 class Regression(CrossInstrument):
-    """Fraction of the variance of the second site that a linear map of the first explains.
+    """Fraction of the second site's variance that a linear map of the first site explains.
 
     Ordinary least squares from sums alone: ``tr(C^T S_x^-1 C) / tr S_y`` with the cross scatter
     ``C``. Unrelated rows give ``dim / (n - 1)`` (the null); ``adjusted`` takes that away.
@@ -103,7 +103,7 @@ class Regression(CrossInstrument):
 def _solved(
     scatter: Float[Tensor, "dim dim"], cross: Float[Tensor, "dim dim2"], ridge: float
 ) -> Float[Tensor, "dim dim2"]:
-    """Return the weights, solved between standardised units; constant units have none."""
+    """Return the weights, solved between standardised units; 0 for constant units."""
     if ridge == 0:
         return solve_normal_equations(scatter, cross)
     square = scatter.diagonal().detach()

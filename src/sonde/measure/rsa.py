@@ -81,7 +81,7 @@ class RSA(PairSampleInstrument):
                 )
 
     def result(self, samples: tuple[HashSampleState, HashSampleState]) -> "RSAResult":
-        """List the distances of all pairs and compare the lists."""
+        """Compute the distances of all pairs, and compare both lists."""
         rows = SampledRows.of(samples)
         alive = torch.stack([self._alive(x).cpu() for x in rows.rows]).all(0)
         flags = rows.flags + (("dead",) if not bool(alive.all()) else ())
@@ -116,7 +116,7 @@ class RSA(PairSampleInstrument):
         pairs: tuple[Int[Tensor, "pair"], Int[Tensor, "pair"]],
         lists: list[Float[Tensor, "pair"]],
     ) -> tuple[float | None, str]:
-        """Return the spread over random halves of the groups, and how it was made."""
+        """Return the deviation over random halves of the groups, and the method."""
         n_groups = len(torch.unique(group))
         if n_groups < LEAST_FOR_HALVES:
             return None, f"none: fewer than {LEAST_FOR_HALVES} groups"
@@ -128,7 +128,7 @@ class RSA(PairSampleInstrument):
         return float(error), "20 random halves"
 
     def _alive(self, x: Float[Tensor, "row dim"]) -> Bool[Tensor, "row"]:
-        """Return which rows have a direction; with Euclidean distances, all rows."""
+        """Return the mask of nonzero rows; with Euclidean distances, all rows."""
         if self.distance == "euclidean":
             return torch.ones(len(x), dtype=torch.bool)
         return self._directed(x).any(1)
@@ -169,7 +169,7 @@ def _pearson(x: Float[Tensor, "pair"], y: Float[Tensor, "pair"]) -> float:
 
 
 def _cosine_null(x: Float[Tensor, "pair"], y: Float[Tensor, "pair"]) -> float:
-    """Return the mean cosine if the distances of the two sites are paired at random."""
+    """Return the expected cosine if the two sites' distances are paired at random."""
     size = float(x.square().mean().sqrt() * y.square().mean().sqrt()) if len(x) else 0.0
     return float(x.mean() * y.mean().to(x)) / size if size > 0.0 else math.nan
 

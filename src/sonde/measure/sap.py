@@ -1,4 +1,4 @@
-"""Test whether one latent predicts each known factor far better than any other, from moments alone.
+"""Test whether one latent predicts each known factor much better than the others.
 
 The latents are the first site and the factors the second, one unit for each factor.
 """
@@ -28,7 +28,7 @@ from sonde.stats import CrossMomentsState, MomentsState
 @final
 @dataclass(frozen=True, kw_only=True)
 class SAPResult(Result):
-    """Mean lead; ``lead`` is that of each factor, ``scores`` the squared correlations."""
+    """Mean gap; ``lead`` holds each factor's gap, ``scores`` the squared correlations."""
 
     title: ClassVar[str] = "Accuracy with which each latent predicts each factor"
     direction: Direction = "higher"
@@ -36,14 +36,14 @@ class SAPResult(Result):
     scores: Float[Tensor, "factor latent"]
 
     def chart(self) -> dict[str, Any]:
-        """Return a heat map of the scores."""
+        """Return a chart with a heat map of the scores."""
         return table_chart(self.title, "score", self.scores)
 
 
 @final
 @dataclass(frozen=True)
 class SAP(CrossInstrument):
-    """Mean over factors of how far the best predicting latent leads the second (SAP).
+    """Mean gap over factors between the two best predicting latents (SAP).
 
     The score of a latent for a factor is the share of the factor's variance that a line through
     this latent explains: their squared correlation.
@@ -78,7 +78,7 @@ class SAP(CrossInstrument):
         each: tuple[MomentsState, MomentsState],
         independent: float | None = None,
     ) -> SAPResult:
-        """Compare the two best latents of each factor."""
+        """Compare each factor's two best latents."""
         x, y = each
         check_latents("SAP", len(x.mean))
         scores = unit_correlations(cross.cross, x, y).square().T

@@ -1,4 +1,4 @@
-"""Units of a bounded activation that have lost their gradient.
+"""Units of a bounded activation whose gradient has vanished.
 
 Only for the output of a tanh or sigmoid; for other activations the figure means nothing.
 """
@@ -22,7 +22,7 @@ Bounded = Literal["tanh", "sigmoid"]
 @final
 @dataclass(frozen=True, kw_only=True)
 class SaturatedUnitsResult(Result):
-    """Share of saturated units; ``slope`` is each unit's mean derivative over its largest one."""
+    """Fraction of saturated units; ``slope`` is each unit's mean derivative over the maximum."""
 
     direction: Direction = "higher"
     slope: Float[Tensor, "dim"]
@@ -32,7 +32,7 @@ class SaturatedUnitsResult(Result):
 @final
 @dataclass(frozen=True)
 class SaturatedUnits(Instrument):
-    """Share of the units whose mean derivative is less than ``threshold`` of the largest possible.
+    """Fraction of units with a mean derivative below ``threshold`` of the largest possible.
 
     The derivative of tanh is ``1 - y^2`` and that of a sigmoid ``y (1 - y)``, so its mean follows
     exactly from mean ``m`` and variance ``v`` of the output: ``1 - v - m^2``, or
@@ -69,11 +69,11 @@ class SaturatedUnits(Instrument):
         check_ranges(self, activation=("tanh", "sigmoid"), threshold="(0, 1)")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read mean and variance of each unit."""
+        """Return the request for each unit's mean and variance."""
         return {"scalars": Scalars()}
 
     def result(self, scalars: ScalarsState) -> SaturatedUnitsResult:
-        """Turn the two moments into mean derivatives."""
+        """Compute mean derivatives from the two moments."""
         low = -1.0 if self.activation == "tanh" else 0.0
         outside = bool((scalars.low < low - 1e-3).any() or (scalars.high > 1.0 + 1e-3).any())
         square = scalars.mean_square

@@ -1,4 +1,4 @@
-"""Test whether a model relies on an available feature more than its predictivity justifies.
+"""Test whether a model relies on a feature more than its predictive value justifies.
 
 A generator of rows with a core and a shortcut feature of chosen predictivity and availability, the
 grid of rows on which a trained model is asked, and the figure from the model's answers.
@@ -25,7 +25,7 @@ REACH = 3.0
 @final
 @dataclass(frozen=True, kw_only=True)
 class ShortcutBias(Result):
-    """Reliance on the shortcut above that of the best linear rule.
+    """Reliance on the shortcut feature beyond the best linear rule's.
 
     ``reliance`` and ``best_reliance`` are those of the model and of the best rule, on the shortcut
     and on the core. ``boundary`` is the model's answer (-1, 0, 1) over shortcut (lines) and core
@@ -39,7 +39,7 @@ class ShortcutBias(Result):
     boundary: Float[Tensor, "shortcut core"]
 
     def chart(self) -> Chart:
-        """Return a map of the answers."""
+        """Return a chart with a map of the answers."""
         at = axis().tolist()
         rows = [
             {"shortcut": at[i], "core": at[j], "answer": v}
@@ -86,7 +86,7 @@ class ShortcutRows:
 
     @property
     def strength(self) -> Float[Tensor, "2"]:
-        """Distance of the class means from 0, of the shortcut and of the core."""
+        """Distance of the class means from 0, for shortcut and core."""
         share = torch.tensor([self.shortcut, self.core], dtype=torch.float64)
         return torch.special.ndtri(share)
 
@@ -98,7 +98,7 @@ class ShortcutRows:
     def rows(
         self, n: int, seed: int = 0
     ) -> tuple[Float[Tensor, "row dim"], Int[Tensor, "row"], Float[Tensor, "row 2"]]:
-        """Return rows, their classes 0 and 1, and the features (shortcut, core) behind them."""
+        """Return rows, their classes 0 and 1, and their features (shortcut, core)."""
         generator = torch.Generator().manual_seed(seed)
         label = torch.randint(0, 2, (n,), generator=generator)
         noise = torch.randn(n, 2, generator=generator, dtype=torch.float64)
@@ -106,11 +106,11 @@ class ShortcutRows:
         return self.embedded(z), label, z
 
     def grid(self) -> Float[Tensor, "cell dim"]:
-        """Return the rows on which a model is asked: 41 x 41 values of both features, -3 to 3."""
+        """Return the test rows: 41 x 41 values of both features, from -3 to 3."""
         return self.embedded(torch.cartesian_prod(axis(), axis()))
 
     def embedded(self, z: Float[Tensor, "row 2"]) -> Float[Tensor, "row dim"]:
-        """Return the rows that have these features (shortcut, core)."""
+        """Return the rows with these features (shortcut, core)."""
         generator = torch.Generator().manual_seed(self.seed)
         basis = torch.randn(self.dim, 2, generator=generator, dtype=torch.float64)
         scale = torch.tensor([self.availability, 1.0], dtype=torch.float64)
@@ -123,7 +123,7 @@ def axis() -> Float[Tensor, "41"]:
 
 
 def shortcut_bias(answers: Any, rows: ShortcutRows) -> ShortcutBias:
-    """Return how much more a model leans on the shortcut than the best linear rule does.
+    """Return how much more a model relies on the shortcut than the best linear rule.
 
     Reliance on a feature is the mean over the grid of the sign of the answer times that of the
     feature. The value is the reliance on the shortcut less the reliance on the core, minus that
@@ -184,6 +184,6 @@ def shortcut_bias(answers: Any, rows: ShortcutRows) -> ShortcutBias:
 
 
 def reliance(answers: Float[Tensor, "cell"]) -> Float[Tensor, "2"]:
-    """Return the mean agreement of answers on the grid with the shortcut and with the core."""
+    """Return the mean agreement of the model's answers with shortcut and core on the grid."""
     z = torch.cartesian_prod(axis(), axis())
     return (answers.sign()[:, None] * z.sign()).mean(0)

@@ -1,4 +1,4 @@
-"""All eigenvalues of the covariance of a site, beside those of white rows of the same variance."""
+"""Eigenvalues of a site's covariance, compared with those of white rows."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -16,21 +16,21 @@ from sonde.stats.white_spectrum import white_eigenvalues
 @final
 @dataclass(frozen=True, kw_only=True)
 class SpectrumResult(Result):
-    """Eigenvalues in descending order; ``share`` is each one's part of the total variance."""
+    """Eigenvalues in descending order; ``share`` is each one's fraction of the total variance."""
 
     title: ClassVar[str] = "Eigenvalues of the covariance"
     share: Float[Tensor, "rank"]
     dim: int
 
     def needed(self, share: float) -> int:
-        """Return how many leading directions hold at least this fraction of the variance."""
+        """Return how many leading directions hold this fraction of the variance."""
         return int((self.share.cumsum(0) < share - 1e-12).sum()) + 1
 
 
 @final
 @dataclass(frozen=True)
 class Spectrum(SpectrumInstrument):
-    """Positive eigenvalues of the covariance in descending order, with their shares.
+    """Positive eigenvalues of the covariance in descending order, with their fractions.
 
     The variance along each principal direction. The null is the spectrum of white rows of the same
     number and total variance: its first eigenvalue is what noise alone would give.
@@ -84,7 +84,7 @@ class Spectrum(SpectrumInstrument):
 
 
 def _white(count: int, dim: int, n: int) -> Float[Tensor, "count"]:
-    """Return the fractions of the first ``count`` of all directions of white rows."""
+    """Return the fractions of white rows' first ``count`` directions."""
     rank, nodes, weights = white_eigenvalues(dim, n)
     middle = (torch.arange(rank, dtype=torch.float64) + 0.5) / rank
     at = torch.searchsorted(weights.cumsum(0), middle).clamp(max=len(nodes) - 1)

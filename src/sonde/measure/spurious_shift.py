@@ -1,4 +1,4 @@
-"""Compare how much rows vary with the context and with the concept."""
+"""Compare the variance of rows due to the context and due to the concept."""
 
 import math
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from sonde.stats.normal_equations import GRAM_CUT
 @final
 @dataclass(frozen=True, kw_only=True)
 class SpuriousShiftResult(Result):
-    """Fraction of context less fraction of concept, with both shares and the labels' dependence.
+    """Fraction due to context minus fraction due to concept, with both and the labels' dependence.
 
     ``mutual`` is the mutual information of concept and context over the root of the product of
     their entropies, ``cramers_v`` another figure of the same counts: 0 where they are independent.
@@ -36,7 +36,7 @@ class SpuriousShiftResult(Result):
     cramers_v: float
 
     def since(self, train: "SpuriousShiftResult") -> "SpuriousShiftResult":
-        """Return this figure minus that of the training rows, taken as independent rows."""
+        """Return this value minus that of the training rows, as independent samples."""
         errors = [r.se for r in (self, train)]
         known = [float(e) for e in errors if e is not None]
         nulls = [float(torch.as_tensor(r.null)) for r in (self, train)]
@@ -53,7 +53,7 @@ class SpuriousShiftResult(Result):
 @final
 @dataclass(frozen=True)
 class SpuriousShift(Instrument):
-    """Fraction of the variance of cell means that context explains, less the fraction of concept.
+    """Fraction of cell means' variance explained by context, minus that by concept.
 
     A cell is a concept (the label) in a context. Its mean counts once, however many rows it has:
     ``SS_context / SS - SS_concept / SS`` of a two-way design, what is left is their interaction.
@@ -91,11 +91,11 @@ class SpuriousShift(Instrument):
     paper: ClassVar[str] = "zhang2024metacoco"
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of each cell."""
+        """Return the request for each cell's moments."""
         return {"cells": CellMoments(self.context, "trace")}
 
     def result(self, cells: ClassMomentsState) -> SpuriousShiftResult:
-        """Split the variance of the cell means."""
+        """Decompose the variance of the cell means."""
         design = _Design.of(cells)
         concept, context, rest = design.squares(cells.mean)
         total = concept + context + rest
@@ -123,7 +123,7 @@ class SpuriousShift(Instrument):
 @final
 @dataclass(frozen=True)
 class _Design:
-    """The additive fit of cell means by least squares; cells may be empty.
+    """The additive least-squares fit of cell means; cells may be empty.
 
     ``concept @ mean`` and ``context @ mean`` are the effects, ``rest @ mean`` what they leave.
     """
@@ -153,12 +153,12 @@ class _Design:
         return cls(at, *(m.to(cells.mean) for m in (*effects, rest)))
 
     def table(self, values: Tensor) -> Tensor:
-        """Return the values of the cells as a table; 0 where a cell is empty."""
+        """Return the cells' values as a table; 0 for an empty cell."""
         found = values.new_zeros(len(self.concept), len(self.context))
         return found.index_put((self.at[:, 0], self.at[:, 1]), values)
 
     def squares(self, mean: Float[Tensor, "cell dim"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the sums of squares of concept, context and what is left, over a full table."""
+        """Return the sums of squares of concept, context and residual, over a full table."""
         maps = (self.concept, self.context, self.rest)
         return tuple(  # pyright: ignore[reportReturnType]
             w * (m @ (mean - mean[:1])).square().sum()
@@ -166,7 +166,7 @@ class _Design:
         )
 
     def without_meaning(self, cells: ClassMomentsState, concept: float) -> float:
-        """Return the value to expect if the contexts of each concept's rows were random."""
+        """Return the expected value if contexts were random within each concept."""
         own = self.at[:, 0]
         weight, within, mean = cells.weight.detach(), cells.within.detach(), cells.mean.detach()
         zero = weight.new_zeros(len(self.concept))

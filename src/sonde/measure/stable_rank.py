@@ -1,4 +1,4 @@
-"""Total variance in units of the largest direction's variance.
+"""Total variance divided by the largest direction's variance.
 
 Says how far the first direction stands out, nothing about the rest of the spectrum.
 """
@@ -49,7 +49,7 @@ class StableRank(SpectrumInstrument):
     paper: ClassVar[str] = "rudelson2007sampling"
 
     def result(self, rows: Rows, independent: float | None = None) -> RankResult:
-        """Compare the sum of the eigenvalues with the largest."""
+        """Divide the sum of the eigenvalues by the largest."""
         return rank_result(
             rows,
             lambda values: values.sum() / values[0],
@@ -61,7 +61,7 @@ class StableRank(SpectrumInstrument):
 
 @functools.lru_cache(maxsize=256)
 def white_stable_rank(dim: int, n: int) -> float:
-    """Return the mean stable rank of ``n`` white rows: by drawing few directions, else by law."""
+    """Return the mean stable rank of ``n`` white rows, simulated for few directions."""
     few, many = min(dim, n), max(dim, n)
     if few == 1:
         return 1.0

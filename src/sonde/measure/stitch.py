@@ -1,4 +1,4 @@
-"""Put the back of one model on the front of another, with or without a linear map between.
+"""Join the front of one model to the back of another, with or without a linear map.
 
 It says whether two models carry the same content, and, over several models, whether fronts or backs
 make the difference. Nets of different seeds stitch well with a map: that alone shows little.
@@ -25,7 +25,7 @@ Part = Callable[[Tensor], Tensor]
 @final
 @dataclass(frozen=True, kw_only=True)
 class StitchResult(Result):
-    """Mean accuracy of fronts with backs of other models; ``accuracy`` of each front and back.
+    """Mean accuracy of fronts with other models' backs; ``accuracy`` is for each pair.
 
     ``front`` and ``back`` are what each adds to the mean of the table, ``interaction`` is the rest;
     ``share_front``, ``share_back`` and ``share_interaction`` are their shares of the variance.
@@ -53,7 +53,7 @@ def stitch(
     label: Any,
     how: Literal["map", "none"] = "map",
 ) -> StitchResult:
-    """Return how accurate the backs of models are on the fronts of other models.
+    """Return the accuracy of models' backs on other models' fronts.
 
     Range        [0, 1]; higher = the states are worth the same. Compare with ``null``, the models
                  as they are, and with ``how="none"``.
@@ -125,7 +125,7 @@ def stitch(
 
 
 def of_table(right: Float[Tensor, "front back row"]) -> StitchResult:
-    """Return the two-way analysis of a table of correct answers (1) and wrong ones (0)."""
+    """Return the two-way analysis of a table of correct (1) and wrong (0) answers."""
     n, n_rows = len(right), right.shape[2]
     table = right.mean(2)
     other = ~torch.eye(n, dtype=torch.bool)
@@ -156,7 +156,7 @@ def of_table(right: Float[Tensor, "front back row"]) -> StitchResult:
 
 
 def _error(each: Float[Tensor, "row"]) -> float | None:
-    """Return the standard error of the mean; of the exact interval if all rows agree."""
+    """Return the mean's standard error, from the exact interval if all rows agree."""
     if len(each) < 2:
         return None
     if bool((each == each[0]).all()):

@@ -1,4 +1,4 @@
-"""Test whether the accuracies of many models on two subpopulations lie on a line or on a curve.
+"""Test whether many models' accuracies on two subpopulations lie on a line or a curve.
 
 Each point is a model, or an epoch of one: its accuracy on the majority and on the minority.
 """
@@ -23,7 +23,7 @@ from sonde.stats.normal_equations import GRAM_CUT
 @final
 @dataclass(frozen=True, kw_only=True)
 class SubpopulationCurve(Result):
-    """Curvature, with both fits between probits.
+    """Curvature, with both fits in probits.
 
     ``line`` and ``curve`` hold coefficients from the constant upwards; ``rms_line`` and
     ``rms_curve`` are the residuals, ``r2_gain`` what the curve explains beyond the line;
@@ -45,7 +45,7 @@ class SubpopulationCurve(Result):
     y: Float[Tensor, "point"]
 
     def chart(self) -> Chart:
-        """Return the points and the curve."""
+        """Return a chart with the points and the curve."""
         grid = torch.linspace(float(self.x.min()), float(self.x.max()), 41, dtype=torch.float64)
         fitted = _design(grid, 2) @ self.curve
         models, curve = (
@@ -155,7 +155,7 @@ def subpopulation_curve(
 def accuracies_at_angles(
     angle: Any, core: float = 1.0, spurious: float = 2.0
 ) -> tuple[Float[Tensor, "point"], Float[Tensor, "point"]]:
-    """Return the accuracies of linear classifiers at angles between a core and a spurious feature.
+    """Return accuracies of linear classifiers at angles between a core and a spurious feature.
 
     Features are normal with variance 1 and means ``core`` and ``spurious`` times the class; the
     spurious one points the other way in the minority. ``Phi(core cos a +- spurious sin a)``: the
@@ -174,7 +174,7 @@ def _accuracies(values: Any, name: str) -> Float[Tensor, "point"]:
 
 
 def _probit(p: Float[Tensor, "point"], n: int | None) -> tuple[Float[Tensor, "point"], bool]:
-    """Return the probits, and whether some accuracies were moved inwards."""
+    """Return the probits, and whether accuracies of 0 or 1 were moved inwards."""
     edge = 0.0 if n is None else 0.5 / n
     z = torch.special.ndtri(p.clamp(edge, 1.0 - edge))
     if not bool(z.isfinite().all()):
@@ -187,7 +187,7 @@ def _probit(p: Float[Tensor, "point"], n: int | None) -> tuple[Float[Tensor, "po
 
 
 def _binomial_weight(z: Float[Tensor, "point"], n: int) -> Float[Tensor, "point"]:
-    """Return one over the variance of a probit of a fraction of ``n`` examples."""
+    """Return the inverse variance of the probit of a fraction of ``n`` examples."""
     share = torch.special.ndtr(z)
     density = torch.exp(-0.5 * z.square()) / math.sqrt(2.0 * math.pi)
     return n * density.square() / (share * (1.0 - share))
@@ -229,7 +229,7 @@ def _left(
     weight: Float[Tensor, "point"],
     coefficients: Float[Tensor, "power"],
 ) -> float:
-    """Return the weighted sum of squared residuals of a polynomial."""
+    """Return a polynomial's weighted sum of squared residuals."""
     gap = y - _design(x, len(coefficients) - 1) @ coefficients
     return float((weight * gap.square()).sum())
 
@@ -246,7 +246,7 @@ def _by_net(
 def _f_test(
     x: Float[Tensor, "net"], y: Float[Tensor, "net"], weight: Float[Tensor, "net"]
 ) -> float:
-    """Return the p-value of the quadratic term in a weighted regression over nets."""
+    """Return the p-value of the quadratic term in a weighted regression over models."""
     left = [_left(x, y, weight, _fitted(x, y, weight, degree)) for degree in (1, 2)]
     freedom = len(x) - 3
     if left[1] <= 0.0:

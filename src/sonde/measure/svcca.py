@@ -1,4 +1,4 @@
-"""Similarity of the directions of two sites that carry most of their variance."""
+"""Similarity of the directions that hold most of two sites' variance."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -13,7 +13,7 @@ from sonde.stats import CrossMomentsState, MomentsState
 @final
 @dataclass(frozen=True)
 class SVCCA(CrossInstrument):
-    """Mean canonical correlation of the widest directions of two sites.
+    """Mean canonical correlation of two sites' directions of largest variance.
 
     The principal directions that hold a share ``keep`` of a site's variance are kept. The rest,
     which in wide layers is mostly noise, is left out.

@@ -1,4 +1,4 @@
-"""How undecided a language model is about the next token, on average and along the text.
+"""Entropy of a language model's next-token distribution, on average and along the text.
 
 For the entropy at each block, read off through the head, see ``sonde.explain.lens``; for a score of
 each text, ``token_statistics``; for a classifier's rows, the detector ``entropy``.
@@ -33,7 +33,7 @@ SPANS = 32
 @final
 @dataclass(frozen=True, kw_only=True)
 class TokenEntropyResult(Result):
-    """Mean entropy in nats; ``entropy`` is that of each span of positions, from ``start`` on.
+    """Mean entropy in nats; ``entropy`` holds each span of positions, from ``start`` on.
 
     ``surprise`` is the mean ``-ln p`` of the tokens that came, and equals ``value`` if the model is
     calibrated; ``perplexity`` is its exponential. Both are NaN if no tokens were given.
@@ -48,7 +48,7 @@ class TokenEntropyResult(Result):
     perplexity: float
 
     def chart(self) -> Chart:
-        """Return the entropy along the text."""
+        """Return a chart of the entropy along the text."""
         pairs = zip(self.start.tolist(), self.entropy.tolist(), strict=True)
         rows = [{"position": start, "entropy": value} for start, value in pairs]
         x = ChartAxis("position", title="from position")
@@ -84,11 +84,11 @@ class TokenEntropy(Instrument):
     paper: ClassVar[str] = "shannon1948theory"
 
     def reading(self) -> dict[str, Any]:
-        """Ask for the metrics of predicted tokens."""
+        """Return the reading of predicted tokens' metrics."""
         return {"reducer": "predictions"}
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sums of each span of positions."""
+        """Return the request for the sums of each span."""
         return {"spans": _SpanSums()}
 
     def result(self, spans: "_SpanSumsState") -> TokenEntropyResult:
@@ -112,7 +112,7 @@ class TokenEntropy(Instrument):
 
 @dataclass(frozen=True)
 class _SpanSumsState(State):
-    """Tokens and the sum of their entropies in each span of positions.
+    """Number of tokens and sum of entropies, for each span of positions.
 
     ``surprise`` sums ``-ln p`` of all; ``most`` is the logarithm of the vocabulary's size.
     """
@@ -124,14 +124,14 @@ class _SpanSumsState(State):
 
     @property
     def n(self) -> int:
-        """Tokens in all."""
+        """Total number of tokens."""
         return int(self.count.sum())
 
 
 @final
 @dataclass(frozen=True)
 class _SpanSums(Statistic[_SpanSumsState]):
-    """Sums of entropy and surprise over token metrics. Exact under any split."""
+    """Sums of entropy and surprise over token metrics, independent of splits."""
 
     def observe(self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]) -> _SpanSumsState:
         """Return the sums of a batch of tokens."""
@@ -150,7 +150,7 @@ class _SpanSums(Statistic[_SpanSumsState]):
         )
 
     def merge(self, a: _SpanSumsState, b: _SpanSumsState) -> _SpanSumsState:
-        """Return the sums of both."""
+        """Return the joined sums."""
         most = torch.maximum(a.most, b.most)
         return _SpanSumsState(a.count + b.count, a.total + b.total, a.surprise + b.surprise, most)
 
@@ -161,13 +161,13 @@ class _SpanSums(Statistic[_SpanSumsState]):
         x: Float[Tensor, "row dim"],
         position: Int[Tensor, "row"],
     ) -> Float[Tensor, "row"]:
-        """Return the gradient times each token's entropy less the mean entropy."""
+        """Return the gradient times each token's entropy minus the mean entropy."""
         gap = x[:, ENTROPY].double() - state.total.sum() / state.n
         return gap * gradient.total[_span(position).to(gradient.total.device)].to(gap.device)
 
 
 def _span(position: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
-    """Return the span of each position: 0 for position 0, else the position's number of bits."""
+    """Return each position's span: 0 for position 0, else its number of bits."""
     bits = torch.frexp(position.clamp(min=0).double()).exponent.long()
     return bits.clamp(max=SPANS - 1)
 
@@ -180,7 +180,7 @@ def token_entropy(
     position: Any = None,
     group: Any = None,
 ) -> TokenEntropyResult:
-    """Return how undecided next-token logits are; see ``TokenEntropy``.
+    """Return the entropy of next-token logits; see ``TokenEntropy``.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How far the units of a site are from joint independence, with rows taken as Gaussian.
+"""Deviation of a site's units from joint independence, for Gaussian rows.
 
 One number for a site. For what two sites tell of each other see ``mutual_information``; for which
 units go together, ``covariance``.
@@ -41,7 +41,7 @@ class TotalCorrelationResult(Result):
 @final
 @dataclass(frozen=True)
 class TotalCorrelation(Instrument):
-    """Sum of the units' entropies less the entropy of the row, for Gaussian rows, in nats.
+    """Sum of the units' entropies minus the row's entropy, for Gaussian rows, in nats.
 
     ``-1/2 ln det R`` with the correlations ``R`` of the units: 0 where no two are correlated. From
     ``n`` independent rows of ``d`` independent Gaussian units its mean is ``1/2 (d psi((n - 1) / 2)
@@ -79,13 +79,13 @@ class TotalCorrelation(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"debias": False})
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of the site."""
+        """Return the request for the site's moments."""
         return {"moments": Moments()}
 
     def result(
         self, moments: MomentsState, independent: float | None = None
     ) -> TotalCorrelationResult:
-        """Take the determinant of the correlations of the units that vary."""
+        """Compute the determinant of the correlations of units that vary."""
         live = torch.nonzero(moments.variance.detach() > 0).flatten()
         flags = list(moment_flags(moments))
         r = unit_correlations(moments.scatter, moments, moments)[live[:, None], live]
@@ -110,7 +110,7 @@ class TotalCorrelation(Instrument):
 
 
 def independent_mean(n: float, dim: int) -> float:
-    """Return the mean of ``-1/2 ln det R`` over ``n`` rows of independent Gaussian units.
+    """Return the mean of ``-1/2 ln det R`` for ``n`` rows of independent Gaussian units.
 
     NaN with no more rows than units.
     """

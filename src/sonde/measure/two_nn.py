@@ -39,7 +39,7 @@ class TwoNNResult(Result):
 @final
 @dataclass(frozen=True)
 class TwoNN(SampleInstrument):
-    """Intrinsic dimension from the ratio of each row's second and first neighbour distance.
+    """Intrinsic dimension from each row's ratio of second to first neighbour distance.
 
     Where rows lie evenly on a surface of dimension ``d``, the ratio ``mu`` of the two distances has
     ``P(mu > t) = t^-d``, at any density. ``d = (n - 1) / sum ln mu``. The null is the estimate for
@@ -128,7 +128,7 @@ class TwoNN(SampleInstrument):
 
 
 def _log_ratios(rows: SampledRows) -> Float[Tensor, "row"]:
-    """Return the logarithm of the ratio of the two distances; empty below three groups."""
+    """Return the log ratio of the two distances; empty below three groups."""
     near = _two_distances(rows)
     return torch.log(near[:, 1] / near[:, 0])
 

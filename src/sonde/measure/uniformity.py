@@ -1,4 +1,4 @@
-"""How evenly the directions of rows are spread over the sphere.
+"""How uniformly the rows' directions are spread over the sphere.
 
 For the mean cosine of rows alone see ``anisotropy``.
 """
@@ -72,7 +72,7 @@ class Uniformity(SampleInstrument):
         check_ranges(self, t="> 0")
 
     def result(self, sample: HashSampleState) -> UniformityResult:
-        """Average the kernel over pairs of unlike groups."""
+        """Average the kernel over pairs of different groups."""
         rows = SampledRows.of((sample,))
         alive = rows.rows[0].ne(0).any(1).cpu()
         flags = rows.flags + (("dead",) if not bool(alive.all()) else ())
@@ -99,7 +99,7 @@ class Uniformity(SampleInstrument):
 
 
 def _kernel_sums(rows: SampledRows, t: float) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]]:
-    """Return the sum of the kernel over each row's pairs, and their number."""
+    """Return the kernel's sum over each row's pairs, and their number."""
     unit = unit_rows(rows.rows[0])
     group = rows.group.to(unit.device)
     total: list[Tensor] = []
@@ -111,7 +111,7 @@ def _kernel_sums(rows: SampledRows, t: float) -> tuple[Float[Tensor, "row"], Flo
 
 
 def even_spread(dim: int, t: float) -> float:
-    """Return the value for directions spread evenly over the sphere in ``dim`` dimensions."""
+    """Return the value for uniform directions on the sphere in ``dim`` dimensions."""
     term = total = 1.0
     for k in range(1, 1000):
         term *= t * t / (k * (dim / 2.0 + k - 1.0))

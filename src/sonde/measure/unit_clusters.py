@@ -1,4 +1,4 @@
-"""Groups of units that move together: concepts, regions of channels, units that can be merged.
+"""Clusters of correlated units: concepts, groups of channels, units to merge.
 
 Other methods take the cluster ids; ``pool`` reduces each cluster to a number. For pairs of equal
 units alone see the duplicates that a scan finds.
@@ -30,7 +30,7 @@ NARROW = 128
 @final
 @dataclass(frozen=True, kw_only=True)
 class UnitClustersResult(Result):
-    """Mean correlation inside clusters; ``across`` between them, ``cluster`` holds each unit's id.
+    """Mean correlation inside clusters, ``across`` between them; ``cluster`` holds unit ids.
 
     Clusters are numbered by their first unit; units that never vary share a cluster of their own,
     the last. ``stability`` is the mean adjusted Rand index of clusters of random halves of the
@@ -46,7 +46,7 @@ class UnitClustersResult(Result):
     def pool(
         self, x: Float[Tensor, "*axes dim"], how: Literal["mean", "max"] = "mean"
     ) -> Float[Tensor, "*axes cluster"]:
-        """Return the mean or the largest of the units of each cluster.
+        """Return the mean or the maximum of each cluster's units.
 
         Raises
         ------
@@ -116,11 +116,11 @@ class UnitClusters(Instrument):
         check_ranges(self, k=">= 1", m=">= 1", largest=">= 1")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments, and a sample for the stability."""
+        """Return the requests for moments, and for a sample to test stability."""
         return {"moments": Moments(), "sample": HashSample(self.m)}
 
     def result(self, moments: MomentsState, sample: HashSampleState) -> UnitClustersResult:
-        """Cluster the units."""
+        """Compute the clusters of units."""
         covariance = moments.covariance.detach()
         cluster, r = self._clusters(covariance)
         n = int(cluster.max()) + 1
@@ -143,7 +143,7 @@ class UnitClusters(Instrument):
         )
 
     def _clusters(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the id of each unit, and the correlations; NaN for units that do not vary."""
+        """Return each unit's cluster id, and the correlations; NaN for constant units."""
         spread = covariance.diagonal().clamp(min=0).sqrt()
         varies = spread > 1e-10 * spread.max().clamp(min=1e-300)
         r = covariance / torch.outer(spread, spread)
@@ -157,7 +157,7 @@ class UnitClusters(Instrument):
         return ids.to(r.device), r
 
     def _null(self, r: Tensor) -> float:
-        """Return the mean value of clusters of the correlations, shuffled among pairs of units."""
+        """Return the mean value of clusters after correlations are shuffled among unit pairs."""
         n, found = len(r), []
         above = torch.triu_indices(n, n, 1)
         pairs = r[above[0], above[1]].double()
@@ -186,7 +186,7 @@ class UnitClusters(Instrument):
 
 
 def _joined(distance: Tensor, k: int, largest: int) -> Tensor:
-    """Return ids of ``k`` clusters by average linkage, or of more if a size would be exceeded."""
+    """Return ids of ``k`` average-linkage clusters, or more if a size limit is exceeded."""
     gap, n = distance.double().clone().fill_diagonal_(torch.inf), len(distance)
     size, owner = torch.ones(n, dtype=torch.int64), torch.arange(n)
     for _ in range(n - k):

@@ -1,4 +1,4 @@
-"""How evenly each unit uses its range: two passes, the first finds the bins."""
+"""How uniformly each unit uses its range; the first of two passes finds the bins."""
 
 import functools
 import math
@@ -25,7 +25,7 @@ FEW, DRAWN_UNITS = 4096, 32
 @final
 @dataclass(frozen=True, kw_only=True)
 class UnitEdges(Result):
-    """Inner edges of the bins of each unit, the answer of the first pass."""
+    """Inner bin edges of each unit, computed by the first pass."""
 
     edges: Float[Tensor, "dim edge"]
 
@@ -33,7 +33,7 @@ class UnitEdges(Result):
 @final
 @dataclass(frozen=True, kw_only=True)
 class UnitEntropyResult(Result):
-    """Mean entropy over units; ``entropy`` is that of each, ``edges`` are the bins."""
+    """Mean entropy over units; ``entropy`` holds each unit's value, ``edges`` the bins."""
 
     direction: Direction = "higher"
     entropy: Float[Tensor, "dim"]
@@ -43,7 +43,7 @@ class UnitEntropyResult(Result):
 @final
 @dataclass(frozen=True)
 class UnitEntropy(Instrument):
-    """Mean over units of the entropy of a unit's values in equal bins over its own range.
+    """Mean entropy of units' values in equal bins over each unit's own range.
 
     A unit that is nearly always in one bin says little about the row, one that fills its range
     evenly says most. The first pass finds each unit's range between two quantiles, the second
@@ -84,11 +84,11 @@ class UnitEntropy(Instrument):
         check_ranges(self, n_bins=">= 2", trim="[0, 0.5)")
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the quantiles of each unit."""
+        """Return the request for each unit's quantiles."""
         return {"quantiles": Quantiles(CAPACITY)}
 
     def result(self, quantiles: QuantilesState) -> UnitEdges:
-        """Lay equal bins between two quantiles of each unit."""
+        """Compute equal bins between two quantiles of each unit."""
         ends = torch.tensor([self.trim, 1.0 - self.trim], dtype=torch.float64)
         low, high = quantiles.quantile(ends)
         flat = high <= low
@@ -98,7 +98,7 @@ class UnitEntropy(Instrument):
         return UnitEdges(value=float(self.n_bins), n=quantiles.n, edges=edges)
 
     def then(self, result: Result) -> Instrument:
-        """Count in those bins."""
+        """Return the pass that counts in those bins."""
         assert isinstance(result, UnitEdges)  # the result of this class
         return _CountedEntropy(result.edges, self.trim)
 
@@ -112,11 +112,11 @@ class _CountedEntropy(Instrument):
     trim: float
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the counts between the edges."""
+        """Return the request for counts between the edges."""
         return {"counts": Histogram(self.edges)}
 
     def result(self, counts: HistogramState) -> UnitEntropyResult:
-        """Take the entropy of each unit's counts."""
+        """Compute the entropy of each unit's counts."""
         n, n_bins = counts.n.double(), counts.counts.shape[1]
         entropy = _corrected(counts.counts)
         return UnitEntropyResult(
@@ -146,7 +146,7 @@ def _corrected(counts: Tensor) -> Float[Tensor, "dim"]:
 
 @functools.lru_cache(maxsize=64)
 def _normal_entropy(n_bins: int, trim: float, n: int) -> float:
-    """Return the mean entropy of ``n`` normal rows: by drawing them, if they are few."""
+    """Return the mean entropy of ``n`` normal rows, simulated if they are few."""
     if n <= FEW:
         random = torch.Generator().manual_seed(0)
         z = torch.randn(n, DRAWN_UNITS, generator=random, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Mean cosine between what enters and what leaves a block."""
+"""Mean cosine between a block's input and output."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from sonde.core.statistic import Span, Statistic
 
 @dataclass(frozen=True)
 class CosinesState(State):
-    """Sums over ``n`` rows of the cosine and its square; ``zeros`` more rows had no cosine."""
+    """Sums over ``n`` rows of the cosine and its square; ``zeros`` further rows had none."""
 
     n: int
     sum: Float[Tensor, ""]
@@ -28,7 +28,7 @@ class CosinesState(State):
 @final
 @dataclass(frozen=True)
 class Cosines(Statistic[CosinesState]):
-    """Sums of the cosine between paired rows, exact under any split."""
+    """Sums of cosines between paired rows, independent of splits."""
 
     span: ClassVar[Span] = "pair"
 
@@ -40,7 +40,7 @@ class Cosines(Statistic[CosinesState]):
         )
 
     def merge(self, a: CosinesState, b: CosinesState) -> CosinesState:
-        """Return the sums of both sets of rows."""
+        """Return the joined sums."""
         return CosinesState(a.n + b.n, a.sum + b.sum, a.square + b.square, a.zeros + b.zeros)
 
     def influence(
@@ -50,7 +50,7 @@ class Cosines(Statistic[CosinesState]):
         x: Float[Tensor, "row dim"],
         y: Float[Tensor, "row dim2"],
     ) -> Float[Tensor, "row"]:
-        """Return the gradient times what each row's cosine and its square add to their means."""
+        """Return the gradient times the contribution of each row's cosine and its square."""
         cosine, zero = _cosines(x, y)
         mean, square = state.sum / max(state.n, 1), state.square / max(state.n, 1)
         effect = (cosine - mean) * gradient.sum + (cosine.square() - square) * gradient.square
@@ -82,7 +82,7 @@ class UpdateSimilarityResult(Result):
 @final
 @dataclass(frozen=True)
 class UpdateSimilarity(Instrument):
-    """Mean over rows of the cosine between a row at the first site and the same row at the second.
+    """Mean cosine between a row at the first site and its row at the second site.
 
     One minus the value is the block influence by which layers are pruned. One unit with a huge
     constant value brings it near 1 whatever the block does: read ``update_size`` beside it.
@@ -107,11 +107,11 @@ class UpdateSimilarity(Instrument):
     paper: ClassVar[str] = "men2024shortgpt"
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the sums of cosines."""
+        """Return the request for sums of cosines."""
         return {"cosines": Cosines()}
 
     def result(self, cosines: CosinesState) -> UpdateSimilarityResult:
-        """Divide by the number of rows."""
+        """Divide the sums by the number of rows."""
         if cosines.n == 0:
             return UpdateSimilarityResult(
                 flags=("dead",), null=0.0, range=(-1.0, 1.0), spread=math.nan, n_zero=cosines.zeros

@@ -1,4 +1,4 @@
-"""How much a block changes the stream that passes through it."""
+"""Relative change of the residual stream by a block."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from sonde.stats.update_moments import UpdateMoments
 @final
 @dataclass(frozen=True, kw_only=True)
 class UpdateSizeResult(Result):
-    """Median relative update; ``ratio`` is that of each unit, NaN where the input is constant.
+    """Median relative update; ``ratio`` holds each unit's, NaN for a constant input.
 
     ``energy`` is the root mean square of the whole update over that of the input.
     """
@@ -33,7 +33,7 @@ class UpdateSizeResult(Result):
 @final
 @dataclass(frozen=True)
 class UpdateSize(Instrument):
-    """Root mean square of what a block adds, over the spread of its input, in the median unit.
+    """Root mean square of a block's update over its input's deviation, for the median unit.
 
     ``median_u rms(out_u - in_u) / std(in_u)``. Compared unit by unit, because one unit with a huge
     constant value makes any block look idle when whole rows are compared. Below 0.05 the input
@@ -61,13 +61,13 @@ class UpdateSize(Instrument):
     paper: ClassVar[str] = "men2024shortgpt"
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Read the moments of the difference, and range and standard deviation of each site."""
+        """Return the requests for the difference's moments, and each site's range and deviation."""
         return {"update": UpdateMoments(), "each": Scalars()}
 
     def result(
         self, update: MomentsState, each: tuple[ScalarsState, ScalarsState]
     ) -> UpdateSizeResult:
-        """Compare each unit's update with the standard deviation of its input."""
+        """Compare each unit's update with its input's standard deviation."""
         before = each[0]
         square = update.mean.square() + update.variance
         alive = (before.high > before.low) & (before.variance.detach() > 0)

@@ -34,7 +34,7 @@ STEPS = 1000
 @final
 @dataclass(frozen=True, kw_only=True)
 class VInformationResult(Result):
-    """Usable information in nats; ``entropy`` is the entropy of the labels themselves.
+    """Usable information in nats; ``entropy`` is the labels' entropy.
 
     ``accuracy`` is the share of held-out rows whose label the classifier finds; ``of_class`` the
     usable information of the rows of each class, in ascending order of ``labels``.
@@ -94,13 +94,13 @@ class VInformation(Instrument):
         check_ranges(self, l2="(0, inf)")
 
     def reads(self) -> Mapping[str, Statistic[Any] | Read]:
-        """Read a sample of the rows with a label."""
+        """Return the request for a sample of labelled rows."""
         return labelled_sample(self.m)
 
     def result(
         self, rows: HashSampleState, labels: HashSampleState, every: HashSampleState | None = None
     ) -> VInformationResult:
-        """Fit on each half of the groups and judge on the other."""
+        """Fit on each half of the groups and test on the other."""
         sample = SampledRows.of((rows, replace(labels, rows=labels.rows[:, None])))
         classes = torch.unique(sample.rows[1])
         if len(classes) < 2:
@@ -143,7 +143,7 @@ class VInformation(Instrument):
         )
 
     def _judged(self, rows: SampledRows, *, with_error: bool = False) -> "_Judged | None":
-        """Fit on each half of the groups and judge the other; None if classes are too few."""
+        """Fit on each half of the groups and test on the other; None if classes are too few."""
         half = random_halves(rows.group, n_halves=1)[0]
         label = rows.rows[1][:, 0].cpu()
         kept = torch.isin(label, label[half]) & torch.isin(label, label[~half])
@@ -170,7 +170,7 @@ class VInformation(Instrument):
 
 @dataclass(frozen=True)
 class _Judged:
-    """Held-out rows: usable information, ``-ln`` of the class's frequency, and which are right.
+    """Held-out rows: usable information, ``-ln`` of class frequency, and correctness.
 
     ``taught`` is the first-order effect of one more such row on the sum of ``gain``, through the
     classifier that learns from it.
@@ -185,7 +185,7 @@ class _Judged:
     rows: SampledRows
 
     def error(self) -> tuple[Tensor | None, str]:
-        """Return the standard error of the mean gain, and how it was made.
+        """Return the mean gain's standard error, and the method.
 
         What the classifiers lose by learning from few rows is a square of the error of their
         weights. Its first-order effects have twice the variance of that square, so half counts.
@@ -199,7 +199,7 @@ class _Judged:
 
 @dataclass(frozen=True)
 class _Fit:
-    """A logistic classifier on standardised rows with a column of ones, and what it learned from.
+    """A logistic classifier on standardised rows with a column of ones, and its training data.
 
     ``excess`` is the probability of each class less 1 for the row's own class; of two classes the
     second alone is kept, as scikit-learn fits one logit.
@@ -216,7 +216,7 @@ class _Fit:
     def of(
         cls, x: Float[np.ndarray, "row dim"], label: Float[np.ndarray, "row"], l2: float
     ) -> "_Fit":
-        """Fit to rows and their labels."""
+        """Fit the classifier to rows and labels."""
         with kept_random_state():
             from sklearn.linear_model import LogisticRegression
 
@@ -229,13 +229,13 @@ class _Fit:
     def log_probabilities(
         self, x: Float[np.ndarray, "row2 dim"]
     ) -> Float[np.ndarray, "row2 class"]:
-        """Return the logarithms of the classes' probabilities, classes in ascending order."""
+        """Return the classes' log-probabilities, in ascending order of class."""
         return self.model.predict_log_proba((x - self.mean) / self.scale)
 
     def taught(
         self, x: Float[np.ndarray, "row2 dim"], at: Int[np.ndarray, "row2"]
     ) -> Float[np.ndarray, "row"]:
-        """Return the effect of each fitted row on the sum of gains of judged rows.
+        """Return each training row's effect on the sum of gains of tested rows.
 
         One more row ``j`` moves the weights by ``-H^-1 g_j``, with the Hessian ``H`` of the
         penalised loss and the gradient ``g_j`` of the row's loss; and it moves the frequencies.

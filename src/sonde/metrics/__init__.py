@@ -1,4 +1,4 @@
-"""How well scores tell usual from unusual rows, steps and pixels, with intervals over groups."""
+"""Evaluate scores that separate in-distribution from outlying rows, steps and pixels."""
 
 from sonde.core._lazy import lazy
 

@@ -1,4 +1,4 @@
-"""What can set rows apart: a value, a tail of a number, a cluster of states."""
+"""Conditions that select rows: a value, a tail of a number, a cluster of states."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Equals:
         return f"{self.source} = {self.value}"
 
     def holds(self, values: Sequence[Any]) -> Bool[Tensor, "row"]:
-        """Return for each value of the column whether it is the value of the condition."""
+        """Return which values of the column equal the condition's value."""
         return torch.tensor([v == self.value for v in values], dtype=torch.bool)
 
 
@@ -50,7 +50,7 @@ class Beyond:
         return f"{self.source} {'>=' if self.above else '<='} {self.cut:.4g}"
 
     def holds(self, values: Float[Tensor, "row"]) -> Bool[Tensor, "row"]:
-        """Return for each number whether it meets the condition; a NaN never does."""
+        """Return which numbers meet the condition; NaN never does."""
         return values >= self.cut if self.above else values <= self.cut
 
 
@@ -72,7 +72,7 @@ class Nearest:
         return f"in cluster {self.index + 1} of {len(self.centres)} at {self.source}"
 
     def holds(self, values: Float[Tensor, "row dim"]) -> Bool[Tensor, "row"]:
-        """Return for each state whether it belongs to the cluster."""
+        """Return which states belong to the cluster."""
         return _nearest((values.double() - self.mean) @ self.project, self.centres) == self.index
 
 
@@ -87,7 +87,7 @@ def candidates(
     half: Bool[Tensor, "row"],
     random: torch.Generator,
 ) -> list[tuple[Condition, Bool[Tensor, "row"]]]:
-    """Return single conditions, made from the rows of a half, and the rows where each holds."""
+    """Return single conditions found on half of the rows, and the rows that meet each."""
     found: list[tuple[Condition, Tensor]] = []
     for name, values in columns.items():
         if isinstance(values, Tensor) and values.is_floating_point():
@@ -126,7 +126,7 @@ def _values(name: str, values: Sequence[Any], half: Tensor, kind: Kind) -> list[
 def _clusters(
     site: str, x: Float[Tensor, "row dim"], k: int, random: torch.Generator
 ) -> list[Nearest]:
-    """Return the clusters of Lloyd's algorithm in principal components of standardised units."""
+    """Return clusters by Lloyd's algorithm in principal components of standardised units."""
     mean, scale = x.mean(0), x.std(0)
     weight = torch.where(scale > 0, 1 / scale, 0.0)
     some = ((x - mean) * weight)[:PCA_ROWS]

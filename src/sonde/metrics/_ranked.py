@@ -1,4 +1,4 @@
-"""Weighted counts of two kinds of rows along sorted scores, equal scores in one step."""
+"""Weighted counts of two kinds of rows along sorted scores, with ties in one step."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,31 +14,31 @@ from sonde.core.wording import plural
 
 @dataclass(frozen=True)
 class Ranked:
-    """An order of rows and where each block of equal scores ends in it."""
+    """An order of rows, with the end of each block of equal scores."""
 
     order: Int[Tensor, "row"]
     ends: Int[Tensor, "block"]
 
     @classmethod
     def of(cls, scores: Float[Tensor, "row"], descending: bool = False) -> "Ranked":
-        """Return the order of scores."""
+        """Return the order of the scores."""
         ordered, order = torch.sort(scores, descending=descending, stable=True)
         last = torch.ones(len(order), dtype=torch.bool)
         last[:-1] = ordered[1:] != ordered[:-1]
         return cls(order, torch.nonzero(last).flatten())
 
     def sums(self, values: Float[Tensor, "resample row"]) -> Float[Tensor, "resample block"]:
-        """Return the sums of values up to and with each block."""
+        """Return the sums of values up to and including each block."""
         return values[:, self.order].cumsum(1)[:, self.ends]
 
 
 def steps(sums: Float[Tensor, "resample block"]) -> Float[Tensor, "resample block"]:
-    """Return what each block adds to running sums."""
+    """Return each block's contribution to running sums."""
     return torch.diff(sums, dim=1, prepend=torch.zeros_like(sums[:, :1]))
 
 
 def numbers(name: str, values: Any, what: str) -> Float[Tensor, "row"]:
-    """Return numbers without NaN as float64.
+    """Return numbers as float64; raise if any is NaN.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def numbers(name: str, values: Any, what: str) -> Float[Tensor, "row"]:
 
 
 def kinds(name: str, values: Any, n_rows: int) -> Bool[Tensor, "row"]:
-    """Return which rows are of the positive kind.
+    """Return the mask of positive rows.
 
     Raises
     ------

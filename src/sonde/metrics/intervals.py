@@ -1,4 +1,4 @@
-"""A figure of labelled rows with a bootstrap interval over groups."""
+"""Statistics of labelled rows, with bootstrap intervals over groups."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ Figure = Callable[[Tensor], Tensor]
 @final
 @dataclass(frozen=True, kw_only=True)
 class Metric(Result):
-    """A figure, its percentile interval, and the counts that it is made of.
+    """A statistic, its percentile interval, and the counts behind it.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class Bootstrap:
             raise InputError(f"metrics: expected a level in (0, 1), got {self.level}.")
 
     def weights(self, member: Int[Tensor, "row"]) -> Iterator[Float[Tensor, "resample row"]]:
-        """Yield how often each row stands in each resample, some resamples at a time."""
+        """Yield each row's count in each resample, some resamples at a time."""
         n_groups = int(member.max()) + 1
         generator = torch.Generator().manual_seed(self.seed)
         step = max(1, CHUNK_ENTRIES // len(member))
@@ -77,7 +77,7 @@ class Bootstrap:
             yield torch.stack(counts).double()[:, member]
 
     def values(self, figure: Figure, member: Int[Tensor, "row"]) -> Float[Tensor, "resample"]:
-        """Return the figure of every resample; NaN where a resample leaves it undefined."""
+        """Return the statistic of every resample; NaN if it is undefined there."""
         parts = [figure(weight) for weight in self.weights(member)]
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
 
@@ -119,7 +119,7 @@ def measured(
     direction: Direction = "higher",
     **fields: Any,
 ) -> Metric:
-    """Return a figure of weighted rows with its standard error and interval."""
+    """Return a statistic of weighted rows with its standard error and interval."""
     value = float(figure(torch.ones(1, len(member), dtype=torch.float64))[0])
     found = bootstrap.values(figure, member)
     kept = found[found.isfinite()]
@@ -141,7 +141,7 @@ def measured(
 
 
 def difference(first: Metric, second: Metric) -> Metric:
-    """Return ``first - second`` of two scores of the same rows, paired resample by resample.
+    """Return ``first - second`` of two scores of the same rows, in paired resamples.
 
     Raises
     ------

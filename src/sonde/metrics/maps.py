@@ -1,4 +1,4 @@
-"""Where in an image: AUROC of pixels, and the overlap of regions (PRO)."""
+"""Locate anomalies in images: AUROC of pixels, and the overlap of regions (PRO)."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Do stated probabilities hold? Expected calibration error and Brier score.
+"""Calibration of stated probabilities: expected calibration error and Brier score.
 
 For probabilities of a model or a probe. P-values of ``sonde.Calibration`` are something else: they
 promise a rate of false alarms, not how likely a row is unusual.
@@ -30,7 +30,7 @@ def expected_calibration_error(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Metric:
-    """Return how far stated confidence lies from how often it is right, averaged over rows.
+    """Return the mean distance between stated confidence and accuracy, over rows.
 
     ``sum_b n_b / n |mean right - mean confidence|`` over bins of confidence. The estimate is never
     below 0 and grows with few rows in a bin: ``null`` is the average estimate if the confidence
@@ -90,7 +90,7 @@ def brier_score(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Metric:
-    """Return the mean squared distance of stated probabilities to what happened.
+    """Return the mean squared distance between stated probabilities and outcomes.
 
     ``mean (p - y)^2`` if a row has a single probability, ``mean sum_c (p_c - [y = c])^2`` if it has
     a probability for each class. ``null`` is the score of stating the shares of the outcomes for
@@ -151,7 +151,7 @@ def _probabilities(name: str, values: Any) -> Float[Tensor, "row"]:
 
 
 def _shares(wide: Tensor) -> Float[Tensor, "row class"]:
-    """Return the probabilities of classes, which add to 1 but for rounding."""
+    """Return the class probabilities, after checking that they sum to 1."""
     stated = _probabilities("brier_score", wide).reshape(wide.shape)
     off = (stated.sum(1) - 1).abs().max()
     if float(off) > SUM:
@@ -176,7 +176,7 @@ def _one_hot(outcome: Any, n_rows: int, n_classes: int) -> Float[Tensor, "row cl
 def _bins(
     stated: Float[Tensor, "row"], bins: int, binning: Literal["width", "mass"]
 ) -> Int[Tensor, "row"]:
-    """Return the bin of each row; the upper end of a bin belongs to it."""
+    """Return each row's bin; a bin includes its upper end."""
     if binning == "width":
         return torch.bucketize(stated, torch.arange(1, bins, dtype=torch.float64) / bins)
     ranks = torch.searchsorted(stated.sort().values, stated.contiguous())

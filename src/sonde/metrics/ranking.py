@@ -1,4 +1,4 @@
-"""How well scores rank unusual rows above usual ones: AUROC, AUPR, FPR at a given TPR.
+"""Ranking of outlying above in-distribution rows: AUROC, AUPR, FPR at a given TPR.
 
 Rows of equal score are taken in one step everywhere, so no figure depends on the order of rows.
 """
@@ -27,7 +27,7 @@ def auroc(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Metric:
-    """Return the chance that an unusual row scores above a usual one, ties counted half.
+    """Return the chance that an outlying row outscores an in-distribution row, ties half.
 
     If every resample separates the two kinds completely, the interval is Newcombe's, from the
     number of groups of either kind: it still has a width.
@@ -138,7 +138,7 @@ def fpr_at_tpr(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Metric:
-    """Return the fraction of negatives that pass where at least ``rate`` of the positives do.
+    """Return the false-positive rate at which at least ``rate`` of the positives pass.
 
     The threshold is the highest at which the share of positives at or above it is at least
     ``rate``. Two conventions are in use: ``positive="unusual"`` finds 95 % of the unusual rows and
@@ -177,7 +177,7 @@ def fpr_at_tpr(
 
 
 def _expected_precision(ranked: Ranked, wanted: Tensor, joined: bool) -> float:
-    """Return the mean average precision over all orders of the rows, ties as they are.
+    """Return the expected average precision over all orders of the rows, with the same ties.
 
     A row is wanted with the chance ``p``, two rows with the chance ``p2``. A block of ``m`` rows
     whose last row is the ``s``-th brings on average ``m (p + (s - 1) p2)`` pairs of a wanted row in
@@ -203,7 +203,7 @@ def _checked_scores(name: str, scores: Any, unusual: Any) -> tuple[Tensor, Tenso
 
 
 def _from_the_end(values: Tensor, unusual: Tensor, positive: str) -> tuple[Tensor, Ranked]:
-    """Return which rows are wanted, and the order from the end where they should lie."""
+    """Return which rows are wanted, and the order that should place them last."""
     wanted = unusual if positive == "unusual" else ~unusual
     return wanted, Ranked.of(values, descending=positive == "unusual")
 

@@ -1,4 +1,4 @@
-"""Does uncertainty say which answers to leave out? The prediction rejection ratio."""
+"""Prediction rejection ratio: how well uncertainty selects the answers to reject."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def prediction_rejection(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Metric:
-    """Return the prediction rejection ratio (PRR): 1 = as good as the oracle, 0 = chance.
+    """Return the prediction rejection ratio (PRR): 1 = oracle, 0 = chance.
 
     The gain of the order by uncertainty, divided by the gain of the order by quality itself. The
     gain of an order is the mean quality of its first ``k`` answers, averaged over all ``k``, less
@@ -69,7 +69,7 @@ def prediction_rejection(
 
 
 def _area(ranked: Ranked, weight: Tensor, quality: Tensor) -> Tensor:
-    """Return the sum over k of the mean quality of the first k, blocks of ties spread evenly.
+    """Return the sum over k of the mean quality of the first k, averaged over tied rows.
 
     Behind ``N`` rows of sum ``Q`` the j-th row of a block with mean ``b`` has the running mean
     ``b + (Q - b N) / (N + j)``; the sum over j is a difference of harmonic numbers.

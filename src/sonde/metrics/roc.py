@@ -1,4 +1,4 @@
-"""The ROC curve of labelled rows with a pointwise band over resampled groups."""
+"""ROC curve of labelled rows with a pointwise band over resampled groups."""
 
 from dataclasses import dataclass
 from typing import Any, final
@@ -17,7 +17,7 @@ POINTS = 101
 @final
 @dataclass(frozen=True)
 class Roc:
-    """Points of a curve from (0, 0) to (1, 1), and a band on even false-alarm rates.
+    """Points of a curve from (0, 0) to (1, 1), and a band at even false-alarm rates.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def roc(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Roc:
-    """Return the ROC curve; higher scores are taken first.
+    """Return the ROC curve; higher scores come first.
 
     The band is pointwise: at one false-alarm rate, ``level`` of the resampled curves lie in it. If
     both kinds are separated completely, it has no width, unlike the interval of ``auroc``.
@@ -95,7 +95,7 @@ def roc(
 def _curves(
     ranked: Ranked, positive: Tensor, weight: Float[Tensor, "resample row"]
 ) -> tuple[Float[Tensor, "resample point"], Float[Tensor, "resample point"]]:
-    """Return both rates after each block of equal scores; NaN where a kind has no weight."""
+    """Return both rates after each block of ties; NaN if a kind has no weight."""
     found = []
     for kind in (~positive, positive):
         sums = ranked.sums(weight * kind)
@@ -108,7 +108,7 @@ def at_rates(
     tpr: Float[Tensor, "resample point"],
     grid: Float[Tensor, "place"],
 ) -> Float[Tensor, "resample place"]:
-    """Return the height of curves at false-alarm rates: the top of a step, lines between points.
+    """Return curve heights at false-alarm rates: the top of a step, lines between points.
 
     Raises
     ------

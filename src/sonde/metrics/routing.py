@@ -1,4 +1,4 @@
-"""Which of two models should answer? Accuracy of a cascade against the share that is passed on."""
+"""Accuracy of a two-model cascade against the fraction passed to the strong model."""
 
 from dataclasses import dataclass
 from typing import Any, final
@@ -11,7 +11,7 @@ from scipy.stats import beta  # pyright: ignore[reportMissingTypeStubs]
 @final
 @dataclass(frozen=True)
 class Cascade:
-    """A weak model answers, and a strong model where the weak model's doubt is high.
+    """A weak model answers, except that a strong model answers inputs of high doubt.
 
     Parameters
     ----------
@@ -34,32 +34,32 @@ class Cascade:
     doubt: Float[np.ndarray, "row"]
 
     def accuracy(self, shares: Any) -> Float[np.ndarray, "share"]:
-        """Return the accuracy if these shares of the rows, highest doubt first, are passed on."""
+        """Return the accuracy if these fractions of rows, highest doubt first, are passed on."""
         return self._along(self.doubt, np.asarray(shares))
 
     def oracle(self, shares: Any) -> Float[np.ndarray, "share"]:
-        """Return the accuracy if rows that only the strong model gets right are passed on first."""
+        """Return the accuracy if rows that only the strong model answers correctly go first."""
         return self._along(self.strong * 1.0 - self.weak, np.asarray(shares))
 
     def random(self, shares: Any) -> Float[np.ndarray, "share"]:
-        """Return the expected accuracy where rows are passed on at random."""
+        """Return the expected accuracy if random rows are passed on."""
         passed = np.asarray(shares)
         return (1 - passed) * self.weak.mean() + passed * self.strong.mean()
 
     def gain(self, n_shares: int = 21) -> float:
-        """Return what doubt gains over random routing, as a fraction of what the oracle gains."""
+        """Return the gain of doubt over random routing, as a fraction of the oracle's gain."""
         shares = np.linspace(0, 1, n_shares)
         random = self.random(shares)
         best = (self.oracle(shares) - random).mean()
         return float((self.accuracy(shares) - random).mean() / best) if best > 0 else 0.0
 
     def at(self, threshold: float) -> tuple[float, float]:
-        """Return the fraction that is passed on from this doubt upward, and the accuracy."""
+        """Return the fraction of rows with at least this doubt, and the accuracy if passed on."""
         passed = self.doubt >= threshold
         return float(passed.mean()), float(np.where(passed, self.strong, self.weak).mean())
 
     def threshold(self, keep: float, sure: float | None = None) -> float:
-        """Return the highest threshold of doubt that keeps a share of the strong model's accuracy.
+        """Return the highest doubt threshold that keeps a fraction of the strong model's accuracy.
 
         Parameters
         ----------
@@ -88,7 +88,7 @@ class Cascade:
         return float(self.doubt[order[k - 1]] if k else np.nextafter(self.doubt.max(), np.inf))
 
     def kept(self, threshold: float, sure: float = 0.95) -> tuple[float, float, float]:
-        """Return the fraction of the strong model's accuracy that is kept, with its exact interval.
+        """Return the fraction of the strong model's accuracy kept, with its exact interval.
 
         Clopper and Pearson's intervals of what is lost and of what is won, joined by Bonferroni.
         """
@@ -108,7 +108,7 @@ class Cascade:
 
 
 def _most_lost(loses: Any, wins: Any, n: int, sure: float) -> Any:
-    """Return an upper bound of the rate of losses minus that of wins, from counts among n rows."""
+    """Return an upper bound on the rate of losses minus wins, from counts among n rows."""
     each = (1 - sure) / 2
     upper = np.where(loses < n, beta.ppf(1 - each, loses + 1, np.maximum(n - loses, 1)), 1.0)
     lower = np.where(wins > 0, beta.ppf(each, np.maximum(wins, 1), n - wins + 1), 0.0)

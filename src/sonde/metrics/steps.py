@@ -1,4 +1,4 @@
-"""Where a trajectory went wrong: F1 of steps, the first wrong step, verdict and step together."""
+"""Locate errors in trajectories: F1 of steps, the first wrong step, verdict with step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -70,7 +70,7 @@ def localisation(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Metric:
-    """Return the fraction of trajectories whose highest step is the first wrong one (top-1).
+    """Return the fraction of trajectories whose highest-scored step is the first wrong one.
 
     Only trajectories with a wrong step count. Where several steps share the highest score, the
     share of them that is right counts: the mean over ways to break the tie.
@@ -117,7 +117,7 @@ def joint_match(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Metric:
-    """Return the fraction of trajectories with the right verdict and the right first step.
+    """Return the fraction of trajectories with both verdict and first wrong step correct.
 
     A trajectory counts as right when its first alarm is at its first wrong step, or when it has
     neither.
@@ -155,7 +155,7 @@ def _f1(weight: Tensor, flagged: Bool[Tensor, "step"], truth: Bool[Tensor, "step
 def _places(
     name: str, first_wrong: Bool[Tensor, "step"], trajectory: Any
 ) -> tuple[Int[Tensor, "step"], Int[Tensor, "step"]]:
-    """Return the trajectory of each step and its place in it, after a check of the labels."""
+    """Return each step's trajectory and its index in it, after checking the labels."""
     member = members(trajectory, len(first_wrong))
     if len(member) == 0 or int(torch.bincount(member[first_wrong], minlength=1).max()) > 1:
         raise InputError(f"{name}: expected at most one first wrong step in each trajectory.")
@@ -171,7 +171,7 @@ def _each(
     counted: Bool[Tensor, "step"],
     one: Callable[[Tensor], float],
 ) -> Float[Tensor, "trajectory"]:
-    """Return the value of ``one`` for the rows of each trajectory that has a counted step."""
+    """Return the value of ``one`` for each trajectory that has a counted step."""
     names = member[counted].unique()
     if len(names) == 0:
         raise InputError("localisation: expected at least one trajectory with a wrong step.")
@@ -186,7 +186,7 @@ def _share(
     conventions: dict[str, Any],
     truth: Bool[Tensor, "step"],
 ) -> Metric:
-    """Return the mean over trajectories, each its own group."""
+    """Return the mean over trajectories, each as its own group."""
 
     def figure(weight: Tensor) -> Tensor:
         return (weight * right).sum(1) / weight.sum(1)

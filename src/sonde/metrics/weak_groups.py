@@ -1,4 +1,4 @@
-"""Groups of rows on which a model is much worse: found on one half, confirmed on the other.
+"""Groups of rows with much lower accuracy: found on one half, confirmed on the other.
 
 Not for comparing groups that you know beforehand: an interval of each says that at once.
 """
@@ -24,7 +24,7 @@ LEAST_SCORE, ALONE = 3.0, 1.1
 @final
 @dataclass(frozen=True, eq=False)
 class WeakGroup:
-    """A group of rows that was confirmed to be worse than the others.
+    """A confirmed group of rows with a higher loss than the others.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def weak_groups(
     alpha: float = 0.01,
     seed: int = 0,
 ) -> list[WeakGroup]:
-    """Return the groups whose mean loss is above that of the other rows by more than a gap.
+    """Return the groups whose mean loss exceeds that of the other rows by more than a gap.
 
     One half of the groups of data proposes candidates: values of a column, tails of a number, and
     clusters of the states, alone or two together. Candidates whose membership correlates most with
@@ -143,7 +143,7 @@ def _cover(
     least: int,
     at_most: int,
 ) -> list[Candidate]:
-    """Return the conditions that explain most of the loss of one half, each on the rows left."""
+    """Return conditions that explain most of one half's loss, each on the remaining rows."""
     if not singles:
         return []
     allowed = _combinable([condition for condition, _ in singles])
@@ -172,7 +172,7 @@ def _cover(
 def _scores(
     inside: Float[Tensor, "condition row"], loss: Float[Tensor, "row"], least: int
 ) -> Float[Tensor, "condition condition2"]:
-    """Return the correlation of loss with two conditions at once, times the root of the rows."""
+    """Return the loss's correlation with two conditions together, times the root of the rows."""
     n, total = inside.shape[1], loss.sum()
     size, summed = inside @ inside.T, (inside * loss) @ inside.T
     spread = loss.std(correction=0)
@@ -185,7 +185,7 @@ def _scores(
 
 
 def _combinable(conditions: Sequence[Condition]) -> Float[Tensor, "condition condition2"]:
-    """Return 1 for each pair that may hold together, and for each condition with itself."""
+    """Return 1 for each pair of conditions that may hold together, also for the diagonal."""
     column = torch.tensor([c.kind == "column" for c in conditions])
     number = {name: i for i, name in enumerate(dict.fromkeys(c.source for c in conditions))}
     source = torch.tensor([number[c.source] for c in conditions])
@@ -202,7 +202,7 @@ def _confirmed(
     gap: float,
     alpha: float,
 ) -> WeakGroup | None:
-    """Return a group if its interval lies more than ``gap`` above that of other rows, else None."""
+    """Return a group if its interval exceeds that of other rows by ``gap``, else None."""
     conditions, mask = candidate
     inside, outside = half & mask, half & ~mask
     n_groups = len(torch.unique(member[inside]))
@@ -230,7 +230,7 @@ def _confirmed(
 def _interval(
     loss: Float[Tensor, "row"], member: Int[Tensor, "row"], level: float
 ) -> tuple[float, float]:
-    """Return the interval of a mean loss over groups: exact for 0 and 1, Student's t else."""
+    """Return the interval of a mean loss over groups: exact for 0 and 1, else Student's t."""
     _, inverse = torch.unique(member, return_inverse=True)
     if bool(((loss == 0) | (loss == 1)).all()):
         return grouped_share((loss > 0).numpy(), inverse.numpy(), level)

@@ -1,4 +1,4 @@
-"""How well a score ranks rows inside each group, without help from differences of the groups."""
+"""Ranking of rows inside each group, without help from differences between groups."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def auroc_within(
     seed: int = 0,
     level: float = LEVEL,
 ) -> Metric:
-    """Return the chance that an unusual row scores higher than a usual row of the same group.
+    """Return the chance that an outlying row outscores an in-distribution row of its group.
 
     ``auroc`` also compares rows of different groups, so that a score that only knows which prompts
     are hard looks good. Here only pairs inside a group count, each once, ties half; groups of one
@@ -69,7 +69,7 @@ def auroc_within(
 def _pairs(
     values: Float[Tensor, "row"], positive: Bool[Tensor, "row"], member: Int[Tensor, "row"]
 ) -> tuple[Float[Tensor, "group"], Float[Tensor, "group"]]:
-    """Return, for each group, the pairs that are in order (ties half) and all pairs."""
+    """Return each group's number of ordered pairs (ties half), and of all pairs."""
     n_groups = int(member.max()) + 1
     won, pairs = torch.zeros(2, n_groups, dtype=torch.float64)
     for rows in torch.split(member.argsort(stable=True), torch.bincount(member).tolist()):

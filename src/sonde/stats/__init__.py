@@ -1,4 +1,4 @@
-"""The shared sketches: mergeable statistics that many methods read, and the maths they share."""
+"""Shared mergeable statistics (sketches) that many methods read, and their mathematics."""
 
 from sonde.core._lazy import lazy
 

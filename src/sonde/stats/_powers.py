@@ -1,4 +1,4 @@
-"""Powers of two to the last bit, which ``torch.ldexp`` does not promise."""
+"""Exact powers of two, which ``torch.ldexp`` does not guarantee."""
 
 import numpy as np
 import torch

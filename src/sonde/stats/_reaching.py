@@ -1,4 +1,4 @@
-"""Finds the few values that reach a bound of their unit, without sorting the others."""
+"""Find the few values that reach their unit's bound, without sorting the others."""
 
 from collections.abc import Callable, Iterator
 
@@ -23,7 +23,7 @@ def reaching(
     key: Int[Tensor, "row"],
     bound: Callable[[Int[Tensor, ""]], Float[Tensor, "dim"]],
 ) -> tuple[Int[Tensor, "found"], Int[Tensor, "found"]]:
-    """Return row and unit of each value that reaches its unit's bound, rows by ascending key.
+    """Return row and unit of each value that reaches its unit's bound, by ascending key.
 
     ``bound(key)`` holds for rows of this key and of larger keys. It may rise with the key, since a
     sample takes fewer values from rows of large keys.

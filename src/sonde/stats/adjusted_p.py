@@ -12,7 +12,7 @@ Correction = Literal["holm", "bh"]
 
 
 def adjusted_p(p: Float[Tensor, "test"], correction: Correction = "holm") -> Float[Tensor, "test"]:
-    """Return p-values that may be compared with a level as if there were one test.
+    """Return p-values adjusted so that they compare with a level as for a single test.
 
     "holm" bounds the chance of any false rejection by the level, whatever the dependence. "bh"
     bounds the expected share of false ones among the rejections, for independent or positively

@@ -1,4 +1,4 @@
-"""Entropy of attention, for the loss and the measure of that name."""
+"""Entropy of attention, for the loss and the measure that are named after it."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,7 +8,7 @@ from torch import Tensor
 def query_entropy(
     probs: Float[Tensor, "*axes key"], seen: Bool[Tensor, "*axes key"]
 ) -> tuple[Float[Tensor, "*axes"], Float[Tensor, "*axes"]]:
-    """Return the entropy of each query's attention in nats, and the most that its keys allow.
+    """Return each query's attention entropy in nats, and its maximum for the query's keys.
 
     ``-sum_j p_j ln p_j`` and ``ln m`` with the ``m`` keys in sight. A query with a single key gives
     0 twice. Hidden keys get no gradient.

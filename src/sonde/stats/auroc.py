@@ -11,7 +11,7 @@ from sonde.core.errors import InputError
 
 @dataclass(frozen=True)
 class AUROC:
-    """Chance that a positive row scores above a negative one, ties counted half.
+    """Probability that a positive row scores above a negative one, ties counted half.
 
     ``se`` is DeLong's standard error; NaN with one row on a side.
     """
@@ -23,7 +23,7 @@ class AUROC:
 
 
 def midranks(values: Shaped[Tensor, "row"]) -> Float[Tensor, "row"]:
-    """Return ranks from 1, equal values sharing the mean of their ranks.
+    """Return ranks from 1, with equal values sharing their mean rank.
 
     Examples
     --------
@@ -36,7 +36,7 @@ def midranks(values: Shaped[Tensor, "row"]) -> Float[Tensor, "row"]:
 
 
 def auroc(negative: Shaped[Tensor, "negative"], positive: Shaped[Tensor, "positive"]) -> AUROC:
-    """Return the area under the curve of two sets of scores; infinite ones are ranked like others.
+    """Return the area under the ROC curve of two sets of scores, including infinite ones.
 
     References
     ----------

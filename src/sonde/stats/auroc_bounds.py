@@ -1,4 +1,4 @@
-"""An AUROC with a bound that holds near 1, and the p-value of its rank sum."""
+"""AUROC with a confidence bound that is valid near 1, and the rank-sum test's p-value."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ TINY = 1e-9
 
 
 def auroc_bounds(value: float, n: int, m: int, tail: float) -> tuple[float, float]:
-    """Return the confidence interval of an AUROC; it has a width even if the AUROC is 0 or 1.
+    """Return the confidence interval of an AUROC, of positive width even at 0 and 1.
 
     The standard error is that of Hanley and McNeil at the bound itself, with both counts replaced
     by their mean in its pair terms, so that the interval stays inside [0, 1] and has a width even
@@ -51,7 +51,7 @@ def _error(theta: float, n: int, m: int) -> float:
 
 
 def rank_p_value(negative: Tensor, positive: Tensor) -> float:
-    """Return the one-sided p-value of the rank-sum test that positive rows do not score higher."""
+    """Return the one-sided rank-sum p-value against positive rows scoring no higher."""
     from scipy.stats import mannwhitneyu
 
     result = mannwhitneyu(
@@ -64,6 +64,6 @@ def rank_p_value(negative: Tensor, positive: Tensor) -> float:
 
 
 def separation(negative: Tensor, positive: Tensor) -> float:
-    """Return the AUROC in the direction in which it is above one half."""
+    """Return the AUROC in the direction in which it exceeds one half."""
     value = auroc(negative, positive).value
     return max(value, 1 - value)

@@ -1,4 +1,4 @@
-"""The unbiased independence criterion averaged over small batches of planned rows."""
+"""Unbiased HSIC averaged over small batches in the planned order."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -30,12 +30,12 @@ class BatchHsicState(State):
 
     @property
     def mean(self) -> Float[Tensor, "3"]:
-        """Mean criterion of the pair and of each side with itself; NaN without a sub-batch."""
+        """Mean HSIC of the pair and of each side with itself; NaN without a sub-batch."""
         return self.hsic / self.weight if self.weight else self.hsic * torch.nan
 
     @property
     def error_covariance(self) -> Float[Tensor, "3 3"]:
-        """Covariance of ``mean`` from the spread over ``n`` sub-batches; NaN below two."""
+        """Covariance of ``mean`` from the variance over ``n`` sub-batches; NaN below two."""
         if self.n < 2:
             return self.products * torch.nan
         mean = self.mean
@@ -45,7 +45,7 @@ class BatchHsicState(State):
 @final
 @dataclass(frozen=True)
 class BatchHsic(Statistic[BatchHsicState]):
-    """Unbiased HSIC of a pair of sites inside sub-batches of planned rows, added up.
+    """Unbiased HSIC of a pair of sites, summed over sub-batches of planned rows.
 
     The estimate of each sub-batch is unbiased, and so is the mean; a ratio of means is nearly
     unbiased. Cheaper than ``HsicSums`` where rows are wide. Exact for splits that keep sub-batches
@@ -94,7 +94,7 @@ class BatchHsic(Statistic[BatchHsicState]):
         return BatchHsicState(n, weight, skipped, hsic, products)
 
     def merge(self, a: BatchHsicState, b: BatchHsicState) -> BatchHsicState:
-        """Return the sums of both."""
+        """Return the joined sums."""
         return BatchHsicState(
             a.n + b.n,
             a.weight + b.weight,

@@ -1,4 +1,4 @@
-"""A detector with its calibration, fitted in the same pass."""
+"""A detector fitted and calibrated in one pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -32,7 +32,7 @@ Held = dict[str, tuple[HashSampleState, ...]]
 @final
 @dataclass(frozen=True)
 class Lengths:
-    """Numbers of rows of the examples whose scores were calibrated."""
+    """Row counts of the examples with calibrated scores."""
 
     n: int
     mean: float
@@ -40,7 +40,7 @@ class Lengths:
 
     @classmethod
     def of(cls, n_rows: Int[Tensor, "example"]) -> "Lengths":
-        """Return the lengths of examples with these numbers of rows."""
+        """Return the lengths of examples with these row counts."""
         return cls(len(n_rows), float(n_rows.double().mean()), int(n_rows.max()))
 
     def merge(self, other: "Lengths") -> "Lengths":
@@ -53,7 +53,7 @@ class Lengths:
 @final
 @dataclass(frozen=True, kw_only=True)
 class CalibratedScorer(Scorer):
-    """A scorer with the scores of held-out rows, which turn scores into p-values.
+    """A scorer with the scores of held-out rows, from which p-values are computed.
 
     Its result fields (``value``, ``unit``, ``flags``, ...) are those of the fitted scorer.
     """
@@ -78,7 +78,7 @@ class CalibratedScorer(Scorer):
         )
 
     def p_value(self, scores: Any, label: Int[Tensor, "row"] | None = None) -> Float[Tensor, "row"]:
-        """Return the p-value of each score, among scores of its class if there are classes."""
+        """Return each score's p-value, within its class if there are classes."""
         if isinstance(self.calibration, ClassCalibration):
             return self.calibration.p_value(scores, label)
         return self.calibration.p_value(scores)
@@ -95,23 +95,23 @@ class CalibratedScorer(Scorer):
         *columns: Any,
         **_: Any,
     ) -> Reduced:
-        """Return the scores of examples as the fitted scorer makes them."""
+        """Return the scores of examples, as reduced by the fitted scorer."""
         return self.scorer.reduced(scores, example, how, *columns)
 
     def contributions(self, *columns: Any, **_: Any) -> Float[Tensor, "row dim"] | None:
-        """Return the contribution of each unit to the fitted scorer's scores."""
+        """Return each unit's contribution to the fitted scorer's scores."""
         return self.scorer.contributions(*columns)
 
     @property
     def by(self) -> str | None:
-        """Source of the class within which p-values hold; None if there are no classes."""
+        """Source of the classes within which p-values are valid, or None."""
         return self.calibration.by if isinstance(self.calibration, ClassCalibration) else None
 
 
 @final
 @dataclass(frozen=True)
 class Kept:
-    """Storage of scores when a fitted detector is calibrated on other rows.
+    """Stored scores of a fitted detector that is calibrated on other rows.
 
     Parameters
     ----------
@@ -135,11 +135,11 @@ class Kept:
 
     @property
     def statistic(self) -> HeldScores:
-        """Statistic that keeps the scores."""
+        """Statistic that stores the scores."""
         return HeldScores(self.m, self.top)
 
     def calibration(self, held: HeldScoresState) -> AnyCalibration:
-        """Return the calibration of kept scores."""
+        """Return the calibration of stored scores."""
         if self.by is None:
             return held.calibration(None, self.guarantee, self.delta)
         return ClassCalibration.of(
@@ -150,7 +150,7 @@ class Kept:
 @final
 @dataclass(frozen=True)
 class _ScoresOf(Statistic[HeldScoresState]):
-    """Scores of one fitted detector; scores of another detector make another state."""
+    """Scores of one fitted detector; each detector has its own kind of state."""
 
     detector: Detector
     kept: Kept
@@ -160,18 +160,18 @@ class _ScoresOf(Statistic[HeldScoresState]):
     def observe(
         self, x: Float[Tensor, "row dim"], label: Int[Tensor, "row"], draw: Int[Tensor, "row"]
     ) -> HeldScoresState:
-        """Return the kept scores of these rows."""
+        """Return the stored scores of these rows."""
         return self.kept.statistic.observe(x, label, draw)
 
     def merge(self, a: HeldScoresState, b: HeldScoresState) -> HeldScoresState:
-        """Return the kept scores of both."""
+        """Return the joined stored scores."""
         return self.kept.statistic.merge(a, b)
 
 
 @final
 @dataclass(frozen=True)
 class Calibrated(Instrument):
-    """A detector on the fit part, calibrated on a hash sample of the held part, in the same pass.
+    """A detector fitted on one part and calibrated on a hash sample of the held-out part.
 
     If rows come in groups, the row of smallest draw of each group enters the calibration; if there
     are too many groups, those of smallest draw enter, whatever their sizes. The held-out scores are
@@ -191,23 +191,23 @@ class Calibrated(Instrument):
 
     @classmethod
     def of(cls, detector: Detector, reduction: str | None, m: int = 0) -> "Calibrated":
-        """Return a detector calibrated on at least ``m`` rows; ``reduction`` raises the minimum."""
+        """Return a detector calibrated on at least ``m`` rows; ``reduction`` may raise ``m``."""
         least = SAMPLE if reduction is None else REDUCED_SAMPLE
         return cls(detector, m if reduction is None and m else max(m, least), reduction)
 
     @property
     def span(self) -> Span:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Sites of one result: those of the detector."""
+        """Sites of one result, as for the detector."""
         return self.detector.span
 
     @property
     def held_columns(self) -> tuple[str, ...]:
-        """The columns of held-out rows that are kept."""
+        """The columns of held-out rows that are stored."""
         needs = score_needs(self.detector)
         return needs if self.reduction is None else tuple(dict.fromkeys((*needs, *WHOSE)))
 
     def reads(self) -> dict[str, Statistic[Any] | Read]:
-        """Read what the detector reads, and the columns or the scores of the held-out rows."""
+        """Return the detector's requests, and those for held-out columns or scores."""
         if self.kept is not None:
             scores = _ScoresOf(self.detector, self.kept, self.reduction)
             return {**self.detector.all_reads(), "held_scores": Read(scores, part="held")}
@@ -220,7 +220,7 @@ class Calibrated(Instrument):
         return {**self.detector.all_reads(), **held}
 
     def result(self, *_: Any, **states: Any) -> CalibratedScorer:
-        """Fit the scorer, and score the held-out rows or take their scores."""
+        """Fit the scorer, and score the held-out rows or use their stored scores."""
         if self.kept is not None:
             scores = states.pop("held_scores")
             calibration = self.kept.calibration(_only(scores))
@@ -236,7 +236,7 @@ class Calibrated(Instrument):
         return CalibratedScorer.of(scorer, calibration, self.reduction, lengths)
 
     def _held(self, samples: dict[str, Any]) -> Held:
-        """Return the samples of each column: one for each site if sites differ in the column."""
+        """Return each column's samples: one per site if the column differs between sites."""
         if self.span != "all":
             return {c: (sample,) for c, sample in samples.items()}
         return {c: aligned(s if c in SITE_COLUMNS else s[:1], s) for c, s in samples.items()}
@@ -249,7 +249,7 @@ def _only(state: Any) -> HeldScoresState:
 def aligned(
     samples: Sequence[HashSampleState], at: Sequence[HashSampleState]
 ) -> tuple[HashSampleState, ...]:
-    """Return the samples cut to the rows that all sites hold, in order of draw."""
+    """Return the samples cut to the rows that all sites hold, by sampling key."""
     shared = at[0].draw
     for sample in at[1:]:
         if not torch.equal(sample.draw, at[0].draw):
@@ -264,7 +264,7 @@ def aligned(
 
 
 def _taken(held: Held, column: str, rows: Int[Tensor, "kept"], span: Span) -> Any:
-    """Return some rows of a column, or of each entry of a tuple with one column for each site."""
+    """Return some rows of a column, or of each entry if it is a tuple of columns by site."""
     parts = tuple(sample.rows[rows] for sample in held[column])
     return parts if span == "all" and column in SITE_COLUMNS else parts[0]
 
@@ -272,7 +272,7 @@ def _taken(held: Held, column: str, rows: Int[Tensor, "kept"], span: Span) -> An
 def _row_scores(
     scorer: Scorer, held: Held, needs: tuple[str, ...], span: Span
 ) -> Float[Tensor, "group"]:
-    """Return the score of one row of each group."""
+    """Return the score of a single row per group."""
     keep = held[needs[0]][0].first_of_each_group()
     return scorer.score(*(_taken(held, c, keep, span) for c in needs))
 
@@ -284,7 +284,7 @@ def _example_scores(
     how: str,
     span: Span,
 ) -> tuple[Float[Tensor, "group"], Lengths]:
-    """Return the score of one example of each group that is whole, and their numbers of rows.
+    """Return scores of one complete example per group, and the examples' row counts.
 
     The example whose first row has the smallest draw is taken, so that long examples are not
     preferred.

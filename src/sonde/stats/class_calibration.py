@@ -1,4 +1,4 @@
-"""Calibrations of classes one by one, and of all together for classes that were not seen."""
+"""Calibrations by class, and one over all classes for unseen classes."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +17,7 @@ By = Literal["label", "predicted"]
 
 @dataclass(frozen=True)
 class ClassCalibration(State):
-    """Split-conformal calibration within each class: the false-alarm rate is kept in every one.
+    """Split-conformal calibration within each class, with a valid false-alarm rate in each.
 
     The class of a row must be known when it is scored: its label where the data has one, or the
     class that the model predicts. A class that was not seen, or has fewer scores than
@@ -54,7 +54,7 @@ class ClassCalibration(State):
         *,
         pooled_below: int = 0,
     ) -> "ClassCalibration":
-        """Return the calibrations of the classes of held-out scores.
+        """Return the calibrations of held-out scores, by class.
 
         Classes with fewer than ``pooled_below`` scores get no calibration of their own.
         """
@@ -76,7 +76,7 @@ class ClassCalibration(State):
         return self.whole.n
 
     def p_value(self, scores: Any, label: Any = None) -> Float[Tensor, "row"]:
-        """Return a p-value for each score, within the class of its row."""
+        """Return each score's p-value within its row's class."""
         values = torch.as_tensor(scores, dtype=torch.float64).flatten()
         found = self.whole.p_value(values)
         for known, rows in self._rows(label, len(values)):
@@ -84,7 +84,7 @@ class ClassCalibration(State):
         return found
 
     def threshold(self, alpha: float, label: int | None = None) -> float:
-        """Return the threshold of a class, or that of all scores for None and unseen classes."""
+        """Return a class's threshold, or the overall threshold for None and unseen classes."""
         at = torch.nonzero(self.labels == (-1 if label is None else label)).flatten().tolist()
         return (self.each[at[0]] if at else self.whole).threshold(alpha)
 
@@ -96,11 +96,11 @@ class ClassCalibration(State):
         return found
 
     def rate_interval(self, alpha: float, confidence: float = 0.9) -> tuple[float, float]:
-        """Return where the true false-alarm rate of all classes together lies."""
+        """Return an interval for the true false-alarm rate over all classes."""
         return self.whole.rate_interval(alpha, confidence)
 
     def _rows(self, label: Any, n: int) -> list[tuple[SampledCalibration, Tensor]]:
-        """Return the calibration of each class that has rows, and which rows these are."""
+        """Return the calibration of each class that has rows, and the indices of its rows."""
         of_row = torch.full((n,), -1) if label is None else torch.as_tensor(label).cpu().long()
         pairs = zip(self.labels.tolist(), self.each, strict=True)
         return [(one, rows) for k, one in pairs if bool((rows := of_row == k).any())]

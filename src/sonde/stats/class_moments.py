@@ -78,12 +78,12 @@ class ClassMomentsState(State):
 
     @property
     def pooled(self) -> Float[Tensor, "dim dim"] | Float[Tensor, "dim"] | Float[Tensor, ""]:
-        """Scatter within classes, summed over them: a matrix, its diagonal, or its trace."""
+        """Sum of the classes' scatters: a matrix, its diagonal, or its trace."""
         return self.within if self.scatter == "pooled" else self.within.sum(0)
 
     @property
     def total(self) -> MomentsState:
-        """Moments of all rows, labelled or not."""
+        """Moments of all rows, including unlabelled ones."""
         if self.scatter == "trace":
             raise StateError(
                 "ClassMomentsState.total: expected the scatter of each unit, got "
@@ -103,7 +103,7 @@ class ClassMomentsState(State):
 @final
 @dataclass(frozen=True)
 class ClassMoments(Statistic[ClassMomentsState]):
-    """Count and mean of each class and the scatter within classes, exact under any split.
+    """Count and mean of each class and the scatter within classes, independent of splits.
 
     Rows with label -1 are kept apart, so that ``total`` gives the moments of all rows without a
     second sketch.
@@ -148,7 +148,7 @@ class ClassMoments(Statistic[ClassMomentsState]):
         return ClassMomentsState(labels, weight, mean, within, self.scatter, rest)
 
     def merge(self, a: ClassMomentsState, b: ClassMomentsState) -> ClassMomentsState:
-        """Return the class moments of both sets of rows."""
+        """Return the joined class moments."""
         labels = torch.unique(torch.cat([a.labels, b.labels]))
         self._check(len(labels))
         wa, wb = _spread(a.weight, a.labels, labels), _spread(b.weight, b.labels, labels)
@@ -235,13 +235,13 @@ class ClassMoments(Statistic[ClassMomentsState]):
 
 
 def _average(weight: Float[Tensor, "class"], mean: Float[Tensor, "class dim"]) -> Tensor:
-    """Return the mean of all rows; for a unit with equal class means, exactly that mean."""
+    """Return the mean of all rows, exact for units with equal class means."""
     first = mean[:1].sum(0)
     return first + (weight / weight.sum()) @ (mean - first)
 
 
 def _sums(values: Tensor, member: Int[Tensor, "row"], n_classes: int) -> Tensor:
-    """Return the sum of each class in float64.
+    """Return each class's sum in float64.
 
     For a few classes, blocks of 64 rows are multiplied in their own type and added in float64:
     several times faster, and as exact as ``column_sum``.
@@ -258,7 +258,7 @@ def _sums(values: Tensor, member: Int[Tensor, "row"], n_classes: int) -> Tensor:
 
 
 def _spread(values: Tensor, own: Int[Tensor, "own"], labels: Int[Tensor, "class"]) -> Tensor:
-    """Return per-class values in the order of ``labels``, 0 for classes without one."""
+    """Return per-class values in the order of ``labels``, 0 for missing classes."""
     out = torch.zeros(len(labels), *values.shape[1:], dtype=values.dtype, device=values.device)
     return out.index_copy_(0, torch.searchsorted(labels, own), values)
 

@@ -1,4 +1,4 @@
-"""Coding rates: nats that a code of rows takes up to an error, from second moments.
+"""Coding rates from second moments: nats to code rows up to an error.
 
 Measures and losses of the same name share these functions, so that they agree.
 """
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def gaussian_rate(second: Float[Tensor, "dim dim"], scale: float) -> Float[Tensor, ""]:
-    """Return ``ln det(1 + scale second) / 2`` by Cholesky's factor."""
+    """Return ``ln det(1 + scale second) / 2`` by Cholesky decomposition."""
     eye = torch.eye(len(second), dtype=second.dtype, device=second.device)
     return torch.linalg.cholesky(eye + scale * second).diagonal().log().sum()
 
@@ -17,7 +17,7 @@ def gaussian_rate(second: Float[Tensor, "dim dim"], scale: float) -> Float[Tenso
 def rate_gain(
     seconds: Float[Tensor, "class dim dim"], share: Float[Tensor, "class"], scale: float
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "class"]]:
-    """Return the rate of all rows less the mean rate of the classes, and the rate of each class.
+    """Return the rate of all rows minus the classes' mean rate, and each class's rate.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Which inputs occur more than once: exact counts for the contents of smallest hash."""
+"""Find repeated inputs: exact counts for the contents of smallest hash."""
 
 from dataclasses import dataclass
 from typing import final
@@ -19,7 +19,7 @@ KEPT = 3
 
 @dataclass(frozen=True)
 class ContentSketchState(State):
-    """The contents of smallest hash, ascending, with exact counts of the examples that have them.
+    """The contents of smallest hash, ascending, with exact numbers of their examples.
 
     ``examples`` holds the planned indices of the first three examples (``2**63 - 1`` fills missing
     places). ``low_label`` and ``high_label`` are the smallest and largest label of a content: if
@@ -35,7 +35,7 @@ class ContentSketchState(State):
 
     @property
     def duplicate_share(self) -> float:
-        """Estimated share of examples that copy an earlier one; exact if all contents are kept."""
+        """Estimated fraction of examples that repeat an earlier one; exact if none was dropped."""
         total = int(self.count.sum())
         return 1 - len(self.count) / total if total else float("nan")
 
@@ -43,7 +43,7 @@ class ContentSketchState(State):
 @final
 @dataclass(frozen=True)
 class ContentSketch(Statistic[ContentSketchState]):
-    """The ``m`` smallest content hashes among example ids, with counts, first examples and labels.
+    """The ``m`` smallest content hashes of examples, with counts, first examples and labels.
 
     Equal contents have equal ids, so sampling cannot miss the copies of a kept content. An example
     with several rows counts once; all its rows must come in one ``observe`` call.
@@ -71,7 +71,7 @@ class ContentSketch(Statistic[ContentSketchState]):
         return self._smallest(len(first), ids[first], one, examples, label, label)
 
     def merge(self, a: ContentSketchState, b: ContentSketchState) -> ContentSketchState:
-        """Return the sketch of both sets of examples."""
+        """Return the joined sketch."""
         columns = [
             torch.cat([getattr(a, name), getattr(b, name)])
             for name in ("keys", "count", "examples", "low_label", "high_label")

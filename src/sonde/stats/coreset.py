@@ -1,4 +1,4 @@
-"""A few rows near which every row lies, with the radius that makes this true."""
+"""A few rows such that every row is near one of them, with the covering radius."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
@@ -18,7 +18,7 @@ COARSE = 100  # squares up to so many times the rounding are those of float64
 
 @dataclass(frozen=True)
 class CoresetState(State):
-    """Chosen rows; each of the ``n`` rows seen lies within ``cover`` of one of them.
+    """Selected rows; each of the ``n`` rows seen is within ``cover`` of one of them.
 
     When rows were last dropped, the farthest dropped row lay at distance ``apart`` from its chosen
     row.
@@ -32,19 +32,19 @@ class CoresetState(State):
 
     @property
     def radius(self) -> float:
-        """The largest distance at which a row may lie from its chosen row."""
+        """Upper bound on the distance of a row from its selected row."""
         return float(self.cover.max())
 
     @property
     def is_everything(self) -> bool:
-        """True if every row that was seen is among the chosen."""
+        """True if every row seen is among the selected rows."""
         return self.n == len(self.draw)
 
 
 @final
 @dataclass(frozen=True)
 class Coreset(Statistic[CoresetState]):
-    """At most ``m`` rows that cover all others, chosen farthest first.
+    """At most ``m`` rows that cover all others, selected farthest first.
 
     The first row is that of smallest draw; each next row is the farthest from the rows chosen
     before. If at most 4,096 rows (or ``2 m``) come at once, the radius is at most twice the best
@@ -69,21 +69,21 @@ class Coreset(Statistic[CoresetState]):
         check_ranges(self, m=">= 1")
 
     def size_bytes(self, *dims: int) -> int:
-        """Return the bytes of ``m`` float32 rows with their cover and draw."""
+        """Return the bytes of ``m`` float32 rows with cover and sampling key."""
         return self.m * (4 * dims[0] + 16)
 
     def observe(self, x: Float[Tensor, "row dim"], draw: Int[Tensor, "row"]) -> CoresetState:
-        """Return the chosen rows of a batch."""
+        """Return the selected rows of a batch."""
         return self._extended(None, x, draw)
 
     def update(
         self, state: CoresetState, x: Float[Tensor, "row dim"], draw: Int[Tensor, "row"]
     ) -> CoresetState:
-        """Return the chosen rows after a batch. Rows within ``apart`` of them do not compete."""
+        """Return the selected rows after a batch; new rows within ``apart`` of them are skipped."""
         return self._extended(state, x, draw)
 
     def merge(self, a: CoresetState, b: CoresetState) -> CoresetState:
-        """Return rows chosen from both sets."""
+        """Return rows selected from both sets."""
         columns = [
             torch.cat([getattr(a, c), getattr(b, c).to(getattr(a, c))])
             for c in ("rows", "cover", "draw")
@@ -131,7 +131,7 @@ class Coreset(Statistic[CoresetState]):
 def _farthest_first(
     rows: Float[Tensor, "row dim"], cover: Float[Tensor, "row"], m: int
 ) -> tuple[Int[Tensor, "chosen"], Int[Tensor, "row"]]:
-    """Return ``m`` rows, each the farthest from all before, and each row's nearest chosen row.
+    """Return ``m`` rows, each farthest from the earlier ones, and each row's nearest of them.
 
     The cover of a row is added to its distance. Ends early if every other row equals a chosen row,
     up to rounding. Continues in float64 if float32 rounding would decide.
@@ -162,7 +162,7 @@ def _farthest_first(
 def _nearest(
     x: Float[Tensor, "row dim"], chosen: Float[Tensor, "chosen dim"]
 ) -> tuple[Int[Tensor, "row"], Float[Tensor, "row"]]:
-    """Return a nearest chosen row of each row, to rounding, and the exact distance to it.
+    """Return each row's approximately nearest selected row, and the exact distance to it.
 
     Rows too near for the resolution of float32 products are compared in float64.
     """
@@ -180,7 +180,7 @@ def _nearest(
 def _centred(
     rows: Float[Tensor, "row dim"],
 ) -> tuple[Float[Tensor, "row dim"], Float[Tensor, "row"], float]:
-    """Return centred rows, their squared lengths, and the squared length that rounding may make."""
+    """Return centred rows, their squared lengths, and the rounding error of the squares."""
     z = rows - rows.mean(0)
     square = z.square().sum(1)
     return z, square, 8 * torch.finfo(rows.dtype).eps * float(square.max())

@@ -31,7 +31,7 @@ class CrossMomentsState(State):
 @final
 @dataclass(frozen=True)
 class CrossMoments(Statistic[CrossMomentsState]):
-    """Means and cross scatter of a pair of sites, exact under any split.
+    """Means and cross scatter of a pair of sites, independent of splits.
 
     The scatter of each site alone is not in here: read ``Moments`` beside it, which is shared by
     all pairs that the site is in.
@@ -56,7 +56,7 @@ class CrossMoments(Statistic[CrossMomentsState]):
         return CrossMomentsState(len(x), mean_x, mean_y, cross - len(x) * torch.outer(rx, ry))
 
     def merge(self, a: CrossMomentsState, b: CrossMomentsState) -> CrossMomentsState:
-        """Return the cross moments of both sets of pairs."""
+        """Return the joined cross moments."""
         n = a.n + b.n
         dx, dy = b.mean_x - a.mean_x, b.mean_y - a.mean_y
         return CrossMomentsState(

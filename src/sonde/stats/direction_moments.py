@@ -1,4 +1,4 @@
-"""Moments of directions: of rows that are scaled to unit length first."""
+"""Moments of directions: rows scaled to unit length."""
 
 from dataclasses import dataclass
 from typing import final
@@ -18,34 +18,34 @@ _EACH = ClassMoments("full")
 @final
 @dataclass(frozen=True)
 class DirectionMoments(Statistic[MomentsState]):
-    """Count, mean and centred scatter of rows divided by their lengths; zeros stay zeros. Exact."""
+    """Count, mean and scatter of unit-length rows; zero rows stay zero. Independent of splits."""
 
     def observe(self, x: Float[Tensor, "row dim"]) -> MomentsState:
-        """Return the moments of a batch of rows at unit length."""
+        """Return the moments of a batch's unit-length rows."""
         return _ALL.observe(unit_rows(x))
 
     def merge(self, a: MomentsState, b: MomentsState) -> MomentsState:
-        """Return the moments of both sets of rows."""
+        """Return the joined moments."""
         return _ALL.merge(a, b)
 
     def influence(
         self, state: MomentsState, gradient: MomentsState, x: Float[Tensor, "row dim"]
     ) -> Float[Tensor, "row"]:
-        """Return the influence of ``Moments`` at the rows of unit length."""
+        """Return the influence of ``Moments`` for unit-length rows."""
         return _ALL.influence(state, gradient, unit_rows(x))
 
 
 @final
 @dataclass(frozen=True)
 class ClassDirectionMoments(Statistic[ClassMomentsState]):
-    """Count, mean and scatter matrix of each class, of rows divided by their lengths. Exact."""
+    """Count, mean and scatter matrix of each class's unit-length rows, independent of splits."""
 
     def observe(self, x: Float[Tensor, "row dim"], label: Int[Tensor, "row"]) -> ClassMomentsState:
-        """Return the class moments of a batch of rows at unit length."""
+        """Return the class moments of a batch's unit-length rows."""
         return _EACH.observe(unit_rows(x), label)
 
     def merge(self, a: ClassMomentsState, b: ClassMomentsState) -> ClassMomentsState:
-        """Return the class moments of both sets of rows."""
+        """Return the joined class moments."""
         return _EACH.merge(a, b)
 
     def influence(
@@ -55,12 +55,12 @@ class ClassDirectionMoments(Statistic[ClassMomentsState]):
         x: Float[Tensor, "row dim"],
         label: Int[Tensor, "row"],
     ) -> Float[Tensor, "row"]:
-        """Return the influence of ``ClassMoments`` at the rows of unit length."""
+        """Return the influence of ``ClassMoments`` for unit-length rows."""
         return _EACH.influence(state, gradient, unit_rows(x), label)
 
 
 def unit_rows(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
-    """Return the rows divided by their lengths, in single or double precision."""
+    """Return the rows at unit length, in float32 or float64."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     largest = wide.abs().amax(dim=1, keepdim=True)  # first, so that no square under- or overflows
     wide = wide / torch.where(largest > 0, largest, 1.0)

@@ -1,4 +1,4 @@
-"""Divergences and entropies of distributions that are given by their logarithms."""
+"""Divergences and entropies of distributions given as log-probabilities."""
 
 import torch
 from jaxtyping import Float
@@ -24,5 +24,5 @@ def kl_divergence(
 
 
 def entropy(log_p: Float[Tensor, "*axes class"]) -> Float[Tensor, "*axes"]:
-    """Return the entropy of each row, in nats; a class that is ruled out (``-inf``) counts 0."""
+    """Return each row's entropy in nats; an impossible class (``-inf``) counts 0."""
     return -torch.where(log_p == -torch.inf, 0.0, log_p.exp() * log_p).sum(-1)

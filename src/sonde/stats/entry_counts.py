@@ -1,4 +1,4 @@
-"""Counts of the entries of all units together, on a grid that follows the float format."""
+"""Histogram of all units' entries together, on a grid of float32's leading bits."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -16,7 +16,7 @@ HALF = BINS // 2
 
 @dataclass(frozen=True)
 class EntryCountsState(State):
-    """Entries of ``n`` rows in each bin, by the leading 16 bits of the entry as float32."""
+    """Counts of ``n`` rows' entries by the leading 16 bits of float32."""
 
     n: int
     dim: int
@@ -25,7 +25,7 @@ class EntryCountsState(State):
     counts: Int[Tensor, "bin"]
 
     def quantile(self, q: float) -> float:
-        """Return a quantile of all entries, interpolated by rank inside its bin.
+        """Return a quantile of all entries, interpolated inside its bin.
 
         At a whole rank it lies in the bin of the entry at that rank: within 1 part in 128 of that
         entry, and much nearer if entries are dense. Between two ranks it lies near the bin of the
@@ -48,7 +48,7 @@ class EntryCountsState(State):
 @final
 @dataclass(frozen=True)
 class EntryCounts(Statistic[EntryCountsState]):
-    """Counts of all entries of all units by sign, exponent and 7 leading bits of the fraction.
+    """Counts of all entries by sign, exponent and 7 leading bits of the fraction.
 
     Integers, so any split gives the same bits; a few nanoseconds for each entry, where a sketch
     would sort. For thresholds that all units share.
@@ -65,7 +65,7 @@ class EntryCounts(Statistic[EntryCountsState]):
         return EntryCountsState(len(x), x.shape[1], low.double(), high.double(), counts)
 
     def merge(self, a: EntryCountsState, b: EntryCountsState) -> EntryCountsState:
-        """Return the counts of both."""
+        """Return the counts of both states."""
         return EntryCountsState(
             a.n + b.n,
             a.dim,
@@ -76,7 +76,7 @@ class EntryCounts(Statistic[EntryCountsState]):
 
 
 def _edge(leading: int) -> float:
-    """Return the float32 with these 16 leading bits, then zeros; at most the largest finite number.
+    """Return the float32 with these leading 16 bits, at most the largest finite number.
 
     Bins of infinities and NaN have no edges; their rows never arrive here.
     """

@@ -1,4 +1,4 @@
-"""The largest magnitude of each unit, and the rows that hold the largest of all."""
+"""The largest magnitude of each unit, and the rows with the largest entries of all."""
 
 from dataclasses import dataclass
 from typing import final
@@ -14,7 +14,7 @@ from sonde.core.statistic import Statistic
 
 @dataclass(frozen=True)
 class ExtremesState(State):
-    """Largest ``|x|`` of each unit, and the top rows by their largest entry, in descending order.
+    """Largest ``|x|`` of each unit, and the rows of largest entries, descending.
 
     ``value`` is that entry with its sign, ``unit`` where it stands, ``order`` the planned index of
     the row's example, ``ids`` and ``position`` its identity.
@@ -33,7 +33,7 @@ class ExtremesState(State):
 @final
 @dataclass(frozen=True)
 class Extremes(Statistic[ExtremesState]):
-    """Largest magnitudes, and the rows that hold the largest of all. Exact.
+    """Largest magnitudes, and the rows with the largest entries of all; independent of splits.
 
     Ties go to the smaller draw.
 
@@ -66,7 +66,7 @@ class Extremes(Statistic[ExtremesState]):
         return self._top(len(x), size.amax(0).double(), columns)
 
     def merge(self, a: ExtremesState, b: ExtremesState) -> ExtremesState:
-        """Return the extremes of both sets of rows."""
+        """Return the joined extremes."""
         names = ("value", "unit", "order", "position", "ids", "draw")
         columns = tuple(torch.cat([getattr(a, name), getattr(b, name)]) for name in names)
         return self._top(a.n + b.n, torch.maximum(a.largest, b.largest), columns)

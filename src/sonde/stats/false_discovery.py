@@ -1,4 +1,4 @@
-"""The Benjamini-Hochberg procedure: which of many tests are discoveries."""
+"""The Benjamini-Hochberg procedure for many tests."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,7 +8,7 @@ from sonde.core.errors import InputError
 
 
 def benjamini_hochberg(p: Float[Tensor, "test"], rate: float = 0.05) -> Bool[Tensor, "test"]:
-    """Return which tests are discoveries at this false discovery rate.
+    """Return the mask of discoveries at this false discovery rate.
 
     The discoveries are the ``i`` smallest p-values, for the largest ``i`` with
     ``p_(i) <= i rate / tests``.

@@ -19,7 +19,7 @@ WIDTH_ROWS = 512
 @final
 @dataclass(frozen=True)
 class FourierFeatures:
-    """Map whose inner products estimate ``exp(-|x - x'|^2 / (2 sigma^2))``.
+    """Feature map whose inner products estimate ``exp(-|x - x'|^2 / (2 sigma^2))``.
 
     ``phi(x) = [cos(x W), sin(x W)] / sqrt(m)`` with Gaussian ``W`` drawn from the seed, never
     stored. An estimate of a kernel with itself needs two maps of different ``seed``: with one, its
@@ -66,7 +66,7 @@ def median_sigma(x: Float[Tensor, "row dim"]) -> float:
 
 
 def kernel_width(x: Float[Tensor, "row dim"], n: int = WIDTH_ROWS) -> float:
-    """Return ``median_sigma`` of the first ``n`` rows: a width that suits any rows.
+    """Return ``median_sigma`` of the first ``n`` rows as the kernel width.
 
     If at least half of the pairs are equal, only the pairs that differ count; if none differ, the
     width is 1.
@@ -79,7 +79,7 @@ def kernel_width(x: Float[Tensor, "row dim"], n: int = WIDTH_ROWS) -> float:
 @final
 @dataclass(frozen=True)
 class FourierMoments(Statistic[MomentsState]):
-    """Moments of random features of the rows, exact: what kernel distances and tests read.
+    """Moments of rows' random features, for kernel distances and tests; independent of splits.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class FourierMoments(Statistic[MomentsState]):
         return self._moments.observe(self.features(x))
 
     def merge(self, a: MomentsState, b: MomentsState) -> MomentsState:
-        """Return the moments of both sets of rows."""
+        """Return the joined moments."""
         return self._moments.merge(a, b)
 
     def influence(

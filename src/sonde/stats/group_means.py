@@ -1,4 +1,4 @@
-"""How much of the standard deviation of token rows lies inside examples."""
+"""Fraction of the variance of token rows that lies inside examples."""
 
 from dataclasses import dataclass
 from typing import final
@@ -17,7 +17,7 @@ _DIAGONAL = Moments("diag")
 
 @dataclass(frozen=True)
 class GroupMeansState(State):
-    """Moments of all rows, and their scatter about the mean of their own example."""
+    """Moments of all rows, and their scatter about their own example's mean."""
 
     rows: MomentsState
     within: Float[Tensor, "dim"]
@@ -25,7 +25,7 @@ class GroupMeansState(State):
 
     @property
     def within_share(self) -> Float[Tensor, "dim"]:
-        """Fraction of each unit's variance that lies inside examples; NaN for constant units.
+        """Fraction of each unit's variance inside examples; NaN for constant units.
 
         With equally long examples this is ``1 - var(example means) / var(rows)``.
         """
@@ -35,7 +35,7 @@ class GroupMeansState(State):
 @final
 @dataclass(frozen=True)
 class GroupMeans(Statistic[GroupMeansState]):
-    """Variance of rows inside and between their examples, per unit. Exact.
+    """Variance of rows inside and between examples, per unit; independent of splits.
 
     All rows of an example must come in one ``observe`` call, as batches bring them.
     """
@@ -53,7 +53,7 @@ class GroupMeans(Statistic[GroupMeansState]):
         return GroupMeansState(rows, within.clamp(min=0.0), len(size))
 
     def merge(self, a: GroupMeansState, b: GroupMeansState) -> GroupMeansState:
-        """Return the moments of both sets of examples."""
+        """Return the joined moments."""
         return GroupMeansState(
             _DIAGONAL.merge(a.rows, b.rows), a.within + b.within, a.n_examples + b.n_examples
         )
@@ -65,7 +65,7 @@ class GroupMeans(Statistic[GroupMeansState]):
         x: Float[Tensor, "row dim"],
         order: Int[Tensor, "row"],
     ) -> Float[Tensor, "row"]:
-        """Return the effect of each row as part of its example, which must be whole."""
+        """Return each row's effect as part of its example, which must be complete."""
         x = x.to(state.within)
         member = example_numbers(order.to(x.device))
         size = torch.bincount(member).to(x)

@@ -1,4 +1,4 @@
-"""The unbiased independence criterion for rows in groups: draw a group, then a row in it."""
+"""Unbiased HSIC for grouped rows: sample a group, then a row in it."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -15,7 +15,7 @@ from sonde.stats.hsic_sums import Terms, merge_referenced, relative, sides
 
 @dataclass(frozen=True)
 class GroupedHsicSumsState(State):
-    """Sums over groups, relative to a reference point of each side; ``weight`` is their number.
+    """Sums over groups relative to each side's reference point; ``weight`` is their number.
 
     A group's own values are means over rows: ``X = mean u v^T``, ``x = mean u``, ``y = mean v``.
     ``cross`` sums ``X``; ``outer`` sums ``x y^T``; ``sum_x``, ``sum_y`` the means; ``square_x``,
@@ -48,7 +48,7 @@ class GroupedHsicSumsState(State):
 
     @property
     def hsic(self) -> Float[Tensor, ""]:
-        """The criterion averaged over distinct groups; NaN below 4 groups."""
+        """HSIC averaged over distinct groups; NaN below 4 groups."""
         g, sx, sy = self.weight, self.sum_x, self.sum_y
         if self.n < 4:
             return self.norms * torch.nan
@@ -71,13 +71,13 @@ class GroupedHsicSumsState(State):
 
     @property
     def has_drifted(self) -> bool:
-        """True if the mean lies so far from the reference that digits would be lost."""
+        """True if the mean is so far from the reference that precision is lost."""
         return bool(self.sum_x @ self.sum_x > 0.5 * self.weight * self.square_x) or bool(
             self.sum_y @ self.sum_y > 0.5 * self.weight * self.square_y
         )
 
     def centred(self) -> "GroupedHsicSumsState":
-        """Return the sums relative to the means of the groups."""
+        """Return the sums relative to the groups' means."""
         return self.moved(
             self.reference_x + self.sum_x / self.weight, self.reference_y + self.sum_y / self.weight
         )
@@ -85,7 +85,7 @@ class GroupedHsicSumsState(State):
     def moved(
         self, reference_x: Float[Tensor, "dim"], reference_y: Float[Tensor, "dim2"]
     ) -> "GroupedHsicSumsState":
-        """Return the same sums relative to other reference points."""
+        """Return the sums relative to other reference points."""
         a, b, g = reference_x - self.reference_x, reference_y - self.reference_y, self.weight
         sx, sy, cross, outer = self.sum_x, self.sum_y, self.cross, self.outer
         aa, bb, asx, bsy = a @ a, b @ b, a @ sx, b @ sy
@@ -136,7 +136,7 @@ class GroupedHsicSumsState(State):
 @final
 @dataclass(frozen=True)
 class GroupedHsicSums(Statistic[GroupedHsicSumsState]):
-    """Sums behind the unbiased HSIC and CKA of a pair of sites when rows come in groups.
+    """Sums for the unbiased HSIC and CKA of a pair of sites with grouped rows.
 
     Rows of one group are alike at both sites, which lifts every row-wise estimate above its null;
     here only rows of different groups are compared, and every group counts once. With groups of one
@@ -177,7 +177,7 @@ class GroupedHsicSums(Statistic[GroupedHsicSumsState]):
         )
 
     def merge(self, a: GroupedHsicSumsState, b: GroupedHsicSumsState) -> GroupedHsicSumsState:
-        """Return the sums over both sets of groups."""
+        """Return the joined sums."""
         return merge_referenced(a, b)
 
     def influence(
@@ -188,7 +188,7 @@ class GroupedHsicSums(Statistic[GroupedHsicSumsState]):
         y: Float[Tensor, "row dim2"],
         group: Int[Tensor, "row"],
     ) -> Float[Tensor, "row"]:
-        """Return each group's effect, shared equally by its rows. Groups must be whole."""
+        """Return each group's effect, divided equally among its rows; groups must be complete."""
         x, y = sides(x, y, self.terms, self.features_x, self.features_y)
         u, v = (
             x.to(state.reference_x) - state.reference_x,
@@ -201,7 +201,7 @@ class GroupedHsicSums(Statistic[GroupedHsicSumsState]):
 
 @dataclass(frozen=True)
 class _GroupParts:
-    """Size, means, ``X y``, ``X^T x`` and ``|X|^2`` of each group, and the group of each row."""
+    """Each group's size, means, ``X y``, ``X^T x`` and ``|X|^2``, and each row's group."""
 
     member: Int[Tensor, "row"]
     size: Float[Tensor, "group"]
@@ -225,7 +225,7 @@ class _GroupParts:
         return cls(member, size, mean_x, mean_y, image_x, image_y, _norms(u, v, member, size))
 
     def sums(self, one: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        """Return the sums over groups in the order of the state's fields after the references."""
+        """Return the sums over groups in the state's field order after the references."""
         x, y = self.mean_x, self.mean_y
         square_x, square_y = x.square().sum(1), y.square().sum(1)
         share = (1 / self.size)[self.member][:, None]
@@ -270,7 +270,7 @@ class _GroupParts:
 
 
 def _norms(u: Tensor, v: Tensor, member: Tensor, size: Tensor) -> Float[Tensor, "group"]:
-    """Return ``|mean u v^T|^2`` of each group, from Gram matrices where the group has few rows."""
+    """Return each group's ``|mean u v^T|^2``, by Gram matrices for groups of few rows."""
     if bool((size == 1).all()):
         out = torch.zeros_like(size)
         return out.index_add_(0, member, u.square().sum(1) * v.square().sum(1))

@@ -1,4 +1,4 @@
-"""Standard errors from random halves, for figures that are computed from a sample of rows."""
+"""Standard errors from random halves, for statistics of a sample of rows."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,7 +12,7 @@ HALVES = 20
 def random_halves(
     group: Int[Tensor, "row"], n_halves: int = HALVES, seed: int = 0
 ) -> Bool[Tensor, "half row"]:
-    """Return masks of the rows of random halves of the groups, drawn without replacement.
+    """Return masks of random halves of the groups, drawn without replacement.
 
     The spread of a figure over halves estimates its standard error on all rows: a half of ``n`` has
     the variance ``2 s^2 / n`` and shares half of it with the whole, so no factor is needed.
@@ -27,7 +27,7 @@ def random_halves(
 
 
 def half_error(values: Float[Tensor, "half *figure"], n_groups: int) -> Float[Tensor, "*figure"]:
-    """Return the standard error: the standard deviation of the figure over random halves.
+    """Return the standard error: the standard deviation over random halves.
 
     Fewer than 32 groups give few different halves: the error is then widened by Student's t.
     """

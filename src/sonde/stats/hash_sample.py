@@ -1,4 +1,4 @@
-"""The rows of smallest draw: a uniform sample that merges exactly and lines up over sites."""
+"""The rows of smallest sampling key: a mergeable uniform sample, aligned over sites."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from sonde.core.statistic import Statistic
 
 @dataclass(frozen=True)
 class HashSampleState(State):
-    """Entries of a column in ascending draw, with the group of each; ``n`` rows were seen."""
+    """Entries of a column by sampling key, with their groups; ``n`` rows were seen."""
 
     n: int
     rows: Shaped[Tensor, "sample ..."]
@@ -29,11 +29,11 @@ class HashSampleState(State):
 
     @property
     def is_everything(self) -> bool:
-        """True if no row had to be left out."""
+        """True if the sample holds every row."""
         return self.n == len(self.draw)
 
     def first_of_each_group(self) -> Int[Tensor, "group"]:
-        """Return the indices of the row of smallest draw in each group, in order of draw.
+        """Return the indices of each group's row of smallest sampling key, by that key.
 
         If rows were left out, a group with many rows is more likely to be found than a group with
         few rows; with ``groups="one"`` every group is equally likely.
@@ -48,7 +48,7 @@ class HashSampleState(State):
         return torch.tensor(keep, dtype=torch.int64)
 
     def whole_groups(self) -> Int[Tensor, "kept"]:
-        """Return the indices of rows in complete groups: all rows, or all but the last group's."""
+        """Return the indices of rows in complete groups: all, or all except the last group's."""
         everything = torch.arange(len(self.draw))
         if self.is_everything or len(self.draw) == 0:
             return everything
@@ -58,7 +58,7 @@ class HashSampleState(State):
 @final
 @dataclass(frozen=True)
 class HashSample(Statistic[HashSampleState]):
-    """The ``m`` rows of smallest draw, sorted by it, exact under any split and any order.
+    """The ``m`` rows of smallest sampling key, sorted by it; independent of splits and order.
 
     The draw is a keyed hash of the row's identity, independent of its value, so the sample is
     uniform without replacement, and it is the same rows at every site and in every column. A row
@@ -91,12 +91,12 @@ class HashSample(Statistic[HashSampleState]):
             raise InputError(f"HashSample: expected a column of rows, got {self.column!r}.")
 
     def size_bytes(self, *dims: int) -> int:
-        """Return the bytes of ``m`` float32 rows with their draws."""
+        """Return the bytes of ``m`` float32 rows with their sampling keys."""
         width = dims[0] if self.column in ("x", "grad") else 1
         return self.m * (4 * width + 24)
 
     def needs(self) -> tuple[str, ...]:
-        """Return the column that is kept, and what orders it."""
+        """Return the stored column and the column that orders it."""
         return (self.column, "draw", "group", "group_draw")
 
     def observe(
@@ -110,11 +110,11 @@ class HashSample(Statistic[HashSampleState]):
         return self._smallest(len(draw), values, draw, group, group_draw)
 
     def merge(self, a: HashSampleState, b: HashSampleState) -> HashSampleState:
-        """Return the smallest rows of both samples."""
+        """Return the rows of smallest sampling key in both samples."""
         return self.merge_all((a, b))
 
     def merge_all(self, states: Sequence[HashSampleState]) -> HashSampleState:
-        """Return the smallest rows of all samples, each row copied once."""
+        """Return the rows of smallest sampling key in all samples, copied once."""
         draw, group, group_draw = (
             torch.cat([getattr(s, name) for s in states])
             for name in ("draw", "group", "group_draw")
@@ -136,7 +136,7 @@ class HashSample(Statistic[HashSampleState]):
         group: Int[Tensor, "row"],
         group_draw: Int[Tensor, "row"],
     ) -> HashSampleState:
-        """Return the sample after these rows; rows above the largest kept draw are never copied."""
+        """Return the sample after these rows; rows above the largest stored key are not copied."""
         n = state.n + len(draw)
         if len(state.draw) == self.m:
             last = state.group_draw[-1] if self.groups else state.draw[-1]
@@ -151,7 +151,7 @@ class HashSample(Statistic[HashSampleState]):
         return HashSampleState(n, merged.rows, merged.draw, merged.group, merged.group_draw)
 
     def absorbs(self, *states: HashSampleState) -> bool:
-        """Return whether these samples together hold enough rows to fill a sample."""
+        """Return whether these samples together hold enough rows for a full sample."""
         return sum(len(s.draw) for s in states) >= self.m
 
     def _smallest(
@@ -172,7 +172,7 @@ class HashSample(Statistic[HashSampleState]):
 
 
 def _place(out: Tensor, at: Tensor, rows: Tensor, taken: Tensor) -> None:
-    """Copy ``rows[taken]``, in ascending order, to where ``at`` is true."""
+    """Copy ``rows[taken]``, in ascending order, to the true positions of ``at``."""
     if len(taken) and int(taken[-1]) == len(taken) - 1:
         rows = rows[: len(taken)]
     else:

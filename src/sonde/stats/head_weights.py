@@ -1,4 +1,4 @@
-"""Weight and bias of the model's final linear layer, kept for results that need them."""
+"""Weight and bias of the model's final linear layer, stored for results that need them."""
 
 from dataclasses import dataclass
 from typing import final
@@ -15,13 +15,13 @@ from sonde.core.statistic import Statistic
 
 @dataclass(frozen=True)
 class HeadWeightsState(State):
-    """The head as a linear map: ``logits = x @ weight.T + bias``."""
+    """The final layer as a linear map: ``logits = x @ weight.T + bias``."""
 
     weight: Float[Tensor, "class dim"]
     bias: Float[Tensor, "class"] | None
 
     def logits(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row class"]:
-        """Return the logits that the head gives to rows, in the rows' type or a wider one."""
+        """Return the final layer's logits for rows, in the rows' type or a wider one."""
         kind = torch.promote_types(x.dtype, self.weight.dtype)
         out = x.to(kind) @ self.weight.to(kind).T
         return out if self.bias is None else out + self.bias.to(kind)
@@ -30,17 +30,17 @@ class HeadWeightsState(State):
 @final
 @dataclass(frozen=True)
 class HeadWeights(Statistic[HeadWeightsState]):
-    """The model's final linear layer. Merging demands that both sides hold the same bits."""
+    """The model's final linear layer; merged states must hold identical bits."""
 
     def observe(self, head: Head) -> HeadWeightsState:
-        """Return a copy of the head."""
+        """Return a copy of the final layer."""
         weight, bias = head
         return HeadWeightsState(
             weight.detach().clone(), None if bias is None else bias.detach().clone()
         )
 
     def merge(self, a: HeadWeightsState, b: HeadWeightsState) -> HeadWeightsState:
-        """Return the head that both states share."""
+        """Return the final layer that both states share."""
         same = _same(a.weight, b.weight) and (
             _same(a.bias, b.bias) if a.bias is not None and b.bias is not None else a.bias is b.bias
         )

@@ -1,4 +1,4 @@
-"""Scores of any number of held-out rows in constant memory, by class, for exact calibration."""
+"""Scores of any number of held-out rows in constant memory, by class, for calibration."""
 
 import math
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ NO_LABEL = -1
 
 @dataclass(frozen=True)
 class ClassScores(State):
-    """Scores of one class: ``n`` were seen, those of smallest draw and the largest are kept."""
+    """Scores of a class: of ``n`` seen, those of smallest sampling key and the largest are kept."""
 
     label: int
     n: int
@@ -35,7 +35,7 @@ class ClassScores(State):
 
 @dataclass(frozen=True)
 class HeldScoresState(State):
-    """Scores by class in ascending order of label; -1 = none."""
+    """Scores by class in ascending order of label; -1 = unlabelled."""
 
     classes: tuple[ClassScores, ...]
     m: int
@@ -43,7 +43,7 @@ class HeldScoresState(State):
 
     @property
     def n(self) -> int:
-        """Scores seen."""
+        """Number of scores seen."""
         return sum(c.n for c in self.classes)
 
     @property
@@ -75,7 +75,7 @@ class HeldScoresState(State):
         return SampledCalibration(c.top.flip(0), c.scores[spare].sort().values, n, guarantee, delta)
 
     def drawn(self) -> tuple[Int[Tensor, "sample"], bool]:
-        """Return the draws of the sampled scores, ascending, and whether scores were left out."""
+        """Return the sampled scores' sampling keys, ascending, and whether scores were dropped."""
         c = _smallest(NO_LABEL, _joined(list(self.classes)), self.m, self.top)
         return c.draw, len(c.draw) == self.m and c.n > self.m
 
@@ -83,7 +83,7 @@ class HeldScoresState(State):
 @final
 @dataclass(frozen=True)
 class HeldScores(Statistic[HeldScoresState]):
-    """Scores of held-out rows: a hash sample and the largest ones, by class. Exact.
+    """Scores of held-out rows by class: a hash sample and the largest; independent of splits.
 
     Give it one score for each group: a p-value of a document needs scores of documents. A row that
     arrives twice is kept once. If more scores arrive than are kept, such a row counts twice in
@@ -113,7 +113,7 @@ class HeldScores(Statistic[HeldScoresState]):
     def observe(
         self, x: Float[Tensor, "row dim"], label: Int[Tensor, "row"], draw: Int[Tensor, "row"]
     ) -> HeldScoresState:
-        """Return the kept scores of these rows."""
+        """Return the stored scores of these rows."""
         if x.shape[1] <= self.column:
             raise ShapeError(
                 f"HeldScores.observe: expected a column {self.column}, got {x.shape[1]} columns."
@@ -133,7 +133,7 @@ class HeldScores(Statistic[HeldScoresState]):
         return HeldScoresState(tuple(classes), self.m, self.top)
 
     def merge(self, a: HeldScoresState, b: HeldScoresState) -> HeldScoresState:
-        """Return the kept scores of both."""
+        """Return the joined stored scores."""
         classes = []
         for k in sorted({*a.labels, *b.labels}):
             parts = [c for c in (*a.classes, *b.classes) if c.label == k]
@@ -183,7 +183,7 @@ class SampledCalibration(State):
     delta: float = 0.05
 
     def p_value(self, scores: Any) -> Float[Tensor, "row"]:
-        """Return the smallest level at which each score alarms; in (0, 1]."""
+        """Return the smallest level at which each score raises an alarm, in (0, 1]."""
         values = flat_scores("SampledCalibration", scores)
         top, m, rest = len(self.tail), len(self.scores), self._mass_above
         above = top - np.searchsorted(self._sorted[0], values)
@@ -200,7 +200,7 @@ class SampledCalibration(State):
         return self.tail.detach().cpu().numpy().copy(), self.scores.detach().cpu().numpy().copy()
 
     def threshold(self, alpha: float) -> float:
-        """Return the score above which (strictly) an alarm is raised at false-alarm rate ``alpha``.
+        """Return the threshold above which a score raises an alarm at level ``alpha``.
 
         Raises
         ------
@@ -224,11 +224,11 @@ class SampledCalibration(State):
         return float(self.scores[-found] if found else self.tail[0])
 
     def needed(self, alpha: float) -> int:
-        """Return the smallest number of held-out scores with which level ``alpha`` is possible."""
+        """Return the smallest number of held-out scores that allows level ``alpha``."""
         return needed_scores(alpha, self.guarantee, self.delta)
 
     def rate_interval(self, alpha: float, confidence: float = 0.9) -> tuple[float, float]:
-        """Return where the true false-alarm rate lies, given this one calibration set.
+        """Return an interval for the true false-alarm rate, given this calibration set.
 
         If the threshold lies below the kept tail, both tail and sample are uncertain: each takes
         half of the error probability.
@@ -247,19 +247,19 @@ class SampledCalibration(State):
         return low + (1 - low) * more[0], high + (1 - high) * more[1]
 
     def _rank_below(self, alpha: float) -> int:
-        """Return which of the sample's largest scores is the threshold; 0 = the tail's smallest."""
+        """Return the threshold's index among the sample's largest scores; 0 = the tail's least."""
         rest = self._mass_above
         lower = (alpha - rest) / (1 - rest)
         return self._rank(lower, len(self.scores), self.delta / 2) if lower > 0 else 0
 
     @cached_property
     def _mass_above(self) -> float:
-        """The probability above the tail's smallest score; for ``pac``, its upper bound."""
+        """Probability above the tail's smallest score; for ``pac``, its upper bound."""
         top = np.array([len(self.tail)])
         return float(levels_of_ranks(top, self.n, self.guarantee, self.delta / 2)[0])
 
     def _rank(self, alpha: float, n: int, delta: float) -> int:
-        """Return how many of ``n`` scores may lie above a threshold."""
+        """Return how many of ``n`` scores may exceed a threshold."""
         rank = math.floor(alpha * (n + 1) + 1e-9)
         if self.guarantee == "marginal" or rank == 0:
             return min(rank, n)
@@ -285,7 +285,7 @@ def _joined(parts: list[ClassScores]) -> ClassScores:
 
 
 def _smallest(label: int, c: ClassScores, m: int, top: int) -> ClassScores:
-    """Return a class cut to the scores that are kept; of equal scores, those of smaller draws."""
+    """Return a class cut to its stored scores; of equal scores, those of smaller sampling key."""
     order = _fresh(c.draw, torch.argsort(rank_key(c.draw), stable=True))[:m]
     by_draw = _fresh(c.top_draw, torch.argsort(rank_key(c.top_draw), stable=True))
     by_score = torch.argsort(c.top[by_draw], descending=True, stable=True)
@@ -294,7 +294,7 @@ def _smallest(label: int, c: ClassScores, m: int, top: int) -> ClassScores:
 
 
 def _fresh(draw: Tensor, order: Tensor) -> Tensor:
-    """Return the indices of the rows in order of draw, each row once."""
+    """Return the row indices by sampling key, each row once."""
     ordered = draw[order]
     fresh = torch.ones(len(order), dtype=torch.bool)
     fresh[1:] = ordered[1:] != ordered[:-1]

@@ -1,4 +1,4 @@
-"""Counts of each unit's values in fixed bins, for all rows or for each class."""
+"""Histogram of each unit's values in fixed bins, for all rows or each class."""
 
 from dataclasses import dataclass
 from typing import final
@@ -15,7 +15,7 @@ from sonde.core.statistic import Statistic
 
 @dataclass(frozen=True)
 class HistogramState(State):
-    """Rows of each unit in each bin (and class); ``n_nan`` counts values that fell in none."""
+    """Counts of each unit by bin (and class); ``n_nan`` counts values outside all bins."""
 
     counts: Int[Tensor, "dim bin"] | Int[Tensor, "dim bin class"]
     n_nan: Int[Tensor, "dim"]
@@ -29,7 +29,7 @@ class HistogramState(State):
 @final
 @dataclass(frozen=True, eq=False)
 class Histogram(Statistic[HistogramState]):
-    """Counts in bins between fixed edges; the first and the last bin are open. Exact.
+    """Counts between fixed edges; the first and last bin are open. Independent of splits.
 
     Bin ``i`` holds values with ``i`` edges at or below them.
 
@@ -54,7 +54,7 @@ class Histogram(Statistic[HistogramState]):
             raise InputError(f"Histogram: expected a column of rows, got {self.column!r}.")
 
     def needs(self) -> tuple[str, ...]:
-        """Return the counted column, and the label where classes are counted apart."""
+        """Return the counted column, and the label if classes are counted separately."""
         return (self.column,) if self.classes is None else (self.column, "label")
 
     def observe(
@@ -76,7 +76,7 @@ class Histogram(Statistic[HistogramState]):
         return HistogramState(counts.reshape(dim, n_bins, self.classes), missing.sum(0))
 
     def merge(self, a: HistogramState, b: HistogramState) -> HistogramState:
-        """Return the sums of both."""
+        """Return the joined counts."""
         return HistogramState(a.counts + b.counts, a.n_nan + b.n_nan)
 
     def _bins(self, x: Float[Tensor, "row dim"]) -> Int[Tensor, "row dim"]:
@@ -87,7 +87,7 @@ class Histogram(Statistic[HistogramState]):
 
 
 def check_labels(label: Int[Tensor, "row"], classes: int, where: str) -> Int[Tensor, "row"]:
-    """Return labels as int64 after refusing those that are not below ``classes``."""
+    """Return labels as int64; raise if any is not below ``classes``."""
     if len(label) and int(label.max()) >= classes:
         raise InputError(
             f"{where}: expected labels below {classes}, got {int(label.max())}. Raise classes."

@@ -1,4 +1,4 @@
-"""Sums that give the unbiased independence criterion of two sites without an n x n matrix."""
+"""Sums for the unbiased HSIC of two sites without an n x n matrix."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, final
@@ -38,7 +38,7 @@ class HsicSumsState(State):
 
     @property
     def hsic(self) -> Float[Tensor, ""]:
-        """The unbiased independence criterion with linear kernels; NaN below 4 rows."""
+        """The unbiased HSIC with linear kernels; NaN below 4 rows."""
         n, sx, sy = self.n, self.sum_x, self.sum_y
         if n < 4:
             return self.square_x * torch.nan
@@ -52,7 +52,7 @@ class HsicSumsState(State):
     def moved(
         self, reference_x: Float[Tensor, "dim"], reference_y: Float[Tensor, "dim2"]
     ) -> "HsicSumsState":
-        """Return the same sums relative to other reference points."""
+        """Return the sums relative to other reference points."""
         n, a, b = self.n, reference_x - self.reference_x, reference_y - self.reference_y
         sx, sy, cross = self.sum_x, self.sum_y, self.cross
         aa, bb = a @ a, b @ b
@@ -86,7 +86,7 @@ class HsicSumsState(State):
 
     @property
     def has_drifted(self) -> bool:
-        """True if the mean lies so far from the reference that digits would be lost."""
+        """True if the mean is so far from the reference that precision is lost."""
         return bool(self.sum_x @ self.sum_x > 0.5 * self.n * self.square_x) or bool(
             self.sum_y @ self.sum_y > 0.5 * self.n * self.square_y
         )
@@ -101,7 +101,7 @@ class HsicSumsState(State):
 @final
 @dataclass(frozen=True)
 class HsicSums(Statistic[HsicSumsState]):
-    """Sums behind the unbiased HSIC and CKA of a pair of sites, exact under any split.
+    """Sums for the unbiased HSIC and CKA of a pair of sites, independent of splits.
 
     Rows are taken relative to a reference point, the mean of a state's first batch, so that a large
     mean costs no digits; on a merge one side moves to the other's reference, which is exact.
@@ -147,7 +147,7 @@ class HsicSums(Statistic[HsicSumsState]):
         )
 
     def merge(self, a: HsicSumsState, b: HsicSumsState) -> HsicSumsState:
-        """Return the sums of both sets of pairs."""
+        """Return the joined sums."""
         return merge_referenced(a, b)
 
     def influence(
@@ -157,7 +157,7 @@ class HsicSums(Statistic[HsicSumsState]):
         x: Float[Tensor, "row dim"],
         y: Float[Tensor, "row dim2"],
     ) -> Float[Tensor, "row"]:
-        """Return the gradient times each row's own contribution to the sums."""
+        """Return the gradient times each row's contribution to the sums."""
         x, y = sides(x, y, self.terms, self.features_x, self.features_y)
         u, v = (
             x.to(state.reference_x) - state.reference_x,
@@ -179,7 +179,7 @@ class HsicSums(Statistic[HsicSumsState]):
 def sides(
     x: Tensor, y: Tensor, terms: Terms, *features: FourierFeatures | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the two sides that a statistic compares: rows, or random features of them."""
+    """Return both compared sides: rows, or their random features."""
     first, second = (
         rows if of is None else of(rows)
         for rows, of in zip(
@@ -190,7 +190,7 @@ def sides(
 
 
 def relative(x: Float[Tensor, "row dim"]) -> tuple[Float[Tensor, "dim"], Float[Tensor, "row dim"]]:
-    """Return a reference near the mean, exact in the type of the rows, and the rows minus it."""
+    """Return an exact reference near the mean, and the rows minus it."""
     wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
     reference = wide.mean(0, dtype=torch.float64).to(wide.dtype)
     return reference.double(), wide - reference
@@ -208,7 +208,7 @@ def cross_gram(
 
 
 def merge_referenced(a: Any, b: Any) -> Any:
-    """Return the sum of two states with references: the one with more rows keeps its own.
+    """Return the sum of two states; the reference of the larger state is kept.
 
     Between equals the reference whose bytes sort first wins, so that the order of merging does not
     matter. A sum whose mean has drifted from the reference moves to its mean.

@@ -1,4 +1,4 @@
-"""Bins of a unit's influence, its output times its gradient, on a grid over a sigmoid of it."""
+"""Bins of a unit's influence (output times gradient) on a grid over its sigmoid."""
 
 import math
 from collections.abc import Iterator
@@ -27,17 +27,17 @@ def thresholds(n_bins: int) -> Float[Tensor, "threshold"]:
 
 
 def influence_edges(alpha: float, n_bins: int) -> Float[Tensor, "edge"]:
-    """Return the inner thresholds in units of output times gradient: ``logit(t) / alpha``."""
+    """Return the inner thresholds in output times gradient: ``logit(t) / alpha``."""
     return sigmoid_edges(thresholds(n_bins)[1:-2], alpha)
 
 
 def even_edges(alpha: float, n_bins: int) -> Float[Tensor, "edge"]:
-    """Return the inner thresholds of an even grid on [0, 1], in units of ``influence_edges``."""
+    """Return the inner thresholds of an even grid on [0, 1], as in ``influence_edges``."""
     return sigmoid_edges(torch.linspace(0.0, 1.0, n_bins, dtype=torch.float64)[1:-1], alpha)
 
 
 def sigmoid_edges(inner: Float[Tensor, "edge"], alpha: float) -> Float[Tensor, "edge"]:
-    """Return where ``sigmoid(alpha z)`` passes thresholds strictly between 0 and 1."""
+    """Return the points where ``sigmoid(alpha z)`` passes thresholds between 0 and 1."""
     middle = (inner - 0.5).abs() < 1e-12
     return torch.where(middle, torch.zeros_like(inner), torch.logit(inner)) / alpha
 
@@ -45,7 +45,7 @@ def sigmoid_edges(inner: Float[Tensor, "edge"], alpha: float) -> Float[Tensor, "
 def influence_cells(
     x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"], edges: Float[Tensor, "edge"]
 ) -> Int[Tensor, "cell"]:
-    """Return the index of every row and unit in a flattened table of units by bins."""
+    """Return the index of each row and unit in a flattened table of units by bins."""
     offset = torch.arange(x.shape[1], dtype=torch.int32, device=x.device) * (len(edges) + 1)
     out = torch.empty(x.shape, dtype=torch.int32, device=x.device)
     for rows in row_blocks(x):
@@ -57,14 +57,14 @@ def influence_cells(
 def influence_counts(
     x: Float[Tensor, "row dim"], grad: Float[Tensor, "row dim"], edges: Float[Tensor, "edge"]
 ) -> Int[Tensor, "dim bin"]:
-    """Return how many rows put each unit into each bin; the outer bins are open."""
+    """Return each unit's number of rows per bin; the outer bins are open."""
     n_bins = len(edges) + 1
     counts = torch.bincount(influence_cells(x, grad, edges), minlength=x.shape[1] * n_bins)
     return counts.reshape(-1, n_bins)
 
 
 def row_blocks(x: Float[Tensor, "row dim"]) -> Iterator[slice]:
-    """Return blocks of rows small enough to stay in the cache between two operations."""
+    """Return blocks of rows small enough for the CPU cache."""
     step = max(1, CHUNK // max(1, x.shape[1]))
     return (slice(start, start + step) for start in range(0, len(x), step))
 
@@ -88,7 +88,7 @@ class TableBins:
 
     @classmethod
     def of(cls, wide: Float[Tensor, "edge"], dtype: torch.dtype) -> "TableBins | None":
-        """Return the table for rows of a type, or None if edges are too uneven or fewer than 2."""
+        """Return the table for a number type, or None if edges are too uneven or fewer than 2."""
         edges = wide.to(dtype)
         n_cells = min(MOST_CELLS, CELLS_PER_EDGE * (len(edges) + 1))
         width = float(edges[-1] - edges[0])
@@ -106,7 +106,7 @@ class TableBins:
     def __call__(
         self, x: Float[Tensor, "row dim"], exact: Float[Tensor, "row dim"] | None = None
     ) -> Int[Tensor, "row dim"]:
-        """Return the bin of each number as int32; NaN falls into the first bin."""
+        """Return each number's bin as int32; NaN gets the first bin."""
         edges = self.edges if exact is None else self.wide_edges
         flat, compared = x.flatten(), (x if exact is None else exact).flatten()
         out = torch.empty(flat.shape, dtype=torch.int32, device=x.device)
@@ -133,7 +133,7 @@ def fast_bins(
     edges: Float[Tensor, "edge"],
     exact: Float[Tensor, "row dim"] | None = None,
 ) -> Int[Tensor, "row dim"]:
-    """Return the bin of each number, the count of edges at or below it, as int32.
+    """Return each number's bin (edges at or below it), as int32.
 
     ``exact`` holds float64 numbers that round to ``x``: if given, they are binned against the edges
     as they are. Otherwise ``x`` is binned against the edges rounded to its type.

@@ -1,4 +1,4 @@
-"""Intervals for a fraction of successes."""
+"""Confidence intervals for a fraction of successes."""
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -30,7 +30,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def clopper_pearson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the exact interval of a fraction: it covers at least ``level``, whatever the fraction.
+    """Return the exact interval of a fraction, with coverage of at least ``level``.
 
     References
     ----------
@@ -44,7 +44,7 @@ def clopper_pearson(successes: int, n: int, level: float = 0.95) -> tuple[float,
 
 
 def error_if_all_agree(n: int) -> float:
-    """Return a standard error of a fraction that is 0 or 1 among ``n`` independent rows or groups.
+    """Return a standard error for a fraction of 0 or 1 among ``n`` independent rows or groups.
 
     Their spread is 0. The error is the one that reaches the end of the exact interval at 95 %.
 
@@ -59,7 +59,7 @@ def error_if_all_agree(n: int) -> float:
 def grouped_share(
     hits: Bool[np.ndarray, "row"], group: Int[np.ndarray, "row"], level: float = 0.95
 ) -> tuple[float, float]:
-    """Return the interval of a fraction of rows that come in groups, as if there were fewer rows.
+    """Return the interval of a fraction of grouped rows, by their effective number.
 
     This is the exact interval for the number of independent rows whose share would vary as much as
     the observed share varies between groups; without groups it is the exact interval of all rows.

@@ -1,4 +1,4 @@
-"""How often symbols occur together, what they say about each other, and how values become symbols.
+"""Joint counts of symbols, their mutual information, and discretization of values.
 
 All figures are plug-in estimates from counts, in nats: unrelated symbols of ``A`` and ``B`` kinds
 have an information of about ``(A - 1) (B - 1) / (2 n)``, so compare with shuffled symbols.
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def as_symbols(x: Float[Tensor, "row dim"], n_bins: int) -> Int[Tensor, "row dim"]:
-    """Return the symbol of each entry: its value, or its bin where a unit has many values.
+    """Return each entry's symbol: its value, or its bin for units with many values.
 
     A unit with more than ``n_bins`` values is cut into bins of about equal numbers of rows, between
     values that occur. Equal values share a bin, so any increasing map of a unit changes nothing.
@@ -27,7 +27,7 @@ def as_symbols(x: Float[Tensor, "row dim"], n_bins: int) -> Int[Tensor, "row dim
 def joint_counts(
     a: Int[Tensor, "row dim"], b: Int[Tensor, "row"]
 ) -> Int[Tensor, "dim symbol symbol2"]:
-    """Return how often each symbol of each unit of ``a`` occurs with each symbol of ``b``."""
+    """Return the joint counts of ``a``'s symbols and ``b``'s symbols, for all unit pairs."""
     dim, kinds, kinds2 = a.shape[1], int(a.max()) + 1, int(b.max()) + 1
     index = (torch.arange(dim, device=a.device) * kinds + a) * kinds2 + b[:, None]
     counts = torch.bincount(index.flatten(), minlength=dim * kinds * kinds2)
@@ -48,7 +48,7 @@ def information_nats(counts: Int[Tensor, "*many symbol symbol2"]) -> Float[Tenso
 
 
 def _count_logs(counts: Int[Tensor, "*shape"], axes: int) -> Float[Tensor, "*many"]:
-    """Return the sum of ``c ln c`` over the last axes; small counts are looked up."""
+    """Return the sum of ``c ln c`` over the last axes; small counts use a table."""
     largest = int(counts.max())
     if largest < counts.numel():
         whole = torch.arange(largest + 1, dtype=torch.float64, device=counts.device)

@@ -1,4 +1,4 @@
-"""Sums of Gaussian kernels over pairs of rows, and the divergences of Cauchy and Schwarz of them.
+"""Sums of Gaussian kernels over row pairs, and their Cauchy-Schwarz divergences.
 
 Shared by losses and measures; differentiable in the rows.
 """
@@ -13,7 +13,7 @@ CHUNK = 512
 def gaussian_kernel(
     x: Float[Tensor, "row dim"], others: Float[Tensor, "row2 dim"]
 ) -> Float[Tensor, "row row2"]:
-    """Return ``exp(-d^2 / 2)`` of every pair of rows, given in units of the kernel's width."""
+    """Return ``exp(-d^2 / 2)`` of every row pair; rows are divided by the kernel width."""
     squares = x.square().sum(1)[:, None] + others.square().sum(1) - 2 * x @ others.T
     return (-squares.clamp(min=0) / 2).exp()
 
@@ -21,7 +21,7 @@ def gaussian_kernel(
 def quadratic_information(
     x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim2"]
 ) -> Float[Tensor, ""]:
-    """Return the quadratic mutual information of Cauchy and Schwarz of paired rows, in nats.
+    """Return the Cauchy-Schwarz quadratic mutual information of paired rows, in nats.
 
     ``ln mean_ij K_ij L_ij + ln (mean K mean L) - 2 ln mean_i (mean_j K_ij mean_j L_ij)``, a chunk
     of rows at a time.
@@ -44,7 +44,7 @@ def quadratic_information(
 def conditional_divergence(
     x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim2"], other: Float[Tensor, "row dim2"]
 ) -> Float[Tensor, ""]:
-    """Return the divergence of Cauchy and Schwarz of ``p(y | x)`` from ``p(other | x)``, in nats.
+    """Return the Cauchy-Schwarz divergence of ``p(y | x)`` from ``p(other | x)``, in nats.
 
     ``ln sum_i (K L)_i+ / K_i+^2 + ln sum_i (K M)_i+ / K_i+^2 - 2 ln sum_i (K C)_i+ / K_i+^2`` with
     kernels ``K`` of ``x``, ``L`` of ``y``, ``M`` of ``other`` and ``C`` of ``y`` with ``other``.
@@ -64,7 +64,7 @@ def conditional_divergence(
 def unbiased_hsic(
     near_x: Float[Tensor, "row row"], near_y: Float[Tensor, "row row"]
 ) -> Float[Tensor, ""]:
-    """Return the unbiased independence criterion of two kernel matrices of the same rows.
+    """Return the unbiased HSIC of two kernel matrices of the same rows.
 
     ``(tr KL + sum K sum L / ((n - 1) (n - 2)) - 2 sum (K L) / (n - 2)) / (n (n - 3))`` with zeros
     on both diagonals; at least four rows.

@@ -1,4 +1,4 @@
-"""The parts of the rate of a Gaussian code: estimates from the mixture of a batch's rows."""
+"""Parts of a Gaussian code's rate, estimated from the mixture of a batch's rows."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def latent_parts(
     groups: Sequence[int],
     own: bool = True,
 ) -> dict[str, Tensor]:
-    """Return the parts of the divergence of a code from a standard normal, in nats for each row.
+    """Return the parts of a code's divergence from a standard normal, in nats per row.
 
     ``mi`` is ``E[ln q(z|x) - ln q(z)]``, ``tc`` is ``E[ln q(z) - sum_g ln q(z_g)]``, ``each`` is
     ``E[sum_g ln q(z_g) - ln p(z)]``; the three add up to ``E[ln q(z|x) - ln p(z)]`` exactly.

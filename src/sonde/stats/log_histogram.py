@@ -1,4 +1,4 @@
-"""Counts of each unit's values on a signed logarithmic grid that needs no edges beforehand."""
+"""Histogram of each unit on a signed logarithmic grid, without prior edges."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ BINS = 2 * _SIDE + 1
 
 
 def log_bins(x: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """Return the bin of each number: 0 .. 520 in ascending order of value, 260 = exactly zero.
+    """Return each number's bin: 0 .. 520 in ascending order, 260 = exactly zero.
 
     Exponents of two from -40 to 24 with 4 bins each and a sign; smaller and larger magnitudes fall
     into the first and the last bin of their sign. Bins are found by comparison of mantissas, so the
@@ -47,32 +47,32 @@ def _exact_bins(x: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
 
 
 def log_centres() -> Float[Tensor, "bin"]:
-    """Return the geometric centre of each bin of ``log_bins``; 0 for the bin of zeros."""
+    """Return the geometric centre of each bin of ``log_bins``; 0 for the zero bin."""
     up = 2.0 ** (LOW + (torch.arange(_SIDE, dtype=torch.float64) + 0.5) / SUB)
     return torch.cat([-up.flip(0), torch.zeros(1, dtype=torch.float64), up])
 
 
 @dataclass(frozen=True)
 class LogHistogramState(State):
-    """Rows of each unit in each of the 521 bins of ``log_bins``."""
+    """Number of rows of each unit in each of the 521 bins of ``log_bins``."""
 
     n: int
     counts: Int[Tensor, "dim bin"]
 
     @property
     def magnitudes(self) -> Int[Tensor, "dim bin2"]:
-        """Counts of absolute values: of zeros first, then of the bins above it."""
+        """Counts of absolute values: zeros first, then the bins above."""
         up, down = self.counts[:, _SIDE + 1 :], self.counts[:, :_SIDE].flip(1)
         return torch.cat([self.counts[:, _SIDE : _SIDE + 1], up + down], dim=1)
 
     @property
     def clipped(self) -> Bool[Tensor, "dim"]:
-        """Mask of units with a tenth of their values in the outermost bins outside 2^-40..2^24."""
+        """Mask of units with 10 % of values in the outermost bins, outside 2^-40..2^24."""
         outermost = self.magnitudes[:, [1, -1]].sum(1)
         return outermost > 0.1 * self.n
 
     def quantile(self, q: float, absolute: bool = False) -> Float[Tensor, "dim"]:
-        """Return the centre of the bin in which the fraction ``q`` of the rows is reached.
+        """Return the centre of the bin that contains quantile ``q``.
 
         Zeros are rows like any other; a unit that is mostly zero has quantiles of 0.
         """
@@ -82,7 +82,7 @@ class LogHistogramState(State):
         return centres.to(counts.device)[reached.int().argmax(1)]
 
     def rebinned(self, edges: Float[Tensor, "edge"]) -> Float[Tensor, "dim bin2"]:
-        """Return the counts between other edges, as if the rows of a bin lay evenly in it."""
+        """Return the counts between other edges, with rows spread evenly inside each bin."""
         up = 2.0 ** (LOW + torch.arange(_SIDE + 1, dtype=torch.float64) / SUB)
         left = torch.cat([-up[1:].flip(0), up.new_zeros(1), up[:-1]])
         nothing = up.new_full((1,), torch.finfo(up.dtype).tiny)  # zeros have a bin without a width
@@ -100,7 +100,7 @@ class LogHistogramState(State):
 @final
 @dataclass(frozen=True)
 class LogHistogram(Statistic[LogHistogramState]):
-    """Counts of each unit's values, or products of columns, on a signed logarithmic grid. Exact.
+    """Histogram of values or column products on a signed logarithmic grid; independent of splits.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ class LogHistogram(Statistic[LogHistogramState]):
         return LogHistogramState(len(x), counts.reshape(dim, BINS))
 
     def merge(self, a: LogHistogramState, b: LogHistogramState) -> LogHistogramState:
-        """Return the sums of both."""
+        """Return the joined counts."""
         return LogHistogramState(a.n + b.n, a.counts + b.counts)
 
 

@@ -34,7 +34,7 @@ class MomentsState(State):
 
     @property
     def second_moment(self) -> Float[Tensor, "dim dim"]:
-        """Mean of ``x x^T``, not centred.
+        """Mean of ``x x^T``, without centring.
 
         Raises
         ------
@@ -50,7 +50,7 @@ class MomentsState(State):
 
     @property
     def variance(self) -> Float[Tensor, "dim"]:
-        """Variance of each unit, divisor ``n``."""
+        """Variance of each unit, with divisor ``n``."""
         return (self.scatter if self.scatter.ndim == 1 else self.scatter.diagonal()) / self.n
 
     @cached_property
@@ -73,7 +73,7 @@ class MomentsState(State):
 @final
 @dataclass(frozen=True)
 class Moments(Statistic[MomentsState]):
-    """Count, mean and centred scatter, exact under any split.
+    """Count, mean and centred scatter, independent of splits.
 
     Each batch is centred before its product is formed and accumulated in float64, so a large mean
     does not destroy the variance. Merging follows the pairwise update of Chan, Golub and LeVeque.
@@ -102,7 +102,7 @@ class Moments(Statistic[MomentsState]):
         return MomentsState(n, mean, scatter)
 
     def merge(self, a: MomentsState, b: MomentsState) -> MomentsState:
-        """Return the moments of both sets of rows."""
+        """Return the joined moments."""
         n = a.n + b.n
         delta = b.mean - a.mean
         weight = a.n * b.n / n
@@ -125,7 +125,7 @@ class Moments(Statistic[MomentsState]):
 def centre(
     x: Float[Tensor, "row dim"],
 ) -> tuple[Float[Tensor, "dim"], Float[Tensor, "row dim"], Float[Tensor, "dim"]]:
-    """Return the float64 mean, the rows minus a rounded mean, and the residual of that rounding.
+    """Return the float64 mean, the rows minus a rounded mean, and the rounding residual.
 
     Half-precision rows are widened to float32 first, other types stay. The returned mean includes
     the residual.
@@ -143,7 +143,7 @@ def centred_squares(
     centred: Float[Tensor, "row dim"],
     residual: Float[Tensor, "dim"],
 ) -> Float[Tensor, "dim"]:
-    """Return each column's sum of squared deviations, in float64; ``centred`` is overwritten.
+    """Return each column's sum of squared deviations in float64; overwrites ``centred``.
 
     Columns whose squares would lose digits in float32 are squared in float64.
 
@@ -162,7 +162,7 @@ def centred_squares(
 
 
 def column_sum(x: Float[Tensor, "row dim"]) -> Float[Tensor, "dim"]:
-    """Return the sum over rows in float64: blocks of 64 rows in their own type, added in float64.
+    """Return the sum over rows in float64, from blocks of 64 rows in their own type.
 
     Several times faster than a float64 sum of float32 rows, and as exact as their products are.
     """
@@ -178,7 +178,7 @@ def column_sum(x: Float[Tensor, "row dim"]) -> Float[Tensor, "dim"]:
 def gram(
     centred: Float[Tensor, "row dim"], products: torch.dtype | None = None
 ) -> Float[Tensor, "dim dim"]:
-    """Return ``z^T z`` in float64, from products of 2,048 rows in a type (``product_type``).
+    """Return ``z^T z`` in float64, from products of 2,048 rows in ``product_type``.
 
     On the CPU only strips above the diagonal are multiplied, which wins back most of what float64
     costs; they are mirrored at the end.
@@ -200,7 +200,7 @@ def gram(
 
 
 def product_type(rows: Float[Tensor, "row dim"]) -> torch.dtype:
-    """Return the type of products of rows: float64 on the CPU, else their own.
+    """Return the number type of products of rows: float64 on the CPU, else their own.
 
     Rounding of float32 products fills directions that the rows do not reach. Other devices may
     take up to 64 times as long for float64.

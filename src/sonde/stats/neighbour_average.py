@@ -1,4 +1,4 @@
-"""Patches of an image averaged with those around them."""
+"""Average each patch of an image with its neighbours."""
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +14,7 @@ def neighbour_average(
     example: Int[Tensor, "row"],
     window: int = 3,
 ) -> Float[Tensor, "row dim"]:
-    """Return each patch's mean over the square of patches around it in its image.
+    """Return each patch's mean over the square of patches around it.
 
     Only patches that are there count: at the border, and beside one that was left out, the mean is
     over fewer. A patch that is not finite makes all its neighbours so.

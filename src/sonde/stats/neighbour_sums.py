@@ -1,4 +1,4 @@
-"""How far apart neighbouring groups of the planned order are."""
+"""Distances between neighbouring groups in the planned order."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ BLOCKS, BLOCK_ROWS = 16, 16
 
 @dataclass(frozen=True)
 class NeighbourSumsState(State):
-    """Counts of all and of equal-label pairs, and squared distances, in 16 interleaved blocks."""
+    """Counts of all pairs and equal-label pairs, and squared distances, in 16 blocks."""
 
     pairs: Int[Tensor, "block"]
     squares: Float[Tensor, "block"]
@@ -55,7 +55,7 @@ class NeighbourSumsState(State):
 @final
 @dataclass(frozen=True)
 class NeighbourSums(Statistic[NeighbourSumsState]):
-    """Sums of ``|x_i - x_(i+1)|^2`` over consecutive rows of different groups. Exact.
+    """Sums of ``|x_i - x_(i+1)|^2`` over adjacent rows of different groups.
 
     Only pairs inside one ``observe`` call count: each work unit comes whole, and pairs across two
     units are left out. A pair belongs to block ``(order // 16) mod 16`` of its first row.
@@ -71,7 +71,7 @@ class NeighbourSums(Statistic[NeighbourSumsState]):
         position: Int[Tensor, "row"],
         label: Int[Tensor, "row"],
     ) -> NeighbourSumsState:
-        """Return the sums over neighbours among these rows."""
+        """Return the sums over adjacent rows among these."""
         rows = by_example(order, position).rows
         first, second = rows[:-1], rows[1:]
         apart = group[first] != group[second]
@@ -86,5 +86,5 @@ class NeighbourSums(Statistic[NeighbourSumsState]):
         return NeighbourSumsState(next(counts), squares, next(counts))
 
     def merge(self, a: NeighbourSumsState, b: NeighbourSumsState) -> NeighbourSumsState:
-        """Return the sums of both."""
+        """Return the joined sums."""
         return NeighbourSumsState(a.pairs + b.pairs, a.squares + b.squares, a.alike + b.alike)

@@ -1,4 +1,4 @@
-"""Distances between rows in chunks, and the nearest ones."""
+"""Distances between rows in chunks, and nearest neighbours."""
 
 import math
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ WAYS = 32
 def distance_chunks(
     x: Float[Tensor, "row dim"], y: Float[Tensor, "row2 dim"], chunk: int = CHUNK
 ) -> Iterator[tuple[int, Float[Tensor, "_chunk row2"]]]:
-    """Yield each chunk's first row index and the Euclidean distances of its rows to all ``y``.
+    """Yield each chunk's first row index and its rows' Euclidean distances to all ``y``.
 
     Both sides are centred at the mean of ``y`` first. Never more than ``chunk`` lines at a time.
     """
@@ -81,7 +81,7 @@ def _by_candidates(
     group: Int[Tensor, "row"] | None,
     group2: Int[Tensor, "row2"] | None,
 ) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"], Bool[Tensor, "row"]]:
-    """Return the nearest of some candidates, and whether no other row of ``y`` can be nearer.
+    """Return the nearest candidates, and whether no other row of ``y`` can be nearer.
 
     Candidates come from products in float32. The product of any other row of ``y`` is at most that
     of the last candidate, up to the rounding of ``dim`` sums.
@@ -134,7 +134,7 @@ def _by_all_distances(
     each_once: bool,
     chunk: int,
 ) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
-    """Return the nearest rows by all distances in float64."""
+    """Return the nearest rows from all distances in float64."""
     found: list[Tensor] = []
     values: list[Tensor] = []
     for start, rough in distance_chunks(x, y, chunk):
@@ -159,7 +159,7 @@ def _by_all_distances(
 def _lengths(
     x: Float[Tensor, "row dim"], y: Float[Tensor, "row2 dim"], index: Int[Tensor, "row k"]
 ) -> Float[Tensor, "row k"]:
-    """Return the distance of each row to the rows of ``y`` that its indices name."""
+    """Return each row's distances to the rows of ``y`` at its indices."""
     step = max(1, DIFFERENCES // max(index.shape[1] * x.shape[1], 1))
     return torch.cat(
         [
@@ -172,7 +172,7 @@ def _lengths(
 def _first_of_groups(
     rough: Float[Tensor, "row row2"], group: Int[Tensor, "row2"]
 ) -> Int[Tensor, "row _group"]:
-    """Return, for each row and each group, the row of the group that is nearest."""
+    """Return, for each row and group, the group's nearest row."""
     _, number = torch.unique(group, return_inverse=True)
     shape = len(rough), int(number.max()) + 1
     number = number.expand(len(rough), -1)
@@ -186,7 +186,7 @@ def _first_of_groups(
 def largest_products(
     x: Float[Tensor, "row dim"], bank: Float[Tensor, "sample dim"], k: int
 ) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
-    """Return the ``k`` largest products of each row with rows of a bank, and which, largest first.
+    """Return each row's ``k`` largest products with a bank, and their indices, descending.
 
     Products are formed in tiles of one buffer, so that neither many rows nor a large bank need more
     memory.
@@ -218,7 +218,7 @@ def largest_products(
 def _largest(
     x: Float[Tensor, "row column"], k: int
 ) -> tuple[Float[Tensor, "row k"], Int[Tensor, "row k"]]:
-    """Return the ``k`` largest entries of each row, and their columns, in any order.
+    """Return each row's ``k`` largest entries and their columns, unordered.
 
     Of a wide row only the ``k`` groups of columns with the largest maxima are looked into: an entry
     of any other group has ``k`` larger or equal entries.

@@ -1,4 +1,4 @@
-"""Least squares from sums of products, which may be singular.
+"""Least squares from sums of products that may be singular.
 
 A sum of products has the square of the rows' condition, so directions without data get eigenvalues
 of rounding size: some pass a cutoff of ``eps * dim`` on one processor and not on another.
@@ -17,7 +17,7 @@ GRAM_CUT: Final = 1e-10
 def solve_normal_equations(
     gram: Float[Tensor, "dim dim"], right: Float[Tensor, "dim dim2"]
 ) -> Float[Tensor, "dim dim2"]:
-    """Return the solution of ``gram @ x = right`` of least norm between units of equal scale.
+    """Return the least-norm solution of ``gram @ x = right``, with units scaled equally.
 
     Directions below ``GRAM_CUT`` of the largest eigenvalue get no weight. Units are brought to one
     scale first, so that small ones are not taken for rounding.

@@ -1,4 +1,4 @@
-"""Rows at random from each range of a unit's values: from its largest down by factors of two."""
+"""Random rows from each range of a unit's values, halving from its largest value."""
 
 from dataclasses import dataclass, replace
 from typing import final
@@ -20,7 +20,7 @@ LAST = torch.iinfo(torch.int64).max
 
 @dataclass(frozen=True)
 class OctaveSampleState(State):
-    """For each unit up to ``m`` rows of each range, in ascending draw; the last range is the rest.
+    """Up to ``m`` rows per unit and range, by ascending key; the last range holds the rest.
 
     Range ``b`` holds values in ``[2^(top - b - 1), 2^(top - b))``. ``key`` is the draw, mapped to
     signed numbers of equal order; the largest integer marks an empty place.
@@ -42,7 +42,7 @@ class OctaveSampleState(State):
 @final
 @dataclass(frozen=True)
 class OctaveSample(Statistic[OctaveSampleState]):
-    """Rows of smallest draw in each of a few ranges below each unit's largest value. Exact.
+    """Rows of smallest sampling key in a few ranges below each unit's maximum.
 
     Ranges are those between the powers of two below the largest value; everything smaller, and what
     is not positive, is one range more. Each range of the whole data consists of whole ranges of
@@ -88,7 +88,7 @@ class OctaveSample(Statistic[OctaveSampleState]):
         ids: Int[Tensor, "row 2"],
         position: Int[Tensor, "row"],
     ) -> OctaveSampleState:
-        """Return the sample after these rows; only values that may enter it are examined."""
+        """Return the sample after these rows; only values that may enter are examined."""
         x = x.detach().cpu()
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()
         key, bounds = rank_key(draw), self._bounds(state, x)
@@ -110,7 +110,7 @@ class OctaveSample(Statistic[OctaveSampleState]):
         return self._placed(state, band, unit, columns)
 
     def merge(self, a: OctaveSampleState, b: OctaveSampleState) -> OctaveSampleState:
-        """Return the rows of smallest draw of both."""
+        """Return the rows of smallest sampling key in both."""
         top = torch.maximum(a.top, b.top)
         a, b = self._shifted(a, top), self._shifted(b, top)
         parts = {
@@ -122,7 +122,7 @@ class OctaveSample(Statistic[OctaveSampleState]):
     def _bounds(
         self, state: OctaveSampleState, x: Float[Tensor, "row dim"]
     ) -> Float[Tensor, "range1 dim"]:
-        """Return the upper end of the first range, then the lower end of every range.
+        """Return the first range's upper end, then every range's lower end.
 
         A value at or above the upper end shifts the ranges. A full range takes no row of a larger
         draw than its last row.
@@ -144,7 +144,7 @@ class OctaveSample(Statistic[OctaveSampleState]):
         )
 
     def _shifted(self, state: OctaveSampleState, top: Int[Tensor, "dim"]) -> OctaveSampleState:
-        """Return the sample with ranges below higher largest values; some rows join the rest."""
+        """Return the sample with ranges for a higher maximum; some rows join the last range."""
         moved = torch.nonzero(top != state.top).flatten()
         if len(moved) == 0:
             return state
@@ -173,7 +173,7 @@ class OctaveSample(Statistic[OctaveSampleState]):
     def _placed(
         self, state: OctaveSampleState, band: Tensor, unit: Tensor, columns: tuple[Tensor, ...]
     ) -> OctaveSampleState:
-        """Return the sample with more rows, each in its range of its unit."""
+        """Return the sample with further rows, each in its unit's range."""
         dim = state.key.shape[2]
         cell = band * dim + unit
         order = torch.argsort(columns[1], stable=True)
@@ -200,7 +200,7 @@ class OctaveSample(Statistic[OctaveSampleState]):
         return replace(state, **made)
 
     def _first(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the ``m`` entries of smallest draw along the second axis."""
+        """Return the ``m`` entries of smallest sampling key along the second axis."""
         key, order = parts["key"].sort(dim=1, stable=True)
         found = {"key": key[:, : self.m]}
         for name in ("values", "ids", "position"):

@@ -1,4 +1,4 @@
-"""Hyperbolic space as a ball: the map from vectors, and distances inside."""
+"""Hyperbolic space as a ball: the map from vectors, and distances in the ball."""
 
 import torch
 from jaxtyping import Float

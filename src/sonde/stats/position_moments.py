@@ -1,4 +1,4 @@
-"""Mean and scatter of rows apart for each position, such as the patches of aligned images."""
+"""Mean and scatter of rows at each position, such as patches of aligned images."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class PositionMomentsState(State):
-    """Moments of some coordinates of the rows at each position; of positions without rows, zeros.
+    """Moments of selected coordinates of the rows at each position; zeros without rows.
 
     Of the sums of ``(x - mean)(x - mean)^T``, ``diagonal`` holds the diagonals and ``cross`` what
     is above them, line by line; nothing where only the diagonals were asked for.
@@ -35,11 +35,11 @@ class PositionMomentsState(State):
 
     @property
     def n(self) -> int:
-        """Rows seen at all positions."""
+        """Number of rows seen at all positions."""
         return int(self.counts.sum())
 
     def covariance(self, positions: slice) -> Float[Tensor, "_position coordinate coordinate"]:
-        """Return the full covariances, divisor ``n``, of a range of positions."""
+        """Return the full covariances of a range of positions, with divisor ``n``."""
         d = len(self.coordinates)
         lines, columns = torch.triu_indices(d, d, 1)
         n = self.counts[positions, None].clamp(min=1)
@@ -51,7 +51,7 @@ class PositionMomentsState(State):
 @final
 @dataclass(frozen=True)
 class PositionMoments(Statistic[PositionMomentsState]):
-    """Count, mean and centred scatter at each position, exact under any split.
+    """Count, mean and centred scatter at each position, independent of splits.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ class PositionMoments(Statistic[PositionMomentsState]):
         return PositionMomentsState(counts, mean, diagonal, cross, chosen, x.shape[1])
 
     def merge(self, a: PositionMomentsState, b: PositionMomentsState) -> PositionMomentsState:
-        """Return the moments of both sets of rows."""
+        """Return the joined moments."""
         if a.dim != b.dim:
             raise InputError(
                 "PositionMoments.merge: expected two states with rows of the same width, got "
@@ -134,13 +134,13 @@ class PositionMoments(Statistic[PositionMomentsState]):
         return PositionMomentsState(n, mean, diagonal, cross, a.coordinates, a.dim)
 
     def _above(self, d: int) -> Int[Tensor, "2 entry"]:
-        """Return the lines and columns of the entries above the diagonal that are kept."""
+        """Return rows and columns of the stored entries above the diagonal."""
         above = torch.triu_indices(d, d, 1)
         return above[:, :0] if self.scatter == "diag" else above
 
 
 def chosen_coordinates(dim: int, coordinates: int, seed: int) -> Int[Tensor, "coordinate"]:
-    """Return which coordinates of rows of this width are used, in ascending order."""
+    """Return the indices of the coordinates used in rows of this width, ascending."""
     with np.errstate(over="ignore"):
         key = splitmix64(np.array([seed], dtype=np.int64).view(np.uint64))
         order = np.argsort(splitmix64(key + np.arange(dim, dtype=np.uint64)), kind="stable")
@@ -150,7 +150,7 @@ def chosen_coordinates(dim: int, coordinates: int, seed: int) -> Int[Tensor, "co
 def by_position(
     position: Int[Tensor, "row"],
 ) -> Iterator[tuple[Int[Tensor, "position"], Int[Tensor, "position count"]]]:
-    """Yield positions with equally many rows, a chunk at a time, and the indices of their rows."""
+    """Yield positions with equally many rows, in chunks, and their rows' indices."""
     order = torch.argsort(position, stable=True)
     counts = torch.bincount(position)
     starts = counts.cumsum(0) - counts

@@ -1,4 +1,4 @@
-"""Quantiles of every unit in one pass, with a stated bound on the error of a rank."""
+"""Quantiles of every unit in one pass, with a bound on the rank error."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -16,7 +16,7 @@ from sonde.core.statistic import Merging, Statistic
 
 @dataclass(frozen=True)
 class QuantilesState(State):
-    """Values that stand for ``2**level`` rows each; ``compactions`` have been made so far."""
+    """Values that represent ``2**level`` rows each, after ``compactions`` compactions."""
 
     n: int
     compactions: int
@@ -25,7 +25,7 @@ class QuantilesState(State):
     levels: tuple[Tensor, ...]
 
     def rank(self, values: Float[Tensor, "query dim"]) -> Float[Tensor, "query dim"]:
-        """Return about how many rows of each unit are at or below each value."""
+        """Return approximately how many rows of each unit are at or below each value."""
         total = torch.zeros(values.shape, dtype=torch.float64, device=values.device)
         for level, kept in enumerate(self.levels):
             ordered = kept.T.contiguous().sort(dim=1).values
@@ -34,7 +34,7 @@ class QuantilesState(State):
         return total
 
     def quantile(self, q: Float[Tensor, "query"]) -> Float[Tensor, "query dim"]:
-        """Return the smallest kept value whose rank is ``q n``; 0 and 1 give the exact range."""
+        """Return the smallest stored value of rank ``q n``; 0 and 1 give the exact range."""
         values = torch.cat(self.levels)
         q = q.to(values.device)
         weight = torch.cat(
@@ -82,7 +82,7 @@ class Quantiles(Statistic[QuantilesState]):
         return self._compacted(len(x), 0, x.amin(0), x.amax(0), [x.detach().clone()])
 
     def merge(self, a: QuantilesState, b: QuantilesState) -> QuantilesState:
-        """Return the sketch of both sets of rows."""
+        """Return the joined sketch."""
         depth = max(len(a.levels), len(b.levels))
         levels = [
             torch.cat([s.levels[h] for s in (a, b) if h < len(s.levels)]) for h in range(depth)
@@ -96,11 +96,11 @@ class Quantiles(Statistic[QuantilesState]):
         )
 
     def size_bytes(self, *dims: int) -> int:
-        """Return the bytes of ten full levels, the most after a thousand ``k`` rows."""
+        """Return the bytes of ten full levels, the maximum after a thousand ``k`` rows."""
         return dims[0] * (10 * self.k + 2) * 4
 
     def bound(self, state: QuantilesState) -> float:
-        """Return by how many rows a rank may be off: ``n (levels - 1) / k``."""
+        """Return the largest rank error in rows: ``n (levels - 1) / k``."""
         return state.n * (len(state.levels) - 1) / self.k
 
     def _compacted(

@@ -1,4 +1,4 @@
-"""Closed-form linear map from moments; its ridge is needed as dead units make them singular.
+"""Closed-form linear map from moments, with a ridge since dead units make them singular.
 
 ``torch.linalg.lstsq`` with its default driver returns useless maps where columns are constant.
 """
@@ -16,7 +16,7 @@ RIDGE = 1e-4
 def ridge_map(
     x: MomentsState, cross: CrossMomentsState, ridge: float = RIDGE
 ) -> tuple[Float[Tensor, "dim dim2"], Float[Tensor, "dim2"]]:
-    """Return the map ``y = x @ weight + bias`` of least squared error, from merged moments.
+    """Return the least-squares map ``y = x @ weight + bias`` from merged moments.
 
     Parameters
     ----------
@@ -38,5 +38,5 @@ def ridge_map(
 def ridge_of_rows(
     x: Float[Tensor, "row dim"], y: Float[Tensor, "row dim2"], ridge: float = RIDGE
 ) -> tuple[Float[Tensor, "dim dim2"], Float[Tensor, "dim2"]]:
-    """Return the map of ``ridge_map`` from rows at hand."""
+    """Return the map of ``ridge_map`` directly from rows."""
     return ridge_map(Moments().observe(x), CrossMoments().observe(x, y), ridge)

@@ -1,4 +1,4 @@
-"""Rows of aligned samples, with errors by halves and nulls by shuffles that move whole groups."""
+"""Rows of aligned samples, with errors from halves and nulls from shuffled groups."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ LEAST_FOR_HALVES = 16
 
 @dataclass(frozen=True)
 class SampledRows:
-    """The rows that the samples of several sites share, in order of draw, in float64.
+    """The rows that several sites' samples share, by sampling key, in float64.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class SampledRows:
 
     @classmethod
     def of(cls, samples: Sequence[HashSampleState]) -> "SampledRows":
-        """Return the rows that all samples hold; rows that are not finite are left out.
+        """Return the finite rows that all samples hold.
 
         A sample of another column (labels) stands for rows of width 1.
         """
@@ -68,12 +68,12 @@ class SampledRows:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """``sampled`` where not every row of the data is here."""
+        """``sampled`` if not every row of the data is included."""
         return ("sampled",) if self.n_seen > len(self) else ()
 
     @property
     def grouped(self) -> bool:
-        """True if some rows belong together."""
+        """True if some rows share a group."""
         return self.n_groups < len(self)
 
     def take(self, keep: Bool[Tensor, "row"] | Int[Tensor, "_kept"]) -> "SampledRows":
@@ -85,7 +85,7 @@ class SampledRows:
     def standard_error(
         self, figure: Callable[["SampledRows"], float | Tensor], seed: int = 0
     ) -> tuple[Tensor | None, str]:
-        """Return the spread of a figure over 20 random halves of the groups, and how it was made.
+        """Return a statistic's deviation over 20 random halves of the groups, and the method.
 
         A half has twice the variance of the whole and shares half of it, so the spread over halves
         is the standard error on all rows. None below 16 groups; below 32 widened by Student's t.
@@ -97,7 +97,7 @@ class SampledRows:
         return half_error(torch.stack(values), self.n_groups), "20 random halves"
 
     def error_of_mean(self, values: Float[Tensor, "row"]) -> tuple[Tensor | None, str]:
-        """Return the standard error of the mean of a figure of each row, and how it was made.
+        """Return the standard error of the mean of a per-row statistic, and the method.
 
         Groups are taken as independent; rows of a group may depend on each other. None below 16
         groups; below 32 widened by Student's t.
@@ -110,7 +110,7 @@ class SampledRows:
         return widen_error(spread.sqrt() / len(self), self.n_groups), "spread over groups"
 
     def shuffled(self, seed: int = 0, n: int = SHUFFLES) -> list["SampledRows"]:
-        """Return ``n`` versions of the rows, with those of the last site shuffled among groups.
+        """Return ``n`` versions of the rows with the last site shuffled among groups.
 
         Whole groups change places with groups of equal size, or of similar size if fewer than
         ``ALIKE`` groups have that size. If sizes differ, rows of a shorter group are repeated, and
@@ -135,7 +135,7 @@ class SampledRows:
         return made
 
     def with_shuffled_columns(self, seed: int = 0) -> "SampledRows":
-        """Return the rows with each unit shuffled on its own: dependence between units is lost.
+        """Return the rows with each unit shuffled separately, so that units are independent.
 
         A group takes all its values of a unit from a single group. If sizes differ, values of a
         shorter group are repeated, and the last values of a longer group are dropped.
@@ -156,7 +156,7 @@ class SampledRows:
 
 
 def _alike(size: Int[Tensor, "group"]) -> list[Int[Tensor, "_alike"]]:
-    """Return classes of ``ALIKE`` groups or more whose sizes are equal or near each other."""
+    """Return classes of at least ``ALIKE`` groups of equal or similar size."""
     shared = torch.bincount(size)[size] if len(size) else size
     rare = torch.nonzero(shared < ALIKE).flatten()
     common = [torch.nonzero(size == s).flatten() for s in torch.unique(size[shared >= ALIKE])]
@@ -169,7 +169,7 @@ def _alike(size: Int[Tensor, "group"]) -> list[Int[Tensor, "_alike"]]:
 
 
 def _moved(n: int, all_move: bool, generator: torch.Generator) -> Int[Tensor, "_group"]:
-    """Return a random order of ``n`` groups; with ``all_move``, two or more groups all move."""
+    """Return a random order of ``n`` groups; with ``all_move``, no group of several stays."""
     while True:
         order = torch.randperm(n, generator=generator)
         if not (all_move and n > 1 and bool((order == torch.arange(n)).any())):
@@ -177,11 +177,11 @@ def _moved(n: int, all_move: bool, generator: torch.Generator) -> Int[Tensor, "_
 
 
 def _as_rows(x: Shaped[Tensor, "row ..."]) -> Float[Tensor, "row _dim"]:
-    """Return rows as they are, and a column of numbers as rows of width 1."""
+    """Return rows unchanged, and a column of numbers as rows of width 1."""
     return x[:, None] if x.ndim == 1 else x
 
 
 def _places(draw: Int[Tensor, "_sample"], wanted: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
-    """Return the index of each wanted draw."""
+    """Return the index of each requested sampling key."""
     ordered, at = torch.sort(draw)
     return at[torch.searchsorted(ordered, wanted)]

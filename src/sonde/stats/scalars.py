@@ -1,4 +1,4 @@
-"""Count, mean, spread, range and zeros of scalars: units of a site, or a number for each row."""
+"""Count, mean, variance, range and zeros of scalars: a site's units, or one per row."""
 
 from dataclasses import dataclass
 from typing import final
@@ -27,7 +27,7 @@ class ScalarsState(State):
 
     @property
     def variance(self) -> Float[Tensor, "dim"]:
-        """Variance of each unit, divisor ``n``."""
+        """Variance of each unit, with divisor ``n``."""
         return self.scatter / self.n
 
     @property
@@ -39,7 +39,7 @@ class ScalarsState(State):
 @final
 @dataclass(frozen=True)
 class Scalars(Statistic[ScalarsState]):
-    """Count, mean, scatter, smallest, largest and exact zeros of each unit, exact under any split.
+    """Count, mean, scatter, minimum, maximum and zeros of each unit, independent of splits.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Scalars(Statistic[ScalarsState]):
             raise InputError(f"Scalars: expected a column of rows, got {self.column!r}.")
 
     def needs(self) -> tuple[str, ...]:
-        """Return the column that is summarised."""
+        """Return the summarised column."""
         return (self.column,)
 
     def observe(self, values: Num[Tensor, "row *dim"]) -> ScalarsState:
@@ -67,7 +67,7 @@ class Scalars(Statistic[ScalarsState]):
         return ScalarsState(len(x), mean, scatter, low, high, _zeros(x, low, high))
 
     def merge(self, a: ScalarsState, b: ScalarsState) -> ScalarsState:
-        """Return the summary of both sets of rows."""
+        """Return the joined summary."""
         n, delta = a.n + b.n, b.mean - a.mean
         return ScalarsState(
             n,

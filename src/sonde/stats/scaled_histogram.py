@@ -1,4 +1,4 @@
-"""Counts of each unit's values in even bins whose width follows its largest magnitude."""
+"""Histogram in even bins whose width follows each unit's largest magnitude."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ TOGETHER = 2**14
 
 @dataclass(frozen=True)
 class ScaledHistogramState(State):
-    """Number of rows in each bin of each unit, for all rows and for the rows of each concept.
+    """Counts of each unit by bin, for all rows and each concept's rows.
 
     Bin ``j`` of a unit with ``exponent`` w holds values in ``(2^w (j - h), 2^w (j + 1 - h)]``, with
     ``h`` half the number of bins: an edge lies at 0, and a value of exactly 0 is below it.
@@ -35,26 +35,26 @@ class ScaledHistogramState(State):
 
     @property
     def edges(self) -> Float[Tensor, "dim bin"]:
-        """The lower edge of each bin; a value above the edge lies in the bin or in a later bin."""
+        """The lower edge of each bin; larger values are in this bin or a later one."""
         half = self.counts.shape[1] // 2
         steps = torch.arange(-half, half, dtype=torch.float64, device=self.counts.device)
         return steps * power_of_two(self.exponent)[:, None]
 
     @property
     def above(self) -> Int[Tensor, "dim bin"]:
-        """Rows of each unit above each edge."""
+        """Number of rows of each unit above each edge."""
         return _from_the_top(self.counts)
 
     @property
     def concept_above(self) -> Int[Tensor, "concept dim bin"]:
-        """Rows of each concept above each edge."""
+        """Number of rows of each concept above each edge."""
         return _from_the_top(self.concept_counts)
 
 
 @final
 @dataclass(frozen=True)
 class ScaledHistogram(Statistic[ScaledHistogramState]):
-    """Even bins about 0 for each unit, twice as wide whenever a value does not fit. Exact.
+    """Even bins about 0 for each unit, doubled in width if a value does not fit.
 
     The width is the smallest power of two at which the largest magnitude fits, and bins of one
     width lie whole in those of the next. So the counts depend on the rows alone, not on their
@@ -80,7 +80,7 @@ class ScaledHistogram(Statistic[ScaledHistogramState]):
             )
 
     def needs(self) -> tuple[str, ...]:
-        """Return the rows, and the column of concepts where there is one."""
+        """Return the rows, and the column of concepts if there is one."""
         return ("x",) if self.concepts is None else ("x", self.concepts)
 
     def observe(
@@ -96,13 +96,13 @@ class ScaledHistogram(Statistic[ScaledHistogramState]):
         x: Float[Tensor, "row dim"],
         concept: Int[Tensor, "row"] | None = None,
     ) -> ScaledHistogramState:
-        """Return the counts after these rows, counted in bins at least as wide as the state's."""
+        """Return the counts after these rows, in bins at least as wide as the state's."""
         x = _floats(x)
         exponent = torch.maximum(state.exponent, _exponent(x, self.bins))
         return self.merge(state, self._counted(x, exponent, concept))
 
     def merge(self, a: ScaledHistogramState, b: ScaledHistogramState) -> ScaledHistogramState:
-        """Return the counts of both in bins of the wider width of each unit."""
+        """Return the joined counts, in the wider bins of each unit."""
         n = max(len(a.concept_n), len(b.concept_n))
         inside = [_padded(s.concept_counts, n) for s in (a, b)]
         exponent = torch.maximum(a.exponent, b.exponent)
@@ -141,7 +141,7 @@ class ScaledHistogram(Statistic[ScaledHistogramState]):
     def _members(
         self, concept: Int[Tensor, "row"] | None, n_rows: int
     ) -> Bool[Tensor, "row concept"]:
-        """Return the members of each concept, after a column of unlabelled rows, or of all rows."""
+        """Return membership columns: unlabelled (or all) rows first, then each concept."""
         if concept is None:
             return torch.ones(n_rows, 1, dtype=torch.bool)
         highest = int(concept.max())
@@ -164,7 +164,7 @@ def _floats(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
 
 
 def _exponent(x: Float[Tensor, "row dim"], bins: int) -> Int[Tensor, "dim"]:
-    """Return the exponent of the smallest bin width, a power of two, that fits each unit."""
+    """Return the exponent of the smallest power-of-two bin width that fits each unit."""
     largest = torch.maximum(x.amax(0), -x.amin(0))  # aminmax takes ten times as long along rows
     exponent = torch.frexp(largest / (bins // 2)).exponent.long().clamp(min=FINEST)
     return torch.where(largest > 0, exponent, FINEST)
@@ -177,7 +177,7 @@ def _from_the_top(counts: Int[Tensor, "*concept dim bin"]) -> Int[Tensor, "*conc
 def _sum(
     sides: Sequence[Int[Tensor, "*concept dim bin"]], steps: Sequence[Int[Tensor, "dim"]]
 ) -> Int[Tensor, "*concept dim bin"]:
-    """Return the sum of two counts, each put into bins ``2^steps`` times as wide, unit by unit."""
+    """Return the sum of two counts, each rebinned by ``2^steps``, unit by unit."""
     total, unit = sides[0] + sides[1], torch.nonzero(steps[0] + steps[1]).flatten()
     if len(unit) == 0:
         return total

@@ -1,4 +1,4 @@
-"""How much of a ``dim x dim`` scatter is held: the whole of it, or its diagonal.
+"""How much of a ``dim x dim`` scatter is stored: all, or its diagonal.
 
 Instruments with this parameter hold the whole up to ``WIDEST_FULL`` dimensions by default and the
 diagonal above.
@@ -12,7 +12,7 @@ AnyScatter = Literal["auto", "full", "diag"]
 
 
 def is_frugal(scatter: str, dim: int) -> bool:
-    """Return whether the variances alone are kept, because rows are wide and ``"auto"`` was asked.
+    """Return whether only variances are stored, for wide rows under ``"auto"``.
 
     Examples
     --------

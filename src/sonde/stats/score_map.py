@@ -1,4 +1,4 @@
-"""Scores of the patches of an image as a map over its pixels."""
+"""Scores of an image's patches as a map over its pixels."""
 
 import math
 from functools import lru_cache
@@ -18,7 +18,7 @@ def score_map(
     size: tuple[int, int] | None = None,
     sigma: float = 0.0,
 ) -> Float[Tensor, "line column"]:
-    """Return the scores of one image's patches as a map, bilinear between their centres.
+    """Return one image's patch scores as a map, bilinear between patch centres.
 
     A patch that scores ``+inf`` makes infinite every pixel in which the patch has a share.
 
@@ -89,7 +89,7 @@ def _cells(
 
 @lru_cache(maxsize=32)
 def _spread(n: int, size: int, sigma: float) -> Float[Tensor, "size n"]:
-    """Return the fraction that each of ``n`` centres has in each of ``size`` pixels."""
+    """Return the weight of each of ``n`` centres in each of ``size`` pixels."""
     place = ((torch.arange(size, dtype=torch.float64) + 0.5) * n / size - 0.5).clamp(0, n - 1)
     low = place.floor().long().clamp(max=max(0, n - 2))
     share = place - low
@@ -102,7 +102,7 @@ def _spread(n: int, size: int, sigma: float) -> Float[Tensor, "size n"]:
 
 
 def _gaussian(size: int, sigma: float) -> Float[Tensor, "size size"]:
-    """Return the smoothing of a line of pixels, mirrored about its edges."""
+    """Return a line of pixels smoothed by a Gaussian, mirrored at the edges."""
     radius = int(TRUNCATE * sigma + 0.5)
     offset = torch.arange(-radius, radius + 1)
     weight = torch.exp(-0.5 * (offset.double() / sigma).square())

@@ -1,4 +1,4 @@
-"""Rows that belong to one example: the tokens of a text, the steps of a trajectory, the patches.
+"""Rows of one example: tokens of a text, steps of a trajectory, patches of an image.
 
 Rows of many examples come mixed and in any order. This module finds which rows belong together,
 their order, and which row follows which. A statistic that uses this module looks at whole examples
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sequences:
-    """Rows sorted by their example and, inside it, by their position.
+    """Rows sorted by example and, within it, by position.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Sequences:
 
     @property
     def starts(self) -> Int[Tensor, "example"]:
-        """Index at which each example begins."""
+        """Index of each example's first row."""
         return self.counts.cumsum(0) - self.counts
 
     @property
@@ -64,7 +64,7 @@ def by_example(
     *,
     descending: bool = False,
 ) -> Sequences:
-    """Return rows sorted by their example, then by their position, then as they came.
+    """Return rows sorted by example, then position, then order of arrival.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def by_example(
 
 
 def example_numbers(*names: Int[Tensor, "row ..."]) -> Int[Tensor, "row"]:
-    """Return the number of each row's example: 0, 1, ... in ascending order of what names it.
+    """Return each row's example index, 0, 1, ... in ascending order of example name.
 
     Parameters
     ----------

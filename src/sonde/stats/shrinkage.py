@@ -1,4 +1,4 @@
-"""Shrunk covariances and their inverse roots: the metric of every Gaussian method.
+"""Shrunk covariances and their inverse roots, the metric of all Gaussian methods.
 
 Nothing here adds an absolute ridge: a covariance has a scale, and a ridge that ignores it turns
 into no ridge at all or into the whole metric.
@@ -29,7 +29,7 @@ def check_shrinkage(owner: str, shrinkage: Shrinkage) -> None:
 def oas_weight(
     covariance: Float[Tensor, "dim dim"] | Float[Tensor, "dim"], n: int
 ) -> Float[Tensor, ""]:
-    """Return the weight of the scaled identity that minimises the expected squared error.
+    """Return the identity's weight that minimises the expected squared error (OAS).
 
     For a matrix: oracle approximating shrinkage, from the covariance and the number of rows alone.
     For variances (a vector): the minimum of the same risk over diagonal matrices, for normal rows.
@@ -70,7 +70,7 @@ def shrunk(
 
 @dataclass(frozen=True)
 class InverseRoot:
-    """A whitening map: rows of ``x @ root`` (or ``x * root``) have the identity as covariance.
+    """A whitening map: rows of ``x @ root`` (or ``x * root``) have identity covariance.
 
     Directions in which the covariance has no variance are left out of ``root`` and kept as the
     orthonormal columns of ``null``. The columns of ``outside`` span the same directions. They scale
@@ -87,7 +87,7 @@ class InverseRoot:
 
     @property
     def is_lossy(self) -> bool:
-        """True if float32 rows are whitened in float64 to keep the digits of their distances."""
+        """True if float32 rows are whitened in float64 to keep their precision."""
         return self.loss > LARGEST_LOSS
 
     def reaching_outside(self) -> "InverseRoot":
@@ -98,7 +98,7 @@ class InverseRoot:
         return replace(self, root=torch.cat([self.root, self.outside], 1), loss=loss)
 
     def whiten(self, z: Float[Tensor, "row dim"]) -> Float[Tensor, "row _rank"]:
-        """Return centred rows in the metric of the covariance.
+        """Return centred rows, whitened by the covariance.
 
         In the type of the rows, or in float64 where that would lose digits.
         """
@@ -109,7 +109,7 @@ class InverseRoot:
 
     @cached_property
     def _single(self) -> Tensor:
-        """The root in float32, converted once: for a few rows that costs more than the product."""
+        """The root in float32, cached since conversion costs more than a small product."""
         with torch.inference_mode(False):
             return self.root.float()
 
@@ -117,7 +117,7 @@ class InverseRoot:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def null_energy(self, z: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-        """Return the share of each centred row's square that lies where the fit saw no variance."""
+        """Return each centred row's energy fraction in directions without fitted variance."""
         square = z.square().sum(1)
         lost = (z @ self.null.to(z.dtype)).square().sum(1)
         return torch.where(square > 0, lost / square, torch.zeros_like(square))

@@ -1,4 +1,4 @@
-"""Assignments of rows to columns that use every column alike."""
+"""Balanced assignment of rows to columns."""
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from torch import Tensor
 def balanced_assignment(
     scores: Float[Tensor, "row column"], epsilon: float = 0.05, rounds: int = 50
 ) -> Float[Tensor, "row column"]:
-    """Return each row's shares over columns, with equal column totals (Sinkhorn).
+    """Return each row's fractions over columns, with equal column totals (Sinkhorn).
 
     ``exp(scores / epsilon)`` with columns and rows scaled in turn; each row sums to 1 at the end.
 

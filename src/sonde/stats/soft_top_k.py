@@ -1,4 +1,4 @@
-"""Weights in (0, 1) that sum to ``k``: a selection of the largest entries with a gradient."""
+"""Weights in (0, 1) that sum to ``k``: a differentiable selection of the largest entries."""
 
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ HALVINGS = 64
 
 
 class _SoftTopK(torch.autograd.Function):
-    """``p = sigmoid(alpha (x + t))``; backward in closed form, not through the search for ``t``."""
+    """``p = sigmoid(alpha (x + t))``, with closed-form backward that skips the search for ``t``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, k: int, alpha: float) -> Tensor:

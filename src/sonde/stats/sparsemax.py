@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def sparsemax(z: Float[Tensor, "row entry"]) -> Float[Tensor, "row entry"]:
-    """Return the point of the probability simplex that is nearest to each row.
+    """Return each row's nearest point on the probability simplex.
 
     ``max(z - t, 0)`` with the ``t`` at which it sums to 1, found by sorting the entries within 1 of
     the largest: ``t`` is never lower. Adding a constant to a row changes nothing; where the largest

@@ -1,11 +1,11 @@
-"""How far rows moved, in standard deviations of the rows along the way they moved."""
+"""Size of a change of rows, in standard deviations of the rows along the change."""
 
 from jaxtyping import Float
 from torch import Tensor
 
 
 def spreads(old: Float[Tensor, "row dim"], new: Float[Tensor, "row dim"]) -> float:
-    """Return the root mean square change of changed rows, in spreads along the change.
+    """Return the root mean square change of rows, in standard deviations along the change.
 
     The spread is the root mean square over those rows of the standard deviation of ``old`` along
     each row's own change: a shift by ``a`` standard deviations of one direction is ``a``.

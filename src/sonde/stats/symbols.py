@@ -1,4 +1,4 @@
-"""How often each pattern of a whole layer occurs, where every unit is cut into bins."""
+"""Counts of a layer's patterns, with every unit cut into bins."""
 
 from dataclasses import dataclass
 from typing import final
@@ -17,7 +17,7 @@ from sonde.stats.histogram import check_labels
 
 @dataclass(frozen=True)
 class SymbolsState(State):
-    """Rows of each pattern (64-bit hash, ascending) and class; ``n`` rows were counted.
+    """Counts of patterns (64-bit hash, ascending) by class; ``n`` rows were counted.
 
     Where ``saturated``, only the patterns of smallest hash are here: a uniform sample of patterns
     with exact counts.
@@ -32,7 +32,7 @@ class SymbolsState(State):
 @final
 @dataclass(frozen=True, eq=False)
 class Symbols(Statistic[SymbolsState]):
-    """Counts of the patterns that rows make when each unit is cut at the edges. Exact.
+    """Counts of the rows' patterns after each unit is cut at the edges.
 
     Two patterns share a hash with a probability of about ``patterns**2 / 2**65``.
 
@@ -55,7 +55,7 @@ class Symbols(Statistic[SymbolsState]):
             raise InputError("Symbols: expected at least one edge, in ascending order.")
 
     def needs(self) -> tuple[str, ...]:
-        """Return the rows, and the label where classes are counted apart."""
+        """Return the rows, and the label if classes are counted separately."""
         return ("x",) if self.classes is None else ("x", "label")
 
     def observe(
@@ -72,7 +72,7 @@ class Symbols(Statistic[SymbolsState]):
         return self._capped(len(x), 0, symbols, counts.reshape(-1, n_classes))
 
     def merge(self, a: SymbolsState, b: SymbolsState) -> SymbolsState:
-        """Return the counts of both sets of rows."""
+        """Return the joined counts."""
         symbols, index = torch.unique(torch.cat([a.symbols, b.symbols]), return_inverse=True)
         counts = a.counts.new_zeros(len(symbols), a.counts.shape[1])
         counts.index_add_(0, index, torch.cat([a.counts, b.counts]))

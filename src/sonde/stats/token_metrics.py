@@ -26,7 +26,7 @@ def token_metrics(
     token: Int[Tensor, "token"],
     source: Int[Tensor, "token"] | None = None,
 ) -> Float[Tensor, "token 7"]:
-    """Return what each row of logits says of the token that came, columns as ``TOKEN_METRICS``.
+    """Return each row of logits' metrics of the actual next token, as in ``TOKEN_METRICS``.
 
     With ``P = softmax(logits)`` and ``y`` the token: ``ln P(y)``; the entropy of ``P``;
     ``max ln P``; the share of the vocabulary at least as likely as ``y``; the mass of that share;

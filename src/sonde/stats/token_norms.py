@@ -1,4 +1,4 @@
-"""Lengths of rows, apart for first positions, special tokens and the rest."""
+"""Lengths of rows, separately for first positions, special tokens and all others."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ TINY = 1e-15
 
 @dataclass(frozen=True)
 class TokenNormsState(State):
-    """Sums of norms and of squared norms, and counts on the grid of ``log_bins``, per bucket."""
+    """Sums of norms and squared norms, and counts by ``log_bins``, for each kind of token."""
 
     sum: Float[Tensor, "3"]
     square: Float[Tensor, "3"]
@@ -26,12 +26,12 @@ class TokenNormsState(State):
 
     @property
     def n(self) -> Int[Tensor, "3"]:
-        """Number of rows in each bucket."""
+        """Number of rows of each kind."""
         return self.counts.sum(1)
 
     @property
     def median(self) -> Float[Tensor, "3"]:
-        """Median norm of each bucket, up to a factor of ``2**(1/8)``; NaN for an empty bucket."""
+        """Median norm of each kind, up to a factor of ``2**(1/8)``; NaN without rows."""
         return torch.stack([_median(c) for c in self.counts])
 
     @property
@@ -41,14 +41,14 @@ class TokenNormsState(State):
 
     @property
     def energy_share(self) -> Float[Tensor, "3"]:
-        """Fraction of each bucket in the sum of squared norms."""
+        """Fraction of the sum of squared norms, by kind of token."""
         return self.square / self.square.sum()
 
 
 @final
 @dataclass(frozen=True)
 class TokenNorms(Statistic[TokenNormsState]):
-    """Norms of rows in three buckets: first position, other special tokens, all others. Exact."""
+    """Norms of rows of three kinds: first position, other special tokens, all others."""
 
     def observe(
         self,
@@ -69,12 +69,12 @@ class TokenNorms(Statistic[TokenNormsState]):
         )
 
     def merge(self, a: TokenNormsState, b: TokenNormsState) -> TokenNormsState:
-        """Return the sums of both."""
+        """Return the joined sums."""
         return TokenNormsState(a.sum + b.sum, a.square + b.square, a.counts + b.counts)
 
 
 def _norms(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
-    """Return each row's length; in float64 where the squares do not fit into float32."""
+    """Return each row's length, in float64 if its square overflows float32."""
     norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
     low, high = torch.aminmax(norm)
     if float(low) > TINY and math.isfinite(float(high)):

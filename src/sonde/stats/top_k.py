@@ -1,4 +1,4 @@
-"""The largest values of each unit, with the rows that hold them."""
+"""The largest values of each unit, with their rows."""
 
 from dataclasses import dataclass, replace
 from typing import final
@@ -16,7 +16,7 @@ from sonde.stats._reaching import growing_parts, reaching
 
 @dataclass(frozen=True)
 class TopKState(State):
-    """For each unit the largest values, descending, and where their rows come from."""
+    """The largest values of each unit, descending, and their rows' positions."""
 
     n: int
     values: Float[Tensor, "k dim"]
@@ -28,7 +28,7 @@ class TopKState(State):
 @final
 @dataclass(frozen=True)
 class TopK(Statistic[TopKState]):
-    """The ``k`` largest values of each unit and their rows; ties go to smaller keys. Exact.
+    """The ``k`` largest values of each unit and their rows; ties go to smaller keys.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class TopK(Statistic[TopKState]):
         ids: Int[Tensor, "row 2"],
         position: Int[Tensor, "row"],
     ) -> TopKState:
-        """Return the largest values after these rows; only units with a larger one are sorted."""
+        """Return the largest values after these rows; only units with a larger value are sorted."""
         if len(state.values) < self.k:
             return self.merge(state, self.observe(x, draw, ids, position))
         x, n = x.detach().cpu().to(state.values.dtype), state.n + len(x)
@@ -104,7 +104,7 @@ class TopK(Statistic[TopKState]):
     def _sorted(
         self, x: Tensor, rows: Tensor, draw: Tensor, ids: Tensor, position: Tensor
     ) -> TopKState:
-        """Return the values of a few rows, given in the order of their draws."""
+        """Return the values of a few rows by sampling key."""
         values, place = torch.sort(x[rows], dim=0, descending=True, stable=True)
         row = rows[place]
         return TopKState(len(rows), values, draw[row], ids[row], position[row])

@@ -1,4 +1,4 @@
-"""Nets that are trained by minibatches: one trainer for every method that learns by steps.
+"""Training by minibatches, shared by all methods that learn in steps.
 
 A ``Trainer`` walks over the rows several times. The first walk surveys them (their scale, a sample,
 counts), the following ones train, and a last one may review what came out. Everything that it knows
@@ -28,7 +28,7 @@ SURVEY, TRAIN, REVIEW, DONE = range(4)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState(State):
-    """State of a training run between rows; subclasses add what their first pass learns.
+    """State of training between rows; subclasses add the first pass's results.
 
     ``losses`` are those of the current walk or, after training, of the last training walk.
     ``diverged`` is the step that led to numbers that are not finite; the weights are those before
@@ -47,7 +47,7 @@ class TrainingState(State):
     waited: int = 0
 
     def require_trained(self, owner: str) -> None:
-        """Raise if a training run diverged, or was fed by hand and never finished.
+        """Raise if a training run diverged, or was run by hand and not finished.
 
         Raises
         ------
@@ -79,7 +79,7 @@ TrainingT = TypeVar("TrainingT", bound=TrainingState)
 
 
 class Trainer(Learner[TrainingT]):
-    """A learner of minibatches. Subclasses are final frozen dataclasses with these parameters.
+    """Base class of methods trained by minibatches; subclasses are final frozen dataclasses.
 
     A subclass says what its first walk learns (``survey``), what it trains on (``examples``) and
     the loss of a minibatch; ``step`` is one of Adam. Its weights may belong to a module (by
@@ -121,29 +121,29 @@ class Trainer(Learner[TrainingT]):
     def examples(
         self, state: TrainingT, *columns: Any, **_: Any
     ) -> tuple[TrainingT, Examples | None]:
-        """Return the state and the rows' examples, if any; the parameters name the columns read."""
+        """Return the state and training examples of the rows; parameters name the columns."""
 
     @abstractmethod
     def loss(
         self, state: TrainingT, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> tuple[Float[Tensor, ""], tuple[Tensor, ...]] | None:
-        """Return the loss of a minibatch, and losses of its rows to be summed; None for no step.
+        """Return a minibatch's loss, and row losses to sum; None to skip the step.
 
         It may change ``live.buffers`` in place.
         """
 
     def step(self, state: TrainingT, live: LiveWeights, gradients: Sequence[Tensor]) -> None:
-        """Change the weights along these gradients."""
+        """Update the weights by these gradients."""
         live.adam(gradients, self.rate)
 
     def times(self, state: TrainingT) -> int:
-        """Return how often a pass goes over the examples of a call; once with a buffer."""
+        """Return how often a pass repeats its examples; once with a buffer."""
         return 1
 
     def held_loss(
         self, state: TrainingT, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> Float[Tensor, ""]:
-        """Return the mean loss of held-out examples, which decides when training stops."""
+        """Return the mean loss of held-out examples, used for early stopping."""
         found = self.loss(state, live, *batch)
         return torch.tensor(math.nan) if found is None else found[0]
 
@@ -156,15 +156,15 @@ class Trainer(Learner[TrainingT]):
         return parameter_names(type(self).examples)[1:]
 
     def n_passes(self) -> int:
-        """Return the number of passes: a survey, the training passes, and the review if any."""
+        """Return the number of passes: a survey, the training passes, and any review."""
         return 1 + self.passes + self.reviews
 
     def is_trained(self, state: TrainingT) -> bool:
-        """Return whether no walk is left."""
+        """Return whether no pass is left."""
         return state.stage == DONE
 
     def update(self, state: TrainingT, *columns: Any, **_: Any) -> TrainingT:
-        """Survey, train on or review these rows."""
+        """Use these rows to survey, train or review."""
         if state.stage == SURVEY:
             return self.survey(state, *columns)
         state = map_tensors(state, lambda t: t.to(columns[0].device))
@@ -182,7 +182,7 @@ class Trainer(Learner[TrainingT]):
     def _trained(
         self, state: TrainingT, columns: tuple[Tensor, ...], is_last: bool = False
     ) -> TrainingT:
-        """Return the state after steps on these examples and those that wait."""
+        """Return the state after steps on these examples and the waiting ones."""
         if self.buffer and state.waiting:
             columns = tuple(map(torch.cat, zip(state.waiting, columns, strict=True)))
         n = len(columns[0])
@@ -201,7 +201,7 @@ class Trainer(Learner[TrainingT]):
         return trained
 
     def _parts(self, n: int, source: torch.Generator, is_last: bool) -> Iterator[Tensor]:
-        """Yield random parts of the example numbers; with a buffer, the last part keeps waiting."""
+        """Yield random parts of the example indices; with a buffer, the last part keeps waiting."""
         if not self.buffer:
             yield from minibatches(n, self.batch, source)
             return
@@ -241,7 +241,7 @@ class Trainer(Learner[TrainingT]):
         return replace(state, held=state.held.plus(loss * n, n))
 
     def close_pass(self, state: TrainingT) -> TrainingT:
-        """Train on examples that still wait; with ``patience``, keep the best weights."""
+        """Train on the waiting examples; with ``patience``, keep the best weights."""
         if state.stage == TRAIN and state.waiting and len(state.waiting[0]):
             empty = tuple(c[:0] for c in state.waiting)
             state = replace(self._trained(state, empty, is_last=True), waiting=())
@@ -267,7 +267,7 @@ class Trainer(Learner[TrainingT]):
 
 
 def generator(*key: int | str) -> torch.Generator:
-    """Return a generator on the CPU that is seeded by whole numbers and words."""
+    """Return a CPU generator seeded by integers and words."""
     text = "|".join(map(str, key)).encode()
     word = int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
     return torch.Generator().manual_seed(word >> 1)
@@ -280,6 +280,6 @@ def xavier(source: torch.Generator, n_out: int, n_in: int) -> Tensor:
 
 
 def minibatches(n: int, size: int, source: torch.Generator) -> Iterator[Tensor]:
-    """Yield the numbers below ``n`` in random order, in parts of ``size`` to less than twice it."""
+    """Yield the numbers below ``n`` in random order, in parts of ``size`` up to twice that."""
     order = torch.randperm(n, generator=source)
     yield from order.tensor_split(max(1, n // size))

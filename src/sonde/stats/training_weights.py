@@ -1,4 +1,4 @@
-"""Weights between the steps of a training run, with the means of Adam, and sums of losses."""
+"""Weights between training steps, with Adam's moments and sums of losses."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ EPSILON = 1e-8
 
 @dataclass(frozen=True)
 class Weights(State):
-    """Weights after a number of steps, and Adam's means of their gradients and squares.
+    """Weights after a number of steps, with Adam's means of gradients and squares.
 
     ``buffers`` are what a net keeps beside them and no gradient moves: running means, counts.
     """
@@ -34,7 +34,7 @@ class Weights(State):
         return cls(values, zeros, zeros, 0, tuple(buffers))
 
     def live(self) -> "LiveWeights":
-        """Return a copy that steps change in place."""
+        """Return a copy that steps update in place."""
         values = [v.detach().clone().contiguous().requires_grad_() for v in self.values]
         kept = ([t.clone() for t in group] for group in (self.mean, self.square, self.buffers))
         return LiveWeights(values, *kept, steps=self.steps)
@@ -42,7 +42,7 @@ class Weights(State):
 
 @dataclass
 class LiveWeights:
-    """Weights while they are trained: ``values`` are leaves that gradients are taken of."""
+    """Weights during training; ``values`` are leaf tensors with gradients."""
 
     values: list[Tensor]
     mean: list[Tensor]
@@ -58,7 +58,7 @@ class LiveWeights:
         decoupled: bool = False,
         first: int = 0,
     ) -> None:
-        """Change the weights from number ``first`` on by Adam; AdamW where decay is decoupled.
+        """Update the weights from index ``first`` on by Adam, or AdamW for decoupled decay.
 
         ``steps`` is not counted here: several groups of weights make one step.
         """
@@ -83,7 +83,7 @@ class LiveWeights:
             )
 
     def kept(self) -> Weights:
-        """Return the weights as they are now."""
+        """Return the current weights."""
         values = tuple(v.detach() for v in self.values)
         return Weights(
             values, tuple(self.mean), tuple(self.square), self.steps, tuple(self.buffers)
@@ -92,7 +92,7 @@ class LiveWeights:
 
 @dataclass(frozen=True)
 class Tally(State):
-    """A sum of losses and how many rows it is over."""
+    """A sum of losses and its number of rows."""
 
     total: float = 0.0
     n: int = 0
@@ -103,5 +103,5 @@ class Tally(State):
         return self.total / self.n if self.n else math.inf
 
     def plus(self, total: float, n: int) -> "Tally":
-        """Return the tally with the losses of more rows added."""
+        """Return the tally with further rows' losses added."""
         return Tally(self.total + total, self.n + n)

@@ -26,7 +26,7 @@ class TwoGroups:
 
     @classmethod
     def of(cls, owner: str, classes: ClassMomentsState, positive: int) -> "TwoGroups":
-        """Return the groups of class moments whose scatter is no trace.
+        """Return two groups from class moments, whose scatter must not be a trace.
 
         Raises
         ------
@@ -54,7 +54,7 @@ class TwoGroups:
 
     @property
     def n_rows(self) -> int:
-        """Labelled rows."""
+        """Number of labelled rows."""
         return round(sum(self.n))
 
     @property

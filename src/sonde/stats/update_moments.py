@@ -1,4 +1,4 @@
-"""Moments of what a block adds: the rows after it minus the rows before it."""
+"""Moments of a block's update: the rows after it minus the rows before it."""
 
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -17,7 +17,7 @@ _DIAGONAL = Moments("diag")
 @final
 @dataclass(frozen=True)
 class UpdateMoments(Statistic[MomentsState]):
-    """Count, mean and variance of each unit of ``y - x``, for sites of equal width. Exact."""
+    """Count, mean and variance of each unit of ``y - x``, for sites of equal width."""
 
     span: ClassVar[Span] = "pair"
 
@@ -26,7 +26,7 @@ class UpdateMoments(Statistic[MomentsState]):
         return _DIAGONAL.observe(_difference(x, y))
 
     def merge(self, a: MomentsState, b: MomentsState) -> MomentsState:
-        """Return the moments of both sets of pairs."""
+        """Return the joined moments."""
         return _DIAGONAL.merge(a, b)
 
     def influence(

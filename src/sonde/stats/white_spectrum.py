@@ -1,4 +1,4 @@
-"""Spectrum of the covariance of white noise: what a spectrum without structure looks like.
+"""Spectrum of white noise's covariance, the reference for a spectrum without structure.
 
 The eigenvalues of the covariance of ``n`` white rows are not all equal. In the limit of many
 dimensions they follow the Marchenko-Pastur law, whose averages are one-dimensional integrals.
@@ -18,7 +18,7 @@ TRACY_WIDOM = -1.2065335745820
 def white_eigenvalues(
     dim: int, n: int
 ) -> tuple[int, Float[Tensor, "point"], Float[Tensor, "point"]]:
-    """Return the rank of the covariance of ``n`` white rows, and nodes and weights of its spectrum.
+    """Return the rank of ``n`` white rows' covariance, and its spectrum's nodes and weights.
 
     The mean of ``f`` over the non-zero eigenvalues is ``(weights * f(nodes)).sum()``; their mean is
     ``dim / rank``.
@@ -54,6 +54,6 @@ def white_largest(dim: int, n: int) -> float:
 def white_mean(
     function: Callable[[Float[Tensor, "point"]], Float[Tensor, "point"]], dim: int, n: int
 ) -> tuple[int, float]:
-    """Return the rank of white rows and the mean of ``function`` over the non-zero eigenvalues."""
+    """Return white rows' rank and the mean of ``function`` over nonzero eigenvalues."""
     rank, nodes, weights = white_eigenvalues(dim, n)
     return rank, float((weights * function(nodes)).sum())
