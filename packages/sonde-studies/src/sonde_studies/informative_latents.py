@@ -9,25 +9,40 @@ import torch
 from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor, nn
 
-from sonde.train import LatentTerms
+from sonde.train import Contrast, LatentTerms
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies._segmented_series import segment_figures
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
-FIT, STEPS, TINY, CODE, SCALE = 1_000, 1_500, 30, 16, 32.0
-ARMS = {"vae": (1.0, 1.0), "beta 4": (4.0, 4.0), "machine": (-0.5, 0.5)}
-"""Weights of the posterior's and of the prior's term."""
+FIT, STEPS, TINY, CODE, SCALE, SERIES_STEPS = 1_000, 600, 30, 16, 32.0, 400
+ARMS = {
+    "vae": (1.0, 1.0, 0.0),
+    "beta 4": (4.0, 4.0, 0.0),
+    "machine": (-0.5, 0.5, 0.0),
+    "contrast": (-0.5, 0.5, 1.0),
+}
+"""Weights of the posterior's and the prior's term, and of the contrast of two draws of a code."""
 
 
 @final
 class InformativeLatentsStudy(Study):
-    """A variational autoencoder, one of weight 4, and the mutual information machine."""
+    """A variational autoencoder, one of weight 4, and the mutual information machine.
+
+    The machine with a contrast of two draws from each row's code, too; and autoencoders of series.
+    """
 
     name = "informative-latents"
     title = "which weights of the code's terms keep the code informative?"
     paper = "livne2025cmim"
-    fidelity = "the weights of the papers; no contrast of noise views"
-    data = "digits: 1,000 to train on, 797 to judge; a code of 16 numbers"
+    fidelity = (
+        "the weights of the papers; the contrast of cMIM between two draws from each row's code; "
+        "segments without the adversary of the paper on series"
+    )
+    data = (
+        "digits: 1,000 to train on, 797 to judge; a code of 16 numbers. Simulated series of a slow "
+        "and a fast part, two segments of 3 numbers"
+    )
     claims = (
         Claim("collapse", "A weight of 4 leaves fewer units of the code in use.",
               "units in use, plain less weight 4"),
@@ -35,6 +50,14 @@ class InformativeLatentsStudy(Study):
               "accuracy of a linear probe, machine less plain"),
         Claim("decoder", "The decoder's states say it better than the machine's own code.",
               "accuracy of a linear probe, hidden layer of the decoder less code"),
+        Claim("contrast", "With a contrast of two draws the machine's code says the digit better.",
+              "accuracy of a linear probe, machine with the contrast less without"),
+        Claim("contrast decoder", "So do the states of its decoder.",
+              "accuracy of a linear probe on the hidden layer, with the contrast less without"),
+        Claim("segments", "With segments priced, each part of a series is read from one segment.",
+              "explained variance of one segment less another, mean of parts, priced less plain"),
+        Claim("parts", "The whole code reads both parts as well as the plain one's, to one point.",
+              "explained variance, mean of parts, priced less plain, and 0.01"),
     )  # fmt: skip
     null = Claim("random", "An untrained encoder's code gains nothing from another draw.",
                  "accuracy of a probe, difference of two untrained encoders")  # fmt: skip
@@ -47,14 +70,24 @@ class InformativeLatentsStudy(Study):
             tick(arm)
             net = _trained(x, weights, seed, TINY if tiny else STEPS)
             found[arm] = _judged(net, x, label)
+        tick("series")
+        series = segment_figures(seed, TINY if tiny else SERIES_STEPS)
+        priced, plain = series["segments"], series["plain"]
+        machine, noisy = found["machine"], found["contrast"]
         untrained = [_judged(drawn(_net, seed + n), x, label)["probe"] for n in (0, 500)]
         return {
             "collapse": found["vae"]["in use"] - found["beta 4"]["in use"],
-            "probe": found["machine"]["probe"] - found["vae"]["probe"],
-            "decoder": found["machine"]["decoder probe"] - found["machine"]["probe"],
+            "probe": machine["probe"] - found["vae"]["probe"],
+            "decoder": machine["decoder probe"] - machine["probe"],
+            "contrast": noisy["probe"] - machine["probe"],
+            "contrast decoder": noisy["decoder probe"] - machine["decoder probe"],
+            "segments": priced["gap"] - plain["gap"],
+            "parts": (priced["slow"] + priced["fast"] - plain["slow"] - plain["fast"]) / 2 + 0.01,
             "random": untrained[1] - untrained[0],
             **{f"{arm} | {name}": v for arm, row in found.items() for name, v in row.items()},
-        }
+            **{f"series, {arm} | {name}": v
+               for arm, row in series.items() for name, v in row.items()},
+        }  # fmt: skip
 
 
 def _net() -> nn.ModuleDict:
@@ -65,18 +98,29 @@ def _net() -> nn.ModuleDict:
     })  # fmt: skip
 
 
-def _trained(x: Tensor, weights: tuple[float, float], seed: int, steps: int) -> nn.ModuleDict:
+def _trained(
+    x: Tensor, weights: tuple[float, float, float], seed: int, steps: int
+) -> nn.ModuleDict:
     net = drawn(_net, seed)
-    posterior, prior = weights
+    posterior, prior, weight = weights
     terms = LatentTerms(0.0, 0.0, 0.0, posterior=posterior, prior=prior, floor=-8.0)
+    contrast = Contrast()
 
     def loss(rows: Tensor) -> Tensor:
         mean, log = net["encoder"](x[rows]).chunk(2, 1)
         log = log.clamp(min=-8.0)
-        z = mean + (log / 2).exp() * torch.randn_like(mean)
+
+        def draw() -> Tensor:
+            return mean + (log / 2).exp() * torch.randn_like(mean)
+
+        z = draw()
         made = net["outer"](net["inner"](z))
         missed = SCALE * (made - x[rows]).square().sum(1).mean() / 2
-        return missed + terms(mean, log, z)
+        value = missed + terms(mean, log, z)
+        if weight:
+            view = torch.arange(2).repeat_interleave(len(rows))
+            value = value + weight * contrast(torch.cat([z, draw()]), view=view)
+        return value
 
     minimise(loss, net.parameters(), FIT, steps=steps, seed=seed)
     return net.eval()

@@ -7,7 +7,6 @@ three nets of other seeds, where a map to the damaged states makes the back look
 """
 
 import copy
-
 from typing import final
 
 import torch
@@ -41,15 +40,15 @@ class StageSwapStudy(Study):
               "share of the table's variance, fronts less backs"),
         Claim("back", "Where one back learned wrong names, backs make it.",
               "share of the table's variance, backs less fronts"),
-        Claim("noise", "Noise in the front of a copy, which needs no map, is blamed on the front.",
+        Claim("noise", "Noise in a copy's front, which needs no map, is blamed on the front.",
               "share of the table's variance, fronts less backs"),
-        Claim("mapped", "Noise in one front of three seeds is blamed on the front, with a map, too.",
+        Claim("mapped", "Noise in one front of three seeds is blamed on the front through a map.",
               "share of the table's variance, fronts less backs"),
-        Claim("verdict", "There the recipe's verdict names the front, and without noise it does not.",
+        Claim("verdict", "There the recipe's verdict names the front; without noise it does not.",
               "share of three noises for which it does, less that without noise, less 0.5"),
     )  # fmt: skip
-    null = Claim("seeds", "Two sets of three seeds: fronts make as much of one table as of another.",
-                 "fronts less backs in the variance of a table, one set less the other")  # fmt: skip
+    null = Claim("seeds", "Two sets of three seeds: fronts make as much of one as of the other.",
+                 "share of the variance, fronts less backs, one set less the other")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train nets, and ask the recipe of three at a time."""
