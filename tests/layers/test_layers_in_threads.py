@@ -57,7 +57,8 @@ def threads() -> Iterator[list[Run]]:
 def test_a_pass_is_recomputed_from_the_state_of_its_thread(name, reentrant, threads):
     layer, x = layers()[name], states().requires_grad_()
     plain, y = copy.deepcopy(layer), states().requires_grad_()
-    layer(states(1)), plain(states(1))  # a state that is not the first
+    for each in (layer, plain):
+        each(states(1))  # a state that is not the first
     plain(y).sin().sum().backward()
     one, two = threads
     if name == "queue":  # its state is the stream of this thread

@@ -15,6 +15,7 @@ from sonde_studies.worlds.learning import drawn
 
 SIZES, DIM, LATENTS, VALUES, ROWS, HELD = (3, 4, 5, 6), 24, 6, 8, 2_000, 1_000
 STEPS, TINY, DECAY, BATCH = 1_200, 5, 0.1, 128
+NAMES = ("modular", "compact", "explicit")
 ARMS = {
     "scalar": ("scalar", DECAY),
     "plain": ("none", DECAY),
@@ -61,12 +62,11 @@ class ScalarCodesStudy(Study):
             _learn(net, x[:ROWS], decay, first, TINY if tiny else STEPS)
             with torch.no_grad():
                 latents, made, _ = net.eval()(x[ROWS:])
-            value = info_mec(latents, factors[ROWS:]).value.tolist()
-            names = ("modular", "compact", "explicit")
-            found |= {f"{n} | {arm}": v for n, v in zip(names, value, strict=True)}
+            value = torch.as_tensor(info_mec(latents, factors[ROWS:]).value).tolist()
+            found |= {f"{n} | {arm}": v for n, v in zip(NAMES, value, strict=True)}
             left = (made - x[ROWS:]).square().sum() / (x[ROWS:] - x[ROWS:].mean(0)).square().sum()
             found[f"unexplained | {arm}"] = float(left)
-        gain = {n: found[f"{n} | scalar"] - found[f"{n} | plain"] for n in names}
+        gain = {n: found[f"{n} | scalar"] - found[f"{n} | plain"] for n in NAMES}
         return {
             **gain,
             "explicit": gain["explicit"] + 0.1,
