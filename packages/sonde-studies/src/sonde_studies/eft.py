@@ -1,4 +1,4 @@
-"""Can a large net be tuned by adding what tuning changed in a small net's logits.
+"""Emulated tuning: add a small net's logit changes to those of a large net.
 
 A toy: nets of one layer of 16 units and of three of 64, tuned to say facts in another form. What
 came out (three seeds, nats per word): the large net before tuning 3.11, emulated .91, really tuned
@@ -41,7 +41,7 @@ Nats = dict[Entry, list[float]]
 
 @final
 class EFTStudy(Study):
-    """Nats per word of facts told in a tuned form, by what was tuned and what is emulated."""
+    """Nats per word of facts in a new format, with real and with emulated tuning."""
 
     name = "eft"
     title = "does emulated fine-tuning give a large net the tuning of a small one?"
@@ -84,7 +84,7 @@ class EFTStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Tune both nets in one form, and score texts of other families in it."""
+        """Tune both nets on one format, and score texts of other families in it."""
         families, steps, few = (TINY, 40, 5) if tiny else (FAMILIES, Schooling.steps, 0)
         tick("telling two nets the facts")
         world, large = facts_and_model(seed, families, Schooling(steps=steps))
@@ -127,18 +127,18 @@ class EFTStudy(Study):
 
 
 def _answer(nats: Nats, which: Callable[[Entry], bool]) -> float:
-    """Return the mean nats of the answers to some facts."""
+    """Return the mean loss in nats of the answers to some facts."""
     return fmean(own[0] for fact, own in nats.items() if which(fact))
 
 
 def _text(fact: Entry, phrase: str) -> str:
-    """Return a fact in the tuned form: the relation is said again after the answer."""
+    """Return a fact in the new format, with the relation repeated after the answer."""
     return f"{fact.prompt(phrase)} {fact.answer} r{fact.relation}{phrase} {END}"
 
 
 @torch.no_grad()
 def _nats(model: Model, facts: list[Entry], rule: Decode | None = None) -> Nats:
-    """Return minus the log-probability of each of the last words, by a rule for the next word."""
+    """Return minus the log-probability of each of the last words, by a decoding rule."""
     ids = tokens_of(model, [_text(f, phrase) for f in facts for phrase in PHRASES])
     module: Any = model.module
     nats: list[torch.Tensor] = []

@@ -1,4 +1,4 @@
-"""A classifier cut in two, whose first half sends few bits: against pictures and plain features."""
+"""A classifier cut in two, whose first half sends few bits: against images and features."""
 
 import io
 from typing import Any, final
@@ -21,7 +21,7 @@ CHANNELS, BETAS, STEPS, SECOND, QUALITIES = 6, (0.0005, 0.005, 0.05), 220, 120, 
 
 @final
 class EntropicStudentStudy(Study):
-    """Bits of a picture that a server needs to classify it, along three ways to send it."""
+    """Bits per image that a server needs to classify it, by three ways to send it."""
 
     name = "entropic-student"
     title = "does a learned bottleneck send fewer bits than a coded picture or plain features?"
@@ -44,7 +44,7 @@ class EntropicStudentStudy(Study):
                  "bits of one over bits of the other, less 1, at the least price")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a teacher, then students at several prices, and code what they send."""
+        """Train a teacher, then students at several bit weights, and encode their maps."""
         x, label, fresh, truth = _pictures(seed, 300 if tiny else 2_000)
         teacher = drawn(_Teacher, seed)
         tick("teacher")
@@ -88,13 +88,13 @@ class EntropicStudentStudy(Study):
 
 
 def _least(points: list[tuple[float, float]], accuracy: float) -> float:
-    """Return the fewest bits with no lower accuracy; of the best if none has it."""
+    """Return the fewest bits without loss of accuracy, or the bits of the best if none."""
     best = max(right for _, right in points)
     return min(bits for bits, right in points if right >= min(accuracy, best))
 
 
 class _Teacher(nn.Module):
-    """Two convolutions, then the rest that a server would run."""
+    """Two convolutions, then the rest, which a server would run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class _Teacher(nn.Module):
 
 
 class _Student(nn.Module):
-    """An encoder of few channels, a bottleneck, a decoder, and a copy of the teacher's rest."""
+    """An encoder with few channels, a bottleneck, a decoder, and a copy of the teacher's rest."""
 
     def __init__(self, teacher: _Teacher, seed: int) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class _Student(nn.Module):
         self.bottleneck = EntropyBottleneck(CHANNELS)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return early and late maps, logits, and the bits of each picture."""
+        """Return early and late maps, logits, and the bits per image."""
         latent, bits = self.bottleneck(self.encoder(x))
         early = self.decoder(latent)
         late = self.rest.late(early)
@@ -138,7 +138,7 @@ class _Student(nn.Module):
 def _first(
     student: _Student, teacher: _Teacher, x: Tensor, beta: float, steps: int, seed: int
 ) -> None:
-    """Teach the maps of the teacher at a price of bits."""
+    """Train on the teacher's maps, with a weight for bits."""
     with torch.no_grad():
         wanted = teacher.early(x)
         wanted2 = teacher.late(wanted)
@@ -161,7 +161,7 @@ def _first(
 def _second(
     student: _Student, teacher: _Teacher, x: Tensor, label: Tensor, steps: int, seed: int
 ) -> None:
-    """Teach the answers, with encoder and distribution fixed."""
+    """Train on the answers, with encoder and distribution frozen."""
     with torch.no_grad():
         latent, _ = student.bottleneck(student.encoder(x))
         wanted = teacher(x)
@@ -177,7 +177,7 @@ def _second(
 
 @torch.no_grad()
 def _sent(student: _Student, x: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Return accuracy on decoded streams, and the bits of a picture, the header left out."""
+    """Return accuracy on decoded streams, and the bits per image without headers."""
     codec = student.bottleneck.codec()
     latent = student.encoder(x).movedim(1, -1)
     stream = codec.encode(latent)
@@ -189,7 +189,7 @@ def _sent(student: _Student, x: Tensor, truth: Tensor) -> tuple[float, float]:
 
 @torch.no_grad()
 def _features(teacher: _Teacher, x: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Return bits and accuracy with the teacher's own maps in eight bits."""
+    """Return bits and accuracy with the teacher's own maps at eight bits."""
     early = teacher.early(x).movedim(1, -1)
     codec = ScalarCodec(8)
     stream = codec.encode(early)
@@ -199,7 +199,7 @@ def _features(teacher: _Teacher, x: Tensor, truth: Tensor) -> tuple[float, float
 
 @torch.no_grad()
 def _jpeg(teacher: _Teacher, x: Tensor, truth: Tensor, quality: int) -> tuple[float, float]:
-    """Return bits beyond those of a flat picture, and accuracy on what comes back."""
+    """Return the JPEG bits above those of a blank image, and the accuracy after decoding."""
     n_bytes, back = 0, list[Tensor]()
     for picture in x[:, 0]:
         raw, values = _as_jpeg((255 * picture).numpy().astype(np.uint8), quality)
@@ -222,7 +222,7 @@ def _right(logits: Tensor, truth: Tensor) -> float:
 
 
 def _pictures(seed: int, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return pictures (picture, 1, 16, 16) and kinds to learn from, and fresh ones."""
+    """Return training images (image, 1, 16, 16) with classes, and test images."""
     source = garments()
     if source is None:
         x, label = shuffled_digits(seed)

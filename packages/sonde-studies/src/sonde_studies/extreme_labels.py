@@ -1,4 +1,4 @@
-"""Many labels of very unequal size, learned by contrast: what a positive is held against.
+"""Contrastive learning of many labels with very unequal frequencies: four denominators.
 
 Simulated rows of 120 labels whose sizes fall by a power law: batches hold many rows of some.
 """
@@ -23,7 +23,7 @@ ARMS = {
 
 @final
 class ExtremeLabelsStudy(Study):
-    """Encoders by four denominators, judged by the label of the nearest training row."""
+    """Encoders with four denominators, judged by the label of the nearest training row."""
 
     name = "extreme-labels"
     title = "should positives compete with each other where labels are many?"

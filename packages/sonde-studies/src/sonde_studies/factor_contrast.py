@@ -1,4 +1,4 @@
-"""What moves against what stands still: positives of another scene, negatives of another motion.
+"""Contrast of motion against background: positives with other scenes, negatives with other motion.
 
 Simulated clips: a digit moves over one of eight textures, in one of eight directions.
 """
@@ -27,7 +27,7 @@ ARMS = {
 
 @final
 class FactorContrastStudy(Study):
-    """Contrast of noisy views; with the scene broken in positives, the motion in negatives."""
+    """Contrast of noisy views; with other scenes in positives, with other motion in negatives."""
 
     name = "factor-contrast"
     title = "do broken scenes and broken motions leave the motion in the states?"
@@ -48,7 +48,7 @@ class FactorContrastStudy(Study):
                  "accuracy of a probe of the direction, both, less 1/8")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train each arm on the same clips, and once on clips that stand still."""
+        """Train each arm on the same clips, and once on clips without motion."""
         n, steps = (FEW, TINY) if tiny else (CLIPS, STEPS)
         clips, scene, motion = _clips(n, seed, moves=True)
         still = _clips(n, seed, moves=False)[0]
@@ -70,7 +70,7 @@ class FactorContrastStudy(Study):
 
 
 def _clips(n: int, seed: int, *, moves: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return clips (clip, frame, line, column), the texture of each and its direction."""
+    """Return clips (clip, frame, line, column), the texture and the direction of each."""
     digits = shuffled_digits(seed)[0].reshape(-1, 8, 8)
     draw = torch.Generator().manual_seed(seed)
     coarse = torch.rand(KINDS, 1, 4, 4, generator=draw)
@@ -91,7 +91,7 @@ def _clips(n: int, seed: int, *, moves: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Net(nn.Module):
-    """Two convolutions over the frames as channels, averaged over places."""
+    """Two convolutions with frames as channels, averaged over positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,12 +112,12 @@ def _noisy(clips: Tensor) -> Tensor:
 
 
 def _other_scene(clips: Tensor) -> Tensor:
-    """Return clips with a frame of another clip laid over all of their frames."""
+    """Return clips with a frame of another clip added to all of their frames."""
     return (clips + clips.roll(1, 0)[:, :1]) / 2
 
 
 def _other_motion(clips: Tensor) -> Tensor:
-    """Return clips whose frames stand in another order, each in one of its own."""
+    """Return clips with their frames permuted, each clip in its own order."""
     order = torch.rand(clips.shape[:2]).argsort(1)
     kept = (order == torch.arange(FRAMES)).all(1, keepdim=True)
     order = torch.where(kept, order.flip(1), order)

@@ -1,4 +1,4 @@
-"""Do attention maps point the wrong way more often than products with gradients."""
+"""Test whether attention maps have the wrong sign more often than gradient products."""
 
 from dataclasses import replace
 from statistics import fmean
@@ -40,7 +40,7 @@ OBJECTIVES = {"probability": Objective("prob"), "logit": Objective()}
 
 @final
 class FaithfulnessViolationStudy(Study):
-    """The token that a method ranks first is taken away: does the answer move as its sign says.
+    """The top token of a method is deleted: does the answer change as its sign predicts.
 
     Two ways of masking, and two numbers that may move. Rates count ties as no violation, as the
     original; ``ties`` says how many there are.

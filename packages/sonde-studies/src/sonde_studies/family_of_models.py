@@ -1,4 +1,4 @@
-"""A small net begins and a large one goes on: with nets that were aligned for it and without.
+"""A small net begins and a large net continues: nets aligned for this, and ordinary nets.
 
 Perceptrons on digits of three widths, all with 48 units where one may hand over to another.
 """
@@ -22,7 +22,7 @@ LARGE = 128
 
 @final
 class FamilyOfModelsStudy(Study):
-    """Two small nets and a large net, by how the small nets were trained."""
+    """Two small nets and a large net, compared by the small nets' training."""
 
     name = "family-of-models"
     title = "may a small net hand over to a large one, and was it trained for that?"
@@ -41,7 +41,7 @@ class FamilyOfModelsStudy(Study):
                  "accuracy without a map", above=0.1)  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train the nets and ask the recipe of each pair."""
+        """Train the nets and run the recipe on each pair."""
         x, label = shuffled_digits(seed)
         steps, items = TINY if tiny else STEPS, items_of(x[FIT:], label[FIT:])
         tick("large")

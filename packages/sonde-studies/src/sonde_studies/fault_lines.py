@@ -1,4 +1,4 @@
-"""Do few changes of concepts turn a digit into the digit it is taken for."""
+"""Test whether few concept changes turn a digit into its most likely other class."""
 
 from typing import final
 
@@ -15,7 +15,7 @@ CONCEPTS, FEW = 40, 3
 
 @final
 class FaultLinesStudy(Study):
-    """Hidden directions of each digit, added or taken away until the second answer wins.
+    """Hidden directions of each digit, added or removed until the second answer wins.
 
     A change of one concept is held to the spread of its coefficients over the training rows, three
     standard deviations either way.
@@ -53,7 +53,7 @@ class FaultLinesStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a net and look for changes."""
+        """Train a net and search for changes."""
         draw = torch.Generator().manual_seed(seed)
         x, kind = pixels()
         order = torch.randperm(len(x), generator=draw)

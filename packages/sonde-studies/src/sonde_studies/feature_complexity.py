@@ -1,4 +1,4 @@
-"""Are features that early layers already hold learned earlier, and do answers depend on them more.
+"""Test whether features of early layers are learned earlier and used more.
 
 Principal features differ in variance, and variance alone makes a feature early and easy: the
 partial correlations hold it constant, and units are a second set of features.
@@ -64,7 +64,7 @@ class FeatureComplexityStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train, keep checkpoints, correlate."""
+        """Train, save checkpoints, and correlate."""
         tick("training")
         d = split(seed, 1200)
         steps = 100 if tiny else STEPS
@@ -104,7 +104,7 @@ class FeatureComplexityStudy(Study):
 
 
 def _importance(model: nn.Sequential, rows: Tensor, along: Tensor) -> Tensor:
-    """Return the mean of ``|z dlogit/dz|`` of each feature, of the largest logit."""
+    """Return the mean of ``|z dlogit/dz|`` of each feature, for the largest logit."""
     rows = rows.clone().requires_grad_()
     with torch.enable_grad():
         functional.linear(rows, *_head(model)).amax(1).sum().backward()

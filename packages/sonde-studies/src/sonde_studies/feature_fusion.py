@@ -1,4 +1,4 @@
-"""Several encoders together: whether they say more than the best of them.
+"""Several encoders together, against the best single one.
 
 Nets that see different columns of a digit. The fusions of the papers are trained; these are linear
 heads on frozen states.
@@ -48,7 +48,7 @@ class FeatureFusionStudy(Study):
                  "accuracy together less that of the encoder alone")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train the encoders, ask the recipe, and once with an encoder of noise."""
+        """Train the encoders, run the recipe, and once with an encoder of noise."""
         tick("train")
         x, label = shuffled_digits(seed)
         n = TINY if tiny else FIT
@@ -89,7 +89,7 @@ class FeatureFusionStudy(Study):
 
 
 def _encoder(columns: Tensor, x: Tensor, label: Tensor, seed: int) -> Model:
-    """Return the states below the logits of a net that learned from some columns."""
+    """Return the states before the logits of a net trained on some columns."""
     net = learned(mlp(32), x[:, columns], label, seed).module
     return Model(Part(columns, nn.Sequential(*list(net.children())[:-1])).eval())
 
@@ -99,7 +99,7 @@ def _encoder_of_noise(seed: int) -> Model:
 
 
 def _wide(model: Model, columns: slice) -> Model:
-    """Return a model that reads its columns of a wider row."""
+    """Return a model that reads its own columns from a wider row."""
     return Model(Part(torch.arange(128)[columns], model.module).eval())
 
 
@@ -111,7 +111,7 @@ def _scores(
 
 
 class _Called(nn.Module):
-    """A function of rows as a source beside encoders."""
+    """A plain function of rows, used as a source like an encoder."""
 
     made: Callable[[Tensor], Tensor]
 
@@ -126,7 +126,7 @@ def _module(made: Callable[[Tensor], Tensor]) -> Model:
 
 
 def _by_hand(x: Tensor) -> Tensor:
-    """Return ink by line and by column, its first moments, and how many pixels carry ink."""
+    """Return hand-made features: ink by line and column, first moments, and inked pixels."""
     picture = x.reshape(-1, 8, 8)
     high, wide = picture.sum(2), picture.sum(1)
     ink, at = x.sum(1, keepdim=True).clamp(min=1e-6), torch.arange(8.0)
@@ -135,14 +135,14 @@ def _by_hand(x: Tensor) -> Tensor:
 
 
 def _entropies(x: Tensor) -> Tensor:
-    """Return the entropy of the ink of each line of a picture, in nats."""
+    """Return the entropy of the ink of each line of an image, in nats."""
     share = x.reshape(-1, 8, 8) + 1e-6
     share = share / share.sum(2, keepdim=True)
     return -(share * share.log()).sum(2)
 
 
 def _lines(encoder: Model, x: Tensor, label: Tensor, seed: int) -> dict[str, float]:
-    """Return scores of the mean over three digits, of each alone, and of both."""
+    """Return scores of the mean over three digits, of single digits, and of both."""
     draw = torch.Generator().manual_seed(seed)
     rows = torch.randint(FIT, len(x), (len(x) - FIT, 3), generator=draw)
     shown, kinds = x[rows].flatten(1), label[rows].argmax(1)

@@ -1,4 +1,4 @@
-"""Do directions of contrasting prompts say which answers from a context are wrong.
+"""Test whether directions of contrasting prompts predict wrong answers from a context.
 
 The ensemble is far behind the log-probability: a transformer that was trained on these very
 questions ranks its own errors well, and the ensemble adds nothing to it (arm "ensemble and
@@ -52,7 +52,7 @@ TINY_SIZES = Sizes(60, 10, 240, 280, 20, 100, 2)
 
 @final
 class FeatureGapsStudy(Study):
-    """Answers of a small transformer from a context that contradicts what it knows by heart."""
+    """Answers of a small transformer from a context that contradicts its memory."""
 
     name = "feature-gaps"
     title = "do three contrasts of prompts say which answers from a context are wrong?"
@@ -91,7 +91,7 @@ class FeatureGapsStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train, let it answer, read the answers after all prompts, fit and compare."""
+        """Train, generate answers, read states after all prompts, fit and compare."""
         draw = np.random.default_rng(seed)
         world = World.drawn(draw)
         sizes = TINY_SIZES if tiny else Sizes()
@@ -144,6 +144,6 @@ def _sure(
 
 
 def _dealt(fit: Answers, draw: np.random.Generator) -> Answers:
-    """Return the same answers with their labels shuffled."""
+    """Return the answers with shuffled labels."""
     order = torch.from_numpy(draw.permutation(len(fit.wrong)))
     return Answers(fit.rows, fit.wrong[order], fit.log_p)

@@ -1,4 +1,4 @@
-"""Clients that see two classes each send compressed updates: what a megabyte of uplink buys.
+"""Clients with two classes each send compressed updates: accuracy per megabyte of uplink.
 
 A simulated federation of ten clients on one machine; nothing is sent over a network.
 """
@@ -20,7 +20,7 @@ SEVEN = f"{CONTROL}, 7 bits"
 
 @final
 class FederatedBitsStudy(Study):
-    """Averaging of local steps, with control variates and with three codecs of the updates."""
+    """Federated averaging, with control variates and with three codecs of the updates."""
 
     name = "federated-bits"
     title = "do control variates and codecs reach plain averaging at a fraction of the bits?"
@@ -39,7 +39,7 @@ class FederatedBitsStudy(Study):
                  "accuracy after all rounds, with them less without")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Ask the recipe of clients with two classes each, and of rows dealt out at random."""
+        """Run the recipe for clients with two classes each, and for rows dealt at random."""
         x, label = shuffled_digits(seed)
         x, label = (v[: FEW if tiny else ROWS] for v in (x, label))
         place = label.argsort(stable=True).argsort()

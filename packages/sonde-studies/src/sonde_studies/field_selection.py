@@ -1,4 +1,4 @@
-"""Fields of a table that help and fields that do not: gates, and tables shared by fields.
+"""Useful and useless fields of a table: gates, and embedding tables shared by fields.
 
 The bundled diabetes table with columns of noise, and simulated categorical fields.
 """
@@ -22,7 +22,7 @@ FIELDS, VALUES, ROWS = 4, 200, 3_000
 
 @final
 class FieldSelectionStudy(Study):
-    """Learned gates beside the lasso, and one small table for four fields."""
+    """Learned gates against the lasso, and one small table for four fields."""
 
     name = "field-selection"
     title = "do gates find the fields that help, and may fields share a table?"

@@ -1,4 +1,4 @@
-"""Does a term of place find parts that look usual and stand where they do not belong."""
+"""Test whether a position term finds normal-looking parts at wrong positions."""
 
 from dataclasses import replace
 from typing import final
@@ -19,7 +19,7 @@ Scores = dict[str, dict[str, Tensor]]
 
 @final
 class FODStudy(Study):
-    """Reconstruction, displacement and their products on boards with a part changed.
+    """Reconstruction, displacement and their products, on boards with a changed part.
 
     The relative weight is at most the board's largest share of the softmax, and about a fifth of
     usual keys reach it (``share of keys at full weight``): a displaced one cannot stand out beyond
@@ -106,7 +106,7 @@ class FODStudy(Study):
 
 
 def _scores(boards: Keypads, seed: int, passes: int) -> tuple[Scores, float]:
-    """Return the scores of all arms and parts, and how many usual keys weigh nearly most."""
+    """Return the scores of all arms and parts, and the number of heavily used normal keys."""
     x, place = patches_of(boards.model, boards.fit, SITE)
     ids = torch.arange(len(boards.fit)).repeat_interleave(PLACES)
     fod = FOD(**NET, passes=passes, seed=seed).fit(x, ids=ids, position=place)

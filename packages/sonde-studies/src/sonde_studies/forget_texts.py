@@ -1,4 +1,4 @@
-"""Requests to forget kinds of text: told by several layers, behind gates or without.
+"""Requests to forget kinds of text, detected by several layers, with or without gates.
 
 The shipped model of bytes is asked for what it knows of tables of characters and of prose. A gate
 sees the request's own texts alone.
@@ -36,7 +36,7 @@ SHUT, OPEN = 0.9, 0.25
 
 @dataclass(frozen=True)
 class Sizes:
-    """Texts of a request, texts that set a gate, texts that judge; bytes of each; training."""
+    """Texts per request, per gate and per test; their bytes; training steps."""
 
     learned: int = 64
     gate: int = 48
@@ -49,7 +49,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Kind:
-    """Texts of one kind: to learn, to set a gate, to judge; the last two from other files."""
+    """Texts of one kind: to learn, to set a gate, to test; the last two from other files."""
 
     learned: list[str]
     gate: list[str]
@@ -61,7 +61,7 @@ Request = tuple[LowRankAdapter, Gate | None]
 
 @final
 class ForgetTextsStudy(Study):
-    """Two kinds of text asked away from the shipped model of bytes, told from code."""
+    """Requests to forget two kinds of text, sent to the shipped byte model."""
 
     name = "forget-texts"
     title = (
@@ -89,7 +89,7 @@ class ForgetTextsStudy(Study):
                  "AUROC of the score over layers", above=0.5)  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Learn two requests one after the other, and look at texts of files that none has seen."""
+        """Apply two requests in turn, and test on texts of unseen files."""
         model = sonde.load("sonde:stdlib", device="cpu")
         sizes = Sizes(12, 8, 8, 40, 2, 20, 1) if tiny else Sizes()
         kinds = _kinds(sizes, np.random.default_rng(seed))
@@ -132,7 +132,7 @@ class ForgetTextsStudy(Study):
 def _told(
     model: Model, kind: Kind, others: list[str], sizes: Sizes, seed: int
 ) -> tuple[RequestScorer, dict[str, float]]:
-    """Return the scorer of a request, and how well three scores tell its texts from others."""
+    """Return a request's scorer, and how well three scores separate its texts from others."""
     own, off = (torch.cat(layer_rows(model, texts, SITES), 1) for texts in (kind.judged, others))
     rule = RequestDetector(views=sizes.views, epochs=sizes.steps, seed=seed)
     scorer = rule.learn(model, kind.learned, SITES)
@@ -146,7 +146,7 @@ def _told(
 
 
 def _gate(model: Model, scorer: RequestScorer, others: list[str], own: list[str]) -> Gate | None:
-    """Return the gate of a request, or None if its texts are not told from others."""
+    """Return the gate of a request, or None if its texts cannot be separated."""
     off, on = (scorer.score(torch.cat(layer_rows(model, t, SITES), 1)) for t in (others, own))
     try:
         return soft_gate(scorer, off, on, SITES, shut_for=SHUT, open_for=OPEN)
@@ -156,7 +156,7 @@ def _gate(model: Model, scorer: RequestScorer, others: list[str], own: list[str]
 
 @torch.no_grad()
 def _loss(model: Model, requests: list[Request], texts: list[str]) -> float:
-    """Return the mean loss of the next byte behind some requests, in nats."""
+    """Return the mean next-byte loss after some requests, in nats."""
     tokens = [torch.tensor(list(text.encode())) for text in texts]
     ids = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
     real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in tokens], batch_first=True)
@@ -169,7 +169,7 @@ def _loss(model: Model, requests: list[Request], texts: list[str]) -> float:
 
 
 def _kinds(sizes: Sizes, draw: np.random.Generator) -> dict[str, Kind]:
-    """Return texts of each kind; files are drawn apart for learning, for gates and to judge."""
+    """Return texts of each kind, with separate files for learning, for gates and for tests."""
     import encodings
 
     import sklearn.datasets
@@ -191,6 +191,6 @@ def _kinds(sizes: Sizes, draw: np.random.Generator) -> dict[str, Kind]:
 
 
 def _pieces(texts: list[str], n: int, length: int, draw: np.random.Generator) -> list[str]:
-    """Return pieces of texts that do not overlap, by lot."""
+    """Return random pieces of texts without overlap."""
     pieces = [t[k : k + length] for t in texts for k in range(0, len(t) - length, length)]
     return [pieces[i] for i in draw.permutation(len(pieces))[:n]]

@@ -1,4 +1,4 @@
-"""Requests to forget, one after the other: do they erode a model less behind gates.
+"""Test whether gates protect a model from a sequence of requests to forget.
 
 A toy: a small conv net on digits, four classes asked away one by one, each known to its adapter and
 its detector only by its own examples.
@@ -28,7 +28,7 @@ Requests = list[tuple[LowRankAdapter, Gate]]
 
 @final
 class GatedAdapterStudy(Study):
-    """A toy: four of ten classes asked away one after the other, small conv net on digits."""
+    """Four of ten classes to forget one after another, with a small conv net on digits."""
 
     name = "gated-adapter"
     title = "do requests to forget, one after the other, erode a model less behind gates?"
@@ -68,7 +68,7 @@ class GatedAdapterStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a net, ask four classes away, and look at what is left with and without gates."""
+        """Train a net, forget four classes, and evaluate with and without gates."""
         tick("train")
         model, x, label, n = world(seed, tiny)
         asked = torch.randperm(10, generator=torch.Generator().manual_seed(seed))[:4].tolist()
@@ -118,7 +118,7 @@ def _request(
 
 
 def _rows(module: nn.Module, x: Tensor) -> Tensor:
-    """Return what the gate sees: channel means of the last map."""
+    """Return the input of the gate: channel means of the last map."""
     assert isinstance(module, nn.Sequential)
     return module[: int(EARLY) + 1](x).mean((2, 3))
 
@@ -127,7 +127,7 @@ def _rows(module: nn.Module, x: Tensor) -> Tensor:
 def _said(
     model: Model, requests: Sequence[tuple[LowRankAdapter, Gate | None]], x: Tensor
 ) -> Tensor:
-    """Return the answers behind some requests."""
+    """Return the answers after some requests."""
     with ExitStack() as stack:
         for adapter, gate in requests:
             stack.enter_context(sonde.editing(model, adapter, LATE, gate=gate))

@@ -1,4 +1,4 @@
-"""Does the gradient turn from signal to noise where a layer begins to forget its input."""
+"""Test whether gradients turn from signal to noise when a layer begins to compress."""
 
 import math
 from typing import final
@@ -62,7 +62,7 @@ class GradientPhasesStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a net, and hold the gradients of batches against its information."""
+        """Train a net, and compare gradients of batches with the layer's information."""
         x, label = world(seed)
         tick("training")
         nets = checkpoints(x, label, nn.Tanh, 0.0, seed, 40 if tiny else STEPS)
@@ -94,7 +94,7 @@ class GradientPhasesStudy(Study):
 
 
 def _gradients(net: nn.Sequential, x: Tensor, label: Tensor, draw: torch.Generator) -> Tensor:
-    """Return the gradient of the last hidden layer's weights, a row for each batch."""
+    """Return the gradient of the last hidden layer's weights, one row per batch."""
     hidden = net[-2]
     assert isinstance(hidden, nn.Sequential)
     weight, found = hidden[0].get_parameter("weight"), list[Tensor]()

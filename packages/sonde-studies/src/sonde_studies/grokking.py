@@ -1,4 +1,4 @@
-"""Does a net learn waves of one frequency as it stops memorising, and only with weight decay.
+"""Test whether a net learns single-frequency waves as it groks, only with weight decay.
 
 Addition modulo 23 by two layers and squares: the units that a theory of emerging features calls
 local maxima of an energy are waves of one frequency.
@@ -22,7 +22,7 @@ AT = (0, 10, 30, 100, 300, 600, 1000, 1500, 2000, 2500, 3000, 3500)
 
 @final
 class GrokkingStudy(Study):
-    """The same net and data with and without weight decay, watched at thirteen checkpoints."""
+    """The same net and data with and without weight decay, at thirteen checkpoints."""
 
     name = "grokking"
     title = "do units become waves of one frequency as a net stops memorising?"
@@ -71,7 +71,7 @@ class GrokkingStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train both nets and watch them."""
+        """Train both nets and measure their checkpoints."""
         found: dict[float, GrokkingStages] = {}
         for decay in DECAYS:
             tick(f"weight decay {decay:g}")
@@ -107,7 +107,7 @@ class GrokkingStudy(Study):
 
 @torch.enable_grad()
 def _watched(seed: int, decay: float, steps: int) -> GrokkingStages:
-    """Train one net and return what its checkpoints show."""
+    """Train one net and return the measurements at its checkpoints."""
     m, draw = MODULUS, torch.Generator().manual_seed(seed)
     a, b = torch.cartesian_prod(torch.arange(m), torch.arange(m)).T
     x = torch.cat([torch.eye(m)[a], torch.eye(m)[b]], 1)

@@ -1,4 +1,4 @@
-"""Training that begins small: grown in width, by copies or by new mixes of templates, or in depth.
+"""Training that starts small: growth in width, by copies or template mixes, or in depth.
 
 Digits, equal products for all arms; the loss on rows that trained nothing.
 """
@@ -22,7 +22,7 @@ DEEP, TEMPLATES = 3, 4
 
 @final
 class GrowModelsStudy(Study):
-    """A perceptron of 96 units from scratch, grown from 48, and by a V-cycle; blocks one by one."""
+    """A perceptron of 96 units from scratch, grown from 48, and by a V-cycle; added blocks."""
 
     name = "grow-models"
     title = "does a training that begins small reach a lower loss with as many products?"
@@ -53,7 +53,7 @@ class GrowModelsStudy(Study):
                  "largest difference of logits before and after")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train each way with the products of ``STEPS`` steps of the big net."""
+        """Train in each way with the compute of ``STEPS`` steps of the large net."""
         x, label = shuffled_digits(seed)
         steps = TINY if tiny else STEPS
         like = _net(2 * SMALL)
@@ -151,7 +151,7 @@ def _stacked(
     train: Callable[[nn.Module, int, int], nn.Module], steps: int, seed: int, x: Tensor,
     label: Tensor,
 ) -> list[float]:  # fmt: skip
-    """Return the losses after each block; a block and the head move, all below is frozen."""
+    """Return the losses after each added block; only the block and the head are trained."""
     net, losses = drawn(lambda: _Deep(1), seed), list[float]()
     for depth in range(1, DEEP + 1):
         if depth > 1:

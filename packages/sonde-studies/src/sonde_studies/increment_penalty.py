@@ -1,4 +1,4 @@
-"""Does a penalty on what moves outside a region keep an adapter inside it, and what does it cost.
+"""Test whether a penalty on changes outside a region confines an adapter, and its cost.
 
 A toy: a painter of words that learns to follow a picture's ink, and its ground unless it is held.
 What came out (three seeds): with a weight of 0.01 states outside the square move by less than a
@@ -24,7 +24,7 @@ AGAIN = 1000
 
 @final
 class IncrementPenaltyStudy(Study):
-    """A toy: a painter of coloured digits learns to follow another picture, inside a square."""
+    """A generator of coloured digits learns to follow an image inside a square."""
 
     name = "increment-penalty"
     title = "does a penalty on the change outside a region keep an adapter inside it?"
@@ -65,7 +65,7 @@ class IncrementPenaltyStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a painter, and adapters of it with more and less of the penalty."""
+        """Train a generator, and adapters with several weights of the penalty."""
         steps, n = (10, 50) if tiny else (STEPS, 400)
         tick("painter")
         at = studio(seed, steps)

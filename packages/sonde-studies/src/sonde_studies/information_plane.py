@@ -1,4 +1,4 @@
-"""Do layers forget their input after they have learned the label, and who says so.
+"""Test whether layers compress their input after learning the label, by each estimator.
 
 All inputs of 12 bits are there to train on; several estimators look at the same nets.
 """
@@ -36,7 +36,7 @@ ALL_LAYERS = {(name, f"adaptive {form}") for name in list(ARMS)[1:] for form in 
 
 @final
 class InformationPlaneStudy(Study):
-    """Nets of five narrow layers on a rule of 12 bits; every estimator at every checkpoint.
+    """Nets of five narrow layers on a 12-bit rule; every estimator at every checkpoint.
 
     Compression is the largest information about the input less that at the end, of a layer.
     """
@@ -104,7 +104,7 @@ class InformationPlaneStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train the nets, and place each layer at each checkpoint."""
+        """Train the nets, and estimate each layer's information at each checkpoint."""
         x, label = world(seed)
         lost: dict[tuple[str, str], list[float]] = {}
         flat: dict[str, list[float]] = {}
@@ -152,7 +152,7 @@ def _bits(x: Tensor, options: Mapping[str, Any]) -> float:
 
 
 def world(seed: int) -> tuple[Tensor, Tensor]:
-    """Return all inputs, in an order that is drawn, and a balanced label of pairs of bits."""
+    """Return all inputs in random order, and a balanced label of pairs of bits."""
     draw = torch.Generator().manual_seed(seed)
     x = torch.cartesian_prod(*BITS * [torch.tensor([-1.0, 1.0])])
     x = x[torch.randperm(len(x), generator=draw)]

@@ -1,4 +1,4 @@
-"""Autoencoders by the weights of their code's terms: collapse, information, probes.
+"""Autoencoders with different weights of the code's terms: collapse, information, probes.
 
 The codes have 16 numbers and the pictures 64; published models are far larger.
 """

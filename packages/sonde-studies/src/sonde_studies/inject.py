@@ -1,4 +1,4 @@
-"""Does another run's mean over places bring its style, and leave what is painted where it is.
+"""Test whether another run's spatial mean transfers its style without moving the content.
 
 A toy: a painter whose words name a digit and two colours. What came out (three seeds): the other
 run's mean leaves the digit in all pictures and brings .74 of the ground, but .17 of the ink. One
@@ -39,7 +39,7 @@ CALLS = {"plain": 2.0, "coloured": 0.0}
 
 @final
 class InjectStudy(Study):
-    """A toy: a painter of coloured digits, and states of its run for another digit in colours."""
+    """A generator of coloured digits, and states of its run for another coloured digit."""
 
     name = "inject"
     title = "does another run's mean over places bring its style and leave the object?"
@@ -91,7 +91,7 @@ class InjectStudy(Study):
 
     @torch.no_grad()
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a painter, and paint with states of another run in every way."""
+        """Train a generator, and generate with states of another run in every way."""
         tick("painter")
         at = studio(seed, 10) if tiny else studio(seed)
         tick("inject")

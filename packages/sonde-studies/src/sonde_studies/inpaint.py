@@ -1,4 +1,4 @@
-"""Holes in pictures: does equalising deep and shallow features fill them better.
+"""Test whether equalising deep and shallow features improves inpainting.
 
 Patches of the two photographs that scikit-learn ships, with a quarter of each patch hidden.
 """
@@ -21,7 +21,7 @@ SIDE, HOLE, STEPS, TINY, RATE = 16, 8, 500, 4, 3e-3
 
 @final
 class InpaintStudy(Study):
-    """One U-Net with features equalised, mixed by a plain map, or of one side alone."""
+    """A U-Net with features equalised, mixed by a plain map, or from one side only."""
 
     name = "inpaint"
     title = "does equalising deep and shallow features help to fill holes?"
@@ -68,7 +68,7 @@ class InpaintStudy(Study):
 
 
 def _patches(side: int, seed: int, n: int) -> Tensor:
-    """Return patches of one half of both photographs, in [0, 1]."""
+    """Return patches of the same half of both photographs, in [0, 1]."""
     draw, pictures = torch.Generator().manual_seed(2 * seed + side), []
     photographs: Any = load_sample_images().images
     for picture in photographs:
@@ -85,7 +85,7 @@ def _patches(side: int, seed: int, n: int) -> Tensor:
 
 
 def _holes(n: int, draw: torch.Generator) -> Tensor:
-    """Return which pixels are hidden: a square of a quarter of each patch."""
+    """Return the mask of hidden pixels: a square with a quarter of each patch."""
     first = torch.randint(SIDE - HOLE + 1, (2, n, 1), generator=draw)
     inside = (torch.arange(SIDE) >= first) & (torch.arange(SIDE) < first + HOLE)
     return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
@@ -108,7 +108,7 @@ def _learn(net: nn.Module, x: Tensor, seed: int, steps: int) -> None:
 
 @torch.no_grad()
 def _quality(net: nn.Module, x: Tensor, seed: int) -> float:
-    """Return the peak signal-to-noise ratio in the holes of patches that trained nothing."""
+    """Return the peak signal-to-noise ratio in the holes of test patches."""
     hole = _holes(len(x), torch.Generator().manual_seed(seed + 1))
     error = (_filled(net, x, hole).clamp(0, 1) - x)[hole].square().mean()
     return -10 * math.log10(float(error))

@@ -1,4 +1,4 @@
-"""Do the keys and values of another run bring what it read: beginnings of files, seen from later.
+"""Test whether another run's keys and values transfer its context.
 
 The shipped model of bytes reads a piece of a file, and its attentions also see the keys and values
 of a run over the piece before it, over a piece of another file, or of nothing.
@@ -23,7 +23,7 @@ FIGURE = "nats a byte"
 
 @final
 class JoinedAttentionStudy(Study):
-    """Pieces of 120 bytes of files that the shipped model has not learned."""
+    """Pieces of 120 bytes of files outside the shipped model's training data."""
 
     name = "joined-attention"
     title = "do joined keys and values bring what another run read?"
@@ -53,7 +53,7 @@ class JoinedAttentionStudy(Study):
 
     @torch.no_grad()
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Read pieces in every way."""
+        """Read the pieces in every way."""
         net: Any = sonde.load("sonde:stdlib", device="cpu").module
         before, after, file = _pairs(8 if tiny else TEXTS, np.random.default_rng(seed))
         others = [_of_another_file(file, step) for step in (1, 2)]
@@ -92,7 +92,7 @@ def _loss(
     places: int = LENGTH,
     **how: Any,
 ) -> float:
-    """Return the mean loss of the bytes of texts, alone, after a context, or joined to a source."""
+    """Return the mean loss on texts: alone, after a context, or joined to another run."""
     total = 0.0
     for rows in torch.arange(len(texts)).split(BATCH):
         ids = texts[rows]
@@ -110,7 +110,7 @@ def _loss(
 
 
 def _pairs(n: int, draw: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Return pieces of files, the piece after each, and the number of the file."""
+    """Return pieces of files, the next piece of each, and the file's number."""
     files = code()
     starts = [(f, s) for f, text in enumerate(files)
               for s in range(0, len(text) - 2 * LENGTH, 2 * LENGTH)]  # fmt: skip
@@ -120,7 +120,7 @@ def _pairs(n: int, draw: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _of_another_file(file: Int[Tensor, "text"], step: int) -> Int[Tensor, "text"]:
-    """Return, for each text, the ``step``-th text after it that is of another file."""
+    """Return, for each text, the ``step``-th later text of another file."""
     n = len(file)
     found: list[int] = []
     for i in range(n):

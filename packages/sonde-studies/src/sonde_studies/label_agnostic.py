@@ -1,4 +1,4 @@
-"""Forgetting a class by where its states lie, without any label.
+"""Unlearning of a class from the positions of its states, without labels.
 
 A toy: a small conv net on digits, whose features before the head are moved; the rates of the method
 were set on digits of one seed.
@@ -15,7 +15,7 @@ SITE = "4"
 
 @final
 class LabelAgnosticStudy(Study):
-    """A toy: one class of ten, a small conv net on digits; random labels as the way with labels."""
+    """One of ten classes to forget, with a small conv net; random labels as the baseline."""
 
     name = "label-agnostic"
     title = "can a class be forgotten without its labels?"
@@ -55,7 +55,7 @@ class LabelAgnosticStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a net, make it forget with and without labels, and train one anew."""
+        """Train a net, forget with and without labels, and retrain one from scratch."""
         tick("train")
         model, images, label, n = world(seed, tiny)
         sides = sides_of(model, images, label, n)

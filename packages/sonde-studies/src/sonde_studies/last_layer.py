@@ -1,4 +1,4 @@
-"""Do nets whose last layer forgets more of its input answer fresh rows better."""
+"""Test whether nets whose last layer compresses its input more generalise better."""
 
 from typing import final
 
@@ -16,7 +16,7 @@ TRAIN, STEPS, AT, LOTS = 300, 800, (0, 25, 50, 100, 200, 400), 100
 
 @final
 class LastLayerStudy(Study):
-    """Twelve ReLU nets on digits, by weight decay; bits that each layer held at most and holds."""
+    """Twelve ReLU nets on digits with several weight decays; peak and final bits of each layer."""
 
     name = "last-layer"
     title = "does a net whose last layer forgets more answer fresh rows better?"
@@ -42,7 +42,7 @@ class LastLayerStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train the nets and hold what each layer forgot against accuracy."""
+        """Train the nets and compare each layer's compression with the accuracy."""
         d = split(seed, TRAIN)
         seen = d.x_test[:200] if tiny else d.x_test
         lost: list[list[float]] = []
@@ -72,6 +72,6 @@ class LastLayerStudy(Study):
 
 
 def _bits(x: torch.Tensor) -> float:
-    """Return the bits of a layer; 0 where all rows are one."""
+    """Return the bits of a layer; 0 if all rows are equal."""
     moving = bool((x != x[:1]).any())
     return float(information_plane(x, estimator="adaptive_bins").bits()) if moving else 0.0

@@ -1,4 +1,4 @@
-"""What a model that runs on its own states before it answers can follow.
+"""The tasks that latent computation steps before the answer make possible.
 
 Eight cells point to one another; the question names a cell, and the answer is the cell two arrows
 on. A wide decoder of one block learns that in one forward, a narrow decoder does not.
@@ -20,7 +20,7 @@ PAUSE = CELLS * CELLS + CELLS
 
 @final
 class LatentStepsStudy(Study):
-    """One latent step, replaced or gated, against none and against a pause token."""
+    """One latent step, replaced or gated, against no step and against a pause token."""
 
     name = "latent-steps"
     title = "does a step on its own states let a narrow decoder follow one arrow more?"
@@ -39,7 +39,7 @@ class LatentStepsStudy(Study):
                  "accuracy on one arrow, one step less none")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train each way on two arrows, and two of them on one arrow."""
+        """Train in each way on two arrows, and in two ways on one arrow."""
         found = dict[str, float]()
         arms: dict[str, dict[str, Any]] = {
             "none": {"n_steps": 0},
@@ -74,7 +74,7 @@ def _decoder() -> nn.Module:
 
 
 def _data(arrows: int, seed: int, pause: bool) -> tuple[Tensor, Tensor]:
-    """Return tokens, one for each arrow and then the question, and the answers."""
+    """Return tokens, one for each arrow and then the question, and the correct answers."""
     draw = torch.Generator().manual_seed(seed)
     n = FIT + HELD
     to = torch.rand(n, CELLS, generator=draw).argsort(1)

@@ -1,4 +1,4 @@
-"""Which blocks stand two bits: those that move their state little, or have few large weights."""
+"""Blocks that tolerate two bits: those with small updates, or with few large weights."""
 
 from typing import final
 
@@ -8,7 +8,7 @@ from sonde_studies.study import Claim, Figures, Study, Tick
 
 @final
 class LayerBitsStudy(Study):
-    """Blocks demoted from eight bits to two, in the order of two scores and in all orders."""
+    """Blocks rounded from eight bits to two, in the order of two scores and in all orders."""
 
     name = "layer-bits"
     title = "do two scores of layers say which of them stand two bits?"
@@ -31,7 +31,7 @@ class LayerBitsStudy(Study):
                  "mean divergence of all orders less that of twenty, as a share")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Round every set of blocks of a net, and look up each order."""
+        """Round every set of blocks of a net, and read off the cost of each order."""
         tick("all sets of blocks")
         net = rounded_net(seed, tiny)
         areas = net.areas()

@@ -1,4 +1,4 @@
-"""Reading a frozen net from all its layers: mixtures, queries and recurrence over the last layer.
+"""Readouts of all layers of a frozen net: mixtures, queries and recurrence.
 
 A perceptron that was trained on one thing and is asked for another, of one digit and of a row of
 digits in which a query has to find its own.
@@ -23,7 +23,7 @@ TIMED = ("concat", "queries", "recurrent", "first to last")
 
 @final
 class LayerReadoutStudy(Study):
-    """A net trained to name digits, asked whether the digit stands upside down."""
+    """A net trained to classify digits, probed for whether the digit is upside down."""
 
     name = "layer-readout"
     title = "is a frozen net read better from all layers than from its last?"
@@ -100,7 +100,7 @@ def _accuracy(arm: str, sites: list[Tensor], truth: Tensor, seed: int, steps: in
 def _in_time(
     arm: str, sites: list[Tensor], label: Tensor, turned: Tensor, seed: int, tiny: bool
 ) -> float:
-    """Return how often a readout says whether the asked one of four digits in time is turned."""
+    """Return a readout's accuracy on whether the queried one of four digits is rotated."""
     draw = torch.Generator().manual_seed(seed + 1)
     first, last = FIT, FIT + MORE
     some = torch.randint(first, last, (ROWS, LENGTH), generator=draw)

@@ -1,4 +1,4 @@
-"""Who should hear whom: edges that are learned at a budget, against full, random and no edges.
+"""Learned communication graphs at a budget, against full, random and empty graphs.
 
 Simulated: some nodes carry what others have to say.
 """
@@ -18,7 +18,7 @@ NODES, DIM, BUDGET, ROWS, STEPS, TINY = 6, 6, 4, 800, 500, 15
 
 @final
 class LearnedGraphStudy(Study):
-    """Six nodes; two know what four have to give back."""
+    """Six nodes; two have the information that four must output."""
 
     name = "learned-graph"
     title = "do learned edges find the nodes that know?"
@@ -37,7 +37,7 @@ class LearnedGraphStudy(Study):
                  "share of edges from the two nodes", above=1 / 3)  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Learn with each graph."""
+        """Train with each graph."""
         found: dict[str, float] = {}
         steps, share = TINY if tiny else STEPS, 0.0
         for arm in ("learned", "random", "all", "none"):
@@ -55,7 +55,7 @@ class LearnedGraphStudy(Study):
 
 
 def _fitted(arm: str, seed: int, steps: int, asks: bool) -> tuple[float, float]:
-    """Return R^2 on fresh rows and the share of edges that come from the first two nodes."""
+    """Return test R^2 and the fraction of edges that come from the first two nodes."""
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(2 * ROWS, NODES, DIM, generator=draw)
     source = torch.tensor([0, 1, 0, 1, 0, 1]) if asks else torch.arange(NODES)

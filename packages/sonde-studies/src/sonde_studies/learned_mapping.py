@@ -1,4 +1,4 @@
-"""Codes that move while codebooks are learned, against codes that stand."""
+"""Codes that change while codebooks are learned, against fixed codes."""
 
 from typing import final
 
@@ -11,7 +11,7 @@ WIDTHS, STEPS, GROUP, LAYERS = (2, 3, 4), 40, 128, ("2", "4")
 
 @final
 class LearnedMappingStudy(Study):
-    """Dense nets on digits, the two layers of 256 units in two to four bits."""
+    """Dense nets on digits, with two layers of 256 units at two to four bits."""
 
     name = "learned-mapping"
     title = "does it pay to learn which entry of a codebook a weight takes?"
@@ -34,7 +34,7 @@ class LearnedMappingStudy(Study):
                  "logarithm of the ratio of divergences")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Learn codebooks with and without codes, at three widths."""
+        """Learn codebooks with and without learned codes, at three widths."""
         tick("a net")
         found = wide_net(seed, tiny)
         steps = 1 if tiny else STEPS

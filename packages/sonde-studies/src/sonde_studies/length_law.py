@@ -1,4 +1,4 @@
-"""Do popular facts overshadow rarer ones the more, the longer what both share is.
+"""Test whether popular facts overshadow rare ones more if they share a longer prompt.
 
 A fact is ``given family ... family relation answer .``: the family, which the rarer fact shares
 with five popular ones, is said one, two, four or eight times; the one word that tells them apart
@@ -22,7 +22,7 @@ FAMILIES, TINY, LAYERS, WIDTH, STEPS = 24, 2, 2, 64, 700
 
 @final
 class LengthLawStudy(Study):
-    """One net for each seed, told all facts; it is asked the rarer ones."""
+    """One net per seed, trained on all facts and queried for the rare ones."""
 
     name = "length-law"
     title = "do popular facts overshadow rarer ones by the logarithm of the length they share?"
@@ -51,7 +51,7 @@ class LengthLawStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Tell a net the facts, and count popular answers by length."""
+        """Train a net on the facts, and count popular answers by length."""
         facts = _drawn(seed, TINY if tiny else FAMILIES)
         names = sorted({f.family for f, _ in facts})
         words = [*(f"g{i}" for i in range(GIVENS)), *names, *(f"r0{p}" for p in PHRASES)]
@@ -83,7 +83,7 @@ class LengthLawStudy(Study):
 
 
 def _drawn(seed: int, families: int) -> list[tuple[Entry, int]]:
-    """Return facts with the length of their name; each length has as many families."""
+    """Return facts with the length of their name; equal numbers of families for each length."""
     draw = np.random.default_rng(seed)
     found: list[tuple[Entry, int]] = []
     for i in range(families * len(LENGTHS) * 2):
@@ -102,7 +102,7 @@ def _prompt(fact: Entry, length: int, phrase: str) -> str:
 
 @torch.no_grad()
 def _count(model: Model, facts: list[tuple[Entry, int]], length: int) -> tuple[int, int]:
-    """Return how often facts of a length get the other fact's answer, and how many are asked."""
+    """Return how often facts of a length get the other fact's answer, and the total."""
     asked = [(f, p) for f, n in facts if n == length for p in PHRASES]
     module: Any = model.module
     ids = (

@@ -1,4 +1,4 @@
-"""Learning level by level: a forward and a feedback net that meet at every level.
+"""Local learning by a forward and a feedback net that are matched at every level.
 
 Digits, a perceptron of three levels, the same steps for every arm.
 """
@@ -20,7 +20,7 @@ FIT, STEPS, TINY, WIDTH = 1_000, 500, 10, 96
 
 @final
 class LocalLearningStudy(Study):
-    """One net by backpropagation, level by level, and with its lower levels left as drawn."""
+    """A net by backpropagation, by local learning, and with untrained lower levels."""
 
     name = "local-learning"
     title = "does a net learn without a backward pass through its levels?"

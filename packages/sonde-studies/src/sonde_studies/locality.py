@@ -1,4 +1,4 @@
-"""One of several patches carries the class: how many rows each way to share weights needs.
+"""Rows needed by several kinds of weight sharing if one of many patches shows the class.
 
 Simulated. Theory orders the maps by what they know before: full, local, shared.
 """
@@ -19,7 +19,7 @@ SIZES, KINDS = (50, 200, 800), ("full", "local", "shared", "axis", "dilated", "g
 
 @final
 class LocalityStudy(Study):
-    """A class shown at a random place of a grid, by six maps over its places."""
+    """A class shown at a random position of a grid, learned by six maps over positions."""
 
     name = "locality"
     title = "which sharing of weights over places needs the fewest rows?"
@@ -44,7 +44,7 @@ class LocalityStudy(Study):
                  "accuracy of the shared map at 200 rows", above=0.5)  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train each map at each size, and once without a signal."""
+        """Train each map at each training-set size, and once without a signal."""
         steps, found = TINY if tiny else STEPS, dict[str, dict[int, float]]()
         for kind in KINDS:
             tick(kind)

@@ -1,4 +1,4 @@
-"""Does fusing a lower layer into a contrast help on facts that a net gets wrong.
+"""Test whether fusing a lower layer into contrastive decoding helps on difficult facts.
 
 A toy: a net of three layers, told facts of three words; what it gets wrong is planted. What came
 out (three seeds): the contrast at the last layer alone raises right answers to rarer facts from .33
@@ -40,7 +40,7 @@ LOST = 0.02
 
 @final
 class LOLStudy(Study):
-    """Right answers to rarer facts by contrast with a net that was taught to get them wrong."""
+    """Accuracy on rare facts by contrast with a net that was trained on wrong facts."""
 
     name = "lol"
     title = (
@@ -78,7 +78,7 @@ class LOLStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Tell a net the facts and a copy of it wrong ones, and ask by contrast."""
+        """Train a net on the facts and a copy on wrong ones, and decode by contrast."""
         families, steps = (TINY, 40) if tiny else (FAMILIES, Schooling.steps)
         tick("telling a net the facts")
         world, model = facts_and_model(seed, families, Schooling(steps=steps))
@@ -116,7 +116,7 @@ class LOLStudy(Study):
 @final
 @dataclass(frozen=True)
 class _Early(Decode):
-    """What the net says after a block in place of the last."""
+    """Predictions of the net after an early block."""
 
     layer: int
 

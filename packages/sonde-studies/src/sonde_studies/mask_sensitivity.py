@@ -1,4 +1,4 @@
-"""Does a net that learned beside a shortcut tell classes without the object."""
+"""Test whether a net trained with a shortcut classifies without the object."""
 
 from typing import final
 
@@ -15,7 +15,7 @@ KINDS = ("with a shortcut", "without")
 
 @final
 class MaskSensitivityStudy(Study):
-    """Digits beside a constant pattern in which one pixel says the class or nothing.
+    """Digits beside a constant pattern with an informative or an uninformative pixel.
 
     The region is the digit's block, so its box has no shape that could tell. Two baselines: what
     stands in place of the digit may itself say something.
@@ -48,7 +48,7 @@ class MaskSensitivityStudy(Study):
     null = Claim("null", "Without the box, a net without a shortcut.", "AUROC", above=0.5)
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train both nets and take the digit away."""
+        """Train both nets and mask the digit."""
         every = block_digits(seed)
         label = (every.label >= 5).long()
         new = slice(FIT, FIT + (60 if tiny else NEW))
@@ -76,7 +76,7 @@ class MaskSensitivityStudy(Study):
 
 
 def _marked(x: Tensor, signal: Tensor, label: Tensor, seed: int, *, says: bool) -> Tensor:
-    """Return pictures whose other block has a dark or bright pixel, by the class or at random."""
+    """Return images with a dark or bright pixel in the other block, by class or at random."""
     draw = torch.Generator().manual_seed(seed)
     level = label if says else torch.randint(0, 2, label.shape, generator=draw)
     corner = torch.where(signal[:, 0, 0], 8, 0) + 2  # the third line of the other block

@@ -1,4 +1,4 @@
-"""Whether rebuilding hidden patches teaches what few labels do not.
+"""Test whether reconstructing hidden patches helps learning from few labels.
 
 A small transformer of sixteen patches of a digit learns from sixty labels. Beside them it rebuilds
 hidden patches of digits without labels, or answers from rebuilt states of the labelled ones.
@@ -21,7 +21,7 @@ Arm = Literal["plain", "pixels", "features", "head"]
 
 @final
 class MaskedObjectivesStudy(Study):
-    """Cross entropy alone, and beside each of three objectives on hidden patches."""
+    """Cross-entropy alone, and with each of three objectives on hidden patches."""
 
     name = "masked-objectives"
     title = "does rebuilding hidden patches help where labels are few?"
@@ -40,7 +40,7 @@ class MaskedObjectivesStudy(Study):
                  "accuracy less 1/10, pixels")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train four arms, and one with labels by lot."""
+        """Train four arms, and one with random labels."""
         steps, found = TINY if tiny else LEARN, dict[str, tuple[float, float]]()
         x, label = digit_images(seed)
         arms: tuple[Arm, ...] = ("plain", "pixels", "features", "head")
@@ -61,7 +61,7 @@ class MaskedObjectivesStudy(Study):
 
 
 class _Mixing(nn.Module):
-    """Places, and two layers of a transformer."""
+    """Position embeddings, and two transformer layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _Mixing(nn.Module):
 
 
 class _Answers(nn.Module):
-    """What a net answers from tokens."""
+    """A net's classification head over tokens."""
 
     def __init__(self, net: "_Net") -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class _Answers(nn.Module):
 
 
 class _Net(nn.Module):
-    """Patches of 2 x 2 pixels, mixed, and a linear head on their mean."""
+    """Patches of 2 x 2 pixels, a transformer, and a linear head on their mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class _Net(nn.Module):
 
 
 def _accuracy(arm: Arm, x: Tensor, label: Tensor, seed: int, steps: int) -> tuple[float, float]:
-    """Return the share of new digits that are right, and of new digits under noise."""
+    """Return the accuracy on test digits, without and with noise."""
     patches = rearrange(x, "n 1 (y a) (x b) -> n (y x) (a b)", a=2, b=2)
     net = drawn(_Net, seed)
     hide = drawn(lambda: _objective(arm, net, seed), seed)

@@ -1,4 +1,4 @@
-"""What to foretell of hidden parts of a signal: its codes, or the signal itself.
+"""Prediction of hidden parts of a signal: their codes, or the signal itself.
 
 Simulated: eight channels mix three sources; where a source is strong says which state it is in.
 """
@@ -31,11 +31,11 @@ class Encoder(nn.Module):
         self.mixing = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
     def tokens(self, x: Tensor) -> Tensor:
-        """Return embedded patches, before they are mixed."""
+        """Return embedded patches, before attention."""
         return self.embed(x)
 
     def mixed(self, tokens: Tensor) -> Tensor:
-        """Return states of patches that know of each other."""
+        """Return states of patches after attention."""
         return self.mixing(tokens + self.place)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
 
 
 class Mixing(nn.Module):
-    """The later part of an encoder, as what rebuilds hidden patches."""
+    """The second part of an encoder, as a module over tokens."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Mixing(nn.Module):
 
 @final
 class MaskedUnitsStudy(Study):
-    """One encoder that learns codes of hidden patches, the patches themselves, or nothing."""
+    """An encoder trained on codes of hidden patches, on the patches themselves, or untrained."""
 
     name = "masked-units"
     title = "do codes of hidden parts teach more than the signal itself?"
@@ -76,7 +76,7 @@ class MaskedUnitsStudy(Study):
                  "accuracy of a linear probe, difference of two orders")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train an encoder by each target, and probe it."""
+        """Train an encoder with each target, and probe it."""
         n = 60 if tiny else ROWS
         x, kind = _signals(n + (60 if tiny else HELD), seed)
         tick("codes")
@@ -108,7 +108,7 @@ class MaskedUnitsStudy(Study):
 
 
 def _signals(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return signals (row, patch, channel x sample) and the kind of each.
+    """Return signals (row, patch, channel x sample) and the class of each.
 
     A kind is an order of three rhythms over the patches; sources have phases of their own, channels
     are a fixed mixture of the sources, and noise.
@@ -132,7 +132,7 @@ def _signals(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _codes(x: Tensor, seed: int) -> tuple[Tensor, float]:
-    """Return the code of each patch, and the perplexity of all."""
+    """Return the code of each patch, and the perplexity of the codes."""
     quantiser = VectorQuantizer(x.shape[2], CODES, decay=0.9, seed=seed).train()
     with torch.no_grad():
         for _ in range(12):
@@ -160,7 +160,7 @@ def _learn(encoder: Encoder, x: Tensor, target: Tensor, seed: int, steps: int) -
 
 
 def _probed(encoder: Encoder, x: Tensor, kind: Tensor, n: int, seed: int) -> float:
-    """Return the accuracy of a linear probe that saw few labels, on signals of its own."""
+    """Return the accuracy of a linear probe with few labels, on separate signals."""
     with torch.no_grad():
         states = torch.cat([encoder(part) for part in x.split(400)])
     states = (states - states[:n].mean(0)) / states[:n].std(0).clamp(min=1e-6)

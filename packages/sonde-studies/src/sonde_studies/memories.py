@@ -1,4 +1,4 @@
-"""How many patterns associative memories hold, and how well they retrieve them.
+"""Capacity and retrieval accuracy of associative memories.
 
 Random patterns of signs, each asked for by a damaged copy.
 """
@@ -18,7 +18,7 @@ UNITS, PATTERNS, BLANKS, REPEATS = 1_000, 3, (0.0, 0.3, 0.7), 3
 
 @final
 class MemoriesStudy(Study):
-    """Dense retrieval at three sharpnesses beside Hebbian couplings."""
+    """Dense retrieval at three inverse temperatures, against Hebbian couplings."""
 
     name = "memories"
     title = "how many patterns do dense and Hebbian memories give back?"
@@ -43,7 +43,7 @@ class MemoriesStudy(Study):
                  "share of right signs", above=0.5)  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Store, damage and retrieve."""
+        """Store, corrupt and retrieve patterns."""
         tick("retrieve")
         draw = torch.Generator().manual_seed(seed)
         every = 2.0 * torch.randint(2, (max(COUNTS) + ASKED, DIM), generator=draw) - 1

@@ -1,4 +1,4 @@
-"""Delayed copies without a recurrent net: queues of past states against a cell of equal size.
+"""Delayed copies without recurrence: queues of past states against a recurrent cell.
 
 Simulated sequences of signs; the delay is known to none of the nets.
 """
@@ -21,7 +21,7 @@ ARMS = ("none", "filter", "attention", "cell", "soft", "gated")
 
 @final
 class MemoryWithoutRecurrenceStudy(Study):
-    """The sign of six steps before, by taps, by attention, by a cell, and without a memory."""
+    """The sign six steps earlier, by taps, by attention, by a cell, and without memory."""
 
     name = "memory-without-recurrence"
     title = "does a queue of states remember what a recurrent cell does?"
@@ -68,7 +68,7 @@ class MemoryWithoutRecurrenceStudy(Study):
 
 
 class _Net(nn.Module):
-    """Map each step, remember, and map again."""
+    """A map of each step, a memory, and a second map."""
 
     def __init__(self, arm: str, width: int = 1, length: int = LENGTH) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ def _accuracy(arm: str, seed: int, steps: int) -> float:
 
 
 def _tones(seed: int) -> tuple[Tensor, Tensor]:
-    """Return a fast and a slow tone in one signal, and the slow one alone."""
+    """Return the sum of a fast and a slow tone, and the slow tone alone."""
     draw = torch.Generator().manual_seed(seed)
     rate = torch.tensor([2.1, 0.4]) * (0.9 + 0.2 * torch.rand(ROWS, 2, generator=draw))
     phase = 2 * torch.pi * torch.rand(ROWS, 2, generator=draw)
@@ -127,7 +127,7 @@ def _tones(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _paths(seed: int) -> tuple[Tensor, Tensor]:
-    """Return two points on a line without names, the lower first, and the next move of both."""
+    """Return two unlabelled points on a line, lower first, and their next moves."""
     draw = torch.Generator().manual_seed(seed)
     start, speed = torch.randn(2, ROWS, 1, 2, generator=draw)
     steps = torch.arange(LENGTH + 1)[None, :, None] / LENGTH
@@ -136,7 +136,7 @@ def _paths(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _gain(task: Callable[[int], tuple[Tensor, Tensor]], arm: str, seed: int, steps: int) -> float:
-    """Return how much more of the variance of a task's answers a memory explains."""
+    """Return the additional variance of a task's targets that a memory explains."""
     (x, y), (held, truth) = task(2 * seed), task(2 * seed + 1)
     found: list[float] = []
     for kind in (arm, "none"):

@@ -1,4 +1,4 @@
-"""Experts of a mixture merged by routing, evenly, or by lot, and with or without alignment."""
+"""Merging of a mixture's experts by routing, evenly, or at random, with or without alignment."""
 
 import math
 from typing import Any, final
@@ -25,7 +25,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 @final
 class MergedExpertsStudy(Study):
-    """Small mixtures of eight experts, trained on bytes of Python: apart, or from one expert."""
+    """Small mixtures of eight experts on Python bytes, trained separately or from one expert."""
 
     name = "merged-experts"
     title = "is it the router that says which experts may be merged?"
@@ -48,7 +48,7 @@ class MergedExpertsStudy(Study):
                  "divergence by one lot over that by the other, logarithm")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train both mixtures, merge them in all ways, and compare answers on fresh texts."""
+        """Train both mixtures, merge them in all ways, and compare answers on test texts."""
         train, fresh = (_texts(part) for part in ("train", "test"))
         order = torch.randperm(len(fresh), generator=torch.Generator().manual_seed(seed))
         fresh = fresh[order[: 5 if tiny else TEXTS]]
@@ -88,7 +88,7 @@ class MergedExpertsStudy(Study):
 
 
 def _log(a: float, b: float) -> float:
-    """Return the logarithm of a ratio of divergences, which may be 0."""
+    """Return the logarithm of a ratio of divergences that may be 0."""
     return math.log((a + 1e-9) / (b + 1e-9))
 
 

@@ -1,4 +1,4 @@
-"""Does fusion of two halves of a digit survive without one of them.
+"""Test whether fusion of two halves of a digit works without one of them.
 
 The encoders are small nets that learned to name a digit from its upper and from its lower half. The
 map from two halves to a face seen by two sensors is long; what carries over is the comparison of
@@ -49,7 +49,7 @@ class MissingViewStudy(Study):
                  "accuracy of one head with both views, one noise less another")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train an encoder for each half, ask the recipe, and once with noise for a half."""
+        """Train an encoder for each half, run the recipe, and once with noise as one half."""
         tick("train")
         x, label = shuffled_digits(seed)
         n = TINY if tiny else FIT
@@ -95,7 +95,7 @@ def _scores(encoders: list[Model], views: list[Any], label: Any, seed: int) -> d
 
 
 class _Streams(nn.Module):
-    """Two nets of two layers whose states are joined at some depths; their answers are averaged."""
+    """Two nets of two layers whose states are fused at some depths; answers are averaged."""
 
     def __init__(self, depths: tuple[int, ...]) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class _Streams(nn.Module):
 def _joined(
     depths: tuple[int, ...], views: tuple[Tensor, ...], label: Tensor, seed: int, steps: int
 ) -> dict[str, float]:
-    """Train streams with views left out at random, and return the accuracy of each case."""
+    """Train with views dropped at random, and return the accuracy of each case."""
     net = drawn(lambda: _Streams(depths), seed)
 
     def loss(rows: Tensor) -> Tensor:

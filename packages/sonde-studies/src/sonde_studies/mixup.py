@@ -1,4 +1,4 @@
-"""Mixed examples: at the input, at a hidden layer, decoupled, and with a teacher.
+"""Mixup at the input, at a hidden layer, decoupled, and with a teacher.
 
 Two hundred labels of digits, where mixing may help.
 """
@@ -20,7 +20,7 @@ ARMS = ("none", "input", "decoupled", "hidden", "teacher")
 
 @final
 class MixupStudy(Study):
-    """A perceptron of few labels, trained on mixtures in four ways."""
+    """A perceptron with few labels, trained on mixed examples in four ways."""
 
     name = "mixup"
     title = "does mixing examples help where labels are few?"

@@ -1,4 +1,4 @@
-"""Does coverage of neuron states rank checkpoints by what they are worth on shifted inputs.
+"""Test whether neuron coverage ranks checkpoints by their accuracy on shifted inputs.
 
 Accuracy on usual inputs is hard to beat here (.86): all shifts hurt the same nets. A unit covers
 many bins where output times gradient is large against ``1 / alpha``, so with one alpha for all
@@ -20,7 +20,7 @@ from sonde_studies.study import Claim, Figures, Study, Tick
 
 @final
 class NACMEStudy(Study):
-    """Checkpoints of one net by steps, weight decay and noise in the labels."""
+    """Checkpoints of one net with several steps, weight decays and label noise."""
 
     name = "nac-me"
     title = "does coverage rank checkpoints by their accuracy on shifted inputs?"
@@ -56,7 +56,7 @@ class NACMEStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train the checkpoints, cover, correlate."""
+        """Train the checkpoints, compute coverage, and correlate."""
         data = data_of(seed, tiny)
         tick("training")
         nets = checkpoints_of(data, seed, tiny)
@@ -98,7 +98,7 @@ class NACMEStudy(Study):
 
 
 def _within(values: list[float], goal: list[float], tiny: bool) -> dict[str, float]:
-    """Return the mean correlation among checkpoints that differ in one thing alone."""
+    """Return the mean correlation among checkpoints that differ in one setting only."""
     shape = [len(k) for k in grid_of(tiny)]
     a, b = (np.reshape(v, shape) for v in (values, goal))
     found: dict[str, float] = {}

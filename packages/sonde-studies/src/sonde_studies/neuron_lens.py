@@ -1,4 +1,4 @@
-"""Do units keep the token that their weights name when a model is tuned, and do they write it.
+"""Test whether units keep their weights' tokens during fine-tuning, and write them.
 
 A unit of an MLP has a row of the up-projection, which the paper decodes, and a column of the
 down-projection, which it adds to the stream where it is on.
@@ -27,7 +27,7 @@ SIDES = {"up": "up_proj", "down": "down_proj"}
 
 @final
 class NeuronLensStudy(Study):
-    """The shipped language model over bytes, and a copy tuned on prose.
+    """The shipped byte-level language model, and a copy fine-tuned on prose.
 
     A clamped unit is held at its largest value on texts; what is counted is how much likelier its
     token gets at every place, against the tokens of other units of its layer.
@@ -69,7 +69,7 @@ class NeuronLensStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Tune a copy, compare tokens, and clamp units of the model."""
+        """Fine-tune a copy, compare tokens, and clamp units of the model."""
         draw = np.random.default_rng(seed)
         model = load("sonde:stdlib")
         base: Any = model.module
@@ -107,7 +107,7 @@ class NeuronLensStudy(Study):
 
 @torch.enable_grad()
 def _tuned(base: nn.Module, texts: Tensor, steps: int, seed: int) -> nn.Module:
-    """Return a copy trained on texts, each a few times at most."""
+    """Return a copy fine-tuned on texts, each used at most a few times."""
     draw = torch.Generator().manual_seed(seed)
     module: Any = deepcopy(base)
     optimiser = torch.optim.AdamW(module.parameters(), lr=RATE)
@@ -132,7 +132,7 @@ def _loss(module: nn.Module, ids: Tensor) -> float:
 def _rises(
     base: Any, sites: list[str], top: dict[str, Tensor], ids: Tensor, n: int, draw: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return how much likelier tokens of clamped units get, (layer, unit), and those of others."""
+    """Return probability changes of clamped units' tokens (layer, unit), and of others."""
     with Tap(base, [f"{site}:in" for site in sites], reducer=None) as tap:
         plain = base(input_ids=ids).logits.log_softmax(2).mean((0, 1))
     largest = [rows.flatten(0, 1).amax(0) for rows in tap.rows.values()]

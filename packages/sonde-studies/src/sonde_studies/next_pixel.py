@@ -1,4 +1,4 @@
-"""A language model of pixel values as a coder of pictures, against coders without a model."""
+"""A language model of pixel values as an image coder, against coders without a model."""
 
 import io
 import lzma
@@ -22,7 +22,7 @@ LEVELS, SIDE, TRAIN, TEST, STEPS, BATCH, WIDTH = 17, 8, 1_400, 300, 220, 24, 32
 
 @final
 class NextPixelStudy(Study):
-    """Two small transformers trained on digits: a token for each value, or one for each figure."""
+    """Two small transformers on digits, with one token per value or per decimal figure."""
 
     name = "next-pixel"
     title = "does a language model of pixel values code pictures in fewer bytes?"
@@ -45,7 +45,7 @@ class NextPixelStudy(Study):
                  "difference of bits a pixel")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train both models, and code the same fresh pictures by all coders."""
+        """Train both models, and encode the same test images with all coders."""
         x = (16 * shuffled_digits(seed)[0]).long()
         train, fresh = x[:TRAIN], x[TRAIN : TRAIN + (20 if tiny else TEST)]
         steps = 10 if tiny else STEPS
@@ -78,12 +78,12 @@ class NextPixelStudy(Study):
 
 
 def _figures(x: Tensor) -> Tensor:
-    """Return both decimal figures of each value, one after the other."""
+    """Return the two decimal figures of each value in turn."""
     return torch.stack([x // 10, x % 10], -1).flatten(1)
 
 
 def _trained(ids: Tensor, n_tokens: int, seed: int, steps: int) -> Any:
-    """Return a causal transformer of pictures; its last token stands before each."""
+    """Return a causal transformer of images, whose last token is the start token."""
     config = LlamaConfig(
         vocab_size=n_tokens + 1, hidden_size=WIDTH, intermediate_size=2 * WIDTH,
         num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
@@ -106,14 +106,14 @@ def _coder(net: Any, n_tokens: int, window: int) -> SequenceCoder:
 
 @torch.no_grad()
 def _ideal(net: Any, x: Tensor) -> float:
-    """Return the bits that the model needs, from one forward of each picture."""
+    """Return the bits by the model's own loss, from one forward pass per image."""
     fed = torch.cat([torch.full_like(x[:, :1], LEVELS), x], 1)
     log_p = net(fed).logits[:, :-1, :LEVELS].double().log_softmax(-1)
     return -float(log_p.gather(2, x[..., None]).sum()) / np.log(2)
 
 
 def _plain(x: Tensor) -> dict[str, int]:
-    """Return the bytes of all pictures side by side, by coders without a model."""
+    """Return the bytes of all images side by side, by coders without a model."""
     strip = x.reshape(-1, SIDE, SIDE).movedim(0, 1).reshape(SIDE, -1).numpy().astype(np.uint8)
     found: dict[str, int] = {}
     for form in ("PNG", "WebP"):
@@ -127,7 +127,7 @@ def _plain(x: Tensor) -> dict[str, int]:
 
 
 def _counted(train: Tensor, fresh: Tensor) -> float:
-    """Return the bits by counts of each value after those left and above, going on counting."""
+    """Return the bits by adaptive counts of each value given its left and upper neighbours."""
     counts: defaultdict[tuple[int, int], np.ndarray] = defaultdict(lambda: np.full(LEVELS, 0.1))
     bits = 0.0
     for pictures, told in ((train, False), (fresh, True)):

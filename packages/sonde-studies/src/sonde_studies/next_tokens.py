@@ -1,4 +1,4 @@
-"""Several tokens ahead: by maps on a finished net, by a branch, or learned from the start.
+"""Prediction of several next tokens: by maps, by an extra branch, or from the start.
 
 Texts of drawn words in random order: inside a word later letters follow, behind it they do not.
 """
@@ -20,7 +20,7 @@ DIM, STEPS, TINY, AHEAD = 32, 250, 3, 3
 
 @final
 class NextTokensStudy(Study):
-    """A decoder of two blocks that says the next letter, and the three behind it in three ways."""
+    """A decoder of two blocks for the next letter, with three ways to predict later letters."""
 
     name = "next-tokens"
     title = "should a net learn to say several tokens ahead?"
@@ -44,7 +44,7 @@ class NextTokensStudy(Study):
                  "nats of the next letter, one draw less another")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train the nets, and read later letters in each way."""
+        """Train the nets, and predict later letters in each way."""
         token, steps = _texts(seed), TINY if tiny else STEPS
         arms = {"alone": (seed, False), "again": (seed + 1_000, False), "joint": (seed, True)}
         nets, heads, found = dict[str, _Net](), dict[str, NextTokens](), dict[str, float]()
@@ -92,7 +92,7 @@ class _Net(nn.Module):
         self.norm, self.head = nn.LayerNorm(DIM), nn.Linear(DIM, LETTERS)
 
     def states(self, token: Tensor) -> Tensor:
-        """Return the states that the head reads."""
+        """Return the input states of the head."""
         n = token.shape[1]
         h = self.letters(token) + self.places(torch.arange(n))
         later = torch.ones(n, n, dtype=torch.bool).triu(1)
@@ -102,7 +102,7 @@ class _Net(nn.Module):
 
 
 def _texts(seed: int) -> Tensor:
-    """Return texts (text, letter) of words in random order, cut anywhere in the first."""
+    """Return texts (text, letter) of words in random order, starting within a word."""
     draw = torch.Generator().manual_seed(seed)
     words = [
         torch.randint(LETTERS, (LENGTHS[i % len(LENGTHS)],), generator=draw) for i in range(WORDS)
@@ -118,7 +118,7 @@ def _texts(seed: int) -> Tensor:
 def _learn(
     net: _Net, head: NextTokens, token: Tensor, seed: int, steps: int, next_too: bool, ahead: bool
 ) -> None:
-    """Train what is free by the loss of the next letter, of later ones, or of both."""
+    """Train the free parameters by the loss on the next letter, on later ones, or on both."""
     free = [p for p in net.parameters() if p.requires_grad]
     parts = [*free, *head.parameters()] if ahead else free
 
@@ -135,7 +135,7 @@ def _next(logits: Tensor, token: Tensor) -> Tensor:
 
 
 def _after_own(net: _Net, token: Tensor) -> Tensor:
-    """Return what a net says behind its own next letter, at each place but the last two."""
+    """Return a net's predictions after its own next letter, at all positions but the last two."""
     own = net.head(net.states(token)).argmax(-1)
     said = list[Tensor]()
     for t in range(token.shape[1] - 2):

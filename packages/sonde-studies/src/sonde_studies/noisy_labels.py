@@ -1,4 +1,4 @@
-"""Half of the labels are wrong: what nested dropout, rate reduction and propagation save.
+"""Half of the labels are wrong: gains by nested dropout, rate reduction and propagation.
 
 One net on digits, or two that choose rows for each other.
 """
@@ -20,7 +20,7 @@ FIT, STEPS, TINY, NOISE, WIDTH, NARROW = 1_000, 2_000, 60, 0.5, 128, 16
 
 @final
 class NoisyLabelsStudy(Study):
-    """A perceptron on digits, half of whose labels were drawn anew."""
+    """A perceptron on digits, half of whose labels were replaced at random."""
 
     name = "noisy-labels"
     title = "what helps a net whose labels are half wrong?"
@@ -47,7 +47,7 @@ class NoisyLabelsStudy(Study):
                  "accuracy less that of plain")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train in each way on noisy labels, twice on clean ones, and mend the labels."""
+        """Train in each way on noisy labels, twice on clean ones, and correct the labels."""
         x, label = shuffled_digits(seed)
         draw = torch.Generator().manual_seed(seed)
         wrong = torch.rand(FIT, generator=draw) < NOISE
@@ -102,7 +102,7 @@ class NoisyLabelsStudy(Study):
 
 
 class _Net(nn.Module):
-    """Two hidden layers and a head, and nested dropout on the second in training."""
+    """Two hidden layers and a head, with nested dropout on the second layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,13 +116,13 @@ class _Net(nn.Module):
 
     @torch.no_grad()
     def accuracy(self, x: Tensor, label: Tensor, width: int) -> float:
-        """Return the share of rows named right from the first units."""
+        """Return the accuracy with the first units only."""
         said = self.head(NestedDropout.truncated(width)(self.body(x))).argmax(1)
         return float((said == label).double().mean())
 
 
 def _taught(x: Tensor, given: Tensor, seed: int, steps: int, std: float) -> _Net:
-    """Return one of two nets that choose rows of small loss for each other."""
+    """Return one of two nets that select small-loss rows for each other."""
     pair = nn.ModuleList(drawn(_Net, seed + 1_000 * i) for i in range(2))
     for net in pair:
         net.nested = NestedDropout(std=std, per="row", seed=seed) if std else None  # pyright: ignore
@@ -140,7 +140,7 @@ def _taught(x: Tensor, given: Tensor, seed: int, steps: int, std: float) -> _Net
 
 
 def _prototypes(states: Tensor, given: Tensor) -> Tensor:
-    """Return the class whose mean of states has the largest cosine with each row's states."""
+    """Return the class whose mean state has the largest cosine with each row's state."""
     means = torch.stack([states[given == c].mean(0) for c in range(10)])
     unit = nn.functional.normalize(states, dim=1)
     return (unit @ nn.functional.normalize(means, dim=1).T).argmax(1)

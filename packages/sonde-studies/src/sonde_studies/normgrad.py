@@ -1,4 +1,4 @@
-"""Do maps of early layers depend on the class, and does a step of learning make them."""
+"""Test whether maps of early layers depend on the class, or only after a training step."""
 
 from statistics import fmean
 from typing import final
@@ -18,7 +18,7 @@ SIZE = (16, 8)
 
 @final
 class NormGradStudy(Study):
-    """NormGrad of a virtual convolution of 1 x 1 at three layers of a small convolutional net.
+    """NormGrad of a virtual 1 x 1 convolution at three layers of a small convolutional net.
 
     ``mass`` is the share of a map inside the digit's block; a half by chance.
     """
@@ -57,7 +57,7 @@ class NormGradStudy(Study):
     null = Claim("null", "Mass of random maps in the digit's block.", "share", above=0.5)
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train the net and draw its maps."""
+        """Train the net and compute its maps."""
         every = block_digits(seed)
         fit, new = every.part(0, FIT), every.part(FIT, FIT + (20 if tiny else NEW))
         tick("training")

@@ -1,4 +1,4 @@
-"""One training for all mixtures of widths, against one training for each width."""
+"""One training run for all mixtures of bit widths, against one run for each width."""
 
 import math
 from typing import Any, final
@@ -17,7 +17,7 @@ WIDTHS, EPOCHS, RANK, RATE, GROUP, ROWS = (2, 3, 4), 24, 4, 2e-3, 32, 1_000
 
 @final
 class OnceForAllStudy(Study):
-    """Nets on digits at two to four bits: plain rounding, one training, a training for each."""
+    """Nets on digits at two to four bits: plain rounding, one run for all widths, separate runs."""
 
     name = "once-for-all"
     title = "does one training serve every width as well as a training for each?"

@@ -1,4 +1,4 @@
-"""Classes in groups, one class of each group held back: does it fall near its own group.
+"""Test whether a held-back class is nearest to its own group of classes.
 
 Digits in three groups; states are contrasted by cosine, by distance and in hyperbolic space.
 """
@@ -21,7 +21,7 @@ METRICS: tuple[Any, ...] = ("cosine", "euclidean", "poincare")
 
 @final
 class OpenWorldHierarchyStudy(Study):
-    """Nine digits in three groups by shape, three of them never seen."""
+    """Nine digits in three groups by shape; three digits are never seen in training."""
 
     name = "open-world-hierarchy"
     title = "do unseen classes fall near the group that they belong to?"
@@ -40,7 +40,7 @@ class OpenWorldHierarchyStudy(Study):
                  "share, hyperbolic", above=1 / 3)  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train by each metric; once with groups drawn at random."""
+        """Train with each metric; once with random groups."""
         x, label = shuffled_digits(seed)
         draw = torch.Generator().manual_seed(seed)
         unseen = [g[int(torch.randint(3, (), generator=draw))] for g in GROUPS]
@@ -80,7 +80,7 @@ def _shares(
     seed: int,
     steps: int,
 ) -> tuple[float, float]:
-    """Return how often unseen and known rows lie nearest to the centre of their own group."""
+    """Return how often unseen and known rows are nearest to the centre of their own group."""
     strange = torch.isin(label, torch.tensor(unseen))
     known = torch.nonzero(~strange[:FIT] & (group_of[label[:FIT]] >= 0)).flatten()
     net = drawn(lambda: nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, DIM)), seed)

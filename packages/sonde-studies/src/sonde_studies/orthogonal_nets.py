@@ -1,4 +1,4 @@
-"""Near-isometric convolutions: what the penalty does to accuracy and to noise in the inputs.
+"""Near-isometric convolutions: effect of the penalty on accuracy and on input noise.
 
 A small net on digits; the gain that the papers see in depth is not asked here.
 """
@@ -19,7 +19,7 @@ STRENGTHS = (0.0, 0.01, 0.1, 1.0)
 
 @final
 class OrthogonalNetsStudy(Study):
-    """Three convolutions, trained with four strengths of the penalty."""
+    """Three convolutions, trained with four weights of the penalty."""
 
     name = "orthogonal-nets"
     title = "do near-isometric convolutions keep accuracy and bear more noise?"
@@ -40,7 +40,7 @@ class OrthogonalNetsStudy(Study):
     )  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train at each strength, and judge with and without noise."""
+        """Train with each weight, and evaluate with and without noise."""
         x, label = digit_images(seed)
         found: dict[str, dict[str, float]] = {}
         for strength in (*STRENGTHS, -1.0):

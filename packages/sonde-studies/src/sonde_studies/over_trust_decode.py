@@ -1,4 +1,4 @@
-"""Do columns of attention come before a text repeats itself, and does paying for them prevent it.
+"""Test whether attention columns precede repetition, and whether a penalty prevents it.
 
 A toy: greedy texts of a byte model; half of them repeat more than half of what they write. What
 came out (three seeds): where nothing is repeated yet, no column says which will (AUROC .52, of old
@@ -39,7 +39,7 @@ REPEATED = "share of repeated 8-grams without less with"
 
 @final
 class OverTrustDecodeStudy(Study):
-    """The shipped byte model after files that it was not trained on; greedy texts are watched."""
+    """Greedy texts of the shipped byte model after files outside its training data."""
 
     name = "over-trust-decode"
     title = "do columns of attention come before repetition, and does paying for them prevent it?"
@@ -82,7 +82,7 @@ class OverTrustDecodeStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Write greedily, look at the columns of the beginnings, and search in several ways."""
+        """Decode greedily, measure the columns of the beginnings, and decode in several ways."""
         model = sonde.load("sonde:stdlib")
         draw = np.random.default_rng(seed)
         texts, new, searched = (16, 48, 1) if tiny else (TEXTS, NEW, SEARCHED)
@@ -129,7 +129,7 @@ class OverTrustDecodeStudy(Study):
 
 
 def repeated(ids: Int[Tensor, "text pos"]) -> Float[Tensor, "text"]:
-    """Return the share of each text's 8-grams that stood in it before."""
+    """Return the fraction of each text's 8-grams that occurred in it before."""
     grams = [[tuple(g) for g in np.lib.stride_tricks.sliding_window_view(x, GRAM)] for x in ids]
     return torch.tensor([1 - len(set(text)) / len(text) for text in grams])
 
@@ -141,7 +141,7 @@ def _written(model: Any, prompts: Int[Tensor, "text pos"], **how: Any) -> Int[Te
 
 @torch.no_grad()
 def _watched(model: Any, ids: Int[Tensor, "text pos"]) -> tuple[Tensor, ...]:
-    """Return the highest column of the last layer, of old ones, of sums; and how likely it was."""
+    """Return the largest attention columns of several kinds, and the log-probability."""
     site = f"model.layers.{model.config.num_hidden_layers - 1}:probs"
     with Tap(model, site) as tap:
         tap.run(ids, use_cache=False)
@@ -153,7 +153,7 @@ def _watched(model: Any, ids: Int[Tensor, "text pos"]) -> tuple[Tensor, ...]:
 
 
 def _told(score: Float[Tensor, "text"], label: Tensor) -> float:
-    """Return the AUROC of a score, or 0.5 if all texts are of the same kind."""
+    """Return the AUROC of a score, or 0.5 if all texts have one label."""
     if bool(label.all()) or not bool(label.any()):
         return 0.5
     return float(auroc(score.double(), label, resamples=10).value)

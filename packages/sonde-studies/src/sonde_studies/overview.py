@@ -1,4 +1,4 @@
-"""All detectors by near and far shifts by two architectures: what the best single choice is."""
+"""All detectors by near and far shifts on two architectures: the best single choice."""
 
 import time
 from itertools import combinations
@@ -27,7 +27,7 @@ Parts = dict[str, Tensor]
 
 @final
 class OverviewStudy(Study):
-    """Every detector that can judge an image, with its defaults, on the same nets and shifts.
+    """Every detector that can score an image, with defaults, on the same nets and shifts.
 
     Those of patches are tried on the conv net alone. Times are the processor's over the whole call,
     the forward included. Which are combined was chosen by what they know, before any was scored.
@@ -92,7 +92,7 @@ class OverviewStudy(Study):
 
 
 def _means(names: list[str], figures: Figures) -> dict[str, float]:
-    """Return the mean over shifts and nets of each that was judged on all of them."""
+    """Return the mean over shifts and nets of each detector that was evaluated on all."""
     return {
         name: fmean(value for key, value in figures.items() if key.startswith(f"{name} | "))
         for name in names
@@ -121,7 +121,7 @@ def _called(names: tuple[str, ...]) -> str:
 
 
 def _least_p(scored: list[Parts]) -> Parts:
-    """Return minus the smallest of the p-values, ranks among the held-out scores of each."""
+    """Return minus the smallest p-value over detectors, from ranks among held-out scores."""
     ranks = [
         {part: _share_below(parts["held"], score) for part, score in parts.items()}
         for parts in scored

@@ -1,4 +1,4 @@
-"""Do adapters beside a frozen layer learn the facts of two domains and leave the others alone.
+"""Test whether parallel adapters learn facts of two domains without harming others.
 
 A toy: a net of one feed-forward layer that knows facts by heart. What came out (ten seeds): the
 gated adapters lose none of the general facts, where tuning the layer loses half. They know .78 of
@@ -29,7 +29,7 @@ FIGURE = "difference of the share of facts that are known"
 
 @final
 class ParallelAdaptersStudy(Study):
-    """A toy: a fact memory of one feed-forward layer, 160 facts of each of three groups."""
+    """A fact memory with one feed-forward layer, and 160 facts of each of three groups."""
 
     name = "parallel-adapters"
     title = "do parallel adapters teach domain facts without forgetting?"
@@ -71,7 +71,7 @@ class ParallelAdaptersStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Teach general facts, then those of two domains in each way."""
+        """Train on general facts, then on those of two domains in each way."""
         steps = STEPS // 20 if tiny else STEPS
         draw = torch.Generator().manual_seed(seed)
         facts = torch.randint(ANSWERS, (len(GROUPS), SUBJECTS * RELATIONS), generator=draw)
@@ -108,7 +108,7 @@ class ParallelAdaptersStudy(Study):
 
 
 class _Memory(nn.Module):
-    """Answers for facts by their number: group, subject, relation."""
+    """Answers to facts by their number: group, subject, relation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class _Memory(nn.Module):
         self.layer = nn.Sequential(nn.Linear(DIM, wide), nn.ReLU(), nn.Linear(wide, DIM))
 
     def states(self, fact: Tensor) -> Tensor:
-        """Return what the layer reads."""
+        """Return the input of the layer."""
         subject = self.subject(fact // RELATIONS)
         return self.before(subject + self.relation(fact % RELATIONS))
 
@@ -143,7 +143,7 @@ def _tell(
     seed: int,
     penalty: float = 0.0,
 ) -> None:
-    """Train some parameters on facts; a penalty holds what the layer gives at general ones."""
+    """Train some parameters on facts, with a penalty on changes at general facts."""
     number, answer, general = _numbers(groups), facts.flatten(), _numbers(["general"])
 
     def loss(rows: Tensor) -> Tensor:
@@ -157,14 +157,14 @@ def _tell(
 def _adapter(
     memory: Any, facts: Tensor, domain: str, steps: int, seed: int, width: int, penalty: float
 ) -> nn.Module:
-    """Return the adapter that was told the facts of a domain (the first stage)."""
+    """Return the adapter trained on the facts of a domain (the first stage)."""
     net = drawn(lambda: with_adapters(memory, ["layer"], DIM, width=width), seed)
     _tell(net, facts, [domain], [*net.layer.adapters.parameters()], steps, seed, penalty)
     return net.layer.adapters[0]
 
 
 def _joined(memory: Any, each: list[nn.Module], width: int, seed: int, gated: bool = False) -> Any:
-    """Return the memory with adapters that were told before."""
+    """Return the memory with adapters trained before."""
     options = {"n_domains": len(each), "width": width, "gated": gated}
     net = drawn(lambda: with_adapters(memory, ["layer"], DIM, **options), seed)
     net.layer.adapters = nn.ModuleList(copy.deepcopy(each))
@@ -173,6 +173,6 @@ def _joined(memory: Any, each: list[nn.Module], width: int, seed: int, gated: bo
 
 @torch.no_grad()
 def _known(net: nn.Module, facts: Tensor) -> dict[str, float]:
-    """Return the share of the facts of each group that a net answers rightly."""
+    """Return the accuracy on the facts of each group."""
     said = net(_numbers([*GROUPS])).argmax(1).reshape_as(facts)
     return dict(zip(GROUPS, (said == facts).double().mean(1).tolist(), strict=True))

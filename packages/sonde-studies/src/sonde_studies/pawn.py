@@ -1,4 +1,4 @@
-"""Do learned weights over token metrics tell machine text, and on another domain too."""
+"""Test whether learned weights over token metrics detect machine text, also in other domains."""
 
 from collections.abc import Callable
 from typing import final
@@ -23,7 +23,7 @@ Score = Callable[[Tokens], Tensor]
 
 @final
 class PAWNStudy(Study):
-    """Ends of texts that the shipped language model wrote, told from those of people."""
+    """Endings written by the shipped language model, separated from human endings."""
 
     name = "pawn"
     title = "do learned weights over token metrics tell machine text, on another domain too?"
@@ -70,7 +70,7 @@ class PAWNStudy(Study):
     null = Claim("null", "Texts of people against other texts of people.", "AUROC", above=0.5)
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Let the model write, read all texts, train, score."""
+        """Generate texts, read all texts, train, and score."""
         draw = np.random.default_rng(seed)
         sizes = TINY_SIZES if tiny else Sizes()
         model = load("sonde:stdlib")
@@ -111,7 +111,7 @@ def _is_other(key: str, domain: str) -> bool:
 
 
 def _arms(fit: Tokens, epochs: int, seed: int) -> dict[str, Score]:
-    """Return the scores of whole texts, each fitted on the same texts where it is fitted."""
+    """Return the scores of whole texts; all fitted scores use the same texts."""
     pawn, blind = (_pawn(tokens, epochs, seed) for tokens in (fit, fit.stateless()))
     n_metrics = len(pawn.conventions["metrics"])
     metrics = LinearProbe().fit(fit.means(fit.metrics[:, :n_metrics]), fit.label)

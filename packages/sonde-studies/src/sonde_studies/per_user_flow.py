@@ -1,4 +1,4 @@
-"""Whether one user's rows reach another: an index for all, labels, redaction, fine-tuning.
+"""Test whether one user's rows reach others: shared index, labels, redaction, tuning.
 
 Packages of the standard library stand for users. The model has 3 million parameters: what a large
 model gives away of its training rows, it cannot show.
@@ -21,7 +21,7 @@ PIECES, TINY, BYTES = 14, 6, 150
 
 @final
 class PerUserFlowStudy(Study):
-    """Four users with fourteen pieces each; one user's rows are replaced."""
+    """Four users with fourteen pieces each; the rows of one user are replaced."""
 
     name = "per-user-flow"
     title = "can one user's rows change another user's answers?"
@@ -41,7 +41,7 @@ class PerUserFlowStudy(Study):
                  "share of answers that are another user's less that of stored rows")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Ask the recipe of four packages, and of the same texts dealt out at random."""
+        """Run the recipe on four packages, and on randomly dealt texts."""
         model, draw = load("sonde:stdlib"), np.random.default_rng(seed)
         rows = [row for name in USERS for row in _pieces(name, TINY if tiny else PIECES, draw)]
         asked: dict[str, Any] = {"seed": seed, "progress": False}
@@ -66,7 +66,7 @@ class PerUserFlowStudy(Study):
 
 
 def _pieces(package: str, n: int, draw: np.random.Generator) -> list[dict[str, Any]]:
-    """Return pieces of different places of the files of a package."""
+    """Return pieces from different positions of a package's files."""
     root = Path(sysconfig.get_paths()["stdlib"]) / package
     found = [
         {"text": text[start : start + BYTES], "user": package}

@@ -1,4 +1,4 @@
-"""What a projection head of contrastive training keeps from the states below it.
+"""Information that a contrastive projection head keeps from the states below it.
 
 Digits whose brightness and columns are changed in every view. The encoder is a small perceptron.
 """
@@ -23,7 +23,7 @@ HEADS = ("none", "mlp", "fixed")
 
 @final
 class ProjectionHeadStudy(Study):
-    """Contrast with a learned head, a fixed one and none, probed before and after the head."""
+    """Contrast with a learned, a fixed or no head, probed before and after the head."""
 
     name = "projection-head"
     title = "what does a head keep from the states below it?"

@@ -1,4 +1,4 @@
-"""What a linear attention recalls: in which order it reads, read twice, or with a free prefix.
+"""Recall of a linear attention: reading order, reading twice, or a free prefix.
 
 Sequences hold two sets of symbols; the answer is the symbol that both hold.
 """
@@ -18,7 +18,7 @@ SYMBOLS, SHORT, LONG, FIT, HELD, STEPS, TINY, DIM = 24, 3, 12, 20_000, 1_000, 40
 
 @final
 class RecallStudy(Study):
-    """Three ways to read, each with the short set first and with the long set first."""
+    """Three ways of reading, each with the short or the long set first."""
 
     name = "recall"
     title = "does reading a context without causal order free recall from its order?"
@@ -37,7 +37,7 @@ class RecallStudy(Study):
                  "accuracy less 1/24, prefix")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train each way in both orders."""
+        """Train each way of reading in both orders."""
         found = dict[str, float]()
         for order in ("short first", "long first"):
             for how in ("causal", "twice", "prefix"):
@@ -62,7 +62,7 @@ class RecallStudy(Study):
 
 
 class _Reader(nn.Module):
-    """Two linear attentions with maps between; the last token's state names the symbol."""
+    """Two linear attentions with maps between; the last token's state predicts the symbol."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class _Reader(nn.Module):
 
 
 def _data(order: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return symbols, the side of each (2: the question), and the symbol in common."""
+    """Return symbols, the side of each (2: the question), and the common symbol."""
     draw = torch.Generator().manual_seed(seed)
     n = FIT + HELD
     mixed = torch.rand(n, SYMBOLS, generator=draw).argsort(1)

@@ -1,4 +1,4 @@
-"""Were the colours of a picture changed: correlations of neighbours and of channels.
+"""Detection of recoloured images by correlations of neighbouring pixels and channels.
 
 Patches of the two photographs that scikit-learn ships, recoloured by curves and by mixing channels.
 """
@@ -19,7 +19,7 @@ TINY = 24
 
 @final
 class RecolourStudy(Study):
-    """Half of the patches of two photographs, recoloured, told from the other half."""
+    """Half of the patches of two photographs are recoloured and must be detected."""
 
     name = "recolour"
     title = "do correlations of neighbours and channels tell recoloured pictures?"
@@ -39,7 +39,7 @@ class RecolourStudy(Study):
                  "accuracy of both", above=0.5)  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Recolour patches, and ask whether the head of the recipe tells them."""
+        """Recolour patches, and test whether the recipe's head detects them."""
         tick("patches")
         draw = torch.Generator().manual_seed(seed)
         left, right = _halves(draw, TINY if tiny else None)

@@ -1,4 +1,4 @@
-"""Does a small generator copy its training rows, and does more data stop it.
+"""Test whether a small generator copies its training rows, and whether more data helps.
 
 The generator is a flow-matching net of three layers on digits of 64 pixels. It says nothing about
 large generators; what it shows is that the statistic sees copying where there is copying.
@@ -20,7 +20,7 @@ STEPS, BATCH, WIDTH, EULER = 2500, 128, 256, 30
 
 @final
 class ReplicationCheckStudy(Study):
-    """A generator of digits trained on few and on many rows, and on rows that are doubled."""
+    """A digit generator trained on few rows, on many rows, and on duplicated rows."""
 
     name = "replication-check"
     title = "does the ratio of nearest rows tell a generator that copies from others?"
@@ -51,7 +51,7 @@ class ReplicationCheckStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a generator on each number of rows, and ask the recipe about its samples."""
+        """Train a generator on each number of rows, and run the recipe on its samples."""
         x, _ = shuffled_digits(seed)
         eye, fresh = Model(nn.Sequential(nn.Identity()).eval()), x[-HELD:]
         steps = 60 if tiny else STEPS
@@ -84,7 +84,7 @@ class ReplicationCheckStudy(Study):
 
 @torch.enable_grad()
 def generated(x: Tensor, seed: int, steps: int) -> Tensor:
-    """Return samples of a flow-matching net that is trained on rows."""
+    """Return samples of a flow-matching net trained on rows."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = nn.Sequential(

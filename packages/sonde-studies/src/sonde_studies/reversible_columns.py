@@ -1,4 +1,4 @@
-"""Columns that are inverted in the backward pass: what it costs, and what each column says.
+"""Columns inverted in the backward pass: their cost, and probes of each column.
 
 Digits in a net of a few columns; what memory saves is counted, not felt, at this size.
 """
@@ -22,7 +22,7 @@ FIT, STEPS, TINY, DIM, COLUMNS = 1_000, 200, 8, 24, 6
 
 @final
 class ReversibleColumnsStudy(Study):
-    """Six columns of two levels, trained with and without storing them."""
+    """Six columns of two levels, trained with and without stored activations."""
 
     name = "reversible-columns"
     title = "do inverted columns train like stored ones, with flat memory?"
@@ -88,7 +88,7 @@ class _Net(nn.Module):
 
 
 def _kept(net: Any, x: Tensor) -> int:
-    """Return the numbers that autograd keeps for the columns, weights left out."""
+    """Return how many numbers autograd stores for the columns, without weights."""
     start, seen = net.levels(x).detach().requires_grad_(), dict[int, int]()
     weights = {p.data_ptr() for p in net.parameters()}
 

@@ -1,4 +1,4 @@
-"""Does an edit of a layer's weights write one fact: in other words too, and beside its neighbours.
+"""Test whether a weight edit writes one fact, in other phrasings and without side effects.
 
 A toy: a net of three layers that was told facts of three words. Members of a family share an
 answer, so the other members of an edited one's family are the nearest neighbours that there are.
@@ -36,7 +36,7 @@ FAMILIES, NEAR, FAR, PART = 2, 6, 100, 5
 
 @final
 class RewriteFactsStudy(Study):
-    """Rewrite one fact in each large family, chosen among the facts that the net is sure about."""
+    """Edits of one fact in each large family, among facts that the net knows with certainty."""
 
     name = "rewrite-facts"
     title = "does an edit write a fact in other words too, and leave its neighbours alone?"
@@ -94,7 +94,7 @@ class RewriteFactsStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Tell a net the facts, edit some, one alone or many, and ask for all."""
+        """Train a net on the facts, edit some, singly or together, and query all."""
         tick("telling a net the facts")
         families, steps = (1, 20) if tiny else (FAMILIES, Schooling.steps)
         world, model = facts_and_model(seed, families, Schooling(steps=steps))

@@ -1,4 +1,4 @@
-"""Do outliers and a matrix of low rank pay for their bytes in a cache of few bits."""
+"""Test whether outliers and a low-rank matrix improve a low-bit cache of equal size."""
 
 import math
 from typing import final
@@ -22,7 +22,7 @@ PLANTED = 0.01
 
 @final
 class RoundedCacheStudy(Study):
-    """Two bits alone, with a rank, with outliers, and with both, on a model and on planted values.
+    """Two bits alone, with low rank, with outliers, and with both; on a model and planted values.
 
     Divergence is in nats, behind a prompt of 192 bytes; bytes are over those of two bits alone.
     """
@@ -61,7 +61,7 @@ class RoundedCacheStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Round the same prompts in every way."""
+        """Round the caches of the same prompts in every way."""
         caches = SmallerCaches(pieces(2 if tiny else TEXTS, seed))
         lost: dict[str, float] = {}
         sizes: dict[str, float] = {}
@@ -90,7 +90,7 @@ def _form(rank: int = 0, outliers: float = 0.0, bits: int = 2) -> QuantCache:
 
 
 def _error(form: QuantCache, seed: int, rank: int) -> float:
-    """Return the relative error of values drawn near a matrix of some rank, with outliers."""
+    """Return the relative error on random values near a low-rank matrix, with outliers."""
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(1, 4, CHUNK, 64, generator=draw)
     if rank:

@@ -1,4 +1,4 @@
-"""Clips of neighbouring layers chosen together: does that pay, and does entropy say where."""
+"""Test whether joint clipping of neighbouring layers pays, and whether entropy predicts it."""
 
 from dataclasses import replace
 from itertools import accumulate, pairwise
@@ -16,7 +16,7 @@ GROUP, LOTS = 32, 4
 
 @final
 class RoundedRunsStudy(Study):
-    """The shipped model of digits at two and four bits, calibrated on rows of a seed."""
+    """The shipped digit model at two and four bits, calibrated on rows chosen by a seed."""
 
     name = "rounded-runs"
     title = "does it pay to round neighbouring layers together, where entropy is high?"
@@ -39,7 +39,7 @@ class RoundedRunsStudy(Study):
                  "logarithm of the ratio of divergences")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Round by runs, by stages, and by runs that are cut by lot."""
+        """Round by runs, by single stages, and by randomly cut runs."""
         found = shipped_net(seed, tiny)
         layers = ("vit.layers.0.*",) if tiny else None
         rule = BlockRounding(2, GROUP, rows=8 if tiny else 32, layers=layers)
@@ -73,7 +73,7 @@ class RoundedRunsStudy(Study):
 
 
 def _lots(starts: list[int], n: int, seed: int) -> list[list[int]]:
-    """Return cuts of runs with the same lengths in other orders."""
+    """Return partitions with the same run lengths in other orders."""
     ends = sorted({0, *starts, n})
     lengths = torch.tensor([b - a for a, b in pairwise(ends)])
     draw = torch.Generator().manual_seed(seed)
@@ -82,7 +82,7 @@ def _lots(starts: list[int], n: int, seed: int) -> list[list[int]]:
 
 
 def _pairs(rule: BlockRounding, found: Shrunk, n: int) -> tuple[list[float], list[float]]:
-    """Return what each pair of neighbouring stages gains together, and the entropy between."""
+    """Return each neighbouring pair's joint gain, and the entropy between the stages."""
     gains, entropies = list[float](), list[float]()
     for first in (0, 1):
         cuts = [i for i in range(1, n) if (i - first) % 2 == 0]

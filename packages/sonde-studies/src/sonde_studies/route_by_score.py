@@ -1,4 +1,4 @@
-"""Can a weak model say where a strong one should answer.
+"""Test whether a weak model can decide when a strong one should answer.
 
 Digits: the weak model is linear and sees a quarter of the pixels, the strong one is a net with two
 hidden layers that sees all. At this size both cost nothing: what is tried is the order in which
@@ -23,7 +23,7 @@ SCORES = ("entropy", "margin", "states")
 
 
 class _Unsure(nn.Module):
-    """The answers of another net, with a confidence that says nothing of whether it is right."""
+    """Another net's answers with an uninformative confidence."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class _Unsure(nn.Module):
 
 @final
 class RouteByScoreStudy(Study):
-    """A cascade of two classifiers of digits, judged on rows that did not choose the threshold."""
+    """A cascade of two digit classifiers, tested on rows that did not choose the threshold."""
 
     name = "route-by-score"
     title = "can a weak model's score say which inputs a strong model should answer?"
@@ -85,7 +85,7 @@ class RouteByScoreStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train both, ask the recipe for each score, and once with a confidence of noise."""
+        """Train both, run the recipe for each score, and once with random confidence."""
         tick("train")
         x, label = shuffled_digits(seed)
         n = TINY if tiny else FIT
@@ -119,7 +119,7 @@ class RouteByScoreStudy(Study):
 
 
 def _heads(way: str, x: Tensor, label: Tensor, seed: int, steps: int) -> tuple[float, float]:
-    """Return the accuracy where the least sure three tenths go to the strong head, and by lot."""
+    """Return the accuracy if the least confident 30 % go to the strong head, and at random."""
     pair = drawn(lambda: WeakAndStrong(x.shape[1], 10), seed)
     done = 0
 

@@ -1,4 +1,4 @@
-"""Units of one layer that are routed: few are on for each token, others for other tokens.
+"""Routed units of one layer: few are active for each token.
 
 A simulated task of eight kinds of tokens, each with a map of its own.
 """
@@ -17,7 +17,7 @@ KINDS, DIM, PART, FIT, HELD, STEPS, TINY = 8, 16, 8, 4_000, 1_000, 800, 6
 
 @final
 class RoutedDimensionsStudy(Study):
-    """Three of nine parts of a hidden layer by a router, beside dense layers."""
+    """Three of nine parts of a hidden layer chosen by a router, against dense layers."""
 
     name = "routed-dimensions"
     title = "do routed units do more than as many units that are always on?"

@@ -1,4 +1,4 @@
-"""Latents of a few values each: does a grid of codes keep factors apart in an autoencoder.
+"""Test whether quantised scalar latents keep factors apart in an autoencoder.
 
 Four factors of a few values behind a random curved map, with as many latents and two more.
 """
@@ -26,7 +26,7 @@ ARMS = {
 
 @final
 class ScalarCodesStudy(Study):
-    """Autoencoders with and without eight values for each latent, and without weight decay."""
+    """Autoencoders with and without eight values per latent, and without weight decay."""
 
     name = "scalar-codes"
     title = "do latents of a few values each keep factors apart?"
@@ -46,7 +46,7 @@ class ScalarCodesStudy(Study):
                  "InfoM of plain latents, one draw less another")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Draw the world, train each autoencoder, and measure its latents."""
+        """Generate data, train each autoencoder, and measure its latents."""
         draw = torch.Generator().manual_seed(seed)
         factors = torch.stack(
             [torch.randint(n, (ROWS + HELD,), generator=draw) for n in SIZES], 1
@@ -77,7 +77,7 @@ class ScalarCodesStudy(Study):
 
 
 class _Net(nn.Module):
-    """An encoder to six latents, their values, and a decoder."""
+    """An encoder to six latents, their quantised values, and a decoder."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class _Net(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(LATENTS, 64), nn.GELU(), nn.Linear(64, DIM))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return latents, rebuilt rows, and the loss of the values."""
+        """Return latents, reconstructed rows, and the loss of the code values."""
         z = self.encoder(x)
         if self.values is None:
             return z, self.decoder(z), z.new_zeros(())
@@ -95,7 +95,7 @@ class _Net(nn.Module):
 
 
 def _learn(net: _Net, x: Tensor, decay: float, seed: int, steps: int) -> None:
-    """Train by AdamW; values of codes do not decay."""
+    """Train by AdamW, without weight decay on code values."""
     held = [] if net.values is None else list(net.values.parameters())
     maps = [*net.encoder.parameters(), *net.decoder.parameters()]
     groups = [{"params": maps, "weight_decay": decay}, {"params": held, "weight_decay": 0.0}]

@@ -1,4 +1,4 @@
-"""Do nets lean on an available shortcut more than a linear rule does, and for how long.
+"""Test whether nets use an available shortcut more than a linear rule, over training.
 
 Both features predict nearly alike (.97 and .95), so that a preference shows; the shortcut is eight
 times as long. The best rule leans on each by what it is worth.
@@ -20,7 +20,7 @@ RATE = {"linear": 0.03, "relu": 1e-3, "tanh": 1e-3}
 
 @final
 class ShortcutBiasStudy(Study):
-    """A linear rule, a net with a ReLU layer and a net with a tanh layer, over training steps."""
+    """A linear rule, a ReLU net and a tanh net, over training steps."""
 
     name = "shortcut-bias"
     title = "do nets lean on an available shortcut more than it is worth?"
@@ -93,7 +93,7 @@ def _mean_biases(
 
 @torch.enable_grad()
 def _biases(kind: str, rows: ShortcutRows, seed: int, last: int) -> dict[str, float]:
-    """Return the bias after each of the steps, and where the training loss is that of all nets."""
+    """Return the bias after each step, and where all nets have the same training loss."""
     x, label, _ = rows.rows(ROWS, seed)
     net, goal = _net(kind, rows.dim, seed), label.float()
     optimiser = torch.optim.Adam(net.parameters(), lr=RATE[kind])

@@ -1,4 +1,4 @@
-"""Do copies with noise in feature space stand in for defects, better than noise in the image."""
+"""Test whether noise in feature space replaces defects better than noise in the image."""
 
 from statistics import fmean
 from typing import final
@@ -18,7 +18,7 @@ NET = {"passes": 10, "steps": 1, "hidden": 64, "rate": 3e-3}
 
 @final
 class SimpleNetStudy(Study):
-    """Where the noise is added, how much of it, and the adapter.
+    """Comparison of the noise's place, the noise's size, and the adapter.
 
     Noise in the image wins here at its two lower levels, and the adapter changes little, trained or
     not (``adapter not trained``). The shape of the noise says more than its place: added in feature
@@ -111,7 +111,7 @@ def _areas(parts: Parts, mask: Tensor) -> tuple[float, float]:
 
 
 def _interior(arms: dict[str, Parts], mask: Tensor) -> float:
-    """Return best inner minus best outer sigma, chosen on one half and read from the other."""
+    """Return best inner minus best outer sigma, chosen on one half, measured on the other."""
     halves = [
         {
             sigma: fmean(

@@ -1,4 +1,4 @@
-"""Do larger compressors at one loss of reconstruction overwrite more of what contradicts the usual.
+"""Test whether larger compressors with equal loss overwrite more unusual values.
 
 Toy texts: sixteen keys, each with a usual value that nine in ten texts give it. The others are the
 planted contradictions. Sizes are widths of encoder and decoder; the memory is equally narrow.
@@ -23,7 +23,7 @@ TEXTS = 1000
 
 @final
 class SizeFidelityStudy(Study):
-    """Three widths, each trained until its loss on fresh texts is the same."""
+    """Three widths, each trained to the same loss on new texts."""
 
     name = "size-fidelity"
     title = "do larger compressors at equal loss overwrite more of what is unusual?"
@@ -72,7 +72,7 @@ class SizeFidelityStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train each width to the loss, and judge it on fresh texts."""
+        """Train each width to the loss, and evaluate on new texts."""
         usual = torch.randint(VALUES, (KEYS,), generator=torch.Generator().manual_seed(seed))
         fresh = _texts(usual, 100 if tiny else TEXTS, torch.Generator().manual_seed(900 + seed))
         rows: list[dict[str, float]] = []
@@ -102,7 +102,7 @@ class SizeFidelityStudy(Study):
 
 
 def _texts(usual: Int[Tensor, "key"], n: int, draw: torch.Generator) -> Int[Tensor, "text key"]:
-    """Return texts: the value of each key, mostly the usual one."""
+    """Return texts with a value for each key, mostly the usual value."""
     other = (usual + torch.randint(1, VALUES, (n, len(usual)), generator=draw)) % VALUES
     return torch.where(torch.rand(n, len(usual), generator=draw) < USUAL, usual, other)
 
@@ -122,7 +122,7 @@ def _net(width: int) -> nn.ModuleDict:
 def _said(
     net: nn.ModuleDict, texts: Int[Tensor, "text key"]
 ) -> tuple[Float[Tensor, "text slot"], Float[Tensor, "text key value"]]:
-    """Return the memory of each text, and the logarithms of what the decoder says of it."""
+    """Return each text's memory, and the decoder's log-probabilities."""
     memory = net["compress"](functional.one_hot(texts, VALUES).float().flatten(1))
     logits = net["decode"](memory).unflatten(1, (KEYS, VALUES))
     return memory, logits.log_softmax(-1)
@@ -136,7 +136,7 @@ def _loss(net: nn.ModuleDict, texts: Tensor) -> Tensor:
 def _trained(
     usual: Tensor, fresh: Tensor, width: int, seed: int, steps: int
 ) -> tuple[nn.ModuleDict, int]:
-    """Return a compressor trained to the loss on fresh texts, and in how many steps."""
+    """Return a compressor trained to the given loss on new texts, and the number of steps."""
     draw = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

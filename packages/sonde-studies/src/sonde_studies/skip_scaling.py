@@ -1,4 +1,4 @@
-"""Long skips of a denoiser, scaled: how calm its training is, and what it reaches.
+"""Scaled long skips of a denoiser: stability of training, and final loss.
 
 A U-Net of linear maps over digits; the coefficients of the skips are constant, learned, or 1.
 """
@@ -20,7 +20,7 @@ WIDTHS = (96, 80, 64, 48, 32)
 
 @final
 class SkipScalingStudy(Study):
-    """One denoiser by coefficients .7^(i - 1), learned coefficients, and plain skips."""
+    """A denoiser with coefficients .7^(i - 1), learned coefficients, or plain skips."""
 
     name = "skip-scaling"
     title = "do scaled skips calm the training of a denoiser?"
@@ -39,7 +39,7 @@ class SkipScalingStudy(Study):
                  "loss, plain less power of 1")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train each arm on the same noise."""
+        """Train each arm with the same noise."""
         x, _ = shuffled_digits(seed)
         moves, losses = dict[str, float](), dict[str, float]()
         for arm in ("plain", "scaled", "learned", "one"):
@@ -58,7 +58,7 @@ class SkipScalingStudy(Study):
 
 
 class _UNet(nn.Module):
-    """Linear maps down and up, with a skip at each width; the deepest skip has the last number."""
+    """Linear maps down and up with a skip at each width; the deepest skip comes last."""
 
     def __init__(self, arm: str) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def _noisy(x: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _train(net: nn.Module, x: Tensor, seed: int, steps: int) -> float:
-    """Train, and return how far the logarithm of the states' range moves in a step."""
+    """Train, and return the change per step of the log range of states."""
     adam = torch.optim.Adam(net.parameters(), lr=RATE)
     draw, ranges = torch.Generator().manual_seed(seed), list[Tensor]()
     given, at, _ = _noisy(x[:128], torch.Generator().manual_seed(seed + 1))

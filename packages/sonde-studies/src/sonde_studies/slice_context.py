@@ -1,4 +1,4 @@
-"""Latents of pictures, predicted slice by slice and in two passes of a checkerboard."""
+"""Image latents predicted slice by slice and in a two-pass checkerboard."""
 
 from typing import final
 
@@ -22,7 +22,7 @@ ARMS = {
 
 @final
 class SliceContextStudy(Study):
-    """One latent with one error, coded with five kinds of context."""
+    """The same latents with equal error, coded with five kinds of context."""
 
     name = "slice-context"
     title = "which context saves bits of a latent at equal distortion?"
@@ -44,7 +44,7 @@ class SliceContextStudy(Study):
                  "share of the bits that is saved by both, 0 where context costs bits")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train each context on the same latents, and code fresh ones."""
+        """Train each context on the same latents, and code test latents."""
         train, fresh = _latents(seed)
         if tiny:
             train, fresh = train[:100], fresh[:20]
@@ -77,7 +77,7 @@ class SliceContextStudy(Study):
 
 
 def _latents(seed: int) -> tuple[Tensor, Tensor]:
-    """Return maps (digit, 4, 4, 4) to train on, and fresh ones."""
+    """Return training maps (digit, 4, 4, 4), and test maps."""
     x = shuffled_digits(seed)[0].reshape(-1, 1, 8, 8)
     patches = torch.nn.functional.pixel_unshuffle(x, 2).movedim(1, -1)
     rows = patches[:TRAIN].flatten(0, 2)
@@ -89,7 +89,7 @@ def _latents(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _shuffled(latent: Tensor, draw: torch.Generator) -> Tensor:
-    """Return maps of the same numbers in which those of a channel have changed places."""
+    """Return maps with the numbers of each channel shuffled."""
     flat = latent.movedim(1, 0).flatten(1)
     order = torch.rand(flat.shape, generator=draw).argsort(1)
     return flat.gather(1, order).reshape(latent.movedim(1, 0).shape).movedim(0, 1)

@@ -1,4 +1,4 @@
-"""Stream and insides of a transformer slimmed in turn, against both at once."""
+"""Pruning of a transformer's stream and inner parts in turn, against both at once."""
 
 from dataclasses import replace
 from typing import final
@@ -12,7 +12,7 @@ EPOCHS, RATE = 8, 2e-3
 
 @final
 class SlimInTurnStudy(Study):
-    """The shipped model of digits with half or a quarter of its stream, heads and neurons gone."""
+    """The shipped digit model without half or a quarter of its stream, heads and neurons."""
 
     name = "slim-in-turn"
     title = "is it better to slim a transformer in two steps, each on states that keep their shape?"
@@ -33,7 +33,7 @@ class SlimInTurnStudy(Study):
                  "logarithm of the ratio of divergences")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Slim by both ways at two sizes."""
+        """Prune in both ways at two sizes."""
         found, epochs = shipped_net(seed, tiny), 1 if tiny else EPOCHS
         kl: dict[str, float] = {}
         for share in (0.5, 0.25):

@@ -1,4 +1,4 @@
-"""Digits that move and hide: which way to match states mixes them up least.
+"""Tracking of digits that move and hide: which matching of states makes fewest errors.
 
 Three digits in each clip of twelve frames; each hides for some frames, and is seen through noise.
 """
@@ -26,7 +26,7 @@ FIT, CLIPS, TINY, FRAMES, OBJECTS, HIDDEN, NOISE = 700, 60, 12, 12, 3, 3, 0.5
 
 @final
 class SlotsOverTimeStudy(Study):
-    """Sixty clips of three digits, matched by three ways and at random."""
+    """Sixty clips of three digits, matched in three ways and at random."""
 
     name = "slots-over-time"
     title = "does a reference that outlasts frames keep identities?"
@@ -44,7 +44,7 @@ class SlotsOverTimeStudy(Study):
                  "share kept with a reference less at random")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train on digits under noise, and ask the recipe of clips."""
+        """Train on noisy digits, and run the recipe on clips."""
         x, label = shuffled_digits(seed)
         draw = torch.Generator().manual_seed(seed)
         tick("train")

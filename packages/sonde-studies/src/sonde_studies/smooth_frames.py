@@ -1,4 +1,4 @@
-"""Frames between key frames: from blended states, from blended pixels, or frame by frame.
+"""Frames between key frames: from blended states, from blended pixels, or one by one.
 
 A net that cleans noisy pictures one by one is run on a clip; nothing is trained for time.
 """
@@ -22,7 +22,7 @@ TURN = math.radians(80)
 
 @final
 class SmoothFramesStudy(Study):
-    """Digits that turn, cleaned frame by frame, with states held near those of the keys."""
+    """Rotating digits, denoised frame by frame, with states held near those of key frames."""
 
     name = "smooth-frames"
     title = "are frames smoother where states are blended between key frames?"
@@ -43,7 +43,7 @@ class SmoothFramesStudy(Study):
                  "share of flicker that is gone, one half less the other")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train the cleaner on single pictures, and run it on clips in each way."""
+        """Train the denoiser on single images, and run it on clips in each way."""
         x, _ = digit_images(seed)
         tick("cleaner")
         net = _cleaner(x[:FIT], seed, TINY if tiny else STEPS)
@@ -89,7 +89,7 @@ def _turned(x: Tensor, angle: Tensor) -> Tensor:
 
 
 def _cleaner(x: Tensor, seed: int, steps: int) -> nn.Sequential:
-    """Return a net that takes noise from turned digits, through 24 units."""
+    """Return a net that denoises rotated digits through 24 units."""
 
     def make() -> nn.Sequential:
         outward = (nn.Linear(64, 160), nn.ReLU(), nn.Linear(160, 24))
@@ -107,7 +107,7 @@ def _cleaner(x: Tensor, seed: int, steps: int) -> nn.Sequential:
 
 @torch.no_grad()
 def _run(net: nn.Sequential, clip: Tensor, strength: float) -> Tensor:
-    """Return the cleaned clip, its states blended towards those of a run over the keys alone."""
+    """Return the denoised clip, with states blended towards those of the key frames."""
     edit = TemporalCorrection(KEYS, strength=strength)
     keys = net[:3](clip[:, list(KEYS)])
     with sonde.editing(net, edit, "2", others={"key": {"2:out": keys}}):

@@ -1,4 +1,4 @@
-"""Does the share of context in the states of a net say what few-shot learners on it lose.
+"""Test whether the context in a net's states predicts the loss of few-shot learners.
 
 Six kinds of digits teach the net, each mostly in one of two colours; four others are learned from
 five images each, all in one colour, and asked for in either.
@@ -20,7 +20,7 @@ KNOWN, SHOTS, TASKS, STEPS, COPIES = 6, 5, 100, 600, 2
 
 @final
 class SpuriousShiftStudy(Study):
-    """Nets taught with more and more of a planted correlation of kind and colour."""
+    """Nets trained with an increasing planted correlation of class and colour."""
 
     name = "spurious-shift"
     title = "does the share of context in the states say what few-shot learners lose?"
@@ -60,7 +60,7 @@ class SpuriousShiftStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Teach each net, take the shift of new kinds, and learn from few."""
+        """Train each net, measure the shift on new classes, and learn from few examples."""
         shift: dict[float, list[float]] = {a: [] for a in AGREES}
         lost: dict[float, list[float]] = {a: [] for a in AGREES}
         chance: list[float] = []
@@ -96,7 +96,7 @@ class SpuriousShiftStudy(Study):
 
 
 def _taught(seed: int, agrees: float, steps: int) -> tuple[nn.Sequential, Tensor, Tensor]:
-    """Return a net taught on six kinds, and images of the four others with their kinds."""
+    """Return a net trained on six classes, and images of the other four with labels."""
     d, draw = split(seed, 1797), torch.Generator().manual_seed(500 + seed)
     order = torch.randperm(10, generator=draw)
     place = order.argsort()[d.label]
@@ -109,7 +109,7 @@ def _taught(seed: int, agrees: float, steps: int) -> tuple[nn.Sequential, Tensor
 
 
 def _lost(net: nn.Sequential, x: Tensor, kind: Tensor, draw: torch.Generator) -> float:
-    """Return by how much less often queries in the other colour meet the mean of their kind."""
+    """Return the loss of accuracy of nearest class means on queries in the other colour."""
     kinds = torch.unique(kind)
     rows = [layers_of(net, _coloured(x, torch.full((len(x),), c)))[-1] for c in (0, 1)]
     gap = 0.0

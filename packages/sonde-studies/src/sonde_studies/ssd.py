@@ -1,4 +1,4 @@
-"""Does shrinking the weights that matter to a class alone forget it as training anew would.
+"""Test whether dampening a class's important weights forgets it like retraining does.
 
 A toy: a small conv net on digits. What came out (ten seeds): the class falls from .93 to .17 on
 unseen digits, where training anew gives 0, and the others stay (.946 before and after); it spreads
@@ -18,7 +18,7 @@ ALPHAS = (1.5, 2.5)
 
 @final
 class SSDStudy(Study):
-    """A toy: one class of ten, a small conv net on digits; random labels as another quick way."""
+    """One of ten classes to forget, with a small conv net; random labels as another fast way."""
 
     name = "ssd"
     title = "does dampening the weights that matter to a class forget it as training anew would?"
@@ -54,7 +54,7 @@ class SSDStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a net, make it forget, and compare with one that never saw the class."""
+        """Train a net, forget the class, and compare with a net that never saw it."""
         tick("train")
         model, images, label, n = world(seed, tiny)
         sides = sides_of(model, images, label, n)

@@ -1,4 +1,4 @@
-"""Weights as stacks of signs and thin matrices, against rounding and plain singular vectors."""
+"""Weights as stacks of signs and low-rank matrices, against rounding and SVD."""
 
 from copy import deepcopy
 from typing import Any, final
@@ -14,7 +14,7 @@ BITS, GROUP, LAYERS, LOUD, TIMES = (2.25, 3.25, 4.25), 128, ("2", "4"), 3, 100.0
 
 @final
 class StackedBlocksStudy(Study):
-    """Dense nets on digits, the two layers of 256 units at 2.25 to 4.25 bits.
+    """Dense nets on digits, with two layers of 256 units at 2.25 to 4.25 bits.
 
     *Loud* nets have three hidden units a hundred times as large, and columns behind them as much
     smaller: the answers are the same.
@@ -41,7 +41,7 @@ class StackedBlocksStudy(Study):
                  "logarithm of the ratio of divergences")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Stack and round at three sizes."""
+        """Compress by stacks and by rounding at three sizes."""
         tick("a net")
         found = wide_net(seed, tiny)
         kl: dict[str, float] = {}
@@ -69,7 +69,7 @@ class StackedBlocksStudy(Study):
 
 
 def _loud(net: Any, seed: int) -> Any:
-    """Return a net with the same answers and three loud units before each rounded layer."""
+    """Return an equivalent net with three large units before each rounded layer."""
     new: Any = deepcopy(net)
     draw = torch.Generator().manual_seed(seed)
     for i in map(int, LAYERS):

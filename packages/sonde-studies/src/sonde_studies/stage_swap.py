@@ -1,4 +1,4 @@
-"""Fronts of some nets on backs of others: which part makes the difference.
+"""Fronts of some nets on backs of others: the part that causes a difference.
 
 Perceptrons on digits. In three arms the difference is planted: one net's front sees a quarter of
 the pixels, one net's back learned wrong names for some digits, or noise was added to the weights of
@@ -51,7 +51,7 @@ class StageSwapStudy(Study):
                  "share of the variance, fronts less backs, one set less the other")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train nets, and ask the recipe of three at a time."""
+        """Train nets, and run the recipe on three at a time."""
         x, label = shuffled_digits(seed)
         steps = TINY if tiny else STEPS
         tick("train")
@@ -121,7 +121,7 @@ def _table(answer: Answer) -> Tensor:
 
 
 def _shares(table: Tensor) -> tuple[float, float]:
-    """Return what fronts and backs make of the variance of a table."""
+    """Return the variance of a table that fronts and backs explain."""
     rest = table - table.mean()
     total = float(rest.square().sum().clamp(min=1e-12))
     sides = (float(len(table) * rest.mean(i).square().sum()) / total for i in (1, 0))

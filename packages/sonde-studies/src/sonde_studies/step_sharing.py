@@ -1,4 +1,4 @@
-"""Whether a sampler needs its encoder at every step, and who chooses the steps well.
+"""Test whether a sampler needs its encoder at every step, and how to choose the steps.
 
 A small rectified flow of digits: an encoder reads the noisy image, a decoder moves it. Between the
 chosen steps the decoder works with the encoder's last states.
@@ -20,7 +20,7 @@ LEARN, TINY, PIXELS, WIDTH = 2000, 5, 64, 128
 
 @final
 class StepSharingStudy(Study):
-    """Schedules of four of sixteen encoder runs, against all sixteen from the same noise."""
+    """Schedules of four encoder runs out of sixteen, against all, from the same noise."""
 
     name = "step-sharing"
     title = "which encoder runs of a sampler can be left out?"
@@ -79,7 +79,7 @@ class StepSharingStudy(Study):
 
 
 class _Flow(nn.Module):
-    """Velocity from noise to images: an encoder of the noisy image, and a decoder of its states."""
+    """A flow from noise to images: an encoder of the noisy image, and a decoder."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class _Flow(nn.Module):
         return self.decoder(torch.cat([state, x, time], 1))
 
     def run(self, x: Tensor, steps: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return images from noise, and the states (step, image, dim) that were computed."""
+        """Return images from noise, and the computed states (step, image, dim)."""
         states = list[Tensor]()
         for step in range(STEPS):
             time = torch.full((len(x), 1), step / STEPS)
@@ -111,7 +111,7 @@ class _Flow(nn.Module):
 
 
 def _by_lot(draw: torch.Generator) -> list[int]:
-    """Return the first step and others that are drawn."""
+    """Return the first step and random others."""
     return [0, *(1 + torch.randperm(STEPS - 1, generator=draw)[: KEPT - 1]).tolist()]
 
 
@@ -127,6 +127,6 @@ def _learn(flow: _Flow, x: Tensor, seed: int, steps: int) -> None:
 
 
 def _similarity(states: Tensor) -> Tensor:
-    """Return the mean cosine over images between the states of two steps."""
+    """Return the mean cosine between the states of two steps, over images."""
     unit = nn.functional.normalize(states, dim=2)
     return torch.einsum("and,bnd->ab", unit, unit) / states.shape[1]

@@ -1,4 +1,4 @@
-"""A narrow convolutional net that is taught the maps of a wide one, and what lies between its maps.
+"""Distillation of a wide convolutional net's maps, and relations, into a narrow net.
 
 All arms see few digits, their labels and the wide net's answers; some see its maps too.
 """
@@ -19,7 +19,7 @@ Maps = list[Tensor]
 
 @final
 class StructuredTransferStudy(Study):
-    """One narrow net taught by answers, by maps, by relations of maps, and by both."""
+    """A narrow net trained on answers, on maps, on relations of maps, and on both."""
 
     name = "structured-transfer"
     title = "do a teacher's maps teach a narrow net more than its answers?"
@@ -40,7 +40,7 @@ class StructuredTransferStudy(Study):
                  "accuracy of two trainings on answers, difference")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train the wide net, and each arm of the narrow one."""
+        """Train the wide net, and each arm of the narrow net."""
         x, label = digit_images(seed)
         steps = TINY if tiny else STEPS
         tick("teacher")
@@ -67,7 +67,7 @@ class StructuredTransferStudy(Study):
 
 
 class _Net(nn.Module):
-    """Three maps of ``width``, twice and twice as many channels, and a linear head on the last."""
+    """Maps of 1, 2 and 4 times ``width`` channels, and a linear head on the last."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class _Net(nn.Module):
         return self.named(self.maps(x))
 
     def named(self, maps: Maps) -> Tensor:
-        """Return the logits of the last map."""
+        """Return the logits from the last map."""
         return self.head(maps[-1].flatten(1))
 
 

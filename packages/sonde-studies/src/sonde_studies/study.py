@@ -1,4 +1,4 @@
-"""What a study is: claims, their figures over seeds, and what they say.
+"""Studies: claims, their estimates over seeds, and the verdicts.
 
 A study repeats an experiment of a paper at a size that runs on one core, on real data or with
 planted truth, with a null arm in which there is nothing to find.
@@ -29,7 +29,7 @@ BETWEEN = " | "
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement of a paper as one number that should be above a bar.
+    """A claim of a paper as one number that should exceed a bar.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A figure over seeds: each seed is one independent repetition.
+    """An estimate over seeds; each seed is one independent repetition.
 
     Parameters
     ----------
@@ -77,22 +77,22 @@ class Outcome:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation over seeds; 0 for one."""
+        """Standard deviation over seeds; 0 for one seed."""
         return stdev(self.values) if len(self.values) > 1 else 0.0
 
     @property
     def half_width(self) -> float:
-        """Half of the interval by Student's t; infinite for one seed."""
+        """Half width of the interval by Student's t; infinite for one seed."""
         return _t(1 - (1 - self.level) / 2, len(self.values)) * self._error
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The interval at ``level``."""
+        """The confidence interval at ``level``."""
         return self.mean - self.half_width, self.mean + self.half_width
 
     @property
     def detectable(self) -> float:
-        """The smallest distance from the bar that this design finds four times out of five."""
+        """The smallest distance from the bar that this design detects with 80 % power."""
         n = len(self.values)
         return (_t(1 - (1 - self.level) / 2, n) + _t(POWER, n)) * self._error
 
@@ -103,12 +103,12 @@ class Outcome:
 
     @property
     def verdict(self) -> Verdict:
-        """Say on which side of the bar the interval lies."""
+        """Return the verdict: the side of the bar on which the interval lies."""
         return verdict_of(*self.interval, self.above, len(self.values), self.level)
 
     @property
     def covers(self) -> bool:
-        """Whether the interval holds the bar, as a null arm's should."""
+        """Whether the interval contains the bar, as it should for a null arm."""
         low, high = self.interval
         return low <= self.above <= high
 
@@ -119,7 +119,7 @@ class Outcome:
 
 
 def verdict_of(low: float, high: float, above: float, n: int, level: float = LEVEL) -> Verdict:
-    """Return what an interval says of a claim.
+    """Return the verdict on a claim from its confidence interval.
 
     An interval that holds the bar and lies below the smallest effect that matters says that the
     effect is too small. That is true of every such interval of ``MOST_SEEDS`` seeds.
@@ -144,7 +144,7 @@ def verdict_of(low: float, high: float, above: float, n: int, level: float = LEV
 
 
 def smallest_that_matters(low: float, high: float, n: int, level: float = LEVEL) -> float:
-    """Return how wide the interval would be with ``MOST_SEEDS`` seeds of equal spread.
+    """Return the interval's width with ``MOST_SEEDS`` seeds and equal standard deviation.
 
     At 95 % it is 0.75 standard deviations between seeds: an effect as large has the right sign in
     three of four single runs.
@@ -169,7 +169,7 @@ def _t(quantile: float, n: int) -> float:
 
 
 class Study(ABC):
-    """One paper's experiment. Subclasses are final and live in one file each.
+    """The experiment of one paper. Subclasses are final and have a file each.
 
     Attributes
     ----------
@@ -198,7 +198,7 @@ class Study(ABC):
 
     @abstractmethod
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Return the figures of one repetition: every claim's, the null's, and those of the arms.
+        """Return the results of one repetition: of every claim, the null, and the arms.
 
         Arms named ``row | column`` are shown as a grid.
 
@@ -215,7 +215,7 @@ class Study(ABC):
 
 @dataclass(frozen=True)
 class StudyTable:
-    """What a study found.
+    """Results of a study.
 
     Parameters
     ----------
@@ -233,19 +233,19 @@ class StudyTable:
     seconds: float = field(default=0.0, compare=False)
 
     def outcome(self, claim: Claim) -> Outcome:
-        """Return the figure of a claim, or of the null arm, over the seeds."""
+        """Return the result of a claim, or of the null arm, over the seeds."""
         level = NULL_LEVEL if claim is self.study.null else LEVEL
         return Outcome(self.figures[claim.key], claim.above, level)
 
     def verdict(self, claim: Claim) -> Verdict:
-        """Return what the figures say of a claim; without its premise they say nothing."""
+        """Return the verdict on a claim; "not tested" if its premise does not hold."""
         premises = (c for c in self.study.claims if c.key == claim.premise)
         stands = all(self.verdict(premise) == "holds" for premise in premises)
         return self.outcome(claim).verdict if stands else "not tested"
 
     @property
     def null_verdict(self) -> str:
-        """Say whether the null arm is as expected, and whether it could see the claims' effects.
+        """Return whether the null arm is as expected, and whether it has enough power.
 
         The arm is weak if the smallest effect that it would have seen is larger than the largest
         effect of a claim, and than the smallest effect of a claim that matters.

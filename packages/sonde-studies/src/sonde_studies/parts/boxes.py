@@ -1,4 +1,4 @@
-"""How much of an attention lies in the box of an object."""
+"""Fraction of an attribution inside the box of an object."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,7 +36,7 @@ def box_of(recipe: str, given: Any, column: str) -> Box:
 def looks_at(
     model: Model, items: Rows, boxes: Mapping[int, Box], layer: int, **options: Any
 ) -> dict[int, float]:
-    """Return the attention in the box of each picture, over what its area would get.
+    """Return the attribution in each image's box, relative to the box's area.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def looks_at(
 
 
 def inside(box: Box, height: int, width: int) -> Float[Tensor, "high wide"]:
-    """Return how much of each pixel lies in a box, as a share of the picture."""
+    """Return how much of each pixel lies in a box, as a fraction of the image."""
     top, left, bottom, right = box
     across = [
         (torch.arange(n + 1).double() / n).clamp(low, high).diff()

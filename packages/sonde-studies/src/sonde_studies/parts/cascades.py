@@ -1,4 +1,4 @@
-"""Which of two models should answer, and what too few rows cannot promise."""
+"""Choice between two models, and limits of a guarantee from too few rows."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ SURE, ALPHA = 0.95, 0.05
 
 
 def check_answers(first: Any, second: Any) -> None:
-    """Refuse models of other classes, and rows whose answers are not finite."""
+    """Refuse models with different classes, and rows whose answers are not finite."""
     n, m = (found.logits.shape[1] for found in (first, second))
     if n != m or len(first) != len(second):
         raise InputError(f"route_by_score: expected two models of the same classes, got {n}, {m}.")
@@ -25,7 +25,7 @@ def check_answers(first: Any, second: Any) -> None:
 
 
 def who_answers(judged: Cascade, threshold: float, *, is_order: bool, is_cheap: bool) -> str:
-    """Return who should answer; each comparison of two sets of answers is McNemar's exact test."""
+    """Return the model that should answer, by McNemar's exact tests."""
     joined = np.where(judged.doubt >= threshold, judged.strong, judged.weak)
     if not _is_better(joined, judged.weak):
         if _is_better(judged.weak, judged.strong):
@@ -36,14 +36,14 @@ def who_answers(judged: Cascade, threshold: float, *, is_order: bool, is_cheap: 
 
 
 def _is_better(one: Any, other: Any) -> bool:
-    """Return whether one of two models is right more often, at a level of 5 %."""
+    """Return whether one of two models is significantly more accurate, at a level of 5 %."""
     gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
     p = binomtest(gained, gained + lost, alternative="greater").pvalue if gained else 1.0
     return bool(p < ALPHA)
 
 
 def too_few(n: int, keep: float, sent: float) -> tuple[str, ...]:
-    """Return how many rows a promise needs, if too few chose the threshold."""
+    """Return how many rows a guarantee needs, if too few chose the threshold."""
     least = int(np.ceil(np.log((1 - SURE) / 2) / np.log(max(keep, 1e-9)))) if keep < 1 else 0
     if sent < 1 or n >= least > 0:
         return ()

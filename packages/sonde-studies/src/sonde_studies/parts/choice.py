@@ -1,4 +1,4 @@
-"""The best of several arms, judged on rows that did not choose it; labels that no arm tells."""
+"""The best of several arms on held-out rows; labels that no arm predicts."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ NOT_TOLD = "the label is not told"
 def unless_untold(
     verdict: str, arms: Mapping[str, Any], label: Any, *, is_bad: bool = False
 ) -> dict[str, Any]:
-    """Return verdict and level of an answer, a warning if no arm tells the label."""
+    """Return an answer's verdict and level; a warning if no arm predicts the label."""
     is_known = is_told(arms, label)
     level = "clear" if is_known and not is_bad else "warning"
     return {"verdict": verdict if is_known else NOT_TOLD, "level": level}
@@ -27,7 +27,7 @@ def balanced(right: Any, label: Any) -> tuple[float, float]:
 
 
 def is_told(arms: Mapping[str, Any], label: Any) -> bool:
-    """Return whether the best of some arms tells the classes, at 5 % over all arms together.
+    """Return whether the best arm predicts the classes, at 5 % over all arms together.
 
     Balanced accuracy is compared with 1 over the number of classes: an arm that names the most
     frequent class reaches no more.
@@ -41,7 +41,7 @@ def is_told(arms: Mapping[str, Any], label: Any) -> bool:
 
 
 def gain_of_best(arms: Mapping[Any, Any], others: Mapping[Any, Any], seed: int) -> Any:
-    """Return, row by row, the gain of the best arm over the best of the others.
+    """Return, row by row, the gain of the best arm over the best other arm.
 
     Each half of the rows is judged by the arms that were best on the other half: an arm that is
     chosen on the rows that judge it looks better than it is.

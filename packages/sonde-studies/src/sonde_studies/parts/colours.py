@@ -1,4 +1,4 @@
-"""Patches of pictures, how they are recoloured, and correlations that recolouring changes."""
+"""Patches of images, recoloured patches, and correlations that recolouring changes."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ Patches = Float[Tensor, "patch 3 high wide"]
 
 
 def patches_of(picture: Float[Tensor, "3 high wide"], draw: torch.Generator) -> Patches:
-    """Return patches of a picture without overlap; of many some, drawn."""
+    """Return patches of an image without overlap; a random sample if there are many."""
     cut = picture.unfold(1, SIZE, SIZE).unfold(2, SIZE, SIZE)
     found = cut.permute(1, 2, 0, 3, 4).reshape(-1, 3, SIZE, SIZE)
     return found[torch.randperm(len(found), generator=draw)[:MOST]]
@@ -29,7 +29,7 @@ def patches_of(picture: Float[Tensor, "3 high wide"], draw: torch.Generator) -> 
 def recoloured(
     x: Patches, draw: torch.Generator, strength: float = 1.0
 ) -> tuple[Patches, Bool[Tensor, "patch"]]:
-    """Return patches of 8 bits after a random half was recoloured, and which were."""
+    """Return 8-bit patches with a random half recoloured, and a mask of that half."""
     changed = torch.rand(len(x), generator=draw) < 0.5
     curve = 1 + strength * 0.8 * (torch.rand(len(x), 3, 1, 1, generator=draw) - 0.5)
     mixing = strength * 0.5 * torch.rand(len(x), 3, 3, generator=draw)
@@ -55,7 +55,7 @@ def features(kind: str, x: Patches) -> Float[Tensor, "patch feature"]:
 
 
 def opened(recipe: str, data: Any, column: str, limit: int | None) -> list[tuple[str, Tensor]]:
-    """Return the name and the pixels in 0..1 of each picture that holds a patch."""
+    """Return name and pixels in 0..1 of each image that is large enough for a patch."""
     found = list[tuple[str, Tensor]]()
     for i, row in enumerate(rows_of(data, limit)):
         if column not in row:

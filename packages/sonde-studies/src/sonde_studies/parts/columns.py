@@ -1,4 +1,4 @@
-"""How the answers of a model move while columns of a table are changed."""
+"""Changes of a model's answers if columns of a table are changed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from sonde_studies.parts.states import said_by, tensor_inputs
 def table_of(
     recipe: str, model: Model, data: Any, limit: int | None, names: Sequence[str], least: int
 ) -> tuple[Float[Tensor, "row column"], list[str]]:
-    """Return the rows as the model takes them, and a name for each column.
+    """Return the rows as the model receives them, and a name for each column.
 
     Names are as given, those of the table where they fit, or numbers.
 
@@ -38,7 +38,7 @@ def table_of(
 
 
 class TableAnswers:
-    """What a model answers on a table, in spreads of its answers."""
+    """A model's answers on a table, standardised."""
 
     def __init__(self, model: Model, x: Tensor) -> None:
         self._model, self._x, self._mean = model, x, x.mean(0)
@@ -57,11 +57,11 @@ class TableAnswers:
         return (self._said(x) - self._centre) / self._scale
 
     def moved(self, x: Tensor) -> Tensor:
-        """Return how far each row's answer is from its own, in spreads."""
+        """Return the distance of each row's answer from its original, in standard deviations."""
         return (self.of(x) - self._own).abs().mean(1)
 
     def area(self, order: Tensor) -> float:
-        """Return how far answers move on average while columns go to their mean in an order."""
+        """Return the mean change of answers while columns are set to their mean in an order."""
         x, total = self._x.clone(), 0.0
         for column in order.tolist():
             x[:, column] = self._mean[column]
@@ -72,7 +72,7 @@ class TableAnswers:
 def permuted(
     answers: TableAnswers, x: Tensor, draw: torch.Generator
 ) -> Float[Tensor, "row column"]:
-    """Return how far each row's answer moves if a column is that of another row."""
+    """Return the change of each row's answer if a column is taken from another row."""
     found = torch.zeros(x.shape).double()
     for column in range(x.shape[1]):
         other = x.clone()

@@ -1,4 +1,4 @@
-"""Samples against held-out rows: distances to training rows, shared shingles, an exact test."""
+"""Generated samples against held-out rows: distances, shared shingles, an exact test."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ LEAKS = (
 def nearest(
     x: Float[Tensor, "row dim"], others: Float[Tensor, "other dim"]
 ) -> tuple[Float[Tensor, "row"], Int[Tensor, "row"]]:
-    """Return the distance to the nearest of other rows, and its number, in blocks of rows.
+    """Return the distance to the nearest other row, and its index, in blocks of rows.
 
     Distances are differences of the rows themselves: equal rows have distance 0.
     """
@@ -45,14 +45,14 @@ def nearest(
 
 
 def lowest(values: Any, item: Any) -> tuple[Any, Any, Any]:
-    """Return the items, the lowest value of each item's rows, and the number of that row."""
+    """Return the items, the lowest value of each item's rows, and the index of that row."""
     order = np.lexsort((values, item))
     names, first = np.unique(np.asarray(item)[order], return_index=True)
     return names, np.asarray(values)[order][first], order[first]
 
 
 def is_lower(values: Any, others: Any, seed: int) -> float:
-    """Return the p of values reaching lower than others that were drawn alike.
+    """Return the p-value that values are lower than others from the same distribution.
 
     Among the lowest k of all values, for k of 1, 2, 3, 4, 6 and so on, a hypergeometric number is
     of the first sample if both were drawn alike. The statistic is the least p over k; shuffled
@@ -77,7 +77,7 @@ def is_lower(values: Any, others: Any, seed: int) -> float:
 
 
 def reach_below(values: Any, others: Any, fraction: float) -> float:
-    """Return the p of the number of values below the lowest others, if both were drawn alike.
+    """Return the p-value of the number of values below the lowest control values.
 
     Values are counted below the lowest of the others, and below that of rank ``fraction`` of them;
     the number below a rank is negative hypergeometric. Bonferroni joins the two.
@@ -93,13 +93,13 @@ def reach_below(values: Any, others: Any, fraction: float) -> float:
 
 
 def shingles(text: str, size: int = SHINGLE) -> set[tuple[str, ...]]:
-    """Return the runs of `size` words in a text, lower case; a shorter text is one run."""
+    """Return the runs of `size` words in a text, in lower case; a short text is one run."""
     words = WORD.findall(text.lower())
     return {tuple(words[i : i + size]) for i in range(max(1, len(words) - size + 1))}
 
 
 def shared(texts: Sequence[str], training: Iterable[str]) -> tuple[Any, Any]:
-    """Return the largest fraction of each text's shingles in one training text, and its number.
+    """Return each text's largest fraction of shingles found in one training text, and its index.
 
     The shingles of ``texts`` are held in memory, training texts pass by one after another.
     """
@@ -124,7 +124,7 @@ def shared(texts: Sequence[str], training: Iterable[str]) -> tuple[Any, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Ratios:
-    """A number of each sample and of each held-out control, lower = nearer to a training row.
+    """A ratio for each sample and each held-out control; lower = nearer to training rows.
 
     ``pair`` is the training row of each sample, ``distance`` the distance to it, ``leaks`` which
     controls equal a training row.
@@ -141,7 +141,7 @@ class Ratios:
 
 @dataclass(frozen=True)
 class CopyTests:
-    """The p of samples below the lowest controls, of the same without leaks, and of all lower."""
+    """p-values of copies: below the lowest controls, without leaks, and of all samples."""
 
     below: float
     clean: float
@@ -149,7 +149,7 @@ class CopyTests:
 
 
 def ratios_by_states(made: Any, seen: Any, held: Any, seed: int) -> Ratios:
-    """Return ratios of distances of states; each item counts by its least ratio.
+    """Return ratios of state distances; each item counts by its smallest ratio.
 
     A third of the held-out items is what all ratios refer to, the others are the controls: then
     samples and controls are drawn alike if nothing was copied. Equal held-out rows are one.
@@ -175,7 +175,7 @@ def ratios_by_states(made: Any, seen: Any, held: Any, seed: int) -> Ratios:
 
 
 def ratios_by_words(texts: Any, near: Ratios) -> Ratios:
-    """Return the fraction of each text's runs of words that no training text has."""
+    """Return the fraction of each text's word runs that no training text contains."""
     made, seen, held = texts
     own, pair = shared([made[i] for i in near.samples], seen)
     fresh, _ = shared([held[i] for i in near.controls], seen)
@@ -183,7 +183,7 @@ def ratios_by_words(texts: Any, near: Ratios) -> Ratios:
 
 
 def nearest_pairs(way: str, found: Ratios, near: Ratios, copied: Any) -> tuple[dict[str, Any], ...]:
-    """Return the samples that are nearest to a training row, with that row."""
+    """Return the samples nearest to a training row, with that row."""
     return tuple(
         {
             "sample": int(found.samples[i]),
@@ -197,7 +197,7 @@ def nearest_pairs(way: str, found: Ratios, near: Ratios, copied: Any) -> tuple[d
 
 
 def copies_picture(way: str, found: Ratios, bar: float) -> dict[str, Any]:
-    """Return bars of samples and of held-out rows."""
+    """Return a histogram of samples and of held-out rows."""
     parts = {"samples": found.made, "held-out rows": found.fresh}
     high = float(np.quantile(np.concatenate([*parts.values()]), 0.99))
     edges = np.linspace(0, 1.02 * max(high, 1e-9), BINS + 1)
@@ -211,12 +211,12 @@ def copies_picture(way: str, found: Ratios, bar: float) -> dict[str, Any]:
 
 
 def copy_bar(usual: Any, alpha: float) -> float:
-    """Return the value that at most a fraction alpha of fresh inputs reach from above."""
+    """Return the value that at most a fraction alpha of new inputs fall below."""
     return low_bar(torch.from_numpy(usual), alpha, none=float(usual.min()) / 2)
 
 
 def leak_advice(leaks: int, verdict: str) -> tuple[str, ...]:
-    """Return what to do with pairs, with leaks, and with samples that are near as a whole."""
+    """Return advice on copied pairs, on leaks, and on samples that are near as a whole."""
     found = [LIMITS, *([NEAR] if verdict == "near to its rows" else [])]
     if leaks:
         hidden = "They hide copies. " if verdict == "held rows leak" else ""
@@ -225,7 +225,7 @@ def leak_advice(leaks: int, verdict: str) -> tuple[str, ...]:
 
 
 def verdict_on(ways: Any, near: Ratios, alpha: float, seed: int) -> tuple[str, str, float]:
-    """Return the way that finds more, states or words, what it finds, and its p."""
+    """Return the more sensitive method, states or words, with its result and p-value."""
     tests = {
         name: CopyTests(
             reach_below(way.made, way.fresh, alpha),

@@ -1,4 +1,4 @@
-"""A federation of clients that train a model together, simulated on one machine."""
+"""Simulation of clients that train one model together on a single machine."""
 
 import itertools
 from collections.abc import Callable
@@ -19,7 +19,7 @@ LEAST, TEST = 60, 0.3
 
 
 class Federation:
-    """A server, and clients that train its model on their rows and send it changes of gradients.
+    """A server, and clients that train its model and send gradient updates.
 
     All is simulated on this machine.
 
@@ -58,7 +58,7 @@ class Federation:
     def trained(
         self, rounds: int, controls: bool = True, codec: Callable[[int], Codec] | None = None
     ) -> tuple[Rows, Values]:
-        """Return the accuracy against the megabytes sent, and which rows are right at the end.
+        """Return accuracy by megabytes sent, and the final correctness of each row.
 
         The accuracy is taken about eight times during the rounds.
 
@@ -119,7 +119,7 @@ class Federation:
 
 
 def _dealt(inputs: ItemInputs, owner: list[Any], seed: int) -> tuple[list[list[Any]], list[Any]]:
-    """Return the batches of each client, and those that judge."""
+    """Return the batches of each client, and the test rows."""
     draw = np.random.default_rng(seed).permutation(len(inputs))
     n_held = int(TEST * len(inputs))
     whose = np.array([str(owner[i]) for i in inputs.source_rows])

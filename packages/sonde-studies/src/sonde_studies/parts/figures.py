@@ -1,4 +1,4 @@
-"""How answers are worded and drawn: gains and AUROCs as fields, tables in long form, axes."""
+"""Wording and pictures of answers: gains and AUROCs as fields, long tables, axes."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, permutations
@@ -24,17 +24,17 @@ BINS, RESAMPLES, EXACT = 24, 500, 7
 
 
 def names(column: str) -> ChartAxis:
-    """Return an axis of names, without a title."""
+    """Return a categorical axis without a title."""
     return ChartAxis(column, title="")
 
 
 def most_frequent(label: Any) -> float:
-    """Return the share of the most frequent class."""
+    """Return the frequency of the most frequent class."""
     return float(np.unique(label, return_counts=True)[1].max() / len(label))
 
 
 def error_of(right: Any, group: Any = None) -> float:
-    """Return the standard error of a mean over independent rows, or groups of rows."""
+    """Return the standard error of a mean over independent rows, or over groups of rows."""
     if group is None:
         return float(np.std(right) / np.sqrt(max(len(right), 1)))
     rest = right - right.mean()
@@ -49,19 +49,19 @@ def resampled_error(gain: Float[Tensor, "row"], seed: int) -> float:
 
 
 def is_sure(gain: Any) -> bool:
-    """Return whether a mean gain lies above two standard errors."""
+    """Return whether a mean gain exceeds two standard errors."""
     return float(np.mean(gain)) > 2 * error_of(gain)
 
 
 def compared(said: Mapping[str, Mapping[Any, Any]], truth: Any) -> tuple[dict[str, Any], ...]:
-    """Return which rows each arm names right in each case, and how often it does."""
+    """Return the correct rows of each arm in each case, and the accuracies."""
     right = {arm: {case: v == truth for case, v in own.items()} for arm, own in said.items()}
     score = {arm: {case: float(r.mean()) for case, r in c.items()} for arm, c in right.items()}
     return right, score
 
 
 def gained(gain: Any) -> dict[str, Any]:
-    """Return the fields of an answer whose value is the mean of a gain of each row."""
+    """Return an answer's fields for a mean gain over rows."""
     return {
         "value": float(np.mean(gain)),
         "se": error_of(gain),
@@ -72,14 +72,14 @@ def gained(gain: Any) -> dict[str, Any]:
 
 
 def told(found: Metric) -> dict[str, Any]:
-    """Return the fields of an answer whose value is an AUROC."""
+    """Return an answer's fields for an AUROC."""
     value, n = float(found.value), found.n
     shape = {"range": (0.0, 1.0), "direction": "higher"}
     return {"value": value, "se": found.se, "null": 0.5, "n": n, **shape}
 
 
 def auroc_rows(found: Mapping[str, Metric], name: str = "what") -> Rows:
-    """Return a row for each AUROC, with its interval."""
+    """Return a table row for each AUROC, with its interval."""
     return [
         {name: key, "AUROC": float(m.value), "low": m.low, "high": m.high}
         for key, m in found.items()
@@ -87,7 +87,7 @@ def auroc_rows(found: Mapping[str, Metric], name: str = "what") -> Rows:
 
 
 def rank_agreement(x: Any, y: Any, least: int = 3) -> tuple[float, float]:
-    """Return Spearman's correlation and its p; 0 and 1 of constant values or few.
+    """Return Spearman's correlation and its p-value; 0 and 1 for constant or few values.
 
     Of up to ``EXACT`` values p counts all orders; scipy's p of two equal orders of four is 0.
     """
@@ -106,7 +106,7 @@ def rank_agreement(x: Any, y: Any, least: int = 3) -> tuple[float, float]:
 def melted(
     rows: Sequence[Mapping[str, Any]], x: str, value: str, by: str, columns: Mapping[str, str]
 ) -> Rows:
-    """Return several columns of a table as one, for a picture.
+    """Return several columns of a table as one long column, for a picture.
 
     Parameters
     ----------
@@ -129,12 +129,12 @@ def melted(
 def unfolded(
     table: Mapping[str, Mapping[Any, float]], rows: str, columns: str, value: str = "accuracy"
 ) -> Rows:
-    """Return a table of numbers by two names as one row for each number."""
+    """Return a table with two keys as one row per number."""
     return [{rows: a, columns: b, value: v} for a, own in table.items() for b, v in own.items()]
 
 
 def auroc_effects(score: Any, is_positive: Any) -> Any:
-    """Return how much each row moves an AUROC; the squares add up to its variance over rows."""
+    """Return each row's influence on an AUROC; the squares sum to its variance."""
     positive, score = np.asarray(is_positive, bool), np.asarray(score)
     effects = np.zeros(len(score))
     for own, sign in ((positive, 1), (~positive, -1)):
@@ -146,7 +146,7 @@ def auroc_effects(score: Any, is_positive: Any) -> Any:
 
 
 def low_bar(usual: Float[Tensor, "row"], share: float, none: float) -> float:
-    """Return a value that at most a share of fresh rows reach from above, by the conformal rank.
+    """Return a conformal bar that at most a given fraction of new rows fall below.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def low_bar(usual: Float[Tensor, "row"], share: float, none: float) -> float:
 def two_histograms(
     title: str, parts: Mapping[str, Float[Tensor, "_row"]], edges: Any, x: str, limit: float
 ) -> dict[str, Any]:
-    """Return bars of the shares of each part between edges, with a line at the limit."""
+    """Return a histogram of two groups between edges, with a line at the limit."""
     rows = [
         {"low": a, "high": b, "share": float(((v >= a) & (v < b)).double().mean()), "rows": name}
         for name, v in parts.items()
@@ -173,7 +173,7 @@ def two_histograms(
 
 
 def check_usual(accuracy: float, label: Any) -> tuple[str, ...]:
-    """Return a word of doubt if no model is better than naming the most frequent class."""
+    """Return a warning if no model is better than the most frequent class."""
     usual = most_frequent(label)
     if accuracy > usual:
         return ()
@@ -184,7 +184,7 @@ def check_usual(accuracy: float, label: Any) -> tuple[str, ...]:
 
 
 def check_order(recipe: str, accuracy: float, names: Sequence[str]) -> None:
-    """Refuse labels that seem to be numbered otherwise than the outputs of the model.
+    """Refuse labels that seem to be numbered differently from the model's outputs.
 
     Raises
     ------

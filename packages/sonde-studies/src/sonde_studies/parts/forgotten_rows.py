@@ -1,4 +1,4 @@
-"""Audits of forgetting by losses, and gains of readers of states over controls."""
+"""Audits of unlearning by losses, and gains of state probes over controls."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +21,7 @@ SURE = 2.576
 
 
 def audit_by_losses(said: Forgotten, n: int, *, has_gold: bool) -> Answer:
-    """Return whether an attack by low loss still finds the rows or texts, for want of classes."""
+    """Return whether a loss attack still finds the forgotten rows, without classes."""
     now, then = (m for m in (said.attack, said.attack_before) if m is not None)
     gold = said.attack_retrained
     base = (0.5, 0.5) if gold is None else (gold.low, gold.high)
@@ -68,13 +68,13 @@ def audit_by_losses(said: Forgotten, n: int, *, has_gold: bool) -> Answer:
 
 
 def _wide(found: Metric) -> tuple[float, float]:
-    """Return the interval of an attack at 99 %."""
+    """Return the 99 % interval of an attack."""
     value, half = float(found.value), SURE * float(found.se or 0.0)
     return min(found.low, value - half), max(found.high, value + half)
 
 
 def are_classes(inputs: Mapping[str, ItemInputs]) -> bool:
-    """Return whether the forget part has classes that the retain part has not."""
+    """Return whether the forget set has classes that the retain set lacks."""
     forget, retain = (
         {*torch.cat([b.label for b in part.batches(0, len(part))]).tolist()}
         for part in (inputs["forget"], inputs["retain"])
@@ -83,24 +83,24 @@ def are_classes(inputs: Mapping[str, ItemInputs]) -> bool:
 
 
 def least_gain(readings: Mapping[str, Reading], control: str) -> float:
-    """Return the lower end of the gain of the model after over a control."""
+    """Return the lower limit of the changed model's gain over a control."""
     gain, error = readings["after"].beyond(readings[control])
     return gain - 2 * error
 
 
 def mean_reading(readings: Sequence[Reading]) -> Reading:
-    """Return the mean of readings of the same rows."""
+    """Return the mean of several readings of the same rows."""
     n = len(readings)
     return Reading(sum(r.hits for r in readings) / n, sum(r.alarms for r in readings) / n)
 
 
 def interval_of(found: Metric) -> str:
-    """Return an AUROC with its interval, in words."""
+    """Return an AUROC with its interval, as text."""
     return f"{float(found.value):.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
 def attack_facts(said: Forgotten) -> dict[str, str]:
-    """Return the attack by low loss after and before, if unseen examples were given."""
+    """Return the loss attacks after and before, if unseen examples were given."""
     now, then = said.attack, said.attack_before
     return {ATTACK: f"{interval_of(now)}, before {interval_of(then)}"} if now and then else {}
 
@@ -111,7 +111,7 @@ def readers_of(
     new: Mapping[str, Mapping[int, Reading]],
     control: str,
 ) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
-    """Return what models answer and what readers of their states know, as a table and a picture."""
+    """Return the accuracies of answers and of state probes, as a table and a picture."""
     answers = {"before": said.before, "after": said.after, "control": said.retrained or {}}
     ways = {"head of before": {name: r.accuracy() for name, r in old.items()}}
     ways |= {
@@ -143,7 +143,7 @@ def audit_by_states(
     has_gold: bool,
     advice: Sequence[str],
 ) -> Answer:
-    """Return what the readers of the states found."""
+    """Return the results of the state probes."""
     was, own = said.before["forget"].accuracy, said.after["forget"].accuracy
     lost = said.before["retain"].accuracy - said.after["retain"].accuracy
     silent = own < 0.5 * was

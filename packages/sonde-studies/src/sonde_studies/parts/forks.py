@@ -1,4 +1,4 @@
-"""Gradients of tasks that share a trunk, at each of its blocks."""
+"""Gradients of tasks with a shared trunk, at each of its blocks."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -28,7 +28,7 @@ class TaskHead(nn.Module):
 
 
 def task_head(x: Tensor, truth: Any) -> TaskHead:
-    """Return a linear head that learned a task on states."""
+    """Return a linear head trained on states for a task."""
     scale, head = (step for _, step in linear_head().fit(x.double().numpy(), truth).steps)
     weight = torch.from_numpy(head.coef_ / scale.scale_).float()
     bias = (
@@ -48,7 +48,7 @@ def task_gradients(
     blocks: Sequence[Site],
     seed: int,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Return the gradients of each block, a row for each task and batch, and the task of each.
+    """Return each block's gradients, one row per task and batch, and the task of each row.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def task_gradients(
 
 
 def least_alike(parts: dict[str, Tensor], task: Tensor, seed: int) -> tuple[str, float]:
-    """Return the block where two tasks are least like a single task, and the p of its gap.
+    """Return the block where two tasks' gradients differ most, and the p-value.
 
     Batches are dealt to two tasks by lot: of a single task the product of the mean gradients of
     the tasks is as that of the lots. p counts the largest gap of all blocks, in standard
@@ -118,7 +118,7 @@ def least_alike(parts: dict[str, Tensor], task: Tensor, seed: int) -> tuple[str,
 
 
 def _some(x: Tensor, seed: int) -> Tensor:
-    """Return a vector, or entries of it drawn by a seed if it is long."""
+    """Return a vector, or a random sample of its entries if it is long."""
     if len(x) <= MOST:
         return x.cpu()
     return x.cpu()[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:MOST]]

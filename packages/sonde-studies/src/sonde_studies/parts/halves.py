@@ -1,4 +1,4 @@
-"""Models that are cut at a site: the front runs up to there, the back goes on from given states."""
+"""Models cut at a site: the front runs up to the site, the back continues from given states."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ LEAST = 0.05
 
 @dataclass(eq=False)
 class HalfModel:
-    """A classifier that can be stopped at a site and continued from there.
+    """A classifier that can stop at a site and continue from there.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class HalfModel:
     held: Int[Tensor, "example"]
 
     def front(self, examples: Int[Tensor, "example"]) -> Float[Tensor, "place dim"]:
-        """Return the states at the site, one row for each token or place of each example."""
+        """Return the states at the site, one row for each token or position of each example."""
         parts = list[Tensor]()
         for args, kwargs in self._calls(examples):
             with Tap(self.model, self.site) as tap:
@@ -65,7 +65,7 @@ class HalfModel:
         return torch.cat(parts)
 
     def back(self, states: Float[Tensor, "place dim"]) -> Float[Tensor, "example class"]:
-        """Return the logits of the held examples if the site has these states."""
+        """Return the logits of the test examples for given states at the site."""
         parts, used = list[Tensor](), 0
         for args, kwargs in self._calls(self.held):
             with Tap(self.model, self.site) as tap:
@@ -85,7 +85,7 @@ class HalfModel:
         return torch.cat(parts)
 
     def labels(self) -> Int[Tensor, "example"]:
-        """Return the classes of the held examples, in the order of ``back``."""
+        """Return the classes of the test examples, in the order of ``back``."""
         return torch.cat([batch.label for batch in self._batches(self.held)])
 
     def _calls(self, examples: Tensor) -> Any:
@@ -100,7 +100,7 @@ class HalfModel:
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """Models that are cut at a site each, with the examples that fit maps and that judge.
+    """Models that are each cut at a site, with examples for fitting maps and for testing.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ class Cut:
     label_names: tuple[str, ...]
 
     def stitched(self, recipe: str, how: Literal["map", "none"] = "map") -> Any:
-        """Return how well each front does on each back, as ``sonde.measure.stitch`` gives it.
+        """Return the accuracy of each front on each back, from ``sonde.measure.stitch``.
 
         Raises
         ------
@@ -135,14 +135,14 @@ class Cut:
         return found
 
     def widths(self) -> set[int]:
-        """Return how many units the models have at their sites."""
+        """Return the number of units at each model's site."""
         return {half.front(self.held[:2]).shape[1] for half in self.halves}
 
 
 def cuts_of(
     recipe: str, models: list[Model], data: Any, sites: str, seed: int, **options: Any
 ) -> list[Cut]:
-    """Return the models cut at one depth after another; half of the examples fit, half judge.
+    """Return the models cut at each depth; half of the examples fit, half test.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ def cuts_of(
 
 
 def is_one_origin(table: Tensor, n_classes: int) -> bool:
-    """Return whether parts fit without a map: in each pair one of the two swaps still answers.
+    """Return whether parts fit without a map: a swap in each pair still classifies.
 
     Where one part of one model is damaged, the swap that leaves this part out answers well.
     """
@@ -200,7 +200,7 @@ def is_one_origin(table: Tensor, n_classes: int) -> bool:
 def read_fronts(
     models: Sequence[Model], cut: Cut, data: Any, progress: bool, **options: Any
 ) -> dict[int, Any]:
-    """Return which held examples a linear head on the states of each front names right."""
+    """Return the test examples that a linear head on each front's states gets right."""
     found = dict[int, Any]()
     for number, (model, site) in enumerate(zip(models, cut.sites, strict=True)):
         rows = gather(read(model, data, sites=site, logits=False, **options), progress)
@@ -212,7 +212,7 @@ def read_fronts(
 
 
 def which_differs(found: Any, noise: float, heads: list[Any]) -> str:
-    """Return which part makes the difference.
+    """Return the part, front or back, that accounts for the difference.
 
     With a map, fronts are compared by their heads. Backs are not: the map to the states of a front
     that its back cannot read passes on what this back cannot read either, and the back looks bad.
@@ -230,7 +230,7 @@ def which_differs(found: Any, noise: float, heads: list[Any]) -> str:
 
 
 def _places(models: list[Model], data: Any, sites: str, **options: Any) -> list[list[str]]:
-    """Return where each model may be cut, the last place left out."""
+    """Return the sites at which each model may be cut, without the last."""
     if sites != "auto":
         named = sites.split(",") if "," in sites else [sites] * len(models)
         if len(named) != len(models):

@@ -1,4 +1,4 @@
-"""Heads that read classes from states, texts or sets of states, with ``fit`` and ``predict``."""
+"""Heads that predict classes from states, texts or sets, with ``fit`` and ``predict``."""
 
 from typing import Any
 
@@ -22,19 +22,19 @@ CHARACTERS = (1, 3)
 
 
 def linear_head(strength: float = 0.1, *between: Any) -> Any:
-    """Return a logistic regression on standardised rows; steps ``between`` come before it."""
+    """Return a logistic regression on standardised rows, after the steps ``between``."""
     head = LogisticRegression(C=strength, max_iter=500)
     return make_pipeline(StandardScaler(), *between, head)
 
 
 def character_head() -> Any:
-    """Return a logistic regression on counts of one to three characters, which reads texts."""
+    """Return a logistic regression on counts of one to three characters of a text."""
     counts = TfidfVectorizer(analyzer="char", ngram_range=CHARACTERS, max_features=3000)
     return make_pipeline(counts, LogisticRegression(C=10))
 
 
 def doubt_of(recipe: str, score: str, found: Any, wrong: Any, learns: Any) -> Any:
-    """Return how unsure a classifier is of each row, higher = less sure.
+    """Return a classifier's uncertainty on each row; higher = less certain.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class SetHead(nn.Module):
         return self.last(self.join(h + self.mix(h))[:, 0])
 
     def fit(self, views: Tensor, label: Any) -> "SetHead":
-        """Learn from sets of one to all of the views, drawn anew in each step."""
+        """Train on random sets of one to all of the views, drawn again in each step."""
         self.classes_, number = np.unique(label, return_inverse=True)
         shown, target = views.float(), torch.from_numpy(number)
         drawn(lambda: self._build(shown.shape[2]), self.seed)
@@ -117,7 +117,7 @@ class SetHead(nn.Module):
 
 
 def chosen_apart(heads: dict[str, tuple[Any, Any]], is_made: Any, folds: int, seed: int) -> Any:
-    """Return the score of each labelled row by the head that is best on all other folds.
+    """Return each labelled row's score by the head that is best on all other folds.
 
     Scores are ranks within a fold, as the heads of two folds have scales of their own.
     """

@@ -1,4 +1,4 @@
-"""Maps of a convolutional net as groups of channels, and heads that read labels from them."""
+"""Maps of a convolutional net as groups of channels, and heads on these groups."""
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +17,7 @@ Nodes = Float[Tensor, "row node place"]
 
 
 def maps_of(recipe: str, model: Model, inputs: ItemInputs, site: str) -> Maps:
-    """Return the channels of all pictures at a site, as (picture, channel, high, wide).
+    """Return the channels of all images at a site, as (picture, channel, high, wide).
 
     Raises
     ------
@@ -41,7 +41,7 @@ def maps_of(recipe: str, model: Model, inputs: ItemInputs, site: str) -> Maps:
 
 
 def nodes_of(maps: Maps, group: Int[Tensor, "channel"]) -> Nodes:
-    """Return the mean map of each group of channels, groups numbered from 0."""
+    """Return the mean map of each group of channels."""
     member = one_hot(group, int(group.max()) + 1).to(maps)
     return torch.einsum("nchw,cg->nghw", maps, member / member.sum(0)).flatten(2)
 
@@ -54,7 +54,7 @@ def read_by_head(
     steps: int,
     graph: bool = False,
 ) -> Float[Tensor, "row output"]:
-    """Return the logits on held rows of a head with a hidden layer, with or without a graph.
+    """Return the test logits of a head with a hidden layer, with or without a graph.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def read_by_head(
 
 
 def coherence(nodes: Nodes, high: int) -> float:
-    """Return Moran's I over neighbours of side and line, mean over maps that vary.
+    """Return Moran's I over neighbouring positions, averaged over maps that vary.
 
     Parameters
     ----------

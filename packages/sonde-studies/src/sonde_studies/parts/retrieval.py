@@ -1,4 +1,4 @@
-"""Ranking documents: by the states of their passages, by counts of words, by both."""
+"""Ranking of documents by passage states, by word counts, and by both."""
 
 import math
 import re
@@ -27,7 +27,7 @@ Scores = Float[Tensor, "query document"]
 def answers_of(
     recipe: str, documents: Sequence[Any], queries: Sequence[Any], key: str, least: int
 ) -> Int[Tensor, "query"]:
-    """Return which document answers each query, by a key that both sides have.
+    """Return the correct document of each query, by a key that both sides have.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def answers_of(
 
 
 def passage_scores(documents: Any, queries: Any) -> dict[str, Scores]:
-    """Return the cosine of each document to each query, by three ways to use its passages.
+    """Return the cosine of each document to each query, for three uses of its passages.
 
     Parameters
     ----------
@@ -90,19 +90,19 @@ def bm25(documents: Sequence[str], queries: Sequence[str]) -> Float[Tensor, "que
 
 
 def fused(*scores: Scores) -> Scores:
-    """Return scores by the reciprocal ranks of several scores together."""
+    """Return combined scores by reciprocal rank fusion."""
     ranks = (torch.argsort(s, dim=1, descending=True, stable=True).argsort(1) for s in scores)
     return torch.stack([1 / (SMOOTH + r.double()) for r in ranks]).sum(0)
 
 
 def places(score: Scores, answer: Int[Tensor, "query"]) -> Int[Tensor, "query"]:
-    """Return how many documents score above the right document; of equals, half."""
+    """Return how many documents score above the correct document; ties count half."""
     own = score.gather(1, answer[:, None])
     return (score > own).sum(1) + ((score == own).sum(1) - 1) // 2
 
 
 def reciprocal_ranks(score: Scores, answer: Int[Tensor, "query"]) -> Float[Tensor, "query"]:
-    """Return one over the rank of the right document, the mean over all orders of equals.
+    """Return the mean reciprocal rank of the correct document over all orders of ties.
 
     One over the mean rank is less: words that no document holds would lose to scores by lot.
     """
@@ -115,7 +115,7 @@ def reciprocal_ranks(score: Scores, answer: Int[Tensor, "query"]) -> Float[Tenso
 def index_to_use(
     rank: Mapping[str, Float[Tensor, "query"]], seed: int
 ) -> tuple[str, Float[Tensor, "query"], float]:
-    """Return what to use, the gain of both indices over BM25 and its standard error.
+    """Return the index to use, the gain of both over BM25, and its standard error.
 
     The states' arm is chosen on one half of the queries and judged on the other.
 

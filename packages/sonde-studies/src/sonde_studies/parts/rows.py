@@ -1,4 +1,4 @@
-"""Rows of a user's data: columns that must be there, classes, and which rows judge."""
+"""Rows of a user's data: required columns, classes, and the test split."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -50,7 +50,7 @@ def classes_of(recipe: str, rows: Rows, column: str, least: int, each: int = 2) 
 
 
 def check_two(recipe: str, what: str, names: Sequence[str]) -> None:
-    """Raise if there are not two names of columns, e.g. of two views.
+    """Raise unless two column names are given, e.g. of two views.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def check_classes(
 
 
 def apart(label: Any, share: float, seed: int, ordered: bool = True) -> tuple[Values, Values]:
-    """Return the numbers of rows that fit and of rows that judge, with all classes in both."""
+    """Return the indices of training and test rows, with all classes in both."""
     from sklearn.model_selection import train_test_split  # pyright: ignore
 
     rows = np.arange(len(label))

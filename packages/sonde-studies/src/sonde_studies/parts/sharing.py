@@ -1,4 +1,4 @@
-"""What users who share an index or a model get of one another."""
+"""Information flow between users who share an index or a model."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +20,7 @@ from sonde_studies.parts.words import WORD, private_words, without_words
 @final
 @dataclass(eq=False)
 class Sharing:
-    """Users who store half of their texts and ask with the other half; one user's are replaced.
+    """Users who store half of their texts and query with the rest; one user's are replaced.
 
     An answer is the stored text of the nearest state. Replaced texts keep their characters in
     another order.
@@ -57,11 +57,11 @@ class Sharing:
 
     @cached_property
     def private(self) -> dict[str, str]:
-        """Words that one user alone uses, with their user."""
+        """Words that only one user uses, with their user."""
         return private_words(self.texts, self.user)
 
     def by_index(self, labelled: bool = False, redacted: bool = False) -> dict[str, float]:
-        """Return the shares of answers that are another's, change, or hold another's own words.
+        """Return the fractions of answers from another user, changed, or with private words.
 
         Parameters
         ----------
@@ -92,7 +92,7 @@ class Sharing:
         }
 
     def by_tuning(self, epochs: int, rate: float) -> dict[str, float]:
-        """Return how many next-token distributions change after tuning on all, and how far."""
+        """Return how many next-token distributions change after tuning on all, and how much."""
         one, two = (self._after_tuning(side, epochs, rate) for side in (self.texts, self.other))
         return {
             "changed": float((one != two).any(1).double().mean()),
@@ -107,7 +107,7 @@ class Sharing:
     def _after_tuning(
         self, side: list[str], epochs: int, rate: float
     ) -> Float[Tensor, "query token"]:
-        """Return the log-probabilities after each query, of a copy tuned on the stored texts."""
+        """Return log-probabilities after each query, of a copy tuned on the stored texts."""
         items, queries = (
             [{"text": texts[i], "id": str(i)} for i in numbers]
             for texts, numbers in ((side, self.kept), (self.texts, self.asked))

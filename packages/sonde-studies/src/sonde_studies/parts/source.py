@@ -1,4 +1,4 @@
-"""Python code without its names, comments and layout, and what is left of it in byte code."""
+"""Python code without names, comments and layout, and the remainder as byte code."""
 
 import ast
 import builtins
@@ -16,7 +16,7 @@ STRUCTURE = {tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT}
 
 
 def without_names(text: str) -> str:
-    """Return code whose names are numbered, apart from keywords and built-in names."""
+    """Return code with numbered names, except keywords and built-in names."""
     known: dict[str, str] = {}
 
     def renamed(token: tokenize.TokenInfo) -> str:
@@ -46,12 +46,12 @@ def without_comments(text: str) -> str:
 
 
 def without_layout(text: str) -> str:
-    """Return code without names, comments and its own spaces, line breaks and brackets."""
+    """Return code without names, comments, and its own spaces, line breaks and brackets."""
     return ast.unparse(ast.parse(without_comments(text)))
 
 
 def listing(text: str) -> str:
-    """Return the listing of the byte code of stripped code, without addresses."""
+    """Return the byte-code listing of stripped code, without addresses."""
     found = list[str]()
     waiting: list[Any] = [compile(without_layout(text), "", "exec")]
     while waiting:
@@ -70,7 +70,7 @@ STEPS: dict[str, Callable[[str], str]] = {
 
 
 def _rewritten(text: str, word: Callable[[tokenize.TokenInfo], str]) -> str:
-    """Return code with a new word for each token, at the same lines and distances."""
+    """Return code with each token replaced, at the same lines and distances."""
     made, line, column = list[str](), 1, 0
     lines = text.splitlines(keepends=True)
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -86,7 +86,7 @@ def _rewritten(text: str, word: Callable[[tokenize.TokenInfo], str]) -> str:
 
 
 def parses(text: str) -> bool:
-    """Return whether Python can parse and compile a text, stripped too."""
+    """Return whether Python can parse and compile a text, also in stripped form."""
     try:
         listing(text)
     except (SyntaxError, ValueError, tokenize.TokenError):
@@ -95,6 +95,6 @@ def parses(text: str) -> bool:
 
 
 def without_some(text: str, n: int, draw: np.random.Generator) -> str:
-    """Return a text without ``n`` characters drawn at random; nothing if there are fewer."""
+    """Return a text without ``n`` random characters; empty if there are fewer."""
     gone = set(draw.permutation(len(text))[: max(0, n)].tolist())
     return "".join(c for i, c in enumerate(text) if i not in gone)

@@ -1,4 +1,4 @@
-"""States and answers of a model, for rows that a recipe has opened."""
+"""States and answers of a model on the rows of a recipe."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -43,19 +43,19 @@ def states_of(
 def last_states(
     model: Model, values: Sequence[Any], site: str = "auto", progress: bool = True, **options: Any
 ) -> Float[Tensor, "row dim"]:
-    """Return the states of single inputs at the last of the sites."""
+    """Return the states of single inputs at the last site."""
     return [*states_of(model, values, site, progress, **options).values()][-1]
 
 
 def patterns(sites: str) -> str | list[str]:
-    """Return the patterns of a word with commas between them."""
+    """Split comma-separated patterns."""
     return [part.strip() for part in sites.split(",")] if "," in sites else sites
 
 
 def graded(
     recipe: str, model: Model, data: Any, least: int, progress: bool, **options: Any
 ) -> tuple[Any, Values]:
-    """Return what a classifier said of labelled data, and which rows it names right.
+    """Return a classifier's answers on labelled data, and which of them are correct.
 
     Raises
     ------
@@ -76,21 +76,21 @@ def graded(
 def item_parts(
     inputs: ItemInputs, share: float, draw: np.random.Generator
 ) -> tuple[ItemInputs, Values]:
-    """Return the examples that train, and the numbers of the items that judge, a drawn share."""
+    """Return the training examples, and the indices of a random fraction of test items."""
     order = draw.permutation(len(inputs))
     held = np.unique(inputs.source_rows[order[: int(share * len(inputs))]])
     return inputs.at(np.flatnonzero(~np.isin(inputs.source_rows, held))), held
 
 
 def with_module(model: Model, module: nn.Module) -> Model:
-    """Return a model that reads its inputs as before and has another module."""
+    """Return a model with the same inputs and another module."""
     return replace(model, module=module)
 
 
 def tuned_copy(
     model: Model, inputs: ItemInputs, scope: Scope, **options: Any
 ) -> tuple[Model, float]:
-    """Return a copy trained in the parameters of a scope alone, and their share of all.
+    """Return a copy fine-tuned in a scope's parameters only, and their fraction of all.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def tuned_copy(
 
 
 def tensor_inputs(recipe: str, model: Model, data: Any, limit: int | None) -> Tensor:
-    """Return all inputs of a model that takes one tensor of numbers, in the order of the rows.
+    """Return all inputs of a model with one tensor input, in row order.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def tensor_inputs(recipe: str, model: Model, data: Any, limit: int | None) -> Te
 
 @torch.no_grad()
 def said_by(model: Model, x: Tensor) -> Float[Tensor, "row output"]:
-    """Return what a model answers to one tensor."""
+    """Return a model's answers to one tensor."""
     first = next(model.module.parameters(), torch.zeros(()))
     said: Any = model.module(x.to(first))
     return getattr(said, "logits", said).detach().cpu()

@@ -1,4 +1,4 @@
-"""What a language model says of each token of a text, as numbers of the whole text."""
+"""Features of a text from a language model's token predictions."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ LEAST_SHARE = 0.2
 def text_features(
     model: Model, texts: Any, **options: Any
 ) -> tuple[Float[Tensor, "text feature"], Float[Tensor, "text"]]:
-    """Return the features ``NAMES`` of each text, in the order of the data, and its tokens.
+    """Return the features ``NAMES`` of each text, in data order, and its tokens.
 
     ``least log_p`` is the mean over the least likely fifth of the tokens. A long text is cut.
     """

@@ -1,4 +1,4 @@
-"""What the states of a model still tell of a class that it was made to forget."""
+"""Remaining information in the states about a class that a model should have forgotten."""
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -19,7 +19,7 @@ Side = tuple[Any, Any]
 
 
 def shuffled(model: Model, seed: int) -> Model:
-    """Return a copy of a model in which the entries of each matrix are shuffled."""
+    """Return a copy of a model with the entries of each matrix shuffled."""
     module, draw = deepcopy(model.module), torch.Generator().manual_seed(seed)
     for weight in module.parameters():
         if weight.ndim > 1:
@@ -29,7 +29,7 @@ def shuffled(model: Model, seed: int) -> Model:
 
 
 def states_before_head(part: Any, of_class: str | None, side: str) -> Side:
-    """Return the states before the answers, of at most ``MOST`` rows, and their classes.
+    """Return the states before the head, of at most ``MOST`` rows, and their classes.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def sides_of(
     recipe: str, models: Mapping[str, Model], data: tuple[Any, Any], of_class: str | None,
     progress: bool, **options: Any,
 ) -> dict[str, list[Side]]:  # fmt: skip
-    """Return the states that each model has of what to forget and of what to retain.
+    """Return each model's states of the forget set and of the retain set.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def sides_of(
 
 
 def check_sides(recipe: str, forget: Side, retain: Side) -> None:
-    """Raise if there are few rows on a side, rows without a label, or classes on both sides.
+    """Raise for too few rows, rows without a label, or classes in both sets.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def check_sides(recipe: str, forget: Side, retain: Side) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What a reader of states names right on both sides, row by row.
+    """Correctness of a probe on both sets, row by row.
 
     Parameters
     ----------
@@ -114,18 +114,18 @@ class Reading:
     alarms: Any
 
     def accuracy(self) -> float:
-        """Return the balanced accuracy: 0.5 is a reader that says the class of any row alike."""
+        """Balanced accuracy: 0.5 for a probe that always gives the same answer."""
         return float((self.hits.mean() + 1 - self.alarms.mean()) / 2)
 
     def beyond(self, other: "Reading") -> tuple[float, float]:
-        """Return the gain in balanced accuracy over a reading of the same rows, and its error."""
+        """Return the gain in balanced accuracy over another reading of the rows, and its error."""
         rows = self.hits - other.hits, other.alarms - self.alarms
         error = np.sqrt(sum(r.var() / len(r) for r in rows)) / 2
         return float(sum(r.mean() for r in rows) / 2), float(error)
 
 
 def relearned(forget: Side, retain: Side, seed: int) -> dict[int, Reading]:
-    """Return what a new head reads on rows that it was not shown, by how many it was shown.
+    """Return a new head's results on unseen rows, by the number of rows it was trained on.
 
     The head is shown some forget examples and half of the retain side; readings are means over
     draws.
@@ -147,7 +147,7 @@ def relearned(forget: Side, retain: Side, seed: int) -> dict[int, Reading]:
 
 
 def read_by_old(states: Mapping[str, Sequence[Side]]) -> dict[str, Reading]:
-    """Return what a head reads of each model that learned half of either side before.
+    """Return each model's results with a head that was trained on half of either set before.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def read_by_old(states: Mapping[str, Sequence[Side]]) -> dict[str, Reading]:
 
 
 def fits_by_chance(states: Mapping[str, Sequence[Side]], name: str, seed: int) -> float:
-    """Return how often a head of ``before`` reads a model as well if its units change places.
+    """Return how often the old head fits a model equally well with permuted units.
 
     A model that was trained anew has its units in an order that says nothing to the old head.
     """
@@ -197,7 +197,7 @@ def _reading(head: Any, forget: Side, retain: Side) -> Reading:
 
 
 def _head(x: Any, label: Any, others: Any, kinds: Any) -> Any:
-    """Return a head that learned few forget examples, as heavy as another class, and the others."""
+    """Return a head trained on few forget examples, reweighted, and the other classes."""
     head = linear_head(1.0)
     weight = np.full(len(x), len(others) / len(set(kinds)) / len(x))
     weight = np.r_[weight, np.ones(len(others))]

@@ -1,4 +1,4 @@
-"""Detections of clips matched to tracks by their states alone."""
+"""Matching of clip detections to tracks by their states alone."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -20,7 +20,7 @@ Match = Callable[[Any], Iterable[tuple[int, int]]]
 def clips_of(
     recipe: str, states: Float[Tensor, "row dim"], rows: Rows, columns: Sequence[str], least: int
 ) -> list[Clip]:
-    """Return the clips of two or more objects, by the columns of clip, frame and object.
+    """Return the clips with two or more objects, by the columns of clip, frame and object.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def clips_of(
 
 
 def followed(clip: Clip, match: Match, memory: float = 0.0) -> tuple[list[bool], list[bool]]:
-    """Return which steps keep the identity, all of them and those after a gap.
+    """Return the steps that keep the identity, all of them and those after a gap.
 
     A track is what the detections of one object in the first frame began; a detection is judged by
     the object of the detection that its track held last.
@@ -68,7 +68,7 @@ def followed(clip: Clip, match: Match, memory: float = 0.0) -> tuple[list[bool],
 
 
 def greedy(cost: Any) -> Any:
-    """Return pairs of rows and columns, the cheapest first."""
+    """Return greedy pairs of rows and columns, lowest cost first."""
     cost, pairs = cost.copy(), list[tuple[int, int]]()
     for _ in range(min(cost.shape)):
         row, column = np.unravel_index(int(cost.argmin()), cost.shape)
@@ -78,5 +78,5 @@ def greedy(cost: Any) -> Any:
 
 
 def optimal(cost: Any) -> Any:
-    """Return the pairs of the assignment that is cheapest in total."""
+    """Return the pairs of the assignment with the lowest total cost."""
     return zip(*linear_sum_assignment(cost), strict=True)

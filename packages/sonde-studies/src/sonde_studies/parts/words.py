@@ -1,4 +1,4 @@
-"""Words of texts, without a model: who uses them, texts without some of them."""
+"""Words of texts, without a model: their users, and texts without some words."""
 
 import re
 from collections import defaultdict
@@ -9,7 +9,7 @@ WORD = re.compile(r"\w+")
 
 
 def users_of(texts: Sequence[str], user: Any) -> dict[str, set[str]]:
-    """Return who uses each word."""
+    """Return the users of each word."""
     users: dict[str, set[str]] = defaultdict(set)
     for text, name in zip(texts, user, strict=True):
         for word in set(WORD.findall(text)):
@@ -18,7 +18,7 @@ def users_of(texts: Sequence[str], user: Any) -> dict[str, set[str]]:
 
 
 def masked(texts: Sequence[str], author: Any, common: float = 0.8) -> list[str]:
-    """Return texts in which each word that less than a share of the writers use is a line."""
+    """Return texts with rare words, used by few writers, replaced by a line."""
     users, least = users_of(texts, author), common * len(set(author))
     return [WORD.sub(lambda m: m[0] if len(users[m[0]]) >= least else "_", t) for t in texts]
 
@@ -29,5 +29,5 @@ def private_words(texts: Sequence[str], user: Any) -> dict[str, str]:
 
 
 def without_words(texts: Sequence[str], words: dict[str, str]) -> list[str]:
-    """Return texts with a dash, which is no word, in place of each of these words."""
+    """Return texts with each of these words replaced by a dash."""
     return [WORD.sub(lambda m: "-" if m[0] in words else m[0], text) for text in texts]

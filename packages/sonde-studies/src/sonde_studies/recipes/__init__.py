@@ -1,4 +1,4 @@
-"""Questions about your own models and data, each answered by a page of code.
+"""Questions about your own models and data, each answered by a short function.
 
 A recipe is a function in a file of its name: ``recipe_of("route-by-score", "unlearning-audit")`` is
 ``sonde_studies.recipes.route_by_score.route_by_score``. ``sonde recipe`` runs them; ``sonde study``
@@ -47,7 +47,7 @@ __all__ = ["RECIPES", "question_of", "recipe_of"]
 
 
 def recipe_of(word: str) -> Callable[..., Answer]:
-    """Return the function of a recipe by its word.
+    """Return the function of a recipe by its name.
 
     Raises
     ------
