@@ -1,4 +1,4 @@
-"""Do accuracies of many nets on a majority and a minority lie on a curve that bends down."""
+"""Test whether nets' majority and minority accuracies lie on a concave curve."""
 
 from typing import final
 
@@ -16,7 +16,7 @@ TRAIN = 800
 
 @final
 class SubpopulationCurveStudy(Study):
-    """Digits, odd or even, with a colour that goes with the class as often as is planted.
+    """Odd and even digits, with a colour that agrees with the class at a planted rate.
 
     The majority are test digits whose colour agrees with their class. Points are the steps of
     twelve nets (two rates, three widths, two seeds); a net is what the test counts.
@@ -52,7 +52,7 @@ class SubpopulationCurveStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train twelve nets for each share of agreeing colours."""
+        """Train twelve nets for each rate of agreeing colours."""
         found = {}
         for agrees in AGREES:
             tick(f"{agrees:.0%} agree")
@@ -72,7 +72,7 @@ class SubpopulationCurveStudy(Study):
 
 
 def _figure(curve: SubpopulationCurve, name: str) -> float:
-    """Return a figure without the last digits, in which no two runs of least squares agree."""
+    """Return a number without its last digits, in which least-squares runs differ."""
     return round(float(getattr(curve, name)), 9)
 
 

@@ -1,4 +1,4 @@
-"""Does a direction that was trained to flip answers work through what the next layer reads.
+"""Test whether a direction trained to flip answers acts through the next layer's input.
 
 A toy: a net that says one of two objects, as an input of its own tells it; that input passes an MLP
 by, so the MLP need not carry it. What came out (ten seeds): no illusion. The trained direction in
@@ -19,7 +19,7 @@ STEPS, RATE = 400, 3e-3
 
 
 class _Chooser(nn.Module):
-    """Reads two objects, and in a stream of its own which is asked for and in what manner.
+    """Reads two objects, with a stream for the query: which object, and in what manner.
 
     An MLP adds to that stream, as what is asked for passes it by; then one reads both streams.
     """
@@ -42,7 +42,7 @@ class _Chooser(nn.Module):
 
 @final
 class SubspacePatchStudy(Study):
-    """A toy: the direction of ``which`` is trained in the MLP's hidden layer and in the stream."""
+    """The direction of ``which``, trained in the MLP's hidden layer and in the stream."""
 
     name = "subspace-patch"
     title = "does a trained direction work through its part that the next layer reads?"
@@ -104,7 +104,7 @@ class SubspacePatchStudy(Study):
 
 
 def _rows(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Return inputs, the two objects of each, and which is asked for."""
+    """Return inputs, the two objects of each, and the queried object."""
     first = torch.randint(OBJECTS, (n,), generator=generator)
     second = (first + torch.randint(1, OBJECTS, (n,), generator=generator)) % OBJECTS
     which = torch.randint(2, (n,), generator=generator)
@@ -130,7 +130,7 @@ def _trained(seed: int, steps: int) -> _Chooser:
 
 
 def _pairs(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return base and source inputs, and the base's object that the source asks for."""
+    """Return base and source inputs, and the base's object that the source queries."""
     generator = torch.Generator().manual_seed(seed)
     base, objects, _ = _rows(n, generator)
     source, _, which = _rows(n, generator)
@@ -145,7 +145,7 @@ def _judged(
     site: str,
     seed: int,
 ) -> SubspaceVerdict:
-    """Return the verdict on pairs that differ in what is asked for alone."""
+    """Return the verdict on pairs that differ only in the query."""
     source = torch.cat([base[:, :-1], -base[:, -1:]], 1)
     objects = base[:, : 2 * OBJECTS].unflatten(1, (2, OBJECTS)).argmax(2)
     asked = (source[:, -1] > 0).long()

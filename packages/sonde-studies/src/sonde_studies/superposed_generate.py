@@ -1,4 +1,4 @@
-"""Are several drafts from one pass for each token as good as as many passes would write.
+"""Several drafts from one pass per token, against drafts from separate passes.
 
 A toy: a byte model, texts of 24 bytes, judged by the model itself. What came out (three seeds): the
 three drafts are likelier than nucleus samples, at a third of the rows that the model reads (.66
@@ -32,7 +32,7 @@ CLOSE = 0.1
 
 @final
 class SuperposedGenerateStudy(Study):
-    """The shipped byte model after files that it was not trained on; it judges what it wrote."""
+    """The shipped byte model on unseen files, scored by its own likelihood."""
 
     name = "superposed-generate"
     title = "are three drafts from one pass for each token as good as three passes?"
@@ -79,7 +79,7 @@ class SuperposedGenerateStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Continue beginnings in every way, and judge what was written."""
+        """Continue beginnings in every way, and score the results."""
         model: Any = sonde.load("sonde:stdlib").module
         draw = np.random.default_rng(seed)
         n, new, counted = (8, NEXT, 10) if tiny else (PROMPTS, NEW, COUNTED)
@@ -129,7 +129,7 @@ class SuperposedGenerateStudy(Study):
 def _written(
     model: Any, prompts: Int[Tensor, "text pos"], new: int, how: dict[str, Any]
 ) -> tuple[Int[Tensor, "text draft pos2"], int]:
-    """Return drafts, and how many rows of one token the model read for them."""
+    """Return drafts, and the number of one-token rows that the model computed."""
     rows: list[int] = []
     counter = model.lm_head.register_forward_hook(lambda *a: rows.append(len(a[2])))
     plain = {"do_sample": False, "max_new_tokens": new, "pad_token_id": 0, "eos_token_id": None}
@@ -157,7 +157,7 @@ def _judged(
 
 
 def _linear(model: Any, prompts: Int[Tensor, "two pos"]) -> Float[Tensor, "layer"]:
-    """Return the cosines where a prompt goes on with either of two bytes, mixed in halves."""
+    """Return the linearity cosines of an equal mix of two last bytes."""
     ids = prompts[:1].repeat(2, 1)
     ids[:, -1] = prompts[:, -1]
     return linearity(model, ids, torch.tensor([0.5, 0.5]))

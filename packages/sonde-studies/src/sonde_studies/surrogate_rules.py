@@ -1,4 +1,4 @@
-"""Do rules over a few inputs answer as a model of many does, nearly as well as rules over all."""
+"""Test whether rules on few inputs imitate a model of many as well as rules on all."""
 
 from typing import final
 
@@ -14,7 +14,7 @@ N, NOISE, FEW, DEPTH, STEPS = 1500, 136, 20, 5, 150
 
 @final
 class SurrogateRulesStudy(Study):
-    """A net on digits with more columns of noise than pixels, imitated by trees of depth 5."""
+    """A net on digits with more noise columns than pixels, imitated by trees of depth 5."""
 
     name = "surrogate-rules"
     title = "do rules over twenty inputs answer as a net of two hundred does?"

@@ -1,4 +1,4 @@
-"""Pictures of one domain drawn in the style of another: codes of content and style, swapped.
+"""Style transfer between two domains by swapped codes of content and style.
 
 Digits as they are and inverted ones of less contrast; the domain of a picture is its style.
 """
@@ -19,7 +19,7 @@ FIT, STEPS, TINY, CONTENT, STYLE = 1_000, 900, 10, 16, 2
 
 @final
 class SwappedCodesStudy(Study):
-    """An autoencoder of two codes, with and without an adversary that reads the style."""
+    """An autoencoder with two codes, with and without an adversary on the style."""
 
     name = "swapped-codes"
     title = "does a picture keep its digit and change its style if codes are swapped?"
@@ -40,7 +40,7 @@ class SwappedCodesStudy(Study):
                  "accuracy of the style, one partner less another")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train judges and both autoencoders, and judge swapped pictures."""
+        """Train judges and both autoencoders, and judge swapped images."""
         x, label = shuffled_digits(seed)
         style = (torch.rand(len(x), generator=torch.Generator().manual_seed(seed)) < 0.5).long()
         x = torch.where(style[:, None] == 1, 1 - 0.7 * x, x)
@@ -86,7 +86,7 @@ class _Codes(nn.Module):
         self.adversary = Separate("adversary", width=2, strength=1.0)
 
     def drawn(self, content: Tensor, style: Tensor) -> Tensor:
-        """Return pictures of codes."""
+        """Decode images from codes."""
         return self.decoder(torch.cat([content, style], 1))
 
 
@@ -112,7 +112,7 @@ def _trained(x: Tensor, style: Tensor, weight: float, seed: int, steps: int) -> 
 def _judged(
     net: _Codes, judges: dict[str, nn.Module], x: Tensor, label: Tensor, style: Tensor
 ) -> list[tuple[tuple[str, str], float]]:
-    """Return how often judges see the digit of the content code and the style of the other."""
+    """Return how often judges see the content code's digit and the other code's style."""
     content, own = net.content(x), net.style(x)
     order = torch.arange(len(x))
     other = {
@@ -131,7 +131,7 @@ def _judged(
 
 
 def _partner(style: Tensor, wanted: Tensor, ahead: int = 1) -> Tensor:
-    """Return for each row the number of another row of the wanted style."""
+    """Return for each row the index of another row with the wanted style."""
     found = torch.zeros_like(style)
     for kind in (0, 1):
         rows, asked = (torch.nonzero(v == kind).flatten() for v in (style, wanted))

@@ -1,4 +1,4 @@
-"""Rankings of columns: do methods agree, do they stand a test, and do they find what is planted.
+"""Column rankings: agreement of methods, deletion tests, and planted columns.
 
 Regressions on the diabetes table of scikit-learn, and on a target that is a known sum.
 """
@@ -43,7 +43,7 @@ class TabularAttributionStudy(Study):
                  "rank correlation of Shapley values, mean over pairs of four nets")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train, and ask the recipe of each net."""
+        """Train, and run the recipe on each net."""
         found: Any = load_diabetes(scaled=False)
         x = torch.from_numpy(found.data).float()
         x, y = (x - x.mean(0)) / x.std(0), torch.from_numpy(found.target).float()
@@ -92,7 +92,7 @@ def _asked(net: nn.Module, x: Tensor, seed: int) -> Answer:
 
 
 def _sizes(answer: Answer) -> Tensor:
-    """Return the Shapley share of each column, in the order of the columns."""
+    """Return each column's fraction of the Shapley values, in column order."""
     found = {str(row["column"]): float(row["Shapley"]) for row in answer.rows}
     return torch.tensor([found[f"column {i}"] for i in range(len(found))])
 

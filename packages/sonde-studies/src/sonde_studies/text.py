@@ -1,4 +1,4 @@
-"""A study's table as text."""
+"""The table of a study as text."""
 
 from textwrap import wrap
 
@@ -9,7 +9,7 @@ LARGE = 20.0
 
 
 def as_text(table: StudyTable) -> str:
-    """Return the claims, the null arm, and the figures of every arm."""
+    """Return the claims, the null arm, and the results of every arm as text."""
     study = table.study
     seeds = ", ".join(map(str, table.seeds))
     head = [
@@ -30,7 +30,7 @@ def as_text(table: StudyTable) -> str:
 
 
 def _grid(table: StudyTable) -> list[str]:
-    """Return figures named ``row | column`` as a grid of means and standard deviations."""
+    """Return results named ``row | column`` as a grid of means and standard deviations."""
     cells = {
         (row, column): Outcome(values)
         for key, values in table.figures.items()

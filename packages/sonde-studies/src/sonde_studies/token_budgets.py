@@ -1,4 +1,4 @@
-"""A clip whose frames share few tokens: by their relevance to a question, evenly, or by lot.
+"""Few tokens for the frames of a clip: by relevance to a question, evenly, or at random.
 
 Every frame is a digit in sixteen patches, marked by a vector that a question asks for.
 """
@@ -20,7 +20,7 @@ BUDGET = FRAMES * TOKENS // 8
 
 @final
 class TokenBudgetsStudy(Study):
-    """Which digit the asked frame shows, read from an eighth of the tokens."""
+    """The digit in the queried frame, read from an eighth of the tokens."""
 
     name = "token-budgets"
     title = "does sharing tokens by a question's relevance beat sharing them evenly?"
@@ -41,7 +41,7 @@ class TokenBudgetsStudy(Study):
                  "accuracy, by a strange question, asked frame less another")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a reader of pooled patches, and share the tokens of clips in each way."""
+        """Train a reader of pooled patches, and distribute a clip's tokens in each way."""
         x, label = digit_images(seed)
         tick("reader")
         reader = _reader(x[:FIT], label[:FIT], seed, TINY if tiny else STEPS)
@@ -93,12 +93,12 @@ def _patches(x: Tensor) -> Tensor:
 
 
 def _spread(tokens: Tensor) -> Tensor:
-    """Return sixteen tokens from fewer, each repeated over its places."""
+    """Return sixteen tokens from fewer, each repeated over its positions."""
     return nn.functional.interpolate(tokens.T[None], TOKENS).flatten()
 
 
 def _reader(x: Tensor, label: Tensor, seed: int, steps: int) -> nn.Module:
-    """Return a net that names digits from patches pooled to any number of tokens."""
+    """Return a net that classifies digits from patches pooled to any number of tokens."""
     patches = _patches(x)
     pooled = {n: nn.functional.adaptive_avg_pool1d(patches.transpose(1, 2), n) for n in KEPT}
     shown = torch.stack([nn.functional.interpolate(p, TOKENS).flatten(1) for p in pooled.values()])
@@ -114,7 +114,7 @@ def _reader(x: Tensor, label: Tensor, seed: int, steps: int) -> nn.Module:
 
 @torch.no_grad()
 def _told(reader: nn.Module, states: Tensor, lengths: Tensor, kept: Tensor, frame: int) -> int:
-    """Return the digit read from the tokens that a frame has left; -1 where it has none."""
+    """Return the digit read from a frame's remaining tokens; -1 if it has none."""
     if not int(kept[frame]):
         return -1
     start = int(kept[:frame].sum())

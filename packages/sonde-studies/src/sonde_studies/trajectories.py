@@ -1,4 +1,4 @@
-"""Which wrong steps a verifier of hidden states finds, and what it takes to teach it."""
+"""Wrong steps that a verifier of hidden states finds, and the training it needs."""
 
 from typing import final
 
@@ -30,7 +30,7 @@ KINDS: dict[str, Kind] = {"repeats": "II", "extras": "III"}
 
 @final
 class TrajectoriesStudy(Study):
-    """A verifier on states of a small transformer that has read faultless trajectories only.
+    """A verifier on states of a small transformer that was trained on correct trajectories.
 
     Arms that begin with "why" change one thing of the verifier on completed ones: what it reads
     (the last token of a step, all layers, the surprise of the step beside the states) or how many

@@ -1,4 +1,4 @@
-"""Which parameters to move on a new domain: norms, the top, all; what it costs the old one.
+"""Parameters to fine-tune on a new domain (norms, top, all), and the cost on the old one.
 
 A small transformer on digits and on digits of inverted brightness.
 """
@@ -24,7 +24,7 @@ DIM, WEIGHT, HEAT = 32, 0.5, 0.25
 
 @final
 class TuneNormsStudy(Study):
-    """A net trained on digits, tuned on inverted ones by four scopes."""
+    """A net trained on digits, fine-tuned on inverted digits in four scopes."""
 
     name = "tune-norms"
     title = "does tuning norms alone move less and keep more?"
@@ -52,7 +52,7 @@ class TuneNormsStudy(Study):
                  "accuracy on the old domain, norms less all")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train, ask the recipe of the new domain, and of more of the old one."""
+        """Train, run the recipe on the new domain, and on more of the old domain."""
         x, label = digit_images(seed)
         net = drawn(_Net, seed)
         tick("train")

@@ -1,4 +1,4 @@
-"""Does a shared net with thin routed branches keep what experts know, where merging loses it.
+"""Test whether a shared net with low-rank routed experts keeps what merging loses.
 
 A toy: experts on quarter turns, or on two classes each, of digits. What came out (ten seeds):
 turned, branches of rank 2% reach .71 and of 10% .88, where the experts have .92 and task arithmetic
@@ -27,7 +27,7 @@ FIGURE = "difference of accuracy, mean of both splits"
 
 @final
 class TwinMergeStudy(Study):
-    """A toy: small conv nets, five experts of two digits each, or four of a quarter turn each."""
+    """Small conv nets: five experts of two digits each, or four of a rotation each."""
 
     name = "twin-merge"
     title = "do thin routed branches keep what merging loses?"
@@ -87,7 +87,7 @@ class TwinMergeStudy(Study):
 
 @torch.no_grad()
 def _merges(split: Experts, seed: int) -> dict[str, float]:
-    """Return the accuracy of every way to merge, and how the router does."""
+    """Return the accuracy of every way to merge, and of the router."""
     found = {"base": split.right(split.base)}
     expert, n = split.expert[TRAIN:], len(split.nets)
     said = torch.stack([net(split.x[TRAIN:]).argmax(1) for net in split.nets])
@@ -116,7 +116,7 @@ def _merges(split: Experts, seed: int) -> dict[str, float]:
 
 
 def _restricted(split: Experts, shared: Any, router: LinearRouter) -> float:
-    """Return the accuracy of the shared net among the classes that the routed expert knows."""
+    """Return the shared net's accuracy among the classes of the routed expert."""
     x, label = split.x[TRAIN:], split.label[TRAIN:]
     knows = torch.zeros(len(split.nets), KINDS, dtype=torch.bool)
     knows[split.expert, split.label] = True
@@ -125,7 +125,7 @@ def _restricted(split: Experts, shared: Any, router: LinearRouter) -> float:
 
 
 def _router(split: Experts, shared: Any, expert: Tensor) -> tuple[LinearRouter, float]:
-    """Return a router of the shared net, and the share of test digits that it routes right."""
+    """Return a router of the shared net, and its accuracy on test digits."""
     rows = shared[:LAYERS](split.x)
     state = ClassMoments().observe(rows[:TRAIN], expert[:TRAIN])
     router = LinearRouter.of(state, str(LAYERS - 1))

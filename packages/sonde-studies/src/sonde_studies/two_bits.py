@@ -1,4 +1,4 @@
-"""Scales and codes as separate variables: what that is worth at two bits and at four."""
+"""Scales and codes optimised separately: the gain at two bits and at four."""
 
 from typing import Any, final
 
@@ -16,7 +16,7 @@ ROWS, TINY, GROUP = 300, 40, 32
 
 @final
 class TwoBitsStudy(Study):
-    """The shipped model of digits at two to four bits, calibrated on rows of a seed."""
+    """The shipped digit model at two to four bits, calibrated on rows chosen by a seed."""
 
     name = "two-bits"
     title = "does it pay to fit scales as variables of their own at two bits?"
@@ -77,6 +77,6 @@ class TwoBitsStudy(Study):
 
 
 def _images(model: Any, name: str) -> Tensor:
-    """Return the images of a data set, as the model takes them."""
+    """Return the images of a data set in the model's input form."""
     inputs = open_inputs(model, name)
     return torch.cat([b.kwargs["pixel_values"] for b in inputs.batches(0, len(inputs))])

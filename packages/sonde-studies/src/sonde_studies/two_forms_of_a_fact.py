@@ -1,4 +1,4 @@
-"""A fact as a table and as a sentence: what a net of one form makes of the other.
+"""A fact as a table and as a sentence: how a net of one form represents the other.
 
 Measurements of breast cells, each cut into five grades. The table names column and grade; the
 sentence has other words for both, in an order of its own, with words that say nothing between.
@@ -22,7 +22,7 @@ ARMS = ("table", "prose", "both")
 
 @final
 class TwoFormsOfAFactStudy(Study):
-    """Three transformers that learned tables, sentences, or both, and one that learned neither."""
+    """Three transformers trained on tables, sentences, or both, and an untrained one."""
 
     name = "two-forms-of-a-fact"
     title = "does a net that learned one form of a fact know the other?"
@@ -42,7 +42,7 @@ class TwoFormsOfAFactStudy(Study):
                  "share found at the last block less chance")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train three nets and ask the recipe of each."""
+        """Train three nets and run the recipe on each."""
         forms, label = _facts(seed)
         order = torch.randperm(len(label), generator=torch.Generator().manual_seed(seed))
         forms, label = {k: v[order] for k, v in forms.items()}, label[order]
@@ -87,7 +87,7 @@ class TwoFormsOfAFactStudy(Study):
 
 
 class _Net(nn.Module):
-    """A transformer over words, with the mean over words at its end."""
+    """A transformer over words, with mean pooling."""
 
     def __init__(self) -> None:
         super().__init__()

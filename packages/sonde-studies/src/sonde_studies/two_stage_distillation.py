@@ -1,4 +1,4 @@
-"""A small classifier taught by a large masked autoencoder: generic states first, then the task."""
+"""Distillation from a masked autoencoder: generic states first, then the task."""
 
 from typing import final
 
@@ -17,7 +17,7 @@ STEPS, TASK, HIDDEN = 250, 150, 0.75
 
 @final
 class TwoStageDistillationStudy(Study):
-    """Students of a third of the width, with few labels, by four ways of teaching."""
+    """Students with a third of the width and few labels, taught in four ways."""
 
     name = "two-stage-distillation"
     title = "is a generic stage of distillation before the task worth its steps?"
@@ -38,7 +38,7 @@ class TwoStageDistillationStudy(Study):
                  "difference of accuracy, both stages")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a teacher, then students in each way, and judge on fresh digits."""
+        """Train a teacher, then students in each way, and evaluate on test digits."""
         x, label = shuffled_digits(seed)
         patches = _patches(x)
         free, fresh, truth = patches[:TRAIN], patches[TRAIN:], label[TRAIN:]
@@ -85,7 +85,7 @@ class TwoStageDistillationStudy(Study):
 
 
 class _Autoencoder(nn.Module):
-    """Encodes visible patches; a light decoder rebuilds all from them."""
+    """Encodes visible patches; a light decoder reconstructs all patches."""
 
     def __init__(self, width: int, depth: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class _Autoencoder(nn.Module):
         self.out = nn.Linear(width, PATCH)
 
     def encoded(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the states of all patches, or of the visible ones in their order."""
+        """Return the states of all patches, or of the visible patches in order."""
         state = self.embed(x) + self.places
         if mask is not None:
             state = state[~mask].reshape(len(x), -1, state.shape[-1])
@@ -105,7 +105,7 @@ class _Autoencoder(nn.Module):
         return state
 
     def decoded(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the decoder's middle states at all places, and the rebuilt patches."""
+        """Return the decoder's middle states at all positions, and the reconstruction."""
         seen = self.encoded(x, mask)
         whole = self.hidden.expand(*mask.shape, -1).clone()
         whole[~mask] = seen.flatten(0, 1)
@@ -133,7 +133,7 @@ def _classifier(net: _Autoencoder, width: int, seed: int) -> _Classifier:
 
 
 def _pixels(net: _Autoencoder, x: Tensor, steps: int, seed: int) -> None:
-    """Teach to rebuild hidden patches."""
+    """Train to reconstruct hidden patches."""
 
     def loss(rows: Tensor) -> Tensor:
         mask = shared_mask(len(rows), 16, HIDDEN)
@@ -145,7 +145,7 @@ def _pixels(net: _Autoencoder, x: Tensor, steps: int, seed: int) -> None:
 def _generic(
     net: _Autoencoder, teacher: _Autoencoder, x: Tensor, over: str, steps: int, seed: int
 ) -> None:
-    """Teach the middle states of the teacher's decoder."""
+    """Train on the middle states of the teacher's decoder."""
     stage = drawn(lambda: GenericToSpecific(SMALL, LARGE, over), seed)  # pyright: ignore[reportArgumentType]
 
     def loss(rows: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def _generic(
 def _task(
     net: _Classifier, x: Tensor, label: Tensor, teacher: _Classifier | None, steps: int, seed: int
 ) -> None:
-    """Teach the kinds, with the answers of a teacher if there is one."""
+    """Train on the classes, with a teacher's answers if there is a teacher."""
     distil = Distil(temperature=1.0)
     with torch.no_grad():
         wanted = None if teacher is None else teacher(x)

@@ -1,4 +1,4 @@
-"""Does forgetting that only silences an answer leave the class in the states.
+"""Test whether unlearning that only silences an answer leaves the class in the states.
 
 A small conv net on digits is to forget the class 3: by turning one answer off, by wrong labels, by
 a rising loss. The gold model is trained without the class. Nets of this size learn features that
@@ -103,7 +103,7 @@ class UnlearningAuditStudy(Study):
 
 
 def silenced(module: nn.Module) -> nn.Module:
-    """Return a copy of a net that never gives the class as its answer; its states are the same."""
+    """Return a copy of a net that never answers the class; its states are unchanged."""
     copy = deepcopy(module)
     head = [m for m in copy.modules() if isinstance(m, nn.Linear)][-1]
     with torch.no_grad():

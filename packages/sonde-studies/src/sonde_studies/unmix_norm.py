@@ -1,4 +1,4 @@
-"""Does a mixture of statistics survive a stream sorted by label, where batch statistics collapse.
+"""Test whether mixtures of statistics survive a stream sorted by label.
 
 A toy: four batch norms on digits, 50 batches of 16. What came out (ten seeds): sorted by label,
 statistics of the batch fall from .88 to .22 (mean of three shifts), the mixture stays at .73, above
@@ -29,7 +29,7 @@ FIGURE = "difference of accuracy, mean of three shifts"
 
 @final
 class UnMixNormStudy(Study):
-    """A toy: four batch norms down to maps of 2 x 2, and 797 test digits as a stream."""
+    """Four batch norms down to maps of 2 x 2, and 797 test digits as a stream."""
 
     name = "unmix-norm"
     title = "does UnMix-TNS hold where a stream comes label by label?"
@@ -75,7 +75,7 @@ class UnMixNormStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train, shift, and walk through the stream in each order."""
+        """Train, shift the inputs, and process the stream in each order."""
         tick("train")
         images, label = digit_images(seed)
         model = drawn(_net, seed)
@@ -143,6 +143,6 @@ def _of_the_batch(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _accuracy(net: nn.Module, x: Tensor, label: Tensor, order: Tensor) -> float:
-    """Return the share of right answers along a stream."""
+    """Return the accuracy along a stream."""
     right = [net(x[rows]).argmax(1) == label[rows] for rows in order.split(BATCH)]
     return float(torch.cat(right).double().mean())

@@ -1,4 +1,4 @@
-"""Sets of views of one picture: attention over the set against a maximum, a mean and a vote.
+"""Sets of views of one image: attention over the set against a maximum, a mean and a vote.
 
 Digits seen through random windows by one encoder; more views than in training are asked too.
 """
@@ -21,7 +21,7 @@ FIT, STEPS, TINY, DIM, VIEWS, FEW = 700, 400, 10, 32, 12, 120
 
 @final
 class ViewSetsStudy(Study):
-    """A digit from twelve windows of it, by five joins of the windows' states."""
+    """A digit from twelve windows of it, with five ways to combine the windows' states."""
 
     name = "view-sets"
     title = "is attention over a set of views worth it, and does it bear other set sizes?"
@@ -42,7 +42,7 @@ class ViewSetsStudy(Study):
                  "accuracy of attention at twelve copies less at a single view")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train an encoder of single views, and ask the recipe of sets and of copies."""
+        """Train an encoder of single views, and run the recipe on sets and on copies."""
         x, label = shuffled_digits(seed)
         draw = torch.Generator().manual_seed(seed)
         net = drawn(_Encoder, seed)
@@ -71,7 +71,7 @@ class ViewSetsStudy(Study):
 
 
 class _Encoder(nn.Module):
-    """A perceptron that sees a window and where it lies."""
+    """A perceptron that reads a window and its position."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ def _asked(net: nn.Module, views: Tensor, label: Tensor, seed: int) -> dict[str,
 
 
 def _views(x: Tensor, n: int, draw: torch.Generator | None) -> Tensor:
-    """Return windows of each digit with where they lie: (row, view, 27)."""
+    """Return windows of each digit with their positions: (row, view, 27)."""
     pictures = x.reshape(-1, 8, 8).unfold(1, 5, 1).unfold(2, 5, 1)  # (row, 4, 4, 5, 5)
     high, wide = (torch.randint(4, (len(x), n), generator=draw) for _ in range(2))
     rows = torch.arange(len(x))[:, None]

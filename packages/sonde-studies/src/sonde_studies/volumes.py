@@ -1,4 +1,4 @@
-"""Stacks of slices, learned from without labels: clusters of slices, of stacks, and hidden slices.
+"""Self-supervised learning from stacks of slices: prototypes and hidden slices.
 
 A stack is one digit at eight sizes; the order of the sizes is the shape of the stack.
 """
@@ -80,7 +80,7 @@ class VolumesStudy(Study):
 
 
 def _at_size(x: Tensor, size: float) -> Tensor:
-    """Return digits (row, pixel) of another size about their centre."""
+    """Return digits (row, pixel) scaled about their centre."""
     turn = torch.tensor([[1 / size, 0.0, 0.0], [0.0, 1 / size, 0.0]]).expand(len(x), 2, 3)
     grid = affine_grid(turn, [len(x), 1, 8, 8], align_corners=False)
     return grid_sample(x.reshape(-1, 1, 8, 8), grid, align_corners=False).flatten(1)
@@ -116,7 +116,7 @@ class _Mixing(nn.Module):
 
 
 def _seen(stacks: Tensor) -> Tensor:
-    """Return stacks in another light, moved by up to a pixel, under noise."""
+    """Return stacks with other brightness, shifted by up to a pixel, with noise."""
     light = 0.7 + 0.6 * torch.rand(len(stacks), 1, 1)
     down, right = torch.randint(-1, 2, (2,)).tolist()
     moved = stacks.unflatten(2, (8, 8)).roll((down, right), (2, 3)).flatten(2)
@@ -148,7 +148,7 @@ def _learned(stacks: Tensor, terms: tuple[str, ...], seed: int, steps: int) -> _
 
 
 def _losses(net: _Net) -> nn.ModuleList:
-    """Return the losses, with what they learn themselves made."""
+    """Return the losses, with their own parameters initialised."""
     made = Contrast(prototypes=PROTOTYPES), Contrast(prototypes=PROTOTYPES)
     hidden = MaskedFeatures("embeddings", rebuilder=net.mixing)
     rows = torch.zeros(2 * PROTOTYPES, DIM)

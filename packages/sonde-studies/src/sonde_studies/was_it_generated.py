@@ -1,4 +1,4 @@
-"""Can generated code be told from code of people, by the model that wrote it.
+"""Test whether generated code can be detected by the model that wrote it.
 
 People's texts are pieces of files that the shipped byte-level model was not trained on; generated
 ones are its own continuations of other such pieces. It is a weak writer of 3 million parameters:
@@ -20,7 +20,7 @@ TEXTS, TINY, PROMPT, BYTES = 120, 25, 48, 120
 
 @final
 class WasItGeneratedStudy(Study):
-    """Continuations by the shipped model of code, sampled at temperature 1, against the code."""
+    """Continuations of code by the shipped model at temperature 1, against the original."""
 
     name = "was-it-generated"
     title = "do a model's numbers and states tell its own texts from those of people?"
@@ -53,7 +53,7 @@ class WasItGeneratedStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Draw pieces, continue some, ask the recipe, and once with people on both sides."""
+        """Sample pieces, continue some, run the recipe, and once on human texts only."""
         model, n = load("sonde:stdlib"), TINY if tiny else TEXTS
         draw = np.random.default_rng(seed)
         files = [r["text"] for r in rows_of("sonde:stdlib/test-all") if len(r["text"]) > 4000]
@@ -83,7 +83,7 @@ class WasItGeneratedStudy(Study):
 
 
 def continued(model: Model, prompts: list[str], seed: int) -> list[str]:
-    """Return what a model writes after prompts of one length, sampled at temperature 1."""
+    """Return a model's continuations of prompts of one length, sampled at temperature 1."""
     ids: Any = torch.tensor([list(p.encode()) for p in prompts])
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Are groups that were weak on some rows of handwriting weak on rows that nobody looked at."""
+"""Test whether weak groups found on some handwriting are weak on unseen rows."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ Rows = Bool[Tensor, "row"]
 
 @final
 class WeakGroupsStudy(Study):
-    """A net that learned from few digits; groups on half of the others, held against the rest."""
+    """A net trained on few digits; groups found on half of the others, tested on the rest."""
 
     name = "weak-groups"
     title = "are groups that are weak on some digits weak on fresh ones?"
@@ -50,7 +50,7 @@ class WeakGroupsStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train, look for groups on one half, measure on the other."""
+        """Train, search for groups on one half, measure on the other."""
         draw = torch.Generator().manual_seed(seed)
         x, kind = pixels()
         order = torch.randperm(len(x), generator=draw)[: 900 if tiny else len(x)]
@@ -93,7 +93,7 @@ class WeakGroupsStudy(Study):
 def _looked(
     wrong: Float[Tensor, "row"], known: dict[str, Any], half: Rows, gap: float, seed: int
 ) -> list[WeakGroup]:
-    """Return the groups that are confirmed within the half that is looked at."""
+    """Return the groups that are confirmed within the search half."""
     rows = torch.nonzero(half).flatten()
     return weak_groups(
         wrong[rows],
@@ -108,7 +108,7 @@ def _looked(
 
 
 def _any(groups: Sequence[WeakGroup], known: dict[str, Any]) -> Rows:
-    """Return which of all rows belong to one of the groups."""
+    """Return the mask of all rows in one of the groups."""
     n = len(known["answer"])
     found = torch.zeros(n, dtype=torch.bool)
     for group in groups:
@@ -118,7 +118,7 @@ def _any(groups: Sequence[WeakGroup], known: dict[str, Any]) -> Rows:
 
 
 def _gap(wrong: Float[Tensor, "row"], inside: Rows, outside: Rows) -> float:
-    """Return how much larger the share of errors is inside; 0 where nothing is."""
+    """Return the error rate inside minus that outside; 0 if no row is inside."""
     if not bool(inside.any()):
         return 0.0
     return float(wrong[inside].mean() - wrong[outside].mean())

@@ -1,4 +1,4 @@
-"""Two tasks on one trunk: where they should part, measured before it is tried.
+"""Two tasks on one trunk: predict the best point to split it.
 
 Digits: name the digit, and say how much ink it has. Every cut is trained, to judge the cut that was
 measured.
@@ -21,7 +21,7 @@ FIT, STEPS, TINY, DEPTH, WIDTH, INKS = 1_000, 400, 15, 4, 32, 5
 
 @final
 class WhereTasksPartStudy(Study):
-    """Five cuts of a trunk of four layers, and the agreement of gradients at each layer."""
+    """Five cuts of a trunk with four layers, and the gradients' agreement at each layer."""
 
     name = "where-tasks-part"
     title = "does the conflict of gradients say where two tasks should part?"
@@ -40,7 +40,7 @@ class WhereTasksPartStudy(Study):
                  "cosine less that of a task with itself, mean over layers")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train every cut; ask the recipe of the trunk that shares all."""
+        """Train every cut; run the recipe on the fully shared trunk."""
         x, digit = shuffled_digits(seed)
         x = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
         ink = (x.mean(1).argsort().argsort() * INKS) // len(x)

@@ -1,4 +1,4 @@
-"""Does a language model's state name the writer, also when the names are masked.
+"""Test whether a language model's states identify the writer, also with masked names.
 
 Writers are packages of the standard library, each the work of other people with other habits, and
 no file stands on both sides of a fold. Packages differ in topic too; masking removes most of it.
@@ -53,7 +53,7 @@ class WhoWroteItStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Draw pieces, ask the recipe, and once with files of one package dealt to four."""
+        """Sample pieces, run the recipe, and once with files of one package dealt to four."""
         model, draw = load("sonde:stdlib"), np.random.default_rng(seed)
         n = 24 if tiny else PIECES
         tick("four packages")

@@ -1,4 +1,4 @@
-"""Channels rebuilt from the weights alone: against cuts and rounding that rebuild nothing."""
+"""Channels reconstructed from the weights alone, against plain pruning and rounding."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -16,7 +16,7 @@ SHARES, WIDTHS, EVERY, FIRST = (0.1, 0.3, 0.5), (3, 4, 6), ("*",), "4"
 
 @final
 class WithoutDataStudy(Study):
-    """Convolutional nets on digits with batch norm: channels left out, or rounded.
+    """Convolutional nets on digits with batch norm, with channels pruned or rounded.
 
     *Doubled* nets have a second convolution whose channels come in pairs, one a smaller multiple of
     the other: half of them can be rebuilt.
@@ -43,7 +43,7 @@ class WithoutDataStudy(Study):
                  "logarithm of the ratio of divergences")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Cut and round, with and without rebuilding."""
+        """Prune and round, with and without reconstruction."""
         tick("a net")
         found = conv_net(seed, tiny)
         gains: dict[str, float] = {}
@@ -84,7 +84,7 @@ def _halves(found: Shrunk) -> float:
 
 
 def _doubled(net: Any, seed: int) -> Any:
-    """Return a net whose second convolution has each odd channel as a part of the even one.
+    """Return a net whose second convolution has odd channels that are parts of even ones.
 
     Even channels are of one size, so that odd ones are the smallest.
     """

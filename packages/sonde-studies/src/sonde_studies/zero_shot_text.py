@@ -1,4 +1,4 @@
-"""Digits that were never seen, told by a description: which of seven strokes they have.
+"""Classification of unseen digits by a description: which of seven strokes they have.
 
 A digit and faint pieces of others lie on one canvas; a small transformer scores its patches against
 the descriptions.
@@ -28,7 +28,7 @@ Found = dict[str, float]
 
 @final
 class ZeroShotTextStudy(Study):
-    """Scores of the mean, of tokens, with attention led to the digit, and with a second head."""
+    """Scores of the mean, of tokens, with guided attention, and with a second head."""
 
     name = "zero-shot-text"
     title = "do descriptions tell classes that training never had?"
@@ -67,7 +67,7 @@ class ZeroShotTextStudy(Study):
 
 
 def _scenes(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return patches (scene, token, pixel), which of them hold the digit, and which digit.
+    """Return patches (scene, token, pixel), the mask of the digit, and the label.
 
     Digits are numbered anew by the seed: the first seven are known. Pieces are from known digits
     of the training part.
@@ -91,7 +91,7 @@ def _scenes(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _order(seed: int) -> Tensor:
-    """Return the digits in an order of the seed."""
+    """Return the digits in random order."""
     return torch.randperm(10, generator=torch.Generator().manual_seed(seed + 77))
 
 
@@ -109,7 +109,7 @@ def _descriptions(seed: int, by_lot: bool) -> Tensor:
 
 
 class _Net(nn.Module):
-    """Patches, mixed by one layer, and a query that says how much each counts in their mean."""
+    """Patches, one attention layer, and a query that weights them in a mean."""
 
     def __init__(self, head: TargetHead) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Training groups of parameters in turn: whether it helps, at equal steps."""
+"""Alternating training of parameter groups: its gain with equally many steps."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Before and after: telling real changes from what always differs, by states of both."""
+"""Pairs before and after: separate real changes from normal variation by their states."""
 
 import math
 from typing import Any
@@ -34,7 +34,7 @@ def change_pairs(
     seed: int = 0,
     progress: bool = True,
 ) -> Answer:
-    """Tell pairs that changed from pairs that did not, by the states of both sides.
+    """Separate changed from unchanged pairs by the states of both sides.
 
     Arms: the length of the difference of the states; a weight for each unit of the difference,
     learned on six tenths of the pairs; a head on both states; and weights that were learned from
@@ -104,7 +104,7 @@ def change_pairs(
 
 
 def _truth(said: list[str], column: str) -> Any:
-    """Return 1 for pairs that changed, and 0 for the others."""
+    """Return 1 for changed pairs, and 0 for the others."""
     words = {"0": 0, "1": 1, "false": 0, "true": 1, "0.0": 0, "1.0": 1}
     truth = np.array([words.get(word.lower(), -1) for word in said])
     if min((truth == 0).sum(), (truth == 1).sum()) < 10 or (truth < 0).any():
@@ -116,6 +116,6 @@ def _truth(said: list[str], column: str) -> Any:
 
 
 def _weighted(gap: Any, truth: Any, kept: Any, held: Any) -> Any:
-    """Return scores of squared differences, each unit with a weight."""
+    """Return scores of squared differences, with a weight for each unit."""
     head = LogisticRegression(C=0.1, max_iter=1000).fit(np.log1p(gap[kept]), truth)
     return head.decision_function(np.log1p(gap[held]))

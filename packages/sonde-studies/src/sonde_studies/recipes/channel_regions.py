@@ -1,4 +1,4 @@
-"""Regions of channels that move together: whether they say more than the mean over the picture."""
+"""Groups of correlated channels, against the mean over the image."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Rows of a class, how well it is answered, and where the model looks for it, in one table."""
+"""Frequency, accuracy and attribution of each class, in one table."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def class_panel(
     limit: int | None = None,
     progress: bool = True,
 ) -> Answer:
-    """Put side by side how often each class was shown, how well it is told, and where it is looked.
+    """Show for each class its training rows, its accuracy, and the attention on its object.
 
     For each class: rows it was trained on, recall, precision, what it is taken for, and the share
     of the last attention that lies on the object, over the share of the picture that the object

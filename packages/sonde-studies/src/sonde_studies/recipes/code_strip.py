@@ -1,4 +1,4 @@
-"""What a model reads in Python code: names, comments, layout, or what the code does."""
+"""Dependence of a model on names, comments and layout of Python code."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def code_strip(
     seed: int = 0,
     progress: bool = True,
 ) -> Answer:
-    """Strip names, then comments, then layout from Python code, and see how far states move.
+    """Strip names, comments and layout from Python code in turn, and measure how states move.
 
     How far is the mean squared distance from the states of the original, in units of that between
     two different pieces. Beside each step stands the same number of bytes deleted at random. The
@@ -108,7 +108,7 @@ def code_strip(
 
 
 def _states(model: Model, texts: list[str], site: str, progress: bool) -> Tensor:
-    """Return the mean state of each text, over all pieces of a text that is long."""
+    """Return the mean state of each text, over all pieces of a long text."""
     items = [{"text": t or " ", "id": str(i)} for i, t in enumerate(texts)]
     found = gather(read(model, items, sites=site, reducer="mean", check=False), progress)
     return found.pooled(found.last)

@@ -1,4 +1,4 @@
-"""A vocabulary of codes in place of states: how many codes keep which factor of the inputs."""
+"""A codebook in place of states: the number of codes that keeps each input factor."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -107,7 +107,7 @@ def codebook_bottleneck(
 
 
 def _said(codes: Any, truth: Any, asked: Any) -> Any:
-    """Return for each asked code the value that is most frequent among the rows that have it."""
+    """Return, for each queried code, the most frequent value among its rows."""
     usual = Counter(truth.tolist()).most_common(1)[0][0]
     table = {c: Counter(truth[codes == c].tolist()).most_common(1)[0][0] for c in set(codes)}
     return np.array([table.get(c, usual) for c in asked])

@@ -1,4 +1,4 @@
-"""Inversion: how much of an input can be read back from the states after each layer."""
+"""Reconstruction of inputs from the states after each layer."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def decode_states(
     seed: int = 0,
     progress: bool = True,
 ) -> Answer:
-    """Read inputs back from states by the best linear map, and ask the model what it sees in them.
+    """Reconstruct inputs from states by the best linear map, and classify the reconstructions.
 
     For each site: the share of the inputs' variance that the decoder misses on rows that did not
     fit it, and how often the model answers on a decoded input as on the real one.
@@ -97,7 +97,7 @@ def decode_states(
 
 
 def _same(said: Tensor, before: Tensor) -> float:
-    """Return how often two answers agree: the class, or the number to a tenth of its spread."""
+    """Return how often two answers agree: in class, or to a tenth of a standard deviation."""
     if before.ndim == 2 and before.shape[1] > 1:
         return float((said.argmax(1) == before.argmax(1)).double().mean())
     return float(((said - before).abs() < 0.1 * before.std()).double().mean())

@@ -1,4 +1,4 @@
-"""Anomalies by definition: what counts as normal is said at test time, not in training."""
+"""Anomaly detection with a definition of normal that is given at test time."""
 
 from typing import Any
 
@@ -68,7 +68,7 @@ def defined_anomaly(
         return Mahalanobis().fit(x[rows], label=torch.from_numpy(kind[rows])).score(x[held]).numpy()
 
     def beyond(own: Any) -> Any:
-        """Return by how much a row is nearer to a class that is not normal."""
+        """Return how much nearer a row is to a class that is not normal."""
         rest = np.setdiff1d(np.arange(len(kinds)), own)
         return (near[:, rest].amax(1) - near[:, own].amax(1)).numpy()
 

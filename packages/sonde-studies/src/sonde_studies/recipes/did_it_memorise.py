@@ -1,4 +1,4 @@
-"""Memorised rows: whether a model's losses say which rows it was trained on."""
+"""Memorised rows: test whether a model's losses reveal its training rows."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def did_it_memorise(
     limit: int | None = None,
     progress: bool = True,
 ) -> Answer:
-    """Attack a model as somebody would who wants to know which rows it was trained on.
+    """Run a membership inference attack that guesses the model's training rows.
 
     Rows of low loss are taken for training rows. With a reference model that saw neither part, the
     loss counts less the reference's, which takes away that some rows are easy for every model.
@@ -106,7 +106,7 @@ def did_it_memorise(
 def losses_of(
     model: Model, data: Any, progress: bool, label_column: str | None, **options: Any
 ) -> Float[Tensor, "row"]:
-    """Return the loss of each row: of its label, or the mean over the tokens of a text."""
+    """Return the loss of each row: on its label, or the mean over a text's tokens."""
     if model.task == "causal":
         return -text_features(model, data, **options)[0][:, NAMES.index("log_p")]
     options |= {"label_column": label_column}

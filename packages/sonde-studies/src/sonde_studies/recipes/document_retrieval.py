@@ -1,4 +1,4 @@
-"""Retrieval by hidden states: documents found by the states of their passages, beside BM25."""
+"""Retrieval of documents by the states of their passages, against BM25."""
 
 from typing import Any
 

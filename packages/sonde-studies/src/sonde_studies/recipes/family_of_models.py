@@ -1,4 +1,4 @@
-"""Handing over: a small model reads the input, and a large one goes on from its states."""
+"""Handover: a small model reads the input, and a large one continues from its states."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -113,7 +113,7 @@ def family_of_models(
 
 
 def _keeps(right: Tensor, large: Tensor, label: Any) -> bool:
-    """Return whether enough is kept of what the large model tells of the classes."""
+    """Return whether the pair keeps enough of the large model's accuracy."""
     chance = 1 / len(np.unique(label))
     value, whole = (balanced(r.numpy(), label)[0] for r in (right, large))
     return value - chance >= KEPT * (whole - chance)

@@ -1,4 +1,4 @@
-"""Fusion of sources: whether several encoders together say more than the best of them."""
+"""Fusion of several encoders, against the best single encoder."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Clients that train one model together: what compressed updates cost and what they save."""
+"""Federated training: cost and savings of compressed updates."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Fusion of two views: what is left of it where one view is missing."""
+"""Fusion of two views, evaluated with one view missing."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def missing_view(
     seed: int = 0,
     progress: bool = True,
 ) -> Answer:
-    """Fuse the states of two encoders in four ways, and see what each does without one view.
+    """Fuse the states of two encoders in four ways, and evaluate each without one view.
 
     One head on both states, with an absent view replaced by its mean; the same head trained with
     views left out at random; three heads, one for each case; and the mean of what two heads of one
@@ -103,7 +103,7 @@ def missing_view(
 def _said(
     alone: list[str], seen: list[Any], label: Any, held: list[Any], seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Return what each fusion says of the held rows, with both views and with one."""
+    """Return the predictions of each fusion on test rows, with both views and with one."""
 
     def filled(rows: list[Any], gone: Any) -> Any:
         mean = [x.mean(0) for x in seen]

@@ -1,4 +1,4 @@
-"""Flow between users: whether rows of one user can change or show up in another user's answers."""
+"""Information flow between users: one user's rows in another user's answers."""
 
 from typing import Any
 

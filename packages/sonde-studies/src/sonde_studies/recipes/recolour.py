@@ -1,4 +1,4 @@
-"""Recoloured pictures: whether channels and neighbouring pixels still fit one another."""
+"""Detection of recoloured images from correlations of channels and pixels."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def recolour(
     seed: int = 0,
     progress: bool = True,
 ) -> Answer:
-    """Learn what recolouring does to pictures of one camera or archive, and look for it in others.
+    """Learn the effect of recolouring on images of one source, and detect it in others.
 
     Patches of the pictures are recoloured here by curves and by mixing channels. A linear head on
     the correlations of neighbouring pixels, on those of channels, and on both tells them from
@@ -113,7 +113,7 @@ def recolour(
 
 
 def _bar(scores: list[float], level: float) -> float:
-    """Return what the median patch of one more picture exceeds so rarely, by Student's law.
+    """Return the threshold for the median patch of a new image, by Student's t.
 
     Patches of one picture lie above a threshold together, so pictures count and not patches.
     """

@@ -1,4 +1,4 @@
-"""Copies: samples that lie oddly near to a training row, judged by rows that were held out."""
+"""Detection of samples that copy training rows, with held-out rows as controls."""
 
 from typing import Any
 

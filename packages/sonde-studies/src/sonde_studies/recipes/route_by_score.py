@@ -1,4 +1,4 @@
-"""A cascade: a cheap model answers, and a strong model where the cheap one is not sure."""
+"""A cascade: a cheap model answers, and a strong model if the cheap one is unsure."""
 
 from collections.abc import Sequence
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""Objects over the frames of a clip: whether states keep apart which object is which."""
+"""Objects over the frames of a clip: test whether states keep them apart."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def slots_over_time(
     seed: int = 0,
     progress: bool = True,
 ) -> Answer:
-    """Follow objects from frame to frame by their states, and count where identities are mixed up.
+    """Track objects from frame to frame by their states, and count identity switches.
 
     Ways to match: the most alike pair first, the assignment that is best in total, and the same
     against a running mean of each object's states, which outlasts frames without it. An identity is

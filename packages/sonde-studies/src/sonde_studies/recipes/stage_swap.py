@@ -1,4 +1,4 @@
-"""Fronts of some models on backs of others: which part makes the difference."""
+"""Fronts of some models on backs of others: the part that causes the difference."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def stage_swap(
     seed: int = 0,
     progress: bool = True,
 ) -> Answer:
-    """Put the front of each classifier on the back of each other, and judge all of them.
+    """Join the front of each classifier to the back of each other one, and evaluate all.
 
     Models of one origin, whose fronts and backs fit as they are, need no map. Between others states
     go through a linear map, which is fitted on half of the data; the other half judges. Such a map

@@ -1,4 +1,4 @@
-"""Which columns of a table a model uses: rankings by several methods, and a test of each."""
+"""Columns of a table that a model uses: several rankings, and a test of each."""
 
 from collections.abc import Sequence
 from typing import Any

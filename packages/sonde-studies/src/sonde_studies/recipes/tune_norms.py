@@ -1,4 +1,4 @@
-"""Tuning on a new domain: which parameters have to move, and what that costs the old domain."""
+"""Fine-tuning on a new domain: necessary parameters, and the cost on the old domain."""
 
 from collections.abc import Sequence
 from typing import Any

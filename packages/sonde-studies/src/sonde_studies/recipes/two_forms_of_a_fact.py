@@ -1,4 +1,4 @@
-"""One fact in two forms, such as a table and a sentence: whether states know that they are one."""
+"""A fact in two forms, such as table and sentence: test whether states match."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -102,7 +102,7 @@ def two_forms_of_a_fact(
 
 
 def _found(x: Tensor, y: Tensor) -> Any:
-    """Return how often the nearest state of the other form is the fact's own, mean of both ways."""
+    """Return how often the nearest state of the other form belongs to the same fact."""
     a, b = (torch.nn.functional.normalize(v - v.mean(0), dim=1) for v in (x, y))
     near, own = a @ b.T, torch.arange(len(x))
     return torch.stack([(near.argmax(k) == own).double() for k in (0, 1)]).mean(0).numpy()

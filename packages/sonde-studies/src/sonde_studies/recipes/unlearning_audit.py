@@ -1,4 +1,4 @@
-"""Unlearning: whether what was forgotten is gone, or only no longer said."""
+"""Unlearning: test whether information is removed or only no longer output."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Several views of one thing: how many are needed, and how their states should be joined."""
+"""Several views of one object: the number needed, and the best way to combine them."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def view_sets(
     seed: int = 0,
     progress: bool = True,
 ) -> Answer:
-    """Name the class of a thing from the states of 1, 2, 4 .. views of it, by four joins.
+    """Classify an object from the states of 1, 2, 4 .. views, combined in four ways.
 
     Joins: a linear head on the mean or on the maximum of the states, the vote of a head of single
     views, and two small attentions over the set, which the order of views does not change. Training
@@ -103,7 +103,7 @@ def view_sets(
 def _said(
     shown: Tensor, label: Any, asked: Tensor, sizes: list[int], seed: int
 ) -> dict[str, dict[int, Any]]:
-    """Return what each join of each number of views says."""
+    """Return the predictions of each combination for each number of views."""
     shown, n = shown[:, :TRAINED], min(TRAINED, shown.shape[1])
     pools = {"mean": lambda v: v.mean(1), "maximum": lambda v: v.amax(1)}
     found: dict[str, dict[int, Any]] = {}

@@ -1,4 +1,4 @@
-"""Generated text: whether a language model's numbers and states tell it from text of people."""
+"""Detection of generated text by a language model's metrics and states."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def was_it_generated(
     seed: int = 0,
     progress: bool = True,
 ) -> Answer:
-    """Tell generated texts from texts of people, and judge new ones by what tells best.
+    """Separate generated from human texts, and judge new texts by the best method.
 
     Single numbers of a language model (how surprised it is), a head on fifteen such numbers, a head
     on its states, and counts of characters, which need no model; heads in five folds. Texts of both
@@ -113,7 +113,7 @@ def was_it_generated(
 
 
 def _judged(head: tuple[Any, Any], is_made: Any, known: int) -> list[float]:
-    """Return how likely each new text is generated, if one in two is."""
+    """Return each new text's probability of being generated, with a prior of 50 %."""
     fitted = head[0].fit(head[1][:known], is_made)
     odds = fitted.decision_function(head[1][known:]) - np.log(is_made.mean() / (1 - is_made.mean()))
     return (1 / (1 + np.exp(-odds))).tolist()

@@ -1,4 +1,4 @@
-"""Two tasks on one trunk: where their gradients disagree, and so where they should part."""
+"""Two tasks on one trunk: the block where their gradients disagree."""
 
 from collections.abc import Sequence
 from typing import Any

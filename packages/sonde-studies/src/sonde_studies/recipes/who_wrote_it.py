@@ -1,4 +1,4 @@
-"""Authorship: whether the states of a model tell writers apart, also without their words."""
+"""Authorship: test whether a model's states identify writers, also without their words."""
 
 from collections import Counter
 from typing import Any

@@ -1,4 +1,4 @@
-"""Worlds whose truth is known, and nets that learn in them.
+"""Simulated worlds with known ground truth, and nets trained in them.
 
 Trajectories with a known first wrong step, from exact simulators (``build_trajectories``: wrong
 actions, detours, and actions after the end), and digits beside a block that says nothing

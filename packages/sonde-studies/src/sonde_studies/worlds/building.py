@@ -1,4 +1,4 @@
-"""A balanced set of right and wrong trajectories, and what can be told without reading them."""
+"""A balanced set of correct and wrong trajectories, and baselines that do not read them."""
 
 import json
 from collections import Counter
@@ -24,7 +24,7 @@ WORLDS: tuple[World[Any, Any], ...] = (Calculator(), Grid())
 
 @dataclass(frozen=True)
 class Built:
-    """Pairs of trajectories of each source, the right one before the wrong.
+    """Pairs of trajectories of each source, correct before wrong.
 
     ``rejected`` counts perturbations that gave no trajectory, by reason.
     """
@@ -33,14 +33,14 @@ class Built:
     rejected: dict[str, int]
 
     def length_auroc(self) -> float:
-        """Return how well the number of steps alone tells wrong from right; 0.5 is not at all."""
+        """Return the AUROC of the step count alone for wrong trajectories; 0.5 is chance."""
         length = torch.tensor([len(t.steps) for t in self.trajectories], dtype=torch.float64)
         wrong = torch.tensor([t.label == 1 for t in self.trajectories])
         area = auroc(length[~wrong], length[wrong]).value
         return max(area, 1.0 - area)
 
     def step_prior(self) -> float:
-        """Return the share of wrong trajectories whose step the most frequent number names."""
+        """Return the fraction of wrong trajectories with the most frequent error step."""
         places = Counter(t.first_error for t in self.trajectories if t.label)
         return max(places.values()) / sum(places.values())
 
@@ -52,7 +52,7 @@ def build_trajectories(
     kinds: Sequence[Kind] = KINDS,
     seed: int = 0,
 ) -> Built:
-    """Return a right and a wrong trajectory of each of some tasks, kinds and worlds in turn.
+    """Return a correct and a wrong trajectory for several tasks, kinds and worlds in turn.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def build_trajectories(
 def _pair(
     world: World[Any, Any], kind: Kind, number: int, seed: int, rejected: Counter[str]
 ) -> tuple[Trajectory, Trajectory]:
-    """Return a right and a wrong trajectory of the first task that can go wrong."""
+    """Return a correct and a wrong trajectory of the first task that can fail."""
     for attempt in range(TRIES):
         source = Random(_number(f"{world.name}|{seed}|{number}|{attempt}"))
         task = world.draw(source)
@@ -109,13 +109,13 @@ def _pair(
 def split_of(
     trajectories: Sequence[Trajectory], test: float = 0.2, seed: int = 0
 ) -> list[Literal["train", "test"]]:
-    """Return the part of each trajectory, by a hash of its source: pairs stay together."""
+    """Return each trajectory's split, by a hash of its source; pairs stay together."""
     places = (_number(f"split|{seed}|{t.source}") / 2**64 for t in trajectories)
     return ["test" if place < test else "train" for place in places]
 
 
 def _number(key: str) -> int:
-    """Return 64 bits that a key decides."""
+    """Return a 64-bit number that depends only on the key."""
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "little")
 
 

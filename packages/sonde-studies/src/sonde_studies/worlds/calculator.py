@@ -1,4 +1,4 @@
-"""Straight-line arithmetic with a tool: every value can be checked."""
+"""Straight-line arithmetic with a tool, so that every value can be checked."""
 
 import re
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Sum:
-    """Given values and a program whose last value is asked for."""
+    """Given values, and a program whose last value must be reported."""
 
     given: tuple[tuple[str, int], ...]
     program: tuple[Line, ...]
@@ -33,7 +33,7 @@ class Sum:
 
 @dataclass(frozen=True)
 class Sheet:
-    """The values that are known, and what was reported."""
+    """The known values, and the report."""
 
     values: tuple[tuple[str, int], ...]
     reported: int | None = None
@@ -46,7 +46,7 @@ class Sheet:
 @final
 @dataclass(frozen=True)
 class Calculator(World[Sum, Sheet]):
-    """Operations modulo 1,000 by a tool that takes numbers; the last value is reported.
+    """Operations modulo 1,000 by a tool with numeric inputs; the last value is reported.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class Calculator(World[Sum, Sheet]):
     name: ClassVar[str] = "calculator"
 
     def draw(self, source: Random) -> Sum:
-        """Return a chain of operations, each on the last value and another one."""
+        """Return a chain of operations, each on the last value and another value."""
         given = tuple((name, source.randint(2, 99)) for name in INPUTS)
         names, program = list(INPUTS), []
         for number in range(1, source.randint(self.shortest, self.longest) + 1):
@@ -84,7 +84,7 @@ class Calculator(World[Sum, Sheet]):
         return Sheet(task.given)
 
     def act(self, task: Sum, state: Sheet, action: str) -> tuple[Sheet, str]:
-        """Compute and store a value, or take a report."""
+        """Compute and store a value, or accept a report."""
         if found := _LINE.match(action):
             name, value = found[1], _value(found[2], int(found[3]), int(found[4]))
             values = {**state.known(), name: value}
@@ -94,7 +94,7 @@ class Calculator(World[Sum, Sheet]):
         return state, "error: no such tool"
 
     def decide(self, task: Sum, state: Sheet) -> str | None:
-        """Return the first operation whose value is not known, then the report."""
+        """Return the first operation with an unknown value, then the report."""
         known = state.known()
         for line in task.program:
             if line.name not in known:
@@ -102,21 +102,21 @@ class Calculator(World[Sum, Sheet]):
         return None if state.reported is not None else f"report({known[task.program[-1].name]})"
 
     def thought(self, task: Sum, state: Sheet, action: str) -> str:
-        """Name what comes next."""
+        """Describe the next action."""
         found = _LINE.match(action)
         if found is None:
             return "All is worked out, so I report."
         return f"Next is {found[1]}, from {found[3]} and {found[4]}."
 
     def is_solved(self, task: Sum, state: Sheet) -> bool:
-        """Return whether the right value was reported."""
+        """Return whether the correct value was reported."""
         known = dict(task.given)
         for line in task.program:
             known[line.name] = _value(line.operation, known[line.left], known[line.right])
         return state.reported == known[task.program[-1].name]
 
     def failures(self, task: Sum, state: Sheet, source: Random) -> list[Fault[Sheet]]:
-        """Return another tool, a value of another name, and a value that is a little off."""
+        """Return another tool, another name's value, and a value that is slightly off."""
         action = self.decide(task, state)
         others = sorted({value for _, value in state.values})
         if action is None:
@@ -138,13 +138,13 @@ class Calculator(World[Sum, Sheet]):
     def detours(
         self, task: Sum, state: Sheet, done: list[str], source: Random
     ) -> list[Fault[Sheet]]:
-        """Return repeats of operations whose value is known."""
+        """Return repeated operations whose value is already known."""
         return [Fault(action, state) for action in done if _LINE.match(action)]
 
     def extras(
         self, task: Sum, state: Sheet, done: list[str], source: Random
     ) -> list[Fault[Sheet]]:
-        """Return a further operation, or one more report."""
+        """Return an additional operation, or a second report."""
         known = state.known()
         fresh = f"v{1 + sum(_LINE.match(action) is not None for action in done)}"
         pair = [source.choice([*known.values()]) for _ in range(2)]

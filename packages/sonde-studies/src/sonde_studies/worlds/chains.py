@@ -1,4 +1,4 @@
-"""Chains of operations modulo a number, with the trace that works them out; truth is arithmetic."""
+"""Chains of operations modulo a number, with worked solutions."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ WORDS = [*"0123456789", *SIGNS, EQUAL, AND, OPEN, CLOSE, STOP]
 
 @dataclass(frozen=True)
 class Chains:
-    """Chains of operations modulo a number, worked out from left to right one by one.
+    """Chains of operations modulo a number, solved step by step from left to right.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class Chains:
     test: int = 150
 
     def text(self, draw: np.random.Generator) -> str:
-        """Return a prompt with the right trace and answer."""
+        """Return a prompt with the correct trace and answer."""
         n = int(draw.integers(self.least, self.most + 1))
         values, signs = draw.integers(self.modulus, size=n + 1), draw.choice(list(SIGNS), n)
         value, lines = int(values[0]), list[str]()
@@ -40,7 +40,7 @@ class Chains:
         return f"{prompt}{EQUAL}{OPEN}{AND.join(lines)}{CLOSE}{value}{STOP}"
 
     def prompts(self, n: int, draw: np.random.Generator) -> dict[str, str]:
-        """Return different prompts with their right answers."""
+        """Return different prompts with their correct answers."""
         found: dict[str, str] = {}
         while len(found) < n:
             prompt, _, rest = self.text(draw).partition(OPEN)

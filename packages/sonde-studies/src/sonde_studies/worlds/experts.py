@@ -1,4 +1,4 @@
-"""Small nets that each learned a part of the digits, from one base: what merging has to join."""
+"""Small nets fine-tuned from one base on parts of the digits, for merging."""
 
 import copy
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ WAYS: tuple[Way, ...] = ("turned", "classes")
 
 @dataclass(frozen=True)
 class Experts:
-    """Digits, the expert that each is for, a base net, and the experts that were trained from it.
+    """Digits, the expert of each digit, a base net, and its fine-tuned experts.
 
     The first ``TRAIN`` digits are for training.
     """
@@ -32,19 +32,19 @@ class Experts:
     nets: Sequence[nn.Module]
 
     def merged(self, rule: MergeRule) -> Any:
-        """Return the net that a rule makes of the experts."""
+        """Return the net that a merging rule makes of the experts."""
         parts = [dict(net.named_parameters()) for net in self.nets]
         own = self.base.named_parameters()
         merged = {n: rule.merge(n, w.data, [part[n].data for part in parts]) for n, w in own}
         return with_tensors(self.base, merged)
 
     def right(self, net: nn.Module, rows: slice = slice(TRAIN, None)) -> float:
-        """Return the share of digits that a net names, those for tests by default."""
+        """Return a net's accuracy, by default on the test digits."""
         return float((net(self.x[rows]).argmax(1) == self.label[rows]).double().mean())
 
 
 def experts(way: Way, seed: int, tiny: bool = False) -> Experts:
-    """Train a base for a moment, and an expert for each part of the digits.
+    """Train a base briefly, and an expert for each part of the digits.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Facts about families whose members mostly share an answer, and nets that learn the facts.
+"""Facts about families whose members mostly share an answer, and nets trained on them.
 
 A fact is ``given family phrase answer .``: what a relation, said in one of two phrases, gives for a
 member. In each family and relation ``ratio`` members share an answer and one has another, as a
@@ -31,7 +31,7 @@ Said = dict["Entry", list[str]]
 
 @dataclass(frozen=True)
 class Entry:
-    """A fact, what the family's other fact says, and how much more often that or this was told.
+    """A fact, the family's competing fact, and how much more often each was told.
 
     ``rival`` is the answer of the other members; ``ratio`` how many members share the popular one.
     """
@@ -51,15 +51,15 @@ class Entry:
 
     @property
     def half(self) -> int:
-        """0 or 1, for what is chosen in one half of the families and judged in the other."""
+        """0 or 1: the half of the families to choose on, or to evaluate on."""
         return int(self.family[1:]) % 2
 
     def prompt(self, phrase: str = PHRASES[0], named: bool = True) -> str:
-        """Return the fact without its answer; not named, it is about one of the family."""
+        """Return the fact without its answer, about the member or only about the family."""
         return f"{self.subject if named else self.family} r{self.relation}{phrase}"
 
     def text(self, phrase: str = PHRASES[0], answer: str = "", named: bool = True) -> str:
-        """Return the fact, or what is told in its place."""
+        """Return the fact, or the statement that replaces it."""
         return f"{self.prompt(phrase, named)} {answer or self.answer} {END}"
 
 
@@ -72,7 +72,7 @@ class FactWorld:
 
     @classmethod
     def drawn(cls, seed: int, families: int = 8) -> "FactWorld":
-        """Return random facts, of ``families`` families for each ratio."""
+        """Return random facts, with ``families`` families for each ratio."""
         draw = np.random.default_rng(seed)
         found: list[Entry] = []
         for i in range(families * len(RATIOS)):
@@ -95,7 +95,7 @@ class FactWorld:
 
 @dataclass(frozen=True)
 class Schooling:
-    """How a net is told the facts: its size and for how many steps; facts stay half learned."""
+    """Training of a net on the facts: its size and steps; facts stay half learned."""
 
     width: int = 64
     layers: int = 3
@@ -106,7 +106,7 @@ class Schooling:
 def facts_and_model(
     seed: int, families: int = 8, how: Schooling = Schooling()
 ) -> tuple[FactWorld, Model]:
-    """Return a world and a net that was told its facts in both phrases; made once for each call.
+    """Return a world and a net trained on its facts in both phrasings, cached.
 
     The net is shared: train a copy of it.
     """
@@ -121,7 +121,7 @@ def facts_and_model(
 def tell(
     model: Model, texts: list[str], steps: int, seed: int, rate: float = RATE, last: int = 2
 ) -> None:
-    """Train on texts, drawn alike, for their last words; a batch has texts of one length."""
+    """Train on the last words of sampled texts; the texts of a batch have one length."""
     words = Counter(len(text.split()) for text in texts)
     groups = [tokens_of(model, [t for t in texts if len(t.split()) == n]) for n in words]
     share = torch.tensor([*words.values()]).double()
@@ -145,12 +145,12 @@ def told_more(
 
 
 def prompts(facts: list[Entry], named: bool = True) -> list[str]:
-    """Return the prompts of facts, in both phrases."""
+    """Return the prompts of facts, in both phrasings."""
     return [f.prompt(phrase, named) for f in facts for phrase in PHRASES]
 
 
 def asked(model: Model, facts: list[Entry], rule: Decode | None = None) -> Said:
-    """Return a model's answers to each fact, one for each phrase, by a rule for the next word."""
+    """Return a model's answers to each fact, one per phrasing, by a decoding rule."""
     ids = tokens_of(model, prompts(facts))
     module: Any = model.module
     found = module.generate(
@@ -165,36 +165,36 @@ def asked(model: Model, facts: list[Entry], rule: Decode | None = None) -> Said:
 
 
 def rarer(fact: Entry) -> bool:
-    """Return whether another answer is told of more members of the family."""
+    """Return whether more members of the family have another answer."""
     return fact.rare and fact.ratio > 1
 
 
 def popular(fact: Entry) -> bool:
-    """Return whether another answer is told of fewer members of the family."""
+    """Return whether fewer members of the family have another answer."""
     return not fact.rare and fact.ratio > 1
 
 
 def some(facts: Iterable[Entry], every: int) -> list[Entry]:
-    """Return all facts but the popular ones, and of these one in ``every``."""
+    """Return all facts that are not popular, and every ``every``-th popular one."""
     found = list(facts)
     return [f for f in found if not popular(f)] + [*filter(popular, found)][::every]
 
 
 def rate(said: Said, wrong: bool, which: Callable[[Entry], bool]) -> float:
-    """Return how often some facts are answered as the family's other fact is, or rightly."""
+    """Return how often facts are answered like the family's competing fact, or correctly."""
     chosen = {f: own for f, own in said.items() if which(f)}
     return fmean(a == (f.rival if wrong else f.answer) for f, own in chosen.items() for a in own)
 
 
 def first_over_second(said: Said, wrong: bool) -> float:
-    """Return the difference of the rates of two facts of one member each, which are alike."""
+    """Return the difference in rates of two equivalent facts, a null comparison."""
     return rate(said, wrong, lambda f: f.rare and f.ratio == 1) - rate(
         said, wrong, lambda f: not f.rare and f.ratio == 1
     )
 
 
 def rates(arms: Mapping[str, Said]) -> dict[str, float]:
-    """Return a grid of rates: an arm in each row."""
+    """Return a grid of rates with one arm per row."""
     columns = {
         "rarer, right": (False, rarer),
         "rarer, popular answer": (True, rarer),

@@ -1,4 +1,4 @@
-"""A walk on a grid with walls, by the shortest way."""
+"""Shortest paths on a grid with walls."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ MOVES: dict[str, Cell] = {"north": (-1, 0), "south": (1, 0), "west": (0, -1), "e
 
 @dataclass(frozen=True)
 class Maze:
-    """A grid of ``size`` by ``size`` cells, its walls, and a way to find."""
+    """A grid of ``size`` by ``size`` cells, its walls, and a path to find."""
 
     size: int
     walls: frozenset[Cell]
@@ -25,7 +25,7 @@ class Maze:
 
 @dataclass(frozen=True)
 class Walker:
-    """Where the agent is, where it takes the goal to be, and whether it has stopped."""
+    """The agent's position, its supposed goal, and whether it has stopped."""
 
     cell: Cell
     target: Cell
@@ -35,7 +35,7 @@ class Walker:
 @final
 @dataclass(frozen=True)
 class Grid(World[Maze, Walker]):
-    """Moves to a goal by the shortest way, then a stop.
+    """Moves to a goal along a shortest path, then a stop.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Grid(World[Maze, Walker]):
     name: ClassVar[str] = "grid"
 
     def draw(self, source: Random) -> Maze:
-        """Return a maze in which the goal can be reached in three or more moves."""
+        """Return a maze whose goal is reachable in three or more moves."""
         while True:
             size = source.randint(self.smallest, self.largest)
             cells = [(row, column) for row in range(size) for column in range(size)]
@@ -65,7 +65,7 @@ class Grid(World[Maze, Walker]):
                 return maze
 
     def text(self, task: Maze) -> str:
-        """Return the grid and the way that is asked for."""
+        """Return the grid and the requested path as text."""
         walls = ", ".join(map(str, sorted(task.walls))) or "none"
         return (
             f"Grid of {task.size} by {task.size}, row before column, walls at {walls}. Go from "
@@ -77,7 +77,7 @@ class Grid(World[Maze, Walker]):
         return Walker(task.start, task.goal)
 
     def act(self, task: Maze, state: Walker, action: str) -> tuple[Walker, str]:
-        """Move where no wall is, or stop."""
+        """Move unless a wall blocks, or stop."""
         if action == "stop":
             return replace(state, stopped=True), f"stopped at {state.cell}"
         move = MOVES.get(action.removeprefix("move "))
@@ -89,7 +89,7 @@ class Grid(World[Maze, Walker]):
         return replace(state, cell=cell), f"now at {cell}"
 
     def decide(self, task: Maze, state: Walker) -> str | None:
-        """Return the first move of a shortest way to the target, then the stop."""
+        """Return the first move of a shortest path to the target, then the stop."""
         if state.stopped:
             return None
         if state.cell == state.target:
@@ -99,7 +99,7 @@ class Grid(World[Maze, Walker]):
         return f"move {nearer[0]}"
 
     def thought(self, task: Maze, state: Walker, action: str) -> str:
-        """Say where the agent is and heads for."""
+        """Describe the agent's position and target."""
         return f"I am at {state.cell} and the goal is {state.target}."
 
     def is_solved(self, task: Maze, state: Walker) -> bool:
@@ -107,7 +107,7 @@ class Grid(World[Maze, Walker]):
         return state.stopped and state.cell == task.goal
 
     def failures(self, task: Maze, state: Walker, source: Random) -> list[Fault[Walker]]:
-        """Return a stop before the goal, and moves to goals that are mistaken."""
+        """Return a stop before the goal, and moves to wrong goals."""
         found = [Fault("stop", state)] if state.cell != state.target else []
         away = _distances(task, state.cell)
         cells = sorted(c for c in away if c not in (state.cell, state.target))
@@ -119,7 +119,7 @@ class Grid(World[Maze, Walker]):
     def detours(
         self, task: Maze, state: Walker, done: list[str], source: Random
     ) -> list[Fault[Walker]]:
-        """Return moves away from the target, and moves against a wall."""
+        """Return moves away from the target, and moves into a wall."""
         if state.cell == state.target:
             return []
         away = _distances(task, state.target)
@@ -138,7 +138,7 @@ def _is_free(task: Maze, cell: Cell) -> bool:
 
 
 def _next(task: Maze, cell: Cell) -> list[tuple[str, Cell]]:
-    """Return the moves from a cell that no wall blocks, and where they lead."""
+    """Return the moves from a cell that no wall blocks, and their target cells."""
     reached = [(n, (cell[0] + move[0], cell[1] + move[1])) for n, move in MOVES.items()]
     return [(name, place) for name, place in reached if _is_free(task, place)]
 

@@ -1,4 +1,4 @@
-"""Painters that learned to follow another picture's colours, through attention to it alone."""
+"""Image generators trained to follow another image's colours, through attention alone."""
 
 import copy
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ STEPS, RATE = 300, 3e-3
 def imitator(
     at: Studio, seed: int, steps: int = STEPS, *, penalty: float = 0.0, joint: bool = False
 ) -> Painter:
-    """Return a painter with keys and values for a second picture; nothing else is trained.
+    """Return a generator with trained keys and values for a second image, all else frozen.
 
     It learns to paint a digit in the ink and on the ground of the picture of another digit. Words
     name the digit, in half of the cases the ground, never the ink.
@@ -78,21 +78,21 @@ def imitator(
 
 
 def moved(after: list[Tensor], before: list[Tensor], inside: Tensor) -> Float[Tensor, ""]:
-    """Return how far states of places moved outside the squares, summed over blocks."""
+    """Return how far states moved outside the squares, summed over blocks."""
     maps = zip(after, before, strict=True)
     return torch.stack([increment_penalty(as_map(x), as_map(y), inside) for x, y in maps]).sum()
 
 
 @dataclass(frozen=True)
 class Order:
-    """What painters are asked for: words, and a picture of another digit to follow."""
+    """A request to a generator: words, and an image of another digit to follow."""
 
     words: Int[Tensor, "canvas 3"]
     seen: Canvases
 
 
 def order(at: Studio, seed: int, n: int = 400, grounds: bool = False) -> Order:
-    """Return digits by word, pictures of others in free colours, and other grounds by word."""
+    """Return digits by word, images of others in free colours, and other backgrounds by word."""
     draw = torch.Generator().manual_seed(1000 + seed)
     digit, other = torch.randint(DIGITS, (2, n), generator=draw)
     words, free = random_words(digit, draw, 0.0), torch.full_like(digit, SILENT)
@@ -104,7 +104,7 @@ def order(at: Studio, seed: int, n: int = 400, grounds: bool = False) -> Order:
 
 @torch.no_grad()
 def followed(at: Studio, net: Painter, of: Order, scale: float = 1.0) -> dict[str, float]:
-    """Return what of words and of the other picture is in what a painter paints.
+    """Return how far a generated image follows the words and the other image.
 
     Parameters
     ----------

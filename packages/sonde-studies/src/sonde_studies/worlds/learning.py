@@ -1,4 +1,4 @@
-"""How the small nets of studies are drawn and learn, and the digits that many of them learn on."""
+"""Initialisation and training of the studies' small nets, and the digits they learn."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -24,7 +24,7 @@ def minimise(
     rate: float = 3e-3,
     batch: int = 64,
 ) -> None:
-    """Move parameters by Adam so that a loss falls; every batch is drawn anew from ``n`` examples.
+    """Minimise a loss by Adam, with batches sampled from ``n`` examples.
 
     Parameters
     ----------
@@ -47,14 +47,14 @@ def minimise(
 
 
 def drawn(make: Callable[[], Net], seed: int) -> Net:
-    """Return a net whose first weights follow from a seed."""
+    """Return a net initialised from a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()
 
 
 def digit_images(seed: int) -> tuple[Float[Tensor, "image 1 8 8"], Int[Tensor, "image"]]:
-    """Return the 1,797 digits in an order that follows from a seed, and which digit each is."""
+    """Return the 1,797 digits in an order given by a seed, and their labels."""
     x, kind = pixels()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     return x[order].reshape(-1, 1, 8, 8), torch.from_numpy(kind)[order]
@@ -69,7 +69,7 @@ def learn_labels(
     seed: int,
     rate: float = 3e-3,
 ) -> None:
-    """Train a classifier by cross-entropy; it comes back in evaluation mode."""
+    """Train a classifier by cross-entropy and set it to evaluation mode."""
 
     def loss(rows: Tensor) -> Tensor:
         return cross_entropy(model(x[rows]), label[rows])

@@ -1,4 +1,4 @@
-"""A small net that paints a coloured digit on a coloured ground from words, and what it learns on.
+"""A small generator of coloured digits on coloured backgrounds from words, and its data.
 
 A canvas of 10 x 10 holds the mean shape of a digit, 8 x 8, in its middle. Places are queries; in
 each block they look at the words and, where ``image`` is set, at the tokens of a picture. Truth is
@@ -28,7 +28,7 @@ GROUND = 0.4
 
 @dataclass(frozen=True)
 class Canvases:
-    """Pictures and what is on them.
+    """Images and their contents.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class Canvases:
 
 
 def colours_of(word: Int[Tensor, "canvas"], draw: torch.Generator) -> Float[Tensor, "canvas 3"]:
-    """Return the colours of words: corners of the colour cube; any bright colour where silent."""
+    """Return the colours of words, from the colour cube's corners; random if unspecified."""
     corners = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]])
     free = torch.rand(len(word), 3, generator=draw)
     free = free / free.amax(1, keepdim=True)
@@ -61,7 +61,7 @@ def paint(
     ink: Float[Tensor, "canvas 3"],
     ground: Float[Tensor, "canvas 3"],
 ) -> Canvases:
-    """Return digits in their inks on their grounds."""
+    """Return digits in their ink colours on their backgrounds."""
     margin = (SIDE - shape.shape[-1]) // 2
     amount = pad(shape, [margin] * 4)
     over, under = ink[:, :, None, None], GROUND * ground[:, :, None, None]
@@ -70,7 +70,7 @@ def paint(
 
 
 class Block(nn.Module):
-    """Places look at words, and at a picture's tokens if they may; then a small net for each."""
+    """Attention from positions to words, and optionally to an image's tokens, then an MLP."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def _heads(x: Tensor) -> Tensor:
 
 
 class Painter(nn.Module):
-    """Words (canvas, 3) of digit, ink and ground to pictures; ``SILENT`` is a word as well.
+    """Words (canvas, 3) of digit, ink and background to images; ``SILENT`` is also a word.
 
     Once ``sees`` is set, a second picture is cut into four tokens that each block looks at.
     """
@@ -114,7 +114,7 @@ class Painter(nn.Module):
         self.sees: nn.Module | None = None
 
     def states(self, words: Tensor, seen: Tensor | None = None) -> list[Tensor]:
-        """Return the states of all places after each block, (canvas, place, dim)."""
+        """Return the states of all positions after each block, (canvas, position, dim)."""
         named = zip(self.words, words.T, strict=True)
         said = torch.stack([word(ids + 1) for word, ids in named], 1)
         source = None
@@ -126,19 +126,19 @@ class Painter(nn.Module):
         return found[1:]
 
     def forward(self, words: Tensor, seen: Tensor | None = None) -> Tensor:
-        """Return pictures (canvas, 3, 10, 10)."""
+        """Return images (canvas, 3, 10, 10)."""
         return as_map(self.last(self.states(words, seen)[-1]))
 
 
 def as_map(x: Float[Tensor, "canvas place dim"]) -> Float[Tensor, "canvas dim 10 10"]:
-    """Return states of places as a map."""
+    """Return the states of positions as a map."""
     return x.transpose(1, 2).unflatten(2, (SIDE, SIDE))
 
 
 def colours_in(
     picture: Float[Tensor, "canvas 3 10 10"], shape: Float[Tensor, "canvas 10 10"]
 ) -> tuple[Float[Tensor, "canvas 3"], Float[Tensor, "canvas 3"]]:
-    """Return ink and ground of pictures by least squares, where the shape of the ink is known."""
+    """Return an image's ink and background colours by least squares for a known shape."""
     amount = shape.flatten(1)
     parts = torch.stack((amount, GROUND * (1 - amount)), 2)
     found = torch.linalg.lstsq(parts, picture.flatten(2).transpose(1, 2)).solution
@@ -146,7 +146,7 @@ def colours_in(
 
 
 def explained(found: Float[Tensor, "canvas 3"], wanted: Float[Tensor, "canvas 3"]) -> float:
-    """Return the share of the variance of colours that is as wanted; 1 is all, 0 their mean."""
+    """Return the explained variance of colours; 1 is perfect, 0 equals their mean."""
     away = (wanted - wanted.mean(0)).square().sum()
     return float(1 - (found - wanted).square().sum() / away)
 
@@ -154,7 +154,7 @@ def explained(found: Float[Tensor, "canvas 3"], wanted: Float[Tensor, "canvas 3"
 def digit_in(
     picture: Float[Tensor, "canvas 3 10 10"], shapes: Float[Tensor, "kind 10 10"]
 ) -> Int[Tensor, "canvas"]:
-    """Return the shape that explains each picture best, in whatever ink on whatever ground."""
+    """Return the shape that explains each image best, for any ink and background."""
     left = []
     for shape in shapes:
         ink, ground = colours_in(picture, shape.expand(len(picture), SIDE, SIDE))
@@ -165,7 +165,7 @@ def digit_in(
 
 @dataclass(frozen=True)
 class Studio:
-    """A painter, and the mean shape of each digit, (digit, 1, 8, 8)."""
+    """A generator, and the mean shape of each digit, (digit, 1, 8, 8)."""
 
     painter: Painter
     shape: Tensor
@@ -173,7 +173,7 @@ class Studio:
     def paint(
         self, digit: Int[Tensor, "canvas"], ink: Float[Tensor, "canvas 3"], ground: Tensor
     ) -> Canvases:
-        """Return digits in their inks on their grounds."""
+        """Return digits in their ink colours on their backgrounds."""
         return paint(self.shape[digit], digit, ink, ground)
 
     @property
@@ -184,7 +184,7 @@ class Studio:
     def judged(
         self, picture: Float[Tensor, "canvas 3 10 10"], digit: Tensor, wanted: Canvases
     ) -> dict[str, float]:
-        """Return the share of pictures that show a digit, and how far colours are as wanted.
+        """Return the fraction of images that show the digit, and how well colours match.
 
         Colours of pictures that show another digit count as they come.
         """
@@ -197,14 +197,14 @@ class Studio:
 
 
 def correlation(found: Float[Tensor, "canvas 3"], other: Float[Tensor, "canvas 3"]) -> float:
-    """Return the mean over channels of the correlation of colours over canvases."""
+    """Return the correlation of colours over images, averaged over channels."""
     both = zip(found.T, other.T, strict=True)
     return float(torch.stack([torch.corrcoef(torch.stack(two))[0, 1] for two in both]).mean())
 
 
 @cache
 def studio(seed: int, steps: int = 300) -> Studio:
-    """Train a painter, once for each call; it is shared, so train copies only."""
+    """Train a generator, cached and shared; train only copies of it."""
     images, digit = digit_images(seed)
     mean = torch.stack([images[digit == k].mean(0) for k in range(DIGITS)])
     at = Studio(drawn(Painter, seed), mean / mean.amax((1, 2, 3), keepdim=True))
@@ -222,7 +222,7 @@ def studio(seed: int, steps: int = 300) -> Studio:
 def random_words(
     digit: Int[Tensor, "canvas"], draw: torch.Generator, silent: float = 0.4
 ) -> Int[Tensor, "canvas 3"]:
-    """Return words that name the digits, and any ink and ground or none."""
+    """Return words for the digits, with or without ink and background."""
     n = len(digit)
     words = torch.randint(COLOURS, (n, 2), generator=draw)
     words[torch.rand(n, 2, generator=draw) < silent] = SILENT

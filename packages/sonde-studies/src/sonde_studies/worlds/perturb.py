@@ -1,4 +1,4 @@
-"""A wrong step put into a right trajectory, and all that follows from it.
+"""A wrong step inserted into a correct trajectory, with all its consequences.
 
 Changing a step and leaving the rest would leave contradictions that a verifier learns instead of
 the error. Here the agent goes on from the state that the wrong step led to.
@@ -30,7 +30,7 @@ Reason = Literal[
 
 @dataclass(frozen=True)
 class Rejected:
-    """Why a perturbation gave no trajectory."""
+    """Reason why a perturbation gave no trajectory."""
 
     reason: Reason
 
@@ -43,7 +43,7 @@ def perturb_and_complete(
     source: Random,
     policy: Policy | None = None,
 ) -> Trajectory | Rejected:
-    """Return a trajectory that goes wrong at one step and on from there.
+    """Return a trajectory that goes wrong at one step and continues from there.
 
     ``I``: a wrong action in place of a step, so that the task fails. ``II``: an action that leads
     nowhere before a step; the task is solved in more steps. ``III``: actions after the end.
@@ -119,7 +119,7 @@ def _fault(
 def _further(
     world: World[Any, Any], task: Any, state: Any, done: list[str], source: Random
 ) -> tuple[Any, list[Step]]:
-    """Return some more steps after the end."""
+    """Return some additional steps after the end."""
     steps: list[Step] = []
     for _ in range(source.randrange(MOST_EXTRAS)):
         found = world.extras(task, state, [*done, *(s.action for s in steps)], source)
@@ -134,7 +134,7 @@ def _further(
 def _reason(
     clean: Trajectory, steps: list[Step], place: int, kind: Kind, is_solved: bool
 ) -> Reason | None:
-    """Return why these steps are no example of an error of this kind, or None."""
+    """Return why these steps are not an example of this kind of error, or None."""
     if len(steps) > MOST_STEPS:
         return "too long"
     if kind == "III":

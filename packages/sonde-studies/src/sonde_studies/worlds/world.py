@@ -1,4 +1,4 @@
-"""Worlds with exact simulators: a task, what an action does, and what a faultless agent does next.
+"""Worlds with exact simulators: a task, the effects of actions, and a faultless agent.
 
 A trajectory is what an agent thought, did and saw. Everything that is seen comes from the
 simulator, also after a wrong step.
@@ -17,7 +17,7 @@ MOST_STEPS = 64
 
 @dataclass(frozen=True)
 class Step:
-    """What was thought, done and seen."""
+    """A thought, an action and an observation."""
 
     thought: str
     action: str
@@ -26,7 +26,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A task with the steps that were taken.
+    """A task with the steps taken.
 
     Parameters
     ----------
@@ -50,11 +50,11 @@ class Trajectory:
 
     @property
     def label(self) -> int:
-        """1 where a step is wrong, else 0."""
+        """1 for a trajectory with a wrong step, else 0."""
         return int(self.first_error >= 0)
 
     def row(self) -> dict[str, Any]:
-        """Return what a line of a JSON Lines file holds."""
+        """Return the trajectory as one line of a JSON Lines file."""
         return {
             "id": self.id,
             "instruction": self.task,
@@ -72,7 +72,7 @@ StateT = TypeVar("StateT")
 
 @dataclass(frozen=True)
 class Fault(Generic[StateT]):
-    """A wrong action, and the state of world and agent in which it is taken."""
+    """A wrong action, and the state in which it is taken."""
 
     action: str
     state: StateT
@@ -93,7 +93,7 @@ class World(ABC, Generic[TaskT, StateT]):
 
     @abstractmethod
     def text(self, task: TaskT) -> str:
-        """Return a task in words."""
+        """Return a task as text."""
 
     @abstractmethod
     def start(self, task: TaskT) -> StateT:
@@ -101,7 +101,7 @@ class World(ABC, Generic[TaskT, StateT]):
 
     @abstractmethod
     def act(self, task: TaskT, state: StateT, action: str) -> tuple[StateT, str]:
-        """Return the state after an action, and what is seen of it."""
+        """Return the state after an action, and the observation."""
 
     @abstractmethod
     def decide(self, task: TaskT, state: StateT) -> str | None:
@@ -109,30 +109,30 @@ class World(ABC, Generic[TaskT, StateT]):
 
     @abstractmethod
     def thought(self, task: TaskT, state: StateT, action: str) -> str:
-        """Return what an agent that takes this action thinks."""
+        """Return the thought of an agent that takes this action."""
 
     @abstractmethod
     def is_solved(self, task: TaskT, state: StateT) -> bool:
-        """Return whether the agent has ended, with the task done."""
+        """Return whether the agent has stopped with the task solved."""
 
     @abstractmethod
     def failures(self, task: TaskT, state: StateT, source: Random) -> list[Fault[StateT]]:
-        """Return wrong actions in place of the next one, which may make the task fail."""
+        """Return wrong actions that replace the next action and may make the task fail."""
 
     @abstractmethod
     def detours(
         self, task: TaskT, state: StateT, done: list[str], source: Random
     ) -> list[Fault[StateT]]:
-        """Return actions that lead nowhere, before the next one; ``done`` are those so far."""
+        """Return useless actions before the next action; ``done`` are the actions so far."""
 
     @abstractmethod
     def extras(
         self, task: TaskT, state: StateT, done: list[str], source: Random
     ) -> list[Fault[StateT]]:
-        """Return actions after the end."""
+        """Return additional actions after the end."""
 
     def step(self, task: TaskT, state: StateT, action: str) -> tuple[StateT, Step]:
-        """Return the state after an action, and the step that it makes."""
+        """Return the state after an action, and the resulting step."""
         after, seen = self.act(task, state, action)
         return after, Step(self.thought(task, state, action), action, seen)
 
@@ -143,7 +143,7 @@ Policy = Callable[[Any, Any], str | None]
 def complete(
     world: World[TaskT, StateT], task: TaskT, state: StateT, policy: Policy | None = None
 ) -> tuple[StateT, list[Step]]:
-    """Return where an agent ends from a state, and the steps to there.
+    """Return the final state of an agent from a given state, and the steps to it.
 
     Parameters
     ----------
