@@ -27,7 +27,7 @@ ARMS = {
 
 @final
 class InformativeLatentsStudy(Study):
-    """A variational autoencoder, one of weight 4, and the mutual information machine.
+    """A variational autoencoder, one with weight 4, and the mutual information machine.
 
     The machine with a contrast of two draws from each row's code, too; and autoencoders of series.
     """
