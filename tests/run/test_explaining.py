@@ -237,6 +237,7 @@ def test_features_of_a_dictionary_are_on_the_page(judged):
     assert "0.375" in to_terminal(found | {"features": [row]})
 
 
+@pytest.mark.slow
 def test_methods_that_are_ready_are_shown_and_the_others_named_once_time_is_spent():
     images = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     model = Model(Corner())
@@ -251,6 +252,7 @@ def test_methods_that_are_ready_are_shown_and_the_others_named_once_time_is_spen
     assert "grad_times_input" in text
 
 
+@pytest.mark.slow
 def test_a_method_that_does_not_fit_the_model_is_named_and_the_others_run():
     images = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     rows, said = [{"x": image} for image in images], list[str]()
@@ -346,6 +348,7 @@ class Late(Attributor):
         return Parts(torch.ones_like(function.value))
 
 
+@pytest.mark.slow
 def test_the_first_look_comes_before_its_tests_and_time_ends_between_tests():
     images = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     model, seen = Model(Corner()), []
