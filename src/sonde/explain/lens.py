@@ -35,7 +35,7 @@ Maps = Mapping[str, AffineMap]
 @final
 @dataclass(frozen=True, kw_only=True)
 class LensResult(Result):
-    """``value`` is the mean KL divergence of each block's answer from the model's answer, in nats.
+    """``value`` is the mean KL divergence of the model's answer from each block's answer, in nats.
 
     All are means over tokens: ``cross_entropy`` of the next token and ``entropy`` of each block's
     answer, in nats; ``agreement`` the share with the model's own top token. ``depth`` counts for
