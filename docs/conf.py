@@ -19,6 +19,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"  # notebooks carry their output; tests run them
 nb_mime_priority_overrides = [("html", "image/svg+xml", 0)]
 html_theme = "pydata_sphinx_theme"
+highlight_language = "none"  # a block without a language is a command, not Python
 html_title = "sonde"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

@@ -25,6 +25,9 @@ ROOMS = (
 )
 PACKAGES = (*(f"sonde.{room}" for room in ROOMS), "sonde_studies")
 LONGEST = 400
+LISTED = ("Parameters", "Attributes", "Returns", "Yields", "Raises", "Warns")
+"""Sections of a docstring that list names or types, each with its description."""
+FACT = re.compile(r"([A-Z][\w-]*) {2,}(\S.*)")
 
 
 def reference_pages() -> dict[str, str]:
@@ -69,30 +72,81 @@ def entry(name: str, found: Any) -> list[str]:
 
 
 def sections(doc: str) -> list[str]:
-    r"""Return a numpy docstring as Markdown: what stands below an underlined title as a block.
+    r"""Return a numpy docstring as Markdown: parameters as a list, examples as code.
 
     Examples
     --------
-    >>> sections("Count rows.\n\nReturns\n-------\nint")
-    ['Count rows.', '**Returns**', '```text\nint\n```']
+    >>> sections("Count rows.\n\nParameters\n----------\nby : str\n    A column.")
+    ['Count rows.', '**Parameters**', '- `by` (*str*): A column.']
     """
     parts = re.split(r"^(\w[\w ]*)\n-{3,}$", doc, flags=re.MULTILINE)
     found = _prose(parts[0])
     for title, body in zip(parts[1::2], parts[2::2], strict=True):
-        if title != "References":
-            found += [f"**{title}**", _block(body.strip("\n").splitlines(), "text")]
+        if title == "References":
+            continue
+        found += [f"**{title}**", _section(title, body.strip("\n"))]
     return found
 
 
+def _section(title: str, body: str) -> str:
+    """Return what is below an underlined title; what is no list of names stays as it is written."""
+    if title in LISTED and (items := _items(body)):
+        return "\n".join(items)
+    return _block(body.splitlines(), "pycon" if title == "Examples" else "text")
+
+
+def _items(body: str) -> list[str]:
+    """Return a line for each parameter, or none if a description has an inner layout."""
+    found: list[list[str]] = []
+    for line in body.splitlines():
+        if line and not line.startswith(" "):
+            found.append([line])
+        elif not found or (line and not re.match(r" {4}[^ \-*>]", line)):
+            return []
+        else:
+            found[-1].append(line.strip())
+    return [_item(head, " ".join(filter(None, rest))) for head, *rest in found]
+
+
+def _item(head: str, text: str) -> str:
+    name, colon, kind = head.partition(" : ")
+    said = f" (*{_escaped(kind)}*)" if colon and kind else ""
+    return f"- `{name}`{said}" + (f": {_escaped(text)}" if text else "")
+
+
+def _escaped(text: str) -> str:
+    """Return text whose code is marked as in Markdown, and in which nothing else is markup."""
+    parts = re.split(r"(``.+?``|`[^`]+`)", text)
+    return "".join(
+        f"`{part.strip('`')}`" if i % 2 else re.sub(r"([\\*_<>\[\]$|{}])", r"\\\1", part)
+        for i, part in enumerate(parts)
+    )
+
+
 def _prose(text: str) -> list[str]:
-    """Return paragraphs; aligned facts such as ``Range   [0, 1]`` and formulas as blocks."""
-    return [
-        _block(part.splitlines(), "text")
-        if re.match(r" |[A-Z]\w+ {2,}\S", part)
-        else part.replace("``", "`")
-        for part in re.split(r"\n{2,}", text.strip("\n"))
-        if part.strip()
-    ]
+    """Return paragraphs; aligned facts such as ``Range   [0, 1]`` as a list, formulas as blocks."""
+    found = []
+    for part in re.split(r"\n{2,}", text.strip("\n")):
+        if FACT.match(part):
+            found.append("\n".join(_facts(part)))
+        elif part.startswith(" "):
+            found.append(_block(part.splitlines(), "text"))
+        elif part.strip():
+            found.append(part.replace("``", "`"))
+    return found
+
+
+def _facts(part: str) -> list[str]:
+    """Return a line for each fact of a block; lines that go on with a fact are indented."""
+    found: list[tuple[str, str]] = []
+    for line in part.splitlines():
+        told = FACT.match(line)
+        if told:
+            found.append((told[1], told[2]))
+        else:
+            name, text = found[-1]
+            found[-1] = name, f"{text} {line.strip()}"
+    return [f"- **{name}**: {_escaped(text)}" for name, text in found]
 
 
 def _block(lines: Iterable[str], language: str) -> str:

@@ -180,6 +180,22 @@ def test_rows_to_explain_that_are_no_table_are_refused(tmp_path):
             Choice(rows=path).of(model, inputs, 1)
 
 
+@pytest.mark.parametrize("words", ["info {}", "encode {}", "compress sonde:digits {} -o small"])
+def test_a_name_that_is_too_long_is_one_line(run, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "a" * 300 + ".jsonl"
+    assert f"{name}: File name too long" in run(*words.format(name).split()).error()
+
+
+@pytest.mark.parametrize("flag", ["--dictionary", "--rows"])
+def test_files_of_explain_are_opened_before_the_model(run, flag, tmp_path):
+    bad = tmp_path / "damaged.csv"
+    bad.write_bytes(b"\x00")
+    line = run("explain", "no/model", "sonde:digits/test", flag, bad).error()
+    assert "damaged.csv" in line
+    assert "no/model" in run("explain", "no/model", "sonde:digits/test").error()
+
+
 def test_a_file_of_another_kind_is_no_prompt(tmp_path):
     path = tmp_path / "prompts.npz"
     path.write_bytes(b"PK")

@@ -240,3 +240,15 @@ def test_a_file_is_never_in_memory_as_a_whole(t5, tmp_path):
     tracemalloc.stop()
     assert path.stat().st_size > 10e6
     assert peak < path.stat().st_size / 2
+
+
+def test_damaged_pages_of_parquet_are_named(tmp_path):
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"] * 50, "label": [0, 1] * 50}), path)
+    damaged = bytearray(path.read_bytes())
+    damaged[20] ^= 255  # in the first page: the footer is whole, so the file opens
+    path.write_bytes(bytes(damaged))
+    source = ParquetFile(path)
+    for found in (source.rows(), source.labels("text")):
+        with pytest.raises(errors.InputError, match=r"t\.parquet is a damaged Parquet file"):
+            list(found)

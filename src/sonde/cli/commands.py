@@ -1,5 +1,6 @@
 """The list of commands, how a command runs, and how its errors are printed."""
 
+import errno
 import io
 import logging
 import os
@@ -112,6 +113,20 @@ EDIT = "edit"
 """The word before those that change a model."""
 RECIPE = "recipe"
 """The word before those of the recipes, which another package brings."""
+PATH_ERRORS = frozenset(
+    (
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENOENT,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.EROFS,
+        errno.EINVAL,
+    )
+)
+"""Errors of the system that are about a path that the user named."""
 SECOND: dict[str, dict[str, type[Any]]] = {
     "compress": {"undo": EDITS["undo"], "search": CompressSearch}
 }
@@ -176,8 +191,8 @@ def _run(word: str, kind: type[Any], arguments: list[str]) -> int:
         from sonde.run.passes.driver import Interrupted
 
         return 130 if isinstance(error, Interrupted) else 2
-    except (PermissionError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        if debug or error.filename is None:
+    except OSError as error:
+        if debug or error.filename is None or error.errno not in PATH_ERRORS:
             raise
         error_line(f"{error.filename}: {error.strerror}. Check the path and its permissions.")
         return 2

@@ -244,13 +244,27 @@ class ParquetFile(Source):
 
     def labels(self, column: str) -> Iterator[Any]:
         """Yield one column."""
-        for batch in self._open().iter_batches(batch_size=PARQUET_ROWS, columns=[column]):
+        for batch in self._batches(columns=[column]):
             yield from batch.column(0).to_pylist()
 
     def _from(self, group: int) -> Iterator[Row]:
         groups = list(range(group, len(self._starts) - 1))
-        for batch in self._open().iter_batches(batch_size=PARQUET_ROWS, row_groups=groups):
+        for batch in self._batches(row_groups=groups):
             yield from batch.to_pylist()
+
+    def _batches(self, **parts: Any) -> Iterator[Any]:
+        """Yield batches of some columns or row groups; damaged ones raise an InputError."""
+        import pyarrow as pa
+
+        found = self._open().iter_batches(batch_size=PARQUET_ROWS, **parts)
+        while True:
+            try:
+                batch = next(found)
+            except StopIteration:
+                return
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{self.path} is a damaged Parquet file: {error}") from None
+            yield batch
 
     def _open(self) -> Any:
         import pyarrow as pa

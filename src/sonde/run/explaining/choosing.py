@@ -57,6 +57,11 @@ class Choice:
     pair: tuple[str, str] | None = None
     ids: Sequence[str] = ()
 
+    def check(self) -> None:
+        """Raise an InputError if ``rows`` is no table that names rows."""
+        if self.rows is not None:
+            _table(self.rows)
+
     def of(self, model: Model, inputs: ItemInputs, n: int, seed: int = 0) -> ItemInputs:
         """Return at most ``n`` inputs, spread over classes, correct answers and wrong answers.
 
@@ -165,7 +170,8 @@ def _numbers(model: Model, inputs: ItemInputs) -> Float[np.ndarray, "row"]:
     return said
 
 
-def _listed(path: Path, inputs: ItemInputs) -> Int[np.ndarray, "_row"]:
+def _table(path: Path) -> pa.Table:
+    """Return the table of a file, checked to name rows."""
     if path.suffix not in READERS or not path.is_file():
         raise InputError(f"--rows: expected a file {', '.join(READERS)}, got {path}.")
     try:
@@ -174,16 +180,21 @@ def _listed(path: Path, inputs: ItemInputs) -> Int[np.ndarray, "_row"]:
         raise InputError(
             f"--rows: {path} is not a table: {error}. Write the table with `sonde scan --rows`."
         ) from error
-    if "row" in table.column_names:
-        wanted = [row for row in table["row"].to_pylist() if row is not None]
-        found = np.isin(inputs.source_rows, wanted)
-    elif "id" in table.column_names:
-        found = np.isin(inputs.ids, list(map(str, table["id"].to_pylist())))
-    else:
+    if not {"row", "id"} & {*table.column_names}:
         raise InputError(
             f"--rows: expected a column row or id in {path}, got {', '.join(table.column_names)}. "
             "Write the table with `sonde scan --rows`."
         )
+    return table
+
+
+def _listed(path: Path, inputs: ItemInputs) -> Int[np.ndarray, "_row"]:
+    table = _table(path)
+    if "row" in table.column_names:
+        wanted = [row for row in table["row"].to_pylist() if row is not None]
+        found = np.isin(inputs.source_rows, wanted)
+    else:
+        found = np.isin(inputs.ids, list(map(str, table["id"].to_pylist())))
     if not found.any():
         raise InputError(f"--rows: expected rows of {inputs.source.name} in {path}, got none.")
     return np.flatnonzero(found)

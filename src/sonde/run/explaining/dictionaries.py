@@ -1,6 +1,7 @@
 """Open dictionaries from a user's words, and measure the effect of their features on answers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,59 @@ from sonde.explain import Dictionary, Objective, load_dictionary
 from sonde.run.fitting.fitted import Fitted
 from sonde.tap import fingerprint
 from sonde.tap.streams.site_function import SiteFunction
+
+
+@dataclass(frozen=True, eq=False)
+class DictionaryFile:
+    """A dictionary that was read from a file, before the model it belongs to is open.
+
+    Attributes
+    ----------
+    path : Path
+    dictionary : Dictionary
+    site : str
+        Empty if the file does not name it.
+    fitted_on : str or None
+        Fingerprint of the model that it was fitted on; None if the file does not say.
+    """
+
+    path: Path
+    dictionary: Dictionary
+    site: str
+    fitted_on: str | None = None
+
+    @classmethod
+    def read(cls, path: Path | str, site: str | None = None) -> "DictionaryFile":
+        """Read the one dictionary of a file, or the one at ``site`` if there are several.
+
+        Raises
+        ------
+        InputError
+            If there is no dictionary, or several.
+        """
+        path = Path(path)
+        if path.suffix != ".sonde":
+            found = load_dictionary(path)
+            return cls(path, found, site or str(found.conventions.get("site") or ""))
+        fitted = Fitted.load(path)
+        known = [
+            (result, key[1])
+            for key, result in fitted
+            if isinstance(result, Dictionary) and (site is None or key[1] in (site, f"{site}:out"))
+        ]
+        if len(known) != 1:
+            raise InputError(
+                f"--dictionary: expected one dictionary in {path}, got {len(known)} among "
+                f"{', '.join(f'{word} at {place}' for word, place in fitted.names)}. Name its site."
+            )
+        return cls(path, *known[0], fitted.header["model"].get("model"))
+
+    def check(self, module: nn.Module) -> None:
+        """Raise an InputError if the dictionary was fitted on another model."""
+        if self.fitted_on is not None and self.fitted_on != fingerprint(module):
+            raise InputError(
+                f"--dictionary: {self.path} was fitted on another model. Fit again on this one."
+            )
 
 
 def open_dictionary(
@@ -35,27 +89,10 @@ def open_dictionary(
     InputError
         If there is no dictionary, or several, or if it was fitted on another model.
     """
-    path = Path(path)
-    if path.suffix != ".sonde":
-        found = load_dictionary(path)
-        return found, site or str(found.conventions.get("site") or "")
-    fitted = Fitted.load(path)
-    known = [
-        (result, key[1])
-        for key, result in fitted
-        if isinstance(result, Dictionary) and (site is None or key[1] in (site, f"{site}:out"))
-    ]
-    if len(known) != 1:
-        raise InputError(
-            f"--dictionary: expected one dictionary in {path}, got {len(known)} among "
-            f"{', '.join(f'{word} at {place}' for word, place in fitted.names)}. Name its site."
-        )
-    fitted_on = fitted.header["model"].get("model")
-    if module is not None and fitted_on is not None and fitted_on != fingerprint(module):
-        raise InputError(
-            f"--dictionary: {path} was fitted on another model. Fit again on this one."
-        )
-    return known[0]
+    held = DictionaryFile.read(path, site)
+    if module is not None:
+        held.check(module)
+    return held.dictionary, held.site
 
 
 def parse_features(words: Sequence[str]) -> dict[int, float]:

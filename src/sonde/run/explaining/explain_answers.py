@@ -17,7 +17,7 @@ from sonde.data.sentence_encoder import SentenceEncoder
 from sonde.explain import Attribution, Attributor, Baseline, Objective
 from sonde.run.explaining.answers import answers_of
 from sonde.run.explaining.choosing import POOL, Choice
-from sonde.run.explaining.dictionaries import feature_effects, open_dictionary
+from sonde.run.explaining.dictionaries import DictionaryFile, feature_effects
 from sonde.run.explaining.explanations import (
     DEFAULTS,
     explain,
@@ -142,7 +142,11 @@ def explain_answers(
         raise InputError(f"--seconds: expected 0 or more, got {seconds:g}.")
     asked = _methods(methods)
     chosen = Choice() if choice is None else choice
+    chosen.check()
+    given = None if dictionary is None else _dictionary(dictionary, site)
     found, notes = load_for_gradients(model, **(loading or {}))
+    if given is not None:
+        given.check(found.module)
     if is_embedding := isinstance(found.module, SentenceEncoder):
         found = similarity_to(found, _text(target))
     objective = Objective() if is_embedding else _objective(target, answer)
@@ -187,8 +191,10 @@ def explain_answers(
         not_run=[w for w in map(name_of, asked) if w not in {o.word for o in judged} | {*refused}],
         refused=refused,
     )
-    if dictionary is not None:
-        document["features"] = _features(found, batch, objective, Path(dictionary), site)
+    if given is not None:
+        document["features"] = feature_effects(
+            found, batch, given.dictionary, objective, given.site
+        )
     is_shown = show_inputs and site == INPUT
     n_shown = len(document["examples"]) if is_shown else 0
     return Explained(document, judged, _drawn(found, batch, n_shown, bool(columns)), notes)
@@ -267,17 +273,12 @@ def _objective(target: str | int, answer: int | None) -> Objective:
     return Objective(target=int(target))
 
 
-def _features(
-    model: Model, batch: InputBatch, objective: Objective, path: Path, site: str
-) -> list[dict[str, Any]]:
-    """Return the features of a dictionary that the answers depend on."""
-    found, place = open_dictionary(path, model.module, None if site == INPUT else site)
-    if not place:
-        raise InputError(
-            f"--dictionary: {path} was fitted at a site that this model does not have. Name a "
-            "site with --sites."
-        )
-    return feature_effects(model, batch, found, objective, place)
+def _dictionary(path: str | Path, site: str) -> DictionaryFile:
+    """Return the dictionary of a file whose site is known."""
+    found = DictionaryFile.read(path, None if site == INPUT else site)
+    if not found.site:
+        raise InputError(f"--dictionary: {path} does not name its site. Name it with --sites.")
+    return found
 
 
 def _classes(model: Model, inputs: ItemInputs, labels: list[str]) -> dict[str, str]:
