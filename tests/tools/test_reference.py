@@ -1,7 +1,6 @@
 """Docstrings as pages: lists of names, facts and code."""
 
 import pytest
-
 from tools.reference import sections
 
 DOC = """Count rows.
