@@ -37,7 +37,7 @@ class DictionaryFile:
 
     @classmethod
     def read(cls, path: Path | str, site: str | None = None) -> "DictionaryFile":
-        """Read the one dictionary of a file, or the one at ``site`` if there are several.
+        """Read the only dictionary of a file, or that at ``site`` if there are several.
 
         Raises
         ------
