@@ -6,21 +6,21 @@ import torch
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd066 import SND066, _kinds
-from sonde.findings.evidence.lens import LensEvidence, TextAnswers
+from sonde.findings.evidence.lens import LensEvidence, TextAnswers, _texts
 from sonde.findings.rule import Check
 
 WORDS = {0: "a", 1: " B", 2: "\n", 3: ".", 4: "é"}
 SHARES = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05])
 
 
-def ended(lost: set[int], lag: float = -0.5) -> Check:
+def ended(lost: set[int], lag: float = -0.5, special: frozenset[int] = frozenset()) -> Check:
     """Return how texts end whose author is known, but for some tokens that were taken out."""
     draw = torch.Generator().manual_seed(5)
     texts = [torch.multinomial(SHARES, 60, replacement=True, generator=draw) for _ in range(40)]
     kept = [x[~torch.isin(x, torch.tensor(sorted(lost)))] for x in texts]
     said = torch.stack([(len(x) - 1) * SHARES for x in kept])
     nothing = tuple(torch.zeros(len(x) - 1) for x in kept)
-    answers = TextAnswers(tuple(kept), nothing, nothing, said, WORDS)
+    answers = TextAnswers(tuple(kept), nothing, nothing, said, WORDS, special=special)
     lens = LensEvidence(texts=answers, final=1.5 + lag, counted=1.5, n_groups=40, n_rows=2000)
     return SND066().check(arrays.evidence_of(torch.randn(40, 3)).having(lens=lens))
 
@@ -29,6 +29,29 @@ def test_a_kind_that_was_lost_is_raised_and_texts_with_every_kind_are_clear() ->
     finding = assert_raised(ended({2}), "warning")
     assert "line breaks at 15 % of positions, the texts have them at 0 %" in finding.sentence
     assert_clear(ended(set()))
+
+
+def test_the_end_of_a_text_is_no_kind_that_was_lost() -> None:
+    assert_raised(ended({3}), "warning")
+    assert_clear(ended({3}, special=frozenset({3})))
+
+
+def test_an_unknown_token_that_ends_texts_is_special() -> None:
+    class Tokenizer:
+        all_special_ids, unk_token_id, bos_token_id, eos_token_id = (0,), 0, 0, 0
+
+        def decode(self, ids: list[int]) -> str:
+            return WORDS[ids[0]]
+
+    ids = torch.tensor([1, 2, 3, 4])
+    read = [(ids, torch.zeros(3), torch.zeros(3))] * 2
+    found = _texts(Tokenizer(), read, torch.full((2, 5), 0.2))
+    assert (found.unknown, found.special) == (None, frozenset({0}))
+    assert "small letters" not in {k.name for k in _kinds(found) if k.said > 0.3}
+    Tokenizer.eos_token_id = Tokenizer.bos_token_id = 1
+    found = _texts(Tokenizer(), read, torch.full((2, 5), 0.2))
+    assert found.unknown == 0
+    assert "unknown tokens" in {k.name for k in _kinds(found)}
 
 
 def test_a_model_that_is_far_worse_than_counts_has_another_fault() -> None:

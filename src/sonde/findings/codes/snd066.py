@@ -141,6 +141,8 @@ def _kinds(texts: TextAnswers) -> Iterator[_Kind]:
     n = float(said.sum())
     members: dict[str, list[int]] = {}
     for i, word in texts.words.items():
+        if i in texts.special:  # the end of a text is expected, and comes in no text
+            continue
         for name in ["unknown tokens"] if i == texts.unknown else kinds_of(word):
             members.setdefault(name, []).append(i)
     for name, ids in members.items():

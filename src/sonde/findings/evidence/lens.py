@@ -18,6 +18,7 @@ from sonde.core.few_groups import widen_error
 from sonde.core.hashing import base_hashes, draws, rank_key
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Site
+from sonde.core.special_ids import special_ids
 from sonde.findings.evidence.counted_tokens import counted_losses, ids_of
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.self_check import chosen_examples
@@ -52,6 +53,9 @@ class TextAnswers:
         Text of the tokens that occur, or that the model expects more than once in 10,000 tokens.
     unknown : int or None
         The token that stands for what the tokenizer does not know.
+    special : frozenset of int
+        Tokens that are no text, such as the end of a text. In many tokenizers, the token for what
+        is unknown is the end of a text: it is special, and ``unknown`` is None.
     """
 
     ids: tuple[Int[Tensor, "_token"], ...]
@@ -60,6 +64,7 @@ class TextAnswers:
     said: Float[Tensor, "text word"]
     words: Mapping[int, str]
     unknown: int | None = None
+    special: frozenset[int] = frozenset()
 
     @property
     def seen(self) -> Float[Tensor, "text word"]:
@@ -302,8 +307,9 @@ def _texts(
     wanted |= set(torch.nonzero(said.mean(0) > USUAL * said[0].sum()).flatten().tolist())
     words = {i: str(decode([i])) for i in sorted(wanted)} if callable(decode) else {}
     ids, losses, counted = zip(*read, strict=True)
-    unknown = getattr(processor, "unk_token_id", None)
-    return TextAnswers(ids, losses, counted, said, words, unknown)
+    special = special_ids(processor)
+    unknown = {getattr(processor, "unk_token_id", None)} - {None} - special
+    return TextAnswers(ids, losses, counted, said, words, next(iter(unknown), None), special)
 
 
 def _bytes_per_token(processor: Any, targets: Sequence[Int[Tensor, "_target"]]) -> float:
