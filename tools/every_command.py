@@ -24,6 +24,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sonde
 from sonde.cli import main as run_words
@@ -174,7 +175,8 @@ def make_sounds() -> None:
     convolutions = {"conv_dim": (8, 8), "conv_stride": (5, 4), "conv_kernel": (10, 8)}
     rest = {"num_feat_extract_layers": 2, "num_conv_pos_embeddings": 8, "intermediate_size": 32}
     groups = {"num_conv_pos_embedding_groups": 2, "classifier_proj_size": 8}
-    config = Wav2Vec2Config(**sizes, **convolutions, **rest, **groups)
+    options: dict[str, Any] = {**sizes, **convolutions, **rest, **groups}
+    config = Wav2Vec2Config(**options)
     Wav2Vec2ForSequenceClassification(config).save_pretrained("hears")
     Wav2Vec2FeatureExtractor().save_pretrained("hears")
     draw = np.random.default_rng(0)

@@ -68,6 +68,12 @@ class DictionaryFile:
                 f"--dictionary: {self.path} was fitted on another model. Fit again on this one."
             )
 
+    def effects(
+        self, model: Model, batch: InputBatch, objective: Objective
+    ) -> list[dict[str, Any]]:
+        """Return the features that the answers of a batch depend on."""
+        return feature_effects(model, batch, self.dictionary, objective, self.site)
+
 
 def open_dictionary(
     path: Path | str, module: nn.Module | None = None, site: str | None = None

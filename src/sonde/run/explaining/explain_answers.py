@@ -17,7 +17,7 @@ from sonde.data.sentence_encoder import SentenceEncoder
 from sonde.explain import Attribution, Attributor, Baseline, Objective
 from sonde.run.explaining.answers import answers_of
 from sonde.run.explaining.choosing import POOL, Choice
-from sonde.run.explaining.dictionaries import DictionaryFile, feature_effects
+from sonde.run.explaining.dictionaries import DictionaryFile
 from sonde.run.explaining.explanations import (
     DEFAULTS,
     explain,
@@ -143,7 +143,7 @@ def explain_answers(
     asked = _methods(methods)
     chosen = Choice() if choice is None else choice
     chosen.check()
-    given = None if dictionary is None else _dictionary(dictionary, site)
+    given = _dictionary(dictionary, site)
     found, notes = load_for_gradients(model, **(loading or {}))
     if given is not None:
         given.check(found.module)
@@ -192,9 +192,7 @@ def explain_answers(
         refused=refused,
     )
     if given is not None:
-        document["features"] = feature_effects(
-            found, batch, given.dictionary, objective, given.site
-        )
+        document["features"] = given.effects(found, batch, objective)
     is_shown = show_inputs and site == INPUT
     n_shown = len(document["examples"]) if is_shown else 0
     return Explained(document, judged, _drawn(found, batch, n_shown, bool(columns)), notes)
@@ -273,8 +271,10 @@ def _objective(target: str | int, answer: int | None) -> Objective:
     return Objective(target=int(target))
 
 
-def _dictionary(path: str | Path, site: str) -> DictionaryFile:
-    """Return the dictionary of a file whose site is known."""
+def _dictionary(path: str | Path | None, site: str) -> DictionaryFile | None:
+    """Return the dictionary of a file, checked to have a site; None if no file is named."""
+    if path is None:
+        return None
     found = DictionaryFile.read(path, None if site == INPUT else site)
     if not found.site:
         raise InputError(f"--dictionary: {path} does not name its site. Name it with --sites.")
