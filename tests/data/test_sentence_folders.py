@@ -285,6 +285,39 @@ def test_a_scan_without_labels_says_what_it_can_judge_of_the_vectors(averaged, t
     assert "1 copy" in str(report)
 
 
+@pytest.mark.slow
+@pytest.mark.truth("cosines of all pairs by numpy, one row at a time")
+def test_few_labels_of_an_embedding_model_are_judged_by_nearest_rows(averaged):
+    draw = torch.Generator().manual_seed(4)
+    kinds = (["cat", "mat", "the"], ["b", "c", "d"])
+    rows = []
+    for n in range(26):
+        chosen = torch.randint(3, (5 + n % 3,), generator=draw).tolist()
+        words = [kinds[n % 2][i] for i in chosen] + ["dog"] * (n % 4)
+        rows.append({"text": " ".join(words), "label": "AB"[(n + (n % 5 == 0)) % 2]})
+    folder = str(averaged[0])
+    report = sonde.scan(folder, rows)
+    batches = list(sonde.read(folder, rows, sites="normalize"))
+    vectors = torch.cat([b.rows["normalize:out"] for b in batches]).numpy()
+    label = torch.cat([b.label for b in batches]).tolist()
+    group = torch.cat([b.group["normalize:out"] for b in batches]).tolist()
+    same, chances = [], []
+    for i, x in enumerate(vectors):
+        others = [j for j in range(len(vectors)) if group[j] != group[i]]
+        nearest = max(others, key=lambda j, x=x: float(x @ vectors[j]))
+        same.append(label[nearest] == label[i])
+        chances.append(sum(label[j] == label[i] for j in others) / len(others))
+    found = report.json()["vectors"]["neighbours"]
+    assert found["n_rows"] == len(vectors) == 26
+    assert found["same"] == pytest.approx(sum(same) / 26)
+    assert found["chance"] == pytest.approx(sum(chances) / 26)
+    assert 0.5 < found["same"] < 1
+    text = " ".join(str(report).split())
+    assert f"the same label for {100 * found['same']:.0f} % of 26 labelled rows" in text
+    assert "no probe was fitted: one needs 30 rows" in text
+    assert "--label-column" not in text
+
+
 def test_a_cache_of_a_model_that_writes_no_text_is_refused_before_any_work(averaged):
     from sonde.run.compressing.compare_caches import compare_caches
 

@@ -176,3 +176,18 @@ def test_a_single_check_costs_the_forwards_that_it_needs(tmp_path):
         scan(net, tmp_path / "rows.npz", settings=settings, sites="0")
         counts[only] = sum(rows)
     assert counts[("SND011",)] < 1.25 * 400 < 2 * 400 < counts[()]
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the texts that were passed, and the length of a piece by the tokenizer")
+def test_the_head_counts_pieces_and_the_texts_that_they_were_cut_from():
+    texts = [f"def name_{i}(x):\n    return x + {i}\n" * 12 for i in range(9)]
+    quick = ScanSettings(progress=False, only=("SND009",))
+    found = scan("sonde:stdlib", [{"text": t} for t in texts], settings=quick, max_length=100)
+    pieces = sum(-(-len(text.encode()) // 100) for text in texts)
+    data = found.json()["provenance"]["data"]
+    assert (data["n_rows"], data["n_texts"]) == (pieces, 9)
+    assert f"{pieces} pieces of 9 texts" in str(found)
+    whole = scan("sonde:stdlib", [{"text": t[:90]} for t in texts], settings=quick)
+    assert "n_texts" not in whole.json()["provenance"]["data"]
+    assert "9 rows" in str(whole)

@@ -133,7 +133,15 @@ def _data(data: DataEvidence, gathered: Gathered) -> dict[str, Any]:
         "n_skipped": data.n_skipped,
         "n_truncated": data.n_truncated,
         "sample_of": data.sample_of,
+        **_texts_cut(data),
     }
+
+
+def _texts_cut(data: DataEvidence) -> dict[str, int]:
+    """Return how many texts the pieces come from; nothing if no text was cut into pieces."""
+    if data.piece is None or not bool((data.piece > 0).any()):
+        return {}
+    return {"n_texts": int((data.piece == 0).sum())}
 
 
 def _special(stream: Any) -> str | None:

@@ -6,13 +6,14 @@ Not for classifiers or language models: their answers are judged by labels or ne
 from typing import Any, Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.random_state import kept_random_state
 from sonde.findings.evidence._shared import shared_rows
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.evidence.rows import FAR_Z, NEAR_NEEDS, copies, far_scores, near_duplicates
+from sonde.stats.intervals import wilson
 from sonde.tap import LiveStream
 
 LEAST: Final = 20
@@ -46,7 +47,56 @@ def vectors_section(evidence: Evidence, stream: Any) -> dict[str, Any] | None:
         "n_far": int(((z >= FAR_Z) & torch.isfinite(z)).sum()),
         "n_clusters": n_clusters,
         "n_clustered": n_clustered,
+        "neighbours": _neighbours_of_labelled(evidence, x),
     }
+
+
+def _neighbours_of_labelled(
+    evidence: Evidence, x: Float[Tensor, "row dim"]
+) -> dict[str, Any] | None:
+    """Return how often a labelled row's nearest other row has its label; None without labels."""
+    shared = shared_rows(evidence)
+    label = shared.column("label") if evidence.data.has_labels else None
+    if label is None:
+        return None
+    mine = label >= 0
+    found = same_label(x[mine], label[mine], shared.group[mine])
+    if found is None:
+        return None
+    n_same, n, chance = found
+    low, high = wilson(n_same, n)
+    return {"n_rows": n, "same": n_same / n, "low": low, "high": high, "chance": chance}
+
+
+def same_label(
+    x: Float[Tensor, "row dim"], label: Int[Tensor, "row"], group: Int[Tensor, "row"]
+) -> tuple[int, int, float] | None:
+    """Return for how many rows the nearest row of another group has the same label.
+
+    Nearest is by the cosine. Unlike a probe it needs no training, so a few labels suffice.
+
+    Returns
+    -------
+    tuple of (int, int, float) or None
+        Such rows, all rows that have a row of another group, and the mean fraction of equal labels
+        among these other rows. None if the labels are all equal or no row has another one.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [0.1, 3.0], [1.0, 0.2]])
+    >>> same_label(x, torch.tensor([0, 0, 1, 1, 1]), torch.arange(5))
+    (4, 5, 0.4)
+    """
+    other = group[:, None] != group[None]
+    has_other = other.any(1)
+    if len(torch.unique(label)) < 2 or not bool(has_other.any()):
+        return None
+    unit = torch.nn.functional.normalize(x.double(), dim=1)
+    cosine = (unit @ unit.T).masked_fill(~other, -torch.inf)
+    same = label[:, None] == label[None]
+    hit = same.gather(1, cosine.argmax(1, keepdim=True))[:, 0]
+    chance = (same & other).sum(1)[has_other].double() / other.sum(1)[has_other]
+    return int(hit[has_other].sum()), int(has_other.sum()), float(chance.mean())
 
 
 def mean_cosine(x: Float[Tensor, "row dim"]) -> float:

@@ -1,6 +1,7 @@
 """Sentences about the model's accuracy, and the values to compare it with."""
 
 import math
+from functools import partial
 from typing import Any, Final
 
 from sonde.report._format import number, plural, share, shown
@@ -28,7 +29,9 @@ def answers_sentence(report: dict[str, Any]) -> str:
     name = f"{_head_name(heads[0])}: " if len(heads) > 1 else ""
     if found["last"] is None and heads:
         return name + head_sentence(heads[0])
-    say = {"accuracy": _of_classes, "nats_per_token": _of_tokens, "rms_error": _of_numbers}
+    data = report.get("provenance", {}).get("data", {})
+    of_tokens = partial(_of_tokens, grouped=data.get("group_column") is not None)
+    say = {"accuracy": _of_classes, "nats_per_token": of_tokens, "rms_error": _of_numbers}
     return name + say[found["measure"]](found)
 
 
@@ -250,7 +253,7 @@ def _of_numbers(found: dict[str, Any]) -> str:
     )
 
 
-def _of_tokens(found: dict[str, Any]) -> str:
+def _of_tokens(found: dict[str, Any], grouped: bool = False) -> str:
     value = f"loss of {number(found['value'])} nats per token"
     if found["low"] is not None:
         value += f" ({number(found['low'])} to {number(found['high'])})"
@@ -263,9 +266,9 @@ def _of_tokens(found: dict[str, Any]) -> str:
         rest.insert(0, f"after its best block, {_name(best)}: {number(best['value'])}")
     where = plural(found["n_rows"], "token")
     if "n_first" in found:  # with little before them these cost more than a whole text does
+        kind, of = ("group", "each text, from") if grouped else ("text", "each of")
         where += (
-            f", the first {found['n_first']} or fewer of each of "
-            f"{plural(found['n_groups'], 'text')}"
+            f", the first {found['n_first']} or fewer of {of} {plural(found['n_groups'], kind)}"
         )
     return f"{value}, {where}; " + ", ".join(rest)
 

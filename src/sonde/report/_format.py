@@ -146,7 +146,11 @@ def rows_read(data: dict[str, Any]) -> str:
     --------
     >>> rows_read({"n_rows": 200, "sample_of": 1908, "n_truncated": 48})
     '200 of 1,908 rows (a sample), 48 cut short'
+    >>> rows_read({"n_rows": 512, "n_texts": 64})
+    '512 pieces of 64 texts'
     """
     n, whole, cut = data["n_rows"], data.get("sample_of"), data.get("n_truncated")
+    if data.get("n_texts") is not None:
+        return f"{plural(n, 'piece')} of {plural(data['n_texts'], 'text')}"
     text = plural(n, "row") if whole is None else f"{n:,} of {plural(whole, 'row')} (a sample)"
     return text + (f", {cut:,} cut short" if cut else "")

@@ -50,9 +50,24 @@ def vectors_sentence(report: dict[str, Any]) -> str:
         parts.append(f"{plural(found['n_clusters'], 'cluster')} with {inside} of {rows}")
     else:
         parts.append(f"no clusters among {rows}")
+    near = found.get("neighbours")
+    if near is not None:
+        parts.append(
+            f"the nearest other row has the same label for {share(near['same'])} of "
+            f"{plural(near['n_rows'], 'labelled row')} ({share(near['low'])} to "
+            f"{share(near['high'])}; by chance {share(near['chance'])})"
+        )
     if report.get("labels") is None:
-        parts.append("with labels (--label-column), probes show what the vectors encode")
+        parts.append(_without_probe(report))
     return "; ".join(parts)
+
+
+def _without_probe(report: dict[str, Any]) -> str:
+    """Return why no probe was fitted: no labels, or too few of two classes."""
+    data = (report.get("provenance") or {}).get("data") or {}
+    if data.get("label_column") is None:
+        return "with labels (--label-column), probes show what the vectors encode"
+    return "no probe was fitted: one needs 30 rows (or groups) of each of two classes"
 
 
 def _count(n: int, stem: str, one: str, many: str) -> str:
