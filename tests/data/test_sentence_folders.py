@@ -300,7 +300,7 @@ def test_few_labels_of_an_embedding_model_are_judged_by_nearest_rows(averaged):
     batches = list(sonde.read(folder, rows, sites="normalize"))
     vectors = torch.cat([b.rows["normalize:out"] for b in batches]).numpy()
     label = torch.cat([b.label for b in batches]).tolist()
-    group = torch.cat([b.group["normalize:out"] for b in batches]).tolist()
+    group = torch.cat([b.group for b in batches]).tolist()
     same, chances = [], []
     for i, x in enumerate(vectors):
         others = [j for j in range(len(vectors)) if group[j] != group[i]]

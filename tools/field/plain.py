@@ -50,11 +50,11 @@ def plain(said: Subject, place: Path, flags: Sequence[str]) -> Plain:
     make = {"images": _pictures, "texts": _texts, "embedding": _texts}.get(said.kind, _arrays)
     run, inputs, labels = make(said, place, list(flags))
     size = 16 if said.kind in ("texts", "embedding") else 64
-    began, answers = time.perf_counter(), []
+    began, answers = time.process_time(), []
     with torch.no_grad():
         for i in range(0, len(inputs), size):
             answers.append(run(inputs[i : i + size]))
-    return Plain(torch.cat(answers), labels, time.perf_counter() - began)
+    return Plain(torch.cat(answers), labels, time.process_time() - began)
 
 
 def figure(said: Subject, made: Plain, flags: Sequence[str]) -> float | None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sonde.findings.evidence._block_order import pairs_by_jumps
 from sonde.tap import LiveStream
 from sonde.tap.model.blocks import block_paths
 
@@ -26,6 +27,9 @@ EPSILONS: Final = (1e-6, 1e-5, 1e-3, 1e-1)
 BASES: Final = (1e2, 1e3, 1e4, 5e4, 1e5, 5e5, 1e6, 1e7)
 SHIFTS: Final = (-1, -2, -3, -4, 1, 2)
 MOST_EXCHANGED: Final = 8
+MOST_HOPEFUL: Final = 2
+REMOVED: Final = 0.03
+"""Part of the jumps of weights over depth that a hopeful exchange removes."""
 ACTIVATIONS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
     "relu": functional.relu,
     "gelu": functional.gelu,
@@ -423,15 +427,23 @@ def _of_tables(
 
 
 def _exchanged(modules: Mapping[str, nn.Module], blocks: Sequence[str]) -> Iterator[PartChange]:
-    """Yield exchanges of two blocks, and of two equally shaped layers in every block."""
-    kinds = {type(modules[b]) for b in blocks}
-    pairs = list(itertools.combinations(blocks, 2)) if len(kinds) == 1 else []
-    pairs = pairs if len(blocks) <= MOST_EXCHANGED else [*itertools.pairwise(blocks)]
-    pairs.sort(key=lambda pair: blocks.index(pair[1]) - blocks.index(pair[0]))
-    for pair in pairs:
+    """Yield exchanges of two blocks, and of two equally shaped layers in every block.
+
+    Exchanges that make the weights change more smoothly over depth come first.
+    """
+    ranked = pairs_by_jumps(modules, blocks)
+    hopeful = [pair for pair, removed in ranked[:MOST_HOPEFUL] if removed >= REMOVED]
+    rest = sorted(
+        (pair for pair, _ in ranked if pair not in hopeful),
+        key=lambda pair: blocks.index(pair[1]) - blocks.index(pair[0]),
+    )
+    if len(blocks) > MOST_EXCHANGED:
+        rest = [pair for pair in rest if pair in {*itertools.pairwise(blocks)}]
+    for pair in (*hopeful, *rest):
         yield replace(
             _orders(modules, [pair]),
             near=partial(_further, modules, pair, [*itertools.pairwise(blocks)]),
+            alone=pair in hopeful,
         )
     inner = {b: _layers(modules[b]) for b in blocks}
     first = inner.get(blocks[0], {}) if blocks else {}

@@ -166,10 +166,10 @@ def _searched(
     rows = budget.rows(FEW_ROWS * length, FEWEST_ROWS * length, len(every), SCREEN * part) // length
     few = runs.few(even[:rows])
     reference = float(few.loss_of(temperature, few.logits(few.every), few.every).mean())
-    able = budget.left(SCREEN * part) / max(1.0, few.cost)
-    first = every[: int(min(len(every), able))]
-    if len(first) < min(LEAST_CHANGES, len(every)):
-        first = [change for change in first if change.alone]
+    able = int(min(len(every), budget.left(SCREEN * part) / max(1.0, few.cost)))
+    first = every[:able]
+    if 0 < able < min(LEAST_CHANGES, len(every)):
+        first = [change for change in every if change.alone]
     budget.leave_out(PARTS, len(every) - len(first))
     if not first:
         return "not tried because the model is large; --deep tries changes to its parts"
