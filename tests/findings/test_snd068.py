@@ -129,6 +129,7 @@ def test_a_net_that_is_right_is_clear_and_labels_of_chance_name_no_part() -> Non
     assert_clear(ended(Stack().eval(), rows()[1][order]))
 
 
+@pytest.mark.slow
 def test_the_model_is_as_it_was_after_the_trials() -> None:
     net = changed(_large_eps)
     weights = deepcopy(net.state_dict())
