@@ -57,7 +57,7 @@ def test_the_true_subspace_gives_every_answer_and_the_whole_site_does_not():
     whole = judge.explain(net, base, source=source, expected=expected, site="0")
     share = (expected == net(source).argmax(1)).double()
     assert float(whole) == pytest.approx(float(share.mean()))
-    assert present(whole.se) == pytest.approx(float(share.std(correction=0)) / len(share) ** 0.5)
+    assert present(whole.se) == pytest.approx(float(share.std()) / len(share) ** 0.5)
     assert whole.unpatched == pytest.approx(
         float((expected == net(base).argmax(1)).double().mean())
     )

@@ -13,6 +13,7 @@ from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
 from sonde.core.errors import InputError
 from sonde.core.result import Result
 from sonde.engine.steps import Descent, seeded
+from sonde.explain._held_groups import RowGroups
 
 Pictures = Float[Tensor, "row channel height width"]
 Labels = Int[Tensor, "row"]
@@ -125,6 +126,7 @@ class Comet:
         x: Pictures,
         label: Labels,
         held: Held,
+        group: Int[Tensor, "row2"] | None = None,
     ) -> CometResult:
         """Return the trained networks, evaluated on held-out images.
 
@@ -135,6 +137,9 @@ class Comet:
         x : Float[Tensor, "row channel height width"]
         label : Int[Tensor, "row"]
         held : (pictures, labels)
+        group : Int[Tensor, "row2"], optional
+            Group of each picture held out, which the error counts; without, pictures that copy
+            each other are one group.
 
         Raises
         ------
@@ -153,7 +158,7 @@ class Comet:
             )
             nets = selector, predictor, copy.deepcopy(full)
             self._train(nets, x, label, draw)
-        return self._judged(nets, *held)
+        return self._judged(nets, *held, RowGroups.of("Comet", group, held[0]))
 
     @torch.enable_grad()
     def _train(self, nets: Nets, x: Pictures, label: Labels, draw: torch.Generator) -> None:
@@ -175,26 +180,30 @@ class Comet:
             loss = loss + self.area_weight * (mask.mean((1, 2, 3)) - self.area).relu()
             select.step(loss.mean())
 
-    def _judged(self, nets: Nets, x: Pictures, label: Labels) -> CometResult:
+    def _judged(self, nets: Nets, x: Pictures, label: Labels, groups: RowGroups) -> CometResult:
         selector, predictor, detector = nets
         with torch.no_grad():
             mask = selector.eval()(x)
             kept, left = predictor.eval()(mask * x), detector.eval()((1.0 - mask) * x)
-        n = len(x)
-        right, rest = (float((z.argmax(1) == label).double().mean()) for z in (kept, left))
-        return CometResult(
-            value=right,
-            se=(right * (1.0 - right) / n) ** 0.5,
-            n=n,
+        right, rest = ((z.argmax(1) == label).double() for z in (kept, left))
+        judged = CometResult(
+            value=float(right.mean()),
+            se=groups.error(right),
+            n=len(groups),
             range=(0.0, 1.0),
             direction="higher",
-            conventions={"method": repr(self), "masking": "times the mask: zero where left out"},
+            conventions={
+                "method": repr(self),
+                "masking": "times the mask: zero where left out",
+                "se": "over groups held out",
+            },
             selector=selector,
             predictor=predictor,
             detector=detector,
-            complement=rest,
+            complement=float(rest.mean()),
             area=float(mask.mean()),
         )
+        return groups.flagged(judged)
 
 
 class _Selector(nn.Module):

@@ -16,6 +16,7 @@ from sonde.core.errors import InputError, ShapeError
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
 from sonde.engine.steps import Descent
+from sonde.explain._held_groups import RowGroups
 from sonde.stats import unit_rows
 
 Loss = Literal["l1", "contrastive", "gumbel"]
@@ -127,6 +128,7 @@ class ConceptBottleneck:
         rows: Float[Tensor, "row dim"],
         bank: Float[Tensor, "concept dim2"],
         label: Int[Tensor, "row2"],
+        group: Int[Tensor, "row"] | None = None,
     ) -> ConceptBottleneckResult:
         """Return the bottleneck, evaluated on held-out rows.
 
@@ -136,6 +138,9 @@ class ConceptBottleneck:
         bank : Float[Tensor, "concept dim"]
             An embedding for each concept.
         label : Int[Tensor, "row"]
+        group : Int[Tensor, "row"], optional
+            Group of each row. Groups are held out as a whole, and the error counts them; without,
+            rows that copy each other are one group.
 
         Raises
         ------
@@ -156,9 +161,10 @@ class ConceptBottleneck:
                 f"{len(labels)} labels of {len(rows)} rows."
             )
         draw = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(rows), generator=draw).to(rows.device)
-        n_held = max(1, round(self.held_out * len(rows)))
-        held, used = order[:n_held], order[n_held:]
+        groups = RowGroups.of("ConceptBottleneck", group, rows)
+        order = torch.randperm(len(groups), generator=draw)
+        parts = groups.parted("ConceptBottleneck", self.held_out, order)
+        held, used = (part.to(rows.device) for part in parts)
         x, y = rows[used].double(), member[used]
         concept = unit_rows(bank.double())
         if self.loss != "l1":
@@ -168,16 +174,16 @@ class ConceptBottleneck:
             concept=concept, weight=weight, bias=bias, labels=labels, loss=self.loss
         )
         right = (found.classify(rows[held].double()) == label[held]).double()
-        value = float(right.mean())
+        value, groups = float(right.mean()), groups.at(held)
         usual = (member[held] == torch.bincount(y).argmax()).double().mean()
-        return ConceptBottleneckResult(
+        judged = ConceptBottleneckResult(
             value=value,
-            se=(value * (1 - value) / n_held) ** 0.5,
+            se=groups.error(right),
             null=float(usual),
-            n=n_held,
+            n=len(groups),
             range=(0.0, 1.0),
             direction="higher",
-            conventions={"loss": self.loss, "rows": "held out"},
+            conventions={"loss": self.loss, "rows": "held out", "se": "over groups held out"},
             concept=concept,
             weight=weight,
             bias=bias,
@@ -185,6 +191,7 @@ class ConceptBottleneck:
             loss=self.loss,
             per_decision=float(found.concepts_per_decision(rows[held].double()).mean()),
         )
+        return groups.flagged(judged)
 
     def _aligned(self, x: Tensor, bank: Tensor, draw: torch.Generator) -> Tensor:
         """Return the concept layer, fitted to the similarities of rows and concept embeddings."""

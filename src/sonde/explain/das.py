@@ -23,6 +23,7 @@ from sonde.core.result import Result
 from sonde.core.site import Site
 from sonde.engine.progress import Bar
 from sonde.engine.steps import Descent, seeded
+from sonde.explain._held_groups import RowGroups
 from sonde.explain._runs import TwoRuns
 from sonde.explain.objective import Objective
 from sonde.tap.model.sites import Pattern
@@ -130,6 +131,7 @@ class InterchangeIntervention(Explainer):
         site: Pattern,
         position: int | None = None,
         subspace: Float[Tensor, "dim k"] | None = None,
+        group: Int[Tensor, "pair"] | None = None,
     ) -> Alignment:
         """Return the fraction of pairs that give the expected answer.
 
@@ -145,11 +147,15 @@ class InterchangeIntervention(Explainer):
             The position that is exchanged; by default all positions.
         subspace : Float[Tensor, "dim k"], optional
             Orthonormal columns, instead of ``units``.
+        group : Int[Tensor, "pair"], optional
+            Group of each pair, which the error counts; without, each pair is its own.
         """
         pairs = _Pairs(model, inputs, source, expected, site, position)
         if self.units is not None and subspace is None:
             subspace = torch.eye(pairs.width)[:, list(self.units)]
-        return pairs.alignment(subspace, self.seed, repr(self))
+        own = torch.arange(len(expected)) if group is None else group
+        groups = RowGroups.of("InterchangeIntervention", own, expected)
+        return pairs.alignment(subspace, groups, self.seed, repr(self))
 
 
 @final
@@ -201,11 +207,13 @@ class Das:
         site: Pattern,
         position: int | None = None,
         *,
+        group: Int[Tensor, "pair"] | None = None,
         progress: bool = False,
     ) -> Alignment:
         """Return the subspace, evaluated on held-out pairs.
 
-        Arguments are those of ``InterchangeIntervention.explain``, ``base`` its inputs.
+        Arguments are those of ``InterchangeIntervention.explain``, ``base`` its inputs. Groups are
+        held out as a whole; without, pairs that copy each other are one group.
 
         Raises
         ------
@@ -213,13 +221,14 @@ class Das:
             If there are too few pairs, or the loss stops being a number.
         """
         n = len(expected)
-        n_train = n - round(self.held_out * n)
-        if not 0 < n_train < n:
+        if not 0 < round(self.held_out * n) < n:
             raise InputError(f"Das: expected at least 4 pairs, got {n}.")
+        groups = RowGroups.of("Das", group, base, source)
+        last, first = groups.parted("Das", self.held_out, torch.arange(len(groups)).flip(0))
+        held, used = last.sort().values, first.sort().values
         batches = [
-            _Pairs(model, base[i:j], source[i:j], expected[i:j], site, position)
-            for i in range(0, n_train, BATCH)
-            for j in [min(i + BATCH, n_train)]
+            _Pairs(model, base[rows], source[rows], expected[rows], site, position)
+            for rows in used.split(BATCH)
         ]
         width = batches[0].width
         if self.k > width:
@@ -228,8 +237,8 @@ class Das:
             turn = nn.Linear(width, self.k, bias=False)
             parametrizations.orthogonal(turn)
             subspace, losses = self._trained(turn, batches, progress)
-        held = _Pairs(model, base[n_train:], source[n_train:], expected[n_train:], site, position)
-        return held.alignment(subspace, self.seed, repr(self), losses)
+        judged = _Pairs(model, base[held], source[held], expected[held], site, position)
+        return judged.alignment(subspace, groups.at(held), self.seed, repr(self), losses)
 
     def _trained(
         self, turn: nn.Linear, batches: Sequence["_Pairs"], progress: bool
@@ -293,40 +302,42 @@ class _Pairs:
         outputs = self.runs.going_on("clean", self.site, self.moved(subspace))
         return -self.runs.number("clean", outputs).mean()
 
-    def accuracy(self, values: Tensor) -> float:
-        """Return the fraction of expected answers that the model gives for these states."""
+    def right(self, values: Tensor) -> Float[Tensor, "pair"]:
+        """Return which answers are the expected ones with these states."""
         outputs = self.runs.going_on("clean", self.site, values)
         best = self.runs.log_probs("clean", outputs).argmax(-1)
-        return float((best.cpu() == self.expected.cpu()).double().mean())
+        return (best.cpu() == self.expected.cpu()).double()
 
     def alignment(
         self,
         subspace: Float[Tensor, "dim k"] | None,
+        groups: RowGroups,
         seed: int,
         method: str,
         losses: tuple[float, ...] = (),
     ) -> Alignment:
         """Return the fraction of pairs that give the expected answer after the interchange."""
-        n, null = len(self.expected), None
+        null = None
         with torch.no_grad():
-            own = self.accuracy(self.moved(subspace))
-            unpatched = self.accuracy(self.old)
+            own = self.right(self.moved(subspace))
+            unpatched = float(self.right(self.old).mean())
             if subspace is not None:
                 generator = torch.Generator().manual_seed(seed + 1)
                 drawn = torch.randn(subspace.shape, generator=generator, dtype=torch.float64)
-                null = self.accuracy(self.moved(torch.linalg.qr(drawn)[0]))
-        return Alignment(
-            value=own,
-            se=(own * (1 - own) / n) ** 0.5,
+                null = float(self.right(self.moved(torch.linalg.qr(drawn)[0])).mean())
+        found = Alignment(
+            value=float(own.mean()),
+            se=groups.error(own),
             null=null,
-            n=n,
+            n=len(groups),
             direction="higher",
             range=(0.0, 1.0),
-            conventions={"method": method, "site": str(self.site)},
+            conventions={"method": method, "site": str(self.site), "se": "over groups of pairs"},
             subspace=subspace,
             unpatched=unpatched,
             losses=losses,
         )
+        return groups.flagged(found)
 
 
 def swapped(

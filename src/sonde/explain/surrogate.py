@@ -15,6 +15,7 @@ from sonde.core.explainer import Explainer
 from sonde.core.inputs import Model
 from sonde.core.random_state import kept_random_state
 from sonde.core.result import Result
+from sonde.explain._held_groups import RowGroups
 from sonde.explain.objective import Objective
 from sonde.tap.hooks.session import Session
 
@@ -128,7 +129,11 @@ class SurrogateRules(Explainer):
             )
 
     def explain(
-        self, model: Model | nn.Module | Callable[[Rows], Tensor], inputs: Any
+        self,
+        model: Model | nn.Module | Callable[[Rows], Tensor],
+        inputs: Any,
+        *,
+        group: Int[Tensor, "row"] | None = None,
     ) -> SurrogateResult:
         """Return the rules, evaluated on held-out rows.
 
@@ -137,6 +142,9 @@ class SurrogateRules(Explainer):
         model : Model, nn.Module or callable
             Rows to logits (row, class) or numbers (row,), (row, 1).
         inputs : Float[Tensor, "row dim"]
+        group : Int[Tensor, "row"], optional
+            Group of each row. Groups are held out as a whole, and the error counts them; without,
+            rows that copy each other are one group.
 
         Raises
         ------
@@ -154,9 +162,10 @@ class SurrogateRules(Explainer):
         if len(x) < 20:
             raise InputError(f"SurrogateRules: expected 20 rows or more, got {len(x)}.")
         generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(x), generator=generator)
-        n_held = max(1, round(self.held_out * len(x)))
-        held, used = x[order[:n_held]], x[order[n_held:]]
+        groups = RowGroups.of("SurrogateRules", group, x)
+        order = torch.randperm(len(groups), generator=generator)
+        parts = groups.parted("SurrogateRules", self.held_out, order)
+        held, used = (x[part.to(x.device)] for part in parts)
         answer = _answering(model)
         said, truth = answer(used), answer(held)
         is_class = said.shape[1] > 1
@@ -170,7 +179,8 @@ class SurrogateRules(Explainer):
         rules = _rules(tree, chosen, held, _read(truth), is_class=is_class)
         given = torch.from_numpy(tree.predict(held[:, chosen].float().cpu().numpy())).double()
         usual = float(_read(said).mode().values)
-        return self._result(rules, given, _read(truth), usual, chosen, importance, is_class)
+        judged = given, _read(truth), groups.at(parts[0])
+        return self._result(rules, *judged, usual, chosen, importance, is_class)
 
     def _chosen(
         self, answer: Callable[[Rows], Answers], x: Rows, said: Answers, draw: torch.Generator
@@ -200,35 +210,37 @@ class SurrogateRules(Explainer):
         rules: Sequence[Rule],
         given: Float[Tensor, "row"],
         truth: Float[Tensor, "row"],
+        groups: RowGroups,
         usual: float,
         chosen: Tensor,
         importance: Tensor,
         is_class: bool,
     ) -> SurrogateResult:
-        n = len(truth)
         if is_class:
-            value = float((given == truth).double().mean())
+            right = (given == truth).double()
+            value, se = float(right.mean()), groups.error(right)
             null = float((truth == usual).double().mean())
-            se = (value * (1.0 - value) / n) ** 0.5
         else:
             left = (given - truth).square().sum()
             value, null, se = float(1.0 - left / (truth - truth.mean()).square().sum()), 0.0, None
-        return SurrogateResult(
+        judged = SurrogateResult(
             value=value,
             se=se,
             null=null,
-            n=n,
+            n=len(groups),
             range=(0.0, 1.0) if is_class else (-float("inf"), 1.0),
             direction="higher",
             conventions={
                 "method": repr(self),
                 "fidelity": "share of equal classes" if is_class else "variance explained",
                 "rows": "held out",
+                "se": "over groups held out" if is_class else "not known",
             },
             features=chosen,
             importance=importance,
             rules=tuple(rules),
         )
+        return groups.flagged(judged)
 
 
 def _answering(model: Any) -> Callable[[Rows], Answers]:
