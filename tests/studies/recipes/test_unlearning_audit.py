@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from sonde import InputError, Model
 from sonde.edit import Forgotten
 from sonde.edit.forgetting import Standing, membership_attack
-from sonde_studies.parts.forgotten_rows import audit_by_losses
+from sonde_studies.parts.forgotten_rows import audit_by_losses, difference_of_inputs
 from sonde_studies.parts.traces import Reading, shuffled
 from sonde_studies.recipes.unlearning_audit import unlearning_audit
 
@@ -98,6 +99,7 @@ def test_a_reader_that_names_the_class_of_any_row_reads_nothing():
     assert error == pytest.approx(np.sqrt((6 / 49) / 7 + (10 / 121) / 11) / 2)
 
 
+@pytest.mark.slow
 @pytest.mark.truth("which rows a net learned by heart")
 def test_rows_of_classes_that_stay_are_audited_by_their_losses():
     draw = torch.Generator().manual_seed(2)
@@ -124,6 +126,12 @@ def test_rows_of_classes_that_stay_are_audited_by_their_losses():
         assert found.verdict == wanted
     found = unlearning_audit(anew, gold, forget, retain, held=held, progress=False)
     assert found.verdict == "cannot tell"
+    found = unlearning_audit(before, before, forget, retain, held=held, progress=False)
+    assert found.verdict == "not forgotten"
+    strange = [row | {"x": row["x"] + 1.0} for row in held]
+    found = unlearning_audit(before, before, forget, retain, held=strange, progress=False)
+    assert found.verdict == "cannot tell"
+    assert "differ as inputs" in found.sentence
 
 
 @pytest.mark.truth("99 % of a normal law lie within 2.576 standard errors")
@@ -137,4 +145,21 @@ def test_without_a_gold_model_the_attack_is_tested_at_one_percent():
         low, high = (value + 1.96 * sign * float(anew.se) for sign in (-1, 1))
         now = replace(anew, value=value, low=low, high=high)
         said = Forgotten(side, side, None, now, seen, None)
-        assert audit_by_losses(said, 80, has_gold=False).verdict.startswith(wanted)
+        assert audit_by_losses(said, 80, 0.5).verdict.startswith(wanted)
+        unlike = audit_by_losses(said, 80, 0.01)
+        assert (unlike.verdict, unlike.level) == ("cannot tell", "warning")
+        assert "the two parts differ as inputs (p = 0.01)" in unlike.sentence
+
+
+@pytest.mark.truth("rows of one law, and rows moved by one standard deviation")
+def test_held_rows_that_differ_from_those_to_forget_are_recognized():
+    draw = torch.Generator().manual_seed(5)
+    label = torch.zeros(40, dtype=torch.int64)
+
+    def part(move, label=label):
+        return SimpleNamespace(last=torch.randn(40, 6, generator=draw) + move, label=label)
+
+    alike = [difference_of_inputs(part(0.0), part(0.0)) for _ in range(40)]
+    assert sum(p <= 0.1 for p in alike) <= 9  # 10 % of 40, and two standard deviations
+    assert max(difference_of_inputs(part(0.0), part(1.0)) for _ in range(10)) < 0.05
+    assert difference_of_inputs(part(0.0), part(0.0, label + 1)) < 0.05

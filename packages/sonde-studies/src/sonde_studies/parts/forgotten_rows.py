@@ -7,6 +7,7 @@ import torch
 
 from sonde.core import ChartAxis, marks
 from sonde.data import ItemInputs
+from sonde.detect import MMD
 from sonde.edit import Forgotten
 from sonde.metrics import Metric
 from sonde.report import Answer
@@ -18,20 +19,53 @@ UNHELD = "Pass unseen examples of the forgotten classes as held for an attack by
 ATTACK = "attack by low loss (0.5 = nothing to tell)"
 SURE = 2.576
 """Standard errors from chance that an attack must lie without a gold model: 1 % in all."""
+UNLIKE = 0.1
+"""p-value of no difference below which held examples are no stand-in for those to forget."""
+OTHERS = (
+    "The held examples differ from those to forget, so their losses differ on a model that never "
+    "saw either. Pass held examples of the same kind, such as other rows of the same person, or a "
+    "model that was trained without those to forget as gold."
+)
 
 
-def audit_by_losses(said: Forgotten, n: int, *, has_gold: bool) -> Answer:
-    """Return whether a loss attack still finds the forgotten rows, without classes."""
+def difference_of_inputs(forget: Any, held: Any) -> float:
+    """Return the p-value of no difference between examples to forget and held examples.
+
+    Parameters
+    ----------
+    forget, held : what ``sonde.gather`` returns
+        States of a model that saw neither part, and labels where there are any.
+    """
+    known = torch.unique(torch.cat([forget.label, held.label]))
+    sides = [
+        torch.cat([part.last.double(), (part.label[:, None] == known).double()], 1)
+        for part in (forget, held)
+    ]
+    spread = torch.cat(sides).std(0)
+    scale = torch.where(spread > 0, spread, 1.0)
+    return float(MMD().between(*(x / scale for x in sides)).p)
+
+
+def audit_by_losses(said: Forgotten, n: int, differ: float | None) -> Answer:
+    """Return whether an attack by low loss still finds the rows or texts, for want of classes.
+
+    ``differ`` is the p-value of ``difference_of_inputs``, None if there is a gold model. If forget
+    and held examples differ, their losses differ on every model, and only a gold model could tell.
+    """
+    has_gold, is_alike = differ is None, differ is None or differ > UNLIKE
     now, then = (m for m in (said.attack, said.attack_before) if m is not None)
     gold = said.attack_retrained
     base = (0.5, 0.5) if gold is None else (gold.low, gold.high)
     low, high = (now.low, now.high) if gold else _wide(now)
-    if low > base[1]:
+    if not is_alike:
+        verdict = "cannot tell"
+    elif low > base[1]:
         verdict = "not forgotten"
     elif high < base[0]:
         verdict = "stands out by high losses"
     else:
         verdict = "gone by its losses" if then.low > base[1] else "cannot tell"
+    unlike = "" if is_alike else f"; but the two parts differ as inputs (p = {differ:.3g})"
     beside = f", on the gold model {interval_of(gold)}" if gold else ""
     models = {"before": then, "after": now} | ({"control": gold} if gold else {})
     rows = [{"model": k, "AUROC": float(m.value), "low": m.low, "high": m.high}
@@ -47,7 +81,7 @@ def audit_by_losses(said: Forgotten, n: int, *, has_gold: bool) -> Answer:
         else "warning" if verdict == "cannot tell" else "error",
         sentence="An attack that takes low losses for a sign of training tells forget from held "
         f"examples with an AUROC of {interval_of(now)} after, {interval_of(then)} before{beside} "
-        "(0.5 is chance).",
+        f"(0.5 is chance){unlike}.",
         value=float(now.value),
         se=now.se,
         null=0.5 if gold is None else float(gold.value),
@@ -56,11 +90,13 @@ def audit_by_losses(said: Forgotten, n: int, *, has_gold: bool) -> Answer:
         direction="higher",
         rows=tuple(rows),
         drawn=marks(title, rows, x, names("model"), size=110, filled=True),
-        facts={"control": "a model that never saw them" if has_gold else "none"},
+        facts={"control": "a model that never saw them"} if differ is None
+        else {"control": "none", "p of no difference between forget and held": f"{differ:.3g}"},
         advice=(
             "Forget and retain examples share their classes, or have none: only the losses are "
             "audited, not the states. Held examples must be like those to forget, such as other "
             "rows of the same person.",
+            *([] if is_alike else [OTHERS]),
             *([] if has_gold else ["Pass a model that was trained without them as gold: easy rows "
                                    "have low losses too."]),
         ),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sonde import Model
+from sonde import Model, gather, read
 from sonde.data import open_inputs
 from sonde.edit import forgotten
 from sonde.report import Answer
@@ -11,6 +11,7 @@ from sonde_studies.parts.forgotten_rows import (
     are_classes,
     audit_by_losses,
     audit_by_states,
+    difference_of_inputs,
     least_gain,
     mean_reading,
 )
@@ -59,7 +60,7 @@ def unlearning_audit(
     head that is shown a few examples of the class. If either has a higher balanced accuracy after
     unlearning than on models that never saw the class, the states still hold what the answers deny.
     Rows of classes that stay (a person's rows), and texts: an attack that takes low losses for a
-    sign of training; it needs held.
+    sign of training; it needs held, and without gold held examples that are like those to forget.
 
     Example: sonde recipe unlearning-audit BEFORE AFTER FORGET RETAIN --gold GOLD -o audit.html
 
@@ -99,7 +100,15 @@ def unlearning_audit(
         inputs = {n: p.of_class(of_class, without=n == "retain") for n, p in inputs.items()}
     said = forgotten(before, after.module, **inputs, retrained=gold and gold.module)
     if held is not None and not are_classes(inputs):
-        return audit_by_losses(said, len(inputs["forget"]), has_gold=gold is not None)
+        differ = None
+        if gold is None:
+            naive = shuffled(before, seed)
+            unseen = (
+                gather(read(naive, part, sites=site, **options), progress)
+                for part in (forget, held)
+            )
+            differ = difference_of_inputs(*unseen)
+        return audit_by_losses(said, len(inputs["forget"]), differ)
     golds = [m for m in (gold, second_gold) if m is not None] or [shuffled(before, seed)]
     names_of = {"control" if n == 0 else "second control": m for n, m in enumerate(golds)}
     models = {"before": before, "after": after, **names_of}
