@@ -1,5 +1,7 @@
 """What a compression changed inside, how fast it is, what it is fitted on, which setting fits."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,21 @@ def test_a_slower_model_is_called_slower():
     assert found.ratio < 0.5
     assert found.ratio_range[0] <= found.ratio <= found.ratio_range[1] < 1
     assert found.before[1] <= found.before[0] <= found.before[2]
+
+
+def test_a_clock_of_ticks_is_not_used_for_runs_that_are_shorter(monkeypatch):
+    fine = time.process_time
+    monkeypatch.setattr(time, "process_time", lambda: fine() // 0.0156 * 0.0156)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        one = net()
+        (found,) = speeds(Model(one), one, open_inputs(Model(one), torch.randn(4, 11)), runs=9)
+    finally:
+        torch.set_num_threads(threads)
+    assert found.clock == "wall"
+    assert found.before[1] > 0
+    assert 0.05 < found.ratio < 20
 
 
 @pytest.mark.truth("scipy.stats: exact interval of a median by the binomial law")

@@ -82,16 +82,20 @@ def speeds(model: Model, changed: nn.Module, inputs: Inputs, runs: int = RUNS) -
 
 
 def _raced(what: str, modules: Any, args: Any, kwargs: Any, runs: int) -> Speed:
-    seconds: tuple[list[float], list[float]] = ([], [])
+    process: tuple[list[float], list[float]] = ([], [])
+    wall: tuple[list[float], list[float]] = ([], [])
     is_alone = torch.get_num_threads() == 1 and next(modules[0].parameters()).device.type == "cpu"
-    clock = time.process_time if is_alone else time.perf_counter
     with torch.no_grad(), in_eval(*modules):
         for turn in range(runs + 1):
-            for module, into in list(zip(modules, seconds, strict=True))[:: 1 - 2 * (turn % 2)]:
-                start = clock()
-                module(*args, **kwargs)
-                _wait(module)
-                into.append(clock() - start)
+            for i in (0, 1)[:: 1 - 2 * (turn % 2)]:
+                starts = time.process_time(), time.perf_counter()
+                modules[i](*args, **kwargs)
+                _wait(modules[i])
+                wall[i].append(time.perf_counter() - starts[1])
+                process[i].append(time.process_time() - starts[0])
+    # Some systems count processor time in ticks of 10 or 16 ms: short runs then take none.
+    is_alone = is_alone and min(map(min, process)) > 0
+    seconds = process if is_alone else wall
     ratio, ratio_range = _median_of_pairs(*(one[1:] for one in seconds))
     shares = torch.tensor([0.5, 0.025, 0.975], dtype=torch.float64)
     spread = [torch.tensor(s[1:], dtype=torch.float64).quantile(shares).tolist() for s in seconds]
