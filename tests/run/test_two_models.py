@@ -118,6 +118,39 @@ def test_answers_are_compared_example_by_example():
     assert compare_answers(Model(base), Model(wide), inputs[0], data, progress=False) is None
 
 
+def single(seed: int, ends_in: tuple[nn.Module, ...] = ()) -> Any:
+    inner = net(seed)
+    last = nn.Linear(4, 1, bias=False)
+    nn.init.normal_(last.weight, std=3.0)
+    return nn.Sequential(*inner, nn.Tanh(), last, *ends_in)
+
+
+@pytest.mark.truth("torch.nn.functional: binary cross-entropy of the logits")
+@pytest.mark.parametrize("ends_in", [(), (nn.Sigmoid(),)], ids=["logit", "sigmoid"])
+def test_a_single_logit_says_two_classes(ends_in):
+    rows = items(150)
+    one, two = single(3, ends_in), single(4, ends_in)
+    inputs = [open_inputs(Model(model), rows) for model in (one, two)]
+    found = compare_answers(Model(one), Model(two), *inputs, progress=False)
+    x = torch.stack([row["x"] for row in rows])
+    y = torch.tensor([[float(row["label"])] for row in rows])
+    with torch.no_grad():
+        a, b = (single(seed)(x) for seed in (3, 4))
+    assert found is not None
+    assert 0.1 < found.same < 0.9
+    assert found.same == pytest.approx(float(((a > 0) == (b > 0)).double().mean()))
+    assert found.loss == pytest.approx(
+        [float(nn.functional.binary_cross_entropy_with_logits(z, y)) for z in (a, b)], rel=1e-5
+    )
+
+
+def test_labels_that_are_no_classes_of_the_models_are_not_compared():
+    rows = [row | {"label": 3 * row["label"] + 1} for row in items(60)]
+    one, two = single(3), single(4)
+    inputs = [open_inputs(Model(model), rows) for model in (one, two)]
+    assert compare_answers(Model(one), Model(two), *inputs, progress=False) is None
+
+
 @pytest.mark.slow
 def test_models_of_other_layers_are_matched_by_likeness_and_by_example():
     base = net()

@@ -63,6 +63,8 @@ def compare_answers(
             b = answers(second, second.module, two, keys[1])
             if a.log_p.shape != b.log_p.shape or not torch.equal(a.truth, b.truth):
                 return None  # other classes, or texts cut into other tokens
+            if not (a.has_classes and b.has_classes):
+                return None  # numbers, not classes
             parts.append(_compared_figures(a, b, len(one)))
             bar.advance(len(one))
     return _summary(torch.cat(parts))

@@ -41,8 +41,26 @@ class Answers:
         return total / torch.zeros_like(total).index_add_(0, where, torch.ones_like(wide))
 
     @property
+    def has_classes(self) -> bool:
+        """Whether there are two classes or more, and every label is one of them."""
+        n_classes = self.log_p.shape[1]
+        return n_classes > 1 and not bool((self.truth >= n_classes).any())
+
+    @property
     def log_p_of_truth(self) -> Float[Tensor, "answer"]:
-        """The log-probability of the truth, or 0 if the truth is unknown."""
+        """The log-probability of the truth, or 0 if the truth is unknown.
+
+        Raises
+        ------
+        InputError
+            If a label is no class of the model.
+        """
+        if not self.has_classes:
+            raise InputError(
+                f"answers: expected labels below {self.log_p.shape[1]}, the number of the model's "
+                f"classes, got {int(self.truth.max())}. Numbers that are no classes are read with "
+                "target_column (--target-column)."
+            )
         found = self.log_p.gather(1, self.truth.clamp(min=0)[:, None])[:, 0]
         return torch.where(self.truth >= 0, found, torch.zeros_like(found))
 
@@ -94,10 +112,11 @@ def answers_in(
             "Use a classifier or a language model."
         )
     wide = found if found.dtype == torch.float64 else found.float()
-    log_p = torch.log_softmax(wide.cpu(), dim=-1)
     n = len(batch)
     if found.ndim == 2:
-        return Answers(log_p, batch.label.clone(), torch.arange(n))
+        label = batch.label.clone()
+        return Answers(_log_p_of_classes(wide.cpu(), label), label, torch.arange(n))
+    log_p = torch.log_softmax(wide.cpu(), dim=-1)
     axis = "pos2" if batch.decoder_mask is not None or model.task == "seq2seq" else "pos"
     ids = token_ids(batch, axis)
     if found.ndim != 3 or ids is None or ids.shape != found.shape[:2]:
@@ -110,3 +129,18 @@ def answers_in(
     asked = real if batch.placeholder is None or axis == "pos2" else real & ~batch.placeholder
     example, place = (asked[:, 1:] & real[:, :-1]).nonzero(as_tuple=True)
     return Answers(log_p[example, place], ids.cpu()[example, place + 1], example)
+
+
+def _log_p_of_classes(
+    logits: Float[Tensor, "row class"], label: Int[Tensor, "row"]
+) -> Float[Tensor, "row class2"]:
+    """Return log-probabilities of classes; a single logit of labelled rows says two classes.
+
+    Single numbers that all lie in [0, 1] are taken as a sigmoid's probabilities. Without labels a
+    single number may be the answer of a regression, and stays one column.
+    """
+    if logits.shape[1] != 1 or not bool((label >= 0).any()):
+        return torch.log_softmax(logits, dim=-1)
+    if bool(((logits >= 0) & (logits <= 1)).all()):
+        return torch.cat([1 - logits, logits], 1).clamp(min=torch.finfo(logits.dtype).tiny).log()
+    return torch.nn.functional.logsigmoid(torch.cat([-logits, logits], 1))
