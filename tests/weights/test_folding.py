@@ -1,5 +1,6 @@
 """Edits written into weights: the folded model is the hooked one, or the fold is refused."""
 
+import copy
 import json
 import warnings
 from dataclasses import dataclass
@@ -125,6 +126,35 @@ def test_every_folded_layer_is_compared_with_the_edited_one(monkeypatch):
     monkeypatch.setattr(Layer, "after", lambda self, _: {self.bias: Exchange(torch.ones(16))})
     with pytest.raises(StateError, match="differs from the edited layer by"):
         fold_edit(net, Add(torch.randn(16)), "2")
+
+
+class FarFromZero(Edit):
+    """A small part of low rank, computed from rows that were moved far away: digits are lost."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(2)
+        self.left, self.right = torch.randn(2, 16, 1)
+
+    def apply(self, x: torch.Tensor, site: Any, context: Any) -> torch.Tensor:
+        left, right = self.left.to(x), self.right.to(x)
+        return x + ((x + 1e4) @ right - 1e4 * right.sum(0)) @ left.T
+
+    def as_affine(self) -> AffineMap:
+        return AffineMap(left=self.left, right=self.right)
+
+
+def test_an_edit_that_loses_digits_in_single_precision_folds_by_double():
+    net, x = models.mlp(), torch.randn(9, 8)
+    edit = FarFromZero()
+    folded = fold_edit(net, edit, "2", inputs=x).fold(net)
+    with torch.no_grad():
+        with editing(net, edit, "2"):
+            rough = net(x)
+        assert (folded(x) - rough).abs().max() > 1e-5 * rough.abs().max()
+        exact = copy.deepcopy(net).double()
+        with editing(exact, edit, "2"):
+            wanted = exact(x.double())
+        torch.testing.assert_close(folded(x).double(), wanted, atol=1e-5, rtol=1e-5)
 
 
 def _doubled(module, args, output):
