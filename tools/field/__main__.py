@@ -27,7 +27,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--part", choices=("jobs", "faults", "all"), default="all")
     parser.add_argument("--seconds", type=float, default=running.SECONDS, help="of one scan")
-    parser.add_argument("--page", type=Path, help="page whose tables are renewed")
+    parser.add_argument(
+        "--page", type=Path, help="page whose tables are renewed where there are results"
+    )
     parser.add_argument("--tables", action="store_true", help="run nothing, print what is there")
     return parser.parse_args(arguments)
 
@@ -78,8 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     got = {name: r | running.judged(FAULTS[name], r) for name, r in got.items()}
     print("", table.jobs(made), "", table.faults(got), "", table.summary(got), sep="\n")
     if typed.page is not None:
-        typed.page.write_text(table.page(typed.page.read_text("utf-8"), made, got), "utf-8")
-        table.picture(got, typed.page.parent / "_static" / "field.png")
+        before = typed.page.read_text("utf-8")
+        typed.page.write_text(table.page(before, made, got), "utf-8")
+        found = table.verdicts(got, table.kept_rows(before, "Planted faults"))
+        table.picture(found, typed.page.parent / "_static" / "field.png")
     return int(any(r["verdict"] == WRONG for r in got.values()))
 
 

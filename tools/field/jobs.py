@@ -102,12 +102,27 @@ def compress(subject: Subject, place: Path, _: Plain) -> Checked:
     outcome = command(words, place)
     if outcome.verdict or not (place / "small").exists():
         return outcome, RAN, ""
-    before, after = (_bytes(place / name) for name in ("model", "small"))
-    return outcome, TRUE if after < before else WRONG, f"{after / max(before, 1):.2f} of the bytes"
+    before, after = weight_bytes(old_weights(place)), weight_bytes(place / "small")
+    return outcome, TRUE if 0 < after < before else WRONG, f"{after / before:.2f} of the bytes"
 
 
-def _bytes(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
+def old_weights(place: Path) -> Path:
+    """Return the folder of a subject with its weights: ``model``, or the whole for a factory."""
+    return place / "model" if (place / "model").is_dir() else place
+
+
+def weight_bytes(folder: Path) -> int:
+    """Return the bytes of all weight files that lie in a folder itself.
+
+    Raises
+    ------
+    FileNotFoundError
+        If none does: a ratio to no bytes says nothing.
+    """
+    files = list(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no *.safetensors")
+    return sum(p.stat().st_size for p in files)
 
 
 JOBS: dict[str, Callable[[Subject, Path, Plain], Any]] = {

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +93,18 @@ def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any] | Non
     """Return a result, made if nobody has; None if another process is making it."""
     with claimed(path) as mine:
         if mine:
-            made = make()
+            made = {"commit": commit()} | make()
             aside = path.with_suffix(f".{os.getpid()}")
             aside.write_text(json.dumps(made, indent=1), "utf-8")
             aside.replace(path)
     return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def commit() -> str:
+    """Return the commit that runs, with a + if files differ from it, and today's date."""
+    words = ["git", "describe", "--always", "--abbrev=8", "--dirty=+", "--exclude=*"]
+    ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    return f"{ran.stdout.strip() or 'no commit'} of {datetime.now(UTC):%Y-%m-%d}"
 
 
 @contextmanager
