@@ -1,6 +1,7 @@
 """Scores that no other input changes: an input alone, among few and among many has equal bits."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ import sonde
 from models import gpt2
 from sonde.core.errors import InputError
 from sonde.detect import KNN, Mahalanobis
+from sonde.run.scoring import invariant
 from sonde.run.scoring.invariant import InvariantReader
 
 
@@ -85,6 +87,34 @@ def test_few_states_have_equal_bits_by_chance_in_one_example_not_in_all(made, fi
     alone = torch.cat([scores([i]) for i in range(len(items))], dim=1)
     for size in (2, 5, 7, len(items)):
         assert torch.equal(scores([*range(size)]), alone[:, :size]), size
+
+
+class PlaceDependent(nn.Linear):
+    """Adds a last bit to each second input of a batch, as kernels with AVX-512 do for few units."""
+
+    def forward(self, x):
+        return super().forward(x) * (1 + 2.0**-22 * (torch.arange(len(x)) % 2)[:, None])
+
+
+def in_order(table):
+    kept = table.drop_columns(["row", "unit_shares"])  # shares are not promised to the last bit
+    return kept.sort_by([("id", "ascending"), ("instrument", "ascending")])
+
+
+@pytest.mark.truth("the scores of the same inputs read alone")
+@pytest.mark.parametrize("where", ["forward", "scoring"])
+def test_an_input_is_read_alone_where_its_place_changes_its_bits(where, monkeypatch):
+    last = PlaceDependent(16, 64) if where == "forward" else nn.ReLU()
+    model = nn.Sequential(nn.Linear(5, 16), last).eval()
+    items = list(torch.randn(70, 5, generator=torch.Generator().manual_seed(5)))
+    stream = sonde.read(model, items[:60], sites=["1"])
+    fitted = sonde.fit([Mahalanobis(), KNN(k=3)], stream, progress=False)
+    if where == "scoring":
+        monkeypatch.setattr(invariant, "_smallest", lambda *_: invariant.ALONE)
+    options = {"batch_invariant": True, "explain": 2, "progress": False}
+    every = sonde.score(fitted, model, items[60:], **options)
+    alone = [sonde.score(fitted, model, [item], **options) for item in items[60:]]
+    assert in_order(every).equals(in_order(pa.concat_tables(alone)))
 
 
 def test_rows_that_were_read_are_refused():

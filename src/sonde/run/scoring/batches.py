@@ -175,6 +175,26 @@ class ScoredRows:
         chosen = {c: getattr(self, c)[kept] for c in ("score", "example", "position", "row")}
         return replace(self, p=p, **chosen)
 
+    @classmethod
+    def joined(cls, parts: Sequence["ScoredRows"]) -> "ScoredRows":
+        """Return the scores of batches of one example each as those of one batch."""
+        starts = np.cumsum([0, *(len(x.every) for x in parts[:-1])]).tolist()
+        # rows of copies that fill a batch are members of examples that ``first`` left out
+        firsts = np.cumsum([0, *(int(x.members.max()) + 1 for x in parts[:-1])]).tolist()
+        same = {
+            c: torch.cat([getattr(x, c) for x in parts])
+            for c in ("score", "position", "every", "at")
+        }
+        return cls(
+            **same,
+            example=torch.cat([x.example + i for i, x in enumerate(parts)]),
+            row=torch.cat([x.row + start for x, start in zip(parts, starts, strict=True)]),
+            members=torch.cat([x.members + i for x, i in zip(parts, firsts, strict=True)]),
+            p=[value for x in parts for value in x.p],
+            needed={c: torch.cat([x.needed[c] for x in parts]) for c in parts[0].needed},
+            who=tuple(torch.cat(columns) for columns in zip(*(x.who for x in parts), strict=True)),
+        )
+
 
 def scored_rows(
     batch: Batch, task: Task, scorer: Scorer, how: str | None, has_who: bool = False

@@ -4,7 +4,8 @@ The last bits of a product depend on how many rows it has, and those of attentio
 batch here holds inputs of one shape, so that nothing is padded, and is filled up with copies where
 it is small: the inputs of the forward pass, or the rows alone if only the detectors need more of
 them. From how many examples on the bits stay the same is measured on the machine, once for each
-shape of input, because kernels differ.
+shape of input, because kernels differ. Some kernels give an input other bits at another place in
+the same batch: each example is then read alone.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ from sonde.data.encoder import Prepared
 from sonde.data.encoding import takes_one
 from sonde.data.inputs import ItemInputs
 from sonde.engine.classes import with_classes
+from sonde.engine.joining import join
 from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import Key
 from sonde.run.scoring.batches import (
@@ -50,6 +52,8 @@ from sonde.tap import LiveStream
 SIZES = (1, 2, 3, 4, 8, 16)
 REFERENCE = 32
 """Most examples of a batch, and those of the batch whose bits count."""
+ALONE = 0
+"""The size where bits depend on the place in the batch: each example has a batch of its own."""
 POSITIONS, FEW = 1024, 4
 """Positions of that batch at most, unless these are fewer examples."""
 
@@ -72,7 +76,7 @@ class InvariantBatch:
 
 
 class Filling(NamedTuple):
-    """Number of examples that a batch is padded to.
+    """Number of examples that a batch is padded to; 0 if each example is read alone.
 
     Parameters
     ----------
@@ -141,6 +145,9 @@ class InvariantReader:
         """
         made = make(range(n))
         filling = self._filling(made, make)
+        if n > 1 and ALONE in filling:
+            parts = [self.read(lambda numbers, i=i: make([i] * len(numbers)), 1) for i in range(n)]
+            return _joined(parts)
         if filling.forward > n:
             made = make([*range(n), *([n - 1] * (filling.forward - n))])
         batch = first_examples(self._batch(made), n)
@@ -227,14 +234,14 @@ def _smallest(
     """Return the smallest batch size from which ``n`` witnesses keep their bits.
 
     These are their bits in a batch of ``top``, which is the size if no smaller one gives them. If
-    they depend on the place in the batch, the size is 32.
+    they depend on the place in that batch, no size keeps them, and 0 is returned.
     """
     order = [i % n for i in range(top)]
     wanted: dict[int, bytes] = {}
     for numbers in (order, order[::-1]):
         for i, part in zip(numbers, of(numbers), strict=True):
             if wanted.setdefault(i, part) != part:
-                return REFERENCE
+                return ALONE
     found = top
     for size in reversed(sizes):
         for first in range(0, n, size):
@@ -243,6 +250,14 @@ def _smallest(
                 return found
         found = size
     return found
+
+
+def _joined(parts: Sequence[InvariantBatch]) -> InvariantBatch:
+    """Return the batches of one example each as one batch."""
+    scored = {
+        name: ScoredRows.joined([part.scored[name] for part in parts]) for name in parts[0].scored
+    }
+    return InvariantBatch(join([part.batch for part in parts]), scored)
 
 
 def _least(near: Sequence[tuple[int, int]], length: int) -> int:
