@@ -177,7 +177,7 @@ class ScoredRows:
 
     @classmethod
     def joined(cls, parts: Sequence["ScoredRows"]) -> "ScoredRows":
-        """Return the scores of batches of one example each as those of one batch."""
+        """Return scores of batches that hold an example each, as scores of the whole batch."""
         starts = np.cumsum([0, *(len(x.every) for x in parts[:-1])]).tolist()
         # rows of copies that fill a batch are members of examples that ``first`` left out
         firsts = np.cumsum([0, *(int(x.members.max()) + 1 for x in parts[:-1])]).tolist()

@@ -253,7 +253,7 @@ def _smallest(
 
 
 def _joined(parts: Sequence[InvariantBatch]) -> InvariantBatch:
-    """Return the batches of one example each as one batch."""
+    """Return batches that hold an example each as a whole batch."""
     scored = {
         name: ScoredRows.joined([part.scored[name] for part in parts]) for name in parts[0].scored
     }
