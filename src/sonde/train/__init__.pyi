@@ -16,6 +16,7 @@ from sonde.train.nested_dropout import NestedDropout as NestedDropout
 from sonde.train.next_tokens import NextTokens as NextTokens
 from sonde.train.orthogonal import Orthogonal as Orthogonal
 from sonde.train.rate_reduction import RateReduction as RateReduction
+from sonde.train.relabel import relabel_unknown as relabel_unknown
 from sonde.train.resize import Resize as Resize
 from sonde.train.scope import Scope as Scope
 from sonde.train.select import Select as Select
