@@ -126,11 +126,12 @@ def single(seed: int, ends_in: tuple[nn.Module, ...] = ()) -> Any:
 
 
 @pytest.mark.truth("torch.nn.functional: binary cross-entropy of the logits")
+@pytest.mark.parametrize("size", [64, 2])  # two logits often lie in [0, 1], as probabilities do
 @pytest.mark.parametrize("ends_in", [(), (nn.Sigmoid(),)], ids=["logit", "sigmoid"])
-def test_a_single_logit_says_two_classes(ends_in):
+def test_a_single_logit_says_two_classes(ends_in, size):
     rows = items(150)
     one, two = single(3, ends_in), single(4, ends_in)
-    inputs = [open_inputs(Model(model), rows) for model in (one, two)]
+    inputs = [open_inputs(Model(model), rows, batch_size=size) for model in (one, two)]
     found = compare_answers(Model(one), Model(two), *inputs, progress=False)
     x = torch.stack([row["x"] for row in rows])
     y = torch.tensor([[float(row["label"])] for row in rows])
@@ -142,6 +143,20 @@ def test_a_single_logit_says_two_classes(ends_in):
     assert found.loss == pytest.approx(
         [float(nn.functional.binary_cross_entropy_with_logits(z, y)) for z in (a, b)], rel=1e-5
     )
+
+
+def test_rows_without_a_label_do_not_end_the_comparison_of_single_logits():
+    rows = items(30)
+    some = [
+        {k: v for k, v in row.items() if k == "x"} if i < 4 else row for i, row in enumerate(rows)
+    ]
+    nets = single(3), single(4)
+
+    def compared(given):
+        inputs = [open_inputs(Model(net), given, batch_size=2) for net in nets]
+        return compare_answers(*map(Model, nets), *inputs, progress=False)
+
+    assert compared(some) == compared(rows[4:])
 
 
 def test_labels_that_are_no_classes_of_the_models_are_not_compared():

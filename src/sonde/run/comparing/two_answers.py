@@ -63,11 +63,13 @@ def compare_answers(
             b = answers(second, second.module, two, keys[1])
             if a.log_p.shape != b.log_p.shape or not torch.equal(a.truth, b.truth):
                 return None  # other classes, or texts cut into other tokens
+            bar.advance(len(one))
+            if a.log_p.shape[1] == 1 and not bool((a.truth >= 0).any()):
+                continue  # single numbers without labels: classes or a regression, unknown
             if not (a.has_classes and b.has_classes):
                 return None  # numbers, not classes
             parts.append(_compared_figures(a, b, len(one)))
-            bar.advance(len(one))
-    return _summary(torch.cat(parts))
+    return _summary(torch.cat(parts)) if parts else None
 
 
 def _compared_figures(a: Answers, b: Answers, n: int) -> Tensor:

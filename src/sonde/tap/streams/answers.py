@@ -6,13 +6,18 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
+from sonde.tap.hooks.holding import in_eval
 from sonde.tap.hooks.outputs import find
 from sonde.tap.hooks.session import Session
 from sonde.tap.model.input_types import place_of
 from sonde.tap.model.vary import token_ids
+
+FEW = 20
+"""So many single logits do not all lie in [0, 1] by chance; fewer may."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +60,7 @@ class Answers:
         InputError
             If a label is no class of the model.
         """
-        if not self.has_classes:
+        if bool((self.truth >= self.log_p.shape[1]).any()):
             raise InputError(
                 f"answers: expected labels below {self.log_p.shape[1]}, the number of the model's "
                 f"classes, got {int(self.truth.max())}. Numbers that are no classes are read with "
@@ -114,8 +119,13 @@ def answers_in(
     wide = found if found.dtype == torch.float64 else found.float()
     n = len(batch)
     if found.ndim == 2:
-        label = batch.label.clone()
-        return Answers(_log_p_of_classes(wide.cpu(), label), label, torch.arange(n))
+        label, rows = batch.label.clone(), wide.cpu()
+        # without labels a single number may be the answer of a regression: it stays one column
+        if found.shape[1] == 1 and bool((label >= 0).any()):
+            log_p = _log_p_of_two(rows, _are_probabilities(rows, module, batch, logits))
+        else:
+            log_p = torch.log_softmax(rows, dim=-1)
+        return Answers(log_p, label, torch.arange(n))
     log_p = torch.log_softmax(wide.cpu(), dim=-1)
     axis = "pos2" if batch.decoder_mask is not None or model.task == "seq2seq" else "pos"
     ids = token_ids(batch, axis)
@@ -131,16 +141,50 @@ def answers_in(
     return Answers(log_p[example, place], ids.cpu()[example, place + 1], example)
 
 
-def _log_p_of_classes(
-    logits: Float[Tensor, "row class"], label: Int[Tensor, "row"]
-) -> Float[Tensor, "row class2"]:
-    """Return log-probabilities of classes; a single logit of labelled rows says two classes.
+def _log_p_of_two(single: Float[Tensor, "row 1"], given: bool) -> Float[Tensor, "row 2"]:
+    """Return log-probabilities of two classes from probabilities (``given``) or logits."""
+    if given:
+        return torch.cat([1 - single, single], 1).clamp(min=torch.finfo(single.dtype).tiny).log()
+    return torch.nn.functional.logsigmoid(torch.cat([-single, single], 1))
 
-    Single numbers that all lie in [0, 1] are taken as a sigmoid's probabilities. Without labels a
-    single number may be the answer of a regression, and stays one column.
+
+def _are_probabilities(
+    single: Float[Tensor, "row 1"], module: nn.Module, batch: InputBatch, logits: str | None
+) -> bool:
+    """Return whether single numbers are probabilities: all in [0, 1], and not by chance.
+
+    Logits of few rows may all lie in [0, 1]. Then the batch is run again, and its numbers must be
+    those that a sigmoid returned.
     """
-    if logits.shape[1] != 1 or not bool((label >= 0).any()):
-        return torch.log_softmax(logits, dim=-1)
-    if bool(((logits >= 0) & (logits <= 1)).all()):
-        return torch.cat([1 - logits, logits], 1).clamp(min=torch.finfo(logits.dtype).tiny).log()
-    return torch.nn.functional.logsigmoid(torch.cat([-logits, logits], 1))
+    if not bool(((single >= 0) & (single <= 1)).all()):
+        return False
+    if len(single) >= FEW:
+        return True
+    call = place_of(module, batch).call(batch.args, batch.kwargs)
+    with (
+        in_eval(module),
+        torch.no_grad(),
+        _Sigmoids(len(single)) as seen,
+        Session(module) as session,
+    ):
+        output = session.run(*call)
+    again = None if logits is None else find(output, logits)
+    return again is not None and any(torch.equal(x, again.flatten().cpu()) for x in seen.outputs)
+
+
+class _Sigmoids(TorchDispatchMode):
+    """Keeps what sigmoids return for ``n`` rows, one number for each."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to keep the compiler off, torch would import it: a second
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n, self.outputs = n, list[Tensor]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if "sigmoid" in func.name() and isinstance(found, Tensor) and found.numel() == self.n:
+            self.outputs.append(found.detach().flatten().cpu().clone())
+        return found
