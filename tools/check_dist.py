@@ -1,6 +1,6 @@
 """Check what is going to be uploaded: ``python tools/check_dist.py dist``.
 
-One wheel and one source archive of at most 12 MB each, with what a user needs and nothing of a
+One wheel and one source archive of at most 10 MB each, with what a user needs and nothing of a
 run. The language model that ships takes 5.9 MB of each.
 """
 
@@ -9,7 +9,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-MOST_BYTES = 12_000_000
+MOST_BYTES = 10_000_000
 NEEDED = ("sonde/__init__.py", "sonde/py.typed", "sonde/report/assets/report.css")
 UNWANTED = ("__pycache__", ".ipynb_checkpoints", "_build/", ".venv", ".run/")
 

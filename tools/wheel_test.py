@@ -1,6 +1,7 @@
-"""Build the wheels, install them in a clean environment, and run the main job elsewhere.
+"""Build the wheels, install them in a clean environment, and run every command elsewhere.
 
-sonde alone says how to install the studies; after that it lists them.
+Without extras, each command works or names the extra. sonde alone says how to install the studies;
+after that it lists them.
 """
 
 import os
@@ -23,7 +24,7 @@ def run(*command: str | Path, cwd: Path, expected: int = 0) -> None:
 
 
 def main() -> None:
-    """Build, install, scan, fit and score."""
+    """Build, install, scan, fit and score; then try every command."""
     with tempfile.TemporaryDirectory(prefix="sonde-wheel-") as name:
         place = Path(name)
         run(
@@ -51,6 +52,8 @@ def main() -> None:
         run(sonde, "scan", "sonde:stdlib", "sonde:stdlib/test", "-o", "stdlib.html", cwd=work)
         run(sonde, "fit", "mahalanobis", "sonde:digits", "sonde:digits/train", cwd=work)
         run(sonde, "score", "probe.sonde", "sonde:digits", "sonde:digits/test", cwd=work)
+        python = place / "env" / folder / "python"
+        run(python, "-I", ROOT / "tools" / "every_command.py", cwd=work)
         run(sonde, "study", cwd=work, expected=2)
         run(pip, "install", "--quiet", "-c", ROOT / "constraints.txt", studies, cwd=place)
         run(sonde, "study", cwd=work)
