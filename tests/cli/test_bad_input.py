@@ -328,3 +328,49 @@ def test_an_extra_that_is_missing_names_its_command(run, place, tmp_path, monkey
     line = run(*words).error()
     assert "pip install 'sonde-torch[hf]" in line
     assert list(tmp_path.iterdir()) == []
+
+
+NOT_TEXT = {
+    "prompts": ("generate sonde:stdlib {}", "p.txt"),
+    "rows": ("scan sonde:digits {}", "p.csv"),
+    "lines": ("scan sonde:digits {}", "p.jsonl"),
+    "pairs": ("trace sonde:stdlib --pairs {}", "p.jsonl"),
+    "facts": ("edit rewrite-fact sonde:stdlib sonde:code --facts {} -o new", "p.jsonl"),
+    "card": ("scan sonde:digits sonde:digits/test --card {}", "p.md"),
+    "names": ("scan sonde:digits sonde:digits/test --classes {}", "p.txt"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_TEXT)
+def test_bytes_that_are_no_text_are_named_in_plain_words(run, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    words, file = NOT_TEXT[name]
+    Path(file).write_bytes(b"image,label\xff\n")
+    line = run(*words.format(file).split()).error()
+    assert file in line
+    assert "not UTF-8 text (byte 0xff at position 11)" in line
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+NO_RIGHT = {
+    "table": ("scan sonde:digits {}", "p.parquet"),
+    "rows": ("explain sonde:digits sonde:digits/test --rows {}", "p.csv"),
+    "pairs": ("trace sonde:stdlib --pairs {}", "p.jsonl"),
+    "facts": ("edit rewrite-fact sonde:stdlib sonde:code --facts {} -o new", "p.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", NO_RIGHT)
+def test_a_file_without_the_right_to_read_it_is_no_damaged_file(run, name):
+    words, file = NO_RIGHT[name]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = Path(folder) / file
+        path.write_bytes(b"image,label\n" * 9)
+        path.chmod(0)
+        with _without_rights():
+            line = run(*words.format(path).split()).error()
+    assert str(path) in line
+    assert "ermission denied" in line
+    assert "rrno" not in line
+    assert "damaged" not in line

@@ -10,7 +10,7 @@ import tyro
 
 from sonde.cli.console import note, say_json
 from sonde.cli.options import DeviceWord, DtypeWord, Printing, TrustFlag, named
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, reason_of
 
 FILES = frozenset({".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet"})
 LONGEST = 255
@@ -318,7 +318,13 @@ def prompts_of(word: str, column: str | None) -> list[str]:
     if not path.is_file():
         raise InputError(f"sonde generate: no file {word}. Pass a text, or a file that is there.")
     if suffix == ".txt":
-        found = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"sonde generate: {path} cannot be read: {reason_of(error)}."
+            ) from None
+        found = [line for line in lines if line.strip()]
     else:
         from sonde.data.opening import open_file
 

@@ -4,6 +4,7 @@ The command line prints the message of a ``SondeError`` on one line and exits wi
 else is a bug and keeps its traceback.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -82,6 +83,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     told = isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
     return isinstance(error, MemoryError) or told
+
+
+def reason_of(error: BaseException) -> str:
+    """Return in plain words why a file could not be read, without Python's error numbers.
+
+    Examples
+    --------
+    >>> reason_of(PermissionError(13, "Failed to open local file 'a.csv'"))
+    'permission denied'
+    >>> reason_of(UnicodeDecodeError("utf-8", bytes([137, 80]), 0, 1, "invalid start byte"))
+    'not UTF-8 text (byte 0x89 at position 0)'
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        words = os.strerror(error.errno)
+        return words[:1].lower() + words[1:]
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 text (byte {error.object[error.start]:#04x} at position {error.start})"
+    return str(error)
 
 
 def near(name: str, known: Iterable[str]) -> str:

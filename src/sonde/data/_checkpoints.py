@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sonde.core.errors import InputError, near
+from sonde.core.errors import InputError, near, reason_of
 from sonde.data.weight_files import about_programme
 
 FACTORY = (
@@ -86,7 +86,7 @@ def json_object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"load: {path} is not valid JSON: {error}.") from None
+        raise InputError(f"load: {path} is not valid JSON: {reason_of(error)}.") from None
     if not isinstance(found, dict):
         raise InputError(f"load: expected a JSON object in {path}, got {type(found).__name__}.")
     return found

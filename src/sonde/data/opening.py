@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from sonde.core.errors import InputError, near
+from sonde.core.errors import InputError, near, reason_of
 from sonde.core.inputs import Model
 from sonde.core.wording import plural
 from sonde.data import hub
@@ -221,7 +221,10 @@ def names_of_classes(classes: str | Sequence[str] | None) -> tuple[str, ...]:
         return _names(classes)
     if not path.is_file():
         raise InputError(f"expected a file of class names, got {path}, which does not exist.")
-    text = path.read_text("utf-8")
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"names of classes: {path} cannot be read: {reason_of(error)}.") from None
     if path.suffix == ".txt":
         found = [line.strip() for line in text.splitlines() if line.strip()]
     else:

@@ -17,7 +17,7 @@ from typing import Any, final
 import numpy as np
 from jaxtyping import Int
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, reason_of
 from sonde.data.sources import Row, Source, Walk
 
 MAX_LINE_BYTES = 256 * 2**20
@@ -192,7 +192,7 @@ class CsvFile(_Lines):
         except StopIteration:
             return None
         except (csv.Error, UnicodeDecodeError) as error:
-            self._bad(index, number, str(error))
+            self._bad(index, number, reason_of(error))
             return [], start, number
 
     def _names(self, values: list[str]) -> list[str]:
@@ -263,7 +263,9 @@ class ParquetFile(Source):
             except StopIteration:
                 return
             except (pa.ArrowException, OSError) as error:
-                raise InputError(f"{self.path} is a damaged Parquet file: {error}") from None
+                raise InputError(
+                    f"{self.path} is a damaged Parquet file: {reason_of(error)}"
+                ) from None
             yield batch
 
     def _open(self) -> Any:
@@ -274,7 +276,7 @@ class ParquetFile(Source):
             return pq.ParquetFile(self.path)
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(
-                f"{self.path} is not a Parquet file that can be read: {error}"
+                f"{self.path} cannot be read as a Parquet file: {reason_of(error)}"
             ) from None
 
 
@@ -306,6 +308,8 @@ def _bounded(file: io.BufferedIOBase, path: Path) -> Iterator[bytes]:
 def _parsed(line: bytes) -> tuple[Row | None, str]:
     try:
         row = json.loads(line)
+    except UnicodeDecodeError as error:
+        return None, reason_of(error)
     except (ValueError, RecursionError) as error:
         return None, f"not valid JSON ({error})"
     if not isinstance(row, dict):

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, reason_of
 from sonde.core.wording import plural
 
 STATE_DICTS: Final = (".pt", ".pth", ".bin", ".ckpt")
@@ -101,7 +101,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             raise InputError(f"load: {path} cannot be read: {error}.") from None
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"load: {path} cannot be read: {reason_of(error)}.") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise InputError(
             f"load: {path} contains more than tensors, or is damaged, so it is not opened "
             f"({str(error).strip().splitlines()[0][:120]}). Save only model.state_dict()."

@@ -18,7 +18,7 @@ from safetensors.torch import save as as_safetensors
 from torch import Tensor
 
 from sonde.core.edit import Edit, EditContext
-from sonde.core.errors import InputError, ShapeError, StateError, StoreError
+from sonde.core.errors import InputError, ShapeError, StateError, StoreError, reason_of
 from sonde.core.result import Result
 from sonde.core.site import Site
 from sonde.explain._codes import FEW, Act, codes_of, ungated
@@ -364,7 +364,12 @@ def read_saelens(folder: Path) -> dict[str, Any]:
     """
     if not (folder / CONFIG).is_file():
         raise StoreError(f"load_dictionary: no {CONFIG} in {folder}.")
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    try:
+        config = dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise StateError(
+            f"load_dictionary: {folder / CONFIG} is damaged: {reason_of(error)}."
+        ) from None
     tensors, _ = read_tensors(folder / WEIGHTS)
     kind = config.get("architecture", "standard")
     # Older files name topk by its activation function.

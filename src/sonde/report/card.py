@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, reason_of
 from sonde.files.durable import atomic_write
 from sonde.report._answers_words import answers_sentence, not_judged
 from sonde.report._format import shown
@@ -51,8 +51,7 @@ def save_card(report: dict[str, Any], path: str | Path) -> Path:
     """
     path = Path(path)
     check_card(path)
-    section = to_card(report)
-    text = path.read_text("utf-8") if path.exists() else ""
+    section, text = to_card(report), _card_text(path)
     earlier = re.compile(re.escape(START) + r".*?" + re.escape(END) + r"\n?", re.DOTALL)
     if earlier.search(text):
         text = earlier.sub(lambda _: section, text, count=1)
@@ -63,9 +62,18 @@ def save_card(report: dict[str, Any], path: str | Path) -> Path:
 
 
 def check_card(path: Path) -> None:
-    """Raise if the name of a model card does not end in ``.md``."""
+    """Raise if the name of a model card does not end in ``.md``, or its text cannot be read."""
     if path.suffix.lower() != ".md":
         raise InputError(f"scan: expected --card to end in .md, got {path}. Write README.md.")
+    _card_text(path)
+
+
+def _card_text(path: Path) -> str:
+    """Return the text of a model card, empty if there is none."""
+    try:
+        return path.read_text("utf-8") if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise InputError(f"scan: --card {path} cannot be read: {reason_of(error)}.") from None
 
 
 def _findings(found: list[dict[str, Any]]) -> str:

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from sonde.core.errors import StoreError
+from sonde.core.errors import StoreError, reason_of
 from sonde.core.state import canonical_json
 
 MANIFEST: Final = "store.json"
@@ -45,7 +45,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, StoreError):
             raise
-        raise StoreError(f"Store: expected a JSON file at {path}: {error}.") from error
+        raise StoreError(f"Store: expected a JSON file at {path}: {reason_of(error)}.") from error
     if not isinstance(found, dict):
         raise StoreError(f"Store: expected a JSON object at {path}.")
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sonde.core.errors import InputError, StoreError
+from sonde.core.errors import InputError, StoreError, reason_of
 from sonde.core.wording import plural
 from sonde.files.durable import TEMPORARY
 from sonde.store._columns import CHOSEN
@@ -228,7 +228,7 @@ class _Range:
         try:
             found = list(self._found())
         except (OSError, pa.ArrowException, *_HOSTILE) as error:
-            found = [(self.path, f"{_words(self.span)} cannot be read: {error}")]
+            found = [(self.path, f"{_words(self.span)} cannot be read: {reason_of(error)}")]
         return [Fault(path, what, removes) for path, what in found]
 
     def _found(self) -> Iterator[tuple[Path, str]]:

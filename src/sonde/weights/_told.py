@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from sonde.core.errors import StoreError
+from sonde.core.errors import StoreError, reason_of
 from sonde.data._checkpoints import json_object
 from sonde.files.durable import atomic_write
 
@@ -44,7 +44,7 @@ def read_told(folder: Path) -> dict[str, Any]:
             raise ValueError("'before' lacks files that the edited model has")
     except (OSError, ValueError, RecursionError) as error:
         raise StoreError(
-            f"cannot read the patch {folder}: {error}. Take it from a backup."
+            f"cannot read the patch {folder}: {reason_of(error)}. Take it from a backup."
         ) from None
     return told
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sonde.core.errors import StateError, StoreError
+from sonde.core.errors import StateError, StoreError, reason_of
 from sonde.files.durable import Bytes, atomic_file
 
 DTYPES = {
@@ -92,7 +92,7 @@ class WeightFile:
                 size = int.from_bytes(file.read(8), "little")
                 text = file.read(size)
         except (SafetensorError, OSError) as error:
-            raise StoreError(f"cannot read the weights in {path}: {error}.") from None
+            raise StoreError(f"cannot read the weights in {path}: {reason_of(error)}.") from None
         told: dict[str, Any] = json.loads(text)
         metadata = told.pop(_METADATA, {})
         start = 8 + size

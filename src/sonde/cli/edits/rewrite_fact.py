@@ -9,7 +9,7 @@ import tyro
 
 from sonde.cli.edits._acting import Acting
 from sonde.cli.options import DataWord, DeviceWord, ModelWord, Printing, named
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, reason_of
 
 if TYPE_CHECKING:
     from sonde.edit import Fact
@@ -122,7 +122,7 @@ def _read_facts(path: Path) -> "list[Fact]":
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--facts: {path} cannot be read: {error}.") from None
+        raise InputError(f"--facts: {path} cannot be read: {reason_of(error)}.") from None
     found: list[Fact] = []
     for i, line in enumerate(lines, 1):
         if not line.strip():

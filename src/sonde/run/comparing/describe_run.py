@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sonde.core.errors import InputError, StoreError
+from sonde.core.errors import InputError, StoreError, reason_of
 from sonde.files.durable import TEMPORARY
 from sonde.files.lock import holder_of
 from sonde.run.comparing.verify_run import is_run_directory, passes_in
@@ -51,7 +51,7 @@ def _pass(directory: Path) -> dict[str, Any]:
         raise
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise StoreError(
-            f"info: the plan {path} cannot be read: {error}. See sonde verify."
+            f"info: the plan {path} cannot be read: {reason_of(error)}. See sonde verify."
         ) from error
     folder = directory / STATES
     names = [p.name for p in folder.iterdir()] if folder.is_dir() else []

@@ -102,7 +102,7 @@ class TrialFile:
         found: dict[tuple[str, str], SizeTrial] = {}
         if not self.path.exists():
             return found
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text("utf-8", "replace").splitlines():
             try:
                 told = json.loads(line)
                 if told.pop("key") == self.key:

@@ -14,7 +14,7 @@ from pyarrow import csv, parquet
 from pyarrow import json as arrow_json
 from torch import Tensor
 
-from sonde.core.errors import InputError, near
+from sonde.core.errors import InputError, near, reason_of
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.wording import plural
 from sonde.data.inputs import ItemInputs
@@ -178,7 +178,8 @@ def _table(path: Path) -> pa.Table:
         table = READERS[path.suffix](path)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(
-            f"--rows: {path} is not a table: {error}. Write the table with `sonde scan --rows`."
+            f"--rows: {path} cannot be read as a table: {reason_of(error)}. Write the table with "
+            "`sonde scan --rows`."
         ) from error
     if not {"row", "id"} & {*table.column_names}:
         raise InputError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, reason_of
 from sonde.core.inputs import Model
 from sonde.data.pieces import texts_of
 from sonde.data.processors import is_tokenizer
@@ -49,7 +49,7 @@ def read_pairs(path: Path) -> list[TextPair]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"trace: {path} cannot be read as text: {error}.") from error
+        raise InputError(f"trace: {path} cannot be read: {reason_of(error)}.") from error
     known = {f.name for f in fields(TextPair)}
     found: list[TextPair] = []
     for number, line in enumerate(lines, 1):

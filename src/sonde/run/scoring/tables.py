@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import compute, csv, parquet
 from pyarrow import json as arrow_json
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, reason_of
 from sonde.core.wording import plural
 from sonde.files.durable import atomic_write
 
@@ -105,7 +105,9 @@ def read_table(path: str | Path) -> pa.Table:
         else:
             table = arrow_json.read_json(io.BytesIO(_json_lines(source.getvalue())))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise InputError(f"evaluate: {path} is not a table of scores: {error}.") from error
+        raise InputError(
+            f"evaluate: {path} is not a table of scores: {reason_of(error)}."
+        ) from error
     return checked(table, str(path))
 
 
