@@ -18,7 +18,8 @@ COLOURS = {NAMED: "#2a7f62", MENTIONED: "#9ac1ae", MISSED: "#c9c9c9", WRONG: "#c
 MOST = 110
 
 
-def _row(*cells: Any) -> str:
+def table_row(*cells: Any) -> str:
+    """Return a line of a Markdown table."""
     return "| " + " | ".join(str(c).replace("|", "/").replace("\n", " ") for c in cells) + " |"
 
 
@@ -28,12 +29,12 @@ def _percent(value: Any) -> str:
 
 def models() -> str:
     """Return a line for each subject: what it is and what plain torch says of it."""
-    lines = [_row("subject", "model; data", "rows", "by plain torch"), _row(*["---"] * 4)]
+    lines = [table_row("subject", "model; data", "rows", "by plain torch"), table_row(*["---"] * 4)]
     for name in MAKERS:
         said, _ = subject(name)
         measure = "" if said.figure is None else ("R^2 " if said.kind == "regression" else "")
         figure = f"{measure}{said.figure:.3f}" if said.figure is not None else "no labels"
-        lines.append(_row(name, said.carried, said.n_rows, figure))
+        lines.append(table_row(name, said.carried, said.n_rows, figure))
     return "\n".join(lines)
 
 
@@ -58,7 +59,7 @@ def jobs(results: Results, kept: Kept | None = None) -> str:
         Rows of a page, for the jobs that have no result.
     """
     head = [*JOBS, "scan, s", "plain forward, s", "warnings and errors"]
-    lines = [_row("subject", *head), _row(*["---"] * (len(head) + 1))]
+    lines = [table_row("subject", *head), table_row(*["---"] * (len(head) + 1))]
     for name in MAKERS:
         old = [*((kept or {}).get(name) or [name]), *[""] * len(head)][1 : len(head) + 1]
         got = [results.get(f"{name}.{job}") for job in JOBS]
@@ -67,22 +68,22 @@ def jobs(results: Results, kept: Kept | None = None) -> str:
         if scan:
             loud = [text.split(" ")[0] for text in scan["loud"]]
             costs = [scan["seconds"], scan["plain_seconds"], ", ".join(loud) or "none"]
-        lines.append(_row(name, *cells, *costs))
+        lines.append(table_row(name, *cells, *costs))
     return "\n".join(lines)
 
 
 def faults(results: Results, kept: Kept | None = None) -> str:
     """Return a line for each fault that was tried, now or for the page that has the `kept` rows."""
     head = ("fault", "what a correct report says", "healthy", "planted", "result", "stated cause")
-    lines = [_row(*head), _row(*["---"] * len(head))]
+    lines = [table_row(*head), table_row(*["---"] * len(head))]
     for name, fault in FAULTS.items():
         if name in results:
             r = results[name]
             cause = shorten(r["cause"], MOST, placeholder=" ...")
             figures = (_percent(r["healthy"]), _percent(r["plain"]))
-            lines.append(_row(name, fault.says, *figures, r["verdict"], cause))
+            lines.append(table_row(name, fault.says, *figures, r["verdict"], cause))
         elif kept and name in kept:
-            lines.append(_row(*[*kept[name], ""][: len(head)]))
+            lines.append(table_row(*[*kept[name], ""][: len(head)]))
     return "\n".join(lines)
 
 
