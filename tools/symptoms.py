@@ -52,7 +52,8 @@ SYMPTOMS: dict[str, dict[str, str]] = {
         "Constant or redundant columns, identifiers, leaking columns": "073 048 074",
     },
     "Dirty texts and images": {
-        "Wrong tokenizer, unknown tokens, another language or script": "029 066 067 076 078 079",
+        "The tokenizer of another model": "029 082",
+        "Unknown tokens, another language or script": "066 067 076 078 079",
         "Mark-up, broken encoding, cut or blank inputs": "077 043 045",
         "Duplicates and near-duplicates": "041 042",
         "Wrong case, prefix, start token or positions": "028",

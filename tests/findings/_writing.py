@@ -2,9 +2,12 @@
 
 import inspect
 import logging
+import random
+import re
 import shutil
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -91,3 +94,23 @@ def chinese(rows: np.ndarray) -> list[str]:
     draw = np.random.default_rng(1)
     signs = ["".join(draw.choice(list(CHINESE), 60)) for _ in rows]
     return [s if row else t for s, t, row in zip(signs, docstrings(), rows, strict=True)]
+
+
+@cache
+def plurals() -> dict[str, int]:
+    """Return a vocabulary of the documentation's words and their plurals, in no order."""
+    counted = Counter(w for t in docstrings() for w in re.findall(r"[a-z]{4,}", t.lower()))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    both = sorted({v for w in counted for v in (w, f"{w}s")})
+    random.Random(7).shuffle(both)
+    return {word: i for i, word in enumerate(dict.fromkeys([*special, *both]))}
+
+
+def spelled(vocabulary: dict[str, int], dim: int = 24) -> torch.Tensor:
+    """Return a table of embeddings in which words of equal beginnings are near each other."""
+    draw, stems = torch.Generator().manual_seed(5), dict[str, torch.Tensor]()
+    rows = []
+    for word in vocabulary:
+        stem = stems.setdefault(word.rstrip("s"), torch.randn(dim, generator=draw))
+        rows.append(stem + 0.4 * torch.randn(dim, generator=draw))
+    return torch.stack(rows)

@@ -5,16 +5,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import sonde
-from findings._writing import GERMAN, docstrings, words
+from findings._writing import GERMAN, docstrings, plurals, spelled, words
 from scan._plants import Plant
 from scan._zoo import quiet
 from sonde.core.inputs import Model
 from sonde.report import Report
 
-CODES = ("SND076", "SND077", "SND078", "SND079", "SND080", "SND081")
+CODES = ("SND076", "SND077", "SND078", "SND079", "SND080", "SND081", "SND082")
 
 
 def read(change: Callable[[str, int], str] = lambda t, _: t, lower: bool = True) -> Report:
@@ -59,6 +60,26 @@ def _plain(text: str, _: int) -> str:
     return " ".join(text.lower().split())
 
 
+def looked_up(step: int) -> Report:
+    """Scan an encoder with a table of similar words, whose tokenizer gives ids with a step."""
+    own = plurals()
+    ids = {word: i if i < 4 else 4 + (i - 4 + step) % (len(own) - 4) for word, i in own.items()}
+    made = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", model_max_length=128
+    )
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": len(own), "hidden_size": 24, "intermediate_size": 16}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128}
+    config = BertConfig(**sizes)
+    body = BertModel(config).eval()
+    body.embeddings.word_embeddings.weight.data.copy_(spelled(own))
+    rows = [{"text": text} for text in docstrings()]
+    model = Model(body, tokenizer, config, "encoder", "encoder")
+    return sonde.scan(model, rows, settings=quiet(only=("SND082",)), long="truncate")
+
+
 PLANTS = (
     Plant("SND076", "warning", lambda: read(_greek), read),
     Plant("SND077", "warning", lambda: read(_marked), read),
@@ -66,4 +87,5 @@ PLANTS = (
     Plant("SND079", "warning", lambda: read(_upper, lower=False), lambda: read(_plain)),
     Plant("SND080", "note", lambda: read(_headed), read),
     Plant("SND081", "warning", lambda: read(_shuffled), read),
+    Plant("SND082", "warning", lambda: looked_up(3), lambda: looked_up(0)),
 )

@@ -40,6 +40,7 @@ from sonde.findings.evidence.text_variants import text_variant_evidence
 from sonde.findings.evidence.token_rows import token_rows
 from sonde.findings.evidence.variants import variant_evidence
 from sonde.findings.evidence.versus import VersusEvidence
+from sonde.findings.evidence.vocabulary_fit import vocabulary_fit
 from sonde.findings.evidence.writing import text_writing
 from sonde.findings.measures import ScanMeasures, chosen_measures, measured, say_measures
 from sonde.findings.rule import Check, Rule
@@ -411,6 +412,7 @@ def _gatherers(
         "parts": _counted(partial(part_trials, stream)),
         "table": lambda _: input_table(stream, data),
         "writing": partial(text_writing, stream),
+        "vocabulary": lambda _: vocabulary_fit(stream),
     }
 
 

@@ -381,6 +381,11 @@ class Evidence:
         return self.gathered.get("writing", self)
 
     @property
+    def vocabulary(self) -> Any:
+        """``VocabularyFit``: the tokenizer's words in the table of embeddings, or a reason."""
+        return self.gathered.get("vocabulary", self)
+
+    @property
     def shortcuts(self) -> Any:
         """``ShortcutEvidence``: small input parts that predict the label, or None."""
         return self.gathered.get("shortcuts", self)

@@ -1,0 +1,104 @@
+"""SND082: a tokenizer whose ids do not fit the model's token embeddings."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from sonde.findings.evidence.answers import class_answers
+from sonde.findings.evidence.fresh_weights import FreshLayers
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.vocabulary_fit import VocabularyFit
+from sonde.findings.rule import Check, Figure, Rule, Theme
+from sonde.findings.words.places import sentence
+from sonde.findings.words.text import percent, plural
+
+
+@final
+@dataclass(frozen=True)
+class SND082(Rule):
+    """Fraction of related words whose embeddings are nearer than those of unrelated words.
+
+    Parameters
+    ----------
+    nearer : float, default=0.6
+        Below it, with three standard errors added, the words do not fit.
+    restored : float, default=0.75
+        From it on, ids with a step fit.
+    structure : float, default=0.1
+        How much nearer than by chance the nearest neighbours in the table must be.
+    untrained : float, default=0.5
+        Fraction of untrained layers from which on nothing is judged.
+    """
+
+    nearer: float = 0.6
+    restored: float = 0.75
+    structure: float = 0.1
+    untrained: float = 0.5
+
+    title: ClassVar[str] = "The tokenizer's ids do not fit the token embeddings"
+    theme: ClassVar[Theme] = "data"
+    why: ClassVar[str] = (
+        "With the tokenizer of another model, or with ids that are shifted, every text is "
+        "nonsense to the model, and no error appears."
+    )
+    fix: ClassVar[str] = (
+        "Load the tokenizer and the weights from the same folder; if tokens were added or removed, "
+        "change the table of embeddings in the same places."
+    )
+    how: ClassVar[str] = (
+        "At most 2,000 pairs of a token and its plural or its capital (100 at least) are looked up "
+        "in the table of token embeddings. Trained tables place them near each other; counted is "
+        "how often a pair is nearer than a word and the partner of another word. Raised if that is "
+        "below 60 % with three standard errors added, although the nearest neighbours in the table "
+        "are nearer than those of normal rows with its covariance (cosine larger by 0.1). A "
+        "warning if ids with a step of at most 16 fit in 75 %, or if a classifier is no better "
+        "than the commonest label; else a note. If no step fits, a model half of whose layers look "
+        "untrained (SND003) is not judged."
+    )
+    false_positives: ClassVar[str] = (
+        "Tables that were trained from random numbers on a few thousand texts."
+    )
+    plant: ClassVar[str] = "A table with similar rows for similar words, and ids that are shifted."
+    twin: ClassVar[str] = "The same table and its own ids."
+
+    def check(self, evidence: Evidence) -> Check:
+        """Compare related words with unrelated words in the table."""
+        found = evidence.vocabulary
+        if not isinstance(found, VocabularyFit):
+            return self.not_applicable(found or "no model was run")
+        figure = Figure(
+            "nearer_pairs", found.nearer, found.nearer - 2 * found.error,
+            found.nearer + 2 * found.error, unit="share", null=0.5, threshold=self.nearer,
+            direction="below", n_rows=found.n,
+        )  # fmt: skip
+        if found.nearer + 3 * found.error >= self.nearer:
+            return self.clear(figure)
+        if found.near < found.by_chance + self.structure:
+            return self.clear(figure, "the table of embeddings looks untrained")
+        shifted = found.step != 0 and found.stepped >= self.restored
+        fresh = isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= self.untrained
+        if fresh and not shifted:
+            return self.clear(figure, "the model's layers look untrained")
+        text = (
+            f"Token ids do not fit {found.path}: of {plural(found.n, 'pair')} such as "
+            f"{found.example[0]!r} and {found.example[1]!r}, {percent(found.nearer)} are nearer "
+            "than unrelated words (chance: 50 %)."
+        )
+        more = ""
+        if shifted:
+            size, side = abs(found.step), "lower" if found.step < 0 else "higher"
+            more = f"With every id {size} {side}, {percent(found.stepped)} are."
+        return self.raised_with(
+            "warning" if shifted or self._is_poor(evidence) else "note",
+            sentence(text, more),
+            figure,
+            sites=(found.path,),
+            effect=min(1.0, 2 * abs(self.nearer - found.nearer) + 0.5),
+        )
+
+    def _is_poor(self, evidence: Evidence) -> bool:
+        """Return whether a classifier is no better than the commonest label."""
+        found = class_answers(evidence)
+        if isinstance(found, str):
+            return False
+        error = (found.majority * (1 - found.majority) / max(len(found.truth), 1)) ** 0.5
+        return found.accuracy < found.majority + 3 * error
