@@ -23,6 +23,9 @@ from sonde.explain.codebook import Codebook as Codebook
 from sonde.explain.codebook import CodebookResult as CodebookResult
 from sonde.explain.comet import Comet as Comet
 from sonde.explain.comet import CometResult as CometResult
+from sonde.explain.concept_bank import ConceptBank as ConceptBank
+from sonde.explain.concept_bank import concept_bank as concept_bank
+from sonde.explain.concept_bank import shared_rows as shared_rows
 from sonde.explain.concept_bottleneck import ConceptBottleneck as ConceptBottleneck
 from sonde.explain.concept_bottleneck import ConceptBottleneckResult as ConceptBottleneckResult
 from sonde.explain.concept_marginal import ConceptMarginal as ConceptMarginal

@@ -25,5 +25,6 @@ from sonde.train.sparse_training import SparseTraining as SparseTraining
 from sonde.train.structured_transfer import StructuredTransfer as StructuredTransfer
 from sonde.train.subspace_projection import SubspaceProjection as SubspaceProjection
 from sonde.train.template_bank import TemplateBank as TemplateBank
+from sonde.train.virtual_step import virtual_step as virtual_step
 
 __all__: list[str]

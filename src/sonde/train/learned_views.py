@@ -23,9 +23,9 @@ class LearnedViews(nn.Module):
     Cost         O(rows^2 dim) a step, over four times the examples.
     Assumes      two views: two forwards before the loss.
     Batching     none: views stand in order. The value depends on the number of rows.
-    Differs      from the paper: rows and maps are trained together, without a virtual step of the
-                 encoder before the step of the maps. Give ``terms.parameters()`` their own learning
-                 rate.
+    Differs      from the paper, if rows and maps are trained together: it updates the maps by the
+                 contrast after a virtual step of the encoder, as ``virtual_step`` does. Give
+                 ``terms.parameters()`` their own learning rate.
 
     Parameters
     ----------
