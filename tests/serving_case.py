@@ -60,3 +60,8 @@ def run_apart(coroutine):
     """Run a coroutine in a thread of its own: browsers of other tests keep a loop in this one."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()
+
+
+def unloadable():
+    """A factory that fails."""
+    raise RuntimeError("the factory has no file of weights")

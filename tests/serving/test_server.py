@@ -211,3 +211,20 @@ def test_wrong_starts_are_one_sentence(probe_file, tmp_path):
     missing = failed("serving_case:net", tmp_path / "none.sonde")
     assert missing.returncode == 2
     assert "there is no file" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("./no_such_folder", "no directory ./no_such_folder"),
+        ("serving_case:unloadable", "the factory has no file of weights"),
+    ],
+)
+def test_a_server_whose_model_cannot_be_loaded_ends(model, said, tmp_path):
+    command = [sys.executable, "-m", "sonde", "serve", model, "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=90, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert said in done.stderr

@@ -4,9 +4,11 @@ import json
 import logging
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
+from threading import Event
 from typing import Any, final
 
 from sonde.core.errors import InputError
@@ -113,8 +115,15 @@ def check(settings: Settings) -> None:
         raise InputError("--calibrate: expected a PROBE, whose detectors the file calibrates.")
 
 
-def made(settings: Settings) -> Any:
-    """Return the application for some settings; the model is loaded at server start."""
+def made(settings: Settings, when_failed: Callable[[], None] | None = None) -> Any:
+    """Return the application for some settings; the model is loaded at server start.
+
+    Parameters
+    ----------
+    settings : Settings
+    when_failed : function, optional
+        Called if the model could not be loaded.
+    """
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from sonde.serving.application import app
@@ -137,6 +146,7 @@ def made(settings: Settings) -> Any:
         calibrate=settings.calibrate,
         **settings.options,
     )
+    found.state.service.when_failed = when_failed
     if token is not None:
         return found
     # Without a token a page of the web could reach the server under a name of its own.
@@ -166,7 +176,7 @@ def run(settings: Settings) -> int:
     Returns
     -------
     int
-        The exit code: 2 if the server could not start.
+        The exit code: 2 if the server could not start, or its model could not be loaded.
     """
     import uvicorn
 
@@ -184,9 +194,15 @@ def run(settings: Settings) -> int:
         # uvicorn drains at a signal, and then gives it to the handler that was there before.
         signal.signal(number, lambda *_: None)
     if settings.replicas == 1:
-        server = uvicorn.Server(uvicorn.Config(made(settings), **options))
+        failed = Event()
+
+        def end() -> None:  # it would never be ready
+            failed.set()
+            server.should_exit = True
+
+        server = uvicorn.Server(uvicorn.Config(made(settings, end), **options))
         server.run()
-        return 0 if server.started else 2
+        return 0 if server.started and not failed.is_set() else 2
     os.environ[SETTINGS] = settings.text()
     uvicorn.run(
         "sonde.serving.running:application", factory=True, workers=settings.replicas, **options

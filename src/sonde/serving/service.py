@@ -4,7 +4,7 @@ import asyncio
 import atexit
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +38,8 @@ class Service:
     ----------
     failure : str or None
         Why the model could not be loaded.
+    when_failed : function or None
+        Called if the model could not be loaded.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Service:
         self.changes: Changes | None = None
         self.traffic: Traffic | None = None
         self.failure: str | None = None
+        self.when_failed: Callable[[], None] | None = None
         self._served: ServedModel | None = None
         self._batcher: Batcher | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -89,9 +92,12 @@ class Service:
         loop = asyncio.get_running_loop()
         try:
             self._served = await loop.run_in_executor(self._watcher, self._loaded)
-        except (SondeError, OSError) as error:
-            self.failure = str(error)
-            _log.error("%s", error)
+        except Exception as error:  # whatever it is: the server would wait forever, and say nothing
+            known = isinstance(error, SondeError | OSError)
+            self.failure = str(error) if known else f"{type(error).__name__}: {error}"
+            _log.error("%s", self.failure, exc_info=None if known else error)
+            if self.when_failed is not None:
+                self.when_failed()
             return
         if self.log is not None:
             atexit.register(self._close_traffic)
