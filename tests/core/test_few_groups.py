@@ -1,13 +1,19 @@
 """Errors from few groups hold as often as they say, in every method that makes them."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import ttest_ind
 from tests.narrow import present
 from tests.student import student
 
 from sonde import explain, measure
 from sonde.core.few_groups import student_factor, widen_error
 from sonde.engine.errorbars import group_error
+from sonde.run.changing.judge import difference
+from sonde.run.comparing.two_answers import summary
+from sonde_studies.parts.choice import balanced
+from sonde_studies.parts.figures import error_of, resampled_error
 
 
 @pytest.mark.truth("quantiles of scipy.stats; the factor ends where it is below 1.05")
@@ -64,3 +70,31 @@ def test_every_way_to_make_an_error_is_widened(monkeypatch: pytest.MonkeyPatch) 
     narrow = _said(6)
     for name, (error, _) in wide.items():
         assert error / narrow[name][0] == pytest.approx(student(6)), name
+
+
+@pytest.mark.truth("numpy's variance of group means, with Student's quantile of the groups")
+def test_errors_of_reports_and_recipes_are_students() -> None:
+    own = torch.randn(5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    group = torch.arange(40) % 5
+    want = student(5) * float(own.std()) / 5**0.5
+    keys = [bytes([g]) for g in group.tolist()]
+    found = {
+        "edit": difference(own[group], keys).se,
+        "compare": summary(own[group][:, None].expand(-1, 6), keys).same_se,
+        "recipe": error_of(own.numpy()),
+        "recipe, groups": error_of(own[group].numpy(), group.numpy()),
+    }
+    assert found == {name: pytest.approx(want, rel=1e-9) for name in found}
+    assert resampled_error(own, 0) == pytest.approx(want, rel=0.1)
+    assert error_of(own[:1].numpy()) == resampled_error(own[:1], 0) == float("inf")
+
+
+@pytest.mark.truth("Welch's degrees of freedom by scipy.stats")
+def test_classes_of_few_rows_widen_a_balanced_accuracy() -> None:
+    right, label = np.array([1, 0, 1, 1, 0, 0, 1]) > 0, np.array([0, 0, 0, 0, 1, 1, 1])
+    one, two = (right[label == c] * 1.0 for c in (0, 1))
+    signed = ttest_ind(one, two, equal_var=False)
+    low, high = signed.confidence_interval(0.95)
+    value, error = balanced(right, label)
+    assert value == pytest.approx((0.75 + 1 / 3) / 2)
+    assert 1.959964 * error == pytest.approx((high - low) / 4, rel=1e-4)

@@ -41,12 +41,12 @@ def test_the_area_is_the_auroc():
 
 @pytest.mark.truth("each resample written out as rows, scikit-learn's curve, numpy quantiles")
 def test_the_band_is_that_of_curves_of_resampled_groups():
-    scores, unusual = rows(40, 5)
-    group = np.arange(40) // 2
+    scores, unusual = rows(160, 5)
+    group = np.arange(160) // 2
     found = roc(scores, unusual, group, resamples=30, seed=7, level=0.9)
     heights = []
     for weight in torch.cat(list(Bootstrap(30, 7).weights(torch.tensor(group)))).long():
-        again = np.repeat(np.arange(40), weight)
+        again = np.repeat(np.arange(160), weight)
         fpr, tpr, _ = sklearn.metrics.roc_curve(
             unusual[again], scores[again], drop_intermediate=False
         )

@@ -2,12 +2,17 @@
 
 The spread over ``G`` groups has ``G - 1`` degrees of freedom. From few groups it is often much too
 small by chance, and ``value +- 1.96 se`` would hold the truth too rarely. Errors are therefore
-multiplied by ``t(.975, G - 1) / 1.96``: the interval is then Student's.
+multiplied by ``t(.975, G - 1) / 1.96``: the interval is then Student's. Ends of resampled groups
+are stretched by the same law.
 """
 
+import math
 from typing import TypeVar
 
+import torch
+from jaxtyping import Float
 from scipy.special import ndtri, stdtrit  # pyright: ignore
+from torch import Tensor
 
 MANY_GROUPS = 32
 """From so many groups on the factor is below 1.05, and errors are not widened."""
@@ -17,8 +22,8 @@ FEW_GROUPS = 8
 E = TypeVar("E")
 
 
-def student_factor(n_groups: int) -> float:
-    """Return ``t(.975, n_groups - 1)`` over the normal quantile; 1 from 32 groups on.
+def student_factor(n_groups: float, level: float = 0.95) -> float:
+    """Return Student's quantile of an interval over the normal quantile; 1 from 32 groups on.
 
     Below two groups no error is known, and the factor is 1.
 
@@ -29,17 +34,58 @@ def student_factor(n_groups: int) -> float:
     """
     if not 2 <= n_groups < MANY_GROUPS:
         return 1.0
-    return float(stdtrit(n_groups - 1, 0.975)) / float(ndtri(0.975))
+    tail = (1 + level) / 2
+    return float(stdtrit(n_groups - 1, tail)) / float(ndtri(tail))
 
 
-def widen_error(error: E, n_groups: int) -> E:
+def widen_error(error: E, n_groups: float) -> E:
     """Return a standard error from groups so that ``value +- 1.96 error`` is Student's interval.
 
     Parameters
     ----------
     error : float, Tensor or None
         The spread over groups, for a normal interval; None stays None.
-    n_groups : int
-        Number of independent groups that it comes from.
+    n_groups : float
+        Number of independent groups that it comes from: its degrees of freedom plus one.
     """
     return error if error is None else error * student_factor(n_groups)  # type: ignore[operator]
+
+
+def widen_ends(
+    resampled: Float[Tensor, "resample *place"],
+    n_groups: int,
+    level: float,
+    range: tuple[float, float],
+) -> tuple[Float[Tensor, "*place"], Float[Tensor, "*place"]]:
+    """Return the ends of the interval of a figure of resampled groups, widened if they are few.
+
+    The percentile interval is that of the resamples. Below 32 groups its ends are moved away from
+    the median, each in proportion to its distance, until they are as far apart as those of
+    Student's interval. They stay in the figure's range.
+
+    Parameters
+    ----------
+    resampled : Float[Tensor, "resample *place"]
+        Two or more figures of groups that were drawn with replacement.
+    n_groups : int
+    level : float
+    range : (float, float)
+        Range of the figure.
+
+    Examples
+    --------
+    >>> figures = torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64).repeat_interleave(100)
+    >>> ends = [widen_ends(figures, n, 0.95, (0.0, 1.0)) for n in (2, 5, 40)]
+    >>> [[round(float(end), 2) for end in both] for both in ends]
+    [[0.0, 1.0], [0.25, 0.75], [0.4, 0.6]]
+    """
+    tail = (1 - level) / 2
+    at = torch.tensor([tail, 0.5, 1 - tail], dtype=resampled.dtype)
+    low, middle, high = torch.quantile(resampled, at, dim=0)
+    if not 2 <= n_groups < MANY_GROUPS:
+        return low, high
+    error = resampled.std(dim=0) * math.sqrt(n_groups / (n_groups - 1))
+    reach = 2 * float(stdtrit(n_groups - 1, 1 - tail)) * error
+    stretch = torch.where(high > low, reach / (high - low), 1.0).clamp(min=1.0)
+    wide = middle - stretch * (middle - low), middle + stretch * (high - middle)
+    return wide[0].clamp(min=range[0]).minimum(low), wide[1].clamp(max=range[1]).maximum(high)

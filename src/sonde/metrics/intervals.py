@@ -1,18 +1,20 @@
 """Statistics of labelled rows, with bootstrap intervals over groups."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.few_groups import FEW_GROUPS, MANY_GROUPS, widen_ends, widen_error
 from sonde.core.result import Direction, Result
 from sonde.core.wording import plural
+from sonde.stats import clopper_pearson, error_if_all_agree
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -29,7 +31,9 @@ class Metric(Result):
     Parameters
     ----------
     low, high : float
-        Ends of the interval at ``level``; ``se`` is the spread over the resamples.
+        Ends of the interval at ``level``; ``se`` is the spread over the resamples. Of fewer than 32
+        groups, or of groups with rows of the rarer kind, both are widened by Student's t; of a
+        single group there are none.
     level : float, default=0.95
     n_positive, n_negative : int
         Rows of either kind; unusual ones are positive unless ``conventions`` say otherwise.
@@ -116,26 +120,50 @@ def measured(
     member: Int[Tensor, "row"],
     bootstrap: Bootstrap,
     *,
+    kinds: Sequence[Bool[Tensor, "row"]] = (),
     direction: Direction = "higher",
     **fields: Any,
 ) -> Metric:
-    """Return a statistic of weighted rows with its standard error and interval."""
+    """Return a statistic of weighted rows with its standard error and interval.
+
+    Parameters
+    ----------
+    figure : callable
+        Weights (resample, row) to figures (resample,).
+    member : Int[Tensor, "row"]
+        The group of each row.
+    bootstrap : Bootstrap
+    kinds : sequence of Bool[Tensor, "row"]
+        Kinds of rows that the figure compares: the groups of the rarest kind are counted as few.
+    direction
+        As of a result.
+    **fields
+        Other fields of the result.
+    """
     value = float(figure(torch.ones(1, len(member), dtype=torch.float64))[0])
     found = bootstrap.values(figure, member)
     kept = found[found.isfinite()]
+    n = int(member.max()) + 1
+    few = min([n, *(len(member[kind].unique()) for kind in kinds)])
     flags: tuple[str, ...] = ("dead",) if math.isnan(value) else ()
-    low, high, se = (math.nan, math.nan, None) if flags else _spread(kept, bootstrap.level)
+    nominal = fields.get("range", (-math.inf, math.inf))
+    ends = (math.nan, math.nan, None) if flags else _spread(kept, few, bootstrap.level, nominal)
+    low, high, se = ends
     if low == high:
         flags = ("saturated",)
+        low, high, se = _if_all_agree(value, few, bootstrap.level, nominal)
+    if few < FEW_GROUPS and len(kept) and "dead" not in flags:
+        flags = (*flags, "few_groups")
     conventions = {
-        "se": f"bootstrap of {plural(int(member.max()) + 1, 'group')}, {len(found)} resamples",
+        "se": f"bootstrap of {plural(n, 'group')}, {len(found)} resamples{_law(few)}",
+        "independent_groups": few,
         "seed": bootstrap.seed,
         "undefined_resamples": len(found) - len(kept),
         **fields.pop("conventions", {}),
     }
     return Metric(
         value=value, se=se, low=low, high=high, level=bootstrap.level, resampled=found,
-        n=int(member.max()) + 1, flags=flags, direction=direction, conventions=conventions,
+        n=n, flags=flags, direction=direction, conventions=conventions,
         **fields,
     )  # fmt: skip
 
@@ -167,18 +195,47 @@ def difference(first: Metric, second: Metric) -> Metric:
             f"{second.conventions.get('se')}."
         )
     gap = a - b
-    low, high, se = _spread(gap[gap.isfinite()], first.level)
+    nominal = (first.range[0] - second.range[1], first.range[1] - second.range[0])
+    few = first.conventions["independent_groups"]
+    low, high, se = _spread(gap[gap.isfinite()], few, first.level, nominal)
     return Metric(
         value=float(first.value) - float(second.value), se=se, null=0.0, low=low, high=high,
-        level=first.level, n=first.n, resampled=gap, n_positive=first.n_positive,
+        level=first.level, n=first.n, resampled=gap,
+        flags=("few_groups",) if few < FEW_GROUPS else (), n_positive=first.n_positive,
         n_negative=first.n_negative, conventions=first.conventions,
     )  # fmt: skip
 
 
-def _spread(values: Float[Tensor, "resample"], level: float) -> tuple[float, float, float | None]:
-    """Return the percentile interval and the standard deviation of resampled values."""
-    if len(values) < 2:
+def _law(n_groups: int) -> str:
+    if n_groups < 2:
+        return ": a single group has no interval"
+    return f", widened by Student's t of {n_groups}" if n_groups < MANY_GROUPS else ""
+
+
+def _spread(
+    values: Float[Tensor, "resample"], n_groups: int, level: float, range: tuple[float, float]
+) -> tuple[float, float, float | None]:
+    """Return the interval and the standard error of resampled values; none of a single group."""
+    if len(values) < 2 or n_groups < 2:
         return math.nan, math.nan, None
-    tail = (1 - level) / 2
-    ends = torch.quantile(values, torch.tensor([tail, 1 - tail], dtype=torch.float64))
-    return float(ends[0]), float(ends[1]), float(values.std())
+    low, high = widen_ends(values, n_groups, level, range)
+    se = float(values.std())
+    if n_groups < MANY_GROUPS:  # resamples spread less than fresh draws of groups
+        se = widen_error(se * math.sqrt(n_groups / (n_groups - 1)), n_groups)
+    return float(low), float(high), se
+
+
+def _if_all_agree(
+    value: float, n_groups: int, level: float, range: tuple[float, float]
+) -> tuple[float, float, float | None]:
+    """Return the interval of a value at an end of its range, which every group has.
+
+    An unseen kind of groups may be as frequent as the exact interval of 0 of ``n_groups`` allows.
+    """
+    low, high = range
+    at_low, at_high = (math.isclose(value, end, abs_tol=1e-9) for end in range)
+    if not (at_low or at_high) or not math.isfinite(high - low):
+        return value, value, 0.0
+    reach = (high - low) * clopper_pearson(0, n_groups, level)[1]
+    se = (high - low) * error_if_all_agree(n_groups)
+    return (low, low + reach, se) if at_low else (high - reach, high, se)

@@ -92,6 +92,7 @@ def aupro(
 
     return measured(
         figure, members(image, len(values)), Bootstrap(resamples, seed, level), range=(0.0, 1.0),
+        kinds=(unusual, ~unusual),
         conventions={"limit": limit, "regions": len(sizes), "neighbourhood": 8},
         n_positive=int(unusual.sum()), n_negative=int((~unusual).sum()),
     )  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
+from scipy.special import ndtri
 from torch import Tensor
 
 from sonde.core.errors import InputError
@@ -16,6 +17,8 @@ from sonde.metrics.intervals import LEVEL, RESAMPLES, Bootstrap, Metric, measure
 from sonde.stats.auroc_bounds import auroc_bounds
 
 Positive = Literal["unusual", "usual"]
+LEAST_BELOW = 3
+"""Groups of positives below a threshold with which the interval at 95 % held .93 of the values."""
 
 
 def auroc(
@@ -69,13 +72,15 @@ def auroc(
     member = members(group, len(values))
     found = measured(
         figure, member, Bootstrap(resamples, seed, level), null=0.5, range=(0.0, 1.0),
-        **_counts(positive),
+        kinds=(positive, ~positive), **_counts(positive),
     )  # fmt: skip
     if "saturated" not in found.flags:
         return found
     n, m = (len(member[kind].unique()) for kind in (~positive, positive))
     low, high = auroc_bounds(float(found.value), n, m, (1 - level) / 2)
-    return replace(found, low=low, high=high, conventions={**found.conventions, "ends": "newcombe"})
+    se = max(float(found.value) - low, high - float(found.value)) / -float(ndtri((1 - level) / 2))
+    conventions = {**found.conventions, "ends": "newcombe"}
+    return replace(found, se=se, low=low, high=high, conventions=conventions)
 
 
 def aupr(
@@ -122,7 +127,7 @@ def aupr(
     null = _expected_precision(ranked, wanted, interpolation == "trapezoid")
     return measured(
         figure, members(group, len(values)), Bootstrap(resamples, seed, level), null=null,
-        range=(0.0, 1.0), **_counts(unusual_rows),
+        range=(0.0, 1.0), kinds=(wanted, ~wanted), **_counts(unusual_rows),
         conventions={"positive": positive, "interpolation": interpolation},
     )  # fmt: skip
 
@@ -142,7 +147,9 @@ def fpr_at_tpr(
 
     The threshold is the highest at which the share of positives at or above it is at least
     ``rate``. Two conventions are in use: ``positive="unusual"`` finds 95 % of the unusual rows and
-    counts false alarms, ``"usual"`` keeps 95 % of the usual rows and counts misses.
+    counts false alarms, ``"usual"`` keeps 95 % of the usual rows and counts misses. If fewer than
+    three groups of positives are expected below the threshold, resamples do not show how much it
+    varies: the interval is too narrow, and the flag ``few_rows`` says so.
 
     Parameters
     ----------
@@ -169,11 +176,15 @@ def fpr_at_tpr(
 
     n_wanted = int(wanted.sum())
     null = math.ceil(rate * n_wanted - 1e-9) / (n_wanted + 1)
-    return measured(
-        figure, members(group, len(values)), Bootstrap(resamples, seed, level), null=null,
-        range=(0.0, 1.0), direction="lower", **_counts(unusual_rows),
+    member = members(group, len(values))
+    found = measured(
+        figure, member, Bootstrap(resamples, seed, level), null=null, range=(0.0, 1.0),
+        kinds=(wanted, ~wanted), direction="lower", **_counts(unusual_rows),
         conventions={"positive": positive, "tpr": rate},
     )  # fmt: skip
+    below = (1 - rate) * len(member[wanted].unique())
+    few = below < LEAST_BELOW and found.se is not None
+    return replace(found, flags=(*found.flags, "few_rows")) if few else found
 
 
 def _expected_precision(ranked: Ranked, wanted: Tensor, joined: bool) -> float:

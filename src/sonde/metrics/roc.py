@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.few_groups import widen_ends
 from sonde.metrics._ranked import Ranked, kinds, numbers, require_both
 from sonde.metrics.intervals import LEVEL, RESAMPLES, Bootstrap, members
 
@@ -52,8 +53,9 @@ def roc(
 ) -> Roc:
     """Return the ROC curve; higher scores come first.
 
-    The band is pointwise: at one false-alarm rate, ``level`` of the resampled curves lie in it. If
-    both kinds are separated completely, it has no width, unlike the interval of ``auroc``.
+    The band is pointwise: at one false-alarm rate, ``level`` of the resampled curves lie in it. Of
+    fewer than 32 groups it is widened by Student's t; a single group has none. If both kinds are
+    separated completely, it has no width, unlike the interval of ``auroc``.
 
     Parameters
     ----------
@@ -78,17 +80,18 @@ def roc(
     fpr, tpr = _curves(ranked, positive, torch.ones(1, len(values), dtype=torch.float64))
     steps = torch.cat([values.new_tensor([torch.inf]), values[ranked.order][ranked.ends]])
     grid = torch.linspace(0, 1, POINTS, dtype=torch.float64)
+    member = members(group, len(values))
     found = [
         at_rates(*_curves(ranked, positive, weight), grid)
-        for weight in Bootstrap(resamples, seed, level).weights(members(group, len(values)))
+        for weight in Bootstrap(resamples, seed, level).weights(member)
     ]
     heights = torch.cat(found) if found else grid.new_empty(0, POINTS)
     heights = heights[heights.isfinite().all(dim=1)]
-    if len(heights) < 2:
+    n_groups = min(len(member[kind].unique()) for kind in (positive, ~positive))
+    if len(heights) < 2 or n_groups < 2:
         nothing = grid[:0]
         return Roc(fpr[0], tpr[0], steps, nothing, nothing, nothing, level)
-    tail = (1 - level) / 2
-    low, high = torch.quantile(heights, grid.new_tensor([tail, 1 - tail]), dim=0)
+    low, high = widen_ends(heights, n_groups, level, (0.0, 1.0))
     return Roc(fpr[0], tpr[0], steps, grid, low, high, level)
 
 

@@ -55,7 +55,8 @@ def step_f1(
 
     return measured(
         figure, members(trajectory, len(truth)), Bootstrap(resamples, seed, level),
-        range=(0.0, 1.0), n_positive=int(truth.sum()), n_negative=int((~truth).sum()),
+        range=(0.0, 1.0), kinds=(flagged | truth,),
+        n_positive=int(truth.sum()), n_negative=int((~truth).sum()),
         conventions={"average": "macro" if macro else "wrong steps"},
     )  # fmt: skip
 

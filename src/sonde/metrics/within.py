@@ -61,6 +61,7 @@ def auroc_within(
 
     return measured(
         figure, member, Bootstrap(resamples, seed, level), null=0.5, range=(0.0, 1.0),
+        kinds=(pairs[member] > 0,),
         n_positive=int(positive.sum()), n_negative=int((~positive).sum()),
         conventions={"pairs": int(pairs.sum()), "groups_with_pairs": int((pairs > 0).sum())},
     )  # fmt: skip

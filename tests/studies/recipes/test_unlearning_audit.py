@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tests.student import student
 from torch import nn
 
 from sonde import InputError, Model
@@ -96,7 +97,8 @@ def test_a_reader_that_names_the_class_of_any_row_reads_nothing():
     some = Reading(np.array([1.0, 1, 0, 1, 1, 1, 1]), np.array([0.0] * 10 + [1.0]))
     gain, error = some.beyond(everywhere)
     assert gain == pytest.approx((-1 / 7 + 10 / 11) / 2)
-    assert error == pytest.approx(np.sqrt((6 / 49) / 7 + (10 / 121) / 11) / 2)
+    parts = student(7) ** 2 * (6 / 49) / 6, student(11) ** 2 * (10 / 121) / 10
+    assert error == pytest.approx(np.sqrt(sum(parts)) / 2)
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ class Sureness:
         Error on the other half without and with that temperature.
     fall, fall_se : float
         Share by which the temperature lowers the loss of the other half, and its standard error
-        over rows.
+        over groups.
     n : int
     trial : Trial or None
         Loss of the other half with that temperature, which leaves all answers as they are.
@@ -84,7 +84,7 @@ def sureness(evidence: Evidence) -> Sureness | str:
         rows = order[found.where[known]][~half]
         words = f"the logits divided by {temperature:.3g}"
         trial = Trial(words, "answers", "probabilities", rows, -before, -after)
-    less = (before - after) / before.mean().clamp(min=1e-9)
+    less, rest = (before - after) / before.mean().clamp(min=1e-9), group[~half]
     return Sureness(
         sure=float(sure.mean()),
         right=float(right.double().mean()),
@@ -94,7 +94,7 @@ def sureness(evidence: Evidence) -> Sureness | str:
         given=_error(sure[~half], right[~half]),
         mended=_error(mended, right[~half]),
         fall=float(less.mean()),
-        fall_se=float(less.std()) / len(less) ** 0.5,
+        fall_se=group_error(less / len(less), rest, len(torch.unique(rest))),
         n=len(p),
         trial=trial,
     )
@@ -122,7 +122,8 @@ def is_off(
     """Return whether a classifier is clearly overconfident or underconfident."""
     gap, least = abs(found.sure - found.right), over if found.sure > found.right else under
     off = gap >= least and gap >= errors * found.se and math.isfinite(found.se)
-    return off or (found.temperature > 1 and found.fall >= max(fall, errors * found.fall_se))
+    least = max(fall, errors * found.fall_se) if math.isfinite(found.fall_se) else math.inf
+    return off or (found.temperature > 1 and found.fall >= least)
 
 
 def helps(found: Sureness) -> bool:

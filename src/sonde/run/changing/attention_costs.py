@@ -112,8 +112,8 @@ def _cost(
     site: str, parts: list[tuple[Tensor, Tensor]], inputs: Inputs, outside: float
 ) -> PatternCost:
     losses, kls = (torch.cat(column) for column in zip(*parts, strict=True))
-    loss = None if bool(losses.isnan().all()) else difference(losses, inputs)
-    return PatternCost(site, difference(kls, inputs), loss, outside)
+    loss = None if bool(losses.isnan().all()) else difference(losses, inputs.group_keys)
+    return PatternCost(site, difference(kls, inputs.group_keys), loss, outside)
 
 
 @final

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.engine.errorbars import group_error
 from sonde.engine.progress import Bar
 from sonde.stats.spreads import spreads
 from sonde.tap import live_stream
@@ -257,7 +258,9 @@ class _ModelTrial:
     ) -> dict[str, Difference]:
         """Return the rise in log-probability of each side."""
         return {
-            side.name: difference(self.log_p(act, side.inputs) - plain[side.name], side.inputs)
+            side.name: difference(
+                self.log_p(act, side.inputs) - plain[side.name], side.inputs.group_keys
+            )
             for side in target
         }
 
@@ -273,7 +276,8 @@ class _ModelTrial:
             losses.append(loss)
             divergences.append(kl)
             self.bar.advance(2 * n)
-        return difference(torch.cat(losses), inputs), difference(torch.cat(divergences), inputs)
+        keys = inputs.group_keys
+        return difference(torch.cat(losses), keys), difference(torch.cat(divergences), keys)
 
 
 def costs(old: Answers, new: Answers, n: int) -> tuple[Tensor, Tensor]:
@@ -284,14 +288,15 @@ def costs(old: Answers, new: Answers, n: int) -> tuple[Tensor, Tensor]:
     return old.per_example(old.log_p_of_truth - new.log_p_of_truth, n), kl
 
 
-def difference(rises: Tensor, inputs: Inputs) -> Difference:
+def difference(rises: Tensor, keys: Sequence[bytes]) -> Difference:
     """Return the mean over examples with an answer, and its standard error over their groups.
 
     Parameters
     ----------
     rises : Float[Tensor, "example"]
         NaN for an example without an answer.
-    inputs : Inputs
+    keys : sequence of bytes
+        The group of each example.
     """
     known = ~rises.isnan()
     n = int(known.sum())
@@ -300,13 +305,10 @@ def difference(rises: Tensor, inputs: Inputs) -> Difference:
             "judge: expected examples whose correct answer is known (labels, or texts of at "
             "least two tokens), got none. Give data with labels."
         )
-    numbers = {key: i for i, key in enumerate(dict.fromkeys(inputs.group_keys))}
-    group = torch.tensor([numbers[key] for key in inputs.group_keys])[known]
-    value = float(rises[known].mean())
-    sums = torch.zeros(len(numbers), dtype=torch.float64).index_add_(0, group, rises[known] - value)
-    k = len(group.unique())
-    se = float(sums.square().sum().sqrt()) / n * math.sqrt(k / (k - 1)) if k > 1 else math.nan
-    return Difference(value, se, n)
+    numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    group = torch.tensor([numbers[key] for key in keys])[known]
+    se = group_error(rises[known] / n, group, len(group.unique()))
+    return Difference(float(rises[known].mean()), se, n)
 
 
 def _together(target: Sequence[JudgedSide], by_side: Mapping[str, Difference]) -> Difference:

@@ -1,12 +1,14 @@
 """Test whether two models give the same answers to the same inputs."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.inputs import Inputs, Model
+from sonde.engine.errorbars import group_error
 from sonde.engine.progress import Bar
 from sonde.tap import live_stream
 from sonde.tap.streams.answers import Answers, answers
@@ -21,7 +23,8 @@ class TwoAnswers:
     n : int
         Examples.
     same, same_se : float
-        Share of answers whose likeliest class or token is the same, and its standard error.
+        Share of answers whose likeliest class or token is the same, and its standard error
+        over groups of examples.
     divergence : float
         Mean Kullback-Leibler divergence ``KL(first || second)`` of the answers, in nats.
     right : (float, float)
@@ -56,6 +59,7 @@ def compare_answers(
     if None in keys or list(inputs.group_keys) != list(others.group_keys):
         return None
     parts: list[Tensor] = []
+    groups: list[bytes] = []
     pairs = zip(inputs.batches(0, len(inputs)), others.batches(0, len(others)), strict=False)
     with Bar("answers", len(inputs), shown=progress) as bar:
         for one, two in pairs:
@@ -69,7 +73,8 @@ def compare_answers(
             if not (a.has_classes and b.has_classes):
                 return None  # numbers, not classes
             parts.append(_compared_figures(a, b, len(one)))
-    return _summary(torch.cat(parts)) if parts else None
+            groups += one.group_keys
+    return summary(torch.cat(parts), groups) if parts else None
 
 
 def _compared_figures(a: Answers, b: Answers, n: int) -> Tensor:
@@ -85,8 +90,11 @@ def _compared_figures(a: Answers, b: Answers, n: int) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def _summary(each: Tensor) -> TwoAnswers:
-    each = each[~each[:, 0].isnan()]
+def summary(each: Float[Tensor, "example figure"], keys: Sequence[bytes]) -> TwoAnswers:
+    """Return the means over examples with an answer; ``keys`` are the groups of the examples."""
+    known = ~each[:, 0].isnan()
+    each, numbers = each[known], {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    group = torch.tensor([numbers[key] for key in keys], dtype=torch.int64)[known]
     n, mean = len(each), each.nanmean(0).tolist()
-    se = float(each[:, 0].std()) / n**0.5 if n > 1 else math.nan
+    se = group_error(each[:, 0] / max(n, 1), group, len(group.unique()))
     return TwoAnswers(n, mean[0], se, mean[1], (mean[2], mean[3]), (mean[4], mean[5]))

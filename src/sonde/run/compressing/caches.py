@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from sonde.core.cache_packing import CachePacking
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
+from sonde.engine.errorbars import group_error
 from sonde.engine.progress import Bar
 from sonde.stats.divergence import kl_divergence
 from sonde.tap.cache.evicting import Form, caching
@@ -39,7 +40,7 @@ class CacheTrial:
         ``KL(whole || smaller)`` of the predictions with the whole cache and with the smaller one:
         mean over the tokens after the prompt of a text, then mean over texts.
     se : float
-        Its standard error over texts.
+        Its standard error over texts, or over groups of texts.
     worst_nats : float
         99 % quantile of the divergence over tokens.
     same_answer : float
@@ -93,7 +94,7 @@ def try_caches(
     """
     if step < 1:
         raise InputError(f"try_caches: expected step of 1 or more, got {step}.")
-    sums = [_Sums() for _ in rules]
+    sums = [Sums() for _ in rules]
     total, quiet = len(inputs) * (len(rules) + 1), in_eval(model.module)
     with Bar("caches", total, progress) as bar, quiet, torch.no_grad():
         for batch in inputs.batches(0, len(inputs)):
@@ -109,7 +110,9 @@ def try_caches(
             for rule, into in zip(rules, sums, strict=True):
                 with caching(model, rule, here=True) as cache:
                     logits, own = texts.read(model, cache)
-                    into.add(whole, logits, texts, cache.size_bytes / n_bytes, own / seconds)
+                    into.add(whole, logits, texts, batch.group_keys)
+                    into.memory.append(cache.size_bytes / n_bytes)
+                    into.time.append(own / seconds)
                 bar.advance(len(batch))
     if any(not into.texts for into in sums):
         raise InputError(
@@ -185,39 +188,40 @@ class _Texts:
         return self.mask[:, self.n_prompt :].bool()
 
 
-class _Sums:
+class Sums:
     """Sums over the batches of texts for one cache compression."""
 
     def __init__(self) -> None:
         self.texts: list[float] = []
+        self.groups: list[bytes] = []
         self.tokens: list[Tensor] = []
         self.same: list[Tensor] = []
         self.memory: list[float] = []
         self.time: list[float] = []
 
-    def add(
-        self, whole: Tensor, logits: Tensor, texts: _Texts, memory: float, ratio: float
-    ) -> None:
+    def add(self, whole: Tensor, logits: Tensor, texts: _Texts, groups: Sequence[bytes]) -> None:
+        """Add a batch: the predictions with the whole cache, and those with the smaller one."""
         expected = whole[:, texts.n_prompt :].double()
         found = logits.double().log_softmax(-1)
         apart = kl_divergence(expected, found)
         counted = texts.counted
-        for row, own in zip(apart, counted, strict=True):
+        for row, own, group in zip(apart, counted, groups, strict=True):
             if bool(own.any()):
                 self.texts.append(float(row[own].mean()))
+                self.groups.append(group)
         self.tokens.append(apart[counted].cpu())
         self.same.append((expected.argmax(-1) == found.argmax(-1))[counted].cpu())
-        self.memory.append(memory)
-        self.time.append(ratio)
 
     def trial(self, rule: Form) -> CacheTrial:
+        """Return the costs over all batches."""
         tokens = torch.cat(self.tokens)
-        n = len(self.texts)
-        se = statistics.stdev(self.texts) / math.sqrt(n) if n > 1 else math.inf
+        numbers = {key: i for i, key in enumerate(dict.fromkeys(self.groups))}
+        group = torch.tensor([numbers[key] for key in self.groups])
+        se = group_error(torch.tensor(self.texts) / len(group), group, len(numbers))
         return CacheTrial(
             rule=rule,
             divergence_nats=statistics.fmean(self.texts),
-            se=se,
+            se=se if math.isfinite(se) else math.inf,
             worst_nats=float(tokens.kthvalue(max(math.ceil(0.99 * len(tokens)), 1)).values),
             same_answer=float(torch.cat(self.same).double().mean()),
             memory=statistics.fmean(self.memory),

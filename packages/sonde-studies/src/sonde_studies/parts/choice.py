@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri  # pyright: ignore[reportMissingTypeStubs]
 
+from sonde.core import widen_error
+
 NOT_TOLD = "the label is not told"
 """The verdict if no arm is better than naming one class for all rows."""
 
@@ -20,10 +22,17 @@ def unless_untold(
 
 
 def balanced(right: Any, label: Any) -> tuple[float, float]:
-    """Return the mean recall over classes, and its standard error over rows."""
+    """Return the mean recall over classes, and its standard error over rows.
+
+    Classes of few rows widen it by Student's t, at Welch's degrees of freedom. A class of one row
+    has the largest variance that a fraction can have.
+    """
     own = [np.asarray(right)[np.asarray(label) == c] * 1.0 for c in np.unique(label)]
-    error = np.sqrt(sum(r.var() / len(r) for r in own)) / len(own)
-    return float(np.mean([r.mean() for r in own])), float(error)
+    rest = np.array([max(len(r) - 1, 1) for r in own])
+    parts = np.array([r.var(ddof=1) / len(r) if len(r) > 1 else 0.25 for r in own])
+    freedom = parts.sum() ** 2 / (np.square(parts) / rest).sum() if parts.any() else rest.sum()
+    error = widen_error(float(np.sqrt(parts.sum())) / len(own), float(freedom) + 1)
+    return float(np.mean([r.mean() for r in own])), error
 
 
 def is_told(arms: Mapping[str, Any], label: Any) -> bool:

@@ -11,7 +11,7 @@ from scipy.stats import rankdata, spearmanr  # pyright: ignore[reportMissingType
 from torch import Tensor
 
 from sonde import InputError
-from sonde.core import ChartAxis, histogram
+from sonde.core import ChartAxis, histogram, widen_error
 from sonde.metrics import Metric
 from sonde_studies.parts.rows import Rows
 
@@ -34,18 +34,27 @@ def most_frequent(label: Any) -> float:
 
 
 def error_of(right: Any, group: Any = None) -> float:
-    """Return the standard error of a mean over independent rows, or over groups of rows."""
-    if group is None:
-        return float(np.std(right) / np.sqrt(max(len(right), 1)))
-    rest = right - right.mean()
-    return float(np.sqrt(sum(rest[group == g].sum() ** 2 for g in set(group))) / len(right))
+    """Return the standard error of a mean over independent rows, or over groups of rows.
+
+    It is widened by Student's t if they are few, and infinite for a single one.
+    """
+    values = np.asarray(right, dtype=float)
+    member = np.arange(len(values)) if group is None else np.unique(group, return_inverse=True)[1]
+    n_groups = len(np.unique(member))
+    if n_groups < 2:
+        return float("inf")
+    sums = np.bincount(member, values - values.mean())
+    error = float(np.sqrt(np.square(sums).sum() * n_groups / (n_groups - 1))) / len(values)
+    return widen_error(error, n_groups)
 
 
 def resampled_error(gain: Float[Tensor, "row"], seed: int) -> float:
-    """Return the standard error of a mean over rows, by resampling."""
-    draw = torch.Generator().manual_seed(seed)
-    chosen = torch.randint(len(gain), (RESAMPLES, len(gain)), generator=draw)
-    return float(gain[chosen].mean(1).std())
+    """Return the standard error of a mean over rows, by resampling; widened if they are few."""
+    n, draw = len(gain), torch.Generator().manual_seed(seed)
+    if n < 2:
+        return float("inf")
+    chosen = torch.randint(n, (RESAMPLES, n), generator=draw)
+    return widen_error(float(gain[chosen].mean(1).std()) * (n / (n - 1)) ** 0.5, n)
 
 
 def is_sure(gain: Any) -> bool:

@@ -1,5 +1,6 @@
 """Remaining information in the states about a class that a model should have forgotten."""
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from sonde import InputError, Model, gather, read
+from sonde_studies.parts.figures import error_of
 from sonde_studies.parts.heads import linear_head
 from sonde_studies.parts.states import with_module
 
@@ -120,8 +122,8 @@ class Reading:
     def beyond(self, other: "Reading") -> tuple[float, float]:
         """Return the gain in balanced accuracy over another reading of the rows, and its error."""
         rows = self.hits - other.hits, other.alarms - self.alarms
-        error = np.sqrt(sum(r.var() / len(r) for r in rows)) / 2
-        return float(sum(r.mean() for r in rows) / 2), float(error)
+        error = math.hypot(*(error_of(r) for r in rows)) / 2
+        return float(sum(r.mean() for r in rows) / 2), error
 
 
 def relearned(forget: Side, retain: Side, seed: int) -> dict[int, Reading]:

@@ -11,7 +11,7 @@ from sonde.detect import Mahalanobis
 from sonde.layers import TargetHead
 from sonde.metrics import auroc
 from sonde.report import Answer
-from sonde_studies.parts.figures import AUROC, auroc_effects, melted, names
+from sonde_studies.parts.figures import AUROC, auroc_effects, error_of, melted, names
 from sonde_studies.parts.rows import apart, check_classes
 
 QUESTION = "Can the definition of normal change after training?"
@@ -91,7 +91,7 @@ def defined_anomaly(
     gain = np.array([row[NAMED] - row[BLIND] for row in table])
     over_rows, over_all = float(np.linalg.norm(effects / len(gain))), None
     if len(gain) > 1:
-        over_all = float(np.hypot(gain.std(ddof=1) / np.sqrt(len(gain)), over_rows))
+        over_all = float(np.hypot(error_of(gain), over_rows))
     helps = float(gain.mean()) > 2 * (over_all or np.inf)
     points = melted(table, "normal", "AUROC", "way", WAYS)
     return Answer(
