@@ -147,3 +147,17 @@ def test_a_subject_that_is_not_in_the_prompt_is_refused(run, tmp_path, texts):
     assert ran.code == 2
     assert "expected the subject in the prompt, got subject 'tearDown'" in ran.err
     assert not (tmp_path / "n").exists()
+
+
+def test_without_a_site_the_linear_layers_are_listed(run, tmp_path, texts):
+    sides = ("--positive", texts / "prose.jsonl", "--negative", texts / "code.jsonl")
+    words = ("edit", "erase", "sonde:stdlib", *sides, "-o", tmp_path / "new")
+    line = run(*words).error()
+    assert "expected --site. Name a linear layer, such as model.layers.3.mlp.down_proj." in line
+    known = {name for name, part in sonde.load("sonde:stdlib").module.named_modules()}
+    said = line.partition("There are ")[2].rstrip(".").split(", ")
+    assert "model.layers.*.self_attn.q_proj" in said
+    assert all(name.replace("*", "0") in known for name in said), said
+    line = run(*words, "--site", "layers.1").error()
+    assert "Name a linear layer, such as" in line
+    assert not (tmp_path / "new").exists()

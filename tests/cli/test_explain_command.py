@@ -44,6 +44,7 @@ def test_columns_of_a_table_are_named(run, tmp_path, monkeypatch):
     page = tmp_path / "e.html"
     ran = run("explain", *words, "-o", page, "--id", "3", "line 2,2")
     assert "not tested yet" in ran.err.splitlines()[0]  # at once: not with the remarks, at the end
+    assert ran.err.splitlines()[1].startswith("  line ")  # no hash: these rows have no id
     assert run("explain", *words, "-o", page).code == 0
     (first, *_) = re.findall(r"<th scope=.row.>(age|size|dose)", page.read_text("utf-8"))
     assert first == "dose"

@@ -34,9 +34,14 @@ class EraseLabel:
     """
 
     model: ModelWord
-    site: Annotated[str, named("SITE", "a linear layer: its output, or with :in its input")]
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], help="folder for the new model")]
     data: ClassesWord = ""
+    site: Annotated[
+        str,
+        named(
+            "SITE", "a linear layer: its output, or with :in its input; if missing, they are listed"
+        ),
+    ] = ""
     positive: Annotated[str | None, named("DATA", "data of the first class, instead of DATA")] = (
         None
     )

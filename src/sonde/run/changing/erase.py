@@ -1,5 +1,6 @@
 """``sonde.erase``: remove a concept that can be read off the states of a layer."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,7 @@ from sonde.run.reading.notes import data_name
 from sonde.run.reading.read import read
 from sonde.tap import editing
 from sonde.weights import fold_edit
+from sonde.weights._kinds import is_linear
 
 Way = Literal["leace", "sal", "inlp"]
 
@@ -79,7 +81,7 @@ def erase(
     model: Any,
     output: str | Path,
     *,
-    site: str,
+    site: str = "",
     data: Any = None,
     positive: Any = None,
     negative: Any = None,
@@ -107,7 +109,8 @@ def erase(
     output : path
         Folder for the new model; ``sonde.undo`` takes the change back.
     site : str
-        A linear layer, for what it gives; with ``:in`` for what it reads.
+        A linear layer, for what it gives; with ``:in`` for what it reads. Without it, the error
+        lists the linear layers of the model.
     data : data, optional
         Data with labels: the classes to erase.
     positive, negative : data, optional
@@ -142,10 +145,12 @@ def erase(
     calm = concept.neutral if neutral is None else neutral
     subject = open_subject(model, output, calm, device=device, limit=limit, reading=reading)
     found, options = subject.model, subject.options
+    if not site:
+        raise InputError(f"sonde edit erase: expected --site. {_choice(found)}")
     try:
         require_foldable(found, site, _any_erasure)
     except StateError as error:
-        raise InputError(f"sonde edit erase: {error}") from error
+        raise InputError(f"sonde edit erase: {error} {_choice(found)}") from error
     instrument = find(method)()
     rows, how = concept.rows("train", limit)
     fitted = fit_on(
@@ -173,6 +178,19 @@ def erase(
         notes=(f"{eraser.rank} directions of {len(eraser.mean)} are erased at {place}.",),
     )
     return carry_out(deed, force=force, show_inputs=show_inputs, progress=progress)
+
+
+def _choice(model: Model) -> str:
+    """Return a sentence on the linear layers that can hold the change; numbers as stars."""
+    named = [n for n, part in model.module.named_modules() if is_linear(part)]
+    numbers: dict[str, list[str]] = {}
+    for name in named:
+        numbers.setdefault(re.sub(r"\b\d+\b", "*", name), []).append(name)
+    if not named:
+        return "This model has no linear layer whose weights can hold it."
+    longest = max(map(len, numbers.values()))
+    last = [names for names in numbers.values() if len(names) == longest][-1]
+    return f"Name a linear layer, such as {last[longest // 2]}. There are {', '.join(numbers)}."
 
 
 def _probes(

@@ -171,7 +171,7 @@ def explain_answers(
         directory=directory,
         baseline=baseline,
         seconds=seconds or math.inf,
-        ready=None if say is None else _FirstLook(say, found.processor, columns),
+        ready=None if say is None else _FirstLook(say, inputs.place, found.processor, columns),
         refused=partial(_note_refusal, refused, say),
     )
     led = leading(judged) if is_embedding or target == "predicted" else None
@@ -203,6 +203,7 @@ class _FirstLook:
     """Prints the positions of the first explanation, and a line when each method is done."""
 
     say: Callable[[str], None]
+    place: Callable[[int], str]
     processor: Any
     columns: Sequence[str]
     is_said: bool = False
@@ -220,7 +221,7 @@ class _FirstLook:
         )
         for i, names in enumerate(known):
             if names:
-                self.say(f"  {batch.ids[i]}: {', '.join(names)}")
+                self.say(f"  {self.place(int(batch.order[i]))}: {', '.join(names)}")
 
     def _largest(self, batch: InputBatch, found: Attribution, i: int) -> list[str]:
         """Return the names of the positions with the largest values; empty without names."""
