@@ -82,6 +82,9 @@ from sonde.compress.slice_width import SliceWidth as SliceWidth
 from sonde.compress.smooth_quant import SmoothQuant as SmoothQuant
 from sonde.compress.snap_kv import SnapKV as SnapKV
 from sonde.compress.sparse_gpt import SparseGPT as SparseGPT
+from sonde.compress.stack_file import OpenedStack as OpenedStack
+from sonde.compress.stack_file import open_stack as open_stack
+from sonde.compress.stack_file import save_stack as save_stack
 from sonde.compress.streaming_cache import StreamingCache as StreamingCache
 from sonde.compress.token_budget import segment_relevance as segment_relevance
 from sonde.compress.token_budget import shortened as shortened

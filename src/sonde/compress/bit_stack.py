@@ -38,7 +38,7 @@ class BitStack(Rewrite):
     for the residual's sizes, ``|R| ~ L M``; the next residual is ``R - sign(R) * (L M)``, with
     ``L`` and ``M`` as stored, in float16, so that later blocks correct the rounding of both. Every
     layer gets a first block; then, level by level, the layers whose output error falls most get the
-    next block.
+    next block. ``save_stack`` writes the blocks as a file that opens cut anywhere.
 
     Range        linear layers become ``StackLinear``; the residual's norm never rises.
     Cost         one pass over the data; a singular value decomposition for each block.

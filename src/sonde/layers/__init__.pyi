@@ -36,6 +36,7 @@ from sonde.layers.patterns import Window as Window
 from sonde.layers.patterns import pattern_of as pattern_of
 from sonde.layers.readout import Readout as Readout
 from sonde.layers.reversible import Reversible as Reversible
+from sonde.layers.routing_divergence import routing_divergence as routing_divergence
 from sonde.layers.saving import layer_files as layer_files
 from sonde.layers.saving import load_layers as load_layers
 from sonde.layers.saving import save_layers as save_layers
