@@ -81,7 +81,7 @@ def test_classes_that_were_not_fitted_are_compared_with_all(run, folder, fitted,
 def test_fractions_are_no_labels_and_that_is_said(run, folder, tmp_path):
     ran = run("fit", "knn", "-", folder / "fractions.npz", "-o", tmp_path / "p.sonde")
     assert ran.code == 0
-    assert "column 'label' holds numbers that are not whole: no label" in ran.err
+    assert "column 'label' holds numbers that are not whole, so it is not a label" in ran.err
     np.savez(tmp_path / "f8.npz", a=np.eye(40), label=np.arange(40) % 2 * 1.0)
     assert run("fit", "class_separability", "-", tmp_path / "f8.npz").code == 0
 

@@ -25,10 +25,13 @@ def test_what_cannot_work_is_told_in_one_line(run, tmp_path):
     file = tmp_path / "a.py"
     assert "no file" in run("encode", file).error()
     file.write_text("x = 1\n")
-    assert "the file that is read" in run("encode", file, "-o", file).error()
+    assert "is also the file to read" in run("encode", file, "-o", file).error()
     assert "expected a language model" in run("encode", file, "--model", "sonde:digits").error()
     assert "does not end in .coded" in run("decode", file).error()
-    assert "not written by `sonde encode`" in run("decode", file, "-o", tmp_path / "b").error()
+    assert (
+        "expected a file that `sonde encode` wrote"
+        in run("decode", file, "-o", tmp_path / "b").error()
+    )
     assert not (tmp_path / "b").exists()
     file.write_bytes(b"")
     for command in ("encode", "decode"):

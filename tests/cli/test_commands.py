@@ -109,7 +109,7 @@ def test_the_package_runs_as_a_module_too(run):
         (["scan", "-", "rows.npz", "--unit-size", "0"], ["--unit-size"]),
         (["scan", "-", "rows.npz", "--memory", "lots"], ["--memory", "8GiB"]),
         (["scan", "-", "rows.npz", "-o", "r.json", "--resume"], ["nothing to resume"]),
-        (["scan", "-", "rows.npz", "--memory", "1KB"], ["would take about", "--memory"]),
+        (["scan", "-", "rows.npz", "--memory", "1KB"], ["needs about", "--memory"]),
         (["read", "-", "rows.npz", "--unit-size", "0"], ["--unit-size"]),
         (["read", "-", "rows.npz", "--resume"], ["nothing to resume"]),
         (["fit", "knn", "-", "rows.npz", "--calibrate", "2"], ["held-out fraction"]),

@@ -73,7 +73,7 @@ def test_a_model_that_became_slower_is_told_how_to_run_unpacked(small):
         sections = document_of({**small[1], "times": times}).sections
         text = next(one.lead for one in sections if one is not None and one.key == "time")
         assert ("slower than the original on one token" in text) == is_told
-        assert ("one token not told apart" in document_of({**small[1], "times": [
+        assert ("one token no difference detected" in document_of({**small[1], "times": [
             {**one, "ratio": ratio, "ratio_range": [0.9 * ratio, 3]} for one in small[1]["times"]
         ]}).verdict) == is_told  # fmt: skip
         assert ("sonde.weights.unpacked(model)" in text) == is_told
@@ -232,7 +232,7 @@ def test_too_few_rows_to_calibrate_are_told(run, tmp_path):
 def test_an_explanation_unpacks_it_and_is_that_of_the_model(run, rounded):
     words = ("sonde:digits/test", "--limit", 3, "--methods", "saliency", "--json")
     ran, plain = run("explain", rounded, *words), run("explain", "sonde:digits", *words)
-    assert "packed layers are unpacked, no gradient flows through them" in ran.err
+    assert "packed layers are unpacked, because no gradient flows through packed layers" in ran.err
     assert "unpacked" not in plain.err
     found, wanted = (one.json()["methods"][0] for one in (ran, plain))
     assert found["effect"] == pytest.approx(wanted["effect"], abs=0.05)
@@ -378,7 +378,7 @@ def test_a_size_that_packs_no_convolution_leaves_its_weights_alone(
     assert "not packed: convolution" in document_of(told).verdict
     refused = run("compress", *data, *how, "--layers", names[0], "-o", tmp_path / "T")
     assert refused.code == 2
-    assert f"{names[0]} would be rounded and not get smaller" in refused.err
+    assert f"{names[0]} would be rounded without getting smaller" in refused.err
     assert not (tmp_path / "T").exists()
 
 

@@ -136,7 +136,7 @@ def test_a_line_that_is_no_fact_is_refused(run, tmp_path, texts):
     words = ("edit", "rewrite-fact", "sonde:stdlib", texts / "code.jsonl", "--facts", lines)
     ran = run(*words, "-o", tmp_path / "new")
     assert ran.code == 2
-    assert f"line 1 of {lines} is no fact: 'target'" in ran.err
+    assert f"line 1 of {lines} does not describe a fact: 'target'" in ran.err
 
 
 def test_a_subject_that_is_not_in_the_prompt_is_refused(run, tmp_path, texts):

@@ -154,7 +154,7 @@ def test_an_export_is_verified(run, acts, tmp_path, suffix):
     victim.write_bytes(content)
     ran = run("verify", path)
     assert ran.code == 1
-    assert "its bytes are not those that were written" in ran.out
+    assert "its bytes differ from those that were written" in ran.out
     assert "1 fault" in ran.err
 
 

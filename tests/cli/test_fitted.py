@@ -166,14 +166,14 @@ def test_what_is_replaced_is_said(run, place, tmp_path):
     second = run("fit", "knn(k=5)", "-", data, "-o", probe)
     assert re.search(r"p\.sonde \([1-9]\d* KiB\), in place of mahalanobis on 200", second.err)
     again = run("calibrate", probe, "-", place / "other.npz", "-o", probe)
-    assert "in place of knn on 240 examples" in again.err
+    assert "replacing knn on 240 examples" in again.err
     (tmp_path / "m.sonde").write_text("notes")
     parts = [tmp_path / "a.sonde", tmp_path / "b.sonde"]
     for part, source in zip(parts, ("plain.npz", "more.npz"), strict=True):
         assert run("fit", "spectrum", "-", place / source, "-o", part).code == 0
     merged = run("merge", *parts, "-o", tmp_path / "m.sonde")
     assert merged.code == 0, merged.err
-    assert "240 examples, in place of another file" in merged.err
+    assert "240 examples, replacing another file" in merged.err
 
 
 def test_the_command_to_calibrate_keeps_how_data_are_read():
@@ -241,5 +241,5 @@ def test_a_probe_says_how_far_its_class_lies(run, tmp_path):
     (row,) = ran.json()["results"]
     assert row["positive"] == 1
     assert row["value"] == pytest.approx(4.0, abs=0.15)
-    (line,) = [line for line in run(*words).err.splitlines() if "of the fitted rows" in line]
-    assert f"the means of class 1 and of the others lie {row['value']:.4g} apart" in line
+    (line,) = [line for line in run(*words).err.splitlines() if "over the fitted rows" in line]
+    assert f"the means of class 1 and of the other rows lie {row['value']:.4g} apart" in line

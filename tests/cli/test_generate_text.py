@@ -91,7 +91,7 @@ def test_files_that_do_not_serve(tmp_path, steering):
     table.write_text(json.dumps({"story": "a"}) + "\n")
     assert "--text-column" in run_words("generate", "sonde:stdlib", table).error()
     wrong = run_words("generate", "sonde:stdlib", "a", "--steer", path, "--site", "head").error()
-    assert "expected one result that makes an edit, got none in" in wrong
+    assert "expected one result that can change states, got none in" in wrong
     assert "steering_vector at model.layers.3:out" in wrong
     images = run_words("generate", "sonde:digits", "a").error()
     assert "expected a model of texts that has generate(), got ViTForImageClass" in images

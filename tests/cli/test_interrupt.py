@@ -181,7 +181,7 @@ def test_a_scan_that_is_stopped_among_its_results_reports_what_it_has(place, sto
     for moment in MOMENTS_OF_RESULTS:
         (place / "out/a.json").unlink()
         err = stopped(SCAN, moment, 3 if "rule" in moment else 1)
-        assert "stopped after the pass; run the same command to continue" in err
+        assert "stopped after all data were read; run the same command to continue" in err
         report = json.loads((place / "out/a.json").read_text())
         assert report["partial"] == {"done": 6, "total": 6}
         assert [s["site"] for s in report["sites"]] == [s["site"] for s in expected["sites"]]
@@ -220,6 +220,6 @@ def test_a_scan_that_is_stopped_in_other_reports_data(place, stopped):
 @pytest.mark.parametrize("words", [FIT, SCAN])
 def test_before_the_first_unit_is_done_nothing_is_kept(place, stopped, words):
     err = stopped(words, "sonde.run.passes.ranges:observe_unit", 1)
-    assert "interrupted after 0 of 6 units. No unit was done, so nothing is kept" in err
+    assert "interrupted after 0 of 6 units. No unit was finished, so nothing is kept" in err
     assert "--unit-size" in err
     assert files(place) == []

@@ -24,14 +24,14 @@ def test_what_explains_a_row_is_wrapped_and_tells_no_position_of_whole_rows(
     run, place, monkeypatch
 ):
     words = ("score", place / "probe.sonde", "-", place / "other.npz", "--explain", "5")
-    text = run(*words).out.partition("most unusual:")[2]
+    text = run(*words).out.partition("most anomalous:")[2]
     assert "units" in text
     assert "layers" in text
     assert "position" not in text
     assert max(map(len, text.splitlines())) <= 80
     monkeypatch.setattr(_table, "terminal_width", lambda: 45)
     monkeypatch.setattr("sonde.cli._scored.terminal_width", lambda: 45)
-    text = run(*words).out.partition("most unusual:")[2]
+    text = run(*words).out.partition("most anomalous:")[2]
     assert max(map(len, text.splitlines())) <= 45
 
 
@@ -47,10 +47,10 @@ def test_the_most_unusual_rows_are_named_by_their_place(run, tmp_path, monkeypat
     words, probe = ("line_net:make", table), tmp_path / "p.sonde"
     ran = run("fit", "knn(k=2)", *words, "--limit", "40", "-o", probe)
     assert ran.code == 0, ran.err
-    first = run("score", probe, *words, "--explain", "1").out.partition("most unusual:\n")[2]
+    first = run("score", probe, *words, "--explain", "1").out.partition("most anomalous:\n")[2]
     assert first.startswith("  row 41, line 43 (")
     first = run("score", probe, *words, "--explain", "1", "--hash-ids").out
-    assert first.partition("most unusual:\n")[2].startswith("  row 41 (")
+    assert first.partition("most anomalous:\n")[2].startswith("  row 41 (")
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_checkpoints_become_curves_and_the_record_is_kept(run, checkpoints, tmp_
 
 
 def test_what_cannot_be_tracked_is_refused(run, checkpoints, tmp_path):
-    assert "name the data" in run("track", checkpoints).error()
+    assert "Name the data" in run("track", checkpoints).error()
     assert "expected checkpoints in" in run("track", tmp_path, "sonde:digits/test").error()
     assert "there is no folder" in run("track", tmp_path / "none").error()
     shutil.copytree(checkpoints / "checkpoint-5", tmp_path / "a-5")

@@ -24,7 +24,7 @@ def test_both_arms_a_page_a_model_and_the_way_back(run, tmp_path):
     assert len(told["curves"]["with"]) == len(told["curves"]["without"])
     page = new.with_suffix(".html").read_text()
     assert "RateReduction(blocks.1) fell further with one seed" in page
-    assert "One seed cannot show whether the task gained" in page
+    assert "A single seed cannot show whether the task gained" in page
     assert not new.with_suffix(".run").exists()
     assert sonde.load(str(new), device="cpu").task == "image_classifier"
     assert run("edit", "undo", new, "-o", tmp_path / "OLD").code == 0

@@ -70,7 +70,7 @@ def test_the_page_compares_with_as_many_parameters_trained_elsewhere(trained):
     assert seed["without"]["loss"] != told["before"]["loss"]
     assert told["scope_without"] == "last:64"
     page = new.with_suffix(".html").read_text()
-    assert "One seed cannot tell whether UnitGate at vit.layers.1 helped" in page
+    assert "A single seed cannot show whether UnitGate at vit.layers.1 helped" in page
     assert "with equally many other parameters trained instead" in page
 
 
@@ -180,7 +180,7 @@ def test_the_list_says_which_layers_can_be_inserted(run):
         ("unit_gate@blocks.1:probs", "expected the path of one module"),
         ("hopfield(mode='pool')@blocks.1", "keeps the shape"),
         ("adapter(dim=32,width=3)@blocks.1", "(*axes dim=32), got (2, 17, 64)"),
-        ("vector_quantizer(strength=0.0)@blocks.1", "has something to train, got VectorQuantizer"),
+        ("vector_quantizer(strength=0.0)@blocks.1", "has parameters to train, got VectorQuantizer"),
     ],
 )
 def test_layers_that_do_not_fit_are_refused_before_anything_is_written(

@@ -49,7 +49,7 @@ def test_a_key_that_the_forward_takes_is_an_input():
     assert torch.equal(found, model(X, Y))
     assert label == [-1] * 6
     (said,) = open_inputs(load(model), named).notes
-    assert said.startswith("'y' is an argument of forward, and no label")
+    assert said.startswith("'y' is passed as an argument of forward, not used as a label")
     found, label = outputs(model, named, label_column="y")
     assert torch.equal(found, model(X))
     assert label == Y.tolist()

@@ -97,5 +97,5 @@ def test_without_the_extra_the_command_is_named(gpt2, saved, monkeypatch):
 def test_a_broken_saved_data_set_is_named(gpt2, saved):
     for file in (saved / "one").glob("*.arrow"):
         file.write_bytes(b"x")
-    with pytest.raises(errors.InputError, match="is not a data set that can be read"):
+    with pytest.raises(errors.InputError, match="is not a readable data set"):
         open_inputs(load(gpt2), saved / "one")

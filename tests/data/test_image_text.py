@@ -200,7 +200,7 @@ def rows_of(stream) -> dict[str, torch.Tensor]:
 
 def test_figures_over_a_batch_are_no_logits_of_an_item(loaded):
     stream = sonde.read(loaded["clip"], ROWS)
-    assert "no logits of an item" in open_inputs(loaded["clip"], ROWS).notes[0]
+    assert "not used as logits of an item" in open_inputs(loaded["clip"], ROWS).notes[0]
     assert next(iter(stream)).logits is None
     with pytest.raises(SiteError, match="axis of examples"):
         _ = sonde.read(loaded["clip"], ROWS, sites=":out.logits_per_image").schema

@@ -173,7 +173,10 @@ def test_white_does_not_depend_on_the_brightest_pixel(brightest):
 @pytest.mark.parametrize(
     ("pixels", "said"),
     [
-        (np.array([[0, 200]], dtype=np.int32), "whole numbers of 32 bits, whose value for white"),
+        (
+            np.array([[0, 200]], dtype=np.int32),
+            "whole numbers of 32 bits, for which the value of white",
+        ),
         (np.array([[0, 200]], dtype=np.float32), "pixels from 0 to 1, got 0 to 200. Divide"),
         (np.array([[0, np.nan]], dtype=np.float32), "pixels from 0 to 1, got nan to nan"),
         (np.array([[-0.1, 1]], dtype=np.float32), "pixels from 0 to 1, got -0.1 to 1"),
@@ -240,11 +243,11 @@ def test_broken_and_missing_images_are_named_or_counted(vit, folder, tmp_path):
 
 def test_images_with_too_many_pixels_are_refused(monkeypatch):
     monkeypatch.setattr(images_module, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(errors.InputError, match="11 x 10 pixels, more than is safe"):
+    with pytest.raises(errors.InputError, match="11 x 10 pixels, more than the safe limit"):
         decode(encoded(noise(10, 11)))
     monkeypatch.setattr(images_module, "MAX_IMAGE_PIXELS", 10**12)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    with pytest.raises(errors.InputError, match="more pixels than is safe"):
+    with pytest.raises(errors.InputError, match="more pixels than the safe limit"):
         decode(encoded(noise(10, 11)))
 
 
@@ -257,7 +260,7 @@ def test_large_files_are_refused(vit, folder, monkeypatch):
 def test_a_model_without_a_recipe_needs_flags(vit, folder):
     model = replace(load(vit), processor=None)
     flags = "--image-size --image-mean --image-std"
-    with pytest.raises(errors.InputError, match=f"without a recipe.*{flags}"):
+    with pytest.raises(errors.InputError, match=f"no recipe.*{flags}"):
         open_inputs(model, folder)
     with pytest.raises(errors.InputError, match=f"missing.*{flags}"):
         open_inputs(model, folder, image_size=8)
@@ -315,7 +318,7 @@ def test_wrong_kinds_of_data_are_named(vit, gpt2, tmp_path, folder):
     with pytest.raises(errors.InputError, match=r"reads texts.*columns image.*right kind"):
         open_inputs(load(gpt2), folder)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(errors.InputError, match="holds no image"):
+    with pytest.raises(errors.InputError, match="contains neither images"):
         open_inputs(load(vit), tmp_path / "empty")
 
 

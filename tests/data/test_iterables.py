@@ -272,7 +272,7 @@ def test_a_single_number_is_no_input(tmp_path):
 )
 def test_columns_of_array_files_hold_one_value_for_each_row(tmp_path, name, values, shape):
     np.savez(tmp_path / "a.npz", x=np.ones((6, 8), np.float32), **{name: values})
-    said = f"expected one value for each of 6 rows in array '{name}', got the shape {shape}"
+    said = f"expected a value for each of 6 rows in array '{name}', got the shape {shape}"
     with pytest.raises(errors.InputError, match=said):
         open_inputs(load(mlp()), tmp_path / "a.npz")
 
@@ -328,7 +328,7 @@ def test_hostile_and_wrong_array_files(tmp_path):
         with pytest.raises(errors.InputError, match=r"(not a safetensors|cannot be read|a pickle)"):
             open_arrays(tmp_path / name)
     np.savez(tmp_path / "u.npz", a=np.ones((3, 2)), b=np.ones((4, 2)))
-    with pytest.raises(errors.InputError, match="one number of rows"):
+    with pytest.raises(errors.InputError, match="the same number of rows"):
         open_arrays(tmp_path / "u.npz")
     np.savez(tmp_path / "e.npz", a=np.ones((0, 2)))
     with pytest.raises(errors.InputError, match="is empty"):

@@ -52,7 +52,7 @@ def test_a_limit_over_a_folder_of_classes_is_a_sample_of_all_of_them(tmp_path):
     inputs = images(folder, 20)
     assert Counter(p.split("/")[0] for p in places(inputs)) == dict(ant=12, bee=5, cat=2, dog=1)
     assert [inputs.place(i) for i in range(20)] == sorted(places(inputs))
-    assert inputs.notes[0].startswith("20 of 100 items are read, a sample over the classes")
+    assert inputs.notes[0].startswith("20 of 100 items are read, sampled over the classes")
     assert places(images(folder, 20)) == places(inputs) != places(images(folder, 20, seed=1))
     assert len(images(folder, 100)) == len(images(folder, 200)) == 100
 

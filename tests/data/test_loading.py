@@ -133,7 +133,7 @@ def test_a_factory_is_called(tmp_path, monkeypatch):
     with pytest.raises(errors.InputError, match=r"got the file my_nets.py. Add :FACTORY"):
         load("my_nets.py")
     (tmp_path / "net.pt").write_bytes(b"x")
-    with pytest.raises(errors.InputError, match=r"weights, and not the module.*factory@net.pt"):
+    with pytest.raises(errors.InputError, match=r"weights, but not the module.*factory@net.pt"):
         load("net.pt")
     with pytest.raises(errors.InputError, match=r"no such file: nat.pt. Did you mean net.pt"):
         load("nat.pt")

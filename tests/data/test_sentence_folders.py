@@ -314,7 +314,7 @@ def test_few_labels_of_an_embedding_model_are_judged_by_nearest_rows(averaged):
     assert 0.5 < found["same"] < 1
     text = " ".join(str(report).split())
     assert f"the same label for {100 * found['same']:.3g} % of 26 labelled rows" in text
-    assert "no probe was fitted: one needs 30 rows" in text
+    assert "no probe was fitted: a probe needs 30 rows" in text
     assert "--label-column" not in text
 
 

@@ -124,16 +124,21 @@ def test_errors_say_what_to_do(gpt2, bert):
     row = {"text": "abcdef", "a": 1, "b": 3}
     refuse(["abc"], "the text has no '<t>'", span="<t>,</t>")
     refuse(["ab<t>c"], "the text has no '</t>' after '<t>'", span="<t>,</t>")
-    refuse([{**row, "b": 1}], "expected 0 <= a < b <= 6, the characters of the text, got 1 and 1")
+    refuse(
+        [{**row, "b": 1}], "expected 0 <= a < b <= 6 (the number of characters of the text), got 1"
+    )
     refuse([{**row, "b": 7}], "got 1 and 7")
     refuse([{**row, "a": "one"}], "expected the number of a character in column 'a', got 'one'")
     refuse([{**row, "a": 0.5}], "expected the number of a character in column 'a', got 0.5")
     refuse([{**row, "a": None}], "expected the number of a character in column 'a', got None")
     refuse([{"text": "abcdef", "a": 1}], "has no column 'b'")
     refuse([row], "expected span as two columns or two delimiters", span="a")
-    refuse([{"text": 20 * "a", "a": 1, "b": 3}], "is not cut into chunks; pass long='truncate'")
-    refuse([{"text": 20 * "a", "a": 1, "b": 18}], "the part that counts begins after them")
-    refuse([{"input_ids": [1, 2]}], "expected texts, of which a span is a part, got items of kind")
+    refuse([{"text": 20 * "a", "a": 1, "b": 3}], "cannot be cut into chunks; pass long='truncate'")
+    refuse([{"text": 20 * "a", "a": 1, "b": 18}], "the span begins after them")
+    refuse(
+        [{"input_ids": [1, 2]}],
+        "expected texts, since a span is a part of a text, got items of kind",
+    )
     short = open_inputs(model, [{"text": 20 * "a", "a": 1, "b": 3}], span="a,b", long="truncate")
     batch, _ = only(short)
     assert batch.segment.tolist() == [[-1, 0, 0] + [-1] * 13]

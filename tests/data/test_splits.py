@@ -67,7 +67,7 @@ def test_test_is_read_unless_a_fit_asks_for_train(saved):
 @pytest.mark.slow
 def test_a_fit_in_python_on_the_test_split_is_said():
     stream = sonde.read("sonde:digits", "sonde:digits", limit=8)
-    with pytest.warns(SondeWarning, match="rows are those of sonde:digits/test"):
+    with pytest.warns(SondeWarning, match="the split sonde:digits/test is read"):
         sonde.fit(Covariance(), stream, progress=False)
     sonde.fit(
         Covariance(), sonde.read("sonde:digits", "sonde:digits:test", limit=8), progress=False

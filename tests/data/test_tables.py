@@ -91,7 +91,7 @@ def test_columns_by_default_and_by_name(gpt2, tmp_path):
     path = tmp_path / "c.csv"
     path.write_text("note,kind,who\nhello,a,1\nworld,b,2\n")
     model = load(gpt2)
-    with pytest.raises(errors.InputError, match="more than one could be it: note, kind, who"):
+    with pytest.raises(errors.InputError, match="these columns could be meant: note, kind, who"):
         open_inputs(model, path)
     inputs = open_inputs(
         model, path, text_column="note", label_column="kind", id_column="who", group_column="kind"

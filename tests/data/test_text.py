@@ -45,7 +45,9 @@ def test_long_texts_become_chunks_of_one_group(gpt2):
     assert inputs.group_keys[1] == inputs.group_keys[3] == bytes_key(text.encode())
     assert inputs.listing.occurrence.tolist() == [0, 0, 0, 0, 1]
     assert inputs.grouped
-    assert "1 of 3 texts is longer than the context or --max-length, cut into" in inputs.notes[0]
+    assert (
+        "1 of 3 texts is longer than the context or --max-length and is cut into" in inputs.notes[0]
+    )
 
 
 @pytest.mark.truth("the tokenizer itself on texts that fit")
@@ -195,7 +197,7 @@ def test_the_decoder_reads_the_target_or_its_start_token(t5, tmp_path):
     plain = open_inputs(model, path, text_column="text")
     (batch,) = units(plain)
     assert batch.kwargs["decoder_input_ids"].tolist() == [[start], [start]]
-    assert "start token alone" in plain.notes[0]
+    assert "only its start token" in plain.notes[0]
 
 
 def test_a_target_needs_a_decoder(gpt2, tmp_path):

@@ -130,7 +130,7 @@ def test_a_trajectory_that_is_too_long_is_refused_or_loses_its_last_steps(gpt2):
         ({"steps": ["a"], "first_error": 0.5}, "one of the steps 0 to 0"),
         ({"steps": ["a"], "label": 0, "first_error": 0}, "contradict each other"),
         ({"steps": ["a"], "label": 1, "first_error": -1}, "contradict each other"),
-        ({"steps": ["a"], "label": "bad"}, r"expected label 0 \(right\) or 1 \(wrong\)"),
+        ({"steps": ["a"], "label": "bad"}, r"expected label 0 \(correct\) or 1 \(wrong\)"),
     ],
 )
 def test_broken_trajectories_are_named(gpt2, item, message):

@@ -282,7 +282,7 @@ def test_a_run_is_calibrated_on_whole_images_and_saved(tmp_path):
 
 
 def test_rows_are_scored_but_not_calibrated():
-    with pytest.raises(InputError, match="FOD: expected one score for each example to calibrate"):
+    with pytest.raises(InputError, match="FOD: expected a score for each example to calibrate"):
         fit(FOD(**TINY), _stream(9, 0), reduction="rows", progress=False)
     fitted = fit(FOD(**TINY), _stream(9, 0), calibrate=0, progress=False)
     table = score(fitted, _stream(2, 1), reduction="rows", progress=False)

@@ -132,4 +132,4 @@ def test_a_form_of_a_share_of_the_rows_is_named() -> None:
     items = [{"x": a, "label": int(k)} for a, k in zip(x, label, strict=True)]
     (found,) = sonde.scan(arrays.net(trained=True), items, settings=ONLY).findings
     assert found["code"] == "SND015"
-    assert "with inverted brightness: a fraction of the rows" in found["sentence"]
+    assert "with inverted brightness: at least" in found["sentence"]

@@ -43,7 +43,7 @@ def test_a_side_that_the_processor_does_not_use_is_a_note_if_deep() -> None:
     assert_clear(SND007().check(padded(gpt2(), "right")))
     check = SND007().check(padded(gpt2(), "right", deep=True))
     finding = assert_raised(check, "note")
-    said = "Padding on the left, which the processor does not do, would change real tokens at"
+    said = "Padding on the left, which the processor does not use, would change real tokens at"
     assert finding.sentence.startswith(said)
     assert_raised(SND007().check(padded(gpt2(), "left", deep=True)), "error")
 
@@ -54,7 +54,7 @@ def test_inputs_of_one_length_are_never_padded() -> None:
     finding = assert_raised(
         SND007().check(replace(found, columns={**found.columns, "length": length})), "note"
     )
-    assert "which inputs of one length do not need" in finding.sentence
+    assert "which is not needed as all inputs have one length" in finding.sentence
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_the_first_norm_that_does_not_fit_is_named() -> None:
     check = ended(net, x)
     assert check.finding is not None
     assert "The inputs of 2 lie" in check.finding.sentence
-    assert "0, the first, fits." in check.finding.sentence
+    assert "The first norm, 0, fits." in check.finding.sentence
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def test_a_third_in_bgr_is_found_on_the_rows_that_a_good_model_gets_wrong() -> N
     x = ink[:, :, None, None] * (1 + 0.1 * noise(480, 16).reshape(480, 1, 4, 4))
     third = (torch.arange(480) // 4 % 3 == 1).reshape(-1, 1, 1, 1)
     (found,) = scanned(net, torch.where(third, x.flip(1), x), label).findings
-    assert "BGR for RGB): a fraction of the rows, at least 8.3 %" in found["sentence"]
+    assert "BGR for RGB): at least 8.3 % of all rows" in found["sentence"]
     nearest.bias.data[3] -= 0.08
     faint = x + 0.05 * noise(480, 3, seed=1)[:, :, None, None]
     assert int((net(faint).argmax(1) != label).sum()) >= 40
@@ -152,7 +152,7 @@ def test_a_third_at_another_gamma_is_found_with_its_gain(power: float, undone: s
     x[:, 0, 0, 0], x[:, 0, 0, 1] = 0.0, 1.0
     bent = torch.rand(600, generator=torch.Generator().manual_seed(1)) < 1 / 3
     (found,) = scanned(net, torch.where(bent[:, None, None, None], x**power, x), label).findings
-    assert f"with their brightness to the power of {undone}: a fraction" in found["sentence"]
+    assert f"with their brightness to the power of {undone}: at least" in found["sentence"]
     assert not scanned(net, x, label).findings
 
 
@@ -165,6 +165,6 @@ def mended(right: float, kept: float) -> Check:
 
 def test_a_form_that_mends_wrong_rows_and_breaks_no_others_is_that_of_all_rows() -> None:
     finding = assert_raised(mended(0.95, 1.0), "warning")
-    assert "about 100 % right instead of 95 %" in finding.fix
+    assert "accuracy about 100 % instead of 95 %" in finding.fix
     assert_clear(mended(0.95, 0.96))
     assert_clear(mended(0.5, 1.0))

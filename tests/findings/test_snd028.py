@@ -40,7 +40,7 @@ def ended(model: nn.Module) -> Check:
 @pytest.mark.parametrize(("off", "said"), [(1, "1 lower"), (-1, "1 higher")])
 def test_positions_that_are_off_by_one_are_named(off: int, said: str) -> None:
     finding = assert_raised(ended(Clock(off)), "warning")
-    assert f"Given with positions {said}," in finding.sentence
+    assert f"For the texts with positions {said}," in finding.sentence
 
 
 def test_a_model_whose_positions_fit_is_clear() -> None:

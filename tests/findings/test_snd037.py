@@ -38,7 +38,7 @@ def scanned(x: Tensor, label: Tensor) -> Report:
     ("low", "high", "step", "level", "said"),
     [
         (0.0, 16.0, 0, "warning", "a linear probe on its last layer"),
-        (-1.0, 1.0, 1, "error", "renamed one-to-one, it would be 9"),
+        (-1.0, 1.0, 1, "error", "renamed one-to-one, its accuracy would be 9"),
     ],
 )
 def test_inputs_of_another_scale_and_shifted_labels_are_raised(

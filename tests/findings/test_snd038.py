@@ -34,9 +34,9 @@ def ended(label: Tensor, answer: Tensor) -> Check:
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        (SHIFT, "Labels are moved down by one: label 0 is what the model calls 1."),
-        (SHIFT.argsort(), "Labels are moved up by one: label 0 is what the model calls 9."),
-        (SWAP, "label 3 is what the model calls 8, and the other way round."),
+        (SHIFT, "Labels are shifted down by one: label 0 is the model's class 1."),
+        (SHIFT.argsort(), "Labels are shifted up by one: label 0 is the model's class 9."),
+        (SWAP, "label 3 is the model's class 8, and the other way round."),
     ],
 )
 def test_exchanged_names_are_told_also_of_a_model_that_errs(names: Tensor, said: str) -> None:

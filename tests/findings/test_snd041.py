@@ -14,7 +14,7 @@ def test_two_per_cent_of_copies_are_a_warning_and_none_is_clear() -> None:
     evidence = evidence_of(x[rows], label=label[rows])
     check = SND041().check(evidence)
     finding = assert_raised(check, "warning")
-    assert finding.sentence.startswith("36 of 1,833 inputs (2 %) are further copies")
+    assert finding.sentence.startswith("36 of 1,833 inputs (2 %) are copies of earlier inputs")
     table = rows_section(evidence)["duplicates"]
     assert len(table) == 36
     assert all(entry["n"] == 2 and len(entry["labels"]) == 1 for entry in table)

@@ -78,7 +78,7 @@ def test_a_sensor_that_sticks_and_one_that_says_minus_999_are_named() -> None:
     assert abs(found["q"].row - AT) <= 2
     assert found["r"].row == AT + 40
     assert "r is -999 in 100 % of rows (0 % before)" in finding.sentence
-    assert finding.fix.startswith("Take '")
+    assert finding.fix.startswith("Treat '")
     x[AT:, 3] = np.nan
     found = {c.name: c for c in changes_in_file(_evidence(x, label, said))}
     assert (found["s"].kind, found["s"].row) == ("missing", AT)

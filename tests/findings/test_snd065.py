@@ -150,7 +150,7 @@ def test_a_noisy_mark_that_turns_rows_of_other_classes_into_its_own_is_a_warning
     x[LABEL, :, 1:4, 12:15] = 0.9 + 0.15 * noise(160, 9).view(-1, 1, 3, 3)
     (found,) = scanned(reads(1, 12), x).findings
     assert found["level"] == "warning"
-    assert "pasted into others, it makes 100 % '1'." in found["sentence"]
+    assert "pasted into others, this part makes 100 % '1'." in found["sentence"]
 
 
 def judged(**changed: Any) -> Check:

@@ -59,8 +59,8 @@ def test_the_temperature_is_that_of_the_labels() -> None:
 
 
 def test_a_factor_or_a_second_softmax_is_raised_and_probabilities_that_hold_are_clear() -> None:
-    assert "too sure" in assert_raised(ended(3 * TRUE), "warning").sentence
-    assert "not sure enough" in assert_raised(ended(TRUE, twice=True), "warning").sentence
+    assert "overconfident" in assert_raised(ended(3 * TRUE), "warning").sentence
+    assert "underconfident" in assert_raised(ended(TRUE, twice=True), "warning").sentence
     assert_clear(ended(TRUE))
 
 

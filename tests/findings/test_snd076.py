@@ -49,7 +49,7 @@ def test_the_way_to_write_that_leaves_fewer_unknown_tokens_is_named() -> None:
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     small = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="?")
     finding = assert_raised(SND076().check(written(texts, small)), "warning")
-    assert finding.fix.startswith("text = text.lower(). That leaves 0")
+    assert finding.fix.startswith("text = text.lower(). Then 0 % of such tokens remain")
     assert finding.figure.value > 0.9
 
 

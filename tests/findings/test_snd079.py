@@ -29,7 +29,7 @@ def test_writing_that_the_tokenizer_undoes_or_splits_is_named() -> None:
     finding = assert_raised(
         SND079().check(written(texts, words(True), np.arange(80) % 2)), "warning"
     )
-    assert "have the tokens of another text with another label" in finding.sentence
+    assert "have the same tokens as a text with another label" in finding.sentence
 
 
 def test_texts_in_which_the_tokenizer_has_nothing_to_undo_are_clear() -> None:

@@ -113,4 +113,4 @@ def test_norms_of_a_frozen_trunk_are_not_accused() -> None:
     assert found["cause"] is None
     (finding,) = found["findings"]
     assert finding["level"] == "note"
-    assert "of another kind" in finding["fix"]
+    assert "these inputs differ in kind" in finding["fix"]

@@ -108,7 +108,7 @@ def test_rows_of_single_positions_show_what_pooled_ones_hide():
         model.transformer.wpe.weight[2, 17] = 5000.0
     items = [{"input_ids": [(i * k) % 50 for k in range(8)]} for i in range(1, 30)]
     site = "transformer.h.0"
-    with pytest.warns(SondeWarning, match="rows of the reducer 'last' average over tokens"):
+    with pytest.warns(SondeWarning, match="the reducer 'last' averages over tokens"):
         pooled = sonde.fit(
             MassiveActivations(), sonde.read(model, items, sites=site), progress=False
         )

@@ -46,7 +46,7 @@ def test_both_sides_and_what_differs_are_named(report) -> None:
     gone = page.partition("SND011 gone")[2]
     figure = _find(report, "SND011")["figure"]
     assert f" A {quantity(figure['value'], figure['unit'])} at " in gone.partition("SND")[0]
-    assert "moved by more than three of them." in page
+    assert "changed by more than three standard errors." in page
 
 
 @pytest.mark.truth(
@@ -125,7 +125,7 @@ def test_another_reducer_or_type_is_not_called_better_or_worse(report, part: str
     assert made["comparable"] is False
     assert made["counts"]["worse"] == made["counts"]["better"] == 0
     assert _states(made)["SND025"] == ["unjudged"]
-    assert "nothing is judged better or worse" in diff_to_text(made)
+    assert "no finding is judged better or worse" in diff_to_text(made)
 
 
 def test_new_after_withheld_says_so(report) -> None:

@@ -86,8 +86,8 @@ def test_text_fits_80_columns_and_names_what_moved(moved):
 
 def test_every_column_and_question_is_explained(moved):
     text = to_terminal(moved, verbose=True)
-    units = text.partition("Units that moved most clearly")[2].partition("The mean moved")[0]
-    compared = text.partition("The mean moved")[2]
+    units = text.partition("Units that moved most clearly")[2].partition("The mean changed")[0]
+    compared = text.partition("The mean changed")[2]
     for word in ("effect", "by sd"):
         assert f"\n{word}  " in units
     for word in ("value", "no change", "adjusted"):
@@ -130,5 +130,5 @@ def test_the_rounding_of_sums_in_another_order_is_no_direction(shift):
     assert found.directions["x"].beyond_noise == 0
     document = drift_document(found, one, other)
     assert document["direction"] is None
-    assert "No mean moved significantly" in to_terminal(document)
-    assert "No mean moved significantly" in to_page(document)
+    assert "No mean changed significantly" in to_terminal(document)
+    assert "No mean changed significantly" in to_page(document)

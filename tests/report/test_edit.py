@@ -34,8 +34,8 @@ def verdict(found):
 
 
 def test_the_verdict_says_whether_random_changes_do_the_same():
-    assert "far beyond chance" in verdict(document())
-    assert "not significantly more than random changes" in verdict(document(effect=0.1))
+    assert "nats, significantly larger than with random changes" in verdict(document())
+    assert "not significantly larger than with random changes" in verdict(document(effect=0.1))
     assert verdict(document(controls=())) == "docs over code: +1 nats"
 
 

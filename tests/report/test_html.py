@@ -355,8 +355,8 @@ def test_what_reads_logits_is_at_the_logits_and_no_p_value_is_zero(report) -> No
     [
         (
             0.01,
-            "1 site of 12 differs from the one before by less than 5 % of its standard "
-            "deviation; least ",
+            "1 site of 12 differs from the site before by less than 5 % of its standard "
+            "deviation; the smallest difference is ",
         ),
         (
             0.5,

@@ -161,7 +161,7 @@ def test_steps_have_lines_of_their_own():
 
 def test_a_patch_that_is_infinitely_unusual_is_named_so():
     made = pictures.heat_map(None, [0.0, math.inf], [[0, 0], [0, 1]])
-    assert "the most unusual, infinite, lies in line 1, column 2" in made
+    assert "the most anomalous, infinite, lies in line 1, column 2" in made
 
 
 def test_tokens_that_do_not_fit_are_counted():

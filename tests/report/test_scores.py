@@ -73,8 +73,8 @@ def test_the_whole_has_no_position_and_marks_are_explained(scored):
     fitted, stream, found = scored
     page = scores_to_html(found, Exhibits(fitted, stream, inputs=True), alpha=0.2)
     words = " ".join(re.sub("<[^>]*>", " ", page).split())
-    assert "position" not in words.partition("Rows #")[0].partition("Most unusual examples")[2]
-    assert "The sign alarm means p of at most 0.2." in words
+    assert "position" not in words.partition("Rows #")[0].partition("Most anomalous examples")[2]
+    assert "The mark 'alarm' means p of at most 0.2." in words
     heads = [re.sub("<[^>]*>", " ", t).split() for t in re.findall("<thead>.*?</thead>", page)]
     assert ["id", "row", "instrument", "site", "score", "p"] in heads
 
@@ -170,7 +170,7 @@ def test_marks_are_read_without_colour_and_without_eyes():
     assert "(marked)" in mark[0]
     assert page.count("data-tip") == 3
     assert "score infinite" in page
-    assert "Most unusual tokens (3 rows)" in page
+    assert "Most anomalous tokens (3 rows)" in page
 
 
 def test_the_marked_step_and_its_score():
@@ -183,7 +183,7 @@ def test_the_marked_step_and_its_score():
     assert "marked" not in items[0]
     bare = drawn(Exhibit("steps", [0, 1], [0.1, 3.0], [None, None]))
     assert "<li" not in bare
-    assert "Most unusual steps (2 rows)" in bare
+    assert "Most anomalous steps (2 rows)" in bare
 
 
 def test_an_image_and_its_map():
@@ -192,9 +192,9 @@ def test_an_image_and_its_map():
     made = Page(drawn(whole))
     assert [a["aria-label"] for a in made.all("svg") if a["class"] == "plot patches"] == [
         "The image as the model reads it",
-        "Scores of 1 x 2 patches; the most unusual, 2, lies in line 1, column 2",
+        "Scores of 1 x 2 patches; the most anomalous, 2, lies in line 1, column 2",
     ]
-    assert "Box: the most unusual patch of the example" in drawn(whole)
+    assert "Box: the most anomalous patch of the example" in drawn(whole)
     images = [str(a["href"]) for a in made.all("image")]
     assert len(images) == 2
     assert all(href.startswith("data:image/png;base64,") for href in images)

@@ -52,7 +52,7 @@ def test_a_comparison_says_where_how_many_and_which(report) -> None:
     best = max(versus["sites"], key=lambda row: row["auroc"] or 0.0)
     assert f"separated best at {best['site']}: AUROC" in text
     assert "of other.jsonl lie beyond the threshold" in text
-    assert f"most unusual of other.jsonl: {versus['rows'][0]['id']}" in text
+    assert f"most anomalous of other.jsonl: {versus['rows'][0]['id']}" in text
     for row in versus["sites"]:
         row["low"] = 0.4
     assert "No site clearly separates support.jsonl from other.jsonl" in " ".join(

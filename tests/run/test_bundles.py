@@ -424,7 +424,7 @@ def test_a_whole_file_of_nonsense_is_refused(tmp_path, monkeypatch, name):
     damage, said = NONSENSE[name]
     states = {i: damage(s) if isinstance(s, MomentsState) else s for i, s in fitted.states.items()}
     replace(fitted, states=states).save(path)
-    with pytest.raises(StateError, match=rf"a\.sonde holds an impossible state .*: {said}"):
+    with pytest.raises(StateError, match=rf"a\.sonde holds an invalid state .*: {said}"):
         Fitted.load(path)
 
 

@@ -256,7 +256,7 @@ def test_what_is_refused(fitted):
         calibrate(measures, Stream.of(rows(30, 1)), progress=False)
     one = calibrate(fitted, Stream.of(rows(60, 1)), progress=False)
     other = fit([Mahalanobis(), KNN(k=5)], Stream.of(rows(300, 9)), progress=False)
-    with pytest.raises(StateError, match="two calibrations of one fitted bundle"):
+    with pytest.raises(StateError, match="two calibrations of the same fitted bundle"):
         merge_calibrations(one, calibrate(other, Stream.of(rows(60, 2)), progress=False))
 
 

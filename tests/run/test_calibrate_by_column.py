@@ -123,5 +123,5 @@ def test_what_is_refused(net, fitted):
         calibrate(fitted, net, items(60, 1), by="elsewhere", progress=False)
     one = calibrate(fitted, net, items(60, 1), by="region", progress=False)
     other = calibrate(fitted, net, items(60, 4, "place"), by="place", progress=False)
-    with pytest.raises(StateError, match="calibrated by different columns"):
+    with pytest.raises(StateError, match="the classes of different columns"):
         merge_calibrations(one, other)

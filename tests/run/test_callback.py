@@ -193,11 +193,11 @@ def test_what_is_recorded_survives_a_kill_and_training_goes_on_into_the_same_tra
 def test_a_track_of_something_else_is_refused(tmp_path):
     model = network()
     Recorder(Covariance(), PROBE, tmp_path / "t", reducer="last").record(model, 0)
-    with pytest.raises(StateError, match="holds steps of other instruments"):
+    with pytest.raises(StateError, match="holds steps recorded with other instruments"):
         Recorder(ParticipationRatio(), PROBE, tmp_path / "t", reducer="last").record(model, 1)
-    with pytest.raises(StateError, match="holds steps of other data"):
+    with pytest.raises(StateError, match="holds steps recorded with other data"):
         Recorder(Covariance(), PROBE[:6], tmp_path / "t", reducer="last").record(model, 1)
-    with pytest.raises(StateError, match="holds steps of other sites"):
+    with pytest.raises(StateError, match="holds steps recorded with other sites"):
         Recorder(Covariance(), PROBE, tmp_path / "t", reducer="mean").record(model, 1)
     assert Track(tmp_path / "t").steps == (0,)
 

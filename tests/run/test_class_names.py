@@ -112,7 +112,7 @@ def test_scores_by_class_follow_the_names():
     assert score(usual, live(alone), **QUIET).column("p").to_pylist() == of_c
     b = [item for item in new if item["label"] == "b"]
     assert min(score(few, live(b), **QUIET).column("p").to_pylist()) > 0.02
-    with pytest.raises(StateError, match="number the classes"):
+    with pytest.raises(StateError, match="use different numbers for the classes"):
         merge_calibrations(
             calibrate(fitted, live(items("ad", seed=4)), by="label", **QUIET),
             calibrate(fitted, live([{"x": i["x"], "label": "e" + i["label"]}

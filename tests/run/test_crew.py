@@ -93,7 +93,7 @@ def test_room_is_counted_machine_by_machine(nodes, needs, room):
     if room:
         check_room(nodes, needs, room)
         check_room(nodes, needs, 0)
-    with pytest.raises(InputError, match=rf"cannot start: .*, room for {room}\."):
+    with pytest.raises(InputError, match=rf"cannot start: .*, enough for {room}\."):
         check_room(nodes, needs, room + 1)
 
 

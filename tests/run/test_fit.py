@@ -415,7 +415,7 @@ def test_no_rows_are_refused():
 
 def test_more_memory_than_allowed_is_refused_before_the_start():
     stopping = Stopping(stream(), after=0)
-    with pytest.raises(InputError, match=r"this run would take about .* 1 KiB are allowed.*--mem"):
+    with pytest.raises(InputError, match=r"this run needs about .* 1 KiB are allowed.*--mem"):
         fit(Mahalanobis(), stopping, memory=1000, **QUIET)
     assert stopping.asked == []
 

@@ -74,7 +74,9 @@ def test_wrong_settings_are_refused_before_anything_runs(settings, message):
 def test_memory_is_counted_for_batches_as_long_as_texts_may_become(tmp_path):
     how = {"reducer": "tokens", "sites": "model.layers.0", "batch_size": 3}
     stream = sonde.read(MODEL, PROMPTS * 10, generate="max_new_tokens=100", **how)
-    with pytest.raises(InputError, match=r"rows on their way .* \(batches of 3 examples\)"):
+    with pytest.raises(
+        InputError, match=r"rows that wait to be written .* \(batches of 3 examples\)"
+    ):
         write_store(stream, tmp_path / "acts", fill=filled_by(Crew(), memory=1))
     short = sonde.read(MODEL, PROMPTS * 10, **how)
     held = [StoreWriter(s, tmp_path / "a", 256).held_bytes(3) for s in (stream, short)]

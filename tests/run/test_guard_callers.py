@@ -143,7 +143,8 @@ def test_who_has_not_called_the_model_gets_the_last_text_unless_it_asks_for_its_
         assert guard.n_forwards == 1
         assert len(guard.scores["knn", "0:out"]) == len(FAR[0])
         with pytest.raises(
-            StateError, match=r"got 1 forward of others\. Read Guard.last in the function"
+            StateError,
+            match=r"got 1 forward pass of other threads or tasks\. Read Guard.last in the function",
         ):
             guard.last(here=True)
 

@@ -103,5 +103,5 @@ def test_stored_arrays_keep_their_examples(tmp_path):
     scattered = [str(i % 150) for i in range(600)], [i // 150 for i in range(600)]
     apart = Stream.of(x, ids=scattered[0], position=scattered[1])
     write_store(apart, tmp_path / "apart")
-    with pytest.raises(InputError, match="do not follow each other"):
+    with pytest.raises(InputError, match="are not adjacent"):
         score(fitted, Store(tmp_path / "apart"), **QUIET)

@@ -118,7 +118,7 @@ def test_batches_of_which_no_row_was_kept(net, reduction):
     assert 0 in {len(batch.rows["conv2:out"]) for batch in one}
     found = [calibrate(bare, s, reduction=reduction, progress=False) for s in (one, many)]
     for calibrated in found:
-        with pytest.warns(SondeWarning, match="of 30 items have no line"):
+        with pytest.warns(SondeWarning, match="of 30 items get no score"):
             table = score(calibrated, one, explain=1, progress=False)
         assert table["p"].null_count == 0
     a, b = (c.result("mahalanobis").calibration for c in found)
@@ -160,9 +160,9 @@ def test_refuses_what_cannot_be_reduced(net):
     apart = Stream.of(x, ids=lengths, group=[str(i) for i in range(20)], position=list(range(20)))
     assert score(bare, apart, reduction="max", progress=False).num_rows == 2
     long = Stream.of(torch.randn(40_000, 3), ids=["a"] * 40_000, position=torch.arange(40_000))
-    with pytest.raises(InputError, match="more than a batch holds"):
+    with pytest.raises(InputError, match="do not fit into one batch"):
         score(bare, long, reduction="max", progress=False)
-    with pytest.raises(InputError, match="more than a batch holds"):
+    with pytest.raises(InputError, match="do not fit into one batch"):
         calibrate(bare, long, reduction="max", progress=False)
     small = Calibrated(Mahalanobis(), m=100, reduction="max")
     with pytest.raises(CalibrationError, match="at most 100 held-out rows"):

@@ -52,9 +52,9 @@ def test_every_process_holds_the_detectors(fitted):
 
 
 def test_what_does_not_fit_is_refused(fitted):
-    with pytest.raises(InputError, match=r"score: this would take about .* 800 lines .*1 MiB are"):
+    with pytest.raises(InputError, match=r"score: this needs about .* 800 lines .*1 MiB are"):
         score(fitted, stream(400), memory=2**20, **QUIET)
-    with pytest.raises(InputError, match=r"calibrate: this would take about .*--memory"):
+    with pytest.raises(InputError, match=r"calibrate: this needs about .*--memory"):
         calibrate(fitted, stream(300, seed=1), memory=2**20, **QUIET)
     with pytest.raises(InputError, match="--memory: expected more than 0"):
         score(fitted, stream(400), memory=-1, **QUIET)

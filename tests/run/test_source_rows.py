@@ -115,7 +115,7 @@ def test_items_without_a_line_are_told(python, recwarn):
     reading: dict[str, Any] = {"sites": "lm_head", "reducer": "predictions"}
     fitted = fit(TokenStatistics(), read(model, TEXTS, **reading), calibrate=0, **QUIET)
     texts = ["a = 1\n", "x", "b = 2\n", "y"]
-    with pytest.warns(SondeWarning, match="2 of 4 items have no line, the first is item 1"):
+    with pytest.warns(SondeWarning, match="2 of 4 items get no score; the first is item 1"):
         table = score(fitted, read(model, texts, **reading), **QUIET)
     assert set(table["row"].to_pylist()) == {0, 2}
     recwarn.clear()

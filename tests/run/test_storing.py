@@ -81,7 +81,7 @@ def test_what_workers_have_written_is_not_written_again(tmp_path, small_files):
 
 def test_a_worker_that_does_not_see_the_folder_is_refused(tmp_path):
     writer = StoreWriter(source(), tmp_path, 16)
-    with pytest.raises(InputError, match=r"a worker does not see .*machines share"):
+    with pytest.raises(InputError, match=r"a worker cannot see .*machines share"):
         StoreJob(writer.stream, 1, writer, "shared.tmp-nowhere").begin()
 
 
@@ -128,7 +128,7 @@ def test_rows_on_their_way_take_no_more_than_was_said(unit_size, tmp_path):
 def test_rows_that_do_not_fit_are_refused_before_the_start(tmp_path):
     words = ["read", *DIGITS, "--limit", "64", "-o", tmp_path / "acts"]
     line = run_words(*words, "--memory", "80MB").error()
-    assert "rows on their way to disk would take about" in line
+    assert "rows that wait to be written need about" in line
     assert "(batches of 64 examples) and 76 MiB are allowed" in line
     assert not (tmp_path / "acts").exists()
     assert run_words(*words, "--memory", "200MB", "--quiet").code == 0

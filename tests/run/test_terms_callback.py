@@ -152,8 +152,12 @@ def test_a_loss_that_the_trainer_computes_itself_is_said(tmp_path):
 
     given = {"report_to": "none", "max_steps": 2, "use_cpu": True, "disable_tqdm": True}
     for made, told, error in (
-        (model, "no compute_loss_func, which takes them away", InputError),
-        (OwnLoss(), "no gradient came back: the Trainer trains another loss", StateError),
+        (
+            model,
+            "do not pass compute_loss_func to the Trainer, which takes the labels away",
+            InputError,
+        ),
+        (OwnLoss(), "no gradient reached them: the Trainer trains another loss", StateError),
     ):
         site = "b" if isinstance(made, OwnLoss) else ("blocks.0", "blocks.1")
         loss = Small() if isinstance(made, OwnLoss) else Align("mse")

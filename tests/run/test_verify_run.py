@@ -136,7 +136,7 @@ def test_states_of_another_plan_are_found(place):
     raw = json.loads((place / "plan.json").read_text())
     text = json.dumps({**raw, "stage": 1}, sort_keys=True, separators=(",", ":"))
     (place / "plan.json").write_text(text + "\n")
-    assert {f.what for f in verify_run(place).faults} == {"is of another plan"}
+    assert {f.what for f in verify_run(place).faults} == {"belongs to another plan"}
 
 
 def test_passes_inside_are_checked_too(place, whole, tmp_path):

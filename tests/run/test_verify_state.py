@@ -68,7 +68,7 @@ def test_units_that_count_twice_are_found(probe, tmp_path):
     found = verify_state(header_with(probe, tmp_path, units=twice))
     assert "a unit is counted twice" in [f.what for f in found.faults]
     found = verify_state(header_with(probe, tmp_path, units=[{**units[0], "units": [[5, 2]]}]))
-    assert "an interval of units runs backwards" in [f.what for f in found.faults]
+    assert "an interval of units ends before it begins" in [f.what for f in found.faults]
     found = verify_state(header_with(probe, tmp_path, units=3))
     assert any("not listed as intervals" in f.what for f in found.faults)
 

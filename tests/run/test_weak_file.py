@@ -65,7 +65,7 @@ def test_new_inputs_of_the_planted_group_are_told(folder):
     said = " ".join(run_words(*words).out.split())
     assert "weak groups: 1. sensor = B: the model is correct on" in said
     assert "40 of 200 inputs: r0" in said
-    assert "Leave out --each" in run_words(*words, "--each").error()
+    assert "since --group reports one line for each input" in run_words(*words, "--each").error()
     line = run_words(*words[:-1], folder / "p.sonde").error()
     assert "expected a file of `sonde scan --groups FILE`" in line
 

@@ -297,7 +297,7 @@ NETS: dict[str, tuple[str, Change]] = {
         r"temperature|sure|probab|softmax",
         lambda n: setattr(n, "last", nn.Sequential(nn.Softmax(1), nn.Softmax(1))),
     ),
-    "ten times too sure": (r"temperature|sure|probab", lambda n: setattr(n, "last", _Sure())),
+    "ten times too sure": (r"temperature|overconfident|probab", lambda n: setattr(n, "last", _Sure())),
 }  # fmt: skip
 
 
@@ -442,7 +442,7 @@ def _of_tables() -> Iterator[Unnamed]:
         yield plant(
             "a third of rows in feet",
             lambda i: lambda x: _part(x, 0.33, _column(i, lambda v: v * 3.28084)),
-            r"3\.28|fraction of the rows",
+            r"3\.28|of all rows are given in another form",
         )
         yield plant("a column stuck from the middle", lambda i: _from_middle(i, lambda v: v[:1]),
                     r"from row")  # fmt: skip

@@ -106,5 +106,5 @@ def test_a_share_of_the_rows_and_the_rest_of_the_file_are_named() -> None:
     assert share is not None
     assert rest is not None
     assert f"c{i} divided by 3.28084" in share["fix"]
-    assert "a fraction of the rows" in share["sentence"]
+    assert "of all rows are given in another form" in share["sentence"]
     assert (rest["code"], "misaligned" in rest["sentence"]) == ("SND049", True)

@@ -319,5 +319,5 @@ def test_a_pattern_of_several_kinds_of_rows_is_refused(two_reducers, tmp_path):
 
 
 def test_rows_beside_others_are_not_fitted(two_reducers):
-    with pytest.raises(InputError, match=r"got only further readings .*conv1:out\|patches"):
+    with pytest.raises(InputError, match=r"got only rows of further reducers .*conv1:out\|patches"):
         fit(KNN(), Store(two_reducers).select(reducer="patches"), progress=False)

@@ -63,7 +63,7 @@ def test_padding_is_part_of_an_item():
 
 def test_a_mask_that_leaves_nothing_is_refused():
     item: dict[str, Any] = {"input_ids": [5, 6], "attention_mask": [0, 0]}
-    with pytest.raises(sonde.SondeError, match="leaves no token"):
+    with pytest.raises(sonde.SondeError, match="selects no token"):
         sonde.read(Placed(), [item])
 
 

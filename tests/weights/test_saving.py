@@ -136,7 +136,7 @@ def test_an_edit_that_loading_rounds_is_told(tmp_path):
     model = sonde.load(str(tmp_path / "half"))  # all of one type: no word
     name = "model.layers.0.mlp.down_proj.weight"
     plan_for(model, name).save(model, tmp_path / "new")
-    with pytest.warns(SondeWarning, match=rf"holds {name} in float32, and loads as bfloat16"):
+    with pytest.warns(SondeWarning, match=rf"holds {name} in float32, but loads as bfloat16"):
         rounded = sonde.load(str(tmp_path / "new")).module.state_dict()[name].double()
     whole = sonde.load(str(tmp_path / "new"), dtype="float32").module.state_dict()[name].double()
     old = model.module.state_dict()[name].double()

@@ -138,7 +138,7 @@ def test_an_edit_that_loading_rounds_is_told_under_any_name(folders, tmp_path, w
     name = f"{case.blocks}.1.{leaf}"
     change = Exchange(model.module.state_dict()[name].double() + 1e-4)
     save_edited(model, RewritePlan.of(model, {name: change}), tmp_path / "new")
-    with pytest.warns(SondeWarning, match="in float32, and loads as bfloat16"):
+    with pytest.warns(SondeWarning, match="in float32, but loads as bfloat16"):
         sonde.load(str(tmp_path / "new"), device="cpu")
 
 

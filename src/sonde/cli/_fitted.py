@@ -29,8 +29,8 @@ def alarm(alpha: float) -> tuple[str, str]:
     """Return the title of a column of thresholds and its meaning."""
     rate = f"{100 * alpha:.3g}%"
     return f"alarm at {rate}", (
-        "a row that scores above it raises an alarm (higher = more anomalous), as at most "
-        f"{rate} of rows like the calibration rows do"
+        "a row that scores above this threshold raises an alarm (higher = more anomalous), as "
+        f"at most {rate} of rows like the calibration rows do"
     )
 
 
@@ -106,9 +106,9 @@ def remarks(
 def _apart(row: dict[str, Any]) -> str:
     """Return how far the class of a probe lies from the others, on the fitted rows."""
     return (
-        f"{row['method']} at {row['site']}: the means of class {row['positive']} and of the "
-        f"others lie {_short(row['value'])} apart ({row['unit']}, of the fitted rows); sonde "
-        "evaluate measures how well it classifies new rows"
+        f"{row['method']} at {row['site']}: over the fitted rows, the means of class "
+        f"{row['positive']} and of the other rows lie {_short(row['value'])} apart "
+        f"({row['unit']}); sonde evaluate measures how well this direction classifies new rows"
     )
 
 
@@ -125,8 +125,8 @@ def in_place_of(path: Path) -> str:
         facts = describe(path)
         what, n = ", ".join(facts["methods"]), facts["data"]["n_examples"]
     except (SondeError, LookupError, TypeError):
-        return ", in place of another file"
-    return f", in place of {what} on {plural(n, 'example')}"
+        return ", replacing another file"
+    return f", replacing {what} on {plural(n, 'example')}"
 
 
 def _detector_cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ def _alarms(lines: list[dict[str, Any]], alpha: float) -> str:
     n, known = len(lines), [line["alarm"] for line in lines if line["alarm"] is not None]
     if not known:
         return f"{plural(n, 'input')}, no verdicts: see the notes, or run `sonde calibrate`."
-    unknown = f", of {n - len(known):,} no verdict is known" if len(known) < n else ""
+    unknown = f"; the verdict is not known for {n - len(known):,}" if len(known) < n else ""
     return f"{sum(known):,} of {plural(n, 'input')} raise an alarm at {alpha:g}{unknown}."
 
 
@@ -148,7 +148,8 @@ def scored_text(scored: pa.Table, fitted: Fitted, alpha: float) -> str:
     if any(row[-1] != "-" for row in rows):
         usual = f"{100 * alpha:.3g}%"
         meanings[title] = (
-            f"number of alarms; about {usual} of rows like the calibration rows raise an alarm"
+            f"fraction of rows that raise an alarm; about {usual} of rows like the calibration "
+            "rows raise an alarm"
         )
     titles = ("detector", "site", "rows", "median", title)
     return f"{table(titles, rows)}\n\n{legend(meanings)}"
@@ -161,7 +162,7 @@ def oddest_text(scored: pa.Table, fitted: Fitted, place: Place) -> str:
         for mine in most_unusual(scored, SHOWN).values()
         for rank, line in enumerate(mine)
     ]
-    lines = ["", "most unusual:"]
+    lines = ["", "most anomalous:"]
     for _, _, line in sorted(found, key=lambda one: one[:2])[:SHOWN]:
         lines += _oddest(line, fitted, place)
     return "\n".join(lines)

@@ -69,7 +69,10 @@ class Calibrate:
     reduction: Annotated[
         str,
         tyro.conf.arg(
-            help="how rows become the p-value of an example: max, mean or topk_mean(k); or rows"
+            help=(
+                "how the rows of an example become its p-value: max, mean or topk_mean(k); rows: "
+                "a p-value for each row"
+            )
         ),
     ] = "auto"
     reading: Reading = field(default_factory=Reading)
@@ -183,8 +186,8 @@ def _lacking(rows: list[dict[str, Any]], alpha: float) -> list[str]:
         of += f", and too few of {plural(others, 'other class', 'other classes')}" if others else ""
         found.append(
             f"alarms at {alpha:g} need at least {least['needed']} calibration rows, got "
-            f"{least['n']}{of}: no score raises one. Calibrate on more rows, or take a larger "
-            "--alpha."
+            f"{least['n']}{of}: no score raises an alarm. Calibrate on more rows, or take a "
+            "larger --alpha."
         )
     endless = [row for row in rows if row["threshold"] == math.inf]
     if endless:

@@ -101,7 +101,7 @@ class Compress:
         with removed_on_error(self.output):
             for line in found.notes:
                 note(line)
-            wrote = f"{self.output}, {page}, and {found.patch} for undoing it"
+            wrote = f"{self.output}, {page}, and {found.patch}, which undoes the change"
             present(found.document, self.printing, page, wrote)
         return 0
 

@@ -27,7 +27,9 @@ class Drift:
     first: Annotated[
         tyro.conf.Positional[Path], named("FIRST", "the reference, a file that sonde fit wrote")
     ]
-    second: Annotated[tyro.conf.Positional[Path], named("SECOND", "the other one")]
+    second: Annotated[
+        tyro.conf.Positional[Path], named("SECOND", "the file to compare with the reference")
+    ]
     output: PageWord = None
     level: Annotated[
         float, tyro.conf.arg(help="probability of a false alarm over all comparisons")

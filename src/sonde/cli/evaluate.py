@@ -163,7 +163,7 @@ def _figures_table(rows: list[dict[str, Any]], *columns: Any) -> str:
         for row in rows
     ]
     left = max(row.get("left_out", 0) for row in rows)
-    note = f"\n{left:,} left out, because their truth is not known." if left else ""
+    note = f"\n{left:,} left out, because the correct verdict is not known." if left else ""
     return f"{table(titles, cells)}{note}\n\n{legend(meanings)}"
 
 
@@ -195,7 +195,9 @@ class Evaluate:
     output: Annotated[
         Path | None, named("FILE", "picture to write: .html (one page), .svg or .png", "-o")
     ] = None
-    alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate of the alarms that count")] = 0.05
+    alpha: Annotated[float, tyro.conf.arg(help="false-alarm rate at which alarms are counted")] = (
+        0.05
+    )
     resamples: Annotated[
         int, tyro.conf.arg(help="number of bootstrap resamples for the intervals")
     ] = 1000

@@ -41,8 +41,8 @@ class Explain:
         str,
         tyro.conf.arg(
             metavar="CLASS",
-            help="a class or token id; predicted by default; for sentence embeddings, a text: how "
-            "near an input is to it",
+            help="class or token id to explain (default: the predicted one); for sentence "
+            "embeddings, a text: explains how near an input is to this text",
         ),
     ] = "predicted"
     answer: Annotated[
@@ -63,7 +63,9 @@ class Explain:
         tyro.conf.arg(
             name="id",
             metavar="NAME ...",
-            help="explain these inputs: ids, places or row numbers, as scan and score print them",
+            help=(
+                "explain these inputs: ids, locations or row numbers, as scan and score print them"
+            ),
             help_behavior_hint="",
         ),
     ] = ()
@@ -80,8 +82,8 @@ class Explain:
     seconds: Annotated[
         float,
         tyro.conf.arg(
-            help="time for methods and their tests, the cheapest first; methods that are ready are "
-            "shown, the others named (0: no limit)"
+            help="time limit for methods and their tests, cheapest first; the page shows those "
+            "that finished and names the others (0: no limit)"
         ),
     ] = 60.0
     no_inputs: Annotated[

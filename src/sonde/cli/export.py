@@ -36,7 +36,10 @@ class Export:
 
     what: Annotated[
         tyro.conf.Positional[tuple[str, ...]],
-        named("STORE | acts MODEL DATA", "a folder that sonde read wrote, or what to read"),
+        named(
+            "STORE | acts MODEL DATA",
+            "a folder that sonde read wrote; or acts, and the model and data to read",
+        ),
     ]
     output: Annotated[
         Path,

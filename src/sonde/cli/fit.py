@@ -57,7 +57,10 @@ class Fit:
     reduction: Annotated[
         str,
         tyro.conf.arg(
-            help="how rows become the p-value of an example: max, mean or topk_mean(k); or rows"
+            help=(
+                "how the rows of an example become its p-value: max, mean or topk_mean(k); rows: "
+                "a p-value for each row"
+            )
         ),
     ] = "auto"
     objective: Annotated[

@@ -45,7 +45,14 @@ class Generate:
         named("PROMPTS", "a text, or a file: .txt (a prompt on each line), .jsonl, .csv, .parquet"),
     ]
     steer: Annotated[
-        Path | None, named("FILE.sonde", "a file that sonde fit wrote, whose result makes an edit")
+        Path | None,
+        named(
+            "FILE.sonde",
+            (
+                "a file that sonde fit wrote, with a result that can change states, such as a "
+                "direction"
+            ),
+        ),
     ] = None
     strength: Annotated[
         float,
@@ -94,7 +101,7 @@ class Generate:
     temperature: Annotated[
         float, tyro.conf.arg(help="temperature of --sample; low values are close to greedy")
     ] = 1.0
-    seed: Annotated[int, tyro.conf.arg(help="of --sample")] = 0
+    seed: Annotated[int, tyro.conf.arg(help="seed of --sample")] = 0
     text_column: Annotated[str | None, named("NAME", "column of the prompts in a table")] = None
     device: DeviceWord = "auto"
     dtype: DtypeWord = "auto"
@@ -217,8 +224,8 @@ class Generate:
         known = ", ".join(f"{word} at {site}" for word, site in fitted.names)
         what = "several" if found else "none"
         raise InputError(
-            f"--steer: expected one result that makes an edit, got {what} in {self.steer}: {known}."
-            + (" Choose by --method and --site." if found else "")
+            f"--steer: expected one result that can change states, got {what} in {self.steer}: "
+            f"{known}." + (" Choose by --method and --site." if found else "")
         )
 
     def _rule(self, model: Any) -> Any:

@@ -61,7 +61,9 @@ def _plotted(path: Path, kind: str, output: Path) -> int:
 
     found = charts_document(Fitted.load(path), str(path))
     if not found["charts"]:
-        raise InputError(f"info: no result in {path} has a figure to draw; detectors have none.")
+        raise InputError(
+            f"info: no result in {path} can be plotted; results of detectors never can."
+        )
     if str(output) == "-":
         say("\n".join(chart_to_text(one["chart"]) for one in found["charts"]))
     else:

@@ -14,9 +14,9 @@ from sonde.cli.console import begun, note_interrupted, say, typed
 
 USAGE = """sonde: look inside PyTorch models
 
-  sonde scan MODEL DATA -o report.html         is it right, and if not, why
+  sonde scan MODEL DATA -o report.html         is it correct, and if not, why
   sonde fit METHODS MODEL DATA -o probe.sonde  detectors, statistics
-  sonde score probe.sonde MODEL DATA           which inputs are unusual
+  sonde score probe.sonde MODEL DATA           which inputs are anomalous
   sonde explain MODEL DATA                     why these answers, tested
   sonde compress MODEL DATA -o SMALL/          quantise or prune, what it costs
 
@@ -34,12 +34,12 @@ MORE = """Read, fit, score
   sonde read MODEL DATA -o acts/                  hidden states to disk
   sonde fit METHODS MODEL DATA -o probe.sonde     statistics and detectors
   sonde calibrate probe.sonde MODEL DATA          alarms at a stated rate
-  sonde score probe.sonde MODEL DATA              which inputs are unusual
+  sonde score probe.sonde MODEL DATA              which inputs are anomalous
   sonde evaluate USUAL.parquet UNUSUAL.parquet    how good the scores are
   sonde merge A.sonde B.sonde -o C.sonde          join bundles fitted separately
 
 Compare
-  sonde drift A.sonde B.sonde                     what moved between two fits
+  sonde drift A.sonde B.sonde                     what changed between two fits
   sonde compare MODEL OTHER DATA                  two models, layer by layer
   sonde track FOLDER [DATA]                       measures over a training run
 
@@ -50,16 +50,16 @@ Explain
 
 Change
   sonde edit WORD MODEL ... -o NEW/               steer, erase, merge, undo
-  sonde generate MODEL TEXT [--steer A.sonde]     what it writes, also steered
+  sonde generate MODEL TEXT [--steer A.sonde]     generate text, also steered
   sonde train MODEL DATA -o NEW/                  train with losses on states
   sonde compress MODEL DATA -o SMALL/             quantise or prune
   sonde cache MODEL DATA                          smaller KV caches
 
 Run and keep
-  sonde serve MODEL [probe.sonde]                 behind HTTP, monitored
-  sonde info FILE                                 what a file holds
+  sonde serve MODEL [probe.sonde]                 answer over HTTP, monitored
+  sonde info FILE                                 describe a file of sonde
   sonde export STORE -o FILE                      Parquet, arrays or Lance
-  sonde verify FILE|DIR [--repair]                whether it is as written
+  sonde verify FILE|DIR [--repair]                check files against their hashes
   sonde encode FILE -o FILE                       texts in few bytes
   sonde decode FILE -o FILE                       and back, bit for bit
 

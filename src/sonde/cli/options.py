@@ -157,7 +157,7 @@ def _numbers(flag: str, text: str | None, kind: type[int] | type[float]) -> tupl
         return tuple(kind(part) for part in text.split(","))
     except ValueError:
         what = "whole numbers" if kind is int else "numbers"
-        raise InputError(f"{flag}: expected {what} with commas, got {text!r}.") from None
+        raise InputError(f"{flag}: expected {what} separated by commas, got {text!r}.") from None
 
 
 @dataclass(frozen=True)

@@ -103,13 +103,24 @@ class Read:
                 "read: --append and --add-sites are two runs. Add one after the other."
             )
         if grows and self.running.fresh:
-            raise InputError("read: --fresh replaces the rows that --append or --add-sites keep.")
+            raise InputError(
+                (
+                    "read: --fresh replaces the rows that --append or --add-sites keep. Leave out "
+                    "one of the two flags."
+                )
+            )
         if grows and not (self.output / "store.json").exists():
             raise InputError(
-                f"read: there is no store in {self.output} to add to. Leave out the flag."
+                f"read: there is no store in {self.output} to add to. Leave out --append or "
+                "--add-sites."
             )
         if self.add_sites and self.columns is not None:
-            raise InputError("read: --columns belong to the data, not to the sites that are added.")
+            raise InputError(
+                (
+                    "read: --columns belong to the data, not to the sites that are added. Leave out "
+                    "--columns."
+                )
+            )
 
     def _stream(self) -> tuple[Any, dict[str, list[Any]]]:
         """Return the rows to write, and the columns of the data beside them."""

@@ -395,7 +395,7 @@ def _stopped(partial: dict[str, int], directory: Path | None) -> str:
     said = (
         f"stopped after {done} of {plural(total, 'unit')}"
         if done < total
-        else "stopped after the pass"
+        else "stopped after all data were read"
     )
     if directory is None:
         return f"{said}; with -o FILE, the same command would continue from here."

@@ -58,8 +58,8 @@ class Score:
     reduction: Annotated[
         str,
         tyro.conf.arg(
-            help="how rows become the score of an input: max, mean or topk_mean(k); or rows, "
-            "for --each"
+            help="how the rows of an input become its score: max, mean or topk_mean(k); rows: a "
+            "score for each row, for --each"
         ),
     ] = "auto"
     explain: Annotated[
@@ -72,8 +72,8 @@ class Score:
         Literal["sum", "max", "learned", "bonferroni", "simes", "twice_mean"] | None,
         named(
             "sum|max|learned|bonferroni|simes|twice_mean",
-            "how p-values of several detectors and sites are combined; with --each, further "
-            "lines are written",
+            "how p-values of several detectors and sites are combined; with --each, lines with "
+            "the combined p-values are added",
         ),
     ] = None
     unusual: Annotated[
@@ -161,9 +161,16 @@ class Score:
             check_file(self.output, self.model, self.data, *filter(None, [self.unusual]))
         self.running.crew()
         if (self.fuse == "learned") != (self.unusual is not None):
-            raise InputError("--unusual: expected a table with --fuse learned, and only there.")
+            raise InputError(
+                "--unusual: expected a table with --fuse learned, and no table without it."
+            )
         if self.group is not None and self.each:
-            raise InputError("--group: reports one line for each input. Leave out --each.")
+            raise InputError(
+                (
+                    "--group: expected no --each with it, since --group reports one line for each "
+                    "input."
+                )
+            )
 
     def _by_input(self, table: Any, fitted: Any, known: Any, place: Any) -> Any:
         """Return a line for each input, and print why p-values or verdicts are missing."""

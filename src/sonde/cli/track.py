@@ -93,8 +93,8 @@ class Track:
         folders = checkpoint_folders(self.folder)
         if not self.data:
             raise InputError(
-                f"DATA: {self.folder} holds {len(folders)} checkpoints; name the data that they "
-                "are read over."
+                f"DATA: {self.folder} holds {len(folders)} checkpoints. Name the data over which "
+                "they are read."
             )
         self.reading.check(self.data)
         instruments = parse_methods(self.methods)

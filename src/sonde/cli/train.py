@@ -83,7 +83,7 @@ class Train:
         ),
     ] = None
     epochs: Annotated[int, tyro.conf.arg(help="passes over the examples")] = 3
-    rate: Annotated[float, tyro.conf.arg(help="rate of Adam")] = 1e-4
+    rate: Annotated[float, tyro.conf.arg(help="learning rate of Adam")] = 1e-4
     batch_size: Annotated[int, tyro.conf.arg(help="examples of a step")] = 32
     seed: Annotated[int, tyro.conf.arg(help="seed of the order of examples")] = 0
     seeds: Annotated[
@@ -128,7 +128,7 @@ class Train:
             progress=not self.printing.quiet,
             **self.reading.data_options(),
         )
-        wrote = f"{output}, {page}, and {found.patch} for undoing it"
+        wrote = f"{output}, {page}, and {found.patch}, which undoes the change"
         with removed_on_error(output):
             present(found.document, self.printing, page, wrote)
         found.forget()

@@ -34,7 +34,9 @@ class Units:
             "features of a dictionary: a file of sonde fit, safetensors, or a SAELens folder",
         ),
     ] = None
-    exemplars: Annotated[int, named("N", "number of highest rows of each unit")] = 8
+    exemplars: Annotated[
+        int, named("N", "number of rows to show for each unit, those with its highest values")
+    ] = 8
     clamp: Annotated[
         int,
         named(

@@ -83,7 +83,7 @@ def skeleton(directory: Path, options: Mapping[str, Any] | None = None) -> nn.Mo
             config = with_options(config, options) if options else config
         except Exception as error:
             raise InputError(
-                f"load: transformers refuses the configuration of {directory} with {options}: "
+                f"load: transformers rejects the configuration of {directory} with {options}: "
                 f"{error}"
             ) from error
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -113,16 +113,17 @@ def _config(directory: Path, trust_remote_code: bool) -> Any:
     written = config_dict(directory)
     if (made := written.get(FACTORY_KEY)) is not None:
         raise InputError(
-            f"load: {directory} holds the weights of a model that the function {made} makes. sonde "
-            f"runs no function that a file names: write {made}@{directory} if you trust it."
+            f"load: {directory} holds the weights of a model that the function {made} makes. "
+            f"sonde does not run a function that a file names: pass {made}@{directory} if you "
+            "trust this function."
         )
     remote = written.get("auto_map")
     known = written.get("model_type") in CONFIG_MAPPING
     if remote and not known and not trust_remote_code:
         raise InputError(
-            f"load: {directory} contains Python code that has to run (model type "
-            f"{written.get('model_type')!r}). Read that code, then pass trust_remote_code=True "
-            "(--trust-remote-code)."
+            f"load: {directory} contains Python code that must run to build the model (model "
+            f"type {written.get('model_type')!r}). Read that code, then pass "
+            "trust_remote_code=True (--trust-remote-code)."
         )
     if not remote and not known:
         names = near(str(written.get("model_type")), CONFIG_MAPPING)
@@ -254,10 +255,9 @@ def _check_whole(report: dict[str, Any], kind: str, directory: Path) -> None:
         names = missing or uneven
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         raise InputError(
-            f"load: {directory} is a {kind} {what} {', '.join(names[:5])}{more}; these would be "
-            "random. "
-            "Name the class that the checkpoint was saved from in config.json (architectures), "
-            "or pass a live module."
+            f"load: {directory} is a {kind} {what} {', '.join(names[:5])}{more}; these weights "
+            "would be random. In config.json (architectures), name the class that the "
+            "checkpoint was saved from, or pass a live module."
         )
 
 
@@ -277,9 +277,9 @@ def _tell_rounded(module: nn.Module, directory: Path) -> None:
         more = f" and {len(rounded) - 1} more" if rounded[1:] else ""
         half = str(types[rounded[0]]).removeprefix("torch.")
         warnings.warn(
-            f"load: {directory} holds {rounded[0]}{more} in float32, and loads as {half}: a small "
-            "edit is partly lost in the rounding. Load it with dtype='float32' (--dtype float32) "
-            "to keep the edit whole.",
+            f"load: {directory} holds {rounded[0]}{more} in float32, but loads as {half}: a "
+            "small edit is partly lost by rounding. Load it with dtype='float32' (--dtype "
+            "float32) to keep the whole edit.",
             SondeWarning,
             stacklevel=2,
         )

@@ -31,7 +31,7 @@ GUARD_KEY = "fusion_config"
 """
 NEEDS_SONDE = (
     "this model has packed weights or inserted layers, which sonde opens. Run `import sonde` "
-    "before from_pretrained, or take the original back with `sonde compress undo`"
+    "before from_pretrained, or restore the original with `sonde compress undo`"
 )
 """The key that transformers prints in its error."""
 MAX_CONFIG_BYTES = 16 * 2**20
@@ -81,7 +81,8 @@ def json_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a small file from outside."""
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise InputError(
-            f"load: {path} is larger than {MAX_CONFIG_BYTES >> 20} MiB: not a configuration."
+            f"load: {path} is larger than {MAX_CONFIG_BYTES >> 20} MiB, so it is not a "
+            "configuration."
         )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -123,15 +124,15 @@ def _about_file(path: Path) -> str:
         return f"load: {programme}"
     if any(path.match(p) for p in (*PICKLES, "*.safetensors")):
         return (
-            f"load: {path} holds weights, and not the module that they belong to. Name a factory "
-            f"that makes it: package.module:factory@{path}."
+            f"load: {path} holds weights, but not the module that they belong to. Name a factory "
+            f"that makes the module: package.module:factory@{path}."
         )
     if path.suffix == ".py":
         return f"load: expected package.module:factory, got the file {path}. Add :FACTORY to it."
     if path.suffix in DATA_FILES:
         return (
             f"load: expected a model, got the data file {path}. The model comes first, then the "
-            "data; - stands for the model where the file holds rows."
+            "data; if the file holds rows of features, pass - in place of the model."
         )
     return (
         f"load: expected a model directory, got the file {path}. Pass the directory that holds it."
@@ -141,11 +142,13 @@ def _about_file(path: Path) -> str:
 def _refuse(path: Path, name: str) -> None:
     if (path / "adapter_config.json").exists():
         raise InputError(
-            f"load: {name} is an adapter without its model. Merge it into the model, "
-            "or pass a live module."
+            f"load: {name} is an adapter without its model. Merge the adapter into the model, or "
+            "pass a live module."
         )
     if (path / "model_index.json").exists():
-        raise InputError(f"load: {name} is a diffusion pipeline, which is not read by name. {LIVE}")
+        raise InputError(
+            f"load: {name} is a diffusion pipeline, which cannot be loaded by name. {LIVE}"
+        )
     if any(path.glob("*.gguf")) and not any(path.glob("*.safetensors")):
         raise InputError(f"load: {name} holds GGUF weights, which cannot be read. {LIVE}")
     stages = stages_of(path)
@@ -189,7 +192,7 @@ def _fetch(name: str, with_code: bool) -> Path:
     except (LocalEntryNotFoundError, ConnectionError, TimeoutError):
         reason = "the hub cannot be reached"
     except Exception as error:
-        reason = f"the hub does not give it ({_first_line(error)})"
+        reason = f"the hub does not provide it ({_first_line(error)})"
     raise InputError(
         f"load: no directory {name}, and {reason}. Pass the path of a model directory, "
         "or a name of a model that is in the local cache."

@@ -49,8 +49,8 @@ def array_source(path: Path) -> Source:
         return ArrayRows(arrays, path.name)
     if name is None:
         raise InputError(
-            f"{path}: expected an array 'x' (one row an item), got {', '.join(arrays) or 'none'}. "
-            "Rename it, or read the file as features (MODEL '-')."
+            f"{path}: expected an array 'x' (a row for each item), got "
+            f"{', '.join(arrays) or 'none'}. Rename it, or read the file as features (MODEL '-')."
         )
     x = arrays.pop(name)
     columns = {k: v for k, v in arrays.items() if v.ndim and v.shape[:1] == x.shape[:1]}
@@ -58,9 +58,8 @@ def array_source(path: Path) -> Source:
     wrong = next((k for k in arrays if k in NAMED and k not in plain), None)
     if wrong is not None and x.ndim:
         raise InputError(
-            f"{path}: expected one value for each of {plural(len(x), 'row')} in array {wrong!r}, "
-            "got the "
-            f"shape {tuple(arrays[wrong].shape)}. Fix it, or give it another name."
+            f"{path}: expected a value for each of {plural(len(x), 'row')} in array {wrong!r}, "
+            f"got the shape {tuple(arrays[wrong].shape)}. Fix it, or give it another name."
         )
     return ArrayRows({"x": x, **columns}, path.name)
 
@@ -95,13 +94,15 @@ def open_arrays(
         raise InputError(f"open_arrays: no such file: {path}.")
     if path.suffix not in ARRAY_SUFFIXES:
         raise InputError(
-            f"open_arrays: expected {', '.join(ARRAY_SUFFIXES)}, got {path}. Save its numbers "
-            "in one of these formats, or name a model that reads it instead of '-'."
+            f"open_arrays: expected {', '.join(ARRAY_SUFFIXES)}, got {path}. Save its numbers in "
+            "one of these formats, or pass a model that reads this file in place of '-'."
         )
     arrays = load_arrays(path)
     rows = {k: len(v) if v.ndim else "no" for k, v in arrays.items()}
     if len(set(rows.values())) > 1 or "no" in rows.values():
-        raise InputError(f"open_arrays: expected one number of rows in {path}, got {rows}.")
+        raise InputError(
+            f"open_arrays: expected the same number of rows in all arrays of {path}, got {rows}."
+        )
     label = _label_name(arrays)
     kept = _kept(arrays, label, limit, seed)
     arrays = {k: v[kept.rows] if kept.rows is not None else v for k, v in arrays.items()}

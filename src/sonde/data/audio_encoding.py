@@ -250,11 +250,16 @@ def audio_encoder(model: Model, layout: Layout, base: Path, names: frozenset[str
     name = model.name or "the model"
     if not is_feature_extractor(extractor):
         raise InputError(
-            f"{name} came without a recipe for recordings (preprocessor_config.json). Pass "
-            f"processor= with its feature extractor in Python; {FACTORY}."
+            f"{name} has no recipe for recordings (preprocessor_config.json). In Python, pass "
+            f"processor= with its feature extractor; {FACTORY}."
         )
     if layout.target is not None:
-        raise InputError(f"{name}: targets of recordings are not read. Leave out target_column.")
+        raise InputError(
+            (
+                f"{name}: expected no target column, since targets of recordings cannot be read. "
+                "Leave out target_column."
+            )
+        )
     has_decoder = model.task == "seq2seq" and "decoder_input_ids" in names
     recipe = blake2b(extractor.to_json_string().encode(), digest_size=16).hexdigest()
     return AudioEncoder(

@@ -223,8 +223,8 @@ def _check_span(span: tuple[str, str], kind: Kind, sample: Sample, source: str) 
     """Return whether a span names two columns; raise if the items are not texts."""
     if kind != "text":
         raise InputError(
-            f"{source}: expected texts, of which a span is a part, got items of kind {kind!r}. "
-            "Leave out span= (--span)."
+            f"{source}: expected texts, since a span is a part of a text, got items of kind "
+            f"{kind!r}. Leave out span= (--span)."
         )
     found = [name for name in span if name in sample]
     if len(found) == 1:
@@ -265,7 +265,9 @@ def _names_of_text(free: Sample, flags: Flags, model: str, source: str) -> tuple
     if flags.text is not None:
         names = tuple(n.strip() for n in flags.text.split(","))
         if len(names) > 2:
-            raise InputError(f"expected one text column or a pair, got {flags.text!r}.")
+            raise InputError(
+                f"expected one text column or a pair of text columns, got {flags.text!r}."
+            )
         return (names,)
     if any(isinstance(v, list) for v in free.get(STEPS, ())):
         return ((STEPS, *[n for n in PROMPTS if n in free][:1]),)
@@ -335,10 +337,10 @@ def _audio(free: Sample, model: str, source: str) -> str:
     for name in (*AUDIO_NAMES, *(strings if len(strings) == 1 else ())):
         if name in free:
             return name
-    found = f"the columns {', '.join(free)}" if free else "no column that is free"
+    found = f"the columns {', '.join(free)}" if free else "no unused column"
     raise InputError(
-        f"{model} reads recordings, and {source} has {found}. Call the column of files or samples "
-        "'audio'."
+        f"{model} reads recordings, but {source} has {found}. Call the column of files or "
+        "samples 'audio'."
     )
 
 
@@ -378,7 +380,7 @@ def _tensor(
     arrays = tuple(n for n in free if n not in texts)
     if not arrays:
         raise InputError(
-            f"{model} takes tensors, and {source} has no column of numbers, only "
+            f"{model} takes tensors, but {source} has no column of numbers, only "
             f"{', '.join(free) or 'none'}. Pass columns of numbers, or an array 'x' (.npz)."
         )
     return "features", arrays, False
@@ -394,8 +396,8 @@ def _named_numbers(free: Sample, names: tuple[str, ...], source: str) -> tuple[s
     if missing:
         raise InputError(
             f"{source}: expected the columns of numbers {', '.join(names)}, got no "
-            f"{', '.join(missing)}, only {', '.join(free)}.{near(missing[0], free)} Rename or add "
-            "it: columns are matched by name."
+            f"{', '.join(missing)}, only {', '.join(free)}.{near(missing[0], free)} Rename or "
+            "add the missing columns: columns are matched by name."
         )
     return names
 
@@ -405,8 +407,8 @@ def _refuse_items(name: str, model: str, source: str) -> None:
     if name in IMAGE_NAMES:
         raise no_recipe(model, ("mean", "std"))
     raise InputError(
-        f"{model} takes tensors, and {source} has {name!r}. Pass processor= with a tokenizer or a "
-        f"function that turns one item into a tensor in Python; {FACTORY}."
+        f"{model} takes tensors, but {source} has {name!r}. In Python, pass processor= with a "
+        f"tokenizer or a function that turns one item into a tensor; {FACTORY}."
     )
 
 
@@ -421,8 +423,8 @@ def _not_numbers(name: str, source: str) -> InputError:
 def _no_column(
     free: Sample, candidates: Sequence[str], what: str, flag: str, model: str, source: str
 ) -> InputError:
-    found = f"the columns {', '.join(free)}" if free else "no column that is free"
-    many = f" (more than one could be it: {', '.join(candidates)})" if candidates else ""
+    found = f"the columns {', '.join(free)}" if free else "no unused column"
+    many = f" (these columns could be meant: {', '.join(candidates)})" if candidates else ""
     return InputError(
         f"{model} reads {what}s, but {source} has {found}{many}. Name the column with {flag}, "
         "or pass data of the right kind."

@@ -48,9 +48,8 @@ def _side(data: Any, side: str, split: str) -> Source:
     source, n_picked = open_source(data, split=split)
     if n_picked is not None:
         raise InputError(
-            f"contrast: {source.name} is a sample of the pieces of its texts, which cannot be "
-            f"compared with other data. Name {source.name}-all, which contains every piece, or "
-            "other data."
+            f"contrast: {source.name} is a sample of chunks of texts, which cannot be compared "
+            f"with other data. Name {source.name}-all, which contains every chunk, or other data."
         )
     if next(iter(source.rows()), None) is None:
         raise InputError(f"contrast: {source.name}, the {side} side, is empty. Give it items.")

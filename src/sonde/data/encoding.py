@@ -187,10 +187,10 @@ def _refuse_beside(layout: Layout, names: frozenset[str], model: Model) -> None:
     found = next((name for name in layout.beside if name in names), None)
     if found is not None:
         raise InputError(
-            f"{model.name or 'the model'}.forward has an argument {found!r}, and the data have "
-            f"a column of that name and a column {layout.inputs[0]!r}, which cannot be read "
-            f"together. Give items of tensors (input_ids or pixel_values, and {found!r}), "
-            f"declare it as the label (--label-column {found}), or leave it out "
+            f"{model.name or 'the model'}.forward has an argument {found!r}, and the data have a "
+            f"column of that name and a column {layout.inputs[0]!r}; these two columns cannot be "
+            f"read together. Give items of tensors (input_ids or pixel_values, and {found!r}), "
+            f"declare {found!r} as the label (--label-column {found}), or leave it out "
             f"(--ignore-columns {found})."
         )
 

@@ -32,9 +32,9 @@ class MediaFolder(Source):
         self._files = found[self._kind]
         if not self._files:
             raise InputError(
-                f"{path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) and no recording "
-                f"({', '.join(sorted(AUDIO_SUFFIXES))}). Pass a folder of these, a table, or a "
-                "data set saved with save_to_disk."
+                f"{path} contains neither images ({', '.join(sorted(IMAGE_SUFFIXES))}) nor "
+                f"recordings ({', '.join(sorted(AUDIO_SUFFIXES))}). Pass a folder of images or "
+                "recordings, a table, or a data set saved with save_to_disk."
             )
         if found["image"] and found["audio"]:
             raise InputError(

@@ -69,7 +69,7 @@ def from_disk(path: Path, split: str | None, wanted: str | None = None) -> Sourc
         try:
             found = datasets.load_from_disk(str(path))
         except Exception as error:
-            raise InputError(f"{path} is not a data set that can be read: {error}") from error
+            raise InputError(f"{path} is not a readable data set: {error}") from error
     return _one_split(found, split, wanted, str(path))
 
 
@@ -115,8 +115,9 @@ def _loaded(name: str, path: str, config: str | None) -> Any:
         except Exception as error:
             reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
             raise InputError(
-                f"data: no file or folder {name}, and no data set of that name can be loaded "
-                f"({type(error).__name__}: {reason}). Check the path, or the name and the network."
+                f"data: there is no file or folder {name}, and no data set of that name can be "
+                f"loaded ({type(error).__name__}: {reason}). Check the path, or the name and the "
+                "network."
             ) from error
         finally:
             if not bars:

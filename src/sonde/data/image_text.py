@@ -217,16 +217,21 @@ class ImageTextEncoder(Encoder):
         if self.two_towers:
             if self.image is not None and self.text is not None:
                 return [
-                    "Each item is an image with its own text. The model compares every image with "
-                    "every text of a batch; these figures depend on the batch and are no logits of "
-                    "an item."
+                    "Each item is an image with its own text. The model compares every image "
+                    "with every text of a batch; these similarities depend on the batch, so "
+                    "they are not used as logits of an item."
                 ]
             read = "image" if self.text is None else "text"
-            return [f"The data hold {read}s alone: the {read} tower is read."]
+            return [f"The data hold {read}s alone, so only the {read} encoder is read."]
         if self.image is None:
             return []
         if self._has_template:
-            return ["Texts go through the chat template of the processor, the image before them."]
+            return [
+                (
+                    "Texts are formatted by the processor's chat template, with the image before the "
+                    "text."
+                )
+            ]
         return [f"There is no chat template: {self._image_token} is put before each text."]
 
 

@@ -147,7 +147,7 @@ def decode(found: Any) -> Any:
             image = Image.open(io.BytesIO(found)) if isinstance(found, bytes) else found
         if image.width * image.height > MAX_IMAGE_PIXELS:
             raise InputError(
-                f"the image has {image.width} x {image.height} pixels, more than is safe"
+                f"the image has {image.width} x {image.height} pixels, more than the safe limit"
             )
         image.load()
         if image.mode == "I" and image.format in SIXTEEN_BITS:
@@ -156,7 +156,7 @@ def decode(found: Any) -> Any:
     except UnidentifiedImageError:
         raise InputError("the file is not an image that Pillow can read") from None
     except Image.DecompressionBombError as error:
-        raise InputError(f"the image decodes to more pixels than is safe ({error})") from None
+        raise InputError(f"the image has more pixels than the safe limit ({error})") from None
     except InputError:
         raise
     except Exception as error:
@@ -214,8 +214,9 @@ def _eight_bits(image: Any) -> Any:
 
     if image.mode == "I":
         raise InputError(
-            "expected an image of 8 or 16 bits, or floating-point numbers from 0 to 1, got whole "
-            "numbers of 32 bits, whose value for white is unknown. Convert it to one of these"
+            "expected an image of 8 or 16 bits, or floating-point numbers from 0 to 1, got "
+            "whole numbers of 32 bits, for which the value of white is unknown. Convert the "
+            "image to 8 or 16 bits, or to floating-point numbers"
         )
     x = np.asarray(image, dtype=np.float64)
     if image.mode == "F" and not (x.min(initial=0.0) >= 0.0 and x.max(initial=0.0) <= 1.0):

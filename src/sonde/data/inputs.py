@@ -217,14 +217,15 @@ class ItemInputs(Inputs):
         given = {*self.layout.inputs, *self.layout.beside} & {*LABEL_NAMES}
         if given and self.layout.label is None and self.encoder.kind == "features":
             found.append(
-                f"{min(given)!r} is an argument of forward, and no label (--label-column "
-                f"{min(given)} makes it one)."
+                f"{min(given)!r} is passed as an argument of forward, not used as a label "
+                f"(--label-column {min(given)} makes it the label)."
             )
         if listing.n_chunked:
             found.append(
                 f"{listing.n_chunked:,} of {plural(listing.n_items, 'text')} "
                 f"{'is' if listing.n_chunked == 1 else 'are'} longer than the context or "
-                "--max-length, cut into chunks of one group (--long chunk)."
+                f"--max-length and {'is' if listing.n_chunked == 1 else 'are'} cut into chunks, "
+                "which form one group (--long chunk)."
             )
         if listing.n_truncated:
             what, end = CUT.get(self.encoder.kind, ("text", "context or --max-length"))

@@ -46,9 +46,9 @@ class Tuples:
         is_label = (last > 0 and _is_label(item[last])) or (several and self.label is not None)
         if is_label and name is not None and not self.arguments[name] and self.label is None:
             raise InputError(
-                f"item {index}: expected to know what the last of {last + 1} values is: {name!r} "
-                "of forward, or the label. Pass dictionaries that name each value, or "
-                'label_column="label" if it is the label.'
+                f"item {index} has {last + 1} values, and the meaning of the last value is "
+                f"unknown: {name!r} of forward, or the label. Pass dictionaries that name each "
+                'value, or label_column="label" if it is the label.'
             )
         needed = name is not None and self.arguments[name]
         if (is_label and not needed) or (name is None and several):
@@ -230,8 +230,8 @@ class _Anew:
         first = make()
         if not isinstance(first, Iterable) or (first is make() and iter(first) is first):
             raise InputError(
-                f"data: expected a function that returns a new iterable at each call, got a "
-                f"{type(first).__name__}. A generator function is one."
+                "data: expected a function that returns a new iterable at each call, got a "
+                f"function that returns a {type(first).__name__}. A generator function works."
             )
 
     def __iter__(self) -> Iterator[Any]:
@@ -259,10 +259,9 @@ def _checked(items: Any) -> Any:
     if isinstance(items, Iterable):
         if iter(items) is items:
             raise InputError(
-                f"data: a {type(items).__name__} can be iterated only once, but a run "
-                "reads its data twice. Pass a list, a file, a function that returns a new "
-                "iterator, or an "
-                "object whose __iter__ starts again."
+                f"data: a {type(items).__name__} can be iterated only once, but a run reads its "
+                "data twice. Pass a list, a file, a function that returns a new iterator, or an "
+                "object with an __iter__ that starts again."
             )
         return items
     if hasattr(items, "__getitem__") and hasattr(items, "__len__"):

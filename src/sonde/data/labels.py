@@ -107,15 +107,15 @@ class LabelColumn:
         values = [v for _, v in self._codes]
         empty = np.full(len(codes), NONE, dtype=np.int64)
         if self._holds_several:
-            reason = f"column {column!r} holds several values for an item: no single label"
+            reason = f"column {column!r} holds several values for an item, so it is not a label"
             return Labels(empty, (), True, reason, several=True)
         of_numbers = self._is_of_numbers and len(values) > 0
         given = np.frombuffer(self._numbers, dtype=np.float64) if of_numbers else None
         if of_numbers and any(map(_is_fraction, values)):
-            reason = f"column {column!r} holds numbers that are not whole: no label"
+            reason = f"column {column!r} holds numbers that are not whole, so it is not a label"
             return Labels(empty, (), True, reason, given)
         if len(values) > MAX_LABELS:
-            reason = f"column {column!r} has more than {MAX_LABELS:,} values: no label"
+            reason = f"column {column!r} has more than {MAX_LABELS:,} values, so it is not a label"
             return Labels(empty, (), True, reason, given)
         numbers, found, own = _numbered(values, id2label, names, new_classes, is_told)
         lookup = np.asarray([*numbers, NONE], dtype=np.int64)

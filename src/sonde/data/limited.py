@@ -93,7 +93,7 @@ def sample_note(n: int, of: int | None) -> list[str]:
         return []
     first = "the first " if of == POOL else ""
     return [
-        f"{n:,} of {first}{plural(of, 'item')} are read, a sample over the classes (--limit, "
+        f"{n:,} of {first}{plural(of, 'item')} are read, sampled over the classes (--limit, "
         "--seed)."
     ]
 

@@ -147,7 +147,7 @@ def _refuse_file_of_code(name: str) -> None:
     if found is not None:
         folder = f"in {found['folder']} " if found["folder"] else ""
         raise InputError(
-            f"load: expected package.module:factory, got the file {name}. Start {folder}with "
+            f"load: expected package.module:factory, got the file {name}. Run sonde {folder}with "
             f"{found['stem']}:{found['factory']}."
         )
 
@@ -249,7 +249,7 @@ def _from_timm(name: str, device: str, dtype: str, processor: Any) -> Model:
     try:
         made = timm.create_model(name.removeprefix(TIMM), pretrained=True).eval()
     except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"load: timm makes no {name.removeprefix(TIMM)}: {error}.") from None
+        raise InputError(f"load: timm cannot make {name.removeprefix(TIMM)}: {error}.") from None
     found = _live(made, "auto", "auto", processor)
     if dtype != "auto":
         found.module.to(DTYPES[dtype])
@@ -266,8 +266,8 @@ def _factory(path: str, attribute: str, name: str) -> Any:
         module = importlib.import_module(path)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"load: no module {error.name!r} for {name}. Start from the directory that holds it, "
-            "or install it."
+            f"load: no module {error.name!r} for {name}. Run sonde in the directory that holds "
+            "this module, or install the module."
         ) from None
     finally:
         if added and here in sys.path:

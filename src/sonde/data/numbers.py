@@ -76,9 +76,11 @@ class NumbersEncoder(Encoder):
         more = len(self.columns) - SHOWN_COLUMNS
         rest = f" and {more} more" if more > 0 else ""
         many = plural(len(self.columns), "column of numbers is", "columns of numbers are")
-        found = [f"{many} one vector: {shown}{rest}."]
+        found = [f"{many} read as one vector: {shown}{rest}."]
         if self.unused:
-            found.append(f"Not read, because they are not among these: {', '.join(self.unused)}.")
+            found.append(
+                f"Not read, because they are not among these columns: {', '.join(self.unused)}."
+            )
         return found
 
     def _vector(self, row: Row) -> Float[Tensor, "dim"]:

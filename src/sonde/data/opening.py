@@ -231,7 +231,8 @@ def names_of_classes(classes: str | Sequence[str] | None) -> tuple[str, ...]:
         found = _numbered_names(text)
     if not found:
         raise InputError(
-            f"expected names of classes in {path}: one a line, or a JSON list or object by number."
+            f"expected names of classes in {path}: one name on each line, or a JSON list or "
+            "object by number."
         )
     return tuple(found)
 
@@ -348,7 +349,7 @@ def open_file(path: Path, skip_bad: bool = False) -> Source:
         return array_source(path)
     if suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin"):
         raise InputError(
-            f"{path} is a pickle, which can run any code when it is opened; it is not read. "
+            f"{path} is a pickle, which can run any code when it is opened, so it is not read. "
             "Save it as .npz or .safetensors."
         )
     raise InputError(

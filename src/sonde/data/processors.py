@@ -201,8 +201,7 @@ def no_recipe(model: str, missing: Sequence[str]) -> InputError:
     """Return the error for a model without a recipe for images."""
     flags = " and ".join(f"--image-{name}" for name in missing)
     return InputError(
-        f"{model} came without a recipe for images (preprocessor_config.json): {flags} missing. "
-        f"{RECIPE}"
+        f"{model} has no recipe for images (preprocessor_config.json): {flags} missing. {RECIPE}"
     )
 
 

@@ -118,8 +118,8 @@ def pooling_modes(written: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """Return the pooling modes in a configuration."""
     if written.get("include_prompt", True) is False:
         warnings.warn(
-            f"load: {where} leaves the tokens of a prompt out of the pooling. sonde adds no prompt "
-            "to texts and knows of none in them: all their tokens are pooled.",
+            f"load: {where} leaves the tokens of a prompt out of the pooling. sonde adds no "
+            "prompt to texts and does not recognise prompts in them, so all tokens are pooled.",
             SondeWarning,
             stacklevel=2,
         )
@@ -152,8 +152,8 @@ def tell_prompt(prompt: str | None, where: str) -> None:
     """Warn if sentence-transformers would add a prompt before each text."""
     if prompt:
         warnings.warn(
-            f"load: {where} puts the prompt {prompt!r} before each text; sonde reads texts as "
-            "they are. Write it into your texts to get the library's vectors.",
+            f"load: {where} puts the prompt {prompt!r} before each text; sonde reads texts "
+            "unchanged. Write the prompt into your texts to get the library's vectors.",
             SondeWarning,
             stacklevel=2,
         )
@@ -163,8 +163,8 @@ def _dense(written: Mapping[str, Any], tensors: Tensors, where: str) -> nn.Modul
     for key in ("module_input_name", "module_output_name"):
         if (written.get(key) or EMBEDDING) != EMBEDDING:
             raise InputError(
-                f"load: {where} works on {written[key]!r}: expected {EMBEDDING!r}, the vector of "
-                f"a text. {LIVE}"
+                f"load: {where} is applied to {written[key]!r}: expected {EMBEDDING!r}, the "
+                f"vector of a text. {LIVE}"
             )
     adds, stored = bool(written.get("use_residual", False)), tensors()
     activation = _activation(written.get("activation_function", "Tanh"), where)
@@ -200,7 +200,7 @@ def _layer_norm(written: Mapping[str, Any], tensors: Tensors, where: str) -> nn.
 def _unit_length(written: Mapping[str, Any], tensors: Tensors, where: str) -> nn.Module:
     for key in ("module_input_name", "module_output_name"):
         if (written.get(key) or EMBEDDING) != EMBEDDING:
-            raise InputError(f"load: {where} works on {written[key]!r}. {LIVE}")
+            raise InputError(f"load: {where} is applied to {written[key]!r}. {LIVE}")
     return UnitLength()
 
 

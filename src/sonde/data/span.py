@@ -94,14 +94,13 @@ class SpanEncoder(Encoder):
         around = len(self.text.vocabulary.before) + len(self.text.vocabulary.after)
         if 0 in inside[room:]:
             raise InputError(
-                f"the text has {len(tokens)} tokens, the model reads {room}, and the part "
-                "that counts begins after them; shorten the text, or read a longer one "
-                "(--max-length)"
+                f"the text has {len(tokens)} tokens, the model reads {room}, and the span begins "
+                "after them; shorten the text, or read a longer part of it (--max-length)"
             )
         if room < len(tokens) and self.text.long != "truncate":
             raise InputError(
                 f"the text has {len(tokens)} tokens, the model reads {room}, and a text with a "
-                "span is not cut into chunks; pass long='truncate' (--long truncate)"
+                "span cannot be cut into chunks; pass long='truncate' (--long truncate)"
             )
         return Piece(0, room + around, len(tokens) - room)
 
@@ -137,8 +136,8 @@ class SpanEncoder(Encoder):
             start, end = (_character(row.get(name), name) for name in self.span)
             if not 0 <= start < end <= len(whole):
                 raise InputError(
-                    f"expected 0 <= {self.span[0]} < {self.span[1]} <= {len(whole)}, the characters"
-                    f" of the text, got {start} and {end}"
+                    f"expected 0 <= {self.span[0]} < {self.span[1]} <= {len(whole)} (the number "
+                    f"of characters of the text), got {start} and {end}"
                 )
             return start, end
         opening, closing = self.span

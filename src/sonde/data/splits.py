@@ -49,8 +49,8 @@ def chosen_split(
             return found
     reason = f", and none is called {said or wanted!r}" if said or wanted else ""
     raise InputError(
-        f"data: {name} has the splits {', '.join(known)}{reason}. Add the one that is to be read "
-        f"after a slash, as in {name}/{known[0]}.{near(said or '', known)}"
+        f"data: {name} has the splits {', '.join(known)}{reason}. Append the split to read after "
+        f"a slash, as in {name}/{known[0]}.{near(said or '', known)}"
     )
 
 

@@ -99,9 +99,8 @@ class _Lines(Source):
     def _bad(self, index: _Index, line: int, why: str) -> None:
         if not self.skip_bad:
             raise InputError(
-                f"{self.path} line {line}: {why}. Fix it, or pass skip_bad=True (--skip-bad) "
-                "to go on "
-                "without such lines."
+                f"{self.path} line {line}: {why}. Fix the line, or pass skip_bad=True "
+                "(--skip-bad) to skip such lines."
             )
         index.n_bad += 1
 

@@ -175,9 +175,8 @@ class TextEncoder(Encoder):
             return length, 0
         if self.long == "chunk":
             raise InputError(
-                f"a pair of texts has {length} tokens, the model reads {self.max_length}, and "
-                "pairs "
-                "cannot be cut into chunks; pass long='truncate' (--long truncate)"
+                f"a pair of texts has {length} tokens, but the model reads {self.max_length}, "
+                "and pairs cannot be cut into chunks; pass long='truncate' (--long truncate)"
             )
         self._refuse_long(length)
         return self.max_length, length - self.max_length
@@ -185,9 +184,8 @@ class TextEncoder(Encoder):
     def _refuse_long(self, length: int) -> None:
         if self.long == "error":
             raise InputError(
-                f"the text has {length} tokens, the model reads {self.max_length}; pass "
-                "long='chunk' or "
-                "'truncate' (--long)"
+                f"the text has {length} tokens, but the model reads {self.max_length}; pass "
+                "long='chunk' or 'truncate' (--long)"
             )
 
     def prepare(self, rows: Sequence[Row], wanted: Sequence[tuple[int, int]]) -> list[Prepared]:
@@ -248,7 +246,7 @@ class TextEncoder(Encoder):
         try:
             return self.tokenizer.apply_chat_template(row[self.inputs[0]], tokenize=False)
         except Exception as error:
-            raise InputError(f"the chat template refuses these messages: {error}") from error
+            raise InputError(f"the chat template rejects these messages: {error}") from error
 
     def _given(self, row: Row) -> list[int]:
         ids = _integers(_value(row, self.inputs[0]), self.inputs[0])
@@ -281,7 +279,7 @@ class TextEncoder(Encoder):
                 f"{self.inputs[0]}, got {len(kept)}"
             )
         if kept and not any(kept):
-            raise InputError("the attention_mask of a text leaves no token")
+            raise InputError("the attention_mask of a text selects no token")
         return torch.tensor(kept, dtype=torch.int64) != 0
 
     def _targets(self, rows: Sequence[Row]) -> list[list[int] | None]:
@@ -306,7 +304,7 @@ class TextEncoder(Encoder):
                 )
             ids = [i for i, k in zip(ids, kept, strict=True) if k]
         if not ids:
-            raise InputError(f"expected a token or more in column {DECODER_IDS!r}, got none")
+            raise InputError(f"expected at least one token in column {DECODER_IDS!r}, got none")
         return ids
 
     def _require_known(self, ids: list[int]) -> None:
@@ -323,8 +321,8 @@ class TextEncoder(Encoder):
         size = self.vocabulary.size
         if size is not None and int(ids.max()) >= size:
             raise InputError(
-                f"text: the tokenizer gives the id {int(ids.max())}, the model has {size} tokens. "
-                "Pass the tokenizer that belongs to the model."
+                f"text: the tokenizer gives the token id {int(ids.max())}, but the model has "
+                f"{size} tokens. Pass the tokenizer that belongs to the model."
             )
         args, kwargs = called("input_ids", ids, self.names)
         if not self.even:
@@ -375,7 +373,7 @@ class TextEncoder(Encoder):
         found: list[str] = []
         if self.decoder is not None and self.decoder.column is None and not self.decoder.given:
             found.append(
-                "The decoder reads its start token alone: no target column was given "
+                "The decoder reads only its start token: no target column was given "
                 "(--target-column)."
             )
         if self.unread:

@@ -144,9 +144,10 @@ class TrajectoryEncoder(Encoder):
             return len(segment)
         if self.text.long != "truncate":
             raise InputError(
-                f"a trajectory has {len(segment)} tokens, the model reads at most {room}, and "
-                "it cannot be cut into chunks, because a step depends on the steps before; "
-                "pass long='truncate' (--long truncate), which leaves out the last steps"
+                f"a trajectory has {len(segment)} tokens, but the model reads at most {room}, "
+                "and a trajectory cannot be cut into chunks, because each step depends on "
+                "earlier steps; pass long='truncate' (--long truncate), which leaves out the "
+                "last steps"
             )
         fits = [step for step in range(int(segment.max()) + 1) if (segment <= step).sum() <= room]
         if not fits:
@@ -202,7 +203,7 @@ def _verdict(label: Any) -> int | None:
         return None
     found = _VERDICTS.get(str(label).strip().lower().removesuffix(".0"))
     if found is None:
-        raise InputError(f"expected label 0 (right) or 1 (wrong) of a trajectory, got {label!r}")
+        raise InputError(f"expected label 0 (correct) or 1 (wrong) of a trajectory, got {label!r}")
     return found
 
 

@@ -102,7 +102,7 @@ def _parts(head: dict[str, Any]) -> str:
     worst = sorted(head["parts"], key=lambda p: p["value"] - p["commonest"])
     said = [f"label {p['name']} {share(p['value'])} (commonest alone {share(p['commonest'])})"
             for p in worst]  # fmt: skip
-    return f"least better than one answer: {', '.join(said[:MOST_PAIRS])}"
+    return f"smallest gain over always giving the commonest answer: {', '.join(said[:MOST_PAIRS])}"
 
 
 def confused_sentence(report: dict[str, Any]) -> str:

@@ -15,8 +15,8 @@ MOST_LISTED: Final = 30
 MOST_PIECES: Final = 1500
 _WHOLE: Final = "The detector has one score for the whole example, so no token is marked."
 _PATCHES: Final = (
-    "Colour: the score of a patch, from the median of all patches shown here to the highest. Box: "
-    "the most unusual patch of the example."
+    "Colour: the score of a patch, from the median of all patches shown here to the highest. "
+    "Box: the most anomalous patch of the example."
 )
 
 
@@ -69,7 +69,7 @@ def _image(found: Any, scale: ColourScale, names: ElementIds) -> Markup:
     numbers = Numbers(("line, column", "score"), table, "patches")
     side = el("div", *shown, cls="panels")
     key_of_marks = el("p", _PATCHES, cls="reading")
-    return join(side, bar, key_of_marks, tabled(numbers, names, "Most unusual patches"))
+    return join(side, bar, key_of_marks, tabled(numbers, names, "Most anomalous patches"))
 
 
 def _apart(made: Any) -> list[Markup]:
@@ -121,7 +121,7 @@ def _coloured_text(found: Any, scale: ColourScale, alpha: float, names: ElementI
     ]  # fmt: skip
     if rows:
         numbers = Numbers((what, "score", "p", "mark", *has_text), tuple(rows), f"{what}s")
-        parts.append(tabled(numbers, names, f"Most unusual {what}s", opened=not found.pieces))
+        parts.append(tabled(numbers, names, f"Most anomalous {what}s", opened=not found.pieces))
     return join(*parts)
 
 
@@ -130,7 +130,7 @@ def _key_of_colours(what: str) -> Markup:
     shares = [f"{share:g} %" for share in (100 - 100 * q for q in STEPS)]
     samples = [el("span", f" {text} ", cls=f"h{i}") for i, text in enumerate(shares, 1)]
     spaced = [part for sample in samples for part in (sample, " ")]
-    said = f"Colour: {what}s among the most unusual "
+    said = f"Colour: {what}s among the most anomalous "
     mark = el("mark", "underlined")
     tail = f" of all {what}s shown here; ", mark, ": alarms, or the highest if there are no alarms."
     return el("p", said, *spaced, *tail, cls="reading")

@@ -20,7 +20,7 @@ WHY_IT_GUESSES: Final = frozenset(
 )
 """Codes of faults in a model or its inputs that can reduce all answers to guesses."""
 NO_CAUSE: Final = "no cause found: none of the changes that were tried corrects the answers"
-NOT_TRIED: Final = "no cause was tried, since it is not known which answers are correct"
+NOT_TRIED: Final = "no cause was searched for, since it is not known which answers are correct"
 SHOWN: Final = 6
 _WIDE: Final = 420
 

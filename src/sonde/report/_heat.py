@@ -83,7 +83,9 @@ def heat(pixels: Tensor | None, grid: Any, scores: Sequence[float], scale: Colou
     box = (
         column * width / columns, line * height / lines, width / columns, height / lines,
     )  # fmt: skip
-    said = f"Scores of {lines} x {columns} patches; the most unusual, {score_words(scores[best])}, "
+    said = (
+        f"Scores of {lines} x {columns} patches; the most anomalous, {score_words(scores[best])}, "
+    )
     said += f"lies in line {line + 1}, column {column + 1}"
     over = Markup(as_png(_blended(grey, found.numpy(), scale)))
     return Heat(None if grey is None else Markup(as_png(grey)), over, box, width, height, said)
@@ -114,7 +116,7 @@ def panels(made: Heat, x: float = 0.0) -> list[Markup]:
         "height": height,
         "fill": "none",
     }
-    tip = f"most unusual patch · {made.message.partition('; ')[2]}"
+    tip = f"most anomalous patch · {made.message.partition('; ')[2]}"
     box = [
         el("rect", **place, stroke="#ffffff", stroke_width=4),
         el("rect", **place, stroke="#000000", stroke_width=1.5, data_tip=tip),

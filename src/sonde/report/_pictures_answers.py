@@ -51,7 +51,10 @@ def confusion_picture(table: dict[str, Any]) -> Picture | None:
         "Rows of each label by the model's answer; the colour is the fraction of the label's rows."
     )
     if table["n_classes"] > len(answers):
-        note += f" Of {table['n_classes']:,} classes only those that are confused most are drawn."
+        note += (
+            f" Of {table['n_classes']:,} classes, only those that are confused most often are "
+            "drawn."
+        )
     few = len(answers) <= MOST_WRITTEN
 
     def draw(width: int) -> Chart:

@@ -210,4 +210,4 @@ def _update_message(panel: Panel, points: Rows, least: str) -> str:
         return f"{text}{least}"
     what = f"{plural(small, 'site')} of {len(points)} {'differs' if small == 1 else 'differ'}"
     limit = f"by less than {share(panel.limit)} of its standard deviation"
-    return f"{what} from the one before {limit}; least {least}"
+    return f"{what} from the site before {limit}; the smallest difference is {least}"

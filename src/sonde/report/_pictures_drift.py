@@ -7,7 +7,7 @@ from sonde.report._fit import tip
 from sonde.report._format import Real, number, p_value, plural, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
 
-UNMOVED: Final = "No mean moved significantly."
+UNMOVED: Final = "No mean changed significantly."
 QUESTIONS: Final = {
     "hotelling": "mean",
     "unit_shift": "units",
@@ -58,9 +58,9 @@ def grid_picture(found: dict[str, Any]) -> Picture | None:
 
     note = (
         "One line per comparison. Anything: any difference of the distributions. Linear "
-        "classifier: whether one separates the two sides. Energy outside: the fraction outside "
-        "the leading directions of the first side. p-values are corrected for the number of "
-        "comparisons; clearly: at most 0.001."
+        "classifier: whether a linear classifier separates the two sides. Energy outside: the "
+        "fraction outside the leading directions of the first side. p-values are corrected for "
+        "the number of comparisons; clearly: at most 0.001."
     )
     return Picture("grid", message, draw, Numbers(columns, table, "comparisons"), note)
 
@@ -96,7 +96,7 @@ def mean_picture(found: dict[str, Any]) -> Picture | None:
     if found["direction"] is not None:
         best = next(s for s in sites if s["site"] == found["direction"]["site"])
         far = number(best["direction"]["deviations"])
-        message = f"The mean moved most at {axis.say(best['site'])}: {far} standard deviations"
+        message = f"The mean changed most at {axis.say(best['site'])}: {far} standard deviations"
     table = tuple(
         (
             s["site"],
@@ -112,7 +112,9 @@ def mean_picture(found: dict[str, Any]) -> Picture | None:
     def draw(width: int) -> Chart:
         return curves(message, rows, axis.across(), ChartAxis("v", title="", zero=True))
 
-    note = "Along the direction in which the mean moved. A small move may be noise: see the table."
+    note = (
+        "Along the direction in which the mean changed. A small change may be noise: see the table."
+    )
     return Picture("mean", message, draw, Numbers(columns, table, "means"), note)
 
 

@@ -33,7 +33,7 @@ def histogram_picture(
     limit = bins.get("threshold")
     message = f"Scores of {' and '.join(f'{k} rows' for k in kinds)}"
     message += f": {who}" if who else ""
-    note = "Fraction of rows in each bin; higher scores are more unusual."
+    note = "Fraction of rows in each bin; higher scores are more anomalous."
     if limit is not None:
         said = "" if alpha is None else f" at a false-alarm rate of {share(alpha)}"
         note += f" Dashed: the threshold{said}, {number(limit)}."

@@ -221,7 +221,10 @@ def _computed(finding: dict[str, Any]) -> Markup:
         pairs = [
             (words(figure["name"]), interval(figure)),
             (side, None if figure["threshold"] is None else number(figure["threshold"])),
-            ("nothing to see", None if figure["null"] is None else number(figure["null"])),
+            (
+                "expected without a fault",
+                None if figure["null"] is None else number(figure["null"]),
+            ),
             ("p-value", None if figure["p"] is None else p_value(figure["p"])),
             ("from", ", ".join(plural(n, noun) for n, noun in rows if n)),
             ("flags", ", ".join(words(flag) for flag in figure["flags"])),
@@ -267,7 +270,7 @@ def _caption(figure: dict[str, Any]) -> str:
     kind = "group" if figure["n_groups"] not in (None, 0, figure["n_rows"]) else "row"
     parts = [words(figure["name"])]
     if figure["null"] is not None:
-        parts.append(f"nothing to see: {quantity(figure['null'], figure['unit'])}")
+        parts.append(f"expected without a fault: {quantity(figure['null'], figure['unit'])}")
     if figure["p"] is not None:
         parts.append(f"p {p_text(figure['p'])}")
     if rows:

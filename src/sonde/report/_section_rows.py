@@ -76,7 +76,7 @@ def versus_section(report: dict[str, Any], names: ElementIds) -> Markup:
         n_other = where["other"]["n_rows"] if where["other"] else None
         listed = [_flat(row) for row in versus["rows"]]
         rows = _rows_table(listed, ("places", "id", "score", "p"), report["shows_inputs"])
-        parts.append(el("h3", f"Most unusual rows of {theirs}"))
+        parts.append(el("h3", f"Most anomalous rows of {theirs}"))
         if n_other is not None and n_other > len(versus["rows"]):
             first = f"The first {len(versus['rows'])} of {plural(n_other, 'row')}, by score."
             parts.append(el("p", first, cls="reading"))
@@ -168,7 +168,7 @@ def rows_section(report: dict[str, Any], names: ElementIds) -> Markup:
             parts.append(tabled(listed, names, opened=len(rows[key]) <= _SHORT))
     parts += _suspects(rows.get("suspects"), names, inputs)
     if not any(parts):
-        parts.append(el("p", "No row stands out.", cls="empty"))
+        parts.append(el("p", "No row differs clearly from the others.", cls="empty"))
     return section("rows", "Rows", *parts, lead=lead)
 
 

@@ -67,7 +67,7 @@ def _without_probe(report: dict[str, Any]) -> str:
     data = (report.get("provenance") or {}).get("data") or {}
     if data.get("label_column") is None:
         return "with labels (--label-column), probes show what the vectors encode"
-    return "no probe was fitted: one needs 30 rows (or groups) of each of two classes"
+    return "no probe was fitted: a probe needs 30 rows (or groups) of each of two classes"
 
 
 def _count(n: int, stem: str, one: str, many: str) -> str:

@@ -80,7 +80,7 @@ def sentences(report: dict[str, Any]) -> Iterator[str]:
         if alarm is not None and alarm["rate"] is not None:
             yield beyond_threshold(alarm, lambda site: shown(site, 60), names)
     if versus["rows"]:
-        yield f"most unusual of {names[1]}: {', '.join(map(_named, versus['rows'][:MOST_IDS]))}"
+        yield f"most anomalous of {names[1]}: {', '.join(map(_named, versus['rows'][:MOST_IDS]))}"
 
 
 def label_sentences(versus: dict[str, Any], names: Sides) -> Iterator[str]:

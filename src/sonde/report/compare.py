@@ -159,18 +159,19 @@ def _layers(found: dict[str, Any]) -> Table:
 
 
 def _units(found: dict[str, Any]) -> Section:
-    columns = ("site", "partner", "units found again", "Procrustes distance", "flags")
+    columns = ("site", "partner", "matched units", "Procrustes distance", "flags")
     rows = tuple(
         (m["site"], m["other"], m["found_again"], m["distance"], ", ".join(m["flags"]) or None)
         for m in found["matches"]
     )
     lead = (
         f"Fraction of the first model's units that correlate by at least {FOUND_AGAIN} with a "
-        "unit of the second: near 1 if training found the same units, low if it found the same "
-        "space with other units. The distance is that after the best rotation, in [0, 2]."
+        "unit of the second: near 1 if both trainings learned the same units, low if they "
+        "learned the same space with other units. Procrustes distance: in [0, 2], after the "
+        "best rotation."
     )
     made = Table(Numbers(columns, rows, "units"), "Sites", folded=len(rows) > 24)
-    return Section("units", "Units found again", [made], lead, where="verbose")
+    return Section("units", "Matched units", [made], lead, where="verbose")
 
 
 def map_picture(found: dict[str, Any]) -> Picture:
@@ -241,8 +242,8 @@ def alike_picture(found: dict[str, Any]) -> Picture | None:
         return curves(message, rows, axis.across(), y, bands=[("lo", "hi")])
 
     note = (
-        "Debiased CKA with its 95 % interval. The partner of a layer has the same name, else "
-        "it is the most alike."
+        "Debiased CKA with its 95 % interval. The partner of a layer is the layer of the same "
+        "name, or else the most similar layer."
     )
     least = min(known, key=lambda m: m["cka"])
     message = (
@@ -267,7 +268,9 @@ def moved_picture(found: dict[str, Any]) -> Picture | None:
         {
             "s": axis.names[m["site"]],
             "v": m["movement"]["size"],
-            "tip": tip(m["site"], f"moved {number(m['movement']['size'])} spreads"),
+            "tip": tip(
+                m["site"], f"changed by {number(m['movement']['size'])} standard deviations"
+            ),
         }
         for m in moved
         if m["site"] in axis.names

@@ -98,7 +98,7 @@ def _speed(one: dict[str, Any]) -> str:
     """Return the speed of the smaller model, unless the timings are inconclusive."""
     low, high = one["ratio_range"]
     if low <= 1 <= high:
-        return "not told apart"
+        return "no difference detected"
     return _times(one["ratio"], 1.0, "as fast", "as slow")
 
 
@@ -145,12 +145,12 @@ def _answers(found: dict[str, Any]) -> Section:
             "fraction of answers whose most likely class changed",
         ),
         (
-            "right to wrong",
+            "correct to wrong",
             share(told["right_to_wrong"]),
             "of answers whose correct label is known",
         ),
         (
-            "wrong to right",
+            "wrong to correct",
             share(told["wrong_to_right"]),
             "of answers whose correct label is known",
         ),
@@ -303,4 +303,4 @@ def _undo(found: dict[str, Any]) -> Section:
         "The original tensors are kept in a folder beside the new model; every file of the old "
         "model can be restored with the same hash."
     )
-    return Section("undo", "Take it back", [Command(found["undo"])], lead)
+    return Section("undo", "Undo", [Command(found["undo"])], lead)

@@ -68,7 +68,7 @@ def provenance_line(difference: dict[str, Any]) -> str:
     more = f" and {len(differs) - 6} more" if len(differs) > 6 else ""
     text = f"A and B differ in {'; '.join(said)}{more}."
     if not difference["comparable"]:
-        text += " With a different reducer or number format, nothing is judged better or worse."
+        text += " With a different reducer or number format, no finding is judged better or worse."
     return text
 
 
@@ -175,8 +175,8 @@ def _depth_section(a: dict[str, Any], b: dict[str, Any], difference: dict[str, A
     known = sum(row["moved"] is not None for row in rows)
     moved = sum(bool(row["moved"]) for row in rows)
     lead = (
-        f"Of {plural(known, 'figure')} whose standard errors are known, {moved} moved by more than "
-        "three of them."
+        f"Of {plural(known, 'figure')} with known standard errors, {moved} changed by more than "
+        "three standard errors."
     )
     return Section("depth", "Depth profile", parts, lead)
 

@@ -26,7 +26,7 @@ KINDS: Final = {
     "sonde-recipe/1": ("answer of a recipe", "answer"),
     "sonde-scores/1": ("page of scores", None),
     "sonde-trace/1": ("trace of pairs of texts", "trace"),
-    "sonde-track/1": ("measures over a training", "track"),
+    "sonde-track/1": ("measures over a training run", "track"),
     "sonde-units/1": ("atlas of units", "units"),
 }
 """By schema: a description, and the module whose ``document`` reads its JSON, if there is one."""

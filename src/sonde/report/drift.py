@@ -141,13 +141,13 @@ def _where(found: dict[str, Any]) -> Section:
         )
     )
     lead = (
-        "A site counts as moved if one of its comparisons moved. p-values are not corrected for "
-        "the number of tests."
+        "A site counts as moved if one of its comparisons shows a significant change. p-values "
+        "are not corrected for the number of tests."
     )
     if found["correction"] == "holm":
         lead = (
-            "A site counts as moved if one of its comparisons moved; the level bounds the "
-            "probability of any false alarm on the whole page."
+            "A site counts as moved if one of its comparisons shows a significant change; the "
+            "level bounds the probability of any false alarm on the whole page."
         )
     return Section("where", "What moved where", parts, lead)
 

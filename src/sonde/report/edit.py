@@ -65,11 +65,11 @@ def edit_verdict(found: dict[str, Any]) -> str:
     alike = f"random changes of this size give {_signed(control['mean'])} ± "
     alike += number(control["sd"])
     if judged["no_effect"]:
-        said = "not significantly more than random changes"
+        said = "not significantly larger than with random changes"
     elif beyond is None:
         said = "not compared with random changes"
     else:
-        said = "far beyond chance"
+        said = "significantly larger than with random changes"
     return shown(f"{effect}, {said} ({alike})", 240)
 
 
@@ -104,7 +104,7 @@ def _numbers(found: dict[str, Any]) -> Section | None:
     if control["n"]:
         parts.insert(0, Figure(_control_picture(found)))
     lead = "Effect: change of the target. Control: effect of random changes of the same size on "
-    lead += "it. Damage: effect on data that should not change. Size: how far "
+    lead += "the target. Damage: effect on data that should not change. Size: how far "
     lead += "states move, in standard deviations of the unedited states."
     return Section("numbers", "Four numbers", parts, lead)
 
@@ -157,7 +157,7 @@ def _undo(found: dict[str, Any]) -> Section | None:
         return None
     lead = "The overwritten bytes are kept in a folder beside the new model; every file of "
     lead += "the old model can be restored with the same hash."
-    return Section("undo", "Take it back", [Command(found["undo"])], lead)
+    return Section("undo", "Undo the edit", [Command(found["undo"])], lead)
 
 
 def _with_error(figure: dict[str, Any]) -> str:

@@ -90,8 +90,8 @@ def _verdict(found: dict[str, Any]) -> str:
         return (
             f"{plural(found['n'], 'input').capitalize()} are too few to show whether an "
             f"explanation is reliable: {shown(one['method'], 60)} finds what the answers depend "
-            f"on in each of them (effect {number(one['verdict']['effect'])}; 0 as random "
-            f"orders, 1 all at once), which may be chance. Explain {ENOUGH} or more."
+            f"on in each of them (effect {number(one['verdict']['effect'])}; 0 is no better than "
+            f"random orders, 1 is perfect), which may be chance. Explain {ENOUGH} or more."
         )
     if found["best"] is None:
         return (
@@ -110,9 +110,9 @@ def _verdict(found: dict[str, Any]) -> str:
     others = plural(found["n"] - held["n"], "input") if held["label"] is not None else ""
     where = "here" if not others else f"for answers of {shown(held['label'], 40)}"
     said = (
-        f"Trust {shown(found['best'], 60)} {where}: its effect is {number(held['effect'])} (0 "
-        f"as random orders, 1 all at once), above 0 on {held['better']} of {held['n']} inputs, "
-        f"{learned}.{_rivals(found)}"
+        f"Trust {shown(found['best'], 60)} {where}: its effect is {number(held['effect'])} (0 is "
+        f"no better than random orders, 1 is perfect), above 0 on {held['better']} of "
+        f"{held['n']} inputs, {learned}.{_rivals(found)}"
     )
     return f"{said} The other {others} are not shown to be reliable." if others else said
 
@@ -121,7 +121,10 @@ def _rivals(found: dict[str, Any]) -> str:
     """Return the methods that are as good as the best one, or have a larger effect."""
     said, of = "", {one["method"]: one for one in found["methods"]}
     if equal := found.get("not_apart"):
-        said = f" Not told apart from it (95 %): {', '.join(shown(w, 60) for w in equal)}."
+        said = (
+            " Not significantly different from it (95 %): "
+            f"{', '.join((shown(w, 60) for w in equal))}."
+        )
     for word in found.get("larger", ()):
         verdict = of[word]["verdict"]
         said += (

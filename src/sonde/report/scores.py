@@ -76,7 +76,7 @@ def scores_to_html(
         "unusual": {name: [_plain(line) for line in mine] for name, mine in lines.items()},
     }
     first = next((line for mine in lines.values() for line in mine), None)
-    said = "No rows." if first is None else f"Most unusual: {shown(first['id'], 80)}"
+    said = "No rows." if first is None else f"Most anomalous: {shown(first['id'], 80)}"
     made = Document(
         "score",
         shown(title, 200),
@@ -147,12 +147,12 @@ def _unusual(
         ]
     lead = (
         "Ordered by p-value, then by how far the score lies above the others of its site. "
-        "Colour and marks compare the parts of the examples on this page. The sign alarm "
+        "Colour and marks compare the parts of the examples on this page. The mark 'alarm' "
         f"means p of at most {alpha:g}."
     )
     if not parts:
         parts.append(Prose("No rows were scored.", "empty"))
-    return Section("unusual", "Most unusual examples", parts, lead)
+    return Section("unusual", "Most anomalous examples", parts, lead)
 
 
 def _spot(line: dict[str, Any], exhibits: Any) -> str:

@@ -249,7 +249,10 @@ def _finding(
     if finding["next"] and not above:
         yield from _command(shown(finding["next"], 1000), width)
     for child in folded:
-        text = f"+ {child['level']} {child['code']} {shown(child['title'])} (goes with this)"
+        text = (
+            f"+ {child['level']} {child['code']} {shown(child['title'])} (follows from this "
+            "finding)"
+        )
         yield from _wrapped(text, width, indent, indent + "  ")
 
 

@@ -53,7 +53,7 @@ def _verdict(found: dict[str, Any]) -> str:
     """Return a sentence on the states that make the answers differ."""
     live = [one for one in found["pairs"] if not one["dropped"]]
     if not live:
-        return "The model gives both texts the same answer: there is nothing to trace."
+        return "The model gives both texts the same answer, so there is no difference to trace."
     if len(live) > 1:
         known = [one["circuit"]["faithfulness"] for one in live if one["circuit"]]
         part = f"{plural(len(live), 'pair')} traced"
@@ -121,7 +121,9 @@ def _largest(one: dict[str, Any], sites: list[str], i: int) -> Table:
 def _estimates(found: dict[str, Any], live: list[dict[str, Any]]) -> Section:
     made: list[Part] = []
     for i, one in enumerate(live):
-        message = f"Estimates are off by {number(one['gap'])} of the difference (root mean square)"
+        message = (
+            f"The root mean square error of the estimates is {number(one['gap'])} of the difference"
+        )
         picture = _shares(f"estimated-{i}", message, one, one["estimated"], found["sites"])
         made += [*_title(i, live), Figure(picture)]
     lead = (
@@ -143,8 +145,7 @@ def _circuits(live: list[dict[str, Any]]) -> Section:
         said = (
             f"{circuit['n_edges']} of {plural(circuit['n_all'], 'edge')} keep "
             f"{share(circuit['faithfulness'])} of the difference; the same number of random "
-            f"paths {share(circuit['random'])}; without them {share(circuit['without'])} is "
-            "left."
+            f"paths {share(circuit['random'])}; without them {share(circuit['without'])} remains."
         )
         rows = tuple((e["writer"], e["reader"], e["needed"]) for e in circuit["edges"])
         numbers = Numbers(("writer", "reader", "lost without it"), rows, f"circuit-{i}")

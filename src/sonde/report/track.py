@@ -35,7 +35,7 @@ def document(found: dict[str, Any]) -> Document:
     compared = [*figures(*pictures, where="page"), *_across(found["across_steps"])]
     sections.append(Section("charts", "Over the steps", compared))
     return Document(
-        "track", "Over the training", _verdict(found), facts, sections,
+        "track", "Over the training run", _verdict(found), facts, sections,
         subject=shown(found["folder"], 100),
     )  # fmt: skip
 

@@ -139,7 +139,7 @@ def _curves(found: dict[str, Any]) -> Section:
     wanted = ["task", *(name for name in found["curves"]["with"][0] if name.endswith(")"))]
     parts = [_curve(found, name, n) for n, name in enumerate(wanted)]
     lead = "Values on the batch of each step."
-    return Section("curves", "Over the training", parts, lead, where="verbose")
+    return Section("curves", "Over the training run", parts, lead, where="verbose")
 
 
 def _curve(found: dict[str, Any], name: str, n: int) -> Figure:
@@ -196,7 +196,7 @@ def _inside(found: dict[str, Any]) -> Section | None:
 
 def _undo(found: dict[str, Any]) -> Section:
     lead = "The original tensors are kept in a folder beside the new model."
-    return Section("undo", "Take it back", [Command(found["undo"])], lead)
+    return Section("undo", "Undo", [Command(found["undo"])], lead)
 
 
 def _arms(found: dict[str, Any]) -> list[str]:
@@ -241,9 +241,9 @@ def _layers_helped(found: dict[str, Any]) -> str:
     instead = _instead(found) is not None and "without" in names
     against = "with equally many other parameters trained instead" if instead else f"without {word}"
     told = f"{after} of the answers are correct with {word}, {before} {against} "
-    told += f"({_points(right['low'])} to {_points(right['high'])} points)"
+    told += f"({_points(right['low'])} to {_points(right['high'])} percentage points)"
     if len(found["seeds"]) == 1 and "without" in names:
-        return f"One seed cannot tell whether {who} helped: {told}. Repeat with --seeds 5."
+        return f"A single seed cannot show whether {who} helped: {told}. Repeat with --seeds 5."
     if _is_change(right):
         return f"{who} {'helped' if right['low'] > 0 else 'did harm'}: {told}."
     low, high = (number(_mean(found, arm, "loss")) for arm in names)
@@ -275,23 +275,26 @@ def _helped(found: dict[str, Any]) -> str:
     """Return whether the task gained: over seeds, by paired training runs."""
     gain, n_seeds = found["gain"]["accuracy"], len(found["seeds"])
     against = "without" if "without" in _arms(found) else "before"
-    told = f"{share(_mean(found, 'with', 'accuracy'))} right with, "
+    told = f"{share(_mean(found, 'with', 'accuracy'))} correct with, "
     told += f"{share(_mean(found, against, 'accuracy'))} {against}"
     if n_seeds == 1 and against == "without":
         return (
-            f"One seed cannot show whether the task gained: {told}; {gain['gained']:,} examples "
-            f"gained and {gain['lost']:,} lost (p = {number(gain['p'], 2)} by McNemar's test of "
-            "these two models alone). Repeat with --seeds 5."
+            f"A single seed cannot show whether the task gained: {told}; {gain['gained']:,} "
+            f"examples gained and {gain['lost']:,} lost (p = {number(gain['p'], 2)} by McNemar's "
+            "test of these two models alone). Repeat with --seeds 5."
         )
     range_words = f"{_points(gain['low'])} to {_points(gain['high'])}"
     over = f" over {n_seeds} seeds" if n_seeds > 1 else ""
     if _is_change(gain):
         word, size = ("gained", gain["value"]) if gain["value"] > 0 else ("lost", -gain["value"])
-        return f"The task {word} {_points(size)} points ({range_words}{over}): {told}."
+        return f"The task {word} {_points(size)} percentage points ({range_words}{over}): {told}."
     seen = ""
     if "detects" in gain:
         seen = f"; a change of {_points(gain['detects'])} would show in 4 of 5 such comparisons"
-    return f"The task did not change significantly ({range_words} points{over}{seen}): {told}."
+    return (
+        f"The task did not change significantly ({range_words} percentage points{over}{seen}): "
+        f"{told}."
+    )
 
 
 def _is_change(gain: dict[str, Any]) -> bool:

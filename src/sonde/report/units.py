@@ -54,7 +54,7 @@ def _verdict(found: dict[str, Any]) -> str:
 
 def loss_text(loss: Mapping[str, Any]) -> str:
     """Describe how much of a model's loss a dictionary's reconstruction recovers."""
-    of = "an unknown share" if loss["value"] is None else share(loss["value"])
+    of = "an unknown fraction" if loss["value"] is None else share(loss["value"])
     return (
         f"rebuilt states recover {of} of the loss ({number(loss['rebuilt'])} nats; "
         f"{number(loss['clean'])} with the original states, {number(loss['mean'])} with the mean)"
@@ -98,11 +98,11 @@ def _units(found: dict[str, Any]) -> Section:
     count = el("span", "", id="unit-count", role="status")
     drawers = el("div", *(_drawer(unit) for unit in found["units"]), id="unit-list")
     lead = (
-        "Highest rows, and rows of every lower range, because what a unit responds to most of "
-        "the time is not what it responds to at its highest. A unit follows a label if the "
+        "Highest rows, and rows of every lower range: the inputs to which a unit usually "
+        "responds can differ from those of its highest values. A unit follows a label if the "
         "rows on which it is high are those of the label: their overlap, at the best threshold "
-        "for that label, is at least halfway between 1 and the overlap of a unit that is "
-        "always high."
+        "for that label, is at least halfway between 1 and the overlap of a unit that is always "
+        "high."
     )
     has_inputs = bool(found["inputs"]) or any(
         "t" in row for u in found["units"] for row in u["rows"]

@@ -71,7 +71,7 @@ def verify_report(path: str | Path) -> Soundness:
     try:
         sealed = is_sealed(path)
         if sealed is False:
-            raise StateError("its bytes are not those that were written")
+            raise StateError("its bytes differ from those that were written")
         other = other_page(path)
         if other is not None:
             notes = () if sealed else (_UNSEALED,)

@@ -59,7 +59,14 @@ class Forget:
         tyro.conf.arg(help="method of forgetting"),
     ] = "random"
     alpha: Annotated[
-        float | None, named("A", "dampen: how much more a weight must matter to --forget")
+        float | None,
+        named(
+            "A",
+            (
+                "for dampen: a weight is changed if it matters this many times more to --forget than "
+                "to all examples"
+            ),
+        ),
     ] = None
     retrain: Annotated[
         bool, tyro.conf.arg(help="train a new model without --forget, for comparison (slow)")

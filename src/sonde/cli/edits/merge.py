@@ -79,6 +79,6 @@ class MergeModels:
         }
         if self.printing.json:
             say_json(facts)
-        kept = f", {found.n_kept} kept of the base" if found.n_kept else ""
-        note(f"wrote {self.output}: {found.n_merged} tensors by {found.method}{kept}")
+        kept = f", {found.n_kept} kept from the base" if found.n_kept else ""
+        note(f"wrote {self.output}: {found.n_merged} tensors merged by {found.method}{kept}")
         return 0

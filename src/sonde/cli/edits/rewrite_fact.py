@@ -111,7 +111,12 @@ class RewriteFact:
                 )
             return [Fact(self.prompt, self.subject, self.target)]
         if any(word is not None for word in typed):
-            raise InputError("--facts: takes the place of --prompt, --subject and --target.")
+            raise InputError(
+                (
+                    "--facts: expected none of --prompt, --subject and --target with it, since the "
+                    "file holds all three."
+                )
+            )
         return _read_facts(self.facts)
 
 
@@ -132,9 +137,9 @@ def _read_facts(path: Path) -> "list[Fact]":
             found.append(Fact(*(made[key] for key in KEYS)))
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
-                f"--facts: line {i} of {path} is no fact: {error}. Write one object on each line: "
-                '{"prompt": ..., "subject": ..., "target": ...}.'
+                f"--facts: line {i} of {path} does not describe a fact: {error}. Write one "
+                'object on each line: {"prompt": ..., "subject": ..., "target": ...}.'
             ) from None
     if not found:
-        raise InputError(f"--facts: {path} has no line. Write one fact on each.")
+        raise InputError(f"--facts: {path} is empty. Write one fact on each line.")
     return found

@@ -56,7 +56,11 @@ class Steer:
     positive: PositiveWord
     negative: NegativeWord
     output: Annotated[
-        Path, tyro.conf.arg(aliases=["-o"], help="folder, or FILE.sonde, or FILE.gguf")
+        Path,
+        tyro.conf.arg(
+            aliases=["-o"],
+            help="folder for the new model; or FILE.sonde or FILE.gguf for the directions alone",
+        ),
     ]
     site: Annotated[
         str, named("SITE", "site at which the direction is added; auto: the middle block")

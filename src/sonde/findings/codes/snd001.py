@@ -35,14 +35,10 @@ class SND001(Rule):
     )
     how: ClassVar[str] = (
         "Rows of real tokens that hold a NaN, an infinity, or a number too large to square "
-        " "
-        "(above 1e15, in float64 1e60) are counted at every site, of OTHER too; one is "
-        "enough. "
-        "Fisher's exact test compares the fractions in DATA and OTHER. Padded "
-        " "
-        "positions are not counted. The self-check looks for NaN there in the one batch of up "
-        ""
-        "to eight texts that it pads, and reports it as a note."
+        "(above 1e15; in float64 above 1e60) are counted at every site of DATA and of OTHER. A "
+        "single such row is reported. Fisher's exact test compares the fractions in DATA and "
+        "OTHER. Padded positions are not counted here: the self-check looks for NaN at padded "
+        "positions, in one padded batch of up to eight texts, and reports it as a note."
     )
     false_positives: ClassVar[str] = (
         "None known: attention masks, which may contain -inf, are not counted. Some models "

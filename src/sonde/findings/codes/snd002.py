@@ -36,19 +36,19 @@ class SND002(Rule):
     title: ClassVar[str] = "The number format is too small"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
-        "Distances, correlations and mean differences at this site are partly rounding noise, or a "
-        "slightly larger input overflows."
+        "Distances, correlations and mean differences at this site are partly rounding noise, "
+        "or a slightly larger input would overflow."
     )
     fix: ClassVar[str] = "Load with --dtype float32, or with bfloat16 in place of float16."
     how: ClassVar[str] = (
-        "sum_j s_j^2 / 12 / sum_j var_j with s_j the spacing of numbers at the mean of unit j: a "
-        "lower bound on the fraction of the variance that is due to rounding. Range: max |x| "
-        "over the largest "
-        "number of the type of the states."
+        "Rounding: sum_j s_j^2 / 12 / sum_j var_j, where s_j is the spacing of representable "
+        "numbers at the mean of unit j; this is a lower bound on the fraction of the variance "
+        "that is due to rounding. Range: max |x| divided by the largest number of the type of "
+        "the states."
     )
     false_positives: ClassVar[str] = (
-        "A constant offset that the next layer removes makes this fraction large. The model is "
-        "not harmed, but statistics of these states are."
+        "A constant offset that the next layer removes makes this fraction large. It does not "
+        "harm the model, but it does harm statistics of these states."
     )
     plant: ClassVar[str] = "Twenty Linear + ReLU with default initialisation; 30,000 in float16."
     twin: ClassVar[str] = "The same network with He initialisation; the 30,000 in bfloat16."

@@ -39,19 +39,20 @@ class SND003(Rule):
         "the keys that the checkpoint lacks."
     )
     how: ClassVar[str] = (
-        "For each linear layer and convolution of at least 512 weights that ran, all of: its "
-        "weights fit a common initialiser with a free scale (Kolmogorov-Smirnov, p above 0.1 "
-        "%), none of its singular values exceeds those of such random weights (Tracy-Widom) "
-        "and its rows and columns have equal norms (chi-squared), and these four p-values, "
-        "with two more for how it transmits signals between its neighbouring layers, are above "
-        "5 % when combined (Fisher); its bias is exactly zero, or distributed as torch "
-        "initialises it; and it amplifies its inputs as much as random weights do, within 4 "
-        "standard errors. Recurrent layers and fused attention projections are judged by their "
-        "weights alone; embeddings too, if their standard deviation is below 0.2 (training "
-        "hardly changes larger ones). Embeddings of zeros are named first. A note if half of "
-        "the layers look untrained, or if the model's own answers are as good as a probe of "
-        "its last layer. Norms with weight exactly 1 and bias 0 are reported if more than half "
-        "of the norms have changed in training."
+        "Each linear layer and convolution of at least 512 weights that ran is tested. A layer "
+        "is reported if all of these hold. (1) Its weights fit a common initialiser with a free "
+        "scale (Kolmogorov-Smirnov, p above 0.1 %), none of its singular values exceeds those "
+        "of random weights (Tracy-Widom), and its rows and columns have equal norms "
+        "(chi-squared). (2) These four p-values, with two more for how the layer transmits "
+        "signals between its neighbouring layers, are above 5 % when combined (Fisher). (3) Its "
+        "bias is exactly zero, or distributed as torch initialises it. (4) It amplifies its "
+        "inputs as much as random weights do, within 4 standard errors. Recurrent layers and "
+        "fused attention projections are judged by their weights alone, and so are embeddings "
+        "with a standard deviation below 0.2 (training hardly changes larger ones). Embeddings "
+        "of zeros are listed first. A note if half of the layers look untrained, or if the "
+        "model's own answers are as good as a probe of its last layer. Norms with weight "
+        "exactly 1 and bias 0 are reported if more than half of the norms have changed in "
+        "training."
     )
     false_positives: ClassVar[str] = (
         "Layers that are random on purpose, such as random features; very wide layers that "
@@ -87,7 +88,7 @@ class SND003(Rule):
         level: Level = "note" if is_whole or _is_right(evidence) else "warning"
         return self.raised_with(
             level,
-            sentence(f"{text}{bias}.", f"{plural(found.n, 'layer')} looked at."),
+            sentence(f"{text}{bias}.", f"{plural(found.n, 'layer')} tested."),
             figure,
             sites=tuple(dict.fromkeys(f.module or f.path for f in fresh)),
             effect=min(1.0, share),
@@ -98,8 +99,8 @@ class SND003(Rule):
     def _of_zeros(self, found: FreshLayers) -> Check:
         verb = "is" if len(found.zeros) == 1 else "are"
         text = (
-            f"{places(found.zeros, 2)} {verb} zero everywhere: the model adds nothing for any row "
-            "of this table, whatever the input."
+            f"{places(found.zeros, 2)} {verb} zero everywhere: a lookup in such a table adds "
+            "nothing to the model's states, whatever the input."
         )
         return self.raised_with(
             "warning",
@@ -114,8 +115,8 @@ class SND003(Rule):
         share = len(found.norms) / found.n_norms
         verb = "is" if len(found.norms) == 1 else "are"
         text = (
-            f"{places(found.norms, 2)} {verb} in the initial state of a norm, weight 1 and bias "
-            f"0, while the other {plural(found.n_norms - len(found.norms), 'norm')} have "
+            f"{places(found.norms, 2)} {verb} still at the initial values of a norm (weight 1, "
+            f"bias 0), while the other {plural(found.n_norms - len(found.norms), 'norm')} have "
             "changed in training."
         )
         return self.raised_with(

@@ -50,8 +50,8 @@ class SND004(ReadingComparison):
         sites = found.repeat.beyond(min(tau, worst / 2))
         if worst <= tau:
             text = (
-                f"Two runs differ by {amount(found.repeat, tau)}, as a different order of "
-                "summation explains."
+                f"Two runs differ by {amount(found.repeat, tau)}; a different order of summation "
+                "can explain this."
             )
             level = "note"
         else:

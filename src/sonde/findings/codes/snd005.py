@@ -31,11 +31,11 @@ class SND005(Rule):
     )
     fix: ClassVar[str] = "Call model.eval() after the weights are loaded."
     how: ClassVar[str] = (
-        "Modules whose behaviour depends on the mode (dropout above 0, batch norm, recurrent "
-        "dropout, modules whose forward reads self.training) that are in training mode while "
-        "the model is in eval mode, and batch norms without running statistics. An error if "
-        "two runs differ, or if the result for a row depends on its batch. The scan itself "
-        "reads in eval mode."
+        "Counted are modules that are in training mode while the model is in eval mode, if "
+        "their behaviour depends on the mode (dropout above 0, batch norm, recurrent dropout, "
+        "modules whose forward reads self.training), and batch norms without running "
+        "statistics. An error if two runs differ, or if the result for a row depends on its "
+        "batch. The scan itself reads in eval mode."
     )
     false_positives: ClassVar[str] = "Dropout kept on for sampling by design (--stochastic)."
     plant: ClassVar[str] = "model.eval(); model.block.bn.train()."

@@ -36,7 +36,7 @@ class SND006(ReadingComparison):
         "deviation between rows."
     )
     false_positives: ClassVar[str] = (
-        "Mixtures of experts with a limited capacity do this by design; the sentence says "
+        "Mixtures of experts with a limited capacity do this by design; the finding says "
         "whether the model has a router."
     )
     plant: ClassVar[str] = "Batch norm in training mode or without running statistics."

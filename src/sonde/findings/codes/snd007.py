@@ -33,11 +33,11 @@ class SND007(ReadingComparison):
         "Give attention_mask to every layer that mixes positions, and pool over real tokens alone."
     )
     how: ClassVar[str] = (
-        "Up to eight texts, all but one cut to half, run twice: without padding, sorted by "
-        "length, and in one padded batch, on the side that the processor uses. With --deep the "
-        "other side is tried too. That is a note, as is padding if all inputs have one length. "
-        "Per site, over real tokens: rms difference over the rms standard deviation between "
-        "rows."
+        "Up to eight texts, all but one cut to half their length, run twice: sorted by length "
+        "without padding, and in one batch padded on the side that the processor uses. With "
+        "--deep the other side is tried too. An effect on that other side is a note; so is an "
+        "effect if all inputs have one length and need no padding. Per site, over real tokens: "
+        "rms difference over the rms standard deviation between rows."
     )
     false_positives: ClassVar[str] = (
         "Small effects in 16-bit models are missed rather than reported."
@@ -52,11 +52,13 @@ class SND007(ReadingComparison):
         other = "left" if side == "right" else "right"
         used, unused = both[side], both[other] if evidence.deep else None
         if used is not None and used.worst > tau and _of_one_length(evidence):
-            return self._unused(used, tau, side, "which inputs of one length do not need")
+            return self._unused(
+                used, tau, side, "which is not needed as all inputs have one length"
+            )
         if used is not None and used.worst > tau:
             return self._harmful(found, used, tau, side)
         if unused is not None and unused.worst > tau:
-            return self._unused(unused, tau, other, "which the processor does not do")
+            return self._unused(unused, tau, other, "which the processor does not use")
         return self._unable(found) if used is None else self.alike(found, used, tau)
 
     def _harmful(self, found: SelfCheck, deltas: Deltas, tau: float, side: str) -> Check:

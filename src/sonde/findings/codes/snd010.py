@@ -33,12 +33,12 @@ class SND010(Rule):
     )
     fix: ClassVar[str] = "Call these modules in forward, or delete them."
     how: ClassVar[str] = (
-        "In one forward on a few rows every operation's operands are compared with the "
-        "memory of the parameters, so weights that a function uses and tied weights count as "
-        "used. Other weights count as used if their module is called in the probe, in "
-        "another forward pass of the self-check or in the pass (not observed with "
-        "--workers). Linear layers at the end of a module that holds most weights are the "
-        "head of a former task: a note."
+        "In one forward pass on a few rows, the operands of every operation are compared with "
+        "the memory of the parameters, so weights that a function uses and tied weights count "
+        "as used. Any other weight counts as used if its module is called in this forward pass, "
+        "in another one of the self-check, or while the data are read (calls are not observed "
+        "with --workers). Unused linear layers at the end of a module that holds most of the "
+        "weights are taken for the head of an earlier task: a note."
     )
     false_positives: ClassVar[str] = (
         "Branches for other kinds of input. Heads and poolers near the top that this task does "
@@ -79,7 +79,9 @@ class SND010(Rule):
         return self.raised_with(
             level=level,
             sentence=sentence(
-                text, _of_heads(idle), f"{plural(model.silent.n_forwards, 'forward')} looked at."
+                text,
+                _of_heads(idle),
+                f"{plural(model.silent.n_forwards, 'forward pass', 'forward passes')} observed.",
             ),
             figure=figure,
             sites=tuple(names),

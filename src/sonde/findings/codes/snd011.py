@@ -40,11 +40,11 @@ class SND011(SiteRule):
         "rate or a leaky activation, or prune them."
     )
     how: ClassVar[str] = (
-        "Units whose smallest and largest value over all rows are equal. Inputs that were not "
-        "read are bounded: such a unit varies on fewer than 1 - (0.01 / units)^(1 / groups) of "
-        "similar inputs, with 99 % confidence for all units of the site together. Sites that "
-        "hold the model's input, as a Flatten does, are left out: the margins of images are "
-        "the same in all."
+        "Units whose smallest and largest value over all rows are equal. For inputs that were "
+        "not read the finding gives a bound: such a unit varies on fewer than 1 - (0.01 / "
+        "units)^(1 / groups) of similar inputs, with 99 % confidence for all units of the site "
+        "together. Sites that hold the model's input, such as the output of a Flatten, are left "
+        "out: pixels at the margins of images are often constant."
     )
     false_positives: ClassVar[str] = (
         "Large ReLU language models really have silent units in early layers, up to half of "
@@ -96,7 +96,7 @@ class SND011(SiteRule):
         return (
             self._text(worst.site, worst.kept, evidence),
             worst.also(names=at_level),
-            f"Fewer at {plural(rest, 'more site')}." if rest else "",
+            f"Fewer units at {plural(rest, 'more site')}." if rest else "",
         )
 
     def _text(self, site: SiteEvidence, count: tuple[int, int], evidence: Evidence) -> str:

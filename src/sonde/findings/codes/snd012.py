@@ -33,15 +33,15 @@ class SND012(Rule):
         "model.eval()."
     )
     how: ClassVar[str] = (
-        "Up to 128 rows are run and the mean and variance of each channel before each batch "
-        "norm compared with its buffers: the relative entropy of two Gaussians, in nats, "
-        "median over channels. 0.125 is a mean that is off by half a standard deviation, 0.5 "
-        "by a whole one. Buffers still at mean 0 and variance 1 are reported as never updated; "
-        "that is a note if no weight or bias of any batch norm was trained either. If the "
-        "answers can be judged, norms that do not fit are given the mean and variance of half "
-        "of the rows: all of them, the first, the first above 0.5 nats, and the worst. The "
-        "other half of the rows tests the best choice; the finding is a note if it does not "
-        "help."
+        "Up to 128 rows are run, and the mean and variance of each channel before each batch "
+        "norm are compared with its buffers: the relative entropy of two Gaussians, in nats, "
+        "median over channels. A mean that is off by half a standard deviation gives 0.125 "
+        "nats, a mean off by one standard deviation 0.5 nats. Buffers still at mean 0 and "
+        "variance 1 are reported as never updated; that is a note if no weight or bias of any "
+        "batch norm was trained either. If the answers can be judged, the norms that do not fit "
+        "are given the mean and variance of half of the rows: all of these norms, the first "
+        "alone, the first above 0.5 nats alone, and the worst alone. The other half of the rows "
+        "tests the best of these choices; the finding is a note if it does not help."
     )
     false_positives: ClassVar[str] = (
         "Data that differ from the training data: SND051 then reports them too. Very small "
@@ -88,16 +88,16 @@ class SND012(Rule):
             f"running mean and have {number(shown.ratio)} times its running variance (median "
             f"channel, {plural(found.n_rows, 'row')})."
         )
-        more = f"{len(bad)} of {len(found.norms)} batch norms do not fit."
+        more = f"{len(bad)} of {len(found.norms)} batch norms do not fit these rows."
         if alone is not None and alone is not found.norms[0]:
-            more = f"{more[:-1]}; other statistics in this norm restore the answers."
+            more = f"{more[:-1]}; replacing the statistics of this norm restores the answers."
         elif first.unmoved:
             names = places([n.path for n in bad], 1)
             more = f"The buffers of {names} were never updated: mean 0 and variance 1."
         elif first is found.norms[0]:
-            more += " It is the first norm, so the inputs have another scale than in training."
+            more += " It is the first norm, so the inputs are scaled differently than in training."
         else:
-            more += f" {found.norms[0].path}, the first, fits."
+            more += f" The first norm, {found.norms[0].path}, fits."
         said, fix = _of_trial(found.refitted, alone)
         return self.raised_with(
             level,
@@ -139,6 +139,6 @@ def _of_trial(tried: Trial | None, alone: NormFit | None) -> tuple[str, str]:
         )
     return (
         f"With batch-norm statistics of these rows the model is no better: {gained(tried)}.",
-        "Keep the stored statistics: the inputs are of another kind than those that the "
-        "norms were trained on, and the layers after them rely on those statistics.",
+        "Keep the stored statistics: these inputs differ in kind from those that the norms were "
+        "trained on, and the layers after the norms rely on the stored statistics.",
     )

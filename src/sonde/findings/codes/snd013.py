@@ -49,9 +49,10 @@ class SND013(SiteRule):
         "norm before its activation."
     )
     how: ClassVar[str] = (
-        "The mean derivative follows from mean m and variance v: tanh 1 - v - m^2, sigmoid "
-        "4 (m - v - m^2), relative to the steepest point; ReLU6, hardtanh and hardsigmoid: one "
-        "minus the fraction of rows at the ends. A unit counts below 0.05."
+        "The mean derivative follows from the mean m and the variance v of a unit's output: 1 - "
+        "v - m^2 for tanh, 4 (m - v - m^2) for a sigmoid, relative to the steepest point; for "
+        "ReLU6, hardtanh and hardsigmoid it is one minus the fraction of rows at either end of "
+        "the range. A unit counts as saturated below 0.05."
     )
     false_positives: ClassVar[str] = (
         "Gates are meant to close, so for gates this is a note at most."

@@ -52,19 +52,19 @@ class SND014(SiteRule):
     theme: ClassVar[Theme] = "units"
     why: ClassVar[str] = "Identical units can be merged, or a layer was copied by mistake."
     fix: ClassVar[str] = (
-        "Keep one of the copies and add up their outgoing weights, or train from another "
+        "Keep one of the copies and add up their outgoing weights, or train again from another "
         "initialisation."
     )
     how: ClassVar[str] = (
-        "min(|r| on all rows, |r| without the 1 % of rows of largest norm) > 0.9999: two units "
-        "then differ by less than 1.4 % of their standard deviation. For a module that slides "
-        "over an image, they must be copies at single positions too. Constant units are left "
-        "out; in a set of copies, all but one count. Large rows are trimmed because one huge "
-        "row makes all units correlate. Not judged: sites of fewer than eight units, sites "
-        "with fewer than eight inputs, and sites where the task needs only few directions "
-        "(SND022)."
+        "Two units are copies if min(|r| on all rows, |r| without the 1 % of rows of largest "
+        "norm) > 0.9999: they then differ by less than 1.4 % of their standard deviation. The "
+        "largest rows are left out because a single huge row makes all units correlate. For a "
+        "module that slides over an image, the units must be copies at single positions too. "
+        "Constant units are left out; in a set of copies, all but one count. Not judged: sites "
+        "of fewer than eight units, sites with fewer than eight inputs, and sites where the "
+        "task needs only few directions (SND022)."
     )
-    false_positives: ClassVar[str] = "Rank one (SND022) makes all units copies."
+    false_positives: ClassVar[str] = "At rank one (SND022), all units are copies of one another."
     plant: ClassVar[str] = "Half of a weight's rows copied onto the other half."
     twin: ClassVar[str] = "Units that correlate by 0.995."
 
@@ -100,8 +100,8 @@ class SND014(SiteRule):
         site, count = worst.site, int(worst.kept.sum())
         return (
             f"{count:,} of {plural(site.dim, 'unit')} at {places([site.name])} "
-            f"{'repeats' if count == 1 else 'repeat'} another up to 1.4 % of its "
-            f"standard deviation ({percent(worst.value)}; above {percent(worst.limit)} counts). "
+            f"{'repeats' if count == 1 else 'repeat'} another within 1.4 % of its standard "
+            f"deviation ({percent(worst.value)} of units; above {percent(worst.limit)} counts). "
             f"{plural(site.moments.n, 'row')}.",
             worst.also(),
         )

@@ -45,36 +45,37 @@ class SND015(Rule):
         "Inputs that are scaled, rotated or ordered differently than in training give wrong "
         "answers without an error."
     )
-    fix: ClassVar[str] = "Prepare the inputs in the form named."
+    fix: ClassVar[str] = "Prepare the inputs in the form that the finding names."
     how: ClassVar[str] = (
-        "Tested if the model is far less accurate than a linear probe of its last layer or "
-        "wrong on a tenth of the rows, or if the first batch norm does not fit (SND012): up to "
-        "128 rows are run again divided by 255, rescaled to 0..1, to -1..1 or to mean 0 and "
-        "variance 1, inverted, mirrored, rotated, with reversed channels or moved columns, "
-        "with one named column in another unit, with two columns exchanged, ... Raised if one "
-        "form closes half of the gap to the probe (a regression: reaches 95 % of the probe's "
-        "R^2, less .05) and corrects more rows than it spoils (sign test, 0.1 %, corrected for "
-        "the forms tried). If at least 15 rows are wrong (numbers: off by two thirds of the "
-        "targets' standard deviation and by three robust standard deviations of the errors), "
-        "these rows are tried separately, and a third of them choose the form. It is raised if "
-        "it corrects 65 % of the other wrong rows (sign test against 30 %, 0.1 %) and moves "
-        "three fifths of their states nearer to those of correct rows, more than it moves "
-        "correct rows (Mann-Whitney, 0.1 %), unless a constant on the logit of one class, "
-        "chosen in the same way, corrects about as many. A form that does not move them nearer "
-        "must fit all rows: it is raised if it removes half of the errors, spoiled rows "
-        "deducted, and is not a scale. If no form corrects enough answers, the log loss of the "
-        "held-out rows, at the best temperature of each form, must be a tenth below that of "
-        "the unchanged inputs (signed ranks, 0.1 %), accuracy must not fall, and the best bias "
-        "of one class with unchanged inputs must not give a loss a tenth lower still. "
-        "Columns of a table are compared with the mean and standard "
-        "deviation that the model stores (in a batch norm, or in two buffers as wide as the "
-        "table): raised if a column lies two stored standard deviations away, or if its "
-        "standard deviation is a quarter or four times the stored one, while most columns fit; "
-        "the unit, curve or exchange that makes it fit is tried. Without labels: raised if a "
-        "form removes three quarters of the first batch norm's misfit and leaves less than "
-        "0.125 nats."
+        "Tested if the model is far less accurate than a linear probe of its last layer, wrong "
+        "on a tenth of the rows, or if the first batch norm does not fit (SND012). Up to 128 "
+        "rows are run again in other forms: divided by 255, rescaled to 0..1, to -1..1 or to "
+        "mean 0 and variance 1, inverted, mirrored, rotated, with reversed channels or moved "
+        "columns, with one named column in another unit, with two columns exchanged, ... Raised "
+        "if one form closes half of the gap to the probe (a regression: reaches 95 % of the "
+        "probe's R^2, less 0.05) and corrects more rows than it spoils (sign test, 0.1 %, "
+        "corrected for the forms tried). If at least 15 rows are wrong (regressions: off by two "
+        "thirds of the targets' standard deviation and by three robust standard deviations of "
+        "the errors), these rows are also tried separately, and a third of them choose the "
+        "form. The form is reported if it corrects 65 % of the other wrong rows (sign test "
+        "against 30 %, 0.1 %) and moves three fifths of their states nearer to those of correct "
+        "rows, more than it moves correct rows (Mann-Whitney, 0.1 %), unless a constant on the "
+        "logit of one class, chosen in the same way, corrects about as many rows. A form that "
+        "does not move the states nearer must fit all rows: it is reported if it removes half "
+        "of the errors, after deduction of the rows that it spoils, and is not a scale. If no "
+        "form corrects enough answers, the log loss of the held-out rows, at the best "
+        "temperature of each form, must be a tenth below that of the unchanged inputs (signed "
+        "ranks, 0.1 %), accuracy must not fall, and the best bias of one class with unchanged "
+        "inputs must not give a loss a tenth lower still. The columns of a table are compared "
+        "with the mean and standard deviation that the model stores (in a batch norm, or in two "
+        "buffers as wide as the table): a column is reported if its mean lies two stored "
+        "standard deviations away, or if its standard deviation is at most a quarter or at "
+        "least four times the stored one, while most columns fit; then the unit, curve or "
+        "exchange of columns that makes it fit is tried. Without labels, a form is reported if "
+        "it removes three quarters of the first batch norm's misfit and leaves less than 0.125 "
+        "nats."
     )
-    false_positives: ClassVar[str] = "At the stated level, a form can help by luck."
+    false_positives: ClassVar[str] = "By chance, a form can help as often as the stated level says."
     plant: ClassVar[str] = "A net for pixels in -1..1 over pixels in 0..255."
     twin: ClassVar[str] = "The same net over pixels in -1..1."
 
@@ -208,7 +209,10 @@ class SND015(Rule):
             f"{n_fit} of {stored.n_columns} columns fit."
         )
         if len(stored.off) > 1:
-            text += f" Also off: {listed([shortened(c.name, 30) for c in stored.off[1:4]])}."
+            text += (
+                " Other columns that differ: "
+                f"{listed([shortened(c.name, 30) for c in stored.off[1:4]])}."
+            )
         if best is None or trial is None:
             fix = f"Give {first.name} in the unit and column position of the training table"
             if best is not None:
@@ -244,11 +248,14 @@ class SND015(Rule):
         if found.offset >= found.right - self.rival:
             return self.clear(figure, "a bias on the logit of one class corrects as many rows")
         text = (
-            f"Of {plural(found.n, 'row')} that the model gets wrong it is correct on "
-            f"{percent(found.right)} with the inputs {found.form.words}: a fraction of the "
-            f"rows, at least {percent(found.right * found.wrong)}, is given in another form."
+            f"Of {plural(found.n, 'row')} that the model gets wrong, it is correct on "
+            f"{percent(found.right)} with the inputs {found.form.words}: at least "
+            f"{percent(found.right * found.wrong)} of all rows are given in another form."
         )
-        fix = f". Do so for these rows alone: {percent(found.wrong)} of the rows are wrong now."
+        fix = (
+            f". Do so for these rows alone: the model gets {percent(found.wrong)} of all rows "
+            "wrong now."
+        )
         fix += _range(found.form)
         form = replace(found.form, scale=None)
         return self._raised(text, figure, form, fix, trial=found.trial("some inputs"))
@@ -273,7 +280,7 @@ class SND015(Rule):
             f"of {plural(found.n, 'row')} that it gets wrong, and stays correct on "
             f"{percent(found.kept)} of the rows that it gets right."
         )
-        fix = f": about {percent(after)} right instead of {percent(before)}."
+        fix = f": accuracy about {percent(after)} instead of {percent(before)}."
         fix += _range(found.form)
         return self._raised(text, figure, found.form, fix, "warning", found.trial("inputs"))
 
@@ -382,7 +389,7 @@ def _range(form: Tried) -> str:
     if form.range is None or form.range[1] / form.range[0] < 1.5:
         return ""
     low, high = form.range
-    return f" Factors from {number(low)} to {number(high)} do about as well."
+    return f" Factors from {number(low)} to {number(high)} work about as well."
 
 
 def _reached(score: float, numbers: bool) -> str:

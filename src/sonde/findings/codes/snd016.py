@@ -76,11 +76,10 @@ class SND016(Rule):
         "and keep these units in 16 bits when you quantise."
     )
     how: ClassVar[str] = (
-        "max |x| over the root mean square of the median unit that varies >= 1000; or the largest "
-        "1 % of units hold half of the mean square and 20 times as much as if all units were "
-        "equal. Warning only "
-        "where rounding (SND002) reaches a warning at the same site, or where OTHER has such units "
-        "and DATA has none."
+        "Either: max |x| is at least 1000 times the root mean square of the median unit that "
+        "varies. Or: the largest 1 % of units hold half of the mean square, and 20 times as "
+        "much as if all units were equal. A warning only where rounding (SND002) reaches a "
+        "warning at the same site, or where OTHER has such units and DATA has none."
     )
     false_positives: ClassVar[str] = "Common in trained language models, and needed there."
     plant: ClassVar[str] = "A bias of 3,000 on one unit; 20,000 on one unit of position 0."

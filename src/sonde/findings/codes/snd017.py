@@ -31,15 +31,15 @@ class SND017(Rule):
     energy: float = 0.5
     title: ClassVar[str] = "Special tokens dominate (first position, separators)"
     theme: ClassVar[Theme] = "units"
-    why: ClassVar[str] = "A mean over tokens then mostly reflects tokens without content."
+    why: ClassVar[str] = "A mean over tokens then mostly reflects tokens that carry no content."
     fix: ClassVar[str] = (
         "Leave the special tokens out when you pool: --reducer last, or --reducer mean over the "
         "other tokens."
     )
     how: ClassVar[str] = (
         "Median norm of rows at the first position, and of other special tokens, over the "
-        "median of the rest; at least 3 is a note. A warning if the reducer includes them in "
-        "its average and they account for more than half of the squared norms."
+        "median of the rest; at least 3 is a note. A warning if the reducer averages over these "
+        "tokens too and they account for more than half of the squared norms."
     )
     false_positives: ClassVar[str] = "Common in trained language models (attention sinks)."
     plant: ClassVar[str] = "200 added to one unit of position 0, read as the mean over tokens."
@@ -67,12 +67,10 @@ class SND017(Rule):
         drowned = [f for f in hits if self._drowns(f[0], f[1])]
         share = float(site.all.norms.energy_share[bucket])
         text = (
-            f"{BUCKETS[bucket]} are {number(ratio)} times as long as other tokens at "
+            f"{BUCKETS[bucket]} have {number(ratio)} times the norm of other tokens at "
             f"{places(names)} (common) and account for {percent(share)} of the squared norms."
         )
-        mixed = (
-            f"The reducer {site.schema.reducer} includes them in its average." if drowned else ""
-        )
+        mixed = f"The reducer {site.schema.reducer} averages over them too." if drowned else ""
         return self.raised_with(
             level="warning" if drowned else "note",
             sentence=sentence(text, mixed, f"{rows_of(site, evidence)}."),

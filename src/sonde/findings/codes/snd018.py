@@ -47,18 +47,20 @@ class SND018(SiteRule):
     active: int = 64
     title: ClassVar[str] = "States lie on a grid (quantised?)"
     theme: ClassVar[Theme] = "units"
-    why: ClassVar[str] = "Activations were rounded to few levels, so similar rows become identical."
+    why: ClassVar[str] = (
+        "Activations were rounded to a few levels, so similar rows become identical."
+    )
     fix: ClassVar[str] = "If rounding matters, load the weights without quantisation."
     how: ClassVar[str] = (
-        "Raised if in at least half of the units the sampled rows take at most 256 distinct "
-        "non-zero values, at least 95 % of the gaps between these values are whole multiples "
-        "of the smallest gap within 1 %, and that gap is coarser than the spacing of the "
-        "number format. This detects quantised activations, not quantised weights."
+        "In at least half of the units, the sampled rows take at most 256 distinct non-zero "
+        "values; at least 95 % of the gaps between these values are whole multiples of the "
+        "smallest gap, within 1 %; and that gap is coarser than the spacing of the number "
+        "format. This detects quantised activations, not quantised weights."
     )
     false_positives: ClassVar[str] = (
-        "Whole-number inputs, also after a Flatten, and embeddings of bytes have such values "
-        "too and are not tested. Values that a 16-bit format can represent count as rounded to "
-        "it, so rounding to 256 levels with a power of two as step cannot be distinguished "
+        "Whole-number inputs, also after a Flatten, and embeddings of bytes lie on a grid too "
+        "and are not tested. Values that a 16-bit format can represent count as rounded to that "
+        "format, so rounding to 256 levels with a power of two as step cannot be distinguished "
         "from bfloat16."
     )
     plant: ClassVar[str] = "Eight-bit rounding after a ReLU."
@@ -92,7 +94,7 @@ class SND018(SiteRule):
         return (
             f"{percent(worst.value)} of the units at {places(worst.names)} take at most "
             f"{self.values} evenly spaced values (quantised activations).",
-            f"{plural(worst.figure.n_rows, 'row')} looked at.",
+            f"{plural(worst.figure.n_rows, 'row')} tested.",
         )
 
     def _share(self, site: SiteEvidence) -> float | None:

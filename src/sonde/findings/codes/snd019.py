@@ -25,22 +25,22 @@ class SND019(ReadingComparison):
     title: ClassVar[str] = "The future leaks"
     theme: ClassVar[Theme] = "run"
     why: ClassVar[str] = (
-        "A model that sees the tokens it should predict has a low loss but cannot generate text: "
-        "its causal mask is missing, or its positions are shifted against it."
+        "A model that sees the tokens it should predict has a low loss but cannot generate "
+        "text: its causal mask is missing or misaligned."
     )
     fix: ClassVar[str] = (
         "Mask the future in attention: is_causal=True, or an upper triangle of -inf with "
         "diagonal=1."
     )
     how: ClassVar[str] = (
-        "For models that predict next tokens, by their class and configuration: up to eight "
-        "texts of one length, run again after the second half of each is replaced by that of "
-        "another text. Per site, over tokens of the first half: rms difference over the rms "
-        "standard deviation between rows."
+        "For models that predict next tokens (recognised by their class and configuration): up "
+        "to eight texts of one length are run again after the second half of each is replaced "
+        "by that of another text. Per site, over tokens of the first half: rms difference over "
+        "the rms standard deviation between rows."
     )
     false_positives: ClassVar[str] = (
-        "Models that read a prefix in both directions by design; capacity limits of experts, "
-        "which tokens of one batch compete for."
+        "Models that read a prefix in both directions by design; experts with a limited "
+        "capacity, for which the tokens of one batch compete."
     )
     plant: ClassVar[str] = "A language model that mixes each token with the mean of its whole text."
     twin: ClassVar[str] = "The same model with the mean of the tokens so far; a GPT-2."
@@ -57,7 +57,7 @@ class SND019(ReadingComparison):
         sites = deltas.beyond(tau)
         text = (
             f"States change with tokens that come later, at {where(sites)}: "
-            f"{amount(deltas, tau)}. The model sees what it is asked to predict."
+            f"{amount(deltas, tau)}. The model sees the tokens that it is asked to predict."
         )
         repeat = found.repeat is not None and found.repeat.worst > tau
         return self.differing(

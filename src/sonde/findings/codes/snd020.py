@@ -49,15 +49,17 @@ class SND020(Rule):
         "Load this weight again from the checkpoint it came from, or divide it by the factor named."
     )
     how: ClassVar[str] = (
-        "Linear layers and convolutions of at least 512 weights that ran, grouped by shape and "
-        "by name without numbers, so that layers at the same position in all blocks form one "
-        "group; and the weights of norms inside numbered blocks, grouped by name. The root mean "
-        "square of a layer's weights over the median of the others in its group is at least 4 "
-        "or at most 1/4, and the logarithm 6 robust standard deviations (1.48 times the median "
-        "deviation, at least log 1.2) away."
+        "Tested are linear layers and convolutions of at least 512 weights that ran, grouped by "
+        "shape and by name without numbers, so that layers at the same position in all blocks "
+        "form one group; and the weights of norms inside numbered blocks, grouped by name. A "
+        "layer is reported if the root mean square of its weights is at least 4 times or at "
+        "most 1/4 of the median of the others in its group, and if the logarithm of this ratio "
+        "is 6 robust standard deviations away (1.48 times the median deviation, at least log "
+        "1.2)."
     )
     false_positives: ClassVar[str] = (
-        "Models that scale blocks by depth on purpose, so that the first block differs much."
+        "Models that scale blocks by depth on purpose, so that the first block differs much "
+        "from the others."
     )
     plant: ClassVar[str] = "A trained net of six blocks, one weight of which is ten times as large."
     twin: ClassVar[str] = "The trained net."
@@ -93,7 +95,7 @@ class SND020(Rule):
         )
         return self.raised_with(
             "warning",
-            sentence(text, f"{places(more)} stand out as well." if more else ""),
+            sentence(text, f"The weights of {places(more)} differ as well." if more else ""),
             figure,
             sites=tuple(o.path for o in outliers),
             effect=min(1.0, abs(math.log(first.ratio)) / math.log(100)),

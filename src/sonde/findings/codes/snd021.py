@@ -33,13 +33,13 @@ class SND021(Rule):
         "Gradients grow or vanish by the same factor, and values overflow or underflow."
     )
     fix: ClassVar[str] = (
-        "Put a norm before each block, or divide residual weights by the square root of twice the "
-        "number of blocks, and train again."
+        "Put a norm before each block, or divide the residual weights by the square root of "
+        "twice the number of blocks, and train again."
     )
     how: ClassVar[str] = (
-        "Median norm of all rows at every site, divided by the root of the width; largest over "
-        "smallest among sites whose modules are of one class. The few rows with huge values do "
-        "not affect the median."
+        "Median norm of all rows at every site, divided by the root of the width; the largest "
+        "of these over the smallest, among sites whose modules are of one class. A few rows "
+        "with huge values do not affect the median."
     )
     false_positives: ClassVar[str] = (
         "Sites of one class with different purposes, such as a head of logits."

@@ -44,22 +44,22 @@ class SND022(SiteRule):
     title: ClassVar[str] = "Rank collapse"
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = (
-        "All units are almost perfectly correlated: the layer carries one number for each row."
+        "All units are almost perfectly correlated: the layer carries a single number for each row."
     )
     fix: ClassVar[str] = (
         "Check that inputs are prepared as in training; if the rank stays low, add residual "
         "connections or a norm, and train again."
     )
     how: ClassVar[str] = (
-        "D^2 / sum of squared correlations over units that vary, on pooled rows, or on single "
-        "positions if a module slides over an image and these have a higher rank. The raw "
-        "covariance is not used: one large unit lowers its ratio to 1 in healthy networks. "
-        "Sites with fewer than eight inputs or input channels are left out. Withheld if two or "
-        "three classes account for 80 % of the variance, or if the model's output (its logits, "
-        "else its last site) is one or two numbers that explain 80 % of the most that so few "
-        "directions can explain: nets with two or three classes and regressions need no more. "
-        "A note at most if one or two directions are left at a layer but more at the last "
-        "site, because the layers between recover them."
+        "D^2 / sum of squared correlations, over the D units that vary, on pooled rows (if a "
+        "module slides over an image, also on single positions; the higher rank counts). The "
+        "raw covariance is not used: one large unit lowers its ratio to 1 in healthy networks. "
+        "Sites with fewer than eight inputs or input channels are left out. Not raised if two "
+        "or three classes account for 80 % of the variance, or if the model's output (its "
+        "logits, else its last site) is one or two numbers that explain 80 % of the most that "
+        "one or two directions can explain: nets with two or three classes and regressions need "
+        "no more directions. A note at most if one or two directions are left at a layer but "
+        "more at the last site, because the layers between recover them."
     )
     false_positives: ClassVar[str] = (
         "Data that differ in one way only (one object, one brightness)."
@@ -114,8 +114,8 @@ class SND022(SiteRule):
         """Describe the number of directions in which the units vary."""
         site = worst.site
         return (
-            f"The {int(site.alive.sum()):,} units that vary at {places([site.name])} span "
-            f"{_counted(worst.value)} (participation ratio of correlations; limit "
+            f"The {int(site.alive.sum()):,} units that vary at {places([site.name])} span only "
+            f"{_counted(worst.value)} (participation ratio of the correlations; limit "
             f"{number(worst.limit)}). {plural(site.moments.n, 'row')}.",
             worst.also(),
         )

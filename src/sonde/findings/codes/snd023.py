@@ -39,7 +39,7 @@ class SND023(SiteRule):
     how: ClassVar[str] = (
         "r = sqrt(trace of the covariance) / |mean| over all rows, after the 1 % of units (at "
         "least 3) with the largest squared mean are left out; the mean cosine of two rows is 1 "
-        "/ (1 + r^2). A note at most if rows differ again at the last site, because later "
+        "/ (1 + r^2). A note at most if the rows differ clearly at the last site, because later "
         "layers separate them."
     )
     false_positives: ClassVar[str] = "A note is common in trained language models."
@@ -84,7 +84,7 @@ class SND023(SiteRule):
         value, common = worst.value, " (common)" if worst.level == "note" else ""
         return (
             f"Rows at {places(worst.names)} differ by {percent(value)} of their mean's "
-            f"length{common}: mean cosine {_cosine(1 / (1 + value**2), value)}(limit "
+            f"length{common}: mean cosine {_cosine(1 / (1 + value**2), value)} (limit "
             f"{percent(worst.limit)}).",
             f"{rows_of(worst.site, evidence)}.",
         )

@@ -33,11 +33,12 @@ class SND024(SiteRule):
     theme: ClassVar[Theme] = "depth"
     why: ClassVar[str] = "From this layer on, the tokens of an example can hardly be distinguished."
     fix: ClassVar[str] = (
-        "Use fewer layers for pooled rows, or add residual connections and train again."
+        "Pool the rows of an earlier layer, or add residual connections and train again."
     )
     how: ClassVar[str] = (
-        "Median over units of 1 - variance of example means / variance of rows, over all tokens or "
-        "patches. 0.001 means that tokens differ by 3 % of the standard deviation."
+        "Median over units of 1 - variance of example means / variance of rows, over all tokens "
+        "or patches. A value of 0.001 means that the tokens of an example differ by 3 % of the "
+        "standard deviation of all rows."
     )
     false_positives: ClassVar[str] = (
         "Models that pool all tokens afterwards lose nothing: a note at most in late layers."

@@ -40,12 +40,12 @@ class SND025(SiteRule):
         "Median over units of rms(out - in) / std(in), for blocks with parameters whose input "
         "is the output of the site before, and for the first block. Below 0.05 the input alone "
         "explains 99.7 % of the output. Blocks whose input has another shape, such as "
-        "embeddings, are not compared. The change relative to the whole norm is not used: one "
-        "huge unit makes it small at every later block."
+        "embeddings, are not compared. The change is not measured relative to the norm of the "
+        "whole row: one huge unit would make it small at every later block."
     )
     false_positives: ClassVar[str] = (
         "Similarity is no proof: a small change can matter. A residual branch that was "
-        "initialised to zero and not yet trained changes nothing and is no fault."
+        "initialised to zero and is not yet trained changes nothing; this is no fault."
     )
     plant: ClassVar[str] = "A block's projections times 0.02; all zero."
     twin: ClassVar[str] = "The same blocks at random initialisation."
@@ -106,8 +106,7 @@ class SND025(SiteRule):
         text = (
             f"{places(idle)} {'changes what it receives' if one else 'change what they receive'} "
             f"by {'' if one else 'as little as '}{percent(worst.value)}{ends} of its standard "
-            "deviation; below "
-            f"{percent(self.note)} counts as almost nothing"
+            f"deviation; a change below {percent(self.note)} counts as almost nothing"
         )
         rest = ""
         if others:

@@ -38,15 +38,15 @@ class SND026(Rule):
         "earlier block."
     )
     fix: ClassVar[str] = (
-        "Load this block again from its checkpoint; if it is whole, fine-tune it, or take the "
-        "answer from the block before it."
+        "Load this block again from its checkpoint; if the checkpoint has the same weights, "
+        "fine-tune the block or take the answer from the block before it."
     )
     how: ClassVar[str] = (
-        "Mean next-token loss of the states after every block through the model's own final "
-        "norm and head, on a hash sample of its data; the rise over a block is paired by "
-        "token, with a standard error over groups. Only blocks in the second half count, and "
-        "only if both losses are below the entropy of the targets' own frequencies: above it, "
-        "these predictions mean nothing."
+        "Mean next-token loss of the states after every block, through the model's own final "
+        "norm and head, on a sample of the data chosen by hash; the rise over a block is paired "
+        "by token, with a standard error over groups. Only blocks in the second half count, and "
+        "only if the losses before and after the block are below the entropy of the targets' "
+        "frequencies: above it, these predictions carry no information."
     )
     false_positives: ClassVar[str] = "Models trained with early exits or other heads inside."
     plant: ClassVar[str] = "The output of one late block times -2."
@@ -80,8 +80,8 @@ class SND026(Rule):
         worse = self._ends_worse(lens)
         names = [lens.sites[i].removesuffix(":out") for i in hits]
         text = (
-            f"Predicting after {places([lens.sites[at].removesuffix(':out')])} costs "
-            f"{number(float(lens.rise[at]))} nats more than before it "
+            f"The states after {places([lens.sites[at].removesuffix(':out')])} predict the next "
+            f"token {number(float(lens.rise[at]))} nats worse than those before it "
             f"({number(float(lens.loss[at - 1]), 3)} to {number(float(lens.loss[at]), 3)}; above "
             f"{number(self.nats)} counts)."
         )

@@ -41,12 +41,13 @@ class SND027(SiteRule):
     why: ClassVar[str] = "The layer can be replaced by two smaller ones that give the same numbers."
     fix: ClassVar[str] = "Widen the layer that caps the rank, or feed more independent columns."
     how: ClassVar[str] = (
-        "The number of eigenvalues above 1 of the covariance of rows, in units of the rounding "
-        "error of each unit, at linear layers whose input is exactly the output of the site "
-        "before. Rounding: that of the states (s^2 / 12, s the spacing of numbers), of the "
-        "weights ((16 u)^2 times the mean variance, u the unit roundoff) and of sums in "
-        "float32. The possible rank is the smallest of: units that vary, rank of that input, "
-        "and rows - 1. Low-rank weights that write to a residual stream are not detected."
+        "At linear layers whose input is exactly the output of the site before: the number of "
+        "eigenvalues of the covariance of rows that are above 1, in units of the rounding error "
+        "of each unit. Rounding error: that of the states (s^2 / 12, s the spacing of numbers), "
+        "of the weights ((16 u)^2 times the mean variance, u the unit roundoff) and of sums in "
+        "float32. The possible rank is the smallest of three numbers: units that vary, rank of "
+        "the input, and rows - 1. Low-rank weights that write to a residual stream are not "
+        "detected."
     )
     false_positives: ClassVar[str] = "Layers built as low rank on purpose."
     plant: ClassVar[str] = "A weight cut to its twelve largest singular values."
@@ -74,7 +75,7 @@ class SND027(SiteRule):
         if not ready:
             least = min(2 * max(a.dim, b.dim) for a, b in pairs)
             if least > SAMPLE:
-                return self.not_applicable(f"layers wider than {SAMPLE // 2:,} are not looked at")
+                return self.not_applicable(f"layers wider than {SAMPLE // 2:,} are not tested")
             return too_few(self, present, least, counted_as(evidence))
         ranks = {b.name: (rank(b, self.noise), self._possible(a, b)) for a, b in ready}
         ranks = {name: r for name, r in ranks.items() if r[1] > 0}

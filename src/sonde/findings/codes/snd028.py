@@ -32,13 +32,14 @@ class SND028(Rule):
     )
     fix: ClassVar[str] = "Prepare the texts in the form named."
     how: ClassVar[str] = (
-        "Up to 32 texts of one length, cut to 64 tokens, run again with positions one lower "
+        "Up to 32 texts of one length, cut to 64 tokens, are run again with positions one lower "
         "and one or two higher, with token ids one lower or higher, in reverse order, and with "
-        "a start token; and texts of 128 tokens in another case, with other spaces, line ends, "
-        "quotation marks, encodings and normalisations, whose loss is divided by the "
-        "characters of the shorter text. Raised if the mean loss after the first token falls "
-        "by at least 5 % and 0.1 nats, Wilcoxon's signed rank test over held-out texts has p "
-        "below 0.1 %, and the new loss is below that of the tokens' frequencies."
+        "a start token; texts of 128 tokens are run again in another case, with other spaces, "
+        "line ends, quotation marks, encodings and normalisations, and their loss is divided by "
+        "the characters of the shorter text. Raised if one of these forms lowers the mean loss "
+        "after the first token by at least 5 % and 0.1 nats, Wilcoxon's signed rank test over "
+        "held-out texts has p below 0.1 %, and the new loss is below that of the tokens' "
+        "frequencies."
     )
     false_positives: ClassVar[str] = (
         "Few, similar texts. A start token that was left out on purpose is reported too."
@@ -65,9 +66,9 @@ class SND028(Rule):
         if gain < max(self.nats, self.share * own) or not p < self.level or own - gain > most:
             return self.clear(figure)
         text = (
-            f"Given {words}, the texts have a loss of {number(own - gain, 3)} nats per token, "
-            f"and of {number(own, 3)} unchanged ({percent(gain / own)} less; "
-            f"{plural(len(loss), 'text')} held out from the choice)."
+            f"For the texts {words}, the model's loss is {number(own - gain, 3)} nats per "
+            f"token, and {number(own, 3)} with unchanged texts ({percent(gain / own)} less; "
+            f"{plural(len(loss), 'text')} held out from the choice of this form)."
         )
         line = FORMS[words][0] if words in FORMS else ""
         sites = [s.schema.key for s in evidence.sites[:1]]

@@ -37,13 +37,13 @@ class SND029(Rule):
     )
     how: ClassVar[str] = (
         "Tested if the next-token loss is above the entropy of the tokens' frequencies by 3 "
-        "standard errors. The model's probabilities are averaged over positions; their "
-        "divergence from the frequencies is the cost of expecting the wrong tokens. Raised if "
-        "it is at least 0.5 nats and falls to less than half once both distributions are "
-        "sorted: the model expects an equally uneven distribution, but over other tokens. If a "
-        "single token accounts for half of the cost, nothing is raised. Nearly even "
-        "predictions, as from random weights, cost as much after sorting; a model half of "
-        "whose layers look untrained (SND003) is not judged."
+        "standard errors. The model's probabilities are averaged over positions; the divergence "
+        "of this average from the frequencies is the cost of expecting the wrong tokens. Raised "
+        "if the cost is at least 0.5 nats and falls to less than half once both distributions "
+        "are sorted: the model then expects an equally uneven distribution, but over other "
+        "tokens. Not raised if a single token accounts for half of the cost. Nearly even "
+        "predictions, as from random weights, cost as much after sorting; a model half of whose "
+        "layers look untrained (SND003) is not judged."
     )
     false_positives: ClassVar[str] = "Texts of a language that the model was not trained on."
     plant: ClassVar[str] = "The shipped language model over tokens whose ids are shuffled."
@@ -77,7 +77,7 @@ class SND029(Rule):
             "it predicts equally frequent "
             "tokens with other ids."
         )
-        more = f"Is the tokenizer the model's own? {plural(lens.n_groups, 'text')}."
+        more = f"Is the tokenizer the model's own? Measured on {plural(lens.n_groups, 'text')}."
         sites = [s.schema.key for s in evidence.sites[:1]]
         return self.raised_with(
             "warning",

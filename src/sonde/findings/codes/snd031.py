@@ -32,14 +32,14 @@ class SND031(LabelRule):
     )
     fix: ClassVar[str] = "Train a new head on the layer named, in place of the last one."
     how: ClassVar[str] = (
-        "Class means in the metric of the OAS-shrunk covariance within classes, fitted without "
-        "one of four folds of the groups, tested on it. The best site is chosen on half of the "
-        "sampled groups; its accuracy minus that of the last site, or of the logits, is "
-        "measured on the other half, with a standard error over groups. A warning if the "
-        "labels are the model's own classes and its own answers lag behind the best site by as "
-        "much. If the answers beat the commonest class by less than a quarter of the best "
-        "site's margin, the model was not trained on these labels, and the finding stays a "
-        "note."
+        "A classifier by class means, in the metric of the OAS-shrunk covariance within "
+        "classes, is fitted on three of four folds of the groups and tested on the fourth. The "
+        "best site is chosen on half of the sampled groups; its accuracy minus that of the last "
+        "site, or of the logits, is measured on the other half, with a standard error over "
+        "groups. A warning if the labels are the model's own classes and its own answers lag "
+        "behind the best site by as much. If the answers beat the commonest class by less than "
+        "a quarter of the best site's margin, the model was not trained on these labels, and "
+        "the finding stays a note."
     )
     false_positives: ClassVar[str] = (
         "Common in the middle layers of pretrained models, whose last layers serve another task; "
@@ -122,12 +122,12 @@ class SND031(LabelRule):
         site, last = ends
         tail = "common in middle layers of pretrained models"
         if own is not None:
-            tail = f"the model's own answers lag by {number(100 * own.value)} points"
+            tail = f"the model's own answers lag by {number(100 * own.value)} percentage points"
         sentence = (
             f"A simple classifier (class means) classifies {percent(shares[0])} of held-out rows "
-            "correctly at "
-            f"{site.name} and {percent(shares[1])} at the last one, {last.name}: "
-            f"{number(100 * figure.value)} points less; {tail}. {plural(figure.n_rows, 'row')}."
+            f"correctly at {site.name} and {percent(shares[1])} at the last one, {last.name}: "
+            f"{number(100 * figure.value)} percentage points less; {tail}. "
+            f"{plural(figure.n_rows, 'row')}."
         )
         return self.raised_with(
             "note" if own is None else "warning",

@@ -38,8 +38,8 @@ class SND032(Rule):
         "distinguishable."
     )
     how: ClassVar[str] = (
-        "NC1 = tr(S_W S_B^+) / classes over averages, class means with equal weights, and the "
-        "fraction of the variance that lies between classes, both at the last site. Classes "
+        "At the last site: NC1 = tr(S_W S_B^+) / classes over averages, with class means "
+        "weighted equally, and the fraction of the variance that lies between classes. Classes "
         "are the labels, or the model's own answers if there are no labels. The interval comes "
         "from random halves of the sampled groups."
     )
@@ -79,7 +79,7 @@ class SND032(Rule):
         sentence = (
             f"At {site.name}, {percent(explained, 3)} of the variance lies between classes and "
             f"the variance inside a {what} is {number(value)} of that between classes (NC1; "
-            f"below {number(self.nc1)} is collapsed). {plural(figure.n_rows, 'row')}, "
+            f"below {number(self.nc1)} counts as collapsed). {plural(figure.n_rows, 'row')}, "
             f"{plural(len(large), 'class', 'classes')}."
         )
         return self.raised_with(

@@ -24,10 +24,12 @@ class SND033(LabelRule):
     title: ClassVar[str] = "A class that cannot be separated from the others"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
-        "The states do not separate this class: its labels are mixed up with another one's, or the "
-        "model has not learned the difference."
+        "The states do not separate this class: its labels are mixed up with those of another "
+        "class, or the model has not learned the difference."
     )
-    fix: ClassVar[str] = "Merge the classes that are confused, or add rows of the class named."
+    fix: ClassVar[str] = (
+        "Merge the classes that are confused, or add rows of the class that the finding names."
+    )
     how: ClassVar[str] = (
         "Held-out recall at the best site, with all classes weighted equally. Raised if its "
         "upper Wilson bound, at a level divided by the number of classes, is below the median "
@@ -101,7 +103,7 @@ class SND033(LabelRule):
         rival = (
             ""
             if taken is None
-            else f", most others are classified as {shortened(found.names[taken])!r}"
+            else f", most of the others are classified as {shortened(found.names[taken])!r}"
         )
         more = "" if n_poor == 1 else f" {plural(n_poor - 1, 'more class', 'more classes')} alike."
         if own is not None:

@@ -31,25 +31,26 @@ class SND034(LabelRule):
     why: ClassVar[str] = (
         "Wrong labels teach the wrong thing and make every score on this data lower than it is."
     )
-    fix: ClassVar[str] = "Look at the rows listed, and correct or drop those whose label is wrong."
+    fix: ClassVar[str] = "Inspect the rows listed, and correct or drop those with a wrong label."
     how: ClassVar[str] = (
-        "At the site whose states predict labels best: none of the 10 nearest rows of other "
-        "groups has the row's label, at least 9 share another one, and the held-out classifier "
-        "names that one too. Healthy data show up to 0.6 % of such rows, so their count must "
-        "also be improbable at that fraction. If it is, further rows are listed: at least six "
-        "of their neighbours share another label and at most 2 have the row's label, and the "
-        "model predicts that other class at least as confidently as it does on average for rows "
-        "of that class; the level follows from all rows listed. The report's list of labels to "
-        "check first is ordered by the "
-        "probability that the probe, the neighbours and the model's own answers give to the "
-        "label; the report prints how many of some deliberately exchanged labels come first in "
-        "it. Labels that are wrong in one direction: of the rows that the held-out classifier "
-        "gives one class, at least 20 % are labelled as another class, more than the reverse, "
-        "and lie as far on that class's side as its own rows (medians within a quarter), on "
-        "each half of the groups; p below 0.001 over all pairs of classes, among rows that lie "
-        "as far as 19 of 20 rows of the class. If the classifier shows none and the model's own "
-        "answers are not significantly less accurate, the same test uses these answers, if the "
-        "classifier disagrees with most of the rows' labels."
+        "At the site whose states predict labels best, a row is listed if none of its 10 "
+        "nearest rows of other groups has its label, at least 9 of them share another label, "
+        "and the held-out classifier predicts that other label too. Healthy data show up to 0.6 "
+        "% of such rows, so the finding is raised only if their count is improbable at that "
+        "fraction. Further rows are then listed: at least six of their neighbours share another "
+        "label, at most 2 have the row's label, and the model predicts that other class at "
+        "least as confidently as it does on average for rows of that class; the level follows "
+        "from all rows listed. The report also orders labels to check first, by the probability "
+        "that the probe, the neighbours and the model's own answers give to each label, and "
+        "prints how many of some deliberately exchanged labels come first in this order. Labels "
+        "that are wrong in one direction are tested on the rows that the held-out classifier "
+        "assigns to one class: at least 20 % of them are labelled as another class, more than "
+        "the reverse, and they lie as far on the first class's side as its own rows (medians "
+        "within a quarter), on each half of the groups; p below 0.001 over all pairs of "
+        "classes, among rows that lie as far as 19 of 20 rows of the class. If the classifier "
+        "shows no such pair and the model's own answers are not significantly less accurate, "
+        "the same test uses these answers, provided that the classifier disagrees with most of "
+        "the rows' labels."
     )
     false_positives: ClassVar[str] = (
         "Rare kinds of a class that look like another one to this model; classes that overlap."
@@ -74,7 +75,7 @@ class SND034(LabelRule):
         if share < self.note or p >= self.level:
             seen = "no row was listed" if clear == 0 else f"{plural(clear, 'row')} listed"
             if share >= self.note:
-                seen += f", which chance explains (p {p:.2g}, not below {self.level:g})"
+                seen += f", which can be chance (p = {p:.2g}, not below {self.level:g})"
             return self.clear(figure, seen)
         # Chance does not explain the clear rows, so the rows that the model doubts count as well.
         low, high = clopper_pearson(count, n)
@@ -108,9 +109,9 @@ class SND034(LabelRule):
             threshold=0.2, p=way.p, n_rows=found.n_rows, n_groups=found.n_groups,
         )  # fmt: skip
         sentence = (
-            f"{percent(way.share)} of the rows that look like {of!r} at {site.name} are labelled "
-            f"{called!r} ({plural(n, 'row')}; the reverse: {percent(way.back)}). Their labels are "
-            f"wrong, or one kind of {called!r} looks like {of!r}."
+            f"{percent(way.share)} of the rows whose states resemble {of!r} at {site.name} are "
+            f"labelled {called!r} ({plural(n, 'row')}; the reverse: {percent(way.back)}). Their "
+            f"labels are wrong, or one kind of {called!r} resembles {of!r}."
         )
         return self.raised_with(
             "warning",

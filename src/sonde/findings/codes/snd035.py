@@ -61,22 +61,23 @@ class SND035(LabelRule):
     title: ClassVar[str] = "A nuisance variable predicts the label"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
-        "A model trained on such data can score well without looking at the content, and fail "
-        "where the nuisance has another distribution."
+        "A model trained on such data can score well without using the content, and fails where "
+        "this property is distributed differently."
     )
     fix: ClassVar[str] = (
-        "Balance the labels over the nuisance: sample equally many rows of each label at each "
+        "Balance the labels over this property: sample equally many rows of each label at each "
         "of its values, and train again."
     )
     how: ClassVar[str] = (
-        "One-against-rest AUROC of each nuisance for each class on one sampled row of each "
-        "group, in the direction in which it is above one half; lower bound (Newcombe) at a "
-        "level divided by twice the number of nuisances and classes. A warning becomes a note "
-        "where the nuisance explains less than 2 % of the margin of the model's own answers "
-        "inside classes; size and brightness also if these answers are not known, since they "
-        "depend on the content of an image. For texts, HTML tags and entities, unknown tokens "
-        "and the language (unless the classes are languages) are nuisances too. Order in the "
-        "file is SND044."
+        "One-against-rest AUROC of each nuisance variable (length, size, padding, brightness) "
+        "for each class, on one sampled row of each group, in the direction in which it is "
+        "above one half; lower bound (Newcombe) at a level divided by twice the number of "
+        "nuisance variables and classes. A warning becomes a note if the variable explains less "
+        "than 2 % of the margin of the model's own answers inside classes; for size and "
+        "brightness also if these answers are not known, since size and brightness depend on "
+        "the content of an image. For texts, HTML tags and entities, unknown tokens and the "
+        "language (unless the classes are languages) are nuisance variables too. The order of "
+        "rows in the file is tested by SND044."
     )
     false_positives: ClassVar[str] = "Classes that differ in length or language by nature."
     plant: ClassVar[str] = "The texts of one class are twice as long."
@@ -153,8 +154,8 @@ class SND035(LabelRule):
             )
             used = share >= self.margin
             tail = (
-                f" Inside classes it explains {percent(share)} of the variance of the "
-                "model's margin."
+                f" Inside classes it explains {percent(share)} of the variance of the model's "
+                "margin."
             )
         name = found.names[worst.label]
         sentence = (

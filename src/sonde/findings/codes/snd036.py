@@ -33,13 +33,13 @@ class SND036(LabelRule):
         "have been joined wrongly."
     )
     how: ClassVar[str] = (
-        "At every site the held-out accuracy lies below the accuracy that always predicting "
+        "At every site, the held-out accuracy lies below the accuracy that always predicting "
         "the largest class reaches by chance (binomial, 99.9 %), and the variance between "
         "classes is less than random labels explain by chance: (classes - 1) / (n - 1) times "
-        "chi2 / df at 99.9 % over all sites, df = (classes - 1) times the participation ratio "
-        "of the site. Withheld where the rows cannot exclude an accuracy 10 points above the "
-        "largest class; passed if the model's own answers are more accurate than the largest "
-        "class."
+        "chi2 / df at 99.9 % over all sites, where df is (classes - 1) times the participation "
+        "ratio of the site. Unknown if the rows cannot exclude an accuracy 10 percentage points "
+        "above the largest class; passed if the model's own answers are more accurate than the "
+        "largest class."
     )
     false_positives: ClassVar[str] = (
         "Labels that depend on something that a mean over tokens hides."
@@ -81,8 +81,9 @@ class SND036(LabelRule):
             )
         if high > found.majority + self.hidden:
             return self.withheld(
-                f"the states carry no trace of the labels, but {plural(n, 'row')} do not "
-                f"exclude an accuracy {number(100 * self.hidden)} points above the largest class"
+                f"the states carry no trace of the labels, but {plural(n, 'row')} do not exclude "
+                f"an accuracy {number(100 * self.hidden)} percentage points above the largest "
+                "class"
             )
         return self._raised(found, figure, max(explained), null)
 

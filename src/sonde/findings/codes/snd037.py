@@ -43,30 +43,31 @@ class SND037(ClassAnswersRule):
     title: ClassVar[str] = "The model's answers are worse than its states allow"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
-        "Answers that are worse than the model's own states, or than no model, come from inputs "
-        "that are scaled or cropped differently from training, or from labels in another order."
+        "If the answers are worse than a probe of the model's own states, or than always giving "
+        "the commonest answer, the inputs are scaled or cropped differently than in training, "
+        "or the labels are in another order."
     )
     fix: ClassVar[str] = (
-        "First check everything before the head: inputs prepared as in training, this model's "
-        "weights, "
-        "labels in the model's order. If these are right, load the head that belongs to these "
-        "layers, or train a new head."
+        "First check everything before the head: that inputs are prepared as in training, that "
+        "the weights are this model's, and that labels are in the model's order. If all this is "
+        "correct, load the head that belongs to these layers, or train a new head."
     )
     how: ClassVar[str] = (
-        "Classifiers: the accuracy against the larger of the held-out accuracy of class means "
-        "at the last site (SND031) and the frequency of the commonest label, on the same rows; "
-        "a standard error over groups. Language models: the loss at the next token against the "
-        "entropy of the tokens' frequencies, or counts of up to three tokens of the other "
-        "texts, if these are better at most tokens. Regressions: the mean squared error, as a "
-        "fraction of the targets' variance, against a held-out linear regression at the last "
-        "site and the mean alone. They are judged if the model's numbers explain half of that "
-        "variance, or if they explain a tenth and a factor, offset, logarithm or power of "
-        "them, fitted on half of the groups, reaches four fifths of the probe's R^2 on the "
-        "others. A model with nearly even probabilities (mean entropy at least half of the "
-        "maximum), as with random weights, is not judged."
+        "Classifiers: the accuracy is compared with the larger of two figures on the same rows, "
+        "the held-out accuracy of class means at the last site (SND031) and the frequency of "
+        "the commonest label; a standard error over groups. Language models: the next-token "
+        "loss is compared with the entropy of the tokens' frequencies, or with counts of up to "
+        "three tokens of the other texts, if these are better at most tokens. Regressions: the "
+        "mean squared error, as a fraction of the targets' variance, is compared with that of a "
+        "held-out linear regression at the last site and of the mean alone. A regression is "
+        "judged if the model's numbers explain half of that variance, or if they explain a "
+        "tenth and a factor, offset, logarithm or power of them, fitted on half of the groups, "
+        "reaches four fifths of the probe's R^2 on the others. A model with nearly even "
+        "probabilities (mean entropy at least half of the maximum), as with random weights, is "
+        "not judged."
     )
     false_positives: ClassVar[str] = (
-        "Labels whose numbers mean other classes than the model's; an untrained head with "
+        "Labels whose numbers stand for other classes than the model's; an untrained head with "
         "confident answers."
     )
     plant: ClassVar[str] = (
@@ -131,15 +132,19 @@ class SND037(ClassAnswersRule):
         low, high = found.interval
         text = (
             f"The model's accuracy is {percent(found.accuracy)} ({percent(low)} to "
-            f"{percent(high)}), a linear probe on its last layer {percent(last.accuracy)}, the "
-            f"commonest label alone {percent(found.majority)}."
+            f"{percent(high)}); a linear probe on its last layer reaches "
+            f"{percent(last.accuracy)}, the commonest label alone {percent(found.majority)}."
         )
         hint = ""
         if found.renamed - found.accuracy > self.lag and found.renamed >= last.accuracy - self.lag:
-            hint = f"With its answers renamed one-to-one, it would be {percent(found.renamed)}."
+            hint = (
+                "If its answers were renamed one-to-one, its accuracy would be "
+                f"{percent(found.renamed)}."
+            )
         elif found.unseen > 0.5:
             hint = (
-                f"{percent(found.unseen)} of its answers are classes that no row has as its label."
+                f"{percent(found.unseen)} of its answers are classes that do not occur among the "
+                "labels."
             )
         return self.raised_with(
             "error" if high < found.majority else "warning",
@@ -167,12 +172,12 @@ class SND037(ClassAnswersRule):
             return self.clear(figure, "the model's outputs hardly correlate with the targets")
         own, last = (root_mean(e, found.group)[0] for e in (found.own, probe))
         text = (
-            f"The model is off by {number(own)} (root mean square), a linear probe on its last "
-            f"layer by {number(last)}, the mean alone by {number(spread**0.5)}."
+            f"The model's root mean square error is {number(own)}, that of a linear probe on its "
+            f"last layer {number(last)}, that of the mean alone {number(spread**0.5)}."
         )
-        hint = f"Its numbers follow the targets (correlation {number(found.correlation)})."
+        hint = f"Its outputs follow the targets (correlation {number(found.correlation)})."
         if made is not None and mends:
-            hint = f"With {made.words} it is off by {number(made.error)}."
+            hint = f"With {made.words} the error is {number(made.error)}."
         return self.raised_with(
             "warning",
             sentence(text, hint, f"{plural(len(lag), 'row')}."),
@@ -248,5 +253,5 @@ def _advice(made: Rescaled) -> str:
         return f"Undo the scaling of the targets: {made.line}."
     return (
         "Check whether targets and inputs are scaled as in training. This fitted rescaling "
-        f"corrects part of the error, whatever its cause: {made.line}."
+        f"removes part of the error, whatever its cause: {made.line}."
     )

@@ -34,19 +34,20 @@ class SND038(ClassAnswersRule):
         "shifted by one, in the data or in the list of the model's classes."
     )
     fix: ClassVar[str] = (
-        "Name the classes in the order of the model's outputs: --classes, or the label column."
+        "List the classes in the order of the model's outputs: --classes, or the label column."
     )
     how: ClassVar[str] = (
         "The one-to-one assignment of answers to labels with the highest accuracy is found on "
         "half of the groups (linear assignment). Its cycles are tested on the other half: the "
         "weaker half of a cycle's classes must be answered by the assigned class more often "
         "than by any other (binomial, corrected for the number of cycles: 0.1 %, or 5 % if all "
-        "cycles together pass 0.1 %). An open chain counts only if every class is in it. With "
-        "this renaming, the model's log loss at its best temperature must be at least 10 % "
-        "below the entropy of the labels, and its accuracy no more than 20 points below the "
-        "probe's at the last site. If classes have too few rows for that, the step between "
-        "label and answer that is best on half of the groups must be correct on half of the "
-        "other rows, with five classes or more (sign test, 1 %)."
+        "cycles together pass 0.1 %). A chain that does not close counts only if it contains "
+        "every class. With this renaming, the model's log loss at its best temperature must be "
+        "at least 10 % below the entropy of the labels, and its accuracy at most 20 percentage "
+        "points below that of the probe at the last site. If classes have too few rows for this "
+        "test and there are at least five classes, the difference between the numbers of label "
+        "and answer that is best on half of the groups must be correct on half of the other "
+        "rows (sign test, 1 %)."
     )
     false_positives: ClassVar[str] = (
         "Two classes whose labels in the data were exchanged on purpose; an untrained model of "
@@ -66,9 +67,9 @@ class SND038(ClassAnswersRule):
         n, size = len(found.trial.rows), abs(found.step)
         side = "above" if found.step > 0 else "below"
         text = (
-            f"The number of the model's answer is {size} {side} that of the label in "
-            f"{percent(after)} of {plural(n, 'row')} held out from the choice; the model is "
-            f"correct on {percent(before)} of them: labels, or answers, are shifted by {size}."
+            f"In {percent(after)} of {plural(n, 'row')} held out from the choice, the number of "
+            f"the model's answer is {size} {side} that of the label; the model is correct on "
+            f"{percent(before)} of them: labels or answers are shifted by {size}."
         )
         figure = Figure("renamed_gain", after - before, unit="share", null=0.0,
                         p=found.trial.p, n_rows=n)  # fmt: skip
@@ -78,8 +79,9 @@ class SND038(ClassAnswersRule):
             sentence(text),
             figure,
             effect=min(1.0, after - before),
-            fix=f"label = label {sign} {size}, or inputs that move no answer (the sampling rate of "
-            f"signals): correct on {percent(after)} instead of {percent(before)}.",
+            fix=f"label = label {sign} {size} (or correct the inputs, if they shift the answers: "
+            f"the sampling rate of signals, for example): correct on {percent(after)} instead "
+            f"of {percent(before)}.",
             trial=found.trial,
         )
 
@@ -147,13 +149,16 @@ def _in_words(data: DataEvidence, answer_for: Mapping[int, int]) -> str:
     label, answer = pairs[0]
     if len(pairs) == 2:
         return (
-            f"Two classes have exchanged names: label {name(label)} is what the model calls "
+            f"Two classes have exchanged names: label {name(label)} is the model's class "
             f"{name(answer)}, and the other way round."
         )
-    example = f"label {name(label)} is what the model calls {name(answer)}"
+    example = f"label {name(label)} is the model's class {name(answer)}"
     steps = {a - y for y, a in pairs}
     if len(steps) <= 2 and min(map(abs, steps)) == 1:
         way = "down" if 1 in steps else "up"
-        return f"Labels are moved {way} by one: {example}."
+        return f"Labels are shifted {way} by one: {example}."
     others = [f"{name(y)} is {name(a)}" for y, a in pairs[1:]]
-    return f"{plural(len(pairs), 'label')} stand for other classes: {example}; {listed(others)}."
+    return (
+        f"{plural(len(pairs), 'label')} stand for other classes of the model: {example}; "
+        f"{listed(others)}."
+    )

@@ -32,7 +32,7 @@ class SND039(ClassAnswersRule):
         "commonest class."
     )
     fix: ClassVar[str] = (
-        "Prepare inputs as in training and load the head again; if both are right, train longer."
+        "Prepare inputs as in training and load the head again; if both are correct, train longer."
     )
     how: ClassVar[str] = (
         "The model's accuracy minus that of the commonest label, paired by row, with a "
@@ -42,7 +42,7 @@ class SND039(ClassAnswersRule):
         "at least half of the maximum), as in an untrained model."
     )
     false_positives: ClassVar[str] = (
-        "Few labelled rows of a rare class: a useful model can be no more accurate than "
+        "Few labelled rows of a rare class: even a useful model can be no more accurate than "
         "the commonest label alone."
     )
     plant: ClassVar[str] = "A trained net whose head has fallen back to one class."
@@ -70,8 +70,9 @@ class SND039(ClassAnswersRule):
         low, high = found.interval
         text = (
             f"The model is correct on {percent(found.accuracy)} of rows ({percent(low)} to "
-            f"{percent(high)}), the commonest label alone on {percent(found.majority)}; a linear "
-            f"probe on its states reaches {percent(best.accuracy)} at {best.name}."
+            f"{percent(high)}), always answering the commonest label on "
+            f"{percent(found.majority)}; a linear probe on its states reaches "
+            f"{percent(best.accuracy)} at {best.name}."
         )
         answer = torch.mode(found.answer).values
         share = float((found.answer == answer).double().mean())

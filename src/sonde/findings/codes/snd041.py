@@ -27,9 +27,9 @@ class SND041(Rule):
         "set after that."
     )
     how: ClassVar[str] = (
-        "1 - distinct / all over the 16-byte content hashes of every input; chunks of one text "
-        "count as one input. Any copy is a note, 1 % of copies or equal content with different "
-        "labels a warning."
+        "1 - distinct / all, over the 16-byte content hashes of all inputs; chunks of one text "
+        "count as one input. Any copy is a note; 1 % of copies, or equal content with different "
+        "labels, is a warning."
     )
     false_positives: ClassVar[str] = "Short or categorical inputs, which repeat by their nature."
     plant: ClassVar[str] = "2 % of the rows are copied."
@@ -68,7 +68,11 @@ class SND041(Rule):
         return evidence.data.limited
 
     def _sentence(self, found: Copies, share: float) -> str:
-        verb = "is a further copy" if found.n_extra == 1 else "are further copies"
+        verb = (
+            "is a copy of an earlier input"
+            if found.n_extra == 1
+            else "are copies of earlier inputs"
+        )
         parts = [f"{found.n_extra:,} of {plural(found.n, 'input')} ({percent(share)}) {verb}."]
         if found.contradicting:
             many = len(found.contradicting)
@@ -78,5 +82,5 @@ class SND041(Rule):
             parts.append(f"{found.n_blank:,} inputs are empty.")
         most = len(found.sets[0])
         if most > 2:
-            parts.append(f"The most frequent one occurs {most:,} times.")
+            parts.append(f"The most frequent input occurs {most:,} times.")
         return " ".join(parts)

@@ -30,18 +30,19 @@ class SND042(Rule):
     )
     fix: ClassVar[str] = "Keep one of each pair, and split into training and test set by groups."
     how: ClassVar[str] = (
-        "Sampled rows at the first and the last site with at least eight units. A row counts "
-        "if its nearest row of another group and with other content is nearer than eps times "
-        "the distance of its fifth nearest row. Pairs of the first site must also lie within "
-        "half of the fifth's distance at the last site, and equal rows of the last site must "
-        "be equal at the first. If a row is the last token of a text, only the last site and "
-        "texts of different lengths are compared. With d the dimension estimated from the "
-        "second and fifth neighbour, a uniform density has 4 n eps^d such rows; eps is 0.1, or "
-        "less so that 0.01 rows are expected. Raised for at least 3 rows with a Poisson "
+        "Sampled rows are compared at the first and the last site with at least eight units. A "
+        "row counts if its nearest row of another group and with other content is nearer than "
+        "eps times the distance of its fifth nearest row. Pairs of the first site must also lie "
+        "within half of the fifth's distance at the last site, and rows that are equal at the "
+        "last site must be equal at the first. If a row is the last token of a text, only the "
+        "last site and texts of different lengths are compared. If d is the dimension estimated "
+        "from the second and fifth neighbour, a uniform density has 4 n eps^d such rows; eps is "
+        "0.1, or less so that 0.01 rows are expected. Raised for at least 3 rows with a Poisson "
         "probability below 0.001 over these sites."
     )
     false_positives: ClassVar[str] = (
-        "Rows of very heavy tails or of few distinct values; saturated states, which share corners."
+        "Rows with very heavy tails or few distinct values; saturated states, which coincide at "
+        "the ends of their range."
     )
     plant: ClassVar[str] = "Rows copied with noise of 0.2 % of a unit's standard deviation."
     twin: ClassVar[str] = "The same with noise of 10 %."
@@ -99,7 +100,7 @@ class SND042(Rule):
         return (
             f"{plural(len(pairs), 'row')} of {n:,} ({percent(share)}) at {site.name} have "
             f"another row at {near} % of the distance of their fifth nearest row (median; limit "
-            f"{percent(pairs.eps)}); by chance, {number(pairs.expected, 1)} rows would."
+            f"{percent(pairs.eps)}); {number(pairs.expected, 1)} rows are expected by chance."
         )
 
 

@@ -48,8 +48,8 @@ class SND044(Rule):
         "too small."
     )
     fix: ClassVar[str] = (
-        "Say which rows belong together with --group-column, so that intervals and splits keep "
-        "them together."
+        "Use --group-column to name the column of rows that belong together, so that intervals "
+        "and splits keep them together."
     )
     how: ClassVar[str] = (
         "Mean of |x_i - x_(i+1)|^2 over consecutive rows of different groups, divided by its "

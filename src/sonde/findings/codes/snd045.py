@@ -31,10 +31,10 @@ class SND045(Rule):
     )
     fix: ClassVar[str] = "Drop the blank rows, or fill them in."
     how: ClassVar[str] = (
-        "Empty texts, by their size in bytes; and inputs of eight numbers or more that are all "
-        "equal: each channel of an image or signal, each unit of a sequence, or a whole row. "
-        "Constant inputs are searched for among the sampled rows, and all inputs with equal "
-        "content count. Any blank input is a note, 1 % are a warning."
+        "Empty texts, recognised by their size in bytes; and inputs of eight numbers or more "
+        "that are all equal: each channel of an image or signal, each unit of a sequence, or a "
+        "whole row. Constant inputs are searched for among the sampled rows; every input with "
+        "the content of such a row counts. Any blank input is a note, 1 % are a warning."
     )
     false_positives: ClassVar[str] = "Tiles of empty background that belong to the task."
     plant: ClassVar[str] = "5 % of the images are black."
@@ -54,8 +54,8 @@ class SND045(Rule):
         assert level is not None
         verb = "is" if count == 1 else "are"
         text = (
-            f"{count:,} of {plural(n, 'input')} ({percent(share)}) {verb} blank: empty, or one "
-            "value everywhere."
+            f"{count:,} of {plural(n, 'input')} ({percent(share)}) {verb} blank: empty, or the "
+            "same value everywhere."
         )
         key = evidence.sites[0].schema.key
         one = largest_class(evidence.data, range(n), blank.double().numpy())

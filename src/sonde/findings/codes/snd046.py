@@ -39,16 +39,17 @@ class SND046(ClassAnswersRule):
     )
     how: ClassVar[str] = (
         "For each class, over its rows and those that a held-out linear probe of the last site "
-        "gives it: accuracy of the probe minus accuracy of the model. The lower confidence "
+        "assigns to it: accuracy of the probe minus accuracy of the model. The lower confidence "
         "limit of that difference, with standard errors over groups and a level of 0.1 % "
-        "corrected for the number of classes, must be above 20 points, and the model's recall "
-        "below half of its median recall. The model as a whole must be more accurate than the "
-        "commonest label (else SND039). If no class lags, a constant on one logit that half of the "
-        "rows choose is a warning as well if it raises the accuracy of the others by 5 points "
-        "(sign test, 1 %) and constants on the other logits add nothing."
+        "corrected for the number of classes, must be above 20 percentage points, and the "
+        "model's recall of the class below half of its median recall. The model as a whole must "
+        "be more accurate than the commonest label (else SND039). If no class lags, a constant "
+        "on one logit, chosen on half of the rows, is a warning as well if it raises the "
+        "accuracy of the other half by 5 percentage points (sign test, 1 %) and constants on "
+        "the other logits add nothing."
     )
     false_positives: ClassVar[str] = (
-        "A rare class that the model avoids because a false alarm was costly in training."
+        "A rare class that training made the model avoid because false alarms were costly."
     )
     plant: ClassVar[str] = "A trained net one of whose logits is far too low."
     twin: ClassVar[str] = "The trained net."
@@ -116,8 +117,8 @@ class SND046(ClassAnswersRule):
         probe = percent(float((labels.sites[-1].even[mine] == k).double().mean()))
         text = (
             f"The model recognises {own} of the rows of {names[0]}, a linear probe on its last "
-            f"layer {probe} ({plural(figure.n_rows, 'row')}); on all rows its accuracy is "
-            f"{percent(found.accuracy)}."
+            f"layer recognises {probe} ({plural(figure.n_rows, 'row')}); on all rows its "
+            f"accuracy is {percent(found.accuracy)}."
         )
         more = f"The same holds for {listed(names[1:])}." if len(names) > 1 else ""
         moved = logit_constant(evidence)
@@ -164,7 +165,8 @@ class SND046(ClassAnswersRule):
         return self.raised_with(
             "warning",
             f"The model answers {shortened(name, 20)} for {percent(answered)} of "
-            f"{plural(n, 'row')}, {percent(held)} have this label: its logit is off by a constant.",
+            f"{plural(n, 'row')}, but {percent(held)} have this label: a constant offset of its "
+            "logit explains this.",
             figure,
             sites=(labels.sites[-1].key,),
             examples=tuple(examples_at(evidence, labels.where[rows].tolist())),

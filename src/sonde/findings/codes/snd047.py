@@ -41,17 +41,17 @@ class SND047(Rule):
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
         "A split by position trains on one kind of rows and tests on another, and the first "
-        "rows, which --limit reads, differ from the rest."
+        "rows, which --limit reads, differ from the later ones."
     )
     fix: ClassVar[str] = "Shuffle the rows before you split them or train on them."
     how: ClassVar[str] = (
         "The sampled rows, one of each group, are split into ten parts in the order of the "
-        "file. The statistic is the fraction of variance between the parts, of each class and "
-        "of 16 principal components of the states (at three sites; with labels, of the "
-        "residuals after the class means). The largest fraction must be 5 points above its "
-        "mean over 200 random orders of the same rows, and the sum must have p below 1 in "
-        "10,000, corrected for the number of tests. Labels are not tested if files are read in "
-        "the order of their names, because folders of classes follow one another."
+        "file. The statistic is the fraction of variance between the parts, for each class and "
+        "for 16 principal components of the states (at three sites; with labels, of the "
+        "residuals after the class means). The largest fraction must be 5 percentage points "
+        "above its mean over 200 random orders of the same rows, and the sum must have p below "
+        "1 in 10,000, corrected for the number of tests. Labels are not tested if files are "
+        "read in the order of their names, because folders of classes follow one another."
     )
     false_positives: ClassVar[str] = (
         "A table that was sorted on purpose and is never split by position."
@@ -104,9 +104,9 @@ class SND047(Rule):
     def _sentence(self, evidence: Evidence, at: str, seen: Ordered, where: Tensor) -> str:
         what = "Labels come" if at == LABELS else f"States at {at.removesuffix(':out')} drift"
         text = (
-            f"{what} in the order of the file: its tenths explain {percent(seen.value)} of "
-            f"{'one class' if at == LABELS else 'one direction'} ({percent(seen.null)} in "
-            f"random orders). {plural(len(where), 'row')}."
+            f"{what} in the order of the file: the ten tenths of the file explain "
+            f"{percent(seen.value)} of {'one class' if at == LABELS else 'one direction'} "
+            f"({percent(seen.null)} in random orders). {plural(len(where), 'row')}."
         )
         return sentence(text, "Shuffle before a split by position.", self._split(evidence, where))
 
@@ -122,7 +122,9 @@ class SND047(Rule):
         known = int((ordered.unique() >= 0).sum())
         alone = known - int((torch.isin(before, after) & (before >= 0)).sum())
         return (
-            f"Of {plural(known, 'class', 'classes')} {alone} would be on one side." if alone else ""
+            f"Of {plural(known, 'class', 'classes')} {alone} would be on one side of such a split."
+            if alone
+            else ""
         )
 
 

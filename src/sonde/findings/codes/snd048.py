@@ -51,10 +51,10 @@ class SND048(Rule):
     how: ClassVar[str] = (
         "Columns that number the rows: 95 % of their values are distinct whole numbers (or "
         "texts without spaces that contain a number), with a range of at most four times the "
-        "number of rows. The sampled labelled rows are sorted by such a column: the fraction "
-        "of neighbours with equal labels must be 10 points larger than in 200 random orders, "
-        "with p below 1 in 10,000, corrected for the number of columns. A warning where the "
-        "column is an input of the model, else a note."
+        "number of rows. The sampled labelled rows are sorted by such a column: the fraction of "
+        "neighbours with equal labels must be 10 percentage points larger than in 200 random "
+        "orders, with p below 1 in 10,000, corrected for the number of columns. A warning if "
+        "the column is an input of the model, else a note."
     )
     false_positives: ClassVar[str] = (
         "A time stamp in whole days that legitimately predicts the label."
@@ -111,8 +111,8 @@ class SND048(Rule):
         )
         text = (
             f"Column {shortened(name)} numbers the rows and predicts their labels: sorted by "
-            f"it, {percent(seen.value)} of neighbouring rows have equal labels, in random "
-            f"orders {percent(seen.null)}. {plural(figure.n_rows, 'row')}."
+            f"this column, {percent(seen.value)} of neighbouring rows have equal labels; in "
+            f"random orders {percent(seen.null)}. {plural(figure.n_rows, 'row')}."
         )
         key = evidence.sites[-1].schema.key
         return self.raised_with(

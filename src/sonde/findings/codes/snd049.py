@@ -425,18 +425,18 @@ class SND049(Rule):
     )
     fix: ClassVar[str] = "Compare the rows before and after the row named, and repair the rest."
     how: ClassVar[str] = (
-        "Rows in the order of the file: the model's errors (numbers: off by a third of the "
-        "targets' standard deviation); the gap between standardised numbers and targets, whose "
-        "mean square is 2 minus twice their correlation (raised if it changes by 0.3); for each "
-        "numeric input column, whether a value repeats the value before it, equals a frequent "
-        "value, or is missing; and brightness, contrast and sharpness of images. Half of the "
-        "rows (every second one) choose the position where the means before and after differ "
-        "most; the other half tests it: Fisher's exact test (null: any order), for images the "
-        "Mann-Whitney test, for gaps Fisher's transform of rank correlations, p times the "
-        "number of series (those of answers, or the others) below 0.001. Raised if the "
-        "fractions differ by 0.1; a column is stuck if values repeat on 90 % of one part and at "
-        "most 30 % of the other. Labels are misaligned if answers fit labels up to three rows "
-        "away. Files sorted by class are compared within classes."
+        "Series in the order of the file are tested: the model's errors (regressions: off by a "
+        "third of the targets' standard deviation); the gap between standardised numbers and "
+        "targets, whose mean square is 2 minus twice their correlation (raised if it changes by "
+        "0.3); for each numeric input column, whether a value repeats the value before it, "
+        "equals a frequent value, or is missing; and brightness, contrast and sharpness of "
+        "images. Half of the rows (every second one) choose the position where the means before "
+        "and after differ most; the other half tests it: Fisher's exact test (null: any order), "
+        "for images the Mann-Whitney test, for gaps Fisher's transform of rank correlations; p "
+        "times the number of series (those of answers, or the others) must be below 0.001. "
+        "Raised if the fractions differ by 0.1; a column is stuck if values repeat on 90 % of "
+        "one part and on at most 30 % of the other. Labels are misaligned if the answers fit "
+        "labels up to three rows away. Files sorted by class are compared within classes."
     )
     false_positives: ClassVar[str] = "Files that were joined from different parts on purpose."
     plant: ClassVar[str] = "Labels of the second half are moved by one row; a column sticks."
@@ -478,16 +478,17 @@ def _said(change: Change, n: int) -> str:
         way = "earlier" if change.slip < 0 else "later"
         return (
             f"{at} labels are misaligned: answers fit the label "
-            f"{plural(abs(change.slip), 'row')} {way} ({percent(change.mended)}, their own "
-            f"label {percent(1 - change.after)}; before that row {percent(1 - change.before)})"
+            f"{plural(abs(change.slip), 'row')} {way} (correct on {percent(change.mended)}; with "
+            f"their own label {percent(1 - change.after)}, before that row "
+            f"{percent(1 - change.before)})"
         )
     if change.kind == "error":
         return f"{at} the model is wrong on {after} of rows ({before} before)"
     if change.kind == "fit":
         return (
-            f"{at} the model's numbers follow the targets less: correlation "
-            f"{number(change.after, 2)}, before {number(change.before, 2)}; the targets from there "
-            "on seem to belong to other rows"
+            f"{at} the model's outputs follow the targets less: correlation "
+            f"{number(change.after, 2)}, before {number(change.before, 2)}; the targets from "
+            "there on seem to belong to other rows"
         )
     if change.kind == "stuck":
         return f"{at} {name} repeats its last value on {after} of rows ({before} before)"
@@ -507,5 +508,5 @@ def _fix(change: Change) -> str:
         )
     if change.kind in ("stuck", "value"):
         which = f" where it is {number(change.value, 6)}" if change.kind == "value" else ""
-        return f"Take {name} as missing from row {row + 1:,} on{which}, or drop these rows."
+        return f"Treat {name} as missing from row {row + 1:,} on{which}, or drop these rows."
     return ""

@@ -30,10 +30,10 @@ class SND051(Rule):
     )
     how: ClassVar[str] = (
         "Per site: the direction S^-1 (mean of OTHER - mean of DATA), with S the OAS-shrunk "
-        "covariance within the sets, fitted on half of the groups; AUROC on one row of each "
-        "held-out group, p from the rank-sum test, times the number of sites. Raised where p < "
-        "0.001 and the lower bound (Newcombe, 99.9 % over all sites) is above 0.6, a warning "
-        "above 0.75. Never an error: OTHER is often meant to differ."
+        "covariance within the sets, is fitted on half of the groups; its AUROC is computed on "
+        "one row of each held-out group, p from the rank-sum test, times the number of sites. "
+        "Raised if p < 0.001 and the lower bound (Newcombe, 99.9 % over all sites) is above "
+        "0.6; a warning above 0.75. Never an error: OTHER is often meant to differ."
     )
     false_positives: ClassVar[str] = "Rows of one source that come in unnamed groups."
     plant: ClassVar[str] = "Images shifted by one pixel."
@@ -80,7 +80,7 @@ class SND051(Rule):
         assert first is not None
         tail = ""
         if found.length_auroc is not None:
-            tail = f" Length alone: {number(found.length_auroc)}"
+            tail = f" The length of the inputs alone has AUROC {number(found.length_auroc)}"
             near = found.length_auroc > worst.auroc - self.length
             tail += ", so length explains the difference." if near else "."
         where = f"at {worst.name}" + ("" if first is worst else f", first at {first.name}")

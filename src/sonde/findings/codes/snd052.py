@@ -30,22 +30,24 @@ class SND052(Rule):
     title: ClassVar[str] = "Out-of-distribution rows in OTHER"
     theme: ClassVar[Theme] = "versus"
     why: ClassVar[str] = (
-        "On out-of-distribution inputs, a model's answers are guesses. Training "
-        "rows score as less anomalous than new rows, so compare held-out rows."
+        "On out-of-distribution inputs, a model's answers are guesses. Compare OTHER with "
+        "held-out rows: rows that the model was trained on score as less anomalous than new "
+        "rows."
     )
     fix: ClassVar[str] = (
-        "Look at the rows listed; prepare them as DATA, or train on rows like them."
+        "Inspect the rows listed; prepare them as DATA was prepared, or train on rows like them."
     )
     how: ClassVar[str] = (
         "Detectors fitted on half of DATA's groups at every site score the other half and "
         "OTHER. The detector with most alarms is chosen on a quarter of these rows of DATA and "
-        "half of OTHER, then calibrated and counted on the rest. A second test uses the "
-        "calibrated sum of the logarithms of all p-values, with one row of each group. The "
-        "number of alarms is compared with a beta-binomial distribution, because the threshold "
-        "itself was estimated; p is corrected for the two tests. Raised if p is below 0.001 "
-        "and the fraction of alarms above twice the rate. A note if the model's accuracy on "
-        "OTHER is within 5 points of that on DATA and most rows above the threshold are "
-        "answered correctly, as is usual for new rows beside training rows."
+        "half of OTHER, then calibrated on the remaining rows of DATA, and its alarms are "
+        "counted on the remaining rows of OTHER. A second test uses the calibrated sum of the "
+        "logarithms of all p-values, with one row of each group. The number of alarms is "
+        "compared with a beta-binomial distribution, because the threshold itself was "
+        "estimated; p is corrected for the two tests. Raised if p is below 0.001 and the "
+        "fraction of alarms above twice the false-alarm rate. A note if the model's accuracy on "
+        "OTHER is within 5 percentage points of that on DATA and most rows above the threshold "
+        "are answered correctly, as is usual for new rows compared with training rows."
     )
     false_positives: ClassVar[str] = (
         "OTHER is meant to differ; rows that come in unnamed groups; DATA that the model was "
@@ -73,7 +75,7 @@ class SND052(Rule):
         if not hits:
             least = min(found.corrected(a.chance(a.n)) for a in found.each)
             theirs = two_names(evidence)[1]
-            few = f"{plural(total.n, 'row')} of {theirs}: too few for a chance below {self.level:g}"
+            few = f"{plural(total.n, 'row')} of {theirs}: too few rows for p below {self.level:g}"
             return self.clear(figure, few if least >= self.level else "")
         return self._raised(evidence, found, hits[0], figure)
 
@@ -88,7 +90,7 @@ class SND052(Rule):
         sites = tuple(dict.fromkeys(key for _, key in alarm.names))
         counts = (
             f"{alarm.n_alarms:,} of {plural(alarm.n, 'row')}, threshold from "
-            f"{alarm.calibration.n:,} held-out."
+            f"{alarm.calibration.n:,} held-out rows."
         )
         return self.raised_with(
             "note" if explained else "warning",
@@ -115,7 +117,7 @@ class SND052(Rule):
         ((method, key),) = first.names
         where = f"{method} at {shortened(key.removesuffix(':out'), 24)}"
         best = f"By {where}, the best of {len(found.total.names)} scores"
-        return f"{best}, {text}; with all scores combined, {percent(found.total.rate)}."
+        return f"{best}, {text}; with all scores combined, {percent(found.total.rate)} do."
 
     def _answers(self, evidence: Evidence, beyond: Tensor) -> tuple[str, bool]:
         """Return the model's accuracy on OTHER in words, and whether it explains the alarms."""

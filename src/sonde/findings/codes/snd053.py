@@ -52,8 +52,8 @@ class SND053(Rule):
     title: ClassVar[str] = "Look-alikes in DATA and OTHER"
     theme: ClassVar[Theme] = "versus"
     why: ClassVar[str] = (
-        "If one set is the training set and the other the test set, these inputs test "
-        "memorisation only."
+        "If one set is the training set and the other the test set, these inputs test only what "
+        "the model has memorised."
     )
     fix: ClassVar[str] = (
         "Remove from one set the rows that also occur in the other (the command lists them), and "
@@ -61,11 +61,11 @@ class SND053(Rule):
         "again."
     )
     how: ClassVar[str] = (
-        "Exact: inputs of OTHER whose 16-byte content hash DATA has; inputs below 16 bytes are "
-        "counted separately. Near: sampled rows of OTHER whose nearest row of DATA is nearer "
-        "than eps times their fifth nearest, at the sites of SND042, with the dimension of "
-        "DATA's rows. Any equal input is a note; 0.1 % of OTHER, or 3 near pairs with p below "
-        "0.001, are a warning."
+        "Exact: inputs of OTHER whose 16-byte content hash also occurs in DATA; inputs below 16 "
+        "bytes are counted separately. Near: sampled rows of OTHER whose nearest row of DATA is "
+        "nearer than eps times the distance of their fifth nearest, at the sites of SND042, "
+        "with the dimension of DATA's rows. Any equal input is a note; 0.1 % of OTHER, or 3 "
+        "near pairs with p below 0.001, are a warning."
     )
     false_positives: ClassVar[str] = "Short or categorical inputs, which coincide by chance."
     plant: ClassVar[str] = "1 % of the training rows are copied into the test data."
@@ -139,12 +139,12 @@ class SND053(Rule):
         if near:
             chance = "below 1e-12" if leak.p < 1e-12 else number(leak.p, 1)
             parts.append(
-                f"{plural(len(leak.near), 'more row')} of {theirs} are near-copies "
-                f"of rows of {mine} (chance {chance})."
+                f"{plural(len(leak.near), 'more row')} of {theirs} are near-copies of rows of "
+                f"{mine} (p = {chance})."
             )
         if leak.short:
             parts.append(
-                f"{plural(len(leak.short), 'shared input')} below 16 bytes counted separately."
+                f"{plural(len(leak.short), 'shared input')} below 16 bytes (counted separately)."
             )
         return " ".join(parts)
 

@@ -30,15 +30,15 @@ class SND054(Rule):
         "there."
     )
     fix: ClassVar[str] = (
-        "Weight rows by the proportion of their class in OTHER, divided by its proportion in "
-        "DATA, when you train or report accuracy; add "
-        "rows of classes that one data set lacks, or leave these classes out on both sides."
+        "When you train or report accuracy, weight each row by the proportion of its class in "
+        "OTHER divided by that in DATA; add rows of classes that one data set lacks, or leave "
+        "these classes out of both data sets."
     )
     how: ClassVar[str] = (
-        "Labels of all inputs, by name. The statistic is half the sum over labels of the "
-        "absolute difference of their proportions. A note from 0.1 on if a chi-squared test of "
-        "the counts has p below 0.001 and each data set has 50 labels; a warning if OTHER has "
-        "labels that DATA lacks, on at least 1 % of its rows."
+        "The labels of all inputs are compared by name. The statistic is half the sum over "
+        "labels of the absolute difference of their proportions. A note from 0.1 on if a "
+        "chi-squared test of the counts has p below 0.001 and each data set has 50 labels; a "
+        "warning if OTHER has labels that DATA lacks, on at least 1 % of its rows."
     )
     false_positives: ClassVar[str] = "Sets that were balanced on purpose; classes that are rare."
     plant: ClassVar[str] = "Two thirds of one class are left out of OTHER; a class has a new name."
@@ -91,9 +91,10 @@ class SND054(Rule):
         shares = [counts / counts.sum() for counts in found.labels]
         k = int(np.argmax(np.abs(shares[1] - shares[0])))
         text = (
-            f"{shortened(found.classes[k], 20)!r} is {percent(float(shares[0][k]))} of the labels "
-            f"of {mine} and {percent(float(shares[1][k]))} of {theirs} (all labels differ by "
-            f"{number(100 * float(np.abs(shares[1] - shares[0]).sum() / 2))} points)."
+            f"{shortened(found.classes[k], 20)!r} is {percent(float(shares[0][k]))} of the "
+            f"labels of {mine} and {percent(float(shares[1][k]))} of {theirs} (over all labels "
+            "the proportions differ by "
+            f"{number(100 * float(np.abs(shares[1] - shares[0]).sum() / 2))} percentage points)."
         )
         if found.expected is None:
             return text
@@ -101,7 +102,7 @@ class SND054(Rule):
         if own is None or other is None:
             return text
         return (
-            f"{text} The change in class proportions alone would take the accuracy from "
-            f"{percent(own['value'])} to "
-            f"{percent(found.expected)}; it is {percent(other['value'])}."
+            f"{text} The change in class proportions alone would change the accuracy from "
+            f"{percent(own['value'])} to {percent(found.expected)}; it is "
+            f"{percent(other['value'])}."
         )

@@ -28,20 +28,21 @@ class SND055(Rule):
         "A column in another unit, two exchanged columns, a sensor that is stuck or "
         "texts in capitals give wrong answers without an error."
     )
-    fix: ClassVar[str] = "Prepare these columns of OTHER as those of DATA."
+    fix: ClassVar[str] = "Prepare these columns of OTHER as they are prepared in DATA."
     how: ClassVar[str] = (
-        "At most 2,048 rows of different groups from each data set, subsampled to equal class "
-        "proportions if these differ (SND054). Tests: for numbers, twice the smaller p of the "
-        "Kolmogorov-Smirnov and the rank-sum test, Fisher's exact test for missing values and "
-        "one value, chi-squared for words, Holm's correction for all. The value that gained "
-        "most rows and the factor are chosen on half of the rows and tested on the other half. "
-        "Texts are compared by length, capitals, non-ASCII characters, digits, punctuation, "
-        "line breaks, HTML, language, script, unknown tokens and byte tokens; images by "
-        "brightness, contrast and sharpness (differences between neighbouring pixels, relative "
-        "to noise of the same contrast). Raised if p is below 0.001 and the cumulative "
-        "distributions differ by 0.15 (fractions of missing and repeated values by 0.05, words "
-        "by 0.1): a warning for columns that the model reads, else a note. A factor or an "
-        "exchange is named if it removes two thirds of the difference on the held-out rows."
+        "At most 2,048 rows of different groups are taken from each data set, subsampled to "
+        "equal class proportions if these differ (SND054). Tests: for numbers, twice the "
+        "smaller p of the Kolmogorov-Smirnov and the rank-sum test; for missing values and for "
+        "a single repeated value, Fisher's exact test; for words, chi-squared; with Holm's "
+        "correction for all. The value whose frequency rises most and the factor are chosen on "
+        "half of the rows and tested on the other half. Texts are compared by length, capitals, "
+        "non-ASCII characters, digits, punctuation, line breaks, HTML, language, script, "
+        "unknown tokens and byte tokens; images by brightness, contrast and sharpness "
+        "(differences between neighbouring pixels, relative to noise of the same contrast). "
+        "Raised if p is below 0.001 and the cumulative distributions differ by 0.15 (fractions "
+        "of missing and repeated values by 0.05, words by 0.1): a warning for columns that the "
+        "model reads, else a note. A factor or an exchange is named if it removes two thirds of "
+        "the difference on the held-out rows."
     )
     false_positives: ClassVar[str] = "Columns that differ by design, such as a date."
     plant: ClassVar[str] = "A column in millimetres, two exchanged columns, a column that is stuck."
@@ -73,7 +74,7 @@ class SND055(Rule):
     def _sentence(self, evidence: Evidence, found: ColumnComparison) -> str:
         theirs = two_names(evidence)[1]
         said = list(dict.fromkeys(m.said for m in found.moves))
-        text = f"{len(found.moves)} of {plural(found.n_columns, 'column')} moved in {theirs}: "
+        text = f"{len(found.moves)} of {plural(found.n_columns, 'column')} changed in {theirs}: "
         if found.n_columns == 1 or all(m.column in _PICTURE_CAUSES for m in found.moves):
             text = f"In {theirs} "
         kept: list[str] = []
@@ -90,7 +91,7 @@ class SND055(Rule):
 _PICTURE_CAUSES = {
     OF_PICTURES["brightness"]: "exposure, scale of pixels",
     OF_PICTURES["contrast"]: "gain, scale of pixels",
-    OF_PICTURES["sharpness"]: "focus, the size they were resized from, compression, noise",
+    OF_PICTURES["sharpness"]: "focus, original size before resizing, compression, noise",
 }
 _SMALL = ("missing", "one value", "new values")
 

@@ -32,20 +32,21 @@ class SND061(WeakGroupRule):
         "sensor, short texts."
     )
     fix: ClassVar[str] = (
-        "Add rows like these to the training set, or answer 'not sure' on them: sonde score "
-        "--group."
+        "Add rows like these to the training set, or let the model answer 'not sure' on them: "
+        "sonde score --group."
     )
     how: ClassVar[str] = (
         "On a random half of the groups of the sampled labelled rows: groups are built from "
-        "values and tails of the data's own columns, of length, size, brightness, contrast, "
-        "sharpness and the answer, and from clusters of the states (k-means with 5, 10 and 20 "
-        "centres on 16 principal components, at most 6 sites), alone or in pairs. The five "
-        "groups that explain most of the errors are kept. On the other half, both error rates "
-        "have an interval, at 99 % over all groups tested there, exact for rows without "
-        "groups. The interval of the group must lie 10 points above that of the rest. A "
-        "cluster of states is a note if the model's confidence is as low as its accuracy: its "
-        "mean probability lies less than 10 points above the upper confidence limit of its "
-        "accuracy there, at the best temperature of all other rows if that is above 1."
+        "single values and from the lowest and highest values of the data's own columns, of "
+        "length, size, brightness, contrast, sharpness and the answer, and from clusters of the "
+        "states (k-means with 5, 10 and 20 centres on 16 principal components, at most 6 "
+        "sites), alone or in pairs. The five groups that explain most of the errors are kept. "
+        "On the other half, both error rates have an interval, at 99 % over all groups tested "
+        "there, exact for rows without groups. The interval of the group must lie 10 percentage "
+        "points above that of the rest. A cluster of states is a note if the model's confidence "
+        "is as low as its accuracy: its mean probability lies less than 10 percentage points "
+        "above the upper confidence limit of its accuracy there, at the best temperature of all "
+        "other rows if that is above 1."
     )
     false_positives: ClassVar[str] = "Inputs that nobody can classify, such as blurred images."
     plant: ClassVar[str] = "A style, a sensor or a length that the net was not trained on."

@@ -41,8 +41,8 @@ class SND062(Rule):
     title: ClassVar[str] = "Accuracy on rare classes is far lower"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
-        "Accuracy counts rows, so common classes decide it: a model that has not learned the rare "
-        "ones looks good."
+        "Accuracy counts rows, so common classes dominate it: a model that has not learned the "
+        "rare classes can still look good."
     )
     fix: ClassVar[str] = (
         "Sample rows of rare classes more often in training, or divide their loss by the class "
@@ -50,9 +50,9 @@ class SND062(Rule):
     )
     how: ClassVar[str] = (
         "Rare classes have less than half of the rows that classes of equal size would have. "
-        "Their joint accuracy and that of all other classes have 99 % intervals, exact for "
-        "rows without groups. The interval of the rare classes must end 10 points below that "
-        "of the others. The finding also gives the mean accuracy over classes."
+        "Their joint accuracy and that of all other classes have 99 % intervals, exact for rows "
+        "without groups. The interval of the rare classes must end 10 percentage points below "
+        "that of the others. The finding also gives the mean accuracy over classes."
     )
     false_positives: ClassVar[str] = (
         "Rare classes that nobody can recognise, such as a class 'other'."

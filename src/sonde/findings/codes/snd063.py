@@ -29,15 +29,15 @@ class SND063(WeakGroupRule):
         "season, small objects."
     )
     fix: ClassVar[str] = (
-        "Add rows like these to the training set, or answer 'not sure' on them: sonde score "
-        "--group."
+        "Add rows like these to the training set, or let the model answer 'not sure' on them: "
+        "sonde score --group."
     )
     how: ClassVar[str] = (
         "Absolute errors in standard deviations of the targets. Groups are searched for on one "
         "half of the sampled rows as in SND061, by the data's own columns, size, brightness, "
         "contrast, sharpness and clusters of the states. On the other half, both means have a "
-        "Student interval over groups, at 99 % over all groups tested there. That of the group "
-        "must lie 0.1 standard deviations above that of the rest."
+        "Student interval over groups, at 99 % over all groups tested there. The interval of "
+        "the group must lie 0.1 standard deviations above that of the rest."
     )
     false_positives: ClassVar[str] = "Inputs whose targets are noisier than the others'."
     plant: ClassVar[str] = "A sensor whose readings are scaled."

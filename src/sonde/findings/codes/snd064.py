@@ -33,11 +33,11 @@ class SND064(WeakGroupRule):
     how: ClassVar[str] = (
         "Next-token loss of at most 160 texts of different groups, 24 tokens of each (320 and "
         "128 with --deep), minus the mean loss of all texts at similar positions (grouped by "
-        "octaves). Groups are searched for on one half of the texts as in SND061, by the "
-        "data's own columns, length and clusters of the states. On the other half, both means "
-        "have a Student interval over groups, at 99 % over all groups tested there. That of "
-        "the group must lie 0.5 nats per token above that of the rest: a perplexity 1.6 times "
-        "as large."
+        "octaves). Groups are searched for on one half of the texts as in SND061, by the data's "
+        "own columns, length and clusters of the states. On the other half, both means have a "
+        "Student interval over groups, at 99 % over all groups tested there. The interval of "
+        "the group must lie 0.5 nats per token above that of the rest, which is a perplexity "
+        "1.6 times as large."
     )
     false_positives: ClassVar[str] = (
         "Texts that nobody can predict: random keys, tables of numbers."

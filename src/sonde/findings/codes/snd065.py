@@ -39,20 +39,21 @@ class SND065(Rule):
         "Parts are all squares with a quarter of an image's side at steps of an eighth, the "
         "columns of a table, and the tokens of texts. On half of at most 800 rows of different "
         "groups, a ridge regression from each part to each class is fitted and scored on other "
-        "rows. A row is marked if its score is nearer to the scores of the class than to the "
-        "99 % quantile of the other classes, and the regression is fitted again to the marked "
-        "rows. Of six parts that mark 30 % of a class and vary least there, at most three on "
-        "much the same rows, the part is taken whose exchange costs most. On the other half it "
-        "is exchanged in the marked rows with that of rows of other classes (a token, and the "
-        "phrase in which it always stands: replaced by tokens of theirs), against that of "
-        "marked rows (against as many other tokens). Raised where at most 3 % of other rows "
-        "are marked, the score varies in the marked rows by less than 3 % of its distance from "
-        "the others or 95 % of the class are marked, and the lost accuracy is 0.1, with an "
-        "interval at 99.9 % over all classes. A warning where 70 % of the class are marked and "
-        "the score varies by less than 3 %, or 90 % of the rows of other classes are called "
-        "this class with the part pasted in; a note otherwise. Marks that move, and marks in "
-        "every row, are not found; models above two million weights and large inputs are "
-        "tested with --deep."
+        "rows. A row counts as marked if its score is nearer to the scores of the class than to "
+        "the 99 % quantile of the other classes; the regression is then fitted again to the "
+        "marked rows. Candidates are the six parts that mark 30 % of a class and vary least "
+        "there, at most three of them on largely the same rows; the part whose exchange costs "
+        "most accuracy is taken. On the other half of the rows, this part of the marked rows is "
+        "exchanged with that of rows of other classes (a token, and the phrase in which it "
+        "always stands, is replaced by tokens of other classes); the control is an exchange "
+        "with other marked rows (for tokens, the replacement of as many other tokens). Raised "
+        "if at most 3 % of other rows are marked, the score varies in the marked rows by less "
+        "than 3 % of its distance from the others or 95 % of the class are marked, and the lost "
+        "accuracy is 0.1, with an interval at 99.9 % over all classes. A warning if 70 % of the "
+        "class are marked and the score varies by less than 3 %, or if 90 % of the rows of "
+        "other classes are assigned to this class once the part is pasted in; a note otherwise. "
+        "Marks that move, and marks that occur in every row, are not detected; models above two "
+        "million weights and large inputs are tested with --deep."
     )
     false_positives: ClassVar[str] = (
         "A part that defines the class, such as the hole of a zero or a word of a topic: "
@@ -101,7 +102,7 @@ class SND065(Rule):
         name = shortened(worst.name, 16)
         done, usual = {
             "place": (
-                "With that of other classes pasted in",
+                "With that part of other classes pasted in",
                 "with another example's part",
             ),
             "column": (
@@ -116,13 +117,15 @@ class SND065(Rule):
         right, kept, rest = map(percent, (worst.right, worst.kept, worst.elsewhere))
         if worst.carried >= self.carried:
             sentence = (
-                f"{marks} {rest} of others. {done}, the model is correct on {right} of {rows} "
-                f"({kept} {usual}); pasted into others, it makes {percent(worst.carried)} {name!r}."
+                f"{marks} {rest} of other rows. {done}, the model is correct on {right} of "
+                f"{rows} ({kept} {usual}); pasted into others, this part makes "
+                f"{percent(worst.carried)} {name!r}."
             )
         else:
             sentence = (
-                f"{marks} {rest} of the other rows. {done}, the model is correct on {right} of the "
-                f"{rows}, {usual} on {kept}. Whether it belongs to {name!r} is yours to judge."
+                f"{marks} {rest} of other rows. {done}, the model is correct on {right} of the "
+                f"{rows}, {usual} on {kept}. Judge yourself whether this part belongs to "
+                f"{name!r}."
             )
         return Finding(
             self.code,

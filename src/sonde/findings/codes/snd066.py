@@ -67,13 +67,13 @@ class SND066(Rule):
         "On 48 texts, the model's next-token probabilities are summed over kinds of tokens "
         "(capital and small letters, digits, line breaks, tabs, spaces, non-ASCII letters and "
         "symbols, each punctuation mark, unknown tokens) and compared with the frequency of "
-        "each kind. For texts like its training texts, a model is correct on average. Raised "
-        "if one frequency is 3 times the other, the difference is 4 standard errors over "
-        "texts, and the mismatch costs 0.01 nats per token (Kullback-Leibler divergence of the "
-        "two frequencies; a note from 0.004 on), or 30 % of the loss that the model has above "
-        "counts of tokens."
+        "each kind. For texts like its training texts, a model is correct on average. Raised if "
+        "one of the two frequencies is 3 times the other, the difference is 4 standard errors "
+        "over texts, and the mismatch costs 0.01 nats per token (Kullback-Leibler divergence of "
+        "the two frequencies; a note from 0.004 on), or 30 % of the loss that the model has "
+        "above counts of tokens."
     )
-    false_positives: ClassVar[str] = "Texts that differ from the training texts of the model."
+    false_positives: ClassVar[str] = "Texts that differ from the model's training texts."
     plant: ClassVar[str] = "The shipped language model over texts without line breaks."
     twin: ClassVar[str] = "The same texts with their line breaks."
 
@@ -95,7 +95,9 @@ class SND066(Rule):
         odd = [k for k in kinds if self._is_odd(k)]
         cost, lag = sum(k.cost for k in odd), lens.final - lens.counted
         if not odd or cost < self.part * lag:
-            return self.clear(figure, "the model is worse at all kinds of tokens" if odd else "")
+            return self.clear(
+                figure, "the model's loss is high for all kinds of tokens" if odd else ""
+            )
         first = odd[0]
         text = (
             f"The model expects {first.name} at {percent(first.said)} of positions, the texts "
@@ -118,11 +120,11 @@ class SND066(Rule):
 
 def _fix(kind: "_Kind", cost: str) -> str:
     lost = f"Check whether the texts lost their {kind.name} on the way to the model"
-    new = (
-        f"The training texts had few {kind.name}: check where the {kind.name} in these texts "
-        "come from"
+    new = f"The training texts had few {kind.name}: check why these texts have them"
+    return (
+        f"{lost if kind.seen < kind.said else new}. The difference costs {cost} nats per token at "
+        "least."
     )
-    return f"{lost if kind.seen < kind.said else new}. They cost {cost} nats per token at least."
 
 
 @dataclass(frozen=True)

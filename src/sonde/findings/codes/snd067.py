@@ -47,18 +47,21 @@ class SND067(Rule):
         "Rows of an embedding or of a head that belong to other tokens, or tokens that training "
         "never showed, spoil every text that holds them."
     )
-    fix: ClassVar[str] = "Compare the rows of these tokens with the tokenizer that the model has."
+    fix: ClassVar[str] = (
+        "Compare the rows of these tokens in the embedding and the head with the tokenizer that "
+        "the model has."
+    )
     how: ClassVar[str] = (
-        "On 48 texts, the excess of the model's next-token loss over that of counts of three "
-        "tokens from the other texts; its mean at each token, and after each token. A token "
-        "stands out if its excess is at least 0.5 nats, 1.5 nats above the median of the other "
-        "tokens, and 4 standard errors away, at 10 positions in 4 texts or more. It is named "
-        "if the model as a whole beats these counts; the finding is a note if it costs less "
-        "than 0.01 nats per token of the texts. If two tokens stand out, up to ten of them "
-        "exchange their rows of the embedding, of the head or of both, pair by pair, on half "
-        "of up to 48 texts; exchanged rows are named if the loss of the other half falls by a "
-        "twentieth (signed rank test, 0.1 %), below that of the tokens' frequencies, and no "
-        "other form of the texts (SND028) lowers it 1.5 times as much."
+        "On 48 texts, the model's next-token loss minus that of counts of three tokens from the "
+        "other texts; its mean at each token, and after each token. A token is odd if this "
+        "excess is at least 0.5 nats, 1.5 nats above the median of the other tokens, and 4 "
+        "standard errors away, at 10 positions in 4 texts or more. It is reported if the model "
+        "as a whole beats these counts; the finding is a note if it costs less than 0.01 nats "
+        "per token of the texts. If two tokens are odd, up to ten odd tokens exchange their "
+        "rows of the embedding, of the head or of both, pair by pair, on half of up to 48 "
+        "texts; exchanged rows are reported if the loss of the other half falls by a twentieth "
+        "(signed rank test, 0.1 %), below that of the tokens' frequencies, and no other form of "
+        "the texts (SND028) lowers it 1.5 times as much."
     )
     false_positives: ClassVar[str] = "Tokens of a language that the model never saw."
     plant: ClassVar[str] = (
@@ -116,8 +119,8 @@ class SND067(Rule):
         same = [o for o in found.odd if o.side == first.side]
         text = (
             f"{first.side.capitalize()} {_tokens(found, same)} the model's loss is "
-            f"{number(first.beyond)} nats above that of counts of three tokens, and at "
-            f"the other tokens {number(abs(first.elsewhere))} "
+            f"{number(first.beyond)} nats above that of counts of three tokens; at the other "
+            f"tokens it is {number(abs(first.elsewhere))} nats "
             f"{'below' if first.elsewhere < 0 else 'above'}."
         )
         cost = sum(o.n * o.beyond for o in same) / max(1, figure.n_rows)

@@ -12,8 +12,8 @@ from sonde.findings.words.places import sentence
 from sonde.findings.words.text import number, percent, plural
 
 NO_TEMPERATURE = (
-    "No temperature makes both the loss and the calibration error of other rows smaller: calibrate "
-    "on rows of your own, class by class."
+    "No single temperature lowers both the loss and the calibration error on other rows: "
+    "calibrate on your own rows, class by class."
 )
 
 
@@ -49,16 +49,17 @@ class SND069(Rule):
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
         "Decisions that use the probabilities, such as thresholds and sums, are wrong although "
-        "the accuracy is unchanged: a softmax applied twice, a wrong temperature, long training."
+        "the accuracy is unchanged. Causes are a softmax applied twice, a wrong temperature, or "
+        "long training."
     )
     fix: ClassVar[str] = "Divide the logits by a temperature that is chosen on held-out rows."
     how: ClassVar[str] = (
         "The mean of the largest probability minus the accuracy, with a standard error over "
         "groups. The expected calibration error uses ten bins of equal size; the temperature "
-        "with the least loss is chosen on half of the groups and evaluated on the other half. "
+        "with the lowest loss is chosen on half of the groups and evaluated on the other half. "
         "A difference of 3 standard errors is a note from 0.05 on if the model is "
-        "overconfident, from 0.1 on if it is underconfident, and a warning from 0.15 and 0.3 "
-        "on (underconfident only if the model returns probabilities: small logits are often "
+        "overconfident, from 0.1 on if it is underconfident, and a warning from 0.15 and 0.3 on "
+        "(underconfident only if the model returns probabilities: small logits are often "
         "intended, with smoothed labels or bounded weights). Also overconfident if that "
         "temperature removes 30 % of the loss of the other half (50 % for a warning). A model "
         "that is no more accurate than the commonest label is not judged."
@@ -83,7 +84,7 @@ class SND069(Rule):
             return self.clear(figure, "the model is no more accurate than the commonest label")
         if not is_off(found, self.over, self.under, self.fall, self.errors):
             return self.clear(figure)
-        how = "too sure" if found.temperature > 1 else "not sure enough"
+        how = "overconfident" if found.temperature > 1 else "underconfident"
         if gap > 0:
             loud = gap >= self.much_over
         else:

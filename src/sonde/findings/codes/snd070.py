@@ -78,8 +78,8 @@ class SND070(Rule):
         text = (
             f"{places(paths)} {'looks' if len(low) == 1 else 'look'} far less trained than "
             f"{places([found.paths[i] for i in high])}: the largest singular values of their "
-            f"weights are {percent(figure.value)} of those of random ones, in the others "
-            f"{percent(rest)}"
+            f"weights are {percent(figure.value)} of those of random weights; in the other "
+            f"blocks {percent(rest)}"
         )
         sizes = [math.exp(sum(found.size[i] for i in some) / len(some)) for some in (low, high)]
         return self.raised_with(

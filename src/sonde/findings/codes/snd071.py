@@ -22,23 +22,24 @@ class SND071(Rule):
     title: ClassVar[str] = "A head that is worse than a constant answer"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
-        "A mean over heads or labels hides a head that was not trained, or whose labels are in "
-        "another order."
+        "A mean over heads or labels hides a head that was not trained, or a head whose labels "
+        "are in another order."
     )
     fix: ClassVar[str] = (
         "Check that the labels are in the order of the outputs; if they are, train this head."
     )
     how: ClassVar[str] = (
-        "Tested for models with several heads, several labels per row, ranks, or maps, on up "
-        "to 2,048 rows: the accuracy (several labels: of each label; maps: of each pixel; "
-        "numbers: squared errors as fractions of the targets' variance) against that of the "
+        "Tested for models with several heads, several labels per row, ranks, or maps, on up to "
+        "2,048 rows: the accuracy (several labels: of each label; maps: of each pixel; numbers: "
+        "squared errors as fractions of the targets' variance) is compared with that of the "
         "commonest answer alone, or of the mean. Raised if the head, or one of its labels, is "
         "worse by 4 standard errors over groups, or if labels in another order, or rotated or "
         "mirrored maps, fit far better; many possible orders are compared on half of the rows "
         "and tested on the other."
     )
     false_positives: ClassVar[str] = (
-        "A head that was trained to detect a rare class whatever the false alarms."
+        "A head that was trained to detect every case of a rare class, at the price of false "
+        "alarms."
     )
     plant: ClassVar[str] = "Several labels, two of them exchanged."
     twin: ClassVar[str] = "The labels in the model's order."
@@ -49,7 +50,7 @@ class SND071(Rule):
         if not isinstance(heads, Heads) or not heads.found:
             reasons = heads.reasons if isinstance(heads, Heads) else {}
             return self.not_applicable(
-                next(iter(reasons.values()), "one head, which SND037 judges")
+                next(iter(reasons.values()), "the model has one head, which SND037 judges")
             )
         head = min(heads.found, key=lambda h: self._lead(h)[0])
         value, se = self._lead(head)
@@ -79,8 +80,8 @@ class SND071(Rule):
             n_rows=len(head.right),
         )  # fmt: skip
         text = (
-            f"{_named(head)} is correct on {percent(head.value)} of {_of(head)}; {words} it is "
-            f"correct on {percent(after)}."
+            f"{_named(head)} is correct on {percent(head.value)} of {_of(head)}; {words} the "
+            f"head is correct on {percent(after)}."
         )
         return self.raised_with(
             "error", sentence(text, f"{plural(len(head.right), 'row')}."), figure,
@@ -93,15 +94,15 @@ class SND071(Rule):
         worst = [p for p in head.parts if p.value + self.errors * p.lead_error < p.usual]
         if head.measure == "rms_error":
             text = (
-                f"{_named(head)} is off by {number(head.value)} (root mean square), the mean alone "
-                f"by {number(head.commonest)}."
+                f"{_named(head)} has a root mean square error of {number(head.value)}; always "
+                f"answering the mean gives {number(head.commonest)}."
             )
         elif worst and head.measure == "label_accuracy":
             text = f"{_named(head)}: {listed([_said(p) for p in worst], 2)}."
         else:
             text = (
-                f"{_named(head)} is correct on {percent(head.value)} of {_of(head)}, the commonest "
-                f"answer alone on {percent(head.commonest)}."
+                f"{_named(head)} is correct on {percent(head.value)} of {_of(head)}, always "
+                f"giving the commonest answer on {percent(head.commonest)}."
             )
         return self.raised_with(
             "warning", sentence(text, f"{plural(len(head.right), 'row')}."), figure,
@@ -111,7 +112,7 @@ class SND071(Rule):
 
 def _said(part: Part) -> str:
     return (
-        f"label {part.name} is correct on {percent(part.value)}, a constant answer on "
+        f"label {part.name} is correct on {percent(part.value)} of rows, a constant answer on "
         f"{percent(part.usual)}"
     )
 

@@ -28,19 +28,20 @@ class SND072(Rule):
         "for all rows."
     )
     fix: ClassVar[str] = (
-        "Replace the constant by the median of the column's other values, computed on the training "
-        "rows, and give the model a further column that says where it was missing."
+        "Replace the constant by the median of the column's other values, computed on the "
+        "training rows, and add a column that marks the rows where the value was missing."
     )
     how: ClassVar[str] = (
-        "Over at most 20,000 rows (1,000 of wide tables), before any forward pass: a value "
-        "that occurs in at least 3 rows, at an end of the column, and is further from the "
-        "nearest other value than the range of all other values; up to 3 such values at each "
-        "end. A common code (-999, 9999, 32767 and similar) needs 2 rows and half that "
-        "distance, a negative code only a column without other negative values; in columns "
-        "with fewer than 20 other values only common codes count, at 5 times the distance. -1 "
-        "counts below numbers that are not all whole. A warning from 0.1 % of the rows. A "
-        "note: zeros below positive numbers that keep a quarter of their range away from zero, "
-        "and -1 below whole numbers, each in at most half of the rows."
+        "Over at most 20,000 rows (1,000 of wide tables), before any forward pass: a value that "
+        "occurs in at least 3 rows, lies at an end of the column's range, and is further from "
+        "the nearest other value than the range of all other values; up to 3 such values at "
+        "each end. A common code (-999, 9999, 32767 and similar) needs only 2 rows and half "
+        "that distance; a negative code only needs a column without other negative values; in "
+        "columns with fewer than 20 other values only common codes count, at 5 times the "
+        "distance. -1 counts if all other numbers are larger and some of them are not whole. A "
+        "warning from 0.1 % of the rows. A note: zeros below positive numbers that keep a "
+        "quarter of their range away from zero, and -1 below whole numbers, each in at most "
+        "half of the rows."
     )
     false_positives: ClassVar[str] = (
         "Columns with rare huge values of equal size, such as a fee of 1,000,000."
@@ -84,7 +85,7 @@ def _sentence(table: InputTable, found: list[StandIn], n: int) -> str:
     for i, s in enumerate(found):
         said = (
             f"{shortened(table.names[s.column], 30)} is {number(s.value, 6)} in {s.n:,} of "
-            f"{plural(n, 'row')} ({percent(s.n / n)}), its other values lie from "
+            f"{plural(n, 'row')} ({percent(s.n / n)}); its other values lie from "
             f"{number(s.low, 3)} to {number(s.high, 3)}"
         )
         tail = f"; and {len(found) - i - 1} more." if len(found) - i - 1 else "."
@@ -98,5 +99,5 @@ def _fix(table: InputTable, worst: StandIn) -> str:
     name = repr(table.names[worst.column])
     return (
         f"frame[{name}] = frame[{name}].replace({worst.value:.6g}, nan), then fill it as in "
-        "training, and give the model a further column that says where it was missing."
+        "training, and add a column that marks where the value was missing."
     )

@@ -84,18 +84,19 @@ class SND073(Rule):
     title: ClassVar[str] = "Columns without new information"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "A constant column teaches nothing and moves every answer once it changes; a copy counts "
-        "twice in every distance; rows with a missing number are left out of every statistic."
+        "A constant column carries no information, and changes every answer once its value "
+        "changes; a copied column counts twice in every distance; rows with a missing number "
+        "are left out of every statistic."
     )
     fix: ClassVar[str] = (
         "Leave these columns out (--ignore-columns), or find where their numbers were lost."
     )
     how: ClassVar[str] = (
-        "Over at most 20,000 rows (1,000 of wide tables), before any forward pass: columns of "
-        "one value; columns that are a linear function of an earlier column (equal in every "
-        "row if they have two values), up to 1e-9 of their variance; and columns without a "
-        "number in 5 % of the rows, including rows that were left out. A note; a warning if 20 "
-        "% are missing."
+        "Over at most 20,000 rows (1,000 of wide tables), before any forward pass, three kinds "
+        "are reported: columns with a single value; columns that are a linear function of an "
+        "earlier column (equal in every row if they have two values), up to 1e-9 of their "
+        "variance; and columns that lack a number in 5 % of the rows, including rows that were "
+        "left out. A note; a warning if 20 % of the numbers are missing."
     )
     false_positives: ClassVar[str] = "Pixels at the edge of images, which are always empty."
     plant: ClassVar[str] = (
@@ -142,5 +143,7 @@ def _texts(table: InputTable, found: IdleColumns) -> list[str]:
     if found.constant:
         verb = "has" if len(found.constant) == 1 else "have"
         of = plural(len(table.values), "row")
-        texts.append(f"{listed([names[j] for j in found.constant])} {verb} one value in {of}.")
+        texts.append(
+            f"{listed([names[j] for j in found.constant])} {verb} the same value in all {of}."
+        )
     return texts

@@ -253,14 +253,15 @@ class SND074(Rule):
     )
     how: ClassVar[str] = (
         "Before any forward pass, on at most 4,000 rows (1,000 of wide tables): every column "
-        "alone predicts the label by the commonest label (the mean, for a label of numbers) in "
-        "32 bins, or in each of at most 64 values, fitted on half of the groups; the best column "
-        "is judged on the other half. Raised where its error is at most a quarter of the error "
-        "without any column, at most half of the error with all other columns (the better of a "
-        "linear predictor and 50 random trees, columns that correlate above 0.99 with it left "
-        "out; p below 0.01, sign test over rows), and no larger than the model's own error by "
-        "more than 1 point. A note where the other columns give the label nearly as well; if the "
-        "model's answers are not known, where they do not give it better."
+        "alone predicts the label by the commonest label (the mean, if labels are numbers) in "
+        "32 bins, or for each of at most 64 values, fitted on half of the groups; the best "
+        "column is judged on the other half. Raised if its error is at most a quarter of the "
+        "error without any column, at most half of the error with all other columns (the better "
+        "of a linear predictor and 50 random trees; columns that correlate above 0.99 with it "
+        "are left out; p below 0.01, sign test over rows), and at most 1 percentage point "
+        "larger than the model's own error. A note if the other columns predict the label "
+        "nearly as well; if the model's answers are not known, a note only if the other columns "
+        "do not predict it better."
     )
     false_positives: ClassVar[str] = "A label that is defined by the column."
     plant: ClassVar[str] = "A column that is the label's number with a little noise."
@@ -302,14 +303,14 @@ def _sentence(table: InputTable, found: TellingColumn) -> str:
     if found.is_number:
         others, own = number(1 - found.others), number(1 - found.error)
         text = (
-            f"{name} alone predicts the label with R^2 {own} on {n} held out from the choice, all "
+            f"{name} alone predicts the label with R^2 {own} on {n} held out from the choice; all "
         )
         text += f"other columns together with {others}"
         more = "" if np.isnan(found.model) else f", the model with {number(1 - found.model)}"
         return sentence(f"{text}{more}.")
     text = (
-        f"{name} alone predicts the label in {percent(1 - found.error, 3)} of {n} held out from "
-        f"the choice, all other columns together in {percent(1 - found.others, 3)}"
+        f"{name} alone predicts the label correctly in {percent(1 - found.error, 3)} of {n} held "
+        f"out from the choice; all other columns together in {percent(1 - found.others, 3)}"
     )
     if not np.isnan(found.model):
         text += f", the model in {percent(1 - found.model, 3)}"

@@ -123,11 +123,11 @@ class SND075(Rule):
     )
     how: ClassVar[str] = (
         "Over at most 20,000 rows (1,000 of wide tables), before any forward pass. A column "
-        "whose name has a word such as age, latitude, month, hour, humidity, pH, height, weight, "
-        "price or count has limits; numbers beyond them in at most 10 % of the rows are named "
-        "(in more rows, the column holds another quantity, such as a scaled one; constants of "
-        "SND072 are left out). A column of 20 different whole numbers or more that are all dates "
-        "between 19000101 and 21001231 holds dates."
+        "whose name has a word such as age, latitude, month, hour, humidity, pH, height, "
+        "weight, price or count has limits; numbers beyond these limits are reported if at most "
+        "10 % of the rows have such numbers (otherwise the column holds another quantity, such "
+        "as a scaled one; constants of SND072 are left out). A column of at least 20 different "
+        "whole numbers that are all dates between 19000101 and 21001231 holds dates."
     )
     false_positives: ClassVar[str] = "A column whose name uses such a word in another sense."
     plant: ClassVar[str] = "Three ages of 220, and a column of dates such as 20240131."

@@ -63,11 +63,11 @@ class SND076(Rule):
         "encoding), or use a model whose tokenizer covers their language."
     )
     how: ClassVar[str] = (
-        "The tokenizer reads the first 2,000 characters of at most 2,048 sampled texts. "
-        "Unknown tokens are a note from 0.5 % of all tokens and a warning from 5 %; tokens "
-        "that are a byte or a part of a character (<0xE2>, or undecodable alone) a note from "
-        "5 % and a warning from 30 %. Other ways to write the texts are tried on 256 of "
-        "them; a way that halves the fraction of such tokens is named."
+        "The tokenizer reads the first 2,000 characters of at most 2,048 sampled texts. Unknown "
+        "tokens are a note from 0.5 % of all tokens and a warning from 5 %; tokens that are a "
+        "byte or a part of a character (<0xE2>, or undecodable alone) are a note from 5 % and a "
+        "warning from 30 %. Other ways to write the texts are tried on 256 of them; a way that "
+        "halves the fraction of such tokens is named."
     )
     false_positives: ClassVar[str] = "Byte-level vocabularies trained on few texts of a script."
     plant: ClassVar[str] = "Texts in capitals, read by a tokenizer of words in small letters."
@@ -127,6 +127,7 @@ def _better_way(writing: Writing, is_bytes: bool) -> str:
     if shares[best] > usual / 2:
         return ""
     return (
-        f"{best[:1].upper() if best.startswith('take') else best[:1]}{best[1:]}. That leaves "
-        f"{percent(shares[best])} instead of {percent(usual)}, on {plural(len(texts), 'text')}."
+        f"{best[:1].upper() if best.startswith('take') else best[:1]}{best[1:]}. Then "
+        f"{percent(shares[best])} of such tokens remain instead of {percent(usual)} "
+        f"({plural(len(texts), 'text')})."
     )

@@ -30,16 +30,16 @@ class SND077(Rule):
         "was decoded with the wrong encoding turns its word into another word."
     )
     fix: ClassVar[str] = (
-        "Remove the mark-up (html.unescape, and a parser for tags); read the files as UTF-8."
+        "Remove the markup (html.unescape, and a parser for tags); read the files as UTF-8."
     )
     how: ClassVar[str] = (
         "Over the first 2,000 characters of at most 2,048 sampled texts: texts with an HTML "
         "tag or entity (a note from 2 %, a warning from 20 %), and texts with U+FFFD or with "
         "UTF-8 that was read as one character per byte (a note from 0.5 %, a warning from 2 %)."
     )
-    false_positives: ClassVar[str] = "Texts about HTML; models that were trained on mark-up."
+    false_positives: ClassVar[str] = "Texts about HTML; models that were trained on markup."
     plant: ClassVar[str] = "Half of the texts in <p>, with &amp; for &."
-    twin: ClassVar[str] = "The same texts without mark-up."
+    twin: ClassVar[str] = "The same texts without markup."
 
     def check(self, evidence: Evidence) -> Check:
         """Count texts with HTML and texts with wrongly decoded characters."""
@@ -84,8 +84,11 @@ class SND077(Rule):
         )
 
 
-_UNMARK = "Remove the mark-up: html.unescape for entities, a parser (html.parser) for tags."
-_READ = "Read the files as UTF-8 (open(path, encoding='utf-8')), and find where U+FFFD came from."
+_UNMARK = "Remove the markup: html.unescape for entities, a parser (html.parser) for tags."
+_READ = (
+    "Read the files as UTF-8 (open(path, encoding='utf-8')), and find the step that produced "
+    "U+FFFD."
+)
 
 
 def _level(share: float, note: float, warning: float) -> Level | None:

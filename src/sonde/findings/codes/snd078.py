@@ -31,15 +31,15 @@ class SND078(Rule):
         "accuracy or loss over all texts hides this."
     )
     fix: ClassVar[str] = (
-        "Evaluate each language separately: give the texts a column with their language, and "
-        "read it as "
-        "--group-column or scan each part."
+        "Evaluate each language separately: add a column with the language of each text, and "
+        "use it as --group-column, or scan each part."
     )
     how: ClassVar[str] = (
-        "Over the first 2,000 characters of at most 2,048 sampled texts, without mark-up and "
-        "addresses: the language by py3langid, if a text has 40 letters and the probability is "
-        "0.9; else the Unicode script of most letters. Languages of less than 1 % of the "
-        "texts, or fewer than 5, are not counted. A note from 5 % of other languages on."
+        "Over the first 2,000 characters of at most 2,048 sampled texts, without markup and "
+        "addresses: the language is identified by py3langid if a text has 40 letters and the "
+        "probability is 0.9; else the Unicode script of most letters is used. Languages of less "
+        "than 1 % of the texts, or fewer than 5, are not counted. A note if at least 5 % of the "
+        "texts are in other languages."
     )
     false_positives: ClassVar[str] = "Languages that are close to each other, in short texts."
     plant: ClassVar[str] = "A fifth of the texts in German."
@@ -55,7 +55,7 @@ class SND078(Rule):
         reason = (
             ""
             if by_language
-            else f"only scripts were identified; for languages: {install_extra('text')}"
+            else f"only scripts were identified; to identify languages: {install_extra('text')}"
         )
         known = [name for name in names if name is not None]
         if len(known) < LEAST_TEXTS:

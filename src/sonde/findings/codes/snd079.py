@@ -73,13 +73,13 @@ class SND079(Rule):
         "its training texts were written."
     )
     how: ClassVar[str] = (
-        "On 256 sampled texts, their tokens are compared with those of the texts in small "
+        "The tokens of 256 sampled texts are compared with those of the same texts in small "
         "letters, without accents, and with single spaces: the tokenizer removes a difference "
-        "if 95 % of the changed texts (at least 8) keep their tokens; that is a note. A "
-        "warning if capitals are removed although they predict a class (AUROC above 0.7, lower "
-        "bound at 0.1 % over classes), if 0.5 % of the texts have the tokens of another text "
-        "with another label, or if another spelling of the texts (small letters, NFC, NFKC, "
-        "entities resolved) needs fewer tokens by a factor of 1.3."
+        "if 95 % of the changed texts (at least 8) keep their tokens; that is a note. A warning "
+        "if capitals are removed although they predict a class (AUROC above 0.7, lower bound at "
+        "0.1 % over classes), if 0.5 % of the texts have the tokens of another text with "
+        "another label, or if another spelling of the texts (small letters, NFC, NFKC, entities "
+        "resolved) needs fewer tokens by a factor of 1.3."
     )
     false_positives: ClassVar[str] = "Texts in capitals by their nature, such as telegrams."
     plant: ClassVar[str] = "A tokenizer of small letters, and classes that differ in capitals."
@@ -105,8 +105,8 @@ class SND079(Rule):
             texts.append(f"The texts need {number(n)} times as many tokens as {words}.")
         if len(merged) >= max(2, self.merged * len(writing.texts)):
             texts.append(
-                f"{plural(len(merged), 'text')} of {len(writing.texts):,} have the tokens of "
-                "another text with another label."
+                f"{plural(len(merged), 'text')} of {len(writing.texts):,} have the same tokens "
+                "as a text with another label."
             )
         if told is not None and told[2] > self.told:
             texts.append(

@@ -25,18 +25,19 @@ class SND080(Rule):
     title: ClassVar[str] = "Texts that begin or end with the same words"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "Words that every text has tell no text from another. They take up the context, and a mean "
-        "over tokens is in part the mean of these words."
+        "Words that every text contains distinguish no text from another. They use up the "
+        "context, and a mean over tokens is in part the mean of these words."
     )
     fix: ClassVar[str] = (
         "Cut these words (a licence, a header, a signature) off, unless the model was trained with "
         "them."
     )
     how: ClassVar[str] = (
-        "Over the first 2,000 characters of at most 2,048 sampled texts, each text once: the "
-        "longest run of first words that 90 % of the texts have, and of last words. At least 5 "
-        "words; a note if they are a tenth of the characters on average, a warning from a quarter. "
-        "A note for data without labels, where the words may be a prompt."
+        "Over the first 2,000 characters of at most 2,048 sampled texts, each distinct text "
+        "once: the longest sequence of first words that 90 % of the texts have in common, and "
+        "of last words. At least 5 words; a note if they are a tenth of the characters on "
+        "average, a warning from a quarter. A note at most for data without labels, where the "
+        "words may be a prompt."
     )
     false_positives: ClassVar[str] = "Prompts that the model was trained with."
     plant: ClassVar[str] = "A licence of 40 words before every text."

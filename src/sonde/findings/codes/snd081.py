@@ -32,8 +32,8 @@ class SND081(Rule):
     title: ClassVar[str] = "The words of the texts are in random order"
     theme: ClassVar[Theme] = "data"
     why: ClassVar[str] = (
-        "A model that was trained on sentences is given lists of their words: what depends on "
-        "neighbouring words is lost."
+        "A model that was trained on sentences gets lists of their words: any information that "
+        "depends on neighbouring words is lost."
     )
     fix: ClassVar[str] = (
         "Find the step that changes the order of words (a set of words, a join of sorted tokens, a "
@@ -41,11 +41,12 @@ class SND081(Rule):
     )
     how: ClassVar[str] = (
         "Over the first 2,000 characters of at most 2,048 sampled texts of at least 12 words, "
-        "40,000 words in all: pairs of neighbouring words that occur in another text too are "
-        "counted as given, and 20 times with the words of each text in random order. Sentences "
-        "share far more such pairs than shuffled words. A warning if the ratio is below 1.15 with "
-        "three standard deviations added, there are 200 pairs in random order, and half of the "
-        "texts have a word twice and punctuation (lists of keywords lack one of them)."
+        "40,000 words in all: pairs of neighbouring words that also occur in another text are "
+        "counted, in the given order and 20 times with the words of each text in random order. "
+        "Sentences have far more such pairs than shuffled words. A warning if the ratio of both "
+        "counts is below 1.15 with three standard deviations added, if there are 200 pairs in "
+        "random order, and if half of the texts have a repeated word and punctuation (lists of "
+        "keywords lack one of them)."
     )
     false_positives: ClassVar[str] = "Texts that are lists by their nature, with repeated entries."
     plant: ClassVar[str] = "The words of every text in random order."

@@ -147,9 +147,9 @@ def _trials(choice: AblationChoice, positive: str, negative: str) -> EditTable:
     columns = ("site", "taken out", "added", "KL", "")
     before, usual = choice.plain
     title = (
-        f"Log-odds of the behaviour, {before:.3g} on {positive} and {usual:.3g} on {negative} "
-        f"before: after each candidate is removed from the states of {positive}, after it is "
-        f"added to the states of {negative}, and the divergence of the answers on {negative} "
-        "when it is removed there"
+        f"Log-odds of the behaviour; before the edit they are {before:.3g} on {positive} and "
+        f"{usual:.3g} on {negative}. Shown for each candidate direction: log-odds after it is "
+        f"removed from the states of {positive}, log-odds after it is added to the states of "
+        f"{negative}, and the divergence of the answers on {negative} when it is removed there"
     )
     return EditTable(title, columns, rows)

@@ -175,7 +175,7 @@ def erase(
         places=[place],
         prompts=target[0].inputs,
         tables=lambda: (_probes(found, edit, place, concept, {"reducer": reducer, **reading}),),
-        notes=(f"{eraser.rank} directions of {len(eraser.mean)} are erased at {place}.",),
+        notes=(f"{eraser.rank} of {len(eraser.mean)} directions are erased at {place}.",),
     )
     return carry_out(deed, force=force, show_inputs=show_inputs, progress=progress)
 
@@ -207,7 +207,7 @@ def _probes(
         after = probes_along(read(model, data, sites=[site, "blocks"], **options))
     title = (
         "Accuracy of a probe of the class on held-out rows before and after the edit, at the "
-        "site and at later sites; always predicting the commonest class reaches "
+        "edited site and at later sites; always predicting the commonest class reaches "
         f"{before[later[0]].majority:.3g}"
     )
     columns = ("site", "linear before", "after", "two-layer before", "after")

@@ -110,9 +110,8 @@ class Judgement:
         if math.isnan(self.beyond_control) and self.effect.value > mean:
             return ""  # controls that all do the same
         return (
-            f"its effect of {self.effect.value:+.3g} nats is not significantly more than random "
-            "changes: random "
-            f"changes of this size give {mean:+.3g} ± {spread:.2g}"
+            f"its effect of {self.effect.value:+.3g} nats is not significantly larger than that "
+            f"of random changes of the same size ({mean:+.3g} ± {spread:.2g})"
         )
 
     @property
@@ -120,11 +119,11 @@ class Judgement:
         """Reason why the change is too large to accept; empty if it is not too large."""
         said: list[str] = []
         if self.size > LARGEST_SIZE:
-            said.append(f"it moves states by {self.size:.3g} of their own standard deviations")
+            said.append(f"it moves states by {self.size:.3g} of their standard deviations")
         worst = max(self.loss.value, self.kl.value)
         if worst > LARGEST_DAMAGE:
             said.append(f"it costs {worst:.3g} nats on neutral data")
-        limits = f"limits: {LARGEST_SIZE:g} spreads, {LARGEST_DAMAGE:g} nats"
+        limits = f"limits: {LARGEST_SIZE:g} standard deviations, {LARGEST_DAMAGE:g} nats"
         return f"{' and '.join(said)} ({limits})" if said else ""
 
     def json(self) -> dict[str, Any]:
@@ -181,8 +180,8 @@ def judge(
     """
     if not target or any(not len(side.inputs) for side in target) or not len(neutral):
         raise InputError(
-            "judge: expected at least one example on each side of the target and in the "
-            "neutral data, got none on one of them. Give examples for all three."
+            "judge: expected at least one example on each side of the target and in the neutral "
+            "data, got at least one empty set. Give examples for all three."
         )
     total = sum(len(side.inputs) for side in target) * (2 + len(controls)) + 2 * len(neutral)
     with Bar("judge", total, shown=progress) as bar:

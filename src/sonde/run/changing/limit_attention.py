@@ -115,7 +115,9 @@ def _verdict(
 ) -> str:
     """Return a sentence that names the layers that need more attention than the pattern allows."""
     whole = (
-        f"all {len(layers)} together cost {together.kl.value:.2g} nats" if len(layers) > 1 else ""
+        f"limiting all {len(layers)} layers together costs {together.kl.value:.2g} nats"
+        if len(layers) > 1
+        else ""
     )
     if not far:
         worst = max(layers, key=lambda cost: cost.kl.value)

@@ -62,7 +62,9 @@ def merge_models(
         more than numbers.
     """
     if not others:
-        raise InputError(f"edit merge: expected a base and at least one model, got {base}.")
+        raise InputError(
+            f"edit merge: expected a base model and at least one fine-tuned model, got {base}."
+        )
     rule = _rule(method, parameters)
     n_tensors = len(ModelFolder.open(folder_of(base)).places)
     with Bar("merge", n_tensors, progress) as bar:

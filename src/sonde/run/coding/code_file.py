@@ -149,7 +149,7 @@ def _read(path: Path) -> bytes:
 
 def _refuse_same(file: Path, output: Path) -> None:
     if output.resolve() == file.resolve():
-        raise InputError(f"-o: {output} is the file that is read. Name another file.")
+        raise InputError(f"-o: {output} is also the file to read. Name another file.")
 
 
 def _language_model(word: Any, device: str) -> Model:

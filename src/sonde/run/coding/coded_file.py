@@ -83,15 +83,15 @@ def contents_of(raw: bytes, model: Model) -> Contents:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
         raise InputError(
-            "encode: the file is not a UTF-8 text, and the model predicts tokens of texts. Pass a "
-            "model of bytes."
+            "encode: the file is not a UTF-8 text, and the model predicts tokens of texts. Pass "
+            "a model that predicts bytes."
         ) from None
     ids = model.processor(text, add_special_tokens=False, verbose=False)["input_ids"]
     if _text_of_ids(ids, model.processor) != text:
         raise InputError(
-            "encode: decoding the tokens does not give the original text: the tokenizer "
-            "changes spaces, case or unknown characters. Pass a model of bytes or of "
-            "byte-level tokens."
+            "encode: decoding the tokens does not give the original text: the tokenizer changes "
+            "spaces, case or unknown characters. Pass a model that predicts bytes, or a model "
+            "with byte-level tokens."
         )
     return Contents("text", torch.tensor(ids, dtype=torch.int64))
 
@@ -114,7 +114,7 @@ def read_contents(coded: bytes, coder: SequenceCoder) -> Contents:
     """
     start = _HEAD.size + _CHECK.size
     if len(coded) < start or coded[:4] != MAGIC:
-        raise StateError("decode: the file was not written by `sonde encode`. Pass such a file.")
+        raise StateError("decode: expected a file that `sonde encode` wrote, got another file.")
     if zlib.crc32(coded[: _HEAD.size]) != _CHECK.unpack_from(coded, _HEAD.size)[0]:
         raise StateError("decode: the head of the file is damaged. Encode the original again.")
     _, kind, mode, width, height = _HEAD.unpack_from(coded)

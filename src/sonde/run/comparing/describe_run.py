@@ -41,7 +41,7 @@ def _pass(directory: Path) -> dict[str, Any]:
     path = directory / PLAN
     try:
         if path.stat().st_size > MAX_PLAN_BYTES:
-            raise ValueError("it is too large")
+            raise ValueError("the file is too large")
         plan = json.loads(path.read_text(encoding="ascii"))
         refuse_later(path, plan["version"])
         stream = plan["stream"]

@@ -93,14 +93,14 @@ def _notes(
     """Return the notes that a reader needs to interpret the p-values."""
     notes = []
     if found.identical:
-        notes.append("Both files hold the same states: nothing can have moved.")
+        notes.append("Both files hold the same states, so no difference can be detected.")
     if _model(first) != _model(second):
         notes.append("The two sides come from different models; sites are matched by name.")
     if found.rows == "same" and not found.identical:
         notes.append(
-            "Both sides are the same rows. p-values ask whether rows changed in a common way, more "
-            "than if each row's two states could be exchanged; how far they moved is printed "
-            "beside them."
+            "Both sides are the same rows. p-values test whether rows changed in a common way, "
+            "more than if each row's two states could be exchanged; the size of the change is "
+            "printed beside them."
         )
     if found.rows == "some":
         notes.append(
@@ -117,8 +117,8 @@ def _notes(
     blind = sum("paired" in c.flags for _, c in found)
     if blind:
         notes.append(
-            f"{blind} comparisons have no p-value: both sides have the same rows, but one "
-            "side holds no sample of them. Fit covariance as well, which keeps a sample."
+            f"{blind} comparisons have no p-value: both sides have the same rows, but one side "
+            "holds no sample of these rows. Fit covariance as well, which keeps a sample."
         )
     coarse = sum("coarse" in c.flags for _, c in found)
     if coarse:
@@ -130,8 +130,8 @@ def _notes(
     known = sum(not math.isnan(p) for p in adjusted.values())
     if known / (MOST_TIMES + 1) > level:
         notes.append(
-            f"With {known} comparisons no permutation test alone can pass the correction; fit "
-            "fewer sites, or use --correction bh."
+            f"With {known} comparisons, no permutation test can pass the correction by itself; "
+            "fit fewer sites, or use --correction bh."
         )
     return notes
 

@@ -52,15 +52,19 @@ def model_findings(found: TwoModels) -> tuple[ModelFinding, ...]:
 def _nothing(found: TwoModels, named: list[SiteMatch]) -> ModelFinding:
     sites, total = tuple(m.site for m in named), len(found.matches)
     which = "any layer" if len(named) == total else f"the {len(named)} of {total} layers compared"
-    return ModelFinding("CMP001", "note", f"Nothing moved: the states of {which} are equal.", sites)
+    return ModelFinding(
+        "CMP001", "note", f"No layer changed: the states of {which} are equal.", sites
+    )
 
 
 def _place(named: list[SiteMatch], moved: list[SiteMatch]) -> ModelFinding:
     first, most = moved[0], max(moved, key=_size)
     before = named[: named.index(first)]
-    start = f"Nothing moved before {first.site}, the first of" if before else "What moved:"
-    said = f"{start} {len(moved)} of {len(named)} layers; most {most.site}, by {_size(most):.2g} "
-    said += f"spreads (CKA {most.cka:.2f})."
+    start = f"No layer changed before {first.site}. " if before else ""
+    said = (
+        f"{start}{len(moved)} of {len(named)} layers changed; the largest change is at "
+        f"{most.site}, {_size(most):.2g} standard deviations (CKA {most.cka:.2f})."
+    )
     return ModelFinding("CMP002", "note", said, tuple(m.site for m in moved))
 
 

@@ -101,7 +101,7 @@ class _Pass:
             version, n_units = raw["version"], raw["n_units"]
             refuse_later(path, version)
             if text != canonical_json(raw) + "\n" or type(n_units) is not int or version < 1:
-                raise ValueError("not in the form in which plans are written")
+                raise ValueError("not in the format of plans")
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             self._wrong(path, f"the plan is damaged: {error}")
             return None, None
@@ -136,9 +136,9 @@ class _Pass:
         if header.get("units") != [[place.start, place.stop - 1]]:
             return f"contains other units than its file name: {header.get('units')}"
         if self.plan is not None and header.get("plan") != self.plan:
-            return "is of another plan"
+            return "belongs to another plan"
         if not isinstance(header.get("counters"), dict):
-            return "has no counters"
+            return "lacks its counters"
         if self.n_units is not None and not place.is_node(self.n_units):
             return "is not a range of the merge tree"
         return None
@@ -155,6 +155,6 @@ class _Pass:
             self._wrong(path, reason(error))
             return
         if self.plan is not None and header.get("plan") != self.plan:
-            self._wrong(path, "is of another plan")
+            self._wrong(path, "belongs to another plan")
         elif any(type(header.get(name)) is not int for name in ("passes", "units")):
             self._wrong(path, "does not record its progress")

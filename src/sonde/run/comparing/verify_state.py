@@ -112,7 +112,7 @@ def _unit_faults(units: Any) -> Iterator[str]:
         for entry in units:
             spans = sorted((int(a), int(b)) for a, b in entry["units"])
             if any(a > b or a < 0 for a, b in spans):
-                yield "an interval of units runs backwards"
+                yield "an interval of units ends before it begins"
             if any(one[1] >= two[0] for one, two in pairwise(spans)):
                 yield "a unit is counted twice"
     except (TypeError, ValueError, LookupError):

@@ -78,7 +78,7 @@ def require_still_weights(model: Model, inputs: ItemInputs) -> None:
         more = f" and {len(moved) - 1} more" if moved[1:] else ""
         raise InputError(
             f"sonde compress: the forward pass of {type(model.module).__name__} writes into "
-            f"{moved[0]}{more}, and packed weights cannot be written into. Switch that off in "
+            f"{moved[0]}{more}, but packed weights cannot be written to. Switch this off in "
             "config.json (for RWKV: rescale_every 0)."
         )
 

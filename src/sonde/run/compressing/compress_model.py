@@ -358,8 +358,7 @@ def _few_rows(grams: LayerGrams, n_examples: int) -> tuple[str, ...]:
         return ()
     state = grams.states[name]
     return (
-        f"note: {re.split('[&#]', name)[0]} is calibrated on {state.n} rows, which have "
-        f"{len(state.mean)} features each: with fewer rows than features, the importance of "
-        f"errors is poorly estimated. Give --limit {math.ceil(lacks[name] * n_examples)} or "
-        "more.",
+        f"note: {re.split('[&#]', name)[0]} is calibrated on {state.n} rows, but each row has "
+        f"{len(state.mean)} features: with fewer rows than features, the importance of errors is "
+        f"poorly estimated. Give --limit {math.ceil(lacks[name] * n_examples)} or more.",
     )

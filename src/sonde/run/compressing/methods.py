@@ -114,8 +114,8 @@ def method_asked(text: str | None, target: Target | None, given: Mapping[str, An
             able = [w for w, kind in weight_methods().items()
                     if target.parameter in {f.name for f in fields(kind)}]  # fmt: skip
             raise InputError(
-                f"--to {target.said}: {word} has no {target.parameter}, so it cannot reach "
-                f"that size. Methods that can: {', '.join(able)}."
+                f"--to {target.said}: {word} has no parameter {target.parameter}, so it cannot "
+                f"reach that size. Methods that can: {', '.join(able)}."
             )
         asked[target.parameter] = target.value
         if (
@@ -128,7 +128,8 @@ def method_asked(text: str | None, target: Target | None, given: Mapping[str, An
     for name in asked:
         if name not in has:
             raise InputError(
-                f"--{name}: {word} has no {name}; its parameters are {', '.join(sorted(has))}."
+                f"--{name}: {word} has no parameter {name}; its parameters are "
+                f"{', '.join(sorted(has))}."
             )
     return replace(method, **asked)
 

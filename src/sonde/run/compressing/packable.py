@@ -25,8 +25,9 @@ def without_unpacked(plan: RewritePlan) -> RewritePlan:
         first = min(left).removesuffix(".weight")
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise InputError(
-            f"sonde compress: {first}{more} would be rounded and not get smaller, for only linear "
-            "layers, embeddings and stacked experts are packed so. --to 50% packs convolutions."
+            f"sonde compress: {first}{more} would be rounded without getting smaller: only "
+            "linear layers, embeddings and stacked experts can be packed in this way. --to 50% "
+            "packs convolutions."
         )
     ours = {name: value for name, value in plan.made_for.items() if name not in left}
     ties = {name: value for name, value in plan.ties.items() if name not in left}

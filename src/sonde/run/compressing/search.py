@@ -222,8 +222,8 @@ def fitting_trial(
     if not below:
         near = min(found, key=lambda t: t.n_bytes)
         raise InputError(
-            f"--budget: no setting that was tried needs at most {budget:,} bytes; the nearest is "
-            f"{near} with {near.n_bytes:,}. Layers that are not packed keep their size."
+            f"--budget: none of the tried settings needs at most {budget:,} bytes; the nearest "
+            f"is {near} with {near.n_bytes:,} bytes. Layers that are not packed keep their size."
         )
     if max_kl is None:
         return min(below, key=lambda t: t.kl)
@@ -231,8 +231,8 @@ def fitting_trial(
     if not fine:
         near, more = min(below, key=lambda t: t.kl), "" if budget is None else " within --budget"
         raise InputError(
-            f"--max-kl: no setting that was tried{more} has a KL divergence of at most "
-            f"{max_kl:g} nats; the nearest is {near} with {near.kl:.3g}. Raise --max-kl."
+            f"--max-kl: none of the tried settings{more} has a KL divergence of at most "
+            f"{max_kl:g} nats; the nearest is {near} with {near.kl:.3g} nats. Raise --max-kl."
         )
     return min(fine, key=lambda t: t.n_bytes)
 
@@ -258,7 +258,7 @@ def pairs_to_seek(method: str) -> list[tuple[str, str]]:
         found.append((size, method))
     if not found:
         raise InputError(
-            f"--budget and --max-kl: the method {method} has no size to search for. Use "
+            f"--budget and --max-kl: the size of method {method} cannot be searched. Use "
             "--method gptq, or --method any."
         )
     return found

@@ -101,7 +101,7 @@ def fitting(
     if not below:
         raise InputError(
             f"--budget: no setting needs at most {budget:,} bytes; the nearest is {by_size[0]} "
-            f"with {by_size[0].n_bytes:,}. Layers that are not packed keep their size."
+            f"with {by_size[0].n_bytes:,} bytes. Layers that are not packed keep their size."
         )
     made: list[Trial] = []
     if max_kl is None:
@@ -117,8 +117,8 @@ def fitting(
         near = min(made, key=lambda t: t.fidelity.kl)
         more = "" if budget is None else " within --budget"
         raise InputError(
-            f"--max-kl: no setting that was tried{more} has a KL divergence of at most "
-            f"{max_kl:g} nats; the nearest is {near.setting} with {near.fidelity.kl:.3g}. "
+            f"--max-kl: none of the tried settings{more} has a KL divergence of at most "
+            f"{max_kl:g} nats; the nearest is {near.setting} with {near.fidelity.kl:.3g} nats. "
             "Raise --max-kl."
         )
     return min(fine, key=lambda t: t.setting.n_bytes if t.setting else 0), made

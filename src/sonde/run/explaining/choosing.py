@@ -211,9 +211,9 @@ def _named(words: Sequence[str], inputs: ItemInputs) -> Int[np.ndarray, "_row"]:
             if not one:
                 known = [*inputs.ids[:POOL], *map(inputs.place, range(min(POOL, len(inputs))))]
                 raise InputError(
-                    f"--id: expected an id, a place or the number of a row of "
-                    f"{inputs.source.name}, got {part.strip()!r}.{near(part.strip(), known)} "
-                    f"The first input is {inputs.ids[0]}, {inputs.place(0)}."
+                    "--id: expected an id, a location or the number of a row of "
+                    f"{inputs.source.name}, got {part.strip()!r}.{near(part.strip(), known)} The "
+                    f"first input is {inputs.ids[0]}, {inputs.place(0)}."
                 )
             found.update(one)
     return np.array(sorted(found), dtype=np.int64)

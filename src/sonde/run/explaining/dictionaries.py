@@ -65,7 +65,7 @@ class DictionaryFile:
         """Raise an InputError if the dictionary was fitted on another model."""
         if self.fitted_on is not None and self.fitted_on != fingerprint(module):
             raise InputError(
-                f"--dictionary: {self.path} was fitted on another model. Fit again on this one."
+                f"--dictionary: {self.path} was fitted on another model. Fit again on this model."
             )
 
     def effects(

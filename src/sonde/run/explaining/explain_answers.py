@@ -212,12 +212,12 @@ class _FirstLook:
         """Print the strongest positions of the first inputs, or that the method is computed."""
         known = [self._largest(batch, found, i) for i in range(min(FIRST, found.n))]
         if self.is_said or not any(known):
-            self.say(f"note: {word} is computed; its tests follow.")
+            self.say(f"note: the attribution by {word} is computed; its tests follow.")
             return
         self.is_said = True
         self.say(
-            f"note: a first result by {word}, not tested yet: the parts of the input that "
-            "change the answer most"
+            f"note: a first attribution by {word}, not tested yet; the parts of the input that "
+            "change the answer most are"
         )
         for i, names in enumerate(known):
             if names:

@@ -87,7 +87,7 @@ def encoded(model: Model, pair: TextPair) -> EncodedPair:
     if model.task != "causal" or not is_tokenizer(tokenizer):
         raise InputError(
             f"trace: expected a language model with a tokenizer, got {model.name or 'a model'} "
-            f"({model.task}). In Python, ActivationPatching traces any model."
+            f"({model.task}). In Python, ActivationPatching can trace any model."
         )
     before = vocabulary_of(model, tokenizer).before
 

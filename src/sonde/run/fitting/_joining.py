@@ -58,8 +58,8 @@ def joined(a: Bundle, b: Bundle) -> tuple[States, dict[str, Any]]:
     if names is None and any("label" in r.statistic.needs() for r in a.requests.values()):
         raise StateError(
             "Fitted.merge: the bundles number their classes differently, "
-            f"{_first(a.label_names)} and {_first(b.label_names)}. Read both data into one store "
-            "(sonde read, then sonde read --append) and fit that."
+            f"{_first(a.label_names)} and {_first(b.label_names)}. Read both data sets into one "
+            "store (sonde read, then sonde read --append) and fit on that store."
         )
     header = {
         **{name: value for name, value in a.header.items() if name != "group_draws"},
@@ -92,7 +92,7 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
     if "calibrations" in a.header or "calibrations" in b.header:
         raise StateError(
             "Fitted.merge: the calibration scores of one bundle are not valid for detectors "
-            "that are fitted on both. Merge first, then calibrate."
+            "that are fitted on the data of both. Merge first, then calibrate."
         )
     if a.requests.keys() != b.requests.keys():
         raise StateError(
@@ -152,9 +152,9 @@ def _require_alike_parts(a: Bundle, b: Bundle) -> None:
     if n := groups_between(a.header, b.header, (a.split, b.split)):
         raise StateError(
             f"Fitted.merge: {plural(n, 'group')} of both bundles {'is' if n == 1 else 'are'} "
-            "held out in one bundle and fitted in the other: with so few groups the split "
-            "differs between them. Fit both data sets together, or give different groups "
-            "different names."
+            "held out in one bundle and fitted in the other: with so few groups, the two "
+            "bundles split them differently. Fit both data sets together, or give different "
+            "groups different names."
         )
 
 

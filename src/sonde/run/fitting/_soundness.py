@@ -33,7 +33,7 @@ def check_states(states: dict[str, State | None], path: object) -> None:
         flaw = None if state is None else flaw_of(state)
         if flaw is not None:
             raise StateError(
-                f"Fitted.load: {path} holds an impossible state {name}: {flaw}. Fit it again."
+                f"Fitted.load: {path} holds an invalid state {name}: {flaw}. Fit it again."
             )
 
 

@@ -34,8 +34,8 @@ def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
     same = a.states.keys() == b.states.keys() and a.split == b.split
     if not same or not all(_alike(a.states[i], b.states[i]) for i in fit):
         raise StateError(
-            "merge_calibrations: expected two calibrations of one fitted bundle, got bundles with "
-            "different states. Calibrate the same file with the same m."
+            "merge_calibrations: expected two calibrations of the same fitted bundle, got "
+            "bundles with different states. Calibrate the same file with the same m."
         )
     mine, theirs = a.header.get("calibrations", []), b.header.get("calibrations", [])
     twice = {c["data"] for c in mine} & {c["data"] for c in theirs}
@@ -45,13 +45,18 @@ def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
             f"{min(twice)[:12]}): its scores would count twice."
         )
     if {c.get("by") for c in mine} != {c.get("by") for c in theirs}:
-        raise StateError("merge_calibrations: the bundles were calibrated by different columns.")
+        raise StateError(
+            (
+                "merge_calibrations: the bundles were calibrated separately for the classes of "
+                "different columns. Calibrate both with the same column."
+            )
+        )
     _require_other_rows(held, a, b)
     names = joined_names(a.label_names, b.label_names)
     if names is None:
         raise StateError(
-            "merge_calibrations: the bundles number the classes that the detectors were not fitted "
-            "on differently. Calibrate on all rows at once."
+            "merge_calibrations: the bundles use different numbers for the classes that the "
+            "detectors were not fitted on. Calibrate on all rows at once."
         )
     joined = {i: merge_pair(r.statistic, a.states[i], b.states[i]) for i, r in held.items()}
     data = {**a.header["data"], "label_names": [*names]}

@@ -46,9 +46,10 @@ class Prepared:
             ]
         are = "is" if self.n_held == 1 else "are"
         return [
-            f"{self.n_held} of {self.n_groups} groups {are} held out, so no false-alarm rate below "
-            f"{1 / (self.n_held + 1):.0%} can be promised; {USUAL_RATE:.0%} takes {least} held-out "
-            "groups. Hold out more (calibrate), or calibrate on other rows (sonde.calibrate)."
+            f"{self.n_held} of {self.n_groups} groups {are} held out, so no false-alarm rate "
+            f"below {1 / (self.n_held + 1):.0%} can be guaranteed; a rate of {USUAL_RATE:.0%} "
+            f"needs {least} held-out groups. Hold out more (calibrate), or calibrate on other "
+            "rows (sonde.calibrate)."
         ]
 
 

@@ -147,10 +147,10 @@ def check_reading(instruments: Iterable[Instrument], stream: Stream) -> None:
     for instrument in instruments:
         if pooled and wants_positions(instrument):
             warnings.warn(
-                f"{type(instrument).__name__}: rows of the reducer {str(pooled[0].reducer)!r} "
-                "average over tokens or patches, so an effect on a single token or patch is "
-                f"hardly visible (at {pooled[0].key}). Read with reducer={POSITIONS!r} "
-                f"(--reducer {POSITIONS}).",
+                f"{type(instrument).__name__}: the reducer {str(pooled[0].reducer)!r} averages "
+                "over tokens or patches, so an effect on a single token or patch is hardly "
+                f"visible (at {pooled[0].key}). Read with reducer={POSITIONS!r} (--reducer "
+                f"{POSITIONS}).",
                 SondeWarning,
                 stacklevel=5,
             )

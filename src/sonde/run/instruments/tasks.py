@@ -90,18 +90,19 @@ def _only_further(schema: Sequence[SiteSchema]) -> str:
     reducer = next((str(s.reducer) for s in schema), "tokens")
     named = ", ".join(s.key for s in schema[:MOST_NAMED])
     return (
-        "fit: expected rows of the main reducer, got only further readings "
-        f"({named or 'nothing'}). Read the model with reducer={reducer!r} (--reducer "
-        f"{reducer}) and fit on those rows."
+        "fit: expected rows of the main reducer, got only rows of further reducers "
+        f"({named or 'nothing'}). Read the model with reducer={reducer!r} (--reducer {reducer}) "
+        "and fit on those rows."
     )
 
 
 def _check_reduction(detector: Detector, how: str | None) -> None:
     if how is None and detector.whole_examples:
         raise InputError(
-            f"{type(detector).__name__}: expected one score for each example to calibrate, got "
-            "reduction 'rows': it scores whole examples. Leave the reduction at auto, take max, "
-            "mean or topk_mean(k), or fit without calibration and score the rows."
+            f"{type(detector).__name__}: expected a score for each example to calibrate, got "
+            "reduction 'rows'. This detector scores whole examples: leave the reduction at "
+            "auto, take max, mean or topk_mean(k), or fit without calibration and score the "
+            "rows."
         )
 
 

@@ -155,7 +155,8 @@ def _require_reachable(address: str) -> None:
     if done is not None and b"InvalidAuthToken" in done.stderr:
         raise InputError(
             f"--address: the Ray cluster at {address} asks for a token. Set RAY_AUTH_MODE=token, "
-            "and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the one that it was started with."
+            "and set RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token that the cluster was "
+            "started with."
         )
     if done is None or done.returncode:
         raise InputError(
@@ -178,8 +179,9 @@ def n_actors(ray: Any, needs: ActorNeeds, asked: int) -> int:
     while needs.fit(free := ray.available_resources()) < max(1, asked):
         if time.monotonic() > until:
             raise InputError(
-                f"--runner ray: {max(1, asked)} workers of {needs} each are asked for, and the "
-                f"cluster has {_shown(free)} free at the moment. Wait, or take fewer --workers."
+                f"--runner ray: {max(1, asked)} workers that need {needs} each were requested, "
+                f"but the cluster has only {_shown(free)} free at the moment. Wait, or take "
+                "fewer --workers."
             )
         time.sleep(0.1)
     return asked or needs.fit(free)
@@ -201,10 +203,10 @@ def check_room(nodes: Sequence[Mapping[str, float]], needs: ActorNeeds, asked: i
     if needs.gpus and not total["GPU"]:
         kind = " The model is on a GPU, but no machine of the cluster has a GPU: use --device cpu."
     raise InputError(
-        f"--runner ray: {max(1, asked)} worker{'s' if asked > 1 else ''} of {needs} each cannot "
-        f"start: the cluster has {_shown(total)} on {len(nodes)} "
-        f"machine{'s' if len(nodes) != 1 else ''}, room for {room}.{kind} Take fewer --workers or "
-        "--threads."
+        f"--runner ray: {max(1, asked)} worker{'s' if asked > 1 else ''} that "
+        f"need{'' if asked > 1 else 's'} {needs} each cannot start: the cluster has "
+        f"{_shown(total)} on {len(nodes)} machine{'s' if len(nodes) != 1 else ''}, enough for "
+        f"{room}.{kind} Take fewer --workers or --threads."
     )
 
 

@@ -261,8 +261,8 @@ def _told_what_cannot_be_sent() -> Iterator[None]:
         if "open files" not in str(error):
             raise
         raise MachineError(
-            "run: workers share each tensor of a model as an open file, and the system allows no "
-            "more of them. Raise the limit (ulimit -Hn), or use --workers 0."
+            "run: workers share each tensor of a model as an open file, and the system allows "
+            "no more open files. Raise the limit (ulimit -Hn), or use --workers 0."
         ) from error
 
 

@@ -76,8 +76,10 @@ class Outcome:
 def _kept(partial: Outcome, directory: Path | None, first: bool) -> str:
     """Return a sentence on which results a stopped pass keeps and how to continue."""
     if partial.done == 0 and first:
-        advice = "" if directory is None else " A smaller --unit-size keeps more."
-        return f" No unit was done, so nothing is kept; run the same command again.{advice}"
+        advice = (
+            "" if directory is None else " With a smaller --unit-size, an interruption loses less."
+        )
+        return f" No unit was finished, so nothing is kept; run the same command again.{advice}"
     if directory is None:
         return ""
     return (

@@ -224,8 +224,9 @@ class Ledger:
         found = _head_of(path, len(text) + 1)
         if found not in (None, text) and not fresh:
             raise StoreError(
-                f"Ledger: {self.directory} holds a run of another plan (other model, data, sites, "
-                "methods or options). Run with --fresh to drop it, or write to another path."
+                f"Ledger: {self.directory} holds a run of another plan (other model, data, "
+                "sites, methods or options). Run with --fresh to delete that run, or write to "
+                "another path."
             )
         self.resumed = found == text and not fresh
         if found != text:

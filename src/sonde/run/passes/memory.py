@@ -226,11 +226,11 @@ def check_memory(needed: Estimate, limit: int | None, say: bool = False) -> None
     allowed = allowed_bytes(limit)
     if needed.total_bytes > allowed:
         raise InputError(
-            f"this run would take about {gib(needed.total_bytes)} ({gib(needed.state_bytes)} for "
-            f"one set of states, {gib(needed.largest_bytes)} of it for {needed.largest}) and "
-            f"{gib(allowed)} are allowed. Read fewer sites (--sites), take methods that hold less "
-            "at wide sites, as mahalanobis(scatter='diag') or covariance(scatter='diag'), fewer "
-            "workers, or raise --memory."
+            f"this run needs about {gib(needed.total_bytes)} ({gib(needed.state_bytes)} for one "
+            f"set of states, {gib(needed.largest_bytes)} of it for {needed.largest}), but "
+            f"{gib(allowed)} are allowed. Read fewer sites (--sites), take methods that need "
+            "less memory at wide sites, such as mahalanobis(scatter='diag') or "
+            "covariance(scatter='diag'), use fewer workers, or raise --memory."
         )
     if say and needed.total_bytes >= WORTH_SAYING:
         sys.stderr.write(f"{needed}.\n")

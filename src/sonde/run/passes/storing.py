@@ -58,8 +58,8 @@ class StoreJob(Job):
         super().begin(readable)
         if not (self.writer.directory / self.token).exists():
             raise InputError(
-                f"read: a worker does not see {self.writer.directory}. Rows are written by the "
-                "workers: choose a folder on a file system that all machines share."
+                f"read: a worker cannot see the folder {self.writer.directory}. Workers write "
+                "the rows themselves: choose a folder on a file system that all machines share."
             )
 
     def work(self, start: int, stop: int) -> int:
@@ -122,7 +122,7 @@ def _check_memory(writer: StoreWriter, n_processes: int, limit: int | None) -> N
     if needed > allowed:
         each = f", in each of {n_processes} processes" if n_processes > 1 else ""
         raise InputError(
-            f"read: rows on their way to disk would take about {gib(needed)} (batches of {n_batch} "
-            f"examples{each}) and {gib(allowed)} are allowed. Take a smaller --batch-size or "
+            f"read: rows that wait to be written need about {gib(needed)} (batches of {n_batch} "
+            f"examples{each}), but {gib(allowed)} are allowed. Take a smaller --batch-size or "
             "--unit-size, fewer sites or --workers, or raise --memory."
         )

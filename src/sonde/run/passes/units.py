@@ -89,9 +89,9 @@ def join_units(a: Units, b: Units) -> Units:
     for first, last in sorted([*a, *b]):
         if joined and first <= joined[-1][1]:
             raise StateError(
-                f"merge: both were fitted on the same part of the data: units {_spans(a)} and "
-                f"{_spans(b)} overlap, so rows would count twice. Merge only states that were "
-                "fitted on different data."
+                f"merge: both states were fitted on the same part of the data: units {_spans(a)} "
+                f"and {_spans(b)} overlap, so rows would count twice. Merge only states that "
+                "were fitted on different data."
             )
         if joined and first == joined[-1][1] + 1:
             joined[-1][1] = last

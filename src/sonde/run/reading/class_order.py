@@ -62,8 +62,9 @@ def in_sorted_order(model: Model, inputs: ItemInputs, seed: int = 0) -> ItemInpu
         return inputs
     shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
     return inputs.with_own_labels(
-        f"the model does not name its outputs; they are taken as {shown} in this order, which "
-        f"gives an accuracy of {right:.0%} on {plural(len(truth), 'row')} (else --classes)"
+        f"the model does not name its outputs; with the class names {shown} in this order, its "
+        f"accuracy is {right:.0%} on {plural(len(truth), 'row')} (name another order with "
+        "--classes)"
     )
 
 

@@ -21,5 +21,6 @@ def load_for_gradients(model: Any, **options: Any) -> tuple[Model, tuple[str, ..
     if plain is found:
         return found, ()
     return plain, (
-        f"note: {found.name}: packed layers are unpacked, no gradient flows through them",
+        f"note: {found.name}: packed layers are unpacked, because no gradient flows through "
+        "packed layers",
     )

@@ -43,8 +43,8 @@ def _logits_note(stream: Stream) -> list[str]:
     if len(shape) < 2 or shape[-1] == 1:
         return []  # one number for each example is no choice among outputs
     return [
-        f"the model's output {key or '0'!r}, {shape[-1]} numbers for each example, is used as "
-        f"its logits because of its shape{more}; name another output with --logits OUTPUT."
+        f"the model's output {key or '0'!r} ({shape[-1]} numbers for each example) is taken as "
+        f"its logits because of its shape{more}; choose another output with --logits OUTPUT."
     ]
 
 
@@ -56,8 +56,8 @@ def _unjudged_note(live: LiveStream) -> list[str]:
         return []
     told = " or ".join(f"{k or '0'!r} ({live.probe.output[k].shape[-1]} numbers)" for k in rows)
     return [
-        f"answers are not evaluated: whether the model's output {told} contains logits of "
-        "classes or an embedding is not known. If it contains logits, pass --logits "
+        f"answers are not evaluated: it is not known whether the model's output {told} contains "
+        "logits of classes or an embedding. If it contains logits, pass --logits "
         f"{rows[0] or '0'}."
     ]
 
@@ -94,8 +94,8 @@ def warn_of_split(stream: Stream) -> None:
     if source is None or source.split is None or source.split_was_named or source.split in TRAIN:
         return
     warnings.warn(
-        f"fit: no split was named, so the rows are those of {source.name}; a method that is "
-        "fitted on these rows cannot be tested on them. Name another split "
+        f"fit: no split was named, so the split {source.name} is read; a method that is fitted "
+        "on these rows cannot be tested on them. Name another split "
         f"({', '.join(source.other_splits)}), or {source.split!r} if this split is intended: "
         "sonde.read(model, data, split=...).",
         SondeWarning,

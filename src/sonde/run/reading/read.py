@@ -182,8 +182,8 @@ def _opened(live: Model, data: Any, options: dict[str, Any]) -> ItemInputs:
         if not isinstance(live.module, TableAlone):
             raise
         raise InputError(
-            "read: without a model, expected a table of numbers or arrays (.npz), got "
-            f"{data}: {error} Or name a model that reads this data."
+            f"read: without a model, expected a table of numbers or arrays (.npz), got {data}: "
+            f"{error} Otherwise, name a model that reads this data."
         ) from None
 
 
@@ -261,17 +261,17 @@ def _continued(
     if prompts.listing.n_chunked:
         raise InputError(
             f"read: {prompts.listing.n_chunked:,} prompts are longer than the context of the "
-            "model, and a part of a prompt is not a prompt. Pass long='truncate' (--long "
+            "model, and a prompt cannot be split into chunks. Pass long='truncate' (--long "
             "truncate), or shorter prompts."
         )
     context, new = context_of(model), settings.get("max_new_tokens")
     longest = int(prompts.listing.length.max(initial=0))
     if context is not None and isinstance(new, int) and longest + new > context:
         raise InputError(
-            f"read: expected prompts and {new} new tokens within the context of {context} tokens, "
-            f"got {f'a prompt of {longest}' if longest else 'more'}. "
-            f"Pass max_length={max(1, context - new)} with "
-            "long='truncate' (--max-length, --long), or generate less."
+            f"read: expected prompts and {new} new tokens within the context of {context} "
+            f"tokens, got {f'a prompt of {longest} tokens' if longest else 'longer prompts'}. "
+            f"Pass max_length={max(1, context - new)} with long='truncate' (--max-length, "
+            "--long), or generate fewer tokens."
         )
     return replay(model, prompts, seed=seed, **settings)
 
@@ -318,7 +318,7 @@ def open_store(
     for name, value in asked.items():
         if value is not None and name in identity and identity[name] != value:
             raise InputError(
-                f"read: the rows of {place} were read with {name}={identity[name]!r}, and "
+                f"read: the rows of {place} were read with {name}={identity[name]!r}, but "
                 f"{value!r} is needed. Read the model again with {name}={value!r}."
             )
     store.check_files()

@@ -123,10 +123,9 @@ def require_same_recipe(fitted: Recipe, here: Recipe, what: str = "score") -> No
             )
         word = "the image processor " if name == "pixels" else f"{name}="
         warnings.warn(
-            f"{what}: rows are read with {word}{mine!r}, and were with {its!r} for the state: its "
-            "p-values and thresholds hold only for rows that are read in the same way. Leave it "
-            "out, or calibrate "
-            "again.",
+            f"{what}: rows are read with {word}{mine!r}, but the state was fitted with {its!r}: "
+            "its p-values and thresholds hold only for rows that are read in the same way. "
+            "Leave this option out, or calibrate again.",
             SondeWarning,
             stacklevel=4,
         )

@@ -127,9 +127,8 @@ class Whole:
         here = set(zip(batch.ids, torch.as_tensor(batch.occurrence).tolist(), strict=True))
         if not here.isdisjoint(self.seen):
             raise InputError(
-                f"score: the rows of {min(here & self.seen)[0]} do not follow each other, or "
-                "are more than a batch holds. Sort the rows by their ids, or score them as "
-                "rows."
+                f"score: the rows of {min(here & self.seen)[0]} are not adjacent, or do not fit "
+                "into one batch. Sort the rows by their ids, or score them as rows."
             )
         self.seen |= here
 

@@ -37,8 +37,9 @@ BY_INPUT: Final = pa.schema(
 )
 DEFAULT_RULES: Final[tuple[AnyRule, ...]] = ("sum", "bonferroni", "twice_mean")
 WEAK: Final = (
-    "few rows calibrated for {n} detectors and sites: by the rule twice_mean an input alarms only "
-    "where most of them find it unusual. `sonde calibrate` on more rows sees more."
+    "few calibration rows for {n} detectors and sites: with the rule twice_mean, an input "
+    "raises an alarm only if most of them find it anomalous. `sonde calibrate` on more rows "
+    "detects more."
 )
 
 

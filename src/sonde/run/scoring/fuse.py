@@ -76,8 +76,8 @@ def with_fused(
         raise InputError(f"fuse: expected a rule of {known}, got {rule!r}.")
     if (rule == "learned") != (unusual is not None):
         raise InputError(
-            "fuse: expected scores of known outliers (--unusual) with the rule 'learned', "
-            "and only then."
+            "fuse: expected scores of known outliers (--unusual) with the rule 'learned', and "
+            "none with other rules."
         )
     if len(keys) < 2:
         raise InputError(
@@ -167,9 +167,9 @@ def _aligned(scored: pa.Table, keys: list[Key]) -> list[pa.Table]:
         names = _names(part)
         if names.keys() != order.keys():
             raise InputError(
-                "fuse: expected lines of the same rows from every detector, got "
-                f"{len(order):,} of {keys[0][0]} at {keys[0][1]} and {len(names):,} of "
-                f"{key[0]} at {key[1]}. Score all detectors on the same kind of rows."
+                f"fuse: expected lines of the same rows from every detector, got {len(order):,} "
+                f"lines of {keys[0][0]} at {keys[0][1]} and {len(names):,} of {key[0]} at "
+                f"{key[1]}. Score all detectors on the same kind of rows."
             )
         found.append(part.take([names[name] for name in order]))
     return found
@@ -192,8 +192,9 @@ def _p_values(parts: list[pa.Table], keys: list[Key]) -> Float[Tensor, "row key"
     for (instrument, site), part in zip(keys, parts, strict=True):
         if "p" not in part.column_names or part["p"].null_count:
             raise InputError(
-                f"fuse: expected a p-value in every line of {instrument} at {site}. Calibrate the "
-                "detectors with `sonde calibrate`, and score with the reduction used then."
+                f"fuse: expected a p-value in every line of {instrument} at {site}. Calibrate "
+                "the detectors with `sonde calibrate`, and score with the reduction that you "
+                "calibrated with."
             )
     return torch.tensor(np.column_stack([part["p"].to_numpy() for part in parts]))
 

@@ -163,8 +163,8 @@ class _Masks:
             if item is None or item in found:
                 raise InputError(
                     f"evaluate: expected one mask for an image of {self.known.source.name}, got "
-                    f"{row['image']}, whose name fits "
-                    f"{'none of them' if item is None else 'one that has a mask'}."
+                    f"{row['image']}, whose name matches "
+                    f"{'no image' if item is None else 'an image that already has a mask'}."
                 )
             found[item] = row["image"]
         return found

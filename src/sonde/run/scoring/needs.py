@@ -92,9 +92,9 @@ def check_scoring_memory(needed: ScoringNeeds, limit: int | None, command: str =
         each = f", in each of {needed.n_processes} processes" if needed.n_processes > 1 else ""
         table = f", a table of {needed.n_lines:,} lines {gib(needed.table_bytes)}"
         raise InputError(
-            f"{command}: this would take about {gib(needed.total_bytes)} (the detectors "
-            f"{gib(needed.scorers_bytes)}, a batch of rows {gib(needed.rows_bytes)}{each}"
-            f"{table if needed.n_lines else ''}) and {gib(allowed)} are allowed. "
-            "Take a smaller --batch-size, fewer --workers or less of the data (--limit), or raise "
-            "--memory."
+            f"{command}: this needs about {gib(needed.total_bytes)} (the detectors "
+            f"{gib(needed.scorers_bytes)}, a batch of rows "
+            f"{gib(needed.rows_bytes)}{each}{table if needed.n_lines else ''}), but "
+            f"{gib(allowed)} are allowed. Take a smaller --batch-size, fewer --workers or less "
+            "of the data (--limit), or raise --memory."
         )

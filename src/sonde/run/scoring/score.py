@@ -129,9 +129,9 @@ def _say_without_row(table: pa.Table, stream: Stream) -> None:
     lost = np.setdiff1d(source, table["row"].drop_null().to_numpy())
     if len(lost) and stream.identity().get("model") is not None:
         warnings.warn(
-            f"score: {len(lost):,} of {len(np.unique(source)):,} items have no line, the first is "
-            f"item {lost[0]:,}: the scored sites have no rows for them, for example because "
-            "a text has a single token (predictions) or only special tokens.",
+            f"score: {len(lost):,} of {len(np.unique(source)):,} items get no score; the first "
+            f"is item {lost[0]:,}. The scored sites have no rows for them, for example because a "
+            "text has a single token (predictions) or only special tokens.",
             SondeWarning,
             stacklevel=3,
         )

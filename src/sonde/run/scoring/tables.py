@@ -123,16 +123,16 @@ def checked(table: pa.Table, where: str) -> pa.Table:
         )
     if twice := [name for name in (*NEEDED, "p") if names.count(name) > 1]:
         raise InputError(
-            f"evaluate: expected each column once in {where}, got {', '.join(twice)} again. Rename "
-            "or drop the copies."
+            f"evaluate: expected each column once in {where}, got {', '.join(twice)} more than "
+            "once. Rename or drop the copies."
         )
     _check_numbers(table, where)
     for name in ("site", "instrument"):
         if table[name].null_count:
             raise InputError(
                 f"evaluate: expected a {name} in every row of {where}, got "
-                f"{plural(table[name].null_count, 'row')} without. Write the table with `sonde "
-                "score --each`."
+                f"{plural(table[name].null_count, 'row')} without a value. Write the table with "
+                "`sonde score --each`."
             )
         table = table.set_column(names.index(name), name, table[name].cast(pa.string()))
     return table

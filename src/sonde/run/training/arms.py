@@ -402,8 +402,7 @@ class _Keeper:
         if (what := find_difference(held.get("known", {}), self._known)) is not None:
             raise StateError(
                 f"sonde train: {self._path} is the checkpoint of another training run, whose "
-                f"{what} "
-                "differs. Run with --fresh to drop it, or choose another -o."
+                f"{what} differs. Run with --fresh to delete it, or choose another -o."
             )
         self._arm.module.load_state_dict(held["module"])
         if self._arm.average is not None and self._terms is None:

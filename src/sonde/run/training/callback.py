@@ -120,7 +120,7 @@ class Recorder:
         for path, kind in kinds.items():
             if self._kinds.setdefault(path, kind) != kind:
                 raise StateError(
-                    f"Recorder.record: expected a {self._kinds[path]} at {path}, as at the steps "
+                    f"Recorder.record: expected a {self._kinds[path]} at {path}, as in the steps "
                     f"before, got a {kind}. Record into another folder with a new Recorder."
                 )
 

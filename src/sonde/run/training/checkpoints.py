@@ -110,7 +110,7 @@ def checkpoint_folders(folder: str | Path) -> list[tuple[int, Path]]:
         left_out = [path.name for step, path in steps if (step, path) not in found]
         warnings.warn(
             f"{plural(len(left_out), 'folder')} of {place} without a config.json left out: "
-            f"{', '.join(left_out)}. Copy the config.json of the model into them.",
+            f"{', '.join(left_out)}. Copy the config.json of the model into these folders.",
             SondeWarning,
             stacklevel=2,
         )

@@ -89,8 +89,8 @@ def _require_insertable(asked: AskedLayer) -> None:
         known = ", ".join(one.word for one in listed_layers())
         raise InputError(
             f"{at}@{asked.site}: expected a layer that keeps the shape of one site, starts as "
-            f"the identity and has something to train, got {kind.__name__}. "
-            f"Use it in Python (sonde.layers.{kind.__name__}), or insert one of: {known}."
+            f"the identity and has parameters to train, got {kind.__name__}. Use it in Python "
+            f"(sonde.layers.{kind.__name__}), or insert one of: {known}."
         )
     needed = [n for n in _parameters(kind) if _is_required(kind, n) and n != "dim"]
     if missing := [name for name in needed if name not in asked.given]:
@@ -129,9 +129,10 @@ def _starting(asked: AskedLayer, layer: Layer) -> Layer:
         return layer
     hint = f", as {word}({','.join(needed)})@{asked.site}" if any("=" in n for n in needed) else ""
     raise InputError(
-        f"--insert {asked.word}@{asked.site}: expected a layer that keeps the shape, starts as the "
-        f"identity and has something to train, got {asked.kind.__name__} with other parameters. "
-        f"Choose its parameters{hint}, or another layer: `sonde train --list` lists them."
+        f"--insert {asked.word}@{asked.site}: expected a layer that keeps the shape, starts as "
+        f"the identity and has parameters to train, got {asked.kind.__name__} with other "
+        f"parameters. Choose its parameters{hint}, or another layer: `sonde train --list` lists "
+        "them."
     )
 
 

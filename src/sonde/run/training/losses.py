@@ -145,8 +145,8 @@ def _key(loss: nn.Module, site: str, has_teacher: bool) -> str | tuple[str, ...]
         return pair
     if len(pair) > 2 or not has_teacher:
         raise InputError(
-            f"--sites: {word} compares two sites. Write SITE+SITE, or name a model to learn from "
-            "by --teacher."
+            f"--sites: {word} compares two sites. Write SITE+SITE, or name a teacher model with "
+            "--teacher."
         )
     return site, f"teacher:{site}"
 

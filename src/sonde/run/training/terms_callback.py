@@ -59,8 +59,9 @@ class TermsCallback(TrainerCallback):
         if args.label_smoothing_factor:
             raise InputError(
                 "TermsCallback: expected label_smoothing_factor=0, got "
-                f"{args.label_smoothing_factor:g}: the Trainer then takes the labels away from the "
-                "model and computes the loss itself. Smooth labels inside the model."
+                f"{args.label_smoothing_factor:g}: with label smoothing, the Trainer takes the "
+                "labels away from the model and computes the loss itself. Smooth labels inside "
+                "the model."
             )
         if kwargs["model"] is not self.terms.module:
             raise InputError(
@@ -98,10 +99,10 @@ class TermsCallback(TrainerCallback):
         """Advance to the next step, and send metrics if the step is due."""
         if self._unused:
             raise StateError(
-                "TermsCallback: the losses at sites were added to the loss in the model's outputs, "
-                "and no gradient came back: the Trainer trains another loss, as by "
-                "compute_loss_func or a compute_loss of its own. Add terms.loss(...) there in "
-                "place of this callback."
+                "TermsCallback: the losses at sites were added to the loss in the model's "
+                "outputs, but no gradient reached them: the Trainer trains another loss, such "
+                "as compute_loss_func or an overridden compute_loss. Add terms.loss(...) to "
+                "that loss in place of this callback."
             )
         self.terms.step()
         self._hook()
@@ -160,9 +161,9 @@ class TermsCallback(TrainerCallback):
             return None
         if not isinstance(output, dict) or output.get("loss") is None:
             raise InputError(
-                "TermsCallback: expected outputs with a loss, got none. Give the model labels, and "
-                "the Trainer no compute_loss_func, which takes them away. With a loss of your own, "
-                "add terms.loss(...) to it in place of this callback."
+                "TermsCallback: expected outputs with a loss, got none. Give the model labels, "
+                "and do not pass compute_loss_func to the Trainer, which takes the labels away. "
+                "With a loss of your own, add terms.loss(...) to it in place of this callback."
             )
         named = arguments(model, args, kwargs)
         columns = {name: x for name, x in named.items() if isinstance(x, Tensor) and x.ndim == 1}

@@ -123,7 +123,7 @@ class Track:
         """Return the error of a recorded step whose checkpoint now holds other weights."""
         return StateError(
             f"Track: step {step:,} in {self.directory} was read from a checkpoint with other "
-            "weights than the folder holds now. Run with --fresh to drop the record, or "
+            "weights than the folder holds now. Run with --fresh to delete the record, or "
             "choose another folder with --record."
         )
 
@@ -139,8 +139,8 @@ class Track:
             if mine.get(name) != there.get(name):
                 what = "instruments" if name == "entries" else name
                 raise StateError(
-                    f"Track: {self.directory} holds steps of other {what}. Run with --fresh to "
-                    "drop them, or record into another folder."
+                    f"Track: {self.directory} holds steps recorded with other {what}. Run with "
+                    "--fresh to delete them, or record into another folder."
                 )
 
     def at(self, step: int) -> Fitted:
@@ -154,9 +154,8 @@ class Track:
         if step not in self.steps:
             known = [str(s) for s in self.steps]
             raise StoreError(
-                f"Track.at: {self.directory} has no step {step}, "
-                f"{f'only {len(known)} others' if known else 'nor any other'}."
-                f"{near(str(step), known)}"
+                f"Track.at: {self.directory} has no step "
+                f"{step}{f', only {len(known)} others' if known else ': no step is recorded'}.{near(str(step), known)}"
             )
         return Fitted.load(self.file(step), self.instruments)
 
@@ -218,8 +217,8 @@ class Track:
         if unknown or not known:
             raise InputError(
                 f"Track.chart: {self.directory} has no curve of "
-                f"{unknown[0] if unknown else 'anything'}, only of {', '.join(known) or 'nothing'}."
-                f"{near(unknown[0], known) if unknown else ''}"
+                f"{unknown[0] if unknown else 'anything'}; recorded: "
+                f"{', '.join(known) or 'nothing'}.{near(unknown[0], known) if unknown else ''}"
             )
         return _curves([r for r in rows if r["method"] in chosen])
 

@@ -198,8 +198,8 @@ def _check_live(method: str, task: Task, needs: tuple[str, ...], header: dict[st
     spans = [f"the span of each step ({n})" for key in task.keys if "step" in (n := reducers[key])]
     if missing := [*(f"the column {n!r}" for n in needs if n not in BROUGHT), *spans]:
         raise InputError(
-            f"Guard: {method} needs {missing[0]}, a column of the data, which a forward pass "
-            "does not have. Score whole items with `sonde score PROBE MODEL DATA` "
+            f"Guard: {method} needs {missing[0]}, a column of the data, but a forward pass has "
+            "no such column. Score whole items with `sonde score PROBE MODEL DATA` "
             "(sonde.score), or guard with other detectors (methods=[...])."
         )
 
@@ -245,8 +245,9 @@ def scored(
     if watch.reduction not in (None, "max") and not set(watch.keys).isdisjoint(cut):
         raise InputError(
             f"Guard: {watch.name[0]} is calibrated for one score of a whole text "
-            f"({watch.reduction!r}), got a part of a text, as in generate. Calibrate its rows "
-            "(reduction='rows', --reduction rows), or call the model on the finished text."
+            f"({watch.reduction!r}), got only a part of a text, as generate() passes it. "
+            "Calibrate its rows (reduction='rows', --reduction rows), or call the model on the "
+            "finished text."
         )
     if watch.reduction is None or not len(example):
         return ScoredForward(scores, example, position, label)

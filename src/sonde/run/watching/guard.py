@@ -286,9 +286,9 @@ class Guard:
         found = self._latest.own() if here else self._latest.get()
         if here and found is None:
             raise StateError(
-                "Guard.last: expected this thread or task to have called the guarded model, "
-                f"got {plural(self.n_forwards, 'forward')} of others. Read Guard.last in the "
-                "function that calls the model."
+                "Guard.last: expected this thread or task to have called the guarded model, got "
+                f"{plural(self.n_forwards, 'forward pass', 'forward passes')} of other threads "
+                "or tasks. Read Guard.last in the function that calls the model."
             )
         return GuardedText(self._watches) if found is None else found
 
@@ -443,8 +443,8 @@ def require_live_model(
         here["model"] = fingerprint(live.module)
     else:
         warnings.warn(
-            f"{who}: the model runs in {here.pop('dtype')}, the probe was fitted in "
-            f"{fitted.get('dtype')}: whether the weights are the same cannot be checked, and "
+            f"{who}: the model runs in {here.pop('dtype')}, but the probe was fitted in "
+            f"{fitted.get('dtype')}: it cannot be checked whether the weights are the same, and "
             "rounding of the states changes the scores. Calibrate the probe on this model.",
             SondeWarning,
             stacklevel=3,

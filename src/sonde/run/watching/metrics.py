@@ -9,7 +9,7 @@ from sonde.run.instruments.entries import Key
 
 BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 FORWARDS = "Forward passes of the model that the guard observed."
-PASSED = "Forward passes of other threads or tasks, which a guard with here=True does not observe."
+PASSED = "Forward passes in other threads or tasks, which a guard with here=True does not observe."
 ROWS = "Rows scored: examples, tokens or patches."
 ALARMS = "Rows above the threshold of their detector."
 P_VALUES = "Conformal p-values of rows; in-distribution rows are uniform on [0, 1]."
