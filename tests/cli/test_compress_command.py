@@ -263,7 +263,7 @@ def test_edits_refuse_it_before_they_read_anything(run, rounded, tmp_path, monke
     monkeypatch.setattr("sonde.data.contrast", read)
     ran = run("edit", words[0], rounded, *words[1:], "-o", tmp_path / "NEW")
     assert ran.code == 2
-    assert "cannot be changed. Take the model that it was made from" in ran.err
+    assert "cannot be changed. Take the original model" in ran.err
     assert f"(sonde compress undo {rounded} -o OLD)" in ran.err.replace("\n", " ")
     assert not (tmp_path / "NEW").exists()
 

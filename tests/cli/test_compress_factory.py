@@ -140,7 +140,7 @@ def test_a_folder_names_its_function_and_runs_none():
         save_edited(source, RTN().plan(model), Path("SMALL"))
     with pytest.raises(InputError, match="write nets_of_mine:make@SMALL if you trust it"):
         sonde.load("SMALL")
-    with pytest.raises(StoreError, match="names first as a packed layer, and the model has no"):
+    with pytest.raises(StoreError, match="names first as a packed layer, but the model has no"):
         sonde.load("nets_of_mine:other@SMALL")
     undo("SMALL", "OLD")
     with pytest.raises(StoreError, match="OLD does not hold the weights of this factory's model"):

@@ -153,5 +153,5 @@ def test_a_state_before_the_part_is_needed(gpt2):
     for reducer in ("step_deltas", "step_sources"):
         with pytest.raises(InputError, match="expected a token before each step"):
             list(live_stream(model, inputs, "transformer.h.1", reducer))
-    with pytest.raises(InputError, match=r"say which part of a text counts \(span=, --span\)"):
+    with pytest.raises(InputError, match=r"select a part of the text \(span=, --span\)"):
         list(live_stream(model, open_inputs(model, ["abc"]), "transformer.h.1", "step_deltas"))

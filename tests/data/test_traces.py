@@ -66,4 +66,4 @@ def test_traces_of_a_model_from_the_command_line(gpt2, tmp_path):
     again = tmp_path / "again.csv"  # a span is kept with the probe
     assert run_words("score", probe, gpt2, new, "-o", again).code == 0
     assert again.read_text() == table.read_text()
-    assert "say which part of a text counts" in run_words("fit", "clue", gpt2, old).error()
+    assert "select a part of the text" in run_words("fit", "clue", gpt2, old).error()

@@ -109,7 +109,7 @@ REFUSED = {
     "probe with a label for each row": (
         lambda: Probe().fit(ROWS, label=torch.arange(60)),
         InputError,
-        "a label of its own",
+        "a different label for each",
     ),
     "more active features than there are": (
         lambda: SparseAutoencoder(features=8, k=9).fit(ROWS),

@@ -60,7 +60,7 @@ def test_planted_label_is_read_and_noise_is_not():
 def test_labels_that_cannot_be_probed_are_refused():
     with pytest.raises(InputError, match="two classes, got 1"):
         Probe().fit(X, label=torch.zeros(600, dtype=torch.int64))
-    with pytest.raises(InputError, match="a label of its own for each of 600 rows"):
+    with pytest.raises(InputError, match="a different label for each of 600 rows"):
         Probe().fit(X, label=torch.arange(600))
     with pytest.raises(InputError, match="two groups"):
         Probe().fit(X, label=LABEL, group=torch.zeros(600, dtype=torch.int64))
@@ -72,7 +72,7 @@ def test_classes_that_groups_held_out_share_with_no_other_are_refused_or_flagged
     group = (torch.arange(600) >= 250).long()
     for method in (Probe(), MdlProbe(), ControlTask("group")):
         with pytest.raises(
-            InputError, match="2 classes of which each lies in one fold of the 2 groups"
+            InputError, match="2 classes that each lie in a single fold of the 2 groups"
         ):
             method.fit(X, label=group, group=group)
     # the third class stands in one group alone: its rows are wrong whatever the states say

@@ -106,7 +106,7 @@ def test_keys_that_hold_a_share():
 
 def test_what_is_wrong_is_said():
     x = normal(2, 5, 4)
-    with pytest.raises(InputError, match="with mode='retrieve', and only then"):
+    with pytest.raises(InputError, match="with mode='retrieve', and no patterns with another mode"):
         Hopfield(4, "retrieve").double()(x)
     with pytest.raises(InputError, match="1 to 20 steps"):
         Hopfield(4, steps=21)

@@ -195,7 +195,9 @@ def test_layers_are_saved_alone_and_with_the_model(net, tmp_path):
         load_layers(folder)
     with pytest.raises(StoreError, match=r"no layers in .*other"):
         load_layers(tmp_path / "other")
-    with pytest.raises(InputError, match="with inserted layers, got none"):
+    with pytest.raises(
+        InputError, match="with inserted layers, got a model without inserted layers"
+    ):
         save_layers(net, tmp_path / "mine")
 
 
@@ -246,7 +248,7 @@ def test_twice_inserted_twice_removed_and_a_changed_model(net):
         sonde.inserted(net, {"block": layer, "many.0": layer})
     more = sonde.inserted(new, {"many.0": Adapter(4, 2)})
     assert list(inserted_layers(more)) == ["block", "many.0"]
-    with pytest.raises(InputError, match=r"removed: .* got none"):
+    with pytest.raises(InputError, match=r"removed: .* got a model without inserted layers"):
         sonde.removed(sonde.removed(more))
     wide = sonde.inserted(net, {"block": Adapter(6, 2)})
     with pytest.raises(ShapeError, match=r"expected states \(\*axes dim=6\), got \(5, 4\)"):

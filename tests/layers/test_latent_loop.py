@@ -100,7 +100,7 @@ def test_a_text_goes_on_after_the_steps():
     [
         (lambda: LatentLoop(nn.Linear(2, 2)), "a causal language model of transformers"),
         (lambda: made(n_steps=-1), "n_steps of 0 or more"),
-        (lambda: made(mix="attend")(IDS), "memory= together with mix='attend'"),
+        (lambda: made(mix="attend")(IDS), "memory= with mix='attend'"),
     ],
 )
 def test_what_is_refused(make, said):

@@ -115,7 +115,7 @@ def test_a_recomputed_input_that_is_off_is_refused(scale, keep, dtype, is_right)
         own.recompute = recompute
         loss = own(x).square().sum()
         if recompute and not is_right:
-            with pytest.raises(StateError, match="expected the inverse to give back the inputs"):
+            with pytest.raises(StateError, match="expected the inverse to reproduce the inputs"):
                 loss.backward()
             return
         loss.backward()

@@ -96,7 +96,7 @@ def test_padded_nodes_send_nothing():
         (lambda: StateGraph(3, "learned", n=3, budget=6), "a budget of 1 to 5"),
         (
             lambda: StateGraph(3, "given")(drawn(1, 2, 3).float()),
-            "an adjacency together with kind='given'",
+            "an adjacency with kind='given'",
         ),
         (lambda: propagate(drawn(2, 2), drawn(2, 2), 1.0), r"alpha in \[0, 1\)"),
     ],

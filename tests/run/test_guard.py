@@ -418,7 +418,9 @@ def test_a_module_that_runs_alone_is_not_scored(small):
     net[0](torch.zeros(1, 8))
     assert guard.scores == {}
     assert guard.table().num_rows == 0
-    with pytest.warns(SondeWarning, match=r"saw 0 forwards of Sequential.*its sites ran 1 time"):
+    with pytest.warns(
+        SondeWarning, match=r"saw 0 forward passes of Sequential.*its sites ran 1 time"
+    ):
         guard.__exit__(None, None, None)
 
 

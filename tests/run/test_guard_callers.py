@@ -152,7 +152,7 @@ def test_who_has_not_called_the_model_gets_the_last_text_unless_it_asks_for_its_
 def test_a_guard_of_one_context_counts_what_passes_by_and_warns_if_it_saw_nothing(net, probe):
     metrics = PrometheusMetrics()
     with (
-        pytest.warns(SondeWarning, match=r"saw 0 of 3 forwards of Sequential.*here=True"),
+        pytest.warns(SondeWarning, match=r"saw 0 of 3 forward passes of Sequential.*here=True"),
         Guard(net, probe, metrics=metrics, here=True) as guard,
         ThreadPoolExecutor(2) as pool,
     ):

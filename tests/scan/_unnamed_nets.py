@@ -297,7 +297,10 @@ NETS: dict[str, tuple[str, Change]] = {
         r"temperature|sure|probab|softmax",
         lambda n: setattr(n, "last", nn.Sequential(nn.Softmax(1), nn.Softmax(1))),
     ),
-    "ten times too sure": (r"temperature|overconfident|probab", lambda n: setattr(n, "last", _Sure())),
+    "ten times too sure": (
+        r"temperature|overconfident|probab",
+        lambda n: setattr(n, "last", _Sure()),
+    ),
 }  # fmt: skip
 
 

@@ -184,7 +184,7 @@ def test_a_cache_that_evicts_and_shorter_texts_work_in_another_thread():
     net = llama()
     ids = torch.randint(3, 40, (2, 12), generator=DRAW)
 
-    said = r"caching: saw 0 of 1 forward of \w+\. None was given the cache"
+    said = r"caching: saw 0 of 1 forward pass of \w+\. No call received the cache"
     with pytest.warns(SondeWarning, match=said), caching(net, StreamingCache(budget=6)):
         net(ids)
     found = []

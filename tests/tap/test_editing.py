@@ -120,7 +120,7 @@ def test_calls_of_a_shared_module_can_be_chosen():
         with editing(net, Scale(2.0), "0"):
             assert torch.equal(net(X), both)
         with (
-            pytest.raises(SiteError, match="only after the call is it known"),
+            pytest.raises(SiteError, match="known to be the last only after"),
             editing(net, Scale(2.0), "0@last"),
         ):
             net(X)

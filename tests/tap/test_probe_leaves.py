@@ -110,7 +110,7 @@ class Remembering(nn.Module):
 
 
 def test_a_state_is_not_told_as_chance():
-    with pytest.warns(SondeWarning, match="keeps a state from one forward to the next"):
+    with pytest.warns(SondeWarning, match="keeps a state from one forward pass to the next"):
         list(sonde.read(Remembering().eval(), [*X], sites="fc"))
 
 
@@ -139,7 +139,7 @@ def test_outputs_that_are_not_read_are_named():
     stream = sonde.read(Net(), [*X])
     assert [s.dim for s in stream.schema] == [1, 1]
     said = {one.site: one.reason for one in stream.left_out}
-    assert said["layers.0:out.1"] == "one of 2 outputs; '0', the first, is read."
+    assert said["layers.0:out.1"] == "the module returns 2 outputs, and the first, '0', is read."
     (left,) = sonde.read(Net(), [*X], sites="layers.1").left_out
     assert left.site == "layers.1:out.1"
     assert [s.dim for s in sonde.read(Net(), [*X], sites="layers.*:out.1").schema] == [6, 6]

@@ -171,7 +171,8 @@ def test_texts_that_no_token_ends_come_one_by_one():
     assert lengths(1, stopping_criteria=criteria) == lengths(3, eos_token_id=end)
     for more in ({"stopping_criteria": criteria}, {"stop_strings": ["x"]}):
         with pytest.raises(
-            InputError, match=f"one prompt at a time, because texts end by {next(iter(more))}"
+            InputError,
+            match=rf"one prompt at a time, got \d in .*: texts end by {next(iter(more))}",
         ):
             lengths(3, **more)
 

@@ -125,8 +125,8 @@ def test_rows_of_all_calls_have_the_call_as_position(toy):
 @pytest.mark.parametrize(
     ("site", "message"),
     [
-        ("thrice", r"called 3 times in one forward; write thrice@0 to @2, @last or @all"),
-        ("thrice@3", r"called 3 times in one forward, got @3"),
+        ("thrice", r"called 3 times in one forward pass; write thrice@0 to @2, @last or @all"),
+        ("thrice@3", r"called 3 times in one forward pass, got @3"),
         ("never", r"'never' \(Linear\) did not run"),
         ("only_weight", r"did not run.*weights may be used by a function"),
         ("several", r"a list of modules is never called itself.*several\.a"),

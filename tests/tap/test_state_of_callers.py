@@ -109,7 +109,7 @@ def test_a_thread_without_a_block_has_that_of_the_only_other():
         thread = threading.Thread(target=other)
         thread.start()
         assert start.wait(10)
-        with pytest.raises(StateError, match="which block applies to this call is not known"):
+        with pytest.raises(StateError, match="it is not known which block applies to this call"):
             in_threads(twin.model, [x])
         go.set()
         thread.join()

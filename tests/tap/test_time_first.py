@@ -104,7 +104,7 @@ def test_what_nothing_tells_is_refused():
     layer = Attention(DIM, 2)
     new = sonde.inserted(Own(least=2), {"blocks.0": layer})
     ids = torch.randint(16, (4, 4))
-    with pytest.raises(SiteError, match=r"\(time, row, dim\) is not known"):
+    with pytest.raises(SiteError, match=r"it is not known whether these are \(time, row, dim\)"):
         new(ids)
     new(ids[:3])
     new(ids)

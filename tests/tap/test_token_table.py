@@ -279,5 +279,5 @@ def test_token_ids_by_their_name_are_refused_with_the_module_that_is_fed_them():
     inputs = {"segments": torch.zeros_like(IDS), "text": IDS}
     with pytest.raises(SiteError, match=r"got int64\. Name the .* numbers: words:out"):
         GradTimesInput().explain(net, inputs, site=":in.text")
-    with pytest.raises(SiteError, match=r"got int64\. Name a module behind it"):
+    with pytest.raises(SiteError, match=r"got int64\. Name a module after it"):
         Occlusion(Baseline("zero")).explain(net, inputs, site=":in.segments")

@@ -87,7 +87,7 @@ class _Sorting(nn.Module):
 def test_tokens_in_an_unknown_order_are_refused() -> None:
     torch.manual_seed(0)
     ids, mask = _texts()
-    with pytest.raises(SiteError, match="their order is not known"):
+    with pytest.raises(SiteError, match="in an unknown order"):
         _rows(_Sorting().eval(), {"input_ids": ids, "attention_mask": mask}, "part")
 
 

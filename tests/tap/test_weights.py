@@ -58,7 +58,7 @@ def test_the_same_rows_of_two_models_are_the_same_examples():
     ("sites", "message"),
     [
         ("blocks:weight", r"expected a parameter 'weight' .* at 'model\.layers\.0'"),
-        ([SITE, "blocks"], "rows are of examples. Read weights in a stream of their own"),
+        ([SITE, "blocks"], "rows are examples. Read weights in a separate stream"),
         (SITE + ".bias", r"expected a parameter 'bias' .*got none.*are: weight"),
     ],
 )

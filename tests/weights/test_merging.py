@@ -105,7 +105,7 @@ def test_running_statistics_stay_the_bases(tmp_path):
             if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
                 module.running_mean += seed
         model.save_pretrained(tmp_path / name)
-    with pytest.warns(sonde.SondeWarning, match="statistics of batch norm are the base's"):
+    with pytest.warns(sonde.SondeWarning, match="statistics of batch norm are taken from the base"):
         merge_models(tmp_path / "base", [tmp_path / "other"], Slerp(1.0), tmp_path / "new")
     new, base, other = (weights(tmp_path / name) for name in ("new", "base", "other"))
     for name, x in new.items():
@@ -122,7 +122,7 @@ def test_models_that_compute_something_else_are_not_merged(three, tmp_path, opti
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     config |= {"num_key_value_heads": value, "head_dim": 4} if "heads" in option else {}
     (tmp_path / "a" / "config.json").write_text(json.dumps({**config, option: value}))
-    with pytest.raises(InputError, match=r"so the same weights compute something else"):
+    with pytest.raises(InputError, match=r"so the same weights compute something different"):
         merge_models(three / "base", [tmp_path / "a"], Ties(), tmp_path / "new")
     neutral = {"use_cache": False, "attention_dropout": 0.3, "_name_or_path": "elsewhere"}
     told = json.loads((three / "a" / "config.json").read_text())

@@ -104,10 +104,8 @@ class Read:
             )
         if grows and self.running.fresh:
             raise InputError(
-                (
-                    "read: --fresh replaces the rows that --append or --add-sites keep. Leave out "
-                    "one of the two flags."
-                )
+                "read: --fresh replaces the rows that --append or --add-sites keep. Leave out "
+                "one of the two flags."
             )
         if grows and not (self.output / "store.json").exists():
             raise InputError(
@@ -116,10 +114,7 @@ class Read:
             )
         if self.add_sites and self.columns is not None:
             raise InputError(
-                (
-                    "read: --columns belong to the data, not to the sites that are added. Leave out "
-                    "--columns."
-                )
+                "read: --columns belong to the data, not to the added sites. Leave out --columns."
             )
 
     def _stream(self) -> tuple[Any, dict[str, list[Any]]]:

@@ -166,10 +166,8 @@ class Score:
             )
         if self.group is not None and self.each:
             raise InputError(
-                (
-                    "--group: expected no --each with it, since --group reports one line for each "
-                    "input."
-                )
+                "--group: expected no --each with it, since --group reports one line for each "
+                "input."
             )
 
     def _by_input(self, table: Any, fitted: Any, known: Any, place: Any) -> Any:

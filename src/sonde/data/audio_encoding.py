@@ -255,10 +255,8 @@ def audio_encoder(model: Model, layout: Layout, base: Path, names: frozenset[str
         )
     if layout.target is not None:
         raise InputError(
-            (
-                f"{name}: expected no target column, since targets of recordings cannot be read. "
-                "Leave out target_column."
-            )
+            f"{name}: expected no target column, since targets of recordings cannot be read. "
+            "Leave out target_column."
         )
     has_decoder = model.task == "seq2seq" and "decoder_input_ids" in names
     recipe = blake2b(extractor.to_json_string().encode(), digest_size=16).hexdigest()

@@ -227,10 +227,7 @@ class ImageTextEncoder(Encoder):
             return []
         if self._has_template:
             return [
-                (
-                    "Texts are formatted by the processor's chat template, with the image before the "
-                    "text."
-                )
+                "Texts are formatted by the chat template of the processor, with the image first."
             ]
         return [f"There is no chat template: {self._image_token} is put before each text."]
 

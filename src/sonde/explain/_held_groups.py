@@ -76,8 +76,8 @@ class RowGroups:
         """
         if len(self) < 2:
             raise InputError(
-                f"{owner}: expected rows of at least two groups, of which some are held out, got "
-                f"{len(self)}. Add rows of more groups."
+                f"{owner}: expected rows of at least two groups, so that some can be held out, "
+                f"got {len(self)}. Add rows of more groups."
             )
         sizes = torch.bincount(self.member)[order]
         wanted = max(1, round(share * len(self.member)))

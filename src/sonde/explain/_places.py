@@ -74,9 +74,9 @@ class ExamplePlaces:
         flat = flat.reshape(len(flat), -1)
         if flat.shape != self.real.shape:
             raise ShapeError(
-                f"judge: expected an attribution over {tuple(self.real.shape)} places, got "
+                f"judge: expected an attribution over {tuple(self.real.shape)} positions, got "
                 f"{tuple(flat.shape)}. Upsample the map to the size of the picture first "
-                "(upsampled), or judge it at the site that it was computed at."
+                "(upsampled), or judge it at the site where it was computed."
             )
         return flat.to(self.x)
 

@@ -43,14 +43,14 @@ class LabelledRows:
             )
         if len(labels) == len(member):
             raise InputError(
-                f"{owner}: expected classes of several rows, got a label of its own for each of "
-                f"{len(member)} rows. Give the rows classes."
+                f"{owner}: expected classes of several rows, got a different label for each of "
+                f"{len(member)} rows. Give several rows the same class."
             )
         order, group = torch.unique(rank_key(rows.group_draw), return_inverse=True)
         if len(order) < 2:
             raise InputError(
-                f"{owner}: expected rows of at least two groups, of which some are held out, "
-                "got one. Add rows from more groups (documents), or leave the groups out."
+                f"{owner}: expected rows of at least two groups, so that some can be held out, "
+                "got one group. Add rows from more groups (documents), or leave the groups out."
             )
         return cls(rows.rows.double(), member.to(rows.rows.device), labels, group, len(order))
 
@@ -71,10 +71,10 @@ class LabelledRows:
         alone = torch.bincount(classes, minlength=len(self.labels)) < 2
         if bool(alone.all()):
             raise InputError(
-                f"expected a class with rows in several groups, got {len(self.labels)} "
-                f"classes of which each lies in one fold of the {self.n_groups} groups: a "
-                "probe trained on the other folds has never seen the class that it is tested "
-                "on. Give rows of each class in more groups."
+                f"expected a class with rows in several groups, got {len(self.labels)} classes "
+                f"that each lie in a single fold of the {self.n_groups} groups: the probe that "
+                "is tested on a class has never seen this class in training. Give rows of each "
+                "class in more groups."
             )
         return alone
 

@@ -146,7 +146,7 @@ class ActivationMax(Explainer):
                 "site": unit_of.site,
                 "input": ", ".join(at.inputs) or at.site,
                 "null": "the largest on a real input",
-                "se": "none: one input",
+                "se": "none: a single input",
             },
             found=found[0],
             natural=natural,
@@ -214,8 +214,8 @@ class _UnitOf:
             found = resolve(at.module, site)
             if len(found) != 1 or found[0].port != "out":
                 raise SiteError(
-                    f"ActivationMax: expected the output of one module, {str(site)!r} names "
-                    f"{len(found)}. Name one of them."
+                    f"ActivationMax: expected the output of one module, got {str(site)!r}, which "
+                    f"names {len(found)}. Name one of them."
                 )
             self._module, self.site = ModuleNames(at.module).modules[found[0].path], str(found[0])
         with torch.no_grad():
@@ -246,8 +246,8 @@ class _UnitOf:
             self.at.run(values)
         if len(seen) != 1:
             raise SiteError(
-                f"ActivationMax: expected {self.site} to run once with a floating-point output, it "
-                f"ran {len(seen)} times. Name another site."
+                f"ActivationMax: expected {self.site} to run once with a floating-point output, "
+                f"but it ran {len(seen)} times. Name another site."
             )
         found = seen[0]
         return found[:, None] if found.ndim == 1 else found

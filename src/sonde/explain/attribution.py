@@ -195,7 +195,7 @@ class Attributor(Explainer):
                 **sites_named(function),
                 "baseline": self._compared_with(function),
                 "signed": self.signed,
-                "se": "none: one answer for each input",
+                "se": "none: a single answer for each input",
             },
             objective=explained,
             gap=gap,

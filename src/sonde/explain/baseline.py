@@ -56,7 +56,7 @@ class Baseline:
         check_ranges(self, kind=get_args(Kind))
         if (self.kind == "values") != (self.values is not None):
             raise InputError(
-                "Baseline: expected values= together with kind='values', and only then."
+                "Baseline: expected values= with kind='values', and no values= with another kind."
             )
         if self.kind == "blur" and (self.size < 3 or self.size % 2 == 0):
             raise InputError(f"Baseline: expected an odd size of at least 3, got {self.size}.")
@@ -138,7 +138,7 @@ class Baseline:
         if len(rows) < 2:
             raise InputError(
                 f"Baseline: expected two rows or more for their mean, got {len(rows)} at "
-                f"{part.name}. Fit the mean before: Baseline.fit(model, data)."
+                f"{part.name}. Fit the mean on other inputs first: Baseline.fit(model, data)."
             )
         return _over_places(rows.mean(0), x, axis)
 
@@ -152,7 +152,7 @@ class Baseline:
         if values.shape in (x.shape, x.shape[1:]):
             return values.expand_as(x)
         raise ShapeError(
-            f"Baseline: expected one value for each of {sum(widths)} features or a tensor like "
+            f"Baseline: expected a value for each of {sum(widths)} features or a tensor of shape "
             f"{tuple(x.shape)}, got {tuple(values.shape)}."
         )
 

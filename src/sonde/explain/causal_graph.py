@@ -153,8 +153,8 @@ class CausalGraph(Explainer):
         """
         if (reference is None) != (self.baseline == "zero"):
             raise InputError(
-                "CausalGraph.explain: expected reference inputs with baseline='mean', none with "
-                f"'zero', got baseline={self.baseline!r} and reference of "
+                "CausalGraph.explain: expected reference inputs with baseline='mean' and none "
+                f"with 'zero', got baseline={self.baseline!r} and reference of type "
                 f"{type(reference).__name__}. Give inputs of all classes: reference=x_all."
             )
         layers = site

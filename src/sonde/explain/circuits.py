@@ -170,7 +170,7 @@ class CircuitSearch(Explainer):
             conventions={
                 "method": repr(self),
                 "objective": runs.objective.name,
-                "average": "mean over pairs of each pair's share",
+                "average": "mean over pairs of each pair's fraction",
                 "se": "none: the circuit was chosen on these pairs",
             },
             edges=tuple(names[i] for i in members.tolist()),

@@ -87,8 +87,8 @@ class Alignment(Result):
         """
         if self.subspace is None:
             raise InputError(
-                "Alignment.edit: expected an alignment of a subspace, got one that exchanges "
-                "the whole site. Use Replace."
+                "Alignment.edit: expected an alignment of a subspace, got an alignment that "
+                "exchanges the whole site. Use Replace."
             )
         return Interchange(self.subspace, strength)
 

@@ -202,7 +202,7 @@ def edge_effects(
         conventions={
             "method": repr(method),
             "objective": runs.objective.name,
-            "average": "mean over pairs of each pair's share",
+            "average": "mean over pairs of each pair's fraction",
         },
         effects=effects,
         base=base,

@@ -177,7 +177,11 @@ class FaultLines(Explainer):
             range=(1.0, float(len(concepts))),
             unit="concepts",
             direction="lower",
-            conventions={"site": at.site, "beta": self.beta, "se": "none: one answer for each row"},
+            conventions={
+                "site": at.site,
+                "beta": self.beta,
+                "se": "none: a single answer for each row",
+            },
             change=change,
             predicted=predicted,
             other=rivals,

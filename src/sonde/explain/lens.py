@@ -172,7 +172,7 @@ def states_and_answers(
         logits = find_logits(seen.output)
         tokens = placed.kwargs.get("input_ids", placed.args[0] if placed.args else None)
         if logits is None or logits.ndim != 3 or not isinstance(tokens, Tensor):
-            raise InputError("LogitLens: expected a model that gives logits for every token.")
+            raise InputError("LogitLens: expected a model that returns logits for every token.")
         for i in range(len(logits)):
             mask = torch.ones_like(tokens[i]) if placed.mask is None else placed.mask[i]
             real, own = (torch.nonzero(mask).flatten().to(x.device) for x in (logits, tokens))

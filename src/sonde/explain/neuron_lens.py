@@ -157,7 +157,8 @@ class NeuronLens(Explainer):
         found = resolve(module, site)
         if len(found) != 1:
             raise InputError(
-                f"NeuronLens: expected one layer, {str(site)!r} names {len(found)}. Name one."
+                f"NeuronLens: expected one layer, got {str(site)!r}, which names {len(found)}. "
+                "Name one of them."
             )
         matrix = matrix_of(ModuleNames(module).modules[found[0].path], found[0])
         return self.of(model, self._vectors(matrix.detach(), _width(module), str(found[0].path)))
@@ -214,8 +215,9 @@ class NeuronLens(Explainer):
         reads, writes = matrix.shape[1] == dim, matrix.shape[0] == dim
         if self.side == "auto" and reads and writes:
             raise InputError(
-                f"NeuronLens: {name} is square ({dim}). Say whether its units read the stream "
-                "(side='reads': rows) or write into it (side='writes': columns)."
+                f"NeuronLens: {name} is square ({dim}), so its direction is unknown. Pass "
+                "side='reads' if its units read the stream (rows), or side='writes' if they "
+                "write into it (columns)."
             )
         if not (reads if self.side == "reads" else writes if self.side == "writes" else True) or (
             not reads and not writes

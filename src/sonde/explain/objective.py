@@ -145,7 +145,8 @@ class Objective:
             return self._one_output(row, last)
         if self.kind == "output":
             raise InputError(
-                f"Objective: expected a model of one output, got {row.shape[1]}. Take kind='logit'."
+                f"Objective: expected a model with a single output, got {row.shape[1]} outputs. "
+                "Take kind='logit'."
             )
         best = row.argmax(1)
         target = best if isinstance(self.target, str) else _indices(self.target, n, row.shape[1])
@@ -159,8 +160,8 @@ class Objective:
         """Return the objective that reads the only output directly; its softmax is always 1."""
         if self.kind in ("margin", "answer"):
             raise InputError(
-                f"Objective: a {self.kind} needs two classes or more, got a model of one output. "
-                "Take kind='output'."
+                f"Objective: a {self.kind} needs two classes or more, got a model with a single "
+                "output. Take kind='output'."
             )
         if not isinstance(self.target, str):
             _indices(self.target, len(row), 1)
@@ -172,7 +173,7 @@ class Objective:
     ) -> "FixedObjective":
         if tokens is None or last is None or tokens.shape != logits.shape[:2]:
             raise InputError(
-                "Objective: an answer needs a language model with input_ids, got logits of shape "
+                "Objective: answer= needs a language model with input_ids, got logits of shape "
                 f"{tuple(logits.shape)}. Take kind='logit'."
             )
         if int(last.min()) < self.length:
@@ -203,8 +204,8 @@ class Objective:
         found = every.get(wanted)
         if wanted == EMBEDDING and isinstance(self.target, str):
             raise InputError(
-                "Objective: expected a model that gives an answer, got a model that embeds a "
-                "text as a vector, which has no most likely class. Explain the similarity to "
+                "Objective: expected a model that returns class scores, got a model that embeds "
+                "a text as a vector, which has no most likely class. Explain the similarity to "
                 "another text: --target TEXT, or in Python sonde.data.similarity_to(model, "
                 "text). Or explain a single entry of the vector: Objective(target=3)."
             )

@@ -395,8 +395,8 @@ def summed(
         conventions={
             **conventions,
             "objective": runs.objective.name,
-            "average": "mean over pairs of each pair's share",
-            **({} if se is not None else {"se": "none: one pair"}),
+            "average": "mean over pairs of each pair's fraction",
+            **({} if se is not None else {"se": "none: a single pair"}),
         },
         effects=effects,
         base=base,
@@ -443,6 +443,6 @@ def _points(runs: TwoRuns, states: States, over: Over) -> dict[Site, Points]:
 
 def _restart(runs: TwoRuns, side: Side, sites: Sequence[Site]) -> str:
     if reason := runs.recorded(side).whole_because:
-        return f"whole forwards: {reason}"
+        return f"whole forward passes: {reason}"
     whole = [str(site) for site in sites if site.port not in ("out", "in")]
-    return f"whole forwards at {', '.join(whole)}" if whole else "from each site on"
+    return f"whole forward passes at {', '.join(whole)}" if whole else "from each site on"

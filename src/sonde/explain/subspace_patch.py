@@ -178,7 +178,7 @@ class SubspacePatch(Explainer):
                 "method": repr(self),
                 "objective": runs.objective.name,
                 "site": site,
-                "average": "mean over pairs of each pair's share",
+                "average": "mean over pairs of each pair's fraction",
                 "se": "none: a verdict on these pairs",
                 "readers": "no kernel: every direction is read" if not bool(null.any()) else "",
             },

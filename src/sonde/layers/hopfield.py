@@ -110,7 +110,8 @@ class Hopfield(Layer):
         """
         if (memory is None) == (self.mode == "retrieve"):
             raise InputError(
-                "Hopfield: expected patterns in the call with mode='retrieve', and only then."
+                "Hopfield: expected patterns in the call with mode='retrieve', and no patterns "
+                "with another mode."
             )
         if self.mode == "pool":
             queries = self.patterns.expand(len(x), -1, -1)

@@ -85,7 +85,7 @@ class StateAxes:
         if len(wide) > 1:
             raise SiteError(
                 f"inserted: expected one axis of {dim} features at {key}, got states "
-                f"{tuple(x.shape)}: which axis holds the features is not known. Choose a site "
+                f"{tuple(x.shape)}: it is not known which axis holds the features. Choose a site "
                 "whose module is a layer of torch, such as a convolution or a linear layer."
             )
         return wide[0] if wide else layer.features_axis % x.ndim
@@ -383,7 +383,9 @@ def removed(model: Model | nn.Module) -> Any:
             "lost its layer or its hook. Start again from the model without layers."
         )
     if not calls:
-        raise InputError("removed: expected a model with inserted layers, got none in it.")
+        raise InputError(
+            "removed: expected a model with inserted layers, got a model without inserted layers."
+        )
     for _, site, call in calls:
         delattr(call.owner or site, call.name)
         for part in call.without_cache:

@@ -158,7 +158,7 @@ class LatentLoop(Layer):
         """Return the inputs of the latent steps, and the logits after them."""
         if (memory is not None) != (self.mix == "attend"):
             raise InputError(
-                "LatentLoop: expected memory= together with mix='attend', and only then."
+                "LatentLoop: expected memory= with mix='attend', and no memory= with another mix."
             )
         packed, real = _to_the_end(ids, mask)
         if bool(real.all()) or self._hides_padding(packed, real):

@@ -175,7 +175,8 @@ def _first(real: Tensor, prefix: int) -> Tensor:
     if real.shape[1] and (n := int(counted[:, -1].min())) < prefix:
         warnings.warn(
             f"LinearAttention: the prefix of {prefix} tokens covers the whole text of {n} "
-            "tokens, so all its tokens attend to each other, also to later ones.",
+            "tokens, so all tokens attend to each other, including later ones. Take a shorter "
+            "prefix if this is not intended.",
             SondeWarning,
             stacklevel=2,
         )

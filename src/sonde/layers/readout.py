@@ -76,8 +76,9 @@ class Readout(Layer):
         asks = combine in ("queries", "recurrent")
         if not widths or n_queries < 1 or (not asks and n_queries > 1):
             raise InputError(
-                f"Readout: expected at least one site, and more than one query only for 'queries' "
-                f"or 'recurrent', got {len(widths)} sites, {n_queries} queries, {combine!r}."
+                "Readout: expected at least one site, and more than one query only for "
+                f"'queries' or 'recurrent', got {len(widths)} sites, {n_queries} queries and "
+                f"combine={combine!r}."
             )
         if select is not None and not 1 <= select <= n_queries:
             raise InputError(f"Readout: expected select from 1 to {n_queries}, got {select}.")

@@ -228,10 +228,10 @@ def _check(errors: Sequence[Tensor], dtype: torch.dtype) -> None:
     worst, limit = float(torch.stack(list(errors)).max()), max(NEAR, 8 * torch.finfo(dtype).eps)
     if worst > limit:
         raise StateError(
-            f"Reversible: expected the inverse to give back the inputs of the columns, got an "
+            "Reversible: expected the inverse to reproduce the inputs of the columns, got an "
             f"error of {worst:.2g} of their size in {str(dtype).removeprefix('torch.')} (limit "
-            f"{limit:.1g}): the gradients would be wrong. Pass recompute=False, or use float64, "
-            "fewer columns or a smaller learning rate."
+            f"{limit:.1g}), so the gradients would be wrong. Pass recompute=False, or use "
+            "float64, fewer columns or a smaller learning rate."
         )
 
 

@@ -66,7 +66,10 @@ def layer_files(model: Model | nn.Module) -> dict[str, bytes]:
     """
     found = inserted_layers(model)
     if not found:
-        raise InputError("save_layers: expected a model with inserted layers, got none in it.")
+        raise InputError(
+            "save_layers: expected a model with inserted layers, got a model without "
+            "inserted layers."
+        )
     told = {site: _told(site, layer) for site, layer in found.items()}
     tensors = {
         f"{site}/{name}": x.detach().cpu().contiguous()

@@ -106,7 +106,8 @@ class StateGraph(Layer):
         """
         if (adjacency is not None) != (self.kind == "given"):
             raise InputError(
-                "StateGraph: expected an adjacency together with kind='given', and only then."
+                "StateGraph: expected an adjacency with kind='given', and no adjacency with "
+                "another kind."
             )
         edges = self.edges(x, mask) if adjacency is None else adjacency
         if mask is not None:

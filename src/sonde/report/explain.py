@@ -123,7 +123,7 @@ def _rivals(found: dict[str, Any]) -> str:
     if equal := found.get("not_apart"):
         said = (
             " Not significantly different from it (95 %): "
-            f"{', '.join((shown(w, 60) for w in equal))}."
+            f"{', '.join(shown(w, 60) for w in equal)}."
         )
     for word in found.get("larger", ()):
         verdict = of[word]["verdict"]

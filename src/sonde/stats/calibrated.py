@@ -294,11 +294,11 @@ def _example_scores(
     if len(whole) == 0:
         raise CalibrationError(
             f"fit: expected groups (documents) of at most {len(ids.draw):,} held-out rows to "
-            "calibrate scores of examples, got a group with more rows. Calibrate in two "
-            "steps instead, without held-out rows in the fit: sonde fit METHODS MODEL DATA "
+            "calibrate scores of examples, got a group with more rows. Calibrate in two steps "
+            "instead, without held-out rows in the fit: sonde fit METHODS MODEL DATA "
             "--calibrate 0 -o fitted.sonde, then sonde calibrate fitted.sonde MODEL OTHER "
-            f"--reduction '{how}' -o calibrated.sonde with rows that were not fitted; or "
-            "calibrate rows (--reduction rows).",
+            f"--reduction '{how}' -o calibrated.sonde with rows that were not used in the fit; "
+            "or calibrate rows (--reduction rows).",
             1,
         )
     example = example_numbers(*(held[c][0].rows[whole] for c in EXAMPLE))

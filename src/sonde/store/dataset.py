@@ -110,7 +110,7 @@ class DataSet:
                         wrong.append(f"{path}: {error}")
                         continue
                     if said != found:
-                        wrong.append(f"{path}: its bytes are not those that were committed")
+                        wrong.append(f"{path}: its bytes differ from those that were committed")
         return wrong
 
 

@@ -80,7 +80,7 @@ def side_file(directory: Path, name: str, files: dict[str, Any]) -> bytes:
     except OSError as error:
         raise StoreError(f"Store: {path} is missing or cannot be read: {error}.") from error
     if hashlib.blake2b(content, digest_size=16).hexdigest() != files.get(name):
-        raise StoreError(f"Store: the bytes of {path} are not those that were committed.")
+        raise StoreError(f"Store: the bytes of {path} differ from those that were committed.")
     return content
 
 

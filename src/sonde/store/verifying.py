@@ -159,7 +159,7 @@ def _head(directory: Path, manifest: Manifest) -> list[Fault]:
         if HEAD in manifest.files:
             side_file(directory, HEAD, manifest.files)
     except StoreError:
-        what = "its bytes are not those that were committed"
+        what = "its bytes differ from those that were committed"
         what = what if path.is_file() else "the file is missing"
         return [Fault(path, what, (directory / MANIFEST, path))]
     return []
@@ -270,7 +270,7 @@ class _Range:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, _hasher).hexdigest()
         if found != said["blake2b"]:
-            yield path, "its bytes are not those that were committed"
+            yield path, "its bytes differ from those that were committed"
 
     def _rows(self, record: dict[str, Any]) -> Iterator[tuple[Path, str]]:
         """Compare every value with manifest and record, after the hashes were checked."""

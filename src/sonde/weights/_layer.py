@@ -213,8 +213,8 @@ def _parts(
     for x in (affine.shift, affine.left, affine.right):
         if x is not None and x.shape[0] != width:
             raise ShapeError(
-                f"fold_edit: expected an edit of {width} features at {name}, got one of "
-                f"{x.shape[0]}. Fit it at this site."
+                f"fold_edit: expected an edit of {width} features at {name}, got an edit of "
+                f"{x.shape[0]} features. Fit it at this site."
             )
     none = like.new_zeros(width, 0)
     left, right = (none if x is None else x.to(like) for x in (affine.left, affine.right))

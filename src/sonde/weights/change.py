@@ -79,8 +79,8 @@ class Change(ABC):
 
     def _made(self) -> Float[Tensor, "..."]:
         raise StateError(
-            f"{type(self).__name__}: the model has no such tensor to change. Give a new one with "
-            "Exchange."
+            f"{type(self).__name__}: the model has no such tensor to change. To add a tensor, "
+            "use Exchange."
         )
 
 

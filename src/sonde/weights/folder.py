@@ -73,16 +73,16 @@ class ModelFolder:
         stages = stages_of(path)
         if stages and stages[0][1].resolve() != path.resolve():
             raise InputError(
-                f"{path}: the transformer lies in {stages[0][1].name}, where no change of a whole "
-                "folder can be written. Open the model with sentence-transformers and save it "
-                "again: it puts the transformer into the folder itself."
+                f"{path}: the transformer lies in {stages[0][1].name}, where changes of a whole "
+                "folder cannot be written. Open the model with sentence-transformers and save "
+                "it again: it puts the transformer into the folder itself."
             )
         told = json_object(path / CONFIG) if (path / CONFIG).is_file() else {}
         if told.get(QUANTISED, OPENED_BY_SONDE) != OPENED_BY_SONDE:
             back = f" (sonde compress undo {path} -o OLD)" if patch_of(path).is_dir() else ""
             raise InputError(
                 f"{path}: its weights are quantised or packed, and cannot be changed. Take the "
-                f"model that it was made from, in float16, bfloat16 or float32{back}."
+                f"original model in float16, bfloat16 or float32{back}."
             )
         if (path / WHOLE).is_file():
             names = [WHOLE]
@@ -190,10 +190,12 @@ def check_output(output: Path, *sources: Path) -> None:
     whole = output.resolve()
     for source in sources:
         if source.resolve() in (whole, *whole.parents):
-            raise InputError(f"cannot write {output}: it lies in {source}, which is read. Name "
-                             "a folder beside it.")  # fmt: skip
+            raise InputError(f"cannot write {output}: it lies in {source}, the folder that is read. Name a "
+                f"folder beside {source}.")  # fmt: skip
     if not output.absolute().parent.is_dir():
-        raise StoreError(f"cannot write {output}: there is no folder {output.parent}. Make it.")
+        raise StoreError(
+            f"cannot write {output}: there is no folder {output.parent}. Create it first."
+        )
 
 
 @contextmanager
@@ -218,8 +220,8 @@ def check_files(folder: Path, hashes: Mapping[str, str]) -> None:
     for file, digest in hashes.items():
         if file_hash(folder / file) != digest:
             raise StateError(
-                f"load: {folder / file} is not the file that was written with config.json: it "
-                "was damaged or changed since. Copy the whole folder again, or compress the "
+                f"load: {folder / file} differs from the file that was written with config.json: "
+                "it was damaged or changed since. Copy the whole folder again, or compress the "
                 "model again."
             )
 

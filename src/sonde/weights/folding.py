@@ -176,9 +176,8 @@ def affine_of(edit: Edit) -> AffineMap:
     affine = edit.as_affine()
     if affine is None:
         raise StateError(
-            f"fold_edit: {type(edit).__name__} is not an affine map of single rows, so no "
-            "change of weights has the same effect. Open it with sonde.editing or sonde "
-            "generate."
+            f"fold_edit: {type(edit).__name__} is not an affine map of single rows, so no change "
+            "of weights has the same effect. Open the edit with sonde.editing or sonde generate."
         )
     return affine
 
@@ -240,12 +239,15 @@ def _layer_behind(module: nn.Module, site: Site, affine: AffineMap, inputs: Any)
 
 def _no_layer(site: Site, part: nn.Module, other: str = "", is_sum: bool = False) -> StateError:
     if is_sum:
-        why = "adds up what several layers wrote: fold it into each of them with fold_writers"
+        why = (
+            "adds up the outputs of several layers: fold the edit into each of them with "
+            "fold_writers"
+        )
     else:
-        why = other or f"is a {type(part).__name__}, which is no plain linear layer"
+        why = other or f"is a {type(part).__name__}, which is not a plain linear layer"
     return StateError(
         f"fold_edit: the edit does not fold at {site}: {site.path or 'the model'} {why}. Name a "
-        "linear layer, or open it with sonde.editing or sonde generate."
+        "linear layer, or open the edit with sonde.editing or sonde generate."
     )
 
 
@@ -275,9 +277,9 @@ def _check_same(
         module, folded, edit, sites, inputs
     ):
         raise StateError(
-            f"fold_edit: the folded model differs from the hooked one at "
+            "fold_edit: the folded model differs from the hooked one at "
             f"{', '.join(map(str, sites))} by {differs:.2g} of {largest:.2g}: the edited states "
-            "are used elsewhere too. Open it with sonde.editing or sonde generate."
+            "are also used elsewhere. Open the edit with sonde.editing or sonde generate."
         )
 
 

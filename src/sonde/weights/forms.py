@@ -51,8 +51,8 @@ def put_form(module: nn.Module, name: str, told: Told) -> nn.Module:
         part = module.get_submodule(name)
     except AttributeError:
         raise StoreError(
-            f"{type(module).__name__}: the configuration names {name} as a packed layer, and the "
-            "model has no such layer. Open it by the class that it was saved from."
+            f"{type(module).__name__}: the configuration names {name} as a packed layer, but the "
+            "model has no such layer. Open the model by the class that it was saved from."
         ) from None
     if TIED in told:
         _tie(module, part, told[TIED])
@@ -229,7 +229,7 @@ def _fewer(
 
 def _unlike(part: nn.Module, wanted: str) -> StoreError:
     return StoreError(
-        f"expected {wanted} for the form that the configuration tells, got a "
+        f"expected {wanted} for the format that the configuration describes, got a "
         f"{type(part).__name__}. Open the model by the class that it was saved from."
     )
 

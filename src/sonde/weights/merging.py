@@ -283,9 +283,9 @@ def _chosen(
         if apart:
             has, lacks = (name, names[0]) if apart[0] in mine else (names[0], name)
             raise InputError(
-                f"merge_models: {has} has {apart[0]} and {lacks} has not: they were not made "
-                f"from the same base. Give models with the same base, or list {apart[0]!r} "
-                "among the tensors to keep."
+                f"merge_models: {has} has {apart[0]}, but {lacks} does not: they were not made "
+                f"from the same base. Give models with the same base, or list {apart[0]!r} among "
+                "the tensors to keep."
             )
         for n in mine:
             one, its = first.entry(n).shape, other.entry(n).shape
@@ -298,8 +298,8 @@ def _chosen(
     tracked = [n for n in first.stored if TRACKED.search(n) and n not in kept]
     if any(n.endswith("running_mean") for n in tracked):
         warnings.warn(
-            f"merge_models: {len(tracked)} statistics of batch norm are the base's, not averaged. "
-            "Pass data through the merged model in training mode once to renew them.",
+            f"merge_models: {len(tracked)} statistics of batch norm are taken from the base, not "
+            "averaged. Pass data through the merged model in training mode once to renew them.",
             SondeWarning,
             stacklevel=3,
         )
@@ -320,7 +320,7 @@ def _check_vocabulary(one: ModelFolder, other: ModelFolder, name: str, name2: st
     if None not in found and found[0] != found[1]:
         raise InputError(
             f"merge_models: {name2} has another vocabulary than {name}, so their embeddings "
-            "mean other tokens. Give models with the same base."
+            "stand for different tokens. Give models with the same base."
         )
 
 
@@ -332,8 +332,8 @@ def _check_config(one: ModelFolder, other: ModelFolder, name: str, name2: str) -
         key = apart[0]
         raise InputError(
             f"merge_models: {key} is {first.get(key)!r} in {name} and {second.get(key)!r} in "
-            f"{name2}, so the same weights compute something else. Give models with the same "
-            "base."
+            f"{name2}, so the same weights compute something different. Give models with the "
+            "same base."
         )
 
 

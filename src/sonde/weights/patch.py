@@ -153,8 +153,8 @@ class Patch:
             if not path.is_file() or file_hash(path) != digest:
                 what = "was changed since" if path.is_file() else "is missing"
                 raise StateError(
-                    f"{self.path} is not a patch for {folder}: {file} {what}. Undo what changed "
-                    "it first, or take the original model."
+                    f"{self.path} is not a patch for {folder}: {file} {what}. Undo the later "
+                    "changes first, or take the original model."
                 )
 
 

@@ -255,9 +255,9 @@ def _found(held: LoadedFolder, name: str, plan: "RewritePlan") -> str:
 def _check_tie(old: ModelFolder, group: tuple[str, ...]) -> None:
     if len(group) > 2:
         raise StateError(
-            f"save_edited: {', '.join(group)} are one tensor in {old.path}, and its configuration "
-            "cannot store them separately. Give all of them the same change, or edit another "
-            "tensor."
+            f"save_edited: {', '.join(group)} are a single tensor in {old.path}, and its "
+            "configuration cannot store them separately. Give all of them the same change, or "
+            "edit another tensor."
         )
 
 

@@ -67,8 +67,9 @@ def require_truth(owner: str, model: Model, **sides: Inputs | None) -> None:
             known = any(bool(losses(batch).known.any()) for batch in each_batch(inputs))
         if not known:
             raise InputError(
-                f"{owner}.plan: expected labels, or texts of two tokens or more, in {name!r}, got "
-                f'{len(inputs)} examples without. Pass labels too: {{"{name}": (x, label)}}.'
+                f"{owner}.plan: expected labels, or texts of two tokens or more, in {name!r}, "
+                f'got {len(inputs)} examples without labels. Pass labels too: {{"{name}": (x, '
+                "label)}."
             )
 
 

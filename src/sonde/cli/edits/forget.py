@@ -63,7 +63,7 @@ class Forget:
         named(
             "A",
             (
-                "for dampen: a weight is changed if it matters this many times more to --forget than "
+                "for dampen: a weight changes if it matters this many times more to --forget than "
                 "to all examples"
             ),
         ),

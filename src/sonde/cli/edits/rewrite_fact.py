@@ -112,10 +112,8 @@ class RewriteFact:
             return [Fact(self.prompt, self.subject, self.target)]
         if any(word is not None for word in typed):
             raise InputError(
-                (
-                    "--facts: expected none of --prompt, --subject and --target with it, since the "
-                    "file holds all three."
-                )
+                "--facts: expected none of --prompt, --subject and --target with it, since the "
+                "file holds all three."
             )
         return _read_facts(self.facts)
 

@@ -46,10 +46,8 @@ def merge_calibrations(a: Fitted, b: Fitted) -> Fitted:
         )
     if {c.get("by") for c in mine} != {c.get("by") for c in theirs}:
         raise StateError(
-            (
-                "merge_calibrations: the bundles were calibrated separately for the classes of "
-                "different columns. Calibrate both with the same column."
-            )
+            "merge_calibrations: the bundles were calibrated separately for the classes of "
+            "different columns. Calibrate both with the same column."
         )
     _require_other_rows(held, a, b)
     names = joined_names(a.label_names, b.label_names)

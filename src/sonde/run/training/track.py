@@ -153,9 +153,9 @@ class Track:
         """
         if step not in self.steps:
             known = [str(s) for s in self.steps]
+            held = f"only {len(known)} others" if known else "no step at all"
             raise StoreError(
-                f"Track.at: {self.directory} has no step "
-                f"{step}{f', only {len(known)} others' if known else ': no step is recorded'}.{near(str(step), known)}"
+                f"Track.at: {self.directory} has no step {step}, {held}.{near(str(step), known)}"
             )
         return Fitted.load(self.file(step), self.instruments)
 

@@ -13,7 +13,7 @@ from sonde.store.soundness import Fault, Soundness
 KIND = "export"
 _HINT = "_versions/latest_version_hint.json"
 """A file of Lance that is another one once a data set has grown."""
-_OTHER = "its bytes are not those that were written"
+_OTHER = "its bytes differ from those that were written"
 _UNSEALED = (
     "carries no hash of its bytes: it is damaged, or sonde wrote it before it put one into exports"
 )

@@ -68,19 +68,22 @@ def attention_at(path: str, port: str, names: ModuleNames) -> str:
     kind = type(names.modules[path]).__name__
     if found:
         raise SiteError(
-            f"Site: {path!r} ({kind}) holds {len(found)} attentions: {', '.join(found[:8])}. "
-            f"Name one of them, as in {found[0]}:{port}."
+            f"Site: {path!r} ({kind}) holds {len(found)} attention layers: "
+            f"{', '.join(found[:8])}. Name one of them, as in {found[0]}:{port}."
         )
     raise SiteError(
-        f"Site: expected an attention layer for the port {port}, got {path!r} ({kind}): "
-        "neither it nor a module in it is nn.MultiheadAttention, takes its kernel from the "
-        "AttentionInterface of transformers, or calls softmax. Name a block with an "
-        "attention layer."
+        f"Site: expected an attention layer for the port {port}, got {path!r} ({kind}): neither "
+        "this module nor a module inside it is nn.MultiheadAttention, takes its kernel from the "
+        "AttentionInterface of transformers, or calls softmax. Name a block with an attention "
+        "layer."
     )
 
 
 def what_runs(sites: Iterable[Site]) -> str:
     """Return advice for an error: what to name instead of sites that never ran."""
     if any(site.port in ATTENTION_PORTS for site in sites):
-        return "a module that runs and a port that its kernel shows (of a softmax probs alone)"
+        return (
+            "a module that runs, with a port that its kernel shows (a plain softmax shows "
+            "only probs)"
+        )
     return "a module that runs"

@@ -124,8 +124,9 @@ def caching(
     cache = EvictingCache(module, rule)
     if not cache.smaller:
         raise SiteError(
-            f"caching: every layer of {type(module).__name__} has a sliding window or a recurrent "
-            "state, whose size does not grow. There is nothing to evict or to pack."
+            f"caching: every layer of {type(module).__name__} has a sliding window or a "
+            "recurrent state, whose size does not grow, so there is nothing to evict or to "
+            "pack. Generate without a cache rule."
         )
     if cache.evicting:
         _check_kernel(module)
@@ -136,7 +137,7 @@ def caching(
         follows=[Followed(module, partial(_begin, cache, module), _finish)],
         owner="caching",
         here=here,
-        advice=f"None was given the cache. Pass {cache_argument(module)}=cache to the model.",
+        advice=f"No call received the cache. Pass {cache_argument(module)}=cache to the model.",
     )
     try:
         with session, kernels_through(partial(_attend, cache), here=here):

@@ -133,7 +133,7 @@ class GrowingLayer(CacheLayerMixin):
         if tokens_to_remove:
             raise InputError(
                 "caching: expected a cache that only grows, got a request to remove tokens. "
-                "Assisted decoding needs a plain cache."
+                "Assisted decoding needs a plain cache: leave out the cache rule."
             )
 
     def batch_repeat_interleave(self, repeats: int) -> None:

@@ -212,6 +212,6 @@ def _wrapped(x: Tensor) -> Tensor:
 
 def _unknown(attention: nn.Module) -> str:
     return (
-        f"caching: {type(attention).__name__} rotates its queries in a way that is not known here, "
-        "so they cannot be turned back. Use a rule or a packing that needs no rotation."
+        f"caching: {type(attention).__name__} rotates its queries in an unknown way, so the "
+        "rotation cannot be undone. Use a rule or a packing that needs no rotation."
     )

@@ -178,7 +178,7 @@ def _lone(sites: Sequence[Site], pattern: str) -> Site:
     if len(sites) == 1 and sites[0].port in ("in", "out"):
         return sites[0]
     raise InputError(
-        f"OtherState: expected one module, port in or out, got {pattern!r} for "
+        f"OtherState: expected a single module with port in or out, got {pattern!r}, which names "
         f"{', '.join(map(str, sites))}."
     )
 

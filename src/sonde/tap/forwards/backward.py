@@ -32,8 +32,8 @@ class Backward:
         check_objective(objective)
         if objective not in ("kl_uniform", "max_logit"):
             raise InputError(
-                f"Guard: expected the objective kl_uniform or max_logit, got {objective!r}: a "
-                "running model has no labels. Fit with one of these."
+                f"Guard: expected the objective kl_uniform or max_logit, got {objective!r}, "
+                "which needs labels that a running model does not have. Fit with one of the two."
             )
         self.root, self.objective = root, objective
         self._before: bool | None = None

@@ -204,8 +204,8 @@ class Onlooker:
             return
         if self._objective is not None and run.taken:
             raise InputError(
-                f"Guard: no gradient reaches {run.taken[0][0].key} where the encoder runs alone, "
-                "as in generate. Leave the detector that needs it out (methods=[...])."
+                f"Guard: no gradient reaches {run.taken[0][0].key} if the encoder runs alone, as "
+                "in generate. Leave out the detector that needs this gradient (methods=[...])."
             )
         now.forward.ids_apart = run.repeated_ids(times)
         for kind, leaf, call in run.taken:
@@ -313,7 +313,8 @@ class Onlooker:
 def _kind(schema: SiteSchema) -> Kind:
     if schema.site.port == "grad":
         raise InputError(
-            f"Guard: expected no site with port grad, got {str(schema.site)!r}. Fit at its output."
+            f"Guard: expected no site with port grad, got {str(schema.site)!r}. Fit at the "
+            "output of the module."
         )
     axes = Axes(tuple(schema.axes.split()), schema.prefix, schema.suffix, schema.cls)
     return Kind(schema.key, schema.site, Reduction(schema.reducer, axes), schema)

@@ -158,9 +158,11 @@ class WatchedForward:
         if name not in WHOLE_TEXTS or not kind.reduction.is_over_tokens:
             return
         if self._call.past:
-            got = f"a forward that goes on after {self._call.past} cached tokens"
+            got = f"a forward pass that continues after {self._call.past} cached tokens"
         elif left_out > 0:
-            got = f"states without those of the first {left_out} tokens, as generate makes logits"
+            got = (
+                f"states without those of the first {left_out} tokens, as generate computes logits"
+            )
         if got:
             raise InputError(
                 f"Guard: the reducer {name!r} needs the whole text, got {got}. Call the model on "
@@ -181,7 +183,7 @@ class WatchedForward:
         if not bool(mask[:, -1].all()):
             raise InputError(
                 "Guard: expected logits for every token, or padding on the left, got logits of "
-                f"{logits.shape[1]} tokens of {mask.shape[1]} with padding on the right."
+                f"{logits.shape[1]} of {mask.shape[1]} tokens with padding on the right."
             )
         return logits[:, -1]
 

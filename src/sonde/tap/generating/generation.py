@@ -143,10 +143,10 @@ class Generation:
         names = [name for name in STOPPING if self._setting(name)]
         if names and len(prompts) > 1:
             raise InputError(
-                "replay: expected one prompt at a time, because texts end by "
-                f"{' and '.join(names)} and padding after such an end cannot be recognised, "
-                f"got {len(prompts)} in a batch. Pass batch_size=1 (--batch-size 1), or name "
-                "the end by eos_token_id."
+                f"replay: expected one prompt at a time, got {len(prompts)} in a batch: texts "
+                f"end by {' and '.join(names)}, and padding after such an end cannot be "
+                "recognised. Pass batch_size=1 (--batch-size 1), or name the end by "
+                "eos_token_id."
             )
 
     def ends(self) -> list[int]:

@@ -92,8 +92,9 @@ class EditedCall:
             fed = self.call.fed
             if not places.is_all and fed is not None and fed.shape[-1] != length:
                 raise SiteError(
-                    f"editing: expected a state for each of {fed.shape[-1]} tokens, got {length}: "
-                    "which state belongs to which token is not known. Say where='all'."
+                    f"editing: expected a state for each of {fed.shape[-1]} tokens, got "
+                    f"{length}: it is not known which state belongs to which token. Use "
+                    "where='all'."
                 )
             context = self._of_tokens(*key)
             found = places.select(context, self._prompt_length(length))
@@ -167,7 +168,8 @@ class EditedCall:
         if other is None:
             raise InputError(
                 f"editing: expected others[{run!r}] to have the edited site {name}, got "
-                f"{', '.join(of_run) or 'none'}. Read it there too: Tap(model, sites).rows."
+                f"{', '.join(of_run) or 'none'}. Read this site in the other run too: Tap(model, "
+                "sites).rows."
             )
         shape = tuple(other.shape)
         try:

@@ -245,7 +245,7 @@ class _Editor:
         if texts is None:
             raise SiteError(
                 "editing: this key-value cache was filled without the edit, so earlier tokens "
-                "would stay unedited. Start from an empty cache inside the with block, or say "
+                "would stay unedited. Start from an empty cache inside the with block, or pass "
                 "cache='keep'."
             )
         encoding = self.encodings.get()
@@ -285,8 +285,8 @@ class _Editor:
         wanted = spot.site.call
         if wanted == "last":
             raise SiteError(
-                "editing: @last cannot be edited, because only after the call is it known to "
-                "be the last. Write @0 or @1."
+                "editing: @last cannot be edited, because a call is known to be the last only "
+                "after it has ended. Write @0 or @1."
             )
         return not isinstance(wanted, int) or wanted == call
 
@@ -381,8 +381,9 @@ class _Editor:
         """Return the entries that may change: all, none, or a mask that broadcasts to ``x``."""
         if has_tokens and now is None:
             raise SiteError(
-                f"editing: {site} ran outside a call of {type(self.root).__name__}, so which of "
-                "its tokens are padding is not known. Open the edit on the module that you call."
+                f"editing: {site} ran outside a call of {type(self.root).__name__}, so it is not "
+                "known which of its tokens are padding. Open the edit on the module that you "
+                "call."
             )
         if has_tokens and now is not None:
             return now.selected(self.places, x)
@@ -390,13 +391,13 @@ class _Editor:
         if padded and now is not None and now.is_gathered(x):
             raise SiteError(
                 f"editing: {site} reads {len(x)} rows, which are neither one for each example "
-                "nor one for each token, so which rows are padding is not known. Run texts "
+                "nor one for each token, so it is not known which rows are padding. Run texts "
                 "of the same length, or name a module that reads all tokens."
             )
         if not self.places.is_all:
             raise SiteError(
                 f"editing: where={self.places} needs states of tokens, got shape "
-                f"{tuple(x.shape)} at {site}. Say where='all'."
+                f"{tuple(x.shape)} at {site}. Use where='all'."
             )
         return True
 
@@ -418,5 +419,5 @@ def _require_prompt_alone(places: TermPlaces, gate: Gate | None) -> None:
         raise InputError(
             f"editing: {asked} needs only the prompt in the first call, but assisted decoding "
             "also reads proposed tokens after it. Leave out assistant_model and "
-            "prompt_lookup_num_tokens, or say where='all' without a gate."
+            "prompt_lookup_num_tokens, or use where='all' without a gate."
         )

@@ -199,8 +199,8 @@ class TappedForward:
             raise SiteError(f"Tap: {name!r} returned no such floating-point tensor.")
         if tapped.call is None and name in taken:
             raise SiteError(
-                f"Tap: {tapped.site.path!r} is called more than once in one forward. "
-                f"Write {tapped.site.path}@0, @1, ..., @last or @all."
+                f"Tap: {tapped.site.path!r} is called more than once in one forward pass. Write "
+                f"{tapped.site.path}@0, @1, ..., @last or @all."
             )
         parts = taken[name] = taken.get(name, []) if tapped.call == "all" else []
         parts.append(
@@ -220,7 +220,7 @@ class TappedForward:
         if x.ndim == 0:
             raise SiteError(
                 f"Tap: {tapped.name!r} returned a single number, which has no rows to reduce. "
-                "Read it as it is: reducer=None."
+                "Read it without a reducer: reducer=None."
             )
         given, x = x, x if is_nested else self._in_rows(x, tapped, module)
         frame = self._frame
@@ -263,7 +263,7 @@ class TappedForward:
         if pads_itself(self.module):
             raise SiteError(
                 f"Tap: {name!r} gives {x.shape[1]} states for {fed.shape[-1]} tokens: the model "
-                "pads texts itself, to whole windows. Read them at their own length with "
+                "pads texts itself, to whole windows. Read texts at their own length with "
                 "sonde.read, or pad them to whole windows yourself, with an attention_mask."
             )
 
@@ -377,8 +377,9 @@ class Tap:
         if missing := [name for name in self._names if name not in taken]:
             calls = {} if found is None else found.calls
             raise SiteError(
-                f"Tap.rows: {', '.join(missing)} did not run in the last forward (calls seen: "
-                f"{calls}). Run the model inside the with block, or read {what_runs(self.sites)}."
+                f"Tap.rows: {', '.join(missing)} did not run in the last forward pass (calls "
+                f"seen: {calls}). Run the model inside the with block, or read "
+                f"{what_runs(self.sites)}."
             )
         return {
             name: own[0] if len(own) == 1 else torch.cat(own)
@@ -390,7 +391,7 @@ class Tap:
         """Run the model under ``no_grad``, with ``stop`` only up to the last site."""
         if self._stops and cache_in(arguments(self.module, args, kwargs)) is not None:
             raise SiteError(
-                "Tap.run: a forward that stops early leaves a key-value cache half filled. "
+                "Tap.run: a forward pass that stops early leaves a key-value cache half filled. "
                 "Pass use_cache=False and no cache, or stop=False."
             )
         return self._session.run(args, kwargs)

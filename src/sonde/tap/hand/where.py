@@ -108,8 +108,8 @@ class TermPlaces:
         if self.ids:
             if context.tokens is None:
                 raise SiteError(
-                    "editing: where=TokenIds(...) needs the ids of the tokens, and the model was "
-                    "not called with any for these states. Name positions instead."
+                    "editing: where=TokenIds(...) needs the ids of the tokens, but the model "
+                    "was called without token ids for these states. Name positions instead."
                 )
             found = found | torch.isin(context.tokens, torch.tensor(self.ids).to(context.tokens))
         return found

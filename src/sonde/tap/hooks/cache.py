@@ -58,8 +58,8 @@ def require_no_cache(named: dict[str, Any]) -> None:
     """
     if cache_in(named) is not None:
         raise InputError(
-            "expected whole inputs, got a key-value cache: the states of its tokens were made "
-            "before and cannot be changed. Give the whole text, without a cache."
+            "expected whole inputs, got a key-value cache: the states of its tokens were "
+            "computed before and cannot be changed. Give the whole text, without a cache."
         )
 
 

@@ -113,7 +113,7 @@ class CallArguments:
                 return None
             raise SiteError(
                 f"expected {mask.shape[1] - self.past} tokens as in the attention mask, got "
-                f"{length} states: which of them are padding is not known."
+                f"{length} states: it is not known which of them are padding."
             )
         return mask[:, mask.shape[1] - length :]
 

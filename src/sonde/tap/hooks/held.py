@@ -60,8 +60,8 @@ class Held(Generic[Value]):
                 return value
         if any(who is not found[0][0] for who, _ in found):
             raise StateError(
-                f"{self._name}: expected a block that this thread or task opened, got blocks "
-                "of several other threads or tasks: which block applies to this call is not "
-                "known. Open the block where the model is called."
+                f"{self._name}: expected a block that this thread or task opened, got blocks of "
+                "several other threads or tasks: it is not known which block applies to this "
+                "call. Open the block in the thread or task that calls the model."
             )
         return found[-1][1]

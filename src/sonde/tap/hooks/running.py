@@ -180,8 +180,8 @@ def mask_in(
         if torch.compiler.is_compiling() or not bool(mask.all()):
             raise InputError(
                 f"expected a state for each of the {tuple(mask.shape)} tokens of the mask, got "
-                f"{(n, length)} states: which of them are padding is not known. Choose a site that "
-                "keeps the tokens, or run texts of one length without a mask."
+                f"{(n, length)} states: it is not known which of them are padding. Choose a site "
+                "that keeps the tokens, or run texts of one length without a mask."
             )
     return None
 

@@ -277,7 +277,7 @@ class Session:
             raise SiteError(
                 f"{self._owner}: {type(module).__name__} runs in replicas of nn.DataParallel, "
                 "each with a part of the rows, in no fixed order. Call the wrapped module "
-                "(model.module), one process per device."
+                "(model.module), in one process per device."
             )
         call = Running(self, calling_frame(), followed.finish)
         with self._lock:
@@ -343,15 +343,16 @@ class Session:
             because = self._advice
             if self.here:
                 because = (
-                    "With here=True it sees the calls of the thread or task that opened it alone. "
-                    "Leave here=True out to see every caller."
+                    "With here=True, only calls of the thread or task that opened the block are "
+                    "observed. Leave here=True out to observe every caller."
                 )
-            said = f"0 of {plural(n, 'forward')} of {kind}. {because}"
+            said = f"0 of {plural(n, 'forward pass', 'forward passes')} of {kind}. {because}"
         else:
             said = (
-                f"0 forwards of {kind}, though its sites ran {plural(self.n_outside, 'time')}: in "
-                "a part that was called by itself, or by .forward(), which skips hooks. Call the "
-                "module itself, or open the session on the part."
+                f"0 forward passes of {kind}, though its sites ran "
+                f"{plural(self.n_outside, 'time')}: in a part that was called by itself, or by "
+                ".forward(), which skips hooks. Call the module itself, or open the session on "
+                "the part."
             )
         warnings.warn(f"{self._owner}: saw {said}", SondeWarning, stacklevel=5)
 
@@ -424,9 +425,9 @@ def check_readable(root: nn.Module) -> None:
         name = type(module).__name__
         if getattr(module, "attention_type", None) == "block_sparse":
             raise SiteError(
-                f"Tap: {name} switches permanently to full attention at the first short text, "
-                "so its rows would depend on earlier inputs. Switch it before reading: "
-                "model.set_attention_type('original_full')."
+                f"Tap: {name} switches permanently to full attention at the first short text, so "
+                "its rows would depend on earlier inputs. Switch to full attention before "
+                "reading: model.set_attention_type('original_full')."
             )
         if isinstance(module, torch.jit.ScriptModule):
             raise SiteError(

@@ -236,12 +236,12 @@ def _name_space(words: list[str], others: list[int]) -> None:
 def _routed(probe: Probe, path: str, leaf: TensorLayout) -> str:
     pos = probe.change.pos
     if pos is not None and leaf.shape[:1] == (ROWS[0] * pos[0],):
-        return " (the tokens of all examples lie on one axis here, and their order is not known)"
+        return " (the tokens of all examples lie on one axis here, in an unknown order)"
     around = [path.rsplit(".", k)[0] for k in range(path.count(".") + 1)]
     for name in around:
         kind = type(probe.names.modules[name]).__name__ if name in probe.names.modules else ""
         if "expert" in name.lower() or "expert" in kind.lower() or "moe" in kind.lower():
-            return " (tokens are routed to experts here, their order is lost)"
+            return " (tokens are routed to experts here, so their order is lost)"
     return ""
 
 

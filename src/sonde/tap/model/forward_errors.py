@@ -61,9 +61,9 @@ def forward_on(batch: InputBatch, first: bool = False) -> Iterator[None]:
         ]
         reason = said.partition("\n")[0]
         raise ForwardError(
-            f"the model's forward failed on inputs of shape {', '.join(shapes) or 'unknown'} "
-            f"({examples}): {reason.rstrip('.')}. Give inputs of the type and size that the "
-            "model expects."
+            "the model's forward pass failed on inputs of shape "
+            f"{', '.join(shapes) or 'unknown'} ({examples}): {reason.rstrip('.')}. Give inputs "
+            "of the type and size that the model expects."
         ) from error
 
 

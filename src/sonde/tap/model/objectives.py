@@ -66,10 +66,11 @@ def value(
         return scalar.reshape(())
     if logits is None and "decoder_input_ids" in batch.kwargs:
         raise InputError(
-            f"objective {objective!r}: expected one prediction for each example, got those of all "
-            "target tokens of an encoder-decoder, none of which stands for the example. Say in "
-            "Python which one counts, by a callable (outputs, batch) -> scalar as objective= of "
-            "sonde.read: for instance sonde.tap.kl_uniform of outputs.logits[:, 0]."
+            f"objective {objective!r}: expected a prediction for each example, got predictions "
+            "of all target tokens of an encoder-decoder, none of which stands for the example. "
+            "In Python, choose the prediction by a callable (outputs, batch) -> scalar as "
+            "objective= of sonde.read: for instance sonde.tap.kl_uniform of outputs.logits[:, "
+            "0]."
         )
     if logits is None:
         raise InputError(
@@ -78,7 +79,9 @@ def value(
         )
     if objective == "nll":
         if not bool((batch.label >= 0).any()):
-            raise InputError("objective 'nll': expected labels, this batch has none.")
+            raise InputError(
+                "objective 'nll': expected labels, but this batch has none. Give data with labels."
+            )
         return nll(logits, batch.label)
     return kl_uniform(logits) if objective == "kl_uniform" else max_logit(logits)
 

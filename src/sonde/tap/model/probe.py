@@ -170,9 +170,9 @@ def _leaf(call: ModuleCall, port: str, key: str | None, path: str) -> TensorLayo
         return call.input
     if port in ATTENTION_PORTS and port not in call.ports:
         raise SiteError(
-            f"Site: {path!r} ran, but its {port} could not be read: the module calls no "
-            f"kernel that exposes them. Readable there: {', '.join(call.ports) or 'nothing'}. "
-            "With transformers, load the model with attn_implementation='sdpa'."
+            f"Site: {path!r} ran, but its {port} could not be read: the module calls no kernel "
+            f"that exposes them. Readable ports: {', '.join(call.ports) or 'none'}. With "
+            "transformers, load the model with attn_implementation='sdpa'."
         )
     outputs = call.ports[port][1] if port in call.ports else call.outputs
     if key is not None:
@@ -180,7 +180,7 @@ def _leaf(call: ModuleCall, port: str, key: str | None, path: str) -> TensorLayo
             return outputs.get(key) or outputs[""]
         raise SiteError(
             f"Site: {path!r} returns no tensor {key!r}, only {sorted(filter(None, outputs))}. "
-            f"Write one of them after the port, as in {path}:{port}.KEY."
+            f"Write one of these keys after the port, as in {path}:{port}.KEY."
         )
     for leaf in outputs.values():
         if leaf.dtype.is_floating_point:

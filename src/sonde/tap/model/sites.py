@@ -148,21 +148,21 @@ def _executed_sites(site: Site, probe: Probe, *, every_call: bool) -> list[Site]
     if calls == 0:
         module = probe.names.modules[site.path]
         raise SiteError(
-            f"Site: {site.path!r} ({type(module).__name__}) did not run in the probe forward"
-            f"{_why_silent(module)}. Read a module that runs"
-            f"{_running_children(site.path, probe)}."
+            f"Site: {site.path!r} ({type(module).__name__}) did not run in the probe forward "
+            f"pass{_why_silent(module)}. Read a module that "
+            f"runs{_running_children(site.path, probe)}."
         )
     if site.call is None and calls > 1:
         if every_call:
             numbered = [replace(site, call=c) for c in range(calls)]
             return [s for one in numbered for s in _executed_sites(one, probe, every_call=False)]
         raise SiteError(
-            f"Site: {site.path!r} is called {calls} times in one forward; "
-            f"write {site.path}@0 to @{calls - 1}, @last or @all."
+            f"Site: {site.path!r} is called {calls} times in one forward pass; write "
+            f"{site.path}@0 to @{calls - 1}, @last or @all."
         )
     if isinstance(site.call, int) and site.call >= calls:
         raise SiteError(
-            f"Site: {site.path!r} is called {calls} times in one forward, got @{site.call}. "
+            f"Site: {site.path!r} is called {calls} times in one forward pass, got @{site.call}. "
             f"Write @0 to @{calls - 1}."
         )
     call = last_call(site, calls)
@@ -278,7 +278,7 @@ def outputs_left_out(site: Site, probe: Probe) -> Iterator[LeftOut]:
     call = probe.trace[site.path][last_call(site, probe.calls(site.path))]
     found = [key for key, x in call.outputs.items() if x.dtype.is_floating_point]
     for key in found[1:]:
-        reason = f"one of {len(found)} outputs; {found[0]!r}, the first, is read."
+        reason = f"the module returns {len(found)} outputs, and the first, {found[0]!r}, is read."
         yield LeftOut(str(replace(site, key=key)), reason)
 
 

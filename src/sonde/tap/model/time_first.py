@@ -163,9 +163,9 @@ def unknown_order(what: str, x: Tensor) -> SiteError:
     """Return the error for states with an unknown order of rows and time."""
     return SiteError(
         f"{what} gives states {tuple(x.shape)} in a model with parts that take time first "
-        "(batch_first=False): whether these are (time, row, dim) is not known. Choose one of "
-        "these parts as the site, or first run a batch in which the number of rows differs "
-        "from the number of tokens."
+        "(batch_first=False): it is not known whether these are (time, row, dim). Choose one of "
+        "these parts as the site, or first run a batch in which the number of rows differs from "
+        "the number of tokens."
     )
 
 

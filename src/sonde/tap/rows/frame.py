@@ -244,8 +244,8 @@ class Frame:
                 raise InputError(
                     "Reducer 'steps': expected inputs that are divided into steps, got "
                     f"{'none' if segment is None else tuple(segment.shape)} beside {length} "
-                    "states. Read rows with a column 'steps', or say which part of a text "
-                    "counts (span=, --span), at a site over their tokens."
+                    "states. Read rows with a column 'steps', or select a part of the text "
+                    "(span=, --span), at a site over their tokens."
                 )
             segment = segment.cpu()
             flat = (self.kept(axis, length, keep_special) & (segment >= 0)).flatten().nonzero()
@@ -273,9 +273,10 @@ class Frame:
             if len(first):
                 name = self.batch.ids[int(flat[first[0]]) // length]
                 raise InputError(
-                    "expected a token before each step, whose state the reducers "
-                    f"{' and '.join(FROM_BEFORE)} take, got none in example {name}. Put a "
-                    "prompt before the first step, or start the span later."
+                    "expected a token before each step, because the reducers "
+                    f"{' and '.join(FROM_BEFORE)} take the state of that token; got none in "
+                    f"example {name}. Put a prompt before the first step, or start the span "
+                    "later."
                 )
             self._selected[key] = flat
         return flat, row

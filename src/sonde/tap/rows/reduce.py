@@ -123,8 +123,8 @@ class Reduction:
         if TOKEN in self.axes.words:
             if len(x) % frame.n:
                 raise ShapeError(
-                    f"expected a state for each token of {frame.n} examples, got {len(x)}. Give "
-                    "texts of one length, or read the block around it."
+                    f"expected a state for each token of {frame.n} examples, got {len(x)} "
+                    "states. Give texts of one length, or read the block around this module."
                 )
             return x.unflatten(0, (frame.n, -1))
         x = self.axes.last_dim(x)

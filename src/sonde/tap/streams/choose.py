@@ -121,8 +121,8 @@ def _named(
         for site, _ in sites:
             if site in found:
                 raise SiteError(
-                    f"Site: {str(site)!r} is named with two reducers. Pass one of the two "
-                    "readings with further=."
+                    f"Site: {str(site)!r} is named with two reducers. Pass one of the two with "
+                    "further=."
                 )
             found[site] = Reducer.parse(name) if name else None
     return sorted(found.items(), key=lambda item: item[0]), loose, unreadable

@@ -410,8 +410,8 @@ def _say_if_padded(model: Model, kinds: Sequence[Kind], batch: InputBatch) -> No
     if over and module not in _TOLD_PADDED and seems_padded(batch, pad):
         _TOLD_PADDED.add(module)
         _log.warning(
-            "some examples end in padding (%s) and no mask marks the padding tokens: rows "
-            "may contain padding. Add the model's padding mask to the inputs (%s)",
+            "some examples end in padding (%s), but no mask marks the padding tokens: rows may "
+            "contain padding. Add the model's padding mask to the inputs (%s)",
             f"the id {pad}" if pad else "zeros",
             ", ".join(NAMES),
         )

@@ -89,7 +89,11 @@ def _tell_given(stream: "LiveStream", few: range) -> None:
         try:
             found = _beside_alone(stream, few)
         except Exception as error:  # whatever a model raises on inputs that are cut
-            _log.debug("given padding was not compared: %s", error)
+            _log.debug(
+                "inputs that were given with padding were not compared with inputs without "
+                "padding: %s",
+                error,
+            )
             return
     if found is not None:
         _TOLD.add(module)

@@ -327,7 +327,7 @@ class SiteFunction:
         if table is not None and table.ids == name:
             words = f"Name the module that turns its tokens into numbers: {table.site}."
         else:
-            words = "Name a module behind it, whose output can be varied."
+            words = "Name a module after it, whose output can be varied."
         kind = str(found.dtype).removeprefix("torch.")
         raise SiteError(
             f"SiteFunction: expected a floating-point input at :in.{name}, got {kind}. {words}"
@@ -456,7 +456,7 @@ def require_no_inference_mode() -> None:
     if torch.is_inference_mode_enabled():
         raise InputError(
             "expected a model that can be run again with gradients, got torch.inference_mode(). "
-            "Make the inputs and call outside of it; within torch.no_grad() it works."
+            "Make the inputs and call outside of inference mode; torch.no_grad() is allowed."
         )
 
 
@@ -474,6 +474,7 @@ def arguments_of(module: nn.Module, inputs: Any) -> Args:
 def _one(found: list[Site], site: Pattern) -> list[Site]:
     if len(found) != 1:
         raise SiteError(
-            f"SiteFunction: expected one site, {str(site)!r} names {len(found)}. Name one of them."
+            f"SiteFunction: expected one site, got {str(site)!r}, which names {len(found)}. Name "
+            "one of them."
         )
     return found

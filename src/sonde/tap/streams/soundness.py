@@ -58,32 +58,33 @@ class RowFault:
     cause: Literal["chance", "state", "company", "padding"]
 
     def __str__(self) -> str:
-        by = f"by {self.amount:.3g} times the spread between them"
+        by = f"by {self.amount:.3g} times the standard deviation between them"
         skip = "check=False (--no-check) skips this check."
         if self.cause == "padding":
             return (
-                f"SND007: a text beside a longer one differs at {self.place} from the text alone, "
-                f"{by}: padding on the right reaches its rows, or forward moves the tokens. Read "
-                "texts one by one (batch_size=1, --batch-size 1), or give items with their own "
-                f"attention_mask, which run as they come. {skip}"
+                f"SND007: a text beside a longer one differs at {self.place} from the same text "
+                f"alone, {by}: padding on the right reaches its rows, or the forward pass shifts "
+                "the tokens. Read texts one by one (batch_size=1, --batch-size 1), or give "
+                f"items with their own attention_mask, which are read unchanged. {skip}"
             )
         if self.cause == "state":
             return (
-                f"SND004: the same examples, fed again under the same random seed, differ at "
-                f"{self.place} {by}: the model keeps a state from one forward to the next, and "
-                "rows hang on what was fed before. Reset that state at the start of forward, or "
-                f"declare it so: {skip}"
+                "SND004: the same examples, run again with the same random seed, differ at "
+                f"{self.place} {by}: the model keeps a state from one forward pass to the next, "
+                "so rows depend on earlier inputs. Reset that state at the start of forward, or "
+                f"declare that it is intended: {skip}"
             )
         if self.cause == "chance":
             return (
-                f"SND004: the same examples, fed again, differ at {self.place} {by}: the model "
-                "draws random numbers, and no figure can be repeated. Take out what draws them "
-                f"(dropout without training=), or declare it so: {skip}"
+                f"SND004: the same examples, run again, differ at {self.place} {by}: the model "
+                "draws random numbers, so no number can be repeated. Remove the source of "
+                f"randomness (dropout without training=), or declare that it is intended: {skip}"
             )
         return (
-            f"SND006: the same examples, fed in another order beside others, differ at "
-            f"{self.place} {by}: rows may be those of other examples. Find the cause by a scan "
-            f"(sonde scan MODEL DATA), or read one by one: batch_size=1 (--batch-size 1). {skip}"
+            "SND006: the same examples, run in another order beside others, differ at "
+            f"{self.place} {by}: rows may be mixed up with those of other examples. Find the "
+            "cause by a scan (sonde scan MODEL DATA), or read one by one: batch_size=1 "
+            f"(--batch-size 1). {skip}"
         )
 
 

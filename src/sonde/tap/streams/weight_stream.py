@@ -56,8 +56,8 @@ def weight_stream(
     names, rows, schema = ModuleNames(module), dict[str, Tensor](), list[SiteSchema]()
     if other := [str(pattern) for pattern in patterns if port_of(pattern) != WEIGHT]:
         raise SiteError(
-            f"weight_stream: expected sites of port weight, got {', '.join(other)}, whose rows are "
-            "of examples. Read weights in a stream of their own, without data."
+            f"weight_stream: expected sites of port weight, got {', '.join(other)}, whose rows "
+            "are examples. Read weights in a separate stream, without data."
         )
     found = {str(s): s for pattern in patterns for s in _having(places_of(pattern, names), names)}
     for key, site in found.items():
@@ -139,7 +139,7 @@ def matrix_of(module: nn.Module, site: Site = WHOLE) -> Float[Tensor, "row dim"]
         known = [n for n, p in module.named_parameters() if p.is_floating_point()]
         raise SiteError(
             f"Site: expected a parameter {name!r} of floating-point numbers at {site.path!r} "
-            f"({type(module).__name__}), got {_kind(x)}. Below it are: "
+            f"({type(module).__name__}), got {_kind(x)}. Parameters below this module: "
             f"{', '.join(known[:8]) or 'none'}."
         )
     if x.ndim < 2:

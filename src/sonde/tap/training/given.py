@@ -113,9 +113,9 @@ def check_views(
         last = f", and {n_before} before the last one" if n_before else ""
         warnings.warn(
             f"training: {n} forward passes came before this loss{last}. They are treated as "
-            "views of the same examples, concatenated along the rows. Pass "
-            f"terms.loss(views={n}) if they are, or call terms.loss after each forward and "
-            "run others under torch.no_grad().",
+            "views of the same examples, concatenated along the rows. If they are views, pass "
+            f"terms.loss(views={n}); else call terms.loss after each forward pass and run other "
+            "forward passes under torch.no_grad().",
             SondeWarning,
             stacklevel=4,
         )
@@ -137,13 +137,13 @@ def _not_read(places: Places, term: Term) -> StateError | SiteError:
         )
     if places.n_collected:
         return SiteError(
-            f"training: {', '.join(silent)} did not run in the forward before the loss "
+            f"training: {', '.join(silent)} did not run in the forward pass before the loss "
             f"{term.name}. Name a module that runs, with a port that its kernel shows."
         )
     if outside := [name for name in silent if name in places.outside]:
         return places.not_called(outside)
     return StateError(
-        f"training: expected a forward of the model before the loss {term.name}, with "
+        f"training: expected a forward pass of the model before the loss {term.name}, with "
         "gradients enabled, got none since the last loss."
     )
 

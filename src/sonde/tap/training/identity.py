@@ -141,8 +141,8 @@ class Origin:
         if known is None:
             warnings.warn(
                 f"{owner} was written by an earlier version, which recorded only the names of "
-                "the losses, so whether the model, the teacher and the parameters of the "
-                "losses are the same cannot be checked.",
+                "the losses, so it cannot be checked whether the model, the teacher and the "
+                "parameters of the losses are the same.",
                 SondeWarning,
                 stacklevel=4,
             )
@@ -150,7 +150,7 @@ class Origin:
         here = {MODEL: model_facts(self._module), TEACHER: self._teacher_facts(), **self._before}
         if known.keys() != here.keys():
             raise StateError(
-                f"{owner} was written for {'; '.join([*known][2:])}, these losses are "
+                f"{owner} was written for {'; '.join([*known][2:])}, but these losses are "
                 f"{'; '.join([*here][2:])}. Attach the same losses to the same sites."
             )
         for name, facts in known.items():

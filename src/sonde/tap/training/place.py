@@ -145,8 +145,8 @@ class TrainedForward:
         own = self.brought.setdefault(place, [])
         if place.site.call is None and own:
             raise SiteError(
-                f"training: {place.site.path} is called more than once in one forward. Write "
-                f"{place.site.path}@0, @1, ..."
+                f"training: {place.site.path} is called more than once in one forward pass. "
+                f"Write {place.site.path}@0, @1, ..."
             )
         own.append((x, mask))
 

@@ -382,8 +382,8 @@ class Terms:
         self.left_out[term.name] = self.left_out.get(term.name, 0) + 1
         if self.left_out[term.name] == 1:
             warnings.warn(
-                f"{term.name} is left out of step {self.n_steps}: {error} The steps without it are "
-                "counted in terms.left_out.",
+                f"{term.name} is left out of step {self.n_steps}: {error} The steps without this "
+                "loss are counted in terms.left_out.",
                 SondeWarning,
                 stacklevel=3,
             )
