@@ -164,7 +164,7 @@ def test_what_is_replaced_is_said(run, place, tmp_path):
     first = run("fit", "mahalanobis", "-", data, "-o", probe, "--limit", "200")
     assert "in place of" not in first.err
     second = run("fit", "knn(k=5)", "-", data, "-o", probe)
-    assert re.search(r"p\.sonde \([1-9]\d* KiB\), in place of mahalanobis on 200", second.err)
+    assert re.search(r"p\.sonde \([1-9]\d* KiB\), replacing mahalanobis on 200", second.err)
     again = run("calibrate", probe, "-", place / "other.npz", "-o", probe)
     assert "replacing knn on 240 examples" in again.err
     (tmp_path / "m.sonde").write_text("notes")

@@ -126,9 +126,9 @@ def test_a_factory_is_called(tmp_path, monkeypatch):
     with pytest.raises(errors.InputError, match=r"expected my_nets:wrong\(\) to return"):
         load("my_nets:wrong")
     (tmp_path / "sub").mkdir()
-    with pytest.raises(errors.InputError, match=r"file my_nets.py:net. Start with my_nets:"):
+    with pytest.raises(errors.InputError, match=r"file my_nets.py:net. Run sonde with my_nets:"):
         load("my_nets.py:net")
-    with pytest.raises(errors.InputError, match=r"Start in sub/ with my_nets:net\."):
+    with pytest.raises(errors.InputError, match=r"Run sonde in sub/ with my_nets:net\."):
         load("sub/my_nets.py:net")
     with pytest.raises(errors.InputError, match=r"got the file my_nets.py. Add :FACTORY"):
         load("my_nets.py")

@@ -125,7 +125,8 @@ def test_errors_say_what_to_do(gpt2, bert):
     refuse(["abc"], "the text has no '<t>'", span="<t>,</t>")
     refuse(["ab<t>c"], "the text has no '</t>' after '<t>'", span="<t>,</t>")
     refuse(
-        [{**row, "b": 1}], "expected 0 <= a < b <= 6 (the number of characters of the text), got 1"
+        [{**row, "b": 1}],
+        r"expected 0 <= a < b <= 6 \(the number of characters of the text\), got 1",
     )
     refuse([{**row, "b": 7}], "got 1 and 7")
     refuse([{**row, "a": "one"}], "expected the number of a character in column 'a', got 'one'")

@@ -124,7 +124,7 @@ def test_a_branch_that_one_batch_of_the_pass_calls() -> None:
     check = checked(SND010(), tensors(Rare(32).eval(), x))
     finding = assert_raised(check, "warning")
     # Two probe forwards, four of the self-check, one for the columns, and seven batches.
-    assert "14 forwards looked at" in finding.sentence
+    assert "14 forward passes observed" in finding.sentence
     x[333, 0] = 1000.0
     stream = tensors(Rare(32).eval(), x)
     assert_clear(checked(SND010(), stream))

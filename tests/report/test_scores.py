@@ -74,7 +74,7 @@ def test_the_whole_has_no_position_and_marks_are_explained(scored):
     page = scores_to_html(found, Exhibits(fitted, stream, inputs=True), alpha=0.2)
     words = " ".join(re.sub("<[^>]*>", " ", page).split())
     assert "position" not in words.partition("Rows #")[0].partition("Most anomalous examples")[2]
-    assert "The mark 'alarm' means p of at most 0.2." in words
+    assert "An alarm mark means p of at most 0.2." in words
     heads = [re.sub("<[^>]*>", " ", t).split() for t in re.findall("<thead>.*?</thead>", page)]
     assert ["id", "row", "instrument", "site", "score", "p"] in heads
 

@@ -222,7 +222,7 @@ def test_a_flipped_byte_is_found_and_never_ends_in_another_error(tmp_path, table
         (lambda m: m.update(bounds=[0, 10**12]), "do not agree"),
         (lambda m: m.update(level=-1), "do not agree"),
         (lambda m: m.update(level=1e999), "damaged"),
-        (lambda m: m.update(files={"groups.arrow": "00"}), "not those that were committed"),
+        (lambda m: m.update(files={"groups.arrow": "00"}), "differ from those that were committed"),
         (lambda m: m.update(files=3), "damaged"),
         (lambda m: m.update(unit_size=0), "below 1"),
         (lambda m: m.update(n_sites=-1), "-1 further stores"),

@@ -147,7 +147,7 @@ def _unusual(
         ]
     lead = (
         "Ordered by p-value, then by how far the score lies above the others of its site. "
-        "Colour and marks compare the parts of the examples on this page. The mark 'alarm' "
+        "Colour and marks compare the parts of the examples on this page. An alarm mark "
         f"means p of at most {alpha:g}."
     )
     if not parts:

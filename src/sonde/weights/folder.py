@@ -190,8 +190,10 @@ def check_output(output: Path, *sources: Path) -> None:
     whole = output.resolve()
     for source in sources:
         if source.resolve() in (whole, *whole.parents):
-            raise InputError(f"cannot write {output}: it lies in {source}, the folder that is read. Name a "
-                f"folder beside {source}.")  # fmt: skip
+            raise InputError(
+                f"cannot write {output}: it lies in {source}, the folder that is read. Name a "
+                f"folder beside {source}."
+            )
     if not output.absolute().parent.is_dir():
         raise StoreError(
             f"cannot write {output}: there is no folder {output.parent}. Create it first."
