@@ -138,7 +138,7 @@ def test_a_folder_names_its_function_and_runs_none():
     model = sonde.load("nets_of_mine:make", device="cpu")
     with source_folder(model) as source:
         save_edited(source, RTN().plan(model), Path("SMALL"))
-    with pytest.raises(InputError, match="write nets_of_mine:make@SMALL if you trust it"):
+    with pytest.raises(InputError, match="pass nets_of_mine:make@SMALL if you trust this function"):
         sonde.load("SMALL")
     with pytest.raises(StoreError, match="names first as a packed layer, but the model has no"):
         sonde.load("nets_of_mine:other@SMALL")

@@ -89,7 +89,7 @@ def test_allocated_bits_cost_less_than_equal_ones():
 def test_widths_that_cannot_be_are_refused():
     with pytest.raises(InputError, match="widths from 2 to 8, got"):
         BitAllocation(widths=(1, 4))
-    with pytest.raises(InputError, match="mean bits from 3, the smallest width, to 8, got 2"):
+    with pytest.raises(InputError, match=r"mean bits from 3 \(the smallest width\) to 8, got 2"):
         BitAllocation(bits=2, widths=(3, 4))
 
 

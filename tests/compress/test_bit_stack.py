@@ -108,7 +108,9 @@ def test_its_folder_opens_and_uses_fewer_blocks(tmp_path):
 
 def test_a_budget_below_one_block_names_the_least():
     net, x = drawn()
-    with pytest.raises(InputError, match=r"at least \d\.\d\d bits, one block for each layer"):
+    with pytest.raises(
+        InputError, match=r"at least \d\.\d\d bits \(a single block for each layer\)"
+    ):
         BitStack(bits=1.5).plan(net, {"calibration": x})
     with pytest.raises(InputError, match="bits above 1, got 1"):
         BitStack(bits=1)

@@ -184,7 +184,7 @@ def test_the_folder_of_a_smaller_model_opens(tmp_path, replace):
 def test_what_cannot_be_left_out_is_refused():
     model, x = net(), rows()
     assert DropBlocks(blocks=5).plan(model, {"calibration": x}).fold(model) is model
-    with pytest.raises(InputError, match="1 to 5 blocks to stay, of 5 in blocks, got 6"):
+    with pytest.raises(InputError, match="1 to 5 of the 5 blocks in blocks to stay, got 6"):
         DropBlocks(blocks=6).plan(model, {"calibration": x})
     with pytest.raises(InputError, match="blocks of at least 1, got 0"):
         DropBlocks(blocks=0)

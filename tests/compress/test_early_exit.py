@@ -138,7 +138,7 @@ def test_no_tolerance_never_exits_and_convolutions_are_named(trained):
 
 def test_inputs_in_both_parts_and_unknown_sites_are_refused(trained):
     data = open_inputs(trained, digits(20, 5)[0])
-    with pytest.raises(InputError, match="got some in both"):
+    with pytest.raises(InputError, match="got inputs that occur in both"):
         EarlyExit().fit(trained, data, data)
     with pytest.raises(SiteError, match="'nowhere'"):
         EarlyExit(sites=("nowhere",)).fit(trained, data, open_inputs(trained, digits(20, 6)[0]))

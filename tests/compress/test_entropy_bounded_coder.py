@@ -98,5 +98,5 @@ def test_messages_are_drawn_as_the_channel_says():
 def test_what_is_no_distribution_is_refused():
     with pytest.raises(InputError, match="rate of at least 0, got -1"):
         EntropyBoundedCoder(-1)
-    with pytest.raises(InputError, match=r"probabilities or counts in one dimension, got \(2,\)"):
+    with pytest.raises(InputError, match=r"probabilities or counts, got shape \(2,\)"):
         EntropyBoundedCoder(1).code([0.5, -0.1])

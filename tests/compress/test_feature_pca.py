@@ -64,7 +64,7 @@ def test_what_was_not_fitted_is_refused():
     codec = FeaturePCA.fit(rows(100))
     with pytest.raises(StateError, match="fitted to other rows"):
         FeaturePCA.fit(rows(101)).decode(codec.encode(rows(4)))
-    with pytest.raises(InputError, match=r"within 1,048,576 steps, got one of"):
+    with pytest.raises(InputError, match=r"within 1,048,576 steps, got a number of"):
         codec.encode(rows(4) * 1e9)
     with pytest.raises(InputError, match="0 to 32 bits, got -1"):
         FeaturePCA.fit(rows(10), -1)

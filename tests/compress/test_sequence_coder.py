@@ -105,7 +105,7 @@ def test_other_probabilities_are_noticed(monkeypatch):
 
 def test_what_cannot_be_decoded_again_is_refused():
     ids = torch.arange(9)
-    with pytest.raises(InputError, match=r"in training, whose dropout is random"):
+    with pytest.raises(InputError, match=r"in training mode, whose dropout is random"):
         SequenceCoder(causal_model().train()).encode(ids)
     with pytest.raises(InputError, match="from 1 to the model's context 64, got 65"):
         SequenceCoder(causal_model(), window=65)

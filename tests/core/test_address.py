@@ -51,7 +51,7 @@ def test_unknown_ports_are_named():
     with pytest.raises(SiteError, match=r"got 'outt'\. Did you mean out"):
         Site.parse("a:outt")
     for port in LATER_PORTS:
-        with pytest.raises(SiteError, match=f"port '{port}' is not built yet"):
+        with pytest.raises(SiteError, match=f"port '{port}' is not supported yet"):
             Site.parse(f"a:{port}")
 
 

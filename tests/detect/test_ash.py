@@ -117,5 +117,7 @@ def test_the_same_edit_on_a_live_model(dtype):
 def test_errors_say_what_to_do():
     with pytest.raises(InputError, match=r"ASH: expected share in \[0, 1\), got 1.0"):
         ASH(share=1.0)
-    with pytest.raises(ShapeError, match="ASH: expected rows of width 6, which the model's"):
+    with pytest.raises(
+        ShapeError, match="ASH: expected rows of width 6, the input width of the model's"
+    ):
         ASH().fit(ROW, head=made().head)

@@ -130,7 +130,9 @@ def test_errors():
     x, label, columns = _pairs(6, n=10)
     with pytest.raises(InputError, match="needs the column 'pair'"):
         ContrastProbe().fit(x, label)
-    with pytest.raises(InputError, match="expected side 0 or 1, or -1 for a row of no pair, got 2"):
+    with pytest.raises(
+        InputError, match="expected side 0 or 1, or -1 for a row without a pair, got 2"
+    ):
         ContrastProbe().fit(x, label, pair=columns["pair"], side=[2] * 20)
     with pytest.raises(InputError, match="at least 2 pairs with both sides, got 0 among 20 rows"):
         ContrastProbe().fit(x, label, pair=[*range(20)], side=columns["side"])

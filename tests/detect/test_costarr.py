@@ -169,7 +169,7 @@ def test_errors_say_what_to_do():
         _fit(label=[0, 3, 0])
     with pytest.raises(InputError, match="expected labelled rows, got none"):
         _fit(label=[-1, -1, -1])
-    with pytest.raises(InputError, match="predicted as their label, got none"):
+    with pytest.raises(InputError, match="correctly predicted rows, got none"):
         _fit(label=[1, 1, 1], logit="minmax")
     assert math.isfinite(float(_fit(label=[1, 1, 1]).score(FRESH, _logits(FRESH)).sum()))
     one = (torch.ones(1, 2), torch.zeros(1))

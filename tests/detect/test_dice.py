@@ -63,7 +63,9 @@ def test_errors_say_what_to_do():
     with pytest.raises(InputError, match=r"DICE: expected share in \[0, 1\), got 1.0"):
         DICE(share=1.0)
     rows = made()
-    with pytest.raises(ShapeError, match="DICE: expected rows of width 6, which the model's"):
+    with pytest.raises(
+        ShapeError, match="DICE: expected rows of width 6, the input width of the model's"
+    ):
         DICE().fit(rows.x[:, :3], head=rows.head)
     with pytest.raises(ShapeError, match=r"DICE.score: expected dim=6 \(as fitted\), got dim=3"):
         DICE().fit(rows.x, head=rows.head).score(rows.x[:, :3])

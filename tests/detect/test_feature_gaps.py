@@ -273,7 +273,7 @@ def test_errors_say_what_to_do():
         FeatureGaps(features=4).fit(rows, label, **columns)
     with pytest.raises(InputError, match="expected sides below 4, two for each feature, got 5"):
         FeatureGaps(features=2).fit(rows, label, **columns)
-    with pytest.raises(InputError, match="wrong and right ones in both random halves, got 0 wrong"):
+    with pytest.raises(InputError, match="wrong and correct, in both random halves, got 0 wrong"):
         FeatureGaps().fit(rows, label.clamp(max=0), **columns)
     with pytest.raises(InputError, match="expected skip below 4, the number of sites, got 4"):
         FeatureGaps(skip=4).fit(rows, label, **columns)

@@ -306,7 +306,7 @@ def test_images_of_several_sizes_are_refused():
     large, small = _images(8, 0), _images(8, 1)[:, :4]
     ids, _, position = _columns(8)
     less, _, there = _columns(8, 4)
-    with pytest.raises(InputError, match=r"expected 16 patches of every image, got fewer of 8 of"):
+    with pytest.raises(InputError, match=r"expected 16 patches of every image, but 8 of"):
         FOD(**TINY).fit(
             torch.cat([large.flatten(0, 1), small.flatten(0, 1)]),
             ids=torch.cat([ids[:, 0], less[:, 0] + 100]),

@@ -97,7 +97,9 @@ def test_errors_say_what_to_do():
     with pytest.raises(InputError, match=r"ReAct: expected quantile in \[0, 1\), got 1.5"):
         ReAct(quantile=1.5)
     rows = made()
-    with pytest.raises(ShapeError, match="ReAct: expected rows of width 6, which the model's"):
+    with pytest.raises(
+        ShapeError, match="ReAct: expected rows of width 6, the input width of the model's"
+    ):
         ReAct().fit(rows.x[:, :4], head=rows.head)
     with pytest.raises(ShapeError, match=r"ReAct.score: expected dim=6 \(as fitted\), got dim=4"):
         ReAct().fit(rows.x, head=rows.head).score(rows.x[:, :4])

@@ -66,5 +66,7 @@ def test_rows_without_anything_positive_are_left_as_they_are():
 def test_errors_say_what_to_do():
     with pytest.raises(InputError, match=r"SCALE: expected share in \[0, 1\), got -0.1"):
         SCALE(share=-0.1)
-    with pytest.raises(ShapeError, match="SCALE: expected rows of width 6, which the model's"):
+    with pytest.raises(
+        ShapeError, match="SCALE: expected rows of width 6, the input width of the model's"
+    ):
         SCALE().fit(ROW, head=made().head)

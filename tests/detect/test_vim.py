@@ -130,7 +130,9 @@ def test_errors_say_what_to_do():
         _fit(ViM(), X, WEIGHT, BIAS - 9.0)
     with pytest.raises(InputError, match="ViM: expected m of at least 1, got 0"):
         ViM(m=0)
-    with pytest.raises(ShapeError, match="ViM: expected rows of width 3, which the model's final"):
+    with pytest.raises(
+        ShapeError, match="ViM: expected rows of width 3, the input width of the model's final"
+    ):
         ViM().fit(X[:, :2], logits=X[:, :2], head=(WEIGHT, BIAS))
     scorer = _fit(ViM(), X, WEIGHT, BIAS)
     with pytest.raises(ShapeError, match=r"ViM.score: expected classes=2 \(as fitted\), got"):

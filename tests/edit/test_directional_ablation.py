@@ -91,9 +91,9 @@ def test_laws():
 def test_what_is_no_direction_is_refused():
     x, label = two()
     found = DirectionalAblation().fit(x, label)
-    with pytest.raises(InputError, match="expected a direction, got one of length 0"):
+    with pytest.raises(InputError, match="expected a direction of length above 0, got length 0"):
         Ablate(torch.zeros(6, 1))
-    with pytest.raises(InputError, match="expected a direction, got one of length nan"):
+    with pytest.raises(InputError, match="expected a direction of length above 0, got length nan"):
         Ablate(torch.full((6, 1), float("nan")))
     with pytest.raises(InputError, match="expected linearly independent directions"):
         found.edit(others=[found])

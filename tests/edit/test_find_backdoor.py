@@ -67,7 +67,7 @@ def test_the_success_of_a_patch_is_a_share_of_the_images_of_other_classes():
 
 def test_bad_input_is_refused():
     model = Model(net(FRESH))
-    with pytest.raises(InputError, match="clean images with labels, got none"):
+    with pytest.raises(InputError, match="clean images with labels, got no labels"):
         find_backdoor(model, clean_images(model, labels=False))
     rows = [{"input": torch.randn(4), "label": 0}]
     flat = Model(nn.Sequential(nn.Linear(4, 10)))
@@ -80,5 +80,5 @@ def test_bad_input_is_refused():
         find_backdoor(model, clean_images(model), wanted=0.0)
     with pytest.raises(InputError, match="stop in"):
         CleanUnlearning(stop=1.0)
-    with pytest.raises(InputError, match="with labels, got none"):
+    with pytest.raises(InputError, match="with labels, got no labels"):
         CleanUnlearning().expose(model, clean_images(model, labels=False))

@@ -141,7 +141,7 @@ def test_scaling_channels_is_scaling_weights_and_silence_is_zero():
 def test_bad_input_is_refused():
     model = Model(net_with_a_trigger())
     bare = clean_images(model, labels=False)
-    with pytest.raises(InputError, match="expected clean examples with labels, got none"):
+    with pytest.raises(InputError, match="expected clean examples with labels, got no labels"):
         FinePrune().plan(model, {"clean": bare})
     with pytest.raises(InputError, match="one of 0, got '7'"):
         FinePrune("7").plan(model, {"clean": clean_images(model)})

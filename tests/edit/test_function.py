@@ -59,7 +59,7 @@ def test_a_function_of_any_number_of_arguments_gets_all_three():
 
 
 def test_a_function_of_another_form_is_refused():
-    with pytest.raises(InputError, match=r"of x, or of \(x, site, context\), got one of 2"):
+    with pytest.raises(InputError, match=r"of x, or of \(x, site, context\), got a function of 2"):
         Function(lambda x, y: x)
     assert (
         Function(lambda x, scale=2.0: x * scale).apply(torch.ones(2), SITE, EditContext())[0] == 2

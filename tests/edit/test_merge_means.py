@@ -108,7 +108,7 @@ def test_what_was_fitted_for_a_merge_is_checked():
     with pytest.raises(InputError, match=r"only the diagonal for 0 of model 1.*scatter='full'"):
         RegMean([{"0": Moments().observe(x)}, {"0": Moments("diag").observe(x)}])
     for wrong in (-0.1, nan):
-        with pytest.raises(InputError, match="not below 0, got others in w of model 0"):
+        with pytest.raises(InputError, match="of at least 0, got other values in w of model 0"):
             FisherMerge([{"w": torch.tensor([1.0, wrong])}])
     shapes, fisher = {"net.w": (1,)}, {"w": torch.ones(1)}
     with pytest.raises(InputError, match=r"such as 'net\.w', got 'w'"):

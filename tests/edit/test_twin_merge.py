@@ -173,7 +173,7 @@ def test_what_cannot_be_joined_is_refused():
     broken[1][2].weight.data[0, 0] = torch.nan
     with pytest.raises(InputError, match=r"1 of 256 that are not in 2\.weight of model 2"):
         TwinMerge().join(base, broken, nowhere)
-    with pytest.raises(InputError, match="router for 2 experts, got one for 3"):
+    with pytest.raises(InputError, match="router for 2 experts, got a router for 3"):
         TwinMerge().join(base, experts_of(base, 2), nowhere)
     curved = nn.Sequential(Exponent())
     twin = TwinMerge().join(curved, experts_of(curved), nowhere)

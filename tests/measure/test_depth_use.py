@@ -201,7 +201,7 @@ def test_a_block_that_is_no_sum_in_a_later_batch_is_whole():
         found = depth_use(net, inputs.batches(0, n), sublayers=True)
         assert present(found.sublayers).names == names
         assert found.flags == (() if names else ("whole_blocks",))
-    assert "0 is no such sum for every batch" in found.conventions["whole blocks"]
+    assert "0 is not such a sum for every batch" in found.conventions["whole blocks"]
 
 
 class Shared(nn.Module):

@@ -122,7 +122,7 @@ def test_neighbours_of_principal_components():
     assert found.flags == ("se_first_order",)  # the cut to two components is taken as known
     plain = mutual_information(x[:300], y[:300], estimator="ksg")
     assert "high_dim" in plain.flags
-    with pytest.raises(InputError, match="for the estimator 'ksg' alone"):
+    with pytest.raises(InputError, match="components only with the estimator 'ksg'"):
         mutual_information(x, y, components=2)
 
 

@@ -72,7 +72,7 @@ def test_equal_means_and_wrong_heads():
     dead = neural_collapse([[1.0, 2.0], [1.0, 2.0]], [0, 1])
     assert math.isnan(float(dead))
     assert "dead" in dead.flags
-    with pytest.raises(ShapeError, match="of width 3, got one of width 2"):
+    with pytest.raises(ShapeError, match="of width 3, got a site of width 2"):
         neural_collapse(B, [0, 0, 1, 1], head=(torch.ones(2, 3), None))
     with pytest.raises(InputError, match="labels below the head's 2 outputs, got 7"):
         neural_collapse(B, [0, 1, 7, 7], head=(torch.ones(2, 2), None))

@@ -100,7 +100,7 @@ def test_a_restart_goes_on_with_the_file_and_tells_of_the_kill(model, tmp_path):
         (300, "killed"),
         (25, "stopped"),
     ]
-    assert "up to 3 s after this are missing" in describe(found.header)
+    assert "up to 3 s of traffic after this time are missing" in describe(found.header)
 
 
 @pytest.mark.truth("the number of inputs")

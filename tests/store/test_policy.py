@@ -128,6 +128,6 @@ def test_what_is_wrong_is_said(tmp_path):
     write_store(Stream.of({"0": torch.ones(3, 2)}), tmp_path / "b", columns={"user": ["b"] * 3})
     with pytest.raises(
         InputError,
-        match=r"whose 'user' is among the cleared labels .a, c., got none among 3 examples",
+        match=r"whose 'user' is one of the cleared labels .a, c., got none among 3 examples",
     ):
         Cleared(Store(tmp_path / "b"), "user", {"c", "a"})

@@ -53,7 +53,7 @@ def is_found(path: Path) -> bool:
     try:
         return not verify_export(path).is_sound
     except InputError as error:
-        return "carries no hash of sonde" in str(error)
+        return "contains no hash of sonde" in str(error)
 
 
 @pytest.mark.parametrize("suffix", OF_ONE_FILE)
@@ -159,7 +159,7 @@ def test_an_export_without_its_hash_is_no_sound_one(exported, tmp_path):
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = archive.comment.replace(b"sonde-seal:", b"")
     assert is_sealed(path) is None
-    assert "carries no hash of its bytes" in verify_export(path).faults[0].what
+    assert "contains no hash of its bytes" in verify_export(path).faults[0].what
 
 
 @pytest.mark.parametrize("n_bytes", [0, 5, 2**20 - 43, 2**20, 5 * 2**20 + 1])

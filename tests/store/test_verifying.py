@@ -256,7 +256,7 @@ def test_what_arrow_refuses_is_found(place):
     rewritten(place, "examples", wrong)
     found = verify_store(place)
     assert found.faults
-    assert any("Arrow refuses" in f.what or "cannot be read" in f.what for f in found.faults)
+    assert any("Arrow rejects" in f.what or "cannot be read" in f.what for f in found.faults)
 
 
 def test_a_later_version_is_not_judged(place):

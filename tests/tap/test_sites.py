@@ -134,7 +134,7 @@ def test_rows_of_all_calls_have_the_call_as_position(toy):
         ("nothing", r"returns no floating-point tensor.*nothing"),
         ("tuple:out.7", r"returns no tensor '7', only \['0', '1'\]"),
         ("plian", r"Did you mean plain"),
-        ("plain:scores", r"not built yet"),
+        ("plain:scores", r"not supported yet"),
         ("plain:probs", r"expected an attention layer for the port probs, got .plain. \(Linear\)"),
         ("a b", r"expected a module"),
         ("plain@x", r"expected path"),

@@ -158,7 +158,7 @@ def test_places_within_the_radius_and_concepts_are_taken():
         (lambda x: Contrast()(x, view=torch.tensor([0, 0, 1])), "unequal sizes"),
         (
             lambda x: Contrast(memory=3)(x, torch.arange(3) // 2, group=torch.arange(3)),
-            "no group and no place together with a memory",
+            "no group and no place with a memory",
         ),
     ],
 )

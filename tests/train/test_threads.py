@@ -38,7 +38,7 @@ def test_each_thread_has_its_own_mixture(threads: list[Run]) -> None:
         expected = share[:, None] * given + (1 - share[:, None]) * given[order]
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(run(lambda given=given: loss.mixed(given)), expected)
-    with pytest.raises(StateError, match="which call belongs to this loss is not known"):
+    with pytest.raises(StateError, match="it is not known which call belongs to this loss"):
         three(lambda: loss.mixed(x))
 
 

@@ -251,7 +251,7 @@ def test_what_does_not_fold_says_why():
         fold_edit(gpt2, Project(ones), "transformer.h.1.ln_1")
     with pytest.raises(StateError, match="with a bias"):
         fold_writers(gpt2, Add(ones))
-    with pytest.raises(ShapeError, match=r"32 features at .*wte, got one of 5"):
+    with pytest.raises(ShapeError, match=r"32 features at .*wte, got an edit of 5"):
         fold_edit(gpt2, Add(torch.ones(5)), "transformer.wte")
     with pytest.raises(StateError, match=r"LayerNorm.*stands there"):
         residual_writers(models.bert())

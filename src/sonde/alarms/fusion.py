@@ -130,13 +130,14 @@ def fuse(
         )
     if rule not in get_args(Rule):
         raise InputError(
-            f"fuse: expected a rule of {', '.join(get_args(Rule))}, got {rule!r}. What combines "
-            "p-values without held-out scores is a function of sonde.alarms: bonferroni, simes, "
-            "twice_mean, cauchy."
+            f"fuse: expected a rule of {', '.join(get_args(Rule))}, got {rule!r}. To combine "
+            "p-values without held-out scores, use a function of sonde.alarms: bonferroni, "
+            "simes, twice_mean, cauchy."
         )
     if (rule == "learned") != (unusual is not None):
         raise InputError(
-            "fuse: expected unusual scores with rule 'learned' and with no other rule."
+            "fuse: expected unusual= (scores of known outliers) with rule 'learned' and with no "
+            "other rule."
         )
     names = np.arange(len(values)) if group is None else np.asarray(group).ravel()
     first, second = _halves(names, len(values), seed)

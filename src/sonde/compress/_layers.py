@@ -116,8 +116,8 @@ def weighted_layers(
     """
     if any(map(is_packed, model.module.modules())):
         raise InputError(
-            f"{owner}: expected a model with plain weights, got a packed model. Use the model "
-            "from which it was made."
+            f"{owner}: expected a model with plain weights, got a packed model. Use the original "
+            "model."
         )
     found: dict[int, Weighted] = {}
     tied: dict[str, str] = {}
@@ -143,13 +143,13 @@ def weighted_layers(
             sides = [name for name in tied if fnmatchcase(name, pattern)]
             if sides and pattern != "*":
                 raise InputError(
-                    f"{owner}: {sides[0]} and {tied[sides[0]]} are one weight: to compress "
-                    "one side would part them. Leave it out."
+                    f"{owner}: {sides[0]} and {tied[sides[0]]} are a single weight, and "
+                    "compressing one of them would separate them. Leave it out."
                 )
             if not any(fnmatchcase(one.name, pattern) for one in every) and not sides:
                 _refuse_embedding(owner, parts, pattern)
                 names = [one.name for one in every]
-                advice = near(pattern, names) or f" One is named {names[0]}." if names else ""
+                advice = near(pattern, names) or f" There is a layer {names[0]}." if names else ""
                 raise InputError(f"{owner}: no layer matches {pattern!r}.{advice}")
     if not chosen and not beside:
         raise InputError(
@@ -194,7 +194,7 @@ def _refuse_made(owner: str, made: Sequence[str], layers: Sequence[str] | None) 
     if made:
         more = f" (and {len(made) - 1} more)" if made[1:] else ""
         # one text and one line of code for all callers: Python prints it once
-        warnings.warn(f"{made[0]}{more} stays: it {advice}", SondeWarning, stacklevel=1)
+        warnings.warn(f"{made[0]}{more} is not compressed: it {advice}", SondeWarning, stacklevel=1)
 
 
 def require_finite_weights(owner: str, layer: Weighted) -> None:

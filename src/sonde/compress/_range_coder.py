@@ -61,8 +61,8 @@ def normal_bytes(owner: str, numbers: np.ndarray, means: np.ndarray, scales: np.
     """
     if numbers.size and np.abs(numbers).max() > MOST:
         raise InputError(
-            f"{owner}.encode: expected numbers within {MOST:,} steps, got one of "
-            f"{np.abs(numbers).max():,.0f}. Fit to rows of this size, or use a larger step."
+            f"{owner}.encode: expected numbers within {MOST:,} steps, got a number of "
+            f"{np.abs(numbers).max():,.0f} steps. Fit to rows of this size, or use a larger step."
         )
     low, high = (int(numbers.min()), int(numbers.max())) if numbers.size else (0, 0)
     encoder = _stream(owner).queue.RangeEncoder()

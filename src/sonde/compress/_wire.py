@@ -112,7 +112,7 @@ class Reader:
         unary = np.unpackbits(np.frombuffer(self.bytes(-(-n_bits // 8)), np.uint8))[:n_bits]
         ends = np.flatnonzero(unary == 0)
         if len(ends) != n:
-            self.refuse(f"{len(ends)} positions stand where {n} should")
+            self.refuse(f"expected {n} positions, got {len(ends)}")
         high = np.diff(ends, prepend=-1) - 1
         return (high << low) + self.codes(n, low)
 

@@ -96,8 +96,8 @@ class BitAllocation(Rewrite):
             raise InputError(f"BitAllocation: expected widths from 2 to 8, got {widths}.")
         if self.bits is not None and not min(widths) <= self.bits <= 8:
             raise InputError(
-                f"BitAllocation: expected mean bits from {min(widths)}, the smallest width, to 8, "
-                f"got {self.bits:g}."
+                f"BitAllocation: expected mean bits from {min(widths)} (the smallest width) to "
+                f"8, got {self.bits:g}."
             )
         check_ranges(self, group=">= 1")
 

@@ -101,8 +101,8 @@ class BitStack(Rewrite):
         if budget < 0:
             least = sum(first for first, _ in sizes) / numbers
             raise InputError(
-                f"BitStack.plan: expected at least {least:.2f} bits, one block for each layer, got "
-                f"{self.bits:g}. Lower the rank, or allow more."
+                f"BitStack.plan: expected at least {least:.2f} bits (a single block for each "
+                f"layer), got {self.bits:g}. Lower the rank, or allow more bits."
             )
         stacks = [_Stack.of(layer, model, grams, self._rank(layer)) for layer in layers]
         for _ in range(1, self.blocks):

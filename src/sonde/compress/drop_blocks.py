@@ -96,8 +96,8 @@ class DropBlocks(Rewrite):
         n_gone = round(self.share * n) if self.blocks is None else n - self.blocks
         if n_gone < 0 or n_gone >= n:
             raise InputError(
-                f"DropBlocks.plan: expected 1 to {n} blocks to stay, of {n} in {blocks.name}, got "
-                f"{n - n_gone}."
+                f"DropBlocks.plan: expected 1 to {n} of the {n} blocks in {blocks.name} to stay, "
+                f"got {n - n_gone}."
             )
         if n_gone == 0:
             return RewritePlan.of(model, {}, word)
@@ -140,8 +140,8 @@ class DropBlocks(Rewrite):
         if len({*kinds}) > 1:
             raise InputError(
                 "DropBlocks.plan: expected blocks of one kind for replace='linear', got "
-                f"{', '.join(sorted({*kinds}))}: caches distinguish these by their position. "
-                "Leave blocks out with replace=None."
+                f"{', '.join(sorted({*kinds}))}: caches distinguish these kinds by their "
+                "position. Leave blocks out with replace=None."
             )
         return walk.checked(plan)
 

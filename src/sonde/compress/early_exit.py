@@ -95,8 +95,8 @@ class EarlyExit:
         """
         if set(train.group_keys) & set(calibration.group_keys):
             raise InputError(
-                "EarlyExit.fit: expected inputs to calibrate on that no readout was fitted on, got "
-                "some in both. Split them by group."
+                "EarlyExit.fit: expected inputs to calibrate on that no readout was fitted on, "
+                "got inputs that occur in both. Split them by group."
             )
         sites = self._sites(model.module)
         states, logits = _read(model, train, sites, self.pool)

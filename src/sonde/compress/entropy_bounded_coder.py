@@ -99,8 +99,9 @@ class EntropyBoundedCoder:
         mass = as_tensor("EntropyBoundedCoder.code", p, "probabilities").double()
         if mass.ndim != 1 or not len(mass) or not bool((mass >= 0).all()) or not mass.sum() > 0:
             raise InputError(
-                "EntropyBoundedCoder.code: expected probabilities or counts in one dimension, got "
-                f"{tuple(mass.shape)}, from {float(mass.min()) if mass.numel() else 0:g} on."
+                "EntropyBoundedCoder.code: expected a 1-d tensor of non-negative probabilities "
+                f"or counts, got shape {tuple(mass.shape)} with minimum "
+                f"{float(mass.min()) if mass.numel() else 0:g}."
             )
         mass = mass / mass.sum()
         weights = mass.tolist()

@@ -213,8 +213,8 @@ class ExtractExperts:
             use = unit_use(model, open_inputs(model, data), self.top)
         if use.model != fingerprint(model.module):
             raise StateError(
-                "ExtractExperts.extract: the units were read at other weights than this model "
-                "has. Take them again with unit_use."
+                "ExtractExperts.extract: the units were measured with other weights than this "
+                "model has. Measure them again with unit_use."
             )
         return list(use.counts)
 
@@ -248,7 +248,7 @@ def _check_alone(block: DenseBlock) -> None:
     gap = (sum(parts) - twice - whole).abs().max()
     if gap > LINEAR * whole.abs().max() + 1e-6:
         raise InputError(
-            "ExtractExperts.extract: expected hidden units that are computed independently, "
-            f"got a block, {block.name} ({type(block.module).__name__}), whose halves do not "
-            "add up to it."
+            "ExtractExperts.extract: expected hidden units that are computed independently, got "
+            f"the block {block.name} ({type(block.module).__name__}), which differs from the sum "
+            "of its two halves."
         )

@@ -322,8 +322,8 @@ def grams_for(
         return layer_grams(model, given, layers=None if layers is None else tuple(layers))
     if given.model != fingerprint(model.module):
         raise StateError(
-            f"{owner}.plan: the inputs of layers were read at other weights than this model has. "
-            "Take them again with layer_grams."
+            f"{owner}.plan: the inputs of layers were measured with other weights than this "
+            "model has. Measure them again with layer_grams."
         )
     return given
 

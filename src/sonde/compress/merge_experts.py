@@ -101,8 +101,8 @@ class MergeExperts(Rewrite):
         use = calibration if isinstance(calibration, ExpertUse) else expert_use(model, calibration)
         if use.model != fingerprint(model.module):
             raise StateError(
-                "MergeExperts.plan: the routers were read at other weights than this model has. "
-                "Take them again with expert_use."
+                "MergeExperts.plan: the routers were measured with other weights than this "
+                "model has. Measure them again with expert_use."
             )
         changes: dict[str, Change] = {}
         apart = self._apart([use.share(i) for i in range(len(found))])

@@ -155,8 +155,8 @@ class PruneChannels(Rewrite):
             names = [name for one in sets for name in one.layers]
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise InputError(
-                    f"PruneChannels.plan: no layer with removable channels matches {pattern!r}."
-                    f"{near(pattern, names)}{f' Refused: {told}.' if told else ''}"
+                    "PruneChannels.plan: no layer with removable channels matches "
+                    f"{pattern!r}.{near(pattern, names)}{f' Not removable: {told}.' if told else ''}"
                 )
         if self.layers is not None:
             found = [

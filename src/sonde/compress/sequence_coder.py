@@ -163,9 +163,9 @@ class SequenceCoder(Codec):
                         p = steps.send(_filled(ids, live, len(lengths), start))
         if zlib.crc32(out.astype("<i8").tobytes()) != check:
             raise StateError(
-                "SequenceCoder.decode: the decoded ids have another checksum than the encoded "
-                "ids: this machine computes different probabilities. Decode where the stream "
-                "was encoded, or on a processor with the same kernels."
+                "SequenceCoder.decode: the checksum of the decoded ids differs from that of the "
+                "encoded ids: this machine computes different probabilities. Decode where the "
+                "stream was encoded, or on a processor with the same kernels."
             )
         return torch.from_numpy(out)
 
@@ -195,7 +195,7 @@ class SequenceCoder(Codec):
         if told != mine:
             raise StateError(
                 f"{name}: the stream was written with another model (fingerprint {told.hex()}, "
-                f"this one has {mine.hex()}). Pass the model that encoded it."
+                f"this model has {mine.hex()}). Pass the model that encoded it."
             )
         of = [".".join(str(reader.count()) for _ in range(3)) for _ in PACKAGES]
         of.append(DEVICES[min(reader.count(), len(DEVICES) - 1)])
@@ -203,9 +203,9 @@ class SequenceCoder(Codec):
         here.append(_device(module_of(self.model)).type)
         if of != here:
             raise StateError(
-                f"{name}: the stream was written with {', '.join(PACKAGES)} {' '.join(of)}, here "
-                f"are {' '.join(here)}, whose probabilities may differ in the last bit. Decode "
-                "with those versions, on that device."
+                f"{name}: the stream was written with {', '.join(PACKAGES)} {' '.join(of)}, but "
+                f"the installed versions are {' '.join(here)}, whose probabilities may differ in "
+                "the last bit. Decode with those versions, on that device."
             )
 
     def _versions(self) -> bytes:
@@ -310,8 +310,8 @@ def computing(owner: str, module: nn.Module, threads: int) -> Iterator[None]:
     """Use a number of threads in a ``with`` block, and raise for a model in training mode."""
     if any(m.training for m in module.modules()):
         raise InputError(
-            f"{owner}: expected a model in evaluation, got one in training, whose dropout is "
-            "random. Call model.eval()."
+            f"{owner}: expected a model in eval mode, got a model in training mode, whose "
+            "dropout is random. Call model.eval()."
         )
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

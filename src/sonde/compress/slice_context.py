@@ -240,8 +240,9 @@ class SliceCodec(Codec):
                 known[:, channels] = torch.where(places, (own + mean).float(), known[:, channels])
         if found != check:
             raise StateError(
-                "SliceCodec.decode: the decoded numbers have another checksum than those encoded: "
-                "this machine predicts other means. Decode where the stream was encoded."
+                "SliceCodec.decode: the checksum of the decoded numbers differs from that of "
+                "the encoded numbers: this machine predicts other means. Decode where the "
+                "stream was encoded."
             )
         return known.movedim(1, -1).reshape(shape)
 

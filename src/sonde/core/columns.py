@@ -68,8 +68,8 @@ COLUMNS: dict[str, Column] = {
     ),
     "label": Column("class of the row's example; -1 = none", "int", default=-1),
     "first_error": Column(
-        "first wrong step of the row's trajectory; -1 = none, -2 = not known which, "
-        "-3 = nothing known",
+        "first wrong step of the row's trajectory; -1 = none, -2 = a step is wrong but it is "
+        "not known which, -3 = nothing is known",
         "int",
         default=-3,
     ),
@@ -82,19 +82,21 @@ COLUMNS: dict[str, Column] = {
     "position": Column("position of the row in its document or image", "int"),
     "occurrence": Column("which of several equal examples", "int"),
     "order": Column(
-        "index of the row's example in the planned order; of plain arrays the number of the row",
+        "index of the row's example in the planned order; for plain arrays the number of the row",
         "int",
     ),
-    "example": Column("a number that the rows of one example share, however they came", "int"),
+    "example": Column(
+        "a number that is equal for all rows of an example, however the rows were read", "int"
+    ),
     "piece": Column(
-        "the same, by which pieces of one text differ; 0 where each row of an example is an entry "
-        "of its own, as in plain arrays",
+        "the same number, by which pieces of one text differ; 0 if each row of an example is an "
+        "entry of its own, as in plain arrays",
         "int",
     ),
     "draw": Column("keyed 64-bit hash of the row, purpose 'sample'", "int"),
-    "group_draw": Column("the same of the row's group", "int"),
+    "group_draw": Column("the same hash for the row's group", "int"),
     "pair": Column("64-bit hash of the pair that the row's example belongs to", "int"),
-    "side": Column("which member of its pair the row's example is", "int"),
+    "side": Column("index of the row's example within its pair", "int"),
     "grid": Column(
         "line and column of the row in its image",
         "int",
@@ -108,7 +110,7 @@ COLUMNS: dict[str, Column] = {
     "brightness": Column("mean pixel of the row's image in [0, 1]", "float"),
     "contrast": Column("standard deviation of the pixels of the row's image in [0, 0.5]", "float"),
     "sharpness": Column("steps between neighbours of the row's image; 1 in noise", "float"),
-    "constant": Column("whether the row's input holds one value everywhere", "int"),
+    "constant": Column("whether all values of the row's input are equal", "int"),
     "special": Column("whether the row's token is special", "bool"),
     "head": Column(
         "weight and bias of the model's final linear layer, a tuple",

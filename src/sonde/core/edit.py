@@ -80,7 +80,7 @@ class EditContext:
         if rest or not repeats:
             raise InputError(
                 f"expected an entry for each of the {self.n_rows} examples that the model was "
-                f"called with (or one for several that are repeated), got {len(values)}."
+                f"called with (or one entry for several repeated examples), got {len(values)}."
             )
         return values[self.row.to(values.device) // repeats]
 

@@ -235,7 +235,7 @@ class Instrument(ABC):
             what = "groups" if result.conventions.get("rows") == "groups" else "rows"
             raise InputError(
                 f"{type(self).__name__}: expected at least {self.least_rows} {what}, got "
-                f"{result.n} at {place}. Give it more {what}."
+                f"{result.n} at {place}. Give more {what}."
             )
 
     def fit(

@@ -27,22 +27,25 @@ from sonde.core.tensors import as_tensor, device_of, on_device
 Direction = Literal["higher", "lower", "none"]
 
 FLAGS: dict[str, str] = {
-    "low_precision": "rounding of the rows reaches the value's last digits",
+    "low_precision": "rounding of the rows reaches the last digits of the value",
     "lost_precision": "rounding of the rows dominates the value",
-    "few_rows": "too few rows (groups): no more than dimensions, or hardly any of one kind",
+    "few_rows": "too few rows (groups): at most as many as dimensions, or hardly any of one kind",
     "few_groups": "fewer than 8 independent groups of rows: the standard error is widened by "
     "Student's t, and is itself uncertain",
     "rank_deficient": "some directions have no variance in these rows",
     "high_dim": "more dimensions than the estimator is known to bear",
     "saturated": "the estimator is at its upper limit",
     "clipped": "part of the data lay outside the estimator's range",
-    "coarse": "the spread is below the width of a bin: what moves inside one goes unseen",
+    "coarse": (
+        "the standard deviation is below the width of a bin, so changes inside a bin are not "
+        "detected"
+    ),
     "dead": "constant rows or units: their value is not defined",
-    "copies": "rows that are equal, or all but: they count as one group, or are left out as each "
+    "copies": "equal or nearly equal rows: they count as one group, or are not used as each "
     "other's neighbours; under different names they are neighbours",
     "dead_features": "more than 5 % of the features are active in no row",
-    "massive_units": "units that spread over ten times as far as others: they decide alone, or "
-    "were scaled down",
+    "massive_units": "units with over ten times the standard deviation of others: they dominate the "
+    "result, or were scaled down",
     "unlabelled": "rows without a label were left out",
     "nonfinite": "rows with NaN, infinity or numbers too large to square were left out",
     "rough_merge": "parts that were fitted apart and merged score otherwise than one pass does",
@@ -50,7 +53,9 @@ FLAGS: dict[str, str] = {
     "paired": "the same rows on both sides, and no sample of them to compare one by one",
     "incomplete": "the parts miss more than 5 % of the whole: take more steps",
     "unused": "the objective does not depend on this site, or no gradient reaches it: parts are 0",
-    "diverged": "training met numbers that are not finite: the weights are those before that step",
+    "diverged": (
+        "training met numbers that are not finite: the weights are those from before that step"
+    ),
     "whole_blocks": "some blocks are not the sum of their input and their sublayers",
     "se_first_order": "the standard error is first-order and known to be poor here",
 }

@@ -92,8 +92,8 @@ class Side(Result):
         fewest, least = min(self.independent, other.independent), self.shift.least_rows
         if fewest < least:
             raise InputError(
-                f"{type(self.shift).__name__}: expected at least {least} independent rows on each "
-                f"side, got {fewest}. Give it more rows, or rows of more groups."
+                f"{type(self.shift).__name__}: expected at least {least} independent rows on "
+                f"each side, got {fewest}. Give more rows, or rows of more groups."
             )
         return self.shift.compare(self, other)
 
@@ -121,7 +121,7 @@ class Shift(Instrument):
             value=float(next(iter(states.values())).n),
             n=next(iter(states.values())).n,
             range=(0.0, math.inf),
-            conventions={"value": "rows", "se": "not given for a side: compare two"},
+            conventions={"value": "rows", "se": "not given for a single side: compare two sides"},
             shift=self,
             states={k: map_tensors(v, lambda t: t.detach()) for k, v in states.items()},
         )

@@ -98,8 +98,8 @@ class Site:
 def _check_port(port: str, site: str) -> None:
     if port in LATER_PORTS:
         raise SiteError(
-            f"Site: port {port!r} is not built yet, got {site!r}. "
-            f"Read one of the ports {', '.join(PORTS)}."
+            f"Site: port {port!r} is not supported yet, got {site!r}. Read one of the ports "
+            f"{', '.join(PORTS)}."
         )
     if port not in PORTS:
         raise SiteError(

@@ -85,9 +85,9 @@ def marks_real(name: str, masks: Iterable[Tensor]) -> bool:
     possible = _possible(name, masks)
     if not possible:
         raise InputError(
-            f"expected a mask with padding on one side, got {name!r} with both values on either "
-            f"side. Pass the mask under the name {REAL!r} (1 at real tokens) or {PADDED[0]!r} "
-            "(true at padding)."
+            f"expected a mask with padding on one side, got {name!r}, which has both values on "
+            f"both sides. Pass the mask under the name {REAL!r} (1 at real tokens) or "
+            f"{PADDED[0]!r} (true at padding)."
         )
     return True in possible
 
@@ -195,9 +195,9 @@ class MaskMeaning:
         marks = self._marks[name]
         if _possible(name, [mask]) == {not marks}:
             raise InputError(
-                f"expected {name!r} to be {'' if marks else 'not '}zero at padding, as in the "
-                "batches before, got a mask that has the opposite meaning. Pass the mask under the "
-                f"name {REAL!r} (1 at real tokens) or {PADDED[0]!r} (true at padding)."
+                f"expected {name!r} to be {'' if marks else 'not '}zero at padding, as in "
+                "earlier batches, got a mask that has the opposite meaning. Pass the mask under "
+                f"the name {REAL!r} (1 at real tokens) or {PADDED[0]!r} (true at padding)."
             )
         return real_tokens(name, mask, marks)
 

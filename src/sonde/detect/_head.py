@@ -13,8 +13,8 @@ def check_head(owner: str, head: HeadWeightsState, dim: int) -> None:
     takes = head.weight.shape[1]
     if takes != dim:
         raise ShapeError(
-            f"{owner}: expected rows of width {takes}, which the model's final linear layer takes, "
-            f"got dim={dim}. Fit it at the input of that layer."
+            f"{owner}: expected rows of width {takes}, the input width of the model's final "
+            f"linear layer, got dim={dim}. Fit it at the input of that layer."
         )
 
 

@@ -58,7 +58,7 @@ class PairSample(Statistic[PairSampleState]):
         wrong = side[(side < -1) | (side > 1)]
         if len(wrong):
             raise InputError(
-                f"PairSample: expected side 0 or 1, or -1 for a row of no pair, got "
+                "PairSample: expected side 0 or 1, or -1 for a row without a pair, got "
                 f"{int(wrong[0])}. Number the two members of each pair 0 and 1."
             )
         kept = torch.nonzero(side.cpu() >= 0).flatten()

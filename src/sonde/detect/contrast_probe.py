@@ -153,7 +153,7 @@ class ContrastProbe(Detector):
         if n_pairs < 2:
             raise InputError(
                 f"ContrastProbe: expected at least 2 pairs with both sides, got {n_pairs} among "
-                f"{plural(pairs.n, 'row')}. Give both rows of each pair one value of 'pair'."
+                f"{plural(pairs.n, 'row')}. Give both rows of each pair the same value of 'pair'."
             )
         rows = pairs.rows[entries.to(pairs.rows.device)].double()
         mean, spread = rows.mean(1), rows.std(1, correction=0)
@@ -179,7 +179,7 @@ class ContrastProbe(Detector):
                 "value": "lowest loss" if self.method == "ccs" else "share of variance on the axis",
                 "sign": sign
                 if sign == "labels"
-                else "undefined: labelled rows do not order the ends",
+                else "undefined: labelled rows do not determine which end is which",
                 "auroc_of_labelled": area,
                 "left_out": pairs.n - 2 * n_pairs,
                 "se": "not given for a scorer: calibrate its scores",

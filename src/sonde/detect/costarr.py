@@ -287,12 +287,13 @@ class COSTARR(Detector):
             )
         if self.logit == "minmax" and self.logit_range is None and not sums.low <= sums.high:
             raise InputError(
-                'COSTARR: logit="minmax" takes the ends of the winning logit from rows that are '
-                "predicted as their label, got none. Give logit_range=(low, high)."
+                'COSTARR: logit="minmax" takes the range of the winning logit from correctly '
+                "predicted rows, got none. Give logit_range=(low, high)."
             )
         if self.logit == "zscore" and k < 2:
             raise InputError(
-                f'COSTARR: logit="zscore" compares the logits of a row, got {k} class. Use "none".'
+                'COSTARR: logit="zscore" compares the logits of a row, which needs several '
+                f'classes, got {k}. Use "none".'
             )
 
 

@@ -92,7 +92,7 @@ class DICE(Detector):
             unit="units of the logits",
             flags=() if bool(keep.any()) else ("dead",),
             conventions={
-                "value": "share of the head's weights that are kept",
+                "value": "fraction of the head's weights that are kept",
                 "se": "not given for a scorer: calibrate its scores",
             },
             head=sparse,

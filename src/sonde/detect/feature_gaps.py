@@ -120,9 +120,9 @@ def directions_of(contrasts: ContrastSampleState, features: int, which: str) -> 
         gap = contrasts.differences(2 * f, 2 * f + 1)
         if len(gap) < 2:
             raise InputError(
-                f"FeatureGaps: expected at least 2 answers with sides {2 * f} and {2 * f + 1}, the "
-                f"two prompts of feature {f}, got {len(gap)}. Give both rows one value of 'pair', "
-                "or say how many features there are (features=)."
+                f"FeatureGaps: expected at least 2 answers with sides {2 * f} and {2 * f + 1}, "
+                f"the two prompts of feature {f}, got {len(gap)}. Give both rows the same value "
+                "of 'pair', or pass the number of features (features=)."
             )
         mean = gap.mean(0)
         principal = _principal(gap - mean, 1e-9 * float(gap.norm()))
@@ -373,9 +373,9 @@ def _check_kinds(first: Bool[Tensor, "first"], second: Bool[Tensor, "second"]) -
     counts = [int(k) for part in (first, second) for k in (part.sum(), (~part).sum())]
     if min(counts) < 1:
         raise InputError(
-            "FeatureGaps: expected labelled answers, wrong and right ones in both random halves, "
-            f"got {counts[0]} wrong and {counts[1]} right in one and {counts[2]} and {counts[3]} "
-            "in the other. Label more answers."
+            "FeatureGaps: expected labelled answers, wrong and correct, in both random halves, "
+            f"got {counts[0]} wrong and {counts[1]} correct in one half and {counts[2]} and "
+            f"{counts[3]} in the other. Label more answers."
         )
 
 

@@ -133,9 +133,9 @@ class GridTraining(Trainer[GridTrainingState]):
             grid_columns(len(state.places.counts), self.columns)
         if state.n_partial > PARTIAL * (state.n_images + state.n_partial):
             raise InputError(
-                f"FOD: expected {len(state.places.counts)} patches of every image, got fewer of "
-                f"{state.n_partial} of {state.n_images + state.n_partial} images. Give images of "
-                "one size, with all patches of an image together and finite."
+                f"FOD: expected {len(state.places.counts)} patches of every image, but "
+                f"{state.n_partial} of {state.n_images + state.n_partial} images have fewer. "
+                "Give images of one size, with all patches of an image together and finite."
             )
         state = super().close_pass(state)
         return replace(state, n_images=0, n_partial=0) if state.stage == TRAIN else state
@@ -296,8 +296,9 @@ class FODScorer(Scorer):
         rows, partial = whole_images(who, position.cpu(), n)
         if len(partial):
             raise ShapeError(
-                f"FOD.score: expected {n} patches of every image (as fitted), each position once, "
-                f"got {int(partial[0])} of one. Score whole images of the fitted size, not rows."
+                f"FOD.score: expected {n} patches of every image (as fitted), each position "
+                f"once, got {int(partial[0])} patches of an image. Score whole images of the "
+                "fitted size, not rows."
             )
         return rows
 

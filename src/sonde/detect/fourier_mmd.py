@@ -86,7 +86,7 @@ class FourierMMD(Shift):
         sigma = median_sigma(rows) if len(rows) > 1 else 0.0
         if not 0 < sigma < math.inf:
             raise InputError(
-                "FourierMMD: expected rows of which most differ, got a median distance of "
+                "FourierMMD: expected rows that mostly differ, got a median distance of "
                 f"{sigma:g} over {len(rows)} sampled rows. Give sigma."
             )
         return replace(self, sigma=2.0 ** round(math.log2(sigma)))

@@ -186,8 +186,8 @@ def _chosen(
     for part in (judges, ~judges):
         if not (bool(one[part].any()) and bool((~one[part]).any())):
             raise InputError(
-                "LinearProbe: expected rows of both classes in both parts of the inner split, got "
-                f"{int(one.sum())} and {int((~one).sum())} rows in all. Give it more rows or a "
+                "LinearProbe: expected rows of both classes in both parts of the inner split, "
+                f"got {int(one.sum())} and {int((~one).sum())} rows in all. Give more rows, or a "
                 "number as l2."
             )
     losses: list[float] = []

@@ -171,7 +171,7 @@ def _scorer(
 ) -> MahalanobisScorer:
     if n < 2:
         raise StateError(
-            f"Mahalanobis: expected at least 2 rows to fit on, got {n}. Give it more rows."
+            f"Mahalanobis: expected at least 2 rows to fit on, got {n}. Give more rows."
         )
     metric = inverse_root(scatter, n, shrinkage)
     dim = mean.shape[1]

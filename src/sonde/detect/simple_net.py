@@ -172,10 +172,10 @@ class NoiseTraining(Trainer[NoiseTrainingState]):
         is_first = state.stage == SURVEY
         if is_first and self.patience and not 0 < state.n_held < state.moments.n:
             raise InputError(
-                f"SimpleNet: expected about one group in {1 / HELD:.0f} to stop by (patience="
-                f"{self.patience}), got {state.n_held} of {plural(state.moments.n, 'row')}. Give "
-                "it more "
-                "groups, or train for a fixed number of passes (patience=0)."
+                f"SimpleNet: expected about one group in {1 / HELD:.0f} to stop by "
+                f"(patience={self.patience}), got {state.n_held} of "
+                f"{plural(state.moments.n, 'row')}. Give more groups, or train for a fixed "
+                "number of passes (patience=0)."
             )
         return super().close_pass(state)
 

@@ -114,8 +114,8 @@ def _check_once(trajectory: Int[Tensor, "row"], position: Int[Tensor, "row"]) ->
     twice = (trajectory[1:] == trajectory[:-1]) & (position[1:] == position[:-1])
     if bool(twice.any()):
         raise InputError(
-            f"step_chances: expected each step of a trajectory once, got step "
-            f"{int(position[1:][twice][0])} twice. Give each trajectory an id of its own."
+            "step_chances: expected each step of a trajectory once, got step "
+            f"{int(position[1:][twice][0])} twice. Give each trajectory a different id."
         )
 
 

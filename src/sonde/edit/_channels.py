@@ -55,8 +55,8 @@ def channel_layers(owner: str, module: nn.Module, only: str | None = None) -> di
         return found
     if only not in found:
         raise InputError(
-            f"{owner}.plan: expected a layer that makes channels, one of {', '.join(found)}, got "
-            f"{only!r}."
+            f"{owner}.plan: expected a layer that computes channels, one of {', '.join(found)}, "
+            f"got {only!r}."
         )
     return {only: found[only]}
 
@@ -149,6 +149,6 @@ def labelled(owner: str, clean: Inputs) -> None:
     first = next(each_batch(clean), None)
     if first is None or not bool((first.label >= 0).any()):
         raise InputError(
-            f"{owner}: expected clean examples with labels, got none. Name the column of the "
-            "labels, or pass data that have one."
+            f"{owner}: expected clean examples with labels, got no labels. Name the column of "
+            "the labels, or pass data that have labels."
         )

@@ -73,6 +73,6 @@ def require_direction(owner: str, direction: Float[Tensor, "dim"]) -> None:
     length = direction.norm()
     if not (bool(length > 0) and bool(torch.isfinite(length))):
         raise InputError(
-            f"{owner}: expected a direction, got one of length {float(length):g}: both sides "
-            "have the same mean. Pass data that differ, or read another site."
+            f"{owner}: expected a direction of length above 0, got length {float(length):g}: "
+            "both sides have the same mean. Pass data that differ, or read another site."
         )

@@ -253,7 +253,7 @@ class Joint:
                 "value": "mean squared change over total variance",
                 "rank": left.shape[1],
                 "divisor": "n",
-                "se": "not given for an edit: judge what it does",
+                "se": "not given for an edit: evaluate its effect",
                 **figures.pop("conventions", {}),
             },
             mean=self.mean,

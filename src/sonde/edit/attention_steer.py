@@ -79,11 +79,13 @@ class AttentionSteer(Edit):
         _check_regions("AttentionSteer", self.n_heads, self.queries, self.keys)
         check_ranges(self, how=("prior", "forbid"))
         if self.how == "forbid" and self.keys is None:
-            raise InputError("AttentionSteer: expected keys to forbid, got all. Name some of them.")
+            raise InputError(
+                "AttentionSteer: expected keys to forbid, got all keys. Name some of them."
+            )
         if not 0 <= self.strength <= 1:
             raise InputError(
-                f"AttentionSteer: expected a strength in [0, 1], got {self.strength}: beyond 1, "
-                "probabilities are negative."
+                f"AttentionSteer: expected a strength in [0, 1], got {self.strength}: above 1, "
+                "probabilities would be negative."
             )
 
     def apply(
@@ -162,7 +164,7 @@ def _with_prior(probs: Tensor, prior: Tensor, chosen: Tensor, site: Site) -> Ten
     lost = chosen.any(3, keepdim=True) & (sums <= 0) & (left > 1e-3 * total)
     if bool(lost.any()):
         raise InputError(
-            "AttentionSteer: expected every query to have a key left to attend to, got "
+            "AttentionSteer: expected at least one key for every query to attend to, got "
             f"{int(lost.sum())} rows without any at {site}. Forbid fewer keys, or name queries "
             "that attend to several keys (the first token of a text attends only to itself)."
         )

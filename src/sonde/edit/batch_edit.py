@@ -98,8 +98,8 @@ class BatchEdit(Rewrite):
         if len(set(asked)) < len(asked):
             twice = next(prompt for prompt, _ in asked if sum(p == prompt for p, _ in asked) > 1)
             raise InputError(
-                f"BatchEdit: expected each prompt once, got {twice!r} twice. Name one answer, and "
-                "leave it out of kept."
+                f"BatchEdit: expected each prompt once, got {twice!r} twice. Give this prompt a "
+                "single answer, and leave it out of kept."
             )
 
     def reads(self) -> dict[str, SecondMoment | NullSpace]:

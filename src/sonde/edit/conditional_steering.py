@@ -141,7 +141,7 @@ class ConditionalSteering(Detector):
                 *(("dead",) if dead else ()),
             ),
             conventions={
-                "value": "F1 of the threshold, on the rows that it was chosen by",
+                "value": "F1 of the threshold, on the rows on which it was chosen",
                 "positive": self.positive,
                 "se": "not given for a scorer: calibrate its scores",
             },

@@ -77,7 +77,8 @@ class ContrastiveDecode(Decode):
         if self.amateur is None and self.prompt is None:
             raise InputError(
                 "ContrastiveDecode: expected an amateur (a model or the number of a block) or a "
-                "prompt for it, got neither: the model would be contrasted with itself."
+                "different prompt for it, got neither: the model would be contrasted with "
+                "itself."
             )
         if -1 not in self.layers or (len(self.layers) > 1 and isinstance(self.amateur, int)):
             raise InputError(

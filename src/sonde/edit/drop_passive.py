@@ -56,7 +56,8 @@ class DropPassive(Edit):
         if not self.kind or not set(self.kind) <= {0, 1, 2}:
             raise InputError(
                 f"DropPassive: expected the kind 0, 1 or 2 of each latent, got {self.kind!r}. "
-                "Use that of active_variables(mu, log_variance): tuple(found.kind.tolist())."
+                "Use the kinds of active_variables(mu, log_variance): "
+                "tuple(found.kind.tolist())."
             )
 
     def apply(self, x: Tensor, site: Site, context: EditContext) -> Tensor:

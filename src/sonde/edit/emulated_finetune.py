@@ -67,8 +67,8 @@ class EmulatedFinetune(Decode):
         n = len(self._tuned())
         if n == 0 or (self.weights is not None and len(self.weights) != n):
             raise InputError(
-                f"EmulatedFinetune: expected a weight for each tuned model, got {self.weights} for "
-                f"{n} of them."
+                f"EmulatedFinetune: expected a weight for each tuned model, got {self.weights} "
+                f"for {n} models."
             )
 
     def reads(self) -> Mapping[str, OtherLogits]:

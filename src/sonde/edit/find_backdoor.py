@@ -331,8 +331,8 @@ class Pixels:
         batches = list(clean.batches(0, min(most, len(clean))))
         if not batches or not any(bool((b.label >= 0).any()) for b in batches):
             raise InputError(
-                "find_backdoor: expected clean images with labels, got none. Name the column of "
-                "the labels, or pass data that have one."
+                "find_backdoor: expected clean images with labels, got no labels. Name the "
+                "column of the labels, or pass data that have labels."
             )
         args, kwargs = place_of(module, batches[0]).call(batches[0].args, batches[0].kwargs)
         self.module, self._fed = module, replace(batches[0], args=args, kwargs=kwargs)

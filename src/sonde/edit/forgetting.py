@@ -173,9 +173,7 @@ def _losses_and_right(
             losses.append(found.losses[found.known].double())
             right.append(told.per_example(hits, len(batch))[found.known])
     if not losses or not sum(map(len, losses)):
-        raise InputError(
-            f"forgotten: expected labels in the {part} data, got no example that has one."
-        )
+        raise InputError(f"forgotten: expected labels in the {part} data, got no labelled example.")
     return torch.cat(losses), torch.cat(right)
 
 

@@ -50,8 +50,8 @@ class Function(Edit):
     def __post_init__(self) -> None:
         if self._n_arguments not in (1, 3):
             raise InputError(
-                "Function: expected a function of x, or of (x, site, context), got one of "
-                f"{self._n_arguments} arguments."
+                "Function: expected a function of x, or of (x, site, context), got a function "
+                f"of {self._n_arguments} arguments."
             )
 
     @cached_property

@@ -56,8 +56,8 @@ class FisherMerge(MergeRule):
             for name, x in fisher.items():
                 if not bool((torch.isfinite(x) & (x >= 0)).all()):
                     raise InputError(
-                        f"FisherMerge: expected means of squares, finite and not below 0, got "
-                        f"others in {name} of model {i}. Fit the Fisher diagonals again."
+                        "FisherMerge: expected finite means of squares of at least 0, got other "
+                        f"values in {name} of model {i}. Fit the Fisher diagonals again."
                     )
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -133,8 +133,8 @@ class RegMean(MergeRule):
             for name, state in states.items():
                 if not all(bool(torch.isfinite(x).all()) for x in (state.mean, state.scatter)):
                     raise InputError(
-                        f"RegMean: expected finite moments, got others of {name} of model {i}. Fit "
-                        "them on finite inputs."
+                        f"RegMean: expected finite moments, got NaN or infinity for {name} of "
+                        f"model {i}. Fit them on finite inputs."
                     )
                 if state.scatter.ndim == 1:
                     raise InputError(

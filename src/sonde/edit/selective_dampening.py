@@ -171,7 +171,7 @@ def _squares(model: Model, name: str, side: Inputs | SquaredGradients) -> Square
     state = side if isinstance(side, SquaredGradients) else squared_gradients(model, side)
     if state.model != fingerprint(model.module):
         raise StateError(
-            f"SelectiveDampening.plan: the squared gradients of {name!r} were taken at other "
-            "weights than this model has. Take them again."
+            f"SelectiveDampening.plan: the squared gradients of {name!r} were computed with "
+            "other weights than this model has. Compute them again."
         )
     return state

@@ -117,8 +117,8 @@ class SteeringVector(Instrument):
             raise InputError(f"SteeringVector: expected how among {words}, got {self.how!r}.")
         if self.how == "pca_difference" and self.scatter == "diag":
             raise InputError(
-                "SteeringVector: expected the whole scatter for how='pca_difference', got 'diag': "
-                "variances have no axes. Pass how='mean_difference'."
+                "SteeringVector: expected the whole scatter for how='pca_difference', got "
+                "'diag', which has no principal directions. Pass how='mean_difference'."
             )
         if self.paired and self.how != "pca_difference":
             raise InputError(
@@ -179,7 +179,7 @@ class SteeringVector(Instrument):
                 "how": self.how,
                 "positive": self.positive,
                 "divisor": "n",
-                "se": "not given for a direction: judge its effect",
+                "se": "not given for a direction: evaluate its effect",
                 **said,
             },
             vector=found.unit,

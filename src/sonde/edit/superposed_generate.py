@@ -143,8 +143,8 @@ class SuperposedGenerate:
         """Generate texts. Called by ``generate``."""
         if len(logits_processor):
             raise InputError(
-                "SuperposedGenerate: expected no logits processors, for one pass serves several "
-                f"texts, got {list(logits_processor)}."
+                "SuperposedGenerate: expected no logits processors, because one pass serves "
+                f"several texts, got {list(logits_processor)}."
             )
         pad = getattr(generation_config, "pad_token_id", None) or 0
         mask = model_kwargs.get("attention_mask")

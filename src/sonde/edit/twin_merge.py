@@ -61,8 +61,8 @@ class Route:
         assert weights is not None  # closed branches ask for nothing
         if n % len(weights):
             raise ShapeError(
-                f"TwinModel: expected rows of {len(weights)} examples, got {n} rows. This "
-                "model mixes its examples; route them one by one."
+                f"TwinModel: expected rows of {len(weights)} examples, got {n} rows: this model "
+                "mixes its examples. Route the examples one by one."
             )
         return weights.to(like).repeat_interleave(n // len(weights), 0)
 
@@ -441,7 +441,7 @@ class TwinMerge:
         made = router(model)
         if len(made.bias) != len(experts):
             raise InputError(
-                f"TwinMerge.join: expected a router for {len(experts)} experts, got one for "
+                f"TwinMerge.join: expected a router for {len(experts)} experts, got a router for "
                 f"{len(made.bias)}."
             )
         return TwinModel(model, branches, route, made)

@@ -139,9 +139,9 @@ def check_whole(stream: Stream, wanted: Mapping[str, Request], bounds: Sequence[
     groups = {type(s).__name__ for s in statistics if s.whole_groups}
     if groups and stream.grouped and not groups_are_whole(stream.group_keys, bounds):
         raise InputError(
-            f"fit: {', '.join(sorted(groups))} needs the rows of a group together, and the "
-            "rows of some groups do not follow each other. Sort the data by its group "
-            "column, or leave that method out."
+            f"fit: {', '.join(sorted(groups))} needs the rows of a group together, but the rows "
+            "of some groups are not adjacent. Sort the data by its group column, or leave that "
+            "method out."
         )
     examples = {type(s).__name__ for s in statistics if s.whole_examples}
     members = stream.examples_of_rows if examples else None
@@ -156,9 +156,9 @@ def check_whole(stream: Stream, wanted: Mapping[str, Request], bounds: Sequence[
         )
     if members is not None and not groups_are_whole(members, bounds):
         raise InputError(
-            f"fit: {', '.join(sorted(examples))} needs the rows of an example together, but "
-            "the rows of some examples do not follow each other, or are more than a unit "
-            "holds. Sort the rows by their ids."
+            f"fit: {', '.join(sorted(examples))} needs the rows of an example together, but the "
+            "rows of some examples are not adjacent, or do not fit into one unit. Sort the rows "
+            "by their ids."
         )
 
 

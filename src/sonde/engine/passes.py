@@ -204,7 +204,11 @@ def _advice(part: str) -> str:
     return (
         f" (part {part!r}). Check {finite} and that there are enough groups to "
         "split: rows of one group, and equal rows, stay in one part"
-        + (", and rows labelled as unusual calibrate nothing." if part == "held" else ".")
+        + (
+            ", and rows labelled as out of distribution are not used to calibrate."
+            if part == "held"
+            else "."
+        )
     )
 
 

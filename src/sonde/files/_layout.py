@@ -128,8 +128,8 @@ def refuse_oversized(head: bytes, slots: list[TensorSlot], inner: str) -> None:
     n_values = _count_values(inner)
     if len(head) > HEADER_LIMIT or len(slots) > MOST_TENSORS or n_values > MOST_VALUES:
         raise StateError(
-            f"write_state: {len(slots)} tensors and {n_values} header values are more than a "
-            f"reader accepts ({MOST_TENSORS}, {MOST_VALUES}). Fit fewer sites in one file."
+            f"write_state: {len(slots)} tensors and {n_values} header values exceed the limits "
+            f"of a reader ({MOST_TENSORS}, {MOST_VALUES}). Fit fewer sites in one file."
         )
 
 
@@ -199,7 +199,7 @@ def _size_of(slot: TensorSlot, path: Path) -> int:
         raise damaged(path, f"a tensor of type {slot.code} with {len(slot.shape)} axes")
     n_bytes = math.prod(slot.shape) * DTYPES[slot.code][1]
     if n_bytes > LARGEST or (n_bytes == 0 and max(slot.shape) > LONGEST_EMPTY):
-        raise damaged(path, f"an impossible shape {slot.shape[:4]}")
+        raise damaged(path, f"an invalid shape {slot.shape[:4]}")
     return n_bytes
 
 
@@ -214,8 +214,8 @@ def _envelope(inner: str, path: Path) -> dict[str, Any]:
         raise damaged(path, "not a sonde state")
     if envelope.get("version") != VERSION:
         raise StateError(
-            f"read_state: {path} has format version {envelope.get('version')!r}, this sonde reads "
-            f"{VERSION}. Install the version of sonde that wrote it."
+            f"read_state: {path} has format version {envelope.get('version')!r}, but this "
+            f"version of sonde reads {VERSION}. Install the version of sonde that wrote it."
         )
     shape = {"format": str, "version": int, "header": dict, "states": dict, "hash": str}
     if envelope.keys() != shape.keys() or any(type(envelope[k]) is not t for k, t in shape.items()):

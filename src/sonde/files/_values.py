@@ -147,7 +147,7 @@ def _state(
     try:
         return wanted(**found)
     except Exception as error:
-        raise StateError(f"{where}: {wanted.__name__} refuses these values: {error}") from error
+        raise StateError(f"{where}: {wanted.__name__} rejects these values: {error}") from error
 
 
 def _field(value: Any, wanted: Any, get: Callable[[str], Tensor], where: str, depth: int) -> Any:

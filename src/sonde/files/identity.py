@@ -55,11 +55,11 @@ def difference(name: str, here: Any, fitted: Any) -> str:
     >>> difference("model", "ce72ca0d66", "726eeafada")
     'its weights differ (ce72ca0d here, 726eeafa fitted)'
     >>> difference("dtype", "float32", "bfloat16")
-    "dtype is 'float32' here and was 'bfloat16'"
+    "dtype is 'float32' here and was 'bfloat16' in the fit"
     """
     what = HASHED.get(name)
     if what is None or not isinstance(here, str) or not isinstance(fitted, str):
-        return f"{name} is {here!r} here and was {fitted!r}"
+        return f"{name} is {here!r} here and was {fitted!r} in the fit"
     return f"its {what} ({here[:8]} here, {fitted[:8]} fitted)"
 
 

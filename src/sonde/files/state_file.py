@@ -180,7 +180,7 @@ def read_state(
                 sorted(trees.keys() - named.keys()),
             )
             raise StateError(
-                f"read_state: {path} holds other states: lacking {lacking[:3]}, unknown "
+                f"read_state: {path} holds other states: missing {lacking[:3]}, unknown "
                 f"{extra[:3]}. Fit again with the same methods and sites."
             )
         load = _Loader(file, contents)

@@ -41,7 +41,7 @@ class FactorSymbols:
         rows = SampledRows.of(samples)
         check_latents(owner, rows.rows[0].shape[1])
         if len(rows) == 0:
-            raise InputError(f"{owner}: expected rows, got none that both sites have.")
+            raise InputError(f"{owner}: expected rows that both sites have, got none.")
         latents, factors = (as_symbols(x, n_bins).cpu() for x in rows.rows)
         flags = [*rows.flags]
         if bool((factors == factors[0]).all(0).any()):

@@ -69,7 +69,7 @@ class Neighbourhood:
         """
         se, how = self.rows.standard_error(figure)
         if se is not None and not bool(torch.isfinite(se.flatten()[0])):
-            return None, "none: too few groups in a half"
+            return None, "none: too few groups in each half"
         return se, how
 
 

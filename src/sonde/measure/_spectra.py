@@ -25,7 +25,7 @@ Source = Literal["moments", "sample"]
 Rows = MomentsState | HashSampleState
 Figure = Callable[[Float[Tensor, "rank"]], Float[Tensor, ""]]
 _HALVES = "20 random halves of the sampled groups"
-_NO_HALVES = "halves of the sample need four groups, and a spectrum of their own"
+_NO_HALVES = "halves of the sample need four groups and a separate spectrum each"
 
 
 def spectrum_reads(source: Source) -> dict[str, Statistic[Any]]:

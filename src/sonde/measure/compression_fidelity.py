@@ -132,7 +132,7 @@ def compression_fidelity(
         n=len(sums),
         range=(0.0, 1.0),
         conventions={
-            "drift": "1 less F1 of tokens as a bag",
+            "drift": "1 minus F1 of the tokens as a bag",
             "null": "none: compare with a decoder without a memory",
             "se": "spread over groups" if many else "none: one group",
         },

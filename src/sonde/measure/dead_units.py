@@ -65,7 +65,7 @@ class DeadUnits(Instrument):
             n=scalars.n,
             range=(0.0, 1.0),
             flags=("dead",) if bool(constant.all()) else (),
-            conventions={"se": "a count of exact events: see rate_bound"},
+            conventions={"se": "an exact count of events: see rate_bound"},
             zero=scalars.zeros == scalars.n,
             constant=constant,
             rate_bound=1.0 - (0.01 / dim) ** (1.0 / scalars.n),

@@ -429,7 +429,7 @@ def _of_parts(
         added = {n: seen[k].reshape(before.shape) for n in names if (k := str(Site(n))) in seen}
         rows = [x.reshape(*kept.shape, -1)[kept] for x in (after, before, *added.values())]
         if len(added) < len(names) or (names and not is_sum(*rows)):
-            parts[path] = Sublayers(why=f"{path} is no such sum for every batch")
+            parts[path] = Sublayers(why=f"{path} is not such a sum for every batch")
             continue
         stream = before.double()
         for name, x in added.items():

@@ -95,7 +95,7 @@ def disparity_decomposition(
         conventions={
             "log": "e",
             "null": f"{shuffles} shuffles of the attribute within clients",
-            "se": "none: not a smooth figure",
+            "se": "none: not a smooth quantity",
         },
         unique=unique,
         redundant=value - unique,
@@ -194,7 +194,7 @@ def _codes(owner: str, name: str, column: Any) -> Int[Tensor, "row"]:
     if not bool(torch.isfinite(found.double()).all()):
         raise InputError(
             f"{owner}: expected a known value of {name} for each row, got NaN or infinity. Leave "
-            "such rows out, or give them a number of their own."
+            "out such rows, or give them a separate number."
         )
     return torch.unique(found, return_inverse=True)[1]
 

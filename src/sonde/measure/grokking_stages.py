@@ -129,7 +129,7 @@ def grokking_stages(
             f"got {len(rows)} rows, {len(answer)} labels and {int(learned.sum())} rows to train on."
         )
     if not weights:
-        raise InputError("grokking_stages: expected weights at one step at least, got none.")
+        raise InputError("grokking_stages: expected weights of at least one step, got none.")
     steps = sorted(weights)
     layers = [
         tuple(as_tensor("grokking_stages", w, "weights", InputError).double() for w in pair)
@@ -156,7 +156,7 @@ def grokking_stages(
         conventions={
             "stages": f"{', '.join(STAGES)}: training accuracy {LEARNED}, then fresh {GENERAL}",
             "activation": activation,
-            "se": "none: one training; take several seeds",
+            "se": "none: a single training run; take several seeds",
             "null": "none: train without weight decay",
         },
         step=step,

@@ -126,7 +126,7 @@ class InfoMEC(PairSampleInstrument):
             flags=tuple(flags),
             conventions={
                 "bins": f"{self.n_bins} of equal numbers of rows",
-                "explicitness": "held-out half, classes weighed alike",
+                "explicitness": "held-out half, classes weighted equally",
                 "se": f"{how}; explicitness: over held-out groups",
             },
             active=active,

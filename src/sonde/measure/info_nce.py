@@ -244,8 +244,8 @@ class InfoNCE(PairSampleInstrument):
                 "critic": "separable" if self.hidden else "bilinear",
                 "batch": size,
                 "limit": "ln batch",
-                "null": f"{NULLS} trainings on shuffles of groups",
-                "se": "spread over held-out groups" if known else "no value",
+                "null": f"{NULLS} training runs on shuffles of groups",
+                "se": "standard deviation over held-out groups" if known else "no value",
             },
             limit=limit,
         )

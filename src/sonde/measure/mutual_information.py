@@ -147,8 +147,8 @@ class MutualInformation(Instrument):
         )
         if self.components is not None and (self.components < 1 or self.estimator != "ksg"):
             raise InputError(
-                "MutualInformation: expected components of at least 1, and for the estimator 'ksg' "
-                f"alone, got {self.components} for {self.estimator!r}."
+                "MutualInformation: expected components of at least 1, and components only with "
+                f"the estimator 'ksg', got {self.components} for {self.estimator!r}."
             )
 
     def reads(self) -> dict[str, Statistic[Any]]:
@@ -215,7 +215,10 @@ class MutualInformation(Instrument):
                 lambda half: figure(self._prepared(self._coded(half)[0]))[0]
             )
         if full and ksg:
-            se, how = None, "none: the estimator is at its upper limit, and the value a lower bound"
+            se, how = (
+                None,
+                "none: the estimator is at its upper limit, and the value is a lower bound",
+            )
         if se is not None and not bool(se.isfinite()):
             se, how = None, "none: too few rows for halves"
         told = {"se": how, "null": "closed form" if closed else f"{SHUFFLES} shuffles of groups"}

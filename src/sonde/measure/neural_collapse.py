@@ -190,8 +190,8 @@ def _rows_of(
     n_outputs, width = head.weight.shape
     if width != dim:
         raise ShapeError(
-            f"NeuralCollapse: expected the site that the head reads, of width {width}, got one of "
-            f"width {dim}. Name that site (--sites), or leave the head out."
+            f"NeuralCollapse: expected the site that the head reads, of width {width}, got a "
+            f"site of width {dim}. Name that site (--sites), or leave the head out."
         )
     if int(labels[-1]) >= n_outputs:
         raise InputError(

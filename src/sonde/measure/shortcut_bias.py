@@ -175,7 +175,7 @@ def shortcut_bias(answers: Any, rows: ShortcutRows) -> ShortcutBias:
         flags=("dead",) if dead else (),
         conventions={
             "grid": f"{SIDE} x {SIDE} in [-3, 3]",
-            "se": "none: an exact figure of one model; take several seeds",
+            "se": "none: an exact number for one model; take several seeds",
         },
         reliance=model,
         best_reliance=best,

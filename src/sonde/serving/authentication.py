@@ -29,7 +29,7 @@ def read_token(path: str | Path) -> str:
     if len(found) < SHORTEST or not found.isascii() or any(c <= 32 for c in found):
         raise InputError(
             f"--token-file: expected a token of at least {SHORTEST} letters, digits and signs in "
-            f"{path}. Make one: openssl rand -hex 32 > {path}"
+            f"{path}. Create a token: openssl rand -hex 32 > {path}"
         )
     return found.decode()
 

@@ -203,7 +203,7 @@ def _refused(error: Exception) -> Refusal:
             f"The model raised {type(error).__name__} on this input: its size, its type or "
             "the range of its values is wrong.",
         )
-    _log.error("a forward failed: %s", type(error).__name__)
+    _log.error("a forward pass failed: %s", type(error).__name__)
     return Refusal(
         500,
         f"The model failed on this input ({type(error).__name__}). The server continues "

@@ -77,7 +77,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
         found = json.loads(body.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise Refusal(
-            400, "Expected a JSON object in UTF-8, got something else. NaN is not valid JSON."
+            400, "Expected a JSON object in UTF-8, got something else (NaN is not valid JSON)."
         ) from None
     if not isinstance(found, dict):
         raise Refusal(400, 'Expected a JSON object such as {"inputs": [...]}.')
@@ -126,7 +126,7 @@ async def form_files(request: Request, body: bytes, limits: Limits) -> list[byte
         form = await parser.parse()
     except (MultiPartException, ValueError, KeyError, AssertionError):
         raise Refusal(
-            400, "Expected a multipart form with a file for each picture, got something else."
+            400, "Expected a multipart form with a file for each picture, got another body."
         ) from None
     files = [value for _, value in form.multi_items() if not isinstance(value, str)]
     if not files:

@@ -43,11 +43,11 @@ class Figures:
             registry=mine,
         )
         self.batch = client.Histogram(
-            "sonde_batch_inputs", "Inputs of a forward.", buckets=SIZES, registry=mine
+            "sonde_batch_inputs", "Inputs of a forward pass.", buckets=SIZES, registry=mine
         )
         self.forward = client.Histogram(
             "sonde_forward_seconds",
-            "Time of a forward with its scores.",
+            "Time of a forward pass with its scores.",
             buckets=SECONDS,
             registry=mine,
         )

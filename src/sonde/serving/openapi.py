@@ -29,8 +29,8 @@ def openapi(service: Service) -> dict[str, Any]:
         "paths": {
             "/predict": {"post": _predict(_example(service), refused)},
             "/feedback": {
-                "post": _posted("Truth", "The truth about an answer.", "Taken", refused),
-                "get": _got("Accuracy of all inputs, of alarms and of the rest."),
+                "post": _posted("Truth", "The correct answer, as feedback.", "Taken", refused),
+                "get": _got("Accuracy over all inputs, over alarms and over the other inputs."),
             },
             "/v2/health/live": {"get": _got("Whether the process runs.")},
             "/v2/health/ready": {"get": _got("Whether the model answers; 503 while it loads.")},
@@ -108,7 +108,7 @@ def _schemas() -> dict[str, Any]:
     by_site = {"type": "object", "additionalProperties": NUMBER}
     answer = {
         "id": {"type": "string"},
-        "answer": {"description": "The class, or the number that the model gives."},
+        "answer": {"description": "The class, or the number that the model returns."},
         "probability": NUMBER,
         "p": {
             "description": "p-value by detector and site.",
@@ -123,8 +123,8 @@ def _schemas() -> dict[str, Any]:
         },
         "loudest": {"type": ["object", "null"]},
         "columns": {
-            "description": "Of a row of a table: name, value and z of the columns that are far "
-            "from the median, in robust standard deviations.",
+            "description": "For a row of a table: name, value and z of the columns that are far from "
+            "the median, in robust standard deviations.",
             "type": "array",
             "items": {"type": "object"},
         },

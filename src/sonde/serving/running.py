@@ -99,9 +99,8 @@ def check(settings: Settings) -> None:
         read_token(settings.token_file)
     elif not settings.is_local:
         raise InputError(
-            "--host: expected a --token-file, because other machines can reach "
-            f"{settings.host}. Make one: openssl rand -hex 32 > token, and pass --token-file "
-            "token."
+            f"--host: expected a --token-file, because other machines can reach {settings.host}. "
+            "Create a token: openssl rand -hex 32 > token, and pass --token-file token."
         )
     if not 0 <= settings.port < 2**16:
         raise InputError(f"--port: expected a number from 0 to 65535, got {settings.port}.")
@@ -112,7 +111,9 @@ def check(settings: Settings) -> None:
     if settings.probe is not None:  # a server whose probe is damaged would never be ready
         as_fitted(settings.probe, "serve")
     if settings.calibrate is not None and settings.probe is None:
-        raise InputError("--calibrate: expected a PROBE, whose detectors the file calibrates.")
+        raise InputError(
+            "--calibrate: expected a PROBE with it, whose detectors the file calibrates."
+        )
 
 
 def made(settings: Settings, when_failed: Callable[[], None] | None = None) -> Any:

@@ -253,9 +253,9 @@ class ServedModel:
             )
         if isinstance(stream.inputs, ReplayInputs) and stream.inputs.generation.new_tokens is None:
             raise InputError(
-                "serve: expected max_new_tokens among the settings of generation, because it "
-                "limits the time of a request. Pass --generate max_new_tokens=64, and fit "
-                "the probe with it."
+                "serve: expected max_new_tokens among the settings of generation, because this "
+                "setting limits the time of a request. Pass --generate max_new_tokens=64, and "
+                "fit the probe with it."
             )
         return InvariantReader(stream, fitted, self.largest)
 

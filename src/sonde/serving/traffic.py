@@ -248,7 +248,8 @@ def describe(header: dict[str, Any]) -> str:
         found.append(f"from {span['begin']} to {span['until']}")
         if span["end"] == "killed":
             found.append(
-                f"the server was killed: up to {told['commit_seconds']:g} s after this are missing"
+                f"the server was killed: up to {told['commit_seconds']:g} s of traffic after "
+                "this time are missing"
             )
     return "; ".join(found) + "."
 

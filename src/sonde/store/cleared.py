@@ -55,9 +55,9 @@ class Cleared(Stream):
         self._kept = np.flatnonzero(allowed)
         if not len(self._kept):
             raise InputError(
-                f"Cleared: expected at least one example whose {column!r} is among the "
-                f"cleared labels ({', '.join(self._clearance) or 'none'}), got none among "
-                f"{len(told):,} examples."
+                f"Cleared: expected at least one example whose {column!r} is one of the cleared "
+                f"labels ({', '.join(self._clearance) or 'none'}), got none among {len(told):,} "
+                "examples."
             )
         self.labels = tuple(sorted({str(told[i]) for i in self._kept if told[i] is not None}))
 

@@ -128,8 +128,8 @@ def class_names(sets: Sequence[DataSet]) -> tuple[str, ...]:
         names = joined_names(found, part.manifest.label_names)
         if names is None:
             raise StoreError(
-                f"Store: {part.directory} numbers its classes in another way than the data before "
-                "it. Write the store again."
+                f"Store: {part.directory} numbers its classes differently than the earlier data "
+                "of the store. Write the store again."
             )
         found = names
     return found

@@ -154,7 +154,7 @@ def _data_sets(directory: Path) -> list[DataSet]:
 def _writer(source: Stream, part: DataSet, folder: Path, keys: list[str]) -> StoreWriter:
     writer = StoreWriter(source, folder, part.manifest.unit_size, keys=keys)
     if writer.manifest.bounds != part.manifest.bounds:
-        raise StoreError(f"add_sites: expected the units of {part.directory}, got others.")
+        raise StoreError(f"add_sites: expected the units of {part.directory}, got other units.")
     return writer
 
 

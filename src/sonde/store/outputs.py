@@ -32,7 +32,7 @@ def check_file(output: Path, *inputs: str | Path) -> None:
     """
     folder = behind_link(output).parent
     if not folder.is_dir():
-        raise StoreError(f"cannot write {output}: there is no folder {folder}. Make it first.")
+        raise StoreError(f"cannot write {output}: there is no folder {folder}. Create it first.")
     if output.is_dir():
         raise StoreError(f"cannot write {output}: it is a folder. Name a file.")
     _check_not_read(output, inputs, "file")
@@ -89,8 +89,8 @@ def _check_empty(output: Path) -> None:
     if others:
         more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         raise InputError(
-            f"cannot write {output}: it holds other files ({', '.join(others[:_SHOWN])}{more}) and "
-            "no rows of sonde. Name a new folder, or one that is empty."
+            f"cannot write {output}: it holds other files ({', '.join(others[:_SHOWN])}{more}) "
+            "and no rows of sonde. Name a new or an empty folder."
         )
 
 

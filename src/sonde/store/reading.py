@@ -486,7 +486,9 @@ def _unknown(pattern: str, schema: Sequence[SiteSchema], store: str) -> str:
     keys = [s.key for s in schema]
     advice = near(pattern, keys)
     if _OF_A_MODEL.match(pattern.partition("|")[0].partition(":")[0]):
-        advice = " A store does not know the model's modules: write the number or the name of one."
+        advice = (
+            " A store does not know the model's modules: write the number or the name of a module."
+        )
     return f"Store.select: {store} has no site {pattern!r}.{advice} It has {_shown(keys)}."
 
 

@@ -140,8 +140,8 @@ def _manifest(directory: Path) -> tuple[Manifest | None, list[Fault]]:
     version = raw.get("version")
     if raw.get("format") == FORMAT and type(version) is int and version > VERSION:
         raise StoreError(
-            f"verify: {directory} was written by a later sonde (version {version} of the store, "
-            f"this one knows {VERSION}). Install the version that wrote it."
+            f"verify: {directory} was written by a later sonde (version {version} of the store; "
+            f"this version knows {VERSION}). Install the version that wrote it."
         )
     if raw.get("format") != FORMAT and not (directory / RANGES).is_dir():
         raise InputError(f"verify: {path} is not the manifest of a store.")
@@ -347,7 +347,7 @@ def _values(part: pa.RecordBatch, n_rows: int) -> Iterator[str]:
     try:
         part.validate(full=True)
     except pa.ArrowException as error:
-        yield f"Arrow refuses it: {error}"
+        yield f"Arrow rejects it: {error}"
         return
     if part.num_rows != n_rows:
         yield f"a batch has {plural(part.num_rows, 'row')}, its record says {n_rows}"
@@ -371,11 +371,11 @@ def _orders(
     low, high = manifest.bounds[unit], manifest.bounds[unit + 1]
     outside = [o for o in order if not low <= o < high]
     if outside:
-        yield EXAMPLES, f"unit {unit} holds {plural(len(outside), 'example')} of others"
+        yield EXAMPLES, f"unit {unit} holds {plural(len(outside), 'example')} of other units"
         return
     groups = examples.column("group_key").to_pylist()
     if any(manifest.group_keys[o] != g for o, g in zip(order, groups, strict=True)):
-        yield EXAMPLES, f"the groups of unit {unit} are not those of the manifest"
+        yield EXAMPLES, f"the groups of unit {unit} differ from those of the manifest"
 
 
 def _aligned(part: pa.RecordBatch, examples: pa.RecordBatch) -> Iterator[str]:
@@ -386,7 +386,7 @@ def _aligned(part: pa.RecordBatch, examples: pa.RecordBatch) -> Iterator[str]:
         return
     for name in ("occurrence", "label"):
         if not np.array_equal(np.asarray(part.column(name)), np.asarray(examples[name])[index]):
-            yield f"the column {name} is not that of the examples"
+            yield f"the column {name} differs from that of the examples"
     names = ["index", "position", *(n for n in ("line", "column") if n in part.schema.names)]
     place = np.stack([np.asarray(part.column(name)) for name in names])
     if np.unique(place, axis=1).shape[1] < place.shape[1]:

@@ -317,9 +317,8 @@ def require_same_plan(found: Manifest, mine: Manifest, directory: Path) -> None:
     what = what or ("units" if found.bounds != mine.bounds else "columns")
     raise StoreError(
         f"write_store: {directory} holds rows of another model, data or reading (its {what}). "
-        "Write to another path, pass --append to add data, --add-sites to add sites of the same "
-        "data, "
-        "or --fresh to replace it."
+        "Write to another path, or pass --append to add data, --add-sites to add sites of the "
+        "same data, or --fresh to replace it."
     )
 
 

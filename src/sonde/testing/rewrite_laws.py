@@ -213,7 +213,9 @@ def law_tied(case: RewriteCase) -> None:
     new = plan.fold(model).state_dict()
     told = {name for names in plan.ties.values() for name in names}
     alike = one in new and two in new and torch.equal(new[one], new[two])
-    assert alike or {one, two} & told, f"{one} and {two} were one tensor and are two, not told"
+    assert alike or {one, two} & told, (
+        f"{one} and {two} were a single tensor and are now two, which the plan does not say"
+    )
 
 
 def law_missing(case: RewriteCase) -> None:

@@ -111,8 +111,8 @@ class Align(nn.Module):
             )
         if prefix and grids is None:
             raise InputError(
-                "Align: expected grids together with prefix: the number of the target's "
-                "tokens is computed from them."
+                "Align: expected grids with prefix, since the number of the target's tokens is "
+                "computed from the grids."
             )
         self.distance, self.temperature = distance, temperature
         self.grids, self.resample, self.heads, self.prefix = grids, resample, heads, prefix

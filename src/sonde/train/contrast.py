@@ -179,8 +179,8 @@ class Contrast(nn.Module):
         if self.memory:
             if group is not None or place is not None:
                 raise InputError(
-                    "Contrast: expected no group and no place together with a memory, which "
-                    "stores only labels. Leave out memory, or group and place."
+                    "Contrast: expected no group and no place with a memory, which stores only "
+                    "labels. Leave out memory, or group and place."
                 )
             own = torch.full((len(x),), -1, device=x.device) if label is None else label
             self._new.put((rows.detach(), own))

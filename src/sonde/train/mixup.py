@@ -167,9 +167,9 @@ class Mixup(nn.Module):
         found = self.drawn.values() if own is None else [own]
         if len(found) > 1:
             raise StateError(
-                "Mixup: expected change() in the thread of the loss, got calls in "
-                f"{len(found)} other threads: which call belongs to this loss is not known. "
-                "Call both in one thread."
+                f"Mixup: expected change() in the thread of the loss, got calls in {len(found)} "
+                "other threads: it is not known which call belongs to this loss. Call both in "
+                "one thread."
             )
         return found[0] if found else (None, None)
 

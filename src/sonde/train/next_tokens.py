@@ -77,8 +77,8 @@ class NextTokens(nn.Module):
         check_ranges(self, dim=">= 1", n=">= 1", first=">= 1", classes=">= 1")
         if (head is None) == (classes is None):
             raise InputError(
-                "NextTokens: expected either classes, the size of the vocabulary, or head, the "
-                "model's own, got both or neither. Pass one of them."
+                "NextTokens: expected either classes (the size of the vocabulary) or head (the "
+                "head of the model), got both or neither. Pass one of them."
             )
         self.maps = nn.Parameter(torch.zeros(n, dim, dim))
         self.own: nn.Linear | None = None

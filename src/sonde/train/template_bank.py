@@ -113,8 +113,9 @@ class TemplateBank:
             )
         if self.growth == "orthogonal" and self.n_templates < 2:
             raise InputError(
-                "TemplateBank: expected at least 2 templates for growth='orthogonal', since one "
-                "coefficient has nothing at a right angle. Pass growth='copy', or more templates."
+                "TemplateBank: expected at least 2 templates for growth='orthogonal', since a "
+                "single coefficient has no orthogonal direction. Pass growth='copy', or more "
+                "templates."
             )
 
     @torch.no_grad()

@@ -14,9 +14,7 @@ KIND = "export"
 _HINT = "_versions/latest_version_hint.json"
 """A file of Lance that is another one once a data set has grown."""
 _OTHER = "its bytes differ from those that were written"
-_UNSEALED = (
-    "carries no hash of its bytes: it is damaged, or sonde wrote it before it put one into exports"
-)
+_UNSEALED = "contains no hash of its bytes: it is damaged, or an earlier version of sonde wrote it"
 
 
 def verify_export(path: str | Path) -> Soundness:
@@ -54,8 +52,8 @@ def _unsealed(path: Path, facts: dict[str, Any]) -> Fault:
     """Return the fault of a file without a hash, if the file claims to be sonde's."""
     if "spec" not in facts:
         raise InputError(
-            f"verify: {path} carries no hash of sonde: another program wrote it, or its end "
-            "is damaged. Export it again to add a hash."
+            f"verify: {path} contains no hash of sonde: another program wrote it, or its end is "
+            "damaged. Export it again to add a hash."
         )
     return Fault(path, _UNSEALED)
 
@@ -76,7 +74,7 @@ def _lance(folder: Path) -> Soundness:
         for name, path in there.items()
         if name in listed and file_hash(path) != listed[name]
     ]
-    notes = (f"{n_more} files were added by another program and not looked into",)
+    notes = (f"{n_more} files were added by another program and not checked",)
     faults = sorted([*lost, *other], key=lambda fault: fault.path)
     return Soundness(KIND, checked, tuple(faults), notes=notes if n_more else ())
 
