@@ -173,7 +173,9 @@ def test_errors_say_what_to_do():
         _fit(label=[1, 1, 1], logit="minmax")
     assert math.isfinite(float(_fit(label=[1, 1, 1]).score(FRESH, _logits(FRESH)).sum()))
     one = (torch.ones(1, 2), torch.zeros(1))
-    with pytest.raises(InputError, match="compares the logits of a row, got 1 class"):
+    with pytest.raises(
+        InputError, match="compares the logits of a row, which needs several classes, got 1"
+    ):
         _fit(ROWS.float(), [0, 0, 0], one, logit="zscore")
     with pytest.raises(ShapeError, match="Fit it at the input of that layer"):
         COSTARR().fit(torch.ones(3, 4), [0, 0, 0], logits=torch.ones(3, 3), head=SMALL_HEAD)

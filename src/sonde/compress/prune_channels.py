@@ -156,7 +156,8 @@ class PruneChannels(Rewrite):
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise InputError(
                     "PruneChannels.plan: no layer with removable channels matches "
-                    f"{pattern!r}.{near(pattern, names)}{f' Not removable: {told}.' if told else ''}"
+                    f"{pattern!r}.{near(pattern, names)}"
+                    f"{f' Not removable: {told}.' if told else ''}"
                 )
         if self.layers is not None:
             found = [

@@ -44,8 +44,8 @@ FLAGS: dict[str, str] = {
     "copies": "equal or nearly equal rows: they count as one group, or are not used as each "
     "other's neighbours; under different names they are neighbours",
     "dead_features": "more than 5 % of the features are active in no row",
-    "massive_units": "units with over ten times the standard deviation of others: they dominate the "
-    "result, or were scaled down",
+    "massive_units": "units with over ten times the standard deviation of others: they dominate "
+    "the result, or were scaled down",
     "unlabelled": "rows without a label were left out",
     "nonfinite": "rows with NaN, infinity or numbers too large to square were left out",
     "rough_merge": "parts that were fitted apart and merged score otherwise than one pass does",

@@ -123,8 +123,8 @@ def _schemas() -> dict[str, Any]:
         },
         "loudest": {"type": ["object", "null"]},
         "columns": {
-            "description": "For a row of a table: name, value and z of the columns that are far from "
-            "the median, in robust standard deviations.",
+            "description": "For a row of a table: name, value and z of the columns that are far "
+            "from the median, in robust standard deviations.",
             "type": "array",
             "items": {"type": "object"},
         },
