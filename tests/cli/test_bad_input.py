@@ -357,6 +357,10 @@ NO_RIGHT = {
     "rows": ("explain sonde:digits sonde:digits/test --rows {}", "p.csv"),
     "pairs": ("trace sonde:stdlib --pairs {}", "p.jsonl"),
     "facts": ("edit rewrite-fact sonde:stdlib sonde:code --facts {} -o new", "p.jsonl"),
+    "report": ("verify {}", "p.json"),
+    "page": ("verify {}", "p.html"),
+    "export": ("info {}", "p.parquet"),
+    "tensors": ("info {}", "p.safetensors"),
 }
 
 

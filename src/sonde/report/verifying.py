@@ -68,8 +68,8 @@ def verify_report(path: str | Path) -> Soundness:
     """
     path = Path(path)
     checked = {"n_files": 1, "n_bytes": path.stat().st_size}
+    sealed = is_sealed(path)
     try:
-        sealed = is_sealed(path)
         if sealed is False:
             raise StateError("its bytes differ from those that were written")
         other = other_page(path)

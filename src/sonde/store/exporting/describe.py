@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from sonde.core.errors import InputError
+from sonde.core.errors import InputError, reason_of
 from sonde.store.exporting.facts import KEY, TOLD, said
 from sonde.store.exporting.to_lance import lance_module
 
@@ -30,6 +30,8 @@ def describe_export(path: str | Path) -> dict[str, Any]:
         return look[path.suffix.lower()](path)
     except InputError:
         raise
+    except OSError as error:
+        raise InputError(f"info: {path} cannot be read: {reason_of(error)}.") from error
     except Exception as error:  # what is no such file fails in as many ways as there are readers
         raise InputError(
             f"info: {path} cannot be read as {path.suffix}: {type(error).__name__}: {error}"
