@@ -54,6 +54,41 @@ def test_which_weights_go_and_come():
         assert sorted(come) == (now & ~first).nonzero().tolist()
 
 
+@pytest.mark.truth("a loop over weights: least agreement with the round's direction goes")
+def test_every_round_has_a_direction_of_its_own():
+    module = net()
+    made = torch.optim.SGD(module.parameters(), 0.0)
+    draw, asked = torch.Generator().manual_seed(3), []
+
+    def direction():
+        asked.append(
+            {n: torch.randn(p.shape, generator=draw) for n, p in module.named_parameters()}
+        )
+        return asked[-1]
+
+    start = {n: torch.rand(p.shape, generator=draw) < 0.5
+             for n, p in module.named_parameters() if p.ndim > 1}  # fmt: skip
+    rule = SparseTraining(0.5, "congruity", period=1, steps=10**9)
+    with rule.on(module, made, direction, start) as masks:
+        assert all(torch.equal(masks.active[n], m) for n, m in start.items())
+        assert all(torch.count_nonzero(module.state_dict()[n][~m]) == 0 for n, m in start.items())
+        for turn in range(2):
+            first = masks.active["0.weight"].clone()
+            run(module, made, 1, seed=turn)
+            agree = module[0].weight.grad * asked[turn]["0.weight"]
+            n = round(0.3 * int(first.sum()))
+            gone = sorted(first.nonzero().tolist(), key=lambda at: float(agree[*at]))[:n]
+            come = sorted((~first).nonzero().tolist(), key=lambda at: -float(agree[*at]))[:n]
+            now = masks.active["0.weight"]
+            assert sorted(gone) == (first & ~now).nonzero().tolist()
+            assert sorted(come) == (now & ~first).nonzero().tolist()
+    assert len(asked) == 2
+    with pytest.raises(InputError, match=r"a mask of bool for each of"):
+        rule.on(module, made, direction, {"0.weight": start["0.weight"]}).__enter__()
+    with pytest.raises(InputError, match=r"a mask of bool for each of"):
+        rule.on(module, made, direction, {n: m.float() for n, m in start.items()}).__enter__()
+
+
 @pytest.mark.truth("bits of a training without masks")
 def test_a_density_of_one_is_plain_training():
     plain, masked = net(), net()

@@ -5,7 +5,7 @@ the model stays an ordinary model.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
@@ -91,7 +91,8 @@ class SparseTraining:
         self,
         model: Model | nn.Module,
         optimiser: torch.optim.Optimizer,
-        direction: Mapping[str, Tensor] | None = None,
+        direction: Mapping[str, Tensor] | Callable[[], Mapping[str, Tensor]] | None = None,
+        active: Mapping[str, Tensor] | None = None,
     ) -> Iterator[Masks]:
         """Keep the model sparse inside the block.
 
@@ -100,13 +101,17 @@ class SparseTraining:
         model : Model or nn.Module
             Weights that are not active become 0 at once.
         optimiser : Optimizer
-        direction : mapping of str to Tensor, optional
-            Gradient over all clients, by parameter, for "congruity".
+        direction : mapping of str to Tensor, or callable, optional
+            Gradient over all clients, by parameter, for "congruity". A callable is asked at each
+            exchange, so that every round can have a direction of its own.
+        active : mapping of str to Tensor, optional
+            Masks to begin with, by parameter, such as those that a server sent; by default random
+            ones. Each keeps its number of active weights.
 
         Raises
         ------
         InputError
-            If the direction is missing, or the model has no matrix.
+            If the direction is missing, the model has no matrix, or the masks are of other weights.
         """
         module = model.module if isinstance(model, Model) else model
         weights = {n: p for n, p in module.named_parameters() if p.ndim >= 2}
@@ -116,15 +121,15 @@ class SparseTraining:
                 "direction= together with score='congruity'."
             )
         draw = torch.Generator().manual_seed(self.seed)
-        masks = Masks(self._drawn(weights, draw))
+        masks = Masks(self._drawn(weights, draw) if active is None else _given(weights, active))
 
         @torch.no_grad()
         def after(*_: Any) -> None:
             masks.n_steps += 1
             if not self.fixed and masks.n_steps % self.period == 0:
+                given = direction() if callable(direction) else direction or {}
                 for name, p in weights.items():
-                    given = None if direction is None else direction.get(name)
-                    masks.active[name] = self._moved(p, masks, name, given, draw)
+                    masks.active[name] = self._moved(p, masks, name, given.get(name), draw)
             _apply(weights, masks)
 
         with torch.no_grad():
@@ -190,6 +195,17 @@ class SparseTraining:
         new = mask.flatten().clone()
         new[gone], new[come[:n]] = False, True
         return new.reshape(mask.shape)
+
+
+def _given(weights: Mapping[str, nn.Parameter], active: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    shapes = {name: tuple(p.shape) for name, p in weights.items()}
+    found = {name: tuple(mask.shape) for name, mask in active.items()}
+    if shapes != found or any(mask.dtype != torch.bool for mask in active.values()):
+        raise InputError(
+            f"SparseTraining.on: expected active= with a mask of bool for each of {shapes}, got "
+            f"{ {name: (shape, active[name].dtype) for name, shape in found.items()} }."
+        )
+    return {name: active[name].to(p.device).clone() for name, p in weights.items()}
 
 
 def _apply(weights: dict[str, nn.Parameter], masks: Masks) -> None:
