@@ -1,6 +1,7 @@
 """Parts of a net whose labels are its own answers, so that only the plant is wrong."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -11,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 import sonde
+from findings._evidence import evidence_of as arrays
 from findings._nets import assert_clear, assert_raised, evidence_of
 from sonde.findings.codes.snd068 import SND068
 from sonde.findings.evidence.facts import by_answers
+from sonde.findings.evidence.part_changes import PartChange
 from sonde.findings.evidence.part_trials import PartTrials, part_trials
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check
+from sonde.findings.trial_budget import ForwardCost, TrialBudget
 from sonde.tap import LiveStream
 
 ROWS, DIM = 260, 12
@@ -127,6 +131,51 @@ def test_a_net_that_is_right_is_clear_and_labels_of_chance_name_no_part() -> Non
     assert_clear(ended(Stack().eval()))
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(2))
     assert_clear(ended(Stack().eval(), rows()[1][order]))
+
+
+@pytest.mark.parametrize(("alone", "n_tried", "state"), [
+    (True, 5, "raised"), (True, 60, "clear"), (False, 5, "clear"),
+])  # fmt: skip
+def test_a_change_that_comes_first_pays_for_the_few_changes_tried(
+    alone: bool, n_tried: int, state: str
+) -> None:
+    change = PartChange("two exchanged", "load again", ("parts.1",), nullcontext, alone=alone)
+    given, after = torch.full((40,), 1.5), torch.full((40,), 1.2)
+    tried = PartTrials(
+        change, given, after, 2.0, 0.7, 0.8, p=0.007, unit="nats", of_tokens=False, n_tried=n_tried
+    )
+    evidence = arrays(torch.randn(40, 3)).having(parts=tried)
+    assert SND068().check(evidence).state == state
+
+
+def growing(n: int = 6) -> Any:
+    """Return a net whose parts change steadily over depth, as those of trained nets."""
+    torch.manual_seed(4)
+    net: Any = Stack()
+    net.parts = nn.ModuleList([Part() for _ in range(n)])
+    with torch.no_grad():
+        for i, part in enumerate(net.parts):
+            for k, p in enumerate(part.parameters()):
+                p.mul_(1 + 0.3 * i + 0.2 * (k % 2) * (i - 2) ** 2).add_(0.02 * i)
+    return net.eval().requires_grad_(False)
+
+
+@pytest.mark.truth("planted: parts 1 and 4 are exchanged; labels are the answers before")
+def test_exchanged_blocks_are_tried_even_if_the_budget_is_spent() -> None:
+    net, x = growing(), rows()[0]
+    label = net(x).argmax(1)
+    net.parts[1], net.parts[4] = net.parts[4], net.parts[1]
+    stream = sonde.read(net, [{"x": r, "label": int(k)} for r, k in zip(x, label, strict=True)])
+    assert isinstance(stream, LiveStream)
+    evidence = evidence_of(stream)
+    data = by_answers(evidence.data, stream.first_batch().logits)
+    spent = TrialBudget(lambda: (ForwardCost(1e6, 1e9), 0.0))
+    evidence = replace(evidence, data=data).having(budget=spent)
+    finding = assert_raised(
+        SND068().check(evidence.having(parts=part_trials(stream, evidence))), "warning"
+    )
+    assert "parts.1 and parts.4 exchanged" in finding.sentence
+    assert "changes of parts not tried" in spent.text()
 
 
 @pytest.mark.slow

@@ -168,7 +168,7 @@ def _searched(
     reference = float(few.loss_of(temperature, few.logits(few.every), few.every).mean())
     able = int(min(len(every), budget.left(SCREEN * part) / max(1.0, few.cost)))
     first = every[:able]
-    if 0 < able < min(LEAST_CHANGES, len(every)):
+    if able < min(LEAST_CHANGES, len(every)):  # these were chosen by weights: a few passes
         first = [change for change in every if change.alone]
     budget.leave_out(PARTS, len(every) - len(first))
     if not first:
