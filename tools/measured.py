@@ -81,13 +81,18 @@ def related(n: int, seed: int) -> World:
     )
 
 
-def related_in_groups(n: int, n_groups: int, seed: int, share: float = 0.5) -> World:
+def related_in_groups(
+    n: int, n_groups: int, seed: int, share: float = 0.5, largest: float = 0.0
+) -> World:
     """Return rows as in ``related`` in groups: rows of a group share a part of what they hold.
 
-    Group ``g`` has rows ``g, g + n_groups, ..``; ``share`` is the size of its own part.
+    Group ``g`` has rows ``g, g + n_groups, ..``; ``share`` is the size of its own part. ``largest``
+    is the fraction of rows of the first group, if it is to be larger than others.
     """
     world, random = related(n, seed), torch.Generator().manual_seed(seed + 1_000_000)
     group = torch.arange(n) % n_groups
+    if largest:
+        group = torch.where(torch.arange(n) < largest * n, 0, 1 + torch.arange(n) % (n_groups - 1))
 
     def moved(x: Tensor) -> Tensor:
         return x + share * normal(random, n_groups, x.shape[1])[group]
@@ -254,4 +259,5 @@ def options(text: str, draws: int, rows: list[int], *, groups: bool = False) -> 
     parser.add_argument("--rows", type=int, nargs="+", default=rows)
     if groups:
         parser.add_argument("--groups", type=int, nargs="+", default=[])
+        parser.add_argument("--largest", type=float, default=0.0)
     return parser.parse_args()

@@ -42,6 +42,21 @@ def test_the_interval_of_a_mean_over_few_groups_holds_it_in_95_of_100(n_groups: 
     assert without < holds
 
 
+@pytest.mark.truth("the share of draws whose interval holds the mean 0 of a normal law: .95")
+@pytest.mark.parametrize(
+    "sizes", [[120, *[9] * 9], [180, *[1] * 12], [70, 70, *[6] * 10], [150, 50]], ids=str
+)
+def test_the_interval_of_a_mean_over_uneven_groups_holds_it(sizes: list[int]) -> None:
+    random = torch.Generator().manual_seed(3)
+    group = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    holds = 0
+    for _ in range(400):
+        x = torch.randn(len(sizes), generator=random, dtype=torch.float64)[group]
+        reach = 1.959964 * group_error(x / len(x), group, len(sizes))
+        holds += abs(float(x.mean())) <= reach
+    assert holds / 400 >= 0.9  # .70, .04, .76 and .93 where sizes are ignored
+
+
 def _said(n_groups: int) -> dict[str, tuple[float, tuple[str, ...]]]:
     """Return error and flags of methods that make their errors in different ways."""
     random = torch.Generator().manual_seed(1)
@@ -61,6 +76,19 @@ def test_errors_of_fewer_than_8_groups_are_flagged_however_they_are_made() -> No
     few, more = _said(6), _said(8)
     assert {name for name, (_, flags) in few.items() if "few_groups" in flags} == {*few}
     assert not any("few_groups" in flags for _, flags in more.values())
+
+
+def test_one_group_of_most_rows_is_few_groups_however_errors_are_made() -> None:
+    random = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(240, 4, generator=random, dtype=torch.float64) for _ in "xy")
+    label, group = torch.arange(240) // 3 % 2, (torch.arange(240) - 199).clamp(min=0)
+    for found in (
+        measure.anisotropy(x, group=group),
+        measure.cka(x, y, group=group),
+        explain.Probe().fit(x, label=label, group=group),
+        explain.MdlProbe().fit(x, label=label, group=group),
+    ):
+        assert "few_groups" in found.flags
 
 
 @pytest.mark.truth("Student's quantile for the groups over that of none, error by error")

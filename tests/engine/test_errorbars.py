@@ -182,7 +182,10 @@ def test_group_error():
     group = torch.arange(40) % 7
     centred = effect.double() - effect.double().mean()
     sums = torch.stack([centred[group == g].sum() for g in range(7)])
-    want = float(sums.std()) * math.sqrt(70) * student(7)
+    sizes = torch.tensor([6, 6, 6, 6, 6, 5, 5])
+    squares = sum(float(s) ** 2 / (1 - n / 40) for s, n in zip(sums, sizes.tolist(), strict=True))
+    kish = 40**2 / sum(n**2 for n in sizes.tolist())
+    want = math.sqrt(squares * 70 / 7) * student(kish)
     assert group_error(effect, group, 70) == pytest.approx(want)
     assert math.isnan(group_error(effect, torch.zeros(40, dtype=torch.int64), 70))
     assert math.isnan(group_error(effect[:0], torch.zeros(0, dtype=torch.int64), 0))

@@ -87,3 +87,10 @@ def test_sets_that_say_nothing_are_refused():
         Tcav().fit(x, label=label.clamp(max=0), grad=grad)
     with pytest.raises(InputError, match="100 random concepts or more"):
         Tcav(n_random=99)
+
+
+def test_rows_that_are_all_equal_have_no_score():
+    label = torch.arange(90) % 3 - 1
+    found = Tcav().fit(torch.ones(90, 4), grad=torch.ones(90, 4), label=label)
+    assert bool(torch.as_tensor(found.value).isnan().all())
+    assert "dead" in found.flags

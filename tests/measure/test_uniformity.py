@@ -57,7 +57,10 @@ def test_standard_error_of_groups_of_unlike_sizes():
     pairs = each[:, None] * each * torch.from_numpy(group[:, None] != group)
     kernel = torch.exp(-2 * torch.cdist(unit, unit).square())
     ((pairs * kernel).sum() / pairs.sum()).log().backward()
-    want = float(present(weight.grad).norm()) * math.sqrt(20 / 19) * student(20)
+    sizes = np.bincount(group)
+    rest = torch.from_numpy(1 - sizes / sizes.sum())
+    kish = float(sizes.sum() ** 2 / np.square(sizes).sum())
+    want = float((present(weight.grad) / rest.sqrt()).norm()) * student(kish)
     found = uniformity(x, group=group)
     assert float(present(found.se)) == pytest.approx(want, rel=1e-6)
 

@@ -74,9 +74,25 @@ def test_a_difference_is_widened_like_its_sides() -> None:
     score, truth, group = _grouped(5, 4)
     one, two = (auroc(x, truth, group) for x in (score, score.roll(1)))
     gap = difference(one, two)
-    spread = float((present(one.resampled) - present(two.resampled)).std()) * (5 / 4) ** 0.5
-    assert present(gap.se) == pytest.approx(student(5) * spread, rel=1e-9)
+    few = one.conventions["independent_groups"]
+    assert 4 < few <= 5
+    spread = float((present(one.resampled) - present(two.resampled)).std())
+    want = student(few) * spread * (few / (few - 1)) ** 0.5
+    assert present(gap.se) == pytest.approx(want, rel=1e-9)
     assert gap.flags == ("few_groups",)
+
+
+@pytest.mark.truth("the share of draws whose interval holds the mean of all draws: .95")
+def test_a_group_of_most_rows_counts_as_few() -> None:
+    def area(seed: int) -> Metric:
+        score, truth, group = _grouped(10, seed, 120)
+        random = torch.Generator().manual_seed(seed)
+        kept = (group == 0) | (torch.rand(120, generator=random) < 0.1)
+        return auroc(score[kept], truth[kept], group[kept], resamples=200)
+
+    draws = [seed for seed in range(80) if len(_grouped(10, seed, 120)[1].unique()) == 2]
+    assert _held(area, len(draws)) >= 0.9
+    assert "few_groups" in area(0).flags
 
 
 def test_a_single_group_has_no_interval() -> None:

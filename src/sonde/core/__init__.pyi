@@ -33,6 +33,7 @@ from sonde.core.errors import StoreError as StoreError
 from sonde.core.errors import near as near
 from sonde.core.explainer import Explainer as Explainer
 from sonde.core.explainer import Judge as Judge
+from sonde.core.few_groups import grouped_error as grouped_error
 from sonde.core.few_groups import widen_error as widen_error
 from sonde.core.inputs import InputBatch as InputBatch
 from sonde.core.inputs import Inputs as Inputs

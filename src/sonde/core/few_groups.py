@@ -4,13 +4,21 @@ The spread over ``G`` groups has ``G - 1`` degrees of freedom. From few groups i
 small by chance, and ``value +- 1.96 se`` would hold the truth too rarely. Errors are therefore
 multiplied by ``t(.975, G - 1) / 1.96``: the interval is then Student's. Ends of resampled groups
 are stretched by the same law.
+
+Groups of uneven sizes count as fewer: by Kish's number ``(sum n)^2 / sum n^2`` of equal groups. A
+group's sum of centred effects is too small if the group holds much of the mean that is subtracted;
+its square is divided by one minus the group's fraction of the rows (as in the estimator CR2).
+
+References
+----------
+kish1965survey
 """
 
 import math
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from scipy.special import ndtri, stdtrit  # pyright: ignore
 from torch import Tensor
 
@@ -38,6 +46,44 @@ def student_factor(n_groups: float, level: float = 0.95) -> float:
     return float(stdtrit(n_groups - 1, tail)) / float(ndtri(tail))
 
 
+def effective_groups(sizes: Shaped[Tensor, "group"]) -> float:
+    """Return the number of equal groups that are worth as much: ``(sum n)^2 / sum n^2``.
+
+    Two or more groups are worth two at least: Student's law knows no fewer.
+
+    Examples
+    --------
+    >>> effective_groups(torch.tensor([20, 20, 20])), effective_groups(torch.tensor([50, 1, 1]))
+    (3.0, 2.0)
+    """
+    n = sizes[sizes > 0].double()
+    if len(n) < 2:
+        return float(len(n))
+    return max(2.0, float(n.sum().square() / n.square().sum()))
+
+
+def grouped_error(
+    sums: Float[Tensor, "group *figure"], sizes: Shaped[Tensor, "group"]
+) -> Float[Tensor, "*figure"]:
+    """Return the standard error of a sum from the sums over groups of its centred terms.
+
+    Parameters
+    ----------
+    sums : Float[Tensor, "group *figure"]
+    sizes : Tensor (group,)
+        Rows of each of two or more groups.
+
+    Examples
+    --------
+    >>> even = grouped_error(torch.tensor([-0.1, 0.1]), torch.tensor([5, 5]))
+    >>> f"{float(even) * 1.959964:.3f}"
+    '2.541'
+    """
+    rest = 1 - sizes.to(sums) / sizes.sum().to(sums)
+    squares = sums.square() / rest.view(-1, *[1] * (sums.ndim - 1))
+    return widen_error(squares.sum(0).sqrt(), effective_groups(sizes))
+
+
 def widen_error(error: E, n_groups: float) -> E:
     """Return a standard error from groups so that ``value +- 1.96 error`` is Student's interval.
 
@@ -53,7 +99,7 @@ def widen_error(error: E, n_groups: float) -> E:
 
 def widen_ends(
     resampled: Float[Tensor, "resample *place"],
-    n_groups: int,
+    n_groups: float,
     level: float,
     range: tuple[float, float],
 ) -> tuple[Float[Tensor, "*place"], Float[Tensor, "*place"]]:
@@ -67,7 +113,7 @@ def widen_ends(
     ----------
     resampled : Float[Tensor, "resample *place"]
         Two or more figures of groups that were drawn with replacement.
-    n_groups : int
+    n_groups : float
     level : float
     range : (float, float)
         Range of the figure.

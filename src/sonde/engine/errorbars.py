@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.few_groups import FEW_GROUPS, widen_error
+from sonde.core.few_groups import FEW_GROUPS, effective_groups, grouped_error, widen_error
 from sonde.core.instrument import Instrument
 from sonde.core.result import Result
 from sonde.core.state import State, leaves, map_tensors
@@ -78,7 +78,7 @@ def left_out(result: Result) -> Result:
     return replace(result, flags=(*result.flags, "nonfinite"))
 
 
-def with_few_groups(result: R, n_groups: int) -> R:
+def with_few_groups(result: R, n_groups: float) -> R:
     """Return the result with the flag ``few_groups`` if its error comes from fewer than 8."""
     if result.se is None or n_groups >= FEW_GROUPS or "few_groups" in result.flags:
         return result
@@ -132,10 +132,8 @@ def _with_error(
     se = group_error(effect, sample.group, sample.n_groups, sample.n_rows)
     if not math.isfinite(se):
         return _explained(_detached(result), "the influence of single rows is not finite")
-    return with_few_groups(
-        replace(_detached(result), se=se),
-        len(torch.unique(sample.group)),  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-    )
+    _, sizes = torch.unique(sample.group, return_counts=True)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return with_few_groups(replace(_detached(result), se=se), effective_groups(cast(Tensor, sizes)))
 
 
 def _independent(
@@ -185,7 +183,8 @@ def group_error(
     Without ``n_rows`` the sample holds whole groups. With ``n_rows`` its rows were drawn one by one
     from ``n_rows`` rows: squares, and products of rows of one group, are then divided by their
     chance to be drawn. The sum of both is unbiased, and never taken below that of the squares.
-    Errors from fewer than 32 groups are widened, so that 1.96 of them are Student's interval.
+    Errors from fewer than 32 groups are widened, so that 1.96 of them are Student's interval;
+    groups of uneven sizes count as fewer.
 
     References
     ----------
@@ -200,13 +199,13 @@ def group_error(
     if count < 2:
         return math.nan
     sums = torch.zeros(count, dtype=torch.float64).index_add_(0, member, centred)
-    drawn = len(effect)
+    drawn, sizes = len(effect), torch.bincount(member)
     if n_rows is None or n_rows <= drawn:
-        return widen_error(float(sums.std(correction=1)) * math.sqrt(n_groups), count)
+        return float(grouped_error(sums, sizes)) * math.sqrt(n_groups / count)
     squares = float(centred.square().sum())
     products = (float(sums.square().sum()) - squares) * (n_rows - 1) / (drawn - 1)
     total = (squares + max(0.0, products)) * n_rows / drawn
-    return widen_error(math.sqrt(total * n_groups / (n_groups - 1)), count)
+    return widen_error(math.sqrt(total * n_groups / (n_groups - 1)), effective_groups(sizes))
 
 
 def has_influence(statistic: Statistic[Any]) -> bool:

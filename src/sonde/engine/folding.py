@@ -1,6 +1,7 @@
 """In-memory fits: the states of units are merged in the fixed binary tree of the plan."""
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack, cast
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from sonde.core.columns import Columns
 from sonde.core.errors import InputError
+from sonde.core.few_groups import effective_groups
 from sonde.core.finite import finite_rows
 from sonde.core.hashing import rank_key
 from sonde.core.instrument import SAMPLE, Instrument
@@ -65,7 +67,8 @@ def fit_arrays(
         if later is None:
             instrument.require_rows(result, " & ".join(keys))
             result = with_copies(result, stream.n_copies, len(stream))
-            result = with_few_groups(result, len({*stream.group_keys}))
+            sizes = torch.tensor([*Counter(stream.group_keys).values()])
+            result = with_few_groups(result, effective_groups(sizes))
             return left_out(result) if _has_broken_rows(stream, keys) else result
         following = later
 

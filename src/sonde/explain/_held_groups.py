@@ -8,6 +8,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.few_groups import effective_groups
 from sonde.core.result import Result
 from sonde.engine.copies import copied_rows, n_copies
 from sonde.engine.errorbars import with_copies, with_few_groups
@@ -102,7 +103,7 @@ class RowGroups:
 
     def flagged(self, result: R) -> R:
         """Return a result of these rows with the flags ``few_groups`` and ``copies``."""
-        found = with_few_groups(result, len(self))
+        found = with_few_groups(result, effective_groups(torch.bincount(self.member)))
         return with_copies(found, self.n_copies, len(self.member))
 
 

@@ -9,7 +9,7 @@ from scipy.optimize import minimize  # pyright: ignore[reportUnknownVariableType
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.few_groups import widen_error
+from sonde.core.few_groups import grouped_error
 from sonde.core.hashing import rank_key
 from sonde.stats import HashSampleState, error_if_all_agree, solve_normal_equations
 
@@ -91,11 +91,12 @@ class LabelledRows:
 def clustered_error(values: Float[Tensor, "row"], group: Tensor, n_groups: int) -> float:
     """Return the standard error of the sum of centred values, with clusters given by the groups.
 
-    From fewer than 32 groups it is widened by Student's t.
+    From fewer than 32 groups it is widened by Student's t; groups of uneven sizes count as fewer.
     """
     centred = values.double() - values.double().mean()
     sums = centred.new_zeros(n_groups).index_add_(0, group.to(centred.device), centred)
-    return widen_error(float((sums.square().sum() * n_groups / (n_groups - 1)).sqrt()), n_groups)
+    sizes = torch.bincount(group.to(centred.device), minlength=n_groups)
+    return float(grouped_error(sums, sizes))
 
 
 def ridge_map(

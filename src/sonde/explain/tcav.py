@@ -4,6 +4,7 @@ For states with gradients of one answer (``sonde.read(..., objective=...)``). Wh
 label of the same rows and only its presence is asked, ``probe`` needs no gradient.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -155,7 +156,7 @@ class Tcav(Instrument):
             n=n,
             range=(0.0, 1.0),
             direction="higher",
-            flags=(*(() if x.is_everything else ("sampled",)), *_dead(slope)),
+            flags=(*(() if x.is_everything else ("sampled",)), *_dead(slope, columns["value"])),
             conventions={
                 "tests": len(concepts) * self.sites,
                 "level": LEVEL,
@@ -208,7 +209,10 @@ class Tcav(Instrument):
         p = 2 * float(student.sf(float(distance), len(null) - 1)) * n_concepts * self.sites
         direction = along.mean(0)
         return {
-            "value": (slope @ along.T > 0).double().mean(),
+            # A concept whose rows equal the random ones has no direction, and no score.
+            "value": (slope @ along.T > 0).double().mean()
+            if bool(along.any())
+            else torch.full((), math.nan).double(),
             "direction_of": direction / direction.norm().clamp(min=1e-300),
             "sensitivity": sensitivity,
             "null_sensitivity": null.mean(),
@@ -277,5 +281,6 @@ def _logistic(
     return w[:, :-1]
 
 
-def _dead(slope: Float[Tensor, "row dim"]) -> tuple[str, ...]:
-    return () if bool((slope != 0).any()) else ("unused",)
+def _dead(slope: Float[Tensor, "row dim"], value: Float[Tensor, "concept"]) -> tuple[str, ...]:
+    unused = ("unused",) * (not bool((slope != 0).any()))
+    return (*unused, *("dead",) * bool(value.isnan().any()))

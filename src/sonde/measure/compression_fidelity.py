@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.few_groups import widen_error
+from sonde.core.few_groups import effective_groups, grouped_error
 from sonde.core.result import Direction, Result
 from sonde.engine.errorbars import with_copies, with_few_groups
 from sonde.stats import error_if_all_agree
@@ -120,9 +120,7 @@ def compression_fidelity(
     sums = torch.tensor(list(overwritten.values()), dtype=torch.float64)
     gap = sums[:, 0] - share["overwritten"] * sums[:, 1]
     many = len(sums) > 1
-    total = float(gap.square().sum())
-    se = math.sqrt(total * len(sums) / (len(sums) - 1)) if many else math.nan
-    se = widen_error(se, len(sums))
+    se = float(grouped_error(gap, sums[:, 1])) if many else math.nan
     planted, rest = _entropies(usual, entropy)
     if share["overwritten"] in (0.0, 1.0):
         se = error_if_all_agree(len(sums)) * n_planted
@@ -144,7 +142,7 @@ def compression_fidelity(
         entropy_planted=planted,
         entropy_other=rest,
     )
-    found = with_few_groups(found, len(sums))
+    found = with_few_groups(found, effective_groups(sums[:, 1]))
     return with_copies(found, n - len({*members}) if group is None else 0, n)
 
 

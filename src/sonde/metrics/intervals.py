@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.few_groups import FEW_GROUPS, MANY_GROUPS, widen_ends, widen_error
+from sonde.core.few_groups import FEW_GROUPS, MANY_GROUPS, effective_groups, widen_ends, widen_error
 from sonde.core.result import Direction, Result
 from sonde.core.wording import plural
 from sonde.stats import clopper_pearson, error_if_all_agree
@@ -32,8 +32,8 @@ class Metric(Result):
     ----------
     low, high : float
         Ends of the interval at ``level``; ``se`` is the spread over the resamples. Of fewer than 32
-        groups, or of groups with rows of the rarer kind, both are widened by Student's t; of a
-        single group there are none.
+        groups, or of groups with rows of the rarer kind, both are widened by Student's t, and
+        groups of uneven sizes count as fewer; of a single group there are none.
     level : float, default=0.95
     n_positive, n_negative : int
         Rows of either kind; unusual ones are positive unless ``conventions`` say otherwise.
@@ -144,7 +144,7 @@ def measured(
     found = bootstrap.values(figure, member)
     kept = found[found.isfinite()]
     n = int(member.max()) + 1
-    few = min([n, *(len(member[kind].unique()) for kind in kinds)])
+    few = min(counted_groups(member, kind) for kind in (None, *kinds))
     flags: tuple[str, ...] = ("dead",) if math.isnan(value) else ()
     nominal = fields.get("range", (-math.inf, math.inf))
     ends = (math.nan, math.nan, None) if flags else _spread(kept, few, bootstrap.level, nominal)
@@ -206,14 +206,19 @@ def difference(first: Metric, second: Metric) -> Metric:
     )  # fmt: skip
 
 
-def _law(n_groups: int) -> str:
+def counted_groups(member: Int[Tensor, "row"], kind: Bool[Tensor, "row"] | None = None) -> float:
+    """Return the number of equal groups that the groups of a kind of rows are worth."""
+    return effective_groups(torch.bincount(member if kind is None else member[kind]))
+
+
+def _law(n_groups: float) -> str:
     if n_groups < 2:
         return ": a single group has no interval"
-    return f", widened by Student's t of {n_groups}" if n_groups < MANY_GROUPS else ""
+    return f", widened by Student's t of {n_groups:.3g}" if n_groups < MANY_GROUPS else ""
 
 
 def _spread(
-    values: Float[Tensor, "resample"], n_groups: int, level: float, range: tuple[float, float]
+    values: Float[Tensor, "resample"], n_groups: float, level: float, range: tuple[float, float]
 ) -> tuple[float, float, float | None]:
     """Return the interval and the standard error of resampled values; none of a single group."""
     if len(values) < 2 or n_groups < 2:
@@ -226,7 +231,7 @@ def _spread(
 
 
 def _if_all_agree(
-    value: float, n_groups: int, level: float, range: tuple[float, float]
+    value: float, n_groups: float, level: float, range: tuple[float, float]
 ) -> tuple[float, float, float | None]:
     """Return the interval of a value at an end of its range, which every group has.
 
@@ -236,6 +241,6 @@ def _if_all_agree(
     at_low, at_high = (math.isclose(value, end, abs_tol=1e-9) for end in range)
     if not (at_low or at_high) or not math.isfinite(high - low):
         return value, value, 0.0
-    reach = (high - low) * clopper_pearson(0, n_groups, level)[1]
-    se = (high - low) * error_if_all_agree(n_groups)
+    reach = (high - low) * clopper_pearson(0, int(n_groups), level)[1]
+    se = (high - low) * error_if_all_agree(int(n_groups))
     return (low, low + reach, se) if at_low else (high - reach, high, se)

@@ -10,7 +10,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.few_groups import widen_ends
 from sonde.metrics._ranked import Ranked, kinds, numbers, require_both
-from sonde.metrics.intervals import LEVEL, RESAMPLES, Bootstrap, members
+from sonde.metrics.intervals import LEVEL, RESAMPLES, Bootstrap, counted_groups, members
 
 POINTS = 101
 
@@ -87,7 +87,7 @@ def roc(
     ]
     heights = torch.cat(found) if found else grid.new_empty(0, POINTS)
     heights = heights[heights.isfinite().all(dim=1)]
-    n_groups = min(len(member[kind].unique()) for kind in (positive, ~positive))
+    n_groups = min(counted_groups(member, kind) for kind in (positive, ~positive))
     if len(heights) < 2 or n_groups < 2:
         nothing = grid[:0]
         return Roc(fpr[0], tpr[0], steps, nothing, nothing, nothing, level)

@@ -15,6 +15,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.few_groups import effective_groups
 from sonde.metrics._conditions import Condition, candidates
 from sonde.stats.intervals import grouped_share
 
@@ -236,7 +237,8 @@ def _interval(
         return grouped_share((loss > 0).numpy(), inverse.numpy(), level)
     sums = np.bincount(inverse.numpy(), loss.double().numpy())
     sizes = np.bincount(inverse.numpy())
-    n, mean = len(sums), float(sums.sum() / sizes.sum())
-    variance = n / (n - 1) * float(np.square(sums - mean * sizes).sum()) / float(sizes.sum()) ** 2
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * math.sqrt(variance)
+    n, mean = sizes.sum(), float(sums.sum() / sizes.sum())
+    variance = float((np.square(sums - mean * sizes) / (1 - sizes / n)).sum()) / float(n) ** 2
+    freedom = effective_groups(torch.from_numpy(sizes)) - 1
+    half = float(stdtrit(freedom, (1 + level) / 2)) * math.sqrt(variance)
     return mean - half, mean + half

@@ -1,10 +1,12 @@
 """Confidence intervals for a fraction of successes."""
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Int
 from scipy.special import betaincinv, ndtri, stdtrit
 
 from sonde.core.errors import InputError
+from sonde.core.few_groups import effective_groups
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -92,8 +94,9 @@ def grouped_share(
         return 0.0, 1.0
     if n_hits in (0, n):
         return clopper_pearson(n_groups if n_hits else 0, n_groups, level)
-    variance = n_groups / (n_groups - 1) * float(np.square(each - share * sizes).sum()) / n**2
-    heavier = (float(stdtrit(n - 1, tail)) / float(stdtrit(n_groups - 1, tail))) ** 2
+    variance = float((np.square(each - share * sizes) / (1 - sizes / n)).sum()) / n**2
+    freedom = effective_groups(torch.from_numpy(sizes)) - 1
+    heavier = (float(stdtrit(n - 1, tail)) / float(stdtrit(freedom, tail))) ** 2
     worth = n if variance == 0 else min(n, heavier * share * (1 - share) / variance)
     low = float(betaincinv(share * worth, worth - share * worth + 1, tail))
     high = float(betaincinv(share * worth + 1, worth - share * worth, 1 - tail))

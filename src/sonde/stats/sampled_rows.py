@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from sonde.core.few_groups import widen_error
+from sonde.core.few_groups import grouped_error
 from sonde.core.finite import finite_rows
 from sonde.core.hashing import rank_key
 from sonde.stats.halves import half_error, random_halves
@@ -106,8 +106,7 @@ class SampledRows:
             return None, f"none: fewer than {LEAST_FOR_HALVES} groups"
         gap = values.double().cpu() - values.double().cpu().mean()
         sums = torch.zeros(self.n_groups, dtype=torch.float64).index_add_(0, self.group, gap)
-        spread = sums.square().sum() * self.n_groups / (self.n_groups - 1)
-        return widen_error(spread.sqrt() / len(self), self.n_groups), "spread over groups"
+        return grouped_error(sums, torch.bincount(self.group)) / len(self), "spread over groups"
 
     def shuffled(self, seed: int = 0, n: int = SHUFFLES) -> list["SampledRows"]:
         """Return ``n`` versions of the rows with the last site shuffled among groups.

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.few_groups import widen_error
+from sonde.core.few_groups import grouped_error
 from sonde.core.hashing import base_hashes, draws, rank_key
 from sonde.core.inputs import InputBatch
 from sonde.core.site import Site
@@ -329,7 +329,7 @@ def clustered_error(
     count = int(member.max()) + 1
     sums = values.new_zeros(count, values.shape[1])
     sums.index_add_(0, member, values - values.mean(0))
-    return widen_error((sums.square().sum(0) * count / (count - 1)).sqrt() / len(values), count)
+    return grouped_error(sums, torch.bincount(member)) / len(values)
 
 
 def entropy(ids: Int[Tensor, "row"]) -> float:

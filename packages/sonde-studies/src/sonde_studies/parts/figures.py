@@ -11,7 +11,7 @@ from scipy.stats import rankdata, spearmanr  # pyright: ignore[reportMissingType
 from torch import Tensor
 
 from sonde import InputError
-from sonde.core import ChartAxis, histogram, widen_error
+from sonde.core import ChartAxis, grouped_error, histogram, widen_error
 from sonde.metrics import Metric
 from sonde_studies.parts.rows import Rows
 
@@ -43,9 +43,8 @@ def error_of(right: Any, group: Any = None) -> float:
     n_groups = len(np.unique(member))
     if n_groups < 2:
         return float("inf")
-    sums = np.bincount(member, values - values.mean())
-    error = float(np.sqrt(np.square(sums).sum() * n_groups / (n_groups - 1))) / len(values)
-    return widen_error(error, n_groups)
+    sums = torch.from_numpy(np.bincount(member, values - values.mean()))
+    return float(grouped_error(sums, torch.from_numpy(np.bincount(member)))) / len(values)
 
 
 def resampled_error(gain: Float[Tensor, "row"], seed: int) -> float:
