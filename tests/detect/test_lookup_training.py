@@ -219,7 +219,7 @@ def test_what_does_not_go_together_is_retrieved_less_than_before_and_the_usual_s
     aurocs = [roc_auc_score(odd, torch.cat([found[0], found[2]])) for found in (before, after)]
     assert aurocs[0] < 0.88 < 0.92 < aurocs[1]
     seen = taught.conventions
-    last = seen["the same of scrambled ones"], seen["mean score of usual patches in training"]
+    last = seen["the same for scrambled patches"], seen["mean score of normal patches in training"]
     assert last[0] > 8 * last[1]
 
 
@@ -295,9 +295,9 @@ def test_errors_say_what_to_do():
     scorer = DictLookup(**SMALL).fit(_rows(20))
     with pytest.raises(ShapeError, match="expected dim=8"):
         scorer.over(torch.zeros(2, 4))
-    with pytest.raises(InputError, match="at least 1 patch and finite ones, got 1"):
+    with pytest.raises(InputError, match="at least 1 patch and only finite patches, got 1"):
         scorer.over(torch.full((1, 8), math.nan))
-    with pytest.raises(InputError, match="at least 1 patch and finite ones, got 0"):
+    with pytest.raises(InputError, match="at least 1 patch and only finite patches, got 0"):
         scorer.over(torch.zeros(0, 8))
 
 

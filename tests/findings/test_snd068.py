@@ -109,8 +109,8 @@ def _large_eps(net: Any) -> None:
 
 
 PLANTS = {
-    "parts.2.down gives times 0.": _stronger,
-    "parts.1.down gives times -1": _turned,
+    "output of parts.2.down times 0.": _stronger,
+    "output of parts.1.down times -1": _turned,
     "parts.0 and parts.3 exchanged": _exchanged,
     "gelu for Tanh": _other_act,
     "for 3 in 4 LayerNorm": _large_eps,
@@ -229,7 +229,7 @@ def test_a_layer_before_a_sum_that_is_turned_is_named() -> None:
     for parameter in net.get_submodule("parts.1.out.dense").parameters():
         parameter.neg_()
     finding = assert_raised(ended_on(net, x, label), "warning")
-    assert "parts.1.out.dense gives times -1" in finding.sentence
+    assert "output of parts.1.out.dense times -1" in finding.sentence
 
 
 class Pooled(nn.Module):

@@ -186,7 +186,10 @@ def test_boxes_are_numbers_and_no_logits_and_are_judged_beside_boxes_alone() -> 
     assert found["value"] == pytest.approx(
         float((x.reshape(N, 3, 4) - boxes).square().mean()) ** 0.5
     )
-    for labels, reason in ((boxes[:, :2], "fit no output"), (None, "the data have no labels")):
+    for labels, reason in (
+        (boxes[:, :2], "no single output of the model fits"),
+        (None, "the data have no labels"),
+    ):
         given = {"x": x} if labels is None else {"x": x, "label": labels}
         report = scanned(Heads("list", boxes=12), given)
         assert report.json()["answers"] is None

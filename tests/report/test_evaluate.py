@@ -160,7 +160,7 @@ def test_svg_and_png_files(found, tmp_path):
     assert "best at layers.1" in str(root[0].text)
     assert "optimistic" in svg
     for part in (
-        "Fraction of unusual rows detected",
+        "Fraction of out-of-distribution rows detected",
         "Scores of usual rows and unusual rows",
         "threshold",
     ):

@@ -86,7 +86,12 @@ def test_each_measure_says_its_cost_once_before_the_pass_and_no_value_is_lost(ne
         "two_nn", "mle_dimension(k=5)", "mle_dimension(k=10)", "unit_entropy",
     ]  # fmt: skip
     assert all(f": {len(sites)} sites, " in line for line in said)
-    assert [line.endswith("in the pass of the scan.") for line in said] == [True, True, True, False]
+    assert [line.endswith("computed while the scan reads the data.") for line in said] == [
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_what_turns_out_not_to_be_computable_is_said(net, capsys) -> None:

@@ -117,8 +117,8 @@ def _told(document: dict[str, Any], *, quiet: bool) -> str:
         enough = round(document["model_bytes"] * size / saved)
         last = (
             f"{saved:,} bytes less than {best}. The decoder needs the model too "
-            f"({document['model_bytes']:,} bytes), so coding saves space from {enough:,} bytes "
-            "of such files on."
+            f"({document['model_bytes']:,} bytes), so coding saves space only for more than "
+            f"{enough:,} bytes of such files."
         )
     else:
         last = f"{best} is smaller: the model does not predict this file well enough."

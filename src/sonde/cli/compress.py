@@ -66,7 +66,7 @@ class Compress:
         tuple[str, ...],
         named(
             "PATTERN,...",
-            "layers by name, '*' with embeddings and convolutions (default: all linear ones)",
+            "layers by name; '*' includes embeddings and convolutions (default: all linear layers)",
         ),
     ] = ()
     limit: Annotated[

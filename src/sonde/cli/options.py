@@ -474,7 +474,8 @@ class Printing:
     json: Annotated[bool, tyro.conf.arg(help="print everything as JSON")] = False
     quiet: Annotated[bool, tyro.conf.arg(help="print only the last line")] = False
     verbose: Annotated[
-        bool, tyro.conf.arg(aliases=["-v"], help="print more details, and what is read")
+        bool,
+        tyro.conf.arg(aliases=["-v"], help="print more details, such as the data that are read"),
     ] = False
     no_color: Annotated[bool, tyro.conf.arg(help="print without colour (also NO_COLOR)")] = False
     debug: Annotated[bool, tyro.conf.arg(help="show tracebacks and the log")] = False

@@ -55,7 +55,7 @@ class Column:
         return torch.zeros(n, dtype=torch.bool) if self.kind == "bool" else torch.arange(n)
 
 
-_LOGITS = "the model returns none, or they were not read (logits=True)"
+_LOGITS = "the model returns no logits, or they were not read (logits=True)"
 
 COLUMNS: dict[str, Column] = {
     "x": Column("rows of the site", "float", "row dim"),

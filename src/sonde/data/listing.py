@@ -176,7 +176,7 @@ def list_source(
         _list_block(block, lists, source, encoder, layout, skip_bad)
     if not lists.keys:
         n_left_out = lists.n_skipped + source.n_bad
-        left_out = f" ({n_left_out} broken or empty ones were left out)" if n_left_out else ""
+        left_out = f" ({n_left_out} broken or empty items were left out)" if n_left_out else ""
         raise InputError(f"{source.name} is empty: it has no item{left_out}. Pass data with items.")
     column = layout.label or "label"
     names = source.names_of(column) if layout.label else None

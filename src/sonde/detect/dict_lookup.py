@@ -170,7 +170,8 @@ class DictLookupScorer(Scorer):
         bank = to_unit_length(self._checked(x)).to(self.bank)
         if len(bank) == 0 or not bool(torch.isfinite(bank).all()):
             raise InputError(
-                f"DictLookup.over: expected at least 1 patch and finite ones, got {len(bank)}."
+                "DictLookup.over: expected at least 1 patch and only finite patches, got "
+                f"{len(bank)}."
             )
         return replace(self, value=float(len(bank)), n=len(bank), flags=(), bank=bank, radius=None)
 
@@ -334,6 +335,6 @@ class DictLookup(Detector):
         trained.require_trained("DictLookup")
         return {
             "steps": trained.weights.steps,
-            "mean score of usual patches in training": trained.losses[0].average,
-            "the same of scrambled ones": trained.losses[1].average,
+            "mean score of normal patches in training": trained.losses[0].average,
+            "the same for scrambled patches": trained.losses[1].average,
         }

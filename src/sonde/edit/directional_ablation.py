@@ -212,7 +212,7 @@ class DirectionalAblation(Instrument):
         return AblationDirection(
             value=found.gap / found.spread if found.spread > 0 else float("nan"),
             n=groups.n_rows,
-            unit="spreads of all rows along the direction",
+            unit="standard deviations of all rows along the direction",
             direction="higher",
             range=(0.0, float("inf")),
             flags=groups.flags if found.spread > 0 else (*groups.flags, "dead"),

@@ -109,8 +109,8 @@ def probe_accuracy(
     n = int(is_held.sum())
     if n == 0 or n == len(x):
         raise InputError(
-            f"probe_accuracy: expected rows to train on and held-out ones, got {len(x) - n} and "
-            f"{n}. Give it rows of more groups."
+            f"probe_accuracy: expected rows to train on and held-out rows, got {len(x) - n} and "
+            f"{n}. Give rows of more groups."
         )
     classes, y = torch.unique(label, return_inverse=True)
     train = x[~is_held].double()

@@ -204,7 +204,7 @@ class RepresentationReading(Detector):
         return ReadingScorer(
             value=found.gap / found.spread if found.spread > 0 else float("nan"),
             n=groups.n_rows,
-            unit="spreads of all rows along the direction",
+            unit="standard deviations of all rows along the direction",
             flags=groups.flags if found.spread > 0 else (*groups.flags, "dead"),
             conventions={
                 "value": "distance of both means along the direction",

@@ -170,7 +170,7 @@ class SteeringVector(Instrument):
         return SteeringDirection(
             value=found.gap / found.spread if found.spread > 0 else float("nan"),
             n=n,
-            unit="spreads of all rows along the direction",
+            unit="standard deviations of all rows along the direction",
             direction="higher",
             range=(0.0, float("inf")),
             flags=flags if found.spread > 0 else (*flags, "dead"),

@@ -55,7 +55,8 @@ def fit_arrays(
     if len(keys) < least:
         raise InputError(
             f"{type(instrument).__name__}.fit: expected rows of at least {least} sites, got "
-            f"{len(keys)}. Pass the second one as y, or a mapping of site names to rows."
+            f"{len(keys)}. Pass the rows of the second site as y, or a mapping of site names to "
+            "rows."
         )
     following = instrument.in_groups() if stream.grouped else instrument
     while True:

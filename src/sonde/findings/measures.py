@@ -136,7 +136,7 @@ def say_measures(stream: Stream, found: ScanMeasures, plan: Plan, shown: bool) -
         size = estimate(requests_of(mine, None, plan.split), stream, plan).state_bytes
         where = plural(len(mine), "site")
         when = (
-            "computed in the pass of the scan"
+            "computed while the scan reads the data"
             if mine[0] in found.tasks
             else f"computed in {TWICE} of its own"
         )

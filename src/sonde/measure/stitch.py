@@ -144,7 +144,7 @@ def of_table(right: Float[Tensor, "front back row"]) -> StitchResult:
         null=float(table.diagonal().mean()),
         n=n_rows,
         range=(0.0, 1.0),
-        conventions={"null": "the models as they are", "se": "spread over rows"},
+        conventions={"null": "the unchanged models", "se": "spread over rows"},
         accuracy=table,
         front=front,
         back=back,

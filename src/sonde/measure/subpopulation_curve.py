@@ -106,7 +106,7 @@ def subpopulation_curve(
     p, q = (_accuracies(v, name) for v, name in ((majority, "majority"), (minority, "minority")))
     if len(p) != len(q):
         raise InputError(
-            f"subpopulation_curve: expected as many minority accuracies as majority ones, "
+            "subpopulation_curve: expected as many minority accuracies as majority accuracies, "
             f"got {len(q)} and {len(p)}."
         )
     (x, cut), (y, cut2) = _probit(p, n_majority), _probit(q, n_minority)

@@ -84,7 +84,7 @@ class UpdateSize(Instrument):
             n=update.n,
             range=(0.0, math.inf),
             flags=() if bool(alive.any()) else ("dead",),
-            conventions={"null": "an unrelated output of the same spread"},
+            conventions={"null": "an unrelated output of the same standard deviation"},
             ratio=ratio,
             energy=math.sqrt(float(square.detach().sum()) / total) if total > 0 else math.nan,
         )

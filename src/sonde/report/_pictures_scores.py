@@ -69,7 +69,7 @@ def roc_picture(curve: dict[str, Any], who: str = "", auroc: str = "") -> Pictur
     ]
     heights = zip(curve["grid"], curve["low"], curve["high"], strict=True)
     ends = [{"x": x, "lo": low, "hi": high} for x, low, high in heights]
-    message = "Fraction of unusual rows detected, by false-alarm rate"
+    message = "Fraction of out-of-distribution rows detected, by false-alarm rate"
     message += f": {who}" if who else ""
     message += f", AUROC {auroc}" if auroc else ""
     note = "Dashed: uninformative scores."

@@ -166,7 +166,7 @@ def _units(found: dict[str, Any]) -> Section:
     )
     lead = (
         f"Fraction of the first model's units that correlate by at least {FOUND_AGAIN} with a "
-        "unit of the second: near 1 if both trainings learned the same units, low if they "
+        "unit of the second: near 1 if both training runs learned the same units, low if they "
         "learned the same space with other units. Procrustes distance: in [0, 2], after the "
         "best rotation."
     )

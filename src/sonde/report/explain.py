@@ -89,13 +89,14 @@ def _verdict(found: dict[str, Any]) -> str:
         one = few[0]
         return (
             f"{plural(found['n'], 'input').capitalize()} are too few to show whether an "
-            f"explanation is reliable: {shown(one['method'], 60)} finds what the answers depend "
-            f"on in each of them (effect {number(one['verdict']['effect'])}; 0 is no better than "
-            f"random orders, 1 is perfect), which may be chance. Explain {ENOUGH} or more."
+            f"explanation is reliable: {shown(one['method'], 60)} ranks the decisive parts "
+            f"better than chance in each of them (effect {number(one['verdict']['effect'])}; 0 "
+            "is no better than random orders, 1 is perfect), which may be chance. Explain "
+            f"{ENOUGH} or more."
         )
     if found["best"] is None:
         return (
-            "No explanation is reliable here: none ranks what the answers depend on "
+            "No explanation is reliable here: no method ranks the decisive parts of the inputs "
             "significantly better than random orders with correct signs, on all inputs or on "
             "those of a class."
         )

@@ -149,7 +149,7 @@ def thinned(report: dict[str, Any], room: int) -> dict[str, Any]:
         ("curves and units of sites that are not drawn", _curves),
         ("sites that are not drawn", _sites),
         ("the map of rows", _map),
-        ("rows that the model gets right", _right),
+        ("rows that the model answers correctly", _right),
     ):
         if _bytes(kept) <= room:
             break

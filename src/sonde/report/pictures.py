@@ -260,7 +260,7 @@ def tokens_svg(
     high, wide = (line + 1) * LINE + 16, COLUMNS * LETTER + 32
     most = max(range(len(scores)), key=lambda i: scores[i])
     best = _said(most, scores[most], p[most], most in keep)
-    message = f"{len(pieces):,} parts of a text; the most unusual part:  {best}"
+    message = f"{len(pieces):,} parts of a text; the most anomalous part:  {best}"
     ground = el("rect", width=wide, height=high, fill="var(--paper)")
     return el(
         "svg", el("title", message), ground, *drawn, xmlns="http://www.w3.org/2000/svg",

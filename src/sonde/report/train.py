@@ -123,8 +123,11 @@ def _terms(found: dict[str, Any]) -> Section | None:
     )
     columns = ("loss", "before", "trained without it", "trained with it")
     parts = [Table(Numbers(columns, rows, "terms"))] if rows else []
-    lead = "Values on all held-out rows together; lower is better for each loss. A loss that "
-    lead += "fell was optimised; whether it helped is shown by the task."
+    lead = (
+        "Values on all held-out rows together; lower is better for each loss. A lower loss "
+        "shows that "
+    )
+    lead += "it was optimised; the task shows whether it helped."
     for one in found.get("left_out", ()):
         lead += f" {plural(one['steps'], 'batch', 'batches')} of {one['of']:,} had too few rows or "
         lead += f"classes for {shown(one['term'], 80)}: these steps trained only the task."

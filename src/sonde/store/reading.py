@@ -463,8 +463,8 @@ def matching_keys(pattern: str, schema: Sequence[SiteSchema], store: str) -> set
         sites = dict.fromkeys(str(s.site) for s in found)
         if len(sites) > 1 and _WILD.isdisjoint(path):
             raise SiteError(
-                f"Store.select: {pattern!r} names {len(sites)} sites of {store}: {_shown(sites)}. "
-                "Write more of the path."
+                f"Store.select: {pattern!r} names {len(sites)} sites of {store}: "
+                f"{_shown(sites)}. Give a longer part of the path."
             )
     if not found:
         raise SiteError(_unknown(pattern, schema, store))

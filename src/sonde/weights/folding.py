@@ -256,8 +256,7 @@ def _join(changes: dict[str, Change], more: Mapping[str, Change], site: Site) ->
     if twice:
         raise InputError(
             f"fold_edit: {twice[0]} would be changed twice, the second time for {site}. Fold "
-            "the edits one after another, each into the model that resulted from the "
-            "previous one."
+            "the edits one by one, each into the model that resulted from the previous edit."
         )
     changes |= more
 

@@ -51,7 +51,7 @@ _KEEPS = frozenset(
 )
 """Operations after which each row is still a row of the same sum."""
 _ADDS = frozenset(("add", "add_"))
-COMPUTED = "a tensor that the forward makes for every input alike"
+COMPUTED = "a tensor that the forward pass computes identically for every input"
 
 
 @dataclass(frozen=True)

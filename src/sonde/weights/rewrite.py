@@ -272,9 +272,9 @@ class Rewrite(ABC):
         if not found:
             name = type(self).__name__
             raise InputError(
-                f"{name}.instruments: expected a rewrite that reads fitted results, got one that "
-                f"reads {', '.join(self.reads()) or 'weights alone'}. Call {name}().plan(model, "
-                "...) instead of fitting it."
+                f"{name}.instruments: expected a rewrite that reads fitted results, got a "
+                f"rewrite that reads {', '.join(self.reads()) or 'weights alone'}. Call "
+                f"{name}().plan(model, ...) instead of fitting it."
             )
         return found
 

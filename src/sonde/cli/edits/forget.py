@@ -24,7 +24,9 @@ class ForgetData:
     of_class: Annotated[
         str | None, named("NAME", "forget this class of --forget, and keep the others of --retain")
     ] = None
-    limit: Annotated[int | None, named("N", "read only the first N examples of each")] = None
+    limit: Annotated[int | None, named("N", "read only the first N examples of each data set")] = (
+        None
+    )
     device: DeviceWord = "auto"
     reading: DataReading = field(default_factory=DataReading)
 

@@ -28,7 +28,9 @@ class Contrasted(DataReading):
             "input), mean, last, tokens, cls, auto"
         ),
     ] = "positions"
-    limit: Annotated[int | None, named("N", "read only the first N examples of each")] = None
+    limit: Annotated[int | None, named("N", "read only the first N examples of each data set")] = (
+        None
+    )
     device: DeviceWord = "auto"
 
     def options(self) -> dict[str, Any]:

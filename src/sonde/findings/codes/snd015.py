@@ -277,8 +277,8 @@ class SND015(Rule):
             return self.clear(figure, "a bias on the logit of one class corrects as many rows")
         text = (
             f"With its inputs {found.form.words}, the model is correct on {percent(found.right)} "
-            f"of {plural(found.n, 'row')} that it gets wrong, and stays correct on "
-            f"{percent(found.kept)} of the rows that it gets right."
+            f"of the {plural(found.n, 'row')} that it gets wrong with unchanged inputs, and "
+            f"stays correct on {percent(found.kept)} of the others."
         )
         fix = f": accuracy about {percent(after)} instead of {percent(before)}."
         fix += _range(found.form)

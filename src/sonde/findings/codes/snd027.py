@@ -38,7 +38,9 @@ class SND027(SiteRule):
     noise: float = 16.0
     title: ClassVar[str] = "Exact rank ceiling"
     theme: ClassVar[Theme] = "depth"
-    why: ClassVar[str] = "The layer can be replaced by two smaller ones that give the same numbers."
+    why: ClassVar[str] = (
+        "The layer can be replaced by two smaller layers that give the same numbers."
+    )
     fix: ClassVar[str] = "Widen the layer that caps the rank, or feed more independent columns."
     how: ClassVar[str] = (
         "At linear layers whose input is exactly the output of the site before: the number of "

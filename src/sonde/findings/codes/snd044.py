@@ -67,7 +67,7 @@ class SND044(Rule):
         steps = [s for site in evidence.sites if (s := _steps(site)) is not None]
         if not steps:
             return self.withheld(
-                "rows of one group do not follow one another, so neighbours were not compared"
+                "rows of one group are not adjacent, so neighbouring rows were not compared"
             )
         worst = min(steps, key=lambda s: s.value)
         if worst.pairs < self.least:

@@ -29,9 +29,9 @@ class SND046(ClassAnswersRule):
     title: ClassVar[str] = "A class that the model misses although its states encode it"
     theme: ClassVar[Theme] = "labels"
     why: ClassVar[str] = (
-        "One row of the head is missing, overwritten or biased, or training never asked for this "
-        "class: its inputs are assigned to other classes although everything before the head is "
-        "right."
+        "One row of the head is missing, overwritten or biased, or training never asked for "
+        "this class: its inputs are assigned to other classes although everything before the "
+        "head is correct."
     )
     fix: ClassVar[str] = (
         "Weight this class higher in the loss, or change the bias of its logit, and retrain the "

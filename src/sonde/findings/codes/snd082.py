@@ -42,20 +42,21 @@ class SND082(Rule):
     )
     fix: ClassVar[str] = (
         "Load the tokenizer and the weights from the same folder; if tokens were added or removed, "
-        "change the table of embeddings in the same places."
+        "add or remove the same rows of the embedding table."
     )
     how: ClassVar[str] = (
-        "At most 2,000 pairs of a token and its plural or its capital (100 at least) are looked up "
-        "in the table of token embeddings. Trained tables place them near each other; counted is "
-        "how often a pair is nearer than a word and the partner of another word. Raised if that is "
-        "below 60 % with three standard errors added, although the nearest neighbours in the table "
-        "are nearer than those of normal rows with its covariance (cosine larger by 0.1). A "
-        "warning if ids with a step of at most 16 fit in 75 %, or if a classifier is no better "
-        "than the commonest label; else a note. If no step fits, a model half of whose layers look "
+        "At most 2,000 pairs (at least 100) of a token and its plural or its capitalised form are "
+        "looked up in the table of token embeddings. In trained tables, the two tokens of a pair "
+        "are near each other; the statistic is how often a pair is nearer than a word and the "
+        "partner of another word. Raised if this fraction is below 60 % with three standard errors "
+        "added, although the nearest neighbours in the table are nearer than those of normal rows "
+        "with the same covariance (cosine larger by 0.1). A warning if ids that are shifted by a "
+        "step of at most 16 fit in 75 % of the pairs, or if a classifier is no better than the "
+        "commonest label; else a note. If no step fits, a model half of whose layers look "
         "untrained (SND003) is not judged."
     )
     false_positives: ClassVar[str] = (
-        "Tables that were trained from random numbers on a few thousand texts."
+        "Tables that were trained from a random initialisation on only a few thousand texts."
     )
     plant: ClassVar[str] = "A table with similar rows for similar words, and ids that are shifted."
     twin: ClassVar[str] = "The same table and its own ids."
@@ -86,7 +87,7 @@ class SND082(Rule):
         more = ""
         if shifted:
             size, side = abs(found.step), "lower" if found.step < 0 else "higher"
-            more = f"With every id {size} {side}, {percent(found.stepped)} are."
+            more = f"With every id {size} {side}, {percent(found.stepped)} are nearer."
         return self.raised_with(
             "warning" if shifted or self._is_poor(evidence) else "note",
             sentence(text, more),

@@ -76,7 +76,7 @@ def _one_bias(
 def fitted_constants(
     logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"], basis: Float[Tensor, "class of"]
 ) -> tuple[Tensor, Tensor]:
-    """Return the logit factor and the constants within a range that give the lowest loss."""
+    """Return the logit factor and the constants in the span of ``basis`` that fit best."""
     x, span = logits.double().numpy(), basis.double().numpy()
     given = np.eye(x.shape[1])[truth.numpy()]
 

@@ -222,7 +222,7 @@ def _order(evidence: Evidence) -> str:
         names = tuple(names[k] for k in order.tolist())
         said += f", in the order {listed(names, 4)} on {percent(best)}"
     if 1.2 * right < best <= 2 * right:  # two names may be exchanged: a fault
-        return f"{said}: give the right order with --classes {shlex.quote(usual)} or another"
+        return f"{said}: give the correct order with --classes {shlex.quote(usual)} or another"
     typed = shlex.quote(",".join(names)) if len(names) <= MOST_TYPED else "with all of them"
     return f"{said}: then pass --classes {typed}"
 

@@ -325,6 +325,7 @@ def _fits(said: Tensor, truth: Tensor) -> bool:
 def _unfit(column: str, values: Tensor, given: Mapping[str, Tensor]) -> str:
     shapes = ", ".join(f"{k or 'output'} {tuple(x.shape[1:])}" for k, x in given.items()) or "none"
     return (
-        f"the labels in column {column!r}, {tuple(values.shape[1:]) or 'one number'} for a row, "
-        f"fit no output of the model alone ({shapes}); --logits names one for each column"
+        f"no single output of the model fits the labels in column {column!r} "
+        f"({tuple(values.shape[1:]) or 'one number'} for a row); outputs: {shapes}. --logits "
+        "names an output for each column"
     )

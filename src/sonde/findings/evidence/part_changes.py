@@ -247,10 +247,10 @@ def _scaled(
         every = [_scaled(ran, name, paths, f) for f in FACTORS]
         return every + [_scaled(ran, p, (p,), f) for p in paths if len(paths) > 1 for f in FIRST]
 
-    words = f"what {name} gives times {factor:g}" if factor else f"{name} left out"
+    words = f"the output of {name} times {factor:g}" if factor else f"{name} left out"
     return PartChange(
         words,
-        f"y = {factor:g} * y, where y is what {name} gives",
+        f"y = {factor:g} * y, where y is the output of {name}",
         tuple(paths),
         lambda: hooked([ran[p] for p in paths], lambda _, y: factor * y),
         near if factor in (*FIRST, 0.3, 3.0) else None,
@@ -508,8 +508,8 @@ def _moved(
         for step in SHIFTS:
             side = "earlier" if step < 0 else "later"
             yield PartChange(
-                f"what {role} gives {abs(step)} positions {side}",
-                f"y = y.roll({step}, 1), where y is what {role} gives",
+                f"the output of {role} {abs(step)} positions {side}",
+                f"y = y.roll({step}, 1), where y is the output of {role}",
                 paths,
                 partial(hooked, [ran[p] for p in paths], lambda _, y, s=step: _rolled(y, s)),
             )

@@ -265,7 +265,7 @@ class _Runs:
         self.stream, self.small, self.evidence = stream, small, evidence
         self.data = evidence.data
         self.causal = stream.model.task == "causal"
-        self.unit = "nats" if self.data.target is None else "squared spreads of the targets"
+        self.unit = "nats" if self.data.target is None else "times the variance of the targets"
 
     @property
     def every(self) -> list[int]:

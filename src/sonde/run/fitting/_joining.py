@@ -113,7 +113,7 @@ def _require_alike(a: Bundle, b: Bundle) -> None:
         others.insert(0, "model")
     if others:
         raise StateError(
-            f"Fitted.merge: expected bundles with the same {others[0]}, got two different ones."
+            f"Fitted.merge: expected bundles with the same {others[0]}, got two different values."
         )
     warn_other_code(a.header, its.get(CODE), "Fitted.merge")
     require_same_recipe(recipe_in(a.header), recipe_in(b.header), "Fitted.merge")

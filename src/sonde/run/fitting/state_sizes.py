@@ -11,7 +11,7 @@ from sonde.run.instruments.tasks import requests_of
 
 
 def state_sizes(bundle: Fitted) -> list[dict[str, Any]]:
-    """Return one entry for each state: site, statistic, part of the data, rows, bytes, readers.
+    """Return one entry for each state: site, statistic, part of the data, bytes, readers.
 
     Examples
     --------

@@ -150,8 +150,8 @@ def tasks_of(
         reason = str(error).rstrip(".")
         raise StateError(
             f"Fitted.load: the header of {path} contains entries that this version does not "
-            f"know: {reason}. "
-            "Fit it again with this version; name classes of your own: Fitted.load(path, [Class])."
+            f"know: {reason}. Fit it again with this version. If it holds your own classes, pass "
+            "them: Fitted.load(path, [Class])."
         ) from error
     return tasks, split, sample
 

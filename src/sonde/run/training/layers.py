@@ -90,7 +90,7 @@ def _require_insertable(asked: AskedLayer) -> None:
         raise InputError(
             f"{at}@{asked.site}: expected a layer that keeps the shape of one site, starts as "
             f"the identity and has parameters to train, got {kind.__name__}. Use it in Python "
-            f"(sonde.layers.{kind.__name__}), or insert one of: {known}."
+            f"(sonde.layers.{kind.__name__}), or insert one of these layers: {known}."
         )
     needed = [n for n in _parameters(kind) if _is_required(kind, n) and n != "dim"]
     if missing := [name for name in needed if name not in asked.given]:

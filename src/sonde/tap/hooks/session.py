@@ -155,8 +155,8 @@ class Session:
     def __enter__(self) -> "Session":
         if self.is_open:
             raise InputError(
-                f"{self._owner}: expected one with block at a time, got a second one while the "
-                f"first is open. Make another {self._owner} for the second."
+                f"{self._owner}: expected one with block at a time, got a second with block "
+                f"while the first is open. Make another {self._owner} for the second."
             )
         self.is_open, self.n_followed, self.n_passed, self.n_outside = True, 0, 0, 0
         try:

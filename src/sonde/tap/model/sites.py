@@ -211,7 +211,8 @@ def match(pattern: str, names: ModuleNames) -> list[str]:
     if distinct:
         shown = ", ".join(distinct[:SHOWN]) + (", ..." if len(distinct) > SHOWN else "")
         raise SiteError(
-            f"resolve: {pattern!r} names {len(distinct)} modules: {shown}. Write more of the path."
+            f"resolve: {pattern!r} names {len(distinct)} modules: {shown}. Give a longer part of "
+            "the path."
         )
     raise SiteError(f"resolve: expected a module, got {pattern!r}.{_near(pattern, names)}")
 

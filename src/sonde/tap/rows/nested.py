@@ -41,6 +41,7 @@ def require_dense(x: Tensor) -> None:
     """
     if x.layout not in DENSE:
         raise ShapeError(
-            f"expected a dense output, got one of layout {str(x.layout).removeprefix('torch.')} "
-            f"and shape {tuple(x.shape)}. Leave the site out, or read the module after it."
+            "expected a dense output, got an output of layout "
+            f"{str(x.layout).removeprefix('torch.')} and shape {tuple(x.shape)}. Leave the site "
+            "out, or read the module after it."
         )

@@ -371,8 +371,8 @@ class SiteFunction:
                 outputs = session.run(self._args, self._kwargs)
         if len(seen) != 1:
             raise SiteError(
-                f"SiteFunction: expected {self._site} to run once, it ran {len(seen)} times. Name "
-                "one of its calls (@0) or another site."
+                f"SiteFunction: expected {self._site} to run once, but it ran {len(seen)} times. "
+                "Name one of its calls (@0) or another site."
             )
         return seen[0], outputs
 
