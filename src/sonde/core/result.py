@@ -48,7 +48,7 @@ FLAGS: dict[str, str] = {
     "the result, or were scaled down",
     "unlabelled": "rows without a label were left out",
     "nonfinite": "rows with NaN, infinity or numbers too large to square were left out",
-    "rough_merge": "parts that were fitted separately and merged give other scores than a single pass",
+    "rough_merge": "parts that were fitted separately and merged give other scores than one pass",
     "sampled": "computed from a sample of the rows",
     "paired": "the same rows on both sides, and no sample of them to compare one by one",
     "incomplete": "the parts miss more than 5 % of the whole: take more steps",
