@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _remarks: ContextVar[list[tuple[str, str]] | None] = ContextVar("remarks", default=None)
 
 typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
-"""What was typed after ``sonde``."""
+"""Words typed after ``sonde``."""
 
 begun: ContextVar[float] = ContextVar("begun")
 """When the command began, in seconds since the epoch: before torch was imported."""

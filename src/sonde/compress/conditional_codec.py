@@ -19,7 +19,7 @@ from sonde.core.errors import InputError
 from sonde.core.random_state import kept_random_state
 
 SMALLEST = 0.11
-"""Least spread of a difference in steps, so that an unexpected number has some mass."""
+"""Least standard deviation of a difference, in steps, so that no number has probability 0."""
 
 
 @final

@@ -207,4 +207,4 @@ def inverse_factor(h: Float[Tensor, "in in"]) -> Float[Tensor, "in in"]:
 
 
 BLOCK = 128
-"""Columns whose errors are put on the columns behind them at once."""
+"""Columns whose errors are added to the later columns together."""

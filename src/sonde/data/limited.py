@@ -20,7 +20,7 @@ from sonde.data.sources import Row, Source, is_missing
 POOL = 100_000
 """Items whose labels are read at most."""
 IN_STRATUM = 2
-"""Items that each class must get on average; labels of more values are not told apart."""
+"""Items that each class must get on average; labels with more values are not distinguished."""
 
 
 @dataclass(frozen=True, eq=False)

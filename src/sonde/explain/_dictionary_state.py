@@ -14,7 +14,7 @@ from sonde.stats.training import TrainingState
 
 _DIAGONAL = Moments("diag")
 MASSIVE = 10.0
-"""Spread of a unit, in median spreads of its site, above which it is scaled down."""
+"""Standard deviation of a unit, relative to the median unit, above which it is scaled down."""
 
 
 @dataclass(frozen=True, kw_only=True)

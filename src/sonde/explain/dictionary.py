@@ -39,7 +39,7 @@ ACTS = {
     "batchtopk": "jumprelu",
     "gated": "jumprelu",
 }
-"""What its architectures are here."""
+"""Activations here by the name of the SAELens architecture."""
 
 
 FORMAT = "sonde-dictionary/1"

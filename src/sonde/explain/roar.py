@@ -25,7 +25,7 @@ Train = Callable[[Tensor, Tensor, int], nn.Module]
 """A recipe: inputs, classes and a seed to a trained model that returns logits."""
 Fill = Literal["mean", "neighbours"]
 ROUNDS = 100
-"""Of averaging over neighbours; what is known stays."""
+"""Rounds of averaging over neighbours; known values stay unchanged."""
 
 
 @final

@@ -25,7 +25,7 @@ Measure = Literal["accuracy", "error", "loss", "states", "probabilities"]
 SCOPES: Final[tuple[Scope, ...]] = (
     "mode", "answers", "inputs", "labels", "part", "statistics", "some inputs", "head",
 )  # fmt: skip
-"""What a change modifies, from least to most: a larger change fits more by itself."""
+"""Parts that a change can modify, smallest first: a larger part can fit more by chance."""
 LEVEL: Final = 0.01
 
 

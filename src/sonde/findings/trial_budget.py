@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sonde.findings.evidence.record import Evidence
 
 SPEED: Final = 1e11
-"""Operations of one core in a second: what turns a budget into about seconds."""
+"""Operations of one core in a second, which convert a budget into approximate seconds."""
 SECONDS: Final = 3.0
 OF_ROWS, OF_TOKENS = 3.0, 0.25
 """Most that trials cost, in forwards of the data; more only up to ``SECONDS``."""

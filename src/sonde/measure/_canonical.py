@@ -9,7 +9,7 @@ from torch import Tensor
 from sonde.stats import CrossMomentsState, MomentsState
 from sonde.stats.normal_equations import GRAM_CUT
 
-"""Directions below this share of the largest eigenvalue, between standardised units, are none."""
+"""Part of the largest eigenvalue (standardised units) below which a direction is ignored."""
 DRAWS = 20
 ENTRIES = 2000
 """Draws of a null are fewer where one has so many entries that it hardly varies."""

@@ -24,7 +24,7 @@ from sonde.stats import HashSampleState
 from sonde.stats.normal_equations import GRAM_CUT
 from sonde.stats.sampled_rows import SampledRows
 
-"""Directions below this share of the largest eigenvalue, between standardised units, are none."""
+"""Part of the largest eigenvalue (standardised units) below which a direction is ignored."""
 EMERGED = 0.9
 
 Features = Literal["principal", "units"]

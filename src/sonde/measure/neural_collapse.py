@@ -30,7 +30,7 @@ from sonde.stats.sampled_rows import SampledRows
 
 DRAWS = 20
 CUT = 1e-4
-"""Directions in which the class means spread by less, as a share of the widest, are none."""
+"""Variance of the class means, relative to the largest, below which a direction is ignored."""
 
 
 NOISY = 0.1

@@ -10,7 +10,7 @@ from sonde.report.document import Command, Document, Figure, Part, Section, Tabl
 
 MIB = 2**20
 LEFT = 0.02
-"""Fraction of the weights from which on what is not packed is named."""
+"""Fraction of the weights from which on the unpacked layers are named."""
 UNPACKABLE = ("bit", "signs")
 """Words in the forms of weights that a layer unpacks at each use."""
 

@@ -71,7 +71,7 @@ LINES = {
     "from decibels to power": "x = 10 ** (x / 10)",
     "from power to decibels": "x = 10 * x.log10()",
 }
-"""What brings a batch ``x`` into another form, by words that name the form."""
+"""Code that brings a batch ``x`` into another form, by the words for the form."""
 
 
 def column_changes(x: Inputs, names: Sequence[str]) -> dict[str, Change]:

@@ -19,7 +19,7 @@ GRID, SIDE, STRIDE = 16, 4, 2
 SMALLEST: Final = 6  # pixels of a picture's side
 MOST_TOKENS, LEAST_TEXTS = 400, 8
 REACH, ALWAYS = 8, 0.9
-"""Tokens to either side that are looked at for a phrase; how often a token of a phrase is there."""
+"""Tokens on either side that may belong to a phrase, and how often a token of a phrase occurs."""
 
 Kind = Literal["place", "column", "token"]
 Rows = Int[np.ndarray, "_row"]

@@ -12,7 +12,7 @@ LETTERS: Final = 40
 """Letters that a text needs for its language to be identified."""
 SURE: Final = 0.9
 SIGNS: Final = 2_000
-"""Signs of a text that are looked at."""
+"""Characters of a text that are examined."""
 _TAGS: Final = (
     "a abbr article aside b blockquote body br button center code div em font footer form h1 h2 h3 "
     "h4 h5 h6 head header hr html i iframe img input label li link main meta nav ol option p pre "

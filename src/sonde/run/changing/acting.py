@@ -35,7 +35,7 @@ JUDGED, LEAST_JUDGED = 64, 8
 OPERATIONS = 8e11
 """How many operations the judging of one act may take: below 30 s on two cores."""
 PASSES = 24
-"""How often each example is run: two sides, as they are, changed, and by ten controls."""
+"""Runs of each example: on two sides, unchanged, changed, and under ten controls."""
 N_SAMPLES, PROMPT, NEW = 3, 32, 80
 """Samples of text, tokens of their prompts, and tokens that are made."""
 

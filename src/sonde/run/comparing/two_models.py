@@ -25,9 +25,9 @@ from sonde.stats.spreads import spreads
 LEAST_ROWS = 16
 NAMED_UNITS = 5
 FOUND_AGAIN = 0.7
-"""A unit whose best partner correlates at least so much is found again in the other model."""
+"""Least correlation with the best partner at which a unit counts as found in the other model."""
 SAME_UNIT = 0.99
-"""A unit whose best partner correlates at least so much is the same, but for its scale."""
+"""Least correlation with the best partner at which two units differ only by a scale."""
 
 
 @dataclass(frozen=True)

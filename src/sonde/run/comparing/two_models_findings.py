@@ -6,7 +6,7 @@ from typing import Final, Literal
 from sonde.run.comparing.two_models import SiteMatch, TwoModels
 
 STILL: Final = 1e-3
-"""A layer that moved by fewer of its spreads is said not to have moved: rounding does as much."""
+"""Smallest change, in standard deviations, that counts as a change: rounding causes less."""
 LEAST_UNITS: Final = 16
 CHANCE: Final = 0.5
 DEVIATION: Final = 12**-0.5

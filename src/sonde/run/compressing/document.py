@@ -22,7 +22,7 @@ HOLDS: Final = {
     "maps": "convolution",
     "rows": "embedding",
 }
-"""What the kinds of layers are called; others by their class."""
+"""Names of the kinds of layers; other kinds are named by their class."""
 
 
 def compress_document(

@@ -28,7 +28,7 @@ HALFWAY: Final = 0.5
 """Overlap from which on a unit follows a label, between that of a unit always high (0) and 1."""
 WITNESSES: Final = 4
 Seen = Mapping[tuple[int, int, int], dict[str, Any]]
-"""What is known of a row by the two words of its example's id and its position."""
+"""Known facts about a row, by the two words of its example's id and its position."""
 
 
 @runtime_checkable

@@ -27,9 +27,9 @@ MERGING = 2
 SOLVING = 4
 """The same while a result is taken: a matrix, its eigenvectors and what the solver needs."""
 SLACK, BASE = 1.15, 32 * 2**20
-"""What allocators leave unused, and what a pass takes whatever it holds."""
+"""Memory that allocators leave unused, and memory that every pass needs."""
 COPIES = 3
-"""Of waiting rows: as they came, joined, and centred."""
+"""Copies of waiting rows: as read, joined, and centred."""
 FEW = 8
 """Made-up rows in the state that is measured."""
 

@@ -13,7 +13,7 @@ from sonde.run.instruments.families import snake_case
 from sonde.run.instruments.words import parse_methods
 
 GIVEN = ("x", "y", "probs", "label")
-"""What the command can give a loss: rows of one or two sites, maps of attention, and labels."""
+"""Inputs that the command can pass to a loss: rows of one or two sites, attention maps, labels."""
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ class _Interception:
 _OPEN: ContextVar[tuple[_Interception, ...]] = ContextVar("sonde_interceptions", default=())
 _lock = threading.Lock()
 _taken: dict[int, tuple[Any, int]] = {}
-"""What a module had as a forward of its own, and how many blocks intercept it, by its id."""
+"""A module's own forward function and the number of blocks that intercept it, by its id."""
 
 
 def _take(module: nn.Module) -> None:

@@ -401,7 +401,7 @@ class LiveStream(Stream):
 
 
 _TOLD_PADDED: WeakSet[nn.Module] = WeakSet()
-"""Modules of whose inputs has been said that they seem padded."""
+"""Modules for which a warning about padded inputs was printed."""
 
 
 def _say_if_padded(model: Model, kinds: Sequence[Kind], batch: InputBatch) -> None:
