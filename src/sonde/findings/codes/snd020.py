@@ -29,14 +29,15 @@ class SND020(Rule):
     ----------
     siblings : int, default=4
         Least number of layers that share a shape and, apart from numbers, a name.
-    ratio : float, default=4
-        How many times larger or smaller than the median of the others.
+    ratio, noted : float
+        How many times larger or smaller than the median of the others: for a warning, and a note.
     deviations : float, default=6
         Least distance from the siblings' median, in robust standard deviations of the logarithms.
     """
 
     siblings: int = SIBLINGS
     ratio: float = RATIO
+    noted: float = 3.0
     deviations: float = DEVIATIONS
 
     title: ClassVar[str] = "Weights whose size stands out from their siblings"
@@ -53,9 +54,9 @@ class SND020(Rule):
         "shape and by name without numbers, so that layers at the same position in all blocks "
         "form one group; and the weights of norms inside numbered blocks, grouped by name. A "
         "layer is reported if the root mean square of its weights is at least 4 times or at "
-        "most 1/4 of the median of the others in its group, and if the logarithm of this ratio "
-        "is 6 robust standard deviations away (1.48 times the median deviation, at least log "
-        "1.2)."
+        "most 1/4 of the median of the others in its group (3 times or 1/3: a note), and if the "
+        "logarithm of this ratio is 6 robust standard deviations away (1.48 times the median "
+        "deviation, at least log 1.2)."
     )
     false_positives: ClassVar[str] = (
         "Models that scale blocks by depth on purpose, so that the first block differs much "
@@ -74,10 +75,10 @@ class SND020(Rule):
             return self.not_applicable(
                 f"fewer than {self.siblings} blocks have a layer of the same name"
             )
-        outliers = size_outliers(large, self.ratio, self.deviations)
+        outliers = size_outliers(large, min(self.noted, self.ratio), self.deviations)
         every = [r for group in large for r in ratios(group)]
         worst = max(every, key=lambda r: abs(math.log(r)), default=1.0)
-        figure = Figure("size_over_siblings", worst, null=1.0, threshold=self.ratio)
+        figure = Figure("size_over_siblings", worst, null=1.0, threshold=self.noted)
         if not outliers:
             return self.clear(figure)
         first = max(outliers, key=lambda o: abs(math.log(o.ratio)))
@@ -94,7 +95,7 @@ class SND020(Rule):
             "others)."
         )
         return self.raised_with(
-            "warning",
+            "warning" if abs(math.log(first.ratio)) >= math.log(self.ratio) else "note",
             sentence(text, f"The weights of {places(more)} differ as well." if more else ""),
             figure,
             sites=tuple(o.path for o in outliers),
