@@ -207,7 +207,9 @@ def test_damaged_files_of_packed_weights_are_refused(rounded, tmp_path, is_cut):
     content = bytearray(weights.read_bytes())
     content[-7] ^= 8
     weights.write_bytes(content[:-9] if is_cut else content)
-    with pytest.raises(StateError, match=r"model\.safetensors is not the file that was written"):
+    with pytest.raises(
+        StateError, match=r"model\.safetensors differs from the file that was written"
+    ):
         sonde.load(str(folder), device="cpu")
 
 

@@ -98,7 +98,7 @@ def test_a_search_goes_on_where_it_was_stopped_and_draws_a_page(tmp_path, monkey
 def test_methods_that_reach_no_size_are_refused(tmp_path):
     page = tmp_path / "p.html"
     for words, message in (
-        (("--to", "2:4", "--methods", "rtn"), "rtn has no pattern"),
+        (("--to", "2:4", "--methods", "rtn"), "rtn has no parameter pattern"),
         (("--methods", "gtpq"), "Did you mean gptq?"),
         (("--to", "tiny"), "--to: expected 4bit"),
     ):

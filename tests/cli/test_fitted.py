@@ -115,7 +115,7 @@ def test_tables_fill_the_terminal_and_names_are_whole_in_a_pipe(monkeypatch):
 def test_tables_say_what_their_words_mean(run, place, tmp_path, words):
     ran = run("fit", "mahalanobis,cka,norms,spectrum", *words[2:], "-o", tmp_path / "a.sonde")
     meanings = {line[:11].strip(): line for line in ran.out.splitlines() if line[:11].strip()}
-    assert "(higher = more" in meanings["alarm at 5%"]
+    assert "raises an alarm (higher =" in meanings["alarm at 5%"]
     assert "calibration" in meanings["held out"]
     assert "in units of the rows; higher = more" in " ".join(ran.out.split())
     assert "standard error" in ran.out

@@ -90,6 +90,6 @@ def test_what_cannot_be_rounded_is_refused():
         RTN().plan(net)
     tied = nn.ModuleDict({"embed": nn.Embedding(9, 4), "head": nn.Linear(4, 9, bias=False)})
     tied["head"].weight = tied["embed"].weight
-    with pytest.raises(InputError, match="head and embed are one weight"):
+    with pytest.raises(InputError, match="head and embed are a single weight"):
         SignQuant(layers=("head",)).plan(tied)
     assert set(RTN(layers=("head",)).plan(tied).changes) == {"embed.weight"}, "both sides alike"

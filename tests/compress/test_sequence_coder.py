@@ -90,7 +90,7 @@ def test_another_version_is_refused(monkeypatch):
     ids, coder = torch.arange(9), SequenceCoder(causal_model())
     stream = coder.encode(ids)
     monkeypatch.setattr("sonde.compress.sequence_coder.version", lambda _: "1.2.3+cpu")
-    with pytest.raises(StateError, match=r"here are 1\.2\.3 1\.2\.3 1\.2\.3 cpu"):
+    with pytest.raises(StateError, match=r"installed versions are 1\.2\.3 1\.2\.3 1\.2\.3 cpu"):
         coder.decode(stream)
 
 

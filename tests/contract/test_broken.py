@@ -134,7 +134,7 @@ TWINS = [
     (Rewrite, "saved", broken_rewrites.Halves("folds"), "11.weight is off by"),
     (Rewrite, "undone", broken_rewrites.DoesNothing(), "the saved weights are the old ones"),
     (Rewrite, "half", broken_rewrites.Halves("half"), "is not finite"),
-    (Rewrite, "tied", broken_rewrites.Halves("tie"), "not told"),
+    (Rewrite, "tied", broken_rewrites.Halves("tie"), "the plan does not say"),
     (Rewrite, "missing", broken_rewrites.Halves("takes anything"), "was taken"),
     (Layer, "start", broken_layers.Mixes("starts"), "first output is off"),
     (Layer, "gradients", broken_layers.Mixes("detached"), "finite differences"),

@@ -30,7 +30,7 @@ def words(tmp_path, monkeypatch):
 def test_the_named_columns_are_the_features(words, flags):
     ran = run_words("fit", "knn(k=2)", *words, *flags, "-o", "p.sonde")
     assert ran.code == 0, ran.err
-    assert "2 columns of numbers are one vector: a, b." in ran.err
+    assert "2 columns of numbers are read as one vector: a, b." in ran.err
 
 
 def test_a_label_column_that_is_empty_is_an_error(words):

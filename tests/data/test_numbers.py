@@ -42,14 +42,14 @@ def test_columns_of_numbers_are_the_features(tmp_path, suffix):
     assert x.dtype == torch.float32
     assert torch.equal(x, torch.tensor(ROWS))
     assert label == [0, 1, 0]
-    assert inputs.notes[0] == "3 columns of numbers are one vector: a, b, c."
+    assert inputs.notes[0] == "3 columns of numbers are read as one vector: a, b, c."
 
 
 def test_one_column_and_one_item_are_told_as_one(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("a,label\n1,x\n2,x\nfour,y\n3,y\n")
     inputs = open_inputs(load(torch.nn.Linear(1, 2)), path, skip_bad=True)
-    assert inputs.notes[0] == "1 column of numbers is one vector: a."
+    assert inputs.notes[0] == "1 column of numbers is read as one vector: a."
     assert inputs.notes[1].startswith("1 item was skipped: t.csv line 4")
 
 

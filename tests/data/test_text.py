@@ -108,7 +108,9 @@ def test_truncate_and_error(gpt2):
     assert batches == {0: 4, 1: 0}
     assert inputs.n_truncated == 1
     assert not inputs.grouped
-    with pytest.raises(errors.InputError, match=r"item 0 .*20 tokens, the model reads 16.*--long"):
+    with pytest.raises(
+        errors.InputError, match=r"item 0 .*20 tokens, but the model reads 16.*--long"
+    ):
         open_inputs(load(gpt2), ["y" * 20], long="error")
     with pytest.raises(errors.InputError, match="expected long among auto, chunk"):
         open_inputs(load(gpt2), ["y"], long="cut")
@@ -211,7 +213,7 @@ def test_an_empty_text_without_special_tokens_is_named(gpt2, bert):
     inputs = open_inputs(load(gpt2), ["a", "", "b", ""])
     assert (len(inputs), inputs.n_skipped) == (2, 2)
     assert any("2 items were skipped: item 1" in note for note in inputs.notes)
-    with pytest.raises(errors.InputError, match=r"no item .2 broken or empty ones"):
+    with pytest.raises(errors.InputError, match=r"no item .2 broken or empty items"):
         open_inputs(load(gpt2), ["", ""])
     assert [r[0] for r in by_order(open_inputs(load(bert), [""]))] == [[2, 3]]
 

@@ -326,9 +326,9 @@ def test_parameters_out_of_range_are_refused(bad):
 
 
 def test_errors_say_what_to_do(tiny):
-    with pytest.raises(ShapeError, match=r"expected 16 patches of every image .*got 9 of one"):
+    with pytest.raises(ShapeError, match=r"expected 16 patches of every image .*got 9 in an image"):
         _score(tiny, _images(1, 0)[:, :9])
-    with pytest.raises(ShapeError, match=r"expected 16 patches of every image .*got 1 of one"):
+    with pytest.raises(ShapeError, match=r"expected 16 patches of every image .*got 1 in an image"):
         _score(tiny, _images(1, 0)[:, :1])
     assert _score(tiny, _images(0, 0)).shape == (0,)
     with pytest.raises(ShapeError, match=r"FOD.score: expected dim=8 \(as fitted\)"):

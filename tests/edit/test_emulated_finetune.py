@@ -67,5 +67,5 @@ def test_laws():
 def test_what_is_refused():
     with pytest.raises(InputError, match=r"nucleus in \(0, 1\], got 0"):
         EmulatedFinetune(MODEL, MODEL, nucleus=0.0)
-    with pytest.raises(InputError, match=r"got \(1.0,\) for 2 of them"):
+    with pytest.raises(InputError, match=r"got \(1.0,\) for 2 models"):
         EmulatedFinetune((MODEL, MODEL), MODEL, weights=(1.0,))

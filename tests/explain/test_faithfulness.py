@@ -99,7 +99,7 @@ def test_places_of_images_and_maps():
     found = Saliency().explain(net, x)
     judged = Deletion(steps=4, n_random=1).judge(net, x, found)
     assert judged.curve.shape == (5,)
-    with pytest.raises(ShapeError, match=r"\(3, 16\) places, got \(3, 9\)"):
+    with pytest.raises(ShapeError, match=r"\(3, 16\) positions, got \(3, 9\)"):
         Deletion().judge(net, x, replace(found, value=torch.ones(3, 2, 3, 3)))
     with pytest.raises(InputError, match="steps of at least 1, got 0"):
         Deletion(steps=0)

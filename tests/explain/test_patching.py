@@ -127,7 +127,7 @@ def test_heads_of_an_attention_and_what_runs_do_not_share(net):
     both = ActivationPatching(over="whole").explain(
         net, A, corrupt=B, objective=MARGIN, site="transformer.h.0.attn:heads"
     )
-    assert "whole forwards at" in one.conventions["restart"]
+    assert "whole forward passes at" in one.conventions["restart"]
     assert 0 < float(both.value) != float(one.value[0, 0])
     same = ActivationPatching().explain(net, A, corrupt=A, objective=MARGIN)
     assert (same.n, same.n_dropped, same.flags) == (0, 2, ("dead",))

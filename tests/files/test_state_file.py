@@ -194,7 +194,7 @@ def test_a_file_above_4_gib_is_opened(tmp_path):
 def test_only_the_expected_states_are_read(tmp_path):
     path = tmp_path / "a.sonde"
     write_state(path, {}, {"s": Box(torch.zeros(1)), "empty": None})
-    with pytest.raises(StateError, match=r"lacking \['other'\], unknown \['s'\]"):
+    with pytest.raises(StateError, match=r"missing \['other'\], unknown \['s'\]"):
         read_state(path, {"other": Box, "empty": Box})
     with pytest.raises(StateError, match="unknown state 's'"):
         read_state(path, {"empty": Box}.__getitem__)
@@ -256,7 +256,7 @@ def test_a_class_that_refuses_its_values_is_a_state_error(tmp_path):
 
     path = tmp_path / "a.sonde"
     write_state(path, {}, {"s": Unchecked(torch.zeros(3, dtype=torch.float64), "pac", 2.0)})
-    with pytest.raises(StateError, match=r"Calibration refuses these values.*delta"):
+    with pytest.raises(StateError, match=r"Calibration rejects these values.*delta"):
         read_state(path, {"s": Calibration})
     calibration = Calibration.from_scores([0.1, 0.2], "pac", 0.1)
     assert equal(through(path, calibration), calibration)

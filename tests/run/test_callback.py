@@ -263,7 +263,7 @@ def test_wrong_steps_and_names_are_refused(tmp_path):
         TrackCallback(Covariance(), PROBE, tmp_path / "t", every=0)
     track = Track(tmp_path / "none")
     assert track.steps == ()
-    with pytest.raises(StoreError, match="has no step 3, nor any other"):
+    with pytest.raises(StoreError, match="has no step 3, no step at all"):
         track.at(3)
     with pytest.raises(InputError, match="no curve of anything"):
         track.chart()
@@ -271,7 +271,7 @@ def test_wrong_steps_and_names_are_refused(tmp_path):
     with pytest.raises(InputError, match="expected a step from 0 on, got -1"):
         recorder.record(network(), -1)
     recorder.record(network(), 1)
-    with pytest.raises(InputError, match="no curve of covarianze, only of covariance"):
+    with pytest.raises(InputError, match="no curve of covarianze; recorded: covariance"):
         recorder.track.chart(["covarianze"])
 
 

@@ -49,7 +49,7 @@ def test_effect_and_damage_are_differences_of_log_probabilities():
     states = m[1](m[0](x)).double() @ (direction / direction.norm()).double()  # type: ignore[index]
     spread = float(states.std(correction=0))
     assert found.size == pytest.approx(float(direction.norm()) / spread, rel=1e-5)
-    assert "spreads" in found.too_large
+    assert "standard deviations" in found.too_large
 
 
 def test_the_head_s_own_direction_beats_random_ones_of_the_same_length():

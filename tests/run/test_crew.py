@@ -99,7 +99,7 @@ def test_room_is_counted_machine_by_machine(nodes, needs, room):
 
 def test_no_machine_with_the_device_is_named():
     with pytest.raises(
-        InputError, match=r"of 1 CPU and 1 GPU each .*no machine of the cluster has a GPU"
+        InputError, match=r"needs 1 CPU and 1 GPU each .*no machine of the cluster has a GPU"
     ):
         check_room([{"CPU": 8.0}], ActorNeeds(1, 1), 0)
 

@@ -88,7 +88,9 @@ def test_columns_that_stand_twice_and_empty_tables_are_refused(tmp_path):
     usual = pa.table(ROWS)
     path = tmp_path / "twice.csv"
     path.write_text("id,site,instrument,score,score\na,s,k,1,2\n")
-    with pytest.raises(InputError, match=r"each column once in .*twice\.csv, got score again"):
+    with pytest.raises(
+        InputError, match=r"each column once in .*twice\.csv, got score more than once"
+    ):
         read_table(path)
     with pytest.raises(InputError, match=r"got 0 rows\. Write"):
         evaluate(usual, usual.slice(0, 0))

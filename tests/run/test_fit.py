@@ -228,7 +228,7 @@ def test_five_groups_calibrate_and_say_which_rate_they_can_promise(capsys):
         fitted = fit(Mahalanobis(), Stream.of(rows(60), group=group))
         told, n_held = capsys.readouterr().err, fitted.result("mahalanobis").calibration.n
         assert f"{n_held} of 5 groups" in told
-        assert f"below {1 / (n_held + 1):.0%} can be promised; 10% takes 9" in told
+        assert f"below {1 / (n_held + 1):.0%} can be guaranteed; a rate of 10% needs 9" in told
         seen.add(present(fitted.split).cut is None)
     assert seen == {True, False}
     fit(Mahalanobis(), Stream.of(rows(60), group=[1] * 60))

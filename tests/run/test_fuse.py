@@ -149,7 +149,7 @@ def test_what_is_refused(fitted, bundle):
             untyped(table, bundle, **wrong)
     with pytest.raises(InputError, match="a p-value in every line"):
         with_fused(scored(fitted, sites(20, 2)), fitted, "simes")
-    with pytest.raises(InputError, match=r"lines of the same rows .* got 19 of .* and 20 of"):
+    with pytest.raises(InputError, match=r"lines of the same rows .* got 19 lines of .* and 20 of"):
         with_fused(table.slice(1), bundle)
     held = fit(Mahalanobis(), Stream.of(sites(300, 0)), progress=False)
     with pytest.raises(StateError, match="`sonde calibrate`, or"):

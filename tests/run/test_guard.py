@@ -289,7 +289,7 @@ def test_a_model_in_bfloat16_is_scored_with_a_warning(small):
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(4))
     with Guard(net, probe, methods=["mahalanobis"]) as guard:
         net(x)
-    with pytest.warns(SondeWarning, match="runs in bfloat16, the probe was fitted in float32"):
+    with pytest.warns(SondeWarning, match="runs in bfloat16, but the probe was fitted in float32"):
         narrow = Guard(mlp().eval().bfloat16(), probe, methods=["mahalanobis"])
     with narrow:
         narrow._onlooker.root(x.bfloat16())

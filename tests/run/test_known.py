@@ -225,7 +225,9 @@ def test_masks_that_do_not_fit_are_refused(folders):
         evaluate_pixels(scored, test, "nothing")
     mask = folders / "truth" / "bad" / "0_mask.png"
     mask.rename(folders / "truth" / "bad" / "7.png")
-    with pytest.raises(InputError, match=r"one mask for an image .*7\.png.*whose name fits none"):
+    with pytest.raises(
+        InputError, match=r"one mask for an image .*7\.png.*whose name matches no image"
+    ):
         evaluate_pixels(scored, test, str(folders / "truth"))
     Image.fromarray(MASK * 0).save(folders / "truth" / "bad" / "7.png")
     (folders / "truth" / "bad" / "7.png").rename(mask)

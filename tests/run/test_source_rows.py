@@ -53,7 +53,7 @@ def test_pieces_of_a_text_name_the_text(python):
     model, fitted = python
     texts = ["a = 1\n", "b = 2\n" * 20, "c = 3\n" * 9, "a = 1\n"]
     stream = read(model, texts, sites="model.layers.0", reducer="last", max_length=32)
-    with pytest.warns(SondeWarning, match="max_length=32, and were with 256"):
+    with pytest.warns(SondeWarning, match="max_length=32, but the state was fitted with 256"):
         table = score(fitted, stream, **QUIET)
     assert table.num_rows > len(texts)
     rows = table["row"].to_pylist()

@@ -59,7 +59,7 @@ Run and keep
   sonde serve MODEL [probe.sonde]                 answer over HTTP, monitored
   sonde info FILE                                 describe a file of sonde
   sonde export STORE -o FILE                      Parquet, arrays or Lance
-  sonde verify FILE|DIR [--repair]                check files against their hashes
+  sonde verify FILE|DIR [--repair]                files against their hashes
   sonde encode FILE -o FILE                       texts in few bytes
   sonde decode FILE -o FILE                       and back, bit for bit
 

@@ -297,7 +297,7 @@ class FODScorer(Scorer):
         if len(partial):
             raise ShapeError(
                 f"FOD.score: expected {n} patches of every image (as fitted), each position "
-                f"once, got {int(partial[0])} patches of an image. Score whole images of the "
+                f"once, got {int(partial[0])} in an image. Score whole images of the "
                 "fitted size, not rows."
             )
         return rows

@@ -68,8 +68,8 @@ def verify_report(path: str | Path) -> Soundness:
     """
     path = Path(path)
     checked = {"n_files": 1, "n_bytes": path.stat().st_size}
-    sealed = is_sealed(path)
     try:
+        sealed = is_sealed(path)
         if sealed is False:
             raise StateError("its bytes differ from those that were written")
         other = other_page(path)
@@ -84,6 +84,8 @@ def verify_report(path: str | Path) -> Soundness:
         report = load_report(path)
         check_report(report, strict=not sealed)
     except (StateError, StoreError) as error:
+        if isinstance(error.__cause__, OSError):
+            raise  # a file that may not be read is not damaged
         if sealed_otherwise(path):
             return Soundness("page", checked)
         return Soundness("report", checked, (Fault(path, str(error)),))
