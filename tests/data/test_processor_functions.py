@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from sonde.core.errors import InputError
 from sonde.data.loading import load
 from sonde.run.reading.read import read
 
@@ -71,3 +72,15 @@ def test_looking_at_the_first_rows_keeps_the_index_of_a_file(tmp_path):
     next(source.rows())
     assert source.take(2, 6) == whole[2:6]
     assert source.place(5) == "line 6"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "list"])
+def test_a_processor_that_fails_is_named_with_the_text_and_how_it_is_called(kind, tmp_path):
+    model = load(Words().eval(), processor=lambda texts: ids_of(texts[99], batch=False))
+    with pytest.raises(InputError, match="IndexError: string index out of range") as caught:
+        list(read(model, written(kind, tmp_path), sites="hidden"))
+    assert "called with one text at a time" in str(caught.value)
+    whole = load(Words().eval(), processor=lambda text: ids_of(text, batch=False))
+    bad = [*written("rows", tmp_path)[:3], {"text": "unheard", "label": 0}]
+    rows = [part.order.tolist() for part in read(whole, bad, sites="hidden", skip_bad=True)]
+    assert sorted(i for some in rows for i in some) == [0, 1, 2]

@@ -215,7 +215,17 @@ class CallableEncoder(Encoder):
 
     def _made(self, row: Row) -> Any:
         found = self._stored(row)
-        made = self.processor(decode(found) if self.image else found)
+        item = decode(found) if self.image else found
+        try:
+            made = self.processor(item)
+        except InputError:
+            raise
+        except Exception as error:
+            kind = "image" if self.image else "text" if isinstance(item, str) else "item"
+            raise InputError(
+                f"processor: it failed on this {kind} with {type(error).__name__}: {error}. It is "
+                f"called with one {kind} at a time, and returns its tensors without a batch axis."
+            ) from error
         return _without_batch(made) if isinstance(made, Mapping) else made
 
     @property
