@@ -39,7 +39,9 @@ def test_names_are_taken_as_in_a_model(store, pattern, found):
 
 @pytest.mark.parametrize("pattern", ["1.q", "1.q:out", "1.q|flat"])
 def test_a_suffix_of_several_sites_lists_them(store, pattern):
-    with pytest.raises(SiteError, match=r"names 2 sites of .*: a.1.q:out, b.1.q:out. Write more"):
+    with pytest.raises(
+        SiteError, match=r"names 2 sites of .*: a.1.q:out, b.1.q:out. Give a longer part"
+    ):
         store.select(pattern)
 
 

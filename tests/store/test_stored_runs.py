@@ -156,7 +156,7 @@ def test_a_scan_of_two_stores(store, tmp_path):
         ({"batch_size": 3}, "leave out batch_size"),
         ({"further": ["tokens"]}, "leave out further"),
         ({"seed": 3}, "leave out seed"),
-        ({"objective": "nll"}, "read with objective=None, and 'nll' is needed"),
+        ({"objective": "nll"}, "read with objective=None, but 'nll' is needed"),
         ({"keep_special": True}, "keep_special=False"),
     ],
 )
@@ -168,7 +168,7 @@ def test_what_only_a_model_does_is_refused(store, options, message):
 def test_logits_that_were_not_read_are_refused(tmp_path):
     net, items = mlp(), list(torch.zeros(4, 8))
     place = write_store(sonde.read(net, items, sites="0", logits=False), tmp_path / "a")
-    with pytest.raises(InputError, match="read with logits=False, and True is needed"):
+    with pytest.raises(InputError, match="read with logits=False, but True is needed"):
         sonde.read(place, logits=True)
     assert len(sonde.read(place, logits=False)) == 4
 

@@ -154,7 +154,7 @@ def test_a_range_under_another_name_is_a_duplicate(place):
     for path in place.rglob("1-2.*"):
         shutil.copy(path, path.with_name(path.name.replace("1-2", "4-5")))
     found = verify_store(place)
-    assert {fault.what for fault in found.faults} == {"unit 4 holds 16 examples of others"}
+    assert {fault.what for fault in found.faults} == {"unit 4 holds 16 examples of other units"}
     assert {p.name for p in repair(place, found)} == {"4-5.json", "4-5.arrow"}
     assert [f.what for f in verify_store(place).faults] == [
         "1 of 6 ranges of units are not written, the first is units 4 to 4"
@@ -218,7 +218,11 @@ def without_site(table: pa.Table) -> pa.Table:
     ("table", "change", "what"),
     [
         ("examples", replaced("order", lambda v: [v[1], *v[1:]]), "unit 1 holds 1 example twice"),
-        ("examples", replaced("order", lambda v: [0, *v[1:]]), "unit 1 holds 1 example of others"),
+        (
+            "examples",
+            replaced("order", lambda v: [0, *v[1:]]),
+            "unit 1 holds 1 example of other units",
+        ),
         ("examples", replaced("order", lambda v: [None, *v[1:]]), "empty values in order"),
         ("examples", replaced("group_key", lambda v: [b"x", *v[1:]]), "groups of unit 1"),
         ("examples", lambda t: t.drop_columns("key"), "lacks the columns key"),

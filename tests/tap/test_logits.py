@@ -70,7 +70,7 @@ def test_logits_are_found_by_their_form(form, tmp_path):
     opened = open_for(loaded, net, X)
     next(iter(opened))
     notes = " ".join(notes_of(opened))
-    assert (f"output {said!r}, 3 numbers" in notes) == (said is not None), notes
+    assert (f"output {said!r} (3 numbers" in notes) == (said is not None), notes
     guard = sonde.Guard(net, loaded, alpha=0.3, methods=["msp"])
     with guard, torch.no_grad():
         net(X[:5])

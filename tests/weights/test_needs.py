@@ -63,5 +63,5 @@ def test_what_is_missing_or_wrong_is_refused():
         SelectiveDampening().plan(model, {"forget": state, "retain": state})
     with pytest.raises(InputError, match=r"SecondMoment fitted at .*down_proj:in, got str"):
         RankOneEdit(FACTS[0], LAYER, shift=torch.ones(16)).plan(tiny(), "text")
-    with pytest.raises(InputError, match="one that reads forget, retain"):
+    with pytest.raises(InputError, match="a rewrite that reads forget, retain"):
         sonde.fit(RandomLabel(), sonde.Stream.of({"x": rows["forget"][0]}))

@@ -119,7 +119,7 @@ def test_figures_of_heads_are_those_of_their_probabilities():
             "layers.0.mlp:heads",
             r"expected an attention .*, got .*mlp' \(LlamaMLP\)",
         ),
-        (":heads", r"holds 3 attentions: model\.layers\.0\.self_attn, .* Name one of them"),
+        (":heads", r"holds 3 attention layers: model\.layers\.0\.self_attn, .* Name one of them"),
         ("layers.0:heads.4", r"no tensor '4', only \['0', '1', '2', '3'\]"),
     ],
 )
