@@ -17,6 +17,7 @@ def test_runs_of_numbers_are_joined_within_one_list_only() -> None:
 def test_a_sentence_never_grows_beyond_its_length() -> None:
     assert sentence("First.", "x" * LONGEST, "Last.") == "First. Last."
     assert len(sentence("y" * 500)) == LONGEST
+    assert sentence("x" + "words " * 100).endswith(" words…")  # not in the middle of a word
 
 
 @pytest.mark.truth("20 ln(768 / 0.01) = 225")

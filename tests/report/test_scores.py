@@ -69,6 +69,21 @@ def test_the_most_unusual_come_first(scored):
     assert len(ids) == len(set(ids))
 
 
+def test_rows_without_ids_are_named_by_their_place_and_not_by_a_hash():
+    x = torch.randn(60, 5, generator=torch.Generator().manual_seed(0))
+    x[7] += 30
+    fitted = fit(Mahalanobis(), Stream.of(x[10:]), progress=False)
+    stream = Stream.of(x)
+    found = score(fitted, stream, progress=False)
+    assert re.fullmatch("[0-9a-f]{32}", found["id"][7].as_py())
+    for exhibits in (None, Exhibits(fitted, stream, inputs=True)):
+        page = scores_to_html(found, exhibits)
+        assert "Most anomalous: row 7" in re.sub("<[^>]*>", "", page)
+        card = page.split('<article class="card example"')[1]
+        top = re.sub("<[^>]*>", " ", card.partition("<dl")[0]).split()
+        assert top[top.index("row") :][:2] == ["row", "7"]
+
+
 def test_the_whole_has_no_position_and_marks_are_explained(scored):
     fitted, stream, found = scored
     page = scores_to_html(found, Exhibits(fitted, stream, inputs=True), alpha=0.2)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from sonde.cli._table import PIPE_WIDTH, legend, table, terminal_width, text_width
 from sonde.cli.console import note
-from sonde.core.wording import plural
+from sonde.core.wording import is_content_hash, plural
 from sonde.run.fitting.fitted import Fitted
 from sonde.run.instruments.entries import place_of
 from sonde.run.reading.row_places import Place
@@ -88,8 +88,10 @@ def _rank(line: dict[str, Any]) -> tuple[float, float, float]:
 
 def _called(line: dict[str, Any]) -> str:
     """Return the id of an input, with its place in the user's files if that is clearer."""
-    place = line["place"]
-    return line["id"] if place in (None, line["id"]) else f"{line['id']} ({place})"
+    place, own = line["place"], line["id"]
+    if place is not None and is_content_hash(own):
+        return place
+    return own if place in (None, own) else f"{own} ({place})"
 
 
 def groups_text(answers: pa.Table, weak: WeakGroups) -> str:

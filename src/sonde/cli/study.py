@@ -32,8 +32,8 @@ def package_of(word: str) -> Any:
     for point in entry_points(group=ENTRY_POINTS):
         return point.load()
     raise InputError(
-        f"sonde {word}: expected a package with the entry point {ENTRY_POINTS!r}, got none. Run "
-        "`pip install packages/sonde-studies` in the top folder of sonde's repository."
+        f"sonde {word}: expected the package sonde-studies, which is not installed. It is in the "
+        "repository of sonde, not in its wheel. In a clone, run: pip install packages/sonde-studies"
     )
 
 

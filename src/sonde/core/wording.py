@@ -54,6 +54,17 @@ def _without_zeros(text: str) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def is_content_hash(key: str) -> bool:
+    """Return whether the id of a row is a hash of its content: the id of rows without ids.
+
+    Examples
+    --------
+    >>> is_content_hash("3e7b04e4e9b5ac13d5fdb845369367a3"), is_content_hash("person 7")
+    (True, False)
+    """
+    return len(key) == 32 and not set(key) - set("0123456789abcdef")
+
+
 def told_apart_names(mine: str, theirs: str) -> tuple[str, str]:
     """Return short, distinct names for two data sets: whole paths, or their last parts.
 

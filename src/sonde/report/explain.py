@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from sonde.report._answers_words import place_of
 from sonde.report._explained_words import answer_sentence
-from sonde.report._format import number, plural, shown
+from sonde.report._format import number, plural, share, shown
 from sonde.report._markup import Markup, el
 from sonde.report._picture import Numbers
 from sonde.report.document import Document, Drawing, Part, Prose, Section, Table
@@ -127,12 +127,29 @@ def _rivals(found: dict[str, Any]) -> str:
             f"{', '.join(shown(w, 60) for w in equal)}."
         )
     for word in found.get("larger", ()):
-        verdict = of[word]["verdict"]
         said += (
-            f" {shown(word, 60)} has a larger effect ({number(of[word]['effect'])}), but the wrong "
-            f"sign on {verdict['wrong']} of {plural(verdict['moved'], 'input')}."
+            f" {shown(word, 60)} has a larger effect ({number(of[word]['effect'])}), but "
+            f"{_fault(found, of[word])}."
         )
     return said
+
+
+def _fault(found: dict[str, Any], rival: dict[str, Any]) -> str:
+    """Return why a method with a larger effect than the best one is not reliable."""
+    best = next(one for one in found["methods"] if one["method"] == found["best"])
+    label, all_inputs = best["verdict"]["label"], rival["violation"]
+    if label is not None:
+        (held,) = [one for one in rival["classes"] if one["label"] == label]
+        return f"the wrong sign on {held['wrong']} of {plural(held['moved'], 'input')}"
+    if all_inputs["signed"] and all_inputs["high"] >= 0.5:
+        said = f"the wrong sign on {share(all_inputs['value'])} of the inputs (95 %: up to "
+        said += f"{share(all_inputs['high'])}; 50 % is chance)"
+    else:
+        said = "not significantly on all inputs"
+    of_class = rival["verdict"]["label"]
+    if not rival["believable"] or of_class is None:
+        return said
+    return f"{said}; it is reliable for answers of {shown(of_class, 40)}"
 
 
 def _methods(found: dict[str, Any]) -> Section:

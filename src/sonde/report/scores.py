@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from sonde.core.wording import is_content_hash
 from sonde.files.durable import atomic_write
 from sonde.report._exhibits import exhibit
 from sonde.report._format import number, plural, shown
@@ -76,7 +77,8 @@ def scores_to_html(
         "unusual": {name: [_plain(line) for line in mine] for name, mine in lines.items()},
     }
     first = next((line for mine in lines.values() for line in mine), None)
-    said = "No rows." if first is None else f"Most anomalous: {shown(first['id'], 80)}"
+    found = None if exhibits is None or first is None else exhibits.of(first)
+    said = "No rows." if first is None else f"Most anomalous: {_name(first, found)}"
     made = Document(
         "score",
         shown(title, 200),
@@ -182,11 +184,13 @@ def _card(
     p = line["p"]
     score = number(line["score"]) if math.isfinite(line["score"]) else "infinite"
     alarm = badge("warning", "alarm") if p is not None and p <= alpha else None
-    top = el("div", el("span", f"{rank}.", cls="code"), code(line["id"]), alarm, cls="top")
+    name = _name(line, found)
+    top = el("div", el("span", f"{rank}.", cls="code"), code(name), alarm, cls="top")
     units, row = line.get("units"), line.get("row")
     where = [named(line["instrument"], line["site"]), spot]
-    place = None if found is None or found.place == f"row {row}" else found.place
+    place = None if found is None or found.place in (name, f"row {row}") else found.place
     facts = [
+        ("id", None if name == line["id"] else line["id"]),
         ("place", None if place is None else shown(place, 200)),
         ("row", None if row is None else f"{row:,}, counted from 0 in the order of the data"),
         ("score", score + ("" if p is None else f", p {number(p)}")),
@@ -197,6 +201,16 @@ def _card(
     body = None if found is None else exhibit(found, scale, alpha, names)
     heading = el("h4", f"Example {rank}", cls="offscreen")
     return el("article", heading, top, definitions(facts), body, cls="card example")
+
+
+def _name(line: dict[str, Any], found: Any) -> str:
+    """Return the id of an example; if the id is a hash of its content, its place or row."""
+    own, row = line["id"], line.get("row")
+    if not is_content_hash(own):
+        return shown(own, 80)
+    if found is not None and found.place:
+        return shown(found.place, 80)
+    return own if row is None else f"row {row:,}"
 
 
 def _drawn(scored: pa.Table, alpha: float) -> Section:

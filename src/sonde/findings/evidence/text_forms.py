@@ -179,7 +179,7 @@ def _as_given(
 
 
 def _tokens(processor: Any, text: str) -> list[int]:
-    return list(processor(text, add_special_tokens=False)["input_ids"])
+    return list(processor(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _losses(

@@ -53,7 +53,10 @@ def sentence(*parts: str) -> str:
     for part in parts[1:]:
         if part and len(text) + 1 + len(part) <= LONGEST:
             text = f"{text} {part}"
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    if len(text) <= LONGEST:
+        return text
+    cut = text[: LONGEST - 1]
+    return f"{cut.rpartition(' ')[0] or cut}…"
 
 
 def two_names(evidence: Evidence) -> tuple[str, str]:

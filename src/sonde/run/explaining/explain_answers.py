@@ -234,7 +234,10 @@ class _FirstLook:
         names = pieces or list(self.columns)
         if len(names) != len(size):
             return []
-        return [repr(names[k].strip()) for k in size.argsort(descending=True)[:LARGEST].tolist()]
+        return [
+            repr(names[k].strip() or names[k])
+            for k in size.argsort(descending=True)[:LARGEST].tolist()
+        ]
 
 
 def _note_refusal(
