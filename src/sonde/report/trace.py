@@ -11,6 +11,8 @@ from sonde.report.document import Document, Figure, Part, Prose, Section, Table
 MOST_PAIRS: Final = 12
 """Number of pairs that are shown; the JSON contains all."""
 FAITHFUL: Final = 0.8
+LEAST: Final = 0.01
+"""Smallest fraction of the difference that a state is said to carry."""
 _MOST: Final = {WIDE: 48, NARROW: 24}
 _POSITIONS: Final = {WIDE: 64, NARROW: 24}
 MOST_COLUMNS: Final = 8
@@ -26,14 +28,14 @@ def document(found: dict[str, Any]) -> Document:
     """
     live = [one for one in found["pairs"] if not one["dropped"]][:MOST_PAIRS]
     kept = [one["circuit"]["faithfulness"] for one in found["pairs"] if one["circuit"]]
-    is_kept = bool(kept) and min(kept) >= FAITHFUL
+    is_kept = bool(kept) and all(FAITHFUL <= part <= 2 - FAITHFUL for part in kept)
     one, dropped = found["pairs"][0], found["n_dropped"]
     is_denoised = found["how"] == "denoise"
     facts = [
         ("model", shown(found["model"], 120)),
         ("pairs", f"{found['n']}" + (f", {dropped} without a difference" if dropped else "")),
         ("from", None if found["data"] is None else shown(found["data"], 120)),
-        ("the states that were exchanged", one["objective"]),
+        ("answer, measured by", one["objective"]),
         ("states go", "clean into corrupted" if is_denoised else "corrupted into clean"),
         ("restart", one["restart"]),
     ]
@@ -61,21 +63,36 @@ def _verdict(found: dict[str, Any]) -> str:
             return f"{part}."
         return f"{part}; circuits keep {share(sum(known) / len(known), 2)} of the difference."
     one = live[0]
-    said = f"{_top(one, found['sites'])} carries most"
-    circuit = one["circuit"]
+    said, circuit, turned = _top(one, found["sites"]), one["circuit"], _turned(one)
     if circuit is None:
-        return f"{said}; no circuit."
+        return f"{said}; no circuit.{turned}"
     ways = f"{circuit['n_edges']} of {plural(circuit['n_all'], 'edge')}"
-    return f"{said}; {ways} keep {share(circuit['faithfulness'], 2)} of the difference."
+    return f"{said}; {ways} keep {share(circuit['faithfulness'], 2)} of the difference.{turned}"
+
+
+def _turned(one: dict[str, Any]) -> str:
+    """Return a warning if the corrupted text gives the answer more than the clean text does."""
+    if one["clean"] >= one["corrupt"]:
+        return ""
+    return (
+        f" The corrupted text gives the answer more ({number(one['corrupt'])}) than the clean text "
+        f"does ({number(one['clean'])}): check the answer, or exchange the texts."
+    )
 
 
 def _top(one: dict[str, Any], sites: list[str]) -> str:
-    """Describe the strongest state before the last position, else the strongest of all."""
+    """Return which state before the last position carries most of the difference, if any does."""
     last = len(one["patched"][0]) - 1
-    best = next((b for b in one["best"] if b["position"] < last), one["best"][0])
+    carriers = (b for b in one["best"] if b["position"] < last and abs(b["share"] or 0.0) >= LEAST)
+    best = next(carriers, None)
+    if best is None:
+        token = f" ({_place(one, last)})" if one["tokens"] else ""
+        return (
+            f"No state before the last position{token} carries {LEAST:.0%} of the difference"
+        ).replace("%", " %")
     token = f" ({_place(one, best['position'])})" if one["tokens"] else ""
     site = Axis.of(sites).say(best["site"])
-    return f"Before the last position, {site} at position {best['position']}{token}"
+    return f"Before the last position, {site} at position {best['position']}{token} carries most"
 
 
 def _place(one: dict[str, Any], i: int) -> str:
