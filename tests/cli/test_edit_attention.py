@@ -21,7 +21,7 @@ def test_a_window_as_long_as_the_text_costs_nothing_and_a_short_one_something(tm
     ran = run_words(*SHORT, "--pattern", "window:1", *LAST, "--report", str(page))
     assert ran.code == 0, ran.err
     assert "model.layers.6.self_attn" in ran.out
-    assert "1 of 1 layers need attention beyond window:1" in " ".join(ran.out.split())
+    assert "1 of 1 layer needs attention beyond window:1" in " ".join(ran.out.split())
     assert "Result of sonde edit attention" in page.read_text()
     quiet = run_words(*SHORT, "--pattern", "window:1", *LAST, "--quiet")
     assert len(quiet.out.splitlines()) == 1

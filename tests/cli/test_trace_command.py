@@ -46,7 +46,7 @@ def test_many_pairs_and_answers_of_several_tokens(run, tmp_path):
     path.write_text("\n".join(map(json.dumps, pairs)))
     found = run("trace", "sonde:stdlib", "--pairs", path, "--json", "--sites", "layers.2").json()
     assert [one["objective"] for one in found["pairs"]] == [
-        "log-probability of the 2 tokens of the answer minus that of the 1 tokens of the other "
+        "log-probability of the 2 tokens of the answer minus that of the 1 token of the other "
         "answer",
         f"log_prob[{ord('}')}]",
     ]

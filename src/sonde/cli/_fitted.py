@@ -89,7 +89,7 @@ def remarks(
     held = [row["n_held"] for row in rows if row["n_held"] is not None]
     if held and min(held) < needed:
         found.append(
-            f"alarms at {ALPHA:g} need at least {needed} held-out rows, got {min(held)}: "
+            f"alarms at {ALPHA:g} need at least {plural(needed, 'held-out row')}, got {min(held)}: "
             "fit more rows, hold out more of them (--calibrate), or run sonde calibrate"
         )
     if any(row["n_held"] for row in rows):

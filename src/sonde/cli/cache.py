@@ -20,6 +20,7 @@ from sonde.cli.options import (
     listed,
     named,
 )
+from sonde.core.wording import plural
 
 MEANINGS = {
     "memory": "bytes of the cache at the end of a text, as a fraction of the full cache",
@@ -103,13 +104,13 @@ class Cache:
             nearest = min(trials, key=lambda t: t.divergence_nats)
             return filled(
                 f"No rule's mean divergence plus two standard errors stays below {self.max_kl:g} "
-                f"nats on these {n_texts} texts; the nearest "
+                f"nats on {plural(n_texts, 'text')}; the nearest "
                 f"is {_python(nearest.rule)} with {nearest.divergence_nats:.3g}. Try larger "
                 "--budgets, or allow more with --max-kl."
             )
         said = filled(
             "Smallest cache whose mean divergence plus two standard errors is at most "
-            f"{self.max_kl:g} nats on these {n_texts} texts: {_python(best.rule)} holds "
+            f"{self.max_kl:g} nats on {plural(n_texts, 'text')}: {_python(best.rule)} holds "
             f"{best.memory:.0%} of the bytes and costs {best.divergence_nats:.2g} nats; "
             f"{best.same_answer:.1%} of the most likely tokens do not change."
         )

@@ -12,6 +12,7 @@ from sonde.cli.console import note, say_json
 from sonde.cli.options import Printing, Reading, RunFlags, named
 from sonde.cli.read import Read
 from sonde.core.errors import InputError
+from sonde.core.wording import plural
 
 ACTS = "acts"
 
@@ -94,8 +95,8 @@ class Export:
             say_json(facts)
         n_sites = len(facts["sites"])
         note(
-            f"wrote {self.output}: {facts['n_rows']:,} rows of {n_sites} "
-            f"site{'s' * (n_sites != 1)}, {gib(facts['size_bytes'])}"
+            f"wrote {self.output}: {plural(facts['n_rows'], 'row')} of "
+            f"{plural(n_sites, 'site')}, {gib(facts['size_bytes'])}"
         )
         return 0
 

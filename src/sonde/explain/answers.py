@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.wording import plural
 from sonde.explain.objective import FixedObjective, Objective
 from sonde.tap.hooks.outputs import find
 
@@ -40,8 +41,8 @@ class AnswerMargin:
     def name(self) -> str:
         """Name of the answer in results."""
         return (
-            f"log-probability of the {self.length} tokens of the answer minus that of the "
-            f"{self.other} tokens of the other answer"
+            f"log-probability of the {plural(self.length, 'token')} of the answer minus that of "
+            f"the {plural(self.other, 'token')} of the other answer"
         )
 
     def fixed(

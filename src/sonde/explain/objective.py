@@ -11,6 +11,7 @@ from torch import Tensor
 from sonde.core._kinds import is_list, is_tuple
 from sonde.core.errors import InputError
 from sonde.core.ranges import check_ranges
+from sonde.core.wording import plural
 from sonde.data.sentence_encoder import EMBEDDING
 from sonde.tap.hooks.outputs import leaves
 from sonde.tap.streams.site_function import SiteFunction
@@ -70,7 +71,7 @@ class Objective:
     def name(self) -> str:
         """Name of the objective in results."""
         if self.kind == "answer":
-            return f"log-probability of the last {self.length} tokens"
+            return f"log-probability of the last {plural(self.length, 'token')}"
         if self.kind == "output":
             return "output"
         target = self.target if isinstance(self.target, int | str) else "given"

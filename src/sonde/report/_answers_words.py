@@ -175,7 +175,8 @@ def planted_sentence(found: dict[str, Any]) -> str:
         return ""
     n, first = found["planted"], found["planted"] + found["n"]
     return (
-        f"Of {n} labels exchanged as a test, {found['found']} were among the first {first} "
+        f"Of {plural(n, 'label')} exchanged as a test, {found['found']} were among the first "
+        f"{first} "
         "rows of this list."
     )
 

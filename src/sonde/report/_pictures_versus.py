@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from sonde.core.chart import Chart, ChartAxis, marks
 from sonde.report._fit import OKABE_ITO, tip
-from sonde.report._format import number, p_text, share, shown
+from sonde.report._format import number, p_text, plural, share, shown
 from sonde.report._picture import Axis, Numbers, Picture
 from sonde.report._pictures_scores import auroc_chart, histogram_picture
 from sonde.report._versus_words import beyond_threshold, sides, surest_alarm, told_apart
@@ -144,12 +144,13 @@ def _plane(plane: dict[str, Any], labels: list[str | None], key: str, by: str) -
         label = shown(name, 40) if name in kept else domain[-1]
         text = tip(point["id"], name or "")
         values.append({"x": point["x"], "y": point["y"], "k": label, "tip": text})
-    message = f"{len(points):,} rows at {shown(plane['site'], 60)} along their two main directions"
+    message = f"{plural(len(points), 'row')} at {shown(plane['site'], 60)} "
+    message += "along their two main directions"
     if len(plane["axes"]) == 2:
         first, second = (share(axis, 2) for axis in plane["axes"])
         message += f", which account for {first} and {second} of the variance"
     if key != "map":
-        message = f"The same {len(points):,} rows by label"
+        message = f"The same {plural(len(points), 'row')} by label"
 
     titles = ("first main direction", "second")
 

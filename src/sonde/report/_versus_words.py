@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from sonde.core.wording import told_apart_names
-from sonde.report._format import number, share, shown
+from sonde.report._format import number, plural, share, shown
 
 NOTE_FLOOR: Final = 0.6
 MOST_IDS: Final = 3
@@ -138,7 +138,7 @@ def _copies(found: dict[str, int], names: Sides) -> Iterator[str]:
         return
     side = 0 if n[0] * of[1] > n[1] * of[0] else 1
     yield (
-        f"{n[side]:,} of {of[side]:,} rows of {names[side]} are copies of rows of "
+        f"{n[side]:,} of {plural(of[side], 'row')} of {names[side]} are copies of rows of "
         f"{names[1 - side]}, byte for byte"
     )
 
@@ -151,7 +151,9 @@ def matched_sentence(versus: dict[str, Any]) -> str:
     value = f"AUROC {number(found['auroc'])}"
     if found["low"] is not None:
         value += f" ({number(found['low'])} to {number(found['high'])})"
-    text = f"with as many rows of each label on both sides ({found['n_rows']:,} rows): {value}"
+    text = (
+        f"with as many rows of each label on both sides ({plural(found['n_rows'], 'row')}): {value}"
+    )
     shift = (versus.get("labels") or {}).get("label_shift")
     is_shift = shift is not None and shift["p"] is not None and shift["p"] < SURE
     if found["low"] is not None and found["low"] > NOTE_FLOOR:

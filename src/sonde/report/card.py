@@ -7,7 +7,7 @@ from typing import Any, Final
 from sonde.core.errors import InputError, reason_of
 from sonde.files.durable import atomic_write
 from sonde.report._answers_words import answers_sentence, not_judged
-from sonde.report._format import shown
+from sonde.report._format import plural, shown
 from sonde.report._section_findings import checks_line, verdict_line
 
 START: Final = "<!-- sonde: written by `sonde scan --card` -->"
@@ -29,7 +29,7 @@ def to_card(report: dict[str, Any]) -> str:
     lines = [
         START,
         "## Checked with sonde",
-        f"Data: {_plain(where['data']['name'])}, {where['data']['n_rows']:,} rows.",
+        f"Data: {_plain(where['data']['name'])}, {plural(where['data']['n_rows'], 'row')}.",
         f"Answers: {_plain(answers)}.",
         f"Findings: {verdict}. {checks_line(report['verdict'])}.",
         _findings(report["findings"]),

@@ -156,7 +156,8 @@ def _answers(found: dict[str, Any]) -> Section:
         ),
     )
     lead = (
-        f"{told['n']:,} answers of both models on examples that were not used for calibration. "
+        f"{plural(told['n'], 'answer')} of both models on examples that were not used for "
+        "calibration. "
         "Accuracy can stay while answers change, so read the divergence first."
     )
     made = Table(Numbers(("figure", "value", "meaning"), rows, "answers"))

@@ -154,7 +154,7 @@ def _curves(found: dict[str, Any], method: str, key: str) -> Picture:
             f"{VECTOR} of at most {plural(max(c['entries'] for c in vectors), 'entry', 'entries')}."
         )
     if len(own) > len(axis.sites):
-        note += f" Drawn at {len(axis.sites)} of {len(own)} sites."
+        note += f" Drawn at {len(axis.sites)} of {plural(len(own), 'site')}."
     note = " ".join([note, *_flags_said(own)])
     return Picture(key, message, draw, Numbers(columns, table, f"{key}-table"), note.strip())
 

@@ -35,7 +35,7 @@ def document(found: dict[str, Any]) -> Document:
         ("trained on", plural(found["trained_on"], "example")),
         ("epochs, rate", f"{recipe['epochs']}, {recipe['rate']:g}"),
         ("seeds", str(len(found["seeds"]))),
-        ("figures on", f"{found['held']:,} other examples"),
+        ("figures on", f"{plural(found['held'], 'other example')}"),
         ("written to", shown(found["output"], 200)),
     ]
     verdict = _layers_helped(found) if found["inserted"] else _helped(found)
@@ -86,7 +86,7 @@ def _task(found: dict[str, Any]) -> Section:
     made.append(
         Table(numbers, "Accuracy with minus without, by seed", folded=True, where="verbose")
     )
-    lead = f"{found['answers']:,} answers on examples that were not used for training. "
+    lead = f"{plural(found['answers'], 'answer')} on examples that were not used for training. "
     if "without" in _arms(found):
         lead += "Both training runs used the same rows in the same order. "
         if (n := _instead(found)) is not None:
@@ -282,9 +282,10 @@ def _helped(found: dict[str, Any]) -> str:
     told += f"{share(_mean(found, against, 'accuracy'))} {against}"
     if n_seeds == 1 and against == "without":
         return (
-            f"A single seed cannot show whether the task gained: {told}; {gain['gained']:,} "
-            f"examples gained and {gain['lost']:,} lost (p = {number(gain['p'], 2)} by McNemar's "
-            "test of these two models alone). Repeat with --seeds 5."
+            f"A single seed cannot show whether the task gained: {told}; "
+            f"{plural(gain['gained'], 'example')} gained and {gain['lost']:,} lost (p = "
+            f"{number(gain['p'], 2)} by McNemar's test of these two models alone). "
+            "Repeat with --seeds 5."
         )
     range_words = f"{_points(gain['low'])} to {_points(gain['high'])}"
     over = f" over {n_seeds} seeds" if n_seeds > 1 else ""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sonde.core.errors import SondeError, is_out_of_memory
+from sonde.core.wording import plural
 from sonde.serving.limits import Limits
 from sonde.serving.refusals import Refusal
 from sonde.serving.served import Answer, Answered, Item
@@ -102,7 +103,8 @@ class Batcher:
             wait = max(1, math.ceil(len(self._queue) / self._rate)) if self._rate else 1
             raise Refusal(
                 429,
-                f"{len(self._queue):,} inputs are already queued. Send the request again in "
+                f"{plural(len(self._queue), 'input is', 'inputs are')} already queued. Send "
+                "the request again in "
                 f"{wait} s.",
                 {"Retry-After": str(wait)},
             )

@@ -11,6 +11,7 @@ from sonde.cli.console import note
 from sonde.cli.edits._acting import Acting
 from sonde.cli.options import DataReading, DeviceWord, ModelWord, Printing, named
 from sonde.core.errors import InputError
+from sonde.core.wording import plural
 
 FITTED, CONTROL = ".sonde", ".gguf"
 PositiveWord = Annotated[str, named("DATA", "data that show the behaviour")]
@@ -126,8 +127,8 @@ class Steer:
         fitted = steering_directions(model, self.positive, self.negative, **how)
         if kind == FITTED:
             fitted.save(self.output)
-            note(f"wrote {self.output}: the directions of {len(fitted)} sites")
+            note(f"wrote {self.output}: the directions of {plural(len(fitted), 'site')}")
         else:
             n_blocks = save_control_vector(model, fitted, self.output, self.strength)
-            note(f"wrote {self.output}: a control vector of {n_blocks} blocks")
+            note(f"wrote {self.output}: a control vector of {plural(n_blocks, 'block')}")
         return 0

@@ -8,6 +8,7 @@ import tyro
 
 from sonde.cli.console import note, say_json
 from sonde.cli.options import Printing, named
+from sonde.core.wording import plural
 
 
 @dataclass(frozen=True)
@@ -41,5 +42,5 @@ class Undo:
         files = told["before"]
         if self.printing.json:
             say_json({"folder": str(self.output), "model": told["model"], "files": files})
-        note(f"restored {told['model']} to {self.output}: {len(files)} files")
+        note(f"restored {told['model']} to {self.output}: {plural(len(files), 'file')}")
         return 0

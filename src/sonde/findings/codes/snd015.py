@@ -206,7 +206,7 @@ class SND015(Rule):
             f"{shortened(first.name, 30)} has mean {number(first.found[0])} and standard deviation "
             f"{number(first.found[1])}; the model has stored {number(first.stored[0])} and "
             f"{number(first.stored[1])} ({stored.where}); "
-            f"{n_fit} of {stored.n_columns} columns fit."
+            f"{n_fit} of {plural(stored.n_columns, 'column')} fit."
         )
         if len(stored.off) > 1:
             text += (

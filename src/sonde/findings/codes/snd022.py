@@ -114,7 +114,8 @@ class SND022(SiteRule):
         """Describe the number of directions in which the units vary."""
         site = worst.site
         return (
-            f"The {int(site.alive.sum()):,} units that vary at {places([site.name])} span only "
+            f"The {plural(int(site.alive.sum()), 'unit')} that vary at {places([site.name])} "
+            "span only "
             f"{_counted(worst.value)} (participation ratio of the correlations; limit "
             f"{number(worst.limit)}). {plural(site.moments.n, 'row')}.",
             worst.also(),

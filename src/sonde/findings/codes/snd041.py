@@ -79,7 +79,7 @@ class SND041(Rule):
             verb = "has" if many == 1 else "have"
             parts.append(f"{plural(many, 'input')} {verb} copies with different labels.")
         if found.n_blank > 1:
-            parts.append(f"{found.n_blank:,} inputs are empty.")
+            parts.append(f"{plural(found.n_blank, 'input is', 'inputs are')} empty.")
         most = len(found.sets[0])
         if most > 2:
             parts.append(f"The most frequent input occurs {most:,} times.")

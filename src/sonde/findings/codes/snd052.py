@@ -90,7 +90,7 @@ class SND052(Rule):
         sites = tuple(dict.fromkeys(key for _, key in alarm.names))
         counts = (
             f"{alarm.n_alarms:,} of {plural(alarm.n, 'row')}, threshold from "
-            f"{alarm.calibration.n:,} held-out rows."
+            f"{plural(alarm.calibration.n, 'held-out row')}."
         )
         return self.raised_with(
             "note" if explained else "warning",

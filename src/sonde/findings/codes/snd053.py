@@ -156,7 +156,9 @@ def _copies(same: SharedContent, leak: _Leak, mine: str, theirs: str) -> str:
         n, of, name, elsewhere = same.mine, same.n_mine, mine, theirs
     are = "also occurs" if n == 1 else "also occur"
     share = percent(n / of)
-    return f"{n:,} of {of:,} inputs of {name} ({share}) {are} in {elsewhere}, byte for byte."
+    return (
+        f"{n:,} of {plural(of, 'input')} of {name} ({share}) {are} in {elsewhere}, byte for byte."
+    )
 
 
 def _is_short(data: DataEvidence, i: int) -> bool:

@@ -59,7 +59,10 @@ class SND078(Rule):
         )
         known = [name for name in names if name is not None]
         if len(known) < LEAST_TEXTS:
-            return self.withheld(f"{len(known)} texts are long enough to identify their language")
+            return self.withheld(
+                f"{plural(len(known), 'text is', 'texts are')} long enough to identify their "
+                "language"
+            )
         counts = Counter(known)
         main, n = counts.most_common(1)[0]
         least = max(5.0, self.least * len(known))

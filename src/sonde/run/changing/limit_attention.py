@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sonde.core.errors import InputError
+from sonde.core.wording import plural
 from sonde.data import open_inputs
 from sonde.edit import LimitAttention
 from sonde.run.changing.acting import Change
@@ -78,7 +79,7 @@ def limit_attention(
         model=found.name,
         method=f"LimitAttention({pattern!r}), strength {strength:g}",
         places=[cost.site for cost in layers],
-        target=f"answers to {data_name(data)}, {len(inputs)} examples",
+        target=f"answers to {data_name(data)}, {plural(len(inputs), 'example')}",
         neutral=data_name(data),
         tables=[_table(costs, pattern, tolerance)],
         notes=[_verdict(pattern, layers, far, costs[-1])],
@@ -115,7 +116,7 @@ def _verdict(
 ) -> str:
     """Return a sentence that names the layers that need more attention than the pattern allows."""
     whole = (
-        f"limiting all {len(layers)} layers together costs {together.kl.value:.2g} nats"
+        f"limiting all {plural(len(layers), 'layer')} together costs {together.kl.value:.2g} nats"
         if len(layers) > 1
         else ""
     )
@@ -130,7 +131,9 @@ def _verdict(
     order = sorted(far, key=lambda cost: -cost.kl.value)
     shown = ", ".join(f"{names[c.site]} ({c.kl.value:.2g})" for c in order[:3])
     more = f" and {len(order) - 3} more" if len(order) > 3 else ""
-    said = f"{len(far)} of {len(layers)} layers need attention beyond {pattern}: {shown}{more}"
+    need = "needs" if len(far) == 1 else "need"
+    said = f"{len(far)} of {plural(len(layers), 'layer')} {need} attention beyond {pattern}: "
+    said += f"{shown}{more}"
     return said + (f"; {whole}." if whole else " nats.")
 
 

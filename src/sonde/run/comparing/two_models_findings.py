@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from sonde.core.wording import plural
 from sonde.run.comparing.two_models import SiteMatch, TwoModels
 
 STILL: Final = 1e-3
@@ -51,7 +52,11 @@ def model_findings(found: TwoModels) -> tuple[ModelFinding, ...]:
 
 def _nothing(found: TwoModels, named: list[SiteMatch]) -> ModelFinding:
     sites, total = tuple(m.site for m in named), len(found.matches)
-    which = "any layer" if len(named) == total else f"the {len(named)} of {total} layers compared"
+    which = (
+        "any layer"
+        if len(named) == total
+        else f"the {len(named)} of {plural(total, 'layer')} compared"
+    )
     return ModelFinding(
         "CMP001", "note", f"No layer changed: the states of {which} are equal.", sites
     )
@@ -62,7 +67,7 @@ def _place(named: list[SiteMatch], moved: list[SiteMatch]) -> ModelFinding:
     before = named[: named.index(first)]
     start = f"No layer changed before {first.site}. " if before else ""
     said = (
-        f"{start}{len(moved)} of {len(named)} layers changed; the largest change is at "
+        f"{start}{len(moved)} of {plural(len(named), 'layer')} changed; the largest change is at "
         f"{most.site}, {_size(most):.2g} standard deviations (CKA {most.cka:.2f})."
     )
     return ModelFinding("CMP002", "note", said, tuple(m.site for m in moved))

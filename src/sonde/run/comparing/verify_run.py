@@ -8,6 +8,7 @@ from typing import Any
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.state import canonical_json
+from sonde.core.wording import plural
 from sonde.files.durable import TEMPORARY
 from sonde.files.state_file import check_state
 from sonde.run.comparing.verify_state import reason, refuse_future, refuse_later
@@ -78,7 +79,9 @@ class _Pass:
         self.leftovers = sorted([*temporary, *covered])
         self.checked["n_units"] = sum(r.stop - r.start for r in counted)
         if self.n_units is not None:
-            self.notes.append(f"{self.checked['n_units']:,} of {self.n_units:,} units are done")
+            self.notes.append(
+                f"{self.checked['n_units']:,} of {plural(self.n_units, 'unit')} are done"
+            )
         self._checkpoint()
 
     def _wrong(self, path: Path, what: str) -> None:

@@ -12,6 +12,7 @@ from sonde.compress._layers import require_finite_weights, weighted_layers
 from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.core.wording import plural
 from sonde.data import open_inputs
 from sonde.data.inputs import ItemInputs
 from sonde.run.compressing.choosing import (
@@ -358,7 +359,8 @@ def _few_rows(grams: LayerGrams, n_examples: int) -> tuple[str, ...]:
         return ()
     state = grams.states[name]
     return (
-        f"note: {re.split('[&#]', name)[0]} is calibrated on {state.n} rows, but each row has "
-        f"{len(state.mean)} features: with fewer rows than features, the importance of errors is "
-        f"poorly estimated. Give --limit {math.ceil(lacks[name] * n_examples)} or more.",
+        f"note: {re.split('[&#]', name)[0]} is calibrated on {plural(state.n, 'row')}, but "
+        f"each row has {plural(len(state.mean), 'feature')}: with fewer rows than features, the "
+        "importance of errors is poorly estimated. Give --limit "
+        f"{math.ceil(lacks[name] * n_examples)} or more.",
     )

@@ -11,6 +11,7 @@ from scipy.stats import binom  # pyright: ignore[reportMissingTypeStubs]
 from torch import nn
 
 from sonde.core.inputs import Inputs, Model
+from sonde.core.wording import plural
 from sonde.tap import place_of
 from sonde.tap.hooks.holding import in_eval
 
@@ -69,7 +70,7 @@ def speeds(model: Model, changed: nn.Module, inputs: Inputs, runs: int = RUNS) -
     """
     batch = next(iter(inputs.batches(0, 1)))
     ids = batch.kwargs.get("input_ids")
-    words = "one example" if ids is None else f"{ids.shape[1]} tokens"
+    words = "one example" if ids is None else plural(ids.shape[1], "token")
     asked: list[tuple[str, tuple[Any, ...], Mapping[str, Any]]] = []
     if model.task == "causal" and ids is not None:
         asked.append(("one token", (), {"input_ids": ids[:1, :1]}))

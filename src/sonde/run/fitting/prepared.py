@@ -11,6 +11,7 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import Detector, Instrument
 from sonde.core.plan import Split
 from sonde.core.stream import Stream
+from sonde.core.wording import plural
 from sonde.engine.requests import Task
 from sonde.run.fitting.group_counts import split_draws
 from sonde.run.instruments.asked import check_grids, head_sites, ready
@@ -46,10 +47,10 @@ class Prepared:
             ]
         are = "is" if self.n_held == 1 else "are"
         return [
-            f"{self.n_held} of {self.n_groups} groups {are} held out, so no false-alarm rate "
-            f"below {1 / (self.n_held + 1):.0%} can be guaranteed; a rate of {USUAL_RATE:.0%} "
-            f"needs {least} held-out groups. Hold out more (calibrate), or calibrate on other "
-            "rows (sonde.calibrate)."
+            f"{self.n_held} of {plural(self.n_groups, 'group')} {are} held out, so no "
+            f"false-alarm rate below {1 / (self.n_held + 1):.0%} can be guaranteed; a rate of "
+            f"{USUAL_RATE:.0%} needs {plural(least, 'held-out group')}. Hold out more "
+            "(calibrate), or calibrate on other rows (sonde.calibrate)."
         ]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from sonde.core.errors import SondeWarning
 from sonde.core.stream import Stream
+from sonde.core.wording import plural
 from sonde.data import ItemInputs
 from sonde.data.limited import sample_note
 from sonde.data.splits import TRAIN
@@ -109,6 +110,7 @@ def _unlabelled(label: Any) -> list[str]:
     if not 0 < missing < n:
         return []
     return [
-        f"{missing:,} of {n:,} examples have no label (-1 or empty); methods that use labels leave "
+        f"{missing:,} of {plural(n, 'example')} have no label (-1 or empty); methods that use "
+        "labels leave "
         "them out. If -1 is a class, number the classes from 0."
     ]
