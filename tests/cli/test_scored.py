@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sonde.cli import _table
+from sonde.cli._scored import _called
 
 
 @pytest.mark.truth("numpy on the lines of --json")
@@ -112,3 +113,10 @@ def test_each_input_is_one_line_with_a_verdict(run, place, tmp_path):
     assert usual.code == 0, usual.err
     told = run("evaluate", tmp_path / "u.csv", tmp_path / "s.csv", "--resamples", "9", "--json")
     assert [r["instrument"] for r in told.json()["rows"]] == ["fuse(bonferroni)"]
+
+
+def test_rows_without_ids_are_called_by_their_place():
+    digest = "0330602ffdc220c9ea64719f2ad3be49"
+    assert _called({"place": "square/059.png", "id": digest}) == "square/059.png"
+    assert _called({"place": None, "id": digest}) == digest
+    assert _called({"place": "line 3", "id": "person 7"}) == "person 7 (line 3)"
