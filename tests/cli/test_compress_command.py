@@ -225,7 +225,7 @@ def test_what_transformers_saves_of_it_opens_again(rounded, tmp_path):
 def test_too_few_rows_to_calibrate_are_told(run, tmp_path):
     words = ("compress", "sonde:digits", "sonde:digits/train", "--held", 8, "--quiet")
     few = run(*words, "--limit", 8, "-o", tmp_path / "A")
-    assert "classifier is calibrated on 8 rows, which have 64 features each" in few.err
+    assert "classifier is calibrated on 8 rows, but each row has 64 features" in few.err
     assert "Give --limit 64 or more" in few.err
     assert "calibrated on" not in run(*words, "--limit", 64, "-o", tmp_path / "B").err
 

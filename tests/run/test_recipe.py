@@ -135,9 +135,11 @@ def test_texts_are_cut_as_they_were(writer):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert score(fitted, writer, new, **QUIET).num_rows == 5
-    with pytest.warns(SondeWarning, match="read with long='chunk', and were with 'truncate'"):
+    with pytest.warns(
+        SondeWarning, match="read with long='chunk', but the state was fitted with 'truncate'"
+    ):
         assert score(fitted, writer, new, long="chunk", **QUIET).num_rows > 5
-    with pytest.warns(SondeWarning, match="max_length=12, and were with 8"):
+    with pytest.warns(SondeWarning, match="max_length=12, but the state was fitted with 8"):
         ready = calibrate(fitted, writer, new, max_length=12, **QUIET)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -162,7 +164,7 @@ def test_prompts_are_continued_as_they_were(writer):
     fitted = texts(writer, how, TEXTS[:20])
     assert fitted.header["recipe"]["options"]["generate"] == {"max_new_tokens": 3}
     again = score(fitted, writer, TEXTS[:4], **QUIET)
-    with pytest.warns(SondeWarning, match="generate=None, and were with"):
+    with pytest.warns(SondeWarning, match="generate=None, but the state was fitted with"):
         plain = score(fitted, writer, TEXTS[:4], generate=None, **QUIET)
     assert again.num_rows == plain.num_rows + 4 * 3
 
