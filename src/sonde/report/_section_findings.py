@@ -275,7 +275,7 @@ def _caption(figure: dict[str, Any]) -> str:
         parts.append(f"p {p_text(figure['p'])}")
     if rows:
         parts.append(plural(rows, kind))
-    return " · ".join(parts)
+    return tied(" · ".join(parts))
 
 
 def _threshold(x: Real, figure: dict[str, Any]) -> Markup:
