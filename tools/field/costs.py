@@ -163,7 +163,7 @@ def _language_model(_: Case, place: Path) -> tuple[list[str], float]:
 
 def told(found: Sequence[dict[str, Any]]) -> str:
     """Return a table of all runs, with the range over repeats."""
-    head = ("case", "plain forward, s", "scan, s", "budget, s", "trials' forwards, s", "number")
+    head = ("case", "runs", "plain, s", "scan, s", "budget, s", "trials, s", "trials' forwards")
     made = [table_row(*head), table_row(*["---"] * len(head))]
     for case in CASES:
         runs = [r for r in found if r["case"] == case.name]
@@ -176,9 +176,11 @@ def told(found: Sequence[dict[str, Any]]) -> str:
             trials = _range([r["trials"] for r in runs])
             most = [max(MOST_TRIALS[0] * r["plain"], MOST_TRIALS[1]) for r in runs]
             trials += "" if all(r["trials"] <= m for r, m in zip(runs, most, strict=True)) else " !"
-            made.append(table_row(case.name, *seconds, said, trials, ", ".join(sorted(n))))
+            made.append(
+                table_row(case.name, len(runs), *seconds, said, trials, ", ".join(sorted(n)))
+            )
     commits = ", ".join(sorted({r["commit"] for r in found}))
-    return "\n".join([*made, "", f"At {commits}; each case {len(found) / len(made[2:]):g} times."])
+    return "\n".join([*made, "", f"At {commits}."])
 
 
 def _range(values: Sequence[float]) -> str:
