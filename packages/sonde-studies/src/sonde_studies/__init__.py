@@ -125,6 +125,7 @@ STUDIES: dict[str, str] = {
     "pawn": "PAWNStudy",
     "per-user-flow": "PerUserFlowStudy",
     "projection-head": "ProjectionHeadStudy",
+    "prompt-compression": "PromptCompressionStudy",
     "recall": "RecallStudy",
     "recolour": "RecolourStudy",
     "replication-check": "ReplicationCheckStudy",

@@ -1,0 +1,102 @@
+"""Shorter prompts: words kept by a probe, by their self-information, or at random.
+
+The shipped model of bytes reads a shortened piece of a file and then foretells what follows it.
+"""
+
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+import sonde
+from sonde import Model
+from sonde.compress import CompressedPrompt, PromptCompressor
+from sonde_studies._written import code, pieces
+from sonde_studies.study import Claim, Figures, Study, Tick
+
+PROMPT, REST, LEARNED, JUDGED = 160, 48, 6, 16
+SHARES = {"half": 1 / 2, "fifth": 1 / 5}
+FIGURE = "nats a byte of what follows"
+
+
+@final
+class PromptCompressionStudy(Study):
+    """Prompts of 160 bytes and the 48 bytes behind each, outside the model's training data."""
+
+    name = "prompt-compression"
+    title = "does a probe of states keep the words that the reader needs?"
+    paper = "pan2024llmlingua2"
+    fidelity = (
+        "the reader labels the words of six prompts itself; a linear probe of a causal model's "
+        "states in place of a classifier that also reads what follows; words are counted"
+    )
+    data = "sonde:stdlib and the files of Python's library that it was not trained on"
+    claims = (
+        Claim("read", "The whole prompt makes what follows likelier than none.",
+              f"{FIGURE}, without a prompt less with it"),
+        Claim("probe", "With half of the words, a probe's serve better than self-information's.",
+              f"{FIGURE}, self-information less probe"),
+        Claim("fifth", "So they do with a fifth.", f"{FIGURE}, self-information less probe"),
+        Claim("information", "With half, self-information serves better than a random choice.",
+              f"{FIGURE}, random less self-information"),
+        Claim("over random", "With half, the probe serves better than a random choice.",
+              f"{FIGURE}, random less probe"),
+        Claim("kept", "Half by the probe keeps half of what the whole prompt brings.",
+              "share of the fall of the loss, less 0.5", premise="read"),
+    )  # fmt: skip
+    null = Claim("two draws", "Two random choices of half of the words serve alike.",
+                 f"{FIGURE}, one less another")  # fmt: skip
+
+    def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
+        """Learn a probe on some prompts, and shorten others in each way."""
+        model, draw = sonde.load("sonde:stdlib", device="cpu"), np.random.default_rng(seed)
+        n_learned, n_judged = (2, 3) if tiny else (LEARNED, JUDGED)
+        length = PROMPT // 4 if tiny else PROMPT
+        chosen = pieces(code(), n_learned + n_judged, length + REST, draw)
+        prompts = [bytes(p[:length]).decode(errors="replace") for p in chosen]
+        rest = [p[length:] for p in chosen[n_learned:]]
+        tick("probe")
+        options: dict[str, Any] = {"digits": False, "window": 512}
+        probe = PromptCompressor(**options).learn(model, prompts[:n_learned], 32, progress=False)
+        loss = {"whole": list[float](), "none": list[float]()}
+        tick("prompts")
+        for text, ids in zip(prompts[n_learned:], rest, strict=True):
+            loss["whole"].append(_loss(model, text, ids))
+            loss["none"].append(_loss(model, "", ids))
+            for name, share in SHARES.items():
+                by = PromptCompressor(share, **options)
+                short = by.compress(model, text)
+                lots = [_at_random(text, short, draw) for _ in range(2)]
+                kept = (short.text, by.compress(model, text, probe).text, *lots)
+                for way, one in zip(("information", "probe", "random", "again"), kept, strict=True):
+                    loss.setdefault(f"{name} | {way}", []).append(_loss(model, one, ids))
+        mean = {name: sum(own) / len(own) for name, own in loss.items()}
+        half = {way: mean[f"half | {way}"] for way in ("information", "probe", "random", "again")}
+        gain = {s: mean[f"{s} | information"] - mean[f"{s} | probe"] for s in SHARES}
+        fall = mean["none"] - mean["whole"]
+        return {
+            "read": fall,
+            "probe": gain["half"],
+            "fifth": gain["fifth"],
+            "information": half["random"] - half["information"],
+            "over random": half["random"] - half["probe"],
+            "kept": (mean["none"] - half["probe"]) / fall - 0.5 if fall > 0 else -0.5,
+            "two draws": half["again"] - half["random"],
+            **{f"loss, {name}" if " | " not in name else name: v for name, v in mean.items()},
+        }
+
+
+def _at_random(text: str, short: CompressedPrompt, draw: np.random.Generator) -> str:
+    """Return as many words of a text, chosen at random."""
+    n = int(short.kept.sum())
+    chosen = sorted(draw.permutation(len(short.words))[:n].tolist())
+    return "".join(text[a:b] for a, b in (short.words[i] for i in chosen))
+
+
+@torch.no_grad()
+def _loss(model: Model, prompt: str, ids: list[int]) -> float:
+    """Return the mean loss of the bytes behind a prompt, all but the first."""
+    before = list(prompt.encode())
+    logits = model.module(torch.tensor([before + ids])).logits[0, len(before) : -1]
+    return float(cross_entropy(logits, torch.tensor(ids[1:])))
