@@ -178,7 +178,10 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_left(run, small, tmp_path
     for words, message in (
         ((*WORDS, "--to", "9bit", "-o", new), "--to: expected 4bit (2bit to 8bit), 1bit, 50%"),
         ((*WORDS, "--method", "gtpq", "-o", new), "no method is called 'gtpq'. Did you mean gptq?"),
-        ((*WORDS, "--to", "2:4", "--method", "rtn", "-o", new), "rtn has no pattern, so it cannot"),
+        (
+            (*WORDS, "--to", "2:4", "--method", "rtn", "-o", new),
+            "rtn has no parameter pattern, so it cannot",
+        ),
         ((*WORDS, "--to", "50%", "--group", 8, "-o", new), "--group: sparse_gpt has no group"),
         ((*WORDS, "--limit", 10**6, "-o", new), "expected more than 1000000 examples"),
         (("compress", small[0], *WORDS[2:], "-o", new), "quantised or packed"),

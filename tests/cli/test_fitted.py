@@ -195,7 +195,7 @@ def test_how_items_were_read_is_said(run, tmp_path, monkeypatch, command):
     ran = run(*words)
     assert ran.code == 0, ran.err
     lines = [line for line in ran.err.splitlines() if line.startswith("note: ")]
-    assert lines[0] == "note: 2 columns of numbers are one vector: a, b."
+    assert lines[0] == "note: 2 columns of numbers are read as one vector: a, b."
     assert lines[1].startswith("note: 30 items were skipped: t.csv line 4: expected a number")
 
 

@@ -78,7 +78,7 @@ def test_each_planted_change_is_named_with_the_line_that_undoes_it() -> None:
     theirs["note"] = [t.upper() for t in theirs["note"]]
     check, _ = _check(mine, theirs)
     finding = assert_raised(check, "warning")
-    assert finding.sentence.startswith("8 of 9 columns moved in OTHER: c1 and c4 are exchanged;")
+    assert finding.sentence.startswith("8 of 9 columns changed in OTHER: c1 and c4 are exchanged;")
     moves = _moves(mine, theirs)
     kinds = {"c0": "factor", "c1": "exchanged", "c4": "exchanged", "c2": "one value"}
     kinds |= {"c3": "shift", "wage": "factor", "town": "new values"}

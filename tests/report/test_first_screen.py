@@ -78,7 +78,7 @@ def test_what_was_not_tried_is_neither_a_cause_nor_a_fix(report) -> None:
     assert "No cause found" in page
     unjudged = to_text(report | {"answers": None}, width=200)
     assert "no cause found" not in unjudged
-    assert "\ncause    no cause was tried" in unjudged
+    assert "\ncause    no cause was searched for" in unjudged
     for word in ("\nfix ", "fix:", "because of", "the cause that"):
         assert word not in text, word
     assert "Fix" not in page.split('id="rows"')[0]

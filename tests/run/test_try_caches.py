@@ -1,6 +1,7 @@
 """Cache rules tried on texts: the divergence by hand, the bytes, and what is recommended."""
 
 import json
+import math
 from itertools import pairwise
 
 import pytest
@@ -72,6 +73,12 @@ def test_the_smallest_cache_is_surely_below_the_limit():
     assert smallest([unsure], 0.05) is None
 
 
+def test_an_error_that_is_not_known_is_none_in_the_document():
+    trial = CacheTrial(RecentCache(0.5), 0.03, math.inf, 0.1, 0.9, 0.5, 1.0)
+
+    assert json.loads(json.dumps(trial.json(), allow_nan=False))["se"] is None
+
+
 def test_texts_of_one_token_are_refused():
     net = TEXTS["qwen2"]().eval()
     model = Model(net, config=net.config, task="causal")
@@ -87,11 +94,12 @@ def test_the_command_recommends_and_shows_the_code(capsys):
         "cache",
         "sonde:stdlib",
         "sonde:stdlib/test",
-        "--limit",
-        "3",
         "--rules",
         "recent_cache",
     ]
+    assert main([*words, "--limit", "3", "--budgets", "0.5"]) == 0
+    assert "belong to a single group" in " ".join(capsys.readouterr().out.split())
+    words = [*words, "--limit", "6"]
     assert main([*words, "--budgets", "1.0", "0.5"]) == 0
     said = capsys.readouterr().out
     assert "with sonde.caching(model, RecentCache(budget=" in said

@@ -100,6 +100,12 @@ class Cache:
         return 0
 
     def _advice(self, best: Any, trials: Any, n_texts: int) -> str:
+        if best is None and all(math.isinf(trial.se) for trial in trials):
+            return filled(
+                "No cache is recommended: the errors are not known, because the "
+                f"{plural(n_texts, 'text')} belong to a single group. Raise --limit, or pass texts "
+                "of several groups."
+            )
         if best is None:
             nearest = min(trials, key=lambda t: t.divergence_nats)
             return filled(

@@ -60,8 +60,12 @@ class CacheTrial:
     time: float
 
     def json(self) -> dict[str, Any]:
-        """Return the measurements, with the name and parameters of the cache compression."""
-        return asdict(self) | {"rule": repr(self.rule)}
+        """Return the measurements, with the name and parameters of the cache compression.
+
+        The error of a single group of texts is not known, and None.
+        """
+        se = self.se if math.isfinite(self.se) else None
+        return asdict(self) | {"rule": repr(self.rule), "se": se}
 
 
 def try_caches(
