@@ -158,7 +158,7 @@ def test_a_checkpoint_without_its_feature_extractor_says_so(classifier, folder, 
     place = tmp_path_factory.mktemp("bare")
     shutil.copytree(classifier.name, place, dirs_exist_ok=True)
     (place / "preprocessor_config.json").unlink()
-    with pytest.raises(InputError, match=r"no recipe for recordings.*processor="):
+    with pytest.raises(InputError, match=r"how to preprocess recordings.*processor="):
         open_inputs(load(place), folder)
     given = load(place, processor=Wav2Vec2FeatureExtractor())
     assert len(open_inputs(given, folder)) == 4

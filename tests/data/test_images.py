@@ -260,7 +260,7 @@ def test_large_files_are_refused(vit, folder, monkeypatch):
 def test_a_model_without_a_recipe_needs_flags(vit, folder):
     model = replace(load(vit), processor=None)
     flags = "--image-size --image-mean --image-std"
-    with pytest.raises(errors.InputError, match=f"no recipe.*{flags}"):
+    with pytest.raises(errors.InputError, match=f"how to preprocess images.*{flags}"):
         open_inputs(model, folder)
     with pytest.raises(errors.InputError, match=f"missing.*{flags}"):
         open_inputs(model, folder, image_size=8)

@@ -192,7 +192,7 @@ def test_a_callable_processor_makes_the_input():
 def test_texts_and_images_need_a_processor():
     with pytest.raises(errors.InputError, match=r"takes tensors.*'text'.*pass processor="):
         open_inputs(load(mlp()), ["hello"])
-    with pytest.raises(errors.InputError, match=r"recipe for images.*Or pass processor="):
+    with pytest.raises(errors.InputError, match=r"how to preprocess images.*Or pass processor="):
         open_inputs(load(cnn()), [Image.new("L", (8, 8))])
     with pytest.raises(errors.InputError, match="expected processor= as a tokenizer"):
         open_inputs(load(mlp(), processor=3), ["hello"])

@@ -62,7 +62,7 @@ def test_accuracies_are_those_of_the_nets_on_what_is_kept_and_on_what_is_left(da
 
 
 def test_weights_that_make_keeping_all_the_cheapest_are_refused(data):
-    with pytest.raises(InputError, match=r"area_weight \(1 - area\) of at least weight gap = 8"):
+    with pytest.raises(InputError, match=r"area_weight \* \(1 - area\) >= weight \* gap = 8"):
         Comet(area=0.5, area_weight=10.0)
     with pytest.raises(InputError, match=r"an area in \(0, 1\]"):
         Comet(area=0.0)

@@ -239,7 +239,7 @@ def test_plain_attention_is_that_of_torch():
         (lambda: pattern_of("windows:3"), "axial:AXIS.*window:RADIUS:STEP, got 'windows:3'"),
         (lambda: pattern_of("window:3:4:5"), "got 'window:3:4:5'"),
         (lambda: Window(-1), r"radius >= 0 and step >= 1, got window:-1:1"),
-        (lambda: Attention(8, 2, "axial"), r"expected grid=\(high, wide\) for axial"),
+        (lambda: Attention(8, 2, "axial"), r"expected grid=\(height, width\) for axial"),
         (lambda: Attention(8, 2, prior="position", grid=(3, 5)), "a square number of heads"),
         (lambda: Attention(6, 3, "stripes", grid=(3, 5))(torch.zeros(1, 15, 6)), "even number"),
         (lambda: made(order=3)(states(n=129)), "at most 128 tokens for order=3, got 129: .* GiB"),
@@ -285,7 +285,9 @@ def test_masks_that_are_no_masks_of_these_states():
         ShapeError, match="expected a boolean mask, True at positions that may be used"
     ):
         Attention(4, 2)(x, torch.ones(2, 6))
-    with pytest.raises(ShapeError, match=r"expected a mask \(2, 6\) as the states, got \(2, 5\)"):
+    with pytest.raises(
+        ShapeError, match=r"expected a mask of shape \(2, 6\), like the states, got \(2, 5\)"
+    ):
         Attention(4, 2)(x, mask=torch.ones(2, 5, dtype=torch.bool))
 
 

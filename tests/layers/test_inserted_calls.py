@@ -314,7 +314,7 @@ def test_masks_of_pairs_of_tokens():
     with pytest.raises(InputError, match=r"for each of the \(4, 5\) tokens of the mask"):
         new(IDS, REAL[:, :5])
     layer = Attention(DIM, 2)
-    with pytest.raises(sonde.ShapeError, match=r"expected a mask \(4, 6\)"):
+    with pytest.raises(sonde.ShapeError, match=r"expected a mask of shape \(4, 6\)"):
         layer(torch.randn(N, LENGTH, DIM), mask=whole)
 
 

@@ -73,9 +73,9 @@ def test_weights_are_no_states():
         sonde.read(model, "sonde:stdlib/test", sites=SITE)
     with pytest.raises(InputError, match="leave out reducer, which only states can have"):
         sonde.read(model, sites=SITE, reducer="mean")
-    with pytest.raises(SiteError, match="is not a state of a forward pass"):
+    with pytest.raises(SiteError, match="expected states of a forward pass, got parameters"):
         Tap(model, SITE)
-    with pytest.raises(SiteError, match="is not a state of a forward pass"):
+    with pytest.raises(SiteError, match="expected states of a forward pass, got parameters"):
         _ = live_stream(model, Texts([[3, 4]]), SITE).schema
 
 

@@ -191,7 +191,7 @@ def test_evaluation_is_the_loss_of_all_rows_and_leaves_the_training_alone():
         assert (terms.n_hooks, terms.n_steps, net.training, net.act1.training) == (2, 1, True, True)
         assert n_hooks == 2  # the first loss is over, and is evaluated
         net(x)
-        with pytest.raises(StateError, match="a forward pass still waits for its loss"):
+        with pytest.raises(StateError, match="a forward pass is still waiting for its loss"):
             terms.evaluate(parts)
         terms.loss(label=LABEL)
         with pytest.raises(StateError, match="one batch or more, got none"):

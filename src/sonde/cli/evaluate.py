@@ -20,7 +20,8 @@ ERRORS = {
     "PRR": "gain of rejecting the highest scores first: 1 = optimal, 0 = random order",
     "AUROC": "probability that a wrong answer scores higher than a correct one (0.5 = "
     "uninformative)",
-    "within": "the same probability for two answers of one group; - if no group has both kinds",
+    "within": "AUROC for two answers of one group; - if no group has both a wrong and a correct "
+    "answer",
     "rows": "answers known to be correct or wrong",
 }
 STEPS = {

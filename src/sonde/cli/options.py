@@ -61,7 +61,7 @@ MemoryWord = Annotated[
     str | None,
     named(
         "SIZE",
-        "largest memory for states, rows not yet written, and scores; e.g. 8GiB (default: 80 "
+        "most memory to use for states, scores and rows not yet written; e.g. 8GiB (default: 80 "
         "percent of the free memory)",
     ),
 ]

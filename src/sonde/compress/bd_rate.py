@@ -60,8 +60,8 @@ def _curve(rates: Any, qualities: Any) -> PchipInterpolator:
     rate, quality = np.asarray(rates, float), np.asarray(qualities, float)
     if rate.shape != quality.shape or rate.ndim != 1 or len(rate) < 2:
         raise InputError(
-            f"bd_rate: expected two points of each curve or more, got {rate.shape} rates and "
-            f"{quality.shape} qualities."
+            "bd_rate: expected at least two points per curve, with as many rates as qualities, "
+            f"got rates of shape {rate.shape} and qualities of shape {quality.shape}."
         )
     order = np.argsort(quality)
     rate, quality = rate[order], quality[order]

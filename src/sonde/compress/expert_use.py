@@ -134,8 +134,8 @@ def expert_use(
             bar.advance(len(batch))
     if not n or min(n.values()) == 0 or len(set(n.values())) > 1:
         raise InputError(
-            "expert_use: expected the same tokens at the router of every layer, got "
-            f"{sorted(set(n.values()))}. Pass data that reach all layers."
+            "expert_use: expected the same number of tokens at the router of every layer, got "
+            f"the numbers {sorted(set(n.values()))}. Pass data that reach all layers."
         )
     names = tuple(one.name for one in found.values())
     seen, totals = tuple(counts.values()), tuple(grams.values())

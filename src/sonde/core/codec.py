@@ -122,8 +122,8 @@ class Codec(ABC):
                 )
             if self.width is not None and x.shape[-1:] != (self.width,):
                 raise InputError(
-                    f"{name}.encode: expected a last axis of {self.width}, as of the rows that it "
-                    f"was fitted to, got {tuple(x.shape)}."
+                    f"{name}.encode: expected a last axis of size {self.width}, as in the rows it "
+                    f"was fitted to, got shape {tuple(x.shape)}."
                 )
             return single
         if x.ndim != 1 or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:

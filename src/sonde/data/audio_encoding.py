@@ -250,8 +250,8 @@ def audio_encoder(model: Model, layout: Layout, base: Path, names: frozenset[str
     name = model.name or "the model"
     if not is_feature_extractor(extractor):
         raise InputError(
-            f"{name} has no recipe for recordings (preprocessor_config.json). In Python, pass "
-            f"processor= with its feature extractor; {FACTORY}."
+            f"{name} does not say how to preprocess recordings (preprocessor_config.json). In "
+            f"Python, pass processor= with its feature extractor; {FACTORY}."
         )
     if layout.target is not None:
         raise InputError(

@@ -72,7 +72,7 @@ def encoder_for(
     Raises
     ------
     InputError
-        If the model lacks a tokenizer or a recipe for images.
+        If the model lacks a tokenizer or does not say how to preprocess images.
     """
     names = forward_names(model.module)
     if layout.kind in ("tokens", "tensor"):

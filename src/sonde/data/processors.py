@@ -198,10 +198,11 @@ def _image_processor(directory: Path) -> Any:
 
 
 def no_recipe(model: str, missing: Sequence[str]) -> InputError:
-    """Return the error for a model without a recipe for images."""
+    """Return the error for a model that does not say how to preprocess images."""
     flags = " and ".join(f"--image-{name}" for name in missing)
     return InputError(
-        f"{model} has no recipe for images (preprocessor_config.json): {flags} missing. {RECIPE}"
+        f"{model} does not say how to preprocess images (preprocessor_config.json): {flags} "
+        f"missing. {RECIPE}"
     )
 
 

@@ -317,7 +317,8 @@ class PAWN(Detector):
         counts = (self.features, self.gates, self.hidden, self.depth, self.max_length)
         if min(*counts, self.epochs, self.batch) < 1 or self.features % max(1, self.gates):
             raise InputError(
-                f"PAWN: expected counts of at least 1 and gates that divide features, got {self}."
+                "PAWN: expected counts of at least 1 and a number of features that is a multiple "
+                f"of the number of gates, got {self}."
             )
         shares = 0 <= self.dropout < 1 and 0 <= self.smoothing < 1 and self.decay >= 0
         if not shares or not all(0 < v < math.inf for v in (self.rate, self.clip)):

@@ -253,7 +253,7 @@ class Joint:
                 "value": "mean squared change over total variance",
                 "rank": left.shape[1],
                 "divisor": "n",
-                "se": "not given for an edit: evaluate its effect",
+                "se": "an edit has no standard error: evaluate the edit's effect",
                 **figures.pop("conventions", {}),
             },
             mean=self.mean,

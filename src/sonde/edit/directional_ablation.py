@@ -220,7 +220,7 @@ class DirectionalAblation(Instrument):
                 "value": "distance of both means",
                 "positive": self.positive,
                 "divisor": "n",
-                "se": "not given for a direction: evaluate its effect",
+                "se": "a direction has no standard error: evaluate the edit's effect",
             },
             vector=found.unit,
             centre=groups.mean[0],

@@ -73,7 +73,7 @@ class LimitAttention(Edit):
                 "values. Choose another pattern."
             )
         if found.spatial and self.grid is None:
-            raise InputError(f"LimitAttention: expected grid=(high, wide) for {self.pattern}.")
+            raise InputError(f"LimitAttention: expected grid=(height, width) for {self.pattern}.")
         check_ranges(self, strength="[0, 1]", prefix=">= 0")
 
     def apply(

@@ -179,7 +179,7 @@ class SteeringVector(Instrument):
                 "how": self.how,
                 "positive": self.positive,
                 "divisor": "n",
-                "se": "not given for a direction: evaluate its effect",
+                "se": "a direction has no standard error: evaluate the edit's effect",
                 **said,
             },
             vector=found.unit,

@@ -58,10 +58,11 @@ class Comet:
     max(0, mean(mask) - area)`` of each picture: it is punished while the rest still tells the
     class, so that selections are complete. Each net steps on its own loss alone.
 
-    The three weights must balance. To keep all costs ``area_weight (1 - area)`` and saves up to
-    ``weight gap``: below that all is kept. Far above it the gradients of the area dominate the step
-    of the selector, which Adam scales by its largest gradients, and the mask stays even. So the
-    rate of the selector is lower than the rate of the other nets.
+    The three weights must balance. Keeping everything costs ``area_weight * (1 - area)`` and saves
+    up to ``weight * gap``: if the cost is lower, everything is kept. If it is far higher, the
+    gradients of the area dominate the step of the selector, which Adam scales by its largest
+    gradients, and the mask stays even. So the rate of the selector is lower than the rate of the
+    other nets.
 
     Range        accuracy, [0, 1]; beside it that of what was left out, which should be at chance.
     Cost         ``steps`` of three nets, and a quarter as many of a classifier before.
@@ -115,9 +116,10 @@ class Comet:
             )
         if self.weight and self.area_weight * (1.0 - self.area) < self.weight * self.gap:
             raise InputError(
-                f"Comet: expected area_weight (1 - area) of at least weight gap = "
-                f"{self.weight * self.gap:g}, got {self.area_weight * (1 - self.area):g}: keeping "
-                "everything would cost less than removing uninformative parts. Raise area_weight."
+                f"Comet: expected area_weight * (1 - area) >= weight * gap = "
+                f"{self.weight * self.gap:g}, got {self.area_weight * (1 - self.area):g}. "
+                "Otherwise keeping everything costs less than removing uninformative parts. Raise "
+                "area_weight."
             )
 
     def fit(

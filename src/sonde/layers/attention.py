@@ -118,7 +118,7 @@ class Attention(Layer):
         self.pattern = pattern_of(pattern)
         spatial = self.pattern.spatial or prior is not None or local_position
         if spatial and grid is None:
-            raise InputError(f"Attention: expected grid=(high, wide) for {pattern}, got none.")
+            raise InputError(f"Attention: expected grid=(height, width) for {pattern}, got none.")
         if order == 3 and (prior is not None or scores == "relu"):
             raise InputError(
                 "Attention: expected order=2 with a prior or scores='relu', got order=3."

@@ -83,7 +83,7 @@ class GridMixer(Layer):
     ) -> None:
         super().__init__()
         if grid is None and weights not in ("shared", "dilated"):
-            raise InputError(f"GridMixer: expected grid=(high, wide) for {weights!r}, got none.")
+            raise InputError(f"GridMixer: expected grid=(height, width) for {weights!r}, got none.")
         if kernel % 2 == 0 or dim % raft or (weights == "dilated" and dim < 2):
             raise InputError(
                 f"GridMixer: expected an odd kernel and a raft that divides dim={dim}, got "

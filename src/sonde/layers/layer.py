@@ -183,8 +183,8 @@ class Layer(nn.Module):
         most = x.ndim - x.is_floating_point()  # ids of tokens have no axis of features
         if len(self.layout) == 1 and (n > most or mask.shape != x.shape[:n]):
             raise ShapeError(
-                f"{type(self).__name__}.forward: expected a mask {tuple(x.shape[:most])} as the "
-                f"states, got {tuple(mask.shape)}."
+                f"{type(self).__name__}.forward: expected a mask of shape {tuple(x.shape[:most])}, "
+                f"like the states, got {tuple(mask.shape)}."
             )
         if n == 2 and place in POSITIONS and not bool(mask.any(1).all()):
             row = int((~mask.any(1)).nonzero()[0])

@@ -61,7 +61,7 @@ class Where:
             If there is no grid, or the tokens do not fill it.
         """
         if self.grid is None:
-            raise InputError("Attention: expected grid=(high, wide) for this pattern, got none.")
+            raise InputError("Attention: expected grid=(height, width) for this pattern, got none.")
         high, wide = self.grid
         if self.position.shape[1] != high * wide:
             raise InputError(

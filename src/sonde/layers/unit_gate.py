@@ -215,8 +215,8 @@ class UnitGate(ConditionedLayer):
             raise InputError("UnitGate.forward: expected the attention (row token), got none.")
         if attention.shape != x.shape[:2]:
             raise ShapeError(
-                f"UnitGate.forward: expected the attention {tuple(x.shape[:2])} as the states, got "
-                f"{tuple(attention.shape)}."
+                f"UnitGate.forward: expected attention of shape {tuple(x.shape[:2])}, like the "
+                f"states, got {tuple(attention.shape)}."
             )
         if not attention.numel():
             return attention

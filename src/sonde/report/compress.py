@@ -269,7 +269,7 @@ def _time(found: dict[str, Any]) -> Section:
     lead += "over pairs of runs with its 95 % interval; if it includes 1, no difference is "
     lead += "detected. Low and high are the 2.5 and "
     lead += "97.5 % quantiles; first runs are not counted. Kernels for packed weights here: "
-    lead += f"{', '.join(found['kernels'])}; a layer holds the faster form."
+    lead += f"{', '.join(found['kernels'])}; each layer uses the fastest."
     lead += _way_out(found)
     made = Table(Numbers(columns, rows, "times"), brief=brief)
     return Section("time", "Time", [made], lead)

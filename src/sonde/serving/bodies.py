@@ -95,7 +95,7 @@ def inputs_in(found: Mapping[str, Any], limits: Limits) -> list[Any]:
         raise Refusal(
             400,
             'Expected a list of at least one input, as {"inputs": ["a text"]}. GET /openapi.json '
-            "shows every form.",
+            "describes the format of every request.",
         )
     check_count(len(inputs), limits)
     return inputs

@@ -31,8 +31,7 @@ def deployment(settings: Settings, **options: Any) -> Any:
         from ray import serve
     except ImportError:
         raise InputError(
-            "serve: expected Ray Serve for --runner ray, which is not installed. Install "
-            "'ray[serve]'."
+            "serve: --runner ray needs Ray Serve, which is not installed. Install 'ray[serve]'."
         ) from None
     text = settings.text()
 

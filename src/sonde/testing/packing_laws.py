@@ -30,7 +30,7 @@ def law_form(packing: CachePacking) -> None:
         packed = packing.pack(keys, values, real)
         for found, x in zip(packed.unpack(), (keys, values), strict=True):
             assert (found.shape, found.dtype) == (x.shape, x.dtype), f"{found.dtype} of {x.dtype}"
-            assert bool(found.isfinite().all()), f"a number of {dtype} came back broken"
+            assert bool(found.isfinite().all()), f"a {dtype} value is not finite after unpacking"
         assert torch.equal(keys, before[0]), "the packing changed the keys"
         assert torch.equal(values, before[1]), "the packing changed the values"
         assert packed.size_bytes > 0

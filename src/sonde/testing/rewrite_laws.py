@@ -169,7 +169,7 @@ def law_saved(case: RewriteCase) -> None:
             continue  # held as a mask and what is not 0
         assert name in found, f"{name} is not in the files"
         gap = float((found[name].double() - x.double()).abs().max()) if x.numel() else 0.0
-        assert found[name].shape == x.shape, f"{name} is of another shape in the files"
+        assert found[name].shape == x.shape, f"{name} has a different shape in the files"
         assert gap <= 1e-6 * float(x.double().abs().max()), f"{name} is off by {gap:.3g} in files"
 
 

@@ -55,9 +55,9 @@ def law_leads(rule: TokenRule) -> None:
     assert leader.shape == real.shape, f"leaders of shape {tuple(leader.shape)}"
     own = leader.gather(1, leader.clamp(min=0))
     right = (leader < 0) | (own == leader)
-    assert bool(right[real].all()), "a token is led by one that is itself led or dropped"
+    assert bool(right[real].all()), "a token's leader is itself led or dropped"
     led = real.gather(1, leader.clamp(min=0)) | (leader < 0)
-    assert bool(led[real].all()), "a token is led by padding"
+    assert bool(led[real].all()), "a token's leader is padding"
     assert bool((found.weight[real] > 0).all()), "a weight is not positive"
 
 

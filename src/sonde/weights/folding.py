@@ -84,7 +84,7 @@ def fold_edit(
     chosen = resolve(module, sites)
     for site in chosen:
         if site.port not in ("in", "out") or site.call is not None:
-            raise StateError(f"fold_edit: expected the port out or in of all calls, got {site}.")
+            raise StateError(f"fold_edit: expected port 'out' or 'in', for all calls, got {site}.")
         part = modules[site.path]
         layer = layer_of(names[id(part)], part)
         if layer is None and site.port == "in":

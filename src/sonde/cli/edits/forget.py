@@ -16,7 +16,8 @@ class ForgetData:
 
     forget: Annotated[str, named("DATA", "examples to forget, with their labels or texts")]
     retain: Annotated[
-        str | None, named("DATA", "the rest of the training data (with --of-class: of --forget)")
+        str | None,
+        named("DATA", "the rest of the training data (default with --of-class: data of --forget)"),
     ] = None
     held: Annotated[
         str | None, named("DATA", "examples that the model never saw, for the membership attack")

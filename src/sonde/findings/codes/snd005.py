@@ -35,7 +35,7 @@ class SND005(Rule):
         "their behaviour depends on the mode (dropout above 0, batch norm, recurrent dropout, "
         "modules whose forward reads self.training), and batch norms without running "
         "statistics. An error if two runs differ, or if the result for a row depends on its "
-        "batch. The scan itself reads in eval mode."
+        "batch. The scan itself runs the model in eval mode."
     )
     false_positives: ClassVar[str] = "Dropout kept on for sampling by design (--stochastic)."
     plant: ClassVar[str] = "model.eval(); model.block.bn.train()."

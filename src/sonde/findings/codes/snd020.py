@@ -59,8 +59,8 @@ class SND020(Rule):
         "deviation, at least log 1.2)."
     )
     false_positives: ClassVar[str] = (
-        "Models that scale blocks by depth on purpose, so that the first block differs much "
-        "from the others."
+        "Models that deliberately scale blocks by depth, so that the first block differs "
+        "greatly from the others."
     )
     plant: ClassVar[str] = "A trained net of six blocks, one weight of which is ten times as large."
     twin: ClassVar[str] = "The trained net."

@@ -72,9 +72,8 @@ class SND029(Rule):
             return self.clear(figure, "the model's layers look untrained")
         text = (
             f"The model's loss is {number(lens.final)} nats per token (± "
-            f"{number(Z * lens.final_se)}), the tokens' frequencies alone give "
-            f"{number(lens.unigram)}. Its vocabulary seems permuted: "
-            "it predicts equally frequent "
+            f"{number(Z * lens.final_se)}); the tokens' frequencies alone give a loss of "
+            f"{number(lens.unigram)}. Its vocabulary seems permuted: it predicts equally frequent "
             "tokens with other ids."
         )
         more = f"Is the tokenizer the model's own? Measured on {plural(lens.n_groups, 'text')}."

@@ -193,12 +193,12 @@ class SND037(ClassAnswersRule):
         if lens.n_groups < LEAST_ROWS:
             return too_few(self, lens.n_groups, LEAST_ROWS, "texts")
         least, known = self.nats, lens.unigram
-        said = f"the tokens' frequencies alone give {number(known)}"
+        said = f"the tokens' frequencies alone give a loss of {number(known)}"
         if lens.counted + self.counted < known + self.nats and _counts_win(lens):
             least, known = self.counted, lens.counted
             said = (
-                f"counts of {plural(lens.counted_tokens, 'token')} of the other texts give "
-                f"{number(known)}"
+                f"counts of sequences of {plural(lens.counted_tokens, 'token')} in the other "
+                f"texts give a loss of {number(known)}"
             )
         value, se = lens.final - known, lens.final_se
         figure = Figure(

@@ -477,10 +477,10 @@ def _said(change: Change, n: int) -> str:
     if change.slip:
         way = "earlier" if change.slip < 0 else "later"
         return (
-            f"{at} labels are misaligned: answers fit the label "
-            f"{plural(abs(change.slip), 'row')} {way} (correct on {percent(change.mended)}; with "
-            f"their own label {percent(1 - change.after)}, before that row "
-            f"{percent(1 - change.before)})"
+            f"{at} the labels are misaligned: answers fit the label "
+            f"{plural(abs(change.slip), 'row')} {way} (accuracy {percent(change.mended)}, with "
+            f"their own label {percent(1 - change.after)}; accuracy in the rows before the "
+            f"misalignment {percent(1 - change.before)})"
         )
     if change.kind == "error":
         return f"{at} the model is wrong on {after} of rows ({before} before)"

@@ -25,7 +25,7 @@ class SND055(Rule):
     title: ClassVar[str] = "Columns or images whose distribution changed"
     theme: ClassVar[Theme] = "versus"
     why: ClassVar[str] = (
-        "A column in another unit, two exchanged columns, a sensor that is stuck or "
+        "A column in another unit, two swapped columns, a sensor stuck at one value or "
         "texts in capitals give wrong answers without an error."
     )
     fix: ClassVar[str] = "Prepare these columns of OTHER as they are prepared in DATA."
@@ -34,18 +34,22 @@ class SND055(Rule):
         "equal class proportions if these differ (SND054). Tests: for numbers, twice the "
         "smaller p of the Kolmogorov-Smirnov and the rank-sum test; for missing values and for "
         "a single repeated value, Fisher's exact test; for words, chi-squared; with Holm's "
-        "correction for all. The value whose frequency rises most and the factor are chosen on "
-        "half of the rows and tested on the other half. Texts are compared by length, capitals, "
-        "non-ASCII characters, digits, punctuation, line breaks, HTML, language, script, "
-        "unknown tokens and byte tokens; images by brightness, contrast and sharpness "
-        "(differences between neighbouring pixels, relative to noise of the same contrast). "
-        "Raised if p is below 0.001 and the cumulative distributions differ by 0.15 (fractions "
-        "of missing and repeated values by 0.05, words by 0.1): a warning for columns that the "
-        "model reads, else a note. A factor or an exchange is named if it removes two thirds of "
-        "the difference on the held-out rows."
+        "correction for all. Half of the rows are used to choose a factor between units and the "
+        "value whose frequency rises most; the other half to test both. Texts are compared by "
+        "length, capitals, non-ASCII characters, digits, punctuation, line breaks, HTML, "
+        "language, script, unknown tokens and byte tokens; images by brightness, contrast and "
+        "sharpness (differences between neighbouring pixels, relative to noise of the same "
+        "contrast). Raised if p is below 0.001 and the cumulative distributions differ by at "
+        "least 0.15 (fractions of missing or repeated values by at least 0.05, frequencies of "
+        "words by at least 0.1): a warning for columns that the model reads, else a note. A "
+        "factor or a swap of two columns is named if it removes two thirds of the difference on "
+        "the held-out rows."
     )
     false_positives: ClassVar[str] = "Columns that differ by design, such as a date."
-    plant: ClassVar[str] = "A column in millimetres, two exchanged columns, a column that is stuck."
+    plant: ClassVar[str] = (
+        "A column in millimetres instead of metres, two swapped columns, a column stuck at one "
+        "value."
+    )
     twin: ClassVar[str] = "A random split."
 
     def check(self, evidence: Evidence) -> Check:
@@ -108,18 +112,18 @@ def _fix(evidence: Evidence, found: ColumnComparison, moves: list[ColumnMove]) -
 
 
 def _gain(evidence: Evidence, found: ColumnComparison) -> str:
-    """Describe the model's gain once changed units and exchanged columns are corrected."""
+    """Describe the model's gain once changed units and swapped columns are corrected."""
     mended = evidence.versus.mended
     gain = None if mended is None else mended(evidence.versus.other, found.moves)
     if gain is None or not gain.mended > gain.given:
         return ""
     if gain.numbers:
         return (
-            " With units and exchanged columns corrected, the model's R^2 is "
+            " With units and swapped columns corrected, the model's R^2 is "
             f"{number(gain.mended)} on {plural(gain.n, 'row')} instead of {number(gain.given)}."
         )
     return (
-        " With units and exchanged columns corrected the model is correct on "
+        " With units and swapped columns corrected the model is correct on "
         f"{percent(gain.mended)} of "
         f"{plural(gain.n, 'row')} instead of {percent(gain.given)}."
     )

@@ -42,8 +42,10 @@ class SND064(WeakGroupRule):
     false_positives: ClassVar[str] = (
         "Texts that nobody can predict: random keys, tables of numbers."
     )
-    plant: ClassVar[str] = "Texts of one source, with their letters exchanged."
-    twin: ClassVar[str] = "The same texts with their letters in place."
+    plant: ClassVar[str] = (
+        "Texts of one source, in which each word is always replaced by the same other word."
+    )
+    twin: ClassVar[str] = "The same texts, unchanged."
 
     def found(self, evidence: Evidence) -> WeakRows | str:
         """Return the groups of texts that may be predicted worse."""

@@ -48,8 +48,8 @@ class SND067(Rule):
         "never showed, spoil every text that holds them."
     )
     fix: ClassVar[str] = (
-        "Compare the rows of these tokens in the embedding and the head with the tokenizer that "
-        "the model has."
+        "Check that the rows of these tokens in the embedding and the head have the ids that the "
+        "model's tokenizer gives these tokens."
     )
     how: ClassVar[str] = (
         "On 48 texts, the model's next-token loss minus that of counts of three tokens from the "

@@ -12,8 +12,8 @@ from sonde.findings.words.places import sentence
 from sonde.findings.words.text import number, percent, plural
 
 NO_TEMPERATURE = (
-    "No single temperature lowers both the loss and the calibration error on other rows: "
-    "calibrate on your own rows, class by class."
+    "No single temperature lowers both the loss and the calibration error on held-out rows: "
+    "calibrate on your own data, class by class."
 )
 
 

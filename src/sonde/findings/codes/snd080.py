@@ -29,7 +29,7 @@ class SND080(Rule):
         "context, and a mean over tokens is in part the mean of these words."
     )
     fix: ClassVar[str] = (
-        "Cut these words (a licence, a header, a signature) off, unless the model was trained with "
+        "Remove these words (a licence, a header, a signature), unless the model was trained with "
         "them."
     )
     how: ClassVar[str] = (

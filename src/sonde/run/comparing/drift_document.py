@@ -98,9 +98,9 @@ def _notes(
         notes.append("The two sides come from different models; sites are matched by name.")
     if found.rows == "same" and not found.identical:
         notes.append(
-            "Both sides are the same rows. p-values test whether rows changed in a common way, "
-            "more than if each row's two states could be exchanged; the size of the change is "
-            "printed beside them."
+            "Both sides contain the same rows. The p-values test whether the rows changed in a "
+            "common direction, against the null hypothesis that each row's two states are "
+            "exchangeable; the size of the change is printed beside them."
         )
     if found.rows == "some":
         notes.append(

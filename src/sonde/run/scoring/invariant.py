@@ -327,8 +327,8 @@ def invariant_batches(
         )
     if with_classes(stream, fitted.label_names) is not stream:
         raise InputError(
-            "score: expected data whose classes are numbered as in the probe for batch_invariant, "
-            f"got {', '.join(stream.label_names[:3])}. Leave --batch-invariant out."
+            "score: batch_invariant needs data with the probe's classes in the same order, got "
+            f"the classes {', '.join(stream.label_names[:3])}. Leave --batch-invariant out."
         )
     inputs, source = stream.inputs, stream.source_rows
     reader = InvariantReader(stream, fitted, inputs.batch_size, reduction, bool(explain))

@@ -165,7 +165,7 @@ class _Editor:
         here: bool = False,
     ) -> None:
         if any(site.port == "grad" for site in sites):
-            raise SiteError("editing: gradients cannot be edited. Use the port out or in.")
+            raise SiteError("editing: gradients cannot be edited. Use the port 'out' or 'in'.")
         self.edit, self.places, self.gate = edit, places, gate
         self.recorded, self.keeps_cache = others, False
         self.modules = ModuleNames(root).modules

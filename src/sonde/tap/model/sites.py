@@ -56,9 +56,9 @@ def resolve(
     found: dict[str, Site] = {}
     if weights := [str(pattern) for pattern in several if port_of(pattern) == WEIGHT]:
         raise SiteError(
-            f"resolve: {', '.join(weights)} is not a state of a forward pass: a parameter is "
-            "read once, without other sites and without data, by sonde.read(model, "
-            "sites=...), and changed by sonde.weights."
+            f"resolve: expected states of a forward pass, got parameters: {', '.join(weights)}. "
+            "Read parameters in a call of their own, without data: sonde.read(model, sites=...). "
+            "Change them with sonde.weights."
         )
     for pattern in several:
         for site in _sites_of(pattern, names, probe):

@@ -295,7 +295,7 @@ class SiteFunction:
             (found,) = _one(resolve(self.module, site), site)
             if found.port == "grad":
                 raise SiteError(
-                    "SiteFunction: a gradient cannot be the site. Use the port out or in."
+                    "SiteFunction: a gradient cannot be the site. Use the port 'out' or 'in'."
                 )
             if found.path == "" and found.port == "in":
                 name = name_of_input(*named, found.key)

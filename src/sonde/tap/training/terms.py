@@ -227,7 +227,8 @@ class Terms:
         """
         if self._places.n_waiting:
             raise StateError(
-                "Terms.evaluate: a forward pass still waits for its loss. Call loss(...) first."
+                "Terms.evaluate: a forward pass is still waiting for its loss. Call loss(...) "
+                "first."
             )
         terms = [term for term in self._terms if term.has_value]
         given = partial(self._arguments, gathers=False)

@@ -106,8 +106,8 @@ def family_of_models(
         facts={"small model": f"{own[0]:.4f}", "large model": f"{own[1]:.4f}"},
         advice=(
             "A place keeps enough if it has 95 % of what the large model's balanced accuracy is "
-            "above chance. Models that are to hand over without a map are trained for it, e.g. by "
-            "sonde.train.Align.",
+            "above chance. To pass states from one model to another without a map, train the "
+            "models for it, e.g. with sonde.train.Align.",
         ),
     )
 
