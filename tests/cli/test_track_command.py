@@ -54,7 +54,7 @@ def test_checkpoints_become_curves_and_the_record_is_kept(run, checkpoints, tmp_
     assert "step" not in run(*words, *reading, "--quiet").err
     for other, told in (
         ((*words, *reading, "--sites", "blocks.0"), "steps recorded with other sites"),
-        ((*words, *reading, "--limit", 60), "steps of other data"),
+        ((*words, *reading, "--limit", 60), "steps recorded with other data"),
         ((*words[:4], "spectrum", *reading), "steps of other instruments"),
     ):
         said = run(*other).error()
