@@ -151,7 +151,7 @@ class _Stored:
         return args, kwargs
 
     def output(self, i: int, states: Tensor) -> Any:
-        """Return the output of block ``i``, with its states replaced by these states."""
+        """Return the recorded output of block ``i``, with ``states`` as its states."""
         return replaced(self.calls[i][1], HOLE, states)
 
 

@@ -135,7 +135,10 @@ class SliceContext(nn.Module):
     def predicted(
         self, step: int, known: Tensor, hyper: Tensor | None
     ) -> tuple[Float[Tensor, "row size high wide"], Float[Tensor, "row size high wide"]]:
-        """Return the mean and standard deviation of a pass's slice; unknown numbers must be 0."""
+        """Return the mean and standard deviation that pass ``step`` predicts for its slice.
+
+        Entries of ``known`` that are not yet decoded must be 0.
+        """
         if (0 if hyper is None else hyper.shape[1]) != self.hyper:
             raise InputError(
                 f"SliceContext: expected a map of {self.hyper} channels that encoder and "

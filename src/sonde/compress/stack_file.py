@@ -141,7 +141,7 @@ def _stacks(module: nn.Module) -> dict[str, StackLinear]:
 
 
 def _order(layers: Mapping[str, StackLinear]) -> Iterator[tuple[str, int]]:
-    """Yield all blocks by level, and within a level by the fraction of the weight they add."""
+    """Yield blocks by level, and within a level by their fraction of their layer's energy."""
     added = dict[str, list[float]]()
     for name, layer in layers.items():
         left, right = (x.view(torch.float16).double() for x in (layer.left, layer.right))

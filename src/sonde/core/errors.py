@@ -48,7 +48,7 @@ IN_FORWARD = "in the model's forward on "
 
 
 class ForwardError(InputError):
-    """The model's forward pass raised an exception on its inputs, which is the cause."""
+    """The model's forward pass raised an exception, available as ``__cause__``."""
 
 
 class BatchError(InputError):

@@ -128,7 +128,7 @@ class Shift(Instrument):
 
     @final
     def fit(self, x: Any, label: Any = None, *, group: Any = None, **columns: Any) -> Side:
-        """Return the side of plain rows; see ``Instrument.fit`` for the columns."""
+        """Fit one side of a comparison to plain rows; see ``Instrument.fit`` for the columns."""
         side: Side = super().fit(x, label, group=group, **columns)
         if group is None:
             return side

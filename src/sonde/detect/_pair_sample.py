@@ -33,10 +33,11 @@ class PairSampleState(State):
 @final
 @dataclass(frozen=True)
 class PairSample(Statistic[PairSampleState]):
-    """The ``m`` pairs of smallest hash, independent of splits and order.
+    """The ``m`` pairs with the smallest hashes, however rows are divided or ordered.
 
     The two rows of a pair may arrive in different batches or shards: a half waits for the other. If
-    a side has several rows, the row of smallest draw is kept; rows of side -1 have no pair.
+    a side has several rows, the row with the smallest sampling key is kept. Rows of side -1 have no
+    pair.
 
     Parameters
     ----------
@@ -89,9 +90,9 @@ def joined(a: State, b: State) -> list[Tensor]:
 def smallest_pairs(
     m: int, pair: Int[Tensor, "row"], side: Int[Tensor, "row"], draw: Int[Tensor, "row"]
 ) -> Int[Tensor, "entry"]:
-    """Return the rows of the ``m`` pairs of smallest hash, sorted by that hash, then by side.
+    """Return the rows of the ``m`` pairs with the smallest hashes, sorted by hash, then side.
 
-    If a side has several rows, the row of smallest draw is returned.
+    If a side has several rows, the row with the smallest sampling key is returned.
     """
     hashed = torch.from_numpy(splitmix64(pair.numpy().view("uint64")).view("int64"))
     order = torch.argsort(rank_key(draw), stable=True)

@@ -54,11 +54,11 @@ class ContrastSampleState(State):
 @final
 @dataclass(frozen=True)
 class ContrastSample(Statistic[ContrastSampleState]):
-    """All sides of the ``m`` answers of smallest hash, independent of splits and order.
+    """Rows of the ``m`` answers with the smallest hashes, from all sides of each answer.
 
-    The rows of an answer share one value of ``pair`` and may arrive in different batches or shards.
-    Rows of a negative side are left out. If a side has several rows, the row of smallest draw is
-    kept.
+    The sample does not depend on how rows are divided or ordered. The rows of an answer share one
+    value of ``pair`` and may arrive in different batches or shards. Rows of a negative side are
+    left out. If a side has several rows, the row with the smallest sampling key is kept.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class ContrastSample(Statistic[ContrastSampleState]):
         return self._smallest(len(keep), x[keep.to(x.device)], pair[keep], side[keep], draw[keep])
 
     def merge(self, a: ContrastSampleState, b: ContrastSampleState) -> ContrastSampleState:
-        """Return the answers of smallest hash in both samples."""
+        """Return the ``m`` answers with the smallest hashes among both samples."""
         return self._smallest(a.n + b.n, *joined(a, b))
 
     def size_bytes(self, *dims: int) -> int:

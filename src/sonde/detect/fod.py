@@ -105,7 +105,7 @@ class GridTraining(Trainer[GridTrainingState]):
     def loss(
         self, state: GridTrainingState, live: LiveWeights, *batch: Tensor, **_: Any
     ) -> tuple[Tensor, tuple[Tensor]]:
-        """Return the loss of images (error, targets, attentions) and the error of each."""
+        """Return the loss of the images, and the reconstruction error of each image."""
         (images,) = batch
         reference = Usual.of(state.places).reference.float()
         columns = grid_columns(images.shape[1], self.columns)
@@ -115,12 +115,12 @@ class GridTraining(Trainer[GridTrainingState]):
         return loss, (error.mean(1),)
 
     def _targets(self, rebuilt: Rebuilt) -> Float[Tensor, ""]:
-        """Return the targets' loss: near the intra attention, far from the inter attention."""
+        """Return the loss that moves targets to the intra and away from the inter attention."""
         intra = _gap(c.attention_fixed() for c in rebuilt.intra)
         return self.divergence * (intra - _gap(c.attention_fixed() for c in rebuilt.inter))
 
     def _attentions(self, rebuilt: Rebuilt) -> Float[Tensor, ""]:
-        """Return the attentions' loss: intra far from its target, inter near it."""
+        """Return the loss that moves intra attention from, and inter attention to, its target."""
         intra = _gap(c.target_fixed() for c in rebuilt.intra)
         inter = _gap(c.target_fixed() for c in rebuilt.inter)
         return self.divergence * (inter - intra) + self.entropy * (

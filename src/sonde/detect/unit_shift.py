@@ -141,7 +141,7 @@ class UnitShift(Shift):
         check_ranges(self, test=("ks", "js", "mean"), correction=("holm", "bh"))
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Return the requests for each unit's histogram, or moments with the sample."""
+        """Return the requests: each unit's histogram, or its moments and sampled rows."""
         if self.test == "mean":
             return {"units": Scalars(), **two_sample_reads()}
         return {"units": LogHistogram()}

@@ -169,7 +169,10 @@ def check_whole(stream: Stream, wanted: Mapping[str, Request], bounds: Sequence[
 def _observe(
     stream: Stream, wanted: Mapping[str, Request], bounds: Sequence[int], split: Split | None
 ) -> States:
-    """Return the states over all units, merged in the plan's tree if the order matters."""
+    """Return each statistic's state over all units of work.
+
+    States are merged in the order of the plan's tree if the order matters.
+    """
     tree: list[tuple[int, States]] = []
     waiting: dict[str, list[Any]] = {i: [] for i, r in wanted.items() if r.statistic.in_any_order}
     full: States = {}

@@ -1,4 +1,4 @@
-"""Values of a dictionary's features: dense, or only the active features with their numbers.
+"""Values of a dictionary's features: dense, or only the active features with their indices.
 
 If k features of each row are active, only their decoder rows are summed and gradients flow through
 these features alone: one large product in a step instead of six.

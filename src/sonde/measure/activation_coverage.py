@@ -38,7 +38,9 @@ class RightInfluenceState(State):
 @final
 @dataclass(frozen=True)
 class RightInfluence(Statistic[RightInfluenceState]):
-    """Histogram of output times gradient over correctly predicted rows, independent of splits.
+    """Histogram of output times gradient over correctly predicted rows.
+
+    The histogram does not depend on how rows are divided.
 
     Parameters
     ----------

@@ -256,7 +256,7 @@ class InformationPlane(Instrument):
         )
 
     def _binned(self, rows: SampledRows) -> Float[Tensor, "4"]:
-        """Return the information, NaN (no bound), the patterns' entropy, and their number."""
+        """Return the information, its bound (always NaN), and the patterns' entropy and number."""
         x, label = rows.rows
         kinds, code = torch.unique(label[:, 0], return_inverse=True)
         edges = self._edges(x)

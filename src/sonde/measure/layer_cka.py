@@ -216,7 +216,7 @@ class _PairSums:
 
     @classmethod
     def of(cls, layers: Sequence[_ScaledRows], n: int, size: int) -> "_PairSums":
-        """Return the sums for blocks of ``size`` of the ``n`` rows."""
+        """Return the sums for ``n`` rows in blocks of ``size`` rows."""
         count = math.ceil(n / size)
         padded = count * size
         step = max(1, BUFFER_ENTRIES // (len(layers) * padded * size))

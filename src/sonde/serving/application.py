@@ -169,7 +169,7 @@ class _Handlers:
         self._names = _random_names()
 
     def routes(self) -> list[Route]:
-        """Return the addresses."""
+        """Return the routes of the endpoints."""
         named: list[tuple[str, str, str, Handler]] = [  # the busiest first: they are tried in order
             ("/predict", "POST", "predict", self.predict),
             ("/v2/models/{name}/infer", "POST", "infer", self.infer),
@@ -342,5 +342,5 @@ class _Handlers:
         return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
 
     async def openapi(self, _: Request) -> Response:
-        """Describe the addresses."""
+        """Describe the endpoints, as an OpenAPI document."""
         return JSONResponse(openapi(self.service))

@@ -162,7 +162,7 @@ def infer_json(
 
 
 def _can_be_repeated(given: Any) -> bool:
-    """Return whether an id is a short text, without half a pair of surrogates."""
+    """Return whether an id is a short text without unpaired surrogates."""
     if not isinstance(given, str) or len(given) > 128:
         return False
     return not any("\ud800" <= letter <= "\udfff" for letter in given)

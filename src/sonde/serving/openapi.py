@@ -1,4 +1,4 @@
-"""The OpenAPI description of the addresses, with an example for the served model."""
+"""The OpenAPI description of the endpoints, with an example for the served model."""
 
 from typing import Any
 

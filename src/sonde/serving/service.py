@@ -1,4 +1,4 @@
-"""The state behind the addresses: the model, the queue, and the traffic records."""
+"""The state behind the endpoints: the model, the queue, and the traffic records."""
 
 import asyncio
 import atexit

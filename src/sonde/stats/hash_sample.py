@@ -1,4 +1,4 @@
-"""The rows of smallest sampling key: a mergeable uniform sample, aligned over sites."""
+"""Rows with the smallest sampling keys: a mergeable uniform sample, aligned over sites."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class HashSampleState(State):
         return self.n == len(self.draw)
 
     def first_of_each_group(self) -> Int[Tensor, "group"]:
-        """Return the indices of each group's row of smallest sampling key, by that key.
+        """Return the index of each group's row with the smallest sampling key, sorted by key.
 
         If rows were left out, a group with many rows is more likely to be found than a group with
         few rows; with ``groups="one"`` every group is equally likely.
@@ -58,7 +58,9 @@ class HashSampleState(State):
 @final
 @dataclass(frozen=True)
 class HashSample(Statistic[HashSampleState]):
-    """The ``m`` rows of smallest sampling key, sorted by it; independent of splits and order.
+    """The ``m`` rows with the smallest sampling keys, sorted by key.
+
+    The sample does not depend on how rows are divided or ordered.
 
     The draw is a keyed hash of the row's identity, independent of its value, so the sample is
     uniform without replacement, and it is the same rows at every site and in every column. A row
@@ -71,9 +73,10 @@ class HashSample(Statistic[HashSampleState]):
     column : str, default="x"
         Which column is kept.
     groups : bool or "one", default=False
-        Sample whole groups: rows of the groups of smallest draw. The last group may be cut; see
-        ``HashSampleState.whole_groups``. ``"one"`` keeps, of each of the ``m`` groups of smallest
-        draw, its row of smallest draw: one row at random of groups at random.
+        Sample whole groups: rows of the groups with the smallest sampling keys. The last group may
+        be cut; see ``HashSampleState.whole_groups``. ``"one"`` keeps one row of each of the ``m``
+        groups with the smallest sampling keys, the row whose own key is smallest: one random row
+        of random groups.
 
     References
     ----------
@@ -110,11 +113,11 @@ class HashSample(Statistic[HashSampleState]):
         return self._smallest(len(draw), values, draw, group, group_draw)
 
     def merge(self, a: HashSampleState, b: HashSampleState) -> HashSampleState:
-        """Return the rows of smallest sampling key in both samples."""
+        """Return the rows with the smallest sampling keys among both samples."""
         return self.merge_all((a, b))
 
     def merge_all(self, states: Sequence[HashSampleState]) -> HashSampleState:
-        """Return the rows of smallest sampling key in all samples, copied once."""
+        """Return the rows with the smallest sampling keys among all samples, copied once."""
         draw, group, group_draw = (
             torch.cat([getattr(s, name) for s in states])
             for name in ("draw", "group", "group_draw")

@@ -23,7 +23,10 @@ NO_LABEL = -1
 
 @dataclass(frozen=True)
 class ClassScores(State):
-    """Scores of a class: of ``n`` seen, those of smallest sampling key and the largest are kept."""
+    """Kept scores of a class: of ``n`` scores, a random sample and the largest scores.
+
+    The sample consists of the scores with the smallest sampling keys.
+    """
 
     label: int
     n: int

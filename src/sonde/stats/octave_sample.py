@@ -42,7 +42,7 @@ class OctaveSampleState(State):
 @final
 @dataclass(frozen=True)
 class OctaveSample(Statistic[OctaveSampleState]):
-    """Rows of smallest sampling key in a few ranges below each unit's maximum.
+    """Rows with the smallest sampling keys in a few ranges below each unit's maximum.
 
     Ranges are those between the powers of two below the largest value; everything smaller, and what
     is not positive, is one range more. Each range of the whole data consists of whole ranges of
@@ -110,7 +110,7 @@ class OctaveSample(Statistic[OctaveSampleState]):
         return self._placed(state, band, unit, columns)
 
     def merge(self, a: OctaveSampleState, b: OctaveSampleState) -> OctaveSampleState:
-        """Return the rows of smallest sampling key in both."""
+        """Return the rows with the smallest sampling keys among both samples."""
         top = torch.maximum(a.top, b.top)
         a, b = self._shifted(a, top), self._shifted(b, top)
         parts = {
@@ -144,7 +144,7 @@ class OctaveSample(Statistic[OctaveSampleState]):
         )
 
     def _shifted(self, state: OctaveSampleState, top: Int[Tensor, "dim"]) -> OctaveSampleState:
-        """Return the sample with ranges for a higher maximum; some rows join the last range."""
+        """Return the sample with ranges below new maxima; rows below them join the last range."""
         moved = torch.nonzero(top != state.top).flatten()
         if len(moved) == 0:
             return state
@@ -200,7 +200,7 @@ class OctaveSample(Statistic[OctaveSampleState]):
         return replace(state, **made)
 
     def _first(self, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the ``m`` entries of smallest sampling key along the second axis."""
+        """Return the ``m`` entries with the smallest sampling keys along the second axis."""
         key, order = parts["key"].sort(dim=1, stable=True)
         found = {"key": key[:, : self.m]}
         for name in ("values", "ids", "position"):

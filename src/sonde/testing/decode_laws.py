@@ -24,7 +24,7 @@ WAYS: tuple[dict[str, Any], ...] = (
 
 
 def causal_model(seed: int = 0, width: int = 16) -> Any:
-    """Return a language model with random weights and 32 tokens, on which rules are tested."""
+    """Return a language model with random weights and a vocabulary of 32, to test rules."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

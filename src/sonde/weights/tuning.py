@@ -95,7 +95,7 @@ def tuned(
     start: nn.Module | None = None,
     progress: bool = True,
 ) -> nn.Module:
-    """Return a copy of a model after training by Adam.
+    """Return a copy of a model, trained with Adam.
 
     Parameters
     ----------

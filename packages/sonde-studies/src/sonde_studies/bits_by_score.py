@@ -33,7 +33,7 @@ class BitsByScoreStudy(Study):
                  "mean divergence of all orders less that of twenty, as a share")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Round every set of blocks of a net, and read off the cost of each order."""
+        """Round every subset of a net's blocks, and compute each score's cost as an order."""
         tick("all sets of blocks")
         net = rounded_net(seed, tiny)
         usual = float(net.areas().mean())

@@ -42,7 +42,7 @@ class _Chooser(nn.Module):
 
 @final
 class SubspacePatchStudy(Study):
-    """The direction of ``which``, trained in the MLP's hidden layer and in the stream."""
+    """A direction for ``which`` (the queried object), trained in an MLP and in the stream."""
 
     name = "subspace-patch"
     title = "does a trained direction work through its part that the next layer reads?"

@@ -41,7 +41,7 @@ class TokenBudgetsStudy(Study):
                  "accuracy, by a strange question, asked frame less another")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a reader of pooled patches, and distribute a clip's tokens in each way."""
+        """Train a reader of pooled patches, and test each way to distribute a clip's tokens."""
         x, label = digit_images(seed)
         tick("reader")
         reader = _reader(x[:FIT], label[:FIT], seed, TINY if tiny else STEPS)

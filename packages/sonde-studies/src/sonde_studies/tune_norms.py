@@ -52,7 +52,7 @@ class TuneNormsStudy(Study):
                  "accuracy on the old domain, norms less all")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train, run the recipe on the new domain, and on more of the old domain."""
+        """Train, then run the recipe on the new domain and on more of the old domain."""
         x, label = digit_images(seed)
         net = drawn(_Net, seed)
         tick("train")

@@ -81,7 +81,7 @@ class ReadingComparison(Rule):
 
     @abstractmethod
     def compare(self, found: SelfCheck, tau: float, evidence: Evidence) -> Check:
-        """Return the rule's check of the self-check's results."""
+        """Judge the results of the self-check."""
 
     def alike(self, found: SelfCheck, deltas: Deltas, tau: float) -> Check:
         """Return a passed check, with a hint if 16-bit types could hide differences."""

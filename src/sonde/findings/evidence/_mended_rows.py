@@ -207,7 +207,7 @@ def _share_right(form: Tried, least: float) -> float:
 def _on_right_rows(
     stream: LiveStream, good: SmallBatches, forms: dict[str, Change], evidence: Evidence
 ) -> tuple[Tried, Tried] | None:
-    """Return correct rows, unchanged and in a form; None if the trial budget runs out."""
+    """Return the trials of correct rows, unchanged and transformed; None if the budget runs out."""
     both = list(tried_forms(stream, good, forms, (), evidence, True))
     return (both[0], both[1]) if len(both) > 1 else None
 

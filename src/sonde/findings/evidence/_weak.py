@@ -200,9 +200,9 @@ def worst_pairs(
 
 
 def members(evidence: Evidence, found: WeakRows, group: WeakGroup) -> list[int]:
-    """Return a group's shared rows: wrong rows first, each part in typical order.
+    """Return a group's shared rows: the wrong rows, then the correct ones.
 
-    Typical rows are nearest to the members' mean state at the last site.
+    Each part starts with the rows nearest to the members' mean state at the last site.
     """
     x = shared_rows(evidence).x(len(evidence.sites) - 1)[found.where][group.rows]
     distance = (x - x.mean(0)).norm(dim=1)

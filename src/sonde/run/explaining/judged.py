@@ -123,7 +123,7 @@ class Judged:
 
     @property
     def best(self) -> Verdict:
-        """The verdict on all inputs, or on the best class if only classes are believable."""
+        """The verdict on all inputs, or on the best class if it holds only for single classes."""
         whole, *classes = self.verdicts
         held = [one for one in classes if one.is_believable]
         if whole.is_believable or not held:

@@ -145,7 +145,7 @@ def joined_split(a: Split | None, b: Split | None) -> Split | None:
 
 
 def _require_alike_parts(a: Bundle, b: Bundle) -> None:
-    """Raise if a group of both bundles is held out in one and fitted in the other."""
+    """Raise if a group that is in both bundles is held out in one and fitted in the other."""
     joined_split(a.split, b.split)
     if a.split is None or b.split is None or a.split == b.split:
         return

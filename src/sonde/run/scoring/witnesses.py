@@ -1,4 +1,4 @@
-"""Witnesses: inputs and rows slightly different from an example, to compare more bits.
+"""Witnesses: slightly changed copies of an example, so that more bits are compared.
 
 An example of few values, such as a vector of eight states, often has the same bits in two kernels
 by chance. Use these where bits are compared; they are no data.

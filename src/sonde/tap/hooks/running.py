@@ -194,7 +194,7 @@ def _is_of_tokens(call: RunningCall, meaning: MaskMeaning, name: str, mask: Tens
 
 
 def _of_pair(call: RunningCall, inside: Sequence[nn.Module]) -> list[tuple[str, Tensor]] | None:
-    """Return the masks of the running side, or None for a call without sides."""
+    """Return the masks of the running encoder or decoder; None for any other model."""
     if not any(name in call.known for name in OF_DECODER):
         return None
     target = [(name, m) for name in OF_DECODER if (m := call.named.get(name)) is not None]

@@ -85,7 +85,7 @@ def _members(path: str, names: ModuleNames, probe: Probe | None) -> tuple[str, .
 
 
 def _one_class(modules: Sequence[nn.Module]) -> bool:
-    """Return whether all modules are instances of one member's class."""
+    """Return whether all modules are instances of the class of one of them."""
     return any(all(isinstance(m, type(one)) for m in modules) for one in modules)
 
 

@@ -85,7 +85,7 @@ def moved(after: list[Tensor], before: list[Tensor], inside: Tensor) -> Float[Te
 
 @dataclass(frozen=True)
 class Order:
-    """A request to a generator: words, and an image of another digit to follow."""
+    """A request to a generator: words, and an image of another digit to imitate."""
 
     words: Int[Tensor, "canvas 3"]
     seen: Canvases

@@ -100,9 +100,10 @@ def _heads(x: Tensor) -> Tensor:
 
 
 class Painter(nn.Module):
-    """Words (canvas, 3) of digit, ink and background to images; ``SILENT`` is also a word.
+    """Generator of images from three words each: digit, ink and background.
 
-    Once ``sees`` is set, a second picture is cut into four tokens that each block looks at.
+    Words have shape (canvas, 3); ``SILENT`` is also a word. Once ``sees`` is set, a second
+    picture is cut into four tokens that each block attends to.
     """
 
     def __init__(self) -> None:
