@@ -55,7 +55,7 @@ def test_checkpoints_become_curves_and_the_record_is_kept(run, checkpoints, tmp_
     for other, told in (
         ((*words, *reading, "--sites", "blocks.0"), "steps recorded with other sites"),
         ((*words, *reading, "--limit", 60), "steps recorded with other data"),
-        ((*words[:4], "spectrum", *reading), "steps of other instruments"),
+        ((*words[:4], "spectrum", *reading), "steps recorded with other instruments"),
     ):
         said = run(*other).error()
         assert told in said
