@@ -109,7 +109,7 @@ class _HeadSumsState(State):
 @final
 @dataclass(frozen=True)
 class _HeadSums(Statistic[_HeadSumsState]):
-    """Means and counts of extremes per head, independent of splits."""
+    """Means and counts of extremes per head, independent of how rows are divided."""
 
     def observe(self, x: Float[Tensor, "row head"]) -> _HeadSumsState:
         """Return the sums of a batch of queries."""

@@ -167,7 +167,7 @@ def _of_halves(groups: ClassMomentsState) -> Float[Tensor, "group"]:
 @final
 @dataclass(frozen=True)
 class _GroupGradients(Statistic[ClassMomentsState]):
-    """Mean and standard deviation of each group's gradient, independent of splits."""
+    """Mean and standard deviation of each group's gradient, independent of how rows are divided."""
 
     def observe(
         self, grad: Float[Tensor, "row dim"], label: Int[Tensor, "row"]

@@ -70,7 +70,7 @@ class PeaksState(State):
 @final
 @dataclass(frozen=True)
 class Peaks(Statistic[PeaksState]):
-    """Position of each unit's maximum, the first of equal ones, independent of splits."""
+    """Position of each unit's maximum, the first of equal ones, however rows are divided."""
 
     def observe(self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]) -> PeaksState:
         """Return the peaks of a batch."""

@@ -121,7 +121,7 @@ class _FromMean(Instrument):
 @final
 @dataclass(frozen=True, eq=False)
 class _DirectionsFrom(Statistic[MomentsState]):
-    """Moments of rows' directions from a point, independent of splits."""
+    """Moments of rows' directions from a point, independent of how rows are divided."""
 
     origin: Float[Tensor, "dim"]
 

@@ -131,7 +131,7 @@ class _SpanSumsState(State):
 @final
 @dataclass(frozen=True)
 class _SpanSums(Statistic[_SpanSumsState]):
-    """Sums of entropy and surprise over token metrics, independent of splits."""
+    """Sums of entropy and surprise over token metrics, independent of how rows are divided."""
 
     def observe(self, x: Float[Tensor, "row dim"], position: Int[Tensor, "row"]) -> _SpanSumsState:
         """Return the sums of a batch of tokens."""

@@ -28,7 +28,7 @@ class CosinesState(State):
 @final
 @dataclass(frozen=True)
 class Cosines(Statistic[CosinesState]):
-    """Sums of cosines between paired rows, independent of splits."""
+    """Sums of cosines between paired rows, independent of how rows are divided."""
 
     span: ClassVar[Span] = "pair"
 

@@ -103,7 +103,7 @@ class ClassMomentsState(State):
 @final
 @dataclass(frozen=True)
 class ClassMoments(Statistic[ClassMomentsState]):
-    """Count and mean of each class and the scatter within classes, independent of splits.
+    """Count and mean of each class and the scatter within classes, however rows are divided.
 
     Rows with label -1 are kept apart, so that ``total`` gives the moments of all rows without a
     second sketch.

@@ -31,7 +31,7 @@ class CrossMomentsState(State):
 @final
 @dataclass(frozen=True)
 class CrossMoments(Statistic[CrossMomentsState]):
-    """Means and cross scatter of a pair of sites, independent of splits.
+    """Means and cross scatter of a pair of sites, independent of how rows are divided.
 
     The scatter of each site alone is not in here: read ``Moments`` beside it, which is shared by
     all pairs that the site is in.

@@ -38,7 +38,7 @@ class DirectionMoments(Statistic[MomentsState]):
 @final
 @dataclass(frozen=True)
 class ClassDirectionMoments(Statistic[ClassMomentsState]):
-    """Count, mean and scatter matrix of each class's unit-length rows, independent of splits."""
+    """Count, mean and scatter matrix of each class's unit-length rows, however rows are divided."""
 
     def observe(self, x: Float[Tensor, "row dim"], label: Int[Tensor, "row"]) -> ClassMomentsState:
         """Return the class moments of a batch's unit-length rows."""

@@ -33,7 +33,7 @@ class ExtremesState(State):
 @final
 @dataclass(frozen=True)
 class Extremes(Statistic[ExtremesState]):
-    """Largest magnitudes, and the rows with the largest entries of all; independent of splits.
+    """Largest magnitudes, and the rows with the largest entries of all, however rows are divided.
 
     Ties go to the smaller draw.
 

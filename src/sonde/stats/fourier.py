@@ -79,7 +79,7 @@ def kernel_width(x: Float[Tensor, "row dim"], n: int = WIDTH_ROWS) -> float:
 @final
 @dataclass(frozen=True)
 class FourierMoments(Statistic[MomentsState]):
-    """Moments of rows' random features, for kernel distances and tests; independent of splits.
+    """Moments of rows' random features, for kernel distances and tests, however rows are divided.
 
     Parameters
     ----------

@@ -35,7 +35,7 @@ class GroupMeansState(State):
 @final
 @dataclass(frozen=True)
 class GroupMeans(Statistic[GroupMeansState]):
-    """Variance of rows inside and between examples, per unit; independent of splits.
+    """Variance of rows inside and between examples, per unit; independent of how rows are divided.
 
     All rows of an example must come in one ``observe`` call, as batches bring them.
     """

@@ -86,7 +86,7 @@ class HeldScoresState(State):
 @final
 @dataclass(frozen=True)
 class HeldScores(Statistic[HeldScoresState]):
-    """Scores of held-out rows by class: a hash sample and the largest; independent of splits.
+    """Scores of held-out rows by class: a hash sample and the largest, however rows are divided.
 
     Give it one score for each group: a p-value of a document needs scores of documents. A row that
     arrives twice is kept once. If more scores arrive than are kept, such a row counts twice in

@@ -101,7 +101,7 @@ class HsicSumsState(State):
 @final
 @dataclass(frozen=True)
 class HsicSums(Statistic[HsicSumsState]):
-    """Sums for the unbiased HSIC and CKA of a pair of sites, independent of splits.
+    """Sums for the unbiased HSIC and CKA of a pair of sites, independent of how rows are divided.
 
     Rows are taken relative to a reference point, the mean of a state's first batch, so that a large
     mean costs no digits; on a merge one side moves to the other's reference, which is exact.

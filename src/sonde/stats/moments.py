@@ -73,7 +73,7 @@ class MomentsState(State):
 @final
 @dataclass(frozen=True)
 class Moments(Statistic[MomentsState]):
-    """Count, mean and centred scatter, independent of splits.
+    """Count, mean and centred scatter, independent of how rows are divided.
 
     Each batch is centred before its product is formed and accumulated in float64, so a large mean
     does not destroy the variance. Merging follows the pairwise update of Chan, Golub and LeVeque.

@@ -51,7 +51,7 @@ class PositionMomentsState(State):
 @final
 @dataclass(frozen=True)
 class PositionMoments(Statistic[PositionMomentsState]):
-    """Count, mean and centred scatter at each position, independent of splits.
+    """Count, mean and centred scatter at each position, independent of how rows are divided.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ class ScalarsState(State):
 @final
 @dataclass(frozen=True)
 class Scalars(Statistic[ScalarsState]):
-    """Count, mean, scatter, minimum, maximum and zeros of each unit, independent of splits.
+    """Count, mean, scatter, minimum, maximum and zeros of each unit, however rows are divided.
 
     Parameters
     ----------

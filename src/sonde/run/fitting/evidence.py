@@ -80,7 +80,7 @@ def _finite(held: State) -> State:
 def sample(bundle: Fitted, key: str, m: int = HashSample().m) -> StateEvidence | None:
     """Return the largest sample of rows, or of one row per group, at a site, to find pairs.
 
-    The sample is cut to the ``m`` rows of smallest draw.
+    The sample is cut to the ``m`` rows with the smallest sampling keys.
     """
     found = _largest(bundle, key, HashSample(m))
     return _largest(bundle, key, HashSample(m, groups="one")) if found is None else found

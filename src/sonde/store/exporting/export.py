@@ -78,7 +78,7 @@ def export_store(
     neighbors : int, default=10
         Nearest rows of the sample that each row gets in a table; 0 leaves them out.
     sample : int, default=2048
-        Rows of smallest draw, from which directions and neighbours come.
+        Rows with the smallest sampling keys, from which directions and neighbours come.
     tick : callable
         Called with the number of examples after each piece.
 

@@ -32,7 +32,7 @@ class View:
     key : str
         The site.
     rows : Float[Tensor, "sample dim"]
-        The finite rows of smallest draw, in float64.
+        The finite rows with the smallest sampling keys, in float64.
     number : Int[Tensor, "sample"]
         Which rows of the export they are.
     ids : tuple of str
