@@ -182,7 +182,10 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_left(run, small, tmp_path
             (*WORDS, "--to", "2:4", "--method", "rtn", "-o", new),
             "rtn has no parameter pattern, so it cannot",
         ),
-        ((*WORDS, "--to", "50%", "--group", 8, "-o", new), "--group: sparse_gpt has no group"),
+        (
+            (*WORDS, "--to", "50%", "--group", 8, "-o", new),
+            "--group: sparse_gpt has no parameter group",
+        ),
         ((*WORDS, "--limit", 10**6, "-o", new), "expected more than 1000000 examples"),
         (("compress", small[0], *WORDS[2:], "-o", new), "quantised or packed"),
     ):

@@ -291,7 +291,7 @@ def test_values_that_are_missing_leave_gaps_and_no_error(report) -> None:
     report["sites"][9]["values"]["update_per_spread"] = {"value": 0.0, "se": None}
     text = to_html(report)
     assert "NaN" not in text
-    assert "least 0&nbsp;% at" in text.replace("\u00a0", "&nbsp;")
+    assert "smallest difference is 0 % at" in text.replace("&nbsp;", " ").replace("\u00a0", " ")
 
 
 def test_inputs_are_shown_only_when_the_report_says_so(report) -> None:

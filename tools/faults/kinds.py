@@ -149,6 +149,7 @@ NOT_TRIED: Mapping[str, str] = {
     "store.exporting.to_lance:write_lance": "a folder: tests/store/test_sealed_exports.py",
     "store.exporting.to_lance:_list_files": "the list of the files in that folder",
     "files.seal:sealed_file": "writes for all exports",
+    "compress.stack_file:save_stack": "each block has a hash: tests/compress/test_stack_file.py",
     "files.gguf:write_control_vector": "for llama.cpp: no command reads it",
     "explain.dictionary:Dictionary.save": "safetensors that loads without sonde: no hash",
     "explain.dictionary:write_saelens": "a folder in the layout of SAELens",

@@ -117,7 +117,7 @@ class SND052(Rule):
         ((method, key),) = first.names
         where = f"{method} at {shortened(key.removesuffix(':out'), 24)}"
         best = f"By {where}, the best of {len(found.total.names)} scores"
-        return f"{best}, {text}; with all scores combined, {percent(found.total.rate)} do."
+        return f"{best}, {text}; all scores combined: {percent(found.total.rate)}."
 
     def _answers(self, evidence: Evidence, beyond: Tensor) -> tuple[str, bool]:
         """Return the model's accuracy on OTHER in words, and whether it explains the alarms."""
