@@ -29,5 +29,5 @@ def test_curves_that_do_not_compare_are_refused():
         bd_rate(RATES, QUALITIES, [2, 1], [30, 35])
     with pytest.raises(InputError, match="rates above 0 that rise with the quality"):
         bd_rate(RATES, QUALITIES, [1, 2, 3], [30, 35, 35])
-    with pytest.raises(InputError, match="two points of each curve or more"):
+    with pytest.raises(InputError, match="at least two points per curve"):
         bd_rate([1], [2], RATES, QUALITIES)

@@ -88,5 +88,5 @@ def test_other_tables_are_refused(bottleneck):
     other = EntropyBottleneck(3).codec()
     with pytest.raises(StateError, match="fitted to other rows"):
         other.decode(bottleneck.codec().encode(torch.zeros(2, 3)))
-    with pytest.raises(InputError, match=r"last axis of 3, .* got \(2, 4\)"):
+    with pytest.raises(InputError, match=r"last axis of size 3, .* got shape \(2, 4\)"):
         other.encode(torch.zeros(2, 4))

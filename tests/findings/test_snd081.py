@@ -36,6 +36,12 @@ def test_lists_of_keywords_are_no_sentences() -> None:
     assert own.value == pytest.approx(1.0, abs=0.1)
 
 
+@pytest.mark.truth("texts as they were written, each several times")
+def test_texts_that_repeat_themselves_are_not_in_random_order() -> None:
+    texts = [" ".join([t] * 6) for t in docstrings()]
+    assert assert_clear(SND081().check(written(texts))).value < 0.7
+
+
 @pytest.mark.truth("words that were drawn at random, in any order")
 def test_many_texts_are_drawn_down_to_a_number_of_words() -> None:
     draw = random.Random(8)

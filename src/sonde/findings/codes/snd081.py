@@ -18,7 +18,8 @@ class SND081(Rule):
     Parameters
     ----------
     ratio : float, default=1.15
-        What the ratio of texts in sentences exceeds.
+        What the ratio of texts in sentences exceeds. In random order it is 1, so that a ratio
+        clearly below ``1 / ratio`` comes from texts that repeat themselves.
     pairs : int, default=200
         Pairs of texts in random order that the test needs.
     sentences : float, default=0.5
@@ -44,9 +45,10 @@ class SND081(Rule):
         "40,000 words in all: pairs of neighbouring words that also occur in another text are "
         "counted, in the given order and 20 times with the words of each text in random order. "
         "Sentences have far more such pairs than shuffled words. A warning if the ratio of both "
-        "counts is below 1.15 with three standard deviations added, if there are 200 pairs in "
-        "random order, and if half of the texts have a repeated word and punctuation (lists of "
-        "keywords lack one of them)."
+        "counts is below 1.15 with three standard deviations added, and not clearly below 0.87 "
+        "(1 / 1.15): texts that repeat the same lines have fewer different pairs than shuffled "
+        "words. There must be 200 pairs in random order, and half of the texts must have a "
+        "repeated word and punctuation (lists of keywords lack one of them)."
     )
     false_positives: ClassVar[str] = "Texts that are lists by their nature, with repeated entries."
     plant: ClassVar[str] = "The words of every text in random order."
@@ -62,7 +64,8 @@ class SND081(Rule):
             return self.not_applicable("too few pairs of words occur in several texts")
         figure = Figure("shared_word_pairs", found.ratio, unit="ratio", null=1.0,
                         threshold=self.ratio, direction="below", n_rows=found.n)  # fmt: skip
-        if found.ratio + 3 * found.error >= self.ratio or found.sentences < self.sentences:
+        end = found.ratio + 3 * found.error
+        if end >= self.ratio or end < 1 / self.ratio or found.sentences < self.sentences:
             return self.clear(figure)
         return self.raised_with(
             "warning",
