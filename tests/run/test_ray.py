@@ -182,7 +182,7 @@ def test_a_cluster_that_is_busy_is_refused(tmp_path, monkeypatch):
     busy = Busy.remote()
     assert ray.get(busy.here.remote())
     try:
-        with pytest.raises(InputError, match=r"has 0 CPU and 0 GPU free at the moment. Wait"):
+        with pytest.raises(InputError, match=r"has only 0 CPU and 0 GPU free at the moment. Wait"):
             fit(METHODS, source(), runner="ray", workers=1, **QUIET)
     finally:
         ray.kill(busy)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sonde.core.errors import InputError
-from sonde.core.wording import install_extra
+from sonde.core.wording import install_extra, plural
 from sonde.run.passes.crew import Crew, n_cores
 
 STORE_BYTES = 100 * 2**20
@@ -179,7 +179,7 @@ def n_actors(ray: Any, needs: ActorNeeds, asked: int) -> int:
     while needs.fit(free := ray.available_resources()) < max(1, asked):
         if time.monotonic() > until:
             raise InputError(
-                f"--runner ray: {max(1, asked)} workers that need {needs} each were requested, "
+                f"--runner ray: expected {plural(max(1, asked), 'worker')} of {needs} each to fit, "
                 f"but the cluster has only {_shown(free)} free at the moment. Wait, or take "
                 "fewer --workers."
             )
