@@ -144,6 +144,12 @@ def test_colours_are_ranks():
     assert counts == list(-np.diff([*above, 0]))
 
 
+def test_blanks_of_tokens_are_kept_where_svg_would_drop_them():
+    svg = pictures.tokens([" body", "the ", "a b"], [0.0, 1.0, 2.0])
+    words = [node.text for node in ET.fromstring(svg).iter() if node.tag.endswith("text")]
+    assert words == ["\u00a0body", "the\u00a0", "a\u00a0b"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [(([], []), "at least one"), ((["a"], [1.0, 2.0]), "each piece"), ((["a"], [math.nan]), "NaN")],

@@ -308,8 +308,10 @@ def _box(word: str, line: int, column: int, said: str, level: int, strong: bool)
         parts.append(
             el("rect", x=x, y=y, width=wide, height=LINE - 6, fill=f"var(--h{level})", rx=3)
         )
+    # SVG drops a space at either end, and would stretch the letters over its width
+    kept = shown(word).replace(" ", "\u00a0")
     parts.append(
-        el("text", shown(word), x=x, y=y + 17, textLength=wide, lengthAdjust="spacingAndGlyphs",
+        el("text", kept, x=x, y=y + 17, textLength=wide, lengthAdjust="spacingAndGlyphs",
            fill="var(--ink)", font_weight="bold" if strong else None)
     )  # fmt: skip
     if strong:
