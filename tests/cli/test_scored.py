@@ -97,17 +97,17 @@ def test_each_input_is_one_line_with_a_verdict(run, place, tmp_path):
     long = run(*words[:4], "--each", "--json").json()
     least = {}
     for line in long:
-        least[line["id"]] = min(least.get(line["id"], 1), line["p"])
+        least[f"{line['row']}"] = min(least.get(f"{line['row']}", 1), line["p"])
     ran = run(*words, "--alarm", "0.1")
-    shown = [line.split() for line in ran.out.splitlines() if "(row " in line]
-    assert [line[2] for line in shown] == [f"{n})" for n in range(90)]
-    assert {line[0]: line[-2:] for line in shown} == {
+    shown = [line.split() for line in ran.out.splitlines() if line.startswith("row ")]
+    assert [line[1] for line in shown] == [f"{n}" for n in range(90)]
+    assert {line[1]: line[-2:] for line in shown} == {
         name: [f"{4 * p:.3g}", "alarm" if 4 * p <= 0.1 else "no"] for name, p in least.items()
     }
     assert "90 of 90 inputs raise an alarm at 0.1." in ran.out
     assert max(map(len, ran.out.splitlines())) <= 80
     ran = run(*words, "-o", tmp_path / "s.csv")
-    assert sum("(row " in line for line in ran.out.splitlines()) == 5
+    assert sum(line.startswith("row ") for line in ran.out.splitlines()) == 5
     assert len((tmp_path / "s.csv").read_text().splitlines()) == 91
     usual = run(*words[:3], place / "rows.npz", *words[4:], "-o", tmp_path / "u.csv")
     assert usual.code == 0, usual.err
