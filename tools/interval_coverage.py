@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sonde import metrics
+from sonde.compress import RecentCache
 from sonde.core.errors import SondeWarning
 from sonde.run.changing.judge import difference
 from sonde.run.comparing.two_answers import summary
@@ -107,7 +108,7 @@ def of_cache(w: World) -> Interval:
     sums.texts, sums.memory, sums.time = w.each.tolist(), [0.0], [1.0]
     sums.groups = [bytes([g]) for g in range(w.n_groups)]
     sums.tokens, sums.same = [w.each], [w.each > 0]
-    found = sums.trial(None)  # type: ignore[arg-type]
+    found = sums.trial(RecentCache(0.5))
     return around(found.divergence_nats, found.se)
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from sonde.core.inputs import InputBatch
+from sonde.core.operations import OperationMode
 from sonde.core.repacking import count_weights
 from sonde.core.wording import plural
 from sonde.engine.progress import Bar
@@ -57,12 +57,8 @@ class ForwardCost:
         return self.call + self.each * n
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(OperationMode):
     """Counts operators, multiplications, and the size of written tensors."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # to keep the compiler off, torch would import it: a second
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ def routing_divergence(
     ``H(mean_g p_g) - mean_g H(p_g)``, with ``p_g`` the mean weights of group g over the experts.
     Computed at each layer it tells from which layer on groups use experts of their own.
 
-    Range        [0, log2 of the number of groups]; 0 = all groups are sent alike.
+    Range        [0, log2 of the number of groups]; 0 = all groups are routed alike.
     Cost         one pass over the weights.
     Assumes      many rows of each group: few rows differ by chance.
 
@@ -30,6 +30,10 @@ def routing_divergence(
     >>> shares = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     >>> round(routing_divergence(shares, torch.tensor([0, 1, 0])).item(), 3)
     1.0
+
+    References
+    ----------
+    lin1991js
     """
     names = group.unique()
     if len(group) != len(shares) or len(names) < 2:

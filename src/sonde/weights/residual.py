@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sonde.core.errors import InputError, SiteError, StateError
 from sonde.core.inputs import Model
 from sonde.core.model_config import is_encoder_decoder
+from sonde.core.operations import OperationMode
 from sonde.core.site import Site
 from sonde.data._model_kind import config_of
 from sonde.tap.hooks.names import ModuleNames
@@ -282,12 +282,8 @@ def inputs_or_none(module: nn.Module) -> dict[str, Tensor] | None:
         return None
 
 
-class _SumWatch(TorchDispatchMode):
+class _SumWatch(OperationMode):
     """Tracks the layers whose outputs are summed in each tensor of a forward pass."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # to keep the compiler off, torch would import it: a second
 
     def __init__(self, root: nn.Module) -> None:
         super().__init__()

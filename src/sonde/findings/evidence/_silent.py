@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sonde.core.operations import OperationMode
 from sonde.tap import Probe
 
 UNASKED = ("head", "pooler")
@@ -116,12 +116,8 @@ class Silent:
         return any(ran == name or ran.startswith(f"{name}.") for ran in self._ran)
 
 
-class _Touched(TorchDispatchMode):
+class _Touched(OperationMode):
     """Records the memory of every tensor that an operation reads."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # to keep the compiler off, torch would import it: a second
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
+from sonde.core.operations import OperationMode
 from sonde.tap.hooks.holding import in_eval
 from sonde.tap.hooks.outputs import find
 from sonde.tap.hooks.session import Session
@@ -172,12 +172,8 @@ def _are_probabilities(
     return again is not None and any(torch.equal(x, again.flatten().cpu()) for x in seen.outputs)
 
 
-class _Sigmoids(TorchDispatchMode):
-    """Keeps what sigmoids return for ``n`` rows, one number for each."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # to keep the compiler off, torch would import it: a second
+class _Sigmoids(OperationMode):
+    """Records the outputs of sigmoids that hold one number for each of ``n`` rows."""
 
     def __init__(self, n: int) -> None:
         super().__init__()

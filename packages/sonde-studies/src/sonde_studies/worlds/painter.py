@@ -142,7 +142,9 @@ def colours_in(
     """Return an image's ink and background colours by least squares for a known shape."""
     amount = shape.flatten(1)
     parts = torch.stack((amount, GROUND * (1 - amount)), 2)
-    found = torch.linalg.lstsq(parts, picture.flatten(2).transpose(1, 2)).solution
+    # the default driver, gelsy, gives other last bits in some of its calls
+    rows = picture.flatten(2).transpose(1, 2)
+    found = torch.linalg.lstsq(parts, rows, driver="gelsd").solution
     return found[:, 0], found[:, 1]
 
 
