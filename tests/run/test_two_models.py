@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 from typing import Any
 
@@ -157,6 +158,23 @@ def test_rows_without_a_label_do_not_end_the_comparison_of_single_logits():
         return compare_answers(*map(Model, nets), *inputs, progress=False)
 
     assert compared(some) == compared(rows[4:])
+
+
+@pytest.mark.parametrize("make", [single, net], ids=["single logit", "classes"])
+def test_an_answer_that_is_nan_agrees_with_none_and_is_never_correct(make):
+    rows, nets = items(30), (make(3), make(3))
+    bad = [row | {"x": row["x"] * (math.nan if i < 6 else 1)} for i, row in enumerate(rows)]
+
+    def compared(given):
+        inputs = [open_inputs(Model(net), given) for net in nets]
+        return compare_answers(*map(Model, nets), *inputs, progress=False)
+
+    found, clean = compared(bad), compared(rows[6:])
+    assert found is not None
+    assert clean is not None
+    assert (found.n, clean.same) == (30, 1.0)
+    assert found.same == pytest.approx(24 / 30)
+    assert found.right[0] == pytest.approx(clean.right[0] * 24 / 30)
 
 
 def test_labels_that_are_no_classes_of_the_models_are_not_compared():

@@ -65,6 +65,20 @@ def test_background_keeps_its_label(metric):
     assert (found[kind == 3] == -1).all()
 
 
+def test_rows_that_are_not_finite_are_no_unknown_objects():
+    draw = torch.Generator().manual_seed(2)
+    x, label = torch.randn(40, 3, generator=draw), torch.arange(40) % 3 - 1
+    clean = relabel_unknown(x, label, 7)
+    assert int(clean[0]) == 7
+    x[0, 1] = math.nan
+    found = relabel_unknown(x, label, 7)
+    assert int(found[0]) == -1
+    assert torch.equal(found[1:], clean[1:])
+    x[1, 0] = math.inf
+    with pytest.raises(InputError, match="expected finite labelled rows"):
+        relabel_unknown(x, label, 7)
+
+
 def test_what_is_refused():
     x = torch.zeros(3, 2)
     with pytest.raises(InputError, match=r"a share in \(0, 1\], got 'poincare' and 0.0"):

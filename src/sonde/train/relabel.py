@@ -28,7 +28,7 @@ def relabel_unknown(
     fraction ``share`` of the labelled rows does not exceed. Unlabelled rows within the radius are
     relabelled; those beyond it keep their label.
 
-    Range        labelled rows never change.
+    Range        labelled rows never change, nor do rows with NaN or infinity.
     Cost         one distance for each row and class.
     Assumes      unknown objects lie nearer to known ones than background does.
     Differs      the paper's radius is that of all rows (``share=1``); a centre is the mean of a
@@ -67,11 +67,13 @@ def relabel_unknown(
             f"relabel_unknown: expected a label for each of {len(x)} rows, some of them 0 or more, "
             f"got {len(label)} labels, {int(known.sum())} of them 0 or more."
         )
+    if not bool(x[known].isfinite().all()):
+        raise InputError("relabel_unknown: expected finite labelled rows, got NaN or infinity.")
     rows = x.double()
     centre = torch.stack([rows[label == c].mean(0) for c in label[known].unique()])
     near = _distance(rows, centre, metric).amin(1)
     radius = near[known].sort().values[max(round(share * int(known.sum())), 1) - 1]
-    return torch.where(known | (near > radius), label, unknown)
+    return torch.where(~known & (near <= radius), unknown, label)
 
 
 def _distance(x: Tensor, y: Tensor, metric: str) -> Float[Tensor, "row row2"]:

@@ -80,9 +80,11 @@ def compare_answers(
 def _compared_figures(a: Answers, b: Answers, n: int) -> Tensor:
     """Return per example: agreement, divergence, and correctness and loss of both models."""
     gap = (a.log_p.exp() * (a.log_p - b.log_p)).nan_to_num(0.0).sum(1)
-    best = a.log_p.argmax(1), b.log_p.argmax(1)
+    # NaN is no answer: it agrees with none and is never correct
+    best = [x.log_p.argmax(1).masked_fill(x.log_p.isnan().any(1), -2) for x in (a, b)]
     every = Answers(a.log_p, torch.zeros_like(a.truth), a.example)
-    columns = [every.per_example(v, n) for v in ((best[0] == best[1]).double(), gap)]
+    same = (best[0] == best[1]) & (best[0] >= 0)
+    columns = [every.per_example(v, n) for v in (same.double(), gap)]
     columns += [
         x.per_example((top == x.truth).double(), n) for x, top in zip((a, b), best, strict=True)
     ]
