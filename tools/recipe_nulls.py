@@ -1,7 +1,7 @@
 """Print how often recipes answer falsely where there is nothing: ``python -m tools.recipe_nulls``.
 
 Each row is one recipe on data of known truth, drawn anew (``--draws``, ``--first`` is the first
-seed, words choose recipes).
+seed, words choose recipes, ``--drawn`` the worlds).
 ``nothing``: the fraction of false answers where nothing is to be found, at most 5 % wanted.
 ``planted``: the fraction of right answers where something is.
 """
@@ -302,6 +302,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*")
+    parser.add_argument("--drawn", nargs="+", default=[""], help="parts of names of drawn worlds")
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--first", type=int, default=0)
     asked = parser.parse_args()
@@ -309,6 +310,8 @@ def main() -> None:
     print("| recipe | drawn | arm | answers | seconds of a draw | |\n" + "|---" * 6 + "|")
     for word, what, arm, drawn in cases():
         if asked.words and not any(w in word for w in asked.words):
+            continue
+        if not any(part in what for part in asked.drawn):
             continue
         began = time.process_time()
         found = [drawn(seed) for seed in range(asked.first, asked.first + asked.draws)]

@@ -380,15 +380,19 @@ Trained = Callable[[list[dict[str, Any]], int], Model]
 def _rows_to_forget(seed: int, of: str) -> tuple[Parts, Trained]:
     """Return rows of persons who differ: rows of all persons, or all that are known of one.
 
-    ``other persons``: the held-out rows are not of the person who is forgotten.
+    ``other persons``: the held-out rows are not of the person who is forgotten, but of one other;
+    ``many persons``: of ten others, and rows say whose they are.
     """
-    n_persons, dim = 6, 10
+    n_held = 10 if of == "many persons" else 1
+    n_persons, dim = 5 + n_held, 10
     n = 40 + 10 * (seed % 4)
     person = torch.arange(n * n_persons) % n_persons
     own = normal(seed + 1, n_persons, dim) * (0.0 if of == "rows" else 1.0)
     x = normal(seed, len(person), dim) + own[person]
     score = x[:, :3] + normal(seed + 2, len(person), 3) + torch.tensor([0.5, 0.0, -0.5])
     rows = items_of(x, score.argmax(1))
+    if of == "many persons":
+        rows = [row | {"group": str(p)} for row, p in zip(rows, person.tolist(), strict=True)]
     if of == "rows":
         n_own = n + 15
         parts = {
@@ -398,10 +402,10 @@ def _rows_to_forget(seed: int, of: str) -> tuple[Parts, Trained]:
         }
     else:
         mine = [row for row, p in zip(rows, person.tolist(), strict=True) if p == 0]
-        others = [row for row, p in zip(rows, person.tolist(), strict=True) if p > 1]
-        strange = [row for row, p in zip(rows, person.tolist(), strict=True) if p == 1]
+        others = [row for row, p in zip(rows, person.tolist(), strict=True) if p > n_held]
+        strange = [row for row, p in zip(rows, person.tolist(), strict=True) if 0 < p <= n_held]
         half = len(mine) // 2
-        held = strange if of == "other persons" else mine[half:]
+        held = mine[half:] if of == "a person" else strange
         parts = {"forget": mine[:half], "held": held, "retain": others}
 
     def train(rows: list[dict[str, Any]], seed: int) -> Model:
@@ -498,7 +502,7 @@ def _trained_cases() -> Iterator[Case]:
     yield case(word, "front scrambles", null, partial(handed, what="scrambled"), "do not")
     yield case(word, "a copy", planted, partial(handed, what="copy"), "hand over")
     word, bad = "unlearning-audit", ("not forgotten", "stands out by high losses")
-    for of in ("rows", "a person", "other persons", "texts"):
+    for of in ("rows", "a person", "other persons", "many persons", "texts"):
         for has_gold in (True, False):
             what = f"{of}, {'one gold' if has_gold else 'no gold'}"
             said = partial(unlearned, of=of, has_gold=has_gold)

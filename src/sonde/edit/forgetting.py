@@ -1,8 +1,8 @@
 """Test whether a model has forgotten: compare it with a retrained model, attack membership."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,25 @@ class Standing:
     n: int
 
 
+@dataclass(frozen=True, eq=False)
+class RowLosses:
+    """Losses of the labelled examples of one part of the data.
+
+    Parameters
+    ----------
+    loss : Float[Tensor, "row"]
+        Cross-entropy of each example, in nats.
+    right : Float[Tensor, "row"]
+        1 for a correct answer, else 0; of a text, the fraction of its tokens.
+    group : sequence of bytes
+        Key of each example's group; without groups, of the example.
+    """
+
+    loss: Float[Tensor, "row"]
+    right: Float[Tensor, "row"]
+    group: Sequence[bytes]
+
+
 @dataclass(frozen=True)
 class Forgotten:
     """Accuracy of a model on forgotten examples, on other training examples, and on new ones.
@@ -52,6 +71,8 @@ class Forgotten:
         examples stand out by their high loss.
     attack_before, attack_retrained : Metric or None
         The attack on the model before, and on the retrained model.
+    rows : mapping of str to mapping of str to RowLosses
+        Losses of the examples, by model (``before``, ``after``, ``retrained``) and part.
     """
 
     before: Mapping[str, Standing]
@@ -60,6 +81,9 @@ class Forgotten:
     attack: Metric | None
     attack_before: Metric | None
     attack_retrained: Metric | None
+    rows: Mapping[str, Mapping[str, RowLosses]] = field(
+        default_factory=dict[str, Mapping[str, RowLosses]]
+    )
 
     def json(self) -> dict[str, Any]:
         """Return all fields as JSON values."""
@@ -114,14 +138,14 @@ def forgotten(
     modules = {"before": live.module, "after": changed}
     modules |= {} if retrained is None else {"retrained": retrained}
     rows = {
-        name: {part: _losses_and_right(live, module, part, data) for part, data in parts.items()}
+        name: {part: _row_losses(live, module, part, data) for part, data in parts.items()}
         for name, module in modules.items()
     }
     stands = {
-        name: {part: _standing(*r) for part, r in found.items()} for name, found in rows.items()
+        name: {part: _standing(r) for part, r in found.items()} for name, found in rows.items()
     }
     attacks = {
-        name: membership_attack(found["forget"][0], found["held"][0])
+        name: membership_attack(found["forget"].loss, found["held"].loss)
         for name, found in rows.items()
         if held is not None
     }
@@ -132,6 +156,7 @@ def forgotten(
         attacks.get("after"),
         attacks.get("before"),
         attacks.get("retrained"),
+        rows,
     )
 
 
@@ -157,13 +182,10 @@ def membership_attack(members: Float[Tensor, "member"], others: Float[Tensor, "o
     return auroc(scores, torch.arange(len(scores)) < len(members))
 
 
-def _losses_and_right(
-    live: Model, module: nn.Module, part: str, data: Inputs
-) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]]:
+def _row_losses(live: Model, module: nn.Module, part: str, data: Inputs) -> RowLosses:
     """Return the loss and the accuracy of each example with a known answer."""
     compute = row_losses(live, module, data)
-    losses: list[Tensor] = []
-    right: list[Tensor] = []
+    losses, right, group = list[Tensor](), list[Tensor](), list[bytes]()
     with torch.no_grad(), in_eval(module):
         for batch in each_batch(data):
             found = compute(batch)
@@ -172,11 +194,14 @@ def _losses_and_right(
             hits = (told.log_p.argmax(1) == told.truth).float()
             losses.append(found.losses[found.known].double())
             right.append(told.per_example(hits, len(batch))[found.known])
+            known = found.known.tolist()
+            group += [key for key, use in zip(batch.group_keys, known, strict=True) if use]
     if not losses or not sum(map(len, losses)):
         raise InputError(f"forgotten: expected labels in the {part} data, got no labelled example.")
-    return torch.cat(losses), torch.cat(right)
+    return RowLosses(torch.cat(losses), torch.cat(right), group)
 
 
-def _standing(losses: Tensor, right: Tensor) -> Standing:
-    loss = float(losses.mean())
-    return Standing(loss if math.isfinite(loss) else math.inf, float(right.mean()), len(losses))
+def _standing(rows: RowLosses) -> Standing:
+    loss = float(rows.loss.mean())
+    mean = loss if math.isfinite(loss) else math.inf
+    return Standing(mean, float(rows.right.mean()), len(rows.loss))

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ttest_ind
 from tests.student import student
 from torch import nn
 
 from sonde import InputError, Model
 from sonde.edit import Forgotten
-from sonde.edit.forgetting import Standing, membership_attack
+from sonde.edit.forgetting import RowLosses, Standing, membership_attack
+from sonde_studies.parts.forgotten_groups import audit_by_groups
 from sonde_studies.parts.forgotten_rows import audit_by_losses, difference_of_inputs
 from sonde_studies.parts.traces import Reading, shuffled
 from sonde_studies.recipes.unlearning_audit import unlearning_audit
@@ -165,3 +167,66 @@ def test_held_rows_that_differ_from_those_to_forget_are_recognized():
     assert sum(p <= 0.1 for p in alike) <= 9  # 10 % of 40, and two standard deviations
     assert max(difference_of_inputs(part(0.0), part(1.0)) for _ in range(10)) < 0.05
     assert difference_of_inputs(part(0.0), part(0.0, label + 1)) < 0.05
+
+
+@pytest.mark.truth("scipy.stats.ttest_ind of the means of groups, which are the units")
+def test_losses_of_groups_are_tested_with_groups_as_units():
+    draw = np.random.default_rng(3)
+    size = {f"p{k}".encode(): int(draw.integers(3, 9)) for k in range(9)}
+    group = [key for key, n in size.items() for _ in range(n)]
+    loss = draw.normal(2.0, 1.0, len(group)) + np.repeat(draw.normal(size=9), [*size.values()])
+    n = sum([*size.values()][:2])
+    parts = {
+        name: RowLosses(torch.from_numpy(loss[at]), torch.ones(len(group[at])), group[at])
+        for name, at in (("forget", slice(n)), ("held", slice(n, None)))
+    }
+    side = {part: Standing(1.0, 0.5, 80) for part in ("forget", "retain", "held")}
+    said = Forgotten(side, side, None, None, None, None, {"before": parts, "after": parts})
+    found = audit_by_groups(said)
+    mean = [loss[np.array(group) == key].mean() for key in size]
+    wanted = ttest_ind(mean[2:], mean[:2])
+    assert found.value == pytest.approx(np.mean(mean[2:]) - np.mean(mean[:2]))
+    assert found.value / found.se == pytest.approx(wanted.statistic)
+    interval = wanted.confidence_interval(0.99)
+    assert found.rows[1]["low"] == pytest.approx(interval.low)
+    assert found.rows[1]["high"] == pytest.approx(interval.high)
+
+
+def test_a_person_who_is_harder_than_one_other_is_not_taken_for_remembered():
+    draw = torch.Generator().manual_seed(6)
+    x, label = torch.randn(90, 4, generator=draw), torch.randint(0, 2, (90,), generator=draw)
+    x[:30, 0] = 4.0 * label[:30] - 2.0  # the first person is easy for every model
+    net = nn.Linear(4, 2)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[-1.0, 0, 0, 0], [1.0, 0, 0, 0]]))
+        net.bias.zero_()
+    person = torch.arange(90) // 30
+    rows = [r | {"person": str(int(p))} for r, p in zip(items(x, label), person, strict=True)]
+    model = Model(nn.Sequential(net).eval())
+    how = {"held": rows[30:60], "group_column": "person", "progress": False}
+    found = unlearning_audit(model, model, rows[:30], rows[60:], **how)
+    assert (found.verdict, found.se) == ("cannot tell", None)
+    assert "of more other groups (got 1)" in found.advice[0]
+
+
+@pytest.mark.truth("rows of a model that did not change, and of one that knows the first rows")
+def test_with_a_gold_model_each_loss_counts_less_the_gold_models():
+    draw = torch.Generator().manual_seed(1)
+    hard = 3 * torch.rand(80, generator=draw).double()  # hard for every model
+    noise = 0.05 * torch.randn(3, 80, generator=draw).double()
+    known = torch.where(torch.arange(80) < 40, 0.1, 0.0)
+
+    def part(loss):
+        group = [bytes([i]) for i in range(40)]
+        sides = {"forget": loss[:40], "held": loss[40:]}
+        return {name: RowLosses(x, torch.ones(40), group) for name, x in sides.items()}
+
+    losses = {"before": hard - known + noise[0], "retrained": hard + noise[1]}
+    side = {name: Standing(1.0, 0.5, 40) for name in ("forget", "retain", "held")}
+    for after, verdict in ((losses["before"], "not forgotten"), (hard + noise[2], "gone")):
+        rows = {name: part(x) for name, x in (losses | {"after": after}).items()}
+        attacks = [membership_attack(*(rows[name][p].loss for p in ("forget", "held")))
+                   for name in ("after", "before", "retrained")]  # fmt: skip
+        found = audit_by_losses(Forgotten(side, side, side, *attacks, rows), 40, None)
+        assert found.verdict.startswith(verdict)
+        assert attacks[0].low < 0.5 < attacks[0].high

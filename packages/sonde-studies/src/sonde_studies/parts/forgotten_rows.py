@@ -8,7 +8,7 @@ import torch
 from sonde.core import ChartAxis, marks
 from sonde.data import ItemInputs
 from sonde.detect import MMD
-from sonde.edit import Forgotten
+from sonde.edit import Forgotten, membership_attack
 from sonde.metrics import Metric
 from sonde.report import Answer
 from sonde_studies.parts.figures import names, unfolded
@@ -18,7 +18,7 @@ QUESTION = "Is what the model was made to forget really gone?"
 UNHELD = "Pass unseen examples of the forgotten classes as held for an attack by loss."
 ATTACK = "attack by low loss (0.5 = nothing to tell)"
 SURE = 2.576
-"""Standard errors from chance that an attack must lie without a gold model: 1 % in all."""
+"""Standard errors from chance that an attack must lie: 1 % in all."""
 UNLIKE = 0.1
 """p-value of no difference below which held examples are no stand-in for those to forget."""
 OTHERS = (
@@ -51,23 +51,31 @@ def audit_by_losses(said: Forgotten, n: int, differ: float | None) -> Answer:
 
     ``differ`` is the p-value of ``difference_of_inputs``, None if there is a gold model. If forget
     and held examples differ, their losses differ on every model, and only a gold model could tell.
+    With a gold model the attack takes each row's loss less the gold model's: a row that is hard for
+    both counts for neither.
     """
     has_gold, is_alike = differ is None, differ is None or differ > UNLIKE
     now, then = (m for m in (said.attack, said.attack_before) if m is not None)
     gold = said.attack_retrained
-    base = (0.5, 0.5) if gold is None else (gold.low, gold.high)
-    low, high = (now.low, now.high) if gold else _wide(now)
+    judged = attacks_less_gold(said) if gold else {"after": now, "before": then}
+    (low, high), was = _wide(judged["after"]), judged["before"]
     if not is_alike:
         verdict = "cannot tell"
-    elif low > base[1]:
+    elif low > 0.5:
         verdict = "not forgotten"
-    elif high < base[0]:
+    elif high < 0.5:
         verdict = "stands out by high losses"
     else:
-        verdict = "gone by its losses" if then.low > base[1] else "cannot tell"
+        verdict = "gone by its losses" if was.low > 0.5 else "cannot tell"
     unlike = "" if is_alike else f"; but the two parts differ as inputs (p = {differ:.3g})"
-    beside = f", on the gold model {interval_of(gold)}" if gold else ""
+    beside = (
+        f", on the gold model {interval_of(gold)}; by losses less the gold model's "
+        f"{interval_of(judged['after'])} after"
+        if gold
+        else ""
+    )
     models = {"before": then, "after": now} | ({"control": gold} if gold else {})
+    models |= {"after, less the control": judged["after"]} if gold else {}
     rows = [{"model": k, "AUROC": float(m.value), "low": m.low, "high": m.high}
             for k, m in models.items()]  # fmt: skip
     title, x = (
@@ -82,9 +90,9 @@ def audit_by_losses(said: Forgotten, n: int, differ: float | None) -> Answer:
         sentence="An attack that takes low losses for a sign of training tells forget from held "
         f"examples with an AUROC of {interval_of(now)} after, {interval_of(then)} before{beside} "
         f"(0.5 is chance){unlike}.",
-        value=float(now.value),
-        se=now.se,
-        null=0.5 if gold is None else float(gold.value),
+        value=float(judged["after"].value),
+        se=judged["after"].se,
+        null=0.5,
         n=n,
         range=(0.0, 1.0),
         direction="higher",
@@ -101,6 +109,17 @@ def audit_by_losses(said: Forgotten, n: int, differ: float | None) -> Answer:
                                    "have low losses too."]),
         ),
     )  # fmt: skip
+
+
+def attacks_less_gold(said: Forgotten) -> dict[str, Metric]:
+    """Return the attacks on the models after and before by losses less the gold model's."""
+    gold = said.rows["retrained"]
+    return {
+        name: membership_attack(
+            *(said.rows[name][part].loss - gold[part].loss for part in ("forget", "held"))
+        )
+        for name in ("after", "before")
+    }
 
 
 def _wide(found: Metric) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from sonde.data import open_inputs
 from sonde.edit import forgotten
 from sonde.report import Answer
 from sonde_studies.parts import forgotten_rows
+from sonde_studies.parts.forgotten_groups import are_other_groups, audit_by_groups
 from sonde_studies.parts.forgotten_rows import (
     are_classes,
     audit_by_losses,
@@ -50,6 +51,7 @@ def unlearning_audit(
     of_class: str | None = None,
     site: str = "auto",
     label_column: str | None = None,
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -61,6 +63,7 @@ def unlearning_audit(
     unlearning than on models that never saw the class, the states still hold what the answers deny.
     Rows of classes that stay (a person's rows), and texts: an attack that takes low losses for a
     sign of training; it needs held, and without gold held examples that are like those to forget.
+    If the forgotten groups (persons, documents) have no held rows, groups are its units.
 
     Example: sonde recipe unlearning-audit BEFORE AFTER FORGET RETAIN --gold GOLD -o audit.html
 
@@ -88,18 +91,25 @@ def unlearning_audit(
         Where the states are read; "auto" is after the last block.
     label_column : str, optional
         Column of the class, where its name does not say so.
+    group_column : str, optional
+        Column of the group of a row, such as a person or a document, where its name does not say
+        so. Losses of groups that have no held rows are compared group by group.
     limit : int, optional
         Read only the first items of each part.
     seed : int, default=0
         Draws the examples that the new head sees.
     """
-    options: dict[str, Any] = {"label_column": label_column, "limit": limit}
+    options: dict[str, Any] = {
+        "label_column": label_column, "group_column": group_column, "limit": limit,
+    }  # fmt: skip
     parts = {"forget": forget, "retain": retain} | ({} if held is None else {"held": held})
     inputs = {name: open_inputs(before, part, **options) for name, part in parts.items()}
     if of_class is not None:
         inputs = {n: p.of_class(of_class, without=n == "retain") for n, p in inputs.items()}
     said = forgotten(before, after.module, **inputs, retrained=gold and gold.module)
     if held is not None and not are_classes(inputs):
+        if are_other_groups(inputs):
+            return audit_by_groups(said)
         differ = None
         if gold is None:
             naive = shuffled(before, seed)

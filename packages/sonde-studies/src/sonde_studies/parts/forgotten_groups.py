@@ -1,0 +1,101 @@
+"""Audits of unlearning by the losses of groups, such as persons or documents."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
+from torch import Tensor
+
+from sonde.core import ChartAxis, bars
+from sonde.data import ItemInputs
+from sonde.edit import Forgotten
+from sonde.report import Answer
+from sonde_studies.parts.figures import names
+from sonde_studies.parts.forgotten_rows import QUESTION
+
+ALPHA = 0.01
+"""Two-sided level of the test over groups."""
+
+
+def are_other_groups(inputs: Mapping[str, ItemInputs]) -> bool:
+    """Return whether forget and held examples have groups, and a forgotten one has no held row."""
+    forget, held = inputs["forget"], inputs["held"]
+    is_grouped = forget.grouped and held.grouped
+    return is_grouped and not {*forget.group_keys} <= {*held.group_keys}
+
+
+def group_means(loss: Tensor, group: Sequence[bytes]) -> Tensor:
+    """Return the mean loss of each group, in nats."""
+    number = {key: i for i, key in enumerate(dict.fromkeys(group))}
+    member = torch.tensor([number[key] for key in group])
+    sums = loss.new_zeros(len(number)).index_add_(0, member, loss)
+    return sums / torch.bincount(member)
+
+
+def gap_of_groups(forget: Tensor, held: Tensor) -> tuple[float, float, float]:
+    """Return how much lower losses of forgotten groups are, its error, and Student's quantile.
+
+    Groups are the units and have one variance, as they have if nothing is remembered: a single
+    forgotten group is compared with the spread of the held ones. With fewer than three groups no
+    error is known, and it is infinite.
+    """
+    sides, freedom = (forget, held), len(forget) + len(held) - 2
+    gap = float(held.mean() - forget.mean())
+    if freedom < 1:
+        return gap, math.inf, 1.0
+    squares = sum(float((x - x.mean()).square().sum()) for x in sides)
+    error = math.sqrt(squares / freedom * sum(1 / len(x) for x in sides))
+    return gap, error, float(stdtrit(freedom, 1 - ALPHA / 2))
+
+
+def audit_by_groups(said: Forgotten) -> Answer:
+    """Return whether the losses of forgotten groups still lie below those of held groups.
+
+    With a gold model each loss counts less the gold model's.
+    """
+    gold = said.rows.get("retrained")
+    found = dict[str, tuple[float, float, float]]()
+    for model in ("before", "after"):
+        means = dict[str, Tensor]()
+        for part in ("forget", "held"):
+            own = said.rows[model][part]
+            loss = own.loss - gold[part].loss if gold else own.loss
+            means[part] = group_means(loss, own.group)
+        found[model] = gap_of_groups(means["forget"], means["held"])
+    ends = {k: (gap - t * error, gap + t * error) for k, (gap, error, t) in found.items()}
+    n_forget, n_held = (len({*said.rows["after"][part].group}) for part in ("forget", "held"))
+    verdict = "cannot tell"
+    if ends["after"][0] > 0:
+        verdict = "not forgotten"
+    elif ends["after"][1] < 0:
+        verdict = "stands out by high losses"
+    elif ends["before"][0] > 0:
+        verdict = "gone by its losses"
+    less = " less the gold model's" if gold else ""
+    told = {k: f"{found[k][0]:.3g} ({ends[k][0]:.3g} to {ends[k][1]:.3g})" for k in found}
+    rows = [{"model": k, "gap": g, "low": ends[k][0], "high": ends[k][1]}
+            for k, (g, _, _) in found.items()]  # fmt: skip
+    return Answer(
+        question=QUESTION,
+        verdict=verdict,
+        level="clear" if verdict == "gone by its losses"
+        else "warning" if verdict == "cannot tell" else "error",
+        sentence=f"Mean losses{less} of held groups lie above those of the forgotten groups by "
+        f"{told['after']} nats after, {told['before']} before (99 % intervals by Student's t, "
+        f"groups as units: {n_forget} forgotten, {n_held} held; 0 is chance).",
+        value=found["after"][0],
+        se=found["after"][1] if math.isfinite(found["after"][1]) else None,
+        null=0.0,
+        n=n_forget + n_held,
+        direction="higher",
+        rows=tuple(rows),
+        drawn=bars("How much lower losses of forgotten groups are", rows, names("model"),
+                   ChartAxis("gap", title="nats")),
+        facts={"control": "a model that never saw them" if gold else "none"},
+        advice=() if verdict != "cannot tell" else (
+            f"Groups are the units, since one group is harder than another for every model. Pass "
+            f"held rows of the forgotten groups themselves, or of more other groups (got {n_held}) "
+            "that were drawn as the forgotten ones.",
+        ),
+    )  # fmt: skip
