@@ -122,3 +122,17 @@ def test_a_larger_change_that_leaves_much_less_undone_is_the_cause() -> None:
     constant, scaled = trial(range(20), "answers"), trial(range(24), "inputs")
     cause, why = named(found("SND046", constant), found("SND015", scaled))
     assert (cause, why["SND046"]) == ("SND015", "SND015")
+
+
+@pytest.mark.truth("binom.sf: four of four groups gain, not twelve of twelve rows")
+def test_rows_of_one_group_count_once_in_the_test_of_a_change():
+    before = torch.zeros(20, dtype=torch.float64)
+    after = (torch.arange(20) < 12).double()
+    tried = Trial("x", "part", "accuracy", torch.arange(20), before, after)
+    assert tried.p == pytest.approx(0.5**12)
+    grouped = replace(tried, group=torch.arange(20) // 3)
+    assert grouped.p == pytest.approx(0.5**4)
+    assert tried.holds
+    assert not grouped.holds
+    alone = replace(tried, group=torch.arange(20))
+    assert alone.p == tried.p

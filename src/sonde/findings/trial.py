@@ -60,6 +60,8 @@ class Trial:
     nats : Float[Tensor, "row"] or None
         For answers: the log loss of each row after the change, at the temperature that suits the
         rows that choose. Tells changes apart that correct equally many answers.
+    group : Int[Tensor, "row"] or None
+        Group of each row: groups are the units of the test. None = every row is its own group.
     """
 
     change: str
@@ -69,6 +71,7 @@ class Trial:
     before: Float[Tensor, "row"]
     after: Float[Tensor, "row"]
     nats: Float[Tensor, "row"] | None = None
+    group: Int[Tensor, "row"] | None = None
 
     @property
     def gain(self) -> float:
@@ -79,14 +82,16 @@ class Trial:
     def p(self) -> float:
         """p-value of the gain: sign test for answers, signed-rank test for other scores.
 
+        Groups count as rows.
+
         Probabilities that are softened cost most rows a little and spare a few rows much: what
         counts is the mean, by Student's test.
         """
         if self.measure == "probabilities":
-            less = (self.after - self.before).double()
+            less = _by_group((self.after - self.before).double(), self.group)
             error = float(less.std()) / max(len(less), 1) ** 0.5 if len(less) > 1 else math.inf
             return float(student.sf(float(less.mean()) / max(error, 1e-12), max(len(less) - 1, 1)))
-        return chance_of_gain(self.before, self.after)
+        return chance_of_gain(self.before, self.after, self.group)
 
     @property
     def holds(self) -> bool:
@@ -105,16 +110,33 @@ def gained(trial: Trial) -> str:
     return f"{number(-after, 3)} nats instead of {number(-before, 3)} ({rows})"
 
 
-def chance_of_gain(before: Float[Tensor, "row"], after: Float[Tensor, "row"]) -> float:
+def chance_of_gain(
+    before: Float[Tensor, "row"],
+    after: Float[Tensor, "row"],
+    group: Int[Tensor, "row"] | None = None,
+) -> float:
     """Return the one-sided p-value of a paired gain: sign test if binary, else signed ranks.
 
-    Ranks, because one huge error would hide what a change does to all other rows.
+    Ranks, because one huge error would hide what a change does to all other rows. Rows of a group
+    are no independent witnesses: with groups, the mean gain of a group counts as one row.
     """
-    less = (after - before).double()
+    rows = (after - before).double()
+    less = _by_group(rows, group)
     up, down = int((less > 0).sum()), int((less < 0).sum())
     if up + down == 0:
         return 1.0
-    if bool(((less == 0) | (less.abs() == 1)).all()):
+    if bool(((rows == 0) | (rows.abs() == 1)).all()):
         return float(binom.sf(up - 1, up + down, 0.5))
     test = wilcoxon(less.numpy(), alternative="greater")
     return float(test.pvalue)  # type: ignore[union-attr]
+
+
+def _by_group(
+    values: Float[Tensor, "row"], group: Int[Tensor, "row"] | None
+) -> Float[Tensor, "group"]:
+    """Return the mean of each group; without groups, the rows."""
+    if group is None:
+        return values
+    _, member = torch.unique(group, return_inverse=True)
+    sums = values.new_zeros(int(member.max()) + 1 if len(member) else 0)
+    return sums.index_add_(0, member, values) / torch.bincount(member).to(values)

@@ -134,7 +134,8 @@ def answer_trial(
         return None
     judge = ~chooses(shared.group[where])
     rows = shared.order[where][judge]
-    return Trial(change, scope, "accuracy", rows, before[judge].double(), after[judge].double())
+    scores = before[judge].double(), after[judge].double()
+    return Trial(change, scope, "accuracy", rows, *scores, group=shared.group[where][judge])
 
 
 @once
@@ -156,9 +157,12 @@ def new_head(evidence: Evidence) -> Trial | None:
             return None
         spread = float(numbers.mean.mean())
         before, after = (1 - error / spread for error in (numbers.own, numbers.probes[-1][1]))
-        return Trial(words, "head", "error", shared.order[rows], before, after)
+        own = shared.group[rows]
+        return Trial(words, "head", "error", shared.order[rows], before, after, group=own)
     if isinstance(found, str) or found.labels is None:
         return None
     last = found.labels.sites[-1]
-    rows = shared.order[found.labels.where]
-    return Trial(words, "head", "accuracy", rows, found.right.double(), last.hit.double())
+    where = found.labels.where
+    scores = found.right.double(), last.hit.double()
+    own = shared.group[where]
+    return Trial(words, "head", "accuracy", shared.order[where], *scores, group=own)

@@ -83,7 +83,7 @@ def sureness(evidence: Evidence) -> Sureness | str:
     if order is not None:
         rows = order[found.where[known]][~half]
         words = f"the logits divided by {temperature:.3g}"
-        trial = Trial(words, "answers", "probabilities", rows, -before, -after)
+        trial = Trial(words, "answers", "probabilities", rows, -before, -after, group=group[~half])
     less, rest = (before - after) / before.mean().clamp(min=1e-9), group[~half]
     return Sureness(
         sure=float(sure.mean()),
