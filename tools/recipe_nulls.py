@@ -19,7 +19,7 @@ from tools.recipe_worlds import EYE, Drawn, ask, items_of, more_cases
 from torch import Tensor, nn
 
 from sonde import Model, load
-from sonde.core.errors import SondeWarning
+from sonde.core.errors import InputError, SondeWarning
 from sonde_studies._planted import PatchAttention
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies.parts.choice import NOT_TOLD
@@ -298,6 +298,14 @@ def cases() -> Iterator[tuple[str, str, str, Drawn]]:
     yield from more_cases()
 
 
+def _answered(drawn: Drawn, seed: int) -> bool | None:
+    """Return the answer of a draw; None if the recipe refuses its rows."""
+    try:
+        return drawn(seed)
+    except InputError:
+        return None
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -314,13 +322,14 @@ def main() -> None:
         if not any(part in what for part in asked.drawn):
             continue
         began = time.process_time()
-        found = [drawn(seed) for seed in range(asked.first, asked.first + asked.draws)]
-        rate, each = sum(found) / len(found), (time.process_time() - began) / len(found)
+        tried = [_answered(drawn, seed) for seed in range(asked.first, asked.first + asked.draws)]
+        found = [answer for answer in tried if answer is not None]
+        each = (time.process_time() - began) / len(tried)
+        rate = sum(found) / max(len(found), 1)
+        refused = f", {len(tried) - len(found)} refused" if len(found) < len(tried) else ""
         off = "<-- off" if arm == "nothing" and rate > GOOD else ""
-        print(
-            f"| {word} | {what} | {arm} | {sum(found)} of {len(found)} | {each:.2f} | {off} |",
-            flush=True,
-        )
+        answers = f"{sum(found)} of {len(found)}{refused}"
+        print(f"| {word} | {what} | {arm} | {answers} | {each:.2f} | {off} |", flush=True)
 
 
 if __name__ == "__main__":
