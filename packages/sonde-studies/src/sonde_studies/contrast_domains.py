@@ -4,22 +4,32 @@ A concept is a cluster of units that move together, and its largest unit stands 
 of one digit at two angles are pulled together, either in all units or in those of the concepts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from typing import final
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import affine_grid, cross_entropy, grid_sample
+from torch import Tensor
 
-from sonde.measure import effective_rank, unit_clusters
+from sonde.measure import effective_rank
 from sonde.train import Contrast
+from sonde_studies._concept_arms import (
+    DIM,
+    HEAT,
+    Contrasts,
+    Net,
+    concepts_of,
+    constant,
+    found_anew,
+    learn,
+    of_concepts,
+    turned_by,
+)
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn, minimise
+from sonde_studies.worlds.learning import drawn
 
-ANGLES, FIT, STEPS, TINY, DIM, LARGEST = (0, 30, 60, 90), 1_000, 300, 10, 64, 20
-WEIGHT, HEAT = 0.5, 0.2
+ANGLES, FIT, STEPS, TINY = (0, 30, 60, 90), 1_000, 300, 10
 Found = dict[str, float]
 
 
@@ -45,6 +55,10 @@ class ContrastDomainsStudy(Study):
               "accuracy, concepts less cross entropy alone"),
         Claim("clusters", "Clusters of units that move together do better than random ones.",
               "accuracy, concepts less random groups of the same sizes"),
+        Claim("anew", "Clusters that are found anew in training do better than fixed ones.",
+              "accuracy, clusters anew every 30 steps less clusters of the start"),
+        Claim("anew, found", "They do better than random groups that are drawn anew as often.",
+              "accuracy, clusters found anew less groups drawn anew"),
     )  # fmt: skip
     null = Claim("order", "Another order of the batches changes nothing.",
                  "effective rank of two contrasts of units, difference")  # fmt: skip
@@ -52,7 +66,7 @@ class ContrastDomainsStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Hold out each angle in turn; all arms start from one half-trained net."""
         x, label = shuffled_digits(seed)
-        turned = torch.stack([_turned(x, angle) for angle in ANGLES])
+        turned = torch.stack([turned_by(x, angle) for angle in ANGLES])
         found = dict[str, list[Found]]()
         for out in range(1 if tiny else len(ANGLES)):
             tick(f"without {ANGLES[out]} degrees")
@@ -66,18 +80,11 @@ class ContrastDomainsStudy(Study):
             "held out": right["concepts"] - right["units"] + 0.01,
             "contrast": right["concepts"] - right["alone"],
             "clusters": right["concepts"] - right["random groups"],
+            "anew": right["found anew"] - right["concepts"],
+            "anew, found": right["found anew"] - right["drawn anew"],
             "order": rank["another order"] - rank["units"],
             **{f"{arm} | {k}": v for arm, row in mean.items() for k, v in row.items()},
         }
-
-
-def _turned(x: Tensor, degrees: float) -> Tensor:
-    """Return digits rotated about their centre."""
-    angle = torch.deg2rad(torch.tensor(float(degrees)))
-    c, s = float(angle.cos()), float(angle.sin())
-    turn = torch.tensor([[c, -s, 0.0], [s, c, 0.0]]).expand(len(x), 2, 3)
-    grid = affine_grid(turn, [len(x), 1, 8, 8], align_corners=False)
-    return grid_sample(x.reshape(-1, 1, 8, 8), grid, align_corners=False).flatten(1)
 
 
 def _arms(turned: Tensor, label: Tensor, out: int, seed: int, steps: int) -> dict[str, Found]:
@@ -85,63 +92,25 @@ def _arms(turned: Tensor, label: Tensor, out: int, seed: int, steps: int) -> dic
     kept = [i for i in range(len(ANGLES)) if i != out]
     angle = torch.tensor(kept)[torch.arange(FIT) % len(kept)]
     x, held = turned[angle, torch.arange(FIT)], turned[out, FIT:]
-    start = drawn(_Net, seed)
-    _learn(start, x, label, angle, None, seed, steps)
-    with torch.no_grad():
-        ids = unit_clusters(start.states(x), k=5, largest=LARGEST).cluster
+    start = drawn(Net, seed)
+    learn(start, x, label, angle, constant(None), seed, steps)
+    ids = concepts_of(start, x)
     lot = ids[torch.randperm(DIM, generator=torch.Generator().manual_seed(seed))]
-    arms: dict[str, tuple[Contrast | None, int]] = {
-        "alone": (None, seed + 1),
-        "units": (Contrast(HEAT), seed + 1),
-        "another order": (Contrast(HEAT), seed + 1_000),
-        "concepts": (_of_concepts(ids.tolist()), seed + 1),
-        "random groups": (_of_concepts(lot.tolist()), seed + 1),
+    arms: dict[str, tuple[Callable[[Net], Contrasts], int]] = {
+        "alone": (lambda _: constant(None), seed + 1),
+        "units": (lambda _: constant(Contrast(HEAT)), seed + 1),
+        "another order": (lambda _: constant(Contrast(HEAT)), seed + 1_000),
+        "concepts": (lambda _: constant(of_concepts(ids)), seed + 1),
+        "random groups": (lambda _: constant(of_concepts(lot)), seed + 1),
+        "found anew": (lambda net: found_anew(net, x), seed + 1),
+        "drawn anew": (lambda net: found_anew(net, x, shuffled_by=seed), seed + 1),
     }
     found = dict[str, Found]()
     for arm, (contrast, order) in arms.items():
         net = deepcopy(start)
-        _learn(net, x, label, angle, contrast, order, steps)
+        learn(net, x, label, angle, contrast(net), order, steps)
         with torch.no_grad():
             right = (net(held).argmax(1) == label[FIT:]).double().mean()
             states = net.states(held)
         found[arm] = {"accuracy": float(right), "rank": float(effective_rank(states).value)}
     return found
-
-
-def _of_concepts(ids: Sequence[int]) -> Contrast:
-    return Contrast(HEAT, concepts=ids)
-
-
-class _Net(nn.Module):
-    """A perceptron; its second hidden layer is contrasted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, DIM), nn.ReLU())
-        self.head = nn.Linear(DIM, 10)
-
-    def states(self, x: Tensor) -> Tensor:
-        """Return the states of the last hidden layer."""
-        return self.body(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.states(x))
-
-
-def _learn(
-    net: _Net,
-    x: Tensor,
-    label: Tensor,
-    angle: Tensor,
-    contrast: Contrast | None,
-    seed: int,
-    steps: int,
-) -> None:
-    def loss(rows: Tensor) -> Tensor:
-        states = net.states(x[rows])
-        value = cross_entropy(net.head(states), label[rows])
-        if contrast is None:
-            return value
-        return value + WEIGHT * contrast(states, label=label[rows], group=angle[rows])
-
-    minimise(loss, net.parameters(), len(x), steps=steps, seed=seed, batch=96)
