@@ -1,4 +1,4 @@
-"""A small U-Net with a slot for a module at its bottom and another between its halves."""
+"""A small U-Net with slots for modules: at its bottom, between its halves, over its levels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,6 +21,8 @@ class UNet(nn.Module):
         Applied to the deepest maps (row dim high wide).
     meeting : nn.Module, optional
         Takes the shallow and the deep maps of the second level and gives both back.
+    across : nn.Module, optional
+        Takes the maps of the three levels, fine to coarse, and gives them back.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class UNet(nn.Module):
         outputs: int,
         deep: nn.Module | None = None,
         meeting: nn.Module | None = None,
+        across: nn.Module | None = None,
     ) -> None:
         super().__init__()
         sizes = [(inputs, WIDTH), (WIDTH, WIDTH), (WIDTH, WIDTH)]
@@ -36,18 +39,27 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(_block(2 * WIDTH, WIDTH) for _ in range(2))
         self.last = nn.Conv2d(WIDTH, outputs, 1)
         self.deep, self.meeting = deep or nn.Identity(), meeting or Pair()
+        self.across = across or Pair()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return maps of the size of the input."""
+        return self.joined(*self.levels(x))
+
+    def levels(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the maps on the way down, fine to coarse, before the modules."""
         fine = self.down[0](x)
         middle = self.down[1](functional.max_pool2d(fine, 2))
-        coarse = self.deep(self.down[2](functional.max_pool2d(middle, 2)))
-        middle = self.up[0](torch.cat(self.meeting(middle, _doubled(coarse)), 1))
-        return self.last(self.up[1](torch.cat([fine, _doubled(middle)], 1)))
+        return fine, middle, self.down[2](functional.max_pool2d(middle, 2))
+
+    def joined(self, fine: Tensor, middle: Tensor, coarse: Tensor) -> Tensor:
+        """Return the output for the maps of the levels."""
+        fine, middle, coarse = self.across(fine, middle, self.deep(coarse))
+        middle = self.up[0](torch.cat(self.meeting(middle, doubled(coarse)), 1))
+        return self.last(self.up[1](torch.cat([fine, doubled(middle)], 1)))
 
 
 class Pair(nn.Module):
-    """Returns both maps unchanged, or one of them as zeros."""
+    """Returns its maps unchanged, or one of them as zeros."""
 
     def __init__(self, without: int | None = None) -> None:
         super().__init__()
@@ -99,5 +111,6 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
-def _doubled(x: Tensor) -> Tensor:
+def doubled(x: Tensor) -> Tensor:
+    """Return maps of twice the height and width."""
     return functional.interpolate(x, scale_factor=2.0, mode="nearest")

@@ -3,13 +3,15 @@
 Three digits and clutter; the mask to draw is that of the largest digit, which asks for the others.
 """
 
-from typing import Any, final
+from collections.abc import Callable
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sonde.layers import Attention, Exchange, UnitGate
+from sonde_studies._mask_modules import RARE, ClassGate, FusedLevels, KeyPoints
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies._unet import WIDTH, Mixed, OverTokens, UNet, n_parameters
 from sonde_studies.study import Claim, Figures, Study, Tick
@@ -21,12 +23,13 @@ INK = 0.5
 
 @final
 class DenseCompositesStudy(Study):
-    """A U-Net without a module, with extra maps, attention, a gate, or shifted channels."""
+    """A U-Net without a module, and with modules at its bottom, its meeting, or its levels."""
 
     name = "dense-composites"
     title = "which module helps a network that draws masks?"
     paper = "hille2022swtrunet"
-    fidelity = "modules alone, in a net of three levels; masks alone, no boxes"
+    fidelity = "modules alone, in a net of three levels; masks alone, no boxes; places of a bridge "
+    fidelity += "differ along one axis"
     data = "scenes of 24 x 24 with three digits and clutter; digits of test scenes are not those "
     data += "of training"
     claims = (
@@ -36,6 +39,14 @@ class DenseCompositesStudy(Study):
               "intersection over union, gate less extra maps"),
         Claim("shift", "Channels shifted between levels help more than extra maps.",
               "intersection over union, shift less extra maps"),
+        Claim("bridge", "A bridge to key points helps more than a merge that learns them too.",
+              "intersection over union, bridge less merge"),
+        Claim("class gate", "Gates by the attention of a class help more than gates by lot.",
+              "intersection over union, class attention less the same attention by lot"),
+        Claim("two ways", "Levels fused with both neighbours beat levels fused from above alone.",
+              "intersection over union, two ways less one way"),
+        Claim("all levels", "Shifts between the first and the last level add to it.",
+              "intersection over union, all levels less two ways"),
     )  # fmt: skip
     null = Claim("starts", "Two starts of the net without a module draw masks alike.",
                  "intersection over union, difference of two starts")  # fmt: skip
@@ -48,63 +59,109 @@ class DenseCompositesStudy(Study):
             _scenes(x[rows], label[rows], seed + i, m)
             for i, (rows, m) in enumerate([(slice(FIT), n), (slice(FIT, None), n // 5)])
         )
-        attention = n_parameters(Attention(WIDTH))
-        arms: dict[str, Any] = {
-            "none": dict,
-            "another start": dict,
-            "extra maps": lambda: {"deep": Mixed(WIDTH, attention // (2 * WIDTH))},
-            "attention": lambda: {"deep": OverTokens(Attention(WIDTH))},
-            "gate": lambda: {"deep": UnitGate(WIDTH, "channels+space")},
-            "shift": lambda: {"meeting": Exchange("shift", WIDTH)},
-        }
         found: dict[str, float] = {}
         sizes: dict[str, float] = {}
-        for arm, make in arms.items():
+        for arm, make in _ARMS.items():
             tick(arm)
             start = seed + 1000 * (arm == "another start")
-            net = drawn(lambda make=make: UNet(1, 1, **make()), start)
-            _learn(net, *train, seed, TINY if tiny else STEPS)
-            found[arm], sizes[arm] = _overlap(net, *test), float(n_parameters(net))
+            net = drawn(lambda: UNet(1, 1), start)
+            for slot, module in drawn(lambda make=make: nn.ModuleDict(make()), start).items():
+                setattr(net, slot, module)
+            _learn(net, train, seed, TINY if tiny else STEPS, _LESSONS.get(arm))
+            found[arm], sizes[arm] = _overlap(net, test), float(n_parameters(net))
         return {
             **{arm: found[arm] - found["extra maps"] for arm in ("attention", "gate", "shift")},
+            "bridge": found["bridge"] - found["merge"],
+            "class gate": found["class attention"] - found["attention by lot"],
+            "two ways": found["two ways"] - found["one way"],
+            "all levels": found["all levels"] - found["two ways"],
             "starts": found["none"] - found["another start"],
             **{f"overlap | {arm}": v for arm, v in found.items()},
             **{f"parameters | {arm}": v for arm, v in sizes.items()},
         }
 
 
-def _scenes(x: Tensor, label: Tensor, seed: int, n: int) -> tuple[Tensor, Tensor]:
-    """Return scenes (scene, 1, line, column) and the mask of the largest digit of each."""
+_ARMS: dict[str, Callable[[], dict[str, nn.Module]]] = {
+    "none": dict,
+    "another start": dict,
+    "extra maps": lambda: {"deep": Mixed(WIDTH, n_parameters(Attention(WIDTH)) // (2 * WIDTH))},
+    "attention": lambda: {"deep": OverTokens(Attention(WIDTH))},
+    "gate": lambda: {"deep": UnitGate(WIDTH, "channels+space")},
+    "shift": lambda: {"meeting": Exchange("shift", WIDTH)},
+    "merge": lambda: {"meeting": KeyPoints(bridged=False)},
+    "bridge": lambda: {"meeting": KeyPoints(bridged=True)},
+    "attention by lot": lambda: {"deep": ClassGate(by_lot=True)},
+    "class attention": lambda: {"deep": ClassGate(by_lot=False)},
+    "one way": lambda: {"across": FusedLevels(two_ways=False)},
+    "two ways": lambda: {"across": FusedLevels(two_ways=True)},
+    "all levels": lambda: {"across": FusedLevels(two_ways=True, non_adjacent=True)},
+}
+
+
+class _Scenes(NamedTuple):
+    """Pictures and masks (scene, 1, line, column), and the largest digit of each."""
+
+    picture: Tensor
+    mask: Tensor
+    kind: Tensor
+
+
+def _scenes(x: Tensor, label: Tensor, seed: int, n: int) -> _Scenes:
+    """Return scenes with three digits each; the mask is that of the largest."""
     draw = torch.Generator().manual_seed(seed)
     scenes = torch.zeros(n, SIDE, SIDE)
     masks = torch.zeros(n, SIDE, SIDE)
+    largest = torch.zeros(n, dtype=torch.int64)
     cells = (SIDE // CELL) ** 2
     for i in range(n):
         kinds = torch.randperm(10, generator=draw)[:3]
         places = torch.randperm(cells, generator=draw)[:3].tolist()
+        largest[i] = kinds.max()
         for kind, place in zip(kinds, places, strict=True):
             of_kind = torch.nonzero(label == kind).flatten()
             image = x[of_kind[torch.randint(len(of_kind), (1,), generator=draw)]].reshape(8, 8)
             a, b = CELL * (place // (SIDE // CELL)), CELL * (place % (SIDE // CELL))
             scenes[i, a : a + CELL, b : b + CELL] = image
-            if kind == kinds.max():
+            if kind == largest[i]:
                 masks[i, a : a + CELL, b : b + CELL] = (image > INK).float()
     clutter = (torch.rand(scenes.shape, generator=draw) < 0.05) & (scenes == 0)
-    return torch.where(clutter, 0.7, scenes)[:, None], masks[:, None]
+    return _Scenes(torch.where(clutter, 0.7, scenes)[:, None], masks[:, None], largest)
 
 
-def _learn(net: nn.Module, x: Tensor, mask: Tensor, seed: int, steps: int) -> None:
-    heavy = x.new_tensor(10.0)
+Lesson = Callable[[Any, tuple[Tensor, ...], Tensor, Tensor], Tensor]
+"""Takes a net, its levels, masks and largest digits; a loss of the net's module."""
+
+
+def _of_points(net: Any, levels: tuple[Tensor, ...], mask: Tensor, kind: Tensor) -> Tensor:
+    return net.meeting.lesson(levels[1], mask)
+
+
+def _of_class(net: Any, levels: tuple[Tensor, ...], mask: Tensor, kind: Tensor) -> Tensor:
+    return net.deep.lesson(levels[2], kind)
+
+
+_LESSONS: dict[str, Lesson] = {
+    "merge": _of_points,
+    "bridge": _of_points,
+    "attention by lot": _of_class,
+    "class attention": _of_class,
+}
+
+
+def _learn(net: UNet, scenes: _Scenes, seed: int, steps: int, lesson: Lesson | None) -> None:
+    rare = scenes.mask.new_tensor(RARE)
 
     def loss(rows: Tensor) -> Tensor:
-        return binary_cross_entropy_with_logits(net(x[rows]), mask[rows], pos_weight=heavy)
+        levels, mask = net.levels(scenes.picture[rows]), scenes.mask[rows]
+        value = binary_cross_entropy_with_logits(net.joined(*levels), mask, pos_weight=rare)
+        return value if lesson is None else value + lesson(net, levels, mask, scenes.kind[rows])
 
-    minimise(loss, net.parameters(), len(x), steps=steps, seed=seed, batch=32)
+    minimise(loss, net.parameters(), len(scenes.mask), steps=steps, seed=seed, batch=32)
 
 
 @torch.no_grad()
-def _overlap(net: nn.Module, x: Tensor, mask: Tensor) -> float:
+def _overlap(net: nn.Module, scenes: _Scenes) -> float:
     """Return the mean intersection over union of predicted and true masks."""
-    drawn_mask, true = net(x) > 0, mask > 0
+    drawn_mask, true = net(scenes.picture) > 0, scenes.mask > 0
     both = (drawn_mask & true).sum((1, 2, 3)).double()
     return float((both / (drawn_mask | true).sum((1, 2, 3)).clamp(min=1)).mean())
