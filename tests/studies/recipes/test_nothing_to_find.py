@@ -1,5 +1,6 @@
 """Drawn worlds in which recipes once found what is not there; each seed was answered falsely."""
 
+import itertools
 from functools import partial
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from sonde_studies.parts.choice import NOT_TOLD
-from sonde_studies.parts.figures import auroc_effects
+from sonde_studies.parts.figures import auroc_effects, is_sure
 from sonde_studies.parts.forks import least_alike
 from tools import recipe_worlds as worlds
 
@@ -50,3 +51,13 @@ def test_lots_of_batches_differ_as_often_as_p_says():
     parts["high"][task == 1] *= -1
     block, p = least_alike(parts, task, 1)
     assert (block, p) == ("high", pytest.approx(1 / 401))
+
+
+@pytest.mark.truth("all signs of the rows that differ, one by one")
+@pytest.mark.parametrize(("n_better", "n_worse"), [(4, 0), (6, 0), (9, 2), (8, 3)])
+def test_gains_of_few_rows_are_counted_as_all_their_signs_would_be(n_better, n_worse):
+    n = n_better + n_worse
+    sums = [sum(signs) for signs in itertools.product((-1, 1), repeat=n)]
+    p = sum(s >= n_better - n_worse for s in sums) / len(sums)
+    gain = [1.0] * n_better + [-1.0] * n_worse + [0.0] * 31
+    assert is_sure(gain) == (p < 0.0228)

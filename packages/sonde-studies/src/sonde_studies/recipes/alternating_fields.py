@@ -11,7 +11,7 @@ from sonde.data import open_inputs
 from sonde.report import Answer
 from sonde.train import Scope
 from sonde_studies.parts.choice import unless_untold
-from sonde_studies.parts.figures import ACCURACY, error_of, gained
+from sonde_studies.parts.figures import ACCURACY, gained, is_sure
 from sonde_studies.parts.states import graded, item_parts, tuned_copy
 
 QUESTION = "Is it better to train groups of parameters in turn?"
@@ -90,8 +90,7 @@ def alternating_fields(
                 table.append({"arm": arm, "epochs": epoch + 1, "accuracy": float(last[arm].mean())})
     score = {arm: float(r.mean()) for arm, r in last.items()}
     gain = last[TURNS] * 1.0 - last[JOINT]
-    better, worse = (sign * gain.mean() > 2 * error_of(gain) for sign in (1, -1))
-    verdict = "in turn" if better else "at once" if worse else "no difference"
+    verdict = "in turn" if is_sure(gain) else "at once" if is_sure(-gain) else "no difference"
     return Answer(
         question=QUESTION,
         **unless_untold(verdict, last, label),
