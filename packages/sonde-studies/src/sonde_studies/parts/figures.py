@@ -68,7 +68,9 @@ def is_sure(gain: Any) -> bool:
     if not np.isin(values, (-1.0, 0.0, 1.0)).all():
         return float(values.mean()) > 2 * error_of(values)
     n_better, n_other = int((values > 0).sum()), int((values != 0).sum())
-    return bool(n_other) and binomtest(n_better, n_other, alternative="greater").pvalue < ONE_SIDED
+    if not n_other:
+        return False
+    return bool(binomtest(n_better, n_other, alternative="greater").pvalue < ONE_SIDED)
 
 
 def compared(said: Mapping[str, Mapping[Any, Any]], truth: Any) -> tuple[dict[str, Any], ...]:
