@@ -2,7 +2,8 @@
 
 A small conv net on digits is to forget the class 3: by turning one answer off, by wrong labels, by
 a rising loss. The gold model is trained without the class. Nets of this size learn features that
-tell unseen digits apart as well, which is why the gold model is the control.
+tell unseen digits apart as well, which is why the gold model is the control. A small language model
+is to forget facts of persons: by wrong answers, and by training without them.
 """
 
 from copy import deepcopy
@@ -14,7 +15,8 @@ from torch import nn
 from sonde import Model
 from sonde.data import open_inputs
 from sonde.edit import GradientAscent, RandomLabel
-from sonde_studies._forgetting import CLASS, trained, world
+from sonde_studies._facts_in_context import facts_in_context
+from sonde_studies._forgetting import CLASS, few_of_each, steps_to_relearn, trained, world
 from sonde_studies.recipes.unlearning_audit import unlearning_audit
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -27,9 +29,12 @@ class UnlearningAuditStudy(Study):
     title = "does the audit tell a silenced class from a forgotten one?"
     fidelity = (
         "of the checks that the papers ask for: answers, states against a model that never saw the "
-        "class, examples to learn it again, side effects; not: recovery in context, text"
+        "class, steps to learn it again, side effects; recovery in context on a made language"
     )
-    data = "digits: 1,200 to train on, the others to audit on; class 3 is to be forgotten"
+    data = (
+        "digits: 1,200 to train on, the others to audit on, class 3 to be forgotten; planted facts "
+        "of 72 persons: a third to be forgotten, a third to be kept, a third never told"
+    )
     claims = (
         Claim(
             "traces",
@@ -46,7 +51,18 @@ class UnlearningAuditStudy(Study):
             "Wrong labels cost the other classes more than 2 points.",
             "accuracy on the other classes lost, less 0.02",
         ),
-    )
+        Claim("relearned", "A model whose answer is off relearns the class sooner than the gold.",
+              "training steps on 8 rows of each class, gold less answer off"),
+        Claim("facts", "Wrong answers weaken an attack by low loss on facts of persons "
+              "by more than 0.2.",
+              "AUROC before less after, less 0.2"),
+        Claim("in context", "With a fact in the prompt, a model made to forget it by wrong answers "
+              "gives it about as often as before.", "accuracy after less before, and 0.05"),
+        Claim("exact", "With a fact in the prompt, a model never told it gives it about as often "
+              "as one that was.", "accuracy without the fact less with it, and 0.05"),
+        Claim("own", "That is due to the fact: two other persons' facts do not bring it back.",
+              "accuracy of the model never told, own fact less two others, less 0.5"),
+    )  # fmt: skip
     null = Claim(
         "anew",
         "A second model that never saw the class leaves no traces beyond the first.",
@@ -89,7 +105,21 @@ class UnlearningAuditStudy(Study):
         rows = {name: {r["model"]: r for r in answer.rows} for name, answer in found.items()}
         kept = {k: r["after"]["retain accuracy"] for k, r in rows.items()}
         was = rows["answer off"]["before"]["retain accuracy"]
+        tick("learn again")
+        few = few_of_each(label[:n], 8)
+        shown, unseen = (images[few], label[few]), (images[fresh], label[fresh])
+        nets = {"before": model, "gold": gold, **after}
+        steps = {k: float(steps_to_relearn(m.module, shown, unseen)) for k, m in nets.items()}
+        tick("facts in a prompt")
+        facts = facts_in_context(seed, tiny)
         return {
+            "relearned": steps["gold"] - steps["answer off"],
+            "facts": facts["audit | before"] - facts["audit | unlearned"] - 0.2,
+            "in context": facts["own | unlearned"] - facts["own | before"] + 0.05,
+            "exact": facts["own | never told"] - facts["own | before"] + 0.05,
+            "own": facts["own | never told"] - facts["other | never told"] - 0.5,
+            **{f"training steps | {k}": v for k, v in steps.items()},
+            **{f"facts {k}": v for k, v in facts.items()},
             "traces": traces["answer off"] - 0.2,
             "less": traces["answer off"] - traces["wrong labels"],
             "cost": was - kept["wrong labels"] - 0.02,
