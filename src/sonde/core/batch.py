@@ -115,7 +115,7 @@ class Batch:
     @cached_property
     def group(self) -> Int[Tensor, "example"]:
         """64-bit hash of each example's group."""
-        return torch.tensor([word_of(k) for k in self.group_keys], dtype=torch.int64)
+        return words_of(self.group_keys)
 
     @cached_property
     def group_draw(self) -> Int[Tensor, "example"]:
@@ -246,3 +246,8 @@ def words_of_keys(keys: Sequence[bytes]) -> Int[Tensor, "example 2"]:
 def word_of(key: bytes) -> int:
     """Return a group key's signed 64-bit hash."""
     return int.from_bytes(blake2b(key, digest_size=8).digest(), "little", signed=True)
+
+
+def words_of(keys: Sequence[bytes]) -> Int[Tensor, "key"]:
+    """Return the signed 64-bit hash of each group key."""
+    return torch.tensor([word_of(key) for key in keys], dtype=torch.int64)

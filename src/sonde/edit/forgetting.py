@@ -1,14 +1,15 @@
 """Test whether a model has forgotten: compare it with a retrained model, attack membership."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sonde.core.batch import words_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.metrics import Metric, auroc
@@ -46,13 +47,13 @@ class RowLosses:
         Cross-entropy of each example, in nats.
     right : Float[Tensor, "row"]
         1 for a correct answer, else 0; of a text, the fraction of its tokens.
-    group : sequence of bytes
-        Key of each example's group; without groups, of the example.
+    group : Int[Tensor, "row"]
+        Number of each example's group; without groups, of the example.
     """
 
     loss: Float[Tensor, "row"]
     right: Float[Tensor, "row"]
-    group: Sequence[bytes]
+    group: Int[Tensor, "row"]
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def membership_attack(members: Float[Tensor, "member"], others: Float[Tensor, "o
 def _row_losses(live: Model, module: nn.Module, part: str, data: Inputs) -> RowLosses:
     """Return the loss and the accuracy of each example with a known answer."""
     compute = row_losses(live, module, data)
-    losses, right, group = list[Tensor](), list[Tensor](), list[bytes]()
+    losses, right, group = list[Tensor](), list[Tensor](), list[Tensor]()
     with torch.no_grad(), in_eval(module):
         for batch in each_batch(data):
             found = compute(batch)
@@ -194,11 +195,10 @@ def _row_losses(live: Model, module: nn.Module, part: str, data: Inputs) -> RowL
             hits = (told.log_p.argmax(1) == told.truth).float()
             losses.append(found.losses[found.known].double())
             right.append(told.per_example(hits, len(batch))[found.known])
-            known = found.known.tolist()
-            group += [key for key, use in zip(batch.group_keys, known, strict=True) if use]
+            group.append(words_of(batch.group_keys)[found.known.cpu()])
     if not losses or not sum(map(len, losses)):
         raise InputError(f"forgotten: expected labels in the {part} data, got no labelled example.")
-    return RowLosses(torch.cat(losses), torch.cat(right), group)
+    return RowLosses(*map(torch.cat, (losses, right, group)))
 
 
 def _standing(rows: RowLosses) -> Standing:

@@ -12,11 +12,12 @@ from typing import Final, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import binom, wilcoxon
 from scipy.stats import t as student
+from scipy.stats import wilcoxon
 from torch import Tensor
 
-from sonde.core.batch import word_of
+from sonde.core.batch import words_of
+from sonde.core.paired_gains import group_means, sign_test
 from sonde.findings.words.text import number, percent, plural
 
 Scope = Literal["mode", "answers", "inputs", "labels", "part", "statistics", "some inputs", "head"]
@@ -36,7 +37,7 @@ def chooses(group: Int[Tensor, "row"]) -> Bool[Tensor, "row"]:
 
 def chooses_by_key(keys: Sequence[bytes]) -> Bool[Tensor, "row"]:
     """Return the selection rows, which choose a change, by the key of their group."""
-    return chooses(torch.tensor([word_of(key) for key in keys], dtype=torch.int64))
+    return chooses(words_of(keys))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +89,8 @@ class Trial:
         counts is the mean, by Student's test.
         """
         if self.measure == "probabilities":
-            less = _by_group((self.after - self.before).double(), self.group)
+            less = (self.after - self.before).double()
+            less = less if self.group is None else group_means(less, self.group)
             error = float(less.std()) / max(len(less), 1) ** 0.5 if len(less) > 1 else math.inf
             return float(student.sf(float(less.mean()) / max(error, 1e-12), max(len(less) - 1, 1)))
         return chance_of_gain(self.before, self.after, self.group)
@@ -121,22 +123,11 @@ def chance_of_gain(
     are no independent witnesses: with groups, the mean gain of a group counts as one row.
     """
     rows = (after - before).double()
-    less = _by_group(rows, group)
+    less = rows if group is None else group_means(rows, group)
     up, down = int((less > 0).sum()), int((less < 0).sum())
     if up + down == 0:
         return 1.0
     if bool(((rows == 0) | (rows.abs() == 1)).all()):
-        return float(binom.sf(up - 1, up + down, 0.5))
+        return sign_test(up, down)
     test = wilcoxon(less.numpy(), alternative="greater")
     return float(test.pvalue)  # type: ignore[union-attr]
-
-
-def _by_group(
-    values: Float[Tensor, "row"], group: Int[Tensor, "row"] | None
-) -> Float[Tensor, "group"]:
-    """Return the mean of each group; without groups, the rows."""
-    if group is None:
-        return values
-    _, member = torch.unique(group, return_inverse=True)
-    sums = values.new_zeros(int(member.max()) + 1 if len(member) else 0)
-    return sums.index_add_(0, member, values) / torch.bincount(member).to(values)

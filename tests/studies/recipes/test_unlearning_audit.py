@@ -172,8 +172,8 @@ def test_held_rows_that_differ_from_those_to_forget_are_recognized():
 @pytest.mark.truth("scipy.stats.ttest_ind of the means of groups, which are the units")
 def test_losses_of_groups_are_tested_with_groups_as_units():
     draw = np.random.default_rng(3)
-    size = {f"p{k}".encode(): int(draw.integers(3, 9)) for k in range(9)}
-    group = [key for key, n in size.items() for _ in range(n)]
+    size = {k: int(draw.integers(3, 9)) for k in range(9)}
+    group = torch.tensor([k for k, n in size.items() for _ in range(n)])
     loss = draw.normal(2.0, 1.0, len(group)) + np.repeat(draw.normal(size=9), [*size.values()])
     n = sum([*size.values()][:2])
     parts = {
@@ -183,7 +183,7 @@ def test_losses_of_groups_are_tested_with_groups_as_units():
     side = {part: Standing(1.0, 0.5, 80) for part in ("forget", "retain", "held")}
     said = Forgotten(side, side, None, None, None, None, {"before": parts, "after": parts})
     found = audit_by_groups(said)
-    mean = [loss[np.array(group) == key].mean() for key in size]
+    mean = [loss[group.numpy() == key].mean() for key in size]
     wanted = ttest_ind(mean[2:], mean[:2])
     assert found.value == pytest.approx(np.mean(mean[2:]) - np.mean(mean[:2]))
     assert found.value / found.se == pytest.approx(wanted.statistic)
@@ -217,7 +217,7 @@ def test_with_a_gold_model_each_loss_counts_less_the_gold_models():
     known = torch.where(torch.arange(80) < 40, 0.1, 0.0)
 
     def part(loss):
-        group = [bytes([i]) for i in range(40)]
+        group = torch.arange(40)
         sides = {"forget": loss[:40], "held": loss[40:]}
         return {name: RowLosses(x, torch.ones(40), group) for name, x in sides.items()}
 

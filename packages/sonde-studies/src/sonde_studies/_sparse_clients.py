@@ -49,7 +49,7 @@ def train_sparse_clients(
         share = PRUNED * (1 + math.cos(math.pi * turn / rounds)) / 2
         sparse = SparseTraining(
             DENSITY, score, period=EXCHANGE_AT, prune_share=share, seed=seed + turn, steps=10**9
-        )
+        )  # the share falls over rounds, not within one
         weights, found = list[Weights](), list[Weights]()
         for rows in clients:
             own = deepcopy(server)

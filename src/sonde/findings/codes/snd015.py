@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import binom
 from torch import Tensor
 
+from sonde.core.paired_gains import sign_test
 from sonde.findings.evidence._cooled import cooled_loss, crossed_loss
 from sonde.findings.evidence._mended_rows import MendedRows
 from sonde.findings.evidence._stored_columns import StoredColumns
@@ -116,7 +117,7 @@ class SND015(Rule):
         reach = 1.0 if math.isnan(found.probe) else found.probe
         own, gain, n = float(trial.before.mean()), trial.gain, len(trial.rows)
         mended, broken = (int(d.sum()) for d in _differences(trial))
-        p = float(binom.sf(mended - 1, mended + broken, 0.5))
+        p = sign_test(mended, broken)
         figure = Figure(
             "gain", gain, unit="share", null=0.0, p=p, n_rows=n,
             threshold=self.part * max(0.0, reach - own),

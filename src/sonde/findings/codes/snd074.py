@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Final, final
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import binom, rankdata, ttest_1samp
+from scipy.stats import rankdata, ttest_1samp
 
+from sonde.core.paired_gains import sign_test
 from sonde.core.random_state import kept_random_state
 from sonde.findings.evidence._number_answers import number_rows
 from sonde.findings.evidence._shared import shared_rows
@@ -219,7 +220,7 @@ def _chance(own: np.ndarray, others: np.ndarray, is_number: bool) -> float:
         found: Any = ttest_1samp(others - own, 0.0, alternative="greater")
         return float(found.pvalue)
     ahead, behind = int((others > own).sum()), int((others < own).sum())
-    return float(binom.sf(ahead - 1, ahead + behind, 0.5)) if ahead + behind else 1.0
+    return sign_test(ahead, behind)
 
 
 @final

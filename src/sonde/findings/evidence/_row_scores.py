@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from sonde.core.batch import word_of
+from sonde.core.batch import words_of
 from sonde.core.inputs import InputBatch
 from sonde.findings.evidence._shared import two_logits
 from sonde.findings.evidence.record import DataEvidence, Evidence
@@ -53,9 +53,8 @@ class RowScores:
         if not torch.equal(self.rows, other.rows):
             return None
         judge = ~self.chooses
-        group = torch.tensor([word_of(key) for key in self.keys], dtype=torch.int64)
         return Trial(change, scope, self.measure, self.rows[judge], self.score[judge],
-                     other.score[judge], group=group[judge])  # fmt: skip
+                     other.score[judge], group=words_of(self.keys)[judge])  # fmt: skip
 
 
 def row_scores(

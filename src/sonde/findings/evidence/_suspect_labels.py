@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import binom
 from torch import Tensor
 
+from sonde.core.paired_gains import sign_test
 from sonde.findings.evidence._held_out import held_out_scores
 from sonde.findings.evidence._once import once
 from sonde.findings.evidence._shared import EXAMPLES, examples_at, ids_at
@@ -219,7 +219,7 @@ def _is_worse(
     """Return whether one scorer matches significantly fewer labels (sign test, 5 %)."""
     right = [p.argmax(1) == truth for p in (one, other)]
     won, lost = (int((a & ~b).sum()) for a, b in (right, right[::-1]))
-    return float(binom.cdf(won, won + lost, 0.5)) < WORSE
+    return sign_test(lost, won) < WORSE
 
 
 def _surest(
@@ -262,8 +262,7 @@ def _pair(
     share = n / (n + int(own.sum()))
     opposite = n_back / max(1, n_back + int(kept.sum()))
     clear = _clear(margin, wrong, own), _clear(-margin, back, kept)
-    p = float(binom.sf(clear[0] - 1, sum(clear), 0.5))
-    return OneWay(of, called, rows, share, opposite, p)
+    return OneWay(of, called, rows, share, opposite, sign_test(*clear))
 
 
 def _clear(margin: Float[Tensor, "row"], wrong: Tensor, own: Tensor) -> int:

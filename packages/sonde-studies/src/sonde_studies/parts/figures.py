@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import binomtest, rankdata, spearmanr  # pyright: ignore[reportMissingTypeStubs]
+from scipy.stats import rankdata, spearmanr  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from sonde import InputError
-from sonde.core import ChartAxis, grouped_error, histogram, widen_error
+from sonde.core import ChartAxis, grouped_error, histogram, sign_test, widen_error
 from sonde.metrics import Metric
 from sonde_studies.parts.rows import Rows
 
@@ -67,10 +67,7 @@ def is_sure(gain: Any) -> bool:
     values = np.asarray(gain, dtype=float)
     if not np.isin(values, (-1.0, 0.0, 1.0)).all():
         return float(values.mean()) > 2 * error_of(values)
-    n_better, n_other = int((values > 0).sum()), int((values != 0).sum())
-    if not n_other:
-        return False
-    return bool(binomtest(n_better, n_other, alternative="greater").pvalue < ONE_SIDED)
+    return sign_test(int((values > 0).sum()), int((values < 0).sum())) < ONE_SIDED
 
 
 def compared(said: Mapping[str, Mapping[Any, Any]], truth: Any) -> tuple[dict[str, Any], ...]:

@@ -1,13 +1,12 @@
 """Audits of unlearning by the losses of groups, such as persons or documents."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import torch
 from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
-from sonde.core import ChartAxis, bars
+from sonde.core import ChartAxis, bars, group_means
 from sonde.data import ItemInputs
 from sonde.edit import Forgotten
 from sonde.report import Answer
@@ -23,14 +22,6 @@ def are_other_groups(inputs: Mapping[str, ItemInputs]) -> bool:
     forget, held = inputs["forget"], inputs["held"]
     is_grouped = forget.grouped and held.grouped
     return is_grouped and not {*forget.group_keys} <= {*held.group_keys}
-
-
-def group_means(loss: Tensor, group: Sequence[bytes]) -> Tensor:
-    """Return the mean loss of each group, in nats."""
-    number = {key: i for i, key in enumerate(dict.fromkeys(group))}
-    member = torch.tensor([number[key] for key in group])
-    sums = loss.new_zeros(len(number)).index_add_(0, member, loss)
-    return sums / torch.bincount(member)
 
 
 def gap_of_groups(forget: Tensor, held: Tensor) -> tuple[float, float, float]:
@@ -64,7 +55,7 @@ def audit_by_groups(said: Forgotten) -> Answer:
             means[part] = group_means(loss, own.group)
         found[model] = gap_of_groups(means["forget"], means["held"])
     ends = {k: (gap - t * error, gap + t * error) for k, (gap, error, t) in found.items()}
-    n_forget, n_held = (len({*said.rows["after"][part].group}) for part in ("forget", "held"))
+    n_forget, n_held = (len(said.rows["after"][p].group.unique()) for p in ("forget", "held"))
     verdict = "cannot tell"
     if ends["after"][0] > 0:
         verdict = "not forgotten"

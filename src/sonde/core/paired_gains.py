@@ -1,0 +1,31 @@
+"""Paired gains: the sign test of rows that got better or worse, and one gain for each group."""
+
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from scipy.special import bdtrc  # pyright: ignore
+from torch import Tensor
+
+
+def sign_test(better: int, worse: int) -> float:
+    """Return the p-value that ``better`` or more rows gain where gains are as likely as losses.
+
+    It is 1 if no row changed. Rows that neither gain nor lose do not count.
+
+    Examples
+    --------
+    >>> sign_test(4, 0)
+    0.0625
+    """
+    return float(bdtrc(better - 1, better + worse, 0.5))
+
+
+def group_means(values: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> Float[Tensor, "group"]:
+    """Return the mean of each group's rows, groups in ascending order."""
+    _, member = cast(
+        tuple[Tensor, Tensor],
+        torch.unique(group, return_inverse=True),  # pyright: ignore[reportUnknownMemberType]
+    )
+    size = torch.bincount(member)
+    return values.new_zeros(len(size)).index_add_(0, member, values) / size
