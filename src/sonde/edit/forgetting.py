@@ -17,6 +17,9 @@ from sonde.tap.hooks.holding import in_eval
 from sonde.weights import as_model
 from sonde.weights.tuning import each_batch, row_losses
 
+ATTACKED = "forget", "held"
+"""Parts whose losses an attack compares."""
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -49,11 +52,18 @@ class RowLosses:
         1 for a correct answer, else 0; of a text, the fraction of its tokens.
     group : Int[Tensor, "row"]
         Number of each example's group; without groups, of the example.
+    key : Int[Tensor, "row"]
+        Number of each example: copies without ids share one.
     """
 
     loss: Float[Tensor, "row"]
     right: Float[Tensor, "row"]
     group: Int[Tensor, "row"]
+    key: Int[Tensor, "row"]
+
+    def less(self, other: "RowLosses") -> Float[Tensor, "row"]:
+        """Return each loss less another model's, 0 where both are infinite."""
+        return torch.where(self.loss == other.loss, 0.0, self.loss - other.loss)
 
 
 @dataclass(frozen=True)
@@ -132,21 +142,22 @@ def forgotten(
     Raises
     ------
     InputError
-        If a part of the data is empty or has no labels.
+        If a part of the data is empty or has no labels, or a model answers NaN.
     """
     live = as_model(model)
     parts = {"forget": forget, "retain": retain} | ({} if held is None else {"held": held})
     modules = {"before": live.module, "after": changed}
     modules |= {} if retrained is None else {"retrained": retrained}
     rows = {
-        name: {part: _row_losses(live, module, part, data) for part, data in parts.items()}
+        name: {part: _row_losses(live, module, name, part, data) for part, data in parts.items()}
         for name, module in modules.items()
     }
     stands = {
         name: {part: _standing(r) for part, r in found.items()} for name, found in rows.items()
     }
+    keys = None if held is None else torch.cat([rows["after"][part].key for part in ATTACKED])
     attacks = {
-        name: membership_attack(found["forget"].loss, found["held"].loss)
+        name: membership_attack(*(found[part].loss for part in ATTACKED), group=keys)
         for name, found in rows.items()
         if held is not None
     }
@@ -161,13 +172,19 @@ def forgotten(
     )
 
 
-def membership_attack(members: Float[Tensor, "member"], others: Float[Tensor, "other"]) -> Metric:
+def membership_attack(
+    members: Float[Tensor, "member"],
+    others: Float[Tensor, "other"],
+    group: Int[Tensor, "row"] | None = None,
+) -> Metric:
     """Return how well low losses separate members of the training data from other examples.
 
     Parameters
     ----------
     members, others : Float[Tensor, "row"]
         Losses of examples that the model may have seen, and of some that it has not.
+    group : Int[Tensor, "row"], optional
+        Groups of members and then of others, such as copies: they count as one in the interval.
 
     Returns
     -------
@@ -180,25 +197,38 @@ def membership_attack(members: Float[Tensor, "member"], others: Float[Tensor, "o
     0.75
     """
     scores = -torch.cat([members, others]).double()
-    return auroc(scores, torch.arange(len(scores)) < len(members))
+    return auroc(scores, torch.arange(len(scores)) < len(members), group)
 
 
-def _row_losses(live: Model, module: nn.Module, part: str, data: Inputs) -> RowLosses:
+def _row_losses(live: Model, module: nn.Module, name: str, part: str, data: Inputs) -> RowLosses:
     """Return the loss and the accuracy of each example with a known answer."""
     compute = row_losses(live, module, data)
-    losses, right, group = list[Tensor](), list[Tensor](), list[Tensor]()
+    found_parts = list[tuple[Tensor, ...]]()
     with torch.no_grad(), in_eval(module):
         for batch in each_batch(data):
             found = compute(batch)
             told = found.answers
             assert told is not None
             hits = (told.log_p.argmax(1) == told.truth).float()
-            losses.append(found.losses[found.known].double())
-            right.append(told.per_example(hits, len(batch))[found.known])
-            group.append(words_of(batch.group_keys)[found.known.cpu()])
-    if not losses or not sum(map(len, losses)):
+            right = told.per_example(hits, len(batch))
+            numbers = words_of(batch.group_keys), words_of(batch.keys)
+            known = found.known.cpu()
+            found_parts.append(
+                (
+                    found.losses[found.known].double(),
+                    right[found.known],
+                    *(n[known] for n in numbers),
+                )
+            )
+    joined = [torch.cat(parts) for parts in zip(*found_parts, strict=True)]
+    if not joined or not len(joined[0]):
         raise InputError(f"forgotten: expected labels in the {part} data, got no labelled example.")
-    return RowLosses(*map(torch.cat, (losses, right, group)))
+    if n_nan := int(joined[0].isnan().sum()):
+        raise InputError(
+            f"forgotten: expected losses that are numbers, got NaN for {n_nan} of {len(joined[0])} "
+            f"{part} examples on the model {name!r}. `sonde scan` on that model names the cause."
+        )
+    return RowLosses(*joined)
 
 
 def _standing(rows: RowLosses) -> Standing:

@@ -177,7 +177,9 @@ def test_losses_of_groups_are_tested_with_groups_as_units():
     loss = draw.normal(2.0, 1.0, len(group)) + np.repeat(draw.normal(size=9), [*size.values()])
     n = sum([*size.values()][:2])
     parts = {
-        name: RowLosses(torch.from_numpy(loss[at]), torch.ones(len(group[at])), group[at])
+        name: RowLosses(
+            torch.from_numpy(loss[at]), torch.ones(len(group[at])), group[at], group[at]
+        )
         for name, at in (("forget", slice(n)), ("held", slice(n, None)))
     }
     side = {part: Standing(1.0, 0.5, 80) for part in ("forget", "retain", "held")}
@@ -219,7 +221,8 @@ def test_with_a_gold_model_each_loss_counts_less_the_gold_models():
     def part(loss):
         group = torch.arange(40)
         sides = {"forget": loss[:40], "held": loss[40:]}
-        return {name: RowLosses(x, torch.ones(40), group) for name, x in sides.items()}
+        keys = {"forget": group, "held": group + 40}
+        return {name: RowLosses(x, torch.ones(40), group, keys[name]) for name, x in sides.items()}
 
     losses = {"before": hard - known + noise[0], "retrained": hard + noise[1]}
     side = {name: Standing(1.0, 0.5, 40) for name in ("forget", "retain", "held")}
@@ -230,3 +233,26 @@ def test_with_a_gold_model_each_loss_counts_less_the_gold_models():
         found = audit_by_losses(Forgotten(side, side, side, *attacks, rows), 40, None)
         assert found.verdict.startswith(verdict)
         assert attacks[0].low < 0.5 < attacks[0].high
+
+
+def test_copies_of_rows_to_forget_make_no_interval_narrower():
+    draw = torch.Generator().manual_seed(8)
+    x, label = torch.randn(90, 4, generator=draw), torch.randint(0, 2, (90,), generator=draw)
+    torch.manual_seed(8)
+    model, gold = (Model(nn.Sequential(nn.Linear(4, 2)).eval()) for _ in range(2))
+    rows = items(x, label)
+    how = {"held": rows[30:60], "gold": gold, "progress": False}
+    once, copied = (unlearning_audit(model, model, rows[:30] * n, rows[60:], **how) for n in (1, 5))
+    assert copied.value == pytest.approx(once.value)
+    assert copied.se == pytest.approx(once.se, rel=0.15)  # 2.2 times narrower if each row counts
+
+
+def test_a_model_that_answers_nan_is_named():
+    x, label = torch.randn(90, 4), torch.arange(90) % 2
+    model, broken = (nn.Sequential(nn.Linear(4, 2)).eval() for _ in range(2))
+    broken[0].bias.data[0] = float("nan")
+    rows = items(x, label)
+    with pytest.raises(InputError, match="NaN for 30 of 30 forget examples on the model 'after'"):
+        unlearning_audit(
+            Model(model), Model(broken), rows[:30], rows[60:], held=rows[30:60], progress=False
+        )

@@ -51,7 +51,7 @@ def audit_by_groups(said: Forgotten) -> Answer:
         means = dict[str, Tensor]()
         for part in ("forget", "held"):
             own = said.rows[model][part]
-            loss = own.loss - gold[part].loss if gold else own.loss
+            loss = own.less(gold[part]) if gold else own.loss
             means[part] = group_means(loss, own.group)
         found[model] = gap_of_groups(means["forget"], means["held"])
     ends = {k: (gap - t * error, gap + t * error) for k, (gap, error, t) in found.items()}

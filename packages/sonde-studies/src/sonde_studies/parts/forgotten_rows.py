@@ -113,11 +113,10 @@ def audit_by_losses(said: Forgotten, n: int, differ: float | None) -> Answer:
 
 def attacks_less_gold(said: Forgotten) -> dict[str, Metric]:
     """Return the attacks on the models after and before by losses less the gold model's."""
-    gold = said.rows["retrained"]
+    gold, parts = said.rows["retrained"], ("forget", "held")
+    keys = torch.cat([gold[part].key for part in parts])
     return {
-        name: membership_attack(
-            *(said.rows[name][part].loss - gold[part].loss for part in ("forget", "held"))
-        )
+        name: membership_attack(*(said.rows[name][p].less(gold[p]) for p in parts), group=keys)
         for name in ("after", "before")
     }
 
