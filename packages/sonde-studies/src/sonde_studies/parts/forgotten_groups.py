@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
-from sonde.core import ChartAxis, bars, group_means
+from sonde.core import ChartAxis, group_means, marks
 from sonde.data import ItemInputs
 from sonde.edit import Forgotten
 from sonde.report import Answer
@@ -64,25 +64,28 @@ def audit_by_groups(said: Forgotten) -> Answer:
     elif ends["before"][0] > 0:
         verdict = "gone by its losses"
     less = " less the gold model's" if gold else ""
-    told = {k: f"{found[k][0]:.3g} ({ends[k][0]:.3g} to {ends[k][1]:.3g})" for k in found}
-    rows = [{"model": k, "gap": g, "low": ends[k][0], "high": ends[k][1]}
-            for k, (g, _, _) in found.items()]  # fmt: skip
+    told = {k: f"{found[k][0]:.3g} ({_interval(*ends[k])})" for k in found}
+    rows = [
+        {"model": k, "gap": g, **dict(zip(("low", "high"), map(_known, ends[k]), strict=True))}
+        for k, (g, _, _) in found.items()
+    ]
     return Answer(
         question=QUESTION,
         verdict=verdict,
         level="clear" if verdict == "gone by its losses"
         else "warning" if verdict == "cannot tell" else "error",
-        sentence=f"Mean losses{less} of held groups lie above those of the forgotten groups by "
+        sentence=f"The mean loss{less} of held groups minus that of forgotten groups is "
         f"{told['after']} nats after, {told['before']} before (99 % intervals by Student's t, "
         f"groups as units: {n_forget} forgotten, {n_held} held; 0 is chance).",
         value=found["after"][0],
-        se=found["after"][1] if math.isfinite(found["after"][1]) else None,
+        se=_known(found["after"][1]),
         null=0.0,
         n=n_forget + n_held,
         direction="higher",
         rows=tuple(rows),
-        drawn=bars("How much lower losses of forgotten groups are", rows, names("model"),
-                   ChartAxis("gap", title="nats")),
+        drawn=marks("Loss of held groups minus that of forgotten groups", rows,
+                    ChartAxis("gap", title="nats", zero=True), names("model"), low="low",
+                    high="high", size=110, filled=True),
         facts={"control": "a model that never saw them" if gold else "none"},
         advice=() if verdict != "cannot tell" else (
             f"Groups are the units, since one group is harder than another for every model. Pass "
@@ -90,3 +93,12 @@ def audit_by_groups(said: Forgotten) -> Answer:
             "that were drawn as the forgotten ones.",
         ),
     )  # fmt: skip
+
+
+def _known(value: float) -> float | None:
+    """Return a number, None for an infinite one: no error is known."""
+    return value if math.isfinite(value) else None
+
+
+def _interval(low: float, high: float) -> str:
+    return f"{low:.3g} to {high:.3g}" if math.isfinite(low) else "no interval from so few groups"

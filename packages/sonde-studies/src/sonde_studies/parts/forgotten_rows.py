@@ -97,7 +97,7 @@ def audit_by_losses(said: Forgotten, n: int, differ: float | None) -> Answer:
         range=(0.0, 1.0),
         direction="higher",
         rows=tuple(rows),
-        drawn=marks(title, rows, x, names("model"), size=110, filled=True),
+        drawn=marks(title, rows, x, names("model"), low="low", high="high", size=110, filled=True),
         facts={"control": "a model that never saw them"} if differ is None
         else {"control": "none", "p of no difference between forget and held": f"{differ:.3g}"},
         advice=(
