@@ -1,5 +1,6 @@
 """Models that did forget a class, only fell silent about it, or did nothing."""
 
+import json
 from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,7 +15,6 @@ from torch import nn
 from sonde import InputError, Model
 from sonde.edit import Forgotten
 from sonde.edit.forgetting import RowLosses, Standing, membership_attack
-from sonde.report.documents import to_page
 from sonde_studies.parts.forgotten_groups import audit_by_groups
 from sonde_studies.parts.forgotten_rows import audit_by_losses, difference_of_inputs
 from sonde_studies.parts.traces import Reading, shuffled
@@ -211,7 +211,7 @@ def test_a_person_who_is_harder_than_one_other_is_not_taken_for_remembered():
     assert (found.verdict, found.se) == ("cannot tell", None)
     assert "of more other groups (got 1)" in found.advice[0]
     assert "no interval from so few groups" in found.sentence
-    assert "no interval" in to_page(found)
+    json.dumps(found.rows, allow_nan=False)  # pages hold the rows as JSON
 
 
 @pytest.mark.truth("rows of a model that did not change, and of one that knows the first rows")
