@@ -107,3 +107,14 @@ def test_the_error_of_the_ratio_follows_from_that_of_the_share():
     assert found.errors["calinski_harabasz"] == pytest.approx(
         found.errors["eta2"] * slope, rel=1e-4
     )
+
+
+@pytest.mark.truth("a class whose rows are of one document has no pair of documents")
+@pytest.mark.parametrize(
+    ("group", "known"), [([0] * 6, False), ([0, 0, 0, 1, 1, 1], False), ([0, 1] * 3, True)]
+)
+def test_classes_without_pairs_have_no_inner_distance(group, known):
+    x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.5, 2.0], [7.0, 1.0], [6.0, 3.0], [8.0, 0.0]])
+    found = cluster_indices(x, [0, 0, 0, 1, 1, 1], group=group)
+    assert math.isfinite(found.value) == math.isfinite(found.dunn) == known
+    assert ("few_rows" in found.flags) != known

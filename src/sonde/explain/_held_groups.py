@@ -98,7 +98,7 @@ class RowGroups:
         if len(self) < 2:
             return None
         if bool((right == right[:1]).all()):
-            return error_if_all_agree(len(self))
+            return error_if_all_agree(effective_groups(torch.bincount(self.member)))
         return clustered_error(right, self.member, len(self)) / len(right)
 
     def flagged(self, result: R) -> R:

@@ -9,7 +9,7 @@ from scipy.optimize import minimize  # pyright: ignore[reportUnknownVariableType
 from torch import Tensor
 
 from sonde.core.errors import InputError
-from sonde.core.few_groups import grouped_error
+from sonde.core.few_groups import effective_groups, grouped_error
 from sonde.core.hashing import rank_key
 from sonde.stats import HashSampleState, error_if_all_agree, solve_normal_equations
 
@@ -84,7 +84,7 @@ class LabelledRows:
         Where all rows agree it is that of the exact interval of a fraction of groups.
         """
         if bool((right == right[:1]).all()):
-            return error_if_all_agree(self.n_groups)
+            return error_if_all_agree(effective_groups(torch.bincount(self.group)))
         return clustered_error(right, self.group, self.n_groups) / len(right)
 
 

@@ -43,9 +43,10 @@ class Labelings:
         return cls(torch.stack(found), rows.group, len(names), len(halves))
 
     @property
-    def sizes(self) -> Int[Tensor, "class"]:
-        """Number of rows of each class."""
-        return torch.bincount(self.label[0])
+    def is_paired(self) -> Bool[Tensor, "class"]:
+        """Whether a class has rows of two groups: without such pairs it has no inner distance."""
+        pairs = torch.unique(torch.stack([self.label[0], self.group]), dim=1)
+        return torch.bincount(pairs[0], minlength=self.n_classes) > 1
 
     @property
     def how(self) -> str:
@@ -58,7 +59,7 @@ class Labelings:
     ) -> tuple[Float[Tensor, "*rest"], Float[Tensor, "*rest"] | None, Float[Tensor, "*rest"]]:
         """Return an index with its standard error and null."""
         halves, shuffled = figure[1 : 1 + self.n_halves], figure[1 + self.n_halves :]
-        error = half_error(halves, int(self.group.max()) + 1) if self.n_halves else None
+        error = half_error(halves, self.group) if self.n_halves else None
         return figure[0], error, shuffled.mean(0)
 
 
@@ -74,7 +75,8 @@ def cluster_figures(
 ) -> Float[Tensor, "labeling 6"]:
     """Return the indices ``NAMES`` for each labeling, from one pass over the distances.
 
-    Pairs of rows of one group do not enter ``silhouette`` and ``dunn``.
+    Pairs of rows of one group do not enter ``silhouette`` and ``dunn``, which are NaN where no
+    class has rows of two groups.
     """
     labels, group = labelings.label.to(x.device), labelings.group.to(x.device)
     x = x - x.mean(0)
@@ -95,8 +97,10 @@ def cluster_figures(
             largest[i] = torch.maximum(largest[i], torch.where(same, ends[1], 0.0).amax())
             widths[i] += _silhouettes(ends[1], label[kept], group[kept], _chunk(kept, own)).sum()
     sums = torch.stack([_mean_figures(x, label, labelings.n_classes) for label in labels])
-    silhouette = widths / (labels >= 0).sum(1)
-    return torch.stack([silhouette, sums[:, 0], sums[:, 1], near / largest, *sums[:, 2:].T], 1)
+    paired = bool(labelings.is_paired.any())  # as shuffles move whole groups, of all labelings
+    silhouette = widths / (labels >= 0).sum(1) if paired else torch.full_like(widths, torch.nan)
+    dunn = near / largest if paired else torch.full_like(near, torch.nan)
+    return torch.stack([silhouette, sums[:, 0], sums[:, 1], dunn, *sums[:, 2:].T], 1)
 
 
 def _chunk(kept: Bool[Tensor, "row"], own: slice) -> slice:

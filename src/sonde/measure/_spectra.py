@@ -180,7 +180,7 @@ def _half_error(sample: HashSampleState, figure: Figure, centered: bool) -> floa
     halves = _last.get(sample, ("halves", centered), lambda: _spectra_of_halves(sample, centered))
     if any(len(half) == 0 for half in halves):
         return None
-    return float(half_error(torch.stack([figure(half) for half in halves]), n_groups))
+    return float(half_error(torch.stack([figure(half) for half in halves]), sample.group))
 
 
 def _spectra_of_halves(sample: HashSampleState, centered: bool) -> list[Float[Tensor, "_rank"]]:

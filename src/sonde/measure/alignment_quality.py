@@ -60,7 +60,8 @@ class AlignmentQuality(Instrument):
     Range        [0, 1]; higher = better separated.
                  Invariant to  rotation, isotropic scale, shifts.
     Cost         one pass; state ``m`` rows per site; result O(sites m^2 dim), 1,024 lines at once.
-    Assumes      two classes or more; rows with label -1 are left out. Dunn's index falls as rows
+    Assumes      two classes or more, with rows of two groups in each (flag ``few_rows``; NaN if no
+                 class has them); rows with label -1 are left out. Dunn's index falls as rows
                  are added: compare values only at equal ``n``.
     Differs      from the paper: maps and weights are ours. The null comes
                  from 20 shuffles of the labels among groups.
@@ -122,8 +123,8 @@ class AlignmentQuality(Instrument):
         weight = torch.tensor(self.weights, dtype=torch.float64)
         layers = found @ (weight / weight.sum())
         value, se, null = labelings.spread(layers @ self._shares(layers.shape[1]))
-        dead = bool(torch.isnan(value))
-        alone = int(labelings.sizes.min()) < 2
+        paired = labelings.is_paired
+        dead, alone = bool(torch.isnan(value) & paired.any()), not bool(paired.all())
         return AlignmentQualityResult(
             value=float(value),
             se=None if se is None else float(se),

@@ -62,7 +62,7 @@ class CauchySchwarzInformation(PairSampleInstrument):
     ----------
     sigma : float, (float, float) or None, default=None
         Width of the kernel of both sites, or of each. None: for each site the median distance of
-        different rows among 512, over the square root of 2.
+        different rows, over the square root of 2.
     m : int, default=2048
         Rows of the sample.
 
@@ -132,7 +132,8 @@ class CauchySchwarzInformation(PairSampleInstrument):
     def _scaled(self, rows: SampledRows) -> tuple[SampledRows, tuple[float, float]]:
         """Return the rows divided by the kernel widths, and the widths."""
         x, y = rows.rows
-        sigma = (kernel_width(x), kernel_width(y)) if self.sigma is None else self.sigma
+        # Of all rows: a width of the first 512 would vary less between halves than between draws.
+        sigma = self.sigma or (kernel_width(x, len(x)), kernel_width(y, len(y)))
         widths = sigma if isinstance(sigma, tuple) else (sigma, sigma)
         scaled = tuple((z - z.mean(0)) / w for z, w in zip(rows.rows, widths, strict=True))
         return replace(rows, rows=scaled), widths

@@ -73,8 +73,9 @@ class ClusterIndices(Instrument):
     Range        [-1, 1]; higher = better separated.
                  Invariant to  rotation, isotropic scale, shifts.
     Cost         one pass; state ``m`` rows; result O(m^2 (dim + 41 classes)), 1,024 lines at once.
-    Assumes      two classes or more; rows with label -1 are left out. ``dunn`` is a ratio of
-                 extremes and falls as rows are added: compare it only at equal ``n``.
+    Assumes      two classes or more, with rows of two groups in each (flag ``few_rows``; NaN if no
+                 class has them); rows with label -1 are left out. ``dunn`` is a ratio of extremes
+                 and falls as rows are added: compare it only at equal ``n``.
     Differs      from the papers: distances within one group (document) do not enter the silhouette
                  and ``dunn``.
 
@@ -116,7 +117,7 @@ class ClusterIndices(Instrument):
         spread = relative_spread(x.mean(0), x.var(0, correction=0))
         if spread == 0.0:
             figures = figures * math.nan
-        alone = int(labelings.sizes.min()) < 2
+        alone = not bool(labelings.is_paired.all())
         flags += tuple(precision_flags(spread, sample.rows.dtype) if spread > 0 else ["dead"])
         value, se, null = labelings.spread(figures)
         if se is not None:  # of halves it has half the size: its error follows from that of eta2

@@ -123,7 +123,7 @@ def compression_fidelity(
     se = float(grouped_error(gap, sums[:, 1])) if many else math.nan
     planted, rest = _entropies(usual, entropy)
     if share["overwritten"] in (0.0, 1.0):
-        se = error_if_all_agree(len(sums)) * n_planted
+        se = error_if_all_agree(effective_groups(sums[:, 1])) * n_planted
     found = CompressionFidelityResult(
         value=share["overwritten"],
         se=se / n_planted if many else None,

@@ -79,8 +79,8 @@ class Gride(SampleInstrument):
                  underestimated. Copies of a row are left out. Of each other group (document) only
                  the nearest row is a neighbour. Scales that need more groups than there are do not
                  appear.
-    Differs      from the paper: a plateau is named; the error takes the plateau as given, and is up
-                 to twice too large.
+    Differs      from the paper: a plateau is named. Each half of the rows finds its own for the
+                 error, which is some 1.4 times too large for 200 rows.
 
     Parameters
     ----------
@@ -120,7 +120,9 @@ class Gride(SampleInstrument):
 
         def figures(rows: SampledRows) -> Float[Tensor, "_figure"]:
             found, _ = _curve(rows, self.largest, len(curve))
-            return torch.cat([found[first : last + 1].mean()[None], found])
+            known = found[~found.isnan()]
+            a, b = _plateau(known)
+            return torch.cat([known[a : b + 1].mean()[None], found])
 
         value = curve[first : last + 1].mean()
         se, how = found.error(figures)

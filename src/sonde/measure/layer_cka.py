@@ -100,10 +100,11 @@ class LayerCKA(PairSampleInstrument):
         sums = _PairSums.of(layers, n, size)
         value = sums.cka(torch.ones(sums.n_blocks, dtype=torch.bool))
         dead = torch.isnan(value.diagonal())
-        halves = random_halves(torch.arange(sums.n_blocks))
+        blocks = torch.arange(sums.n_blocks)
+        halves = random_halves(blocks)
         enough = n >= 16
         figures = torch.stack([sums.cka(h) for h in halves])
-        se = half_error(figures, sums.n_blocks) if enough else None
+        se = half_error(figures, blocks) if enough else None
         flags += ["dead"] if bool(dead.any()) else []
         flags += ["few_rows"] if n <= max(dims) else []
         flags += [] if all(s.is_everything for s in samples) else ["sampled"]

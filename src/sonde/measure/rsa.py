@@ -117,14 +117,13 @@ class RSA(PairSampleInstrument):
         lists: list[Float[Tensor, "pair"]],
     ) -> tuple[float | None, str]:
         """Return the deviation over random halves of the groups, and the method."""
-        n_groups = len(torch.unique(group))
-        if n_groups < LEAST_FOR_HALVES:
+        if len(torch.unique(group)) < LEAST_FOR_HALVES:
             return None, f"none: fewer than {LEAST_FOR_HALVES} groups"
         found: list[float] = []
         for half in random_halves(group):
             both = half[pairs[0]] & half[pairs[1]]
             found.append(COMPARISONS[self.comparison](*(x[both] for x in lists)))
-        error = half_error(torch.tensor(found, dtype=torch.float64), n_groups)
+        error = half_error(torch.tensor(found, dtype=torch.float64), group)
         return float(error), "20 random halves"
 
     def _alive(self, x: Float[Tensor, "row dim"]) -> Bool[Tensor, "row"]:

@@ -122,9 +122,8 @@ class TwoNN(SampleInstrument):
             se, how = rows.error_of_mean(logs)
             return (None if se is None else se * value.square()), how
         halves = random_halves(rows.group)
-        return half_error(
-            torch.stack([self._dimension(logs[h]) for h in halves]), rows.n_groups
-        ), "halves"
+        values = torch.stack([self._dimension(logs[h]) for h in halves])
+        return half_error(values, rows.group), "halves"
 
 
 def _log_ratios(rows: SampledRows) -> Float[Tensor, "row"]:

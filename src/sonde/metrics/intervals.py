@@ -242,5 +242,5 @@ def _if_all_agree(
     if not (at_low or at_high) or not math.isfinite(high - low):
         return value, value, 0.0
     reach = (high - low) * clopper_pearson(0, int(n_groups), level)[1]
-    se = (high - low) * error_if_all_agree(int(n_groups))
+    se = (high - low) * error_if_all_agree(n_groups)
     return (low, low + reach, se) if at_low else (high - reach, high, se)

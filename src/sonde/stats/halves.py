@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sonde.core.few_groups import widen_error
+from sonde.core.few_groups import effective_groups, widen_error
 
 HALVES = 20
 
@@ -26,9 +26,20 @@ def random_halves(
     return chosen[:, member.cpu()]
 
 
-def half_error(values: Float[Tensor, "half *figure"], n_groups: int) -> Float[Tensor, "*figure"]:
+def half_error(
+    values: Float[Tensor, "half *figure"], group: Int[Tensor, "row"]
+) -> Float[Tensor, "*figure"]:
     """Return the standard error: the standard deviation over random halves.
 
-    Fewer than 32 groups give few different halves: the error is then widened by Student's t.
+    Fewer than 32 groups give few different halves: the error is then widened by Student's t. Groups
+    of uneven sizes count as fewer, by their effective number.
+
+    Parameters
+    ----------
+    values : Float[Tensor, "half *figure"]
+        The figure of each half.
+    group : Int[Tensor, "row"]
+        The group of each row, as the halves were drawn from.
     """
-    return widen_error(values.double().std(dim=0, correction=1), n_groups)
+    _, sizes = torch.unique(group, return_counts=True)
+    return widen_error(values.double().std(dim=0, correction=1), effective_groups(sizes))

@@ -45,17 +45,18 @@ def clopper_pearson(successes: int, n: int, level: float = 0.95) -> tuple[float,
     return low, high
 
 
-def error_if_all_agree(n: int) -> float:
+def error_if_all_agree(n: float) -> float:
     """Return a standard error for a fraction of 0 or 1 among ``n`` independent rows or groups.
 
     Their spread is 0. The error is the one that reaches the end of the exact interval at 95 %.
+    Groups of uneven sizes count by their effective number, rounded down.
 
     Examples
     --------
     >>> round(error_if_all_agree(60), 4)
     0.0304
     """
-    return clopper_pearson(0, n)[1] / float(ndtri(0.975))
+    return clopper_pearson(0, int(n))[1] / float(ndtri(0.975))
 
 
 def grouped_share(

@@ -94,7 +94,7 @@ class SampledRows:
             return None, f"none: fewer than {LEAST_FOR_HALVES} groups"
         halves = random_halves(self.group, seed=seed)
         values = [torch.as_tensor(figure(self.take(half)), dtype=torch.float64) for half in halves]
-        return half_error(torch.stack(values), self.n_groups), "20 random halves"
+        return half_error(torch.stack(values), self.group), "20 random halves"
 
     def error_of_mean(self, values: Float[Tensor, "row"]) -> tuple[Tensor | None, str]:
         """Return the standard error of the mean of a per-row statistic, and the method.

@@ -110,7 +110,7 @@ class SND032(Rule):
             part = fitted_on(x[half], label[half], wide)
             halves.append(collapse(part, part.labels, x[half], label[half]))
         n_groups = len(torch.unique(group))
-        se = float(half_error(torch.tensor(halves), n_groups)) if len(halves) > 2 else math.nan
+        se = float(half_error(torch.tensor(halves), group)) if len(halves) > 2 else math.nan
         known = math.isfinite(se)
         return Figure(
             "nc1",

@@ -40,5 +40,5 @@ def ends(
 ) -> tuple[float, float]:
     """Return a 95 % interval around ``value`` from statistics of random halves of the groups."""
     present = len(torch.unique(group))
-    se = float(half_error(halves, present)) * math.sqrt(present / max(n_groups, present))
+    se = float(half_error(halves, group)) * math.sqrt(present / max(n_groups, present))
     return value - Z * se, value + Z * se
