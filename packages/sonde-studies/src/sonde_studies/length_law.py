@@ -76,6 +76,9 @@ class LengthLawStudy(Study):
         return {
             "law": float(laws["rarer"].value),
             "ends": rate[-1] - rate[0],
+            # Given, answer and row of the two facts of a family are drawn alike, so exchanging the
+            # facts of every family changes the sign of this figure and not its distribution: its
+            # mean is exactly 0, and it is symmetric, whatever the fit does with few answers.
             "even": float(laws["first"].value) - float(laws["second"].value),
             "share of the variance that the law explains": laws["rarer"].r2,
             **{f"popular answers | {n} words": r for n, r in zip(LENGTHS, rate, strict=True)},
