@@ -7,13 +7,13 @@ from sonde import Model
 from sonde.data import open_inputs
 
 
-def mixture(n_experts: int = 5, layers: int = 2, seed: int = 0) -> Model:
+def mixture(n_experts: int = 5, layers: int = 2, seed: int = 0, dim: int = 8) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = MixtralConfig(
             vocab_size=32,
-            hidden_size=8,
-            intermediate_size=8,
+            hidden_size=dim,
+            intermediate_size=dim,
             num_hidden_layers=layers,
             num_attention_heads=2,
             num_key_value_heads=2,

@@ -168,21 +168,23 @@ class LowRankWeights(Rewrite):
         self, w: Float[Tensor, "out in"], h: Float[Tensor, "in in"] | None, rank: int
     ) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]:
         if h is None or self.whiten == "none":
-            return _cut(w, rank)
+            return thin_factors(w, rank)
         if self.whiten == "output":
             left = torch.linalg.eigh(w @ h @ w.T).eigenvectors[:, -rank:]
             return left, left.T @ w
         if self.whiten == "scale":
             size = h.diagonal().clamp(min=0).sqrt() ** self.power
             size = torch.where(size > 0, size, 1.0)
-            left, right = _cut(w * size, rank)
+            left, right = thin_factors(w * size, rank)
             return left, right / size
         root = torch.linalg.cholesky(damped(h, self.damp))
-        left, right = _cut(w @ root, rank)
+        left, right = thin_factors(w @ root, rank)
         return left, torch.linalg.solve_triangular(root, right, upper=False, left=False)
 
 
-def _cut(w: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def thin_factors(
+    w: Float[Tensor, "out in"], rank: int
+) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank in"]]:
     """Return the two factors, of equal norm, of the nearest matrix of a rank."""
     u, s, v = torch.linalg.svd(w, full_matrices=False)
     root = s[:rank].sqrt()

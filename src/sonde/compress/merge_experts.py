@@ -1,7 +1,7 @@
 """Merge experts of a mixture with similar router scores, weighted by selection frequency.
 
-The new model computes with merged experts, and ``share_experts`` then holds each of them once. For
-a mixture whose experts overlap; experts that were trained far apart do not average.
+``shared`` holds each merged expert once, in memory and in files, and ``size`` compresses it. For a
+mixture whose experts overlap; experts that were trained far apart do not average.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from sonde.compress._grid import method_of
 from sonde.compress.expert_use import STACKED, ExpertUse, Mixture, expert_use, mixtures
+from sonde.compress.low_rank_weights import thin_factors
 from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
 from sonde.tap import fingerprint
-from sonde.weights import Change, Examples, Exchange, Rewrite, RewritePlan
+from sonde.weights import Change, Examples, Exchange, Rewrite, RewritePlan, SharedStack
 
 
 @final
@@ -36,17 +37,20 @@ class MergeExperts(Rewrite):
     products of their weights is largest. The router keeps a score for each old expert: a token that
     picks two of one group gets the merged expert with the sum of both weights.
 
+    With ``size`` below 1 each matrix of a remaining expert becomes the nearest matrix of a low rank
+    (singular values are cut) plus the columns in which it differs most from that matrix.
+
     Range        experts alone change; all experts of a group are equal bit for bit.
     Cost         one pass over the data; an assignment of hidden units, O(hidden^3), for each expert
                  that joins another.
     Assumes      a mixture of transformers with experts in stacked tensors, gated, without biases.
-    Differs      from the paper: permutations match weights, not activations; merged experts are not
-                 compressed further, nor trained.
+    Differs      from the paper: permutations match weights, not activations; columns are chosen by
+                 their squared error, not by gradients; nothing is trained afterwards.
 
     Parameters
     ----------
     keep : float, default=0.5
-        Share of experts that stay apart, in (0, 1]; 1 changes nothing.
+        Share of experts that stay apart, in (0, 1]; 1 merges nothing.
     within : {"model", "layer"}, default="model"
         Where experts are ranked: one layer may keep more than another, or all keep the same share.
     by : {"routing", "random"}, default="routing"
@@ -57,6 +61,14 @@ class MergeExperts(Rewrite):
         Most experts of a group.
     seed : int, default=0
         Of ``random``.
+    shared : bool, default=False
+        Store each merged expert once; it is unpacked when a token picks it. Otherwise its weights
+        are written into every place of its group.
+    size : float, default=1.0
+        Share of a remaining expert's numbers that are stored, in (0, 1]; below 1 all experts are
+        compressed, and ``shared``.
+    residual : float, default=0.5
+        Share of these numbers that go to whole columns; 0: low rank alone.
 
     References
     ----------
@@ -70,14 +82,19 @@ class MergeExperts(Rewrite):
     align: bool = True
     capacity: int | None = None
     seed: int = 0
+    shared: bool = False
+    size: float = 1.0
+    residual: float = 0.5
     paper: ClassVar[str] = "li2024mcsmoe"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"keep": 0.3, "within": "layer", "by": "random", "mean": "even", "capacity": 3},
+        {"shared": True},
+        {"size": 0.6, "residual": 0.4},
     )
 
     def __post_init__(self) -> None:
-        check_ranges(self, keep="(0, 1]", capacity=">= 1")
+        check_ranges(self, keep="(0, 1]", capacity=">= 1", size="(0, 1]", residual="[0, 1]")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, or the recorded choices of routers on them."""
@@ -108,7 +125,7 @@ class MergeExperts(Rewrite):
         apart = self._apart([use.share(i) for i in range(len(found))])
         draw = torch.Generator().manual_seed(self.seed)
         for i, (one, stay) in enumerate(zip(found, apart, strict=True)):
-            if len(stay) == one.size:
+            if len(stay) == one.size and self.size == 1:
                 continue
             like = use.likeness(i)
             if self.by == "random":
@@ -116,11 +133,21 @@ class MergeExperts(Rewrite):
             head = heads_of(like, stay, use.share(i), self.capacity)
             merged = self._merged(one, head, use.share(i))
             for name, old, new in zip(STACKED, _stacks(one), merged, strict=True):
-                changes[f"{one.name}.{name}"] = Exchange(new.to(old.dtype))
+                changes[f"{one.name}.{name}"] = self._change(name, new.to(old.dtype), head)
         n_before = sum(one.size for one in found)
         word = method_of("MergeExperts", asdict(self))
         n_after = float(sum(len(stay) for stay in apart))
         return RewritePlan.of(model, changes, word, n_experts=float(n_before), n_kept=n_after)
+
+    def _change(
+        self, leaf: str, stack: Float[Tensor, "expert out in"], head: Int[Tensor, "expert"]
+    ) -> Change:
+        """Return the change to merged matrices, stored in each place or once for each group."""
+        if not self.shared and self.size == 1:
+            return Exchange(stack)
+        heads, slot = head.unique(return_inverse=True)
+        found = [thin_and_columns(stack[h], self.size, self.residual) for h in heads.tolist()]
+        return SharedStack(leaf, slot, *(torch.stack(part) for part in zip(*found, strict=True)))
 
     def _apart(self, shares: Sequence[Float[Tensor, "expert"]]) -> list[Int[Tensor, "kept"]]:
         """Return the experts of each layer that are not merged, the most used first."""
@@ -157,6 +184,32 @@ class MergeExperts(Rewrite):
             new_up[group] = torch.einsum("e,e...->...", weight, up[group])
             new_down[group] = torch.einsum("e,e...->...", weight, down[group])
         return new_up, new_down
+
+
+def thin_and_columns(
+    w: Float[Tensor, "out in"], size: float, residual: float
+) -> tuple[
+    Float[Tensor, "out rank"],
+    Float[Tensor, "rank in"],
+    Int[Tensor, "kept"],
+    Float[Tensor, "out kept"],
+]:
+    """Return the factors of a matrix of low rank, and the columns with the largest residual.
+
+    A stored column counts ``out + 1`` numbers, with its place. If the numbers reach for the whole
+    matrix, all columns are stored and the rank is 0.
+    """
+    n_out, n_in = w.shape
+    most = size * n_out * n_in
+    kept = min(n_in, int(residual * most / (n_out + 1)))
+    rank = min(n_out, n_in, int((most - kept * (n_out + 1)) / (n_out + n_in)))
+    if size == 1 or kept == n_in:
+        rank, kept = 0, n_in
+    left, right = thin_factors(w.double(), rank)
+    left, right = left.to(w), right.to(w)
+    rest = w.double() - left.double() @ right.double()
+    columns = rest.square().sum(0).topk(kept).indices.sort().values
+    return left, right, columns, rest[:, columns].to(w)
 
 
 def heads_of(

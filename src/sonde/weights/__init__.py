@@ -23,6 +23,7 @@ from sonde.weights.quant_linear import Grid, QuantLinear, kernels
 from sonde.weights.residual import residual_readers, residual_writers
 from sonde.weights.rewrite import Rewrite, RewritePlan
 from sonde.weights.saving import Saved, save_edited
+from sonde.weights.shared_tensor import SharedStack
 from sonde.weights.thin_linear import ThinLinear
 from sonde.weights.tuning import mean_loss, tuned
 from sonde.weights.undoing import undo
@@ -49,6 +50,7 @@ __all__ = [
     "Rewrite",
     "RewritePlan",
     "Saved",
+    "SharedStack",
     "Sparse",
     "StackLinear",
     "Stacked",

@@ -20,7 +20,8 @@ from sonde.weights.linear_block import LinearBlock
 from sonde.weights.packed_tensor import PackedTensor
 from sonde.weights.packing import packed_length, unpack
 from sonde.weights.quant_linear import QuantLinear
-from sonde.weights.quant_tensor import QuantTensor, pack_in_place, read_from
+from sonde.weights.quant_tensor import HeldTensor, QuantTensor, hold_in_place, read_from
+from sonde.weights.shared_tensor import SharedTensor
 from sonde.weights.thin_linear import ThinLinear
 from sonde.weights.unpacked_linear import CodebookLinear, StackLinear, UnpackedLinear
 
@@ -88,7 +89,7 @@ def name_in(module: nn.Module, name: str) -> str | None:
 
 def is_packed(part: nn.Module) -> bool:
     """Return whether a part is a layer whose weight is packed."""
-    return isinstance(part, QuantLinear | QuantTensor | ThinLinear | UnpackedLinear)
+    return isinstance(part, QuantLinear | HeldTensor | ThinLinear | UnpackedLinear)
 
 
 def finish_form(module: nn.Module, name: str) -> bool:
@@ -143,12 +144,12 @@ def _zeros(layer: Any, kept: int, shape: Sequence[int]) -> nn.Module:
 
 
 def _packed_tensors(part: nn.Module, tensors: Mapping[str, Told]) -> nn.Module:
-    """Store tensors of a part as codes, without changing the part's class."""
+    """Store tensors of a part in smaller forms, without changing the part's class."""
     for leaf, told in tensors.items():
         old = part._parameters.get(leaf)
         if old is None or list(old.shape) != list(told["shape"]):
             raise _unlike(part, f"a part with {leaf} of the shape {told['shape']}")
-        pack_in_place(part, leaf, told["bits"], told["group"])
+        hold_in_place(part, leaf, SharedTensor if "slots" in told else QuantTensor, told)
     return part
 
 

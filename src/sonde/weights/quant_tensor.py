@@ -1,10 +1,11 @@
-"""Quantised tensors of any module: an embedding, a stack of experts.
+"""Tensors of any module in a smaller form: a quantised embedding, a stack of experts.
 
 The module keeps its class and its forward. Its parameter becomes a property that unpacks what is
 read: the rows of the tokens of a batch, one expert of a stack.
 """
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -19,7 +20,39 @@ from sonde.weights.packing import packed_length, unpack
 from sonde.weights.quant_linear import BLOCK, Grid
 
 
-class QuantTensor(nn.Module):
+class HeldTensor(nn.Module, ABC):
+    """A tensor in a smaller form, which is unpacked on use; subclasses define the form.
+
+    Parameters
+    ----------
+    shape : sequence of int
+    """
+
+    like: Tensor
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        # follows ``.to(dtype)``, so that the tensor has the type that the model computes in
+        self.register_buffer("like", torch.empty(0), persistent=False)
+
+    @property
+    def tensor(self) -> PackedTensor:
+        """The tensor, which is unpacked on use."""
+        return PackedTensor(self, self.shape, self.like.dtype, self.like.device)
+
+    @abstractmethod
+    def rows(self, part: Any) -> Float[Tensor, "..."]:
+        """Return the selection of a slice or a tensor from the first axis, in float32."""
+
+    def product(self, x: Tensor) -> Tensor:
+        """Return ``x W^T`` in the dtype of ``x``, without a gradient, block of outputs by block."""
+        wide, step = x.float(), max(1, BLOCK // max(self.shape[-1], 1))
+        parts = [slice(i, i + step) for i in range(0, self.shape[0], step)]
+        return torch.cat([functional.linear(wide, self.rows(p)) for p in parts], -1).to(x.dtype)
+
+
+class QuantTensor(HeldTensor):
     """Codes of a tensor, with bfloat16 scales and offsets for groups along its last axis.
 
     An entry is ``(code - 2^(bits - 1)) * scale + offset``. Scales are held as the bits of bfloat16
@@ -34,28 +67,20 @@ class QuantTensor(nn.Module):
     codes: Tensor
     scale: Tensor
     offset: Tensor
-    like: Tensor
 
     def __init__(self, shape: Sequence[int], bits: int, group: int) -> None:
-        super().__init__()
-        self.shape, self.grid = tuple(shape), Grid(bits, group)
+        super().__init__(shape)
+        self.grid = Grid(bits, group)
         *lead, n = self.shape
         self.register_buffer("codes", torch.zeros(*lead, packed_length(n, bits), dtype=torch.uint8))
         for name in ("scale", "offset"):
             bits_of = torch.zeros(*lead, self.grid.n_groups(n), dtype=torch.int16)
             self.register_buffer(name, bits_of)
-        # follows ``.to(dtype)``, so that the tensor has the type that the model computes in
-        self.register_buffer("like", torch.empty(0), persistent=False)
 
     def extra_repr(self) -> str:
         """Return shape, bits and group."""
         shape = " x ".join(map(str, self.shape))
         return f"{shape}, bits={self.grid.bits}, group={self.grid.group}"
-
-    @property
-    def tensor(self) -> PackedTensor:
-        """The tensor, which is unpacked on use."""
-        return PackedTensor(self, self.shape, self.like.dtype, self.codes.device)
 
     def rows(self, part: Any) -> Float[Tensor, "..."]:
         """Return the selection of a slice or a tensor from the first axis, in float32."""
@@ -66,12 +91,6 @@ class QuantTensor(nn.Module):
                          for x in (self.scale, self.offset))  # fmt: skip
         return self.grid.values(wide, scale, offset).reshape(*lead, n)
 
-    def product(self, x: Tensor) -> Tensor:
-        """Return ``x W^T`` in the dtype of ``x``, without a gradient, block of outputs by block."""
-        wide, step = x.float(), max(1, BLOCK // max(self.shape[-1], 1))
-        parts = [slice(i, i + step) for i in range(0, self.shape[0], step)]
-        return torch.cat([functional.linear(wide, self.rows(p)) for p in parts], -1).to(x.dtype)
-
 
 class PackedOwner:
     """A module that stores some tensors as codes, or reads another module's codes."""
@@ -79,7 +98,7 @@ class PackedOwner:
     packed_leaves: tuple[str, ...] = ()
     plain_class: Any = None
 
-    def held(self, leaf: str) -> QuantTensor:
+    def held(self, leaf: str) -> HeldTensor:
         """Return the codes of a tensor, from this module or the module it is tied to."""
         module: Any = self
         source = module.__dict__.get(PREFIX + leaf, [module])[0]
@@ -91,11 +110,13 @@ class PackedOwner:
         return _empty, (self.plain_class, self.packed_leaves), module.__getstate__()
 
 
-def pack_in_place(owner: nn.Module, leaf: str, bits: int, group: int) -> None:
-    """Replace a parameter of a module by empty codes."""
+def hold_in_place(
+    owner: nn.Module, leaf: str, kind: type[HeldTensor], told: Mapping[str, Any]
+) -> None:
+    """Replace a parameter of a module by an empty form."""
     old: Any = owner._parameters[leaf]
     with torch.device(old.device):
-        held = QuantTensor(old.shape, bits, group)
+        held = kind(**told)
     _exchange(owner, leaf)
     owner.add_module(PREFIX + leaf, held.to(old.dtype).train(owner.training))
 
@@ -109,7 +130,7 @@ def read_from(owner: nn.Module, leaf: str, source: nn.Module) -> None:
 def open_packed(module: nn.Module) -> None:
     """Replace codes by ordinary parameters, in every part of a module; ties are kept."""
     owners = [part for part in module.modules() if isinstance(part, PackedOwner)]
-    made: dict[QuantTensor, nn.Parameter] = {}
+    made: dict[HeldTensor, nn.Parameter] = {}
     for part in owners:
         for held in map(part.held, part.packed_leaves):
             if held not in made:

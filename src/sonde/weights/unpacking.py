@@ -11,7 +11,7 @@ from sonde.core.repacking import packed_weights
 from sonde.data._model_kind import config_of
 from sonde.weights.forms import put_part
 from sonde.weights.live import module_of, with_tensors
-from sonde.weights.quant_tensor import QuantTensor, open_packed
+from sonde.weights.quant_tensor import HeldTensor, open_packed
 
 Some = TypeVar("Some", Model, nn.Module)
 
@@ -36,7 +36,7 @@ def unpacked(model: Some) -> Some:
     ['Linear', 'Linear']
     """
     module = module_of(model)
-    has_tensors = any(isinstance(part, QuantTensor) for part in module.modules())
+    has_tensors = any(isinstance(part, HeldTensor) for part in module.modules())
     if not packed_weights(module) and not has_tensors:
         return model
     new: Any = with_tensors(module, {})

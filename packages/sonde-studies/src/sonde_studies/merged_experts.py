@@ -1,4 +1,4 @@
-"""Merging of a mixture's experts by routing, evenly, or at random, with or without alignment."""
+"""Merging of a mixture's experts by routing, evenly or at random, and their compression."""
 
 import math
 from typing import Any, final
@@ -21,6 +21,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "by lot": {"by": "random"},
     "not aligned": {"align": False},
 }
+QUARTER: dict[str, dict[str, Any]] = {
+    "rank and columns": {"keep": 0.5, "size": 0.5},
+    "rank alone": {"keep": 0.5, "size": 0.5, "residual": 0.0},
+    "columns alone": {"keep": 0.5, "size": 0.5, "residual": 1.0},
+    "not merged": {"keep": 1.0, "size": 0.25},
+}
+"""Ways to a quarter of the experts' numbers, beside merging to a quarter."""
 
 
 @final
@@ -30,7 +37,7 @@ class MergedExpertsStudy(Study):
     name = "merged-experts"
     title = "is it the router that says which experts may be merged?"
     paper = "li2024mcsmoe"
-    fidelity = "merging alone; no compression of what is merged, no training afterwards"
+    fidelity = "columns of the residual by their squared error; no training afterwards"
     data = "bytes of Python's standard library, 48 in a text; two layers of eight experts"
     claims = (
         Claim("lot", "Merged by routing to half, answers diverge less than merged by lot.",
@@ -43,6 +50,15 @@ class MergedExpertsStudy(Study):
               "divergence without over that with it, logarithm, at half"),
         Claim("not upcycled", "It helps less where all experts started from one.",
               "difference of both logarithms"),
+        Claim("sparse", "Low rank with columns of the residual keeps answers better than low rank "
+              "alone, where each merged expert is stored in half of its numbers.",
+              "divergence of low rank alone over that of both, logarithm"),
+        Claim("compressed", "Merged to half and compressed to half, they diverge less than merged "
+              "to a quarter, which is as small.",
+              "divergence at a quarter over that of merged and compressed, logarithm"),
+        Claim("merged first", "So do they against unmerged experts that are each compressed to a "
+              "quarter.",
+              "divergence of unmerged over that of merged and compressed, logarithm"),
     )  # fmt: skip
     null = Claim("two lots", "Merged by two lots, answers diverge alike.",
                  "divergence by one lot over that by the other, logarithm")  # fmt: skip
@@ -71,10 +87,14 @@ class MergedExpertsStudy(Study):
                     kl[f"{arm}, {kind} | {keep:g}"] = sum(found) / len(found)
                     if arm == "by lot" and kind == "apart" and keep == 0.5:
                         lot_gap = _log(found[0], found[1])
+            for arm, given in QUARTER.items() if kind == "apart" else ():
+                plan = MergeExperts(within="layer", **given).plan(model, {"calibration": use})
+                kl[f"{arm} | 0.25"] = fidelity(model, plan.fold(model), inputs).kl
 
         def gain(worse: str, better: str, keep: float, kind: str = "apart") -> float:
             return _log(kl[f"{worse}, {kind} | {keep:g}"], kl[f"{better}, {kind} | {keep:g}"])
 
+        both = kl["rank and columns | 0.25"]
         aligned = gain("not aligned", "routing", 0.5)
         return {
             "lot": gain("by lot", "routing", 0.5),
@@ -82,6 +102,9 @@ class MergedExpertsStudy(Study):
             "quarter": gain("by lot", "routing", 0.25),
             "align": aligned,
             "not upcycled": aligned - gain("not aligned", "routing", 0.5, "upcycled"),
+            "sparse": _log(kl["rank alone | 0.25"], both),
+            "compressed": _log(kl["routing, apart | 0.25"], both),
+            "merged first": _log(kl["not merged | 0.25"], both),
             "two lots": lot_gap,
             **{f"divergence of {name}": v for name, v in kl.items()},
         }
