@@ -23,6 +23,11 @@ class ConditionedLayer(Layer):
     condition: int = 0
     shared: Tensor | None = None
 
+    @property
+    def is_active(self) -> bool:
+        """True if ``conditioned`` gave a condition."""
+        return self.shared is not None
+
     def condition_for(self, x: Tensor, condition: Tensor | None, axes: int) -> Tensor | None:
         """Return the condition with as many axes as ``x``; None if there is no condition.
 
@@ -82,7 +87,8 @@ def conditioned(
     if not parts:
         raise InputError(
             "conditioned: expected a model with a layer that reads a condition, got a model "
-            "without one. Insert a ConditionalNorm or a conditioned UnitGate."
+            "without one. Insert a ConditionalNorm, a conditioned UnitGate or a "
+            "DecoupledCrossAttention."
         )
     before = [part.shared for part in parts]
     for part in parts:

@@ -9,17 +9,22 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from sonde.core.errors import InputError, ShapeError
-from sonde.layers.layer import Layer
+from sonde.layers.conditions import ConditionedLayer
 
 
 @final
-class DecoupledCrossAttention(Layer):
+class DecoupledCrossAttention(ConditionedLayer):
     """Let the queries of an attention layer attend to a second source, with its own softmax.
 
     ``Attention(Q, K, V) + scale Attention(Q, K', V')`` with new ``K' = c W_k'`` and ``V' = c W_v'``
     of the second source ``c``; the queries are shared. Only ``W_k'`` and ``W_v'`` are trained. Each
     source has its own softmax, so that the first source's output stays as it was: ``scale`` can be
     changed after the training, and 0 gives the old model bit for bit.
+
+    ``sonde.inserted(model, {path: layer})`` puts it into the attention at a path:
+    ``nn.MultiheadAttention``, an attention of transformers (over its own text or over an encoder's)
+    or a module that calls ``scaled_dot_product_attention``. The model then reads the second source
+    inside ``with conditioned(model, source):``; outside it runs as before.
 
     Cost         one attention over the second source, four tokens in the paper.
     Assumes      queries, keys and values (example, head, token, width), as attention kernels get
@@ -48,13 +53,19 @@ class DecoupledCrossAttention(Layer):
         "row source dim",
     )
     insertable = False
+    inside_attention = True
 
     def __init__(self, dim: int, n_heads: int, width: int, scale: float = 1.0) -> None:
         super().__init__()
         self.key = nn.Linear(dim, n_heads * width, bias=False)
         self.value = nn.Linear(dim, n_heads * width, bias=False)
-        self.dim, self.head = dim, n_heads
+        self.dim, self.head, self.condition = dim, n_heads, dim
         self.n_heads, self.width, self.scale = n_heads, width, scale
+
+    @property
+    def is_active(self) -> bool:
+        """True if ``conditioned`` gave a source, and the scale is not 0."""
+        return self.scale != 0.0 and self.shared is not None
 
     @classmethod
     def of(
@@ -80,7 +91,7 @@ class DecoupledCrossAttention(Layer):
         self,
         heads: Float[Tensor, "example head token width"],
         queries: Float[Tensor, "example head token width"],
-        source: Float[Tensor, "example source dim"] | None,
+        source: Float[Tensor, "_example source dim"] | None = None,
     ) -> Float[Tensor, "example head token width"]:
         """Return the heads of the first source plus those of the second source.
 
@@ -89,11 +100,19 @@ class DecoupledCrossAttention(Layer):
         heads : Float[Tensor, "example head token width"]
             What the attention over the first source gave.
         queries : Float[Tensor, "example head token width"]
-        source : Float[Tensor, "example source dim"] or None
-            Tokens of the second source; no tokens, or None, add nothing.
+        source : Float[Tensor, "_example source dim"], optional
+            Tokens of the second source, by default those of ``conditioned``; one example serves
+            all. No tokens, or no source, add nothing.
         """
+        source = self.shared if source is None else source
         if self.scale == 0.0 or source is None or not source.shape[1]:
             return heads
+        if source.ndim != 3 or len(source) not in (1, len(heads)):
+            raise ShapeError(
+                f"DecoupledCrossAttention: expected a source ({len(heads)} or 1, token, "
+                f"{self.dim}), got {tuple(source.shape)}."
+            )
+        source = source.expand(len(heads), -1, -1)
         keys, values = self._split(self.key(source)), self._split(self.value(source))
         added = scaled_dot_product_attention(queries, keys, values, scale=1 / math.sqrt(self.width))
         return heads + self.scale * added

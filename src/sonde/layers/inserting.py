@@ -16,7 +16,14 @@ from sonde.core.errors import InputError, SiteError, StateError
 from sonde.core.inputs import Model
 from sonde.core.site import Site
 from sonde.core.token_masks import MaskMeaning
+from sonde.layers._in_attention import (
+    AttentionCall,
+    forget_attention_call,
+    insert_in_attention,
+)
+from sonde.layers._state_axes import StateAxes
 from sonde.layers.layer import Layer
+from sonde.tap.attention.places import attention_at
 from sonde.tap.hooks.call import encoder_of
 from sonde.tap.hooks.names import ModuleNames
 from sonde.tap.hooks.outputs import find, replaced
@@ -29,10 +36,9 @@ from sonde.tap.hooks.running import (
     watch_calls,
 )
 from sonde.tap.hooks.stack import in_backward
-from sonde.tap.model.features import by_class, by_classes, by_kind_of_pool
 from sonde.tap.model.shown_axes import shown_axis
 from sonde.tap.model.sites import places_of
-from sonde.tap.model.time_first import has_time_first, in_trial, known_time_first, unknown_order
+from sonde.tap.model.time_first import in_trial, known_time_first, unknown_order
 from sonde.tap.rows.nested import nested_like, padded
 from sonde.weights.live import module_of, with_tensors
 
@@ -43,52 +49,6 @@ _MASKS: "weakref.WeakKeyDictionary[SiteCall, dict[int, tuple[StorageWeakRef, Ten
 
 
 _LOCK = threading.Lock()
-
-
-class StateAxes:
-    """Axes of a site's states with features and rows, if the module's class defines them.
-
-    Parameters
-    ----------
-    path : str
-    modules : mapping of str to nn.Module
-        Of the model before layers are put in.
-    """
-
-    def __init__(self, path: str, modules: Mapping[str, nn.Module]) -> None:
-        site, parts = modules[path], path.split(".")
-        around = [modules[".".join(parts[:i])] for i in range(len(parts), -1, -1)]
-        self.has_time_first = any(has_time_first(module) for module in modules.values())
-        self.features: dict[int, int] = {}
-        self.sure = set[int]()
-        for n in (3, 4, 5):
-            own = None if site._modules else by_class(site, n) or by_kind_of_pool(site, n)
-            spoken = (by_classes(part, n) for part in around)
-            told = next((axes for axes in spoken if axes), set[int]()) if own is None else {own}
-            if own is not None:
-                self.sure.add(n)
-            if len(told) == 1:
-                self.features[n] = told.pop()
-
-    def features_of(self, x: Tensor, layer: Layer, key: str) -> int:
-        """Return the features axis of states with three axes or more.
-
-        Raises
-        ------
-        SiteError
-            If several axes have the width of the layer, and no class tells.
-        """
-        dim, axis = getattr(layer, "dim", None), self.features.get(x.ndim)
-        if axis is not None and (x.ndim in self.sure or dim is None or x.shape[axis] == dim):
-            return axis
-        wide = [i for i in range(1, x.ndim) if x.shape[i] == dim]
-        if len(wide) > 1:
-            raise SiteError(
-                f"inserted: expected one axis of {dim} features at {key}, got states "
-                f"{tuple(x.shape)}: it is not known which axis holds the features. Choose a site "
-                "whose module is a layer of torch, such as a convolution or a linear layer."
-            )
-        return wide[0] if wide else layer.features_axis % x.ndim
 
 
 class SiteCall:
@@ -273,7 +233,8 @@ def inserted(model: Model | nn.Module, layers: Mapping[str, Layer]) -> Any:
         Stays as it is.
     layers : mapping of str to Layer
         By site: the path of a module, or ``blocks.3``. Each is moved to the model's device and
-        type, and is part of the copy: train it there.
+        type, and is part of the copy: train it there. ``DecoupledCrossAttention`` runs inside the
+        attention at its path; the source is given with ``sonde.layers.conditioned``.
 
     Raises
     ------
@@ -306,11 +267,14 @@ def insert_in_place(module: nn.Module, layers: Mapping[str, Layer]) -> None:
 
 def _put(new: nn.Module, layers: Mapping[str, Layer]) -> None:
     names = ModuleNames(new)
-    paths = {_path(pattern, names): layer for pattern, layer in layers.items()}
+    paths = {_place(pattern, layer, names): layer for pattern, layer in layers.items()}
     axes = {path: StateAxes(path, names.modules) for path in paths}
     like = next((p for p in new.parameters() if p.is_floating_point()), None)
     for path, layer in paths.items():
         site = names.modules[path]
+        if layer.inside_attention:
+            insert_in_attention(site, NAME, layer, path)
+            continue
         owner, name = _owner(path, names)
         layer = layer if like is None else layer.to(like.device, like.dtype)
         owner.add_module(name, layer.train(site.training))
@@ -391,6 +355,8 @@ def removed(model: Model | nn.Module) -> Any:
         for part in call.without_cache:
             cast(Any, part).generation_config.use_cache = True
         _forget(site._forward_hooks, call)
+        if isinstance(call, AttentionCall):
+            forget_attention_call(site, call)
     for part in new.modules():
         ignore_calls(part)
     return Model(**{**vars(model), "module": new}) if isinstance(model, Model) else new
@@ -402,9 +368,9 @@ def inserted_layers(model: Model | nn.Module) -> dict[str, Layer]:
     return {path: layer for path, layer in found if layer is not None}
 
 
-def _calls(module: nn.Module) -> list[tuple[str, nn.Module, SiteCall]]:
+def _calls(module: nn.Module) -> list[tuple[str, nn.Module, SiteCall | AttentionCall]]:
     found = ((m, hook) for m in module.modules() for hook in m._forward_hooks.values())
-    return [(hook.key, m, hook) for m, hook in found if isinstance(hook, SiteCall)]
+    return [(hook.key, m, hook) for m, hook in found if isinstance(hook, SiteCall | AttentionCall)]
 
 
 def _forget(hooks: Any, hook: object) -> int:
@@ -425,8 +391,9 @@ def _check(old: nn.Module, layers: Mapping[str, Layer]) -> None:
     names, known = ModuleNames(old), inserted_layers(old)
     met = {id(layer) for layer in known.values()}
     for pattern, layer in layers.items():
-        path = _path(pattern, names)
-        if not isinstance(layer, Layer) or not layer.insertable or len(layer.layout) != 1:
+        path = _place(pattern, layer, names)
+        fits = isinstance(layer, Layer) and layer.insertable and len(layer.layout) == 1
+        if not fits and not (isinstance(layer, Layer) and layer.inside_attention):
             raise InputError(
                 "inserted: expected a layer that keeps the shape and starts as the identity, "
                 f"got {type(layer).__name__} for {path}. Call this layer in your own code "
@@ -440,6 +407,13 @@ def _check(old: nn.Module, layers: Mapping[str, Layer]) -> None:
             )
         known[path] = layer
         met.add(id(layer))
+
+
+def _place(pattern: str, layer: Layer, names: ModuleNames) -> str:
+    """Return the path of a site's module, or of the attention in it for a layer inside one."""
+    path = _path(pattern, names)
+    inside = isinstance(layer, Layer) and layer.inside_attention
+    return attention_at(path, "heads", names) if inside else path
 
 
 def _path(pattern: str, names: ModuleNames) -> str:

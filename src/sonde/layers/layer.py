@@ -44,6 +44,8 @@ class Layer(nn.Module):
         that is an attribute of the layer (``dim``) has that size. Every call is checked.
     insertable : bool
         Keeps the shape and gives back its input bit for bit before the first step of training.
+    inside_attention : bool
+        ``sonde.inserted`` runs the layer inside an attention, on its heads and queries.
     symmetry : {"permutation", "translation", "none"}
         Whether a permutation or a shift of the positions permutes or shifts the output, or leaves
         it as it is; "none" promises nothing.
@@ -62,6 +64,7 @@ class Layer(nn.Module):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ()
     layout: ClassVar[tuple[str, ...]] = ()
     insertable: bool = True
+    inside_attention: ClassVar[bool] = False
     symmetry: Symmetry = "none"
     pointwise: bool = False
     exact_gradient: bool = True

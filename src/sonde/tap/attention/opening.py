@@ -1,7 +1,7 @@
 """Hooks through which a session sees inside attention layers, and their removal."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -53,6 +53,49 @@ def _watched(wanted: Wanted, edits: bool, here: bool) -> Iterator[None]:
             after = Hook(_after, watch)
             stack.callback(module.register_forward_hook(after, always_call=True).remove)
         yield
+
+
+def watch_call(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    hooks: Mapping[str, PortHook],
+) -> Callable[[], Any]:
+    """Watch ports of an attention layer in one call that is about to run.
+
+    For hooks that stay on a module: a hook before it opens the watch, the hook after it closes it.
+
+    Parameters
+    ----------
+    module : nn.Module
+    args, kwargs : tuple and dict
+        Of the call.
+    hooks : mapping of str to callable
+        By port; see ``watch_attention``.
+
+    Returns
+    -------
+    callable
+        To be called after the module: it closes the watch, and returns the changed output, or None
+        for the module's own.
+    """
+    own = {(id(module), port): [hook] for port, hook in hooks.items()}
+    watch = AttentionWatch(own, edits=True)
+    stack = contextlib.ExitStack()
+    hold_interface()
+    stack.callback(release_interface)
+    stack.enter_context(opened(watch))
+
+    def close() -> Any:
+        with stack:
+            return _after(watch, module, args, None)
+
+    try:
+        _before(watch, module, args, kwargs)
+    except BaseException:
+        stack.close()
+        raise
+    return close
 
 
 def _before(

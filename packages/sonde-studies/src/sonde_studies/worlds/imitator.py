@@ -2,14 +2,16 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+import sonde
 from sonde.edit import increment_penalty
-from sonde.layers import DecoupledCrossAttention, drop_sources
+from sonde.layers import DecoupledCrossAttention, drop_sources, inserted_layers
 from sonde_studies.worlds.learning import drawn, minimise
 from sonde_studies.worlds.painter import (
     BATCH,
@@ -50,11 +52,14 @@ def imitator(
         With one softmax over words and picture instead of two.
     """
     net = copy.deepcopy(at.painter).requires_grad_(False)
+    own = [DecoupledCrossAttention.of(b.key.weight, b.value.weight, HEADS) for b in net.blocks]
+    if joint:
+        for block, layer in zip(net.blocks, own, strict=True):
+            block.image = layer
+    else:
+        net = sonde.inserted(net, {f"blocks.{i}": layer for i, layer in enumerate(own)})
     into = drawn(lambda: nn.Linear(3 * SIDE * SIDE // 4, DIM), seed)
     net.sees = nn.Sequential(into, nn.ReLU(), drawn(lambda: nn.Linear(DIM, DIM), seed))
-    for block in net.blocks:
-        block.image = DecoupledCrossAttention.of(block.key.weight, block.value.weight, HEADS)
-        block.joint = joint
     draw = torch.Generator().manual_seed(seed)
 
     def loss(rows: Tensor) -> Tensor:
@@ -114,12 +119,13 @@ def followed(at: Studio, net: Painter, of: Order, scale: float = 1.0) -> dict[st
     scale : float, default=1.0
         Of what the other picture adds, where it has a softmax of its own.
     """
-    for block in net.blocks:
-        block.image.scale = scale
+    own: list[Any] = [*inserted_layers(net).values()]
+    for layer in own:
+        layer.scale = scale
     states, digit = net.states(of.words, of.seen.picture), of.words[:, 0]
     picture, plain = as_map(net.last(states[-1])), at.painter.states(of.words)
-    for block in net.blocks:
-        block.image.scale = 1.0
+    for layer in own:
+        layer.scale = 1.0
     ink, ground = colours_in(picture, at.on_canvas[digit])
     worded = colours_of(of.words[:, 2], torch.Generator().manual_seed(0))
     return at.judged(picture, digit, of.seen) | {

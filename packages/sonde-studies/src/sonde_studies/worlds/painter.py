@@ -5,6 +5,7 @@ each block they look at the words and, where ``image`` is set, at the tokens of 
 what was asked for: the digit, the colour of its ink, the colour of the ground.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, pad, scaled_dot_product_attention, unfold
 
-from sonde.layers import DecoupledCrossAttention
+from sonde.layers import DecoupledCrossAttention, conditioned, inserted_layers
 from sonde_studies.worlds.learning import digit_images, drawn, minimise
 
 SIDE, DIM, HEADS, BLOCKS = 10, 32, 4, 2
@@ -70,7 +71,11 @@ def paint(
 
 
 class Block(nn.Module):
-    """Attention from positions to words, and optionally to an image's tokens, then an MLP."""
+    """Attention from positions to words, then an MLP.
+
+    With ``image`` one softmax goes over words and an image's tokens. A softmax of its own for the
+    image is inserted from outside.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,18 +84,15 @@ class Block(nn.Module):
         self.value, self.out = nn.Linear(DIM, DIM, bias=False), nn.Linear(DIM, DIM)
         self.mlp = nn.Sequential(nn.Linear(DIM, 4 * DIM), nn.ReLU(), nn.Linear(4 * DIM, DIM))
         self.image: DecoupledCrossAttention | None = None
-        self.joint = False
 
     def forward(self, x: Tensor, words: Tensor, source: Tensor | None) -> Tensor:
         """Return the states of the places, after words (canvas, word, dim) and a source."""
         queries = _heads(self.query(self.before(x)))
         keys, values = _heads(self.key(words)), _heads(self.value(words))
-        if self.joint and self.image is not None and source is not None:
+        if self.image is not None and source is not None:
             keys = torch.cat((keys, _heads(self.image.key(source))), 2)
             values = torch.cat((values, _heads(self.image.value(source))), 2)
         heads = scaled_dot_product_attention(queries, keys, values)
-        if self.image is not None and not self.joint:
-            heads = self.image(heads, queries, source)
         x = x + self.out(heads.transpose(1, 2).flatten(2))
         return x + self.mlp(self.between(x))
 
@@ -122,8 +124,12 @@ class Painter(nn.Module):
         if seen is not None and self.sees is not None:
             source = self.sees(unfold(seen, SIDE // 2, stride=SIDE // 2).transpose(1, 2))
         found = [self.places.expand(len(words), -1, -1)]
-        for block in self.blocks:
-            found.append(block(found[-1], said, source))
+        read = nullcontext()
+        if source is not None and inserted_layers(self):
+            read = conditioned(self, source)
+        with read:
+            for block in self.blocks:
+                found.append(block(found[-1], said, source))
         return found[1:]
 
     def forward(self, words: Tensor, seen: Tensor | None = None) -> Tensor:
