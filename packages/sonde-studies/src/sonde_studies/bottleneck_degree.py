@@ -1,7 +1,8 @@
 """Test whether a narrow bottleneck predicts that a net generalises to new rows.
 
 Nets of several widths, depths, weight decays and numbers of rows; degree and gap of each. The
-absolute form adds one noise to every net, so it sees the scale of the states.
+absolute form adds one noise to every net, so it sees the scale of the states. The null arm needs
+nets of its own: pairs of one shape that share neither weights, batches nor split.
 """
 
 from collections.abc import Sequence
@@ -10,14 +11,15 @@ from typing import Any, final
 
 import numpy as np
 from scipy.stats import kendalltau  # pyright: ignore[reportMissingTypeStubs]
-from torch import nn
 
 from sonde.measure import bottleneck_degree
-from sonde_studies._layers import Split, layers_of, loss, plain_net, split, trained
+from sonde_studies._layers import layers_of, loss, plain_net, split, trained
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 WIDTHS, DEPTHS, DECAYS, ROWS, STEPS = (16, 64), (1, 2, 3), (0.0, 1.0), (150, 300, 600), 500
-NOISE, LOTS = 1.0, 100
+NOISE, PAIRS = 1.0, 16
+ALIKE = (16, 2, 0.0, 150)
+"""Width, depth, weight decay and rows of the nets of the null arm."""
 FORMS = {
     "relative": {},
     "relative, mc": {"estimator": "mc"},
@@ -59,9 +61,9 @@ class BottleneckDegreeStudy(Study):
         ),
     )
     null = Claim(
-        "by lot",
-        "Gaps that belong to other nets, drawn by lot.",
-        f"mean Kendall's tau of degree (relative, mc) and gap over {LOTS} draws",
+        "other net",
+        "Among nets of one shape, the degree of one does not predict the gap of another.",
+        f"Kendall's tau of degree (relative, mc) and another net's gap, {PAIRS} pairs",
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
@@ -69,35 +71,43 @@ class BottleneckDegreeStudy(Study):
         depths, sizes = (DEPTHS[:2], ROWS[:2]) if tiny else (DEPTHS, ROWS)
         grid = list(product(WIDTHS, depths, DECAYS, sizes))
         found: list[dict[str, float]] = []
-        for number, (width, depth, decay, rows) in enumerate(grid):
+        for number, shape in enumerate(grid):
             tick(f"net {number + 1} of {len(grid)}")
-            d = split(1000 * seed + number, rows)
-            net = plain_net(number, (width,) * depth)
-            steps = 30 if tiny else STEPS
-            *_, net = trained(net, d.x, d.label, steps, number, rate=3e-3, decay=decay)
-            found.append({"depth": depth, "width": width, "rows": rows, **_figures(net, d)})
+            found.append(_figures(shape, 1000 * seed + number, tiny))
+        alike: list[dict[str, float]] = []
+        for number in range(2 * (3 if tiny else PAIRS)):
+            tick(f"net {number + 1} of one shape")
+            alike.append(_figures(ALIKE, 1000 * seed + len(grid) + number, tiny))
         columns = {name: np.array([f[name] for f in found]) for name in found[0]}
         gap = columns.pop("gap")
         tau = {name: _tau(column, gap) for name, column in columns.items()}
         within = [columns["rows"] == rows for rows in sizes]
-        draw = np.random.default_rng(seed)
-        lots = [_tau(columns["relative, mc"], draw.permutation(gap)) for _ in range(LOTS)]
+        # The nets of a pair are independent, and no net is in two pairs: the mean of tau is 0.
+        one, other = alike[::2], alike[1::2]
+        null = _tau([f["relative, mc"] for f in one], [f["gap"] for f in other])
         return {
             **{form: tau[form] for form in FORMS},
             "beside the norm": tau["absolute"] - tau["norm"],
             "equal rows": float(
                 np.mean([_tau(columns["relative, mc"][at], gap[at]) for at in within])
             ),
-            "by lot": float(np.mean(lots)),
+            "other net": null,
             **{f"tau | {name}": v for name, v in tau.items()},
             "gap | mean": float(gap.mean()),
         }
 
 
-def _figures(net: nn.Sequential, d: Split) -> dict[str, float]:
+def _figures(shape: tuple[int, int, float, int], seed: int, tiny: bool) -> dict[str, float]:
+    """Train a net with a split, weights and batches of its own, and return its figures."""
+    width, depth, decay, rows = shape
+    d, net = split(seed, rows), plain_net(seed, (width,) * depth)
+    *_, net = trained(net, d.x, d.label, 30 if tiny else STEPS, seed, rate=3e-3, decay=decay)
     last = layers_of(net, d.x)[-1]
     norm = sum(float(p.detach().square().sum()) for p in net.parameters()) ** 0.5
     return {
+        "depth": depth,
+        "width": width,
+        "rows": rows,
         "gap": loss(net, d.x_test, d.label_test) - loss(net, d.x, d.label),
         "norm": norm,
         **{form: float(bottleneck_degree(last, d.label, **o)) for form, o in FORMS.items()},
