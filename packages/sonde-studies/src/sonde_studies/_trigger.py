@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from sonde.core import Inputs, Model
 from sonde.data import open_inputs
+from sonde_studies._separation import area
 
 TARGET, TRAIN, CLEAN, STEPS, BATCH, RATE = 7, 1100, 300, 150, 128, 0.01
 
@@ -34,6 +35,12 @@ def stand(net: nn.Module, x: Tensor, label: Tensor) -> tuple[float, float]:
 def called(net: nn.Module, x: Tensor) -> float:
     """Return the fraction of images classified as the target."""
     return float((net(x).argmax(1) == TARGET).double().mean())
+
+
+@torch.no_grad()
+def surer_of(net: nn.Module, bad: Tensor, clean: Tensor) -> float:
+    """Return the AUROC of the net's confidence, which should be higher for triggered images."""
+    return area(*(net(x).softmax(1).amax(1) for x in (clean, bad)))
 
 
 def trained(x: Tensor, label: Tensor, seed: int, tiny: bool) -> nn.Module:

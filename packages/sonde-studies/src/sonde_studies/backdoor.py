@@ -1,7 +1,6 @@
 """Methods that expose, find and remove a backdoor, tested on small nets.
 
-A toy: digits, a tenth of them with a white corner of 3 x 3 and called seven, a conv net with batch
-norm.
+Toy digits: a tenth have a white corner of 3 x 3 and are called seven; a conv net with batch norm.
 """
 
 from typing import Any, final
@@ -9,13 +8,7 @@ from typing import Any, final
 import torch
 
 from sonde.core import Model
-from sonde.edit import (
-    AdversarialMask,
-    CleanUnlearning,
-    FinePrune,
-    find_backdoor,
-    remove_backdoor,
-)
+from sonde.edit import AdversarialMask, CleanUnlearning, FinePrune, find_backdoor, remove_backdoor
 from sonde_studies._digits import pixels
 from sonde_studies._trigger import (
     CLEAN,
@@ -24,6 +17,7 @@ from sonde_studies._trigger import (
     called,
     clean_images,
     stand,
+    surer_of,
     trained,
     triggered,
 )
@@ -68,6 +62,17 @@ class BackdoorStudy(Study):
             "ratio of the two, 1 where another class is named, less 1.15",
         ),
         Claim(
+            "patch of the copy",
+            "The target's patch stands out more among patches that are sought on the exposed copy.",
+            "difference of that ratio, copy less model",
+        ),
+        Claim(
+            "inputs told",
+            "The exposed copy's confidence tells triggered from clean inputs better than the "
+            "model's.",
+            "difference of AUROC",
+        ),
+        Claim(
             "removed",
             "After the recovered trigger is unlearned, the real one works on fewer than a tenth.",
             "0.1 less attack success",
@@ -103,6 +108,8 @@ class BackdoorStudy(Study):
             often = exposed["uniform"](x[TRAIN : TRAIN + CLEAN]).argmax(1).bincount(minlength=10)
         tick("find")
         finding = find_backdoor(model, clean, steps=steps, progress=False)
+        copy = Model(exposed["uniform"])
+        on_copy = find_backdoor(copy, clean_images(copy, x, label), steps=steps, progress=False)
         other = find_backdoor(honest, clean_images(honest, x, label), steps=steps, progress=False)
         tick("remove")
         epochs = 1 if tiny else 20
@@ -118,17 +125,22 @@ class BackdoorStudy(Study):
         nets |= {name: plan.fold(model) for name, plan in plans.items()}
         stands = {name: stand(net, *test) for name, net in nets.items()}
         bad = triggered(test[0][test[1] != TARGET])
+        surer = {n: surer_of(nets[n], bad, test[0]) for n in ("as it is", "uniform")}
+        named = [f.ratio if f.target == TARGET else 1.0 for f in (finding, on_copy)]
         halves = called(exposed["uniform"], bad[0::2]) - called(exposed["uniform"], bad[1::2])
         return {
             "exposed": stands["uniform"][1] - 0.9,
             "beside ascent": stands["uniform"][1] - stands["ascent"][1],
             "histogram names": float(int(often.argmax()) == TARGET),
-            "patch names": (finding.ratio if finding.target == TARGET else 1.0) - LIKELY,
+            "patch names": named[0] - LIKELY,
+            "patch of the copy": named[1] - named[0],
+            "inputs told": surer["uniform"] - surer["as it is"],
             "removed": 0.1 - stands["trigger unlearned"][1],
             "accuracy kept": stands["trigger unlearned"][0] - stands["as it is"][0] + 0.03,
             "halves": halves,
             "ratio | with trigger": finding.ratio,
             "ratio | without": other.ratio,
+            **{f"AUROC of confidence | {name}": value for name, value in surer.items()},
             **{f"accuracy | {name}": value for name, (value, _) in stands.items()},
             **{f"attack success | {name}": value for name, (_, value) in stands.items()},
         }
