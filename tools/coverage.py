@@ -3,7 +3,8 @@
 Related rows, classes and factors. ``coverage`` is how often the interval holds the mean of the
 values of all draws, ``ratio`` the mean error over the spread of the values. Good is .92 to .98.
 ``--groups 2 5 10`` draws rows in few groups instead: ``without`` is the coverage of the same errors
-without Student's factor; ``--largest .6`` gives the first group so much of all rows.
+without Student's factor; ``--largest .6`` gives the first group so much of all rows, ``--share 3``
+rows as much more of what is their group's.
 """
 
 import statistics
@@ -42,7 +43,9 @@ def main() -> None:
             for n_groups in asked.groups or [0]:
                 draw = partial(related, n)
                 if n_groups:
-                    draw = partial(related_in_groups, n, n_groups, largest=asked.largest)
+                    draw = partial(
+                        related_in_groups, n, n_groups, share=asked.share, largest=asked.largest
+                    )
                 line = _line(figure, map(draw, range(1000, 1000 + asked.draws)), n_groups)
                 print(f"| {name} | {n_groups or n} | {line}", flush=True)
 

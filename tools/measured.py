@@ -260,4 +260,5 @@ def options(text: str, draws: int, rows: list[int], *, groups: bool = False) -> 
     if groups:
         parser.add_argument("--groups", type=int, nargs="+", default=[])
         parser.add_argument("--largest", type=float, default=0.0)
+        parser.add_argument("--share", type=float, default=0.5)
     return parser.parse_args()
