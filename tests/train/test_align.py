@@ -81,6 +81,15 @@ def test_cross_entropy_of_attentions_and_focus_on_a_region():
     ]
     value = Align("focus")(x, region, mask=mask)
     assert float(value) == pytest.approx(-sum(math.log(p) for p in inside) / len(inside), rel=1e-12)
+    each = torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(3)) < 0.5
+    inside = [
+        float(x[b, h, q, : q + 1][each[b, q, : q + 1]].sum())
+        for b, q in pairs
+        if bool(each[b, q, : q + 1].any())
+        for h in range(3)
+    ]
+    value = Align("focus")(x, each, mask=mask)
+    assert float(value) == pytest.approx(-sum(math.log(p) for p in inside) / len(inside), rel=1e-12)
     even = torch.full((1, 1, 3, 16), 1 / 16)
     assert float(Align("focus")(even, torch.arange(16)[None] < 4)) == pytest.approx(math.log(4))
 

@@ -38,7 +38,7 @@ class Align(nn.Module):
     for which the widths may differ. ``kl``: ``T^2 KL(y || x)`` of logits at temperature ``T``. Two
     distances compare attention maps (example, head, query, key) and leave out queries that see a
     single key. ``cross_entropy``: against the target's probabilities. ``focus``: ``-ln`` of the
-    attention on the keys that ``y`` (example, key) marks.
+    attention on the keys that ``y`` marks, (example, key) or (example, query, key).
 
     Range        [-1, 1] for ``cosine``, else [0, inf); lower = more alike.
     Cost         one product of rows and projector; ``relational`` O(rows^2 dim).
@@ -133,7 +133,7 @@ class Align(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "row *axes"],
-        y: Float[Tensor, "row2 *axes2"] | Bool[Tensor, "row2 key"],
+        y: Float[Tensor, "row2 *axes2"] | Bool[Tensor, "row2 *query key"],
         mask: Bool[Tensor, "..."] | None = None,
         weight: Float[Tensor, "row"] | None = None,
     ) -> Float[Tensor, ""]:
@@ -142,7 +142,7 @@ class Align(nn.Module):
         Parameters
         ----------
         x : Float[Tensor, "row dim"] or Float[Tensor, "example head query key"]
-        y : as ``x``, or Bool[Tensor, "example key"]
+        y : as ``x``, or Bool[Tensor, "example key"] or Bool[Tensor, "example query key"]
         mask : Bool[Tensor, "..."], optional
             For attention maps: True where a query may see a key; broadcasts to ``x``.
         weight : Float[Tensor, "row"], optional
@@ -202,7 +202,7 @@ class Align(nn.Module):
             )
         seen = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
         if self.distance == "focus":
-            region = y.bool()[:, None, None] & seen
+            region = (y[:, None] if y.ndim == 3 else y[:, None, None]).bool() & seen
             counted = (seen.expand_as(x).sum(-1) > 1) & region.expand_as(x).any(-1)
             each = -_log((x * region).sum(-1))
         else:

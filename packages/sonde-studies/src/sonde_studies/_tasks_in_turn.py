@@ -11,9 +11,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sonde import training
 from sonde.layers import Adapter, TargetHead
 from sonde.train import Align, Scope, SubspaceProjection
+from sonde_studies._described_digits import STROKES
 from sonde_studies._recipe_data import mlp
 from sonde_studies.worlds.learning import drawn
-from sonde_studies.zero_shot_text import STROKES
 
 FIT, PAIRS, DECAY = 1_200, 5, 0.99
 RULES = ("plain", "projected", "random", "gated", "adapters", "slow teacher", "text", "vectors")
