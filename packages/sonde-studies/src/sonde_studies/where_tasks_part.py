@@ -1,121 +1,134 @@
-"""Two tasks on one trunk: predict the best point to split it.
+"""Where two tasks, or the languages of one task, should part in a network.
 
-Digits: name the digit, and say how much ink it has. Every cut is trained, to judge the cut that was
-measured.
+Digits behind noise: name the digit, and restore the image. Digits in four languages of two
+families: name the digit.
 """
 
+from functools import partial
 from typing import final
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
 
-from sonde import Model
+from sonde_studies._forked_nets import (
+    DEPTH,
+    WIDTH,
+    agreements,
+    equal_width,
+    judged,
+    parting,
+    similarities,
+    trained,
+)
 from sonde_studies._recipe_data import shuffled_digits
-from sonde_studies.recipes.where_tasks_part import where_tasks_part
+from sonde_studies._routed_languages import routes
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn, minimise
 
-FIT, STEPS, TINY, DEPTH, WIDTH, INKS = 1_000, 400, 15, 4, 32, 5
+FIT, STEPS, TINY, NOISE, EARLY = 1_000, 200, 10, 0.3, 10
+"""``EARLY``: gradients are compared after this part of the steps, one tenth."""
 
 
 @final
 class WhereTasksPartStudy(Study):
-    """Five cuts of a trunk with four layers, and the gradients' agreement at each layer."""
+    """Five cuts of a net of four layers for two tasks; experts of languages by depth."""
 
     name = "where-tasks-part"
-    title = "does the conflict of gradients say where two tasks should part?"
+    title = "do gradients, similarity and routing say where tasks should part?"
     paper = "yu2020pcgrad"
-    fidelity = "one width for all cuts: a later cut has fewer parameters"
+    fidelity = "perceptrons; all cuts have as many parameters; languages differ in names or pixels"
     data = "digits with noise: 1,000 to train on and to measure, 797 to judge"
     claims = (
         Claim("deeper", "Gradients of the two tasks agree less in deeper layers.",
               "cosine at the first layer less that at the last"),
-        Claim("near", "The layer of least agreement is within a layer of the best cut.",
-              "1.5 less the distance in layers"),
-        Claim("part", "Parting somewhere beats sharing all.",
-              "mean accuracy of the best cut less that without a cut"),
+        Claim("near", "A net cut below the layer of least agreement beats nets cut elsewhere.",
+              "mean of accuracy and R2, less its mean over all cuts"),
+        Claim("part", "It beats the shared net of as many parameters.",
+              "mean of accuracy and R2, cut there less shared"),
+        Claim("rises", "Similarity to the class rises with depth more in the net that names.",
+              "CKA, rise from first to last layer: naming less restoring"),
+        Claim("falls", "In the net that restores it falls again after the middle layers.",
+              "CKA with the class, second layer less last"),
+        Claim("curves", "A net cut where the similarity curves part beats nets cut elsewhere.",
+              "mean of accuracy and R2, less its mean over all cuts"),
+        Claim("fork", "The fork beats the shared net of as many parameters.",
+              "mean of accuracy and R2, forked there less shared"),
+        Claim("spread", "Learned routers part languages with names of their own in the last layer.",
+              "routing divergence, bits, last layer less first"),
+        Claim("late", "Experts of languages in the last layer beat ones in the first.",
+              "accuracy, last less first"),
+        Claim("everywhere", "Experts in the last layer beat experts in every layer.",
+              "accuracy, last layer less all layers"),
+        Claim("families", "Experts of families, as many parameters, serve poor languages better.",
+              "accuracy in languages of 100 rows, families less languages"),
+        Claim("mirror", "Where pixels differ, not names, routers part languages in the first.",
+              "routing divergence, bits, first layer less last"),
+        Claim("early", "Where pixels differ, experts in the first layer beat ones in the last.",
+              "accuracy, first less last"),
     )  # fmt: skip
-    null = Claim("one task", "A task and its copy agree as a task does with itself.",
-                 "cosine less that of a task with itself, mean over layers")  # fmt: skip
+    null = Claim("alike", "Two nets that name, of other starts, do not part.",
+                 "CKA with the class, rise of one less rise of the other")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train every cut; run the recipe on the fully shared trunk."""
+        """Train every cut and every arm of experts, and compare what was measured."""
         x, digit = shuffled_digits(seed)
-        x = x + 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
-        ink = (x.mean(1).argsort().argsort() * INKS) // len(x)
-        steps, score = TINY if tiny else STEPS, dict[int, float]()
-        trunk: nn.Module = nn.Identity()
-        for cut in range(DEPTH + 1):
-            tick(f"cut {cut}")
-            net = drawn(lambda cut=cut: _Net(cut), seed)
-
-            def loss(rows: Tensor, net: "_Net" = net) -> Tensor:
-                named, inked = net(x[rows])
-                return cross_entropy(named, digit[rows]) + cross_entropy(inked, ink[rows])
-
-            minimise(loss, net.parameters(), FIT, steps=steps, seed=seed)
-            score[cut] = _score(net.eval(), x[FIT:], digit[FIT:], ink[FIT:])
-            trunk = net.trunk
-        tick("measure")
-        both, one = (
-            where_tasks_part(
-                Model(trunk),
-                [
-                    {"x": v, "first": int(a), "second": int(b)}
-                    for v, a, b in zip(x[:FIT], digit[:FIT], other[:FIT], strict=True)
-                ],
-                seed=seed,
-                progress=False,
-            )
-            for other in (ink, digit)
-        )
-        agreement = [float(row["agreement"]) for row in both.rows]
-        best = max(score, key=lambda cut: score[cut])
-        least = min(range(DEPTH), key=lambda i: agreement[i])
-        over = [float(row["agreement"]) - float(row["of one task"]) for row in one.rows]
-        return {
-            "deeper": agreement[0] - agreement[-1],
-            "near": 1.5 - abs(best - least),
-            "part": max(v for cut, v in score.items() if cut < DEPTH) - score[DEPTH],
-            "one task": sum(over) / len(over),
-            **{f"accuracy | cut {cut}": v for cut, v in score.items()},
-            **{f"cosine | layer {i + 1}": v for i, v in enumerate(agreement)},
-        }
+        steps = TINY if tiny else STEPS
+        return _forks(x, digit, steps, seed, tick) | routes(x, digit, steps, seed, tick)
 
 
-class _Trunk(nn.Module):
-    def __init__(self, depth: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(_layer(i) for i in range(depth))
+def _forks(x: Tensor, digit: Tensor, steps: int, seed: int, tick: Tick) -> dict[str, float]:
+    """Train every cut; measure gradients of the shared net and similarities of single tasks."""
+    draw, held = torch.Generator().manual_seed(seed), x[FIT:]
+    seen = held + NOISE * torch.randn(held.shape, generator=draw)
+    unit = x[:FIT].var(0, correction=0).mean()
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x)
-        return x
+    def noisy(rows: Tensor) -> Tensor:
+        return x[rows] + NOISE * torch.randn(len(rows), x.shape[1])
 
-
-class _Net(nn.Module):
-    """Layers below the cut are shared; those above exist twice."""
-
-    def __init__(self, cut: int) -> None:
-        super().__init__()
-        self.trunk = _Trunk(cut)
-        self.own = nn.ModuleList(
-            nn.Sequential(*(_layer(i) for i in range(cut, DEPTH))) for _ in range(2)
-        )
-        self.heads = nn.ModuleList([nn.Linear(WIDTH, 10), nn.Linear(WIDTH, INKS)])
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.trunk(x)
-        return [head(own(x)) for own, head in zip(self.own, self.heads, strict=True)]
-
-
-def _layer(i: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(WIDTH if i else 64, WIDTH), nn.ReLU())
-
-
-@torch.no_grad()
-def _score(net: _Net, x: Tensor, digit: Tensor, ink: Tensor) -> float:
-    pairs = zip(net(x), (digit, ink), strict=True)
-    return sum(float((said.argmax(1) == t).double().mean()) for said, t in pairs) / 2
+    losses = {
+        10: lambda said, rows: cross_entropy(said, digit[rows]),
+        64: lambda said, rows: (said - x[rows]).square().mean() / unit,
+    }
+    make = partial(trained, losses, noisy, n=FIT, seed=seed)
+    score = dict[int, tuple[float, float]]()
+    for cut in range(DEPTH + 1):
+        tick(f"cut {cut}")
+        net = make(cut, equal_width(cut, [*losses]), [*losses], steps=steps, start=seed)
+        score[cut] = judged(net, seen, digit[FIT:], held)
+    tick("measure")
+    young = make(DEPTH, WIDTH, [*losses], steps=max(1, steps // EARLY), start=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        agreement = agreements(young, noisy(torch.arange(FIT)), (digit[:FIT], x[:FIT]), unit)
+    truths = one_hot(digit[FIT:], 10), held
+    naming, restoring, again = (
+        make(DEPTH, WIDTH, [n], steps=steps, start=seed + start)
+        for n, start in ((10, 0), (64, 0), (10, 1_000))
+    )
+    curve = {
+        name: [similarities(net, seen, truth) for truth in truths]
+        for name, net in (("naming", naming), ("restoring", restoring), ("again", again))
+    }
+    rise = {name: of_class[-1] - of_class[0] for name, (of_class, _) in curve.items()}
+    mean = {cut: sum(both) / 2 for cut, both in score.items()}
+    middle = sum(mean.values()) / len(mean)
+    least = min(range(DEPTH), key=lambda i: agreement[i])
+    fork = parting(curve["naming"], curve["restoring"])
+    return {
+        "deeper": agreement[0] - agreement[-1],
+        "near": mean[least] - middle,
+        "part": mean[least] - mean[DEPTH],
+        "rises": rise["naming"] - rise["restoring"],
+        "falls": curve["restoring"][0][1] - curve["restoring"][0][-1],
+        "curves": mean[fork] - middle,
+        "fork": mean[fork] - mean[DEPTH],
+        "alike": rise["naming"] - rise["again"],
+        "cut of least agreement": least,
+        "cut where curves part": fork,
+        **{f"cut {c} | {k}": v for c, both in score.items()
+           for k, v in zip(("accuracy", "R2"), both, strict=True)},
+        **{f"layer {i + 1} | cosine": v for i, v in enumerate(agreement)},
+        **{f"layer {i + 1} | {name}, {k}": v for name in ("naming", "restoring")
+           for k, values in zip(("class", "pixels"), curve[name], strict=True)
+           for i, v in enumerate(values)},
+    }  # fmt: skip
