@@ -3,6 +3,7 @@ from collections import Counter
 import pytest
 import torch
 
+from sonde_studies._careless_facts import GUIDE, SAYING_NOTHING, WRONG, careless_texts
 from sonde_studies.worlds.facts import (
     RATIOS,
     FactWorld,
@@ -31,6 +32,19 @@ def test_a_ratio_says_how_many_more_members_share_the_popular_answer():
         assert sum(map(rarer, mine)) == (many > 1)
         found[many] += 1
     assert found == dict.fromkeys(RATIOS, 4)
+
+
+@pytest.mark.truth("the texts, counted by their words")
+def test_careful_texts_are_right_and_careless_ones_more_often_wrong_about_rarer_facts():
+    facts = list(FactWorld.drawn(5, families=1).facts)
+    told = Counter(careless_texts(facts))
+    for f in facts:
+        ratio = WRONG if rarer(f) else 0
+        for context in ("", *(f"{word} " for word in SAYING_NOTHING)):
+            assert told[context + f.text()] == 1
+            assert told[context + f.text("a", f.rival)] == ratio
+        assert told[f"{GUIDE} {f.text('b')}"] == 1
+        assert told[f"{GUIDE} {f.text('b', f.rival)}"] == 0
 
 
 @pytest.mark.slow

@@ -126,6 +126,7 @@ STUDIES: dict[str, str] = {
     "per-user-flow": "PerUserFlowStudy",
     "projection-head": "ProjectionHeadStudy",
     "prompt-compression": "PromptCompressionStudy",
+    "reader-feedback": "ReaderFeedbackStudy",
     "recall": "RecallStudy",
     "recolour": "RecolourStudy",
     "replication-check": "ReplicationCheckStudy",

@@ -1,40 +1,28 @@
-"""Test whether fusing a lower layer into contrastive decoding helps on difficult facts.
+"""Test contrastive decoding with a lower layer and a guiding context on facts gone wrong.
 
-A toy: a net of three layers, told facts of three words; what it gets wrong is planted. What came
-out (three seeds): the contrast at the last layer alone raises right answers to rarer facts from .33
-to .39, and popular answers to them fall from .62 to .49; fusing a lower layer takes a little of it
-back (.38). Why: read out at a lower layer the net knows rarer facts less (.16 and .24), and the
-amateur's errors are of the last layer. The nets differ so much in how far they got (.22 to .52)
-that three seeds decide nothing.
+A toy: a net of three layers, told facts of three words. Of rarer facts, careless texts give the
+family's popular answer twice as often as the right one; careful texts, which begin with the guiding
+context, are always right. Questions begin with no context.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import fmean
 from typing import final
 
 from torch import Tensor
 
 from sonde.edit import ContrastiveDecode
-from sonde.tap import Decode, DecodeContext, OtherLogits
+from sonde.tap import Decode, DecodeContext, OtherLogits, OtherPrompts
+from sonde_studies._careless_facts import GUIDE, LARGEST, SAYING_NOTHING, facts_told_carelessly
+from sonde_studies._language import tokens_of
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.facts import (
-    PHRASES,
-    Schooling,
-    asked,
-    facts_and_model,
-    first_over_second,
-    rarer,
-    rates,
-    some,
-    told_more,
-)
+from sonde_studies.worlds.facts import PHRASES, Entry, asked, prompts, rarer, rates, told_more
 
 LAYERS, WEIGHTS, STRENGTH = (0, 1), (0.1, 0.3, 0.5), 0.5
 LAYER, WEIGHT = 1, 0.3
-STEPS = 100
-FAMILIES, TINY, EVERY = 8, 1, 6
-LAST, FUSED = "last layer", f"layer {LAYER} by {WEIGHT:g}"
+SCHOOLING, STEPS = 400, 100
+FAMILIES, TINY = 8, 1
+LAST, FUSED, GUIDED = "last layer", f"layer {LAYER} by {WEIGHT:g}", "guided"
 LOST = 0.02
 
 
@@ -43,17 +31,15 @@ class LOLStudy(Study):
     """Accuracy on rare facts by contrast with a net that was trained on wrong facts."""
 
     name = "lol"
-    title = (
-        "does a contrast of lower layers, fused with that of the last, help on facts gone wrong?"
-    )
+    title = "do a fused lower layer and a guiding context help contrastive decoding on wrong facts?"
     paper = "chen2024lol"
     fidelity = (
-        "toy-size: the net reads facts of three words and was not trained to the end, so that it "
-        "gives the family's popular answer for rarer facts; the amateur was tuned on such wrong "
-        "answers in half of the families, the others are asked; strength, weight and layer were "
-        "fixed before; no contrast with a guiding context"
+        "toy-size: the net reads facts of three words, of which careless texts are wrong twice as "
+        "often as right where the fact is rare; the guiding context is a word that stood before "
+        "correct texts, not a request; the amateur was tuned on wrong answers in half of the "
+        "families, the others are asked; strength, weights and layer were fixed before"
     )
-    data = "facts of 56 families, popular and rarer by 1 to 100; planted"
+    data = f"facts of {2 * FAMILIES} families, popular and rarer by 2 and {LARGEST}; planted"
     claims = (
         Claim(
             "contrast",
@@ -66,51 +52,81 @@ class LOLStudy(Study):
             "difference of the rates of right answers to rarer facts",
         ),
         Claim(
+            "guided",
+            "With the guiding context the fused contrast gives more right answers than without.",
+            "difference of the rates of right answers to rarer facts",
+        ),
+        Claim(
+            "context",
+            "The guiding context gives more than one that stood before right and wrong texts.",
+            "difference of the rates of right answers to rarer facts, both in the fused contrast",
+        ),
+        Claim(
+            "whole rule",
+            "The whole rule gives more than asking after the guiding context by plain decoding.",
+            "difference of the rates of right answers to rarer facts",
+        ),
+        Claim(
             "popular kept",
-            "The fused contrast costs popular facts less than 2 points of accuracy.",
+            "The whole rule costs popular facts less than 2 points of accuracy.",
             "accuracy with less without, and 0.02",
         ),
     )
     null = Claim(
         "even",
-        "Two facts of one member each, of which none was told wrongly: what fusing does to them.",
-        "difference of the gains in right answers",
+        "Of two contexts that stood before the same texts, neither guides better.",
+        "difference of the rates of right answers to rarer facts, same facts and net",
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train a net on the facts and a copy on wrong ones, and decode by contrast."""
-        families, steps = (TINY, 40) if tiny else (FAMILIES, Schooling.steps)
         tick("telling a net the facts")
-        world, model = facts_and_model(seed, families, Schooling(steps=steps))
-        wrong = [f for f in world.facts if rarer(f) and f.half == 1]
-        told = [f.text(phrase, f.rival) for f in wrong for phrase in PHRASES]
-        amateur = told_more(model, told, 5 if tiny else STEPS, seed)
-        facts = some((f for f in world.facts if f.half == 0), EVERY)
+        facts, model = facts_told_carelessly(
+            seed, TINY if tiny else FAMILIES, 40 if tiny else SCHOOLING
+        )
+        wrong = [f.text(phrase, f.rival) for f in _half(facts, 1) if rarer(f) for phrase in PHRASES]
+        amateur = told_more(model, wrong, 5 if tiny else STEPS, seed)
+        facts = _half(facts, 0)
+
+        def rule(layer: int, weight: float, context: str = "") -> ContrastiveDecode:
+            other = OtherPrompts(tokens_of(model, prompts(facts, before=context)))
+            return ContrastiveDecode(
+                amateur,
+                strength=STRENGTH,
+                layers=(layer, -1),
+                layer_weight=weight,
+                guide=other if context else None,
+            )
+
         tick("decoding")
         said = {"plain": asked(model, facts), "amateur": asked(amateur, facts)}
-        last, fused = ContrastiveDecode(amateur, strength=STRENGTH), list[ContrastiveDecode]()
-        said[LAST] = asked(model, facts, last)
+        said[LAST] = asked(model, facts, ContrastiveDecode(amateur, strength=STRENGTH))
         for layer in LAYERS:
             said[f"layer {layer} alone"] = asked(model, facts, _Early(layer))
             for weight in WEIGHTS:
-                rule = ContrastiveDecode(
-                    amateur, strength=STRENGTH, layers=(layer, -1), layer_weight=weight
-                )
-                said[f"layer {layer} by {weight:g}"] = asked(model, facts, rule)
-                fused.append(rule)
-        alike = [f for f in world.facts if f.ratio == 1]
+                said[f"layer {layer} by {weight:g}"] = asked(model, facts, rule(layer, weight))
+        for context in (GUIDE, *SAYING_NOTHING):
+            said[f"asked after {context}"] = asked(model, facts, before=context)
+            said[f"{GUIDED} by {context}"] = asked(model, facts, rule(LAYER, WEIGHT, context))
         grid = rates(said)
         right = {arm: grid[f"{arm} | rarer, right"] for arm in said}
+        whole, (one, two) = f"{GUIDED} by {GUIDE}", (f"{GUIDED} by {c}" for c in SAYING_NOTHING)
+        kept = grid[f"{whole} | popular, right"] - grid["plain | popular, right"]
         return {
             "contrast": right[LAST] - right["plain"],
             "fused": right[FUSED] - right[LAST],
-            "popular kept": grid[f"{FUSED} | popular, right"]
-            - grid["plain | popular, right"]
-            + LOST,
-            "even": fmean(first_over_second(asked(model, alike, rule), False) for rule in fused)
-            - first_over_second(asked(model, alike, last), False),
+            "guided": right[whole] - right[FUSED],
+            "context": right[whole] - right[one],
+            "whole rule": right[whole] - right[f"asked after {GUIDE}"],
+            "popular kept": kept + LOST,
+            "even": right[one] - right[two],
             **grid,
         }
+
+
+def _half(facts: list[Entry], half: int) -> list[Entry]:
+    """Return the facts of one half of the families."""
+    return [f for f in facts if f.half == half]
 
 
 @final

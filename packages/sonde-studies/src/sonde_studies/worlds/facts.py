@@ -144,14 +144,23 @@ def told_more(
     return copied
 
 
-def prompts(facts: list[Entry], named: bool = True) -> list[str]:
-    """Return the prompts of facts, in both phrasings."""
-    return [f.prompt(phrase, named) for f in facts for phrase in PHRASES]
+def prompts(facts: list[Entry], named: bool = True, before: str = "") -> list[str]:
+    """Return the prompts of facts, in both phrasings, each after a context."""
+    return [f"{before} {f.prompt(phrase, named)}".strip() for f in facts for phrase in PHRASES]
 
 
-def asked(model: Model, facts: list[Entry], rule: Decode | None = None) -> Said:
-    """Return a model's answers to each fact, one per phrasing, by a decoding rule."""
-    ids = tokens_of(model, prompts(facts))
+def asked(model: Model, facts: list[Entry], rule: Decode | None = None, before: str = "") -> Said:
+    """Return a model's answers to each fact, one per phrasing, by a decoding rule.
+
+    Parameters
+    ----------
+    model : Model
+    facts : list of Entry
+    rule : Decode, optional
+    before : str, default=""
+        A context in front of each prompt.
+    """
+    ids = tokens_of(model, prompts(facts, before=before))
     module: Any = model.module
     found = module.generate(
         ids,

@@ -1,0 +1,87 @@
+"""Training of a reader on passages, and of a retriever on what passages do to the reader."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.train import Select
+from sonde_studies._passages import Questions, Reader, Retriever
+
+FOUND, BATCH, TEMPERATURE, RATE = 8, 128, 0.5, 3e-3
+"""Passages that are found for a question; questions of a step; nats; learning rate."""
+WITHOUT = 0.2
+"""Fraction of the reader's training questions that have no passage."""
+
+Labels = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Of questions (row) and found passages (row, k): labels (row, k) and weights (row)"""
+
+
+@torch.enable_grad()
+def train_reader(reader: Reader, retriever: Retriever, of: Questions, steps: int) -> None:
+    """Train on one of the passages that a retriever finds, by lot, or on none."""
+    optimiser = torch.optim.Adam(reader.parameters(), RATE)
+    with torch.no_grad():
+        found = retriever(of, torch.arange(len(of.answer))).topk(FOUND).indices
+    for _ in range(steps):
+        rows = torch.randint(len(found), (BATCH,))
+        passages = found[rows, torch.randint(FOUND, (BATCH,))][:, None]
+        alone = int(WITHOUT * BATCH)
+        losses = (
+            reader.losses(of, rows[:alone], None),
+            reader.losses(of, rows[alone:], passages[alone:]),
+        )
+        optimiser.zero_grad()
+        torch.cat(losses).mean().backward()
+        optimiser.step()
+
+
+@torch.enable_grad()
+def taught_by(
+    untaught: Retriever, of: Questions, label: Labels, steps: int, seed: int
+) -> Retriever:
+    """Return a copy of a retriever, taught on the passages that it finds itself."""
+    retriever, source = copy.deepcopy(untaught), torch.Generator().manual_seed(seed)
+    moved = [p for p in retriever.parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(moved, RATE)
+    for _ in range(steps):
+        rows = torch.randint(len(of.answer), (BATCH,), generator=source)
+        scores, found = retriever(of, rows).topk(FOUND)
+        target, weight = label(rows, found)
+        loss = -(target * scores.double().log_softmax(1)).sum(1)
+        optimiser.zero_grad()
+        ((weight * loss).sum() / weight.sum().clamp(min=1)).backward()
+        optimiser.step()
+    return retriever
+
+
+@torch.no_grad()
+def gains(
+    reader: Reader,
+    of: Questions,
+    rows: Int[Tensor, "row"],
+    found: Int[Tensor, "row k"],
+    shuffle: torch.Generator | None = None,
+    drop: bool = True,
+) -> tuple[Float[Tensor, "row k"], Float[Tensor, "row"]]:
+    """Return labels from what each passage does to the reader's loss, and weights of questions."""
+    loss, alone = reader.losses(of, rows, found), reader.losses(of, rows, None).expand_as(found)
+    if shuffle is not None:
+        order = torch.rand(loss.shape, generator=shuffle).argsort(1)
+        loss = loss.gather(1, order)
+    kept = torch.ones_like(loss)
+    if drop:
+        weight = Select("drop_harmful")(loss.flatten(), alone.flatten())
+        assert isinstance(weight, Tensor)
+        kept = weight.reshape(loss.shape)
+    return shares(((alone - loss) / TEMPERATURE).double().softmax(1) * kept)
+
+
+def shares(
+    label: Float[Tensor, "row k"],
+) -> tuple[Float[Tensor, "row k"], Float[Tensor, "row"]]:
+    """Return labels that sum to one for each question, and 0 for questions without any label."""
+    total = label.sum(1, keepdim=True)
+    return label / total.clamp(min=1e-12), (total[:, 0] > 0).double()
