@@ -4,6 +4,9 @@ Each row is one recipe on data of known truth, drawn anew (``--draws``, ``--firs
 seed, words choose recipes, ``--drawn`` the worlds).
 ``nothing``: the fraction of false answers where nothing is to be found, at most 5 % wanted.
 ``planted``: the fraction of right answers where something is.
+
+With ``--copies 4`` each row of the data that a recipe reads is there four times, with ``--ids``
+under one id.
 """
 
 import argparse
@@ -15,7 +18,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from tools.recipe_worlds import EYE, Drawn, ask, items_of, more_cases
+from tools.recipe_worlds import EYE, REPEATS, Drawn, ask, items_of, more_cases
 from torch import Tensor, nn
 
 from sonde import Model, load
@@ -313,13 +316,19 @@ def main() -> None:
     parser.add_argument("--drawn", nargs="+", default=[""], help="parts of names of drawn worlds")
     parser.add_argument("--draws", type=int, default=100)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--copies", type=int, default=1, help="how often each row is there")
+    parser.add_argument("--ids", action="store_true", help="rows have ids, copies the same")
+    parser.add_argument(
+        "--arm", choices=("", "nothing", "planted"), default="", help="only this arm"
+    )
     asked = parser.parse_args()
     warnings.simplefilter("ignore", SondeWarning)
+    REPEATS.copies, REPEATS.has_ids = asked.copies, asked.ids
     print("| recipe | drawn | arm | answers | seconds of a draw | |\n" + "|---" * 6 + "|")
     for word, what, arm, drawn in cases():
         if asked.words and not any(w in word for w in asked.words):
             continue
-        if not any(part in what for part in asked.drawn):
+        if not any(part in what for part in asked.drawn) or asked.arm not in arm:
             continue
         began = time.process_time()
         tried = [_answered(drawn, seed) for seed in range(asked.first, asked.first + asked.draws)]

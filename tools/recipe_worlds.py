@@ -10,7 +10,7 @@ import string
 import textwrap
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import pairwise
 from typing import Any
@@ -32,9 +32,31 @@ EYE = Model(nn.Sequential(nn.Identity()).eval())
 """An encoder whose states are its inputs."""
 
 
+@dataclass
+class Repeats:
+    """How often each row of the data of a world is there, and whether rows have ids."""
+
+    copies: int = 1
+    has_ids: bool = False
+
+    def of(self, part: Any) -> Any:
+        """Return the rows with their copies; models and other options unchanged."""
+        if not (isinstance(part, list) and part and isinstance(part[0], dict)):
+            return part
+        rows: list[dict[str, Any]] = part
+        if self.has_ids:
+            rows = [{"id": str(i)} | row for i, row in enumerate(rows)]
+        return rows * self.copies
+
+
+REPEATS = Repeats()
+"""What ``ask`` does to the rows of every world."""
+
+
 def ask(word: str, *parts: Any, **options: Any) -> Answer:
-    """Return the answer of a recipe."""
-    return recipe_of(word)(*parts, progress=False, **options)
+    """Return the answer of a recipe to a world whose rows are repeated as ``REPEATS`` says."""
+    given = {name: REPEATS.of(value) for name, value in options.items()}
+    return recipe_of(word)(*map(REPEATS.of, parts), progress=False, **given)
 
 
 def items_of(x: Tensor, label: Any) -> list[dict[str, Any]]:

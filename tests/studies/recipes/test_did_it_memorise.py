@@ -70,6 +70,21 @@ def test_the_loss_of_a_text_is_the_mean_over_its_tokens():
     assert float(got) == pytest.approx(float(want), rel=1e-4)
 
 
+@pytest.mark.truth("rows that are each there once: a group has the interval of its mean row")
+@pytest.mark.parametrize("column", ["id", "group"])
+def test_rows_of_one_id_or_group_count_as_one(column):
+    torch.manual_seed(11)
+    model = Model(nn.Linear(4, 3).eval())
+    sides = [
+        [row | {column: f"{name}{i}"} for i, row in enumerate(rows(n, seed)[2])]
+        for name, n, seed in (("a", 40, 6), ("b", 50, 7))
+    ]
+    near = [[row | {"x": row["x"] + k * 1e-4} for row in part for k in range(4)] for part in sides]
+    once, often = (did_it_memorise(model, *parts, progress=False) for parts in (sides, near))
+    ends = [{k: found.rows[0][k] for k in ("low", "high")} for found in (once, often)]
+    assert ends[0] == pytest.approx(ends[1], abs=0.01)
+
+
 def test_rows_without_labels_are_refused():
     _, _, seen = rows(40, 1)
     bare = [{"x": row["x"]} for row in seen]

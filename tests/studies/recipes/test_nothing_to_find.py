@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from sonde_studies.parts.choice import NOT_TOLD
+from sonde_studies.parts.choice import NOT_TOLD, correlation_of_halves, gain_of_best
 from sonde_studies.parts.figures import auroc_effects, is_sure
 from sonde_studies.parts.forks import least_alike
+from sonde_studies.recipes import RECIPES, recipe_of
+from tools import recipe_nulls as nulls
 from tools import recipe_worlds as worlds
 
 CASES = {
@@ -61,3 +63,64 @@ def test_gains_of_few_rows_are_counted_as_all_their_signs_would_be(n_better, n_w
     p = sum(s >= n_better - n_worse for s in sums) / len(sums)
     gain = [1.0] * n_better + [-1.0] * n_worse + [0.0] * 31
     assert is_sure(gain) == (p < 0.0228)
+
+
+COPIED = {
+    "change-pairs": (partial(nulls.changed, 500_001), "not told"),
+    "codebook-bottleneck": (partial(worlds.coded, 1, is_told=False), "nothing to keep"),
+    "decode-states": (partial(worlds.decoded, 1, is_left=False), "nothing is left at 0:out"),
+    "defined-anomaly": (partial(worlds.defined, 0), "it cannot"),
+    "missing-view": (partial(nulls.fused, "missing-view", 0), NOT_TOLD),
+}
+
+
+@pytest.mark.truth("worlds that were drawn without anything to find")
+@pytest.mark.parametrize("has_ids", [False, True])
+@pytest.mark.parametrize("word", COPIED)
+def test_copies_of_rows_are_no_finding(word, has_ids, monkeypatch):
+    monkeypatch.setattr(worlds.REPEATS, "copies", 4)
+    monkeypatch.setattr(worlds.REPEATS, "has_ids", has_ids)
+    ask, verdict = COPIED[word]
+    assert ask() == verdict
+
+
+def test_answers_say_how_many_rows_are_different():
+    x = worlds.normal(0, 60, 4)
+    items = worlds.items_of(x, x[:, :2].argmax(1)) * 3
+    found = worlds.ask("feature-fusion", worlds.EYE, worlds.EYE, items)
+    assert found.facts["rows of data"] == "180, 60 different (copies count once)"
+    named = [row | {"id": i} for i, row in enumerate(items)]
+    told = worlds.ask("feature-fusion", worlds.EYE, worlds.EYE, named).facts
+    assert "rows of data" not in told
+    assert told["equal rows of data"].startswith("120, ")
+
+
+def test_all_recipes_but_those_of_sets_read_copies_once():
+    plain = {word for word in RECIPES if not hasattr(recipe_of(word), "__wrapped__")}
+    assert plain == {"view-sets"}  # things are its units, views of a thing may be equal
+
+
+@pytest.mark.truth("(E max)^2 / (k - 1) of independent arms, E max by numerical integration")
+@pytest.mark.parametrize(("n_arms", "largest"), [(2, 0.5642), (3, 0.8463), (5, 1.1630)])
+def test_halves_that_choose_for_each_other_are_correlated(n_arms, largest):
+    draw = np.random.default_rng(n_arms)
+    arms = {k: v for k, v in enumerate(draw.normal(size=(n_arms, 20_000)))}
+    found = correlation_of_halves(arms, {"none": np.zeros(20_000)}, 3)
+    assert found == pytest.approx(largest**2 / (n_arms - 1), abs=0.05)
+    assert correlation_of_halves({0: arms[0]}, {"none": np.zeros(20_000)}, 3) < 0.05
+
+
+@pytest.mark.truth("arms of equal accuracy, of which none gains")
+@pytest.mark.parametrize("shared", [0.0, 0.7])
+def test_the_best_of_equal_arms_gains_as_rarely_as_promised(shared):
+    n_false = n_before = 0
+    for seed in range(400):
+        draw = np.random.default_rng(seed)
+        common, own = draw.random(150) < 0.4, draw.random((5, 150)) < 0.4
+        takes = draw.random((5, 150)) < shared
+        *arms, before = np.where(takes, common, own)
+        gain, correlation = gain_of_best(dict(enumerate(arms)), {"before": before}, seed)
+        n_false += is_sure(gain, correlation)
+        n_before += is_sure(gain)
+    assert n_false <= 16  # 2.3 % of 400: more in one of 50
+    assert n_false < n_before

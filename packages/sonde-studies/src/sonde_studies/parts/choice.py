@@ -8,6 +8,8 @@ from scipy.special import ndtri  # pyright: ignore[reportMissingTypeStubs]
 
 from sonde.core import widen_error
 
+HALVES = 4000
+"""Pairs of halves that are drawn for their correlation, which is known to 0.02."""
 NOT_TOLD = "the label is not told"
 """The verdict if no arm is better than naming one class for all rows."""
 
@@ -49,11 +51,14 @@ def is_told(arms: Mapping[str, Any], label: Any) -> bool:
     )
 
 
-def gain_of_best(arms: Mapping[Any, Any], others: Mapping[Any, Any], seed: int) -> Any:
-    """Return, row by row, the gain of the best arm over the best other arm.
+def gain_of_best(
+    arms: Mapping[Any, Any], others: Mapping[Any, Any], seed: int
+) -> tuple[Any, float]:
+    """Return, row by row, the gain of the best arm over the best other arm, and a correlation.
 
     Each half of the rows is judged by the arms that were best on the other half: an arm that is
-    chosen on the rows that judge it looks better than it is.
+    chosen on the rows that judge it looks better than it is. The second value is the correlation
+    of the halves' mean gains, ``correlation_of_halves``.
     """
     n = len(next(iter(arms.values())))
     half = np.random.default_rng(seed).permutation(n) < n // 2
@@ -63,4 +68,29 @@ def gain_of_best(arms: Mapping[Any, Any], others: Mapping[Any, Any], seed: int) 
             max(side.values(), key=lambda v: v[~judged].mean()) for side in (arms, others)
         )
         gain[judged] = best[judged] * 1.0 - rest[judged]
-    return gain
+    return gain, correlation_of_halves(arms, others, seed)
+
+
+def correlation_of_halves(arms: Mapping[Any, Any], others: Mapping[Any, Any], seed: int) -> float:
+    """Return the correlation of the mean gains of two halves that choose for each other.
+
+    Where no arm is better than another, each half's luck decides which arm the other half judges,
+    so both gains follow both halves. For k independent arms against a constant it is
+    ``(E max)^2 / (k - 1)``, with E max the expected largest of k standard normal numbers; for arms
+    that err on the same rows it is found by drawing means of halves with their covariance.
+    """
+    values = np.array([np.asarray(v, float) for side in (arms, others) for v in side.values()])
+    spread = np.atleast_2d(np.cov(values))
+    draw = np.random.default_rng(seed)
+    mean = np.zeros(len(values))
+    one, two = draw.multivariate_normal(mean, spread, (2, HALVES), check_valid="ignore")
+    rows, n_arms = np.arange(HALVES), len(arms)
+
+    def judged(own: Any, by: Any) -> Any:
+        """Return the gains on one half of the arms that the other half chose."""
+        best, rest = by[:, :n_arms].argmax(1), by[:, n_arms:].argmax(1) + n_arms
+        return own[rows, best] - own[rows, rest]
+
+    first, second = judged(one, two), judged(two, one)
+    size = np.sqrt(np.mean(first**2) * np.mean(second**2))
+    return max(0.0, float(np.mean(first * second) / size)) if size > 0 else 0.0

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.special import ndtr  # pyright: ignore[reportMissingTypeStubs]
 from scipy.stats import rankdata, spearmanr  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
@@ -58,16 +59,24 @@ def resampled_error(gain: Float[Tensor, "row"], seed: int) -> float:
     return widen_error(float(gain[chosen].mean(1).std()) * (n / (n - 1)) ** 0.5, n)
 
 
-def is_sure(gain: Any) -> bool:
+def is_sure(gain: Any, correlation: float = 0.0) -> bool:
     """Return whether a mean gain over rows exceeds two standard errors, one-sided 2.3 %.
 
     Where all gains are -1, 0 or 1, as of right and wrong answers, an exact sign test at this level
     decides: four rows that gain and none that loses exceed two errors, at a p-value of .06.
+
+    Parameters
+    ----------
+    gain : array
+        Gain of each row.
+    correlation : float, default=0.0
+        Of the mean gains of two halves, from ``gain_of_best``: it widens the error.
     """
-    values = np.asarray(gain, dtype=float)
+    values, wider = np.asarray(gain, dtype=float), (1 + correlation) ** 0.5
     if not np.isin(values, (-1.0, 0.0, 1.0)).all():
-        return float(values.mean()) > 2 * error_of(values)
-    return sign_test(int((values > 0).sum()), int((values < 0).sum())) < ONE_SIDED
+        return float(values.mean()) > 2 * wider * error_of(values)
+    level = ONE_SIDED if correlation == 0 else float(ndtr(-2 * wider))
+    return sign_test(int((values > 0).sum()), int((values < 0).sum())) < level
 
 
 def compared(said: Mapping[str, Mapping[Any, Any]], truth: Any) -> tuple[dict[str, Any], ...]:
@@ -77,11 +86,11 @@ def compared(said: Mapping[str, Mapping[Any, Any]], truth: Any) -> tuple[dict[st
     return right, score
 
 
-def gained(gain: Any) -> dict[str, Any]:
-    """Return an answer's fields for a mean gain over rows."""
+def gained(gain: Any, correlation: float = 0.0) -> dict[str, Any]:
+    """Return an answer's fields for a mean gain over rows, whose halves may be correlated."""
     return {
         "value": float(np.mean(gain)),
-        "se": error_of(gain),
+        "se": error_of(gain) * (1 + correlation) ** 0.5,
         "null": 0.0,
         "n": len(gain),
         "direction": "higher",

@@ -126,10 +126,11 @@ def index_to_use(
     seed : int
     """
     states = {arm: value.numpy() for arm, value in rank.items() if arm.startswith("states")}
-    alone = torch.from_numpy(gain_of_best(states, {"BM25": rank["BM25"].numpy()}, seed))
+    found, shared = gain_of_best(states, {"BM25": rank["BM25"].numpy()}, seed)
+    alone, wider = torch.from_numpy(found), (1 + shared) ** 0.5
     gain = rank["BM25 and states"] - rank["BM25"]
     spread = resampled_error(gain, seed)
     verdict = "use both" if float(gain.mean()) > SPREADS * spread else "use BM25"
-    if float(alone.mean()) > SPREADS * resampled_error(alone, seed):
+    if float(alone.mean()) > SPREADS * wider * resampled_error(alone, seed):
         verdict = "use states"
     return verdict, gain, spread

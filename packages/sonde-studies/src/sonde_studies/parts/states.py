@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sonde import InputError, Model, gather, read
@@ -71,6 +71,20 @@ def graded(
             "label_column."
         )
     return found, (found.logits.argmax(1) == found.label).numpy()
+
+
+def groups_of(model: Model, parts: Sequence[Any], **options: Any) -> Int[Tensor, "row"]:
+    """Return the group of each row of several data sets, one set after the other in data order.
+
+    A group is the value of the group column, else the id, else the content of a row.
+    """
+    number, found = dict[bytes, int](), list[int]()
+    for part in parts:
+        inputs = open_inputs(model, part, long="truncate", **options)
+        keys = inputs.group_keys
+        order = np.argsort(inputs.source_rows, kind="stable").tolist()
+        found += [number.setdefault(keys[i], len(number)) for i in order]
+    return torch.tensor(found)
 
 
 def item_parts(

@@ -12,6 +12,7 @@ from sonde.report import Answer
 from sonde.train import Scope
 from sonde_studies.parts.choice import unless_untold
 from sonde_studies.parts.figures import ACCURACY, gained, is_sure
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.states import graded, item_parts, tuned_copy
 
 QUESTION = "Is it better to train groups of parameters in turn?"
@@ -19,6 +20,7 @@ LEAST, TEST = 60, 0.4
 JOINT, TURNS, RANDOM = "all at once", "groups in turn", "random groups in turn"
 
 
+@copies_once()
 def alternating_fields(
     model: Model,
     data: Any,

@@ -12,6 +12,7 @@ from sonde.metrics import auroc
 from sonde.report import Answer
 from sonde_studies.parts.figures import AUROC, auroc_rows, names, told
 from sonde_studies.parts.heads import linear_head
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.rows import apart, rows_with
 from sonde_studies.parts.states import last_states
 
@@ -22,6 +23,7 @@ PLAIN, WEIGHTED = "plain difference", "weighted difference"
 JOINED, SHUFFLED = "both states", "weights of shuffled labels"
 
 
+@copies_once()
 def change_pairs(
     model: Model,
     data: Any,

@@ -12,6 +12,7 @@ from sonde.measure import UnitClusters
 from sonde.report import Answer
 from sonde_studies.parts.choice import unless_untold
 from sonde_studies.parts.figures import ACCURACY, gained, is_sure, names
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.regions import coherence, maps_of, nodes_of, read_by_head
 from sonde_studies.parts.rows import apart, check_classes
 
@@ -20,6 +21,7 @@ LEAST, TEST = 60, 0.4
 MEAN, PLAIN, GRAPH, LOT = "mean over places", "regions", "graph of regions", "groups by lot"
 
 
+@copies_once()
 def channel_regions(
     model: Model,
     data: Any,

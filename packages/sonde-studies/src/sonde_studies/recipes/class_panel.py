@@ -12,6 +12,7 @@ from sonde.data import rows_of
 from sonde.report import Answer
 from sonde_studies.parts.boxes import box_of, looks_at
 from sonde_studies.parts.figures import check_order, error_of, rank_agreement
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.rows import rows_with
 from sonde_studies.parts.states import graded
 
@@ -20,6 +21,7 @@ LEAST, LEVEL, FEW = 40, 0.05, 4
 REASONS = {"rows": "fewer rows", "attention": "looks elsewhere"}
 
 
+@copies_once("train")
 def class_panel(
     model: Model,
     data: Any,

@@ -10,6 +10,7 @@ from sonde import InputError, Model, gather, read
 from sonde.core import ChartAxis, curves
 from sonde.report import Answer
 from sonde_studies.parts.figures import error_of, melted
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.rows import rows_with
 from sonde_studies.parts.source import STEPS, listing, parses, without_some
 
@@ -20,6 +21,7 @@ MOVED = ChartAxis("moved", share=True, zero=True)
 WORDED = {"moved": "stripped", "random bytes": "random bytes deleted"}
 
 
+@copies_once()
 def code_strip(
     model: Model,
     code: Any,

@@ -12,12 +12,14 @@ from sonde.core import ChartAxis, curves
 from sonde.data import rows_of
 from sonde.report import Answer
 from sonde_studies.parts.heads import linear_head
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.rows import apart, classes_of
 
 QUESTION = "How small a vocabulary of codes keeps what the states say?"
 LEAST, TEST, ENOUGH, NULL = 80, 0.4, 0.9, "codes of other rows"
 
 
+@copies_once()
 def codebook_bottleneck(
     model: Model,
     data: Any,

@@ -11,6 +11,7 @@ from sonde.core import curves
 from sonde.report import Answer
 from sonde.train import InputDecoder
 from sonde_studies.parts.figures import is_sure, melted
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.states import patterns, said_by, tensor_inputs
 
 QUESTION = "How much of an input is left after each layer?"
@@ -18,6 +19,7 @@ LEAST, TEST = 60, 0.4
 WORDED = {"missed": "variance missed", "same": "same answer"}
 
 
+@copies_once()
 def decode_states(
     model: Model,
     data: Any,

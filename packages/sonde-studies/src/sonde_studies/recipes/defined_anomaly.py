@@ -12,6 +12,7 @@ from sonde.layers import TargetHead
 from sonde.metrics import auroc
 from sonde.report import Answer
 from sonde_studies.parts.figures import AUROC, auroc_effects, error_of, melted, names
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.rows import apart, check_classes
 
 QUESTION = "Can the definition of normal change after training?"
@@ -20,6 +21,7 @@ NAMED, BLIND, REFIT, OTHER = "definition given", "no definition", "fitted anew",
 WAYS = {way: way for way in (NAMED, BLIND, REFIT, OTHER)}
 
 
+@copies_once()
 def defined_anomaly(
     model: Model,
     data: Any,

@@ -11,13 +11,15 @@ from sonde import InputError, Model
 from sonde.edit import membership_attack
 from sonde.report import Answer
 from sonde_studies.parts.figures import BINS, auroc_rows, low_bar, two_histograms
-from sonde_studies.parts.states import graded
+from sonde_studies.parts.once import copies_once
+from sonde_studies.parts.states import graded, groups_of
 from sonde_studies.parts.tokens import NAMES, text_features
 
 QUESTION = "Did the model memorise its training rows?"
 LEAST, SHOWN, ALARMS = 20, 10, 0.01
 
 
+@copies_once()
 def did_it_memorise(
     model: Model,
     training: Any,
@@ -33,6 +35,7 @@ def did_it_memorise(
 
     Rows of low loss are taken for training rows. With a reference model that saw neither part, the
     loss counts less the reference's, which takes away that some rows are easy for every model.
+    Rows of one id, or of one group (a column ``group``), count as one in the interval.
 
     Example: sonde recipe did-it-memorise MODEL TRAINING HELD -o memorised.html
 
@@ -65,7 +68,8 @@ def did_it_memorise(
     if reference is not None:
         theirs = [losses_of(reference, part, progress, **options) for part in sides]
         pairs["low loss, less the reference's"] = own - theirs[0], fresh - theirs[1]
-    told = {name: membership_attack(*pair) for name, pair in pairs.items()}
+    group = groups_of(model, sides, **options)
+    told = {name: membership_attack(*pair, group) for name, pair in pairs.items()}
     best, (one, two) = [*pairs.items()][-1]
     bar, both = low_bar(two, ALARMS, none=float(two.min()) - 1e-12), torch.cat([one, two])
     tells = bool(told[best].low > 0.5)

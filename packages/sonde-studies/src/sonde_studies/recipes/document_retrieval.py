@@ -7,6 +7,7 @@ from sonde.core import ChartAxis, bars
 from sonde.data import rows_of
 from sonde.report import Answer
 from sonde_studies.parts.figures import names
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.retrieval import (
     answers_of,
     bm25,
@@ -23,6 +24,7 @@ LEAST = 10
 WEAK = "States of a model that was not trained for retrieval are a weak index."
 
 
+@copies_once()
 def document_retrieval(
     model: Model,
     documents: Any,

@@ -13,6 +13,7 @@ from sonde.report import Answer
 from sonde_studies.parts.choice import balanced, unless_untold
 from sonde_studies.parts.figures import ACCURACY, melted
 from sonde_studies.parts.halves import cuts_of
+from sonde_studies.parts.once import copies_once
 
 QUESTION = "Can a small model hand over to a large one midway?"
 HOWS = ("with a map", "as they are")
@@ -20,6 +21,7 @@ WORDED = {HOWS[0]: "through a fitted map", HOWS[1]: "without a map"}
 KEPT = 0.95
 
 
+@copies_once()
 def family_of_models(
     small: Model,
     large: Model,

@@ -11,6 +11,7 @@ from sonde.report import Answer
 from sonde_studies.parts.choice import gain_of_best, unless_untold
 from sonde_studies.parts.figures import WHOLE_ACCURACY, gained, is_sure, most_frequent, names
 from sonde_studies.parts.heads import linear_head
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.rows import apart, check_classes
 
 QUESTION = "Do two encoders together say more than the better one?"
@@ -18,6 +19,7 @@ LEAST, TEST, NARROW = 60, 0.4, 10
 JOINT, SMALL = "both, side by side", "both, at a tenth of the width"
 
 
+@copies_once()
 def feature_fusion(
     first: Model,
     second: Model,
@@ -72,8 +74,8 @@ def feature_fusion(
         right[arm] = head.predict(x[held]) == label[held]
         score[arm] = float(right[arm].mean())
     best = max(states, key=lambda name: score[name])
-    gain = gain_of_best({JOINT: right[JOINT]}, {name: right[name] for name in states}, seed)
-    verdict = "fuse them" if is_sure(gain) else f"the {best} alone will do"
+    gain, shared = gain_of_best({JOINT: right[JOINT]}, {name: right[name] for name in states}, seed)
+    verdict = "fuse them" if is_sure(gain, shared) else f"the {best} alone will do"
     units = {arm: x.shape[1] for arm, x in arms.items()} | {SMALL: narrow}
     table = [{"source": arm, "units": units[arm], "accuracy": v} for arm, v in score.items()]
     points = [{"source": arm, "accuracy": v} for arm, v in score.items()]
@@ -83,7 +85,7 @@ def feature_fusion(
         **unless_untold(verdict, right, label[held]),
         sentence=f"Together the encoders name {score[JOINT]:.1%} of {len(held)} rows right, the "
         f"{best} alone {score[best]:.1%}; a tenth of the width keeps {score[SMALL]:.1%}.",
-        **gained(gain),
+        **gained(gain, shared),
         rows=tuple(table),
         drawn=marks(title, points, WHOLE_ACCURACY, names("source"), size=90),
         facts={"most frequent class": f"{most_frequent(label[held]):.3f}"},

@@ -11,6 +11,7 @@ from sonde.report import Answer
 from sonde_studies.parts.choice import unless_untold
 from sonde_studies.parts.federation import Federation
 from sonde_studies.parts.figures import ACCURACY
+from sonde_studies.parts.once import copies_once
 
 QUESTION = "How many bits of uplink does training together need?"
 WORSE = 0.02
@@ -25,6 +26,7 @@ CODECS: dict[str, Callable[[int], Codec] | None] = {
 ARMS = tuple(CODECS)
 
 
+@copies_once()
 def federated_bits(
     model: Model,
     data: Any,

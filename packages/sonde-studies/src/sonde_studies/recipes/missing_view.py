@@ -12,6 +12,7 @@ from sonde.report import Answer
 from sonde_studies.parts.choice import gain_of_best, is_told, unless_untold
 from sonde_studies.parts.figures import ACCURACY, compared, gained, is_sure, names, unfolded
 from sonde_studies.parts.heads import linear_head
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.rows import apart, check_two, classes_of, rows_with
 from sonde_studies.parts.states import last_states
 
@@ -20,6 +21,7 @@ LEAST, TEST, DROPPED = 60, 0.4, 0.3
 BOTH, ONE = "both", "one head"
 
 
+@copies_once()
 def missing_view(
     first: Model,
     second: Model,
@@ -74,11 +76,11 @@ def missing_view(
     best = max(worst, key=lambda arm: (worst[arm], score[arm][BOTH]))
     case = min(alone, key=lambda c: score[ONE][c])
     fusions = {arm: r[case] for arm, r in right.items() if arm != ONE}
-    gain = gain_of_best(fusions, {ONE: right[ONE][case]}, seed)
+    gain, shared = gain_of_best(fusions, {ONE: right[ONE][case]}, seed)
     survives = is_told({ONE: right[ONE][case]}, label[held])
     verdict = "one head survives" if survives else "none survives"
     verdict, whole = (
-        f"take {best}" if is_sure(gain) else verdict,
+        f"take {best}" if is_sure(gain, shared) else verdict,
         {a: r[BOTH] for a, r in right.items()},
     )
     title, usual = "Accuracy with both views and with one", Counter(label[held]).most_common(1)
@@ -89,7 +91,7 @@ def missing_view(
         sentence=f"One head on both views is right on {score[ONE][BOTH]:.1%} of {len(held)} rows, "
         f"and with {case} on {score[ONE][case]:.1%}. For {best} it is {score[best][BOTH]:.1%} and "
         f"{score[best][case]:.1%}.",
-        **gained(gain),
+        **gained(gain, shared),
         rows=tuple({"fusion": arm, **s} for arm, s in score.items()),
         drawn=marks(title, points, ACCURACY, names("fusion"), by="present", size=110, filled=True),
         facts={"views": ", ".join(views), "most frequent class": f"{usual[0][1] / len(held):.3f}"},

@@ -6,6 +6,7 @@ from sonde import Model
 from sonde.core import bars
 from sonde.report import Answer
 from sonde_studies.parts.figures import SHARE, melted, names
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.rows import classes_of, rows_with
 from sonde_studies.parts.sharing import Sharing
 
@@ -16,6 +17,7 @@ REDACTED, TUNED = "shared index, redacted", "shared fine-tuning"
 WORDED = {"another's row": "another user's row is the answer", "changed": "answers that changed"}
 
 
+@copies_once()
 def per_user_flow(
     model: Model,
     data: Any,

@@ -13,6 +13,7 @@ from sonde.report import Answer
 from sonde_studies.parts.colours import KINDS, SIZE, features, opened, patches_of, recoloured
 from sonde_studies.parts.figures import names, told
 from sonde_studies.parts.heads import linear_head
+from sonde_studies.parts.once import copies_once
 
 QUESTION = "Were the colours of these pictures changed?"
 LEAST, ALARM = 20, 0.05
@@ -23,6 +24,7 @@ UNSEEN = (
 )
 
 
+@copies_once()
 def recolour(
     pictures: Any,
     *,

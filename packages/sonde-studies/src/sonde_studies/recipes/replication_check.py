@@ -16,6 +16,7 @@ from sonde_studies.parts.copies import (
     ratios_by_words,
     verdict_on,
 )
+from sonde_studies.parts.once import copies_once
 
 QUESTION = "Did the generator copy its training rows?"
 LEAST = 20
@@ -24,6 +25,7 @@ LEVELS: dict[str, Any] = {"copies": "error", "no copies found": "clear"}
 SHOWN = {"states": "ratios of distances", "words": "fractions of new words"}
 
 
+@copies_once("samples")
 def replication_check(
     model: Model,
     samples: Any,

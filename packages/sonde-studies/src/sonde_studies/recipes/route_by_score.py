@@ -12,6 +12,7 @@ from sonde.report import Answer
 from sonde_studies.parts.cascades import SURE, check_answers, too_few, who_answers
 from sonde_studies.parts.figures import ACCURACY, check_order, check_usual, melted
 from sonde_studies.parts.heads import doubt_of
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.states import graded
 
 QUESTION = "Which of two models should answer?"
@@ -20,6 +21,7 @@ COLUMNS: tuple[str, ...] = ("sent", "cost", "accuracy", "random", "oracle")
 WORDED = {"accuracy": "by the score", "random": "at random", "oracle": "by the answers"}
 
 
+@copies_once()
 def route_by_score(
     weak: Model,
     strong: Model,

@@ -10,6 +10,7 @@ from sonde import Model
 from sonde.core import bars
 from sonde.report import Answer
 from sonde_studies.parts.figures import SHARE, error_of, melted, names
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.rows import rows_with
 from sonde_studies.parts.states import last_states
 from sonde_studies.parts.tracks import Match, clips_of, followed, greedy, optimal
@@ -22,6 +23,7 @@ REFERENCE, RANDOM = "with a reference, optimal", "at random"
 WORDED = {"kept": "all", "kept after a gap": "after a gap"}
 
 
+@copies_once()
 def slots_over_time(
     model: Model,
     data: Any,

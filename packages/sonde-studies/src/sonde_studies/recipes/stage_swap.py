@@ -9,10 +9,12 @@ from sonde.core import matrix
 from sonde.report import Answer
 from sonde_studies.parts.figures import unfolded
 from sonde_studies.parts.halves import ADVICE, cuts_of, is_one_origin, read_fronts, which_differs
+from sonde_studies.parts.once import copies_once
 
 QUESTION = "Which part makes two models differ, the front or the back?"
 
 
+@copies_once()
 def stage_swap(
     first: Model,
     second: Model,

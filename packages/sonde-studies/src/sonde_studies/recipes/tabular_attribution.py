@@ -13,11 +13,13 @@ from sonde.report import Answer
 from sonde_studies.parts.columns import TableAnswers, permuted, table_of
 from sonde_studies.parts.figures import SHARE, melted, rank_agreement
 from sonde_studies.parts.figures import names as axis
+from sonde_studies.parts.once import copies_once
 
 QUESTION = "Which columns does the model use, and can the ranking be trusted?"
 LEAST, MOST, ORDERS, AGREE = 40, 256, 20, 0.7
 
 
+@copies_once()
 def tabular_attribution(
     model: Model,
     data: Any,

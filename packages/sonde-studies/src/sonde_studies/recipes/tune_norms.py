@@ -13,6 +13,7 @@ from sonde.report import Answer
 from sonde.train import Scope
 from sonde_studies.parts.choice import gain_of_best
 from sonde_studies.parts.figures import WHOLE_ACCURACY, check_order, gained, is_sure, melted, names
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.states import graded, item_parts, tuned_copy
 
 QUESTION = "Which parameters should move on a new domain?"
@@ -21,6 +22,7 @@ RULES: dict[str, Any] = {"norms": "norms", "biases": "bias", "the last block": "
 WORDED = {"new domain": "new", "old domain": "old"}
 
 
+@copies_once()
 def tune_norms(
     model: Model,
     target: Any,
@@ -102,18 +104,19 @@ def tune_norms(
     ties = [n for n in [*found][1:] if not is_sure(found[best][0] * 1.0 - found[n][0])]
     chosen = min(ties, key=lambda name: share[name])
     tuned_right = {name: right for name, (right, *_) in found.items() if name != "before"}
-    gain = gain_of_best(tuned_right, {"before": first}, seed)
+    gain, shared = gain_of_best(tuned_right, {"before": first}, seed)
+    is_better = is_sure(gain, shared)
     was, now = told["before"], told[chosen]
     rest = "" if chosen == "all" else f"; tuning all to {' and '.join(told['all'])}"
     title = "Accuracy on both domains by what was tuned"
     points = melted(table, "moved", "accuracy", "domain", WORDED)
     return Answer(
         question=QUESTION,
-        verdict=f"tune {chosen}" if is_sure(gain) else "no gain",
-        level="clear" if is_sure(gain) else "warning",
+        verdict=f"tune {chosen}" if is_better else "no gain",
+        level="clear" if is_better else "warning",
         sentence=f"Tuning {chosen} ({share[chosen]:.1%} of the parameters) takes accuracy on the "
         f"new domain from {was[0]} to {now[0]} and on the old one from {was[1]} to {now[1]}{rest}.",
-        **gained(gain),
+        **gained(gain, shared),
         rows=tuple(table),
         drawn=marks(title, points, WHOLE_ACCURACY, names("moved"), by="domain", size=90),
         facts={"trained on": str(len(ours)), "epochs": str(epochs), "rate": f"{rate:g}"},

@@ -13,6 +13,7 @@ from sonde.measure import cka
 from sonde.report import Answer
 from sonde_studies.parts.figures import error_of, melted, names
 from sonde_studies.parts.heads import linear_head
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.rows import apart, check_two, rows_with
 from sonde_studies.parts.states import states_of
 
@@ -21,6 +22,7 @@ WORDED = {"found": "same fact is nearest", "CKA": "CKA of the forms"}
 LEAST, TEST = 40, 0.5
 
 
+@copies_once()
 def two_forms_of_a_fact(
     model: Model,
     data: Any,

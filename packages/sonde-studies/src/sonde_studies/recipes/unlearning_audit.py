@@ -16,6 +16,7 @@ from sonde_studies.parts.forgotten_rows import (
     least_gain,
     mean_reading,
 )
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.traces import (
     SHOTS,
     fits_by_chance,
@@ -39,6 +40,7 @@ ONE_GOLD = (
 )
 
 
+@copies_once()
 def unlearning_audit(
     before: Model,
     after: Model,

@@ -79,8 +79,8 @@ def view_sets(
     best = max(score, key=lambda join: score[join][n_most])
     enough = next(n for n in sizes if score[best][n] >= score[best][n_most] - NEAR)
     several, single = ({join: r[k] for join, r in right.items()} for k in (n_most, 1))
-    gain = gain_of_best(several, single, seed)
-    verdict = f"{enough} views by {best}" if is_sure(gain) else "a single view will do"
+    gain, shared = gain_of_best(several, single, seed)
+    verdict = f"{enough} views by {best}" if is_sure(gain, shared) else "a single view will do"
     title, points = "Accuracy by the number of views", unfolded(score, "joined by", "views")
     worded = {n: f"{n} {'view' if n == 1 else 'views'}" for n in sizes}
     return Answer(
@@ -89,7 +89,7 @@ def view_sets(
         sentence=f"A single view names {max(s[1] for s in score.values()):.1%} of {len(held)} "
         f"things, all {n_most} views {score[best][n_most]:.1%} if joined by {best}; with "
         f"{worded[enough]} it is {score[best][enough]:.1%}.",
-        **gained(gain),
+        **gained(gain, shared),
         rows=tuple({"join": j} | {worded[n]: v for n, v in by.items()} for j, by in score.items()),
         drawn=curves(title, points, ChartAxis("views", log=True), ACCURACY, by="joined by"),
         facts={"things": str(len(sets)), "views of each": str(n_most)},

@@ -12,6 +12,7 @@ from sonde.metrics import auroc
 from sonde.report import Answer
 from sonde_studies.parts.figures import AUROC, auroc_rows, names, told
 from sonde_studies.parts.heads import character_head, chosen_apart, linear_head
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.tokens import NAMES, text_features
 
 QUESTION = "Was this text generated?"
@@ -20,6 +21,7 @@ PLAIN = {"log_p": "mean surprise, low", "entropy": "mean entropy, low"}
 PLAIN["log_rank"] = "mean rank, low"
 
 
+@copies_once()
 def was_it_generated(
     model: Model,
     human: Any,

@@ -12,6 +12,7 @@ from sonde.measure import gradient_conflict
 from sonde.report import Answer
 from sonde_studies.parts.figures import melted, names
 from sonde_studies.parts.forks import least_alike, task_gradients, task_head
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.rows import check_two, rows_with
 
 QUESTION = "Where should two tasks part?"
@@ -20,6 +21,7 @@ LEAST, LEVEL = 128, 0.025
 """Rows, and how often one of all blocks is named falsely."""
 
 
+@copies_once()
 def where_tasks_part(
     model: Model,
     data: Any,

@@ -11,6 +11,7 @@ from sonde.core import bars
 from sonde.report import Answer
 from sonde_studies.parts.figures import ZERO_ACCURACY, error_of, most_frequent, names
 from sonde_studies.parts.heads import character_head, linear_head
+from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.rows import check_classes, rows_with
 from sonde_studies.parts.words import masked
 
@@ -18,6 +19,7 @@ QUESTION = "Who wrote it, and is it more than their words that tells?"
 FOLDS, LEAST = 5, 40
 
 
+@copies_once()
 def who_wrote_it(
     model: Model,
     texts: Any,
