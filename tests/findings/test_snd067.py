@@ -22,7 +22,7 @@ def often(texts: torch.Tensor) -> list[int]:
     return torch.bincount(texts.flatten()).argsort(descending=True)[:4].tolist()
 
 
-def ended(part: str, other: float = 1.0, odd: tuple[OddToken, ...] = ()) -> Check:
+def ended(part: str, other: float = 1.0, odd: tuple[OddToken, ...] = (), copies: int = 1) -> Check:
     """Scan the author of some texts, with rows of one of its layers exchanged.
 
     Parameters
@@ -32,9 +32,11 @@ def ended(part: str, other: float = 1.0, odd: tuple[OddToken, ...] = ()) -> Chec
         Loss of these texts in another form, over the loss of the texts as they are given.
     odd : tuple of OddToken
         Tokens that stand out, in place of those that are found.
+    copies : int
+        How often each text is there.
     """
     model = Chain(0.7).requires_grad_(False).eval()
-    texts = drawn(model, TEXTS, 50)
+    texts = drawn(model, TEXTS // copies, 50).repeat(copies, 1)
     a, b, c, d = often(texts)
     for layer in [model.get_submodule(part)] if part else []:
         for weight in layer.parameters():
@@ -62,6 +64,12 @@ def test_exchanged_rows_are_named_with_the_gain(part: str, said: str) -> None:
     for pair in ((a, c), (b, d)):
         names = [f"number {x} and number {y}" for x, y in (pair, pair[::-1])]
         assert any(name in finding.fix for name in names), (pair, finding.fix)
+
+
+def test_copies_of_few_texts_are_too_few_to_name_an_exchange() -> None:
+    assert_raised(ended("head", copies=2), "warning")
+    found = ended("head", copies=4).finding
+    assert found is None or "exchanged" not in found.sentence
 
 
 @pytest.mark.slow

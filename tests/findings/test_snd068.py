@@ -75,13 +75,18 @@ def ended(net: nn.Module, label: Tensor | None = None) -> Check:
     return ended_on(net, x, own if label is None else label)
 
 
-def ended_on(net: nn.Module, x: Tensor, label: Tensor) -> Check:
+def tried_on(net: nn.Module, x: Tensor, label: Tensor) -> tuple[Evidence, PartTrials | str]:
     stream = sonde.read(net, [{"x": r, "label": int(k)} for r, k in zip(x, label, strict=True)])
     assert isinstance(stream, LiveStream)
     evidence = evidence_of(stream)
     data = by_answers(evidence.data, stream.first_batch().logits)
     evidence = replace(evidence, data=data)
-    return SND068().check(evidence.having(parts=part_trials(stream, evidence)))
+    return evidence, part_trials(stream, evidence)
+
+
+def ended_on(net: nn.Module, x: Tensor, label: Tensor) -> Check:
+    evidence, tried = tried_on(net, x, label)
+    return SND068().check(evidence.having(parts=tried))
 
 
 def _stronger(net: Any) -> None:
@@ -186,6 +191,23 @@ def test_the_model_is_as_it_was_after_the_trials() -> None:
     assert all(torch.equal(net.state_dict()[k], w) for k, w in weights.items())
     assert {m.eps for m in net.modules() if isinstance(m, nn.LayerNorm)} == {3.0}
     assert not any(m._forward_hooks for m in net.modules())
+
+
+@pytest.mark.truth("the p-value of the same rows, each there once")
+def test_copies_of_rows_do_not_make_a_change_surer() -> None:
+    x, label = (part[:60] for part in rows())
+    (_, once), (_, often) = (
+        tried_on(changed(_stronger), x.repeat(n, 1), label.repeat(n)) for n in (1, 4)
+    )
+    assert isinstance(once, PartTrials)
+    assert isinstance(often, PartTrials)
+    assert once.change is not None
+    assert often.change is not None
+    assert once.change.words == often.change.words
+    assert often.p == pytest.approx(once.p, rel=1e-3)
+    assert once.trial is not None
+    assert often.trial is not None
+    assert often.trial.p == pytest.approx(once.trial.p)
 
 
 @pytest.mark.slow

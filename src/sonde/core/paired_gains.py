@@ -29,3 +29,18 @@ def group_means(values: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> Floa
     )
     size = torch.bincount(member)
     return values.new_zeros(len(size)).index_add_(0, member, values) / size
+
+
+def gains_and_losses(
+    gain: Float[Tensor, "row"], group: Int[Tensor, "row"] | None = None
+) -> tuple[int, int]:
+    """Return how many groups (without groups: rows) have a mean gain above 0, and below 0.
+
+    Examples
+    --------
+    >>> gain, group = torch.tensor([1.0, 1.0, -1.0]), torch.tensor([4, 4, 9])
+    >>> gains_and_losses(gain), gains_and_losses(gain, group)
+    ((2, 1), (1, 1))
+    """
+    less = gain if group is None else group_means(gain, group)
+    return int((less > 0).sum()), int((less < 0).sum())

@@ -12,7 +12,7 @@ from functools import reduce
 from typing import Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from sonde.findings.rule import Check, Finding
@@ -118,7 +118,9 @@ def _nats_of(trial: Trial, rival: Trial) -> float | None:
     if len(order) < FEWEST:
         return None
     own, other = (_picked(t, t.nats, order) for t in (trial, rival) if t.nats is not None)
-    if float(own.mean()) > LESS * float(other.mean()) or chance_of_gain(-other, -own) >= LEVEL:
+    group = None if trial.group is None else _picked(trial, trial.group, order)
+    p = chance_of_gain(-other, -own, group)
+    if float(own.mean()) > LESS * float(other.mean()) or p >= LEVEL:
         return None
     return float(own.mean())
 
@@ -160,9 +162,7 @@ def _at(trial: Trial, scores: Float[Tensor, "row"], order: list[int]) -> Float[T
     return _picked(trial, _bounded(trial, scores), order)
 
 
-def _picked(
-    trial: Trial, values: Float[Tensor, "row"], order: list[int]
-) -> Float[Tensor, "common"]:
+def _picked(trial: Trial, values: Shaped[Tensor, "row"], order: list[int]) -> Tensor:
     where = {example: i for i, example in enumerate(trial.rows.tolist())}
     return values[torch.tensor([where[example] for example in order])]
 

@@ -9,9 +9,10 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import binom
 from torch import Tensor
 
-from sonde.core.paired_gains import sign_test
+from sonde.core.paired_gains import gains_and_losses, sign_test
 from sonde.findings.evidence._cooled import cooled_loss, crossed_loss
 from sonde.findings.evidence._mended_rows import MendedRows
+from sonde.findings.evidence._shared import groups_at
 from sonde.findings.evidence._stored_columns import StoredColumns
 from sonde.findings.evidence._tried_forms import Tried
 from sonde.findings.evidence.record import Evidence
@@ -116,8 +117,7 @@ class SND015(Rule):
             )
         reach = 1.0 if math.isnan(found.probe) else found.probe
         own, gain, n = float(trial.before.mean()), trial.gain, len(trial.rows)
-        mended, broken = (int(d.sum()) for d in _differences(trial))
-        p = sign_test(mended, broken)
+        p = sign_test(*gains_and_losses((trial.after - trial.before).double(), trial.group))
         figure = Figure(
             "gain", gain, unit="share", null=0.0, p=p, n_rows=n,
             threshold=self.part * max(0.0, reach - own),
@@ -160,7 +160,7 @@ class SND015(Rule):
             return clear
         before, after, biased = losses
         own, then = float(before.mean()), float(after.mean())
-        p = chance_of_gain(-before, -after)
+        p = chance_of_gain(-before, -after, trial.group)
         fall = 1 - then / own if own > 0 else 0.0
         figure = Figure(
             "loss_fall", fall, unit="share", null=0.0, p=p, n_rows=len(before), threshold=self.fall
@@ -174,7 +174,7 @@ class SND015(Rule):
             f"instead of {number(own, 2)} on {plural(len(before), 'row')} held out from this "
             f"choice, at the best temperature; accuracy {right} instead of {now}."
         )
-        if chance_of_gain(-biased, -after) >= 0.01:
+        if chance_of_gain(-biased, -after, trial.group) >= 0.01:
             text += (
                 f" A bias of one class gives {number(rival, 2)} nats with unchanged inputs: these "
                 "rows cannot decide between them."
@@ -347,6 +347,7 @@ def _trial(
         scores[0][~chooses],
         scores[1][~chooses],
         _nats(evidence, rows, chooses, pair[1]),
+        groups_at(evidence, rows[~chooses]),
     )
 
 
@@ -378,11 +379,6 @@ def _losses(
     )
     kept = [loss[~found.chooses] for loss in every if loss is not None]
     return (kept[0], kept[1], kept[2]) if len(kept) == len(every) else None
-
-
-def _differences(trial: Trial) -> tuple[Tensor, Tensor]:
-    """Return the rows that a change corrects, and the rows that it breaks."""
-    return trial.after > trial.before, trial.after < trial.before
 
 
 def _range(form: Tried) -> str:

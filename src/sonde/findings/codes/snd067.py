@@ -111,6 +111,7 @@ class SND067(Rule):
                 found.texts,
                 -found.given,
                 -found.changed,
+                group=found.group,
             ),
         )
 

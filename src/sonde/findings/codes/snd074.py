@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata, ttest_1samp
 
-from sonde.core.paired_gains import sign_test
+from sonde.core.paired_gains import gains_and_losses, group_means, sign_test
 from sonde.core.random_state import kept_random_state
 from sonde.findings.evidence._number_answers import number_rows
 from sonde.findings.evidence._shared import shared_rows
@@ -69,12 +69,13 @@ class TellingColumn:
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Labelled rows: columns, labels, and the half that is used to fit."""
+    """Labelled rows: columns, labels, the half that is used to fit, and groups."""
 
     x: Float[np.ndarray, "row column"]
     y: np.ndarray
     fits: Bool[np.ndarray, "row"]
     order: Int[np.ndarray, "row"]
+    group: Int[np.ndarray, "row"]
     is_number: bool
 
 
@@ -97,7 +98,7 @@ def telling_column(evidence: Evidence, table: InputTable, ratio: float) -> Telli
     if not without > 0 or alone > ratio * without or alone > model + 0.01:
         return said
     others = _of_others(rows, j, evidence.data.seed)[judged]
-    p = _chance(own, others, rows.is_number)
+    p = _chance(others - own, rows.group[judged], rows.is_number)
     return TellingColumn(
         j, alone, without, float(others.mean()), model, p, len(own), rows.is_number
     )
@@ -118,7 +119,8 @@ def _labelled(evidence: Evidence, table: InputTable) -> _Rows | str:
     keys = [data.group_keys[i] for i in table.order[keep]]
     numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     half = draw.permutation(len(numbers)) % 2 == 0
-    fits = np.array([half[numbers[key]] for key in keys], dtype=bool)
+    group = np.array([numbers[key] for key in keys], dtype=np.int64)
+    fits = half[group]
     y = y[keep]
     if min(fits.sum(), (~fits).sum()) < LEAST:
         return f"needs {2 * LEAST} rows with a label, in groups that can be halved"
@@ -126,7 +128,7 @@ def _labelled(evidence: Evidence, table: InputTable) -> _Rows | str:
         return "the data have no labels of two kinds"
     if is_number:
         y = (y - y[fits].mean()) / (y[fits].std() or 1.0)
-    return _Rows(table.values[keep], y, fits, table.order[keep], is_number)
+    return _Rows(table.values[keep], y, fits, table.order[keep], group, is_number)
 
 
 def _errors(rows: _Rows, x: Float[np.ndarray, "row"]) -> Float[np.ndarray, "row"]:
@@ -214,13 +216,15 @@ def _of_model(evidence: Evidence, rows: _Rows, judged: Bool[np.ndarray, "row"]) 
     return float(np.mean(found)) if len(found) >= FOR_MODEL else float("nan")
 
 
-def _chance(own: np.ndarray, others: np.ndarray, is_number: bool) -> float:
-    """Return the one-sided p-value of the lead, from the rows on which both predictors differ."""
+def _chance(
+    lead: Float[np.ndarray, "row"], group: Int[np.ndarray, "row"], is_number: bool
+) -> float:
+    """Return the one-sided p-value of the lead, from the groups in which both predictors differ."""
+    gain, member = torch.from_numpy(lead), torch.from_numpy(group)
     if is_number:
-        found: Any = ttest_1samp(others - own, 0.0, alternative="greater")
+        found: Any = ttest_1samp(group_means(gain, member).numpy(), 0.0, alternative="greater")
         return float(found.pvalue)
-    ahead, behind = int((others > own).sum()), int((others < own).sum())
-    return sign_test(ahead, behind)
+    return sign_test(*gains_and_losses(gain, member))
 
 
 @final

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sonde.core.batch import words_of
 from sonde.findings.evidence._once import once
 from sonde.findings.evidence.record import Evidence
 from sonde.stats import HashSampleState
@@ -88,6 +89,11 @@ def joined(samples: Sequence[HashSampleState]) -> tuple[Int[Tensor, "row"], ...]
         at = {d: i for i, d in enumerate(draw.tolist())}
         found.append(torch.tensor([at[d] for d in wanted], dtype=torch.int64))
     return tuple(found)
+
+
+def groups_at(evidence: Evidence, order: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
+    """Return the group hash of examples by planned order; without ids equal content is a group."""
+    return words_of([evidence.data.group_keys[i] for i in order.tolist()])
 
 
 def one_per_group(group: Int[Tensor, "row"]) -> Int[Tensor, "kept"]:

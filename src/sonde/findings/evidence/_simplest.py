@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.findings.trial import chance_of_gain
@@ -25,7 +25,10 @@ class SimplestFactor:
 
 
 def simplest_factor(
-    scores: Callable[[float], Float[Tensor, "row"] | None], best: float, units: Sequence[float]
+    scores: Callable[[float], Float[Tensor, "row"] | None],
+    best: float,
+    units: Sequence[float],
+    group: Int[Tensor, "row"] | None = None,
 ) -> SimplestFactor:
     """Return the simplest factor that does about as well as ``best`` on the selection rows.
 
@@ -38,6 +41,8 @@ def simplest_factor(
     best : float
     units : sequence of float
         Factors between usual units.
+    group : Int[Tensor, "row"], optional
+        Group of each row, such as copies: groups are the units of the test. None = every row.
     """
     top = scores(best)
     if top is None or best <= 0:
@@ -48,7 +53,7 @@ def simplest_factor(
     for side in (known[at + 1 :], known[:at][::-1]):
         for factor in side:
             found = scores(factor)
-            if found is None or not _is_tied(found, top):
+            if found is None or not _is_tied(found, top, group):
                 break
             tied.append(factor)
     kinds = (POWERS, units, BETWEEN)
@@ -57,9 +62,11 @@ def simplest_factor(
     return SimplestFactor(chosen, min(tied), max(tied))
 
 
-def _is_tied(found: Float[Tensor, "row"], top: Float[Tensor, "row"]) -> bool:
+def _is_tied(
+    found: Float[Tensor, "row"], top: Float[Tensor, "row"], group: Int[Tensor, "row"] | None
+) -> bool:
     less = float((top - found).double().mean())
-    return less <= WORSE or (less <= 5 * WORSE and chance_of_gain(found, top) > BEYOND)
+    return less <= WORSE or (less <= 5 * WORSE and chance_of_gain(found, top, group) > BEYOND)
 
 
 def factor_words(name: str, factor: float) -> str:

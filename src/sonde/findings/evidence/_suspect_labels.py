@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.core.paired_gains import sign_test
+from sonde.core.paired_gains import gains_and_losses, sign_test
 from sonde.findings.evidence._held_out import held_out_scores
 from sonde.findings.evidence._once import once
 from sonde.findings.evidence._shared import EXAMPLES, examples_at, ids_at
@@ -200,13 +200,13 @@ def one_way(evidence: Evidence) -> OneWay | None:
     found = label_evidence(evidence)
     score = _scores(evidence, found, found.truth)
     half = torch.remainder(found.group // 4, 2) == 0
-    way = _surest(score, found.truth, half)
+    way = _surest(score, found.truth, half, found.group)
     own = model_support(evidence, found)
     if way is not None or own is None:
         return way
-    if _is_worse(own, score, found.truth):
+    if _is_worse(own, score, found.truth, found.group):
         return None
-    way = _surest(own.clamp(min=1e-12).log(), found.truth, half)
+    way = _surest(own.clamp(min=1e-12).log(), found.truth, half, found.group)
     if way is None:
         return None
     agrees = score[way.rows, way.of] > score[way.rows, way.called]
@@ -214,21 +214,26 @@ def one_way(evidence: Evidence) -> OneWay | None:
 
 
 def _is_worse(
-    one: Float[Tensor, "row class"], other: Float[Tensor, "row class"], truth: Int[Tensor, "row"]
+    one: Float[Tensor, "row class"],
+    other: Float[Tensor, "row class"],
+    truth: Int[Tensor, "row"],
+    group: Int[Tensor, "row"],
 ) -> bool:
-    """Return whether one scorer matches significantly fewer labels (sign test, 5 %)."""
-    right = [p.argmax(1) == truth for p in (one, other)]
-    won, lost = (int((a & ~b).sum()) for a, b in (right, right[::-1]))
-    return sign_test(lost, won) < WORSE
+    """Return whether one scorer matches significantly fewer labels (sign test of groups, 5 %)."""
+    right = [(p.argmax(1) == truth).double() for p in (one, other)]
+    return sign_test(*gains_and_losses(right[1] - right[0], group)) < WORSE
 
 
 def _surest(
-    score: Float[Tensor, "row class"], truth: Int[Tensor, "row"], half: Tensor
+    score: Float[Tensor, "row class"],
+    truth: Int[Tensor, "row"],
+    half: Tensor,
+    group: Int[Tensor, "row"],
 ) -> OneWay | None:
     """Return the most significant pair by these class log-odds."""
     said, names = score.argmax(1), range(score.shape[1])
     pairs = [(a, b) for a in names for b in names if a != b]
-    made = [_pair(score, said, truth, a, b, half) for a, b in pairs]
+    made = [_pair(score, said, truth, a, b, half, group) for a, b in pairs]
     kept = [pair for pair in made if pair is not None and pair.p * len(pairs) < 0.001]
     return min(kept, key=lambda pair: pair.p, default=None)
 
@@ -240,9 +245,10 @@ def _pair(
     of: int,
     called: int,
     half: Tensor,
+    group: Int[Tensor, "row"],
 ) -> OneWay | None:
     wrong, own = (said == of) & (truth == called), (said == of) & (truth == of)
-    if int(wrong.sum()) < 10 or int(own.sum()) < 10:
+    if min(len(torch.unique(group[rows])) for rows in (wrong, own)) < 10:
         return None
     back, kept = (said == called) & (truth == of), (said == called) & (truth == called)
     margin = score[:, of] - score[:, called]
@@ -261,16 +267,20 @@ def _pair(
     rows = rows[torch.argsort(margin[rows], descending=True, stable=True)]
     share = n / (n + int(own.sum()))
     opposite = n_back / max(1, n_back + int(kept.sum()))
-    clear = _clear(margin, wrong, own), _clear(-margin, back, kept)
+    clear = _clear(margin, wrong, own, group), _clear(-margin, back, kept, group)
     return OneWay(of, called, rows, share, opposite, sign_test(*clear))
 
 
-def _clear(margin: Float[Tensor, "row"], wrong: Tensor, own: Tensor) -> int:
-    """Return how many wrong rows exceed the 5 % margin quantile of a class's own rows.
+def _clear(
+    margin: Float[Tensor, "row"], wrong: Tensor, own: Tensor, group: Int[Tensor, "row"]
+) -> int:
+    """Return how many groups of wrong rows exceed the 5 % margin quantile of a class's own rows.
 
-    Rows between two classes do not count: they are classified either way by chance.
+    Rows between two classes do not count: they are classified either way by chance. Rows of a
+    group, such as copies, count as one.
     """
-    return int((margin[wrong] >= torch.quantile(margin[own], 0.05)).sum())
+    is_clear = margin[wrong] >= torch.quantile(margin[own], 0.05)
+    return len(torch.unique(group[wrong][is_clear]))
 
 
 def suspects_section(evidence: Evidence) -> dict[str, Any] | None:

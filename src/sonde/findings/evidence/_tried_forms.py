@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sonde.core.inputs import InputBatch
@@ -182,8 +182,12 @@ def simple_form(
     best: Tried,
     of_choosing: Callable[[Tried], Tensor],
     evidence: Evidence,
+    group: Int[Tensor, "row"] | None = None,
 ) -> Tried:
-    """Return a form with the simplest factor that does equally well, or with the best step."""
+    """Return a form with the simplest factor that does equally well, or with the best step.
+
+    Groups of the rows that choose, such as copies, are the units of the test.
+    """
     x, names = numbers_of(small), evidence.data.inputs
     picture = picture_shape(x)
     moves = {} if picture is None else pixel_moves(picture)
@@ -202,7 +206,7 @@ def simple_form(
         form = made[by]
         return None if form is None or form.score is None else of_choosing(form)
 
-    found = simplest_factor(scores, factor, [f for u in FACTORS for f in (u, 1 / u)])
+    found = simplest_factor(scores, factor, [f for u in FACTORS for f in (u, 1 / u)], group)
     chosen = made[found.factor] or best
     return replace(chosen, range=(found.low, found.high), factor=found.factor)
 

@@ -12,10 +12,12 @@ from typing import Final
 
 import torch
 from jaxtyping import Float
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp
 from torch import Tensor
 
+from sonde.core.batch import words_of
 from sonde.core.inputs import InputBatch
+from sonde.core.paired_gains import group_means
 from sonde.findings.evidence._number_answers import number_answers
 from sonde.findings.evidence._shared import two_logits
 from sonde.findings.evidence.answers import class_answers, compared_answers, probabilities
@@ -63,7 +65,7 @@ class PartTrials:
     right, mended : float
         Share of their labels that the model names before and after; NaN without labels.
     p : float
-        Of a paired t test.
+        Of a paired t test, groups of rows as units.
     unit : str
     of_tokens : bool
         Whether the rows are texts of a language model.
@@ -205,7 +207,8 @@ def _judged(
             None, given, given, float(plain.mean()), nan, nan, 1.0, "", runs.causal, n_tried
         )
     loss = runs.loss_of(best, changed, odd)
-    test = ttest_rel(given.numpy(), loss.numpy(), alternative="greater")
+    group = words_of(runs.small.together(odd).group_keys)
+    test = ttest_1samp(group_means(given - loss, group).numpy(), 0.0, alternative="greater")
     return PartTrials(
         change=best,
         given=given,
@@ -348,13 +351,15 @@ class _Runs:
     ) -> Trial:
         """Return the trial of a change from answers and losses on held-out rows."""
         batch = self.small.together(which)
+        group = words_of(batch.group_keys)
         words, scope = change.words, "part" if change.paths != ("logits",) else "answers"
         if self.causal:
-            return Trial(words, scope, "loss", batch.order, -before[1], -after[1])
+            return Trial(words, scope, "loss", batch.order, -before[1], -after[1], group=group)
         if self.data.target is not None:
-            return Trial(words, scope, "error", batch.order, 1 - before[1], 1 - after[1])
+            scores = 1 - before[1], 1 - after[1]
+            return Trial(words, scope, "error", batch.order, *scores, group=group)
         hits = [(two_logits(x).argmax(1) == batch.label).double() for x in (before[0], after[0])]
-        return Trial(words, scope, "accuracy", batch.order, *hits, nats=after[1])
+        return Trial(words, scope, "accuracy", batch.order, *hits, nats=after[1], group=group)
 
     def keeps_order(self, change: PartChange) -> bool:
         """Return whether a changed language model still cannot see later tokens."""

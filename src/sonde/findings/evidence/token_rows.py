@@ -12,13 +12,13 @@ from typing import Final, Literal
 
 import torch
 from jaxtyping import Float, Int
-from scipy.stats import wilcoxon
 from torch import Tensor
 
+from sonde.core.batch import words_of
 from sonde.findings.evidence.counted_tokens import ids_of
 from sonde.findings.evidence.lens import LensEvidence, TextAnswers
 from sonde.findings.self_check import chosen_examples
-from sonde.findings.trial import chooses_by_key
+from sonde.findings.trial import chance_of_gain, chooses_by_key
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
@@ -71,6 +71,8 @@ class TokenRows:
     p : float
     texts : Int[Tensor, "text"]
         Their examples by planned order.
+    group : Int[Tensor, "text"]
+        Group of each of these texts, such as copies: groups are the units of the test.
     """
 
     odd: tuple[OddToken, ...]
@@ -81,6 +83,7 @@ class TokenRows:
     changed: Float[Tensor, "text"]
     p: float
     texts: Int[Tensor, "text"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    group: Int[Tensor, "text"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
 
 def token_rows(stream: LiveStream, lens: object, seed: int) -> TokenRows | None:
@@ -99,10 +102,12 @@ def token_rows(stream: LiveStream, lens: object, seed: int) -> TokenRows | None:
     if not known:
         return nothing
     rows, pairs, given, changed = min(known, key=lambda f: float(f[3].mean()))
-    test = wilcoxon(given.numpy() - changed.numpy(), alternative="greater")
-    p = float(test.pvalue)  # type: ignore[union-attr]
-    texts = small.together(_judging(small)).order
-    return TokenRows(tuple(odd), lens.texts.words, rows, pairs, given, changed, p, texts)
+    texts = small.together(_judging(small))
+    group = words_of(texts.group_keys)
+    p = chance_of_gain(-given, -changed, group)
+    return TokenRows(
+        tuple(odd), lens.texts.words, rows, pairs, given, changed, p, texts.order, group
+    )
 
 
 def _judging(small: SmallBatches) -> list[int]:

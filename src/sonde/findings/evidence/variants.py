@@ -19,7 +19,7 @@ from sonde.findings.evidence._input_forms import Change
 from sonde.findings.evidence._mended_rows import MendedRows, mended_rows, wrong_and_right
 from sonde.findings.evidence._norm_fits import NormFit, batch_norms, norm_fits
 from sonde.findings.evidence._number_answers import number_answers
-from sonde.findings.evidence._shared import shared_rows
+from sonde.findings.evidence._shared import groups_at, shared_rows
 from sonde.findings.evidence._stored_columns import StoredColumns, stored_columns
 from sonde.findings.evidence._tried_forms import (
     HALF,
@@ -215,13 +215,13 @@ def _judged_on_more(
     if len(made) < 2 or made[0].score is None or made[1].score is None:
         return found
     order, _ = _judged_rows(small, evidence)
-    chose = set(found.rows[found.chooses].tolist())
+    chose = groups_at(evidence, found.rows[found.chooses])
     given = replace(made[0], misfit=found.tried[0].misfit)
     return replace(
         found,
         tried=(given, *found.tried[1:]),
         rows=order,
-        chooses=torch.tensor([i in chose for i in order.tolist()]),
+        chooses=torch.isin(groups_at(evidence, order), chose),
         best=replace(best, score=made[1].score, logits=made[1].logits),
     )
 
@@ -303,7 +303,8 @@ def _chosen(
     tied = [f for f in known if f.words in nats and float(of_choosing(f).mean()) >= most]
     least = min((nats[form.words] for form in tied), default=0.0)  # about as little: the first
     best = next((form for form in tied if nats[form.words] <= SAME * least + NIL), best)
-    return simple_form(stream, small, best, of_choosing, evidence)
+    group = groups_at(evidence, _judged_rows(small, evidence)[0][chooses])
+    return simple_form(stream, small, best, of_choosing, evidence, group)
 
 
 def _nats(
