@@ -53,7 +53,7 @@ def test_two_classes_are_enough():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ShapeError, match="one width"):
         ConceptBottleneck().fit(ROWS, BANK[:, :3], LABEL)
-    with pytest.raises(InputError, match="got 1 labels"):
+    with pytest.raises(InputError, match="got 1 label of"):
         ConceptBottleneck().fit(ROWS, BANK, torch.zeros(240, dtype=torch.int64))
     with pytest.raises(InputError, match="got 240 labels"):
         ConceptBottleneck().fit(ROWS, BANK, torch.arange(240))

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.ranges import check_ranges
 from sonde.core.result import Result
+from sonde.core.wording import plural
 from sonde.engine.steps import Descent
 from sonde.explain._held_groups import RowGroups
 from sonde.stats import unit_rows
@@ -152,13 +153,14 @@ class ConceptBottleneck:
         if rows.shape[1] != bank.shape[1] or len(label) != len(rows):
             raise ShapeError(
                 "ConceptBottleneck: expected rows and concepts of one width and a label for each "
-                f"row, got {tuple(rows.shape)}, {tuple(bank.shape)} and {len(label)} labels."
+                f"row, got {tuple(rows.shape)}, {tuple(bank.shape)} and "
+                f"{plural(len(label), 'label')}."
             )
         labels, member = torch.unique(label, return_inverse=True)
         if not 2 <= len(labels) < len(rows):
             raise InputError(
                 f"ConceptBottleneck: expected two classes or more of several rows each, got "
-                f"{len(labels)} labels of {len(rows)} rows."
+                f"{plural(len(labels), 'label')} of {plural(len(rows), 'row')}."
             )
         draw = torch.Generator().manual_seed(self.seed)
         groups = RowGroups.of("ConceptBottleneck", group, rows)

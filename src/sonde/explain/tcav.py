@@ -17,6 +17,7 @@ from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
 from sonde.core.result import Result
 from sonde.core.statistic import Statistic
+from sonde.core.wording import plural
 from sonde.stats import HashSample, HashSampleState
 
 ANSWERED, RANDOM = 0, -1
@@ -176,7 +177,7 @@ class Tcav(Instrument):
         if not sizes or not n_asked:
             raise InputError(
                 "Tcav: expected rows of concepts (label 1, 2, ..) and rows to explain (label "
-                f"0), got {len(sizes)} concepts and {n_asked} rows to explain."
+                f"0), got {plural(len(sizes), 'concept')} and {plural(n_asked, 'row')} to explain."
             )
         if min(sizes) < 10 or n_random < 20:
             raise InputError(

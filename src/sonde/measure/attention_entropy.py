@@ -18,6 +18,7 @@ from sonde.core.result import Direction, Result
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
 from sonde.core.tensors import as_tensor
+from sonde.core.wording import plural
 from sonde.engine.copies import copied_rows, n_copies
 from sonde.engine.errorbars import with_copies
 from sonde.stats import query_entropy
@@ -214,6 +215,6 @@ def _of_examples(group: Any, n: int) -> Int[Tensor, "example"]:
     """Return the group index of each example."""
     names = group.tolist() if hasattr(group, "tolist") else list(group)
     if len(names) != n:
-        raise ShapeError(f"attention_entropy: expected {n} groups, got {len(names)}.")
+        raise ShapeError(f"attention_entropy: expected {plural(n, 'group')}, got {len(names)}.")
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([number[name] for name in names], dtype=torch.int64)

@@ -17,6 +17,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.few_groups import effective_groups, grouped_error
 from sonde.core.result import Direction, Result
+from sonde.core.wording import plural
 from sonde.engine.errorbars import with_copies, with_few_groups
 from sonde.stats import error_if_all_agree
 
@@ -103,7 +104,9 @@ def compression_fidelity(
             )
     members = _equal_texts(source) if group is None else list(group)
     if len(members) != n:
-        raise InputError(f"compression_fidelity: expected {n} groups, got {len(members)}.")
+        raise InputError(
+            f"compression_fidelity: expected {plural(n, 'group')}, got {len(members)}."
+        )
     overwritten: dict[Any, list[int]] = {}
     kinds: Counter[str] = Counter()
     for text, said, places, member in zip(source, decoded, usual, members, strict=True):

@@ -20,6 +20,7 @@ from sonde.core.few_groups import widen_error
 from sonde.core.inputs import InputBatch, Model
 from sonde.core.result import Direction, Result
 from sonde.core.site import Site
+from sonde.core.wording import plural
 from sonde.engine.errorbars import with_copies, with_few_groups
 from sonde.measure._sublayers import Sublayers, is_sum, sublayers_of
 from sonde.tap import editing
@@ -218,8 +219,8 @@ def depth_use(
     if not texts:
         raise InputError(
             f"depth_use: expected texts of more than {leave_out} tokens with finite states, got "
-            f"none ({n_broken} tokens were not finite). Give longer texts, or leave out fewer "
-            "tokens."
+            f"none ({plural(n_broken, 'token was', 'tokens were')} not finite). Give "
+            "longer texts, or leave out fewer tokens."
         )
     whole = [] if parts is None else [one.why for one in parts.values() if one.why]
     conventions = {
@@ -227,7 +228,9 @@ def depth_use(
         **({"whole blocks": "; ".join(whole)} if whole else {}),
     }
     if n_broken:
-        conventions["not finite"] = f"{n_broken} tokens whose states or additions were not finite"
+        conventions["not finite"] = (
+            f"{plural(n_broken, 'token')} with states or additions that were not finite"
+        )
     by_part = None if parts is None else _sublayer_use(parts, texts)
     flags = (*(["whole_blocks"] if whole else []), *(["nonfinite"] if n_broken else []))
     result = replace(_of_blocks(paths, texts, flags, conventions), sublayers=by_part)

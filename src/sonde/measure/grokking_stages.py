@@ -17,6 +17,7 @@ from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
 from sonde.core.result import Direction, Result
 from sonde.core.tensors import as_tensor
+from sonde.core.wording import plural
 
 Activation = Literal["square", "relu"]
 
@@ -126,7 +127,8 @@ def grokking_stages(
     if not len(rows) == len(answer) == len(learned) or not bool(learned.any()):
         raise InputError(
             "grokking_stages: expected a label and a mark for each row, some of them for training, "
-            f"got {len(rows)} rows, {len(answer)} labels and {int(learned.sum())} rows to train on."
+            f"got {plural(len(rows), 'row')}, {plural(len(answer), 'label')} and "
+            f"{plural(int(learned.sum()), 'row')} to train on."
         )
     if not weights:
         raise InputError("grokking_stages: expected weights of at least one step, got none.")

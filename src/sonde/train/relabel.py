@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sonde.core.errors import InputError
+from sonde.core.wording import plural
 from sonde.stats.poincare import poincare_distance, to_ball
 
 Metric = Literal["poincare", "euclidean", "cosine"]
@@ -65,7 +66,7 @@ def relabel_unknown(
     if len(label) != len(x) or not bool(known.any()):
         raise InputError(
             f"relabel_unknown: expected a label for each of {len(x)} rows, some of them 0 or more, "
-            f"got {len(label)} labels, {int(known.sum())} of them 0 or more."
+            f"got {plural(len(label), 'label')}, {int(known.sum())} of them 0 or more."
         )
     if not bool(x[known].isfinite().all()):
         raise InputError("relabel_unknown: expected finite labelled rows, got NaN or infinity.")

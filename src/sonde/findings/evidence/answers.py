@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sonde.core.wording import plural
 from sonde.findings.evidence._halves import Z
 from sonde.findings.evidence._number_answers import NumberAnswers, number_answers, root_mean
 from sonde.findings.evidence._once import once
@@ -197,7 +198,8 @@ def answer_columns(evidence: Evidence, new_classes: bool = False) -> tuple[Tenso
     n = len(torch.unique(label[label >= 0]))
     if n > logits.shape[1] and not new_classes:
         return (
-            f"the labels have {n} classes, but the model returns {logits.shape[1]} numbers per row"
+            f"the labels have {plural(n, 'class', 'classes')}, but the model returns "
+            f"{plural(logits.shape[1], 'number')} per row"
         )
     return logits, label
 

@@ -18,6 +18,7 @@ from sonde.core.finite import finite_rows
 from sonde.core.instrument import Detector, score_needs
 from sonde.core.result import Scorer
 from sonde.core.stream import Stream
+from sonde.core.wording import plural
 from sonde.run.fitting.fit import DEFAULT_HELD, fit
 from sonde.run.instruments.catalogue import find
 from sonde.stats import CalibratedScorer
@@ -177,6 +178,6 @@ def _classes(y: Any, n: int) -> tuple[np.ndarray, np.ndarray | None]:
     labels = column_or_1d(y)
     check_classification_targets(labels)
     if len(labels) != n:
-        raise InputError(f"OutlierDetector.fit: expected {n} labels, got {len(labels)}.")
+        raise InputError(f"OutlierDetector.fit: expected {plural(n, 'label')}, got {len(labels)}.")
     distinct, which = np.unique(labels, return_inverse=True)
     return distinct, which.astype(np.int64)

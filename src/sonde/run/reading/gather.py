@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
+from sonde.core.wording import plural
 
 DELAY_SECONDS = 2
 
@@ -94,7 +95,7 @@ def gather(stream: Stream, progress: bool = True) -> Gathered:
                 if not torch.equal(batch.example[key], torch.arange(len(batch))):
                     raise InputError(
                         f"gather: expected one row for each example, got {len(rows)} rows of "
-                        f"{len(batch)} examples at {key}. Read with reducer='mean'."
+                        f"{plural(len(batch), 'example')} at {key}. Read with reducer='mean'."
                     )
                 parts[key].append(rows)
             order.append(batch.order)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sonde.core.errors import InputError
+from sonde.core.wording import plural
 from sonde.files.seal import is_sealed
 from sonde.store.exporting.describe import describe_export
 from sonde.store.exporting.to_lance import FILES, file_hash, files_in
@@ -74,7 +75,9 @@ def _lance(folder: Path) -> Soundness:
         for name, path in there.items()
         if name in listed and file_hash(path) != listed[name]
     ]
-    notes = (f"{n_more} files were added by another program and not checked",)
+    notes = (
+        f"{plural(n_more, 'file was', 'files were')} added by another program and not checked",
+    )
     faults = sorted([*lost, *other], key=lambda fault: fault.path)
     return Soundness(KIND, checked, tuple(faults), notes=notes if n_more else ())
 
