@@ -76,7 +76,7 @@ def recolour(
     found = {kind: auroc(s, truth.numpy(), seed=seed) for kind, s in said.items()}
     best = max(KINDS, key=lambda kind: float(found[kind].value))
     given = opened("recolour", questioned or [], image_column, limit)
-    fine = ~truth.numpy()
+    fine, works = ~truth.numpy(), found[best].low > 0.5
     own = [said[best][fine & (owner == i)] for i in range(n_held)]
     bar = _bar([float(np.median(s)) for s in own if len(s)], ALARM / max(1, len(given)))
     asked = dict[str, float]()
@@ -84,7 +84,6 @@ def recolour(
         of = (patches_of(p, draw) * 255).round() / 255
         asked[name] = float((score(best, of) > bar).mean())
     above = [float((said[best][of] > bar).mean()) for of in (fine, ~fine)]
-    works = found[best].low > 0.5
     flagged = [name for name, share in asked.items() if share > 0.5]
     ending = f" Of {len(asked)} questioned pictures {len(flagged)} have most patches above it."
     verdict = "recoloured" if flagged else "cannot tell" if asked else "can be told"
