@@ -7,20 +7,16 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import affine_grid, grid_sample
 
 from sonde.train import Contrast, MaskedFeatures
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies._stacks import SHAPES, SIZES, digit_stacks, in_order, other_view
 from sonde_studies.parts.heads import linear_head
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
 FIT, STEPS, TINY, DIM, BATCH, PROTOTYPES = 1_200, 300, 4, 32, 32, 16
-LABELLED, NOISE = 100, 0.4
-SIZES = torch.linspace(0.4, 1.1, 8)
-SHAPES = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7], [7, 6, 5, 4, 3, 2, 1, 0],
-                       [0, 2, 4, 6, 7, 5, 3, 1], [7, 5, 3, 1, 0, 2, 4, 6]])  # fmt: skip
-"""Orders of the sizes: growing, shrinking, a barrel and an hourglass."""
+LABELLED = 100
 ARMS = {
     "untrained": (),
     "slices": ("slices",),
@@ -57,10 +53,8 @@ class VolumesStudy(Study):
         x, label = shuffled_digits(seed)
         draw = torch.Generator().manual_seed(seed)
         shape = torch.randint(len(SHAPES), (len(x),), generator=draw)
-        sized = torch.stack([_at_size(x, float(size)) for size in SIZES], 1)
-        stacks = _ordered(sized, SHAPES[shape])
-        stacks = stacks + NOISE * torch.randn(stacks.shape, generator=draw)
-        by_lot = _ordered(stacks, torch.rand(stacks.shape[:2], generator=draw).argsort(1))
+        stacks = digit_stacks(x, shape, draw)
+        by_lot = in_order(stacks, torch.rand(stacks.shape[:2], generator=draw).argsort(1))
         steps, found = TINY if tiny else STEPS, dict[str, dict[str, float]]()
         for arm, terms in ARMS.items():
             tick(arm)
@@ -77,18 +71,6 @@ class VolumesStudy(Study):
             "shuffled": null["shape"] - 1 / len(SHAPES),
             **{f"{arm} | {k}": v for arm, row in found.items() for k, v in row.items()},
         }
-
-
-def _at_size(x: Tensor, size: float) -> Tensor:
-    """Return digits (row, pixel) scaled about their centre."""
-    turn = torch.tensor([[1 / size, 0.0, 0.0], [0.0, 1 / size, 0.0]]).expand(len(x), 2, 3)
-    grid = affine_grid(turn, [len(x), 1, 8, 8], align_corners=False)
-    return grid_sample(x.reshape(-1, 1, 8, 8), grid, align_corners=False).flatten(1)
-
-
-def _ordered(slices: Tensor, order: Tensor) -> Tensor:
-    """Return slices (row, slice, pixel) in the order of each row."""
-    return slices.gather(1, order[..., None].expand_as(slices))
 
 
 class _Net(nn.Module):
@@ -115,23 +97,13 @@ class _Mixing(nn.Module):
         return self.layer(states + self.place)
 
 
-def _seen(stacks: Tensor) -> Tensor:
-    """Return stacks with other brightness, shifted by up to a pixel, with noise."""
-    light = 0.7 + 0.6 * torch.rand(len(stacks), 1, 1)
-    down, right = torch.randint(-1, 2, (2,)).tolist()
-    moved = stacks.unflatten(2, (8, 8)).roll((down, right), (2, 3)).flatten(2)
-    return light * moved + 0.1 * torch.randn(stacks.shape)
-
-
 def _learned(stacks: Tensor, terms: tuple[str, ...], seed: int, steps: int) -> _Net:
     net = drawn(_Net, seed)
-    losses = drawn(lambda: _losses(net), seed)
-    slices, whole, hidden = losses
+    slices, whole, hidden = losses = drawn(lambda: _losses(net), seed)
 
     def loss(rows: Tensor) -> Tensor:
-        states, stack = zip(*(net(_seen(stacks[rows])) for _ in range(2)), strict=True)
-        value, n = states[0].new_zeros(()), len(rows)
-        view = torch.arange(2)
+        states, stack = zip(*(net(other_view(stacks[rows])) for _ in range(2)), strict=True)
+        value, n, view = states[0].new_zeros(()), len(rows), torch.arange(2)
         if "slices" in terms:
             own = torch.cat(states).flatten(0, 1)
             value = value + slices(own, view=view.repeat_interleave(n * len(SIZES)))
@@ -166,10 +138,9 @@ def _probed(net: _Net, stacks: Tensor, label: Tensor, shape: Tensor) -> dict[str
     with torch.no_grad():
         slices, whole = net(stacks)
     n, middle = _fit(stacks), slices[:, 3]
-    some = min(LABELLED, n)
 
     def probe(states: Tensor, truth: Tensor) -> float:
-        head = linear_head().fit(states[:some].numpy(), truth[:some].numpy())
+        head = linear_head().fit(states[:LABELLED].numpy(), truth[:LABELLED].numpy())
         return float(head.score(states[n:].numpy(), truth[n:].numpy()))
 
     return {
