@@ -4,6 +4,7 @@ from sonde.train.cauchy_schwarz import CauchySchwarzBottleneck as CauchySchwarzB
 from sonde.train.contrast import Contrast as Contrast
 from sonde.train.contrast import similarity_smoothing as similarity_smoothing
 from sonde.train.counter_current import CounterCurrent as CounterCurrent
+from sonde.train.crop_places import crop_places as crop_places
 from sonde.train.distil import Distil as Distil
 from sonde.train.generic_to_specific import GenericToSpecific as GenericToSpecific
 from sonde.train.generic_to_specific import shared_mask as shared_mask
