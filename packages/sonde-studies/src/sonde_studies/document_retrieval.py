@@ -2,19 +2,30 @@
 
 Modules of the standard library and a byte-level language model of 3 million parameters, which was
 never trained for retrieval: the study compares ways to use its states, and says how far they are
-behind counting words. It cannot show what a trained retriever would do.
+behind counting words. Only the reranker is trained, on other modules.
 """
 
 from typing import final
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sonde import load
 from sonde.data import open_inputs
-from sonde_studies.recipes.document_retrieval import document_retrieval
+from sonde_studies._late_interaction import (
+    Reranker,
+    passages_and_windows,
+    reranked,
+    trained_reranker,
+)
+from sonde_studies.parts.retrieval import bm25, fused, passage_scores, places
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 DOCUMENTS, TINY, BYTES, QUERY = 60, 14, 1280, 240
+KNOWN, PIECES, TOP, FIRST = 40, 2, 5, 15
+"""Modules that the reranker learns from, and queries for each; documents counted, and reranked."""
+MERGED = "states, mean of passages"
 
 
 @final
@@ -23,11 +34,16 @@ class DocumentRetrievalStudy(Study):
 
     name = "document-retrieval"
     title = "do merged states of passages find a document better than its first passage?"
+    paper = "lee2024interleaved"
     fidelity = (
-        "the mean of passages as published, without the training of the encoder and the reranker; "
-        "BM25 with the usual constants"
+        "the mean of passages as published, without the training of the encoder; the reranker is "
+        "late interaction over windows of 16 bytes with a trained projection, where the paper "
+        "trains a model on query and passage; BM25 with the usual constants"
     )
-    data = "60 modules of the standard library, 1,280 bytes each; queries: 240 later bytes of each"
+    data = (
+        "60 modules of the standard library, 1,280 bytes each; queries: 240 later bytes of each; "
+        "40 other modules to train the reranker"
+    )
     claims = (
         Claim(
             "merged",
@@ -44,6 +60,11 @@ class DocumentRetrievalStudy(Study):
             "States and BM25 together find more than BM25.",
             "recall at 5, both less BM25",
         ),
+        Claim(
+            "reranked",
+            "Late interaction that was trained on other modules orders the first 15 better.",
+            "recall at 5, reranked less mean of passages",
+        ),
     )
     null = Claim(
         "permuted",
@@ -52,28 +73,47 @@ class DocumentRetrievalStudy(Study):
     )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Sample modules, run the recipe, and again with permuted queries."""
+        """Sample modules, train a reranker on some, and rank the others in all ways."""
         tick("read")
         model, n = load("sonde:stdlib"), TINY if tiny else DOCUMENTS
         draw = np.random.default_rng(seed)
         source = open_inputs(model, "sonde:stdlib/train-all").source
         texts = [row["text"] for row in source.rows() if len(row["text"]) > 4 * BYTES]
-        chosen = [texts[int(i)] for i in draw.permutation(len(texts))[:n]]
-        documents = [{"id": str(i), "text": t[BYTES : 2 * BYTES]} for i, t in enumerate(chosen)]
-        queries = [
-            {"id": str(i), "text": t[3 * BYTES : 3 * BYTES + QUERY]} for i, t in enumerate(chosen)
-        ]
-        found = document_retrieval(model, documents, queries, seed=seed, progress=False)
-        tick("permute")
-        order = (np.arange(n) + int(draw.integers(1, n))) % n
-        other = [{"id": str(order[i]), "text": q["text"]} for i, q in enumerate(queries)]
-        wrong = document_retrieval(model, documents, other, seed=seed, progress=False)
-        recall, lost = ({r["arm"]: r["recall at 5"] for r in a.rows} for a in (found, wrong))
-        merged = recall["states, mean of passages"]
+        chosen = [texts[int(i)] for i in draw.permutation(len(texts))[: n + (n if tiny else KNOWN)]]
+        documents = [t[BYTES : 2 * BYTES] for t in chosen]
+        later = [t[3 * BYTES + i * QUERY :][:QUERY] for t in chosen[n:] for i in range(PIECES)]
+        queries = [t[3 * BYTES :][:QUERY] for t in chosen[:n]]
+        (passages, windows), (asked, pieces), (_, known), (_, learned) = (
+            passages_and_windows(model, part)
+            for part in (documents[:n], queries, documents[n:], later)
+        )
+        tick("train the reranker")
+        answer = torch.arange(n)
+        reranker = trained_reranker(
+            known, learned, torch.arange(len(chosen) - n).repeat_interleave(PIECES)
+        )
+        score = passage_scores(passages, asked)
+        score["BM25"] = bm25(documents[:n], queries)
+        score["BM25 and states"] = fused(score["BM25"], score[MERGED])
+        with torch.no_grad():
+            again = {
+                "reranked": reranker(windows, pieces),
+                "reranked, not trained": Reranker(known)(windows, pieces),
+            }
+        score |= {arm: reranked(score[MERGED], x, FIRST) for arm, x in again.items()}
+        recall = {arm: _recall(x, answer) for arm, x in score.items()}
+        other = (answer + int(draw.integers(1, n))) % n
         return {
-            "merged": merged - recall["states, first passage"],
-            "states": merged - 5 / n,
+            "merged": recall[MERGED] - recall["states, first passage"],
+            "states": recall[MERGED] - TOP / n,
             "both": recall["BM25 and states"] - recall["BM25"],
-            "permuted": lost["states, mean of passages"] - 5 / n,
-            **{f"recall at 5 | {arm}": value for arm, value in recall.items()},
+            "reranked": recall["reranked"] - recall[MERGED],
+            "permuted": _recall(score[MERGED], other) - TOP / n,
+            f"recall at {FIRST}, {MERGED}": _recall(score[MERGED], answer, FIRST),
+            **{f"recall at {TOP} | {arm}": value for arm, value in recall.items()},
         }
+
+
+def _recall(score: Tensor, answer: Tensor, top: int = TOP) -> float:
+    """Return the fraction of queries whose document is among the first."""
+    return float((places(score, answer) < top).double().mean())
