@@ -123,11 +123,11 @@ def facts_in_context(seed: int, tiny: bool) -> dict[str, float]:
     held = persons.texts("held")
     found = dict[str, float]()
     for name, model in models.items():
-        found[f"alone | {name}"] = _accuracy(model, [*facts], [*facts.values()])
-        found[f"own | {name}"] = _accuracy(model, [*own.values()], [*facts.values()])
-        found[f"other | {name}"] = _accuracy(model, [*other.values()], [*facts.values()])
+        found[f"alone | {name}"] = accuracy(model, [*facts], [*facts.values()])
+        found[f"own | {name}"] = accuracy(model, [*own.values()], [*facts.values()])
+        found[f"other | {name}"] = accuracy(model, [*other.values()], [*facts.values()])
         kept = persons.of["retain"]
-        found[f"retained | {name}"] = _accuracy(model, [*kept], [*kept.values()])
+        found[f"retained | {name}"] = accuracy(model, [*kept], [*kept.values()])
         audit = unlearning_audit(
             before, model, forget, retain, held=held, gold=gold, seed=seed, progress=False
         )
@@ -149,7 +149,8 @@ def _schooled(persons: Persons, groups: tuple[str, ...], sizes: Sizes, seed: int
 
 
 @torch.no_grad()
-def _accuracy(model: Model, prompts: list[str], answers: list[str]) -> float:
+def accuracy(model: Model, prompts: list[str], answers: list[str]) -> float:
+    """Return the share of prompts of one length whose most likely next word is the answer."""
     ids = model.module(tokens_of(model, prompts)).logits[:, -1].argmax(1)
     said = model.processor.convert_ids_to_tokens(ids.tolist())
     return float(np.mean([a == b for a, b in zip(said, answers, strict=True)]))
