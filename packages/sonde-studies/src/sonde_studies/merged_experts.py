@@ -22,10 +22,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "not aligned": {"align": False},
 }
 QUARTER: dict[str, dict[str, Any]] = {
-    "rank and columns": {"keep": 0.5, "size": 0.5},
-    "rank alone": {"keep": 0.5, "size": 0.5, "residual": 0.0},
+    "rank and columns": {"keep": 0.5, "size": 0.5, "residual": 0.5},
+    "rank alone": {"keep": 0.5, "size": 0.5},
     "columns alone": {"keep": 0.5, "size": 0.5, "residual": 1.0},
-    "not merged": {"keep": 1.0, "size": 0.25},
+    "not merged": {"keep": 1.0, "size": 0.25, "residual": 0.5},
 }
 """Ways to a quarter of the experts' numbers, beside merging to a quarter."""
 
