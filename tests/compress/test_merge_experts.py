@@ -155,7 +155,9 @@ def test_shared_experts_answer_alike_in_memory_and_in_a_folder(tmp_path):
     assert (wanted[0.6] - wanted[1.0]).abs().max() > 0.01
     held = [held_bytes(merged)]
     for size, logits in wanted.items():
-        plan = MergeExperts(keep=0.4, shared=True, size=size, residual=0.5).plan(model, {"calibration": use})
+        plan = MergeExperts(keep=0.4, shared=True, size=size, residual=0.5).plan(
+            model, {"calibration": use}
+        )
         new = plan.fold(model)
         plan.save(model, tmp_path / f"{size}")
         opened = sonde.load(str(tmp_path / f"{size}"), device="cpu").module
