@@ -108,7 +108,7 @@ def _stripped(code: str, name: str) -> str:
 
 @cache
 def files_of_torch(n: int) -> list[list[Typed]]:
-    """Return the parameters of PyTorch's modules, file by file in a random order, at least ``n``."""
+    """Return at least ``n`` parameters of PyTorch's modules, file by file in a random order."""
     paths = sorted(Path(torch.__file__).parent.rglob("*.py"))
     found: list[list[Typed]] = []
     for i in np.random.default_rng(0).permutation(len(paths)):
