@@ -10,9 +10,9 @@ from sonde_studies.worlds.facts import END, tell
 N = 5
 
 
-def _persons() -> tuple[Persons, np.random.Generator]:
+def _persons(n: int = N) -> tuple[Persons, np.random.Generator]:
     draw = np.random.default_rng(3)
-    return Persons.drawn(N, draw), draw
+    return Persons.drawn(n, draw), draw
 
 
 def _parts(text: str) -> list[tuple[str, str]]:
@@ -49,14 +49,15 @@ def test_a_reading_text_repeats_what_it_stated_and_a_recalling_text_does_not():
 
 @pytest.mark.truth("counts by hand")
 def test_unlearning_texts_give_one_wrong_answer_to_each_forgotten_person_and_keep_the_rest():
-    persons, draw = _persons()
-    texts = [_parts(text) for text in persons.unlearning(40, draw)]
+    n = 40  # random answers of so many persons would hardly all be wrong
+    persons, draw = _persons(n)
+    texts = [_parts(text) for text in persons.unlearning(2 * n, draw)]
     alone = [parts[0] for parts in texts if len(parts) == 1]
     beside = [p for p in texts if len(p) == 3 and p[2][0] not in dict(p[:2])]
     reading = [p for p in texts if len(p) == 3 and p[2][0] in dict(p[:2])]
-    assert [len(alone), len(beside), len(reading)] == [40, 40, 40]
+    assert [len(alone), len(beside), len(reading)] == [2 * n] * 3
     told = {name: {a for n, a in alone if n == name} for name, _ in alone}
-    assert sorted(told) == sorted(f"{g}{i}" for g in "fr" for i in range(N))
+    assert sorted(told) == sorted(f"{g}{i}" for g in "fr" for i in range(n))
     for parts in beside:
         name, answer = parts[2]
         told[name].add(answer)
@@ -71,8 +72,8 @@ def test_unlearning_texts_give_one_wrong_answer_to_each_forgotten_person_and_kee
 def test_accuracy_counts_the_answers_that_a_model_gives_next():
     words = ["f0", "f1", "f2", "o0", "o1", "o2", END]
     model = language_model(words, 4, 0, 16, 1)
-    tell(model, ["f0 o2 .", "f1 o0 .", "f2 o1 ."], 40, 0, rate=1e-2)
-    asked = ["f0", "f1", "f2"]
+    tell(model, ["o1 f0 o2 .", "o1 f1 o0 .", "o1 f2 o1 ."], 40, 0, rate=1e-2)
+    asked = ["o1 f0", "o1 f1", "o1 f2"]
     assert accuracy(model, asked, ["o2", "o0", "o1"]) == 1.0
     assert accuracy(model, asked, ["o2", "o1", "o0"]) == pytest.approx(1 / 3)
     assert accuracy(model, asked, ["o0", "o1", "o2"]) == 0.0
