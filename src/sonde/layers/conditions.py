@@ -1,7 +1,7 @@
 """Give a condition to the layers inside a model, for the calls in a ``with`` block."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.inputs import Model
 from sonde.layers.layer import Layer
+from sonde.tap.hooks.held import Held
 
 
 class ConditionedLayer(Layer):
@@ -21,7 +22,21 @@ class ConditionedLayer(Layer):
     """
 
     condition: int = 0
-    shared: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: Held[Tensor] = Held("conditioned")
+
+    @property
+    def shared(self) -> Tensor | None:
+        """Condition of the ``conditioned`` block of the running thread or task; None without one.
+
+        Raises
+        ------
+        StateError
+            If this thread opened no block, and several others did.
+        """
+        return self.held.get()
 
     @property
     def is_active(self) -> bool:
@@ -54,6 +69,7 @@ class ConditionedLayer(Layer):
                 f"condition={self.condition}), or one vector for each position, for states "
                 f"{tuple(x.shape)}, got {tuple(c.shape)}."
             )
+        c = c.to(x.dtype)
         return c if whole else c.reshape(len(c), *[1] * axes, c.shape[-1])
 
 
@@ -62,6 +78,9 @@ def conditioned(
     model: Model | nn.Module, condition: Float[Tensor, "row *axes condition"]
 ) -> Iterator[None]:
     """Give a condition to all layers of a model that read one, inside the block.
+
+    Blocks of several threads or tasks do not see each other. A thread without a block, such as one
+    that generates for another, has the condition of the only block that is open.
 
     Parameters
     ----------
@@ -90,11 +109,7 @@ def conditioned(
             "without one. Insert a ConditionalNorm, a conditioned UnitGate or a "
             "DecoupledCrossAttention."
         )
-    before = [part.shared for part in parts]
-    for part in parts:
-        part.shared = condition
-    try:
+    with ExitStack() as blocks:
+        for part in parts:
+            blocks.enter_context(part.held.held(condition))
         yield
-    finally:
-        for part, old in zip(parts, before, strict=True):
-            part.shared = old

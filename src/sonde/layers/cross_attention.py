@@ -112,7 +112,7 @@ class DecoupledCrossAttention(ConditionedLayer):
                 f"DecoupledCrossAttention: expected a source ({len(heads)} or 1, token, "
                 f"{self.dim}), got {tuple(source.shape)}."
             )
-        source = source.expand(len(heads), -1, -1)
+        source = source.to(queries.dtype).expand(len(heads), -1, -1)
         keys, values = self._split(self.key(source)), self._split(self.value(source))
         added = scaled_dot_product_attention(queries, keys, values, scale=1 / math.sqrt(self.width))
         return heads + self.scale * added
