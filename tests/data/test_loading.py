@@ -75,6 +75,10 @@ def test_dtype_auto_is_the_configs_and_others_are_kept(gpt2, tmp_path):
     assert next(load(gpt2).module.parameters()).dtype == torch.float32
     with pytest.raises(errors.InputError, match="Did you mean float32"):
         load(gpt2, dtype="float23")
+    with pytest.raises(errors.InputError, match="expected a dtype among auto, float32"):
+        load(gpt2, dtype=torch.int8)
+    as_torch_says = load(gpt2, torch.device("cpu"), torch.bfloat16).module
+    assert next(as_torch_says.parameters()).dtype == torch.bfloat16
 
 
 def test_map_spreads_by_accelerate(gpt2):

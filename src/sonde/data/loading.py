@@ -74,8 +74,8 @@ class _How:
 
 def load(
     model: Any,
-    device: str = "auto",
-    dtype: str = "auto",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
     trust_remote_code: bool = False,
     processor: Any = None,
     *,
@@ -99,6 +99,7 @@ def load(
     InputError
         If there is no such model, or it cannot be loaded safely and whole.
     """
+    device, dtype = str(device), str(dtype).removeprefix("torch.")
     if dtype != "auto" and dtype not in DTYPES:
         raise InputError(
             f"load: expected a dtype among auto, {', '.join(DTYPES)}, got "

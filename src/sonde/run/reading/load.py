@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from sonde.core.inputs import Model
@@ -11,8 +12,8 @@ from sonde.data import loading
 
 def load(
     model: Any,
-    device: str = "auto",
-    dtype: str = "auto",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
     trust_remote_code: bool = False,
     processor: Any = None,
 ) -> Model:
@@ -27,10 +28,10 @@ def load(
         dictionary or safetensors, are ``package.module:factory@FILE``; a factory's model that
         `sonde compress` wrote is ``package.module:factory@FOLDER``. ``timm:NAME`` asks timm,
         ``sentence-transformers:NAME`` the hub.
-    device : str, default="auto"
+    device : str or torch.device, default="auto"
         ``auto`` is cuda, mps or cpu for models that are loaded here; ``map`` spreads a checkpoint
         over the devices; else a torch device.
-    dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
+    dtype : {"auto", "float32", "bfloat16", "float16"} or torch.dtype, default="auto"
         ``auto`` is what the configuration says.
     trust_remote_code : bool, default=False
         Run Python code that comes with the checkpoint.
