@@ -136,6 +136,7 @@ TWINS = [
     (Rewrite, "half", broken_rewrites.Halves("half"), "is not finite"),
     (Rewrite, "tied", broken_rewrites.Halves("tie"), "the plan does not say"),
     (Rewrite, "missing", broken_rewrites.Halves("takes anything"), "was taken"),
+    (Rewrite, "finite", broken_rewrites.Trusts(), "nan in 0.weight was taken"),
     (Layer, "start", broken_layers.Mixes("starts"), "first output is off"),
     (Layer, "gradients", broken_layers.Mixes("detached"), "finite differences"),
     (Layer, "again", broken_layers.Mixes("random"), "two runs differ"),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sonde.compress._blocks import BlockCall, Blocks, block_calls, placed_call
 from sonde.compress._grid import Symmetry
-from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._layers import Weighted, weighted_layers
 from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.grams import LayerGrams, add_rows, grams_for, layers_of_weight, require_rows
 from sonde.core.errors import InputError
@@ -64,12 +64,10 @@ def each_layer(
     Raises
     ------
     InputError
-        If weights are not finite; for ``sequential``, if the model has no blocks, or a block reads
-        other states than the block before returned.
+        For ``sequential``, if the model has no blocks, or a block reads other states than the
+        block before returned.
     """
     chosen = weighted_layers(owner, model, layers, beside=beside)
-    for layer in chosen:
-        require_finite_weights(owner, layer)
     if sequential:
         assert isinstance(calibration, Inputs)  # what such a method says that it reads
         walk = _Walk(owner, model, calibration, chosen, solve)
@@ -113,7 +111,7 @@ def round_each_layer(
         owner, model, calibration, layers, solve, sequential=sequential, beside=names
     )
     asked = bits, group, symmetry
-    return plan_with_tensors(owner, model, layers, asked, changes, word, figures)
+    return plan_with_tensors(model, layers, asked, changes, word, figures)
 
 
 def _add(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -195,18 +194,3 @@ def _refuse_made(owner: str, made: Sequence[str], layers: Sequence[str] | None) 
         more = f" (and {len(made) - 1} more)" if made[1:] else ""
         # one text and one line of code for all callers: Python prints it once
         warnings.warn(f"{made[0]}{more} is not compressed: it {advice}", SondeWarning, stacklevel=1)
-
-
-def require_finite_weights(owner: str, layer: Weighted) -> None:
-    """Raise if a weight is not finite.
-
-    Raises
-    ------
-    InputError
-        Naming the layer.
-    """
-    if not bool(torch.isfinite(layer.module.weight).all()):
-        raise InputError(
-            f"{owner}: expected finite weights, got NaN or infinity in {layer.weight}. Load the "
-            "model in float32, or use another checkpoint."
-        )

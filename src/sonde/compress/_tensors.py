@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sonde.compress._grid import Symmetry, rounded
-from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.weights import Change, Grid, RewritePlan
 from sonde.weights.change import QuantisedTensor
@@ -16,7 +14,6 @@ from sonde.weights.forms import TIED
 
 
 def plan_with_tensors(
-    owner: str,
     model: Model,
     layers: Sequence[str] | None,
     grid: tuple[int, int, Symmetry],
@@ -31,8 +28,6 @@ def plan_with_tensors(
 
     Parameters
     ----------
-    owner : str
-        For errors.
     model : Model
     layers : sequence of str, optional
         Patterns of modules (``model.embed_tokens``, ``*.mlp.experts``) or of tensors.
@@ -42,21 +37,11 @@ def plan_with_tensors(
         Of layers.
     word : str
     figures : mapping of str to float, optional
-
-    Raises
-    ------
-    InputError
-        If a weight is not finite.
     """
     made, forms = dict[str, Change](), dict[str, dict[str, Any]]()
     for names, part, leaf in _chosen(model.module, layers):
         name, weight = names[0], part._parameters[leaf]
         assert weight is not None  # what is chosen is there
-        if not bool(torch.isfinite(weight).all()):
-            raise InputError(
-                f"{owner}: expected finite weights, got NaN or infinity in {name}. Load the "
-                "model in float32, or use another checkpoint."
-            )
         made[name] = _rounded(weight, leaf, *grid)
         for other in names[1:]:
             path = other.rpartition(".")[0]

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.compress._grid import Symmetry, check_grid, method_of, rounded
-from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._layers import Weighted, weighted_layers
 from sonde.compress._scaling import ScaleGroup, scale_groups, scaled_tensors
 from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.gptq import loss_of
@@ -97,8 +97,6 @@ class AWQ(Rewrite):
         if self.bits is not None:
             beside = names_of_tensors(model.module, self.layers)
             layers = weighted_layers("AWQ", model, self.layers, beside=beside)
-            for layer in layers:
-                require_finite_weights("AWQ", layer)
             names = None if self.layers is None else tuple(self.layers)
             grams = layer_grams(model, calibration, layers=names, progress=False)
             found = scale_groups(model, layers, calibration)
@@ -122,7 +120,7 @@ class AWQ(Rewrite):
         if self.bits is None or self.smooth_only:
             return RewritePlan.of(model, changes, word, **figures)
         asked = self.bits, self.group, self.symmetry
-        return plan_with_tensors("AWQ", model, self.layers, asked, changes, word, figures)
+        return plan_with_tensors(model, self.layers, asked, changes, word, figures)
 
     def _scale(self, group: ScaleGroup, model: Model, grams: LayerGrams) -> Float[Tensor, "in"]:
         """Return the scale with the smallest error: 1, or a power of the size of the inputs."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sonde.compress._grid import method_of, rounded
 from sonde.compress._layer_scores import LayerScore, LayerScores
-from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._layers import Weighted, weighted_layers
 from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.allocate import allocate
 from sonde.compress.fidelity import fidelity
@@ -113,11 +113,9 @@ class BitAllocation(Rewrite):
             return RewritePlan.of(model, changes, word)
         names = names_of_tensors(model.module, self.layers)
         layers = weighted_layers("BitAllocation", model, self.layers, beside=names)
-        for layer in layers:
-            require_finite_weights("BitAllocation", layer)
         asked = int(self.bits), self.group, "asymmetric"
         if not layers:
-            return plan_with_tensors("BitAllocation", model, self.layers, asked, changes, word)
+            return plan_with_tensors(model, self.layers, asked, changes, word)
         grams = grams_for("BitAllocation", model, calibration, self.layers)
         numbers = torch.tensor([layer.module.weight.numel() for layer in layers])
         sizes = numbers[:, None] * torch.tensor(tuple(self.widths))
@@ -139,7 +137,7 @@ class BitAllocation(Rewrite):
             changes |= rule.planned(model, grams).changes
         spent = sum(int(sizes[row, i]) for row, i in enumerate(chosen))
         figures = {"bits": spent / int(numbers.sum()), **figures}
-        return plan_with_tensors("BitAllocation", model, self.layers, asked, changes, word, figures)
+        return plan_with_tensors(model, self.layers, asked, changes, word, figures)
 
     def _errors(self, layer: Weighted, model: Model, grams: LayerGrams) -> Float[Tensor, "width"]:
         """Return the output error of a layer at each number of bits."""

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.compress._grid import method_of
-from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._layers import Weighted, weighted_layers
 from sonde.compress.gptq import loss_of
 from sonde.compress.grams import LayerGrams, grams_for, parts_of
 from sonde.core.errors import InputError
@@ -92,8 +92,6 @@ class BitStack(Rewrite):
         if self.bits is None:
             return RewritePlan.of(model, {}, word)
         layers = weighted_layers("BitStack", model, self.layers)
-        for layer in layers:
-            require_finite_weights("BitStack", layer)
         grams = grams_for("BitStack", model, calibration, self.layers)
         sizes = [self._sizes(layer) for layer in layers]
         numbers = sum(layer.module.weight.numel() for layer in layers)

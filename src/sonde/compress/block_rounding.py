@@ -25,7 +25,7 @@ from sonde.compress._grid import (
     method_of,
     quantised,
 )
-from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._layers import Weighted, weighted_layers
 from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.gptq import loss_of
 from sonde.compress.grams import LayerGrams, grams_for, layers_of_weight, parts_of, without_padding
@@ -126,9 +126,7 @@ class BlockRounding(Rewrite):
         layers = weighted_layers("BlockRounding", model, self.layers, beside=names)
         asked = self.bits, self.group, self.symmetry
         if not layers:
-            return plan_with_tensors("BlockRounding", model, self.layers, asked, {}, word)
-        for layer in layers:
-            require_finite_weights("BlockRounding", layer)
+            return plan_with_tensors(model, self.layers, asked, {}, word)
         grams = grams_for("BlockRounding", model, calibration, self.layers)
         n = min(self.rows, len(calibration))
         search = _Search(model, list(map(right_padded, calibration.batches(0, n))), layers)
@@ -151,7 +149,7 @@ class BlockRounding(Rewrite):
         changes: dict[str, Change] = {}
         for stage, clip in zip(search.stages, best, strict=True):
             changes |= {layer.weight: found.of[layer][clip] for layer in stage}
-        return plan_with_tensors("BlockRounding", model, self.layers, asked, changes, word, figures)
+        return plan_with_tensors(model, self.layers, asked, changes, word, figures)
 
     def _clipped(self, layer: Weighted, share: float) -> Quantised:
         assert self.bits is not None

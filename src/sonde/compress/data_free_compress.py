@@ -22,7 +22,7 @@ from sonde.compress._coupled import (
     cut_changes,
 )
 from sonde.compress._grid import check_grid, method_of, rounded
-from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._layers import Weighted, weighted_layers
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
@@ -145,8 +145,6 @@ class DataFreeCompress(Rewrite):
         assert self.bits is not None
         grid, now = Grid(self.bits, self.group), dict[str, Tensor]()
         layers = {one.name: one for one in weighted_layers("DataFreeCompress", model, self.layers)}
-        for layer in layers.values():
-            require_finite_weights("DataFreeCompress", layer)
         changes = dict[str, Change]()
         for maker in makers:
             layer = maker.layer
@@ -196,7 +194,6 @@ class _Maker:
         if any(getattr(part, "groups", 1) > 1 for part in parts.values()):
             return None
         layer = Weighted(made[0], parts[made[0]])
-        require_finite_weights("DataFreeCompress", layer)
         return cls(layer, units, parts[norms[0]] if norms else None)
 
     def rows(self, matrix: Float[Tensor, "out in"]) -> Float[Tensor, "unit in1"]:

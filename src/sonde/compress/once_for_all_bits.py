@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from sonde.compress._grid import check_grid, method_of, rounded
-from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._layers import Weighted, weighted_layers
 from sonde.compress.allocate import allocate
 from sonde.compress.fidelity import fidelity
 from sonde.core.errors import InputError
@@ -89,7 +89,6 @@ class OnceForAllBits(Rewrite):
             widths = dict(self.bits)
         changes: dict[str, Change] = {}
         for layer in layers:
-            require_finite_weights("OnceForAllBits", layer)
             bits, weight = int(widths[layer.name]), layer.matrix()  # pyright: ignore[reportArgumentType]
             if bits in self.corrections.get(layer.name, {}):
                 left, right = self.corrections[layer.name][bits]

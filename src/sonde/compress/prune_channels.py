@@ -23,7 +23,7 @@ from sonde.compress._coupled import (
     cut_changes,
 )
 from sonde.compress._grid import method_of
-from sonde.compress._layers import Weighted, require_finite_weights
+from sonde.compress._layers import Weighted
 from sonde.compress.gptq import loss_of
 from sonde.compress.grams import LayerGrams, grams_for, layers_of_weight
 from sonde.core.errors import InputError, near
@@ -213,7 +213,6 @@ class _Reader:
     @classmethod
     def of(cls, model: Model, name: str, grams: LayerGrams | None, damp: float) -> "_Reader":
         layer = Weighted(name, model.module.get_submodule(name))
-        require_finite_weights("PruneChannels", layer)
         assert grams is not None  # taken where there are readers
         moments = grams.of_layers(layers_of_weight(model.module, name))
         own = moments.second_moment if layer.module.bias is None else moments.covariance

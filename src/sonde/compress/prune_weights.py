@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sonde.compress._grid import method_of
-from sonde.compress._layers import Weighted, require_finite_weights, weighted_layers
+from sonde.compress._layers import Weighted, weighted_layers
 from sonde.compress._masks import check_pattern, check_width, lowest, lowest_of_runs
 from sonde.compress.grams import LayerGrams, grams_for, parts_of
 from sonde.core.errors import InputError
@@ -89,7 +89,6 @@ class PruneWeights(Rewrite):
             if self.score == "wanda" and calibration is not None:
                 grams = grams_for("PruneWeights", model, calibration, self.layers)
             for layer in layers:
-                require_finite_weights("PruneWeights", layer)
                 gone = self._removed(layer, self._scores(layer, model, grams))
                 new = layer.matrix().masked_fill(gone, 0.0)
                 changes[layer.weight] = Pruned(layer.tensor(new))

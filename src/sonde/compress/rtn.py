@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, final
 
 from sonde.compress._grid import Symmetry, check_grid, method_of, rounded
-from sonde.compress._layers import require_finite_weights, weighted_layers
+from sonde.compress._layers import weighted_layers
 from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.core.inputs import Model
 from sonde.weights import Change, Grid, Rewrite, RewritePlan
@@ -68,9 +68,8 @@ class RTN(Rewrite):
             return RewritePlan.of(model, changes, word)
         names = names_of_tensors(model.module, self.layers)
         for layer in weighted_layers("RTN", model, self.layers, beside=names):
-            require_finite_weights("RTN", layer)
             matrix = layer.matrix()
             grid = Grid.over(self.bits, self.group, matrix.shape[1])
             changes[layer.weight] = rounded(matrix, grid, self.symmetry, self.clip, layer)
         asked = self.bits, self.group, self.symmetry
-        return plan_with_tensors("RTN", model, self.layers, asked, changes, word)
+        return plan_with_tensors(model, self.layers, asked, changes, word)

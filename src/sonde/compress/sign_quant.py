@@ -7,7 +7,7 @@ from typing import Any, ClassVar, final
 from torch.nn import functional
 
 from sonde.compress._grid import method_of, quantised
-from sonde.compress._layers import require_finite_weights, weighted_layers
+from sonde.compress._layers import weighted_layers
 from sonde.core.inputs import Model
 from sonde.core.ranges import check_ranges
 from sonde.weights import Change, Grid, Rewrite, RewritePlan
@@ -55,7 +55,6 @@ class SignQuant(Rewrite):
         changes: dict[str, Change] = {}
         layers = [] if self.bits is None else weighted_layers("SignQuant", model, self.layers)
         for layer in layers:
-            require_finite_weights("SignQuant", layer)
             matrix = layer.matrix()
             grid = Grid(1, self.group or matrix.shape[1])
             wide = functional.pad(

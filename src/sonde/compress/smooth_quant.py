@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.compress._grid import check_grid, method_of, rounded
-from sonde.compress._layers import require_finite_weights, weighted_layers
+from sonde.compress._layers import weighted_layers
 from sonde.compress._scaling import ScaleGroup, scale_groups, scaled_tensors
 from sonde.compress._tensors import names_of_tensors, plan_with_tensors
 from sonde.compress.grams import without_padding
@@ -86,8 +86,6 @@ class SmoothQuant(Rewrite):
         if self.bits is not None:
             beside = names_of_tensors(model.module, self.layers)
             layers = weighted_layers("SmoothQuant", model, self.layers, beside=beside)
-            for layer in layers:
-                require_finite_weights("SmoothQuant", layer)
             groups = scale_groups(model, layers, calibration)
             largest = _largest_inputs(model, groups, calibration)
             scales = [
@@ -104,7 +102,7 @@ class SmoothQuant(Rewrite):
         if self.bits is None or self.smooth_only:
             return RewritePlan.of(model, changes, word, **figures)
         grid = self.bits, self.group, "symmetric"
-        return plan_with_tensors("SmoothQuant", model, self.layers, grid, changes, word, figures)
+        return plan_with_tensors(model, self.layers, grid, changes, word, figures)
 
     def _scale(self, group: ScaleGroup, inputs: Tensor) -> Float[Tensor, "in"]:
         columns = torch.cat([layer.matrix() for layer in group.layers]).abs().amax(0)

@@ -202,6 +202,7 @@ KINDS: dict[type, tuple[Law, ...]] = {
         _law(_R.law_half, applies=lambda c: c.half),
         _law(_R.law_tied),
         _law(_R.law_missing, applies=_R.reads_something),
+        _law(_R.law_finite),
     ),
     CacheRule: (
         _law(_C.law_score),

@@ -233,6 +233,23 @@ def law_missing(case: RewriteCase) -> None:
             raise AssertionError(f"fitted={given} was taken")
 
 
+def law_finite(case: RewriteCase) -> None:
+    """A plan for a model with a weight that is not finite raises an error that names the weight."""
+    for wrong in (torch.nan, torch.inf):
+        model = as_model(case.model())
+        fitted = case.fitted(case.rewrite, model)
+        floating = (item for item in model.module.named_parameters() if item[1].ndim > 1)
+        name, weight = next(floating)
+        with torch.no_grad():
+            weight.view(-1)[-1] = wrong
+        try:
+            case.rewrite.plan(model, fitted)
+        except InputError as error:
+            assert name in str(error), f"which weight? {error}"
+        else:
+            raise AssertionError(f"{wrong} in {name} was taken")
+
+
 def law_rule_kept(rule: MergeRule) -> None:
     """A merged tensor has the base's shape and dtype, and the operands are not changed."""
     for dtype in (torch.float32, torch.float64):

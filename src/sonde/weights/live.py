@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sonde.core.errors import InputError
+from sonde.core.finite import all_finite
 from sonde.core.hashing import tensor_key
 from sonde.core.inputs import Model
 from sonde.core.repacking import in_own_form
@@ -39,6 +40,24 @@ def require_in_memory(owner: str, module: nn.Module) -> None:
                 f"{owner}: expected a model with its weights in memory, got {name} on the device "
                 "'meta': it was never loaded, or is offloaded to the disk. Load the model whole: "
                 "sonde.load(MODEL, device='cpu')."
+            )
+
+
+def require_finite(owner: str, module: nn.Module) -> None:
+    """Raise if a weight of a model is not finite.
+
+    Raises
+    ------
+    InputError
+        Naming the first such weight.
+    """
+    named = [(n, p.detach()) for n, p in module.named_parameters() if p.is_floating_point()]
+    finite = all_finite([p for _, p in named])
+    for (name, _), is_finite in zip(named, finite, strict=True):
+        if not is_finite:
+            raise InputError(
+                f"{owner}: expected finite weights, got NaN or infinity in {name}. Load the model "
+                "in float32, or use another checkpoint."
             )
 
 

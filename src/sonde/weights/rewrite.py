@@ -23,6 +23,7 @@ from sonde.weights.live import (
     as_model,
     module_of,
     put_tensors,
+    require_finite,
     require_in_memory,
     tensor_hash,
     with_tensors,
@@ -298,10 +299,12 @@ class Rewrite(ABC):
         Raises
         ------
         InputError
-            If something that ``reads`` names is missing, or a weight is not in memory.
+            If something that ``reads`` names is missing, or a weight is not finite, or not in
+            memory.
         """
         live = as_model(model)
         require_in_memory(f"{type(self).__name__}.plan", live.module)
+        require_finite(type(self).__name__, live.module)
         return self.planned(live, **bound(type(self).__name__, self.reads(), live, fitted))
 
     @abstractmethod

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from sonde.compress import LayerGrams, fidelity, layer_grams
-from sonde.compress._layers import require_finite_weights, weighted_layers
 from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
@@ -41,6 +40,7 @@ from sonde.run.reading.notes import data_name
 from sonde.weights import Examples, Rewrite, RewritePlan, save_edited
 from sonde.weights.factory_folder import check_change, source_folder
 from sonde.weights.folder import check_output, removed_on_error, weight_bytes
+from sonde.weights.live import require_finite
 
 UNITS = {"": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 MOST_LISTED, MOST_FITTED = 1024, 512
@@ -317,9 +317,7 @@ class _Job:
         needs = rule.reads().values()
         if not any(getattr(need, "summed", None) is LayerGrams for need in needs):
             return self.ours, ()
-        owner = type(rule).__name__
-        for layer in weighted_layers(owner, self.model, rule.layers):
-            require_finite_weights(owner, layer)
+        require_finite(type(rule).__name__, self.model.module)
         grams = layer_grams(self.model, self.ours, layers=rule.layers, progress=self.progress)
         return grams, _few_rows(grams, len(self.ours))
 
