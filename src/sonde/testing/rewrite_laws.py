@@ -245,7 +245,8 @@ def law_finite(case: RewriteCase) -> None:
         try:
             case.rewrite.plan(model, fitted)
         except InputError as error:
-            assert name in str(error), f"which weight? {error}"
+            said = str(error)
+            assert name in said, f"which weight? {said}"
         else:
             raise AssertionError(f"{wrong} in {name} was taken")
 

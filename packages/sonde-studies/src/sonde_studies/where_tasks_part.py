@@ -26,7 +26,7 @@ from sonde_studies._routed_languages import routes
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 FIT, STEPS, TINY, NOISE, EARLY = 1_000, 200, 10, 0.3, 10
-"""``EARLY``: gradients are compared after this part of the steps, one tenth."""
+"""``EARLY``: gradients are compared after ``steps // EARLY`` steps, a tenth of the training."""
 
 
 @final

@@ -91,7 +91,7 @@ class ZeroShotTextStudy(Study):
 
 
 class _Net(nn.Module):
-    """Patches, one attention layer, and queries that weight them in a mean for each text."""
+    """Average patches for each text, after one attention layer, by weights that its query gives."""
 
     def __init__(self, head: TargetHead, texts: Tensor) -> None:
         super().__init__()

@@ -74,9 +74,10 @@ def graded(
 
 
 def groups_of(model: Model, parts: Sequence[Any], **options: Any) -> Int[Tensor, "row"]:
-    """Return the group of each row of several data sets, one set after the other in data order.
+    """Return a number for each row of several data sets: rows of one group have the same number.
 
-    A group is the value of the group column, else the id, else the content of a row.
+    The group of a row is its value in the group column, else its id, else its content. Rows are in
+    the order of the data, one data set after the other.
     """
     number, found = dict[bytes, int](), list[int]()
     for part in parts:

@@ -150,7 +150,7 @@ def prompts(facts: list[Entry], named: bool = True, before: str = "") -> list[st
 
 
 def asked(model: Model, facts: list[Entry], rule: Decode | None = None, before: str = "") -> Said:
-    """Return a model's answers to each fact, one per phrasing, by a decoding rule.
+    """Return the words with which a model continues the prompts of each fact, one per phrasing.
 
     Parameters
     ----------
