@@ -1,11 +1,13 @@
 """Copies of rows are left out; rows that are equal by chance, or named apart, stay."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from sonde import load, read
-from sonde.data import different_rows, rows_of
+from sonde.data import different_rows, row_number, rows_of
 
 
 def measured(n: int, seed: int = 0) -> list[dict]:
@@ -85,3 +87,16 @@ def test_a_limit_bounds_the_search():
     rows = [{"text": str(i // 2)} for i in range(1000)]
     found = different_rows(rows, limit=2)
     assert (found.n, found.n_different, len(found.data)) == (200, 100, 900)
+
+
+@pytest.mark.truth("the places of different rows among copies made by hand")
+def test_a_row_that_is_left_has_its_number_in_the_given_data(tmp_path):
+    words = ["one", "one", "two", "one", "three", "three", "four"]
+    rows = [{"text": word} for word in words]
+    file = tmp_path / "words.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for given in (rows, str(file)):
+        left = different_rows(given, limit=None).data
+        assert [r["text"] for r in rows_of(left)] == ["one", "two", "three", "four"]
+        assert [row_number(left, i) for i in range(4)] == [0, 2, 4, 6]
+        assert row_number(given, 3) == 3

@@ -94,7 +94,7 @@ def different_rows(data: Any, limit: int | None = None) -> DifferentRows:
     if len(kept) == n or _by_chance(_chosen(rows, kept[:SOME_ROWS]), len(kept)):
         return DifferentRows(data, n, n, apart)
     if source is None:
-        left: Any = [data[i] for i in [*kept.tolist(), *range(n, len(data))]]
+        left: Any = _KeptItems(data, [*kept.tolist(), *range(n, len(data))])
     else:
         left = _Kept(source, kept, n)
     return DifferentRows(left, n, len(kept), apart)
@@ -102,6 +102,38 @@ def different_rows(data: Any, limit: int | None = None) -> DifferentRows:
 
 class _UnknownValue(Exception):
     """A value whose content is not known."""
+
+
+def row_number(data: Any, index: int) -> int:
+    """Return the number that a row has in the data that the user gave.
+
+    Parameters
+    ----------
+    data : Any
+        Data, or what ``different_rows`` left of them.
+    index : int
+        Number of the row in ``data``.
+
+    Examples
+    --------
+    >>> left = different_rows(["a b", "a b", "c"]).data
+    >>> left[1], row_number(left, 1)
+    ('c', 2)
+    """
+    return data.number(index) if isinstance(data, _Kept | _KeptItems) else index
+
+
+@final
+class _KeptItems(list[Any]):
+    """Some items of a list, which know their numbers there."""
+
+    def __init__(self, given: Sequence[Any], numbers: Sequence[int]) -> None:
+        super().__init__(given[i] for i in numbers)
+        self._numbers = numbers
+
+    def number(self, index: int) -> int:
+        """Return the number of an item in the given list."""
+        return self._numbers[index]
 
 
 @final
@@ -120,7 +152,7 @@ class _Kept(Source):
 
     def take(self, start: int, stop: int) -> list[Row]:
         """Return some of the kept rows by index."""
-        numbers = [self._number(i) for i in range(start, stop)]
+        numbers = [self.number(i) for i in range(start, stop)]
         if not numbers:
             return []
         rows = self._source.take(numbers[0], numbers[-1] + 1)
@@ -133,11 +165,11 @@ class _Kept(Source):
 
     def where(self, index: int) -> str:
         """Return the location of a row in the given data for messages."""
-        return self._source.where(self._number(index))
+        return self._source.where(self.number(index))
 
     def place(self, index: int) -> str:
         """Return the location of a row in the given data for reports."""
-        return self._source.place(self._number(index))
+        return self._source.place(self.number(index))
 
     def columns(self, wanted: Iterable[str] = ()) -> dict[str, list[Any]]:
         """Return the names of the columns with the values of the first rows of the given data."""
@@ -152,7 +184,8 @@ class _Kept(Source):
         """Return the class names behind the integers of a label column, or None."""
         return self._source.names_of(column)
 
-    def _number(self, index: int) -> int:
+    def number(self, index: int) -> int:
+        """Return the number of a kept row in the given data."""
         n = len(self._kept)
         return int(self._kept[index]) if index < n else self._n_first + index - n
 

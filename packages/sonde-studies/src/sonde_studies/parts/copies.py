@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from scipy.stats import hypergeom  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
+from sonde.data import row_number
 from sonde_studies.parts.figures import BINS, low_bar, two_histograms
 from sonde_studies.parts.words import WORD
 
@@ -182,12 +183,14 @@ def ratios_by_words(texts: Any, near: Ratios) -> Ratios:
     return Ratios(near.samples, 1 - own, pair, 1 - own, near.controls, 1 - fresh, near.leaks)
 
 
-def nearest_pairs(way: str, found: Ratios, near: Ratios, copied: Any) -> tuple[dict[str, Any], ...]:
-    """Return the samples nearest to a training row, with that row."""
+def nearest_pairs(
+    way: str, found: Ratios, near: Ratios, copied: Any, training: Any
+) -> tuple[dict[str, Any], ...]:
+    """Return the samples nearest to a training row, with that row's number in the given data."""
     return tuple(
         {
             "sample": int(found.samples[i]),
-            "training row": int(found.pair[i]),
+            "training row": row_number(training, int(found.pair[i])),
             "ratio" if way == "states" else "new words": float(found.made[i]),
             "distance": float(near.distance[i]),
             "copy": "yes" if copied[i] else "no",

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde import InputError, Model
+from sonde.data import row_number
 from sonde.edit import membership_attack
 from sonde.report import Answer
 from sonde_studies.parts.figures import BINS, auroc_rows, low_bar, two_histograms
@@ -75,7 +76,8 @@ def did_it_memorise(
     tells = bool(told[best].low > 0.5)
     table = [row | {"loss": None} for row in auroc_rows(told)]
     for i in torch.argsort(one)[:SHOWN].tolist():
-        table.append({"what": f"training row {i}, most exposed", "loss": float(one[i])})
+        what = f"training row {row_number(training, i)}, most exposed"
+        table.append({"what": what, "loss": float(one[i])})
     edges = np.linspace(float(both.min()), float(both.quantile(0.98)) + 1e-9, BINS + 1)
     title = "Training rows left of the line give themselves away by a low loss"
     parts = {"training rows": one, "held-out rows": two}

@@ -24,7 +24,7 @@ UNSEEN = (
 )
 
 
-@copies_once()
+@copies_once("questioned")
 def recolour(
     pictures: Any,
     *,

@@ -106,7 +106,7 @@ def replication_check(
         n=n,
         range=(0.0, 1.0),
         direction="higher",
-        rows=nearest_pairs(way, found, near, copied),
+        rows=nearest_pairs(way, found, near, copied, training),
         drawn=copies_picture(way, found, bar),
         facts={
             "site": [*parts[0].rows][-1],

@@ -21,7 +21,7 @@ PLAIN = {"log_p": "mean surprise, low", "entropy": "mean entropy, low"}
 PLAIN["log_rank"] = "mean rank, low"
 
 
-@copies_once()
+@copies_once("texts")
 def was_it_generated(
     model: Model,
     human: Any,
