@@ -1,4 +1,4 @@
-"""Self-supervised learning from stacks of slices: prototypes and hidden slices.
+"""Self-supervised learning from stacks of slices: prototypes, hidden slices, deformable attention.
 
 A stack is one digit at eight sizes; the order of the sizes is the shape of the stack.
 """
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from sonde.train import Contrast, MaskedFeatures
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies._slice_net import DIM, SliceNet
 from sonde_studies._stacks import SHAPES, SIZES, digit_stacks, in_order, other_view
 from sonde_studies.parts.heads import linear_head
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
-FIT, STEPS, TINY, DIM, BATCH, PROTOTYPES = 1_200, 300, 4, 32, 32, 16
+FIT, STEPS, TINY, BATCH, PROTOTYPES = 1_200, 300, 4, 32, 16
 LABELLED = 100
 ARMS = {
     "untrained": (),
@@ -23,6 +24,7 @@ ARMS = {
     "stacks": ("stacks",),
     "slices and stacks": ("slices", "stacks"),
     "all": ("slices", "stacks", "hidden"),
+    "deformable": ("slices", "stacks", "hidden"),
 }
 
 
@@ -33,7 +35,10 @@ class VolumesStudy(Study):
     name = "volumes"
     title = "what do slices, stacks and hidden slices teach about a volume?"
     paper = "nguyen2023joint2d3d"
-    fidelity = "stacks of eight small slices in place of scans; three losses of equal weight"
+    fidelity = (
+        "stacks of eight small slices in place of scans; three losses of equal weight; a layer of "
+        "attention to all slices, and for one arm deformable attention of as many heads"
+    )
     data = "digits at eight sizes, four orders, noise: 1,200 stacks, 100 with labels, 597 to judge"
     claims = (
         Claim("joint", "All together tell the shape of a stack better than slices alone.",
@@ -44,6 +49,8 @@ class VolumesStudy(Study):
               "accuracy of a probe of the digit on slices, all less slices, and 0.02"),
         Claim("taught", "The shape is told better than by the untrained net.",
               "accuracy of a probe of the shape, all less untrained"),
+        Claim("deformable", "Deformable attention over slices tells the shape better than plain.",
+              "accuracy of a probe of the shape, all with deformable less all with plain attention"),
     )  # fmt: skip
     null = Claim("shuffled", "Of stacks whose slices lie in an order by lot, no shape can be told.",
                  "accuracy of a probe of the shape, all, less 1/4")  # fmt: skip
@@ -58,7 +65,8 @@ class VolumesStudy(Study):
         steps, found = TINY if tiny else STEPS, dict[str, dict[str, float]]()
         for arm, terms in ARMS.items():
             tick(arm)
-            found[arm] = _probed(_learned(stacks, terms, seed, steps), stacks, label, shape)
+            net = _learned(stacks, terms, seed, steps, arm == "deformable")
+            found[arm] = _probed(net, stacks, label, shape)
         tick("shuffled")
         null = _probed(_learned(by_lot, ARMS["all"], seed, steps), by_lot, label, shape)
         told = {arm: row["shape"] for arm, row in found.items()}
@@ -68,37 +76,16 @@ class VolumesStudy(Study):
             "hidden": told["all"] - told["slices and stacks"],
             "slice": slice_told["all"] - slice_told["slices"] + 0.02,
             "taught": told["all"] - told["untrained"],
+            "deformable": told["deformable"] - told["all"],
             "shuffled": null["shape"] - 1 / len(SHAPES),
             **{f"{arm} | {k}": v for arm, row in found.items() for k, v in row.items()},
         }
 
 
-class _Net(nn.Module):
-    """A perceptron on each slice, and a layer of attention over the slices of a stack."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slice = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, DIM))
-        self.mixing = _Mixing()
-
-    def forward(self, stacks: Tensor) -> tuple[Tensor, Tensor]:
-        """Return states of slices (row, slice, dim) and of stacks (row, dim)."""
-        states = self.slice(stacks)
-        return states, self.mixing(states).mean(1)
-
-
-class _Mixing(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.place = nn.Parameter(torch.randn(len(SIZES), DIM) / 4)
-        self.layer = nn.TransformerEncoderLayer(DIM, 4, 2 * DIM, 0.0, batch_first=True)
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.layer(states + self.place)
-
-
-def _learned(stacks: Tensor, terms: tuple[str, ...], seed: int, steps: int) -> _Net:
-    net = drawn(_Net, seed)
+def _learned(
+    stacks: Tensor, terms: tuple[str, ...], seed: int, steps: int, deformable: bool = False
+) -> SliceNet:
+    net = drawn(lambda: SliceNet(deformable), seed)
     slices, whole, hidden = losses = drawn(lambda: _losses(net), seed)
 
     def loss(rows: Tensor) -> Tensor:
@@ -119,7 +106,7 @@ def _learned(stacks: Tensor, terms: tuple[str, ...], seed: int, steps: int) -> _
     return net
 
 
-def _losses(net: _Net) -> nn.ModuleList:
+def _losses(net: SliceNet) -> nn.ModuleList:
     """Return the losses, with their own parameters initialised."""
     made = Contrast(prototypes=PROTOTYPES), Contrast(prototypes=PROTOTYPES)
     hidden = MaskedFeatures("embeddings", rebuilder=net.mixing)
@@ -134,7 +121,7 @@ def _fit(stacks: Tensor) -> int:
     return min(FIT, len(stacks) * 2 // 3)
 
 
-def _probed(net: _Net, stacks: Tensor, label: Tensor, shape: Tensor) -> dict[str, float]:
+def _probed(net: SliceNet, stacks: Tensor, label: Tensor, shape: Tensor) -> dict[str, float]:
     with torch.no_grad():
         slices, whole = net(stacks)
     n, middle = _fit(stacks), slices[:, 3]
