@@ -115,5 +115,7 @@ def _between(
     lower = position.floor()
     share = (position - lower).unsqueeze(-1)
     first = (lower.long() + 1).flatten(2)[..., None].expand(-1, -1, -1, values.shape[3])
-    left, right = (padded.gather(2, at).unflatten(2, position.shape[2:]) for at in (first, first + 1))
+    left, right = (
+        padded.gather(2, at).unflatten(2, position.shape[2:]) for at in (first, first + 1)
+    )
     return left + share * (right - left)
