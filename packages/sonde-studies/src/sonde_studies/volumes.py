@@ -50,7 +50,7 @@ class VolumesStudy(Study):
         Claim("taught", "The shape is told better than by the untrained net.",
               "accuracy of a probe of the shape, all less untrained"),
         Claim("deformable", "Deformable attention over slices tells the shape better than plain.",
-              "accuracy of a probe of the shape, all with deformable less all with plain attention"),
+              "accuracy of a probe of the shape, deformable less all"),
     )  # fmt: skip
     null = Claim("shuffled", "Of stacks whose slices lie in an order by lot, no shape can be told.",
                  "accuracy of a probe of the shape, all, less 1/4")  # fmt: skip
