@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, final
 
 import torch
@@ -11,8 +11,11 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.ranges import check_ranges
-from sonde.tap import Tap
+from sonde.core.edit import Edit, EditContext
+from sonde.tap.hand.editing import editing
+from sonde.core.site import Site
 from sonde.tap.decoding.layers import ModelBlocks
+from sonde.tap.hooks.cache import cache_argument, cache_of
 
 
 @final
@@ -91,7 +94,8 @@ class OverTrustDecode:
     than ``patience`` of its last ``2 patience`` steps, the search goes back to the token after this
     position, and forbids the token that stood there.
 
-    Cost         beams x candidates whole forwards for each token, without a cache.
+    Cost         beams x candidates rows of one token for each token; whole texts after a step back,
+                 and for a model whose cache does not keep all keys (sliding windows, recurrence).
     Assumes      an attention whose port ``probs`` can be read.
     Differs      columns are scored in logarithms and as means; prompts come one after the other.
 
@@ -152,12 +156,12 @@ class OverTrustDecode:
 
     def _search(self, model: Any, prompt: Tensor, stop: Any, pad: int, n_pad: int) -> Tensor:
         """Return the best text after one prompt."""
-        start, ids = len(prompt), prompt[None]
-        logits, _ = self._read(model, ids, start)
+        ids, reader = prompt[None], _Reader(model, self.layer, start=len(prompt))
+        logits, _ = reader.read(ids)
         now = _Beams(ids, torch.zeros(1, device=ids.device), logits, ((),), (False,))
         history, forbidden, left = [now], dict[int, set[int]](), self.retries
         while not all(now.over):
-            now = self._step(model, now, start, forbidden.get(now.texts.shape[1], set()), pad)
+            now = self._step(reader, now, forbidden.get(now.texts.shape[1], set()), pad)
             padded = torch.nn.functional.pad(now.texts, (n_pad, 0), value=pad)
             ended = stop(padded, None).tolist()
             now = replace(now, over=tuple(a or b for a, b in zip(now.over, ended, strict=True)))
@@ -167,7 +171,7 @@ class OverTrustDecode:
                 left -= 1
                 width = back + 1
                 forbidden.setdefault(width, set()).add(int(now.texts[0, width]))
-                history = history[: width - start + 1]
+                history = history[: width - len(prompt) + 1]
                 now = history[-1]
         return now.texts[0]
 
@@ -177,7 +181,7 @@ class OverTrustDecode:
         position, n = Counter(recent).most_common(1)[0] if recent else (-1, 0)
         return position if n > self.patience and position + 1 < now.texts.shape[1] else None
 
-    def _step(self, model: Any, now: _Beams, start: int, forbidden: set[int], pad: int) -> _Beams:
+    def _step(self, reader: "_Reader", now: _Beams, forbidden: set[int], pad: int) -> _Beams:
         """Return the beams with a further token."""
         p = now.logits.log_softmax(dim=1)
         if forbidden:
@@ -190,14 +194,14 @@ class OverTrustDecode:
         values = torch.where(over, stays, values)
         old = now.texts[:, None].expand(-1, self.candidates, -1)
         texts = torch.cat((old, tokens[:, :, None]), dim=2).flatten(0, 1)
-        logits, columns = self._read(model, texts, start)
-        best, peak = columns.max(dim=1)
+        logits, window = reader.read(texts)
+        best, peak = self._columns(window).max(dim=1)
         paid = self.strength * best.view_as(values) if self.strength != 0 else 0.0
         paid = torch.where(over | torch.isinf(values), 0.0, torch.as_tensor(paid).nan_to_num(0.0))
         total = (now.scores[:, None] + values - paid).flatten()
         scores, chosen = total.topk(min(self.beams, int(total.isfinite().sum())))
         parents = [i // self.candidates for i in chosen.tolist()]
-        peaks = [int(x) + start for x in peak[chosen]]
+        peaks = [int(x) + reader.start for x in peak[chosen]]
         return _Beams(
             texts[chosen],
             scores,
@@ -206,15 +210,75 @@ class OverTrustDecode:
             tuple(now.over[i] for i in parents),
         )
 
-    def _read(self, model: Any, texts: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Return next-token logits, and the column scores of the tokens after the prompt."""
-        site = f"{ModelBlocks(model).site(self.layer).path}:probs"
-        n_heads = model.config.num_attention_heads
-        with Tap(model, site, here=True) as tap:
-            logits = tap.run(texts, use_cache=False).logits[:, -1].float()
-            (probs,) = tap.rows.values()
-        n = texts.shape[1]
-        probs = probs.reshape(len(texts), n, n_heads, n).movedim(2, 1)[:, :, start:, start:]
-        if n - start < 2:
-            return logits, torch.zeros(len(texts), 1, device=logits.device)
-        return logits, self.columns.score(probs.float())
+    def _columns(self, window: Float[Tensor, "row query key"]) -> Float[Tensor, "row key"]:
+        """Return the scores of the generated tokens; 0 for a token that stands alone."""
+        if window.shape[1] < 2:
+            return torch.zeros(len(window), 1, device=window.device)
+        return self.columns.score(window[:, None])
+
+
+@dataclass(frozen=True, eq=False)
+class _Probabilities(Edit):
+    """An edit that changes nothing and keeps what it is shown, also of calls with a cache."""
+
+    seen: list[Tensor] = field(default_factory=list[Tensor])
+
+    def apply(self, x: Tensor, site: Site, context: EditContext) -> Tensor:
+        self.seen.append(x)
+        return x
+
+
+class _Reader:
+    """A model that reads one more token of texts whose other tokens it read last time.
+
+    Parameters
+    ----------
+    model : Module
+    layer : int
+        The block whose attention is returned.
+    start : int
+        The first position of the attention window.
+    """
+
+    def __init__(self, model: Any, layer: int, start: int) -> None:
+        self.start = start
+        self._model, self._cache = model, None
+        self._site = f"{ModelBlocks(model).site(layer).path}:probs"
+        self._texts, self._window = torch.empty(0, 0), torch.empty(0)
+
+    def read(
+        self, texts: Int[Tensor, "row pos"]
+    ) -> tuple[Float[Tensor, "row token"], Float[Tensor, "row query key"]]:
+        """Return next-token logits, and the attention of the window, greatest over heads."""
+        parents = self._parents(texts)
+        cached = {}
+        if parents is not None:
+            self._cache.batch_select_indices(parents)
+            cached = {cache_argument(self._model): self._cache}
+        new = texts if parents is None else texts[:, -1:]
+        probs = _Probabilities()
+        with torch.no_grad(), editing(self._model, probs, self._site, cache="keep", here=True):
+            output = self._model(new, use_cache=True, **cached)
+        n_new = min(new.shape[1], texts.shape[1] - self.start)
+        of_heads = probs.seen[-1].unflatten(2, (self._model.config.num_attention_heads, -1))
+        seen = of_heads.amax(dim=2)[:, new.shape[1] - n_new :, self.start :]
+        if parents is not None:
+            earlier = torch.nn.functional.pad(self._window[parents], (0, 1))
+            seen = torch.cat((earlier, seen), dim=1)
+        self._texts, self._window, cache = texts, seen.float(), cache_of(output)
+        self._cache = cache if _keeps_all_keys(cache) else None
+        return output.logits[:, -1].float(), self._window
+
+    def _parents(self, texts: Int[Tensor, "row pos"]) -> Int[Tensor, "row"] | None:
+        """Return the row of each text's other tokens in the cache, or None if one is not there."""
+        if self._cache is None or texts.shape[1] != self._texts.shape[1] + 1:
+            return None
+        same = (texts[:, None, :-1] == self._texts).all(dim=2)
+        return same.int().argmax(dim=1) if bool(same.any(dim=1).all()) else None
+
+
+def _keeps_all_keys(cache: Any) -> bool:
+    """Return whether the rows of a cache can be selected, and each holds every position."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    return isinstance(cache, DynamicCache) and all(type(x) is DynamicLayer for x in cache.layers)
