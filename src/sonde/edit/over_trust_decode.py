@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sonde.core.edit import Edit, EditContext
 from sonde.core.errors import InputError
 from sonde.core.ranges import check_ranges
-from sonde.core.edit import Edit, EditContext
-from sonde.tap.hand.editing import editing
 from sonde.core.site import Site
 from sonde.tap.decoding.layers import ModelBlocks
+from sonde.tap.hand.editing import editing
 from sonde.tap.hooks.cache import cache_argument, cache_of
 
 
