@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, cast, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -242,7 +242,8 @@ class _Reader:
 
     def __init__(self, model: Any, layer: int, start: int) -> None:
         self.start = start
-        self._model, self._cache = model, cast(Any, None)
+        self._model = model
+        self._cache: Any = None
         self._site = f"{ModelBlocks(model).site(layer).path}:probs"
         self._texts, self._window = torch.empty(0, 0), torch.empty(0)
 
