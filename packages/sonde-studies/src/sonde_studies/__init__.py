@@ -22,6 +22,7 @@ STUDIES: dict[str, str] = {
     "attention-capacity": "AttentionCapacityStudy",
     "attention-entropy": "AttentionEntropyStudy",
     "attention-patterns": "AttentionPatternsStudy",
+    "attention-retrieval": "AttentionRetrievalStudy",
     "attention-steer": "AttentionSteerStudy",
     "attributions": "AttributionsStudy",
     "backdoor": "BackdoorStudy",
