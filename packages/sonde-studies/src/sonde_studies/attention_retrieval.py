@@ -78,7 +78,9 @@ class AttentionRetrievalStudy(Study):
             for i in range(QUARTERS * (1 if tiny else LONGER_EACH))
             for text in [LongText.drawn(i % QUARTERS, draw, LONGER)]
         ]
-        every = {arm: torch.tensor(rows).double().reshape(-1, QUARTERS, 3) for arm, rows in found.items()}
+        every = {
+            arm: torch.tensor(rows).double().reshape(-1, QUARTERS, 3) for arm, rows in found.items()
+        }
         share = {arm: x.mean((0, 1)).tolist() for arm, x in every.items()}
         quarters, right = every["retrieved"][..., 0].mean(0), share["retrieved"][1]
         return {
