@@ -67,6 +67,48 @@ def test_the_gate_is_the_formula():
     torch.testing.assert_close(zero.latents(IDS)[0, 0], e)
 
 
+@pytest.mark.truth("each word's chance after inputs made by the formula, without a cache")
+def test_a_rollout_has_the_chances_of_its_words():
+    loop = made(n_steps=2, mix="gate", feedback="expected_embedding", temperature=0.7)
+    torch.nn.init.normal_(loop.gates.weight)
+    embed, rows = loop.model.get_input_embeddings(), torch.arange(2)
+    draw = torch.Generator().manual_seed(3)
+    words, chance, logits = loop.rollout(IDS, draw=draw)
+    assert any(not torch.equal(words, loop.rollout(IDS, draw=draw)[0]) for _ in range(9))
+    given, told = embed(IDS), []
+    for word in words.unbind(1):
+        p = (loop.model(inputs_embeds=given).logits[:, -1] / 0.7).softmax(1)
+        told.append(p[rows, word].log())
+        r, i = (embed(word) @ loop.gates.weight.T + loop.gates.bias).sigmoid().chunk(2, 1)
+        a = torch.exp(-8 * (1 + loop.rate.exp()).log() * r)
+        mixed = (1 - a**2 + 1e-8).sqrt() * i * ((p / p.norm(dim=1, keepdim=True)) @ embed.weight)
+        given = torch.cat([given, (a * embed(word) + mixed).unsqueeze(1)], 1)
+    wanted = torch.stack(told, 1)
+    torch.testing.assert_close(chance, wanted, rtol=1e-6, atol=1e-7)
+    said = loop.model(inputs_embeds=given).logits[:, -1]
+    torch.testing.assert_close(logits, said, rtol=1e-5, atol=1e-6)
+    again = loop.rollout(IDS, words=words)
+    assert all(map(torch.equal, again, (words, chance, logits)))
+    weights = [embed.weight, loop.rate, loop.gates.weight]
+    for mine, plain in zip(
+        *(torch.autograd.grad(x.sum(), weights) for x in (chance, wanted)), strict=True
+    ):
+        torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_padded_rollouts_keep_their_words():
+    loop, words = made(n_steps=2, mix="gate"), torch.tensor([[3, 8], [1, 6]])
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]).bool()
+    loop.hides_padding = False  # rows of each length by themselves
+    found = loop.rollout(IDS, mask, words)
+    for row in range(2):
+        alone = loop.rollout(IDS[row, mask[row]][None], words=words[row : row + 1])
+        for mine, plain in zip(found, alone, strict=True):
+            torch.testing.assert_close(mine[row : row + 1], plain)
+    none = made(n_steps=0, mix="gate").rollout(IDS)
+    assert [tuple(x.shape) for x in none[:2]] == [(2, 0), (2, 0)]
+
+
 @pytest.mark.truth("rows alone, padded at either end")
 @pytest.mark.parametrize("mix", ["replace", "gate"])
 @torch.no_grad()
@@ -101,6 +143,8 @@ def test_a_text_goes_on_after_the_steps():
         (lambda: LatentLoop(nn.Linear(2, 2)), "a causal language model of transformers"),
         (lambda: made(n_steps=-1), "n_steps of 0 or more"),
         (lambda: made(mix="attend")(IDS), "memory= with mix='attend'"),
+        (lambda: made().rollout(IDS), "mix='gate', which mixes words, got 'replace'"),
+        (lambda: made(mix="gate").rollout(IDS, words=IDS), r"\(2, 3\), got \(2, 4\)"),
     ],
 )
 def test_what_is_refused(make, said):

@@ -1,5 +1,6 @@
 """Texts that small language models write have their tokens, and reward is followed uphill."""
 
+import math
 from itertools import product
 
 import numpy as np
@@ -42,3 +43,34 @@ def test_the_gradient_of_a_policy_is_that_of_its_mean_reward():
         chance = likely.detach().sum().exp()
         found += chance * torch.autograd.grad(loss, logits)[0]
     torch.testing.assert_close(found, -wanted * (n - 1) / n)
+
+
+@pytest.mark.truth("a binomial number of right answers: the mean of their standard deviation")
+def test_gains_in_standard_deviations_weigh_a_policy_by_its_spread():
+    """Of two words the second is right; all outcomes of five answers, by their chance."""
+    n, logits = 5, torch.tensor([0.4, -0.3], dtype=torch.float64, requires_grad=True)
+    right = float(logits.detach().softmax(0)[1])
+    wanted = 0.0
+    for k in range(n + 1):
+        variance = k / n * (1 - k / n)
+        gained = variance / (math.sqrt(variance) + 1e-4)
+        wanted += math.comb(n, k) * right**k * (1 - right) ** (n - k) * gained
+    found = torch.zeros(2, dtype=torch.float64)
+    for outcome in product((0, 1), repeat=n):
+        drawn = torch.tensor(outcome)
+        likely = logits.log_softmax(0)[drawn][:, None]
+        loss = policy_loss(likely, torch.ones(n, 1).bool(), drawn.double()[None], standard=True)
+        chance = likely.detach().sum().exp()
+        found += chance * torch.autograd.grad(loss, logits)[0]
+    torch.testing.assert_close(found, torch.tensor([wanted, -wanted], dtype=torch.float64))
+
+
+def test_groups_of_equal_rewards_teach_nothing():
+    likely = torch.randn(12, 2, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    reward = torch.tensor([[0.0] * 4, [1.0] * 4, [1.0, 0.0, 0.0, 0.0]])
+    policy_loss(likely, torch.ones(12, 2).bool(), reward, standard=True).backward()
+    grad = likely.grad
+    assert grad is not None
+    assert bool((grad[:8] == 0).all())
+    assert bool((grad[8] < 0).all())
+    assert bool((grad[9:] > 0).all())

@@ -131,7 +131,45 @@ class LatentLoop(Layer):
         memory: Float[Tensor, "row other dim"] | None = None,
     ) -> Float[Tensor, "row step dim"]:
         """Return the inputs of the latent steps; the parameters are those of a call."""
-        return torch.stack(self._run(ids, mask, memory)[0], 1)
+        made, _ = self._run(ids, mask, memory)
+        return torch.stack([step[0] for step in made], 1)
+
+    def rollout(
+        self,
+        ids: Int[Tensor, "row token"],
+        mask: Bool[Tensor, "row token"] | None = None,
+        words: Int[Tensor, "row step"] | None = None,
+        draw: torch.Generator | None = None,
+    ) -> tuple[Int[Tensor, "row step"], Float[Tensor, "row step"], Float[Tensor, "row word"]]:
+        """Return the words of ``gate``, their log-probabilities, and the logits of a call.
+
+        Rewards train the loop by a policy gradient: draw words without gradients, draw a token from
+        the logits, then call again with those words, and weigh the log-probabilities of the words
+        and of the token by the advantage. Gradients also pass through the states in the mix.
+
+        Parameters
+        ----------
+        ids, mask
+            As in a call.
+        words : Int[Tensor, "row step"], optional
+            Mixed in place of words that the loop chooses.
+        draw : torch.Generator, optional
+            Draws the words, whatever ``sample`` says.
+        """
+        if self.mix != "gate":
+            raise InputError(
+                f"LatentLoop.rollout: expected mix='gate', which mixes words, got '{self.mix}'."
+            )
+        if words is not None and words.shape != (len(ids), self.n_steps):
+            raise InputError(
+                f"LatentLoop.rollout: expected words of shape ({len(ids)}, {self.n_steps}), got "
+                f"{tuple(words.shape)}."
+            )
+        made, logits = self._run(ids, mask, None, words, draw)
+        if not made:
+            return ids[:, :0], logits[:, :0], logits
+        _, chosen, chance = zip(*made, strict=True)
+        return torch.stack(chosen, 1), torch.stack(chance, 1), logits
 
     def prompt(
         self,
@@ -140,7 +178,7 @@ class LatentLoop(Layer):
         memory: Float[Tensor, "row other dim"] | None = None,
     ) -> dict[str, Tensor]:
         """Return the arguments with which ``model.generate(**...)`` continues after the steps."""
-        made = self._run(ids, mask, memory)[0]
+        made = [step[0] for step in self._run(ids, mask, memory)[0]]
         packed, real = _to_the_end(ids, mask)
         if not bool(real.all()) and not self._hides_padding(packed, real):
             raise InputError(
@@ -153,26 +191,34 @@ class LatentLoop(Layer):
         return {"inputs_embeds": embedded, "attention_mask": real.long()}
 
     def _run(
-        self, ids: Tensor, mask: Tensor | None, memory: Tensor | None
-    ) -> tuple[list[Tensor], Tensor]:
-        """Return the inputs of the latent steps, and the logits after them."""
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        memory: Tensor | None,
+        words: Tensor | None = None,
+        draw: torch.Generator | None = None,
+    ) -> tuple[list[tuple[Tensor, ...]], Tensor]:
+        """Return the latent steps, as ``_steps`` does, and the logits after them."""
         if (memory is not None) != (self.mix == "attend"):
             raise InputError(
                 "LatentLoop: expected memory= with mix='attend', and no memory= with another mix."
             )
         packed, real = _to_the_end(ids, mask)
         if bool(real.all()) or self._hides_padding(packed, real):
-            return self._steps(packed, real, memory)
+            return self._steps(packed, real, memory, words, draw)
         lengths = real.sum(1)  # texts of one length at a time need no padding
-        made: list[tuple[list[Tensor], Tensor]] = []
+        made: list[tuple[list[tuple[Tensor, ...]], Tensor]] = []
         rows = [(lengths == n).nonzero().squeeze(1) for n in lengths.unique()]
         for row in rows:
             n = int(lengths[row[0]])
-            some = None if memory is None else memory[row]
-            made.append(self._steps(packed[row, -n:], real[row, -n:], some))
+            some, told = (None if x is None else x[row] for x in (memory, words))
+            made.append(self._steps(packed[row, -n:], real[row, -n:], some, told, draw))
         back = torch.cat(rows).argsort()
-        steps = zip(*(latents for latents, _ in made), strict=True)
-        return [torch.cat(x)[back] for x in steps], torch.cat([y for _, y in made])[back]
+        steps = [
+            tuple(torch.cat(part)[back] for part in zip(*step, strict=True))
+            for step in zip(*(steps for steps, _ in made), strict=True)
+        ]
+        return steps, torch.cat([logits for _, logits in made])[back]
 
     @torch.no_grad()
     def _hides_padding(self, packed: Tensor, real: Tensor) -> bool:
@@ -223,32 +269,49 @@ class LatentLoop(Layer):
         )
 
     def _steps(
-        self, packed: Tensor, real: Tensor, memory: Tensor | None
-    ) -> tuple[list[Tensor], Tensor]:
-        whole, made = self._embedded(packed), list[Tensor]()
+        self,
+        packed: Tensor,
+        real: Tensor,
+        memory: Tensor | None,
+        words: Tensor | None,
+        draw: torch.Generator | None,
+    ) -> tuple[list[tuple[Tensor, ...]], Tensor]:
+        """Return the input of each step, for ``gate`` its word and log-probability; the logits."""
+        whole, made = self._embedded(packed), list[tuple[Tensor, ...]]()
         found = self._call(whole, real, (None,) if self.n_steps else None)
-        for _ in range(self.n_steps):
-            made.append(self._next(found.hidden_states[-1][:, -1], found.logits[:, -1], memory))
+        for step in range(self.n_steps):
+            state, logits = found.hidden_states[-1][:, -1], found.logits[:, -1]
+            h = self._fed_back(state, logits)
+            if self.mix == "gate":
+                chance = (logits / self.temperature).log_softmax(-1)
+                word = self._word(chance.detach(), draw) if words is None else words[:, step]
+                told = chance.gather(1, word.unsqueeze(1)).squeeze(1)
+                made.append((self._gated(h, word), word, told))
+            else:
+                made.append((self._plain(h, memory),))
             real = torch.cat([real, real.new_ones(len(real), 1)], 1)
-            whole, _, found = self._more(whole, made[-1].unsqueeze(1), real, found)
+            whole, _, found = self._more(whole, made[-1][0].unsqueeze(1), real, found)
         return made, found.logits[:, -1]
 
-    def _next(self, state: Tensor, logits: Tensor, memory: Tensor | None) -> Tensor:
-        """Return the next input."""
-        h = state
-        if self.feedback == "expected_embedding":
-            p = (logits / self.temperature).softmax(-1)
-            h = (p / p.norm(dim=-1, keepdim=True)) @ self._table()
-        if self.gates is not None:
-            return self._gated(h, logits)
+    def _fed_back(self, state: Tensor, logits: Tensor) -> Tensor:
+        if self.feedback == "state":
+            return state
+        p = (logits / self.temperature).softmax(-1)
+        return (p / p.norm(dim=-1, keepdim=True)) @ self._table()
+
+    def _plain(self, h: Tensor, memory: Tensor | None) -> Tensor:
+        """Return the next input of ``replace`` and ``attend``."""
         if self.ask is not None and memory is not None:
             asked = h.unsqueeze(1)
             h = h + self.ask(asked, memory, memory, need_weights=False)[0][:, 0]
         return self.norm(h) if self.feedback == "state" else h
 
-    def _gated(self, h: Tensor, logits: Tensor) -> Tensor:
-        p = (logits.detach() / self.temperature).softmax(-1)
-        word = torch.multinomial(p, 1)[:, 0] if self.sample else p.argmax(-1)
+    def _word(self, chance: Tensor, draw: torch.Generator | None) -> Tensor:
+        if self.sample or draw is not None:
+            return torch.multinomial(chance.exp(), 1, generator=draw)[:, 0]
+        return chance.argmax(-1)
+
+    def _gated(self, h: Tensor, word: Tensor) -> Tensor:
         e = self._embedded(word.unsqueeze(1))[:, 0]
         r, i = cast(nn.Linear, self.gates)(e).sigmoid().chunk(2, -1)
         a = torch.exp(-self.c * softplus(self.rate) * r)

@@ -93,6 +93,7 @@ STUDIES: dict[str, str] = {
     "joined-attention": "JoinedAttentionStudy",
     "label-agnostic": "LabelAgnosticStudy",
     "last-layer": "LastLayerStudy",
+    "latent-rewards": "LatentRewardsStudy",
     "latent-steps": "LatentStepsStudy",
     "layer-bits": "LayerBitsStudy",
     "layer-readout": "LayerReadoutStudy",

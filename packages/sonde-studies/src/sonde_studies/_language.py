@@ -16,7 +16,7 @@ from sonde.tap import cache_argument, cache_of
 PAD, IGNORED = "_", -100
 LAYERS, HEADS, WIDTH = 3, 4, 64
 RATE, WARM, BATCH = 3e-3, 20, 32
-REWARD_RATE, TRIES = 5e-4, 8
+REWARD_RATE, TRIES, SMALL = 5e-4, 8, 1e-4
 
 Texts = Callable[[int], list[str]]
 
@@ -166,12 +166,13 @@ def policy_loss(
     likely: Float[Tensor, "text pos"],
     own: Bool[Tensor, "text pos"],
     reward: Float[Tensor, "prompt sample"],
+    standard: bool = False,
 ) -> Float[Tensor, ""]:
     """Return the policy-gradient loss of samples from a policy.
 
     The gain of a sample is its reward less the mean over the samples after the same prompt
-    (REINFORCE with a baseline of the group). It is not divided by the group's spread, which would
-    weigh prompts by how sure the policy is of them. Up to a constant: the baseline holds the sample
+    (REINFORCE with a baseline of the group). Dividing it by the group's spread, as is usual, weighs
+    prompts by how unsure the policy is of them. Up to a constant: the baseline holds the sample
     itself, and tokens are counted over the whole batch.
 
     Parameters
@@ -182,9 +183,13 @@ def policy_loss(
         Which tokens the policy drew.
     reward : Float[Tensor, "prompt sample"]
         Of the texts in their order.
+    standard : bool, default=False
+        Divide gains by the standard deviation of their group, plus 1e-4.
     """
-    gain = (reward - reward.mean(1, keepdim=True)).reshape(-1, 1)
-    return -(gain * likely * own).sum() / own.sum()
+    gain = reward - reward.mean(1, keepdim=True)
+    if standard:
+        gain = gain / (reward.std(1, correction=0, keepdim=True) + SMALL)
+    return -(gain.reshape(-1, 1) * likely * own).sum() / own.sum()
 
 
 @torch.no_grad()

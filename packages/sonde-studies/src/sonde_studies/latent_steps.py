@@ -7,15 +7,15 @@ on. A wide decoder of one block learns that in one forward, a narrow decoder doe
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sonde.layers import LatentLoop
+from sonde_studies._arrows import CELLS, FIT, PAUSE, arrows, decoder
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
-CELLS, DIM, FIT, HELD, LEARN, TINY = 8, 20, 40_000, 1_000, 1500, 3
-PAUSE = CELLS * CELLS + CELLS
+LEARN, TINY = 1500, 3
 
 
 @final
@@ -62,37 +62,12 @@ class LatentStepsStudy(Study):
         }
 
 
-def _decoder() -> nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=PAUSE + 1, n_positions=CELLS + 4, n_embd=DIM, n_layer=1, n_head=2,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        initializer_range=0.1, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    return GPT2LMHeadModel(config)
-
-
-def _data(arrows: int, seed: int, pause: bool) -> tuple[Tensor, Tensor]:
-    """Return tokens, one for each arrow and then the question, and the correct answers."""
-    draw = torch.Generator().manual_seed(seed)
-    n = FIT + HELD
-    to = torch.rand(n, CELLS, generator=draw).argsort(1)
-    order = torch.rand(n, CELLS, generator=draw).argsort(1)
-    asked = torch.randint(CELLS, (n, 1), generator=draw)
-    answer = asked
-    for _ in range(arrows):
-        answer = to.gather(1, answer)
-    tokens = [order * CELLS + to.gather(1, order), CELLS * CELLS + asked]
-    tokens += [torch.full((n, 1), PAUSE)] if pause else []
-    return torch.cat(tokens, 1), answer.squeeze(1)
-
-
 def _accuracy(
-    given: dict[str, Any], arrows: int, seed: int, tiny: bool, *, pause: bool = False
+    given: dict[str, Any], length: int, seed: int, tiny: bool, *, pause: bool = False
 ) -> float:
-    ids, answer = _data(arrows, seed, pause)
-    net = drawn(lambda: LatentLoop(_decoder(), **given), seed)
+    ids, way = arrows(length, seed, pause)
+    answer = way[:, -1]
+    net = drawn(lambda: LatentLoop(decoder(), **given), seed)
 
     def told(rows: Tensor | slice) -> Tensor:
         return net(ids[rows])[:, CELLS * CELLS : PAUSE]
