@@ -50,7 +50,7 @@ class Inject(Edit):
 
     References
     ----------
-    wu2024infiniteid
+    wu2024infiniteid, kong2024anymaker
     """
 
     merge: Literal["adain_mean", "adain", "add"] = "adain_mean"
