@@ -52,7 +52,7 @@ class InjectStudy(Study):
         "face's run and takes the style from the words'; the merge as published, after the last "
         "block of a net of two; both blocks are shown; nothing was chosen. The encoder of a "
         "subject is AnyMaker's at toy size: two levels, and what is not the subject held apart by "
-        "agreement and independence, whose weight was chosen on seed 100"
+        "agreement and independence, weighted as seeds 0 and 100 chose"
     )
     data = "mean shapes of digits in an ink on a ground, named by words"
     claims = (
