@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, mse_loss, relu
 
 import sonde
-from sonde.core.edit import Edit
 from sonde.edit import Inject
 from sonde.tap import Tap
 from sonde.train import Align, Separate
@@ -93,7 +92,7 @@ def injected(
     at: Studio,
     words: Int[Tensor, "canvas 3"],
     sources: dict[str, Tensor],
-    edits: tuple[tuple[str, Edit], ...] = LEVELS["both levels"],
+    edits: tuple[tuple[str, Inject], ...] = LEVELS["both levels"],
 ) -> Float[Tensor, "canvas 3 high wide"]:
     """Return images of words with states of another run, or of an encoder, injected at sites."""
     with ExitStack() as stack:
