@@ -3,7 +3,8 @@
 A small conv net on digits is to forget the class 3: by turning one answer off, by wrong labels, by
 a rising loss. The gold model is trained without the class. Nets of this size learn features that
 tell unseen digits apart as well, which is why the gold model is the control. A small language model
-is to forget facts of persons: by wrong answers, and by training without them.
+is to forget facts of persons: by wrong answers, and by training without them. A net on a table is
+to forget the rows of some patients.
 """
 
 from copy import deepcopy
@@ -17,6 +18,7 @@ from sonde.data import open_inputs
 from sonde.edit import GradientAscent, RandomLabel
 from sonde_studies._facts_in_context import facts_in_context
 from sonde_studies._forgetting import CLASS, few_of_each, steps_to_relearn, trained, world
+from sonde_studies._patients import forgotten_patients
 from sonde_studies.recipes.unlearning_audit import unlearning_audit
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -33,24 +35,16 @@ class UnlearningAuditStudy(Study):
     )
     data = (
         "digits: 1,200 to train on, the others to audit on, class 3 to be forgotten; planted facts "
-        "of 72 persons: a third to be forgotten, a third to be kept, a third never told"
+        "of 72 persons: a third to be forgotten, a third to be kept, a third never told; "
+        "442 diabetes patients: 60 to be forgotten, 200 to be kept, the others never seen"
     )
     claims = (
-        Claim(
-            "traces",
-            "Turning the answer off leaves the class in the states.",
-            "accuracy of a head of the states before, beyond that on the gold model, less 0.2",
-        ),
-        Claim(
-            "less",
-            "Forgetting by wrong labels leaves fewer traces than turning the answer off.",
-            "accuracy of a head of the states before, answer off less wrong labels",
-        ),
-        Claim(
-            "cost",
-            "Wrong labels cost the other classes more than 2 points.",
-            "accuracy on the other classes lost, less 0.02",
-        ),
+        Claim("traces", "Turning the answer off leaves the class in the states.",
+              "accuracy of a head of the states before, beyond that on the gold model, less 0.2"),
+        Claim("less", "Forgetting by wrong labels leaves fewer traces than turning the answer off.",
+              "accuracy of a head of the states before, answer off less wrong labels"),
+        Claim("cost", "Wrong labels cost the other classes more than 2 points.",
+              "accuracy on the other classes lost, less 0.02"),
         Claim("relearned", "A model whose answer is off relearns the class sooner than the gold.",
               "training steps on 8 rows of each class, gold less answer off"),
         Claim("facts", "Wrong answers weaken an attack by low loss on facts of persons "
@@ -62,6 +56,10 @@ class UnlearningAuditStudy(Study):
               "as one that was.", "accuracy without the fact less with it, and 0.05"),
         Claim("own", "That is due to the fact: two other persons' facts do not bring it back.",
               "accuracy of the model never told, own fact less two others, less 0.5"),
+        Claim("patients", "An attack by low loss finds patients whose rows a net learned.",
+              "AUROC less 0.6"),
+        Claim("hidden", "After wrong labels it tells them from unseen patients by 0.1 at most.",
+              "0.1 less distance of the AUROC from 0.5"),
     )  # fmt: skip
     null = Claim(
         "anew",
@@ -110,16 +108,10 @@ class UnlearningAuditStudy(Study):
         shown, unseen = (images[few], label[few]), (images[fresh], label[fresh])
         nets = {"before": model, "gold": gold, **after}
         steps = {k: float(steps_to_relearn(m.module, shown, unseen)) for k, m in nets.items()}
-        tick("facts in a prompt")
-        facts = facts_in_context(seed, tiny)
         return {
             "relearned": steps["gold"] - steps["answer off"],
-            "facts": facts["audit | before"] - facts["audit | unlearned"] - 0.2,
-            "in context": facts["own | unlearned"] - facts["own | before"] + 0.05,
-            "exact": facts["own | never told"] - facts["own | before"] + 0.05,
-            "own": facts["own | never told"] - facts["other | never told"] - 0.5,
             **{f"training steps | {k}": v for k, v in steps.items()},
-            **{f"facts {k}": v for k, v in facts.items()},
+            **_of_persons(seed, tiny, tick),
             "traces": traces["answer off"] - 0.2,
             "less": traces["answer off"] - traces["wrong labels"],
             "cost": was - kept["wrong labels"] - 0.02,
@@ -130,6 +122,24 @@ class UnlearningAuditStudy(Study):
             **{f"forget accuracy | {k}": r["after"]["forget accuracy"] for k, r in rows.items()},
             **{f"retain accuracy | {k}": v for k, v in kept.items()},
         }
+
+
+def _of_persons(seed: int, tiny: bool, tick: Tick) -> dict[str, float]:
+    """Return the results on facts of persons and on rows of patients."""
+    tick("facts in a prompt")
+    facts = facts_in_context(seed, tiny)
+    tick("patients")
+    rows = forgotten_patients(seed, tiny)
+    return {
+        "facts": facts["audit | before"] - facts["audit | unlearned"] - 0.2,
+        "in context": facts["own | unlearned"] - facts["own | before"] + 0.05,
+        "exact": facts["own | never told"] - facts["own | before"] + 0.05,
+        "own": facts["own | never told"] - facts["other | never told"] - 0.5,
+        "patients": rows["audit | before"] - 0.6,
+        "hidden": 0.1 - abs(rows["audit | wrong labels"] - 0.5),
+        **{f"facts {k}": v for k, v in facts.items()},
+        **{f"patients {k}": v for k, v in rows.items()},
+    }
 
 
 def silenced(module: nn.Module) -> nn.Module:
