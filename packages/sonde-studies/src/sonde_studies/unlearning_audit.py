@@ -61,11 +61,9 @@ class UnlearningAuditStudy(Study):
         Claim("hidden", "After wrong labels it tells them from unseen patients by 0.1 at most.",
               "0.1 less distance of the AUROC from 0.5"),
     )  # fmt: skip
-    null = Claim(
-        "anew",
-        "A second model that never saw the class leaves no traces beyond the first.",
-        "accuracy of a head of the states before, beyond that on the first such model",
-    )
+    null = Claim("anew", "A second model that never saw the class leaves no traces beyond the "
+                 "first.", "accuracy of a head of the states before, beyond that on the first such "
+                 "model")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train, forget in four ways, and audit each."""
