@@ -8,12 +8,10 @@ are widths of encoder and decoder; the memory is equally narrow.
 from typing import final
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-from torch.nn import functional
 
-from sonde.measure import compression_fidelity, participation_ratio
+from sonde.measure import compression_fidelity
 from sonde_studies._separation import rank_correlation
+from sonde_studies._value_compressors import judged, texts_of, trained, usual_values
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.named_texts import (
     FORMS,
@@ -24,10 +22,7 @@ from sonde_studies.worlds.named_texts import (
     trained_compressor,
 )
 
-KEYS, VALUES, USUAL, MEMORY = 16, 8, 0.9, 6
-WIDTHS, COPIES = (24, 96, 384), 2
-LOSS, STEPS, EVERY, BATCH, RATE = 0.3, 4000, 5, 256, 2e-3
-TEXTS = 1000
+WIDTHS, COPIES, STEPS, TEXTS = (24, 96, 384), 2, 4000, 1000
 NAMED_WIDTHS, NAMED_LOSS, NAMED_STEPS = (32, 64, 128), 1.25, 3000
 
 
@@ -111,15 +106,15 @@ class SizeFidelityStudy(Study):
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train each width to the loss, and evaluate on new texts."""
-        usual = torch.randint(VALUES, (KEYS,), generator=torch.Generator().manual_seed(seed))
-        fresh = _texts(usual, 100 if tiny else TEXTS, torch.Generator().manual_seed(900 + seed))
+        usual = usual_values(seed)
+        fresh = texts_of(usual, 100 if tiny else TEXTS, torch.Generator().manual_seed(900 + seed))
         rows: list[dict[str, float]] = []
         for width in WIDTHS:
             for copy in range(COPIES):
                 tick(f"width {width}")
                 steps = 50 if tiny else STEPS
-                net, taken = _trained(usual, fresh, width, 10 * seed + copy, steps)
-                rows.append({"width": width, "steps": taken, **_judged(net, usual, fresh)})
+                net, taken = trained(usual, fresh, width, 10 * seed + copy, steps)
+                rows.append({"width": width, "steps": taken, **judged(net, usual, fresh)})
         mean = {
             (name, w): sum(r[name] for r in rows if r["width"] == w) / COPIES
             for name in rows[0]
@@ -176,79 +171,4 @@ def _sentences(seed: int, tiny: bool, tick: Tick) -> dict[str, float]:
             for width, row in zip(NAMED_WIDTHS, rows, strict=True)
             for name, value in row.items()
         },
-    }
-
-
-def _texts(usual: Int[Tensor, "key"], n: int, draw: torch.Generator) -> Int[Tensor, "text key"]:
-    """Return texts with a value for each key, mostly the usual value."""
-    other = (usual + torch.randint(1, VALUES, (n, len(usual)), generator=draw)) % VALUES
-    return torch.where(torch.rand(n, len(usual), generator=draw) < USUAL, usual, other)
-
-
-def _net(width: int) -> nn.ModuleDict:
-    ends = KEYS * VALUES
-    return nn.ModuleDict(
-        {
-            "compress": nn.Sequential(
-                nn.Linear(ends, width), nn.ReLU(), nn.Linear(width, MEMORY), nn.Tanh()
-            ),
-            "decode": nn.Sequential(nn.Linear(MEMORY, width), nn.ReLU(), nn.Linear(width, ends)),
-        }
-    )
-
-
-def _said(
-    net: nn.ModuleDict, texts: Int[Tensor, "text key"]
-) -> tuple[Float[Tensor, "text slot"], Float[Tensor, "text key value"]]:
-    """Return each text's memory, and the decoder's log-probabilities."""
-    memory = net["compress"](functional.one_hot(texts, VALUES).float().flatten(1))
-    logits = net["decode"](memory).unflatten(1, (KEYS, VALUES))
-    return memory, logits.log_softmax(-1)
-
-
-def _loss(net: nn.ModuleDict, texts: Tensor) -> Tensor:
-    return functional.nll_loss(_said(net, texts)[1].flatten(0, 1), texts.flatten())
-
-
-@torch.enable_grad()
-def _trained(
-    usual: Tensor, fresh: Tensor, width: int, seed: int, steps: int
-) -> tuple[nn.ModuleDict, int]:
-    """Return a compressor trained to the given loss on new texts, and the number of steps."""
-    draw = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = _net(width)
-    optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
-    for step in range(1, steps + 1):
-        optimiser.zero_grad()
-        _loss(net, _texts(usual, BATCH, draw)).backward()
-        optimiser.step()
-        if step % EVERY == 0 and float(_loss(net, fresh).detach()) <= LOSS:
-            return net, step
-    return net, steps
-
-
-@torch.no_grad()
-def _judged(net: nn.ModuleDict, usual: Tensor, fresh: Tensor) -> dict[str, float]:
-    memory, said = _said(net, fresh)
-    entropy = -(said.exp() * said).sum(-1)
-    source, decoded = fresh.tolist(), said.argmax(-1).tolist()
-    prior = usual.tolist()
-    planted = [{k: prior[k] for k in range(KEYS) if text[k] != prior[k]} for text in source]
-    found = compression_fidelity(source, decoded, planted, entropy=list(entropy))
-    halves = [
-        float(compression_fidelity(source[i::2], decoded[i::2], planted[i::2])) for i in (0, 1)
-    ]
-    wrong = (said.argmax(-1) != fresh).double().mean(1)
-    return {
-        "overwritten": float(found),
-        "entropy against drift": rank_correlation(entropy.mean(1).tolist(), wrong.tolist()),
-        "copied": found.copied,
-        "drift": found.drift,
-        "entropy, planted": found.entropy_planted,
-        "entropy, elsewhere": found.entropy_other,
-        "rank": float(participation_ratio(memory)),
-        "loss": float(_loss(net, fresh)),
-        "halves": halves[0] - halves[1],
     }
