@@ -2,12 +2,12 @@
 
 A toy: a byte model, texts of 24 bytes, judged by the model itself. What came out (20 seeds): the
 three drafts are likelier than nucleus samples, at a third of the rows that the model reads (.68
-nats a byte, .73), and one of them is nearly as often what the file says next (.36, .38). What nucleus sampling
-is held against is chosen for variety, not likelihood: greedy text, also of one pass, is likelier
-than the best draft (.38, .46), and beam search of three passes is so in the mean of its drafts
-(.33). Mixed states are not near mixtures after the last layer (cosine .86; .94 before it). N-grams
-help the mean of the drafts a little and cost the best one (.46, without .40); at temperature 1 the
-drafts get as unlikely as what people wrote.
+nats a byte, .73), and one of them is nearly as often what the file says next (.36, .38). What
+nucleus sampling is held against is chosen for variety, not likelihood: greedy text, also of one
+pass, is likelier than the best draft (.38, .46), and beam search of three passes is so in the mean
+of its drafts (.33). Mixed states are not near mixtures after the last layer (cosine .86; .94 before
+it). N-grams help the mean of the drafts a little and cost the best one (.46, without .40); at
+temperature 1 the drafts get as unlikely as what people wrote.
 """
 
 from collections.abc import Mapping
