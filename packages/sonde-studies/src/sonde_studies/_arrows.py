@@ -65,7 +65,7 @@ def imitate(
     enough: Callable[[], bool],
     seed: int,
 ) -> None:
-    """Train a decoder to name the cells on the way, one after the other, until good enough.
+    """Train a decoder to write the cells of each way in their order, until it is good enough.
 
     Parameters
     ----------

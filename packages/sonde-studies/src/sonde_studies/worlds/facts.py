@@ -150,7 +150,7 @@ def prompts(facts: list[Entry], named: bool = True, before: str = "") -> list[st
 
 
 def asked(model: Model, facts: list[Entry], rule: Decode | None = None, before: str = "") -> Said:
-    """Return the words with which a model continues the prompts of each fact, one per phrasing.
+    """Return the next word that a model writes after each prompt of a fact, by fact.
 
     Parameters
     ----------
