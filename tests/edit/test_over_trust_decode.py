@@ -103,10 +103,10 @@ def test_beams_read_with_a_cache_are_those_of_whole_texts(monkeypatch):
     model, lengths, module = causal_model(), list[int](), "sonde.edit.over_trust_decode"
     model.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
     rule = OverTrustDecode(AttentionColumns(scale=3.0), beams=3, candidates=4, patience=2)
-    found = generated(model, {"custom_generate": rule}, n=20)
+    found = generated(model, {"custom_generate": rule}, n=10)
     n_long = sum(n > 1 for n in lengths)
     monkeypatch.setattr(f"{module}._keeps_all_keys", lambda _: False)
-    assert torch.equal(generated(model, {"custom_generate": rule}, n=20), found)
+    assert torch.equal(generated(model, {"custom_generate": rule}, n=10), found)
     assert 2 < n_long < len(lengths) / 3  # the prompts, and after steps back
 
 
