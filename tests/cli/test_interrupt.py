@@ -160,6 +160,20 @@ def test_a_resumed_scan_gives_the_same_report(place, stopped):
     assert files(place) == ["out/a.json"]
 
 
+@pytest.mark.truth("the undisturbed run")
+def test_a_study_goes_on_after_its_finished_seeds(place, stopped):
+    words = "study nac --tiny --seeds 3 -o "
+    ended(words + "whole")
+    err = stopped(words + "out", "sonde_studies.study:_one", 3)
+    assert "Finished work is kept in out; the same command continues from there" in err
+    assert files(place) == ["out/nac.seeds.json"]
+    ran = run_words(*(words + "out").split())
+    assert ran.err.count("known from an earlier run") == 2
+    expected, found = (json.loads((place / f / "nac.json").read_text()) for f in ("whole", "out"))
+    assert found["figures"] == expected["figures"]
+    assert NOTHING in stopped(words + "none", "sonde_studies.study:_one", 1)
+
+
 def test_workers_of_an_interrupted_terminal_are_silent(place, stopped):
     words = FIT + " --workers 2"
     err = stopped(words, "sonde.run.passes._processes:_opened", group=True)

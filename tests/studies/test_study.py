@@ -98,6 +98,34 @@ def test_a_table_says_what_was_claimed_and_found():
     assert "no evidence" in as_text(StudyTable(Planted(), (0,), table.figures, tiny=True))
 
 
+def test_finished_seeds_are_kept_for_the_same_code_and_size(tmp_path, monkeypatch):
+    file, said = tmp_path / "planted.seeds.json", []
+
+    class Stopped(Planted):
+        def run(self, seed, tiny, tick):
+            said.append(seed)
+            if seed == 2 and len(said) == 3:
+                raise KeyboardInterrupt
+            return {**super().run(seed, tiny, tick), "inf": math.inf}
+
+    study = Stopped()
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, range(4), kept=file)
+    table = run_study(study, range(5), kept=file)
+    assert said == [0, 1, 2, 2, 3, 4]
+    assert table == run_study(study, range(5))
+    said.clear()
+    run_study(study, (4, 1, 7), kept=file)
+    assert said == [7]
+    run_study(study, range(3), tiny=True, kept=file)
+    assert said == [7, 0, 1, 2]
+    monkeypatch.setattr("sonde_studies._kept_seeds.code_hash", lambda: "of other sources")
+    run_study(study, range(3), tiny=True, kept=file)
+    file.write_text("[")
+    run_study(study, range(3), tiny=True, kept=file)
+    assert said == [7, *[0, 1, 2] * 3]
+
+
 def test_a_null_arm_has_to_see_the_smallest_effect_that_matters_where_nothing_was_found():
     table = run_study(Planted(), range(4))
     noise = (-5.0, 5.0, 5.0, -5.0)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from sonde.cli.console import note, say, say_json
+from sonde.cli.console import CommandFailed, note, note_interrupted, say, say_json
 from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError
 
@@ -41,9 +41,10 @@ def package_of(word: str) -> Any:
 class Study:
     """Run the experiment of a paper at a size for one core, and report which claims hold.
 
-    NAME is a study, or all; without NAME the studies are listed.
+    NAME is a study, or all; without NAME the studies are listed. With --output every finished seed
+    is kept: the same command continues after Ctrl-C, and more --seeds run only the new ones.
 
-    Example: sonde study nac
+    Example: sonde study nac --seeds 10 -o reports
     """
 
     name: Annotated[tyro.conf.Positional[str], named("NAME", "a study, or all")] = ""
@@ -53,7 +54,12 @@ class Study:
     ] = False
     output: Annotated[
         Path | None,
-        named("FOLDER", "folder for NAME.json and NAME.txt", "-o", "--out"),
+        named(
+            "FOLDER",
+            "folder for NAME.json, NAME.txt, and finished seeds, which are not run again",
+            "-o",
+            "--out",
+        ),
     ] = None
     printing: Printing = field(default_factory=Printing)
 
@@ -84,12 +90,20 @@ class Study:
 
         quiet = self.printing.quiet or self.printing.json
         tick = (lambda _: None) if quiet else note
-        table = package.run_study(study, range(self.seeds), self.tiny, tick)
+        kept = None
+        if self.output is not None:
+            make_directory(self.output)
+            kept = self.output / f"{study.name}.seeds.json"
+        try:
+            table = package.run_study(study, range(self.seeds), self.tiny, tick, kept)
+        except KeyboardInterrupt:
+            out = self.output
+            note_interrupted(out if out is not None and any(out.glob("*.seeds.json")) else None)
+            raise CommandFailed(130) from None
         said = package.as_text(table)
         if not self.printing.json:
             say(said + "\n")
         if self.output is not None:
-            make_directory(self.output)
             text = json.dumps(table.json(), indent=1) + "\n"
             atomic_write(self.output / f"{study.name}.json", text.encode())
             atomic_write(self.output / f"{study.name}.txt", f"{said}\n".encode())

@@ -5,14 +5,19 @@ planted truth, with a null arm in which there is nothing to find.
 """
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sonde import InputError
+
+if TYPE_CHECKING:
+    from sonde_studies._kept_seeds import KeptSeeds
 
 Verdict = Literal[
     "holds", "does not hold", "does not hold: too small", "too few seeds", "not tested"
@@ -231,6 +236,7 @@ class StudyTable:
     figures: dict[str, tuple[float, ...]]
     tiny: bool = False
     seconds: float = field(default=0.0, compare=False)
+    """Of all seeds together, those of earlier runs as well."""
 
     def outcome(self, claim: Claim) -> Outcome:
         """Return the result of a claim, or of the null arm, over the seeds."""
@@ -281,26 +287,57 @@ class StudyTable:
 
 
 def run_study(
-    study: Study, seeds: Sequence[int], tiny: bool = False, tick: Tick = lambda _: None
+    study: Study,
+    seeds: Sequence[int],
+    tiny: bool = False,
+    tick: Tick = lambda _: None,
+    kept: Path | None = None,
 ) -> StudyTable:
     """Run a study once for each seed.
+
+    Parameters
+    ----------
+    study : Study
+    seeds : sequence of int
+    tiny : bool, default=False
+        A size that only shows that it runs.
+    tick : callable, optional
+        Told what is being done.
+    kept : path, optional
+        A file of finished seeds, ``NAME.seeds.json``. It is written after each seed, and what the
+        same code wrote there is not run again.
 
     Raises
     ------
     InputError
         If a seed is given twice, or there are fewer than three.
     """
-    import time
+    from sonde_studies._kept_seeds import KeptSeeds
 
     if len(seeds) < LEAST_SEEDS or len(set(seeds)) < len(seeds):
         raise InputError(
             f"study {study.name}: expected at least {LEAST_SEEDS} different seeds, got "
             f"{list(seeds)}. An interval needs repetitions."
         )
+    before = None if kept is None else KeptSeeds(kept, tiny)
+    found, seconds = zip(*(_timed(study, seed, tiny, tick, before) for seed in seeds), strict=True)
+    columns = {key: tuple(f[key] for f in found) for key in found[0]}
+    return StudyTable(study, tuple(seeds), columns, tiny, sum(seconds))
+
+
+def _timed(
+    study: Study, seed: int, tiny: bool, tick: Tick, kept: "KeptSeeds | None"
+) -> tuple[dict[str, float], float]:
+    """Return a seed's figures and its seconds, those that are kept or new ones."""
+    if kept is not None and (known := kept.get(seed)) is not None:
+        tick(f"{study.name}, seed {seed}: known from an earlier run")
+        return known
     began = time.perf_counter()
-    found = [dict(_one(study, seed, tiny, tick)) for seed in seeds]
-    columns = {key: tuple(float(f[key]) for f in found) for key in found[0]}
-    return StudyTable(study, tuple(seeds), columns, tiny, time.perf_counter() - began)
+    figures = {k: float(v) for k, v in _one(study, seed, tiny, tick).items()}
+    seconds = time.perf_counter() - began
+    if kept is not None:
+        kept.keep(seed, figures, seconds)
+    return figures, seconds
 
 
 def _one(study: Study, seed: int, tiny: bool, tick: Tick) -> Figures:
