@@ -11,8 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sonde.files.durable import atomic_write
-
 PACKAGES = ("sonde", "sonde_studies")
 DISTRIBUTION = "sonde-studies"
 
@@ -44,7 +42,9 @@ class KeptSeeds:
     def keep(self, seed: int, figures: Mapping[str, float], seconds: float) -> None:
         """Write the figures of a seed, and the seconds that it took."""
         self._seeds[str(seed)] = {"seconds": seconds, "figures": dict(figures)}
-        atomic_write(self._path, json.dumps(self._code | {"seeds": self._seeds}).encode())
+        part = self._path.with_suffix(".part")
+        part.write_text(json.dumps(self._code | {"seeds": self._seeds}), encoding="utf-8")
+        part.replace(self._path)
 
     def _read(self) -> dict[str, Any]:
         try:
