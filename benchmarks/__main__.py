@@ -29,7 +29,13 @@ def registry() -> "dict[str, Callable[[Size], Iterable[Row]]]":
     from benchmarks.compress import cache_rows, compress_rows
     from benchmarks.detect import detector_rows, nac_rows
     from benchmarks.dictionaries import dictionary_rows
-    from benchmarks.edit import decoding_rows, fisher_rows, merge_models_rows, steering_rows
+    from benchmarks.edit import (
+        beam_rows,
+        decoding_rows,
+        fisher_rows,
+        merge_models_rows,
+        steering_rows,
+    )
     from benchmarks.erasing import erase_rows, fact_rows
     from benchmarks.explain import atlas_rows, patching_rows, units_rows
     from benchmarks.generating import generation_time
@@ -65,6 +71,7 @@ def registry() -> "dict[str, Callable[[Size], Iterable[Row]]]":
         "merge-models": merge_models_rows,
         "steer": steering_rows,
         "decode": decoding_rows,
+        "beams": beam_rows,
         "attribute": attribution_rows,
         "patch": patching_rows,
         "units": units_rows,

@@ -17,12 +17,12 @@ from benchmarks.size import Size
 from sonde.core.edit import Add, Edit
 from sonde.core.inputs import Model
 from sonde.data import open_inputs
-from sonde.edit import Ablate, ContrastiveDecode, EmulatedFinetune
+from sonde.edit import Ablate, ContrastiveDecode, EmulatedFinetune, OverTrustDecode
 from sonde.tap import editing, squared_gradients
 
 ROWS_BUDGET, TEXT_BUDGET = 0.25, 0.8
 MERGE_BUDGET = 0.5
-DECODING_BUDGET = 1.10
+DECODING_BUDGET, BEAM_BUDGET = 1.10, 1.25
 STEERING_BUDGET, WRITERS_BUDGET = 1.03, 1.06
 
 
@@ -153,6 +153,29 @@ def decoding_rows(size: Size) -> list[Row]:
             )
         )
     return found
+
+
+def beam_rows(size: Size) -> list[Row]:
+    """Time of a beam search that reads its candidates, against one with as many beams."""
+    depth, width, new = size.pick((6, 384, 48), (2, 64, 4))
+    net, rule = language_model(depth, width), OverTrustDecode(retries=0)
+    rows = rule.beams * rule.candidates
+    ids = torch.randint(1, VOCABULARY, (1, 32), generator=torch.Generator().manual_seed(0))
+    common = {"attention_mask": torch.ones_like(ids), "max_new_tokens": new, "do_sample": False}
+
+    def plain() -> object:
+        return net.generate(ids, num_beams=rows, min_new_tokens=new, **common)
+
+    arms: dict[str, Callable[[], object]] = {
+        PLAIN: plain,
+        "ours": lambda: net.generate(ids, custom_generate=rule, **common),
+        AGAIN: plain,
+    }
+    ratio = ratio_of(interleaved(arms, size.rounds, warm_ups=1), "ours")
+    what = f"OverTrustDecode, {rule.beams} beams of {rule.candidates} candidates, {new} tokens"
+    told = f"{what}, {depth} x {width}, against beam search with {rows} beams"
+    numbers = (ratio.median, "x", BEAM_BUDGET, ratio.spread, ratio.rounds, ratio.noise)
+    return [Row("beams", told, *numbers)]
 
 
 def _cases(size: Size) -> dict[str, _Case]:
