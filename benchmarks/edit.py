@@ -158,7 +158,8 @@ def decoding_rows(size: Size) -> list[Row]:
 def beam_rows(size: Size) -> list[Row]:
     """Time of a beam search that reads its candidates, against one with as many beams."""
     depth, width, new = size.pick((6, 384, 48), (2, 64, 4))
-    net, rule = language_model(depth, width), OverTrustDecode(retries=0)
+    net: Any = language_model(depth, width)
+    rule = OverTrustDecode(retries=0)
     rows = rule.beams * rule.candidates
     ids = torch.randint(1, VOCABULARY, (1, 32), generator=torch.Generator().manual_seed(0))
     common = {"attention_mask": torch.ones_like(ids), "max_new_tokens": new, "do_sample": False}
