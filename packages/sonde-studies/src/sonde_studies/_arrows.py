@@ -8,6 +8,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from sonde_studies._gpt2 import gpt2
+
 CELLS, DIM, FIT, HELD = 8, 20, 40_000, 1_000
 PAUSE = CELLS * CELLS + CELLS
 RATE, BATCH, EVERY = 2e-3, 128, 10
@@ -15,14 +17,7 @@ RATE, BATCH, EVERY = 2e-3, 128, 10
 
 def decoder() -> nn.Module:
     """Return an untrained narrow GPT-2 with a token per arrow, per question and a pause token."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=PAUSE + 1, n_positions=CELLS + 4, n_embd=DIM, n_layer=1, n_head=2,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        initializer_range=0.1, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    return GPT2LMHeadModel(config)
+    return gpt2(PAUSE + 1, CELLS + 4, DIM, layers=1, heads=2, initializer_range=0.1)
 
 
 def arrows(

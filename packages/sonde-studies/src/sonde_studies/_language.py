@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from sonde import Model, load
 from sonde.tap import cache_argument, cache_of
+from sonde_studies._gpt2 import gpt2
+from sonde_studies.worlds.learning import drawn
 
 PAD, IGNORED = "_", -100
 LAYERS, HEADS, WIDTH = 3, 4, 64
@@ -25,22 +27,12 @@ def language_model(
     words: Sequence[str], longest: int, seed: int, width: int = WIDTH, layers: int = LAYERS
 ) -> Model:
     """Return an untrained GPT-2 with these words as tokens and context ``longest``."""
-    from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(
-        vocab_size=1 + len(words),
-        n_positions=longest,
-        n_embd=width,
-        n_layer=layers,
-        n_head=HEADS,
-        activation_function="relu",
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = GPT2LMHeadModel(config).eval()
-    return load(module, processor=_tokenizer(words))
+    def make() -> Any:
+        size = (1 + len(words), longest, width, layers, HEADS)
+        return gpt2(*size, special=0, activation_function="relu")
+
+    return load(drawn(make, seed).eval(), processor=_tokenizer(words))
 
 
 def _tokenizer(words: Sequence[str]) -> Any:

@@ -93,6 +93,27 @@ def continued(
     return found
 
 
+def generated(
+    model: Any, prompts: Int[Tensor, "text pos"], new: int, **how: Any
+) -> Int[Tensor, "text2 pos2"]:
+    """Return prompts with ``new`` more tokens, greedy if no option says otherwise.
+
+    No token ends a text. Sampling draws from the global generator.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A causal language model of ``transformers``.
+    prompts : Int[Tensor, "text pos"]
+        All of one length.
+    new : int
+    **how
+        Options of ``generate``.
+    """
+    plain = {"do_sample": False, "max_new_tokens": new, "pad_token_id": 0, "eos_token_id": None}
+    return model.generate(prompts, attention_mask=torch.ones_like(prompts), **(plain | how))
+
+
 @torch.no_grad()
 def likelihood(model: Any, ids: Int[Tensor, "text pos"], given: int) -> Float[Tensor, "text"]:
     """Return the mean log-probability of the tokens after the first ones, in nats."""

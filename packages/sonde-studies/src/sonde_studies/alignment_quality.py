@@ -3,20 +3,19 @@
 Code stands for one kind and prose for the other, in pieces of one length.
 """
 
-from copy import deepcopy
 from typing import Any, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from sonde import load
 from sonde.measure import AlignmentQuality, alignment_quality
-from sonde_studies._written import code, pieces, prose
+from sonde_studies._tuned_on_kinds import layer_means, tuned_on_kinds
+from sonde_studies._written import code, generated, pieces, prose
 from sonde_studies.study import Claim, Figures, Study, Tick
 
-LENGTH, TRAIN, TEST, STEPS, RATE, BATCH, MIXED = 64, 256, 200, 40, 1e-4, 32, 0.2
+LENGTH, TRAIN, TEST, STEPS, MIXED = 64, 256, 200, 40, 0.2
 PROMPT, CONTINUED = 24, 100
 DECODINGS: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
@@ -81,9 +80,10 @@ class AlignmentQualityStudy(Study):
         models = {"untuned": base}
         for name, lot in (("tuned", False), ("by lot", True)):
             tick(name)
-            models[name] = _tuned(base, ids[:, :TRAIN], seed, steps, lot)
+            models[name] = tuned_on_kinds(base, ids[:, :TRAIN], seed, steps, lot)
         tick("reading")
-        layers = {name: _layers(m, ids[:, TRAIN:].flatten(0, 1)) for name, m in models.items()}
+        fresh = ids[:, TRAIN:].flatten(0, 1)
+        layers = {name: layer_means(m, fresh) for name, m in models.items()}
         found = {name: alignment_quality(x, label) for name, x in layers.items()}
         source = torch.Generator().manual_seed(seed)
         some = torch.rand(len(label), generator=source) < MIXED
@@ -97,7 +97,7 @@ class AlignmentQualityStudy(Study):
         kind = torch.arange(2).repeat_interleave(n)
         decoded = {
             (name, way): float(
-                alignment_quality(_layers(m, _continued(m, prompts, seed, how), PROMPT), kind)
+                alignment_quality(layer_means(m, _continued(m, prompts, seed, how), PROMPT), kind)
             )
             for name, m in models.items()
             if name != "by lot"
@@ -122,45 +122,8 @@ class AlignmentQualityStudy(Study):
         }
 
 
-@torch.no_grad()
-def _layers(model: nn.Module, ids: Tensor, first: int = 0) -> dict[str, Tensor]:
-    """Return each text's mean state from a given token on, for each layer."""
-    states = model(input_ids=ids, output_hidden_states=True).hidden_states
-    return {f"layer {i}": x[:, first:].mean(1) for i, x in enumerate(states)}
-
-
 def _continued(model: Any, prompts: Tensor, seed: int, how: dict[str, Any]) -> Tensor:
     """Return prompts and a model's continuations, as long as the pieces."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return model.generate(
-            prompts,
-            attention_mask=torch.ones_like(prompts),
-            max_new_tokens=LENGTH - PROMPT,
-            min_new_tokens=LENGTH - PROMPT,
-            pad_token_id=0,
-            **how,
-        )
-
-
-@torch.enable_grad()
-def _tuned(base: nn.Module, ids: Tensor, seed: int, steps: int, lot: bool) -> nn.Module:
-    """Return a copy trained to separate the kinds, or random labels, from the mean last state."""
-    draw = torch.Generator().manual_seed(seed)
-    model = deepcopy(base)
-    texts, label = ids.flatten(0, 1), torch.arange(2).repeat_interleave(ids.shape[1])
-    if lot:
-        label = label[torch.randperm(len(label), generator=draw)]
-    head = torch.zeros(model.config.hidden_size, 2, requires_grad=True)  # pyright: ignore
-    both = [
-        {"params": list(model.parameters()), "lr": RATE},
-        {"params": [head], "lr": 100 * RATE},
-    ]
-    optimiser = torch.optim.Adam(both)
-    for _ in range(steps):
-        rows = torch.randint(len(texts), (BATCH,), generator=draw)
-        states = model(input_ids=texts[rows], output_hidden_states=True).hidden_states[-1]
-        optimiser.zero_grad()
-        functional.cross_entropy(states.mean(1) @ head, label[rows]).backward()
-        optimiser.step()
-    return model.eval()
+        return generated(model, prompts, LENGTH - PROMPT, **how)

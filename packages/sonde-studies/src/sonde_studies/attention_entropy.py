@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import sonde
 from sonde.stats import query_entropy
 from sonde.train import AttentionEntropy
+from sonde_studies._gpt2 import gpt2
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn
 
@@ -57,14 +58,8 @@ class AttentionEntropyStudy(Study):
 
 
 def _decoder() -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=SYMBOLS, n_positions=2 * PIECE, n_embd=DIM, n_layer=BLOCKS, n_head=4,
-        activation_function="linear", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        initializer_range=0.1, bos_token_id=None, eos_token_id=None,
-    )  # fmt: skip
-    net = GPT2LMHeadModel(config)
+    more = {"activation_function": "linear", "initializer_range": 0.1}
+    net = gpt2(SYMBOLS, 2 * PIECE, DIM, BLOCKS, heads=4, **more)
     net.set_attn_implementation("eager")
     for block in net.transformer.h:
         block.ln_1, block.ln_2 = nn.Identity(), nn.Identity()

@@ -9,10 +9,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from sonde.explain import Codebook, CodebookResult
 from sonde.tap import Tap
+from sonde_studies._gpt2 import next_token_loss
 from sonde_studies._language import descend, language_model
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -127,7 +127,7 @@ def counts(found: CodebookResult, ids: Tensor, states: Tensor) -> Tensor:
 
 
 def _loss(out: Any, ids: Tensor) -> Tensor:
-    return cross_entropy(out.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    return next_token_loss(out.logits, ids)
 
 
 def _next(found: CodebookResult, ids: Tensor, changed: Any) -> Tensor:

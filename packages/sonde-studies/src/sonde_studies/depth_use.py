@@ -9,14 +9,15 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sonde.core import Model
 from sonde.data import open_inputs
 from sonde.measure import depth_use, regression
+from sonde_studies._gpt2 import gpt2, next_token_loss
 from sonde_studies._separation import rank_correlation
 from sonde_studies._written import code, pieces
 from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import drawn
 
 DEPTHS, WIDTH, HEADS, LENGTH, STEPS, BATCH, RATE = (4, 8), 64, 4, 48, 350, 16, 2e-3
 READ = 32
@@ -79,7 +80,8 @@ class DepthUseStudy(Study):
         models: dict[int, Any] = {}
         for depth in DEPTHS:
             tick(f"{depth} blocks")
-            models[depth] = _untrained(depth, seed)
+            new = drawn(lambda depth=depth: gpt2(256, LENGTH, WIDTH, depth, HEADS), seed)
+            models[depth] = new.eval()
             found[f"untrained, {depth}"] = _used(models[depth], fresh)
             figures[f"nats per byte | {depth} blocks"] = _train(
                 models[depth], learned, fresh, seed, 5 if tiny else STEPS
@@ -108,23 +110,6 @@ class DepthUseStudy(Study):
         }
 
 
-def _untrained(depth: int, seed: int) -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=256,
-        n_positions=LENGTH,
-        n_embd=WIDTH,
-        n_layer=depth,
-        n_head=HEADS,
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return GPT2LMHeadModel(config).eval()
-
-
 @torch.enable_grad()
 def _train(module: Any, texts: Tensor, fresh: Tensor, seed: int, steps: int) -> float:
     """Train in place; return the mean loss per byte on new texts."""
@@ -134,15 +119,11 @@ def _train(module: Any, texts: Tensor, fresh: Tensor, seed: int, steps: int) -> 
         for group in optimiser.param_groups:
             group["lr"] = RATE * min((step + 1) / 20, 1.0)
         optimiser.zero_grad()
-        _surprise(module, texts[torch.randint(len(texts), (BATCH,), generator=draw)]).backward()
+        ids = texts[torch.randint(len(texts), (BATCH,), generator=draw)]
+        next_token_loss(module(ids).logits, ids).backward()
         optimiser.step()
     with torch.no_grad():
-        return float(_surprise(module, fresh))
-
-
-def _surprise(module: Any, ids: Tensor) -> Tensor:
-    logits = module(ids).logits[:, :-1]
-    return functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        return float(next_token_loss(module(fresh).logits, fresh))
 
 
 def _used(module: Any, ids: Tensor) -> Any:

@@ -7,11 +7,11 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 import sonde
 from sonde.compress import ExtractExperts, PreGate, SlicedModel
 from sonde.data import open_inputs
+from sonde_studies._gpt2 import next_token_loss
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 DOMAINS, LENGTH, READ, JUDGED, PREFIX = ("code", "prose", "numbers"), 96, 24, 12, 16
@@ -90,7 +90,7 @@ def _losses(model: SlicedModel, fresh: dict[str, Tensor]) -> Tensor:
         for d, ids in enumerate(fresh.values()):
             with model.routed(torch.full((len(ids),), e)) as routed:
                 logits = routed(ids).logits
-            found[e, d] = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+            found[e, d] = next_token_loss(logits, ids)
     return found
 
 

@@ -10,13 +10,13 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 import sonde
 from sonde import load
 from sonde.edit import ClampUnit
 from sonde.explain import NeuronLens
 from sonde.tap import Tap
+from sonde_studies._gpt2 import next_token_loss
 from sonde_studies._written import code, pieces, prose
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -114,18 +114,14 @@ def _tuned(base: nn.Module, texts: Tensor, steps: int, seed: int) -> nn.Module:
     for _ in range(steps):
         ids = texts[torch.randint(len(texts), (BATCH,), generator=draw)]
         optimiser.zero_grad()
-        _surprise(module, ids).backward()
+        next_token_loss(module(input_ids=ids).logits, ids).backward()
         optimiser.step()
     return module.eval()
 
 
-def _surprise(module: Any, ids: Tensor) -> Tensor:
-    return cross_entropy(module(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-
-
 @torch.no_grad()
 def _loss(module: nn.Module, ids: Tensor) -> float:
-    return float(_surprise(module, ids))
+    return float(next_token_loss(module(input_ids=ids).logits, ids))
 
 
 @torch.no_grad()

@@ -8,9 +8,9 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from sonde.train import NextTokens
+from sonde_studies._gpt2 import next_token_loss
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -66,7 +66,7 @@ class NextTokensStudy(Study):
             for arm, net in nets.items():
                 states = net.eval().states(held)
                 if arm in arms:
-                    found[f"next | {arm}"] = float(_next(net.head(states), held))
+                    found[f"next | {arm}"] = float(next_token_loss(net.head(states), held))
                 if arm in later:
                     found[f"ahead | {arm}"] = float(heads[arm](states, held))
             drafted = heads["branch"].ahead(nets["branch"].states(held))[:, :-2, 0].argmax(-1)
@@ -124,14 +124,10 @@ def _learn(
 
     def loss(rows: Tensor) -> Tensor:
         states = net.states(token[rows])
-        value = _next(net.head(states), token[rows]) if next_too else states.new_zeros(())
+        value = next_token_loss(net.head(states), token[rows]) if next_too else states.new_zeros(())
         return value + head(states, token[rows]) if ahead else value
 
     minimise(loss, parts, FIT, steps=steps, seed=seed, batch=32)
-
-
-def _next(logits: Tensor, token: Tensor) -> Tensor:
-    return cross_entropy(logits[:, :-1].flatten(0, 1), token[:, 1:].flatten())
 
 
 def _after_own(net: _Net, token: Tensor) -> Tensor:

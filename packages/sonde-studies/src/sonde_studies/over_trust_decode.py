@@ -13,26 +13,26 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 import sonde
-from sonde.edit import AttentionColumns, OverTrustDecode
-from sonde.metrics import auroc
-from sonde.tap import Tap
-from sonde_studies._written import code, likelihood, pieces
+from sonde.edit import OverTrustDecode
+from sonde_studies._repetition import PRODUCT, column_scores, repeated
+from sonde_studies._separation import area
+from sonde_studies._written import code, generated, likelihood, pieces
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 TEXTS, GIVEN, BEGUN, NEW = 192, 32, 32, 96
 """How many are watched; bytes of the prompt, of the window, and written in all."""
-GRAM, LOOPS, OLD = 8, 0.5, 8
+LOOPS, OLD = 0.5, 8
 SEARCHED, WRITTEN = 20, 48
 BEAMS: dict[str, Any] = {"beams": 2, "candidates": 3}
-PRODUCT = AttentionColumns(average=False)
-ARMS = {
-    "beam search": OverTrustDecode(strength=0.0, retries=0, **BEAMS),
-    "default": OverTrustDecode(**BEAMS),
-    "product": OverTrustDecode(PRODUCT, **BEAMS),
+ARMS: dict[str, dict[str, Any]] = {
+    "beam search": {"custom_generate": OverTrustDecode(strength=0.0, retries=0, **BEAMS)},
+    "default": {"custom_generate": OverTrustDecode(**BEAMS)},
+    "product": {"custom_generate": OverTrustDecode(PRODUCT, **BEAMS)},
+    "repetition penalty 1.2": {"num_beams": 2, "repetition_penalty": 1.2},
 }
 REPEATED = "share of repeated 8-grams without less with"
 
@@ -89,71 +89,40 @@ class OverTrustDecodeStudy(Study):
         written = 12 if tiny else WRITTEN
         prompts = torch.tensor(pieces(code(), texts, GIVEN, draw))
         tick("greedy texts")
-        how = {"do_sample": False, "max_new_tokens": new}
-        ids = torch.cat([_written(model.module, some, **how) for some in prompts.split(64)])
+        ids = torch.cat([generated(model.module, some, new) for some in prompts.split(64)])
         begun, loop = ids[:, : GIVEN + BEGUN], repeated(ids[:, GIVEN + BEGUN :]) > LOOPS
         clean = repeated(begun[:, GIVEN:]) == 0
-        highest, old, sums, sure = _watched(model.module, begun)
+        score = column_scores(model.module, begun, GIVEN, OLD)
         half = torch.from_numpy(draw.permutation(int(loop.sum())) % 2 == 0)
         arms: dict[str, Tensor] = {}
-        for name, rule in ARMS.items():
+        for name, how in ARMS.items():
             tick(name)
-            how = {"custom_generate": rule, "max_new_tokens": written, "do_sample": False}
-            arms[name] = _written(model.module, prompts[:searched], **how)
-        how = {"num_beams": 2, "repetition_penalty": 1.2, "max_new_tokens": written}
-        arms["repetition penalty 1.2"] = _written(model.module, prompts[:searched], **how)
+            arms[name] = generated(model.module, prompts[:searched], written, **how)
         share = {name: fmean(repeated(x[:, GIVEN:]).tolist()) for name, x in arms.items()}
         likely = {
             name: float(likelihood(model.module, x, GIVEN).mean()) for name, x in arms.items()
         }
         return {
-            "before": _told(highest[clean], loop[clean]),
-            "along": _told(old, loop),
+            "before": _told(score["highest"][clean], loop[clean]),
+            "along": _told(score["highest old"], loop),
             "default": share["beam search"] - share["default"],
             "product": share["beam search"] - share["product"],
             "cost": likely["product"] - likely["beam search"] + 0.1,
-            "halves": _told(highest[loop], half),
+            "halves": _told(score["highest"][loop], half),
             "share of texts without a repeat in the window": float(clean.double().mean()),
             "share of texts that repeat more than half": float(loop.double().mean()),
-            "highest | nothing repeated yet": _told(highest[clean], loop[clean]),
-            "highest | all texts": _told(highest, loop),
-            "highest old | nothing repeated yet": _told(old[clean], loop[clean]),
-            "highest old | all texts": _told(old, loop),
-            "product | nothing repeated yet": _told(sums[clean], loop[clean]),
-            "product | all texts": _told(sums, loop),
-            "likely text | nothing repeated yet": _told(sure[clean], loop[clean]),
-            "likely text | all texts": _told(sure, loop),
+            **{
+                f"{name} | {of}": _told(value[rows], loop[rows])
+                for name, value in score.items()
+                for of, rows in (("nothing repeated yet", clean), ("all texts", slice(None)))
+            },
             **{f"{name} | repeated": value for name, value in share.items()},
             **{f"{name} | nats a byte": -value for name, value in likely.items()},
         }
-
-
-def repeated(ids: Int[Tensor, "text pos"]) -> Float[Tensor, "text"]:
-    """Return the fraction of each text's 8-grams that occurred in it before."""
-    grams = [[tuple(g) for g in np.lib.stride_tricks.sliding_window_view(x, GRAM)] for x in ids]
-    return torch.tensor([1 - len(set(text)) / len(text) for text in grams])
-
-
-def _written(model: Any, prompts: Int[Tensor, "text pos"], **how: Any) -> Int[Tensor, "text pos2"]:
-    mask = torch.ones_like(prompts)
-    return model.generate(prompts, attention_mask=mask, pad_token_id=0, eos_token_id=None, **how)
-
-
-@torch.no_grad()
-def _watched(model: Any, ids: Int[Tensor, "text pos"]) -> tuple[Tensor, ...]:
-    """Return the largest attention columns of several kinds, and the log-probability."""
-    site = f"model.layers.{model.config.num_hidden_layers - 1}:probs"
-    with Tap(model, site) as tap:
-        tap.run(ids, use_cache=False)
-        (rows,) = tap.rows.values()
-    n = ids.shape[1]
-    probs = rows.reshape(len(ids), n, -1, n).movedim(2, 1)[:, :, GIVEN:, GIVEN:].float()
-    mean, product = AttentionColumns().score(probs), PRODUCT.score(probs)
-    return mean.amax(1), mean[:, :-OLD].amax(1), product.amax(1), likelihood(model, ids, GIVEN)
 
 
 def _told(score: Float[Tensor, "text"], label: Tensor) -> float:
     """Return the AUROC of a score, or 0.5 if all texts have one label."""
     if bool(label.all()) or not bool(label.any()):
         return 0.5
-    return float(auroc(score.double(), label, resamples=10).value)
+    return area(score[~label], score[label])

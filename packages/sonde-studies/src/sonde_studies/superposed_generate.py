@@ -15,12 +15,11 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
 
 import sonde
 from sonde.data import StandardLibrary
-from sonde.edit import NGrams, SuperposedGenerate, linearity
+from sonde.edit import NGrams, SuperposedGenerate
+from sonde_studies._drafts import drafts_of, judged, mixture_cosines
 from sonde_studies._written import code, likelihood, pieces
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -105,10 +104,11 @@ class SuperposedGenerateStudy(Study):
             torch.manual_seed(seed)
             for name, how in ways.items():
                 tick(name)
-                drafts, rows = _written(model, prompts, new, how)
-                row = _judged(model, drafts, texts) | {"model rows a byte": rows / n / new}
+                drafts, rows = drafts_of(model, prompts, new, how)
+                row = judged(model, drafts, texts, GIVEN, NEXT)
+                row["model rows a byte"] = rows / n / new
                 found |= {f"{name} | {key}": value for key, value in row.items()}
-        cosine = torch.stack([_linear(model, two) for two in prompts.split(2)]).mean(0)
+        cosine = torch.stack([mixture_cosines(model, two) for two in prompts.split(2)]).mean(0)
 
         def ahead(key: str, other: str, name: str = "superposed", its: str = "") -> float:
             return found[f"{name} | {key}"] - found[f"{other} | {its or key}"]
@@ -124,40 +124,3 @@ class SuperposedGenerateStudy(Study):
             **{f"cosine after layer {i}": float(x) for i, x in enumerate(cosine)},
             **found,
         }
-
-
-def _written(
-    model: Any, prompts: Int[Tensor, "text pos"], new: int, how: dict[str, Any]
-) -> tuple[Int[Tensor, "text draft pos2"], int]:
-    """Return drafts, and the number of one-token rows that the model computed."""
-    rows: list[int] = []
-    counter = model.lm_head.register_forward_hook(lambda *a: rows.append(len(a[2])))
-    plain = {"do_sample": False, "max_new_tokens": new, "pad_token_id": 0, "eos_token_id": None}
-    try:
-        mask = torch.ones_like(prompts)
-        ids = model.generate(prompts, attention_mask=mask, **(plain | how))
-    finally:
-        counter.remove()
-    return ids.unflatten(0, (len(prompts), -1)), sum(rows)
-
-
-def _judged(
-    model: nn.Module, drafts: Int[Tensor, "text draft pos"], texts: Int[Tensor, "text pos"]
-) -> dict[str, float]:
-    likely = likelihood(model, drafts.flatten(0, 1), GIVEN).unflatten(0, drafts.shape[:2])
-    given = slice(GIVEN, GIVEN + NEXT)
-    hit = (drafts[:, :, given] == texts[:, None, given]).all(2).any(1)
-    kinds = [len({tuple(one) for one in some.tolist()}) for some in drafts]
-    return {
-        "mean": float(likely.mean()),
-        "best": float(likely.amax(1).mean()),
-        "next bytes": float(hit.double().mean()),
-        "different": float(np.mean(kinds)),
-    }
-
-
-def _linear(model: Any, prompts: Int[Tensor, "two pos"]) -> Float[Tensor, "layer"]:
-    """Return the linearity cosines of an equal mix of two last bytes."""
-    ids = prompts[:1].repeat(2, 1)
-    ids[:, -1] = prompts[:, -1]
-    return linearity(model, ids, torch.tensor([0.5, 0.5]))

@@ -12,6 +12,7 @@ import torch
 
 from sonde import Model, load
 from sonde.data import rows_of
+from sonde_studies._written import generated
 from sonde_studies.recipes.was_it_generated import was_it_generated
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -87,7 +88,5 @@ def continued(model: Model, prompts: list[str], seed: int) -> list[str]:
     ids: Any = torch.tensor([list(p.encode()) for p in prompts])
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        found = model.module.generate(  # pyright: ignore
-            ids, max_new_tokens=BYTES, do_sample=True, pad_token_id=0, top_k=0
-        )
+        found = generated(model.module, ids, BYTES, do_sample=True, top_k=0)
     return [bytes(row[ids.shape[1] :]).decode("utf-8", "replace") for row in found.tolist()]
