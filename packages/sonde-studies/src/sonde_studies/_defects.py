@@ -3,10 +3,8 @@
 Debian's Fashion-MNIST where its package is installed, else scikit-learn's digits, enlarged.
 """
 
-import gzip
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sonde_studies._digits import pixels
+from sonde_studies._garments import fashion_mnist
 
-GARMENTS = Path("/usr/share/datasets/fashion-mnist")
-SIZE, PATCHES, SQUARES, LEAST_CHANGE = 32, 64, (6, 11), 0.15
+MOST, SIZE, PATCHES, SQUARES, LEAST_CHANGE = 20_000, 32, 64, (6, 11), 0.15
 KINDS, OTHERS, EPOCHS, BATCH = 10, 100, 5, 32
 FIT, HELD, TINY = 70, 54, 16
 SITE = "middle:out"
@@ -72,11 +70,9 @@ class Objects:
 @cache
 def images() -> tuple[Tensor, np.ndarray]:
     """Return images of 32 x 32 in [0, 1] and their class, one of ten."""
-    if GARMENTS.is_dir():
-        raw = gzip.decompress((GARMENTS / "train-images-idx3-ubyte.gz").read_bytes())
-        kind = gzip.decompress((GARMENTS / "train-labels-idx1-ubyte.gz").read_bytes())
-        x = torch.frombuffer(bytearray(raw[16:]), dtype=torch.uint8).reshape(-1, 1, 28, 28)
-        return functional.pad(x[:20_000], (2, 2, 2, 2)) / 255.0, np.frombuffer(kind[8:], np.uint8)
+    found = fashion_mnist(MOST)
+    if found is not None:
+        return found
     x, kind = pixels()
     x = x.reshape(-1, 1, 8, 8)
     return functional.interpolate(x, size=(SIZE, SIZE), mode="bilinear"), kind
@@ -86,7 +82,6 @@ def objects(seed: int, tiny: bool = False) -> Objects:
     """Choose a class, train a net on the others, and paste parts of their images as defects."""
     draw = np.random.default_rng(seed)
     x, kind = images()
-    kind = kind[: len(x)]
     chosen = int(draw.integers(KINDS))
     mine = draw.permutation(np.flatnonzero(kind == chosen))
     others = draw.permutation(np.flatnonzero(kind != chosen))[: KINDS * OTHERS]

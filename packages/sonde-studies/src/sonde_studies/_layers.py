@@ -102,6 +102,7 @@ def trained(
     rate: float = 1e-3,
     decay: float = 0.0,
     at: Sequence[int] = (),
+    batch: int = BATCH,
 ) -> Iterator[nn.Sequential]:
     """Train by AdamW in batches; yield copies of the net after these steps and the last."""
     draw = torch.Generator().manual_seed(seed)
@@ -109,11 +110,19 @@ def trained(
     for step in range(steps):
         if step in at:
             yield deepcopy(model).eval()
-        rows = torch.randint(len(x), (min(BATCH, len(x)),), generator=draw)
+        rows = torch.randint(len(x), (min(batch, len(x)),), generator=draw)
         optimiser.zero_grad()
         functional.cross_entropy(model(x[rows]), label[rows]).backward()
         optimiser.step()
     yield model.eval()
+
+
+def probed(x: Float[Tensor, "row dim"], label: Int[Tensor, "row"], n_fit: int) -> float:
+    """Return the accuracy of a least-squares probe of labels on the rows after ``n_fit``."""
+    rows = torch.cat([x, torch.ones(len(x), 1)], 1)
+    wanted = functional.one_hot(label).float()
+    weight = torch.linalg.lstsq(rows[:n_fit], wanted[:n_fit], driver="gelsd").solution
+    return float(((rows[n_fit:] @ weight).argmax(1) == label[n_fit:]).double().mean())
 
 
 def partial_rank_correlation(x: Tensor, y: Tensor, given: Tensor) -> float:

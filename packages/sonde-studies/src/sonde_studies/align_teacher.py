@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from sonde import training
 from sonde.core import Constant, Schedule, StopAt
 from sonde.train import Align
+from sonde_studies._flow_matching import WIDTH, Denoiser, flow
+from sonde_studies._layers import probed
 from sonde_studies._recipe_data import learned, mlp, shuffled_digits
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn
 
-FIT, STEPS, TINY, BATCH, WIDTH, BLOCKS = 1_000, 600, 6, 64, 96, 6
+FIT, STEPS, TINY, BATCH = 1_000, 600, 6, 64
 EARLY, STOP = 3, 2
 """The early loss is taken after a third of the steps; the stopped arm stops at half."""
 ORDERS = (10_000, 20_000)
@@ -68,7 +70,7 @@ class AlignTeacherStudy(Study):
         early, late, probe = dict[str, float](), dict[str, float](), dict[str, float]()
         for arm, (other, weight, batches) in arms.items():
             tick(arm)
-            model = drawn(_Denoiser, seed)
+            model = drawn(Denoiser, seed)
             early[arm], late[arm] = _train(model, other, weight, x, seed, batches, steps)
             probe[arm] = _probe(model, x, label)
         thousand = 1_000.0
@@ -84,33 +86,6 @@ class AlignTeacherStudy(Study):
         }
 
 
-class _Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH)
-        )
-
-    def forward(self, h: Tensor) -> Tensor:
-        return h + self.body(h)
-
-
-class _Denoiser(nn.Module):
-    """Six residual blocks; the clean image is passed along for the teacher only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(65, WIDTH)
-        self.blocks = nn.ModuleList(_Block() for _ in range(BLOCKS))
-        self.last = nn.Linear(WIDTH, 64)
-
-    def forward(self, mixed: Tensor, t: Tensor, clean: Tensor) -> Tensor:
-        h = self.first(torch.cat([mixed, t], 1))
-        for block in self.blocks:
-            h = block(h)
-        return self.last(h)
-
-
 class _OfClean(nn.Module):
     """A teacher that reads the clean image from the denoiser's input."""
 
@@ -120,13 +95,6 @@ class _OfClean(nn.Module):
 
     def forward(self, mixed: Tensor, t: Tensor, clean: Tensor) -> Tensor:
         return self.net(clean)
-
-
-def _flow(x: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mixtures of images and noise, their times, and the velocities between them."""
-    t, noise = torch.rand(len(x), 1, generator=draw), torch.randn(x.shape, generator=draw)
-    given = 2 * x - 1
-    return (1 - t) * given + t * noise, t, noise - given
 
 
 def _train(
@@ -150,7 +118,7 @@ def _train(
         adam = torch.optim.Adam([*model.parameters(), *terms.parameters()], lr=2e-3)
         for step in range(steps):
             rows = x[torch.randint(FIT, (BATCH,), generator=draw)]
-            mixed, t, wanted = _flow(rows, draw)
+            mixed, t, wanted = flow(rows, draw)
             loss = (model(mixed, t, rows) - wanted).square().mean() + terms.loss()
             adam.zero_grad()
             loss.backward()
@@ -170,19 +138,13 @@ def _aligned() -> Align:
 @torch.no_grad()
 def _loss(model: nn.Module, x: Tensor, seed: int) -> float:
     held = x[FIT:].repeat(8, 1)
-    mixed, t, wanted = _flow(held, torch.Generator().manual_seed(seed + 1))
+    mixed, t, wanted = flow(held, torch.Generator().manual_seed(seed + 1))
     return float((model(mixed, t, held) - wanted).square().mean())
 
 
 @torch.no_grad()
-def _probe(model: nn.Module, x: Tensor, label: Tensor) -> float:
+def _probe(model: Denoiser, x: Tensor, label: Tensor) -> float:
     """Return the accuracy of a least-squares probe of the digit on the block's states."""
     draw = torch.Generator().manual_seed(5)
     t, noise = torch.full((len(x), 1), 0.3), torch.randn(x.shape, generator=draw)
-    h = model.get_submodule("first")(torch.cat([0.7 * (2 * x - 1) + 0.3 * noise, t], 1))
-    for name in ("blocks.0", "blocks.1"):
-        h = model.get_submodule(name)(h)
-    rows = torch.cat([h, torch.ones(len(h), 1)], 1)
-    wanted = torch.nn.functional.one_hot(label, 10).float()
-    weight = torch.linalg.lstsq(rows[:FIT], wanted[:FIT], driver="gelsd").solution
-    return float(((rows[FIT:] @ weight).argmax(1) == label[FIT:]).double().mean())
+    return probed(model.states(0.7 * (2 * x - 1) + 0.3 * noise, t)[2], label, FIT)

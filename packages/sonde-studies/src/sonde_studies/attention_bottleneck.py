@@ -7,9 +7,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 
 from sonde.layers import Readout
+from sonde_studies._layers import probed
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -60,7 +61,7 @@ class AttentionBottleneckStudy(Study):
             nets[arm] = net
         with torch.no_grad():
             passed = nets["two"].gathered(x)
-        probes = [_probe(passed, factor[:, i]) for i in range(SLOTS)]
+        probes = [probed(passed, factor[:, i], FIT) for i in range(SLOTS)]
         needed = sum(probes[i] for i in NEEDED) / len(NEEDED)
         rest = (sum(probes) - needed * len(NEEDED)) / (SLOTS - len(NEEDED))
         return {
@@ -88,10 +89,3 @@ class _Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.gathered(x))
-
-
-def _probe(x: Tensor, factor: Tensor) -> float:
-    """Return the held-out accuracy of a least-squares probe of a factor."""
-    rows = torch.cat([x, torch.ones(len(x), 1)], 1)
-    weight = torch.linalg.lstsq(rows[:FIT], one_hot(factor[:FIT]).float(), driver="gelsd").solution
-    return float(((rows[FIT:] @ weight).argmax(1) == factor[FIT:]).double().mean())

@@ -1,22 +1,21 @@
 """A classifier cut in two, whose first half sends few bits: against images and features."""
 
 import io
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch import Tensor
 
-from sonde.compress import EntropyBottleneck, ScalarCodec
-from sonde.train import Distil
+from sonde.compress import ScalarCodec
 from sonde_studies._garments import garments
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies._split_classifier import Student, Teacher, learn_classes, learn_maps
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn, learn_labels, minimise
+from sonde_studies.worlds.learning import drawn, learn_labels
 
-CHANNELS, BETAS, STEPS, SECOND, QUALITIES = 6, (0.0005, 0.005, 0.05), 220, 120, (5, 20, 60)
+BETAS, STEPS, SECOND, QUALITIES = (0.0005, 0.005, 0.05), 220, 120, (5, 20, 60)
 
 
 @final
@@ -46,7 +45,7 @@ class EntropicStudentStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train a teacher, then students at several bit weights, and encode their maps."""
         x, label, fresh, truth = _pictures(seed, 300 if tiny else 2_000)
-        teacher = drawn(_Teacher, seed)
+        teacher = drawn(Teacher, seed)
         tick("teacher")
         learn_labels(teacher, x, label, steps=20 if tiny else STEPS, seed=seed)
         accuracy = _right(teacher(fresh), truth)
@@ -55,12 +54,13 @@ class EntropicStudentStudy(Study):
         ratio = gained = 0.0
         for beta in BETAS:
             tick(f"price {beta:g}")
-            student = _Student(teacher, seed)
+            student = Student(teacher, seed)
             first, second = (8, 4) if tiny else (STEPS, SECOND)
-            _first(student, teacher, x, beta, first, seed)
-            before, _ = _sent(student, fresh, truth)
-            _second(student, teacher, x, label, second, seed)
-            after, bits = _sent(student, fresh, truth)
+            learn_maps(student, teacher, x, beta, first, seed)
+            before = _right(student.received(fresh)[0], truth)
+            learn_classes(student, teacher, x, label, second, seed)
+            logits, bits = student.received(fresh)
+            after = _right(logits, truth)
             points.append((bits, after))
             found |= {f"accuracy | price {beta:g}": after, f"bits | price {beta:g}": bits}
             if beta == BETAS[0]:
@@ -93,112 +93,18 @@ def _least(points: list[tuple[float, float]], accuracy: float) -> float:
     return min(bits for bits, right in points if right >= min(accuracy, best))
 
 
-class _Teacher(nn.Module):
-    """Two convolutions, then the rest, which a server would run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.early = nn.Sequential(
-            nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 24, 3, 2, 1), nn.ReLU()
-        )
-        self.late = nn.Sequential(nn.Conv2d(24, 32, 3, padding=1), nn.ReLU())
-        self.head = nn.Sequential(nn.Flatten(), nn.Linear(32 * 16, 10))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.late(self.early(x)))
-
-
-class _Student(nn.Module):
-    """An encoder with few channels, a bottleneck, a decoder, and a copy of the teacher's rest."""
-
-    def __init__(self, teacher: _Teacher, seed: int) -> None:
-        super().__init__()
-        made: Any = drawn(
-            lambda: nn.ModuleList([
-                nn.Sequential(nn.Conv2d(1, 12, 3, 2, 1), nn.ReLU(),
-                              nn.Conv2d(12, CHANNELS, 3, 2, 1)),
-                nn.Sequential(nn.Conv2d(CHANNELS, 24, 3, padding=1), nn.ReLU(),
-                              nn.Conv2d(24, 24, 3, padding=1), nn.ReLU()),
-                _Teacher(),
-            ]),
-            seed,
-        )  # fmt: skip
-        self.encoder, self.decoder, self.rest = made
-        self.rest.load_state_dict(teacher.state_dict())
-        self.bottleneck = EntropyBottleneck(CHANNELS)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return early and late maps, logits, and the bits per image."""
-        latent, bits = self.bottleneck(self.encoder(x))
-        early = self.decoder(latent)
-        late = self.rest.late(early)
-        return early, late, self.rest.head(late), bits
-
-
-def _first(
-    student: _Student, teacher: _Teacher, x: Tensor, beta: float, steps: int, seed: int
-) -> None:
-    """Train on the teacher's maps, with a weight for bits."""
-    with torch.no_grad():
-        wanted = teacher.early(x)
-        wanted2 = teacher.late(wanted)
-
-    def loss(rows: Tensor) -> Tensor:
-        early, late, _, bits = student(x[rows])
-        gap = (
-            mse_loss(early, wanted[rows]) / wanted.var()
-            + mse_loss(late, wanted2[rows]) / wanted2.var()
-        )
-        return gap + beta * bits.mean()
-
-    student.train()
-    trained = [*student.encoder.parameters(), *student.decoder.parameters()]
-    trained += list(student.bottleneck.parameters())
-    minimise(loss, trained, len(x), steps=steps, seed=seed, rate=5e-3)
-    student.eval()
-
-
-def _second(
-    student: _Student, teacher: _Teacher, x: Tensor, label: Tensor, steps: int, seed: int
-) -> None:
-    """Train on the answers, with encoder and distribution frozen."""
-    with torch.no_grad():
-        latent, _ = student.bottleneck(student.encoder(x))
-        wanted = teacher(x)
-    distil = Distil(temperature=2.0)
-
-    def loss(rows: Tensor) -> Tensor:
-        logits = student.rest.head(student.rest.late(student.decoder(latent[rows])))
-        return distil(logits, wanted[rows], label[rows])
-
-    trained = [*student.decoder.parameters(), *student.rest.parameters()]
-    minimise(loss, trained, len(x), steps=steps, seed=seed)
-
-
 @torch.no_grad()
-def _sent(student: _Student, x: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Return accuracy on decoded streams, and the bits per image without headers."""
-    codec = student.bottleneck.codec()
-    latent = student.encoder(x).movedim(1, -1)
-    stream = codec.encode(latent)
-    early = student.decoder(codec.decode(stream).movedim(-1, 1))
-    logits = student.rest.head(student.rest.late(early))
-    empty = len(codec.encode(latent[:0]))
-    return _right(logits, truth), 8 * (len(stream) - empty) / len(x)
-
-
-@torch.no_grad()
-def _features(teacher: _Teacher, x: Tensor, truth: Tensor) -> tuple[float, float]:
+def _features(teacher: Teacher, x: Tensor, truth: Tensor) -> tuple[float, float]:
     """Return bits and accuracy with the teacher's own maps at eight bits."""
     early = teacher.early(x).movedim(1, -1)
     codec = ScalarCodec(8)
     stream = codec.encode(early)
-    late = teacher.late(codec.decode(stream).movedim(-1, 1))
-    return 8 * len(stream) / len(x), _right(teacher.head(late), truth)
+    logits = teacher.named(codec.decode(stream).movedim(-1, 1))
+    return 8 * len(stream) / len(x), _right(logits, truth)
 
 
 @torch.no_grad()
-def _jpeg(teacher: _Teacher, x: Tensor, truth: Tensor, quality: int) -> tuple[float, float]:
+def _jpeg(teacher: Teacher, x: Tensor, truth: Tensor, quality: int) -> tuple[float, float]:
     """Return the JPEG bits above those of a blank image, and the accuracy after decoding."""
     n_bytes, back = 0, list[Tensor]()
     for picture in x[:, 0]:

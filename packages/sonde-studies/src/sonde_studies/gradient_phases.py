@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sonde.measure import gradient_signal_to_noise, information_plane
+from sonde_studies._bit_rule import AT, ROWS, STEPS, bit_rule, checkpoints
 from sonde_studies._layers import layers_of
-from sonde_studies.information_plane import AT, FORMS, ROWS, STEPS, checkpoints, world
+from sonde_studies.information_plane import FORMS
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 BATCHES, BEFORE, FORGETS = 32, 10, 0.1
@@ -63,7 +64,7 @@ class GradientPhasesStudy(Study):
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train a net, and compare gradients of batches with the layer's information."""
-        x, label = world(seed)
+        x, label = bit_rule(seed)
         tick("training")
         nets = checkpoints(x, label, nn.Tanh, 0.0, seed, 40 if tiny else STEPS)
         tick("gradients")

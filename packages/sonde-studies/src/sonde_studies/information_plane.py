@@ -4,20 +4,17 @@ All inputs of 12 bits are there to train on; several estimators look at the same
 """
 
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from sonde.measure import information_plane
-from sonde_studies._layers import accuracy, layers_of, plain_net
+from sonde_studies._bit_rule import AT, STEPS, bit_rule, checkpoints, untrained
+from sonde_studies._layers import accuracy, layers_of
 from sonde_studies._separation import rank_correlation
 from sonde_studies.study import Claim, Figures, Study, Tick
 
-BITS, WIDTHS, RATE, STEPS, ROWS = 12, (10, 7, 5, 4, 3), 1e-2, 1500, 256
-AT = (0, 20, 50, 100, 200, 400, 700, 1000)
 FORMS: dict[str, dict[str, Any]] = {
     "bins": {"estimator": "bins", "low": -1.0, "high": 1.0},
     "adaptive bins": {"estimator": "adaptive_bins"},
@@ -105,7 +102,7 @@ class InformationPlaneStudy(Study):
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train the nets, and estimate each layer's information at each checkpoint."""
-        x, label = world(seed)
+        x, label = bit_rule(seed)
         lost: dict[tuple[str, str], list[float]] = {}
         flat: dict[str, list[float]] = {}
         figures: dict[str, float] = {}
@@ -127,7 +124,7 @@ class InformationPlaneStudy(Study):
             figures[f"accuracy | {name}"] = accuracy(nets[-1], x, label)
         bins = "adaptive bins"
         plain, decayed = lost["relu", bins], lost["relu, decay", bins]
-        fresh = layers_of(plain_net(seed, WIDTHS, nn.ReLU, BITS, 2), x)[-1]
+        fresh = layers_of(untrained(seed, nn.ReLU), x)[-1]
         halves = [_bits(fresh[i::2], FORMS[bins]) for i in (0, 1)]
         return {
             "tanh, bins": lost["tanh", "bins"][-1],
@@ -149,32 +146,3 @@ def _bits(x: Tensor, options: Mapping[str, Any]) -> float:
     if not bool((x != x[:1]).any()):
         return 0.0
     return float(information_plane(x, **{"m": len(x), **options}).bits())
-
-
-def world(seed: int) -> tuple[Tensor, Tensor]:
-    """Return all inputs in random order, and a balanced label of pairs of bits."""
-    draw = torch.Generator().manual_seed(seed)
-    x = torch.cartesian_prod(*BITS * [torch.tensor([-1.0, 1.0])])
-    x = x[torch.randperm(len(x), generator=draw)]
-    form = torch.randn(BITS, BITS, generator=draw)
-    score = ((x @ form) * x).sum(1)
-    return x, (score > score.median()).long()
-
-
-@torch.enable_grad()
-def checkpoints(
-    x: Tensor, label: Tensor, act: type[nn.Module], decay: float, seed: int, steps: int
-) -> list[nn.Sequential]:
-    """Return the net at each checkpoint and at the end."""
-    net = plain_net(seed, WIDTHS, act, BITS, 2)
-    draw = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=decay)
-    kept: list[nn.Sequential] = []
-    for step in range(steps):
-        if step in AT:
-            kept.append(deepcopy(net).eval())
-        rows = torch.randint(len(x), (ROWS,), generator=draw)
-        optimiser.zero_grad()
-        functional.cross_entropy(net(x[rows]), label[rows]).backward()
-        optimiser.step()
-    return [*kept, net.eval()]

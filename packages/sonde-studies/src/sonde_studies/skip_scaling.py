@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sonde.layers import ScaledSkip
+from sonde_studies._flow_matching import mixtures
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn
@@ -89,20 +90,14 @@ def _skip(arm: str, index: int, dim: int) -> nn.Module:
     return ScaledSkip(index, 0.7 if arm == "scaled" else 1.0)
 
 
-def _noisy(x: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    t = torch.rand(len(x), 1, generator=draw)
-    noise = torch.randn(x.shape, generator=draw)
-    return (1 - t) * (2 * x - 1) + t * noise, t, noise
-
-
 def _train(net: nn.Module, x: Tensor, seed: int, steps: int) -> float:
     """Train, and return the change per step of the log range of states."""
     adam = torch.optim.Adam(net.parameters(), lr=RATE)
     draw, ranges = torch.Generator().manual_seed(seed), list[Tensor]()
-    given, at, _ = _noisy(x[:128], torch.Generator().manual_seed(seed + 1))
+    given, at, _ = mixtures(x[:128], torch.Generator().manual_seed(seed + 1))
     for _ in range(steps):
         rows = torch.randint(len(x), (BATCH,), generator=draw)
-        mixed, t, noise = _noisy(x[rows], draw)
+        mixed, t, noise = mixtures(x[rows], draw)
         adam.zero_grad()
         (net(mixed, t)[0] - noise).square().mean().backward()
         adam.step()
@@ -113,5 +108,5 @@ def _train(net: nn.Module, x: Tensor, seed: int, steps: int) -> float:
 
 @torch.no_grad()
 def _loss(net: nn.Module, x: Tensor, seed: int) -> float:
-    mixed, t, noise = _noisy(x.repeat(4, 1), torch.Generator().manual_seed(seed + 2))
+    mixed, t, noise = mixtures(x.repeat(4, 1), torch.Generator().manual_seed(seed + 2))
     return float((net(mixed, t)[0] - noise).square().mean())

@@ -1,0 +1,56 @@
+"""Flow matching on digits: mixtures of images and noise, and a net that tells their velocity."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+WIDTH, BLOCKS, PIXELS = 96, 6, 64
+Rows = Float[Tensor, "row pixel"]
+Times = Float[Tensor, "row 1"]
+
+
+def mixtures(x: Rows, draw: torch.Generator) -> tuple[Rows, Times, Rows]:
+    """Return mixtures of images and noise, the share of noise (the time), and the noise.
+
+    Pixels in [0, 1] are scaled to [-1, 1] first.
+    """
+    t, noise = torch.rand(len(x), 1, generator=draw), torch.randn(x.shape, generator=draw)
+    return (1 - t) * (2 * x - 1) + t * noise, t, noise
+
+
+def flow(x: Rows, draw: torch.Generator) -> tuple[Rows, Times, Rows]:
+    """Return mixtures and times as ``mixtures`` does, and the velocities from image to noise."""
+    mixed, t, noise = mixtures(x, draw)
+    return mixed, t, noise - (2 * x - 1)
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH)
+        )
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.body(h)
+
+
+class Denoiser(nn.Module):
+    """Six residual blocks; the clean image is passed along for a teacher only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(PIXELS + 1, WIDTH)
+        self.blocks = nn.ModuleList(_Block() for _ in range(BLOCKS))
+        self.last = nn.Linear(WIDTH, PIXELS)
+
+    def states(self, mixed: Rows, t: Times) -> list[Float[Tensor, "row dim"]]:
+        """Return the states before the first block and after each block."""
+        found = [self.first(torch.cat([mixed, t], 1))]
+        for block in self.blocks:
+            found.append(block(found[-1]))
+        return found
+
+    def forward(self, mixed: Rows, t: Times, clean: Rows) -> Rows:
+        """Return the velocities at mixtures."""
+        return self.last(self.states(mixed, t)[-1])
