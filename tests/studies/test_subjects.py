@@ -76,7 +76,7 @@ def test_states_are_added_after_their_blocks():
 def test_training_leaves_the_generator_alone():
     at = studio(0, 0)
     before = [p.clone() for p in at.painter.parameters()]
-    nets = [subject_encoder(at, 0, 2, separates=on) for on in (False, True)]
+    nets = [subject_encoder(at, 0, 2, ground_states=on, separates=on) for on in (False, True)]
     assert all(map(torch.equal, at.painter.parameters(), before))
     start = drawn(SubjectEncoder, 0).into[2].weight  # of the ground's states
     assert torch.equal(nets[0].into[2].weight, start)

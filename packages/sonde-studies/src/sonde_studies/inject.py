@@ -72,6 +72,10 @@ class InjectStudy(Study):
               "share of the variance of the subject, encoder less the better of two ways"),
         Claim("apart", "Separation lowers what the encoder carries over of the subject's ground.",
               "slope of the painted ground on the subject's, without less with separation"),
+        Claim("by states", "States of its own for the ground lower it without the losses.",
+              "slope of the painted ground on the subject's, without less with them"),
+        Claim("by losses", "Agreement and independence lower it further.",
+              "slope of the painted ground on the subject's, without less with the losses"),
         Claim("price", "Separation costs less than a tenth of the subject's variance.",
               "share of the variance of the subject, with less without separation, and 0.1"),
         Claim("levels", "Global states beside those of places keep more of the subject.",
@@ -112,7 +116,9 @@ class InjectStudy(Study):
         subject = subject_arms(at, seed, n, 10 if tiny else ENCODER_STEPS)
         both = {name: row["subject"] for name, row in subject.items()}
         raw = max(both["own run, mean"], both["own run, both levels"])
-        whole, separated = subject["encoder, both levels"], subject["separated, both levels"]
+        whole, stated, separated = (
+            subject[f"{name}, both levels"] for name in ("encoder", "own ground", "separated")
+        )
 
         def of(name: str, key: str, call: str = "plain") -> float:
             return found[f"{name}, blocks.{BLOCKS - 1}, {call}"][key]
@@ -127,6 +133,8 @@ class InjectStudy(Study):
             "over places": of("mean", "digit") - of("place by place", "digit"),
             "kept": separated["subject"] - raw,
             "apart": whole["carried"] - separated["carried"],
+            "by states": whole["carried"] - stated["carried"],
+            "by losses": stated["carried"] - separated["carried"],
             "price": separated["subject"] - whole["subject"] + 0.1,
             "levels": separated["subject"] - both["separated, local"],
             "unrelated": of("mean", "unrelated ground"),

@@ -103,13 +103,14 @@ def injected(
 
 
 def subject_encoder(
-    at: Studio, seed: int, steps: int = STEPS, *, separates: bool
+    at: Studio, seed: int, steps: int = STEPS, *, ground_states: bool = True, separates: bool = True
 ) -> SubjectEncoder:
     """Return an encoder that was trained to have its input painted again.
 
-    Words name the digit, in 6 of 10 images the ground, never the ink. With ``separates`` the ground
-    that no word names comes from states of its own; the states of the subject are drawn to those of
-    the same subject on another ground, and made independent of the ground's states.
+    Words name the digit, in 6 of 10 images the ground, never the ink. With ``ground_states`` the
+    ground that no word names comes from states of its own. With ``separates`` the states of the
+    subject are drawn to those of the same subject on another ground, and made independent of the
+    ground's states.
     """
     net = drawn(SubjectEncoder, seed)
     images, digit = digit_images(seed)
@@ -126,7 +127,7 @@ def subject_encoder(
             for said in (words[:, 2], free)
         )
         states = net(canvas.picture)
-        unsaid = (words[:, 2] == SILENT).float() if separates else None
+        unsaid = (words[:, 2] == SILENT).float() if ground_states else None
         found = mse_loss(injected(at, words, net.sources(states, unsaid)), canvas.picture)
         if not separates:
             return found
@@ -205,15 +206,16 @@ def kept(at: Studio, picture: Float[Tensor, "canvas 3 high wide"], of: Asked) ->
 
 @torch.no_grad()
 def subject_arms(at: Studio, seed: int, n: int, steps: int) -> dict[str, dict[str, float]]:
-    """Return ``kept`` for words alone, states of the generator's own run, and two encoders."""
+    """Return ``kept`` for words alone, states of the generator's own run, and three encoders."""
     of = asked(seed, n)
     with Tap(at.painter, [FIRST, LAST]) as tap:
         tap.run(of.named)
     own, mean = dict(tap.rows), ((LAST, Inject()),)
     found = {"words": at.painter(of.words), "own run, mean": injected(at, of.words, own, mean)}
     found["own run, both levels"] = injected(at, of.words, own)
-    for name, separates in (("encoder", False), ("separated", True)):
-        net = subject_encoder(at, seed, steps, separates=separates)
+    arms = {"encoder": (False, False), "own ground": (True, False), "separated": (True, True)}
+    for name, (ground, separates) in arms.items():
+        net = subject_encoder(at, seed, steps, ground_states=ground, separates=separates)
         sources = net.sources(net(of.seen.picture))
         for level, edits in LEVELS.items():
             found[f"{name}, {level}"] = injected(at, of.words, sources, edits)
