@@ -6,7 +6,8 @@ mean for all places is that of the ground, which covers four fifths of them; a m
 places and one for the others bring .95 of both. With the spread .31 of the ink comes, place by
 place .64, at the price of the digit (.22). After the first of two blocks nothing comes: the second
 paints from the words again. An encoder of images, trained with the frozen painter, brings a
-subject's handwriting and ink.
+subject's handwriting and ink; two fifths of what separation takes of the old ground it takes by
+states of the ground's own.
 """
 
 from typing import final
