@@ -7,11 +7,10 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from sonde.layers import Attention, LinearAttention
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import digit_images, drawn, minimise
+from sonde_studies.worlds.learning import digit_images, drawn, learn_labels
 
 FIT, FEW, STEPS, TINY, SIDE, DIM = 1_000, 100, 300, 6, 4, 24
 KINDS = ("all", "axial", "stripes:1", "random:0.5", "histogram:4", "position", "linear", "none")
@@ -106,10 +105,6 @@ class _Net(nn.Module):
 
 def _accuracy(arm: str, x: Tensor, label: Tensor, seed: int, n: int, steps: int) -> float:
     net = drawn(lambda: _Net(arm), seed)
-    minimise(
-        lambda rows: cross_entropy(net(x[rows]), label[rows]),
-        net.parameters(), n, steps=steps, seed=seed,
-    )  # fmt: skip
-    net.eval()
+    learn_labels(net, x[:n], label[:n], steps=steps, seed=seed)
     with torch.no_grad():
         return float((net(x[FIT:]).argmax(1) == label[FIT:]).double().mean())

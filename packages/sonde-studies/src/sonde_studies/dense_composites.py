@@ -4,21 +4,20 @@ Three digits and clutter; the mask to draw is that of the largest digit, which a
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from sonde.layers import Attention, Exchange, UnitGate
 from sonde_studies._mask_modules import RARE, ClassGate, FusedLevels, KeyPoints
+from sonde_studies._mask_scenes import Scenes, masked_scenes, overlap
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies._unet import WIDTH, Mixed, OverTokens, UNet, n_parameters
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
-SIDE, CELL, STEPS, TINY, SCENES, FIT = 24, 8, 320, 4, 2_000, 1_200
-INK = 0.5
+STEPS, TINY, SCENES, FIT = 320, 4, 2_000, 1_200
 
 
 @final
@@ -56,7 +55,7 @@ class DenseCompositesStudy(Study):
         x, label = shuffled_digits(seed)
         n = 24 if tiny else SCENES
         train, test = (
-            _scenes(x[rows], label[rows], seed + i, m)
+            masked_scenes(x[rows], label[rows], seed + i, m)
             for i, (rows, m) in enumerate([(slice(FIT), n), (slice(FIT, None), n // 5)])
         )
         found: dict[str, float] = {}
@@ -68,7 +67,7 @@ class DenseCompositesStudy(Study):
             for slot, module in drawn(lambda make=make: nn.ModuleDict(make()), start).items():
                 setattr(net, slot, module)
             _learn(net, train, seed, TINY if tiny else STEPS, _LESSONS.get(arm))
-            found[arm], sizes[arm] = _overlap(net, test), float(n_parameters(net))
+            found[arm], sizes[arm] = overlap(net, test), float(n_parameters(net))
         return {
             **{arm: found[arm] - found["extra maps"] for arm in ("attention", "gate", "shift")},
             "bridge": found["bridge"] - found["merge"],
@@ -98,36 +97,6 @@ _ARMS: dict[str, Callable[[], dict[str, nn.Module]]] = {
 }
 
 
-class _Scenes(NamedTuple):
-    """Pictures and masks (scene, 1, line, column), and the largest digit of each."""
-
-    picture: Tensor
-    mask: Tensor
-    kind: Tensor
-
-
-def _scenes(x: Tensor, label: Tensor, seed: int, n: int) -> _Scenes:
-    """Return scenes with three digits each; the mask is that of the largest."""
-    draw = torch.Generator().manual_seed(seed)
-    scenes = torch.zeros(n, SIDE, SIDE)
-    masks = torch.zeros(n, SIDE, SIDE)
-    largest = torch.zeros(n, dtype=torch.int64)
-    cells = (SIDE // CELL) ** 2
-    for i in range(n):
-        kinds = torch.randperm(10, generator=draw)[:3]
-        places = torch.randperm(cells, generator=draw)[:3].tolist()
-        largest[i] = kinds.max()
-        for kind, place in zip(kinds, places, strict=True):
-            of_kind = torch.nonzero(label == kind).flatten()
-            image = x[of_kind[torch.randint(len(of_kind), (1,), generator=draw)]].reshape(8, 8)
-            a, b = CELL * (place // (SIDE // CELL)), CELL * (place % (SIDE // CELL))
-            scenes[i, a : a + CELL, b : b + CELL] = image
-            if kind == largest[i]:
-                masks[i, a : a + CELL, b : b + CELL] = (image > INK).float()
-    clutter = (torch.rand(scenes.shape, generator=draw) < 0.05) & (scenes == 0)
-    return _Scenes(torch.where(clutter, 0.7, scenes)[:, None], masks[:, None], largest)
-
-
 Lesson = Callable[[Any, tuple[Tensor, ...], Tensor, Tensor], Tensor]
 """Takes a net, its levels, masks and largest digits; a loss of the net's module."""
 
@@ -148,7 +117,7 @@ _LESSONS: dict[str, Lesson] = {
 }
 
 
-def _learn(net: UNet, scenes: _Scenes, seed: int, steps: int, lesson: Lesson | None) -> None:
+def _learn(net: UNet, scenes: Scenes, seed: int, steps: int, lesson: Lesson | None) -> None:
     rare = scenes.mask.new_tensor(RARE)
 
     def loss(rows: Tensor) -> Tensor:
@@ -157,11 +126,3 @@ def _learn(net: UNet, scenes: _Scenes, seed: int, steps: int, lesson: Lesson | N
         return value if lesson is None else value + lesson(net, levels, mask, scenes.kind[rows])
 
     minimise(loss, net.parameters(), len(scenes.mask), steps=steps, seed=seed, batch=32)
-
-
-@torch.no_grad()
-def _overlap(net: nn.Module, scenes: _Scenes) -> float:
-    """Return the mean intersection over union of predicted and true masks."""
-    drawn_mask, true = net(scenes.picture) > 0, scenes.mask > 0
-    both = (drawn_mask & true).sum((1, 2, 3)).double()
-    return float((both / (drawn_mask | true).sum((1, 2, 3)).clamp(min=1)).mean())

@@ -13,7 +13,7 @@ from sonde.train import Align
 from sonde_studies._recipe_data import items_of, shuffled_digits
 from sonde_studies.recipes.family_of_models import family_of_models
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn, minimise
+from sonde_studies.worlds.learning import drawn, learn_labels, minimise
 
 FIT, STEPS, TINY, DIM, PULL = 700, 400, 20, 48, 3.0
 WIDTHS = (32, 64)
@@ -85,11 +85,8 @@ def _trained(
 ) -> nn.Sequential:
     net = drawn(lambda: _net(width), seed)
     if teacher is None:
-        minimise(
-            lambda rows: cross_entropy(net(x[rows]), label[rows]),
-            net.parameters(), FIT, steps=steps, seed=seed,
-        )  # fmt: skip
-        return net.eval()
+        learn_labels(net, x[:FIT], label[:FIT], steps=steps, seed=seed)
+        return net
     with training(net, {("0", "teacher:0"): Align("mse")}, weight=PULL, teacher=teacher) as terms:
 
         def loss(rows: Tensor) -> Tensor:

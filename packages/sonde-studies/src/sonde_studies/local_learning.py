@@ -7,13 +7,12 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from sonde.measure import cka
 from sonde.train import CounterCurrent
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn, minimise
+from sonde_studies.worlds.learning import drawn, learn_labels, minimise
 
 FIT, STEPS, TINY, WIDTH = 1_000, 500, 10, 96
 
@@ -80,8 +79,5 @@ def _train(arm: str, parts: nn.ModuleList, x: Tensor, label: Tensor, seed: int, 
             seed=seed,
         )  # fmt: skip
         return
-    net = nn.Sequential(*parts)
-    moved = parts[-1].parameters() if arm == "drawn" else net.parameters()
-    minimise(
-        lambda rows: cross_entropy(net(x[rows]), label[rows]), moved, FIT, steps=steps, seed=seed
-    )
+    part = parts[-1] if arm == "drawn" else None
+    learn_labels(nn.Sequential(*parts), x[:FIT], label[:FIT], steps=steps, seed=seed, part=part)

@@ -7,11 +7,10 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from sonde.layers import GridMixer
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn, minimise
+from sonde_studies.worlds.learning import drawn, learn_labels
 
 SIDE, DIM, HELD, STEPS, TINY = 6, 4, 1_000, 300, 15
 SIZES, KINDS = (50, 200, 800), ("full", "local", "shared", "axis", "dilated", "generated")
@@ -86,10 +85,6 @@ def _accuracy(kind: str, n: int, seed: int, steps: int, signal: float = 1.5) -> 
         return nn.Sequential(nn.Conv2d(1, DIM, 1), mixer, nn.Conv2d(DIM, DIM, 1), pooled)
 
     net = drawn(make, seed)
-    minimise(
-        lambda rows: cross_entropy(net(x[rows]), label[rows]),
-        net.parameters(), n, steps=steps, seed=seed, rate=1e-2,
-    )  # fmt: skip
-    net.eval()
+    learn_labels(net, x, label, steps=steps, seed=seed, rate=1e-2)
     with torch.no_grad():
         return float((net(held).argmax(1) == truth).double().mean())

@@ -12,10 +12,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits as sign_loss
 from torch.nn.functional import mse_loss
 
 from sonde.layers import StateQueue
+from sonde_studies._remembered_sequences import LENGTH, ROWS, noisy_signs, paths, tones
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
-DELAY, LENGTH, ROWS, STEPS, TINY, DIM = 6, 24, 512, 400, 15, 12
+DELAY, STEPS, TINY, DIM = 6, 400, 15, 12
 ARMS = ("none", "filter", "attention", "cell", "soft", "gated")
 
 
@@ -60,8 +61,8 @@ class MemoryWithoutRecurrenceStudy(Study):
             "attention": found["attention"] - found["none"],
             "soft": found["soft"] - found["none"],
             "gated": found["gated"] - found["none"],
-            "tones": _gain(_tones, "layers", seed, steps),
-            "paths": _gain(_paths, "soft", seed, steps),
+            "tones": _gain(tones, "layers", seed, steps),
+            "paths": _gain(paths, "soft", seed, steps),
             "short": found["short"],
             **{f"accuracy | {arm}": v for arm, v in found.items()},
         }
@@ -97,15 +98,8 @@ def _queue(arm: str) -> nn.Module:
     return StateQueue(DIM, taps[arm], kind) if arm in taps else nn.Identity()
 
 
-def _rows(seed: int) -> tuple[Tensor, Tensor]:
-    draw = torch.Generator().manual_seed(seed)
-    sign = torch.randint(2, (ROWS, LENGTH), generator=draw).float()
-    noisy = 2 * sign - 1 + 0.3 * torch.randn(sign.shape, generator=draw)
-    return noisy.unsqueeze(2), sign
-
-
 def _accuracy(arm: str, seed: int, steps: int) -> float:
-    (x, sign), (held, truth) = _rows(2 * seed), _rows(2 * seed + 1)
+    (x, sign), (held, truth) = noisy_signs(2 * seed), noisy_signs(2 * seed + 1)
     net = drawn(lambda: _Net(arm), seed)
 
     def loss(rows: Tensor) -> Tensor:
@@ -115,24 +109,6 @@ def _accuracy(arm: str, seed: int, steps: int) -> float:
     with torch.no_grad():
         right = (net(held)[:, DELAY:, 0] > 0).float() == truth[:, :-DELAY]
     return float(right.double().mean())
-
-
-def _tones(seed: int) -> tuple[Tensor, Tensor]:
-    """Return the sum of a fast and a slow tone, and the slow tone alone."""
-    draw = torch.Generator().manual_seed(seed)
-    rate = torch.tensor([2.1, 0.4]) * (0.9 + 0.2 * torch.rand(ROWS, 2, generator=draw))
-    phase = 2 * torch.pi * torch.rand(ROWS, 2, generator=draw)
-    both = torch.sin(torch.arange(LENGTH)[:, None] * rate[:, None] + phase[:, None])
-    return both.sum(2, keepdim=True), both[..., 1:]
-
-
-def _paths(seed: int) -> tuple[Tensor, Tensor]:
-    """Return two unlabelled points on a line, lower first, and their next moves."""
-    draw = torch.Generator().manual_seed(seed)
-    start, speed = torch.randn(2, ROWS, 1, 2, generator=draw)
-    steps = torch.arange(LENGTH + 1)[None, :, None] / LENGTH
-    ordered = (start + 2 * speed * steps).sort(2).values
-    return ordered[:, :-1], LENGTH * ordered.diff(dim=1) / 2
 
 
 def _gain(task: Callable[[int], tuple[Tensor, Tensor]], arm: str, seed: int, steps: int) -> float:

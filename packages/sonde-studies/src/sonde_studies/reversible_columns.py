@@ -10,12 +10,11 @@ import torch
 from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn.functional import cross_entropy
 
 from sonde.layers import Reversible
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn, minimise
+from sonde_studies.worlds.learning import drawn, learn_labels
 
 FIT, STEPS, TINY, DIM, COLUMNS = 1_000, 200, 8, 24, 6
 
@@ -48,10 +47,7 @@ class ReversibleColumnsStudy(Study):
             tick(arm)
             net = drawn(lambda arm=arm: _Net(arm == "inverted"), seed)
             began = time.process_time()
-            minimise(
-                lambda rows, net=net: cross_entropy(net(x[rows]), label[rows]),
-                net.parameters(), FIT, steps=TINY if tiny else STEPS, seed=seed,
-            )  # fmt: skip
+            learn_labels(net, x[:FIT], label[:FIT], steps=TINY if tiny else STEPS, seed=seed)
             seconds[arm] = time.process_time() - began
             with torch.no_grad():
                 said = net(x[FIT:]).argmax(1)

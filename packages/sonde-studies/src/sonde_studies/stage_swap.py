@@ -11,14 +11,13 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from sonde import Model
 from sonde.report import Answer
 from sonde_studies._recipe_data import Part, items_of, shuffled_digits
 from sonde_studies.recipes.stage_swap import stage_swap
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn, minimise
+from sonde_studies.worlds.learning import drawn, learn_labels
 
 FIT, STEPS, TINY, WIDTH = 700, 400, 20, 64
 NETS, NOISE, FRONT = 3, 3.0, "the front differs"
@@ -61,7 +60,7 @@ class StageSwapStudy(Study):
         back = drawn(lambda: nn.Sequential(nn.Linear(WIDTH, 10)), 10 * seed + 4)
         wrong = nn.Sequential(nets[2][0], back)
         renamed = torch.where(label < 4, (label + 1) % 4, label)
-        _learn(wrong, x, renamed, 10 * seed + 4, steps, wrong[1])
+        learn_labels(wrong, x[:FIT], renamed[:FIT], steps=steps, seed=10 * seed + 4, part=back)
         others = [_trained(x, label, 10 * seed + i, steps) for i in range(5, 8)]
         noisy = [_with_noise(nets[0], 10 * seed + i) for i in range(3)]
         arms = {"seeds": nets, "other seeds": others, "front": [*nets[:2], blind],
@@ -139,14 +138,5 @@ def _trained(
         return nn.Sequential(front, nn.Sequential(nn.Linear(WIDTH, 10)))
 
     net = drawn(made, seed)
-    _learn(net, x, label, seed, steps, net)
-    return net.eval()
-
-
-def _learn(
-    net: nn.Module, x: Tensor, label: Tensor, seed: int, steps: int, moving: nn.Module
-) -> None:
-    def loss(rows: Tensor) -> Tensor:
-        return cross_entropy(net(x[rows]), label[rows])
-
-    minimise(loss, moving.parameters(), FIT, steps=steps, seed=seed)
+    learn_labels(net, x[:FIT], label[:FIT], steps=steps, seed=seed)
+    return net

@@ -12,32 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sonde.explain import Das, Objective, SubspacePatch, SubspaceVerdict
+from sonde_studies._chooser import HIDDEN, OBJECTS, WIDTH, Chooser, choice_pairs, trained_chooser
 from sonde_studies.study import Claim, Figures, Study, Tick
 
-OBJECTS, MANNERS, WIDTH, HIDDEN = 6, 8, 24, 128
-STEPS, RATE = 400, 3e-3
-
-
-class _Chooser(nn.Module):
-    """Reads two objects, with a stream for the query: which object, and in what manner.
-
-    An MLP adds to that stream, as what is asked for passes it by; then one reads both streams.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.objects = nn.Linear(2 * OBJECTS, WIDTH)
-        self.embed = nn.Linear(MANNERS + 1, WIDTH)
-        self.up, self.act = nn.Linear(WIDTH, HIDDEN), nn.ReLU()
-        self.down = nn.Linear(HIDDEN, WIDTH)
-        self.choose = nn.Linear(2 * WIDTH, HIDDEN)
-        self.head = nn.Sequential(nn.ReLU(), nn.Linear(HIDDEN, OBJECTS))
-
-    def forward(self, x: Tensor) -> Tensor:
-        stream = self.embed(x[:, 2 * OBJECTS :])
-        stream = stream + self.down(self.act(self.up(stream)))
-        both = torch.cat([self.objects(x[:, : 2 * OBJECTS]), stream], 1)
-        return self.head(self.choose(both))
+STEPS = 400
 
 
 @final
@@ -73,8 +51,8 @@ class SubspacePatchStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train a net and both directions, and patch their parts."""
         tick("train")
-        net = _trained(seed, STEPS // 20 if tiny else STEPS)
-        base, source, expected = _pairs(256, seed + 1000)
+        net = trained_chooser(seed, STEPS // 20 if tiny else STEPS)
+        base, source, expected = choice_pairs(256, seed + 1000)
         das = Das(k=1, steps=10 if tiny else 300, rate=0.03, seed=seed)
         figures: dict[str, float] = {}
         reader = nn.Linear(WIDTH, HIDDEN)
@@ -103,42 +81,8 @@ class SubspacePatchStudy(Study):
         return figures
 
 
-def _rows(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Return inputs, the two objects of each, and the queried object."""
-    first = torch.randint(OBJECTS, (n,), generator=generator)
-    second = (first + torch.randint(1, OBJECTS, (n,), generator=generator)) % OBJECTS
-    which = torch.randint(2, (n,), generator=generator)
-    hot = torch.eye(OBJECTS)
-    manner = torch.eye(MANNERS)[torch.randint(MANNERS, (n,), generator=generator)]
-    x = torch.cat([hot[first], hot[second], manner, 2.0 * which[:, None] - 1.0], 1)
-    return x, torch.stack([first, second], 1), which
-
-
-def _trained(seed: int, steps: int) -> _Chooser:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
-        net = _Chooser()
-        optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
-        for _ in range(steps):
-            x, objects, which = _rows(128, generator)
-            answer = objects.gather(1, which[:, None])[:, 0]
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(net(x), answer).backward()
-            optimiser.step()
-    return net.eval()
-
-
-def _pairs(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return base and source inputs, and the base's object that the source queries."""
-    generator = torch.Generator().manual_seed(seed)
-    base, objects, _ = _rows(n, generator)
-    source, _, which = _rows(n, generator)
-    return base, source, objects.gather(1, which[:, None])[:, 0]
-
-
 def _judged(
-    net: _Chooser,
+    net: Chooser,
     base: Tensor,
     direction: Tensor,
     readers: list[nn.Linear],

@@ -68,12 +68,14 @@ def learn_labels(
     steps: int,
     seed: int,
     rate: float = 3e-3,
+    part: nn.Module | None = None,
 ) -> None:
-    """Train a classifier by cross-entropy and set it to evaluation mode."""
+    """Train a classifier, or a part of it alone, by cross-entropy and set it to evaluation mode."""
 
     def loss(rows: Tensor) -> Tensor:
         return cross_entropy(model(x[rows]), label[rows])
 
     model.train()
-    minimise(loss, model.parameters(), len(x), steps=steps, seed=seed, rate=rate)
+    moved = (model if part is None else part).parameters()
+    minimise(loss, moved, len(x), steps=steps, seed=seed, rate=rate)
     model.eval()
