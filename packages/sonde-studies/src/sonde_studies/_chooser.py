@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sonde_studies.worlds.learning import drawn
+
 OBJECTS, MANNERS, WIDTH, HIDDEN = 6, 8, 24, 128
 RATE, BATCH = 3e-3, 128
 Inputs = Float[Tensor, "row input"]
@@ -46,19 +48,18 @@ def choices(
     return x, torch.stack([first, second], 1), which
 
 
+@torch.enable_grad()
 def trained_chooser(seed: int, steps: int) -> Chooser:
     """Return a net trained to name the queried object."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
-        net = Chooser()
-        optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
-        for _ in range(steps):
-            x, objects, which = choices(BATCH, generator)
-            answer = objects.gather(1, which[:, None])[:, 0]
-            optimiser.zero_grad()
-            nn.functional.cross_entropy(net(x), answer).backward()
-            optimiser.step()
+    net = drawn(Chooser, seed)
+    optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
+    for _ in range(steps):
+        x, objects, which = choices(BATCH, generator)
+        answer = objects.gather(1, which[:, None])[:, 0]
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(net(x), answer).backward()
+        optimiser.step()
     return net.eval()
 
 

@@ -10,6 +10,7 @@ from torch.nn.functional import gelu, normalize, scaled_dot_product_attention
 
 from sonde.stats import sparsemax
 from sonde_studies._defects import PATCHES
+from sonde_studies.worlds.learning import drawn
 
 DIM, HEADS, HIDDEN, SIDE = 64, 4, 64, 8
 BATCH, RATE = 4, 3e-3
@@ -60,10 +61,7 @@ def taught_lookup(
     attends: bool, images: Grid, kind: Int[Tensor, "image"], seed: int, steps: int
 ) -> Lookup:
     """Return a lookup trained to retrieve normal patches, but not pasted ones."""
-    draw = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        lookup = Lookup(attends)
+    draw, lookup = torch.Generator().manual_seed(seed), drawn(lambda: Lookup(attends), seed)
     optimiser = torch.optim.Adam(lookup.parameters(), lr=RATE)
     for _ in range(steps):
         x, bank = of_one_kind(images, kind, draw)
