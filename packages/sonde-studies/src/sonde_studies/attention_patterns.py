@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sonde.layers import Attention, LinearAttention
+from sonde_studies._layers import accuracy
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import digit_images, drawn, learn_labels
+from sonde_studies.worlds.learning import digit_images, drawn, learn_labels, squares_of
 
 FIT, FEW, STEPS, TINY, SIDE, DIM = 1_000, 100, 300, 6, 4, 24
 KINDS = ("all", "axial", "stripes:1", "random:0.5", "histogram:4", "position", "linear", "none")
@@ -95,8 +96,7 @@ class _Net(nn.Module):
         self.last = nn.Linear(DIM, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        patches = nn.functional.unfold(x, 2, stride=2).transpose(1, 2)
-        h = self.first(patches) + self.places
+        h = self.first(squares_of(x, 2)) + self.places
         for mix, each in zip(self.mixing, self.each, strict=True):
             h = mix(h)
             h = h + each(h)
@@ -106,5 +106,4 @@ class _Net(nn.Module):
 def _accuracy(arm: str, x: Tensor, label: Tensor, seed: int, n: int, steps: int) -> float:
     net = drawn(lambda: _Net(arm), seed)
     learn_labels(net, x[:n], label[:n], steps=steps, seed=seed)
-    with torch.no_grad():
-        return float((net(x[FIT:]).argmax(1) == label[FIT:]).double().mean())
+    return accuracy(net, x[FIT:], label[FIT:])

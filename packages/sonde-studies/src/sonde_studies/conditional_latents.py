@@ -9,6 +9,7 @@ from torch import Tensor
 from sonde.compress import ConditionalCodec, FeaturePCA, bd_rate
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import squares_of
 
 SIZES, STEP, STEPS, OUTSIDE = (1, 4, 16, 64, 256, 1024), 3.0, (1.5, 3.0, 6.0), 1_000
 
@@ -44,7 +45,7 @@ class ConditionalLatentsStudy(Study):
         x, _ = shuffled_digits(seed)
         x = 16 * (x[:300] if tiny else x)
         n = 200 if tiny else OUTSIDE
-        outside, fresh = _patches(x[:n]), _patches(x[n:])
+        outside, fresh = (squares_of(part, 4).flatten(0, 1) for part in (x[:n], x[n:]))
         sizes = SIZES[:4] if tiny else SIZES
         bits: dict[int, float] = {}
         for size in sizes:
@@ -96,8 +97,3 @@ def _bits_for(rows: Tensor, step: float) -> float:
     """Return the bits of principal components rounded to a step."""
     variances = torch.linalg.eigvalsh(rows.T.double().cov(correction=0))
     return float((0.5 * (variances * 12 / step**2).clamp(min=1).log2()).mean())
-
-
-def _patches(x: Tensor) -> Tensor:
-    """Return the patches of 4 x 4 of images of 64 pixels."""
-    return x.reshape(-1, 2, 4, 2, 4).transpose(2, 3).reshape(-1, 16)

@@ -4,13 +4,13 @@ Nets that see different columns of a digit. The fusions of the papers are traine
 heads on frozen states.
 """
 
-from collections.abc import Callable
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from sonde import Model
+from sonde_studies._handmade_features import as_model, line_entropies, moments_and_ink
 from sonde_studies._recipe_data import Part, items_of, learned, mlp, shuffled_digits
 from sonde_studies._sparse_cells import recurrent_cell
 from sonde_studies.recipes.feature_fusion import JOINT, SMALL, feature_fusion
@@ -64,10 +64,10 @@ class FeatureFusionStudy(Study):
         drowned = _scores(*pair, noisy, seed)
         copy = _scores(encoders[0], encoders[0], items, seed)
         tick("lines, cells and numbers made by hand")
-        made = _scores(encoders[0], _module(_by_hand), items, seed)
+        made = _scores(encoders[0], as_model(moments_and_ink), items, seed)
         cells = {share: recurrent_cell(x[:n], label[:n], seed, share) for share in (0.1, 1.0)}
         right = {share: cell.accuracy(x[FIT:], label[FIT:]) for share, cell in cells.items()}
-        beside = _scores(encoders[0], _module(cells[0.1]), items, seed, _module(_entropies))
+        beside = _scores(encoders[0], as_model(cells[0.1]), items, seed, as_model(line_entropies))
         lines = _lines(encoders[0], x, label, seed)
         alone = max(score[name] for name in ("first", "second", "third"))
         least = max(v for arm, v in score.items() if arm.startswith("without"))
@@ -110,42 +110,11 @@ def _scores(
     return {str(row["source"]): float(row["accuracy"]) for row in found.rows}  # pyright: ignore
 
 
-class _Called(nn.Module):
-    """A plain function of rows, used as a source like an encoder."""
-
-    made: Callable[[Tensor], Tensor]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.made(x)
-
-
-def _module(made: Callable[[Tensor], Tensor]) -> Model:
-    source = _Called().eval()
-    source.made = made
-    return Model(source)
-
-
-def _by_hand(x: Tensor) -> Tensor:
-    """Return hand-made features: ink by line and column, first moments, and inked pixels."""
-    picture = x.reshape(-1, 8, 8)
-    high, wide = picture.sum(2), picture.sum(1)
-    ink, at = x.sum(1, keepdim=True).clamp(min=1e-6), torch.arange(8.0)
-    centre = torch.stack([high @ at, wide @ at, high @ at**2, wide @ at**2], 1) / ink
-    return torch.cat([high, wide, centre, ink, (x > 0).sum(1, keepdim=True)], 1)
-
-
-def _entropies(x: Tensor) -> Tensor:
-    """Return the entropy of the ink of each line of an image, in nats."""
-    share = x.reshape(-1, 8, 8) + 1e-6
-    share = share / share.sum(2, keepdim=True)
-    return -(share * share.log()).sum(2)
-
-
 def _lines(encoder: Model, x: Tensor, label: Tensor, seed: int) -> dict[str, float]:
     """Return scores of the mean over three digits, of single digits, and of both."""
     draw = torch.Generator().manual_seed(seed)
     rows = torch.randint(FIT, len(x), (len(x) - FIT, 3), generator=draw)
     shown, kinds = x[rows].flatten(1), label[rows].argmax(1)
-    whole = _module(lambda r: encoder.module(r.reshape(-1, 64)).reshape(len(r), 3, -1).mean(1))
-    each = _module(lambda r: encoder.module(r.reshape(-1, 64)).reshape(len(r), -1))
+    whole = as_model(lambda r: encoder.module(r.reshape(-1, 64)).reshape(len(r), 3, -1).mean(1))
+    each = as_model(lambda r: encoder.module(r.reshape(-1, 64)).reshape(len(r), -1))
     return _scores(whole, each, items_of(shown, kinds), seed)

@@ -11,17 +11,22 @@ not needed: adapters that were trained without it keep all as well, and know .98
 import copy
 from typing import Any, final
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from sonde.layers import with_adapters
+from sonde_studies._fact_memory import (
+    ANSWERS,
+    DIM,
+    GROUPS,
+    FactMemory,
+    facts_of_groups,
+    known_of,
+    tell,
+)
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn, minimise
+from sonde_studies.worlds.learning import drawn
 
-DIM, WIDTH, ANSWERS, RELATIONS = 64, 16, 24, 4
-SUBJECTS, GROUPS = 40, ("general", "first", "second", "untold")
-STEPS, RATE = 400, 3e-3
+WIDTH, STEPS = 16, 400
 ARMS = (("no penalty", WIDTH, 0.0), ("penalty", WIDTH, 10.0), ("twice as wide", 2 * WIDTH, 10.0))
 DOMAINS = GROUPS[1:3]
 FIGURE = "difference of the share of facts that are known"
@@ -73,14 +78,13 @@ class ParallelAdaptersStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train on general facts, then on those of two domains in each way."""
         steps = STEPS // 20 if tiny else STEPS
-        draw = torch.Generator().manual_seed(seed)
-        facts = torch.randint(ANSWERS, (len(GROUPS), SUBJECTS * RELATIONS), generator=draw)
+        facts = facts_of_groups(seed)
         tick("general facts")
-        memory = drawn(_Memory, seed)
-        _tell(memory, facts, ["general"], list(memory.parameters()), steps, seed)
+        memory = drawn(FactMemory, seed)
+        tell(memory, facts, ["general"], list(memory.parameters()), steps, seed)
         tick("tuning")
         tuned = copy.deepcopy(memory)
-        _tell(tuned, facts, [*DOMAINS], list(tuned.layer.parameters()), steps, seed)
+        tell(tuned, facts, [*DOMAINS], list(tuned.layer.parameters()), steps, seed)
         arms: dict[str, Any] = {"before": memory, "tuned layer": tuned}
         for name, width, penalty in ARMS:
             tick(f"adapters, {name}")
@@ -91,8 +95,8 @@ class ParallelAdaptersStudy(Study):
             arms[f"sum, {name}"] = _joined(memory, each, width, seed)
             gated = arms[f"gate, {name}"] = _joined(memory, each, width, seed, gated=True)
             gate = [*gated.layer.query.parameters(), *gated.layer.key.parameters()]
-            _tell(gated.train(), facts, ["general", *DOMAINS], gate, steps, seed)
-        known = {name: _known(net.eval(), facts) for name, net in arms.items()}
+            tell(gated.train(), facts, ["general", *DOMAINS], gate, steps, seed)
+        known = {name: known_of(net.eval(), facts) for name, net in arms.items()}
         found = {f"{name} | {k}": v for name, row in known.items() for k, v in row.items()}
         kept = {name: row["general"] for name, row in known.items()}
         told = {name: sum(row[g] for g in GROUPS[:3]) / 3 for name, row in known.items()}
@@ -107,59 +111,12 @@ class ParallelAdaptersStudy(Study):
         }
 
 
-class _Memory(nn.Module):
-    """Answers to facts by their number: group, subject, relation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.subject = nn.Embedding(len(GROUPS) * SUBJECTS, DIM)
-        self.relation = nn.Embedding(RELATIONS, DIM)
-        self.before, self.head = nn.LayerNorm(DIM), nn.Linear(DIM, ANSWERS)
-        wide = 4 * DIM
-        self.layer = nn.Sequential(nn.Linear(DIM, wide), nn.ReLU(), nn.Linear(wide, DIM))
-
-    def states(self, fact: Tensor) -> Tensor:
-        """Return the input of the layer."""
-        subject = self.subject(fact // RELATIONS)
-        return self.before(subject + self.relation(fact % RELATIONS))
-
-    def forward(self, fact: Tensor) -> Tensor:
-        """Return the logits of the answers."""
-        return self.head(self.layer(self.states(fact)))
-
-
-def _numbers(groups: list[str]) -> Tensor:
-    """Return the numbers of the facts of some groups."""
-    n = SUBJECTS * RELATIONS
-    return torch.cat([torch.arange(n) + n * GROUPS.index(group) for group in groups])
-
-
-def _tell(
-    net: Any,
-    facts: Tensor,
-    groups: list[str],
-    learned: list[nn.Parameter],
-    steps: int,
-    seed: int,
-    penalty: float = 0.0,
-) -> None:
-    """Train some parameters on facts, with a penalty on changes at general facts."""
-    number, answer, general = _numbers(groups), facts.flatten(), _numbers(["general"])
-
-    def loss(rows: Tensor) -> Tensor:
-        asked = number[rows]
-        found = cross_entropy(net(asked), answer[asked])
-        return found + penalty * net.layer.change_on(net.states(general)) if penalty else found
-
-    minimise(loss, learned, len(number), steps=steps, seed=seed, rate=RATE, batch=len(number))
-
-
 def _adapter(
     memory: Any, facts: Tensor, domain: str, steps: int, seed: int, width: int, penalty: float
 ) -> nn.Module:
     """Return the adapter trained on the facts of a domain (the first stage)."""
     net = drawn(lambda: with_adapters(memory, ["layer"], DIM, width=width), seed)
-    _tell(net, facts, [domain], [*net.layer.adapters.parameters()], steps, seed, penalty)
+    tell(net, facts, [domain], [*net.layer.adapters.parameters()], steps, seed, penalty)
     return net.layer.adapters[0]
 
 
@@ -169,10 +126,3 @@ def _joined(memory: Any, each: list[nn.Module], width: int, seed: int, gated: bo
     net = drawn(lambda: with_adapters(memory, ["layer"], DIM, **options), seed)
     net.layer.adapters = nn.ModuleList(copy.deepcopy(each))
     return net
-
-
-@torch.no_grad()
-def _known(net: nn.Module, facts: Tensor) -> dict[str, float]:
-    """Return the accuracy on the facts of each group."""
-    said = net(_numbers([*GROUPS])).argmax(1).reshape_as(facts)
-    return dict(zip(GROUPS, (said == facts).double().mean(1).tolist(), strict=True))

@@ -1,7 +1,7 @@
 """Test whether learned weights over token metrics detect machine text, also in other domains."""
 
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from torch import Tensor
@@ -87,7 +87,7 @@ class PAWNStudy(Study):
             for arm, score in arms.items()
         }
         gain = {d: found[f"PAWN | {d}"] - found[f"plain mean | {d}"] for d in DOMAINS}
-        others = {d: [v for k, v in found.items() if _is_other(k, d)] for d in DOMAINS}
+        others = {d: [found[f"{arm} | {d}"] for arm in ("PAWN", "plain mean")] for d in DOMAINS}
         people = arms["PAWN"](test[SEEN])[test[SEEN].label == HUMAN]
         half = len(people) // 2
         return {
@@ -105,11 +105,6 @@ class PAWNStudy(Study):
         }
 
 
-def _is_other(key: str, domain: str) -> bool:
-    arm, _, where = key.partition(" | ")
-    return where == domain and arm in ("PAWN", "plain mean")
-
-
 def _arms(fit: Tokens, epochs: int, seed: int) -> dict[str, Score]:
     """Return the scores of whole texts; all fitted scores use the same texts."""
     pawn, blind = (_pawn(tokens, epochs, seed) for tokens in (fit, fit.stateless()))
@@ -117,13 +112,14 @@ def _arms(fit: Tokens, epochs: int, seed: int) -> dict[str, Score]:
     metrics = LinearProbe().fit(fit.means(fit.metrics[:, :n_metrics]), fit.label)
     states = LinearProbe().fit(fit.means(fit.states), fit.label)
     found: dict[str, Score] = {
-        "PAWN": _by_texts(pawn),
-        "PAWN without states": lambda t: _by_texts(blind)(t.stateless()),
+        "PAWN": _by_texts(pawn, _states_and_metrics),
+        "PAWN without states": _by_texts(blind, lambda t: _states_and_metrics(t.stateless())),
         "plain mean": lambda t: metrics.score(t.means(t.metrics[:, :n_metrics])),
         "states alone": lambda t: states.score(t.means(t.states)),
     }
     for statistic in ("mean_nll", "fast_curvature", "lrr"):
-        found[statistic] = _statistic(fit, TokenStatistics(statistic, "low"))
+        scorer = TokenStatistics(statistic, "low").fit(fit.metrics)
+        found[statistic] = _by_texts(scorer, lambda t: (t.metrics,))
     return found
 
 
@@ -136,20 +132,15 @@ def _pawn(fit: Tokens, epochs: int, seed: int) -> Scorer:
     )
 
 
-def _by_texts(scorer: Scorer) -> Score:
-    def score(tokens: Tokens) -> Tensor:
-        x, position = [tokens.states, tokens.metrics], tokens.position
-        tokenwise = scorer.score(x, position)
-        return scorer.reduced(tokenwise, tokens.text, "own", x, position).score
-
-    return score
+def _states_and_metrics(tokens: Tokens) -> tuple[list[Tensor], Tensor]:
+    return [tokens.states, tokens.metrics], tokens.position
 
 
-def _statistic(fit: Tokens, detector: TokenStatistics) -> Score:
-    scorer = detector.fit(fit.metrics)
+def _by_texts(scorer: Scorer, columns: Callable[[Tokens], tuple[Any, ...]]) -> Score:
+    """Return the score of texts by a scorer of tokens that reads some of their columns."""
 
     def score(tokens: Tokens) -> Tensor:
-        tokenwise = scorer.score(tokens.metrics)
-        return scorer.reduced(tokenwise, tokens.text, "own", tokens.metrics).score
+        given = columns(tokens)
+        return scorer.reduced(scorer.score(*given), tokens.text, "own", *given).score
 
     return score

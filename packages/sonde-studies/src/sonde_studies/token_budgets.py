@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from sonde.compress import segment_relevance, shortened, token_budget
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import digit_images, drawn, minimise
+from sonde_studies.worlds.learning import digit_images, drawn, minimise, squares_of
 
 FIT, CLIPS, FRAMES, TOKENS, MARK, STEPS, TINY = 1_000, 300, 8, 16, 24, 500, 20
 KEPT = (1, 2, 4, 8, 16)
@@ -51,7 +51,7 @@ class TokenBudgetsStudy(Study):
         for _ in range(20 if tiny else CLIPS):
             rows = torch.randint(FIT, len(x), (FRAMES,), generator=draw)
             marks = torch.randn(FRAMES, MARK, generator=draw)
-            patches = _patches(x[rows])
+            patches = squares_of(x[rows], 2)
             noise = torch.randn(FRAMES, TOKENS, MARK, generator=draw)
             states = torch.cat([patches, marks[:, None] + noise], 2).flatten(0, 1)
             lengths = torch.full((FRAMES,), TOKENS)
@@ -88,10 +88,6 @@ class TokenBudgetsStudy(Study):
         }
 
 
-def _patches(x: Tensor) -> Tensor:
-    return nn.functional.unfold(x, 2, stride=2).transpose(1, 2)
-
-
 def _spread(tokens: Tensor) -> Tensor:
     """Return sixteen tokens from fewer, each repeated over its positions."""
     return nn.functional.interpolate(tokens.T[None], TOKENS).flatten()
@@ -99,7 +95,7 @@ def _spread(tokens: Tensor) -> Tensor:
 
 def _reader(x: Tensor, label: Tensor, seed: int, steps: int) -> nn.Module:
     """Return a net that classifies digits from patches pooled to any number of tokens."""
-    patches = _patches(x)
+    patches = squares_of(x, 2)
     pooled = {n: nn.functional.adaptive_avg_pool1d(patches.transpose(1, 2), n) for n in KEPT}
     shown = torch.stack([nn.functional.interpolate(p, TOKENS).flatten(1) for p in pooled.values()])
     net = drawn(lambda: nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 10)), seed)

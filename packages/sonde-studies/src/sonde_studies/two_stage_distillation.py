@@ -3,16 +3,25 @@
 from typing import final
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from sonde.train import Distil, GenericToSpecific, shared_mask
+from sonde_studies._layers import accuracy
+from sonde_studies._masked_autoencoder import (
+    HIDDEN,
+    PATCHES,
+    SIDE,
+    Classifier,
+    MaskedAutoencoder,
+    learn_pixels,
+)
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn, minimise
+from sonde_studies.worlds.learning import drawn, minimise, squares_of
 
-SIDE, PATCH, LARGE, SMALL, LABELLED, TRAIN = 4, 4, 48, 16, 200, 1_200
-STEPS, TASK, HIDDEN = 250, 150, 0.75
+LARGE, SMALL, LABELLED, TRAIN = 48, 16, 200, 1_200
+STEPS, TASK = 250, 150
 
 
 @final
@@ -40,28 +49,27 @@ class TwoStageDistillationStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train a teacher, then students in each way, and evaluate on test digits."""
         x, label = shuffled_digits(seed)
-        patches = _patches(x)
+        patches = squares_of(x, SIDE)
         free, fresh, truth = patches[:TRAIN], patches[TRAIN:], label[TRAIN:]
         some, known = patches[:LABELLED], label[:LABELLED]
         steps, task = (6, 6) if tiny else (STEPS, TASK)
         tick("teacher")
-        teacher = drawn(lambda: _Autoencoder(LARGE, 3), seed)
-        _pixels(teacher, free, 2 * steps, seed)
-        answers = _classifier(teacher, LARGE, seed)
+        teacher = drawn(lambda: MaskedAutoencoder(LARGE, 3), seed)
+        learn_pixels(teacher, free, 2 * steps, seed)
+        answers = drawn(lambda: Classifier(teacher, LARGE), seed)
         _task(answers, some, known, None, task, seed)
 
         def student(first: str, own: int = seed, taught: bool = True) -> float:
             tick(first or "task alone")
-            net = drawn(lambda: _Autoencoder(SMALL, 2), own)
+            net = drawn(lambda: MaskedAutoencoder(SMALL, 2), own)
             if first == "pixels":
-                _pixels(net, free, steps, own)
+                learn_pixels(net, free, steps, own)
             elif first:
                 _generic(net, teacher, free, first, steps, own)
-            new = _classifier(net, SMALL, own)
+            new = drawn(lambda: Classifier(net, SMALL), own)
             extra = 0 if first else steps
             _task(new, some, known, answers if taught else None, task + extra, own)
-            with torch.no_grad():
-                return float((new(fresh).argmax(1) == truth).double().mean())
+            return accuracy(new, fresh, truth)
 
         found = {
             "both": student("all"),
@@ -71,8 +79,6 @@ class TwoStageDistillationStudy(Study):
             "labels": student("all", taught=False),
             "again": student("all", seed + 100),
         }
-        with torch.no_grad():
-            whole = float((answers(fresh).argmax(1) == truth).double().mean())
         return {
             "two stages": found["both"] - found["task"],
             "pixels": found["both"] - found["pixels"],
@@ -80,76 +86,18 @@ class TwoStageDistillationStudy(Study):
             "teacher": found["both"] - found["labels"],
             "again": found["both"] - found["again"],
             **{f"accuracy | {name}": v for name, v in found.items() if name != "again"},
-            "accuracy | teacher": whole,
+            "accuracy | teacher": accuracy(answers, fresh, truth),
         }
 
 
-class _Autoencoder(nn.Module):
-    """Encodes visible patches; a light decoder reconstructs all patches."""
-
-    def __init__(self, width: int, depth: int) -> None:
-        super().__init__()
-        self.embed, self.places = nn.Linear(PATCH, width), nn.Parameter(torch.randn(16, width) / 8)
-        self.blocks = nn.ModuleList(_block(width) for _ in range(depth))
-        self.hidden = nn.Parameter(torch.zeros(width))
-        self.decoder = nn.ModuleList(_block(width) for _ in range(2))
-        self.out = nn.Linear(width, PATCH)
-
-    def encoded(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the states of all patches, or of the visible patches in order."""
-        state = self.embed(x) + self.places
-        if mask is not None:
-            state = state[~mask].reshape(len(x), -1, state.shape[-1])
-        for block in self.blocks:
-            state = block(state)
-        return state
-
-    def decoded(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the decoder's middle states at all positions, and the reconstruction."""
-        seen = self.encoded(x, mask)
-        whole = self.hidden.expand(*mask.shape, -1).clone()
-        whole[~mask] = seen.flatten(0, 1)
-        middle = self.decoder[0](whole + self.places)
-        return middle, self.out(self.decoder[1](middle))
-
-
-def _block(width: int) -> nn.Module:
-    return nn.TransformerEncoderLayer(
-        width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True
-    )
-
-
-class _Classifier(nn.Module):
-    def __init__(self, net: _Autoencoder, width: int) -> None:
-        super().__init__()
-        self.net, self.head = net, nn.Linear(width, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.net.encoded(x).mean(1))
-
-
-def _classifier(net: _Autoencoder, width: int, seed: int) -> _Classifier:
-    return drawn(lambda: _Classifier(net, width), seed)
-
-
-def _pixels(net: _Autoencoder, x: Tensor, steps: int, seed: int) -> None:
-    """Train to reconstruct hidden patches."""
-
-    def loss(rows: Tensor) -> Tensor:
-        mask = shared_mask(len(rows), 16, HIDDEN)
-        return mse_loss(net.decoded(x[rows], mask)[1][mask], x[rows][mask])
-
-    minimise(loss, net.parameters(), len(x), steps=steps, seed=seed, rate=2e-3)
-
-
 def _generic(
-    net: _Autoencoder, teacher: _Autoencoder, x: Tensor, over: str, steps: int, seed: int
+    net: MaskedAutoencoder, teacher: MaskedAutoencoder, x: Tensor, over: str, steps: int, seed: int
 ) -> None:
     """Train on the middle states of the teacher's decoder."""
     stage = drawn(lambda: GenericToSpecific(SMALL, LARGE, over), seed)  # pyright: ignore[reportArgumentType]
 
     def loss(rows: Tensor) -> Tensor:
-        mask = shared_mask(len(rows), 16, HIDDEN)
+        mask = shared_mask(len(rows), PATCHES, HIDDEN)
         with torch.no_grad():
             wanted = teacher.decoded(x[rows], mask)[0]
         return stage(net.decoded(x[rows], mask)[0], wanted, mask)
@@ -159,7 +107,7 @@ def _generic(
 
 
 def _task(
-    net: _Classifier, x: Tensor, label: Tensor, teacher: _Classifier | None, steps: int, seed: int
+    net: Classifier, x: Tensor, label: Tensor, teacher: Classifier | None, steps: int, seed: int
 ) -> None:
     """Train on the classes, with a teacher's answers if there is a teacher."""
     distil = Distil(temperature=1.0)
@@ -173,8 +121,3 @@ def _task(
         return distil(logits, wanted[rows], label[rows])
 
     minimise(loss, net.parameters(), len(x), steps=steps, seed=seed, rate=2e-3)
-
-
-def _patches(x: Tensor) -> Tensor:
-    """Return the patches of 2 x 2 of digits (digit, 16, 4)."""
-    return x.reshape(-1, SIDE, 2, SIDE, 2).transpose(2, 3).reshape(-1, SIDE * SIDE, PATCH)

@@ -60,6 +60,12 @@ def digit_images(seed: int) -> tuple[Float[Tensor, "image 1 8 8"], Int[Tensor, "
     return x[order].reshape(-1, 1, 8, 8), torch.from_numpy(kind)[order]
 
 
+def squares_of(x: Float[Tensor, "image *pixels"], side: int) -> Float[Tensor, "image square pixel"]:
+    """Return the squares of ``side`` x ``side`` pixels of digits of 8 x 8, line by line."""
+    n = 8 // side
+    return x.reshape(-1, n, side, n, side).transpose(2, 3).reshape(-1, n * n, side * side)
+
+
 def learn_labels(
     model: nn.Module,
     x: Float[Tensor, "image *axes"],
