@@ -9,27 +9,31 @@ nothing: .039 against .037, and .028 with twice the features, though four featur
 with both signs.
 """
 
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from sonde import load, read
 from sonde.explain import Dictionary, SparseAutoencoder
+from sonde_studies._signed_directions import (
+    ACTIVE,
+    FEATURES,
+    both_signs,
+    has_both_signs,
+    planted,
+    recovered,
+)
 from sonde_studies.study import Claim, Figures, Study, Tick
 
-FEATURES, DIM, ACTIVE = 32, 20, 3
-ROWS, PASSES, BATCH, RATE = 16_384, 16, 512, 1e-2
-ALIKE = 0.9
+ROWS = 16_384
 MODEL, SITE, TEXTS, FEW = "sonde:stdlib", "model.layers.1", 48, 4
-WIDE: dict[str, Any] = {
-    "features": 256,
-    "k": 16,
-    "passes": 10,
-    "batch": 512,
-    "mixed": 1,
-    "rate": 3e-3,
-}
+BOTH: dict[str, Any] = {"batch": 512, "mixed": 1}
+NARROW = BOTH | {"features": FEATURES, "k": ACTIVE, "passes": 16, "rate": 1e-2}
+WIDE = BOTH | {"features": 256, "k": 16, "passes": 10, "rate": 3e-3}
+TINY = {"passes": 1}
+ARMS = {"abstopk": ("abstopk", 1), "topk": ("topk", 1), "topk, twice as many": ("topk", 2)}
+"""The rule, and how many times as many features."""
 
 
 @final
@@ -78,61 +82,48 @@ class AbsTopKStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train dictionaries on the same planted rows."""
         x, true = planted(1024 if tiny else ROWS, seed)
-
-        def trained(act: Literal["abstopk", "topk"], features: int, other: int = 0) -> Dictionary:
-            tick(f"{act} with {features} features")
-            method = SparseAutoencoder(
-                features=features,
-                k=ACTIVE,
-                act=act,
-                passes=1 if tiny else PASSES,
-                batch=BATCH,
-                mixed=1,
-                rate=RATE,
-                seed=2 * seed + other,
-            )
-            return method.fit(x)
-
-        signed, again = trained("abstopk", FEATURES), trained("abstopk", FEATURES, 1)
-        few, many = trained("topk", FEATURES), trained("topk", 2 * FEATURES)
+        how = NARROW | TINY if tiny else NARROW
+        found = _fitted(x, how, 2 * seed, tick)
+        signed, few = found["abstopk"], found["topk"]
+        tick("the same rule twice")
+        again = SparseAutoencoder(act="abstopk", seed=2 * seed + 1, **how).fit(x)
+        left = {name: float(own) for name, own in found.items()}
         return {
             **_on_language_model(seed, tiny, tick),
-            "less unexplained": float(few) - float(signed),
+            "less unexplained": left["topk"] - left["abstopk"],
             "both signs": both_signs(signed, x, true) - 0.5,
-            "better than twice as many": float(many) - float(signed),
-            "the same rule twice": float(signed) - float(again),
-            "unexplained | abstopk": float(signed),
-            "unexplained | topk": float(few),
-            "unexplained | topk, twice as many": float(many),
+            "better than twice as many": left["topk, twice as many"] - left["abstopk"],
+            "the same rule twice": left["abstopk"] - float(again),
+            **{f"unexplained | {name}": value for name, value in left.items()},
             "recovered | abstopk": recovered(signed, true),
             "recovered | topk": recovered(few, true),
         }
+
+
+def _fitted(x: Tensor, how: dict[str, Any], seed: int, tick: Tick) -> dict[str, Dictionary]:
+    """Return a dictionary of each arm."""
+    found: dict[str, Dictionary] = {}
+    for name, (act, times) in ARMS.items():
+        tick(f"{name}, {how['features']} features")
+        own = how | {"act": act, "features": times * how["features"]}
+        found[name] = SparseAutoencoder(seed=seed, **own).fit(x)
+    return found
 
 
 def _on_language_model(seed: int, tiny: bool, tick: Tick) -> Figures:
     """Return the unexplained variance of unseen tokens' states, for dictionaries of both rules."""
     tick("states of the language model")
     x, fresh = (_states(part, FEW if tiny else TEXTS, seed) for part in ("train", "test"))
+    found = _fitted(x, WIDE | TINY if tiny else WIDE, seed, tick)
     total = (fresh - fresh.mean(0)).square().sum()
-    left: dict[str, float] = {}
-    signed = 0.0
-    arms: tuple[tuple[str, Literal["abstopk", "topk"], int], ...] = (
-        ("abstopk", "abstopk", WIDE["features"]),
-        ("topk", "topk", WIDE["features"]),
-        ("topk, twice as many", "topk", 2 * WIDE["features"]),
-    )
-    for name, act, features in arms:
-        tick(f"language model, {name}")
-        how = {**WIDE, "features": features, "passes": 1 if tiny else WIDE["passes"]}
-        found = SparseAutoencoder(act=act, seed=seed, **how).fit(x)
-        left[name] = float((fresh - found.rebuild(fresh)).square().sum() / total)
-        if act == "abstopk":
-            z = found.encode(fresh)
-            up, down = (z > 0).double().mean(0), (z < 0).double().mean(0)
-            signed = float((torch.minimum(up, down) > 0.25 * (up + down)).double().mean())
+    left = {
+        name: float((fresh - own.rebuild(fresh)).square().sum() / total)
+        for name, own in found.items()
+    }
+    signed = has_both_signs(found["abstopk"].encode(fresh))
     return {
         "language model": (left["topk"] - left["abstopk"]) / left["topk"],
-        "features read with both signs | language model": signed,
+        "features read with both signs | language model": float(signed.double().mean()),
         **{f"unexplained, language model | {name}": value for name, value in left.items()},
     }
 
@@ -145,31 +136,3 @@ def _states(part: str, n: int, seed: int) -> Tensor:
         [next(iter(batch.rows.values())) for batch in stream.batches(start, start + n)]
     )
     return rows.float()
-
-
-def planted(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return rows, and the planted directions that they are sums of."""
-    source = torch.Generator().manual_seed(seed)
-    true = torch.nn.functional.normalize(torch.randn(FEATURES, DIM, generator=source), dim=1)
-    index = torch.rand(n, FEATURES, generator=source).topk(ACTIVE, 1).indices
-    size = 1 + torch.rand(n, ACTIVE, generator=source)
-    sign = 2 * torch.randint(0, 2, (n, ACTIVE), generator=source) - 1
-    return (true[index] * (size * sign)[:, :, None]).sum(1), true
-
-
-def _cosines(found: Dictionary, true: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(found.decoder, dim=1) @ true.T
-
-
-def recovered(found: Dictionary, true: Tensor) -> float:
-    """Return the fraction of directions that some feature matches, up to sign."""
-    return float((_cosines(found, true).abs().amax(0) > ALIKE).double().mean())
-
-
-def both_signs(found: Dictionary, x: Tensor, true: Tensor) -> float:
-    """Return the fraction of directions whose feature is often positive and often negative."""
-    best = _cosines(found, true).abs().max(0)
-    z = found.encode(x)[:, best.indices]
-    up, down = (z > 0).double().mean(0), (z < 0).double().mean(0)
-    even = torch.minimum(up, down) > 0.25 * (up + down)
-    return float(((best.values > ALIKE) & even & (up + down > 0)).double().mean())

@@ -11,48 +11,39 @@ from torch.nn.functional import cross_entropy
 
 from sonde.layers import VectorQuantizer
 from sonde.train import MaskedFeatures
+from sonde_studies._rhythm_signals import CHANNELS, KINDS, PATCHES, SAMPLES, rhythm_signals
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
-CHANNELS, SOURCES, PATCHES, SAMPLES, KINDS = 8, 3, 16, 4, 4
 DIM, CODES, ROWS, LABELLED, HELD = 32, 48, 1_600, 80, 800
 STEPS, TINY = 500, 4
 Arms = dict[str, float]
 
 
-class Encoder(nn.Module):
-    """Patches of all channels to states (row patch dim), through two layers of attention."""
+class Mixing(nn.Module):
+    """Embeddings of places, and two layers of attention over patches."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed = nn.Linear(CHANNELS * SAMPLES, DIM)
         self.place = nn.Parameter(0.02 * torch.randn(PATCHES, DIM))
         layer = nn.TransformerEncoderLayer(DIM, 4, 2 * DIM, 0.0, batch_first=True)
-        self.mixing = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
-    def tokens(self, x: Tensor) -> Tensor:
-        """Return embedded patches, before attention."""
-        return self.embed(x)
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return states of all patches."""
+        return self.layers(patches + self.place)
 
-    def mixed(self, tokens: Tensor) -> Tensor:
-        """Return states of patches after attention."""
-        return self.mixing(tokens + self.place)
+
+class Encoder(nn.Module):
+    """Signals to states, through attention over their patches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mixing = nn.Linear(CHANNELS * SAMPLES, DIM), Mixing()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return one state for each signal."""
-        return self.mixed(self.tokens(x)).mean(1)
-
-
-class Mixing(nn.Module):
-    """The second part of an encoder, as a module over tokens."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return states of all patches."""
-        return self.encoder.mixed(tokens)
+        return self.mixing(self.embed(x)).mean(1)
 
 
 @final
@@ -78,7 +69,7 @@ class MaskedUnitsStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train an encoder with each target, and probe it."""
         n = 60 if tiny else ROWS
-        x, kind = _signals(n + (60 if tiny else HELD), seed)
+        x, kind = rhythm_signals(n + (60 if tiny else HELD), seed)
         tick("codes")
         codes, perplexity = _codes(x[:n], seed)
         orders = [
@@ -107,30 +98,6 @@ class MaskedUnitsStudy(Study):
         }
 
 
-def _signals(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return signals (row, patch, channel x sample) and the class of each.
-
-    A kind is an order of three rhythms over the patches; sources have phases of their own, channels
-    are a fixed mixture of the sources, and noise.
-    """
-    fixed = torch.Generator().manual_seed(0)
-    mixture = torch.randn(SOURCES, CHANNELS, generator=fixed)
-    rhythm = torch.tensor([0.35, 0.8, 1.6])
-    orders = torch.stack([torch.randint(SOURCES, (PATCHES // 4,), generator=fixed)
-                          for _ in range(KINDS)])  # fmt: skip
-    draw = torch.Generator().manual_seed(seed + 1)
-    kind = torch.randint(KINDS, (n,), generator=draw)
-    strong = orders[kind].repeat_interleave(4, 1).repeat_interleave(SAMPLES, 1)
-    time = torch.arange(PATCHES * SAMPLES) + 20.0 * torch.rand(n, 1, generator=draw)
-    phase = 6.3 * torch.rand(n, SOURCES, 1, generator=draw)
-    waves = torch.sin(rhythm[:, None] * time[:, None] + phase)
-    amplitude = 0.3 + (strong[:, None] == torch.arange(SOURCES)[:, None]).float()
-    heard = torch.einsum("nst,sc->nct", waves * amplitude, mixture)
-    heard = heard + 0.8 * torch.randn(heard.shape, generator=draw)
-    patches = heard.reshape(n, CHANNELS, PATCHES, SAMPLES).transpose(1, 2)
-    return patches.reshape(n, PATCHES, CHANNELS * SAMPLES), kind
-
-
 def _codes(x: Tensor, seed: int) -> tuple[Tensor, float]:
     """Return the code of each patch, and the perplexity of the codes."""
     quantiser = VectorQuantizer(x.shape[2], CODES, decay=0.9, seed=seed).train()
@@ -138,8 +105,7 @@ def _codes(x: Tensor, seed: int) -> tuple[Tensor, float]:
         for _ in range(12):
             quantiser(x)
         codes = quantiser.eval().encode(x).reshape(x.shape[:2])
-    share = torch.bincount(codes.flatten(), minlength=CODES).double() / codes.numel()
-    return codes, float(torch.special.entr(share).sum().exp())
+    return codes, quantiser.usage(x)["perplexity"]
 
 
 def _learn(encoder: Encoder, x: Tensor, target: Tensor, seed: int, steps: int) -> None:
@@ -147,14 +113,14 @@ def _learn(encoder: Encoder, x: Tensor, target: Tensor, seed: int, steps: int) -
     term = MaskedFeatures(
         kind,
         "block",
-        rebuilder=Mixing(encoder),
+        rebuilder=encoder.mixing,
         width=width,
         seed=seed,  # pyright: ignore
     )
-    term(encoder.tokens(x[:2]), target[:2])  # makes what it learns itself
+    term(encoder.embed(x[:2]), target[:2])  # makes what it learns itself
     weights = [*dict.fromkeys([*encoder.parameters(), *term.parameters()])]
     minimise(
-        lambda rows: term(encoder.tokens(x[rows]), target[rows]),
+        lambda rows: term(encoder.embed(x[rows]), target[rows]),
         weights, len(x), steps=steps, seed=seed,
     )  # fmt: skip
 

@@ -9,21 +9,13 @@ from typing import final
 
 import torch
 
-from sonde.measure import compression_fidelity
+from sonde_studies._sentence_compressors import sentence_figures
 from sonde_studies._separation import rank_correlation
 from sonde_studies._value_compressors import judged, texts_of, trained, usual_values
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.named_texts import (
-    FORMS,
-    NAMES,
-    PERSONS,
-    NamedTexts,
-    as_words,
-    trained_compressor,
-)
 
 WIDTHS, COPIES, STEPS, TEXTS = (24, 96, 384), 2, 4000, 1000
-NAMED_WIDTHS, NAMED_LOSS, NAMED_STEPS = (32, 64, 128), 1.25, 3000
+NAMED_STEPS, FEW = 3000, 100
 
 
 @final
@@ -107,7 +99,8 @@ class SizeFidelityStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train each width to the loss, and evaluate on new texts."""
         usual = usual_values(seed)
-        fresh = texts_of(usual, 100 if tiny else TEXTS, torch.Generator().manual_seed(900 + seed))
+        n = FEW if tiny else TEXTS
+        fresh = texts_of(usual, n, torch.Generator().manual_seed(900 + seed))
         rows: list[dict[str, float]] = []
         for width in WIDTHS:
             for copy in range(COPIES):
@@ -130,45 +123,6 @@ class SizeFidelityStudy(Study):
             "unsure there": sum(apart) / len(apart),
             "entropy against drift": sum(r["entropy against drift"] for r in rows) / len(rows),
             "halves": mean["halves", large],
-            **_sentences(seed, tiny, tick),
+            **sentence_figures(seed, n, 20 if tiny else NAMED_STEPS, tick),
             **{f"{name} | width {w}": v for (name, w), v in mean.items() if name != "width"},
         }
-
-
-def _sentences(seed: int, tiny: bool, tick: Tick) -> dict[str, float]:
-    """Train a compressor of sentences of each width to one loss, and restore new texts."""
-    draw = torch.Generator().manual_seed(700 + seed)
-    world = torch.randint(len(NAMES[0]), (len(PERSONS), len(FORMS)), generator=draw)
-    new = NamedTexts.drawn(world, 100 if tiny else TEXTS, draw)
-    rows: list[dict[str, float]] = []
-    for width in NAMED_WIDTHS:
-        tick(f"sentences, width {width}")
-        steps = 20 if tiny else NAMED_STEPS
-        net, taken = trained_compressor(world, width, seed, new, NAMED_LOSS, steps)
-        written, entropy = net.restored(new)
-        found = compression_fidelity(
-            as_words(new.words), as_words(written), new.planted(), entropy=list(entropy)
-        )
-        rows.append(
-            {
-                "overwritten": float(found),
-                "copied": found.copied,
-                "lost to the usual": float(found) / max(1 - found.copied, 1e-9),
-                "words": float((written == new.words).double().mean()),
-                "entropy, planted": found.entropy_planted,
-                "entropy, elsewhere": found.entropy_other,
-                "loss": float(net.loss(new).detach()),
-                "steps": taken,
-            }
-        )
-    return {
-        "texts restored": min(row["words"] for row in rows),
-        "planted names": rows[-1]["overwritten"] - rows[0]["overwritten"],
-        "usual names": sum(row["lost to the usual"] for row in rows) / len(rows),
-        "names surer": rows[0]["entropy, planted"] - rows[-1]["entropy, planted"],
-        **{
-            f"sentences: {name} | width {width}": value
-            for width, row in zip(NAMED_WIDTHS, rows, strict=True)
-            for name, value in row.items()
-        },
-    }
