@@ -1,8 +1,9 @@
 """Human texts, and texts that the shipped language model wrote after human beginnings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from sonde.tap import cache_argument, cache_of
 
 HUMAN, MACHINE = 0, 1
 BATCH = 64
+TextT = TypeVar("TextT", str, bytes)
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,18 @@ def prose() -> list[bytes]:
     return [file.read_bytes() for file in sorted(folder.glob("*.rst"))]
 
 
-def pieces(files: list[bytes], n: int, length: int, draw: np.random.Generator) -> list[list[int]]:
-    """Return ``n`` pieces of ``length`` bytes without overlap, in random order."""
+def text_pieces(
+    files: Sequence[TextT], n: int, length: int, draw: np.random.Generator
+) -> list[TextT]:
+    """Return ``n`` pieces of ``length`` characters or bytes without overlap, in random order."""
     starts = [(f, s) for f, text in enumerate(files) for s in range(0, len(text) - length, length)]
     chosen = draw.permutation(len(starts))[:n]
-    return [list(files[f][s : s + length]) for f, s in (starts[i] for i in chosen)]
+    return [files[f][s : s + length] for f, s in (starts[i] for i in chosen)]
+
+
+def pieces(files: list[bytes], n: int, length: int, draw: np.random.Generator) -> list[list[int]]:
+    """Return the bytes of ``text_pieces``."""
+    return [list(piece) for piece in text_pieces(files, n, length, draw)]
 
 
 def written(

@@ -1,27 +1,28 @@
 """Defects by reconstruction from few normal patches, and by the nearest patch."""
 
-from collections.abc import Iterator
 from statistics import fmean
-from typing import Any, final
+from typing import final
 
 import torch
-from torch import Tensor
-from torch.nn.functional import normalize
 
-from sonde.detect import DictLookup
-from sonde_studies._defects import DATA, PATCHES, SITE, Objects, objects
+from sonde_studies._defects import DATA, SITE, objects
+from sonde_studies._few_image_lookups import (
+    OF_FEW,
+    OF_OTHERS,
+    entries_in_use,
+    parts_of,
+    scores_of_lookups,
+    taught_lookup,
+)
 from sonde_studies._patches import image_area, patches_of, pixel_area
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 SHOTS, FEW, SEVERAL, DRAWS = (1, 4, 16), (1, 4), (4, 16), 3
-SHARP = (0.005, 0.01, 0.02)
 MAPS = tuple(
     (site, reducer) for site in (SITE, "middle.5:out") for reducer in ("patches", "patches3")
 )
 OTHERS, PASSES = 96, 10
-OF_OTHERS, OF_FEW = "taught by other kinds", "taught by the few"
 FIGURE = "difference of AUROC, mean of images and pixels"
-Parts = dict[str, Tensor]
 
 
 @final
@@ -87,27 +88,25 @@ class DictLookupStudy(Study):
         """Draw the few images several times, and average."""
         tick("training the net")
         d = objects(seed, tiny)
-        every = [_parts(d, *one) for one in (MAPS[:2] if tiny else MAPS)]
+        every = [parts_of(d, *one) for one in (MAPS[:2] if tiny else MAPS)]
         options = {"generators": "trained", "seed": seed} | ({"passes": 2} if tiny else {})
         tick(OF_OTHERS)
         others = patches_of(d.model, d.others[: OTHERS // 4 if tiny else OTHERS], SITE)[0]
-        taught = _taught(others, {"passes": PASSES} | options)
+        taught = taught_lookup(others, {"passes": PASSES} | options)
         draw = torch.Generator().manual_seed(seed)
         each: dict[str, list[float]] = {}
         for shots in SHOTS:
             tick(f"{shots} shots")
             for _ in range(2 if tiny else DRAWS):
                 chosen = torch.randperm(len(d.fit), generator=draw)[:shots]
-                arms = dict(_arms(every, chosen, taught, options))
+                arms = dict(scores_of_lookups(every, chosen, taught, options))
                 for name, scores in arms.items():
                     found = [scores[part] for part in ("usual", "defective")]
                     each.setdefault(f"{name} | {shots}, images", []).append(image_area(*found))
                     pixels = pixel_area(found[1], d.mask)
                     each.setdefault(f"{name} | {shots}, pixels", []).append(pixels)
-                used = DictLookup().fit(_few(every[0], chosen)).weights(every[0]["usual"]) > 0
-                each.setdefault(f"entries in use, {shots} shots", []).append(
-                    float(used.double().sum(1).mean())
-                )
+                used = entries_in_use(every[0], chosen)
+                each.setdefault(f"entries in use, {shots} shots", []).append(used)
                 if shots == FEW[-1]:
                     both = arms["sparse"]
                     each.setdefault("fresh usual images against others", []).append(
@@ -138,51 +137,3 @@ def _first_over_second(each: dict[str, list[float]]) -> float:
 
 def _over(mean: dict[str, float], name: str, other: str, shots: tuple[int, ...]) -> float:
     return fmean(_both(mean, name, n) - _both(mean, other, n) for n in shots)
-
-
-def _parts(d: Objects, site: str, reducer: str) -> Parts:
-    """Return the patches of the training and test images."""
-    parts = ("fit", "usual", "clean", "defective")
-    return {part: patches_of(d.model, getattr(d, part), site, reducer)[0] for part in parts}
-
-
-def _few(rows: Parts, chosen: Tensor) -> Tensor:
-    return rows["fit"].reshape(-1, PATCHES, rows["fit"].shape[1])[chosen].flatten(0, 1)
-
-
-def _taught(x: Tensor, options: dict[str, Any]) -> Any:
-    return DictLookup(**options).fit(x, ids=torch.arange(len(x)) // PATCHES)
-
-
-def _arms(
-    every: list[Parts], chosen: Tensor, taught: Any, options: dict[str, Any]
-) -> Iterator[tuple[str, Parts]]:
-    """Yield each lookup's scores (image, patch), with the same few images."""
-    rows, few = every[0], _few(every[0], chosen)
-    lookups = {"sparse": DictLookup().fit(few), OF_OTHERS: taught.over(few)}
-    if len(chosen) > 1:
-        lookups[OF_FEW] = _taught(few, options)
-    for name, scorer in lookups.items():
-        yield name, _each(rows, scorer.score)
-    yield from _soft(rows, lookups["sparse"])
-    maps = [_each(one, DictLookup().fit(_few(one, chosen)).score) for one in every]
-    yield "averaged maps", {k: torch.stack([m[k] for m in maps]).mean(0) for k in maps[0]}
-
-
-def _each(rows: Parts, score: Any) -> Parts:
-    return {k: score(x).reshape(-1, PATCHES) for k, x in rows.items() if k != "fit"}
-
-
-def _soft(rows: Parts, scorer: Any) -> Iterator[tuple[str, Parts]]:
-    """Yield scores by the nearest entry, and by softmax at several temperatures."""
-    bank = scorer.bank
-    yield "nearest", _each(rows, lambda x: (1 - (normalize(x).to(bank) @ bank.T).amax(1)) / 2)
-    for temperature in (scorer.temperature, *SHARP):
-
-        def score(x: Tensor, temperature: float = temperature) -> Tensor:
-            query = normalize(x).to(bank)
-            found = normalize(torch.softmax(query @ bank.T / temperature, 1) @ bank)
-            return (1 - (query * found).sum(1)) / 2
-
-        name = "softmax" if temperature == scorer.temperature else f"softmax at {temperature}"
-        yield name, _each(rows, score)

@@ -4,29 +4,19 @@ The shipped model of bytes is asked for what it knows of tables of characters an
 sees the request's own texts alone.
 """
 
-import ast
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 import sonde
 from sonde import InputError, Model
 from sonde.data import open_inputs
-from sonde.edit import (
-    GatedAdapter,
-    LowRankAdapter,
-    RequestDetector,
-    RequestScorer,
-    layer_rows,
-    soft_gate,
-)
+from sonde.edit import GatedAdapter, RequestDetector, RequestScorer, layer_rows, soft_gate
 from sonde.tap import Gate
+from sonde_studies._gated_requests import Request, requested
+from sonde_studies._kinds_of_text import Kind, kinds_of_text, next_byte_loss
 from sonde_studies._separation import area
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -45,18 +35,6 @@ class Sizes:
     views: int = 4
     steps: int = 300
     epochs: int = 6
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Texts of one kind: to learn, to set a gate, to test; the last two from other files."""
-
-    learned: list[str]
-    gate: list[str]
-    judged: list[str]
-
-
-Request = tuple[LowRankAdapter, Gate | None]
 
 
 @final
@@ -92,7 +70,8 @@ class ForgetTextsStudy(Study):
         """Apply two requests in turn, and test on texts of unseen files."""
         model = sonde.load("sonde:stdlib", device="cpu")
         sizes = Sizes(12, 8, 8, 40, 2, 20, 1) if tiny else Sizes()
-        kinds = _kinds(sizes, np.random.default_rng(seed))
+        counts = (sizes.learned, sizes.gate, sizes.judged)
+        kinds = kinds_of_text(counts, sizes.length, np.random.default_rng(seed))
         code = kinds.pop("code")
         done: list[Request] = []
         told: dict[str, list[float]] = {"layers": [], "single": [], "states": []}
@@ -154,43 +133,7 @@ def _gate(model: Model, scorer: RequestScorer, others: list[str], own: list[str]
         return None
 
 
-@torch.no_grad()
 def _loss(model: Model, requests: list[Request], texts: list[str]) -> float:
     """Return the mean next-byte loss after some requests, in nats."""
-    tokens = [torch.tensor(list(text.encode())) for text in texts]
-    ids = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
-    real = torch.nn.utils.rnn.pad_sequence([torch.ones_like(t) for t in tokens], batch_first=True)
-    with ExitStack() as stack:
-        for adapter, gate in requests:
-            stack.enter_context(sonde.editing(model, adapter, LATE, gate=gate))
-        logits: Tensor = model.module(input_ids=ids, attention_mask=real).logits
-    wanted = torch.where(real[:, 1:] > 0, ids[:, 1:], -100)
-    return float(cross_entropy(logits[:, :-1].flatten(0, 1), wanted.flatten()))
-
-
-def _kinds(sizes: Sizes, draw: np.random.Generator) -> dict[str, Kind]:
-    """Return texts of each kind, with separate files for learning, for gates and for tests."""
-    import encodings
-
-    import sklearn.datasets
-
-    folders = {
-        "tables": Path(encodings.__file__).parent.glob("cp*.py"),
-        "prose": (Path(sklearn.datasets.__file__).parent / "descr").glob("*.rst"),
-        "code": Path(ast.__file__).parent.glob("*.py"),
-    }
-    counts = (sizes.learned, sizes.gate, sizes.judged)
-    found: dict[str, Kind] = {}
-    for name, files in folders.items():
-        texts = [file.read_text("utf-8", errors="replace") for file in sorted(files)]
-        texts = [texts[i] for i in draw.permutation(len(texts))]
-        parts = (texts[k::3] for k in range(3))
-        found[name] = Kind(*(_pieces(part, n, sizes.length, draw)
-                             for part, n in zip(parts, counts, strict=True)))  # fmt: skip
-    return found
-
-
-def _pieces(texts: list[str], n: int, length: int, draw: np.random.Generator) -> list[str]:
-    """Return random pieces of texts without overlap."""
-    pieces = [t[k : k + length] for t in texts for k in range(0, len(t) - length, length)]
-    return [pieces[i] for i in draw.permutation(len(pieces))[:n]]
+    with requested(model, requests, LATE):
+        return next_byte_loss(model, texts)

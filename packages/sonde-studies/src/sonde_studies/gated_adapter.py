@@ -5,19 +5,18 @@ its detector only by its own examples.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-import sonde
 from sonde.core import Model, Reducer
 from sonde.detect import Mahalanobis
 from sonde.edit import GatedAdapter, LowRankAdapter, soft_gate
 from sonde.metrics import auroc
 from sonde.tap import Gate
 from sonde_studies._forgetting import items_of_class, world
+from sonde_studies._gated_requests import Request, requested
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 EARLY, LATE, DIM = "3", "4", 512
@@ -124,11 +123,7 @@ def _rows(module: nn.Module, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _said(
-    model: Model, requests: Sequence[tuple[LowRankAdapter, Gate | None]], x: Tensor
-) -> Tensor:
+def _said(model: Model, requests: Sequence[Request], x: Tensor) -> Tensor:
     """Return the answers after some requests."""
-    with ExitStack() as stack:
-        for adapter, gate in requests:
-            stack.enter_context(sonde.editing(model, adapter, LATE, gate=gate))
+    with requested(model, requests, LATE):
         return model.module(x).argmax(1)
