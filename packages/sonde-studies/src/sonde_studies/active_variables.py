@@ -6,31 +6,18 @@ A variational autoencoder of ten latents on digits, at several weights of the di
 from typing import final
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from sonde import editing
 from sonde.edit import DropPassive
 from sonde.measure import ActiveVariables, active_variables, v_information
-from sonde_studies._layers import BATCH, PIXELS, split
+from sonde_studies._digit_vae import DigitVAE, Posterior, trained_vae
+from sonde_studies._layers import split
 from sonde_studies.study import Claim, Figures, Study, Tick
 
-LATENTS, WIDTH, STEPS, RATE = 10, 128, 2500, 2e-3
+STEPS = 2500
 BETAS = (0.25, 1.0, 2.0)
 PASSIVE, ACTIVE = 0, 2
-PIXEL_NOISE = 0.3
-
-
-class _VAE(nn.Module):
-    """A VAE: means and log-variances of latents, and decoded pixels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encode = nn.Sequential(
-            nn.Linear(PIXELS, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 2 * LATENTS)
-        )
-        self.decode = nn.Sequential(nn.Linear(LATENTS, WIDTH), nn.ReLU(), nn.Linear(WIDTH, PIXELS))
 
 
 @final
@@ -86,78 +73,36 @@ class ActiveVariablesStudy(Study):
         figures: dict[str, float] = {}
         for beta in BETAS:
             tick(f"beta {beta:g}")
-            net = _trained(d.x, beta, seed, 60 if tiny else STEPS)
-            mu, log_variance = _posterior(net, d.x_test)
-            kinds = active_variables(mu, log_variance).kind
+            net = trained_vae(d.x, beta, seed, 60 if tiny else STEPS)
+            with torch.no_grad():
+                posterior = net.posterior(d.x_test)
+            kinds = active_variables(*posterior).kind
             figures[f"passive | beta {beta:g}"] = float((kinds == PASSIVE).sum())
             figures[f"active | beta {beta:g}"] = float((kinds == ACTIVE).sum())
             if beta == 1.0:
-                found = _found(mu, log_variance, d.label_test, seed)
-                found |= _without_passive(net, mu, log_variance, d.x_test, seed)
+                code = posterior.sample(torch.Generator().manual_seed(seed))
+                found = _found(posterior, code, d.label_test)
+                found |= _without_passive(net, code, tuple(kinds.tolist()), d.x_test)
         fewest, most = (figures[f"passive | beta {b:g}"] for b in (BETAS[0], BETAS[-1]))
         return {**found, "more with beta": most - fewest, **figures}
 
 
-@torch.enable_grad()
-def _trained(x: Tensor, beta: float, seed: int, steps: int) -> _VAE:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = _VAE()
-    draw = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
-    for _ in range(steps):
-        rows = x[torch.randint(len(x), (BATCH,), generator=draw)]
-        mu, log_variance = net.encode(rows).chunk(2, 1)
-        noise = torch.randn(mu.shape, generator=draw)
-        said = net.decode(mu + (log_variance / 2).exp() * noise)
-        error = functional.mse_loss(said, rows, reduction="sum") / (2 * PIXEL_NOISE**2)
-        kl = 0.5 * (mu.square() + log_variance.expm1() - log_variance).sum()
-        optimiser.zero_grad()
-        ((error + beta * kl) / len(rows)).backward()
-        optimiser.step()
-    return net.eval()
-
-
-@torch.no_grad()
-def _posterior(net: _VAE, x: Tensor) -> tuple[Float[Tensor, "row 10"], Float[Tensor, "row 10"]]:
-    mu, log_variance = net.encode(x).chunk(2, 1)
-    return mu, log_variance
-
-
-@torch.no_grad()
-def _without_passive(
-    net: _VAE, mu: Tensor, log_variance: Tensor, x: Tensor, seed: int
-) -> dict[str, float]:
-    """Return the change of decoded pixels if passive latents are dropped."""
-    kind = tuple(active_variables(mu, log_variance).kind.tolist())
-    draw = torch.Generator().manual_seed(seed)
-    code = mu + (log_variance / 2).exp() * torch.randn(mu.shape, generator=draw)
-    errors = {"all": float((net.decode(code) - x).square().mean())}
-    for name, kinds in {"without": kind, "none": (PASSIVE,) * len(kind)}.items():
-        with editing(net.decode, DropPassive(kinds), "0:in"):
-            errors[name] = float((net.decode(code) - x).square().mean())
-    gain = (errors["all"] - errors["without"]) / errors["all"]
-    return {
-        "dropped, pixels": gain,
-        **{f"error of pixels | {name}": value for name, value in errors.items()},
-    }
-
-
-def _found(mu: Tensor, log_variance: Tensor, label: Tensor, seed: int) -> dict[str, float]:
-    result = active_variables(mu, log_variance)
+def _found(posterior: Posterior, code: Tensor, label: Tensor) -> dict[str, float]:
+    """Return correlations by kind of latent, and accuracies of probes on codes."""
+    result = active_variables(*posterior)
     apart = {}
     for name, kind in (("passive", PASSIVE), ("active", ACTIVE)):
         for codes in ("mean", "sampled"):
             r = getattr(result, f"{codes}_correlation").abs().fill_diagonal_(0).amax(1)
             mine = r[result.kind == kind]
             apart[f"{name} | {codes}"] = float(mine.mean()) if len(mine) else 0.0
-    draw = torch.Generator().manual_seed(seed)
-    code = mu + (log_variance / 2).exp() * torch.randn(mu.shape, generator=draw)
     probes = {
         "all": v_information(code, label),
         "without": v_information(code[:, result.kind != PASSIVE], label),
     }
-    halves = [ActiveVariables().fit(mu[i::2], y=log_variance[i::2]) for i in (0, 1)]
+    halves = [
+        ActiveVariables().fit(posterior.mu[i::2], y=posterior.log_variance[i::2]) for i in (0, 1)
+    ]
     shift = {
         name: apart[f"{name} | mean"] - apart[f"{name} | sampled"] for name in ("passive", "active")
     }
@@ -168,4 +113,20 @@ def _found(mu: Tensor, log_variance: Tensor, label: Tensor, seed: int) -> dict[s
         "halves": float(halves[0].on.mean() - halves[1].on.mean()),
         **{f"largest correlation, {name}": v for name, v in apart.items()},
         **{f"accuracy of a probe | {name}": p.accuracy for name, p in probes.items()},
+    }
+
+
+@torch.no_grad()
+def _without_passive(
+    net: DigitVAE, code: Tensor, kind: tuple[int, ...], x: Tensor
+) -> dict[str, float]:
+    """Return the change of decoded pixels if passive latents are dropped."""
+    errors = {"all": float((net.decode(code) - x).square().mean())}
+    for name, kinds in {"without": kind, "none": (PASSIVE,) * len(kind)}.items():
+        with editing(net.decode, DropPassive(kinds), "0:in"):
+            errors[name] = float((net.decode(code) - x).square().mean())
+    gain = (errors["all"] - errors["without"]) / errors["all"]
+    return {
+        "dropped, pixels": gain,
+        **{f"error of pixels | {name}": value for name, value in errors.items()},
     }

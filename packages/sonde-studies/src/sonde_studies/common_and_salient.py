@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sonde.train import Contrast, Separate
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.parts.heads import head_accuracy
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -110,14 +111,10 @@ def _probed(
 
     minimise(loss, net.parameters(), FIT, steps=steps, seed=seed)
     with torch.no_grad():
-        codes = {name: net[name](net["body"](x)).numpy() for name in ("common", "own")}
-
-    def probe(code: str, truth: Tensor) -> float:
-        head = LogisticRegression(max_iter=500).fit(codes[code][:FIT], truth[:FIT].numpy())
-        return float(head.score(codes[code][FIT:], truth[FIT:].numpy()))
-
+        codes = {name: net[name](net["body"](x)) for name in ("common", "own")}
+    head = LogisticRegression(max_iter=500)
     return {
-        f"{what}, {word}": probe(code, truth)
+        f"{what}, {word}": head_accuracy(head, codes[code], truth, FIT)
         for what, truth in (("mark", mark), ("class", label))
         for code, word in (("common", "common"), ("own", "salient"))
     }

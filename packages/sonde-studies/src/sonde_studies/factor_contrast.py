@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from sonde.train import Contrast
 from sonde_studies._recipe_data import shuffled_digits
-from sonde_studies.parts.heads import linear_head
+from sonde_studies.parts.heads import head_accuracy, linear_head
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -145,10 +145,6 @@ def _probed(
 
     minimise(loss, net.parameters(), fit, steps=steps, seed=seed)
     with torch.no_grad():
-        states = net(clips).numpy()
-
-    def probe(truth: Tensor) -> float:
-        head = linear_head(1.0).fit(states[:fit], truth[:fit].numpy())
-        return float(head.score(states[fit:], truth[fit:].numpy()))
-
-    return {"texture": probe(scene), "direction": probe(motion)}
+        states = net(clips)
+    truths = {"texture": scene, "direction": motion}
+    return {k: head_accuracy(linear_head(1.0), states, v, fit) for k, v in truths.items()}

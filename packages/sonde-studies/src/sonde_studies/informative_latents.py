@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sonde.train import Contrast, LatentTerms
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies._segmented_series import segment_figures
+from sonde_studies.parts.heads import head_accuracy
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -132,14 +133,11 @@ def _judged(net: nn.ModuleDict, x: Tensor, label: Tensor) -> dict[str, float]:
     inner = net["inner"](mean)
     missed = (net["outer"](inner) - x)[FIT:].square().sum(1).mean()
 
-    def probe(rows: Tensor) -> float:
-        head = LogisticRegression(max_iter=1_000).fit(rows[:FIT].numpy(), label[:FIT].numpy())
-        return float(head.score(rows[FIT:].numpy(), label[FIT:].numpy()))
-
+    head = LogisticRegression(max_iter=1_000)
     return {
         "in use": float((mean.var(0) > 0.01).sum()),
         "log variance": float(log.clamp(min=-8.0).mean()),
         "missed": float(missed),
-        "probe": probe(mean),
-        "decoder probe": probe(inner),
+        "probe": head_accuracy(head, mean, label, FIT),
+        "decoder probe": head_accuracy(head, inner, label, FIT),
     }

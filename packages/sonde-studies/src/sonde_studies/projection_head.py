@@ -6,14 +6,12 @@ Digits whose brightness and columns are changed in every view. The encoder is a 
 from typing import final
 
 import torch
-from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
-from sklearn.pipeline import make_pipeline  # pyright: ignore[reportUnknownVariableType]
-from sklearn.preprocessing import StandardScaler  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor, nn
 
 from sonde.layers import UnitGate
 from sonde.train import Contrast
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.parts.heads import head_accuracy, linear_head
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -91,13 +89,8 @@ def _probed(
         before = net["body"](x)
         sides = {"before": before, "after": net["head"](before)}
 
-    def probe(rows: Tensor, truth: Tensor) -> float:
-        line = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
-        line.fit(rows[:FIT].numpy(), truth[:FIT].numpy())
-        return float(line.score(rows[FIT:].numpy(), truth[FIT:].numpy()))
-
     return {
-        f"{what}, {side}": probe(rows, truth)
+        f"{what}, {side}": head_accuracy(linear_head(1.0), rows, truth, FIT)
         for what, truth in (("light", light), ("digit", label))
         for side, rows in sides.items()
     }

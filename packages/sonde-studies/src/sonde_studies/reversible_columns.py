@@ -13,6 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from sonde.layers import Reversible
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.parts.heads import head_accuracy
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, learn_labels
 
@@ -101,12 +102,10 @@ def _kept(net: Any, x: Tensor) -> int:
 
 def _probes(net: Any, x: Tensor, label: Tensor) -> list[float]:
     """Return the accuracy of a probe of the top level after each column."""
-    found, truth = list[float](), label.numpy()
+    found, head = list[float](), LogisticRegression(max_iter=500)
     with torch.no_grad():
         state = net.levels(x)
         for column in net.columns.columns:
             state = column(state)
-            rows = state[:, 1].numpy()
-            line = LogisticRegression(max_iter=500).fit(rows[:FIT], truth[:FIT])
-            found.append(float(line.score(rows[FIT:], truth[FIT:])))
+            found.append(head_accuracy(head, state[:, 1], label, FIT))
     return found

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs]
 from sklearn.feature_extraction.text import TfidfVectorizer  # pyright: ignore
 from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
@@ -25,6 +26,14 @@ def linear_head(strength: float = 0.1, *between: Any) -> Any:
     """Return a logistic regression on standardised rows, after the steps ``between``."""
     head = LogisticRegression(C=strength, max_iter=500)
     return make_pipeline(StandardScaler(), *between, head)
+
+
+def head_accuracy(
+    head: Any, x: Float[Tensor, "row dim"], label: Int[Tensor, "row"], n_fit: int
+) -> float:
+    """Return the accuracy of a head on the rows after ``n_fit``, fitted to those before."""
+    states, truth = x.numpy(), label.numpy()
+    return float(head.fit(states[:n_fit], truth[:n_fit]).score(states[n_fit:], truth[n_fit:]))
 
 
 def character_head() -> Any:
