@@ -106,8 +106,8 @@ def squared(layer):
     return lambda batch: (layer(batch[0]) - batch[1]).square().mean()
 
 
-@pytest.mark.truth("cosines of gradients by hand: 2 (W x - y) x' of each task")
-def test_agreement_is_the_cosine_of_gradients():
+@pytest.mark.truth("by hand from gradients 2 (W x - y) x': cosines, and shares in row spaces")
+def test_agreement_is_the_cosine_of_gradients_and_the_share_along_old_inputs():
     layer, tasks, new = split_tasks()
     memory = SubspaceProjection(1.0, admit=0.0)
     for x, y in tasks:
@@ -118,10 +118,14 @@ def test_agreement_is_the_cosine_of_gradients():
         gap = (layer(x) - y).detach()
         return gap.T @ torch.cat([x, torch.ones(len(x), 1).double()], 1)
 
-    for cosine, (x, y) in zip(found, tasks, strict=True):
+    for one, (x, y) in zip(found, tasks, strict=True):
         old, own = gradient(x[:14], y[:14]), gradient(*new)
-        assert cosine == pytest.approx(float((old * own).sum() / old.norm() / own.norm()), rel=1e-9)
-    assert found[0] > 0 > found[1]
+        cosine = float((old * own).sum() / old.norm() / own.norm())
+        assert one.cosine == pytest.approx(cosine, rel=1e-9)
+        rows = torch.cat([x, torch.ones(len(x), 1).double()], 1)
+        along = own @ torch.linalg.pinv(rows) @ rows
+        assert one.share == pytest.approx(float(along.norm() / own.norm()), rel=1e-9)
+    assert found[0].cosine > 0 > found[1].cosine
     assert memory.ranks == {"": 6 if layer.bias is None else 5}  # the bias is shared
 
 
@@ -149,3 +153,46 @@ def test_a_task_that_agrees_admits_updates():
         memory.remember(layer, [tasks[0][0]])
     with pytest.raises(InputError, match=r"admit in \[-1, 1\]"):
         SubspaceProjection(admit=2.0)
+
+
+@pytest.mark.truth("a layer of three inputs by hand: gradient (3, 4, 0) of two tasks (x1) and (x2)")
+@pytest.mark.parametrize(
+    ("share", "moved"),
+    [(0.5, (True, True)), (0.7, (False, True)), (0.9, (False, False))],
+)
+def test_a_task_along_which_little_moves_admits_nothing(share, moved):
+    layer = nn.Linear(3, 1, bias=False).double()
+    nn.init.zeros_(layer.weight)
+    memory, eye = SubspaceProjection(1.0, admit=0.5, share=share), torch.eye(3).double()
+    wanted = torch.tensor([-3.0, -4.0, -0.0]).double()
+
+    def loss(x):
+        return (x @ wanted * layer(x)[:, 0]).sum()
+
+    memory.remember(layer, [eye[:1]], loss)
+    memory.remember(layer, [eye[1:2]], loss)
+    found = memory.agreement(layer, [eye], loss)[""]
+    assert [a.cosine for a in found] == pytest.approx([0.6, 0.8])
+    assert [a.share for a in found] == pytest.approx([0.6, 0.8])
+    made = torch.optim.SGD(layer.parameters(), 0.1)
+    with memory.on(layer, made, memory.agreement(layer, [eye], loss)) as penalty:
+        assert float(penalty().detach()) == 0
+        loss(eye).backward()
+        made.step()
+        left = [0.3 * moved[0], 0.4 * moved[1], 0.0]
+        assert layer.weight.detach()[0].tolist() == pytest.approx(left)
+        assert float(penalty().detach()) == pytest.approx(left[0] + left[1])
+        made.zero_grad()
+        penalty().requires_grad_().backward()
+        grad = torch.zeros(3) if layer.weight.grad is None else layer.weight.grad[0]
+        assert grad.tolist() == pytest.approx([float(m) for m in (*moved, False)])
+
+
+def test_the_first_task_has_no_penalty():
+    layer = nn.Linear(3, 2)
+    memory = SubspaceProjection()
+    memory.remember(layer, [torch.randn(5, 3)])
+    with memory.on(layer, torch.optim.SGD(layer.parameters(), 0.1)) as penalty:
+        assert float(penalty().detach()) == 0
+    with pytest.raises(InputError, match=r"share in \[0, 1\]"):
+        SubspaceProjection(share=2.0)

@@ -7,6 +7,7 @@ are not protected: keep them in eval mode, or separate for each task.
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
@@ -24,6 +25,23 @@ Loss = Callable[[Any], Tensor]
 
 
 @final
+@dataclass(frozen=True)
+class Agreement:
+    """How a new task's gradient in a layer relates to an old task.
+
+    Parameters
+    ----------
+    cosine : float
+        Of the new gradient and the old task's, in [-1, 1].
+    share : float
+        Norm of the new gradient's part along the old task's inputs, over its norm, in [0, 1].
+    """
+
+    cosine: float
+    share: float
+
+
+@final
 class SubspaceProjection:
     """Keep updates of linear and convolution layers orthogonal to their inputs in old tasks.
 
@@ -32,17 +50,19 @@ class SubspaceProjection:
     directions known before. ``on`` takes ``(update) U U'`` away after each step of the optimiser,
     whatever the optimiser did to the gradient.
 
-    With ``admit``, a task's own directions in a layer are left open if the loss of that task falls
-    with the new one's: if the cosine of both gradients (``agreement``) is at least ``admit``. Old
-    tasks can then gain from new ones.
+    With ``admit``, a task's own directions in a layer are left open where the new task moves the
+    layer along them and its loss falls with the new one's: if ``agreement`` has a share of at least
+    ``share`` and a cosine of at least ``admit``. Old tasks can then gain from new ones. Add
+    ``weight * penalty()`` of the block to the loss to bound how far these weights move.
 
     Range        outputs on old inputs change by at most the energy left out.
     Cost         an eigendecomposition in the layer's input width for each task, two products a
                  step.
     Assumes      old inputs of a layer do not change, as they do not if all layers before it are
                  kept.
-    Differs      from the papers: applied to the update in place of the gradient. From CUBER: one
-                 condition (the cosine), tested once, and no scaled weights for tasks that disagree.
+    Differs      from the papers: applied to the update in place of the gradient. From CUBER: the
+                 conditions are tested where ``agreement`` is called, not in each epoch, and an old
+                 task's directions are its own in full; no scaled weights for tasks that disagree.
 
     Parameters
     ----------
@@ -50,6 +70,9 @@ class SubspaceProjection:
         Share of the second moment that is kept; 1 keeps every direction that occurred.
     admit : float, optional
         Cosine in [-1, 1] from which an old task admits updates along its inputs.
+    share : float, default=0.5
+        Least share of the new gradient along an old task's inputs for ``admit``, in [0, 1]; 0 asks
+        the cosine alone.
 
     References
     ----------
@@ -59,9 +82,11 @@ class SubspaceProjection:
     paper: ClassVar[str] = "saha2021gpm"
     variants: ClassVar[Mapping[str, str]] = {"admit=0.0": "lin2022cuber"}
 
-    def __init__(self, energy: float = 0.97, admit: float | None = None) -> None:
-        self.energy, self.admit = energy, admit
-        check_ranges(self, energy="(0, 1]")
+    def __init__(
+        self, energy: float = 0.97, admit: float | None = None, share: float = 0.5
+    ) -> None:
+        self.energy, self.admit, self.share = energy, admit, share
+        check_ranges(self, energy="(0, 1]", share="[0, 1]")
         if admit is not None:
             check_ranges(self, admit="[-1, 1]")
         self.known: dict[str, Tensor] = {}
@@ -122,8 +147,8 @@ class SubspaceProjection:
 
     def agreement(
         self, model: Model | nn.Module, data: Iterable[Any], loss: Loss
-    ) -> dict[str, list[float]]:
-        """Return, for each layer, the cosine of a new task's gradient with each old task's.
+    ) -> dict[str, list[Agreement]]:
+        """Return, for each layer and old task, how a new task's gradient relates to it.
 
         Parameters
         ----------
@@ -136,10 +161,7 @@ class SubspaceProjection:
         module = model.module if isinstance(model, Model) else model
         new = _gradients(_layers(module), data, loss)
         return {
-            name: [
-                float(cosine_similarity(new[name].flatten(), old[name].flatten(), 0, 1e-300))
-                for _, old in self.tasks
-            ]
+            name: [_compared(new[name], own[name], old[name]) for own, old in self.tasks]
             for name in self.known
         }
 
@@ -148,16 +170,23 @@ class SubspaceProjection:
         self,
         model: Model | nn.Module,
         optimiser: torch.optim.Optimizer,
-        agreement: Mapping[str, Sequence[float]] | None = None,
-    ) -> Iterator[None]:
+        agreement: Mapping[str, Sequence[Agreement]] | None = None,
+    ) -> Iterator[Callable[[], Tensor]]:
         """Project every update of the optimiser inside the block.
 
         Parameters
         ----------
         model : Model or nn.Module
         optimiser : torch.optim.Optimizer
-        agreement : mapping of str to sequence of float, optional
+        agreement : mapping of str to sequence of Agreement, optional
             What ``agreement`` returned for the new task; needed for ``admit``.
+
+        Yields
+        ------
+        callable
+            ``penalty()``: the norm of what the weights have moved along each admitted task's
+            inputs since the block began, summed over tasks and layers, with a gradient; 0 without
+            an admitted task.
 
         Raises
         ------
@@ -171,46 +200,61 @@ class SubspaceProjection:
         """
         module = model.module if isinstance(model, Model) else model
         layers = {name: _layers(module)[name] for name in self.known}
-        held = {name: self._held(name, agreement) for name in layers}
+        gates = {name: self._gates(name, agreement) for name in layers}
+        held = {name: self._held(name, gates[name]) for name in layers}
         _warn_of_free(module, layers.values(), optimiser)
         before: dict[str, Tensor] = {}
 
+        def current() -> dict[str, Tensor]:
+            return {name: _weights(layer).detach().clone() for name, layer in layers.items()}
+
         def keep(*_: Any) -> None:
-            before.update({name: _weights(layer).clone() for name, layer in layers.items()})
+            before.update(current())
 
         def project(*_: Any) -> None:
             for name, layer in layers.items():
                 basis = held[name]
-                update = (_weights(layer) - before[name]).double()
+                update = (_weights(layer).detach() - before[name]).double()
                 _put(layer, before[name].double() + update - update @ basis @ basis.T)
+
+        start = current()
+
+        def penalty() -> Tensor:
+            moved = [
+                ((_weights(layers[name]) - start[name]) @ own[name].to(start[name])).norm()
+                for name, admitted in gates.items()
+                for (own, _), admits in zip(self.tasks, admitted, strict=True)
+                if admits
+            ]
+            return torch.stack(moved).sum() if moved else next(iter(start.values())).new_zeros(())
 
         handles = [
             optimiser.register_step_pre_hook(keep),
             optimiser.register_step_post_hook(project),
         ]
         try:
-            yield
+            yield penalty
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _held(
-        self, name: str, agreement: Mapping[str, Sequence[float]] | None
-    ) -> Float[Tensor, "dim rank"]:
-        """Return the directions of the tasks whose gradients disagree with the new task's."""
+    def _gates(self, name: str, agreement: Mapping[str, Sequence[Agreement]] | None) -> list[bool]:
+        """Return, for each old task, whether it admits updates of a layer along its inputs."""
         if self.admit is None:
-            return self.known[name]
+            return []
         if agreement is None or len(agreement[name]) != len(self.tasks):
             raise InputError(
                 f"SubspaceProjection.on: expected the agreement with {len(self.tasks)} tasks, "
                 f"got {None if agreement is None else len(agreement[name])}. Pass "
                 "agreement=memory.agreement(model, data, loss)."
             )
-        kept = [
-            own[name]
-            for (own, _), cosine in zip(self.tasks, agreement[name], strict=True)
-            if cosine < self.admit
-        ]
+        return [a.cosine >= self.admit and a.share >= self.share for a in agreement[name]]
+
+    def _held(self, name: str, gates: Sequence[bool]) -> Float[Tensor, "dim rank"]:
+        """Return the directions of the tasks that do not admit updates."""
+        if self.admit is None:
+            return self.known[name]
+        kept = [own[name] for (own, _), admits in zip(self.tasks, gates, strict=True) if not admits]
         if not kept:
             return self.known[name][:, :0]
         left, size, _ = torch.linalg.svd(torch.cat(kept, 1), full_matrices=False)
@@ -228,6 +272,13 @@ class SubspaceProjection:
         n = int((held < self.energy * total * (1 - 1e-12)).sum()) + 1 if bool(lacking) else 0
         n = min(n, int((values > 1e-12 * total).sum()))
         return torch.linalg.qr(torch.cat((basis, vectors[:, :n]), 1))[0]
+
+
+def _compared(new: Tensor, own: Tensor, old: Tensor) -> Agreement:
+    """Return the cosine of two gradients, and the new one's share along the old task's inputs."""
+    cosine = cosine_similarity(new.flatten(), old.flatten(), 0, 1e-300)
+    share = (new @ own).norm() / new.norm().clamp(min=1e-300)
+    return Agreement(float(cosine), float(share))
 
 
 def _gradients(
@@ -296,7 +347,6 @@ def _add(sums: dict[str, Tensor], name: str, layer: Layer, x: Tensor) -> None:
     sums[name] = sums.get(name, 0) + rows.T @ rows
 
 
-@torch.no_grad()
 def _weights(layer: Layer) -> Float[Tensor, "out dim"]:
     """Return weight and bias as one matrix."""
     flat = layer.weight.flatten(1)
