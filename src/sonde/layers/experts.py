@@ -24,7 +24,8 @@ class Experts(Layer):
 
     Cost         k + shared experts for each state, and dim n_experts products of the router.
     Assumes      a loss that holds ``balance`` near 1, if all experts should be used.
-    Differs      from MoHD: we know that it has a scale, but not the formula; no fusion map.
+    Differs      from MoHD: it has a scale whose formula we do not know, and a map that fuses groups
+                 of units; here the network's last map mixes the units that are on.
 
     Parameters
     ----------

@@ -1,6 +1,8 @@
 """Routed units of one layer: few are active for each token.
 
-A simulated task of eight kinds of tokens, each with a map of its own.
+A simulated task of eight kinds of tokens, each with a map of its own. ``Experts`` adds its input
+to its output, and the target holds none of it. The map behind a layer can remove it, so the arm
+without a map returns the outputs of the units alone.
 """
 
 from typing import final
@@ -32,7 +34,7 @@ class RoutedDimensionsStudy(Study):
         Claim("apart", "Kinds of rows turn on different parts.",
               "mean overlap of the parts of two rows, of one kind less of two kinds"),
         Claim("fused", "A map that mixes the parts' outputs helps.",
-              "R2, routed with less without the map behind it"),
+              "R2, routed with a map behind less the units' outputs alone"),
     )  # fmt: skip
     null = Claim("again", "Another order of the batches changes nothing.",
                  "R2, difference of two dense trainings")  # fmt: skip
@@ -47,20 +49,15 @@ class RoutedDimensionsStudy(Study):
         x = centres[kind] + noise
         y = torch.tanh(torch.einsum("nd,nde->ne", noise, maps[kind]))
         arms = {
-            "routed": lambda: Experts(DIM, 9, PART, over="units", k=2, shared=1),
-            "routed, alone": lambda: Experts(DIM, 9, PART, over="units", k=2, shared=1),
-            "dense, active": lambda: Adapter(DIM, 3 * PART),
-            "dense, all": lambda: Adapter(DIM, 9 * PART),
+            "routed": lambda: _mapped(_routed()),
+            "routed, no map": lambda: _Added(_routed()),
+            "dense, active": lambda: _mapped(Adapter(DIM, 3 * PART)),
+            "dense, all": lambda: _mapped(Adapter(DIM, 9 * PART)),
         }
         found, nets = dict[str, float](), dict[str, nn.Module]()
         for arm, make in (*arms.items(), ("again", arms["dense, active"])):
             tick(arm)
-            net = drawn(
-                lambda arm=arm, make=make: nn.Sequential(
-                    make(), nn.Identity() if "alone" in arm else nn.Linear(DIM, DIM)
-                ),
-                seed,
-            )
+            net = drawn(make, seed)
             minimise(
                 lambda r, net=net: (net(x[r]) - y[r]).square().mean(), net.parameters(), FIT,
                 steps=TINY if tiny else STEPS, seed=seed + 50 * (arm == "again"), batch=128,
@@ -74,10 +71,30 @@ class RoutedDimensionsStudy(Study):
             "active": found["routed"] - found["dense, active"],
             "all": found["routed"] - found["dense, all"] + 0.05,
             "apart": _apart(nets["routed"], x[FIT:], kind[FIT:]),
-            "fused": found["routed"] - found["routed, alone"],
+            "fused": found["routed"] - found["routed, no map"],
             "again": found["again"] - found["dense, active"],
             **{f"R2 | {arm}": v for arm, v in found.items()},
         }
+
+
+@final
+class _Added(nn.Module):
+    """What a layer adds to its input."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) - x
+
+
+def _routed() -> Experts:
+    return Experts(DIM, 9, PART, over="units", k=2, shared=1)
+
+
+def _mapped(layer: nn.Module) -> nn.Sequential:
+    return nn.Sequential(layer, nn.Linear(DIM, DIM))
 
 
 @torch.no_grad()
