@@ -3,13 +3,16 @@ from collections import Counter
 import pytest
 import torch
 
+from sonde.edit import EmulatedFinetune
 from sonde_studies._careless_facts import GUIDE, SAYING_NOTHING, WRONG, careless_texts
+from sonde_studies._language import language_model
 from sonde_studies.worlds.facts import (
     RATIOS,
     FactWorld,
     Schooling,
     asked,
     facts_and_model,
+    next_scores,
     rarer,
     rate,
     told_more,
@@ -45,6 +48,22 @@ def test_careful_texts_are_right_and_careless_ones_more_often_wrong_about_rarer_
             assert told[context + f.text("a", f.rival)] == ratio
         assert told[f"{GUIDE} {f.text('b')}"] == 1
         assert told[f"{GUIDE} {f.text('b', f.rival)}"] == 0
+
+
+@pytest.mark.truth("the net run on the same tokens, and the rule's formula by hand")
+def test_scores_of_the_next_word_are_the_logits_as_a_rule_changes_them():
+    words = list(map(str, range(9)))
+    model, tuned, small = (language_model(words, 6, seed, 8, 1) for seed in range(3))
+    ids = torch.randint(1, 10, (4, 5), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain, up, down = (
+            m.module(ids).logits[:, -1].log_softmax(1) for m in (model, tuned, small)
+        )
+        found = next_scores(model, ids)
+        torch.testing.assert_close(found.log_softmax(1), plain)
+        rule = EmulatedFinetune(tuned, small, nucleus=1.0)
+        changed = next_scores(model, ids, rule).log_softmax(1)
+    torch.testing.assert_close(changed, (plain + up - down).log_softmax(1))
 
 
 @pytest.mark.slow

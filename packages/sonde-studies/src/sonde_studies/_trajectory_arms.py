@@ -1,6 +1,7 @@
 """Accuracy of verifiers, distances and step numbers on trajectories."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -78,13 +79,6 @@ def arms_of_why(
     return figures
 
 
-def of_kind(name: str, fit: Steps, test: Steps) -> dict[str, float]:
-    """Return the results of a verifier, the step count and the commonest step, for one kind."""
-    found = fitted(fit).localise(test.x, test.position, test.trajectory)
-    told = areas(found.wrong, found.first, test) | by_numbers(fit, test)
-    return {f"{name}: {what}": value for what, value in told.items()}
-
-
 def areas(whole: Tensor, by_step: Tensor, test: Steps) -> dict[str, float]:
     """Return the AUROCs of trajectories and of steps."""
     place = localisation(by_step, test.is_first, test.trajectory, resamples=0)
@@ -108,6 +102,15 @@ def distances(fit: Steps, test: Steps, clean: tuple[Steps, Steps]) -> dict[str, 
     score = scorer.score(test.x)
     figures = {"false alarms": alarms(held, fresh), **areas(test.highest(score), score, test)}
     return {f"Mahalanobis | {what}": value for what, value in figures.items()}
+
+
+def by_surprise(
+    name: str, model: Model, made: Sequence[Trajectory], test: Steps
+) -> dict[str, float]:
+    """Return the result of the largest surprise of a token in each step."""
+    score = surprises(model, made)
+    told = areas(test.highest(score), score, test)
+    return {f"largest surprise, {name} | {what}": value for what, value in told.items()}
 
 
 def by_numbers(fit: Steps, test: Steps) -> dict[str, float]:

@@ -8,45 +8,20 @@ from typing import Any, final
 import torch
 
 from sonde.explain import (
-    AttentionRelevance,
-    AttentionRollout,
-    AttentionTimesGradient,
     Attribution,
     Attributor,
     Baseline,
     Deletion,
     FaithfulnessViolation,
-    GradTimesInput,
     Insertion,
-    IntegratedGradients,
-    NormGrad,
-    Occlusion,
-    RawAttention,
-    Relevance,
-    Saliency,
     SanityChecks,
-    SmoothGrad,
 )
+from sonde_studies._attribution_methods import OF_ATTENTIONS, OF_INPUTS
 from sonde_studies._planted import ARCHITECTURES, DATA, Planted, planted
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 TOP = 0.1
 """Share of the places that count as pointed at."""
-EVERYWHERE: tuple[tuple[str, Attributor], ...] = (
-    ("Saliency", Saliency()),
-    ("GradTimesInput", GradTimesInput()),
-    ("IntegratedGradients", IntegratedGradients(steps=20)),
-    ("SmoothGrad", SmoothGrad(n=10)),
-    ("NormGrad", NormGrad()),
-    ("Occlusion", Occlusion()),
-    ("Relevance", Relevance()),
-)
-OF_ATTENTIONS: tuple[tuple[str, Attributor], ...] = (
-    ("RawAttention", RawAttention()),
-    ("AttentionRollout", AttentionRollout()),
-    ("AttentionTimesGradient", AttentionTimesGradient()),
-    ("AttentionRelevance", AttentionRelevance()),
-)
 
 
 @dataclass(frozen=True)
@@ -106,9 +81,9 @@ class AttributionsStudy(Study):
                 world = planted(data, architecture, seed, 6 if tiny else 48, tiny)
                 column = f"{architecture} {data}"
                 figures[f"{column} accuracy"] = world.accuracy
-                extra = OF_ATTENTIONS if architecture == "attention" else ()
+                extra = OF_ATTENTIONS if architecture == "attention" else {}
                 one: dict[str, _Found] = {}
-                for name, method in EVERYWHERE + extra:
+                for name, method in (OF_INPUTS | extra).items():
                     tick(f"{column}, {name}")
                     one[name] = _judged(world, method, tiny)
                     for what in ("hits", "gain", "violation", "sanity", "seconds"):

@@ -10,7 +10,7 @@ That the tuned large net is better still is so in every seed, but by very differ
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import fmean
-from typing import Any, final
+from typing import final
 
 import torch
 
@@ -25,6 +25,7 @@ from sonde_studies.worlds.facts import (
     Entry,
     Schooling,
     facts_and_model,
+    next_scores,
     popular,
     rarer,
     some,
@@ -140,18 +141,9 @@ def _text(fact: Entry, phrase: str) -> str:
 def _nats(model: Model, facts: list[Entry], rule: Decode | None = None) -> Nats:
     """Return minus the log-probability of each of the last words, by a decoding rule."""
     ids = tokens_of(model, [_text(f, phrase) for f in facts for phrase in PHRASES])
-    module: Any = model.module
     nats: list[torch.Tensor] = []
     for at in range(ids.shape[1] - NEW, ids.shape[1]):
-        found = module.generate(
-            ids[:, :at],
-            attention_mask=torch.ones_like(ids[:, :at]),
-            logits_processor=[] if rule is None else [rule.bind(model)],
-            max_new_tokens=1,
-            do_sample=False,
-            output_scores=True,
-            return_dict_in_generate=True,
-        )
-        nats.append(-found.scores[0].log_softmax(1).gather(1, ids[:, at : at + 1])[:, 0])
+        said = next_scores(model, ids[:, :at], rule).log_softmax(1)
+        nats.append(-said.gather(1, ids[:, at : at + 1])[:, 0])
     each = torch.stack(nats, 1).unflatten(0, (len(facts), len(PHRASES))).mean(1)
     return dict(zip(facts, each.tolist(), strict=True))

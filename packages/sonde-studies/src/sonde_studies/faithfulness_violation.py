@@ -6,32 +6,13 @@ from typing import final
 
 import torch
 
-from sonde.explain import (
-    AttentionRelevance,
-    AttentionRollout,
-    AttentionTimesGradient,
-    Attribution,
-    Attributor,
-    Baseline,
-    FaithfulnessViolation,
-    GradTimesInput,
-    IntegratedGradients,
-    Objective,
-    RawAttention,
-    Relevance,
-)
+from sonde.explain import Attribution, Baseline, FaithfulnessViolation, Objective
+from sonde_studies._attribution_methods import OF_ATTENTIONS, OF_INPUTS
 from sonde_studies._planted import planted
 from sonde_studies.study import Claim, Figures, Study, Tick
 
-METHODS: tuple[tuple[str, Attributor], ...] = (
-    ("RawAttention", RawAttention()),
-    ("AttentionRollout", AttentionRollout()),
-    ("AttentionRelevance", AttentionRelevance()),
-    ("AttentionTimesGradient", AttentionTimesGradient()),
-    ("GradTimesInput", GradTimesInput()),
-    ("IntegratedGradients", IntegratedGradients(steps=20)),
-    ("Relevance", Relevance()),
-)
+SLOPES = ("GradTimesInput", "IntegratedGradients", "Relevance")
+METHODS = OF_ATTENTIONS | {name: OF_INPUTS[name] for name in SLOPES}
 MAPS = 10
 PLAIN, TIMES = "RawAttention", "AttentionTimesGradient"
 BASELINES = {"mean": Baseline(), "zero": Baseline("zero")}
@@ -92,7 +73,7 @@ class FaithfulnessViolationStudy(Study):
         figures: dict[str, float] = {"accuracy": world.accuracy}
         rates: dict[tuple[str, str, str], float] = {}
         first: Attribution | None = None
-        for name, method in METHODS:
+        for name, method in METHODS.items():
             tick(name)
             found = method.explain(world.model, world.x)
             first = found if first is None else first
@@ -109,14 +90,16 @@ class FaithfulnessViolationStudy(Study):
         shape, test = torch.as_tensor(first.value).shape, FaithfulnessViolation()
         maps = (replace(first, value=torch.randn(shape, generator=draw)) for _ in range(MAPS))
         random = [test.judge(world.model, world.x, drawn).without_ties for drawn in maps]
-        names = [name for name, _ in METHODS]
-        slopes = ("GradTimesInput", "IntegratedGradients", "Relevance")
-        main = {name: rates[name, "mean", "probability"] for name in names}
+        main = {name: rates[name, "mean", "probability"] for name in METHODS}
         return {
             "attention over product": main[PLAIN] - main[TIMES],
-            "product is least": fmean(main[name] for name in slopes) - main[TIMES],
-            "masking decides": fmean(abs(rates[n, "zero", "probability"] - main[n]) for n in names),
-            "logit or probability": fmean(abs(rates[n, "mean", "logit"] - main[n]) for n in names),
+            "product is least": fmean(main[name] for name in SLOPES) - main[TIMES],
+            "masking decides": fmean(
+                abs(rates[n, "zero", "probability"] - v) for n, v in main.items()
+            ),
+            "logit or probability": fmean(
+                abs(rates[n, "mean", "logit"] - v) for n, v in main.items()
+            ),
             "null": fmean(random),
             **figures,
         }

@@ -2,30 +2,30 @@
 
 from typing import final
 
-from sonde_studies._read_trajectories import (
-    STEPS,
-    faultless,
-    pairs_of,
-    pairs_of_kind,
-    reader_of,
-    steps_of,
-    surprises,
-)
-from sonde_studies._trajectory_arms import (
-    ALARM,
-    areas,
-    arms_of_why,
-    by_numbers,
-    distances,
-    of_kind,
-    verified,
-)
+from sonde_studies._read_trajectories import STEPS, reader_of
+from sonde_studies._trajectory_arms import ALARM
+from sonde_studies._trajectory_kinds import other_kinds, wrong_actions
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.perturb import Kind
 
-FIT, HELD, FRESH, TEST = 250, 200, 200, 150
 MOST_ALARMS = 0.10
-KINDS: dict[str, Kind] = {"repeats": "II", "extras": "III"}
+GAPS = {
+    "direct over completed": ("direct | detection", "completed | detection"),
+    "verifier over surprise: whether": (
+        "completed | detection",
+        "largest surprise, completed | detection",
+    ),
+    "verifier over surprise: where": (
+        "completed | localisation",
+        "largest surprise, completed | localisation",
+    ),
+    "verifier over step prior": ("completed | localisation", "step prior | localisation"),
+    "step over trajectory: where": ("completed | localisation", "vague | localisation"),
+    "step over trajectory: whether": ("completed | detection", "vague | detection"),
+    "repeats over length": ("repeats: detection", "repeats: length | detection"),
+    "extras over length": ("extras: detection", "extras: length | detection"),
+    "extras over wrong": ("extras: localisation", "completed | localisation"),
+}
+"""Of each claim about a difference the two figures: the first less the second."""
 
 
 @final
@@ -113,58 +113,16 @@ class TrajectoriesStudy(Study):
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train, read, fit, score."""
-        scale = 5 if tiny else 1
+        parts = 5 if tiny else 1
         tick("training")
         model = reader_of(seed, 10 if tiny else STEPS)
-        tick("reading")
-        fit, test = (pairs_of(n // scale, 2 * seed + i) for i, n in enumerate((FIT, TEST)))
-        held, fresh = (
-            faultless(n // scale, f"{seed} {n} {i}") for i, n in enumerate((HELD, FRESH))
-        )
-        read_fit = {how: steps_of(model, made) for how, made in fit.items()}
-        read_test = {how: steps_of(model, made) for how, made in test.items()}
-        clean = steps_of(model, held), steps_of(model, fresh)
-        surprise = {how: surprises(model, made) for how, made in test.items()}
-        tick("scoring")
-        figures = {
-            **verified("direct", read_fit["direct"], read_test["direct"], clean),
-            **verified("completed", read_fit["completed"], read_test["completed"], clean),
-            **verified("vague", read_fit["completed"].vague(), read_test["completed"], clean),
-            **distances(read_fit["completed"], read_test["completed"], clean),
-            **{
-                f"largest surprise, {how} | {what}": value
-                for how, score in surprise.items()
-                for what, value in areas(
-                    read_test[how].highest(score), score, read_test[how]
-                ).items()
-            },
-            **by_numbers(read_fit["completed"], read_test["completed"]),
-            **arms_of_why(model, fit["completed"], test["completed"], 2 * seed + 1_000_000),
-        }
-        for name, kind in KINDS.items():
-            parts = (
-                pairs_of_kind(kind, n // scale, 2 * seed + i) for i, n in enumerate((FIT, TEST))
-            )
-            figures |= of_kind(name, *(steps_of(model, part) for part in parts))
+        tick("wrong actions")
+        figures = wrong_actions(model, seed, parts)
+        tick("other kinds")
+        figures |= other_kinds(model, seed, parts)
+        gaps = {key: figures[own] - figures[other] for key, (own, other) in GAPS.items()}
         return {
             "false alarms": MOST_ALARMS - figures["completed | false alarms"],
-            "direct over completed": figures["direct | detection"]
-            - figures["completed | detection"],
-            "verifier over surprise: whether": figures["completed | detection"]
-            - figures["largest surprise, completed | detection"],
-            "verifier over surprise: where": figures["completed | localisation"]
-            - figures["largest surprise, completed | localisation"],
-            "verifier over step prior": figures["completed | localisation"]
-            - figures["step prior | localisation"],
-            "step over trajectory: where": figures["completed | localisation"]
-            - figures["vague | localisation"],
-            "step over trajectory: whether": figures["completed | detection"]
-            - figures["vague | detection"],
-            "repeats over length": figures["repeats: detection"]
-            - figures["repeats: length | detection"],
-            "extras over length": figures["extras: detection"]
-            - figures["extras: length | detection"],
-            "extras over wrong": figures["extras: localisation"]
-            - figures["completed | localisation"],
+            **gaps,
             **figures,
         }

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde import Model
@@ -160,7 +161,15 @@ def asked(model: Model, facts: list[Entry], rule: Decode | None = None, before: 
     before : str, default=""
         A context in front of each prompt.
     """
-    ids = tokens_of(model, prompts(facts, before=before))
+    scores = next_scores(model, tokens_of(model, prompts(facts, before=before)), rule)
+    words, n = model.processor.convert_ids_to_tokens(scores.argmax(1).tolist()), len(PHRASES)
+    return {f: words[i * n : (i + 1) * n] for i, f in enumerate(facts)}
+
+
+def next_scores(
+    model: Model, ids: Int[Tensor, "text pos"], rule: Decode | None = None
+) -> Float[Tensor, "text token"]:
+    """Return the logits of the next token of each text, as a decoding rule changes them."""
     module: Any = model.module
     found = module.generate(
         ids,
@@ -168,9 +177,10 @@ def asked(model: Model, facts: list[Entry], rule: Decode | None = None, before: 
         logits_processor=[] if rule is None else [rule.bind(model)],
         max_new_tokens=1,
         do_sample=False,
+        output_scores=True,
+        return_dict_in_generate=True,
     )
-    words, n = model.processor.convert_ids_to_tokens(found[:, -1].tolist()), len(PHRASES)
-    return {f: words[i * n : (i + 1) * n] for i, f in enumerate(facts)}
+    return found.scores[0]
 
 
 def rarer(fact: Entry) -> bool:
