@@ -26,7 +26,7 @@ def wrong_actions(model: Model, seed: int, parts: int = 1) -> dict[str, float]:
         Reads the trajectories.
     seed : int
     parts : int, default=1
-        Only one of so many parts of the trajectories is made.
+        The trajectories are divided into this many parts, and one of them is made.
     """
     fit, test = (pairs_of(n // parts, 2 * seed + i) for i, n in enumerate((FIT, TEST)))
     held, fresh = (faultless(n // parts, f"{seed} {n} {i}") for i, n in enumerate((HELD, FRESH)))
