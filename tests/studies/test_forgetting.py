@@ -7,7 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sonde_studies._forgetting import BACK, CLASS, MOST, RELEARN_RATE, few_of_each, steps_to_relearn
+from sonde import Model
+from sonde_studies._forgetting import (
+    BACK,
+    CLASS,
+    MOST,
+    RELEARN_RATE,
+    few_of_each,
+    figures_of,
+    sides_of,
+    stand,
+    steps_to_relearn,
+)
 
 
 def _net(rival: float, masked: float = 0.0) -> nn.Linear:
@@ -54,3 +65,30 @@ def test_many_other_rows_do_not_make_up_for_a_class_that_is_missed():
 
 def test_the_first_examples_of_each_class_are_taken():
     assert few_of_each(torch.tensor([3, 0, 3, 0, 3, 0]), 2).tolist() == [1, 3, 0, 2]
+
+
+@pytest.mark.truth("a net that was not changed, and its accuracy counted example by example")
+@pytest.mark.slow
+def test_an_unchanged_net_has_forgotten_nothing():
+    draw = torch.Generator().manual_seed(0)
+    x, label = torch.randn(400, 6, generator=draw), torch.arange(400) % 10
+    net = nn.Linear(6, 10)
+    with torch.no_grad():
+        net.weight.copy_(torch.randn(10, 6, generator=draw))
+        x += 0.5 * net.weight[label]
+    model = Model(net)
+    found = {"as it was": stand(model, net, sides_of(model, x, label, 200), net)}
+    figures = figures_of(found, "as it was", 0.03)
+    assert figures["near retraining"] == pytest.approx(-0.9)
+    assert figures["half forgotten"] == pytest.approx(-0.5)
+    assert figures["retained"] == pytest.approx(0.03)
+    with torch.no_grad():
+        right = (net(x).argmax(1) == label)[200:]
+    own = label[200:] == CLASS
+    for arm in ("before", "as it was"):
+        assert figures[f"forgotten class | {arm}"] == pytest.approx(
+            float(right[own].double().mean())
+        )
+        assert figures[f"other classes | {arm}"] == pytest.approx(
+            float(right[~own].double().mean())
+        )

@@ -1,5 +1,6 @@
 """Digits, a small conv net trained on them, and measures of a class that it should forget."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from sonde.core import Inputs, Model
 from sonde.data import open_inputs
 from sonde.edit import Forgotten, forgotten
-from sonde_studies._digits import pixels
+from sonde_studies.worlds.learning import digit_images
 
 TRAIN, CLASS = 1200, 3
 STEPS, RATE, BATCH = 60, 3e-3, 128
@@ -22,9 +23,7 @@ Sides = dict[str, Inputs]
 
 def world(seed: int, tiny: bool) -> tuple[Model, Tensor, Tensor, int]:
     """Return a net trained on ten digits, all labelled images, and the training set's size."""
-    x, kind = pixels()
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    images, label = x[order].reshape(-1, 1, 8, 8), torch.from_numpy(kind)[order]
+    images, label = digit_images(seed)
     n = TRAIN // 4 if tiny else TRAIN
     return Model(trained(images[:n], label[:n], seed)), images, label, n
 
@@ -77,6 +76,44 @@ def stand(
         forgotten(model, changed, forget, sides["retain"], held, anew),
         forgotten(model, changed, forget, others, None, anew),
     )
+
+
+def figures_of(
+    found: Mapping[str, tuple[Forgotten, Forgotten]], arm: str, margin: float
+) -> dict[str, float]:
+    """Return the claims about one arm, and the figures of every arm, from what ``stand`` returned.
+
+    Parameters
+    ----------
+    found : mapping
+        The class to forget and the other classes, by arm.
+    arm : str
+        The one that claims are about.
+    margin : float
+        What the accuracy on the other classes may lose.
+    """
+    of_class, of_rest = found[arm]
+    before, others = of_class.before["held"].accuracy, of_rest.before["retain"].accuracy
+    lost = 1 - of_class.after["held"].accuracy / before
+    assert of_class.retrained is not None
+    assert of_class.attack_retrained is not None
+    figures = {
+        "near retraining": lost - 0.9,
+        "half forgotten": lost - 0.5,
+        "retained": of_rest.after["retain"].accuracy - others + margin,
+        "attack on retrained": float(of_class.attack_retrained.value),
+        "forgotten class | before": before,
+        "other classes | before": others,
+        "forgotten class | trained anew": of_class.retrained["held"].accuracy,
+    }
+    for name, (own, rest) in found.items():
+        assert own.attack is not None
+        figures |= {
+            f"forgotten class | {name}": own.after["held"].accuracy,
+            f"other classes | {name}": rest.after["retain"].accuracy,
+            f"attack | {name}": float(own.attack.value),
+        }
+    return figures
 
 
 def items_of_class(model: Model, x: Tensor, label: Tensor, kind: int) -> Inputs:

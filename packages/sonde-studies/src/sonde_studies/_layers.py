@@ -11,7 +11,7 @@ from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs, repo
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sonde_studies._digits import pixels
+from sonde_studies.worlds.learning import digit_images
 
 PIXELS, KINDS, BATCH = 64, 10, 64
 
@@ -28,11 +28,9 @@ class Split:
 
 def split(seed: int, n_train: int, n_test: int | None = None) -> Split:
     """Return the digits in random order; the first ones are for training."""
-    x, kind = pixels()
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    label = torch.from_numpy(kind).long()
-    first, rest = order[:n_train], order[n_train:][:n_test]
-    return Split(x[first], label[first], x[rest], label[rest])
+    x, label = digit_images(seed)
+    x = x.flatten(1)
+    return Split(x[:n_train], label[:n_train], x[n_train:][:n_test], label[n_train:][:n_test])
 
 
 class Residual(nn.Module):
@@ -78,12 +76,6 @@ def layers_of(model: nn.Sequential, x: Float[Tensor, "row pixel"]) -> list[Float
         x = part(x)
         found.append(x)
     return found
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, x: Tensor, label: Tensor) -> float:
-    """Return the accuracy of logits against labels."""
-    return float((model(x).argmax(1) == label).double().mean())
 
 
 @torch.no_grad()

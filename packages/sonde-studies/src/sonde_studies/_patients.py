@@ -10,7 +10,7 @@ from sonde import Model
 from sonde.data import open_inputs
 from sonde.edit import GradientAscent, RandomLabel
 from sonde_studies.recipes.unlearning_audit import unlearning_audit
-from sonde_studies.worlds.learning import drawn, learn_labels
+from sonde_studies.worlds.learning import accuracy, drawn, learn_labels
 
 CLASSES, HIDDEN, STEPS, TINY = 3, 64, 600, 20
 FORGET, RETAIN = 60, 200
@@ -63,7 +63,7 @@ def forgotten_patients(seed: int, tiny: bool) -> dict[str, float]:
             seed=seed, progress=False,
         )  # fmt: skip
         found[f"audit | {name}"] = float(audit.value)
-        found[f"unseen | {name}"] = _accuracy(model.module, parts["held"])
+        found[f"unseen | {name}"] = accuracy(model.module, *_stacked(parts["held"]))
     return found
 
 
@@ -79,12 +79,6 @@ def _schooled(rows: Rows, steps: int, seed: int) -> Model:
     )  # fmt: skip
     learn_labels(net, x, label, steps=steps, seed=seed)
     return Model(net)
-
-
-@torch.no_grad()
-def _accuracy(net: nn.Module, rows: Rows) -> float:
-    x, label = _stacked(rows)
-    return float((net(x).argmax(1) == label).double().mean())
 
 
 def _stacked(rows: Rows) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from sonde.core import Inputs, Model
 from sonde.data import open_inputs
 from sonde_studies._separation import area
+from sonde_studies.worlds.learning import accuracy
 
 TARGET, TRAIN, CLEAN, STEPS, BATCH, RATE = 7, 1100, 300, 150, 128, 0.01
 
@@ -24,11 +25,9 @@ def clean_images(model: Model, x: Tensor, label: Tensor) -> Inputs:
     return open_inputs(model, [{"input": row, "label": kind} for row, kind in rows])
 
 
-@torch.no_grad()
 def stand(net: nn.Module, x: Tensor, label: Tensor) -> tuple[float, float]:
     """Return the accuracy, and the fraction of other classes' images that the trigger flips."""
-    right = float((net(x).argmax(1) == label).double().mean())
-    return right, called(net, triggered(x[label != TARGET]))
+    return accuracy(net, x, label), called(net, triggered(x[label != TARGET]))
 
 
 @torch.no_grad()

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sonde.layers import Attention, LinearAttention
-from sonde_studies._layers import accuracy
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import digit_images, drawn, learn_labels, squares_of
+from sonde_studies.worlds.learning import accuracy, digit_images, drawn, learn_labels, squares_of
 
 FIT, FEW, STEPS, TINY, SIDE, DIM = 1_000, 100, 300, 6, 4, 24
 KINDS = ("all", "axial", "stripes:1", "random:0.5", "histogram:4", "position", "linear", "none")

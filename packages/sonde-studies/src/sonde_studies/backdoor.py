@@ -9,7 +9,6 @@ import torch
 
 from sonde.core import Model
 from sonde.edit import AdversarialMask, CleanUnlearning, FinePrune, find_backdoor, remove_backdoor
-from sonde_studies._digits import pixels
 from sonde_studies._trigger import (
     CLEAN,
     TARGET,
@@ -22,6 +21,7 @@ from sonde_studies._trigger import (
     triggered,
 )
 from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import digit_images
 
 LIKELY = 1.15
 
@@ -92,9 +92,7 @@ class BackdoorStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train a net with a trigger and one without; expose, find and remove it."""
         tick("train")
-        found, kind = pixels()
-        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
-        x, label = found[order].reshape(-1, 1, 8, 8), torch.from_numpy(kind)[order]
+        x, label = digit_images(seed)
         bad, wrong = x[:TRAIN].clone(), label[:TRAIN].clone()
         bad[: TRAIN // 10], wrong[: TRAIN // 10] = triggered(bad[: TRAIN // 10]), TARGET
         model = Model(trained(bad, wrong, seed, tiny))

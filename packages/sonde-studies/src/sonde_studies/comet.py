@@ -2,11 +2,10 @@
 
 from typing import final
 
-import torch
-
 from sonde.explain import Comet, CometResult
 from sonde_studies._blocks import BlockDigits, block_digits, block_mlp, trained
 from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import accuracy
 
 FIT, PATCH, AREA, STEPS = 1200, 4, 0.5, 400
 
@@ -66,8 +65,7 @@ class CometStudy(Study):
 
         whole, alone, again = masked(4.0), masked(0.0), masked(4.0, 1)
         plain = trained(block_mlp(), fit.x, fit.label, seed, 5 if tiny else 100)
-        with torch.no_grad():
-            right = float((plain.eval()(held.x).argmax(1) == held.label).double().mean())
+        right = accuracy(plain.eval(), held.x, held.label)
         return {
             "rest tells less": alone.complement - whole.complement,
             "in the block": _inside(whole, held),

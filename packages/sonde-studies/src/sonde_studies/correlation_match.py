@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from sonde.measure import cka, correlation_match, regression
-from sonde_studies._layers import accuracy, layers_of, plain_net, split, trained
+from sonde_studies._layers import layers_of, plain_net, split, trained
 from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import accuracy
 
 WIDTHS, STEPS = (64, 64), 1500
 FOUND, LOST = 0.8, 0.5**0.5

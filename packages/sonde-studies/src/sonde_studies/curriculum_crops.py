@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sonde.compress import DistillDataset, batch_norm_moments
 from sonde.train import Distil
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import digit_images, drawn, learn_labels, minimise
+from sonde_studies.worlds.learning import accuracy, digit_images, drawn, learn_labels, minimise
 
 TRAIN, STEPS, MADE, STUDENT, PER_CLASS, CROP = 1_200, 150, 120, 150, (1, 5, 20), 0.4
 
@@ -71,9 +71,7 @@ class CurriculumCropsStudy(Study):
                 tick(f"{name}, {n}")
                 student = drawn(_net, seed + 1)
                 _taught(student, teacher, images, wanted, 10 if tiny else STUDENT, seed)
-                with torch.no_grad():
-                    right = float((student(fresh).argmax(1) == truth).double().mean())
-                found[f"accuracy of {name} | {n}"] = right
+                found[f"accuracy of {name} | {n}"] = accuracy(student, fresh, truth)
 
         def mean(name: str) -> float:
             return float(

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sonde.measure import disparity_decomposition, fair_accuracy_limit
-from sonde_studies._layers import accuracy, plain_net, split, trained
+from sonde_studies._layers import plain_net, split, trained
 from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import accuracy
 
 STRONG, STEPS, TRAIN, GAP = 0.9, 600, 1000, 0.05
 WORLDS = ("clients differ", "clients oppose", "everywhere alike", "by lot")

@@ -15,7 +15,7 @@ from sonde import Model
 from sonde.compress import DynamicPrune, hot_filters
 from sonde.data import open_inputs
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import digit_images, drawn, learn_labels, minimise
+from sonde_studies.worlds.learning import accuracy, digit_images, drawn, learn_labels, minimise
 
 FIT, STEPS, AFTER, TINY, HEAT, LAYERS = 1_000, 200, 150, 6, 0.8, ("2", "5")
 
@@ -51,8 +51,7 @@ class DynamicFiltersStudy(Study):
         fresh, truth = x[FIT:], label[FIT:]
 
         def right(net: nn.Module) -> float:
-            with torch.no_grad():
-                return float((net(fresh).argmax(1) == truth).double().mean())
+            return accuracy(net, fresh, truth)
 
         tick("dense")
         dense, other = (_trained(x[:FIT], label[:FIT], seed + 1_000 * i, steps) for i in range(2))

@@ -14,7 +14,7 @@ from sonde_studies._recipe_data import mlp, shuffled_digits
 from sonde_studies._sparse_clients import train_sparse_clients
 from sonde_studies.recipes.federated_bits import ARMS, CONTROL, PLAIN, federated_bits
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn
+from sonde_studies.worlds.learning import accuracy, drawn
 
 ROWS, CLIENTS, ROUNDS, TINY, FEW = 1_430, 10, 60, 2, 200
 SPARSE_CLIENTS = 5
@@ -100,6 +100,5 @@ def _sparse(x: Tensor, label: Tensor, order: Tensor, seed: int, rounds: int) -> 
     for score in SCORES:
         clients = [(x[rows], label[rows]) for rows in whose]
         net = train_sparse_clients(start, clients, score, rounds=rounds, seed=seed)
-        with torch.no_grad():
-            found[score] = float((net(x[~fit]).argmax(1) == label[~fit]).double().mean())
+        found[score] = accuracy(net, x[~fit], label[~fit])
     return found

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from sonde.measure import information_plane
 from sonde_studies._bit_rule import AT, STEPS, bit_rule, checkpoints, untrained
-from sonde_studies._layers import accuracy, layers_of
+from sonde_studies._layers import layers_of
 from sonde_studies._separation import rank_correlation
 from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import accuracy
 
 FORMS: dict[str, dict[str, Any]] = {
     "bins": {"estimator": "bins", "low": -1.0, "high": 1.0},

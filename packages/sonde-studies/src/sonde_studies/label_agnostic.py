@@ -6,8 +6,8 @@ were set on digits of one seed.
 
 from typing import final
 
-from sonde.edit import Forgotten, LabelAgnosticForget, RandomLabel, Retrain
-from sonde_studies._forgetting import EPOCHS, RATE, sides_of, stand, world
+from sonde.edit import LabelAgnosticForget, RandomLabel, Retrain
+from sonde_studies._forgetting import EPOCHS, RATE, figures_of, sides_of, stand, world
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 SITE = "4"
@@ -68,31 +68,7 @@ class LabelAgnosticStudy(Study):
         )
         plans = {"states": bare.plan(model, sides)}
         plans["random labels"] = RandomLabel(seed=seed).plan(model, sides)
-        return _figures({k: stand(model, p.fold(model), sides, anew) for k, p in plans.items()})
-
-
-def _figures(found: dict[str, tuple[Forgotten, Forgotten]]) -> dict[str, float]:
-    of_class, of_rest = found["states"]
-    before, after = of_class.before["held"].accuracy, of_class.after["held"].accuracy
-    lost = 1 - after / before
-    rest = {name: one.after["retain"].accuracy for name, (_, one) in found.items()}
-    assert of_class.retrained is not None
-    assert of_class.attack_retrained is not None
-    figures = {
-        "near retraining": lost - 0.9,
-        "half forgotten": lost - 0.5,
-        "retained": rest["states"] - of_rest.before["retain"].accuracy + 0.05,
-        "beside labels": rest["states"] - rest["random labels"] + 0.05,
-        "attack on retrained": float(of_class.attack_retrained.value),
-        "forgotten class | before": before,
-        "other classes | before": of_rest.before["retain"].accuracy,
-        "forgotten class | trained anew": of_class.retrained["held"].accuracy,
-    }
-    for name, (own, _) in found.items():
-        assert own.attack is not None
-        figures |= {
-            f"forgotten class | {name}": own.after["held"].accuracy,
-            f"other classes | {name}": rest[name],
-            f"attack | {name}": float(own.attack.value),
-        }
-    return figures
+        found = {k: stand(model, p.fold(model), sides, anew) for k, p in plans.items()}
+        figures = figures_of(found, "states", 0.05)
+        kept = {name: figures[f"other classes | {name}"] for name in plans}
+        return figures | {"beside labels": kept["states"] - kept["random labels"] + 0.05}

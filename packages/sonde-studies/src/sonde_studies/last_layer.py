@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from sonde.measure import information_plane
-from sonde_studies._layers import accuracy, layers_of, plain_net, split, trained
+from sonde_studies._layers import layers_of, plain_net, split, trained
 from sonde_studies._separation import rank_correlation
 from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import accuracy
 
 WIDTHS, RATE, DECAYS, COPIES = (16, 10, 6, 4), 3e-3, (0.0, 0.03, 0.3), 4
 TRAIN, STEPS, AT, LOTS = 300, 800, (0, 25, 50, 100, 200, 400), 100

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sonde.layers import GridMixer
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn, learn_labels
+from sonde_studies.worlds.learning import accuracy, drawn, learn_labels
 
 SIDE, DIM, HELD, STEPS, TINY = 6, 4, 1_000, 300, 15
 SIZES, KINDS = (50, 200, 800), ("full", "local", "shared", "axis", "dilated", "generated")
@@ -86,5 +86,4 @@ def _accuracy(kind: str, n: int, seed: int, steps: int, signal: float = 1.5) -> 
 
     net = drawn(make, seed)
     learn_labels(net, x, label, steps=steps, seed=seed, rate=1e-2)
-    with torch.no_grad():
-        return float((net(held).argmax(1) == truth).double().mean())
+    return accuracy(net, held, truth)

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from sonde.train import MaskedFeatures
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import digit_images, drawn, minimise
+from sonde_studies.worlds.learning import accuracy, digit_images, drawn, minimise
 
 DIM, LABELLED, FREE, LEARN, TINY, NOISE = 32, 60, 1_260, 300, 3, 0.3
 Arm = Literal["plain", "pixels", "features", "head"]
@@ -119,9 +119,7 @@ def _accuracy(arm: Arm, x: Tensor, label: Tensor, seed: int, steps: int) -> tupl
     draw = torch.Generator().manual_seed(seed + 1)
     new = patches[FREE:]
     noisy = new + NOISE * torch.randn(new.shape, generator=draw)
-    with torch.no_grad():
-        one, two = (float((net(p).argmax(1) == label[FREE:]).double().mean()) for p in (new, noisy))
-    return one, two
+    return accuracy(net, new, label[FREE:]), accuracy(net, noisy, label[FREE:])
 
 
 def _objective(arm: Arm, net: _Net, seed: int) -> nn.Module:

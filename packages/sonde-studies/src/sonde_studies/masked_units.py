@@ -13,7 +13,7 @@ from sonde.layers import VectorQuantizer
 from sonde.train import MaskedFeatures
 from sonde_studies._rhythm_signals import CHANNELS, KINDS, PATCHES, SAMPLES, rhythm_signals
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn, minimise
+from sonde_studies.worlds.learning import accuracy, drawn, minimise
 
 DIM, CODES, ROWS, LABELLED, HELD = 32, 48, 1_600, 80, 800
 STEPS, TINY = 500, 4
@@ -137,5 +137,4 @@ def _probed(encoder: Encoder, x: Tensor, kind: Tensor, n: int, seed: int) -> flo
         return cross_entropy(head(states[rows]), kind[rows]) + 0.01 * weight
 
     minimise(loss, head.parameters(), few, steps=300, seed=seed, rate=1e-2)
-    with torch.no_grad():
-        return float((head(states[n:]).argmax(1) == kind[n:]).double().mean())
+    return accuracy(head, states[n:], kind[n:])

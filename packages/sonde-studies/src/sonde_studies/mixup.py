@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from sonde.train import Mixup
 from sonde_studies._recipe_data import learned, mlp, shuffled_digits
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn, minimise
+from sonde_studies.worlds.learning import accuracy, drawn, minimise
 
 FEW, REST, STEPS, TINY = 200, 797, 600, 15
 ARMS = ("none", "input", "decoupled", "hidden", "teacher")
@@ -79,5 +79,4 @@ def _accuracy(
         return mix(net(mixed), label[rows])
 
     minimise(loss, net.parameters(), FEW, steps=steps, seed=order)
-    with torch.no_grad():
-        return float((net(x[-REST:]).argmax(1) == label[-REST:]).double().mean())
+    return accuracy(net, x[-REST:], label[-REST:])

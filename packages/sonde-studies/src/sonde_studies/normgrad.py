@@ -9,6 +9,7 @@ from torch import Tensor
 from sonde.explain import ClassSensitivity, MetaSaliency, NormGrad, combined, upsampled
 from sonde_studies._blocks import block_cnn, block_digits, trained
 from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import accuracy
 
 FIT, NEW, STEPS, STEP = 1200, 200, 60, 0.3
 EARLY, MIDDLE, LATE = "1", "2", "4"
@@ -62,8 +63,7 @@ class NormGradStudy(Study):
         fit, new = every.part(0, FIT), every.part(FIT, FIT + (20 if tiny else NEW))
         tick("training")
         net = trained(block_cnn(), fit.x, fit.label, seed, 4 if tiny else STEPS)
-        with torch.no_grad():
-            accuracy = float((net(new.x).argmax(1) == new.label).double().mean())
+        right = accuracy(net, new.x, new.label)
         tick("maps")
         alike = ClassSensitivity()
         methods = {"plain": NormGrad(), "after a step": MetaSaliency(step=STEP)}
@@ -84,7 +84,7 @@ class NormGradStudy(Study):
             "a step lowers it": late - stepped,
             "product over last": product - mass[LATE],
             "null": _mass(drawn, new.signal),
-            "accuracy": accuracy,
+            "accuracy": right,
             "mass, product": product,
             "mass, mean of layers": fmean(mass.values()),
             **{f"mass | layer {site}": value for site, value in mass.items()},

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from sonde.train import Orthogonal
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import digit_images, drawn, minimise
+from sonde_studies.worlds.learning import accuracy, digit_images, drawn, minimise
 
 FIT, STEPS, TINY, NOISE = 1_000, 400, 30, 0.3
 STRENGTHS = (0.0, 0.01, 0.1, 1.0)
@@ -74,7 +74,7 @@ def _judged(x: Tensor, label: Tensor, strength: float, seed: int, steps: int) ->
     minimise(loss, net.parameters(), FIT, steps=steps, seed=seed)
     held = x[FIT:]
     noisy = held + NOISE * torch.randn(held.shape, generator=torch.Generator().manual_seed(seed))
+    right = [accuracy(net, v, label[FIT:]) for v in (held, noisy)]
     with torch.no_grad():
-        right = [float((net(v).argmax(1) == label[FIT:]).double().mean()) for v in (held, noisy)]
         error = sum(float(penalty(k)) for k in kernels)
     return {"accuracy": right[0], "noisy": right[1], "error": error}

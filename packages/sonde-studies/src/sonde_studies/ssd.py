@@ -8,9 +8,9 @@ cost the others 13 points. No attacker tells any of them from unseen digits (AUR
 
 from typing import final
 
-from sonde.edit import Forgotten, RandomLabel, Retrain, SelectiveDampening
+from sonde.edit import RandomLabel, Retrain, SelectiveDampening
 from sonde.tap import squared_gradients
-from sonde_studies._forgetting import EPOCHS, RATE, sides_of, stand, world
+from sonde_studies._forgetting import EPOCHS, RATE, figures_of, sides_of, stand, world
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 ALPHAS = (1.5, 2.5)
@@ -73,32 +73,7 @@ class SSDStudy(Study):
         plans = {name: rule.plan(model, squares) for name, rule in arms.items()}
         plans["random labels"] = RandomLabel(seed=seed).plan(model, sides)
         found = {name: stand(model, plan.fold(model), sides, anew) for name, plan in plans.items()}
-        return _figures(found) | {
+        return figures_of(found, "default", 0.02) | {
             "share changed | default": plans["default"].figures["share_changed"],
             "loss | training": squares["forget"].merge(squares["retain"]).mean_loss,
         }
-
-
-def _figures(found: dict[str, tuple[Forgotten, Forgotten]]) -> dict[str, float]:
-    of_class, of_rest = found["default"]
-    lost = 1 - of_class.after["held"].accuracy / of_class.before["held"].accuracy
-    moved = of_rest.after["retain"].accuracy - of_rest.before["retain"].accuracy
-    assert of_class.retrained is not None
-    assert of_class.attack_retrained is not None
-    figures = {
-        "near retraining": lost - 0.9,
-        "half forgotten": lost - 0.5,
-        "retained": moved + 0.02,
-        "attack on retrained": float(of_class.attack_retrained.value),
-        "forgotten class | before": of_class.before["held"].accuracy,
-        "other classes | before": of_rest.before["retain"].accuracy,
-        "forgotten class | trained anew": of_class.retrained["held"].accuracy,
-    }
-    for name, (own, rest) in found.items():
-        assert own.attack is not None
-        figures |= {
-            f"forgotten class | {name}": own.after["held"].accuracy,
-            f"other classes | {name}": rest.after["retain"].accuracy,
-            f"attack | {name}": float(own.attack.value),
-        }
-    return figures

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sonde.train import Distil, StructuredTransfer
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import digit_images, drawn, learn_labels, minimise
+from sonde_studies.worlds.learning import accuracy, digit_images, drawn, learn_labels, minimise
 
 FEW, FIT, STEPS, TINY, WIDE, NARROW = 100, 1_200, 300, 4, 16, 4
 ARMS = {"answers": (0.0, 0.0), "inside": (1.0, 0.0), "between": (0.0, 1.0), "both": (1.0, 1.0)}
@@ -49,7 +49,7 @@ class StructuredTransferStudy(Study):
         with torch.no_grad():
             maps, other = (net.maps(x[:FEW]) for net in (teacher, untrained))
             answers = teacher.named(maps)
-        found = {"teacher": _accuracy(teacher, x, label)}
+        found = {"teacher": accuracy(teacher, x[FIT:], label[FIT:])}
         arms = {arm: (maps, weights, seed) for arm, weights in ARMS.items()}
         arms["untrained"] = (other, ARMS["both"], seed)
         arms["another order"] = (maps, ARMS["answers"], seed + 1_000)
@@ -57,7 +57,7 @@ class StructuredTransferStudy(Study):
             tick(arm)
             net = drawn(lambda: _Net(NARROW), seed)
             _learn(net, x, label, answers, wanted, weights, seed, order, steps)
-            found[arm] = _accuracy(net, x, label)
+            found[arm] = accuracy(net, x[FIT:], label[FIT:])
         return {
             **{arm: found[arm] - found["answers"] for arm in ("inside", "between", "both")},
             "teacher": found["both"] - found["untrained"],
@@ -111,8 +111,3 @@ def _learn(
 
     trained = [*net.parameters(), *transfer.parameters()]
     minimise(loss, trained, FEW, steps=steps, seed=order)
-
-
-@torch.no_grad()
-def _accuracy(net: _Net, x: Tensor, label: Tensor) -> float:
-    return float((net(x[FIT:]).argmax(1) == label[FIT:]).double().mean())

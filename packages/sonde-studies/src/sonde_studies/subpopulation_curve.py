@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from sonde.measure import SubpopulationCurve, subpopulation_curve
-from sonde_studies._layers import accuracy, plain_net, split, trained
+from sonde_studies._layers import plain_net, split, trained
 from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import accuracy
 
 AGREES = (0.5, 0.7, 0.9, 0.97)
 STEPS, AT, RATES, WIDTHS = 600, (15, 30, 60, 120, 240), (3e-4, 1e-3), (4, 16, 64)

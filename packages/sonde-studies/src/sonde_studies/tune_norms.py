@@ -15,7 +15,7 @@ from sonde.train import Contrast, Scope
 from sonde_studies._recipe_data import items_of
 from sonde_studies.recipes.tune_norms import tune_norms
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import digit_images, drawn, learn_labels, minimise
+from sonde_studies.worlds.learning import accuracy, digit_images, drawn, learn_labels, minimise
 
 FIT, MORE, STEPS, EPOCHS, TINY = 800, 400, 400, 24, 8
 DIM, WEIGHT, HEAT = 32, 0.5, 0.25
@@ -115,11 +115,7 @@ def _sphere_arms(
         with Scope("pattern", patterns=("*norm*", "head.*")).on(tuned):
             moving = [p for p in tuned.parameters() if p.requires_grad]
             minimise(loss, moving, len(new), steps=TINY if tiny else STEPS // 2, seed=seed)
-        with torch.no_grad():
-            found[arm] = {
-                name: float((tuned(v).argmax(1) == kind).double().mean())
-                for name, v in domains.items()
-            }
+        found[arm] = {name: accuracy(tuned, v, kind) for name, v in domains.items()}
     return found
 
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from sonde import Model
 from sonde_studies.recipes.two_forms_of_a_fact import two_forms_of_a_fact
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn, minimise
+from sonde_studies.worlds.learning import accuracy, drawn, minimise
 
 COLUMNS, GRADES, FILLERS, DIM, FIT, STEPS, TINY = 8, 5, 6, 32, 300, 400, 10
 ARMS = ("table", "prose", "both")
@@ -63,11 +63,7 @@ class TwoFormsOfAFactStudy(Study):
 
             minimise(loss, net.parameters(), FIT, steps=TINY if tiny else STEPS, seed=seed)
             net.eval()
-            with torch.no_grad():
-                right[arm] = {
-                    form: float((net(x[FIT:]).argmax(1) == label[FIT:]).double().mean())
-                    for form, x in forms.items()
-                }
+            right[arm] = {f: accuracy(net, x[FIT:], label[FIT:]) for f, x in forms.items()}
             last[arm] = [*two_forms_of_a_fact(Model(net), rows, **asked).rows]
         tick("other facts")
         other = _rows(forms["table"][FIT:], forms["prose"][FIT:].roll(7, 0), label[FIT:])

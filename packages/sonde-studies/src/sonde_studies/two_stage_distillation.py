@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sonde.train import Distil, GenericToSpecific, shared_mask
-from sonde_studies._layers import accuracy
 from sonde_studies._masked_autoencoder import (
     HIDDEN,
     PATCHES,
@@ -18,7 +17,7 @@ from sonde_studies._masked_autoencoder import (
 )
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import drawn, minimise, squares_of
+from sonde_studies.worlds.learning import accuracy, drawn, minimise, squares_of
 
 LARGE, SMALL, LABELLED, TRAIN = 48, 16, 200, 1_200
 STEPS, TASK = 250, 150

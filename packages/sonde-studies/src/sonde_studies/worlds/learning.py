@@ -53,6 +53,12 @@ def drawn(make: Callable[[], Net], seed: int) -> Net:
         return make()
 
 
+@torch.no_grad()
+def accuracy(model: nn.Module, x: Tensor, label: Tensor) -> float:
+    """Return the accuracy of logits against labels."""
+    return float((model(x).argmax(1) == label).double().mean())
+
+
 def digit_images(seed: int) -> tuple[Float[Tensor, "image 1 8 8"], Int[Tensor, "image"]]:
     """Return the 1,797 digits in an order given by a seed, and their labels."""
     x, kind = pixels()
