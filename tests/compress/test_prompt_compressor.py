@@ -9,7 +9,7 @@ import torch
 
 import sonde
 from sonde import Model
-from sonde.compress import PromptCompressor
+from sonde.compress import KeepProbe, PromptCompressor
 from sonde.core import InputError
 
 TEXT = (
@@ -104,7 +104,93 @@ def test_a_probe_learns_what_the_reader_needs():
     assert float(torch.cat(said).mean()) == pytest.approx(0.5, abs=1e-6)
 
 
-def test_what_is_refused(model):
+def words_of(*texts):
+    """Return a tokenizer of whole words that puts [CLS] before a text and [SEP] behind it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    known = ["[UNK]", "[CLS]", "[SEP]", *sorted({w for t in texts for w in t.split()})]
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(known)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = [("[CLS]", 1), ("[SEP]", 2)]
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=special
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]")
+
+
+@pytest.fixture
+def encoder():
+    """Return a bidirectional encoder of the words of two texts."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    tokenizer = words_of(TEXT, "one other end")
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(tokenizer), intermediate_size=24, **shape)
+    return Model(BertModel(config).eval(), processor=tokenizer)
+
+
+@pytest.mark.truth("states of the encoder, called by hand")
+def test_a_probe_of_an_encoder_reads_what_follows(model, encoder):
+    one = PromptCompressor(digits=False)
+    probe = one.learn(model, ["import sys and raise"], 8, progress=False, encoder=encoder)
+    assert len(probe.weight) == 16
+
+    def scores(text):
+        ids = encoder.processor(text, return_tensors="pt")
+        with torch.no_grad():
+            states = encoder.module(**ids).last_hidden_state[0, 1:-1].double()
+        return states @ probe.weight + probe.bias
+
+    found = one.compress(model, TEXT, probe, encoder)
+    torch.testing.assert_close(found.scores, scores(TEXT), rtol=1e-5, atol=1e-6)
+    causal = KeepProbe(torch.linspace(-1, 1, 192).double(), 0.0, 1)
+    other = TEXT.replace("raise zebra errors.", "one other end")
+    same = [
+        torch.allclose(*(one.compress(model, t, p, e).scores[:-3] for t in (TEXT, other)))
+        for p, e in ((probe, encoder), (causal, None))
+    ]
+    assert same == [False, True]
+
+
+@pytest.mark.truth("the tokens of the whole text, and their places in its windows")
+def test_every_token_of_a_long_text_is_read_once_and_not_at_an_edge():
+    class Places(torch.nn.Module):
+        """Its states are the token and the distance to the nearer end of the window."""
+
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, ids, attention_mask, output_hidden_states):
+            place = torch.arange(ids.shape[1])
+            edge = torch.minimum(place, place.flip(0))
+            states = torch.stack([ids[0], edge], 1)[None] * self.scale
+            return SimpleNamespace(hidden_states=(states,))
+
+    text = " ".join(f"w{i}" for i in range(41))
+    reader = Model(Places(), processor=words_of(text))
+    for window in (4, 11, 12, 43, 60):
+        said = []
+        for weight in ([1.0, 0.0], [0.0, 1.0]):
+            probe = KeepProbe(torch.tensor(weight).double(), 0.0, 1)
+            one = PromptCompressor(window=window, digits=False)
+            said.append(one.compress(reader, text, probe, reader).scores.tolist())
+        assert said[0] == reader.processor(text, add_special_tokens=False)["input_ids"]
+        inner = said[1][window // 2 : -window // 2]
+        assert min(inner, default=window) >= (window - 2) // 4
+
+
+def test_what_is_refused(model, encoder):
+    one = PromptCompressor()
+    with pytest.raises(InputError, match="expected a probe of the encoder's states"):
+        one.compress(model, TEXT, encoder=encoder)
+    probe = KeepProbe(torch.ones(16).double(), 0.0, 1)
+    with pytest.raises(InputError, match="states of width 16, got 192"):
+        one.compress(model, TEXT, probe)
+    with pytest.raises(InputError, match="an encoder with a fast tokenizer, got"):
+        one.compress(model, TEXT, probe, Model(encoder.module))
     with pytest.raises(InputError, match=r"share in \(0, 1\]"):
         PromptCompressor(share=0.0)
     with pytest.raises(InputError, match="a causal language model with a fast tokenizer"):

@@ -19,6 +19,8 @@ from sonde.stats import ridge_of_rows
 from sonde.stats.divergence import kl_divergence
 
 WORD = re.compile(r"\s*\S+")
+MIDDLE = 2
+"""Fewest tokens of a text in a window of an encoder."""
 MARKS = ".,;:!?()[]{}\"'"
 UNITS = {"word": WORD, "sentence": re.compile(r"\s*\S[^.!?\n]*[.!?\n]*")}
 
@@ -64,7 +66,8 @@ class PromptCompressor:
     Cost         one forward for half a window; ``learn`` two for each word of its texts.
     Assumes      a causal language model with a tokenizer that knows offsets.
     Differs      from LLMLingua-2: the reader itself labels words, no larger model's short texts;
-                 states see what stands before a word alone.
+                 a linear map of states that stay as they are. States of the reader see what stands
+                 before a word alone; those of a bidirectional ``encoder`` see what follows, too.
 
     Parameters
     ----------
@@ -94,7 +97,13 @@ class PromptCompressor:
     def __post_init__(self) -> None:
         check_ranges(self, share="(0, 1]", window=">= 4", unit=UNITS)
 
-    def compress(self, model: Model, text: str, probe: "KeepProbe | None" = None) -> Any:
+    def compress(
+        self,
+        model: Model,
+        text: str,
+        probe: "KeepProbe | None" = None,
+        encoder: Model | None = None,
+    ) -> CompressedPrompt:
         """Return the shortened text.
 
         Parameters
@@ -103,13 +112,25 @@ class PromptCompressor:
             A causal language model.
         text : str
         probe : KeepProbe, optional
-            Of ``learn``, for the same model.
+            Of ``learn``, for the same model and encoder.
+        encoder : Model, optional
+            The model that the probe was fitted on, if it is not ``model``, which is then not run.
+
+        Raises
+        ------
+        InputError
+            If the probe is not of these states, or an encoder comes without a probe.
         """
         words = tuple(found.span() for found in UNITS[self.unit].finditer(text))
         if not words:
             return CompressedPrompt(text, (), torch.zeros(0, dtype=torch.bool), torch.zeros(0))
-        read = _read(model, text, self.window)
-        each = read.information if probe is None else read.states @ probe.weight + probe.bias
+        if encoder is not None and probe is None:
+            raise InputError(
+                "PromptCompressor.compress: expected a probe of the encoder's states, got none. "
+                "Pass probe=compressor.learn(model, texts, encoder=encoder)."
+            )
+        read = self._seen(model, text, encoder)
+        each = read.information if probe is None else probe.scores(read.states)
         scores = _sums(each, read, words)
         if probe is not None or self.unit == "sentence":
             scores = scores / _sums(torch.ones_like(each), read, words).clamp(min=1)
@@ -122,7 +143,12 @@ class PromptCompressor:
         return CompressedPrompt("".join(parts) + end, words, kept, scores)
 
     def learn(
-        self, model: Model, texts: Sequence[str], horizon: int = 64, progress: bool = True
+        self,
+        model: Model,
+        texts: Sequence[str],
+        horizon: int = 64,
+        progress: bool = True,
+        encoder: Model | None = None,
     ) -> "KeepProbe":
         """Fit a probe that predicts from a word's states how much the reader needs the word.
 
@@ -134,6 +160,9 @@ class PromptCompressor:
         horizon : int, default=64
             Tokens behind a word on which the effect of leaving it out is measured.
         progress : bool, default=True
+        encoder : Model, optional
+            A model with a fast tokenizer, such as a bidirectional one, whose last states the probe
+            reads in place of those of ``model``.
         """
         rows, labels = list[Tensor](), list[Tensor]()
         with Bar("words of texts", len(texts), progress) as bar:
@@ -141,7 +170,7 @@ class PromptCompressor:
                 cut = _cut(model, text, self.window)
                 words = tuple(found.span() for found in WORD.finditer(cut))[:-1]
                 if len(words) > 1:
-                    read = _read(model, cut, self.window)
+                    read = self._seen(model, cut, encoder)
                     count = _sums(torch.ones(len(read.starts), dtype=torch.float64), read, words)
                     sums = [_sums(unit, read, words) for unit in read.states.T]
                     rows.append((torch.stack(sums) / count).T)
@@ -154,6 +183,11 @@ class PromptCompressor:
         ranked = [torch.from_numpy((rankdata(x) - 1) / (len(x) - 1)) for x in labels]
         weight, bias = ridge_of_rows(torch.cat(rows), torch.cat(ranked)[:, None])
         return KeepProbe(weight[:, 0], float(bias[0]), len(torch.cat(ranked)))
+
+    def _seen(self, model: Model, text: str, encoder: Model | None) -> "_Read":
+        if encoder is None:
+            return _read(model, text, self.window)
+        return _encoded(encoder, text, self.window)
 
     def _is_forced(self, word: str) -> bool:
         forced = any(w.strip(MARKS) in self.force for w in word.split())
@@ -176,6 +210,21 @@ class KeepProbe:
     weight: Float[Tensor, "dim"]
     bias: float
     n: int
+
+    def scores(self, states: Float[Tensor, "token dim"]) -> Float[Tensor, "token"]:
+        """Return the importance of each token.
+
+        Raises
+        ------
+        InputError
+            If the states have another width.
+        """
+        if states.shape[1] != len(self.weight):
+            raise InputError(
+                f"KeepProbe: expected states of width {len(self.weight)}, got {states.shape[1]}. "
+                "Pass the model, or the encoder, that the probe was fitted on."
+            )
+        return states @ self.weight + self.bias
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +262,47 @@ def _read(model: Model, text: str, window: int) -> _Read:
         states.append(found.hidden_states[-1][0].double()[new].cpu())
         information.append(told[new].cpu())
     return _Read(torch.cat(states)[:n], torch.cat(information)[:n], starts)
+
+
+@torch.no_grad()
+def _encoded(encoder: Model, text: str, window: int) -> _Read:
+    """Return the last states of all tokens, each from the window in which it is most central."""
+    tokenizer: Any = encoder.processor
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError(
+            "PromptCompressor: expected an encoder with a fast tokenizer, got "
+            f"{encoder.name or type(encoder.module).__name__}."
+        )
+    room = window - tokenizer.num_special_tokens_to_add()
+    if room < MIDDLE:
+        raise InputError(
+            f"PromptCompressor: expected window >= {window - room + MIDDLE} for this encoder, got "
+            f"{window}. Special tokens take {window - room} places of a window."
+        )
+    found = tokenizer(
+        text,
+        truncation=True,
+        max_length=window,
+        stride=room // 2,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    device, best = next(encoder.module.parameters()).device, dict[int, tuple[int, int, Tensor]]()
+    for k, (ids, where, special) in enumerate(
+        zip(found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True)
+    ):
+        part = torch.tensor([ids], device=device)
+        given = {"attention_mask": torch.ones_like(part), "output_hidden_states": True}
+        states = encoder.module(part, **given).hidden_states[-1][0].double().cpu()
+        own = [i for i, no in enumerate(special) if not no]
+        for place, i in enumerate(own):
+            token, edge = k * (room - room // 2) + place, min(place, len(own) - 1 - place)
+            if edge >= best.get(token, (-1,))[0]:
+                best[token] = edge, where[i][0], states[i]
+    in_order = [best[token] for token in sorted(best)]
+    told = torch.zeros(len(in_order), dtype=torch.float64)
+    return _Read(torch.stack([x for *_, x in in_order]), told, [a for _, a, _ in in_order])
 
 
 def _sums(values: Tensor, read: _Read, words: Sequence[tuple[int, int]]) -> Tensor:

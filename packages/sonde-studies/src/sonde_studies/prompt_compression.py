@@ -12,11 +12,13 @@ from torch.nn.functional import cross_entropy
 import sonde
 from sonde import Model
 from sonde.compress import CompressedPrompt, PromptCompressor
+from sonde_studies._byte_encoder import byte_encoder
 from sonde_studies._written import code, pieces
 from sonde_studies.study import Claim, Figures, Study, Tick
 
-PROMPT, REST, LEARNED, JUDGED = 160, 48, 6, 16
+PROMPT, REST, LEARNED, JUDGED, FILLED = 160, 48, 18, 16, 400
 SHARES = {"half": 1 / 2, "fifth": 1 / 5}
+WAYS = ("information", "probe", "encoder", "random", "again")
 FIGURE = "nats a byte of what follows"
 
 
@@ -28,8 +30,9 @@ class PromptCompressionStudy(Study):
     title = "does a probe of states keep the words that the reader needs?"
     paper = "pan2024llmlingua2"
     fidelity = (
-        "the reader labels the words of six prompts itself; a linear probe of a causal model's "
-        "states in place of a classifier that also reads what follows; words are counted"
+        f"the reader labels the words of {LEARNED} prompts itself; linear probes of frozen states "
+        "in place of a tuned classifier; the encoder that also reads what follows is small, and "
+        "fills in three of ten masked bytes; words are counted"
     )
     data = "sonde:stdlib and the files of Python's library that it was not trained on"
     claims = (
@@ -42,6 +45,10 @@ class PromptCompressionStudy(Study):
               f"{FIGURE}, random less self-information"),
         Claim("over random", "With half, the probe serves better than a random choice.",
               f"{FIGURE}, random less probe"),
+        Claim("encoder", "With half, a probe of an encoder that also reads what follows serves "
+              "better than one of the reader's states.", f"{FIGURE}, reader less encoder"),
+        Claim("encoder over information", "With half, it serves better than self-information.",
+              f"{FIGURE}, self-information less encoder"),
         Claim("kept", "Half by the probe keeps half of what the whole prompt brings.",
               "share of the fall of the loss, less 0.5", premise="read"),
     )  # fmt: skip
@@ -58,7 +65,13 @@ class PromptCompressionStudy(Study):
         rest = [p[length:] for p in chosen[n_learned:]]
         tick("probe")
         options: dict[str, Any] = {"digits": False, "window": 512}
-        probe = PromptCompressor(**options).learn(model, prompts[:n_learned], 32, progress=False)
+        encoder, filled = byte_encoder(model.processor, seed, 3 if tiny else FILLED)
+        probe, other = (
+            PromptCompressor(**options).learn(
+                model, prompts[:n_learned], 32, progress=False, encoder=read
+            )
+            for read in (None, encoder)
+        )
         loss = {"whole": list[float](), "none": list[float]()}
         tick("prompts")
         for text, ids in zip(prompts[n_learned:], rest, strict=True):
@@ -68,11 +81,12 @@ class PromptCompressionStudy(Study):
                 by = PromptCompressor(share, **options)
                 short = by.compress(model, text)
                 lots = [_at_random(text, short, draw) for _ in range(2)]
-                kept = (short.text, by.compress(model, text, probe).text, *lots)
-                for way, one in zip(("information", "probe", "random", "again"), kept, strict=True):
+                probes = (by.compress(model, text, probe), by.compress(model, text, other, encoder))
+                kept = (short.text, *(one.text for one in probes), *lots)
+                for way, one in zip(WAYS, kept, strict=True):
                     loss.setdefault(f"{name} | {way}", []).append(_loss(model, one, ids))
         mean = {name: sum(own) / len(own) for name, own in loss.items()}
-        half = {way: mean[f"half | {way}"] for way in ("information", "probe", "random", "again")}
+        half = {way: mean[f"half | {way}"] for way in WAYS}
         gain = {s: mean[f"{s} | information"] - mean[f"{s} | probe"] for s in SHARES}
         fall = mean["none"] - mean["whole"]
         return {
@@ -81,6 +95,9 @@ class PromptCompressionStudy(Study):
             "fifth": gain["fifth"],
             "information": half["random"] - half["information"],
             "over random": half["random"] - half["probe"],
+            "encoder": half["probe"] - half["encoder"],
+            "encoder over information": half["information"] - half["encoder"],
+            "masked bytes filled in": filled,
             "kept": (mean["none"] - half["probe"]) / fall - 0.5 if fall > 0 else -0.5,
             "two draws": half["again"] - half["random"],
             **{f"loss, {name}" if " | " not in name else name: v for name, v in mean.items()},
