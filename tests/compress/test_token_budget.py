@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sonde.compress import segment_relevance, shortened, token_budget
+from sonde.compress import question_parts, segment_relevance, shortened, token_budget
 from sonde.core import InputError
 
 
@@ -79,3 +79,13 @@ def test_relevance_is_the_cosine_to_a_segments_mean():
     assert torch.allclose(segment_relevance(states, lengths, parts, "mean"), mean, atol=1e-6)
     with pytest.raises(InputError, match="sum to 9 tokens"):
         segment_relevance(states, torch.tensor([2, 6]), parts)
+
+
+@pytest.mark.truth("parts written down with the questions that they fill")
+def test_a_question_is_parted_at_the_words_that_most_questions_have():
+    names = ["grey cup", "dog", "old red door", "lamp", "cat", "blue car"]
+    pairs = [(a, b) for a in names for b in names if a != b]
+    asked = [f"Which way is it from the {a} to the {b}?" for a, b in pairs]
+    assert [question_parts(q, asked) for q in asked] == [list(pair) for pair in pairs]
+    assert question_parts("Is it the way?", asked, 0.4) == ["is it the way"]
+    assert question_parts("Dog, cat!", []) == ["dog cat"]

@@ -86,6 +86,7 @@ from sonde.compress.stack_file import OpenedStack as OpenedStack
 from sonde.compress.stack_file import open_stack as open_stack
 from sonde.compress.stack_file import save_stack as save_stack
 from sonde.compress.streaming_cache import StreamingCache as StreamingCache
+from sonde.compress.token_budget import question_parts as question_parts
 from sonde.compress.token_budget import segment_relevance as segment_relevance
 from sonde.compress.token_budget import shortened as shortened
 from sonde.compress.token_budget import token_budget as token_budget

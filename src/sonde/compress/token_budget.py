@@ -1,5 +1,9 @@
 """Numbers of tokens for the segments of a text or a video, by relevance to a question."""
 
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -123,6 +127,41 @@ def segment_relevance(
     return found.clamp(min=0).to(states.dtype)
 
 
+def question_parts(question: str, others: Sequence[str], common: float = 0.5) -> list[str]:
+    """Return the things that a question asks for: its runs of words that few questions have.
+
+    Words that more than the share ``common`` of the other questions contain say how is asked, and
+    part the rest. ``segment_relevance`` takes the states of the parts. In place of this rule a
+    language model can be asked to part the question, as in the paper.
+
+    Parameters
+    ----------
+    question : str
+    others : sequence of str
+        Questions of the same kind.
+    common : float, default=0.5
+
+    Returns
+    -------
+    list of str
+        In lower case, in order; the whole question if all of its words are common.
+
+    Examples
+    --------
+    >>> others = ["where is the lamp and the old door?", "where is the cat and the red car?"]
+    >>> question_parts("Where is the grey cup and the dog?", others)
+    ['grey cup', 'dog']
+
+    References
+    ----------
+    luo2025quota
+    """
+    counts = Counter(word for other in others for word in set(_words(other)))
+    words = _words(question)
+    runs = groupby(words, lambda word: counts[word] > common * len(others))
+    return [" ".join(run) for is_common, run in runs if not is_common] or [" ".join(words)]
+
+
 def shortened(
     states: Float[Tensor, "token dim"],
     lengths: Int[Tensor, "segment"],
@@ -149,3 +188,7 @@ def _filled(share: Tensor, longest: Tensor, budget: int) -> Tensor:
             return torch.where(free, tried, found)
         found = torch.where(over, longest, found)
         free = free & ~over
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())

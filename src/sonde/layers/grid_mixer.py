@@ -30,8 +30,10 @@ class GridMixer(Layer):
     Cost         numbers for each channel on 14 x 14: 38,416 full, 1,764 local, 9 shared.
     Assumes      ``full local axis generated`` are made for one grid; ``axis`` resamples other
                  sizes.
-    Differs      from HyperZZW: one block, no slow network around it; from SpaRTAN: no wave channel
-                 part.
+    Differs      from HyperZZW: its slow network is the sine network, of one hidden layer; one
+                 branch with kernels of the grid's size, none of k x k, no bottleneck over branches
+                 and no local error for the slow network; a residual connection. From SpaRTAN: no
+                 wave channel part.
 
     Parameters
     ----------
