@@ -52,6 +52,35 @@ def test_what_the_site_keeps_is_the_measured_number():
     assert float(loss(x, before, y, y)) == pytest.approx(2 * expected, rel=1e-6)
 
 
+@pytest.mark.truth("two groups of inputs, with means of -1 and 1, in closed form for one row each")
+def test_the_divergence_is_given_the_input():
+    y = torch.tensor([[-50.0], [50.0]])
+    target, loss = torch.tensor([[-1.0], [1.0]]), CauchySchwarzBottleneck(0.0, (1.0, 1.0, 1.0))
+    found = float(loss(torch.zeros(2, 1), y, -target, target))
+    assert found == pytest.approx(4.0)  # 2 ln 2 - 2 ln 2 exp(-2^2 / 2); 0 given the bottleneck
+    with pytest.raises(InputError, match=r"expected y, the input, for beta 0\.5, got None"):
+        CauchySchwarzBottleneck(0.5)(y, None, target, target)
+
+
+@pytest.mark.truth("a linear target, known but for noise of a tenth of its variance")
+def test_a_small_net_learns_by_the_documented_call():
+    x = rows(512, 6, 11).float()
+    target = (x @ torch.tensor([1.0, -1.0, 0.5, 0.0, 0.0, 0.0])).unsqueeze(1) / 1.5
+    target = target + 0.33 * rows(512, 1, 12).float()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        body = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
+        head, loss = torch.nn.Linear(4, 1), CauchySchwarzBottleneck()
+    step = torch.optim.Adam([*body.parameters(), *head.parameters()], lr=1e-2)
+    for _ in range(150):
+        step.zero_grad()
+        site = body(x[:256])
+        loss(site, x[:256], head(site), target[:256]).backward()
+        step.step()
+    missed = (head(body(x[256:])) - target[256:]).square().mean() / target[256:].var()
+    assert missed.item() < 0.4
+
+
 @pytest.mark.truth("the same rows, widths and targets in another unit each")
 def test_the_unit_of_a_side_goes_with_its_width():
     x, y, other = rows(30, 2, 4), rows(30, 1, 5), rows(30, 1, 6)
@@ -68,4 +97,4 @@ def test_widths_stay_and_shapes_must_agree():
     assert torch.equal(loss.widths, held)
     assert "widths" in loss.state_dict()
     with pytest.raises(InputError, match="as many predictions as targets in each row, got 2 and 1"):
-        loss(rows(4), None, rows(4, 2), rows(4))
+        loss(rows(4), rows(4), rows(4, 2), rows(4))

@@ -22,9 +22,11 @@ LEAST = 2
 class CauchySchwarzBottleneck(nn.Module):
     """Divergence of the prediction from the truth, plus the site's information about the input.
 
-    Formula: ``D(p(label | x); p(logits | x)) + beta I(x; y)``. ``D`` is the conditional
-    Cauchy-Schwarz divergence, ``I`` the quadratic mutual information that
-    ``sonde.measure.cauchy_schwarz_information`` reports, both with Gaussian kernels.
+    Formula: ``D(p(label | y); p(logits | y)) + beta I(x; y)`` for a bottleneck ``x`` and an input
+    ``y``. ``D`` is the conditional Cauchy-Schwarz divergence, ``I`` the quadratic mutual
+    information that ``sonde.measure.cauchy_schwarz_information`` reports, both with Gaussian
+    kernels. ``D`` is given the input: given the bottleneck, a constant bottleneck would cost
+    nothing as long as predictions are distributed as targets are.
 
     Range        (-inf, inf), nats; 0 + beta I for a perfect prediction.
     Cost         O(rows^2 (dim + dim2)) a step.
@@ -77,14 +79,20 @@ class CauchySchwarzBottleneck(nn.Module):
         Parameters
         ----------
         x : Float[Tensor, "row dim"]
-            Of the bottleneck.
+            Of the bottleneck; of the input if ``y`` is None.
         y : Float[Tensor, "row dim2"] or None
-            Of the input, or of an earlier site; may be None if ``beta`` is 0.
+            Of the input, or of an earlier site; may be None if ``beta`` is 0, and then ``x`` is
+            what the divergence is given.
         logits : Float[Tensor, "row ..."]
             What the model predicts.
         label : Float[Tensor, "row ..."]
             The target.
         """
+        if y is None and self.beta > 0:
+            raise InputError(
+                f"CauchySchwarzBottleneck: expected y, the input, for beta {self.beta}, got None. "
+                "Name two sites, the bottleneck and the input, or set beta to 0."
+            )
         truth = label.reshape(len(x), -1).to(x)
         predicted = logits.reshape(len(x), -1)
         if predicted.shape != truth.shape:
@@ -99,10 +107,9 @@ class CauchySchwarzBottleneck(nn.Module):
         x, before = x - x.mean(0), before - before.mean(0)
         middle = truth.mean(0)
         truth, predicted = truth - middle, predicted - middle
-        value = conditional_divergence(x / wide, truth / wide_label, predicted / wide_label)
-        if self.beta == 0 or y is None:
-            return value
-        return value + self.beta * quadratic_information(x / wide, before / wide_before)
+        x, before = x / wide, before / (wide if y is None else wide_before)
+        value = conditional_divergence(before, truth / wide_label, predicted / wide_label)
+        return value + self.beta * quadratic_information(x, before) if self.beta else value
 
     @torch.no_grad()
     def _freeze(self, *each: Tensor) -> None:

@@ -1,6 +1,7 @@
 """A kernel bottleneck for regression: error, error under noise, and information kept.
 
-The bundled diabetes table, with two layers below the site.
+The bundled diabetes table, with two layers below the site. The widths of the kernels are medians,
+or ten times as large: the authors' code has far wider kernels than medians give.
 """
 
 from typing import final
@@ -11,17 +12,19 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from sonde.measure import cauchy_schwarz_information
+from sonde.stats.fourier import kernel_width
 from sonde.train import CauchySchwarzBottleneck
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
-FIT, STEPS, TINY, NOISE = 260, 300, 10, 0.5
-ARMS = ("squares", "divergence", "bottleneck")
+FIT, STEPS, TINY, NOISE, WIDE = 260, 300, 10, 0.5, 10.0
+ARMS = {"squares": 0.0, "divergence": 0.0, "bottleneck": 0.05, "wide": 0.05}
+"""Weights of the information."""
 
 
 @final
 class BottleneckRegressionStudy(Study):
-    """Diabetes regression by squared error, by conditional divergence, and with the bottleneck."""
+    """Diabetes regression by squared error, by divergence given the input, with the bottleneck."""
 
     name = "bottleneck-regression"
     title = "does a kernel bottleneck make a regression bear more noise?"
@@ -35,9 +38,11 @@ class BottleneckRegressionStudy(Study):
               "R^2 of the bottleneck less that of squares, and 0.03"),
         Claim("noise", "Under noise in the inputs it errs less.",
               "R^2 under noise, bottleneck less squares"),
+        Claim("wide", "With kernels ten times as wide it errs less.",
+              "R^2 of the bottleneck, wide kernels less medians"),
     )  # fmt: skip
     null = Claim("shuffled", "Targets of other rows are not learned.",
-                 "R^2 of the bottleneck, at least 0")  # fmt: skip
+                 "correlation of prediction and target in new rows, bottleneck")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train with each loss; and once on shuffled targets."""
@@ -48,13 +53,14 @@ class BottleneckRegressionStudy(Study):
             tick(arm)
             found[arm] = _judged(arm, x, y, seed, steps)
         other = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))]
-        null = _judged("bottleneck", x, other, seed, steps)["R^2"]
+        null = _judged("bottleneck", x, other, seed, steps)["correlation"]
         squares, least = found["squares"], found["bottleneck"]
         return {
             "keeps": found["divergence"]["kept"] - least["kept"],
             "error": least["R^2"] - squares["R^2"] + 0.03,
             "noise": least["R^2, noise"] - squares["R^2, noise"],
-            "shuffled": max(0.0, round(null, 1)),
+            "wide": found["wide"]["R^2"] - least["R^2"],
+            "shuffled": null,
             **{f"{arm} | {k}": v for arm, row in found.items() for k, v in row.items()},
         }
 
@@ -72,21 +78,29 @@ def _judged(arm: str, x: Tensor, y: Tensor, seed: int, steps: int) -> dict[str, 
         layers = [nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 8), nn.Tanh()]
         return nn.Sequential(*layers, nn.Linear(8, 1))
 
-    net, beta = drawn(make, seed), 0.0 if arm == "divergence" else 0.05
-    bottleneck = CauchySchwarzBottleneck(beta)
+    net = drawn(make, seed)
+    widths = None
+    if arm == "wide":
+        with torch.no_grad():
+            sides = (net[:4](x[:FIT]), x[:FIT], y[:FIT])
+        site, before, target = (WIDE * kernel_width(side) for side in sides)
+        widths = site, before, target
+    bottleneck = CauchySchwarzBottleneck(ARMS[arm], widths)
 
     def loss(rows: Tensor) -> Tensor:
         states = net[:4](x[rows])
         said = net[4](states)
         if arm == "squares":
             return mse_loss(said, y[rows])
-        return bottleneck(x[rows], states, y[rows], said)
+        return bottleneck(states, x[rows], logits=said, label=y[rows])
 
     minimise(loss, net.parameters(), FIT, steps=steps, seed=seed)
     draw, held = torch.Generator().manual_seed(seed), x[FIT:]
     noisy = held + NOISE * torch.randn(held.shape, generator=draw)
     with torch.no_grad():
-        spread = y[FIT:].var(correction=0)
-        r2 = [1 - float(mse_loss(net(v), y[FIT:]) / spread) for v in (held, noisy)]
+        truth, said = y[FIT:], [net(held), net(noisy)]
+        r2 = [1 - float(mse_loss(v, truth) / truth.var(correction=0)) for v in said]
         kept = cauchy_schwarz_information(held, net[:4](held))
-    return {"R^2": r2[0], "R^2, noise": r2[1], "kept": float(kept.value)}
+        both = torch.corrcoef(torch.cat([said[0], truth], 1).T)
+    r, score = float(both[0, 1]), {"R^2": r2[0], "R^2, noise": r2[1]}
+    return {**score, "kept": float(kept.value), "correlation": r}
