@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from sonde.measure import cauchy_schwarz_information
-from sonde.stats.fourier import kernel_width
 from sonde.train import CauchySchwarzBottleneck
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
@@ -79,13 +78,12 @@ def _judged(arm: str, x: Tensor, y: Tensor, seed: int, steps: int) -> dict[str, 
         return nn.Sequential(*layers, nn.Linear(8, 1))
 
     net = drawn(make, seed)
-    widths = None
+    bottleneck = CauchySchwarzBottleneck(ARMS[arm])
     if arm == "wide":
         with torch.no_grad():
-            sides = (net[:4](x[:FIT]), x[:FIT], y[:FIT])
-        site, before, target = (WIDE * kernel_width(side) for side in sides)
-        widths = site, before, target
-    bottleneck = CauchySchwarzBottleneck(ARMS[arm], widths)
+            states = net[:4](x[:FIT])
+            bottleneck(states, x[:FIT], logits=net[4](states), label=y[:FIT])  # finds medians
+        bottleneck.widths.mul_(WIDE)
 
     def loss(rows: Tensor) -> Tensor:
         states = net[:4](x[rows])
