@@ -7,17 +7,19 @@ from collections.abc import Callable
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits as sign_loss
 from torch.nn.functional import mse_loss
 
-from sonde.layers import StateQueue
-from sonde_studies._remembered_sequences import LENGTH, ROWS, noisy_signs, paths, tones
+from sonde_studies._memory_nets import DELAY, MemoryNet
+from sonde_studies._remembered_sequences import ROWS, noisy_signs, paths, tones
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
-DELAY, STEPS, TINY, DIM = 6, 400, 15, 12
-ARMS = ("none", "filter", "attention", "cell", "soft", "gated")
+STEPS, TINY = 400, 15
+ARMS = ("none", "filter", "attention", "cell", "soft", "gated", "ungated")
+TONES = ("none", "layers", "ungated layers", "undilated layers", "dense layers")
+PATHS = ("none", "soft", "attention")
 
 
 @final
@@ -38,12 +40,24 @@ class MemoryWithoutRecurrenceStudy(Study):
               "accuracy of attention less that without a memory"),
         Claim("soft", "So does attention over a queue that is pushed by learned shares.",
               "accuracy of the softly pushed queue less that without a memory"),
+        Claim("soft push", "Pushed softly, the queue learns the copy better than shifted.",
+              "accuracy of attention, softly pushed less shifted queue"),
         Claim("gated", "Gated taps at every second step learn it with half as many taps.",
               "accuracy of three gated taps less that without a memory"),
-        Claim("tones", "Two gated layers of growing stride take a slow tone out of a mixture.",
+        Claim("gate", "With a gate the three taps learn it better.",
+              "accuracy of three taps, gated less ungated"),
+        Claim("tones", "Three gated layers of growing stride take a slow tone out of a mixture.",
               "R^2 of the slow tone, gated layers less no memory"),
+        Claim("gated tones", "They do so better than layers without gates.",
+              "R^2 of the slow tone, gated layers less ungated"),
+        Claim("dilated tones", "They do so better than layers of stride one.",
+              "R^2 of the slow tone, growing stride less stride one"),
+        Claim("dense tones", "Each layer fed with all earlier ones, they do so better.",
+              "R^2 of the slow tone, dense connections less a plain stack"),
         Claim("paths", "A softly pushed queue foretells two paths that cross.",
               "R^2 of the next move of both points, soft queue less no memory"),
+        Claim("path push", "It foretells them better than a shifted queue.",
+              "R^2 of the next move of both points, softly pushed less shifted queue"),
     )  # fmt: skip
     null = Claim("short", "A queue that is too short by one step says nothing.",
                  "accuracy of a filter of five taps", above=0.5)  # fmt: skip
@@ -55,52 +69,32 @@ class MemoryWithoutRecurrenceStudy(Study):
             tick(arm)
             found[arm] = _accuracy(arm, seed, steps)
         tick("tones and paths")
+        tone = {arm: _explained(tones, arm, seed, steps) for arm in TONES}
+        path = {arm: _explained(paths, arm, seed, steps) for arm in PATHS}
         return {
             "filter": found["filter"] - found["none"],
             "sooner": found["filter"] - found["cell"],
             "attention": found["attention"] - found["none"],
             "soft": found["soft"] - found["none"],
+            "soft push": found["soft"] - found["attention"],
             "gated": found["gated"] - found["none"],
-            "tones": _gain(tones, "layers", seed, steps),
-            "paths": _gain(paths, "soft", seed, steps),
+            "gate": found["gated"] - found["ungated"],
+            "tones": tone["layers"] - tone["none"],
+            "gated tones": tone["layers"] - tone["ungated layers"],
+            "dilated tones": tone["layers"] - tone["undilated layers"],
+            "dense tones": tone["dense layers"] - tone["layers"],
+            "paths": path["soft"] - path["none"],
+            "path push": path["soft"] - path["attention"],
             "short": found["short"],
             **{f"accuracy | {arm}": v for arm, v in found.items()},
+            **{f"tones | {arm}": v for arm, v in tone.items()},
+            **{f"paths | {arm}": v for arm, v in path.items()},
         }
-
-
-class _Net(nn.Module):
-    """A map of each step, a memory, and a second map."""
-
-    def __init__(self, arm: str, width: int = 1, length: int = LENGTH) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(width, DIM), nn.Linear(DIM, width)
-        self.cell = nn.GRU(DIM, DIM, batch_first=True) if arm == "cell" else None
-        self.queue = _queue(arm)
-        placed = arm in ("attention", "soft")
-        self.places = nn.Parameter(0.1 * torch.randn(length, DIM)) if placed else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x)
-        h = h if self.places is None else h + self.places[: x.shape[1]]
-        h = self.queue(h) if self.cell is None else self.cell(h)[0]
-        return self.last(h)
-
-
-def _queue(arm: str) -> nn.Module:
-    if arm == "gated":
-        return StateQueue(DIM, DELAY // 2, stride=2, gated=True)
-    if arm == "soft":
-        return StateQueue(DIM, DELAY, "attention", push="soft")
-    if arm == "layers":
-        return nn.Sequential(*(StateQueue(DIM, 2, stride=2**i, gated=True) for i in range(3)))
-    taps = {"filter": DELAY, "attention": DELAY, "short": DELAY - 1}
-    kind = "attention" if arm == "attention" else "filter"
-    return StateQueue(DIM, taps[arm], kind) if arm in taps else nn.Identity()
 
 
 def _accuracy(arm: str, seed: int, steps: int) -> float:
     (x, sign), (held, truth) = noisy_signs(2 * seed), noisy_signs(2 * seed + 1)
-    net = drawn(lambda: _Net(arm), seed)
+    net = drawn(lambda: MemoryNet(arm), seed)
 
     def loss(rows: Tensor) -> Tensor:
         return sign_loss(net(x[rows])[:, DELAY:, 0], sign[rows][:, :-DELAY])
@@ -111,18 +105,17 @@ def _accuracy(arm: str, seed: int, steps: int) -> float:
     return float(right.double().mean())
 
 
-def _gain(task: Callable[[int], tuple[Tensor, Tensor]], arm: str, seed: int, steps: int) -> float:
-    """Return the additional variance of a task's targets that a memory explains."""
+def _explained(
+    task: Callable[[int], tuple[Tensor, Tensor]], arm: str, seed: int, steps: int
+) -> float:
+    """Return the share of the variance of a task's targets that a net with a memory explains."""
     (x, y), (held, truth) = task(2 * seed), task(2 * seed + 1)
-    found: list[float] = []
-    for kind in (arm, "none"):
-        net = drawn(lambda kind=kind: _Net(kind, x.shape[2]), seed)
+    net = drawn(lambda: MemoryNet(arm, x.shape[2]), seed)
 
-        def loss(rows: Tensor, net: nn.Module = net) -> Tensor:
-            return mse_loss(net(x[rows])[:, DELAY:], y[rows][:, DELAY:])
+    def loss(rows: Tensor) -> Tensor:
+        return mse_loss(net(x[rows])[:, DELAY:], y[rows][:, DELAY:])
 
-        minimise(loss, net.parameters(), ROWS, steps=steps, seed=seed, rate=1e-2)
-        with torch.no_grad():
-            left = mse_loss(net(held)[:, DELAY:], truth[:, DELAY:])
-        found.append(float(1 - left / truth[:, DELAY:].var(correction=0)))
-    return found[0] - found[1]
+    minimise(loss, net.parameters(), ROWS, steps=steps, seed=seed, rate=1e-2)
+    with torch.no_grad():
+        left = mse_loss(net(held)[:, DELAY:], truth[:, DELAY:])
+    return float(1 - left / truth[:, DELAY:].var(correction=0))
