@@ -16,8 +16,10 @@ from sonde_studies._recipe_data import mlp
 from sonde_studies.worlds.learning import drawn
 
 FIT, PAIRS, DECAY = 1_200, 5, 0.99
-RULES = ("plain", "projected", "random", "gated", "adapters", "slow teacher", "text", "vectors")
-HELD, ADAPTED = ("projected", "random", "gated"), ("adapters", "slow teacher")
+GATED = {"gated": (0.5, 0.0), "cosine alone": (0.0, 0.0), "penalty": (0.5, 0.1)}
+"""The least share of a gradient along old inputs, and the weight of what admitted weights move."""
+HELD, ADAPTED = ("projected", "random", *GATED), ("adapters", "slow teacher")
+RULES = ("plain", *HELD, *ADAPTED, "text", "vectors")
 MOVING = ("2.*", "5.*", "6.*")
 """Adapters and head."""
 
@@ -40,7 +42,8 @@ def learned_in_turn(
 ) -> dict[str, float]:
     """Return the mean accuracy at the end, right after each task, and the difference."""
     net = drawn(lambda: _net(rule), seed)
-    memory = SubspaceProjection(0.97, admit=0.0 if rule == "gated" else None)
+    share, weight = GATED.get(rule, (0.5, 0.0))
+    memory = SubspaceProjection(0.97, admit=0.0 if rule in GATED else None, share=share)
     slow = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
     first, last = torch.zeros(PAIRS), torch.zeros(PAIRS)
 
@@ -59,9 +62,10 @@ def learned_in_turn(
         optimiser: Any = torch.optim.SGD(net.parameters(), 0.1)
         batches = rows.split(16)
         with ExitStack() as stack:
+            moved = None
             if i and rule in HELD:
-                agreement = memory.agreement(net, batches, cost) if rule == "gated" else None
-                stack.enter_context(memory.on(net, optimiser, agreement))
+                agreement = memory.agreement(net, batches, cost) if rule in GATED else None
+                moved = stack.enter_context(memory.on(net, optimiser, agreement))
             if i and rule in ADAPTED:
                 stack.enter_context(Scope("pattern", patterns=MOVING).on(net))
             pull = None
@@ -71,12 +75,15 @@ def learned_in_turn(
             for _ in range(epochs):
                 for part in batches:
                     optimiser.zero_grad()
-                    (cost(part) + (0.0 if pull is None else pull.loss())).backward()
+                    loss = cost(part) + (0.0 if pull is None else pull.loss())
+                    if moved is not None:
+                        loss = loss + weight * moved()
+                    loss.backward()
                     optimiser.step()
                     if pull is not None:
                         pull.step()
         if rule in HELD:
-            _remember(memory, rule, net, batches if rule == "gated" else [x[rows]], cost, seed + i)
+            _remember(memory, rule, net, batches if rule in GATED else [x[rows]], cost, seed + i)
         first[i] = accuracy(i)
     for i in range(PAIRS):
         last[i] = accuracy(i)
@@ -91,7 +98,7 @@ def _remember(
     memory: SubspaceProjection, rule: str, net: nn.Module, data: Any, cost: Any, seed: int
 ) -> None:
     """Store a task's input directions; for the null arm, random directions."""
-    memory.remember(net, data, cost if rule == "gated" else None)
+    memory.remember(net, data, cost if rule in GATED else None)
     if rule == "random":
         draw = torch.Generator().manual_seed(seed)
         memory.known = {

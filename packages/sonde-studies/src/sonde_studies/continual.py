@@ -21,7 +21,7 @@ class ContinualStudy(Study):
     name = "continual"
     title = "does projecting updates off the inputs of old tasks keep what was learned?"
     paper = "saha2021gpm"
-    fidelity = "gradient projection memory on the update; the gate tests the cosine alone"
+    fidelity = "gradient projection on the update, CUBER's conditions, no scaled weights"
     data = "digits: five tasks of two classes; each task's own pair of logits is asked"
     claims = (
         Claim(
@@ -41,8 +41,18 @@ class ContinualStudy(Study):
         ),
         Claim(
             "gate",
-            "Where old tasks whose gradient agrees admit updates, they gain from new ones.",
+            "Where old tasks that meet both conditions admit updates, they gain from new ones.",
             "backward transfer, projected with the gate less without",
+        ),
+        Claim(
+            "share",
+            "With both conditions less is lost than where the cosine alone admits.",
+            "backward transfer, both conditions less cosine alone",
+        ),
+        Claim(
+            "penalty",
+            "A penalty on what admitted weights move keeps more.",
+            "backward transfer, gate with the penalty less gate",
         ),
         Claim(
             "adapters",
@@ -96,6 +106,8 @@ class ContinualStudy(Study):
             "average": kept["average"] - plain["average"],
             "new": kept["new"] - plain["new"] + 0.02,
             "gate": back["gated"] - back["projected"],
+            "share": back["gated"] - back["cosine alone"],
+            "penalty": back["penalty"] - back["gated"],
             "adapters": back["adapters"] - back["plain"],
             "teacher": back["slow teacher"] - back["adapters"],
             "text": back["text"] - back["plain"],
