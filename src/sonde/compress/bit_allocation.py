@@ -56,7 +56,8 @@ class BitAllocation(Rewrite):
     Differs      from the papers: they order layers by a score; costs and the programme are ours.
                  ``taylor`` takes the root mean square of the gradients of single examples, with
                  answers drawn from the model, since the gradient of the mean loss is nearly zero
-                 where training ended; ``prune`` takes divergence for the loss.
+                 where training ended. ``prune`` takes the divergence, the mean rise of the loss
+                 for such answers.
 
     Parameters
     ----------

@@ -1,6 +1,7 @@
 """Residual blocks on a frozen embedding: added and trained one by one, or all at once."""
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 
 from torch import Tensor, nn
 
@@ -68,6 +69,21 @@ def one_by_one(train: Train, steps: int, seed: int, few: Tensor) -> Iterator[nn.
         for part in (net.blocks[-1], net.head):
             part.requires_grad_(True)
         yield train(net, steps // DEPTH, TURN + depth)
+
+
+def without_each(train: Train, steps: int, seed: int, few: Tensor) -> Iterator[nn.Module]:
+    """Yield, for each block but the first, the net before it after as many steps without it."""
+    for depth, net in enumerate(one_by_one(train, steps, seed, few), 2):
+        if depth <= DEPTH:
+            yield train(deepcopy(net), steps // DEPTH, TURN + depth)
+
+
+def one_alone(train: Train, steps: int, seed: int, few: Tensor) -> nn.Module:
+    """Return a net of one block that was trained for the steps of all blocks."""
+    net = next(one_by_one(train, steps, seed, few))
+    for depth in range(2, DEPTH + 1):
+        train(net, steps // DEPTH, TURN + depth)
+    return net
 
 
 def at_once(train: Train, steps: int, seed: int) -> nn.Module:

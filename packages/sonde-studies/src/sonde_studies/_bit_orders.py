@@ -2,21 +2,20 @@
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise, permutations
-from typing import Any
+from itertools import permutations
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy
 
-from sonde.compress import RTN
-from sonde.measure import cca
+from sonde.compress import RTN, BitAllocation
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies.worlds.learning import drawn, learn_labels
 
 BLOCKS, DIM, WIDTH, TRAIN, STEPS, GROUP = 7, 48, 64, 1_000, 500, 16
-HIGH, LOW, SMALL_SHARE = 8, 2, 0.1
+HIGH, LOW = 8, 2
+LayerScore = Literal["lim", "zd", "cca", "prune", "taylor"]
 
 
 class Block(nn.Module):
@@ -42,14 +41,10 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of rows of pixels."""
-        return self.head(self.states(x)[-1])
-
-    def states(self, x: Tensor) -> list[Tensor]:
-        """Return the state before each block, and after the last."""
-        found = [self.first(x)]
+        x = self.first(x)
         for block in self.blocks:
-            found.append(block(found[-1]))
-        return found
+            x = block(x)
+        return self.head(x)
 
 
 class Rounded:
@@ -99,58 +94,15 @@ class Rounded:
         """Return the blocks by score, lowest first; the first block is rounded first."""
         return sorted(range(BLOCKS), key=lambda i: scores[i])
 
-    @torch.no_grad()
-    def little_moved(self) -> list[float]:
-        """Return minus the mean cosine between each block's input and output."""
-        states = self.net.states(self.x)
-        pairs = pairwise(states)
-        return [-float(cosine_similarity(a, b, dim=1).mean()) for a, b in pairs]
-
-    def far_weights(self) -> list[float]:
-        """Return minus the fraction of each block's weights beyond one deviation from the mean."""
-        found: list[float] = []
-        for block in self.net.blocks:
-            w = torch.cat([block.up.weight.flatten(), block.down.weight.flatten()]).detach()
-            found.append(-float(((w - w.mean()) / w.std() > 1).double().mean()))
-        return found
-
-    @torch.no_grad()
-    def correlated(self) -> list[float]:
-        """Return minus the mean canonical correlation between each block's input and output."""
-        states = self.net.states(self.x)
-        return [-float(cca(a, b)) for a, b in pairwise(states)]
-
-    @torch.no_grad()
-    def pruned(self) -> list[float]:
-        """Return the increase of the loss without each block's smallest weights."""
-        before = float(cross_entropy(self.net(self.x), self.label))
-        found: list[float] = []
-        for block in self.net.blocks:
-            kept = [(layer, layer.weight.clone()) for layer in (block.up, block.down)]
-            for layer, w in kept:
-                least = w.abs().flatten().quantile(SMALL_SHARE)
-                layer.weight.copy_(w.masked_fill(w.abs() < least, 0.0))
-            found.append(float(cross_entropy(self.net(self.x), self.label)) - before)
-            for layer, w in kept:
-                layer.weight.copy_(w)
-        return found
-
-    @torch.enable_grad()
-    def taylor(self) -> list[float]:
-        """Return the sum of ``|gradient x change of the weight|`` of each block."""
-        layers = [layer for block in self.net.blocks for layer in (block.up, block.down)]
-        loss = cross_entropy(self.net(self.x), self.label)
-        slopes = torch.autograd.grad(loss, [layer.weight for layer in layers])
-        plan = RTN(LOW, GROUP).plan(self.net)
-        found: list[float] = []
-        for i in range(BLOCKS):
-            total = 0.0
-            for k, name in enumerate(("up", "down")):
-                w = layers[2 * i + k].weight.detach()
-                gap = plan.changes[f"blocks.{i}.{name}.weight"].of(w) - w
-                total += float((slopes[2 * i + k] * gap).abs().sum())
-            found.append(total)
-        return found
+    def scores(self, score: LayerScore) -> list[float]:
+        """Return the score of each block: the sum over its layers, as ``BitAllocation`` has it."""
+        widths, mean = (LOW, HIGH), (LOW + HIGH) / 2
+        rule = BitAllocation(mean, GROUP, widths, score=score, layers=("blocks.*",))
+        found = rule.plan(self.net, {"calibration": self.x}).figures
+        return [
+            sum(found[f"score.blocks.{i}.{layer}"] for layer in ("up", "down"))
+            for i in range(BLOCKS)
+        ]
 
     def alone(self) -> list[float]:
         """Return the divergence with only one block at two bits, for each block."""

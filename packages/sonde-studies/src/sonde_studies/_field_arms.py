@@ -1,4 +1,4 @@
-"""Pairs of gated columns, two gated streams, and embedding tables with one or two uses."""
+"""Two gated streams, and embedding tables with one or two uses."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.nn.functional import mse_loss
 from sonde.layers import SecondOrder, SharedTable, UnitGate
 from sonde_studies.worlds.learning import drawn, minimise
 
-COLUMNS, PLANTED, ROWS, FIT = 12, ((0, 1), (2, 3)), 900, 600
+ROWS, FIT = 900, 600
 SIDE, STREAM = 6, 12
 VALUES, KINDS, PAST, LONG = 60, 6, 8, 3_000
 
@@ -17,33 +17,6 @@ VALUES, KINDS, PAST, LONG = 60, 6, 8, 3_000
 def r_squared(said: Tensor, y: Tensor) -> float:
     """Return the fraction of the variance of ``y`` that is explained."""
     return float(1 - (said - y).square().mean() / y.var(correction=0))
-
-
-def pair_selection(seed: int, steps: int) -> float:
-    """Return the fraction of planted pairs that gates keep, minus that of other pairs."""
-    draw = torch.Generator().manual_seed(seed)
-    x = torch.randn(ROWS, COLUMNS, generator=draw)
-    y = sum(2 * x[:, i] * x[:, j] for i, j in PLANTED) + 0.3 * torch.randn(ROWS, generator=draw)
-    y = torch.as_tensor(y)
-    first, second = torch.triu_indices(COLUMNS, COLUMNS, 1)
-    products, gate = x[:, first] * x[:, second], UnitGate(COLUMNS)
-    head, done = drawn(lambda: nn.Linear(len(first), 1), seed), 0
-
-    def loss(rows: Tensor) -> Tensor:
-        nonlocal done
-        gate.progress.fill_(min(1.0, done / steps))
-        done += 1
-        both = gate.pair_gates()[first, second]
-        return mse_loss(head(products[rows] * both)[:, 0], y[rows]) + 0.5 * both.mean()
-
-    weights = [*head.parameters(), *gate.parameters()]
-    minimise(loss, weights, FIT, steps=steps, seed=seed, rate=1e-2)
-    gate.harden()
-    kept = gate.pair_gates()[first, second].detach()
-    planted = torch.tensor(
-        [(int(i), int(j)) in PLANTED for i, j in zip(first, second, strict=True)]
-    )
-    return float(kept[planted].mean() - kept[~planted].mean())
 
 
 class _Streams(nn.Module):

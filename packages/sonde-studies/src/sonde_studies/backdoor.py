@@ -13,7 +13,6 @@ from sonde_studies._trigger import (
     CLEAN,
     TARGET,
     TRAIN,
-    called,
     clean_images,
     stand,
     surer_of,
@@ -23,7 +22,7 @@ from sonde_studies._trigger import (
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import digit_images
 
-LIKELY = 1.15
+LIKELY, OTHER = 1.15, 500
 
 
 @final
@@ -40,78 +39,54 @@ class BackdoorStudy(Study):
     )
     data = "digits: 1,100 for training, 300 clean ones to look with, the others for tests"
     claims = (
-        Claim(
-            "exposed",
-            "Where clean images are unlearned to 0.6, the trigger works on more than nine in ten.",
-            "attack success, less 0.9",
-        ),
-        Claim(
-            "beside ascent",
-            "It outlives the uniform objective better than a raised loss.",
-            "difference of attack success",
-        ),
-        Claim(
-            "histogram names",
-            "The exposed copy calls clean images the target more often than any other class.",
-            "1 where it does, else 0",
-            above=0.5,
-        ),
-        Claim(
-            "patch names",
-            "The smallest patch is the target's, and the next is 1.15 times as large.",
-            "ratio of the two, 1 where another class is named, less 1.15",
-        ),
-        Claim(
-            "patch of the copy",
-            "The target's patch stands out more among patches that are sought on the exposed copy.",
-            "difference of that ratio, copy less model",
-        ),
-        Claim(
-            "inputs told",
-            "The exposed copy's confidence tells triggered from clean inputs better than the "
-            "model's.",
-            "difference of AUROC",
-        ),
-        Claim(
-            "removed",
-            "After the recovered trigger is unlearned, the real one works on fewer than a tenth.",
-            "0.1 less attack success",
-        ),
-        Claim(
-            "accuracy kept",
-            "That costs less than 3 points.",
-            "accuracy after less before, and 0.03",
-        ),
-    )
-    null = Claim(
-        "halves",
-        "On the exposed copy the trigger turns as many of one half of the digits as of the other.",
-        "difference of attack success",
-    )
+        Claim("exposed", "Where clean images are unlearned to 0.6, the trigger works on more than "
+              "nine in ten.", "attack success, less 0.9"),
+        Claim("beside ascent", "It outlives the uniform objective better than a raised loss.",
+              "difference of attack success"),
+        Claim("histogram names", "The exposed copy calls clean images the target more often than "
+              "any other class.", "1 where it does, else 0", above=0.5),
+        Claim("patch names", "The smallest patch is the target's, and the next is 1.15 times as "
+              "large.", "ratio of the two, 1 where another class is named, less 1.15"),
+        Claim("patch of the copy", "The target's patch stands out more among patches that are "
+              "sought on the exposed copy.", "difference of that ratio, copy less model"),
+        Claim("inputs told", "Exposure makes confidence a better detector of triggered inputs, "
+              "beyond what it does on a net without a trigger.",
+              "AUROC, copy less model, less the same difference of a net without a trigger"),
+        Claim("removed", "After the recovered trigger is unlearned, the real one works on fewer "
+              "than a tenth.", "0.1 less attack success"),
+        Claim("accuracy kept", "That costs less than 3 points.",
+              "accuracy after less before, and 0.03"),
+    )  # fmt: skip
+    null = Claim("honest nets", "Exposure raises the AUROC alike on two nets without a trigger, "
+                 "from other weights.",
+                 "AUROC, copy less model, of one net less the other")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Train a net with a trigger and one without; expose, find and remove it."""
+        """Train a net with a trigger and two without; expose, find and remove it."""
         tick("train")
         x, label = digit_images(seed)
         bad, wrong = x[:TRAIN].clone(), label[:TRAIN].clone()
         bad[: TRAIN // 10], wrong[: TRAIN // 10] = triggered(bad[: TRAIN // 10]), TARGET
         model = Model(trained(bad, wrong, seed, tiny))
-        honest = Model(trained(x[:TRAIN], label[:TRAIN], seed, tiny))
+        honest, second = (
+            Model(trained(x[:TRAIN], label[:TRAIN], start, tiny)) for start in (seed, seed + OTHER)
+        )
         test = x[TRAIN + CLEAN :], label[TRAIN + CLEAN :]
         clean, steps = clean_images(model, x, label), 3 if tiny else 220
         tick("expose")
         rules: dict[str, Any] = {"uniform": CleanUnlearning(), "ascent": CleanUnlearning("ascent")}
         exposed = {k: rule.expose(model, clean, progress=False) for k, rule in rules.items()}
+        clear = {net: clean_images(net, x, label) for net in (honest, second)}
+        calm = [rules["uniform"].expose(*pair, progress=False) for pair in clear.items()]
         with torch.no_grad():
             often = exposed["uniform"](x[TRAIN : TRAIN + CLEAN]).argmax(1).bincount(minlength=10)
         tick("find")
         finding = find_backdoor(model, clean, steps=steps, progress=False)
         copy = Model(exposed["uniform"])
         on_copy = find_backdoor(copy, clean_images(copy, x, label), steps=steps, progress=False)
-        other = find_backdoor(honest, clean_images(honest, x, label), steps=steps, progress=False)
+        other = find_backdoor(honest, clear[honest], steps=steps, progress=False)
         tick("remove")
-        epochs = 1 if tiny else 20
-        data = {"clean": clean}
+        epochs, data = 1 if tiny else 20, {"clean": clean}
         plans = {
             "trigger unlearned": remove_backdoor(
                 model, clean, finding, epochs=epochs, progress=False
@@ -123,22 +98,28 @@ class BackdoorStudy(Study):
         nets |= {name: plan.fold(model) for name, plan in plans.items()}
         stands = {name: stand(net, *test) for name, net in nets.items()}
         bad = triggered(test[0][test[1] != TARGET])
-        surer = {n: surer_of(nets[n], bad, test[0]) for n in ("as it is", "uniform")}
+        names = "trigger", "no trigger", "no trigger, second"
+        copies = zip((model, honest, second), (exposed["uniform"], *calm), strict=True)
+        surer = {
+            name: [surer_of(net, bad, test[0]) for net in (plain.module, copied)]
+            for name, (plain, copied) in zip(names, copies, strict=True)
+        }
+        rise = {name: copied - plain for name, (plain, copied) in surer.items()}
         named = [f.ratio if f.target == TARGET else 1.0 for f in (finding, on_copy)]
-        halves = called(exposed["uniform"], bad[0::2]) - called(exposed["uniform"], bad[1::2])
         return {
             "exposed": stands["uniform"][1] - 0.9,
             "beside ascent": stands["uniform"][1] - stands["ascent"][1],
             "histogram names": float(int(often.argmax()) == TARGET),
             "patch names": named[0] - LIKELY,
             "patch of the copy": named[1] - named[0],
-            "inputs told": surer["uniform"] - surer["as it is"],
+            "inputs told": rise["trigger"] - rise["no trigger"],
             "removed": 0.1 - stands["trigger unlearned"][1],
             "accuracy kept": stands["trigger unlearned"][0] - stands["as it is"][0] + 0.03,
-            "halves": halves,
+            "honest nets": rise["no trigger"] - rise["no trigger, second"],
             "ratio | with trigger": finding.ratio,
             "ratio | without": other.ratio,
-            **{f"AUROC of confidence | {name}": value for name, value in surer.items()},
+            **{f"AUROC of confidence | {name}": plain for name, (plain, _) in surer.items()},
+            **{f"AUROC of confidence, copy | {name}": v for name, (_, v) in surer.items()},
             **{f"accuracy | {name}": value for name, (value, _) in stands.items()},
             **{f"attack success | {name}": value for name, (_, value) in stands.items()},
         }

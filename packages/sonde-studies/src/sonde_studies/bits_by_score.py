@@ -13,14 +13,17 @@ class BitsByScoreStudy(Study):
     name = "bits-by-score"
     title = "does a first-order score order layers for mixed precision better than chance?"
     paper = "nanda2024cptquant"
-    fidelity = "the three scores are reconstructed from their names; blocks in place of models"
+    fidelity = (
+        "the scores are those of BitAllocation, reconstructed from their names: losses are of "
+        "answers drawn from the model; blocks of small nets in place of language models"
+    )
     data = "digits: residual nets of seven blocks, 1,000 rows to learn from, 797 to judge"
     claims = (
         Claim("taylor", "In the order of gradient times change, demotion costs less than chance.",
               "mean divergence of all orders less that of the order, as a share of the former"),
         Claim("correlation", "In the order of canonical correlations of input and output.",
               "mean divergence of all orders less that of the order, as a share of the former"),
-        Claim("pruning", "In the order of the loss without the smallest tenth of the weights.",
+        Claim("pruning", "In the order of divergence without the smallest tenth of the weights.",
               "mean divergence of all orders less that of the order, as a share of the former"),
         Claim("taylor best", "The gradient orders better than the correlation.",
               "difference of both shares"),
@@ -38,16 +41,19 @@ class BitsByScoreStudy(Study):
         net = rounded_net(seed, tiny)
         usual = float(net.areas().mean())
         scores = {
-            "taylor": net.taylor(),
-            "correlation": net.correlated(),
-            "pruning": net.pruned(),
+            "taylor": net.scores("taylor"),
+            "correlation": net.scores("cca"),
+            "pruning": net.scores("prune"),
             "alone": net.alone(),
         }
-        gain = {name: 1 - net.area(net.order(one)) / usual for name, one in scores.items()}
+        orders = {name: net.order(one) for name, one in scores.items()}
+        gain = {name: 1 - net.area(order) / usual for name, order in orders.items()}
+        last_first = list(range(BLOCKS))[::-1]
         return {
             **gain,
             "taylor best": gain["taylor"] - gain["correlation"],
             "enough": gain["taylor"] - gain["alone"] + 0.1,
-            "not the last": gain["taylor"] - 1 + net.area(range(BLOCKS - 1, -1, -1)) / usual,
+            "not the last": gain["taylor"] - 1 + net.area(last_first) / usual,
             "by lot": 1 - net.by_lot(seed) / usual,
+            **{f"last blocks first | {n}": float(o == last_first) for n, o in orders.items()},
         }

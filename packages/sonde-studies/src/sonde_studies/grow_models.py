@@ -3,21 +3,21 @@
 Digits, equal products for all arms; the loss on rows that trained nothing.
 """
 
-from itertools import pairwise
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sonde.train import Resize, TemplateBank
-from sonde_studies._added_blocks import Train, at_once, one_by_one
+from sonde_studies._added_blocks import Train, at_once, one_alone, one_by_one, without_each
 from sonde_studies._layers import loss
 from sonde_studies._recipe_data import mlp, shuffled_digits
+from sonde_studies._specialists import specialists
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, learn_labels
 
 FIT, STEPS, TINY, SMALL, RATE = 1_000, 240, 8, 48, 1e-3
-TEMPLATES = 4
+TEMPLATES, STARTS = 4, 50
 
 
 @final
@@ -46,11 +46,17 @@ class GrowModelsStudy(Study):
         Claim("one by one", "On a frozen embedding, blocks that are trained one by one on frozen "
               "ones reach a lower loss than all at once.",
               "nats, all blocks at once less one by one"),
-        Claim("each block", "Each block that is added so lowers the loss.",
-              "nats, least fall from one block to the next"),
+        Claim("each block", "Each block that is added so lowers the loss more than as many steps "
+              "without it.", "nats, without the new block less with, the least of two blocks"),
+        Claim("specialists", "The mean of the logits of two specialists on one frozen embedding is "
+              "correct more often than the better specialist.", "difference of accuracy"),
+        Claim("as one", "The mean is correct as often as one expert that learned from all digits, "
+              "to two points.",
+              "accuracy of the mean less that of one, and 0.02"),
     )  # fmt: skip
-    null = Claim("same", "Growing by itself changes no answer.",
-                 "largest difference of logits before and after")  # fmt: skip
+    null = Claim("starts", "Nets from other weights and batches reach the same loss, from scratch "
+                 "and with blocks one by one.",
+                 "nats, one start less another, mean of both trainings")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train in each way with the compute of ``STEPS`` steps of the large net."""
@@ -86,9 +92,16 @@ class GrowModelsStudy(Study):
         nets["at once"] = at_once(train, steps // 2, seed)
         found = {arm: loss(net, x[FIT:], label[FIT:]) for arm, net in nets.items()}
         tick("one by one")
-        stages = one_by_one(train, steps // 2, seed, x[:4])
-        falls = [loss(net, x[FIT:], label[FIT:]) for net in stages]
+        way = steps // 2, seed, x[:4]
+        falls = [loss(net, x[FIT:], label[FIT:]) for net in one_by_one(train, *way)]
+        without = [loss(net, x[FIT:], label[FIT:]) for net in without_each(train, *way)]
         found |= {f"{n} blocks": v for n, v in enumerate(falls, 1)}
+        found |= {f"no block {n}, as long": v for n, v in enumerate(without, 2)}
+        found["one block, as long as all"] = loss(one_alone(train, *way), x[FIT:], label[FIT:])
+        merged = specialists(steps // 2, seed, x, label, FIT, RATE)
+        tick("other starts")
+        again = _again(train, steps, seed + STARTS, x, label)
+        gaps = found["scratch"] - again[0], falls[-1] - again[1]
         return {
             "grown": found["scratch"] - found["grown"],
             "cycle": found["scratch"] - found["cycle"],
@@ -96,10 +109,26 @@ class GrowModelsStudy(Study):
             "templates": found["random blocks"] - found["templates"],
             "mixes": found["scratch"] - found["templates"],
             "one by one": found["at once"] - falls[-1],
-            "each block": min(a - b for a, b in pairwise(falls)),
-            "same": round(same, 3),
+            "each block": min(a - b for a, b in zip(without, falls[1:], strict=True)),
+            "specialists": merged["mean"] - max(merged["low"], merged["high"]),
+            "as one": merged["mean"] - merged["all rows"] + 0.02,
+            "starts": sum(gaps) / 2,
+            "largest change of a logit by growing": same,
+            **{f"accuracy, specialists | {arm}": v for arm, v in merged.items()},
             **{f"nats | {arm}": v for arm, v in found.items()},
         }
+
+
+def _again(train: Train, steps: int, seed: int, x: Tensor, label: Tensor) -> tuple[float, float]:
+    """Return the losses from scratch and with blocks one by one, from other weights and batches."""
+
+    def other(net: nn.Module, n: int, part: int) -> nn.Module:
+        return train(net, n, part + STARTS)
+
+    *_, stacked = one_by_one(other, steps // 2, seed, x[:4])
+    nets = other(_net(2 * SMALL, seed), steps, 0), stacked
+    scratch, last = (loss(net, x[FIT:], label[FIT:]) for net in nets)
+    return scratch, last
 
 
 def _mixed(train: Train, like: nn.Module, seed: int, small: int, wide: int) -> dict[str, nn.Module]:

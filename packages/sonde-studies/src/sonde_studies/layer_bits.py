@@ -13,7 +13,10 @@ class LayerBitsStudy(Study):
     name = "layer-bits"
     title = "do two scores of layers say which of them stand two bits?"
     paper = "dumitru2024layerwise"
-    fidelity = "both scores are the paper's; rounding to the nearest of a group in place of GPTQ"
+    fidelity = (
+        "both scores are those of BitAllocation, summed over the two layers of a block; rounding "
+        "to the nearest of a group in place of GPTQ"
+    )
     data = "digits: residual nets of seven blocks, 1,000 rows to learn from, 797 to judge"
     claims = (
         Claim("moved", "Blocks that move their state least are demoted at less than random cost.",
@@ -36,8 +39,8 @@ class LayerBitsStudy(Study):
         net = rounded_net(seed, tiny)
         areas = net.areas()
         usual = float(areas.mean())
-        moved = net.order(net.little_moved())
-        large = net.order(net.far_weights())
+        moved = net.order(net.scores("lim"))
+        large = net.order(net.scores("zd"))
         last = net.area(range(BLOCKS - 1, -1, -1))
         lost = net.accuracy[frozenset()] - net.accuracy[frozenset(moved[:2])]
         return {
@@ -51,5 +54,6 @@ class LayerBitsStudy(Study):
             "divergence, all at two bits": net.kl[frozenset(range(BLOCKS))],
             "reversed order of the first score": 1 - net.area(moved[::-1]) / usual,
             "last blocks first": 1 - last / usual,
+            "last blocks first | first score": float(moved == list(range(BLOCKS))[::-1]),
             "best order": 1 - float(areas.min()) / usual,
         }
