@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from sonde_studies import where_tasks_part
 from sonde_studies._forked_nets import (
     DEPTH,
     INPUTS,
@@ -78,3 +79,25 @@ def test_curves_part_where_half_of_the_gap_is_reached():
     assert parting(first, second) == 3
     assert parting(first, ([0.3, 0.2, 0.1, 0.1], [0.5, 0.5, 0.5, 0.7])) == 2  # .5 of 1.0
     assert parting(second, first) == 4  # neither is more similar to its own target
+
+
+@pytest.mark.slow
+@pytest.mark.truth("rows that judge, changed: what the cut is chosen on stays the same")
+def test_the_cut_is_chosen_on_rows_that_train():
+    draw = torch.Generator().manual_seed(0)
+    n = where_tasks_part.FIT + 60
+    x, digit = torch.rand(n, INPUTS, generator=draw), torch.randint(10, (n,), generator=draw)
+    other, names = x.clone(), digit.clone()
+    other[where_tasks_part.FIT :], names[where_tasks_part.FIT :] = 0.5 * other[-60:].flip(0), 3
+    found = [
+        where_tasks_part.forks(rows, kind, 3, 0, lambda _: None)
+        for rows, kind in ((x, digit), (other, names))
+    ]
+    assert found[0]["cut 0 | R2"] != found[1]["cut 0 | R2"]
+    for key in (
+        "rises",
+        "cut where curves part",
+        "cut of least agreement",
+        "layer 4 | naming, class",
+    ):
+        assert found[0][key] == found[1][key]

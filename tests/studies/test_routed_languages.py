@@ -19,7 +19,7 @@ from sonde_studies._routed_languages import (
 
 
 @pytest.mark.truth("digits and pixels, row by row")
-@pytest.mark.parametrize("differ", ["names", "pixels"])
+@pytest.mark.parametrize("differ", ["names", "pixels", "nothing"])
 def test_languages_of_a_family_differ_in_a_fifth(differ):
     x, digit = shuffled_digits(0)
     fit, held = languages(x, digit, differ, 5)
@@ -29,6 +29,10 @@ def test_languages_of_a_family_differ_in_a_fifth(differ):
     seen = held.x[:, :PIXELS].reshape(LANGUAGES, left, PIXELS)
     assert torch.equal(held.x[:, PIXELS:].argmax(1), held.language)
     clean = x[sum(ROWS) :]
+    if differ == "nothing":
+        assert torch.equal(said, digit[sum(ROWS) :].expand(LANGUAGES, -1))
+        assert torch.equal(seen, clean.expand(LANGUAGES, -1, -1))
+        return
     if differ == "pixels":
         assert torch.equal(said, digit[sum(ROWS) :].expand(LANGUAGES, -1))
         assert torch.equal(seen.sort(-1).values, clean.sort(-1).values.expand(LANGUAGES, -1, -1))

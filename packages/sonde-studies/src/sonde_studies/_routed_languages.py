@@ -1,4 +1,7 @@
-"""Digits that have other names, or other pixels, in each of four languages of two families."""
+"""Digits that have other names, or other pixels, in each of four languages of two families.
+
+A third set differs in nothing: marks of languages are dealt by lot.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +24,7 @@ Arm = Literal["late", "early", "everywhere", "families", "learned"]
 ARMS: dict[str, tuple[Arm, ...]] = {
     "names": ("learned", "late", "early", "everywhere", "families"),
     "pixels": ("learned", "late", "early"),
+    "nothing": ("learned", "late", "early", "everywhere"),
 }
 
 
@@ -52,8 +56,8 @@ def languages(
     ----------
     x, digit
         Images and their digits.
-    differ : {"names", "pixels"}
-        In what languages differ.
+    differ : {"names", "pixels", "nothing"}
+        In what languages differ; "nothing" leaves marks that are dealt by lot.
     seed : int
         Draws the names and the places.
     """
@@ -170,13 +174,17 @@ def routes(x: Tensor, digit: Tensor, steps: int, seed: int, tick: Tick) -> dict[
             if arm == "learned":
                 bits[differ] = divergences(net, held)
         found |= {f"{differ} differ | bits, block {i + 1}": v for i, v in enumerate(bits[differ])}
+    gain = {differ: right[f"{differ}, late"] - right[f"{differ}, early"] for differ in ARMS}
     return found | {
         "spread": bits["names"][-1] - bits["names"][0],
-        "late": right["names, late"] - right["names, early"],
+        "late": gain["names"],
         "everywhere": right["names, late"] - right["names, everywhere"],
         "families": poor["names, families"] - poor["names, late"],
         "mirror": bits["pixels"][0] - bits["pixels"][-1],
-        "early": right["pixels, early"] - right["pixels, late"],
+        "early": -gain["pixels"],
+        "marks": bits["pixels"][0] - bits["nothing"][0],
+        "due": gain["names"] - gain["nothing"],
+        "due early": gain["nothing"] - gain["pixels"],
         **{f"{arm} | accuracy": v for arm, v in right.items()},
         **{f"{arm} | poor languages": v for arm, v in poor.items()},
     }

@@ -24,12 +24,12 @@ class RecolourStudy(Study):
     name = "recolour"
     title = "do correlations of neighbours and channels tell recoloured pictures?"
     fidelity = "a linear head on the correlations; the paper trains a network on them"
-    data = "two photographs in patches of 40 x 40; the left half trains, the right half judges"
+    data = "two photographs in patches of 40 x 40; each trains in turn, and the other judges"
     claims = (
         Claim("neighbours", "Correlations of neighbours tell them.",
-              "accuracy on the other half, less 0.5"),
+              "accuracy on the other picture, less 0.5"),
         Claim("channels", "So do correlations of channels.",
-              "accuracy on the other half, less 0.5"),
+              "accuracy on the other picture, less 0.5"),
         Claim("both", "Both together tell more than channels alone.",
               "accuracy of both less that of channels"),
         Claim("blurred", "They tell less of patches that were blurred after it.",
@@ -42,32 +42,37 @@ class RecolourStudy(Study):
         """Recolour patches, and test whether the recipe's head detects them."""
         tick("patches")
         draw = torch.Generator().manual_seed(seed)
-        left, right = _halves(draw, TINY if tiny else None)
-        sides = [recoloured(p, draw) for p in (left, right)]
-        plain = [recoloured(p, draw, strength=0.0) for p in (left, right)]
-        found = {kind: _accuracy(kind, *sides) for kind in KINDS}
+        both = pictures(draw, TINY if tiny else None)
+        sides = [recoloured(p, draw) for p in both]
+        plain = [recoloured(p, draw, strength=0.0) for p in both]
+        found = {kind: _accuracy(kind, sides, sides) for kind in KINDS}
         pressed = [(functional.avg_pool2d(x, 3, 1, 1), changed) for x, changed in sides]
         return {
             "neighbours": found["neighbours"] - 0.5,
             "channels": found["channels"] - 0.5,
             "both": found["both"] - found["channels"],
-            "blurred": found["channels"] - _accuracy("channels", sides[0], pressed[1]),
-            "same": _accuracy("both", *plain),
+            "blurred": found["channels"] - _accuracy("channels", sides, pressed),
+            "same": _accuracy("both", plain, plain),
             **{f"accuracy | {kind}": v for kind, v in found.items()},
         }
 
 
-def _halves(draw: torch.Generator, n: int | None) -> list[Tensor]:
-    """Return patches of the left and of the right halves, values in 0..1."""
-    pictures: Any = load_sample_images().images
-    sides = list[list[Tensor]]([[], []])
-    for picture in pictures:
+def pictures(draw: torch.Generator, n: int | None) -> list[Tensor]:
+    """Return patches of each picture, values in 0..1: up to ``n`` of either half."""
+    found: Any = load_sample_images().images
+    stacks = list[Tensor]()
+    for picture in found:
         x = torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255
-        for side, part in zip(sides, x.chunk(2, 2), strict=True):
-            side.append(patches_of(part, draw)[:n])
-    return [torch.cat(side) for side in sides]
+        stacks.append(torch.cat([patches_of(half, draw)[:n] for half in x.chunk(2, 2)]))
+    return stacks
 
 
-def _accuracy(kind: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> float:
-    head = linear_head().fit(features(kind, train[0]).numpy(), train[1].numpy())
-    return float(head.score(features(kind, test[0]).numpy(), test[1].numpy()))
+def _accuracy(
+    kind: str, train: list[tuple[Tensor, Tensor]], test: list[tuple[Tensor, Tensor]]
+) -> float:
+    """Return the mean accuracy of heads that learn on one picture, on the other one."""
+    right = list[float]()
+    for (x, changed), (seen, truth) in zip(train, reversed(test), strict=True):
+        head = linear_head().fit(features(kind, x).numpy(), changed.numpy())
+        right.append(float(head.score(features(kind, seen).numpy(), truth.numpy())))
+    return sum(right) / len(right)

@@ -65,6 +65,12 @@ class WhereTasksPartStudy(Study):
               "routing divergence, bits, first layer less last"),
         Claim("early", "Where pixels differ, experts in the first layer beat ones in the last.",
               "accuracy, first less last"),
+        Claim("marks", "There routers part them more than languages that differ in nothing.",
+              "routing divergence, bits, first layer: pixels less marks by lot"),
+        Claim("due", "The last layer gains more for names than for languages that do not differ.",
+              "accuracy, last less first: names less marks by lot"),
+        Claim("due early", "The first layer gains more for pixels than for such languages.",
+              "accuracy, first less last: pixels less marks by lot"),
     )  # fmt: skip
     null = Claim("alike", "Two nets that name, of other starts, do not part.",
                  "CKA with the class, rise of one less rise of the other")  # fmt: skip
@@ -73,10 +79,10 @@ class WhereTasksPartStudy(Study):
         """Train every cut and every arm of experts, and compare what was measured."""
         x, digit = shuffled_digits(seed)
         steps = TINY if tiny else STEPS
-        return _forks(x, digit, steps, seed, tick) | routes(x, digit, steps, seed, tick)
+        return forks(x, digit, steps, seed, tick) | routes(x, digit, steps, seed, tick)
 
 
-def _forks(x: Tensor, digit: Tensor, steps: int, seed: int, tick: Tick) -> dict[str, float]:
+def forks(x: Tensor, digit: Tensor, steps: int, seed: int, tick: Tick) -> dict[str, float]:
     """Train every cut; measure gradients of the shared net and similarities of single tasks."""
     draw, held = torch.Generator().manual_seed(seed), x[FIT:]
     seen = held + NOISE * torch.randn(held.shape, generator=draw)
@@ -100,13 +106,13 @@ def _forks(x: Tensor, digit: Tensor, steps: int, seed: int, tick: Tick) -> dict[
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         agreement = agreements(young, noisy(torch.arange(FIT)), (digit[:FIT], x[:FIT]), unit)
-    truths = one_hot(digit[FIT:], 10), held
+        fit, truths = noisy(torch.arange(FIT)), (one_hot(digit[:FIT], 10), x[:FIT])
     naming, restoring, again = (
         make(DEPTH, WIDTH, [n], steps=steps, start=seed + start)
         for n, start in ((10, 0), (64, 0), (10, 1_000))
     )
     curve = {
-        name: [similarities(net, seen, truth) for truth in truths]
+        name: [similarities(net, fit, truth) for truth in truths]
         for name, net in (("naming", naming), ("restoring", restoring), ("again", again))
     }
     rise = {name: of_class[-1] - of_class[0] for name, (of_class, _) in curve.items()}
