@@ -70,7 +70,7 @@ def pictures(draw: torch.Generator, n: int | None) -> list[Tensor]:
 def _accuracy(
     kind: str, train: list[tuple[Tensor, Tensor]], test: list[tuple[Tensor, Tensor]]
 ) -> float:
-    """Return the mean accuracy of heads that learn on one picture, on the other one."""
+    """Return the mean accuracy of heads that learn on one picture, on the other."""
     right = list[float]()
     for (x, changed), (seen, truth) in zip(train, reversed(test), strict=True):
         head = linear_head().fit(features(kind, x).numpy(), changed.numpy())
