@@ -4,7 +4,7 @@ A small transformer of sixteen patches of a digit learns from sixty labels. Besi
 hidden patches of digits without labels, or answers from rebuilt states of the labelled ones.
 """
 
-from typing import Literal, final, get_args
+from typing import Any, Literal, final, get_args
 
 import torch
 from einops import rearrange
@@ -105,7 +105,7 @@ def _accuracy(arm: Arm, x: Tensor, label: Tensor, seed: int, steps: int) -> tupl
     """Return the accuracy on test digits, without and with noise."""
     patches = rearrange(x, "n 1 (y a) (x b) -> n (y x) (a b)", a=2, b=2)
     net = drawn(_Net, seed)
-    hide = drawn(lambda: _objective(arm, net, seed), seed)
+    hide: Any = drawn(lambda: _objective(arm, net, seed), seed)
     if arm != "plain":
         hide(net.embed(patches[:2]), patches[:2], label[:2])  # finds its widths
     own = {id(p): p for module in (net, hide) for p in module.parameters()}
