@@ -63,7 +63,7 @@ def images_of(x: Tensor) -> list[Image.Image]:
 def by_texts(
     x: Tensor, label: Tensor, n: int, choose: int, seed: int, steps: int
 ) -> dict[str, float]:
-    """Return the accuracies of a bank of names, of single names and of the best of them.
+    """Return the accuracies of a bank of names, their mean, single names and the best of them.
 
     Parameters
     ----------
@@ -79,9 +79,11 @@ def by_texts(
     each = normalize(bank.rows, dim=1).reshape(CLASSES, NAMES, -1).transpose(0, 1)
     right = torch.stack([(rows @ one.T).argmax(1) == label[n:] for one in each]).double()
     best = int(right[:, :choose].mean(1).argmax())
+    mean = (rows[choose:] @ normalize(each.mean(0), dim=1).T).argmax(1)
     found = ConceptMarginal().fit(rows[choose:], bank.rows, bank.owner).predicted
     return {
         "marginal": float((found == label[n + choose :]).double().mean()),
+        "mean of names": float((mean == label[n + choose :]).double().mean()),
         "single names": float(right[:, choose:].mean()),
         "best name": float(right[best, choose:].mean()),
     }

@@ -67,6 +67,7 @@ class ConceptMarginalStudy(Study):
             "And over the name that is best on 200 labelled rows.",
             "difference of accuracies",
         ),
+        Claim("mean text", "And over the mean of the names.", "difference of accuracies"),
     )
     null = Claim(
         "null", "Concepts put to classes by lot are right as often as chance.", "accuracy less 0.1"
@@ -118,6 +119,7 @@ class ConceptMarginalStudy(Study):
             "over the mean": found[f"marginal | {high}"] - found[f"mean of prompts | {high}"],
             "texts": texts["marginal"] - texts["single names"],
             "best text": texts["marginal"] - texts["best name"],
+            "mean text": texts["marginal"] - texts["mean of names"],
             "null": sum(chance) / LOTS - 1 / CLASSES,
             **found,
             **{f"{name} | texts": value for name, value in texts.items()},
