@@ -43,9 +43,9 @@ class AdaptiveLearnersStudy(Study):
               "nats at a quarter, the same number by lot less chosen"),
         Claim("harder", "Noisy rows run more learners than clean ones.",
               "share of the learners that ran, noisy less clean, at a quarter"),
-        Claim("time", "At a quarter the gated learners take less time than all learners.",
+        Claim("seconds", "At a quarter the gated learners take less time than all learners.",
               "log of processor time, all learners by gated ones, in turns"),
-        Claim("module", "And less than the module that they replace.",
+        Claim("seconds of the module", "And less than the module that they replace.",
               "log of processor time, module by gated learners, in turns"),
     )  # fmt: skip
     null = Claim("lots", "Numbers dealt to rows by two lots do alike.",
@@ -85,17 +85,17 @@ class AdaptiveLearnersStudy(Study):
                 found[f"nats, {lot} | {budget:.0%}"] = _dealt(wanted, made, gate, x[HELD], dealt)
             tick(f"time, {budget:.0%}")
             spent = _seconds(net, gate, x[HELD].repeat(1 if tiny else COPIES, 1))
-            found |= {f"microseconds a row, {way} | {budget:.0%}": v for way, v in spent.items()}
+            found |= {f"us a row, {way} | {budget:.0%}": v for way, v in spent.items()}
         few, many = (f"{budget:.0%}" for budget in BUDGETS)
-        gated = found[f"microseconds a row, gated | {few}"]
+        gated = found[f"us a row, gated | {few}"]
         return {
             "met": 0.05 - abs(found[f"ran | {few}"] - BUDGETS[0]),
             "curve": found[f"nats | {few}"] - found[f"nats | {many}"],
             "gate": found[f"nats, a lot | {few}"] - found[f"nats | {few}"],
             "harder": found[f"ran, noisy | {few}"] - found[f"ran, clean | {few}"],
             "lots": found[f"nats, a lot | {few}"] - found[f"nats, another lot | {few}"],
-            "time": log(found[f"microseconds a row, all | {few}"] / gated),
-            "module": log(found[f"microseconds a row, module | {few}"] / gated),
+            "seconds": log(found[f"us a row, all | {few}"] / gated),
+            "seconds of the module": log(found[f"us a row, module | {few}"] / gated),
             **found,
         }
 
