@@ -166,7 +166,7 @@ def test_a_study_goes_on_after_its_finished_seeds(place, stopped):
     ended(words + "whole")
     err = stopped(words + "out", "sonde_studies.study:_one", 3)
     assert "Finished work is kept in out; the same command continues from there" in err
-    assert files(place) == ["out/nac.seeds.json"]
+    assert files(place) == ["out/nac.tiny.seeds.json"]
     ran = run_words(*(words + "out").split())
     assert ran.err.count("known from an earlier run") == 2
     expected, found = (json.loads((place / f / "nac.json").read_text()) for f in ("whole", "out"))

@@ -189,6 +189,12 @@ def test_what_is_refused(model, encoder):
     probe = KeepProbe(torch.ones(16).double(), 0.0, 1)
     with pytest.raises(InputError, match="states of width 16, got 192"):
         one.compress(model, TEXT, probe)
+    one.compress(model, TEXT, probe, encoder)
+    next(encoder.module.parameters()).data[4] = math.nan  # of "and"
+    with pytest.raises(InputError, match=r"finite scores, got 18 of 18 that are not"):
+        one.compress(model, TEXT, probe, encoder)
+    with pytest.raises(InputError, match="finite states and answers"):
+        one.learn(model, ["import sys and raise"], 4, progress=False, encoder=encoder)
     with pytest.raises(InputError, match="an encoder with a fast tokenizer, got"):
         one.compress(model, TEXT, probe, Model(encoder.module))
     with pytest.raises(InputError, match=r"share in \(0, 1\]"):

@@ -1,4 +1,4 @@
-"""Stacks of queues, one fed with all earlier layers, against loops over steps."""
+"""Layers that remember earlier steps, compared with sums that are written as loops over steps."""
 
 import pytest
 import torch

@@ -8,6 +8,6 @@ from sonde_studies._repetition import repeated
 
 @pytest.mark.truth("8-grams counted by hand")
 def test_repeated_grams_are_those_that_a_text_has_already():
-    """A period of 3 in 15 tokens has 8 8-grams, of which 3 differ; counting tokens are all new."""
+    """Fifteen tokens hold eight 8-grams; with a period of three tokens, three of these differ."""
     ids = torch.stack([torch.arange(15) % 3, torch.arange(15), torch.zeros(15).long()])
     assert repeated(ids).tolist() == pytest.approx([5 / 8, 0.0, 7 / 8])

@@ -93,7 +93,8 @@ class Study:
         kept = None
         if self.output is not None:
             make_directory(self.output)
-            kept = self.output / f"{study.name}.seeds.json"
+            size = ".tiny" if self.tiny else ""  # so that a try leaves the finished seeds alone
+            kept = self.output / f"{study.name}{size}.seeds.json"
         try:
             table = package.run_study(study, range(self.seeds), self.tiny, tick, kept)
         except KeyboardInterrupt:

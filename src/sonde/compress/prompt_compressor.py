@@ -19,8 +19,8 @@ from sonde.stats import ridge_of_rows
 from sonde.stats.divergence import kl_divergence
 
 WORD = re.compile(r"\s*\S+")
-MIDDLE = 2
-"""Fewest tokens of a text in a window of an encoder."""
+LEAST_TOKENS = 2
+"""Of a text in a window of an encoder, which also holds special tokens."""
 MARKS = ".,;:!?()[]{}\"'"
 UNITS = {"word": WORD, "sentence": re.compile(r"\s*\S[^.!?\n]*[.!?\n]*")}
 
@@ -119,7 +119,8 @@ class PromptCompressor:
         Raises
         ------
         InputError
-            If the probe is not of these states, or an encoder comes without a probe.
+            If the probe is not of these states, an encoder comes without a probe, or a score is
+            not finite.
         """
         words = tuple(found.span() for found in UNITS[self.unit].finditer(text))
         if not words:
@@ -134,6 +135,11 @@ class PromptCompressor:
         scores = _sums(each, read, words)
         if probe is not None or self.unit == "sentence":
             scores = scores / _sums(torch.ones_like(each), read, words).clamp(min=1)
+        if n_bad := int((~scores.isfinite()).sum()):
+            raise InputError(
+                f"PromptCompressor.compress: expected finite scores, got {n_bad} of {len(words)} "
+                "that are not. States or weights of the model, or the probe, hold NaN or infinity."
+            )
         forced = torch.tensor([self._is_forced(text[a:b]) for a, b in words])
         kept = forced.clone()
         order = scores.masked_fill(forced, torch.inf).argsort(descending=True, stable=True)
@@ -181,7 +187,13 @@ class PromptCompressor:
             raise InputError("PromptCompressor.learn: expected texts of several words, got none.")
         # ranks within a text, so that texts count alike; equal labels share theirs
         ranked = [torch.from_numpy((rankdata(x) - 1) / (len(x) - 1)) for x in labels]
-        weight, bias = ridge_of_rows(torch.cat(rows), torch.cat(ranked)[:, None])
+        states = torch.cat(rows)
+        if not bool(states.isfinite().all() and torch.cat(labels).isfinite().all()):
+            raise InputError(
+                "PromptCompressor.learn: expected finite states and answers, got NaN or infinity. "
+                "Check the weights of the model and of the encoder."
+            )
+        weight, bias = ridge_of_rows(states, torch.cat(ranked)[:, None])
         return KeepProbe(weight[:, 0], float(bias[0]), len(torch.cat(ranked)))
 
     def _seen(self, model: Model, text: str, encoder: Model | None) -> "_Read":
@@ -273,11 +285,12 @@ def _encoded(encoder: Model, text: str, window: int) -> _Read:
             "PromptCompressor: expected an encoder with a fast tokenizer, got "
             f"{encoder.name or type(encoder.module).__name__}."
         )
+    window = min(window, tokenizer.model_max_length)
     room = window - tokenizer.num_special_tokens_to_add()
-    if room < MIDDLE:
+    if room < LEAST_TOKENS:
         raise InputError(
-            f"PromptCompressor: expected window >= {window - room + MIDDLE} for this encoder, got "
-            f"{window}. Special tokens take {window - room} places of a window."
+            f"PromptCompressor: expected window >= {window - room + LEAST_TOKENS} for this "
+            f"encoder, got {window}. Special tokens take {window - room} places of a window."
         )
     found = tokenizer(
         text,

@@ -1,4 +1,7 @@
-"""Two nets, one for each view, that are joined at some depths and lose views in training."""
+"""A classifier of two views: a network for each, which exchange states at chosen layers.
+
+In training views are left out at random, so that it also answers from one view.
+"""
 
 import torch
 from torch import Tensor, nn
