@@ -7,6 +7,7 @@ from sonde.layers.cross_attention import drop_sources as drop_sources
 from sonde.layers.deformable_attention import DeformableAttention as DeformableAttention
 from sonde.layers.exchange import Exchange as Exchange
 from sonde.layers.experts import Experts as Experts
+from sonde.layers.generated_kernels import GeneratedKernels as GeneratedKernels
 from sonde.layers.grid_mixer import GridMixer as GridMixer
 from sonde.layers.hopfield import Hopfield as Hopfield
 from sonde.layers.hopfield import hebbian_couplings as hebbian_couplings
@@ -52,6 +53,7 @@ from sonde.layers.unit_gate import UnitGate as UnitGate
 from sonde.layers.unmix_norm import UnMixNorm as UnMixNorm
 from sonde.layers.unmix_norm import with_unmix_norm as with_unmix_norm
 from sonde.layers.vector_quantizer import VectorQuantizer as VectorQuantizer
+from sonde.layers.wave_channels import WaveChannels as WaveChannels
 from sonde.layers.weak_and_strong import WeakAndStrong as WeakAndStrong
 
 __all__: list[str]

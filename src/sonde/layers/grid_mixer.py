@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sonde.core.errors import InputError
-from sonde.layers._attending import wide_type
+from sonde.layers._generating import context_convolved, divided_by_size, places
 from sonde.layers.layer import Layer
 
 Weights = Literal["full", "local", "shared", "axis", "dilated", "generated"]
@@ -30,10 +30,9 @@ class GridMixer(Layer):
     Cost         numbers for each channel on 14 x 14: 38,416 full, 1,764 local, 9 shared.
     Assumes      ``full local axis generated`` are made for one grid; ``axis`` resamples other
                  sizes.
-    Differs      from HyperZZW: its slow network is the sine network, of one hidden layer; one
-                 branch with kernels of the grid's size, none of k x k, no bottleneck over branches
-                 and no local error for the slow network; a residual connection. From SpaRTAN: no
-                 wave channel part.
+    Differs      from HyperZZW: the slow network is a sine network of one hidden layer; a residual
+                 connection; one branch (several, and their bottleneck: ``GeneratedKernels``). From
+                 SpaRTAN: no normalisation inside; its channels are mixed by ``WaveChannels``.
 
     Parameters
     ----------
@@ -141,11 +140,7 @@ class GridMixer(Layer):
         nn.init.zeros_(self.out.weight)
 
     def _make_generated(self, width: int) -> None:
-        sides = [
-            torch.linspace(-1.0, 1.0, side) if side > 1 else torch.zeros(1) for side in self.grid
-        ]
-        places = torch.stack(torch.meshgrid(*sides, indexing="ij"), -1)
-        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("places", places(*self.grid), persistent=False)
         self.first, self.last = nn.Linear(2, width), nn.Linear(width, self.dim)
         self.scale = nn.Parameter(torch.zeros(self.dim, 1, 1))
 
@@ -164,9 +159,7 @@ class GridMixer(Layer):
             return self._along_axes(x)
         if self.weights == "dilated":
             return x + self._dilated(x)
-        y = self.convolved(x)
-        rms = (y.square().mean((2, 3), keepdim=True) + 1e-12).sqrt()
-        return x + self.scale * (y / rms).to(x.dtype)
+        return x + self.scale * divided_by_size(self.convolved(x)).to(x.dtype)
 
     def generated(self) -> Float[Tensor, "dim high wide"]:
         """Return the kernel that the sine network computes from the coordinates."""
@@ -178,15 +171,7 @@ class GridMixer(Layer):
 
         States of half types give float32: the FFT has none, and products of states overflow.
         """
-        high, wide = x.shape[2:]
-        size = (2 * high - 1, 2 * wide - 1)
-        x = x.to(wide_type(x))
-        if not len(x):
-            return torch.zeros_like(x)
-        both = torch.fft.rfft2(self.generated().to(x) * x, s=size) * torch.fft.rfft2(x, s=size)
-        whole = torch.fft.irfft2(both, s=size)
-        top, left = high // 2, wide // 2
-        return whole[:, :, top : top + high, left : left + wide]
+        return context_convolved(self.generated(), x)
 
     def _along_axes(self, x: Tensor) -> Tensor:
         size = (x.shape[2], x.shape[3])
