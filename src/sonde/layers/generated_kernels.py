@@ -74,7 +74,7 @@ class GeneratedKernels(Layer):
                 f"got {kernel} and {', '.join(branches) or 'none'}."
             )
         self.dim, self.kernel = dim, kernel
-        self.branches = tuple(b for b in BRANCHES if b in branches)
+        self.branches: tuple[Branch, ...] = tuple(b for b in BRANCHES if b in branches)
         self.high, self.wide = int(grid[0]), int(grid[1])
         self.first = nn.Linear(2, coordinate_width)
         if self._is_wide:
