@@ -4,15 +4,18 @@ python tools/rows.py [--part] [ID ...]
 
 A system is whole if its code exists, a test names an independent source for it, its study has a row
 of the table of ``docs/studies.md`` for each claim, every claim about it is settled, and nothing is
-known to be missing.
+known to be missing. A study that names nothing of the file in which an export is defined measures
+formulas of its own: the export does not count as one that it runs.
 """
 
+import ast
 import importlib
 import inspect
 import re
 import sys
 import tomllib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +107,46 @@ def truth_of(code: str, tests: Path = ROOT / "tests") -> str:
     return ""
 
 
+def runs(word: str, code: str) -> bool:
+    """Return whether a study, or a recipe that it calls, names what the file of an export defines.
+
+    A helper function of the same file counts: ``with_adapters`` builds ``ParallelAdapters``.
+    """
+    room, _, name = code.partition("(")[0].rpartition(".")
+    if room == "recipes":
+        return True
+    home = exported(code).__module__
+    rooms = importlib.import_module(f"sonde.{room}")
+    same = {n for n in dir(rooms) if getattr(getattr(rooms, n), "__module__", "") == home}
+    return bool(named_by(type(study_of(word)).__module__) & (same | {name}))
+
+
+@cache
+def named_by(module: str) -> frozenset[str]:
+    """Return the names that a module of the studies uses, with those of the modules it imports.
+
+    Only modules of the studies and of the recipes are followed: each of them is an experiment.
+    """
+    todo, seen, names = [module], set[str](), set[str]()
+    while todo:
+        if (at := todo.pop()) in seen:
+            continue
+        seen.add(at)
+        source = inspect.getsource(importlib.import_module(at))
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names |= {alias.name for alias in node.names}
+                inner = [f"{node.module}.{alias.name}" for alias in node.names]
+                todo += [m for m in (node.module, *inner) if m in sys.modules and _experiment(m)]
+            elif isinstance(node, ast.Attribute):
+                names.add(node.attr)
+    return frozenset(names)
+
+
+def _experiment(module: str) -> bool:
+    return module.startswith("sonde_studies.") and module != "sonde_studies.study"
+
+
 def verdicts(page: Path = ROOT / "docs" / "studies.md") -> dict[tuple[str, str], str]:
     """Return the verdict of each study's claim in the table, without its number of seeds."""
     rows = (line.strip("|").split("|") for line in page.read_text("utf-8").splitlines())
@@ -132,6 +175,8 @@ def reasons(row: Row, known: dict[tuple[str, str], str]) -> list[str]:
     parts = row.code or tuple(f"recipes.{word.replace('-', '_')}" for word in row.study)
     untold += [f"no truth test of {part}" for part in parts if not truth_of(part)]
     untold += [] if row.study else ["in no study"]
+    untold += [f"no study runs {part}" for part in row.code if row.study
+               if not any(runs(word, part) for word in row.study)]  # fmt: skip
     said = claims_of(row, known)
     return [*filter(None, [row.missing]), *untold,
             *(f"{key} = {v}" for key, v in said.items() if v not in SETTLED)]  # fmt: skip

@@ -1,20 +1,33 @@
 """Real changes under nuisance: weighted unit differences against the plain difference.
 
 Before and after are canvases of two digits; both are shifted and lit otherwise in every pair, and
-in half of the pairs one digit is another one.
+in half of the pairs one digit is another one. First the recipe weighs the states of a net that
+never saw a pair; then nets of equal size learn from pairs, with and without an exchange between
+both sides.
 """
 
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
+from sonde.layers import Exchange
+from sonde.metrics import auroc
 from sonde_studies._recipe_data import learned, mlp, shuffled_digits
 from sonde_studies.recipes.change_pairs import JOINED, PLAIN, SHUFFLED, WEIGHTED, change_pairs
 from sonde_studies.study import Claim, Figures, Study, Tick
+from sonde_studies.worlds.learning import drawn, minimise
 
 FIT, PAIRS, TINY, STEPS = 700, 600, 80, 300
 SHIFTS = (0, 1)
+LEARN, TEACH, DIM = 900, 4000, 16
+"""Steps, pairs and channels of the nets that learn from pairs."""
+
+
+ARMS = {"none": (False, False), "difference": (True, False), "swap": (False, True),
+        "swap and difference": (True, True)}  # fmt: skip
+"""Whether the sides exchange a weighted difference, and whether they swap channels."""
 
 
 @final
@@ -23,9 +36,7 @@ class ChangePairsStudy(Study):
 
     name = "change-pairs"
     title = "does weighting the difference of states find real changes under nuisance?"
-    fidelity = (
-        "weights on the states of a net that names the right digit; the paper trains exchanges"
-    )
+    fidelity = "two convolutions a side; the paper has a large backbone, and segments"
     data = "canvases of two digits of 8 x 8; light from 0.5 to 1.5, shifted by up to a pixel"
     claims = (
         Claim("weighted", "Weighted units beat the plain difference of the pixels under nuisance.",
@@ -36,6 +47,12 @@ class ChangePairsStudy(Study):
               "AUROC, head less weights, shift of a pixel"),
         Claim("nuisance", "The plain difference suffers from the shift.",
               "AUROC of plain pixels, no shift less a pixel"),
+        Claim("exchange", "A weighted difference between both sides helps a net that learns pairs.",
+              "AUROC, weighted difference less a convolution of its own on each side"),
+        Claim("swapped", "So does a swap of every second channel.",
+              "AUROC, swap less none, both with a convolution of their own"),
+        Claim("together", "Both find more changes than the head on states of single canvases.",
+              "AUROC, swap and weighted difference less head"),
     )  # fmt: skip
     null = Claim("shuffled", "Weights from shuffled labels tell nothing.",
                  "AUROC, mean over shifts", above=0.5)  # fmt: skip
@@ -58,14 +75,24 @@ class ChangePairsStudy(Study):
                 found[f"{name}, shift {shift}"] = {
                     str(row["arm"]): float(row["AUROC"]) for row in answer.rows
                 }
+        teach = _pairs(x[:FIT], label[:FIT], TINY if tiny else TEACH, 1, draw)
+        held = _pairs(x[FIT:], label[FIT:], TINY if tiny else PAIRS, 1, draw)
+        arm = dict[str, float]()
+        for name, how in ARMS.items():
+            tick(name)
+            arm[name] = _taught(*how, teach, held, seed, 20 if tiny else LEARN)
         states, plain = found["states, shift 1"], found["pixels, shift 1"]
         return {
             "weighted": states[WEIGHTED] - plain[PLAIN],
             "states": states[WEIGHTED] - states[PLAIN],
             "head": states[JOINED] - states[WEIGHTED],
             "nuisance": found["pixels, shift 0"][PLAIN] - plain[PLAIN],
+            "exchange": arm["difference"] - arm["none"],
+            "swapped": arm["swap"] - arm["none"],
+            "together": arm["swap and difference"] - states[JOINED],
             "shuffled": sum(row[SHUFFLED] for row in found.values()) / len(found),
-            **{f"{name} | {arm}": v for name, row in found.items() for arm, v in row.items()},
+            **{f"{name} | {key}": v for name, row in found.items() for key, v in row.items()},
+            **{f"learns pairs, {name}": v for name, v in arm.items()},
         }
 
 
@@ -90,3 +117,49 @@ def _pairs(
         {"before": a, "after": b, "changed": int(c)}
         for a, b, c in zip(*sides, changed, strict=True)
     ]
+
+
+class _Siamese(nn.Module):
+    """Two convolutions on each side, an exchange between them, and a head on the difference.
+
+    Without the weighted difference each side has a convolution of its own: as many parameters, but
+    for the nine weights of places and their bias.
+    """
+
+    def __init__(self, difference: bool, swap: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, DIM, 3, padding=1), nn.Conv2d(DIM, DIM, 3, padding=1)
+        self.swap = Exchange("swap") if swap else None
+        self.exchange = Exchange("difference", DIM) if difference else None
+        own = (nn.Conv2d(DIM, DIM, 1), nn.ReLU(), nn.Conv2d(DIM, DIM, 1, bias=False))
+        self.own = None if difference else nn.Sequential(*own)
+        self.head = nn.Linear(DIM, 1)
+
+    def forward(self, pair: Tensor) -> Tensor:
+        """Return logits of a change, for pairs (row, side, pixel)."""
+        a, b = (self.first(side.reshape(-1, 1, 8, 16)).relu() for side in pair.unbind(1))
+        if self.own is not None:
+            a, b = a + self.own(a), b + self.own(b)
+        if self.exchange is not None:
+            a, b = self.exchange(a, b)
+        if self.swap is not None:
+            a, b = (s.flatten(2).transpose(1, 2) for s in (a, b))
+            a, b = (s.transpose(1, 2).unflatten(2, (8, 16)) for s in self.swap(a, b))
+        a, b = (self.second(s).relu() for s in (a, b))
+        return self.head((a - b).abs().amax((2, 3))).squeeze(1)
+
+
+def _taught(
+    difference: bool, swap: bool, teach: list[Any], held: list[Any], seed: int, steps: int
+) -> float:
+    """Return the AUROC on held pairs of a net that learnt from pairs."""
+    sides = [torch.stack([torch.stack((r["before"], r["after"])) for r in p]) for p in (teach, held)]
+    truth = [torch.tensor([float(r["changed"]) for r in p]) for p in (teach, held)]
+    net = drawn(lambda: _Siamese(difference, swap), seed)
+
+    def loss(rows: Tensor) -> Tensor:
+        return binary_cross_entropy_with_logits(net(sides[0][rows]), truth[0][rows])
+
+    minimise(loss, net.parameters(), len(sides[0]), steps=steps, seed=seed)
+    with torch.no_grad():
+        return float(auroc(net(sides[1]).numpy(), truth[1].numpy(), seed=seed).value)
