@@ -35,6 +35,21 @@ def test_truth_of_an_export(code, test):
     assert rows.truth_of(code) == test
 
 
+@pytest.mark.parametrize(
+    ("study", "code", "runs"),
+    [
+        ("nac", "detect.NAC", True),
+        ("nac", "measure.CKA", False),
+        ("parallel-adapters", "layers.ParallelAdapters", True),  # by a function of its file
+        ("codebook-bottleneck", "layers.VectorQuantizer", True),
+        ("per-user-flow", "store.Policy", True),  # by a part of its recipe
+        ("class-panel", "layers.Attention", False),
+    ],
+)
+def test_whether_a_study_runs_an_export(study, code, runs):
+    assert rows.runs(study, code) is runs
+
+
 def test_status_of_planted_rows():
     known = {("nac", claim.text): "holds" for claim in study_of("nac").claims}
     known["nac", rows.NULL + study_of("nac").null.text] = "as expected"
@@ -48,4 +63,6 @@ def test_status_of_planted_rows():
     assert rows.status(whole, open_claim) == "unsettled"
     assert rows.reasons(whole, open_claim) == [f"nac: {first.key} = too few seeds"]
     assert rows.status(rows.Row("a", "NAC", ("detect.NAC",)), known) == "part"
+    other = rows.Row("a", "NAC", ("detect.NAC", "measure.CKA"), ("nac",))
+    assert rows.reasons(other, known) == ["no study runs measure.CKA"]
     assert rows.status(rows.Row("a", "X", missing="closed: no mechanism"), known) == "closed"

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from sonde import InputError, Model, gather, read
 from sonde.data import open_inputs
+from sonde.store import Policy
 from sonde.weights import mean_loss, tuned
 from sonde_studies.parts.rows import Values
 from sonde_studies.parts.states import last_states, with_module
-from sonde_studies.parts.words import WORD, private_words, without_words
+from sonde_studies.parts.words import WORD, private_words
 
 
 @final
@@ -68,11 +69,13 @@ class Sharing:
         labelled : bool, default=False
             A query sees rows of its own user alone.
         redacted : bool, default=False
-            Texts have no words that one user alone uses.
+            Words that one user alone uses are replaced by pseudonyms of ``sonde.store.Policy``.
         """
         sides = [self.texts, self.other]
         if redacted:
-            sides = [without_words(side, self.private) for side in sides]
+            key = (self.seed % 2**64).to_bytes(16, "little")  # pseudonyms, and so states, that a seed repeats
+            policy = Policy(tuple(rf"\b{word}\b" for word in self.private) or (r"(?!)",), key)
+            sides = [policy.redacted(side) for side in sides]
         user, owner = self.user[self.asked], self.user[self.kept]
         query = self._states(sides[0], self.asked)
         far = [torch.cdist(query, self._states(side, self.kept)) for side in sides]

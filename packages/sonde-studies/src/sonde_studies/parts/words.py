@@ -27,7 +27,3 @@ def private_words(texts: Sequence[str], user: Any) -> dict[str, str]:
     """Return the words that only one user uses, with their user."""
     return {word: next(iter(own)) for word, own in users_of(texts, user).items() if len(own) == 1}
 
-
-def without_words(texts: Sequence[str], words: dict[str, str]) -> list[str]:
-    """Return texts with each of these words replaced by a dash."""
-    return [WORD.sub(lambda m: "-" if m[0] in words else m[0], text) for text in texts]
