@@ -153,7 +153,8 @@ def _taught(
     difference: bool, swap: bool, teach: list[Any], held: list[Any], seed: int, steps: int
 ) -> float:
     """Return the AUROC on held pairs of a net that learnt from pairs."""
-    sides = [torch.stack([torch.stack((r["before"], r["after"])) for r in p]) for p in (teach, held)]
+    pairs = [[torch.stack((r["before"], r["after"])) for r in p] for p in (teach, held)]
+    sides = [torch.stack(p) for p in pairs]
     truth = [torch.tensor([float(r["changed"]) for r in p]) for p in (teach, held)]
     net = drawn(lambda: _Siamese(difference, swap), seed)
 

@@ -109,4 +109,3 @@ def _quantised(x: Tensor, label: Tensor, n: int, seed: int, steps: int) -> nn.Se
 
     minimise(loss, net.parameters(), len(x), steps=steps, seed=seed)
     return net.eval()
-

@@ -94,7 +94,8 @@ def _left_early(net: nn.Module, x: Tensor, label: Tensor) -> tuple[float, float]
     found = EarlyExit(0.02, sites=("0",)).fit(model, *parts).answer(net, held)
     leaves = found.depth == 0
     differ = found.logits.argmax(1) != net(held).argmax(1)
-    return float(leaves.double().mean()), float(differ[leaves].double().sum() / leaves.sum().clip(1))
+    wrong = differ[leaves].double().sum() / leaves.sum().clip(1)
+    return float(leaves.double().mean()), float(wrong)
 
 
 def _net(width: int) -> nn.Sequential:

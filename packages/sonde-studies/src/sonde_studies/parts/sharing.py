@@ -73,7 +73,8 @@ class Sharing:
         """
         sides = [self.texts, self.other]
         if redacted:
-            key = (self.seed % 2**64).to_bytes(16, "little")  # pseudonyms, and so states, that a seed repeats
+            # a key by the seed: other pseudonyms are other states, and other answers
+            key = (self.seed % 2**64).to_bytes(16, "little")
             policy = Policy(tuple(rf"\b{word}\b" for word in self.private) or (r"(?!)",), key)
             sides = [policy.redacted(side) for side in sides]
         user, owner = self.user[self.asked], self.user[self.kept]

@@ -26,4 +26,3 @@ def masked(texts: Sequence[str], author: Any, common: float = 0.8) -> list[str]:
 def private_words(texts: Sequence[str], user: Any) -> dict[str, str]:
     """Return the words that only one user uses, with their user."""
     return {word: next(iter(own)) for word, own in users_of(texts, user).items() if len(own) == 1}
-
