@@ -40,7 +40,7 @@ class StackedBlocksStudy(Study):
         Claim("four", "At 4.25 bits rounding diverges less.",
               "logarithm of its own divergence over that of RTN"),
         Claim("cut", "A file of 4.25 bits, cut to that of 2.25 and 1 %, is as good to a tenth.",
-              "logarithm of 1.1 less that of the divergence of the cut file over that of the other"),
+              "logarithm of 1.1 less that of the cut file's divergence over the other's"),
     )  # fmt: skip
     null = Claim("halves", "Calibrated on either half of the rows it diverges alike, 2.25 bits.",
                  "logarithm of the ratio of divergences")  # fmt: skip
