@@ -36,6 +36,7 @@ from sonde.layers.patterns import Stripes as Stripes
 from sonde.layers.patterns import Where as Where
 from sonde.layers.patterns import Window as Window
 from sonde.layers.patterns import pattern_of as pattern_of
+from sonde.layers.range_convolution import RangeConvolution as RangeConvolution
 from sonde.layers.readout import Readout as Readout
 from sonde.layers.reversible import Reversible as Reversible
 from sonde.layers.routing_divergence import routing_divergence as routing_divergence
