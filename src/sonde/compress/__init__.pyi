@@ -97,6 +97,8 @@ from sonde.compress.tova import TOVA as TOVA
 from sonde.compress.unit_use import UnitUse as UnitUse
 from sonde.compress.unit_use import unit_use as unit_use
 from sonde.compress.weight_codebook import WeightCodebook as WeightCodebook
+from sonde.compress.yes_relevance import asked_parts as asked_parts
+from sonde.compress.yes_relevance import yes_relevance as yes_relevance
 from sonde.weights import QuantLinear as QuantLinear
 from sonde.weights import ThinLinear as ThinLinear
 from sonde.weights import kernels as kernels

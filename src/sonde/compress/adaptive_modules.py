@@ -161,9 +161,12 @@ class AdaptiveModules:
             return task + near * (cost - self.budget).abs() + sharp * each - spread * mean
 
         parameters = [p for gate in gates for p in gate.parameters()]
-        return Descent("AdaptiveModules", parameters, self.rate).run(
+        losses = Descent("AdaptiveModules", parameters, self.rate).run(
             loss, batches_of(teacher, inputs, self.steps, draw)
         )
+        for gate in gates:  # a module that holds a graph can be neither copied nor stored
+            gate.probs, gate.cost, gate.draw = None, gate.cost.detach(), None
+        return losses
 
 
 def enough(error: Float[Tensor, "row number"], patience: float) -> Int[Tensor, "row"]:

@@ -30,7 +30,8 @@ def token_budget(
     Parameters
     ----------
     relevance : Float[Tensor, "segment"]
-        Of 0 or more, such as the largest cosine to a part of the question.
+        Of 0 or more: the probability that a model answers yes (``yes_relevance``), or the largest
+        cosine to a part of the question (``segment_relevance``).
     lengths : Int[Tensor, "segment"]
         Tokens of each segment.
     budget : int
@@ -131,8 +132,8 @@ def question_parts(question: str, others: Sequence[str], common: float = 0.5) ->
     """Return the things that a question asks for: its runs of words that few questions have.
 
     Words that more than the share ``common`` of the other questions contain say how is asked, and
-    part the rest. ``segment_relevance`` takes the states of the parts. In place of this rule a
-    language model can be asked to part the question, as in the paper.
+    part the rest. ``segment_relevance`` takes the states of the parts. ``asked_parts`` asks a
+    language model to part the question, as in the paper.
 
     Parameters
     ----------

@@ -1,0 +1,225 @@
+"""Yes or no for each segment in batches, against each prompt alone; parts that a model writes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from sonde import Model, load
+from sonde.compress import asked_parts, token_budget, yes_relevance
+from sonde.core import InputError
+
+SIGNS = ["<pad>", "<unk>", "<s>", "</s>", "<image>", "yes", "no"]
+WORDS = [
+    "a",
+    "the",
+    "red",
+    "green",
+    "dark",
+    "cup",
+    "dog",
+    "door",
+    "is",
+    "here",
+    "where",
+    "and",
+    ",",
+]
+WORDS += ["it", "of", "on", "answer", ":"]
+TEXTS = ["the red cup is on the door", "a dog", "where is it , the dark green dog of the cup", "it"]
+PARTS = ["red cup", "the dark door and it"]
+TEMPLATE = "{segment} is the {part} here : answer :"
+SIZES: dict[str, Any] = {
+    "vocab_size": len(SIGNS) + len(WORDS), "hidden_size": 16, "intermediate_size": 32,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0, "bos_token_id": 2,
+    "eos_token_id": 3, "initializer_range": 0.5,
+}  # fmt: skip
+
+
+def tokenizer(end: bool = False, side: str = "left") -> Any:
+    """Return a tokenizer of words that begins texts, and ends them if asked."""
+    numbers = {word: i for i, word in enumerate([*SIGNS, *WORDS])}
+    made = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>" if end else "<s> $A", special_tokens=[("<s>", 2), ("</s>", 3)]
+    )
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", unk_token="<unk>", bos_token="<s>",
+        eos_token="</s>", extra_special_tokens=["<image>"], padding_side=side,
+    )  # fmt: skip
+
+
+def gpt2() -> Any:
+    """Return a model that counts positions by itself and would count padding."""
+    names = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": SIZES["vocab_size"]}
+    return tf.GPT2LMHeadModel(tf.GPT2Config(**names, initializer_range=0.5))
+
+
+def llama() -> Any:
+    """Return a small Llama."""
+    return tf.LlamaForCausalLM(tf.LlamaConfig(**SIZES))
+
+
+def answered(module: Any, given: Any) -> float:
+    """Return the probability of yes of one prompt, run alone and without padding."""
+    with torch.no_grad():
+        logits = module(**given).logits[0, -1].double()
+    yes, no = (logits[SIGNS.index(word)].exp() for word in ("yes", "no"))
+    return float(yes / (yes + no))
+
+
+@pytest.mark.truth("each prompt run alone by transformers, without padding")
+@pytest.mark.parametrize("make", [gpt2, llama])
+@pytest.mark.parametrize("end", [False, True])
+def test_batches_of_texts_are_answered_as_each_alone(make, end):
+    torch.manual_seed(1)
+    module = make().eval()
+    plain = tokenizer()
+    alone = torch.tensor(
+        [
+            [
+                answered(
+                    module,
+                    plain(
+                        TEMPLATE.replace("{segment}", text).replace("{part}", part),
+                        return_tensors="pt",
+                        return_token_type_ids=False,
+                    ),
+                )
+                for part in PARTS
+            ]
+            for text in TEXTS
+        ]
+    )
+    assert float(alone.std()) > 0.02
+    model = load(module, processor=tokenizer(end))
+    for combine, wanted in (("max", alone.amax(1)), ("mean", alone.mean(1))):
+        for size in (1, 3, "auto"):
+            found = yes_relevance(
+                model, TEXTS, PARTS, TEMPLATE, ("yes", "no"), combine, batch_size=size
+            )
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    turned = yes_relevance(model, TEXTS, PARTS[:1], TEMPLATE, ("no", "yes"))
+    torch.testing.assert_close(turned, 1 - alone[:, 0], rtol=1e-5, atol=1e-6)
+    assert int(token_budget(turned, torch.full((4,), 9), 12).sum()) == 12
+
+
+def picture(seed: int) -> Image.Image:
+    """Return noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (16, 20, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.truth("the processor and the model of transformers for each picture alone")
+def test_batches_of_pictures_are_answered_as_each_alone():
+    torch.manual_seed(2)
+    vision = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,
+              "num_attention_heads": 2, "image_size": 16, "patch_size": 8}  # fmt: skip
+    config = tf.LlavaConfig(
+        text_config=tf.LlamaConfig(**SIZES), vision_config=tf.CLIPVisionConfig(**vision),
+        image_token_index=SIGNS.index("<image>"), vision_feature_layer=-1,
+    )  # fmt: skip
+    cut = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    processor = tf.LlavaProcessor(
+        cut, tokenizer(), patch_size=8, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )  # fmt: skip
+    module = tf.LlavaForConditionalGeneration(config).eval()
+    template = "<image> is the {part} here : answer :"
+    frames = [picture(i) for i in range(5)]
+    alone = torch.tensor(
+        [
+            [
+                answered(
+                    module,
+                    processor(
+                        images=frame, text=template.replace("{part}", part), return_tensors="pt"
+                    ),
+                )
+                for part in PARTS
+            ]
+            for frame in frames
+        ]
+    )
+    assert float(alone.std()) > 0.02
+    model = load(module, processor=processor)
+    found = yes_relevance(model, frames, PARTS, template, ("yes", "no"), batch_size=4)
+    torch.testing.assert_close(found, alone.amax(1), rtol=1e-4, atol=1e-5)
+
+
+class Told(torch.nn.Module):
+    """A model that continues every prompt by the same tokens."""
+
+    def __init__(self, ids: list[int]) -> None:
+        super().__init__()
+        self.ids, self.weight = ids, torch.nn.Parameter(torch.zeros(1))
+
+    def generate(self, ids: Any, max_new_tokens: int, **_: Any) -> Any:
+        """Return the prompt and the first tokens of the answer."""
+        return torch.cat([ids, torch.tensor([self.ids[:max_new_tokens]])], 1)
+
+
+@pytest.mark.truth("parts that were written down as the model's answer")
+def test_parts_are_split_at_commas():
+    words = tokenizer()
+    ids = words("the red cup , a dog", add_special_tokens=False)["input_ids"]
+    model = Model(Told([*ids, 3]), words, task="causal")
+    assert asked_parts(model, "where is it", "{question} :") == ["the red cup", "a dog"]
+    assert asked_parts(model, "where is it", "{question} :", 2) == ["the red"]
+    silent = Model(Told([3]), words, task="causal")
+    assert asked_parts(silent, "where is it", "{question} :") == ["where is it"]
+
+
+@pytest.mark.truth("the likeliest tokens, one forward after another")
+def test_the_parts_are_the_models_likeliest_tokens():
+    torch.manual_seed(5)
+    module, words = llama().eval(), tokenizer()
+    ids = words("where is the dog :", return_tensors="pt")["input_ids"]
+    start = ids.shape[1]
+    with torch.no_grad():
+        while ids.shape[1] < start + 6 and int(ids[0, -1]) != 3:
+            ids = torch.cat([ids, module(ids).logits[:, -1:].argmax(2)], 1)
+    written = words.decode(ids[0, start:], skip_special_tokens=True)
+    for end in (False, True):
+        model = load(module, processor=tokenizer(end))
+        found = asked_parts(model, "where is the dog", "{question} :", 6)
+        assert found == [part.strip() for part in written.split(",") if part.strip()]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"template": "{segment} is it :"}, r"expected \{part\}"),
+        ({"template": "is the {part} here :"}, r"expected \{segment\}"),
+        ({"parts": "red cup"}, "a list of parts"),
+        ({"segments": []}, "0 segments"),
+        ({"answers": ("yes", "yes it is")}, "different tokens"),
+        ({"segments": ["a " * 3000]}, "long"),
+    ],
+)
+def test_what_is_refused(change, said):
+    given = {"segments": TEXTS, "parts": PARTS, "template": TEMPLATE, "answers": ("yes", "no")}
+    with pytest.raises(InputError, match=said):
+        yes_relevance(load(llama().eval(), processor=tokenizer()), **(given | change))
+
+
+def test_a_model_without_answers_is_refused():
+    with pytest.raises(InputError, match="a causal language model"):
+        yes_relevance(Model(torch.nn.Linear(2, 2)), TEXTS, PARTS, TEMPLATE)
+    with pytest.raises(InputError, match="question"):
+        asked_parts(load(llama().eval(), processor=tokenizer()), "where", "parts :")
+
+
+def test_weights_that_are_not_numbers_are_an_error():
+    module = llama().eval()
+    with torch.no_grad():
+        module.lm_head.weight.fill_(float("nan"))
+    model = load(module, processor=tokenizer())
+    with pytest.raises(InputError, match="finite logits"):
+        yes_relevance(model, TEXTS, PARTS, TEMPLATE, ("yes", "no"))
