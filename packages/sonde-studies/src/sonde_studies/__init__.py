@@ -139,6 +139,7 @@ STUDIES: dict[str, str] = {
     "route-by-score": "RouteByScoreStudy",
     "routed-dimensions": "RoutedDimensionsStudy",
     "scalar-codes": "ScalarCodesStudy",
+    "scale-generation": "ScaleGenerationStudy",
     "shortcut-bias": "ShortcutBiasStudy",
     "simple-net": "SimpleNetStudy",
     "size-fidelity": "SizeFidelityStudy",
