@@ -56,17 +56,22 @@ def test_within_scales_only_the_first_is_told_the_class():
             assert bool(moved[1:].any()) == (kinds != ("within", "within"))
 
 
-def test_patterns_are_blocks_and_their_pairs_are_counted():
-    masked = drawn(lambda: Attention(scales.DIM, scales.HEADS, scales.Scales(0)), 2)
-    blocks = Attention(scales.DIM, scales.HEADS, "block:1,4,16,64")
-    torch.nn.init.normal_(masked.out.weight)
-    blocks.load_state_dict(masked.state_dict())
+def test_full_attention_is_attention_to_all_tokens_up_to_the_scale():
+    """The last token sees all tokens; a token of a scale sees the tokens up to the scale's end."""
+    full = drawn(scales.FullAttention, 2)
+    layer = Attention(scales.DIM, scales.HEADS)
+    torch.nn.init.normal_(full.out.weight)
+    layer.load_state_dict(full.state_dict(), strict=False)
     x = torch.randn(3, 85, scales.DIM, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(masked(x), blocks(x), rtol=1e-4, atol=1e-4)
-    for kind, earlier in (("full", 1), ("within", 0)):
-        pairs = sum(
-            1 for q in scales.SCALE for k in scales.SCALE if (k <= q if earlier else k == q)
+    for first, end in ((0, 1), (1, 5), (5, 21), (21, 85)):
+        torch.testing.assert_close(
+            full(x)[:, first:end], layer(x[:, :end])[:, first:], rtol=1e-4, atol=1e-4
         )
+
+
+def test_multiply_adds_are_those_of_the_pairs():
+    for kind, earlier in (("full", True), ("within", False)):
+        pairs = sum(1 for q in scales.SCALE for k in scales.SCALE if k == q or (earlier and k < q))
         assert scales.multiply_adds(kind) == 2 * scales.DIM * pairs
 
 

@@ -1,46 +1,21 @@
 """Pictures as codes of growing scales, and a transformer that predicts a whole scale at once."""
 
-from dataclasses import dataclass
-from typing import ClassVar, final
-
 import torch
-from jaxtyping import Bool, Float, Int
+from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import avg_pool2d, interpolate, scaled_dot_product_attention
 
 from sonde.layers import Attention, LinearAttention
-from sonde.layers.patterns import Pattern, Where
 
 SIDES, LEVELS, DIM, HEADS = (1, 2, 4, 8), 8, 32, 4
 SIZES = tuple(side**2 for side in SIDES)
 N_TOKENS, N_CODES = sum(SIZES), 2 * LEVELS + 1
+WITHIN = "block:" + ",".join(map(str, SIZES))
 SCALE = torch.repeat_interleave(torch.arange(len(SIDES)), torch.tensor(SIZES))
 
 Pictures = Float[Tensor, "picture 8 8"]
 Codes = Int[Tensor, "picture token"]
-
-
-@final
-@dataclass(frozen=True)
-class Scales(Pattern):
-    """Tokens of the same scale, and of all earlier scales if ``earlier`` is 1.
-
-    ``scales:0`` allows the pairs of ``block:1,4,16,64``, and masks them: for groups of sizes so
-    different this is faster.
-
-    Parameters
-    ----------
-    earlier : int
-    """
-
-    earlier: int
-    word: ClassVar[str] = "scales"
-
-    def allowed(self, where: Where) -> Bool[Tensor, "row head query key"]:
-        """Return a mask of the keys of allowed scales."""
-        scale = SCALE[where.position][:, None]
-        query, key = scale[..., :, None], scale[..., None, :]
-        return query >= key if self.earlier else query == key
 
 
 def up(x: Float[Tensor, "picture side side"], side: int) -> Float[Tensor, "picture side2 side2"]:
@@ -107,21 +82,49 @@ class ScaleNet(nn.Module):
         return self.last(self.norm(h))
 
 
+class FullAttention(nn.Module):
+    """Attention to all tokens of the same scale and of earlier ones, added to the states.
+
+    As ``sonde.layers.Attention``, which has no such pattern.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        names = ("query", "key", "value")
+        self.maps = nn.ModuleDict({name: nn.Linear(DIM, DIM) for name in names})
+        self.out = nn.Linear(DIM, DIM)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Float[Tensor, "row token dim"]) -> Float[Tensor, "row token dim"]:
+        """Return the states plus the output of the attention."""
+        q, k, v = (rearrange(m(x), "r t (h w) -> r h t w", h=HEADS) for m in self.maps.values())
+        scale = SCALE[: x.shape[1]]
+        heads = scaled_dot_product_attention(q, k, v, attn_mask=scale[:, None] >= scale)
+        return x + self.out(rearrange(heads, "r h t w -> r t (h w)"))
+
+
 class _Part(nn.Module):
+    """A mixing layer or an MLP behind a norm, added to the states."""
+
     def __init__(self, kind: str) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(DIM)
-        self.adds = kind != "each"
-        if kind == "each":
-            self.body = nn.Sequential(nn.Linear(DIM, 2 * DIM), nn.GELU(), nn.Linear(2 * DIM, DIM))
-        elif kind == "linear":
-            self.body = LinearAttention(DIM, HEADS)
-        else:
-            self.body = Attention(DIM, HEADS, Scales(int(kind == "full")))
+        self.norm, self.adds = nn.LayerNorm(DIM), kind != "each"
+        self.body = _body(kind)
 
     def forward(self, h: Tensor) -> Tensor:
         x = self.norm(h)
         return h + self.body(x) - x if self.adds else h + self.body(x)
+
+
+def _body(kind: str) -> nn.Module:
+    if kind == "full":
+        return FullAttention()
+    if kind == "within":
+        return Attention(DIM, HEADS, WITHIN)
+    if kind == "linear":
+        return LinearAttention(DIM, HEADS)
+    return nn.Sequential(nn.Linear(DIM, 2 * DIM), nn.GELU(), nn.Linear(2 * DIM, DIM))
 
 
 @torch.no_grad()
