@@ -133,4 +133,4 @@ def _accuracy(judge: nn.Module, rows: Tensor, label: Tensor) -> float:
 @torch.no_grad()
 def _distance(judge: nn.Module, rows: Tensor, real: Tensor) -> float:
     """Return the Frechet distance of pictures in the judge's logits."""
-    return Frechet(permutations=1).between(judge(rows), judge(real)).value
+    return float(Frechet(permutations=1).between(judge(rows), judge(real)).value)
