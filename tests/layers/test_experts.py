@@ -80,6 +80,61 @@ def test_units(scale, factor):
         Experts(4, n_experts=5, over="units", k=5, shared=1)
 
 
+@pytest.mark.truth("one dense network, its parts weighed and fused by loops over units")
+@pytest.mark.parametrize("scale", ["scores", "none"])
+@pytest.mark.parametrize("fusion", ["none", "groups", "dense"])
+def test_scaled_and_fused_units(scale, fusion):
+    given = {"over": "units", "k": 2, "shared": 1, "width": 3, "scale": scale, "fusion": fusion}
+    layer, x = filled(Experts(4, n_experts=5, **given)), draw(6, 4)
+    up, act, down = layer.experts[0]
+    for row, found in zip(x, layer(x), strict=True):
+        scores = layer.line(row).detach()
+        routed = scores[1:] if scale == "scores" else scores
+        on = [0, *(1 + e for e in routed.topk(2).indices.tolist())]
+        chance = [float(scores[e].exp() / scores.exp().sum()) for e in on if scale == "scores"]
+        weight = {e: 5 * g * sum(chance) for e, g in zip(on, chance, strict=False)}
+        hidden = up(row) if fusion != "none" else act(up(row))
+        kept = [hidden[j] * (weight.get(j // 3, 1.0) if j // 3 in on else 0.0) for j in range(15)]
+        last = kept
+        if fusion == "dense":
+            last = [sum(kept[i] * layer.mixed[i, j] for i in range(15)) for j in range(15)]
+        if fusion == "groups":
+            inner = [sum(kept[p * 3 + i] * layer.within[p, i, j] for i in range(3))
+                     for p in range(5) for j in range(3)]  # fmt: skip
+            last = [sum(inner[p * 3 + j] * layer.across[j, p, q] for p in range(5))
+                    for q in range(5) for j in range(3)]  # fmt: skip
+        units = torch.stack(last)
+        torch.testing.assert_close(found, row + down(units if fusion == "none" else act(units)))
+
+
+def test_a_confident_router_scales_by_all_parts_over_those_that_are_on():
+    """The mean weight of parts that are on is ``n / active``, the scale ``share``."""
+    layer = Experts(4, n_experts=5, over="units", k=2, scale="scores", shared=1).double()
+    with torch.no_grad():
+        layer.line.weight.copy_(30.0 * torch.eye(5, 4).double())
+    weight = layer._weights(torch.tensor([1.0, 1.0, 1.0, -1.0]).double())
+    assert weight.tolist() == pytest.approx([5 / 3] * 3 + [0.0] * 2)
+
+
+@pytest.mark.parametrize("fusion", ["groups", "dense"])
+def test_a_fusion_starts_as_the_identity_and_learns(fusion):
+    given = {"over": "units", "k": 1, "scale": "none", "width": 3, "fusion": fusion}
+    layer, x = Experts(4, n_experts=4, **given).double(), draw(5, 4)
+    nn.init.normal_(layer.experts[0][2].weight, generator=torch.Generator().manual_seed(0))
+    plain = Experts(4, n_experts=4, **given | {"fusion": "none"}).double()
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    torch.testing.assert_close(layer(x), plain(x))
+    layer(x).square().sum().backward()
+    for p in layer.parameters():
+        assert p.grad is not None
+        assert p.grad.abs().sum() > 0
+
+
+def test_a_fusion_of_whole_experts_is_refused():
+    with pytest.raises(InputError, match="are of units"):
+        Experts(4, fusion="groups")
+
+
 @pytest.mark.truth("values printed in the handbook, by hand")
 def test_confidence():
     layer = WeakAndStrong(4, 3).double()

@@ -19,13 +19,17 @@ class Experts(Layer):
     ``top_k``: ``g`` is a softmax over the ``k`` highest router scores. ``label``: the expert of the
     row's label. ``mean``: the mean of all. ``over="units"``: one network whose hidden width is cut
     in ``n_experts`` parts; the first ``shared`` parts and the ``k`` best-scored other parts are on,
-    scaled so that the activation keeps its size. The last map of every expert starts at zero.
-    ``shared`` experts are always added.
+    scaled so that the activation keeps its size. ``fusion`` maps the parts that are on to the units
+    of all parts before the nonlinearity; the map starts as the identity. The last map of every
+    expert starts at zero. ``shared`` experts are always added.
 
-    Cost         k + shared experts for each state, and dim n_experts products of the router.
+    Cost         k + shared experts for each state, and dim n_experts products of the router;
+                 ``groups`` adds ``width + n_experts`` products for each unit of the parts that are
+                 on, and the last map then reads all units.
     Assumes      a loss that holds ``balance`` near 1, if all experts should be used.
-    Differs      from MoHD: it has a scale whose formula we do not know, and a map that fuses groups
-                 of units; here the network's last map mixes the units that are on.
+    Differs      from MoHD: only the units of one network are routed, not the states between layers.
+                 The scale ``scores`` and the place of the fusion are as a reimplementation gives
+                 them; we did not see the paper's equations. ``share`` and ``rms`` are ours.
 
     Parameters
     ----------
@@ -37,8 +41,14 @@ class Experts(Layer):
     over : {"experts", "units"}, default="experts"
     k : int, default=2
     shared : int, default=0
-    scale : {"share", "rms"}, default="share"
-        ``n / active``, or its root, which keeps the sum of squares of independent units.
+    scale : {"share", "rms", "scores", "none"}, default="share"
+        Of units: ``n / active``, or its root, which keeps the sum of squares of independent units.
+        ``scores`` weighs each part that is on by ``n g sum(g)``, where ``g`` is its probability in
+        a softmax over the scores of all ``n`` parts and the sum is over the parts that are on: on
+        average ``n / active`` if these hold all of the probability.
+    fusion : {"none", "groups", "dense"}, default="none"
+        Of units: a linear map from the parts that are on to all units. ``groups`` mixes within each
+        part, then the units of one place in all parts (a Monarch matrix); ``dense`` is a full one.
 
     References
     ----------
@@ -53,6 +63,7 @@ class Experts(Layer):
         {"dim": 4, "router": "label"},
         {"dim": 4, "router": "mean", "width": 3},
         {"dim": 4, "over": "units", "k": 1, "shared": 1, "scale": "rms"},
+        {"dim": 4, "over": "units", "k": 1, "shared": 1, "scale": "scores", "fusion": "groups"},
     )
     layout: ClassVar[tuple[str, ...]] = ("row *axes dim",)
 
@@ -65,10 +76,16 @@ class Experts(Layer):
         over: Literal["experts", "units"] = "experts",
         k: int = 2,
         shared: int = 0,
-        scale: Literal["share", "rms"] = "share",
+        scale: Literal["share", "rms", "scores", "none"] = "share",
+        fusion: Literal["none", "groups", "dense"] = "none",
     ) -> None:
         super().__init__()
         free = n_experts - (shared if over == "units" else 0)
+        if over == "experts" and (scale, fusion) != ("share", "none"):
+            raise InputError(
+                f"Experts: scale={scale!r} and fusion={fusion!r} are of units, got over='experts'. "
+                "Say over='units'."
+            )
         if not 1 <= k <= free or (over == "units" and router != "top_k"):
             raise InputError(
                 f"Experts: expected k from 1 to {free} routed experts, and units routed by top_k, "
@@ -76,6 +93,7 @@ class Experts(Layer):
             )
         self.dim, self.n_experts, self.router, self.over = dim, n_experts, router, over
         self.k, self.shared, self.scale, wide = k, shared, scale, width or dim
+        self.fusion = fusion
         self.exact_gradient = over == "experts"
         units = over == "units"
         self.free = free
@@ -83,7 +101,13 @@ class Experts(Layer):
         self.experts = nn.ModuleList([_network(dim, size) for size in sizes])
         always = 0 if units else shared
         self.always = nn.ModuleList([_network(dim, wide) for _ in range(always)])
-        self.line = nn.Linear(dim, free, bias=False) if router == "top_k" else None
+        scored = n_experts if scale == "scores" else free
+        self.line = nn.Linear(dim, scored, bias=False) if router == "top_k" else None
+        if fusion == "groups":
+            self.within = nn.Parameter(torch.eye(wide).repeat(n_experts, 1, 1))
+            self.across = nn.Parameter(torch.eye(n_experts).repeat(wide, 1, 1))
+        if fusion == "dense":
+            self.mixed = nn.Parameter(torch.eye(wide * n_experts))
 
     def forward(
         self, x: Float[Tensor, "row *axes dim"], label: Int[Tensor, "row"] | None = None
@@ -113,7 +137,7 @@ class Experts(Layer):
         """Return the weight of each routed expert, most of them zero; they sum to 1."""
         if self.line is None:
             raise InputError(f"Experts.shares: router {self.router!r} has no scores.")
-        best = self.line(x).topk(self.k, dim=-1)
+        best = self.line(x)[..., -self.free :].topk(self.k, dim=-1)
         found = torch.zeros(*x.shape[:-1], self.free, dtype=x.dtype, device=x.device)
         return found.scatter(-1, best.indices, best.values.softmax(-1).to(found))
 
@@ -133,7 +157,8 @@ class Experts(Layer):
             raise InputError("Experts.balance: expected a real state, got none.")
         chosen = (self.shares(rows) > 0).to(x.dtype).mean(0) / self.k
         assert self.line is not None
-        return self.free * (chosen * self.line(rows).softmax(-1).mean(0)).sum()
+        chance = self.line(rows)[..., -self.free :].softmax(-1)
+        return self.free * (chosen * chance.mean(0)).sum()
 
     def _shares(self, x: Tensor, label: Tensor | None) -> Tensor:
         if self.router == "top_k":
@@ -149,14 +174,32 @@ class Experts(Layer):
         return own.reshape(len(x), *[1] * (x.ndim - 2), -1).expand(*x.shape[:-1], -1)
 
     def _of_units(self, x: Tensor) -> Tensor:
-        assert self.line is not None
         up, act, down = self.experts[0].children()
-        routed = soft_top_k(self.line(x), self.k, hard=True)
+        weight = self._weights(x).unsqueeze(-1)
+        hidden: Tensor = up(x)
+        if self.fusion == "none":
+            return down((self._parts(act(hidden)) * weight).flatten(-2))
+        fused = self._parts(hidden) * weight
+        if self.fusion == "dense":
+            return down(act(fused.flatten(-2) @ self.mixed))
+        fused = torch.einsum("...pi,pij->...pj", fused, self.within)
+        fused = torch.einsum("...pj,jpq->...qj", fused, self.across)
+        return down(act(fused.flatten(-2)))
+
+    def _parts(self, hidden: Tensor) -> Tensor:
+        return hidden.unflatten(-1, (self.n_experts, -1))
+
+    def _weights(self, x: Tensor) -> Tensor:
+        """Return the weight of each part, 0 for parts that are off."""
+        assert self.line is not None
+        scores = self.line(x)
+        routed = soft_top_k(scores[..., -self.free :], self.k, hard=True)
         on = torch.cat((x.new_ones(*x.shape[:-1], self.shared), routed), -1)
+        if self.scale == "scores":
+            chance = scores.softmax(-1) * on.detach()
+            return self.n_experts * chance * chance.sum(-1, keepdim=True)
         more = self.n_experts / (self.shared + self.k)
-        hidden = act(up(x)).unflatten(-1, (self.n_experts, -1))
-        scaled = hidden * on.unsqueeze(-1) * (more if self.scale == "share" else more**0.5)
-        return down(scaled.flatten(-2))
+        return on * {"share": more, "rms": more**0.5, "none": 1.0}[self.scale]
 
 
 def _network(dim: int, width: int) -> nn.Sequential:

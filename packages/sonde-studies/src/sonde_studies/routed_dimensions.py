@@ -1,11 +1,11 @@
 """Routed units of one layer: few are active for each token.
 
 A simulated task of eight kinds of tokens, each with a map of its own. ``Experts`` adds its input
-to its output, and the target holds none of it. The map behind a layer can remove it, so the arm
-without a map returns the outputs of the units alone.
+to its output, and the target holds none of it, so every arm returns what a layer adds. Widths are
+such that the arms on fusion use equally many numbers for a row, the full map a tenth more.
 """
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from sonde.layers import Adapter, Experts
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
-KINDS, DIM, PART, FIT, HELD, STEPS, TINY = 8, 16, 8, 4_000, 1_000, 800, 6
+KINDS, DIM, PARTS, K, SHARED, FIT, HELD, STEPS, TINY = 8, 16, 9, 2, 1, 4_000, 1_000, 800, 6
+PART, WIDE_PART, MAPPED_PART = 8, 20, 6
 
 
 @final
@@ -24,7 +25,7 @@ class RoutedDimensionsStudy(Study):
     name = "routed-dimensions"
     title = "do routed units do more than as many units that are always on?"
     paper = "chen2024mohd"
-    fidelity = "one hidden layer in place of all of a language model's; one fusion map, no groups"
+    fidelity = "one hidden layer in place of all of a language model's states; fusion reconstructed"
     data = "simulated: eight kinds of rows, each with a curved map of its own"
     claims = (
         Claim("active", "Routed units do more than as many that are always on.",
@@ -33,8 +34,14 @@ class RoutedDimensionsStudy(Study):
               "R2, routed less dense of all units, and 0.05"),
         Claim("apart", "Kinds of rows turn on different parts.",
               "mean overlap of the parts of two rows, of one kind less of two kinds"),
-        Claim("fused", "A map that mixes the parts' outputs helps.",
-              "R2, routed with a map behind less the units' outputs alone"),
+        Claim("scaled", "Scaled by all parts over those that are on, they learn more.",
+              "R2, routed less routed without a scale"),
+        Claim("fused", "A map that fuses groups of units before the nonlinearity helps.",
+              "R2, fused groups less no fusion"),
+        Claim("worth", "It helps more than wider parts with as many active numbers.",
+              "R2, fused groups less wider parts without fusion"),
+        Claim("grouped", "Fused groups do as well as a full map of as many active numbers.",
+              "R2, fused groups less full map, and 0.05"),
     )  # fmt: skip
     null = Claim("again", "Another order of the batches changes nothing.",
                  "R2, difference of two dense trainings")  # fmt: skip
@@ -49,10 +56,15 @@ class RoutedDimensionsStudy(Study):
         x = centres[kind] + noise
         y = torch.tanh(torch.einsum("nd,nde->ne", noise, maps[kind]))
         arms = {
-            "routed": lambda: _mapped(_routed()),
-            "routed, no map": lambda: _Added(_routed()),
-            "dense, active": lambda: _mapped(Adapter(DIM, 3 * PART)),
-            "dense, all": lambda: _mapped(Adapter(DIM, 9 * PART)),
+            "routed": _routed,
+            "routed, no scale": lambda: _routed(scale="none"),
+            "routed, root": lambda: _routed(scale="rms"),
+            "routed, scores": lambda: _routed(scale="scores"),
+            "fused groups": lambda: _routed(fusion="groups"),
+            "full map": lambda: _routed(MAPPED_PART, fusion="dense"),
+            "wider parts": lambda: _routed(WIDE_PART),
+            "dense, active": lambda: _Added(Adapter(DIM, (K + SHARED) * PART)),
+            "dense, all": lambda: _Added(Adapter(DIM, PARTS * PART)),
         }
         found, nets = dict[str, float](), dict[str, nn.Module]()
         for arm, make in (*arms.items(), ("again", arms["dense, active"])):
@@ -71,7 +83,10 @@ class RoutedDimensionsStudy(Study):
             "active": found["routed"] - found["dense, active"],
             "all": found["routed"] - found["dense, all"] + 0.05,
             "apart": _apart(nets["routed"], x[FIT:], kind[FIT:]),
-            "fused": found["routed"] - found["routed, no map"],
+            "scaled": found["routed"] - found["routed, no scale"],
+            "fused": found["fused groups"] - found["routed"],
+            "worth": found["fused groups"] - found["wider parts"],
+            "grouped": found["fused groups"] - found["full map"] + 0.05,
             "again": found["again"] - found["dense, active"],
             **{f"R2 | {arm}": v for arm, v in found.items()},
         }
@@ -89,12 +104,9 @@ class _Added(nn.Module):
         return self.layer(x) - x
 
 
-def _routed() -> Experts:
-    return Experts(DIM, 9, PART, over="units", k=2, shared=1)
-
-
-def _mapped(layer: nn.Module) -> nn.Sequential:
-    return nn.Sequential(layer, nn.Linear(DIM, DIM))
+def _routed(part: int = PART, **given: Any) -> _Added:
+    layer = Experts(DIM, PARTS, part, over="units", k=K, shared=SHARED, **given)
+    return _Added(layer)
 
 
 @torch.no_grad()
