@@ -21,6 +21,12 @@ def filled(layer):
     return layer
 
 
+def normalised(x):
+    flat = x.flatten(1)
+    spread = (flat.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    return ((flat - flat.mean(1, keepdim=True)) / spread).reshape(x.shape)
+
+
 def gelu(v):
     return 0.5 * v * (1.0 + math.erf(v / 2.0**0.5))
 
@@ -60,10 +66,7 @@ def test_waves(dim, expand):
 @pytest.mark.parametrize("waves", [True, False])
 def test_mixture(waves):
     layer, x = filled(WaveChannels(3, 2, waves=waves)), draw(2, 3, 4, 5)
-    flat = x.flatten(1)
-    spread = (flat.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
-    normed = ((flat - flat.mean(1, keepdim=True)) / spread).reshape(x.shape)
-    normed = normed * layer.norm.weight[:, None, None] + layer.norm.bias[:, None, None]
+    normed = normalised(x) * layer.norm.weight[:, None, None] + layer.norm.bias[:, None, None]
     made = layer.turned(normed)
     if not waves:
         torch.testing.assert_close(made, nn.functional.gelu(layer.phase(normed)))
@@ -72,7 +75,7 @@ def test_mixture(waves):
     for a in range(3):
         for b in range(3):
             near += layer.near.weight[:, 0, a, b, None, None] * padded[:, :, a : a + 4, b : b + 5]
-    near = nn.functional.gelu(near + layer.near.bias[:, None, None])
+    near = nn.functional.gelu(normalised(near + layer.near.bias[:, None, None]))
     inner = (near.flatten(2).mean(2) @ layer.squeeze.weight.T + layer.squeeze.bias).clamp(min=0.0)
     gate = 1.0 / (1.0 + torch.exp(-(inner @ layer.gate.weight.T + layer.gate.bias)))
     wanted = x + torch.einsum(

@@ -21,12 +21,13 @@ class WaveChannels(Layer):
     ``expand`` times as many channels: amplitudes ``a`` and phases ``t = gelu(T x)``. With ``m`` the
     largest channel of ``x`` at the position, ``f = a t + a_m t_m`` are the waves; pairs
     ``f_2j + i f_2j+1`` are multiplied by learned complex numbers. A 3 x 3 convolution of each
-    channel, a squeeze gate and a linear map give the mixture.
+    channel, normalised over channels and positions, GELU, a squeeze gate and a linear map give the
+    mixture.
 
     Cost         2 dim expand products for each amplitude, phase and output; 9 for each wave.
     Assumes      nothing; a change of the largest channel makes the output jump.
-    Differs      from SpaRTAN: no batch normalisation; the 3 x 3 convolution is of each channel by
-                 itself, as in the paper's later stages.
+    Differs      from SpaRTAN: the 3 x 3 convolution is normalised over its map, not over the batch,
+                 and is of each channel by itself, as in the paper's later stages.
 
     Parameters
     ----------
@@ -70,7 +71,7 @@ class WaveChannels(Layer):
 
     def forward(self, x: Float[Tensor, "row dim high wide"]) -> Float[Tensor, "row dim high wide"]:
         """Return the map plus the mixture of its channels."""
-        y = functional.gelu(self.near(self.turned(self.norm(x))))
+        y = functional.gelu(functional.group_norm(self.near(self.turned(self.norm(x))), 1))
         gate = torch.sigmoid(self.gate(functional.relu(self.squeeze(y.mean((2, 3))))))
         return x + self.out(y * gate[:, :, None, None])
 

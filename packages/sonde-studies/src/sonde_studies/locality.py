@@ -3,28 +3,39 @@
 Simulated. Theory orders the maps by what they know before: full, local, shared.
 """
 
+from itertools import pairwise
 from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from sonde.layers import GridMixer
+from sonde.layers import GeneratedKernels, GridMixer, WaveChannels
 from sonde_studies.study import Claim, Figures, Study, Tick
-from sonde_studies.worlds.learning import accuracy, drawn, learn_labels
+from sonde_studies.worlds.learning import accuracy, drawn, minimise
 
 SIDE, DIM, HELD, STEPS, TINY = 6, 4, 1_000, 300, 15
-SIZES = (50, 200, 800)
+SIZES, CLEAR, FAINT = (50, 200, 800), 1.5, 1.0
+"""Rows to learn from; sizes of the pattern. Of clear ones 50 rows teach some arms all."""
 KINDS = ("full", "local", "shared", "axis", "raft", "dilated", "generated")
+WAVES = {"waves": 3, "plain waves": 4}
+"""Channels behind dilated branches: waves for each channel of the map (345 and 361 numbers)."""
+ALL = ("grid", "near", "product")
+KERNELS = {"grid": (42, ALL[:1]), "near": (24, ALL[1:2]), "block": (16, ALL)}
+"""Branches of two layers, and units of their slow network (322, 316, 320 numbers a layer)."""
 
 
 @final
 class LocalityStudy(Study):
-    """A class shown at a random position of a grid, learned by seven maps over positions."""
+    """A class shown at a random position of a grid, learned by several maps over positions."""
 
     name = "locality"
     title = "which sharing of weights over places needs the fewest rows?"
     paper = "lahoti2024dsd"
-    fidelity = "one mixing layer between two maps of each place; parameters differ by design"
+    fidelity = (
+        "one mixing layer between two maps of each place; parameters differ by design but for "
+        "wave channels and layers with several kernels, which have as many as their rivals"
+    )
     data = "simulated: a 2 x 2 pattern of the class's sign at one place of a 6 x 6 grid, and noise"
     claims = (
         Claim("local", "A local map needs fewer rows than a full one.",
@@ -45,6 +56,16 @@ class LocalityStudy(Study):
               "accuracy at 200 rows, dilated less local"),
         Claim("generated", "Kernels that a network makes of coordinates need as few as local ones.",
               "accuracy at 200 rows, generated less local"),
+        Claim("waves", "Behind dilated branches waves need fewer rows than ordinary channels.",
+              "accuracy at 50 faint rows, waves less ordinary channels of as many parameters"),
+        Claim("near", "Small generated kernels need fewer rows than ones of the grid's size.",
+              "accuracy at 50 faint rows, small kernels less the grid's, of as many parameters"),
+        Claim("block", "A block of several generated kernels needs fewer rows than the grid's.",
+              "accuracy at 50 faint rows, block less the grid's kernels, of as many parameters"),
+        Claim("block near", "It needs fewer rows than small generated kernels.",
+              "accuracy at 50 faint rows, block less small kernels, of as many parameters"),
+        Claim("slow error", "An error that draws the kernels of two blocks together helps.",
+              "accuracy at 50 faint rows, block with the error less block without it"),
     )  # fmt: skip
     null = Claim("noise", "Without a signal no map says anything.",
                  "accuracy of the shared map at 200 rows", above=0.5)  # fmt: skip
@@ -56,6 +77,10 @@ class LocalityStudy(Study):
             tick(kind)
             found[kind] = {n: _accuracy(kind, n, seed, steps) for n in SIZES}
         few, some, most = SIZES
+        new = dict[str, float]()
+        for kind in ("dilated", *WAVES, *KERNELS, "slow error"):
+            tick(kind)
+            new[kind] = _accuracy(kind, few, seed, steps, FAINT)
         gap = {n: found["shared"][n] - found["full"][n] for n in SIZES}
         return {
             "local": found["local"][some] - found["full"][some],
@@ -67,8 +92,14 @@ class LocalityStudy(Study):
             "dilated": found["dilated"][some] - found["full"][some],
             "dilated local": found["dilated"][some] - found["local"][some],
             "generated": found["generated"][some] - found["local"][some],
+            "waves": new["waves"] - new["plain waves"],
+            "near": new["near"] - new["grid"],
+            "block": new["block"] - new["grid"],
+            "block near": new["block"] - new["near"],
+            "slow error": new["slow error"] - new["block"],
             "noise": _accuracy("shared", some, seed, steps, signal=0.0),
             **{f"{kind} | {n} rows": v for kind, row in found.items() for n, v in row.items()},
+            **{f"{kind} | {few} faint rows": value for kind, value in new.items()},
         }
 
 
@@ -85,16 +116,35 @@ def _rows(n: int, seed: int, signal: float) -> tuple[Tensor, Tensor]:
     return x, label
 
 
-def _accuracy(kind: str, n: int, seed: int, steps: int, signal: float = 1.5) -> float:
+def _accuracy(kind: str, n: int, seed: int, steps: int, signal: float = CLEAR) -> float:
     x, label = _rows(n, 2 * seed, signal)
     held, truth = _rows(HELD, 2 * seed + 1, signal)
 
     def make() -> nn.Sequential:
-        weights, raft = ("axis", 2) if kind == "raft" else (kind, 1)
-        mixer = GridMixer(DIM, weights, (SIDE, SIDE), raft=raft)  # pyright: ignore[reportArgumentType]
-        pooled = nn.Sequential(nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(DIM, 2))
-        return nn.Sequential(nn.Conv2d(1, DIM, 1), mixer, nn.Conv2d(DIM, DIM, 1), pooled)
+        # normalised, so that a map is positive somewhere: else all units can die, at chance
+        ends = nn.Conv2d(DIM, DIM, 1), nn.GroupNorm(1, DIM), nn.ReLU(), nn.AdaptiveMaxPool2d(1)
+        parts = (nn.Conv2d(1, DIM, 1), *_mixers(kind), *ends, nn.Flatten(), nn.Linear(DIM, 2))
+        return nn.Sequential(*parts)
 
     net = drawn(make, seed)
-    learn_labels(net, x, label, steps=steps, seed=seed, rate=1e-2)
-    return accuracy(net, held, truth)
+    blocks = [m for m in net if isinstance(m, GeneratedKernels)] if kind == "slow error" else []
+
+    def loss(rows: Tensor) -> Tensor:
+        slow = sum((a.slow_error(b) for a, b in pairwise(blocks)), torch.zeros(()))
+        return cross_entropy(net(x[rows]), label[rows]) + slow
+
+    minimise(loss, net.parameters(), n, steps=steps, seed=seed, rate=1e-2)
+    return accuracy(net.eval(), held, truth)
+
+
+def _mixers(kind: str) -> list[nn.Module]:
+    """Return the layers of an arm."""
+    if kind in WAVES:
+        waves = WaveChannels(DIM, WAVES[kind], waves=kind == "waves")
+        return [GridMixer(DIM, "dilated"), waves]
+    if kind in KERNELS or kind == "slow error":
+        width, branches = KERNELS.get(kind, KERNELS["block"])
+        grid = (SIDE, SIDE)
+        return [GeneratedKernels(DIM, grid, branches, coordinate_width=width) for _ in range(2)]  # pyright: ignore[reportArgumentType]
+    weights, raft = ("axis", 2) if kind == "raft" else (kind, 1)
+    return [GridMixer(DIM, weights, (SIDE, SIDE), raft=raft)]  # pyright: ignore[reportArgumentType]
