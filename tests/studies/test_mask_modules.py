@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 from sonde_studies._mask_modules import ClassGate, FusedLevels, key_points
+from sonde_studies._unet import ShiftedWithin, n_parameters
+from sonde_studies.dense_composites import ARMS, PAIRS
 
 
 @pytest.mark.truth("boxes by hand")
@@ -40,3 +43,31 @@ def test_levels_reach_those_that_they_should(two_ways):
     to_fine = torch.autograd.grad(fine.sum(), levels[2], allow_unused=True)[0]
     assert (to_coarse is not None and bool(to_coarse.any())) == two_ways
     assert (to_fine is not None and bool(to_fine.any())) == (not two_ways)
+
+
+@pytest.mark.truth("numbers of parameters by hand")
+def test_arms_of_a_claim_are_of_one_size():
+    """Bridge and attention are compared with baselines that are a little larger."""
+    size = {arm: n_parameters(nn.ModuleDict(make())) for arm, make in ARMS.items()}
+    assert size["small maps"] == size["gate"] == 16 * 8 + 8 + 8 * 16 + 16
+    assert size["own maps"] == size["shift within"] == size["shift"] == 2 * 16 * 16
+    assert size["one way"] == 3 * (16 * 16 + 16) + 3 * 16 * 16 == 1584
+    larger = {key for key, (arm, base) in PAIRS.items() if size[base] > size[arm]}
+    assert larger == {"attention", "bridge"}
+    assert all(size[base] >= size[arm] for arm, base in PAIRS.values())
+
+
+@pytest.mark.truth("channels moved by hand")
+def test_channels_that_shift_within_a_level_stay_in_it():
+    x = torch.arange(2 * 16 * 3 * 4).reshape(2, 16, 3, 4).float()
+    moved = ShiftedWithin(2).moved(x)
+    assert torch.equal(moved[:, :4, 1:], x[:, :4, :-1])
+    assert torch.equal(moved[:, 4:8, :-1], x[:, 4:8, 1:])
+    assert torch.equal(moved[:, 8:], x[:, 8:])
+    net, fine, coarse = ShiftedWithin(2), torch.rand(1, 16, 8, 8), torch.rand(1, 16, 4, 4)
+    assert torch.equal(net(fine, coarse)[1], coarse)
+    for part in net.maps:
+        nn.init.eye_(part.get_parameter("weight")[:, :, 0, 0].data)
+    made = net(fine, coarse)
+    assert torch.equal(made[1], coarse + net.moved(coarse))
+    assert torch.equal(made[1], net(2 * fine, coarse)[1])

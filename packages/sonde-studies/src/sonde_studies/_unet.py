@@ -85,6 +85,34 @@ class Mixed(nn.Module):
         return x if len(maps) == 1 else tuple(x.chunk(len(maps), 1))
 
 
+class ShiftedWithin(nn.Module):
+    """The maps of ``Exchange("shift", WIDTH)``, whose channels move within their own level.
+
+    A quarter of the channels moves down by one position, a quarter up; a 1 x 1 map, initialised to
+    zero, is added to each level.
+
+    Parameters
+    ----------
+    n_levels : int
+    """
+
+    def __init__(self, n_levels: int) -> None:
+        super().__init__()
+        maps = [nn.Conv2d(WIDTH, WIDTH, 1, bias=False) for _ in range(n_levels)]
+        for part in maps:
+            nn.init.zeros_(part.weight)
+        self.maps = nn.ModuleList(maps)
+
+    def forward(self, *levels: Tensor) -> tuple[Tensor, ...]:
+        """Return levels (row dim high wide) of the same size."""
+        return tuple(x + part(self.moved(x)) for x, part in zip(levels, self.maps, strict=True))
+
+    def moved(self, x: Tensor) -> Tensor:
+        """Return the maps with two quarters of their channels moved by one position."""
+        down, up, rest = x.split([WIDTH // 4, WIDTH // 4, WIDTH - 2 * (WIDTH // 4)], 1)
+        return torch.cat([down.roll(1, 2), up.roll(-1, 2), rest], 1)
+
+
 class OverTokens(nn.Module):
     """Applies a layer for tokens (row token dim) to maps (row dim high wide)."""
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from sonde import InputError
 from sonde.data import rows_of
@@ -40,10 +41,15 @@ def recoloured(
 
 
 def features(kind: str, x: Patches) -> Float[Tensor, "patch feature"]:
-    """Return the correlations of neighbouring pixels, of channels, or both."""
+    """Return the correlations of neighbouring pixels, of channels, or both.
+
+    Those of neighbours are of what a pixel has more than the mean of the 3 x 3 around it: of pixels
+    themselves they say what the picture shows.
+    """
     parts = list[Tensor]()
     if kind != "channels":
-        parts.append(SecondOrder("spatial", 3, lags=LAGS)(x).flatten(1))
+        fine = (x - avg_pool2d(x, 3, 1, 1))[:, :, 1:-1, 1:-1]
+        parts.append(SecondOrder("spatial", 3, lags=LAGS)(fine).flatten(1))
     if kind != "neighbours":
         high = x[:, :, 1:, 1:] - x[:, :, :-1, :-1]  # what differs between neighbours
         for v in (x, high):
