@@ -20,7 +20,8 @@ def photographs() -> dict[str, Picture]:
     """Return the pictures by name, values in 0..1; of two that show one scene only the first."""
     from skimage import data  # pyright: ignore
 
-    shown = dict(zip(("china", "flower"), load_sample_images().images, strict=True))
+    names = ("china", "flower")
+    shown: dict[str, Any] = dict(zip(names, load_sample_images().images, strict=True))
     for name in PHOTOGRAPHS + OTHERS:
         found: Any = getattr(data, name)()
         shown[name] = found[0] if isinstance(found, tuple) else found
