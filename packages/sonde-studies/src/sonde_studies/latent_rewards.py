@@ -14,14 +14,11 @@ from torch import Tensor, nn
 
 from sonde.layers import LatentLoop
 from sonde_studies._arrows import CELLS, FIT, arrows, decoder, imitate
-from sonde_studies._language import policy_loss
+from sonde_studies._step_rewards import learn_by_reward, looped, word_alone
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn
 
 START, ENOUGH, UPDATES, TINY = 1500, 0.4, 120, 2
-QUESTIONS, ANSWERS, DRIFT = 32, 8, 0.005
-RATES = {"model": 1e-3, "gates": 2e-2, "rate": 2e-1}
-"""Of Adam for the parts of ``LatentLoop``, in the published proportions."""
 ORDERS = (10_000, 20_000)
 """Added to the seed: of questions and samples of all arms, and of the null arm's other training."""
 
@@ -73,7 +70,11 @@ class LatentRewardsStudy(Study):
         ):
             tick(arm)
             taught = deepcopy(net)
-            _reward(taught, ids, way[:, 1], gated, earned, TINY if tiny else UPDATES, seed + added)
+            learn_by_reward(
+                taught, looped if gated else word_alone, ids[:FIT],
+                CELLS * CELLS + way[:FIT, 1],
+                updates=TINY if tiny else UPDATES, seed=seed + added, earned=earned,
+            )  # fmt: skip
             found[arm] = _accuracy(taught, ids, way[:, 1], gated)
             if arm == "rewards":
                 used = found[arm] - _accuracy(taught, ids, way[:, 1], False)
@@ -92,59 +93,7 @@ def _loop(model: nn.Module) -> LatentLoop:
     return LatentLoop(model, n_steps=1, mix="gate", feedback="expected_embedding")
 
 
-def _rollout(
-    net: LatentLoop,
-    ids: Tensor,
-    gated: bool,
-    words: Tensor | None = None,
-    draw: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return words, their log-probabilities and the answer's logits, as ``net.rollout`` does."""
-    if gated:
-        return net.rollout(ids, words=words, draw=draw)
-    chance: Tensor = (net.model(ids).logits[:, -1] / net.temperature).log_softmax(1)
-    if words is None:
-        likeliest = chance.argmax(1, keepdim=True)
-        words = torch.multinomial(chance.exp(), 1, generator=draw) if draw else likeliest
-    return words, chance.gather(1, words), net.model(torch.cat([ids, words], 1)).logits[:, -1]
-
-
-def _likely(net: LatentLoop, ids: Tensor, gated: bool, words: Tensor, answer: Tensor) -> Tensor:
-    """Return the log-probabilities of a word and of the answer after it."""
-    _, told, logits = _rollout(net, ids, gated, words)
-    chance = (logits / net.temperature).log_softmax(1)
-    return torch.cat([told, chance.gather(1, answer)], 1)
-
-
-def _reward(
-    net: LatentLoop, ids: Tensor, answer: Tensor, gated: bool, earned: bool, updates: int, seed: int
-) -> None:
-    """Train by rewards of sampled answers; those that are not earned are dealt in each group."""
-    draw, start = torch.Generator().manual_seed(seed), deepcopy(net)
-    named = [*net.named_parameters()]
-    parts = {part: [p for n, p in named if n.split(".")[0] == part] for part in RATES}
-    adam = torch.optim.Adam([{"params": parts[part], "lr": RATES[part]} for part in RATES])
-    for _ in range(updates):
-        rows = torch.randint(FIT, (QUESTIONS,), generator=draw)
-        asked, wanted = (x[rows].repeat_interleave(ANSWERS, 0) for x in (ids, answer))
-        with torch.no_grad():
-            words, _, logits = _rollout(net, asked, gated, draw=draw)
-            chance = (logits / net.temperature).softmax(1)
-            said = torch.multinomial(chance, 1, generator=draw)
-            before = _likely(start, asked, gated, words, said)
-        reward = (said[:, 0] == CELLS * CELLS + wanted).float().reshape(-1, ANSWERS)
-        if not earned:
-            reward = reward.gather(1, torch.rand(reward.shape, generator=draw).argsort(1))
-        likely = _likely(net, asked, gated, words, said)
-        apart = before - likely
-        drift = (apart.exp() - apart - 1).mean()
-        own = torch.ones_like(likely, dtype=torch.bool)
-        adam.zero_grad()
-        (policy_loss(likely, own, reward, standard=True) + DRIFT * drift).backward()
-        adam.step()
-
-
 @torch.no_grad()
 def _accuracy(net: LatentLoop, ids: Tensor, answer: Tensor, gated: bool) -> float:
-    logits = _rollout(net, ids[FIT:], gated)[2]
+    logits = (looped if gated else word_alone)(net, ids[FIT:])[2]
     return float((logits.argmax(1) == CELLS * CELLS + answer[FIT:]).double().mean())
