@@ -19,6 +19,7 @@ from sonde.train.orthogonal import Orthogonal as Orthogonal
 from sonde.train.rate_reduction import RateReduction as RateReduction
 from sonde.train.relabel import relabel_unknown as relabel_unknown
 from sonde.train.resize import Resize as Resize
+from sonde.train.scaled_weights import ScaledWeights as ScaledWeights
 from sonde.train.scope import Scope as Scope
 from sonde.train.select import Select as Select
 from sonde.train.separate import Separate as Separate

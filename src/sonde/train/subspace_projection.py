@@ -19,8 +19,9 @@ from sonde.core.errors import InputError, SondeWarning
 from sonde.core.inputs import Model
 from sonde.core.ranges import check_ranges
 from sonde.tap.hooks.session import Session
+from sonde.train._layer_weights import Layer, joined_weights, layers_of, put_weights
+from sonde.train.scaled_weights import ScaledWeights
 
-Layer = nn.Linear | nn.Conv2d
 Loss = Callable[[Any], Tensor]
 
 
@@ -53,7 +54,9 @@ class SubspaceProjection:
     With ``admit``, a task's own directions in a layer are left open where the new task moves the
     layer along them and its loss falls with the new one's: if ``agreement`` has a share of at least
     ``share`` and a cosine of at least ``admit``. Old tasks can then gain from new ones. Add
-    ``weight * penalty()`` of the block to the loss to bound how far these weights move.
+    ``weight * penalty()`` of the block to the loss to bound how far these weights move. Where the
+    share is as large and the cosine smaller, ``scaled_weights`` lets the new task use the old
+    weights in a form of its own.
 
     Range        outputs on old inputs change by at most the energy left out.
     Cost         an eigendecomposition in the layer's input width for each task, two products a
@@ -62,7 +65,7 @@ class SubspaceProjection:
                  kept.
     Differs      from the papers: applied to the update in place of the gradient. From CUBER: the
                  conditions are tested where ``agreement`` is called, not in each epoch, and an old
-                 task's directions are its own in full; no scaled weights for tasks that disagree.
+                 task's directions are its own in full.
 
     Parameters
     ----------
@@ -124,12 +127,12 @@ class SubspaceProjection:
         sums: dict[str, Tensor] = {}
         reads = [
             (layer, lambda args, _, name=name, layer=layer: _add(sums, name, layer, args[0]))
-            for name, layer in _layers(module).items()
+            for name, layer in layers_of(module).items()
         ]
         with Session(module, inputs=reads, reading=True, owner="SubspaceProjection"):
             gradients = dict[str, Tensor]()
             if loss is not None:
-                gradients = _gradients(_layers(module), data, loss)
+                gradients = _gradients(layers_of(module), data, loss)
             else:
                 with torch.no_grad():
                     for batch in data:
@@ -159,11 +162,53 @@ class SubspaceProjection:
             Its loss of a batch, which runs the model.
         """
         module = model.module if isinstance(model, Model) else model
-        new = _gradients(_layers(module), data, loss)
+        new = _gradients(layers_of(module), data, loss)
         return {
             name: [_compared(new[name], own[name], old[name]) for own, old in self.tasks]
             for name in self.known
         }
+
+    def scaled_weights(
+        self, model: Model | nn.Module, agreement: Mapping[str, Sequence[Agreement]]
+    ) -> ScaledWeights:
+        """Return scaled weights for a new task, along the inputs of old tasks that disagree.
+
+        A layer is scaled along the inputs of each old task whose share reaches ``share`` but whose
+        cosine stays below ``admit``. Give the parameters to the optimiser, train inside both
+        ``memory.on(...)`` and ``scaled.on(model)``, and call ``remember`` inside
+        ``scaled.on(model)``. The task needs ``scaled.on(model)`` whenever it runs; old tasks must
+        run without it. With ``admit=1.0`` nothing is admitted, as in TRGP.
+
+        Parameters
+        ----------
+        model : Model or nn.Module
+        agreement : mapping of str to sequence of Agreement
+            What ``agreement`` returned for the new task.
+
+        Raises
+        ------
+        InputError
+            If ``admit`` is None, or the agreement is one with other tasks.
+        """
+        if self.admit is None:
+            raise InputError(
+                "SubspaceProjection.scaled_weights: expected admit=, because old tasks are "
+                "compared by it, got None. Pass admit=1.0 to admit none."
+            )
+        module = model.module if isinstance(model, Model) else model
+        layers = layers_of(module)
+        return ScaledWeights(
+            {
+                name: [
+                    own[name].to(layers[name].weight)
+                    for (own, _), admits, one in zip(
+                        self.tasks, self._gates(name, agreement), agreement[name], strict=True
+                    )
+                    if one.share >= self.share and not admits
+                ]
+                for name in self.known
+            }
+        )
 
     @contextmanager
     def on(
@@ -199,14 +244,14 @@ class SubspaceProjection:
             If the optimiser moves parameters of other layers, which are not projected.
         """
         module = model.module if isinstance(model, Model) else model
-        layers = {name: _layers(module)[name] for name in self.known}
+        layers = {name: layers_of(module)[name] for name in self.known}
         gates = {name: self._gates(name, agreement) for name in layers}
         held = {name: self._held(name, gates[name]) for name in layers}
         _warn_of_free(module, layers.values(), optimiser)
         before: dict[str, Tensor] = {}
 
         def current() -> dict[str, Tensor]:
-            return {name: _weights(layer).detach().clone() for name, layer in layers.items()}
+            return {name: joined_weights(layer).detach().clone() for name, layer in layers.items()}
 
         def keep(*_: Any) -> None:
             before.update(current())
@@ -214,14 +259,14 @@ class SubspaceProjection:
         def project(*_: Any) -> None:
             for name, layer in layers.items():
                 basis = held[name]
-                update = (_weights(layer).detach() - before[name]).double()
-                _put(layer, before[name].double() + update - update @ basis @ basis.T)
+                update = (joined_weights(layer).detach() - before[name]).double()
+                put_weights(layer, before[name].double() + update - update @ basis @ basis.T)
 
         start = current()
 
         def penalty() -> Tensor:
             moved = [
-                ((_weights(layers[name]) - start[name]) @ own[name].to(start[name])).norm()
+                ((joined_weights(layers[name]) - start[name]) @ own[name].to(start[name])).norm()
                 for name, admitted in gates.items()
                 for (own, _), admits in zip(self.tasks, admitted, strict=True)
                 if admits
@@ -305,14 +350,6 @@ def _gradients(
     }
 
 
-def _layers(module: nn.Module) -> dict[str, Layer]:
-    return {
-        name: part
-        for name, part in module.named_modules()
-        if isinstance(part, nn.Linear) or (isinstance(part, nn.Conv2d) and part.groups == 1)
-    }
-
-
 def _warn_of_free(
     module: nn.Module, held: Iterable[Layer], optimiser: torch.optim.Optimizer
 ) -> None:
@@ -345,17 +382,3 @@ def _add(sums: dict[str, Tensor], name: str, layer: Layer, x: Tensor) -> None:
     rows = x.flatten(0, -2).double()
     rows = rows if layer.bias is None else pad(rows, (0, 1), value=1.0)
     sums[name] = sums.get(name, 0) + rows.T @ rows
-
-
-def _weights(layer: Layer) -> Float[Tensor, "out dim"]:
-    """Return weight and bias as one matrix."""
-    flat = layer.weight.flatten(1)
-    return flat if layer.bias is None else torch.cat((flat, layer.bias[:, None]), 1)
-
-
-@torch.no_grad()
-def _put(layer: Layer, whole: Tensor) -> None:
-    n = layer.weight[0].numel()
-    layer.weight.copy_(whole[:, :n].reshape(layer.weight.shape))
-    if layer.bias is not None:
-        layer.bias.copy_(whole[:, n])

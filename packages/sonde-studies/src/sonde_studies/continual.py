@@ -21,7 +21,7 @@ class ContinualStudy(Study):
     name = "continual"
     title = "does projecting updates off the inputs of old tasks keep what was learned?"
     paper = "saha2021gpm"
-    fidelity = "gradient projection on the update, CUBER's conditions, no scaled weights"
+    fidelity = "gradient projection on the update, CUBER's conditions, penalty and scaled weights"
     data = "digits: five tasks of two classes; each task's own pair of logits is asked"
     claims = (
         Claim(
@@ -53,6 +53,21 @@ class ContinualStudy(Study):
             "penalty",
             "A penalty on what admitted weights move keeps more.",
             "backward transfer, gate with the penalty less gate",
+        ),
+        Claim(
+            "scaled",
+            "With gate, penalty and scaled weights for tasks that disagree, new ones do better.",
+            "accuracy right after each task, scaled less projected",
+        ),
+        Claim(
+            "scaled average",
+            "And the mean accuracy over all tasks in the end is higher than with projection alone.",
+            "accuracy after the last task, scaled less projected",
+        ),
+        Claim(
+            "trust",
+            "Weights scaled along old inputs do better than along as many random directions.",
+            "accuracy after the last task, scaled less scaled at random",
         ),
         Claim(
             "adapters",
@@ -105,7 +120,7 @@ class ContinualStudy(Study):
             "plain", x, label, tasks, seed + 1_000, TINY if tiny else EPOCHS
         )
         back = {rule: row["backward"] for rule, row in found.items()}
-        plain, kept = found["plain"], found["projected"]
+        plain, kept, scaled = found["plain"], found["projected"], found["scaled"]
         return {
             "kept": back["projected"] - back["plain"],
             "average": kept["average"] - plain["average"],
@@ -113,6 +128,9 @@ class ContinualStudy(Study):
             "gate": back["gated"] - back["projected"],
             "share": back["gated"] - back["cosine alone"],
             "penalty": back["penalty"] - back["gated"],
+            "scaled": scaled["new"] - kept["new"],
+            "scaled average": scaled["average"] - kept["average"],
+            "trust": scaled["average"] - found["scaled at random"]["average"],
             "adapters": back["adapters"] - back["plain"],
             "teacher": back["slow teacher"] - back["adapters"],
             "rising": back["rising teacher"] - back["slow teacher"],
