@@ -50,6 +50,7 @@ def test_arms_of_a_claim_are_of_one_size():
     """Bridge and attention are compared with baselines that are a little larger."""
     size = {arm: n_parameters(nn.ModuleDict(make())) for arm, make in ARMS.items()}
     assert size["small maps"] == size["gate"] == 16 * 8 + 8 + 8 * 16 + 16
+    assert size["middle maps"] == size["place gate"] == 280 + 2 * 7 * 7 + 1
     assert size["own maps"] == size["shift within"] == size["shift"] == 2 * 16 * 16
     assert size["one way"] == 3 * (16 * 16 + 16) + 3 * 16 * 16 == 1584
     larger = {key for key, (arm, base) in PAIRS.items() if size[base] > size[arm]}

@@ -21,6 +21,7 @@ STEPS, TINY, SCENES, FIT = 320, 4, 2_000, 1_200
 PAIRS = {
     "attention": ("attention", "extra maps"),
     "gate": ("gate", "small maps"),
+    "place gate": ("place gate", "middle maps"),
     "shift": ("shift", "own maps"),
     "crossing": ("shift", "shift within"),
     "bridge": ("bridge", "merge"),
@@ -51,8 +52,9 @@ class DenseCompositesStudy(Study):
               "intersection over union, attention less extra maps"),
         Claim("gate", "A gate of channels in the depth helps more than maps as large (280 each).",
               "intersection over union, gate less small maps"),
-        Claim("shift", "Channels shifted between levels help more than the same maps without a "
-              "shift (512 parameters each).",
+        Claim("place gate", "A gate of channels and places does (379 parameters each).",
+              "intersection over union, place gate less middle maps"),
+        Claim("shift", "Channels shifted between levels help more than maps that shift none (512).",
               "intersection over union, shift less own maps"),
         Claim("crossing", "They help more than channels shifted within their level (512 each).",
               "intersection over union, shift less shift within"),
@@ -101,6 +103,8 @@ ARMS: dict[str, Callable[[], dict[str, nn.Module]]] = {
     "attention": lambda: {"deep": OverTokens(Attention(WIDTH))},
     "gate": lambda: {"deep": UnitGate(WIDTH, "channels+space")},
     "small maps": lambda: {"deep": Mixed(WIDTH, 8)},
+    "place gate": lambda: {"deep": UnitGate(WIDTH, "channels+space", "both")},
+    "middle maps": lambda: {"deep": Mixed(WIDTH, 11)},
     "shift": lambda: {"meeting": Exchange("shift", WIDTH)},
     "own maps": lambda: {"meeting": Exchange("shift", WIDTH, share=0.0)},
     "shift within": lambda: {"meeting": ShiftedWithin(2)},
