@@ -91,6 +91,7 @@ STUDIES: dict[str, str] = {
     "inject": "InjectStudy",
     "inpaint": "InpaintStudy",
     "joined-attention": "JoinedAttentionStudy",
+    "joint-objectives": "JointObjectivesStudy",
     "label-agnostic": "LabelAgnosticStudy",
     "last-layer": "LastLayerStudy",
     "latent-rewards": "LatentRewardsStudy",
