@@ -14,6 +14,7 @@ STUDIES: dict[str, str] = {
     "abstopk": "AbsTopKStudy",
     "active-variables": "ActiveVariablesStudy",
     "adaptive-learners": "AdaptiveLearnersStudy",
+    "adverse-weather": "AdverseWeatherStudy",
     "align-teacher": "AlignTeacherStudy",
     "alignment-quality": "AlignmentQualityStudy",
     "alternating-fields": "AlternatingFieldsStudy",
