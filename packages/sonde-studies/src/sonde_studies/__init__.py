@@ -176,6 +176,7 @@ STUDIES: dict[str, str] = {
     "was-it-generated": "WasItGeneratedStudy",
     "weak-groups": "WeakGroupsStudy",
     "where-tasks-part": "WhereTasksPartStudy",
+    "which-model-wrote-it": "WhichModelWroteItStudy",
     "who-wrote-it": "WhoWroteItStudy",
     "without-data": "WithoutDataStudy",
     "zero-shot-text": "ZeroShotTextStudy",

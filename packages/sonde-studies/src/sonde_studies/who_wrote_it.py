@@ -1,8 +1,8 @@
 """Test whether a language model's states identify the writer, also with masked names.
 
-Writers are packages of the standard library, each the work of other people with other habits, and
-models that learned from one of these packages each. No file stands on both sides of a fold, nor
-does the beginning that the models continue. Packages differ in topic; masking removes most of it.
+Writers are packages of the standard library, each the work of other people with other habits. No
+file stands on both sides of a fold. Packages differ in topic; masking removes most of it. Writers
+that are models: ``which-model-wrote-it``.
 """
 
 import sysconfig
@@ -12,7 +12,6 @@ from typing import Any, final
 import numpy as np
 
 from sonde import load
-from sonde_studies._model_writers import texts_of_models
 from sonde_studies.recipes.who_wrote_it import who_wrote_it
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -25,16 +24,12 @@ class WhoWroteItStudy(Study):
     """Four packages as writers; one package split in four as the null."""
 
     name = "who-wrote-it"
-    title = "do states name the writer of a text, a person or a model, also without its names?"
+    title = "do states name the writer of a text, also without its names?"
     fidelity = (
         "the papers fine-tune a code model and mask identifiers; here states are read as they are, "
-        "and words that not nearly all writers use are masked; the models are copies of one model "
-        "of 3 million weights, a few steps of training apart, which reads them too"
+        "and words that not nearly all writers use are masked"
     )
-    data = (
-        "60 pieces of 240 bytes of each of four packages of the standard library, by file; 160 "
-        "bytes by each of four models after the same 60 beginnings of other files"
-    )
+    data = "60 pieces of 240 bytes of each of four packages of the standard library, by file"
     claims = (
         Claim(
             "named",
@@ -51,21 +46,6 @@ class WhoWroteItStudy(Study):
             "Masked, states name the package more often than counts of characters do.",
             "accuracy by states less accuracy by characters, masked",
         ),
-        Claim(
-            "models",
-            "States name which of four models wrote a text more often than chance.",
-            "accuracy less a quarter",
-        ),
-        Claim(
-            "models, masked",
-            "They do so where words that not all models use are masked.",
-            "accuracy less a quarter, masked",
-        ),
-        Claim(
-            "models beyond characters",
-            "Masked, states name the model more often than counts of characters do.",
-            "accuracy by states less accuracy by characters, masked",
-        ),
     )
     null = Claim(
         "one writer",
@@ -80,10 +60,6 @@ class WhoWroteItStudy(Study):
         tick("four packages")
         rows = [row for name in WRITERS for row in _pieces(name, n, draw)]
         found = who_wrote_it(model, rows, group_column="file", seed=seed, progress=False)
-        tick("four models")
-        corpora = {name: [f.read_bytes() for f in _files(name)] for name in WRITERS}
-        written = texts_of_models(model, corpora, n, tiny, draw)
-        of_models = who_wrote_it(model, written, group_column="file", seed=seed, progress=False)
         tick("one package")
         one = _pieces("asyncio", 4 * n, draw)
         files = draw.permutation(sorted({row["file"] for row in one}))
@@ -93,17 +69,12 @@ class WhoWroteItStudy(Study):
         arm = {row["arm"]: row["accuracy"] for row in found.rows}
         chance = float(found.null)  # pyright: ignore[reportArgumentType]
         fake = {row["arm"]: row["accuracy"] for row in null.rows}
-        by_model = {row["arm"]: row["accuracy"] for row in of_models.rows}
         return {
             "named": arm["states, as written"] - chance,
             "masked": arm["states, masked"] - chance,
             "beyond characters": arm["states, masked"] - arm["characters, masked"],
-            "models": by_model["states, as written"] - 0.25,
-            "models, masked": by_model["states, masked"] - 0.25,
-            "models beyond characters": by_model["states, masked"] - by_model["characters, masked"],
             "one writer": fake["states, masked"] - 0.25,
             **{f"packages | {name}": value for name, value in arm.items()},
-            **{f"models | {name}": value for name, value in by_model.items()},
         }
 
 
