@@ -24,7 +24,7 @@ def test_a_model_is_trained_until_it_reaches_the_loss(monkeypatch):
     files = [b"abababab" * 400]
     held = torch.tensor([list(b"ab" * 20)])
     monkeypatch.setattr(_model_writers, "LOSS", 0.5)
-    net, loss = trained("convolution", Sources(files, held[:, :8], held), 1, most=40)
+    net, loss = trained("convolution", Sources(files, held[:, :8], held), 1, most=150)
     with torch.no_grad():
         logits = net(held)[0][:, :-1].flatten(0, 1)
     wanted = cross_entropy(logits, held[:, 1:].flatten())
