@@ -21,7 +21,7 @@ def test_beginnings_and_held_out_pieces_are_of_files_that_no_model_learns_from()
 
 @pytest.mark.truth("the loss of the returned model, and texts of one letter")
 def test_a_model_is_trained_until_it_reaches_the_loss(monkeypatch):
-    files = [b"abababab" * 400]
+    files = [b"abababab" * 20_000]
     held = torch.tensor([list(b"ab" * 20)])
     monkeypatch.setattr(_model_writers, "LOSS", 0.5)
     net, loss = trained("convolution", Sources(files, held[:, :8], held), 1, most=150)
