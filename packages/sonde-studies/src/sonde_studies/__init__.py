@@ -95,6 +95,7 @@ STUDIES: dict[str, str] = {
     "joint-objectives": "JointObjectivesStudy",
     "label-agnostic": "LabelAgnosticStudy",
     "last-layer": "LastLayerStudy",
+    "latent-belief": "LatentBeliefStudy",
     "latent-rewards": "LatentRewardsStudy",
     "latent-steps": "LatentStepsStudy",
     "layer-bits": "LayerBitsStudy",
