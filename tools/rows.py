@@ -82,7 +82,8 @@ def exported(code: str) -> Any:
     """
     place, _, named = code.rstrip(")").partition("(")
     room, _, name = place.rpartition(".")
-    found = getattr(importlib.import_module(f"sonde.{room}"), name)
+    home = f"sonde_studies.recipes.{name}" if room == "recipes" else f"sonde.{room}"
+    found = getattr(importlib.import_module(home), name)
     unknown = {p for p in named.split(",") if p} - set(inspect.signature(found).parameters)
     if unknown:
         raise TypeError(f"{code}: no parameter {sorted(unknown)}")
