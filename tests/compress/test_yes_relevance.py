@@ -153,27 +153,30 @@ def test_batches_of_pictures_are_answered_as_each_alone():
     torch.testing.assert_close(found, alone.amax(1), rtol=1e-4, atol=1e-5)
 
 
-class Told(torch.nn.Module):
-    """A model that continues every prompt by the same tokens."""
-
-    def __init__(self, ids: list[int]) -> None:
-        super().__init__()
-        self.ids, self.weight = ids, torch.nn.Parameter(torch.zeros(1))
-
-    def generate(self, ids: Any, max_new_tokens: int, **_: Any) -> Any:
-        """Return the prompt and the first tokens of the answer."""
-        return torch.cat([ids, torch.tensor([self.ids[:max_new_tokens]])], 1)
+def told(prompt, answer):
+    """Return a GPT-2 whose next token depends on the position alone: it says an answer."""
+    width, start = len(tokenizer()), len(tokenizer()(prompt)["input_ids"])
+    config = tf.GPT2Config(
+        vocab_size=width, n_positions=64, n_embd=width, n_layer=1, n_head=1, eos_token_id=3,
+        bos_token_id=3, tie_word_embeddings=False,
+    )  # fmt: skip
+    module: Any = tf.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            p.fill_(float("ln" in name and name.endswith("weight")))
+        for i, token in enumerate([*answer, 3]):
+            module.transformer.wpe.weight[start - 1 + i, token] = 1.0
+        module.lm_head.weight.copy_(torch.eye(width))
+    return load(module, processor=tokenizer())
 
 
 @pytest.mark.truth("parts that were written down as the model's answer")
 def test_parts_are_split_at_commas():
-    words = tokenizer()
-    ids = words("the red cup , a dog", add_special_tokens=False)["input_ids"]
-    model = Model(Told([*ids, 3]), words, task="causal")
+    ids = tokenizer()("the red cup , a dog", add_special_tokens=False)["input_ids"]
+    model = told("where is it :", ids)
     assert asked_parts(model, "where is it", "{question} :") == ["the red cup", "a dog"]
     assert asked_parts(model, "where is it", "{question} :", 2) == ["the red"]
-    silent = Model(Told([3]), words, task="causal")
-    assert asked_parts(silent, "where is it", "{question} :") == ["where is it"]
+    assert asked_parts(told("where is it :", []), "where is it", "{question} :") == ["where is it"]
 
 
 @pytest.mark.truth("the likeliest tokens, one forward after another")
@@ -200,6 +203,8 @@ def test_the_parts_are_the_models_likeliest_tokens():
         ({"parts": "red cup"}, "a list of parts"),
         ({"segments": []}, "0 segments"),
         ({"answers": ("yes", "yes it is")}, "different tokens"),
+        ({"answers": ("yes", "nowhere")}, "that the tokenizer knows, got 'nowhere'"),
+        ({"segments": [1, 2]}, "segments as texts"),
         ({"segments": ["a " * 3000]}, "long"),
     ],
 )
@@ -223,3 +228,5 @@ def test_weights_that_are_not_numbers_are_an_error():
     model = load(module, processor=tokenizer())
     with pytest.raises(InputError, match="finite logits"):
         yes_relevance(model, TEXTS, PARTS, TEMPLATE, ("yes", "no"))
+    with pytest.raises(InputError, match="asked_parts: expected finite logits"):
+        asked_parts(model, "where is the dog", "{question} :")

@@ -166,3 +166,16 @@ def test_what_does_not_fit_is_refused():
     ring = nn.Sequential(nn.Conv2d(1, 1, 2, padding=1, padding_mode="circular", bias=False))
     with pytest.raises(InputError, match="zero padding at 0, got circular"), wrong.on(ring):
         pass
+
+
+def test_a_model_in_half_precision_keeps_its_type():
+    torch.manual_seed(4)
+    net, x = nn.Sequential(nn.Linear(7, 4)), torch.randn(6, 7)
+    scaled = moved(ScaledWeights({"0": [directions(8, 3, 2).float()]}))
+    with scaled.on(net):
+        wanted = net(x)
+    net.bfloat16()
+    with scaled.on(net):
+        found = net(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, rtol=0.05, atol=0.05)

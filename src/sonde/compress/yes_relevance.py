@@ -62,7 +62,8 @@ def yes_relevance(
     Raises
     ------
     InputError
-        If the model is not causal, the template lacks a place, both answers begin with the same
+        If the model is not causal, the template lacks a place, segments are images and the model
+        reads texts alone, an answer is unknown to the tokenizer, both answers begin with the same
         token, a prompt is longer than the context, or a probability is not finite.
 
     References
@@ -76,10 +77,7 @@ def yes_relevance(
     found = torch.zeros(len(rows), 2, dtype=torch.float64)
     for batch in map(right_padded, inputs.batches(0, len(rows))):
         found[batch.order] = _logits(model, batch)[:, tokens].double().cpu()
-    if not bool(found.isfinite().all()):
-        raise InputError(
-            "yes_relevance: expected finite logits, got NaN or infinity. Check the model's weights."
-        )
+    _check_finite("yes_relevance", found)
     chance = found.softmax(1)[:, 0].unflatten(0, (len(segments), len(parts)))
     return (chance.amax(1) if combine == "max" else chance.mean(1)).float()
 
@@ -108,6 +106,11 @@ def asked_parts(model: Model, question: str, template: str, new_tokens: int = 64
     list of str
         In the model's order; the question itself if the answer is empty.
 
+    Raises
+    ------
+    InputError
+        If the template lacks the place of the question, or the logits are not finite.
+
     References
     ----------
     luo2025quota
@@ -126,8 +129,12 @@ def asked_parts(model: Model, question: str, template: str, new_tokens: int = 64
             max_new_tokens=new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id or 0,
+            output_logits=True,
+            return_dict_in_generate=True,
         )
-    answer = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    _check_finite("asked_parts", torch.stack(out.logits))
+    made = out.sequences[0, ids.shape[1] :]
+    answer = tokenizer.decode(made, skip_special_tokens=True).strip()
     line = answer.splitlines()[0] if answer else ""
     return [part.strip() for part in re.split("[,;]", line) if part.strip()] or [question]
 
@@ -144,9 +151,22 @@ def _check(model: Model, segments: Sequence[Any], parts: Sequence[str], template
             f"and {parts!r}. Pass [question] to ask about the question as a whole."
         )
     texts = any(isinstance(segment, str) for segment in segments)
+    reads_images = hasattr(model.processor, "image_processor")
+    if not reads_images and not all(isinstance(segment, str) for segment in segments):
+        raise InputError(
+            "yes_relevance: expected segments as texts, for a model without an image processor, "
+            f"got {type(segments[0]).__name__}."
+        )
     for place in (PART, SEGMENT) if texts else (PART,):
         if place not in template:
             raise InputError(f"yes_relevance: expected {place} in the template, got {template!r}.")
+
+
+def _check_finite(name: str, logits: Tensor) -> None:
+    if bool(logits.isnan().any() | logits.isposinf().any()):
+        raise InputError(
+            f"{name}: expected finite logits, got NaN or infinity. Check the model's weights."
+        )
 
 
 def _row(segment: Any, prompt: str) -> dict[str, Any]:
@@ -159,6 +179,11 @@ def _first_tokens(model: Model, answers: tuple[str, str]) -> list[int]:
     """Return the first token of each answer."""
     tokenizer = _tokenizer(model)
     found = [tokenizer(a, add_special_tokens=False)["input_ids"][:1] for a in answers]
+    for answer, ids in zip(answers, found, strict=True):
+        if ids and ids[0] == tokenizer.unk_token_id and answer.strip() != tokenizer.unk_token:
+            raise InputError(
+                f"yes_relevance: expected answers that the tokenizer knows, got {answer!r}."
+            )
     if not all(found) or found[0] == found[1]:
         raise InputError(
             f"yes_relevance: expected answers that begin with different tokens, got {found} for "

@@ -75,9 +75,9 @@ class ScaledWeights(nn.Module):
             of[id(_checked(name, known.get(name), scales))] = scales
 
         def around(layer: Any, forward: Forward, args: Any, kwargs: Any) -> Tensor:
-            whole = joined_weights(layer)
+            own = whole = joined_weights(layer)
             for scale in of[id(layer)]:
-                whole = whole + scale(joined_weights(layer))
+                whole = whole + scale(own)
             weight, bias = split_weights(layer, whole)
             (x,) = (*args, *kwargs.values())
             if isinstance(layer, nn.Linear):
@@ -100,8 +100,8 @@ class _Scale(nn.Module):
         self.matrix = nn.Parameter(eye)
 
     def forward(self, whole: Float[Tensor, "out dim"]) -> Float[Tensor, "out dim"]:
-        part = whole @ self.basis
-        return (part @ self.matrix - part) @ self.basis.mT
+        part = whole.to(self.basis.dtype) @ self.basis  # a model may run in half precision
+        return ((part @ self.matrix - part) @ self.basis.mT).to(whole.dtype)
 
 
 def _checked(name: str, layer: Layer | None, scales: Sequence[Any]) -> Layer:
