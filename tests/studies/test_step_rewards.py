@@ -35,7 +35,7 @@ def test_a_mean_of_embeddings_has_no_words():
 
 @pytest.mark.slow
 def test_rewards_teach_an_answer():
-    """A loop rewarded for right cells answers three of four questions; one rewarded by lot fewer."""
+    """A loop rewarded for right cells names three of four; one rewarded by lot names fewer."""
     ids, wanted = frontiers(8)[0][:4], CELL + torch.arange(4)
     right = {}
     for earned in (True, False):
