@@ -62,6 +62,7 @@ def train(
     after: str,
     enough: Callable[[], bool] = lambda: False,
     every: int = 50,
+    rate: float = RATE,
 ) -> int:
     """Train on new texts, from a given word on, until good enough; return the steps.
 
@@ -75,6 +76,8 @@ def train(
         Tokens before the first of these words are not learned.
     enough : callable
         Asked after each ``every`` steps.
+    rate : float
+        Of learning, after the first steps.
     """
     start = model.processor.convert_tokens_to_ids(after)
 
@@ -82,7 +85,7 @@ def train(
         ids = tokens_of(model, texts(BATCH))
         return ids, ((ids == start).cumsum(1) > 0) & (ids > 0)
 
-    return descend(model, batch, steps, enough, every)
+    return descend(model, batch, steps, enough, every, rate)
 
 
 @torch.enable_grad()
