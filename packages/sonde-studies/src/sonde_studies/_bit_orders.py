@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from sonde.compress import RTN, BitAllocation
 from sonde_studies._recipe_data import shuffled_digits
+from sonde_studies.study import Claim
 from sonde_studies.worlds.learning import drawn, learn_labels
 
 BLOCKS, DIM, WIDTH, TRAIN, STEPS, GROUP = 7, 48, 64, 1_000, 500, 16
 HIGH, LOW = 8, 2
+BY_LOT = Claim("by lot", "Twenty orders by lot cost what all orders do.",
+               "mean divergence of all orders less that of twenty, as a share")  # fmt: skip
 LayerScore = Literal["lim", "zd", "cca", "prune", "taylor"]
 
 

@@ -113,6 +113,20 @@ def pixels() -> tuple[Tensor, np.ndarray]:
     return torch.from_numpy(found.data / 16.0).float(), found.target
 
 
+def shuffled(draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the digits and their labels in a random order."""
+    x, kind = pixels()
+    order = torch.randperm(len(x), generator=draw)
+    return x[order], torch.from_numpy(kind)[order]
+
+
+def encoder(x: Tensor, label: Tensor, width: int, seed: int, steps: int) -> nn.Sequential:
+    """Return a net with one hidden layer, trained on images of ten classes."""
+    net = nn.Sequential(nn.Linear(x.shape[1], width), nn.ReLU(), nn.Linear(width, 10))
+    train(net, x, label, seed, steps, 3e-3)
+    return net
+
+
 def digits(seed: int, architecture: Architecture = "mlp", tiny: bool = False) -> Digits:
     """Train a net on six random digits and return it with its data."""
     return open_set(Source(*pixels(), FIT, HELD), seed, architecture, tiny)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sonde.core import Inputs, Model
 from sonde.data import open_inputs
-from sonde.edit import Forgotten, forgotten
+from sonde.edit import Forgotten, Retrain, forgotten
+from sonde_studies.study import Claim
 from sonde_studies.worlds.learning import digit_images
 
 TRAIN, CLASS = 1200, 3
@@ -19,6 +20,12 @@ EPOCHS = 7
 RELEARN_RATE, BACK, MOST = 1e-3, 0.8, 200
 """Of learning a class again: rate, the accuracy at which it is back, most steps."""
 Sides = dict[str, Inputs]
+UNSEEN = Claim(
+    "attack on retrained",
+    "Nobody can tell the class's training digits from others on a net that never saw them.",
+    "AUROC of a membership attack by low loss",
+    above=0.5,
+)
 
 
 def world(seed: int, tiny: bool) -> tuple[Model, Tensor, Tensor, int]:
@@ -65,6 +72,12 @@ def sides_of(model: Model, x: Tensor, label: Tensor, n: int) -> Sides:
         "held": part(fresh, True),
         "others": part(fresh, False),
     }
+
+
+def retrained(model: Model, sides: Sides, seed: int, tiny: bool) -> nn.Module:
+    """Return a net that was trained anew without the class."""
+    rule = Retrain(rate=RATE, epochs=2 if tiny else EPOCHS, seed=seed)
+    return rule.plan(model, sides).fold(model)
 
 
 def stand(

@@ -76,6 +76,12 @@ def parter_of(seed: int, steps: int) -> Model:
     return model
 
 
+def known_words(parts: Sequence[str], question: str) -> list[str]:
+    """Return the parts without words that have no vector, or the question if nothing is left."""
+    known = [" ".join(w for w in part.split() if w in KNOWN) for part in parts]
+    return [part for part in known if part] or [question]
+
+
 def parted(found: Sequence[Sequence[str]], names: Sequence[Sequence[str]]) -> float:
     """Return the share of questions whose parts are the two frames that are asked for."""
     return sum({*a} == {*b[:2]} for a, b in zip(found, names, strict=True)) / len(names)

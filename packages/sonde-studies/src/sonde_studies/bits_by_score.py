@@ -2,7 +2,7 @@
 
 from typing import final
 
-from sonde_studies._bit_orders import BLOCKS, rounded_net
+from sonde_studies._bit_orders import BLOCKS, BY_LOT, rounded_net
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 
@@ -32,8 +32,7 @@ class BitsByScoreStudy(Study):
         Claim("enough", "It loses at most a tenth against each block's measured divergence.",
               "share of the gradient less that of the divergence alone, and 0.1"),
     )  # fmt: skip
-    null = Claim("by lot", "Twenty orders by lot cost what all orders do.",
-                 "mean divergence of all orders less that of twenty, as a share")  # fmt: skip
+    null = BY_LOT
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Round every subset of a net's blocks, and compute each score's cost as an order."""

@@ -9,11 +9,11 @@ both sides.
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from sonde.layers import Exchange
 from sonde.metrics import auroc
+from sonde_studies._canvas_pairs import Siamese, canvas, pairs_of
 from sonde_studies._recipe_data import learned, mlp, shuffled_digits
 from sonde_studies.recipes.change_pairs import JOINED, PLAIN, SHUFFLED, WEIGHTED, change_pairs
 from sonde_studies.study import Claim, Figures, Study, Tick
@@ -21,8 +21,8 @@ from sonde_studies.worlds.learning import drawn, minimise
 
 FIT, PAIRS, TINY, STEPS = 700, 600, 80, 300
 SHIFTS = (0, 1)
-LEARN, TEACH, DIM = 900, 4000, 16
-"""Steps, pairs and channels of the nets that learn from pairs."""
+LEARN, TEACH = 900, 4000
+"""Steps and pairs of the nets that learn from pairs."""
 
 
 ARMS = {"none": (False, False), "difference": (True, False), "swap": (False, True),
@@ -62,21 +62,21 @@ class ChangePairsStudy(Study):
         x, label = shuffled_digits(seed)
         draw = torch.Generator().manual_seed(seed)
         tick("encoder")
-        seen = _canvas(x[:FIT], x[:FIT].roll(1, 0), 1, draw)
+        seen = canvas(x[:FIT], x[:FIT].roll(1, 0), 1, draw)
         net = learned(mlp(128), seen, label[:FIT].roll(1), seed, 20 if tiny else STEPS)
         pixels = learned(torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(128, 10)),
                          seen, label[:FIT], seed, 1)  # fmt: skip
         found = dict[str, dict[str, float]]()
         for shift in SHIFTS:
-            rows = _pairs(x[FIT:], label[FIT:], TINY if tiny else PAIRS, shift, draw)
+            rows = pairs_of(x[FIT:], label[FIT:], TINY if tiny else PAIRS, shift, draw)
             for name, model, site in (("states", net, "3"), ("pixels", pixels, "0")):
                 tick(f"{name}, shift {shift}")
                 answer = change_pairs(model, rows, site=site, seed=seed, progress=False)
                 found[f"{name}, shift {shift}"] = {
                     str(row["arm"]): float(row["AUROC"]) for row in answer.rows
                 }
-        teach = _pairs(x[:FIT], label[:FIT], TINY if tiny else TEACH, 1, draw)
-        held = _pairs(x[FIT:], label[FIT:], TINY if tiny else PAIRS, 1, draw)
+        teach = pairs_of(x[:FIT], label[:FIT], TINY if tiny else TEACH, 1, draw)
+        held = pairs_of(x[FIT:], label[FIT:], TINY if tiny else PAIRS, 1, draw)
         arm = dict[str, float]()
         for name, how in ARMS.items():
             tick(name)
@@ -96,59 +96,6 @@ class ChangePairsStudy(Study):
         }
 
 
-def _canvas(a: Tensor, b: Tensor, shift: int, draw: torch.Generator) -> Tensor:
-    """Return two digits side by side, randomly shifted and brightened, as rows of 128 pixels."""
-    made = torch.cat([a.reshape(-1, 8, 8), b.reshape(-1, 8, 8)], 2)
-    by = torch.randint(-shift, shift + 1, (len(made), 2), generator=draw).tolist()
-    moved = torch.stack([v.roll((h, w), (0, 1)) for v, (h, w) in zip(made, by, strict=True)])
-    light = 0.5 + torch.rand(len(made), 1, generator=draw)
-    return moved.flatten(1) * light
-
-
-def _pairs(
-    x: Tensor, label: Tensor, n: int, shift: int, draw: torch.Generator
-) -> list[dict[str, Any]]:
-    """Return pairs; in a random half of them the right digit is replaced."""
-    left, right, other = torch.randint(len(x), (3, n), generator=draw)
-    changed = (torch.rand(n, generator=draw) < 0.5) & (label[right] != label[other])
-    after = torch.where(changed, other, right)
-    sides = (_canvas(x[left], x[own], shift, draw) for own in (right, after))
-    return [
-        {"before": a, "after": b, "changed": int(c)}
-        for a, b, c in zip(*sides, changed, strict=True)
-    ]
-
-
-class _Siamese(nn.Module):
-    """Two convolutions on each side, an exchange between them, and a head on the difference.
-
-    Without the weighted difference each side has a convolution of its own: as many parameters, but
-    for the nine weights of places and their bias.
-    """
-
-    def __init__(self, difference: bool, swap: bool) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(1, DIM, 3, padding=1), nn.Conv2d(DIM, DIM, 3, padding=1)
-        self.swap = Exchange("swap") if swap else None
-        self.exchange = Exchange("difference", DIM) if difference else None
-        own = (nn.Conv2d(DIM, DIM, 1), nn.ReLU(), nn.Conv2d(DIM, DIM, 1, bias=False))
-        self.own = None if difference else nn.Sequential(*own)
-        self.head = nn.Linear(DIM, 1)
-
-    def forward(self, pair: Tensor) -> Tensor:
-        """Return logits of a change, for pairs (row, side, pixel)."""
-        a, b = (self.first(side.reshape(-1, 1, 8, 16)).relu() for side in pair.unbind(1))
-        if self.own is not None:
-            a, b = a + self.own(a), b + self.own(b)
-        if self.exchange is not None:
-            a, b = self.exchange(a, b)
-        if self.swap is not None:
-            a, b = (s.flatten(2).transpose(1, 2) for s in (a, b))
-            a, b = (s.transpose(1, 2).unflatten(2, (8, 16)) for s in self.swap(a, b))
-        a, b = (self.second(s).relu() for s in (a, b))
-        return self.head((a - b).abs().amax((2, 3))).squeeze(1)
-
-
 def _taught(
     difference: bool, swap: bool, teach: list[Any], held: list[Any], seed: int, steps: int
 ) -> float:
@@ -156,7 +103,7 @@ def _taught(
     pairs = [[torch.stack((r["before"], r["after"])) for r in p] for p in (teach, held)]
     sides = [torch.stack(p) for p in pairs]
     truth = [torch.tensor([float(r["changed"]) for r in p]) for p in (teach, held)]
-    net = drawn(lambda: _Siamese(difference, swap), seed)
+    net = drawn(lambda: Siamese(difference, swap), seed)
 
     def loss(rows: Tensor) -> Tensor:
         return binary_cross_entropy_with_logits(net(sides[0][rows]), truth[0][rows])

@@ -8,7 +8,7 @@ from typing import Any, final
 
 import torch
 from sklearn.cluster import KMeans  # pyright: ignore[reportMissingTypeStubs]
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from sonde.explain import (
@@ -17,7 +17,7 @@ from sonde.explain import (
     ConceptMatrix,
     ConceptMatrixSearch,
 )
-from sonde_studies._digits import pixels, train
+from sonde_studies._digits import encoder, shuffled
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 N, FIT, WIDTH, STEPS = 600, 700, 64, 150
@@ -77,12 +77,9 @@ class ConceptBottleneckStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train the encoder, then every bottleneck."""
         draw = torch.Generator().manual_seed(seed)
-        x, kind = pixels()
-        order = torch.randperm(len(x), generator=draw)
-        x, label = x[order], torch.from_numpy(kind)[order]
-        net = nn.Sequential(nn.Linear(64, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES))
+        x, label = shuffled(draw)
         tick("training")
-        train(net, x[:N], label[:N], seed, 20 if tiny else STEPS, 3e-3)
+        net = encoder(x[:N], label[:N], WIDTH, seed, 20 if tiny else STEPS)
         with torch.no_grad():
             mean = net[:2](x[:N]).mean(0)
             states = normalize(net[:2](x) - mean, dim=1)

@@ -7,11 +7,11 @@ model of images and texts gives banks of real texts, names that it read more or 
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from sonde.explain import ConceptMarginal
-from sonde_studies._digits import pixels, train
+from sonde_studies._digits import encoder, shuffled
 from sonde_studies._images_and_texts import by_texts
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -76,12 +76,9 @@ class ConceptMarginalStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train the encoder, draw the banks and classify test rows."""
         draw = torch.Generator().manual_seed(seed)
-        x, kind = pixels()
-        order = torch.randperm(len(x), generator=draw)
-        x, label = x[order], torch.from_numpy(kind)[order]
-        net = nn.Sequential(nn.Linear(64, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES))
+        x, label = shuffled(draw)
         tick("training")
-        train(net, x[:N], label[:N], seed, 20 if tiny else STEPS, 3e-3)
+        net = encoder(x[:N], label[:N], WIDTH, seed, 20 if tiny else STEPS)
         with torch.no_grad():
             mean = net[:2](x[:N]).mean(0)
             states = net[:2](x) - mean

@@ -3,10 +3,9 @@
 from typing import final
 
 import torch
-from torch import nn
 
 from sonde.explain import FaultLines
-from sonde_studies._digits import pixels, train
+from sonde_studies._digits import encoder, shuffled
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 N, NEW, WIDTH, STEPS = 1200, 80, 64, 150
@@ -55,13 +54,9 @@ class FaultLinesStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train a net and search for changes."""
         draw = torch.Generator().manual_seed(seed)
-        x, kind = pixels()
-        order = torch.randperm(len(x), generator=draw)
-        label = torch.from_numpy(kind)[order]
-        x = x[order]
-        net = nn.Sequential(nn.Linear(64, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 10))
+        x, label = shuffled(draw)
         tick("training")
-        train(net, x[:N], label[:N], seed, 20 if tiny else STEPS, 3e-3)
+        net = encoder(x[:N], label[:N], WIDTH, seed, 20 if tiny else STEPS)
         n = 8 if tiny else NEW
         new = x[N : N + n]
         with torch.no_grad():

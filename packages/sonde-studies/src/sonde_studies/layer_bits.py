@@ -2,7 +2,7 @@
 
 from typing import final
 
-from sonde_studies._bit_orders import BLOCKS, rounded_net
+from sonde_studies._bit_orders import BLOCKS, BY_LOT, rounded_net
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 
@@ -30,8 +30,7 @@ class LayerBitsStudy(Study):
         Claim("room", "An order exists that halves the cost of a random one.",
               "mean divergence of all orders less that of the best, as a share, less 0.5"),
     )  # fmt: skip
-    null = Claim("by lot", "Twenty orders by lot cost what all orders do.",
-                 "mean divergence of all orders less that of twenty, as a share")  # fmt: skip
+    null = BY_LOT
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Round every set of blocks of a net, and read off the cost of each order."""

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sonde.explain import SurrogateRules
-from sonde_studies._digits import pixels, train
+from sonde_studies._digits import shuffled, train
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 N, NOISE, FEW, DEPTH, STEPS = 1500, 136, 20, 5, 150
@@ -46,10 +46,8 @@ class SurrogateRulesStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train the net and imitate it."""
         draw = torch.Generator().manual_seed(seed)
-        x, kind = pixels()
-        order = torch.randperm(len(x), generator=draw)[: 400 if tiny else N]
-        label = torch.from_numpy(kind)[order] % 2
-        rows = torch.cat([x[order], torch.rand(len(order), NOISE, generator=draw)], dim=1)
+        x, kind = (v[: 400 if tiny else N] for v in shuffled(draw))
+        label, rows = kind % 2, torch.cat([x, torch.rand(len(x), NOISE, generator=draw)], 1)
         net = nn.Sequential(nn.Linear(rows.shape[1], 64), nn.ReLU(), nn.Linear(64, 2))
         tick("training")
         train(net, rows, label, seed, 20 if tiny else STEPS, 3e-3)

@@ -74,7 +74,7 @@ class TokenBudgetsStudy(Study):
         names = [asked.names_of(draw) for _ in range(8 if tiny else CLIPS)]
         questions = [asked.question_of(clip, draw) for clip in names]
         tick("parts")
-        written = [_known(asked_parts(parter, q, PROMPT, 8), q) for q in questions]
+        written = [asked.known_words(asked_parts(parter, q, PROMPT, 8), q) for q in questions]
         told: dict[str, list[Tensor]] = {}
         tick("clips")
         for i, (clip, question) in enumerate(zip(names, questions, strict=True)):
@@ -96,12 +96,6 @@ class TokenBudgetsStudy(Study):
         return _figures({way: torch.stack(found).mean(0) for way, found in told.items()}) | {
             "share of questions that the model parts correctly": asked.parted(written, names)
         }
-
-
-def _known(parts: list[str], question: str) -> list[str]:
-    """Return the parts without words that have no vector, or the question if nothing is left."""
-    known = [" ".join(w for w in part.split() if w in asked.KNOWN) for part in parts]
-    return [part for part in known if part] or [question]
 
 
 def _ways(

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sonde.metrics import WeakGroup, weak_groups
-from sonde_studies._digits import pixels, train
+from sonde_studies._digits import shuffled, train
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 FIT, STEPS, RATE, HIDDEN = 60, 150, 3e-3, 2
@@ -52,9 +52,7 @@ class WeakGroupsStudy(Study):
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train, search for groups on one half, measure on the other."""
         draw = torch.Generator().manual_seed(seed)
-        x, kind = pixels()
-        order = torch.randperm(len(x), generator=draw)[: 900 if tiny else len(x)]
-        x, label = x[order], torch.from_numpy(kind)[order]
+        x, label = (v[: 900 if tiny else None] for v in shuffled(draw))
         net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU())
         net = nn.Sequential(*net, nn.Linear(32, 10))
         tick("training")

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sonde_studies._digits import pixels
+from sonde_studies._digits import shuffled
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -61,9 +61,8 @@ def accuracy(model: nn.Module, x: Tensor, label: Tensor) -> float:
 
 def digit_images(seed: int) -> tuple[Float[Tensor, "image 1 8 8"], Int[Tensor, "image"]]:
     """Return the 1,797 digits in an order given by a seed, and their labels."""
-    x, kind = pixels()
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
-    return x[order].reshape(-1, 1, 8, 8), torch.from_numpy(kind)[order]
+    x, label = shuffled(torch.Generator().manual_seed(seed))
+    return x.reshape(-1, 1, 8, 8), label
 
 
 def squares_of(x: Float[Tensor, "image *pixels"], side: int) -> Float[Tensor, "image square pixel"]:
