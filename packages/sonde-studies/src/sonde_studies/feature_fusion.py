@@ -37,8 +37,8 @@ class FeatureFusionStudy(Study):
               "accuracy together less that without the least needed encoder"),
         Claim("made", "Numbers made by hand beside the states of one encoder add to them.",
               "accuracy with moments and counts of ink less that of the encoder"),
-        Claim("lines", "States of single digits in a row say more than those of the whole row.",
-              "accuracy of naming the larger digit's place, lines and whole less whole"),
+        Claim("lines", "States of single digits in a row add to those of a net of the whole row.",
+              "accuracy of naming the largest digit's place, single digits and row less row"),
         Claim("sparse", "A recurrent cell of a tenth of the weights loses less than 5 points.",
               "accuracy of a sparse cell less that of a dense one of equal width, and 0.05"),
         Claim("cells", "States of a sparse cell and entropies of its lines add to an encoder.",
@@ -68,7 +68,7 @@ class FeatureFusionStudy(Study):
         cells = {share: recurrent_cell(x[:n], label[:n], seed, share) for share in (0.1, 1.0)}
         right = {share: cell.accuracy(x[FIT:], label[FIT:]) for share, cell in cells.items()}
         beside = _scores(encoders[0], as_model(cells[0.1]), items, seed, as_model(line_entropies))
-        lines = _lines(encoders[0], x, label, seed)
+        lines = _lines(encoders[0], x, label, seed, n)
         alone = max(score[name] for name in ("first", "second", "third"))
         least = max(v for arm, v in score.items() if arm.startswith("without"))
         return {
@@ -84,13 +84,16 @@ class FeatureFusionStudy(Study):
             "accuracy | first with an encoder of noise": drowned[JOINT],
             "accuracy | by hand": made["second"],
             "accuracy | first and by hand": made[JOINT],
+            "accuracy | rows of three, whole": lines["first"],
+            "accuracy | rows of three, single digits": lines["second"],
+            "accuracy | rows of three, both": lines[JOINT],
             **{f"accuracy | cell, {share:g} of the weights": v for share, v in right.items()},
         }
 
 
-def _encoder(columns: Tensor, x: Tensor, label: Tensor, seed: int) -> Model:
+def _encoder(columns: Tensor, x: Tensor, label: Tensor, seed: int, width: int = 64) -> Model:
     """Return the states before the logits of a net trained on some columns."""
-    net = learned(mlp(32), x[:, columns], label, seed).module
+    net = learned(mlp(len(columns), width), x[:, columns], label, seed).module
     return Model(Part(columns, nn.Sequential(*list(net.children())[:-1])).eval())
 
 
@@ -110,11 +113,15 @@ def _scores(
     return {str(row["source"]): float(row["accuracy"]) for row in found.rows}  # pyright: ignore
 
 
-def _lines(encoder: Model, x: Tensor, label: Tensor, seed: int) -> dict[str, float]:
-    """Return scores of the mean over three digits, of single digits, and of both."""
+def _lines(encoder: Model, x: Tensor, label: Tensor, seed: int, n: int) -> dict[str, float]:
+    """Return scores of a net that reads rows of three, of the encoder of each digit, and of both.
+
+    The net of rows learns the place of the largest digit, as many steps as the encoder, in as many
+    rows of the same digits; its states are as wide as the three of the encoder together.
+    """
     draw = torch.Generator().manual_seed(seed)
+    seen = torch.randint(n, (n, 3), generator=draw)
     rows = torch.randint(FIT, len(x), (len(x) - FIT, 3), generator=draw)
-    shown, kinds = x[rows].flatten(1), label[rows].argmax(1)
-    whole = as_model(lambda r: encoder.module(r.reshape(-1, 64)).reshape(len(r), 3, -1).mean(1))
+    whole = _encoder(torch.arange(192), x[seen].flatten(1), label[seen].argmax(1), seed, 192)
     each = as_model(lambda r: encoder.module(r.reshape(-1, 64)).reshape(len(r), -1))
-    return _scores(whole, each, items_of(shown, kinds), seed)
+    return _scores(whole, each, items_of(x[rows].flatten(1), label[rows].argmax(1)), seed)
