@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from sonde.layers import Exchange
 from sonde_studies._mask_modules import ClassGate, FusedLevels, key_points
-from sonde_studies._unet import ShiftedWithin, n_parameters
+from sonde_studies._unet import WIDTH, Mixed, ShiftedWithin, n_parameters
 from sonde_studies.dense_composites import ARMS, PAIRS
 
 
@@ -55,6 +56,8 @@ def test_arms_of_a_claim_are_of_one_size():
     assert size["one way"] == 3 * (16 * 16 + 16) + 3 * 16 * 16 == 1584
     larger = {key for key, (arm, base) in PAIRS.items() if size[base] > size[arm]}
     assert larger == {"attention", "bridge"}
+    equalise = n_parameters(Exchange("equalise", WIDTH))
+    assert equalise <= n_parameters(Mixed(2 * WIDTH, WIDTH)) <= 1.02 * equalise
     assert all(size[base] >= size[arm] for arm, base in PAIRS.values())
 
 

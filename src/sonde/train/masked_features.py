@@ -68,7 +68,7 @@ class MaskedFeatures(nn.Module):
     """
 
     paper: ClassVar[str] = "he2022mae"
-    variants: ClassVar[dict[str, str]] = {"head": "daskalakis2023mfm"}
+    variants: ClassVar[dict[str, str]] = {"head": "zhou2025mfm"}
     batching: ClassVar[str] = "mean"
     reducer: ClassVar[None] = None  # states with their positions
     has_loss: ClassVar[bool] = True

@@ -34,7 +34,7 @@ class InpaintStudy(Study):
               "PSNR in holes, dB, equalised less plain map"),
         Claim("more", "They fill holes better than features that are only joined.",
               "PSNR in holes, dB, equalised less joined"),
-        Claim("deep", "Holes need deep features more than shallow ones.",
+        Claim("deep", "Holes need the second level's deep features more than its shallow ones.",
               "PSNR in holes, dB, without shallow less without deep ones"),
     )  # fmt: skip
     null = Claim("starts", "Two starts of the joined net fill holes alike.",
@@ -46,7 +46,7 @@ class InpaintStudy(Study):
         meetings: dict[str, Any] = {
             "joined": Pair,
             "another start": Pair,
-            "plain map": lambda: Mixed(2 * WIDTH, WIDTH // 2),
+            "plain map": lambda: Mixed(2 * WIDTH, WIDTH),
             "equalised": lambda: Exchange("equalise", WIDTH),
             "without deep": lambda: Pair(1),
             "without shallow": lambda: Pair(0),

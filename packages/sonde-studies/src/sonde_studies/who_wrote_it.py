@@ -67,13 +67,13 @@ class WhoWroteItStudy(Study):
         dealt = [{**row, "author": lot[row["file"]]} for row in one]
         null = who_wrote_it(model, dealt, group_column="file", seed=seed, progress=False)
         arm = {row["arm"]: row["accuracy"] for row in found.rows}
-        chance = float(found.null)  # pyright: ignore[reportArgumentType]
+        chance, frequent = (float(x.null) for x in (found, null))  # pyright: ignore[reportArgumentType]
         fake = {row["arm"]: row["accuracy"] for row in null.rows}
         return {
             "named": arm["states, as written"] - chance,
             "masked": arm["states, masked"] - chance,
             "beyond characters": arm["states, masked"] - arm["characters, masked"],
-            "one writer": fake["states, masked"] - 0.25,
+            "one writer": fake["states, masked"] - frequent,
             **{f"packages | {name}": value for name, value in arm.items()},
         }
 
