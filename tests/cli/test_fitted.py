@@ -16,7 +16,7 @@ from sonde.core.result import FLAGS
 
 @pytest.fixture(scope="module")
 def words(place):
-    return ["fit", "mahalanobis,knn(k=5),spectrum", "-", place / "rows.npz"]
+    return ["fit", "mahalanobis,relative_mahalanobis,knn(k=5),spectrum", "-", place / "rows.npz"]
 
 
 @pytest.mark.truth("numpy on the rows that score says")
@@ -25,6 +25,7 @@ def test_detectors_print_rows_classes_and_threshold(run, place, tmp_path, words)
     rows = {(r["method"], r["site"]): r for r in ran.json()["results"]}
     row = rows["mahalanobis", "a"]
     assert (row["n"] + row["n_held"], row["n_classes"]) == (240, 3)
+    assert rows["relative_mahalanobis", "a"]["n_classes"] == 3
     assert rows["knn", "a"]["n_classes"] is None
     assert rows["spectrum", "a"]["n_values"] == 5
     scored = run("score", tmp_path / "a.sonde", "-", place / "rows.npz", "--each", "--json").json()

@@ -7,7 +7,7 @@ nothing about classes cancel.
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final, get_args
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
@@ -28,6 +28,11 @@ class RelativeMahalanobisScorer(Scorer):
 
     nearest: MahalanobisScorer
     background: MahalanobisScorer
+
+    @property
+    def labels(self) -> Int[Tensor, "class"]:
+        """The class of each mean."""
+        return self.nearest.labels
 
     def score(self, x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
         """Return the difference of two squared distances; non-finite rows get +inf."""

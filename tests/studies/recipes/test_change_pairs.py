@@ -49,6 +49,15 @@ def test_without_nuisance_the_plain_difference_will_do():
     assert {row["arm"]: row["AUROC"] for row in found.rows}[PLAIN] > 0.75
 
 
+def test_an_empty_side_and_one_side_twice_are_refused():
+    rows = pairs()[3]
+    rows[7] = rows[7] | {"after": None}
+    with pytest.raises(InputError, match=r"column 'after' .* first in row 7"):
+        change_pairs(IDENTITY, rows, site="0", progress=False)
+    with pytest.raises(InputError, match="two different columns, got 'before' twice"):
+        change_pairs(IDENTITY, rows, after_column="before", site="0", progress=False)
+
+
 def test_a_column_of_one_value_is_refused():
     rows = [row | {"changed": 1} for row in pairs()[-1]]
     with pytest.raises(InputError, match="expected 0 and 1"):

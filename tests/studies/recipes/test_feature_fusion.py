@@ -62,6 +62,13 @@ def test_a_copy_adds_nothing():
     assert {"without the second", "third"} <= {row["source"] for row in found.rows}
 
 
+def test_states_that_are_not_finite_are_refused():
+    items = rows()[2]
+    items[7]["x"] = torch.full((6,), float("nan"))
+    with pytest.raises(InputError, match=r"the first encoder in 1 of 400 rows, first in row 7"):
+        feature_fusion(encoder({0}, 5, 1), encoder({3}, 4, 2), items, progress=False)
+
+
 def test_rows_without_labels_are_refused():
     *_, items = rows(40)
     with pytest.raises(InputError, match="60 or more labelled rows"):

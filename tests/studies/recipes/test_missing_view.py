@@ -68,6 +68,20 @@ def test_columns_that_are_missing_are_named():
         missing_view(encoder(5, 3, 0), encoder(4, 3, 0), rows, views=("a", "right"), progress=False)
 
 
+@pytest.mark.parametrize("value", [None, float("nan"), [1.0, 2.0, 3.0, float("nan")]])
+def test_a_row_without_a_view_is_named_by_the_column_of_the_user(value):
+    rows, *_ = views()
+    rows[7] = rows[7] | {"b": torch.tensor(value) if isinstance(value, list) else value}
+    with pytest.raises(InputError, match=r"column 'b' .* first in row 7 \(counted from 0\)"):
+        missing_view(encoder(5, 3, 0), encoder(4, 3, 0), rows, views=("a", "b"), progress=False)
+
+
+def test_one_view_twice_is_refused():
+    rows, *_ = views()
+    with pytest.raises(InputError, match="expected two different views, got 'a' twice"):
+        missing_view(encoder(5, 3, 0), encoder(5, 3, 0), rows, views=("a", "a"), progress=False)
+
+
 def test_it_reads_two_columns_of_a_file(tmp_path, monkeypatch):
     (tmp_path / "encoders_of_a_view.py").write_text(
         "from torch import nn\n\n\ndef same():\n    return nn.Sequential(nn.Identity()).eval()\n"

@@ -67,6 +67,13 @@ def test_copies_add_nothing():
         assert row["4 views"] == pytest.approx(row["1 view"], abs=0.08)
 
 
+def test_an_empty_view_is_refused():
+    items = sets()[2]
+    items[7] = items[7] | {"view": torch.full((5,), float("nan"))}
+    with pytest.raises(InputError, match=r"column 'view' .* first in row 7"):
+        asked(items)
+
+
 def test_things_of_two_classes_and_single_views_are_refused():
     _, _, rows = sets(60)
     with pytest.raises(InputError, match="1 things of several classes"):

@@ -1,9 +1,11 @@
 """Rows of a user's data: required columns, classes, and the test split."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from sonde import InputError
 from sonde.data import rows_of
@@ -20,7 +22,7 @@ def rows_with(
     Raises
     ------
     InputError
-        If there are fewer than ``least``, or a row lacks a column.
+        If there are fewer than ``least``, or a row lacks a column, or has no value in it.
     """
     rows = rows_of(data, limit)
     if len(rows) < least:
@@ -31,7 +33,52 @@ def rows_with(
             f"{recipe}: expected the columns {', '.join(columns)} in every row, got rows without "
             f"{', '.join(missing)}. The first row has {', '.join(map(str, rows[0]))}."
         )
+    for name in columns:
+        unfilled = [i for i, row in enumerate(rows) if not _is_filled(row[name])]
+        if unfilled:
+            raise InputError(
+                f"{recipe}: expected finite values in the column {name!r} of every row, got none "
+                f"or NaN in {len(unfilled)} of {len(rows)} rows, first in row {unfilled[0]} "
+                "(counted from 0). Fill them, or leave these rows out."
+            )
     return rows
+
+
+def _is_filled(value: Any) -> bool:
+    """Return whether a value is there, and finite where it is of numbers."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy() if value.is_floating_point() else 0
+    if isinstance(value, list | tuple):
+        with suppress(ValueError, TypeError):
+            value = np.array(value)
+    if isinstance(value, float | np.floating | np.ndarray):
+        found = np.asarray(value)
+        return found.dtype.kind != "f" or bool(np.isfinite(found).all())
+    return value is not None
+
+
+def check_states(recipe: str, states: Mapping[str, Any]) -> None:
+    """Raise unless all states are finite.
+
+    Parameters
+    ----------
+    recipe : str
+        Named in errors.
+    states : mapping of str to array (row, dim)
+        By what they are of, such as the name of an encoder.
+
+    Raises
+    ------
+    InputError
+        If some are NaN or infinite, with the first row.
+    """
+    for name, x in states.items():
+        bad = np.flatnonzero(~np.isfinite(x).all(1))
+        if len(bad):
+            raise InputError(
+                f"{recipe}: expected finite states, got NaN or infinity from {name} in {len(bad)} "
+                f"of {len(x)} rows, first in row {bad[0]} (counted from 0). Look at this row."
+            )
 
 
 def classes_of(recipe: str, rows: Rows, column: str, least: int, each: int = 2) -> Values:
@@ -55,10 +102,14 @@ def check_two(recipe: str, what: str, names: Sequence[str]) -> None:
     Raises
     ------
     InputError
-        If there are fewer or more.
+        If there are fewer or more, or one of them twice.
     """
     if len(names) != 2:
         raise InputError(f"{recipe}: expected two {what}, got {len(names)}. Name: {what}.")
+    if names[0] == names[1]:
+        raise InputError(
+            f"{recipe}: expected two different {what}, got {names[0]!r} twice. Name another."
+        )
 
 
 def check_classes(

@@ -13,7 +13,7 @@ from sonde.report import Answer
 from sonde_studies.parts.figures import AUROC, auroc_rows, names, told
 from sonde_studies.parts.heads import linear_head
 from sonde_studies.parts.once import copies_once
-from sonde_studies.parts.rows import apart, rows_with
+from sonde_studies.parts.rows import apart, check_two, rows_with
 from sonde_studies.parts.states import last_states
 
 QUESTION = "Is it a real change, or what always differs?"
@@ -63,6 +63,7 @@ def change_pairs(
     seed : int, default=0
         Draws the pairs that judge.
     """
+    check_two("change_pairs", "columns", [before_column, after_column])
     columns = [before_column, after_column, changed_column]
     rows = rows_with("change_pairs", data, columns, LEAST, limit)
     truth = _truth([str(row[changed_column]) for row in rows], changed_column)

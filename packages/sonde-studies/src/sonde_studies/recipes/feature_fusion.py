@@ -12,7 +12,7 @@ from sonde_studies.parts.choice import gain_of_best, unless_untold
 from sonde_studies.parts.figures import WHOLE_ACCURACY, gained, is_sure, most_frequent, names
 from sonde_studies.parts.heads import linear_head
 from sonde_studies.parts.once import copies_once
-from sonde_studies.parts.rows import apart, check_classes
+from sonde_studies.parts.rows import apart, check_classes, check_states
 
 QUESTION = "Do two encoders together say more than the better one?"
 LEAST, TEST, NARROW = 60, 0.4, 10
@@ -63,6 +63,7 @@ def feature_fusion(
     known = np.flatnonzero(label >= 0)
     check_classes("feature_fusion", label[known], LEAST)
     states = {name: part.last.numpy() for name, part in found.items()}
+    check_states("feature_fusion", {f"the {n} encoder": x for n, x in states.items()})
     arms = states | {f"without the {n}": _joined(states, n) for n in states if len(states) > 2}
     arms[JOINT] = arms[SMALL] = _joined(states)
     kept, held = (known[part] for part in apart(label[known], TEST, seed, ordered=False))

@@ -49,7 +49,7 @@ def missing_view(
     second : Model
         Encoder of the second view; may be the same.
     data : str, path or iterable
-        Rows with both views and a label.
+        Rows that each have both views and a label.
     views : sequence of str, default=("first", "second")
         Columns of the two views.
     label_column : str, default="label"
