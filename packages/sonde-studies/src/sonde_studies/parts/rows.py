@@ -65,7 +65,7 @@ def check_states(recipe: str, states: Mapping[str, Any]) -> None:
     recipe : str
         Named in errors.
     states : mapping of str to array (row, dim)
-        By what they are of, such as the name of an encoder.
+        By name, e.g. of their encoder.
 
     Raises
     ------
