@@ -277,6 +277,11 @@ def test_losses_by_their_words():
         ("rate_reduction", ["a+b"], "reads one site"),
         ("rate_reduction", ["a", "b"], "one for each of 1 losses, got 2"),
         ("rate_reduction,rate_reduction", ["a"], "two losses read a"),
+        ("counter_current", ["a"], "needs inputs, which this command cannot give. Use sonde.train"),
+        ("structured_transfer", ["a"], "needs student, teacher, which this command cannot give"),
+        ("mixup", ["a"], "needs logits, which this command cannot give"),
+        ("scaled_weights", ["a"], "no loss is called 'scaled_weights'"),
+        ("input_decoder", ["a+b"], "missing 1 required positional argument: 'width'"),
     ):
         with pytest.raises(InputError, match=message):
             attached(words, sites, has_teacher=False)

@@ -7,6 +7,7 @@ from torch.nn.functional import pad, unfold
 
 from sonde.core import InputError
 from sonde.train import ScaledWeights, SubspaceProjection
+from sonde.train.scaled_weights import _check
 
 
 def directions(dim, rank, seed):
@@ -179,3 +180,45 @@ def test_a_model_in_half_precision_keeps_its_type():
         found = net(x.bfloat16())
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), wanted, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ([directions(5, 2, 0) * float("nan")], "finite directions, got NaN"),
+        ([directions(5, 2, 0) / 0], "finite directions, got NaN"),
+        ([directions(5, 2, 0), directions(5, 2, 0) * 3], "differ from the identity by 8"),
+        ([directions(5, 2, 0)[:, [0, 0]]], "differ from the identity by 1"),
+        ([directions(5, 2, 0) * 1.001], "differ from the identity by 0.002"),
+        ([directions(2, 2, 0).repeat(1, 2)], "at most 2 directions of 2 numbers, got 4"),
+    ],
+)
+def test_what_are_no_directions_is_refused(given, told):
+    with pytest.raises(InputError, match=f"ScaledWeights: expected at layer '0' .*{told}"):
+        ScaledWeights({"0": given})
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (directions(5, 2, 0), r"a list of matrices \(dim, rank\), got Tensor. Pass \[directions\]"),
+        (None, "got NoneType"),
+        ([directions(5, 2, 0)[:, 0]], r"got \(5,\). Pass one direction as"),
+        ([[1.0, 0.0]], "got list"),
+        ([torch.eye(5, dtype=torch.long)], "of numbers with a point"),
+    ],
+)
+def test_what_are_no_matrices_is_refused(given, told):
+    with pytest.raises(InputError, match=f"ScaledWeights: expected at layer '0' .*{told}"):
+        _check("0", given)  # the type checker of these tests is before the class
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_directions_may_be_rounded(dtype):
+    for seed in range(5):
+        given = directions(65, 20, seed)
+        scaled = ScaledWeights({"0": [given.to(dtype), given[:, :0].to(dtype)]})
+        assert scaled.n_numbers == 400
+    ScaledWeights({"0": [directions(65, 20, 0) * 1.0004]})
+    with pytest.raises(InputError, match="orthonormal"):
+        ScaledWeights({"0": [(directions(65, 20, 0) * 1.02).to(dtype)]})

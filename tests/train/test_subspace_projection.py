@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+import sonde
 from sonde.core import InputError, SondeWarning
+from sonde.data import open_inputs
 from sonde.train import SubspaceProjection
+from sonde.train.subspace_projection import _batches
 
 
 def inputs(n, dim, rank, seed):
@@ -196,3 +199,142 @@ def test_the_first_task_has_no_penalty():
         assert float(penalty().detach()) == 0
     with pytest.raises(InputError, match=r"share in \[0, 1\]"):
         SubspaceProjection(share=2.0)
+
+
+def two_layers():
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+
+
+def classified(net):
+    return lambda batch: nn.functional.cross_entropy(net(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("wide", [6, 40])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_inputs_that_are_not_finite_are_refused_by_layer(wide, bad):
+    net, x = nn.Sequential(nn.Linear(wide, 5), nn.ReLU(), nn.Linear(5, 2)), torch.randn(9, wide)
+    memory = SubspaceProjection()
+    memory.remember(net, [x])
+    before = {name: basis.clone() for name, basis in memory.known.items()}
+    x[3, 2] = bad
+    with pytest.raises(InputError, match="finite inputs of layer '0', got NaN"):
+        memory.remember(net, [x])
+    assert all(torch.equal(memory.known[name], basis) for name, basis in before.items())
+    with torch.no_grad():
+        net[0].bias[1] = bad
+    with pytest.raises(InputError, match="finite inputs of layer '2'"):
+        memory.remember(net, [x[:2]])
+
+
+def test_gradients_that_are_not_finite_are_refused():
+    net, x = two_layers(), torch.randn(4, 6)
+    y = torch.zeros(4, dtype=torch.long)
+    memory = SubspaceProjection(admit=0.0)
+
+    def broken(batch):
+        return classified(net)(batch) * float("nan")
+
+    with pytest.raises(InputError, match=r"remember: expected a finite gradient .* layer '0'"):
+        memory.remember(net, [(x, y)], broken)
+    memory.remember(net, [(x, y)], classified(net))
+    with pytest.raises(InputError, match=r"agreement: expected a finite gradient .* layer '0'"):
+        memory.agreement(net, [(x, y)], broken)
+    with pytest.raises(InputError, match="agreement: expected a batch or more, got none"):
+        memory.agreement(net, [], classified(net))
+
+
+class Named(nn.Module):
+    """A layer that takes its inputs by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 2)
+
+    def forward(self, *, values, shift):
+        return self.layer(values + shift)
+
+
+@pytest.mark.truth("the same inputs as tensors")
+def test_batches_are_tensors_or_mappings():
+    torch.manual_seed(6)
+    net, x = Named(), torch.randn(4, 6)
+    memory, plain = SubspaceProjection(1.0), SubspaceProjection(1.0)
+    memory.remember(net, [{"values": x, "shift": 2.0}])
+    plain.remember(net.layer, [x + 2])
+    assert torch.equal(memory.known["layer"], plain.known[""])
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_pairs_of_inputs_and_labels_are_refused_without_a_loss(kind):
+    net, x = two_layers(), torch.randn(4, 6)
+    pair = kind((x, torch.zeros(4, dtype=torch.long)))
+    memory = SubspaceProjection()
+    with pytest.raises(InputError, match=rf"got {kind.__name__}. Pass inputs alone.* or loss="):
+        memory.remember(net, [pair])
+    memory.remember(net, [pair], classified(net))
+    with_loss = memory.known
+    memory = SubspaceProjection()
+    memory.remember(net, [x])
+    assert all(torch.equal(memory.known[name], basis) for name, basis in with_loss.items())
+
+
+def test_what_is_no_list_of_batches_is_refused():
+    net, x = two_layers(), torch.randn(4, 6)
+    source = open_inputs(sonde.load("sonde:digits"), "sonde:digits/train", limit=4)
+    memory = SubspaceProjection()
+    for given in (x, {"x": x}, "sonde:digits"):
+        for loss in (None, classified(net)):
+            told = f"expected an iterable of batches, got {type(given).__name__}. Pass a list"
+            with pytest.raises(InputError, match=told):
+                memory.remember(net, given, loss)
+    for given in (source, 3):  # the type checker of these tests is before remember
+        with pytest.raises(InputError, match=f"got {type(given).__name__}. Pass a list"):
+            _batches("remember", given)
+    with pytest.raises(InputError, match=r"a Model or an nn\.Module, got str"):
+        memory._layers("remember", "sonde:digits")
+    memory.remember(net, (part for part in x.split(2)))
+    assert set(memory.ranks) == {"0", "2"}
+
+
+def test_another_model_or_its_optimiser_is_refused():
+    net, x, y = two_layers(), torch.randn(4, 6), torch.zeros(4, dtype=torch.long)
+    memory = SubspaceProjection(admit=0.0)
+    memory.remember(net, [(x, y)], classified(net))
+    made = torch.optim.SGD(net.parameters(), 0.1)
+    found = memory.agreement(net, [(x, y)], classified(net))
+    for other, told in (
+        (nn.Sequential(nn.Linear(3, 2)), "layer '0' has 7 inputs with the bias, got one with 4"),
+        (nn.Sequential(nn.Linear(6, 2)), "layer '2' has 6 inputs .*, got one with None"),
+    ):
+        with pytest.raises(InputError, match=told), memory.on(other, made, found):
+            pass
+        for call in (
+            lambda other=other: memory.agreement(other, [(x, y)], classified(other)),
+            lambda other=other: memory.scaled_weights(other, found),
+            lambda other=other: memory.remember(other, [(x, y)], classified(other)),
+        ):
+            with pytest.raises(InputError, match=told):
+                call()
+    foreign = torch.optim.SGD(two_layers().parameters(), 0.1)
+    with pytest.raises(InputError, match="without any of their"), memory.on(net, foreign, found):
+        pass
+    half = torch.optim.SGD(net[2].parameters(), 0.1)
+    with memory.on(net, half, found):
+        pass
+    net.requires_grad_(False)  # nothing of the net moves, so nothing is unprotected
+    with memory.on(net, foreign, found):
+        pass
+    with pytest.raises(InputError, match="1 tasks at layer '0', got None"):
+        memory.scaled_weights(net, {})
+
+
+def test_agreement_needs_admit_and_a_first_task_needs_no_memory():
+    net, x = two_layers(), torch.randn(4, 6)
+    memory = SubspaceProjection()
+    memory.remember(net, [x])
+    with pytest.raises(InputError, match="agreement: expected admit="):
+        memory.agreement(net, [x], lambda x: net(x).sum())
+    made = torch.optim.SGD(net.parameters(), 0.1)
+    with warnings.catch_warnings(action="error"), SubspaceProjection().on(net, made) as penalty:
+        assert float(penalty()) == 0

@@ -109,3 +109,12 @@ def test_what_cannot_grow_is_refused():
         rule.grown(rule.of(drawn(4, 6, 3)), drawn(4, 10, 3))
     with pytest.raises(InputError):
         TemplateBank(n_templates=1)
+
+
+def test_weights_that_are_not_finite_are_refused():
+    for n_templates in (2, 8):
+        net = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+        with torch.no_grad():
+            net[1].weight[0, 0] = float("nan")
+        with pytest.raises(InputError, match=r"expected finite weights, .* in one of 0, 1, 2"):
+            TemplateBank(n_templates).of(net)

@@ -18,6 +18,9 @@ from sonde.core.inputs import Model
 from sonde.tap.hand.recording import Forward, intercepted
 from sonde.train._layer_weights import Layer, joined_weights, layers_of, split_weights
 
+NEARLY = 1e-3
+"""By how much products of orthonormal directions may differ from the identity."""
+
 
 @final
 class ScaledWeights(nn.Module):
@@ -35,7 +38,25 @@ class ScaledWeights(nn.Module):
     ----------
     directions : mapping of str to sequence of Float[Tensor, "dim rank"]
         For each linear or convolution layer, by name, the directions to scale along. ``dim`` is the
-        number of inputs of a weight's row, and one more where the layer has a bias.
+        number of inputs of a weight's row, and one more where the layer has a bias. A layer with an
+        empty sequence runs as it is.
+
+    Raises
+    ------
+    InputError
+        If the directions of a layer are no sequence of matrices, not finite, more than ``dim``, or
+        not orthonormal to 1e-3 (or the rounding of a dtype below float32).
+
+    Examples
+    --------
+    >>> layer = nn.Linear(3, 1, bias=False)
+    >>> _ = nn.init.ones_(layer.weight)
+    >>> scaled = ScaledWeights({"": [torch.eye(3)[:, :1]]})
+    >>> _ = nn.init.constant_(scaled.scales[0].matrix, 5.0)
+    >>> with scaled.on(layer):
+    ...     inside = layer(torch.ones(3)).item()
+    >>> inside, layer(torch.ones(3)).item()
+    (7.0, 3.0)
 
     References
     ----------
@@ -46,6 +67,8 @@ class ScaledWeights(nn.Module):
 
     def __init__(self, directions: Mapping[str, Sequence[Float[Tensor, "_dim _rank"]]]) -> None:
         super().__init__()
+        for name, each in directions.items():
+            _check(name, each)
         self.layers = {name: len(each) for name, each in directions.items() if each}
         self.scales = nn.ModuleList(_Scale(basis) for each in directions.values() for basis in each)
 
@@ -102,6 +125,41 @@ class _Scale(nn.Module):
     def forward(self, whole: Float[Tensor, "out dim"]) -> Float[Tensor, "out dim"]:
         part = whole.to(self.basis.dtype) @ self.basis  # a model may run in half precision
         return ((part @ self.matrix - part) @ self.basis.mT).to(whole.dtype)
+
+
+def _check(name: str, bases: Any) -> None:
+    """Raise if what was given for a layer is no sequence of orthonormal directions."""
+    expected = f"ScaledWeights: expected at layer {name!r} "
+    if not isinstance(bases, Sequence):
+        raise InputError(
+            f"{expected}a list of matrices (dim, rank), got {type(bases).__name__}. Pass "
+            "[directions]."
+        )
+    for basis in bases:
+        if not isinstance(basis, Tensor) or basis.ndim != 2 or not basis.is_floating_point():
+            got = tuple(basis.shape) if isinstance(basis, Tensor) else type(basis).__name__
+            raise InputError(
+                f"{expected}matrices (dim, rank) of numbers with a point, got {got}. Pass one "
+                "direction as directions[:, None]."
+            )
+        dim, rank = basis.shape
+        if rank > dim:
+            raise InputError(
+                f"{expected}at most {dim} directions of {dim} numbers, got {rank}. Pass them as "
+                "columns."
+            )
+        wide = basis.detach().double()
+        if not bool(wide.isfinite().all()):
+            raise InputError(
+                f"{expected}finite directions, got NaN or infinite ones. Make them of finite rows."
+            )
+        gap = (wide.mT @ wide - torch.eye(rank).to(wide)).abs()
+        largest = float(gap.max()) if rank else 0.0
+        if largest > max(NEARLY, 2 * torch.finfo(basis.dtype).eps):
+            raise InputError(
+                f"{expected}orthonormal directions, got products that differ from the identity by "
+                f"{largest:.3g}. Pass torch.linalg.qr(directions).Q."
+            )
 
 
 def _checked(name: str, layer: Layer | None, scales: Sequence[Any]) -> Layer:

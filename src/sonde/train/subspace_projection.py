@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, pad, unfold
 
 from sonde.core.errors import InputError, SondeWarning
-from sonde.core.inputs import Model
+from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.ranges import check_ranges
 from sonde.tap.hooks.session import Session
 from sonde.train._layer_weights import Layer, joined_weights, layers_of, put_weights
@@ -77,6 +77,18 @@ class SubspaceProjection:
         Least share of the new gradient along an old task's inputs for ``admit``, in [0, 1]; 0 asks
         the cosine alone.
 
+    Examples
+    --------
+    >>> layer, old = nn.Linear(3, 1, bias=False), torch.tensor([[1.0, 0.0, 0.0]])
+    >>> memory, before = SubspaceProjection(energy=1.0), layer(old).detach()
+    >>> memory.remember(layer, [old])
+    >>> optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
+    >>> with memory.on(layer, optimiser):
+    ...     layer(torch.ones(4, 3)).sum().backward()
+    ...     optimiser.step()
+    >>> memory.ranks, torch.equal(layer(old), before)
+    ({'': 1}, True)
+
     References
     ----------
     saha2021gpm, lin2022cuber
@@ -108,40 +120,49 @@ class SubspaceProjection:
         Parameters
         ----------
         model : Model or nn.Module
-        data : iterable of Tensor
-            Batches that the model, or ``loss``, is called with.
+        data : iterable
+            Batches: tensors, or mappings of the model's arguments. With ``loss``, whatever it
+            takes, such as ``(inputs, labels)``.
         loss : callable, optional
             The task's loss of a batch, which runs the model; needed for ``admit``.
 
         Raises
         ------
         InputError
-            If no layer was reached, or a loss is missing.
+            If no layer was reached, a loss is missing, the data are no batches of inputs, the model
+            has other layers than before, or a layer's inputs or gradients are not finite.
         """
         if self.admit is not None and loss is None:
             raise InputError(
                 "SubspaceProjection.remember: expected loss=, because admit compares "
                 "gradients, got none. Pass loss=, a function of a batch."
             )
-        module = model.module if isinstance(model, Model) else model
+        layers, module = self._layers("remember", model)
         sums: dict[str, Tensor] = {}
         reads = [
             (layer, lambda args, _, name=name, layer=layer: _add(sums, name, layer, args[0]))
-            for name, layer in layers_of(module).items()
+            for name, layer in layers.items()
         ]
         with Session(module, inputs=reads, reading=True, owner="SubspaceProjection"):
             gradients = dict[str, Tensor]()
             if loss is not None:
-                gradients = _gradients(layers_of(module), data, loss)
+                gradients = _gradients("remember", layers, data, loss)
             else:
                 with torch.no_grad():
-                    for batch in data:
-                        module(batch)
+                    for batch in _batches("remember", data):
+                        args, kwargs = _call(batch)
+                        module(*args, **kwargs)
         if not sums:
             raise InputError(
                 "SubspaceProjection.remember: expected a batch, and linear or convolution layers "
                 "that it reaches, got none."
             )
+        for name, moment in sums.items():
+            if not bool(moment.isfinite().all()):
+                raise InputError(
+                    f"SubspaceProjection.remember: expected finite inputs of layer {name!r}, got "
+                    "NaN or infinite ones. Leave out the rows that lead to them."
+                )
         for name, moment in sums.items():
             self.known[name] = self._extended(self.known.get(name), moment)
         if self.admit is not None:
@@ -160,9 +181,16 @@ class SubspaceProjection:
             Batches of the new task.
         loss : callable
             Its loss of a batch, which runs the model.
+
+        Raises
+        ------
+        InputError
+            If ``admit`` is None, the model has other layers than those of the old tasks, there is
+            no batch, or a gradient is not finite.
         """
-        module = model.module if isinstance(model, Model) else model
-        new = _gradients(layers_of(module), data, loss)
+        self._require_admit("agreement")
+        layers, _ = self._layers("agreement", model)
+        new = _gradients("agreement", layers, data, loss)
         return {
             name: [_compared(new[name], own[name], old[name]) for own, old in self.tasks]
             for name in self.known
@@ -188,15 +216,11 @@ class SubspaceProjection:
         Raises
         ------
         InputError
-            If ``admit`` is None, or the agreement is one with other tasks.
+            If ``admit`` is None, the agreement is one with other tasks, or the model has other
+            layers than those of the old tasks.
         """
-        if self.admit is None:
-            raise InputError(
-                "SubspaceProjection.scaled_weights: expected admit=, because old tasks are "
-                "compared by it, got None. Pass admit=1.0 to admit none."
-            )
-        module = model.module if isinstance(model, Model) else model
-        layers = layers_of(module)
+        self._require_admit("scaled_weights")
+        layers, _ = self._layers("scaled_weights", model)
         return ScaledWeights(
             {
                 name: [
@@ -236,18 +260,21 @@ class SubspaceProjection:
         Raises
         ------
         InputError
-            If ``agreement`` is missing.
+            If ``agreement`` is missing or one with other tasks, the model has other layers than
+            those of the old tasks, or the optimiser has no parameter of these layers.
 
         Warns
         -----
         SondeWarning
             If the optimiser moves parameters of other layers, which are not projected.
         """
-        module = model.module if isinstance(model, Model) else model
-        layers = {name: layers_of(module)[name] for name in self.known}
+        found, module = self._layers("on", model)
+        layers = {name: found[name] for name in self.known}
+        _require_own(layers.values(), optimiser)
         gates = {name: self._gates(name, agreement) for name in layers}
         held = {name: self._held(name, gates[name]) for name in layers}
-        _warn_of_free(module, layers.values(), optimiser)
+        if layers:
+            _warn_of_free(module, layers.values(), optimiser)
         before: dict[str, Tensor] = {}
 
         def current() -> dict[str, Tensor]:
@@ -271,7 +298,8 @@ class SubspaceProjection:
                 for (own, _), admits in zip(self.tasks, admitted, strict=True)
                 if admits
             ]
-            return torch.stack(moved).sum() if moved else next(iter(start.values())).new_zeros(())
+            none = next(iter(start.values()), torch.zeros(()))
+            return torch.stack(moved).sum() if moved else none.new_zeros(())
 
         handles = [
             optimiser.register_step_pre_hook(keep),
@@ -287,13 +315,41 @@ class SubspaceProjection:
         """Return, for each old task, whether it admits updates of a layer along its inputs."""
         if self.admit is None:
             return []
-        if agreement is None or len(agreement[name]) != len(self.tasks):
+        found = None if agreement is None else agreement.get(name)
+        if found is None or len(found) != len(self.tasks):
             raise InputError(
-                f"SubspaceProjection.on: expected the agreement with {len(self.tasks)} tasks, "
-                f"got {None if agreement is None else len(agreement[name])}. Pass "
-                "agreement=memory.agreement(model, data, loss)."
+                f"SubspaceProjection: expected the agreement with {len(self.tasks)} tasks at layer "
+                f"{name!r}, got {None if found is None else len(found)}. Pass "
+                "memory.agreement(model, data, loss)."
             )
-        return [a.cosine >= self.admit and a.share >= self.share for a in agreement[name]]
+        return [a.cosine >= self.admit and a.share >= self.share for a in found]
+
+    def _require_admit(self, method: str) -> None:
+        """Raise if old tasks cannot be compared with new ones."""
+        if self.admit is None:
+            raise InputError(
+                f"SubspaceProjection.{method}: expected admit=, because old tasks are compared by "
+                "it, got None. Make the memory with admit=, 1.0 to admit none, before remember."
+            )
+
+    def _layers(self, method: str, model: Any) -> tuple[dict[str, Layer], nn.Module]:
+        """Return a model's layers and its module; raise if remembered layers do not fit."""
+        module = model.module if isinstance(model, Model) else model
+        if not isinstance(module, nn.Module):
+            raise InputError(
+                f"SubspaceProjection.{method}: expected a Model or an nn.Module, got "
+                f"{type(module).__name__}. Pass sonde.load(...) or your own module."
+            )
+        layers = layers_of(module)
+        for name, basis in self.known.items():
+            width = joined_weights(layers[name]).shape[1] if name in layers else None
+            if width != len(basis):
+                raise InputError(
+                    f"SubspaceProjection.{method}: expected the model of the old tasks, whose "
+                    f"layer {name!r} has {len(basis)} inputs with the bias, got one with {width}. "
+                    "Pass that model, or make a new memory."
+                )
+        return layers, module
 
     def _held(self, name: str, gates: Sequence[bool]) -> Float[Tensor, "dim rank"]:
         """Return the directions of the tasks that do not admit updates."""
@@ -326,14 +382,38 @@ def _compared(new: Tensor, own: Tensor, old: Tensor) -> Agreement:
     return Agreement(float(cosine), float(share))
 
 
+def _batches(method: str, data: Any) -> Iterable[Any]:
+    """Return the data if they are batches, not a single batch or a source of sonde."""
+    if isinstance(data, Tensor | Mapping | Inputs | str) or not isinstance(data, Iterable):
+        raise InputError(
+            f"SubspaceProjection.{method}: expected an iterable of batches, got "
+            f"{type(data).__name__}. Pass a list, such as [inputs]; of open_inputs, the "
+            "args[0] or kwargs of each of data.batches(0, len(data))."
+        )
+    return data
+
+
+def _call(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a forward pass."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, tuple | list | InputBatch):
+        raise InputError(
+            "SubspaceProjection.remember: expected batches of inputs alone, tensors or mappings of "
+            f"arguments, got {type(batch).__name__}. Pass inputs alone, such as "
+            "(x for x, y in data), or loss=, a function of a batch that runs the model."
+        )
+    return (batch,), {}
+
+
 def _gradients(
-    layers: Mapping[str, Layer], data: Iterable[Any], loss: Loss
+    method: str, layers: Mapping[str, Layer], data: Iterable[Any], loss: Loss
 ) -> dict[str, Float[Tensor, "out dim"]]:
     """Return the mean gradient of a loss by the weight and bias of each layer, over batches."""
     parameters = [p for layer in layers.values() for p in (layer.weight, layer.bias)]
     some, n = [p for p in parameters if p is not None and p.requires_grad], 0
     sums = {id(p): torch.zeros_like(p, dtype=torch.float64) for p in some}
-    for batch in data:
+    for batch in _batches(method, data):
         with torch.enable_grad():
             found = torch.autograd.grad(loss(batch), some, allow_unused=True)
         n += 1
@@ -342,12 +422,32 @@ def _gradients(
 
     def mean(p: Tensor) -> Float[Tensor, "out dim"]:
         total = sums.get(id(p), torch.zeros_like(p, dtype=torch.float64))
-        return total.reshape(len(p), -1) / max(n, 1)
+        return total.reshape(len(p), -1) / n
 
-    return {
+    if not n:
+        raise InputError(f"SubspaceProjection.{method}: expected a batch or more, got none.")
+    means = {
         name: torch.cat([mean(p) for p in (layer.weight, layer.bias) if p is not None], 1)
         for name, layer in layers.items()
     }
+    for name, gradient in means.items():
+        if not bool(gradient.isfinite().all()):
+            raise InputError(
+                f"SubspaceProjection.{method}: expected a finite gradient of the loss at layer "
+                f"{name!r}, got NaN or infinite values. Leave out the rows that lead to them."
+            )
+    return means
+
+
+def _require_own(held: Iterable[Layer], optimiser: torch.optim.Optimizer) -> None:
+    """Raise if layers can be trained, but not by this optimiser."""
+    own = [p for layer in held for p in (layer.weight, layer.bias) if p is not None]
+    moved = {id(p) for group in optimiser.param_groups for p in group["params"]}
+    if any(p.requires_grad for p in own) and not any(id(p) in moved for p in own):
+        raise InputError(
+            "SubspaceProjection.on: expected an optimiser of the model's protected layers, got one "
+            "without any of their parameters. Make it from model.parameters()."
+        )
 
 
 def _warn_of_free(

@@ -129,7 +129,7 @@ class TemplateBank:
         Raises
         ------
         InputError
-            If it has no linear layer.
+            If it has no linear layer, or the weights of one are not finite.
         """
         new, draw = copy.deepcopy(model), torch.Generator().manual_seed(self.seed)
         tied = _tied(new)
@@ -144,6 +144,11 @@ class TemplateBank:
             )
         for layers in shapes.values():
             weights = torch.stack([layer.weight for _, layer in layers])
+            if not bool(weights.isfinite().all()):
+                raise InputError(
+                    f"TemplateBank.of: expected finite weights, got NaN or infinite ones in one of "
+                    f"{', '.join(name for name, _ in layers)}. Train or load the model anew."
+                )
             bank, mix = self._bank(weights.double(), draw)
             shared = nn.Parameter(bank.to(weights))
             for (name, layer), c in zip(layers, mix.to(weights), strict=True):

@@ -68,7 +68,7 @@ def _with_underscores(text: str) -> str:
 
 def _method(node: object, find: Callable[[str], type[Any]]) -> Any:
     if isinstance(node, ast.Name):
-        return find(node.id)()
+        node = ast.Call(node, [], [])
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args):
         raise InputError("METHODS: expected a method name such as mahalanobis or knn(k=10).")
     cls = find(node.func.id)

@@ -102,6 +102,7 @@ def attached(
             raise InputError(
                 f"--terms: no loss is called {word!r}.{near(word, kinds)} Known: {known}."
             )
+        _require_usable(word, kinds[word])
         return kinds[word]
 
     losses: list[nn.Module] = parse_methods(words, find)
@@ -123,19 +124,23 @@ def attached(
     return found
 
 
-def _key(loss: nn.Module, site: str, has_teacher: bool) -> str | tuple[str, ...]:
-    """Return the site or sites of one loss."""
-    word, needs = snake_case(type(loss).__name__), _needs(type(loss))
-    if missing := [name for name in needs if name not in GIVEN]:
+def _require_usable(word: str, kind: type[nn.Module]) -> None:
+    """Raise if the command cannot call a loss, or the loss has no value."""
+    if missing := [name for name in _needs(kind) if name not in GIVEN]:
         raise InputError(
             f"--terms: {word} needs {', '.join(missing)}, which this command cannot give. Use "
             "sonde.training in Python."
         )
-    if not _has_value(type(loss)):
+    if not _has_value(kind):
         raise InputError(
             f"--terms: {word} changes states and has no value to report. Use sonde.training in "
             "Python."
         )
+
+
+def _key(loss: nn.Module, site: str, has_teacher: bool) -> str | tuple[str, ...]:
+    """Return the site or sites of one loss."""
+    word, needs = snake_case(type(loss).__name__), _needs(type(loss))
     pair = tuple(site.split("+"))
     if "y" not in needs:
         if len(pair) > 1:
@@ -164,10 +169,12 @@ def _has_value(kind: type[nn.Module]) -> bool:
 
 
 def _kinds() -> dict[str, type[nn.Module]]:
-    """Return the losses of the train family by their words."""
+    """Return the losses of the train family by their words: modules that can be called."""
     members = {name: getattr(sonde.train, name) for name in sonde.train.__all__}
     return {
         snake_case(name): kind
         for name, kind in members.items()
-        if isinstance(kind, type) and issubclass(kind, nn.Module)
+        if isinstance(kind, type)
+        and issubclass(kind, nn.Module)
+        and kind.forward is not nn.Module.forward
     }
