@@ -116,6 +116,11 @@ class COSTARRScorer(Scorer):
     use: Use
     logit: LogitFactor
 
+    @property
+    def labels(self) -> Int[Tensor, "known"]:
+        """The classes that have a mean."""
+        return torch.nonzero(self.known).flatten()
+
     def score(
         self, x: Float[Tensor, "row dim"], logits: Float[Tensor, "row class"]
     ) -> Float[Tensor, "row"]:

@@ -71,6 +71,11 @@ class SHEScorer(Scorer):
 
     pattern: Float[Tensor, "class dim"]
 
+    @property
+    def labels(self) -> Int[Tensor, "class"]:
+        """The class of each pattern."""
+        return torch.arange(len(self.pattern))
+
     def score(
         self, x: Float[Tensor, "row dim"], logits: Float[Tensor, "row class"]
     ) -> Float[Tensor, "row"]:
