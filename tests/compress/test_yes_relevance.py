@@ -1,5 +1,6 @@
 """Yes or no for each segment in batches, against each prompt alone; parts that a model writes."""
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -116,13 +117,14 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-@pytest.mark.truth("the processor and the model of transformers for each picture alone")
-def test_batches_of_pictures_are_answered_as_each_alone():
+def reader_of_pictures(context: int) -> tuple[Any, Any]:
+    """Return a small Llava and its processor."""
     torch.manual_seed(2)
     vision = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,
               "num_attention_heads": 2, "image_size": 16, "patch_size": 8}  # fmt: skip
     config = tf.LlavaConfig(
-        text_config=tf.LlamaConfig(**SIZES), vision_config=tf.CLIPVisionConfig(**vision),
+        text_config=tf.LlamaConfig(**SIZES, max_position_embeddings=context),
+        vision_config=tf.CLIPVisionConfig(**vision),
         image_token_index=SIGNS.index("<image>"), vision_feature_layer=-1,
     )  # fmt: skip
     cut = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
@@ -130,7 +132,12 @@ def test_batches_of_pictures_are_answered_as_each_alone():
         cut, tokenizer(), patch_size=8, vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )  # fmt: skip
-    module = tf.LlavaForConditionalGeneration(config).eval()
+    return tf.LlavaForConditionalGeneration(config).eval(), processor
+
+
+@pytest.mark.truth("the processor and the model of transformers for each picture alone")
+def test_batches_of_pictures_are_answered_as_each_alone():
+    module, processor = reader_of_pictures(context=64)
     template = "<image> is the {part} here : answer :"
     frames = [picture(i) for i in range(5)]
     alone = torch.tensor(
@@ -157,7 +164,7 @@ def told(prompt, answer):
     """Return a GPT-2 whose next token depends on the position alone: it says an answer."""
     width, start = len(tokenizer()), len(tokenizer()(prompt)["input_ids"])
     config = tf.GPT2Config(
-        vocab_size=width, n_positions=64, n_embd=width, n_layer=1, n_head=1, eos_token_id=3,
+        vocab_size=width, n_positions=128, n_embd=width, n_layer=1, n_head=1, eos_token_id=3,
         bos_token_id=3, tie_word_embeddings=False,
     )  # fmt: skip
     module: Any = tf.GPT2LMHeadModel(config).eval()
@@ -198,27 +205,122 @@ def test_the_parts_are_the_models_likeliest_tokens():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"template": "{segment} is it :"}, r"expected \{part\}"),
-        ({"template": "is the {part} here :"}, r"expected \{segment\}"),
+        ({"template": "{segment} is it :"}, r"\{part\} in the template"),
+        ({"template": "is the {part} here :"}, r"\{segment\} in the template"),
+        ({"template": 3}, r"\{part\} in the template, got 3"),
         ({"parts": "red cup"}, "a list of parts"),
+        ({"parts": ["red cup", 3]}, "a list of parts"),
         ({"segments": []}, "0 segments"),
+        ({"segments": "a dog"}, r"a list of segments, got one text. Pass \[text\]"),
+        ({"segments": ["it", 2]}, "segments as texts"),
+        ({"segments": [""], "parts": [""], "template": "{segment}{part}"}, "got an empty one"),
         ({"answers": ("yes", "yes it is")}, "different tokens"),
+        ({"answers": "yes"}, "a pair of answers as texts, yes before no, got 'yes'"),
+        ({"answers": ("yes", "no", "it")}, "a pair of answers"),
+        ({"answers": ("yes", 6)}, "a pair of answers"),
+        ({"answers": ("", "no")}, "a token or more, got '', which has none"),
+        ({"combine": "sum"}, "combine as 'max' or 'mean', got 'sum'"),
         ({"answers": ("yes", "nowhere")}, "that the tokenizer knows, got 'nowhere'"),
         ({"segments": [1, 2]}, "segments as texts"),
-        ({"segments": ["a " * 3000]}, "long"),
     ],
 )
 def test_what_is_refused(change, said):
     given = {"segments": TEXTS, "parts": PARTS, "template": TEMPLATE, "answers": ("yes", "no")}
-    with pytest.raises(InputError, match=said):
-        yes_relevance(load(llama().eval(), processor=tokenizer()), **(given | change))
+    untyped: Any = inspect.unwrap(yes_relevance)  # tests check types, users' calls do not
+    with pytest.raises(InputError, match=f"yes_relevance: expected .*{said}"):
+        untyped(load(llama().eval(), processor=tokenizer()), **(given | change))
+
+
+@pytest.mark.parametrize(
+    ("segments", "parts", "i", "j"),
+    [(TEXTS, [*PARTS, "a " * 3000], 0, 2), ([*TEXTS, "a " * 3000], PARTS, 4, 0)],
+)
+def test_a_long_prompt_is_named_with_its_tokens(segments, parts, i, j):
+    model = load(llama().eval(), processor=tokenizer())
+    text = TEMPLATE.replace("{segment}", segments[i]).replace("{part}", parts[j])
+    n = len(tokenizer()(text)["input_ids"])
+    said = f"at most 2048 tokens.* got {n} for segment {i} with part {j}"
+    with pytest.raises(InputError, match=said) as caught:
+        yes_relevance(model, segments, parts, TEMPLATE, ("yes", "no"))
+    assert "skip_bad" not in str(caught.value)
+    assert "--long" not in str(caught.value)
+
+
+def test_a_long_prompt_with_a_picture_is_named_too():
+    module, processor = reader_of_pictures(context=20)
+    model, template = load(module, processor=processor), "<image> is the {part} here : answer :"
+    frames, long = [picture(0), picture(1)], "red " * 30
+    assert len(yes_relevance(model, frames, PARTS, template, ("yes", "no"))) == 2
+    made = processor(images=frames[0], text=template.replace("{part}", long), return_tensors="pt")
+    n = made["input_ids"].shape[1]
+    with pytest.raises(InputError, match=f"at most 20 tokens.* {n} for segment 0 with part 1"):
+        yes_relevance(model, frames, [PARTS[0], long], template, ("yes", "no"))
+    with pytest.raises(InputError, match="texts alone or as images alone, got 2 images among 3"):
+        yes_relevance(model, [*frames, "a dog"], PARTS, f"{{segment}} {template}", ("yes", "no"))
+
+
+@pytest.mark.truth("the model of transformers on the bytes of the prompt, written out")
+def test_other_braces_stay():
+    model = load("sonde:stdlib")
+    template = '{"text": "{segment}", "has": "{part}", {x}: {}}'
+    found = yes_relevance(model, ["{part} dog"], ["a {segment}"], template, ("y", "n"))
+    ids = list(b'{"text": "{part} dog", "has": "a {segment}", {x}: {}}')
+    with torch.no_grad():
+        logits = model.module(torch.tensor([ids])).logits[0, -1, list(b"yn")]
+    torch.testing.assert_close(found[0], logits.softmax(0)[0], rtol=1e-5, atol=1e-6)
+
+
+def others() -> list[tuple[Any, str]]:
+    """Return what is no causal model with its tokenizer, and what is said of it."""
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bert = tf.BertForMaskedLM(tf.BertConfig(**small, vocab_size=25, intermediate_size=16)).eval()
+    vit = tf.ViTForImageClassification(
+        tf.ViTConfig(**small, intermediate_size=16, image_size=16, patch_size=8)
+    ).eval()
+    causal = "a causal language model with its tokenizer"
+    return [
+        (Model(torch.nn.Linear(2, 2)), causal),
+        (load(bert, processor=tokenizer()), causal),
+        (load(vit, processor=CLIPImageProcessorPil()), causal),
+        (load(llama().eval()), causal),
+        ("gpt2", "a loaded model, got 'gpt2'. Pass what sonde.load returns"),
+        (llama(), "a loaded model, got LlamaForCausalLM. Pass what sonde.load returns"),
+    ]
 
 
 def test_a_model_without_answers_is_refused():
-    with pytest.raises(InputError, match="a causal language model"):
-        yes_relevance(Model(torch.nn.Linear(2, 2)), TEXTS, PARTS, TEMPLATE)
-    with pytest.raises(InputError, match="question"):
-        asked_parts(load(llama().eval(), processor=tokenizer()), "where", "parts :")
+    answers: Any = inspect.unwrap(yes_relevance)
+    parts: Any = inspect.unwrap(asked_parts)
+    for model, said in others():
+        with pytest.raises(InputError, match=f"yes_relevance: expected {said}"):
+            answers(model, TEXTS, PARTS, TEMPLATE)
+        with pytest.raises(InputError, match=f"asked_parts: expected {said}"):
+            parts(model, "where is it", "{question} :")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"template": "parts :"}, r"\{question\} in the template, got 'parts :'"),
+        ({"question": ["where is it"]}, "a question as a text, got list"),
+        ({"new_tokens": 0}, "new_tokens as a whole number of 1 or more, got 0"),
+        ({"new_tokens": 2.5}, "new_tokens as a whole number of 1 or more, got 2.5"),
+        ({"new_tokens": 124}, "124 new tokens into what the model reads, 128 tokens, got 5"),
+        ({"question": "where " * 200}, "64 new tokens into .* 128 tokens, got 202"),
+    ],
+)
+def test_what_is_not_asked(change, said):
+    model = told("where is it :", [])
+    given = {"question": "where is it", "template": "{question} :", "new_tokens": 64}
+    assert asked_parts(model, **(given | {"new_tokens": 123})) == ["where is it"]
+    untyped: Any = inspect.unwrap(asked_parts)
+    with pytest.raises(InputError, match=f"asked_parts: expected .*{said}"):
+        untyped(model, **(given | change))
+
+
+def test_a_prompt_without_a_token_is_refused():
+    with pytest.raises(InputError, match=r"a prompt of 1 token or more .* got 0"):
+        asked_parts(load("sonde:stdlib"), "", "{question}")
 
 
 def test_weights_that_are_not_numbers_are_an_error():

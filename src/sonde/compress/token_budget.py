@@ -4,7 +4,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Literal
+from math import inf
+from numbers import Integral, Real
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -12,11 +14,13 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool1d, normalize
 
 from sonde.core.errors import InputError
+from sonde.core.finite import finite_rows
+from sonde.core.tensors import as_tensor
 
 
 def token_budget(
-    relevance: Float[Tensor, "segment"],
-    lengths: Int[Tensor, "segment"],
+    relevance: Any,
+    lengths: Any,
     budget: int,
     temperature: float | None = None,
     floor: int = 0,
@@ -25,54 +29,55 @@ def token_budget(
 
     A segment never gets more than its length; what it cannot take goes to the others in
     proportion. Fractions are rounded down, and the tokens that are left go to the largest
-    fractions, of equal ones to the first.
+    fractions, of equal ones to the first. Where no segment that has room left is relevant, they
+    share in proportion to their room: with all relevances 0, to their lengths (less the floor).
 
     Parameters
     ----------
-    relevance : Float[Tensor, "segment"]
+    relevance : array (segment,)
         Of 0 or more: the probability that a model answers yes (``yes_relevance``), or the largest
         cosine to a part of the question (``segment_relevance``).
-    lengths : Int[Tensor, "segment"]
-        Tokens of each segment.
+    lengths : array (segment,)
+        Tokens of each segment: whole numbers of 0 or more.
     budget : int
         Of all segments together.
     temperature : float, optional
-        Share by ``softmax(relevance / temperature)``; by default linear in the relevance.
+        Share by ``softmax(relevance / temperature)``, finite and above 0; by default linear in the
+        relevance.
     floor : int, default=0
         Tokens that every segment gets before the rest is shared, or its length if it has fewer.
 
     Raises
     ------
     InputError
-        If a relevance is negative or not finite, or the segments have fewer tokens than the budget.
+        If a relevance is negative or not finite, a length, the budget or the floor is no whole
+        number of 0 or more, there is not one relevance for each length, the temperature is not
+        finite and above 0, the budget is less than the floor needs, or the segments have fewer
+        tokens than the budget.
 
     Examples
     --------
-    >>> token_budget(torch.tensor([3.0, 1.0, 0.0]), torch.tensor([5, 9, 9]), 8).tolist()
+    >>> token_budget([3.0, 1.0, 0.0], [5, 9, 9], 8).tolist()
     [5, 3, 0]
 
     References
     ----------
     luo2025quota
     """
-    share = relevance.detach().double().cpu()
-    longest = lengths.detach().cpu().double()
-    if share.shape != longest.shape or bool((share < 0).any()) or not bool(share.isfinite().all()):
+    name = "token_budget"
+    room = torch.tensor(_counts(name, lengths, "lengths"), dtype=torch.float64)
+    share = _relevances(relevance, len(room))
+    for what, value in (("budget", budget), ("floor", floor)):
+        _check_count(name, what, value)
+    _check_temperature(temperature)
+    least = room.clamp(max=floor)
+    if not int(least.sum()) <= budget <= int(room.sum()):
         raise InputError(
-            "token_budget: expected a finite relevance of 0 or more for each segment, got "
-            f"{tuple(share.shape)} for {tuple(longest.shape)} lengths, from {share.min():.3g}."
+            f"{name}: expected a budget of at least {int(least.sum())}, which floor={floor} needs, "
+            f"and at most the {int(room.sum())} tokens of all segments, got {budget}."
         )
-    least = longest.clamp(max=floor)
-    if floor < 0 or not int(least.sum()) <= budget <= int(longest.sum()):
-        raise InputError(
-            f"token_budget: expected a budget of at least {int(least.sum())}, which "
-            f"floor={floor} needs, and at most the {int(longest.sum())} tokens of all segments, "
-            f"got {budget}."
-        )
-    if temperature is not None:
-        share = (share / temperature).softmax(0)
-    room, rest = longest - least, budget - int(least.sum())
-    wanted = _filled(share, room, rest)
+    room, rest = room - least, int(budget) - int(least.sum())
+    wanted = _filled(share, room, rest, temperature)
     found = wanted.floor().long()
     fraction = torch.where(found < room, wanted - found, -1.0)
     left = rest - int(found.sum())
@@ -81,9 +86,9 @@ def token_budget(
 
 
 def segment_relevance(
-    states: Float[Tensor, "token dim"],
-    lengths: Int[Tensor, "segment"],
-    question: Float[Tensor, "part dim"],
+    states: Any,
+    lengths: Any,
+    question: Any,
     combine: Literal["max", "mean"] = "max",
 ) -> Float[Tensor, "segment"]:
     """Return the relevance of each segment to the parts of a question.
@@ -93,18 +98,19 @@ def segment_relevance(
 
     Parameters
     ----------
-    states : Float[Tensor, "token dim"]
+    states : array (token, dim)
         Of all segments, one after the other.
-    lengths : Int[Tensor, "segment"]
+    lengths : array (segment,)
         Tokens of each segment, 1 or more.
-    question : Float[Tensor, "part dim"]
+    question : array (part, dim)
         A vector for each thing that is asked for, in the same space.
     combine : {"max", "mean"}, default="max"
 
     Raises
     ------
     InputError
-        If the lengths do not sum to the tokens, or a segment has none.
+        If the lengths are no whole numbers of 1 or more that sum to the tokens, states and question
+        are not of the same width, a state or a part is not finite, or ``combine`` is another word.
 
     Examples
     --------
@@ -116,16 +122,28 @@ def segment_relevance(
     ----------
     luo2025quota
     """
-    sizes = [int(n) for n in lengths]
-    if sum(sizes) != len(states) or min(sizes, default=0) < 1:
+    name = "segment_relevance"
+    if combine not in ("max", "mean"):
+        raise InputError(f"{name}: expected combine as 'max' or 'mean', got {combine!r}.")
+    x, parts = as_tensor(name, states, "states"), as_tensor(name, question, "a question")
+    if x.ndim != 2 or parts.ndim != 2 or x.shape[1] != parts.shape[1] or len(parts) == 0:
         raise InputError(
-            f"segment_relevance: expected lengths of 1 or more that sum to {len(states)} tokens, "
-            f"got {sizes}."
+            f"{name}: expected states (token, dim) and a question (part, dim) of the same dim, got "
+            f"{tuple(x.shape)} and {tuple(parts.shape)}. Pass question[None] for a single vector."
         )
-    means = torch.stack([part.double().mean(0) for part in states.split(sizes)])
-    found = normalize(means, dim=1) @ normalize(question.double(), dim=1).T
+    sizes = _counts(name, lengths, "lengths", least=1, total=len(x))
+    wide, asked = x.detach().double(), parts.detach().double().to(x.device)
+    for what, rows in (("states", wide), ("parts of the question", asked)):
+        n_bad = int((~finite_rows(rows)).sum())
+        if n_bad:
+            raise InputError(
+                f"{name}: expected finite {what}, got NaN, infinity or numbers too large to square "
+                f"in {n_bad} of {len(rows)}. Check what they come from."
+            )
+    means = torch.stack([part.mean(0) for part in wide.split(sizes)])
+    found = normalize(means, dim=1) @ normalize(asked, dim=1).T
     found = found.amax(1) if combine == "max" else found.mean(1)
-    return found.clamp(min=0).to(states.dtype)
+    return found.clamp(min=0).to(x.dtype if x.is_floating_point() else torch.float32)
 
 
 def question_parts(question: str, others: Sequence[str], common: float = 0.5) -> list[str]:
@@ -147,6 +165,11 @@ def question_parts(question: str, others: Sequence[str], common: float = 0.5) ->
     list of str
         In lower case, in order; the whole question if all of its words are common.
 
+    Raises
+    ------
+    InputError
+        If the question is no text, or ``others`` is one text instead of several.
+
     Examples
     --------
     >>> others = ["where is the lamp and the old door?", "where is the cat and the red car?"]
@@ -157,6 +180,7 @@ def question_parts(question: str, others: Sequence[str], common: float = 0.5) ->
     ----------
     luo2025quota
     """
+    _check_questions(question, others)
     counts = Counter(word for other in others for word in set(_words(other)))
     words = _words(question)
     runs = groupby(words, lambda word: counts[word] > common * len(others))
@@ -164,23 +188,109 @@ def question_parts(question: str, others: Sequence[str], common: float = 0.5) ->
 
 
 def shortened(
-    states: Float[Tensor, "token dim"],
-    lengths: Int[Tensor, "segment"],
-    kept: Int[Tensor, "segment"],
+    states: Float[Tensor, "token dim"], lengths: Any, kept: Any
 ) -> Float[Tensor, "token2 dim"]:
-    """Return the states of all segments, each mean-pooled to ``kept`` tokens."""
-    parts = states.split([int(n) for n in lengths])
-    sizes = zip(parts, kept.tolist(), strict=True)
-    pooled = [adaptive_avg_pool1d(x.T[None], n)[0].T for x, n in sizes if n > 0]
-    return torch.cat(pooled)
+    """Return the states of all segments, each mean-pooled to ``kept`` tokens.
+
+    Parameters
+    ----------
+    states : Float[Tensor, "token dim"]
+        Of all segments, one after the other.
+    lengths, kept : array (segment,)
+        Tokens of each segment, and how many of them are left, as ``token_budget`` gives them.
+
+    Raises
+    ------
+    InputError
+        If the lengths do not sum to the tokens, or a segment would get more tokens than it has.
+
+    Examples
+    --------
+    >>> shortened(torch.tensor([[1.0], [3.0], [5.0]]), [2, 1], [1, 1]).tolist()
+    [[2.0], [5.0]]
+    """
+    sizes = _counts("shortened", lengths, "lengths", total=len(states))
+    fewer = _counts("shortened", kept, "kept")
+    if len(fewer) != len(sizes) or any(n > size for n, size in zip(fewer, sizes, strict=True)):
+        raise InputError(
+            f"shortened: expected for each of {len(sizes)} segments at most its tokens, {sizes}, "
+            f"got {fewer}."
+        )
+    parts = zip(states.split(sizes), fewer, strict=True)
+    pooled = [adaptive_avg_pool1d(x.T[None], n)[0].T for x, n in parts if n > 0]
+    return torch.cat([states[:0], *pooled])
 
 
-def _filled(share: Tensor, longest: Tensor, budget: int) -> Tensor:
+def _relevances(values: Any, n: int) -> Float[Tensor, "segment"]:
+    """Return relevances as float64, checked."""
+    found = as_tensor("token_budget", values, "relevance").detach().double().cpu()
+    if tuple(found.shape) != (n,):
+        raise InputError(
+            f"token_budget: expected a relevance for each of {n} lengths, got shape "
+            f"{tuple(found.shape)}."
+        )
+    wrong = ~(found.isfinite() & (found >= 0))
+    if bool(wrong.any()):
+        raise InputError(
+            "token_budget: expected a finite relevance of 0 or more for each segment, got "
+            f"{float(found[wrong][0]):.3g} for segment {int(wrong.long().argmax())}."
+        )
+    return found
+
+
+def _counts(
+    name: str, values: Any, what: str, least: int = 0, total: int | None = None
+) -> list[int]:
+    """Return a number of tokens for each segment, checked."""
+    found = as_tensor(name, values, what).detach().cpu().double()
+    if found.ndim != 1 or len(found) == 0:
+        raise InputError(
+            f"{name}: expected {what} in one dimension, one for each segment, got shape "
+            f"{tuple(found.shape)}."
+        )
+    wrong = ~(found.isfinite() & (found >= least) & (found == found.round()))
+    if bool(wrong.any()):
+        raise InputError(
+            f"{name}: expected {what} as whole numbers of {least} or more, got "
+            f"{float(found[wrong][0]):g} for segment {int(wrong.long().argmax())}."
+        )
+    if total is not None and int(found.sum()) != total:
+        raise InputError(
+            f"{name}: expected {what} that sum to {total} tokens, the rows of states, got "
+            f"{found.long().tolist()}."
+        )
+    return found.long().tolist()
+
+
+def _check_count(name: str, what: str, value: Any) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 0:
+        raise InputError(
+            f"{name}: expected {what} as a whole number of tokens, 0 or more, got {value!r}."
+        )
+
+
+def _check_temperature(value: Any) -> None:
+    if value is not None and not (isinstance(value, Real) and 0.0 < float(value) < inf):
+        raise InputError(
+            f"token_budget: expected a finite temperature above 0, got {value!r}. Leave it out to "
+            "share in proportion to the relevance."
+        )
+
+
+def _check_questions(question: Any, others: Any) -> None:
+    if not isinstance(question, str) or isinstance(others, str):
+        raise InputError(
+            "question_parts: expected a question as a text and other questions as a list of texts, "
+            f"got {type(question).__name__} and {type(others).__name__}."
+        )
+
+
+def _filled(share: Tensor, longest: Tensor, budget: int, temperature: float | None) -> Tensor:
     """Return fractional numbers of tokens, in proportion but at most a segment's length."""
     found, free = torch.zeros_like(share), torch.ones(len(share), dtype=torch.bool)
     while True:
         left = budget - float(found[~free].sum())
-        weight = torch.where(free, share, 0.0)
+        weight = _weights(torch.where(free, share, 0.0), free, temperature)
         if float(weight.sum()) == 0.0:  # the rest has no relevance: by room alike
             weight = torch.where(free, longest, 0.0)
         tried = weight / weight.sum().clamp(min=1e-300) * left
@@ -189,6 +299,14 @@ def _filled(share: Tensor, longest: Tensor, budget: int) -> Tensor:
             return torch.where(free, tried, found)
         found = torch.where(over, longest, found)
         free = free & ~over
+
+
+def _weights(share: Tensor, free: Tensor, temperature: float | None) -> Tensor:
+    """Return weights of at most 1, so that neither a sum overflows nor all of them vanish."""
+    top = share.max()
+    if temperature is not None:
+        return torch.where(free, ((share - top) / float(temperature)).exp(), 0.0)
+    return share / top if float(top) > 0.0 else share
 
 
 def _words(text: str) -> list[str]:

@@ -6,6 +6,7 @@ embeddings and ``question_parts`` counts words.
 
 import re
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Model
 from sonde.data import open_inputs
+from sonde.data.text_encoding import context_of
 from sonde.tap import place_of
 from sonde.tap.hooks.holding import in_eval
 from sonde.tap.rows.padding import right_padded
@@ -51,8 +53,9 @@ def yes_relevance(
         Things that the question asks for, or the question itself as the only one.
     template : str
         The prompt. ``{part}`` stands for a part and, if segments are texts, ``{segment}`` for the
-        segment. Images come before the text, by the processor's chat template; a template that
-        holds the model's image token is taken as the whole prompt.
+        segment; other braces, such as those of JSON or of ``{x}``, stay as they are. Images come
+        before the text, by the processor's chat template; a template that holds the model's image
+        token is taken as the whole prompt.
     answers : (str, str), default=(" yes", " no")
         The answers with the blank before them, if the prompt ends without one. Of each the first
         token counts.
@@ -62,21 +65,29 @@ def yes_relevance(
     Raises
     ------
     InputError
-        If the model is not causal, the template lacks a place, segments are images and the model
-        reads texts alone, an answer is unknown to the tokenizer, both answers begin with the same
-        token, a prompt is longer than the context, or a probability is not finite.
+        If the model is not what ``sonde.load`` returns or not causal, the template lacks a place,
+        segments are one text, texts among images, or images while the model reads texts alone,
+        parts are not texts, the answers are not two texts, an answer has no token or is unknown to
+        the tokenizer, both answers begin with the same token, a prompt is empty or longer than the
+        context, ``combine`` is another word, or a probability is not finite.
 
     References
     ----------
     luo2025quota
     """
-    _check(model, segments, parts, template)
-    rows = [_row(segment, template.replace(PART, part)) for segment in segments for part in parts]
-    inputs = open_inputs(model, rows, batch_size=batch_size, long="error")
+    _check(model, segments, parts, template, combine)
     tokens = _first_tokens(model, answers)
+    rows = [_row(segment, part, template) for segment in segments for part in parts]
+    if not all(row["text"] for row in rows):
+        raise InputError("yes_relevance: expected prompts with a text, got an empty one.")
     found = torch.zeros(len(rows), 2, dtype=torch.float64)
-    for batch in map(right_padded, inputs.batches(0, len(rows))):
-        found[batch.order] = _logits(model, batch)[:, tokens].double().cpu()
+    try:
+        inputs = open_inputs(model, rows, batch_size=batch_size, long="error")
+        for batch in map(right_padded, inputs.batches(0, len(rows))):
+            found[batch.order] = _logits(model, batch)[:, tokens].double().cpu()
+    except InputError:
+        _refuse_long(model, rows, len(parts))
+        raise
     _check_finite("yes_relevance", found)
     chance = found.softmax(1)[:, 0].unflatten(0, (len(segments), len(parts)))
     return (chance.amax(1) if combine == "max" else chance.mean(1)).float()
@@ -95,11 +106,12 @@ def asked_parts(model: Model, question: str, template: str, new_tokens: int = 64
     Parameters
     ----------
     model : Model
+        As ``sonde.load`` gives it.
     question : str
     template : str
-        The prompt; ``{question}`` stands for the question.
+        The prompt; ``{question}`` stands for the question, other braces stay as they are.
     new_tokens : int, default=64
-        At most.
+        At most, 1 or more. The context must have room for them behind the prompt.
 
     Returns
     -------
@@ -109,18 +121,26 @@ def asked_parts(model: Model, question: str, template: str, new_tokens: int = 64
     Raises
     ------
     InputError
-        If the template lacks the place of the question, or the logits are not finite.
+        If the model is not what ``sonde.load`` returns or not causal, the question is no text, the
+        template lacks its place, ``new_tokens`` is no whole number of 1 or more, the prompt is
+        empty or leaves no room for the new tokens in the context, or the logits are not finite.
 
     References
     ----------
     luo2025quota
     """
-    if "{question}" not in template:
-        raise InputError(f"asked_parts: expected {{question}} in the template, got {template!r}.")
+    _check_asked(model, question, template, new_tokens)
     tokenizer, module = _tokenizer(model), model.module
-    tokens = tokenizer(template.replace("{question}", question))["input_ids"]
+    tokens = tokenizer(template.replace("{question}", question), verbose=False)["input_ids"]
     while len(tokens) > 1 and tokens[-1] == tokenizer.eos_token_id:
         tokens.pop()  # the answer would begin behind the end
+    most = context_of(model)
+    if not tokens or (most is not None and len(tokens) + new_tokens > most):
+        raise InputError(
+            f"asked_parts: expected a prompt of 1 token or more that fits with {new_tokens} new "
+            f"tokens into what the model reads, {most} tokens, got {len(tokens)}. Shorten the "
+            "question or the template, or pass fewer new_tokens."
+        )
     ids = torch.tensor([tokens], device=next(module.parameters()).device)
     with in_eval(module):
         out: Any = module.generate(  # pyright: ignore[reportCallIssue]
@@ -139,27 +159,64 @@ def asked_parts(model: Model, question: str, template: str, new_tokens: int = 64
     return [part.strip() for part in re.split("[,;]", line) if part.strip()] or [question]
 
 
-def _check(model: Model, segments: Sequence[Any], parts: Sequence[str], template: str) -> None:
+def _check(model: Any, segments: Any, parts: Any, template: Any, combine: Any) -> None:
+    name = "yes_relevance"
+    _check_model(name, model)
+    if combine not in ("max", "mean"):
+        raise InputError(f"{name}: expected combine as 'max' or 'mean', got {combine!r}.")
+    if isinstance(segments, str) or len(segments) == 0:
+        got = "one text" if isinstance(segments, str) else "0 segments"
+        raise InputError(f"{name}: expected a list of segments, got {got}. Pass [text] for one.")
+    if isinstance(parts, str) or len(parts) == 0 or not all(isinstance(p, str) for p in parts):
+        raise InputError(
+            f"{name}: expected a list of parts as texts, got {parts!r}. Pass [question] to ask "
+            "about the question as a whole."
+        )
+    strange = [segment for segment in segments if not isinstance(segment, str)]
+    if strange and not hasattr(model.processor, "image_processor"):
+        raise InputError(
+            f"{name}: expected segments as texts, for a model without an image processor, got "
+            f"{type(strange[0]).__name__}."
+        )
+    if 0 < len(strange) < len(segments):
+        raise InputError(
+            f"{name}: expected segments as texts alone or as images alone, got {len(strange)} "
+            f"images among {len(segments)}. Ask about each kind in a call of its own."
+        )
+    _check_template(name, template, (PART,) if strange else (PART, SEGMENT))
+
+
+def _check_asked(model: Any, question: Any, template: Any, new_tokens: Any) -> None:
+    _check_model("asked_parts", model)
+    if not isinstance(question, str):
+        raise InputError(
+            f"asked_parts: expected a question as a text, got {type(question).__name__}. Call "
+            "asked_parts for each question."
+        )
+    _check_template("asked_parts", template, ("{question}",))
+    if not isinstance(new_tokens, Integral) or isinstance(new_tokens, bool) or int(new_tokens) < 1:
+        raise InputError(
+            f"asked_parts: expected new_tokens as a whole number of 1 or more, got {new_tokens!r}."
+        )
+
+
+def _check_model(name: str, model: Any) -> None:
+    if not isinstance(model, Model):
+        got = repr(model) if isinstance(model, str) else type(model).__name__
+        raise InputError(
+            f"{name}: expected a loaded model, got {got}. Pass what sonde.load returns."
+        )
     if model.task != "causal" or model.processor is None:
         raise InputError(
-            "yes_relevance: expected a causal language model with its tokenizer or processor, got "
+            f"{name}: expected a causal language model with its tokenizer or processor, got "
             f"{model!r}."
         )
-    if len(segments) == 0 or isinstance(parts, str) or len(parts) == 0:
-        raise InputError(
-            f"yes_relevance: expected segments and a list of parts, got {len(segments)} segments "
-            f"and {parts!r}. Pass [question] to ask about the question as a whole."
-        )
-    texts = any(isinstance(segment, str) for segment in segments)
-    reads_images = hasattr(model.processor, "image_processor")
-    if not reads_images and not all(isinstance(segment, str) for segment in segments):
-        raise InputError(
-            "yes_relevance: expected segments as texts, for a model without an image processor, "
-            f"got {type(segments[0]).__name__}."
-        )
-    for place in (PART, SEGMENT) if texts else (PART,):
-        if place not in template:
-            raise InputError(f"yes_relevance: expected {place} in the template, got {template!r}.")
+
+
+def _check_template(name: str, template: Any, places: Sequence[str]) -> None:
+    for place in places:
+        if not isinstance(template, str) or place not in template:
+            raise InputError(f"{name}: expected {place} in the template, got {template!r}.")
 
 
 def _check_finite(name: str, logits: Tensor) -> None:
@@ -169,22 +226,53 @@ def _check_finite(name: str, logits: Tensor) -> None:
         )
 
 
-def _row(segment: Any, prompt: str) -> dict[str, Any]:
-    if isinstance(segment, str):
-        return {"text": prompt.replace(SEGMENT, segment)}
-    return {"image": segment, "text": prompt}
+def _row(segment: Any, part: str, template: str) -> dict[str, Any]:
+    """Return a prompt; places that a part or a segment happens to hold are left alone."""
+    if not isinstance(segment, str):
+        return {"image": segment, "text": template.replace(PART, part)}
+    filled = {PART: part, SEGMENT: segment}
+    return {"text": re.sub("{part}|{segment}", lambda found: filled[found[0]], template)}
 
 
-def _first_tokens(model: Model, answers: tuple[str, str]) -> list[int]:
+def _refuse_long(model: Model, rows: Sequence[dict[str, Any]], n_parts: int) -> None:
+    """Raise if a prompt is longer than the context."""
+    most = context_of(model)
+    for i, row in enumerate(rows if most is not None else []):
+        try:
+            batch = next(open_inputs(model, [row], long="truncate").batches(0, 1))
+        except InputError:
+            continue
+        cut = 0 if batch.truncated is None else int(batch.truncated.sum())
+        n = batch.kwargs["input_ids"].shape[1] + cut
+        if n > most:
+            raise InputError(
+                f"yes_relevance: expected prompts of at most {most} tokens, which the model reads, "
+                f"got {n} for segment {i // n_parts} with part {i % n_parts} (counted from 0). Cut "
+                "the segment into shorter ones."
+            ) from None
+
+
+def _first_tokens(model: Model, answers: Any) -> list[int]:
     """Return the first token of each answer."""
+    pair = list(answers) if isinstance(answers, tuple | list) else []
+    if len(pair) != 2 or not all(isinstance(answer, str) for answer in pair):
+        raise InputError(
+            "yes_relevance: expected a pair of answers as texts, yes before no, got "
+            f"{answers!r}. Pass answers=(' yes', ' no')."
+        )
     tokenizer = _tokenizer(model)
-    found = [tokenizer(a, add_special_tokens=False)["input_ids"][:1] for a in answers]
-    for answer, ids in zip(answers, found, strict=True):
-        if ids and ids[0] == tokenizer.unk_token_id and answer.strip() != tokenizer.unk_token:
+    found = [tokenizer(a, add_special_tokens=False)["input_ids"][:1] for a in pair]
+    for answer, ids in zip(pair, found, strict=True):
+        if not ids:
+            raise InputError(
+                f"yes_relevance: expected answers of a token or more, got {answer!r}, which has "
+                "none."
+            )
+        if ids[0] == tokenizer.unk_token_id and answer.strip() != tokenizer.unk_token:
             raise InputError(
                 f"yes_relevance: expected answers that the tokenizer knows, got {answer!r}."
             )
-    if not all(found) or found[0] == found[1]:
+    if found[0] == found[1]:
         raise InputError(
             f"yes_relevance: expected answers that begin with different tokens, got {found} for "
             f"{answers}. Leave the blank before them out, or name other answers."
