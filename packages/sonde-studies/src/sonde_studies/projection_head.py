@@ -35,6 +35,8 @@ class ProjectionHeadStudy(Study):
               "accuracy of a probe of brightness, before the learned head less without a head"),
         Claim("class", "The digit is not said worse before the head than after it, to a point.",
               "accuracy of a probe of the digit, before less after, and 0.01"),
+        Claim("gates", "Below a head of fixed gates more of the brightness is kept, too.",
+              "accuracy of a probe of brightness, before the fixed gates less without a head"),
     )  # fmt: skip
     null = Claim(
         "fixed", "A head of fixed gates can be undone by a linear probe: nothing changes.",
@@ -55,6 +57,7 @@ class ProjectionHeadStudy(Study):
             "kept": mlp["light, before"] - mlp["light, after"],
             "more": mlp["light, before"] - found["none"]["light, before"],
             "class": mlp["digit, before"] - mlp["digit, after"] + 0.01,
+            "gates": fixed["light, before"] - found["none"]["light, before"],
             "fixed": fixed["light, before"] - fixed["light, after"],
             **{f"{head} | {name}": v for head, row in found.items() for name, v in row.items()},
         }
