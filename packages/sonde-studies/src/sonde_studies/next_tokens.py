@@ -4,12 +4,13 @@ Texts of drawn words in random order: inside a word later letters follow, behind
 """
 
 import copy
+from contextlib import nullcontext
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from sonde.train import NextTokens
+from sonde.train import NextTokens, Scope
 from sonde_studies._gpt2 import next_token_loss
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
@@ -58,9 +59,9 @@ class NextTokensStudy(Study):
             nets[arm] = net = copy.deepcopy(nets["alone"])
             heads[arm] = head = NextTokens(DIM, AHEAD, head=net.head)
             net.requires_grad_(False)
-            if arm == "branch":
-                net.blocks[-1].requires_grad_(True)
-            _learn(net, head, token, seed, steps, next_too=False, ahead=True)
+            last = Scope("pattern", patterns=("blocks.1.*",)).on(net)
+            with last if arm == "branch" else nullcontext():
+                _learn(net, head, token, seed, steps, next_too=False, ahead=True)
         held, later = token[FIT:], ("joint", "maps", "branch")
         with torch.no_grad():
             for arm, net in nets.items():
