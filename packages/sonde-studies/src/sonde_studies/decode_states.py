@@ -44,7 +44,7 @@ class DecodeStatesStudy(Study):
               "mean largest probability, ninth round less second"),
     )  # fmt: skip
     null = Claim("shuffled", "From the states of other rows no more is read than from noise.",
-                 "share of the variance read, other rows less noise of their covariance")  # fmt: skip
+                 "share of variance read, other rows less noise of equal covariance")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train, run the recipe, and show decoded digits to another net."""
