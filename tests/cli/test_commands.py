@@ -233,6 +233,10 @@ def test_rows_without_a_label_are_said(run, tmp_path):
         assert (f"{said} examples have no label" in ran.err) == (said is not None)
 
 
+def test_a_loss_is_told_by_its_word_and_by_its_name(run):
+    assert run("methods", "align").out == run("methods", "Align").out != ""
+
+
 def test_one_method_is_told_with_its_parameters(run):
     told = run("methods", "knn").out
     assert "nearest neighbour" in told

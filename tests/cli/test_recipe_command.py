@@ -50,6 +50,12 @@ def test_help_says_what_each_needs(run, word):
     assert "\n│               (default" not in ran.out, "an argument without a sentence"
 
 
+def test_the_name_is_optional_and_comes_first(run):
+    assert "[NAME]" in run("recipe", "--help").out
+    assert "[NAME]" in run("study", "--help").out
+    assert "expected the recipe first" in run("recipe", "--json", "missing-view").error()
+
+
 def test_an_unknown_recipe_is_one_line(run):
     assert "Did you mean route-by-score?" in run("recipe", "route-by-scor").error()
 

@@ -31,6 +31,7 @@ def test_equals_the_reference_numbers():
     want = _by_hand(rows, (0, 0, 0), logits, weight, fresh, _logits(FRESH).numpy(), **given)
     assert scorer.score(FRESH, _logits(FRESH)).tolist() == pytest.approx(want, rel=1e-9)
     assert scorer.conventions["classes_without_rows"] == [1, 2]
+    assert scorer.labels.tolist() == [0]
 
 
 @pytest.mark.truth("the smallest winning logit of the three rows is 2, the largest 4")

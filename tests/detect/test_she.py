@@ -40,6 +40,7 @@ def test_equals_another_library():
     assert scorer.score(ROWS, _logits(ROWS)).tolist() == pytest.approx(own)
     assert scorer.value == pytest.approx(sum(own[:6]) / 6)  # the last row is predicted wrongly
     assert scorer.n == 6
+    assert scorer.labels.tolist() == [0, 1, 2]
     assert scorer.conventions["left_out"] == 1
 
 

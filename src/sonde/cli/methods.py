@@ -12,7 +12,7 @@ from sonde.cli._table import terminal_width
 from sonde.cli.console import say, say_json
 from sonde.cli.options import Printing, named
 from sonde.core.errors import InputError, near
-from sonde.run.instruments.families import FAMILIES, PLUG_IN, PLUG_INS, Listed
+from sonde.run.instruments.families import FAMILIES, PLUG_IN, PLUG_INS, Listed, snake_case
 from sonde.run.instruments.listing import listed
 
 NAME_WIDTH = 22
@@ -41,13 +41,15 @@ class Methods:
         """Print a line for each method, the whole description of a single method, or JSON."""
         entries = _entries()
         names = [e.name for e in entries]
+        classes = {snake_case(name): name for name in names}
+        which = self.which if self.which in names else classes.get(self.which, self.which)
         families = tuple(dict.fromkeys((*FAMILIES, *(e.family for e in entries))))
-        if self.which and self.which not in (*families, PLUG_IN, *names):
+        if which and which not in (*families, PLUG_IN, *names):
             raise InputError(
                 f"methods: expected one of {', '.join(FAMILIES)}, or a method, got "
-                f"{self.which!r}.{near(self.which, names)} `sonde methods` lists them all."
+                f"{which!r}.{near(which, names)} `sonde methods` lists them all."
             )
-        chosen = [e for e in entries if self.which in ("", e.family, e.name)]
+        chosen = [e for e in entries if which in ("", e.family, e.name)]
         if self.paper:
             chosen = [e for e in chosen if _cited(e, self.paper)]
             if not chosen:
@@ -64,7 +66,7 @@ class Methods:
                 how = ", ".join(_cited(e, self.paper))
                 say(_lines(f"{e.family}.{e.name}", f"{e.summary} ({how})"))
             return 0
-        if self.which in names:
+        if which in names:
             (one,) = chosen
             place = one.family if one.is_fitted else f"sonde.{one.family}"
             say(f"{one.name} ({place})\n\n{one.description}")

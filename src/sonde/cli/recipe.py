@@ -43,10 +43,18 @@ class Recipe:
     Example: sonde recipe
     """
 
+    name: Annotated[
+        tyro.conf.Positional[str], named("[NAME]", "a recipe; what follows it are its own words")
+    ] = ""
     printing: Printing = field(default_factory=Printing)
 
     def run(self) -> int:
         """List the questions."""
+        if self.name:
+            raise InputError(
+                f"recipe: expected the recipe first, got {self.name!r} after an option. Write "
+                f"sonde recipe {self.name} ..."
+            )
         package = package_of("recipe").recipes
         questions = {word: package.question_of(word) for word in package.RECIPES}
         if self.printing.json:

@@ -47,8 +47,8 @@ class Study:
     Example: sonde study nac --seeds 10 -o reports
     """
 
-    name: Annotated[tyro.conf.Positional[str], named("NAME", "a study, or all")] = ""
-    seeds: Annotated[int, named("N", "independent repetitions, at least 3")] = 3
+    name: Annotated[tyro.conf.Positional[str], named("[NAME]", "a study, or all")] = ""
+    seeds: Annotated[int, named("N", "independent repetitions, at least 3 (default: 3)")] = 3
     tiny: Annotated[
         bool, tyro.conf.arg(help="run at a tiny size, to test only that the study runs")
     ] = False

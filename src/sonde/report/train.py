@@ -217,9 +217,10 @@ def _worked(found: dict[str, Any]) -> str:
     for one in found["terms"]:
         name = shown(one["term"], 60)
         if one["without"] is None:
-            fell = one["with"] < one["before"]
-            parts.append(f"{name} {'fell' if fell else 'did not fall'}: {number(one['before'])} to "
-                         f"{number(one['with'])}")  # fmt: skip
+            before, after = number(one["before"]), number(one["with"])
+            fell = "fell" if one["with"] < one["before"] else "did not fall"
+            moved = "did not change" if before == after else fell
+            parts.append(f"{name} {moved}: {before} to {after}")
         else:
             told = f"{number(one['with'])} with it, {number(one['without'])} without"
             parts.append(f"{name} {_moved(one, len(found['seeds']))}: {told}")
