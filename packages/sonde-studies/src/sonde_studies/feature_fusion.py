@@ -35,13 +35,13 @@ class FeatureFusionStudy(Study):
               "accuracy at a tenth of the width less together, and 0.02"),
         Claim("each", "Leaving out any of the three costs accuracy.",
               "accuracy together less that without the least needed encoder"),
-        Claim("made", "Numbers made by hand beside the states of one encoder add to them.",
+        Claim("made", "Numbers made by hand add to the states of an encoder of all pixels.",
               "accuracy with moments and counts of ink less that of the encoder"),
         Claim("lines", "States of single digits in a row add to those of a net of the whole row.",
               "accuracy of naming the largest digit's place, single digits and row less row"),
         Claim("sparse", "A recurrent cell of a tenth of the weights loses less than 5 points.",
               "accuracy of a sparse cell less that of a dense one of equal width, and 0.05"),
-        Claim("cells", "States of a sparse cell and entropies of its lines add to an encoder.",
+        Claim("cells", "States of a sparse cell and entropies of lines add to such an encoder.",
               "accuracy of encoder, cell and entropies less that of the encoder"),
     )  # fmt: skip
     null = Claim("copy", "A second encoder that is the first adds nothing.",
@@ -64,10 +64,11 @@ class FeatureFusionStudy(Study):
         drowned = _scores(*pair, noisy, seed)
         copy = _scores(encoders[0], encoders[0], items, seed)
         tick("lines, cells and numbers made by hand")
-        made = _scores(encoders[0], as_model(moments_and_ink), items, seed)
+        every = _encoder(torch.arange(64), x[:n], label[:n], seed)
+        made = _scores(every, as_model(moments_and_ink), items, seed)
         cells = {share: recurrent_cell(x[:n], label[:n], seed, share) for share in (0.1, 1.0)}
         right = {share: cell.accuracy(x[FIT:], label[FIT:]) for share, cell in cells.items()}
-        beside = _scores(encoders[0], as_model(cells[0.1]), items, seed, as_model(line_entropies))
+        beside = _scores(every, as_model(cells[0.1]), items, seed, as_model(line_entropies))
         lines = _lines(encoders[0], x, label, seed, n)
         alone = max(score[name] for name in ("first", "second", "third"))
         least = max(v for arm, v in score.items() if arm.startswith("without"))
@@ -83,7 +84,9 @@ class FeatureFusionStudy(Study):
             **{f"accuracy | {arm}": v for arm, v in score.items()},
             "accuracy | first with an encoder of noise": drowned[JOINT],
             "accuracy | by hand": made["second"],
-            "accuracy | first and by hand": made[JOINT],
+            "accuracy | all pixels": made["first"],
+            "accuracy | all pixels and by hand": made[JOINT],
+            "accuracy | all pixels, cell and entropies": beside[JOINT],
             "accuracy | rows of three, whole": lines["first"],
             "accuracy | rows of three, single digits": lines["second"],
             "accuracy | rows of three, both": lines[JOINT],
