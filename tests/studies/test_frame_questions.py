@@ -1,4 +1,4 @@
-"""Questions about frames: two are asked for, one is left out, and words are no help."""
+"""Test questions that ask for two frames of a clip and leave out a third, all in the same words."""
 
 from collections import Counter
 

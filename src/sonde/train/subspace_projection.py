@@ -161,7 +161,8 @@ class SubspaceProjection:
             if not bool(moment.isfinite().all()):
                 raise InputError(
                     f"SubspaceProjection.remember: expected finite inputs of layer {name!r}, got "
-                    "NaN or infinite ones. Leave out the rows that lead to them."
+                    "NaN or infinite ones. Leave out the rows that lead to them, or check the "
+                    "model's weights."
                 )
         for name, moment in sums.items():
             self.known[name] = self._extended(self.known.get(name), moment)
