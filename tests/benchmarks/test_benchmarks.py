@@ -74,7 +74,7 @@ def test_every_benchmark_runs_and_prints_its_rows(tmp_path: Path) -> None:
     assert found["versions"]["torch"] == torch.__version__
     for name, least in NAMES.items():
         rows = [row for row in found["rows"] if row["name"] == name]
-        assert len(rows) >= least, name
+        assert len(rows) >= least, (name, rows)
         for row in rows:
             assert row["what"] in done.stdout
             # Other libraries may not be installed here; everything else must give a figure.
