@@ -1,6 +1,8 @@
 """The part of a disparity that a correction within each client can reach.
 
 Three planted worlds in which attribute, client and label depend on each other in different ways.
+The limits of accuracy follow from what is planted; a net that is right lies beyond the first limit
+and within the second.
 """
 
 import math
@@ -56,14 +58,14 @@ class DisparityDecompositionStudy(Study):
         ),
         Claim(
             "overall is dear",
-            f"Where clients differ, no rule with an overall gap of {GAP:g} reaches the net's "
-            "accuracy.",
+            f"As planted, where clients differ, no rule with an overall gap of {GAP:g} reaches the "
+            "net's accuracy.",
             "accuracy of the net less the limit",
         ),
         Claim(
             "local is cheap",
-            f"There the limit for a gap of {GAP:g} inside each client lies above the net's "
-            "accuracy.",
+            f"As planted, the limit for a gap of {GAP:g} inside each client lies there above the "
+            "net's accuracy.",
             "limit less accuracy of the net",
         ),
     )

@@ -1,7 +1,8 @@
 """Requests to forget kinds of text, detected by several layers, with or without gates.
 
-The shipped model of bytes is asked for what it knows of tables of characters and of prose. A gate
-sees the request's own texts alone.
+The shipped model of bytes is asked for what it knows of tables of characters and of prose. A score
+is learned from the request's own texts alone; code, which is not asked away, also sets the gate's
+threshold.
 """
 
 from dataclasses import dataclass
@@ -48,7 +49,8 @@ class ForgetTextsStudy(Study):
     paper = "gao2025o3"
     fidelity = (
         "score over layers and contrast as published; linear maps of the model's states in place "
-        "of an encoder of its own; kinds of text in place of question sets"
+        "of an encoder of its own; kinds of text in place of question sets; a gate's "
+        "threshold is set on texts of the request and on code"
     )
     data = "sonde:stdlib; Python's tables of characters, scikit-learn's prose; Python's code beside"
     claims = (

@@ -1,7 +1,7 @@
 """Test whether gates protect a model from a sequence of requests to forget.
 
-A toy: a small conv net on digits, four classes asked away one by one, each known to its adapter and
-its detector only by its own examples.
+A toy: a small conv net on digits, four classes asked away one by one. An adapter and the Gaussian
+of its gate learn from examples of their own class; the gate's threshold also from other classes.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,8 @@ class GatedAdapterStudy(Study):
     paper = "gao2025o3"
     fidelity = (
         "adapters and the penalty on overlap as published; a Gaussian of channel means as the "
-        "detector instead of a trained encoder; ignorance is taught instead of random answers"
+        "detector instead of a trained encoder; training examples of all other classes help to set "
+        "the gate's threshold; ignorance is taught instead of random answers"
     )
     data = "digits: 1,200 for training, the others for tests; four classes drawn by the seed"
     claims = (

@@ -37,12 +37,6 @@ class IncrementPenaltyStudy(Study):
     data = "mean shapes of digits in an ink on a ground, named by words or shown by a picture"
     claims = (
         Claim(
-            "alone",
-            "With the penalty, states outside the square move by less than a twentieth of what "
-            "they move without.",
-            "0.05 less the ratio of the squared changes",
-        ),
-        Claim(
             "ink kept",
             "The picture's ink is followed as well, to 5 points.",
             "share of the variance of inks, with less without, and 0.05",
@@ -81,9 +75,7 @@ class IncrementPenaltyStudy(Study):
         def gained(rows: dict[str, dict[str, float]], key: str, other: str = without) -> float:
             return rows[with_it][key] - rows[other][key]
 
-        moved = {name: row["moved outside"] for name, row in worded.items()}
         return {
-            "alone": 0.05 - moved[with_it] / moved[without],
             "ink kept": gained(free, "ink") + 0.05,
             "words": gained(worded, "worded ground"),
             "ground kept": gained(free, "ground") + 0.05,

@@ -69,7 +69,8 @@ class InjectStudy(Study):
               "ground than one that is added.", "share of the variance of grounds, difference"),
         Claim("over places", "States that are added place by place lose the digit more often.",
               "share of pictures, difference"),
-        Claim("kept", "States of a trained encoder keep a subject better than the generator's own.",
+        Claim("kept", "States of a trained encoder keep a subject's handwriting and ink better "
+              "than the generator's own, which know no handwriting.",
               "share of the variance of the subject, encoder less the better of two ways"),
         Claim("apart", "Separation lowers what the encoder carries over of the subject's ground.",
               "slope of the painted ground on the subject's, without less with separation"),
