@@ -40,11 +40,13 @@ class LabelAgnosticStudy(Study):
             "retained",
             "Accuracy on the other classes stays within 5 points.",
             "accuracy after less before, and 0.05",
+            premise="half forgotten",
         ),
         Claim(
             "beside labels",
             "The other classes keep as much as where random labels make it forget, to 5 points.",
             "difference of accuracy, and 0.05",
+            premise="half forgotten",
         ),
     )
     null = UNSEEN

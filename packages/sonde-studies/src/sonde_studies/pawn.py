@@ -40,7 +40,7 @@ class PAWNStudy(Study):
     claims = (
         Claim(
             "weights over plain mean, code",
-            "Learned weights beat a linear probe on the plain mean of the same metrics.",
+            "Weights that know the place alone beat a linear probe on the plain mean of the metrics.",
             "difference of AUROC",
         ),
         Claim(
@@ -86,7 +86,9 @@ class PAWNStudy(Study):
             for domain, tokens in test.items()
             for arm, score in arms.items()
         }
-        gain = {d: found[f"PAWN | {d}"] - found[f"plain mean | {d}"] for d in DOMAINS}
+        gain = {
+            d: found[f"PAWN without states | {d}"] - found[f"plain mean | {d}"] for d in DOMAINS
+        }
         others = {d: [found[f"{arm} | {d}"] for arm in ("PAWN", "plain mean")] for d in DOMAINS}
         people = arms["PAWN"](test[SEEN])[test[SEEN].label == HUMAN]
         half = len(people) // 2

@@ -32,8 +32,6 @@ class RoundedRunsStudy(Study):
               "Spearman's correlation of gains and entropies"),
         Claim("cuts", "Runs that entropy cuts diverge less than runs of the same lengths by lot.",
               "logarithm of the ratio of divergences, mean over four lots"),
-        Claim("clips", "One clip a stage diverges less than a clip for each group.",
-              "logarithm of the divergence of RTN with clips over that of runs"),
     )  # fmt: skip
     null = Claim("halves", "Calibrated on either half of the rows it diverges alike, two bits.",
                  "logarithm of the ratio of divergences")  # fmt: skip
@@ -61,7 +59,6 @@ class RoundedRunsStudy(Study):
             "error": 0.95 - plan.figures["loss"] / plan.figures["loss_start"],
             "entropy": rho,
             "cuts": sum(log_ratio(one, joint) for one in lots) / len(lots),
-            "clips": log_ratio(clipped, joint),
             "halves": found.halves(rule),
             "gain of runs over stages | 4 bits": log_ratio(
                 found.divergence(replace(four, most=1)), found.divergence(four)

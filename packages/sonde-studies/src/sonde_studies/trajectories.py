@@ -3,11 +3,9 @@
 from typing import final
 
 from sonde_studies._read_trajectories import STEPS, reader_of
-from sonde_studies._trajectory_arms import ALARM
 from sonde_studies._trajectory_kinds import other_kinds, wrong_actions
 from sonde_studies.study import Claim, Figures, Study, Tick
 
-MOST_ALARMS = 0.10
 GAPS = {
     "direct over completed": ("direct | detection", "completed | detection"),
     "verifier over surprise: whether": (
@@ -55,12 +53,6 @@ class TrajectoriesStudy(Study):
         "calibrate and 200 fresh; numbers are tokens; GPT-2 of 3 layers of 64, mean over a step"
     )
     claims = (
-        Claim(
-            "false alarms",
-            f"On fresh faultless trajectories a verifier that is calibrated on others at "
-            f"{ALARM:.0%} raises less than {MOST_ALARMS:.0%} alarms.",
-            f"{MOST_ALARMS:.2f} less the share of alarms",
-        ),
         Claim(
             "direct over completed",
             "A wrong step is easier to detect where what follows was not re-run.",
@@ -121,8 +113,4 @@ class TrajectoriesStudy(Study):
         tick("other kinds")
         figures |= other_kinds(model, seed, parts)
         gaps = {key: figures[own] - figures[other] for key, (own, other) in GAPS.items()}
-        return {
-            "false alarms": MOST_ALARMS - figures["completed | false alarms"],
-            **gaps,
-            **figures,
-        }
+        return gaps | figures
