@@ -40,7 +40,7 @@ class PAWNStudy(Study):
     claims = (
         Claim(
             "weights over plain mean, code",
-            "Weights that know the place alone beat a linear probe on the plain mean of the metrics.",
+            "Weights that know the place alone beat a linear probe on the metrics' plain mean.",
             "difference of AUROC",
         ),
         Claim(
