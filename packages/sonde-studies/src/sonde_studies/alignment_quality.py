@@ -15,7 +15,7 @@ from sonde_studies._tuned_on_kinds import layer_means, tuned_on_kinds
 from sonde_studies._written import code, generated, pieces, prose
 from sonde_studies.study import Claim, Figures, Study, Tick
 
-LENGTH, TRAIN, TEST, STEPS, MIXED = 64, 256, 200, 40, 0.2
+LENGTH, TRAIN, TEST, STEPS = 64, 256, 200, 40
 PROMPT, CONTINUED = 24, 100
 DECODINGS: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
@@ -42,11 +42,6 @@ class AlignmentQualityStudy(Study):
             "first layer",
             "It rises in the last layer more than in the first.",
             "rise in the last layer less rise in the first",
-        ),
-        Claim(
-            "mixed",
-            f"It falls where {MIXED:.0%} of each kind are counted as the other.",
-            "tuned, all right less some wrong",
         ),
         Claim(
             "another tuning",
@@ -86,8 +81,6 @@ class AlignmentQualityStudy(Study):
         layers = {name: layer_means(m, fresh) for name, m in models.items()}
         found = {name: alignment_quality(x, label) for name, x in layers.items()}
         source = torch.Generator().manual_seed(seed)
-        some = torch.rand(len(label), generator=source) < MIXED
-        mixed = alignment_quality(layers["tuned"], torch.where(some, 1 - label, label))
         shuffled = label[torch.randperm(len(label), generator=source)]
         lot = AlignmentQuality().fit(layers["tuned"], shuffled, ids=range(len(label)))
         rise = found["tuned"].layers - found["untuned"].layers
@@ -108,7 +101,6 @@ class AlignmentQualityStudy(Study):
         return {
             "tuned": float(found["tuned"]) - float(found["untuned"]),
             "first layer": float(rise[-1] - rise[0]),
-            "mixed": float(found["tuned"]) - float(mixed),
             "another tuning": float(found["tuned"]) - float(found["by lot"]),
             "each decoding": min(raised),
             "stable": sum(raised) / len(raised) - (max(ways) - min(ways)),

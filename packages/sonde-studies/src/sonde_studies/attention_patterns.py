@@ -14,7 +14,8 @@ from sonde_studies.worlds.learning import accuracy, digit_images, drawn, learn_l
 
 FIT, FEW, STEPS, TINY, SIDE, DIM = 1_000, 100, 300, 6, 4, 24
 KINDS = ("all", "axial", "stripes:1", "random:0.5", "histogram:4", "position", "linear", "none")
-ARMS = (*KINDS, "rows and linear", "all, few", "position, few", "all, again")
+ARMS = (*KINDS, "rows and linear", "all, few", "position, few", "all, again", "stripes:1, local")
+COST = "accuracy less that of full attention, and 0.02"
 
 
 @final
@@ -27,20 +28,19 @@ class AttentionPatternsStudy(Study):
     fidelity = "two blocks of one kind each; linear attention is causal here"
     data = "digits: 1,000 to train on, 797 to judge; patches of 2 x 2 pixels"
     claims = (
-        Claim("axial", "Axial attention costs less than two points.",
-              "accuracy less that of full attention, and 0.02"),
-        Claim("stripes", "So do stripes.", "accuracy less that of full attention, and 0.02"),
-        Claim("random", "So does a random half of the keys.",
-              "accuracy less that of full attention, and 0.02"),
-        Claim("linear", "So does linear attention.",
-              "accuracy less that of full attention, and 0.02"),
-        Claim("histogram", "So does attention among patches of like brightness.",
-              "accuracy less that of full attention, and 0.02"),
-        Claim("scales", "So does attention within rows, with linear attention between them.",
-              "accuracy less that of full attention, and 0.02"),
+        Claim("axial", "Axial attention costs less than two points.", COST, premise="looks"),
+        Claim("stripes", "So do stripes.", COST, premise="looks"),
+        Claim("local", "A depthwise map of the values beside the stripes helps.",
+              "accuracy, stripes with the map less without"),
+        Claim("random", "So does a random half of the keys.", COST, premise="looks"),
+        Claim("linear", "So does linear attention.", COST, premise="looks"),
+        Claim("histogram", "So does attention among patches of like brightness.", COST,
+              premise="looks"),
+        Claim("scales", "So does attention within rows, with linear attention between them.", COST,
+              premise="looks"),
         Claim("prior", "With a tenth of the rows to train on, a prior for near patches helps.",
               "accuracy less that of full attention, both from 100 rows"),
-        Claim("looks", "Looking at other patches at all helps.",
+        Claim("looks", "Premise: looking at other patches at all helps.",
               "accuracy of full attention less that without any"),
     )  # fmt: skip
     null = Claim("seeds", "Another first draw of the weights changes nothing.",
@@ -54,11 +54,13 @@ class AttentionPatternsStudy(Study):
             tick(arm)
             kind, _, how = arm.partition(", ")
             first, n = seed + 1_000 * (how == "again"), FEW if how == "few" else FIT
-            found[arm] = _accuracy(kind, x, label, first, n, TINY if tiny else STEPS)
+            steps = TINY if tiny else STEPS
+            found[arm] = _accuracy(kind, x, label, first, n, steps, how == "local")
         full = found["all"]
         return {
             "axial": found["axial"] - full + 0.02,
             "stripes": found["stripes:1"] - full + 0.02,
+            "local": found["stripes:1, local"] - found["stripes:1"],
             "random": found["random:0.5"] - full + 0.02,
             "linear": found["linear"] - full + 0.02,
             "histogram": found["histogram:4"] - full + 0.02,
@@ -70,7 +72,7 @@ class AttentionPatternsStudy(Study):
         }
 
 
-def _mixing(arm: str) -> nn.Module:
+def _mixing(arm: str, local: bool) -> nn.Module:
     if arm == "none":
         return nn.Identity()
     if arm == "linear":
@@ -78,14 +80,15 @@ def _mixing(arm: str) -> nn.Module:
     if arm == "rows and linear":
         return nn.Sequential(Attention(DIM, 4, f"block:{SIDE}"), LinearAttention(DIM, 4))
     grid, pattern = (SIDE, SIDE), "all" if arm == "position" else arm
-    return Attention(DIM, 4, pattern, grid, prior="position" if arm == "position" else None)
+    prior = "position" if arm == "position" else None
+    return Attention(DIM, 4, pattern, grid, prior=prior, local_position=local)
 
 
 class _Net(nn.Module):
-    def __init__(self, arm: str) -> None:
+    def __init__(self, arm: str, local: bool) -> None:
         super().__init__()
         self.first, self.places = nn.Linear(4, DIM), nn.Parameter(0.1 * torch.randn(SIDE**2, DIM))
-        self.mixing = nn.ModuleList(_mixing(arm) for _ in range(2))
+        self.mixing = nn.ModuleList(_mixing(arm, local) for _ in range(2))
         self.each = nn.ModuleList(
             nn.Sequential(
                 nn.LayerNorm(DIM), nn.Linear(DIM, 2 * DIM), nn.GELU(), nn.Linear(2 * DIM, DIM)
@@ -102,7 +105,9 @@ class _Net(nn.Module):
         return self.last(h.mean(1))
 
 
-def _accuracy(arm: str, x: Tensor, label: Tensor, seed: int, n: int, steps: int) -> float:
-    net = drawn(lambda: _Net(arm), seed)
+def _accuracy(
+    arm: str, x: Tensor, label: Tensor, seed: int, n: int, steps: int, local: bool
+) -> float:
+    net = drawn(lambda: _Net(arm, local), seed)
     learn_labels(net, x[:n], label[:n], steps=steps, seed=seed)
     return accuracy(net, x[FIT:], label[FIT:])

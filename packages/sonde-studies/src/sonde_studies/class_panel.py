@@ -31,8 +31,8 @@ class ClassPanelStudy(Study):
               "Spearman's correlation"),
         Claim("look", "In the class that a mark tells the model looks less at the digit.",
               "attention on the digit over its area, other classes less that one"),
-        Claim("shortcut", "Without the mark that class loses more recall than the others.",
-              "fall of recall, that class less the others' mean"),
+        Claim("shortcut", "Without the mark that class is recognised less often.",
+              "recall of that class with the mark less without"),
     )  # fmt: skip
     null = Claim("by lot", "Two halves of the usual classes are looked at alike.",
                  "difference of attention on the digit over its area")  # fmt: skip
@@ -59,13 +59,12 @@ class ClassPanelStudy(Study):
         ]
         recall, look = ({c: row[key] for c, row in panels[0].items()}
                         for key in ("recall", "attention"))  # fmt: skip
-        fall = {c: row["recall"] - panels[1][c]["recall"] for c, row in panels[0].items()}
         rows = {c: float(row["rows"]) for c, row in panels[0].items()}
         return {
             "rare": _mean(recall, usual) - _mean(recall, rare),
             "ranked": _rank(rows, recall),
             "look": _mean(look, usual) - look[marked],
-            "shortcut": fall[marked] - _mean(fall, usual),
+            "shortcut": recall[marked] - panels[1][marked]["recall"],
             "by lot": _mean(look, usual[::2]) - _mean(look, usual[1::2]),
             "recall | rare": _mean(recall, rare),
             "recall | marked": recall[marked],

@@ -35,8 +35,9 @@ class LayerReadoutStudy(Study):
               "accuracy of weights over layers less that of the last"),
         Claim("queries", "So do queries over all layers.",
               "accuracy of queries less that of the last"),
-        Claim("recurrent", "So does a readout from the last layer to the first.",
-              "accuracy of the recurrent readout less that of the last"),
+        Claim("recurrent", "A readout from the last layer to the first says it better than "
+              "a mixture.",
+              "accuracy of the recurrent readout less that of weights over layers"),
         Claim("found", "Asked for one of four digits in time, queries say it better than means.",
               "accuracy of three queries with the asked digit less that of concatenated means"),
         Claim("refined", "So does the recurrence from the last layer to the first.",
@@ -70,7 +71,7 @@ class LayerReadoutStudy(Study):
         return {
             "mixture": found["weights"] - found["last"],
             "queries": found["queries"] - found["last"],
-            "recurrent": found["recurrent"] - found["last"],
+            "recurrent": found["recurrent"] - found["weights"],
             "found": timed["queries"] - timed["concat"],
             "refined": timed["recurrent"] - timed["concat"],
             "in turn": timed["recurrent"] - timed["queries"],

@@ -16,10 +16,10 @@ from sonde_studies._remembered_sequences import ROWS, noisy_signs, paths, tones
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
-STEPS, TINY = 400, 15
+STEPS, TINY, MARGIN = 400, 15, 0.02
 ARMS = ("none", "filter", "attention", "cell", "soft", "gated", "ungated")
-TONES = ("none", "layers", "ungated layers", "undilated layers", "dense layers")
-PATHS = ("none", "soft", "attention")
+TONES = ("none", "cell", "layers", "ungated layers", "undilated layers", "dense layers")
+PATHS = ("none", "cell", "soft", "attention")
 
 
 @final
@@ -32,30 +32,31 @@ class MemoryWithoutRecurrenceStudy(Study):
     fidelity = "one layer; a gated recurrent unit as the cell"
     data = "simulated: 24 random signs copied after 6 steps; two tones; two paths on a line"
     claims = (
-        Claim("filter", "Taps on the last states learn the copy.",
-              "accuracy of the filter less that without a memory"),
-        Claim("sooner", "They learn it sooner than a recurrent cell does.",
-              "accuracy after as many steps, filter less cell"),
-        Claim("attention", "Attention over the queue learns it too.",
-              "accuracy of attention less that without a memory"),
+        Claim("cell", "Premise: a recurrent cell learns the copy.",
+              "accuracy of the cell less that without a memory", above=0.4),
+        Claim("filter", "Taps on the last states learn it as well as the cell, to two points.",
+              "accuracy of the filter less that of the cell, and 0.02", premise="cell"),
+        Claim("attention", "So does attention over the queue.",
+              "accuracy of attention less that of the cell, and 0.02", premise="cell"),
         Claim("soft", "So does attention over a queue that is pushed by learned shares.",
-              "accuracy of the softly pushed queue less that without a memory"),
+              "accuracy of the softly pushed queue less that of the cell, and 0.02",
+              premise="cell"),
         Claim("soft push", "Pushed softly, the queue learns the copy better than shifted.",
               "accuracy of attention, softly pushed less shifted queue"),
-        Claim("gated", "Gated taps at every second step learn it with half as many taps.",
-              "accuracy of three gated taps less that without a memory"),
+        Claim("gated", "Gated taps at every second step do, with half as many taps.",
+              "accuracy of three gated taps less that of the cell, and 0.02", premise="cell"),
         Claim("gate", "With a gate the three taps learn it better.",
               "accuracy of three taps, gated less ungated"),
-        Claim("tones", "Three gated layers of growing stride take a slow tone out of a mixture.",
-              "R^2 of the slow tone, gated layers less no memory"),
+        Claim("tones", "Three gated layers of growing stride take a slow tone out of a mixture as "
+              "well as the cell.", "R^2 of the slow tone, gated layers less the cell, and 0.02"),
         Claim("gated tones", "They do so better than layers without gates.",
               "R^2 of the slow tone, gated layers less ungated"),
-        Claim("dilated tones", "They do so better than layers of stride one.",
+        Claim("dilated tones", "They do so better than layers of stride one, which reach less far.",
               "R^2 of the slow tone, growing stride less stride one"),
         Claim("dense tones", "Each layer fed with all earlier ones, they do so better.",
               "R^2 of the slow tone, dense connections less a plain stack"),
-        Claim("paths", "A softly pushed queue foretells two paths that cross.",
-              "R^2 of the next move of both points, soft queue less no memory"),
+        Claim("paths", "A softly pushed queue foretells two paths that cross as well as the cell.",
+              "R^2 of the next move of both points, soft queue less the cell, and 0.02"),
         Claim("path push", "It foretells them better than a shifted queue.",
               "R^2 of the next move of both points, softly pushed less shifted queue"),
     )  # fmt: skip
@@ -72,18 +73,16 @@ class MemoryWithoutRecurrenceStudy(Study):
         tone = {arm: _explained(tones, arm, seed, steps) for arm in TONES}
         path = {arm: _explained(paths, arm, seed, steps) for arm in PATHS}
         return {
-            "filter": found["filter"] - found["none"],
-            "sooner": found["filter"] - found["cell"],
-            "attention": found["attention"] - found["none"],
-            "soft": found["soft"] - found["none"],
+            "cell": found["cell"] - found["none"],
+            **{arm: found[arm] - found["cell"] + MARGIN for arm in ("filter", "attention", "soft")},
             "soft push": found["soft"] - found["attention"],
-            "gated": found["gated"] - found["none"],
+            "gated": found["gated"] - found["cell"] + MARGIN,
             "gate": found["gated"] - found["ungated"],
-            "tones": tone["layers"] - tone["none"],
+            "tones": tone["layers"] - tone["cell"] + MARGIN,
             "gated tones": tone["layers"] - tone["ungated layers"],
             "dilated tones": tone["layers"] - tone["undilated layers"],
             "dense tones": tone["dense layers"] - tone["layers"],
-            "paths": path["soft"] - path["none"],
+            "paths": path["soft"] - path["cell"] + MARGIN,
             "path push": path["soft"] - path["attention"],
             "short": found["short"],
             **{f"accuracy | {arm}": v for arm, v in found.items()},

@@ -33,7 +33,7 @@ class StructuredTransferStudy(Study):
               "accuracy, relations and answers less answers"),
         Claim("both", "Both together teach more than the answers alone.",
               "accuracy, both and answers less answers"),
-        Claim("teacher", "The teacher's maps teach more than those of an untrained net.",
+        Claim("teacher", "As targets the teacher's maps are better than those of an untrained net.",
               "accuracy, both less both of an untrained net"),
     )  # fmt: skip
     null = Claim("order", "Another order of the batches changes nothing.",

@@ -16,6 +16,7 @@ from sonde.layers import SecondOrder
 
 SIZE, MOST = 40, 64
 LAGS = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0))
+PAIRS = [0, 0, 1], [1, 2, 2]
 KINDS = ("neighbours", "channels", "both")
 Patches = Float[Tensor, "patch 3 high wide"]
 
@@ -53,10 +54,9 @@ def features(kind: str, x: Patches) -> Float[Tensor, "patch feature"]:
     if kind != "neighbours":
         high = x[:, :, 1:, 1:] - x[:, :, :-1, :-1]  # what differs between neighbours
         for v in (x, high):
-            flat = v.flatten(2)
-            flat = flat - flat.mean(2, keepdim=True)
-            unit = flat / flat.norm(dim=2, keepdim=True).clamp(min=1e-6)
-            parts.append((unit @ unit.transpose(1, 2))[:, [0, 0, 1], [1, 2, 2]])
+            one, two = (v[:, pick].flatten(2).flatten(0, 1) for pick in PAIRS)
+            lost = SecondOrder("pearson", one.shape[1])(one, two)  # (1 - r) / 2
+            parts.append(1 - 2 * lost.unflatten(0, (len(v), -1)))
     return torch.cat(parts, 1)
 
 
