@@ -28,12 +28,12 @@ class EntropicStudentStudy(Study):
     fidelity = "the two stages of the paper on small nets; a factorised distribution alone"
     data = "Fashion-MNIST of 16 x 16 if it is installed, else digits enlarged: 2,000 to learn from"
     claims = (
-        Claim("jpeg", "At no lower accuracy it sends fewer bits than JPEG of the picture.",
+        Claim("jpeg", "At no lower accuracy, or at its best, it sends fewer bits than a JPEG.",
               "logarithm of bits of the least JPEG over bits of the bottleneck"),
-        Claim("features", "At no lower accuracy it sends fewer bits than features of 8 bits.",
+        Claim("features", "So it does against features of 8 bits.",
               "logarithm of bits of features over bits of the bottleneck"),
-        Claim("accuracy", "Its best accuracy is that of the whole net, to two points.",
-              "accuracy of the student less that of the teacher, and 0.02"),
+        Claim("accuracy", "The best of three prices has the whole net's accuracy, to two points.",
+              "largest accuracy of three students less that of the teacher, and 0.02"),
         Claim("trade", "A larger price of bits sends fewer.",
               "logarithm of bits at the least price over bits at the largest"),
         Claim("stage two", "Training the rest on the coded latents raises accuracy.",

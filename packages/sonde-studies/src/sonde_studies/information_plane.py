@@ -85,11 +85,6 @@ class InformationPlaneStudy(Study):
             "difference of bits, mean over layers, adaptive bins",
         ),
         Claim(
-            "last before first",
-            "The last layer forgets more than the first.",
-            "difference of bits, ReLU, adaptive bins",
-        ),
-        Claim(
             "estimators agree",
             "Adaptive bins and adaptive kernel rank layers and steps alike.",
             "rank correlation, ReLU",
@@ -134,7 +129,7 @@ class InformationPlaneStudy(Study):
             "relu, adaptive kernel": lost["relu", "adaptive kernel"][-1],
             "relu, codes": lost["relu", "codes"][-1],
             "decay": sum(decayed) / len(decayed) - sum(plain) / len(plain),
-            "last before first": plain[-1] - plain[0],
+            "forgotten, first layer | relu, adaptive bins": plain[0],
             "estimators agree": rank_correlation(
                 flat["relu, adaptive bins"], flat["relu, adaptive kernel"]
             ),

@@ -55,7 +55,8 @@ class InformativeLatentsStudy(Study):
               "accuracy of a linear probe, machine with the contrast less without"),
         Claim("contrast decoder", "So do the states of its decoder.",
               "accuracy of a linear probe on the hidden layer, with the contrast less without"),
-        Claim("segments", "With segments priced, each part of a series is read from one segment.",
+        Claim("segments", "With a price on what segments share and none on information, a part of "
+              "a series is read from one segment more than from the other.",
               "explained variance of one segment less another, mean of parts, priced less plain"),
         Claim("parts", "The whole code reads both parts as well as the plain one's, to one point.",
               "explained variance, mean of parts, priced less plain, and 0.01"),

@@ -33,8 +33,8 @@ class LayerReadoutStudy(Study):
     claims = (
         Claim("mixture", "A mixture of layers says the turn better than the last layer does.",
               "accuracy of weights over layers less that of the last"),
-        Claim("queries", "So do queries over all layers.",
-              "accuracy of queries less that of the last"),
+        Claim("queries", "Queries over all layers say it better than the mixture does.",
+              "accuracy of queries less that of weights over layers"),
         Claim("recurrent", "A readout from the last layer to the first says it better than "
               "a mixture.",
               "accuracy of the recurrent readout less that of weights over layers"),
@@ -70,7 +70,7 @@ class LayerReadoutStudy(Study):
         other = turned[torch.randperm(len(turned), generator=draw)]
         return {
             "mixture": found["weights"] - found["last"],
-            "queries": found["queries"] - found["last"],
+            "queries": found["queries"] - found["weights"],
             "recurrent": found["recurrent"] - found["weights"],
             "found": timed["queries"] - timed["concat"],
             "refined": timed["recurrent"] - timed["concat"],
