@@ -1,0 +1,68 @@
+"""Recurrent nets with and without a layer norm, and the range of the sums before the norm."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from sonde.layers import ConditionalNorm
+from sonde_studies.worlds.learning import accuracy, drawn, minimise
+
+FIT, DIM, PIECE = 1_000, 32, 4
+
+
+class RecurrentNet(nn.Module):
+    """A recurrent net of rectified units whose summed inputs are normalised, or only scaled."""
+
+    def __init__(self, normed: bool) -> None:
+        super().__init__()
+        self.first, self.back = nn.Linear(PIECE, DIM), nn.Linear(DIM, DIM, bias=False)
+        nn.init.normal_(self.back.weight, std=(2 / DIM) ** 0.5)
+        self.norm = ConditionalNorm(DIM) if normed else _Scale()
+        self.head = nn.Linear(DIM, 10)
+
+    def sums(self, x: Float[Tensor, "row pixel"]) -> Float[Tensor, "step row dim"]:
+        """Return the summed inputs of each step, as they are before the norm."""
+        h, found = x.new_zeros(len(x), DIM), list[Tensor]()
+        for piece in x.split(PIECE, 1):
+            found.append(self.first(piece) + self.back(h))
+            h = torch.relu(self.norm(found[-1]))
+        return torch.stack(found)
+
+    def forward(self, x: Float[Tensor, "row pixel"]) -> Float[Tensor, "row label"]:
+        """Return the logits after the last piece."""
+        return self.head(torch.relu(self.norm(self.sums(x)[-1])))
+
+
+class _Scale(nn.Module):
+    """The gain and the bias of a norm, without the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.bias = nn.Parameter(torch.ones(DIM)), nn.Parameter(torch.zeros(DIM))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scaled sums."""
+        return self.gain * x + self.bias
+
+
+def recurrent_range(
+    normed: bool, x: Float[Tensor, "row pixel"], label: Int[Tensor, "row"], seed: int, steps: int
+) -> dict[str, float]:
+    """Train a recurrent net on digits read in pieces; return its accuracy and its sums' range.
+
+    ``spread`` is the standard deviation over steps, after the first, of the logarithm of the length
+    of the summed inputs (mean over test rows), ``length`` the mean of their length.
+    """
+    net = drawn(lambda: RecurrentNet(normed), seed)
+    minimise(
+        lambda r: cross_entropy(net(x[r]), label[r]),
+        net.parameters(), FIT, steps=steps, seed=seed,
+    )  # fmt: skip
+    with torch.no_grad():
+        length = net.sums(x[FIT:])[1:].norm(dim=2)
+    return {
+        "right": accuracy(net, x[FIT:], label[FIT:]),
+        "spread": float(length.clamp(min=1e-9).log().mean(1).std()),
+        "length": float(length.mean()),
+    }
