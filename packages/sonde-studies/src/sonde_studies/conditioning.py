@@ -42,7 +42,8 @@ class ConditioningStudy(Study):
         Claim("range", "The sums that a layer norm is given in a trained recurrent net change less "
               "in length from step to step than those of a net without it.",
               "standard deviation of the log length before the norm, without less with"),
-        Claim("recurrent", "After as many training steps the recurrent net with the norm is right more often.",
+        Claim("recurrent", "After as many training steps the recurrent net with the norm is right "
+              "more often.",
               "accuracy of a recurrent net, with a norm less without"),
     )  # fmt: skip
     null = Claim("blind", "Without the condition both answer alike.",
