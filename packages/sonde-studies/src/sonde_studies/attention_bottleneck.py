@@ -1,6 +1,7 @@
-"""A bottleneck of attention: only a few of many slots are passed on, chosen by learning.
+"""A bottleneck of attention: only a few of many gathered vectors are passed on.
 
-Six simulated factors in six slots; the answer needs two of them.
+Six simulated factors in six slots; the answer needs two of them. Learned queries gather from all
+slots before the choice, so that one vector can hold what several slots say.
 """
 
 from typing import Any, final
@@ -20,7 +21,7 @@ NEEDED = (1, 4)
 
 @final
 class AttentionBottleneckStudy(Study):
-    """Readouts that keep one, two or all of six vectors."""
+    """Readouts that keep one, two or all of six vectors, each gathered from all slots."""
 
     name = "attention-bottleneck"
     title = "do a few chosen vectors say as much as all?"
@@ -28,11 +29,11 @@ class AttentionBottleneckStudy(Study):
     fidelity = "a prior that has no experiments; the task and the figures are ours"
     data = "simulated: six factors of three values in six noisy slots"
     claims = (
-        Claim("two", "Two chosen vectors answer as well as all six, to five points.",
+        Claim("two", "Two of six gathered vectors answer as well as all, to five points.",
               "accuracy, two less all, and 0.05"),
-        Claim("one", "One chosen vector answers worse than two.", "accuracy, two less one"),
-        Claim("factors", "What is passed on tells the two needed factors better than the others.",
-              "accuracy of linear probes, needed less other factors"),
+        Claim("one", "One of them answers worse than two.", "accuracy, two less one"),
+        Claim("factors", "Two tell less of the factors that are not needed than all six do.",
+              "accuracy of linear probes on other factors, all less two"),
     )  # fmt: skip
     null = Claim("noise", "Answers that no factor tells stay at chance.",
                  "accuracy less 1/3, two chosen")  # fmt: skip
@@ -59,19 +60,21 @@ class AttentionBottleneckStudy(Study):
                 told = net(x[FIT:]).argmax(1)
             found[arm] = float((told == truth[FIT:]).double().mean())
             nets[arm] = net
-        with torch.no_grad():
-            passed = nets["two"].gathered(x)
-        probes = [probed(passed, factor[:, i], FIT) for i in range(SLOTS)]
-        needed = sum(probes[i] for i in NEEDED) / len(NEEDED)
-        rest = (sum(probes) - needed * len(NEEDED)) / (SLOTS - len(NEEDED))
+        needed, rest = dict[str, float](), dict[str, float]()
+        for arm in ("all", "two"):
+            with torch.no_grad():
+                passed = nets[arm].gathered(x)
+            probes = [probed(passed, factor[:, i], FIT) for i in range(SLOTS)]
+            needed[arm] = sum(probes[i] for i in NEEDED) / len(NEEDED)
+            rest[arm] = (sum(probes) - needed[arm] * len(NEEDED)) / (SLOTS - len(NEEDED))
         return {
             "two": found["two"] - found["all"] + 0.05,
             "one": found["two"] - found["one"],
-            "factors": needed - rest,
+            "factors": rest["all"] - rest["two"],
             "noise": found["noise"] - 1 / VALUES,
             **{f"accuracy | {arm}": v for arm, v in found.items()},
-            "probe | needed": needed,
-            "probe | others": rest,
+            **{f"probe, {arm} | needed": v for arm, v in needed.items()},
+            **{f"probe, {arm} | others": v for arm, v in rest.items()},
         }
 
 
