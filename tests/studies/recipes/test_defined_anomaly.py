@@ -8,6 +8,7 @@ from torch import nn
 
 from cli_case import run_words
 from sonde import InputError, Model
+from sonde.detect import Mahalanobis
 from sonde_studies.parts.rows import apart
 from sonde_studies.recipes.defined_anomaly import BLIND, NAMED, OTHER, REFIT, defined_anomaly
 
@@ -19,6 +20,11 @@ def clusters(n=300, spread=0.7):
     label = torch.randint(0, 5, (n,), generator=draw)
     x = 2.0 * torch.eye(7)[label] + spread * torch.randn(n, 7, generator=draw)
     return x, label.numpy(), [{"x": v, "label": int(c)} for v, c in zip(x, label, strict=True)]
+
+
+def distance(x, label, asked):
+    fitted = Mahalanobis().fit(torch.from_numpy(x), label=torch.from_numpy(label))
+    return fitted.score(torch.from_numpy(asked)).numpy()
 
 
 @pytest.mark.truth("cosines to class means and the AUROC of scikit-learn, by hand")
@@ -40,7 +46,10 @@ def test_a_definition_scores_by_the_nearest_class_on_either_side():
         wrong = ~np.isin(label[held], own)
         assert row[NAMED] == pytest.approx(roc_auc_score(wrong, score), abs=1e-6)
         assert row[NAMED] > row[BLIND]
-        assert row[REFIT] > 0.8
+        sides = [kept[np.isin(label[kept], side)] for side in (own, rest)]
+        near_own, near_rest = (distance(x[rows], label[rows], x[held]) for rows in sides)
+        assert row[REFIT] == pytest.approx(roc_auc_score(wrong, near_own - near_rest), abs=1e-6)
+        assert row[REFIT] > 0.95
 
 
 @pytest.mark.truth("states that say nothing of the class")

@@ -37,8 +37,8 @@ def defined_anomaly(
 
     A definition is a set of classes that are normal; all others are anomalies. A row scores by its
     cosine to the nearest class that is not normal less that to the nearest that is. Beside it: a
-    detector of no definition, a detector that is fitted anew for each, and the definition of
-    another question. Four tenths of the rows judge.
+    detector of no definition, a detector fitted anew for each to normal rows and to others, and the
+    definition of another question. Four tenths of the rows judge.
 
     Example: sonde recipe defined-anomaly MODEL DATA -o definitions.html
 
@@ -83,7 +83,7 @@ def defined_anomaly(
     table, effects = list[dict[str, Any]](), np.zeros(len(held))
     for i, own in enumerate(drawn):
         is_normal, other = np.isin(label, kinds[own]), drawn[(i + 1) % len(drawn)]
-        refit = distance(kept[is_normal[kept]], label)
+        refit = distance(kept[is_normal[kept]], label) - distance(kept[~is_normal[kept]], label)
         scores = dict(zip(WAYS, (beyond(own), blind, refit, beyond(other)), strict=True))
         truth = ~is_normal[held]
         row = {w: float(auroc(s, truth, resamples=20).value) for w, s in scores.items()}
