@@ -62,6 +62,32 @@ def test_rows_that_a_reader_may_not_see_change_no_byte(tmp_path, grouped):
     assert files[1, "b"] != files[2, "b"]  # the rows do differ
 
 
+@pytest.mark.slow
+@pytest.mark.truth("the user that each example's own id names")
+def test_labels_belong_to_their_examples_if_texts_of_other_lengths_are_read_first(tmp_path):
+    user = ["a", "a", "b", "b", "a", "b", "a"]
+    texts = [
+        {"text": "x = 1\n" * n, "id": f"{who}{n}"}
+        for who, n in zip(user, range(7, 0, -1), strict=True)
+    ]
+    for more in (0, 3):
+        items = [{**row, "id": f"{row['id']}-{more}"} for row in texts[more:]]
+        how: Any = {"sites": "blocks.0", "reducer": "mean", "batch_size": 2}
+        write_store(
+            sonde.read("sonde:stdlib", items, **how),
+            tmp_path / f"{more}",
+            columns={"user": user[more:]},
+        )
+        store = Store(tmp_path / f"{more}")
+        stored = [str(name) for batch in store for name in batch.ids]
+        assert stored != [row["id"] for row in items]  # batches are in another order
+        assert store.column("user") == user[more:]
+        assert [key.decode() for key in store.column(None)] == [row["id"] for row in items]
+        for who in ("a", "b"):
+            seen = [str(name) for batch in Cleared(store, "user", {who}) for name in batch.ids]
+            assert sorted(seen) == sorted(r["id"] for r in items if r["id"][0] == who)
+
+
 def test_labels_travel_with_what_was_fitted(tmp_path):
     store = stored(tmp_path / "all")[0]
     of = {who: Cleared(store, "user", {who}) for who in ("a", "b")}

@@ -415,9 +415,13 @@ class Store(Stream):
                     f"Store.column: {part.directory} has no column {name!r}.{near(name, known)} It "
                     f"has {', '.join(known) or 'none'}. Write it with --columns."
                 )
-        held = "key" if name is None else CHOSEN + name
-        tables = (table for part in self._sets for table in part.volumes[0].examples())
-        return [value for table in tables for value in table.column(held).to_pylist()]
+        held, found = "key" if name is None else CHOSEN + name, list[Any]()
+        for part in self._sets:
+            tables = [*part.volumes[0].examples()]
+            values = [value for table in tables for value in table.column(held).to_pylist()]
+            order = [int(i) for table in tables for i in table.column("order").to_pylist()]
+            found += [values[i] for i in np.argsort(order)]  # rows lie in the order of the batches
+        return found
 
     def _shelf(self, key: str | None) -> Shelf:
         name = self.schema[0].key if key is None else key
