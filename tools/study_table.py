@@ -166,7 +166,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) not in (1, 2):
         sys.stderr.write("usage: python tools/study_table.py FOLDER [PAGE] | --judge PAGE\n")
         return 2
-    studies = [json.loads(f.read_text("utf-8")) for f in sorted(Path(arguments[0]).glob("*.json"))]
+    files = sorted(Path(arguments[0]).glob("*.json"))
+    studies = [json.loads(f.read_text("utf-8")) for f in files if not f.match("*.seeds.json")]
     if any(study["tiny"] for study in studies):
         sys.stderr.write("error: expected studies at full size, got one that ran with --tiny\n")
         return 1

@@ -2,7 +2,7 @@
 
 import torch
 
-from sonde_studies._patch_lookup import DIM, SIDE, Lookup, of_one_kind, pasted
+from sonde_studies._patch_lookup import DIM, SIDE, Lookup, of_one_kind, pasted, plain_lookup
 
 
 def test_a_square_of_another_image_is_pasted_and_marked():
@@ -36,3 +36,10 @@ def test_before_training_attention_changes_nothing():
     plain, attending = (Lookup(attends)(x[:2], x[2:]) for attends in (False, True))
     torch.testing.assert_close(plain, attending)
     assert bool((Lookup(True)(x[:2], x) < 1e-4).all())
+
+
+def test_an_untrained_lookup_gives_the_scores_of_the_library():
+    torch.manual_seed(1)
+    x = torch.nn.functional.normalize(torch.randn(5, SIDE**2, DIM), dim=2)
+    found = plain_lookup(x[:2], x[2:])
+    torch.testing.assert_close(found, Lookup(False)(x[:2], x[2:]).to(found), atol=1e-5, rtol=0)

@@ -35,6 +35,14 @@ def test_a_line_for_each_claim_and_the_null_arm(folder, capsys):
     assert null.endswith("not as expected |")
 
 
+def test_finished_seeds_in_the_folder_are_no_study(folder, capsys):
+    assert study_table.main([str(folder)]) == 0
+    said = capsys.readouterr().out
+    (folder / "planted.seeds.json").write_text(json.dumps({"tiny": False, "seeds": {}}))
+    assert study_table.main([str(folder)]) == 0
+    assert capsys.readouterr().out == said
+
+
 def test_another_number_of_seeds_is_said(folder, capsys):
     file = folder / "planted.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"seeds": [4, 5, 6]}))

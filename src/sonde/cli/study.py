@@ -56,7 +56,8 @@ class Study:
         Path | None,
         named(
             "FOLDER",
-            "folder for NAME.json, NAME.txt, and finished seeds, which are not run again",
+            "folder for NAME.json, NAME.txt (NAME.tiny.json and NAME.tiny.txt with --tiny), and "
+            "finished seeds, which are not run again",
             "-o",
             "--out",
         ),
@@ -91,10 +92,10 @@ class Study:
         quiet = self.printing.quiet or self.printing.json
         tick = (lambda _: None) if quiet else note
         kept = None
+        name = f"{study.name}.tiny" if self.tiny else study.name  # a try leaves results alone
         if self.output is not None:
             make_directory(self.output)
-            size = ".tiny" if self.tiny else ""  # so that a try leaves the finished seeds alone
-            kept = self.output / f"{study.name}{size}.seeds.json"
+            kept = self.output / f"{name}.seeds.json"
         try:
             table = package.run_study(study, range(self.seeds), self.tiny, tick, kept)
         except KeyboardInterrupt:
@@ -106,6 +107,6 @@ class Study:
             say(said + "\n")
         if self.output is not None:
             text = json.dumps(table.json(), indent=1) + "\n"
-            atomic_write(self.output / f"{study.name}.json", text.encode())
-            atomic_write(self.output / f"{study.name}.txt", f"{said}\n".encode())
+            atomic_write(self.output / f"{name}.json", text.encode())
+            atomic_write(self.output / f"{name}.txt", f"{said}\n".encode())
         return table.json()

@@ -40,6 +40,8 @@ def test_rows_that_are_known_by_heart_are_found():
     found = did_it_memorise(blind, seen, held, progress=False)
     assert found.verdict == "not seen"
     assert found.level == "clear"
+    assert found.sentence.startswith("No row is shown to be exposed.")
+    assert not any("exposed" in row["what"] for row in found.rows)
 
 
 @pytest.mark.truth("AUROC counted pair by pair, of losses computed by hand")

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize, scaled_dot_product_attention
 
+from sonde.detect import DictLookup
 from sonde.stats import sparsemax
 from sonde_studies._defects import PATCHES
 from sonde_studies.worlds.learning import drawn
@@ -54,6 +55,14 @@ class Lookup(nn.Module):
         weights = sparsemax(self.query(x).flatten(0, 1) @ keys.T / TEMPERATURE)
         found = normalize(weights @ values, dim=1).unflatten(0, x.shape[:2])
         return (1 - (self.value(x) * found).sum(2)) / 2
+
+
+def plain_lookup(x: Grid, bank: Grid) -> Float[Tensor, "image patch"]:
+    """Return the scores of patches by ``DictLookup`` over the patches of other images."""
+    scorer = DictLookup(m=bank.shape[0] * bank.shape[1], temperature=TEMPERATURE).fit(
+        bank.flatten(0, 1)
+    )
+    return scorer.score(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 @torch.enable_grad()

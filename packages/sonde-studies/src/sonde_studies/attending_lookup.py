@@ -1,5 +1,10 @@
-"""Test whether generators of a lookup gain from attention among an image's patches."""
+"""Test whether generators of a lookup gain from attention among an image's patches.
 
+Patches as they are are looked up by ``DictLookup``; the generators are of the study, since those
+of ``DictLookup`` see a patch alone.
+"""
+
+from collections.abc import Callable
 from statistics import fmean
 from typing import final
 
@@ -8,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from sonde_studies._defects import DATA, PATCHES, SITE, objects
-from sonde_studies._patch_lookup import Grid, Lookup, of_one_kind, pasted, taught_lookup
+from sonde_studies._patch_lookup import Grid, of_one_kind, pasted, plain_lookup, taught_lookup
 from sonde_studies._patches import image_area, patches_of, pixel_area
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -47,7 +52,7 @@ class AttendingLookupStudy(Study):
         rows = {part: _grid(d.model, getattr(d, part)) for part in ("fit", "usual", "defective")}
         others = _grid(d.model, d.others)
         n, steps = len(others) * 3 // 4, 3 if tiny else STEPS
-        lookups = {"plain": Lookup(False)}
+        lookups: dict[str, Callable[[Grid, Grid], Tensor]] = {"plain": plain_lookup}
         for name, attends, drawn in (("patches", False, seed), ("attention", True, seed),
                                      ("again", True, seed + 1000)):  # fmt: skip
             tick(name)

@@ -35,7 +35,6 @@ class ConditioningStudy(Study):
     claims = (
         Claim("norms", "Shifted norms answer as well as a token, to two points.",
               "accuracy, norms less token, and 0.02"),
-        Claim("cost", "They take fewer products.", "share of products saved"),
         Claim("tokens", "Shifts of each token's own norms tell marked tokens better than marks of "
               "the row do, given to all tokens.",
               "accuracy of naming the darker half, marks by token less by row"),

@@ -18,6 +18,7 @@ from sonde_studies.parts.tokens import NAMES, text_features
 
 QUESTION = "Did the model memorise its training rows?"
 LEAST, SHOWN, ALARMS = 20, 10, 0.01
+SAID = {True: "most exposed", False: "of low loss, as held-out rows are too"}
 
 
 @copies_once()
@@ -76,7 +77,7 @@ def did_it_memorise(
     tells = bool(told[best].low > 0.5)
     table = [row | {"loss": None} for row in auroc_rows(told)]
     for i in torch.argsort(one)[:SHOWN].tolist():
-        what = f"training row {row_number(training, i)}, most exposed"
+        what = f"training row {row_number(training, i)}, {SAID[tells]}"
         table.append({"what": what, "loss": float(one[i])})
     edges = np.linspace(float(both.min()), float(both.quantile(0.98)) + 1e-9, BINS + 1)
     title = "Training rows left of the line give themselves away by a low loss"
@@ -85,7 +86,8 @@ def did_it_memorise(
         question=QUESTION,
         verdict="memorised" if tells else "not seen",
         level="error" if tells else "clear",
-        sentence=f"{best.capitalize()} tells training rows from held-out rows with AUROC "
+        sentence=("" if tells else "No row is shown to be exposed. ")
+        + f"{best.capitalize()} tells training rows from held-out rows with AUROC "
         f"{told[best].value:.3f} ({told[best].low:.3f} to {told[best].high:.3f}; 0.5 is chance), "
         f"and finds {float((one <= bar).double().mean()):.1%} of them where 1% of held-out rows "
         "are taken for training rows.",
