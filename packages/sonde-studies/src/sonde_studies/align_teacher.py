@@ -31,7 +31,10 @@ class AlignTeacherStudy(Study):
     name = "align-teacher"
     title = "does a teacher of states speed up a generative model?"
     paper = "yu2024repa"
-    fidelity = "a residual net on digits in place of a diffusion transformer on large pictures"
+    fidelity = (
+        "a residual net on digits in place of a diffusion transformer on large pictures; rows are "
+        "aligned by their cosine alone, not maps of attention, angles between rows or grids"
+    )
     data = "digits: 1,000 to train on, 797 to judge; the teacher is a classifier of the same rows"
     claims = (
         Claim("early", "After a third of the steps the loss is lower with the teacher.",
