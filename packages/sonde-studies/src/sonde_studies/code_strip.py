@@ -20,12 +20,13 @@ import torch
 
 from sonde import load
 from sonde_studies._typed_code import Parameters, accuracy, files_of_torch, read_parameters
-from sonde_studies.parts.source import without_comments
 from sonde_studies.recipes.code_strip import code_strip
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 PIECES, TINY, SHORT, LONG = 40, 20, 150, 400
 TYPED, REPEATS, HELD = 3000, 3, 0.3
+AGAIN = 1000
+"""Added to a seed for other random bytes."""
 MODULES = (textwrap, random, ArgumentParser, ast, inspect)
 
 
@@ -45,8 +46,8 @@ class CodeStripStudy(Study):
               "distance moved less that of random deletion, in distances between pieces"),
         Claim("grows", "Each further step moves them further.",
               "least growth of the distance from step to step"),
-        Claim("comments", "Names move them more than comments and docstrings do.",
-              "growth by names less growth by comments"),
+        Claim("comments", "Beyond random bytes, names move them more than comments and docstrings.",
+              "growth beyond that by as many random bytes, by names less by comments"),
         Claim("types", "Stripped, states tell an annotated parameter's type more often than the "
               "commonest type is right.", "difference of accuracy"),
         Claim("joint", "A head that learns the parameter's name too types it more often.",
@@ -54,31 +55,32 @@ class CodeStripStudy(Study):
         Claim("neighbours", "It types it more often beside the file's other functions.",
               "difference of accuracy", premise="types"),
     )  # fmt: skip
-    null = Claim("stripped", "Code without comments does not move when they are taken away.",
-                 "growth of the distance by comments, of code that has none")  # fmt: skip
+    null = Claim("by lot", "Two random deletions of as many bytes move the states alike.",
+                 "distance by one less that by another, in distances between pieces")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Sample functions, run the recipe, and once on functions without comments."""
+        """Sample functions, and run the recipe with two draws of random bytes."""
         model, draw = load("sonde:stdlib"), np.random.default_rng(seed)
         found = [text for module in MODULES for text in functions_of(module)]
         texts = [found[i] for i in draw.permutation(len(found))[: TINY if tiny else PIECES]]
         tick("functions")
         answer = code_strip(model, [{"text": t} for t in texts], seed=seed, progress=False)
-        tick("functions without comments")
-        bare = [{"text": without_comments(t)} for t in texts]
-        null = code_strip(model, bare, seed=seed, progress=False)
+        tick("other random bytes")
+        again = code_strip(model, [{"text": t} for t in texts], seed=seed + AGAIN, progress=False)
         moved = [float(row["moved"]) for row in answer.rows]
         rows = {row["without"]: row for row in answer.rows}
+        lots = [float(rows[name]["random bytes"]) for name in ("names", "comments")]
+        by_names, by_both = (x - lot for x, lot in zip(moved, lots, strict=False))
         tick("types")
         typed = _typed(_parameters(TYPED // 20 if tiny else TYPED), seed, 1 if tiny else REPEATS)
         return {
-            "names": moved[0] - float(rows["names"]["random bytes"]),
+            "names": by_names,
             "grows": min(b - a for a, b in pairwise(moved)),
-            "comments": moved[0] - (moved[1] - moved[0]),
+            "comments": by_names - (by_both - by_names),
             "types": typed["types alone"] - typed["commonest"],
             "joint": typed["types and names"] - typed["types alone"],
             "neighbours": typed["with other functions"] - typed["types alone"],
-            "stripped": float(null.rows[1]["moved"]) - float(null.rows[0]["moved"]),
+            "by lot": lots[0] - float(again.rows[0]["random bytes"]),
             **{f"accuracy of types | {name}": value for name, value in typed.items()},
             **{
                 f"without {name} | {key}": float(row[key])
