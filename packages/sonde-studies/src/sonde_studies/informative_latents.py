@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sonde.train import Contrast, LatentTerms
 from sonde_studies._recipe_data import shuffled_digits
 from sonde_studies._segmented_series import segment_figures
-from sonde_studies.parts.heads import head_accuracy
+from sonde_studies.parts.heads import head_accuracy, linear_head
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn, minimise
 
@@ -49,43 +49,47 @@ class InformativeLatentsStudy(Study):
               "units in use, plain less weight 4"),
         Claim("probe", "The machine's code says the digit better than the plain one's.",
               "accuracy of a linear probe, machine less plain"),
-        Claim("decoder", "The decoder's states say it better than the machine's own code.",
-              "accuracy of a linear probe, hidden layer of the decoder less code"),
+        Claim("decoder", "The states of its decoder say it better than those of untrained ones "
+              "that read the same code.",
+              "accuracy of a linear probe on the hidden layer, trained less mean of two untrained"),
         Claim("contrast", "With a contrast of two draws the machine's code says the digit better.",
               "accuracy of a linear probe, machine with the contrast less without"),
         Claim("contrast decoder", "So do the states of its decoder.",
               "accuracy of a linear probe on the hidden layer, with the contrast less without"),
+        Claim("decoder, contrast", "These too say it better than those of untrained decoders.",
+              "accuracy of a linear probe on the hidden layer, trained less mean of two untrained"),
         Claim("segments", "With a price on what segments share and none on information, a part of "
               "a series is read from one segment more than from the other.",
               "explained variance of one segment less another, mean of parts, priced less plain"),
         Claim("parts", "The whole code reads both parts as well as the plain one's, to one point.",
               "explained variance, mean of parts, priced less plain, and 0.01"),
     )  # fmt: skip
-    null = Claim("random", "An untrained encoder's code gains nothing from another draw.",
-                 "accuracy of a probe, difference of two untrained encoders")  # fmt: skip
+    null = Claim("untrained", "Two untrained decoders of the machine's code say the digit alike.",
+                 "accuracy of a linear probe on the hidden layer, one less the other")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train each arm; probe codes and decoder states."""
         x, label = shuffled_digits(seed)
+        others = [drawn(_net, seed + n)["inner"] for n in (0, 500)]
         found: dict[str, dict[str, float]] = {}
         for arm, weights in ARMS.items():
             tick(arm)
             net = _trained(x, weights, seed, TINY if tiny else STEPS)
-            found[arm] = _judged(net, x, label)
+            found[arm] = _judged(net, others, x, label)
         tick("series")
         series = segment_figures(seed, TINY if tiny else SERIES_STEPS)
         priced, plain = series["segments"], series["plain"]
         machine, noisy = found["machine"], found["contrast"]
-        untrained = [_judged(drawn(_net, seed + n), x, label)["probe"] for n in (0, 500)]
         return {
             "collapse": found["vae"]["in use"] - found["beta 4"]["in use"],
             "probe": machine["probe"] - found["vae"]["probe"],
-            "decoder": machine["decoder probe"] - machine["probe"],
+            "decoder": machine["decoder probe"] - machine["untrained"],
             "contrast": noisy["probe"] - machine["probe"],
             "contrast decoder": noisy["decoder probe"] - machine["decoder probe"],
+            "decoder, contrast": noisy["decoder probe"] - noisy["untrained"],
             "segments": priced["gap"] - plain["gap"],
             "parts": (priced["slow"] + priced["fast"] - plain["slow"] - plain["fast"]) / 2 + 0.01,
-            "random": untrained[1] - untrained[0],
+            "untrained": machine["untrained, second"] - machine["untrained, first"],
             **{f"{arm} | {name}": v for arm, row in found.items() for name, v in row.items()},
             **{f"series, {arm} | {name}": v
                for arm, row in series.items() for name, v in row.items()},
@@ -129,16 +133,24 @@ def _trained(
 
 
 @torch.no_grad()
-def _judged(net: nn.ModuleDict, x: Tensor, label: Tensor) -> dict[str, float]:
+def _judged(
+    net: nn.ModuleDict, others: list[nn.Module], x: Tensor, label: Tensor
+) -> dict[str, float]:
+    """Return accuracies of probes on a net's code, its decoder and two others' hidden layers."""
     mean, log = net["encoder"](x).chunk(2, 1)
     inner = net["inner"](mean)
     missed = (net["outer"](inner) - x)[FIT:].square().sum(1).mean()
-
-    head = LogisticRegression(max_iter=1_000)
+    head, standard = LogisticRegression(max_iter=1_000), linear_head(1.0)
+    trained, *made = (
+        head_accuracy(standard, h, label, FIT) for h in (inner, *(o(mean) for o in others))
+    )
     return {
         "in use": float((mean.var(0) > 0.01).sum()),
         "log variance": float(log.clamp(min=-8.0).mean()),
         "missed": float(missed),
         "probe": head_accuracy(head, mean, label, FIT),
-        "decoder probe": head_accuracy(head, inner, label, FIT),
+        "decoder probe": trained,
+        "untrained": sum(made) / 2,
+        "untrained, first": made[0],
+        "untrained, second": made[1],
     }
