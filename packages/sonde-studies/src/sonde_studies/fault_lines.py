@@ -17,7 +17,7 @@ class FaultLinesStudy(Study):
     """Hidden directions of each digit, added or removed until the second answer wins.
 
     A change of one concept is held to the spread of its coefficients over the training rows, three
-    standard deviations either way.
+    standard deviations either way; random directions may move as far as the hidden ones.
     """
 
     name = "fault-lines"
@@ -36,7 +36,7 @@ class FaultLinesStudy(Study):
         ),
         Claim(
             "fewer than random directions",
-            "They are fewer than random directions of the same layer need.",
+            "They are fewer than random directions of the same layer need that may move as far.",
             "difference of means of concepts",
         ),
         Claim(
@@ -67,6 +67,7 @@ class FaultLinesStudy(Study):
         chance, again = (
             torch.linalg.qr(torch.randn(WIDTH, CONCEPTS, generator=draw))[0].T for _ in range(2)
         )
+        reach = 3 * ((hidden - hidden.mean(0)) @ widest.T).std(0).expand(n, -1)
         tick("looking for changes")
         count: dict[str, torch.Tensor] = {}
         for name, bank, other in (
@@ -75,7 +76,6 @@ class FaultLinesStudy(Study):
             ("random again", again, rank[:, 1]),
             ("last", widest, rank[:, -1]),
         ):
-            reach = 3 * ((hidden - hidden.mean(0)) @ bank.T).std(0).expand(n, -1)
             method = FaultLines(steps=40 if tiny else 120)
             found = method.explain(
                 net, new, concepts=bank, other=other, site="1", bounds=(-reach, reach)

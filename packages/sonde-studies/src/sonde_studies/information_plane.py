@@ -30,13 +30,14 @@ ARMS: dict[str, tuple[type[nn.Module], float, tuple[str, ...]]] = {
 """Activation, weight decay and estimators of each net."""
 ALL_LAYERS = {(name, f"adaptive {form}") for name in list(ARMS)[1:] for form in ("bins", "kernel")}
 """Net and estimator of claims about all layers; the others look at the last one alone."""
+FORGOTTEN = "bits, largest at nine checkpoints less those at the end, which is never below 0"
 
 
 @final
 class InformationPlaneStudy(Study):
     """Nets of five narrow layers on a 12-bit rule; every estimator at every checkpoint.
 
-    Compression is the largest information about the input less that at the end, of a layer.
+    A layer forgets its largest information about the input less that at the end.
     """
 
     name = "information-plane"
@@ -51,32 +52,32 @@ class InformationPlaneStudy(Study):
     claims = (
         Claim(
             "tanh, bins",
-            "By bins from -1 to 1 the last layer of a tanh net forgets more than 0.1 bits.",
-            "bits of compression",
+            "By bins from -1 to 1 the last layer of a tanh net ends 0.1 bits below its largest.",
+            FORGOTTEN,
             above=0.1,
         ),
         Claim(
             "tanh, adaptive bins",
             "So it does by adaptive bins.",
-            "bits of compression",
+            FORGOTTEN,
             above=0.1,
         ),
         Claim(
             "relu, adaptive bins",
             "And so does the last layer of a ReLU net.",
-            "bits of compression",
+            FORGOTTEN,
             above=0.1,
         ),
         Claim(
             "relu, adaptive kernel",
             "An adaptive kernel says so of the ReLU net too.",
-            "bits of compression",
+            FORGOTTEN,
             above=0.1,
         ),
         Claim(
             "relu, codes",
             "And so do codes of an autoencoder.",
-            "bits of compression",
+            FORGOTTEN,
             above=0.1,
         ),
         Claim(

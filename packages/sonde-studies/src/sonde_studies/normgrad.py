@@ -55,7 +55,12 @@ class NormGradStudy(Study):
             "difference of shares",
         ),
     )
-    null = Claim("null", "Mass of random maps in the digit's block.", "share", above=0.5)
+    null = Claim(
+        "null",
+        "Maps have half of their mass in the block of another picture's digit.",
+        "share, last layer",
+        above=0.5,
+    )
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train the net and compute its maps."""
@@ -75,7 +80,6 @@ class NormGradStudy(Study):
         maps = [NormGrad().explain(net, new.x, site=site) for site in SITES]
         mass = {s: _mass(upsampled(m, SIZE), new.signal) for s, m in zip(SITES, maps, strict=True)}
         product = _mass(combined(maps, SIZE), new.signal)
-        drawn = torch.rand(new.signal.shape, generator=torch.Generator().manual_seed(seed))
         early, late = (float(torch.as_tensor(by["plain", site])) for site in (EARLY, LATE))
         stepped = float(torch.as_tensor(by["after a step", LATE]))
         return {
@@ -83,7 +87,7 @@ class NormGradStudy(Study):
             "late over early": early - late,
             "a step lowers it": late - stepped,
             "product over last": product - mass[LATE],
-            "null": _mass(drawn, new.signal),
+            "null": _mass(upsampled(maps[-1], SIZE), new.signal.roll(1, 0)),
             "accuracy": right,
             "mass, product": product,
             "mass, mean of layers": fmean(mass.values()),
