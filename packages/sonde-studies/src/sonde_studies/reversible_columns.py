@@ -94,19 +94,21 @@ class _Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(64, DIM), nn.Linear(DIM, 10)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(DIM, 2 * DIM), nn.GELU(), nn.Linear(2 * DIM, DIM))
-            for _ in range(2 * COLUMNS)
-        )
-        for block in self.blocks:
-            block[-1].weight.data.zero_()
-            block[-1].bias.data.zero_()
+        self.blocks = nn.ModuleList(_block() for _ in range(2 * COLUMNS))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)
         for block in self.blocks:
             h = h + block(h)
         return self.last(h)
+
+
+def _block() -> nn.Module:
+    """Return a perceptron that starts as zero, as those of the columns do."""
+    last = nn.Linear(2 * DIM, DIM)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(DIM, 2 * DIM), nn.GELU(), last)
 
 
 def _kept(net: Any, x: Tensor) -> int:
