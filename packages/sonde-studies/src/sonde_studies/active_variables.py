@@ -37,7 +37,6 @@ class ActiveVariablesStudy(Study):
     claims = (
         Claim(
             "passive, means",
-<<<<<<< HEAD
             "Means of passive latents are more correlated with those of active ones than means of "
             "active latents are with each other.",
             "mean absolute correlation, passive with active less active with active, beta 1",
@@ -47,15 +46,6 @@ class ActiveVariablesStudy(Study):
             "A linear probe on standardised means keeps its accuracy to 2 points without the "
             "passive ones.",
             "accuracy without less with, and 0.02, beta 1",
-=======
-            "Means of passive latents are more correlated with another than those of active ones.",
-            "largest absolute correlation, mean over latents, passive less active, beta 1",
-        ),
-        Claim(
-            "passive, codes",
-            "Of codes that are drawn it is the other way round.",
-            "largest absolute correlation, mean over latents, active less passive, beta 1",
->>>>>>> ca4f8433 (studies: null arms that can fail, fresh rows, equal reach and drawn codes)
         ),
         Claim(
             "more with beta",
@@ -102,7 +92,6 @@ class ActiveVariablesStudy(Study):
         return {**found, "more with beta": most - fewest, **figures}
 
 
-<<<<<<< HEAD
 def _found(posterior: Posterior, code: Tensor, kind: Tensor, label: Tensor) -> dict[str, float]:
     """Return correlations by kind of latent, and accuracies of probes on means and drawn codes."""
     mu = posterior.mu
@@ -115,34 +104,13 @@ def _found(posterior: Posterior, code: Tensor, kind: Tensor, label: Tensor) -> d
             correlation[f"{of} | {name}"] = float(pairs.nanmean().nan_to_num())
         for kept, some in (("all", kind >= PASSIVE), ("without", kind != PASSIVE)):
             right[f"{kept} | {name}"] = v_information(z[:, some], label).accuracy
-=======
-def _found(posterior: Posterior, code: Tensor, label: Tensor) -> dict[str, float]:
-    """Return correlations by kind of latent, and accuracies of probes on codes."""
-    result = active_variables(*posterior)
-    apart = {}
-    for codes, x in {"means": posterior.mu, "drawn codes": code}.items():
-        r = torch.corrcoef(x.T).abs().fill_diagonal_(0).amax(1)
-        for name, kind in (("passive", PASSIVE), ("active", ACTIVE)):
-            mine = r[result.kind == kind]
-            apart[f"{name} | {codes}"] = float(mine.mean()) if len(mine) else 0.0
-    probes = {
-        "all": v_information(code, label),
-        "without": v_information(code[:, result.kind != PASSIVE], label),
-    }
->>>>>>> ca4f8433 (studies: null arms that can fail, fresh rows, equal reach and drawn codes)
     halves = [
         ActiveVariables().fit(posterior.mu[i::2], y=posterior.log_variance[i::2]) for i in (0, 1)
     ]
     return {
-<<<<<<< HEAD
         "passive, means": correlation["passive | means"] - correlation["active | means"],
         "dropped, means": right["without | means"] - right["all | means"] + 0.02,
         "dropped": right["without | drawn codes"] - right["all | drawn codes"] + 0.02,
-=======
-        "passive, means": apart["passive | means"] - apart["active | means"],
-        "passive, codes": apart["active | drawn codes"] - apart["passive | drawn codes"],
-        "dropped": probes["without"].accuracy - probes["all"].accuracy + 0.02,
->>>>>>> ca4f8433 (studies: null arms that can fail, fresh rows, equal reach and drawn codes)
         "halves": float(halves[0].on.mean() - halves[1].on.mean()),
         **{f"correlation with active, {name}": v for name, v in correlation.items()},
         **{f"accuracy of a probe, {name}": v for name, v in right.items()},
