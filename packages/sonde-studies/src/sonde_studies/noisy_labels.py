@@ -31,8 +31,8 @@ class NoisyLabelsStudy(Study):
     claims = (
         Claim("nested", "Nested dropout (standard deviation 20) answers clean rows better.",
               "accuracy less that of plain training"),
-        Claim("narrow", "A fraction of its units is as good as all, to two points.",
-              "accuracy with 16 of 128 units less with all, and 0.02"),
+        Claim("narrow", "Its first 16 units answer better than all 128 of plain training.",
+              "accuracy, 16 units with nested dropout less 128 without"),
         Claim("rate", "Rate reduction beside the cross entropy helps too.",
               "accuracy less that of plain training"),
         Claim("spread", "Labels spread over neighbours are right more often than the given ones.",
@@ -89,7 +89,7 @@ class NoisyLabelsStudy(Study):
         given, after, named = (float((y == label[:FIT]).double().mean()) for y in known)
         return {
             "nested": right(nested) - right(plain),
-            "narrow": right(nested, NARROW) - right(nested) + 0.02,
+            "narrow": right(nested, NARROW) - right(plain),
             "rate": right(rate) - right(plain),
             "spread": after - given,
             "taught": pair[0] - right(plain),
