@@ -42,15 +42,17 @@ class GrokkingStudy(Study):
             "later",
             "That comes at least ten times as late as on the pairs learned from.",
             "powers of ten between the steps, less 1",
+            premise="generalises",
         ),
         Claim(
             "labels first",
-            "What the labels are stands in the gradient of the units before fresh pairs are right.",
-            "alignment at step 30 less accuracy on fresh pairs",
+            "The gradient of the units is aligned with the labels before fresh pairs are right.",
+            "powers of ten between the checkpoints where each is at half of its largest value",
+            premise="generalises",
         ),
         Claim(
             "with the waves",
-            "Accuracy on fresh pairs rises with the concentration on one frequency.",
+            "Accuracy on fresh pairs and the concentration on one frequency rise together.",
             "rank correlation over checkpoints after memorising",
         ),
         Claim(
@@ -92,7 +94,9 @@ class GrokkingStudy(Study):
         return {
             "generalises": float(decayed.test_accuracy[-1]) - 0.5,
             "later": math.log10(late / first) - 1.0,
-            "labels first": float(decayed.alignment[2] - decayed.test_accuracy[2]),
+            "labels first": math.log10(
+                _half(decayed, decayed.test_accuracy) / _half(decayed, decayed.alignment)
+            ),
             "with the waves": rank_correlation(
                 decayed.test_accuracy[after], decayed.concentration[after]
             ),
@@ -103,6 +107,11 @@ class GrokkingStudy(Study):
             "step of generalising | decay": late,
             **figures,
         }
+
+
+def _half(found: GrokkingStages, value: Tensor) -> float:
+    """Return the first checkpoint with half of the largest value; step 0 counts as 1."""
+    return max(float(found.step[int((value >= value.max() / 2).double().argmax())]), 1.0)
 
 
 @torch.enable_grad()
