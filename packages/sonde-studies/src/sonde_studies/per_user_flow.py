@@ -6,17 +6,19 @@ model gives away of its training rows, it cannot show.
 
 import sysconfig
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
 
 from sonde import load
-from sonde_studies.recipes.per_user_flow import LABELLED, REDACTED, SHARED, TUNED, per_user_flow
+from sonde_studies._labelled_index import WAYS, labelled_index
+from sonde_studies.recipes.per_user_flow import REDACTED, SHARED, TUNED, per_user_flow
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 USERS = ("asyncio", "email", "unittest", "xml")
 PIECES, TINY, BYTES = 14, 6, 150
+NONE, LATE, FIRST = WAYS
 
 
 @final
@@ -26,50 +28,63 @@ class PerUserFlowStudy(Study):
     name = "per-user-flow"
     title = "can one user's rows change another user's answers?"
     fidelity = "labels on rows and one fine-tuning; the papers also bound what a policy may release"
-    data = "14 pieces of 150 bytes of each of four packages of the standard library"
+    data = "21 pieces of 150 bytes of each of four packages of the standard library"
     claims = (
         Claim("shared", "In an index for all, other users' answers change.",
               "share of answers that changed"),
-        Claim("labels", "In an index with labels none changes, to the byte.",
-              "0.001 less the share of answers that changed", above=0.0),
+        Claim("late", "With labels on the rows of an index that was whitened on all, half as many "
+              "change at most.", "share of next bytes that changed, half of that without labels "
+              "less that with labels"),
+        Claim("read", "From such an index a user still tells which texts another user stored.",
+              "AUROC of an attack by near rows, less 0.7"),
+        Claim("cost", "Labels cost a user more than 2 points of accuracy.",
+              "accuracy of the next byte, without labels less with labels, less 0.02"),
+        Claim("cheap", "Whitening on the user's own rows instead costs 2 points at most.",
+              "accuracy of the next byte, labels before the fit less after, and 0.02"),
         Claim("tuned", "Fine-tuning on all rows moves other users' answers.",
               "largest change of a log-probability, mean over queries, in nats"),
         Claim("redacted", "Redaction keeps private words out of other users' answers.",
               "share of answers with private words, shared less redacted"),
     )  # fmt: skip
-    null = Claim("lot", "Texts dealt to users by lot: another user's row is the answer by chance.",
-                 "share of answers that are another user's less that of stored rows")  # fmt: skip
+    null = Claim("first", "With labels before the fit the attack finds nothing.",
+                 "AUROC of an attack by near rows", above=0.5)  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
-        """Run the recipe on four packages, and on randomly dealt texts."""
-        model, draw = load("sonde:stdlib"), np.random.default_rng(seed)
-        rows = [row for name in USERS for row in _pieces(name, TINY if tiny else PIECES, draw)]
-        asked: dict[str, Any] = {"seed": seed, "progress": False}
+        """Run the recipe on four packages, and compare labels before and after the fit."""
+        model, draw, n = load("sonde:stdlib"), np.random.default_rng(seed), TINY if tiny else PIECES
+        of = {name: _pieces(name, n + n // 2, draw) for name in USERS}
+        rows = [{"text": text, "user": name} for name in USERS for text in of[name][:n]]
         tick("users")
-        found = per_user_flow(model, rows, epochs=0 if tiny else 1, **asked)
-        tick("by lot")
-        lot = draw.permutation([row["user"] for row in rows])
-        dealt = [row | {"user": str(name)} for row, name in zip(rows, lot, strict=True)]
-        null = per_user_flow(model, dealt, epochs=0, **asked)
+        found = per_user_flow(model, rows, epochs=0 if tiny else 1, seed=seed, progress=False)
         way = {str(row["way"]): row for row in found.rows}
-        n = TINY if tiny else PIECES
-        own, stored = n // 2, len(USERS) * (n // 2)
+        tick("labels")
+        stored, other, asked = (
+            {name: own[k : k + n // 2] for name, own in of.items()} for k in (0, n // 2, n)
+        )
+        index = labelled_index(model, stored, other, asked)
+        changed, attack, right = (
+            {w: index[f"{key} | {w}"] for w in WAYS} for key in ("changed", "attack", "accuracy")
+        )
         return {
             "shared": way[SHARED]["changed"],
-            "labels": 0.001 - way[LABELLED]["changed"],
+            "late": changed[NONE] / 2 - changed[LATE],
+            "read": attack[LATE] - 0.7,
+            "cost": right[NONE] - right[LATE] - 0.02,
+            "cheap": right[FIRST] - right[LATE] + 0.02,
             "tuned": float(torch.as_tensor(way.get(TUNED, {}).get("nats", 0.0))),
             "redacted": way[SHARED]["private words"] - way[REDACTED]["private words"],
-            "lot": null.rows[0]["another's row"] - (1 - own / stored),
+            "first": attack[FIRST],
+            **index,
             **{f"{name} | {key}": float(row[key]) for name, row in way.items()
                for key in ("another's row", "changed", "private words") if key in row},
         }  # fmt: skip
 
 
-def _pieces(package: str, n: int, draw: np.random.Generator) -> list[dict[str, Any]]:
+def _pieces(package: str, n: int, draw: np.random.Generator) -> list[str]:
     """Return pieces from different positions of a package's files."""
     root = Path(sysconfig.get_paths()["stdlib"]) / package
     found = [
-        {"text": text[start : start + BYTES], "user": package}
+        text[start : start + BYTES]
         for path in sorted(root.rglob("*.py"))
         for text in [path.read_text("utf-8", errors="replace")]
         for start in range(0, len(text) - BYTES, 4 * BYTES)

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, final
 
 import numpy as np
@@ -9,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde import InputError, Model, gather, read
+from sonde import InputError, Model, Stream, gather, read
 from sonde.data import open_inputs
-from sonde.store import Policy
+from sonde.store import Cleared, Policy, Store, write_store
 from sonde.weights import mean_loss, tuned
 from sonde_studies.parts.rows import Values
 from sonde_studies.parts.states import last_states, with_module
@@ -67,7 +69,7 @@ class Sharing:
         Parameters
         ----------
         labelled : bool, default=False
-            A query sees rows of its own user alone.
+            A query sees rows of its own user alone, through ``sonde.store.Cleared``.
         redacted : bool, default=False
             Words that one user alone uses are replaced by pseudonyms of ``sonde.store.Policy``.
         """
@@ -79,11 +81,9 @@ class Sharing:
             sides = [policy.redacted(side) for side in sides]
         user, owner = self.user[self.asked], self.user[self.kept]
         query = self._states(sides[0], self.asked)
-        far = [torch.cdist(query, self._states(side, self.kept)) for side in sides]
-        if labelled:
-            others = torch.from_numpy(user[:, None] != owner)
-            far = [x.masked_fill(others, torch.inf) for x in far]
-        first, second = (x.argmin(1).numpy() for x in far)
+        stored = [self._states(side, self.kept) for side in sides]
+        near = nearest_cleared if labelled else _nearest
+        first, second = (near(query, x, user, owner) for x in stored)
         said = [sides[0][self.kept[i]] for i in first]
         leaked = [
             any(self.private.get(word, name) != name for word in WORD.findall(text))
@@ -126,3 +126,33 @@ class Sharing:
         if found.logits is None:
             raise InputError("expected a causal model that gives logits. Set epochs=0.")
         return found.logits.double().log_softmax(1)
+
+
+def nearest_cleared(
+    query: Float[Tensor, "query dim"], stored: Float[Tensor, "row dim"], user: Values, owner: Values
+) -> Values:
+    """Return the number of the nearest stored row that the user of each query may read.
+
+    Parameters
+    ----------
+    query, stored : Float[Tensor, "row dim"]
+    user, owner : array
+        Whose each query and each stored row is; every user owns a row.
+    """
+    found = np.empty(len(query), dtype=int)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "rows"
+        ids = [str(i) for i in range(len(stored))]
+        write_store(Stream.of({"0": stored}, ids=ids), path, columns={"user": owner.tolist()})
+        for name in np.unique(user):
+            batches = [*Cleared(Store(path), "user", {str(name)})]
+            mine = torch.cat([batch.rows["0"] for batch in batches])
+            number = np.array([int(i) for batch in batches for i in batch.ids])
+            is_own = user == name
+            far = torch.cdist(query[torch.from_numpy(is_own)], mine.to(query))
+            found[is_own] = number[far.argmin(1).numpy()]
+    return found
+
+
+def _nearest(query: Tensor, stored: Tensor, *_: Values) -> Values:
+    return torch.cdist(query, stored).argmin(1).numpy()
