@@ -30,7 +30,8 @@ class NeuronLensStudy(Study):
     """The shipped byte-level language model, and a copy fine-tuned on prose.
 
     A clamped unit is held at its largest value on texts; what is counted is how much likelier its
-    token gets at every place, against the tokens of other units of its layer.
+    token gets at every place, against the tokens of other units of its layer. The last layer is
+    not counted: there the head alone stands behind a unit.
     """
 
     name = "neuron-lens"
@@ -48,25 +49,22 @@ class NeuronLensStudy(Study):
         Claim("kept, down", "They do by the down-projection.", "share of units", above=0.75),
         Claim(
             "written",
-            "A clamped unit makes the top token of its down-projection likelier.",
+            "Before the last layer a clamped unit makes the top token of its down-projection "
+            "likelier.",
             "log-probability, nats, rise less that of another unit's token",
         ),
         Claim(
             "read is written",
             "It makes the top token of its up-projection likelier.",
-            "log-probability, nats, rise less that of another unit's token",
+            "log-probability, nats, rise less that of another unit's up-projection",
         ),
         Claim(
             "late units",
-            "Units of the last layer write their token more than those of the first.",
-            "difference of rises, nats, down-projection",
+            "The later half of these layers writes its tokens more than the earlier half.",
+            "nats, rises less those of other units' tokens, later less earlier layers",
         ),
     )
-    null = Claim(
-        "null",
-        "Tokens of two other units of the layer rise alike.",
-        "difference of rises, nats",
-    )
+    null = Claim("null", "Tokens of two other units of the layer rise alike.", "difference, nats")
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Fine-tune a copy, compare tokens, and clamp units of the model."""
@@ -78,7 +76,7 @@ class NeuronLensStudy(Study):
         fresh, used = texts[:TEXTS], texts[TEXTS:]
         tick("tuning")
         tuned = _tuned(base, used, steps, seed)
-        layers = range(2 if tiny else base.config.num_hidden_layers)
+        layers = range(3 if tiny else base.config.num_hidden_layers)
         sites = {s: [f"model.layers.{i}.mlp.{name}" for i in layers] for s, name in SIDES.items()}
         lens = NeuronLens(n=1)
         top, same = {}, {}
@@ -91,17 +89,19 @@ class NeuronLensStudy(Study):
         ids = torch.tensor(pieces(code(), TEXTS, LENGTH, draw))
         source = torch.Generator().manual_seed(seed)
         rise = _rises(base, sites["down"], top, ids, 3 if tiny else UNITS, source)
+        written, last = rise["down"] - rise["other"], layers[-1]
+        half = last // 2
         return {
             "kept": float(same["up"].mean()),
             "kept, down": float(same["down"].mean()),
-            "written": float((rise["down"] - rise["other"]).mean()),
-            "read is written": float((rise["up"] - rise["other"]).mean()),
-            "late units": float((rise["down"][-1] - rise["down"][0]).mean()),
-            "null": float((rise["another"] - rise["other"]).mean()),
+            "written": float(written[:last].mean()),
+            "read is written": float((rise["up"] - rise["other up"])[:last].mean()),
+            "late units": float(written[half:last].mean() - written[:half].mean()),
+            "null": float((rise["another"] - rise["other"])[:last].mean()),
             "nats per byte of prose | base": _loss(base, fresh),
             "nats per byte of prose | tuned": _loss(tuned, fresh),
             **{f"kept, {side} | layer {i}": float(same[side][i]) for side in SIDES for i in layers},
-            **{f"written | layer {i}": float(rise["down"][i].mean()) for i in layers},
+            **{f"written | layer {i}": float(written[i].mean()) for i in layers},
         }
 
 
@@ -132,7 +132,8 @@ def _rises(
     with Tap(base, [f"{site}:in" for site in sites], reducer=None) as tap:
         plain = base(input_ids=ids).logits.log_softmax(2).mean((0, 1))
     largest = [rows.flatten(0, 1).amax(0) for rows in tap.rows.values()]
-    found = {name: torch.zeros(len(sites), n) for name in ("up", "down", "other", "another")}
+    names = ("up", "down", "other", "another", "other up")
+    found = {name: torch.zeros(len(sites), n) for name in names}
     for i, site in enumerate(sites):
         units = torch.randperm(len(largest[i]), generator=draw)[: 3 * n]
         for j, unit in enumerate(units[:n].tolist()):
@@ -141,5 +142,6 @@ def _rises(
             found["up"][i, j] = rise[top["up"][i, unit]]
             found["down"][i, j] = rise[top["down"][i, unit]]
             found["other"][i, j] = rise[top["down"][i, units[n + j]]]
+            found["other up"][i, j] = rise[top["up"][i, units[n + j]]]
             found["another"][i, j] = rise[top["down"][i, units[2 * n + j]]]
     return found
