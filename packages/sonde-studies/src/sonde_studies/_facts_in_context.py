@@ -104,12 +104,13 @@ def facts_in_context(seed: int, tiny: bool) -> dict[str, float]:
     Keys are ``alone | MODEL`` (no context), ``own | MODEL`` (the context states the fact), ``other
     | MODEL`` (it states two others) and ``retained | MODEL`` (facts to keep), accuracies; and
     ``audit | MODEL``, the AUROC of an attack by low loss. Models are ``before``, ``unlearned`` by
-    wrong answers, and ``never told``, which was trained without the facts to forget.
+    wrong answers, and ``never told``, which was trained without the facts to forget from the same
+    first weights.
     """
     sizes, draw = TINY if tiny else Sizes(), np.random.default_rng(seed)
     persons = Persons.drawn(sizes.persons, draw)
-    before = _schooled(persons, ("forget", "retain"), sizes, seed)
-    gold = _schooled(persons, ("retain",), sizes, seed + 1)
+    before = _schooled(persons, ("forget", "retain"), sizes, seed, seed)
+    gold = _schooled(persons, ("retain",), sizes, seed, seed + 1)
     forget, retain = persons.texts("forget"), persons.texts("retain")
     wrong = persons.unlearning(sizes.texts, draw)
     models = {
@@ -135,16 +136,21 @@ def facts_in_context(seed: int, tiny: bool) -> dict[str, float]:
     return found
 
 
-def _schooled(persons: Persons, groups: tuple[str, ...], sizes: Sizes, seed: int) -> Model:
-    """Return a model trained to read contexts, and on the facts of some groups."""
-    draw, n = np.random.default_rng(seed), sizes.texts
+def _schooled(
+    persons: Persons, groups: tuple[str, ...], sizes: Sizes, seed: int, order: int
+) -> Model:
+    """Return a model trained to read contexts, and on the facts of some groups.
+
+    The seed draws the first weights, ``order`` the texts and the batches.
+    """
+    draw, n = np.random.default_rng(order), sizes.texts
     words = [*persons.names(), *(f"o{i}" for i in range(ANSWERS)), END]
     model = language_model(words, LONGEST, seed, WIDTH, LAYERS)
     facts = [text for group in groups for text in persons.texts(group)]
     told = persons.reading(GROUPS, n, draw) + facts * (n // len(facts))
     for group in groups:
         told += persons.recalling(group, n // 2 // len(groups), draw)
-    tell(model, told, sizes.steps, seed)
+    tell(model, told, sizes.steps, order)
     return model
 
 

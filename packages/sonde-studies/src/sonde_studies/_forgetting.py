@@ -35,8 +35,12 @@ def world(seed: int, tiny: bool) -> tuple[Model, Tensor, Tensor, int]:
     return Model(trained(images[:n], label[:n], seed)), images, label, n
 
 
-def trained(x: Tensor, label: Tensor, seed: int) -> nn.Sequential:
-    """Return a small conv net, trained only briefly so that its gradients are not just noise."""
+def trained(x: Tensor, label: Tensor, seed: int, order: int | None = None) -> nn.Sequential:
+    """Return a small conv net, trained only briefly so that its gradients are not just noise.
+
+    The seed draws the first weights, and the batches unless these have a seed ``order`` of their
+    own.
+    """
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         net = nn.Sequential(
@@ -48,12 +52,23 @@ def trained(x: Tensor, label: Tensor, seed: int) -> nn.Sequential:
             nn.Linear(512, 10),
         )
         optimiser = torch.optim.Adam(net.parameters(), lr=RATE)
+        if order is not None:
+            torch.manual_seed(order)
         for _ in range(STEPS):
             chosen = torch.randint(len(x), (BATCH,))
             optimiser.zero_grad()
             nn.functional.cross_entropy(net(x[chosen]), label[chosen]).backward()
             optimiser.step()
     return net.eval()
+
+
+def silenced(module: nn.Module) -> nn.Module:
+    """Return a copy of a net that never answers the class; its states are unchanged."""
+    copy = deepcopy(module)
+    head = [m for m in copy.modules() if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        head.bias[CLASS] -= 1e3
+    return copy
 
 
 def sides_of(model: Model, x: Tensor, label: Tensor, n: int) -> Sides:

@@ -43,11 +43,12 @@ def forgotten_patients(seed: int, tiny: bool) -> dict[str, float]:
 
     Keys are ``audit | MODEL``, the AUROC of an attack by low loss less the loss of a net that never
     saw the patients to forget, and ``unseen | MODEL``. Models are ``before``, made to forget by
-    ``wrong labels`` and by ``rising loss``, and ``trained anew``, a second net without them.
+    ``wrong labels`` and by ``rising loss``, and ``trained anew``, a second net without them. All
+    nets have the same first weights; those without the patients differ in their batches.
     """
     parts, steps = patients(seed), TINY if tiny else STEPS
     before = _schooled(parts["forget"] + parts["retain"], steps, seed)
-    gold, anew = (_schooled(parts["retain"], steps, seed + more) for more in (100, 200))
+    gold, anew = (_schooled(parts["retain"], steps, seed, seed + more) for more in (100, 200))
     inputs = {name: open_inputs(before, parts[name]) for name in ("forget", "retain")}
     epochs = 2 if tiny else 10
     plans = {
@@ -67,8 +68,8 @@ def forgotten_patients(seed: int, tiny: bool) -> dict[str, float]:
     return found
 
 
-def _schooled(rows: Rows, steps: int, seed: int) -> Model:
-    """Return a net trained on rows until it knows them."""
+def _schooled(rows: Rows, steps: int, seed: int, order: int | None = None) -> Model:
+    """Return a net trained on rows until it knows them; ``order`` draws the batches."""
     x, label = _stacked(rows)
     net = drawn(
         lambda: nn.Sequential(
@@ -77,7 +78,7 @@ def _schooled(rows: Rows, steps: int, seed: int) -> Model:
         ),
         seed,
     )  # fmt: skip
-    learn_labels(net, x, label, steps=steps, seed=seed)
+    learn_labels(net, x, label, steps=steps, seed=seed if order is None else order)
     return Model(net)
 
 

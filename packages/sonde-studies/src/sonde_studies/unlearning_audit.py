@@ -1,24 +1,24 @@
 """Test whether unlearning that only silences an answer leaves the class in the states.
 
 A small conv net on digits is to forget the class 3: by turning one answer off, by wrong labels, by
-a rising loss. The gold model is trained without the class. Nets of this size learn features that
-tell unseen digits apart as well, which is why the gold model is the control. A small language model
-is to forget facts of persons: by wrong answers, and by training without them. A net on a table is
-to forget the rows of some patients.
+a rising loss. The gold model is trained without the class, from the same first weights. Nets of
+this size learn features that tell unseen digits apart as well, so the gold model is the control.
+New heads judge the states of every net, on the same test digits. A small language model is to
+forget facts of persons: by wrong answers, and by training without them. A net on a table is to
+forget the rows of some patients.
 """
 
-from copy import deepcopy
-from typing import final
-
-import torch
-from torch import nn
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any, final
 
 from sonde import Model
 from sonde.data import open_inputs
 from sonde.edit import GradientAscent, RandomLabel
 from sonde_studies._facts_in_context import facts_in_context
-from sonde_studies._forgetting import CLASS, few_of_each, steps_to_relearn, trained, world
+from sonde_studies._forgetting import CLASS, few_of_each, silenced, steps_to_relearn, trained, world
 from sonde_studies._patients import forgotten_patients
+from sonde_studies.parts.traces import SHOTS
 from sonde_studies.recipes.unlearning_audit import unlearning_audit
 from sonde_studies.study import Claim, Figures, Study, Tick
 
@@ -40,9 +40,9 @@ class UnlearningAuditStudy(Study):
     )
     claims = (
         Claim("traces", "Turning the answer off leaves the class in the states.",
-              "accuracy of a head of the states before, beyond that on the gold model, less 0.2"),
+              "balanced accuracy of new heads, answer off less gold"),
         Claim("less", "Forgetting by wrong labels leaves fewer traces than turning the answer off.",
-              "accuracy of a head of the states before, answer off less wrong labels"),
+              "balanced accuracy of new heads, answer off less wrong labels"),
         Claim("cost", "Wrong labels cost the other classes more than 2 points.",
               "accuracy on the other classes lost, less 0.02"),
         Claim("relearned", "A model whose answer is off relearns the class sooner than the gold.",
@@ -61,9 +61,8 @@ class UnlearningAuditStudy(Study):
         Claim("hidden", "After wrong labels it tells them from unseen patients by 0.1 at most.",
               "0.1 less distance of the AUROC from 0.5"),
     )  # fmt: skip
-    null = Claim("anew", "A second model that never saw the class leaves no traces beyond the "
-                 "first.", "accuracy of a head of the states before, beyond that on the first such "
-                 "model")  # fmt: skip
+    null = Claim("anew", "A second model that never saw the class leaves no more traces than the "
+                 "first.", "balanced accuracy of new heads, second less first")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train, forget in four ways, and audit each."""
@@ -71,7 +70,7 @@ class UnlearningAuditStudy(Study):
         model, images, label, n = world(seed, tiny)
         rest = label[:n] != CLASS
         gold, anew = (
-            Model(trained(images[:n][rest], label[:n][rest], s)) for s in (seed + 100, seed + 200)
+            Model(trained(images[:n][rest], label[:n][rest], seed, seed + k)) for k in (100, 200)
         )
         seen = [{"input": x, "label": int(c)} for x, c in zip(images[:n], label[:n], strict=True)]
         fresh = slice(n, 2 * n if tiny else None)
@@ -97,8 +96,12 @@ class UnlearningAuditStudy(Study):
             name: unlearning_audit(model, m, own, others, gold=gold, seed=seed, progress=False)
             for name, m in after.items()
         }
-        traces = {name: float(answer.value) for name, answer in found.items()}
         rows = {name: {r["model"]: r for r in answer.rows} for name, answer in found.items()}
+        heads = {
+            k: {name: row[f"new head, {k} shown"] for name, row in _of_nets(rows).items()}
+            for k in SHOTS
+        }
+        traces = {name: fmean(h[name] for h in heads.values()) for name in heads[SHOTS[0]]}
         kept = {k: r["after"]["retain accuracy"] for k, r in rows.items()}
         was = rows["answer off"]["before"]["retain accuracy"]
         tick("learn again")
@@ -110,16 +113,24 @@ class UnlearningAuditStudy(Study):
             "relearned": steps["gold"] - steps["answer off"],
             **{f"training steps | {k}": v for k, v in steps.items()},
             **_of_persons(seed, tiny, tick),
-            "traces": traces["answer off"] - 0.2,
+            "traces": traces["answer off"] - traces["gold"],
             "less": traces["answer off"] - traces["wrong labels"],
             "cost": was - kept["wrong labels"] - 0.02,
-            "anew": traces["trained anew"],
-            "few | answer off": rows["answer off"]["after"]["new head, 4 shown"],
-            "few | trained anew": rows["answer off"]["control"]["new head, 4 shown"],
+            "anew": traces["trained anew"] - traces["gold"],
+            **{f"new head, {k} shown | {name}": v
+               for k, row in heads.items() for name, v in row.items()},
             **{f"traces | {k}": v for k, v in traces.items()},
+            **{f"old head, beyond gold | {k}": float(a.value) for k, a in found.items()},
             **{f"forget accuracy | {k}": r["after"]["forget accuracy"] for k, r in rows.items()},
             **{f"retain accuracy | {k}": v for k, v in kept.items()},
-        }
+        }  # fmt: skip
+
+
+def _of_nets(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return each net's row of the audits; all audits have the same net before and gold."""
+    first = next(iter(rows.values()))
+    after = {name: row["after"] for name, row in rows.items()}
+    return {"before": first["before"], "gold": first["control"], **after}
 
 
 def _of_persons(seed: int, tiny: bool, tick: Tick) -> dict[str, float]:
@@ -138,12 +149,3 @@ def _of_persons(seed: int, tiny: bool, tick: Tick) -> dict[str, float]:
         **{f"facts {k}": v for k, v in facts.items()},
         **{f"patients {k}": v for k, v in rows.items()},
     }
-
-
-def silenced(module: nn.Module) -> nn.Module:
-    """Return a copy of a net that never answers the class; its states are unchanged."""
-    copy = deepcopy(module)
-    head = [m for m in copy.modules() if isinstance(m, nn.Linear)][-1]
-    with torch.no_grad():
-        head.bias[CLASS] -= 1e3
-    return copy
