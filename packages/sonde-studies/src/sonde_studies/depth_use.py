@@ -54,20 +54,20 @@ class DepthUseStudy(Study):
         ),
         Claim(
             "answer",
-            "Skipping one of the first half changes the answer more than one of the second.",
-            "difference of mean changes of probabilities, trained",
+            "Skipping one of the first half rather than one of the second changes the answer more "
+            "than before training.",
+            "difference of mean changes of probabilities, trained less untrained",
         ),
         Claim(
             "stretched",
-            "Layers of the deeper model are found at the same relative depth of the shallow one.",
-            "rank correlation of a deep block and the shallow one that explains it best",
+            "Layers of the deeper model are found at the same relative depth of the shallow one, "
+            "more than before training.",
+            "rank correlation of a deep block and the shallow one that explains it best, trained "
+            "less untrained",
         ),
     )
-    null = Claim(
-        "halves",
-        "Two halves of the texts: the second half of the blocks has one share.",
-        "difference of shares, trained",
-    )
+    null = Claim("halves", "Two halves of the texts: the second half of the blocks has one share.",
+                 "difference of shares, trained")  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:
         """Train both models, and measure them before and after."""
@@ -79,16 +79,19 @@ class DepthUseStudy(Study):
         figures: dict[str, float] = {}
         models: dict[int, Any] = {}
         for depth in DEPTHS:
-            tick(f"{depth} blocks")
             new = drawn(lambda depth=depth: gpt2(256, LENGTH, WIDTH, depth, HEADS), seed)
             models[depth] = new.eval()
             found[f"untrained, {depth}"] = _used(models[depth], fresh)
+        tick("maps")
+        places = [_places(models, fresh)]
+        for depth in DEPTHS:
+            tick(f"{depth} blocks")
             figures[f"nats per byte | {depth} blocks"] = _train(
                 models[depth], learned, fresh, seed, 5 if tiny else STEPS
             )
             found[f"trained, {depth}"] = _used(models[depth], fresh)
         tick("maps")
-        best = _best(models[DEPTHS[0]], models[DEPTHS[1]], fresh)
+        places.append(_places(models, fresh))
         before, after = found["untrained, 8"], found["trained, 8"]
         halves = [_used(models[DEPTHS[1]], fresh[i::2]) for i in (0, 1)]
         for name, result in found.items():
@@ -97,15 +100,18 @@ class DepthUseStudy(Study):
             for figure in ("contribution", "answer_change"):
                 for i, v in enumerate(getattr(result, figure).tolist()):
                     figures[f"{figure}, {name} | {i + 1}"] = v
-        change = after.answer_change
+        changes = [float(r.answer_change[:4].mean() - r.answer_change[4:].mean())
+                   for r in (before, after)]  # fmt: skip
         rest = [float(r.contribution[4:].sum() / r.contribution[1:].sum()) for r in (before, after)]
         return {
             "second half": float(before) - float(after),
             "without the first": rest[0] - rest[1],
             "skips fall": before.depth - after.depth,
-            "answer": float(change[:4].mean() - change[4:].mean()),
-            "stretched": rank_correlation(range(len(best)), best),
+            "answer": changes[1] - changes[0],
+            "stretched": places[1] - places[0],
             "halves": float(halves[0]) - float(halves[1]),
+            "depths of maps | untrained": places[0],
+            "depths of maps | trained": places[1],
             **figures,
         }
 
@@ -133,12 +139,12 @@ def _used(module: Any, ids: Tensor) -> Any:
 
 
 @torch.no_grad()
-def _best(shallow: Any, deep: Any, ids: Tensor) -> list[float]:
-    """Return, for each block of the deep model, the best-matching block of the shallow one."""
+def _places(models: dict[int, Any], ids: Tensor) -> float:
+    """Return the rank correlation of deep blocks and the shallow ones that explain them best."""
     states = [
         [h[:, 1:].flatten(0, 1) for h in model(ids, output_hidden_states=True).hidden_states[1:]]
-        for model in (shallow, deep)
+        for model in (models[depth] for depth in DEPTHS)
     ]
     group = torch.arange(len(ids)).repeat_interleave(LENGTH - 1)
     shares = [[float(regression(x, y, group=group)) for x in states[0]] for y in states[1]]
-    return [float(np.argmax(row)) for row in shares]
+    return rank_correlation(range(len(shares)), [float(np.argmax(row)) for row in shares])
