@@ -22,7 +22,7 @@ FIT, SCENES, HELD, STEPS, TINY = 1_200, 2_000, 600, 500, 4
 
 @final
 class ChannelRegionsStudy(Study):
-    """Maps of a frozen net as groups by correlation, as random groups, and as their mean."""
+    """Maps of a frozen net as groups by correlation, as random groups, and as one mean map."""
 
     name = "channel-regions"
     title = "do regions of channels say more than their mean?"
@@ -34,8 +34,8 @@ class ChannelRegionsStudy(Study):
     claims = (
         Claim("coherent", "Regions lie closer together in the picture than channels by lot.",
               "Moran's I of maps, regions less groups by lot"),
-        Claim("relation", "A graph over regions says more of the relation than the mean.",
-              "accuracy of naming the larger digit, graph of regions less mean over places"),
+        Claim("relation", "A graph over regions says more of the relation than the mean map.",
+              "accuracy of naming the larger digit, graph of regions less mean over channels"),
         Claim("lot", "It says more with regions than with groups by lot.",
               "accuracy of naming the larger digit, regions less groups by lot"),
         Claim("graph", "It says more than the same head without the graph.",
@@ -82,14 +82,15 @@ class ChannelRegionsStudy(Study):
             found[arm] = answered(nodes, judged, True)
         nodes, judged = (nodes_of(m, regions) for m in (maps, others))
         found["no graph"] = answered(nodes, judged, False)
-        means = [m.mean((2, 3))[:, None] for m in (maps, others)]
-        found["mean"] = answered(means[0], means[1], False)
+        one = torch.zeros_like(regions)
+        nodes, judged = (nodes_of(m, one) for m in (maps, others))
+        found["mean map"] = answered(nodes, judged, False)
         order = {
             arm: coherence(nodes_of(others, group), SIDE // 2) for arm, group in groups.items()
         }
         return {
             "coherent": order["regions"] - (order["lot"] + order["another lot"]) / 2,
-            "relation": found["regions"] - found["mean"],
+            "relation": found["regions"] - found["mean map"],
             "lot": found["regions"] - (found["lot"] + found["another lot"]) / 2,
             "graph": found["regions"] - found["no graph"],
             "lots": found["lot"] - found["another lot"],

@@ -1,6 +1,7 @@
 """Reconstruction of digits from the states after each layer.
 
-A perceptron with narrowing layers. What another net sees in the decoded digits is asked too.
+A perceptron with narrowing layers. What another net sees in the decoded digits is asked too. Layers
+of equal width, before and after training, say what training takes away.
 """
 
 from typing import final
@@ -30,8 +31,8 @@ class DecodeStatesStudy(Study):
     claims = (
         Claim("early", "After the first layer nine tenths of the pixels' variance are left.",
               "share that the decoder reads at the first layer, less 0.9"),
-        Claim("fades", "Deep states hold less of the pixels than early ones.",
-              "share read, first layer less last"),
+        Claim("fades", "Deep states hold less of the pixels than early ones, by training.",
+              "share read, first of three layers of 64 less last, trained less untrained"),
         Claim("class", "What is read from the last layer still shows its class to another net.",
               "accuracy of another net on decoded digits, less 0.9"),
         Claim("other data", "A decoder that learned on other digits reads these nearly as well.",
@@ -73,6 +74,12 @@ class DecodeStatesStudy(Study):
                 for s in (states.roll(1, 0), mix @ (states - states.mean(0)))
             )
             early, low = net.module[:2](rows), label[FIT:] < 5  # pyright: ignore
+        tick("equal widths")
+        even = drawn(_even, seed)
+        wide = {"untrained": _first_and_last(even, rows)}
+        learned(even, x[:n], label[:n], seed)
+        wide["trained"] = _first_and_last(even, rows)
+        fades = {name: first - last for name, (first, last) in wide.items()}
         tick("decode by a hidden layer")
         curved = drawn(lambda: _read_once(InputDecoder(64, (64,)), states), seed)
         minimise(
@@ -86,7 +93,7 @@ class DecodeStatesStudy(Study):
         )  # fmt: skip
         return {
             "early": share[0] - 0.9,
-            "fades": share[0] - share[-1],
+            "fades": fades["trained"] - fades["untrained"],
             "class": float(seen) - 0.9,
             "other data": other - own + 0.05,
             "curved": _share(curved.decode(states[half:]), rows[half:])
@@ -99,9 +106,27 @@ class DecodeStatesStudy(Study):
             "read of 0 to 4 | their own": own,
             "read of 0 to 4 | of 5 to 9": other,
             **{f"read | layer {i + 1}": v for i, v in enumerate(share)},
+            **{f"read, equal widths | {name}, layer {i}": v
+               for name, pair in wide.items() for i, v in zip((1, 3), pair, strict=True)},
             **{f"same answer | layer {i + 1}": float(row["same"])  # pyright: ignore
                for i, row in enumerate(found.rows)},
         }  # fmt: skip
+
+
+def _even() -> nn.Sequential:
+    """Return a net with three hidden layers of 64 units."""
+    layers = [part for _ in range(3) for part in (nn.Linear(64, 64), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(64, 10))
+
+
+@torch.no_grad()
+def _first_and_last(net: nn.Sequential, rows: Tensor) -> tuple[float, float]:
+    """Return the fractions of held-out rows that are read at the first and the last layer."""
+    half = len(rows) // 2
+    early, late = net[:2](rows), net[:6](rows)
+    made = (InputDecoder(64).solve(s[:half], rows[:half]).decode(s[half:]) for s in (early, late))
+    first, last = (_share(one, rows[half:]) for one in made)
+    return first, last
 
 
 def _share(made: Tensor, rows: Tensor) -> float:
