@@ -75,10 +75,7 @@ class DecodeStatesStudy(Study):
             )
             early, low = net.module[:2](rows), label[FIT:] < 5  # pyright: ignore
         tick("equal widths")
-        even = drawn(_even, seed)
-        wide = {"untrained": _first_and_last(even, rows)}
-        learned(even, x[:n], label[:n], seed)
-        wide["trained"] = _first_and_last(even, rows)
+        wide = _of_equal_widths(x[:n], label[:n], rows, seed)
         fades = {name: first - last for name, (first, last) in wide.items()}
         tick("decode by a hidden layer")
         curved = drawn(lambda: _read_once(InputDecoder(64, (64,)), states), seed)
@@ -111,6 +108,16 @@ class DecodeStatesStudy(Study):
             **{f"same answer | layer {i + 1}": float(row["same"])  # pyright: ignore
                for i, row in enumerate(found.rows)},
         }  # fmt: skip
+
+
+def _of_equal_widths(
+    x: Tensor, label: Tensor, rows: Tensor, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Return what is read from the first and last layer of 64 units, before and after training."""
+    even = drawn(_even, seed)
+    untrained = _first_and_last(even, rows)
+    learned(even, x, label, seed)
+    return {"untrained": untrained, "trained": _first_and_last(even, rows)}
 
 
 def _even() -> nn.Sequential:
