@@ -54,3 +54,23 @@ class Denoiser(nn.Module):
     def forward(self, mixed: Rows, t: Times, clean: Rows) -> Rows:
         """Return the velocities at mixtures."""
         return self.last(self.states(mixed, t)[-1])
+
+
+class OfClean(nn.Module):
+    """A teacher that reads the clean image from the denoiser's input."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, mixed: Rows, t: Times, clean: Rows) -> Tensor:
+        """Return the teacher's answers."""
+        return self.net(clean)
+
+
+@torch.no_grad()
+def held_loss(model: nn.Module, x: Rows, seed: int) -> float:
+    """Return the mean squared error of the velocities, each image at eight times."""
+    held = x.repeat(8, 1)
+    mixed, t, wanted = flow(held, torch.Generator().manual_seed(seed + 1))
+    return float((model(mixed, t, held) - wanted).square().mean())
