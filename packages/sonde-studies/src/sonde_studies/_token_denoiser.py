@@ -20,7 +20,7 @@ from sonde_studies.worlds.learning import drawn
 FIT, BATCH, WIDTH, HEADS, RATE, EARLY, STOP = 1_000, 32, 32, 4, 2e-3, 3, 2
 GRIDS = ((2, 2), (4, 4))
 SHARE, OF_ANGLES = 0.5, 0.3
-"""Weights of the teacher's terms, and of angles within them (at 3, as published, they harm more)."""
+"""Weights of the teacher's terms, and of angles in them; at 3, as published, angles harm more."""
 
 Arm = Literal["plain", "states", "maps", "middle", "angles"]
 ARMS: tuple[Arm, ...] = ("plain", "states", "maps", "middle", "angles")
@@ -95,7 +95,7 @@ def losses(
     steps : int
     """
     model, draw = drawn(TokenDenoiser, seed), torch.Generator().manual_seed(10_000 + seed)
-    given, early = drawn(lambda: _terms(arm), seed), 0.0
+    given, early = _terms(arm, seed), 0.0
     weight = _weights(arm, steps)
     with training(model, given, weight=weight, teacher=OfClean(teacher), reducer="tokens") as terms:
         adam = torch.optim.Adam([*model.parameters(), *terms.parameters()], lr=RATE)
@@ -111,14 +111,18 @@ def losses(
     return early, held_loss(model, x[FIT:], seed)
 
 
-def _terms(arm: Arm) -> dict[tuple[str, str], list[Align]]:
-    """Return the losses of an arm by their sites, with initialised projectors."""
+def _of_states(coarse: bool) -> Align:
+    """Return a loss with an initialised projector."""
+    made = Align("cosine", "mlp", width=WIDTH, hidden=WIDTH, grids=GRIDS if coarse else None)
+    made(torch.zeros(4 if coarse else 16, WIDTH), torch.zeros(16, WIDTH))
+    return made
+
+
+def _terms(arm: Arm, seed: int) -> dict[tuple[str, str], list[Align]]:
+    """Return the losses of an arm by their sites."""
     coarse = arm in ("middle", "angles")
-    grids = GRIDS if coarse else None
-    align = Align("cosine", "mlp", width=WIDTH, hidden=WIDTH, grids=grids)
-    align(torch.zeros(4 if coarse else 16, WIDTH), torch.zeros(16, WIDTH))
     site = ("middle" if coarse else "first", "teacher:net.blocks.1")
-    found = {site: [align]}
+    found: dict[tuple[str, str], list[Align]] = {site: [drawn(lambda: _of_states(coarse), seed)]}
     if arm == "angles":
         found[site].append(Align("relational", grids=GRIDS))
     if arm == "maps":
@@ -132,4 +136,4 @@ def _weights(arm: Arm, steps: int) -> dict[tuple[str, str], list[Schedule]]:
     share = Constant(0.0) if arm == "plain" else Constant(SHARE)
     first: Schedule = StopAt(SHARE, steps // STOP) if stops else share
     of_angles = Constant(SHARE * OF_ANGLES)
-    return {site: [first, of_angles][: len(one)] for site, one in _terms(arm).items()}
+    return {site: [first, of_angles][: len(one)] for site, one in _terms(arm, 0).items()}

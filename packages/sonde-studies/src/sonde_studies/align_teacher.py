@@ -49,8 +49,8 @@ class AlignTeacherStudy(Study):
         Claim("maps", "With maps of attention beside states, both until half of the steps, a "
               "transformer's loss ends lower than with states alone.",
               "thousandths of the loss, states less states and maps"),
-        Claim("middle", "The states of a coarse middle stage, brought to the teacher's places, lower "
-              "the loss after a third of the steps.",
+        Claim("middle", "The states of a coarse middle stage, brought to the teacher's places, "
+              "lower the loss after a third of the steps.",
               "thousandths of the loss, plain less middle"),
         Claim("angles", "Angles between its rows beside them lower it further.",
               "thousandths of the loss, middle less middle and angles"),
