@@ -53,7 +53,7 @@ class Classifier(nn.Module):
 
 
 class TokenDenoiser(nn.Module):
-    """A block at sixteen places, one at four and one at sixteen, with the first one added."""
+    """A block at 16 places, a block at 4, and a block at 16 that is given the first one too."""
 
     def __init__(self) -> None:
         super().__init__()
