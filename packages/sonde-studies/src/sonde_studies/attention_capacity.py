@@ -55,7 +55,6 @@ class AttentionCapacityStudy(Study):
         heads = drawn(lambda: Attention(DIM, 8, frozen="qk", scores="relu"), seed)
         with torch.no_grad():
             basis = heads.features(x)[:, 0]
-        basis = torch.cat([basis, x.mean(1)], 1)
         r2 = {size: _r2(basis, y, size) for size in SIZES}
         units = drawn(lambda: nn.Linear(TOKENS * DIM, basis.shape[1]), seed)
         with torch.no_grad():

@@ -31,7 +31,8 @@ class BoundedMessagesStudy(Study):
               "gap, mean over five rates, less 0.1"),
         Claim("better", "The coder's search and leak tell the rate of 32 codes to 0.05 nats.",
               "0.05 less the gap, mean over five rates"),
-        Claim("concave", "More rate tells less and less more.",
+        Claim("concave", "Between a fifth and .95 of the entropy more rate tells less and "
+              "less more.",
               "slope of information over rate at low rates less that at high ones, 8 codes"),
         Claim("coupled", "Coupled with six wanted outcomes, a message keeps most of what it tells.",
               "share that the outcome has of the message's information, less 0.5"),

@@ -31,7 +31,8 @@ class DecodeStatesStudy(Study):
     claims = (
         Claim("early", "After the first layer nine tenths of the pixels' variance are left.",
               "share that the decoder reads at the first layer, less 0.9"),
-        Claim("fades", "Deep states hold less of the pixels than early ones, by training.",
+        Claim("fades", "Training widens the lead of early states over deep ones in what is left "
+              "of the pixels.",
               "share read, first of three layers of 64 less last, trained less untrained"),
         Claim("class", "What is read from the last layer still shows its class to another net.",
               "accuracy of another net on decoded digits, less 0.9"),

@@ -38,7 +38,8 @@ class DefinedAnomalyStudy(Study):
               "mean AUROC less that of the net of the known definition with most digits in common"),
         Claim("anew", "As well as nets that are trained anew for each new definition, to two "
               "points.", "mean AUROC less that of nets trained on its labels, and 0.02"),
-        Claim("unseen", "Also if the net never saw four of the ten digits, to five points.",
+        Claim("unseen", "A net that only names digits loses no more than five points if it "
+              "never saw four of them.",
               "mean AUROC of a net of six digits less that of a net of ten, and 0.05"),
     )  # fmt: skip
     null = Claim("other", "The definition of another question tells nothing on average.",

@@ -1,4 +1,4 @@
-"""Clients with two classes each send compressed updates: accuracy per megabyte of uplink.
+"""Clients with about one class each send compressed updates: accuracy per megabyte of uplink.
 
 A simulated federation of ten clients on one machine; nothing is sent over a network.
 """
@@ -34,7 +34,8 @@ class FederatedBitsStudy(Study):
         "direction of sparse clients is a mean of full gradients, whose bytes are not counted"
     )
     data = (
-        "digits: ten clients of two classes each, 1,001 rows in all, 429 to judge; five sparse ones"
+        "digits: ten clients of about one class each, 1,001 rows in all, 429 to judge; five sparse "
+        "ones"
     )
     claims = (
         Claim("control", "Control variates help where clients see different classes.",

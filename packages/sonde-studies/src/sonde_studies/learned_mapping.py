@@ -25,7 +25,7 @@ class LearnedMappingStudy(Study):
               "difference of logarithms"),
         Claim("groups", "Eight codebooks a layer diverge less than one, both learned, two bits.",
               "logarithm of the ratio of divergences"),
-        Claim("rounding", "It diverges less than rounding to the nearest, which takes more bytes.",
+        Claim("rounding", "It diverges less than rounding to the nearest, which reads no rows.",
               "logarithm of the divergence of RTN over its own, two bits"),
     )  # fmt: skip
     null = Claim("halves", "Calibrated on either half of the rows it diverges alike, two bits.",

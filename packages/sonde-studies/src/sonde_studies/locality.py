@@ -65,7 +65,7 @@ class LocalityStudy(Study):
         Claim("slow error", "An error that draws the kernels of two blocks together helps.",
               "accuracy at 50 faint rows, block with the error less block without it"),
     )  # fmt: skip
-    null = Claim("noise", "Without a signal no map says anything.",
+    null = Claim("noise", "Without a signal the shared map says nothing.",
                  "accuracy of the shared map at 200 rows", above=0.5)  # fmt: skip
 
     def run(self, seed: int, tiny: bool, tick: Tick) -> Figures:

@@ -28,7 +28,7 @@ class MemoriesStudy(Study):
     claims = (
         Claim("dense", "A sharp dense memory holds 256 patterns, four for each unit.",
               "share of signs that are right at 256 patterns, less 0.95"),
-        Claim("hebbian", "Hebbian couplings hold 4 and lose 64.",
+        Claim("hebbian", "Hebbian couplings hold 4 patterns better than 64.",
               "share of right signs at 4 patterns less that at 64"),
         Claim("sharp", "A dense memory that is not sharp mixes its patterns.",
               "share of right signs at 256 patterns, sharp less blunt"),

@@ -58,12 +58,12 @@ class PAWNStudy(Study):
         ),
         Claim(
             "states best on code",
-            "States alone are the best on the domain that was seen.",
+            "States alone beat weights with states and the plain mean on the domain that was seen.",
             "AUROC less the best other",
         ),
         Claim(
             "states worst on prose",
-            "States alone are the worst on a domain that was not seen.",
+            "States alone are worse than both on a domain that was not seen.",
             "AUROC of the worst other less that of states",
         ),
     )

@@ -43,8 +43,9 @@ class PerUserFlowStudy(Study):
               "accuracy of the next byte, labels before the fit less after, and 0.02"),
         Claim("tuned", "Fine-tuning on all rows moves other users' answers.",
               "largest change of a log-probability, mean over queries, in nats"),
-        Claim("redacted", "Redaction keeps private words out of other users' answers.",
-              "share of answers with private words, shared less redacted"),
+        Claim("redacted", "With private words replaced, answers come from a user's own texts as "
+              "often, to five points.",
+              "share of answers from another's text, shared less redacted, and 0.05"),
     )  # fmt: skip
     null = Claim("first", "With labels before the fit the attack finds nothing.",
                  "AUROC of an attack by near rows", above=0.5)  # fmt: skip
@@ -72,7 +73,7 @@ class PerUserFlowStudy(Study):
             "cost": right[NONE] - right[LATE] - 0.02,
             "cheap": right[FIRST] - right[LATE] + 0.02,
             "tuned": float(torch.as_tensor(way.get(TUNED, {}).get("nats", 0.0))),
-            "redacted": way[SHARED]["private words"] - way[REDACTED]["private words"],
+            "redacted": way[SHARED]["another's row"] - way[REDACTED]["another's row"] + 0.05,
             "first": attack[FIRST],
             **index,
             **{f"{name} | {key}": float(row[key]) for name, row in way.items()

@@ -43,7 +43,7 @@ class ShortcutBiasStudy(Study):
             "After 120 steps a tanh net leans on it more than a linear rule.",
             "difference of biases",
         ),
-        Claim("relu, 2000", "After 2,000 steps a ReLU net still does.", "difference of biases"),
+        Claim("relu, 2000", "After 2,000 steps a ReLU net does.", "difference of biases"),
         Claim(
             "equal loss",
             "It does at a training loss of .0155.",

@@ -61,7 +61,7 @@ class SuperposedGenerateStudy(Study):
         ),
         Claim(
             "n-grams",
-            "N-grams tell drafts apart: with them drafts are likelier than without.",
+            "With n-grams drafts are likelier in the mean than without.",
             "difference of log-likelihood a byte",
         ),
         Claim(

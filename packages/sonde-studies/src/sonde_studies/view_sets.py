@@ -29,7 +29,7 @@ class ViewSetsStudy(Study):
     fidelity = "views are windows with noise; one attention layer on an encoder that stays as it is"
     data = "digits through windows of 5 x 5 pixels: 700 for the encoder, 1,097 for the recipe"
     claims = (
-        Claim("attention", "Attention over the set beats the maximum.",
+        Claim("attention", "Attention over the set beats a linear head on the maximum.",
               "accuracy at four views less that of the maximum"),
         Claim("triples", "Attention of order three beats that of order two.",
               "accuracy at four views, order three less two"),
