@@ -106,7 +106,7 @@ def in_order(table):
 def test_an_input_is_read_alone_where_its_place_changes_its_bits(where, monkeypatch):
     last = PlaceDependent(16, 64) if where == "forward" else nn.ReLU()
     model = nn.Sequential(nn.Linear(5, 16), last).eval()
-    items = list(torch.randn(70, 5, generator=torch.Generator().manual_seed(5)))
+    items = list(torch.randn(65, 5, generator=torch.Generator().manual_seed(5)))
     stream = sonde.read(model, items[:60], sites=["1"])
     fitted = sonde.fit([Mahalanobis(), KNN(k=3)], stream, progress=False)
     if where == "scoring":
