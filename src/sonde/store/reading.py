@@ -417,10 +417,13 @@ class Store(Stream):
                 )
         held, found = "key" if name is None else CHOSEN + name, list[Any]()
         for part in self._sets:
-            tables = [*part.volumes[0].examples()]
-            values = [value for table in tables for value in table.column(held).to_pylist()]
-            order = [int(i) for table in tables for i in table.column("order").to_pylist()]
-            found += [values[i] for i in np.argsort(order)]  # rows lie in the order of the batches
+            rows = [
+                row
+                for table in part.volumes[0].examples()
+                for row in zip(*(table.column(c).to_pylist() for c in ("order", held)), strict=True)
+            ]
+            rows.sort(key=lambda row: row[0])  # they lie in the order of the batches
+            found += [value for _, value in rows]
         return found
 
     def _shelf(self, key: str | None) -> Shelf:

@@ -1,10 +1,18 @@
 """Flow matching on digits: mixtures of images and noise, and a net that tells their velocity."""
 
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sonde import training
+from sonde.core import Schedule
+
 WIDTH, BLOCKS, PIXELS = 96, 6, 64
+FIT, RATE, EARLY = 1_000, 2e-3, 3
+"""Images to train on, the training rate, and the share of the steps before the early loss."""
 Rows = Float[Tensor, "row pixel"]
 Times = Float[Tensor, "row 1"]
 
@@ -74,3 +82,49 @@ def held_loss(model: nn.Module, x: Rows, seed: int) -> float:
     held = x.repeat(8, 1)
     mixed, t, wanted = flow(held, torch.Generator().manual_seed(seed + 1))
     return float((model(mixed, t, held) - wanted).square().mean())
+
+
+def losses_beside(
+    teacher: nn.Module,
+    model: nn.Module,
+    terms: Mapping[tuple[str, str], Sequence[nn.Module]],
+    weight: Mapping[tuple[str, str], Sequence[Schedule]],
+    x: Rows,
+    seeds: tuple[int, int],
+    steps: int,
+    batch: int,
+    reducer: Literal["auto", "tokens"] = "auto",
+) -> tuple[float, float]:
+    """Train a denoiser beside a teacher; return its held-out loss early and at the end.
+
+    The early loss is taken after a third of the steps.
+
+    Parameters
+    ----------
+    teacher : nn.Module
+        Reads clean images.
+    model : nn.Module
+    terms, weight : mapping of sites to losses, and to a weight of each
+    x : Float[Tensor, "row pixel"]
+        Images with pixels in [0, 1]; the first 1,000 are for training.
+    seeds : (int, int)
+        Of batches and noise, and of the held-out noise.
+    steps, batch : int
+    reducer : {"auto", "tokens"}, default="auto"
+        How states of several tokens become rows.
+    """
+    order, held = seeds
+    draw, early = torch.Generator().manual_seed(order), 0.0
+    beside = OfClean(teacher)
+    with training(model, terms, weight=weight, teacher=beside, reducer=reducer) as losses:
+        adam = torch.optim.Adam([*model.parameters(), *losses.parameters()], lr=RATE)
+        for step in range(steps):
+            rows = x[torch.randint(FIT, (batch,), generator=draw)]
+            mixed, t, wanted = flow(rows, draw)
+            loss = (model(mixed, t, rows) - wanted).square().mean() + losses.loss()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            losses.step()
+            early = held_loss(model, x[FIT:], held) if step == steps // EARLY else early
+    return early, held_loss(model, x[FIT:], held)

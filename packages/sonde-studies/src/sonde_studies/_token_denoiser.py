@@ -10,14 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sonde import training
 from sonde.core import Constant, Schedule, StopAt
 from sonde.train import Align
-from sonde_studies._flow_matching import OfClean, flow, held_loss
+from sonde_studies._flow_matching import FIT, losses_beside
 from sonde_studies._recipe_data import learned
 from sonde_studies.worlds.learning import drawn
 
-FIT, BATCH, WIDTH, HEADS, RATE, EARLY, STOP = 1_000, 32, 32, 4, 2e-3, 3, 2
+BATCH, WIDTH, HEADS, STOP = 32, 32, 4, 2
 GRIDS = ((2, 2), (4, 4))
 SHARE, OF_ANGLES = 0.5, 0.3
 """Weights of the teacher's terms, and of angles in them; at 3, as published, angles harm more."""
@@ -94,21 +93,17 @@ def losses(
     seed : int
     steps : int
     """
-    model, draw = drawn(TokenDenoiser, seed), torch.Generator().manual_seed(10_000 + seed)
-    given, early = _terms(arm, seed), 0.0
-    weight = _weights(arm, steps)
-    with training(model, given, weight=weight, teacher=OfClean(teacher), reducer="tokens") as terms:
-        adam = torch.optim.Adam([*model.parameters(), *terms.parameters()], lr=RATE)
-        for step in range(steps):
-            rows = x[torch.randint(FIT, (BATCH,), generator=draw)]
-            mixed, t, wanted = flow(rows, draw)
-            loss = (model(mixed, t, rows) - wanted).square().mean() + terms.loss()
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            terms.step()
-            early = held_loss(model, x[FIT:], seed) if step == steps // EARLY else early
-    return early, held_loss(model, x[FIT:], seed)
+    return losses_beside(
+        teacher,
+        drawn(TokenDenoiser, seed),
+        _terms(arm, seed),
+        _weights(arm, steps),
+        x,
+        (10_000 + seed, seed),
+        steps,
+        BATCH,
+        "tokens",
+    )
 
 
 def _of_states(coarse: bool) -> Align:

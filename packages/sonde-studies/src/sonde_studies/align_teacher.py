@@ -8,19 +8,18 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from sonde import training
 from sonde.core import Constant, Schedule, StopAt
 from sonde.train import Align
-from sonde_studies._flow_matching import WIDTH, Denoiser, OfClean, flow, held_loss
+from sonde_studies._flow_matching import FIT, WIDTH, Denoiser, losses_beside
 from sonde_studies._layers import probed
 from sonde_studies._recipe_data import learned, mlp, shuffled_digits
 from sonde_studies._token_denoiser import ARMS, losses, taught
 from sonde_studies.study import Claim, Figures, Study, Tick
 from sonde_studies.worlds.learning import drawn
 
-FIT, STEPS, TINY, BATCH = 1_000, 600, 6, 64
-EARLY, STOP = 3, 2
-"""The early loss is taken after a third of the steps; the stopped arm stops at half."""
+STEPS, TINY, BATCH = 600, 6, 64
+STOP = 2
+"""The stopped arm stops at half of the steps."""
 ORDERS = (10_000, 20_000)
 """Added to the seed: of the batches and noise of all arms, and of the other plain training."""
 
@@ -122,22 +121,17 @@ def _train(
 
     ``order`` draws batches and noise; ``seed`` the projector and the held-out noise.
     """
-    align = drawn(_aligned, seed)
-    draw, teacher = torch.Generator().manual_seed(order), OfClean(other or nn.Identity())
     site = ("blocks.1", "teacher:net.3" if other is not None else "blocks.2")
-    early = 0.0
-    with training(model, {site: align}, weight=weight, teacher=teacher) as terms:
-        adam = torch.optim.Adam([*model.parameters(), *terms.parameters()], lr=2e-3)
-        for step in range(steps):
-            rows = x[torch.randint(FIT, (BATCH,), generator=draw)]
-            mixed, t, wanted = flow(rows, draw)
-            loss = (model(mixed, t, rows) - wanted).square().mean() + terms.loss()
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            terms.step()
-            early = held_loss(model, x[FIT:], seed) if step == steps // EARLY else early
-    return early, held_loss(model, x[FIT:], seed)
+    return losses_beside(
+        other or nn.Identity(),
+        model,
+        {site: [drawn(_aligned, seed)]},
+        {site: [weight]},
+        x,
+        (order, seed),
+        steps,
+        BATCH,
+    )
 
 
 def _aligned() -> Align:

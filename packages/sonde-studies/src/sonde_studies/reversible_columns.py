@@ -89,7 +89,7 @@ class _Net(nn.Module):
 
 
 class _Residual(nn.Module):
-    """As many blocks of the same form as the columns have levels, one after another."""
+    """Residual blocks one after another, as many as all columns together have levels."""
 
     def __init__(self) -> None:
         super().__init__()
