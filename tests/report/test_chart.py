@@ -79,3 +79,20 @@ def test_every_kind_is_valid_vega_lite_and_drawn(name: str) -> None:
     said = chart_to_text(chart, 50)
     assert chart["title"] in said
     assert max(map(len, said.splitlines())) <= 50
+
+
+@pytest.mark.truth("the shapes of the drawing")
+@pytest.mark.parametrize("lying", [True, False])
+def test_several_bars_of_one_name_stand_side_by_side(lying: bool) -> None:
+    values = [("a", "x", 0.8), ("a", "y", 0.5), ("b", "x", 0.3)]
+    rows = [{"name": name, "share": share, "kind": kind} for name, kind, share in values]
+    chart = bars("B", rows, *("share", "name")[:: 1 if lying else -1], by="kind")
+    alt.Chart.from_dict(chart, validate=True)
+    drawn = chart_to_svg(chart).partition("mark-rect role-mark")[2].partition("</g>")[0]
+    found = re.findall(r'd="M([\d.]+),([\d.]+)h([\d.]+)v([\d.]+)h-', drawn)
+    boxes = torch.tensor([[float(number) for number in one] for one in found])
+    x, y, wide, high = (boxes if lying else boxes[:, [1, 0, 3, 2]]).T
+    torch.testing.assert_close(wide / wide[0], torch.tensor([1.0, 0.625, 0.375]))
+    ends = x if lying else x + wide
+    assert torch.equal(ends, ends[:1].expand(3))  # all begin at zero
+    assert bool((y[1:] >= (y + high)[:-1] - 1e-3).all())  # none lies over another

@@ -175,6 +175,8 @@ def bars(
 ) -> Chart:
     """Return a bar chart of the rows, horizontal if ``y`` holds the names.
 
+    Several bars of one name, by the column ``by``, stand side by side: they are no parts of a sum.
+
     Examples
     --------
     >>> chart = bars("Share", [{"head": 0, "entropy": 0.5}], "head", "entropy")
@@ -185,7 +187,11 @@ def bars(
     up = _axis(y).channel(rows)
     across = _axis(x).channel(rows, named=up["type"] == "quantitative")
     mark = {"type": "bar", "tooltip": True}
-    return _chart(title, rows, [_layer(mark, rows, x=across, y=up, **_color(rows, by, colors))])
+    channels = _color(rows, by, colors)
+    side, names = ("xOffset", across) if up["type"] == "quantitative" else ("yOffset", up)
+    if by and len({row[names["field"]] for row in rows}) < len(rows):
+        channels[side] = {key: channels["color"][key] for key in ("field", "type", "sort")}
+    return _chart(title, rows, [_layer(mark, rows, x=across, y=up, **channels)])
 
 
 def histogram(

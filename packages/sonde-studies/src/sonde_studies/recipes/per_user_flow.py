@@ -14,7 +14,7 @@ QUESTION = "Can one user's rows change another user's answers?"
 LEAST = 6
 SHARED, LABELLED = "shared index", "index with labels"
 REDACTED, TUNED = "shared index, redacted", "shared fine-tuning"
-WORDED = {"another's row": "another user's row is the answer", "changed": "answers that changed"}
+WORDED = {"another's row": "answers from another's row", "changed": "answers that changed"}
 
 
 @copies_once()
