@@ -169,7 +169,9 @@ def test_a_study_goes_on_after_its_finished_seeds(place, stopped):
     assert files(place) == ["out/nac.tiny.seeds.json"]
     ran = run_words(*(words + "out").split())
     assert ran.err.count("known from an earlier run") == 2
-    expected, found = (json.loads((place / f / "nac.json").read_text()) for f in ("whole", "out"))
+    expected, found = (
+        json.loads((place / f / "nac.tiny.json").read_text()) for f in ("whole", "out")
+    )
     assert found["figures"] == expected["figures"]
     assert NOTHING in stopped(words + "none", "sonde_studies.study:_one", 1)
 
