@@ -9,7 +9,9 @@ from sphinx.builders.html import StandaloneHTMLBuilder
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent / "tools"))
 
-from make_docs import make_pages  # noqa: E402 (found in the folder that was just added)
+# Both are found in the folder that was just added.
+from make_docs import make_pages  # noqa: E402
+from name_links import link_names  # noqa: E402
 
 project = "sonde"
 author = "The sonde developers"
@@ -69,6 +71,7 @@ class SiteBuilder(StandaloneHTMLBuilder):
 
 
 def setup(app: Sphinx) -> None:
+    app.connect("doctree-resolved", link_names)
     app.add_builder(SiteBuilder, override=True)
 
 

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from gallery import gallery_page
-from reference import reference_index, reference_pages, sections
+from reference import reference_index, reference_pages, sections, studied_by
 from sonde.findings.catalogue import rule_classes
 from sonde.run.instruments.catalogue import Method, methods
 from sonde.run.instruments.families import FAMILIES
@@ -82,6 +82,7 @@ def method_page(method: Method, papers: dict[str, str]) -> str:
         f"{method.cls.__name__}({parameters})\n```",
         f"Family `{method.family}`; reads {_span(method)}.",
         *sections(rest.strip()),
+        *studied_by(f"{method.family}.{method.cls.__name__}"),
     ]
     if method.cls.paper:
         lines.append("## Paper\n\n" + papers.get(method.cls.paper, f"`{method.cls.paper}`"))

@@ -3,7 +3,10 @@
 import importlib
 import inspect
 import re
+import tomllib
 from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from sonde.run.instruments.families import FAMILIES
@@ -52,8 +55,28 @@ def package_page(name: str) -> str:
     package = importlib.import_module(name)
     parts = [f"# `{name}`", _summary(package)]
     for export in package.__all__:
-        parts += [f"## `{export}`", *entry(export, getattr(package, export))]
+        studied = studied_by(f"{_page(name)}.{export}")
+        parts += [f"## `{export}`", *entry(export, getattr(package, export)), *studied]
     return "\n\n".join(parts)
+
+
+def studied_by(export: str) -> list[str]:
+    """Return a paragraph that names the studies of an export; none if there is no study of it."""
+    words = _studies().get(export, [])
+    told = ", ".join(f"`sonde study {word}`" for word in words)
+    return [f"Its claims are tested by {told}."] if words else []
+
+
+@cache
+def _studies() -> dict[str, list[str]]:
+    """Return the studies of each export, as ``tools/rows.toml`` names them."""
+    found: dict[str, list[str]] = {}
+    text = Path(__file__).with_name("rows.toml").read_text("utf-8")
+    for row in tomllib.loads(text).values():
+        for code in row.get("code", ()):
+            words = found.setdefault(code.partition("(")[0], [])
+            words += [word for word in row.get("study", ()) if word not in words]
+    return found
 
 
 def documented(page: str) -> set[str]:

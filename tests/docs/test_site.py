@@ -67,6 +67,19 @@ def test_every_internal_link_has_a_target(site):
 
 
 @pytest.mark.slow
+def test_a_name_in_the_text_links_to_what_is_said_of_it(site):
+    links = {
+        "studies": ("methods/dict_lookup.html", "DictLookup"),
+        "howto/choose_a_layer": ("../reference/layers.html#hopfield", "Hopfield"),
+        "reference/compress": ("#rtn", "RTN"),
+        "methods/nac": ("../studies.html#study-nac", "sonde"),
+    }
+    for page, (target, name) in links.items():
+        text = (site / f"{page}.html").read_text("utf-8")
+        assert re.search(rf'href="{target}"><code[^>]*><span class="pre">{name}<', text), page
+
+
+@pytest.mark.slow
 def test_the_search_leaves_out_what_is_for_contributors(site):
     text = (site / "searchindex.js").read_text("utf-8")
     names = json.loads(

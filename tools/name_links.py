@@ -1,0 +1,87 @@
+"""Link names in the text of the site: ``GPTQ`` to its entry, ``sonde study nac`` to its rows."""
+
+import importlib
+import re
+from collections import Counter
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
+from reference import PACKAGES
+from sonde.run.instruments.catalogue import methods
+from sonde_studies import STUDIES
+
+COMMAND = "sonde study "
+CALLED = re.compile(r"\([^()]*\)$")
+
+
+def addresses() -> dict[str, tuple[str, str]]:
+    """Return the page and the heading of each name, as ``GPTQ`` and as ``compress.GPTQ``.
+
+    A name without its package is left out if two packages export it, or if it is a lower-case word,
+    which prose may mean otherwise. A method has a page of its own, without a heading.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    owners: dict[str, set[str]] = {}
+    for package in PACKAGES:
+        short = package.removeprefix("sonde.")
+        headings = Counter[str]()
+        for name in importlib.import_module(package).__all__:
+            heading = name.lower()
+            again = f"-{headings[heading]}" if heading in headings else ""
+            headings[heading] += 1
+            owners.setdefault(name, set()).add(short)
+            place = f"reference/{short}", heading + again
+            found |= dict.fromkeys((name, f"{short}.{name}", f"sonde.{short}.{name}"), place)
+    for method in methods().values():
+        name, place = method.cls.__name__, (f"methods/{method.word}", "")
+        owners.setdefault(name, set()).add(method.family)
+        long = f"{method.family}.{name}"
+        found |= dict.fromkeys((name, long, f"sonde.{long}"), place)
+    return {
+        name: place
+        for name, place in found.items()
+        if "." in name or (len(owners[name]) == 1 and not name.islower())
+    }
+
+
+def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Turn each known name of a page into a link, but where the page is about that name.
+
+    Pages for those who come from other libraries are left out: their names may be the same.
+    """
+    if page.startswith("coming_from/"):
+        return
+    if page == "studies":
+        _mark_studies(doctree)
+    for word in list(doctree.findall(nodes.literal)):
+        target, heading = _target(word.astext())
+        around = [word.parent]
+        while around[-1].parent:
+            around.append(around[-1].parent)
+        is_marked = any(isinstance(node, nodes.reference | nodes.title) for node in around)
+        is_here = target == page and any(heading in (*node["ids"], "") for node in around)
+        if target and not is_marked and not is_here:
+            address = app.builder.get_relative_uri(page, target) + (heading and f"#{heading}")
+            link = nodes.reference("", "", word.deepcopy(), internal=True, refuri=address)
+            word.replace_self(link)
+
+
+def _target(text: str) -> tuple[str, str]:
+    if text.startswith(COMMAND):
+        name = text.removeprefix(COMMAND).partition(" ")[0]
+        return ("studies", f"study-{name}") if name in STUDIES else ("", "")
+    return ADDRESSES.get(CALLED.sub("", text), ("", ""))
+
+
+def _mark_studies(doctree: nodes.document) -> None:
+    """Give the first row of each study in the table a place that links can name."""
+    known = set[str]()
+    for row in doctree.findall(nodes.row):
+        name = row.next_node(nodes.literal)
+        if name is not None and (text := name.astext()) not in known:
+            known.add(text)
+            name.parent["ids"].append(f"study-{text}")
+
+
+ADDRESSES = addresses()
