@@ -119,12 +119,13 @@ def runs(word: str, code: str) -> bool:
     home = exported(code).__module__
     rooms = importlib.import_module(f"sonde.{room}")
     same = {n for n in dir(rooms) if getattr(getattr(rooms, n), "__module__", "") == home}
-    return bool(named_by(type(study_of(word)).__module__) & (same | {name}))
+    wanted = {f"sonde.{room}.{n}" for n in same | {name}}
+    return bool(named_by(type(study_of(word)).__module__) & wanted)
 
 
 @cache
 def named_by(module: str) -> frozenset[str]:
-    """Return the names that a module of the studies uses, with those of the modules it imports.
+    """Return what a module of the studies, and those it imports, take: ``sonde.edit.Leace``.
 
     Only modules of the studies and of the recipes are followed: each of them is an experiment.
     """
@@ -136,11 +137,11 @@ def named_by(module: str) -> frozenset[str]:
         source = inspect.getsource(importlib.import_module(at))
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ImportFrom) and node.module:
-                names |= {alias.name for alias in node.names}
                 inner = [f"{node.module}.{alias.name}" for alias in node.names]
+                names.update(inner)
                 todo += [m for m in (node.module, *inner) if m in sys.modules and _experiment(m)]
-            elif isinstance(node, ast.Attribute):
-                names.add(node.attr)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                names.add(f"sonde.{node.value.id}.{node.attr}")  # from sonde import edit
     return frozenset(names)
 
 
