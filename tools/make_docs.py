@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from gallery import gallery_page
-from reference import reference_index, reference_pages, sections, studied_by
+from reference import escaped, reference_index, reference_pages, sections, studied_by
 from sonde.findings.catalogue import rule_classes
 from sonde.run.instruments.catalogue import Method, methods
 from sonde.run.instruments.families import FAMILIES
@@ -125,13 +125,13 @@ def finding_page(code: str) -> str:
     limits = "\n".join(f"| `{k}` | {v:g} |" for k, v in cls().thresholds().items())
     parts = [
         f"# {code}: {cls.title}",
-        f"**Why it matters.** {cls.why}",
-        f"**How it is computed.** {cls.how}",
-        f"**Fix.** {cls.fix}",
+        f"**Why it matters.** {escaped(cls.why)}",
+        f"**How it is computed.** {escaped(cls.how)}",
+        f"**Fix.** {escaped(cls.fix)}",
         f"| threshold | default |\n|---|---|\n{limits}" if limits else "",
-        f"**False positives.** {cls.false_positives}" if cls.false_positives else "",
-        f"**Planted in tests.** {cls.plant}" if cls.plant else "",
-        f"**Healthy twin.** {cls.twin}" if cls.twin else "",
+        f"**False positives.** {escaped(cls.false_positives)}" if cls.false_positives else "",
+        f"**Planted in tests.** {escaped(cls.plant)}" if cls.plant else "",
+        f"**Healthy twin.** {escaped(cls.twin)}" if cls.twin else "",
         f"Move a threshold with `--set {code}.name=value`; silence it with `--ignore {code}`.",
     ]
     return "\n\n".join(p for p in parts if p)
@@ -156,7 +156,9 @@ def bibliography(path: Path) -> dict[str, str]:
     for entry in re.split(r"^@\w+\{", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
         key, _, rest = entry.partition(",")
         values = dict(re.findall(r"(\w+)\s*=\s*\{(.*)\}", rest))
-        text = f"{_plain(values.get('author', ''))}: *{_plain(values.get('title', ''))}*"
+        authors = values.get("author", "unverified")
+        who = "" if authors == "unverified" else f"{_plain(authors)}: "
+        text = f"{who}*{_plain(values.get('title', ''))}*"
         where = ", ".join(v for v in (values.get("howpublished", ""), values.get("year", "")) if v)
         note = f" ({values['note']})" if "note" in values else ""
         found[key.strip()] = f"{text}. {_plain(where)}.{note}"

@@ -30,6 +30,7 @@ PACKAGES = (*(f"sonde.{room}" for room in ROOMS), "sonde_studies")
 LONGEST = 400
 LISTED = ("Parameters", "Attributes", "Returns", "Yields", "Raises", "Warns")
 """Sections of a docstring that list names or types, each with its description."""
+LIST = re.compile(r"(?:- |\d+\. )")
 FACT = re.compile(r"([A-Z][\w-]*) {2,}(\S.*)")
 
 
@@ -133,15 +134,15 @@ def _items(body: str) -> list[str]:
 
 def _item(head: str, text: str) -> str:
     name, colon, kind = head.partition(" : ")
-    said = f" (*{_escaped(kind)}*)" if colon and kind else ""
-    return f"- `{name}`{said}" + (f": {_escaped(text)}" if text else "")
+    said = f" (*{escaped(kind)}*)" if colon and kind else ""
+    return f"- `{name}`{said}" + (f": {escaped(text)}" if text else "")
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Return text whose code is marked as in Markdown, and in which nothing else is markup."""
     parts = re.split(r"(``.+?``|`[^`]+`)", text)
     return "".join(
-        f"`{part.strip('`')}`" if i % 2 else re.sub(r"([\\*_<>\[\]$|{}])", r"\\\1", part)
+        f"`{part.strip('`')}`" if i % 2 else re.sub(r"([\\*_<>\[\]$|{}&])", r"\\\1", part)
         for i, part in enumerate(parts)
     )
 
@@ -155,8 +156,9 @@ def _prose(text: str) -> list[str]:
         elif part.startswith(" "):
             found.append(_block(part.splitlines(), "text"))
         elif part.strip():
-            found.append(part.replace("``", "`"))
-    return found
+            # One line: a broken one can start with "1." or "- ", which Markdown takes for a list.
+            found.append(part if LIST.match(part) else " ".join(part.split()))
+    return [text if text.startswith("```") else text.replace("``", "`") for text in found]
 
 
 def _facts(part: str) -> list[str]:
@@ -169,7 +171,7 @@ def _facts(part: str) -> list[str]:
         else:
             name, text = found[-1]
             found[-1] = name, f"{text} {line.strip()}"
-    return [f"- **{name}**: {_escaped(text)}" for name, text in found]
+    return [f"- **{name}**: {escaped(text)}" for name, text in found]
 
 
 def _block(lines: Iterable[str], language: str) -> str:

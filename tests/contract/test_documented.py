@@ -48,6 +48,13 @@ def test_every_instrument_has_a_page(docs):
     assert pages == {word_of_class(type(i)) for i in exported_instruments()}
 
 
+def test_a_line_of_a_docstring_that_starts_with_a_number_is_no_list(docs):
+    for page in sorted((docs / "methods").glob("*.md")) + sorted((docs / "reference").glob("*.md")):
+        text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+        broken = re.findall(r"^(?!\d+\. |- |\s|$).*\n(?:\d+\. |- ).*", text, re.MULTILINE)
+        assert broken == [], page.name
+
+
 def test_every_code_has_a_page(docs):
     assert {path.stem.upper() for path in (docs / "findings").glob("*.md")} == set(rule_classes())
 
