@@ -53,7 +53,7 @@ def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
     if page.startswith("coming_from/"):
         return
     if page == "studies":
-        _mark_studies(doctree)
+        _link_rows_and_notes(doctree)
     for word in list(doctree.findall(nodes.literal)):
         target, heading = _target(word.astext())
         around = [word.parent]
@@ -62,26 +62,40 @@ def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
         is_marked = any(isinstance(node, nodes.reference | nodes.title) for node in around)
         is_here = target == page and any(heading in (*node["ids"], "") for node in around)
         if target and not is_marked and not is_here:
-            address = app.builder.get_relative_uri(page, target) + (heading and f"#{heading}")
-            link = nodes.reference("", "", word.deepcopy(), internal=True, refuri=address)
-            word.replace_self(link)
+            place = heading and f"#{heading}"
+            _link(word, app.builder.get_relative_uri(page, target) + place)
+
+
+def _link(word: nodes.Element, address: str) -> None:
+    word.replace_self(nodes.reference("", "", word.deepcopy(), internal=True, refuri=address))
 
 
 def _target(text: str) -> tuple[str, str]:
-    if text.startswith(COMMAND):
-        name = text.removeprefix(COMMAND).partition(" ")[0]
-        return ("studies", f"study-{name}") if name in STUDIES else ("", "")
+    """Return the page and the heading of a name; of a study, its first row of the table."""
+    name = text.removeprefix(COMMAND).partition(" ")[0]
+    if name in STUDIES and (text.startswith(COMMAND) or "-" in text):
+        return "studies", f"study-{name}"
     return ADDRESSES.get(CALLED.sub("", text), ("", ""))
 
 
-def _mark_studies(doctree: nodes.document) -> None:
-    """Give the first row of each study in the table a place that links can name."""
-    known = set[str]()
-    for row in doctree.findall(nodes.row):
-        name = row.next_node(nodes.literal)
-        if name is not None and (text := name.astext()) not in known:
-            known.add(text)
-            name.parent["ids"].append(f"study-{text}")
+def _link_rows_and_notes(doctree: nodes.document) -> None:
+    """Give each study's first row and the note on it ids, and link the one to the other."""
+    notes = {
+        name.astext(): name
+        for item in doctree.findall(nodes.list_item)
+        if isinstance(name := next(iter(item.findall(nodes.Text))).parent, nodes.literal)
+    }
+    rows = {
+        name.astext(): name
+        for row in reversed(list(doctree.findall(nodes.row)))
+        if (name := row.next_node(nodes.literal)) is not None
+    }
+    for study, word in rows.items():
+        word.parent["ids"].append(f"study-{study}")
+        if study in notes:
+            notes[study].parent["ids"].append(f"note-{study}")
+            _link(word, f"#note-{study}")
+            _link(notes[study], f"#study-{study}")
 
 
 ADDRESSES = addresses()

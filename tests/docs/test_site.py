@@ -69,7 +69,7 @@ def test_every_internal_link_has_a_target(site):
 @pytest.mark.slow
 def test_a_name_in_the_text_links_to_what_is_said_of_it(site):
     links = {
-        "studies": ("methods/dict_lookup.html", "DictLookup"),
+        "studies": ("#note-nac", "nac"),
         "howto/choose_a_layer": ("../reference/layers.html#hopfield", "Hopfield"),
         "reference/compress": ("#rtn", "RTN"),
         "methods/nac": ("../studies.html#study-nac", "sonde"),
