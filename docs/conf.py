@@ -51,6 +51,7 @@ html_sidebars = {
         "reference/*",
         "decisions/*",
         "papers",
+        "studies",
     )
 }
 exclude_patterns = ["_build"]

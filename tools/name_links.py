@@ -60,7 +60,9 @@ def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
         while around[-1].parent:
             around.append(around[-1].parent)
         is_marked = any(isinstance(node, nodes.reference | nodes.title) for node in around)
-        is_here = target == page and any(heading in (*node["ids"], "") for node in around)
+        is_here = target == page and any(
+            heading in (*node["ids"], "") or isinstance(node, nodes.row) for node in around
+        )
         if target and not is_marked and not is_here:
             place = heading and f"#{heading}"
             _link(word, app.builder.get_relative_uri(page, target) + place)
