@@ -254,6 +254,48 @@ def test_a_column_keeps_its_kind(tmp_path, first, later, kept):
     assert pq.read_table(tmp_path / "a.parquet").column("c").to_pylist() == kept
 
 
+@pytest.mark.truth("the values as Python's own")
+@pytest.mark.parametrize("of", [np.array, torch.tensor, pa.array, pa.scalar])
+@pytest.mark.parametrize("values", [[3, 1], [0.5, 2.0], [True, False], ["a", "b"]])
+def test_a_column_of_an_array_is_one_of_its_values(tmp_path, of, values):
+    if of is torch.tensor and isinstance(values[0], str):
+        return
+    first = [pa.scalar(v).as_py() for v in values] if of is pa.scalar else of(values)
+    given = {"array": first, "entries": [*np.array(values)]}
+    place = write_store(live(items(2, 1)), tmp_path / "a", columns=given)
+    append_store(live(items(2, 2)), place, columns=given)
+    for name in given:
+        found = Store(place).column(name)
+        assert found == values * 2
+        assert {type(v) for v in found} == {type(values[0])}
+
+
+@pytest.mark.parametrize("n", [40, 70])
+def test_other_values_of_a_column_are_refused(tmp_path, monkeypatch, n):
+    monkeypatch.setattr("sonde.store._planned.FILE_BYTES", 1)
+    place, user = tmp_path / "a", ["a"] * 30 + ["b"] * 40
+    data = items(70, 1)
+    later = [*user[:50], "a", *user[51:]]
+    if n < 70:
+        with pytest.raises(KeyboardInterrupt):
+            write_store(Stopping(live(data), 2), place, unit_size=20, columns={"user": user})
+    else:
+        write_store(live(data), place, unit_size=20, columns={"user": user})
+    with pytest.raises(StoreError, match=r"\(its columns\)"):
+        write_store(live(data), place, unit_size=20, columns={"user": later})
+    write_store(live(data), place, unit_size=20, columns={"user": user})
+    assert Store(place).column("user") == user
+    for more in (data, items(5, 2)):
+        columns = {"user": ["a"] * len(more)}
+        if more is data:
+            with pytest.raises(StoreError, match="with other values of the column 'user'"):
+                append_store(live(data), place, columns=columns)
+            append_store(live(data), place, columns={"user": user})
+        else:
+            append_store(live(more), place, columns=columns)
+    assert Store(place).column("user") == [*user, *"aaaaa"]
+
+
 @pytest.mark.truth("the store before the loss")
 @pytest.mark.parametrize("place", ["data/1", "sites/1", "data/1/sites/1"])
 @pytest.mark.parametrize("kept", [None, 100])

@@ -1,12 +1,16 @@
 """What is written about people, and whose rows a reader sees."""
 
-from typing import Any
+import io
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import sonde
+from models import cnn, gpt2, mlp
 from sonde import Fitted, Stream, merge
 from sonde.core import InputError, StateError
 from sonde.detect import Mahalanobis
@@ -88,6 +92,88 @@ def test_labels_belong_to_their_examples_if_texts_of_other_lengths_are_read_firs
             assert sorted(seen) == sorted(r["id"] for r in items if r["id"][0] == who)
 
 
+@pytest.mark.truth("the user that each example's own id names")
+def test_labels_belong_to_their_examples_if_some_cannot_be_read(tmp_path):
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, "PNG")
+    whole, user = png.getvalue(), list("aabbab")
+    items = [{"image": whole, "id": f"{who}{i}"} for i, who in enumerate(user)]
+    for i in (1, 3):
+        items[i]["image"] = whole[: len(whole) // 2]  # it is seen when it is decoded
+    stream = sonde.read(
+        cnn(channels=3),
+        items,
+        sites="conv1",
+        reducer="mean",
+        skip_bad=True,
+        image_mean=0,
+        image_std=1,
+    )
+    store = Store(write_store(stream, tmp_path / "a", columns={"user": user}))
+    assert store.column("user") == ["a", None, "b", None, "a", "b"]
+    for who, own in (("a", ["a0", "a4"]), ("b", ["b2", "b5"])):
+        assert [i for batch in Cleared(store, "user", {who}) for i in batch.ids] == own
+
+
+def copied(folder, hidden, of_texts):
+    """Rows of user a, of which some are equal, and rows of user b, some of them equal to a's."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = [torch.randint(1, 60, (3 + i % 7,), generator=generator) for i in range(120)]
+    told: list[tuple[str, int]] = []
+    for i in range(120):
+        told += [("b", i)] * (i % 3 == 0 and hidden) + [("a", i)] * (1 + (i % 10 == 0))
+        told += [("b", 119 - i)] * (i % 4 == 0 and hidden)
+    if of_texts:
+        how: Any = {"sites": "transformer.h.0", "batch_size": 1, "reducer": "tokens"}
+        stream = sonde.read(gpt2(), [tokens[i] for _, i in told], **how)
+    else:
+        x = torch.randn(120, WIDTH, generator=generator)
+        position = [i % 2 for _, i in told]
+        ids = [f"{i // 2}" for _, i in told]
+        stream = Stream.of({"0": x[[i for _, i in told]]}, ids=ids, position=position)
+    write_store(stream, folder, columns={"user": [who for who, _ in told]}, unit_size=32)
+    return Cleared(Store(folder), "user", {"a"})
+
+
+@pytest.mark.truth("the bytes of a fit on a store without the other user's rows")
+@pytest.mark.parametrize("of_texts", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_rows_of_others_change_no_byte_by_being_there(tmp_path, of_texts):
+    files = []
+    for hidden in (False, True):
+        seen = copied(tmp_path / f"{hidden}", hidden, of_texts)
+        fitted = sonde.fit(
+            ["mahalanobis(shrinkage=0.1)", "knn(k=2)"], seen, calibrate=0.3, progress=False
+        )
+        fitted.save(tmp_path / f"{hidden}.sonde")
+        files.append((tmp_path / f"{hidden}.sonde").read_bytes())
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("change", ["rows", "label"])
+def test_visible_rows_of_other_content_are_other_data(tmp_path, change):
+    found = []
+    for seed in (0, 1):
+        x = torch.randn(6, 8, generator=torch.Generator().manual_seed(seed * (change == "rows")))
+        items = [{"input": x[i], "id": f"{i}", "label": seed * (change == "label") + i % 2}
+                 for i in range(6)]  # fmt: skip
+        stream = sonde.read(mlp(), items, sites="2")
+        write_store(stream, tmp_path / f"{seed}", columns={"user": ["a"] * 6})
+        found.append(Cleared(Store(tmp_path / f"{seed}"), "user", {"a"}).identity())
+    assert found[0]["data"]["cleared"] != found[1]["data"]["cleared"]
+
+
+@pytest.mark.truth("the order in which the rows were given")
+def test_a_copy_of_the_visible_rows_keeps_rows_of_one_example_together(tmp_path):
+    seen = copied(tmp_path / "a", True, False)
+    copy = Store(write_store(seen, tmp_path / "b"))
+    for one, two in zip(seen, copy, strict=True):
+        assert two.scattered
+        for name in ("example", "piece", "occurrence", "position"):
+            assert torch.equal(one.column(name, "0"), two.column(name, "0"))
+    assert copy.examples_of_rows == seen.examples_of_rows is not None
+
+
 def test_labels_travel_with_what_was_fitted(tmp_path):
     store = stored(tmp_path / "all")[0]
     of = {who: Cleared(store, "user", {who}) for who in ("a", "b")}
@@ -141,6 +227,23 @@ def test_a_redacted_store_holds_none_of_the_names(tmp_path):
     assert pseudonym.encode() in held  # what is looked for would be found
     assert pseudonym != Policy((r"\bZoltan\b",)).redacted("Zoltan")
     assert policy.redacted("Zoltans") == "Zoltans"
+
+
+class Note(NamedTuple):
+    """A text and what it is about."""
+
+    text: str
+    about: Any
+
+
+def test_texts_in_any_container_are_redacted():
+    policy = Policy(("Ada",))
+    told = policy.redacted("Ada")
+    found = policy.redacted(
+        MappingProxyType({"text": Note("Ada", {"Ada"}), "n": 3, "of": np.array([["Ada", "b"]])})
+    )
+    assert (found["text"], found["n"]) == (Note(told, {told}), 3)
+    assert found["of"].tolist() == [[told, "b"]]
 
 
 def test_what_is_wrong_is_said(tmp_path):

@@ -1,5 +1,11 @@
 """Rows by number, and who they are."""
 
+import pickle
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +14,7 @@ from run_case import rows, stream
 from sonde.core.errors import InputError, SiteError, StoreError
 from sonde.core.stream import Stream
 from sonde.store import Store, append_store, write_store
+from sonde.store._mapped import MappedFile
 
 
 @pytest.mark.truth("indexing of the whole array")
@@ -38,6 +45,76 @@ def test_rows_say_who_they_are(tmp_path):
     assert [w[0] for w in found] == [keys[i].tobytes().hex() for i in (3, 95, 5)]
     assert [w[1] for w in found] == [0, 1, 0]
     assert found[1][0] == found[2][0]
+
+
+@pytest.mark.truth("indexing of the whole array")
+def test_threads_take_the_rows_that_one_takes(tmp_path, monkeypatch):
+    x = rows(300, 5)
+    store = Store(write_store(Stream.of(x), tmp_path / "a", unit_size=20))
+    found = MappedFile.start
+
+    def slow(*arguments):
+        time.sleep(0.002)  # while one thread looks where batches begin, the others ask
+        return found(*arguments)
+
+    monkeypatch.setattr(MappedFile, "start", slow)
+    assert store.n_rows() == 300
+    begin = threading.Barrier(4)
+
+    def take(k):
+        begin.wait()
+        time.sleep(0.005 * k)
+        return store.take(range(300))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(torch.equal(y, x) for y in threads.map(take, range(4)))
+
+
+@pytest.mark.slow
+@pytest.mark.truth("the rows that one thread reads")
+def test_threads_read_the_batches_that_one_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr("sonde.store._planned.FILE_BYTES", 1)
+    monkeypatch.setattr("sonde.store.reading.FILES_OPEN", 2)
+    x = rows(120, 5)
+    store = Store(write_store(Stream.of(x), tmp_path / "a", unit_size=10))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads often change while a file is looked up
+
+    def read(k):
+        found = torch.cat([batch.rows["x"] for batch in store])
+        return torch.equal(found, x) and torch.equal(store.take(range(k, 120)), x[k:])
+
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert all(threads.map(read, range(100)))
+    finally:
+        sys.setswitchinterval(before)
+
+
+@pytest.mark.truth("indexing of the whole array")
+def test_a_store_is_read_from_another_working_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr("sonde.store._planned.FILE_BYTES", 1)
+    monkeypatch.chdir(tmp_path)
+    x = rows(60, 5)
+    store = Store(write_store(Stream.of(x), "a", unit_size=10))
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "b")
+    write_store(Stream.of(x + 1), "a", unit_size=10)  # a store of other rows has the same name
+    assert torch.equal(torch.cat([batch.rows["x"] for batch in store]), x)
+    assert torch.equal(pickle.loads(pickle.dumps(store)).take(range(60)), x)
+
+
+def test_a_store_that_was_written_anew_is_not_read_as_the_old_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("sonde.store._planned.FILE_BYTES", 1)
+    place = write_store(stream(60), tmp_path / "a", unit_size=10)
+    opened = Store(place), Store(place)
+    opened[0].take([0, 5])
+    batches = iter(opened[1])
+    next(batches)
+    write_store(stream(60, seed=1), place, unit_size=10, fresh=True)
+    for read in (lambda: opened[0].take([55]), lambda: next(batches)):
+        with pytest.raises(StoreError, match="of another plan than the store that was opened"):
+            read()
 
 
 @pytest.mark.truth("indexing of both arrays")

@@ -26,7 +26,7 @@ def joined_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
     enough: dict[str, int] = {}
     n_rows: Counter[str] = Counter()
     for batch in batches:
-        mine = _columns(batch)
+        mine = columns_of(batch)
         if waiting and mine != columns:
             yield join(waiting)
             waiting, n_rows = [], Counter()
@@ -50,7 +50,8 @@ def rows_enough(dim: int) -> int:
     return BUFFER_ROWS_WIDE if dim > WIDE else BUFFER_ROWS
 
 
-def _columns(batch: Batch) -> tuple[Any, ...]:
+def columns_of(batch: Batch) -> tuple[Any, ...]:
+    """Return which columns a batch brings; ``join`` takes batches that bring the same."""
     layouts: dict[tuple[int, int], int] = {}
     shared = [
         layouts.setdefault((id(batch.example[key]), id(batch.position[key])), len(layouts))

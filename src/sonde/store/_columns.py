@@ -1,6 +1,7 @@
 """Batches as record batches of Arrow: examples with their columns, rows with their identity."""
 
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,32 @@ def _integers(values: Any, kind: type[np.integer[Any]]) -> pa.Array:
     return pa.array(np.ascontiguousarray(array.astype(kind)))
 
 
+def plain_values(values: Any) -> list[Any]:
+    """Return a column's values as those of Python, from a list, array, tensor or Arrow array.
+
+    Examples
+    --------
+    >>> plain_values(np.array([1, 2])), plain_values([np.float32(0.5), None, "a"])
+    ([1, 2], [0.5, None, 'a'])
+    """
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values.to_pylist()
+    listed = values.tolist() if isinstance(values, Tensor | np.ndarray) else values
+    alone = Tensor | np.ndarray | np.generic
+    return [v.item() if isinstance(v, alone) and v.ndim == 0 else v for v in listed]
+
+
+def hash_of(values: Sequence[Any]) -> str:
+    """Return a hash of the plain values of a column.
+
+    Examples
+    --------
+    >>> hash_of(["a", None]) == hash_of(["a", "None"])
+    False
+    """
+    return blake2b(repr(list(values)).encode(), digest_size=16).hexdigest()
+
+
 def kind_of(values: Sequence[Any]) -> str:
     """Return the kind of a chosen column: bool, integer, number or text; null fits any kind.
 
@@ -155,5 +182,5 @@ def chosen_column(name: str, values: Sequence[Any], n: int, kind: str) -> pa.Arr
         values = [None if v is None else str(v) for v in values]
     try:
         return pa.array(values, KINDS[kind])
-    except (pa.ArrowException, OverflowError) as error:
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise InputError(f"write_store: the column {name!r} cannot be stored: {error}.") from error

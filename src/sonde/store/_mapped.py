@@ -2,7 +2,9 @@
 
 import mmap
 import os
+import threading
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +112,29 @@ class MappedFile:
         """Return the whole file as numbers of one type; bfloat16 as its 16 bits."""
         kind = np.dtype(np.uint16 if dtype == "bfloat16" else dtype)
         return np.frombuffer(self._map, dtype=kind, count=len(self._map) // kind.itemsize)
+
+
+class OpenFiles:
+    """Files that stay open, the same for all threads; the one that was opened first is let go.
+
+    Parameters
+    ----------
+    most : int
+        How many stay open.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most, self._files = most, dict[Path, MappedFile]()
+        self._lock = threading.Lock()
+
+    def get(self, path: Path, opened: Callable[[], MappedFile]) -> MappedFile:
+        """Return a file, opened by ``opened`` unless it is open."""
+        with self._lock:
+            if path not in self._files:
+                while len(self._files) >= self._most:
+                    del self._files[next(iter(self._files))]
+                self._files[path] = opened()
+            return self._files[path]
 
 
 def number_column(file: MappedFile, part: pa.RecordBatch, name: str) -> Tensor:

@@ -36,6 +36,7 @@ def planned(
     first: Batch,
     unit_size: int,
     columns: Mapping[str, str],
+    hashes: Mapping[str, str],
     keys: Sequence[str] | None,
     beside: Mapping[str, bytes],
 ) -> Manifest:
@@ -52,7 +53,8 @@ def planned(
         raise StoreError(f"write_store: rows of type {', '.join(unknown)} cannot be stored.")
     bounds = tuple(stream.units(unit_size))
     identity = only_sites(stream.identity(), [s.key for s in schema])
-    wanted = ("store", *(f"{name}: {kind}" for name, kind in sorted(columns.items())))
+    told = (f"{name}: {kind} {hashes[name]}" for name, kind in sorted(columns.items()))
+    wanted = ("store", *told)
     return Manifest(
         plan=Plan(identity, wanted, bounds).id,
         bounds=bounds,

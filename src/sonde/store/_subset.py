@@ -1,6 +1,6 @@
 """Batches with selected rows, or with fewer or more examples, with aligned columns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +13,8 @@ from sonde.core.batch import Batch
 PER_ROW = ("rows", "grad", "grid", "special")
 
 
-def with_rows(batch: Batch, kept: Callable[[str], Bool[Tensor, "_row"] | None]) -> Batch:
-    """Return a batch with the rows that ``kept`` marks for each kind; None keeps all rows.
+def with_rows(batch: Batch, kept: Callable[[str], Tensor | None]) -> Batch:
+    """Return a batch with the rows that ``kept`` marks, or numbers, for each kind; None keeps all.
 
     Kinds of rows that share a layout still share it: ``kept`` must mark the same rows in them.
     """
@@ -25,7 +25,8 @@ def with_rows(batch: Batch, kept: Callable[[str], Bool[Tensor, "_row"] | None]) 
         layout = (id(batch.example[key]), id(batch.position[key]))
         if layout not in layouts:
             mask = kept(key)
-            rows = None if mask is None else torch.nonzero(mask).flatten()
+            marks = mask is not None and mask.dtype == torch.bool
+            rows = torch.nonzero(mask).flatten() if marks else mask
             pair = (batch.example[key], batch.position[key])
             chosen = pair if rows is None else (pair[0][rows], pair[1][rows])
             layouts[layout] = (*chosen, rows)
@@ -46,11 +47,44 @@ def with_examples(batch: Batch, mask: Bool[Tensor, "example"]) -> Batch:
     renumbered = torch.full((len(batch),), -1)
     renumbered[index] = torch.arange(len(index))
     found = with_rows(batch, lambda key: mask[batch.example[key]])
+    return _moved(found, index, renumbered)
+
+
+def in_planned_order(batch: Batch) -> Batch:
+    """Return a batch with its examples, and their rows, in the planned order."""
+    index = torch.argsort(batch.order)
+    place = torch.argsort(index)
+    if bool((place[1:] > place[:-1]).all()):
+        return batch
+    found = with_rows(batch, lambda key: torch.argsort(place[batch.example[key]], stable=True))
+    return _moved(found, index, place)
+
+
+def _moved(batch: Batch, index: Tensor, place: Tensor) -> Batch:
+    """Return a batch of the examples ``index``, of which ``place`` is the inverse."""
     moved: dict[int, Tensor] = {}
     example: dict[str, Tensor] = {}
-    for key, own in found.example.items():
-        example[key] = moved.setdefault(id(own), renumbered[own])
-    return replace(_with_numbers(found, index.tolist()), example=example)
+    for key, own in batch.example.items():
+        example[key] = moved.setdefault(id(own), place[own])
+    return replace(_with_numbers(batch, index.tolist()), example=example)
+
+
+def equal_examples(batch: Batch, by_position: bool) -> Sequence[Hashable]:
+    """Return what equal examples of a batch have in common.
+
+    Parameters
+    ----------
+    batch : Batch
+    by_position : bool
+        Whether each entry is a single row, which equals rows at its own position alone.
+    """
+    keys = [bytes(key) for key in batch.keys]
+    if not by_position:
+        return keys
+    site = next(iter(batch.rows))
+    position = torch.zeros(len(batch), dtype=torch.int64)
+    position[batch.example[site]] = batch.position[site].long()
+    return list(zip(keys, position.tolist(), strict=True))
 
 
 def _with_numbers(batch: Batch, numbers: list[int]) -> Batch:

@@ -4,10 +4,11 @@ This keeps rows apart in what is fitted and scored. It is no access control: who
 files of a store reads all of it.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from hashlib import blake2b
+from itertools import groupby
 from typing import Any, final
 
 import numpy as np
@@ -18,17 +19,22 @@ from sonde.core.batch import Batch, SiteSchema
 from sonde.core.clearance import LABELS
 from sonde.core.errors import InputError
 from sonde.core.stream import Stream
+from sonde.engine.array_stream import ARRAY_BATCH
+from sonde.engine.joining import columns_of, join
 from sonde.store._identity import DATA, data_of, is_of_arrays, without_data
-from sonde.store._subset import with_examples
+from sonde.store._subset import equal_examples, in_planned_order, with_examples
 from sonde.store.reading import Store
+
+BATCH = 64
 
 
 @final
 class Cleared(Stream):
     """The examples of a store whose label is missing or in the reader's clearance.
 
-    Units, groups, samples and hashes are those of the visible examples alone, so rows that the
-    reader may not see change nothing, to the byte. What is fitted on these examples carries their
+    Units, batches, groups, counts of equal examples, samples and hashes are those of the visible
+    examples alone, so rows that the reader may not see change nothing, to the byte; the names and
+    numbers of classes are those of the whole store. What is fitted on these examples carries their
     labels, and only readers who are cleared for all these labels may score with it.
 
     Parameters
@@ -50,16 +56,16 @@ class Cleared(Stream):
             raise InputError(f"Cleared: expected a set of labels, got the text {clearance!r}.")
         self.store, self.seed = store, store.seed
         self._clearance = tuple(sorted({str(label) for label in clearance}))
-        told = store.column(column)
-        allowed = [x is None or str(x) in self._clearance for x in told]
-        self._kept = np.flatnonzero(allowed)
-        if not len(self._kept):
+        told = store.told(store.held_name(column))
+        kept = [i for i, x in told.items() if x is None or str(x) in self._clearance]
+        self._kept = np.asarray(sorted(kept), dtype=np.int64)
+        if not kept:
             raise InputError(
                 f"Cleared: expected at least one example whose {column!r} is one of the cleared "
                 f"labels ({', '.join(self._clearance) or 'none'}), got none among {len(told):,} "
                 "examples."
             )
-        self.labels = tuple(sorted({str(told[i]) for i in self._kept if told[i] is not None}))
+        self.labels = tuple(sorted({str(told[i]) for i in kept if told[i] is not None}))
 
     @property
     def clearance(self) -> tuple[str, ...]:
@@ -81,10 +87,41 @@ class Cleared(Stream):
         """The group key of every visible example."""
         return self._group_keys
 
-    @property
+    @cached_property
     def grouped(self) -> bool:
-        """True if groups were given or examples were cut into chunks."""
-        return self.store.grouped
+        """True if visible examples have groups of their own, or several are parts of one."""
+        if not self.store.grouped:
+            return False
+        keys = [key for key, _ in self._who]
+        return keys != list(self.group_keys) or len(set(self._who)) < len(keys)
+
+    @property
+    def examples_of_rows(self) -> Sequence[Hashable] | None:
+        """The key and occurrence of each row of plain arrays, if an example has several rows."""
+        several = self.store.examples_of_rows is not None and len(set(self._who)) < len(self._who)
+        return self._who if several else None
+
+    @cached_property
+    def _is_of_arrays(self) -> bool:
+        return is_of_arrays(self.store.identity())
+
+    @cached_property
+    def _who(self) -> list[tuple[bytes, int]]:
+        """The key of each visible example, and its number among equal visible examples."""
+        stored: dict[int, tuple[bytes, Hashable, int]] = {}
+        for batch in self.store.select([self.schema[0].key]):
+            equal = equal_examples(batch, self._is_of_arrays)
+            keys, numbers = map(bytes, batch.keys), np.asarray(batch.occurrence).tolist()
+            order = batch.order.tolist()
+            stored |= zip(order, zip(keys, equal, numbers, strict=True), strict=True)
+        last: dict[Hashable, tuple[int, int]] = {}
+        found: list[tuple[bytes, int]] = []
+        for i in self._kept.tolist():
+            key, equal, number = stored[i]
+            before, count = last.get(equal, (number, 0))
+            last[equal] = (number, count + (number != before))
+            found.append((key, last[equal][1]))
+        return found
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -106,34 +143,41 @@ class Cleared(Stream):
         """Return the identity of the store's model and of the visible examples."""
         whole = self.store.identity()
         told = {name: x for name, x in data_of(whole).items() if name == "encoding"}
+        arrays = {"arrays": True} if self._is_of_arrays else {}
         return {
             **without_data(whole),
-            DATA: {**told, "cleared": self._content},
+            DATA: {**told, **arrays, "cleared": self._content},
             LABELS: list(self.labels),
         }
 
     @cached_property
     def _content(self) -> str:
-        """Return the hash of the visible examples: of their ids, and for arrays of their rows."""
-        found, by_rows = blake2b(digest_size=16), is_of_arrays(self.store.identity())
-        keys = self.store.column(None)
-        for i in self._kept:
-            found.update(len(keys[i]).to_bytes(8, "little") + keys[i])
-        if by_rows:
+        """Return the hash of the visible examples: of their keys, classes and, if named, rows."""
+        found = blake2b(digest_size=16)
+        label, ids = self.store.told("label"), self.store.told("id")
+        for i, (key, _) in zip(self._kept.tolist(), self._who, strict=True):
+            found.update(f"{label[i]} {len(key)} ".encode() + key)
+        named = any(ids[i] != k.hex() for i, (k, _) in zip(self._kept, self._who, strict=True))
+        if named or self._is_of_arrays:  # a key that is no hash of the content says nothing of it
             for batch in self:
                 for x in batch.rows.values():
                     found.update(x.contiguous().view(torch.uint8).numpy().tobytes())
         return found.hexdigest()
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield the visible examples ``[start, stop)``, one batch of the store at a time."""
-        kept = self._kept[start:stop]
-        if not len(kept):
-            return
+        """Yield the visible examples ``[start, stop)`` in the planned order, some at a time."""
+        kept, most = self._kept[start:stop], ARRAY_BATCH if self._is_of_arrays else BATCH
+        for first in range(0, len(kept), most):
+            parts = groupby(self._parts(kept[first : first + most]), columns_of)
+            for batch in (join(list(part)) for _, part in parts):
+                place = np.searchsorted(self._kept, np.asarray(batch.order))
+                occurrence = torch.tensor([self._who[int(i)][1] for i in place])
+                mine = replace(batch, order=torch.from_numpy(place), occurrence=occurrence)
+                yield in_planned_order(mine)
+
+    def _parts(self, kept: Int[np.ndarray, "_some"]) -> Iterator[Batch]:
+        """Yield examples by their numbers in the store, as its batches hold them."""
         for batch in self.store.batches(int(kept[0]), int(kept[-1]) + 1):
-            order = np.asarray(batch.order)
-            mask = np.isin(order, kept)
+            mask = np.isin(np.asarray(batch.order), kept)
             if mask.any():
-                found = with_examples(batch, torch.from_numpy(mask))
-                place = np.searchsorted(self._kept, np.asarray(found.order))
-                yield replace(found, order=torch.from_numpy(place))
+                yield with_examples(batch, torch.from_numpy(mask))

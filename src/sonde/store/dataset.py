@@ -12,7 +12,8 @@ import torch
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import StoreError
 from sonde.engine.classes import joined_names
-from sonde.store.layout import EXAMPLES, GROUPS, HEAD, SITES, row_file, side_file
+from sonde.store._mapped import integer_column
+from sonde.store.layout import EXAMPLES, GROUPS, HEAD, REPAIR, SITES, row_file, side_file
 from sonde.store.volume import Span, Volume
 
 
@@ -59,6 +60,24 @@ class DataSet:
         """Raise if a file is missing or its size is wrong."""
         for volume in self.volumes:
             volume.check_files()
+
+    def told(self, held: str) -> dict[int, Any]:
+        """Return a column of the files of examples, by each stored example's planned number.
+
+        Raises
+        ------
+        StoreError
+            If a file is damaged.
+        """
+        found: dict[int, Any] = {}
+        for table in self.volumes[0].examples():
+            order = integer_column(table, "order").tolist()
+            known = held in table.schema.names
+            if not known or (order and not 0 <= min(order) <= max(order) < len(self)):
+                what = "examples that were not planned" if known else f"no column {held}"
+                raise StoreError(f"Store: {self.directory} is damaged: it holds {what}. {REPAIR}")
+            found |= zip(order, table.column(held).to_pylist(), strict=True)
+        return found
 
     def home(self, key: str) -> Volume:
         """Return the volume that contains a kind of rows."""

@@ -20,7 +20,7 @@ from sonde.engine.derived import DerivedStream
 from sonde.files.durable import atomic_write
 from sonde.files.identity import which_rows
 from sonde.files.lock import RunLock
-from sonde.store._columns import fits, kind_of
+from sonde.store._columns import CHOSEN, chosen_column, fits, hash_of, kind_of, plain_values
 from sonde.store._identity import (
     contradiction,
     data_of,
@@ -31,6 +31,7 @@ from sonde.store._identity import (
     without_data,
     without_sites,
 )
+from sonde.store._subset import equal_examples
 from sonde.store.dataset import DataSet, class_names, common_schema
 from sonde.store.layout import DATA, MANIFEST, SITES, sealed
 from sonde.store.manifest import Manifest, read_manifest
@@ -41,7 +42,7 @@ def append_store(
     stream: Stream,
     directory: str | Path,
     *,
-    columns: Mapping[str, Sequence[Any]] | None = None,
+    columns: Mapping[str, Any] | None = None,
     tick: Tick = lambda _: None,
     fill: Fill = fill,
 ) -> Path:
@@ -71,10 +72,12 @@ def append_store(
     with RunLock(directory):
         sets = _data_sets(directory)
         top, number = sets[0].manifest, _number_of(stream, sets)
+        columns = {name: plain_values(values) for name, values in (columns or {}).items()}
         held = number < len(sets)
         known = sets[number].volumes[0].schema if held else common_schema(sets)
-        _require_same_kind(sets[0], known, stream, columns or {})
+        _require_same_kind(sets[0], known, stream, columns)
         if held and not sets[number].volumes[0].to_write():
+            _require_same_values(sets[number], columns)
             tick(len(stream))
             return directory
         source = with_classes(counted_on(stream, sets[:number]), class_names(sets))
@@ -240,6 +243,18 @@ def _require_same_kind(
             )
 
 
+def _require_same_values(part: DataSet, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Raise if the columns of data that a store holds have other values there."""
+    for name, kind in part.manifest.columns.items():
+        given = chosen_column(name, columns[name], len(part), kind).to_pylist()
+        held = part.told(CHOSEN + name)
+        if hash_of([*held.values()]) != hash_of([given[i] for i in held]):
+            raise StoreError(
+                f"append_store: {part.directory} holds these data with other values of the column "
+                f"{name!r}. Write a new store of all data."
+            )
+
+
 def _other_rows(schema: Iterable[SiteSchema], here: dict[str, SiteSchema]) -> str | None:
     for mine in schema:
         its = here.get(mine.key)
@@ -288,21 +303,11 @@ class LaterOccurrences(DerivedStream):
 
     def _add(self, batch: Batch) -> None:
         occurrence = torch.as_tensor(batch.occurrence).tolist()
-        for key, n in zip(self._counted(batch), occurrence, strict=True):
+        for key, n in zip(equal_examples(batch, self._by_position), occurrence, strict=True):
             self._counts[key] = max(n + 1, self._counts.get(key, 0))
-
-    def _counted(self, batch: Batch) -> Sequence[Hashable]:
-        """Return the key of equal examples; for arrays, with the row's position."""
-        keys = [bytes(key) for key in batch.keys]
-        if not self._by_position:
-            return keys
-        site = next(iter(batch.rows))
-        position = torch.zeros(len(batch), dtype=torch.int64)
-        position[batch.example[site]] = batch.position[site].long()
-        return list(zip(keys, position.tolist(), strict=True))
 
     def changed(self, batch: Batch) -> Batch:
         """Return a batch with continued occurrence counts."""
-        earlier = [self._counts.get(key, 0) for key in self._counted(batch)]
+        earlier = [self._counts.get(key, 0) for key in equal_examples(batch, self._by_position)]
         added = torch.tensor(earlier, dtype=torch.int64)
         return replace(batch, occurrence=torch.as_tensor(batch.occurrence) + added)

@@ -6,11 +6,13 @@ name and nothing else; look at the redacted texts before you share what was made
 
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, final
+
+import numpy as np
 
 from sonde.core.errors import InputError
 
@@ -48,7 +50,7 @@ class Policy:
             )
 
     def redacted(self, value: Any) -> Any:
-        """Return a text, or the texts of a mapping, list or tuple, with pseudonyms.
+        """Return a text, or the texts of a mapping, list, tuple, set or array, with pseudonyms.
 
         Parameters
         ----------
@@ -57,10 +59,15 @@ class Policy:
         """
         if isinstance(value, str):
             return self._pattern.sub(lambda found: self._pseudonym(found[0]), value)
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             return {name: self.redacted(x) for name, x in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(self.redacted(x) for x in value)
+        if isinstance(value, np.ndarray) and value.dtype.kind in "OTU":
+            told = [self.redacted(x) for x in value.reshape(-1).tolist()]
+            return np.fromiter(told, dtype=object, count=len(told)).reshape(value.shape)
+        if isinstance(value, list | tuple | set | frozenset):
+            told = [self.redacted(x) for x in value]
+            named = isinstance(value, tuple) and type(value) is not tuple
+            return type(value)(*told) if named else type(value)(told)
         return value
 
     def rows(self, rows: Iterable[Any]) -> Iterator[Any]:

@@ -3,8 +3,9 @@
 import fnmatch
 import itertools
 import re
+import threading
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +23,19 @@ from sonde.core.site import POSITIONS, Reducer, Site
 from sonde.core.stream import Stream
 from sonde.files.lock import holder_of
 from sonde.store._columns import CHOSEN
-from sonde.store._identity import appended, joined_identity, only_sites
-from sonde.store._mapped import DAMAGE, MappedFile
+from sonde.store._identity import (
+    appended,
+    is_of_arrays,
+    joined_identity,
+    names_rows,
+    only_sites,
+)
+from sonde.store._mapped import DAMAGE, MappedFile, OpenFiles
 from sonde.store._subset import with_examples
 from sonde.store.column import TORCH_TYPES, SiteColumn
 from sonde.store.dataset import DataSet, class_names, common_schema
 from sonde.store.layout import AGAIN, DATA, REPAIR, ROWS, row_file
-from sonde.store.volume import Volume
+from sonde.store.volume import Span, Volume
 
 FILES_OPEN = 256
 
@@ -37,10 +44,16 @@ FILES_OPEN = 256
 class _Place:
     """File of a record batch, and its index there."""
 
-    path: Path
-    size: int
+    volume: Volume
+    table: str
+    span: Span
     number: int
     column: str
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return row_file(self.volume.directory, self.table, self.span)
 
 
 class Shelf:
@@ -58,11 +71,12 @@ class Shelf:
         self._places = places
         self._ends = np.cumsum(counts, dtype=np.int64)
         self._firsts = self._ends - np.asarray(counts, dtype=np.int64)
-        paths = list(dict.fromkeys(p.path for p in places))
-        self._file_of = np.asarray([paths.index(p.path) for p in places], dtype=np.int64)
-        self._sizes = {paths.index(p.path): (p.path, p.size) for p in places}
+        numbers: dict[Path, int] = {}
+        found = [numbers.setdefault(p.path, len(numbers)) for p in places]
+        self._file_of = np.asarray(found, dtype=np.int64)
+        self._places_of = dict(zip(found, places, strict=True))
         self._starts: np.ndarray = np.full(len(places), -1, dtype=np.int64)
-        self._open: dict[int, MappedFile] = {}
+        self._open, self._lock = OpenFiles(FILES_OPEN), threading.Lock()
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -112,31 +126,29 @@ class Shelf:
         return index
 
     def _file(self, number: int) -> MappedFile:
-        if number not in self._open:
-            while len(self._open) >= FILES_OPEN:
-                del self._open[next(iter(self._open))]
-            self._open[number] = MappedFile(*self._sizes[number])
-        return self._open[number]
+        place = self._places_of[number]
+        return self._open.get(place.path, lambda: place.volume.opened(place.table, place.span))
 
     def _opened(self, number: int) -> np.ndarray:
         """Return the elements of a file, after finding the start of its record batches."""
         file = self._file(number)
         mine = np.flatnonzero(self._file_of == number)
-        if self._starts[mine[0]] < 0:
-            dtype = self._schema.dtype
-            width = TORCH_TYPES[dtype].itemsize
-            try:
-                for chunk in mine.tolist():
-                    place = self._places[chunk]
-                    column = file.batch(place.number).column(place.column)
-                    count = int(self._ends[chunk] - self._firsts[chunk])
-                    if len(column) != count or column.type.list_size != self._schema.dim:
-                        raise ValueError("a record batch has another number of rows")
-                    self._starts[chunk] = file.start(column.flatten(), width) // width
-            except DAMAGE as error:
-                self._starts[mine] = -1
-                raise _damaged(file, error) from error
+        with self._lock:  # another thread must not see the starts of some batches alone
+            if self._starts[mine[0]] < 0:
+                try:
+                    self._starts[mine] = [self._start(file, chunk) for chunk in mine.tolist()]
+                except DAMAGE as error:
+                    raise _damaged(file, error) from error
         return file.elements(self._schema.dtype)
+
+    def _start(self, file: MappedFile, chunk: int) -> int:
+        """Return the index of the first element of a record batch."""
+        place, width = self._places[chunk], TORCH_TYPES[self._schema.dtype].itemsize
+        column = file.batch(place.number).column(place.column)
+        count = int(self._ends[chunk] - self._firsts[chunk])
+        if len(column) != count or column.type.list_size != self._schema.dim:
+            raise ValueError("a record batch has another number of rows")
+        return file.start(column.flatten(), width) // width
 
 
 def _damaged(file: MappedFile, error: Exception) -> StoreError:
@@ -154,13 +166,12 @@ def _listed(volumes: list[Volume], key: str) -> tuple[SiteSchema, list[_Place], 
             for span in volume.manifest.ranges():
                 path = row_file(volume.directory, table, span)
                 try:
-                    said = volume.record(span)["files"][table]
-                    rows, size = [int(n) for n in said["rows"]], int(said["size_bytes"])
+                    rows = [int(n) for n in volume.record(span)["files"][table]["rows"]]
                 except (LookupError, TypeError, ValueError) as error:
                     raise StoreError(f"Store: the record of {path} is damaged. {AGAIN}") from error
                 for number, n in enumerate(rows):
                     if n > 0:
-                        places.append(_Place(path, size, number, column.name))
+                        places.append(_Place(volume, table, span, number, column.name))
                         counts.append(n)
     return found[0], places, counts
 
@@ -196,7 +207,7 @@ class Store(Stream):
     def __init__(
         self, directory: str | Path, keys: Iterable[str] | None = None, checked: bool = False
     ) -> None:
-        self.directory, self.checked = Path(directory), checked
+        self.directory, self.checked = Path(directory).absolute(), checked
         first = DataSet(self.directory, checked)
         self.manifest = first.manifest
         further = [self.directory / DATA / str(k + 1) for k in range(self.manifest.n_data)]
@@ -269,6 +280,16 @@ class Store(Stream):
     def grouped(self) -> bool:
         """True if groups were given or examples were cut into chunks."""
         return any(s.manifest.grouped for s in self._sets)
+
+    @property
+    def examples_of_rows(self) -> Sequence[Hashable] | None:
+        """The key and occurrence of each row of plain arrays, if an example has several rows."""
+        parts = [s.manifest.identity for s in self._sets]
+        if not all(is_of_arrays(part) and names_rows(part) for part in parts):
+            return None
+        keys, numbers = self.told("key"), self.told("occurrence")
+        found = [(keys[i], numbers[i]) for i in sorted(keys)]
+        return found if len(set(found)) < len(found) else None
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -398,6 +419,8 @@ class Store(Stream):
     def column(self, name: str | None) -> list[Any]:
         """Return the value of a data column for each example, in the planned order.
 
+        An example that could not be read (``skip_bad``) has None.
+
         Parameters
         ----------
         name : str or None
@@ -408,23 +431,39 @@ class Store(Stream):
         InputError
             If there is no such column.
         """
+        found = self.told("key" if name is None else self.held_name(name))
+        return [found.get(i) for i in range(len(self))]
+
+    def held_name(self, name: str) -> str:
+        """Return the name under which the files hold a data column.
+
+        Raises
+        ------
+        InputError
+            If there is no such column.
+        """
         for part in self._sets:
             known = part.manifest.columns
-            if name is not None and name not in known:
+            if name not in known:
                 raise InputError(
                     f"Store.column: {part.directory} has no column {name!r}.{near(name, known)} It "
                     f"has {', '.join(known) or 'none'}. Write it with --columns."
                 )
-        held, found = "key" if name is None else CHOSEN + name, list[Any]()
-        for part in self._sets:
-            rows = [
-                row
-                for table in part.volumes[0].examples()
-                for row in zip(*(table.column(c).to_pylist() for c in ("order", held)), strict=True)
-            ]
-            rows.sort(key=lambda row: row[0])  # they lie in the order of the batches
-            found += [value for _, value in rows]
-        return found
+        return CHOSEN + name
+
+    def told(self, held: str) -> dict[int, Any]:
+        """Return a column of the files of examples, by each stored example's planned number.
+
+        Parameters
+        ----------
+        held : str
+            Name of the column in these files.
+        """
+        return {
+            start + number: value
+            for part, start in zip(self._sets, self._starts, strict=False)
+            for number, value in part.told(held).items()
+        }
 
     def _shelf(self, key: str | None) -> Shelf:
         name = self.schema[0].key if key is None else key

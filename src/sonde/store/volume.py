@@ -12,7 +12,8 @@ import torch
 from sonde.core.batch import Batch, Head, SiteSchema
 from sonde.core.errors import StoreError
 from sonde.store._columns import EXTRA, SHAPE
-from sonde.store._mapped import DAMAGE, MappedFile, integer_column, number_column
+from sonde.store._identity import is_of_arrays
+from sonde.store._mapped import DAMAGE, MappedFile, OpenFiles, integer_column, number_column
 from sonde.store.column import SiteColumn
 from sonde.store.layout import (
     AGAIN,
@@ -48,7 +49,7 @@ class Volume:
     def __init__(self, directory: Path, checked: bool = False) -> None:
         self.directory, self._checked = directory, checked
         self.manifest: Manifest = read_manifest(directory)
-        self._open: dict[Path, MappedFile] = {}
+        self._open = OpenFiles(KEPT_OPEN * (1 + len(self.manifest.tables)))
         self._records: dict[Span, dict[str, Any]] = {}
 
     @property
@@ -93,22 +94,29 @@ class Volume:
         StoreError
             If it is damaged, or of another plan.
         """
-        if span not in self._records:
-            path = record_file(self.directory, span)
-            try:
-                record = read_json(path)
-            except StoreError as error:
-                raise StoreError(f"{error} {AGAIN}") from error
-            counts = record.get("batches")
-            if (
-                not isinstance(counts, list)
-                or not all(type(c) is int and c >= 0 for c in counts)
-                or len(counts) != span[1] - span[0]
-                or record.get("plan") != self.manifest.plan
-            ):
-                raise StoreError(f"Store: {path} is damaged. {AGAIN}")
-            self._records[span] = record
-        return self._records[span]
+        found = self._records.get(span)
+        return self._read_record(span) if found is None else found
+
+    def _read_record(self, span: Span) -> dict[str, Any]:
+        path = record_file(self.directory, span)
+        try:
+            record = read_json(path)
+        except StoreError as error:
+            raise StoreError(f"{error} {AGAIN}") from error
+        counts = record.get("batches")
+        if (
+            not isinstance(counts, list)
+            or not all(type(c) is int and c >= 0 for c in counts)
+            or len(counts) != span[1] - span[0]
+        ):
+            raise StoreError(f"Store: {path} is damaged. {AGAIN}")
+        if record.get("plan") != self.manifest.plan:
+            raise StoreError(
+                f"Store: {path} is of another plan than the store that was opened. Open the store "
+                f"again if it was written anew. {AGAIN}"
+            )
+        self._records[span] = record
+        return record
 
     def span_of(self, unit: int) -> Span:
         """Return the range of units whose file contains a unit."""
@@ -156,17 +164,22 @@ class Volume:
     def file(self, table: str, span: Span) -> MappedFile:
         """Return an open file; the last range's files stay open."""
         path = row_file(self.directory, table, span)
-        if path not in self._open:
-            while len(self._open) >= KEPT_OPEN * (1 + len(self.manifest.tables)):
-                del self._open[next(iter(self._open))]
-            file = MappedFile(path, self._size(table, span), self._crc32(table, span))
-            self._check_schema(file.schema, table, path)
-            self._open[path] = file
-        return self._open[path]
+        return self._open.get(path, lambda: self.opened(table, span, self._checked))
 
-    def _crc32(self, table: str, span: Span) -> int | None:
-        """Return the checksum of a file, or None if it was not recorded or is not checked."""
-        return self.record(span)["files"][table].get("crc32") if self._checked else None
+    def opened(self, table: str, span: Span, checked: bool = False) -> MappedFile:
+        """Open a file by its record as it is on disk now: the store may have been written anew.
+
+        Raises
+        ------
+        StoreError
+            If the file is missing or damaged, or of another store than this one was.
+        """
+        self._read_record(span)
+        path, size = row_file(self.directory, table, span), self._size(table, span)
+        sums = self.record(span)["files"][table]
+        file = MappedFile(path, size, sums.get("crc32") if checked else None)
+        self._check_schema(file.schema, table, path)
+        return file
 
     def _size(self, table: str, span: Span) -> int:
         try:
@@ -230,7 +243,7 @@ class Volume:
             pair=optional("pair"),
             side=optional("side"),
             length=optional("length"),
-            scattered="arrays" in self.manifest.identity,
+            scattered=is_of_arrays(self.manifest.identity),
             **shared,
         )
 

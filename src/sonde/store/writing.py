@@ -24,7 +24,14 @@ from sonde.core.plan import UNIT_SIZE
 from sonde.core.stream import Stream
 from sonde.files.durable import TEMPORARY, atomic_write, make_directory, remove
 from sonde.files.lock import RunLock
-from sonde.store._columns import chosen_column, examples_of, kind_of, rows_of
+from sonde.store._columns import (
+    chosen_column,
+    examples_of,
+    hash_of,
+    kind_of,
+    plain_values,
+    rows_of,
+)
 from sonde.store._files import HASHED_BYTES, MOST_HASHING, RangeFiles, Span
 from sonde.store._identity import first_difference
 from sonde.store._planned import files_beside, planned
@@ -105,7 +112,7 @@ def write_store(
     directory: str | Path,
     *,
     unit_size: int = UNIT_SIZE,
-    columns: Mapping[str, Sequence[Any]] | None = None,
+    columns: Mapping[str, Any] | None = None,
     fresh: bool = False,
     tick: Tick = lambda _: None,
     fill: Fill = fill,
@@ -118,8 +125,9 @@ def write_store(
     directory : path
         The store's folder; made if it is not there.
     unit_size : int, default=256
-    columns : mapping of str to sequence, optional
-        Further columns, each with one value for every example in the planned order.
+    columns : mapping of str to sequence or array, optional
+        Further columns, each with one value for every example in the planned order; where items of
+        the data are left out or cut, ``[values[i] for i in stream.source_rows]``.
     fresh : bool, default=False
         Overwrite a store of another plan.
     tick : callable
@@ -169,19 +177,20 @@ class StoreWriter:
         stream: Stream,
         directory: Path,
         unit_size: int = UNIT_SIZE,
-        columns: Mapping[str, Sequence[Any]] | None = None,
+        columns: Mapping[str, Any] | None = None,
         keys: Sequence[str] | None = None,
         kinds: Mapping[str, str] | None = None,
     ) -> None:
         if len(stream) == 0:
             raise InputError("write_store: expected at least one example, got none.")
         self.stream, self.directory = stream, Path(directory).absolute()
-        chosen = {} if columns is None else columns
+        chosen = {name: plain_values(values) for name, values in (columns or {}).items()}
         kinds = kinds or {name: kind_of(values) for name, values in chosen.items()}
         self._chosen = {n: chosen_column(n, v, len(stream), kinds[n]) for n, v in chosen.items()}
         first = stream.first_batch()
         self._beside = files_beside(stream, first)
-        self.manifest = planned(stream, first, unit_size, kinds, keys, self._beside)
+        hashes = {name: hash_of(column.to_pylist()) for name, column in self._chosen.items()}
+        self.manifest = planned(stream, first, unit_size, kinds, hashes, keys, self._beside)
         self._schemas = {name: part.schema for name, part in self._parts(first).items()}
         self._example_bytes = _size(first) / len(first)
 
