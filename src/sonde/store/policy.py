@@ -61,7 +61,7 @@ class Policy:
             return self._pattern.sub(lambda found: self._pseudonym(found[0]), value)
         if isinstance(value, Mapping):
             return {name: self.redacted(x) for name, x in value.items()}
-        if isinstance(value, np.ndarray) and value.dtype.kind in "OTU":
+        if isinstance(value, np.ndarray) and value.dtype.kind in ("O", "T", "U"):
             told = [self.redacted(x) for x in value.reshape(-1).tolist()]
             return np.fromiter(told, dtype=object, count=len(told)).reshape(value.shape)
         if isinstance(value, list | tuple | set | frozenset):
