@@ -61,7 +61,7 @@ def in_planned_order(batch: Batch) -> Batch:
 
 
 def _moved(batch: Batch, index: Tensor, place: Tensor) -> Batch:
-    """Return a batch of the examples ``index``, of which ``place`` is the inverse."""
+    """Return a batch of the examples ``index``; ``place`` is the new number of each."""
     moved: dict[int, Tensor] = {}
     example: dict[str, Tensor] = {}
     for key, own in batch.example.items():

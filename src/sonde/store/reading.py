@@ -34,7 +34,7 @@ from sonde.store._mapped import DAMAGE, MappedFile, OpenFiles
 from sonde.store._subset import with_examples
 from sonde.store.column import TORCH_TYPES, SiteColumn
 from sonde.store.dataset import DataSet, class_names, common_schema
-from sonde.store.layout import AGAIN, DATA, REPAIR, ROWS, row_file
+from sonde.store.layout import AGAIN, DATA, REPAIR, ROWS, record_file, row_file
 from sonde.store.volume import Span, Volume
 
 FILES_OPEN = 256
@@ -224,9 +224,10 @@ class Store(Stream):
         spans = self.manifest.ranges()
         missing = self._sets[0].missing()
         if missing:
+            first = record_file(self.directory, missing[0])
             raise StoreError(
                 f"Store: {self.directory} is not complete: {len(missing)} of {len(spans)} "
-                f"ranges of units are missing. {self._advice()}"
+                f"ranges of units are missing, the first is {first.name}. {self._advice()}"
             )
         for part in self._sets[1:]:
             if part.missing():
