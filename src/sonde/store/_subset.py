@@ -24,9 +24,9 @@ def with_rows(batch: Batch, kept: Callable[[str], Tensor | None]) -> Batch:
     for key in batch.rows:
         layout = (id(batch.example[key]), id(batch.position[key]))
         if layout not in layouts:
-            mask = kept(key)
-            marks = mask is not None and mask.dtype == torch.bool
-            rows = torch.nonzero(mask).flatten() if marks else mask
+            rows = kept(key)
+            if rows is not None and rows.dtype == torch.bool:
+                rows = torch.nonzero(rows).flatten()
             pair = (batch.example[key], batch.position[key])
             chosen = pair if rows is None else (pair[0][rows], pair[1][rows])
             layouts[layout] = (*chosen, rows)

@@ -87,9 +87,13 @@ class Cleared(Stream):
         """The group key of every visible example."""
         return self._group_keys
 
-    @cached_property
+    @property
     def grouped(self) -> bool:
         """True if visible examples have groups of their own, or several are parts of one."""
+        return self._grouped
+
+    @cached_property
+    def _grouped(self) -> bool:
         if not self.store.grouped:
             return False
         keys = [key for key, _ in self._who]
