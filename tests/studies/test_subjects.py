@@ -81,3 +81,21 @@ def test_training_leaves_the_generator_alone():
     start = drawn(SubjectEncoder, 0).into[2].weight  # of the ground's states
     assert torch.equal(nets[0].into[2].weight, start)
     assert not torch.equal(nets[1].into[2].weight, start)
+
+
+@torch.no_grad()
+def test_an_encoder_of_places_alone_brings_no_global_states():
+    at, of = studio(0, 0), asked(0, 5)
+    with torch.enable_grad():
+        net = subject_encoder(at, 0, 2, whole=False)
+    start = drawn(SubjectEncoder, 0)
+    trained = dict(net.named_parameters())
+    moved = {k for k, p in start.named_parameters() if not torch.equal(p, trained[k])}
+    heads = [{f"{part}.{i}.{kind}" for part in ("heads", "into") for kind in ("weight", "bias")}
+             for i in range(3)]  # fmt: skip
+    assert not moved & heads[0]
+    assert heads[1] | heads[2] <= moved
+    sources = net.sources(net(of.seen.picture))
+    assert not sources[FIRST].any()
+    local = injected(at, of.words, sources, LEVELS["local"])
+    torch.testing.assert_close(injected(at, of.words, sources), local)

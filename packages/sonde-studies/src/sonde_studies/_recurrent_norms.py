@@ -1,24 +1,28 @@
-"""Recurrent nets with and without a layer norm, and the range of the sums before the norm."""
+"""Recurrent nets with a layer norm, one of length alone or none, and the sums before it."""
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, rms_norm
 
 from sonde.layers import ConditionalNorm
 from sonde_studies.worlds.learning import accuracy, drawn, minimise
 
 FIT, DIM, PIECE = 1_000, 32, 4
+EPS = 1e-5
+Norm = Literal["none", "length", "layer"]
 
 
 class RecurrentNet(nn.Module):
     """A recurrent net of rectified units whose summed inputs are normalised, or only scaled."""
 
-    def __init__(self, normed: bool) -> None:
+    def __init__(self, norm: Norm) -> None:
         super().__init__()
         self.first, self.back = nn.Linear(PIECE, DIM), nn.Linear(DIM, DIM, bias=False)
         nn.init.normal_(self.back.weight, std=(2 / DIM) ** 0.5)
-        self.norm = ConditionalNorm(DIM) if normed else _Scale()
+        self.norm = ConditionalNorm(DIM) if norm == "layer" else _Scale(norm == "length")
         self.head = nn.Linear(DIM, 10)
 
     def sums(self, x: Float[Tensor, "row pixel"]) -> Float[Tensor, "step row dim"]:
@@ -35,26 +39,27 @@ class RecurrentNet(nn.Module):
 
 
 class _Scale(nn.Module):
-    """The gain and the bias of a norm, without the norm."""
+    """The gain and the bias of a layer norm after a norm of length alone, or after none."""
 
-    def __init__(self) -> None:
+    def __init__(self, by_length: bool) -> None:
         super().__init__()
+        self.by_length = by_length
         self.gain, self.bias = nn.Parameter(torch.ones(DIM)), nn.Parameter(torch.zeros(DIM))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the scaled sums."""
-        return self.gain * x + self.bias
+        return self.gain * (rms_norm(x, (DIM,), eps=EPS) if self.by_length else x) + self.bias
 
 
 def recurrent_range(
-    normed: bool, x: Float[Tensor, "row pixel"], label: Int[Tensor, "row"], seed: int, steps: int
+    norm: Norm, x: Float[Tensor, "row pixel"], label: Int[Tensor, "row"], seed: int, steps: int
 ) -> dict[str, float]:
     """Train a recurrent net on digits read in pieces; return its accuracy and its sums' range.
 
     ``spread`` is the standard deviation over steps, after the first, of the logarithm of the length
     of the summed inputs (mean over test rows), ``length`` the mean of their length.
     """
-    net = drawn(lambda: RecurrentNet(normed), seed)
+    net = drawn(lambda: RecurrentNet(norm), seed)
     minimise(
         lambda r: cross_entropy(net(x[r]), label[r]),
         net.parameters(), FIT, steps=steps, seed=seed,

@@ -1,7 +1,7 @@
 """Two places for a condition: a separate token, or shifts of the norms.
 
 Digits as sequences of eight rows; the condition is a question about the digit. Beside it, what a
-norm does to the sums that a recurrent net trained on digits in pieces hands to it.
+layer norm does for a recurrent net that reads digits in pieces.
 """
 
 from typing import final
@@ -38,12 +38,11 @@ class ConditioningStudy(Study):
         Claim("tokens", "Shifts of each token's own norms tell marked tokens better than marks of "
               "the row do, given to all tokens.",
               "accuracy of naming the darker half, marks by token less by row"),
-        Claim("range", "The sums that a layer norm is given in a trained recurrent net change less "
-              "in length from step to step than those of a net without it.",
-              "standard deviation of the log length before the norm, without less with"),
-        Claim("recurrent", "After as many training steps the recurrent net with the norm is right "
-              "more often.",
+        Claim("recurrent", "After as many training steps a recurrent net with a layer norm is "
+              "right more often.",
               "accuracy of a recurrent net, with a norm less without"),
+        Claim("centred", "It is right more often than with a norm of length alone.",
+              "accuracy of a recurrent net, layer norm less root-mean-square norm"),
     )  # fmt: skip
     null = Claim("blind", "Without the condition both answer alike.",
                  "accuracy, norms less token, all conditions 0")  # fmt: skip
@@ -73,8 +72,9 @@ class ConditioningStudy(Study):
             found[arm] = _right(net, x, c, marked, seed, TINY if tiny else STEPS)
         tick("recurrent")
         steps = TINY if tiny else RECURRENT_STEPS
-        plain, normed = (
-            recurrent_range(norm, x.flatten(1), label, seed, steps) for norm in (False, True)
+        plain, by_length, normed = (
+            recurrent_range(norm, x.flatten(1), label, seed, steps)
+            for norm in ("none", "length", "layer")
         )
         costs = {
             how: _products(drawn(lambda how=how: _Net(how), seed)) for how in ("token", "norms")
@@ -83,11 +83,12 @@ class ConditioningStudy(Study):
             "norms": found["norms"] - found["token"] + 0.02,
             "cost": 1 - costs["norms"] / costs["token"],
             "tokens": found["by token"] - found["by row"],
-            "range": plain["spread"] - normed["spread"],
             "recurrent": normed["right"] - plain["right"],
+            "centred": normed["right"] - by_length["right"],
             "blind": found["norms, blind"] - found["token, blind"],
             **{f"accuracy | {arm}": v for arm, v in found.items()},
             **{f"{name} | without": v for name, v in plain.items()},
+            **{f"{name} | of length alone": v for name, v in by_length.items()},
             **{f"{name} | with": v for name, v in normed.items()},
         }
 

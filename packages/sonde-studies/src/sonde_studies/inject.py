@@ -80,7 +80,8 @@ class InjectStudy(Study):
               "slope of the painted ground on the subject's, without less with the losses"),
         Claim("price", "Separation costs less than a tenth of the subject's variance.",
               "share of the variance of the subject, with less without separation, and 0.1"),
-        Claim("levels", "Global states beside those of places keep more of the subject.",
+        Claim("levels", "Global states beside those of places keep more of the subject than an "
+              "encoder keeps that was trained with places alone.",
               "share of the variance of the subject, both levels less places alone"),
     )  # fmt: skip
     null = Claim(
@@ -138,7 +139,7 @@ class InjectStudy(Study):
             "by states": whole["carried"] - stated["carried"],
             "by losses": stated["carried"] - separated["carried"],
             "price": separated["subject"] - whole["subject"] + 0.1,
-            "levels": separated["subject"] - both["separated, local"],
+            "levels": separated["subject"] - both["places alone"],
             "unrelated": of("mean", "unrelated ground"),
             **{f"{k} | {key}": x for k, row in (found | subject).items() for key, x in row.items()},
         }

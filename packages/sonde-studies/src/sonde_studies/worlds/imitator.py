@@ -35,7 +35,13 @@ STEPS, RATE = 300, 3e-3
 
 
 def imitator(
-    at: Studio, seed: int, steps: int = STEPS, *, penalty: float = 0.0, joint: bool = False
+    at: Studio,
+    seed: int,
+    steps: int = STEPS,
+    *,
+    penalty: float = 0.0,
+    everywhere: bool = False,
+    joint: bool = False,
 ) -> Painter:
     """Return a generator with trained keys and values for a second image, all else frozen.
 
@@ -48,6 +54,8 @@ def imitator(
     seed, steps : int
     penalty : float, default=0.0
         Weight of ``increment_penalty`` after each block, outside the square of the digit.
+    everywhere : bool, default=False
+        The penalty is on changes inside the square as well.
     joint : bool, default=False
         With one softmax over words and picture instead of two.
     """
@@ -75,7 +83,8 @@ def imitator(
         found = mse_loss(as_map(net.last(states[-1])), wanted.picture)
         if penalty == 0.0:
             return found
-        return found + penalty * moved(states, at.painter.states(words), wanted.inside)
+        free = torch.zeros_like(wanted.inside) if everywhere else wanted.inside
+        return found + penalty * moved(states, at.painter.states(words), free)
 
     learned = [p for p in net.parameters() if p.requires_grad]
     minimise(loss, learned, DIGITS, steps=steps, seed=seed, rate=RATE, batch=BATCH)

@@ -61,10 +61,17 @@ class Encoded:
 
 
 class SubjectEncoder(nn.Module):
-    """Two convolutions, a head for each kind of states, and maps into the generator's states."""
+    """Two convolutions, a head for each kind of states, and maps into the generator's states.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    whole : bool, default=True
+        Bring global states of the subject beside those of places.
+    """
+
+    def __init__(self, whole: bool = True) -> None:
         super().__init__()
+        self.whole = whole
         self.first, self.second = (nn.Conv2d(n, WIDTH, 3, padding=1) for n in (3, WIDTH))
         self.heads = nn.ModuleList(nn.Linear(n * WIDTH, DIM) for n in (1, 2, 1))
         self.into = nn.ModuleList(nn.Linear(DIM, DIM) for _ in self.heads)
@@ -82,7 +89,7 @@ class SubjectEncoder(nn.Module):
     ) -> dict[str, Float[Tensor, "canvas _ dim"]]:
         """Return what to inject at each site, with the ground of the canvases of a mask."""
         whole, places, ground = self.into
-        first = whole(states.whole)
+        first = whole(states.whole) if self.whole else torch.zeros_like(states.whole)
         if with_ground is not None:
             first = first + with_ground[:, None] * ground(states.ground)
         return {FIRST: first[:, None], LAST: places(states.places)}
@@ -103,16 +110,22 @@ def injected(
 
 
 def subject_encoder(
-    at: Studio, seed: int, steps: int = STEPS, *, ground_states: bool = True, separates: bool = True
+    at: Studio,
+    seed: int,
+    steps: int = STEPS,
+    *,
+    ground_states: bool = True,
+    separates: bool = True,
+    whole: bool = True,
 ) -> SubjectEncoder:
     """Return an encoder that was trained to have its input painted again.
 
     Words name the digit, in 6 of 10 images the ground, never the ink. With ``ground_states`` the
     ground that no word names comes from states of its own. With ``separates`` the states of the
     subject are drawn to those of the same subject on another ground, and made independent of the
-    ground's states.
+    ground's states. Without ``whole`` it learns with the subject's states of places alone.
     """
-    net = drawn(SubjectEncoder, seed)
+    net = drawn(lambda: SubjectEncoder(whole), seed)
     images, digit = digit_images(seed)
     draw = torch.Generator().manual_seed(seed)
     near, independent = Align("cosine"), Separate("cross_covariance")
@@ -133,9 +146,10 @@ def subject_encoder(
             return found
         twin = net(other.picture)
         for one, two in ((states, twin), (twin, states)):
-            found = found + APART * near(one.whole, two.whole) / 2
+            if whole:
+                found = found + APART * near(one.whole, two.whole) / 2
             found = found + APART * near(one.places.flatten(0, 1), two.places.flatten(0, 1)) / 2
-        for subject in (states.whole, states.places.mean(1)):
+        for subject in (*[states.whole] * whole, states.places.mean(1)):
             found = found + APART * independent(subject, states.ground)
         return found
 
@@ -206,7 +220,7 @@ def kept(at: Studio, picture: Float[Tensor, "canvas 3 high wide"], of: Asked) ->
 
 @torch.no_grad()
 def subject_arms(at: Studio, seed: int, n: int, steps: int) -> dict[str, dict[str, float]]:
-    """Return ``kept`` for words alone, states of the generator's own run, and three encoders."""
+    """Return ``kept`` for words alone, states of the generator's own run, and four encoders."""
     of = asked(seed, n)
     with Tap(at.painter, [FIRST, LAST]) as tap:
         tap.run(of.named)
@@ -219,4 +233,6 @@ def subject_arms(at: Studio, seed: int, n: int, steps: int) -> dict[str, dict[st
         sources = net.sources(net(of.seen.picture))
         for level, edits in LEVELS.items():
             found[f"{name}, {level}"] = injected(at, of.words, sources, edits)
+    net = subject_encoder(at, seed, steps, whole=False)
+    found["places alone"] = injected(at, of.words, net.sources(net(of.seen.picture)))
     return {name: kept(at, picture, of) for name, picture in found.items()}
