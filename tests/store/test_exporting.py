@@ -21,7 +21,7 @@ from sonde.detect import KNN, Mahalanobis
 from sonde.run.fitting.fit import fit
 from sonde.run.reading.read import read
 from sonde.stats import HashSample
-from sonde.store import Store, write_store
+from sonde.store import KeptRows, Store, write_store
 from sonde.store.exporting import describe_export, export_store
 from sonde.store.exporting.parts import column_names
 from sonde.store.exporting.view import plane_of, view_of
@@ -224,6 +224,38 @@ def test_lance_holds_the_rows_and_finds_near_ones(store, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["b.lance"]
     with pytest.raises(StoreError, match=r"b\.lance exists"):
         export_store(store, path)
+
+
+@pytest.mark.truth("brute force: the distances of the finite rows")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf, 1e20])
+def test_no_search_finds_rows_that_are_not_finite(tmp_path, dtype, odd):
+    lance = pytest.importorskip("lance")
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    odd = odd * 1e280 if dtype == torch.float64 else odd  # its square is infinite in each type
+    x[:9, 1] = odd
+    lost = torch.full((60, 2), odd, dtype=dtype)
+    source = Stream.of({"some": x, "all": lost}, ids=[f"{i}" for i in range(60)])
+    stored = Store(write_store(source, tmp_path / "a"))
+    export_store(stored, tmp_path / "b.lance")
+    found = lance.dataset(str(tmp_path / "b.lance"))
+    query = x[20].float().numpy() if dtype != torch.float64 else x[20].numpy()
+    near = found.to_table(columns=["id"], nearest={"column": "some", "q": query, "k": 60})
+    order = (x[9:].double() - x[20].double()).norm(dim=1).argsort() + 9
+    assert near["id"].to_pylist()[:5] == [f"{i}" for i in order[:5].tolist()]
+    assert {int(i) for i in near["id"].to_pylist()} == {*range(9, 60)}
+    table = found.to_table()
+    assert (table["some"].null_count, table["all"].null_count) == (9, 60)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".lance", ".npz", ".safetensors", ""])
+def test_a_store_whose_rows_were_all_left_out_is_exported(tmp_path, suffix):
+    if suffix == ".lance":
+        pytest.importorskip("lance")
+    patches = read(cnn(), list(torch.randn(3, 1, 8, 8)), sites="conv1", reducer="patches")
+    stored = Store(write_store(KeptRows(patches, 10**9), tmp_path / "a"))
+    assert stored.n_rows() == 0
+    assert export_store(stored, tmp_path / f"b{suffix}")["n_rows"] == 0
 
 
 def test_lance_that_is_not_installed_is_named(store, tmp_path, monkeypatch):

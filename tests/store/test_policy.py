@@ -229,6 +229,27 @@ def test_a_redacted_store_holds_none_of_the_names(tmp_path):
     assert policy.redacted("Zoltans") == "Zoltans"
 
 
+@pytest.mark.truth("the labels as they were given")
+@pytest.mark.parametrize(
+    ("labels", "mine", "own"),
+    [
+        ([1.0, 2.0, None, 1, 2.5], {1}, [0, 2, 3]),
+        ([1.0, 2.0, None, 1, 2.5], {"1", 2.5}, [0, 2, 3, 4]),
+        ([1, 2, None, 1, 10], {1.0}, [0, 2, 3]),
+        (["1.0", "1", None, 1, 1.0], {"1"}, [1, 2, 3]),
+        ([b"a", b"b", None, "a", "b"], {b"a"}, [0, 2, 3]),
+        ([b"a", b"b", None, "a", "b"], {"b"}, [1, 2, 4]),
+        (np.array([3, 1, 2, 3, 1]), {np.int64(3)}, [0, 3]),
+    ],
+)
+def test_a_label_is_the_same_however_it_is_written(tmp_path, labels, mine, own):
+    stream = Stream.of({"0": torch.randn(5, WIDTH)}, ids=[str(i) for i in range(5)])
+    store = Store(write_store(stream, tmp_path / "a", columns={"user": labels}))
+    found = Cleared(store, "user", mine)
+    assert [int(i) for batch in found for i in batch.ids] == own
+    assert set(found.labels) <= set(found.clearance)
+
+
 class Note(NamedTuple):
     """A text and what it is about."""
 

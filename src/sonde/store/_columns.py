@@ -1,5 +1,6 @@
 """Batches as record batches of Arrow: examples with their columns, rows with their identity."""
 
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -114,16 +115,23 @@ def _integers(values: Any, kind: type[np.integer[Any]]) -> pa.Array:
 def plain_values(values: Any) -> list[Any]:
     """Return a column's values as those of Python, from a list, array, tensor or Arrow array.
 
+    Bytes are read as UTF-8.
+
     Examples
     --------
     >>> plain_values(np.array([1, 2])), plain_values([np.float32(0.5), None, "a"])
     ([1, 2], [0.5, None, 'a'])
     """
     if isinstance(values, pa.Array | pa.ChunkedArray):
-        return values.to_pylist()
+        values = values.to_pylist()
     listed = values.tolist() if isinstance(values, Tensor | np.ndarray) else values
-    alone = Tensor | np.ndarray | np.generic
-    return [v.item() if isinstance(v, alone) and v.ndim == 0 else v for v in listed]
+    return [_plain(v) for v in listed]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0:
+        value = value.item()
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
 
 
 def hash_of(values: Sequence[Any]) -> str:
@@ -151,6 +159,18 @@ def kind_of(values: Sequence[Any]) -> str:
     if kinds == {int}:
         return "integer"
     return "number" if kinds and kinds <= {int, float} else "text"
+
+
+def label_text(value: Any, kind: str) -> str:
+    """Return an access label of a column as text; a number without a fraction as whole.
+
+    Examples
+    --------
+    >>> label_text(1.0, "number"), label_text(1, "number"), label_text("1.0", "text")
+    ('1', '1', '1.0')
+    """
+    text = str(value)
+    return re.sub(r"\.0+$", "", text) if kind in ("integer", "number") else text
 
 
 def fits(values: Sequence[Any], kind: str) -> bool:

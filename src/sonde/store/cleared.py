@@ -21,6 +21,7 @@ from sonde.core.errors import InputError
 from sonde.core.stream import Stream
 from sonde.engine.array_stream import ARRAY_BATCH
 from sonde.engine.joining import columns_of, join
+from sonde.store._columns import label_text, plain_values
 from sonde.store._identity import DATA, data_of, is_of_arrays, without_data
 from sonde.store._subset import equal_examples, in_planned_order, with_examples
 from sonde.store.reading import Store
@@ -42,8 +43,8 @@ class Cleared(Stream):
     store : Store
     column : str
         Column of the store with a label for each example (``columns=`` of ``write_store``).
-    clearance : collection of str
-        Labels of the reader.
+    clearance : collection of str or numbers
+        Labels of the reader; in a column of numbers, 1 and 1.0 are one label.
 
     Raises
     ------
@@ -51,13 +52,15 @@ class Cleared(Stream):
         If the store has no such column, or no example is visible.
     """
 
-    def __init__(self, store: Store, column: str, clearance: Collection[str]) -> None:
-        if isinstance(clearance, str):
+    def __init__(self, store: Store, column: str, clearance: Collection[Any]) -> None:
+        if isinstance(clearance, str | bytes):
             raise InputError(f"Cleared: expected a set of labels, got the text {clearance!r}.")
         self.store, self.seed = store, store.seed
-        self._clearance = tuple(sorted({str(label) for label in clearance}))
-        told = store.told(store.held_name(column))
-        kept = [i for i, x in told.items() if x is None or str(x) in self._clearance]
+        held, kind = store.held_name(column), store.manifest.columns[column]
+        told = {i: x if x is None else label_text(x, kind) for i, x in store.told(held).items()}
+        mine = {label_text(label, kind) for label in plain_values(list(clearance))}
+        self._clearance = tuple(sorted(mine))
+        kept = [i for i, x in told.items() if x is None or x in mine]
         self._kept = np.asarray(sorted(kept), dtype=np.int64)
         if not kept:
             raise InputError(
@@ -65,7 +68,7 @@ class Cleared(Stream):
                 f"labels ({', '.join(self._clearance) or 'none'}), got none among {len(told):,} "
                 "examples."
             )
-        self.labels = tuple(sorted({str(told[i]) for i in kept if told[i] is not None}))
+        self.labels = tuple(sorted({x for x in map(told.get, kept) if x is not None}))
 
     @property
     def clearance(self) -> tuple[str, ...]:

@@ -67,7 +67,8 @@ def export_store(
         ``.parquet``: ids, columns and where rows stand in a picture of the last site;
         ``.npz`` and ``.safetensors``: the rows as arrays by site, with id, group, position, label;
         no ending: the same as a folder of ``.npy`` files;
-        ``.lance``: a Lance data set of everything, with a vector index on each site.
+        ``.lance``: a Lance data set of everything, with a vector index on each site; rows that are
+        not finite are null there, and no search finds them.
     sites : str or sequence, default="auto"
         Which sites, as ``Store.select`` takes them, except that a whole name means only one kind of
         rows: ``layers.3`` is not ``layers.3|tokens``. All must be read by one reducer.
@@ -109,7 +110,8 @@ def export_store(
     else:
         kinds = chosen_kinds(chosen, columns)
         view = view_of(chosen, schema[-1].key, sample, neighbors)
-        table = Table(chosen, kinds, view, rows or kind == ".lance")
+        lance = kind == ".lance"
+        table = Table(chosen, kinds, view, rows or lance, finite_only=lance)
         n_rows = (write_parquet if kind == ".parquet" else write_lance)(table, path, tick)
     size = sum(p.stat().st_size for p in path.rglob("*")) if path.is_dir() else path.stat().st_size
     keys = [s.key for s in schema]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sonde.core.batch import Batch, SiteSchema
 from sonde.core.errors import InputError, near
+from sonde.core.finite import finite_rows
 from sonde.store._columns import CHOSEN
 from sonde.store.dataset import DataSet
 from sonde.store.layout import DATA
@@ -215,9 +216,13 @@ def vector_field(name: str, schema: SiteSchema) -> pa.Field:
     return pa.field(name, pa.list_(kind, schema.dim), metadata=meta)
 
 
-def vector_column(rows: Tensor) -> pa.Array:
-    """Return rows as a column of the type that ``vector_field`` gives."""
+def vector_column(rows: Tensor, finite_only: bool = False) -> pa.Array:
+    """Return rows as a column of the type that ``vector_field`` gives.
+
+    With ``finite_only``, rows that are not finite are null.
+    """
     wide = rows.float() if rows.dtype == torch.bfloat16 else rows
-    return pa.FixedSizeListArray.from_arrays(
-        pa.array(wide.contiguous().reshape(-1).numpy()), rows.shape[1]
-    )
+    values = pa.array(wide.contiguous().reshape(-1).numpy())
+    lost = ~finite_rows(rows) if finite_only else torch.zeros(len(rows), dtype=torch.bool)
+    mask = {"mask": pa.array(lost.numpy())} if bool(lost.any()) else {}
+    return pa.FixedSizeListArray.from_arrays(values, rows.shape[1], **mask)

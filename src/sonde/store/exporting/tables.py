@@ -41,12 +41,15 @@ class Table:
     view : View or None
     vectors : bool
         Whether the rows themselves are columns.
+    finite_only : bool, default=False
+        Whether rows that are not finite are null there.
     """
 
     store: Store
     kinds: dict[str, str]
     view: View | None
     vectors: bool
+    finite_only: bool = False
 
     @cached_property
     def grid(self) -> bool:
@@ -80,21 +83,22 @@ class Table:
             tick(len(part.batch))
             n_bytes, n_rows = n_bytes + waiting[-1].nbytes, n_rows + len(part)
             if n_bytes > GROUP_BYTES or n_rows > GROUP_ROWS:
-                yield _joined(waiting)
+                yield from _joined(waiting)
                 waiting, n_bytes, n_rows = [], 0, 0
-        if waiting:
-            yield _joined(waiting)
+        yield from _joined(waiting)
 
     def _batch(self, part: ExportPart) -> pa.RecordBatch:
         columns = id_columns(self.store, part, self.grid)
         columns += [] if self.view is None else self.view.columns(part)
         if self.vectors:
-            columns += [vector_column(part.batch.rows[s.key]) for s in self.store.schema]
+            rows = [part.batch.rows[s.key] for s in self.store.schema]
+            columns += [vector_column(x, self.finite_only) for x in rows]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
 
-def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
+def _joined(batches: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    """Return one batch of all rows, or none if there is no row."""
+    return pa.Table.from_batches(batches).combine_chunks().to_batches() if batches else []
 
 
 def write_parquet(table: Table, path: Path, tick: Tick) -> int:

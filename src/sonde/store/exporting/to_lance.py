@@ -53,8 +53,9 @@ def write_lance(table: Table, path: Path, tick: Tick) -> int:
     try:
         reader = pa.RecordBatchReader.from_batches(table.schema, rows.batches())
         found = lance.write_dataset(reader, str(aside), mode="create")
-        for name in table.schema.names[-len(table.store.schema) :] if rows.n else ():
-            _index(found, name, rows.n)
+        for name, n_finite in rows.n_finite.items():
+            if n_finite:
+                _index(found, name, n_finite)
         if found.count_rows() != rows.n:
             raise StoreError(
                 f"export: the written Lance file contains {found.count_rows()} of {rows.n} "
@@ -80,11 +81,14 @@ class _CountedRows:
     def __init__(self, table: Table, tick: Tick) -> None:
         self._table, self._tick = table, tick
         self.n, self.failed = 0, None
+        self.n_finite = dict.fromkeys(table.schema.names[-len(table.store.schema) :], 0)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         try:
             for batch in self._table.batches(self._tick):
                 self.n += len(batch)
+                for name in self.n_finite:
+                    self.n_finite[name] += len(batch) - batch.column(name).null_count
                 yield batch
         except SondeError as error:
             self.failed: SondeError | None = error
