@@ -5,9 +5,10 @@ from typing import Any, final
 
 import torch
 
-from sonde.compress import OnceForAllBits, fidelity
+from sonde.compress import GPTQ, OnceForAllBits, fidelity, layer_grams
 from sonde.core import Model
 from sonde.data import open_inputs
+from sonde.weights import RewritePlan
 from sonde_studies._digits import train
 from sonde_studies._recipe_data import mlp, shuffled_digits
 from sonde_studies.study import Claim, Figures, Study, Tick
@@ -17,7 +18,7 @@ WIDTHS, EPOCHS, RANK, RATE, GROUP, ROWS = (2, 3, 4), 24, 4, 2e-3, 32, 1_000
 
 @final
 class OnceForAllStudy(Study):
-    """Nets on digits at two to four bits: plain rounding, one run for all widths, separate runs."""
+    """Nets on digits at two to four bits: rounded, one run for all widths, separate runs."""
 
     name = "once-for-all"
     title = "does one training serve every width as well as a training for each?"
@@ -27,8 +28,8 @@ class OnceForAllStudy(Study):
     )
     data = "digits: nets of three layers, 1,000 rows to learn from, 797 to judge"
     claims = (
-        Claim("rounding", "At every width it diverges less on fresh rows than plain rounding, "
-              "which learns nothing.",
+        Claim("gptq", "At every width it diverges less on fresh rows than GPTQ, which fits layer "
+              "by layer to the rows that it learns from.",
               "logarithm of the ratio of divergences, the least of three widths"),
         Claim("two bits", "At two bits it does.", "logarithm of the ratio of divergences"),
         Claim("as each", "At equal steps it diverges at most a quarter more than one for each.",
@@ -58,17 +59,21 @@ class OnceForAllStudy(Study):
                 progress=False,
             )  # fmt: skip
 
+        def kl_of(plan: RewritePlan) -> float:
+            return fidelity(model, plan.fold(model), fresh).kl
+
         def divergence(bits: Any, corrections: Any) -> float:
-            rule = OnceForAllBits(bits, GROUP, corrections)
-            return fidelity(model, rule.plan(model).fold(model), fresh).kl
+            return kl_of(OnceForAllBits(bits, GROUP, corrections).plan(model))
 
         tick("once")
         once, again = trained(WIDTHS, epochs), trained(WIDTHS, epochs, seed + 100)
         tick("each")
         each = {b: trained((b,), epochs // len(WIDTHS)) for b in WIDTHS}
+        grams = {"calibration": layer_grams(model, data, progress=False)}
         kl: dict[str, float] = {}
         for b in WIDTHS:
             kl[f"rounding | {b} bits"] = divergence(b, {})
+            kl[f"GPTQ | {b} bits"] = kl_of(GPTQ(b, GROUP).plan(model, grams))
             kl[f"once | {b} bits"] = divergence(b, once.corrections)
             kl[f"each | {b} bits"] = divergence(b, each[b].corrections)
         parts = {
@@ -86,8 +91,8 @@ class OnceForAllStudy(Study):
             return math.log(kl[f"{worse} | {b} bits"] / kl[f"{better} | {b} bits"])
 
         return {
-            "rounding": min(gain("rounding", "once", b) for b in WIDTHS),
-            "two bits": gain("rounding", "once", 2),
+            "gptq": min(gain("GPTQ", "once", b) for b in WIDTHS),
+            "two bits": gain("GPTQ", "once", 2),
             "as each": math.log(1.25) - sum(gain("once", "each", b) for b in WIDTHS) / len(WIDTHS),
             "mixtures": sum(gains) / len(gains),
             "search": math.log(kl["once | 3 bits"] / divergence(found, once.corrections)),
