@@ -21,7 +21,8 @@ class GradientPhasesStudy(Study):
     """The tanh nets of ``information-plane``: gradients of the last hidden layer's weights.
 
     The turn is the first checkpoint at which the gradients of batches scatter more than they agree;
-    the maximum is that of the layer's information about the input.
+    the maximum is that of the layer's information about the input, on one half of the inputs; the
+    other half says how much of it is gone in the end.
     """
 
     name = "gradient-phases"
@@ -71,22 +72,23 @@ class GradientPhasesStudy(Study):
         draw = torch.Generator().manual_seed(1000 + seed)
         rows = [_gradients(net, x, label, draw) for net in nets]
         ratio = [_doublings(each) for each in rows]
-        seen = x[::8] if tiny else x[::2]
-        bits = [
-            float(information_plane(layers_of(net, seen)[-1], **FORMS["bins"]).bits())
-            for net in nets
-        ]
+        bits, other = (
+            [float(information_plane(layers_of(net, half)[-1], **FORMS["bins"]).bits())
+             for net in nets]
+            for half in (x[i :: 8 if tiny else 2] for i in (0, 1))
+        )  # fmt: skip
+        most = other.index(max(other))
         at = [*AT[: len(nets) - 1], STEPS]
         turned = [step for step, value in zip(at, ratio, strict=True) if value < 0]
-        turn, most = (turned or [STEPS])[0], at[bits.index(max(bits))]
+        turn, peak = (turned or [STEPS])[0], at[most]
         return {
             "signal first": ratio[0],
             "noise last": -ratio[-1],
-            "forgets": max(bits) - bits[-1],
-            "at once": 1 - abs(math.log2((turn + BEFORE) / (most + BEFORE))),
+            "forgets": bits[most] - bits[-1],
+            "at once": 1 - abs(math.log2((turn + BEFORE) / (peak + BEFORE))),
             "halves": _doublings(rows[-1][::2]) - _doublings(rows[-1][1::2]),
             "step of the turn": float(turn),
-            "step of the most information": float(most),
+            "step of the most information": float(peak),
             **{
                 f"signal over noise, doublings | step {s}": r
                 for s, r in zip(at, ratio, strict=True)
