@@ -63,7 +63,6 @@ class NoisyLabelsStudy(Study):
         wrong = torch.rand(FIT, generator=draw) < NOISE
         noisy = torch.where(wrong, torch.randint(10, (FIT,), generator=draw), label[:FIT])
         steps = TINY if tiny else STEPS
-
         near = spread(x[:FIT], noisy)
 
         def trained(
