@@ -11,7 +11,7 @@ from torch import Tensor
 from sonde.core import InputError, Instrument, Result, State, Statistic, Stream
 from sonde.run.fitting.fit import fit
 from sonde.stats.sequences import by_example
-from sonde.store import Store, append_store, write_store
+from sonde.store import Cleared, Store, append_store, write_store
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,17 @@ def test_rows_of_one_example_share_a_number_in_arrays_and_stores(tmp_path):
     more_of = sum(float(x[example == e].double().diff(dim=0).norm(dim=1).sum()) for e in range(10))
     assert kept.result(PathLength).n == 410
     assert kept.result(PathLength).value == pytest.approx((truth + more_of) / 410)
+
+
+def test_rows_of_an_example_that_lie_apart_are_refused_in_arrays_and_stores(tmp_path):
+    mixed = torch.randperm(700, generator=torch.Generator().manual_seed(0))
+    ids = [f"example {i // 7}" for i in mixed.tolist()]
+    stream = Stream.of(torch.zeros(700, 2), ids=ids, position=mixed % 7)
+    stored = Store(write_store(stream, tmp_path / "acts"))
+    seen = write_store(stream, tmp_path / "told", columns={"user": ["a"] * 700})
+    for rows in (stream, stored, Cleared(Store(seen), "user", {"a"})):
+        with pytest.raises(InputError, match="Steps needs the rows of an example"):
+            fit(PathLength(), rows, calibrate=0, progress=False)
 
 
 def test_order_that_cannot_tell_examples_apart_is_refused():
