@@ -1,9 +1,11 @@
 """Rows of one user replaced: nearest rows by hand, labels that keep users apart, words of one."""
 
+import numpy as np
 import pytest
 import torch
 
 from sonde import InputError, gather, load, read
+from sonde_studies.parts.sharing import Sharing
 from sonde_studies.recipes.per_user_flow import (
     LABELLED,
     REDACTED,
@@ -45,8 +47,6 @@ def test_labels_keep_users_apart_to_the_row(answer):
 @pytest.mark.slow
 @pytest.mark.truth("nearest rows found one by one")
 def test_answers_of_the_shared_index_are_the_nearest_rows(answer):
-    import numpy as np
-
     rows, model = texts(), load("sonde:stdlib")
     user = np.array([row["user"] for row in rows])
     order = np.random.default_rng(4).permutation(24)
@@ -72,3 +72,17 @@ def test_a_user_with_few_texts_is_named():
     rows = [*texts(), {"text": "x", "user": "dee"}]
     with pytest.raises(InputError, match="'dee': 1"):
         per_user_flow(load("sonde:stdlib"), rows, progress=False)
+
+
+def test_another_order_of_the_texts_moves_answers_only_by_training():
+    rows = texts(16)
+    users = Sharing(
+        load("sonde:stdlib"),
+        [row["text"] for row in rows],
+        np.array([row["user"] for row in rows]),
+        seed=4,
+        progress=False,
+    )
+    still = users.by_tuning(0, 1e-4, orders=True)
+    assert still == {"changed": 0.0, "nats": 0.0, "nats, in another order": 0.0}
+    assert users.by_tuning(1, 1e-4, orders=True)["nats, in another order"] > 1e-3

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import final
 
 import numpy as np
-import torch
 
 from sonde import load
 from sonde_studies._labelled_index import WAYS, labelled_index
+from sonde_studies.parts.sharing import Sharing
 from sonde_studies.recipes.per_user_flow import REDACTED, SHARED, TUNED, per_user_flow
 from sonde_studies.study import Claim, Figures, Study, Tick
 
 USERS = ("asyncio", "email", "unittest", "xml")
-PIECES, TINY, BYTES = 14, 6, 150
+PIECES, TINY, BYTES, RATE = 14, 6, 150, 1e-4
 NONE, LATE, FIRST = WAYS
 
 
@@ -30,8 +30,6 @@ class PerUserFlowStudy(Study):
     fidelity = "labels on rows and one fine-tuning; the papers also bound what a policy may release"
     data = "21 pieces of 150 bytes of each of four packages of the standard library"
     claims = (
-        Claim("shared", "In an index for all, other users' answers change.",
-              "share of answers that changed"),
         Claim("late", "With labels on the rows of an index that was whitened on all, half as many "
               "change at most.", "share of next bytes that changed, half of that without labels "
               "less that with labels"),
@@ -41,8 +39,9 @@ class PerUserFlowStudy(Study):
               "accuracy of the next byte, without labels less with labels, less 0.02"),
         Claim("cheap", "Whitening on the user's own rows instead costs 2 points at most.",
               "accuracy of the next byte, labels before the fit less after, and 0.02"),
-        Claim("tuned", "Fine-tuning on all rows moves other users' answers.",
-              "largest change of a log-probability, mean over queries, in nats"),
+        Claim("tuned", "Fine-tuning moves other users' answers more with the rows of one user "
+              "replaced than with all rows in another order.",
+              "largest change of a log-probability, mean over queries, in nats, difference"),
         Claim("redacted", "With private words replaced, answers come from a user's own texts as "
               "often, to five points.",
               "share of answers from another's text, shared less redacted, and 0.05"),
@@ -56,8 +55,12 @@ class PerUserFlowStudy(Study):
         of = {name: _pieces(name, n + n // 2, draw) for name in USERS}
         rows = [{"text": text, "user": name} for name in USERS for text in of[name][:n]]
         tick("users")
-        found = per_user_flow(model, rows, epochs=0 if tiny else 1, seed=seed, progress=False)
+        found = per_user_flow(model, rows, epochs=0, seed=seed, progress=False)
         way = {str(row["way"]): row for row in found.rows}
+        texts, user = [row["text"] for row in rows], np.array([row["user"] for row in rows])
+        users = Sharing(model, texts, user, seed, progress=False)
+        tick("tuning")
+        after = users.by_tuning(1, RATE, orders=True)
         tick("labels")
         stored, other, asked = (
             {name: own[k : k + n // 2] for name, own in of.items()} for k in (0, n // 2, n)
@@ -67,14 +70,14 @@ class PerUserFlowStudy(Study):
             {w: index[f"{key} | {w}"] for w in WAYS} for key in ("changed", "attack", "accuracy")
         )
         return {
-            "shared": way[SHARED]["changed"],
             "late": changed[NONE] / 2 - changed[LATE],
             "read": attack[LATE] - 0.7,
             "cost": right[NONE] - right[LATE] - 0.02,
             "cheap": right[FIRST] - right[LATE] + 0.02,
-            "tuned": float(torch.as_tensor(way.get(TUNED, {}).get("nats", 0.0))),
+            "tuned": after["nats"] - after["nats, in another order"],
             "redacted": way[SHARED]["another's row"] - way[REDACTED]["another's row"] + 0.05,
             "first": attack[FIRST],
+            **{f"{TUNED} | {key}": value for key, value in after.items()},
             **index,
             **{f"{name} | {key}": float(row[key]) for name, row in way.items()
                for key in ("another's row", "changed", "private words") if key in row},

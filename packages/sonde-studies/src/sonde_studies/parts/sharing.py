@@ -95,13 +95,28 @@ class Sharing:
             "private words": float(np.mean(leaked)),
         }
 
-    def by_tuning(self, epochs: int, rate: float) -> dict[str, float]:
-        """Return how many next-token distributions change after tuning on all, and how much."""
-        one, two = (self._after_tuning(side, epochs, rate) for side in (self.texts, self.other))
-        return {
+    def by_tuning(self, epochs: int, rate: float, orders: bool = False) -> dict[str, float]:
+        """Return how many next-token distributions change after tuning on all, and how much.
+
+        Parameters
+        ----------
+        epochs : int
+        rate : float
+        orders : bool, default=False
+            Also tune on the same texts in another order, which changes distributions too.
+        """
+        one, two = (
+            self._after_tuning(side, self.kept, epochs, rate) for side in (self.texts, self.other)
+        )
+        found = {
             "changed": float((one != two).any(1).double().mean()),
             "nats": float((one - two).abs().amax(1).mean()),
         }
+        if orders:
+            mixed = np.random.default_rng(self.seed).permutation(self.kept)
+            again = self._after_tuning(self.texts, mixed, epochs, rate)
+            found["nats, in another order"] = float((one - again).abs().amax(1).mean())
+        return found
 
     def _states(self, side: list[str], numbers: Any) -> Tensor:
         options: dict[str, Any] = {"reducer": "mean", "long": "truncate", "check": False}
@@ -109,12 +124,12 @@ class Sharing:
         return last_states(self.model, chosen, progress=self.progress, **options)
 
     def _after_tuning(
-        self, side: list[str], epochs: int, rate: float
+        self, side: list[str], kept: Values, epochs: int, rate: float
     ) -> Float[Tensor, "query token"]:
         """Return log-probabilities after each query, of a copy tuned on the stored texts."""
         items, queries = (
             [{"text": texts[i], "id": str(i)} for i in numbers]
-            for texts, numbers in ((side, self.kept), (self.texts, self.asked))
+            for texts, numbers in ((side, kept), (self.texts, self.asked))
         )
         inputs = open_inputs(self.model, items, long="truncate", batch_size=8)
         how: dict[str, Any] = {"seed": self.seed, "label": "fine-tune", "progress": self.progress}
