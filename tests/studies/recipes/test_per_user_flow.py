@@ -74,6 +74,7 @@ def test_a_user_with_few_texts_is_named():
         per_user_flow(load("sonde:stdlib"), rows, progress=False)
 
 
+@pytest.mark.slow
 def test_another_order_of_the_texts_moves_answers_only_by_training():
     rows = texts(16)
     users = Sharing(
