@@ -117,7 +117,10 @@ def test_labels_belong_to_their_examples_if_some_cannot_be_read(tmp_path):
 
 
 def copied(folder, hidden, of_texts):
-    """Rows of user a, of which some are equal, and rows of user b, some of them equal to a's."""
+    """Return what user a may see of a store where some rows are equal, within and across users.
+
+    Without ``hidden`` the store holds the rows of user a alone.
+    """
     generator = torch.Generator().manual_seed(0)
     tokens = [torch.randint(1, 60, (3 + i % 7,), generator=generator) for i in range(120)]
     told: list[tuple[str, int]] = []

@@ -1,4 +1,7 @@
-"""Recurrent nets with a layer norm, one of length alone or none, and the sums before it."""
+"""Recurrent nets whose summed inputs have a layer norm, a norm of length alone, or no norm.
+
+``recurrent_range`` trains one of them and measures the sums before the norm.
+"""
 
 from typing import Literal
 

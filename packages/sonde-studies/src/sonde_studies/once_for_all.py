@@ -18,7 +18,10 @@ WIDTHS, EPOCHS, RANK, RATE, GROUP, ROWS = (2, 3, 4), 24, 4, 2e-3, 32, 1_000
 
 @final
 class OnceForAllStudy(Study):
-    """Nets on digits at two to four bits: rounded, one run for all widths, separate runs."""
+    """Compress nets on digits to two, three and four bits by four methods, and compare answers.
+
+    The methods: plain rounding, GPTQ, one training for all widths, and one training for each.
+    """
 
     name = "once-for-all"
     title = "does one training serve every width as well as a training for each?"
