@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -169,6 +169,19 @@ def run_command(word: str, arguments: list[str]) -> int:
     return _run(above + word, known[word], arguments)
 
 
+def _check_paths(command: Any) -> None:
+    """Raise if any path among a command's arguments is an address; see ``require_local``."""
+    from sonde.files.durable import require_local
+
+    for each_field in fields(command):
+        value = getattr(command, each_field.name)
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(each, Path):
+                require_local(each)
+            elif is_dataclass(each):
+                _check_paths(each)
+
+
 def _run(word: str, kind: type[Any], arguments: list[str]) -> int:
     command = _parsed(word, kind, arguments)
     if isinstance(command, int):
@@ -176,6 +189,7 @@ def _run(word: str, kind: type[Any], arguments: list[str]) -> int:
     debug = bool(command.printing.debug)
     _configure(debug, command.printing.verbose)
     try:
+        _check_paths(command)
         with noting(command.printing.verbose):
             code = int(command.run())
         sys.stdout.flush()

@@ -30,6 +30,7 @@ from sonde.data.span import span_of
 from sonde.data.splits import FIRST, TRAIN, chosen_split, path_of, split_folders
 from sonde.data.tables import CsvFile, JsonLines, ParquetFile
 from sonde.data.text import Long
+from sonde.files.durable import require_local
 
 _log = logging.getLogger("sonde")
 
@@ -319,7 +320,10 @@ def require_path(data: str | Path) -> None:
     ------
     InputError
         With near names in the same folder.
+    StoreError
+        If it is an address.
     """
+    require_local(data)
     path = path_of(data)
     if path.exists() or (path.parent.is_dir() and hub.is_saved_dataset(path.parent)):
         return

@@ -8,6 +8,7 @@ replaced, and ``SONDE_FAULT=n`` ends the process at the n-th call.
 
 import errno
 import os
+import re
 import secrets
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
@@ -22,6 +23,8 @@ TEMPORARY = ".tmp-"
 Bytes = bytes | bytearray | memoryview
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):[\\/]+(?P<rest>.*)", re.DOTALL)
+"""A scheme of one letter is a drive of Windows; ``pathlib`` leaves one of the two slashes."""
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _calls = 0
 
@@ -141,6 +144,25 @@ class AtomicFile(WriteOnly):
         return self._size
 
 
+def require_local(path: Path | str) -> None:
+    """Raise if a path is an address such as ``s3://bucket/name``, which is no local file.
+
+    ``pathlib`` reads such an address as a folder called ``s3:``; without this check, files would
+    be written to that folder and the command would print success.
+
+    Raises
+    ------
+    StoreError
+        If the path begins with a scheme of two or more letters and a colon.
+    """
+    found = _ADDRESS.match(str(path))
+    if found is not None:
+        raise StoreError(
+            f"{found['scheme']}://{found['rest']}: expected a path on this machine, got an "
+            "address. Name a local file or folder, and copy it from or to the address."
+        )
+
+
 @contextmanager
 def atomic_file(path: Path | str, durable: bool = True) -> Generator[AtomicFile, None, None]:
     """Open a file that gets its name when the block ends without an exception.
@@ -157,6 +179,7 @@ def atomic_file(path: Path | str, durable: bool = True) -> Generator[AtomicFile,
     StoreError
         If the disk is full, the place is not writable, or the directory does not exist.
     """
+    require_local(path)
     path = Path(path)
     try:
         target = behind_link(path)
@@ -236,6 +259,7 @@ def make_directory(path: Path | str) -> None:
     StoreError
         If it cannot be made.
     """
+    require_local(path)
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sonde.core.errors import InputError, StoreError
-from sonde.files.durable import TEMPORARY, behind_link
+from sonde.files.durable import TEMPORARY, behind_link, require_local
 from sonde.files.lock import NAME as LOCK
 from sonde.store.layout import FORMAT, GROUPS, HEAD, MANIFEST, RANGES, read_json
 from sonde.store.verifying import is_store
@@ -26,10 +26,11 @@ def check_file(output: Path, *inputs: str | Path) -> None:
     Raises
     ------
     StoreError
-        If its folder does not exist or may not be written, or the output is a folder.
+        If the output is an address or a folder, or its folder does not exist or may not be written.
     InputError
         If the output is one of the files that are read, or lies inside a store, a run or an export.
     """
+    require_local(output)
     folder = behind_link(output).parent
     if not folder.is_dir():
         raise StoreError(f"cannot write {output}: there is no folder {folder}. Create it first.")
@@ -65,7 +66,10 @@ def check_folder(output: Path, *inputs: str | Path, alone: bool = True) -> None:
     ------
     InputError
         If the folder cannot be used; the message names the reason.
+    StoreError
+        If the output is an address.
     """
+    require_local(output)
     if output.is_file():
         raise InputError(f"cannot write {output}: it is a file. Name a folder.")
     _check_not_read(output, inputs, "folder")
