@@ -285,7 +285,7 @@ def _across(size: Size) -> Row:
     batch = next(iter(inputs.batches(0, len(inputs))))
     errors: dict[int, float] = {}
     for layers in (1, 2, 3):
-        packing = CrossLayerCache(layers=layers, share=0.3, recent=2**30)
+        packing = CrossLayerCache(layers=layers, keep=0.3, recent=2**30)
         with caching(model, packing) as cache:
             net: Any = model.module
             net(**batch.kwargs, cache=cache)

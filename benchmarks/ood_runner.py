@@ -225,7 +225,7 @@ CASES: dict[str, Case] = {
         has_state=False,
     ),
     "SCALE": Case(
-        lambda n: detect.SCALE(share=0.65),
+        lambda n: detect.SCALE(remove=0.65),
         lambda peer, r, head: peer.SCALE(None, _of_maps(head)).predict_feature_maps(
             r.fresh[:, :, None, None]
         ),

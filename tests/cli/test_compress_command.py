@@ -295,9 +295,9 @@ def convolutional(tmp_path_factory):
 @pytest.mark.parametrize(
     ("words", "form", "method"),
     [
-        (("--to", "50%"), "% zeros", "SparseGPT(share=0.5"),
-        (("--to", "2:4", "--method", "prune-weights"), "50.0% zeros", "PruneWeights(share=0.5"),
-        (("--to", "rank8"), "rank 8", "LowRankWeights(share=0.5, rank=8"),
+        (("--to", "50%"), "% zeros", "SparseGPT(remove=0.5"),
+        (("--to", "2:4", "--method", "prune-weights"), "50.0% zeros", "PruneWeights(remove=0.5"),
+        (("--to", "rank8"), "rank 8", "LowRankWeights(remove=0.5, rank=8"),
         (("--to", "1bit"), "1 bit, groups of", "SignQuant(bits=1"),
         (("--method", "coordinate_rounding(bits=3, sweeps=2)"), "3 bits", "CoordinateRounding("),
     ],

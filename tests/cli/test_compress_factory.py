@@ -109,7 +109,7 @@ def test_every_method_is_reached_and_writes_a_folder_that_opens(word):
     assert torch.equal(again(x()), old(x()))
 
 
-@pytest.mark.parametrize("rule", [RTN(bits=3), PruneChannels(share=0.5)])
+@pytest.mark.parametrize("rule", [RTN(bits=3), PruneChannels(remove=0.5)])
 def test_the_folder_opens_as_the_folded_model(rule):
     model = sonde.load("nets_of_mine:make", device="cpu")
     given = {"calibration": torch.rand(30, 1, 8, 8)} if rule.reads() else None

@@ -7,7 +7,7 @@ import pytest
 from cli_case import run_words
 
 WORDS = ("edit", "attention", "sonde:stdlib", "sonde:stdlib/test", "--limit", "4")
-LAST = ("--sites", "layers.6", "--tolerance", "1e-4")
+LAST = ("--sites", "layers.6", "--max-kl", "1e-4")
 SHORT = (*WORDS, "--max-length", "48")
 
 

@@ -113,7 +113,7 @@ def test_a_group_of_channels_that_does_nothing_goes_first():
 def test_a_slim_text_model_opens(tmp_path):
     gpt2().save_pretrained(tmp_path / "old")
     model = sonde.load(str(tmp_path / "old"), device="cpu")
-    plan = AlternateSlim(epochs=1, share=0.25).plan(model, {"calibration": IDS})
+    plan = AlternateSlim(epochs=1, remove=0.25).plan(model, {"calibration": IDS})
     plan.save(model, tmp_path / "new")
     opened: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "new")
     ids = IDS[1][None]
@@ -125,7 +125,7 @@ def test_training_brings_answers_back():
     model = sonde.load("sonde:digits", device="cpu")
     data = open_inputs(model, "sonde:digits/train", limit=96)
     held = open_inputs(model, "sonde:digits/test", limit=60)
-    rule = AlternateSlim(share=0.25, epochs=0, rate=3e-3)
+    rule = AlternateSlim(remove=0.25, epochs=0, rate=3e-3)
     kl = [
         fidelity(model, one.plan(model, {"calibration": data}).fold(model), held).kl
         for one in (rule, replace(rule, epochs=4))
@@ -163,7 +163,7 @@ def test_training_goes_from_states_to_answers(monkeypatch):
 
 def test_what_has_no_stream_is_refused():
     net, x = mlp(), torch.randn(9, 8)
-    assert AlternateSlim(share=0.0).plan(net, {"calibration": x}).fold(net) is net
+    assert AlternateSlim(remove=0.0).plan(net, {"calibration": x}).fold(net) is net
     with pytest.raises(InputError, match=r"AlternateSlim.plan: expected a residual stream"):
         AlternateSlim().plan(net, {"calibration": x})
     with pytest.raises(InputError, match="expected noise above 0, got 0"):

@@ -31,21 +31,21 @@ def drawn(heads=6, n=20, width=5, seed=3):
 @pytest.mark.truth("Eckart and Young: the singular values that the rank leaves out")
 def test_what_is_lost_are_the_smallest_singular_values():
     x, real = drawn()
-    packed = CrossLayerCache(layers=2, share=0.5).pack(x, 2 * x, real)
+    packed = CrossLayerCache(layers=2, keep=0.5).pack(x, 2 * x, real)
     for found, given, weight in zip(packed.unpack(), (x, 2 * x), (0.8, 1.2), strict=True):
         rank = int(weight * 0.5 * 20 * 30 / 50)
         lost = torch.linalg.svdvals(matrix(given))[:, rank:].square().sum(1)
         assert float(lost.min()) > 1
         torch.testing.assert_close((matrix(found) - matrix(given)).square().sum((1, 2)), lost)
     assert packed.size_bytes == 4 * 2 * (4 + 7) * (20 + 30)
-    least = CrossLayerCache(layers=2, share=0.01).pack(x, 2 * x, real)
+    least = CrossLayerCache(layers=2, keep=0.01).pack(x, 2 * x, real)
     assert least.size_bytes == 4 * 2 * (1 + 1) * (20 + 30)
 
 
 def test_layers_that_are_alike_cost_one_and_unlike_layers_gain_nothing():
     x, real = drawn(heads=2, n=12, width=3)
     alike, unlike = torch.cat([x, x, -2 * x], 1), torch.cat([x, *drawn(4, 12, 3, 5)[:1]], 1)
-    cache = CrossLayerCache(layers=3, share=0.85)  # rank 7 for values: 6 are those of one layer
+    cache = CrossLayerCache(layers=3, keep=0.85)  # rank 7 for values: 6 are those of one layer
     lost = [
         float((cache.pack(y, y, real).unpack()[1] - y).norm() / y.norm()) for y in (alike, unlike)
     ]
@@ -114,8 +114,8 @@ def test_fitted_directions_are_the_best_for_the_texts():
 
 
 def test_heads_of_other_widths_and_shares_of_nothing_are_refused():
-    with pytest.raises(InputError, match=r"share in \(0, 1\], got 0\.0"):
-        CrossLayerCache(share=0.0)
+    with pytest.raises(InputError, match=r"keep in \(0, 1\], got 0\.0"):
+        CrossLayerCache(keep=0.0)
     group = PackingGroup(CrossLayerCache(layers=2, chunk=1, recent=0))
     layers = [PackingLayer(group) for _ in range(2)]
     for layer in layers:

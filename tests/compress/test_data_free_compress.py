@@ -39,11 +39,11 @@ def test_a_channel_that_another_has_twice_goes_without_a_change(norm):
         part.bias.data[4] = 0.3 * part.bias.data[2]
         scale = (part.running_var + part.eps).rsqrt() * part.weight.data
         part.weight.data[4] *= 0.6 * scale[2] / scale[4]
-    rule = DataFreeCompress(share=1 / 7, ridge=1e-12, layers=("0",))
+    rule = DataFreeCompress(remove=1 / 7, ridge=1e-12, layers=("0",))
     new = rule.plan(net, {"calibration": x}).fold(net)
     assert torch.equal(new[0].bias, conv.bias[[0, 1, 2, 3, 5, 6]])
     torch.testing.assert_close(new(x), net(x), rtol=1e-8, atol=1e-8)
-    plain = DataFreeCompress(share=1 / 7, refit=False, layers=("0",))
+    plain = DataFreeCompress(remove=1 / 7, refit=False, layers=("0",))
     assert (plain.plan(net, {"calibration": x}).fold(net)(x) - net(x)).abs().max() > 1e-2
 
 
@@ -57,7 +57,7 @@ def test_what_the_others_have_of_a_channel_is_least_squares():
     ways = np.linalg.lstsq(rows[kept].T, rows[gone].T, rcond=None)[0]  # (kept, gone)
     old = net[3].weight.detach().numpy()
     expected = old[:, kept] + np.einsum("ogxy,kg->okxy", old[:, gone], ways)
-    rule = DataFreeCompress(share=0.43, ridge=1e-13, layers=("0",))
+    rule = DataFreeCompress(remove=0.43, ridge=1e-13, layers=("0",))
     plan = rule.plan(net, {"calibration": x})
     assert plan.figures == {"units": 3.0}
     new = plan.fold(net)
@@ -97,7 +97,7 @@ def many(width: int) -> torch.Tensor:
 
 def test_inner_channels_of_a_residual_net_go_and_streams_stay():
     net, x = resnet18(width=4, channels=1), torch.randn(2, 1, 32, 32)
-    new = DataFreeCompress(share=0.5).plan(net, {"calibration": x}).fold(net)
+    new = DataFreeCompress(remove=0.5).plan(net, {"calibration": x}).fold(net)
     assert new(x).shape == net(x).shape
     assert (new.conv1.out_channels, new.layer2[0].conv1.out_channels) == (4, 4)
     sizes = {n: m.out_channels for n, m in new.named_modules() if isinstance(m, nn.Conv2d)}

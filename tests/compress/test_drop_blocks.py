@@ -67,7 +67,7 @@ def test_blocks_and_runs_are_chosen_by_the_states_at_their_ends():
     found = states(model, x)
     cosine = nn.functional.cosine_similarity
     each = [float(1 - cosine(a, b).mean()) for a, b in pairwise(found)]
-    plan = DropBlocks(share=0.4).plan(model, {"calibration": x})
+    plan = DropBlocks(remove=0.4).plan(model, {"calibration": x})
     told = [plan.figures[f"influence.{i}"] for i in range(5)]
     assert told == pytest.approx(each, rel=1e-9)
     two = sorted(range(5), key=each.__getitem__)[:2]

@@ -60,8 +60,8 @@ def test_each_block_is_fitted_at_the_states_of_the_changed_blocks():
     "rule",
     [
         GPTQ(bits=2, group=5),
-        SparseGPT(share=0.6, half=False),
-        LowRankWeights(share=0.5, half=False),
+        SparseGPT(remove=0.6, half=False),
+        LowRankWeights(remove=0.5, half=False),
     ],
     ids=lambda rule: type(rule).__name__,
 )
@@ -111,7 +111,7 @@ def test_a_block_runs_three_times_on_each_batch_however_many_blocks_there_are(mo
 
 def test_texts_with_padding_give_what_each_alone_gives():
     model, texts = tiny(), ["tom likes tea", "ann", "joe sits in oslo"]
-    rule = SparseGPT(share=0.5, sequential=True, half=False, layers=("*.layers.*",))
+    rule = SparseGPT(remove=0.5, sequential=True, half=False, layers=("*.layers.*",))
     both = rule.plan(model, {"calibration": open_inputs(model, texts)})
     alone = rule.plan(model, {"calibration": open_inputs(model, texts, batch_size=1)})
     for name, change in both.changes.items():

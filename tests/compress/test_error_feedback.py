@@ -14,9 +14,9 @@ from sonde.compress import (
 from sonde.core import ShapeError
 
 CODECS = [
-    TopKCodec(share=0.2),
+    TopKCodec(keep=0.2),
     SignCodec(),
-    RandomKCodec(share=0.3, scaled=False),
+    RandomKCodec(keep=0.3, scaled=False),
     PowerSgdCodec(rank=1),
 ]
 
@@ -38,7 +38,7 @@ def test_small_entries_arrive_in_time():
     g = torch.tensor([1.0, 0.3])
     error, arrived = None, torch.zeros(2)
     for _ in range(20):
-        _, decoded, error = error_feedback(TopKCodec(share=0.5), g, error)
+        _, decoded, error = error_feedback(TopKCodec(keep=0.5), g, error)
         arrived += decoded
     assert float(arrived[1]) == pytest.approx(6.0, abs=1.0)
 

@@ -20,7 +20,7 @@ def test_an_expert_of_all_units_is_the_dense_model(word):
     stdlib = word == "sonde:stdlib"
     x = torch.randint(256, (3, 9), generator=draw) if stdlib else torch.rand(3, 1, 8, 8)
     data = [{"input_ids": ids} for ids in x] if stdlib else x
-    sliced = ExtractExperts(share=1.0).extract(model, {"all": data})
+    sliced = ExtractExperts(keep=1.0).extract(model, {"all": data})
     with torch.no_grad(), sliced.routed(torch.zeros(3, dtype=torch.long)) as routed:
         assert torch.equal(routed(x).logits, model.module(x).logits)
 
@@ -29,14 +29,14 @@ def test_an_expert_of_all_units_is_the_dense_model(word):
 def test_each_domain_gets_the_units_that_know_it():
     net = TwoDomains()
     data = {name: texts(name) for name in DOMAINS}
-    sliced = ExtractExperts(share=7 / 13, top=1 / 13).extract(net, data)
+    sliced = ExtractExperts(keep=7 / 13, top=1 / 13).extract(net, data)
     low, high = (set(units.tolist()) for units in sliced.units["mlp"])
     assert high == {unit_of(t) for t in DOMAINS["high"]}
     assert low >= {unit_of(t) for t in DOMAINS["low"]}
     ids = torch.tensor([[0, 1, 2], [7, 8, 9]])
     with torch.no_grad(), sliced.routed(torch.tensor([0, 1])) as routed:
         torch.testing.assert_close(routed(ids).logits, net(ids).logits)
-    by_length = ExtractExperts(share=7 / 13, by="length").extract(net, data)
+    by_length = ExtractExperts(keep=7 / 13, by="length").extract(net, data)
     assert by_length.units["mlp"][0].equal(by_length.units["mlp"][1])
     assert set(by_length.units["mlp"][0].tolist()) == {unit_of(t) for t in range(5, 12)}
 
@@ -44,7 +44,7 @@ def test_each_domain_gets_the_units_that_know_it():
 @pytest.mark.truth("each token alone with its expert")
 def test_tokens_of_one_batch_run_through_different_experts():
     net = TwoDomains()
-    sliced = ExtractExperts(share=0.4, top=0.1).extract(net, {n: texts(n) for n in DOMAINS})
+    sliced = ExtractExperts(keep=0.4, top=0.1).extract(net, {n: texts(n) for n in DOMAINS})
     ids = torch.tensor([[0, 7, 3, 9], [8, 1, 1, 11]])
     experts = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]])
     with torch.no_grad(), sliced.routed(experts) as routed:

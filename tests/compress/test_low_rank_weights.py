@@ -50,7 +50,7 @@ def test_a_share_bounds_the_numbers_and_the_folder_opens(tmp_path):
     from transformers import AutoModelForCausalLM
 
     model = sonde.load("sonde:stdlib", device="cpu")
-    plan = LowRankWeights(share=0.4, whiten="none", layers=("*.up_proj",)).plan(model)
+    plan = LowRankWeights(remove=0.4, whiten="none", layers=("*.up_proj",)).plan(model)
     new = plan.fold(model)
     name, old = "model.layers.1.mlp.up_proj.weight", model.module.state_dict()
     layer: Any = new.get_submodule("model.layers.1.mlp.up_proj")
@@ -67,7 +67,9 @@ def test_a_share_bounds_the_numbers_and_the_folder_opens(tmp_path):
         for again in opened:
             assert isinstance(again.get_submodule("model.layers.1.mlp.up_proj"), ThinLinear)
             torch.testing.assert_close(again(ids).logits, wanted)  # alignment turns last bits
-    assert LowRankWeights(share=0.0).plan(model, {"calibration": ["a"]}).fold(model) is model.module
+    assert (
+        LowRankWeights(remove=0.0).plan(model, {"calibration": ["a"]}).fold(model) is model.module
+    )
     with pytest.raises(InputError, match="got a packed model"):
         LowRankWeights(whiten="none").plan(new)
 

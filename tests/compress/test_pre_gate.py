@@ -11,7 +11,7 @@ from sonde.data import open_inputs
 
 
 def cut(net):
-    return ExtractExperts(share=7 / 13, top=1 / 13).extract(net, {n: texts(n) for n in DOMAINS})
+    return ExtractExperts(keep=7 / 13, top=1 / 13).extract(net, {n: texts(n) for n in DOMAINS})
 
 
 @pytest.mark.truth("the loss of each expert at each token of new texts, run alone")

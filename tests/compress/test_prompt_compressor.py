@@ -25,7 +25,7 @@ def model():
 @pytest.mark.essential
 @pytest.mark.truth("-log p of every byte by a loop over prefixes")
 def test_a_word_tells_the_information_of_its_bytes(model):
-    found = PromptCompressor(share=0.4, digits=False).compress(model, TEXT)
+    found = PromptCompressor(keep=0.4, digits=False).compress(model, TEXT)
     ids, wanted = list(TEXT.encode()), []
     for i, byte in enumerate(ids):
         with torch.no_grad():
@@ -39,19 +39,19 @@ def test_a_word_tells_the_information_of_its_bytes(model):
 
 
 def test_whole_words_stay_in_order_and_forced_ones_always(model):
-    few = PromptCompressor(share=0.1, force=("zebra", "return")).compress(model, TEXT)
+    few = PromptCompressor(keep=0.1, force=("zebra", "return")).compress(model, TEXT)
     words = few.text.split()
     assert {"zebra", "return", "42"} <= set(words)
     positions = [TEXT.split().index(w) for w in words]
     assert positions == sorted(positions)
-    assert PromptCompressor(share=1.0).compress(model, TEXT).text == TEXT
+    assert PromptCompressor(keep=1.0).compress(model, TEXT).text == TEXT
     assert PromptCompressor().compress(model, "  ").text == "  "
 
 
 @pytest.mark.truth("means of the information of each sentence's bytes, from the words' sums")
 def test_sentences_stay_whole_by_their_mean_information(model):
     text = "import os. qzv xkj wq! return the 7 names. The end is near and nothing is left"
-    found = PromptCompressor(share=0.4, unit="sentence", digits=False).compress(model, text)
+    found = PromptCompressor(keep=0.4, unit="sentence", digits=False).compress(model, text)
     parts = [text[a:b] for a, b in found.words]
     assert [len(part.split()) for part in parts] == [2, 3, 4, 8]
     words = PromptCompressor(digits=False).compress(model, text).scores.split([2, 3, 4, 8])
@@ -96,7 +96,7 @@ def test_a_probe_learns_what_the_reader_needs():
         words[n % 5] = f"q{words[n % 5][1:]}"
         texts.append(" ".join(words))
     probe = PromptCompressor().learn(reader, texts, progress=False)
-    found = PromptCompressor(share=0.2, digits=False).compress(reader, "ack bep dqa fgo hkl", probe)
+    found = PromptCompressor(keep=0.2, digits=False).compress(reader, "ack bep dqa fgo hkl", probe)
     assert found.text.strip() == "dqa"
     assert probe.n == sum(len(t.split()) - 1 for t in texts)
     # ranks from 0 to 1 have a mean of a half, and so has what a fit with a bias says of its rows
@@ -197,8 +197,8 @@ def test_what_is_refused(model, encoder):
         one.learn(model, ["import sys and raise"], 4, progress=False, encoder=encoder)
     with pytest.raises(InputError, match="an encoder with a fast tokenizer, got"):
         one.compress(model, TEXT, probe, Model(encoder.module))
-    with pytest.raises(InputError, match=r"share in \(0, 1\]"):
-        PromptCompressor(share=0.0)
+    with pytest.raises(InputError, match=r"keep in \(0, 1\]"):
+        PromptCompressor(keep=0.0)
     with pytest.raises(InputError, match="a causal language model with a fast tokenizer"):
         PromptCompressor().compress(sonde.load("sonde:digits"), "a b")
     with pytest.raises(InputError, match="texts of several words"):

@@ -93,7 +93,7 @@ def test_readers_are_fitted_by_least_squares_and_the_first_pair_is_near_the_best
         kept = [i for i in range(6) if i not in gone] + [6]
         fit = torch.linalg.lstsq(wide[:, kept], wanted, driver="gelsd").solution
         errors[gone] = float((wide[:, kept] @ fit - wanted).square().sum())
-    rule = PruneChannels(share=1 / 3, damp=1e-10, half=False, layers=("0",))
+    rule = PruneChannels(remove=1 / 3, damp=1e-10, half=False, layers=("0",))
     plan = rule.plan(net, {"calibration": x})
     new = plan.fold(net)
     kept = [int((net[0].bias == b).nonzero()) for b in new[0].bias]
@@ -120,13 +120,13 @@ def planted() -> Any:
 
 def test_a_constant_and_a_doubled_channel_go_without_a_change():
     net, x = planted(), torch.randn(40, 1, 8, 8).double()
-    rule = PruneChannels(share=0.4, damp=1e-9, half=False, layers=("0",))
+    rule = PruneChannels(remove=0.4, damp=1e-9, half=False, layers=("0",))
     new = rule.plan(net, {"calibration": x}).fold(net)
     kept = [int((net[0].bias == b).nonzero()) for b in new[0].bias]
     assert len({2, 3} & {*kept}) == 1
     assert 1 not in kept
     torch.testing.assert_close(new(x), net(x), atol=1e-5, rtol=0)
-    plain = PruneChannels(share=0.4, refit=False, layers=("0",)).plan(net, {"calibration": x})
+    plain = PruneChannels(remove=0.4, refit=False, layers=("0",)).plan(net, {"calibration": x})
     assert (plain.fold(net)(x) - net(x)).abs().max() > 1e-2
 
 
@@ -142,7 +142,7 @@ def test_a_narrower_convolutional_net_is_one_that_is_built_so(kind, score):
     }
     net: Any = nets[kind]()
     x = torch.randn(6, 1, 32 if kind == "resnet" else 8, 32 if kind == "resnet" else 8)
-    plan = PruneChannels(share=0.5, score=score, refit=False).plan(net, {"calibration": x})
+    plan = PruneChannels(remove=0.5, score=score, refit=False).plan(net, {"calibration": x})
     new = plan.fold(net)
     assert new(x).shape == net(x).shape
     sizes = [sum(p.numel() for p in one.state_dict().values()) for one in (net, new)]
@@ -158,7 +158,7 @@ def test_a_narrower_convolutional_net_is_one_that_is_built_so(kind, score):
 def test_heads_and_neurons_leave_a_folder_that_opens(tmp_path):
     llama().save_pretrained(tmp_path / "old")
     model = sonde.load(str(tmp_path / "old"), device="cpu")
-    plan = PruneChannels(share=0.5, score="power").plan(model, {"calibration": tokens()})
+    plan = PruneChannels(remove=0.5, score="power").plan(model, {"calibration": tokens()})
     plan.save(model, tmp_path / "new")
     told = json.loads((tmp_path / "new" / "config.json").read_text())
     assert (told["num_attention_heads"], told["intermediate_size"]) == (2, 24)
@@ -174,7 +174,7 @@ def test_sets_of_other_sizes_are_told_one_by_one(tmp_path, build):
     model.module.save_pretrained(tmp_path / "old")
     given = {"calibration": ["tom likes tea", "ann likes rye"]}
     name = "transformer.h.1.attn.c_attn" if build == "gpt2" else "model.layers.1.self_attn.q_proj"
-    plan = PruneChannels(share=0.5, layers=(name,)).plan(model, given)
+    plan = PruneChannels(remove=0.5, layers=(name,)).plan(model, given)
     plan.save(str(tmp_path / "old"), tmp_path / "new")
     told = json.loads((tmp_path / "new" / "config.json").read_text())["quantization_config"]
     assert any("numbers" in one for one in told["layers"].values()) == (build == "gpt2")
@@ -194,7 +194,7 @@ def test_a_fit_beats_plain_cuts_on_a_trained_net():
     kl = {}
     for name, more in (("plain", {"score": "norm", "refit": False}), ("norm", {"score": "norm"}),
                        ("full", {})):  # fmt: skip
-        given: dict[str, Any] = {"share": 0.5, "layers": ("*.mlp.*",), **more}
+        given: dict[str, Any] = {"remove": 0.5, "layers": ("*.mlp.*",), **more}
         rule = PruneChannels(**given)
         kl[name] = fidelity(model, rule.plan(model, {"calibration": data}).fold(model), held).kl
     print(kl)
@@ -204,7 +204,7 @@ def test_a_fit_beats_plain_cuts_on_a_trained_net():
 
 def test_what_cannot_go_is_refused_with_the_reason():
     net, x = mlp(), rows()
-    assert PruneChannels(share=0.0).plan(net, {"calibration": x}).fold(net) is net
+    assert PruneChannels(remove=0.0).plan(net, {"calibration": x}).fold(net) is net
     with pytest.raises(InputError, match="no layer with removable channels matches '7'"):
         PruneChannels(layers=("7",)).plan(net, {"calibration": x})
     with pytest.raises(InputError, match="each channel reaches the model's output, or a norm"):

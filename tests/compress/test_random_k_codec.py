@@ -14,7 +14,7 @@ from sonde.core import InputError
 @pytest.mark.truth("mean and variance of drawing without replacement")
 def test_mean_and_variance():
     x = gradient(3, 4)
-    found = draws(RandomKCodec(share=0.4), x, 4000)
+    found = draws(RandomKCodec(keep=0.4), x, 4000)
     assert_unbiased(found, x)
     lost = (found - x).square().sum((1, 2))
     expected = (12 / 5 - 1) * float(x.double().square().sum())
@@ -22,7 +22,7 @@ def test_mean_and_variance():
 
 
 @pytest.mark.truth("each entry as the only one that is not 0")
-@pytest.mark.parametrize("given", [{"share": 0.6}, {"share": 0.2}, {"share": 0.2, "scaled": False}])
+@pytest.mark.parametrize("given", [{"keep": 0.6}, {"keep": 0.2}, {"keep": 0.2, "scaled": False}])
 def test_the_most_that_is_lost_is_reached(given):
     codec, lost = RandomKCodec(**given), []
     for x in torch.eye(10):
@@ -31,7 +31,7 @@ def test_the_most_that_is_lost_is_reached(given):
 
 
 def test_the_stream_brings_its_seed_and_no_places():
-    codec = RandomKCodec(share=0.1, scaled=False, seed=9)
+    codec = RandomKCodec(keep=0.1, scaled=False, seed=9)
     x = gradient(30, 40)
     stream = codec.encode(x)
     assert len(stream) <= 4 * 120 + 24

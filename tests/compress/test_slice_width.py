@@ -63,7 +63,7 @@ def test_directions_without_states_go_without_a_change(build):
     model = Model(net, config=net.config, task=task)
     # centred norms need a direction more
     width = 12 if build is llama else 13
-    rule = SliceWidth(share=1 - width / 32, round_to=1, half=False)
+    rule = SliceWidth(remove=1 - width / 32, round_to=1, half=False)
     plan = rule.plan(model, {"calibration": data})
     assert plan.figures["width"] == width
     assert plan.figures["lost"] == pytest.approx(0.0, abs=1e-12)
@@ -74,7 +74,7 @@ def test_directions_without_states_go_without_a_change(build):
         net.transformer.h[1] = net.transformer.h[0]
         twice = rule.plan(model, {"calibration": data}).fold(model)
         torch.testing.assert_close(twice(x).logits, net(x).logits, rtol=near, atol=near)
-    cut = SliceWidth(share=1 - (width - 1) / 32, round_to=1, half=False)
+    cut = SliceWidth(remove=1 - (width - 1) / 32, round_to=1, half=False)
     less = cut.plan(model, {"calibration": data}).fold(model)
     assert (less(x).logits - net(x).logits).abs().max() > 1e-3
 
@@ -95,7 +95,7 @@ def test_what_is_lost_is_the_power_of_the_rows_that_norms_give():
     for part in net.modules():
         part._forward_hooks.clear()
     model = Model(net, config=net.config, task="causal")
-    plan = SliceWidth(share=0.4, round_to=3).plan(model, {"calibration": IDS})
+    plan = SliceWidth(remove=0.4, round_to=3).plan(model, {"calibration": IDS})
     assert plan.figures["width"] == 21
     power = np.linalg.eigvalsh(z.T @ z)[::-1]
     assert plan.figures["lost"] == pytest.approx(power[20:].sum() / power.sum(), rel=1e-4)
@@ -154,7 +154,7 @@ def test_what_cannot_be_rotated_is_refused_with_the_reason():
     model = Model(net, config=net.config, task="encoder")
     with pytest.raises(InputError, match=r"encoder.layer.2.output.LayerNorm .* stands there"):
         SliceWidth().plan(model, {"calibration": IDS})
-    assert SliceWidth(share=0.0).plan(model, {"calibration": IDS}).fold(model) is net
+    assert SliceWidth(remove=0.0).plan(model, {"calibration": IDS}).fold(model) is net
     with pytest.raises(InputError, match="round_to of at least 1, got 0"):
         SliceWidth(round_to=0)
 

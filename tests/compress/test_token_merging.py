@@ -81,7 +81,7 @@ def test_a_share_of_nothing_changes_no_bit():
 
 
 def test_what_cannot_be_shortened_says_so():
-    with pytest.raises(InputError, match="share in"):
+    with pytest.raises(InputError, match="merge in"):
         TokenMerging(0.7)
     with (
         pytest.raises(SiteError, match="blocks with an attention"),

@@ -87,5 +87,5 @@ def test_caches_and_shares_of_nothing_are_refused():
         sonde.shortening(net, TokenPruning(after=(0,))),
     ):
         net(torch.arange(5, 9)[None], **{CACHE: DynamicCache(config=net.config)})
-    with pytest.raises(InputError, match="share in"):
+    with pytest.raises(InputError, match="keep in"):
         TokenPruning(0.0)

@@ -91,7 +91,7 @@ def test_channels_are_pruned_from_a_net_in_training_mode():
     net = trained_net(1)
     model = load(net)
     inputs = open_inputs(model, items(40))
-    plan = PruneChannels(share=0.3).plan(net, {"calibration": inputs})
+    plan = PruneChannels(remove=0.3).plan(net, {"calibration": inputs})
     fidelity(model, plan.fold(net), inputs)
     small = plan.fold(net)  # refused if the comparison had moved a running mean
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())

@@ -35,10 +35,10 @@ RULES = [
     BitAllocation(bits=3.0, group=8, by="error", widths=(2, 4)),
     AWQ(bits=3, group=5),
     SmoothQuant(bits=4, group=8),
-    PruneWeights(share=0.4),
-    PruneWeights(share=0.4, score="wanda"),
-    SparseGPT(share=0.4),
-    LowRankWeights(share=0.3),
+    PruneWeights(remove=0.4),
+    PruneWeights(remove=0.4, score="wanda"),
+    SparseGPT(remove=0.4),
+    LowRankWeights(remove=0.3),
 ]
 
 

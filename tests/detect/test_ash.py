@@ -37,14 +37,14 @@ def _shape(x, **parameters):
     ],
 )
 def test_known_values(variant, want):
-    assert _shape(ROW, variant=variant, share=0.5)[0].tolist() == pytest.approx(want, rel=1e-8)
+    assert _shape(ROW, variant=variant, remove=0.5)[0].tolist() == pytest.approx(want, rel=1e-8)
 
 
 @pytest.mark.truth("pytorch-ood 0.4.0 on the same rows")
 @pytest.mark.parametrize("variant", PEER)
 def test_matches_a_peer(variant):
     rows = made()
-    scorer = ASH(variant=variant, share=0.65).fit(rows.x, head=rows.head)
+    scorer = ASH(variant=variant, remove=0.65).fit(rows.x, head=rows.head)
     assert scorer.score(rows.fresh).tolist() == pytest.approx(PEER[variant], rel=1e-5)
 
 
@@ -64,7 +64,7 @@ def test_brute_force(variant, share):
         }[variant]
         logits = rows.weight.numpy() @ shaped + rows.bias.numpy()
         want.append(-logits.max() - np.log(np.exp(logits - logits.max()).sum()))
-    scorer = ASH(variant=variant, share=share).fit(rows.x, head=rows.head)
+    scorer = ASH(variant=variant, remove=share).fit(rows.x, head=rows.head)
     np.testing.assert_allclose(scorer.score(usual), want, rtol=1e-9, atol=1e-9)
 
 
@@ -72,7 +72,7 @@ def test_brute_force(variant, share):
 @pytest.mark.parametrize("variant", ["s", "b", "p"])
 def test_rows_of_activations_with_more_axes(variant):
     x = made().x[:40].reshape(5, 8, 6)
-    edit = ASH(variant=variant, share=0.5).fit(x[0], head=(torch.eye(6).double(), None)).edit
+    edit = ASH(variant=variant, remove=0.5).fit(x[0], head=(torch.eye(6).double(), None)).edit
     found = edit.apply(x, SITE, EditContext())
     want = [edit.apply(row[None], SITE, EditContext())[0] for row in x.flatten(0, 1)]
     torch.testing.assert_close(found, torch.stack(want).reshape(5, 8, 6))
@@ -88,12 +88,12 @@ def test_rows_without_anything_positive_are_left_as_they_are():
 
 def test_the_activation_is_never_written_to():
     x = ROW.clone()
-    _shape(x, share=0.5)
+    _shape(x, remove=0.5)
     assert torch.equal(x, ROW)
 
 
 def test_strength_mixes_and_zero_is_the_row_itself():
-    edit = ASH(share=0.5).fit(ROW, head=(torch.eye(4).double(), None)).edit
+    edit = ASH(remove=0.5).fit(ROW, head=(torch.eye(4).double(), None)).edit
     full = edit.apply(ROW, SITE, EditContext())
     assert replace(edit, strength=0.0).apply(ROW, SITE, EditContext()) is ROW
     half = replace(edit, strength=0.5).apply(ROW, SITE, EditContext())
@@ -115,8 +115,8 @@ def test_the_same_edit_on_a_live_model(dtype):
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(InputError, match=r"ASH: expected share in \[0, 1\), got 1.0"):
-        ASH(share=1.0)
+    with pytest.raises(InputError, match=r"ASH: expected remove in \[0, 1\), got 1.0"):
+        ASH(remove=1.0)
     with pytest.raises(
         ShapeError, match="ASH: expected rows of width 6, the input width of the model's"
     ):

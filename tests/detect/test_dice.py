@@ -10,7 +10,7 @@ from sonde.detect.dice import DICE
 @pytest.mark.truth("worked out by hand")
 def test_known_values():
     x = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    scorer = DICE(share=0.5).fit(x, head=SMALL_HEAD)
+    scorer = DICE(remove=0.5).fit(x, head=SMALL_HEAD)
     assert scorer.threshold == 0.25
     assert scorer.value == 0.5
     row = torch.tensor([[2.0, 1.0]], dtype=torch.float64)
@@ -20,7 +20,7 @@ def test_known_values():
 @pytest.mark.truth("pytorch-ood 0.4.0 on the same rows")
 def test_matches_a_peer():
     rows = made()
-    scorer = DICE(share=0.5).fit(rows.x, head=rows.head)
+    scorer = DICE(remove=0.5).fit(rows.x, head=rows.head)
     assert scorer.threshold == pytest.approx(0.07136101, rel=1e-5)
     want = [-4.08558989, -5.60800171, -4.15478134, -3.23270965]
     assert scorer.score(rows.fresh).tolist() == pytest.approx(want, rel=1e-6)
@@ -35,7 +35,7 @@ def test_brute_force(share):
     sparse = np.where(contribution > np.quantile(contribution, share), weight, 0.0)
     logits = (y[:, None, :] * sparse[None]).sum(2) + bias
     want = -np.log(np.exp(logits).sum(1))
-    scorer = DICE(share=share).fit(rows.x, head=rows.head)
+    scorer = DICE(remove=share).fit(rows.x, head=rows.head)
     np.testing.assert_allclose(scorer.score(rows.fresh), want, rtol=1e-10)
 
 
@@ -43,7 +43,7 @@ def test_units_that_never_matter_cannot_make_evidence():
     rows = made()
     x, spikes = rows.x.clone(), rows.fresh.clone()
     x[:, 4] = 0.0
-    scorer = DICE(share=0.5).fit(x, head=rows.head)
+    scorer = DICE(remove=0.5).fit(x, head=rows.head)
     before = scorer.score(spikes)
     spikes[:, 4] += 100.0
     kept = scorer.head.weight[:, 4]
@@ -60,8 +60,8 @@ def test_a_head_without_weights_above_the_threshold_is_said_to_be_dead():
 
 
 def test_errors_say_what_to_do():
-    with pytest.raises(InputError, match=r"DICE: expected share in \[0, 1\), got 1.0"):
-        DICE(share=1.0)
+    with pytest.raises(InputError, match=r"DICE: expected remove in \[0, 1\), got 1.0"):
+        DICE(remove=1.0)
     rows = made()
     with pytest.raises(
         ShapeError, match="DICE: expected rows of width 6, the input width of the model's"

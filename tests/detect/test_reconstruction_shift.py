@@ -24,7 +24,7 @@ def test_matches_sklearn(share):
     x, y = _rows(0, 80) @ mix, _rows(1, 60).flip(1) @ mix + 0.5
     x, y = 0.01 * x, 0.01 * y  # a total variance below 1
     pca = PCA(n_components=share, svd_solver="full").fit(x.numpy())
-    found: Any = ReconstructionShift(share=share).between(x, y)
+    found: Any = ReconstructionShift(keep=share).between(x, y)
     assert found.rank == pca.n_components_
     for rows, got in ((y, float(found)), (x, found.null)):
         lost = rows.numpy() - pca.inverse_transform(pca.transform(rows.numpy()))
@@ -64,5 +64,5 @@ def test_constant_rows_and_wrong_shares():
     assert (same.flags, same.rank, same.p, float(same)) == (("dead",), 0, 1.0, 0.0)
     moved = QUICK.between(torch.ones(90, 2), torch.ones(80, 2) * 3)
     assert (moved.p, float(moved)) == (1 / 100, float("inf"))
-    with pytest.raises(InputError, match=r"expected share in \(0, 1\)"):
-        ReconstructionShift(share=1.0)
+    with pytest.raises(InputError, match=r"expected keep in \(0, 1\)"):
+        ReconstructionShift(keep=1.0)

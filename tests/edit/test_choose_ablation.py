@@ -87,7 +87,7 @@ def test_candidates_are_judged_by_what_they_do(world):
     model, found, showing, usual = world
     net = model.module
     choice = choose_ablation(
-        model, found, showing, usual, targets=[0], sites="blocks.*", kl_limit=9.0, deepest=1.0
+        model, found, showing, usual, targets=[0], sites="blocks.*", max_kl=9.0, deepest=1.0
     )
     with torch.no_grad():
         plain = run(net, usual.x).log_softmax(1)
@@ -110,7 +110,7 @@ def test_candidates_are_judged_by_what_they_do(world):
 @pytest.mark.slow
 def test_a_candidate_that_does_not_qualify_is_passed_over(world):
     model, found, showing, usual = world
-    options = {"targets": [0], "sites": "blocks.*", "kl_limit": 9.0}
+    options = {"targets": [0], "sites": "blocks.*", "max_kl": 9.0}
     free = choose_ablation(model, found, showing, usual, **options, deepest=1.0)
     deepest = max(t.depth for t in free.trials if t.site != free.site)
     assert not any("beyond" in t.refused for t in free.trials)
@@ -118,7 +118,7 @@ def test_a_candidate_that_does_not_qualify_is_passed_over(world):
     assert bound.site == "blocks.0:out"
     assert all("beyond 0.1" in t.refused for t in bound.trials[1:]), deepest
     with pytest.raises(InputError, match=r"none of 3 candidates passes. blocks.0:out: KL"):
-        choose_ablation(model, found, showing, usual, targets=[0], sites="blocks.*", kl_limit=-1.0)
+        choose_ablation(model, found, showing, usual, targets=[0], sites="blocks.*", max_kl=-1.0)
     dead = {**found, "blocks.1:out": replace(found["blocks.1:out"], flags=("dead",))}
     trials = choose_ablation(model, dead, showing, usual, **options).trials
     assert trials[1].refused == "no direction"
@@ -129,7 +129,7 @@ def test_a_direction_whose_removal_raises_the_behaviour_is_passed_over(world):
     rival = torch.zeros(6, dtype=torch.float64)
     rival[1] = -1.0  # less of another answer: it induces the behaviour, as any rival's opposite
     rivals = {**found, "blocks.0:out": replace(found["blocks.0:out"], vector=rival)}
-    options = {"targets": [0], "sites": "blocks.*", "kl_limit": 9.0}
+    options = {"targets": [0], "sites": "blocks.*", "max_kl": 9.0}
     trial = choose_ablation(model, rivals, showing, usual, **options).trials[0]
     with torch.no_grad():
         before = log_odds(run(model.module, showing.x))
@@ -140,7 +140,7 @@ def test_a_direction_whose_removal_raises_the_behaviour_is_passed_over(world):
 @pytest.mark.slow
 def test_targets_are_found_where_none_are_named(world):
     model, found, showing, usual = world
-    choice = choose_ablation(model, found, showing, usual, sites="blocks.*", kl_limit=9.0)
+    choice = choose_ablation(model, found, showing, usual, sites="blocks.*", max_kl=9.0)
     assert choice.targets == (0,)
     with pytest.raises(InputError, match="expected targets below 3"):
         choose_ablation(model, found, showing, usual, targets=[3])

@@ -25,7 +25,7 @@ def planted(n=200, heads=4, width=3, seed=0):
 @pytest.mark.truth("means and projections of the planted heads' own units, written out")
 def test_the_planted_heads_are_found_and_pushed_along_their_own_means():
     x, label = planted()
-    found = HeadSteering(heads=4, share=2 / 12).fit(x, label)
+    found = HeadSteering(heads=4, keep=2 / 12).fit(x, label)
     assert found.chosen.nonzero().tolist() == [[0, 2], [2, 1]]
     assert found.accuracy[0, 2] > found.accuracy[2, 1] > 0.9
     assert float((found.accuracy[~found.chosen] - 0.5).abs().max()) < 0.15
@@ -60,7 +60,7 @@ def test_only_chosen_heads_move_and_a_bias_does_the_same():
     generator = torch.Generator().manual_seed(2)
     rows = {site: torch.randn(120, 32, generator=generator) for site in SITES}
     rows[SITES[1]][:, 8:16] += 4.0 * label[:, None]
-    found = HeadSteering(heads=4, share=1 / 8).fit(rows, label)
+    found = HeadSteering(heads=4, keep=1 / 8).fit(rows, label)
     assert found.chosen.nonzero().tolist() == [[1, 1]]
     with torch.no_grad(), ExitStack() as stack:
         plain = model(ids).logits
@@ -89,8 +89,8 @@ def test_errors_and_flags():
     x, label = planted()
     with pytest.raises(InputError, match="rows of 5 equal parts, one for each head, got dim=12"):
         HeadSteering(heads=5).fit(x, label)
-    with pytest.raises(InputError, match=r"share in \(0, 1\]"):
-        HeadSteering(share=0.0)
+    with pytest.raises(InputError, match=r"keep in \(0, 1\]"):
+        HeadSteering(keep=0.0)
     with pytest.raises(InputError, match="rows of class 1 and of another class"):
         HeadSteering().fit(x, label * 0)
     with pytest.raises(InputError, match="expected the 3 sites of the fit, got 1"):

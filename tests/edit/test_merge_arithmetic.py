@@ -78,8 +78,8 @@ def test_models_that_learned_nothing_leave_the_base(rule):
 def test_shares_out_of_range_are_refused():
     with pytest.raises(InputError, match=r"density in \(0, 1\]"):
         Ties(density=0.0)
-    with pytest.raises(InputError, match=r"drop in \[0, 1\)"):
-        Dare(drop=1.0)
+    with pytest.raises(InputError, match=r"remove in \[0, 1\)"):
+        Dare(remove=1.0)
 
 
 @pytest.mark.truth("the number of entries that are kept")

@@ -40,7 +40,7 @@ def test_the_true_block_is_above_zero_and_turned_round_below(data):
     fit, test = data
     oracle = [ranked(part, part.signal.float()) for part in (fit, test)]
     turned = [ranked(part, -part.signal.float()) for part in (fit, test)]
-    test_of = DiffRoar(share=0.5, n_seeds=1)
+    test_of = DiffRoar(keep=0.5, n_seeds=1)
     found = test_of.judge(nearest, *oracle)
     plain = float(nearest(fit.x, fit.label, 0)(test.x).argmax(1).eq(test.label).double().mean())
     assert found.range == (-1.0, 1.0)  # a difference of accuracies
@@ -50,7 +50,7 @@ def test_the_true_block_is_above_zero_and_turned_round_below(data):
     assert abs(found.control) < 0.05
     assert found.beyond_control == found.value - found.control
     nothing = [ranked(part, torch.zeros_like(part.signal.float())) for part in (fit, test)]
-    flat = DiffRoar(share=0.5, n_seeds=4).judge(nearest, *nothing)
+    flat = DiffRoar(keep=0.5, n_seeds=4).judge(nearest, *nothing)
     assert flat.se is not None
     assert abs(flat.value) < 3 * float(flat.se) + 0.02
 
@@ -59,7 +59,7 @@ def test_the_true_block_is_above_zero_and_turned_round_below(data):
 def test_without_the_true_block_nothing_is_left(data):
     fit, test = data
     oracle = [ranked(part, part.signal.float()) for part in (fit, test)]
-    found = Roar(n_seeds=1, shares=(0.5,)).judge(nearest, *oracle)
+    found = Roar(n_seeds=1, remove=(0.5,)).judge(nearest, *oracle)
     assert float(found.accuracy[0, 0]) == pytest.approx(0.1, abs=0.05)
     assert found.value == pytest.approx(float(found.random[0, 0] - found.accuracy[0, 0]))
     assert found.value > 0.15
@@ -74,7 +74,7 @@ def test_a_mask_that_carries_the_label_is_seen_by_the_control(data):
         for k in range(12):
             scores.scatter_(1, (12 * part.label + k).clamp(max=127)[:, None], 1.0 + k)
         told.append(ranked(part, scores.view_as(part.signal)))
-    found = DiffRoar(share=12 / 128, n_seeds=1).judge(nearest, *told)
+    found = DiffRoar(keep=12 / 128, n_seeds=1).judge(nearest, *told)
     assert found.control > 0.5
     assert found.beyond_control < found.value
 
@@ -92,4 +92,4 @@ def test_neighbours_fill_smoothly_and_bad_input_is_named(data):
     with pytest.raises(InputError, match="needs pictures"):
         Roar(n_seeds=1, fill="neighbours").judge(nearest, rows, rows)
     with pytest.raises(InputError, match=r"\(0, 0\.5\]"):
-        DiffRoar(share=0.9).judge(nearest, rows, rows)
+        DiffRoar(keep=0.9).judge(nearest, rows, rows)

@@ -50,8 +50,8 @@ def test_all_sets_of_two_in_a_loop():
     x, target = rows(1, 4, seed=2), Objective(target=1)
     found = GradTimesInput().explain(net, x, objective=target)
     a = np.asarray(found.value)[0]
-    judged = SensitivityN(ZERO, n_sets=4000, shares=(0.5,)).judge(net, x, found, objective=target)
-    missed = Infidelity(ZERO, n_sets=4000, shares=(0.5,)).judge(net, x, found, objective=target)
+    judged = SensitivityN(ZERO, n_sets=4000, remove=(0.5,)).judge(net, x, found, objective=target)
+    missed = Infidelity(ZERO, n_sets=4000, remove=(0.5,)).judge(net, x, found, objective=target)
     said, fell = [], []
     for i in range(4):
         for j in range(i):
@@ -68,7 +68,7 @@ def test_all_sets_of_two_in_a_loop():
 def test_texts_and_pictures_and_more_exact_parts_do_better():
     model, x = cnn(), rows(2, 1, 4, 4).float()
     found = Saliency().explain(model, x)
-    few = {"n_sets": 6, "shares": (0.3,)}
+    few = {"n_sets": 6, "remove": (0.3,)}
     rough = SensitivityN(**few).judge(model, x, found)
     assert -1.0 <= rough.value <= 1.0
     text = gpt2()
@@ -81,4 +81,4 @@ def test_texts_and_pictures_and_more_exact_parts_do_better():
     test = Infidelity(ZERO, n_sets=20)
     assert test.judge(text, ids, shares).value < test.judge(text, ids, slopes).value
     with pytest.raises(InputError, match=r"fractions in \(0, 1\)"):
-        SensitivityN(shares=(1.0,))
+        SensitivityN(remove=(1.0,))

@@ -139,7 +139,7 @@ def test_a_second_stream_without_a_real_token_is_refused():
 def test_swap_moves_a_fraction(share, moves):
     a, b = draw(2, 10, 10), draw(2, 10, 10, seed=1)
     for axis, at in (("channel", 2), ("position", 1)):
-        layer = Exchange("swap", share=share, axis=axis)
+        layer = Exchange("swap", move=share, axis=axis)
         found = layer(a, b)
         for i in range(10):
             mine, other = (b, a) if i in moves else (a, b)

@@ -56,5 +56,5 @@ def test_kinds():
 def test_wrong_parameters_are_named():
     with pytest.raises(InputError, match="ActiveVariables: expected kl_nats above 0"):
         ActiveVariables(kl_nats=0.0)
-    with pytest.raises(InputError, match=r"ActiveVariables: expected share in \(0\.5, 1\]"):
-        ActiveVariables(share=0.3)
+    with pytest.raises(InputError, match=r"ActiveVariables: expected threshold in \(0\.5, 1\]"):
+        ActiveVariables(threshold=0.3)

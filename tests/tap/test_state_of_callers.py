@@ -77,9 +77,7 @@ def test_routed_models_keep_the_weights_of_each_thread():
             return torch.stack([twin.model(x) for _ in range(40)])
 
     assert_alone(mixed, [torch.eye(2)[[i, i, 1 - i]] for i in (0, 1, 0)])
-    sliced = ExtractExperts(share=0.4, top=0.1).extract(
-        TwoDomains(), {n: texts(n) for n in DOMAINS}
-    )
+    sliced = ExtractExperts(keep=0.4, top=0.1).extract(TwoDomains(), {n: texts(n) for n in DOMAINS})
     ids = torch.tensor([[0, 7, 3, 9]])
 
     def cut(expert):

@@ -44,7 +44,7 @@ def test_rows_within_the_radius_are_relabelled(share):
     known = sorted(d for d, k in zip(near, labels, strict=True) if k >= 0)
     radius = known[round(share * len(known)) - 1]
     wanted = [9 if k < 0 and d <= radius else k for d, k in zip(near, labels, strict=True)]
-    assert relabel_unknown(x, label, 9, share=share).tolist() == wanted
+    assert relabel_unknown(x, label, 9, keep=share).tolist() == wanted
     assert 9 in wanted
     assert share == 1.0 or -1 in wanted
 
@@ -81,7 +81,7 @@ def test_rows_that_are_not_finite_are_no_unknown_objects():
 
 def test_what_is_refused():
     x = torch.zeros(3, 2)
-    with pytest.raises(InputError, match=r"a share in \(0, 1\], got 'poincare' and 0.0"):
-        relabel_unknown(x, torch.tensor([0, 1, -1]), 2, share=0.0)
+    with pytest.raises(InputError, match=r"keep in \(0, 1\], got 'poincare' and 0.0"):
+        relabel_unknown(x, torch.tensor([0, 1, -1]), 2, keep=0.0)
     with pytest.raises(InputError, match="got 3 labels, 0 of them 0 or more"):
         relabel_unknown(x, torch.tensor([-1, -1, -1]), 2)

@@ -134,7 +134,7 @@ def test_a_task_that_disagrees_is_learned_and_the_old_ones_stay():
 )
 def test_only_tasks_that_disagree_are_scaled(admit, share, ranks):
     layer, eye = nn.Linear(3, 1, bias=False).double(), torch.eye(3).double()
-    memory = SubspaceProjection(1.0, admit=admit, share=share)
+    memory = SubspaceProjection(1.0, admit=admit, threshold=share)
 
     def loss_of(wanted):
         return lambda x: (x @ torch.tensor(wanted).double() * layer(x)[:, 0]).sum()

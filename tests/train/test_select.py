@@ -10,12 +10,12 @@ from sonde.train import Select
 @pytest.mark.truth("closed form: the count of rows, and the sorted losses")
 def test_small_losses_and_swapped_nets():
     a, b = torch.rand(2, 100, generator=torch.Generator().manual_seed(0))
-    rule = Select(drop=0.4, steps=10)
+    rule = Select(remove=0.4, steps=10)
     for step, n in ((0, 100), (5, 80), (10, 60), (99, 60)):
         weight = rule(a, step=step)
         assert int(weight.sum()) == n
         assert float(a[weight == 1].max()) == float(a.sort().values[n - 1])
-    co = Select("co_teaching", drop=0.4, steps=10)
+    co = Select("co_teaching", remove=0.4, steps=10)
     for_a, for_b = co(a, b, step=10)
     assert torch.equal(for_a, rule(b, step=10))
     assert torch.equal(for_b, rule(a, step=10))

@@ -166,7 +166,7 @@ def test_a_task_that_agrees_admits_updates():
 def test_a_task_along_which_little_moves_admits_nothing(share, moved):
     layer = nn.Linear(3, 1, bias=False).double()
     nn.init.zeros_(layer.weight)
-    memory, eye = SubspaceProjection(1.0, admit=0.5, share=share), torch.eye(3).double()
+    memory, eye = SubspaceProjection(1.0, admit=0.5, threshold=share), torch.eye(3).double()
     wanted = torch.tensor([-3.0, -4.0, -0.0]).double()
 
     def loss(x):
@@ -197,8 +197,8 @@ def test_the_first_task_has_no_penalty():
     memory.remember(layer, [torch.randn(5, 3)])
     with memory.on(layer, torch.optim.SGD(layer.parameters(), 0.1)) as penalty:
         assert float(penalty().detach()) == 0
-    with pytest.raises(InputError, match=r"share in \[0, 1\]"):
-        SubspaceProjection(share=2.0)
+    with pytest.raises(InputError, match=r"threshold in \[0, 1\]"):
+        SubspaceProjection(threshold=2.0)
 
 
 def two_layers():

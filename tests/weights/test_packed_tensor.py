@@ -84,7 +84,7 @@ def test_models_that_read_weights_answer_as_with_plain_layers(make, bits):
 
 @pytest.mark.slow
 @pytest.mark.truth("a plain torch copy with the unpacked weights")
-@pytest.mark.parametrize("method", [LowRankWeights(share=0.4), BitStack(), WeightCodebook()])
+@pytest.mark.parametrize("method", [LowRankWeights(remove=0.4), BitStack(), WeightCodebook()])
 def test_other_packed_forms_have_a_weight_too(method):
     net = moved(encoder())
     data = open_inputs(sonde.Model(net), IDS)

@@ -7,6 +7,9 @@ from difflib import get_close_matches
 from itertools import pairwise
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+from sonde.cli.console import REMARK, note
+from sonde.core.renaming import former_names
+
 _DRAWN = re.compile("[\u2500-\u257f]+")
 _BORDER = re.compile("[\u2500-\u257f]{3}|-{4}")
 _KINDS = {int: "a whole number", float: "a number"}
@@ -36,6 +39,22 @@ def wrong_usage(command: type[Any], word: str, arguments: Sequence[str], box: st
     return f"sonde {word}: {said or _paragraph(box)} See sonde {word} --help."
 
 
+def current_flags(command: type[Any], word: str, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with current names for renamed flags, with a note for each old name."""
+    current = {f"--{old}".replace("_", "-"): f"--{new}".replace("_", "-")
+               for new, old in former_names(command).items()}  # fmt: skip
+    found = list[str]()
+    for argument in arguments:
+        old = _name(argument)
+        new = current.get(old or "", old)
+        if old is not None and new is not None and new != old:
+            text = f"sonde {word}: the flag {old} is now called {new}. Write {new}."
+            note(f"{REMARK}{text}")
+            argument = new + argument[len(old) :]
+        found.append(argument)
+    return found
+
+
 def _flags(command: type[Any]) -> Iterator[tuple[str, Any]]:
     """Yield every flag with its type; flags of option groups have no prefix."""
     hints = get_type_hints(command, include_extras=True)
@@ -47,8 +66,8 @@ def _flags(command: type[Any]) -> Iterator[tuple[str, Any]]:
         notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
         plain = get_args(hint)[0] if notes else hint
         yield f"--{f.name.replace('_', '-')}", plain
-        for note in notes:
-            for alias in getattr(note, "aliases", None) or ():
+        for extra in notes:
+            for alias in getattr(extra, "aliases", None) or ():
                 yield alias, plain
     yield "--help", bool
     yield "-h", bool

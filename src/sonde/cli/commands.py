@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from sonde.cli._table import filled
-from sonde.cli._usage import flag_names, wrong_usage
+from sonde.cli._usage import current_flags, flag_names, wrong_usage
 from sonde.cli.cache import Cache
 from sonde.cli.calibrate import Calibrate
 from sonde.cli.coding import Decode, Encode
@@ -230,6 +230,7 @@ def _run(word: str, kind: type[Any], arguments: list[str]) -> int:
 
 def _parsed(word: str, kind: type[Any], arguments: list[str]) -> Any:
     """Return the command with its flags, or the exit code if there is nothing to run."""
+    arguments = current_flags(kind, word, arguments)
     form: Any = Annotated[kind, tyro.conf.arg(name=word)]
     box, help_text = io.StringIO(), _Help()
     try:

@@ -29,6 +29,7 @@ from sonde.compress._stream import Stream
 from sonde.compress.grams import without_padding
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.stats.divergence import kl_divergence
 from sonde.tap.hand.recording import Forward, intercepted
 from sonde.tap.hooks.holding import in_eval
@@ -42,6 +43,7 @@ from sonde.weights.tuning import Trainee, each_batch, row_losses, tuned, with_co
 Cut = tuple[CoupledSet, list[int]]
 
 
+@renamed(remove="share")
 @final
 @dataclass(frozen=True)
 class AlternateSlim(Rewrite):
@@ -62,8 +64,9 @@ class AlternateSlim(Rewrite):
 
     Parameters
     ----------
-    share : float, default=0.5
-        Of the features, of the heads and of the neurons. 0 changes nothing.
+    remove : float, default=0.5
+        Fraction of the features, of the heads and of the neurons that is removed, in [0, 1); 0
+        changes nothing.
     noise : float, default=0.01
         Standard deviation of the noise, in standard deviations of the outputs.
     epochs : int, default=10
@@ -79,7 +82,7 @@ class AlternateSlim(Rewrite):
     chen2024slimsam
     """
 
-    share: float = 0.5
+    remove: float = 0.5
     noise: float = 0.01
     epochs: int = 10
     rate: float = 1e-3
@@ -88,11 +91,11 @@ class AlternateSlim(Rewrite):
     paper: ClassVar[str] = "chen2024slimsam"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {"epochs": 1},
-        {"share": 0.3, "epochs": 0, "alternate": False, "seed": 1},
+        {"remove": 0.3, "epochs": 0, "alternate": False, "seed": 1},
     )
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="[0, 1)", noise="> 0", rate="> 0", epochs=">= 0")
+        check_ranges(self, remove="[0, 1)", noise="> 0", rate="> 0", epochs=">= 0")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, on which outputs and states are compared."""
@@ -107,22 +110,22 @@ class AlternateSlim(Rewrite):
             If the model has no stream that norms read.
         """
         word = method_of("AlternateSlim", asdict(self))
-        if self.share == 0:
+        if self.remove == 0:
             return RewritePlan.of(model, {}, word)
         stream = Stream.of("AlternateSlim", model, calibration)
         sets, _ = coupled_sets(model, calibration)
         student = with_copy(model.module)
         scores = self._scores(model, student, calibration)
-        kept = _kept_features(stream, student, scores, self.share)
+        kept = _kept_features(stream, student, scores, self.remove)
         if self.alternate:
             student = _folded(student, stream.cut(student, kept))
             student = self._trained(model, student, calibration, _inner(model, sets))
             scores = self._scores(model, student, calibration)
-            cuts = _kept_units(sets, student, scores, self.share)
+            cuts = _kept_units(sets, student, scores, self.remove)
             student, forms = _without(student, cuts)
             student = self._trained(model, student, calibration, _outer(stream, kept))
         else:
-            cuts = _kept_units(sets, student, scores, self.share)
+            cuts = _kept_units(sets, student, scores, self.remove)
             student = _folded(student, stream.cut(student, kept))
             student, forms = _without(student, cuts)
             seen = _inner(model, sets, cuts) | _outer(stream, kept)

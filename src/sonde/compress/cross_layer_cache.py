@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sonde.core import CachePacking, InputError, Inputs, Model, PackedTokens, State
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.engine.progress import Bar
 from sonde.stats import Moments, MomentsState
 from sonde.tap import place_of
@@ -27,6 +28,7 @@ KEYS, VALUES = 0.8, 1.2
 """Shares of keys and of values, whose directions are spread wider: 2 to 3 as in the paper."""
 
 
+@renamed(keep="share")
 @final
 @dataclass(frozen=True)
 class CrossLayerCache(CachePacking):
@@ -38,7 +40,7 @@ class CrossLayerCache(CachePacking):
     ``cross_layer_moments``). With fitted directions only coordinates are held for each token.
 
     Range        the least squared error of its rank; 0 at full rank.
-    Cost         ``share`` of the bytes; a singular value decomposition of tokens x (layers * heads
+    Cost         ``keep`` of the bytes; a singular value decomposition of tokens x (layers * heads
                  * width) for each chunk, none with fitted directions; each call multiplies the
                  older tokens out and rotates their keys, one layer at a time.
     Assumes      layers whose heads have one width; rotations as transformers makes them.
@@ -48,9 +50,9 @@ class CrossLayerCache(CachePacking):
     ----------
     layers : int, default=4
         Adjacent layers that share coordinates.
-    share : float, default=0.25
-        Of the bytes of the packed tokens, directions of a chunk counted; keys take 0.8 of it and
-        values 1.2.
+    keep : float, default=0.25
+        Fraction of the bytes of the whole cache that the packed tokens take, in (0, 1], with the
+        directions of each chunk counted; keys take 0.8 of it and values 1.2.
     chunk : int, default=256
         Tokens that are packed together.
     recent : int, default=64
@@ -60,7 +62,7 @@ class CrossLayerCache(CachePacking):
 
     Examples
     --------
-    >>> CrossLayerCache(layers=2, share=0.5).setting
+    >>> CrossLayerCache(layers=2, keep=0.5).setting
     '50 %, 2 layers'
 
     References
@@ -69,25 +71,25 @@ class CrossLayerCache(CachePacking):
     """
 
     layers: int = 4
-    share: float = 0.25
+    keep: float = 0.25
     chunk: int = 256
     recent: int = 64
     directions: tuple[Tensor, Tensor] | None = None
     before_rotation: ClassVar[bool] = True
     paper: ClassVar[str] = "chang2025xkv"
     examples: ClassVar[tuple[dict, ...]] = (
-        {"layers": 2, "share": 0.9, "chunk": 3, "recent": 1},
-        {"layers": 1, "share": 0.4, "chunk": 4, "recent": 0},
+        {"layers": 2, "keep": 0.9, "chunk": 3, "recent": 1},
+        {"layers": 1, "keep": 0.4, "chunk": 4, "recent": 0},
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_ranges(self, layers=">= 1", share="(0, 1]")
+        check_ranges(self, layers=">= 1", keep="(0, 1]")
 
     @property
     def setting(self) -> str:
         """Fraction of the bytes, and number of layers."""
-        return f"{100 * self.share:g} %, {self.layers} layers"
+        return f"{100 * self.keep:g} %, {self.layers} layers"
 
     @property
     def size_bytes(self) -> int:
@@ -104,7 +106,7 @@ class CrossLayerCache(CachePacking):
         known = (None, None) if self.directions is None else self.directions
         parts = zip((keys, values), known, (KEYS, VALUES), strict=True)
         return PackedFactors(
-            *(self._factors(x, real, basis, weight * self.share) for x, basis, weight in parts)
+            *(self._factors(x, real, basis, weight * self.keep) for x, basis, weight in parts)
         )
 
     def _factors(
@@ -216,7 +218,7 @@ class CrossLayerMoments(State):
                 vectors = torch.linalg.eigh(state.second_moment).eigenvectors
                 both.append(vectors[:, -rank:].flip(1).float())
             packing = CrossLayerCache(
-                layers=len(numbers), share=share, directions=(both[0], both[1]), **parameters
+                layers=len(numbers), keep=share, directions=(both[0], both[1]), **parameters
             )
             found |= dict.fromkeys(numbers, packing)
         return found

@@ -26,12 +26,14 @@ from sonde.compress._layers import Weighted, weighted_layers
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.tap import calls_of
 from sonde.weights import Change, Examples, Exchange, Grid, Rewrite, RewritePlan
 from sonde.weights._kinds import kind_of
 from sonde.weights.own_config import with_own_config
 
 
+@renamed(remove="share")
 @final
 @dataclass(frozen=True)
 class DataFreeCompress(Rewrite):
@@ -51,9 +53,9 @@ class DataFreeCompress(Rewrite):
 
     Parameters
     ----------
-    share : float, default=0.3
-        Of the channels that are left out, rounded half to even: those with the smallest sums of
-        absolute weights. 0 changes nothing.
+    remove : float, default=0.3
+        Fraction of the channels that is removed, in [0, 1), rounded half to even: the channels with
+        the smallest sums of absolute weights. 0 changes nothing.
     bits : int, optional
         Bits of a weight, 2 to 8: weights are rounded, and no channel is left out.
     group : int, default=32
@@ -71,7 +73,7 @@ class DataFreeCompress(Rewrite):
     bai2023udfc
     """
 
-    share: float = 0.3
+    remove: float = 0.3
     bits: int | None = None
     group: int = 32
     refit: bool = True
@@ -81,11 +83,11 @@ class DataFreeCompress(Rewrite):
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"bits": 3, "group": 5, "layers": ("*",)},
-        {"share": 0.5, "refit": False},
+        {"remove": 0.5, "refit": False},
     )
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="[0, 1)")
+        check_ranges(self, remove="[0, 1)")
         check_grid("DataFreeCompress", self.bits, self.group)
         check_ranges(self, ridge="> 0")
 
@@ -102,7 +104,7 @@ class DataFreeCompress(Rewrite):
             If no channel can be left out, or a pattern names none.
         """
         word = method_of("DataFreeCompress", asdict(self))
-        if self.bits is None and self.share == 0:
+        if self.bits is None and self.remove == 0:
             return RewritePlan.of(model, {}, word)
         makers = _makers(model, calibration)
         return (self._pruned if self.bits is None else self._rounded)(model, makers, word)
@@ -121,7 +123,7 @@ class DataFreeCompress(Rewrite):
         gone = 0
         for maker in makers:
             rows, n = maker.rows(maker.layer.matrix()), len(maker.units)
-            n_gone = min(round(self.share * n), n - 1)
+            n_gone = min(round(self.remove * n), n - 1)
             lost = rows[:, :-1].abs().sum(1).argsort(stable=True)[:n_gone].sort().values
             kept = [i for i in range(n) if i not in lost.tolist()]
             if self.refit:

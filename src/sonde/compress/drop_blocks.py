@@ -20,6 +20,7 @@ from sonde.compress._grid import method_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.stats import CrossMoments, CrossMomentsState, Moments, MomentsState
 from sonde.stats.ridge import RIDGE, ridge_map
 from sonde.tap import place_of
@@ -29,6 +30,7 @@ from sonde.weights import Change, Examples, Exchange, Rewrite, RewritePlan
 from sonde.weights.own_config import with_own_config
 
 
+@renamed(remove="share")
 @final
 @dataclass(frozen=True)
 class DropBlocks(Rewrite):
@@ -48,10 +50,10 @@ class DropBlocks(Rewrite):
 
     Parameters
     ----------
-    share : float, default=0.25
-        Of the blocks that are left out, rounded half to even. 0 changes nothing.
+    remove : float, default=0.25
+        Fraction of the blocks that is removed, in [0, 1), rounded half to even; 0 changes nothing.
     blocks : int, optional
-        How many stay, in place of a share.
+        Number of blocks that stay, in place of a fraction.
     how : {"independent", "contiguous"}, default="independent"
     replace : {"linear"}, optional
         What takes the place of each run; nothing by default.
@@ -63,7 +65,7 @@ class DropBlocks(Rewrite):
     men2024shortgpt
     """
 
-    share: float = 0.25
+    remove: float = 0.25
     blocks: int | None = None
     how: Literal["independent", "contiguous"] = "independent"
     replace: Literal["linear"] | None = None
@@ -76,7 +78,7 @@ class DropBlocks(Rewrite):
     )
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="[0, 1)", blocks=">= 1", ridge="> 0")
+        check_ranges(self, remove="[0, 1)", blocks=">= 1", ridge="> 0")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, on which the states before and after each block are compared."""
@@ -93,7 +95,7 @@ class DropBlocks(Rewrite):
         word = method_of("DropBlocks", asdict(self))
         blocks = Blocks.of("DropBlocks", model, calibration)
         n = len(blocks.modules)
-        n_gone = round(self.share * n) if self.blocks is None else n - self.blocks
+        n_gone = round(self.remove * n) if self.blocks is None else n - self.blocks
         if n_gone < 0 or n_gone >= n:
             raise InputError(
                 f"DropBlocks.plan: expected 1 to {n} of the {n} blocks in {blocks.name} to stay, "

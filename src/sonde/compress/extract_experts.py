@@ -18,6 +18,7 @@ from sonde.compress.unit_use import DenseBlock, UnitUse, by_length, dense_blocks
 from sonde.core.errors import InputError, ShapeError, StateError
 from sonde.core.inputs import Model
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.data import open_inputs
 from sonde.tap import fingerprint
 from sonde.tap.hooks.held import Held
@@ -125,6 +126,7 @@ class SlicedModel(nn.Module):
             yield self.model
 
 
+@renamed(keep="share")
 @final
 @dataclass(frozen=True)
 class ExtractExperts:
@@ -134,17 +136,17 @@ class ExtractExperts:
     The expert of a domain has the units that are active most often over its tokens, in every dense
     block; all other layers are shared. Units may belong to several experts.
 
-    Range        if ``share`` is 1, a model with the outputs of the original, bit for bit.
-    Cost         one pass over each domain; then a forward with ``share`` of the dense blocks.
-                 Experts hold their units themselves: ``experts x share`` of the blocks in memory.
+    Range        if ``keep`` is 1, a model with the outputs of the original, bit for bit.
+    Cost         one pass over each domain; then a forward with ``keep`` of the dense blocks.
+                 Experts hold their units themselves: ``experts x keep`` of the blocks in memory.
     Assumes      a hidden layer in which each unit is computed alone: ReLU, GELU, gated.
     Differs      from the paper: experts are not trained further; gated nets are cut as they are,
                  though their units are less sparse than those behind a ReLU.
 
     Parameters
     ----------
-    share : float, default=0.5
-        Of the hidden units that an expert has.
+    keep : float, default=0.5
+        Fraction of the hidden units that an expert keeps, in (0, 1].
     top : float, default=0.25
         Share of units that count as active at a token.
     by : {"use", "length", "random"}, default="use"
@@ -158,14 +160,14 @@ class ExtractExperts:
     cai2024readme
     """
 
-    share: float = 0.5
+    keep: float = 0.5
     top: float = 0.25
     by: Literal["use", "length", "random"] = "use"
     seed: int = 0
     paper: ClassVar[str] = "cai2024readme"
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="(0, 1]", top="(0, 1]")
+        check_ranges(self, keep="(0, 1]", top="(0, 1]")
 
     def extract(self, model: Model | nn.Module, domains: Mapping[str, Any]) -> SlicedModel:
         """Return the model cut into experts. ``model`` is not changed.
@@ -192,7 +194,7 @@ class ExtractExperts:
         units: dict[str, tuple[Tensor, ...]] = {}
         for i, block in enumerate(dense_blocks("ExtractExperts.extract", new)):
             _check_alone(block)
-            n = max(1, round(self.share * block.width))
+            n = max(1, round(self.keep * block.width))
             units[block.name] = tuple(
                 found[i].argsort(descending=True, stable=True)[:n].sort().values
                 for found in counts.values()

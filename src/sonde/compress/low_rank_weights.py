@@ -20,11 +20,13 @@ from sonde.compress.grams import LayerGrams, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.weights import Examples, Rewrite, RewritePlan, Thin
 from sonde.weights._kinds import in_and_out
 from sonde.weights.change import rounded_to_half
 
 
+@renamed(remove="share")
 @final
 @dataclass(frozen=True)
 class LowRankWeights(Rewrite):
@@ -46,10 +48,10 @@ class LowRankWeights(Rewrite):
 
     Parameters
     ----------
-    share : float, default=0.5
-        Of the numbers of each weight that are left out. 0 changes nothing.
+    remove : float, default=0.5
+        Fraction of the numbers of each weight that is saved, in [0, 1); 0 changes nothing.
     rank : int, optional
-        The same for all layers, in place of a share.
+        Rank of every layer, in place of a fraction.
     whiten : {"output", "gram", "scale", "none"}, default="output"
     power : float, default=0.5
         Of the size of an input, for ``scale``.
@@ -68,7 +70,7 @@ class LowRankWeights(Rewrite):
     wang2025svdllm
     """
 
-    share: float = 0.5
+    remove: float = 0.5
     rank: int | None = None
     whiten: Literal["output", "gram", "scale", "none"] = "output"
     power: float = 0.5
@@ -80,12 +82,12 @@ class LowRankWeights(Rewrite):
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"rank": 2, "whiten": "gram"},
-        {"share": 0.4, "whiten": "scale"},
+        {"remove": 0.4, "whiten": "scale"},
         {"whiten": "none"},
     )
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="[0, 1)", rank=">= 1", damp="> 0")
+        check_ranges(self, remove="[0, 1)", rank=">= 1", damp="> 0")
         if self.sequential and self.whiten == "none":
             raise InputError(
                 "LowRankWeights: expected whiten='output', 'gram' or 'scale' for sequential=True, "
@@ -99,7 +101,7 @@ class LowRankWeights(Rewrite):
 
     def check(self, model: Model) -> None:
         """Raise before calibration for a rank that saves nothing, or for a convolution."""
-        if self.share > 0 or self.rank is not None:
+        if self.remove > 0 or self.rank is not None:
             chosen = weighted_layers("LowRankWeights", model, self.layers)
             ranks = [self._rank(layer, len(chosen) == 1) for layer in chosen]
             if self.rank is not None and not any(ranks):
@@ -119,7 +121,7 @@ class LowRankWeights(Rewrite):
             If a rank saves nothing, or a layer is a convolution.
         """
         word = method_of("LowRankWeights", asdict(self))
-        if self.share == 0 and self.rank is None:
+        if self.remove == 0 and self.rank is None:
             return RewritePlan.of(model, {}, word)
         few = len(weighted_layers("LowRankWeights", model, self.layers)) == 1
 
@@ -152,7 +154,7 @@ class LowRankWeights(Rewrite):
             )
         n_in, n_out = in_and_out(layer.module)
         if self.rank is None:
-            return int((1 - self.share) * n_in * n_out / (n_in + n_out))
+            return int((1 - self.remove) * n_in * n_out / (n_in + n_out))
         if self.rank * (n_in + n_out) >= n_in * n_out:
             if self.layers is None and not few:
                 return 0

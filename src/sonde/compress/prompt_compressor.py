@@ -14,6 +14,7 @@ from torch import Tensor
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.engine.progress import Bar
 from sonde.stats import ridge_of_rows
 from sonde.stats.divergence import kl_divergence
@@ -51,6 +52,7 @@ class CompressedPrompt:
         return float(self.kept.double().mean()) if len(self.kept) else 1.0
 
 
+@renamed(keep="share")
 @final
 @dataclass(frozen=True)
 class PromptCompressor:
@@ -61,8 +63,8 @@ class PromptCompressor:
     ``learn`` fits a linear probe of the model's states to the effect of leaving out a word on the
     reader: the divergence of its next-token distributions over the following tokens.
 
-    Range        exactly ``round(share words)`` words, more where more are forced; of equal scores
-                 the first are kept. ``share=1`` gives the text back.
+    Range        exactly ``round(keep words)`` words, more where more are forced; of equal scores
+                 the first are kept. ``keep=1`` gives the text back.
     Cost         one forward for half a window; ``learn`` two for each word of its texts.
     Assumes      a causal language model with a tokenizer that knows offsets.
     Differs      from LLMLingua-2: the reader itself labels words, no larger model's short texts;
@@ -71,8 +73,8 @@ class PromptCompressor:
 
     Parameters
     ----------
-    share : float, default=0.5
-        Of the words that are kept.
+    keep : float, default=0.5
+        Fraction of the words that stay, in (0, 1].
     force : sequence of str, default=()
         Words that are always kept, without the punctuation around them.
     digits : bool, default=True
@@ -87,7 +89,7 @@ class PromptCompressor:
     pan2024llmlingua2, li2023selective
     """
 
-    share: float = 0.5
+    keep: float = 0.5
     force: Sequence[str] = ()
     digits: bool = True
     window: int = 256
@@ -95,7 +97,7 @@ class PromptCompressor:
     paper: ClassVar[str] = "pan2024llmlingua2"
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="(0, 1]", window=">= 4", unit=UNITS)
+        check_ranges(self, keep="(0, 1]", window=">= 4", unit=UNITS)
 
     def compress(
         self,
@@ -143,7 +145,7 @@ class PromptCompressor:
         forced = torch.tensor([self._is_forced(text[a:b]) for a, b in words])
         kept = forced.clone()
         order = scores.masked_fill(forced, torch.inf).argsort(descending=True, stable=True)
-        kept[order[: max(round(self.share * len(words)), 1)]] = True
+        kept[order[: max(round(self.keep * len(words)), 1)]] = True
         parts = [text[a:b] for (a, b), keep in zip(words, kept.tolist(), strict=True) if keep]
         end = text[words[-1][1] :] if bool(kept.all()) else ""
         return CompressedPrompt("".join(parts) + end, words, kept, scores)

@@ -29,6 +29,7 @@ from sonde.compress.grams import LayerGrams, grams_for, layers_of_weight
 from sonde.core.errors import InputError, near
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.stats import MomentsState
 from sonde.weights import Examples, Rewrite, RewritePlan
 from sonde.weights._kinds import kind_of
@@ -36,6 +37,7 @@ from sonde.weights.change import rounded_to_half
 from sonde.weights.own_config import with_own_config
 
 
+@renamed(remove="share")
 @final
 @dataclass(frozen=True)
 class PruneChannels(Rewrite):
@@ -60,8 +62,9 @@ class PruneChannels(Rewrite):
 
     Parameters
     ----------
-    share : float, default=0.5
-        Of the units of each set that are left out, rounded half to even. 0 changes nothing.
+    remove : float, default=0.5
+        Fraction of the units of each set that is removed, in [0, 1), rounded half to even; 0
+        changes nothing.
     score : {"reconstruction", "power", "norm"}, default="reconstruction"
     refit : bool, default=True
         Fit the readers to the inputs that are left.
@@ -81,7 +84,7 @@ class PruneChannels(Rewrite):
     he2017channel
     """
 
-    share: float = 0.5
+    remove: float = 0.5
     score: Literal["reconstruction", "power", "norm"] = "reconstruction"
     refit: bool = True
     round_to: int = 1
@@ -91,12 +94,12 @@ class PruneChannels(Rewrite):
     paper: ClassVar[str] = "he2017channel"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
-        {"share": 0.3, "score": "power", "round_to": 2, "half": False},
+        {"remove": 0.3, "score": "power", "round_to": 2, "half": False},
         {"score": "norm", "refit": False},
     )
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="[0, 1)", round_to=">= 1", damp="> 0")
+        check_ranges(self, remove="[0, 1)", round_to=">= 1", damp="> 0")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, which also show the layers that read each channel."""
@@ -111,7 +114,7 @@ class PruneChannels(Rewrite):
             If no channel can go, with the reason, or a pattern names none that can.
         """
         word = method_of("PruneChannels", asdict(self))
-        if self.share == 0:
+        if self.remove == 0:
             return RewritePlan.of(model, {}, word)
         sets, refused = coupled_sets(model, calibration)
         chosen = self._chosen(sets, refused)
@@ -177,7 +180,7 @@ class PruneChannels(Rewrite):
         self, model: Model, one: CoupledSet, readers: Mapping["_Reader", list[list[int]]]
     ) -> list[int]:
         """Return the removed units."""
-        n_kept = len(one) - round(self.share * len(one))
+        n_kept = len(one) - round(self.remove * len(one))
         n_kept = min(len(one), max(1, -(-n_kept // self.round_to)) * self.round_to)
         n_gone = len(one) - n_kept
         if self.score == "norm" or not readers:

@@ -18,9 +18,11 @@ from sonde.compress.grams import LayerGrams, grams_for, parts_of
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.weights import Change, Examples, Pruned, Rewrite, RewritePlan
 
 
+@renamed(remove="share")
 @final
 @dataclass(frozen=True)
 class PruneWeights(Rewrite):
@@ -30,7 +32,7 @@ class PruneWeights(Rewrite):
     input that it multiplies. If the inputs of a layer are uncorrelated, a mask by ``wanda`` within
     rows has the smallest output error of all masks that change no other weight.
 
-    Range        the same number in every group, ``share`` of its size rounded half to even; of
+    Range        the same number in every group, ``remove`` of its size rounded half to even; of
                  equal scores the first by index is removed.
     Cost         one sort of the weights; ``wanda``: one pass over the data.
     Assumes      finite weights; ``wanda``: inputs of the kind that the model will meet.
@@ -39,8 +41,8 @@ class PruneWeights(Rewrite):
 
     Parameters
     ----------
-    share : float, default=0.5
-        Of the weights that are removed. 0 changes nothing.
+    remove : float, default=0.5
+        Fraction of the weights that becomes zero, in [0, 1); 0 changes nothing.
     score : {"magnitude", "wanda"}, default="magnitude"
     within : {"row", "layer"}, default="row"
         Group in which weights are compared; ``wanda`` compares only within rows.
@@ -54,7 +56,7 @@ class PruneWeights(Rewrite):
     sun2024wanda
     """
 
-    share: float = 0.5
+    remove: float = 0.5
     score: Literal["magnitude", "wanda"] = "magnitude"
     within: Literal["row", "layer"] = "row"
     pattern: str | None = None
@@ -63,11 +65,11 @@ class PruneWeights(Rewrite):
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"score": "wanda", "pattern": "2:4"},
-        {"share": 0.3, "within": "layer", "layers": ("*",)},
+        {"remove": 0.3, "within": "layer", "layers": ("*",)},
     )
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="[0, 1)")
+        check_ranges(self, remove="[0, 1)")
         check_pattern("PruneWeights", self.pattern)
         if self.score == "wanda" and self.within != "row":
             raise InputError(
@@ -83,7 +85,7 @@ class PruneWeights(Rewrite):
     def planned(self, model: Model, calibration: Inputs | LayerGrams | None = None) -> RewritePlan:
         """Return the weights with zeros in them."""
         changes: dict[str, Change] = {}
-        if self.share > 0 or self.pattern is not None:
+        if self.remove > 0 or self.pattern is not None:
             layers = weighted_layers("PruneWeights", model, self.layers)
             grams = None
             if self.score == "wanda" and calibration is not None:
@@ -108,5 +110,5 @@ class PruneWeights(Rewrite):
             check_width("PruneWeights", self.pattern, scores.shape[1], layer.weight)
             return lowest_of_runs(scores, self.pattern)
         groups = scores.reshape(1, -1) if self.within == "layer" else scores
-        gone = lowest(groups, round(self.share * groups.shape[1]))
+        gone = lowest(groups, round(self.remove * groups.shape[1]))
         return gone.reshape(scores.shape)

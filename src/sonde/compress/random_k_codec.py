@@ -10,8 +10,10 @@ from sonde.compress._wire import Reader, count_bytes, float_bytes, shape_bytes
 from sonde.core.cache_rule import kept_count
 from sonde.core.codec import Codec
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 
 
+@renamed(keep="share")
 @final
 @dataclass(frozen=True)
 class RandomKCodec(Codec):
@@ -26,8 +28,8 @@ class RandomKCodec(Codec):
 
     Parameters
     ----------
-    share : float, default=0.01
-        Share of the entries that are sent, in (0, 1], rounded up.
+    keep : float, default=0.01
+        Fraction of the entries that is sent, in (0, 1], rounded up.
     scaled : bool, default=True
         Multiply by d / k: unbiased. Leave off with error feedback.
     seed : int, default=0
@@ -36,7 +38,7 @@ class RandomKCodec(Codec):
     Examples
     --------
     >>> import torch
-    >>> codec = RandomKCodec(share=0.5, seed=1)
+    >>> codec = RandomKCodec(keep=0.5, seed=1)
     >>> codec.decode(codec.encode(torch.ones(4))).sum()
     tensor(4.)
 
@@ -45,24 +47,24 @@ class RandomKCodec(Codec):
     stich2018sparsified
     """
 
-    share: float = 0.01
+    keep: float = 0.01
     scaled: bool = True
     seed: int = 0
     paper: ClassVar[str] = "stich2018sparsified"
-    examples: ClassVar[tuple[dict, ...]] = ({}, {"share": 0.4}, {"share": 0.3, "scaled": False})
+    examples: ClassVar[tuple[dict, ...]] = ({}, {"keep": 0.4}, {"keep": 0.3, "scaled": False})
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="(0, 1]", seed=">= 0")
+        check_ranges(self, keep="(0, 1]", seed=">= 0")
 
     def most_lost(self, x: Tensor) -> float:
         """Return the loss if all of ``x`` were in the worst entry."""
-        k = kept_count(self.share, x.numel())
+        k = kept_count(self.keep, x.numel())
         return max(1.0, (x.numel() / max(k, 1) - 1) ** 2 if self.scaled else 0.0)
 
     def pack(self, x: Tensor) -> bytes:
         """Return the payload: shape, count, seed and values."""
         flat = x.reshape(-1)
-        k = kept_count(self.share, len(flat))
+        k = kept_count(self.keep, len(flat))
         factor = len(flat) / max(k, 1) if self.scaled else 1.0
         values = flat[_drawn(self.seed, len(flat), k)].double() * factor
         return shape_bytes(x) + count_bytes(k, self.seed) + float_bytes(values)

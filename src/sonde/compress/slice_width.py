@@ -19,6 +19,7 @@ from sonde.compress.grams import without_padding
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.tap import calls_of
 from sonde.tap.rows.padding import right_padded
 from sonde.weights import Change, Examples, Exchange, Resized, Rewrite, RewritePlan
@@ -26,6 +27,7 @@ from sonde.weights.change import rounded_to_half
 from sonde.weights.own_config import with_own_config
 
 
+@renamed(remove="share")
 @final
 @dataclass(frozen=True)
 class SliceWidth(Rewrite):
@@ -47,8 +49,8 @@ class SliceWidth(Rewrite):
 
     Parameters
     ----------
-    share : float, default=0.25
-        Of the width that is left out. 0 changes nothing.
+    remove : float, default=0.25
+        Fraction of the residual stream's width that is removed, in [0, 1); 0 changes nothing.
     round_to : int, default=8
         The width that stays is a multiple of this, or the whole.
     half : bool, default=True
@@ -59,14 +61,14 @@ class SliceWidth(Rewrite):
     ashkboos2024slicegpt
     """
 
-    share: float = 0.25
+    remove: float = 0.25
     round_to: int = 8
     half: bool = True
     paper: ClassVar[str] = "ashkboos2024slicegpt"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"share": 0.4, "round_to": 3})
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"remove": 0.4, "round_to": 3})
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="[0, 1)", round_to=">= 1")
+        check_ranges(self, remove="[0, 1)", round_to=">= 1")
 
     def reads(self) -> dict[str, Examples]:
         """Read examples, to which the directions of the stream are fitted."""
@@ -81,11 +83,11 @@ class SliceWidth(Rewrite):
             If the model has no stream that can be rotated, with the reason.
         """
         word = method_of("SliceWidth", asdict(self))
-        if self.share == 0:
+        if self.remove == 0:
             return RewritePlan.of(model, {}, word)
         stream = Stream.of("SliceWidth", model, calibration)
         dim = stream.width
-        width = -(-(dim - round(self.share * dim)) // self.round_to) * self.round_to
+        width = -(-(dim - round(self.remove * dim)) // self.round_to) * self.round_to
         width = min(dim, max(width, 2))
         values, vectors = _directions(_seen(model, stream, calibration), stream.centred)
         whole = self._plan(model, stream, _into(vectors, dim, stream.centred), word, {})

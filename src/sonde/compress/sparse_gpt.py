@@ -20,11 +20,13 @@ from sonde.compress.gptq import BLOCK, damped, inverse_factor, loss_of
 from sonde.compress.grams import LayerGrams, parts_of
 from sonde.core.inputs import Inputs, Model
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.stats import solve_normal_equations
 from sonde.weights import Examples, Pruned, Rewrite, RewritePlan
 from sonde.weights.change import rounded_to_half
 
 
+@renamed(remove="share")
 @final
 @dataclass(frozen=True)
 class SparseGPT(Rewrite):
@@ -34,7 +36,7 @@ class SparseGPT(Rewrite):
     ``w^2 / U_jj^2`` are removed, with ``U`` the Cholesky factor of the inverse second moment of the
     inputs; the error of a removed weight is moved to the columns behind it.
 
-    Range        ``share`` of the weights of each block, rounded half to even.
+    Range        ``remove`` of the weights of each block, rounded half to even.
     Cost         as ``GPTQ``; ``refit``: one system of equations for each row, O(out dim^3).
     Assumes      inputs of the kind that the model will meet; all layers are fitted at the inputs of
                  the unpruned model, unless ``sequential``.
@@ -42,8 +44,8 @@ class SparseGPT(Rewrite):
 
     Parameters
     ----------
-    share : float, default=0.5
-        Of the weights that are removed. 0 changes nothing.
+    remove : float, default=0.5
+        Fraction of the weights that becomes zero, in [0, 1); 0 changes nothing.
     pattern : str, optional
         ``2:4`` keeps two of every four neighbours in a row, in place of a share.
     damp : float, default=0.01
@@ -63,7 +65,7 @@ class SparseGPT(Rewrite):
     frantar2023sparsegpt
     """
 
-    share: float = 0.5
+    remove: float = 0.5
     pattern: str | None = None
     damp: float = 0.01
     refit: bool = False
@@ -74,11 +76,11 @@ class SparseGPT(Rewrite):
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"pattern": "2:4", "refit": True, "layers": ("11",)},
-        {"share": 0.3, "layers": ("*",)},
+        {"remove": 0.3, "layers": ("*",)},
     )
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="[0, 1)")
+        check_ranges(self, remove="[0, 1)")
         check_pattern("SparseGPT", self.pattern)
         check_ranges(self, damp="> 0")
 
@@ -95,7 +97,7 @@ class SparseGPT(Rewrite):
             If the inputs were read at other weights.
         """
         word = method_of("SparseGPT", asdict(self))
-        if self.share == 0 and self.pattern is None:
+        if self.remove == 0 and self.pattern is None:
             return RewritePlan.of(model, {}, word)
         how = (self.layers, self._one)
         changes, figures = each_layer(
@@ -111,7 +113,7 @@ class SparseGPT(Rewrite):
             check_width("SparseGPT", self.pattern, matrix.shape[1], layer.weight)
         new = matrix.clone()
         for rows, h in parts_of(layer, model, grams):
-            found, gone = sparse(matrix[rows], h, self.damp, self.share, self.pattern)
+            found, gone = sparse(matrix[rows], h, self.damp, self.remove, self.pattern)
             if self.refit:
                 found = refitted(matrix[rows], found, gone, h)
             new[rows] = found

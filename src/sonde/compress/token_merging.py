@@ -10,8 +10,10 @@ from torch.nn.functional import normalize
 from sonde.core import InsideTokens, Reduction, TokenRule
 from sonde.core.cache_rule import exact_share
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 
 
+@renamed(merge="share")
 @final
 @dataclass(frozen=True)
 class TokenMerging(TokenRule):
@@ -22,7 +24,7 @@ class TokenMerging(TokenRule):
     merged into the mean of the tokens that they stand for. A merged token draws the attention of
     all its tokens: the logarithm of its size is added to its scores.
 
-    Range        at most half of the tokens behind each block; ``share=0`` changes nothing.
+    Range        at most half of the tokens behind each block; ``merge=0`` changes nothing.
     Cost         products of the keys of one set with those of the other behind each block.
     Assumes      attention in both directions: in causal models a token would see its successors.
     Differs      from the paper: tokens are merged behind a block, not between its attention and its
@@ -30,8 +32,8 @@ class TokenMerging(TokenRule):
 
     Parameters
     ----------
-    share : float, default=0.0625
-        Of the tokens of the input that are merged behind each block.
+    merge : float, default=0.0625
+        Fraction of the input's tokens that is merged behind each block, in [0, 0.5].
     protected : int, default=1
         First tokens that are never merged, such as a class token.
 
@@ -40,14 +42,14 @@ class TokenMerging(TokenRule):
     bolya2023tome
     """
 
-    share: float = 0.0625
+    merge: float = 0.0625
     protected: int = 1
     counts_sizes: ClassVar[bool] = True
     paper: ClassVar[str] = "bolya2023tome"
-    examples: ClassVar[tuple[dict, ...]] = ({"share": 0.25}, {"share": 0.4, "protected": 0})
+    examples: ClassVar[tuple[dict, ...]] = ({"merge": 0.25}, {"merge": 0.4, "protected": 0})
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="[0, 0.5]", protected=">= 0")
+        check_ranges(self, merge="[0, 0.5]", protected=">= 0")
 
     def acts(self, block: int, n_blocks: int) -> bool:
         """Return True, because tokens are merged after every block."""
@@ -62,7 +64,7 @@ class TokenMerging(TokenRule):
         cosine = metric @ metric.mT
         cosine = cosine.masked_fill(~(first[:, :, None] & second[:, None, :]), -torch.inf)
         best, partner = cosine.max(2)
-        share = exact_share(self.share)
+        share = exact_share(self.merge)
         n = seen.n_input * share.numerator // share.denominator
         rank = best.sort(dim=1, descending=True, stable=True).indices.argsort(1)
         merged = (rank < n[:, None]) & first & best.isfinite()

@@ -8,16 +8,18 @@ import torch
 from sonde.core import InsideTokens, Reduction, TokenRule
 from sonde.core.cache_rule import exact_share
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.core.token_rule import Asked
 
 
+@renamed(keep="share")
 @final
 @dataclass(frozen=True)
 class TokenPruning(TokenRule):
     """Keep the tokens that one query attends to most, after some blocks.
 
-    Range        ``ceil(share * tokens)`` stay behind each of the blocks, the query's own among
-                 them; ``share=1`` changes nothing.
+    Range        ``ceil(keep * tokens)`` stay behind each of the blocks, the query's own among
+                 them; ``keep=1`` changes nothing.
     Cost         attention of one query in each block.
     Assumes      a class token at the start (``asks="first"``), or a text whose end asks
                  (``asks="last"``).
@@ -25,8 +27,8 @@ class TokenPruning(TokenRule):
 
     Parameters
     ----------
-    share : float, default=0.7
-        Of the tokens before that stay behind each of the blocks.
+    keep : float, default=0.7
+        Fraction of the incoming tokens that stays behind each of the blocks, in (0, 1].
     after : tuple of int, default=(2,)
         Blocks behind which tokens are dropped, counted from 0.
     asks : {"first", "last"}, default="first"
@@ -39,18 +41,18 @@ class TokenPruning(TokenRule):
     liang2022evit
     """
 
-    share: float = 0.7
+    keep: float = 0.7
     after: tuple[int, ...] = (2,)
     asks: Asked | None = "first"
     rest: bool = False
     paper: ClassVar[str] = "liang2022evit"
     examples: ClassVar[tuple[dict, ...]] = (
-        {"share": 0.5, "after": (0,)},
-        {"share": 0.6, "after": (0, 1), "asks": "last", "rest": True},
+        {"keep": 0.5, "after": (0,)},
+        {"keep": 0.6, "after": (0, 1), "asks": "last", "rest": True},
     )
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="(0, 1]", asks=("first", "last"))
+        check_ranges(self, keep="(0, 1]", asks=("first", "last"))
 
     def acts(self, block: int, n_blocks: int) -> bool:
         """Return whether the block is one of ``after``."""
@@ -64,7 +66,7 @@ class TokenPruning(TokenRule):
         asking = number == (n[:, None] - 1 if self.asks == "last" else 0)
         scores = seen.received.masked_fill(asking, torch.inf).masked_fill(~real, -torch.inf)
         rank = scores.sort(dim=1, descending=True, stable=True).indices.argsort(1)
-        share = exact_share(self.share)
+        share = exact_share(self.keep)
         kept = -(-n * share.numerator // share.denominator)
         stays = (rank < kept[:, None]) & real
         own = torch.arange(real.shape[1], device=real.device).expand_as(real)

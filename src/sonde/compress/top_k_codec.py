@@ -12,8 +12,10 @@ from sonde.compress._wire import Reader, count_bytes, float_bytes, gap_bytes, sh
 from sonde.core.cache_rule import kept_count
 from sonde.core.codec import Codec
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 
 
+@renamed(keep="share")
 @final
 @dataclass(frozen=True)
 class TopKCodec(Codec):
@@ -30,13 +32,13 @@ class TopKCodec(Codec):
 
     Parameters
     ----------
-    share : float, default=0.01
-        Share of the entries that are sent, in (0, 1].
+    keep : float, default=0.01
+        Fraction of the entries that is sent, in (0, 1], rounded up.
 
     Examples
     --------
     >>> import torch
-    >>> codec = TopKCodec(share=0.5)
+    >>> codec = TopKCodec(keep=0.5)
     >>> codec.decode(codec.encode(torch.tensor([3.0, -0.5, 1.0, -4.0])))
     tensor([ 3.,  0.,  0., -4.])
 
@@ -45,21 +47,21 @@ class TopKCodec(Codec):
     aji2017sparse
     """
 
-    share: float = 0.01
+    keep: float = 0.01
     paper: ClassVar[str] = "aji2017sparse"
-    examples: ClassVar[tuple[dict, ...]] = ({}, {"share": 0.4}, {"share": 1.0})
+    examples: ClassVar[tuple[dict, ...]] = ({}, {"keep": 0.4}, {"keep": 1.0})
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="(0, 1]")
+        check_ranges(self, keep="(0, 1]")
 
     def most_lost(self, x: Tensor) -> float:
         """Return 1 - k/d."""
-        return 1 - kept_count(self.share, x.numel()) / max(x.numel(), 1)
+        return 1 - kept_count(self.keep, x.numel()) / max(x.numel(), 1)
 
     def pack(self, x: Tensor) -> bytes:
         """Return the payload: shape, count, gaps between kept positions, and values."""
         flat = x.reshape(-1)
-        k = kept_count(self.share, len(flat))
+        k = kept_count(self.keep, len(flat))
         order = torch.argsort(flat.abs(), descending=True, stable=True)[:k]
         index = order.sort().values
         gaps = np.diff(index.numpy(), prepend=-1) - 1

@@ -24,6 +24,7 @@ from sonde.core.edit import Scale as Scale
 from sonde.core.errors import BatchError as BatchError
 from sonde.core.errors import CalibrationError as CalibrationError
 from sonde.core.errors import InputError as InputError
+from sonde.core.errors import RenamedWarning as RenamedWarning
 from sonde.core.errors import ShapeError as ShapeError
 from sonde.core.errors import SiteError as SiteError
 from sonde.core.errors import SondeError as SondeError
@@ -50,6 +51,7 @@ from sonde.core.plan import Plan as Plan
 from sonde.core.plan import Split as Split
 from sonde.core.query_moments import ComingRotation as ComingRotation
 from sonde.core.query_moments import QueryMoments as QueryMoments
+from sonde.core.renaming import renamed as renamed
 from sonde.core.result import Result as Result
 from sonde.core.result import Scorer as Scorer
 from sonde.core.result import infinite_where_nonfinite as infinite_where_nonfinite

@@ -73,6 +73,10 @@ class SondeWarning(UserWarning):
     """A problem that does not stop the run but that the user should know."""
 
 
+class RenamedWarning(SondeWarning):
+    """A parameter was given by its old name, which the next release does not accept."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception says that the machine or a device is out of memory.
 

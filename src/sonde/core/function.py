@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload, runtime_ch
 
 from sonde.core.errors import near
 from sonde.core.instrument import Instrument
+from sonde.core.renaming import current_names
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -81,7 +82,8 @@ def as_function(
     fields = {words.get(p, p): p for p in inspect.signature(cls).parameters}
     own = signature.parameters.keys() - {*arrays, *optional, GROUP}
 
-    def function(*args: Any, **named: Any) -> Any:
+    def function(*args: Any, **keywords: Any) -> Any:
+        named = current_names(cls, keywords, warn=True)
         try:
             passed = dict(signature.bind(*args, **named).arguments)
         except TypeError as error:

@@ -1,5 +1,6 @@
 """States: frozen dataclasses of tensors and plain values, and functions over their fields."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from sonde.core._kinds import is_dict, is_list, is_tuple
 from sonde.core.errors import StateError
+from sonde.core.renaming import former_names
 
 FINITE = {
     "mean", "mean_x", "mean_y", "sum_x", "sum_y", "reference_x", "reference_y", "scatter",
@@ -116,28 +118,30 @@ def _bits(x: Tensor) -> bytes:
     return x.reshape(-1).view(torch.uint8).numpy().tobytes() if x.numel() else b""
 
 
-def canonical(value: Any) -> Any:
+def canonical(value: Any, *, former: bool = False) -> Any:
     """Return parameters as JSON: tensors as hashes of their bytes, others by class and fields.
 
     A parameter that was added ``LATER`` is left out at its default, so that older files keep their
-    identity.
+    identity; ``former`` gives renamed parameters their old names, as older files hold them.
     """
     if isinstance(value, Tensor):
         digest = hashlib.blake2b(_bits(value), digest_size=16).hexdigest()
         return {"tensor": [str(value.dtype), list(value.shape), digest]}
+    inner = functools.partial(canonical, former=former)
     if is_dataclass(value) and not isinstance(value, type):
+        old: Mapping[str, str] = former_names(type(value)) if former else {}
         return {
             "class": class_name(type(value)),
             **{
-                f.name: canonical(getattr(value, f.name))
+                old.get(f.name, f.name): inner(getattr(value, f.name))
                 for f in fields(value)
                 if not (f.metadata.get(LATER) and getattr(value, f.name) == f.default)
             },
         }
     if is_list(value) or is_tuple(value):
-        return [canonical(item) for item in value]
+        return [inner(item) for item in value]
     if is_dict(value):
-        return {str(k): canonical(v) for k, v in sorted(value.items())}
+        return {str(k): inner(v) for k, v in sorted(value.items())}
     if isinstance(value, bytes):
         return {"bytes": value.hex()}
     if value is None or isinstance(value, bool | int | float | str):
@@ -161,7 +165,7 @@ def canonical_json(value: Any) -> str:
     )
 
 
-def digest(value: Any) -> str:
+def digest(value: Any, *, former: bool = False) -> str:
     """Return the identity of a frozen dataclass: 32 hexadecimal digits from its parameters."""
-    text = canonical_json(canonical(value))
+    text = canonical_json(canonical(value, former=former))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -30,14 +30,14 @@ class Shape(Edit):
     Parameters
     ----------
     how : {"prune", "fill", "stretch", "stretch_all"}
-    share : float
-        Share of the entries that are not kept.
+    remove : float
+        Fraction of the activations that is removed, in [0, 1).
     strength : float, default=1.0
         Weight of the reshaped row.
     """
 
     how: Literal["prune", "fill", "stretch", "stretch_all"]
-    share: float
+    remove: float
     strength: float = 1.0
 
     def apply(self, x: Tensor, site: Site, context: EditContext) -> Tensor:
@@ -63,7 +63,7 @@ class Shape(Edit):
 
     def n_kept(self, dim: int) -> int:
         """Return how many entries of a row of this width are kept."""
-        return max(1, dim - round(dim * self.share))
+        return max(1, dim - round(dim * self.remove))
 
     def _kept(
         self, x: Float[Tensor, "*axes dim"]
@@ -106,7 +106,7 @@ def shaped_scorer(
         unit="units of the logits",
         conventions={
             "value": "activations of a row that count as its largest",
-            "share": shape.share,
+            "share": shape.remove,
             "units_below_zero": int((units.low < 0).sum()),
             "se": "not given for a scorer: calibrate its scores",
         },

@@ -5,12 +5,14 @@ from typing import Any, ClassVar, Literal, final
 
 from sonde.core.instrument import Detector
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
 from sonde.detect._shaping import Shape, ShapedScorer, shaped_scorer
 from sonde.stats import HeadWeights, HeadWeightsState, Scalars, ScalarsState
 
 
+@renamed(remove="share")
 @final
 @dataclass(frozen=True)
 class ASH(Detector):
@@ -32,13 +34,13 @@ class ASH(Detector):
     ----------
     variant : {"s", "b", "p"}, default="s"
         Scale, fill or only prune.
-    share : float, default=0.65
-        Share of the activations that are removed.
+    remove : float, default=0.65
+        Fraction of the activations that is removed, in [0, 1): the smallest ones.
 
     Examples
     --------
     >>> import torch
-    >>> scorer = ASH(share=0.5).fit([[4.0, 1.0, 3.0, 2.0]], head=(torch.eye(4) / 10, None))
+    >>> scorer = ASH(remove=0.5).fit([[4.0, 1.0, 3.0, 2.0]], head=(torch.eye(4) / 10, None))
     >>> scorer.score(torch.tensor([[4.0, 1.0, 3.0, 2.0]])).double().round(decimals=4).tolist()
     [-2.3799]
 
@@ -48,16 +50,16 @@ class ASH(Detector):
     """
 
     variant: Literal["s", "b", "p"] = "s"
-    share: float = 0.65
+    remove: float = 0.65
     paper: ClassVar[str] = "djurisic2023ash"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
         {},
         {"variant": "b"},
-        {"variant": "p", "share": 0.5},
+        {"variant": "p", "remove": 0.5},
     )
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="[0, 1)", variant=("s", "b", "p"))
+        check_ranges(self, remove="[0, 1)", variant=("s", "b", "p"))
 
     def reading(self) -> dict[str, Any]:
         """Return the reading of the final linear layer's input."""
@@ -71,4 +73,4 @@ class ASH(Detector):
         """Return the scorer with the final layer."""
         how: dict[str, Literal["stretch", "fill", "prune"]]
         how = {"s": "stretch", "b": "fill", "p": "prune"}
-        return shaped_scorer("ASH", Shape(how[self.variant], self.share), units, head)
+        return shaped_scorer("ASH", Shape(how[self.variant], self.remove), units, head)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sonde.core.instrument import Detector
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.core.result import Scorer, infinite_where_nonfinite
 from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
@@ -31,13 +32,14 @@ class DICEScorer(Scorer):
         return infinite_where_nonfinite(head_energy(self.head, x), x)
 
 
+@renamed(remove="share")
 @final
 @dataclass(frozen=True)
 class DICE(Detector):
     """Energy of the logits when the final layer keeps only weights of large mean contribution.
 
     The contribution of a weight is its product with the mean of its unit, ``W_ku m_u``. Weights
-    whose contribution is not above the ``share`` quantile of all contributions become 0: they add
+    whose contribution is not above the ``remove`` quantile of all contributions become 0: they add
     mostly noise, and unusual rows have more noise.
 
     Range        (-inf, inf), in units of the logits; higher = more unusual.
@@ -48,14 +50,14 @@ class DICE(Detector):
 
     Parameters
     ----------
-    share : float, default=0.9
-        Share of the head's weights that are removed.
+    remove : float, default=0.9
+        Fraction of the head's weights that is removed, in [0, 1).
 
     Examples
     --------
     >>> weight = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, 1.0]])
     >>> bias = torch.tensor([0.0, -1.0, 0.5])
-    >>> scorer = DICE(share=0.5).fit([[2.0, 0.0], [0.0, 1.0]], head=(weight, bias))
+    >>> scorer = DICE(remove=0.5).fit([[2.0, 0.0], [0.0, 1.0]], head=(weight, bias))
     >>> scorer.score(torch.tensor([[2.0, 1.0]])).double().round(decimals=4).tolist()
     [-2.6803]
 
@@ -64,12 +66,12 @@ class DICE(Detector):
     sun2022dice
     """
 
-    share: float = 0.9
+    remove: float = 0.9
     paper: ClassVar[str] = "sun2022dice"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"share": 0.5}, {"share": 0.2})
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({"remove": 0.5}, {"remove": 0.2})
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="[0, 1)")
+        check_ranges(self, remove="[0, 1)")
 
     def reading(self) -> dict[str, Any]:
         """Return the reading of the final linear layer's input."""
@@ -83,7 +85,7 @@ class DICE(Detector):
         """Remove the weights that contribute least."""
         check_head("DICE", head, len(moments.mean))
         contribution = head.weight.double() * moments.mean
-        threshold = _quantile(contribution.flatten(), self.share)
+        threshold = _quantile(contribution.flatten(), self.remove)
         keep = contribution > threshold
         sparse = replace(head, weight=head.weight.where(keep, torch.zeros_like(head.weight)))
         return DICEScorer(

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.core.shift import Comparison, Shift, Side
 from sonde.core.statistic import Statistic
 from sonde.detect._sides import TwoSamples, is_sampled, two_moments, two_sample_reads, two_samples
@@ -23,12 +24,13 @@ class ReconstructionComparison(Comparison):
     rank: int
 
 
+@renamed(keep="share")
 @final
 @dataclass(frozen=True)
 class ReconstructionShift(Shift):
     """Second side's energy outside the reference's leading directions, over the reference's.
 
-    The fewest directions that hold ``share`` of the reference's variance span the subspace; energy
+    The fewest directions that hold ``keep`` of the reference's variance span the subspace; energy
     is the mean square from the reference's mean, divided by its total variance. The p-value asks
     whether single rows of the second side lie farther outside than those of the reference: rank
     sum, by permutations, of the sample's rows, against a subspace of the other half of the
@@ -44,8 +46,8 @@ class ReconstructionShift(Shift):
 
     Parameters
     ----------
-    share : float, default=0.9
-        Variance that the subspace holds, in (0, 1).
+    keep : float, default=0.9
+        Fraction of the variance that the subspace keeps, in (0, 1).
     permutations : int, default=999
         How many; the smallest p-value is one over one more.
 
@@ -61,17 +63,17 @@ class ReconstructionShift(Shift):
     pearson1901lines, mann1947test
     """
 
-    share: float = 0.9
+    keep: float = 0.9
     permutations: int = 999
     paper: ClassVar[str] = "pearson1901lines"
     examples: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"share": 0.5},
-        {"share": 0.7, "permutations": 199},
+        {"keep": 0.5},
+        {"keep": 0.7, "permutations": 199},
     )
     least_rows: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="(0, 1)", permutations=">= 1")
+        check_ranges(self, keep="(0, 1)", permutations=">= 1")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Return the requests for the moments of all rows, and for the p-value's sample."""
@@ -94,7 +96,7 @@ class ReconstructionShift(Shift):
             n=a.n + b.n,
             range=(0.0, math.inf),
             flags=tuple(flags + ["dead"] * (basis.shape[1] == 0)),
-            conventions={"share": self.share, "p": "permutations of ranks of held-out rows"},
+            conventions={"share": self.keep, "p": "permutations of ranks of held-out rows"},
             p=p,
             statistic=rank_sum,
             sides=(len(rows.x), len(rows.y)),
@@ -108,7 +110,7 @@ class ReconstructionShift(Shift):
         if not bool(values[0] > 0):
             return vectors[:, :0]
         held = values.cumsum(0) / values.sum()
-        return vectors.flip(1)[:, : int((held < self.share - 1e-12).sum()) + 1]
+        return vectors.flip(1)[:, : int((held < self.keep - 1e-12).sum()) + 1]
 
     def _permuted(self, rows: TwoSamples) -> tuple[float, float]:
         """Return the second side's rank sum and its p-value."""

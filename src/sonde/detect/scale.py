@@ -5,12 +5,14 @@ from typing import Any, ClassVar, final
 
 from sonde.core.instrument import Detector
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.core.site import HEAD_INPUT
 from sonde.core.statistic import Statistic
 from sonde.detect._shaping import Shape, ShapedScorer, shaped_scorer
 from sonde.stats import HeadWeights, HeadWeightsState, Scalars, ScalarsState
 
 
+@renamed(remove="share")
 @final
 @dataclass(frozen=True)
 class SCALE(Detector):
@@ -28,13 +30,13 @@ class SCALE(Detector):
 
     Parameters
     ----------
-    share : float, default=0.85
-        Share of the activations that do not count as largest.
+    remove : float, default=0.85
+        Fraction of the activations that the sum of the largest activations leaves out, in [0, 1).
 
     Examples
     --------
     >>> import torch
-    >>> scorer = SCALE(share=0.5).fit([[4.0, 1.0, 3.0, 2.0]], head=(torch.eye(4) / 10, None))
+    >>> scorer = SCALE(remove=0.5).fit([[4.0, 1.0, 3.0, 2.0]], head=(torch.eye(4) / 10, None))
     >>> scorer.score(torch.tensor([[4.0, 1.0, 3.0, 2.0]])).double().round(decimals=4).tolist()
     [-2.5357]
 
@@ -43,12 +45,12 @@ class SCALE(Detector):
     xu2024scale
     """
 
-    share: float = 0.85
+    remove: float = 0.85
     paper: ClassVar[str] = "xu2024scale"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"share": 0.5})
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"remove": 0.5})
 
     def __post_init__(self) -> None:
-        check_ranges(self, share="[0, 1)")
+        check_ranges(self, remove="[0, 1)")
 
     def reading(self) -> dict[str, Any]:
         """Return the reading of the final linear layer's input."""
@@ -60,4 +62,4 @@ class SCALE(Detector):
 
     def result(self, units: ScalarsState, head: HeadWeightsState) -> ShapedScorer:
         """Return the scorer with the final layer."""
-        return shaped_scorer("SCALE", Shape("stretch_all", self.share), units, head)
+        return shaped_scorer("SCALE", Shape("stretch_all", self.remove), units, head)

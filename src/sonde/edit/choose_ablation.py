@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Inputs, Model
+from sonde.core.renaming import renamed
 from sonde.edit.directional_ablation import AblationDirection
 from sonde.stats.divergence import kl_divergence
 from sonde.tap import LiveStream, editing, live_stream
@@ -69,6 +70,7 @@ class AblationChoice:
     targets: tuple[int, ...]
 
 
+@renamed(max_kl="kl_limit")
 def choose_ablation(
     model: Model,
     candidates: Mapping[str, AblationDirection],
@@ -77,14 +79,14 @@ def choose_ablation(
     *,
     targets: Sequence[int] | None = None,
     sites: str | Sequence[str] = "blocks",
-    kl_limit: float = 0.1,
+    max_kl: float = 0.1,
     deepest: float = 0.8,
 ) -> AblationChoice:
     """Return the candidate that best removes the behaviour, among those that can induce it.
 
     Each direction is taken out at all ``sites``, on prompts that show the behaviour and on usual
     prompts, and added at its own site on usual prompts. A direction passes if it lowers the
-    behaviour when taken out, raises it when added, leaves usual answers alone (``kl_limit``) and
+    behaviour when taken out, raises it when added, leaves usual answers alone (``max_kl``) and
     lies in the first part of the model (``deepest``). Of these the direction of lowest log-odds
     after removal is taken.
 
@@ -101,8 +103,8 @@ def choose_ablation(
         ``showing`` than on ``usual``.
     sites : pattern or several, default="blocks"
         Where directions are taken out.
-    kl_limit : float, default=0.1
-        Nats.
+    max_kl : float, default=0.1
+        Largest KL divergence, in nats, of the answers to ``usual`` after the removal.
     deepest : float, default=0.8
         Candidates after this share of the sites are not taken.
 
@@ -139,7 +141,7 @@ def choose_ablation(
         kl = float(kl_divergence(plain_usual, after).mean())
         why = [f"does not remove it ({bypass:.3g} after {before[0]:.3g})"] * (bypass >= before[0])
         why += [f"does not induce it ({induce:.3g} after {before[1]:.3g})"] * (induce <= before[1])
-        why += [f"KL {kl:.3g} above {kl_limit:g}"] * (kl > kl_limit)
+        why += [f"KL {kl:.3g} above {max_kl:g}"] * (kl > max_kl)
         why += [f"at depth {depth:.2f}, beyond {deepest:g}"] * (depth > deepest)
         trials.append(AblationTrial(name, depth, bypass, induce, kl, ", ".join(why)))
     passed = [trial for trial in trials if not trial.refused]
@@ -147,7 +149,7 @@ def choose_ablation(
         told = "; ".join(f"{t.site}: {t.refused}" for t in trials)
         raise InputError(
             f"choose_ablation: none of {len(trials)} candidates passes. {told}. Give other prompts "
-            "or targets, or raise kl_limit."
+            "or targets, or raise max_kl."
         )
     best = min(passed, key=lambda trial: trial.bypass)
     chosen = tuple(int(i) for i in behaviour.nonzero().flatten())

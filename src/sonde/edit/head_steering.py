@@ -17,6 +17,7 @@ from sonde.core.edit import Add
 from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE, Instrument
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.core.result import Result
 from sonde.core.statistic import Span, Statistic
 from sonde.edit._directions import Direction
@@ -64,6 +65,7 @@ class HeadDirections(Result):
         }
 
 
+@renamed(keep="share")
 @final
 @dataclass(frozen=True)
 class HeadSteering(Instrument):
@@ -86,8 +88,8 @@ class HeadSteering(Instrument):
     ----------
     heads : int, default=1
         Heads of a site.
-    share : float, default=0.05
-        Share of all heads that is chosen, at least one.
+    keep : float, default=0.05
+        Fraction of all heads that is chosen, in (0, 1]; at least one head.
     positive : int, default=1
         The class that a positive strength makes more of.
     m : int, default=2048
@@ -108,17 +110,17 @@ class HeadSteering(Instrument):
     """
 
     heads: int = 1
-    share: float = 0.05
+    keep: float = 0.05
     positive: int = 1
     m: int = SAMPLE
     span: ClassVar[Span] = "all"
     least_sites: ClassVar[int] = 1
     equal_widths: ClassVar[bool] = True
     paper: ClassVar[str] = "li2023iti"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"heads": 2, "share": 0.5, "m": 48})
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"heads": 2, "keep": 0.5, "m": 48})
 
     def __post_init__(self) -> None:
-        check_ranges(self, heads=">= 1", share="(0, 1]", m=">= 4")
+        check_ranges(self, heads=">= 1", keep="(0, 1]", m=">= 4")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Read the moments of each class, and a sample of rows with their labels."""
@@ -145,7 +147,7 @@ class HeadSteering(Instrument):
         accuracy = torch.stack(
             [self._accuracy(rows, label) for rows, label in zip(sample, labels, strict=True)]
         )
-        n_chosen = max(1, round(self.share * accuracy.numel()))
+        n_chosen = max(1, round(self.keep * accuracy.numel()))
         best = accuracy.flatten().argsort(descending=True, stable=True)[:n_chosen]
         chosen = torch.zeros(accuracy.numel(), dtype=torch.bool)
         chosen[best.cpu()] = True

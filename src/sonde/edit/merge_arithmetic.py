@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.weights.merging import MergeRule, check_number, generator_for
 
 WORDS, ROUNDING = 2**16, 1e-9
@@ -113,13 +114,14 @@ class Ties(MergeRule):
         return base + self.weight * total / n.clamp_(min=1)
 
 
+@renamed(remove="drop")
 @final
 @dataclass(frozen=True)
 class Dare(MergeRule):
     """Drop most of each task vector at random, then rescale and merge the rest.
 
-    What is left is ``1 / (1 - drop)`` times as large, so that the mean over draws is the whole task
-    vector. Models that overlap in few entries disturb each other less.
+    What is left is ``1 / (1 - remove)`` times as large, so that the mean over draws is the whole
+    task vector. Models that overlap in few entries disturb each other less.
 
     Range        tensors of the base's shape.
     Cost         a draw for each entry, and the rule that follows.
@@ -128,8 +130,8 @@ class Dare(MergeRule):
 
     Parameters
     ----------
-    drop : float, default=0.9
-        Share of the entries that are dropped, in [0, 1), rounded to a multiple of 1/65,536.
+    remove : float, default=0.9
+        Fraction of the entries that is removed, in [0, 1), rounded to a multiple of 1/65,536.
     then : MergeRule, default=TaskArithmetic()
         The rule that merges the thinned models.
     seed : int, default=0
@@ -146,21 +148,21 @@ class Dare(MergeRule):
     yu2024language
     """
 
-    drop: float = 0.9
+    remove: float = 0.9
     then: MergeRule = field(default_factory=TaskArithmetic)
     seed: int = 0
 
     paper: ClassVar[str] = "yu2024language"
 
     def __post_init__(self) -> None:
-        check_ranges(self, drop="[0, 1)")
+        check_ranges(self, remove="[0, 1)")
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Run the check of the rule that merges the thinned task vectors."""
         self.then.check(shapes)
 
     def _merged(self, name: str, base: Tensor, others: Sequence[Tensor]) -> Tensor:
-        thinned, share = [], max(1, round((1.0 - self.drop) * WORDS))
+        thinned, share = [], max(1, round((1.0 - self.remove) * WORDS))
         for i, other in enumerate(others):
             kept = _words(base.shape, generator_for(name, self.seed, i)) < share - WORDS // 2
             task = (other - base).mul_(kept.to(base.device)).mul_(WORDS / share)

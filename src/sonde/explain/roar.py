@@ -18,6 +18,7 @@ from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError, ShapeError
 from sonde.core.explainer import Judge
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.core.result import Result
 from sonde.explain._judging import standard_error
 
@@ -171,6 +172,7 @@ class Retraining(Judge):
         return filled
 
 
+@renamed(remove="shares")
 @final
 @dataclass(frozen=True)
 class Roar(Retraining):
@@ -183,15 +185,15 @@ class Roar(Retraining):
 
     Parameters
     ----------
-    shares : tuple of float, default=(0.1, 0.3, 0.5, 0.7, 0.9)
-        Of the places, taken away.
+    remove : tuple of float, default=(0.1, 0.3, 0.5, 0.7, 0.9)
+        Fractions of the positions that are removed, each in (0, 1).
 
     References
     ----------
     hooker2019roar
     """
 
-    shares: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    remove: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     paper: ClassVar[str] = "hooker2019roar"
 
     def judge(self, train: Train, fit: Ranked, test: Ranked) -> RoarResult:
@@ -204,7 +206,7 @@ class Roar(Retraining):
         fit, test : Ranked
         """
         own, random = [], []
-        for share in self.shares:
+        for share in self.remove:
 
             def top(part: Ranked, seed: int, share: float = share) -> Tensor:
                 return part.top(share, seed)
@@ -226,12 +228,13 @@ class Roar(Retraining):
             range=(-1.0, 1.0),
             direction="higher",
             conventions={"method": repr(self), "masking": self.fill, "null": "random places"},
-            share=torch.tensor(self.shares, dtype=torch.float64),
+            share=torch.tensor(self.remove, dtype=torch.float64),
             accuracy=accuracy,
             random=chance,
         )
 
 
+@renamed(keep="share")
 @final
 @dataclass(frozen=True)
 class DiffRoar(Retraining):
@@ -244,15 +247,15 @@ class DiffRoar(Retraining):
 
     Parameters
     ----------
-    share : float, default=0.25
-        Of the places, kept.
+    keep : float, default=0.25
+        Fraction of the positions that stays, in (0, 0.5].
 
     References
     ----------
     shah2021diffroar
     """
 
-    share: float = 0.25
+    keep: float = 0.25
     paper: ClassVar[str] = "shah2021diffroar"
 
     def judge(self, train: Train, fit: Ranked, test: Ranked) -> DiffRoarResult:
@@ -264,11 +267,11 @@ class DiffRoar(Retraining):
             Inputs, classes and a seed -> a trained model.
         fit, test : Ranked
         """
-        if not 0.0 < self.share <= 0.5:
-            raise InputError(f"DiffRoar: expected a fraction in (0, 0.5], got {self.share}.")
+        if not 0.0 < self.keep <= 0.5:
+            raise InputError(f"DiffRoar: expected a fraction in (0, 0.5], got {self.keep}.")
 
         def but(sign: int) -> Callable[[Ranked, int], Tensor]:
-            return lambda part, seed: ~part.top(self.share, seed, sign)
+            return lambda part, seed: ~part.top(self.keep, seed, sign)
 
         top, bottom = (self._accuracy(train, fit, test, but(sign)) for sign in (1, -1))
         shapes = [self._accuracy(train, fit, test, but(sign), _shape_of) for sign in (1, -1)]

@@ -16,6 +16,7 @@ from sonde.core.chart import Chart, curves
 from sonde.core.errors import InputError
 from sonde.core.explainer import Judge
 from sonde.core.inputs import Model
+from sonde.core.renaming import renamed
 from sonde.core.result import Result
 from sonde.explain._correlation import pearson
 from sonde.explain._judging import judged_by, require_attribution, standard_error
@@ -71,25 +72,24 @@ class SetTest(Judge, Generic[ResultT]):
     Parameters
     ----------
     baseline : Baseline, optional
-        What stands at places that are taken away; by default zero, of pictures
-        a blur.
+        Values at removed positions: zero by default, and a blurred copy for pictures.
     n_sets : int, default=100
-        Of each size.
-    shares : tuple of float, default=(0.1, 0.3, 0.5, 0.7, 0.9)
-        Of the places, that a set takes.
+        Number of random sets of each size, at least 2.
+    remove : tuple of float, default=(0.1, 0.3, 0.5, 0.7, 0.9)
+        Fractions of the positions that a set removes, each in (0, 1).
     seed : int, default=0
     """
 
     baseline: Baseline = field(default_factory=Baseline)
     n_sets: int = 100
-    shares: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    remove: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.n_sets < 2 or not self.shares or not all(0.0 < s < 1.0 for s in self.shares):
+        if self.n_sets < 2 or not self.remove or not all(0.0 < s < 1.0 for s in self.remove):
             raise InputError(
                 f"{type(self).__name__}: expected two sets or more and fractions in (0, 1), got "
-                f"{self.n_sets} and {self.shares}."
+                f"{self.n_sets} and {self.remove}."
             )
 
     def judge(
@@ -138,7 +138,7 @@ class SetTest(Judge, Generic[ResultT]):
         whole = fixed.of(function.outputs).detach().double().cpu()
         generator = torch.Generator().manual_seed(self.seed)
         said, fell = [], []
-        for share in self.shares:
+        for share in self.remove:
             count = min(max(1, round(share * places.n)), places.n - 1)
             order = torch.rand(self.n_sets, places.n, generator=generator).argsort(1)
             gone = torch.zeros(self.n_sets, places.n, dtype=torch.bool)
@@ -148,6 +148,7 @@ class SetTest(Judge, Generic[ResultT]):
         return torch.stack(said), torch.stack(fell)
 
 
+@renamed(remove="shares")
 @final
 @dataclass(frozen=True)
 class SensitivityN(SetTest[SensitivityResult]):
@@ -185,11 +186,12 @@ class SensitivityN(SetTest[SensitivityResult]):
             range=(-1.0, 1.0),
             direction="higher",
             conventions=conventions,
-            share=torch.tensor(self.shares, dtype=torch.float64),
+            share=torch.tensor(self.remove, dtype=torch.float64),
             by_share=by_row.mean(1),
         )
 
 
+@renamed(remove="shares")
 @final
 @dataclass(frozen=True)
 class Infidelity(SetTest[InfidelityResult]):

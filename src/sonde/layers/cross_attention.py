@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from sonde.core.errors import InputError, ShapeError
+from sonde.core.renaming import renamed
 from sonde.layers.conditions import ConditionedLayer
 
 
@@ -121,17 +122,20 @@ class DecoupledCrossAttention(ConditionedLayer):
         return x.unflatten(-1, (self.n_heads, self.width)).transpose(1, 2)
 
 
-def drop_sources(n: int, share: float = 0.05, seed: int = 0) -> tuple[Tensor, Tensor]:
+@renamed(remove="share")
+def drop_sources(n: int, remove: float = 0.05, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Return masks of training examples that lose the first, and the second, source.
 
-    Each source alone is dropped for ``share`` of the examples, and both for another ``share``: a
+    Each source alone is dropped for ``remove`` of the examples, and both for another ``remove``: a
     model trained in this way can run with either source alone.
 
     Parameters
     ----------
     n : int
         Examples.
-    share : float, default=0.05
+    remove : float, default=0.05
+        Fraction of the examples that loses one source, in [0, 1/3]: this fraction loses the first
+        source alone, an equal fraction the second alone, and an equal fraction both.
     seed : int, default=0
 
     Returns
@@ -144,8 +148,8 @@ def drop_sources(n: int, share: float = 0.05, seed: int = 0) -> tuple[Tensor, Te
     >>> bool((first & second).any()), bool((first & ~second).any())
     (True, True)
     """
-    if not 0.0 <= share <= 1 / 3:
-        raise InputError(f"drop_sources: expected a fraction in [0, 1/3], got {share}.")
+    if not 0.0 <= remove <= 1 / 3:
+        raise InputError(f"drop_sources: expected a fraction in [0, 1/3], got {remove}.")
     draw = torch.rand(n, generator=torch.Generator().manual_seed(seed))
-    both = (draw >= 2 * share) & (draw < 3 * share)
-    return (draw < share) | both, ((draw >= share) & (draw < 2 * share)) | both
+    both = (draw >= 2 * remove) & (draw < 3 * remove)
+    return (draw < remove) | both, ((draw >= remove) & (draw < 2 * remove)) | both

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from sonde.core.autocast import without_autocast
 from sonde.core.errors import InputError, ShapeError
+from sonde.core.renaming import renamed
 from sonde.layers._attending import wide_type
 from sonde.layers.layer import Layer
 
@@ -24,11 +25,12 @@ HOW = {
 }
 
 
+@renamed(move="share")
 @final
 class Exchange(Layer):
     """Exchange states between streams; trainable ways start as the identity.
 
-    ``swap``: a fraction ``share`` of the units (``axis="channel"``) or tokens, every second one by
+    ``swap``: a fraction ``move`` of the units (``axis="channel"``) or tokens, every second one by
     default, moves to the other stream; a second swap moves it back. ``shift``: in a pyramid of
     levels, fine to coarse, some channels of each level move a level up and as many a level down;
     with ``dim`` a 1 x 1 map of the result is added to each level. ``difference``: ``a + W m``,
@@ -48,7 +50,7 @@ class Exchange(Layer):
         ``swap shift difference equalise bridge concat_gate``.
     dim : int, default=0
         Width; only ``swap`` and ``shift`` do without it.
-    share : float, default=0.5
+    move : float, default=0.5
         Fraction of the units or tokens that ``swap`` moves, evenly spread, or of the channels that
         ``shift`` moves, half of them up; 0 moves nothing.
     axis : {"channel", "position"}, default="channel"
@@ -89,7 +91,7 @@ class Exchange(Layer):
         self,
         how: str = "swap",
         dim: int = 0,
-        share: float = 0.5,
+        move: float = 0.5,
         axis: Literal["channel", "position"] = "channel",
         n_streams: int = 2,
         non_adjacent: bool = False,
@@ -103,13 +105,13 @@ class Exchange(Layer):
                 f"Exchange: expected how as one of {', '.join(HOW)}, and a dim for all of "
                 f"them except swap and shift, got how={how!r} and dim={dim}."
             )
-        if n_streams < 2 or (how != "shift" and n_streams != 2) or not 0.0 <= share <= 1.0:
+        if n_streams < 2 or (how != "shift" and n_streams != 2) or not 0.0 <= move <= 1.0:
             raise InputError(
                 "Exchange: expected two streams (more only for shift) and a fraction in [0, 1], "
                 "got "
-                f"{n_streams} and {share}."
+                f"{n_streams} and {move}."
             )
-        self.how, self.share, self.axis, self.non_adjacent = how, share, axis, non_adjacent
+        self.how, self.move, self.axis, self.non_adjacent = how, move, axis, non_adjacent
         self.top, self.widths, self.radius = top, (float(widths[0]), float(widths[1])), radius
         if dim:
             self.dim = dim
@@ -218,7 +220,7 @@ class Exchange(Layer):
 
     def _moves(self, number: Tensor) -> Tensor:
         """Return whether the units or tokens with these numbers, counted from 1, move."""
-        before, after = ((n * self.share + 1e-9).floor() for n in (number - 1, number.double()))
+        before, after = ((n * self.move + 1e-9).floor() for n in (number - 1, number.double()))
         return after > before
 
     def difference(
@@ -231,7 +233,7 @@ class Exchange(Layer):
 
     def shifted(self, *levels: Float[Tensor, "row dim _ _"]) -> tuple[Tensor, ...]:
         """Return the levels after the shift of channels: first group up, second group down."""
-        n, each = len(levels), int(levels[0].shape[1] * self.share / 2)
+        n, each = len(levels), int(levels[0].shape[1] * self.move / 2)
         made: list[Tensor] = []
         for i, x in enumerate(levels):
             below, above = levels[i - 1], levels[(i + 1) % n]

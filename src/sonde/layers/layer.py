@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sonde.core.edit import Edit, EditContext
 from sonde.core.errors import InputError, ShapeError
+from sonde.core.renaming import current_names
 from sonde.core.site import Site
 
 Symmetry = Literal["permutation", "translation", "none"]
@@ -74,7 +75,8 @@ class Layer(nn.Module):
     def __new__(cls, *args: Any, **parameters: Any) -> Any:
         """Return an empty layer that keeps its constructor's parameters, for saving."""
         new = super().__new__(cls)
-        given = inspect.signature(cls.__init__).bind_partial(new, *args, **parameters).arguments
+        named = current_names(cls, parameters)
+        given = inspect.signature(cls.__init__).bind_partial(new, *args, **named).arguments
         object.__setattr__(new, "given", dict(list(given.items())[1:]))
         object.__setattr__(new, "_names", _names(cls))
         return new

@@ -13,6 +13,7 @@ from torch import nn
 
 from sonde.core.errors import InputError, SiteError, StateError, StoreError
 from sonde.core.inputs import Model
+from sonde.core.renaming import current_names
 from sonde.data._checkpoints import LAYERS_FOLDER, LAYERS_KEY, json_object
 from sonde.data._model_kind import config_of
 from sonde.files.durable import atomic_write, make_directory
@@ -186,9 +187,10 @@ def _made(folder: Path, site: str, entry: dict[str, Any], tensors: dict[str, Any
         kind = getattr(import_module(ROOM), entry["class"])
         if not issubclass(kind, Layer):
             raise TypeError(f"{entry['class']} is not a layer")
-        made = kind(**{name: _tuples(value) for name, value in entry["parameters"].items()})
+        given = {name: _tuples(value) for name, value in entry["parameters"].items()}
+        made = kind(**current_names(kind, given))
         made.load_state_dict(state)
-        for key, value in entry.get("changed", {}).items():
+        for key, value in current_names(kind, entry.get("changed", {})).items():
             if key not in _attributes(made):
                 raise KeyError(f"{entry['class']} has no {key}")
             setattr(made, key, _tuples(value))

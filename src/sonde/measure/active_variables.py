@@ -14,6 +14,7 @@ from sonde.core.chart import Chart, bars
 from sonde.core.function import as_function
 from sonde.core.instrument import Instrument
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.core.result import Direction, Result
 from sonde.core.state import State
 from sonde.core.statistic import Span, Statistic
@@ -51,14 +52,15 @@ class ActiveVariablesResult(Result):
         return bars(self.title, rows, "latent", "share")
 
 
+@renamed(threshold="share")
 @final
 @dataclass(frozen=True)
 class ActiveVariables(Instrument):
     """Number of latents that differ from the prior in nearly all rows.
 
     A latent is off the prior at a row if ``(mu^2 + s^2 - 1 - ln s^2) / 2`` is at least ``kl_nats``.
-    It is active if it is off the prior in at least a share ``share`` of the rows, passive if in at
-    most ``1 - share``, else mixed. Correlations of sampled codes need no sampling:
+    It is active if it is off the prior in at least a fraction ``threshold`` of the rows, passive if
+    in at most ``1 - threshold``, else mixed. Correlations of sampled codes need no sampling:
     ``cov(mu_i, mu_j) / sqrt((var mu_i + E s_i^2) (var mu_j + E s_j^2))``. Passive latents are near
     0 there, while their means may be strongly correlated.
 
@@ -72,8 +74,9 @@ class ActiveVariables(Instrument):
     ----------
     kl_nats : float, default=0.05
         Least divergence at which a latent counts as off the prior at a row.
-    share : float, default=0.95
-        Share of rows that makes a latent active; ``1 - share`` makes it passive.
+    threshold : float, default=0.95
+        Fraction of the rows, in (0.5, 1], from which a latent counts as active; up to ``1 -
+        threshold`` it counts as passive.
 
     Examples
     --------
@@ -90,15 +93,15 @@ class ActiveVariables(Instrument):
     """
 
     kl_nats: float = 0.05
-    share: float = 0.95
+    threshold: float = 0.95
     span: ClassVar[Span] = "pair"
     equal_widths: ClassVar[bool] = True
     least_rows: ClassVar[int] = 2
     paper: ClassVar[str] = "bonheme2023more"
-    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"kl_nats": 0.5, "share": 0.8})
+    examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"kl_nats": 0.5, "threshold": 0.8})
 
     def __post_init__(self) -> None:
-        check_ranges(self, kl_nats="> 0", share="(0.5, 1]")
+        check_ranges(self, kl_nats="> 0", threshold="(0.5, 1]")
 
     def reads(self) -> dict[str, Statistic[Any]]:
         """Return the requests for both sites' moments, and for the further sums."""
@@ -111,7 +114,7 @@ class ActiveVariables(Instrument):
         (mu, log_variance), n = each, sums.n
         within = sums.log_variance.exp() / n
         on, between = sums.on.double() / n, mu.variance
-        kind = 1 + (on >= self.share).long() - (on <= 1.0 - self.share + 1e-12).long()
+        kind = 1 + (on >= self.threshold).long() - (on <= 1.0 - self.threshold + 1e-12).long()
         own = unit_correlations(mu.scatter, mu, mu)
         part = (between / (between + within)).nan_to_num().sqrt()
         sampled = own * part[:, None] * part
@@ -125,7 +128,7 @@ class ActiveVariables(Instrument):
             flags=("dead",) if bool((between <= 0).any()) else (),
             conventions={
                 "off the prior": f"{self.kl_nats:g} nats",
-                "active": f"in {self.share:g} of the rows",
+                "active": f"in {self.threshold:g} of the rows",
                 "se": "none: a number of latents",
             },
             n_mixed=int((kind == 1).sum()),

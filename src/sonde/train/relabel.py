@@ -8,31 +8,33 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sonde.core.errors import InputError
+from sonde.core.renaming import renamed
 from sonde.core.wording import plural
 from sonde.stats.poincare import poincare_distance, to_ball
 
 Metric = Literal["poincare", "euclidean", "cosine"]
 
 
+@renamed(keep="share")
 @torch.no_grad()
 def relabel_unknown(
     x: Float[Tensor, "row dim"],
     label: Int[Tensor, "row"],
     unknown: int,
     metric: Metric = "poincare",
-    share: float = 1.0,
+    keep: float = 1.0,
 ) -> Int[Tensor, "row"]:
     """Return labels in which unlabelled rows near the known classes are of class ``unknown``.
 
     For detectors of known objects whose other proposals hold unknown objects and background. A
     row's distance is that to the nearest centre of a class, and the radius is the distance that a
-    fraction ``share`` of the labelled rows does not exceed. Unlabelled rows within the radius are
+    fraction ``keep`` of the labelled rows does not exceed. Unlabelled rows within the radius are
     relabelled; those beyond it keep their label.
 
     Range        labelled rows never change, nor do rows with NaN or infinity.
     Cost         one distance for each row and class.
     Assumes      unknown objects lie nearer to known ones than background does.
-    Differs      the paper's radius is that of all rows (``share=1``); a centre is the mean of a
+    Differs      the paper's radius is that of all rows (``keep=1``); a centre is the mean of a
                  class's rows in place of a mean over a memory.
 
     Parameters
@@ -44,8 +46,8 @@ def relabel_unknown(
         Class of the relabelled rows.
     metric : {"poincare", "euclidean", "cosine"}, default="poincare"
         As in ``Contrast``.
-    share : float, default=1.0
-        Fraction of the labelled rows that the radius holds.
+    keep : float, default=1.0
+        Fraction of the labelled rows that lies within the radius, in (0, 1].
 
     Examples
     --------
@@ -57,10 +59,10 @@ def relabel_unknown(
     ----------
     doan2024hypow
     """
-    if metric not in get_args(Metric) or not 0 < share <= 1:
+    if metric not in get_args(Metric) or not 0 < keep <= 1:
         raise InputError(
-            f"relabel_unknown: expected one of {', '.join(get_args(Metric))} and a share in (0, 1],"
-            f" got {metric!r} and {share}."
+            f"relabel_unknown: expected one of {', '.join(get_args(Metric))} and keep in (0, 1],"
+            f" got {metric!r} and {keep}."
         )
     known = label >= 0
     if len(label) != len(x) or not bool(known.any()):
@@ -73,7 +75,7 @@ def relabel_unknown(
     rows = x.double()
     centre = torch.stack([rows[label == c].mean(0) for c in label[known].unique()])
     near = _distance(rows, centre, metric).amin(1)
-    radius = near[known].sort().values[max(round(share * int(known.sum())), 1) - 1]
+    radius = near[known].sort().values[max(round(keep * int(known.sum())), 1) - 1]
     return torch.where(~known & (near <= radius), unknown, label)
 
 

@@ -12,20 +12,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.renaming import renamed
 
 Rule = Literal["small_loss", "co_teaching", "partition", "agreement", "drop_harmful"]
 
 
+@renamed(remove="drop")
 @final
 @dataclass(frozen=True)
 class Select:
     """Row weights in [0, 1] by a rule; multiply losses by them and divide by their sum.
 
-    ``small_loss``: 1 for the ``1 - drop min(step / steps, 1)`` of the rows with the smallest loss.
-    ``co_teaching``: ``small_loss`` by the losses of the *other* net, with a weight for each row and
-    net. ``partition``: 1 where the first confidence in the label exceeds the second. ``agreement``:
-    share of the ``k`` nearest rows with the row's own label. ``drop_harmful``: 1 where the loss
-    with an item (first) is at most the loss without it (second).
+    ``small_loss``: 1 for the ``1 - remove min(step / steps, 1)`` of the rows with the smallest
+    loss. ``co_teaching``: ``small_loss`` by the losses of the *other* net, with a weight for each
+    row and net. ``partition``: 1 where the first confidence in the label exceeds the second.
+    ``agreement``: share of the ``k`` nearest rows with the row's own label. ``drop_harmful``: 1
+    where the loss with an item (first) is at most the loss without it (second).
 
     Range        [0, 1]; at least ``minimum_rows`` rows have a weight above 0.
     Cost         a sort; "agreement" O(rows^2 dim).
@@ -34,16 +36,17 @@ class Select:
     Parameters
     ----------
     rule : str, default="small_loss"
-    drop : float, default=0.2
-        Share of rows left out in the end, about the share of wrong labels.
+    remove : float, default=0.2
+        Fraction of the rows that is left out after ``steps`` steps, in [0, 1]; set it to about the
+        fraction of wrong labels.
     steps : int, default=1
-        Steps until ``drop`` is reached.
+        Number of steps until ``remove`` is reached.
     k : int, default=10
     minimum_rows : int, default=1
 
     Examples
     --------
-    >>> Select(drop=0.5)(torch.tensor([0.3, 2.0, 0.1, 0.4]), step=1).tolist()
+    >>> Select(remove=0.5)(torch.tensor([0.3, 2.0, 0.1, 0.4]), step=1).tolist()
     [1.0, 0.0, 1.0, 0.0]
 
     References
@@ -52,7 +55,7 @@ class Select:
     """
 
     rule: Rule = "small_loss"
-    drop: float = 0.2
+    remove: float = 0.2
     steps: int = 1
     k: int = 10
     minimum_rows: int = 1
@@ -64,10 +67,10 @@ class Select:
 
     def __post_init__(self) -> None:
         rules = ("small_loss", "co_teaching", "partition", "agreement", "drop_harmful")
-        if self.rule not in rules or not 0 <= self.drop <= 1 or self.steps < 1 or self.k < 1:
+        if self.rule not in rules or not 0 <= self.remove <= 1 or self.steps < 1 or self.k < 1:
             raise InputError(
                 "Select: expected a known rule, drop in [0, 1], steps and k of at least 1, got "
-                f"{self.rule!r}, {self.drop}, {self.steps}, {self.k}."
+                f"{self.rule!r}, {self.remove}, {self.steps}, {self.k}."
             )
 
     @torch.no_grad()
@@ -100,7 +103,7 @@ class Select:
         return self._kept(right.to(evidence), -gain)
 
     def _least(self, losses: Tensor, step: int) -> Tensor:
-        share = 1 - self.drop * min(step / self.steps, 1.0)
+        share = 1 - self.remove * min(step / self.steps, 1.0)
         weight = torch.zeros_like(losses)
         n = max(round(share * len(losses)), min(self.minimum_rows, len(losses)))
         weight[losses.argsort(stable=True)[:n]] = 1.0

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.core.renaming import renamed
 
 
 @final
@@ -31,12 +32,13 @@ class Masks:
         return sum(int(m.sum()) for m in each) / sum(m.numel() for m in each)
 
 
+@renamed(remove="prune_share")
 @final
 @dataclass(frozen=True)
 class SparseTraining:
     """Keep a fraction of each layer's weights active, and regularly exchange some of them.
 
-    Every ``period`` steps a share of the active weights, from ``prune_share`` down to 0 by a cosine
+    Every ``period`` steps a share of the active weights, from ``remove`` down to 0 by a cosine
     over ``steps``, is exchanged for as many that were not active. ``gradient``: the smallest
     weights go, the weights with the largest gradients come. ``magnitude``: the smallest go, random
     weights come. ``random``: random weights go and come. ``congruity``: weights go if their
@@ -50,13 +52,17 @@ class SparseTraining:
     Parameters
     ----------
     density : float, default=0.1
-        Share of weights that are active, over all layers.
+        Fraction of the weights that is active, in (0, 1], over all layers.
     score : {"gradient", "magnitude", "random", "congruity"}, default="gradient"
     fixed : bool, default=False
-        Never exchange.
+        Whether the first choice of active weights stays.
     period : int, default=100
-    prune_share : float, default=0.3
+        Number of steps between two exchanges.
+    remove : float, default=0.3
+        Fraction of the active weights that the first exchange removes, in [0, 1]; it falls to 0
+        by a cosine.
     steps : int, default=10000
+        Number of steps until no weights are exchanged.
     allocation : {"uniform", "erdos_renyi"}, default="uniform"
         "erdos_renyi" makes small layers denser: the density is proportional to the sum of a
         weight's sizes divided by their product.
@@ -71,7 +77,7 @@ class SparseTraining:
     score: Literal["gradient", "magnitude", "random", "congruity"] = "gradient"
     fixed: bool = False
     period: int = 100
-    prune_share: float = 0.3
+    remove: float = 0.3
     steps: int = 10_000
     allocation: Literal["uniform", "erdos_renyi"] = "uniform"
     seed: int = 0
@@ -80,10 +86,10 @@ class SparseTraining:
 
     def __post_init__(self) -> None:
         known = self.score in ("gradient", "magnitude", "random", "congruity")
-        if not known or not 0 < self.density <= 1 or not 0 <= self.prune_share <= 1:
+        if not known or not 0 < self.density <= 1 or not 0 <= self.remove <= 1:
             raise InputError(
-                "SparseTraining: expected a known score, density in (0, 1] and prune_share in "
-                f"[0, 1], got {self.score!r}, {self.density}, {self.prune_share}."
+                "SparseTraining: expected a known score, density in (0, 1] and remove in "
+                f"[0, 1], got {self.score!r}, {self.density}, {self.remove}."
             )
 
     @contextmanager
@@ -178,7 +184,7 @@ class SparseTraining:
     ) -> Tensor:
         """Return the mask of a layer with some weights exchanged."""
         mask, progress = masks.active[name], min(masks.n_steps / self.steps, 1.0)
-        share = self.prune_share * (1 + math.cos(math.pi * progress)) / 2
+        share = self.remove * (1 + math.cos(math.pi * progress)) / 2
         n = min(round(share * int(mask.sum())), int((~mask).sum()))
         slope = torch.zeros_like(p) if p.grad is None else p.grad
         chance = torch.rand(p.shape, generator=draw).to(p)

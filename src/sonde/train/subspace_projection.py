@@ -18,6 +18,7 @@ from torch.nn.functional import cosine_similarity, pad, unfold
 from sonde.core.errors import InputError, SondeWarning
 from sonde.core.inputs import InputBatch, Inputs, Model
 from sonde.core.ranges import check_ranges
+from sonde.core.renaming import renamed
 from sonde.tap.hooks.session import Session
 from sonde.train._layer_weights import Layer, joined_weights, layers_of, put_weights
 from sonde.train.scaled_weights import ScaledWeights
@@ -42,6 +43,7 @@ class Agreement:
     share: float
 
 
+@renamed(threshold="share")
 @final
 class SubspaceProjection:
     """Keep updates of linear and convolution layers orthogonal to their inputs in old tasks.
@@ -53,7 +55,7 @@ class SubspaceProjection:
 
     With ``admit``, a task's own directions in a layer are left open where the new task moves the
     layer along them and its loss falls with the new one's: if ``agreement`` has a share of at least
-    ``share`` and a cosine of at least ``admit``. Old tasks can then gain from new ones. Add
+    ``threshold`` and a cosine of at least ``admit``. Old tasks can then gain from new ones. Add
     ``weight * penalty()`` of the block to the loss to bound how far these weights move. Where the
     share is as large and the cosine smaller, ``scaled_weights`` lets the new task use the old
     weights in a form of its own.
@@ -73,9 +75,9 @@ class SubspaceProjection:
         Share of the second moment that is kept; 1 keeps every direction that occurred.
     admit : float, optional
         Cosine in [-1, 1] from which an old task admits updates along its inputs.
-    share : float, default=0.5
-        Least share of the new gradient along an old task's inputs for ``admit``, in [0, 1]; 0 asks
-        the cosine alone.
+    threshold : float, default=0.5
+        Smallest fraction of the new gradient that lies along an old task's inputs, in [0, 1], for
+        ``admit`` to apply; 0 tests the cosine alone.
 
     Examples
     --------
@@ -98,10 +100,10 @@ class SubspaceProjection:
     variants: ClassVar[Mapping[str, str]] = {"admit=0.0": "lin2022cuber"}
 
     def __init__(
-        self, energy: float = 0.97, admit: float | None = None, share: float = 0.5
+        self, energy: float = 0.97, admit: float | None = None, threshold: float = 0.5
     ) -> None:
-        self.energy, self.admit, self.share = energy, admit, share
-        check_ranges(self, energy="(0, 1]", share="[0, 1]")
+        self.energy, self.admit, self.threshold = energy, admit, threshold
+        check_ranges(self, energy="(0, 1]", threshold="[0, 1]")
         if admit is not None:
             check_ranges(self, admit="[-1, 1]")
         self.known: dict[str, Tensor] = {}
@@ -229,7 +231,7 @@ class SubspaceProjection:
                     for (own, _), admits, one in zip(
                         self.tasks, self._gates(name, agreement), agreement[name], strict=True
                     )
-                    if one.share >= self.share and not admits
+                    if one.share >= self.threshold and not admits
                 ]
                 for name in self.known
             }
@@ -323,7 +325,7 @@ class SubspaceProjection:
                 f"{name!r}, got {None if found is None else len(found)}. Pass "
                 "memory.agreement(model, data, loss)."
             )
-        return [a.cosine >= self.admit and a.share >= self.share for a in found]
+        return [a.cosine >= self.admit and a.share >= self.threshold for a in found]
 
     def _require_admit(self, method: str) -> None:
         """Raise if old tasks cannot be compared with new ones."""

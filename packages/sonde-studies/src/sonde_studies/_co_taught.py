@@ -48,7 +48,7 @@ def taught(x: Tensor, given: Tensor, seed: int, steps: int, noise: float, std: f
     pair = nn.ModuleList(drawn(NestedNet, seed + 1_000 * i) for i in range(2))
     for net in pair:
         net.nested = NestedDropout(std=std, per="row", seed=seed) if std else None  # pyright: ignore
-    select, done = Select("co_teaching", drop=noise, steps=steps // 4), 0
+    select, done = Select("co_teaching", remove=noise, steps=steps // 4), 0
 
     def value(rows: Tensor) -> Tensor:
         nonlocal done

@@ -48,7 +48,7 @@ def train_sparse_clients(
         direction = {name: _mean([own[name] for own in slopes]) for name in slopes[0]}
         share = PRUNED * (1 + math.cos(math.pi * turn / rounds)) / 2
         sparse = SparseTraining(
-            DENSITY, score, period=EXCHANGE_AT, prune_share=share, seed=seed + turn, steps=10**9
+            DENSITY, score, period=EXCHANGE_AT, remove=share, seed=seed + turn, steps=10**9
         )  # the share falls over rounds, not within one
         weights, found = list[Weights](), list[Weights]()
         for rows in clients:

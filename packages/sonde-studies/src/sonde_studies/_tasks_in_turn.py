@@ -50,7 +50,7 @@ def learned_in_turn(
     """Return the mean accuracy at the end, right after each task, and the difference."""
     net = drawn(lambda: _net(rule), seed)
     share, weight = GATED.get(rule, (0.5, 0.0))
-    memory = SubspaceProjection(0.97, admit=0.0 if rule in GATED else None, share=share)
+    memory = SubspaceProjection(0.97, admit=0.0 if rule in GATED else None, threshold=share)
     slow = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
     first, last = torch.zeros(PAIRS), torch.zeros(PAIRS)
     scales: dict[int, ScaledWeights] = {}

@@ -63,10 +63,10 @@ class CrossLayerStudy(Study):
         for share in SHARES:
             for layers in GROUPS:
                 tick(f"{layers} layers, {share:.0%}")
-                form = CrossLayerCache(layers=layers, share=share, chunk=PROMPT, recent=0)
+                form = CrossLayerCache(layers=layers, keep=share, chunk=PROMPT, recent=0)
                 found[f"{layers} layers | {share:g}"] = caches.lost(form)[0]
         tick("rotated keys")
-        pairs = CrossLayerCache(layers=2, share=MIDDLE, chunk=PROMPT, recent=0)
+        pairs = CrossLayerCache(layers=2, keep=MIDDLE, chunk=PROMPT, recent=0)
         behind, _ = caches.lost(Rotated(pairs))
         one, two, three = (found[f"{n} layers | {MIDDLE:g}"] for n in GROUPS)
         near, far, shuffled = _alignment(caches, seed)

@@ -106,7 +106,7 @@ ARMS: dict[str, Callable[[], dict[str, nn.Module]]] = {
     "place gate": lambda: {"deep": UnitGate(WIDTH, "channels+space", "both")},
     "middle maps": lambda: {"deep": Mixed(WIDTH, 11)},
     "shift": lambda: {"meeting": Exchange("shift", WIDTH)},
-    "own maps": lambda: {"meeting": Exchange("shift", WIDTH, share=0.0)},
+    "own maps": lambda: {"meeting": Exchange("shift", WIDTH, move=0.0)},
     "shift within": lambda: {"meeting": ShiftedWithin(2)},
     "merge": lambda: {"meeting": KeyPoints(bridged=False)},
     "bridge": lambda: {"meeting": KeyPoints(bridged=True)},

@@ -63,7 +63,7 @@ class DiffRoarStudy(Study):
         def again(x: Tensor, label: Tensor, draw: int) -> nn.Module:
             return trained(block_mlp(), x, label, draw, steps)
 
-        measure = DiffRoar(share=TOP, n_seeds=1, seed=seed)
+        measure = DiffRoar(keep=TOP, n_seeds=1, seed=seed)
         for name, net in nets.items():
             tick(f"training again, {name}")
             parts = [_ranked(net, part) for part in (fit, test)]

@@ -9,8 +9,10 @@ import tyro
 from sonde.cli.edits._acting import Acting
 from sonde.cli.edits.steer import Contrasted, NegativeWord, PositiveWord
 from sonde.cli.options import ModelWord, Printing, named
+from sonde.core.renaming import renamed
 
 
+@renamed(max_kl="kl_limit")
 @dataclass(frozen=True)
 class AblateDirection:
     """Remove the direction behind the behaviour that POSITIVE evokes in a model.
@@ -34,7 +36,7 @@ class AblateDirection:
         "auto"
     )
     strength: Annotated[float, tyro.conf.arg(help="1 removes, 0.5 halves")] = 1.0
-    kl_limit: Annotated[
+    max_kl: Annotated[
         float, tyro.conf.arg(help="largest divergence, in nats, of the answers to NEGATIVE")
     ] = 0.1
     reading: Contrasted = field(default_factory=lambda: Contrasted(reducer="last"))
@@ -53,7 +55,7 @@ class AblateDirection:
             self.output,
             site=self.site,
             strength=self.strength,
-            kl_limit=self.kl_limit,
+            max_kl=self.max_kl,
             **self.reading.options(),
             **self.acting.options(),
             device=self.reading.device,

@@ -10,10 +10,12 @@ from sonde.cli._presenting import check_page
 from sonde.cli.edits._acting import show_change
 from sonde.cli.options import DataWord, DeviceWord, MaxLength, ModelWord, Printing, named
 from sonde.core.errors import InputError
+from sonde.core.renaming import renamed
 
 EXAMPLES = 32
 
 
+@renamed(max_kl="tolerance")
 @dataclass(frozen=True)
 class LimitPattern:
     """Report which attention layers need distant tokens, by restricting each to a pattern.
@@ -47,7 +49,7 @@ class LimitPattern:
     prefix: Annotated[
         int, named("N", "tokens before the patches that attend to everything (class token)")
     ] = 0
-    tolerance: Annotated[
+    max_kl: Annotated[
         float, named("NATS", "nats; a layer needs distant tokens if its divergence is larger")
     ] = 0.01
     limit: Annotated[int, named("N", "number of examples to measure on, sampled from all")] = (
@@ -73,7 +75,7 @@ class LimitPattern:
             strength=self.strength,
             grid=self._grid(),
             prefix=self.prefix,
-            tolerance=self.tolerance,
+            max_kl=self.max_kl,
             limit=self.limit,
             device=self.device,
             progress=not self.printing.quiet,

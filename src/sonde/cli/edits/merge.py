@@ -8,8 +8,10 @@ import tyro
 
 from sonde.cli.console import note, say_json
 from sonde.cli.options import Printing, named
+from sonde.core.renaming import renamed
 
 
+@renamed(remove="drop")
 @dataclass(frozen=True)
 class MergeModels:
     """Merge models that were fine-tuned from the same base, without any data.
@@ -44,7 +46,7 @@ class MergeModels:
     density: Annotated[
         float | None, named("SHARE", "fraction of entries that ties keeps (0.2)")
     ] = None
-    drop: Annotated[float | None, named("SHARE", "fraction of entries that dare drops (0.9)")] = (
+    remove: Annotated[float | None, named("SHARE", "fraction of entries that dare drops (0.9)")] = (
         None
     )
     seed: Annotated[int | None, named("N", "seed of the entries that dare drops (0)")] = None
@@ -58,7 +60,7 @@ class MergeModels:
         """Merge, and name the files written."""
         from sonde.run.changing.merge_models import merge_models
 
-        names = ("weight", "density", "drop", "seed")
+        names = ("weight", "density", "remove", "seed")
         typed = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         base, *others = self.models
         found = merge_models(

@@ -6,6 +6,7 @@ from typing import Any
 
 from sonde.core.errors import InputError, StateError
 from sonde.core.inputs import Model
+from sonde.core.renaming import renamed
 from sonde.data import contrast
 from sonde.edit import AblationChoice, DirectionalAblation, choose_ablation
 from sonde.run.changing.acting import (
@@ -22,6 +23,7 @@ from sonde.run.reading.notes import data_name
 from sonde.weights import fold_writers, residual_writers
 
 
+@renamed(max_kl="kl_limit")
 def ablate(
     model: Any,
     positive: Any,
@@ -30,7 +32,7 @@ def ablate(
     *,
     site: str = "auto",
     strength: float = 1.0,
-    kl_limit: float = 0.1,
+    max_kl: float = 0.1,
     reducer: str = "last",
     limit: int | None = None,
     neutral: Any = None,
@@ -59,8 +61,9 @@ def ablate(
         Sites of the candidates; ``auto`` is all blocks.
     strength : float, default=1.0
         1 removes, 0.5 halves.
-    kl_limit : float, default=0.1
-        Nats by which answers to ``negative`` may differ.
+    max_kl : float, default=0.1
+        Largest KL divergence, in nats, between the answers to ``negative`` before and after the
+        edit.
     reducer : str, default="last"
         How an input becomes rows.
     limit : int, optional
@@ -101,7 +104,7 @@ def ablate(
         side(found, "negative", negative, 1, **options),
     ]
     showing, usual = (one.inputs for one in target)
-    choice = choose_ablation(found, candidates, showing, usual, sites=places, kl_limit=kl_limit)
+    choice = choose_ablation(found, candidates, showing, usual, sites=places, max_kl=max_kl)
     edit = choice.direction.edit(strength)
     how = f"directional_ablation at {choice.site}, strength {strength:g}"
     words = (data_name(positive), data_name(negative))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sonde.core.errors import InputError
+from sonde.core.renaming import renamed
 from sonde.core.wording import plural
 from sonde.data import open_inputs
 from sonde.edit import LimitAttention
@@ -17,6 +18,7 @@ EXAMPLES, SEED = 32, 0
 PORT = ":probs"
 
 
+@renamed(max_kl="tolerance")
 def limit_attention(
     model: Any,
     data: Any,
@@ -26,7 +28,7 @@ def limit_attention(
     strength: float = 1.0,
     grid: tuple[int, int] | None = None,
     prefix: int = 0,
-    tolerance: float = 0.01,
+    max_kl: float = 0.01,
     limit: int = EXAMPLES,
     device: str = "auto",
     progress: bool = True,
@@ -53,8 +55,9 @@ def limit_attention(
         Height and width in patches, for images.
     prefix : int, default=0
         Tokens before the patches that see all.
-    tolerance : float, default=0.01
-        In nats: nats; a layer whose loss rises by more needs distant tokens.
+    max_kl : float, default=0.01
+        Largest KL divergence, in nats, that a layer may cause without being said to need distant
+        tokens.
     limit : int, default=32
         Examples to measure on, drawn from all.
     device : str, default="auto"
@@ -72,7 +75,7 @@ def limit_attention(
     ports = [site if ":" in site else site + PORT for site in named]
     costs = pattern_costs(found, inputs, edit, ports, progress=progress)
     layers = [cost for cost in costs if cost.site != ALL]
-    far = [cost for cost in layers if cost.is_far(tolerance)]
+    far = [cost for cost in layers if cost.is_far(max_kl)]
     document = edit_document(
         "attention",
         None,
@@ -81,7 +84,7 @@ def limit_attention(
         places=[cost.site for cost in layers],
         target=f"answers to {data_name(data)}, {plural(len(inputs), 'example')}",
         neutral=data_name(data),
-        tables=[_table(costs, pattern, tolerance)],
+        tables=[_table(costs, pattern, max_kl)],
         notes=[_verdict(pattern, layers, far, costs[-1])],
     )
     return Change(document)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sonde.core.errors import InputError
+from sonde.core.renaming import renamed
 from sonde.edit import Dare, Slerp, TaskArithmetic, Ties
 from sonde.engine.progress import Bar
 from sonde.weights import merging
@@ -15,13 +16,14 @@ Way = Literal["arithmetic", "ties", "dare", "slerp"]
 USES = {
     "arithmetic": ("weight",),
     "ties": ("weight", "density"),
-    "dare": ("weight", "drop", "seed"),
+    "dare": ("weight", "remove", "seed"),
     "slerp": ("weight",),
 }
 """Which parameters a method reads."""
 RULES = {"arithmetic": TaskArithmetic, "ties": Ties, "slerp": Slerp}
 
 
+@renamed(remove="drop")
 def merge_models(
     base: str,
     others: Sequence[str],
@@ -52,8 +54,8 @@ def merge_models(
     progress : bool, default=True
     **parameters
         ``weight`` of what is added (arithmetic 0.3, ties 1) or the way to go (slerp 0.5),
-        ``density``: share of entries that ties keeps (0.2), ``drop``: share that dare drops (0.9),
-        ``seed`` of what dare drops (0).
+        ``density``: fraction of entries that ties keeps (0.2), ``remove``: fraction of entries that
+        dare removes (0.9), ``seed`` of the entries that dare removes (0).
 
     Raises
     ------

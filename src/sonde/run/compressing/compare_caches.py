@@ -136,6 +136,6 @@ def cache_kinds() -> dict[str, Any]:
     return {
         getattr(kind, "word", snake_case(kind.__name__)): (kind, name)
         for kind in kinds
-        for name in ("budget", "bits", "share")
+        for name in ("budget", "bits", "keep")
         if name in getattr(kind, "__dataclass_fields__", ())
     }

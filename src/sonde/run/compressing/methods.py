@@ -13,7 +13,7 @@ from sonde.weights import Rewrite
 SIZES = "4bit (2bit to 8bit), 1bit, 50%, 2:4, rank16 or 5blocks"
 DEFAULTS = {
     "bits": "gptq",
-    "share": "sparse_gpt",
+    "remove": "sparse_gpt",
     "pattern": "sparse_gpt",
     "rank": "low_rank_weights",
     "blocks": "drop_blocks",
@@ -31,7 +31,7 @@ class Target:
     said : str
         As the user typed it.
     parameter : str
-        Of a method: bits, share, pattern, rank or blocks.
+        Name of the method's parameter: bits, remove, pattern, rank or blocks.
     value : int, float or str
     """
 
@@ -55,7 +55,7 @@ class Target:
         if found := re.fullmatch(r"(\d+(?:\.\d+)?) ?%", said):
             if float(found[1]) == 0:
                 raise InputError(f"--to: expected to remove more than 0 %, got {text!r}.")
-            return cls(said, "share", float(found[1]) / 100)
+            return cls(said, "remove", float(found[1]) / 100)
         if re.fullmatch(r"\d+:\d+", said):
             return cls(said, "pattern", said)
         if found := re.fullmatch(r"rank[ =-]?(\d+)", said):

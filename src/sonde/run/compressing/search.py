@@ -40,7 +40,7 @@ SHAPES: Final = tuple(
 """Sizes and methods that alter shapes: those that a model does not take are left out."""
 OWN_SIZES: Final = {
     "bits": tuple(f"{bits}bit" for bits in range(1, 9)),
-    "share": tuple(f"{share}%" for share in range(10, 90, 10)),
+    "remove": tuple(f"{percent}%" for percent in range(10, 90, 10)),
     "pattern": ("2:4",),
 }
 """Sizes of a method by its parameters."""

@@ -14,6 +14,7 @@ from typing import Any
 from sonde.core.errors import InputError, StateError
 from sonde.core.instrument import Detector, Instrument, reads_rows
 from sonde.core.plan import Split
+from sonde.core.renaming import current_names
 from sonde.core.state import canonical, canonical_json, digest
 from sonde.engine.requests import Task
 from sonde.run.instruments.catalogue import distribution_of, find, method_of, word_of_class
@@ -159,8 +160,8 @@ def tasks_of(
 def _task_of(entry: dict[str, Any], further: tuple[type[Instrument], ...]) -> Task:
     cls = _class_of(entry, further)
     parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["params"].items()}
-    instrument = cls(**parameters)
-    if digest(instrument) != entry["digest"]:
+    instrument = cls(**current_names(cls, parameters))
+    if entry["digest"] not in (digest(instrument), digest(instrument, former=True)):
         raise StateError(
             f"Fitted.load: {entry['instrument']} has different parameters in this version "
             "than when the state was fitted. Fit it again."

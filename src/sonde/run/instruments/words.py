@@ -8,6 +8,7 @@ from typing import Any
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import Instrument
+from sonde.core.renaming import current_names, former_names
 from sonde.run.instruments.catalogue import find
 from sonde.weights import Rewrite
 
@@ -75,7 +76,7 @@ def _method(node: object, find: Callable[[str], type[Any]]) -> Any:
     known = list(inspect.signature(cls).parameters)
     parameters = {}
     for keyword in node.keywords:
-        if keyword.arg not in known:
+        if keyword.arg not in {*known, *former_names(cls).values()}:
             raise InputError(
                 f"METHODS: {node.func.id} has no parameter {keyword.arg!r}, only "
                 f"{', '.join(known)}."
@@ -87,6 +88,6 @@ def _method(node: object, find: Callable[[str], type[Any]]) -> Any:
                 f"METHODS: expected a plain value for {node.func.id}({keyword.arg}=...)."
             ) from None
     try:
-        return cls(**parameters)
+        return cls(**current_names(cls, parameters, warn=True, stacklevel=4))
     except (TypeError, ValueError) as error:
         raise InputError(f"METHODS: {error}") from error
