@@ -24,7 +24,7 @@ from sonde.core.inputs import Model
 from sonde.core.stream import Stream
 from sonde.detect import Energy, Mahalanobis
 from sonde.engine.derived import DerivedStream
-from sonde.findings.evidence.lens import lens_evidence
+from sonde.findings.evidence.texts.lens import lens_evidence
 from sonde.measure import Covariance, LayerCKA
 from sonde.run.fitting.fit import fit
 from sonde.run.passes.job import Job

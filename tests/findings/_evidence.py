@@ -23,7 +23,7 @@ from sonde.engine.requests import Task, requests
 from sonde.findings.evidence.facts import data_evidence
 from sonde.findings.evidence.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.versus import VersusEvidence
+from sonde.findings.evidence.versus.comparison import VersusEvidence
 from sonde.stats import Calibrated
 
 

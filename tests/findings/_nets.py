@@ -13,11 +13,11 @@ from sonde.core.inputs import Model
 from sonde.core.stream import Stream
 from sonde.findings.catalogue import rule_classes
 from sonde.findings.evidence.facts import data_evidence
-from sonde.findings.evidence.fresh_weights import fresh_layers
-from sonde.findings.evidence.lens import lens_evidence
-from sonde.findings.evidence.modules import model_evidence
+from sonde.findings.evidence.modules.fresh_weights import fresh_layers
+from sonde.findings.evidence.modules.module_facts import model_evidence
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.variants import variant_evidence
+from sonde.findings.evidence.texts.lens import lens_evidence
+from sonde.findings.evidence.trials.input_trials import variant_evidence
 from sonde.findings.rule import Check, Figure, Finding, Rule
 from sonde.findings.scan import gather
 from sonde.findings.settings import ScanSettings

@@ -10,7 +10,7 @@ from sklearn.utils import Bunch
 
 from findings._evidence import evidence_of
 from narrow import expect
-from sonde.findings.evidence.input_table import InputTable
+from sonde.findings.evidence.inputs.input_table import InputTable
 from sonde.findings.evidence.record import Evidence
 
 HEALTHY = ("iris", "wine", "breast_cancer", "digits", "diabetes")

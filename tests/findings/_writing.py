@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from findings._evidence import evidence_of
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.writing import Writing
+from sonde.findings.evidence.texts.writing import Writing
 
 MODULES = (np, scipy.stats, torch.nn, logging, shutil, threading, subprocess)
 GERMAN = (

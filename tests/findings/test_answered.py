@@ -11,7 +11,7 @@ from scipy.stats import median_abs_deviation, norm
 
 from findings import _evidence as arrays
 from sonde.findings.answered import SHOWN, answered_rows, wrong_pairs
-from sonde.findings.evidence._shared import EXAMPLES, shared_rows
+from sonde.findings.evidence.shared_rows import EXAMPLES, shared_rows
 from sonde.findings.inputs import unusual_columns
 from sonde.findings.rule import Check, Figure, Finding
 

@@ -5,7 +5,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from findings import _evidence as arrays
-from sonde.findings.evidence.answers import class_answers, confusion
+from sonde.findings.evidence.answers.answers import class_answers, confusion
 from sonde.findings.evidence.record import Evidence
 
 OWN = {"labels_are_models": True}

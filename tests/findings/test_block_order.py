@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import sonde
-from sonde.findings.evidence._block_order import pairs_by_jumps
-from sonde.findings.evidence.part_changes import REMOVED
+from sonde.findings.evidence.trials.block_order import pairs_by_jumps
+from sonde.findings.evidence.trials.part_changes import REMOVED
 
 BLOCKS = [f"model.layers.{i}" for i in range(7)]
 

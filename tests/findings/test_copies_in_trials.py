@@ -9,10 +9,10 @@ from findings._evidence import evidence_of
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes import snd074
 from sonde.findings.codes.snd015 import SND015
-from sonde.findings.evidence import _suspect_labels as labels
-from sonde.findings.evidence._simplest import simplest_factor
-from sonde.findings.evidence._tried_forms import Tried
-from sonde.findings.evidence.variants import VariantEvidence
+from sonde.findings.evidence.inputs import suspect_labels as labels
+from sonde.findings.evidence.trials.input_trials import VariantEvidence
+from sonde.findings.evidence.trials.simplest_factor import simplest_factor
+from sonde.findings.evidence.trials.tried_forms import Tried
 from sonde.findings.rule import Check, Figure, Finding
 from sonde.findings.tournament import name_cause
 from sonde.findings.trial import Scope, Trial

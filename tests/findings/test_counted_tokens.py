@@ -7,7 +7,7 @@ import torch
 from findings._counting import WORDS
 from findings._counting import Counter as CountingModel
 from findings._nets import texts_of, tokens
-from sonde.findings.evidence.counted_tokens import _Counts, counted_losses
+from sonde.findings.evidence.texts.counted_tokens import _Counts, counted_losses
 from sonde.tap.streams.small_batches import single
 
 

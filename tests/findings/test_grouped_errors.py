@@ -11,7 +11,7 @@ from torch import Tensor
 from findings._evidence import evidence_of
 from sonde.findings.codes.snd022 import SND022
 from sonde.findings.codes.snd023 import SND023
-from sonde.findings.evidence._update import sampled_ends, update_per_spread
+from sonde.findings.evidence.modules.block_updates import sampled_ends, update_per_spread
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.profile import site_profile
 

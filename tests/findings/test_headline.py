@@ -5,7 +5,7 @@ import torch
 
 from findings._evidence import evidence_of
 from sonde.findings.evidence.answer_counts import AnswerCounts
-from sonde.findings.evidence.answers import answers_section
+from sonde.findings.evidence.answers.answers import answers_section
 from sonde.report._answers_words import answers_sentence
 from sonde.report.gate import reached
 

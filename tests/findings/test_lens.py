@@ -8,7 +8,7 @@ from torch import Tensor
 from findings._counting import WORDS, Counter, counting
 from findings._nets import texts_of, tokens
 from sonde.compress import RTN
-from sonde.findings.evidence.lens import clustered_error, entropy, lens_evidence
+from sonde.findings.evidence.texts.lens import clustered_error, entropy, lens_evidence
 
 
 def losses(amounts: list[float], items: list[list[int]]) -> list[float]:

@@ -16,7 +16,7 @@ from findings._nets import (
 )
 from narrow import expect
 from sonde.findings.codes.snd001 import SND001
-from sonde.findings.evidence.versus import VersusEvidence
+from sonde.findings.evidence.versus.comparison import VersusEvidence
 
 
 class Log(nn.Module):

@@ -9,7 +9,7 @@ from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised, evidence_of, tensors, tokens
 from narrow import expect
 from sonde.findings.codes.snd003 import SND003
-from sonde.findings.evidence.fresh_weights import fresh_layers, neighbours, spectrum_edge
+from sonde.findings.evidence.modules.fresh_weights import fresh_layers, neighbours, spectrum_edge
 from sonde.findings.rule import Check
 
 

@@ -9,8 +9,8 @@ import sonde
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised, evidence_of, noise, tensors
 from sonde.findings.codes.snd015 import SND015
-from sonde.findings.evidence._input_forms import changes
-from sonde.findings.evidence.variants import MendedRows, Tried, VariantEvidence
+from sonde.findings.evidence.trials.input_forms import changes
+from sonde.findings.evidence.trials.input_trials import MendedRows, Tried, VariantEvidence
 from sonde.findings.rule import Check
 from sonde.findings.settings import ScanSettings
 from sonde.report import Report

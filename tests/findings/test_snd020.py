@@ -5,7 +5,7 @@ from torch import nn
 from findings import _evidence as arrays
 from findings._nets import Patches, assert_clear, assert_raised, evidence_of, tensors
 from sonde.findings.codes.snd020 import SND020
-from sonde.findings.evidence.fresh_weights import fresh_layers
+from sonde.findings.evidence.modules.fresh_weights import fresh_layers
 from sonde.findings.rule import Check
 
 

@@ -3,7 +3,7 @@ import pytest
 from findings._counting import Counter, counting
 from findings._nets import assert_clear, assert_raised, evidence_of
 from sonde.findings.codes.snd026 import SND026
-from sonde.findings.evidence.lens import prediction_section
+from sonde.findings.evidence.texts.lens import prediction_section
 
 
 @pytest.mark.slow

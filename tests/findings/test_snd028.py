@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from findings._nets import assert_clear, assert_raised, evidence_of, texts_of, tokens
 from sonde.findings.codes.snd028 import SND028
-from sonde.findings.evidence.text_variants import text_variant_evidence
+from sonde.findings.evidence.texts.text_variants import text_variant_evidence
 from sonde.findings.rule import Check
 
 WORDS = 61

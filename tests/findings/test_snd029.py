@@ -8,7 +8,7 @@ from findings._nets import assert_clear, assert_raised, texts_of
 from models import ARCHITECTURES
 from scan._zoo import scan_architecture
 from sonde.findings.codes.snd029 import SND029
-from sonde.findings.evidence.lens import lens_evidence
+from sonde.findings.evidence.texts.lens import lens_evidence
 from sonde.findings.rule import Check
 
 

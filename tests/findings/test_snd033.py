@@ -7,7 +7,7 @@ import torch
 from findings._evidence import digits, evidence_of, states
 from findings._nets import assert_raised
 from sonde.findings.codes.snd033 import SND033
-from sonde.findings.evidence.labels import label_evidence, labels_section, recalls
+from sonde.findings.evidence.answers.labels import label_evidence, labels_section, recalls
 
 
 def mixed() -> tuple[torch.Tensor, torch.Tensor]:

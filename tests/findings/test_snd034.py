@@ -5,9 +5,9 @@ import torch
 from findings._evidence import digits, evidence_of, states
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd034 import SND034
-from sonde.findings.evidence._shared import examples_at
-from sonde.findings.evidence.labels import label_evidence
-from sonde.findings.evidence.rows import doubtful_labels, rows_section
+from sonde.findings.evidence.answers.labels import label_evidence
+from sonde.findings.evidence.inputs.unusual_rows import doubtful_labels, rows_section
+from sonde.findings.evidence.shared_rows import examples_at
 
 
 def flipped(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

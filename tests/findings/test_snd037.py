@@ -10,9 +10,9 @@ import sonde
 from findings import _evidence as arrays
 from findings._counting import Counter, counting
 from sonde.findings.codes.snd037 import SND037
-from sonde.findings.evidence._number_answers import rescaled
-from sonde.findings.evidence.answers import answers_section
-from sonde.findings.evidence.lens import lens_evidence
+from sonde.findings.evidence.answers.answers import answers_section
+from sonde.findings.evidence.answers.number_answers import rescaled
+from sonde.findings.evidence.texts.lens import lens_evidence
 from sonde.findings.settings import ScanSettings
 from sonde.report import Report
 from sonde.report._answers_words import answers_sentence

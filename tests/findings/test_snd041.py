@@ -5,7 +5,7 @@ from findings._nets import assert_raised
 from sonde.core.stream import Stream
 from sonde.findings.codes.snd041 import SND041
 from sonde.findings.evidence.facts import data_evidence
-from sonde.findings.evidence.rows import copies, rows_section
+from sonde.findings.evidence.inputs.unusual_rows import copies, rows_section
 
 
 def test_two_per_cent_of_copies_are_a_warning_and_none_is_clear() -> None:

@@ -8,8 +8,8 @@ from findings._evidence import digits, evidence_of, shuffled, states
 from findings._nets import assert_raised, framed, grey, tensors, texts_of, tokens
 from findings._nets import evidence_of as stream_evidence
 from sonde.findings.codes.snd042 import SND042
-from sonde.findings.evidence._near import near_pairs
-from sonde.findings.evidence.rows import near_duplicates, rows_section
+from sonde.findings.evidence.inputs.near_pairs import near_pairs
+from sonde.findings.evidence.inputs.unusual_rows import near_duplicates, rows_section
 
 
 def copied(noise: float, count: int = 40) -> torch.Tensor:

@@ -5,7 +5,7 @@ import torch
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd047 import SND047
-from sonde.findings.evidence._order import of_neighbours, of_tenths
+from sonde.findings.evidence.inputs.row_order import of_neighbours, of_tenths
 
 
 @pytest.mark.truth(

@@ -9,7 +9,7 @@ import torch
 from findings._evidence import gathered
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd049 import SND049, changes_in_file
-from sonde.findings.evidence._weak import known_columns
+from sonde.findings.evidence.inputs.weak_groups import known_columns
 from sonde.findings.evidence.record import Evidence
 
 N, AT = 320, 190

@@ -10,9 +10,9 @@ from sklearn.metrics import roc_auc_score
 from findings._evidence import digits, evidence_of, shuffled, states, versus_of
 from findings._nets import assert_raised
 from sonde.findings.codes.snd051 import SND051
-from sonde.findings.evidence._shared import shared_rows
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.versus import VersusEvidence, compare, versus_section
+from sonde.findings.evidence.shared_rows import shared_rows
+from sonde.findings.evidence.versus.comparison import VersusEvidence, compare, versus_section
 
 
 def halves(seed: int = 0, n: int = 400) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,8 +13,8 @@ from sonde.core.calibration import Calibration
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Mahalanobis
 from sonde.findings.codes.snd052 import SND052
-from sonde.findings.evidence._alarm import Alarm, Alarms, fuse, surprise
-from sonde.findings.evidence.versus import alarms, scored, versus_section
+from sonde.findings.evidence.versus.alarms import Alarm, Alarms, fuse, surprise
+from sonde.findings.evidence.versus.comparison import alarms, scored, versus_section
 from sonde.run.fitting.fit import fit
 from sonde.run.scoring.calibrate import calibrate
 from sonde.run.scoring.fuse import with_fused

@@ -9,9 +9,13 @@ from scipy.stats import chi2_contingency
 from findings._evidence import evidence_of
 from findings._nets import assert_raised
 from sonde.findings.codes.snd054 import SND054
-from sonde.findings.evidence._versus_labels import accuracy, label_comparison, labels_of_both
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.versus import VersusEvidence, matched_shift
+from sonde.findings.evidence.versus.comparison import VersusEvidence, matched_shift
+from sonde.findings.evidence.versus.label_comparison import (
+    accuracy,
+    label_comparison,
+    labels_of_both,
+)
 
 NAMES = ("ash", "birch", "cedar")
 MIX = np.array([[0.85, 0.1, 0.05], [0.2, 0.7, 0.1], [0.05, 0.15, 0.8]])

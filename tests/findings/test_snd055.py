@@ -16,10 +16,10 @@ from findings._nets import assert_raised
 from findings._writing import GERMAN, docstrings
 from sonde.data.images import picture_columns
 from sonde.findings.codes.snd055 import SND055
-from sonde.findings.evidence._column_moves import column_comparison, moved_by_chance
-from sonde.findings.evidence._text_measures import FORMS
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.versus import VersusEvidence
+from sonde.findings.evidence.texts.text_measures import FORMS
+from sonde.findings.evidence.versus.column_moves import column_comparison, moved_by_chance
+from sonde.findings.evidence.versus.comparison import VersusEvidence
 from sonde.findings.rule import Check
 
 Table = Mapping[str, Sequence[Any]]

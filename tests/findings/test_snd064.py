@@ -7,8 +7,8 @@ from findings import _evidence as arrays
 from findings._nets import assert_raised
 from scan._plants_chain import Chain, drawn, exchanged
 from sonde.findings.codes.snd064 import SND064
-from sonde.findings.evidence._shared import shared_rows
-from sonde.findings.evidence.text_losses import TextLosses, beyond_position
+from sonde.findings.evidence.shared_rows import shared_rows
+from sonde.findings.evidence.texts.text_losses import TextLosses, beyond_position
 from sonde.findings.rule import Check
 
 N = 240

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import sonde
 from findings._nets import assert_clear, assert_raised, evidence_of, noise, tensors
 from sonde.findings.codes.snd065 import SND065
-from sonde.findings.evidence.shortcuts import Shortcut, ShortcutEvidence
+from sonde.findings.evidence.inputs.shortcuts import Shortcut, ShortcutEvidence
 from sonde.findings.rule import Check
 from sonde.findings.settings import ScanSettings
 from sonde.report import Report

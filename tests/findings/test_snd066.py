@@ -6,7 +6,7 @@ import torch
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd066 import SND066, _kinds
-from sonde.findings.evidence.lens import LensEvidence, TextAnswers, _texts
+from sonde.findings.evidence.texts.lens import LensEvidence, TextAnswers, _texts
 from sonde.findings.rule import Check
 
 WORDS = {0: "a", 1: " B", 2: "\n", 3: ".", 4: "é"}

@@ -9,9 +9,9 @@ from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised, texts_of, tokens
 from scan._plants_chain import WORDS, Chain, drawn
 from sonde.findings.codes.snd067 import SND067
-from sonde.findings.evidence.lens import lens_evidence
-from sonde.findings.evidence.text_forms import TextForms
-from sonde.findings.evidence.token_rows import OddToken, token_rows
+from sonde.findings.evidence.texts.lens import lens_evidence
+from sonde.findings.evidence.texts.text_forms import TextForms
+from sonde.findings.evidence.texts.token_rows import OddToken, token_rows
 from sonde.findings.rule import Check
 
 TEXTS = 64

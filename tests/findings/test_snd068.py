@@ -16,9 +16,9 @@ from findings._evidence import evidence_of as arrays
 from findings._nets import assert_clear, assert_raised, evidence_of
 from sonde.findings.codes.snd068 import SND068
 from sonde.findings.evidence.facts import by_answers
-from sonde.findings.evidence.part_changes import PartChange
-from sonde.findings.evidence.part_trials import PartTrials, part_trials
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.trials.part_changes import PartChange
+from sonde.findings.evidence.trials.part_trials import PartTrials, part_trials
 from sonde.findings.rule import Check
 from sonde.findings.trial_budget import ForwardCost, TrialBudget
 from sonde.tap import LiveStream

@@ -6,8 +6,8 @@ import torch
 from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd070 import SND070
-from sonde.findings.evidence.block_training import BlockTraining, less_trained
-from sonde.findings.evidence.part_trials import PROBE, PartTrials
+from sonde.findings.evidence.modules.block_training import BlockTraining, less_trained
+from sonde.findings.evidence.trials.part_trials import PROBE, PartTrials
 from sonde.findings.rule import Check
 
 PATHS = tuple(f"layers.{i}" for i in range(6))

@@ -12,7 +12,7 @@ import sonde
 from findings._evidence import evidence_of
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd071 import SND071
-from sonde.findings.evidence import head_answers
+from sonde.findings.evidence.answers import head_answers
 from sonde.findings.settings import ScanSettings
 from sonde.report import Report
 

@@ -9,7 +9,7 @@ import sonde
 from findings._nets import assert_clear, assert_raised
 from findings._tables import HEALTHY, bundled, evidence_with, table_of
 from sonde.findings.codes.snd072 import SND072
-from sonde.findings.evidence._stand_ins import stand_ins
+from sonde.findings.evidence.inputs.placeholders import stand_ins
 from sonde.findings.settings import ScanSettings
 
 

@@ -5,7 +5,7 @@ import pytest
 from findings._nets import assert_clear, assert_raised
 from findings._writing import docstrings, written
 from sonde.findings.codes.snd081 import SND081
-from sonde.findings.evidence._text_order import word_order
+from sonde.findings.evidence.texts.text_order import word_order
 
 
 def shuffled(text: str, seed: int) -> str:

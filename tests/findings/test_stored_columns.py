@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 import sonde
 from findings._nets import tensors
-from sonde.findings.evidence._cooled import RIDGE, cooled_loss, fitted_constants
-from sonde.findings.evidence._stored_columns import stored_columns
+from sonde.findings.evidence.trials.stored_columns import stored_columns
+from sonde.findings.evidence.trials.tempered_loss import RIDGE, cooled_loss, fitted_constants
 from sonde.findings.settings import ScanSettings
 
 NAMES = ("age", "height", "weight", "pulse", "sugar", "iron")

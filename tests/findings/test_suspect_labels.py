@@ -6,15 +6,15 @@ from sklearn.datasets import load_breast_cancer
 from findings._evidence import evidence_of
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd034 import SND034
-from sonde.findings.evidence._shared import examples_at
-from sonde.findings.evidence._suspect_labels import (
+from sonde.findings.evidence.answers.labels import label_evidence
+from sonde.findings.evidence.inputs.suspect_labels import (
     doubts_of,
     one_way,
     suspect_labels,
     suspects_section,
 )
-from sonde.findings.evidence.labels import label_evidence
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.shared_rows import examples_at
 
 
 def _evidence(x: np.ndarray, label: np.ndarray) -> Evidence:

@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import sonde
 from scan._unnamed_texts import shipped, source_texts
-from sonde.findings.evidence.text_forms import FORMS, LONGEST, TextForms, text_forms
+from sonde.findings.evidence.texts.text_forms import FORMS, LONGEST, TextForms, text_forms
 from sonde.tap import LiveStream
 
 

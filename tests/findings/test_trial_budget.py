@@ -13,9 +13,9 @@ import sonde
 from findings._nets import evidence_of
 from sonde.core.inputs import Model
 from sonde.findings.evidence.facts import by_answers
-from sonde.findings.evidence.part_trials import part_trials
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.variants import variant_evidence
+from sonde.findings.evidence.trials.input_trials import variant_evidence
+from sonde.findings.evidence.trials.part_trials import part_trials
 from sonde.findings.scan import scan_stream
 from sonde.findings.settings import ScanSettings
 from sonde.findings.trial_budget import ForwardCost, TrialBudget, forward_cost
@@ -135,7 +135,7 @@ def quiet(only: tuple[str, ...]) -> ScanSettings:
 def test_the_trials_of_a_table_do_not_import_the_compiler() -> None:
     code = """
 import sys, torch, sonde
-from sonde.findings.evidence._cooled import fitted_constants
+from sonde.findings.evidence.trials.tempered_loss import fitted_constants
 from sonde.findings.trial_budget import forward_cost
 net = torch.nn.Linear(3, 2)
 rows = [{"x": torch.randn(3), "label": i % 2} for i in range(9)]

@@ -10,7 +10,7 @@ from findings import _evidence as arrays
 from findings._nets import assert_clear, assert_raised
 from sonde.findings.codes.snd033 import SND033
 from sonde.findings.codes.snd046 import SND046
-from sonde.findings.evidence._simplest import simplest_factor
+from sonde.findings.evidence.trials.simplest_factor import simplest_factor
 from sonde.findings.settings import ScanSettings
 
 OWN = {"labels_are_models": True}

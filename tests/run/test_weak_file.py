@@ -10,8 +10,8 @@ import sonde
 from cli_case import run_words
 from findings import _evidence as arrays
 from sonde.core.errors import StateError
-from sonde.findings.evidence._shared import ids_at
-from sonde.findings.evidence._weak import weak_rows
+from sonde.findings.evidence.inputs.weak_groups import weak_rows
+from sonde.findings.evidence.shared_rows import ids_at
 from sonde.findings.settings import ScanSettings
 from sonde.findings.weak_file import weak_groups_of
 from sonde.metrics._conditions import Beyond, Equals, Nearest

@@ -10,7 +10,7 @@ import sonde
 from scan._zoo import SEEDS, Items, digit_net, digits, quiet
 from sonde.core.stream import Stream
 from sonde.detect import KNN, MSP, Mahalanobis
-from sonde.findings.evidence.versus import versus_section
+from sonde.findings.evidence.versus.comparison import versus_section
 from sonde.findings.scan import scan_stream
 from sonde.report import Report
 

@@ -12,7 +12,7 @@ from sonde.core.errors import InputError, SiteError, StateError, StoreError
 from sonde.core.stream import Stream
 from sonde.detect import KNN, Energy, Mahalanobis, ViM
 from sonde.findings.evidence.facts import data_evidence
-from sonde.findings.evidence.rows import copies
+from sonde.findings.evidence.inputs.unusual_rows import copies
 from sonde.findings.scan import scan_stream
 from sonde.findings.settings import ScanSettings
 from sonde.run.fitting.fit import fit

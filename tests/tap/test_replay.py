@@ -11,7 +11,7 @@ from models import gpt2, llama, mamba, mlp, opt, qwen2, t5
 from narrow import present
 from sonde.core.errors import InputError, SiteError
 from sonde.core.inputs import Model
-from sonde.findings.evidence._trials import Trials
+from sonde.findings.evidence.modules.small_forwards import Trials
 from sonde.run.reading.read import read
 from sonde.tap import Tap, live_stream, replay
 from sonde.tap.model.seeding import seed_devices

@@ -7,13 +7,13 @@ from typing import Any, Final
 
 import torch
 
-from sonde.findings.evidence._number_answers import number_rows
-from sonde.findings.evidence._shared import EXAMPLES, shared_rows
-from sonde.findings.evidence.answers import answer_columns, probabilities
-from sonde.findings.evidence.head_answers import Heads, head_rows
-from sonde.findings.evidence.labels import class_name
+from sonde.findings.evidence.answers.answers import answer_columns, probabilities
+from sonde.findings.evidence.answers.head_answers import Heads, head_rows
+from sonde.findings.evidence.answers.labels import class_name
+from sonde.findings.evidence.answers.number_answers import number_rows
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.text_losses import TextLosses
+from sonde.findings.evidence.shared_rows import EXAMPLES, shared_rows
+from sonde.findings.evidence.texts.text_losses import TextLosses
 from sonde.findings.rule import Check
 
 PAIRS: Final = 12

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sonde.findings.evidence.labels import label_evidence, usable
+from sonde.findings.evidence.answers.labels import label_evidence, usable
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check, Finding, Level
 from sonde.findings.tournament import name_cause

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from sonde.findings.answered import answered_rows
-from sonde.findings.evidence._shared import EXAMPLES
-from sonde.findings.evidence._suspect_labels import suspects_section
-from sonde.findings.evidence.answers import answers_section
-from sonde.findings.evidence.labels import labels_section
-from sonde.findings.evidence.lens import prediction_section
+from sonde.findings.evidence.answers.answers import answers_section
+from sonde.findings.evidence.answers.labels import labels_section
+from sonde.findings.evidence.inputs.suspect_labels import suspects_section
+from sonde.findings.evidence.inputs.unusual_rows import NAMED, rows_section
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.rows import NAMED, rows_section
-from sonde.findings.evidence.sureness import sureness_section
-from sonde.findings.evidence.versus import versus_section
+from sonde.findings.evidence.shared_rows import EXAMPLES
+from sonde.findings.evidence.texts.lens import prediction_section
+from sonde.findings.evidence.trials.calibration import sureness_section
+from sonde.findings.evidence.versus.comparison import versus_section
 from sonde.findings.inputs import other_rows, own_rows, show_inputs
 from sonde.findings.profile import similarity, site_profile, site_units, site_values, unit_facts
 from sonde.findings.provenance import limits, provenance

@@ -11,8 +11,8 @@ from sonde.core.stream import Stream
 from sonde.data.pieces import pieces_of
 from sonde.data.pixels import as_bytes, as_png
 from sonde.findings.answered import SHOWN, wrong_pairs
-from sonde.findings.evidence._shared import EXAMPLES
 from sonde.findings.evidence.record import DataEvidence
+from sonde.findings.evidence.shared_rows import EXAMPLES
 from sonde.run.scoring.exhibit import in_whole_batches, largest, pixels_of
 from sonde.tap import LiveStream
 

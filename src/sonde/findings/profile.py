@@ -7,7 +7,7 @@ import torch
 
 from sonde.core.result import Result
 from sonde.engine.errorbars import SampleRows, Term, results_with_error
-from sonde.findings.evidence._update import update_per_spread
+from sonde.findings.evidence.modules.block_updates import update_per_spread
 from sonde.findings.evidence.record import Evidence, SiteEvidence
 from sonde.measure import (
     EffectiveRank,

@@ -7,9 +7,9 @@ import pyarrow as pa
 
 from sonde.core.stream import Stream
 from sonde.findings.answered import KNOWN, answered_rows
-from sonde.findings.evidence._shared import EXAMPLES
-from sonde.findings.evidence._suspect_labels import doubts_of
+from sonde.findings.evidence.inputs.suspect_labels import doubts_of
 from sonde.findings.evidence.record import DataEvidence
+from sonde.findings.evidence.shared_rows import EXAMPLES
 from sonde.findings.scan import Scanned
 from sonde.run.reading.row_places import places_of
 from sonde.run.scoring.exhibit import hashed_id

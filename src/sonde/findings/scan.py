@@ -19,29 +19,29 @@ from sonde.engine.progress import Bar
 from sonde.engine.requests import Request, Task, requests
 from sonde.findings.causes import name_causes
 from sonde.findings.detectors import chosen_detectors, fitted_scorers
-from sonde.findings.evidence._column_gain import column_gain
-from sonde.findings.evidence._number_answers import number_rows
-from sonde.findings.evidence._sizes import resized
-from sonde.findings.evidence.answers import answer_columns
-from sonde.findings.evidence.block_training import block_training
+from sonde.findings.evidence.answers.answers import answer_columns
+from sonde.findings.evidence.answers.head_answers import head_answers
+from sonde.findings.evidence.answers.number_answers import number_rows
 from sonde.findings.evidence.facts import by_answers, data_evidence
-from sonde.findings.evidence.fresh_weights import fresh_layers
 from sonde.findings.evidence.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
-from sonde.findings.evidence.head_answers import head_answers
-from sonde.findings.evidence.input_table import input_table
-from sonde.findings.evidence.lens import lens_evidence
-from sonde.findings.evidence.modules import ModelEvidence, model_evidence
-from sonde.findings.evidence.part_trials import part_trials
+from sonde.findings.evidence.inputs.input_table import input_table
+from sonde.findings.evidence.inputs.shortcuts import shortcut_evidence
+from sonde.findings.evidence.modules.block_training import block_training
+from sonde.findings.evidence.modules.fresh_weights import fresh_layers
+from sonde.findings.evidence.modules.module_facts import ModelEvidence, model_evidence
 from sonde.findings.evidence.record import DataEvidence, Evidence, EvidenceParts, Gatherer
-from sonde.findings.evidence.shortcuts import shortcut_evidence
-from sonde.findings.evidence.text_forms import text_forms
-from sonde.findings.evidence.text_losses import text_losses
-from sonde.findings.evidence.text_variants import text_variant_evidence
-from sonde.findings.evidence.token_rows import token_rows
-from sonde.findings.evidence.variants import variant_evidence
-from sonde.findings.evidence.versus import VersusEvidence
-from sonde.findings.evidence.vocabulary_fit import vocabulary_fit
-from sonde.findings.evidence.writing import text_writing
+from sonde.findings.evidence.texts.lens import lens_evidence
+from sonde.findings.evidence.texts.text_forms import text_forms
+from sonde.findings.evidence.texts.text_losses import text_losses
+from sonde.findings.evidence.texts.text_variants import text_variant_evidence
+from sonde.findings.evidence.texts.token_rows import token_rows
+from sonde.findings.evidence.texts.vocabulary_fit import vocabulary_fit
+from sonde.findings.evidence.texts.writing import text_writing
+from sonde.findings.evidence.trials.input_trials import variant_evidence
+from sonde.findings.evidence.trials.part_trials import part_trials
+from sonde.findings.evidence.trials.weight_sizes import resized
+from sonde.findings.evidence.versus.column_gain import column_gain
+from sonde.findings.evidence.versus.comparison import VersusEvidence
 from sonde.findings.measures import ScanMeasures, chosen_measures, measured, say_measures
 from sonde.findings.rule import Check, Rule
 from sonde.findings.settings import ScanSettings

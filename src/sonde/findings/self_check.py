@@ -12,7 +12,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sonde.core.hashing import base_hashes
-from sonde.findings.evidence._trials import ANSWERS, Taken, TrialRows, Trials, joined, of_example
+from sonde.findings.evidence.modules.small_forwards import (
+    ANSWERS,
+    Taken,
+    TrialRows,
+    Trials,
+    joined,
+    of_example,
+)
 from sonde.findings.trial import Trial
 from sonde.tap import LiveStream
 from sonde.tap.model.seeding import untouched

@@ -10,9 +10,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.core.random_state import kept_random_state
-from sonde.findings.evidence._shared import shared_rows
+from sonde.findings.evidence.inputs.unusual_rows import (
+    FAR_Z,
+    NEAR_NEEDS,
+    copies,
+    far_scores,
+    near_duplicates,
+)
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.rows import FAR_Z, NEAR_NEEDS, copies, far_scores, near_duplicates
+from sonde.findings.evidence.shared_rows import shared_rows
 from sonde.stats.intervals import wilson
 from sonde.tap import LiveStream
 

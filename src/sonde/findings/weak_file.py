@@ -2,7 +2,7 @@
 
 from sonde.core.errors import InputError
 from sonde.findings.codes.snd061 import SND061
-from sonde.findings.evidence._weak import told, weak_rows
+from sonde.findings.evidence.inputs.weak_groups import told, weak_rows
 from sonde.findings.scan import Scanned
 from sonde.run.scoring.weak_file import KnownGroup, WeakGroups
 

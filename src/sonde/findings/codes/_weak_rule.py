@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from sonde.findings.evidence._shared import examples_at
-from sonde.findings.evidence._weak import WeakRows, extreme_units, members, told
+from sonde.findings.evidence.inputs.weak_groups import WeakRows, extreme_units, members, told
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.shared_rows import examples_at
 from sonde.findings.rule import Check, Figure, Finding, Rule
 from sonde.findings.words.places import class_command, counted_as, read_command, sentence, too_few
 from sonde.findings.words.text import percent, plural

@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-from sonde.findings.evidence._answer_trials import new_head
-from sonde.findings.evidence.answers import compared_answers
-from sonde.findings.evidence.fresh_weights import FreshLayers
+from sonde.findings.evidence.answers.answers import compared_answers
+from sonde.findings.evidence.modules.fresh_weights import FreshLayers
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.trials.answer_trials import new_head
 from sonde.findings.rule import Check, Figure, Level, Rule, Theme
 from sonde.findings.trial import Trial
 from sonde.findings.words.places import places, read_command, sentence

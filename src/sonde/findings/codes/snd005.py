@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings.codes._company import checked
-from sonde.findings.evidence.modules import ModelEvidence
+from sonde.findings.evidence.modules.module_facts import ModelEvidence
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import scan_command, sentence

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence._silent import Unused
-from sonde.findings.evidence.modules import ModelEvidence
+from sonde.findings.evidence.modules.module_facts import ModelEvidence
+from sonde.findings.evidence.modules.unused_modules import Unused
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import places, scan_command, sentence

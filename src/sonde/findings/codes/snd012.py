@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence._norm_fits import NormFit
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.variants import VariantEvidence
+from sonde.findings.evidence.trials.batch_norm_fits import NormFit
+from sonde.findings.evidence.trials.input_trials import VariantEvidence
 from sonde.findings.rule import Check, Figure, Level, Rule, Theme
 from sonde.findings.trial import Trial, gained
 from sonde.findings.words.places import places, read_command, sentence

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.findings.codes._site_rule import Measured, Reached, SiteRule, Worst
-from sonde.findings.evidence.modules import ModelEvidence
+from sonde.findings.evidence.modules.module_facts import ModelEvidence
 from sonde.findings.evidence.record import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.rule import Check, Theme
 from sonde.findings.words.places import (

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sonde.findings.codes._site_rule import Measured, SiteRule, Worst
 from sonde.findings.codes.snd022 import asked_for
-from sonde.findings.evidence._feeding import fed_by_few, of_positions
+from sonde.findings.evidence.modules.narrow_sites import fed_by_few, of_positions
 from sonde.findings.evidence.record import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.rule import Check, Theme
 from sonde.findings.words.places import places, too_few

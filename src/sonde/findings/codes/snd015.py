@@ -10,13 +10,13 @@ from scipy.stats import binom
 from torch import Tensor
 
 from sonde.core.paired_gains import gains_and_losses, sign_test
-from sonde.findings.evidence._cooled import cooled_loss, crossed_loss
-from sonde.findings.evidence._mended_rows import MendedRows
-from sonde.findings.evidence._shared import groups_at
-from sonde.findings.evidence._stored_columns import StoredColumns
-from sonde.findings.evidence._tried_forms import Tried
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.variants import MISFIT, VariantEvidence
+from sonde.findings.evidence.shared_rows import groups_at
+from sonde.findings.evidence.trials.input_trials import MISFIT, VariantEvidence
+from sonde.findings.evidence.trials.mended_rows import MendedRows
+from sonde.findings.evidence.trials.stored_columns import StoredColumns
+from sonde.findings.evidence.trials.tempered_loss import cooled_loss, crossed_loss
+from sonde.findings.evidence.trials.tried_forms import Tried
 from sonde.findings.rule import Check, Figure, Level, Rule, Theme
 from sonde.findings.trial import Trial, chance_of_gain
 from sonde.findings.words.places import sentence

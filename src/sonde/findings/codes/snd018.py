@@ -8,7 +8,7 @@ import torch
 
 from sonde.findings.codes._site_rule import Measured, SiteRule, Worst
 from sonde.findings.codes.snd002 import BITS
-from sonde.findings.evidence._feeding import is_input
+from sonde.findings.evidence.modules.narrow_sites import is_input
 from sonde.findings.evidence.record import Evidence, SiteEvidence, as_array
 from sonde.findings.rule import Check, Theme
 from sonde.findings.words.places import is_averaged, places, too_few

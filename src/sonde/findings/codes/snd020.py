@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence._sizes import (
+from sonde.findings.evidence.modules.fresh_weights import FreshLayers
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.trials.weight_sizes import (
     DEVIATIONS,
     RATIO,
     SIBLINGS,
@@ -12,8 +14,6 @@ from sonde.findings.evidence._sizes import (
     ratios,
     size_outliers,
 )
-from sonde.findings.evidence.fresh_weights import FreshLayers
-from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.trial import Trial, gained
 from sonde.findings.words.places import places, read_command, sentence

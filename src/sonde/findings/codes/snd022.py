@@ -8,8 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.findings.codes._site_rule import Measured, Reached, SiteRule, Worst
-from sonde.findings.evidence._feeding import fed_by_few, means_alone, of_few_channels, of_positions
-from sonde.findings.evidence._halves import interval
+from sonde.findings.evidence.half_intervals import interval
+from sonde.findings.evidence.modules.narrow_sites import (
+    fed_by_few,
+    means_alone,
+    of_few_channels,
+    of_positions,
+)
 from sonde.findings.evidence.record import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.rule import Check, Theme
 from sonde.findings.words.places import log_effect, places, too_few

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sonde.findings.codes._site_rule import Measured, Reached, SiteRule, Worst
-from sonde.findings.evidence._halves import interval
+from sonde.findings.evidence.half_intervals import interval
 from sonde.findings.evidence.record import Evidence, SiteEvidence
 from sonde.findings.rule import Check, Theme
 from sonde.findings.words.places import log_effect, places, rows_of, too_few

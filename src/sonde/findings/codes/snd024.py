@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from sonde.findings.codes._site_rule import Measured, Reached, SiteRule, Worst
-from sonde.findings.evidence.modules import ModelEvidence
+from sonde.findings.evidence.modules.module_facts import ModelEvidence
 from sonde.findings.evidence.record import Evidence, SiteEvidence
 from sonde.findings.rule import Check, Theme
 from sonde.findings.words.places import log_effect, places, rows_of, too_few

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from sonde.findings.codes._site_rule import Measured, SiteRule, Worst
-from sonde.findings.evidence._update import sampled_ends, update_per_spread
-from sonde.findings.evidence.modules import ModelEvidence
+from sonde.findings.evidence.modules.block_updates import sampled_ends, update_per_spread
+from sonde.findings.evidence.modules.module_facts import ModelEvidence
 from sonde.findings.evidence.record import Evidence, SiteEvidence
 from sonde.findings.rule import Check, Theme
 from sonde.findings.words.places import places, rows_of, too_few

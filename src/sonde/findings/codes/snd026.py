@@ -5,8 +5,8 @@ from typing import ClassVar, final
 
 import torch
 
-from sonde.findings.evidence.lens import LensEvidence
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.texts.lens import LensEvidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import places, read_command, sentence
 from sonde.findings.words.text import number, plural

@@ -11,7 +11,7 @@ from torch import Tensor
 from sonde.core.instrument import SAMPLE
 from sonde.findings.codes._site_rule import Measured, SiteRule, Worst
 from sonde.findings.codes.snd002 import spacing
-from sonde.findings.evidence.modules import ModelEvidence
+from sonde.findings.evidence.modules.module_facts import ModelEvidence
 from sonde.findings.evidence.record import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.rule import Check, Theme
 from sonde.findings.words.places import counted_as, places, too_few

@@ -6,10 +6,10 @@ from typing import ClassVar, final
 
 from scipy.stats import wilcoxon
 
-from sonde.findings.evidence._best_text import best_text
-from sonde.findings.evidence.lens import LensEvidence
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.text_forms import FORMS
+from sonde.findings.evidence.texts.best_text import best_text
+from sonde.findings.evidence.texts.lens import LensEvidence
+from sonde.findings.evidence.texts.text_forms import FORMS
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import read_command, sentence
 from sonde.findings.words.text import number, percent, plural

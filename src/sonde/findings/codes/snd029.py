@@ -6,11 +6,11 @@ from typing import ClassVar, final
 
 import torch
 
-from sonde.findings.evidence._halves import Z
-from sonde.findings.evidence.fresh_weights import FreshLayers
-from sonde.findings.evidence.labels import LEAST_ROWS
-from sonde.findings.evidence.lens import LensEvidence
+from sonde.findings.evidence.answers.labels import LEAST_ROWS
+from sonde.findings.evidence.half_intervals import Z
+from sonde.findings.evidence.modules.fresh_weights import FreshLayers
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.texts.lens import LensEvidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import counted_as, read_command, sentence, too_few
 from sonde.findings.words.text import number, plural

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sonde.engine.errorbars import group_error
-from sonde.findings.evidence.labels import LabelEvidence, LabelRule, SiteLabels, best_site
+from sonde.findings.evidence.answers.labels import LabelEvidence, LabelRule, SiteLabels, best_site
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check, Figure, Theme
 from sonde.findings.words.places import read_command

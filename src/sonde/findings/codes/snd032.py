@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.findings.evidence._linear import fitted_on
-from sonde.findings.evidence._shared import shared_rows
-from sonde.findings.evidence.labels import LEAST_ROWS, blocked
+from sonde.findings.evidence.answers.labels import LEAST_ROWS, blocked
+from sonde.findings.evidence.answers.linear_classifiers import fitted_on
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.shared_rows import shared_rows
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import read_command, too_few
 from sonde.findings.words.text import number, percent, plural

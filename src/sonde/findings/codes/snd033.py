@@ -5,8 +5,8 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-from sonde.findings.evidence.answers import ClassAnswers, compared_answers
-from sonde.findings.evidence.labels import LabelEvidence, LabelRule, confusions, recalls
+from sonde.findings.evidence.answers.answers import ClassAnswers, compared_answers
+from sonde.findings.evidence.answers.labels import LabelEvidence, LabelRule, confusions, recalls
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check, Figure, Theme
 from sonde.findings.words.places import read_command

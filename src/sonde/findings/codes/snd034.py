@@ -5,11 +5,11 @@ from typing import ClassVar, final
 
 from scipy.stats import binom
 
-from sonde.findings.evidence._shared import examples_at
-from sonde.findings.evidence._suspect_labels import OneWay, one_way
-from sonde.findings.evidence.labels import LabelEvidence, LabelRule
+from sonde.findings.evidence.answers.labels import LabelEvidence, LabelRule
+from sonde.findings.evidence.inputs.suspect_labels import OneWay, one_way
+from sonde.findings.evidence.inputs.unusual_rows import doubtful_labels, doubtful_rows
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.rows import doubtful_labels, doubtful_rows
+from sonde.findings.evidence.shared_rows import examples_at
 from sonde.findings.rule import Check, Figure, Theme
 from sonde.findings.words.places import rows_command
 from sonde.findings.words.text import percent, plural, shortened

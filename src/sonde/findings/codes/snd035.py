@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from sonde.findings.evidence._shared import examples_at, one_per_group
-from sonde.findings.evidence.labels import LabelEvidence, LabelRule
-from sonde.findings.evidence.modules import ModelEvidence
+from sonde.findings.evidence.answers.labels import LabelEvidence, LabelRule
+from sonde.findings.evidence.modules.module_facts import ModelEvidence
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.writing import nuisances_of_rows
+from sonde.findings.evidence.shared_rows import examples_at, one_per_group
+from sonde.findings.evidence.texts.writing import nuisances_of_rows
 from sonde.findings.rule import Check, Figure, Finding, Theme
 from sonde.findings.words.places import read_command
 from sonde.findings.words.text import number, percent, plural, shortened

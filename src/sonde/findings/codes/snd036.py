@@ -5,8 +5,8 @@ from typing import ClassVar, final
 
 from scipy.stats import binom, chi2
 
-from sonde.findings.evidence.answers import compared_answers
-from sonde.findings.evidence.labels import LabelEvidence, LabelRule
+from sonde.findings.evidence.answers.answers import compared_answers
+from sonde.findings.evidence.answers.labels import LabelEvidence, LabelRule
 from sonde.findings.evidence.record import Evidence, SiteEvidence, rows_as_float
 from sonde.findings.rule import Check, Figure, Theme
 from sonde.findings.words.places import read_command

@@ -8,20 +8,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sonde.engine.errorbars import group_error
-from sonde.findings.evidence._answer_trials import new_head
-from sonde.findings.evidence._halves import Z
-from sonde.findings.evidence._number_answers import (
+from sonde.findings.evidence.answers.answers import ClassAnswers, ClassAnswersRule, class_answers
+from sonde.findings.evidence.answers.labels import LEAST_ROWS, LabelEvidence, SiteLabels
+from sonde.findings.evidence.answers.number_answers import (
     NumberAnswers,
     Rescaled,
     number_answers,
     rescaled,
     root_mean,
 )
-from sonde.findings.evidence.answers import ClassAnswers, ClassAnswersRule, class_answers
-from sonde.findings.evidence.fresh_weights import FreshLayers
-from sonde.findings.evidence.labels import LEAST_ROWS, LabelEvidence, SiteLabels
-from sonde.findings.evidence.lens import LensEvidence
+from sonde.findings.evidence.half_intervals import Z
+from sonde.findings.evidence.modules.fresh_weights import FreshLayers
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.texts.lens import LensEvidence
+from sonde.findings.evidence.trials.answer_trials import new_head
 from sonde.findings.rule import Check, Figure, Theme
 from sonde.findings.words.places import counted_as, read_command, sentence, too_few
 from sonde.findings.words.text import number, percent, plural

@@ -6,13 +6,13 @@ from typing import ClassVar, final
 
 import torch
 
-from sonde.findings.evidence._answer_trials import answer_trial
-from sonde.findings.evidence._class_step import ClassStep, class_step
-from sonde.findings.evidence._renaming import Renaming, renaming
-from sonde.findings.evidence._shared import examples_at
-from sonde.findings.evidence.answers import ClassAnswers, ClassAnswersRule
-from sonde.findings.evidence.labels import LabelEvidence, class_name
+from sonde.findings.evidence.answers.answers import ClassAnswers, ClassAnswersRule
+from sonde.findings.evidence.answers.class_renaming import Renaming, renaming
+from sonde.findings.evidence.answers.labels import LabelEvidence, class_name
 from sonde.findings.evidence.record import DataEvidence, Evidence
+from sonde.findings.evidence.shared_rows import examples_at
+from sonde.findings.evidence.trials.answer_trials import answer_trial
+from sonde.findings.evidence.trials.class_number_shift import ClassStep, class_step
 from sonde.findings.rule import Check, Figure, Theme
 from sonde.findings.words.places import read_command, sentence
 from sonde.findings.words.text import listed, percent, plural, shortened

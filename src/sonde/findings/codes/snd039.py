@@ -6,9 +6,9 @@ from typing import ClassVar, final
 import torch
 
 from sonde.engine.errorbars import group_error
-from sonde.findings.evidence._halves import Z
-from sonde.findings.evidence.answers import ClassAnswers, ClassAnswersRule
-from sonde.findings.evidence.labels import LabelEvidence, class_name
+from sonde.findings.evidence.answers.answers import ClassAnswers, ClassAnswersRule
+from sonde.findings.evidence.answers.labels import LabelEvidence, class_name
+from sonde.findings.evidence.half_intervals import Z
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check, Figure, Theme
 from sonde.findings.words.places import read_command, sentence

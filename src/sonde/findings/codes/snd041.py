@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+from sonde.findings.evidence.inputs.unusual_rows import Copies, copies
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.rows import Copies, copies
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import rows_command
 from sonde.findings.words.text import percent, plural

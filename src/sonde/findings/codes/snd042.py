@@ -4,10 +4,15 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence._near import NearPairs
-from sonde.findings.evidence._shared import examples_at, shared_rows
+from sonde.findings.evidence.inputs.near_pairs import NearPairs
+from sonde.findings.evidence.inputs.unusual_rows import (
+    NEAR_NEEDS,
+    NEAR_UNITS,
+    near_duplicates,
+    rows_are_parts,
+)
 from sonde.findings.evidence.record import Evidence, SiteEvidence
-from sonde.findings.evidence.rows import NEAR_NEEDS, NEAR_UNITS, near_duplicates, rows_are_parts
+from sonde.findings.evidence.shared_rows import examples_at, shared_rows
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import rows_command, too_few
 from sonde.findings.words.text import number, percent, plural

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence._by_class import OneClass, largest_class
-from sonde.findings.evidence._shared import shared_rows
+from sonde.findings.evidence.inputs.extreme_class import OneClass, largest_class
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.shared_rows import shared_rows
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import scan_command, sentence
 from sonde.findings.words.text import percent, plural

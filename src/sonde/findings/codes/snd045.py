@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sonde.findings.evidence._by_class import largest_class
-from sonde.findings.evidence._shared import shared_rows
+from sonde.findings.evidence.inputs.extreme_class import largest_class
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.shared_rows import shared_rows
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import reached, read_command, sentence
 from sonde.findings.words.text import percent, plural

@@ -7,11 +7,11 @@ import torch
 from scipy.stats import norm
 
 from sonde.engine.errorbars import group_error
-from sonde.findings.evidence._answer_trials import LogitConstant, logit_constant
-from sonde.findings.evidence._shared import examples_at
-from sonde.findings.evidence.answers import ClassAnswers, ClassAnswersRule
-from sonde.findings.evidence.labels import LabelEvidence
+from sonde.findings.evidence.answers.answers import ClassAnswers, ClassAnswersRule
+from sonde.findings.evidence.answers.labels import LabelEvidence
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.shared_rows import examples_at
+from sonde.findings.evidence.trials.answer_trials import LogitConstant, logit_constant
 from sonde.findings.rule import Check, Figure, Theme
 from sonde.findings.words.places import class_command, sentence
 from sonde.findings.words.text import listed, number, percent, plural, shortened

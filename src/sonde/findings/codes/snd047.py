@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from sonde.findings.evidence._order import Ordered, of_tenths
-from sonde.findings.evidence._shared import one_per_group, shared_rows
+from sonde.findings.evidence.inputs.row_order import Ordered, of_tenths
+from sonde.findings.evidence.inputs.unusual_rows import spread_sites
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.rows import spread_sites
+from sonde.findings.evidence.shared_rows import one_per_group, shared_rows
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import read_command, sentence, too_few
 from sonde.findings.words.text import percent, plural

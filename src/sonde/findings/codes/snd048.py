@@ -8,9 +8,9 @@ from typing import Any, ClassVar, final
 import numpy as np
 import torch
 
-from sonde.findings.evidence._order import Ordered, of_neighbours
-from sonde.findings.evidence._shared import one_per_group, shared_rows
+from sonde.findings.evidence.inputs.row_order import Ordered, of_neighbours
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.shared_rows import one_per_group, shared_rows
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import read_command, sentence, too_few
 from sonde.findings.words.text import percent, plural, shortened

@@ -12,12 +12,12 @@ from scipy.stats import fisher_exact, mannwhitneyu, norm, spearmanr
 
 from sonde.data.images import PICTURE_COLUMNS
 from sonde.data.numbers import as_number
-from sonde.findings.evidence._number_answers import number_rows
-from sonde.findings.evidence._once import once
-from sonde.findings.evidence._shared import shared_rows
-from sonde.findings.evidence._weak import file_names
-from sonde.findings.evidence.answers import answer_columns, right_rows
+from sonde.findings.evidence.answers.answers import answer_columns, right_rows
+from sonde.findings.evidence.answers.number_answers import number_rows
+from sonde.findings.evidence.inputs.weak_groups import file_names
+from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.shared_rows import shared_rows
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.trial import Measure, Trial, chooses
 from sonde.findings.words.places import sentence

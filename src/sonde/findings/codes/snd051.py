@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.versus import LEAST_GROUPS, LEVEL, DataComparison, compare
+from sonde.findings.evidence.versus.comparison import LEAST_GROUPS, LEVEL, DataComparison, compare
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import counted_as, score_command, too_few, two_names
 from sonde.findings.words.text import number

@@ -5,11 +5,11 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from sonde.findings.evidence._alarm import Alarm, Alarms
-from sonde.findings.evidence._shared import examples_at
-from sonde.findings.evidence.answers import right_rows
+from sonde.findings.evidence.answers.answers import right_rows
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.versus import alarms
+from sonde.findings.evidence.shared_rows import examples_at
+from sonde.findings.evidence.versus.alarms import Alarm, Alarms
+from sonde.findings.evidence.versus.comparison import alarms
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import counted_as, score_command, sentence, too_few, two_names
 from sonde.findings.words.text import percent, plural, shortened

@@ -5,16 +5,16 @@ from typing import ClassVar, final
 
 import torch
 
-from sonde.findings.evidence._near import NearPairs, near_pairs
-from sonde.findings.evidence._shared import examples_at, shared_rows
-from sonde.findings.evidence._versus_labels import SharedContent, shared_content
-from sonde.findings.evidence.record import DataEvidence, Evidence
-from sonde.findings.evidence.rows import (
+from sonde.findings.evidence.inputs.near_pairs import NearPairs, near_pairs
+from sonde.findings.evidence.inputs.unusual_rows import (
     NEAR_NEEDS,
     first_pieces,
     last_token_lengths,
     near_duplicates,
 )
+from sonde.findings.evidence.record import DataEvidence, Evidence
+from sonde.findings.evidence.shared_rows import examples_at, shared_rows
+from sonde.findings.evidence.versus.label_comparison import SharedContent, shared_content
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import rows_command, two_names
 from sonde.findings.words.text import number, percent, plural

@@ -5,8 +5,12 @@ from typing import ClassVar, final
 
 import numpy as np
 
-from sonde.findings.evidence._versus_labels import LabelComparison, accuracy, label_comparison
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.versus.label_comparison import (
+    LabelComparison,
+    accuracy,
+    label_comparison,
+)
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import too_few, two_names
 from sonde.findings.words.text import listed, number, percent, plural, shortened

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence._column_moves import (
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.versus.column_moves import (
     OF_PICTURES,
     ColumnComparison,
     ColumnMove,
     column_comparison,
 )
-from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import two_names
 from sonde.findings.words.text import LONGEST, number, percent, plural

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 from sonde.findings.codes._weak_rule import WeakGroupRule
-from sonde.findings.evidence._answer_trials import logit_constant
-from sonde.findings.evidence._shared import shared_rows
-from sonde.findings.evidence._weak import WeakRows, weak_rows, weak_table, worst_pairs
-from sonde.findings.evidence.answers import class_answers, probabilities
+from sonde.findings.evidence.answers.answers import class_answers, probabilities
+from sonde.findings.evidence.inputs.weak_groups import WeakRows, weak_rows, weak_table, worst_pairs
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.sureness import best_temperature
+from sonde.findings.evidence.shared_rows import shared_rows
+from sonde.findings.evidence.trials.answer_trials import logit_constant
+from sonde.findings.evidence.trials.calibration import best_temperature
 from sonde.findings.rule import Theme
 from sonde.findings.words.text import number, percent, plural
 from sonde.metrics._conditions import Equals, Nearest

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sonde.findings.evidence._shared import examples_at, shared_rows
-from sonde.findings.evidence.answers import class_answers, right_rows
-from sonde.findings.evidence.labels import class_name
+from sonde.findings.evidence.answers.answers import class_answers, right_rows
+from sonde.findings.evidence.answers.labels import class_name
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.shared_rows import examples_at, shared_rows
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import class_command, counted_as, sentence, too_few
 from sonde.findings.words.text import listed, percent, plural, shortened

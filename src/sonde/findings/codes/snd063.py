@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings.codes._weak_rule import WeakGroupRule
-from sonde.findings.evidence._number_answers import number_rows
-from sonde.findings.evidence._once import once
-from sonde.findings.evidence._weak import WeakRows, weak_losses
+from sonde.findings.evidence.answers.number_answers import number_rows
+from sonde.findings.evidence.inputs.weak_groups import WeakRows, weak_losses
+from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Theme
 from sonde.findings.words.text import number

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 from sonde.findings.codes._weak_rule import WeakGroupRule
-from sonde.findings.evidence._once import once
-from sonde.findings.evidence._weak import WeakRows, weak_losses
+from sonde.findings.evidence.inputs.weak_groups import WeakRows, weak_losses
+from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.text_losses import TextLosses
+from sonde.findings.evidence.texts.text_losses import TextLosses
 from sonde.findings.rule import Theme
 from sonde.findings.words.text import number
 from sonde.metrics.weak_groups import WeakGroup

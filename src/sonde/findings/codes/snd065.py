@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence._once import once
+from sonde.findings.evidence.inputs.shortcuts import Shortcut, ShortcutEvidence
+from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.shortcuts import Shortcut, ShortcutEvidence
 from sonde.findings.rule import Check, Figure, Finding, Rule, Theme
 from sonde.findings.words.places import class_command
 from sonde.findings.words.text import percent, plural, shortened

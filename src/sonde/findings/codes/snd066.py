@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sonde.findings.evidence.labels import LEAST_ROWS
-from sonde.findings.evidence.lens import LensEvidence, TextAnswers
+from sonde.findings.evidence.answers.labels import LEAST_ROWS
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.texts.lens import LensEvidence, TextAnswers
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import sentence, too_few
 from sonde.findings.words.text import number, percent, plural

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence._best_text import best_text
-from sonde.findings.evidence.fresh_weights import FreshLayers
-from sonde.findings.evidence.lens import LensEvidence
+from sonde.findings.evidence.modules.fresh_weights import FreshLayers
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.token_rows import OddToken, TokenRows
+from sonde.findings.evidence.texts.best_text import best_text
+from sonde.findings.evidence.texts.lens import LensEvidence
+from sonde.findings.evidence.texts.token_rows import OddToken, TokenRows
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.trial import Trial
 from sonde.findings.words.places import sentence

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence._halves import Z
-from sonde.findings.evidence.answers import answer_columns, are_probabilities, class_answers
+from sonde.findings.evidence.answers.answers import answer_columns, are_probabilities, class_answers
+from sonde.findings.evidence.half_intervals import Z
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.sureness import helps, is_off, sureness
+from sonde.findings.evidence.trials.calibration import helps, is_off, sureness
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import sentence
 from sonde.findings.words.text import number, percent, plural

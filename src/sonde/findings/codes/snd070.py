@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence.block_training import BlockTraining, less_trained
-from sonde.findings.evidence.lens import LensEvidence
-from sonde.findings.evidence.part_trials import FINE, PartTrials
+from sonde.findings.evidence.modules.block_training import BlockTraining, less_trained
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.texts.lens import LensEvidence
+from sonde.findings.evidence.trials.part_trials import FINE, PartTrials
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import places, read_command, sentence
 from sonde.findings.words.text import number, percent, plural

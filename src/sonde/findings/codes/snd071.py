@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence._head_kinds import GAIN, Part
-from sonde.findings.evidence.head_answers import HeadAnswers, Heads
+from sonde.findings.evidence.answers.head_accuracy import GAIN, Part
+from sonde.findings.evidence.answers.head_answers import HeadAnswers, Heads
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import sentence

@@ -5,8 +5,8 @@ from typing import ClassVar, final
 
 import numpy as np
 
-from sonde.findings.evidence._stand_ins import StandIn, stand_ins
-from sonde.findings.evidence.input_table import InputTable
+from sonde.findings.evidence.inputs.input_table import InputTable
+from sonde.findings.evidence.inputs.placeholders import StandIn, stand_ins
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import rows_command

@@ -5,7 +5,7 @@ from typing import ClassVar, Final, final
 
 import numpy as np
 
-from sonde.findings.evidence.input_table import InputTable
+from sonde.findings.evidence.inputs.input_table import InputTable
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import read_command, sentence

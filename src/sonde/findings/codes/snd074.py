@@ -10,11 +10,11 @@ from scipy.stats import rankdata, ttest_1samp
 
 from sonde.core.paired_gains import gains_and_losses, group_means, sign_test
 from sonde.core.random_state import kept_random_state
-from sonde.findings.evidence._number_answers import number_rows
-from sonde.findings.evidence._shared import shared_rows
-from sonde.findings.evidence.answers import right_rows
-from sonde.findings.evidence.input_table import InputTable
+from sonde.findings.evidence.answers.answers import right_rows
+from sonde.findings.evidence.answers.number_answers import number_rows
+from sonde.findings.evidence.inputs.input_table import InputTable
 from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.shared_rows import shared_rows
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import read_command, sentence
 from sonde.findings.words.text import number, percent, plural, shortened

@@ -7,8 +7,8 @@ from typing import ClassVar, Final, final
 import numpy as np
 from jaxtyping import Bool, Float
 
-from sonde.findings.evidence._stand_ins import stand_ins
-from sonde.findings.evidence.input_table import InputTable
+from sonde.findings.evidence.inputs.input_table import InputTable
+from sonde.findings.evidence.inputs.placeholders import stand_ins
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import rows_command, sentence

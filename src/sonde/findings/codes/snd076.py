@@ -8,9 +8,9 @@ from typing import ClassVar, Final, final
 
 import numpy as np
 
-from sonde.findings.evidence._by_class import largest_class
+from sonde.findings.evidence.inputs.extreme_class import largest_class
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.writing import Tokens, Writing, tokens_of
+from sonde.findings.evidence.texts.writing import Tokens, Writing, tokens_of
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import rows_command, sentence
 from sonde.findings.words.text import percent, plural

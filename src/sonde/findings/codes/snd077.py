@@ -5,9 +5,9 @@ from typing import ClassVar, final
 
 import numpy as np
 
-from sonde.findings.evidence._by_class import largest_class
+from sonde.findings.evidence.inputs.extreme_class import largest_class
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.writing import Writing
+from sonde.findings.evidence.texts.writing import Writing
 from sonde.findings.rule import Check, Figure, Level, Rule, Theme
 from sonde.findings.words.places import rows_command, sentence
 from sonde.findings.words.text import percent, plural

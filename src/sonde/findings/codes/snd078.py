@@ -7,10 +7,10 @@ from typing import ClassVar, final
 import numpy as np
 
 from sonde.core.wording import install_extra
-from sonde.findings.evidence._by_class import largest_class
-from sonde.findings.evidence._text_measures import can_tell_languages
+from sonde.findings.evidence.inputs.extreme_class import largest_class
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.writing import LEAST_TEXTS, Writing
+from sonde.findings.evidence.texts.text_measures import can_tell_languages
+from sonde.findings.evidence.texts.writing import LEAST_TEXTS, Writing
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import rows_command, sentence
 from sonde.findings.words.text import listed, percent, plural

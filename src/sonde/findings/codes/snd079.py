@@ -10,10 +10,10 @@ from typing import ClassVar, Final, final
 import torch
 
 from sonde.findings.codes.snd076 import without_accents
-from sonde.findings.evidence._text_measures import SIGNS, capitals
-from sonde.findings.evidence.labels import class_name
+from sonde.findings.evidence.answers.labels import class_name
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.writing import Tokens, Writing, read_texts
+from sonde.findings.evidence.texts.text_measures import SIGNS, capitals
+from sonde.findings.evidence.texts.writing import Tokens, Writing, read_texts
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import rows_command, sentence
 from sonde.findings.words.text import listed, number, percent, plural, shortened

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, Final, final
 
-from sonde.findings.evidence._text_order import SIDES, shared_words
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.writing import Writing
+from sonde.findings.evidence.texts.text_order import SIDES, shared_words
+from sonde.findings.evidence.texts.writing import Writing
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.text import percent, plural, shortened
 

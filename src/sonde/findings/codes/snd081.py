@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence._text_order import word_order
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.writing import Writing
+from sonde.findings.evidence.texts.text_order import word_order
+from sonde.findings.evidence.texts.writing import Writing
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.text import number, plural
 

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sonde.findings.evidence.answers import class_answers
-from sonde.findings.evidence.fresh_weights import FreshLayers
+from sonde.findings.evidence.answers.answers import class_answers
+from sonde.findings.evidence.modules.fresh_weights import FreshLayers
 from sonde.findings.evidence.record import Evidence
-from sonde.findings.evidence.vocabulary_fit import VocabularyFit
+from sonde.findings.evidence.texts.vocabulary_fit import VocabularyFit
 from sonde.findings.rule import Check, Figure, Rule, Theme
 from sonde.findings.words.places import sentence
 from sonde.findings.words.text import percent, plural

@@ -1,0 +1,301 @@
+"""Information about the labels in the states: a held-out linear classifier at each site."""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.engine.errorbars import group_error
+from sonde.findings.evidence.answers.held_out_scores import eta_squared, held_out_scores
+from sonde.findings.evidence.once import once
+from sonde.findings.evidence.record import DataEvidence, Evidence, SiteEvidence
+from sonde.findings.evidence.shared_rows import SharedRows, shared_rows
+from sonde.findings.rule import Check, Rule
+from sonde.findings.words.places import counted_as, too_few
+from sonde.stats.intervals import wilson
+
+LEAST_ROWS = 30
+
+
+@dataclass(frozen=True, eq=False)
+class SiteLabels:
+    """Held-out answers at one site, for the rows of ``LabelEvidence``.
+
+    Parameters
+    ----------
+    name, key : str
+        The site in sentences, and in tables.
+    predicted : Int[Tensor, "row"]
+        Index of the likeliest class, given the classes' shares.
+    even : Int[Tensor, "row"]
+        The same if all classes count alike; recall is measured by it.
+    hit : Float[Tensor, "row"]
+        1 where ``predicted`` is right.
+    accuracy, se : float
+        Share of right answers and its standard error over groups.
+    eta2 : float
+        Share of the variance that lies between classes, over all labelled rows.
+    """
+
+    name: str
+    key: str
+    predicted: Int[Tensor, "row"]
+    even: Int[Tensor, "row"]
+    hit: Float[Tensor, "row"]
+    accuracy: float
+    se: float
+    eta2: float
+
+
+@dataclass(frozen=True, eq=False)
+class LabelEvidence:
+    """Labels of the sampled rows, and the held-out answers of each site.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Classes that have enough rows, in order of their numbers.
+    numbers : tuple of int
+        Their class numbers.
+    counts : tuple of int
+        Rows (groups) of each.
+    small : dict of str to int
+        Classes that were left out, with their rows (groups).
+    truth : Int[Tensor, "row"]
+        Index into ``names`` of each evaluated row.
+    where : Int[Tensor, "row"]
+        Where the evaluated rows stand among the shared rows.
+    shared : SharedRows
+    sites : tuple of SiteLabels
+    """
+
+    names: tuple[str, ...]
+    numbers: tuple[int, ...]
+    counts: tuple[int, ...]
+    small: dict[str, int]
+    truth: Int[Tensor, "row"]
+    where: Int[Tensor, "row"]
+    shared: SharedRows
+    sites: tuple[SiteLabels, ...]
+
+    @property
+    def n_rows(self) -> int:
+        """Number of evaluated rows."""
+        return len(self.truth)
+
+    @cached_property
+    def group(self) -> Int[Tensor, "row"]:
+        """Group of each evaluated row."""
+        return self.shared.group[self.where]
+
+    @cached_property
+    def n_groups(self) -> int:
+        """Number of groups among the evaluated rows."""
+        return len(torch.unique(self.group))
+
+    @property
+    def majority(self) -> float:
+        """Fraction of the largest class among the evaluated rows."""
+        return float(torch.bincount(self.truth).max()) / max(self.n_rows, 1)
+
+    @cached_property
+    def best(self) -> int:
+        """Index of the site of highest accuracy; the last one in a tie."""
+        return best_site([s.accuracy for s in self.sites])
+
+    def x(self, site: int) -> Float[Tensor, "row dim"]:
+        """Return the evaluated rows at a site."""
+        return self.shared.x(site)[self.where]
+
+
+def best_site(accuracy: list[float]) -> int:
+    """Return the index of the highest accuracy, the last one in a tie."""
+    return max(range(len(accuracy)), key=lambda i: (accuracy[i], i))
+
+
+def class_counts(data: DataEvidence) -> dict[int, int]:
+    """Return the number of rows of each class, or of groups if rows come in groups."""
+    groups: dict[int, set[Any]] = {}
+    for i, label in enumerate(data.label.tolist()):
+        if label >= 0:
+            groups.setdefault(label, set()).add(data.group_keys[i] if data.grouped else i)
+    return {label: len(found) for label, found in sorted(groups.items())}
+
+
+def class_name(data: DataEvidence, number: int) -> str:
+    """Return the name of a class."""
+    names = data.label_names
+    return names[number] if names is not None and number < len(names) else str(number)
+
+
+def second_class(evidence: Evidence) -> int | str:
+    """Return the rows or groups of the second largest class, or the reason for none."""
+    if not (evidence.data.has_labels and evidence.sites) or evidence.sites[0].classes is None:
+        return "the data have no labels"
+    answered = answered_labels(shared_rows(evidence))
+    if answered is None or not bool((answered >= 0).any()):
+        return "no labelled row has finite states and answers"
+    counts = sorted(class_counts(evidence.data).values())
+    return counts[-2] if len(counts) > 1 else "all labelled rows have one class"
+
+
+def usable(evidence: Evidence) -> bool:
+    """Return whether two classes have enough rows for rules about labels."""
+    second = second_class(evidence)
+    return isinstance(second, int) and second >= LEAST_ROWS
+
+
+def blocked(rule: Rule, evidence: Evidence) -> Check | None:
+    """Return the withheld check of a rule about labels, or None if it can judge."""
+    second = second_class(evidence)
+    if isinstance(second, str):
+        return rule.not_applicable(second)
+    if second < LEAST_ROWS:
+        return too_few(rule, second, LEAST_ROWS, f"{counted_as(evidence)} in each of two classes")
+    return None
+
+
+class LabelRule(Rule):
+    """A rule about labels; it applies if two classes have enough rows."""
+
+    def check(self, evidence: Evidence) -> Check:
+        """Judge the labels, or report what is missing."""
+        return blocked(self, evidence) or self.judged(evidence, label_evidence(evidence))
+
+    @abstractmethod
+    def judged(self, evidence: Evidence, found: LabelEvidence) -> Check:
+        """Return the check of these labels."""
+
+
+@once
+def label_evidence(evidence: Evidence) -> LabelEvidence:
+    """Return the held-out answers at every site. Call ``usable`` first."""
+    counts = class_counts(evidence.data)
+    numbers = [c for c, n in counts.items() if n >= LEAST_ROWS]
+    shared = shared_rows(evidence)
+    label = answered_labels(shared)
+    assert label is not None
+    kept = torch.isin(label, torch.tensor(numbers))
+    where = torch.nonzero(kept).flatten()
+    truth = torch.searchsorted(torch.tensor(numbers), label[where])
+    sites = tuple(
+        _site(site, shared, i, label, where, truth, torch.tensor(numbers))
+        for i, site in enumerate(evidence.sites)
+    )
+    return LabelEvidence(
+        names=tuple(class_name(evidence.data, c) for c in numbers),
+        numbers=tuple(numbers),
+        counts=tuple(counts[c] for c in numbers),
+        small={class_name(evidence.data, c): n for c, n in counts.items() if n < LEAST_ROWS},
+        truth=truth,
+        where=where,
+        shared=shared,
+        sites=sites,
+    )
+
+
+def answered_labels(shared: SharedRows) -> Int[Tensor, "shared"] | None:
+    """Return the labels of the shared rows, -1 if the model's answer contains NaN or infinity.
+
+    Such an answer is wrong, and counted as wrong; it says nothing about the class of the row.
+    """
+    label, logits = shared.column("label"), shared.column("logits")
+    if label is None or logits is None:
+        return label
+    return torch.where(torch.isfinite(logits).flatten(1).all(1), label, -1)
+
+
+def _site(
+    site: SiteEvidence,
+    shared: SharedRows,
+    i: int,
+    label: Int[Tensor, "shared"],
+    where: Int[Tensor, "row"],
+    truth: Int[Tensor, "row"],
+    numbers: Int[Tensor, "class"],
+) -> SiteLabels:
+    whole = site.sample.is_everything or not shared.evidence.data.grouped
+    even, odds = held_out_scores(site, shared.x(i), label, shared.group, numbers, whole)
+    even, predicted = even[where].argmax(1), (even + odds)[where].argmax(1)
+    hit = (predicted == truth).double()
+    group = shared.group[where]
+    se = group_error(hit / max(len(hit), 1), group, len(torch.unique(group)))
+    assert site.classes is not None
+    return SiteLabels(
+        name=site.name,
+        key=site.schema.key,
+        predicted=predicted,
+        even=even,
+        hit=hit,
+        accuracy=float(hit.mean()),
+        se=se,
+        eta2=eta_squared(site.classes),
+    )
+
+
+def recalls(found: LabelEvidence, site: int, level: float) -> list[tuple[float, float, float, int]]:
+    """Return each class's recall with equal class weights, Wilson bounds, and groups.
+
+    Rows of one group count as one in the bounds.
+    """
+    even, out = found.sites[site].even, []
+    for k in range(len(found.names)):
+        mine = found.truth == k
+        n = len(torch.unique(found.group[mine]))
+        if n == 0:
+            out.append((math.nan, 0.0, 1.0, 0))
+            continue
+        recall = float((even[mine] == k).double().mean())
+        low, high = wilson(round(recall * n), n, 1 - 2 * level)
+        out.append((recall, low, high, n))
+    return out
+
+
+def confusions(found: LabelEvidence, site: int) -> list[tuple[int, int, int, float]]:
+    """Return (class, predicted class, rows, fraction of the class), most frequent first."""
+    k = len(found.names)
+    table = torch.bincount(found.truth * k + found.sites[site].even, minlength=k * k).reshape(k, k)
+    sizes = table.sum(1)
+    pairs = [
+        (a, b, int(table[a, b]), float(table[a, b]) / max(int(sizes[a]), 1))
+        for a in range(k)
+        for b in range(k)
+        if a != b and int(table[a, b]) > 0
+    ]
+    return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))
+
+
+def labels_section(evidence: Evidence, column: str | None = None) -> dict[str, Any] | None:
+    """Return the report's section on labels, or None if the labels cannot be judged."""
+    if not usable(evidence):
+        return None
+    found = label_evidence(evidence)
+    per_class = {
+        name: {"label": name, "n": n, "recall": recall, "low": low, "high": high}
+        for name, n, (recall, low, high, _) in zip(
+            found.names, found.counts, recalls(found, found.best, 0.025), strict=True
+        )
+    } | {
+        name: {"label": name, "n": n, "recall": None, "low": None, "high": None}
+        for name, n in found.small.items()
+    }
+    for row in per_class.values():
+        if row["recall"] is not None and math.isnan(row["recall"]):
+            row |= {"recall": None, "low": None, "high": None}
+    return {
+        "column": column,
+        "n_rows": found.n_rows,
+        "classes": [per_class[name] for name in sorted(per_class)][:200],
+        "sites": [{"site": s.key, "value": s.accuracy, "se": s.se} for s in found.sites],
+        "majority": found.majority,
+        "best": found.sites[found.best].key,
+        "confusions": [
+            {"label": found.names[a], "predicted": found.names[b], "n": n, "share": share}
+            for a, b, n, share in confusions(found, found.best)[:50]
+        ],
+    }

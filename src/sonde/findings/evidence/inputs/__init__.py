@@ -1,0 +1,1 @@
+"""Rows of the data: copies, outliers, doubtful labels, weak groups, shortcuts."""

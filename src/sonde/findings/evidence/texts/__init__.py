@@ -1,0 +1,1 @@
+"""How texts are written, and how a language model predicts them."""

@@ -1,0 +1,386 @@
+"""Next-token prediction by the model's own final norm and head after each block.
+
+The states after every block go through the modules between the last block and the logits. Losses by
+block are given only if these modules reproduce the model's logits; else the reason is given.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sonde.core.few_groups import grouped_error
+from sonde.core.hashing import base_hashes, draws, rank_key
+from sonde.core.inputs import InputBatch
+from sonde.core.site import Site
+from sonde.core.special_ids import special_ids
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.texts.counted_tokens import counted_losses, ids_of
+from sonde.findings.self_check import chosen_examples
+from sonde.tap import LiveStream
+from sonde.tap.model.blocks import block_paths
+from sonde.tap.model.probe import find_logits
+from sonde.tap.model.readout import head_module, readout
+from sonde.tap.model.seeding import untouched
+from sonde.tap.model.watch import watch
+from sonde.tap.streams.small_batches import cut, single, token_length
+
+MOST_ROWS, MOST_GROUPS = 4096, 48
+LEAST_ROWS, LEAST_GROUPS = 512, 32
+LONGEST = 129
+OPERATIONS = 5e11
+USUAL = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class TextAnswers:
+    """Predictions of a language model for every token of some texts.
+
+    Parameters
+    ----------
+    ids : tuple of Int[Tensor, "token"]
+        The tokens of each text.
+    losses, counted : tuple of Float[Tensor, "token"]
+        Loss at each token after the first: of the model, and by counts of three tokens.
+    said : Float[Tensor, "text word"]
+        Sum over positions of the probability of each token.
+    words : dict of int to str
+        Text of the tokens that occur, or that the model expects more than once in 10,000 tokens.
+    unknown : int or None
+        The token that stands for what the tokenizer does not know.
+    special : frozenset of int
+        Tokens that are no text, such as the end of a text. In many tokenizers, the token for what
+        is unknown is the end of a text: it is special, and ``unknown`` is None.
+    """
+
+    ids: tuple[Int[Tensor, "_token"], ...]
+    losses: tuple[Float[Tensor, "_target"], ...]
+    counted: tuple[Float[Tensor, "_target"], ...]
+    said: Float[Tensor, "text word"]
+    words: Mapping[int, str]
+    unknown: int | None = None
+    special: frozenset[int] = frozenset()
+
+    @property
+    def seen(self) -> Float[Tensor, "text word"]:
+        """Counts of each token after the first position, by text."""
+        n_words = self.said.shape[1]
+        return torch.stack([torch.bincount(x[1:], minlength=n_words) for x in self.ids]).float()
+
+
+@dataclass(frozen=True, eq=False)
+class LensEvidence:
+    """Next-token loss after each block, on the same rows.
+
+    Parameters
+    ----------
+    sites : tuple of str
+        Keys of the blocks, in order of execution.
+    loss, se : Float[Tensor, "block"]
+        Mean loss in nats, and its standard error over groups.
+    rise, rise_se : Float[Tensor, "block"]
+        Loss after a block minus loss after the one before it, paired by row; the first is NaN.
+    above_final, above_final_se : Float[Tensor, "block"]
+        Final loss minus the loss after a block, paired by row.
+    final, final_se : float
+        Loss of the model itself, even if losses by block are missing; NaN if it gives no logits.
+    unigram : float
+        Entropy in nats of the targets' own frequencies.
+    doubt : float
+        Mean entropy of the model's own probabilities, as a share of the entropy of equal ones.
+    expected, expected_by_rank : float
+        Cross entropy in nats of the targets' frequencies with the model's mean prediction, and
+        the cross entropy once both are sorted.
+    counted, counted_tokens : float, int
+        Smallest loss by counts of one to three tokens of the other texts (infinite if unknown), and
+        the number of tokens that gives it.
+    texts : TextAnswers or None
+        What the model says of all tokens of these texts.
+    n_words : int
+        Tokens that the model knows.
+    bytes_per_token : float
+        Bytes per target token; 0 if no tokenizer gives them.
+    n_rows, n_groups : int
+    reason : str
+        Why losses by block are missing; empty if they are there.
+    too_few : bool
+        Whether the reason is that there are too few rows.
+    """
+
+    sites: tuple[str, ...] = ()
+    loss: Float[Tensor, "block"] | None = None
+    se: Float[Tensor, "block"] | None = None
+    rise: Float[Tensor, "block"] | None = None
+    rise_se: Float[Tensor, "block"] | None = None
+    above_final: Float[Tensor, "block"] | None = None
+    above_final_se: Float[Tensor, "block"] | None = None
+    final: float = math.nan
+    final_se: float = math.nan
+    unigram: float = math.nan
+    doubt: float = math.nan
+    expected: float = math.nan
+    expected_by_rank: float = math.nan
+    counted: float = math.inf
+    counted_tokens: int = 0
+    texts: "TextAnswers | None" = None
+    n_words: int = 0
+    bytes_per_token: float = 0.0
+    n_rows: int = 0
+    n_groups: int = 0
+    reason: str = ""
+    too_few: bool = False
+
+
+def lens_evidence(stream: LiveStream, seed: int = 0) -> LensEvidence:
+    """Return a language model's loss, at the end and after every block, on a sample.
+
+    Losses by block need the model's final norm and head to give its logits; its own loss does not.
+    """
+    if stream.model.task != "causal":
+        return LensEvidence(reason="the model does not predict a next token")
+    singles = [single(stream.inputs, i) for i in chosen_examples(stream, MOST_GROUPS, seed)]
+    texts = [cut(s, LONGEST) for s in singles if s is not None]
+    texts = [t for t in texts if (token_length(t) or 0) >= 2]
+    if not texts:
+        return LensEvidence(reason="no text has two tokens")
+    head, blocks, decode = head_module(stream.probe), blocks_of(stream), None
+    reason = "needs a model with a head, and at least two blocks among the sites"
+    with untouched(stream.model.module), torch.no_grad():
+        if head is not None and len(blocks) >= 2:
+            decode = readout(stream.model.module, stream.probe, head, blocks[-1], texts[0])
+            reason = "the model's final norm and head alone do not give its logits"
+        if head is None or decode is None:
+            return replace(_own(_outcomes(stream, texts, seed)), reason=reason)
+        # Of a packed head the codes count: it has no parameter.
+        entries = max((v.numel() for v in head.state_dict().values()), default=1)
+        budget = OPERATIONS / (2.0 * max(1, entries) * len(blocks))
+        wanted = int(min(MOST_ROWS, max(LEAST_ROWS, budget)))
+        return _by_block(stream, _outcomes(stream, texts, seed, blocks, decode, wanted), blocks)
+
+
+def prediction_section(evidence: Evidence) -> dict[str, Any] | None:
+    """Return the report's section on prediction by depth, or None without results."""
+    lens = evidence.lens
+    if not isinstance(lens, LensEvidence) or lens.loss is None or lens.se is None:
+        return None
+    rows = zip(lens.sites, lens.loss.tolist(), lens.se.tolist(), strict=True)
+    return {
+        "sites": [{"site": site, "value": value, "se": se} for site, value, se in rows],
+        "unigram": lens.unigram,
+        "final": lens.final,
+        "unit": "nats",
+        "n_rows": lens.n_rows,
+        "n_groups": lens.n_groups,
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcomes:
+    """Losses at the chosen positions, after each block and at the end, and the answers."""
+
+    losses: Float[Tensor, "row block"]
+    final: Float[Tensor, "row"]
+    doubt: Float[Tensor, "row"]
+    group: Int[Tensor, "row"]
+    targets: Int[Tensor, "target"]
+    expected: Float[Tensor, "token"]
+    counted: Float[Tensor, "order row"]
+    texts: TextAnswers
+    n_words: int
+    bytes_per_token: float
+
+
+def _outcomes(
+    stream: LiveStream,
+    texts: Sequence[InputBatch],
+    seed: int,
+    blocks: Sequence[Site] = (),
+    decode: Callable[[Tensor], Tensor] | None = None,
+    wanted: int = MOST_ROWS,
+) -> _Outcomes | None:
+    """Return the model's next-token losses, or None if it gives no logits of tokens."""
+    losses, finals, doubts, group, targets, n_words = [], [], [], [], [], 0
+    counted, said, read = [], [], []
+    by_counts = counted_losses(stream.inputs, texts, seed)
+    expected = torch.zeros((), dtype=torch.float64)
+    for g, (text, positions) in enumerate(zip(texts, _positions(texts, wanted, seed), strict=True)):
+        if len(positions) == 0:
+            continue
+        watched = watch(stream.model.module, text, blocks)
+        logits, ids = find_logits(watched.output), ids_of(text)[0]
+        if logits is None or logits.ndim != 3 or logits.shape[1] != len(ids):
+            return None
+        target, n_words = ids[positions + 1], logits.shape[-1]
+        if int(target.max()) >= n_words:
+            return None
+        if decode is not None:
+            every = [watched.tensors[str(b)][0] for b in blocks]
+            states = [tokens[positions.to(tokens.device)] for tokens in every]
+            losses.append(torch.stack([_loss(decode(s), target) for s in states], dim=1))
+        own = logits[0, positions.to(logits.device)]
+        finals.append(_loss(own, target))
+        chance = own.float().softmax(-1)
+        doubts.append(torch.special.entr(chance).sum(-1).double().cpu())
+        expected = expected + chance.double().sum(0).cpu()
+        counted.append(by_counts[g][:, positions])
+        said.append(logits[0, :-1].float().softmax(-1).sum(0).cpu())
+        read.append((ids, _loss(logits[0, :-1], ids[1:]), by_counts[g][-1]))
+        group.append(torch.full((len(positions),), g))
+        targets.append(ids[1:])
+    final = torch.cat(finals)
+    return _Outcomes(
+        losses=torch.cat(losses) if losses else final.new_zeros(len(final), 0),
+        final=final,
+        doubt=torch.cat(doubts) / math.log(max(n_words, 2)),
+        group=torch.cat(group),
+        targets=torch.cat(targets),
+        expected=expected / len(final),
+        counted=torch.cat(counted, dim=1),
+        texts=_texts(stream.model.processor, read, torch.stack(said)),
+        n_words=n_words,
+        bytes_per_token=_bytes_per_token(stream.model.processor, targets),
+    )
+
+
+def _own(found: _Outcomes | None) -> LensEvidence:
+    """Return the loss of the model itself."""
+    if found is None:
+        return LensEvidence()
+    share = torch.bincount(found.targets, minlength=found.n_words).double()
+    share /= share.sum()
+    by_rank = share.sort().values, found.expected.sort().values
+    counted = found.counted.mean(1)
+    return LensEvidence(
+        final=float(found.final.mean()),
+        final_se=float(clustered_error(found.final[:, None], found.group)),
+        unigram=entropy(found.targets),
+        doubt=float(found.doubt.mean()),
+        expected=_cross_entropy(share, found.expected),
+        expected_by_rank=_cross_entropy(*by_rank),
+        counted=float(counted.min()),
+        counted_tokens=1 + int(counted.argmin()),
+        texts=found.texts,
+        n_words=found.n_words,
+        bytes_per_token=found.bytes_per_token,
+        n_rows=len(found.final),
+        n_groups=len(torch.unique(found.group)),
+    )
+
+
+def _by_block(stream: LiveStream, found: _Outcomes | None, blocks: Sequence[Site]) -> LensEvidence:
+    """Return the loss of the model at the end and after each block."""
+    own = _own(found)
+    if found is None or own.n_rows < LEAST_ROWS or own.n_groups < LEAST_GROUPS:
+        return replace(
+            own,
+            reason=f"needs {LEAST_ROWS} predicted tokens in {LEAST_GROUPS} groups, "
+            f"got {own.n_rows} in {own.n_groups}",
+            too_few=True,
+        )
+    loss, group = found.losses, found.group
+    first = torch.full((own.n_rows, 1), math.nan)
+    steps = torch.cat([first, loss.diff(dim=1)], dim=1).double()
+    above = found.final[:, None] - loss
+    return replace(
+        own,
+        sites=tuple(_key(stream, b) for b in blocks),
+        loss=loss.mean(0),
+        se=clustered_error(loss, group),
+        rise=steps.mean(0),
+        rise_se=clustered_error(steps, group),
+        above_final=above.mean(0),
+        above_final_se=clustered_error(above, group),
+    )
+
+
+def _texts(
+    processor: Any, read: Sequence[tuple[Tensor, ...]], said: Float[Tensor, "text word"]
+) -> TextAnswers:
+    """Return the model's answers on the texts, with the strings of the relevant tokens."""
+    decode = getattr(processor, "decode", None)
+    wanted = {int(i) for ids, _, _ in read for i in torch.unique(ids)}
+    wanted |= set(torch.nonzero(said.mean(0) > USUAL * said[0].sum()).flatten().tolist())
+    words = {i: str(decode([i])) for i in sorted(wanted)} if callable(decode) else {}
+    ids, losses, counted = zip(*read, strict=True)
+    special = special_ids(processor)
+    unknown = {getattr(processor, "unk_token_id", None)} - {None} - special
+    return TextAnswers(ids, losses, counted, said, words, next(iter(unknown), None), special)
+
+
+def _bytes_per_token(processor: Any, targets: Sequence[Int[Tensor, "_target"]]) -> float:
+    """Return the mean number of text bytes per target; 0 without a tokenizer."""
+    decode = getattr(processor, "decode", None)
+    if not callable(decode):
+        return 0.0
+    texts = [str(decode(ids.tolist(), skip_special_tokens=True)) for ids in targets]
+    return sum(len(text.encode()) for text in texts) / sum(map(len, targets))
+
+
+def clustered_error(
+    values: Float[Tensor, "row figure"], group: Int[Tensor, "row"]
+) -> Float[Tensor, "figure"]:
+    """Return the standard error of column means for rows in groups."""
+    _, member = torch.unique(group, return_inverse=True)
+    count = int(member.max()) + 1
+    sums = values.new_zeros(count, values.shape[1])
+    sums.index_add_(0, member, values - values.mean(0))
+    return grouped_error(sums, torch.bincount(member)) / len(values)
+
+
+def entropy(ids: Int[Tensor, "row"]) -> float:
+    """Return the entropy in nats of the frequencies of these ids."""
+    _, counts = torch.unique(ids, return_counts=True)
+    share = counts.double() / counts.sum()
+    return float(-(share * share.log()).sum())
+
+
+def _cross_entropy(share: Float[Tensor, "token"], expected: Float[Tensor, "token"]) -> float:
+    return -float((share * expected.clamp(min=1e-9).log()).sum())
+
+
+def _loss(logits: Float[Tensor, "row token"], target: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+    found = torch.nn.functional.cross_entropy(
+        logits.float(), target.to(logits.device), reduction="none"
+    )
+    return found.double().cpu()
+
+
+def _positions(texts: Sequence[InputBatch], wanted: int, seed: int) -> list[Int[Tensor, "_chosen"]]:
+    """Return each text's positions among the ``wanted`` smallest sampling keys of all texts."""
+    base = base_hashes([t.keys[0] for t in texts], "sample", seed)
+    every: list[tuple[Tensor, Tensor]] = []
+    for i, text in enumerate(texts):
+        place = np.arange((token_length(text) or 1) - 1)
+        if text.placeholder is not None:  # nobody predicts a patch of an image
+            place = place[~text.placeholder[0, 1:].numpy()]
+        draw = draws(np.full(len(place), base[i]), place, np.zeros(len(place)))
+        every.append((torch.from_numpy(place), rank_key(draw)))
+    keys = torch.cat([key for _, key in every])
+    last = keys.sort().values[min(wanted, len(keys)) - 1]
+    return [place[key <= last] for place, key in every]
+
+
+def _key(stream: LiveStream, site: Site) -> str:
+    return next(k.key for k in stream.kinds if k.site is site and "|" not in k.key)
+
+
+def blocks_of(stream: LiveStream) -> list[Site]:
+    """Return the sites that resemble the last token output in width and class."""
+    kinds = [k for k in stream.kinds if "|" not in k.key and k.site.port == "out"]
+    kinds = [k for k in kinds if k.reduction.axes.words == ("row", "pos", "dim")]
+    if not kinds:
+        return []
+    last = kinds[-1].schema
+    blocks = set(block_paths(stream.probe.names, stream.probe))
+    same = [
+        k.site
+        for k in kinds
+        if k.schema.dim == last.dim
+        and (k.schema.module == last.module or {k.site.path, last.site.path} <= blocks)
+    ]
+    return [site for site in same if not isinstance(site.call, str)]

@@ -1,0 +1,142 @@
+"""Trials that undo anomalies of weights and buffers."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from sonde.findings.evidence.answers.answers import class_answers
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.trials.batch_norm_fits import CHUNK
+from sonde.findings.evidence.trials.row_scores import Around, row_scores
+from sonde.findings.self_check import thinned
+from sonde.findings.trial import Trial, chooses_by_key
+from sonde.tap import LiveStream
+from sonde.tap.model.watch import watch
+from sonde.tap.streams.small_batches import SmallBatches
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def can_judge(stream: LiveStream, evidence: Evidence) -> bool:
+    """Return whether rows have labels or targets to compare the answers with."""
+    known = evidence.data.target is not None or stream.model.task == "causal"
+    return known or not isinstance(class_answers(evidence), str)
+
+
+def refitted_norms(
+    stream: LiveStream,
+    evidence: Evidence,
+    small: SmallBatches,
+    every: SmallBatches,
+    choices: Mapping[str, Sequence[BatchNorm]],
+) -> Trial | None:
+    """Return the trial of batch norms with the statistics of the selection rows.
+
+    If a few rows cannot tell whether the chosen change helps, as many rows judge it as the budget
+    allows.
+
+    Parameters
+    ----------
+    stream, evidence : LiveStream, Evidence
+    small, every : SmallBatches
+        Rows that the changes are tried on, and the rows that may judge the chosen one.
+    choices : mapping of str to sequence of BatchNorm
+        Norms that are changed together, by the words for them. The rows that choose a change choose
+        among these; the others judge.
+    """
+    if not can_judge(stream, evidence):
+        return None
+    before = row_scores(stream, evidence, small)
+    first = chooses_by_key([key for one in small.singles for key in one.group_keys])
+    rows = torch.nonzero(first).flatten().tolist()
+    if before is None or min(len(rows), len(small) - len(rows)) < CHUNK // 2:
+        return None
+    best, most, chosen = None, -math.inf, list[BatchNorm]()
+    fitting = replace(small, singles=tuple(small.singles[i] for i in rows))
+    for words, norms in choices.items():
+        with _refitted(stream, fitting, norms):
+            after = row_scores(stream, evidence, small)
+        if after is None or not torch.equal(after.rows, before.rows):
+            continue
+        mean = float(after.score[after.chooses].mean())
+        if mean > most:
+            said = f"the statistics of these rows in {words}"
+            best, most, chosen = before.tried(after, said, "statistics"), mean, [*norms]
+    if best is None or best.holds or best.gain <= 0:
+        return best
+    more = thinned(every, evidence.budget.rows(len(every), 0, 2), evidence.data.seed)
+    before = row_scores(stream, evidence, more) if len(more) > len(small) else None
+    with _refitted(stream, fitting, chosen):
+        after = row_scores(stream, evidence, more) if before is not None else None
+    if before is None or after is None or not torch.equal(after.rows, before.rows):
+        return best
+    return before.tried(after, best.change, "statistics")
+
+
+@contextmanager
+def _refitted(
+    stream: LiveStream, small: SmallBatches, norms: Sequence[BatchNorm]
+) -> Iterator[None]:
+    """Set batch norms to the statistics of some rows, all norms in one batch."""
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    held = [(n, name, b.clone()) for n in norms for name in names
+            if (b := getattr(n, name, None)) is not None]  # fmt: skip
+    modes = [(n, n.training, n.momentum) for n in norms]
+    try:
+        for norm in norms:
+            norm.training, norm.momentum = True, 1.0
+        batch = small.together(range(len(small)))
+        watch(stream.model.module, batch, (), as_found=True, place=stream.probe.place)
+        for norm, training, momentum in modes:
+            norm.training, norm.momentum = training, momentum
+        yield
+    finally:
+        for norm, training, momentum in modes:
+            norm.training, norm.momentum = training, momentum
+        for norm, name, buffer in held:
+            norm.get_buffer(name).copy_(buffer)
+
+
+def resized_weights(
+    stream: LiveStream, evidence: Evidence, small: SmallBatches, ratios: Mapping[str, float]
+) -> Trial | None:
+    """Return the trial of weights divided by their size relative to their siblings.
+
+    The factor comes from the weights alone, so that no row chooses it.
+    """
+    modules = stream.probe.names.modules
+    weights = [(w, r) for path, r in ratios.items() if (w := _weight(modules[path])) is not None]
+    if not weights or not can_judge(stream, evidence):
+        return None
+    before = row_scores(stream, evidence, small)
+    after = row_scores(stream, evidence, small, _divided(weights))
+    if before is None or after is None:
+        return None
+    path = next(iter(ratios))
+    rest = f" and {len(ratios) - 1} more" if len(ratios) > 1 else ""
+    words = f"the weights of {path}{rest} divided by {ratios[path]:.3g}"
+    return before.tried(after, words, "part")
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    found = dict(module.named_parameters(recurse=False)).get("weight")
+    return None if found is None else found.data
+
+
+def _divided(weights: Sequence[tuple[Tensor, float]]) -> Around:
+    @contextmanager
+    def around() -> Iterator[None]:
+        before = [w.clone() for w, _ in weights]
+        try:
+            for weight, ratio in weights:
+                weight.div_(ratio)
+            yield
+        finally:
+            for (weight, _), old in zip(weights, before, strict=True):
+                weight.copy_(old)
+
+    return around

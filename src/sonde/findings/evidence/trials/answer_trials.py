@@ -1,0 +1,168 @@
+"""Trials that change the answers alone: a bias on one logit, other names, a new head."""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import ttest_rel
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sonde.findings.evidence.answers.answers import answer_columns, compared_answers
+from sonde.findings.evidence.answers.labels import class_name
+from sonde.findings.evidence.answers.number_answers import number_answers, number_rows
+from sonde.findings.evidence.once import once
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.shared_rows import shared_rows
+from sonde.findings.evidence.trials.tempered_loss import cooled_loss, fitted_constants
+from sonde.findings.trial import LEVEL, Scope, Trial, chooses
+from sonde.findings.words.text import number, shortened
+
+LEAST = 12
+FEW_OF: Final = 5
+
+
+@dataclass(frozen=True, eq=False)
+class LogitConstant:
+    """The bias on one class's logit that corrects most answers.
+
+    Parameters
+    ----------
+    label : int
+        The class.
+    constant : float
+    is_all : bool
+        Whether constants on the other logits would add nothing. If they do, the constant makes up
+        for part of what is wrong before the logits.
+    trial : Trial
+    """
+
+    label: int
+    constant: float
+    is_all: bool
+    trial: Trial
+
+
+@once
+def logit_constant(evidence: Evidence) -> LogitConstant | None:
+    """Return the class and its logit bias, chosen on the selection rows, or None."""
+    columns = answer_columns(evidence)
+    if isinstance(columns, str) or shared_rows(evidence).order is None:
+        return None
+    logits, label = columns
+    where = torch.nonzero((label >= 0) & (label < logits.shape[1])).flatten()
+    chosen = chooses(shared_rows(evidence).group[where])
+    if min(int(chosen.sum()), int((~chosen).sum())) < LEAST:
+        return None
+    x, truth = logits[where].double(), label[where]
+    k, constant = best_constant(x[chosen], truth[chosen])
+    if constant == 0:
+        return None
+    moved = x.clone()
+    moved[:, k] += constant
+    name = shortened(class_name(evidence.data, k), 20)
+    before, after = (scores.argmax(1) == truth for scores in (x, moved))
+    words = f"{number(constant)} added to the logit of {name}"
+    is_all = not _others_help(x, truth, k, chosen)
+    trial = answer_trial(evidence, where, words, "answers" if is_all else "head", before, after)
+    if trial is not None:
+        nats = cooled_loss(moved, truth, chosen)
+        trial = replace(trial, nats=None if nats is None else nats[~chosen])
+    return None if trial is None else LogitConstant(k, constant, is_all, trial)
+
+
+def _others_help(
+    logits: Float[Tensor, "row class"],
+    truth: Int[Tensor, "row"],
+    k: int,
+    chosen: Bool[Tensor, "row"],
+) -> bool:
+    """Return whether biases on all logits give a lower held-out loss than one on logit ``k``."""
+    n = logits.shape[1]
+    if n * FEW_OF > int(chosen.sum()):  # too few rows to fit so many
+        return False
+    alone = torch.eye(n, dtype=logits.dtype)[:, [k]]
+    losses = []
+    for basis in (alone, torch.eye(n, dtype=logits.dtype)):
+        scale, moved = fitted_constants(logits[chosen], truth[chosen], basis)
+        losses.append(cross_entropy(scale * logits + moved, truth, reduction="none")[~chosen])
+    test = ttest_rel(losses[0].numpy(), losses[1].numpy(), alternative="greater")
+    return float(test.pvalue) < LEVEL  # type: ignore[union-attr]
+
+
+def best_constant(
+    logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"]
+) -> tuple[int, float]:
+    """Return the class and the logit bias with the most correct answers.
+
+    Examples
+    --------
+    >>> logits = torch.tensor([[2.0, 1.0], [3.0, 1.0], [5.0, 0.0]])
+    >>> best_constant(logits, torch.tensor([1, 1, 0]))
+    (0, -3.5)
+    """
+    best, most = (0, 0.0), int((logits.argmax(1) == truth).sum())
+    for k in range(logits.shape[1]):
+        others = logits.clone()
+        others[:, k] = -torch.inf
+        rival, second = others.max(1)
+        needs = rival - logits[:, k]  # a larger constant makes k the answer
+        gain = (truth == k).long() - (second == truth).long()
+        order = torch.argsort(needs)
+        total = int((second == truth).sum()) + torch.cumsum(gain[order], 0)
+        at = int(total.argmax())
+        if int(total[at]) > most:
+            low, most = float(needs[order[at]]), int(total[at])
+            above = needs[needs > low]
+            high = float(above.min()) if len(above) else low + 2.0
+            best = (k, (low + high) / 2)
+    return best
+
+
+def answer_trial(
+    evidence: Evidence,
+    where: Int[Tensor, "row"],
+    change: str,
+    scope: Scope,
+    before: Bool[Tensor, "row"],
+    after: Bool[Tensor, "row"],
+) -> Trial | None:
+    """Return the trial of a change, scored on held-out rows only."""
+    shared = shared_rows(evidence)
+    if shared.order is None:
+        return None
+    judge = ~chooses(shared.group[where])
+    rows = shared.order[where][judge]
+    scores = before[judge].double(), after[judge].double()
+    return Trial(change, scope, "accuracy", rows, *scores, group=shared.group[where][judge])
+
+
+@once
+def new_head(evidence: Evidence) -> Trial | None:
+    """Return the trial of a linear head that was retrained on the last layer, or None.
+
+    Every row is judged by a head that was fitted without its group.
+    """
+    shared, numbers, found = (
+        shared_rows(evidence), number_answers(evidence), compared_answers(evidence),
+    )  # fmt: skip
+    words = "with its head retrained on the last layer's states"
+    if shared.order is None:
+        return None
+    if not isinstance(numbers, str):
+        known = number_rows(evidence)
+        rows = torch.zeros(0, dtype=torch.int64) if isinstance(known, str) else known[0]
+        if len(rows) != len(numbers.own):
+            return None
+        spread = float(numbers.mean.mean())
+        before, after = (1 - error / spread for error in (numbers.own, numbers.probes[-1][1]))
+        own = shared.group[rows]
+        return Trial(words, "head", "error", shared.order[rows], before, after, group=own)
+    if isinstance(found, str) or found.labels is None:
+        return None
+    last = found.labels.sites[-1]
+    where = found.labels.where
+    scores = found.right.double(), last.hit.double()
+    own = shared.group[where]
+    return Trial(words, "head", "accuracy", shared.order[where], *scores, group=own)

@@ -1,0 +1,145 @@
+"""Confidence of a classifier against its accuracy, and the temperature that corrects it."""
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sonde.engine.errorbars import group_error
+from sonde.findings.evidence.answers.answers import class_answers
+from sonde.findings.evidence.once import once
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.shared_rows import shared_rows
+from sonde.findings.evidence.trials.part_changes import grid
+from sonde.findings.trial import Trial, chooses
+from sonde.metrics import expected_calibration_error
+
+LEAST: Final = 100
+TEMPERATURES: Final = (0.02, 50.0, 61)
+
+
+@dataclass(frozen=True)
+class Sureness:
+    """Calibration of a classifier on the sampled rows.
+
+    Parameters
+    ----------
+    sure, right : float
+        Mean probability of the answers, and share of right ones.
+    se : float
+        Standard error of their difference over groups.
+    error : float
+        Expected calibration error over ten bins of equal size.
+    temperature : float
+        Divides the logits; chosen on half of the groups.
+    given, mended : float
+        Error on the other half without and with that temperature.
+    fall, fall_se : float
+        Share by which the temperature lowers the loss of the other half, and its standard error
+        over groups.
+    n : int
+    trial : Trial or None
+        Loss of the other half with that temperature, which leaves all answers as they are.
+    """
+
+    sure: float
+    right: float
+    se: float
+    error: float
+    temperature: float
+    given: float
+    mended: float
+    fall: float
+    fall_se: float
+    n: int
+    trial: Trial | None = None
+
+
+@once
+def sureness(evidence: Evidence) -> Sureness | str:
+    """Return the calibration of a classifier's answers, or the reason for its absence."""
+    found = class_answers(evidence)
+    if isinstance(found, str):
+        return found
+    known = found.truth < found.n_classes
+    p, truth, group = found.probability[known], found.truth[known], found.group[known]
+    if len(p) < LEAST:
+        return f"needs {LEAST} rows with a label, {len(p)} present"
+    sure, answer = p.max(1)
+    right = answer == truth
+    gap = sure - right.double()
+    half = chooses(group)
+    if not bool(half.any()) or bool(half.all()):
+        return "needs rows from two groups"
+    logits = p.clamp(min=1e-12).log()
+    temperature = best_temperature(logits[half], truth[half])
+    mended = (logits[~half] / temperature).softmax(1).amax(1)
+    before, after = (_losses(logits[~half] / t, truth[~half]) for t in (1.0, temperature))
+    order = shared_rows(evidence).order
+    trial = None
+    if order is not None:
+        rows = order[found.where[known]][~half]
+        words = f"the logits divided by {temperature:.3g}"
+        trial = Trial(words, "answers", "probabilities", rows, -before, -after, group=group[~half])
+    less, rest = (before - after) / before.mean().clamp(min=1e-9), group[~half]
+    return Sureness(
+        sure=float(sure.mean()),
+        right=float(right.double().mean()),
+        se=group_error(gap / len(gap), group, len(torch.unique(group))),
+        error=_error(sure, right),
+        temperature=temperature,
+        given=_error(sure[~half], right[~half]),
+        mended=_error(mended, right[~half]),
+        fall=float(less.mean()),
+        fall_se=group_error(less / len(less), rest, len(torch.unique(rest))),
+        n=len(p),
+        trial=trial,
+    )
+
+
+def best_temperature(logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"]) -> float:
+    """Return the temperature of a grid with the least mean loss."""
+    return min(grid(*TEMPERATURES), key=lambda t: float(_losses(logits / t, truth).mean()))
+
+
+def _losses(logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"]) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits, truth, reduction="none")
+
+
+def _error(sure: Float[Tensor, "row"], right: Bool[Tensor, "row"]) -> float:
+    found = expected_calibration_error(
+        sure.clamp(max=1.0), right.double(), bins=10, binning="mass", resamples=2
+    )
+    return float(found.value)
+
+
+def is_off(
+    found: Sureness, over: float = 0.05, under: float = 0.1, fall: float = 0.3, errors: float = 3.0
+) -> bool:
+    """Return whether a classifier is clearly overconfident or underconfident."""
+    gap, least = abs(found.sure - found.right), over if found.sure > found.right else under
+    off = gap >= least and gap >= errors * found.se and math.isfinite(found.se)
+    least = max(fall, errors * found.fall_se) if math.isfinite(found.fall_se) else math.inf
+    return off or (found.temperature > 1 and found.fall >= least)
+
+
+def helps(found: Sureness) -> bool:
+    """Return whether the temperature lowers both the loss and the calibration error."""
+    holds = found.trial is None or found.trial.holds
+    return holds and found.fall > 0 and found.mended < found.given
+
+
+def sureness_section(evidence: Evidence) -> dict[str, float] | None:
+    """Return the report's calibration of a clearly miscalibrated classifier, else None."""
+    found = sureness(evidence)
+    if isinstance(found, str) or not is_off(found) or not helps(found):
+        return None
+    return {
+        "sure": found.sure,
+        "error": found.error,
+        "temperature": found.temperature,
+        "mended": found.mended,
+    }

@@ -1,0 +1,380 @@
+"""Test whether a small change to one part of the model restores its answers.
+
+A part that is twice too strong, an activation of another model or two exchanged blocks leave
+weights and shapes as they should be. Undoing them is a trial: if the loss falls by much on rows
+that did not choose the change, the part is named, with the gain.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from scipy.stats import ttest_1samp
+from torch import Tensor
+
+from sonde.core.batch import words_of
+from sonde.core.inputs import InputBatch
+from sonde.core.paired_gains import group_means
+from sonde.findings.evidence.answers.answers import class_answers, compared_answers, probabilities
+from sonde.findings.evidence.answers.number_answers import number_answers
+from sonde.findings.evidence.modules.fresh_weights import FreshLayers
+from sonde.findings.evidence.record import Evidence
+from sonde.findings.evidence.shared_rows import two_logits
+from sonde.findings.evidence.texts.lens import LensEvidence
+from sonde.findings.evidence.trials.part_changes import (
+    PartChange,
+    answers_scaled,
+    grid,
+    part_changes,
+)
+from sonde.findings.self_check import chosen_examples, thinned
+from sonde.findings.trial import Trial, chooses_by_key
+from sonde.tap import LiveStream
+from sonde.tap.model.probe import find_logits
+from sonde.tap.model.seeding import untouched
+from sonde.tap.model.watch import watch
+from sonde.tap.streams.small_batches import SmallBatches, cut, small_batches
+
+TEXTS, ROWS, LEAST = 64, 256, 12
+LONGEST: Final = 128
+FEW_TEXTS, FEW_TOKENS, FEW_ROWS, FEWEST_ROWS = 3, 64, 64, 16
+SCREEN, CLOSER, FINE_PART = 0.6, 0.85, 0.5  # parts of the budget; the last if answers are fine
+LEAST_CHANGES: Final = 8
+PARTS: Final = ("change of a part", "changes of parts")
+CHEAP, BETTER = 200_000, 0.97  # weights of a small model, and an accuracy that is fine
+KEPT: Final = 3
+MORE_ROWS, SURE = (64, 128), 5e-4
+HOPE: Final = 0.02
+UNTRAINED: Final = 0.5
+COUNTS: Final = "the model predicts better than counts of tokens"
+PROBE: Final = "the model is as accurate as a probe of its layers"
+ERRS: Final = "the model's error is no larger than that of a probe of its layers"
+FINE: Final = (COUNTS, PROBE, ERRS)
+
+
+@dataclass(frozen=True, eq=False)
+class PartTrials:
+    """The change that lowers the loss most, judged on held-out rows.
+
+    Parameters
+    ----------
+    change : PartChange or None
+        None if no change lowered the loss of the rows that choose.
+    given, changed : Float[Tensor, "row"]
+        Loss of the other rows: with the temperature that suits the model best, and with the change.
+    own : float
+        Mean loss of these rows with the unchanged model.
+    right, mended : float
+        Share of their labels that the model names before and after; NaN without labels.
+    p : float
+        Of a paired t test, groups of rows as units.
+    unit : str
+    of_tokens : bool
+        Whether the rows are texts of a language model.
+    n_tried : int
+    trial : Trial or None
+        Scores of the rows that judge: correct answers, errors, or the loss of texts.
+    temperature : PartChange or None
+        The factor on the logits that suits the unchanged model best.
+    """
+
+    change: PartChange | None
+    given: Float[Tensor, "row"]
+    changed: Float[Tensor, "row"]
+    own: float
+    right: float
+    mended: float
+    p: float
+    unit: str
+    of_tokens: bool
+    n_tried: int
+    trial: Trial | None = None
+    temperature: PartChange | None = None
+
+
+def part_trials(stream: LiveStream, evidence: Evidence) -> PartTrials | str:
+    """Try changes to parts; return the best change, or the reason why none was tried."""
+    reason, causal = _suffers(evidence), stream.model.task == "causal"
+    cheap = evidence.model is not None and evidence.model.n_parameters < CHEAP
+    if reason and not (causal and reason == COUNTS) and not (cheap and _may_gain(evidence, reason)):
+        return reason
+    rows = TEXTS if causal else 3 * ROWS if cheap else ROWS  # a small gain takes more rows
+    chosen = chosen_examples(stream, rows, evidence.data.seed)
+    small = small_batches(stream.model, stream.inputs, chosen, LONGEST if causal else None)
+    small = replace(small, singles=small.singles[: TEXTS // 2] if causal else small.singles)
+    if len(small) < 2 * LEAST:
+        return f"needs {2 * LEAST} rows of one size"
+    whole = small
+    small = thinned(small, _affordable(evidence, small), evidence.data.seed)
+    part = FINE_PART if reason else 1.0
+    with untouched(stream.model.module), torch.no_grad():
+        found = _searched(stream, evidence, small, part)
+        if isinstance(found, PartTrials) and found.change is not None and found.change.alone:
+            found = _on_more_rows(stream, evidence, whole, found)
+    return found
+
+
+def _affordable(evidence: Evidence, small: SmallBatches) -> int:
+    """Return how many rows the budget allows for selection and judgement."""
+    each = evidence.budget.cost.of(small.length or 1)
+    able = evidence.budget.left() * (1 - SCREEN) / max(3 * each, 1e-9)
+    return int(min(len(small), max(3 * LEAST, able)))  # about half of them judge
+
+
+def _suffers(evidence: Evidence) -> str:
+    """Return the reason to try nothing; empty if the answers are worse than possible."""
+    if isinstance(evidence.fresh, FreshLayers) and evidence.fresh.share >= UNTRAINED:
+        return "the whole model looks untrained"
+    lens = evidence.lens
+    if isinstance(lens, LensEvidence) and math.isfinite(lens.final):
+        return "" if lens.final > lens.counted else COUNTS
+    numbers, found = number_answers(evidence), compared_answers(evidence)
+    if not isinstance(numbers, str):
+        spread = float(numbers.mean.mean())
+        best = float(numbers.probes[numbers.best][1].mean())
+        fine = float(numbers.own.mean()) < min(1.1 * best, spread) + 0.02 * spread
+        return ERRS if fine else ""
+    if isinstance(found, str):
+        return found
+    reach = found.majority
+    if found.labels is not None:
+        reach = max(reach, found.labels.sites[found.labels.best].accuracy)
+    error = math.sqrt(max(found.accuracy * (1 - found.accuracy), 0.01) / len(found.truth))
+    lags = found.accuracy < reach - 3 * error or found.accuracy < 0.9
+    return "" if lags else PROBE
+
+
+def _may_gain(evidence: Evidence, reason: str) -> bool:
+    """Return whether a classifier that matches its probe has an accuracy below 97 %."""
+    found = class_answers(evidence)
+    return reason == PROBE and not isinstance(found, str) and found.accuracy < BETTER
+
+
+def _searched(
+    stream: LiveStream, evidence: Evidence, small: SmallBatches, part: float
+) -> PartTrials | str:
+    runs = _Runs(stream, evidence, small)
+    first_half = chooses_by_key([key for one in small.singles for key in one.group_keys])
+    even, odd = (torch.nonzero(half).flatten().tolist() for half in (first_half, ~first_half))
+    if min(len(even), len(odd)) < LEAST:
+        return f"needs {LEAST} rows to choose a change and {LEAST} others to test it"
+    own = runs.logits(even)
+    if own is None:
+        return "the model's answers to a few rows are not known"
+    temperature = min(
+        (answers_scaled(f) for f in (1.0, *grid(0.05, 20, 25))),
+        key=lambda c: float(runs.loss_of(c, own, even).mean()),
+    )
+    every, budget = part_changes(stream), evidence.budget
+    length = small.length or 1
+    rows = budget.rows(FEW_ROWS * length, FEWEST_ROWS * length, len(every), SCREEN * part) // length
+    few = runs.few(even[:rows])
+    reference = float(few.loss_of(temperature, few.logits(few.every), few.every).mean())
+    able = int(min(len(every), budget.left(SCREEN * part) / max(1.0, few.cost)))
+    first = every[:able]
+    if able < min(LEAST_CHANGES, len(every)):  # these were chosen by weights: a few passes
+        first = [change for change in every if change.alone]
+    budget.leave_out(PARTS, len(every) - len(first))
+    if not first:
+        return "not tried because the model is large; --deep tries changes to its parts"
+    tried: list[tuple[float, PartChange]] = []
+    with budget.bar(PARTS, len(first)) as bar:
+        for change in first:
+            tried.append((few.mean(change, few.every), change))
+            bar.advance(1)
+    hopes = [t for t in tried if t[0] < (1 - HOPE) * reference]
+    tried = sorted(hopes, key=lambda t: t[0])[:KEPT]
+    closer = [c for _, one in tried for c in (one, *(one.near() if one.near else ()))]
+    closer = _nearest(runs, few, even, closer, part)
+    found = [(runs.mean(change, even), change) for change in closer]
+    best = min(found, key=lambda t: t[0], default=(math.inf, None))[1]
+    return _judged(runs, odd, best, temperature, len(first) + len(closer))
+
+
+def _judged(
+    runs: "_Runs",
+    odd: Sequence[int],
+    best: PartChange | None,
+    temperature: PartChange,
+    n_tried: int,
+) -> PartTrials:
+    """Return the effect of a change on the held-out rows."""
+    own = runs.logits(odd)
+    given = runs.loss_of(temperature, own, odd)
+    plain = runs.loss_of(answers_scaled(1.0), own, odd)
+    changed = None if best is None else runs.logits(odd, best)
+    if best is None or own is None or changed is None or not runs.keeps_order(best):
+        nan = math.nan
+        return PartTrials(
+            None, given, given, float(plain.mean()), nan, nan, 1.0, "", runs.causal, n_tried
+        )
+    loss = runs.loss_of(best, changed, odd)
+    group = words_of(runs.small.together(odd).group_keys)
+    test = ttest_1samp(group_means(given - loss, group).numpy(), 0.0, alternative="greater")
+    return PartTrials(
+        change=best,
+        given=given,
+        changed=loss,
+        own=float(plain.mean()),
+        right=runs.right(own, odd),
+        mended=runs.right(changed, odd),
+        p=float(test.pvalue),  # type: ignore[union-attr]
+        unit="nats per token" if runs.causal else runs.unit,
+        of_tokens=runs.causal,
+        n_tried=n_tried,
+        trial=runs.trial(best, odd, (own, plain), (changed, loss)),
+        temperature=temperature,
+    )
+
+
+def _on_more_rows(
+    stream: LiveStream, evidence: Evidence, whole: SmallBatches, found: PartTrials
+) -> PartTrials:
+    """Judge a promising change on more rows, with two more forward passes.
+
+    Few trials leave few rows for the judgement of a large model: hope alone is not enough.
+    """
+    first_half = chooses_by_key([key for one in whole.singles for key in one.group_keys])
+    odd = torch.nonzero(~first_half).flatten().tolist()
+    runs = _Runs(stream, evidence, whole)
+    for n in MORE_ROWS:
+        hopeful = float(found.changed.mean()) < (1 - HOPE) * float(found.given.mean())
+        done = found.p < SURE or len(found.given) >= min(n, len(odd)) or not hopeful
+        if done or found.temperature is None or found.change is None:
+            break
+        found = _judged(runs, odd[:n], found.change, found.temperature, found.n_tried)
+    return found
+
+
+def _nearest(
+    runs: "_Runs", few: "_Runs", even: Sequence[int], changes: list[PartChange], part: float
+) -> list[PartChange]:
+    """Return the changes to try on all selection rows: those that were best on a few rows."""
+    budget = runs.evidence.budget
+    able = int(
+        min(len(changes), budget.left(part) / max(runs.cost * len(even) / len(runs.small), 1))
+    )
+    if len(changes) <= max(able, KEPT):
+        return changes
+    first = changes[: int(min(len(changes), budget.left(CLOSER * part) / max(few.cost, 1.0)))]
+    budget.leave_out(PARTS, len(changes) - len(first))
+    ranked = sorted((few.mean(change, few.every), i) for i, change in enumerate(first))
+    able = int(budget.left(part) / max(runs.cost * len(even) / len(runs.small), 1))
+    return [first[i] for _, i in ranked[: max(able, 1)]] or changes[:1]
+
+
+class _Runs:
+    """Forward passes of a few rows, and the losses of their answers."""
+
+    def __init__(self, stream: LiveStream, evidence: Evidence, small: SmallBatches) -> None:
+        self.stream, self.small, self.evidence = stream, small, evidence
+        self.data = evidence.data
+        self.causal = stream.model.task == "causal"
+        self.unit = "nats" if self.data.target is None else "times the variance of the targets"
+
+    @property
+    def every(self) -> list[int]:
+        """All rows."""
+        return list(range(len(self.small)))
+
+    @property
+    def cost(self) -> float:
+        """Number of operations of a forward pass of all rows."""
+        return self.evidence.budget.cost.of(len(self.small) * (self.small.length or 1))
+
+    def few(self, which: Sequence[int]) -> "_Runs":
+        """Return the runs of a few of these rows, with texts cut to fewer tokens."""
+        kept = which[: FEW_TEXTS if self.causal else FEW_ROWS]
+        singles = tuple(
+            cut(self.small.singles[i], FEW_TOKENS) if self.causal else self.small.singles[i]
+            for i in kept
+        )
+        return _Runs(self.stream, self.evidence, replace(self.small, singles=singles))
+
+    def logits(self, which: Sequence[int], change: PartChange | None = None) -> Tensor | None:
+        """Return the logits of rows; None if the changed model cannot run."""
+        batch = self.small.together(which)
+        try:
+            return self._run(batch, change)
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):
+            if change is None:
+                raise
+            return None
+
+    def _run(self, batch: InputBatch, change: PartChange | None) -> Tensor | None:
+        around = None if change is None else change.around()
+        place = self.stream.probe.place
+        output = watch(self.stream.model.module, batch, (), around=around, place=place).output
+        key = None if self.causal else self.stream.logits_key
+        found = find_logits(output, key)
+        return None if found is None or found.ndim != (3 if self.causal else 2) else found.cpu()
+
+    def mean(self, change: PartChange, which: Sequence[int]) -> float:
+        """Return the mean loss of rows under a change; infinite if the model cannot run."""
+        logits = self.logits(which, change)
+        loss = math.inf if logits is None else float(self.loss_of(change, logits, which).mean())
+        return loss if math.isfinite(loss) else math.inf
+
+    def loss_of(
+        self, change: PartChange, logits: Tensor | None, which: Sequence[int]
+    ) -> Float[Tensor, "row"]:
+        """Return the loss of each row."""
+        assert logits is not None
+        batch = self.small.together(which)
+        logits = change.factor * logits.double()
+        if self.causal:
+            ids = batch.kwargs.get("input_ids", batch.args[0] if batch.args else None)
+            assert isinstance(ids, Tensor)
+            losses = torch.nn.functional.cross_entropy(
+                logits[:, :-1].transpose(1, 2), ids[:, 1:].cpu(), reduction="none"
+            )
+            return losses.mean(1)
+        if self.data.target is not None:
+            truth = self.data.target[batch.order].double()
+            return (logits[:, 0].double() - truth).square() / truth.var(correction=0)
+        label = batch.label
+        p = probabilities(two_logits(logits))
+        given = p.gather(1, label.clamp(0, p.shape[1] - 1)[:, None])[:, 0]
+        return -given.clamp(min=1e-12).log()
+
+    def right(self, logits: Tensor | None, which: Sequence[int]) -> float:
+        """Return the accuracy on these rows; NaN without labels."""
+        if self.causal or self.data.target is not None or logits is None:
+            return math.nan
+        label = self.small.together(which).label
+        return float((two_logits(logits).argmax(1) == label).double().mean())
+
+    def trial(
+        self,
+        change: PartChange,
+        which: Sequence[int],
+        before: tuple[Tensor, Tensor],
+        after: tuple[Tensor, Tensor],
+    ) -> Trial:
+        """Return the trial of a change from answers and losses on held-out rows."""
+        batch = self.small.together(which)
+        group = words_of(batch.group_keys)
+        words, scope = change.words, "part" if change.paths != ("logits",) else "answers"
+        if self.causal:
+            return Trial(words, scope, "loss", batch.order, -before[1], -after[1], group=group)
+        if self.data.target is not None:
+            scores = 1 - before[1], 1 - after[1]
+            return Trial(words, scope, "error", batch.order, *scores, group=group)
+        hits = [(two_logits(x).argmax(1) == batch.label).double() for x in (before[0], after[0])]
+        return Trial(words, scope, "accuracy", batch.order, *hits, nats=after[1], group=group)
+
+    def keeps_order(self, change: PartChange) -> bool:
+        """Return whether a changed language model still cannot see later tokens."""
+        length = self.small.length
+        if not self.causal or length is None:
+            return True
+        half = length // 2
+        small = replace(self.small, singles=self.small.singles[:LEAST])
+        batches = small.together(range(len(small))), small.other_endings(half)
+        a, b = (self._run(batch, change) for batch in batches)
+        return a is not None and b is not None and torch.allclose(
+            a[:, :half], b[:, :half], atol=1e-3 * float(a.std())
+        )  # fmt: skip

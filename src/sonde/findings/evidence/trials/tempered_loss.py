@@ -1,0 +1,96 @@
+"""Log loss of the answers, at a temperature fitted on the selection rows."""
+
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sonde.findings.evidence.shared_rows import two_logits
+
+RIDGE: Final = 1e-4
+GRID, LEAST_LABELLED = tuple(2 ** (k / 16) for k in range(-64, 105)), 8
+
+
+def cooled_loss(
+    logits: Float[Tensor, "row class"], label: Int[Tensor, "row"], chooses: Bool[Tensor, "row"]
+) -> Float[Tensor, "row"] | None:
+    """Return the log loss of each row at one common temperature; None if it is not known.
+
+    A change that only makes answers surer, or less sure, is no repair of what is wrong: so changes
+    are compared at the best temperature of each.
+
+    Examples
+    --------
+    >>> logits, label = torch.tensor([[4.0, 0.0], [0.0, 8.0]]), torch.tensor([0, 1])
+    >>> cooled_loss(logits.repeat(9, 1), label.repeat(9), torch.ones(18).bool())[0] < 0.01
+    tensor(True)
+    """
+    logits = two_logits(logits).double()
+    if len(label) != len(logits) or int(chooses.sum()) < LEAST_LABELLED:
+        return None
+    if not bool(torch.isfinite(logits).all()) or int(label.max()) >= logits.shape[1]:
+        return None
+    losses = [cross_entropy(logits / t, label, reduction="none") for t in GRID]
+    return min(losses, key=lambda loss: float(loss[chooses].mean()))
+
+
+def crossed_loss(
+    logits: Float[Tensor, "row class"],
+    label: Int[Tensor, "row"],
+    half: Bool[Tensor, "row"],
+    biased: bool = False,
+) -> Float[Tensor, "row"] | None:
+    """Return the log loss of each row at the temperature fitted on the other half.
+
+    With ``biased``, the other half also chooses one class and a bias of its logit: what such a bias
+    repairs as well says nothing about the inputs.
+    """
+    found = torch.zeros(len(label), dtype=torch.float64)
+    for fits in (half, ~half):
+        loss = (_one_bias if biased else cooled_loss)(logits, label, fits)
+        if loss is None:
+            return None
+        found[~fits] = loss[~fits]
+    return found
+
+
+def _one_bias(
+    logits: Float[Tensor, "row class"], label: Int[Tensor, "row"], fits: Bool[Tensor, "row"]
+) -> Float[Tensor, "row"] | None:
+    """Return the log loss of each row with one class bias and a factor fitted on some rows."""
+    if cooled_loss(logits, label, fits) is None:
+        return None
+    x = two_logits(logits).double()
+    found = list[Tensor]()
+    for one in torch.eye(x.shape[1], dtype=torch.float64)[:, :, None]:
+        scale, bias = fitted_constants(x[fits], label[fits], one)
+        found.append(cross_entropy(scale * x + bias, label, reduction="none"))
+    return min(found, key=lambda loss: float(loss[fits].mean()))
+
+
+def fitted_constants(
+    logits: Float[Tensor, "row class"], truth: Int[Tensor, "row"], basis: Float[Tensor, "class of"]
+) -> tuple[Tensor, Tensor]:
+    """Return the logit factor and the constants in the span of ``basis`` that fit best."""
+    x, span = logits.double().numpy(), basis.double().numpy()
+    given = np.eye(x.shape[1])[truth.numpy()]
+
+    def loss(weight: Float[np.ndarray, "_of"]) -> tuple[float, Float[np.ndarray, "_of"]]:
+        scale = np.exp(weight[-1])
+        moved = scale * x + span @ weight[:-1]
+        log_p = log_softmax(moved, axis=1)
+        gradient = (np.exp(log_p) - given) / len(x)
+        constants = span.T @ gradient.sum(0) + 2 * RIDGE * weight[:-1]
+        value = -(given * log_p).sum() / len(x) + RIDGE * np.square(weight[:-1]).sum()
+        return float(value), np.append(constants, scale * (gradient * x).sum())
+
+    # Not torch's solver: the first optimiser of a process imports torch's compiler, a second.
+    start = np.zeros(span.shape[1] + 1)
+    weight = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
+    found = torch.from_numpy(weight).to(logits.dtype)
+    return found[-1].exp(), basis @ found[:-1]
