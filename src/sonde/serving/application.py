@@ -295,7 +295,7 @@ class _Handlers:
         if not isinstance(each, list) or not all(isinstance(one, dict) for one in each):
             raise Refusal(400, 'Expected {"id": "...", "truth": "the class"}.')
         check_count(len(each), self.limits)
-        said = [self.service.feedback.take(one.get("id"), one.get("truth")) for one in each]
+        said = [self.service.judge(one.get("id"), one.get("truth")) for one in each]
         return JSONResponse({"taken": len(said), "correct": sum(said)})
 
     async def accuracy(self, _: Request) -> Response:

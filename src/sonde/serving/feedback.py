@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sonde.serving.class_names import class_index
 from sonde.serving.refusals import Refusal
 from sonde.serving.served import Answer
 from sonde.stats.intervals import clopper_pearson
@@ -44,8 +45,17 @@ class Feedback:
                 self._texts[at], self._numbers[at] = _hashes(one.answer)
                 self._next = (at + 1) % self._kept
 
-    def take(self, name: Any, truth: Any) -> bool:
+    def take(self, name: Any, truth: Any, classes: Sequence[str] | None = None) -> bool:
         """Record the correct answer to one input; each input counts once.
+
+        Parameters
+        ----------
+        name : str
+            Id of the answer.
+        truth : str, int or float
+            Name or index of the correct class, or the correct number.
+        classes : sequence of str, optional
+            Names of a classifier's outputs, by which an index is understood.
 
         Returns
         -------
@@ -69,7 +79,8 @@ class Feedback:
                 )
             at = int(found[0])
             self._ids[at] = NO_ID
-            text, number = _hashes(truth)
+            index = None if classes is None else class_index(classes, truth)
+            text, number = _hashes(truth if index is None or classes is None else classes[index])
             is_right = bool(self._texts[at] == text or self._numbers[at] == number)
             counts = self._counts[ALARMS[self._alarms[at]]]
             counts[0] += is_right

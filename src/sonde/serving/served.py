@@ -15,7 +15,6 @@ from sonde.core.errors import InputError, SondeError, StateError
 from sonde.core.inputs import InputBatch, Model
 from sonde.data.encoder import Prepared
 from sonde.data.inputs import ItemInputs
-from sonde.data.opening import class_names
 from sonde.data.processors import is_image_processor, is_tokenizer
 from sonde.data.sources import Row
 from sonde.data.text_encoding import context_of
@@ -28,6 +27,7 @@ from sonde.run.scoring.batches import check_scoring
 from sonde.run.scoring.invariant import InvariantReader, shape_of_item
 from sonde.run.scoring.opening import open_for
 from sonde.run.watching.guard import require_live_model
+from sonde.serving.class_names import names_of_outputs
 from sonde.serving.refusals import Refusal
 from sonde.serving.unusual_columns import UnusualColumn, scales_in, unusual_columns
 from sonde.serving.verdicts import Verdict, Verdicts
@@ -121,6 +121,9 @@ class ServedModel:
     ----------
     floats : tuple of str
         Names of the arrays that the model reads as floats.
+    classes : tuple of str or None
+        Names of a classifier's outputs; None for other models, and before the form of the inputs is
+        known.
     """
 
     def __init__(
@@ -139,7 +142,7 @@ class ServedModel:
         self.alpha, self.largest, self.options = alpha, largest, dict(options or {})
         self.verdicts = None if self.fitted is None else Verdicts(self.fitted, alpha)
         self.column_scales = scales_in(self.fitted)
-        self._names = class_names(self.model) or {}
+        self.classes: tuple[str, ...] | None = None
         self._reader: InvariantReader | None = None
         self.floats: tuple[str, ...] = ()
         self._known = set[Hashable]()
@@ -211,7 +214,19 @@ class ServedModel:
         InputError, StateError
             If the model cannot read such items, or the probe belongs to another model.
         """
-        self._reader = self._reader_for(self.fitted, row)
+        reader = self._reader_for(self.fitted, row)
+        self.classes = self._names_of_outputs(reader.stream)
+        self._reader = reader
+
+    def _names_of_outputs(self, stream: LiveStream) -> tuple[str, ...] | None:
+        if self.model.task == "causal" or isinstance(stream.inputs, ReplayInputs):
+            return None
+        logits = stream.first_batch().logits
+        if logits is None or logits.ndim != 2 or logits.shape[1] < 2:
+            return None
+        header = {} if self.fitted is None else self.fitted.header
+        typed = self.options.get("classes") or recipe_in(header).get("options", {}).get("classes")
+        return names_of_outputs(self.model, typed, header.get("data", {}), logits.shape[1])
 
     def _open_with(self, row: Row) -> None:
         """Determine the form of inputs and the float columns from a request's first row.
@@ -418,12 +433,11 @@ class ServedModel:
         ]
 
     def _named(self, number: int) -> Any:
+        if self.classes is not None:
+            return self.classes[number]
         if self.model.task == "causal" and is_tokenizer(self.model.processor):
             return self.model.processor.decode([number])
-        names = () if self.fitted is None else self.fitted.label_names
-        if number in self._names:
-            return self._names[number]
-        return names[number] if number < len(names) else number
+        return number
 
     @cached_property
     def _context(self) -> int | None:

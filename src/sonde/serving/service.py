@@ -243,6 +243,11 @@ class Service:
             _log.error("the dashboard failed: %s", type(error).__name__)
         return answers
 
+    def judge(self, name: Any, truth: Any) -> bool:
+        """Record the correct answer to an input; return whether the model was correct."""
+        classes = None if self._served is None else self._served.classes
+        return self.feedback.take(name, truth, classes)
+
     def _items(
         self, served: ServedModel, names: Sequence[str], inputs: Sequence[Any]
     ) -> list[Item]:

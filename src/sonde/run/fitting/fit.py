@@ -14,7 +14,7 @@ from sonde.engine.folding import check_whole
 from sonde.engine.progress import Bar
 from sonde.engine.requests import Request, States
 from sonde.run.fitting.fitted import Fitted
-from sonde.run.fitting.header import make_header, unit_entry
+from sonde.run.fitting.header import OWN_LABELS, make_header, unit_entry
 from sonde.run.fitting.prepared import Prepared, prepare
 from sonde.run.instruments.stages import next_tasks
 from sonde.run.instruments.tasks import ErrorSample, error_sample, requests_of
@@ -26,6 +26,7 @@ from sonde.run.passes.driver import Outcome, run_pass
 from sonde.run.passes.hand_out import gathered
 from sonde.run.passes.memory import Estimate, check_memory, commit_level, estimate
 from sonde.run.reading.checking import check_rows
+from sonde.run.reading.class_order import numbers_outputs
 
 DEFAULT_HELD = 0.2
 
@@ -115,6 +116,8 @@ def fit(
     with held(place), gathered(crew, settings.threads):
         states, units, counters, sample = _all_passes(settled, settings, unit_size, place)
     header = make_header(settled.stream, units, counters, settled.split)
+    if numbers_outputs(stream):
+        header["data"][OWN_LABELS] = True
     return Fitted(settled.tasks, states, header, settled.split, sample)
 
 

@@ -13,6 +13,8 @@ from sonde.run.reading.recipe import recipe_in, recipe_of, require_same_recipe
 from sonde.tap import LiveStream, known_config_hash, known_structure
 
 MODEL_FIELDS = ("model", "structure", "config", "dtype", "attn", "head")
+OWN_LABELS = "own_labels"
+"""Present in ``data`` if the labels number the outputs of a model that does not name them."""
 READING_FIELDS = ("objective", "keep_special", "perturb")
 
 

@@ -30,6 +30,17 @@ def stream_in_sorted_order(stream: Stream) -> Stream:
     return replace(stream, inputs=in_sorted_order(stream.model, stream.inputs, stream.seed))
 
 
+def numbers_outputs(stream: Stream) -> bool:
+    """Return whether a stream's labels number the outputs of a model that does not name them.
+
+    Labels that are names are held against the model's answers, as ``in_sorted_order`` does it.
+    """
+    if not isinstance(stream, LiveStream) or not isinstance(stream.inputs, ItemInputs):
+        return False
+    is_unnamed = stream.model.task != "causal" and class_names(stream.model) is None
+    return is_unnamed and in_sorted_order(stream.model, stream.inputs, stream.seed).own_labels
+
+
 def in_sorted_order(model: Model, inputs: ItemInputs, seed: int = 0) -> ItemInputs:
     """Return the inputs with labels declared the model's classes if its answers match them.
 

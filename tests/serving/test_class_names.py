@@ -1,0 +1,81 @@
+"""Names of the classes in answers: the model's, the user's, or those of labels in its order."""
+
+import csv
+
+import pytest
+import torch
+from torch import nn
+
+import sonde
+from serving_case import asked, served
+from sonde.core.errors import InputError
+from sonde.detect import Mahalanobis
+from sonde.serving.class_names import class_index
+from sonde.serving.served import ServedModel
+
+COLUMNS = ["a", "b", "c"]
+
+
+def net():
+    """A net that answers with the largest of three columns."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Identity())
+    with torch.no_grad():
+        model[0].weight.copy_(4 * torch.eye(3))
+        model[0].bias.zero_()
+    return model.eval()
+
+
+def fitted_on(tmp_path, model, names):
+    """A probe fitted on a table whose label is the name of the largest column."""
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(3))
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*COLUMNS, "label"])
+        writer.writerows([*row, names[row.index(max(row))]] for row in x.tolist())
+    stream = sonde.read(model, tmp_path / "rows.csv", sites=["1"], number_columns="a,b,c")
+    return sonde.fit(Mahalanobis(), stream, progress=False)
+
+
+def first_answers(model, probe=None, **options):
+    items = [dict(zip(COLUMNS, row, strict=True)) for row in torch.eye(3).tolist()]
+    named = {"number_columns": "a,b,c"} | options
+    with served(model, probe, **named) as client:
+        found = client.post("/predict", json={"inputs": items}).json()["answers"]
+        told = {"feedback": [{"id": one["id"], "truth": i} for i, one in enumerate(found)]}
+        right = client.post("/feedback", json=told).json()["correct"]
+    return [one["answer"] for one in found], right
+
+
+def test_labels_in_another_order_do_not_name_the_answers(tmp_path):
+    model = net()
+    probe = fitted_on(tmp_path, model, ["low", "mid", "high"])  # sorted: high, low, mid
+    numbers = ["class 0", "class 1", "class 2"]
+    assert first_answers(model, probe) == (numbers, 3)
+    assert first_answers(model) == (numbers, 3)
+    named = first_answers(model, probe, classes="low,mid,high")
+    assert named == (["low", "mid", "high"], 3)
+
+
+def test_labels_in_the_order_of_the_answers_name_them(tmp_path):
+    model = net()
+    probe = fitted_on(tmp_path, model, ["ant", "bee", "cow"])
+    probe.save(tmp_path / "p.sonde")
+    assert first_answers(model, tmp_path / "p.sonde") == (["ant", "bee", "cow"], 3)
+
+
+def test_another_number_of_names_is_refused_at_the_start():
+    with pytest.raises(InputError, match="expected 3 class names, one for each output"):
+        ServedModel(net(), None, options={"number_columns": "a,b,c", "classes": "x,y"})
+
+
+def test_a_truth_is_a_name_before_it_is_an_index():
+    names = ("2", "1", "none")
+    assert [class_index(names, truth) for truth in (1, "1", 2.0, 0, "none", "0", 7, 1.5)] == [
+        1, 1, 0, 0, 2, None, None, None,
+    ]  # fmt: skip
+
+
+def test_a_regression_has_no_classes():
+    model = nn.Sequential(nn.Linear(5, 1))
+    with served(model) as client:
+        assert isinstance(asked(client, [torch.ones(5)])[0]["answer"], float)
