@@ -41,14 +41,13 @@ def names_of_outputs(
             f"serve: expected {n_outputs} class names, one for each output of the model, got "
             f"{len(given)} ({', '.join(given[:3])}, ...). Name every output, in order."
         )
-    own = opening.class_names(model) or {}
+    if given:
+        return given
     fitted = data.get("label_names", ()) if data.get(OWN_LABELS) else ()
-    if len(fitted) != n_outputs:
-        fitted = ()
-    return tuple(
-        (given and given[i]) or own.get(i) or (fitted and str(fitted[i])) or f"class {i}"
-        for i in range(n_outputs)
-    )
+    own = opening.class_names(model) or dict(enumerate(map(str, fitted)))
+    if not own.keys() <= {*range(n_outputs)}:
+        own = {}  # labels of data that were added later, or of another head
+    return tuple(own.get(i, f"class {i}") for i in range(n_outputs))
 
 
 def class_index(names: Sequence[str], truth: str | float) -> int | None:

@@ -116,7 +116,7 @@ def fit(
     with held(place), gathered(crew, settings.threads):
         states, units, counters, sample = _all_passes(settled, settings, unit_size, place)
     header = make_header(settled.stream, units, counters, settled.split)
-    if numbers_outputs(stream):
+    if numbers_outputs(settled.stream):
         header["data"][OWN_LABELS] = True
     return Fitted(settled.tasks, states, header, settled.split, sample)
 
