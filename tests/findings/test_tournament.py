@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sonde.findings.evidence.answers.best_probe import BestProbe
 from sonde.findings.rule import Check, Figure, Finding, Level
 from sonde.findings.tournament import name_cause
 from sonde.findings.trial import Measure, Scope, Trial, chooses_by_key
@@ -109,13 +110,73 @@ def test_the_rows_that_choose_are_the_same_in_a_sample_and_in_a_small_batch() ->
     assert torch.equal(first[::3], chooses_by_key(keys[::3]))
 
 
-def test_a_change_that_leaves_most_undone_is_no_cause() -> None:
-    few = found("SND046", trial(range(9), "answers"))  # .4 of rows right as given, .625 with it
-    for within, expected in ((None, "SND046"), (0.7, "SND046"), (0.8, None)):
-        settled = name_cause({"SND046": few}, within)
-        finding = settled["SND046"].finding
-        assert finding is not None
-        assert finding.is_cause is (expected is not None)
+def possible(best: float, measure: Measure = "accuracy", constant: float = 0.0) -> BestProbe:
+    return BestProbe("conv1:out", measure, best, constant, {})
+
+
+def settled_as(check: Check, known: BestProbe, *others: Check) -> Finding:
+    checks = {c.code: c for c in (check, *others)}
+    finding = name_cause(checks, known)[check.code].finding
+    assert finding is not None
+    return finding
+
+
+@pytest.mark.parametrize("measure", ["accuracy", "error", "loss"])
+@pytest.mark.parametrize(
+    ("best", "is_cause", "is_part"),
+    [(0.7, True, False), (0.8, False, True), (0.62, True, False), (2.2, False, False)],
+)
+def test_a_cause_closes_two_thirds_of_the_gap_whatever_the_measure(
+    measure: Measure, best: float, is_cause: bool, is_part: bool
+) -> None:
+    few = found("SND015", trial(range(9), "inputs", measure=measure))  # .4 before, .625 after
+    finding = settled_as(few, possible(best, measure, constant=-9.0))
+    assert (finding.is_cause, finding.is_part) == (is_cause, is_part)
+    assert finding.gap is not None
+    assert finding.gap.closed == pytest.approx(0.225 / (best - 0.4))
+
+
+def test_the_gap_is_that_of_the_rows_of_the_trial() -> None:
+    few = found("SND015", trial(range(9), "inputs"))
+    easy = {100 + i: float(i < 25) for i in range(N)}  # .625 on these rows, .95 elsewhere
+    known = BestProbe("conv1:out", "accuracy", 0.95, 0.1, easy)
+    assert settled_as(few, known).is_cause
+    assert not settled_as(few, replace(known, scores={})).is_cause
+
+
+def test_answers_no_better_than_the_commonest_label_or_the_mean_have_no_cause() -> None:
+    few = found("SND015", trial(range(9), "inputs"))
+    assert settled_as(few, possible(0.64, constant=0.6)).is_cause
+    finding = settled_as(few, possible(0.64, constant=0.63))
+    assert not finding.is_cause
+    assert not finding.is_part
+    order, draw = torch.arange(N), torch.Generator().manual_seed(1)
+    errors = torch.rand(N, generator=draw, dtype=torch.float64) ** 4
+    for after, expected in ((2114.0, False), (0.9, True)):  # times the variance of the targets
+        huge = Trial("x", "part", "error", order, 1 - 1e9 * errors, 1 - 2 * after * errors.sqrt())
+        assert huge.holds
+        finding = settled_as(found("SND068", huge), possible(0.1, "error"))
+        assert finding.is_cause is expected
+        assert finding.is_part is False
+
+
+def test_a_change_far_behind_one_of_another_kind_is_no_cause() -> None:
+    least, most = trial(range(9), "inputs"), trial(range(24), "part")
+    explained = found("SND068", most, because_of="SND003")
+    checks = found("SND015", least), explained, found("SND003", None)
+    assert named(*checks)[0] is None
+    assert named(found("SND015", trial(range(20), "inputs")), *checks[1:])[0] == "SND015"
+
+
+def test_a_constant_on_a_logit_is_the_cause_only_where_inputs_and_parts_were_tried() -> None:
+    constant = found("SND046", replace(trial(range(22), "answers"), is_constant=True))
+    tried = [Check(code, "clear") for code in ("SND015", "SND068")]
+    known = possible(0.97)
+    assert settled_as(constant, known, *tried).is_cause
+    assert not settled_as(constant, known, tried[0]).is_cause
+    assert not settled_as(constant, known, tried[0], Check("SND068", "withheld")).is_cause
+    finding = settled_as(constant, possible(1.1), *tried)  # closes 79 %
+    assert (finding.is_cause, finding.is_part) == (False, True)
 
 
 def test_a_larger_change_that_leaves_much_less_undone_is_the_cause() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sonde.findings.evidence.answers.labels import label_evidence, usable
+from sonde.findings.evidence.answers.best_probe import BestProbe, best_probe
 from sonde.findings.evidence.record import Evidence
 from sonde.findings.rule import Check, Finding, Level
 from sonde.findings.tournament import name_cause
@@ -134,16 +134,15 @@ def name_causes(evidence: Evidence, checks: Sequence[Check]) -> list[Check]:
         for code in line.effects or tuple(settled):
             if code in settled and code != line.cause:
                 settled[code] = _explained(settled, code, line, order)
-    settled = name_cause(settled, _allowed_accuracy(evidence, settled))
+    settled = name_cause(settled, _best_known(evidence, settled))
     return [settled[c.code] for c in checks]
 
 
-def _allowed_accuracy(evidence: Evidence, settled: Mapping[str, Check]) -> float | None:
-    """Return the accuracy of a probe of the last layer, if a change of answers was tried."""
+def _best_known(evidence: Evidence, settled: Mapping[str, Check]) -> BestProbe | None:
+    """Return the best answers known to be possible, if a change of answers was tried."""
     trials = [c.finding.trial for c in settled.values() if c.finding is not None]
-    if not any(t is not None and t.measure == "accuracy" for t in trials) or not usable(evidence):
-        return None
-    return label_evidence(evidence).sites[-1].accuracy
+    kinds = {t.measure for t in trials if t is not None and t.holds}
+    return best_probe(evidence) if kinds & {"accuracy", "error", "loss"} else None
 
 
 def _named(check: Check, keys: dict[str, str]) -> Check:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -21,7 +21,7 @@ from sonde.findings.evidence.versus.comparison import versus_section
 from sonde.findings.inputs import other_rows, own_rows, show_inputs
 from sonde.findings.profile import similarity, site_profile, site_units, site_values, unit_facts
 from sonde.findings.provenance import limits, provenance
-from sonde.findings.rule import LEVELS, Check, Figure, Finding, Rule
+from sonde.findings.rule import LEVELS, Check, Figure, Finding, Gap, Rule
 from sonde.findings.scan import Scanned
 from sonde.findings.trial import Trial
 from sonde.findings.vectors import vectors_section
@@ -60,7 +60,8 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
         "schema": SCHEMA,
         "verdict": _verdict(findings, scanned.checks),
         "answers": _answers(evidence),
-        "cause": _cause(scanned, findings),
+        "cause": _marked(scanned, findings, "is_cause"),
+        "part_of_cause": _marked(scanned, findings, "is_part"),
         "findings": findings,
         "checks": [_check(c, scanned.rules[c.code]) for c in scanned.checks],
         "sites": [site_profile(s, evidence, settings.error_bars) for s in evidence.sites],
@@ -90,11 +91,14 @@ def document(scanned: Scanned, model: str = "", started: float | None = None) ->
     return hash_ids(plain) if settings.hash_ids else plain
 
 
-def _cause(scanned: Scanned, findings: list[dict[str, Any]]) -> str | None:
-    """Return the code of the cause, unless the user ignores it."""
+def _marked(
+    scanned: Scanned, findings: list[dict[str, Any]], mark: Literal["is_cause", "is_part"]
+) -> str | None:
+    """Return the code of the cause, or of a part of it, unless the user ignores this code."""
     ignored = {f["code"] for f in findings if f["ignored"]}
-    known = [c.finding for c in scanned.checks if c.finding is not None and c.finding.is_cause]
-    return next((f.code for f in known if f.code not in ignored), None)
+    found = [c.finding for c in scanned.checks if c.finding is not None]
+    known = [f.code for f in found if (f.is_cause if mark == "is_cause" else f.is_part)]
+    return next((code for code in known if code not in ignored), None)
 
 
 def _answers(evidence: Evidence) -> dict[str, Any] | None:
@@ -140,7 +144,7 @@ def _finding(check: Check, rule: Rule, scanned: Scanned) -> dict[str, Any]:
         "sentence": finding.sentence,
         "why": rule.why,
         "fix": finding.fix or rule.fix,
-        "trial": _trial(finding.trial),
+        "trial": _trial(finding.trial, finding.gap),
         "next": "" if again is None else again.text(finding.next),
         "theme": rule.theme,
         "effect": float(min(1.0, max(0.0, finding.effect))),
@@ -156,7 +160,7 @@ def _finding(check: Check, rule: Rule, scanned: Scanned) -> dict[str, Any]:
     }
 
 
-def _trial(trial: Trial | None) -> dict[str, Any] | None:
+def _trial(trial: Trial | None, gap: Gap | None) -> dict[str, Any] | None:
     """Return a trial whose gain was confirmed, with errors and losses as positive numbers.
 
     A head that was fitted anew undoes nothing: advice to do so is no fix.
@@ -164,10 +168,11 @@ def _trial(trial: Trial | None) -> dict[str, Any] | None:
     if trial is None or not trial.holds or trial.scope == "head":
         return None
     before, after = float(trial.before.double().mean()), float(trial.after.double().mean())
+    possible = None if gap is None else gap.possible
     if trial.measure == "error":
-        before, after = 1 - before, 1 - after
+        before, after, possible = 1 - before, 1 - after, None if gap is None else 1 - gap.possible
     elif trial.measure != "accuracy":
-        before, after = -before, -after
+        before, after, possible = -before, -after, None if gap is None else -gap.possible
     return {
         "change": trial.change,
         "measure": trial.measure,
@@ -175,6 +180,9 @@ def _trial(trial: Trial | None) -> dict[str, Any] | None:
         "after": after,
         "n_rows": len(trial.rows),
         "p": trial.p,
+        "possible": possible,
+        "possible_at": None if gap is None else gap.where,
+        "closed": None if gap is None else gap.closed,
     }
 
 

@@ -44,6 +44,25 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """The gap between the answers before a change and the best answers known to be possible.
+
+    Parameters
+    ----------
+    where : str
+        What gives these answers: the site of a probe, or the inputs.
+    possible : float
+        Their score on the rows of the trial: accuracy, R^2, or the negative loss.
+    closed : float
+        Fraction of the gap that the change closes.
+    """
+
+    where: str
+    possible: float
+    closed: float
+
+
+@dataclass(frozen=True)
 class Finding:
     """A statement of a report about all sites and units with a common cause.
 
@@ -77,8 +96,10 @@ class Finding:
         general ``fix`` applies.
     trial : Trial or None
         What that change made of rows held out from the choice; None if it was not made.
-    is_cause : bool
-        Whether this trial mended most of all trials of the scan.
+    is_cause, is_part : bool
+        Whether this change is the cause; whether it is the largest known part of the cause.
+    gap : Gap or None
+        How far the change comes towards the best known answers; None if these are not known.
     """
 
     code: str
@@ -100,6 +121,8 @@ class Finding:
     fix: str = ""
     trial: Trial | None = None
     is_cause: bool = False
+    is_part: bool = False
+    gap: Gap | None = None
 
 
 @dataclass(frozen=True)

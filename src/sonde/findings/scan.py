@@ -20,6 +20,7 @@ from sonde.engine.requests import Request, Task, requests
 from sonde.findings.causes import name_causes
 from sonde.findings.detectors import chosen_detectors, fitted_scorers
 from sonde.findings.evidence.answers.answers import answer_columns
+from sonde.findings.evidence.answers.best_probe import input_rows
 from sonde.findings.evidence.answers.head_answers import head_answers
 from sonde.findings.evidence.answers.number_answers import number_rows
 from sonde.findings.evidence.facts import by_answers, data_evidence
@@ -411,6 +412,7 @@ def _gatherers(
         "shortcuts": _counted(partial(shortcut_evidence, stream)),
         "parts": _counted(partial(part_trials, stream)),
         "table": lambda _: input_table(stream, data),
+        "input_rows": lambda found: input_rows(stream, found),
         "writing": partial(text_writing, stream),
         "vocabulary": lambda _: vocabulary_fit(stream),
     }

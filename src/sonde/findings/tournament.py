@@ -2,8 +2,10 @@
 
 A finding is a candidate if its change was made and rows held out from the choice got better, unless
 a finding that was not tried explains it. A head or numbers that were fitted to the answers mend
-part of whatever is wrong before them: they are never the cause. Candidates compete on the rows
-that all of them judged.
+part of whatever is wrong before them: they are never the cause. One rule holds for every measure:
+the change closes two thirds of the gap to the best known answers, the answers are then better than
+the commonest label or the mean, and no other change gains far more. Candidates compete on the rows
+that all of them judged. A change that closes less is part of the cause.
 """
 
 from collections.abc import Mapping
@@ -15,7 +17,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from sonde.findings.rule import Check, Finding
+from sonde.findings.evidence.answers.best_probe import BestProbe
+from sonde.findings.rule import Check, Finding, Gap
 from sonde.findings.trial import LEVEL, SCOPES, Trial, chance_of_gain
 
 FEWEST: Final = 12
@@ -26,36 +29,51 @@ NEARLY, TIMES = 0.75, {"accuracy": 1.5, "error": 1.25}
 LEFT: Final = {"accuracy": 0.02, "error": 0.005}
 """Gains of answers are close from this fraction on, if few more answers stay wrong."""
 ENOUGH: Final = 2 / 3
-"""Fraction of the loss relative to a probe of the states that a cause must recover."""
+"""Fraction of the gap to the best known answers that a cause must close."""
+NEARLY_ALL: Final = 0.9
+"""The same for a constant on a logit, which corrects some answers whatever is wrong."""
+PART: Final = 0.2
+"""Fraction of the gap from which a change is part of the cause."""
+WORST: Final = 8.0
+"""Largest error of one row, in variances of the targets beyond the first."""
+BEFORE_CONSTANTS: Final = ("SND015", "SND068")
+"""Codes of input forms and parts, which are tried before a constant on a logit is a cause."""
 LESS: Final = 0.9
 """Log loss relative to that of a smaller change from which the larger change is preferred."""
 COVERED: Final = 0.25
 """Largest fraction of a trial's gain that its cause may leave unexplained."""
 
 
-def name_cause(settled: Mapping[str, Check], within: float | None = None) -> dict[str, Check]:
+def name_cause(settled: Mapping[str, Check], known: BestProbe | None = None) -> dict[str, Check]:
     """Return the checks with the cause marked, and covered rivals explained by it.
+
+    If no change can be the cause, the change that closes most of the gap is marked as a part of it.
 
     Parameters
     ----------
     settled : mapping of str to Check
         By code, explained as the table of causes says.
-    within : float, optional
-        Accuracy that the model's states allow, by a probe of the last layer. A change that mends
-        less than two thirds of what is lost against it is no cause.
+    known : BestProbe, optional
+        The best answers that are known to be possible.
     """
     found = {code: check.finding for code, check in settled.items() if check.finding is not None}
+    found |= {code: replace(f, gap=_gap(f.trial, found, known))
+              for code, f in found.items() if _is_tried(f)}  # fmt: skip
     tried = {code: f for code, f in found.items() if _is_tried(f)}
     free = {code: f for code, f in tried.items() if _is_free(f, found)}
-    chosen = _chosen({code: f for code, f in free.items() if _can_be_cause(f.trial, within)})
+    able = {c: f for c, f in free.items() if f.trial is not None and f.trial.scope != "head"
+            and _beats_constant(f.trial, known)}  # fmt: skip
+    chosen = _chosen({c: f for c, f in able.items() if _can_be_cause(f, tried, settled)})
+    part = None if chosen is not None else _largest_part(able)
     changed = dict(settled)
-    for code, finding in free.items():
+    for code, finding in tried.items():
+        made = finding
         if code == chosen:
             made = replace(finding, because_of=None, is_cause=True)
-        elif chosen is not None and _is_covered(finding.trial, tried[chosen].trial):
+        elif code == part:
+            made = replace(finding, because_of=None, is_part=True)
+        elif code in free and chosen and _is_covered(finding.trial, tried[chosen].trial):
             made = replace(finding, because_of=chosen)
-        else:
-            continue
         changed[code] = replace(settled[code], finding=made)
     return _without_circles(changed)
 
@@ -77,13 +95,69 @@ def _is_free(finding: Finding, found: Mapping[str, Finding]) -> bool:
     return True
 
 
-def _can_be_cause(trial: Trial | None, within: float | None) -> bool:
-    """Return whether a change undoes a fault and restores most of the possible accuracy."""
-    if trial is None or trial.scope == "head":
+def _gap(trial: Trial | None, found: Mapping[str, Finding], known: BestProbe | None) -> Gap | None:
+    """Return the gap to the best known answers on a trial's rows, and how much of it closes.
+
+    The best known answers are those of the best probe, or of another trial if these are better.
+    """
+    if trial is None or known is None or known.measure != trial.measure:
+        return None
+    rivals = [f.trial for f in found.values() if _is_tried(f) and f.trial is not None]
+    best, where = known.on(trial.rows), known.where
+    for rival in rivals:
+        common = _common(rival, trial) if rival.measure == trial.measure else []
+        if len(common) >= FEWEST and rival is not trial and rival.scope != "head":
+            best = max(best, _mean(_picked(rival, rival.after, common), trial))
+    before, after = _mean(trial.before, trial), _mean(trial.after, trial)
+    before = max(before, 0.0) if trial.measure == "error" else before
+    closed = 1.0 if best <= before else (after - before) / (best - before)
+    return Gap(where, best, closed)
+
+
+def _mean(scores: Float[Tensor, "row"], trial: Trial) -> float:
+    """Return the mean score, one row's error limited so that it cannot decide alone."""
+    scores = scores.double()
+    return float((scores.clamp(min=-WORST) if trial.measure == "error" else scores).mean())
+
+
+def _beats_constant(trial: Trial, known: BestProbe | None) -> bool:
+    """Return whether the answers are better than the commonest label, the mean or frequencies."""
+    if known is None or known.measure != trial.measure:
+        return trial.measure != "error" or _mean(trial.after, trial) > 0
+    return _mean(trial.after, trial) > known.constant
+
+
+def _can_be_cause(
+    finding: Finding, tried: Mapping[str, Finding], settled: Mapping[str, Check]
+) -> bool:
+    """Return whether a change closes enough of the gap, and no other change gains far more."""
+    trial, gap = finding.trial, finding.gap
+    if trial is None:
         return False
-    if within is None or trial.measure != "accuracy":
-        return True
-    return trial.gain >= ENOUGH * (within - float(trial.before.mean()))
+    if trial.is_constant and not all(_was_tried(settled.get(c)) for c in BEFORE_CONSTANTS):
+        return False
+    if gap is not None and gap.closed < (NEARLY_ALL if trial.is_constant else ENOUGH):
+        return False
+    for rival in (f.trial for f in tried.values() if f.trial is not None):
+        if rival is trial or rival.measure != trial.measure or rival.scope == "head":
+            continue
+        common = _common(trial, rival)
+        gains = [float((_at(t, t.after, common) - _at(t, t.before, common)).mean())
+                 for t in (trial, rival)] if len(common) >= FEWEST else [0.0, 0.0]  # fmt: skip
+        if gains[0] < NEARLY * gains[1]:
+            return False
+    return True
+
+
+def _was_tried(check: Check | None) -> bool:
+    return check is not None and check.state in ("raised", "clear")
+
+
+def _largest_part(free: Mapping[str, Finding]) -> str | None:
+    """Return the code of the change that closes most of the gap, if it closes a fifth."""
+    closed = {code: f.gap.closed for code, f in free.items() if f.gap is not None}
+    best = max(closed, key=lambda code: (closed[code], code), default=None)
+    return None if best is None or closed[best] < PART else best
 
 
 def _chosen(free: Mapping[str, Finding]) -> str | None:
@@ -114,7 +188,7 @@ def _nats_of(trial: Trial, rival: Trial) -> float | None:
     """
     if trial.nats is None or rival.nats is None:
         return None
-    order = sorted(set(trial.rows.tolist()) & set(rival.rows.tolist()))
+    order = _common(trial, rival)
     if len(order) < FEWEST:
         return None
     own, other = (_picked(t, t.nats, order) for t in (trial, rival) if t.nats is not None)
@@ -152,10 +226,15 @@ def _is_close(gain: float, most: float, best: Trial) -> bool:
 
 def _paired(a: Trial, b: Trial) -> tuple[Float[Tensor, "row"], Float[Tensor, "row"]] | None:
     """Return the scores after both changes on their common rows; None if too few."""
-    order = sorted(set(a.rows.tolist()) & set(b.rows.tolist()))
+    order = _common(a, b)
     if len(order) < FEWEST or a.measure != b.measure:
         return None
     return _at(a, a.after, order), _at(b, b.after, order)
+
+
+def _common(a: Trial, b: Trial) -> list[int]:
+    """Return the examples that both trials judged."""
+    return sorted(set(a.rows.tolist()) & set(b.rows.tolist()))
 
 
 def _at(trial: Trial, scores: Float[Tensor, "row"], order: list[int]) -> Float[Tensor, "common"]:

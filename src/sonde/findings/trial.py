@@ -63,6 +63,9 @@ class Trial:
         rows that choose. Tells changes apart that correct equally many answers.
     group : Int[Tensor, "row"] or None
         Group of each row: groups are the units of the test. None = every row is its own group.
+    is_constant : bool
+        Whether the change is a constant on one logit, which corrects some of the answers whatever
+        is wrong before it.
     """
 
     change: str
@@ -73,6 +76,7 @@ class Trial:
     after: Float[Tensor, "row"]
     nats: Float[Tensor, "row"] | None = None
     group: Int[Tensor, "row"] | None = None
+    is_constant: bool = False
 
     @property
     def gain(self) -> float:

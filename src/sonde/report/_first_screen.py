@@ -21,6 +21,8 @@ WHY_IT_GUESSES: Final = frozenset(
 """Codes of faults in a model or its inputs that can reduce all answers to guesses."""
 NO_CAUSE: Final = "no cause found: none of the changes that were tried corrects the answers"
 NOT_TRIED: Final = "no cause was searched for, since it is not known which answers are correct"
+CLOSED: Final = 0.9
+"""Fraction of a gap from which nothing is said of the rest."""
 SHOWN: Final = 6
 _WIDE: Final = 420
 
@@ -45,7 +47,7 @@ def first_finding(report: dict[str, Any]) -> dict[str, Any] | None:
     """
     chosen = select(report["findings"])
     every = [*chosen.first, *chosen.more]
-    tried = next((f for f in every if is_cause(report, f)), None)
+    tried = next((f for f in every if is_cause(report, f) or is_part(report, f)), None)
     if tried is not None:
         return tried
     found = [f for f in every if f["level"] != "note"]
@@ -60,6 +62,11 @@ def first_finding(report: dict[str, Any]) -> dict[str, Any] | None:
 def is_cause(report: dict[str, Any], finding: dict[str, Any]) -> bool:
     """Return whether the change behind this finding corrected the most in its trial."""
     return report.get("cause") == finding["code"]
+
+
+def is_part(report: dict[str, Any], finding: dict[str, Any]) -> bool:
+    """Return whether the change behind this finding is the largest known part of the cause."""
+    return report.get("part_of_cause") == finding["code"]
 
 
 def fix_word(finding: dict[str, Any]) -> str:
@@ -78,7 +85,9 @@ def cause_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     said = f"{found['code']}: {shown(found['sentence'], 1000)}"
     advice = shown(found.get("fix") or "", 1000)
     if is_cause(report, found):
-        return [("cause", said), (fix_word(found), advice)]
+        return [("cause", said), (fix_word(found), advice), *_rest(found)]
+    if is_part(report, found):
+        return [("part", f"of the cause: {said}"), (fix_word(found), advice), *_rest(found)]
     none = [("cause", _without_cause(report))] if found["code"] in ABOUT_ANSWERS else []
     return [*none, ("seen", said), ("advice", advice)]
 
@@ -86,6 +95,33 @@ def cause_lines(report: dict[str, Any]) -> list[tuple[str, str]]:
 def _without_cause(report: dict[str, Any]) -> str:
     """Return why no cause is named: no change helped, or correct answers are not known."""
     return NO_CAUSE if report.get("answers") is not None else NOT_TRIED
+
+
+def _rest(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the line on the gap that the change leaves; none if it leaves a tenth or less."""
+    said = gap_sentence(found)
+    return [("remains", said)] if said else []
+
+
+def gap_sentence(found: dict[str, Any]) -> str:
+    """Describe the gap to the best known answers if a change leaves more than a tenth of it.
+
+    Examples
+    --------
+    >>> trial = {"measure": "accuracy", "possible": 0.88, "possible_at": "conv2:out"}
+    >>> gap_sentence({"trial": trial | {"closed": 0.75}})
+    'the change closes 75 % of the gap to a linear probe of conv2 (88 %): there is another fault'
+    """
+    trial = found.get("trial") or {}
+    closed, best = trial.get("closed"), trial.get("possible")
+    if closed is None or best is None or closed >= CLOSED:
+        return ""
+    said = share(best) if trial["measure"] == "accuracy" else f"loss {number(best)}"
+    where = shown(trial["possible_at"].removesuffix(":out"), 40)
+    return (
+        f"the change closes {share(closed)} of the gap to a linear probe of {where} ({said}): "
+        "there is another fault"
+    )
 
 
 def first_screen(report: dict[str, Any]) -> Markup | None:
@@ -155,13 +191,18 @@ def _cause(report: dict[str, Any]) -> Markup | None:
     none = next((text for _, text in cause_lines(report) if text in (NO_CAUSE, NOT_TRIED)), "")
     link = el("a", found["code"], href=f"#finding-{found['code']}")
     fix = found.get("fix")
-    word = fix_word(found).capitalize() if is_cause(report, found) else "Advice"
+    known = is_cause(report, found) or is_part(report, found)
+    word = fix_word(found).capitalize() if known else "Advice"
+    rest = gap_sentence(found) if known else ""
     return el(
         "div",
         el("p", tied(f"{none[:1].upper()}{none[1:]}. Also seen:")) if none else None,
         el("p", badge(found["level"], found["title"]), " ", link, cls="named"),
         el("p", tied(found["sentence"]), cls="sentence"),
         el("p", el("b", f"{word}: "), tied(fix)) if fix else None,
+        el("p", "Part of the cause: " if is_part(report, found) else "", tied(f"{rest}."))
+        if rest
+        else None,
         command(found["next"]) if found["next"] else None,
         cls="why",
     )

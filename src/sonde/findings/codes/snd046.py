@@ -14,7 +14,7 @@ from sonde.findings.evidence.shared_rows import examples_at
 from sonde.findings.evidence.trials.answer_trials import LogitConstant, logit_constant
 from sonde.findings.rule import Check, Figure, Theme
 from sonde.findings.words.places import class_command, sentence
-from sonde.findings.words.text import listed, number, percent, plural, shortened
+from sonde.findings.words.text import listed, percent, plural, shortened
 
 
 @final
@@ -181,9 +181,8 @@ class SND046(ClassAnswersRule):
 def _mending(moved: LogitConstant) -> str:
     """Return the advice to add a constant to a logit, and its effect on held-out rows."""
     before, after = (percent(float(x.mean())) for x in (moved.trial.before, moved.trial.after))
-    sign = "-" if moved.constant < 0 else "+"
     fix = (
-        f"logits[:, {moved.label}] {sign}= {number(abs(moved.constant))}: correct on {after} of "
+        f"{moved.line}: correct on {after} of "
         f"{plural(len(moved.trial.rows), 'row')} held out from the choice, instead of {before}."
     )
     if not moved.is_all:

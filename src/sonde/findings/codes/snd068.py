@@ -25,8 +25,8 @@ class SND068(Rule):
     right : float, default=0.02
         Least gain of a classifier's accuracy.
     level : float, default=0.001
-        Of the paired t test on rows that did not choose the change; half of it of the sign test of
-        their answers.
+        Of the signed rank test of the loss on rows that did not choose the change; half of it of
+        the sign test of their answers.
     family : float, default=0.05
         Level over all changes tried, for a change that is tried first because of the weights or of
         the model's kind.
@@ -55,7 +55,7 @@ class SND068(Rule):
         "activations, the eps of norms, the base and layout of rotated positions, the order of "
         "blocks and layers of one shape are exchanged. The best change is judged on the other "
         "half: its loss must be a tenth (of tokens a twentieth) below that of the model at its "
-        "best temperature (paired t test, 0.1 %; for another pooling, and for an order of blocks "
+        "best temperature (signed ranks, 0.1 %; for another pooling, and for an order of blocks "
         "that the weights suggest, 5 % over the number of changes tried if that is more; or a "
         "sign test of answers that become correct, 0.05 %), and a classifier's accuracy must "
         "rise by 2 percentage points. A language model with the change must still not see later "

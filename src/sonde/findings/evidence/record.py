@@ -376,6 +376,11 @@ class Evidence:
         return self.gathered.get("table", self)
 
     @property
+    def input_rows(self) -> Any:
+        """``InputRows``: the floating-point inputs of sampled rows, or None."""
+        return self.gathered.get("input_rows", self)
+
+    @property
     def writing(self) -> Any:
         """``Writing``: measures of the texts, or a reason for none; None without a model."""
         return self.gathered.get("writing", self)

@@ -83,7 +83,7 @@ def number_answers(evidence: Evidence) -> NumberAnswers | str:
     shared = shared_rows(evidence)
     group = shared.group[where]
     probes = tuple(
-        (site.schema.key, (_held_out(shared.x(i)[where], truth, group) - truth).square())
+        (site.schema.key, (held_out_numbers(shared.x(i)[where], truth, group) - truth).square())
         for i, site in enumerate(evidence.sites)
     )
     return NumberAnswers(
@@ -224,7 +224,7 @@ def root_mean(squares: Float[Tensor, "row"], group: Int[Tensor, "row"]) -> tuple
     return root, se / (2 * root) if root > 0 else 0.0
 
 
-def _held_out(
+def held_out_numbers(
     x: Float[Tensor, "row dim"], y: Float[Tensor, "row"], group: Int[Tensor, "row"]
 ) -> Float[Tensor, "row"]:
     """Return the prediction for each row by a linear regression fitted without the row's fold."""

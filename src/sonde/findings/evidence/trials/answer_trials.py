@@ -1,5 +1,6 @@
 """Trials that change the answers alone: a bias on one logit, other names, a new head."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -9,7 +10,11 @@ from scipy.stats import ttest_rel
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sonde.findings.evidence.answers.answers import answer_columns, compared_answers
+from sonde.findings.evidence.answers.answers import (
+    answer_columns,
+    are_probabilities,
+    compared_answers,
+)
 from sonde.findings.evidence.answers.labels import class_name
 from sonde.findings.evidence.answers.number_answers import number_answers, number_rows
 from sonde.findings.evidence.once import once
@@ -21,6 +26,8 @@ from sonde.findings.words.text import number, shortened
 
 LEAST = 12
 FEW_OF: Final = 5
+TINY: Final = 1e-30
+"""Least probability whose logarithm is taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +39,8 @@ class LogitConstant:
     label : int
         The class.
     constant : float
+    line : str
+        Code that makes the change on the model's output, whatever form its answers have.
     is_all : bool
         Whether constants on the other logits would add nothing. If they do, the constant makes up
         for part of what is wrong before the logits.
@@ -40,6 +49,7 @@ class LogitConstant:
 
     label: int
     constant: float
+    line: str
     is_all: bool
     trial: Trial
 
@@ -50,13 +60,15 @@ def logit_constant(evidence: Evidence) -> LogitConstant | None:
     columns = answer_columns(evidence)
     if isinstance(columns, str) or shared_rows(evidence).order is None:
         return None
-    logits, label = columns
+    answers, label = columns
+    logits = as_logits(answers)
     where = torch.nonzero((label >= 0) & (label < logits.shape[1])).flatten()
     chosen = chooses(shared_rows(evidence).group[where])
     if min(int(chosen.sum()), int((~chosen).sum())) < LEAST:
         return None
     x, truth = logits[where].double(), label[where]
     k, constant = best_constant(x[chosen], truth[chosen])
+    constant = float(f"{constant:.3g}")  # as the line says it
     if constant == 0:
         return None
     moved = x.clone()
@@ -68,8 +80,30 @@ def logit_constant(evidence: Evidence) -> LogitConstant | None:
     trial = answer_trial(evidence, where, words, "answers" if is_all else "head", before, after)
     if trial is not None:
         nats = cooled_loss(moved, truth, chosen)
-        trial = replace(trial, nats=None if nats is None else nats[~chosen])
-    return None if trial is None else LogitConstant(k, constant, is_all, trial)
+        nats = None if nats is None else nats[~chosen]
+        trial = replace(trial, nats=nats, is_constant=True)
+    line = _line(evidence, answers, k, constant)
+    return None if trial is None else LogitConstant(k, constant, line, is_all, trial)
+
+
+def as_logits(answers: Float[Tensor, "row class"]) -> Float[Tensor, "row class"]:
+    """Return logits in float64; probabilities as their logarithms."""
+    answers = answers.double()
+    return answers.clamp(min=TINY).log() if are_probabilities(answers) else answers
+
+
+def _line(evidence: Evidence, answers: Float[Tensor, "row class"], k: int, constant: float) -> str:
+    """Return code that adds a constant to the logit of class ``k``."""
+    raw = evidence.column("logits", evidence.sites[0])
+    width = 0 if raw is None else raw.shape[1]
+    if width == 1:  # of the second class
+        constant = constant if k == 1 else -constant
+    sign, size = "-" if constant < 0 else "+", f"{abs(constant):.3g}"
+    if not are_probabilities(answers):
+        return f"logits{'' if width == 1 else f'[:, {k}]'} {sign}= {size}"
+    if width == 1:
+        return f"p = (p.logit() {sign} {size}).sigmoid()  # p: the model's output"
+    return f"p[:, {k}] *= {math.exp(constant):.3g}; p /= p.sum(1, keepdim=True)"
 
 
 def _others_help(

@@ -12,12 +12,10 @@ from typing import Final
 
 import torch
 from jaxtyping import Float
-from scipy.stats import ttest_1samp
 from torch import Tensor
 
 from sonde.core.batch import words_of
 from sonde.core.inputs import InputBatch
-from sonde.core.paired_gains import group_means
 from sonde.findings.evidence.answers.answers import class_answers, compared_answers, probabilities
 from sonde.findings.evidence.answers.number_answers import number_answers
 from sonde.findings.evidence.modules.fresh_weights import FreshLayers
@@ -31,7 +29,7 @@ from sonde.findings.evidence.trials.part_changes import (
     part_changes,
 )
 from sonde.findings.self_check import chosen_examples, thinned
-from sonde.findings.trial import Trial, chooses_by_key
+from sonde.findings.trial import Trial, chance_of_gain, chooses_by_key
 from sonde.tap import LiveStream
 from sonde.tap.model.probe import find_logits
 from sonde.tap.model.seeding import untouched
@@ -70,7 +68,7 @@ class PartTrials:
     right, mended : float
         Share of their labels that the model names before and after; NaN without labels.
     p : float
-        Of a paired t test, groups of rows as units.
+        Of a signed rank test of the loss, groups of rows as units: the loss has heavy tails.
     unit : str
     of_tokens : bool
         Whether the rows are texts of a language model.
@@ -213,7 +211,6 @@ def _judged(
         )
     loss = runs.loss_of(best, changed, odd)
     group = words_of(runs.small.together(odd).group_keys)
-    test = ttest_1samp(group_means(given - loss, group).numpy(), 0.0, alternative="greater")
     return PartTrials(
         change=best,
         given=given,
@@ -221,7 +218,7 @@ def _judged(
         own=float(plain.mean()),
         right=runs.right(own, odd),
         mended=runs.right(changed, odd),
-        p=float(test.pvalue),  # type: ignore[union-attr]
+        p=chance_of_gain(-given, -loss, group),
         unit="nats per token" if runs.causal else runs.unit,
         of_tokens=runs.causal,
         n_tried=n_tried,
