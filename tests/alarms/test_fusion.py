@@ -29,7 +29,7 @@ def test_the_rate_lies_in_the_exact_binomial_band(rule):
     alpha, repeats, alarms, allowed = 0.1, 600, 0, 0.0
     known = rows(40, g, useful=3.0) if rule == "learned" else None
     for i in range(repeats):
-        fused = fuse(rows(80, g), rule=rule, unusual=known, seed=i)
+        fused = fuse(rows(80, g), rule=rule, out_of_distribution=known, seed=i)
         alarms += int(fused.p_value(rows(1, g)) <= alpha)
         n = fused.calibration.n
         allowed += math.floor(alpha * (n + 1) + 1e-9) / (n + 1) / repeats
@@ -40,7 +40,7 @@ def test_the_rate_lies_in_the_exact_binomial_band(rule):
 def test_learned_weights_see_more_where_one_site_knows():
     g = torch.Generator().manual_seed(0)
     held, known, new = rows(2000, g), rows(300, g, 2.0), rows(1000, g, 2.0)
-    plain, learned = fuse(held), fuse(held, rule="learned", unusual=known)
+    plain, learned = fuse(held), fuse(held, rule="learned", out_of_distribution=known)
     assert learned.weights.argmax() == 0
     assert (learned.weights >= 0).all()
     seen = [float((f.p_value(new) <= 0.05).double().mean()) for f in (plain, learned)]
@@ -96,7 +96,7 @@ def test_what_is_refused():
     with pytest.raises(InputError, match="learned"):
         fuse(rows(30, g), rule="learned")
     with pytest.raises(InputError, match="learned"):
-        fuse(rows(30, g), unusual=rows(3, g))
+        fuse(rows(30, g), out_of_distribution=rows(3, g))
     untyped: Any = inspect.unwrap(fuse)  # tests check types, users' calls do not
     with pytest.raises(InputError, match=r"a rule of sum, max, learned, got 'simes'.*function"):
         untyped(rows(30, g), rule="simes")
@@ -105,11 +105,11 @@ def test_what_is_refused():
     with pytest.raises(InputError, match=r"\(row, 4\)"):
         fuse(rows(30, g)).score([[1.0, 2.0]])
     with pytest.raises(InputError, match="no weights can be learned"):
-        fuse(rows(300, g), rule="learned", unusual=rows(300, g) - 5)
+        fuse(rows(300, g), rule="learned", out_of_distribution=rows(300, g) - 5)
 
 
 @pytest.mark.parametrize("shape", [(20, 2), (20, 4), (20,), (0, 3)])
 def test_unusual_rows_have_a_score_at_every_site(shape):
     scores = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
     with pytest.raises(InputError, match=r"fuse: expected unusual scores \(row, 3\)"):
-        fuse(scores, rule="learned", unusual=torch.full(shape, 3.0))
+        fuse(scores, rule="learned", out_of_distribution=torch.full(shape, 3.0))

@@ -11,6 +11,7 @@ import pytest
 import sonde
 from sonde.cli.commands import COMMANDS
 from sonde.cli.edits import EDITS
+from sonde.core import renaming
 from sonde.core.errors import InputError, RenamedWarning
 from sonde.core.instrument import Instrument
 from sonde.core.renaming import current_names, former_names, renamed
@@ -35,7 +36,11 @@ def renamed_exports() -> dict[str, Any]:
         for package in packages
         for name in getattr(package, "__all__", ())
     }
-    return {name: value for name, value in exports.items() if former_names(value)}
+    return {
+        name: value
+        for name, value in exports.items()
+        if former_names(value) or getattr(value, renaming.MAPPINGS, ())
+    }
 
 
 EXPORTS = renamed_exports()
@@ -59,7 +64,10 @@ def test_an_old_name_warns_and_means_the_new_one(name: str, new: str):
         inspect.Parameter.VAR_POSITIONAL,
         inspect.Parameter.VAR_KEYWORD,
     ):
-        with pytest.warns(RenamedWarning), pytest.raises(TypeError, match="missing"):
+        with (
+            pytest.warns(RenamedWarning),
+            pytest.raises(TypeError, match=f"missing|parameter {new}="),
+        ):
             target(**{old: value})
     elif isinstance(target, type):
         with pytest.warns(RenamedWarning):
@@ -67,6 +75,24 @@ def test_an_old_name_warns_and_means_the_new_one(name: str, new: str):
         assert getattr(made, new) == value
         with pytest.warns(RenamedWarning, match=f"attribute '{old}' is now called '{new}'"):
             assert getattr(made, old) == value
+
+
+MAPPINGS = [
+    (name, old) for name, value in EXPORTS.items() for old in getattr(value, renaming.MAPPINGS, ())
+]
+
+
+@pytest.mark.parametrize(("name", "old"), MAPPINGS)
+def test_an_old_mapping_of_options_becomes_keywords(name: str, old: str):
+    target = EXPORTS[name]
+    word = {"loading": "dtype", "running": "workers"}[old]
+    assert word in inspect.signature(target).parameters
+    with pytest.warns(RenamedWarning, match=f"{word}= without {old}="):
+        assert current_names(target, {old: {word: 1}}, warn=True) == {word: 1}
+    with pytest.raises(InputError, match=f"expected {word}= once"):
+        target(**{old: {word: 1}, word: 1})
+    with pytest.warns(RenamedWarning), pytest.raises(TypeError, match=f"missing|parameter {word}="):
+        target(**{old: {word: 1}})
 
 
 INSTRUMENTS = [

@@ -67,6 +67,6 @@ def test_scores_and_p_values_that_are_no_numbers_are_refused(name):
         fuse(values)
     if values is not None:
         with pytest.raises(InputError, match="fuse: expected unusual scores as numbers"):
-            fuse(rows, rule="learned", unusual=values)
+            fuse(rows, rule="learned", out_of_distribution=values)
     with pytest.raises(InputError, match="FusedScore: expected scores as numbers"):
         fuse(rows).score(values)

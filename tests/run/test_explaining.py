@@ -257,7 +257,7 @@ def test_a_method_that_does_not_fit_the_model_is_named_and_the_others_run():
     images = torch.randn(6, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     rows, said = [{"x": image} for image in images], list[str]()
     words = "raw_attention,saliency,grad_cam"
-    found = explain_answers(Corner(), rows, methods=words, say=said.append, progress=False)
+    found = explain_answers(Corner(), rows, methods=words, progress=said.append)
     assert [one["method"] for one in found.document["methods"]] == ["saliency"]
     assert list(found.document["refused"]) == ["raw_attention", "grad_cam"]
     assert found.document["not_run"] == []
@@ -365,8 +365,6 @@ def test_the_first_look_comes_before_its_tests_and_time_ends_between_tests():
 def test_the_first_look_names_the_token_that_decides() -> None:
     texts = [{"input_ids": [3, 7, 4, 5]}, {"input_ids": [1, 2, 3, 4]}]
     said: list[str] = []
-    sonde.explain_answers(
-        Model(Marked()), texts, methods="saliency", say=said.append, progress=False
-    )
+    sonde.explain_answers(Model(Marked()), texts, methods="saliency", progress=said.append)
     assert "not tested yet" in said[0]
     assert said[1].split(": ")[1].split(", ")[0] == "'7'"

@@ -56,7 +56,7 @@ def store(place) -> Store:
 def sheet(store, tmp_path_factory) -> pa.Table:
     path = tmp_path_factory.mktemp("sheet") / "a.parquet"
     ticks: list[int] = []
-    facts = export_store(store, path, rows=True, neighbors=3, tick=ticks.append)
+    facts = export_store(store, path, rows=True, neighbors=3, progress=ticks.append)
     assert facts["n_rows"] == N == sum(ticks)
     assert facts["size_bytes"] == path.stat().st_size
     return parquet.read_table(path)

@@ -21,6 +21,7 @@ from sonde.core.errors import CalibrationError, InputError
 from sonde.core.hashing import base_hashes, splitmix64
 from sonde.core.plan import Split
 from sonde.core.random_state import kept_random_state
+from sonde.core.renaming import renamed
 from sonde.core.state import State
 from sonde.core.tensors import as_tensor
 from sonde.core.wording import plural
@@ -82,12 +83,13 @@ class FusedScore(State):
         return values
 
 
+@renamed(out_of_distribution="unusual")
 def fuse(
     scores: Any,
     group: Any = None,
     *,
     rule: Rule = "sum",
-    unusual: Any = None,
+    out_of_distribution: Any = None,
     guarantee: Guarantee = "marginal",
     delta: float = 0.05,
     seed: int = 0,
@@ -102,8 +104,8 @@ def fuse(
         Groups stay whole in one half, and one row of each, at random, calibrates.
     rule : {"sum", "max", "learned"}, default="sum"
         ``sum`` and ``max`` of the surprises ``-log p``; ``learned`` weighs them by a logistic
-        regression of the first half against ``unusual``, no weight below 0.
-    unusual : array (row2, site), optional
+        regression of the first half against ``out_of_distribution``, no weight below 0.
+    out_of_distribution : array (row2, site), optional
         Scores of known unusual rows, for ``learned`` alone. The learned weights decide how many
         unusual rows are seen, never how often a usual row alarms.
     guarantee, delta
@@ -134,10 +136,10 @@ def fuse(
             "p-values without held-out scores, use a function of sonde.alarms: bonferroni, "
             "simes, twice_mean, cauchy."
         )
-    if (rule == "learned") != (unusual is not None):
+    if (rule == "learned") != (out_of_distribution is not None):
         raise InputError(
-            "fuse: expected unusual= (scores of known outliers) with rule 'learned' and with no "
-            "other rule."
+            "fuse: expected out_of_distribution= (scores of known outliers) with rule 'learned' "
+            "and with no other rule."
         )
     names = np.arange(len(values)) if group is None else np.asarray(group).ravel()
     first, second = _halves(names, len(values), seed)
@@ -145,7 +147,7 @@ def fuse(
     surprises = Surprises(reference).of(values)
     weights = torch.ones(values.shape[1], dtype=torch.float64)
     if rule == "learned":
-        known = as_tensor("fuse", unusual, "unusual scores").double()
+        known = as_tensor("fuse", out_of_distribution, "unusual scores").double()
         if known.ndim != 2 or known.shape[1] != len(reference) or len(known) == 0:
             raise InputError(
                 f"fuse: expected unusual scores (row, {len(reference)}), one column for each site, "

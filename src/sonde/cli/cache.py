@@ -81,11 +81,9 @@ class Cache:
             self.data,
             listed(self.rules),
             **{name: getattr(self, name) for name in (*names, *reading)},
-            loading={
-                "device": self.device,
-                "dtype": self.dtype,
-                "trust_remote_code": self.trust_remote_code,
-            },
+            device=self.device,
+            dtype=self.dtype,
+            trust_remote_code=self.trust_remote_code,
             progress=not self.printing.quiet,
         )
         if self.printing.json:

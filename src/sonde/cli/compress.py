@@ -94,8 +94,7 @@ class Compress:
             self.output,
             **self._wish(),
             device=self.device,
-            progress=not self.printing.quiet,
-            tell=self._told,
+            progress=False if self.printing.quiet else note,
             **self.reading.data_options(),
         )
         with removed_on_error(self.output):
@@ -110,7 +109,3 @@ class Compress:
         names = ("to", "method", "budget", "max_kl", "group", "layers", "limit", "held")
         found = {name: getattr(self, name) for name in names}
         return found | {"layers": listed(self.layers)}
-
-    def _told(self, words: str) -> None:
-        if not self.printing.quiet:
-            note(words)

@@ -59,13 +59,9 @@ class CompressSearch:
             limit=self.limit,
             held=self.held,
             device=self.device,
-            tell=self._told,
+            progress=None if self.printing.quiet else note,
             **self.reading.data_options(),
         )
         wrote = f"{self.output}; trials are kept in {path}"
         present(found.document, self.printing, self.output, wrote)
         return 0
-
-    def _told(self, words: str) -> None:
-        if not self.printing.quiet:
-            note(words)

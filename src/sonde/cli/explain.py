@@ -113,10 +113,9 @@ class Explain:
             seconds=self.seconds,
             show_inputs=not self.no_inputs,
             seed=self.reading.seed,
-            loading=self.reading.model_options(),
+            **self.reading.model_options(),
             directory=directory,
-            progress=not self.printing.quiet,
-            say=None if self.printing.quiet else at_once,
+            progress=False if self.printing.quiet else at_once,
             **self._data_options(),
         )
         for line in found.notes:

@@ -87,7 +87,7 @@ class Export:
                 rows=not self.no_rows,
                 neighbors=self.neighbors,
                 sample=self.sample,
-                tick=bar.advance,
+                progress=bar.advance,
             )
         if reads:
             shutil.rmtree(folder)

@@ -101,9 +101,8 @@ class Track:
         options = reading_of(instruments, self.reading.site_options())
         quiet, steps = self.printing.quiet, [step for step, _ in folders]
 
-        def begun(step: int) -> None:
-            if not quiet:
-                note(f"step {step:,} ({steps.index(step) + 1} of {len(steps)})")
+        def announce(step: int) -> None:
+            note(f"step {step:,} ({steps.index(step) + 1} of {len(steps)})")
 
         return track(
             instruments,
@@ -111,9 +110,9 @@ class Track:
             self.data,
             record=self.record,
             fresh=self.fresh,
-            begun=begun,
-            loading=self.reading.model_options(),
-            running={"progress": not quiet, **self.crew.worker_options()},
+            progress=False if quiet else announce,
+            **self.reading.model_options(),
+            **self.crew.worker_options(),
             **options,
             **self.reading.data_options(),
         )

@@ -6,7 +6,7 @@ files and recipes that were written with old names are read without a warning.
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from sonde.core.errors import InputError, RenamedWarning
@@ -14,15 +14,19 @@ from sonde.core.errors import InputError, RenamedWarning
 T = TypeVar("T", bound=Callable[..., Any])
 FORMER = "__former_names__"
 """Attribute of a class or function: the old name of each renamed parameter, by its new name."""
+MAPPINGS = "__former_mappings__"
+"""Attribute of a function: names of old parameters whose entries are keywords now."""
 
 
-def renamed(**former: str) -> Callable[[T], T]:
+def renamed(*mappings: str, **former: str) -> Callable[[T], T]:
     """Accept the old names of a class's or a function's parameters, with a warning.
 
     A class also answers to its old names as attributes.
 
     Parameters
     ----------
+    *mappings : str
+        Names of old parameters that took a mapping of options, which are keywords now.
     **former : str
         The old name of each renamed parameter, by its new name.
 
@@ -39,9 +43,9 @@ def renamed(**former: str) -> Callable[[T], T]:
 
     def decorate(target: T) -> T:
         if not isinstance(target, type):
-            return _accepting(target, target.__name__, former)
+            return _accepting(target, target.__name__, former, mappings)
         init: Any = target.__init__
-        target.__init__ = _accepting(init, target.__name__, former)
+        target.__init__ = _accepting(init, target.__name__, former, ())
         for new, old in former.items():
             setattr(target, old, property(functools.partial(_read, name=new, old=old)))
         setattr(target, FORMER, former)
@@ -77,6 +81,7 @@ def current_names(
         If a parameter is given under both names.
     """
     current = {old: new for new, old in former_names(target).items()}
+    given = _flattened(target, given, stacklevel + 1)
     for old in current.keys() & given.keys():
         new, name = current[old], getattr(target, "__name__", "")
         if new in given:
@@ -92,9 +97,29 @@ def current_names(
     return {current.get(name, name): value for name, value in given.items()}
 
 
-def _accepting(target: Any, name: str, former: Mapping[str, str]) -> Any:
+def _flattened(target: Any, given: Mapping[str, Any], stacklevel: int) -> dict[str, Any]:
+    """Return parameters with the entries of old mappings among them, and warn about each."""
+    mappings = {name: given[name] for name in getattr(target, MAPPINGS, ()) if name in given}
+    flat = {name: value for name, value in given.items() if name not in mappings}
+    for old, options in mappings.items():
+        if twice := flat.keys() & (options or {}).keys():
+            raise InputError(
+                f"{target.__name__}: expected {min(twice)}= once, got it in {old}= as well. Leave "
+                f"{old}= out."
+            )
+        warnings.warn(
+            f"{target.__name__}: the options in {old!r} are keywords now. Write "
+            f"{', '.join(f'{name}=' for name in options or ('device',))} without {old}=.",
+            RenamedWarning,
+            stacklevel=stacklevel,
+        )
+        flat |= options or {}
+    return flat
+
+
+def _accepting(target: Any, name: str, former: Mapping[str, str], mappings: Sequence[str]) -> Any:
     """Return a function that passes old names on as current names."""
-    old = frozenset(former.values())
+    old = frozenset([*former.values(), *mappings])
 
     @functools.wraps(target)
     def accepting(*args: Any, **given: Any) -> Any:
@@ -104,6 +129,7 @@ def _accepting(target: Any, name: str, former: Mapping[str, str]) -> Any:
 
     accepting.__name__ = name if target.__name__ == "__init__" else target.__name__
     setattr(accepting, FORMER, former)
+    setattr(accepting, MAPPINGS, mappings)
     return accepting
 
 

@@ -70,12 +70,12 @@ class AblationChoice:
     targets: tuple[int, ...]
 
 
-@renamed(max_kl="kl_limit")
+@renamed(max_kl="kl_limit", neutral="usual")
 def choose_ablation(
     model: Model,
     candidates: Mapping[str, AblationDirection],
     showing: Inputs,
-    usual: Inputs,
+    neutral: Inputs,
     *,
     targets: Sequence[int] | None = None,
     sites: str | Sequence[str] = "blocks",
@@ -96,15 +96,15 @@ def choose_ablation(
         A classifier, or a language model whose next token is looked at.
     candidates : mapping of str to AblationDirection
         By site, in order of execution; ``{site: result for (_, site), result in fitted}``.
-    showing, usual : Inputs
+    showing, neutral : Inputs
         Prompts with and without the behaviour, better not those of the fit.
     targets : sequence of int, optional
         Tokens or classes that make up the behaviour; by default those that are likelier on
-        ``showing`` than on ``usual``.
+        ``showing`` than on ``neutral``.
     sites : pattern or several, default="blocks"
         Where directions are taken out.
     max_kl : float, default=0.1
-        Largest KL divergence, in nats, of the answers to ``usual`` after the removal.
+        Largest KL divergence, in nats, of the answers to ``neutral`` after the removal.
     deepest : float, default=0.8
         Candidates after this share of the sites are not taken.
 
@@ -113,16 +113,16 @@ def choose_ablation(
     InputError
         If there is no candidate, or no candidate passes; the message says why each failed.
     """
-    if not candidates or not len(showing) or not len(usual):
+    if not candidates or not len(showing) or not len(neutral):
         raise InputError(
             "choose_ablation: expected candidates and prompts of both kinds, got "
-            f"{len(candidates)} candidates, {len(showing)} and {len(usual)} prompts. Give all."
+            f"{len(candidates)} candidates, {len(showing)} and {len(neutral)} prompts. Give all."
         )
     site = next(iter(candidates)).partition("|")[0]
     # One probe forward for each kind of prompts serves all candidates: no edit changes a shape.
     shown_stream, usual_stream = (
         live_stream(model, prompts, site, logits=True, logits_asked=True)
-        for prompts in (showing, usual)
+        for prompts in (showing, neutral)
     )
     plain, plain_usual = _answers(shown_stream), _answers(usual_stream)
     behaviour = _behaviour(plain, plain_usual, targets)

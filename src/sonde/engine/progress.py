@@ -3,8 +3,9 @@
 import math
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sonde.core.random_state import kept_random_state
 from sonde.core.wording import gib, plural
@@ -12,6 +13,7 @@ from sonde.core.wording import gib, plural
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+T = TypeVar("T")
 LONG_SECONDS = 20.0
 LEAST_STEPS = 4
 
@@ -150,6 +152,11 @@ class Bar:
             rate=f"{self._done / self.wall_seconds:.0f}/s",
             memory=f"{peak_memory_bytes() / 2**20:.0f} MiB",
         )
+
+
+def callback_of(progress: bool | Callable[[T], None] | None) -> Callable[[T], None]:
+    """Return the function in a ``progress`` parameter; a flag gives one that does nothing."""
+    return progress if callable(progress) else lambda _: None
 
 
 def _drawn() -> "Progress":

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.few_groups import effective_groups, grouped_error
+from sonde.core.renaming import renamed
 from sonde.core.result import Direction, Result
 from sonde.core.wording import plural
 from sonde.engine.errorbars import with_copies, with_few_groups
@@ -46,10 +47,11 @@ class CompressionFidelityResult(Result):
     entropy_other: float
 
 
+@renamed(expected="usual")
 def compression_fidelity(
     source: Tokens,
     decoded: Tokens,
-    usual: Sequence[dict[int, Any]],
+    expected: Sequence[dict[int, Any]],
     *,
     entropy: Sequence[Any] | None = None,
     group: Sequence[Any] | None = None,
@@ -70,7 +72,7 @@ def compression_fidelity(
     ----------
     source, decoded : sequences of tokens, a text each
         What was compressed, and what the decoder made of the memory.
-    usual : sequence of dict
+    expected : sequence of dict
         For each text: place of a planted token, and the token that would be usual there.
     entropy : sequence of arrays (token,), optional
         Entropy of the decoder's answer at each place of each text, in nats.
@@ -97,7 +99,7 @@ def compression_fidelity(
     sizefidelity2026
     """
     n = len(source)
-    for name, given in (("decoded", decoded), ("usual", usual), ("entropy", entropy)):
+    for name, given in (("decoded", decoded), ("expected", expected), ("entropy", entropy)):
         if given is not None and len(given) != n:
             raise InputError(
                 f"compression_fidelity: expected {name} for {n} texts, got {len(given)}."
@@ -109,7 +111,7 @@ def compression_fidelity(
         )
     overwritten: dict[Any, list[int]] = {}
     kinds: Counter[str] = Counter()
-    for text, said, places, member in zip(source, decoded, usual, members, strict=True):
+    for text, said, places, member in zip(source, decoded, expected, members, strict=True):
         for place, prior in places.items():
             kind = _kind(text, said, place, prior)
             kinds[kind] += 1
@@ -124,7 +126,7 @@ def compression_fidelity(
     gap = sums[:, 0] - share["overwritten"] * sums[:, 1]
     many = len(sums) > 1
     se = float(grouped_error(gap, sums[:, 1])) if many else math.nan
-    planted, rest = _entropies(usual, entropy)
+    planted, rest = _entropies(expected, entropy)
     if share["overwritten"] in (0.0, 1.0):
         se = error_if_all_agree(effective_groups(sums[:, 1])) * n_planted
     found = CompressionFidelityResult(

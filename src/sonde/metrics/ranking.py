@@ -12,6 +12,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.renaming import renamed
 from sonde.metrics._ranked import Ranked, kinds, numbers, require_both, steps
 from sonde.metrics.intervals import LEVEL, RESAMPLES, Bootstrap, Metric, measured, members
 from sonde.stats.auroc_bounds import auroc_bounds
@@ -21,9 +22,10 @@ LEAST_BELOW = 3
 """Groups of positives below a threshold with which the interval at 95 % held .93 of the values."""
 
 
+@renamed(out_of_distribution="unusual")
 def auroc(
     scores: Any,
-    unusual: Any,
+    out_of_distribution: Any,
     group: Any = None,
     *,
     resamples: int = RESAMPLES,
@@ -39,7 +41,7 @@ def auroc(
     ----------
     scores : array (row,)
         Higher = more unusual; infinite ones are ranked like others.
-    unusual : array (row,)
+    out_of_distribution : array (row,)
         1 for the rows that ought to score high, 0 for the others.
     group : array (row,), optional
         Documents, persons, trajectories: resampled whole.
@@ -61,7 +63,7 @@ def auroc(
     ----------
     newcombe2006auc
     """
-    values, positive = _checked_scores("auroc", scores, unusual)
+    values, positive = _checked_scores("auroc", scores, out_of_distribution)
     ranked = Ranked.of(values)
 
     def figure(weight: Tensor) -> Tensor:
@@ -83,9 +85,10 @@ def auroc(
     return replace(found, se=se, low=low, high=high, conventions=conventions)
 
 
+@renamed(out_of_distribution="unusual")
 def aupr(
     scores: Any,
-    unusual: Any,
+    out_of_distribution: Any,
     group: Any = None,
     *,
     positive: Positive = "unusual",
@@ -98,7 +101,7 @@ def aupr(
 
     Parameters
     ----------
-    scores, unusual, group, resamples, seed, level
+    scores, out_of_distribution, group, resamples, seed, level
         As in ``auroc``.
     positive : {"unusual", "usual"}, default="unusual"
         Which kind is looked for; ``usual`` looks for it from the low end.
@@ -112,7 +115,7 @@ def aupr(
     >>> f"{found.value:.4f}"
     '0.8667'
     """
-    values, unusual_rows = _checked_scores("aupr", scores, unusual)
+    values, unusual_rows = _checked_scores("aupr", scores, out_of_distribution)
     wanted, ranked = _from_the_end(values, unusual_rows, positive)
 
     def figure(weight: Tensor) -> Tensor:
@@ -132,9 +135,10 @@ def aupr(
     )  # fmt: skip
 
 
+@renamed(out_of_distribution="unusual")
 def fpr_at_tpr(
     scores: Any,
-    unusual: Any,
+    out_of_distribution: Any,
     group: Any = None,
     *,
     rate: float = 0.95,
@@ -146,14 +150,14 @@ def fpr_at_tpr(
     """Return the false-positive rate at which at least ``rate`` of the positives pass.
 
     The threshold is the highest at which the share of positives at or above it is at least
-    ``rate``. Two conventions are in use: ``positive="unusual"`` finds 95 % of the unusual rows and
-    counts false alarms, ``"usual"`` keeps 95 % of the usual rows and counts misses. If fewer than
-    three groups of positives are expected below the threshold, resamples do not show how much it
-    varies: the interval is too narrow, and the flag ``few_rows`` says so.
+    ``rate``. Two conventions are in use: ``positive="unusual"`` finds 95 % of the
+    unusual rows and counts false alarms, ``"usual"`` keeps 95 % of the usual rows and counts
+    misses. If fewer than three groups of positives are expected below the threshold, resamples do
+    not show how much it varies: the interval is too narrow, and the flag ``few_rows`` says so.
 
     Parameters
     ----------
-    scores, unusual, group, resamples, seed, level
+    scores, out_of_distribution, group, resamples, seed, level
         As in ``auroc``.
     rate : float, default=0.95
     positive : {"unusual", "usual"}, default="unusual"
@@ -165,7 +169,7 @@ def fpr_at_tpr(
     """
     if not 0 < rate <= 1:
         raise InputError(f"fpr_at_tpr: expected a rate in (0, 1], got {rate}.")
-    values, unusual_rows = _checked_scores("fpr_at_tpr", scores, unusual)
+    values, unusual_rows = _checked_scores("fpr_at_tpr", scores, out_of_distribution)
     wanted, ranked = _from_the_end(values, unusual_rows, positive)
 
     def figure(weight: Tensor) -> Tensor:

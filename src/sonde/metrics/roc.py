@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.few_groups import widen_ends
+from sonde.core.renaming import renamed
 from sonde.metrics._ranked import Ranked, kinds, numbers, require_both
 from sonde.metrics.intervals import LEVEL, RESAMPLES, Bootstrap, counted_groups, members
 
@@ -42,9 +43,10 @@ class Roc:
     level: float = LEVEL
 
 
+@renamed(out_of_distribution="unusual")
 def roc(
     scores: Any,
-    unusual: Any,
+    out_of_distribution: Any,
     group: Any = None,
     *,
     resamples: int = RESAMPLES,
@@ -59,7 +61,7 @@ def roc(
 
     Parameters
     ----------
-    scores, unusual, group, resamples, seed, level
+    scores, out_of_distribution, group, resamples, seed, level
         As in ``auroc``.
 
     Raises
@@ -74,7 +76,7 @@ def roc(
     ([0.0, 0.0, 0.5, 1.0], [0.0, 0.5, 1.0, 1.0])
     """
     values = numbers("roc", scores, "scores")
-    positive = kinds("roc", unusual, len(values))
+    positive = kinds("roc", out_of_distribution, len(values))
     require_both("roc", positive)
     ranked = Ranked.of(values, descending=True)
     fpr, tpr = _curves(ranked, positive, torch.ones(1, len(values), dtype=torch.float64))

@@ -7,15 +7,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sonde.core.errors import InputError
+from sonde.core.renaming import renamed
 from sonde.core.wording import plural
 from sonde.metrics._ranked import kinds, numbers
 from sonde.metrics.intervals import LEVEL, RESAMPLES, Bootstrap, Metric, measured, members
 from sonde.stats.auroc import midranks
 
 
+@renamed(out_of_distribution="unusual")
 def auroc_within(
     scores: Any,
-    unusual: Any,
+    out_of_distribution: Any,
     group: Any,
     *,
     resamples: int = RESAMPLES,
@@ -31,7 +33,7 @@ def auroc_within(
 
     Parameters
     ----------
-    scores, unusual, resamples, seed, level
+    scores, out_of_distribution, resamples, seed, level
         As in ``auroc``.
     group : array (row,)
         The prompt of each row; prompts are resampled whole.
@@ -43,7 +45,7 @@ def auroc_within(
     0.5
     """
     values = numbers("auroc_within", scores, "scores")
-    positive = kinds("auroc_within", unusual, len(values))
+    positive = kinds("auroc_within", out_of_distribution, len(values))
     member = members(group, len(values))
     won, pairs = _pairs(values, positive, member)
     if not bool(pairs.any()):

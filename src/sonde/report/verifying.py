@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sonde.core.errors import InputError, StateError, StoreError
+from sonde.core.renaming import renamed
 from sonde.report._schema import check_report
 from sonde.report.documents import KINDS, UNSEALED, other_page
 from sonde.report.files import is_sealed, load_report
@@ -16,13 +17,14 @@ from sonde.store.exporting import is_export, verify_export
 _UNSEALED = "the file holds no hash, so only its form was checked"
 
 
-def verify(path: str | Path, tick: Callable[[int], None] = lambda _: None) -> Soundness:
+@renamed(progress="tick")
+def verify(path: str | Path, progress: Callable[[int], None] = lambda _: None) -> Soundness:
     """Check every byte of a store, a state, a run directory, a report or an export.
 
     Parameters
     ----------
     path : path
-    tick : callable, optional
+    progress : callable, optional
         Called with the number of examples, or of states, after each piece.
 
     Raises
@@ -39,11 +41,11 @@ def verify(path: str | Path, tick: Callable[[int], None] = lambda _: None) -> So
         return verify_export(path)
     if path.is_dir():
         if is_store(path):
-            return verify_store(path, tick)
+            return verify_store(path, progress)
         if is_run_directory(path):
-            return verify_run(path, tick)
+            return verify_run(path, progress)
         if is_track(path):
-            return verify_track(path, tick)
+            return verify_track(path, progress)
         raise InputError(
             f"verify: {path} is neither a store of rows, a run directory nor the recorded "
             "steps of a training run."

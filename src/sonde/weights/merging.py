@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError, ShapeError, SondeWarning
 from sonde.core.inputs import Model
+from sonde.core.renaming import renamed
 from sonde.data._checkpoints import config_dict, json_object
 from sonde.files.durable import atomic_write, make_directory
 from sonde.weights._told import write_told
@@ -128,13 +129,14 @@ class Merged:
     method: str = ""
 
 
+@renamed(progress="tick")
 def merge_models(
     base: Model | str | Path,
     others: Sequence[Model | str | Path],
     rule: MergeRule,
     output: str | Path,
     keep: Iterable[str] = (),
-    tick: Callable[[int], Any] = lambda _: None,
+    progress: Callable[[int], Any] = lambda _: None,
 ) -> Merged:
     """Merge several models by a rule, and write the base's files with new weights.
 
@@ -153,7 +155,7 @@ def merge_models(
     keep : iterable of str, optional
         Patterns of tensors that stay the base's (``classifier.*``), by their names in the folder
         or in the opened model.
-    tick : callable, optional
+    progress : callable, optional
         Called with 1 for each merged tensor that is written.
 
     Raises
@@ -172,7 +174,7 @@ def merge_models(
     with new_folders(output) as (new, patch), ThreadPoolExecutor(1) as beside:
         hashed, first = beside.map(_source, folders, names), folders[0]
         for file, one in first.weights.items():
-            merged = {n: _entry(sources, n, rule, tick) for n in one.entries if n in chosen}
+            merged = {n: _entry(sources, n, rule, progress) for n in one.entries if n in chosen}
             atomic_write(new / file, file_pieces({**one.entries, **merged}, one.metadata))
         for file in first.files:
             if file not in first.weights and not first.is_other_copy(file):

@@ -1,23 +1,30 @@
 """Compare two models layer by layer on the same inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from sonde.core.inputs import Model
+from sonde.core.renaming import renamed
 from sonde.run.comparing.two_models import RowSample, TwoModels, compare_models
 from sonde.run.fitting.fit import fit
+from sonde.run.passes.crew import Runner
 from sonde.run.reading.read import read
 
 
+@renamed("running")
 def compare(
     model: Model | nn.Module,
     other: Model | nn.Module,
     data: Any,
     *,
     other_sites: str | Sequence[str] | None = None,
-    running: Mapping[str, Any] | None = None,
+    workers: int = 0,
+    threads: int | None = None,
+    runner: Runner = "local",
+    address: str | None = None,
+    memory: int | None = None,
     progress: bool = True,
     **options: Any,
 ) -> TwoModels:
@@ -29,8 +36,17 @@ def compare(
     data : anything that ``sonde.read`` takes
     other_sites : pattern or several, optional
         Sites of ``other``; by default those of ``model``.
-    running : mapping, optional
-        Options of ``sonde.fit``: ``workers``, ``memory``.
+    workers : int, default=0
+        Number of processes that share the work; 0 works in this process.
+    threads : int, optional
+        Threads of each process; by default the cores divided by the processes.
+    runner : {"local", "ray"}, default="local"
+        Where the processes run.
+    address : str, optional
+        Address of a running Ray cluster, ``host:port`` or ``auto``; by default a local cluster is
+        started.
+    memory : int, optional
+        Limit in bytes; a run that is expected to need more is refused.
     progress : bool, default=True
     **options
         Of ``sonde.read``.
@@ -42,7 +58,16 @@ def compare(
     """
     there = options if other_sites is None else {**options, "sites": other_sites}
     fits = [
-        fit(RowSample(), read(one, data, **how), progress=progress, **(running or {}))
+        fit(
+            RowSample(),
+            read(one, data, **how),
+            workers=workers,
+            threads=threads,
+            runner=runner,
+            address=address,
+            memory=memory,
+            progress=progress,
+        )
         for one, how in ((model, options), (other, there))
     ]
     return compare_models(fits[0], fits[1], progress=progress)

@@ -1,13 +1,16 @@
 """``sonde.compare_caches``: measure smaller key-value caches on a user's own texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from sonde import compress
 from sonde.core import CachePacking, CacheRule
 from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError, near
+from sonde.core.renaming import renamed
 from sonde.data import open_inputs
 from sonde.data.unloaded import LANGUAGE, require_task
 from sonde.run.compressing.caches import CacheTrial, smallest, suited, try_caches
@@ -42,6 +45,7 @@ class CacheComparison:
         return document_html("Comparison of caches", self.document)
 
 
+@renamed("loading")
 def compare_caches(
     model: Any,
     data: Any,
@@ -53,7 +57,10 @@ def compare_caches(
     step: int = 16,
     limit: int = 64,
     batch_size: int = 8,
-    loading: Mapping[str, Any] | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    trust_remote_code: bool = False,
+    processor: Any = None,
     progress: bool = True,
     **reading: Any,
 ) -> CacheComparison:
@@ -83,8 +90,15 @@ def compare_caches(
         How many texts, or pieces of texts, are read.
     batch_size : int, default=8
         Texts in one forward.
-    loading : mapping, optional
-        Options of ``sonde.load``.
+    device : str or torch.device, default="auto"
+        Device of the model; ``auto`` takes cuda, mps or cpu, as ``sonde.load``.
+    dtype : str or torch.dtype, default="auto"
+        Type of the weights; ``auto`` takes the type that the configuration names.
+    trust_remote_code : bool, default=False
+        Whether Python code that comes with the checkpoint may run.
+    processor : object, optional
+        Tokenizer, image processor, or function that turns an item into a tensor; by default the
+        model's own.
     progress : bool, default=True
     **reading
         Options of ``sonde.read`` about data, such as ``text_column``.
@@ -110,7 +124,9 @@ def compare_caches(
     settings = tuple(dict.fromkeys(form.setting for form in forms))
     expected = "cache: expected a language model, which generates with a cache of keys and values"
     require_task(model, LANGUAGE, expected)
-    found = load(model, **(loading or {}))
+    found = load(
+        model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, processor=processor
+    )
     if found.task not in LANGUAGE:
         kind = type(found.module).__name__
         raise InputError(f"{expected}, got {kind} ({found.task}). Nothing was read.")

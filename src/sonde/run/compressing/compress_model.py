@@ -11,9 +11,11 @@ from sonde.compress import LayerGrams, fidelity, layer_grams
 from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError
 from sonde.core.inputs import Model
+from sonde.core.renaming import renamed
 from sonde.core.wording import plural
 from sonde.data import open_inputs
 from sonde.data.inputs import ItemInputs
+from sonde.engine.progress import callback_of
 from sonde.run.compressing.choosing import (
     chosen_parts,
     enough_examples,
@@ -130,6 +132,7 @@ class Wish:
         return method_asked(self.method, target, given)
 
 
+@renamed(progress="tell")
 def compress_model(
     model: Any,
     data: Any,
@@ -144,8 +147,7 @@ def compress_model(
     limit: int | None = None,
     held: int = 64,
     device: str = "auto",
-    progress: bool = True,
-    tell: Callable[[str], None] = lambda _: None,
+    progress: bool | Callable[[str], None] = True,
     **reading: Any,
 ) -> Compressed:
     """Write a model with smaller weights, and measure the change of its answers.
@@ -179,9 +181,9 @@ def compress_model(
     held : int, default=64
         Other examples to compare on.
     device : str, default="auto"
-    progress : bool, default=True
-    tell : callable, optional
-        Called with a line about what a search tries next.
+    progress : bool or callable, default=True
+        Whether a bar is shown; a function is called with a line about each trial of a search,
+        beside the bar.
     **reading
         Options of ``sonde.read`` about data, such as ``text_column``.
 
@@ -200,7 +202,7 @@ def compress_model(
     check_change(found, output, plain=True)
     if rule is not None:
         rule.check(found)
-    job = _Job(found, *_examples(found, data, limit, held, reading), output, wish, progress, tell)
+    job = _Job(found, *_examples(found, data, limit, held, reading), output, wish, progress)
     best, tried, notes = job.best(rule)
     new = best.plan.fold(found)
     sites, times = inside(found, new, job.held, best.plan.renamed), speeds(found, new, job.held)
@@ -269,8 +271,7 @@ class _Job:
     held: ItemInputs
     output: Path
     wish: Wish
-    progress: bool
-    tell: Callable[[str], None]
+    progress: bool | Callable[[str], None]
 
     def best(self, rule: Any) -> tuple[Trial, Sequence[Trial | SizeTrial], tuple[str, ...]]:
         """Return the requested or the best setting, the trials of a search, and notes."""
@@ -306,7 +307,9 @@ class _Job:
         key = search_key(self.model, self.ours, self.held) + "".join(wish.layers)
         asked, given = pairs_to_seek(str(wish.method)), {"layers": wish.layers or None}
         file = TrialFile(path, key)
-        made = list(trials(self.model, self.ours, self.held, asked, file, self.tell, given))
+        made = list(
+            trials(self.model, self.ours, self.held, asked, file, callback_of(self.progress), given)
+        )
         best = fitting_trial(made, wish.budget, wish.max_kl)
         rule = method_asked(best.method, Target.of(best.size), given)
         plan = without_unpacked(rule.plan(self.model, dict.fromkeys(rule.reads(), self.ours)))
@@ -318,7 +321,7 @@ class _Job:
         if not any(getattr(need, "summed", None) is LayerGrams for need in needs):
             return self.ours, ()
         require_finite(type(rule).__name__, self.model.module)
-        grams = layer_grams(self.model, self.ours, layers=rule.layers, progress=self.progress)
+        grams = layer_grams(self.model, self.ours, layers=rule.layers, progress=bool(self.progress))
         return grams, _few_rows(grams, len(self.ours))
 
 

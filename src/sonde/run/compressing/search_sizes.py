@@ -7,7 +7,9 @@ from typing import Any
 
 from sonde.core._shown import document_html, document_line
 from sonde.core.finite import finite_json
+from sonde.core.renaming import renamed
 from sonde.data import open_inputs
+from sonde.engine.progress import callback_of
 from sonde.run.compressing.choosing import chosen_parts
 from sonde.run.compressing.search import (
     SCHEMA,
@@ -46,6 +48,7 @@ class SizeSearch:
         return document_html("Search over sizes of a model", self.document)
 
 
+@renamed(progress="tell")
 def search_sizes(
     model: Any,
     data: Any,
@@ -57,7 +60,7 @@ def search_sizes(
     limit: int = 64,
     held: int = 32,
     device: str = "auto",
-    tell: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] | None = None,
     **reading: Any,
 ) -> SizeSearch:
     """Try many ways to make a model smaller; no model is written.
@@ -81,8 +84,8 @@ def search_sizes(
     limit, held : int
         Examples to calibrate on, and others to compare on.
     device : str, default="auto"
-    tell : callable, optional
-        Called with a line about what is tried next.
+    progress : callable, optional
+        Function that is called with a line about each trial.
     **reading
         Options of ``sonde.read`` about data, such as ``text_column``.
 
@@ -100,7 +103,7 @@ def search_sizes(
     ours, others = chosen_parts(inputs, limit, held)
     require_divergence(found, others)
     file = TrialFile(Path(trial_file), search_key(found, ours, others))
-    made = list(trials(found, ours, others, asked, file, tell))
+    made = list(trials(found, ours, others, asked, file, callback_of(progress)))
     document = search_document(
         made,
         found.name,

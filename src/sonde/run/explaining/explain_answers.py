@@ -1,15 +1,18 @@
 """``sonde.explain_answers``: explain a model's answers by several methods, each of them tested."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError, SondeError
 from sonde.core.inputs import InputBatch, Model
+from sonde.core.renaming import renamed
 from sonde.data import open_inputs, similarity_to
 from sonde.data.inputs import ItemInputs
 from sonde.data.pieces import pieces_of, texts_of
@@ -66,6 +69,7 @@ class Explained:
         return document_html("Explanation of answers", self.document)
 
 
+@renamed("loading", progress="say")
 def explain_answers(
     model: Any,
     data: Any,
@@ -80,10 +84,12 @@ def explain_answers(
     seconds: float = 60.0,
     show_inputs: bool = True,
     seed: int = 0,
-    loading: Mapping[str, Any] | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    trust_remote_code: bool = False,
+    processor: Any = None,
     directory: Path | None = None,
-    progress: bool = True,
-    say: Callable[[str], None] | None = None,
+    progress: bool | Callable[[str], None] = True,
     **reading: Any,
 ) -> Explained:
     """Attribute the answers of a model by several methods, each tested in the same run.
@@ -118,14 +124,20 @@ def explain_answers(
         Put the inputs themselves into ``shown_inputs``.
     seed : int, default=0
         Draws the inputs.
-    loading : mapping, optional
-        Options of ``sonde.load``.
+    device : str or torch.device, default="auto"
+        Device of the model; ``auto`` takes cuda, mps or cpu, as ``sonde.load``.
+    dtype : str or torch.dtype, default="auto"
+        Type of the weights; ``auto`` takes the type that the configuration names.
+    trust_remote_code : bool, default=False
+        Whether Python code that comes with the checkpoint may run.
+    processor : object, optional
+        Tokenizer, image processor, or function that turns an item into a tensor; by default the
+        model's own.
     directory : Path, optional
         Where explanations are kept, so that they go on if they were stopped.
-    progress : bool, default=True
-    say : callable, optional
-        Called with a line for each input as soon as the first method has an explanation, which is
-        long before its tests end.
+    progress : bool or callable, default=True
+        Whether a bar is shown. A function is called, beside the bar, with a line for each input as
+        soon as the first method has an explanation, which is long before its tests end.
     **reading
         Options of ``sonde.read`` about data, such as ``text_column``.
 
@@ -136,15 +148,15 @@ def explain_answers(
     SondeError
         If no method fits the model.
     """
-    if limit is not None and limit > MOST:
-        raise InputError(f"--limit: expected at most {MOST} inputs to explain, got {limit}.")
-    if seconds < 0:
-        raise InputError(f"--seconds: expected 0 or more, got {seconds:g}.")
+    _check_amounts(limit, seconds)
+    say = progress if callable(progress) else None
     asked = _methods(methods)
     chosen = Choice() if choice is None else choice
     chosen.check()
     given = _dictionary(dictionary, site)
-    found, notes = load_for_gradients(model, **(loading or {}))
+    found, notes = load_for_gradients(
+        model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, processor=processor
+    )
     if given is not None:
         given.check(found.module)
     if is_embedding := isinstance(found.module, SentenceEncoder):
@@ -167,7 +179,7 @@ def explain_answers(
         asked,
         objective,
         site,
-        progress=progress,
+        progress=bool(progress),
         directory=directory,
         baseline=baseline,
         seconds=seconds or math.inf,
@@ -196,6 +208,14 @@ def explain_answers(
     is_shown = show_inputs and site == INPUT
     n_shown = len(document["examples"]) if is_shown else 0
     return Explained(document, judged, _drawn(found, batch, n_shown, bool(columns)), notes)
+
+
+def _check_amounts(limit: int | None, seconds: float) -> None:
+    """Raise if too many inputs are asked for, or a negative time."""
+    if limit is not None and limit > MOST:
+        raise InputError(f"--limit: expected at most {MOST} inputs to explain, got {limit}.")
+    if seconds < 0:
+        raise InputError(f"--seconds: expected 0 or more, got {seconds:g}.")
 
 
 @dataclass

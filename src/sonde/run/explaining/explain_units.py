@@ -1,16 +1,20 @@
 """``sonde.explain_units``: describe each unit of a site."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sonde.core._shown import document_html, document_line
 from sonde.core.errors import InputError
+from sonde.core.plan import UNIT_SIZE
+from sonde.core.renaming import renamed
 from sonde.run.explaining.atlas import Atlas, fit_atlas
 from sonde.run.explaining.atlas_of_model import model_atlas
 from sonde.run.explaining.dictionaries import open_dictionary
 from sonde.run.explaining.dictionary_health import loss_recovered
+from sonde.run.passes.crew import Runner
 from sonde.run.passes.directory import dropped_on_error
 from sonde.run.reading.load import load
 from sonde.run.reading.notes import data_name
@@ -40,6 +44,7 @@ class UnitAtlas:
         return document_html("Atlas of units", self.document)
 
 
+@renamed("loading", "running")
 def explain_units(
     model: Any,
     data: Any,
@@ -49,8 +54,17 @@ def explain_units(
     n_exemplars: int = 8,
     n_clamped: int = 256,
     show_inputs: bool = True,
-    loading: Mapping[str, Any] | None = None,
-    running: Mapping[str, Any] | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    trust_remote_code: bool = False,
+    processor: Any = None,
+    workers: int = 0,
+    threads: int | None = None,
+    runner: Runner = "local",
+    address: str | None = None,
+    memory: int | None = None,
+    unit_size: int = UNIT_SIZE,
+    fresh: bool = False,
     directory: Path | None = None,
     progress: bool = True,
     **reading: Any,
@@ -75,8 +89,30 @@ def explain_units(
         The first units are held at their highest value; 0 for none.
     show_inputs : bool, default=True
         Put texts and pictures into the document.
-    loading, running : mapping, optional
-        Options of ``sonde.load`` and of ``sonde.fit``.
+    device : str or torch.device, default="auto"
+        Device of the model; ``auto`` takes cuda, mps or cpu, as ``sonde.load``.
+    dtype : str or torch.dtype, default="auto"
+        Type of the weights; ``auto`` takes the type that the configuration names.
+    trust_remote_code : bool, default=False
+        Whether Python code that comes with the checkpoint may run.
+    processor : object, optional
+        Tokenizer, image processor, or function that turns an item into a tensor; by default the
+        model's own.
+    workers : int, default=0
+        Number of processes that share the work; 0 works in this process.
+    threads : int, optional
+        Threads of each process; by default the cores divided by the processes.
+    runner : {"local", "ray"}, default="local"
+        Where the processes run.
+    address : str, optional
+        Address of a running Ray cluster, ``host:port`` or ``auto``; by default a local cluster is
+        started.
+    memory : int, optional
+        Limit in bytes; a run that is expected to need more is refused.
+    unit_size : int, default=256
+        Number of examples that are committed together.
+    fresh : bool, default=False
+        Whether a run that was stopped starts again.
     directory : Path, optional
         Where the run is kept, so that it goes on if it was stopped.
     progress : bool, default=True
@@ -88,7 +124,9 @@ def explain_units(
     InputError
         If the model cannot be run, or there is not one site.
     """
-    found = load(model, **(loading or {}))
+    found = load(
+        model, device=device, dtype=dtype, trust_remote_code=trust_remote_code, processor=processor
+    )
     if reading.get("reducer", "auto") == "auto":
         reading["reducer"] = "positions"  # a row for each token or patch
     stream = read(found, data, sites=site, **reading)
@@ -108,7 +146,13 @@ def explain_units(
             n=n_exemplars,
             directory=directory,
             progress=progress,
-            **(running or {}),
+            unit_size=unit_size,
+            fresh=fresh,
+            workers=workers,
+            threads=threads,
+            runner=runner,
+            address=address,
+            memory=memory,
         )
     document = model_atlas(
         atlas,

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from sonde.core.errors import InputError
+from sonde.core.renaming import renamed
 from sonde.metrics import Metric, aupr, auroc, fpr_at_tpr
 from sonde.run.scoring.tables import checked, keys_of, part_of, scores_of
 from sonde.stats.intervals import grouped_share
@@ -14,9 +15,10 @@ from sonde.stats.intervals import grouped_share
 RESAMPLES = 1000
 
 
+@renamed(in_distribution="usual", out_of_distribution="unusual")
 def evaluate(
-    usual: pa.Table,
-    unusual: pa.Table,
+    in_distribution: pa.Table,
+    out_of_distribution: pa.Table,
     *,
     alpha: float = 0.05,
     resamples: int = RESAMPLES,
@@ -26,7 +28,7 @@ def evaluate(
 
     Parameters
     ----------
-    usual, unusual : pyarrow.Table
+    in_distribution, out_of_distribution : pyarrow.Table
         As ``sonde.score`` returns them. The rows of one id are resampled together.
     alpha : float, default=0.05
         False-alarm rate at which the detectors are set; figures about it need a calibration.
@@ -50,7 +52,7 @@ def evaluate(
         raise InputError(f"evaluate: expected alpha in (0, 1), got {alpha}.")
     return [
         {"instrument": k[0], "site": k[1], **_separation_figures(a, b, alpha, resamples, seed)}
-        for k, a, b in pairs_of(usual, unusual)
+        for k, a, b in pairs_of(in_distribution, out_of_distribution)
     ]
 
 

@@ -114,8 +114,8 @@ def fused_of(
     draw, held, kept = held_rows(fitted, keys)
     known = None if unusual is None else _scores(_aligned(unusual, keys))
     return fuse(
-        held, draw.numpy(), rule=rule, unusual=known, guarantee=kept.guarantee, delta=kept.delta,
-        seed=seed,
+        held, draw.numpy(), rule=rule, out_of_distribution=known, guarantee=kept.guarantee,
+        delta=kept.delta, seed=seed,
     )  # fmt: skip
 
 

@@ -5,12 +5,15 @@ import itertools
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sonde.core.errors import InputError, SondeWarning, StateError
 from sonde.core.instrument import Instrument
+from sonde.core.renaming import renamed
 from sonde.core.stream import Stream
 from sonde.core.wording import plural
 from sonde.files.durable import atomic_write
@@ -18,6 +21,7 @@ from sonde.run.fitting.fit import fit
 from sonde.run.fitting.prepared import prepare
 from sonde.run.instruments.asked import asked
 from sonde.run.instruments.words import Asked, instruments_of
+from sonde.run.passes.crew import Runner
 from sonde.run.reading.load import load
 from sonde.run.reading.read import read
 from sonde.run.training.track import Track
@@ -28,16 +32,24 @@ WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth")
 _STEP = re.compile(r"(\d+)$")
 
 
+@renamed("loading", "running", progress="begun")
 def track(
     methods: Asked | Iterable[Asked],
     folder: str | Path,
     data: Any,
     *,
     record: str | Path | None = None,
-    begun: Callable[[int], None] = lambda step: None,
-    loading: Mapping[str, Any] | None = None,
-    running: Mapping[str, Any] | None = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    trust_remote_code: bool = False,
+    processor: Any = None,
+    workers: int = 0,
+    threads: int | None = None,
+    runner: Runner = "local",
+    address: str | None = None,
+    memory: int | None = None,
     fresh: bool = False,
+    progress: bool | Callable[[int], None] = True,
     **options: Any,
 ) -> Track:
     """Fit measures on every checkpoint in a folder and return the track.
@@ -50,14 +62,31 @@ def track(
     data : anything that ``sonde.read`` takes
     record : path, optional
         Where the steps are kept; ``FOLDER.track`` by default. Steps in it are not read again.
-    begun : callable, optional
-        Called with each step before it is read.
-    loading : mapping, optional
-        Options of ``sonde.load``.
-    running : mapping, optional
-        Options of ``sonde.fit``.
+    device : str or torch.device, default="auto"
+        Device of the model; ``auto`` takes cuda, mps or cpu, as ``sonde.load``.
+    dtype : str or torch.dtype, default="auto"
+        Type of the weights; ``auto`` takes the type that the configuration names.
+    trust_remote_code : bool, default=False
+        Whether Python code that comes with the checkpoint may run.
+    processor : object, optional
+        Tokenizer, image processor, or function that turns an item into a tensor; by default the
+        model's own.
+    workers : int, default=0
+        Number of processes that share the work; 0 works in this process.
+    threads : int, optional
+        Threads of each process; by default the cores divided by the processes.
+    runner : {"local", "ray"}, default="local"
+        Where the processes run.
+    address : str, optional
+        Address of a running Ray cluster, ``host:port`` or ``auto``; by default a local cluster is
+        started.
+    memory : int, optional
+        Limit in bytes; a run that is expected to need more is refused.
     fresh : bool, default=False
         Drop the steps in the record and read all checkpoints.
+    progress : bool or callable, default=True
+        Whether a bar is shown; a function is called with each step before it is read, beside the
+        bar.
     **options
         Of ``sonde.read``.
 
@@ -76,10 +105,24 @@ def track(
     record_checkpoints(
         instruments,
         checkpoint_folders(folder),
-        lambda name: read(load(name, **(loading or {})), data, **options),
+        lambda name: read(
+            load(
+                name,
+                device=device,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                processor=processor,
+            ),
+            data,
+            **options,
+        ),
         kept,
-        begun=begun,
-        **(running or {}),
+        progress=progress,
+        workers=workers,
+        threads=threads,
+        runner=runner,
+        address=address,
+        memory=memory,
     )
     return kept
 
@@ -125,13 +168,14 @@ def checkpoint_folders(folder: str | Path) -> list[tuple[int, Path]]:
     return found
 
 
+@renamed(progress="begun")
 def record_checkpoints(
     instruments: Sequence[Instrument],
     folders: Sequence[tuple[int, Path]],
     opened: Callable[[str], Stream],
     track: Track,
     *,
-    begun: Callable[[int], None] = lambda step: None,
+    progress: bool | Callable[[int], None] = True,
     **options: Any,
 ) -> None:
     """Fit instruments on each checkpoint that a track does not yet hold.
@@ -145,8 +189,9 @@ def record_checkpoints(
         Returns the stream of hidden states of the model in a folder.
     track : Track
         Steps that it holds are kept: a run that was stopped goes on.
-    begun : callable, optional
-        Told of each step before it is read.
+    progress : bool or callable, default=True
+        Whether a bar is shown; a function is called with each step before it is read, beside the
+        bar.
     **options
         Of ``sonde.fit``.
 
@@ -169,8 +214,10 @@ def record_checkpoints(
     for step, path in folders:
         if step in track.steps:
             continue
-        begun(step)
-        track.add(step, fit(list(instruments), opened(str(path)), calibrate=0.0, **options))
+        if callable(progress):
+            progress(step)
+        shown = {"progress": bool(progress), **options}
+        track.add(step, fit(list(instruments), opened(str(path)), calibrate=0.0, **shown))
         digests[str(step)] = weights_digest(path)
         atomic_write(file, json.dumps(digests).encode())
 

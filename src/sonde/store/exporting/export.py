@@ -6,6 +6,7 @@ from typing import Any
 
 from sonde.core.errors import InputError
 from sonde.core.instrument import SAMPLE
+from sonde.core.renaming import renamed
 from sonde.store.exporting.arrays import write_npy, write_npz, write_safetensors
 from sonde.store.exporting.parts import chosen_kinds, chosen_sites, one_layout
 from sonde.store.exporting.tables import Table, write_parquet
@@ -44,6 +45,7 @@ def check_export(path: Path) -> None:
         check_file(path)
 
 
+@renamed(progress="tick")
 def export_store(
     store: Store | str | Path,
     path: str | Path,
@@ -53,7 +55,7 @@ def export_store(
     rows: bool = False,
     neighbors: int = 10,
     sample: int = SAMPLE,
-    tick: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Write a store as one file of another format, and return a description of the file.
 
@@ -80,7 +82,7 @@ def export_store(
         Nearest rows of the sample that each row gets in a table; 0 leaves them out.
     sample : int, default=2048
         Rows with the smallest sampling keys, from which directions and neighbours come.
-    tick : callable
+    progress : callable
         Called with the number of examples after each piece.
 
     Raises
@@ -106,13 +108,13 @@ def export_store(
             raise InputError(
                 f"export: {kind or '.npy'} carries no columns. Write {path.stem}.parquet."
             )
-        n_rows = ARRAYS[kind](chosen, path, tick)
+        n_rows = ARRAYS[kind](chosen, path, progress)
     else:
         kinds = chosen_kinds(chosen, columns)
         view = view_of(chosen, schema[-1].key, sample, neighbors)
         lance = kind == ".lance"
         table = Table(chosen, kinds, view, rows or lance, finite_only=lance)
-        n_rows = (write_parquet if kind == ".parquet" else write_lance)(table, path, tick)
+        n_rows = (write_parquet if kind == ".parquet" else write_lance)(table, path, progress)
     size = sum(p.stat().st_size for p in path.rglob("*")) if path.is_dir() else path.stat().st_size
     keys = [s.key for s in schema]
     return {"file": str(path), "sites": keys, "n_rows": n_rows, "size_bytes": size}
