@@ -79,6 +79,9 @@ class InputBatch:
         them and is not asked to predict them.
     columns : dict
         Further columns with one entry per example (size, brightness, ...).
+    token_axes : dict of str to tuple of int
+        The axes of an argument that hold the tokens of ``mask``: two in the adjacency matrix of a
+        graph, none in a second text with a mask of its own. Arguments without an entry are unknown.
     """
 
     args: tuple[Any, ...]
@@ -102,6 +105,7 @@ class InputBatch:
     packed: Mapping[str, Int[Tensor, "example"]] = field(default_factory=dict[str, Tensor])
     placeholder: Bool[Tensor, "example pos"] | None = None
     columns: dict[str, Any] = field(default_factory=dict[str, Any])
+    token_axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
     def __len__(self) -> int:
         return len(self.order)

@@ -63,6 +63,7 @@ class Collated:
     packed: dict[str, Int[Tensor, "_example"]] = field(default_factory=dict)
     placeholder: Bool[Tensor, "_example _pos"] | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+    token_axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     bad: dict[int, str] = field(default_factory=dict)
 
 

@@ -338,6 +338,7 @@ class ItemInputs(Inputs):
             grid=made.grid,
             packed=made.packed,
             placeholder=made.placeholder,
+            token_axes=made.token_axes,
             length=length if made.mask is not None else None,
             truncated=_tensor(listing.truncated, index) if made.mask is not None else None,
             pair=_tensor(listing.pair, index) if self.layout.paired else None,
@@ -389,6 +390,7 @@ class ItemInputs(Inputs):
             grid=made.grid,
             packed=made.packed,
             placeholder=made.placeholder,
+            token_axes=made.token_axes,
             length=length if made.mask is not None else None,
             columns=made.columns,
         )

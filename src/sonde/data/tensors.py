@@ -3,9 +3,10 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, final
 
@@ -34,7 +35,7 @@ from sonde.data.sources import Row
 
 _log = logging.getLogger("sonde")
 LOOKED_AT = 64
-"""Items that a function is tried on to see whether their lengths differ."""
+"""Items that are looked at to see whether lengths differ, or whether an input holds pairs."""
 
 
 @final
@@ -94,15 +95,30 @@ class FeatureEncoder(Encoder):
     may_mask : bool, default=True
         Whether an input may be a mask of padding: an input called ``mask`` is no such mask if both
         values occur on either side.
+    token_axes : dict of str to tuple of int
+        The axes of an input that hold the tokens of the mask, if the data decide it.
     """
 
     inputs: tuple[str, ...]
     kind: str = "features"
     marks: bool | None = None
     may_mask: bool = True
+    token_axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
     def settled(self, rows: Iterable[Row]) -> "FeatureEncoder":
-        """Decide from all masks which of their values marks padding."""
+        """Decide from all masks which of their values marks padding, and the axes of tokens."""
+        rows = iter(rows)
+        first = list(islice(rows, LOOKED_AT))
+        made = self._with_marks(chain(first, rows))
+        return replace(made, token_axes=find_token_axes(made._made(row) for row in first))
+
+    def _made(self, row: Row) -> Collated:
+        try:
+            return self.collate(self.prepare([row], [(0, 0)]))
+        except InputError:  # a broken row, which is left out
+            return Collated()
+
+    def _with_marks(self, rows: Iterable[Row]) -> "FeatureEncoder":
         if not set(self.inputs) & set(NAMES):
             return self
         found = (find_mask(self._masks(row)) for row in rows)
@@ -146,7 +162,8 @@ class FeatureEncoder(Encoder):
         """Stack each along a new first axis."""
         kwargs = {n: stacked_items([i.value[n] for i in items], n) for n in self.inputs}
         real = partial(real_tokens, marks=self.marks)
-        return Collated(kwargs=kwargs, mask=token_mask(kwargs, real) if self.may_mask else None)
+        mask = token_mask(kwargs, real) if self.may_mask else None
+        return Collated(kwargs=kwargs, mask=mask, token_axes=self.token_axes)
 
     def identity(self) -> dict[str, Any]:
         """Return the argument names as identity."""
@@ -171,6 +188,8 @@ class CallableEncoder(Encoder):
         The meaning of the masks that the processor returns.
     by_length : bool
         Whether items differ in length, so that only items of one length make a batch.
+    token_axes : dict of str to tuple of int
+        The axes of a returned tensor that hold the tokens of the mask, if the data decide it.
     """
 
     processor: Callable[[Any], Any]
@@ -180,13 +199,16 @@ class CallableEncoder(Encoder):
     kind: str = "callable"
     meaning: MaskMeaning = field(default_factory=MaskMeaning)
     by_length: bool = False
+    token_axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
 
     def settled(self, rows: Iterable[Row]) -> "CallableEncoder":
         """Decide from the first items which value marks padding, and whether lengths differ."""
-        is_told, lengths = False, set[int]()
+        is_told, lengths, first = False, set[int](), list[Mapping[str, Any]]()
         for i, row in enumerate(rows):
             with suppress(Exception):  # whatever the processor raises, the item's batch says
                 made = self._made(row)
+                if isinstance(made, Mapping) and i < LOOKED_AT:
+                    first.append(made)
                 lengths.add(_length(made))
                 if is_told:
                     if len(lengths) > 1 or i >= LOOKED_AT:
@@ -196,7 +218,15 @@ class CallableEncoder(Encoder):
                 masks = {n: column_tensor(x, n)[None] for n, x in named.items() if n in NAMES}
                 found = find_mask(masks)
                 is_told = found is None or self.meaning.is_told_by(*found)
-        return replace(self, by_length=len(lengths) > 1)
+        own = replace(self, meaning=deepcopy(self.meaning))  # which the masks must not settle yet
+        axes = find_token_axes(own._alone(made) for made in first)
+        return replace(self, by_length=len(lengths) > 1, token_axes=axes)
+
+    def _alone(self, made: Mapping[str, Any]) -> Collated:
+        try:
+            return self._collated([made])
+        except InputError:  # a broken item, which its batch says
+            return Collated()
 
     def key(self, row: Row) -> bytes:
         """Hash the item as stored."""
@@ -260,14 +290,21 @@ class CallableEncoder(Encoder):
         if not made:
             return Collated(bad=bad)
         if all(isinstance(m, Mapping) for m in made):
-            names = sorted(made[0])
-            kwargs = {
-                n: stacked_items([column_tensor(m.get(n), n) for m in made], n) for n in names
-            }
-            mask = token_mask(kwargs, self.meaning.real_tokens)
-            return Collated(kwargs=kwargs, mask=mask, special=self._special(kwargs, mask), bad=bad)
+            return self._collated(made, bad)
         return Collated(
             (stacked_items([column_tensor(m, "processor") for m in made], "processor"),), bad=bad
+        )
+
+    def _collated(
+        self, made: Sequence[Mapping[str, Any]], bad: dict[int, str] | None = None
+    ) -> Collated:
+        kwargs = {
+            n: stacked_items([column_tensor(m.get(n), n) for m in made], n) for n in sorted(made[0])
+        }
+        mask = token_mask(kwargs, self.meaning.real_tokens)
+        special = self._special(kwargs, mask)
+        return Collated(
+            kwargs=kwargs, mask=mask, special=special, token_axes=self.token_axes, bad=bad or {}
         )
 
     def _special(
@@ -320,6 +357,64 @@ def token_mask(
                 _say_once(own)
             return real(own, mask.cpu())
     return None
+
+
+def find_token_axes(examples: Iterable[Collated]) -> dict[str, tuple[int, ...]]:
+    """Return the axes of inputs that hold the tokens of the mask, by name, if examples decide it.
+
+    An input with two axes as long as the mask holds either pairs of tokens, or features that are as
+    many as the tokens: entries of a real and a padded token are equal in the first case only. An
+    input whose padding is that of another mask holds no tokens of this mask.
+    """
+    padded = [
+        (made.kwargs, made.mask)
+        for made in examples
+        if made.mask is not None and made.mask.any() and not made.mask.all()
+    ]
+    others = {
+        name for named, mask in padded for name, x in named.items() if _is_other_mask(x, mask)
+    }
+    found: dict[str, tuple[int, ...]] = {}
+    for name in {n: None for named, _ in padded for n in named}:
+        given = [(named[name], mask, named) for named, mask in padded if name in named]
+        axes = [
+            axis
+            for axis in range(1, given[0][0].ndim)
+            if all(axis < x.ndim and x.shape[axis] == mask.shape[1] for x, mask, _ in given)
+        ]
+        if len(axes) > 1:
+            are_pairs = all(_is_filled(x, axes, mask) for x, mask, _ in given)
+            found[name] = tuple(axes) if are_pairs else tuple(axes[:1])
+        elif axes and others and not all(_is_filled(x, axes, mask) for x, mask, _ in given):
+            is_theirs = any(
+                all(_is_filled(x, axes, named[o] != 0) for x, _, named in given) for o in others
+            )
+            found[name] = () if is_theirs else tuple(axes)
+    return found
+
+
+def _is_other_mask(x: Tensor, mask: Tensor) -> bool:
+    """Return whether an input has two values, one on either side, that do not follow the mask."""
+    if x.shape != mask.shape or len(torch.unique(x)) != 2:
+        return False
+    own = x[0] != 0
+    is_alike = own == mask[0]
+    is_one_sided = int((own[1:] != own[:-1]).sum()) == 1
+    return is_one_sided and bool(is_alike.any()) and not bool(is_alike.all())
+
+
+def _is_filled(x: Tensor, axes: Sequence[int], mask: Tensor) -> bool:
+    """Return whether padded tokens have one value along these axes, beside real tokens if any."""
+    real, padded = (torch.nonzero(m).flatten() for m in (mask[0], ~mask[0]))
+    if not len(real) or not len(padded):
+        return True
+    for at in axes:
+        part = x.index_select(at, padded)
+        for axis in axes:
+            part = part if axis == at else part.index_select(axis, real)
+        if not torch.equal(part.amax(tuple(axes)), part.amin(tuple(axes))):
+            return False
+    return True
 
 
 @cache

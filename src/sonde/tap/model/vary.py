@@ -31,12 +31,15 @@ class SizeChange:
         The axes of float inputs that are resized.
     pos, pos2 : (int, int) or None
         Sizes of the token axis and of the decoder's at the first and at the other size.
+    as_pairs : bool, default=False
+        Whether float inputs with two axes as long as the token axis are resized along both.
     """
 
     kind: Literal["tokens", "space", "none"]
     axes: tuple[int, ...] = ()
     pos: tuple[int, int] | None = None
     pos2: tuple[int, int] | None = None
+    as_pairs: bool = False
 
 
 def source_length(batch: InputBatch) -> int | None:
@@ -73,10 +76,32 @@ def token_ids(batch: InputBatch, axis: str = "pos") -> Tensor | None:
     return ids if is_ids else None
 
 
-def may_hold_tokens(x: Tensor, batch: InputBatch) -> bool:
-    """Return whether an argument may have a token axis, which pixels beside token ids lack."""
+def token_axes(
+    name: str, x: Tensor, length: int, batch: InputBatch, as_pairs: bool = False
+) -> tuple[int, ...]:
+    """Return the axes of an argument that hold the tokens, which are ``length`` many.
+
+    Whole numbers hold tokens on every axis of this length, other numbers on the first axis after
+    that of the examples: the next one holds features. Pairs of tokens have several such axes.
+    Pixels beside token ids have none.
+
+    Parameters
+    ----------
+    name : str
+    x : Tensor
+    length : int
+    batch : InputBatch
+        The batch of the argument, which knows the axes of some arguments.
+    as_pairs : bool, default=False
+        Take unknown arguments for pairs if they have several axes of this length.
+    """
+    axes = tuple(axis for axis in range(1, x.ndim) if x.shape[axis] == length)
+    if name in batch.token_axes:
+        return tuple(axis for axis in axes if axis in batch.token_axes[name])
+    if len(axes) > 1 and (as_pairs or not x.is_floating_point()):
+        return axes
     is_map = x.is_floating_point() and x.ndim >= MAP
-    return not (is_map and token_ids(batch) is not None)
+    return axes[:1] if axes[:1] == (1,) and not (is_map and token_ids(batch) is not None) else ()
 
 
 def changes(batch: InputBatch) -> list[SizeChange]:
@@ -90,6 +115,8 @@ def changes(batch: InputBatch) -> list[SizeChange]:
     if length is not None:
         pos2 = None if length2 is None else LENGTHS2
         found = [SizeChange("tokens", pos=LENGTHS, pos2=pos2)]
+        if _may_hold_pairs(batch, length):
+            found.append(SizeChange("tokens", pos=LENGTHS, pos2=pos2, as_pairs=True))
         if batch.placeholder is not None:  # none of them may be cut off
             found.append(SizeChange("tokens", pos=(length, length + 2), pos2=pos2))
         return [*found, same]
@@ -106,6 +133,15 @@ def changes(batch: InputBatch) -> list[SizeChange]:
     if ndim == LINE:
         axes = [(1,)]
     return [*(SizeChange("space", a) for a in axes), same]
+
+
+def _may_hold_pairs(batch: InputBatch, length: int) -> bool:
+    named = {str(i): x for i, x in enumerate(batch.args)} | batch.kwargs
+    return any(
+        name not in batch.token_axes and x.is_floating_point() and x.shape[1:].count(length) > 1
+        for name, x in named.items()
+        if isinstance(x, Tensor)
+    )
 
 
 def _floats(batch: InputBatch) -> list[Tensor]:
@@ -126,25 +162,27 @@ def sized(
     to = change.pos[which] if resized and change.pos else None
     to2 = change.pos2[which] if resized and change.pos2 else None
 
-    none: Lengths = (None, None, None)
-    sizes = (n, n_rows, (length, to, _repeated(batch, length)), (length2, to2, None))
+    repeated = _repeated(batch, length)
     doubled = change.axes if change.kind == "space" and which == 1 else ()
 
     def fit(name: str, x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
         if name in batch.packed:
-            return _of_packed(x, batch.packed[name], n_rows)
-        fixed = isinstance(x, Tensor) and not may_hold_tokens(x, batch)
-        return _finite(name, _fit(name, x, (n, n_rows, none, none) if fixed else sizes, doubled))
+            return _finite(name, _of_packed(x, batch.packed[name], n_rows))
+        own, new, again = length, to, repeated
+        if name.startswith("decoder_") or name == "labels":
+            own, new, again = length2, to2, None
+        axes = () if own is None else token_axes(name, x, own, batch, change.as_pairs)
+        x = _as_rows(x, n, n_rows)
+        for axis in doubled if x.is_floating_point() else ():
+            x = _along(x, axis, 2 * x.shape[axis]) if axis < x.ndim else x
+        return _finite(name, _lengthened(x, axes, own, new, again))
 
-    args = tuple(fit("", x) for x in batch.args)
+    args = tuple(fit(str(i), x) for i, x in enumerate(batch.args))
     kwargs = {name: fit(name, x) for name, x in batch.kwargs.items()}
     kwargs = {n: _unpadded(n, x, batch.kwargs[n], batch.mask) for n, x in kwargs.items()}
     return args, kwargs
-
-
-Lengths = tuple[int | None, int | None, int | None]
-"""Tokens there are, tokens there are to be, and which one is repeated (None = all of them)."""
-Sizes = tuple[int, int, Lengths, Lengths]
 
 
 def _repeated(batch: InputBatch, length: int | None) -> int | None:
@@ -152,17 +190,6 @@ def _repeated(batch: InputBatch, length: int | None) -> int | None:
     if batch.placeholder is None or length is None:
         return None
     return int((~batch.placeholder).all(dim=0).nonzero().max())
-
-
-def _fit(name: str, x: Any, sizes: Sizes, doubled: tuple[int, ...]) -> Any:
-    if not isinstance(x, Tensor):
-        return x
-    n, n_rows, source, target = sizes
-    x = _as_rows(x, n, n_rows)
-    for axis in doubled if x.is_floating_point() else ():
-        x = _along(x, axis, 2 * x.shape[axis]) if axis < x.ndim else x
-    is_target = name.startswith("decoder_") or name == "labels"
-    return _lengthened(x, *(target if is_target else source))
 
 
 def _finite(name: str, x: Any) -> Any:
@@ -206,15 +233,17 @@ def _of_packed(x: Tensor, counts: Tensor, n_rows: int) -> Tensor:
     return torch.cat([parts[i % len(parts)] for i in range(n_rows)])
 
 
-def _lengthened(x: Tensor, length: int | None, to: int | None, repeated: int | None) -> Tensor:
+def _lengthened(
+    x: Tensor, axes: tuple[int, ...], length: int | None, to: int | None, repeated: int | None
+) -> Tensor:
+    """Return a tensor with ``to`` tokens on these axes; more than there are repeat a token."""
     if length is None or to is None:
         return x
-    for axis in range(1, x.ndim):
-        if x.shape[axis] == length and (not x.is_floating_point() or axis == 1):
-            index = torch.arange(to) % length
-            if repeated is not None:
-                index[length:] = repeated
-            x = x.index_select(axis, index.to(x.device))
+    index = torch.arange(to) % length
+    if repeated is not None:
+        index[length:] = repeated
+    for axis in axes:
+        x = x.index_select(axis, index.to(x.device))
     return x
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sonde.core.errors import InputError
 from sonde.core.inputs import InputBatch
-from sonde.tap.model.vary import may_hold_tokens
+from sonde.tap.model.vary import MAP, token_axes, token_ids
 from sonde.tap.rows.frame import all_set
 
 
@@ -47,12 +47,15 @@ def _reordered(batch: InputBatch, mask: Tensor, order: Tensor) -> InputBatch:
 def _moved(x: Any, order: Tensor, name: str, batch: InputBatch) -> Any:
     if not isinstance(x, Tensor) or name.startswith("decoder_") or name in batch.packed:
         return x
-    if not may_hold_tokens(x, batch):
+    length = order.shape[1]
+    axes = token_axes(name, x, length, batch)
+    if len(x) == len(order) and axes:
+        for axis in axes:
+            shape = [len(order), *(length if a == axis else 1 for a in range(1, x.ndim))]
+            x = x.gather(axis, order.to(x.device).view(shape).expand_as(x))
         return x
-    if x.ndim >= 2 and x.shape[:2] == order.shape:
-        index = order.to(x.device).view(*order.shape, *[1] * (x.ndim - 2)).expand_as(x)
-        return x.gather(1, index)
-    if order.shape[1] in x.shape[1:]:
+    is_map = x.is_floating_point() and x.ndim >= MAP and token_ids(batch) is not None
+    if length in x.shape[1:] and not is_map:
         raise InputError(
             f"live_stream: the padding of input {name!r} of shape {tuple(x.shape)} cannot be moved "
             "to the other side. Pad on the right for reading, on the left for generating."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sonde.core.inputs import InputBatch, Inputs, Model
-from sonde.tap.model.vary import may_hold_tokens
+from sonde.tap.model.vary import token_axes
 
 LONGEST = 64
 SHORTEST = 2
@@ -42,7 +42,7 @@ def cut(batch: InputBatch, length: int) -> InputBatch:
     if whole is None or whole <= length:
         return batch
     kept = _kept(batch, length)
-    return _along(batch, whole, lambda name, x: x[:, kept.to(x.device)])
+    return _along(batch, whole, _picked(kept))
 
 
 def _kept(batch: InputBatch, length: int) -> Tensor:
@@ -60,25 +60,37 @@ def unpadded(batch: InputBatch) -> InputBatch:
     if mask is None or bool(mask.all()):
         return batch
     real = torch.nonzero(mask[0]).flatten()
-    return _along(batch, mask.shape[1], lambda name, x: x[:, real.to(x.device)])
+    return _along(batch, mask.shape[1], _picked(real))
 
 
-def _along(batch: InputBatch, length: int, change: Callable[[str, Tensor], Tensor]) -> InputBatch:
-    """Return the inputs with a change applied to every tensor that has the token axis."""
+Along = Callable[[str, Tensor, int], Tensor]
+"""A change of the argument of this name along one axis."""
 
-    def fit(name: str, x: Any) -> Any:
-        has_axis = isinstance(x, Tensor) and x.ndim >= 2 and x.shape[1] == length
-        is_other = name.startswith("decoder_") or name in batch.packed
-        return change(name, x) if has_axis and may_hold_tokens(x, batch) and not is_other else x
+
+def _picked(index: Tensor) -> Along:
+    return lambda _, x, axis: x.index_select(axis, index.to(x.device))
+
+
+def _along(batch: InputBatch, length: int, change: Along) -> InputBatch:
+    """Return the inputs with a change applied along every axis of tokens."""
+
+    def fit(name: str, x: Any, called: str) -> Any:
+        if isinstance(x, Tensor) and not name.startswith("decoder_") and name not in batch.packed:
+            for axis in token_axes(name, x, length, batch):
+                x = change(called, x, axis)
+        return x
+
+    def fit_mask(name: str, x: Tensor | None) -> Tensor | None:
+        return None if x is None else change(name, x, 1)
 
     return replace(
         batch,
-        args=tuple(fit("input_ids", x) for x in batch.args),
-        kwargs={name: fit(name, x) for name, x in batch.kwargs.items()},
-        mask=None if batch.mask is None else change("mask", batch.mask),
-        special=None if batch.special is None else change("special", batch.special),
+        args=tuple(fit(str(i), x, "input_ids") for i, x in enumerate(batch.args)),
+        kwargs={name: fit(name, x, name) for name, x in batch.kwargs.items()},
+        mask=fit_mask("mask", batch.mask),
+        special=fit_mask("special", batch.special),
         segment=None,
-        placeholder=None if batch.placeholder is None else change("placeholder", batch.placeholder),
+        placeholder=fit_mask("placeholder", batch.placeholder),
     )
 
 
@@ -119,7 +131,7 @@ class SmallBatches:
         length = self.length
         assert length is not None
 
-        def fit(name: str, x: Tensor) -> Tensor:
+        def fit(name: str, x: Tensor, axis: int) -> Tensor:
             moves = name == "input_ids" and not x.is_floating_point()
             return torch.cat([x[:, :start], x[:, start:].roll(1, 0)], dim=1) if moves else x
 
@@ -159,10 +171,10 @@ class SmallBatches:
             one = replace(one, mask=torch.ones(1, length, dtype=torch.bool))
         missing = longest - length
 
-        def fill(name: str, x: Tensor) -> Tensor:
+        def fill(name: str, x: Tensor, axis: int) -> Tensor:
             value = self.pad_id if name == "input_ids" else 0
-            more = x.new_full((1, missing, *x.shape[2:]), value)
-            return torch.cat([more, x] if side == "left" else [x, more], dim=1)
+            more = x.new_full((*x.shape[:axis], missing, *x.shape[axis + 1 :]), value)
+            return torch.cat([more, x] if side == "left" else [x, more], dim=axis)
 
         return one if missing == 0 else _along(one, length, fill)
 
