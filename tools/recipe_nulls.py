@@ -6,7 +6,7 @@ seed, words choose recipes, ``--drawn`` the worlds).
 ``planted``: the fraction of right answers where something is.
 
 With ``--copies 4`` each row of the data that a recipe reads is there four times, with ``--ids``
-under one id.
+under one id, with ``--persons`` as near copies of one group.
 """
 
 import argparse
@@ -318,12 +318,13 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--copies", type=int, default=1, help="how often each row is there")
     parser.add_argument("--ids", action="store_true", help="rows have ids, copies the same")
+    parser.add_argument("--persons", action="store_true", help="copies are near, of one group")
     parser.add_argument(
         "--arm", choices=("", "nothing", "planted"), default="", help="only this arm"
     )
     asked = parser.parse_args()
     warnings.simplefilter("ignore", SondeWarning)
-    REPEATS.copies, REPEATS.has_ids = asked.copies, asked.ids
+    REPEATS.copies, REPEATS.has_ids, REPEATS.is_person = asked.copies, asked.ids, asked.persons
     print("| recipe | drawn | arm | answers | seconds of a draw | |\n" + "|---" * 6 + "|")
     for word, what, arm, drawn in cases():
         if asked.words and not any(w in word for w in asked.words):

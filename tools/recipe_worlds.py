@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 import torch
@@ -34,10 +34,16 @@ EYE = Model(nn.Sequential(nn.Identity()).eval())
 
 @dataclass
 class Repeats:
-    """How often each row of the data of a world is there, and whether rows have ids."""
+    """How often each row of the data of a world is there, and whether rows have ids.
+
+    With ``is_person`` the copies are near copies of one group: a row is a person. The group is
+    told unless ``is_named`` is false.
+    """
 
     copies: int = 1
     has_ids: bool = False
+    is_person: bool = False
+    is_named: bool = True
 
     def of(self, part: Any) -> Any:
         """Return the rows with their copies; models and other options unchanged."""
@@ -46,9 +52,28 @@ class Repeats:
         rows: list[dict[str, Any]] = part
         if self.has_ids:
             rows = [{"id": str(i)} | row for i, row in enumerate(rows)]
-        return rows * self.copies
+        if not self.is_person:
+            return rows * self.copies
+        draw, part = torch.Generator().manual_seed(len(rows)), next(PARTS)
+        return [
+            {key: _nearly(key, v, draw) for key, v in row.items()}
+            | ({"group": f"{part}, {i}"} if self.is_named else {})
+            for i, row in enumerate(rows)
+            for _ in range(self.copies)
+        ]
 
 
+def _nearly(key: str, value: Any, draw: torch.Generator) -> Any:
+    """Return a value with a little noise; a text with some letters more at its end."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value + 1e-3 * torch.rand(value.shape, generator=draw)
+    if key == "text":
+        letters = torch.randint(26, (3,), generator=draw).tolist()
+        return f"{value} # {''.join(string.ascii_lowercase[i] for i in letters)}"
+    return value
+
+
+PARTS = count()
 REPEATS = Repeats()
 """What ``ask`` does to the rows of every world."""
 

@@ -4,6 +4,7 @@ from sonde.data.arrays import open_arrays as open_arrays
 from sonde.data.contrast import contrast as contrast
 from sonde.data.different_rows import DifferentRows as DifferentRows
 from sonde.data.different_rows import different_rows as different_rows
+from sonde.data.different_rows import kept_rows as kept_rows
 from sonde.data.different_rows import row_number as row_number
 from sonde.data.early import check_data as check_data
 from sonde.data.inputs import ItemInputs as ItemInputs

@@ -93,11 +93,36 @@ def different_rows(data: Any, limit: int | None = None) -> DifferentRows:
     apart = len(kept) - len({keys[i][0] for i in kept.tolist()})
     if len(kept) == n or _by_chance(_chosen(rows, kept[:SOME_ROWS]), len(kept)):
         return DifferentRows(data, n, n, apart)
+    return DifferentRows(_left(data, source, kept, n), n, len(kept), apart)
+
+
+def kept_rows(data: Any, index: Int[np.ndarray, "row"]) -> Any:
+    """Return some rows of data, which know their numbers in the data that the user gave.
+
+    Parameters
+    ----------
+    data : str, path or re-iterable
+        What ``open_inputs`` takes.
+    index : array (row,)
+        Numbers of the rows, in ascending order.
+
+    Examples
+    --------
+    >>> left = kept_rows(["a b", "c", "d"], np.array([0, 2]))
+    >>> left, row_number(left, 1)
+    (['a b', 'd'], 2)
+    """
+    if isinstance(data, list):
+        return _left(data, None, index, len(data))
+    source, _ = open_source(data)
+    return _left(data, source, index, sum(1 for _ in source.rows()))
+
+
+def _left(data: Any, source: Source | None, kept: Int[np.ndarray, "row"], n: int) -> Any:
+    """Return some of the first ``n`` rows, and all later rows."""
     if source is None:
-        left: Any = _KeptItems(data, [*kept.tolist(), *range(n, len(data))])
-    else:
-        left = _Kept(source, kept, n)
-    return DifferentRows(left, n, len(kept), apart)
+        return _KeptItems(data, [*kept.tolist(), *range(n, len(data))])
+    return _Kept(source, kept, n)
 
 
 class _UnknownValue(Exception):
@@ -129,7 +154,7 @@ class _KeptItems(list[Any]):
 
     def __init__(self, given: Sequence[Any], numbers: Sequence[int]) -> None:
         super().__init__(given[i] for i in numbers)
-        self._numbers = numbers
+        self._numbers = [row_number(given, i) for i in numbers]
 
     def number(self, index: int) -> int:
         """Return the number of an item in the given list."""

@@ -1,5 +1,6 @@
 """Pairs whose nuisance lies in some units, heads by hand, and columns that are wrong."""
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -30,7 +31,7 @@ def test_weights_leave_out_the_nuisance():
     before, after, changed, rows = pairs()
     found = change_pairs(IDENTITY, rows, site="0", seed=1, progress=False)
     score = {row["arm"]: row["AUROC"] for row in found.rows}
-    _, held = apart(changed, 0.4, 1)
+    _, held = apart(changed, 0.4, 1, owner=np.arange(len(changed)))
     length = (before - after).double().square().sum(1).numpy()[held]
     assert score[PLAIN] == pytest.approx(roc_auc_score(changed[held], length), abs=1e-6)
     own = (before - after)[:, 4:].square().sum(1).numpy()[held]

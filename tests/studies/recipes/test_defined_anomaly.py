@@ -31,7 +31,7 @@ def distance(x, label, asked):
 def test_a_definition_scores_by_the_nearest_class_on_either_side():
     x, label, rows = clusters()
     found = defined_anomaly(IDENTITY, rows, site="0", definitions=3, seed=7, progress=False)
-    kept, held = apart(label, 0.4, 7)
+    kept, held = apart(label, 0.4, 7, owner=np.arange(len(label)))
     x = x.double()
     x = ((x - x[kept].mean(0)) / x[kept].std(0)).numpy()
     means = np.stack([x[kept[label[kept] == k]].mean(0) for k in range(5)])

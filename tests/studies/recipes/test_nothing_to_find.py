@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from sonde.metrics import Cascade
+from sonde_studies.parts.cascades import order_p_value
 from sonde_studies.parts.choice import NOT_TOLD, correlation_of_halves, gain_of_best
 from sonde_studies.parts.figures import auroc_effects, is_sure
 from sonde_studies.parts.forks import least_alike
+from sonde_studies.parts.owners import owners_of, parted, shuffled_labels
+from sonde_studies.parts.rows import apart
 from sonde_studies.recipes import RECIPES, recipe_of
 from tools import recipe_nulls as nulls
 from tools import recipe_worlds as worlds
@@ -84,6 +88,65 @@ def test_copies_of_rows_are_no_finding(word, has_ids, monkeypatch):
     assert ask() == verdict
 
 
+PERSONS = COPIED | {
+    "channel-regions": (partial(nulls.mapped, 0), NOT_TOLD),
+    "feature-fusion": (partial(nulls.fused, "feature-fusion", 0), NOT_TOLD),
+}
+
+
+SLOW = ("channel-regions", "defined-anomaly", "change-pairs")
+
+
+@pytest.mark.truth("worlds of persons, drawn without anything to find")
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize(
+    "word",
+    [pytest.param(word, marks=pytest.mark.slow if word in SLOW else ()) for word in PERSONS],
+)
+def test_near_copies_of_a_person_are_no_finding(word, is_named, monkeypatch):
+    monkeypatch.setattr(worlds.REPEATS, "copies", 4)
+    monkeypatch.setattr(worlds.REPEATS, "is_person", True)
+    monkeypatch.setattr(worlds.REPEATS, "is_named", is_named)
+    ask, verdict = PERSONS[word]
+    assert ask() == verdict
+
+
+def test_no_group_is_divided_and_one_row_of_each_judges():
+    draw = np.random.default_rng(1)
+    owner = draw.integers(0, 40, 150)
+    label = owner % 3
+    kept, held = apart(label, 0.4, 5, owner=owner)
+    assert not {*owner[kept].tolist()} & {*owner[held].tolist()}
+    assert {*owner[kept].tolist(), *owner[held].tolist()} == {*owner.tolist()}
+    assert len(np.unique(owner[held])) == len(held) == 16
+    assert {*label[held].tolist()} == {*label[kept].tolist()} == {0, 1, 2}
+    first, rest = parted(owner, 0.4, draw)
+    assert not {*owner[first].tolist()} & {*owner[rest].tolist()}
+    assert len(first) + len(rest) == len(owner)
+    dealt = shuffled_labels(owner, owner, draw)
+    assert all(len(np.unique(dealt[owner == one])) == 1 for one in np.unique(owner))
+    assert (dealt != owner).mean() > 0.8
+
+
+@pytest.mark.truth("rows of known origin; rows of smooth densities have no near copies")
+def test_near_copies_of_all_kinds_are_one_group():
+    noise, label = 1e-3 * worlds.normal(1, 240, 12), np.arange(240) % 60
+    x = worlds.normal(0, 60, 12)[label] + noise
+    same = label[:, None] == label
+    rows = [{"x": row, "i": i} for i, row in enumerate(x)]
+    found = owners_of(rows)
+    assert ((found[:, None] == found) == same).all()
+    words = [" ".join(f"{int(1e4 * v):04x}" for v in row.abs()) for row in worlds.normal(0, 60, 12)]
+    texts = [{"text": f"{words[i]} {chr(97 + n % 26)}"} for n, i in enumerate(label)]
+    found = owners_of(texts)
+    assert ((found[:, None] == found) == same).all()
+    n_joined = 0
+    for seed in range(20):
+        drawn = worlds.normal(seed, 200, 9).pow(3 if seed % 2 else 1)
+        n_joined += 200 - len(np.unique(owners_of([{"x": row} for row in drawn])))
+    assert n_joined <= 2  # of 4,000 rows
+
+
 def test_answers_say_how_many_rows_are_different():
     x = worlds.normal(0, 60, 4)
     items = worlds.items_of(x, x[:, :2].argmax(1)) * 3
@@ -108,6 +171,17 @@ def test_halves_that_choose_for_each_other_are_correlated(n_arms, largest):
     found = correlation_of_halves(arms, {"none": np.zeros(20_000)}, 3)
     assert found == pytest.approx(largest**2 / (n_arms - 1), abs=0.05)
     assert correlation_of_halves({0: arms[0]}, {"none": np.zeros(20_000)}, 3) < 0.05
+
+
+@pytest.mark.truth("all ways to deal the scores, which are equally likely")
+def test_a_score_that_knows_nothing_gains_as_rarely_as_p_says():
+    draw, p = np.random.default_rng(4), list[float]()
+    for _ in range(16):
+        weak, strong = draw.random(60) < 0.7, draw.random(60) < 0.9
+        p.append(order_p_value(Cascade(weak, strong, draw.random(60)), draw))
+    assert np.mean(p) == pytest.approx(0.5, abs=0.2)
+    assert min(p) < 0.25
+    assert order_p_value(Cascade(weak, strong, ~weak + draw.random(60)), draw) <= 0.0025
 
 
 @pytest.mark.truth("arms of equal accuracy, of which none gains")

@@ -1,5 +1,6 @@
 """Choice between two models, and limits of a guarantee from too few rows."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from scipy.stats import binomtest  # pyright: ignore[reportMissingTypeStubs]
 from sonde import InputError
 from sonde.metrics import Cascade
 
-SURE, ALPHA = 0.95, 0.05
+SURE, ALPHA, SHUFFLES = 0.95, 0.05, 399
 
 
 def check_answers(first: Any, second: Any) -> None:
@@ -22,6 +23,17 @@ def check_answers(first: Any, second: Any) -> None:
                 f"route_by_score: expected finite outputs of the {name} model, got NaN or infinity "
                 f"in {bad} of {len(found)} rows. Leave these inputs out, or mend the model."
             )
+
+
+def order_p_value(judged: Cascade, draw: np.random.Generator) -> float:
+    """Return the p-value that a score which knows nothing of errors gains as much over lots.
+
+    The scores are dealt to other rows. If the score is unrelated to where the models err, all ways
+    to deal it are equally likely: the p-value is exact at any number of rows.
+    """
+    gain, doubt = judged.gain(), judged.doubt
+    dealt = (replace(judged, doubt=draw.permutation(doubt)).gain() for _ in range(SHUFFLES))
+    return (1 + sum(other >= gain for other in dealt)) / (1 + SHUFFLES)
 
 
 def who_answers(judged: Cascade, threshold: float, *, is_order: bool, is_cheap: bool) -> str:

@@ -13,7 +13,7 @@ from sonde_studies.parts.states import said_by, tensor_inputs
 
 
 def table_of(
-    recipe: str, model: Model, data: Any, limit: int | None, names: Sequence[str], least: int
+    recipe: str, model: Model, data: Any, names: Sequence[str], least: int, **options: Any
 ) -> tuple[Float[Tensor, "row column"], list[str]]:
     """Return the rows as the model receives them, and a name for each column.
 
@@ -24,7 +24,7 @@ def table_of(
     InputError
         If the model takes no table, or there are few rows, few columns or as many names as others.
     """
-    x = tensor_inputs(recipe, model, data, limit)
+    x = tensor_inputs(recipe, model, data, **options)
     if x.ndim != 2 or len(x) < least or x.shape[1] < 3:
         raise InputError(
             f"{recipe}: expected a model of a row of numbers, and {least} or more rows of three or "
@@ -32,7 +32,7 @@ def table_of(
         )
     if names and len(names) != x.shape[1]:
         raise InputError(f"{recipe}: expected {x.shape[1]} names, got {len(names)}.")
-    own = open_inputs(model, data, limit=limit).layout.inputs
+    own = open_inputs(model, data, **options).layout.inputs
     numbered = [f"column {i}" for i in range(x.shape[1])]
     return x, [*names] or ([*own] if len(own) == x.shape[1] else numbered)
 

@@ -13,6 +13,7 @@ from sonde import InputError, Model
 from sonde.core import Codec
 from sonde.data import ItemInputs
 from sonde.tap import RowLosses, live_stream, place_of
+from sonde_studies.parts.owners import judges, parted
 from sonde_studies.parts.rows import Rows, Values
 
 LEAST, TEST = 60, 0.3
@@ -31,6 +32,8 @@ class Federation:
         All rows.
     owner : list
         Whose each row of the data is.
+    groups : array (row,)
+        Group of each row of the data, such as a person.
     rate : float
         Of gradient descent.
     steps : int
@@ -40,9 +43,16 @@ class Federation:
     """
 
     def __init__(
-        self, model: Model, inputs: ItemInputs, owner: list[Any], rate: float, steps: int, seed: int
+        self,
+        model: Model,
+        inputs: ItemInputs,
+        owner: list[Any],
+        groups: Values,
+        rate: float,
+        steps: int,
+        seed: int,
     ) -> None:
-        self.clients, self.held = _dealt(inputs, owner, seed)
+        self.clients, self.held = _dealt(inputs, owner, groups, seed)
         self._model, self._rate, self._steps, self._seed = model, rate, steps, seed
         logits = live_stream(model, inputs, logits_asked=True).logits_key
         self._module = deepcopy(model.module).eval()
@@ -118,12 +128,14 @@ class Federation:
         return torch.cat([t.log_p.argmax(1) == t.truth for t in told]).double().cpu().numpy()
 
 
-def _dealt(inputs: ItemInputs, owner: list[Any], seed: int) -> tuple[list[list[Any]], list[Any]]:
-    """Return the batches of each client, and the test rows."""
-    draw = np.random.default_rng(seed).permutation(len(inputs))
-    n_held = int(TEST * len(inputs))
+def _dealt(
+    inputs: ItemInputs, owner: list[Any], groups: Values, seed: int
+) -> tuple[list[list[Any]], list[Any]]:
+    """Return the batches of each client, and the test rows, one of each other group."""
+    own = groups[inputs.source_rows]
+    held, ours = parted(own, TEST, np.random.default_rng(seed))
     whose = np.array([str(owner[i]) for i in inputs.source_rows])
-    names = sorted(set(whose[draw[n_held:]]))
+    names = sorted(set(whose[ours]))
     if None in owner or len(names) < 2 or len(inputs) < LEAST or not inputs.label_names:
         raise InputError(
             f"expected {LEAST} or more labelled rows of two or more clients, got {len(inputs)} rows"
@@ -135,5 +147,4 @@ def _dealt(inputs: ItemInputs, owner: list[Any], seed: int) -> tuple[list[list[A
         part = inputs.at(np.sort(rows))
         return list(part.batches(0, len(part)))
 
-    ours = draw[n_held:]
-    return [batches(ours[whose[ours] == name]) for name in names], batches(draw[:n_held])
+    return [batches(ours[whose[ours] == name]) for name in names], batches(judges(own, held))

@@ -16,6 +16,8 @@ from sonde.measure import stitch
 from sonde.tap import place_of
 from sonde_studies.parts.figures import check_order, error_of
 from sonde_studies.parts.heads import linear_head
+from sonde_studies.parts.owners import judges, parted
+from sonde_studies.parts.rows import Values
 
 MOST_CUTS = 6
 EITHER = "the front or the back differs"
@@ -140,9 +142,15 @@ class Cut:
 
 
 def cuts_of(
-    recipe: str, models: list[Model], data: Any, sites: str, seed: int, **options: Any
+    recipe: str,
+    models: list[Model],
+    data: Any,
+    sites: str,
+    seed: int,
+    owner: Values,
+    **options: Any,
 ) -> list[Cut]:
-    """Return the models cut at each depth; half of the examples fit, half test.
+    """Return the models cut at each depth; half of the groups fit, one row of each other tests.
 
     Parameters
     ----------
@@ -155,6 +163,8 @@ def cuts_of(
         with commas between them.
     seed : int
         Draws the halves.
+    owner : array (row,)
+        Group of each row of the data.
     **options
         Of ``open_inputs``.
     """
@@ -164,11 +174,9 @@ def cuts_of(
             f"{recipe}: expected 40 or more examples that all models read whole, got "
             f"{', '.join(str(len(part)) for part in inputs)}."
         )
-    order = np.random.default_rng(seed).permutation(len(inputs[0]))
-    fit, held = (
-        torch.from_numpy(np.sort(side))
-        for side in (order[: len(order) // 2], order[len(order) // 2 :])
-    )
+    groups = owner[inputs[0].source_rows]
+    first, rest = parted(groups, 0.5, np.random.default_rng(seed))
+    fit, held = torch.from_numpy(first), torch.from_numpy(judges(groups, rest))
     found, label = list[Cut](), None
     for named in _places(models, data, sites, **options):
         each = zip(models, inputs, named, strict=True)

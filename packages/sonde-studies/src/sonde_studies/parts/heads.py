@@ -8,7 +8,11 @@ from jaxtyping import Float, Int
 from scipy.stats import rankdata  # pyright: ignore[reportMissingTypeStubs]
 from sklearn.feature_extraction.text import TfidfVectorizer  # pyright: ignore
 from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingTypeStubs]
-from sklearn.model_selection import StratifiedKFold, cross_val_predict  # pyright: ignore
+from sklearn.model_selection import (  # pyright: ignore
+    StratifiedGroupKFold,
+    StratifiedKFold,
+    cross_val_predict,
+)
 from sklearn.pipeline import make_pipeline  # pyright: ignore[reportUnknownVariableType]
 from sklearn.preprocessing import StandardScaler  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor, nn
@@ -125,17 +129,27 @@ class SetHead(nn.Module):
         return self
 
 
-def chosen_apart(heads: dict[str, tuple[Any, Any]], is_made: Any, folds: int, seed: int) -> Any:
+def folds_of(owner: Any, folds: int, seed: int) -> Any:
+    """Return stratified folds that divide no group; groups of one row are dealt as rows."""
+    is_row = len(np.unique(owner)) == len(owner)
+    return (StratifiedKFold if is_row else StratifiedGroupKFold)(
+        folds, shuffle=True, random_state=seed
+    )
+
+
+def chosen_apart(
+    heads: dict[str, tuple[Any, Any]], is_made: Any, folds: int, seed: int, owner: Any
+) -> Any:
     """Return each labelled row's score by the head that is best on all other folds.
 
-    Scores are ranks within a fold, as the heads of two folds have scales of their own.
+    Scores are ranks within a fold, as the heads of two folds have scales of their own. No group
+    (``owner``) is in two folds.
     """
     known = len(is_made)
     scores = np.zeros(known)
-    outer = StratifiedKFold(folds, shuffle=True, random_state=seed + 1)
-    inner = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    for chosen, held in outer.split(np.zeros(known), is_made):
-        how: dict[str, Any] = {"cv": inner, "method": "decision_function"}
+    outer, inner = (folds_of(owner, folds, seed + extra) for extra in (1, 0))
+    for chosen, held in outer.split(np.zeros(known), is_made, owner):
+        how: dict[str, Any] = {"cv": inner, "method": "decision_function", "groups": owner[chosen]}
         value = {
             name: auroc(
                 cross_val_predict(head, x[chosen], is_made[chosen], **how),

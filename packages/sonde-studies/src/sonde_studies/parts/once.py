@@ -1,19 +1,22 @@
 """Copies of rows count once in every recipe."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
 from typing import Any, ParamSpec
 
-from sonde.data import different_rows
+from sonde.data import different_rows, kept_rows
 from sonde.report import Answer
+from sonde_studies.parts.owners import owners_of
+from sonde_studies.parts.rows import one_of_each
 
 P = ParamSpec("P")
 
 
 def copies_once(
     *besides: str,
+    one_of_group: Sequence[str] = (),
 ) -> Callable[[Callable[P, Answer]], Callable[P, Answer]]:
     """Return a decorator: a recipe reads each different row of its data once.
 
@@ -25,6 +28,10 @@ def copies_once(
     ----------
     *besides : str
         Parameters whose rows are only counted: they keep their copies.
+    one_of_group : sequence of str, default=()
+        Parameters of which the recipe reads one random row of each group (a person, a document, a
+        set of near copies). Recipes that split rows keep groups whole instead, with
+        ``sonde_studies.parts.owners``.
     """
 
     def decorated(recipe: Callable[P, Answer]) -> Callable[P, Answer]:
@@ -48,6 +55,17 @@ def copies_once(
                             f"{found.n_named_apart:,}, which count as independent because their "
                             "ids differ"
                         )
+            for name in one_of_group:
+                if given.arguments.get(name) is not None:
+                    limit, column, seed = map(
+                        given.arguments.get, ("limit", "group_column", "seed")
+                    )
+                    owner = owners_of(given.arguments[name], column, limit)
+                    chosen = one_of_each(owner, seed or 0)
+                    if len(chosen) < len(owner):
+                        given.arguments[name] = kept_rows(given.arguments[name], chosen)
+                        counted = f"{len(chosen):,} of {len(owner):,} rows; one row of each counts"
+                        facts[f"groups of {name}"] = counted
             answer = recipe(*given.args, **given.kwargs)  # pyright: ignore
             return replace(answer, facts={**answer.facts, **facts}) if facts else answer
 

@@ -113,7 +113,13 @@ def check_two(recipe: str, what: str, names: Sequence[str]) -> None:
 
 
 def check_classes(
-    recipe: str, label: Any, least: int, kinds: int = 2, each: int = 2, groups: Any = None
+    recipe: str,
+    label: Any,
+    least: int,
+    kinds: int = 2,
+    each: int = 2,
+    groups: Any = None,
+    what: str = "rows",
 ) -> None:
     """Raise if there are too few labelled rows, classes, or rows (or groups) of a class.
 
@@ -128,7 +134,7 @@ def check_classes(
     few = min(held.values(), default=0) < each
     without = int((label < 0).sum()) if label.dtype.kind in "if" else 0
     if len(label) < least or len(names) < kinds or few or without:
-        what = "rows" if groups is None else "groups"
+        what = what if groups is None else "groups"
         raise InputError(
             f"{recipe}: expected {least} or more labelled rows of {kinds} or more classes with "
             f"{each} or more {what} each, got {len(label)} rows of {len(names)} classes, {without} "
@@ -136,11 +142,42 @@ def check_classes(
         )
 
 
-def apart(label: Any, share: float, seed: int, ordered: bool = True) -> tuple[Values, Values]:
-    """Return the indices of training and test rows, with all classes in both."""
+def apart(
+    label: Any, share: float, seed: int, ordered: bool = True, *, owner: Values
+) -> tuple[Values, Values]:
+    """Return the indices of training and test rows, with all classes in both.
+
+    No group has rows on both sides. One random row of each other group is a test row, so that test
+    rows are independent and stand for new groups.
+
+    Parameters
+    ----------
+    label : array (row,)
+    share : float
+        Fraction of the groups that are tested.
+    seed : int
+    ordered : bool, default=True
+        Return the rows in ascending order.
+    owner : array (row,)
+        Group of each row.
+
+    Raises
+    ------
+    InputError
+        If a class has rows of fewer than two groups.
+    """
     from sklearn.model_selection import train_test_split  # pyright: ignore
 
-    rows = np.arange(len(label))
-    parts: Any = train_test_split(rows, test_size=share, stratify=label, random_state=seed)
+    rows = one_of_each(owner, seed)
+    check_classes("split of groups", label[rows], 2, kinds=1, what="groups")
+    parts: Any = train_test_split(rows, test_size=share, stratify=label[rows], random_state=seed)
     kept, held = (np.sort(part) if ordered else np.asarray(part) for part in parts)
+    if len(rows) < len(owner):
+        kept = np.flatnonzero(np.isin(owner, owner[kept]))
     return kept, held
+
+
+def one_of_each(owner: Values, seed: int) -> Values:
+    """Return the index of one random row of each group, in ascending order."""
+    order = np.random.default_rng(seed).permutation(len(owner))
+    return np.sort(order[np.unique(owner[order], return_index=True)[1]])

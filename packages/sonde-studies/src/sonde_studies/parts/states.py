@@ -15,6 +15,7 @@ from sonde.data import ItemInputs, open_inputs
 from sonde.tap import place_of
 from sonde.train import Scope
 from sonde.weights import mean_loss, tuned
+from sonde_studies.parts.owners import joined_owners, judges, parted
 from sonde_studies.parts.rows import Values
 
 
@@ -89,12 +90,23 @@ def groups_of(model: Model, parts: Sequence[Any], **options: Any) -> Int[Tensor,
 
 
 def item_parts(
-    inputs: ItemInputs, share: float, draw: np.random.Generator
+    inputs: ItemInputs, share: float, draw: np.random.Generator, owner: Values
 ) -> tuple[ItemInputs, Values]:
-    """Return the training examples, and the indices of a random fraction of test items."""
-    order = draw.permutation(len(inputs))
-    held = np.unique(inputs.source_rows[order[: int(share * len(inputs))]])
-    return inputs.at(np.flatnonzero(~np.isin(inputs.source_rows, held))), held
+    """Return the training examples, and the indices of test items, one of each other group.
+
+    Parameters
+    ----------
+    inputs : ItemInputs
+    share : float
+        Fraction of the groups that are tested.
+    draw : numpy.random.Generator
+    owner : array (item,)
+        Group of each item of the data.
+    """
+    items = inputs.source_rows
+    groups = joined_owners(items, owner[items])
+    held, kept = parted(groups, share, draw)
+    return inputs.at(kept), np.unique(items[judges(groups, held)])
 
 
 def with_module(model: Model, module: nn.Module) -> Model:
@@ -122,7 +134,7 @@ def tuned_copy(
     return with_module(model, module), moving.share
 
 
-def tensor_inputs(recipe: str, model: Model, data: Any, limit: int | None) -> Tensor:
+def tensor_inputs(recipe: str, model: Model, data: Any, **options: Any) -> Tensor:
     """Return all inputs of a model with one tensor input, in row order.
 
     Raises
@@ -130,7 +142,7 @@ def tensor_inputs(recipe: str, model: Model, data: Any, limit: int | None) -> Te
     InputError
         If the model takes more, or something else, such as the numbers of tokens.
     """
-    inputs, parts = open_inputs(model, data, limit=limit), list[Tensor]()
+    inputs, parts = open_inputs(model, data, **options), list[Tensor]()
     for batch in inputs.batches(0, len(inputs)):
         args, kwargs = place_of(model.module, batch).call(batch.args, batch.kwargs)
         given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment  # pyright: ignore[reportMissin
 from torch import Tensor
 
 from sonde import InputError
-from sonde_studies.parts.rows import Rows
+from sonde_studies.parts.rows import Rows, Values
 
 Clip = dict[int, dict[str, Tensor]]
 """The states of the objects that are seen in each frame, by the name of the object."""
@@ -18,26 +18,38 @@ Match = Callable[[Any], Iterable[tuple[int, int]]]
 
 
 def clips_of(
-    recipe: str, states: Float[Tensor, "row dim"], rows: Rows, columns: Sequence[str], least: int
+    recipe: str,
+    states: Float[Tensor, "row dim"],
+    rows: Rows,
+    columns: Sequence[str],
+    least: int,
+    owner: Values,
 ) -> list[Clip]:
-    """Return the clips with two or more objects, by the columns of clip, frame and object.
+    """Return one clip of each group that has two or more objects, by clip, frame and object.
 
     Raises
     ------
     InputError
         If there are fewer than ``least``, or an object stands twice in a frame.
     """
-    clips = dict[str, Clip]()
-    for x, row in zip(states, rows, strict=True):
+    clips, whose = dict[str, Clip](), dict[str, int]()
+    for x, row, own in zip(states, rows, owner.tolist(), strict=True):
         clip, frame, thing = (str(row[column]) for column in columns)
+        whose[clip] = own
         clips.setdefault(clip, {}).setdefault(int(frame), {})[thing] = x
-    several = [clip for clip in clips.values() if max(map(len, clip.values())) > 1]
+    several = [(k, clip) for k, clip in clips.items() if max(map(len, clip.values())) > 1]
     if len(several) < least or sum(len(f) for c in clips.values() for f in c.values()) < len(rows):
         raise InputError(
             f"{recipe}: expected {least} or more clips of two or more objects, each at most "
             f"once in a frame, got {len(several)} of {len(clips)} clips. Look at the columns."
         )
-    return several
+    first = {whose[k]: clip for k, clip in reversed(several)}
+    if len(first) < least:
+        raise InputError(
+            f"{recipe}: expected clips of {least} or more groups, got {len(first)} groups of "
+            f"{len(several)} clips. Record more persons or places."
+        )
+    return [clip for k, clip in several if first[whose[k]] is clip]
 
 
 def followed(clip: Clip, match: Match, memory: float = 0.0) -> tuple[list[bool], list[bool]]:

@@ -13,6 +13,7 @@ from sonde.train import Scope
 from sonde_studies.parts.choice import unless_untold
 from sonde_studies.parts.figures import ACCURACY, gained, is_sure
 from sonde_studies.parts.once import copies_once
+from sonde_studies.parts.owners import groups_told, owners_of
 from sonde_studies.parts.states import graded, item_parts, tuned_copy
 
 QUESTION = "Is it better to train groups of parameters in turn?"
@@ -30,6 +31,7 @@ def alternating_fields(
     rate: float = 1e-3,
     batch_size: int = 32,
     label_column: str | None = None,
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -57,16 +59,20 @@ def alternating_fields(
         Rows of a step.
     label_column : str, optional
         Column of the class, where its name does not say so.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". Rows of one group,
+        and near copies, are never on both sides of a split.
     limit : int, optional
         Read only the first rows.
     seed : int, default=0
         Draws the rows that judge, random groups and the order of the training.
     """
     options: dict[str, Any] = {"label_column": label_column, "limit": limit}
+    options |= {"group_column": group_column}
     graded("alternating_fields", model, data, LEAST, progress, **options)
     inputs = open_inputs(model, data, batch_size=batch_size, **options)
-    draw = np.random.default_rng(seed)
-    ours, held = item_parts(inputs, TEST, draw)
+    draw, owner = np.random.default_rng(seed), owners_of(data, group_column, limit)
+    ours, held = item_parts(inputs, TEST, draw, owner)
     named = [name for name, p in model.module.named_parameters() if p.is_floating_point()]
     if len(named) < 2:
         raise InputError(f"alternating_fields: expected two or more parameters, got {len(named)}.")
@@ -102,7 +108,8 @@ def alternating_fields(
         **gained(gain),
         rows=tuple(table),
         drawn=curves("Accuracy by epoch", table, "epochs", ACCURACY, by="arm"),
-        facts={f"group {i + 1}": ", ".join(g)[:80] for i, g in enumerate(turns)},
+        facts={f"group {i + 1}": ", ".join(g)[:80] for i, g in enumerate(turns)}
+        | groups_told(owner[inputs.source_rows]),
         advice=(
             "In turn each parameter moves in fewer steps: at the same number of epochs that alone "
             "costs something. What groups gain over random groups is due to the groups.",

@@ -13,6 +13,7 @@ from sonde.report import Answer
 from sonde_studies.parts.figures import AUROC, auroc_rows, names, told
 from sonde_studies.parts.heads import linear_head
 from sonde_studies.parts.once import copies_once
+from sonde_studies.parts.owners import groups_told, owners_of, shuffled_labels
 from sonde_studies.parts.rows import apart, check_two, rows_with
 from sonde_studies.parts.states import last_states
 
@@ -32,6 +33,7 @@ def change_pairs(
     after_column: str = "after",
     changed_column: str = "changed",
     site: str = "auto",
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -58,6 +60,9 @@ def change_pairs(
         Column that says 1 where something changed, else 0.
     site : str, default="auto"
         Where the states are read; "auto" is after the last block.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". Rows of one group,
+        and near copies, are never on both sides of a split.
     limit : int, optional
         Read only the first pairs.
     seed : int, default=0
@@ -70,7 +75,8 @@ def change_pairs(
     x, y = (
         last_states(model, [row[c] for row in rows], site, progress).numpy() for c in columns[:2]
     )
-    kept, held = apart(truth, TEST, seed)
+    owner = owners_of(data, group_column, limit)[: len(rows)]
+    kept, held = apart(truth, TEST, seed, owner=owner)
     gap = ((x - y) ** 2) / ((x - y)[kept] ** 2).mean(0).clip(1e-12)
     both = np.concatenate([x + y, np.abs(x - y)], 1)
     score = {
@@ -78,8 +84,8 @@ def change_pairs(
         WEIGHTED: _weighted(gap, truth[kept], kept, held),
         JOINED: linear_head().fit(both[kept], truth[kept]).decision_function(both[held]),
     }
-    shuffled = np.random.default_rng(seed).permutation
-    chance = [_weighted(gap, shuffled(truth[kept]), kept, held) for _ in range(SHUFFLES)]
+    draw, dealt = np.random.default_rng(seed), (truth[kept], owner[kept])
+    chance = [_weighted(gap, shuffled_labels(*dealt, draw), kept, held) for _ in range(SHUFFLES)]
     by_chance = [float(auroc(s, truth[held], resamples=20).value) for s in chance]
     found = {arm: auroc(s, truth[held], seed=seed) for arm, s in score.items()}
     best = max(found, key=lambda arm: float(found[arm].value))
@@ -98,7 +104,8 @@ def change_pairs(
         **told(found[WEIGHTED]),
         rows=(*table, {"arm": SHUFFLED, "AUROC": float(np.mean(by_chance)), "error": None}),
         drawn=marks(title, points, AUROC, names("arm"), low="low", high="high", size=90),
-        facts={"changed": f"{truth.mean():.3f}", "pairs that learn": str(len(kept))},
+        facts={"changed": f"{truth.mean():.3f}", "pairs that learn": str(len(kept))}
+        | groups_told(owner, "pairs"),
         advice=(
             "What always differs, such as light or a shift of a pixel, must stand in the pairs "
             "without a change, or no weighting can learn to leave it out.",

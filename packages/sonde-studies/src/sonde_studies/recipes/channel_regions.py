@@ -13,6 +13,7 @@ from sonde.report import Answer
 from sonde_studies.parts.choice import unless_untold
 from sonde_studies.parts.figures import ACCURACY, gained, is_sure, names
 from sonde_studies.parts.once import copies_once
+from sonde_studies.parts.owners import groups_told, owners_of
 from sonde_studies.parts.regions import coherence, maps_of, nodes_of, read_by_head
 from sonde_studies.parts.rows import apart, check_classes
 
@@ -30,6 +31,7 @@ def channel_regions(
     regions: int = 8,
     steps: int = 500,
     label_column: str | None = None,
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -56,18 +58,23 @@ def channel_regions(
         Steps of training of each head.
     label_column : str, optional
         Column of the class, where its name does not say so.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". Rows of one group,
+        and near copies, are never on both sides of a split.
     limit : int, optional
         Read only the first rows.
     seed : int, default=0
         Draws the rows that judge, groups by lot and the heads.
     """
     options: dict[str, Any] = {"label_column": label_column, "limit": limit}
+    options |= {"group_column": group_column}
     inputs = open_inputs(model, data, **options)
     label = torch.cat([batch.label for batch in inputs.batches(0, len(inputs))])
     check_classes("channel_regions", label.numpy(), LEAST)
     key = read(model, data, sites=site, check=False, **options).schema[-1].key
     maps = maps_of("channel_regions", model, inputs, key)
-    kept, held = apart(label.numpy(), TEST, seed)
+    owner = owners_of(data, group_column, limit)[inputs.source_rows]
+    kept, held = apart(label.numpy(), TEST, seed, owner=owner)
     n_channels, high = maps.shape[1], maps.shape[2]
     units = maps[kept].movedim(1, 3).reshape(-1, n_channels)
     group = UnitClusters(k=min(regions, n_channels)).fit(units).cluster
@@ -96,7 +103,8 @@ def channel_regions(
         **gained(gain),
         rows=tuple(table),
         drawn=marks("Accuracy by what is read", points, ACCURACY, names("read from"), size=90),
-        facts={"site": key, "channels": str(n_channels), "regions": str(len(group.unique()))},
+        facts={"site": key, "channels": str(n_channels), "regions": str(len(group.unique()))}
+        | groups_told(owner),
         advice=(
             "What regions gain over groups by lot is due to the grouping; what both gain over the "
             "mean is due to places, which any map keeps.",

@@ -21,7 +21,7 @@ LEAST, LEVEL, FEW = 40, 0.05, 4
 REASONS = {"rows": "fewer rows", "attention": "looks elsewhere"}
 
 
-@copies_once("train")
+@copies_once("train", one_of_group=("data",))
 def class_panel(
     model: Model,
     data: Any,
@@ -31,6 +31,7 @@ def class_panel(
     label_column: str = "label",
     classes: Sequence[str] | None = None,
     layer: int = -1,
+    group_column: str | None = None,
     limit: int | None = None,
     progress: bool = True,
 ) -> Answer:
@@ -59,12 +60,15 @@ def class_panel(
         Names of the classes in the order of the model's outputs, where labels are names.
     layer : int, default=-1
         Attention that is read, in the order in which attentions run.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". One row of each
+        group counts.
     limit : int, optional
         Read only the first rows.
     """
     rows = rows_with("class_panel", data, [box_column, label_column], LEAST, limit)
     named = [{**row, "id": str(i)} for i, row in enumerate(rows)]
-    items = [{k: v for k, v in row.items() if k != box_column} for row in named]
+    items = [{k: v for k, v in row.items() if k not in (box_column, group_column)} for row in named]
     options: dict[str, Any] = {"label_column": label_column, "classes": classes}
     found, right = graded("class_panel", model, items, LEAST, progress, **options)
     label, said, order = found.label.numpy(), found.logits.argmax(1).numpy(), found.item.tolist()

@@ -21,13 +21,14 @@ MOVED = ChartAxis("moved", share=True, zero=True)
 WORDED = {"moved": "stripped", "random bytes": "random bytes deleted"}
 
 
-@copies_once()
+@copies_once(one_of_group=("code",))
 def code_strip(
     model: Model,
     code: Any,
     *,
     text_column: str = "text",
     site: str = "auto",
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -50,6 +51,9 @@ def code_strip(
         Column of the code.
     site : str, default="auto"
         Where the states are read; "auto" is after the last block.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". One row of each
+        group counts.
     limit : int, optional
         Read only the first rows.
     seed : int, default=0

@@ -13,6 +13,7 @@ from sonde.data import rows_of
 from sonde.report import Answer
 from sonde_studies.parts.heads import linear_head
 from sonde_studies.parts.once import copies_once
+from sonde_studies.parts.owners import groups_told, owners_of, shuffled_labels
 from sonde_studies.parts.rows import apart, classes_of
 
 QUESTION = "How small a vocabulary of codes keeps what the states say?"
@@ -27,6 +28,7 @@ def codebook_bottleneck(
     factors: Sequence[str] = ("label",),
     sizes: Sequence[int] = (4, 16, 64, 256),
     site: str = "auto",
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -49,29 +51,41 @@ def codebook_bottleneck(
         Numbers of codes.
     site : str, default="auto"
         Where the states are read; "auto" is after the last block.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". Rows of one group,
+        and near copies, are never on both sides of a split.
     limit : int, optional
         Read only the first rows.
     seed : int, default=0
         Draws the codes and the rows that judge.
     """
     others = [f for f in factors if f != "label"]
-    options: dict[str, Any] = {"limit": limit, "ignore_columns": others or None, "logits": False}
+    options: dict[str, Any] = {
+        "group_column": group_column,
+        "limit": limit,
+        "ignore_columns": others or None,
+        "logits": False,
+    }
     found = gather(read(model, data, sites=site, **options), progress)
     given, own = rows_of(data, limit), zip(found.item.tolist(), found.label.tolist(), strict=True)
     rows = [({"label": kind} if kind >= 0 else {}) | given[i] for i, kind in own]
     truth = {f: classes_of("codebook_bottleneck", rows, f, LEAST) for f in factors}
-    x, (kept, held) = found.last.numpy(), apart(truth[factors[0]], TEST, seed)
+    owner = owners_of(data, group_column, limit)[found.item.numpy()]
+    x, (kept, held) = found.last.numpy(), apart(truth[factors[0]], TEST, seed, owner=owner)
     fitted = {f: linear_head().fit(x[kept], t[kept]) for f, t in truth.items()}
     whole = {f: float(head.score(x[held], truth[f][held])) for f, head in fitted.items()}
     chance = {f: max(Counter(t[held]).values()) / len(held) for f, t in truth.items()}
-    order = np.random.default_rng(seed).permutation(len(kept))
+    other = {
+        f: shuffled_labels(t[kept], owner[kept], np.random.default_rng(seed))
+        for f, t in truth.items()
+    }
     table = list[dict[str, Any]]()
     for size in sorted({min(int(s), len(kept) // 2) for s in sizes}):
         codes = np.asarray(KMeans(size, random_state=seed).fit(x[kept]).predict(x))
         share = np.unique(codes[held], return_counts=True)[1] / len(held)
         row: dict[str, Any] = {"codes": size, "bits": float(-(share * np.log2(share)).sum())}
         for f, t in truth.items():
-            said = [_said(codes[kept], t[kept[o]], codes[held]) for o in (slice(None), order)]
+            said = [_said(codes[kept], own, codes[held]) for own in (t[kept], other[f])]
             right, null = (float((s == t[held]).mean()) for s in said)
             over = (right - chance[f]) / max(whole[f] - chance[f], 1e-9)
             table.append({"factor": f, **row, "accuracy": right, "kept": over, NULL: null})
@@ -100,7 +114,7 @@ def codebook_bottleneck(
         direction="lower",
         rows=(*whole_rows, *table),
         drawn=curves("What codes keep of each factor", points, codes_axis, kept_axis, **look),
-        facts={f"most frequent {f}": f"{v:.3f}" for f, v in chance.items()},
+        facts={f"most frequent {f}": f"{v:.3f}" for f, v in chance.items()} | groups_told(owner),
         advice=(
             "Codes keep first what has most variance at the site, which need not be what the "
             "model was trained for. Bits are the entropy of the codes that rows have.",

@@ -12,6 +12,7 @@ from sonde.report import Answer
 from sonde.train import InputDecoder
 from sonde_studies.parts.figures import is_sure, melted
 from sonde_studies.parts.once import copies_once
+from sonde_studies.parts.owners import groups_told, judges, owners_of, parted
 from sonde_studies.parts.states import patterns, said_by, tensor_inputs
 
 QUESTION = "How much of an input is left after each layer?"
@@ -25,6 +26,7 @@ def decode_states(
     data: Any,
     *,
     sites: str = "auto",
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -44,22 +46,26 @@ def decode_states(
         Inputs; labels are not needed.
     sites : str, default="auto"
         Where the states are read, e.g. "layers.0,layers.3".
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". Rows of one group,
+        and near copies, are never on both sides of a split.
     limit : int, optional
         Read only the first rows.
     seed : int, default=0
         Draws the rows that judge.
     """
-    options: dict[str, Any] = {"limit": limit, "logits": False}
-    states = gather(read(model, data, sites=patterns(sites), **options), progress).rows
-    x = tensor_inputs("decode_states", model, data, limit)
+    options: dict[str, Any] = {"limit": limit, "group_column": group_column}
+    gathered = gather(read(model, data, sites=patterns(sites), logits=False, **options), progress)
+    states, x = gathered.rows, tensor_inputs("decode_states", model, data, **options)
     n = len(next(iter(states.values())))
     if len(x) < LEAST or len(x) != n:
         raise InputError(
             f"decode_states: expected {LEAST} or more inputs with a row of states each, got "
             f"{len(x)} inputs and {n} rows."
         )
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(n))
-    kept, held = order[int(TEST * n) :], order[: int(TEST * n)]
+    owner = owners_of(data, group_column, limit)[gathered.item.numpy()]
+    first, rest = parted(owner, TEST, np.random.default_rng(seed))
+    held, kept = map(torch.from_numpy, (judges(owner, first), rest))
     flat, said = x.flatten(1), said_by(model, x[held])
     spread = (flat[held] - flat[kept].mean(0)).square().sum(1)
     rows, is_read = list[dict[str, Any]](), dict[str, bool]()
@@ -90,7 +96,7 @@ def decode_states(
         direction="lower",
         rows=tuple(rows),
         drawn=curves(title, points, "site", "share", by="what"),
-        facts={"sites": ", ".join(row["site"] for row in rows)},
+        facts={"sites": ", ".join(row["site"] for row in rows)} | groups_told(owner),
         advice=(
             "A linear map finds what lies open; what it misses may still be there for a larger "
             "decoder (sonde.train.InputDecoder with hidden layers).",

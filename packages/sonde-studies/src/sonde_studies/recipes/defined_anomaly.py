@@ -13,6 +13,7 @@ from sonde.metrics import auroc
 from sonde.report import Answer
 from sonde_studies.parts.figures import AUROC, auroc_effects, error_of, melted, names
 from sonde_studies.parts.once import copies_once
+from sonde_studies.parts.owners import groups_told, owners_of
 from sonde_studies.parts.rows import apart, check_classes
 
 QUESTION = "Can the definition of normal change after training?"
@@ -29,6 +30,7 @@ def defined_anomaly(
     label_column: str | None = None,
     site: str = "auto",
     definitions: int = 8,
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -53,17 +55,22 @@ def defined_anomaly(
         Where the states are read; "auto" is after the last block.
     definitions : int, default=8
         Random definitions that are tried.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". Rows of one group,
+        and near copies, are never on both sides of a split.
     limit : int, optional
         Read only the first rows.
     seed : int, default=0
         Draws definitions and the rows that judge.
     """
     options: dict[str, Any] = {"label_column": label_column, "limit": limit, "logits": False}
+    options |= {"group_column": group_column}
     states = gather(read(model, data, sites=site, **options), progress)
     x, label = states.last, states.label.numpy()
     check_classes("defined_anomaly", label, LEAST, kinds=4, each=4)
     kinds = np.unique(label)
-    kept, held = apart(label, TEST, seed)
+    owner = owners_of(data, group_column, limit)[states.item.numpy()]
+    kept, held = apart(label, TEST, seed, owner=owner)
     x = (x - x[kept].mean(0)) / x[kept].std(0).clamp(min=1e-9)
 
     def distance(rows: Any, kind: Any) -> Any:
@@ -111,7 +118,7 @@ def defined_anomaly(
         direction="higher",
         rows=tuple(table),
         drawn=marks("AUROC of each definition", points, AUROC, names("way"), by="way"),
-        facts={f"mean, {arm}": f"{v:.4f}" for arm, v in mean.items()},
+        facts={f"mean, {arm}": f"{v:.4f}" for arm, v in mean.items()} | groups_told(owner),
         advice=(
             "Every class was seen in training: what is new is which of them are normal. For "
             "classes that nobody has seen take a detector (sonde fit mahalanobis).",

@@ -24,7 +24,7 @@ LEAST = 10
 WEAK = "States of a model that was not trained for retrieval are a weak index."
 
 
-@copies_once()
+@copies_once(one_of_group=("queries",))
 def document_retrieval(
     model: Model,
     documents: Any,
@@ -34,6 +34,7 @@ def document_retrieval(
     text_column: str = "text",
     site: str = "auto",
     top: int = 5,
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -62,6 +63,9 @@ def document_retrieval(
         Where the states are read; "auto" is after the last block.
     top : int, default=5
         A query counts as answered where its document is among this many.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". One row of each
+        group counts.
     limit : int, optional
         Read only the first documents and queries.
     seed : int, default=0

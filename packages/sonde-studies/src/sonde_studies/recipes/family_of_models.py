@@ -14,6 +14,7 @@ from sonde_studies.parts.choice import balanced, unless_untold
 from sonde_studies.parts.figures import ACCURACY, melted
 from sonde_studies.parts.halves import cuts_of
 from sonde_studies.parts.once import copies_once
+from sonde_studies.parts.owners import groups_told, owners_of
 
 QUESTION = "Can a small model hand over to a large one midway?"
 HOWS = ("with a map", "as they are")
@@ -30,6 +31,7 @@ def family_of_models(
     sites: str = "auto",
     label_column: str | None = None,
     classes: Sequence[str] | None = None,
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -55,15 +57,20 @@ def family_of_models(
         Column of the class, where its name does not say so.
     classes : sequence of str, optional
         Names of the classes in the order of the outputs, where labels are names.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". Rows of one group,
+        and near copies, are never on both sides of a split.
     limit : int, optional
         Read only the first examples.
     seed : int, default=0
         Draws the halves.
     """
     options = {"label_column": label_column, "classes": classes, "limit": limit}
+    options |= {"group_column": group_column}
     rows, own, fits = list[dict[str, Any]](), [0.0, 0.0], {how: list[Any]() for how in HOWS}
     whole, label = torch.zeros(0), np.zeros(0)
-    cuts = cuts_of("family_of_models", [small, large], data, sites, seed, **options)
+    owner = owners_of(data, group_column, limit)
+    cuts = cuts_of("family_of_models", [small, large], data, sites, seed, owner, **options)
     for cut in cuts:
         mapped, plain = cut.stitched("family_of_models").right, None
         if len(cut.widths()) == 1:
@@ -105,7 +112,7 @@ def family_of_models(
             by="states",
             levels=levels,
         ),
-        facts={"small model": f"{own[0]:.4f}", "large model": f"{own[1]:.4f}"},
+        facts={"small model": f"{own[0]:.4f}", "large model": f"{own[1]:.4f}"} | groups_told(owner),
         advice=(
             "A place keeps enough if it has 95 % of what the large model's balanced accuracy is "
             "above chance. To pass states from one model to another without a map, train the "

@@ -12,6 +12,7 @@ from sonde_studies.parts.choice import gain_of_best, unless_untold
 from sonde_studies.parts.figures import WHOLE_ACCURACY, gained, is_sure, most_frequent, names
 from sonde_studies.parts.heads import linear_head
 from sonde_studies.parts.once import copies_once
+from sonde_studies.parts.owners import groups_told, owners_of
 from sonde_studies.parts.rows import apart, check_classes, check_states
 
 QUESTION = "Do two encoders together say more than the better one?"
@@ -28,6 +29,7 @@ def feature_fusion(
     third: Model | None = None,
     label_column: str | None = None,
     site: str = "auto",
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -51,6 +53,9 @@ def feature_fusion(
         Column of the class, where its name does not say so.
     site : str, default="auto"
         Where the states are read; "auto" is after the last block.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". Rows of one group,
+        and near copies, are never on both sides of a split.
     limit : int, optional
         Read only the first rows.
     seed : int, default=0
@@ -58,6 +63,7 @@ def feature_fusion(
     """
     models = {"first": first, "second": second} | ({} if third is None else {"third": third})
     options: dict[str, Any] = {"label_column": label_column, "limit": limit, "logits": False}
+    options |= {"group_column": group_column}
     found = {n: gather(read(m, data, sites=site, **options), progress) for n, m in models.items()}
     label = found["first"].label.numpy()
     known = np.flatnonzero(label >= 0)
@@ -66,7 +72,9 @@ def feature_fusion(
     check_states("feature_fusion", {f"the {n} encoder": x for n, x in states.items()})
     arms = states | {f"without the {n}": _joined(states, n) for n in states if len(states) > 2}
     arms[JOINT] = arms[SMALL] = _joined(states)
-    kept, held = (known[part] for part in apart(label[known], TEST, seed, ordered=False))
+    owner = owners_of(data, group_column, limit)[found["first"].item.numpy()]
+    parts = apart(label[known], TEST, seed, ordered=False, owner=owner[known])
+    kept, held = (known[part] for part in parts)
     narrow = max(2, arms[JOINT].shape[1] // NARROW)
     right, score = dict[str, Any](), dict[str, float]()
     for arm, x in arms.items():
@@ -89,7 +97,7 @@ def feature_fusion(
         **gained(gain, shared),
         rows=tuple(table),
         drawn=marks(title, points, WHOLE_ACCURACY, names("source"), size=90),
-        facts={"most frequent class": f"{most_frequent(label[held]):.3f}"},
+        facts={"most frequent class": f"{most_frequent(label[held]):.3f}"} | groups_told(owner),
         advice=(
             "The encoders stay as they are. Sources that say the same add nothing together: "
             "sonde.measure.cka says how alike their states are.",

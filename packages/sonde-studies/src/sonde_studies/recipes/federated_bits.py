@@ -12,6 +12,7 @@ from sonde_studies.parts.choice import unless_untold
 from sonde_studies.parts.federation import Federation
 from sonde_studies.parts.figures import ACCURACY
 from sonde_studies.parts.once import copies_once
+from sonde_studies.parts.owners import groups_told, owners_of
 
 QUESTION = "How many bits of uplink does training together need?"
 WORSE = 0.02
@@ -37,6 +38,7 @@ def federated_bits(
     local_steps: int = 5,
     batch_size: int = 32,
     rate: float = 0.1,
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -67,16 +69,21 @@ def federated_bits(
         Rows of a step.
     rate : float, default=0.1
         Of gradient descent.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". Rows of one group,
+        and near copies, are never on both sides of a split.
     limit : int, optional
         Read only the first rows.
     seed : int, default=0
         Draws the rows that judge, batches and the rounding of codecs.
     """
     options: dict[str, Any] = {"label_column": label_column, "limit": limit}
+    options |= {"group_column": group_column}
     options |= {"ignore_columns": client_column, "batch_size": batch_size}
     inputs = open_inputs(model, data, **options)
     owner = [row.get(client_column) for row in rows_of(data, limit)]
-    federation = Federation(model, inputs, owner, rate, local_steps, seed)
+    groups = owners_of(data, group_column, limit)
+    federation = Federation(model, inputs, owner, groups, rate, local_steps, seed)
     ran = {arm: federation.trained(rounds, arm != PLAIN, codec) for arm, codec in CODECS.items()}
     found, right = ({arm: parts[i] for arm, parts in ran.items()} for i in (0, 1))
     score = {arm: curve[-1]["accuracy"] for arm, curve in found.items()}
@@ -102,7 +109,8 @@ def federated_bits(
             for a in ARMS
         ),
         drawn=curves("Accuracy against what clients sent", points, x, ACCURACY, by="arm"),
-        facts={"clients": str(len(federation.clients)), "parameters": str(size)},
+        facts={"clients": str(len(federation.clients)), "parameters": str(size)}
+        | groups_told(groups[inputs.source_rows]),
         advice=(
             f"Chosen is what sends least among what is at most {WORSE:.0%} worse than plain "
             "averaging. Bytes are those of the coded streams; the downlink is not counted.",

@@ -13,6 +13,7 @@ from sonde_studies.parts.choice import gain_of_best, is_told, unless_untold
 from sonde_studies.parts.figures import ACCURACY, compared, gained, is_sure, names, unfolded
 from sonde_studies.parts.heads import linear_head
 from sonde_studies.parts.once import copies_once
+from sonde_studies.parts.owners import groups_told, owners_of
 from sonde_studies.parts.rows import apart, check_two, classes_of, rows_with
 from sonde_studies.parts.states import last_states
 
@@ -30,6 +31,7 @@ def missing_view(
     views: Sequence[str] = ("first", "second"),
     label_column: str = "label",
     site: str = "auto",
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -56,6 +58,9 @@ def missing_view(
         Column of the class.
     site : str, default="auto"
         Where the states are read; "auto" is after the last block.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". Rows of one group,
+        and near copies, are never on both sides of a split.
     limit : int, optional
         Read only the first rows.
     seed : int, default=0
@@ -68,7 +73,8 @@ def missing_view(
         last_states(model, [row[view] for row in rows], site, progress).numpy()
         for model, view in zip((first, second), views, strict=True)
     ]
-    kept, held = apart(label, TEST, seed, ordered=False)
+    owner = owners_of(data, group_column, limit)[: len(rows)]
+    kept, held = apart(label, TEST, seed, ordered=False, owner=owner)
     alone = [f"{view} alone" for view in views]
     said = _said(alone, [x[kept] for x in states], label[kept], [x[held] for x in states], seed)
     right, score = compared(said, label[held])
@@ -94,7 +100,8 @@ def missing_view(
         **gained(gain, shared),
         rows=tuple({"fusion": arm, **s} for arm, s in score.items()),
         drawn=marks(title, points, ACCURACY, names("fusion"), by="present", size=110, filled=True),
-        facts={"views": ", ".join(views), "most frequent class": f"{usual[0][1] / len(held):.3f}"},
+        facts={"views": ", ".join(views), "most frequent class": f"{usual[0][1] / len(held):.3f}"}
+        | groups_told(owner),
         advice=(
             "The encoders stay as they are; the heads are linear. Encoders that are trained "
             "together can lean on one view more than these figures show.",

@@ -24,12 +24,13 @@ UNSEEN = (
 )
 
 
-@copies_once("questioned")
+@copies_once("questioned", one_of_group=("pictures",))
 def recolour(
     pictures: Any,
     *,
     questioned: Any = None,
     image_column: str = "image",
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -50,6 +51,9 @@ def recolour(
         Pictures that may have been.
     image_column : str, default="image"
         Column of the picture, where data are rows.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". One row of each
+        group counts.
     limit : int, optional
         Read only the first pictures.
     seed : int, default=0

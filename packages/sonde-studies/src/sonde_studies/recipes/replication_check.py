@@ -25,7 +25,7 @@ LEVELS: dict[str, Any] = {"copies": "error", "no copies found": "clear"}
 SHOWN = {"states": "ratios of distances", "words": "fractions of new words"}
 
 
-@copies_once("samples")
+@copies_once("samples", one_of_group=("samples", "held"))
 def replication_check(
     model: Model,
     samples: Any,
@@ -35,6 +35,7 @@ def replication_check(
     site: str = "auto",
     alpha: float = 0.01,
     text_column: str = "text",
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -64,6 +65,9 @@ def replication_check(
         Fraction of fresh inputs that may be marked as copies in the table.
     text_column : str, default="text"
         Column of the text, if the model reads texts.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". One row of each
+        group counts.
     limit : int, optional
         Read only the first items of each part.
     seed : int, default=0

@@ -9,8 +9,8 @@ from sonde import InputError, Model
 from sonde.core import ChartAxis, curves
 from sonde.metrics import Cascade
 from sonde.report import Answer
-from sonde_studies.parts.cascades import SURE, check_answers, too_few, who_answers
-from sonde_studies.parts.figures import ACCURACY, check_order, check_usual, melted
+from sonde_studies.parts.cascades import SURE, check_answers, order_p_value, too_few, who_answers
+from sonde_studies.parts.figures import ACCURACY, ONE_SIDED, check_order, check_usual, melted
 from sonde_studies.parts.heads import doubt_of
 from sonde_studies.parts.once import copies_once
 from sonde_studies.parts.states import graded
@@ -21,7 +21,7 @@ COLUMNS: tuple[str, ...] = ("sent", "cost", "accuracy", "random", "oracle")
 WORDED = {"accuracy": "by the score", "random": "at random", "oracle": "by the answers"}
 
 
-@copies_once()
+@copies_once(one_of_group=("data",))
 def route_by_score(
     weak: Model,
     strong: Model,
@@ -32,6 +32,7 @@ def route_by_score(
     keep: float = 0.99,
     label_column: str | None = None,
     classes: Sequence[str] | None = None,
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -65,6 +66,9 @@ def route_by_score(
         Column of the class, where its name does not say so.
     classes : sequence of str, optional
         Names of the classes in the order of the models' outputs, where labels are names.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". One row of each
+        group counts.
     limit : int, optional
         Read only the first items.
     seed : int, default=0
@@ -91,9 +95,10 @@ def route_by_score(
     (sent, accuracy), held = judged.at(threshold), np.flatnonzero(~learns)
     draws = (draw.choice(held, len(held)) for _ in range(RESAMPLES))
     area, spread = judged.gain(), float(np.std([cascade(rows).gain() for rows in draws]))
+    p_order = order_p_value(judged, draw)
     price, alone = 1 + cost * sent, (float(judged.weak.mean()), float(judged.strong.mean()))
     saved, (kept, low, high) = 1 - price / cost, judged.kept(threshold, SURE)
-    verdict = who_answers(judged, threshold, is_order=area > 2 * spread, is_cheap=saved > 0)
+    verdict = who_answers(judged, threshold, is_order=p_order < ONE_SIDED, is_cheap=saved > 0)
     missed = high < keep
     lines = (judged.accuracy(SHARES), judged.random(SHARES), judged.oracle(SHARES))
     columns = zip(SHARES, 1 + cost * SHARES, *lines, strict=True)

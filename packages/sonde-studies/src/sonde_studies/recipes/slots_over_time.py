@@ -11,6 +11,7 @@ from sonde.core import bars
 from sonde.report import Answer
 from sonde_studies.parts.figures import SHARE, error_of, melted, names
 from sonde_studies.parts.once import copies_once
+from sonde_studies.parts.owners import joined_owners, owners_of
 from sonde_studies.parts.rows import rows_with
 from sonde_studies.parts.states import last_states
 from sonde_studies.parts.tracks import Match, clips_of, followed, greedy, optimal
@@ -33,6 +34,7 @@ def slots_over_time(
     frame_column: str = "frame",
     object_column: str = "object",
     site: str = "auto",
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -61,6 +63,9 @@ def slots_over_time(
         Column of the object, which is told apart within a clip alone.
     site : str, default="auto"
         Where the states are read; "auto" is after the last block.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". One clip of
+        each group counts.
     limit : int, optional
         Read only the first rows.
     seed : int, default=0
@@ -70,7 +75,9 @@ def slots_over_time(
     rows = rows_with("slots_over_time", data, columns, 2 * LEAST, limit)
     states = last_states(model, [row[view_column] for row in rows], site, progress)
     states = normalize(states - states.mean(0), dim=1)
-    clips = clips_of("slots_over_time", states, rows, columns[1:], LEAST)
+    named = np.unique([str(row[clip_column]) for row in rows], return_inverse=True)[1]
+    owner = joined_owners(named, owners_of(data, group_column, limit)[: len(rows)])
+    clips = clips_of("slots_over_time", states, rows, columns[1:], LEAST, owner)
     draw = np.random.default_rng(seed)
     ways: dict[str, tuple[Match, float]] = {
         GREEDY: (greedy, 0.0),

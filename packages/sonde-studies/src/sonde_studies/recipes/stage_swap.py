@@ -10,6 +10,7 @@ from sonde.report import Answer
 from sonde_studies.parts.figures import unfolded
 from sonde_studies.parts.halves import ADVICE, cuts_of, is_one_origin, read_fronts, which_differs
 from sonde_studies.parts.once import copies_once
+from sonde_studies.parts.owners import groups_told, owners_of
 
 QUESTION = "Which part makes two models differ, the front or the back?"
 
@@ -24,6 +25,7 @@ def stage_swap(
     sites: str = "auto",
     label_column: str | None = None,
     classes: Sequence[str] | None = None,
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -55,6 +57,9 @@ def stage_swap(
         Column of the class, where its name does not say so.
     classes : sequence of str, optional
         Names of the classes in the order of the outputs, where labels are names.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". Rows of one group,
+        and near copies, are never on both sides of a split.
     limit : int, optional
         Read only the first examples.
     seed : int, default=0
@@ -63,7 +68,9 @@ def stage_swap(
     names = ["first", "second", "third"][: 2 + (third is not None)]
     models = [m for m in (first, second, third) if m is not None]
     options = {"label_column": label_column, "classes": classes, "limit": limit}
-    cuts = cuts_of("stage_swap", models, data, sites, seed, **options)
+    options |= {"group_column": group_column}
+    owner = owners_of(data, group_column, limit)
+    cuts = cuts_of("stage_swap", models, data, sites, seed, owner, **options)
     cut = cuts[(len(cuts) - 1) // 2]
     found = cut.stitched("stage_swap", "none") if len(cut.widths()) == 1 else None
     has_map = found is None or not is_one_origin(found.accuracy, len(cut.label.unique()))
@@ -113,7 +120,8 @@ def stage_swap(
             "map between models": "linear" if has_map else "none: models of one origin",
             "two standard errors": f"{noise:.3f}",
             "rows that fit maps": str(len(cut.fit)),
-        },
+        }
+        | groups_told(owner),
         advice=(
             "A map is linear and fitted to the other model's states. Models of other seeds often "
             "pass on with such a map: that alone does not say that they see the same.",

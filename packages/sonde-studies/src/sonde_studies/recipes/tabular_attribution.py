@@ -19,12 +19,13 @@ QUESTION = "Which columns does the model use, and can the ranking be trusted?"
 LEAST, MOST, ORDERS, AGREE = 40, 256, 20, 0.7
 
 
-@copies_once()
+@copies_once(one_of_group=("data",))
 def tabular_attribution(
     model: Model,
     data: Any,
     *,
     names: Sequence[str] = (),
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -45,12 +46,16 @@ def tabular_attribution(
         Rows; labels are not needed.
     names : sequence of str, default=()
         Names of the columns; by default those of the data where they fit.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". One row of each
+        group counts.
     limit : int, optional
         Read only the first rows; at most 256 are explained.
     seed : int, default=0
         Draws rows, permutations and orders.
     """
-    x, named = table_of("tabular_attribution", model, data, limit, names, LEAST)
+    options: dict[str, Any] = {"limit": limit, "group_column": group_column}
+    x, named = table_of("tabular_attribution", model, data, names, LEAST, **options)
     x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:MOST]]
     answers, draw = TableAnswers(model, x), torch.Generator().manual_seed(seed)
     base = Baseline("values", values=x.mean(0))

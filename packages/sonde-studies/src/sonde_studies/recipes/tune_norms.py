@@ -14,6 +14,7 @@ from sonde.train import Scope
 from sonde_studies.parts.choice import gain_of_best
 from sonde_studies.parts.figures import WHOLE_ACCURACY, check_order, gained, is_sure, melted, names
 from sonde_studies.parts.once import copies_once
+from sonde_studies.parts.owners import groups_told, owners_of
 from sonde_studies.parts.states import graded, item_parts, tuned_copy
 
 QUESTION = "Which parameters should move on a new domain?"
@@ -22,7 +23,7 @@ RULES: dict[str, Any] = {"norms": "norms", "biases": "bias", "the last block": "
 WORDED = {"new domain": "new", "old domain": "old"}
 
 
-@copies_once()
+@copies_once(one_of_group=("source",))
 def tune_norms(
     model: Model,
     target: Any,
@@ -34,6 +35,7 @@ def tune_norms(
     site: str = "auto",
     label_column: str | None = None,
     classes: Sequence[str] | None = None,
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -66,14 +68,19 @@ def tune_norms(
         Column of the class, where its name does not say so.
     classes : sequence of str, optional
         Names of the classes in the order of the outputs, where labels are names.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". Rows of one group,
+        and near copies, are never on both sides of a split.
     limit : int, optional
         Read only the first examples of each domain.
     seed : int, default=0
         Draws the halves and the order of the training.
     """
     options: dict[str, Any] = {"label_column": label_column, "classes": classes, "limit": limit}
+    options |= {"group_column": group_column}
     inputs = open_inputs(model, target, batch_size=batch_size, **options)
-    ours, held = item_parts(inputs, TEST, np.random.default_rng(seed))
+    owner = owners_of(target, group_column, limit)
+    ours, held = item_parts(inputs, TEST, np.random.default_rng(seed), owner)
 
     def judged(other: Model) -> tuple[Any, Any, Any]:
         how = {"sites": site, "check": False} | options
@@ -119,7 +126,8 @@ def tune_norms(
         **gained(gain, shared),
         rows=tuple(table),
         drawn=marks(title, points, WHOLE_ACCURACY, names("moved"), by="domain", size=90),
-        facts={"trained on": str(len(ours)), "epochs": str(epochs), "rate": f"{rate:g}"},
+        facts={"trained on": str(len(ours)), "epochs": str(epochs), "rate": f"{rate:g}"}
+        | groups_told(owner[inputs.source_rows]),
         advice=(
             "CKA is that of the old domain's states before and after: 1 is unmoved. Choices tie "
             "where the difference is below two standard errors; of these the smallest is taken.",

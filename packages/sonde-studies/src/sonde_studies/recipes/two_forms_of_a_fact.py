@@ -22,7 +22,7 @@ WORDED = {"found": "same fact is nearest", "CKA": "CKA of the forms"}
 LEAST, TEST = 40, 0.5
 
 
-@copies_once()
+@copies_once(one_of_group=("data",))
 def two_forms_of_a_fact(
     model: Model,
     data: Any,
@@ -30,6 +30,7 @@ def two_forms_of_a_fact(
     forms: Sequence[str] = ("first", "second"),
     label_column: str | None = None,
     sites: str = "auto",
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -53,6 +54,9 @@ def two_forms_of_a_fact(
         Column of a class that both forms tell, for the head.
     sites : str, default="auto"
         Where the states are read, with commas between sites; "auto" is after every block.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". One row of each
+        group counts.
     limit : int, optional
         Read only the first rows.
     seed : int, default=0
@@ -112,7 +116,7 @@ def _found(x: Tensor, y: Tensor) -> Any:
 
 def _carried(x: Tensor, y: Tensor, label: Any, seed: int) -> dict[str, float]:
     """Return the accuracy of a head of the first form on new rows of both forms."""
-    kept, held = apart(label, TEST, seed)
+    kept, held = apart(label, TEST, seed, owner=np.arange(len(label)))
     head = linear_head().fit(x[kept].numpy(), label[kept])
     sides = {"same form": x, "other form": y}
     return {k: float(head.score(v[held].numpy(), label[held])) for k, v in sides.items()}

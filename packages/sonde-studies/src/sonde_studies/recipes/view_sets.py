@@ -12,6 +12,7 @@ from sonde.report import Answer
 from sonde_studies.parts.choice import gain_of_best, unless_untold
 from sonde_studies.parts.figures import ACCURACY, compared, gained, is_sure, unfolded
 from sonde_studies.parts.heads import SetHead, linear_head
+from sonde_studies.parts.owners import groups_told, joined_owners, owners_of
 from sonde_studies.parts.rows import apart, check_classes, rows_with
 from sonde_studies.parts.states import last_states
 
@@ -28,6 +29,7 @@ def view_sets(
     set_column: str = "set",
     label_column: str = "label",
     site: str = "auto",
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -54,6 +56,9 @@ def view_sets(
         Column of the class.
     site : str, default="auto"
         Where the states are read; "auto" is after the last block.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". Rows of one group,
+        and near copies, are never on both sides of a split.
     limit : int, optional
         Read only the first rows.
     seed : int, default=0
@@ -71,7 +76,9 @@ def view_sets(
     states = last_states(model, [row[view_column] for row in rows], site, progress)
     order = np.random.default_rng(seed).permutation
     views = torch.stack([states[order(own)[:n_most]] for own in sets])
-    kept, held = apart(label, TEST, seed)
+    of_things = joined_owners(owner, owners_of(data, group_column, limit)[: len(rows)])
+    of_things = of_things[[own[0] for own in sets]]
+    kept, held = apart(label, TEST, seed, owner=of_things)
     views = (views - views[kept].mean((0, 1))) / views[kept].std((0, 1)).clamp(min=1e-9)
     sizes = [n for n in (1, 2, 4, 8, 16, 32) if n < n_most] + [n_most]
     said = _said(views[kept], label[kept], views[held], sizes, seed)
@@ -92,7 +99,8 @@ def view_sets(
         **gained(gain, shared),
         rows=tuple({"join": j} | {worded[n]: v for n, v in by.items()} for j, by in score.items()),
         drawn=curves(title, points, ChartAxis("views", log=True), ACCURACY, by="joined by"),
-        facts={"things": str(len(sets)), "views of each": str(n_most)},
+        facts={"things": str(len(sets)), "views of each": str(n_most)}
+        | groups_told(of_things, "things"),
         advice=(
             "The encoder stays as it is. More views than in training are asked of the attention "
             f"where there are more than {TRAINED}.",

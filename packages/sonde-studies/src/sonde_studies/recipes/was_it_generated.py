@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import StratifiedKFold, cross_val_predict  # pyright: ignore
+from sklearn.model_selection import cross_val_predict  # pyright: ignore
 
 from sonde import InputError, Model, gather, read
 from sonde.core import marks
@@ -11,8 +11,9 @@ from sonde.data import rows_of
 from sonde.metrics import auroc
 from sonde.report import Answer
 from sonde_studies.parts.figures import AUROC, auroc_rows, names, told
-from sonde_studies.parts.heads import character_head, chosen_apart, linear_head
+from sonde_studies.parts.heads import character_head, chosen_apart, folds_of, linear_head
 from sonde_studies.parts.once import copies_once
+from sonde_studies.parts.owners import owners_of
 from sonde_studies.parts.tokens import NAMES, text_features
 
 QUESTION = "Was this text generated?"
@@ -21,7 +22,7 @@ PLAIN = {"log_p": "mean surprise, low", "entropy": "mean entropy, low"}
 PLAIN["log_rank"] = "mean rank, low"
 
 
-@copies_once("texts")
+@copies_once("texts", one_of_group=("human", "generated"))
 def was_it_generated(
     model: Model,
     human: Any,
@@ -29,6 +30,7 @@ def was_it_generated(
     *,
     texts: Any = None,
     text_column: str = "text",
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -53,6 +55,9 @@ def was_it_generated(
         New texts to judge.
     text_column : str, default="text"
         Column of the text.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". Rows of one group,
+        and near copies, are never on both sides of a split.
     limit : int, optional
         Read only the first texts of each part.
     seed : int, default=0
@@ -81,16 +86,17 @@ def was_it_generated(
     }
     scores["length alone"] = lengths[:known]
     is_made = np.arange(known) >= n
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    how: dict[str, Any] = {"cv": folds, "method": "decision_function"}
+    owner = owners_of([*rows_of(human, limit), *rows_of(generated, limit)], group_column)
+    folds = folds_of(owner, FOLDS, seed)
+    how: dict[str, Any] = {"cv": folds, "method": "decision_function", "groups": owner}
     for name, (head, x) in heads.items():
         scores[name] = cross_val_predict(head, x[:known], is_made, **how)
-    found = {name: auroc(x, is_made) for name, x in scores.items()}
+    found = {name: auroc(x, is_made, owner) for name, x in scores.items()}
     best = max(heads, key=lambda name: found[name].value)
-    apart = chosen_apart(heads, is_made, FOLDS, seed)
-    own = auroc(apart, is_made)
+    apart = chosen_apart(heads, is_made, FOLDS, seed, owner)
+    own = auroc(apart, is_made, owner)
     # Training texts of two folds overlap, so that the interval over texts is too narrow for a test.
-    tells = bool(auroc(apart, is_made, level=0.99).low > 0.5)
+    tells = bool(auroc(apart, is_made, owner, level=0.99).low > 0.5)
     new = _judged(heads[best], is_made, known) if texts is not None else []
     likely = sum(p > 0.5 for p in new)
     ending = f" Of {len(new)} new texts {likely} are more likely generated." if new else ""

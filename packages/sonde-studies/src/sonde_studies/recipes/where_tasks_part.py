@@ -21,13 +21,14 @@ LEAST, LEVEL = 128, 0.025
 """Rows, and how often one of all blocks is named falsely."""
 
 
-@copies_once()
+@copies_once(one_of_group=("data",))
 def where_tasks_part(
     model: Model,
     data: Any,
     *,
     tasks: Sequence[str] = ("first", "second"),
     site: str = "auto",
+    group_column: str | None = None,
     limit: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -51,6 +52,9 @@ def where_tasks_part(
         Columns of the two labels.
     site : str, default="auto"
         Where the heads read; "auto" is after the last block.
+    group_column : str, optional
+        Column of the person or document of a row, if its name is not "group". One row of each
+        group counts.
     limit : int, optional
         Read only the first rows.
     seed : int, default=0
@@ -58,7 +62,7 @@ def where_tasks_part(
     """
     check_two("where_tasks_part", "tasks", tasks)
     rows = rows_with("where_tasks_part", data, [*tasks], LEAST, limit)
-    items = [{k: v for k, v in row.items() if k not in tasks} for row in rows]
+    items = [{k: v for k, v in row.items() if k not in {*tasks, group_column}} for row in rows]
     blocks = [s.site for s in read(model, items, check=False).schema]
     found = gather(read(model, items, sites=site, logits=False), progress)
     kinds = [np.unique([str(r[t]) for r in rows], return_inverse=True) for t in tasks]

@@ -12,6 +12,7 @@ from sonde.report import Answer
 from sonde_studies.parts.figures import ZERO_ACCURACY, error_of, most_frequent, names
 from sonde_studies.parts.heads import character_head, linear_head
 from sonde_studies.parts.once import copies_once
+from sonde_studies.parts.owners import owners_of
 from sonde_studies.parts.rows import check_classes, rows_with
 from sonde_studies.parts.words import masked
 
@@ -48,7 +49,8 @@ def who_wrote_it(
     author_column : str, default="author"
         Column of the writer.
     group_column : str, optional
-        Column of the document that a text is a piece of; without it each text is its own.
+        Column of the document that a text is a piece of, if its name is not "group". Near copies
+        are of one document.
     text_column : str, default="text"
         Column of the text.
     limit : int, optional
@@ -59,8 +61,8 @@ def who_wrote_it(
     columns = [text_column, author_column, *([group_column] if group_column else [])]
     rows = rows_with("who_wrote_it", texts, columns, LEAST, limit)
     text, author = ([str(row[c]) for row in rows] for c in columns[:2])
-    group = [str(row[group_column] if group_column else i) for i, row in enumerate(rows)]
-    author, group, n = np.array(author), np.array(group), len(rows)
+    group = owners_of(texts, group_column, limit)[: len(rows)]
+    author, n = np.array(author), len(rows)
     check_classes("who_wrote_it", author, LEAST, each=FOLDS, groups=group)
     arms: dict[str, tuple[Any, Any]] = {}
     for name, said in (("as written", text), ("masked", masked(text, author))):
