@@ -57,6 +57,7 @@ from sonde.stats.intervals import clopper_pearson as clopper_pearson
 from sonde.stats.intervals import error_if_all_agree as error_if_all_agree
 from sonde.stats.intervals import grouped_share as grouped_share
 from sonde.stats.intervals import wilson as wilson
+from sonde.stats.joined_groups import joined_groups as joined_groups
 from sonde.stats.kernel_sums import conditional_divergence as conditional_divergence
 from sonde.stats.kernel_sums import gaussian_kernel as gaussian_kernel
 from sonde.stats.kernel_sums import quadratic_information as quadratic_information

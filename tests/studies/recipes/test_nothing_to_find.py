@@ -123,7 +123,7 @@ def test_no_group_is_divided_and_one_row_of_each_judges():
     first, rest = parted(owner, 0.4, draw)
     assert not {*owner[first].tolist()} & {*owner[rest].tolist()}
     assert len(first) + len(rest) == len(owner)
-    dealt = shuffled_labels(owner, owner, draw)
+    dealt = shuffled_labels(owner, owner, 2)
     assert all(len(np.unique(dealt[owner == one])) == 1 for one in np.unique(owner))
     assert (dealt != owner).mean() > 0.8
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from sonde import InputError
 from sonde.data import rows_of
-from sonde.data.folders import IMAGE_SUFFIXES
-from sonde.findings.evidence.inputs.near_pairs import joined_groups
+from sonde.stats import joined_groups
 from sonde_studies.parts.rows import Values, one_of_each
 
 GROUP, ID = "group", "id"
@@ -88,9 +87,9 @@ def judges(owner: Values, rows: Values, seed: int = 0) -> Values:
     return rows[one_of_each(owner[rows], seed)]
 
 
-def shuffled_labels(label: Values, owner: Values, draw: np.random.Generator) -> Values:
+def shuffled_labels(label: Values, owner: Values, seed: int) -> Values:
     """Return the labels dealt to other groups: each group gets those of one group."""
-    names, member = np.unique(owner, return_inverse=True)
+    draw, (names, member) = np.random.default_rng(seed), np.unique(owner, return_inverse=True)
     if len(names) == len(label):
         return draw.permutation(label)
     found = label.copy()
@@ -133,9 +132,7 @@ def _vectors(values: Sequence[Any]) -> Tensor | None:
         except (ValueError, TypeError, RuntimeError):  # of several lengths, or no numbers
             return None
         return x if bool(x.isfinite().all()) else None
-    if hasattr(first, "convert") or (
-        isinstance(first, str | Path) and Path(str(first)).suffix.lower() in IMAGE_SUFFIXES
-    ):
+    if hasattr(first, "convert") or _is_image_file(first):
         return _thumbnails(values)
     if isinstance(first, str) and 2 * len({*map(str, values)}) > len(values):
         from sklearn.feature_extraction.text import HashingVectorizer  # pyright: ignore
@@ -143,6 +140,13 @@ def _vectors(values: Sequence[Any]) -> Tensor | None:
         grams: Any = HashingVectorizer(analyzer="char", ngram_range=GRAMS, n_features=WIDTH)
         return torch.from_numpy(grams.transform(map(str, values)).toarray())
     return None
+
+
+def _is_image_file(value: Any) -> bool:
+    from PIL.Image import registered_extensions
+
+    is_name = isinstance(value, str | Path) and len(str(value)) < 1000
+    return is_name and Path(str(value)).suffix.lower() in registered_extensions()
 
 
 def _thumbnails(values: Sequence[Any]) -> Tensor | None:

@@ -84,8 +84,10 @@ def change_pairs(
         WEIGHTED: _weighted(gap, truth[kept], kept, held),
         JOINED: linear_head().fit(both[kept], truth[kept]).decision_function(both[held]),
     }
-    draw, dealt = np.random.default_rng(seed), (truth[kept], owner[kept])
-    chance = [_weighted(gap, shuffled_labels(*dealt, draw), kept, held) for _ in range(SHUFFLES)]
+    chance = [
+        _weighted(gap, shuffled_labels(truth[kept], owner[kept], seed + i), kept, held)
+        for i in range(SHUFFLES)
+    ]
     by_chance = [float(auroc(s, truth[held], resamples=20).value) for s in chance]
     found = {arm: auroc(s, truth[held], seed=seed) for arm, s in score.items()}
     best = max(found, key=lambda arm: float(found[arm].value))

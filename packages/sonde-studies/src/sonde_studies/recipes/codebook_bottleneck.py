@@ -75,10 +75,7 @@ def codebook_bottleneck(
     fitted = {f: linear_head().fit(x[kept], t[kept]) for f, t in truth.items()}
     whole = {f: float(head.score(x[held], truth[f][held])) for f, head in fitted.items()}
     chance = {f: max(Counter(t[held]).values()) / len(held) for f, t in truth.items()}
-    other = {
-        f: shuffled_labels(t[kept], owner[kept], np.random.default_rng(seed))
-        for f, t in truth.items()
-    }
+    other = {f: shuffled_labels(t[kept], owner[kept], seed) for f, t in truth.items()}
     table = list[dict[str, Any]]()
     for size in sorted({min(int(s), len(kept) // 2) for s in sizes}):
         codes = np.asarray(KMeans(size, random_state=seed).fit(x[kept]).predict(x))

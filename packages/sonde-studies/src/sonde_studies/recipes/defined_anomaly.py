@@ -63,9 +63,8 @@ def defined_anomaly(
     seed : int, default=0
         Draws definitions and the rows that judge.
     """
-    options: dict[str, Any] = {"label_column": label_column, "limit": limit, "logits": False}
-    options |= {"group_column": group_column}
-    states = gather(read(model, data, sites=site, **options), progress)
+    options = {"label_column": label_column, "group_column": group_column, "limit": limit}
+    states = gather(read(model, data, sites=site, logits=False, **options), progress)
     x, label = states.last, states.label.numpy()
     check_classes("defined_anomaly", label, LEAST, kinds=4, each=4)
     kinds = np.unique(label)

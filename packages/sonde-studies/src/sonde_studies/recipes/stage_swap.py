@@ -67,8 +67,8 @@ def stage_swap(
     """
     names = ["first", "second", "third"][: 2 + (third is not None)]
     models = [m for m in (first, second, third) if m is not None]
-    options = {"label_column": label_column, "classes": classes, "limit": limit}
-    options |= {"group_column": group_column}
+    named = {"label_column": label_column, "group_column": group_column}
+    options: dict[str, Any] = named | {"classes": classes, "limit": limit}
     owner = owners_of(data, group_column, limit)
     cuts = cuts_of("stage_swap", models, data, sites, seed, owner, **options)
     cut = cuts[(len(cuts) - 1) // 2]
@@ -107,11 +107,8 @@ def stage_swap(
             for site_number, (a, site) in enumerate(zip(names, cut.sites, strict=True))
         ),
         drawn=matrix(
-            "Accuracy of fronts on backs",
-            unfolded(cells, "front", "back"),
-            "back",
-            "front",
-            "accuracy",
+            *("Accuracy of fronts on backs", unfolded(cells, "front", "back")),
+            *("back", "front", "accuracy"),
             low=0.0,
             high=1.0,
         ),

@@ -1,6 +1,5 @@
 """Rows that are far nearer to another row than the local density explains."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +9,9 @@ from torch import Tensor
 
 from sonde.stats.neighbours import nearest
 
-FAR, MIDDLE, FARTHER = 5, 10, 20
+FAR = 5
 MEDIAN = 0.9526  # -log(1 - F) with 4 F^3 - 3 F^4 = 1/2
 ELSEWHERE, EQUAL = 0.5, 1e-4
-HALFWAY = math.log(2)
-"""The tenth of twenty neighbours is at half of the volume that the twentieth encloses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,41 +115,3 @@ def local_dimension(distance: Float[Tensor, "row 5"]) -> float:
     logs = (distance[usable, -1] / distance[usable, 1]).log()
     middle = float(logs.median())
     return min(1000.0, max(0.1, MEDIAN / middle)) if middle > 0 else 1000.0
-
-
-def joined_groups(
-    x: Float[Tensor, "row dim"],
-    group: Int[Tensor, "row"],
-    limit: float = 0.25,
-    chance: float = 0.01,
-) -> Int[Tensor, "row"]:
-    """Return the groups, with those that contain near copies of each other joined to one.
-
-    A row may have up to four near copies. The dimension of the rows is that at which a uniform
-    density gives the median distances to the tenth and the twentieth neighbour: near copies of
-    all rows do not change it.
-
-    Parameters
-    ----------
-    x : Float[Tensor, "row dim"]
-    group : Int[Tensor, "row"]
-    limit : float, default=0.25
-        Largest ratio of the distances to a near copy and to the fifth neighbour.
-    chance : float, default=0.01
-        Number of rows with a near copy that would be expected in a smooth density.
-    """
-    if len(group.unique()) <= FARTHER:
-        return group
-    distance, index = nearest(x, x, FARTHER, group=group, group2=group)
-    middle, far = distance[:, MIDDLE - 1], distance[:, FARTHER - 1]
-    usable = torch.isfinite(far) & (middle > 0)
-    spread = float((far[usable] / middle[usable]).log().median()) if bool(usable.any()) else 0.0
-    if spread <= 0:
-        return group
-    dim = max(0.1, HALFWAY / spread)
-    eps = min(limit, (chance / (4 * len(x))) ** (1 / dim))
-    is_near = distance[:, : FAR - 1] < eps * distance[:, FAR - 1 : FAR]
-    joined = group.clone()
-    for row, near in is_near.nonzero().tolist():
-        joined[joined == joined[row]] = int(joined[index[row, near]])
-    return joined
