@@ -29,8 +29,8 @@ def copies_once(
     *besides : str
         Parameters whose rows are only counted: they keep their copies.
     one_of_group : sequence of str, default=()
-        Parameters of which the recipe reads one random row of each group (a person, a document, a
-        set of near copies). Recipes that split rows keep groups whole instead, with
+        Parameters that keep one random row of each group (a person, a document, a set of near
+        copies). Recipes that split rows keep groups whole instead, with
         ``sonde_studies.parts.owners``.
     """
 
