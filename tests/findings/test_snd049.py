@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 
 from findings._evidence import gathered
 from findings._nets import assert_clear, assert_raised
@@ -161,3 +162,27 @@ def test_errors_from_a_file_on_are_those_of_its_name_where_files_are_read_by_nam
     assert changes_in_file(named("cam_2_")) == ()
     columns = known_columns(named("cam_2_"), torch.arange(N))
     assert set(columns["file name"]) == {"cam_1_", "cam_2_"}
+
+
+def _recorded(seed: int, planted: str) -> Evidence:
+    """Draw windows of three persons in the order of time; errors come in runs, and by person."""
+    draw = np.random.default_rng(seed)
+    n, dim = int(draw.integers(280, 420)), 5
+    first, second = sorted(draw.choice(np.arange(70, n - 70), 2, replace=False).tolist())
+    person = np.repeat([0, 1, 2], [first, second - first, n - second])
+    noise = draw.normal(size=(n, dim + 1))
+    for t in range(1, n):
+        noise[t] = 0.9 * noise[t - 1] + np.sqrt(0.19) * noise[t]
+    label = np.repeat(draw.choice(3, n), draw.integers(6, 20, n))[:n]
+    levels, classes = draw.normal(size=(3, dim)), 2 * draw.normal(size=(3, dim))
+    x = (classes[label] + levels[person] + noise[:, :dim]).round(2)
+    wrong = norm.cdf(noise[:, dim]) < np.array([0.04, 0.1, 0.3])[person]
+    if planted == "stuck":
+        x[second:, 1] = x[second - 1, 1]
+    return _evidence(x, label, np.where(wrong, (label + 1) % 3, label))
+
+
+@pytest.mark.truth("nothing changes in three recordings that follow one another")
+def test_recordings_of_persons_are_blocks_of_rows() -> None:
+    assert [SND049().check(_recorded(seed, "")).state for seed in range(6)] == ["clear"] * 6
+    assert SND049().check(_recorded(3, "stuck")).state == "raised"

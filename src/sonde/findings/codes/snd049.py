@@ -14,6 +14,7 @@ from sonde.data.images import PICTURE_COLUMNS
 from sonde.data.numbers import as_number
 from sonde.findings.evidence.answers.answers import answer_columns, right_rows
 from sonde.findings.evidence.answers.number_answers import number_rows
+from sonde.findings.evidence.inputs.row_dependence import rows_per_block, state_series
 from sonde.findings.evidence.inputs.weak_groups import file_names
 from sonde.findings.evidence.once import once
 from sonde.findings.evidence.record import Evidence
@@ -30,6 +31,7 @@ NEAR: Final = 1 / 3  # spreads of the targets that a right number may be off
 SLIPS: Final = (1, -1, 2, -2, 3, -3)
 Kind = Literal["error", "fit", "stuck", "value", "missing", "level"]
 OF_ANSWERS: Final = ("error", "fit")
+OF_CELLS: Final = ("stuck", "value", "missing")
 RANKED: Final = ("level", "fit")
 LESS: Final = 0.3  # fall of the correlation of numbers with their targets
 
@@ -100,8 +102,14 @@ def changes_in_file(evidence: Evidence) -> tuple[Change, ...] | str:
     label = shared.column("label")
     classes = None if label is None else label.numpy()[order]
     counts = Counter(one.kind in OF_ANSWERS for one in series)
-    found = [_change(one, examples, classes, counts[one.kind in OF_ANSWERS]) for one in series]
-    kept = [_with_slip(change, evidence, order) for change in found if change is not None]
+    states = state_series(evidence, order)
+    cuts, kept = list[int](), list[Change]()
+    for one in sorted(series, key=lambda one: one.kind not in OF_CELLS):
+        beside = None if one.kind in OF_CELLS else states
+        change = _change(one, examples, classes, counts[one.kind in OF_ANSWERS], beside, cuts)
+        if change is not None:
+            kept.append(_with_slip(change, evidence, order))
+            cuts.append(int(np.searchsorted(examples, change.row)))
     ordered = sorted(kept, key=_rank)
     first: dict[str, Change] = {}
     for change in ordered:
@@ -212,8 +220,14 @@ def _change(
     examples: Int[np.ndarray, "row"],
     classes: Int[np.ndarray, "row"] | None,
     n_series: int,
+    states: Float[np.ndarray, "row series"] | None,
+    cuts: Sequence[int],
 ) -> Change | None:
-    """Choose a position on every second row, test it on the others, then refine it on all."""
+    """Choose a position on every second block, test it on the others, then refine it on all.
+
+    A block is one row, or as many rows as go together (``rows_per_block``) after the changes that
+    were found before.
+    """
     known = ~np.isnan(series.x)
     x, at = series.x[known], examples[known]
     flat = x if series.kind not in RANKED else np.argsort(np.argsort(x, kind="stable")) / len(x)
@@ -221,30 +235,40 @@ def _change(
     flat = flat if classes is None else _within(flat, classes)
     if len(x) < LEAST_ROWS:
         return None
-    k, _ = _cusum(flat[::2])
-    cut = min(2 * k, len(x) - 1)
-    rest = np.arange(1, len(x), 2)
-    early, late = rest[rest < cut], rest[rest >= cut]
+    moved = [int(known[:cut].sum()) for cut in cuts]
+    beside = flat[:, None] if states is None else np.column_stack([flat, states[known]])
+    block = rows_per_block(beside, [_cusum(flat)[0], *moved], classes)
+    means = _block_means(flat, block)
+    k, _ = _cusum(means[::2])
+    rest = np.arange(len(means) * block).reshape(-1, block)[1::2]
+    early, late = rest[:k], rest[k:]
     if min(len(early), len(late)) < 5:
         return None
-    if classes is None:
-        chance, moved = _chance(series.kind, x, flat, early, late), None
+    gap = None
+    if classes is not None:
         if series.pair is not None:
-            chance = _less_related(series.pair[:, known], early, late)
+            return None
+        chance, gap = _chance_within(flat, classes, early.ravel(), late.ravel(), block)
     elif series.pair is not None:
-        return None
+        chance = _less_related(series.pair[:, known], early.ravel(), late.ravel(), block)
     else:
-        chance, moved = _chance_within(flat, classes, early, late)
+        chance = _chance(series.kind, x, flat, early, late)
+    early, late = early.ravel(), late.ravel()
     p = n_series * chance
     before, after = (_middle(series.kind, x[i]) for i in (early, late))
     if p >= 0.001 or not _large(series.kind, before, after, flat[early], flat[late]):
         return None
-    if moved is not None and abs(moved) < 0.1:
+    if gap is not None and abs(gap) < 0.1:
         return None
     place = _variance_step(x) if series.kind == "fit" else _cusum(flat)[0]
     return Change(
         series.kind, series.name, int(at[place]), before, after, min(1.0, p), series.value
     )
+
+
+def _block_means(x: Float[np.ndarray, "row"], size: int) -> Float[np.ndarray, "block"]:
+    """Return the means of consecutive blocks; rows of an incomplete last block are left out."""
+    return x[: len(x) // size * size].reshape(-1, size).mean(1)
 
 
 def _middle(kind: Kind, x: Float[np.ndarray, "row"]) -> float:
@@ -255,9 +279,14 @@ def _middle(kind: Kind, x: Float[np.ndarray, "row"]) -> float:
 
 
 def _less_related(
-    pair: Float[np.ndarray, "2 row"], early: Int[np.ndarray, "row2"], late: Int[np.ndarray, "row3"]
+    pair: Float[np.ndarray, "2 row"],
+    early: Int[np.ndarray, "row2"],
+    late: Int[np.ndarray, "row3"],
+    block: int,
 ) -> float:
     """Return the p-value that two rank correlations are equal, by Fisher's transform.
+
+    A block of rows counts as one row.
 
     The variance of the transform is that of Bonett and Wright, which holds for heavy tails.
     """
@@ -266,7 +295,7 @@ def _less_related(
         ranked: Any = spearmanr(*pair[:, part])
         r = float(np.clip(np.nan_to_num(ranked.statistic), -0.999, 0.999))
         total += sign * np.arctanh(r)
-        variance += (1 + r**2 / 2) / max(len(part) - 3, 1)
+        variance += (1 + r**2 / 2) / max(len(part) / block - 3, 1)
     return float(2 * norm.sf(abs(total) / np.sqrt(variance)))
 
 
@@ -289,16 +318,16 @@ def _within(
 
 
 def _chance(kind: Kind, x: Any, flat: Any, early: Any, late: Any) -> float:
-    """Return the p-value of the difference under random order of the rows."""
-    if kind in RANKED:
-        result: Any = mannwhitneyu(flat[early], flat[late])
+    """Return the p-value of the difference under random order of the blocks."""
+    if kind in RANKED or early.shape[1] > 1:
+        result: Any = mannwhitneyu(flat[early].mean(1), flat[late].mean(1))
         return float(result.pvalue)
-    table = [[int(x[i].sum()), int(len(i) - x[i].sum())] for i in (early, late)]
+    table = [[int(x[i].sum()), int(i.size - x[i].sum())] for i in (early, late)]
     result = fisher_exact(table)
     return float(result.pvalue)
 
 
-def _chance_within(x: Any, classes: Any, early: Any, late: Any) -> tuple[float, float]:
+def _chance_within(x: Any, classes: Any, early: Any, late: Any, block: int) -> tuple[float, float]:
     """Return the p-value under random order within classes, and the mean difference.
 
     The chance is a normal approximation. A class with rows on one side only is left out.
@@ -310,7 +339,7 @@ def _chance_within(x: Any, classes: Any, early: Any, late: Any) -> tuple[float, 
             continue
         both, share = np.concatenate([a, b]), len(a) * len(b) / (len(a) + len(b))
         total += float(b.sum() - len(b) * both.mean())
-        variance += share * float(both.var(ddof=1))
+        variance += share * float(both.var(ddof=1)) * block
         gap, weight = gap + share * float(b.mean() - a.mean()), weight + share
     if variance == 0 or weight == 0:
         return 1.0, 0.0
@@ -432,7 +461,10 @@ class SND049(Rule):
         "equals a frequent value, or is missing; and brightness, contrast and sharpness of "
         "images. Half of the rows (every second one) choose the position where the means before "
         "and after differ most; the other half tests it: Fisher's exact test (null: any order), "
-        "for images the Mann-Whitney test, for gaps Fisher's transform of rank correlations; p "
+        "for images the Mann-Whitney test, for gaps Fisher's transform of rank correlations. If "
+        "neighbouring rows depend on each other, as in a recording, blocks of twice the "
+        "autocorrelation time of the series and of the states take the place of rows "
+        "(Mann-Whitney test of their means). The p "
         "times the number of series (those of answers, or the others) must be below 0.001. "
         "Raised if the fractions differ by 0.1; a column is stuck if values repeat on 90 % of "
         "one part and on at most 30 % of the other. Labels are misaligned if the answers fit "
