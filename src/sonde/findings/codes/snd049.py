@@ -33,6 +33,8 @@ Kind = Literal["error", "fit", "stuck", "value", "missing", "level"]
 OF_ANSWERS: Final = ("error", "fit")
 OF_CELLS: Final = ("stuck", "value", "missing")
 RANKED: Final = ("level", "fit")
+STRETCHES: Final = 2.5
+"""Blocks of alike states that either side of a change of the answers takes."""
 LESS: Final = 0.3  # fall of the correlation of numbers with their targets
 
 
@@ -226,7 +228,8 @@ def _change(
     """Choose a position on every second block, test it on the others, then refine it on all.
 
     A block is one row, or as many rows as go together (``rows_per_block``) after the changes that
-    were found before.
+    were found before. Either side needs rows of several stretches of alike states: what differs
+    between two recordings is no change.
     """
     known = ~np.isnan(series.x)
     x, at = series.x[known], examples[known]
@@ -235,14 +238,14 @@ def _change(
     flat = flat if classes is None else _within(flat, classes)
     if len(x) < LEAST_ROWS:
         return None
-    moved = [int(known[:cut].sum()) for cut in cuts]
-    beside = flat[:, None] if states is None else np.column_stack([flat, states[known]])
-    block = rows_per_block(beside, [_cusum(flat)[0], *moved], classes)
+    found = [_cusum(flat)[0], *(int(known[:cut].sum()) for cut in cuts)]
+    block = rows_per_block(flat[:, None], found, classes)
+    stretch = 1 if states is None else rows_per_block(states[known], found, classes)
     means = _block_means(flat, block)
     k, _ = _cusum(means[::2])
     rest = np.arange(len(means) * block).reshape(-1, block)[1::2]
     early, late = rest[:k], rest[k:]
-    if min(len(early), len(late)) < 5:
+    if min(len(early), len(late)) < 5 or 2 * min(early.size, late.size) < STRETCHES * stretch:
         return None
     gap = None
     if classes is not None:
@@ -463,8 +466,9 @@ class SND049(Rule):
         "and after differ most; the other half tests it: Fisher's exact test (null: any order), "
         "for images the Mann-Whitney test, for gaps Fisher's transform of rank correlations. If "
         "neighbouring rows depend on each other, as in a recording, blocks of twice the "
-        "autocorrelation time of the series and of the states take the place of rows "
-        "(Mann-Whitney test of their means). The p "
+        "autocorrelation time of the series take the place of rows (Mann-Whitney test of their "
+        "means), and either side of a change of answers or images must be five times as long as "
+        "the autocorrelation time of the states. The p "
         "times the number of series (those of answers, or the others) must be below 0.001. "
         "Raised if the fractions differ by 0.1; a column is stuck if values repeat on 90 % of "
         "one part and on at most 30 % of the other. Labels are misaligned if the answers fit "
