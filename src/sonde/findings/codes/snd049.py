@@ -379,9 +379,9 @@ def _with_slip(change: Change, evidence: Evidence, order: Int[np.ndarray, "row"]
     if len(mended) < 10 or mended.mean() <= own[kept].mean():
         return change
     measure: Measure = "accuracy" if evidence.data.target is None else "error"
-    made = [torch.from_numpy(x.astype(float)) for x in (own[kept], mended)]
+    given, moved = (torch.from_numpy(x.astype(float)) for x in (own[kept], mended))
     trial = Trial(f"labels {best[0]:+d} rows on", "labels", measure,
-                  torch.from_numpy(examples[kept]), *made)  # fmt: skip
+                  torch.from_numpy(examples[kept]), given, moved)  # fmt: skip
     after, before = (1 - float(own[late].mean()) for late in (examples >= row, examples < row))
     return replace(change, row=row, before=before, after=after, slip=best[0],
                    mended=float(mended.mean()), trial=trial)  # fmt: skip
