@@ -9,10 +9,15 @@ from sonde.measure import anisotropy
 
 @pytest.mark.truth("mean cosine over all pairs of unit rows")
 def test_is_the_mean_cosine_of_unit_rows():
-    x = np.random.default_rng(0).standard_normal((400, 20)) + 0.5
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    want = (x @ x.T).mean()
-    assert anisotropy(x).value == pytest.approx(want, rel=1e-9)
+    random = np.random.default_rng(0)
+    x = random.standard_normal((400, 20)) + 0.5
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    longer = x * np.exp(2.0 * random.standard_normal((400, 1)))
+    longer[[3, 90]] *= 1e6  # two rows that own the variance
+    want = (unit @ unit.T).mean()
+    assert anisotropy(longer).value == pytest.approx(want, rel=1e-9)
+    with_zeros = np.concatenate([longer, np.zeros((100, 20))])
+    assert anisotropy(with_zeros).value == pytest.approx(want, rel=1e-9)
 
 
 def test_one_huge_unit_is_left_out_of_the_trimmed_figure():
@@ -29,6 +34,7 @@ def test_one_huge_unit_is_left_out_of_the_trimmed_figure():
 @pytest.mark.parametrize(("dim", "n_left"), [(5, 3), (7, 4), (350, 346)])
 def test_the_trimmed_figure_is_that_of_the_other_units(dim, n_left):
     x = 1e-3 * (np.random.default_rng(3).standard_normal((40, dim)) + np.linspace(-2, 1, dim))
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
     left = np.square(x.mean(0)).argsort()[:n_left]
     want = np.square(x.mean(0))[left].sum() / np.square(x).mean(0)[left].sum()
     result = anisotropy(x)

@@ -1,4 +1,4 @@
-"""Mean cosine between two rows, from moments alone: high if rows share a direction."""
+"""Mean cosine between two rows, in one pass: high if rows share a direction."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from sonde.core.instrument import Instrument
 from sonde.core.result import Direction, Result
 from sonde.core.statistic import Statistic
 from sonde.measure._flags import moment_flags
-from sonde.stats import Moments, MomentsState
+from sonde.stats import DirectionMoments, MomentsState
 
 
 @final
@@ -21,7 +21,8 @@ from sonde.stats import Moments, MomentsState
 class AnisotropyResult(Result):
     """Mean cosine, with and without the units that dominate the mean row.
 
-    ``spread`` is ``sqrt(total variance) / |mean|``: the cosine is ``1 / (1 + spread^2)``.
+    ``spread`` is ``sqrt(total variance) / |mean|`` of the directions: the cosine is
+    ``1 / (1 + spread^2)``.
     """
 
     direction: Direction = "higher"
@@ -34,26 +35,28 @@ class AnisotropyResult(Result):
 @final
 @dataclass(frozen=True)
 class Anisotropy(Instrument):
-    """Mean cosine between two rows, estimated from the mean and the total variance.
+    """Mean cosine between two rows: the squared length of the mean direction.
 
-    Two rows have the mean inner product ``|m|^2`` and the mean square ``|m|^2 + tr S``; their ratio
-    is the mean cosine where row lengths vary little. One or a few units with a huge mean make all
-    rows look alike, so ``trimmed`` leaves out the ``units`` of largest mean square. The null,
-    ``1 / n``, is that of rows about zero.
+    ``|mean_i u_i|^2 = mean_ij cos(x_i, x_j)`` with ``u_i = x_i / |x_i|``, over all pairs, each row
+    with itself too: long rows count no more than short ones. One or a few units with a huge mean
+    make all rows look alike, so ``trimmed`` leaves out the ``units`` of the largest mean in the
+    directions. The null, ``1 / n``, is that of rows about zero.
 
     Range        [0, 1]; higher = more alike.
     Cost         one pass; state 16 dim bytes; result O(dim).
-    Assumes      rows of similar length; otherwise long rows count more.
-    Differs      from the paper: a ratio of means, not a mean over sampled pairs.
+    Assumes      rows of zeros have no direction: they make no pair (flag ``dead`` if all are zero).
+    Differs      from the paper: all pairs, not a sample. ``trimmed`` is a ratio of means, for rows
+                 with about equal shares outside ``units``.
 
     Parameters
     ----------
     scatter : {"diag", "full"}, default="diag"
-        Which moments to read; the value is the same. ``full`` shares the state of the ranks.
+        Which moments of the directions to read; the value is the same. ``full`` shares the state
+        of ``coding_rate``.
 
     Examples
     --------
-    >>> anisotropy([[1.0, 1.0], [1.0, -1.0]]).value
+    >>> round(anisotropy([[1.0, 1.0], [10.0, -10.0]]).value, 6)
     0.5
 
     References
@@ -67,27 +70,31 @@ class Anisotropy(Instrument):
     examples: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"scatter": "full"})
 
     def reads(self) -> dict[str, Statistic[Any]]:
-        """Return the request for moments."""
-        return {"moments": Moments(self.scatter)}
+        """Return the request for moments of the rows' directions."""
+        return {"directions": DirectionMoments(self.scatter)}
 
     def result(
-        self, moments: MomentsState, independent_mean: float | None = None
+        self, directions: MomentsState, independent_mean: float | None = None
     ) -> AnisotropyResult:
-        """Compare the mean row with the rows' mean square, with and without dominating units."""
-        square, variance = moments.mean.square(), moments.variance
+        """Square the mean direction, with and without dominating units."""
+        square, variance = directions.mean.square(), directions.variance
         units = dominating(square.detach())
         keep = torch.ones_like(square, dtype=torch.bool)
         keep[units] = False
-        value = square.sum() / (square.sum() + variance.sum())
-        if not bool((square + variance).detach().sum() > 0):
-            value = math.nan
+        alive = square.sum() + variance.sum()  # the fraction of rows with a direction
+        is_alive = bool(alive.detach() > 0)
+        value = square.sum() / alive.square() if is_alive else math.nan
+        flags = moment_flags(directions)
         return AnisotropyResult(
             value=value,
-            null=1.0 / (independent_mean or moments.n),
-            n=moments.n,
+            null=1.0 / (independent_mean or directions.n),
+            n=directions.n,
             range=(0.0, 1.0),
-            flags=tuple(f for f in moment_flags(moments) if f != "few_rows"),
-            conventions={"estimator": "ratio of means", "precision": "rows taken as float32"},
+            flags=tuple(f for f in flags if f != "few_rows"),
+            conventions={
+                "estimator": "all pairs, each row with itself",
+                "precision": "rows taken as float32",
+            },
             units=units,
             trimmed=_ratio(square[keep], variance[keep]),
             spread=_spread(square, variance),

@@ -1,7 +1,7 @@
 """Moments of directions: rows scaled to unit length."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import torch
 from jaxtyping import Float, Int
@@ -11,28 +11,35 @@ from sonde.core.statistic import Statistic
 from sonde.stats.class_moments import ClassMoments, ClassMomentsState
 from sonde.stats.moments import Moments, MomentsState
 
-_ALL = Moments("full")
 _EACH = ClassMoments("full")
 
 
 @final
 @dataclass(frozen=True)
 class DirectionMoments(Statistic[MomentsState]):
-    """Count, mean and scatter of unit-length rows; zero rows stay zero. Independent of splits."""
+    """Count, mean and scatter of unit-length rows; zero rows stay zero. Independent of splits.
+
+    Parameters
+    ----------
+    scatter : {"full", "diag"}, default="full"
+        The whole scatter matrix, or its diagonal alone.
+    """
+
+    scatter: Literal["full", "diag"] = "full"
 
     def observe(self, x: Float[Tensor, "row dim"]) -> MomentsState:
         """Return the moments of a batch's unit-length rows."""
-        return _ALL.observe(unit_rows(x))
+        return Moments(self.scatter).observe(unit_rows(x))
 
     def merge(self, a: MomentsState, b: MomentsState) -> MomentsState:
         """Return the joined moments."""
-        return _ALL.merge(a, b)
+        return Moments(self.scatter).merge(a, b)
 
     def influence(
         self, state: MomentsState, gradient: MomentsState, x: Float[Tensor, "row dim"]
     ) -> Float[Tensor, "row"]:
         """Return the influence of ``Moments`` for unit-length rows."""
-        return _ALL.influence(state, gradient, unit_rows(x))
+        return Moments(self.scatter).influence(state, gradient, unit_rows(x))
 
 
 @final

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sonde.core.state import State
 from sonde.core.statistic import Statistic
-from sonde.stats.log_histogram import BINS, LogHistogramState, log_bins
+from sonde.stats.log_histogram import BINS, SUB, log_bins, log_centres
 
 FIRST, SPECIAL, REST = range(3)
 TINY = 1e-15
@@ -31,7 +31,7 @@ class TokenNormsState(State):
 
     @property
     def median(self) -> Float[Tensor, "3"]:
-        """Median norm of each kind, up to a factor of ``2**(1/8)``; NaN without rows."""
+        """Median norm of each kind, interpolated: to 4 % for rows, 9 % if they are equally long."""
         return torch.stack([_median(c) for c in self.counts])
 
     @property
@@ -83,7 +83,17 @@ def _norms(x: Float[Tensor, "row dim"]) -> Float[Tensor, "row"]:
 
 
 def _median(counts: Int[Tensor, "bin"]) -> Float[Tensor, ""]:
+    """Return the median, between the edges of its bin by the rows below; NaN without rows.
+
+    Zero, and the outermost bins, which are open, have their centres.
+    """
     n = int(counts.sum())
     if n == 0:
         return torch.tensor(float("nan"), dtype=torch.float64)
-    return LogHistogramState(n, counts[None]).quantile(0.5)[0]
+    below = counts.cumsum(0)
+    at = int(torch.searchsorted(below, torch.tensor((n + 1) // 2)))
+    centre = log_centres()[at].to(counts.device)
+    if at in (BINS // 2, BINS // 2 + 1, BINS - 1):
+        return centre
+    share = (n / 2 - float(below[at] - counts[at])) / float(counts[at])
+    return centre * 2.0 ** ((share - 0.5) / SUB)

@@ -164,12 +164,12 @@ class SND016(Rule):
                 f"{'holds' if len(d.units) == 1 else 'hold'} {percent(d.share)} of the mean "
                 f"square, {number(d.fair)} times as much as if all units were equal ({common})."
             )
-        with_, without = _cosines(worst, self._units(d))
-        cosine = (
-            f"The mean cosine of two rows is {number(with_)}, and {number(without)} "
+        with_, without = _mean_shares(worst, self._units(d))
+        of_mean = (
+            f"The mean row has {percent(with_)} of the rows' mean square, and {percent(without)} "
             "without these units."
         )
-        return sentence(text, cosine, f"{rows_of(worst, evidence)}.")
+        return sentence(text, of_mean, f"{rows_of(worst, evidence)}.")
 
     def _figure(self, d: Dominance, evidence: Evidence, site: SiteEvidence) -> Figure:
         n, g = site.all.scalars.n, evidence.n_groups
@@ -212,15 +212,18 @@ def dominance(site: SiteEvidence, steady: float = 0.1) -> Dominance | None:
     )
 
 
-def _cosines(site: SiteEvidence, units: tuple[int, ...]) -> tuple[float, float]:
-    """Return the mean cosine between rows with and without some units."""
+def _mean_shares(site: SiteEvidence, units: tuple[int, ...]) -> tuple[float, float]:
+    """Return the mean row's share of the rows' mean square, with and without some units.
+
+    It is the mean cosine of two rows only if all rows are equally long.
+    """
     kept = torch.ones(site.dim, dtype=torch.bool)
     kept[list(units)] = False
     mean, variance = site.all.moments.mean.cpu(), site.all.moments.variance.cpu()
 
-    def cosine(chosen: torch.Tensor) -> float:
+    def share(chosen: torch.Tensor) -> float:
         centre = float(mean[chosen].square().sum())
         spread = float(variance[chosen].sum())
         return centre / (centre + spread) if centre + spread > 0 else 0.0
 
-    return cosine(torch.ones_like(kept)), cosine(kept)
+    return share(torch.ones_like(kept)), share(kept)
