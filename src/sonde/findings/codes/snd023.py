@@ -39,8 +39,8 @@ class SND023(SiteRule):
     how: ClassVar[str] = (
         "r = sqrt(trace of the covariance) / |mean| over all rows, after the 1 % of units (at "
         "least 3) with the largest squared mean are left out; the mean cosine of two rows is 1 "
-        "/ (1 + r^2) at such r, where rows are about equally long. A note at most if the rows differ clearly at the last site, because later "
-        "layers separate them."
+        "/ (1 + r^2) at such r, where rows are about equally long. A note at most if the rows "
+        "differ clearly at the last site, because later layers separate them."
     )
     false_positives: ClassVar[str] = "A note is common in trained language models."
     plant: ClassVar[str] = "Twenty Linear + ReLU with default initialisation."
