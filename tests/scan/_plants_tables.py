@@ -48,9 +48,31 @@ def _old(x: np.ndarray, _: np.ndarray) -> np.ndarray:
     return np.column_stack([x, age])
 
 
+class Joined(nn.Module):
+    """Two tables that meet in a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.head = nn.Linear(6, 4), nn.Linear(7, 4), nn.Linear(8, 3)
+
+    def forward(self, one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.cat([self.one(one).tanh(), self.two(two).tanh()], 1))
+
+
+def joined(change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x) -> Report:
+    """Scan a net of two tensors, of which the second is changed."""
+    x, y, _ = bundled("wine")
+    given = torch.from_numpy((x - x.mean(0)) / x.std(0)).float()
+    rows = [{"one": a[:6], "two": change(a[6:]), "label": int(k)}
+            for a, k in zip(given, y, strict=True)]  # fmt: skip
+    return sonde.scan(Joined().eval(), rows, settings=quiet(only=("SND083",)))
+
+
 PLANTS = (
     Plant("SND072", "warning", lambda: wine(_constant), wine),
     Plant("SND073", "note", lambda: wine(_fahrenheit, "heat"), wine),
     Plant("SND074", "warning", lambda: wine(_told, "discharge"), wine),
     Plant("SND075", "warning", lambda: wine(_old, "age"), wine),
+    Plant("SND083", "error", lambda: joined(torch.zeros_like), joined),
 )

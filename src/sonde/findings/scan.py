@@ -25,6 +25,7 @@ from sonde.findings.evidence.answers.head_answers import head_answers
 from sonde.findings.evidence.answers.number_answers import number_rows
 from sonde.findings.evidence.facts import by_answers, data_evidence
 from sonde.findings.evidence.gather import SAMPLED_COLUMNS, ScanStatistics, scan_statistics
+from sonde.findings.evidence.inputs.idle_tensors import idle_tensors
 from sonde.findings.evidence.inputs.input_table import input_table
 from sonde.findings.evidence.inputs.shortcuts import shortcut_evidence
 from sonde.findings.evidence.modules.block_training import block_training
@@ -412,6 +413,7 @@ def _gatherers(
         "shortcuts": _counted(partial(shortcut_evidence, stream)),
         "parts": _counted(partial(part_trials, stream)),
         "table": lambda _: input_table(stream, data),
+        "idle_tensors": lambda _: idle_tensors(stream),
         "input_rows": lambda found: input_rows(stream, found),
         "writing": partial(text_writing, stream),
         "vocabulary": lambda _: vocabulary_fit(stream),

@@ -376,6 +376,11 @@ class Evidence:
         return self.gathered.get("table", self)
 
     @property
+    def idle_tensors(self) -> Any:
+        """``IdleTensors``: the inputs that are the same in all rows, or a reason for none."""
+        return self.gathered.get("idle_tensors", self)
+
+    @property
     def input_rows(self) -> Any:
         """``InputRows``: the floating-point inputs of sampled rows, or None."""
         return self.gathered.get("input_rows", self)

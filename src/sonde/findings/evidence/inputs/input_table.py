@@ -7,13 +7,14 @@ from typing import Any, Final
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from sonde.core.inputs import InputBatch
 from sonde.data import ItemInputs
 from sonde.data.numbers import as_number
 from sonde.findings.evidence.record import DataEvidence
 from sonde.tap import LiveStream
+from sonde.tap.model.input_tensors import input_tensors
 
 ROWS: Final = 20_000
 FEW_ROWS: Final = 1_000
@@ -31,7 +32,8 @@ class InputTable:
     values : Float[ndarray, "row column"]
         NaN where a number is missing.
     names : tuple of str
-        The columns' own names, or their numbers if the input is one tensor.
+        The columns' own names, or their numbers, with the name of their tensor if there are several
+        input tensors.
     are_named : bool
         Whether the data name the columns.
     order : Int[ndarray, "row"]
@@ -65,14 +67,15 @@ def input_table(stream: LiveStream, data: DataEvidence) -> InputTable | str:
     At most 20,000 rows and 2,000,000 numbers, but 1,000 rows; drawn by the seed if there are more.
     """
     inputs = stream.inputs
-    n_columns = _width(inputs) if isinstance(inputs, ItemInputs) else None
+    module = stream.model.module
+    n_columns = _width(module, inputs) if isinstance(inputs, ItemInputs) else None
     if not isinstance(inputs, ItemInputs) or n_columns is None:
         return "the inputs are not rows of numbers"
     n, most = len(inputs), min(ROWS, max(FEW_ROWS, NUMBERS // n_columns))
     chosen = np.arange(n)
     if n > most:
         chosen = np.sort(np.random.default_rng(data.seed).permutation(n)[:most])
-    found = _named(inputs, chosen) or _plain(inputs, chosen)
+    found = _named(inputs, chosen) or _plain(module, inputs, chosen)
     if found is None:
         return "the inputs are not rows of numbers"
     values, names = found
@@ -84,13 +87,13 @@ def input_table(stream: LiveStream, data: DataEvidence) -> InputTable | str:
     return InputTable(values, names, named, chosen, rows, counts)
 
 
-def _width(inputs: ItemInputs) -> int | None:
-    """Return the number of columns, or None if inputs are not vectors of several numbers."""
+def _width(module: nn.Module, inputs: ItemInputs) -> int | None:
+    """Return the number of columns, or None if no inputs are vectors of several numbers."""
     if inputs.encoder.kind == "numbers":
         return len(inputs.layout.inputs)
     first = next(iter(inputs.batches(0, 1)), None)
-    vectors = None if first is None else _vectors(first)
-    return None if vectors is None else vectors.shape[1]
+    columns = {} if first is None else _columns(module, first)
+    return len(columns) if len(columns) > 1 else None
 
 
 def _unknown(values: np.ndarray, names: Sequence[str]) -> dict[str, int]:
@@ -115,23 +118,31 @@ def _number(value: Any) -> float:
     return float("nan") if found is None else found
 
 
-def _plain(inputs: ItemInputs, chosen: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]] | None:
-    """Return the entries of inputs if each input is one floating-point vector."""
+def _plain(
+    module: nn.Module, inputs: ItemInputs, chosen: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...]] | None:
+    """Return the entries of all inputs that are floating-point vectors."""
     part = inputs if len(chosen) == len(inputs) else inputs.at(chosen)
     batches = list(part.batches(0, len(part)))
-    vectors = [_vectors(batch) for batch in batches]
-    known = [v for v in vectors if v is not None]
-    if len(known) < len(vectors) or len({v.shape[1] for v in known}) != 1:
+    columns = [_columns(module, batch) for batch in batches]
+    if not columns or len({tuple(some) for some in columns}) != 1:
         return None
     order = torch.cat([batch.order for batch in batches])
-    x = torch.cat(known)
+    x = torch.cat([torch.stack([*some.values()], 1) for some in columns])
     if len(order) != len(chosen):  # broken items that were left out
         return None
     x = x[torch.argsort(order)]
-    return x.numpy(), tuple(f"column {i}" for i in range(x.shape[1]))
+    return x.numpy(), tuple(columns[0])
 
 
-def _vectors(batch: InputBatch) -> Float[Tensor, "row column"] | None:
-    values = [x for x in (*batch.args, *batch.kwargs.values()) if isinstance(x, Tensor)]
-    is_table = len(values) == 1 and values[0].is_floating_point() and values[0].ndim == 2
-    return values[0].detach().double().cpu() if is_table and values[0].shape[1] > 1 else None
+def _columns(module: nn.Module, batch: InputBatch) -> dict[str, Float[Tensor, "row"]]:
+    """Return the columns of all floating-point vectors among the inputs, by name."""
+    given = input_tensors(module, batch)
+    tables = {n: one.x for n, one in given.items() if one.kind == "numbers" and one.x.ndim <= 2}
+    found: dict[str, Tensor] = {}
+    for name, x in tables.items():
+        x = x.detach().double().cpu().reshape(len(x), -1)
+        of = "" if len(given) == 1 else f" of {name}"
+        is_one = len(given) > 1 and x.shape[1] == 1
+        found |= {name if is_one else f"column {i}{of}": x[:, i] for i in range(x.shape[1])}
+    return found
